@@ -1,0 +1,107 @@
+"""Every error that Tauon raises on purpose. One tree, so that a caller can catch as much of it as it wants:
+
+    TauonError                  exit code
+    ├── RecipeError                 2      the recipe is wrong: every problem found, at once
+    ├── DataError                   3      a file, a row, a value in the data is wrong
+    │   └── ChecksumError           3      bytes on disk are not the bytes that were written
+    ├── CheckpointError             4      a checkpoint is torn, missing, or of another model
+    ├── RunError                    5      the run folder is taken, locked, or of another recipe
+    ├── TrainingError               6      training cannot go on (loss is not finite, memory does not suffice)
+    ├── MissingExtra                7      an optional library is not installed
+    └── Interrupted               130      Ctrl-C or SIGTERM: everything was saved first
+
+A message names what was got, what was expected, and the way out. `assert` is for our own bugs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "CheckpointError",
+    "ChecksumError",
+    "DataError",
+    "Interrupted",
+    "MissingExtra",
+    "Problem",
+    "RecipeError",
+    "RunError",
+    "TauonError",
+    "TrainingError",
+]
+
+
+class TauonError(Exception):
+    """Root of the tree. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a recipe: `path` is the dotted key ("" for the whole), `message` says what and the way out."""
+
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class RecipeError(TauonError):
+    """The recipe is wrong. `problems` lists everything that was found, not only the first."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem] | str, where: str = "") -> None:
+        self.problems = [Problem("", problems)] if isinstance(problems, str) else list(problems)
+        head = f"{where}: " if where else ""
+        if len(self.problems) == 1:
+            text = f"{head}{self.problems[0]}"
+        else:
+            text = f"{head}{len(self.problems)} problems\n" + "\n".join(f"  - {p}" for p in self.problems)
+        super().__init__(text)
+
+
+class DataError(TauonError):
+    """Data cannot be read or is not what the recipe says."""
+
+    exit_code = 3
+
+
+class ChecksumError(DataError):
+    """Bytes on disk are not the bytes that were written or published."""
+
+
+class CheckpointError(TauonError):
+    """A checkpoint is torn, missing, or belongs to another model."""
+
+    exit_code = 4
+
+
+class RunError(TauonError):
+    """A run folder is taken by another process, or holds another recipe."""
+
+    exit_code = 5
+
+
+class TrainingError(TauonError):
+    """Training cannot go on; the last whole checkpoint is kept."""
+
+    exit_code = 6
+
+
+class MissingExtra(TauonError):
+    """An optional library is missing; the message says how to install it."""
+
+    exit_code = 7
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs: pip install 'tauon[{extra}]'")
+
+
+class Interrupted(TauonError):
+    """Stopped from outside (Ctrl-C, SIGTERM). Everything was saved first; the same command goes on."""
+
+    exit_code = 130

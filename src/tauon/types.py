@@ -1,0 +1,95 @@
+"""The nouns that rooms hand to one another. Nothing here computes.
+
+Shape legend: B batch, T time (tokens), D width, F features, C classes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, device
+
+__all__ = ["Batch", "Dataset", "DataSpec", "Metrics", "StepInfo"]
+
+Metrics = Mapping[str, Any]
+"""Name to value; a value may still be a tensor on its device, so that nothing waits for it."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of examples. The first dimension of every tensor is B.
+
+    A weight of zero takes a token or an example out of the loss and out of every metric: padding is nothing else.
+    """
+
+    inputs: Tensor
+    """Tokens BT (int64), or features B... (float32)."""
+    targets: Tensor
+    """Next tokens BT (int64), class indices B (int64), or values B or BC (float32)."""
+    weights: Tensor
+    """Weight in the loss, BT for tokens and B otherwise (float32)."""
+    segments: Tensor | None = None
+    """Document number of each token, BT (int32); None: every row is one document. Attention never crosses segments."""
+    index: Tensor | None = None
+    """Number of the example in its data set, B (int64)."""
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+    def to(self, device: device | str) -> Batch:
+        """The same batch on `device` (asynchronous copies where the memory is pinned)."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if v is not None})
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Rows [start, stop) as a batch of its own (views, no copy)."""
+        cut = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v[start:stop] for k, v in cut.items() if v is not None})
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a model must know of the data: filled in by `data`, read by `models` and `tasks` when `auto` is resolved."""
+
+    vocab: int | None = None
+    """Number of token ids, for text."""
+    seq_len: int | None = None
+    """Tokens in an example, for text."""
+    input_shape: tuple[int, ...] | None = None
+    """Shape of one example's features, for arrays: (F,) of a table row, (channels, height, width) of an image."""
+    outputs: int | None = None
+    """Number of classes, or of regression targets."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes or targets, in index order."""
+
+
+class Dataset(Protocol):
+    """A finite, indexable set of examples. Example `i` of epoch `e` is a pure function of (seed, e, i)."""
+
+    spec: DataSpec
+    facts: dict[str, Any]
+    """What a reader of the report wants to know: counts, sources, hashes. JSON values only."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: np.ndarray, *, epoch: int = 0) -> Batch:
+        """The examples `index` (int64, any order, repeats allowed), on the CPU, augmented as epoch `epoch` is."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a hook is told after each optimizer step. Plain Python numbers."""
+
+    step: int
+    """Steps done, 1 after the first."""
+    total_steps: int
+    examples: int
+    """Examples seen so far, all ranks together."""
+    tokens: int
+    """Tokens seen so far (0 where examples are not made of tokens)."""
+    metrics: dict[str, float] = field(default_factory=dict)
