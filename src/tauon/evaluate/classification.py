@@ -1,0 +1,276 @@
+"""Metrics of a classifier from its probabilities: accuracy, precision, recall, F1, ROC-AUC, log loss, Brier, calibration.
+
+Conventions (scikit-learn's where it has one): the predicted class is the most probable, the first of equals; macro averages run
+over classes that have examples; a class that was never predicted counts as precision 0 in the macro average, and the metric says
+so; what is undefined is None with its reason. Runs no model.
+
+Legend: N examples, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tauon.errors import DataError
+from tauon.evaluate.evaluation import Metric
+from tauon.evaluate.intervals import absolute_sum_interval, area_interval, generator, percentile, resample_cells, resample_sums, wilson
+
+__all__ = ["BINS", "classification"]
+
+BINS = 15
+"""Equal-width bins of confidence (Guo et al. 2017, arXiv:1706.04599)."""
+_TINY = float(np.finfo(np.float32).tiny)
+_LOSS_ABOUT = "mean -log p(true class), nats"
+
+
+def classification(
+    scores_NC: np.ndarray, targets_N: np.ndarray, labels: Sequence[str], *, confidence: float, resamples: int, seed: int
+) -> dict[str, Any]:
+    """The fields of an `Evaluation` that belong to a classifier.
+
+    scores: probabilities, rows sum to 1. targets: class indices. Raises DataError for scores that are no probabilities and for
+    targets out of range.
+    """
+    n, classes = scores_NC.shape
+    names = [str(label) for label in labels] if len(labels) == classes else [str(c) for c in range(classes)]
+    if targets_N.min() < 0 or targets_N.max() >= classes:
+        raise DataError(
+            f"class indices run from {targets_N.min()} to {targets_N.max()}; the model has {classes} classes, 0 to {classes - 1}"
+        )
+    broken = int((~np.isfinite(scores_NC)).any(1).sum())
+    if broken:
+        return _broken(n, broken, names)
+    p_NC = scores_NC.astype(np.float64)
+    if p_NC.min() < -1e-3 or np.abs(p_NC.sum(1) - 1).max() > 1e-2:
+        raise DataError(
+            f"scores are not probabilities: smallest {p_NC.min():.4g}, row sums {p_NC.sum(1).min():.4g} to {p_NC.sum(1).max():.4g}"
+        )
+    predicted_N = p_NC.argmax(1)
+    counts_CC = np.bincount(targets_N * classes + predicted_N, minlength=classes * classes).reshape(classes, classes)
+    tables = _resampled_tables(counts_CC, resamples, seed)
+    areas = _areas(p_NC, targets_N, confidence)
+    calibration, losses = _probabilistic(p_NC, targets_N, predicted_N, confidence, resamples, seed)
+    metrics = {"accuracy": _accuracy(counts_CC, confidence)}
+    metrics |= _averages(counts_CC, tables, confidence)
+    metrics["roc_auc"] = areas.pop()
+    metrics |= losses
+    per_class = [
+        {"label": names[c], "support": int(counts_CC[c].sum()), "predicted": int(counts_CC[:, c].sum())}
+        | _one_class(counts_CC, c, confidence)
+        | {"roc_auc": areas[c]}
+        for c in range(classes)
+    ]
+    return {
+        "primary": "accuracy",
+        "metrics": metrics,
+        "per_class": per_class,
+        "confusion": {"labels": names, "counts": counts_CC.tolist()},
+        "calibration": calibration,
+    }
+
+
+def _broken(n: int, broken: int, names: list[str]) -> dict[str, Any]:
+    reason = f"{broken} of {n} examples have probabilities that are not finite"
+    about = {"accuracy": "share of examples whose most probable class is the true one", "log_loss": _LOSS_ABOUT}
+    metrics = {k: Metric.undefined(reason, n=n, better="higher" if k == "accuracy" else "lower", about=a) for k, a in about.items()}
+    return {"primary": "accuracy", "metrics": metrics, "notes": [reason]}
+
+
+# ---------------------------------------------------------------------------------------------- from the confusion matrix
+
+
+def _accuracy(counts_CC: np.ndarray, confidence: float) -> Metric:
+    n, right = int(counts_CC.sum()), int(np.trace(counts_CC))
+    about = "share of examples whose most probable class is the true one"
+    return Metric(right / n, *wilson(right, n, confidence), n, "Wilson", "higher", about)
+
+
+def _one_class(counts_CC: np.ndarray, c: int, confidence: float) -> dict[str, Metric]:
+    """Precision and recall are proportions (of the predicted, of the true): Wilson. F1 = 2 J / (1 + J) rises with
+    J = TP / (TP + FP + FN), a proportion too (Hand et al. 2021, arXiv:2008.00103): Wilson's ends, carried over.
+    """
+    hit, support, predicted = int(counts_CC[c, c]), int(counts_CC[c].sum()), int(counts_CC[:, c].sum())
+    either = support + predicted - hit
+    found = {}
+    for name, of, about, empty in (
+        ("precision", predicted, "TP / (TP + FP)", "the class was never predicted"),
+        ("recall", support, "TP / (TP + FN)", "the class has no example"),
+        ("f1", either, "2 TP / (2 TP + FP + FN)", "the class has no example and was never predicted"),
+    ):
+        if of == 0 or (support == 0 and name == "f1"):
+            found[name] = Metric.undefined(empty if of == 0 else "the class has no example", n=of, better="higher", about=about)
+            continue
+        value, (low, high), method = hit / of, wilson(hit, of, confidence), "Wilson"
+        if name == "f1":
+            value, low, high, method = (
+                2 * hit / (support + predicted),
+                2 * low / (1 + low),
+                2 * high / (1 + high),
+                "Wilson of TP / (TP + FP + FN)",
+            )
+        found[name] = Metric(value, low, high, of, method, "higher", about)
+    return found
+
+
+def _resampled_tables(counts_CC: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(hits, support, predicted), each resamples x C, of the examples drawn again."""
+    classes = len(counts_CC)
+    true, guess = np.nonzero(counts_CC)
+    drawn = resample_cells(counts_CC[true, guess], resamples, generator(seed, "confusion"))
+    hits, support, predicted = (np.zeros((resamples, classes)) for _ in range(3))
+    same = true == guess
+    hits[:, true[same]] = drawn[:, same]
+    rows, first = np.unique(true, return_index=True)  # nonzero() walks row by row: cells of one row are neighbours
+    support[:, rows] = np.add.reduceat(drawn, first, axis=1)
+    order = np.argsort(guess, kind="stable")
+    columns, first = np.unique(guess[order], return_index=True)
+    predicted[:, columns] = np.add.reduceat(drawn[:, order], first, axis=1)
+    return hits, support, predicted
+
+
+def _scores(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    """Per class, last axis C: precision, recall, F1, 0 where the denominator is 0 (the callers know where)."""
+    return {
+        "precision": np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0),
+        "recall": np.divide(hits, support, out=np.zeros_like(hits), where=support > 0),
+        "f1": np.divide(2 * hits, support + predicted, out=np.zeros_like(hits), where=support + predicted > 0),
+    }
+
+
+def _averages(counts_CC: np.ndarray, tables: tuple[np.ndarray, np.ndarray, np.ndarray], confidence: float) -> dict[str, Metric]:
+    """Macro (plain mean over classes with examples) and weighted (by support) precision, recall, F1."""
+    hits, support, predicted = (a.astype(np.float64) for a in (counts_CC.diagonal(), counts_CC.sum(1), counts_CC.sum(0)))
+    n = int(counts_CC.sum())
+    absent = int((support == 0).sum())
+    silent = int(((support > 0) & (predicted == 0)).sum())
+    ours, drawn = _scores(hits, support, predicted), _scores(*tables)
+    found = {}
+    for how in ("macro", "weighted"):
+        weights = (support > 0).astype(np.float64) if how == "macro" else support
+        drawn_weights = (tables[1] > 0).astype(np.float64) if how == "macro" else tables[1]
+        for name in ("precision", "recall", "f1"):
+            value = math.fsum(ours[name] * weights) / math.fsum(weights)
+            values = (drawn[name] * drawn_weights).sum(1) / drawn_weights.sum(1)
+            about = f"mean of the classes' {name}" + (", weighted by their examples" if how == "weighted" else "")
+            said = [f"{absent} classes without examples are left out"] if absent else []
+            if silent and name == "precision":
+                said.append(f"{silent} classes that were never predicted count as 0")
+            found[f"{name}_{how}"] = Metric.bootstrapped(value, percentile(values, confidence), n, "higher", about, "; ".join(said))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- ranking
+
+
+def _areas(p_NC: np.ndarray, targets_N: np.ndarray, confidence: float) -> list[Metric]:
+    """ROC-AUC of each class against the rest, then the one to report: class 1's for two classes, the macro mean otherwise.
+
+    The mean's variance is DeLong's, with every class's placement values added up per example before squaring, so that the
+    areas' covariances are in it; for two classes it is DeLong's formula.
+    """
+    n, classes = p_NC.shape
+    sizes = np.bincount(targets_N, minlength=classes)
+    about = "probability that a random example of the class scores above a random other one (ties count half)"
+    areas: list[Metric] = []
+    influences = np.zeros(n)
+    present = [c for c in range(classes) if 0 < sizes[c] < n]
+    scored = [1] if classes == 2 and present else present
+    values = {}
+    for c in range(classes):
+        if c not in present:
+            reason = "the class has no example" if sizes[c] == 0 else "every example is of this class"
+            areas.append(Metric.undefined(reason, n=n, better="higher", about=about))
+            continue
+        value, influence = _placements(p_NC[:, c], targets_N == c)
+        values[c] = value
+        smaller = int(min(sizes[c], n - sizes[c]))
+        (low, high), method = area_interval(value, _variance(influence, (targets_N == c).astype(np.int64), 2), smaller, confidence)
+        areas.append(Metric(value, low, high, n, method, "higher", about))
+        if c in scored:
+            influences += influence / len(scored)
+    if not scored:
+        areas.append(Metric.undefined("all examples are of one class", n=n, better="higher", about=about))
+    elif classes == 2:
+        areas.append(replace(areas[1], about="probability that a random example of class 1 scores above one of class 0 (ties count half)"))
+    else:
+        mean = math.fsum(values.values()) / len(values)
+        smaller = int(min(sizes[scored]))
+        (low, high), method = area_interval(mean, _variance(influences, targets_N, classes), smaller, confidence)
+        said = f"{classes - len(scored)} classes without examples are left out" if len(scored) < classes else ""
+        areas.append(Metric(mean, low, high, n, method, "higher", "mean over classes of ROC-AUC, each class against the rest", said))
+    return areas
+
+
+def _placements(score_N: np.ndarray, positive_N: np.ndarray) -> tuple[float, np.ndarray]:
+    """The area, and each example's influence on it: (placement - area) / size of its own side. Sum of squares ~ variance."""
+    pos, neg = np.sort(score_N[positive_N]), np.sort(score_N[~positive_N])
+    below = np.searchsorted(neg, score_N[positive_N], "left") + np.searchsorted(neg, score_N[positive_N], "right")
+    area = int(below.sum()) / (2 * len(pos) * len(neg))  # whole numbers until the one division
+    above = 2 * len(pos) - np.searchsorted(pos, score_N[~positive_N], "left") - np.searchsorted(pos, score_N[~positive_N], "right")
+    influence = np.empty(len(score_N))
+    influence[positive_N] = (below / (2 * len(neg)) - area) / len(pos)
+    influence[~positive_N] = (above / (2 * len(pos)) - area) / len(neg)
+    return area, influence
+
+
+def _variance(influence_N: np.ndarray, group_N: np.ndarray, groups: int) -> float:
+    """Sum of squared influences, each group's by m / (m - 1): exactly DeLong's variance for two groups; NaN for a group of one."""
+    sizes = np.bincount(group_N, minlength=groups)
+    squares = np.bincount(group_N, weights=influence_N**2, minlength=groups)
+    there = sizes > 0
+    if (sizes[there] == 1).any():
+        return math.nan
+    return float((squares[there] * sizes[there] / (sizes[there] - 1)).sum())
+
+
+# ---------------------------------------------------------------------------------------------- probabilities
+
+
+def _probabilistic(
+    p_NC: np.ndarray, targets_N: np.ndarray, predicted_N: np.ndarray, confidence: float, resamples: int, seed: int
+) -> tuple[dict[str, Any], dict[str, Metric]]:
+    """Reliability bins; log loss, Brier score and expected calibration error, all from one set of resamples."""
+    n, classes = p_NC.shape
+    rows = np.arange(n)
+    loss_N = -np.log(np.maximum(p_NC[rows, targets_N], _TINY))
+    # sum_c (p_c - [c = true])^2, halved for two classes: there it is the usual (p_1 - y)^2
+    brier_N = ((p_NC**2).sum(1) - 2 * p_NC[rows, targets_N] + 1) / (2 if classes == 2 else 1)
+    top_N, right_N = p_NC[rows, predicted_N], (predicted_N == targets_N).astype(np.float64)
+    bin_N = np.clip(np.ceil(top_N * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    columns = np.zeros((n, BINS + 2))
+    columns[rows, bin_N] = right_N - top_N
+    columns[:, BINS], columns[:, BINS + 1] = loss_N, brier_N
+    drawn = resample_sums(columns, resamples, generator(seed, "probabilities")) / n
+    clipped = int((p_NC[rows, targets_N] < _TINY).sum())
+    said = f"{clipped} probabilities below {_TINY:.1e} count as that" if clipped else ""
+    brier_about = "mean squared distance of the probabilities from the truth" + (
+        ", (p - y)^2" if classes == 2 else ", summed over classes (0 to 2)"
+    )
+    ece_about = f"mean |accuracy - confidence| over {BINS} equal-width bins of the predicted class's probability"
+    gaps = np.array([math.fsum(columns[:, b]) for b in range(BINS)]) / n
+    ece = math.fsum(np.abs(gaps))
+    interval = absolute_sum_interval(gaps, drawn[:, :BINS], n, confidence, 1.0)
+    ece_metric = Metric.bootstrapped(ece, interval, n, "lower", ece_about)
+    if interval is not None:
+        ece_metric = replace(ece_metric, method="bootstrap over examples, corrected for the bias of |.|")
+    losses = {
+        "log_loss": Metric.bootstrapped(math.fsum(loss_N) / n, percentile(drawn[:, BINS], confidence), n, "lower", _LOSS_ABOUT, said),
+        "brier": Metric.bootstrapped(math.fsum(brier_N) / n, percentile(drawn[:, BINS + 1], confidence), n, "lower", brier_about),
+        "ece": ece_metric,
+    }
+    bins = []
+    for b in range(BINS):
+        inside = bin_N == b
+        size, right = int(inside.sum()), int(right_N[inside].sum())
+        row: dict[str, Any] = {"low": b / BINS, "high": (b + 1) / BINS, "n": size}
+        ends = wilson(right, size, confidence) if size else (None, None)
+        row["confidence"] = math.fsum(top_N[inside]) / size if size else None
+        row["accuracy"] = right / size if size else None
+        row["accuracy_low"], row["accuracy_high"] = ends
+        bins.append(row)
+    return {"bins": bins, "about": "confidence: probability of the predicted class; accuracy: how often it was right"}, losses

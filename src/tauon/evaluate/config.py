@@ -1,0 +1,40 @@
+"""The recipe's `evaluate:` node. Holds values only; `run.py` and the pipeline read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from tauon.config import Config, Count, Fraction
+
+__all__ = ["EvaluateConfig"]
+
+
+class EvaluateConfig(Config):
+    """How a trained model is measured: on which split, with which weights, how certain the intervals are."""
+
+    split: Literal["auto", "test", "validation"] = "auto"
+    """Which part of the data: auto is the test split where there is one, else validation."""
+    batch: Count = 64
+    """Examples read from the data set at a time. No score depends on it: forward passes are made in fixed tiles."""
+    resamples: Count = 1000
+    """Bootstrap resamples behind each bootstrap interval; at least 100."""
+    confidence: Fraction = 0.95
+    """Confidence level of every interval, between 0.5 and 1."""
+    weights: Literal["auto", "raw", "ema"] = "auto"
+    """Which weights are measured: auto is the moving average where training kept one, else the raw ones."""
+    samples: Count = 4
+    """Texts to generate from each prompt, for language models; 0: none."""
+    prompts: tuple[str, ...] = ()
+    """Texts to continue; none given: the start of a document."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Values that no evaluation can work with."""
+        if (batch := self.peek("batch")) < 1:
+            yield "batch", f"got {batch}, expected at least 1 example"
+        if (resamples := self.peek("resamples")) < 100:
+            yield "resamples", f"got {resamples}, expected at least 100: fewer leave the ends of a 95% interval to chance"
+        if not 0.5 <= (confidence := self.peek("confidence")) < 1:
+            yield "confidence", f"got {confidence}, expected a level from 0.5 up to, not including, 1; write 95% or 0.95"
+        if (samples := self.peek("samples")) < 0:
+            yield "samples", f"got {samples}, expected 0 or more"

@@ -1,0 +1,150 @@
+"""What an evaluation found: `Metric` (a value, its interval, how both were made) and `Evaluation`, the record that becomes
+`runs/<name>/evaluation.json`; `compare` sets two of them side by side. Computes no metric and writes no file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from tauon.errors import DataError
+
+__all__ = ["Difference", "Evaluation", "Metric", "compare"]
+
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number with its interval. `value` None: undefined, and `reason` says why; `low` None: no interval, likewise."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    """Examples (sequences, for language models) that the number is made of."""
+    method: str
+    """How the interval was made."""
+    better: Better
+    about: str
+    """What the number is: formula and unit."""
+    reason: str = ""
+    """Why something is None, or what the convention behind the value was."""
+
+    @classmethod
+    def undefined(cls, reason: str, *, n: int, better: Better, about: str) -> Metric:
+        return cls(None, None, None, n, "none", better, about, reason)
+
+    @classmethod
+    def bootstrapped(
+        cls, value: float, interval: tuple[float, float] | None, n: int, better: Better, about: str, said: str = "", unit: str = "examples"
+    ) -> Metric:
+        """A metric with its percentile interval; without one, the reason. `said`: what else the reader must know."""
+        if interval is None:
+            gone = "no interval: every resample gives the same value, which says nothing about unseen examples"
+            return cls(value, None, None, n, "none", better, about, "; ".join(filter(None, (said, gone))))
+        return cls(value, *interval, n, f"percentile bootstrap over {unit}", better, about, said)
+
+    def to_json(self) -> dict[str, Any]:
+        plain = {k: (v if not isinstance(v, float) or math.isfinite(v) else None) for k, v in asdict(self).items()}
+        return plain if self.reason else {k: v for k, v in plain.items() if k != "reason"}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Metric:
+        return cls(
+            value=data["value"], low=data["low"], high=data["high"], n=data["n"], method=data["method"],
+            better=data.get("better", "higher"), about=data.get("about", ""), reason=data.get("reason", ""),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Every metric of one model on one split."""
+
+    family: str
+    """classification | regression | language-modelling"""
+    split: str
+    n: int
+    """Examples that counted."""
+    primary: str
+    """The metric to lead with."""
+    metrics: dict[str, Metric]
+    confidence: float
+    resamples: int
+    seed: int
+    counts: dict[str, int] = field(default_factory=dict)
+    """Totals behind the metrics: examples, tokens, bytes, words, ..."""
+    per_class: list[dict[str, Any]] = field(default_factory=list)
+    """One row a class (or regression target): its label, counts, and metrics."""
+    confusion: dict[str, Any] | None = None
+    """`labels`, and `counts[true][predicted]`."""
+    calibration: dict[str, Any] | None = None
+    """`bins` of the reliability diagram: confidence against accuracy."""
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values only; no NaN and no infinity among them (an undefined number is null with a reason)."""
+        return {
+            "family": self.family,
+            "split": self.split,
+            "n": self.n,
+            "primary": self.primary,
+            "metrics": {k: m.to_json() for k, m in self.metrics.items()},
+            "confidence": self.confidence,
+            "resamples": self.resamples,
+            "seed": self.seed,
+            "counts": dict(self.counts),
+            "per_class": [{k: v.to_json() if isinstance(v, Metric) else v for k, v in row.items()} for row in self.per_class],
+            "confusion": self.confusion,
+            "calibration": self.calibration,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Evaluation:
+        """The record back from `to_json`. Raises `DataError` when `data` is not such a record."""
+        try:
+            plain = dict(data)
+            plain["metrics"] = {k: Metric.from_json(m) for k, m in plain["metrics"].items()}
+            plain["per_class"] = [
+                {k: Metric.from_json(v) if isinstance(v, Mapping) and "method" in v else v for k, v in row.items()}
+                for row in plain.get("per_class", [])
+            ]
+            return cls(**plain)
+        except (TypeError, ValueError, KeyError, AttributeError) as err:
+            raise DataError(f"not an evaluation record ({type(err).__name__}: {err}); evaluate the run again to write a new one") from None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of two evaluations. `b - a`; None where either is undefined."""
+
+    name: str
+    a: Metric
+    b: Metric
+    difference: float | None
+    overlap: bool | None
+    """Whether the intervals meet. Apart: the difference is real at (at least) the intervals' level. Meeting: it may still be,
+    since both were measured on the same examples; this comparison does not pair them."""
+    winner: Literal["a", "b", "even"] | None
+    """Which of the two is ahead, taking the intervals into account: even where they meet."""
+
+
+def compare(a: Evaluation, b: Evaluation) -> list[Difference]:
+    """Metrics that both evaluations have, in `a`'s order. Raises `DataError` when they measured different kinds of task."""
+    if a.family != b.family:
+        raise DataError(f"cannot compare {a.family} with {b.family}: choose two runs of one task")
+    return [_difference(name, m, b.metrics[name]) for name, m in a.metrics.items() if name in b.metrics]
+
+
+def _difference(name: str, a: Metric, b: Metric) -> Difference:
+    difference = None if a.value is None or b.value is None else b.value - a.value
+    overlap = None
+    if a.low is not None and a.high is not None and b.low is not None and b.high is not None:
+        overlap = a.low <= b.high and b.low <= a.high
+    winner: Literal["a", "b", "even"] | None = None
+    if difference is not None and overlap is not None:
+        winner = "even" if overlap or difference == 0 else ("b" if (difference > 0) == (a.better == "higher") else "a")
+    return Difference(name, a, b, difference, overlap, winner)

@@ -1,0 +1,145 @@
+"""Predictions for every example of a data set, the same to the last bit whatever the batch size.
+
+Matrix kernels choose their blocking by shape, so that one example's output changes in its last bits with the number of rows
+beside it. Therefore the model only ever sees one shape: tiles of R rows (8 for token batches, 64 for arrays). Example i is
+computed in tile i // R, slot i % R; a last, short tile is filled up with copies of its last row at weight zero, whose outputs
+are dropped. The batch size says how many examples are read at a time; it is no part of the arithmetic.
+
+Computes no metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from tauon.errors import DataError
+from tauon.types import Batch, Dataset
+
+if TYPE_CHECKING:
+    from torch import Tensor, device, nn
+
+__all__ = ["ARRAY_ROWS", "TOKEN_ROWS", "Predictor", "predict_all"]
+
+TOKEN_ROWS = 8
+ARRAY_ROWS = 64
+
+
+class Predictor(Protocol):
+    """The part of a task that is used here."""
+
+    family: str
+    """classification | regression | language-modelling"""
+
+    def predict(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """One row an example, B first."""
+        ...
+
+
+def predict_all(
+    model: nn.Module,
+    task: Predictor,
+    dataset: Dataset,
+    *,
+    batch: int,
+    context: Callable[[], AbstractContextManager[Any]] | None = None,
+    device: device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What `task` predicts for each example, and each example's weight.
+
+    `context` opens around every forward pass (autocast, say); `progress` is told (examples done, examples in all). The model is
+    put in evaluation mode and every module's training flag is restored, also after an error.
+
+    Returns ({name: N...}, weights N): the weight of a row of tokens is the largest of its tokens' weights.
+    Raises DataError when examples differ in shape.
+    """
+    import torch
+
+    total = len(dataset)
+    if total == 0:
+        raise DataError("the data set to evaluate on holds no example; give its split some data")
+    found: dict[str, list[np.ndarray]] = {}
+    weights: list[np.ndarray] = []
+    done = 0
+    with torch.no_grad(), _evaluating(model):
+        for tile, valid in _tiles(dataset, batch):
+            with (context or nullcontext)():
+                outputs = task.predict(model, tile.to(device))
+            for name, value in outputs.items():
+                if value.shape[:1] != (len(tile),):
+                    raise TypeError(
+                        f"task.predict gave {name!r} of shape {tuple(value.shape)} for {len(tile)} examples; expected {len(tile)} first"
+                    )
+                value = value.float() if value.dtype in (torch.bfloat16, torch.float16) else value  # numpy has no bfloat16
+                found.setdefault(name, []).append(value[:valid].detach().cpu().numpy())
+            weights.append(tile.weights[:valid].reshape(valid, -1).amax(1).cpu().numpy().astype(np.float64))
+            done += valid
+            if progress is not None:
+                progress(done, total)
+    return {name: np.concatenate(parts) for name, parts in found.items()}, np.concatenate(weights)
+
+
+def _tiles(dataset: Dataset, batch: int) -> Iterator[tuple[Batch, int]]:
+    """(tile of exactly R rows, how many of them are examples), reading `batch` examples at a time."""
+    waiting: list[Batch] = []
+    count, rows, total = 0, 0, len(dataset)
+    for start in range(0, total, batch):
+        new = dataset.batch(np.arange(start, min(start + batch, total), dtype=np.int64))
+        rows = rows or (ARRAY_ROWS if new.inputs.is_floating_point() else TOKEN_ROWS)
+        waiting.append(new)
+        count += len(new)
+        if count >= rows:
+            joined = _join(waiting)
+            whole = count - count % rows
+            for first in range(0, whole, rows):
+                yield joined.rows(first, first + rows), rows
+            count -= whole
+            waiting = [joined.rows(whole, whole + count)] if count else []
+    if count:
+        yield _pad(_join(waiting), rows), count
+
+
+def _join(parts: list[Batch]) -> Batch:
+    import torch
+
+    if len(parts) == 1:
+        return parts[0]
+    joined: dict[str, Tensor | None] = {}
+    for f in fields(Batch):
+        values = [getattr(p, f.name) for p in parts]
+        shapes = {tuple(v.shape[1:]) for v in values if v is not None}
+        if len(shapes) > 1:
+            raise DataError(
+                f"examples differ in the shape of their {f.name} ({sorted(shapes)}); evaluation needs one shape: pad or crop them"
+            )
+        joined[f.name] = None if any(v is None for v in values) else torch.cat(values)
+    return Batch(**joined)  # type: ignore[arg-type]
+
+
+def _pad(short: Batch, rows: int) -> Batch:
+    """`short` filled up to `rows` with copies of its last row, weight zero."""
+    import torch
+
+    pick = torch.arange(rows).clamp(max=len(short) - 1)
+    values = {f.name: getattr(short, f.name) for f in fields(Batch)}
+    full = replace(short, **{k: v[pick] for k, v in values.items() if v is not None})
+    weights = full.weights.clone()
+    weights[len(short) :] = 0
+    return replace(full, weights=weights)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every module's own training flag afterwards (a frozen batch norm stays frozen)."""
+    flags = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
