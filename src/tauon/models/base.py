@@ -47,9 +47,16 @@ class Model(nn.Module):
         """Model FLOPs of forward and backward for one example: 6 for each weight that multiplies, attention added."""
         return 6.0 * sum(p.numel() for p in self.parameters() if p.ndim >= 2)
 
+    def activations_per_example(self, spec: DataSpec) -> float:
+        """About how many numbers the forward pass keeps for the backward pass, for one example: what decides the microbatch."""
+        return 4.0 * sum(p.shape[0] for p in self.parameters() if p.ndim == 2)
+
 
 class ModelConfig(Registered, family="model"):
     """A model family and its sizes."""
+
+    needs: ClassVar[Literal["tokens", "arrays"]] = "arrays"
+    """What its inputs are."""
 
     def resolve(self, spec: DataSpec) -> Self:
         """The same config with every `auto` filled in from the data. Raises `RecipeError` where they cannot fit."""

@@ -103,3 +103,11 @@ class CNN(Model):
             shrink = 2 ** (i // self.convs_per_stage)
             total += 6.0 * conv.weight.numel() * (height // shrink) * (width // shrink)
         return total
+
+    def activations_per_example(self, spec: DataSpec) -> float:
+        """Four images a convolution: its output, normalised, rectified, pooled."""
+        _, height, width = self.image
+        return sum(
+            4.0 * conv.weight.shape[0] * (height >> (i // self.convs_per_stage)) * (width >> (i // self.convs_per_stage))
+            for i, conv in enumerate(self.convs)
+        )

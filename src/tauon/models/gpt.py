@@ -32,6 +32,8 @@ __all__ = ["GPT", "GPT2Config", "GPTConfig", "KVCache", "from_gpt2"]
 class TransformerConfig(ModelConfig):
     """Sizes that both layouts share."""
 
+    needs = "tokens"
+
     layers: Count = Field(6, ge=1)
     """Number of blocks."""
     width: Count = Field(384, ge=1)
@@ -254,6 +256,11 @@ class GPT(Model):
         N = sum(p.numel() for b in self.blocks for p in b.parameters() if p.ndim == 2) + self.head.weight.numel()
         L, D = len(self.blocks), self.blocks[0].attention.heads * self.blocks[0].attention.head_size
         return (6.0 * N + 6.0 * L * T * D) * T
+
+    def activations_per_example(self, spec: DataSpec) -> float:
+        """24 D a layer and token (norms, q k v and their rotated copies, attention, the MLP's hidden three times), 8 D at the ends."""
+        T = spec.seq_len or self.seq_len
+        return T * self.embed.embedding_dim * (24.0 * len(self.blocks) + 8.0)
 
 
 class RMSNorm(nn.Module):

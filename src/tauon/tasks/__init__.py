@@ -2,7 +2,7 @@
 
 from tauon.tasks.arrays import Classification, Regression
 from tauon.tasks.base import Task
-from tauon.tasks.language import LanguageModelling
+from tauon.tasks.language import CountingBytes, LanguageModelling
 from tauon.tasks.losses import linear_cross_entropy, token_nll
 
-__all__ = ["Classification", "LanguageModelling", "Regression", "Task", "linear_cross_entropy", "token_nll"]
+__all__ = ["Classification", "CountingBytes", "LanguageModelling", "Regression", "Task", "linear_cross_entropy", "token_nll"]

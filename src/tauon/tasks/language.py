@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from tauon.tasks.base import Task
 from tauon.tasks.losses import linear_cross_entropy, token_nll
 from tauon.types import Batch, DataSpec
 
-__all__ = ["LanguageModelling"]
+__all__ = ["CountingBytes", "LanguageModelling"]
 
 
 @register("language-modelling")
@@ -48,13 +49,26 @@ class LanguageModelling(Task):
         return self.z_loss * logits_BTV.logsumexp(-1).square()
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """nll: B, nats summed over tokens of weight one (float64); tokens: B, how many; targets and weights BT come along."""
+        """nll: B, nats summed over tokens of weight one (float64); tokens: B, how many."""
         hidden_BTD = model(batch.inputs, batch.segments)
         head: Any = model.head
         nll_BT = token_nll(hidden_BTD.flatten(0, 1), head.weight, batch.targets.flatten()).view_as(batch.weights)
-        return {"nll": (nll_BT.double() * batch.weights).sum(1), "tokens": (batch.weights > 0).sum(1), "targets": batch.targets}
+        return {"nll": (nll_BT.double() * batch.weights).sum(1), "tokens": (batch.weights > 0).sum(1)}
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.vocab is None:
             yield "task", "language-modelling needs text, and this data source gives arrays. Take classification or regression, or a text source."
 
+
+@dataclass(frozen=True)
+class CountingBytes:
+    """A language-modelling task whose predictions also count the UTF-8 bytes that the targets stand for: bits per byte need them."""
+
+    task: LanguageModelling
+    token_bytes_V: Tensor
+    """Bytes of each token id; 0 for special tokens."""
+    family = "language-modelling"
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        counts_BT = self.token_bytes_V.to(batch.targets.device)[batch.targets] * (batch.weights > 0)
+        return self.task.predict(model, batch) | {"bytes": counts_BT.sum(1)}

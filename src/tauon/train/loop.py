@@ -76,7 +76,7 @@ def train(
     """
     job.model.train()
     saved = job.step
-    while job.step < job.total_steps:
+    while job.step < job.total_steps and not job.notes.get("stopped"):
         began = time.perf_counter()
         batch = job.loader.batch_at(job.step).to(job.device)
         try:
@@ -88,12 +88,11 @@ def train(
             raise
         metrics["seconds"] = time.perf_counter() - began
         info = StepInfo(job.step, job.total_steps, job.examples, job.tokens, metrics)
-        verdicts = [hook(job, info) for hook in hooks]
+        if STOP in [hook(job, info) for hook in hooks]:
+            job.notes["stopped"] = True  # saved, so that a resume does not go on
         if save is not None and (job.step % save_every == 0 or job.step == job.total_steps):
             save(job)
             saved = job.step
-        if STOP in verdicts:
-            break
         if stop is not None and stop.name is not None:
             if save is not None and saved != job.step:
                 save(job)

@@ -11,9 +11,9 @@ import torch
 
 from tauon.errors import Problem, RecipeError
 from tauon.models import Model
-from tauon.train.config import TrainConfig
+from tauon.train.config import TrainConfig, largest_divisor
 
-__all__ = ["Precision", "available_memory", "choose_compile", "choose_device", "choose_precision", "dress"]
+__all__ = ["Precision", "available_memory", "batch_that_fits", "choose_compile", "choose_device", "choose_precision", "dress"]
 
 COMPILE_SECONDS = 60.0
 """What compiling a transformer block, forward and backward, takes on two cores from a cold cache."""
@@ -51,11 +51,11 @@ def choose_device(asked: str) -> tuple[torch.device, str]:
     return device, "asked for"
 
 
-def choose_precision(asked: str, device: torch.device, model: Model) -> tuple[Precision, str]:
-    """(precision, reason): bf16 where the hardware multiplies in it."""
+def choose_precision(asked: str, device: torch.device, model: Model | None) -> tuple[Precision, str]:
+    """(precision, reason): bf16 where the hardware multiplies in it and the model is large enough to gain."""
     if asked != "auto":
         return Precision(asked, str(device)), "asked for"
-    if not model.blocks_to_compile():
+    if model is not None and not model.blocks_to_compile():
         return Precision("fp32", str(device)), "the model is too small to gain from bf16"
     if device.type == "cuda":
         ok = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -118,8 +118,6 @@ def available_memory(device: torch.device) -> int | None:
 
 def batch_that_fits(config: TrainConfig, bytes_per_example: float, fixed_bytes: float, device: torch.device) -> tuple[int, str]:
     """(microbatch, reason). Raises `RecipeError` where not even one example fits, or the one asked for does not."""
-    from tauon.train.config import largest_divisor
-
     free = available_memory(device)
     if free is None:
         return config.microbatch or config.batch, "the whole batch" if config.microbatch is None else "asked for"
