@@ -80,7 +80,7 @@ def test_a_folder_appears_whole(tmp_path):
 
 
 def test_a_failing_block_leaves_no_folder(tmp_path):
-    with pytest.raises(ZeroDivisionError), folder_atomically(tmp_path / "out") as folder:
+    with pytest.raises(ZeroDivisionError), folder_atomically(tmp_path / "out") as folder:  # noqa: PT012 - half of the work is done
         (folder / "a").write_text("1")
         _ = 1 / 0
     assert names(tmp_path) == []
@@ -178,7 +178,9 @@ def test_numpy_and_torch_scalars_become_numbers(tmp_path):
     assert read_json(tmp_path / "a.json") == {"a": 0.5, "b": 3, "c": True, "d": [1, str(tmp_path)]}
 
 
-@pytest.mark.parametrize(("value", "place"), [({"a": [1, {2}]}, r"a\[1\]: set"), ({"a": {1: 2}}, "a: key 1 is int"), (object(), "value: object")])
+@pytest.mark.parametrize(
+    ("value", "place"), [({"a": [1, {2}]}, r"a\[1\]: set"), ({"a": {1: 2}}, "a: key 1 is int"), (object(), "value: object")]
+)
 def test_what_json_does_not_know_is_named_with_its_place(tmp_path, value, place):
     with pytest.raises(TypeError, match=place):
         write_json(tmp_path / "a.json", value)
