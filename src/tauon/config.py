@@ -152,6 +152,14 @@ class Config(BaseModel):
                 object.__setattr__(self, "_reads", {name})
         return value
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> typing.Self:
+        """A copy with some values changed, not checked again. What is read of the copy counts as read of the original."""
+        copy = super().model_copy(update=update, deep=deep)
+        if not hasattr(self, "_reads"):
+            object.__setattr__(self, "_reads", set())
+        object.__setattr__(copy, "_reads", object.__getattribute__(self, "_reads"))
+        return copy
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """(field, message) of each combination of this node's own values that cannot work. Run before any stage."""
         return iter(())
@@ -279,6 +287,7 @@ def parse(cls: type[T], data: Any, where: str = "") -> T:
         nested = err.context or {}
         found = list(_problems(nested["error"], nested["cls"], "")) if "error" in nested else [Problem("", err.message())]
         raise RecipeError(found, where) from None
+    _forget_defaults(tree)
     found = list(problems_in(tree))
     if found:
         raise RecipeError(found, where)
@@ -301,6 +310,15 @@ def children(tree: Config) -> Iterator[tuple[str, Config]]:
             yield name, value
         elif isinstance(value, (tuple, list)):
             yield from ((f"{name}.{i}", v) for i, v in enumerate(value) if isinstance(v, Config))
+
+
+def _forget_defaults(tree: Config) -> None:
+    """A key that was given its default value counts as not set: the complete tree, written out, must read back the same."""
+    for name, info in type(tree).model_fields.items():
+        if name in tree.model_fields_set and not info.is_required() and info.get_default(call_default_factory=True) == tree.__dict__[name]:
+            tree.model_fields_set.discard(name)
+    for _, child in children(tree):
+        _forget_defaults(child)
 
 
 def forget_reads(tree: Config) -> None:

@@ -55,7 +55,7 @@ def run(
     Raises:
         TauonError: with what is wrong and the way out. Nothing half-written stays.
     """
-    if recipe.data.split.folds is not None and "fold" not in recipe.data.split.model_fields_set:
+    if recipe.data.split.folds is not None and recipe.data.split.fold is None:
         from tauon.folds import run_folds
 
         return run_folds(recipe, root=root, stages=stages, fresh=fresh, tell=tell)
@@ -74,9 +74,9 @@ def run(
                 continue
             tell("stage", name=stage, state="begins")
             facts = DO[stage](context)
+            context.refuse_unread(stage)
             record.mark_stage(stage, context.fingerprint(stage), seconds=round(time.perf_counter() - began, 3), **facts)
             tell("stage", name=stage, state="done", seconds=time.perf_counter() - began, **facts)
-            context.refuse_unread(stage)
     return record
 
 
@@ -234,10 +234,10 @@ def sample_texts(ctx: Context, model: GPT, precision: Precision, max_tokens: int
     assert tokenizer is not None
     out: list[dict[str, Any]] = []
     for prompt in config.prompts or ("",):
-        ids = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
+        ids = [tokenizer.bos, *tokenizer.encode(prompt).tolist()]
         for new in generate(
             model, ids, max_tokens=max_tokens, samples=config.samples, temperature=0.8, top_p=0.95, seed=ctx.recipe.seed,
-            stop_id=tokenizer.bos_id, context=precision.context,
+            stop_id=tokenizer.bos, context=precision.context,
         ) if config.samples else []:  # fmt: skip
             out.append({"prompt": prompt, "text": tokenizer.decode(new), "temperature": 0.8, "top_p": 0.95})
             ctx.tell("sample", **out[-1])
@@ -246,8 +246,12 @@ def sample_texts(ctx: Context, model: GPT, precision: Precision, max_tokens: int
 
 def report_stage(ctx: Context) -> dict[str, Any]:
     """Records -> `report.html`."""
-    path = render(ctx.run.folder)
-    ctx.tell("report", path=str(path))
+    return report_stage_of(ctx.run.folder, ctx.tell)
+
+
+def report_stage_of(folder: Path, tell: Tell) -> dict[str, Any]:
+    path = render(folder)
+    tell("report", path=str(path))
     return {"path": path.name}
 
 

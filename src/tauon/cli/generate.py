@@ -38,7 +38,7 @@ def generate_command(
         raise RunError(f"{run} trained a {recipe.model.kind_}, which writes no text. Take a run of task language-modelling.")
     tokenizer = Tokenizer.from_json(checkpoint.state["preprocess"]["tokenizer"])
     text = sys.stdin.read() if prompt == "-" else prompt
-    ids = [tokenizer.bos_id, *tokenizer.encode(text).tolist()]
+    ids = [tokenizer.bos, *tokenizer.encode(text).tolist()]
     shown = ""
     live = samples == 1
     so_far: list[int] = []
@@ -55,7 +55,7 @@ def generate_command(
         click.echo(text, nl=False)
     out = generate(
         model, ids, max_tokens=tokens, samples=samples, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        stop_id=tokenizer.bos_id, context=precision.context, on_token=stream if live else None,
+        stop_id=tokenizer.bos, context=precision.context, on_token=stream if live else None,
     )  # fmt: skip
     if live:
         click.echo(tokenizer.decode(out[0])[len(shown) :])
