@@ -55,7 +55,9 @@ _NUMBER = re.compile(r"^([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za
 def _split(value: str, what: str, example: str) -> tuple[float, str]:
     match = _NUMBER.match(value.strip())
     if not match:
-        raise PydanticCustomError("unit", "{value} is not {what}; write it like {example}", {"value": repr(value), "what": what, "example": example})
+        raise PydanticCustomError(
+            "unit", "{value} is not {what}; write it like {example}", {"value": repr(value), "what": what, "example": example}
+        )
     return float(match[1].replace("_", "")), match[2]
 
 
@@ -415,7 +417,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def read_yaml(text: str, where: str = "") -> Any:

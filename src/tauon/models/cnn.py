@@ -51,7 +51,9 @@ class CNNConfig(ModelConfig):
     def resolve(self, spec: DataSpec) -> Self:
         shape, outputs = array_sizes(self, spec)
         if len(shape) != 3:
-            raise RecipeError([Problem("model.kind", f"cnn needs images (channels, height, width), and an example here is {shape}. Take mlp.")])
+            raise RecipeError(
+                [Problem("model.kind", f"cnn needs images (channels, height, width), and an example here is {shape}. Take mlp.")]
+            )
         halvings = len(self.channels)
         if min(shape[1:]) < 2**halvings:
             raise RecipeError([Problem("model.channels", f"{halvings} stages halve {shape[1]}x{shape[2]} to nothing. Give fewer stages.")])

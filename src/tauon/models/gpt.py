@@ -55,12 +55,24 @@ class TransformerConfig(ModelConfig):
     def resolve(self, spec: DataSpec) -> Self:
         wrong = []
         if spec.vocab is None or spec.seq_len is None:
-            wrong.append(Problem("model.kind", f"{self.kind_} reads tokens, and this data has none. Set task: language-modelling, or take another model."))
+            wrong.append(
+                Problem(
+                    "model.kind", f"{self.kind_} reads tokens, and this data has none. Set task: language-modelling, or take another model."
+                )
+            )
         else:
             if self.vocab is not None and self.vocab < spec.vocab:
-                wrong.append(Problem("model.vocab", f"{self.vocab} is less than the tokenizer's {spec.vocab} ids. Leave it out, or set {spec.vocab}."))
+                wrong.append(
+                    Problem(
+                        "model.vocab", f"{self.vocab} is less than the tokenizer's {spec.vocab} ids. Leave it out, or set {spec.vocab}."
+                    )
+                )
             if self.seq_len is not None and self.seq_len < spec.seq_len:
-                wrong.append(Problem("data.seq_len", f"{spec.seq_len} is longer than the model's {self.seq_len}. Shorten it, or raise model.seq_len."))
+                wrong.append(
+                    Problem(
+                        "data.seq_len", f"{spec.seq_len} is longer than the model's {self.seq_len}. Shorten it, or raise model.seq_len."
+                    )
+                )
         if wrong:
             raise RecipeError(wrong)
         return self.model_copy(update={"vocab": self.vocab or spec.vocab, "seq_len": self.seq_len or spec.seq_len})
@@ -69,7 +81,9 @@ class TransformerConfig(ModelConfig):
     def sizes(self) -> tuple[int, int]:
         """(vocab, seq_len), once resolved."""
         if self.vocab is None or self.seq_len is None:
-            raise RecipeError([Problem("model", "vocab and seq_len are not known yet: resolve the config against the data first, or set both.")])
+            raise RecipeError(
+                [Problem("model", "vocab and seq_len are not known yet: resolve the config against the data first, or set both.")]
+            )
         return self.vocab, self.seq_len
 
 
@@ -143,7 +157,9 @@ class KVCache:
         shape = (batch, first.kv_heads, max_len, first.head_size)
         device = model.embed.weight.device
         dtype = dtype or model.embed.weight.dtype
-        self.layers = [(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)) for _ in model.blocks]
+        self.layers = [
+            (torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)) for _ in model.blocks
+        ]
         self.length = 0
 
     def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:

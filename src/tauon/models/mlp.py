@@ -47,7 +47,9 @@ class _ArrayConfig(ModelConfig):
     @property
     def sizes(self) -> tuple[int, int]:
         if self.inputs is None or self.outputs is None:
-            raise RecipeError([Problem("model", "inputs and outputs are not known yet: resolve the config against the data first, or set both.")])
+            raise RecipeError(
+                [Problem("model", "inputs and outputs are not known yet: resolve the config against the data first, or set both.")]
+            )
         return self.inputs, self.outputs
 
 

@@ -105,11 +105,17 @@ def make_plan(
         seconds = _seconds_a_step(build_job(model, optim, config, task, spec, loader, trial, seed=seed), min(8.0, config.time / 10))
         steps, why = max(1, int(config.time / seconds)), f"{config.time:,.0f} s at {seconds * 1e3:,.0f} ms a step, measured here"
     elif config.epochs is not None:
-        steps, why = max(1, math.ceil(config.epochs * examples / config.batch)), f"{config.epochs:g} epochs of {examples:,} examples, {config.batch} a step"
+        steps, why = (
+            max(1, math.ceil(config.epochs * examples / config.batch)),
+            f"{config.epochs:g} epochs of {examples:,} examples, {config.batch} a step",
+        )
     elif config.tokens is not None:
         if spec.seq_len is None:
             raise RecipeError([Problem("train.tokens", "this data is not made of tokens. Give steps, epochs or time.")])
-        steps, why = math.ceil(config.tokens / (config.batch * spec.seq_len)), f"{config.tokens:,} tokens, {config.batch * spec.seq_len:,} a step"
+        steps, why = (
+            math.ceil(config.tokens / (config.batch * spec.seq_len)),
+            f"{config.tokens:,} tokens, {config.batch * spec.seq_len:,} a step",
+        )
     else:
         steps, why = config.steps or 1, "asked for"
     settle("steps", steps, why)
