@@ -13,7 +13,8 @@ from tauon.data.progress import Progress, bar
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.sources import Arrays, Document, SourceConfig
 from tauon.data.split import SplitConfig
-from tauon.data.tokenizer import Tokenizer, TokenizerConfig
+from tauon.data.tokenizer import Tokenizer
+from tauon.data.tokenizer_config import TokenizerConfig
 from tauon.data.tokens import TokenDataset
 
 __all__ = [

@@ -250,7 +250,7 @@ class CsvConfig(TableConfig):
 
 @register("parquet")
 class ParquetConfig(TableConfig):
-    """Apache Parquet files."""
+    """Apache Parquet files (they pack their columns themselves; a .gz around one is not read)."""
 
     def columns(self, path: Path) -> list[str]:
         with _parquet(path) as file:
