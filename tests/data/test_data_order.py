@@ -21,7 +21,7 @@ class Numbers:
     """A data set whose example i of epoch e is the number 1000 e + i."""
 
     n: int
-    spec: DataSpec = DataSpec(input_shape=(1,), outputs=1)
+    spec: DataSpec = field(default_factory=lambda: DataSpec(input_shape=(1,), outputs=1))
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -252,22 +252,17 @@ def parallel() -> Iterator[None]:
         os.environ.pop(name, None)
 
 
-_PIECE = 1 << 17
-
-
-def pieces(text: str) -> list[str]:
-    """A long text cut before blanks that follow an ASCII letter: no pattern below joins the two sides, so that the tokens are
-    those of the whole text, while every core has work and memory stays small.
+def pieces(text: str, size: int = 1 << 17) -> list[str]:
+    """A long text cut into pieces of about `size` characters, before blanks that follow an ASCII letter: no pattern of ours joins
+    the two sides, so that the tokens are those of the whole text, while every core has work and memory stays small.
     """
-    if len(text) <= 2 * _PIECE:
-        return [text]
-    cuts, at = [0], _PIECE
-    while at < len(text) - _PIECE:
+    cuts, at = [0], size
+    while at < len(text) - size:
         found = _CUT.search(text, at)
         if found is None:
             break
         cuts.append(found.end())
-        at = found.end() + _PIECE
+        at = found.end() + size
     return [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 

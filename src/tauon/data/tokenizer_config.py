@@ -67,13 +67,16 @@ class BpeConfig(TokenizerConfig):
         return SubwordTokenizer(tok.to_str(), BOS, splittable=True)
 
 
+_SAMPLED = 1 << 12
+
+
 def _sample(texts: Callable[[], Iterator[str]], size: int) -> Iterator[str]:
-    """About `size` bytes in pieces, each k-th piece of the whole."""
+    """About `size` characters in pieces spread evenly: each k-th piece of the whole."""
     total = sum(len(t) for t in texts())
     every = max(1, -(-total // size))
     n = 0
     for text in texts():
-        for piece in pieces(text):
+        for piece in pieces(text, _SAMPLED):
             if n % every == 0:
                 yield piece
             n += 1
