@@ -1,1 +1,26 @@
-"""(room being built)"""
+"""What a run leaves on disk: its folder, its checkpoints, and the files that are whole or absent. torch is imported in use only."""
+
+from tauon.artifacts.checkpoint import Checkpoint, Groups, latest_checkpoint, load_checkpoint, save_checkpoint, steps_in
+from tauon.artifacts.environment import environment
+from tauon.artifacts.files import atomic_write, folder_atomically, read_json, remove_leftovers, sha256_file, write_json
+from tauon.artifacts.run import Run, list_runs
+from tauon.artifacts.writer import CheckpointWriter
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointWriter",
+    "Groups",
+    "Run",
+    "atomic_write",
+    "environment",
+    "folder_atomically",
+    "latest_checkpoint",
+    "list_runs",
+    "load_checkpoint",
+    "read_json",
+    "remove_leftovers",
+    "save_checkpoint",
+    "sha256_file",
+    "steps_in",
+    "write_json",
+]

@@ -1,1 +1,42 @@
-"""(room being built)"""
+"""Data: sources, splits, tokenizers, shards, normalising, augmenting, order, batches. The verb is `prepare`.
+
+Knows no model and no task: a task says whether it needs tokens or arrays, and that is all.
+"""
+
+from tauon.data.arrays import ArrayDataset, Normalizer
+from tauon.data.augment import AugmentConfig, Draws
+from tauon.data.config import DataConfig, problems_for
+from tauon.data.loader import Loader
+from tauon.data.order import example_at, permute
+from tauon.data.prepare import DataSplits, prepare
+from tauon.data.progress import Progress, bar
+from tauon.data.shards import Shards, ShardWriter
+from tauon.data.sources import Arrays, Document, SourceConfig
+from tauon.data.split import SplitConfig
+from tauon.data.tokenizer import Tokenizer, TokenizerConfig
+from tauon.data.tokens import TokenDataset
+
+__all__ = [
+    "ArrayDataset",
+    "Arrays",
+    "AugmentConfig",
+    "DataConfig",
+    "DataSplits",
+    "Document",
+    "Draws",
+    "Loader",
+    "Normalizer",
+    "Progress",
+    "ShardWriter",
+    "Shards",
+    "SourceConfig",
+    "SplitConfig",
+    "TokenDataset",
+    "Tokenizer",
+    "TokenizerConfig",
+    "bar",
+    "example_at",
+    "permute",
+    "prepare",
+    "problems_for",
+]

@@ -1,1 +1,8 @@
-"""(room being built)"""
+"""Tasks: what is learned. Each says its loss, its predictions, and how they are scored."""
+
+from tauon.tasks.arrays import Classification, Regression
+from tauon.tasks.base import Task
+from tauon.tasks.language import CountingBytes, LanguageModelling
+from tauon.tasks.losses import linear_cross_entropy, token_nll
+
+__all__ = ["Classification", "CountingBytes", "LanguageModelling", "Regression", "Task", "linear_cross_entropy", "token_nll"]

@@ -1,1 +1,54 @@
-"""(room being built)"""
+"""Training: the step with its three seams, the loop, hooks. Knows no model and no dataset by name."""
+
+from tauon.train.assemble import Derived, Plan, build_job, make_plan
+from tauon.train.config import EarlyStopping, TrainConfig, largest_divisor
+from tauon.train.ema import EMA
+from tauon.train.health import GradientHealth
+from tauon.train.loop import STOP, Hook, StopSignal, every, job_state, restore, train, validation_loss
+from tauon.train.meter import Meter, memory_mb
+from tauon.train.precision import (
+    Precision,
+    available_memory,
+    batch_that_fits,
+    choose_compile,
+    choose_device,
+    choose_precision,
+    dress,
+)
+from tauon.train.step import BatchSource, TrainJob, no_exchange, optimizer_update, plain_gradients, step_seed, train_step
+
+__all__ = [
+    "EMA",
+    "STOP",
+    "BatchSource",
+    "Derived",
+    "EarlyStopping",
+    "GradientHealth",
+    "Hook",
+    "Meter",
+    "Plan",
+    "Precision",
+    "StopSignal",
+    "TrainConfig",
+    "TrainJob",
+    "available_memory",
+    "batch_that_fits",
+    "build_job",
+    "choose_compile",
+    "choose_device",
+    "choose_precision",
+    "dress",
+    "every",
+    "job_state",
+    "largest_divisor",
+    "make_plan",
+    "memory_mb",
+    "no_exchange",
+    "optimizer_update",
+    "plain_gradients",
+    "restore",
+    "step_seed",
+    "train",
+    "train_step",
+    "validation_loss",
+]

@@ -1,0 +1,237 @@
+"""Checkpoints: one safetensors file a group of tensors, `state.json`, and `manifest.json`, which is written last.
+
+A folder `step-000500` is renamed into place when every byte of it is on disk, so it is whole or absent; the checksums in
+the manifest find what went wrong later. Knows nothing of models and optimizers: a group is a mapping of names to tensors.
+Writing in the background is `tauon.artifacts.writer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tauon.artifacts.files import (
+    cannot_write,
+    folder_atomically,
+    from_json,
+    json_bytes,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+    to_json,
+    write_file,
+)
+from tauon.artifacts.tensor_file import Layout, lay_out, pieces, write_tensors
+from tauon.errors import CheckpointError, DataError, RunError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Checkpoint", "Groups", "latest_checkpoint", "load_checkpoint", "save_checkpoint", "steps_in"]
+
+Groups = Mapping[str, "Mapping[str, Tensor]"]
+"""Name of a group (`model`, `optim`, ...: a file name) to the tensors in it by name."""
+
+FORMAT = "tauon-checkpoint-1"
+_STEP = re.compile(r"step-(\d{6,})")
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk. Tensors are read when asked for."""
+
+    path: Path
+    step: int
+    state: dict[str, Any]
+    """What was given as `state`, from JSON: tuples have become lists."""
+    manifest: dict[str, Any]
+    """`format`, `step`, `parent`, `files` (name to `sha256` and `bytes`), `aliases`, and `sha256` of all these."""
+    hash: str = field(init=False)
+    """The manifest's `sha256`: stands for every byte of the checkpoint and, through `parent`, of what it came from.
+    Holds no time and no path, so that two runs that computed the same have the same hash."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hash", self.manifest["sha256"])
+
+    @property
+    def parent(self) -> str | None:
+        """Hash of the checkpoint that this one came from."""
+        parent: str | None = self.manifest["parent"]
+        return parent
+
+    def groups(self) -> tuple[str, ...]:
+        """Names of the groups of tensors."""
+        return tuple(name.removesuffix(_SUFFIX) for name in self.manifest["files"] if name.endswith(_SUFFIX))
+
+    def tensors(self, group: str) -> dict[str, Tensor]:
+        """The tensors of a group, on the CPU; names that were tied share one tensor again.
+
+        Raises `CheckpointError` when there is no such group or its file cannot be read.
+        """
+        if group not in self.groups():
+            raise CheckpointError(f"{self.path}: no group {group!r}. There are: {', '.join(self.groups())}.")
+        import safetensors
+        import safetensors.torch
+
+        file = self.path / (group + _SUFFIX)
+        try:
+            tensors: dict[str, Tensor] = safetensors.torch.load_file(file)
+        except (OSError, safetensors.SafetensorError) as err:
+            raise CheckpointError(f"{file}: cannot be read: {err}. Use an earlier checkpoint.") from err
+        for name, kept in self.manifest["aliases"].get(group, {}).items():
+            tensors[name] = tensors[kept]
+        return tensors
+
+
+# ---------------------------------------------------------------------------------------------- saving
+
+
+def save_checkpoint(folder: Path | str, step: int, groups: Groups, state: Mapping[str, Any], *, parent: str | None = None) -> Checkpoint:
+    """Write `folder/step-<step>` and return when it is on disk. An older checkpoint of the same step is replaced.
+
+    `state` takes JSON values; inf and nan survive. Tensors on an accelerator are copied one at a time. Raises
+    `CheckpointError` for what cannot be saved, or when the disk is full; then nothing half-written is left.
+    """
+    layouts = plan(groups)
+    parts = ((name, layout, pieces(layout, groups[name])) for name, layout in layouts.items())
+    return write_checkpoint(Path(folder), step, parts, layouts, state_bytes(state), parent)
+
+
+def plan(groups: Groups) -> dict[str, Layout]:
+    """A file layout for each group; `CheckpointError` for names that are no file names."""
+    for name in groups:
+        if not _FILE.fullmatch(name):
+            raise CheckpointError(f"group {name!r}: a group's name is a file name. Use letters, digits, '_', '-' and '.'.")
+    return {name: lay_out(tensors, name) for name, tensors in groups.items()}
+
+
+def state_bytes(state: Mapping[str, Any]) -> bytes:
+    """`state` as it goes into the file; `CheckpointError` naming the place of a value that JSON does not know."""
+    try:
+        return json_bytes(dict(state))
+    except TypeError as err:
+        raise CheckpointError(f"state: {err}. Tensors belong into a group.") from None
+
+
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    parts: Iterable[tuple[str, Layout, Iterable[memoryview]]],
+    layouts: Mapping[str, Layout],
+    state: bytes,
+    parent: str | None,
+) -> Checkpoint:
+    """Stream the parts (group, layout, bytes in file order) into `folder/step-<step>`, the manifest last."""
+    if step < 0:
+        raise CheckpointError(f"step {step}: expected 0 or more.")
+    final = folder / f"step-{step:06d}"
+    try:
+        with folder_atomically(final, replace=True) as temporary:
+            files: dict[str, dict[str, Any]] = {}
+            for name, layout, data in parts:
+                digest, size = write_tensors(temporary / (name + _SUFFIX), layout, data)
+                files[name + _SUFFIX] = {"sha256": digest, "bytes": size}
+            write_file(temporary / "state.json", state)
+            files["state.json"] = {"sha256": hashlib.sha256(state).hexdigest(), "bytes": len(state)}
+            aliases = {name: layout.aliases for name, layout in layouts.items() if layout.aliases}
+            manifest: dict[str, Any] = {"format": FORMAT, "step": step, "parent": parent, "files": files, "aliases": aliases}
+            manifest["sha256"] = _digest(manifest)
+            write_file(temporary / "manifest.json", json_bytes(manifest))
+    except (OSError, RunError) as err:
+        cause = err if isinstance(err, OSError) else err.__cause__
+        text = cannot_write(final, cause) if isinstance(cause, OSError) else str(err)
+        raise CheckpointError(text) from err
+    return Checkpoint(final, step, from_json(json.loads(state)), manifest)
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of the manifest's content without `sha256` itself, in one canonical spelling."""
+    content = {k: v for k, v in manifest.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(to_json(content), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- loading
+
+
+def load_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:
+    """Open the checkpoint in folder `path`. `verify` reads every byte and compares checksums; without it, only sizes.
+
+    Raises `CheckpointError` naming the file, what was expected, what was got.
+    """
+    path = Path(path)
+    manifest = _manifest(path)
+    for name, entry in manifest["files"].items():
+        file = path / name
+        try:
+            size = file.stat().st_size
+            if size != entry["bytes"]:
+                raise CheckpointError(f"{file}: has {size} bytes, expected {entry['bytes']}. {_WAY_OUT}")
+            if verify and (got := sha256_file(file)) != entry["sha256"]:
+                raise CheckpointError(f"{file}: SHA-256 is {got}, expected {entry['sha256']}: its bytes have changed. {_WAY_OUT}")
+        except FileNotFoundError:
+            raise CheckpointError(f"{file}: missing, expected {entry['bytes']} bytes. {_WAY_OUT}") from None
+        except (OSError, DataError) as err:
+            raise CheckpointError(f"{file}: cannot be read: {err}. {_WAY_OUT}") from err
+    try:
+        state = read_json(path / "state.json")
+    except DataError as err:
+        raise CheckpointError(str(err)) from err
+    return Checkpoint(path, manifest["step"], state, manifest)
+
+
+_WAY_OUT = "Use an earlier checkpoint, or restore this one from a copy."
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    file = path / "manifest.json"
+    if not file.is_file():
+        what = "no manifest.json, so it was never finished" if path.is_dir() else "no such folder"
+        raise CheckpointError(f"{path}: {what}. {_WAY_OUT if path.is_dir() else 'Check the path.'}")
+    try:
+        manifest = read_json(file)
+    except DataError as err:
+        raise CheckpointError(f"{err} {_WAY_OUT}") from err
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise CheckpointError(f"{file}: format is {got!r}, expected {FORMAT!r}. Read it with the version that wrote it.")
+    if (got := _digest(manifest)) != manifest.get("sha256"):
+        raise CheckpointError(f"{file}: SHA-256 of its content is {got}, expected {manifest.get('sha256')}: it has changed. {_WAY_OUT}")
+    names = manifest["files"]
+    if not all(_FILE.fullmatch(name) for name in names) or "state.json" not in names:  # a path out of the folder
+        raise CheckpointError(f"{file}: lists files {', '.join(map(repr, names))}; expected plain names, state.json among them. {_WAY_OUT}")
+    return manifest
+
+
+def steps_in(folder: Path | str) -> list[tuple[int, Path]]:
+    """(step, path) of every checkpoint folder, by step; whether they are whole is not looked at."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    found = ((match, path) for path in folder.iterdir() if (match := _STEP.fullmatch(path.name)) and path.is_dir())
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def latest_checkpoint(folder: Path | str, *, warn: Callable[[str], None] | None = None, verify: bool = True) -> Checkpoint | None:
+    """The newest whole checkpoint in `folder`, or None.
+
+    A torn one is skipped; what is wrong with it goes to `warn` (default: `warnings.warn`). Temporary folders of processes
+    that are gone are removed first.
+    """
+    folder = Path(folder)
+    tell = warn or (lambda text: warnings.warn(text, RuntimeWarning, stacklevel=3))
+    if folder.is_dir():
+        remove_leftovers(folder)
+    for _, path in reversed(steps_in(folder)):
+        try:
+            return load_checkpoint(path, verify=verify)
+        except CheckpointError as err:
+            tell(f"checkpoint skipped: {err}")
+    return None

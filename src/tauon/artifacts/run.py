@@ -1,0 +1,252 @@
+"""A run's folder: where each record lies, one process at a time, which stages are done. Writes no record of its own
+beyond `manifest.json` and `stages.json`; knows no stage by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tauon.artifacts.files import cannot_write, read_json, remove_leftovers, write_json
+from tauon.errors import RunError
+
+__all__ = ["Run", "list_runs"]
+
+_LOCK = ".lock"
+_STAGES = "stages.json"
+_SIGNS = ("manifest.json", "recipe.yaml", _STAGES, "events.jsonl")
+
+
+class Run:
+    """One run's folder. `Run.open` makes it and holds it until `close`; `Run.read` only looks.
+
+    >>> import tempfile
+    >>> with Run.open(Path(tempfile.mkdtemp()) / "first") as run:
+    ...     run.update_manifest(seed=7)
+    ...     run.mark_stage("prepare", fingerprint="abc", tokens=1000)
+    ...     run.name, run.manifest(), run.stage("prepare")["tokens"]
+    ('first', {'seed': 7}, 1000)
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(os.path.abspath(folder))
+        self._lock_fd: int | None = None
+        self._mutex = threading.RLock()
+
+    # ------------------------------------------------------------------------------------------ opening
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Run:
+        """Make the folder if need be and take it. `RunError` when another process holds it, or it cannot be written."""
+        run = cls(folder)
+        run._take()
+        # A forked child (a data worker) would keep the lock alive after its parent was killed.
+        os.register_at_fork(after_in_child=partial(_forget_lock, weakref.ref(run)))
+        remove_leftovers(run.folder)
+        return run
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Run:
+        """An existing run, to be read only, even while another process writes it. `RunError` when there is none."""
+        run = cls(folder)
+        if not _is_run(run.folder):
+            raise RunError(f"{folder}: no run there (none of {', '.join(_SIGNS)}). `tauon runs` lists those that exist.")
+        return run
+
+    def close(self) -> None:
+        """Let the folder go. Closing twice does no harm."""
+        with self._mutex:
+            if self._lock_fd is not None:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._lock_fd, 0)
+                os.close(self._lock_fd)
+                self._lock_fd = None
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    def _take(self) -> None:
+        path = self.folder / _LOCK
+        for _ in range(100):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:
+                continue  # another process set the folder aside in between
+            except OSError as err:
+                raise RunError(cannot_write(self.folder, err)) from err
+            if self._lock(fd, path):
+                break
+            os.close(fd)  # set aside between opening and locking: the lock is that of the old folder
+        else:
+            raise RunError(f"{self.folder}: is renamed again and again by another process. Give this run another name (name=...).")
+        self._lock_fd = fd
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}).encode(), 0)
+        except OSError as err:
+            self.close()
+            raise RunError(cannot_write(path, err)) from err
+
+    def _lock(self, fd: int, path: Path) -> bool:
+        """Lock the open lock file; False when it is no longer the one at `path`."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return os.path.samestat(os.fstat(fd), os.stat(path))
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            holder = _holder(fd)
+            os.close(fd)
+            raise RunError(
+                f"{self.folder}: another process writes this run ({holder}). "
+                "Wait until it ends, stop it, or give this run another name (name=...)."
+            ) from None
+        except OSError as err:  # a file system without locks
+            os.close(fd)
+            raise RunError(f"{path}: cannot be locked: {err.strerror or err}. Put the run on a file system that knows flock.") from err
+
+    # ------------------------------------------------------------------------------------------ where things lie
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def recipe_path(self) -> Path:
+        """The complete recipe, enough to run it again."""
+        return self.folder / "recipe.yaml"
+
+    @property
+    def manifest_path(self) -> Path:
+        """Code, data hashes, environment, seeds, lineage."""
+        return self.folder / "manifest.json"
+
+    @property
+    def events_path(self) -> Path:
+        """The event log."""
+        return self.folder / "events.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints, `step-000500` and so on."""
+        return self.folder / "checkpoints"
+
+    @property
+    def report_path(self) -> Path:
+        """The report, one HTML page."""
+        return self.folder / "report.html"
+
+    # ------------------------------------------------------------------------------------------ manifest and stages
+
+    def manifest(self) -> dict[str, Any]:
+        """What `update_manifest` has gathered; {} before the first entry."""
+        return _read_mapping(self.manifest_path)
+
+    def update_manifest(self, **entries: Any) -> None:
+        """Merge `entries` into the manifest, atomically; an entry replaces the whole entry of that name."""
+        self._merge(self.manifest_path, lambda old: old | entries)
+
+    def stage(self, name: str) -> dict[str, Any] | None:
+        """What `mark_stage` kept of a stage that is done: `fingerprint`, `time` (ISO 8601, UTC), facts; None if it is not."""
+        found = _read_mapping(self.folder / _STAGES).get(name)
+        return dict(found) if found is not None else None
+
+    def mark_stage(self, name: str, fingerprint: str, **facts: Any) -> None:
+        """Remember that a stage is done. `fingerprint` stands for all that its result depends on: another one, another result."""
+        self._merge(self.folder / _STAGES, lambda old: old | {name: {"fingerprint": fingerprint, "time": _now(), **facts}})
+
+    def _merge(self, path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        with self._mutex:
+            self._must_hold()
+            write_json(path, change(_read_mapping(path)))
+
+    def _must_hold(self) -> None:
+        if self._lock_fd is None:
+            raise RunError(f"{self.folder}: opened for reading, or closed. Use Run.open to write.")
+
+    def set_aside(self) -> Path:
+        """Rename the folder to `<name>.1` (or `.2`, ...) and go on with an empty one; the new place of the old is returned.
+
+        Nothing is deleted: that is what `--fresh` does before it starts over.
+        """
+        with self._mutex:
+            self._must_hold()
+            number = 1
+            while (aside := self.folder.with_name(f"{self.name}.{number}")).exists():
+                number += 1
+            try:
+                os.rename(self.folder, aside)
+            except OSError as err:
+                raise RunError(f"{self.folder}: cannot be renamed to {aside.name}: {err.strerror or err}") from err
+            old, self._lock_fd = self._lock_fd, None
+            try:
+                self._take()
+            finally:
+                if old is not None:
+                    os.close(old)
+        return aside
+
+
+def list_runs(root: Path | str) -> list[Run]:
+    """Every run right below `root`, by name, to be read; [] when there is no such folder."""
+    root = Path(root)
+    if not root.is_dir():
+        return []
+    return [Run(folder) for folder in sorted(root.iterdir()) if not folder.name.startswith(".") and _is_run(folder)]
+
+
+def _is_run(folder: Path) -> bool:
+    return folder.is_dir() and any((folder / name).is_file() for name in _SIGNS)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise RunError(f"{path}: holds {type(found).__name__}, expected names and values. Restore it, or remove it and run again.")
+    return found
+
+
+def _forget_lock(ref: weakref.ref[Run]) -> None:
+    run = ref()
+    if run is not None and run._lock_fd is not None:
+        with contextlib.suppress(OSError):
+            os.close(run._lock_fd)  # closing a copy does not release the parent's lock
+        run._lock_fd = None
+        run._mutex = threading.RLock()
+
+
+def _holder(fd: int) -> str:
+    """Who wrote the lock file, in words."""
+    for _ in range(20):  # the holder locks first and writes right after
+        try:
+            who = json.loads(os.pread(fd, 4096, 0))
+            return f"process {who['pid']} on {who['host']}, since {who['since']}"
+        except (ValueError, KeyError, TypeError, OSError):
+            time.sleep(0.01)
+    return "process unknown"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,95 @@
+"""The root command: finds verbs without importing them, turns errors into words and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from tauon import __version__
+from tauon.errors import TauonError
+
+__all__ = ["main"]
+
+VERBS = {
+    "run": ("tauon.cli.run", "Every stage that a recipe names: data, training, evaluation, report."),
+    "train": ("tauon.cli.run", "Prepare the data and train; goes on where it stopped."),
+    "evaluate": ("tauon.cli.run", "Measure a trained run, every figure with its interval."),
+    "report": ("tauon.cli.run", "Write the run's report, one HTML page."),
+    "generate": ("tauon.cli.generate", "Let a trained language model continue a text."),
+    "runs": ("tauon.cli.runs", "List runs; compare two."),
+    "recipe": ("tauon.cli.recipe", "List, show, check recipes; print their JSON Schema."),
+}
+
+EPILOG = """\b
+First steps:
+  tauon run quickstart                      train a small GPT on Python's own source
+  tauon run quickstart name=mine train.time=10m
+  tauon recipe list                         the recipes that come along
+  tauon runs list                           what has been trained here
+
+\b
+RECIPE is a YAML file, the name of a shipped recipe, or the folder of a run.
+a.b=c changes one setting of it: optim.lr=1e-3, train.steps=2k, data.split.validation=5%.
+
+\b
+Exit codes: 0 done; 1 a bug in Tauon; 2 the recipe or the command line is wrong; 3 the data;
+4 a checkpoint; 5 the run's folder; 6 training cannot go on; 7 an optional library is missing;
+130 stopped by Ctrl-C or SIGTERM, after saving: the same command goes on.
+
+\b
+Shell completion: eval "$(_TAUON_COMPLETE=bash_source tauon)"   (or zsh_source, fish_source)
+"""
+
+
+class LazyVerbs(click.Group):
+    """A group that imports a verb when it is called, so that `tauon --help` and completion are quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = getattr(importlib.import_module(VERBS[cmd_name][0]), f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, about) for name, (_, about) in VERBS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        import difflib
+
+        name = args[0]
+        if name not in VERBS:
+            close = difflib.get_close_matches(name, VERBS, n=1)
+            ctx.fail(f"no verb {name!r}" + (f"; did you mean {close[0]!r}?" if close else f". There are: {', '.join(VERBS)}"))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyVerbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="tauon")
+def cli() -> None:
+    """Tauon trains models from one recipe: raw data to a trained, evaluated, reported model."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the `tauon` command. Ends the process with the exit code of what happened."""
+    try:
+        result: Any = cli.main(args=argv, prog_name="tauon", standalone_mode=False)
+        sys.exit(result if isinstance(result, int) else 0)
+    except click.ClickException as err:
+        err.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except TauonError as err:
+        click.echo(f"{click.style('error', fg='red', bold=True)}: {err}", err=True)
+        sys.exit(err.exit_code)
+    except BrokenPipeError:  # `tauon runs list | head`
+        sys.stderr.close()
+        sys.exit(0)

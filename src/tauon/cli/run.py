@@ -1,0 +1,94 @@
+"""`tauon run`, `train`, `evaluate`, `report`: the pipeline, whole or in part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tauon.cli.show import Show, pick_show
+
+__all__ = ["evaluate_command", "report_command", "run_command", "train_command"]
+
+EPILOG = """\b
+RECIPE: a YAML file, the name of a shipped recipe (tauon recipe list), or a run's folder.
+ASSIGNMENT: a.b=c, for example  train.steps=500  optim.lr=3e-4  data.seq_len=256  name=second-try
+"""
+
+
+def recipe_arguments(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """What every verb of this file takes."""
+    for wrap in (
+        click.argument("assignments", nargs=-1, metavar="[a.b=c]..."),
+        click.argument("recipe", shell_complete=_complete_recipe),
+        click.option("--root", type=click.Path(path_type=Path), default=None, help="Folder of the runs. Default: runs, or the given run's parent."),
+        click.option("--quiet", "-q", is_flag=True, help="Print nothing but warnings, errors, and the final figures."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for scripts."),
+    ):
+        verb = wrap(verb)
+    return verb
+
+
+def _complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    folder = Path(__file__).parents[1] / "_recipes"
+    folder = folder if folder.is_dir() else Path(__file__).parents[3] / "recipes"
+    names = [CompletionItem(p.stem) for p in sorted(folder.glob("*.yaml")) if p.stem.startswith(incomplete)]
+    return [*names, CompletionItem(incomplete, type="file")]
+
+
+def go(recipe: str, assignments: tuple[str, ...], root: Path | None, show: Show, *, stages: tuple[Any, ...] | None, fresh: bool = False) -> None:
+    from tauon.pipeline import run
+    from tauon.recipe import load_recipe
+
+    tree = load_recipe(recipe, assignments)
+    if root is None:
+        root = Path(recipe).resolve().parent if (Path(recipe) / "recipe.yaml").is_file() else Path("runs")
+    with show:
+        done = run(tree, root=root, stages=stages, fresh=fresh, tell=show.tell)
+        show.finish(done, whole=stages is None)
+
+
+fresh_option = click.option("--fresh", is_flag=True, help="Start over. The old run is renamed to NAME.1, never deleted.")
+resume_option = click.option("--resume", is_flag=True, help="Go on where the run stopped. This is the default; --fresh is the other choice.")
+
+
+def _one(fresh: bool, resume: bool) -> bool:
+    if fresh and resume:
+        raise click.UsageError("--fresh and --resume exclude each other")
+    return fresh
+
+
+@click.command("run", epilog=EPILOG)
+@recipe_arguments
+@fresh_option
+@resume_option
+def run_command(recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, fresh: bool, resume: bool) -> None:
+    """Take RECIPE through every stage it names. A stage that is done is not done again."""
+    go(recipe, assignments, root, pick_show(quiet, as_json), stages=None, fresh=_one(fresh, resume))
+
+
+@click.command("train", epilog=EPILOG)
+@recipe_arguments
+@fresh_option
+@resume_option
+def train_command(recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, fresh: bool, resume: bool) -> None:
+    """Prepare the data and train. Killed or stopped, the same command goes on, to the same weights bit for bit."""
+    go(recipe, assignments, root, pick_show(quiet, as_json), stages=("prepare", "train"), fresh=_one(fresh, resume))
+
+
+@click.command("evaluate", epilog=EPILOG)
+@recipe_arguments
+def evaluate_command(recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool) -> None:
+    """Measure what RECIPE trained: every figure with a 95% interval, on the test part of the data, or on validation."""
+    go(recipe, assignments, root, pick_show(quiet, as_json), stages=("evaluate",))
+
+
+@click.command("report", epilog=EPILOG)
+@recipe_arguments
+def report_command(recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool) -> None:
+    """Write report.html: data, curves, figures, samples, recipe, environment, on one page that needs no network."""
+    go(recipe, assignments, root, pick_show(quiet, as_json), stages=("report",))

@@ -1,0 +1,104 @@
+"""`tauon runs list|compare`: what has been trained here, and how two runs differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["runs_command"]
+
+
+@click.group("runs", context_settings={"help_option_names": ["-h", "--help"]})
+def runs_command() -> None:
+    """List runs; compare two."""
+
+
+def _figure(folder: Path) -> tuple[str, str]:
+    """(primary metric, its value with interval) of a run's evaluation."""
+    from tauon.artifacts import read_json
+    from tauon.evaluate import Evaluation
+
+    path = folder / "evaluation.json"
+    if not path.exists():
+        return "", ""
+    result = Evaluation.from_json(read_json(path))
+    m = result.metrics[result.primary]
+    if m.value is None:
+        return result.primary.replace("_", " "), "-"
+    interval = f" ({m.low:.4f} to {m.high:.4f})" if m.low is not None and m.high is not None else ""
+    return result.primary.replace("_", " "), f"{m.value:.4f}{interval}"
+
+
+def _row(run: Any) -> dict[str, Any]:
+    from tauon.artifacts import latest_checkpoint
+
+    done = run.stage("train")
+    newest = None if done else latest_checkpoint(run.checkpoints, verify=False)
+    plan = (run.manifest().get("training") or {}).get("plan") or {}
+    state = "trained" if done else f"step {newest.step:,} of {plan.get('steps', '?'):,}" if newest else "not trained"
+    metric, value = _figure(run.folder)
+    when = (run.stage("evaluate") or done or run.stage("prepare") or {}).get("time", "")
+    return {"run": run.name, "state": state, "metric": metric, "value": value, "time": when}
+
+
+@runs_command.command("list")
+@click.option("--root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_command(root: Path, as_json: bool) -> None:
+    """Every run in a folder: how far it is, and its main figure."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tauon.artifacts import list_runs
+
+    rows = [_row(run) for run in list_runs(root)]
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row))
+        return
+    if not rows:
+        click.echo(f"no run in {root}. To make one: tauon run quickstart")
+        return
+    table = Table(box=None, padding=(0, 2))
+    for head in rows[0]:
+        table.add_column(head)
+    for row in rows:
+        table.add_row(*row.values())
+    Console(highlight=False).print(table)
+
+
+@runs_command.command("compare")
+@click.argument("first", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("second", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def compare_command(first: Path, second: Path) -> None:
+    """What differs between two runs: settings, and each figure with whether the intervals overlap."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tauon.artifacts import read_json
+    from tauon.config import dump
+    from tauon.evaluate import Evaluation, compare
+    from tauon.recipe import differences, load_recipe
+
+    console = Console(highlight=False)
+    settings = differences(dump(load_recipe(first)), dump(load_recipe(second)))
+    console.print("[bold]settings[/]" if settings else "the recipes are the same")
+    for line in settings:
+        console.print("  " + line, markup=False)
+    paths = [folder / "evaluation.json" for folder in (first, second)]
+    missing = [str(p.parent) for p in paths if not p.exists()]
+    if missing:
+        console.print(f"not evaluated yet: {', '.join(missing)} (tauon evaluate RUN)", markup=False)
+        return
+    a, b = (Evaluation.from_json(read_json(p)) for p in paths)
+    table = Table(box=None, padding=(0, 2))
+    for head in ("figure", first.name, second.name, "difference", "intervals"):
+        table.add_column(head, justify="left" if head in ("figure", "intervals") else "right")
+    for d in compare(a, b):
+        cells = [f"{v:.4f}" if v is not None else "-" for v in (d.a, d.b, d.difference)]
+        overlap = "" if d.overlap is None else "overlap" if d.overlap else "apart"
+        table.add_row(d.name.replace("_", " "), *cells, overlap)
+    console.print(table)

@@ -1,0 +1,251 @@
+"""What a person sees while a run goes on: a live line on a terminal, plain lines in a log, JSON lines for a script."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tauon.artifacts import Run
+    from tauon.evaluate import Evaluation
+
+__all__ = ["Show", "format_duration", "metrics_table", "pick_show"]
+
+
+def pick_show(quiet: bool, as_json: bool) -> Show:
+    """The way to show that fits: JSON, quiet, live on a terminal, plain otherwise."""
+    if as_json:
+        return JsonShow()
+    return QuietShow() if quiet else LiveShow() if sys.stdout.isatty() else PlainShow()
+
+
+class Show:
+    """Told what happens; shows warnings, and the figures at the end."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        self.errors = Console(stderr=True, highlight=False)
+
+    def __enter__(self) -> Show:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Put the terminal back in order."""
+
+    def tell(self, kind: str, /, **facts: Any) -> None:
+        getattr(self, f"on_{kind}", lambda **_: None)(**facts)
+
+    def on_warning(self, message: str, **_: Any) -> None:
+        self.errors.print(f"[yellow]warning[/]: {_plain(message)}")
+
+    def on_skip(self, step: int, reason: str, **_: Any) -> None:
+        self.on_warning(f"step {step} skipped: {reason}")
+
+    def on_evaluation(self, result: Evaluation, **_: Any) -> None:
+        self.console.print(metrics_table(result))
+
+    def finish(self, run: Run, whole: bool) -> None:
+        """The end of a verb."""
+
+
+class QuietShow(Show):
+    """Only warnings and the final figures."""
+
+
+class PlainShow(Show):
+    """Lines, for a log file: at most one a few seconds."""
+
+    seconds = 5.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = 0.0
+        self.doing = ""
+
+    def line(self, text: str) -> None:
+        self.console.print(text)
+
+    def on_aside(self, folder: str, **_: Any) -> None:
+        self.line(f"the old run is now {_plain(folder)}")
+
+    def on_note(self, message: str, **_: Any) -> None:
+        self.line(f"[dim]{_plain(message)}[/]")
+
+    def on_stage(self, name: str, state: str, seconds: float | None = None, **_: Any) -> None:
+        took = f" in {format_duration(seconds)}" if seconds is not None else ""
+        if state == "done before":
+            self.line(f"[bold]{name}[/]: done before")
+        elif state == "begins":
+            self.line(f"[bold]{name}[/]")
+        elif took:
+            self.line(f"[dim]{name} done{took}[/]")
+
+    def on_derived(self, settings: list[dict[str, Any]], **_: Any) -> None:
+        table = Table(box=None, show_header=False, padding=(0, 2))
+        for s in settings:
+            value = f"{s['value']:,}" if isinstance(s["value"], int) and not isinstance(s["value"], bool) else str(s["value"])
+            table.add_row(s["path"], value, f"[dim]{_plain(s['source'])}[/]")
+        self.console.print(table)
+
+    def on_resume(self, step: int, total_steps: int, **_: Any) -> None:
+        self.line(f"going on at step {step:,} of {total_steps:,}")
+
+    def on_progress(self, what: str, done: int, total: int | None, **_: Any) -> None:
+        now = time.monotonic()
+        if now - self.last >= self.seconds or what != self.doing:
+            self.last, self.doing = now, what
+            self.line(f"{what}: {done:,}" + (f" of {total:,}" if total else ""))
+
+    def on_step(self, step: int, total_steps: int, **m: Any) -> None:
+        now = time.monotonic()
+        if step == 1 or step == total_steps or now - self.last >= self.seconds:
+            self.last = now
+            self.line(f"step {step:,}/{total_steps:,}  {_facts(m)}")
+
+    def on_validate(self, step: int, loss: float, **_: Any) -> None:
+        self.line(f"step {step:,}  validation loss {loss:.4f}")
+
+    def on_sample(self, prompt: str, text: str, **_: Any) -> None:
+        self.line(f"[dim]----- sample{' after ' + _plain(repr(prompt)) if prompt else ''}[/]")
+        self.console.print(prompt + text, markup=False)
+
+    def on_report(self, path: str, **_: Any) -> None:
+        self.line(f"report: {_plain(path)}")
+
+    def finish(self, run: Run, whole: bool) -> None:
+        name = _plain(str(run.folder))
+        try:
+            from pathlib import Path
+
+            name = _plain(str(run.folder.relative_to(Path.cwd())))
+        except ValueError:
+            pass
+        tries = [("tauon runs list", "what has been trained here")]
+        if (run.folder / "samples.json").exists():
+            tries.insert(0, (f'tauon generate {name} --prompt "def "', "let it write"))
+        if whole:
+            tries.insert(0, (f"tauon run {name}", "again: everything is done, so it only looks"))
+            tries.insert(1, (f"tauon run {name} name=longer train.steps=2k", "change a setting: steps, optim.lr, model.layers"))
+        table = Table(box=None, show_header=False, padding=(0, 2))
+        for command, about in tries:
+            table.add_row(f"[bold]{command}[/]", f"[dim]{about}[/]")
+        if run.report_path.exists():
+            self.line(f"\nThe report is [bold]{name}/report.html[/]: open it in a browser. To try next:")
+        self.console.print(table)
+
+
+class LiveShow(PlainShow):
+    """A live line on a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+        self.task_name = ""
+
+    def stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def line(self, text: str) -> None:
+        (self.bar.console if self.bar is not None else self.console).print(text)
+
+    def _track(self, name: str, done: int, total: int | None, facts: str) -> None:
+        if self.bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[facts]}"))
+            self.bar = Progress(*columns, console=self.console, transient=True)
+            self.bar.start()
+            self.task = None
+        if self.task is None or name != self.task_name:
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+            self.task, self.task_name = self.bar.add_task(name, total=total, facts=""), name
+        self.bar.update(self.task, completed=done, total=total, facts=facts)
+
+    def on_stage(self, name: str, state: str, seconds: float | None = None, **rest: Any) -> None:
+        self.stop()
+        super().on_stage(name, state, seconds, **rest)
+
+    def on_progress(self, what: str, done: int, total: int | None, **_: Any) -> None:
+        self._track(what, done, total, f"{done:,}" + (f"/{total:,}" if total else ""))
+
+    def on_step(self, step: int, total_steps: int, **m: Any) -> None:
+        self._track("training", step, total_steps, f"{step:,}/{total_steps:,}  {_facts(m)}")
+
+    def on_evaluation(self, result: Evaluation, **rest: Any) -> None:
+        self.stop()
+        super().on_evaluation(result, **rest)
+
+
+class JsonShow(Show):
+    """One JSON object a line on standard output: {"kind": ..., facts}."""
+
+    def tell(self, kind: str, /, **facts: Any) -> None:
+        from tauon.artifacts.files import to_json
+
+        if kind == "evaluation":
+            facts = {"result": facts["result"].to_json()}
+        print(json.dumps(to_json({"kind": kind, **facts}), ensure_ascii=False), flush=True)
+
+    def finish(self, run: Run, whole: bool) -> None:
+        self.tell("finished", folder=str(run.folder))
+
+
+def _plain(text: str) -> str:
+    """Text that rich must not read as markup."""
+    return text.replace("[", r"\[")
+
+
+def _facts(m: dict[str, Any]) -> str:
+    parts = [f"loss {m['loss']:.4f}"]
+    if "tokens_per_s" in m:
+        parts.append(f"{m['tokens_per_s']:,.0f} tokens/s")
+    elif "examples_per_s" in m:
+        parts.append(f"{m['examples_per_s']:,.0f} examples/s")
+    if "tflops" in m:
+        parts.append(f"{m['tflops']:.3f} TFLOP/s")
+    if "memory_mb" in m:
+        parts.append(f"{m['memory_mb'] / 1000:.1f} GB")
+    if "eta_s" in m:
+        parts.append(f"{format_duration(m['eta_s'])} left")
+    return "  ".join(parts)
+
+
+def format_duration(seconds: float) -> str:
+    """7 s, 2 min 05 s, 3 h 20 min.
+
+    >>> format_duration(125)
+    '2 min 05 s'
+    """
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes, s = divmod(round(seconds), 60)
+    return f"{minutes} min {s:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def metrics_table(result: Evaluation) -> Table:
+    """Every figure with its interval."""
+    table = Table(box=None, padding=(0, 2), title=None)
+    for head in (f"on {result.split}", "value", f"{result.confidence:.0%} interval"):
+        table.add_column(head, justify="left" if head.startswith("on ") else "right")
+    for name, m in result.metrics.items():
+        if m.value is None:
+            table.add_row(name.replace("_", " "), "-", f"[dim]{_plain(m.method)}[/]")
+            continue
+        interval = f"{m.low:.4f} to {m.high:.4f}" if m.low is not None and m.high is not None else ""
+        table.add_row(name.replace("_", " "), f"{m.value:.4f}", interval)
+    return table

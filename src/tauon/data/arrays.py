@@ -1,0 +1,192 @@
+"""Tables and images as training examples: normalised with statistics of the training part, augmented in training.
+
+Shape legend: N examples, B batch, F features, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tauon.data.augment import AugmentConfig, augment, check_shape
+from tauon.data.sources.base import Arrays
+from tauon.errors import DataError
+from tauon.types import Batch, DataSpec
+
+__all__ = ["ArrayDataset", "Normalizer", "check_arrays"]
+
+NormalizeKind = Literal["none", "standard", "minmax", "unit"]
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """x -> (x - center) / scale, for each feature of a table and each channel of an image. Fitted on the training part only."""
+
+    kind: str
+    center: NDArray[np.float32]
+    """(F) or (C, 1, 1)."""
+    scale: NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, features: NDArray[Any], kind: NormalizeKind) -> Normalizer:
+        """standard: mean 0, variance 1; minmax: 0 to 1; unit: bytes / 255; none: as it is. A constant feature becomes 0."""
+        images = features.ndim > 2
+        axes = (0, *range(2, features.ndim)) if images else (0,)
+        shape = (features.shape[1], *(1 for _ in features.shape[2:])) if images else features.shape[1:]
+        if kind == "standard":
+            center = features.mean(axis=axes, dtype=np.float64)
+            scale = (
+                np.sqrt(np.maximum(_mean_square(features, axes) - center**2, 0)) if images else features.std(axis=axes, dtype=np.float64)
+            )
+        elif kind == "minmax":
+            center = features.min(axis=axes).astype(np.float64)
+            scale = features.max(axis=axes).astype(np.float64) - center
+        elif kind == "unit":
+            low, high = float(features.min()), float(features.max())
+            if low < 0 or high > 255:
+                raise DataError(
+                    f"data.normalize: unit divides bytes by 255, but features go from {low:g} to {high:g}. Use standard or minmax"
+                )
+            center, scale = np.zeros(1), np.full(1, 255.0)
+        else:
+            center, scale = np.zeros(1), np.ones(1)
+        center, scale = np.broadcast_to(center, (shape[0],)), np.broadcast_to(scale, (shape[0],))
+        scale = np.where(scale > 1e-12 * np.maximum(np.abs(center), 1e-30), scale, 1.0)
+        return cls(kind, center.reshape(shape).astype(np.float32), scale.reshape(shape).astype(np.float32))
+
+    def __call__(self, features: NDArray[Any]) -> NDArray[np.float32]:
+        """(B, ...) as float32, normalised; a copy."""
+        out = features.astype(np.float32)
+        if self.kind != "none":
+            out -= self.center
+            out /= self.scale
+        return out
+
+    def to_json(self) -> dict[str, Any]:
+        """All that `from_json` needs; JSON values only."""
+        return {
+            "kind": self.kind,
+            "shape": list(self.center.shape),
+            "center": self.center.ravel().tolist(),
+            "scale": self.scale.ravel().tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Normalizer:
+        shape = tuple(data["shape"])
+        return cls(data["kind"], np.array(data["center"], np.float32).reshape(shape), np.array(data["scale"], np.float32).reshape(shape))
+
+
+def _mean_square(features: NDArray[Any], axes: tuple[int, ...]) -> NDArray[np.float64]:
+    """In pieces of rows, so that a large set of bytes is never copied as float64."""
+    pieces = [features[i : i + 4096] for i in range(0, len(features), 4096)]
+    total = sum(np.square(p, dtype=np.float64).sum(axis=axes) for p in pieces)
+    return np.asarray(total / (features.size / features.shape[1]))
+
+
+def check_arrays(table: Arrays, where: str) -> Arrays:
+    """The table with features as uint8 or float32 and targets as int64 or float32; `DataError` for whatever cannot be learned from."""
+    features, targets = table.features, table.targets
+    if not len(features):
+        raise DataError(f"{where}: no rows. Check the file, the columns and data.source.limit")
+    if len(features) != len(targets):
+        raise DataError(f"{where}: {len(features):,} rows of features but {len(targets):,} targets; each row needs one")
+    if features.ndim < 2 or not np.prod(features.shape[1:]):
+        raise DataError(f"{where}: features have shape {features.shape}, expected (rows, features) or (rows, channels, height, width)")
+    for array, what in ((features, "features"), (targets, "targets")):
+        if array.dtype.kind not in "fiub":
+            raise DataError(f"{where}: {what} are {array.dtype}, expected numbers")
+        if array.dtype.kind == "f":
+            _refuse_nan(array, table.feature_names if what == "features" else table.label_names, f"{where}: {what}")
+    if features.dtype != np.uint8:
+        with np.errstate(over="ignore"):  # a float64 too large for float32 is named below
+            narrow = features.astype(np.float32, copy=False)
+        _refuse_nan(narrow, table.feature_names, f"{where}: features as float32")
+        features = narrow
+    if table.classes:
+        targets = targets.astype(np.int64, copy=False)
+        _check_classes(targets, table.label_names, where)
+    elif targets.ndim > 2:
+        raise DataError(f"{where}: targets have shape {targets.shape}, expected (rows) or (rows, values)")
+    else:
+        targets = targets.astype(np.float32, copy=False)
+    return Arrays(features, targets, table.feature_names, table.label_names)
+
+
+def _refuse_nan(array: NDArray[Any], names: Sequence[str], where: str) -> None:
+    bad = ~np.isfinite(array)
+    count = int(bad.sum())
+    if count:
+        row, *rest = (int(i) for i in np.unravel_index(int(np.argmax(bad)), array.shape))
+        rows = int(bad.reshape(len(array), -1).any(axis=1).sum())
+        column = (
+            f"column {names[rest[0]]!r}" if len(rest) == 1 and rest[0] < len(names) else f"column {tuple(rest)}" if rest else "the column"
+        )
+        raise DataError(
+            f"{where}: row {row}, {column} is {array[(row, *rest)]} ({count:,} such values in {rows:,} rows). "
+            "Fill these values in or drop the rows or columns"
+        )
+
+
+def _check_classes(targets: NDArray[np.int64], names: Sequence[str], where: str) -> None:
+    if targets.ndim != 1:
+        raise DataError(f"{where}: class labels have shape {targets.shape}, expected one number per row")
+    bad = np.flatnonzero((targets < 0) | (targets >= max(len(names), 1)) if names else targets < 0)
+    if bad.size:
+        raise DataError(f"{where}: label {targets[bad[0]]} of row {bad[0]} is out of range 0 to {len(names) - 1}")
+    if np.all(targets == targets[0]):
+        name = names[targets[0]] if names else targets[0]
+        raise DataError(
+            f"{where}: every row has the label {name!r}: with one class there is nothing to learn. Check the label column and the limit"
+        )
+
+
+class ArrayDataset:
+    """Rows of a table or images. Example `i` of epoch `e` is a pure function of (seed, e, i); threads may share it."""
+
+    def __init__(
+        self,
+        table: Arrays,
+        rows: NDArray[np.int64],
+        normalizer: Normalizer,
+        *,
+        seed: int = 0,
+        augments: Sequence[AugmentConfig] = (),
+    ) -> None:
+        """`rows` are those of `table` that belong to this part; nothing is copied."""
+        check_shape(augments, table.features.shape[1:])
+        self._table, self._rows, self._normalizer, self._seed, self._augments = table, rows, normalizer, seed, tuple(augments)
+        targets = table.targets
+        outputs = len(table.label_names) if table.classes else (targets.shape[1] if targets.ndim == 2 else 1)
+        self.spec = DataSpec(input_shape=tuple(table.features.shape[1:]), outputs=outputs, labels=table.label_names)
+        self.facts: dict[str, Any] = {"rows": len(rows)}
+        if table.classes:
+            counts = np.bincount(targets[rows], minlength=outputs).tolist()
+            self.facts["classes"] = dict(zip(table.label_names, counts, strict=True))
+        else:
+            mine = targets[rows].reshape(len(rows), -1).astype(np.float64)
+            self.facts["targets"] = {name: getattr(mine, name)(axis=0).tolist() for name in ("mean", "std", "min", "max")}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
+        """The examples `index`: inputs (B, F) or (B, C, H, W) float32; targets (B) int64, or float32 (B) or (B, C); weights (B) of 1."""
+        import torch
+
+        index = np.asarray(index, np.int64)
+        rows = self._rows[index]
+        inputs = torch.from_numpy(self._normalizer(self._table.features[rows]))
+        if self._augments:
+            outside = (
+                torch.from_numpy(-self._normalizer.center / self._normalizer.scale)
+                if inputs.ndim == 4 and self._normalizer.center.any()
+                else None
+            )
+            inputs = augment(inputs, self._augments, seed=self._seed, epoch=epoch, index=index, outside=outside)
+        targets = torch.from_numpy(self._table.targets[rows])
+        return Batch(inputs, targets, torch.ones(len(index)), None, torch.from_numpy(index.copy()))

@@ -1,0 +1,85 @@
+"""The `data` section of a recipe: what to read, what to hold out, how to turn it into examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from tauon.config import Config, Count, Fraction
+from tauon.data.augment import AugmentConfig
+from tauon.data.sources.base import SourceConfig
+from tauon.data.split import SplitConfig
+from tauon.data.tokenizer import BpeConfig, TokenizerConfig
+
+__all__ = ["DataConfig", "problems_for"]
+
+
+class DataConfig(Config):
+    """Data and how it becomes examples. Text for language models, arrays for classification and regression."""
+
+    source: SourceConfig
+    """Where the data comes from."""
+    validation: SourceConfig | None = None
+    """A source of its own for validation; it comes before `split.validation`."""
+    test: SourceConfig | None = None
+    """A source of its own for test; it comes before `split.test`."""
+    split: SplitConfig = SplitConfig()
+    """How to hold data out where no source of its own is given."""
+
+    tokenizer: TokenizerConfig = BpeConfig()
+    """Text only: how text becomes tokens."""
+    seq_len: Count | None = Field(default=None, ge=1, le=2**24)
+    """Text only: tokens in an example. None: 256."""
+    mask_documents: bool = True
+    """Text only: attention stays inside a document. Without effect where there is one document."""
+    overlap: Fraction = Field(default=0.0, ge=0, lt=1)
+    """Text only: share of each held-out window that repeats the one before as context, not counted again. 0 is fastest;
+    0.5 measures each token with at least half a window before it."""
+
+    normalize: Literal["auto", "none", "standard", "minmax", "unit"] = "auto"
+    """Arrays only. standard: mean 0, variance 1; minmax: 0 to 1; unit: bytes / 255. By column, or by channel of images,
+    with statistics of the training part. auto: unit for bytes, standard otherwise."""
+    augment: tuple[AugmentConfig, ...] = ()
+    """Arrays only: random changes of the training examples, in turn."""
+
+    workers: int = Field(default=0, ge=0, le=64)
+    """Threads that prepare batches ahead; the batches are the same whatever their number."""
+    cache: str | None = None
+    """Folder for prepared data and downloads. None: TAUON_CACHE, else ~/.cache/tauon."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        split: SplitConfig = self.peek("split")
+        for name in ("validation", "test"):
+            if self.peek(name) is not None and name in split.model_fields_set and split.peek(name) > 0:
+                yield f"split.{name}", f"has no effect, since data.{name} names a source of its own; drop one of the two"
+        if self.peek("test") is not None and split.peek("folds") is not None:
+            yield "test", "with split.folds the test part is one of the folds; drop data.test or split.folds"
+        given = {n: self.peek(n).gives() for n in ("source", "validation", "test") if self.peek(n) is not None}
+        for name in ("validation", "test"):
+            if name in given and given[name] != given["source"]:
+                yield name, f"gives {given[name]}, but data.source gives {given['source']}; both must be the same"
+
+
+_TEXT_ONLY = ("tokenizer", "seq_len", "mask_documents", "overlap")
+_ARRAYS_ONLY = ("normalize", "augment")
+
+
+def problems_for(config: DataConfig, needs: Literal["tokens", "arrays"]) -> Iterator[tuple[str, str]]:
+    """(key below `data`, message) of each setting that cannot work with a task that needs tokens, or arrays."""
+    source: SourceConfig = config.peek("source")
+    wanted = "text" if needs == "tokens" else "arrays"
+    if source.gives() != wanted:
+        got = "text, but the task needs features and targets" if wanted == "arrays" else "features and targets, but the task needs text"
+        yield "source", f"{source.kind_!r} gives {got}; choose another source or another task"
+    other = _ARRAYS_ONLY if needs == "tokens" else _TEXT_ONLY
+    for name in other:
+        if name in config.model_fields_set:
+            yield name, f"is for {'arrays' if needs == 'tokens' else 'text'}, and the task needs {needs}; drop it"
+    split: SplitConfig = config.peek("split")
+    by = split.peek("by")
+    if by == "row" and needs == "tokens":
+        yield "split.by", "row is for arrays; text is split by document or position"
+    if by == "document" and needs == "arrays":
+        yield "split.by", "document is for text; arrays are split by row or position"

@@ -1,0 +1,107 @@
+"""Getting one published file, verified: from a mirror folder, from the cache, or over the network, in this order.
+
+What is kept in the cache is the unpacked content, under a name that it gets only once its sha256 is right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tauon.data.cache import make_folder
+from tauon.data.files import read_bytes, sha256_bytes
+from tauon.data.progress import report
+from tauon.errors import ChecksumError, DataError
+
+__all__ = ["fetch", "mirror"]
+
+_CHUNK = 1 << 18
+_TIMEOUT_S = 30.0
+
+
+def mirror() -> Path | None:
+    """The folder that TAUON_DATA names, if it does."""
+    chosen = os.environ.get("TAUON_DATA")
+    return Path(chosen).expanduser() if chosen else None
+
+
+def fetch(name: str, urls: tuple[str, ...], sha256: str, size: int, cached: Path) -> tuple[bytes, str]:
+    """(unpacked content, where it came from) of the file `name` of the mirror.
+
+    Args:
+        name: path below the mirror folder.
+        urls: addresses, tried in turn.
+        sha256: of the unpacked content; whatever does not match is refused.
+        size: of the unpacked content in bytes, for the progress bar.
+        cached: where the unpacked content is kept once downloaded.
+
+    Raises:
+        ChecksumError: a file in the mirror, in the cache or at every address is not the one that was published.
+        DataError: it is nowhere to be had.
+    """
+    local = mirror()
+    if local is not None and (local / name).is_file():
+        return _checked(local / name, sha256, "Replace it by the published file, or unset TAUON_DATA"), str(local / name)
+    if cached.is_file():
+        return _checked(cached, sha256, "Delete it, so that it is downloaded again"), str(cached)
+    make_folder(cached.parent)
+    failures: list[str] = []
+    for url in urls:
+        try:
+            content = _download(url, cached, sha256, size)
+        except ChecksumError:
+            raise
+        except (OSError, ValueError, DataError) as err:
+            failures.append(f"{url}: {getattr(err, 'reason', None) or err}")
+        else:
+            return content, url
+    listed = "; ".join(failures) or "no address is known"
+    looked = f" TAUON_DATA={local} has no {name}." if local is not None else ""
+    raise DataError(
+        f"{cached.name} cannot be had: {listed}.{looked} Check the network, put the unpacked file at {cached}, "
+        "or set TAUON_DATA to a folder that has it"
+    )
+
+
+def _checked(path: Path, sha256: str, way_out: str) -> bytes:
+    content = read_bytes(path)
+    got = sha256_bytes(content)
+    if got != sha256:
+        raise ChecksumError(f"{path}: sha256 of the unpacked content is {got}, expected {sha256}. {way_out}")
+    return content
+
+
+def _download(url: str, target: Path, sha256: str, size: int) -> bytes:
+    if not url.startswith(("https://", "http://")):
+        raise ValueError("only http and https addresses are fetched")
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    temporary = Path(name)
+    what = f"download {target.name}"
+    try:
+        with os.fdopen(handle, "wb") as out, urllib.request.urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - scheme checked above
+            total = int(answer.headers.get("Content-Length") or 0) or None
+            done = 0
+            report(what, 0, total)
+            while chunk := answer.read(_CHUNK):
+                out.write(chunk)
+                done += len(chunk)
+                report(what, done, total)
+        if total is not None and done != total:
+            raise OSError(f"broke off after {done:,} of {total:,} bytes")
+        content = read_bytes(temporary)
+        got = sha256_bytes(content)
+        if got != sha256:
+            raise ChecksumError(
+                f"{url}: got {len(content):,} bytes with sha256 {got}, expected {size:,} with {sha256}. "
+                "What is published there has changed or was tampered with; nothing was kept"
+            )
+        temporary.write_bytes(content)
+        os.replace(temporary, target)
+        return content
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()

@@ -1,0 +1,170 @@
+"""Reading files that people hand in, and writing files that must never be half there.
+
+`.gz` and `.zst` are recognised by their first bytes and read as if unpacked. Everything that can be wrong with a file is a
+`DataError` that names it. Knows nothing of what is inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import gzip
+import hashlib
+import io
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tauon.errors import DataError, MissingExtra
+
+__all__ = ["decode", "expand", "read_bytes", "read_lines", "sha256_bytes", "sha256_file", "write_json"]
+
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+@contextlib.contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """The file's bytes as a stream, unpacked if they are gzip or zstd. A truncated stream is a `DataError` when it ends."""
+    try:
+        with open(path, "rb") as raw:
+            head = raw.read(4)
+            raw.seek(0)
+            if head[:2] == _GZIP:
+                with gzip.GzipFile(fileobj=raw) as unpacked:
+                    yield io.BufferedReader(unpacked)
+            elif head == _ZSTD:
+                yield io.BytesIO(_unzstd(raw.read(), path))
+            else:
+                yield raw
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. Relative paths start at {Path.cwd()}") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: is a folder, expected a file") from None
+    except PermissionError:
+        raise DataError(f"{path}: may not be read by this user (permission denied); check its mode and owner") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as err:
+        raise DataError(f"{path}: damaged or truncated gzip ({err}). Copy or download the file again") from None
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read ({err.strerror or err})") from None
+
+
+def _unzstd(packed: bytes, path: Path) -> bytes:
+    try:
+        import zstandard
+    except ImportError as err:
+        raise MissingExtra(f"{path}: reading .zst", "zstd") from err
+    parts = []
+    try:
+        while packed:  # frames may follow one another; a reader that does not ask for `eof` takes a torn one as whole
+            frame = zstandard.ZstdDecompressor().decompressobj()
+            parts.append(frame.decompress(packed))
+            if not frame.eof:
+                raise DataError(f"{path}: truncated zstd. Copy or download the file again")
+            packed = frame.unused_data
+    except zstandard.ZstdError as err:
+        raise DataError(f"{path}: damaged zstd ({err}). Copy or download the file again") from None
+    return b"".join(parts)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole file, unpacked."""
+    with open_bytes(path) as file:
+        return file.read()
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line without its end) of each line, one at a time."""
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, 1):
+            yield number, line.rstrip(b"\r\n")
+
+
+def decode(data: bytes, where: str, encoding: str = "utf-8") -> str:
+    """Text from bytes, strictly: the byte offset of the first wrong one is in the error."""
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as err:
+        bad = data[err.start : err.start + 4].hex(" ")
+        raise DataError(
+            f"{where}: not {encoding} at byte {err.start:,} ({bad}: {err.reason}). "
+            "Convert the file, or name its encoding (encoding: latin-1, say)"
+        ) from None
+    except LookupError:
+        raise DataError(f"{where}: Python knows no encoding {encoding!r}; utf-8, latin-1 and utf-16 are common") from None
+
+
+def expand(paths: str | Sequence[str], pattern: str = "**/*") -> list[tuple[Path, str]]:
+    """(file, name) of everything that `paths` mean, sorted by name, each file once.
+
+    A path is a file, a glob, or a folder: then every file below it that matches `pattern`, hidden ones excepted. Names are
+    relative to the folder given, so that they do not change when the folder moves.
+    """
+    found: dict[Path, str] = {}
+    for text in [paths] if isinstance(paths, str) else paths:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            inside = [p for p in path.glob(pattern) if p.is_file() and not any(s.startswith(".") for s in p.relative_to(path).parts)]
+            if not inside:
+                raise DataError(f"{path}: the folder has no file that matches {pattern!r}")
+            found |= {p: p.relative_to(path).as_posix() for p in inside}
+        elif path.exists() or not glob.has_magic(text):
+            if not path.exists():
+                near = _nearest_name(path)
+                raise DataError(f"{path}: no such file or folder{near}. Relative paths start at {Path.cwd()}")
+            found[path] = path.name
+        else:
+            inside = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]
+            if not inside:
+                raise DataError(f"{text}: no file matches this pattern. Relative patterns start at {Path.cwd()}")
+            found |= {p: p.as_posix() for p in inside}
+    return sorted(found.items(), key=lambda item: (item[1], str(item[0])))
+
+
+def _nearest_name(path: Path) -> str:
+    import difflib
+
+    with contextlib.suppress(OSError):
+        close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+        if close:
+            return f"; did you mean {str(path.parent / close[0])!r}?"
+    return ""
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Of the bytes as they lie on disk, not unpacked."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. Relative paths start at {Path.cwd()}") from None
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read ({err.strerror or err})") from None
+
+
+def canonical(value: Any) -> str:
+    """JSON in one spelling, for hashing: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write to a temporary name, flush to disk, rename: readers see all of it or nothing."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except OSError as err:
+        raise DataError(f"{path}: cannot be written ({err.strerror or err})") from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)

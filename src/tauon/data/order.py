@@ -1,0 +1,59 @@
+"""The order of training examples: a pure function of (seed, epoch, position), with no shuffled array and no state.
+
+Position p of the endless stream of examples lies in epoch p // N; within it, a permutation of [0, N) keyed by (seed, epoch)
+says which example it is. The permutation is an alternating Feistel network over the smallest power of two above N, with
+cycle walking back into [0, N) (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"): O(1) memory, any position at
+once, and the same whatever the world size or the number of workers.
+
+Knows nothing of data sets: it maps numbers to numbers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tauon.data.counter import key, mix
+
+__all__ = ["example_at", "permute"]
+
+_ROUNDS = 8
+_MIN_BITS = 6  # a Feistel network over fewer points reaches too few of their permutations
+
+
+def permute(x: NDArray[np.int64], n: int, key_: int) -> NDArray[np.int64]:
+    """Where each number of `x`, all in [0, n), goes under the permutation of [0, n) that `key_` chooses.
+
+    >>> sorted(permute(np.arange(10), 10, key_=1).tolist()) == list(range(10))
+    True
+    """
+    if n <= 1:
+        return np.zeros_like(x)
+    total = max(_MIN_BITS, (n - 1).bit_length())
+    low = np.uint64(total // 2)
+    mask_low, mask_high = np.uint64((1 << (total // 2)) - 1), np.uint64((1 << (total - total // 2)) - 1)
+    keys = [np.uint64(key(key_, "feistel", r)) for r in range(_ROUNDS)]
+
+    def network(y: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = y >> low, y & mask_low
+        for r in range(0, _ROUNDS, 2):
+            left = left ^ (mix(right ^ keys[r]) & mask_high)
+            right = right ^ (mix(left ^ keys[r + 1]) & mask_low)
+        return (left << low) | right
+
+    out = network(x.astype(np.uint64))
+    outside = np.flatnonzero(out >= n)
+    while outside.size:  # the walk comes back: x itself is a point of its cycle that lies inside
+        out[outside] = network(out[outside])
+        outside = outside[out[outside] >= n]
+    return out.astype(np.int64)
+
+
+def example_at(position: NDArray[np.int64], n: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(epoch, example) of each position of the endless stream over `n` examples. Positions may be in any order."""
+    epoch = position // n
+    example = np.empty_like(position)
+    for e in np.unique(epoch).tolist():
+        here = epoch == e
+        example[here] = permute(position[here] % n, n, key(seed, "order", e))
+    return epoch, example

@@ -1,0 +1,10 @@
+"""Data sources, one file each. Importing this registers those that come with Tauon."""
+
+from tauon.data.sources.base import Arrays, Document, SourceConfig
+from tauon.data.sources.idx import IdxConfig
+from tauon.data.sources.public import PublicConfig
+from tauon.data.sources.sklearn import SklearnConfig
+from tauon.data.sources.stdlib import PythonStdlibConfig
+from tauon.data.sources.text import TextConfig
+
+__all__ = ["Arrays", "Document", "IdxConfig", "PublicConfig", "PythonStdlibConfig", "SklearnConfig", "SourceConfig", "TextConfig"]

@@ -1,0 +1,151 @@
+"""What a data source is: something that yields documents (text) or one table of features and targets (arrays).
+
+A new source, here or in another package, is one class: derive from `SourceConfig`, decorate with `@register("name")`, set
+`provides`, write `documents` or `arrays`. Splitting, limits, tokenising, normalising and caching are not its business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tauon.config import Count, Registered, dump
+from tauon.data.files import canonical, sha256_file
+from tauon.errors import DataError
+
+__all__ = ["Arrays", "Document", "Kind", "SourceConfig"]
+
+Kind = Literal["text", "arrays"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text that belongs together. Attention never leaves it, and the split never divides it (but by position)."""
+
+    text: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """N examples. Targets decide the task: int64 (N) are classes, float32 (N) or (N, C) are values."""
+
+    features: NDArray[Any]
+    """(N, F) of a table, (N, channels, height, width) of images; uint8 or float32."""
+    targets: NDArray[Any]
+    feature_names: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
+    """Names of the classes in index order, or of the target columns."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def classes(self) -> bool:
+        """Whether the targets are class numbers."""
+        return bool(np.issubdtype(self.targets.dtype, np.integer))
+
+    def rows(self, index: NDArray[np.int64] | slice) -> Arrays:
+        return replace(self, features=self.features[index], targets=self.targets[index])
+
+
+class SourceConfig(Registered, family="source"):
+    """Where the data comes from."""
+
+    limit: Count | None = Field(default=None, ge=1)
+    """Take only the first this many documents or rows."""
+
+    provides: ClassVar[Kind] = "text"
+
+    def gives(self) -> Kind:
+        """What comes out, where the settings decide it; must not open a file."""
+        return self.provides
+
+    def documents(self) -> Iterable[Document]:
+        """Each document, in an order that never changes. May be called more than once."""
+        raise DataError(f"source {self.kind_!r} has no text; it gives {self.gives()}")
+
+    def arrays(self) -> Arrays:
+        """The whole table."""
+        raise DataError(f"source {self.kind_!r} has no features and targets; it gives {self.gives()}")
+
+    def part(self, name: Literal["validation", "test"]) -> SourceConfig | None:
+        """The source's own held-out part of that name, where it was published with one."""
+        return None
+
+    def files(self) -> list[tuple[Path, str]]:
+        """(path, name) of the files it reads; none where it reads none."""
+        return []
+
+    def describe(self) -> dict[str, Any]:
+        """Where the data came from, for the report. JSON values only."""
+        listed = self.files()
+        facts: dict[str, Any] = {"kind": self.kind_}
+        if listed:
+            facts |= {"files": len(listed), "bytes": sum(p.stat().st_size for p, _ in listed), "paths": [str(p) for p, _ in listed[:20]]}
+        return facts
+
+    def fingerprint(self) -> str:
+        """sha256 over the settings and the content: equal where and only where the data is the same.
+
+        Paths are left out, so that a moved folder is not prepared again.
+        """
+        digest = hashlib.sha256(canonical({k: v for k, v in dump(self).items() if k not in _PLACES}).encode())
+        listed = self.files()
+        for path, name in listed:
+            digest.update(f"\0{name}\0{sha256_file(path)}".encode())
+        if not listed:
+            self._hash_content(digest)
+        return digest.hexdigest()
+
+    def _hash_content(self, digest: Any) -> None:
+        if self.gives() == "text":
+            for document in self.documents():
+                digest.update(f"\0{document.name}\0{len(document.text)}\0".encode() + document.text.encode("utf-8", "surrogatepass"))
+        else:
+            table = self.arrays()
+            for array in (table.features, table.targets):
+                digest.update(f"\0{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+            digest.update("\0".join((*table.feature_names, "", *table.label_names)).encode())
+
+
+_PLACES = frozenset({"path", "images", "labels"})
+
+
+def class_targets(values: NDArray[Any], where: str, names: tuple[str, ...] = ()) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Class numbers 0..C-1 and their names. With `names` given, the values must already be such numbers."""
+    if values.ndim != 1:
+        raise DataError(f"{where}: class labels have shape {values.shape}, expected one number per example")
+    if values.dtype.kind == "f":
+        odd = np.flatnonzero(~np.isfinite(values) | (values != np.floor(values)))
+        if odd.size:
+            raise DataError(
+                f"{where}: label {values[odd[0]]} of row {odd[0]} is not a whole number, as classes are. For regression say target: value"
+            )
+        values = values.astype(np.int64)
+    if names:
+        if values.dtype.kind not in "iub":
+            raise DataError(f"{where}: labels are {values.dtype}, expected numbers 0 to {len(names) - 1}, since their names are given")
+        bad = np.flatnonzero((values < 0) | (values >= len(names)))
+        if bad.size:
+            raise DataError(
+                f"{where}: label {values[bad[0]]} of row {bad[0]} is out of range; {len(names)} names are given, so 0 to {len(names) - 1}"
+            )
+        return values.astype(np.int64), names
+    distinct, index = np.unique(values, return_inverse=True)
+    return index.astype(np.int64).reshape(-1), tuple(str(v) for v in distinct.tolist())
+
+
+def limited(documents: Iterable[Document], limit: int | None) -> Iterator[Document]:
+    """The first `limit` documents."""
+    for i, document in enumerate(documents):
+        if limit is not None and i >= limit:
+            return
+        yield document

@@ -1,0 +1,100 @@
+"""The public data sets that Tauon knows by name: where they are, what they weigh, what they may be used for.
+
+A table, nothing else. `sha256` and `bytes` are of the unpacked content: an address may serve the file packed or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tauon.data.sources.base import Kind
+
+__all__ = ["PUBLIC", "PublicFile", "PublicSet"]
+
+Part = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class PublicFile:
+    mirror: str
+    """Path below TAUON_DATA."""
+    urls: tuple[str, ...]
+    """Tried in turn."""
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    title: str
+    licence: str
+    home: str
+    gives: Kind
+    parts: dict[Part, tuple[PublicFile, ...]]
+    """Published parts: one text file each, or (images, labels) in IDX."""
+    document_start: str | None = None
+    """Where a document begins within a file (regular expression)."""
+    label_names: tuple[str, ...] = field(default=())
+
+
+_CHAR_RNN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+_WIKITEXT = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"
+_MNIST = ("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist")
+
+
+def _wikitext(name: str, sha256: str, size: int) -> tuple[PublicFile, ...]:
+    return (PublicFile(f"wikitext-2/{name}.txt.gz", (f"{_WIKITEXT}/{name}.txt",), sha256, size),)
+
+
+def _mnist(name: str, sha256: str, size: int) -> PublicFile:
+    return PublicFile(f"mnist/{name}.gz", tuple(f"{base}/{name}.gz" for base in _MNIST), sha256, size)
+
+
+PUBLIC: dict[str, PublicSet] = {
+    "tinyshakespeare": PublicSet(
+        title="Tiny Shakespeare: 40,000 lines of his plays",
+        licence="text in the public domain; the repository states no licence",
+        home="https://github.com/karpathy/char-rnn",
+        gives="text",
+        parts={
+            "train": (
+                PublicFile(
+                    "tinyshakespeare/input.txt.gz",
+                    (_CHAR_RNN,),
+                    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+                    1_115_394,
+                ),
+            )
+        },
+    ),
+    "wikitext-2": PublicSet(
+        title="WikiText-2 (v1, word level, with <unk>): 720 articles of Wikipedia",
+        licence="CC BY-SA 3.0",
+        home="https://huggingface.co/datasets/Salesforce/wikitext",
+        gives="text",
+        document_start=r"^ \n = (?!= )[^\n]*(?<! =) = \n \n",
+        parts={
+            "train": _wikitext("train", "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f", 10_797_148),
+            "validation": _wikitext("valid", "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8", 1_121_681),
+            "test": _wikitext("test", "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0", 1_256_449),
+        },
+    ),
+    "mnist": PublicSet(
+        title="MNIST: handwritten digits, 28 x 28 grey",
+        licence="commonly given as CC BY-SA 3.0",
+        home="http://yann.lecun.com/exdb/mnist/",
+        gives="arrays",
+        label_names=tuple("0123456789"),
+        parts={
+            "train": (
+                _mnist("train-images-idx3-ubyte", "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db", 47_040_016),
+                _mnist("train-labels-idx1-ubyte", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5", 60_008),
+            ),
+            "test": (
+                _mnist("t10k-images-idx3-ubyte", "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7", 7_840_016),
+                _mnist("t10k-labels-idx1-ubyte", "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2", 10_008),
+            ),
+        },
+    ),
+}

@@ -1,0 +1,56 @@
+"""The source code of the Python standard library that runs this: real text that every machine has."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tauon.config import register
+from tauon.data.files import sha256_bytes
+from tauon.data.sources.base import Document, SourceConfig
+from tauon.errors import DataError
+
+__all__ = ["PythonStdlibConfig"]
+
+_LEFT_OUT = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test", "turtledemo", "lib2to3", "pydoc_data", "__pycache__"}
+)
+
+
+@register("python-stdlib")
+class PythonStdlibConfig(SourceConfig):
+    """Every `.py` file of the standard library, a document each, in order of name.
+
+    Left out: installed packages, tests, demos and generated text (folders site-packages, dist-packages, test, tests, idlelib,
+    idle_test, turtledemo, lib2to3, pydoc_data, __pycache__), files that are not UTF-8, blank files, and second copies of the
+    same content. Another version of Python gives another text: the report names the version.
+    """
+
+    def files(self) -> list[tuple[Path, str]]:
+        root = Path(sysconfig.get_path("stdlib"))
+        found = [(p, p.relative_to(root)) for p in root.rglob("*.py")]
+        kept = sorted((name.as_posix(), p) for p, name in found if _LEFT_OUT.isdisjoint(name.parts[:-1]) and p.is_file())
+        if not kept:
+            raise DataError(
+                f"{root}: no source file of the standard library is here (a stripped or zipped Python?). Use source: text instead"
+            )
+        return [(p, name) for name, p in kept]
+
+    def documents(self) -> Iterator[Document]:
+        seen: set[str] = set()
+        for path, name in self.files():
+            data = path.read_bytes()
+            digest = sha256_bytes(data)
+            if digest in seen or not data.strip():
+                continue
+            seen.add(digest)
+            try:
+                yield Document(data.decode("utf-8"), name)
+            except UnicodeDecodeError:
+                continue
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"python": sys.version.split()[0], "implementation": sys.implementation.name, "licence": "PSF-2.0"}

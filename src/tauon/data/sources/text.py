@@ -1,0 +1,57 @@
+"""Text from files: a file, a folder, a glob; plain, gzip or zstd; a document per file, or one wherever a pattern matches."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tauon.config import register
+from tauon.data.files import decode, expand, read_bytes
+from tauon.data.sources.base import Document, SourceConfig
+
+__all__ = ["TextConfig", "cut"]
+
+
+@register("text")
+class TextConfig(SourceConfig):
+    """Text files. Bytes are taken as they are: no line end is translated, no blank trimmed."""
+
+    path: str | tuple[str, ...]
+    """A file, a folder or a glob, or several of them. `~` is your home."""
+    pattern: str = "**/*"
+    """Which files of a folder: `**/*.txt`, say. Hidden files are left out."""
+    encoding: str = "utf-8"
+    """Read strictly: a byte that does not fit is an error that says where."""
+    document_start: str | None = None
+    r"""Regular expression (multi-line): a document begins wherever it matches. `^ = [^=]` cuts WikiText into articles,
+    `\n\n+` cuts at blank lines. Nothing is lost: the documents joined are the file. None: a document is a file."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        start = self.peek("document_start")
+        if start is not None:
+            try:
+                re.compile(start, re.MULTILINE)
+            except re.error as err:
+                yield "document_start", f"{start!r} is not a regular expression: {err}"
+
+    def files(self) -> list[tuple[Path, str]]:
+        return expand(self.path, self.pattern)
+
+    def documents(self) -> Iterator[Document]:
+        encoding, start = self.encoding, self.document_start
+        for path, name in self.files():
+            yield from cut(decode(read_bytes(path), str(path), encoding), name, start)
+
+
+def cut(text: str, name: str, start: str | None) -> Iterator[Document]:
+    """The documents of one text; pieces are named `name#0`, `name#1`, ..."""
+    if start is None:
+        yield Document(text, name)
+        return
+    first = len(text) - len(text.lstrip())  # blanks before the first match belong to the first document
+    edges = [0, *(m.start() for m in re.finditer(start, text, re.MULTILINE) if m.start() > first), len(text)]
+    for i, (a, b) in enumerate(itertools.pairwise(edges)):
+        if a < b:
+            yield Document(text[a:b], f"{name}#{i}")

@@ -1,0 +1,205 @@
+"""What is held out: documents, the last share of the text, or rows. Pure functions of (settings, split seed, content).
+
+Documents are dealt by a hash of their content, so that equal texts always land on the same side: held-out text cannot leak
+into training through a second copy. The split has its own seed: runs with other training seeds stay comparable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tauon.config import Config, Fraction
+from tauon.data.counter import bits, key
+from tauon.errors import DataError
+
+__all__ = ["PARTS", "Part", "Pieces", "SplitConfig", "TextStat", "split_rows", "split_text"]
+
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+
+_MANY = 10
+
+
+class SplitConfig(Config):
+    """How to hold data out for validation and test. A source of its own (`data.validation`, `data.test`) comes first."""
+
+    validation: Fraction = Field(default=0.1, ge=0, lt=1)
+    """Share for validation: of the text's length, or of the rows."""
+    test: Fraction = Field(default=0.0, ge=0, lt=1)
+    """Share for test."""
+    by: Literal["auto", "document", "position", "row"] = "auto"
+    """document: whole documents; position: the last share of the text (train, then validation, then test, as nanoGPT does);
+    row: rows of a table, each class in proportion. auto: row for arrays, document where there are ten or more, else position."""
+    folds: int | None = None
+    """Cut everything into this many folds: one is the test part, the rest are for training."""
+    fold: int = Field(default=0, ge=0)
+    """Which fold is the test part, from 0."""
+    seed: int = Field(default=0, ge=0)
+    """Decides who is held out, apart from the training seed, so that runs with other seeds can be compared."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        folds, fold, validation, test = (self.peek(n) for n in ("folds", "fold", "validation", "test"))
+        if folds is not None and folds < 2:
+            yield "folds", f"{folds} folds leave nothing to train on; give at least 2, or drop it and use test: 20%"
+        elif folds is not None and fold >= folds:
+            yield "fold", f"fold {fold} of {folds} does not exist; they count from 0 to {folds - 1}"
+        if folds is None and "fold" in self.model_fields_set:
+            yield "fold", "has no effect without folds; add folds: 5, say"
+        if folds is not None and test > 0:
+            yield "test", f"the test part is one of the {folds} folds already; drop test or folds"
+        if validation + test >= 1:
+            yield "validation", f"validation ({validation:g}) and test ({test:g}) leave nothing to train on; together they must be below 1"
+
+
+@dataclass(frozen=True)
+class TextStat:
+    """What the split must know of a document."""
+
+    digest: bytes
+    """Of its content: equal for equal texts."""
+    chars: int
+
+
+Pieces = Mapping[int, Sequence[tuple[Part, int, int]]]
+"""Document number to [(part, first character, last character + 1), ...]."""
+
+
+def split_text(stats: Sequence[TextStat], config: SplitConfig, wanted: Sequence[Part]) -> tuple[Pieces, dict[str, Any]]:
+    """Which part each document, or piece of one, belongs to; and facts that say what was done.
+
+    `wanted` are the held-out parts that the settings must supply (those without a source of their own).
+    """
+    by, why = config.by, "as set"
+    distinct = len({s.digest for s in stats})
+    if by == "auto":
+        by = "document" if distinct >= _MANY else "position"
+        why = f"{distinct} distinct documents" + ("" if distinct >= _MANY else f", fewer than {_MANY}")
+    if by == "row":
+        raise DataError("split.by=row is for arrays, but the data is text. Use document or position")
+    total = sum(s.chars for s in stats)
+    edges = list(_edges(config, wanted))
+    facts = {"by": by, "why": why, "seed": config.seed, "shares": [[p, round(b - a, 6)] for p, a, b in edges]}
+    pieces = _by_document(stats, edges, config.seed) if by == "document" else _by_position(stats, edges)
+    sizes = dict.fromkeys(PARTS, 0)
+    for cuts in pieces.values():
+        for part, a, b in cuts:
+            sizes[part] += b - a
+    for part in {p for p, _, _ in edges}:
+        if not sizes[part]:
+            raise DataError(
+                f"the {part} part is empty: {len(stats)} documents ({distinct} distinct), {total:,} characters, split by {by}. "
+                + ("Use split.by=position, or give more documents" if by == "document" else "Give more text, or a larger share")
+            )
+    return pieces, facts
+
+
+def _edges(config: SplitConfig, wanted: Sequence[Part]) -> Iterator[tuple[Part, float, float]]:
+    """The parts as intervals of [0, 1), in the order of position."""
+    validation = config.validation if "validation" in wanted else 0.0
+    if config.folds is not None and "test" in wanted:
+        a, b = config.fold / config.folds, (config.fold + 1) / config.folds
+        rest = [(0.0, a), (b, 1.0)]
+        if config.fold == config.folds - 1:  # validation is the end of what the test fold leaves
+            rest = [(0.0, 0.0), (0.0, a)]
+        held = min(validation * (1 - (b - a)), rest[1][1] - rest[1][0])
+        spans: list[tuple[Part, float, float]] = [
+            ("train", *rest[0]), ("test", a, b), ("train", rest[1][0], rest[1][1] - held), ("validation", rest[1][1] - held, rest[1][1]),
+        ]  # fmt: skip
+        yield from sorted((s for s in spans if s[1] < s[2]), key=lambda s: s[1])
+        return
+    test = config.test if "test" in wanted else 0.0
+    yield "train", 0.0, 1 - validation - test
+    if validation:
+        yield "validation", 1 - validation - test, 1 - test
+    if test:
+        yield "test", 1 - test, 1.0
+
+
+def _by_position(stats: Sequence[TextStat], edges: Sequence[tuple[Part, float, float]]) -> Pieces:
+    total = sum(s.chars for s in stats)
+    bounds = [(part, int(total * a) if a > 0 else 0, int(total * b) if b < 1 else total) for part, a, b in edges]
+    pieces: dict[int, list[tuple[Part, int, int]]] = {}
+    offset = 0
+    for i, stat in enumerate(stats):
+        cuts = [(part, max(a - offset, 0), min(b - offset, stat.chars)) for part, a, b in bounds]
+        pieces[i] = [(part, a, b) for part, a, b in cuts if a < b]
+        offset += stat.chars
+    return pieces
+
+
+def _by_document(stats: Sequence[TextStat], edges: Sequence[tuple[Part, float, float]], seed: int) -> Pieces:
+    """Deal the distinct contents in order of a keyed hash; a content belongs to the part in which its middle lies."""
+    chars: dict[bytes, int] = {}
+    for stat in stats:
+        chars[stat.digest] = chars.get(stat.digest, 0) + stat.chars
+    order = sorted(chars, key=lambda d: hashlib.blake2b(d, digest_size=16, key=f"split {seed}".encode()).digest())
+    total = sum(chars.values())
+    part_of: dict[bytes, Part] = {}
+    offset = 0
+    for digest in order:
+        middle = (offset + chars[digest] / 2) / max(total, 1)
+        part_of[digest] = next((p for p, a, b in edges if a <= middle < b), edges[-1][0])
+        offset += chars[digest]
+    return {i: [(part_of[s.digest], 0, s.chars)] for i, s in enumerate(stats)}
+
+
+def split_rows(targets: NDArray[Any], config: SplitConfig, wanted: Sequence[Part]) -> tuple[dict[Part, NDArray[np.int64]], dict[str, Any]]:
+    """Row numbers of each part, ascending; and facts. Each class is held out in proportion where targets are classes (int).
+
+    Sizes are exact: round(share * rows) rows, classes by largest remainder.
+    """
+    n = len(targets)
+    by = "row" if config.by == "auto" else config.by
+    why = "as set" if config.by != "auto" else "the default for arrays"
+    if by == "document":
+        raise DataError("split.by=document is for text, but the data is arrays. Use row or position")
+    stratify = by == "row" and targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer)
+    groups = [np.flatnonzero(targets == c) for c in np.unique(targets)] if stratify else [np.arange(n)]
+    if by == "row":
+        groups = [_shuffled(g, config.seed) for g in groups]
+    shares: dict[Part, float] = {"validation": config.validation if "validation" in wanted else 0.0}
+    taken: dict[Part, NDArray[np.int64]] = {}
+    if config.folds is not None and "test" in wanted:
+        dealt = np.concatenate(groups)
+        number = np.arange(n) % config.folds if by == "row" else np.arange(n) * config.folds // max(n, 1)
+        taken["test"] = dealt[number == config.fold]
+        out = np.isin(dealt, taken["test"])
+        lengths = np.cumsum([0, *(len(g) for g in groups)])
+        groups = [g[~out[a:b]] for g, a, b in zip(groups, lengths, lengths[1:], strict=False)]
+        shares["validation"] *= sum(map(len, groups)) / max(n, 1)
+    else:
+        shares["test"] = config.test if "test" in wanted else 0.0
+    for part in ("test", "validation"):  # from the end: test is last, as for text
+        share = shares.get(part, 0.0)
+        if share > 0:
+            counts = _proportional([len(g) for g in groups], round(share * n))
+            taken[part] = np.concatenate([g[len(g) - c :] for g, c in zip(groups, counts, strict=True)])
+            groups = [g[: len(g) - c] for g, c in zip(groups, counts, strict=True)]
+    taken["train"] = np.concatenate(groups)
+    rows: dict[Part, NDArray[np.int64]] = {p: np.sort(taken[p]) for p in PARTS if p in taken}
+    for part, held in rows.items():
+        if not len(held):
+            raise DataError(f"the {part} part is empty: {n} rows are too few for the split. Give more rows, or another share")
+    facts = {"by": by, "why": why, "stratified": bool(stratify), "seed": config.seed, "folds": config.folds}
+    return rows, facts | ({"fold": config.fold} if config.folds is not None else {})
+
+
+def _shuffled(rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    return rows[np.argsort(bits(key(seed, "split rows"), rows.astype(np.uint64)), kind="stable")]
+
+
+def _proportional(sizes: Sequence[int], total: int) -> list[int]:
+    """`total` dealt in proportion to `sizes`, by largest remainder (Hamilton's method)."""
+    whole = max(sum(sizes), 1)
+    exact = [s * total / whole for s in sizes]
+    counts = [int(e) for e in exact]
+    for i in sorted(range(len(sizes)), key=lambda i: counts[i] - exact[i])[: total - sum(counts)]:
+        counts[i] += 1
+    return counts

@@ -1,0 +1,122 @@
+"""What every model family shares: its config, its shard plan as plain data, and initial weights that are a pure
+function of (seed, parameter name), so that every layout and every order of building starts from the same numbers.
+
+Knows no family. A model is plain single-device code; precision, compile and parallelism are applied from outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from tauon.config import Registered, dump, parse
+from tauon.errors import CheckpointError
+from tauon.types import DataSpec
+
+__all__ = ["Model", "ModelConfig", "Shard", "from_record", "load_weights", "materialize", "parameter_count"]
+
+Shard = Literal["colwise", "rowwise", "vocab", "replicate"]
+"""How tensor parallelism may cut a weight (out, in): its rows, its columns, its vocabulary rows, or not at all."""
+
+
+class Model(nn.Module):
+    """A plain module that also says how its weights start and how they may be sharded."""
+
+    shard_plan: ClassVar[dict[str, Shard]] = {}
+    """Parameter name pattern (fnmatch) to `Shard`, first match wins. Names every parameter."""
+
+    def init_parameter(self, name: str, p: Tensor, g: torch.Generator) -> None:
+        """Fill `p` in place from generator `g`. Default: torch's own rule for a linear or convolution layer, U(-1/sqrt(fan_in), +)."""
+        if p.ndim < 2:
+            nn.init.zeros_(p) if name.endswith("bias") else nn.init.ones_(p)
+        else:
+            bound = 1 / (p[0].numel() ** 0.5)
+            nn.init.uniform_(p, -bound, bound, generator=g)
+
+    def init_buffers(self) -> None:
+        """Fill buffers that are not parameters (position tables, say) after the model left the meta device."""
+
+    def blocks_to_compile(self) -> list[nn.Module]:
+        """The repeated blocks, in order: what is compiled and checkpointed one by one. Empty: the model is too small to care."""
+        return []
+
+    def flops_per_example(self, spec: DataSpec) -> float:
+        """Model FLOPs of forward and backward for one example: 6 for each weight that multiplies, attention added."""
+        return 6.0 * sum(p.numel() for p in self.parameters() if p.ndim >= 2)
+
+    def activations_per_example(self, spec: DataSpec) -> float:
+        """About how many numbers the forward pass keeps for the backward pass, for one example: what decides the microbatch."""
+        return 4.0 * sum(p.shape[0] for p in self.parameters() if p.ndim == 2)
+
+
+class ModelConfig(Registered, family="model"):
+    """A model family and its sizes."""
+
+    needs: ClassVar[Literal["tokens", "arrays"]] = "arrays"
+    """What its inputs are."""
+
+    def resolve(self, spec: DataSpec) -> Self:
+        """The same config with every `auto` filled in from the data. Raises `RecipeError` where they cannot fit."""
+        return self
+
+    def build(self) -> Model:
+        """The module, on the current default device, weights not initialised (see `materialize`)."""
+        raise NotImplementedError
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.blake2b(f"{seed}/init/{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def materialize(config: ModelConfig, *, seed: int, device: torch.device | str = "cpu") -> Model:
+    """Build on the meta device, allocate on `device`, and draw each parameter from (seed, its name)."""
+    with torch.device("meta"):
+        model = config.build()
+    model.to_empty(device=device)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            start = torch.empty(p.shape, dtype=p.dtype)  # drawn on the CPU: the same numbers for every device
+            model.init_parameter(name, start, _generator(seed, name))
+            p.copy_(start)
+        for b in model.buffers():
+            b.zero_()
+    for module in model.modules():
+        if isinstance(module, Model):
+            module.init_buffers()
+    return model
+
+
+def from_record(record: dict[str, object]) -> ModelConfig:
+    """The config back from what a checkpoint recorded (`dump(config)`)."""
+    return parse(ModelConfig, record, "checkpoint")
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], *, where: str = "checkpoint") -> None:
+    """Copy tensors into the model by name. Missing, left-over or mis-shaped weights are a `CheckpointError` that lists them."""
+    own = model.state_dict()
+    wrong = [f"missing {k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors]
+    wrong += [f"left over {k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own]
+    wrong += [
+        f"{k} has shape {tuple(v.shape)}, the model's is {tuple(own[k].shape)}" for k, v in tensors.items() if k in own and v.shape != own[k].shape
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 8} more)" if len(wrong) > 8 else ""
+        raise CheckpointError(f"{where} is of another architecture: " + "; ".join(wrong[:8]) + more + ". Use the recipe it was trained with.")
+    with torch.no_grad():
+        for k, v in tensors.items():
+            own[k].copy_(v)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Number of distinct parameters (a tied weight counts once)."""
+    return sum(p.numel() for p in model.parameters())
+
+
+
+def record(config: ModelConfig) -> dict[str, object]:
+    """What a checkpoint keeps of a config."""
+    return dump(config)

@@ -1,0 +1,405 @@
+"""GPT: a causal transformer (Vaswani et al. 2017, arXiv:1706.03762; Radford et al. 2019) in two layouts.
+
+`gpt`   RMSNorm before each part, rotary positions (RoPE, arXiv:2104.09864), QK-norm (arXiv:2302.05442), grouped-query
+        attention (arXiv:2305.13245), SwiGLU (arXiv:2002.05202) or squared ReLU (arXiv:2109.08668), no biases.
+`gpt2`  LayerNorm, learned positions, GELU (tanh), biases, tied head: GPT-2's published shapes load (`from_gpt2`).
+
+Forward returns the last hidden states, not logits: the task multiplies by `head.weight` chunk by chunk, so that the
+logits never exist whole. Does not know about loss, sampling or sharding.
+
+Shapes: B batch, T time, D width, H heads, G key-value heads, K head size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tauon.config import Count, Fraction, register
+from tauon.errors import Problem, RecipeError
+from tauon.models.base import Model, ModelConfig
+from tauon.types import DataSpec
+
+__all__ = ["GPT", "GPT2Config", "GPTConfig", "KVCache", "from_gpt2"]
+
+
+class TransformerConfig(ModelConfig):
+    """Sizes that both layouts share."""
+
+    needs = "tokens"
+
+    layers: Count = Field(6, ge=1)
+    """Number of blocks."""
+    width: Count = Field(384, ge=1)
+    """Size of the residual stream, D."""
+    heads: Count = Field(6, ge=1)
+    """Query heads, H; each has width / heads dimensions."""
+    vocab: Count | None = Field(None, ge=1)
+    """Token ids, V. Left out: the tokenizer's."""
+    seq_len: Count | None = Field(None, ge=1)
+    """Longest sequence in tokens. Left out: the data's."""
+    dropout: Fraction = Field(0.0, ge=0, lt=1)
+    """Share of activations dropped after attention and after the MLP, in training."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        width, heads = self.peek("width"), self.peek("heads")
+        if width % heads:
+            yield "heads", f"{heads} heads do not divide width {width}. Take a divisor of {width}."
+
+    def resolve(self, spec: DataSpec) -> Self:
+        wrong = []
+        if spec.vocab is None or spec.seq_len is None:
+            wrong.append(Problem("model.kind", f"{self.kind_} reads tokens, and this data has none. Set task: language-modelling, or take another model."))
+        else:
+            if self.vocab is not None and self.vocab < spec.vocab:
+                wrong.append(Problem("model.vocab", f"{self.vocab} is less than the tokenizer's {spec.vocab} ids. Leave it out, or set {spec.vocab}."))
+            if self.seq_len is not None and self.seq_len < spec.seq_len:
+                wrong.append(Problem("data.seq_len", f"{spec.seq_len} is longer than the model's {self.seq_len}. Shorten it, or raise model.seq_len."))
+        if wrong:
+            raise RecipeError(wrong)
+        return self.model_copy(update={"vocab": self.vocab or spec.vocab, "seq_len": self.seq_len or spec.seq_len})
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(vocab, seq_len), once resolved."""
+        if self.vocab is None or self.seq_len is None:
+            raise RecipeError([Problem("model", "vocab and seq_len are not known yet: resolve the config against the data first, or set both.")])
+        return self.vocab, self.seq_len
+
+
+@register("gpt")
+class GPTConfig(TransformerConfig):
+    """A modern GPT: RMSNorm, RoPE, QK-norm, grouped-query attention, no biases."""
+
+    kv_heads: Count | None = Field(None, ge=1)
+    """Key-value heads, G (grouped-query attention). Left out: as many as heads."""
+    mlp: Literal["swiglu", "relu2"] = "relu2"
+    """`swiglu`: gated, three matrices; `relu2`: squared ReLU, two."""
+    mlp_width: Count | None = Field(None, ge=1)
+    """Hidden size of the MLP. Left out: 4 x width, or 8/3 x width rounded up to 64 for `swiglu` (the same number of weights)."""
+    qk_norm: bool = True
+    """RMS-normalise queries and keys in each head: keeps attention logits bounded in bf16."""
+    rope_base: float = Field(10_000.0, gt=1)
+    """Base of the rotary frequencies."""
+    tied: bool = False
+    """Use the embedding as the output head, too."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        width, heads, kv = self.peek("width"), self.peek("heads"), self.peek("kv_heads")
+        if kv is not None and heads % kv:
+            yield "kv_heads", f"{kv} key-value heads do not divide {heads} heads. Take a divisor of {heads}."
+        if width % heads == 0 and (width // heads) % 2:
+            yield "heads", f"width {width} / heads {heads} = {width // heads} is odd; rotary positions need an even head size."
+
+    def build(self) -> GPT:
+        hidden = self.mlp_width or (4 * self.width if self.mlp == "relu2" else -(-8 * self.width // 3 // 64) * 64)
+        vocab, seq_len = self.sizes
+        blocks = [
+            Block(
+                norms=(RMSNorm(self.width), RMSNorm(self.width)),
+                attention=Attention(self.width, self.heads, self.kv_heads or self.heads, bias=False, qk_norm=self.qk_norm),
+                mlp=MLP(self.width, hidden, self.mlp, bias=False),
+                dropout=self.dropout,
+            )
+            for _ in range(self.layers)
+        ]
+        return GPT(blocks, RMSNorm(self.width), vocab, seq_len, self.width, tied=self.tied, rope=(self.width // self.heads, self.rope_base))
+
+
+@register("gpt2")
+class GPT2Config(TransformerConfig):
+    """GPT-2's layout: LayerNorm, learned positions, GELU, biases, tied head. Defaults are GPT-2 small's."""
+
+    layers: Count = Field(12, ge=1)
+    width: Count = Field(768, ge=1)
+    heads: Count = Field(12, ge=1)
+
+    def build(self) -> GPT:
+        vocab, seq_len = self.sizes
+        blocks = [
+            Block(
+                norms=(nn.LayerNorm(self.width), nn.LayerNorm(self.width)),
+                attention=Attention(self.width, self.heads, self.heads, bias=True, qk_norm=False),
+                mlp=MLP(self.width, 4 * self.width, "gelu", bias=True),
+                dropout=self.dropout,
+            )
+            for _ in range(self.layers)
+        ]
+        return GPT(blocks, nn.LayerNorm(self.width), vocab, seq_len, self.width, tied=True, rope=None)
+
+
+class KVCache:
+    """Keys and values of the tokens so far, one pair a layer: B G T K, allocated once for `max_len` tokens."""
+
+    def __init__(self, model: GPT, batch: int, max_len: int, dtype: torch.dtype | None = None) -> None:
+        first = model.blocks[0].attention
+        shape = (batch, first.kv_heads, max_len, first.head_size)
+        device = model.embed.weight.device
+        dtype = dtype or model.embed.weight.dtype
+        self.layers = [(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)) for _ in model.blocks]
+        self.length = 0
+
+    def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Put new keys and values behind the old; returns all of them. `length` moves when the last layer has written."""
+        keys, values = self.layers[layer]
+        end = self.length + k_BGTK.shape[2]
+        keys[:, :, self.length : end] = k_BGTK
+        values[:, :, self.length : end] = v_BGTK
+        if layer == len(self.layers) - 1:
+            self.length = end
+        return keys[:, :, :end].to(k_BGTK.dtype), values[:, :, :end].to(v_BGTK.dtype)
+
+
+class GPT(Model):
+    """Tokens BT -> last hidden states BTD; `logits` multiplies by the head."""
+
+    shard_plan = {  # noqa: RUF012 - plain data, read only
+        "embed.weight": "vocab",
+        "head.weight": "vocab",
+        "positions.weight": "replicate",
+        "*norm*": "replicate",
+        "*.q.*": "colwise",
+        "*.k.*": "colwise",
+        "*.v.*": "colwise",
+        "*.out.*": "rowwise",
+        "*.up.*": "colwise",
+        "*.gate.*": "colwise",
+        "*.down.*": "rowwise",
+    }
+
+    def __init__(
+        self, blocks: list[Block], norm: nn.Module, vocab: int, seq_len: int, width: int, *, tied: bool, rope: tuple[int, float] | None
+    ) -> None:
+        super().__init__()
+        self.seq_len = seq_len
+        self.rope = rope
+        self.embed = nn.Embedding(vocab, width)
+        self.positions = nn.Embedding(seq_len, width) if rope is None else None
+        self.blocks: nn.ModuleList[Block] = nn.ModuleList(blocks)  # type: ignore[type-arg]
+        self.norm = norm
+        self.head = nn.Linear(width, vocab, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+        if rope is not None:
+            size = rope[0] // 2
+            self.register_buffer("cos_TK", torch.empty(seq_len, size), persistent=False)
+            self.register_buffer("sin_TK", torch.empty(seq_len, size), persistent=False)
+
+    @property
+    def tied(self) -> bool:
+        return self.head.weight is self.embed.weight
+
+    def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Hidden states BTD after the last norm. Position t sees positions <= t of its own segment, nothing else.
+
+        With a `cache`, `tokens_BT` continue what the cache holds (`segments_BT` must be None).
+        """
+        start = cache.length if cache is not None else 0
+        T = tokens_BT.shape[1]
+        if start + T > self.seq_len:
+            raise ValueError(f"{start + T} tokens, the model takes at most seq_len={self.seq_len}")
+        x_BTD = self.embed(tokens_BT)
+        rotate = None
+        if self.positions is not None:
+            at = torch.arange(start, start + T, device=tokens_BT.device)
+            x_BTD = x_BTD + self.positions(at if segments_BT is None else positions_in_segments(segments_BT))
+        else:
+            rotate = (self.cos_TK[start : start + T], self.sin_TK[start : start + T])
+        mask = None if segments_BT is None else document_mask(segments_BT)
+        for i, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, rotate, mask) if cache is None else block(x_BTD, rotate, mask, (cache, i))
+        out: Tensor = self.norm(x_BTD)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits ...V from hidden states ...D."""
+        out: Tensor = self.head(hidden)
+        return out
+
+    def init_parameter(self, name: str, p: Tensor, g: torch.Generator) -> None:
+        """Normal(0, 0.02) for embeddings; for matrices U with variance 1/fan_in, those that write to the residual stream
+        scaled by 1/sqrt(2 layers) (GPT-2); an untied head starts at zero, so that the first loss is log V.
+        """
+        if p.ndim == 1:
+            nn.init.zeros_(p) if name.endswith("bias") else nn.init.ones_(p)
+        elif name in ("embed.weight", "positions.weight"):
+            nn.init.normal_(p, 0.0, 0.02 if self.tied or self.positions is not None else 1.0, generator=g)
+        elif name == "head.weight":
+            nn.init.zeros_(p)
+        else:
+            std = p.shape[1] ** -0.5
+            if name.endswith(("out.weight", "down.weight")):
+                std /= math.sqrt(2 * len(self.blocks))
+            nn.init.uniform_(p, -(3**0.5) * std, 3**0.5 * std, generator=g)
+
+    def init_buffers(self) -> None:
+        if self.rope is not None:
+            size, base = self.rope
+            freq_K = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+            angle_TK = torch.arange(self.seq_len, dtype=torch.float64)[:, None] * freq_K
+            self.cos_TK.copy_(angle_TK.cos())
+            self.sin_TK.copy_(angle_TK.sin())
+
+    def blocks_to_compile(self) -> list[nn.Module]:
+        return list(self.blocks)
+
+    def flops_per_example(self, spec: DataSpec) -> float:
+        """(6 N + 6 L T D) T: N weights that multiply (embeddings left out, the head counted), causal attention at half the square."""
+        T = spec.seq_len or self.seq_len
+        N = sum(p.numel() for b in self.blocks for p in b.parameters() if p.ndim == 2) + self.head.weight.numel()
+        L, D = len(self.blocks), self.blocks[0].attention.heads * self.blocks[0].attention.head_size
+        return (6.0 * N + 6.0 * L * T * D) * T
+
+    def activations_per_example(self, spec: DataSpec) -> float:
+        """24 D a layer and token (norms, q k v and their rotated copies, attention, the MLP's hidden three times), 8 D at the ends."""
+        T = spec.seq_len or self.seq_len
+        return T * self.embed.embedding_dim * (24.0 * len(self.blocks) + 8.0)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension (arXiv:1910.07467), in the dtype of x: torch's own falls off its fused path
+    when autocast gives it bf16 activations and fp32 weights.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-6)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, norms: tuple[nn.Module, nn.Module], attention: Attention, mlp: MLP, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm, self.mlp_norm = norms
+        self.attention = attention
+        self.mlp = mlp
+        self.dropout = dropout
+
+    def forward(
+        self, x_BTD: Tensor, rotate: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: tuple[KVCache, int] | None = None
+    ) -> Tensor:
+        x_BTD = x_BTD + F.dropout(self.attention(self.attention_norm(x_BTD), rotate, mask, cache), self.dropout, self.training)
+        return x_BTD + F.dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, self.training)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; G key-value heads serve H query heads."""
+
+    def __init__(self, width: int, heads: int, kv_heads: int, *, bias: bool, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_size = heads, kv_heads, width // heads
+        self.q = nn.Linear(width, heads * self.head_size, bias=bias)
+        self.k = nn.Linear(width, kv_heads * self.head_size, bias=bias)
+        self.v = nn.Linear(width, kv_heads * self.head_size, bias=bias)
+        self.out = nn.Linear(heads * self.head_size, width, bias=bias)
+        self.q_norm = RMSNorm(self.head_size) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_size) if qk_norm else None
+
+    def forward(
+        self, x_BTD: Tensor, rotate: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: tuple[KVCache, int] | None = None
+    ) -> Tensor:
+        B, T, _ = x_BTD.shape
+        q_BTHK = self.q(x_BTD).view(B, T, self.heads, self.head_size)
+        k_BTGK = self.k(x_BTD).view(B, T, self.kv_heads, self.head_size)
+        v_BTGK = self.v(x_BTD).view(B, T, self.kv_heads, self.head_size)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
+        if rotate is not None:
+            q_BTHK, k_BTGK = apply_rope(q_BTHK, *rotate), apply_rope(k_BTGK, *rotate)
+        q, k, v = q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2).to(q_BTHK.dtype)
+        causal = mask is None
+        if cache is not None:
+            store, layer = cache
+            k, v = store.append(layer, k, v)
+            if T > 1 and k.shape[2] > T:  # several new tokens behind old ones: the mask is not square
+                mask, causal = torch.ones(T, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - T), False
+            causal = causal and T > 1  # one new token sees everything before it
+        if self.kv_heads != self.heads:
+            k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
+        y_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        out: Tensor = self.out(y_BHTK.transpose(1, 2).reshape(B, T, -1))
+        return out
+
+
+class MLP(nn.Module):
+    """down(act(up x)); `swiglu` gates: down(silu(gate x) * up x)."""
+
+    def __init__(self, width: int, hidden: int, kind: Literal["swiglu", "relu2", "gelu"], *, bias: bool) -> None:
+        super().__init__()
+        self.kind = kind
+        self.up = nn.Linear(width, hidden, bias=bias)
+        self.gate = nn.Linear(width, hidden, bias=bias) if kind == "swiglu" else None
+        self.down = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        h = self.up(x_BTD)
+        if self.gate is not None:
+            h = F.silu(self.gate(x_BTD)) * h
+        elif self.kind == "relu2":
+            h = F.relu(h).square()
+        else:
+            h = F.gelu(h, approximate="tanh")
+        out: Tensor = self.down(h)
+        return out
+
+
+def apply_rope(x_BTHK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Rotate the pairs (k, k + K/2) of each head by the angle of position t (Su et al. 2021; Llama's pairing)."""
+    cos, sin = cos_TK[None, :, None, :].to(x_BTHK.dtype), sin_TK[None, :, None, :].to(x_BTHK.dtype)
+    a, b = x_BTHK.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def document_mask(segments_BT: Tensor) -> Tensor:
+    """B1TT, true where query t may see key s: s <= t and both in one document. Resetting positions alone does not hide a neighbour."""
+    T = segments_BT.shape[1]
+    same = segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
+    return same & torch.ones(T, T, dtype=torch.bool, device=segments_BT.device).tril()
+
+
+def positions_in_segments(segments_BT: Tensor) -> Tensor:
+    """BT: the distance of each token from the start of its own document in this row."""
+    T = segments_BT.shape[1]
+    at_BT = torch.arange(T, device=segments_BT.device).expand_as(segments_BT)
+    new = torch.ones_like(segments_BT, dtype=torch.bool)
+    new[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    return at_BT - torch.where(new, at_BT, 0).cummax(dim=1).values
+
+
+def from_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights named and laid out as Hugging Face's GPT-2 (Conv1D: in x out, q k v joined) -> names and layout of `gpt2` here."""
+    names = {"wte.weight": "embed.weight", "wpe.weight": "positions.weight", "ln_f.weight": "norm.weight", "ln_f.bias": "norm.bias"}
+    parts = {"ln_1": "attention_norm", "ln_2": "mlp_norm", "attn.c_proj": "attention.out", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}
+    out: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        key = key.removeprefix("transformer.")
+        if key in names:
+            out[names[key]] = value
+        elif key == "lm_head.weight" or key.endswith((".attn.bias", ".attn.masked_bias")):
+            continue  # the tied head, and causal masks that old files carry
+        elif key.startswith("h."):
+            _, layer, rest = key.split(".", 2)
+            part, kind = rest.rsplit(".", 1)
+            if part == "attn.c_attn":
+                whole = value.t() if kind == "weight" else value
+                for name, piece in zip("qkv", whole.chunk(3, dim=0), strict=True):
+                    out[f"blocks.{layer}.attention.{name}.{kind}"] = piece.contiguous()
+            elif part in parts:
+                out[f"blocks.{layer}.{parts[part]}.{kind}"] = value.t().contiguous() if kind == "weight" and value.ndim == 2 else value
+            else:
+                out[key] = value  # left over: `load_weights` names it
+        else:
+            out[key] = value
+    out["head.weight"] = out.get("embed.weight", torch.empty(0))
+    return out

@@ -1,0 +1,59 @@
+"""What every optimizer shares: its learning rate, schedule, clipping; which parameters decay. Knows no model by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import nn
+from torch.optim import Optimizer
+
+from tauon.config import Registered
+from tauon.optim.schedule import Cosine, ScheduleConfig
+
+__all__ = ["OptimConfig", "decay_groups"]
+
+
+class OptimConfig(Registered, family="optim"):
+    """An optimizer with its learning-rate schedule and gradient clipping."""
+
+    default_lr: ClassVar[float] = 1e-3
+
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate, reached after the warm-up. Left out: the optimizer's usual one."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decay of weights a step, times the learning rate where the optimizer decouples it; matrices and convolutions only, not
+    embeddings, biases and norms."""
+    schedule: ScheduleConfig = Cosine()
+    """How the learning rate goes from step to step."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Scale the whole gradient so that its L2 norm is at most this (Pascanu et al. 2013). Left out: no clipping by norm."""
+    clip_value: float | None = Field(None, gt=0)
+    """Clamp each element of the gradient to [-c, c], before clipping by norm. Left out: no clipping by value."""
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate."""
+        return self.lr if self.lr is not None else self.default_lr
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        return iter(())
+
+    def build(self, model: nn.Module) -> Optimizer:
+        """The optimizer over the model's trainable parameters. Each group has `peak_lr`; the loop sets `lr` from it."""
+        raise NotImplementedError
+
+
+def decay_groups(named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups, with and without weight decay, in a fixed order; empty groups are left out.
+
+    Biases, norms (one dimension) and embeddings do not decay.
+    """
+    named = [(n, p) for n, p in named if p.requires_grad]
+    decays = {n for n, p in named if p.ndim >= 2 and not n.startswith(("embed.", "positions."))}
+    groups = [
+        {"params": [p for n, p in named if n in decays], "weight_decay": weight_decay},
+        {"params": [p for n, p in named if n not in decays], "weight_decay": 0.0},
+    ]
+    return [g | {"lr": lr, "peak_lr": lr} for g in groups if g["params"]]

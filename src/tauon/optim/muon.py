@@ -1,0 +1,85 @@
+"""Muon for the matrices inside the blocks, AdamW for the rest (embeddings, head, norms, biases): Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, arXiv:2502.16982. Muon is torch's own.
+
+The two act as one `Optimizer`: one list of groups, one state, so that the loop and the checkpoint know no special case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from tauon.config import register
+from tauon.optim.base import OptimConfig, decay_groups
+
+__all__ = ["MuonConfig", "Together"]
+
+
+@register("muon")
+class MuonConfig(OptimConfig):
+    """Muon for matrices with AdamW for the rest."""
+
+    default_lr = 0.02
+
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Decay of Muon's momentum (Nesterov)."""
+    weight_decay: float = Field(0.0, ge=0)
+    adamw_lr: float = Field(3e-3, gt=0)
+    """Peak learning rate of AdamW for what Muon does not take."""
+    betas: tuple[float, float] = (0.8, 0.95)
+    """AdamW's moment decays."""
+    eps: float = Field(1e-10, gt=0)
+    """AdamW's epsilon."""
+    clip_norm: float | None = Field(1.0, gt=0)
+
+    def build(self, model: nn.Module) -> Optimizer:
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        outer = ("embed.", "positions.", "head.", "layers.0.")
+        matrices = {n for n, p in named if p.ndim == 2 and not n.startswith(outer) and p.shape[0] > 1}
+        muon = [p for n, p in named if n in matrices]
+        rest = [(n, p) for n, p in named if n not in matrices]
+        parts: list[Optimizer] = []
+        if muon:
+            group = {"params": muon, "lr": self.peak, "peak_lr": self.peak}
+            parts.append(Muon([group], lr=self.peak, momentum=self.momentum, nesterov=True, weight_decay=self.weight_decay))
+        if rest:
+            groups = decay_groups(rest, self.adamw_lr, self.weight_decay)
+            parts.append(AdamW(groups, betas=self.betas, eps=self.eps, fused=True))
+        return Together(parts)
+
+
+class Together(Optimizer):
+    """Several optimizers over disjoint parameters, as one. Groups are the parts' own, so a learning rate set here is theirs."""
+
+    def __init__(self, parts: list[Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([g for part in parts for g in part.param_groups], {})
+
+    @property
+    def state(self) -> dict[Any, Any]:  # type: ignore[override]
+        """State by parameter, of all parts (a copy: write to a part's own)."""
+        return {p: s for part in self.parts for p, s in part.state.items()}
+
+    @state.setter
+    def state(self, value: dict[Any, Any]) -> None:
+        pass  # torch's constructor sets an empty one; the parts keep theirs
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = closure() if closure is not None else None
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [g for part in self.parts for g in part.param_groups]  # loading replaced them

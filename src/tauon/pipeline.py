@@ -1,0 +1,284 @@
+"""The whole path on one screen: prepare, train, evaluate, report. Read this file first.
+
+A run is a folder. Each stage reads the records of the stages before it and leaves its own; a stage whose inputs have not
+changed is not done again; training that was stopped, or killed, goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tauon import __version__
+from tauon.artifacts import Checkpoint, CheckpointWriter, Run, atomic_write, environment, latest_checkpoint, load_checkpoint, read_json, write_json
+from tauon.config import dump, unread_keys
+from tauon.data import DataSplits, Loader, prepare
+from tauon.errors import Problem, RecipeError, RunError
+from tauon.evaluate import Evaluation, evaluate
+from tauon.generate import generate
+from tauon.models import GPT, from_record, load_weights, materialize
+from tauon.recipe import SECTIONS, Recipe, StageName, differences, fingerprint, to_yaml
+from tauon.report import render
+from tauon.tasks import CountingBytes, LanguageModelling
+from tauon.tracking import EventLog
+from tauon.train import Precision, StopSignal, build_job, choose_device, choose_precision, make_plan, restore, train
+from tauon.watch import TrainingRecord
+
+__all__ = ["Tell", "load_model", "run"]
+
+Tell = Callable[..., None]
+"""`tell(kind, **facts)`: what a person or a script wants to know while a run goes on."""
+
+
+def quiet(kind: str, /, **facts: Any) -> None:
+    """Tells nobody."""
+
+
+def run(
+    recipe: Recipe, *, root: Path | str = "runs", stages: tuple[StageName, ...] | None = None, fresh: bool = False, tell: Tell = quiet
+) -> Run:
+    """Take a recipe through its stages; returns the run, closed. The same call again does only what is not done.
+
+    Args:
+        recipe: what to do.
+        root: folder of the runs; this one's is `root/<name>`.
+        stages: some of the recipe's stages; all of them if left out.
+        fresh: set the existing run aside (renamed, never deleted) and start over.
+        tell: told what happens, as it happens.
+
+    Raises:
+        TauonError: with what is wrong and the way out. Nothing half-written stays.
+    """
+    if recipe.data.split.folds is not None and "fold" not in recipe.data.split.model_fields_set:
+        from tauon.folds import run_folds
+
+        return run_folds(recipe, root=root, stages=stages, fresh=fresh, tell=tell)
+    with Run.open(Path(root) / recipe.name) as record:
+        if fresh and (record.recipe_path.exists() or record.checkpoints.exists()):
+            tell("aside", folder=str(record.set_aside()))
+        context = Context(recipe, record, tell)
+        context.refuse_another_recipe()
+        atomic_write(record.recipe_path, to_yaml(recipe))
+        record.update_manifest(tauon=__version__, seed=recipe.seed, environment=environment())
+        for stage in stages or recipe.stages:
+            began = time.perf_counter()
+            done = record.stage(stage)
+            if done is not None and done["fingerprint"] == context.fingerprint(stage):
+                tell("stage", name=stage, state="done before")
+                continue
+            tell("stage", name=stage, state="begins")
+            facts = DO[stage](context)
+            record.mark_stage(stage, context.fingerprint(stage), seconds=round(time.perf_counter() - began, 3), **facts)
+            tell("stage", name=stage, state="done", seconds=time.perf_counter() - began, **facts)
+            context.refuse_unread(stage)
+    return record
+
+
+@dataclass
+class Context:
+    """What the stages of one run share."""
+
+    recipe: Recipe
+    run: Run
+    tell: Tell
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def splits(self) -> DataSplits:
+        def progress(what: str, done: int, total: int | None) -> None:
+            self.tell("progress", what=what, done=done, total=total)
+
+        splits = prepare(self.recipe.data, seed=self.recipe.seed, needs=self.recipe.task.needs, progress=progress)
+        wrong = [Problem(key, message) for key, message in self.recipe.task.fits(splits.spec)]
+        if wrong:
+            raise RecipeError(wrong)
+        return splits
+
+    def fingerprint(self, stage: str) -> str:
+        """Of all that the stage's result depends on."""
+        earlier = [self.recipe_fingerprint(s) for s in SECTIONS if list(SECTIONS).index(s) < list(SECTIONS).index(stage)]
+        found = [] if stage in ("prepare", "train") else [str((self.run.stage(s) or {}).get("time")) for s in ("train", "evaluate") if s != stage]
+        return fingerprint(self.recipe, SECTIONS[stage], *earlier, *found)
+
+    def recipe_fingerprint(self, stage: str) -> str:
+        return fingerprint(self.recipe, [s for s in SECTIONS[stage] if s != "track"])
+
+    def refuse_another_recipe(self) -> None:
+        """A folder that holds the training of another recipe is not overwritten: `RunError` lists what differs."""
+        started = self.run.manifest().get("training")
+        if started is None or started["fingerprint"] == self.recipe_fingerprint("train"):
+            return
+        now = {s: dump(self.recipe)[s] for s in started["sections"]}
+        diff = differences(started["sections"], now) or ["seed"]
+        raise RunError(
+            f"{self.run.folder} holds the training of another recipe ({'; '.join(diff[:6])}). Give this one another name (name=...), "
+            "or --fresh to set the old run aside."
+        )
+
+    def refuse_unread(self, stage: str) -> None:
+        """A key that somebody set and the stage that should consume it never read is an error, not a silent ignore."""
+        keys = [k for k in unread_keys(self.recipe) if k.split(".")[0] in SECTIONS[stage] and k.split(".")[0] not in ("track",)]
+        if keys:
+            raise RecipeError([Problem(k, f"was set, and nothing in stage {stage} read it. Remove it: it has no effect here.") for k in keys])
+
+    @property
+    def final_checkpoint(self) -> Checkpoint:
+        """What training left: the best where it stopped early, the last otherwise; of a run that is not finished, the newest."""
+        done = self.run.stage("train")
+        if done is not None:
+            return load_checkpoint(self.run.checkpoints / done["checkpoint"])
+        newest = latest_checkpoint(self.run.checkpoints, warn=lambda m: self.tell("warning", message=m))
+        if newest is None:
+            raise RunError(f"{self.run.folder} has no checkpoint yet. First: tauon train {self.recipe.name}")
+        return newest
+
+
+def prepare_stage(ctx: Context) -> dict[str, Any]:
+    """Raw files -> shards or arrays, with `data.json` for the report."""
+    write_json(ctx.run.folder / "data.json", ctx.splits.facts)
+    ctx.run.update_manifest(data={"fingerprint": ctx.splits.fingerprint})
+    return {"data": ctx.splits.fingerprint}
+
+
+def train_stage(ctx: Context) -> dict[str, Any]:
+    """Data -> checkpoints. Goes on from the newest whole checkpoint of the same run."""
+    recipe, run, splits = ctx.recipe, ctx.run, ctx.splits
+    spec = splits.spec
+    model = recipe.model.resolve(spec)
+    loader = Loader(splits.train, batch=recipe.train.batch, seed=recipe.seed, workers=recipe.data.workers)
+    started = run.manifest().get("training") or {}
+    if started and started.get("data") != splits.fingerprint:
+        raise RunError(f"{run.folder}: the data changed since this run began. Start over with --fresh, or give another name (name=...).")
+    plan = make_plan(
+        model, recipe.optim, recipe.train, recipe.task, spec, examples=len(splits.train), loader=loader, seed=recipe.seed,
+        recorded=started.get("plan"), tell=lambda m: ctx.tell("note", message=m),
+    )  # fmt: skip
+    if not started:
+        sections = {s: dump(recipe)[s] for s in SECTIONS["train"] if s != "track"}
+        run.update_manifest(
+            training={"fingerprint": ctx.recipe_fingerprint("train"), "sections": sections, "data": splits.fingerprint, "plan": plan.record()}
+        )
+    derived = [d.to_json() for d in plan.derived]
+    write_json(run.folder / "derived.json", derived)
+    ctx.tell("derived", settings=derived)
+
+    job = build_job(model, recipe.optim, recipe.train, recipe.task, spec, loader, plan, seed=recipe.seed)
+    checkpoint = latest_checkpoint(run.checkpoints, warn=lambda m: ctx.tell("warning", message=m))
+    with EventLog(run.events_path) as events:
+        if checkpoint is not None:
+            restore(job, checkpoint)
+            events.log("resume", step=job.step)
+            ctx.tell("resume", step=job.step, total_steps=job.total_steps)
+        trackers = [t.build(run.folder, recipe.name, dump(recipe)) for t in recipe.track]
+        about = {"model": dump(model), "task": dump(recipe.task), "spec": spec_record(spec), "preprocess": splits.preprocess}
+        with (
+            CheckpointWriter(
+                run.checkpoints, keep_last=recipe.train.keep_last, keep_every=recipe.train.keep_every, parent=checkpoint.hash if checkpoint else None
+            ) as writer,
+            StopSignal().listening() as stop,
+        ):
+            watch = TrainingRecord(recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=job.model.flops_per_example(spec))
+            watch.begin(job)
+            try:
+                train(job, hooks=watch.hooks(), save=watch.save, save_every=plan.checkpoint_every, stop=stop)
+            except BaseException as err:
+                events.log("interrupted", step=job.step, reason=str(err) or type(err).__name__)
+                raise
+            finally:
+                loader.close()
+                for tracker in trackers:
+                    tracker.close()
+    best = job.notes.get("best") if recipe.train.early_stopping is not None else None
+    step = best["step"] if best else job.step
+    final = load_checkpoint(run.checkpoints / f"step-{step:06d}", verify=False)
+    run.update_manifest(checkpoint={"step": step, "hash": final.hash, "parent": final.parent})
+    return {"checkpoint": final.path.name, "hash": final.hash, "steps": job.step}
+
+
+def evaluate_stage(ctx: Context) -> dict[str, Any]:
+    """Checkpoint -> `evaluation.json`, and for language models `samples.json`."""
+    recipe, config, splits = ctx.recipe, ctx.recipe.evaluate, ctx.splits
+    checkpoint = ctx.final_checkpoint
+    model, precision = load_model(checkpoint, recipe, weights=config.weights)
+    name = config.split if config.split != "auto" else "test" if splits.test is not None else "validation"
+    dataset = splits.test if name == "test" else splits.validation
+    if dataset is None:
+        raise RecipeError([Problem("evaluate.split", f"{name}, but the data has no such part. Hold some out: data.split.{name}=10%.")])
+    task: Any = recipe.task
+    if isinstance(task, LanguageModelling):
+        task = CountingBytes(task, torch.as_tensor(dataset.token_bytes))  # type: ignore[attr-defined]
+
+    def progress(done: int, total: int) -> None:
+        ctx.tell("progress", what=f"evaluating on {name}", done=done, total=total)
+
+    result = evaluate(
+        model, task, dataset, config, seed=recipe.seed, split=name, context=precision.context, device=precision.device, progress=progress
+    )
+    write_json(ctx.run.folder / "evaluation.json", result.to_json())
+    ctx.tell("evaluation", result=result)
+    if isinstance(model, GPT):
+        samples = sample_texts(ctx, model, precision)
+        write_json(ctx.run.folder / "samples.json", samples)
+    return {"checkpoint": checkpoint.hash, "split": name}
+
+
+def sample_texts(ctx: Context, model: GPT, precision: Precision, max_tokens: int = 160) -> list[dict[str, Any]]:
+    """What the model writes behind each prompt; without prompts, from the start of a document."""
+    config, tokenizer = ctx.recipe.evaluate, ctx.splits.tokenizer
+    assert tokenizer is not None
+    out: list[dict[str, Any]] = []
+    for prompt in config.prompts or ("",):
+        ids = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
+        for new in generate(
+            model, ids, max_tokens=max_tokens, samples=config.samples, temperature=0.8, top_p=0.95, seed=ctx.recipe.seed,
+            stop_id=tokenizer.bos_id, context=precision.context,
+        ) if config.samples else []:  # fmt: skip
+            out.append({"prompt": prompt, "text": tokenizer.decode(new), "temperature": 0.8, "top_p": 0.95})
+            ctx.tell("sample", **out[-1])
+    return out
+
+
+def report_stage(ctx: Context) -> dict[str, Any]:
+    """Records -> `report.html`."""
+    path = render(ctx.run.folder)
+    ctx.tell("report", path=str(path))
+    return {"path": path.name}
+
+
+DO: dict[str, Callable[[Context], dict[str, Any]]] = {
+    "prepare": prepare_stage,
+    "train": train_stage,
+    "evaluate": evaluate_stage,
+    "report": report_stage,
+}
+
+
+def load_model(checkpoint: Checkpoint, recipe: Recipe, *, weights: str = "auto") -> tuple[Any, Precision]:
+    """(model in eval mode, precision): the weights that a checkpoint holds; `auto` takes the average where there is one."""
+    device, _ = choose_device(recipe.train.device)
+    group = "ema" if weights == "ema" or (weights == "auto" and "ema" in checkpoint.groups()) else "model"
+    if group not in checkpoint.groups():
+        raise RecipeError([Problem("evaluate.weights", f"ema, but {checkpoint.path} holds {', '.join(checkpoint.groups())}. Train with train.ema.")])
+    config = from_record(checkpoint.state["model"])
+    model = materialize(config, seed=0, device=device)
+    tensors = checkpoint.tensors("model") | checkpoint.tensors(group)  # an average holds parameters, not buffers
+    load_weights(model, tensors, where=str(checkpoint.path))
+    precision, _ = choose_precision(checkpoint.state["precision"], device, model)
+    return model.eval(), precision
+
+
+def spec_record(spec: Any) -> dict[str, Any]:
+    """A `DataSpec` as JSON."""
+    return {"vocab": spec.vocab, "seq_len": spec.seq_len, "input_shape": spec.input_shape, "outputs": spec.outputs, "labels": list(spec.labels)}
+
+
+def evaluation_of(run: Run) -> Evaluation | None:
+    """The evaluation that a run holds, if any."""
+    path = run.folder / "evaluation.json"
+    return Evaluation.from_json(read_json(path)) if path.exists() else None

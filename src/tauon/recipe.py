@@ -1,0 +1,154 @@
+"""The recipe: one typed tree for a whole run, and how it is found, read, checked and written.
+
+YAML, Python and `a.b=c` build the same tree. What can be checked before any work is checked here, all of it at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml
+from tauon.data import DataConfig, problems_for
+from tauon.errors import RecipeError
+from tauon.evaluate import EvaluateConfig
+from tauon.models import ModelConfig
+from tauon.optim import AdamWConfig, OptimConfig
+from tauon.tasks import Task
+from tauon.tracking import TrackerConfig
+from tauon.train import TrainConfig
+
+__all__ = ["Recipe", "STAGES", "find_recipe", "load_recipe", "recipe_schema", "shipped_recipes", "to_yaml"]
+
+StageName = Literal["prepare", "train", "evaluate", "report"]
+STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "report")
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "prepare": ("data",),
+    "train": ("data", "task", "model", "optim", "train", "track"),
+    "evaluate": ("evaluate",),
+    "report": (),
+}
+"""Which sections of the recipe each stage consumes."""
+
+
+class Recipe(Config):
+    """One run, from raw data to report."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name of the run, and of its folder: letters, digits, `.`, `_`, `-`."""
+    seed: Count = Field(0, ge=0)
+    """Every random draw is a function of it: data order, augmentation, dropout, initial weights."""
+    stages: tuple[StageName, ...] = STAGES
+    """What `tauon run` does, in this order."""
+    data: DataConfig
+    """What to learn from."""
+    task: Task
+    """What to learn."""
+    model: ModelConfig
+    """What learns."""
+    optim: OptimConfig = AdamWConfig()
+    """How weights are updated."""
+    train: TrainConfig
+    """How long, in what batches."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """How the result is measured."""
+    track: tuple[TrackerConfig, ...] = ()
+    """Where else to log, beside `events.jsonl`: tensorboard, mlflow, wandb, csv."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """What cannot work together, as far as it can be told without opening the data."""
+        task, model, train, stages = self.peek("task"), self.peek("model"), self.peek("train"), self.peek("stages")
+        data: DataConfig = self.peek("data")
+        for name, message in problems_for(data, task.needs):
+            yield f"data.{name}", message
+        if model.needs != task.needs:
+            fit = "gpt or gpt2" if task.needs == "tokens" else "mlp, logistic, linear or cnn"
+            yield "model.kind", f"{model.kind_} reads {model.needs}, and task {task.kind_} gives it {task.needs}. Take {fit}, or another task."
+        if train.peek("tokens") is not None and task.needs != "tokens":
+            yield "train.tokens", f"task {task.kind_} has no tokens. Give steps, epochs or time."
+        if len(set(stages)) != len(stages) or list(stages) != [s for s in STAGES if s in stages]:
+            yield "stages", f"{list(stages)} is not an order that works. Take some of {list(STAGES)}, in this order, each once."
+        for stage, sections in SECTIONS.items():
+            for section in sections:
+                used = any(section in SECTIONS[s] for s in stages)
+                if section in self.model_fields_set and not used:
+                    yield section, f"nothing will read it: stage {stage} is not among stages {list(stages)}. Add the stage, or drop the section."
+        if train.peek("early_stopping") is not None and self._holds_nothing_out():
+            yield "train.early_stopping", "needs validation data, and data.split.validation is 0. Hold some out, or drop it."
+
+    def _holds_nothing_out(self) -> bool:
+        data: DataConfig = self.peek("data")
+        split: Any = data.peek("split")
+        return data.peek("validation") is None and split.peek("folds") is None and split.peek("validation") == 0
+
+
+def fingerprint(recipe: Recipe, sections: Iterable[str], *upstream: str) -> str:
+    """sha256 of what a stage's result depends on: its sections, the seed, and what came before."""
+    whole = dump(recipe)
+    text = json.dumps([{s: whole[s] for s in sections}, whole["seed"], *upstream], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(a: Any, b: Any, path: str = "") -> list[str]:
+    """Dotted keys at which two plain trees differ, with both values."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [d for k in sorted({*a, *b}) for d in differences(a.get(k), b.get(k), f"{path}.{k}" if path else str(k))]
+    return [] if a == b else [f"{path}: {a!r} -> {b!r}"]
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, every installed part included."""
+    load_plugins()
+    return json_schema(Recipe)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The complete recipe as YAML, defaults included: enough to run it again."""
+    return yaml.safe_dump(dump(recipe), sort_keys=False, allow_unicode=True, width=120)
+
+
+def recipe_folder() -> Path:
+    """Where the recipes that come with Tauon lie: in the package, or beside it in a source checkout."""
+    packaged = Path(__file__).parent / "_recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name to path of each recipe that comes with Tauon."""
+    return {p.stem: p for p in sorted(recipe_folder().glob("*.yaml"))}
+
+
+def find_recipe(ref: str) -> Path:
+    """The YAML file that a person means: a file, a run's folder, or the name of a shipped recipe. Raises `RecipeError`."""
+    path = Path(ref)
+    if path.is_dir():
+        inside = path / "recipe.yaml"
+        if inside.is_file():
+            return inside
+        raise RecipeError(f"{ref} is a folder without recipe.yaml, so it is no run. `tauon runs list` shows the runs.")
+    if path.is_file():
+        return path
+    shipped = shipped_recipes()
+    if ref in shipped:
+        return shipped[ref]
+    raise RecipeError(f"no file, run or shipped recipe is called {ref!r}. Shipped recipes: {', '.join(shipped) or 'none'}.")
+
+
+def load_recipe(ref: str | Path, assignments: Iterable[str] = ()) -> Recipe:
+    """Read, override, check. Raises `RecipeError` with every problem found."""
+    load_plugins()
+    path = find_recipe(str(ref))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise RecipeError(f"cannot be read: {err}", str(path)) from None
+    data = read_yaml(text, str(path))
+    if not isinstance(data, dict):
+        raise RecipeError(f"expected keys and values, got {type(data).__name__}", str(path))
+    return parse(Recipe, override(data, assignments), str(path))

@@ -1,0 +1,68 @@
+"""Classification and regression of arrays: images, table rows. Shapes: B batch, C classes, K targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tauon.config import Fraction, register
+from tauon.tasks.base import Task
+from tauon.types import Batch, DataSpec
+
+__all__ = ["Classification", "Regression"]
+
+
+@register("classification")
+class Classification(Task):
+    """Softmax cross-entropy over classes, averaged over examples."""
+
+    family = "classification"
+    needs = "arrays"
+
+    label_smoothing: Fraction = Field(0.0, ge=0, lt=1)
+    """Share of each target spread evenly over all classes (arXiv:1512.00567)."""
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits_BC = model(batch.inputs).float()
+        loss_B = F.cross_entropy(logits_BC, batch.targets, reduction="none", label_smoothing=self.label_smoothing)
+        return loss_B * batch.weights, batch.weights
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """scores: BC, probabilities; targets: B."""
+        return {"scores": model(batch.inputs).float().softmax(-1), "targets": batch.targets}
+
+    def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
+        if spec.outputs is None:
+            yield "task", "classification needs examples with labels, and this data source gives text. Take language-modelling."
+        elif not spec.labels and spec.outputs < 2:
+            yield "task", "classification needs at least two classes. If the target is a number, take regression."
+
+
+@register("regression")
+class Regression(Task):
+    """Predict numbers: squared or absolute error, averaged over examples (and summed over targets)."""
+
+    family = "regression"
+    needs = "arrays"
+
+    loss_kind: Literal["mse", "mae", "huber"] = "mse"
+    """`mse` squared error, `mae` absolute error, `huber` squared near zero and absolute beyond 1."""
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        out_BK = model(batch.inputs).float()
+        target_BK = batch.targets.float().view_as(out_BK)
+        error = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}[self.loss_kind]
+        return error(out_BK, target_BK, reduction="none").sum(1) * batch.weights, batch.weights
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """predictions: BK; targets: BK, in the units that the model was trained in."""
+        out_BK = model(batch.inputs).float()
+        return {"predictions": out_BK, "targets": batch.targets.float().view_as(out_BK)}
+
+    def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
+        if spec.outputs is None:
+            yield "task", "regression needs examples with targets, and this data source gives text. Take language-modelling."

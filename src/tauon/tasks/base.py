@@ -1,0 +1,46 @@
+"""What a task is: how a model's outputs become a loss, a prediction, and a list of metrics. Knows no model by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from tauon.config import Registered
+from tauon.types import Batch, DataSpec
+
+__all__ = ["Task"]
+
+
+class Task(Registered, family="task"):
+    """What is learned."""
+
+    family: ClassVar[Literal["classification", "regression", "language-modelling"]]
+    """How predictions are scored."""
+    needs: ClassVar[Literal["tokens", "arrays"]]
+    """What the data must be made of."""
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(loss_B, weight_B): each example's weighted sum of losses and its weight (of tokens, or 1). fp32.
+
+        The loss of a batch is loss_B.sum() / weight_B.sum(); gradients of single examples follow from loss_B.
+        """
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(sum of losses, sum of weights) of the batch, fp32 scalars: `losses` summed, or a faster way to the same numbers."""
+        loss_B, weight_B = self.losses(model, batch)
+        return loss_B.sum(), weight_B.sum()
+
+    def weight(self, batch: Batch) -> Tensor:
+        """Sum of weights of the batch, without running the model: what microbatches are divided by."""
+        return batch.weights.sum()
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Per-example outputs to be scored, B first: what `evaluate` says for this family."""
+        raise NotImplementedError
+
+    def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
+        """(key, message) of each reason why this task cannot learn from data of this kind."""
+        return iter(())

@@ -1,0 +1,74 @@
+"""Language modelling: predict the next token. Shapes: B batch, T time, D width, V vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from tauon.config import register
+from tauon.tasks.base import Task
+from tauon.tasks.losses import linear_cross_entropy, token_nll
+from tauon.types import Batch, DataSpec
+
+__all__ = ["CountingBytes", "LanguageModelling"]
+
+
+@register("language-modelling")
+class LanguageModelling(Task):
+    """Cross-entropy of the next token, averaged over tokens of weight one."""
+
+    family = "language-modelling"
+    needs = "tokens"
+
+    z_loss: float = Field(0.0, ge=0)
+    """Weight of log(Z)^2, which keeps the softmax normaliser near one in long bf16 runs (PaLM, arXiv:2204.02311); 1e-4 is usual."""
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        hidden_BTD = model(batch.inputs, batch.segments)
+        head: Any = model.head
+        nll_BT = token_nll(hidden_BTD.flatten(0, 1), head.weight, batch.targets.flatten()).view_as(batch.weights)
+        loss_BT = nll_BT * batch.weights
+        if self.z_loss:
+            loss_BT = loss_BT + self._z(hidden_BTD, head.weight) * batch.weights
+        return loss_BT.sum(1), batch.weights.sum(1)
+
+    def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        if self.z_loss:
+            return super().loss(model, batch)
+        hidden_BTD = model(batch.inputs, batch.segments)
+        head: Any = model.head
+        total = linear_cross_entropy(hidden_BTD.flatten(0, 1), head.weight, batch.targets.flatten(), batch.weights.flatten())
+        return total, batch.weights.sum()
+
+    def _z(self, hidden_BTD: Tensor, weight_VD: Tensor) -> Tensor:
+        logits_BTV = (hidden_BTD @ weight_VD.to(hidden_BTD.dtype).t()).float()
+        return self.z_loss * logits_BTV.logsumexp(-1).square()
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """nll: B, nats summed over tokens of weight one (float64); tokens: B, how many."""
+        hidden_BTD = model(batch.inputs, batch.segments)
+        head: Any = model.head
+        nll_BT = token_nll(hidden_BTD.flatten(0, 1), head.weight, batch.targets.flatten()).view_as(batch.weights)
+        return {"nll": (nll_BT.double() * batch.weights).sum(1), "tokens": (batch.weights > 0).sum(1)}
+
+    def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
+        if spec.vocab is None:
+            yield "task", "language-modelling needs text, and this data source gives arrays. Take classification or regression, or a text source."
+
+
+@dataclass(frozen=True)
+class CountingBytes:
+    """A language-modelling task whose predictions also count the UTF-8 bytes that the targets stand for: bits per byte need them."""
+
+    task: LanguageModelling
+    token_bytes_V: Tensor
+    """Bytes of each token id; 0 for special tokens."""
+    family = "language-modelling"
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        counts_BT = self.token_bytes_V.to(batch.targets.device)[batch.targets] * (batch.weights > 0)
+        return self.task.predict(model, batch) | {"bytes": counts_BT.sum(1)}

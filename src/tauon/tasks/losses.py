@@ -1,0 +1,88 @@
+"""Linear cross-entropy: the loss of `softmax(h W^T)` without the logits ever existing whole.
+
+Chunk by chunk of rows, the logits are formed, turned into their own gradient, and multiplied back at once, so that the
+peak memory is one chunk and the backward pass only scales what is there (Wijmans et al. 2024, arXiv:2411.09009; Liger
+kernel, Hsu et al. 2024, arXiv:2410.10989). torch's own chunked `F.linear_cross_entropy` computes bf16 in fp32 on a CPU,
+which costs the speed of bf16 hardware, and returns the loss rounded to bf16: hence this one.
+
+Shapes: N tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["linear_cross_entropy", "token_nll"]
+
+
+def chunk_rows(rows: int, vocab: int, device: torch.device) -> int:
+    """Rows of logits that exist at a time: 16 MiB of fp32 on a CPU (stays in cache), 512 MiB on a GPU. A function of shapes alone."""
+    budget = 2**22 if device.type == "cpu" else 2**27
+    return max(1, min(rows, budget // vocab))
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, token_weight_N: Tensor) -> Tensor:
+        N, V = hidden_ND.shape[0], weight_VD.shape[0]
+        step = chunk_rows(N, V, hidden_ND.device)
+        w = weight_VD.to(hidden_ND.dtype)
+        want_h, want_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        grad_h = torch.empty_like(hidden_ND) if want_h else None
+        grad_w = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if want_w else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        for start in range(0, N, step):
+            h = hidden_ND[start : start + step]
+            at = target_N[start : start + step, None]
+            g = token_weight_N[start : start + step, None]
+            logp = F.log_softmax(h @ w.t(), dim=1, dtype=torch.float32)
+            total += -(logp.gather(1, at) * g).sum()
+            if not (want_h or want_w):
+                continue
+            dlogits = logp.exp_()  # d loss / d logits = weight * (softmax - one-hot)
+            dlogits.scatter_add_(1, at, torch.full_like(at, -1, dtype=torch.float32))
+            dlogits = dlogits.mul_(g).to(h.dtype)
+            if grad_h is not None:
+                torch.mm(dlogits, w, out=grad_h[start : start + step])
+            if grad_w is not None:
+                if h.dtype == torch.float32:
+                    grad_w.addmm_(dlogits.t(), h)
+                else:
+                    grad_w += dlogits.t() @ h
+        ctx.save_for_backward(grad_h, grad_w)
+        ctx.weight_dtype = weight_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+        grad_h, grad_w = ctx.saved_tensors
+        return (
+            None if grad_h is None else grad_h * grad.to(grad_h.dtype),
+            None if grad_w is None else (grad_w * grad).to(ctx.weight_dtype),
+            None,
+            None,
+        )
+
+
+def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, token_weight_N: Tensor) -> Tensor:
+    """sum_n weight_n * -log softmax(h_n W^T)[target_n], in nats, fp32 scalar.
+
+    Matrix products run in the dtype of `hidden_ND` (bf16 under autocast), sums and the softmax in fp32. Gradients flow to
+    `hidden_ND` and `weight_VD`, once (no second derivatives).
+    """
+    out: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, target_N, token_weight_N)
+    return out
+
+
+def token_nll(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
+    """-log p of each target, N in fp32 nats, differentiable in the ordinary way; chunked, so only one chunk of logits exists without grad."""
+    w = weight_VD.to(hidden_ND.dtype)
+    step = chunk_rows(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)
+    parts = [
+        F.cross_entropy((hidden_ND[i : i + step] @ w.t()).float(), target_N[i : i + step], reduction="none") for i in range(0, hidden_ND.shape[0], step)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,168 @@
+"""From choices to a job: the one place where a model is dressed, in the fixed order, with every derived setting and its reason.
+
+1 build the plain model; 2 choose what trains; 3 layer rules of privacy; 4 tensor parallel; 5 activation checkpointing;
+6 compile, block by block; 7 data parallel; 8 materialise by (seed, parameter name); 9 the optimizer over what came out.
+Steps 2, 3, 4 and 7 are the identity until a room brings them. Here 8 comes before 5 and 6, which do not touch parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tauon.errors import Problem, RecipeError
+from tauon.models import Model, ModelConfig, materialize, parameter_count
+from tauon.optim import OptimConfig
+from tauon.tasks import Task
+from tauon.train.config import TrainConfig
+from tauon.train.ema import EMA
+from tauon.train.health import GradientHealth
+from tauon.train.precision import batch_that_fits, choose_compile, choose_device, choose_precision, dress
+from tauon.train.step import BatchSource, TrainJob, train_step
+from tauon.types import DataSpec
+
+__all__ = ["Derived", "Plan", "build_job", "make_plan"]
+
+CPU_FLOPS = {"fp32": 0.15e12, "bf16": 0.6e12}
+"""Operations a second that two cores reach here: only to guess how long training takes, and so whether compiling pays."""
+RECORDED = ("steps", "precision", "compile", "microbatch", "threads")
+"""What a run records at its start and keeps when it resumes, so that the second half computes as the first did."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A setting that nobody wrote: what it is, and where it comes from."""
+
+    path: str
+    value: Any
+    source: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"path": self.path, "value": self.value, "source": self.source}
+
+
+@dataclass
+class Plan:
+    """Every choice made before the first step."""
+
+    steps: int
+    device: torch.device
+    precision: str
+    compile: bool
+    microbatch: int
+    validate_every: int
+    checkpoint_every: int
+    threads: int
+    derived: list[Derived] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in RECORDED} | {"device": self.device.type}
+
+
+def make_plan(
+    model: ModelConfig, optim: OptimConfig, config: TrainConfig, task: Task, spec: DataSpec, *, examples: int, loader: BatchSource, seed: int,
+    recorded: Mapping[str, Any] | None = None, tell: Callable[[str], None] = lambda _: None,
+) -> Plan:  # fmt: skip
+    """Settle steps, device, precision, compile and microbatch. `recorded` is an earlier `Plan.record()` of the same run."""
+    derived: list[Derived] = []
+
+    def settle(name: str, value: Any, source: str) -> Any:
+        derived.append(Derived(f"train.{name}", value, source))
+        return value
+
+    device, why = choose_device(config.device)
+    settle("device", str(device), why)
+    kept = dict(recorded) if recorded and recorded.get("device") == device.type else {}
+    with torch.device("meta"):
+        bare = model.build()
+    settle("parameters", parameter_count(bare), "the model's shapes")
+    if "threads" in kept:
+        torch.set_num_threads(kept["threads"])
+    threads = settle("threads", torch.get_num_threads(), "recorded by this run" if "threads" in kept else "cores of this machine")
+
+    precision, why = choose_precision(config.precision if not kept else kept["precision"], device, bare)
+    settle("precision", precision.name, "recorded by this run" if kept else why)
+
+    width = 2 if precision.name == "bf16" else 4
+    per_example = bare.activations_per_example(spec) * width
+    copies = 5 if config.ema is None else 6  # weights, gradients, two moments, the checkpoint's snapshot; and the average
+    microbatch, why = batch_that_fits(config, per_example, parameter_count(bare) * 4.0 * copies, device)
+    if kept.get("microbatch"):
+        microbatch, why = kept["microbatch"], "recorded by this run"
+    settle("microbatch", microbatch, why)
+
+    per_step = bare.flops_per_example(spec) * config.batch
+    if recorded and "steps" in recorded:
+        steps, why = int(recorded["steps"]), "recorded by this run"
+    elif config.time is not None:
+        trial = Plan(10**9, device, precision.name, False, microbatch, 1, 1, threads)
+        tell(f"measuring the time of a step, to fit {config.time:,.0f} s")
+        seconds = _seconds_a_step(build_job(model, optim, config, task, spec, loader, trial, seed=seed), min(8.0, config.time / 10))
+        steps, why = max(1, int(config.time / seconds)), f"{config.time:,.0f} s at {seconds * 1e3:,.0f} ms a step, measured here"
+    elif config.epochs is not None:
+        steps, why = max(1, math.ceil(config.epochs * examples / config.batch)), f"{config.epochs:g} epochs of {examples:,} examples, {config.batch} a step"
+    elif config.tokens is not None:
+        if spec.seq_len is None:
+            raise RecipeError([Problem("train.tokens", "this data is not made of tokens. Give steps, epochs or time.")])
+        steps, why = math.ceil(config.tokens / (config.batch * spec.seq_len)), f"{config.tokens:,} tokens, {config.batch * spec.seq_len:,} a step"
+    else:
+        steps, why = config.steps or 1, "asked for"
+    settle("steps", steps, why)
+
+    guess = config.time if config.time is not None else steps * per_step / CPU_FLOPS[precision.name] if device.type == "cpu" else None
+    compiled, why = choose_compile(config.compile, device, bare, guess)
+    if kept:
+        compiled, why = kept["compile"], "recorded by this run"
+    settle("compile", compiled, why)
+    validate_every = config.validate_every or max(1, math.ceil(steps / 10))
+    if config.validate_every is None:
+        settle("validate_every", validate_every, "ten validations in a run")
+    checkpoint_every = config.checkpoint_every or max(1, min(1000, math.ceil(steps / 10)))
+    if config.checkpoint_every is None:
+        settle("checkpoint_every", checkpoint_every, "ten checkpoints in a run, at most 1,000 steps apart")
+    if optim.lr is None:
+        derived.append(Derived("optim.lr", optim.peak, f"the usual peak rate of {optim.kind_}"))
+    return Plan(steps, device, precision.name, compiled, microbatch, validate_every, checkpoint_every, threads, derived)
+
+
+def build_job(
+    model: ModelConfig, optim: OptimConfig, config: TrainConfig, task: Task, spec: DataSpec, loader: BatchSource, plan: Plan, *, seed: int
+) -> TrainJob:
+    """A job at step 0. The same arguments give the same weights to the last bit."""
+    precision, _ = choose_precision(plan.precision, plan.device, None)
+    net: Model = materialize(model, seed=seed, device=plan.device)
+    dress(net, checkpointing=config.activation_checkpointing, compiled=plan.compile)
+    return TrainJob(
+        model=net,
+        optimizer=optim.build(net),
+        schedule=optim.schedule,
+        loader=loader,
+        task=task,
+        total_steps=plan.steps,
+        seed=seed,
+        precision=precision,
+        device=plan.device,
+        microbatch=plan.microbatch,
+        health=GradientHealth(config.spike_factor, config.max_bad_steps),
+        clip_norm=optim.clip_norm,
+        clip_value=optim.clip_value,
+        ema=EMA(net, config.ema) if config.ema is not None else None,
+    )
+
+
+def _seconds_a_step(job: TrainJob, budget: float) -> float:
+    """Median seconds of a step after two that warm up, within about `budget` seconds. The job is spent by it."""
+    job.model.train()
+    job.total_steps = 10**9
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 3 or (time.perf_counter() - began < budget and len(times) < 50):
+        start = time.perf_counter()
+        train_step(job, job.loader.batch_at(job.step).to(job.device))
+        times.append(time.perf_counter() - start)
+    return sorted(times[2:])[len(times[2:]) // 2]

@@ -1,0 +1,77 @@
+"""How long, in what batches, and how safely a job trains. Only numbers and choices: `loop.py` acts on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from tauon.config import Config, Count, Duration, Fraction
+
+__all__ = ["EarlyStopping", "TrainConfig"]
+
+
+class EarlyStopping(Config):
+    """Stop when validation loss has not fallen for a while, and keep the best checkpoint."""
+
+    patience: Count = Field(5, ge=1)
+    """Validations without improvement before training stops."""
+    min_delta: float = Field(0.0, ge=0)
+    """Fall in validation loss that counts as improvement."""
+
+
+class TrainConfig(Config):
+    """The training run."""
+
+    steps: Count | None = Field(None, ge=1)
+    """Optimizer steps. Give one of steps, epochs, tokens, time."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training data."""
+    tokens: Count | None = Field(None, ge=1)
+    """Tokens to train on (100M); text only."""
+    time: Duration | None = Field(None, gt=0)
+    """Wall time that the steps should take (2h). Measured once at the start, turned into steps, recorded, and kept on resume."""
+    batch: Count = Field(64, ge=1)
+    """Examples in one optimizer step, all ranks together."""
+    microbatch: Count | None = Field(None, ge=1)
+    """Examples in one forward and backward pass. Left out: the whole batch, or the most that fits in memory."""
+    device: str = "auto"
+    """`auto` takes the first accelerator, else the CPU; or a torch device such as cuda:1."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`bf16`: matrix products in bfloat16, weights and sums in fp32. `auto`: bf16 where the hardware multiplies in it."""
+    compile: Literal["auto"] | bool = "auto"
+    """Compile block by block with torch.compile. `auto`: where the time saved outweighs the time it takes."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input and compute the rest again in the backward pass: less memory, a third more time."""
+    ema: Fraction | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what is evaluated (0.999). Left out: none."""
+    validate_every: Count | None = Field(None, ge=1)
+    """Steps between validations. Left out: ten in a run."""
+    validate_examples: Count | None = Field(None, ge=1)
+    """Validate on the first so many examples. Left out: all."""
+    checkpoint_every: Count | None = Field(None, ge=1)
+    """Steps between checkpoints. Left out: ten in a run, at most 1,000 steps apart."""
+    keep_last: Count = Field(2, ge=1)
+    """Newest checkpoints to keep."""
+    keep_every: Count | None = Field(None, ge=1)
+    """Keep for good each checkpoint whose step divides by this. Left out: none."""
+    early_stopping: EarlyStopping | None = None
+    """Left out: train to the end."""
+    spike_factor: float | None = Field(None, gt=1)
+    """Skip a step whose gradient norm is more than this times the running mean. Left out: only NaN and infinity are skipped."""
+    max_bad_steps: Count = Field(10, ge=1)
+    """Skipped steps in a row before training stops with an error."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        given = [k for k in ("steps", "epochs", "tokens", "time") if self.peek(k) is not None]
+        if len(given) != 1:
+            yield (given[1] if given else "steps"), f"give exactly one of steps, epochs, tokens, time; got {' and '.join(given) or 'none'}"
+        micro, batch = self.peek("microbatch"), self.peek("batch")
+        if micro is not None and (micro > batch or batch % micro):
+            yield "microbatch", f"{micro} does not divide batch {batch}. Take a divisor, {largest_divisor(batch, micro)} say."
+
+
+def largest_divisor(n: int, at_most: int) -> int:
+    """The largest divisor of n that is at most `at_most` (at least 1)."""
+    return next(d for d in range(min(n, max(1, at_most)), 0, -1) if n % d == 0)

@@ -1,0 +1,40 @@
+"""Exponential moving average of the weights (Polyak & Juditsky 1992): often better, and steadier, than the last weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["EMA"]
+
+
+class EMA:
+    """shadow <- d shadow + (1 - d) weights after each step; d rises as (1 + t) / (10 + t) until `decay`, so that the start is forgotten."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = dict(model.named_parameters())
+        self.shadow: dict[str, Tensor] = {k: p.detach().clone() for k, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after update number `step` (from 0)."""
+        d = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.shadow.values()), list(self.parameters.values()), 1 - d)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Inside, the model holds the average; after, its own weights again, bit for bit."""
+        own = {k: p.detach().clone() for k, p in self.parameters.items()}
+        with torch.no_grad():
+            for k, p in self.parameters.items():
+                p.copy_(self.shadow[k])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for k, p in self.parameters.items():
+                    p.copy_(own[k])

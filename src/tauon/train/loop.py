@@ -1,0 +1,164 @@
+"""The loop: steps, hooks, and saving before anything ends. Knows no model, no dataset, no tracker by name.
+
+A hook is called after each step with the job and what happened; it returns `STOP` to end training early. `every(n, hook)`
+thins one out. State that must survive a resume lives in the job (`job.notes`), never in a hook.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tauon.artifacts import Checkpoint
+from tauon.errors import CheckpointError, Interrupted, TrainingError
+from tauon.models import load_weights
+from tauon.optim import load_optimizer, optimizer_tensors
+from tauon.train.step import TrainJob, train_step
+from tauon.types import StepInfo
+
+__all__ = ["STOP", "Hook", "StopSignal", "every", "job_state", "restore", "train", "validation_loss"]
+
+STOP = "stop"
+
+
+class Hook(Protocol):
+    def __call__(self, job: TrainJob, info: StepInfo) -> str | None: ...
+
+
+def every(steps: int, hook: Hook) -> Hook:
+    """The hook at each multiple of `steps`, and after the last step."""
+
+    def thinned(job: TrainJob, info: StepInfo) -> str | None:
+        return hook(job, info) if info.step % steps == 0 or info.step == info.total_steps else None
+
+    return thinned
+
+
+class StopSignal:
+    """Inside the context, SIGTERM and Ctrl-C set `.name` instead of ending the process; a second Ctrl-C ends it at once."""
+
+    name: str | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[StopSignal]:
+        if threading.current_thread() is not threading.main_thread():
+            yield self  # only the main thread may handle signals
+            return
+        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+        def handle(number: int, frame: Any) -> None:
+            if self.name is not None and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.name = signal.Signals(number).name
+
+        for s in before:
+            signal.signal(s, handle)
+        try:
+            yield self
+        finally:
+            for s, old in before.items():
+                signal.signal(s, old)
+
+
+def train(
+    job: TrainJob, *, hooks: Sequence[Hook] = (), save: Callable[[TrainJob], None] | None = None, save_every: int = 1000, stop: StopSignal | None = None
+) -> TrainJob:
+    """Run the job from `job.step` to `job.total_steps`. `save` is called every `save_every` steps, at the end, and before an interruption.
+
+    Raises `Interrupted` after saving when `stop` was signalled, and `TrainingError` when gradients stay bad or memory ends.
+    """
+    job.model.train()
+    saved = job.step
+    while job.step < job.total_steps and not job.notes.get("stopped"):
+        began = time.perf_counter()
+        batch = job.loader.batch_at(job.step).to(job.device)
+        try:
+            metrics = train_step(job, batch)
+        except (torch.OutOfMemoryError, RuntimeError) as err:
+            if isinstance(err, torch.OutOfMemoryError) or "can't allocate memory" in str(err):
+                half = max(1, job.microbatch // 2)
+                raise TrainingError(f"out of memory at step {job.step + 1} with microbatch {job.microbatch}. Try train.microbatch={half}.") from err
+            raise
+        metrics["seconds"] = time.perf_counter() - began
+        info = StepInfo(job.step, job.total_steps, job.examples, job.tokens, metrics)
+        if STOP in [hook(job, info) for hook in hooks]:
+            job.notes["stopped"] = True  # saved, so that a resume does not go on
+        if save is not None and (job.step % save_every == 0 or job.step == job.total_steps):
+            save(job)
+            saved = job.step
+        if stop is not None and stop.name is not None:
+            if save is not None and saved != job.step:
+                save(job)
+            raise Interrupted(f"{stop.name}: saved at step {job.step} of {job.total_steps}. The same command goes on from there.")
+    if save is not None and saved != job.step:
+        save(job)
+    return job
+
+
+@torch.no_grad()
+def validation_loss(job: TrainJob, batches: Sequence[Any] | Iterator[Any]) -> float:
+    """Mean loss over `batches`, weighted by tokens or examples, in eval mode; with the averaged weights where there is an EMA."""
+    was = job.model.training
+    job.model.eval()
+    total = weight = 0.0
+    try:
+        with job.ema.swapped_in() if job.ema is not None else _nothing():
+            for batch in batches:
+                with job.precision.context():
+                    loss_B, weight_B = job.task.losses(job.model, batch.to(job.device))
+                total += loss_B.double().sum().item()
+                weight += weight_B.double().sum().item()
+    finally:
+        job.model.train(was)
+    return total / weight if weight else float("nan")
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """(groups of tensors, JSON state): all that an exact resume needs, and nothing that is a pure function of the step."""
+    optim, numbers = optimizer_tensors(job.optimizer, job.model)
+    groups = {"model": dict(job.model.state_dict()), "optim": optim}
+    if job.ema is not None:
+        groups["ema"] = job.ema.shadow
+    state = {
+        "step": job.step,
+        "total_steps": job.total_steps,
+        "examples": job.examples,
+        "tokens": job.tokens,
+        "seed": job.seed,
+        "optimizer": numbers,
+        "health": job.health.state(),
+        "notes": job.notes,
+    }
+    return groups, state
+
+
+def restore(job: TrainJob, checkpoint: Checkpoint) -> None:
+    """Put a job exactly where it was when the checkpoint was saved. Raises `CheckpointError` if it is of another job."""
+    state = checkpoint.state
+    load_weights(job.model, checkpoint.tensors("model"), where=str(checkpoint.path))
+    load_optimizer(job.optimizer, job.model, checkpoint.tensors("optim"), state["optimizer"])
+    if job.ema is not None:
+        if "ema" not in checkpoint.groups():
+            raise CheckpointError(f"{checkpoint.path} holds no averaged weights, and train.ema is set. Start over with --fresh.")
+        for k, v in checkpoint.tensors("ema").items():
+            job.ema.shadow[k].copy_(v)
+    if state["total_steps"] != job.total_steps:
+        raise CheckpointError(
+            f"{checkpoint.path} is of a run of {state['total_steps']} steps, this one has {job.total_steps}: the learning rate would jump. "
+            "Start over with --fresh, or use the same train.steps."
+        )
+    job.step, job.examples, job.tokens = state["step"], state["examples"], state["tokens"]
+    job.health.load(state["health"])
+    job.notes = dict(state["notes"])

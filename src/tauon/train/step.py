@@ -1,0 +1,123 @@
+"""One optimizer step, whole. Three seams and no others: make gradients, exchange them, update.
+
+A wrapper (privacy, parallelism, a parameter server) replaces one seam of the job and returns the job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tauon.optim import ScheduleConfig, clip_gradients
+from tauon.tasks import Task
+from tauon.train.ema import EMA
+from tauon.train.health import GradientHealth
+from tauon.train.precision import Precision
+from tauon.types import Batch
+
+__all__ = ["BatchSource", "TrainJob", "no_exchange", "optimizer_update", "plain_gradients", "step_seed", "train_step"]
+
+
+class BatchSource(Protocol):
+    """Where batches come from: a pure function of the step, so that resuming needs only its number."""
+
+    def batch_at(self, step: int) -> Batch:
+        """Batch of step `step` (from 0), this rank's rows."""
+        ...
+
+
+class Make(Protocol):
+    def __call__(self, job: TrainJob, batch: Batch) -> Tensor: ...
+
+
+class Act(Protocol):
+    def __call__(self, job: TrainJob) -> None: ...
+
+
+def plain_gradients(job: TrainJob, batch: Batch) -> Tensor:
+    """Gradient of the mean loss of the batch, microbatch by microbatch, into `.grad`; returns the mean loss (detached).
+
+    Each microbatch is divided by the whole batch's weight (tokens or examples), so that accumulation equals the large batch.
+    """
+    weight = job.task.weight(batch).clamp(min=1e-9)
+    loss = torch.zeros((), device=job.device)
+    for start in range(0, len(batch), job.microbatch):
+        with job.precision.context():
+            total, _ = job.task.loss(job.model, batch.rows(start, start + job.microbatch))
+        (total / weight).backward()  # type: ignore[no-untyped-call]
+        loss += total.detach() / weight
+    return loss
+
+
+def no_exchange(job: TrainJob) -> None:
+    """One process has nobody to exchange gradients with."""
+
+
+def optimizer_update(job: TrainJob) -> None:
+    """Set the learning rate of this step, then let the optimizer move the weights."""
+    factor = job.schedule.factor(job.step, job.total_steps)
+    for group in job.optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    job.optimizer.step()
+
+
+@dataclass
+class TrainJob:
+    """Everything that a step needs, and the little state that moves. Wrappers take one and return one."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: ScheduleConfig
+    loader: BatchSource
+    task: Task
+    total_steps: int
+    seed: int
+    precision: Precision
+    device: torch.device
+    microbatch: int
+    health: GradientHealth
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    ema: EMA | None = None
+    make: Make = plain_gradients
+    exchange: Act = no_exchange
+    update: Act = optimizer_update
+    step: int = 0
+    """Steps done."""
+    examples: int = 0
+    tokens: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+    """State of hooks (early stopping, say) that must survive a resume. JSON values."""
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """The seed of every random draw inside step `step` (dropout): nothing depends on what ran before."""
+    digest = hashlib.blake2b(f"{seed}/step/{step}/{rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
+    """Make, exchange, clip, check, update: the step that every recipe takes. Metrics are plain numbers."""
+    torch.manual_seed(step_seed(job.seed, job.step))
+    loss = job.make(job, batch)
+    job.exchange(job)
+    norm = clip_gradients(job.model.parameters(), job.clip_norm, job.clip_value)
+    metrics: dict[str, Any] = {"loss": loss.item(), "grad_norm": norm.item()}  # the step's one wait for the device
+    skip = job.health.check(job.step + 1, metrics["loss"], metrics["grad_norm"])
+    if skip is None:
+        job.update(job)
+        if job.ema is not None:
+            job.ema.update(job.step)
+    else:
+        metrics["skipped"] = skip
+    job.optimizer.zero_grad(set_to_none=True)  # None, not zero: saves one write over all parameters
+    job.step += 1
+    job.examples += len(batch)
+    job.tokens += batch.targets.numel() if batch.targets.dtype == torch.int64 and batch.targets.ndim == 2 else 0
+    metrics["lr"] = job.optimizer.param_groups[0]["lr"]
+    return metrics

@@ -1,0 +1,99 @@
+"""What is recorded while a job trains: hooks that log, validate, stop early, and the saving of checkpoints.
+
+Sits beside `pipeline.py`: the loop knows no hook by name, and these know no model and no data source.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tauon.artifacts import CheckpointWriter
+from tauon.data import DataSplits
+from tauon.tracking import EventLog, Tracker
+from tauon.train import STOP, Hook, Meter, Plan, TrainConfig, TrainJob, every, job_state, validation_loss
+from tauon.types import Batch, StepInfo
+
+__all__ = ["TrainingRecord"]
+
+
+class TrainingRecord:
+    """The hooks of one training run. State that must survive a resume is in `job.notes`."""
+
+    def __init__(
+        self, config: TrainConfig, splits: DataSplits, plan: Plan, events: EventLog, trackers: Sequence[Tracker], writer: CheckpointWriter,
+        about: dict[str, Any], tell: Callable[..., None], *, flops: float,
+    ) -> None:  # fmt: skip
+        self.config, self.splits, self.plan = config, splits, plan
+        self.events, self.trackers, self.writer = events, trackers, writer
+        self.about, self.tell = about, tell
+        self.meter = Meter(flops)
+        self.saved = -1
+
+    def begin(self, job: TrainJob) -> None:
+        self.saved = job.step if job.step else -1
+        self.tell("training", step=job.step, total_steps=job.total_steps)
+
+    def hooks(self) -> list[Hook]:
+        """In order: measure, log, validate (and stop early)."""
+        hooks: list[Hook] = [self.meter, self.log]
+        if self.splits.validation is not None:
+            hooks.append(every(self.plan.validate_every, self.validate))
+        return hooks
+
+    def log(self, job: TrainJob, info: StepInfo) -> None:
+        """Every step into the event log and to the trackers."""
+        metrics = dict(info.metrics)
+        if "skipped" in metrics:
+            self.events.log("skip", step=info.step, reason=metrics.pop("skipped"))
+            self.tell("skip", step=info.step, reason=info.metrics["skipped"])
+        metrics.pop("eta_s", None)
+        self.events.log("step", step=info.step, examples=info.examples, tokens=info.tokens, **metrics)
+        for tracker in self.trackers:
+            tracker.log(info.step, metrics)
+        self.tell("step", step=info.step, total_steps=info.total_steps, **info.metrics)
+
+    def validate(self, job: TrainJob, info: StepInfo) -> str | None:
+        """Validation loss; with early stopping, keep the best and say when to stop."""
+        loss = validation_loss(job, self.validation_batches(job))
+        self.events.log("validate", step=info.step, loss=loss)
+        for tracker in self.trackers:
+            tracker.log(info.step, {"validation_loss": loss})
+        self.tell("validate", step=info.step, loss=loss)
+        stopping = self.config.early_stopping
+        if stopping is None:
+            return None
+        best = job.notes.get("best", {"loss": math.inf, "step": 0})
+        if loss < best["loss"] - stopping.min_delta:
+            job.notes |= {"best": {"loss": loss, "step": info.step}, "since_best": 0}
+            self.save(job)
+            self.writer.protect(info.step)
+            if best["step"]:
+                self.writer.release(best["step"])
+            return None
+        job.notes["since_best"] = job.notes.get("since_best", 0) + 1
+        if job.notes["since_best"] < stopping.patience:
+            return None
+        self.tell("note", message=f"validation loss has not fallen for {stopping.patience} validations; the best was at step {best['step']}")
+        return STOP
+
+    def validation_batches(self, job: TrainJob) -> Iterator[Batch]:
+        dataset = self.splits.validation
+        assert dataset is not None
+        n = min(len(dataset), self.config.validate_examples or len(dataset))
+        rows = max(1, min(job.microbatch, 512))
+        for start in range(0, n, rows):
+            yield dataset.batch(np.arange(start, min(n, start + rows), dtype=np.int64))
+
+    def save(self, job: TrainJob) -> None:
+        """A checkpoint of this step, written in the background; the same step twice is once."""
+        if self.saved == job.step:
+            return
+        groups, state = job_state(job)
+        self.writer.save(job.step, groups, state | self.about | {"precision": job.precision.name})
+        self.saved = job.step
+        self.events.log("checkpoint", step=job.step)
+        self.tell("checkpoint", step=job.step)
