@@ -29,7 +29,7 @@ def language_modelling(
     """The fields of an `Evaluation` that belong to a language model.
 
     nll: sum of -log p over a sequence's counted tokens (nats); tokens, bytes: how many those are. facts: of the data set;
-    `n_words` (and `n_bytes`, to check that the whole text was predicted) lead to word perplexity.
+    `n_words` or `words` (with `n_bytes` or `bytes`, to check that the whole text was predicted) lead to word perplexity.
     """
     n = len(nll_N)
     total_tokens, total_bytes = int(tokens_N.sum()), int(bytes_N.sum())
@@ -56,11 +56,11 @@ def language_modelling(
         metrics["bits_per_byte"] = metric(total / per_bit / total_bytes, percentile(nll_R / per_bit / bytes_R, confidence), _BITS)
     else:
         metrics["bits_per_byte"] = Metric.undefined("the task counted no bytes", n=n, better="lower", about=_BITS)
-    words = facts.get("n_words")
+    words = facts.get("n_words", facts.get("words"))
     notes: list[str] = []
     if words:
         counts["words"] = int(words)
-        whole = facts.get("n_bytes")
+        whole = facts.get("n_bytes", facts.get("bytes"))
         share = total_bytes / whole if whole else None
         if share is not None and not _WHOLE <= share <= 1 / _WHOLE:
             reason = f"{share:.1%} of the text's bytes were predicted; word perplexity needs the whole text"

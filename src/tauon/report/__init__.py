@@ -1,1 +1,7 @@
-"""(room being built)"""
+"""A run's records -> one offline HTML page with plots. Reads files, draws them, measures nothing."""
+
+from tauon.report.page import Section
+from tauon.report.records import Records
+from tauon.report.render import SECTIONS, render
+
+__all__ = ["SECTIONS", "Records", "Section", "render"]

@@ -1,0 +1,61 @@
+"""Curves made small enough to draw: the min/max envelope of each bucket of steps, and a smoothed line. Draws nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+__all__ = ["buckets", "envelope", "smooth", "thin"]
+
+POINTS = 480
+"""Buckets across a plot: more than a screen's plot area has use for."""
+
+
+def buckets(n: int, most: int = POINTS) -> list[tuple[int, int]]:
+    """[start, stop) of at most `most` runs of neighbours, lengths equal but for one."""
+    count = min(n, most)
+    edges = [i * n // count for i in range(count + 1)] if count else []
+    return list(pairwise(edges))
+
+
+def envelope(xs: Sequence[float], ys: Sequence[float], most: int = POINTS) -> list[tuple[float, float, float] | None]:
+    """(x, lowest, highest) of each bucket; None (a gap) where no value is finite."""
+    found: list[tuple[float, float, float] | None] = []
+    for start, stop in buckets(len(xs), most):
+        finite = [y for y in ys[start:stop] if math.isfinite(y)]
+        found.append((xs[(start + stop - 1) // 2], min(finite), max(finite)) if finite else None)
+    return found
+
+
+def thin(xs: Sequence[float], ys: Sequence[float], most: int = POINTS) -> list[tuple[float, float] | None]:
+    """Points of a line that keeps the ends and every bucket's lowest and highest value, in order; None is a gap."""
+    if len(xs) <= 2 * most:
+        return [(x, y) if math.isfinite(y) else None for x, y in zip(xs, ys, strict=True)]
+    found: list[tuple[float, float] | None] = []
+    for start, stop in buckets(len(xs), most):
+        inside = [i for i in range(start, stop) if math.isfinite(ys[i])]
+        if not inside:
+            found.append(None)
+            continue
+        low, high = min(inside, key=lambda i: ys[i]), max(inside, key=lambda i: ys[i])
+        ends = ({start} if start == 0 else set()) | ({stop - 1} if stop == len(xs) else set())
+        found += [(xs[i], ys[i]) for i in sorted({low, high} | (ends & set(inside)))]
+    return found
+
+
+def smooth(ys: Sequence[float], span: int) -> list[float]:
+    """Exponential moving average with the weight of the missing past taken out (as Adam's moments); alpha = 2 / (span + 1).
+
+    A value that is not finite yields NaN and leaves the average as it was.
+    """
+    keep = 1 - 2 / (span + 1)
+    total = weight = 0.0
+    found = []
+    for y in ys:
+        if math.isfinite(y):
+            total, weight = keep * total + (1 - keep) * y, keep * weight + (1 - keep)
+            found.append(total / weight)
+        else:
+            found.append(math.nan)
+    return found

@@ -1,0 +1,130 @@
+"""The top of the report: what the run is, how it ended, what it reached. Draws no plot."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tauon.report.records import Records, number
+from tauon.report.text import clock, count, escape, figure, label, spread, stamp
+
+__all__ = ["headline", "status"]
+
+
+def status(records: Records) -> tuple[str, str]:
+    """(good | warn | bad | plain, one sentence): how the run ended, from its last events, or that it does not say."""
+    last = records.last_step
+    ends = ("step", "interrupted", "failed", "error", "finish", "finished", "stop", "resume")
+    tail = next((e for e in reversed(records.events) if e.get("kind") in ends), None)
+    at = f" at step {count(last)}" if last is not None else ""
+    if tail is None:
+        return ("good", "Evaluated; no training is on record.") if records.evaluation else ("plain", "No training is on record.")
+    kind = tail.get("kind")
+    step = number(tail.get("step"))
+    at = f" at step {count(step)}" if step is not None else at
+    why = f": {tail.get('reason') or tail.get('message')}" if tail.get("reason") or tail.get("message") else ""
+    if kind == "interrupted":
+        return "warn", f"Interrupted{at}{why}. The same command goes on from the last checkpoint."
+    if kind in ("failed", "error"):
+        return "bad", f"Failed{at}{why}."
+    spent = active_seconds(records.events)
+    took = f" in {clock(spent)}" if spent > 0 else ""
+    if kind == "stop":
+        return "good", f"Stopped early{at}{took}{why}."
+    planned = _planned_steps(records)
+    if kind in ("finish", "finished") or records.evaluation or (planned is not None and last is not None and last >= planned):
+        return "good", f"Finished: {count(last or 0)} steps{took}."
+    when = number(tail.get("time"))
+    of = f" of {count(planned)}" if planned else ""
+    seen = f"; last sign of life {stamp(when)}" if when else ""
+    return "plain", f"Not finished: {count(last or 0)}{of} steps{seen}."
+
+
+def _planned_steps(records: Records) -> float | None:
+    train = records.recipe.get("train")
+    found = [number(d.get("value")) for d in records.derived if d.get("path") == "train.steps"]
+    found.append(number(train.get("steps")) if isinstance(train, dict) else None)
+    return next((f for f in found if f is not None), None)
+
+
+def active_seconds(events: list[dict[str, Any]]) -> float:
+    """Seconds from the first to the last event, without the time between a killed attempt and its resumption."""
+    total, before = 0.0, None
+    for event in events:
+        now = number(event.get("time"))
+        if now is None:
+            continue
+        if before is not None and event.get("kind") != "resume":
+            total += max(0.0, now - before)
+        before = now
+    return total
+
+
+def headline(records: Records) -> str:
+    """Safe markup of the page's head."""
+    task = records.recipe.get("task")
+    task = task.get("kind") if isinstance(task, dict) else task
+    kicker = "Tauon report" + (f" · {escape(str(task).replace('-', ' '), 80)}" if isinstance(task, str) else "")
+    tone, sentence = status(records)
+    html = f'<p class="kicker">{kicker}</p><h1>{escape(records.name, 200)}</h1><p class="status {tone}">{escape(sentence, 600)}</p>'
+    html += _hero(records.evaluation) + _facts(records)
+    if records.problems:
+        html += '<ul class="plain note">' + "".join(f"<li>{escape(p, 500)}</li>" for p in records.problems[:20]) + "</ul>"
+    return html
+
+
+def _hero(evaluation: dict[str, Any]) -> str:
+    metrics = evaluation.get("metrics")
+    if not isinstance(metrics, dict) or not metrics:
+        return ""
+    primary = evaluation.get("primary")
+    names = [primary] if primary in metrics else list(metrics)[:1]
+    extra = {"bits_per_byte": "perplexity", "perplexity": "loss", "accuracy": "f1_macro", "r2": "rmse"}.get(str(names[0]))
+    names += [extra] if extra in metrics else []
+    level, split = number(evaluation.get("confidence")) or 0.95, evaluation.get("split")
+    where = f" on the {split} split" if split in ("test", "validation") else ""
+    html = ""
+    for i, name in enumerate(names):
+        m = metrics[name] if isinstance(metrics[name], dict) else {}
+        value, low, high = (number(m.get(k)) for k in ("value", "low", "high"))
+        what = f"{label(str(name))}{where if i == 0 else ''}"
+        if value is None:
+            why = escape(m.get("reason") or "undefined", 300)
+            html += f'<div><p class="what">{escape(what)}</p><div class="value">–</div><p class="range">{why}</p></div>'
+            continue
+        shown, bottom, top = spread(value, low, high)
+        about = f"{level:.0%} interval {bottom} to {top}" if low is not None and high is not None else str(m.get("reason") or "no interval")
+        html += f'<div><p class="what">{escape(what)}</p><div class="value">{shown}</div><p class="range">{escape(about, 300)}</p></div>'
+    return f'<div class="hero">{html}</div>'
+
+
+def _facts(records: Records) -> str:
+    """The handful of numbers that most readers look for."""
+    facts: list[tuple[str, str]] = []
+    last = records.last_step
+    if last is not None:
+        facts.append(("Steps", count(last)))
+    for key in ("tokens", "examples"):
+        values = records.series(key)[1]
+        if values and math.isfinite(values[-1]) and values[-1] > 0:
+            facts.append((f"{label(key)} seen", count(values[-1])))
+    spent = active_seconds(records.events)
+    if spent > 0:
+        facts.append(("Training time", clock(spent)))
+    steps, losses = records.series("loss", "validate")
+    finite = [(y, x) for x, y in zip(steps, losses, strict=True) if math.isfinite(y)]
+    if finite:
+        best, at = min(finite)
+        facts.append(("Best validation loss", f"{figure(best)} at step {count(at)}"))
+    for key, unit in (("tokens_per_s", "Tokens per second"), ("examples_per_s", "Examples per second")):
+        rates = sorted(v for v in records.series(key)[1] if math.isfinite(v) and v > 0)
+        if rates:
+            facts.append((f"{unit} (median)", figure(rates[len(rates) // 2], 3)))
+            break
+    parameters = next((number(d.get("value")) for d in records.derived if str(d.get("path", "")).endswith("parameters")), None)
+    parameters = parameters or number(records.manifest.get("parameters"))
+    if parameters:
+        facts.append(("Parameters", count(parameters)))
+    return (
+        '<dl class="facts">' + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts) + "</dl>" if facts else ""
+    )

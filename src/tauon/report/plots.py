@@ -1,0 +1,270 @@
+"""Plots as inline SVG inside HTML: axes with round ticks, bands, lines, dots, marks, a hover read-out. Knows no record.
+
+The drawing stretches with the page (`preserveAspectRatio="none"`, strokes that do not scale); every word is HTML beside or over
+it, so that text keeps its size from a phone to a desk. `page.js` adds the read-out; without it the plot is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape as attribute
+
+from tauon.report.text import escape, figure
+
+__all__ = ["Band", "Line", "Mark", "chart", "frame", "interval_bar", "nice_ticks", "scale"]
+
+WIDTH, HEIGHT = 1000.0, 300.0
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """Values over x; None is a gap. `dots`: single measurements, joined by a thin line."""
+
+    name: str
+    points: Sequence[Point | None]
+    tone: str = "a"
+    """a, b, c: colours of the page; quiet: grey."""
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Band:
+    """The range (x, low, high) that values took; None is a gap."""
+
+    name: str
+    points: Sequence[tuple[float, float, float] | None]
+    tone: str = "a"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Places on the x axis where something happened."""
+
+    name: str
+    xs: Sequence[float]
+    tone: str = "bad"
+
+
+# ---------------------------------------------------------------------------------------------- axes
+
+
+def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten inside [low, high], at most `most` of them."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    for factor in (1, 2, 5, 10, 20):
+        step = factor * power
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first + 1 <= most:
+            return [round(i * step, 12 - math.floor(math.log10(step))) for i in range(first, last + 1)]
+    return [low, high]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    stride = max(1, math.ceil((last - first) / 6))
+    factors = (1, 2, 5) if last - first <= 2 else (1,)
+    return [t for e in range(first, last + 1, stride) for f in factors if low <= (t := f * 10.0**e) <= high] or [low, high]
+
+
+def tick_label(value: float, step: float) -> str:
+    """A tick in as few characters as its distance to the next one allows: 2k, 0.25, 3e-4."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    for power, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if size >= power:
+            power = 1e3 if unit == "k" else power
+            return f"{round(value / power, 6):g}{unit}"
+    if size < 1e-3:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 3
+    return f"{value:,.{min(decimals, 6)}f}"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to a share of the axis, 0 to 1."""
+
+    low: float
+    high: float
+    log: bool
+    ticks: tuple[float, ...]
+
+    def __call__(self, value: float) -> float:
+        low, high = self.low, self.high
+        if self.log:
+            value, low, high = math.log(max(value, self.low)), math.log(low), math.log(high)
+        return min(max((value - low) / (high - low), 0.0), 1.0)
+
+    def labels(self) -> list[tuple[float, str]]:
+        """(share, text) of each tick."""
+        step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 and not self.log else 0.0
+        return [(self(t), tick_label(t, step or abs(t))) for t in self.ticks]
+
+
+def scale(values: Iterable[float], *, zero: bool = False, pad: float = 0.05, log: bool | None = None, most: int = 6) -> Scale:
+    """An axis that holds all finite values. log None: logarithmic where all are above 0 and span more than two decades."""
+    finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
+    low, high = min(finite), max(finite)
+    if log is None:
+        log = not zero and low > 0 and high / low > 100
+    if log:
+        ratio = (high / low) ** pad if high > low else 2.0
+        low, high = low / ratio, high * ratio
+        return Scale(low, high, True, tuple(_log_ticks(low, high)))
+    if zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    if not high - low > 1e-12 * max(abs(high), abs(low)):
+        around = abs(high) * 0.1 or 1.0
+        low, high = (low - around * (not zero), high + around)
+    margin = (high - low) * pad
+    low, high = (low if zero and low == 0 else low - margin), (high if zero and high == 0 else high + margin)
+    return Scale(low, high, False, tuple(nice_ticks(low, high, most)))
+
+
+# ---------------------------------------------------------------------------------------------- pieces of SVG
+
+
+def _n(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _runs(points: Sequence[tuple[float, ...] | None]) -> list[list[tuple[float, ...]]]:
+    runs: list[list[tuple[float, ...]]] = [[]]
+    for p in points:
+        if p is None:
+            runs.append([])
+        else:
+            runs[-1].append(p)
+    return [r for r in runs if r]
+
+
+def _line_path(line: Line, x: Scale, y: Scale) -> str:
+    parts, dots = [], []
+    for run in _runs(line.points):
+        placed = [f"{_n(x(p[0]) * WIDTH)} {_n((1 - y(p[1])) * HEIGHT)}" for p in run]
+        parts.append("M" + "L".join(placed) if len(placed) > 1 else f"M{placed[0]}h0")
+        dots += [f"M{p}h0" for p in placed]
+    found = f'<path class="line tone-{line.tone}{" thin" if line.dots else ""}" d="{"".join(parts)}"/>'
+    return found + (f'<path class="dots tone-{line.tone}" d="{"".join(dots)}"/>' if line.dots else "")
+
+
+def _band_path(band: Band, x: Scale, y: Scale) -> str:
+    parts = []
+    for run in _runs(band.points):
+        if len(run) == 1:  # one bucket alone has no width: give it a step's
+            run = [run[0], (run[0][0] + (x.high - x.low) / WIDTH, *run[0][1:])]
+        upper = [f"{_n(x(p[0]) * WIDTH)} {_n((1 - y(p[2])) * HEIGHT)}" for p in run]
+        lower = [f"{_n(x(p[0]) * WIDTH)} {_n((1 - y(p[1])) * HEIGHT)}" for p in reversed(run)]
+        parts.append("M" + "L".join(upper + lower) + "Z")
+    return f'<path class="band tone-{band.tone}" d="{"".join(parts)}"/>'
+
+
+def _mark_path(mark: Mark, x: Scale) -> str:
+    path = "".join(f"M{_n(x(at) * WIDTH)} 0V{_n(HEIGHT)}" for at in mark.xs)
+    return f'<path class="mark tone-{mark.tone}" d="{path}"/>'
+
+
+def _legend(pieces: Sequence[Line | Band | Mark]) -> str:
+    def key(piece: Line | Band | Mark) -> str:
+        shape = "band" if isinstance(piece, Band) else "mark" if isinstance(piece, Mark) else "dots" if piece.dots else "line"
+        return f'<li><i class="key {shape} tone-{piece.tone}"></i>{escape(piece.name)}</li>'
+
+    return '<ul class="legend">' + "".join(key(p) for p in pieces) + "</ul>" if len(pieces) > 1 else ""
+
+
+def _readout(pieces: Sequence[Line | Band | Mark], x: Scale, x_label: str) -> str:
+    """What `page.js` shows under the pointer, as JSON."""
+
+    def short(v: float) -> float:
+        return float(f"{v:.5g}")
+
+    series = []
+    for piece in pieces:
+        if isinstance(piece, Mark):
+            continue
+        rows = [[float(f"{p[0]:.9g}"), *(short(v) for v in p[1:])] for p in piece.points if p is not None]
+        series.append({"n": piece.name, "t": piece.tone, "p": rows})
+    return json.dumps({"x": [x.low, x.high], "u": x_label, "s": series}, separators=(",", ":"))
+
+
+def frame(identity: str, title: str, desc: str, drawing: str, x: Scale, y: Scale, *, x_label: str, y_label: str, css: str = "") -> str:
+    """The axes around a drawing in WIDTH x HEIGHT units."""
+    grid = "".join(f"M0 {_n((1 - at) * HEIGHT)}H{_n(WIDTH)}" for at, _ in y.labels())
+    left = "".join(f'<span style="top:{(1 - at) * 100:.2f}%">{escape(t)}</span>' for at, t in y.labels())
+    below = "".join(f'<span style="left:{at * 100:.2f}%">{escape(t)}</span>' for at, t in x.labels())
+    return (
+        f'<div class="frame {css}"><div class="axis-name">{escape(y_label)}{" (log scale)" if y.log else ""}</div>'
+        f'<div class="y-axis" aria-hidden="true">{left}</div><div class="plot">'
+        f'<svg viewBox="0 0 {_n(WIDTH)} {_n(HEIGHT)}" preserveAspectRatio="none" role="img" aria-labelledby="{identity}-t {identity}-d">'
+        f'<title id="{identity}-t">{escape(title)}</title><desc id="{identity}-d">{escape(desc)}</desc>'
+        f'<path class="grid" d="{grid}"/>{drawing}</svg></div>'
+        f'<div class="x-axis" aria-hidden="true">{below}</div><div class="x-name">{escape(x_label)}</div></div>'
+    )
+
+
+def chart(
+    identity: str,
+    title: str,
+    pieces: Sequence[Line | Band | Mark],
+    *,
+    x_label: str = "step",
+    y_label: str,
+    zero: bool = False,
+    log: bool | None = None,
+    x_range: tuple[float, float] | None = None,
+    note: str = "",
+) -> str:
+    """A figure with title, legend, axes and read-out. `note`: a plain sentence below."""
+    drawn = [p for p in pieces if isinstance(p, Mark) or any(q is not None for q in p.points)]
+    spots = [q for p in drawn if not isinstance(p, Mark) for q in p.points if q is not None]
+    x = scale([*(q[0] for q in spots), *(x_range or ())], pad=0.0, log=False, most=5)
+    y = scale((v for q in spots for v in q[1:]), zero=zero, log=log)
+    order = {Band: 0, Mark: 1, Line: 2}
+    drawing = ""
+    for piece in sorted(drawn, key=lambda p: order[type(p)]):
+        if isinstance(piece, Band):
+            drawing += _band_path(piece, x, y)
+        elif isinstance(piece, Mark):
+            drawing += _mark_path(piece, x)
+        else:
+            drawing += _line_path(piece, x, y)
+    desc = "; ".join(_describe(p) for p in drawn)
+    data = attribute(_readout(drawn, x, x_label))
+    return (
+        f'<figure class="chart" data-chart="{data}"><figcaption><b>{escape(title)}</b>{_legend(drawn)}</figcaption>'
+        + frame(identity, title, desc, drawing, x, y, x_label=x_label, y_label=y_label)
+        + (f'<p class="note">{escape(note)}</p>' if note else "")
+        + "</figure>"
+    )
+
+
+def _describe(piece: Line | Band | Mark) -> str:
+    """A plot in words, for those who do not see it."""
+    if isinstance(piece, Mark):
+        return f"{piece.name}: {len(piece.xs)}"
+    spots = [p for p in piece.points if p is not None]
+    low, high = min(min(p[1:]) for p in spots), max(max(p[1:]) for p in spots)
+    ends = f"from {figure(spots[0][1])} to {figure(spots[-1][1])}, " if isinstance(piece, Line) else ""
+    return f"{piece.name}: {ends}lowest {figure(low)}, highest {figure(high)}"
+
+
+def interval_bar(value: float, low: float, high: float, start: float, stop: float) -> str:
+    """A value and its interval on the axis [start, stop], which the column's head spells out. Ends beyond it are cut."""
+
+    def at(v: float) -> float:
+        return min(max((v - start) / (stop - start), 0.0), 1.0) * 100
+
+    return (
+        '<svg class="interval" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true"><path class="grid" d="M0 6H100"/>'
+        f'<path class="span" d="M{at(low):.2f} 6H{max(at(high), at(low) + 0.4):.2f}"/><path class="dots" d="M{at(value):.2f} 6h0"/></svg>'
+    )

@@ -1,0 +1,78 @@
+"""`render`: a run folder's records -> `report.html`, one page that needs nothing else. Measures nothing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import tauon
+from tauon.errors import RunError
+from tauon.report.facts import data, environment, lineage, recipe
+from tauon.report.headline import headline
+from tauon.report.page import Section, document, missing
+from tauon.report.records import Records
+from tauon.report.results import evaluation, folds, samples
+from tauon.report.text import escape
+from tauon.report.training import training
+
+__all__ = ["MOST_BYTES", "SECTIONS", "render"]
+
+MOST_BYTES = 5_000_000
+"""Size that a report never exceeds: it must open at once and travel by mail."""
+
+SectionMaker = Callable[[Records], Section | None]
+
+SECTIONS: tuple[SectionMaker, ...] = (evaluation, folds, training, samples, data, recipe, environment, lineage)
+"""The page from top to bottom. A room with more to say adds a function: `render(folder, [*SECTIONS, privacy])`."""
+
+
+def render(folder: Path | str, sections: Sequence[SectionMaker] = SECTIONS) -> Path:
+    """Write `folder`/report.html (whole or not at all) and return its path.
+
+    Each section is made from the records alone; None leaves it out. A section that a damaged record breaks says so in its place.
+    Raises RunError when the folder holds no recipe.yaml or cannot be written.
+    """
+    folder = Path(folder)
+    records = Records.read(folder)
+    made = [s for maker in sections if (s := _make(maker, records)) is not None]
+    title = f"{records.name} · Tauon report"
+    footer = f"Made by Tauon {escape(tauon.__version__)} from the records in this run's folder. This page loads nothing from anywhere."
+    page = document(title, headline(records), made, footer).encode("utf-8", "replace")
+    while len(page) > MOST_BYTES and made:
+        big = max(range(len(made)), key=lambda i: len(made[i].html))
+        weight = f"{len(made[big].html) / 1e6:.1f} MB"
+        said = f"Left out: its {weight} would make this page larger than {MOST_BYTES / 1e6:.0f} MB. The records are in the run's folder."
+        if len(made[big].html) <= len(missing(said)):
+            break
+        made[big] = Section(made[big].identity, made[big].title, missing(said))
+        page = document(title, headline(records), made, footer).encode("utf-8", "replace")
+    path = folder / "report.html"
+    _write(path, page)
+    return path
+
+
+def _make(maker: SectionMaker, records: Records) -> Section | None:
+    try:
+        return maker(records)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as err:
+        name = getattr(maker, "__name__", "section")
+        return Section(name, name.capitalize(), missing(f"This section could not be drawn from the records ({type(err).__name__}: {err})."))
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".tmp")
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as err:
+        Path(temporary).unlink(missing_ok=True) if temporary else None
+        raise RunError(
+            f"{path}: cannot be written: {err.strerror or err}. Free space or choose another folder, then run `tauon report` again"
+        ) from err

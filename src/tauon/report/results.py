@@ -1,0 +1,281 @@
+"""The result sections: metrics with intervals, confusion matrix, reliability, classes, folds, generated samples.
+
+Reads the evaluation as plain JSON, so that records of older versions and of other tools are shown too.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tauon.report.page import Section, missing, scroll, table
+from tauon.report.plots import HEIGHT, WIDTH, frame, interval_bar, scale, tick_label
+from tauon.report.records import Records, number
+from tauon.report.text import count, cut, escape, figure, label, spread
+
+__all__ = ["evaluation", "folds", "samples"]
+
+_MATRIX = 25
+"""Classes up to which the whole confusion matrix can be read."""
+_ROWS = 100
+"""Rows of the table of classes."""
+
+
+def evaluation(records: Records) -> Section:
+    """Everything of evaluation.json."""
+    e = records.evaluation
+    given = e.get("metrics")
+    metrics = given if isinstance(given, dict) else {}
+    if not metrics:
+        return Section("evaluation", "Evaluation", missing("No evaluation is on record: evaluation.json is missing, or holds no metric."))
+    n, level = number(e.get("n")), number(e.get("confidence")) or 0.95
+    unit = "sequences" if e.get("family") == "language-modelling" else "examples"
+    said = f"Measured on {count(n) + ' ' + unit if n is not None else 'examples'} of the {e.get('split', 'unnamed')} split. "
+    said += f"Intervals hold the true value in {level:.0%} of repetitions; each metric says how its interval was made."
+    html = f"<p>{escape(said)}</p>" + _metrics(metrics, level)
+    notes = e.get("notes") if isinstance(e.get("notes"), list) else []
+    if notes:
+        html += '<ul class="plain note">' + "".join(f"<li>{escape(x, 600)}</li>" for x in notes[:20]) + "</ul>"
+    html += _confusion(e.get("confusion")) + _reliability(e.get("calibration"), level) + _classes(e.get("per_class"), e.get("family"))
+    return Section("evaluation", "Evaluation", html)
+
+
+# ---------------------------------------------------------------------------------------------- metrics
+
+
+def _triple(metric: Any) -> tuple[float | None, float | None, float | None]:
+    m = metric if isinstance(metric, dict) else {}
+    value, low, high = (number(m.get(k)) for k in ("value", "low", "high"))
+    return value, low, high
+
+
+def _bounded(metric: Any) -> tuple[float, float, float] | None:
+    """(value, low, high) where all three are there."""
+    value, low, high = _triple(metric)
+    return None if value is None or low is None or high is None else (value, low, high)
+
+
+def _is_share(metric: Any) -> bool:
+    """Whether a metric belongs on the common axis: higher is better, and it lies between 0 and 1 with its interval."""
+    value = _triple(metric)[0]
+    return (
+        isinstance(metric, dict)
+        and metric.get("better") == "higher"
+        and value is not None
+        and all(0 <= v <= 1 for v in _triple(metric) if v is not None)
+    )
+
+
+def _metrics(metrics: dict[str, Any], level: float) -> str:
+    """Shares where more is better on one common axis; the rest by how far the interval reaches from the value, in percent."""
+    shares = {k: m for k, m in metrics.items() if _is_share(m)}
+    rest = {k: m for k, m in metrics.items() if k not in shares}
+    html = ""
+    if shares:
+        spots = [v for m in shares.values() for v in _triple(m) if v is not None]
+        # The axis begins at the tenth below the lowest end, or the hundredth where all are above 0.9.
+        fine = 100 if 0.9 <= min(spots) < 1 else 10
+        start = math.floor(min(spots) * fine) / fine if min(spots) < 1 else 0.9
+        stop = min(1.0, math.ceil(max(spots) * 10) / 10)
+        stop = stop if stop > start else start + 0.1
+        bars = {k: interval_bar(*t, start, stop) for k, m in shares.items() if (t := _bounded(m))}
+        html += _metric_table(shares, bars, level, (tick_label(start, 0.01), tick_label(stop, 0.01)))
+    if rest:
+        known = {k: (v, low, high) for k, m in rest.items() if (t := _bounded(m)) for v, low, high in [t] if v}
+        reach = [max(v - low, high - v) / abs(v) for v, low, high in known.values()]
+        most = next((t for t in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2) if t >= max(reach, default=0)), 0.5)
+        bars = {k: interval_bar(0.0, (low - v) / abs(v), (high - v) / abs(v), -most, most) for k, (v, low, high) in known.items()}
+        html += _metric_table(rest, bars, level, (f"−{most * 100:g}%", f"+{most * 100:g}%"))
+    return html
+
+
+def _metric_table(metrics: dict[str, Any], bars: dict[str, str], level: float, ends: tuple[str, str]) -> str:
+    rows = ""
+    for name, metric in metrics.items():
+        m = metric if isinstance(metric, dict) else {}
+        value, low, high = _triple(m)
+        shown, bottom, top = spread(value, low, high) if value is not None else ("–", "", "")
+        interval = f"{bottom} to {top}" if low is not None and high is not None else "–"
+        about = f"<small>{escape(m['about'], 300)}</small>" if m.get("about") else ""
+        reason = f"<small>{escape(m['reason'], 300)}</small>" if m.get("reason") else ""
+        rows += (
+            f'<tr><th scope="row">{escape(label(str(name)), 100)}{about}</th><td class="num value">{shown}</td>'
+            f'<td class="num" data-h="{level:.0%} interval">{interval}</td><td class="bar-cell">{bars.get(name, "")}</td>'
+            f'<td class="small">{escape(m.get("method") or "", 200)}{reason}</td></tr>'
+        )
+    axis = f'<span class="bar-head"><span>{escape(ends[0])}</span><span>{escape(ends[1])}</span></span>' if bars else ""
+    head = f'<th scope="col">Metric</th><th scope="col" class="num">Value</th><th scope="col" class="num">{level:.0%} interval</th>'
+    head += f'<th scope="col" class="bar-cell">{axis}</th><th scope="col">Interval from</th>'
+    return scroll(f'<table class="full stack"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>', "Metrics")
+
+
+# ---------------------------------------------------------------------------------------------- classes
+
+
+def _confusion(confusion: Any) -> str:
+    if not isinstance(confusion, dict) or not isinstance(confusion.get("counts"), list):
+        return ""
+    counts = [[int(number(c) or 0) for c in row] for row in confusion["counts"] if isinstance(row, list)]
+    size = len(counts)
+    if not size or any(len(row) != size for row in counts):
+        return missing("The confusion matrix is not square and is left out.")
+    given = confusion.get("labels")
+    labels = [str(x) for x in given] if isinstance(given, list) and len(given) == size else [str(i) for i in range(size)]
+    head = "<h3>Confusion matrix</h3>"
+    if size <= _MATRIX:
+        return head + _matrix(counts, labels) + _most_confused(counts, labels, 5 if size > 2 else 0)
+    return (
+        head
+        + missing(f"{count(size)} classes: too many to read as a matrix. The whole one is in evaluation.json.")
+        + _most_confused(counts, labels, 20)
+    )
+
+
+def _matrix(counts: list[list[int]], labels: list[str]) -> str:
+    top = "".join(f'<th scope="col" title="{escape(name, 100)}">{escape(name, 24)}</th>' for name in labels)
+    body = ""
+    for i, row in enumerate(counts):
+        total = sum(row)
+        cells = ""
+        for j, c in enumerate(row):
+            share = c / total if total else 0.0
+            css = "deep" if share > 0.55 else "none" if c == 0 else ""
+            said = (
+                f"{labels[i]} taken for {labels[j]}: {c:,} of {total:,} ({share:.1%})"
+                if i != j
+                else f"{labels[i]}: {c:,} of {total:,} right ({share:.1%})"
+            )
+            heat = f' style="--h:{0.06 + 0.84 * share:.3f}"' if c else ""
+            cells += f'<td class="{css}"{heat} title="{escape(said, 300)}">{c:,}</td>'
+        body += f'<tr><th scope="row" title="{escape(labels[i], 100)}">{escape(labels[i], 24)}</th>{cells}</tr>'
+    html = f'<table class="confusion"><thead><tr><td></td>{top}</tr></thead><tbody>{body}</tbody></table>'
+    return scroll(html, "Confusion matrix") + missing("Rows: true class; columns: predicted class. Shading: share of the row.")
+
+
+def _most_confused(counts: list[list[int]], labels: list[str], most: int) -> str:
+    pairs = sorted(
+        ((c, i, j) for i, row in enumerate(counts) for j, c in enumerate(row) if i != j and c), key=lambda p: (-p[0], p[1], p[2])
+    )[:most]
+    if not pairs:
+        return ""
+    rows = [[escape(labels[i], 80), escape(labels[j], 80), count(c), f"{c / sum(counts[i]):.1%}"] for c, i, j in pairs]
+    return "<h3>Most frequent confusions</h3>" + table(
+        [("True class", ""), ("Taken for", "any"), ("Count", "num"), ("Of the class", "num")], rows, "Most frequent confusions", ""
+    )
+
+
+def _classes(rows: Any, family: Any) -> str:
+    rows = [r for r in rows if isinstance(r, dict)] if isinstance(rows, list) else []
+    if not rows:
+        return ""
+    order = rows
+    if len(rows) > _ROWS:
+        order = sorted(rows, key=lambda r: v if (v := _triple(r.get("f1"))[0]) is not None else -1.0)[:_ROWS]
+    columns = [k for k in rows[0] if k != "label"]
+    cells = []
+    for row in order:
+        line = [escape(row.get("label", ""), 100)]
+        for key in columns:
+            item = row.get(key)
+            if isinstance(item, dict):
+                value, low, high = _triple(item)
+                shown, bottom, top = spread(value, low, high) if value is not None else ("–", "", "")
+                under = f"{bottom} to {top}" if low is not None and high is not None else str(item.get("reason") or "")
+                line.append(f"{shown}<small>{escape(under, 200)}</small>")
+            else:
+                line.append(escape(count(v) if (v := number(item)) is not None else "–"))
+        cells.append(line)
+    title = "Targets" if family == "regression" else "Classes"
+    said = missing(f"The {_ROWS} classes of lowest F1, of {count(len(rows))}; all are in evaluation.json.") if len(rows) > _ROWS else ""
+    return f"<h3>{title}</h3>" + said + table([("", ""), *((label(k), "num") for k in columns)], cells, title)
+
+
+# ---------------------------------------------------------------------------------------------- calibration
+
+
+def _reliability(calibration: Any, level: float) -> str:
+    """Accuracy against confidence with Wilson whiskers, and how many examples each bin holds."""
+    bins = calibration.get("bins") if isinstance(calibration, dict) else None
+    bins = [b for b in bins if isinstance(b, dict) and (number(b.get("n")) or 0) > 0] if isinstance(bins, list) else []
+    if not bins:
+        return ""
+    unit = scale([0.0, 1.0], pad=0.0, log=False, most=6)
+    dots = whiskers = ""
+    for b in bins:
+        confidence, accuracy, low, high = (number(b.get(k)) for k in ("confidence", "accuracy", "accuracy_low", "accuracy_high"))
+        if confidence is None or accuracy is None:
+            continue
+        at = f"{unit(confidence) * WIDTH:.1f}"
+        dots += f"M{at} {(1 - unit(accuracy)) * HEIGHT:.1f}h0"
+        if low is not None and high is not None:
+            whiskers += f"M{at} {(1 - unit(low)) * HEIGHT:.1f}V{(1 - unit(high)) * HEIGHT:.1f}"
+    drawing = f'<path class="diagonal" d="M0 {HEIGHT:.0f}L{WIDTH:.0f} 0"/><path class="whisker tone-a" d="{whiskers}"/>'
+    drawing += f'<path class="dots tone-a" d="{dots}"/>'
+    words = "; ".join(f"confidence {figure(number(b.get('confidence')), 2)}: accuracy {figure(number(b.get('accuracy')), 2)}" for b in bins)
+    top = max(number(b.get("n")) or 0.0 for b in bins)
+    sizes = scale([0.0, top], zero=True, pad=0.0, log=False, most=2)
+    bars = ""
+    for b in bins:
+        low, high = number(b.get("low")), number(b.get("high"))
+        if low is not None and high is not None:
+            y = (1 - sizes(number(b.get("n")) or 0.0)) * HEIGHT
+            bars += f"M{low * WIDTH + 4:.1f} {HEIGHT:.0f}V{y:.1f}H{high * WIDTH - 4:.1f}V{HEIGHT:.0f}Z"
+    diagram = frame("reliability", "Reliability diagram", words, drawing, unit, unit, x_label="confidence", y_label="accuracy")
+    held = "; ".join(f"from {figure(number(b.get('low')), 2)}: {count(number(b.get('n')) or 0)}" for b in bins)
+    bar = f'<path class="bar tone-a" d="{bars}"/>'
+    sizes_plot = frame("bins", "Examples per bin of confidence", held, bar, unit, sizes, x_label="confidence", y_label="examples")
+    note = (
+        f"Dots: how often predictions of that confidence were right, with {level:.0%} intervals. On the dashed line, confidence "
+        "means what it says; below it the model is too sure of itself, above it not sure enough. Confidence is the probability of "
+        "the predicted class."
+    )
+    return (
+        f'<h3>Calibration</h3><div class="pair"><figure class="square"><figcaption><b>Reliability</b></figcaption>{diagram}</figure>'
+        f'<div><figure class="low"><figcaption><b>Examples per bin</b></figcaption>{sizes_plot}</figure>'
+        f'<p class="note">{note}</p></div></div>'
+    )
+
+
+# ---------------------------------------------------------------------------------------------- folds and samples
+
+
+def folds(records: Records) -> Section | None:
+    """k-fold cross-validation; None for a run without folds."""
+    rows = records.folds.get("folds")
+    rows = [r for r in rows if isinstance(r, dict) and isinstance(r.get("metrics"), dict)] if isinstance(rows, list) else []
+    if not rows:
+        return None
+    names = list(dict.fromkeys(str(k) for r in rows for k in r["metrics"]))[:12]
+
+    def plain(value: Any) -> str:
+        return figure(_triple(value)[0] if isinstance(value, dict) else number(value))
+
+    cells = [[escape(f"Fold {r.get('fold', i)}"), *(plain(r["metrics"].get(k)) for k in names)] for i, r in enumerate(rows[:100])]
+    for key, title in (("mean", "Mean"), ("std", "Standard deviation")):
+        summary = records.folds.get(key)
+        if isinstance(summary, dict):
+            cells.append([title, *(f"<b>{plain(summary.get(k))}</b>" if key == "mean" else plain(summary.get(k)) for k in names)])
+    html = table([("", ""), *((label(k), "num") for k in names)], cells, "Folds")
+    html += missing("The standard deviation is between folds. Folds share training data, so that it is no confidence interval of the mean.")
+    return Section("folds", f"Cross-validation, {len(rows)} folds", html)
+
+
+def samples(records: Records) -> Section | None:
+    """Generated texts; None where the task makes none."""
+    if not records.samples:
+        if records.evaluation.get("family") != "language-modelling":
+            return None
+        return Section("samples", "Samples", missing("No sample is on record: samples.json is missing, or holds none."))
+    html = ""
+    for sample in records.samples[:40]:
+        prompt, text = str(sample.get("prompt") or ""), str(sample.get("text") or "")
+        text = text.removeprefix(prompt)
+        said = ", ".join(
+            f"{label(str(k)).lower()} {v}" for k, v in sample.items() if k not in ("prompt", "text") and isinstance(v, (str, int, float))
+        )
+        head = f"<figcaption>{escape(said, 200)}</figcaption>" if said else ""
+        html += (
+            f'<figure class="sample">{head}<pre><span class="prompt">{escape(cut(prompt, 2000))}</span>{escape(text, 4000)}</pre></figure>'
+        )
+    more = len(records.samples) - 40
+    return Section("samples", "Samples", html + (missing(f"… and {count(more)} more in samples.json.") if more > 0 else ""))

@@ -1,0 +1,107 @@
+"""Values as a reader sees them: escaped text, numbers with as many digits as they deserve, times, sizes. Knows no record."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from typing import Any
+
+__all__ = ["clock", "count", "cut", "escape", "figure", "human_bytes", "label", "spread", "stamp"]
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]")
+
+
+def escape(value: Any, most: int = 2000) -> str:
+    """Text that is safe between tags and in quoted attributes; control characters and lone surrogates become U+FFFD."""
+    return html.escape(_CONTROL.sub("\ufffd", cut(str(value), most)))
+
+
+def cut(text: str, most: int) -> str:
+    """`text`, or its beginning and how much more there is."""
+    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
+
+
+def figure(value: float | None, digits: int = 4) -> str:
+    """A number with `digits` significant digits; a dash for None.
+
+    >>> figure(0.98712), figure(1234567.0), figure(3e-5), figure(None)
+    ('0.9871', '1,234,567', '3.000e-05', '–')
+    """
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return "not a number" if math.isnan(value) else ("∞" if value > 0 else "−∞")
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1e15 or size < 1e-4:
+        return f"{value:.{digits - 1}e}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(size)))
+    return f"{value:,.{decimals}f}"
+
+
+def spread(value: float, low: float | None, high: float | None) -> tuple[str, str, str]:
+    """(value, low, high) with the decimals that the interval's width supports: two digits of its half-width.
+
+    >>> spread(0.98712, 0.98480, 0.98915)
+    ('0.9871', '0.9848', '0.9892')
+    """
+    if low is None or high is None or not high > low:
+        return figure(value), figure(low), figure(high)
+    decimals = max(0, min(8, 1 - math.floor(math.log10((high - low) / 2))))
+    if abs(value) >= 1e15 or decimals > 7:
+        return figure(value), figure(low), figure(high)
+    return f"{value:,.{decimals}f}", f"{low:,.{decimals}f}", f"{high:,.{decimals}f}"
+
+
+def count(value: float) -> str:
+    """A whole number with thousands marked."""
+    return f"{int(value):,}"
+
+
+def human_bytes(size: float) -> str:
+    """1536 -> '1.5 KiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1024:
+            return f"{size:,.0f} {unit}" if unit == "B" or size >= 100 else f"{size:,.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} TiB"
+
+
+def clock(seconds: float) -> str:
+    """A time span in its two largest units: '3 min 41 s'."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    left = round(seconds)
+    parts = [(left // 86400, "d"), (left // 3600 % 24, "h"), (left // 60 % 60, "min"), (left % 60, "s")]
+    first = next(i for i, (n, _) in enumerate(parts) if n)
+    return " ".join(f"{n} {unit}" for n, unit in parts[first : first + 2] if n)
+
+
+def stamp(unix: float) -> str:
+    """A moment, UTC."""
+    from datetime import UTC, datetime
+
+    try:
+        return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except (ValueError, OverflowError, OSError):
+        return "–"
+
+
+_NAMES = {
+    "roc_auc": "ROC-AUC", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "ece": "Calibration error (ECE)", "brier": "Brier score", "f1": "F1",
+    "f1_macro": "F1 (macro)", "f1_weighted": "F1 (weighted)", "nll": "Negative log-likelihood", "lr": "Learning rate", "tflops": "TFLOP/s",
+    "log_loss": "Log loss",
+}  # fmt: skip
+
+
+def label(name: str) -> str:
+    """A metric's name in words: `bits_per_byte` -> 'Bits per byte'."""
+    if name in _NAMES:
+        return _NAMES[name]
+    for how in ("macro", "weighted"):
+        if name.endswith(f"_{how}"):
+            return f"{label(name.removesuffix(f'_{how}'))} ({how})"
+    words = name.replace("_", " ").strip()
+    return words[:1].upper() + words[1:]

@@ -1,0 +1,145 @@
+"""The training section: loss, learning rate, gradient norm, throughput and memory over steps, and what went wrong on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tauon.report.curves import POINTS, envelope, smooth, thin
+from tauon.report.page import Section, missing, table
+from tauon.report.plots import Band, Line, Mark, chart
+from tauon.report.records import Records, number
+from tauon.report.text import count, escape, figure, label
+
+__all__ = ["training"]
+
+_OTHER = {"step", "time", "kind", "loss", "examples", "tokens", "seconds", "n", "epoch", "best"}
+
+
+def training(records: Records) -> Section:
+    """Curves of the event log; says so where the log has none."""
+    steps = list(records.of_kind("step"))
+    charts = [_loss(records), _rate(records), _gradients(records), *_throughput(records), _memory(records), *_validation(records)]
+    drawn = "".join(c for c in charts if c)
+    html = f'<div class="charts">{drawn}</div>' if drawn else ""
+    if not steps:
+        html = missing("No training step is on record: events.jsonl is missing, or holds none.") + html
+    return Section("training", "Training", html + _incidents(records))
+
+
+def _span(n: int) -> int:
+    """Steps that the smoothed line averages over: a fortieth of the curve, within reason."""
+    return max(5, min(500, n // 40))
+
+
+def _measured(xs: Sequence[float], ys: Sequence[float], name: str, tone: str = "a") -> list[Line | Band]:
+    """A noisy curve: its values (or their range, where there are too many to draw) and a smoothed line."""
+    if len(xs) < 30:
+        return [Line(name, thin(xs, ys), tone)]
+    span = _span(len(xs))
+    even = Line(f"{name}, smoothed over {span} records", thin(xs, smooth(ys, span)), tone)
+    if len(xs) <= POINTS:
+        return [Line(f"{name}, each record", thin(xs, ys), "quiet"), even]
+    return [Band(f"{name}, range of each {math.ceil(len(xs) / POINTS)} records", envelope(xs, ys), tone), even]
+
+
+def _broken(ys: Sequence[float], what: str) -> str:
+    bad = sum(not math.isfinite(y) for y in ys)
+    return f"{count(bad)} of {count(len(ys))} {what} are not finite numbers; the line has gaps there." if bad else ""
+
+
+def _resumes(records: Records) -> list[Mark]:
+    at = [x for e in records.of_kind("resume") if (x := number(e.get("step"))) is not None]
+    return [Mark(f"resumed ({len(at)})", at[:200], "quiet")] if at else []
+
+
+def _loss(records: Records) -> str:
+    xs, ys = records.series("loss")
+    vx, vy = records.series("loss", "validate")
+    pieces: list[Line | Band | Mark] = [*_measured(xs, ys, "training")] if xs else []
+    if vx:
+        pieces.append(Line("validation", thin(vx, vy), "b", dots=len(vx) <= 60))
+    if not any(isinstance(p, (Line, Band)) and any(q is not None for q in p.points) for p in pieces):
+        return missing("The loss was logged and is never a finite number.") if xs or vx else ""
+    note = " ".join(filter(None, (_broken(ys, "losses"), _broken(vy, "validation losses"))))
+    unit = "loss, nats" if "language" in str(records.recipe.get("task")) or "classif" in str(records.recipe.get("task")) else "loss"
+    return _wide(chart("loss", "Loss", [*pieces, *_resumes(records)], y_label=unit, note=note))
+
+
+def _wide(html: str) -> str:
+    return html.replace('<figure class="chart"', '<figure class="chart wide"', 1)
+
+
+def _rate(records: Records) -> str:
+    xs, ys = records.series("lr")
+    if not any(math.isfinite(y) for y in ys):
+        return ""
+    return chart(
+        "lr", "Learning rate", [Line("learning rate", thin(xs, ys))], y_label="learning rate", zero=True, note=_broken(ys, "values")
+    )
+
+
+def _gradients(records: Records) -> str:
+    xs, ys = records.series("grad_norm")
+    skips = [x for e in records.of_kind("skip") if (x := number(e.get("step"))) is not None]
+    if not any(math.isfinite(y) for y in ys):
+        return ""
+    pieces: list[Line | Band | Mark] = [*_measured(xs, ys, "gradient norm")]
+    if skips:
+        pieces.append(Mark(f"skipped step ({len(skips)})", skips[:400]))
+    return chart("gradients", "Gradient norm", pieces, y_label="norm, before clipping", note=_broken(ys, "norms"))
+
+
+def _throughput(records: Records) -> list[str]:
+    found: list[str] = []
+    for key, title, unit in (
+        ("tokens_per_s", "Throughput", "tokens per second"),
+        ("examples_per_s", "Throughput", "examples per second"),
+        ("tflops", "Model arithmetic", "TFLOP/s"),
+    ):
+        xs, ys = records.series(key)
+        if any(math.isfinite(y) and y > 0 for y in ys) and not (key == "examples_per_s" and found):
+            found.append(chart(key.replace("_", "-"), title, _measured(xs, ys, unit), y_label=unit, zero=True))
+    return found
+
+
+def _memory(records: Records) -> str:
+    xs, ys = records.series("memory_mb")
+    if not any(math.isfinite(y) and y > 0 for y in ys):
+        return ""
+    peak = max(y for y in ys if math.isfinite(y))
+    return chart("memory", "Memory", [Line("memory", thin(xs, ys))], y_label="MB", zero=True, note=f"Peak {figure(peak)} MB.")
+
+
+def _validation(records: Records) -> list[str]:
+    """Other numbers of validation events, one small plot each."""
+    names = dict.fromkeys(str(k) for e in records.of_kind("validate") for k, v in e.items() if k not in _OTHER and number(v) is not None)
+    found = []
+    for i, name in enumerate(list(names)[:6]):
+        xs, ys = records.series(name, "validate")
+        if len(xs) >= 2:
+            line = Line(label(name), thin(xs, ys), "b", dots=len(xs) <= 60)
+            found.append(chart(f"validation-{i}", f"Validation: {label(name)[:60]}", [line], y_label=label(name)[:60]))
+    return found
+
+
+def _incidents(records: Records) -> str:
+    """Skips, resumptions, interruptions and warnings, oldest first."""
+    rows = []
+    kinds = {
+        "skip": "skipped step",
+        "resume": "resumed",
+        "interrupted": "interrupted",
+        "warning": "warning",
+        "failed": "failed",
+        "error": "error",
+    }
+    for event in records.of_kind(*kinds):
+        step = number(event.get("step"))
+        said = event.get("reason") or event.get("message") or ""
+        rows.append([escape(kinds[str(event["kind"])]), count(step) if step is not None else "–", escape(said, 500)])
+    if not rows:
+        return ""
+    more = missing(f"… and {count(len(rows) - 60)} between these, in events.jsonl.") if len(rows) > 60 else ""
+    shown = rows if len(rows) <= 60 else rows[:30] + rows[-30:]
+    return "<h3>On the way</h3>" + table([("What", ""), ("Step", "num"), ("Detail", "any")], shown, "Incidents") + more
