@@ -236,7 +236,7 @@ def register(kind: str) -> typing.Callable[[R], R]:
     """
 
     def enrol(cls: R) -> R:
-        family = next((c for c in cls.__mro__ if "_family" in c.__dict__ and c is not Registered), None)
+        family: Any = next((c for c in cls.__mro__ if "_family" in c.__dict__ and c is not Registered), None)
         if family is None:
             raise TypeError(f"{cls.__name__} belongs to no family: derive from ModelConfig, OptimConfig, ...")
         taken = family._members.get(kind)
@@ -267,8 +267,8 @@ def load_plugins() -> None:
 
 def dump(node: Config, mode: str = "json") -> dict[str, Any]:
     """The complete tree as plain data, defaults included: what `parse` turns back into an equal tree."""
-    plain = node.model_dump(mode=mode)
-    return {"kind": node.kind_} | plain if isinstance(node, Registered) else plain
+    plain: dict[str, Any] = node.model_dump(mode=mode)
+    return {"kind": node.kind_, **plain} if isinstance(node, Registered) else plain
 
 
 # ---------------------------------------------------------------------------------------------- from plain data to a tree
@@ -440,7 +440,7 @@ def override(data: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
     >>> override({"optim": "adamw"}, ["optim.lr=1e-3"])
     {'optim': {'kind': 'adamw', 'lr': 0.001}}
     """
-    tree = _copy(data)
+    tree: dict[str, Any] = _copy(data)
     for text in assignments:
         key, sign, value = text.partition("=")
         if not sign or not key:

@@ -36,7 +36,7 @@ def run_folds(recipe: Recipe, *, root: Path | str, stages: tuple[StageName, ...]
         figures = [(fold, {k: m.value for k, m in e.metrics.items()}) for fold, e in results if e is not None]
         if figures:
             names = list(figures[0][1])
-            columns = {name: [f[name] for _, f in figures if f.get(name) is not None] for name in names}
+            columns = {name: [v for _, f in figures if (v := f.get(name)) is not None] for name in names}
             mean = {k: math.fsum(v) / len(v) for k, v in columns.items() if v}
             std = {k: math.sqrt(math.fsum((x - mean[k]) ** 2 for x in v) / (len(v) - 1)) for k, v in columns.items() if len(v) > 1}
             write_json(record.folder / "folds.json", {"folds": [{"fold": f, "metrics": m} for f, m in figures], "mean": mean, "std": std})

@@ -208,7 +208,7 @@ def train_stage(ctx: Context) -> dict[str, Any]:
             StopSignal().listening() as stop,
         ):
             watch = TrainingRecord(
-                recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=job.model.flops_per_example(spec)
+                recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example
             )
             watch.begin(job)
             try:

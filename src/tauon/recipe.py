@@ -24,7 +24,7 @@ from tauon.tasks import Task
 from tauon.tracking import TrackerConfig
 from tauon.train import TrainConfig
 
-__all__ = ["Recipe", "STAGES", "find_recipe", "load_recipe", "recipe_schema", "shipped_recipes", "to_yaml"]
+__all__ = ["STAGES", "Recipe", "find_recipe", "load_recipe", "recipe_schema", "shipped_recipes", "to_yaml"]
 
 StageName = Literal["prepare", "train", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "report")

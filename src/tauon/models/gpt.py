@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -153,7 +153,7 @@ class KVCache:
     """Keys and values of the tokens so far, one pair a layer: B G T K, allocated once for `max_len` tokens."""
 
     def __init__(self, model: GPT, batch: int, max_len: int, dtype: torch.dtype | None = None) -> None:
-        first = model.blocks[0].attention
+        first = model.layers[0].attention
         shape = (batch, first.kv_heads, max_len, first.head_size)
         device = model.embed.weight.device
         dtype = dtype or model.embed.weight.dtype
@@ -198,15 +198,22 @@ class GPT(Model):
         self.rope = rope
         self.embed = nn.Embedding(vocab, width)
         self.positions = nn.Embedding(seq_len, width) if rope is None else None
-        self.blocks: nn.ModuleList[Block] = nn.ModuleList(blocks)  # type: ignore[type-arg]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = norm
         self.head = nn.Linear(width, vocab, bias=False)
         if tied:
             self.head.weight = self.embed.weight
         if rope is not None:
             size = rope[0] // 2
+            self.cos_TK: Tensor
+            self.sin_TK: Tensor
             self.register_buffer("cos_TK", torch.empty(seq_len, size), persistent=False)
             self.register_buffer("sin_TK", torch.empty(seq_len, size), persistent=False)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, in order."""
+        return cast(list[Block], list(self.blocks))
 
     @property
     def tied(self) -> bool:
@@ -229,7 +236,7 @@ class GPT(Model):
         else:
             rotate = (self.cos_TK[start : start + T], self.sin_TK[start : start + T])
         mask = None if segments_BT is None else document_mask(segments_BT)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.layers):
             x_BTD = block(x_BTD, rotate, mask) if cache is None else block(x_BTD, rotate, mask, (cache, i))
         out: Tensor = self.norm(x_BTD)
         return out
@@ -270,7 +277,7 @@ class GPT(Model):
         """(6 N + 6 L T D) T: N weights that multiply (embeddings left out, the head counted), causal attention at half the square."""
         T = spec.seq_len or self.seq_len
         N = sum(p.numel() for b in self.blocks for p in b.parameters() if p.ndim == 2) + self.head.weight.numel()
-        L, D = len(self.blocks), self.blocks[0].attention.heads * self.blocks[0].attention.head_size
+        L, D = len(self.blocks), self.embed.embedding_dim
         return (6.0 * N + 6.0 * L * T * D) * T
 
     def activations_per_example(self, spec: DataSpec) -> float:

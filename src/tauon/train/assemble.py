@@ -58,6 +58,7 @@ class Plan:
     validate_every: int
     checkpoint_every: int
     threads: int
+    flops_per_example: float = 0.0
     derived: list[Derived] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
@@ -133,7 +134,18 @@ def make_plan(
         settle("checkpoint_every", checkpoint_every, "ten checkpoints in a run, at most 1,000 steps apart")
     if optim.lr is None:
         derived.append(Derived("optim.lr", optim.peak, f"the usual peak rate of {optim.kind_}"))
-    return Plan(steps, device, precision.name, compiled, microbatch, validate_every, checkpoint_every, threads, derived)
+    return Plan(
+        steps,
+        device,
+        precision.name,
+        compiled,
+        microbatch,
+        validate_every,
+        checkpoint_every,
+        threads,
+        bare.flops_per_example(spec),
+        derived,
+    )
 
 
 def build_job(
