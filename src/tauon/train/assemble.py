@@ -78,6 +78,8 @@ def make_plan(
 
     device, why = choose_device(config.device)
     settle("device", str(device), why)
+    # Read here, whatever this run recorded earlier: what was recorded came from these.
+    asked = {k: getattr(config, k) for k in ("steps", "epochs", "tokens", "time", "precision", "compile", "microbatch")}
     kept = dict(recorded) if recorded and recorded.get("device") == device.type else {}
     with torch.device("meta"):
         bare = model.build()
@@ -86,7 +88,7 @@ def make_plan(
         torch.set_num_threads(kept["threads"])
     threads = settle("threads", torch.get_num_threads(), "recorded by this run" if "threads" in kept else "cores of this machine")
 
-    precision, why = choose_precision(config.precision if not kept else kept["precision"], device, bare)
+    precision, why = choose_precision(kept.get("precision", asked["precision"]), device, bare)
     settle("precision", precision.name, "recorded by this run" if kept else why)
 
     width = 2 if precision.name == "bf16" else 4
@@ -122,7 +124,7 @@ def make_plan(
     settle("steps", steps, why)
 
     guess = config.time if config.time is not None else steps * per_step / CPU_FLOPS[precision.name] if device.type == "cpu" else None
-    compiled, why = choose_compile(config.compile, device, bare, guess)
+    compiled, why = choose_compile(asked["compile"], device, bare, guess)
     if kept:
         compiled, why = kept["compile"], "recorded by this run"
     settle("compile", compiled, why)
