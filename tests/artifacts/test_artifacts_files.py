@@ -114,20 +114,23 @@ def test_leftovers_of_dead_processes_go_and_those_of_live_ones_stay(tmp_path):
     host = files._host()
     mine = files._beside(tmp_path / "mine", "tmp")
     mine.mkdir()
-    (tmp_path / f".tmp.{dead_process()}-5.{host}.abcd.step-000100").mkdir()
-    (tmp_path / f".tmp.{os.getpid()}-5.{host}.abcd.file.json").write_text("another process had this number")
-    (tmp_path / ".tmp.1-1.elsewhere.abcd.young").mkdir()
-    old = tmp_path / ".tmp.1-1.elsewhere.abcd.old"
+    (tmp_path / f".tmp.{dead_process()}-5.{host}.0123abcd.step-000100").mkdir()
+    (tmp_path / f".tmp.{os.getpid()}-5.{host}.0123abcd.file.json").write_text("another process had this number")
+    (tmp_path / ".tmp.1-1.elsewhere.0123abcd.young").mkdir()
+    old = tmp_path / ".tmp.1-1.elsewhere.0123abcd.old"
     old.mkdir()
     os.utime(old, (time.time() - 10 * 86400,) * 2)
-    (tmp_path / ".a.file.of.the.user").write_text("")
+    theirs = [tmp_path / name for name in (".a.file.of.the.user", ".tmp.of.the.user.file")]
+    for path in theirs:
+        path.write_text("")
+        os.utime(path, (time.time() - 10 * 86400,) * 2)
     done = remove_leftovers(tmp_path)
     assert len(done) == 3
-    assert names(tmp_path) == sorted([".a.file.of.the.user", ".tmp.1-1.elsewhere.abcd.young", mine.name])
+    assert names(tmp_path) == sorted([*(p.name for p in theirs), ".tmp.1-1.elsewhere.0123abcd.young", mine.name])
 
 
 def test_a_replacement_that_was_cut_in_the_middle_is_undone(tmp_path):
-    old = tmp_path / f".old.{dead_process()}-5.{files._host()}.abcd.step-000100"
+    old = tmp_path / f".old.{dead_process()}-5.{files._host()}.0123abcd.step-000100"
     old.mkdir()
     (old / "a").write_text("the only copy")
     remove_leftovers(tmp_path)

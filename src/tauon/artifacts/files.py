@@ -56,21 +56,22 @@ def _beside(path: Path, what: str) -> Path:
     return path.with_name(f".{what}.{pid}-{_start_ticks(pid)}.{_host()}.{secrets.token_hex(4)}.{path.name}")
 
 
-def _maker_is_dead(leftover: Path, process: str, host: str) -> bool:
+_LEFTOVER = re.compile(r"\.(?P<what>tmp|old)\.(?P<pid>\d+)-(?P<start>\d+)\.(?P<host>[A-Za-z0-9_-]+)\.[0-9a-f]{8}\.(?P<name>.+)")
+"""What `_beside` makes, and nothing that a person would."""
+
+
+def _maker_is_dead(leftover: Path, pid: int, start: int, host: str) -> bool:
     if host != _host():
         try:
             return time.time() - leftover.stat().st_mtime > _FOREIGN_AGE
         except OSError:
             return False
     try:
-        pid, start = (int(part) for part in process.split("-"))
         os.kill(pid, 0)
-    except ValueError:
-        return False  # not a name of ours
     except ProcessLookupError:
         return True
-    except PermissionError:
-        pass  # alive, of another user
+    except (PermissionError, OverflowError):
+        pass  # alive, of another user; or no process number at all
     return start != _start_ticks(pid)
 
 
@@ -81,11 +82,11 @@ def remove_leftovers(folder: Path) -> list[str]:
     (a reader's view of another person's run), nothing happens.
     """
     done = []
-    for path in sorted(folder.glob(".*.*.*.*.*")):
-        _, what, process, host, _, name = path.name.split(".", 5)
-        if what not in ("tmp", "old") or not _maker_is_dead(path, process, host):
+    for path in sorted(folder.iterdir()):
+        made = _LEFTOVER.fullmatch(path.name)
+        if not made or not _maker_is_dead(path, int(made["pid"]), int(made["start"]), made["host"]):
             continue
-        final = path.with_name(name)
+        final, what = path.with_name(made["name"]), made["what"]
         try:
             if what == "old" and not final.exists():
                 path.rename(final)
