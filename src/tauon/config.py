@@ -55,7 +55,9 @@ _NUMBER = re.compile(r"^([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za
 def _split(value: str, what: str, example: str) -> tuple[float, str]:
     match = _NUMBER.match(value.strip())
     if not match:
-        raise PydanticCustomError("unit", "{value} is not {what}; write it like {example}", {"value": repr(value), "what": what, "example": example})
+        raise PydanticCustomError(
+            "unit", "{value} is not {what}; write it like {example}", {"value": repr(value), "what": what, "example": example}
+        )
     return float(match[1].replace("_", "")), match[2]
 
 
@@ -152,6 +154,14 @@ class Config(BaseModel):
                 object.__setattr__(self, "_reads", {name})
         return value
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> typing.Self:
+        """A copy with some values changed, not checked again. What is read of the copy counts as read of the original."""
+        copy = super().model_copy(update=update, deep=deep)
+        if not hasattr(self, "_reads"):
+            object.__setattr__(self, "_reads", set())
+        object.__setattr__(copy, "_reads", object.__getattribute__(self, "_reads"))
+        return copy
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """(field, message) of each combination of this node's own values that cannot work. Run before any stage."""
         return iter(())
@@ -226,7 +236,7 @@ def register(kind: str) -> typing.Callable[[R], R]:
     """
 
     def enrol(cls: R) -> R:
-        family = next((c for c in cls.__mro__ if "_family" in c.__dict__ and c is not Registered), None)
+        family: Any = next((c for c in cls.__mro__ if "_family" in c.__dict__ and c is not Registered), None)
         if family is None:
             raise TypeError(f"{cls.__name__} belongs to no family: derive from ModelConfig, OptimConfig, ...")
         taken = family._members.get(kind)
@@ -257,8 +267,8 @@ def load_plugins() -> None:
 
 def dump(node: Config, mode: str = "json") -> dict[str, Any]:
     """The complete tree as plain data, defaults included: what `parse` turns back into an equal tree."""
-    plain = node.model_dump(mode=mode)
-    return {"kind": node.kind_} | plain if isinstance(node, Registered) else plain
+    plain: dict[str, Any] = node.model_dump(mode=mode)
+    return {"kind": node.kind_, **plain} if isinstance(node, Registered) else plain
 
 
 # ---------------------------------------------------------------------------------------------- from plain data to a tree
@@ -279,6 +289,7 @@ def parse(cls: type[T], data: Any, where: str = "") -> T:
         nested = err.context or {}
         found = list(_problems(nested["error"], nested["cls"], "")) if "error" in nested else [Problem("", err.message())]
         raise RecipeError(found, where) from None
+    _forget_defaults(tree)
     found = list(problems_in(tree))
     if found:
         raise RecipeError(found, where)
@@ -301,6 +312,15 @@ def children(tree: Config) -> Iterator[tuple[str, Config]]:
             yield name, value
         elif isinstance(value, (tuple, list)):
             yield from ((f"{name}.{i}", v) for i, v in enumerate(value) if isinstance(v, Config))
+
+
+def _forget_defaults(tree: Config) -> None:
+    """A key that was given its default value counts as not set: the complete tree, written out, must read back the same."""
+    for name, info in type(tree).model_fields.items():
+        if name in tree.model_fields_set and not info.is_required() and info.get_default(call_default_factory=True) == tree.__dict__[name]:
+            tree.model_fields_set.discard(name)
+    for _, child in children(tree):
+        _forget_defaults(child)
 
 
 def forget_reads(tree: Config) -> None:
@@ -397,7 +417,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def read_yaml(text: str, where: str = "") -> Any:
@@ -418,7 +440,7 @@ def override(data: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
     >>> override({"optim": "adamw"}, ["optim.lr=1e-3"])
     {'optim': {'kind': 'adamw', 'lr': 0.001}}
     """
-    tree = _copy(data)
+    tree: dict[str, Any] = _copy(data)
     for text in assignments:
         key, sign, value = text.partition("=")
         if not sign or not key:

@@ -16,7 +16,17 @@ from typing import Any
 import torch
 
 from tauon import __version__
-from tauon.artifacts import Checkpoint, CheckpointWriter, Run, atomic_write, environment, latest_checkpoint, load_checkpoint, read_json, write_json
+from tauon.artifacts import (
+    Checkpoint,
+    CheckpointWriter,
+    Run,
+    atomic_write,
+    environment,
+    latest_checkpoint,
+    load_checkpoint,
+    read_json,
+    write_json,
+)
 from tauon.config import dump, unread_keys
 from tauon.data import DataSplits, Loader, prepare
 from tauon.errors import Problem, RecipeError, RunError
@@ -55,7 +65,7 @@ def run(
     Raises:
         TauonError: with what is wrong and the way out. Nothing half-written stays.
     """
-    if recipe.data.split.folds is not None and "fold" not in recipe.data.split.model_fields_set:
+    if recipe.data.split.folds is not None and recipe.data.split.fold is None:
         from tauon.folds import run_folds
 
         return run_folds(recipe, root=root, stages=stages, fresh=fresh, tell=tell)
@@ -74,9 +84,9 @@ def run(
                 continue
             tell("stage", name=stage, state="begins")
             facts = DO[stage](context)
+            context.refuse_unread(stage)
             record.mark_stage(stage, context.fingerprint(stage), seconds=round(time.perf_counter() - began, 3), **facts)
             tell("stage", name=stage, state="done", seconds=time.perf_counter() - began, **facts)
-            context.refuse_unread(stage)
     return record
 
 
@@ -103,7 +113,11 @@ class Context:
     def fingerprint(self, stage: str) -> str:
         """Of all that the stage's result depends on."""
         earlier = [self.recipe_fingerprint(s) for s in SECTIONS if list(SECTIONS).index(s) < list(SECTIONS).index(stage)]
-        found = [] if stage in ("prepare", "train") else [str((self.run.stage(s) or {}).get("time")) for s in ("train", "evaluate") if s != stage]
+        found = (
+            []
+            if stage in ("prepare", "train")
+            else [str((self.run.stage(s) or {}).get("time")) for s in ("train", "evaluate") if s != stage]
+        )
         return fingerprint(self.recipe, SECTIONS[stage], *earlier, *found)
 
     def recipe_fingerprint(self, stage: str) -> str:
@@ -125,7 +139,9 @@ class Context:
         """A key that somebody set and the stage that should consume it never read is an error, not a silent ignore."""
         keys = [k for k in unread_keys(self.recipe) if k.split(".")[0] in SECTIONS[stage] and k.split(".")[0] not in ("track",)]
         if keys:
-            raise RecipeError([Problem(k, f"was set, and nothing in stage {stage} read it. Remove it: it has no effect here.") for k in keys])
+            raise RecipeError(
+                [Problem(k, f"was set, and nothing in stage {stage} read it. Remove it: it has no effect here.") for k in keys]
+            )
 
     @property
     def final_checkpoint(self) -> Checkpoint:
@@ -162,7 +178,12 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     if not started:
         sections = {s: dump(recipe)[s] for s in SECTIONS["train"] if s != "track"}
         run.update_manifest(
-            training={"fingerprint": ctx.recipe_fingerprint("train"), "sections": sections, "data": splits.fingerprint, "plan": plan.record()}
+            training={
+                "fingerprint": ctx.recipe_fingerprint("train"),
+                "sections": sections,
+                "data": splits.fingerprint,
+                "plan": plan.record(),
+            }
         )
     derived = [d.to_json() for d in plan.derived]
     write_json(run.folder / "derived.json", derived)
@@ -179,11 +200,16 @@ def train_stage(ctx: Context) -> dict[str, Any]:
         about = {"model": dump(model), "task": dump(recipe.task), "spec": spec_record(spec), "preprocess": splits.preprocess}
         with (
             CheckpointWriter(
-                run.checkpoints, keep_last=recipe.train.keep_last, keep_every=recipe.train.keep_every, parent=checkpoint.hash if checkpoint else None
+                run.checkpoints,
+                keep_last=recipe.train.keep_last,
+                keep_every=recipe.train.keep_every,
+                parent=checkpoint.hash if checkpoint else None,
             ) as writer,
             StopSignal().listening() as stop,
         ):
-            watch = TrainingRecord(recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=job.model.flops_per_example(spec))
+            watch = TrainingRecord(
+                recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example
+            )
             watch.begin(job)
             try:
                 train(job, hooks=watch.hooks(), save=watch.save, save_every=plan.checkpoint_every, stop=stop)
@@ -234,10 +260,10 @@ def sample_texts(ctx: Context, model: GPT, precision: Precision, max_tokens: int
     assert tokenizer is not None
     out: list[dict[str, Any]] = []
     for prompt in config.prompts or ("",):
-        ids = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
+        ids = [tokenizer.bos, *tokenizer.encode(prompt).tolist()]
         for new in generate(
             model, ids, max_tokens=max_tokens, samples=config.samples, temperature=0.8, top_p=0.95, seed=ctx.recipe.seed,
-            stop_id=tokenizer.bos_id, context=precision.context,
+            stop_id=tokenizer.bos, context=precision.context,
         ) if config.samples else []:  # fmt: skip
             out.append({"prompt": prompt, "text": tokenizer.decode(new), "temperature": 0.8, "top_p": 0.95})
             ctx.tell("sample", **out[-1])
@@ -246,8 +272,12 @@ def sample_texts(ctx: Context, model: GPT, precision: Precision, max_tokens: int
 
 def report_stage(ctx: Context) -> dict[str, Any]:
     """Records -> `report.html`."""
-    path = render(ctx.run.folder)
-    ctx.tell("report", path=str(path))
+    return report_stage_of(ctx.run.folder, ctx.tell)
+
+
+def report_stage_of(folder: Path, tell: Tell) -> dict[str, Any]:
+    path = render(folder)
+    tell("report", path=str(path))
     return {"path": path.name}
 
 
@@ -264,7 +294,9 @@ def load_model(checkpoint: Checkpoint, recipe: Recipe, *, weights: str = "auto")
     device, _ = choose_device(recipe.train.device)
     group = "ema" if weights == "ema" or (weights == "auto" and "ema" in checkpoint.groups()) else "model"
     if group not in checkpoint.groups():
-        raise RecipeError([Problem("evaluate.weights", f"ema, but {checkpoint.path} holds {', '.join(checkpoint.groups())}. Train with train.ema.")])
+        raise RecipeError(
+            [Problem("evaluate.weights", f"ema, but {checkpoint.path} holds {', '.join(checkpoint.groups())}. Train with train.ema.")]
+        )
     config = from_record(checkpoint.state["model"])
     model = materialize(config, seed=0, device=device)
     tensors = checkpoint.tensors("model") | checkpoint.tensors(group)  # an average holds parameters, not buffers
@@ -275,7 +307,13 @@ def load_model(checkpoint: Checkpoint, recipe: Recipe, *, weights: str = "auto")
 
 def spec_record(spec: Any) -> dict[str, Any]:
     """A `DataSpec` as JSON."""
-    return {"vocab": spec.vocab, "seq_len": spec.seq_len, "input_shape": spec.input_shape, "outputs": spec.outputs, "labels": list(spec.labels)}
+    return {
+        "vocab": spec.vocab,
+        "seq_len": spec.seq_len,
+        "input_shape": spec.input_shape,
+        "outputs": spec.outputs,
+        "labels": list(spec.labels),
+    }
 
 
 def evaluation_of(run: Run) -> Evaluation | None:

@@ -24,7 +24,7 @@ from tauon.tasks import Task
 from tauon.tracking import TrackerConfig
 from tauon.train import TrainConfig
 
-__all__ = ["Recipe", "STAGES", "find_recipe", "load_recipe", "recipe_schema", "shipped_recipes", "to_yaml"]
+__all__ = ["STAGES", "Recipe", "find_recipe", "load_recipe", "recipe_schema", "shipped_recipes", "to_yaml"]
 
 StageName = Literal["prepare", "train", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "report")
@@ -69,7 +69,10 @@ class Recipe(Config):
             yield f"data.{name}", message
         if model.needs != task.needs:
             fit = "gpt or gpt2" if task.needs == "tokens" else "mlp, logistic, linear or cnn"
-            yield "model.kind", f"{model.kind_} reads {model.needs}, and task {task.kind_} gives it {task.needs}. Take {fit}, or another task."
+            yield (
+                "model.kind",
+                f"{model.kind_} reads {model.needs}, and task {task.kind_} gives it {task.needs}. Take {fit}, or another task.",
+            )
         if train.peek("tokens") is not None and task.needs != "tokens":
             yield "train.tokens", f"task {task.kind_} has no tokens. Give steps, epochs or time."
         if len(set(stages)) != len(stages) or list(stages) != [s for s in STAGES if s in stages]:
@@ -78,7 +81,10 @@ class Recipe(Config):
             for section in sections:
                 used = any(section in SECTIONS[s] for s in stages)
                 if section in self.model_fields_set and not used:
-                    yield section, f"nothing will read it: stage {stage} is not among stages {list(stages)}. Add the stage, or drop the section."
+                    yield (
+                        section,
+                        f"nothing will read it: stage {stage} is not among stages {list(stages)}. Add the stage, or drop the section.",
+                    )
         if train.peek("early_stopping") is not None and self._holds_nothing_out():
             yield "train.early_stopping", "needs validation data, and data.split.validation is 0. Hold some out, or drop it."
 

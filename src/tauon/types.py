@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, device
 
-__all__ = ["Batch", "Dataset", "DataSpec", "Metrics", "StepInfo"]
+__all__ = ["Batch", "DataSpec", "Dataset", "Metrics", "StepInfo"]
 
 Metrics = Mapping[str, Any]
 """Name to value; a value may still be a tensor on its device, so that nothing waits for it."""

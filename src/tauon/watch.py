@@ -77,7 +77,9 @@ class TrainingRecord:
         job.notes["since_best"] = job.notes.get("since_best", 0) + 1
         if job.notes["since_best"] < stopping.patience:
             return None
-        self.tell("note", message=f"validation loss has not fallen for {stopping.patience} validations; the best was at step {best['step']}")
+        self.tell(
+            "note", message=f"validation loss has not fallen for {stopping.patience} validations; the best was at step {best['step']}"
+        )
         return STOP
 
     def validation_batches(self, job: TrainJob) -> Iterator[Batch]:

@@ -15,9 +15,17 @@ __all__ = ["generate_command"]
 @click.option("--prompt", "-p", default="", help="Text to continue. Default: the start of a document. `-` reads standard input.")
 @click.option("--tokens", "-n", default=200, show_default=True, type=click.IntRange(1), help="Most tokens to write.")
 @click.option("--samples", "-s", default=1, show_default=True, type=click.IntRange(1), help="How many continuations.")
-@click.option("--temperature", "-t", default=0.8, show_default=True, type=click.FloatRange(0), help="0 takes the likeliest token each time.")
+@click.option(
+    "--temperature", "-t", default=0.8, show_default=True, type=click.FloatRange(0), help="0 takes the likeliest token each time."
+)
 @click.option("--top-k", type=click.IntRange(1), help="Only among the k likeliest tokens.")
-@click.option("--top-p", default=0.95, show_default=True, type=click.FloatRange(0, 1, min_open=True), help="Only among the likeliest tokens of this joint share.")
+@click.option(
+    "--top-p",
+    default=0.95,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Only among the likeliest tokens of this joint share.",
+)
 @click.option("--seed", default=0, show_default=True, help="The same seed writes the same text.")
 def generate_command(
     run: Path, prompt: str, tokens: int, samples: int, temperature: float, top_k: int | None, top_p: float, seed: int
@@ -38,7 +46,7 @@ def generate_command(
         raise RunError(f"{run} trained a {recipe.model.kind_}, which writes no text. Take a run of task language-modelling.")
     tokenizer = Tokenizer.from_json(checkpoint.state["preprocess"]["tokenizer"])
     text = sys.stdin.read() if prompt == "-" else prompt
-    ids = [tokenizer.bos_id, *tokenizer.encode(text).tolist()]
+    ids = [tokenizer.bos, *tokenizer.encode(text).tolist()]
     shown = ""
     live = samples == 1
     so_far: list[int] = []
@@ -55,7 +63,7 @@ def generate_command(
         click.echo(text, nl=False)
     out = generate(
         model, ids, max_tokens=tokens, samples=samples, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        stop_id=tokenizer.bos_id, context=precision.context, on_token=stream if live else None,
+        stop_id=tokenizer.bos, context=precision.context, on_token=stream if live else None,
     )  # fmt: skip
     if live:
         click.echo(tokenizer.decode(out[0])[len(shown) :])

@@ -23,7 +23,9 @@ def recipe_arguments(verb: Callable[..., Any]) -> Callable[..., Any]:
     for wrap in (
         click.argument("assignments", nargs=-1, metavar="[a.b=c]..."),
         click.argument("recipe", shell_complete=_complete_recipe),
-        click.option("--root", type=click.Path(path_type=Path), default=None, help="Folder of the runs. Default: runs, or the given run's parent."),
+        click.option(
+            "--root", type=click.Path(path_type=Path), default=None, help="Folder of the runs. Default: runs, or the given run's parent."
+        ),
         click.option("--quiet", "-q", is_flag=True, help="Print nothing but warnings, errors, and the final figures."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for scripts."),
     ):
@@ -40,7 +42,9 @@ def _complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str
     return [*names, CompletionItem(incomplete, type="file")]
 
 
-def go(recipe: str, assignments: tuple[str, ...], root: Path | None, show: Show, *, stages: tuple[Any, ...] | None, fresh: bool = False) -> None:
+def go(
+    recipe: str, assignments: tuple[str, ...], root: Path | None, show: Show, *, stages: tuple[Any, ...] | None, fresh: bool = False
+) -> None:
     from tauon.pipeline import run
     from tauon.recipe import load_recipe
 
@@ -53,7 +57,9 @@ def go(recipe: str, assignments: tuple[str, ...], root: Path | None, show: Show,
 
 
 fresh_option = click.option("--fresh", is_flag=True, help="Start over. The old run is renamed to NAME.1, never deleted.")
-resume_option = click.option("--resume", is_flag=True, help="Go on where the run stopped. This is the default; --fresh is the other choice.")
+resume_option = click.option(
+    "--resume", is_flag=True, help="Go on where the run stopped. This is the default; --fresh is the other choice."
+)
 
 
 def _one(fresh: bool, resume: bool) -> bool:
@@ -66,7 +72,9 @@ def _one(fresh: bool, resume: bool) -> bool:
 @recipe_arguments
 @fresh_option
 @resume_option
-def run_command(recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, fresh: bool, resume: bool) -> None:
+def run_command(
+    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, fresh: bool, resume: bool
+) -> None:
     """Take RECIPE through every stage it names. A stage that is done is not done again."""
     go(recipe, assignments, root, pick_show(quiet, as_json), stages=None, fresh=_one(fresh, resume))
 
@@ -75,7 +83,9 @@ def run_command(recipe: str, assignments: tuple[str, ...], root: Path | None, qu
 @recipe_arguments
 @fresh_option
 @resume_option
-def train_command(recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, fresh: bool, resume: bool) -> None:
+def train_command(
+    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, fresh: bool, resume: bool
+) -> None:
     """Prepare the data and train. Killed or stopped, the same command goes on, to the same weights bit for bit."""
     go(recipe, assignments, root, pick_show(quiet, as_json), stages=("prepare", "train"), fresh=_one(fresh, resume))
 

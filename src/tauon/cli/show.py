@@ -55,6 +55,14 @@ class Show:
     def on_evaluation(self, result: Evaluation, **_: Any) -> None:
         self.console.print(metrics_table(result))
 
+    def on_folds(self, mean: dict[str, float], std: dict[str, float], folds: int, **_: Any) -> None:
+        table = Table(box=None, padding=(0, 2))
+        for head in (f"over {folds} folds", "mean", "standard deviation"):
+            table.add_column(head, justify="left" if head.startswith("over") else "right")
+        for name, value in mean.items():
+            table.add_row(name.replace("_", " "), f"{value:.4f}", f"{std[name]:.4f}" if name in std else "")
+        self.console.print(table)
+
     def finish(self, run: Run, whole: bool) -> None:
         """The end of a verb."""
 
@@ -164,7 +172,12 @@ class LiveShow(PlainShow):
 
     def _track(self, name: str, done: int, total: int | None, facts: str) -> None:
         if self.bar is None:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[facts]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.fields[facts]}"),
+            )
             self.bar = Progress(*columns, console=self.console, transient=True)
             self.bar.start()
             self.task = None

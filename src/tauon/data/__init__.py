@@ -8,12 +8,13 @@ from tauon.data.augment import AugmentConfig, Draws
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.loader import Loader
 from tauon.data.order import example_at, permute
-from tauon.data.prepare import DataSplits, prepare
+from tauon.data.preparation import DataSplits, prepare
 from tauon.data.progress import Progress, bar
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.sources import Arrays, Document, SourceConfig
 from tauon.data.split import SplitConfig
-from tauon.data.tokenizer import Tokenizer, TokenizerConfig
+from tauon.data.tokenizer import Tokenizer
+from tauon.data.tokenizer_config import TokenizerConfig
 from tauon.data.tokens import TokenDataset
 
 __all__ = [

@@ -38,8 +38,7 @@ class Draws:
     """Examples of the batch, (B)."""
 
     def _counters(self, n: int) -> NDArray[np.uint64]:
-        counters: NDArray[np.uint64] = self.index.astype(np.uint64)[:, None] * np.uint64(n) + np.arange(n, dtype=np.uint64)
-        return counters
+        return (self.index[:, None] * n + np.arange(n)).astype(np.uint64)
 
     def uniform(self, n: int, low: float = 0.0, high: float = 1.0) -> NDArray[np.float32]:
         """(B, n) in [low, high)."""

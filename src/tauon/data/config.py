@@ -11,7 +11,7 @@ from tauon.config import Config, Count, Fraction
 from tauon.data.augment import AugmentConfig
 from tauon.data.sources.base import SourceConfig
 from tauon.data.split import SplitConfig
-from tauon.data.tokenizer import BpeConfig, TokenizerConfig
+from tauon.data.tokenizer_config import BpeConfig, TokenizerConfig
 
 __all__ = ["DataConfig", "problems_for"]
 

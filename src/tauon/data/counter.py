@@ -35,8 +35,8 @@ def _mix(z: int) -> int:
 
 def bits(key: int, counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """64 random bits for each counter (uint64, any shape but 0-d: numpy warns when scalars wrap)."""
-    z = mix(counter ^ np.uint64(key))
-    return mix(z ^ np.uint64(_mix(key)))  # twice: counters are small consecutive numbers, and one pass leaves weak correlations
+    z = mix(counter ^ np.uint64(_mix(key)))  # mixed first: keys that differ in one bit must not visit the same numbers
+    return mix(z)  # twice: counters are small consecutive numbers, and one pass leaves weak correlations
 
 
 def mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -61,4 +61,5 @@ def normal(key: int, counter: NDArray[np.uint64]) -> NDArray[np.float32]:
     z = bits(key, counter)
     radius = np.sqrt(-2.0 * np.log(((z >> np.uint64(32)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-32)))
     angle = (z & np.uint64(0xFFFFFFFF)).astype(np.float32) * np.float32(2 * np.pi * 2**-32)
-    return (radius * np.cos(angle)).astype(np.float32)
+    drawn: NDArray[np.float32] = radius * np.cos(angle)
+    return drawn

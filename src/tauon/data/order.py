@@ -3,7 +3,8 @@
 Position p of the endless stream of examples lies in epoch p // N; within it, a permutation of [0, N) keyed by (seed, epoch)
 says which example it is. The permutation is an alternating Feistel network over the smallest power of two above N, with
 cycle walking back into [0, N) (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"): O(1) memory, any position at
-once, and the same whatever the world size or the number of workers.
+once, and the same whatever the world size or the number of workers. Up to 1,024 examples, where such a network reaches too few
+of the permutations, the numbers are sorted by a hash instead.
 
 Knows nothing of data sets: it maps numbers to numbers.
 """
@@ -13,12 +14,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.data.counter import key, mix
+from tauon.data.counter import bits, key, mix
 
 __all__ = ["example_at", "permute"]
 
 _ROUNDS = 8
-_MIN_BITS = 6  # a Feistel network over fewer points reaches too few of their permutations
+_SMALL = 1024
 
 
 def permute(x: NDArray[np.int64], n: int, key_: int) -> NDArray[np.int64]:
@@ -27,12 +28,13 @@ def permute(x: NDArray[np.int64], n: int, key_: int) -> NDArray[np.int64]:
     >>> sorted(permute(np.arange(10), 10, key_=1).tolist()) == list(range(10))
     True
     """
-    if n <= 1:
-        return np.zeros_like(x)
-    total = max(_MIN_BITS, (n - 1).bit_length())
+    if n <= _SMALL:
+        shuffled: NDArray[np.int64] = np.argsort(bits(key_, np.arange(n, dtype=np.uint64)), kind="stable")[x]
+        return shuffled
+    total = (n - 1).bit_length()
     low = np.uint64(total // 2)
     mask_low, mask_high = np.uint64((1 << (total // 2)) - 1), np.uint64((1 << (total - total // 2)) - 1)
-    keys = [np.uint64(key(key_, "feistel", r)) for r in range(_ROUNDS)]
+    keys = bits(key_, np.arange(_ROUNDS, dtype=np.uint64))
 
     def network(y: NDArray[np.uint64]) -> NDArray[np.uint64]:
         left, right = y >> low, y & mask_low

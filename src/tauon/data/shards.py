@@ -145,6 +145,8 @@ class Shards:
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Tokens [start, stop) of the stream, across shards."""
+        if start >= stop:
+            return np.empty(0, self.manifest["dtype"])
         first = int(np.searchsorted(self._edges, start, side="right")) - 1
         last = int(np.searchsorted(self._edges, stop, side="left")) - 1
         if first == last:

@@ -39,8 +39,8 @@ class SplitConfig(Config):
     row: rows of a table, each class in proportion. auto: row for arrays, document where there are ten or more, else position."""
     folds: int | None = None
     """Cut everything into this many folds: one is the test part, the rest are for training."""
-    fold: int = Field(default=0, ge=0)
-    """Which fold is the test part, from 0."""
+    fold: int | None = Field(default=None, ge=0)
+    """Which fold is the test part, from 0. None: each in turn, a run a fold."""
     seed: int = Field(default=0, ge=0)
     """Decides who is held out, apart from the training seed, so that runs with other seeds can be compared."""
 
@@ -48,9 +48,9 @@ class SplitConfig(Config):
         folds, fold, validation, test = (self.peek(n) for n in ("folds", "fold", "validation", "test"))
         if folds is not None and folds < 2:
             yield "folds", f"{folds} folds leave nothing to train on; give at least 2, or drop it and use test: 20%"
-        elif folds is not None and fold >= folds:
+        elif folds is not None and fold is not None and fold >= folds:
             yield "fold", f"fold {fold} of {folds} does not exist; they count from 0 to {folds - 1}"
-        if folds is None and "fold" in self.model_fields_set:
+        if folds is None and fold is not None:
             yield "fold", "has no effect without folds; add folds: 5, say"
         if folds is not None and test > 0:
             yield "test", f"the test part is one of the {folds} folds already; drop test or folds"
@@ -104,9 +104,10 @@ def _edges(config: SplitConfig, wanted: Sequence[Part]) -> Iterator[tuple[Part, 
     """The parts as intervals of [0, 1), in the order of position."""
     validation = config.validation if "validation" in wanted else 0.0
     if config.folds is not None and "test" in wanted:
-        a, b = config.fold / config.folds, (config.fold + 1) / config.folds
+        fold = config.fold or 0
+        a, b = fold / config.folds, (fold + 1) / config.folds
         rest = [(0.0, a), (b, 1.0)]
-        if config.fold == config.folds - 1:  # validation is the end of what the test fold leaves
+        if fold == config.folds - 1:  # validation is the end of what the test fold leaves
             rest = [(0.0, 0.0), (0.0, a)]
         held = min(validation * (1 - (b - a)), rest[1][1] - rest[1][0])
         spans: list[tuple[Part, float, float]] = [
@@ -169,7 +170,7 @@ def split_rows(targets: NDArray[Any], config: SplitConfig, wanted: Sequence[Part
     if config.folds is not None and "test" in wanted:
         dealt = np.concatenate(groups)
         number = np.arange(n) % config.folds if by == "row" else np.arange(n) * config.folds // max(n, 1)
-        taken["test"] = dealt[number == config.fold]
+        taken["test"] = dealt[number == (config.fold or 0)]
         out = np.isin(dealt, taken["test"])
         lengths = np.cumsum([0, *(len(g) for g in groups)])
         groups = [g[~out[a:b]] for g, a, b in zip(groups, lengths, lengths[1:], strict=False)]
@@ -188,7 +189,7 @@ def split_rows(targets: NDArray[Any], config: SplitConfig, wanted: Sequence[Part
         if not len(held):
             raise DataError(f"the {part} part is empty: {n} rows are too few for the split. Give more rows, or another share")
     facts = {"by": by, "why": why, "stratified": bool(stratify), "seed": config.seed, "folds": config.folds}
-    return rows, facts | ({"fold": config.fold} if config.folds is not None else {})
+    return rows, facts | ({"fold": config.fold or 0} if config.folds is not None else {})
 
 
 def _shuffled(rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

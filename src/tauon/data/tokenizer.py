@@ -1,8 +1,7 @@
 """Tokenizers: text to token ids and back, and how many bytes of text each token stands for.
 
-Four kinds: byte-level BPE trained on the training part (Sennrich et al. 2016, arXiv:1508.07909; GPT-2's byte alphabet),
-single characters, single bytes, and files of published tokenizers. The BPE work is done by the `tokenizers` library.
-Special tokens are never recognised inside text: only the data room puts a BOS between documents.
+Characters, bytes, and subwords (by the `tokenizers` library). Special tokens are never recognised inside text: only the data
+room puts a BOS between documents. How a tokenizer is made is in `tokenizer_config.py`.
 """
 
 from __future__ import annotations
@@ -12,34 +11,22 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from tauon.config import Bytes, Count, Registered, register
 from tauon.data.files import canonical, decode, read_bytes, sha256_bytes, write_json
 from tauon.errors import DataError
 
-__all__ = [
-    "BpeConfig",
-    "ByteTokenizer",
-    "BytesConfig",
-    "CharTokenizer",
-    "CharsConfig",
-    "FileConfig",
-    "SubwordTokenizer",
-    "Tokenizer",
-    "TokenizerConfig",
-]
+__all__ = ["BOS", "KNOWN_BOS", "ByteTokenizer", "CharTokenizer", "SubwordTokenizer", "Tokenizer", "parallel", "pieces", "read_json"]
 
 _FORMAT = "tauon-tokenizer/1"
-_BOS = "<|bos|>"
-_KNOWN_BOS = (_BOS, "<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "[CLS]", "<|startoftext|>")
+BOS = "<|bos|>"
+KNOWN_BOS = (BOS, "<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "[CLS]", "<|startoftext|>")
 
 
 class Tokenizer(ABC):
@@ -99,7 +86,7 @@ class Tokenizer(ABC):
     @staticmethod
     def load(path: Path) -> Tokenizer:
         """Read what `save` wrote."""
-        return Tokenizer.from_json(_json(read_bytes(path), str(path)), str(path))
+        return Tokenizer.from_json(read_json(read_bytes(path), str(path)), str(path))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Tokenizer) and self.sha256 == other.sha256
@@ -192,10 +179,10 @@ class SubwordTokenizer(Tokenizer):
         return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        pieces = [_pieces(t) if self.splittable else [t] for t in texts]
-        with _parallel():
-            done = iter(self._tok.encode_batch_fast([p for ps in pieces for p in ps], add_special_tokens=False))
-        return [np.concatenate([np.array(next(done).ids, np.uint32) for _ in ps]) for ps in pieces]
+        cut = [pieces(t) if self.splittable else [t] for t in texts]
+        with parallel():
+            done = iter(self._tok.encode_batch_fast([p for ps in cut for p in ps], add_special_tokens=False))
+        return [np.concatenate([np.array(next(done).ids, np.uint32) for _ in ps]) for ps in cut]
 
     def decode(self, ids: Any) -> str:
         return str(self._tok.decode(np.asarray(ids).reshape(-1).tolist(), skip_special_tokens=True))
@@ -242,17 +229,17 @@ def _stands_for(token: str, byte_level: bool) -> int:
 
 
 def _find_bos(tok: Any, wanted: str | None, where: str) -> tuple[str, int]:
-    for name in (wanted,) if wanted else _KNOWN_BOS:
+    for name in (wanted,) if wanted else KNOWN_BOS:
         found = tok.token_to_id(name)
         if found is not None:
             return name, int(found)
     special = sorted(t.content for t in tok.get_added_tokens_decoder().values() if t.special)
-    missing = f"has no token {wanted!r}" if wanted else f"has none of {', '.join(_KNOWN_BOS)} to put before a document"
+    missing = f"has no token {wanted!r}" if wanted else f"has none of {', '.join(KNOWN_BOS)} to put before a document"
     raise DataError(f"{where}: {missing}. Name one with bos: (its special tokens: {', '.join(special) or 'none'})")
 
 
 @contextlib.contextmanager
-def _parallel() -> Iterator[None]:
+def parallel() -> Iterator[None]:
     """Several cores while we encode; afterwards the variable is as before, so that a later fork gets no thread pool unasked."""
     name = "TOKENIZERS_PARALLELISM"
     if name in os.environ:
@@ -265,169 +252,25 @@ def _parallel() -> Iterator[None]:
         os.environ.pop(name, None)
 
 
-_PIECE = 1 << 17
-
-
-def _pieces(text: str) -> list[str]:
-    """A long text cut before blanks that follow an ASCII letter: no pattern below joins the two sides, so that the tokens are
-    those of the whole text, while every core has work and memory stays small.
+def pieces(text: str, size: int = 1 << 17) -> list[str]:
+    """A long text cut into pieces of about `size` characters, before blanks that follow an ASCII letter: no pattern of ours joins
+    the two sides, so that the tokens are those of the whole text, while every core has work and memory stays small.
     """
-    if len(text) <= 2 * _PIECE:
-        return [text]
-    cuts, at = [0], _PIECE
-    while at < len(text) - _PIECE:
+    cuts, at = [0], size
+    while at < len(text) - size:
         found = _CUT.search(text, at)
         if found is None:
             break
         cuts.append(found.end())
-        at = found.end() + _PIECE
+        at = found.end() + size
     return [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
 _CUT = re.compile(r"[A-Za-z](?=[ \n])")
 
 
-def _json(data: bytes, where: str) -> Any:
+def read_json(data: bytes, where: str) -> Any:
     try:
         return json.loads(decode(data, where))
     except json.JSONDecodeError as err:
         raise DataError(f"{where}: not JSON at line {err.lineno}, column {err.colno} ({err.msg})") from None
-
-
-class TokenizerConfig(Registered, family="tokenizer"):
-    """How text becomes tokens."""
-
-    def files(self) -> list[tuple[Path, str]]:
-        """(path, name) of what it reads: their content is part of the fingerprint."""
-        return []
-
-    def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-        """The tokenizer. `texts()` gives the training part, a document at a time; held-out text is never seen."""
-        raise NotImplementedError
-
-
-_PATTERNS = {
-    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "gpt4": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
-}
-
-
-@register("bpe")
-class BpeConfig(TokenizerConfig):
-    """Byte-level byte-pair encoding, trained on the training part: any text can be written, nothing is unknown."""
-
-    vocab: Count = Field(default=4096, ge=257, le=2**31)
-    """Number of tokens, the 256 bytes and BOS included. A small text may give fewer."""
-    pattern: Literal["gpt2", "gpt4"] = "gpt4"
-    """How text is cut into words before pairs are joined; `gpt4` (cl100k) keeps line ends with the indent and caps numbers at
-    three digits."""
-    sample: Bytes = Field(default=16 * 2**20, ge=1)
-    """Train on about this much text, spread evenly over the training part."""
-    min_count: Count = Field(default=2, ge=1)
-    """Join a pair only if it occurs this often."""
-
-    def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-        import tokenizers
-        from tokenizers import decoders, models, pre_tokenizers, trainers
-
-        tok = tokenizers.Tokenizer(models.BPE())
-        split = pre_tokenizers.Split(tokenizers.Regex(_PATTERNS[self.pattern]), behavior="isolated")
-        tok.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-        tok.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=self.vocab, min_frequency=self.min_count, special_tokens=[_BOS], show_progress=False,
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        )  # fmt: skip
-        with _parallel():
-            tok.train_from_iterator(_sample(texts, self.sample), trainer=trainer)
-        return SubwordTokenizer(tok.to_str(), _BOS, splittable=True)
-
-
-def _sample(texts: Callable[[], Iterator[str]], size: int) -> Iterator[str]:
-    """About `size` bytes in pieces, each k-th piece of the whole."""
-    total = sum(len(t) for t in texts())
-    every = max(1, -(-total // size))
-    n = 0
-    for text in texts():
-        for piece in _pieces(text):
-            if n % every == 0:
-                yield piece
-            n += 1
-
-
-@register("chars")
-class CharsConfig(TokenizerConfig):
-    """One token a character of the training part, as in nanoGPT's Shakespeare; a character seen only in held-out text is unknown."""
-
-    def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-        alphabet: set[str] = set()
-        for text in texts():
-            alphabet.update(text)
-        return CharTokenizer("".join(alphabet))
-
-
-@register("bytes")
-class BytesConfig(TokenizerConfig):
-    """One token a byte of UTF-8: nothing to train."""
-
-    def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-        return ByteTokenizer()
-
-
-@register("file")
-class FileConfig(TokenizerConfig):
-    """A published tokenizer: Hugging Face's tokenizer.json, or GPT-2's encoder.json with vocab.bpe (plain or packed)."""
-
-    path: str
-    """The tokenizer.json, or a folder with it or with encoder.json and vocab.bpe (also vocab.json and merges.txt)."""
-    bos: str | None = None
-    """The special token to put before each document. None: <|endoftext|>, <s> or another usual name."""
-
-    def files(self) -> list[tuple[Path, str]]:
-        path = Path(self.path).expanduser()
-        if not path.is_dir():
-            return [(path, "tokenizer.json")]
-        for names in (("tokenizer.json",), ("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
-            found = [_packed(path / name) for name in names]
-            if all(found):
-                return [(p, n) for p, n in zip(found, names, strict=True) if p is not None]
-        raise DataError(f"{path}: the folder has no tokenizer.json, no encoder.json with vocab.bpe, and no vocab.json with merges.txt")
-
-    def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-        listed = self.files()
-        where = str(listed[0][0])
-        if len(listed) == 1:
-            _json(read_bytes(listed[0][0]), where)  # a better message than the library's where it is not even JSON
-            return SubwordTokenizer(read_bytes(listed[0][0]).decode(), self.bos, where)
-        return SubwordTokenizer(_gpt2_json(listed[0][0], listed[1][0]), self.bos, where)
-
-
-def _packed(path: Path) -> Path | None:
-    return next((p for p in (path, path.with_name(path.name + ".gz"), path.with_name(path.name + ".zst")) if p.is_file()), None)
-
-
-def _gpt2_json(vocab_at: Path, merges_at: Path) -> str:
-    """tokenizer.json from GPT-2's two files (Radford et al. 2019): ids by token, and pairs in order of joining."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers
-
-    vocab = _json(read_bytes(vocab_at), str(vocab_at))
-    if not isinstance(vocab, dict) or not all(isinstance(v, int) for v in vocab.values()):
-        raise DataError(f"{vocab_at}: expected a JSON object of token to id")
-    lines = decode(read_bytes(merges_at), str(merges_at)).splitlines()
-    merges: list[tuple[str, str]] = []
-    for number, line in enumerate(lines, 1):
-        if not line or (number == 1 and line.startswith("#version")):
-            continue
-        pair = line.split(" ")
-        if len(pair) != 2:
-            raise DataError(f"{merges_at}: line {number} is {line!r}, expected two tokens with a blank between")
-        merges.append((pair[0], pair[1]))
-    try:
-        tok = tokenizers.Tokenizer(models.BPE(vocab, merges))
-    except Exception as err:  # the library raises bare Exception
-        raise DataError(f"{merges_at}: does not fit {vocab_at} ({err})") from None
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = decoders.ByteLevel()
-    tok.add_special_tokens([t for t in _KNOWN_BOS if t in vocab])
-    return str(tok.to_str())

@@ -101,11 +101,15 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], *, where: str = "
     wrong = [f"missing {k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors]
     wrong += [f"left over {k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own]
     wrong += [
-        f"{k} has shape {tuple(v.shape)}, the model's is {tuple(own[k].shape)}" for k, v in tensors.items() if k in own and v.shape != own[k].shape
+        f"{k} has shape {tuple(v.shape)}, the model's is {tuple(own[k].shape)}"
+        for k, v in tensors.items()
+        if k in own and v.shape != own[k].shape
     ]
     if wrong:
         more = f" (and {len(wrong) - 8} more)" if len(wrong) > 8 else ""
-        raise CheckpointError(f"{where} is of another architecture: " + "; ".join(wrong[:8]) + more + ". Use the recipe it was trained with.")
+        raise CheckpointError(
+            f"{where} is of another architecture: " + "; ".join(wrong[:8]) + more + ". Use the recipe it was trained with."
+        )
     with torch.no_grad():
         for k, v in tensors.items():
             own[k].copy_(v)
@@ -114,7 +118,6 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], *, where: str = "
 def parameter_count(model: nn.Module) -> int:
     """Number of distinct parameters (a tied weight counts once)."""
     return sum(p.numel() for p in model.parameters())
-
 
 
 def record(config: ModelConfig) -> dict[str, object]:

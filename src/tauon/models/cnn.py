@@ -7,7 +7,7 @@ same alone as in a batch. Shapes: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Self
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,9 @@ class CNNConfig(ModelConfig):
     def resolve(self, spec: DataSpec) -> Self:
         shape, outputs = array_sizes(self, spec)
         if len(shape) != 3:
-            raise RecipeError([Problem("model.kind", f"cnn needs images (channels, height, width), and an example here is {shape}. Take mlp.")])
+            raise RecipeError(
+                [Problem("model.kind", f"cnn needs images (channels, height, width), and an example here is {shape}. Take mlp.")]
+            )
         halvings = len(self.channels)
         if min(shape[1:]) < 2**halvings:
             raise RecipeError([Problem("model.channels", f"{halvings} stages halve {shape[1]}x{shape[2]} to nothing. Give fewer stages.")])
@@ -97,17 +99,21 @@ class CNN(Model):
 
     def flops_per_example(self, spec: DataSpec) -> float:
         """6 for each weight times the pixels that it visits."""
-        _, height, width = self.image
         total = 6.0 * self.head.weight.numel()
-        for i, conv in enumerate(self.convs):
-            shrink = 2 ** (i // self.convs_per_stage)
-            total += 6.0 * conv.weight.numel() * (height // shrink) * (width // shrink)
+        for i, conv in enumerate(self.layers):
+            total += 6.0 * conv.weight.numel() * self._pixels(i)
         return total
 
     def activations_per_example(self, spec: DataSpec) -> float:
         """Four images a convolution: its output, normalised, rectified, pooled."""
-        _, height, width = self.image
-        return sum(
-            4.0 * conv.weight.shape[0] * (height >> (i // self.convs_per_stage)) * (width >> (i // self.convs_per_stage))
-            for i, conv in enumerate(self.convs)
-        )
+        return sum(4.0 * conv.out_channels * self._pixels(i) for i, conv in enumerate(self.layers))
+
+    @property
+    def layers(self) -> list[nn.Conv2d]:
+        """The convolutions, in order."""
+        return cast(list[nn.Conv2d], list(self.convs))
+
+    def _pixels(self, layer: int) -> int:
+        """Pixels that convolution `layer` visits."""
+        halved = layer // self.convs_per_stage
+        return (self.image[1] >> halved) * (self.image[2] >> halved)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -55,12 +55,24 @@ class TransformerConfig(ModelConfig):
     def resolve(self, spec: DataSpec) -> Self:
         wrong = []
         if spec.vocab is None or spec.seq_len is None:
-            wrong.append(Problem("model.kind", f"{self.kind_} reads tokens, and this data has none. Set task: language-modelling, or take another model."))
+            wrong.append(
+                Problem(
+                    "model.kind", f"{self.kind_} reads tokens, and this data has none. Set task: language-modelling, or take another model."
+                )
+            )
         else:
             if self.vocab is not None and self.vocab < spec.vocab:
-                wrong.append(Problem("model.vocab", f"{self.vocab} is less than the tokenizer's {spec.vocab} ids. Leave it out, or set {spec.vocab}."))
+                wrong.append(
+                    Problem(
+                        "model.vocab", f"{self.vocab} is less than the tokenizer's {spec.vocab} ids. Leave it out, or set {spec.vocab}."
+                    )
+                )
             if self.seq_len is not None and self.seq_len < spec.seq_len:
-                wrong.append(Problem("data.seq_len", f"{spec.seq_len} is longer than the model's {self.seq_len}. Shorten it, or raise model.seq_len."))
+                wrong.append(
+                    Problem(
+                        "data.seq_len", f"{spec.seq_len} is longer than the model's {self.seq_len}. Shorten it, or raise model.seq_len."
+                    )
+                )
         if wrong:
             raise RecipeError(wrong)
         return self.model_copy(update={"vocab": self.vocab or spec.vocab, "seq_len": self.seq_len or spec.seq_len})
@@ -69,7 +81,9 @@ class TransformerConfig(ModelConfig):
     def sizes(self) -> tuple[int, int]:
         """(vocab, seq_len), once resolved."""
         if self.vocab is None or self.seq_len is None:
-            raise RecipeError([Problem("model", "vocab and seq_len are not known yet: resolve the config against the data first, or set both.")])
+            raise RecipeError(
+                [Problem("model", "vocab and seq_len are not known yet: resolve the config against the data first, or set both.")]
+            )
         return self.vocab, self.seq_len
 
 
@@ -139,11 +153,13 @@ class KVCache:
     """Keys and values of the tokens so far, one pair a layer: B G T K, allocated once for `max_len` tokens."""
 
     def __init__(self, model: GPT, batch: int, max_len: int, dtype: torch.dtype | None = None) -> None:
-        first = model.blocks[0].attention
+        first = model.layers[0].attention
         shape = (batch, first.kv_heads, max_len, first.head_size)
         device = model.embed.weight.device
         dtype = dtype or model.embed.weight.dtype
-        self.layers = [(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)) for _ in model.blocks]
+        self.layers = [
+            (torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)) for _ in model.blocks
+        ]
         self.length = 0
 
     def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,15 +198,22 @@ class GPT(Model):
         self.rope = rope
         self.embed = nn.Embedding(vocab, width)
         self.positions = nn.Embedding(seq_len, width) if rope is None else None
-        self.blocks: nn.ModuleList[Block] = nn.ModuleList(blocks)  # type: ignore[type-arg]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = norm
         self.head = nn.Linear(width, vocab, bias=False)
         if tied:
             self.head.weight = self.embed.weight
         if rope is not None:
             size = rope[0] // 2
+            self.cos_TK: Tensor
+            self.sin_TK: Tensor
             self.register_buffer("cos_TK", torch.empty(seq_len, size), persistent=False)
             self.register_buffer("sin_TK", torch.empty(seq_len, size), persistent=False)
+
+    @property
+    def layers(self) -> list[Block]:
+        """The blocks, in order."""
+        return cast(list[Block], list(self.blocks))
 
     @property
     def tied(self) -> bool:
@@ -213,7 +236,7 @@ class GPT(Model):
         else:
             rotate = (self.cos_TK[start : start + T], self.sin_TK[start : start + T])
         mask = None if segments_BT is None else document_mask(segments_BT)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.layers):
             x_BTD = block(x_BTD, rotate, mask) if cache is None else block(x_BTD, rotate, mask, (cache, i))
         out: Tensor = self.norm(x_BTD)
         return out
@@ -254,7 +277,7 @@ class GPT(Model):
         """(6 N + 6 L T D) T: N weights that multiply (embeddings left out, the head counted), causal attention at half the square."""
         T = spec.seq_len or self.seq_len
         N = sum(p.numel() for b in self.blocks for p in b.parameters() if p.ndim == 2) + self.head.weight.numel()
-        L, D = len(self.blocks), self.blocks[0].attention.heads * self.blocks[0].attention.head_size
+        L, D = len(self.blocks), self.embed.embedding_dim
         return (6.0 * N + 6.0 * L * T * D) * T
 
     def activations_per_example(self, spec: DataSpec) -> float:

@@ -7,6 +7,7 @@ Shapes: B batch, F features, C outputs.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, Self
 
 import torch
@@ -47,7 +48,9 @@ class _ArrayConfig(ModelConfig):
     @property
     def sizes(self) -> tuple[int, int]:
         if self.inputs is None or self.outputs is None:
-            raise RecipeError([Problem("model", "inputs and outputs are not known yet: resolve the config against the data first, or set both.")])
+            raise RecipeError(
+                [Problem("model", "inputs and outputs are not known yet: resolve the config against the data first, or set both.")]
+            )
         return self.inputs, self.outputs
 
 
@@ -93,7 +96,8 @@ class Perceptron(Model):
     def __init__(self, sizes: tuple[int, ...], activation: str = "relu", dropout: float = 0.0, input_dropout: float = 0.0) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
-        self.activation = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh, "silu": F.silu}[activation]
+        activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh, "silu": F.silu}
+        self.activation = activations[activation]
         self.dropout, self.input_dropout = dropout, input_dropout
 
     def forward(self, x: Tensor) -> Tensor:

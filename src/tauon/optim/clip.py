@@ -22,7 +22,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None, m
     if max_value is not None:
         for g in grads:
             g.clamp_(-max_value, max_value)
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]))
     if max_norm is not None:
         scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_(grads, scale)

@@ -60,8 +60,8 @@ class Together(Optimizer):
         self.parts = parts
         super().__init__([g for part in parts for g in part.param_groups], {})
 
-    @property
-    def state(self) -> dict[Any, Any]:  # type: ignore[override]
+    @property  # type: ignore[override]
+    def state(self) -> dict[Any, Any]:
         """State by parameter, of all parts (a copy: write to a part's own)."""
         return {p: s for part in self.parts for p, s in part.state.items()}
 

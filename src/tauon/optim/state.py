@@ -40,4 +40,6 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str,
                     for k, v in entries.pop(name).items()
                 }
     if entries:
-        raise CheckpointError(f"optimizer state of parameters that the model has not: {', '.join(sorted(entries)[:5])}. Use the recipe it was trained with.")
+        raise CheckpointError(
+            f"optimizer state of parameters that the model has not: {', '.join(sorted(entries)[:5])}. Use the recipe it was trained with."
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -55,7 +55,7 @@ class Regression(Task):
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         out_BK = model(batch.inputs).float()
         target_BK = batch.targets.float().view_as(out_BK)
-        error = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}[self.loss_kind]
+        error: Any = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}[self.loss_kind]
         return error(out_BK, target_BK, reduction="none").sum(1) * batch.weights, batch.weights
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -57,7 +57,10 @@ class LanguageModelling(Task):
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.vocab is None:
-            yield "task", "language-modelling needs text, and this data source gives arrays. Take classification or regression, or a text source."
+            yield (
+                "task",
+                "language-modelling needs text, and this data source gives arrays. Take classification or regression, or a text source.",
+            )
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,7 @@ def token_nll(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
     w = weight_VD.to(hidden_ND.dtype)
     step = chunk_rows(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)
     parts = [
-        F.cross_entropy((hidden_ND[i : i + step] @ w.t()).float(), target_N[i : i + step], reduction="none") for i in range(0, hidden_ND.shape[0], step)
+        F.cross_entropy((hidden_ND[i : i + step] @ w.t()).float(), target_N[i : i + step], reduction="none")
+        for i in range(0, hidden_ND.shape[0], step)
     ]
     return torch.cat(parts)

@@ -58,6 +58,7 @@ class Plan:
     validate_every: int
     checkpoint_every: int
     threads: int
+    flops_per_example: float = 0.0
     derived: list[Derived] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
@@ -105,11 +106,17 @@ def make_plan(
         seconds = _seconds_a_step(build_job(model, optim, config, task, spec, loader, trial, seed=seed), min(8.0, config.time / 10))
         steps, why = max(1, int(config.time / seconds)), f"{config.time:,.0f} s at {seconds * 1e3:,.0f} ms a step, measured here"
     elif config.epochs is not None:
-        steps, why = max(1, math.ceil(config.epochs * examples / config.batch)), f"{config.epochs:g} epochs of {examples:,} examples, {config.batch} a step"
+        steps, why = (
+            max(1, math.ceil(config.epochs * examples / config.batch)),
+            f"{config.epochs:g} epochs of {examples:,} examples, {config.batch} a step",
+        )
     elif config.tokens is not None:
         if spec.seq_len is None:
             raise RecipeError([Problem("train.tokens", "this data is not made of tokens. Give steps, epochs or time.")])
-        steps, why = math.ceil(config.tokens / (config.batch * spec.seq_len)), f"{config.tokens:,} tokens, {config.batch * spec.seq_len:,} a step"
+        steps, why = (
+            math.ceil(config.tokens / (config.batch * spec.seq_len)),
+            f"{config.tokens:,} tokens, {config.batch * spec.seq_len:,} a step",
+        )
     else:
         steps, why = config.steps or 1, "asked for"
     settle("steps", steps, why)
@@ -127,7 +134,18 @@ def make_plan(
         settle("checkpoint_every", checkpoint_every, "ten checkpoints in a run, at most 1,000 steps apart")
     if optim.lr is None:
         derived.append(Derived("optim.lr", optim.peak, f"the usual peak rate of {optim.kind_}"))
-    return Plan(steps, device, precision.name, compiled, microbatch, validate_every, checkpoint_every, threads, derived)
+    return Plan(
+        steps,
+        device,
+        precision.name,
+        compiled,
+        microbatch,
+        validate_every,
+        checkpoint_every,
+        threads,
+        bare.flops_per_example(spec),
+        derived,
+    )
 
 
 def build_job(

@@ -68,7 +68,12 @@ class StopSignal:
 
 
 def train(
-    job: TrainJob, *, hooks: Sequence[Hook] = (), save: Callable[[TrainJob], None] | None = None, save_every: int = 1000, stop: StopSignal | None = None
+    job: TrainJob,
+    *,
+    hooks: Sequence[Hook] = (),
+    save: Callable[[TrainJob], None] | None = None,
+    save_every: int = 1000,
+    stop: StopSignal | None = None,
 ) -> TrainJob:
     """Run the job from `job.step` to `job.total_steps`. `save` is called every `save_every` steps, at the end, and before an interruption.
 
@@ -84,7 +89,9 @@ def train(
         except (torch.OutOfMemoryError, RuntimeError) as err:
             if isinstance(err, torch.OutOfMemoryError) or "can't allocate memory" in str(err):
                 half = max(1, job.microbatch // 2)
-                raise TrainingError(f"out of memory at step {job.step + 1} with microbatch {job.microbatch}. Try train.microbatch={half}.") from err
+                raise TrainingError(
+                    f"out of memory at step {job.step + 1} with microbatch {job.microbatch}. Try train.microbatch={half}."
+                ) from err
             raise
         metrics["seconds"] = time.perf_counter() - began
         info = StepInfo(job.step, job.total_steps, job.examples, job.tokens, metrics)

@@ -126,7 +126,14 @@ def batch_that_fits(config: TrainConfig, bytes_per_example: float, fixed_bytes: 
     gib = 2**30
     facts = f"about {fixed_bytes / gib:.1f} GiB for weights and optimizer and {bytes_per_example / gib:.3f} GiB an example, {free / gib:.1f} GiB free"
     if most < 1:
-        raise RecipeError([Problem("train.batch", f"not even one example fits: {facts}. Take a smaller model, shorter sequences, or activation_checkpointing.")])
+        raise RecipeError(
+            [
+                Problem(
+                    "train.batch",
+                    f"not even one example fits: {facts}. Take a smaller model, shorter sequences, or activation_checkpointing.",
+                )
+            ]
+        )
     if config.microbatch is not None:
         if config.microbatch > most:
             fits = largest_divisor(config.batch, most)

@@ -2,9 +2,24 @@
 
 from tauon.data.sources.base import Arrays, Document, SourceConfig
 from tauon.data.sources.idx import IdxConfig
+from tauon.data.sources.npz import NpzConfig
 from tauon.data.sources.public import PublicConfig
 from tauon.data.sources.sklearn import SklearnConfig
 from tauon.data.sources.stdlib import PythonStdlibConfig
+from tauon.data.sources.tables import CsvConfig, JsonlConfig, ParquetConfig
 from tauon.data.sources.text import TextConfig
 
-__all__ = ["Arrays", "Document", "IdxConfig", "PublicConfig", "PythonStdlibConfig", "SklearnConfig", "SourceConfig", "TextConfig"]
+__all__ = [
+    "Arrays",
+    "CsvConfig",
+    "Document",
+    "IdxConfig",
+    "JsonlConfig",
+    "NpzConfig",
+    "ParquetConfig",
+    "PublicConfig",
+    "PythonStdlibConfig",
+    "SklearnConfig",
+    "SourceConfig",
+    "TextConfig",
+]

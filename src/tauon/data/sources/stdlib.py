@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -31,8 +32,11 @@ class PythonStdlibConfig(SourceConfig):
 
     def files(self) -> list[tuple[Path, str]]:
         root = Path(sysconfig.get_path("stdlib"))
-        found = [(p, p.relative_to(root)) for p in root.rglob("*.py")]
-        kept = sorted((name.as_posix(), p) for p, name in found if _LEFT_OUT.isdisjoint(name.parts[:-1]) and p.is_file())
+        kept: list[tuple[str, Path]] = []
+        for folder, below, names in os.walk(root):
+            below[:] = [b for b in below if b not in _LEFT_OUT]  # pruned here: site-packages may hold a hundred times more
+            kept += [((Path(folder) / n).relative_to(root).as_posix(), Path(folder) / n) for n in names if n.endswith(".py")]
+        kept.sort()
         if not kept:
             raise DataError(
                 f"{root}: no source file of the standard library is here (a stripped or zipped Python?). Use source: text instead"

@@ -1,0 +1,62 @@
+# Two commands on a fresh machine with Python 3.11 and nothing else: `make quickstart`, `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# torch is pinned in constraints.txt; installing it first lets pip take a local wheel where there is one.
+PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: quickstart test test-slow check format docs bench clean help
+
+help:
+	@echo "make quickstart   install, train a small GPT on Python's own source, evaluate it, write its report (minutes)"
+	@echo "make test         the tests, on the CPU alone (under 12 minutes on two cores)"
+	@echo "make test-slow    the recipes at full size, against the figures that they must reach"
+	@echo "make check        format, lint, types, layers, exports"
+	@echo "make docs         build the documentation, warnings are errors"
+	@echo "make bench        every speed claim, ours and the peer in one run"
+
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tauon needs Python 3.11 or newer, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.user: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.user
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(PIP) -e '.[bench]'
+	@touch $@
+
+quickstart: $(VENV)/.user
+	$(BIN)/tauon run quickstart
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layers.py tests/test_exports.py
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .mypy_cache

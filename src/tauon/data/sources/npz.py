@@ -1,0 +1,140 @@
+"""NumPy archives: features and targets in one `.npz` file, with published parts where its keys name them.
+
+Arrays of Python objects are refused: reading them would run a pickle.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tauon.config import register
+from tauon.data.files import expand, read_bytes
+from tauon.data.sources.base import Arrays, Kind, SourceConfig, class_targets
+from tauon.errors import DataError
+
+__all__ = ["NpzConfig"]
+
+Split = Literal["auto", "train", "validation", "test", "all"]
+
+_SPELT = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
+_FEATURES, _TARGETS = ("x", "X", "images", "features", "data"), ("y", "Y", "labels", "targets", "target")
+
+
+@register("npz")
+class NpzConfig(SourceConfig):
+    """Arrays in a `.npz` file: `x` and `y` (or images and labels, ...), or x_train, y_train, train_images, train_labels, ..."""
+
+    path: str
+    """The file."""
+    split: Split = "auto"
+    """Which part the keys name. auto: the training part, and the file's own validation and test parts where it has them and the
+    recipe names no other; the whole file where keys name no parts. all: every part, one after the other."""
+    features: str | None = None
+    """Key of the features, if it has another name. Images may have channels last: (N, H, W, 1 to 4)."""
+    targets: str | None = None
+    """Key of the targets."""
+    target: Literal["auto", "class", "value"] = "auto"
+    """What the targets are. auto: floating-point numbers are values, whole numbers are classes."""
+    label_names: tuple[str, ...] = ()
+    """Names of the classes 0, 1, ..."""
+
+    provides: ClassVar[Kind] = "arrays"
+
+    def problems(self) -> Any:
+        if (self.peek("features") is None) != (self.peek("targets") is None):
+            yield "features" if self.peek("features") else "targets", "name both keys, features and targets, or neither"
+        if self.peek("features") is not None and self.peek("split") != "auto":
+            yield "split", "has no effect where features and targets name their keys; drop one or the other"
+
+    def files(self) -> list[tuple[Path, str]]:
+        return [(expand(self.path)[0][0], "npz")]
+
+    def part(self, name: Literal["validation", "test"]) -> SourceConfig | None:
+        if self.split != "auto" or self.features is not None:
+            return None
+        path = self.files()[0][0]
+        if _find(_open(path), path, name) is None:
+            return None
+        return self.model_copy(update={"split": name, "limit": None})
+
+    def arrays(self) -> Arrays:
+        path = self.files()[0][0]
+        archive = _open(path)
+        keys = self._keys(archive, path)
+        pairs = [(_read(archive, x, path), _read(archive, y, path)) for x, y in keys]
+        shapes = {x.shape[1:] for x, _ in pairs}
+        if len(shapes) > 1:
+            raise DataError(f"{path}: the parts have examples of different shapes ({', '.join(map(str, shapes))})")
+        features, values = np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
+        if features.ndim == 3:
+            features = features[:, None]
+        elif features.ndim == 4 and features.shape[-1] <= 4 < features.shape[1]:
+            features = np.ascontiguousarray(np.moveaxis(features, -1, 1))
+        elif features.ndim == 1:
+            features = features[:, None]
+        if values.ndim == 2 and values.shape[1] == 1:
+            values = values[:, 0]
+        where = f"{path}: {keys[0][1]}"
+        target = self.target
+        if target == "value" or (target == "auto" and values.dtype.kind == "f"):
+            return Arrays(
+                features, values.astype(np.float32), (), tuple(f"y{i}" for i in range(values.shape[1] if values.ndim == 2 else 1))
+            )
+        targets, names = class_targets(values, where, self.label_names)
+        return Arrays(features, targets, (), names)
+
+    def _keys(self, archive: Any, path: Path) -> list[tuple[str, str]]:
+        if self.features is not None and self.targets is not None:
+            return [(self.features, self.targets)]
+        split = self.split
+        parts = [p for p in _SPELT if _find(archive, path, p)]
+        chosen = (parts if split == "all" else ["train"] if split == "auto" else [split]) if parts else [None]
+        found = [_find(archive, path, p) for p in chosen]
+        if not parts and split not in ("auto", "all"):
+            raise DataError(f"{path}: its keys name no parts, so there is no part {split!r}. There are: {', '.join(archive.files)}")
+        missing = [str(p) for p, f in zip(chosen, found, strict=True) if f is None]
+        if missing:
+            what = f"no part {missing[0]!r}" if parts else "no features and targets under a usual name"
+            raise DataError(f"{path}: {what}. There are: {', '.join(archive.files)}. Name the keys with features: and targets:")
+        return [f for f in found if f is not None]
+
+
+def _find(archive: Any, path: Path, part: str | None) -> tuple[str, str] | None:
+    """Keys of (features, targets) of a part, in any usual spelling."""
+    words = _SPELT[part] if part else (None,)
+    for word in words:
+        for x, y in ((x, y) for x in _FEATURES for y in _TARGETS):
+            for a, b in ((x, y),) if word is None else ((f"{x}_{word}", f"{y}_{word}"), (f"{word}_{x}", f"{word}_{y}")):
+                if a in archive.files and b in archive.files:
+                    return a, b
+    return None
+
+
+def _open(path: Path) -> Any:
+    try:
+        archive = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as err:
+        raise DataError(f"{path}: not a .npz file, or a damaged one ({err})") from None
+    if not hasattr(archive, "files"):
+        raise DataError(f"{path}: a single array (.npy), expected a .npz archive with features and targets")
+    return archive
+
+
+def _read(archive: Any, key: str, path: Path) -> NDArray[Any]:
+    if key not in archive.files:
+        raise DataError(f"{path}: no array {key!r}. There are: {', '.join(archive.files)}")
+    try:
+        array: NDArray[Any] = archive[key]
+    except (ValueError, zipfile.BadZipFile, zlib.error, OSError, EOFError) as err:
+        reason = "it holds Python objects, which are not read since that could run code" if "pickle" in str(err) else f"damaged ({err})"
+        raise DataError(f"{path}: array {key!r} cannot be read: {reason}") from None
+    if array.ndim == 0:
+        raise DataError(f"{path}: array {key!r} is a single number, expected one entry per example")
+    return array

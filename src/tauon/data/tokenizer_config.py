@@ -1,0 +1,160 @@
+"""How a tokenizer is made: trained byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; GPT-2's byte alphabet), characters,
+bytes, or a published file. Training sees the training part only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from tauon.config import Bytes, Count, Registered, register
+from tauon.data.files import decode, read_bytes
+from tauon.data.tokenizer import BOS, KNOWN_BOS, ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer, parallel, pieces, read_json
+from tauon.errors import DataError
+
+__all__ = ["BpeConfig", "BytesConfig", "CharsConfig", "FileConfig", "TokenizerConfig"]
+
+
+class TokenizerConfig(Registered, family="tokenizer"):
+    """How text becomes tokens."""
+
+    def files(self) -> list[tuple[Path, str]]:
+        """(path, name) of what it reads: their content is part of the fingerprint."""
+        return []
+
+    def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+        """The tokenizer. `texts()` gives the training part, a document at a time; held-out text is never seen."""
+        raise NotImplementedError
+
+
+_PATTERNS = {
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "gpt4": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
+}
+
+
+@register("bpe")
+class BpeConfig(TokenizerConfig):
+    """Byte-level byte-pair encoding, trained on the training part: any text can be written, nothing is unknown."""
+
+    vocab: Count = Field(default=4096, ge=257, le=2**31)
+    """Number of tokens, the 256 bytes and BOS included. A small text may give fewer."""
+    pattern: Literal["gpt2", "gpt4"] = "gpt4"
+    """How text is cut into words before pairs are joined; `gpt4` (cl100k) keeps line ends with the indent and caps numbers at
+    three digits."""
+    sample: Bytes = Field(default=8 * 2**20, ge=1)
+    """Train on about this much text, spread evenly over the training part."""
+    min_count: Count = Field(default=2, ge=1)
+    """Join a pair only if it occurs this often."""
+
+    def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+        import tokenizers
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        tok = tokenizers.Tokenizer(models.BPE())
+        split = pre_tokenizers.Split(tokenizers.Regex(_PATTERNS[self.pattern]), behavior="isolated")
+        tok.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        tok.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab, min_frequency=self.min_count, special_tokens=[BOS], show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        )  # fmt: skip
+        with parallel():
+            tok.train_from_iterator(_sample(texts, self.sample), trainer=trainer)
+        return SubwordTokenizer(tok.to_str(), BOS, splittable=True)
+
+
+_SAMPLED = 1 << 12
+
+
+def _sample(texts: Callable[[], Iterator[str]], size: int) -> Iterator[str]:
+    """About `size` characters in pieces spread evenly: each k-th piece of the whole."""
+    total = sum(len(t) for t in texts())
+    every = max(1, -(-total // size))
+    n = 0
+    for text in texts():
+        for piece in pieces(text, _SAMPLED):
+            if n % every == 0:
+                yield piece
+            n += 1
+
+
+@register("chars")
+class CharsConfig(TokenizerConfig):
+    """One token a character of the training part, as in nanoGPT's Shakespeare; a character seen only in held-out text is unknown."""
+
+    def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+        alphabet: set[str] = set()
+        for text in texts():
+            alphabet.update(text)
+        return CharTokenizer("".join(alphabet))
+
+
+@register("bytes")
+class BytesConfig(TokenizerConfig):
+    """One token a byte of UTF-8: nothing to train."""
+
+    def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+        return ByteTokenizer()
+
+
+@register("file")
+class FileConfig(TokenizerConfig):
+    """A published tokenizer: Hugging Face's tokenizer.json, or GPT-2's encoder.json with vocab.bpe (plain or packed)."""
+
+    path: str
+    """The tokenizer.json, or a folder with it or with encoder.json and vocab.bpe (also vocab.json and merges.txt)."""
+    bos: str | None = None
+    """The special token to put before each document. None: <|endoftext|>, <s> or another usual name."""
+
+    def files(self) -> list[tuple[Path, str]]:
+        path = Path(self.path).expanduser()
+        if not path.is_dir():
+            return [(path, "tokenizer.json")]
+        for names in (("tokenizer.json",), ("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
+            found = [_packed(path / name) for name in names]
+            if all(found):
+                return [(p, n) for p, n in zip(found, names, strict=True) if p is not None]
+        raise DataError(f"{path}: the folder has no tokenizer.json, no encoder.json with vocab.bpe, and no vocab.json with merges.txt")
+
+    def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
+        listed = self.files()
+        where = str(listed[0][0])
+        if len(listed) == 1:
+            read_json(read_bytes(listed[0][0]), where)  # a better message than the library's where it is not even JSON
+            return SubwordTokenizer(read_bytes(listed[0][0]).decode(), self.bos, where)
+        return SubwordTokenizer(_gpt2_json(listed[0][0], listed[1][0]), self.bos, where)
+
+
+def _packed(path: Path) -> Path | None:
+    return next((p for p in (path, path.with_name(path.name + ".gz"), path.with_name(path.name + ".zst")) if p.is_file()), None)
+
+
+def _gpt2_json(vocab_at: Path, merges_at: Path) -> str:
+    """tokenizer.json from GPT-2's two files (Radford et al. 2019): ids by token, and pairs in order of joining."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    vocab = read_json(read_bytes(vocab_at), str(vocab_at))
+    if not isinstance(vocab, dict) or not all(isinstance(v, int) for v in vocab.values()):
+        raise DataError(f"{vocab_at}: expected a JSON object of token to id")
+    lines = decode(read_bytes(merges_at), str(merges_at)).splitlines()
+    merges: list[tuple[str, str]] = []
+    for number, line in enumerate(lines, 1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        pair = line.split(" ")
+        if len(pair) != 2:
+            raise DataError(f"{merges_at}: line {number} is {line!r}, expected two tokens with a blank between")
+        merges.append((pair[0], pair[1]))
+    try:
+        tok = tokenizers.Tokenizer(models.BPE(vocab, merges))
+    except Exception as err:  # the library raises bare Exception
+        raise DataError(f"{merges_at}: does not fit {vocab_at} ({err})") from None
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
+    tok.add_special_tokens([t for t in KNOWN_BOS if t in vocab])
+    return str(tok.to_str())

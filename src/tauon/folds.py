@@ -1,0 +1,46 @@
+"""k-fold cross-validation: one run a fold inside the run's folder, and their figures together.
+
+`data.split.folds: 5` trains five times, each with another fifth as the test part; `folds.json` holds each fold's figures,
+their mean and their standard deviation. Each fold is a whole run that can be opened, resumed and reported alone.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from tauon.artifacts import Run, atomic_write, write_json
+from tauon.recipe import Recipe, StageName, to_yaml
+
+__all__ = ["run_folds"]
+
+
+def run_folds(recipe: Recipe, *, root: Path | str, stages: tuple[StageName, ...] | None, fresh: bool, tell: Any) -> Run:
+    """Run every fold, then gather. The same call again goes on with the folds that are not done."""
+    from tauon.pipeline import evaluation_of, report_stage_of, run
+
+    folds = recipe.data.split.folds
+    assert folds is not None
+    with Run.open(Path(root) / recipe.name) as record:
+        if fresh and record.recipe_path.exists():
+            tell("aside", folder=str(record.set_aside()))
+        atomic_write(record.recipe_path, to_yaml(recipe))
+        done = []
+        for fold in range(folds):
+            tell("note", message=f"fold {fold + 1} of {folds}")
+            split = recipe.data.split.model_copy(update={"fold": fold})
+            one = recipe.model_copy(update={"name": f"fold-{fold}", "data": recipe.data.model_copy(update={"split": split})})
+            done.append(run(one, root=record.folder, stages=stages, tell=tell))
+        results = [(fold, evaluation_of(r)) for fold, r in enumerate(done)]
+        figures = [(fold, {k: m.value for k, m in e.metrics.items()}) for fold, e in results if e is not None]
+        if figures:
+            names = list(figures[0][1])
+            columns = {name: [v for _, f in figures if (v := f.get(name)) is not None] for name in names}
+            mean = {k: math.fsum(v) / len(v) for k, v in columns.items() if v}
+            std = {k: math.sqrt(math.fsum((x - mean[k]) ** 2 for x in v) / (len(v) - 1)) for k, v in columns.items() if len(v) > 1}
+            write_json(record.folder / "folds.json", {"folds": [{"fold": f, "metrics": m} for f, m in figures], "mean": mean, "std": std})
+            tell("folds", mean=mean, std=std, folds=len(figures))
+        if "report" in (stages or recipe.stages):
+            report_stage_of(record.folder, tell)
+    return record
