@@ -30,7 +30,7 @@ def write(folder: Path, name: str, value) -> None:
 
 
 def write_events(folder: Path, events) -> None:
-    write(folder, "events.jsonl", "".join(json.dumps({k: spelt(v) for k, v in e.items()}) + "\n" for e in events))
+    write(folder, "events.jsonl", "".join(json.dumps({"time": START} | {k: spelt(v) for k, v in e.items()}) + "\n" for e in events))
 
 
 def step_events(n, *, seed=0, top=9.0, bottom=3.2, tokens=4096, every=1, first=1):
@@ -38,40 +38,69 @@ def step_events(n, *, seed=0, top=9.0, bottom=3.2, tokens=4096, every=1, first=1
     for i in range(first, n + 1, every):
         x = i / n
         yield {
-            "kind": "step", "time": START + 0.11 * i, "step": i, "loss": bottom + (top - bottom) * math.exp(-9 * x) + 0.08 * float(rng.normal()),
-            "lr": 3e-4 * min(1, i / (0.05 * n)) * 0.5 * (1 + math.cos(math.pi * x)), "grad_norm": float(np.exp(0.3 * rng.normal())) * (1 + 4 * math.exp(-20 * x)),
-            "examples_per_s": 300 + 8 * float(rng.normal()), "tokens_per_s": 38_000 + 900 * float(rng.normal()), "tflops": 0.52 + 0.01 * float(rng.normal()),
-            "memory_mb": 1900 + 40 * min(1, 5 * x), "examples": i * 16, "tokens": i * tokens,
-        }  # fmt: skip
+            "kind": "step",
+            "time": START + 0.11 * i,
+            "step": i,
+            "loss": bottom + (top - bottom) * math.exp(-9 * x) + 0.08 * float(rng.normal()),
+            "lr": 3e-4 * min(1, i / (0.05 * n)) * 0.5 * (1 + math.cos(math.pi * x)),
+            "grad_norm": float(np.exp(0.3 * rng.normal())) * (1 + 4 * math.exp(-20 * x)),
+            "examples_per_s": 300 + 8 * float(rng.normal()),
+            "tokens_per_s": 38_000 + 900 * float(rng.normal()),
+            "tflops": 0.52 + 0.01 * float(rng.normal()),
+            "memory_mb": 1900 + 40 * min(1, 5 * x),
+            "examples": i * 16,
+            "tokens": i * tokens,
+        }
 
 
 MANIFEST = {
     "tauon": "0.1.0",
     "seed": 7,
     "environment": {
-        "python": "3.11.13", "platform": "Linux 6.1 x86_64", "cpu": "A processor", "cores": 2, "memory": 8 * 2**30, "flags": ["avx2", "amx_bf16"],
-        "libraries": {"torch": "2.13.0", "numpy": "2.4.6"}, "git": {"commit": "45d3df9" + "0" * 33, "dirty": False},
+        "python": "3.11.13",
+        "platform": "Linux 6.1 x86_64",
+        "cpu": "A processor",
+        "cores": 2,
+        "memory": 8 * 2**30,
+        "flags": ["avx2", "amx_bf16"],
+        "libraries": {"torch": "2.13.0", "numpy": "2.4.6"},
+        "git": {"commit": "45d3df9" + "0" * 33, "dirty": False},
     },
     "data": {"train": {"sha256": "ab" * 32}, "validation": {"sha256": "cd" * 32}},
     "lineage": {"parents": [], "checkpoint": "ef" * 32},
     "timing": {"prepare": 3.21, "train": 221.4, "evaluate": 5.0},
-}  # fmt: skip
+}
 
 
 def language_model(folder: Path, steps=2000) -> Path:
-    write(folder, "recipe.yaml", "name: stories-gpt\nseed: 7\ntask: language-modelling\nmodel: {kind: gpt, layers: 6, width: 384}\n"
-          "data:\n  source: {kind: text, path: corpus/*.txt}\n  seq_len: 256\ntrain: {steps: %d, batch: 16}\n" % steps)  # fmt: skip
-    write(folder, "derived.json", [
-        {"path": "train.precision", "value": "bf16", "source": "the processor has AMX (amx_bf16)"},
-        {"path": "model.parameters", "value": 13_773_696, "source": "counted after building"},
-        {"path": "optim.schedule.warmup", "value": 100, "source": "5% of 2,000 steps"},
-    ])  # fmt: skip
+    write(
+        folder,
+        "recipe.yaml",
+        "name: stories-gpt\nseed: 7\ntask: language-modelling\nmodel: {kind: gpt, layers: 6, width: 384}\n"
+        f"data:\n  source: {{kind: text, path: corpus/*.txt}}\n  seq_len: 256\ntrain: {{steps: {steps}, batch: 16}}\n",
+    )
+    write(
+        folder,
+        "derived.json",
+        [
+            {"path": "train.precision", "value": "bf16", "source": "the processor has AMX (amx_bf16)"},
+            {"path": "model.parameters", "value": 13_773_696, "source": "counted after building"},
+            {"path": "optim.schedule.warmup", "value": 100, "source": "5% of 2,000 steps"},
+        ],
+    )
     write(folder, "manifest.json", MANIFEST)
-    write(folder, "data.json", {
-        "source": {"kind": "text", "files": 112, "bytes": 8_402_113},
-        "tokenizer": {"kind": "byte-level BPE", "vocabulary": 8192, "sha256": "12" * 32},
-        "splits": {"train": {"documents": 1010, "tokens": 2_102_391, "bytes": 7_561_902}, "validation": {"documents": 112, "tokens": 233_101, "bytes": 840_211}},
-    })  # fmt: skip
+    write(
+        folder,
+        "data.json",
+        {
+            "source": {"kind": "text", "files": 112, "bytes": 8_402_113},
+            "tokenizer": {"kind": "byte-level BPE", "vocabulary": 8192, "sha256": "12" * 32},
+            "splits": {
+                "train": {"documents": 1010, "tokens": 2_102_391, "bytes": 7_561_902},
+                "validation": {"documents": 112, "tokens": 233_101, "bytes": 840_211},
+            },
+        },
+    )
     events = []
     for e in step_events(steps):
         events.append(e)
@@ -93,10 +122,18 @@ def language_model(folder: Path, steps=2000) -> Path:
     found = language_modelling(nll, np.full(n, tokens), size, facts, **HOW)
     e = Evaluation(family="language-modelling", split="validation", n=n, **HOW, **found)
     write(folder, "evaluation.json", e.to_json())
-    write(folder, "samples.json", [
-        {"prompt": "def read_lines(path):", "text": "\n    with open(path) as f:\n        return [line.rstrip() for line in f]\n", "temperature": 0.8},
-        {"prompt": "class Stack:", "text": "class Stack:\n    def __init__(self):\n        self.items = []\n", "temperature": 0.0},
-    ])  # fmt: skip
+    write(
+        folder,
+        "samples.json",
+        [
+            {
+                "prompt": "def read_lines(path):",
+                "text": "\n    with open(path) as f:\n        return [line.rstrip() for line in f]\n",
+                "temperature": 0.8,
+            },
+            {"prompt": "class Stack:", "text": "class Stack:\n    def __init__(self):\n        self.items = []\n", "temperature": 0.0},
+        ],
+    )
     return folder
 
 
@@ -108,11 +145,16 @@ def classifier(folder: Path, classes=10, n=4000, skill=3.0) -> Path:
         "name: digits-mlp\nseed: 1\ntask: classification\nmodel: {kind: mlp, hidden: [128, 128]}\ntrain: {epochs: 10}\n",
     )
     write(folder, "manifest.json", MANIFEST)
-    write(folder, "data.json", {
-        "source": {"kind": "idx", "path": "mnist", "licence": "CC BY-SA 3.0", "address": "https://example.org/mnist"},
-        "features": 784, "classes": {str(c): int(600 + 40 * rng.normal()) for c in range(classes)},
-        "splits": {"train": 6000, "test": n},
-    })  # fmt: skip
+    write(
+        folder,
+        "data.json",
+        {
+            "source": {"kind": "idx", "path": "mnist", "licence": "CC BY-SA 3.0", "address": "https://example.org/mnist"},
+            "features": 784,
+            "classes": {str(c): int(600 + 40 * rng.normal()) for c in range(classes)},
+            "splits": {"train": 6000, "test": n},
+        },
+    )
     write(folder, "derived.json", [{"path": "model.parameters", "value": 118_282, "source": "counted after building"}])
     events = []
     for e in step_events(900, top=2.3, bottom=0.08, tokens=0):
@@ -174,16 +216,32 @@ def hostile(folder: Path) -> Path:
     )
     write(folder, "data.json", {bad: bad, "splits": {bad: {bad: 1}, "x": {bad: 2}}, "class_balance": {bad: 10, "ok": 20}})
     events = [
-        *step_events(40), {"kind": "warning", "message": bad}, {"kind": "skip", "step": 3, "reason": bad}, {"kind": "validate", "step": 20, "loss": 3, bad: 1.0},
-        {"kind": "validate", "step": 40, "loss": 2, bad: 2.0}, {"kind": "interrupted", "step": 40, "reason": bad},
-    ]  # fmt: skip
+        *step_events(40),
+        {"kind": "warning", "message": bad},
+        {"kind": "skip", "step": 3, "reason": bad},
+        {"kind": "validate", "step": 20, "loss": 3, bad: 1.0},
+        {"kind": "validate", "step": 40, "loss": 2, bad: 2.0},
+        {"kind": "interrupted", "step": 40, "reason": bad},
+    ]
     write_events(folder, events)
     metric = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3, "method": bad, "about": bad, "better": bad, "reason": bad}
-    write(folder, "evaluation.json", {
-        "family": bad, "split": bad, "n": 9, "primary": bad, "metrics": {bad: metric, "accuracy": metric}, "notes": [bad],
-        "confusion": {"labels": [bad, "b", "c"], "counts": [[1, 2, 0], [0, 3, 0], [1, 0, 2]]}, "per_class": [{"label": bad, bad: metric, "support": 3}],
-        "calibration": {"bins": [{"low": 0, "high": 0.1, "n": 3, "confidence": 0.05, "accuracy": 0.5, "accuracy_low": 0.1, "accuracy_high": 0.9}]},
-    })  # fmt: skip
+    write(
+        folder,
+        "evaluation.json",
+        {
+            "family": bad,
+            "split": bad,
+            "n": 9,
+            "primary": bad,
+            "metrics": {bad: metric, "accuracy": metric},
+            "notes": [bad],
+            "confusion": {"labels": [bad, "b", "c"], "counts": [[1, 2, 0], [0, 3, 0], [1, 0, 2]]},
+            "per_class": [{"label": bad, bad: metric, "support": 3}],
+            "calibration": {
+                "bins": [{"low": 0, "high": 0.1, "n": 3, "confidence": 0.05, "accuracy": 0.5, "accuracy_low": 0.1, "accuracy_high": 0.9}]
+            },
+        },
+    )
     write(folder, "samples.json", [{"prompt": bad, "text": bad, bad: bad}])
     write(folder, "folds.json", {"folds": [{"fold": bad, "metrics": {bad: 1}}], "mean": {bad: 1}})
     return folder

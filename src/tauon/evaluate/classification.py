@@ -156,7 +156,7 @@ def _averages(counts_CC: np.ndarray, tables: tuple[np.ndarray, np.ndarray, np.nd
         for name in ("precision", "recall", "f1"):
             value = math.fsum(ours[name] * weights) / math.fsum(weights)
             values = (drawn[name] * drawn_weights).sum(1) / drawn_weights.sum(1)
-            about = f"mean of the classes' {name}" + (", weighted by their examples" if how == "weighted" else "")
+            about = f"mean of the classes' {name.replace('f1', 'F1')}" + (", weighted by their examples" if how == "weighted" else "")
             said = [f"{absent} classes without examples are left out"] if absent else []
             if silent and name == "precision":
                 said.append(f"{silent} classes that were never predicted count as 0")

@@ -45,17 +45,18 @@ def thin(xs: Sequence[float], ys: Sequence[float], most: int = POINTS) -> list[t
 
 
 def smooth(ys: Sequence[float], span: int) -> list[float]:
-    """Exponential moving average with the weight of the missing past taken out (as Adam's moments); alpha = 2 / (span + 1).
+    """Mean of up to `span` values around each one. Values that are not finite are passed over, and their own place is NaN.
 
-    A value that is not finite yields NaN and leaves the average as it was.
+    Centred, and narrow near the start, so that the steep beginning of a loss is neither delayed nor flattened.
     """
-    keep = 1 - 2 / (span + 1)
-    total = weight = 0.0
-    found = []
+    sums, counts = [0.0], [0]
     for y in ys:
-        if math.isfinite(y):
-            total, weight = keep * total + (1 - keep) * y, keep * weight + (1 - keep)
-            found.append(total / weight)
-        else:
-            found.append(math.nan)
+        fine = math.isfinite(y)
+        sums.append(sums[-1] + (y if fine else 0.0))
+        counts.append(counts[-1] + fine)
+    found = []
+    for i, y in enumerate(ys):
+        half = min(span // 2, i // 4)
+        start, stop = i - half, min(i + half + 1, len(ys))
+        found.append((sums[stop] - sums[start]) / (counts[stop] - counts[start]) if math.isfinite(y) else math.nan)
     return found

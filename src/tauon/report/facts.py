@@ -54,6 +54,8 @@ def environment(records: Records) -> Section:
 def lineage(records: Records) -> Section:
     """Everything else of the manifest: data hashes, seeds, parents, checkpoint, times."""
     rest = {k: v for k, v in records.manifest.items() if k != "environment"}
+    if records.stages:
+        rest["stages"] = records.stages
     if not rest:
         return Section("lineage", "Lineage", missing("No lineage is on record: manifest.json is missing, or holds none."))
     said = "<p>Where this run comes from, and the hashes that prove it: the same recipe, data and seed give the same weights.</p>"

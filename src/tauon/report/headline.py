@@ -16,33 +16,35 @@ def status(records: Records) -> tuple[str, str]:
     last = records.last_step
     ends = ("step", "interrupted", "failed", "error", "finish", "finished", "stop", "resume")
     tail = next((e for e in reversed(records.events) if e.get("kind") in ends), None)
-    at = f" at step {count(last)}" if last is not None else ""
     if tail is None:
         return ("good", "Evaluated; no training is on record.") if records.evaluation else ("plain", "No training is on record.")
-    kind = tail.get("kind")
-    step = number(tail.get("step"))
-    at = f" at step {count(step)}" if step is not None else at
+    kind, step, planned = tail.get("kind"), number(tail.get("step")), _planned_steps(records)
+    steps = count(step if step is not None else last or 0)
     why = f": {tail.get('reason') or tail.get('message')}" if tail.get("reason") or tail.get("message") else ""
     if kind == "interrupted":
-        return "warn", f"Interrupted{at}{why}. The same command goes on from the last checkpoint."
+        return "warn", f"Interrupted at step {steps}{why}. The same command goes on from the last checkpoint."
     if kind in ("failed", "error"):
-        return "bad", f"Failed{at}{why}."
+        return "bad", f"Failed at step {steps}{why}."
     spent = active_seconds(records.events)
     took = f" in {clock(spent)}" if spent > 0 else ""
-    if kind == "stop":
-        return "good", f"Stopped early{at}{took}{why}."
-    planned = _planned_steps(records)
-    if kind in ("finish", "finished") or records.evaluation or (planned is not None and last is not None and last >= planned):
-        return "good", f"Finished: {count(last or 0)} steps{took}."
+    reached = planned is not None and last is not None and last >= planned
+    if kind == "stop" or ("train" in records.stages and planned is not None and not reached):
+        of = f" of {count(planned)} planned" if planned is not None else ""
+        return "good", f"Stopped early after {steps} steps{of}{took}{why}."
+    if kind in ("finish", "finished") or reached or "train" in records.stages or (records.evaluation and planned is None):
+        return "good", f"Finished: {steps} steps{took}."
     when = number(tail.get("time"))
     of = f" of {count(planned)}" if planned else ""
-    seen = f"; last sign of life {stamp(when)}" if when else ""
-    return "plain", f"Not finished: {count(last or 0)}{of} steps{seen}."
+    return "plain", f"Not finished: {steps}{of} steps" + (f"; last sign of life {stamp(when)}." if when else ".")
 
 
 def _planned_steps(records: Records) -> float | None:
+    """Steps that training set out to do: the plan in the manifest, a derived setting, or the recipe."""
+    training = records.manifest.get("training")
+    plan = training.get("plan") if isinstance(training, dict) else None
     train = records.recipe.get("train")
-    found = [number(d.get("value")) for d in records.derived if d.get("path") == "train.steps"]
+    found = [number(plan.get("steps")) if isinstance(plan, dict) else None]
+    found += [number(d.get("value")) for d in records.derived if d.get("path") == "train.steps"]
     found.append(number(train.get("steps")) if isinstance(train, dict) else None)
     return next((f for f in found if f is not None), None)
 
@@ -78,7 +80,7 @@ def _hero(evaluation: dict[str, Any]) -> str:
     if not isinstance(metrics, dict) or not metrics:
         return ""
     primary = evaluation.get("primary")
-    names = [primary] if primary in metrics else list(metrics)[:1]
+    names = [primary] if isinstance(primary, str) and primary in metrics else list(metrics)[:1]
     extra = {"bits_per_byte": "perplexity", "perplexity": "loss", "accuracy": "f1_macro", "r2": "rmse"}.get(str(names[0]))
     names += [extra] if extra in metrics else []
     level, split = number(evaluation.get("confidence")) or 0.95, evaluation.get("split")
@@ -100,7 +102,7 @@ def _hero(evaluation: dict[str, Any]) -> str:
 
 def _facts(records: Records) -> str:
     """The handful of numbers that most readers look for."""
-    facts: list[tuple[str, str]] = []
+    facts: list[tuple[str, ...]] = []
     last = records.last_step
     if last is not None:
         facts.append(("Steps", count(last)))
@@ -115,7 +117,7 @@ def _facts(records: Records) -> str:
     finite = [(y, x) for x, y in zip(steps, losses, strict=True) if math.isfinite(y)]
     if finite:
         best, at = min(finite)
-        facts.append(("Best validation loss", f"{figure(best)} at step {count(at)}"))
+        facts.append(("Best validation loss", figure(best), f"at step {count(at)}"))
     for key, unit in (("tokens_per_s", "Tokens per second"), ("examples_per_s", "Examples per second")):
         rates = sorted(v for v in records.series(key)[1] if math.isfinite(v) and v > 0)
         if rates:
@@ -125,6 +127,8 @@ def _facts(records: Records) -> str:
     parameters = parameters or number(records.manifest.get("parameters"))
     if parameters:
         facts.append(("Parameters", count(parameters)))
-    return (
-        '<dl class="facts">' + "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts) + "</dl>" if facts else ""
+    rows = (
+        f"<div><dt>{escape(k)}</dt><dd>{escape(v)}{''.join(f'<small>{escape(m)}</small>' for m in more)}</dd></div>"
+        for k, v, *more in facts
     )
+    return f'<dl class="facts">{"".join(rows)}</dl>' if facts else ""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -101,37 +101,54 @@ def _is_name(key: str) -> bool:
     return key.rsplit(".", 1)[-1] in ("seed", "seeds", "year", "id", "pid", "port")
 
 
-def facts_table(facts: Mapping[str, Any], name: str, most: int = 400) -> str:
-    """Nested JSON as tables: plain values as rows with dotted names; lists of alike records and maps of numbers as tables of their own."""
-    plain: list[list[str]] = []
-    tables: list[str] = []
-    _walk("", facts, plain, tables, 0)
-    over = len(plain) - most
-    html = table([("", ""), ("", "any")], plain[:most], name, "pairs") if plain else ""
-    html += missing(f"… and {over:,} more values.") if over > 0 else ""
-    return (html + "".join(tables[:40])) or missing("Nothing recorded.")
+@dataclass
+class _Facts:
+    """Rows and tables as they are found; what is beyond the limits is counted, not drawn."""
+
+    rows: list[list[str]] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+    left: int = 0
+
+    def row(self, name: str, value: Any) -> None:
+        if len(self.rows) < 400:
+            shown = "–" if isinstance(value, Mapping) and not value else value_html(name, value)
+            self.rows.append([escape(name, 200), shown])
+        else:
+            self.left += 1
+
+    def table(self, draw: Callable[[str, Any], str], name: str, value: Any) -> None:
+        if len(self.tables) < 40:
+            self.tables.append(draw(name, value))
+        else:
+            self.left += 1
 
 
-def _walk(prefix: str, value: Any, plain: list[list[str]], tables: list[str], depth: int) -> None:
+def facts_table(facts: Mapping[str, Any], name: str) -> str:
+    """Nested JSON as tables: plain values as rows with dotted names; lists of alike records and maps of counts as tables of their own."""
+    found = _Facts()
+    _walk("", facts, found, 0)
+    html = table([("", ""), ("", "any")], found.rows, name, "pairs") if found.rows else ""
+    html += "".join(found.tables) + (missing(f"… and {found.left:,} more.") if found.left else "")
+    return html or missing("Nothing recorded.")
+
+
+def _walk(prefix: str, value: Any, found: _Facts, depth: int) -> None:
     if isinstance(value, Mapping) and value and depth < 8:
         numbers = {str(k): n for k, v in value.items() if (n := number(v)) is not None}
         if prefix and len(numbers) == len(value) >= 2 and _is_distribution(prefix, numbers):
-            tables.append(_shares(prefix, numbers))
-            return
-        if prefix and len(value) >= 2 and all(_flat(v) for v in value.values()) and len({tuple(v) for v in value.values()}) == 1:
-            tables.append(_records(prefix, [{"": k} | dict(v) for k, v in value.items()]))
-            return
-        for key, inner in value.items():
-            _walk(f"{prefix}.{key}" if prefix else str(key), inner, plain, tables, depth + 1)
+            found.table(_shares, prefix, numbers)
+        elif prefix and len(value) >= 2 and all(_flat(v) for v in value.values()) and len({tuple(v) for v in value.values()}) == 1:
+            found.table(_records, prefix, [{"": k} | dict(v) for k, v in value.items()])
+        else:
+            for key, inner in value.items():
+                _walk(f"{prefix}.{key}" if prefix else str(key), inner, found, depth + 1)
     elif isinstance(value, (list, tuple)) and value and all(_flat(v) for v in value):
-        tables.append(_records(prefix, list(value)))
-    elif isinstance(value, (list, tuple)) and any(isinstance(v, (Mapping, list, tuple)) for v in value) and depth < 8:
+        found.table(_records, prefix, value)
+    elif isinstance(value, (list, tuple)) and depth < 8 and any(isinstance(v, (Mapping, list, tuple)) for v in value):
         for i, inner in enumerate(value[:50]):
-            _walk(f"{prefix}.{i}", inner, plain, tables, depth + 1)
-    elif isinstance(value, Mapping):
-        plain.append([escape(prefix, 200), "–" if not value else escape(value, 400)])
+            _walk(f"{prefix}.{i}", inner, found, depth + 1)
     else:
-        plain.append([escape(prefix, 200), value_html(prefix, value)])
+        found.row(prefix, value)
 
 
 def _flat(value: Any) -> bool:

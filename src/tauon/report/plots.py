@@ -17,6 +17,7 @@ from tauon.report.text import escape, figure
 __all__ = ["Band", "Line", "Mark", "chart", "frame", "interval_bar", "nice_ticks", "scale"]
 
 WIDTH, HEIGHT = 1000.0, 300.0
+_LARGEST = 1e100
 
 Point = tuple[float, float]
 
@@ -79,13 +80,13 @@ def tick_label(value: float, step: float) -> str:
     if value == 0:
         return "0"
     size = abs(value)
+    if size < 1e-3 or size >= 1e15:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
     for power, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= power:
             power = 1e3 if unit == "k" else power
             return f"{round(value / power, 6):g}{unit}"
-    if size < 1e-3:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
     decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 3
     return f"{value:,.{min(decimals, 6)}f}"
 
@@ -113,10 +114,11 @@ class Scale:
 
 def scale(values: Iterable[float], *, zero: bool = False, pad: float = 0.05, log: bool | None = None, most: int = 6) -> Scale:
     """An axis that holds all finite values. log None: logarithmic where all are above 0 and span more than two decades."""
-    finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
+    # Beyond these sizes the arithmetic of an axis overflows, or underflows.
+    finite = [v if abs(v) > 1 / _LARGEST else 0.0 for v in values if abs(v) < _LARGEST] or [0.0, 1.0]
     low, high = min(finite), max(finite)
     if log is None:
-        log = not zero and low > 0 and high / low > 100
+        log = not zero and low > 1 / _LARGEST and high / low > 100
     if log:
         ratio = (high / low) ** pad if high > low else 2.0
         low, high = low / ratio, high * ratio

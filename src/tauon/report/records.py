@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tauon.config import read_yaml
-from tauon.errors import RecipeError, RunError
-from tauon.report.events import load_timeline
+from tauon.errors import DataError, RecipeError, RunError
+from tauon.tracking import read_events, timeline
 
 __all__ = ["Records", "number"]
 
@@ -35,6 +35,8 @@ class Records:
     evaluation: dict[str, Any]
     samples: list[dict[str, Any]]
     folds: dict[str, Any]
+    stages: dict[str, Any]
+    """What each finished stage left in stages.json, by name."""
     problems: list[str] = field(default_factory=list)
     """One sentence for each record that is there and cannot be used."""
 
@@ -53,8 +55,6 @@ class Records:
         except RecipeError as err:
             recipe = None
             problems.append(f"recipe.yaml is shown as it is: {err}")
-        events, damaged = load_timeline(folder / "events.jsonl")
-        problems += damaged
 
         def load(name: str, kind: type) -> Any:
             value = _json(folder / name, problems)
@@ -73,10 +73,11 @@ class Records:
             derived=rows("derived.json"),
             manifest=load("manifest.json", dict),
             data=load("data.json", dict),
-            events=events,
+            events=_log(folder / "events.jsonl", problems),
             evaluation=load("evaluation.json", dict),
             samples=rows("samples.json"),
             folds=load("folds.json", dict),
+            stages={k: v for k, v in load("stages.json", dict).items() if isinstance(v, dict)},
             problems=problems,
         )
 
@@ -89,23 +90,46 @@ class Records:
     def name(self) -> str:
         return str(self.recipe.get("name") or self.folder.resolve().name)
 
-    def of_kind(self, *kinds: str) -> Iterator[dict[str, Any]]:
-        return (e for e in self.events if e.get("kind") in kinds)
+    @cached_property
+    def _kinds(self) -> dict[Any, list[dict[str, Any]]]:
+        found: dict[Any, list[dict[str, Any]]] = {}
+        for event in self.events:
+            found.setdefault(str(event.get("kind")), []).append(event)
+        return found
+
+    def of_kind(self, *kinds: str) -> list[dict[str, Any]]:
+        """Events of these kinds, oldest first."""
+        if len(kinds) == 1:
+            return self._kinds.get(kinds[0], [])
+        return [e for e in self.events if e.get("kind") in kinds]
 
     @property
     def last_step(self) -> int | None:
-        steps = [s for e in self.of_kind("step") if (s := number(e.get("step"))) is not None]
-        return int(steps[-1]) if steps else None
+        """Number of the last step on record."""
+        steps = (s for e in reversed(self.of_kind("step")) if (s := number(e.get("step"))) is not None)
+        last = next(steps, None)
+        return None if last is None else int(last)
 
     def series(self, key: str, kind: str = "step") -> tuple[list[float], list[float]]:
         """(steps, values) of one number in the log; values may be NaN or infinite; events without it are passed over."""
         xs, ys = [], []
-        for event in self.of_kind(kind):
-            x, y = number(event.get("step")), number(event.get(key), finite=False)
-            if x is not None and y is not None:
+        for x, event in self._steps(kind):
+            value = event.get(key)
+            y = value if type(value) is float else number(value, finite=False)
+            if y is not None:
                 xs.append(x)
                 ys.append(y)
         return xs, ys
+
+    def _steps(self, kind: str) -> list[tuple[float, dict[str, Any]]]:
+        """(step, event) of the events that name a step, worked out once a kind."""
+        if kind not in self._numbered:
+            self._numbered[kind] = [(x, e) for e in self.of_kind(kind) if (x := number(e.get("step"))) is not None]
+        return self._numbered[kind]
+
+    @cached_property
+    def _numbered(self) -> dict[str, list[tuple[float, dict[str, Any]]]]:
+        return {}
 
 
 _SPELT = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -113,6 +137,8 @@ _SPELT = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 def number(value: Any, *, finite: bool = True) -> float | None:
     """A number out of a record, where JSON's strings "NaN", "Infinity", "-Infinity" count; None for anything else."""
+    if type(value) is float:  # most of them
+        return value if not finite or math.isfinite(value) else None
     if isinstance(value, bool):
         return None
     if isinstance(value, str):
@@ -124,6 +150,16 @@ def number(value: Any, *, finite: bool = True) -> float | None:
     except OverflowError:
         return None
     return value if math.isfinite(value) or not finite else None
+
+
+def _log(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        return timeline(read_events(path, warn=problems.append))
+    except DataError as err:
+        problems.append(str(err))
+        return []
 
 
 def _json(path: Path, problems: list[str]) -> Any:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tauon
-from tauon.errors import RunError
+from tauon.artifacts import atomic_write
 from tauon.report.facts import data, environment, lineage, recipe
 from tauon.report.headline import headline
 from tauon.report.page import Section, document, missing
@@ -37,9 +35,10 @@ def render(folder: Path | str, sections: Sequence[SectionMaker] = SECTIONS) -> P
     folder = Path(folder)
     records = Records.read(folder)
     made = [s for maker in sections if (s := _make(maker, records)) is not None]
+    top = _make(_top, records) or Section("top", "", "")
     title = f"{records.name} · Tauon report"
     footer = f"Made by Tauon {escape(tauon.__version__)} from the records in this run's folder. This page loads nothing from anywhere."
-    page = document(title, headline(records), made, footer).encode("utf-8", "replace")
+    page = document(title, top.html, made, footer).encode("utf-8", "replace")
     while len(page) > MOST_BYTES and made:
         big = max(range(len(made)), key=lambda i: len(made[i].html))
         weight = f"{len(made[big].html) / 1e6:.1f} MB"
@@ -47,10 +46,14 @@ def render(folder: Path | str, sections: Sequence[SectionMaker] = SECTIONS) -> P
         if len(made[big].html) <= len(missing(said)):
             break
         made[big] = Section(made[big].identity, made[big].title, missing(said))
-        page = document(title, headline(records), made, footer).encode("utf-8", "replace")
+        page = document(title, top.html, made, footer).encode("utf-8", "replace")
     path = folder / "report.html"
-    _write(path, page)
+    atomic_write(path, page)
     return path
+
+
+def _top(records: Records) -> Section:
+    return Section("top", "", headline(records))
 
 
 def _make(maker: SectionMaker, records: Records) -> Section | None:
@@ -59,20 +62,3 @@ def _make(maker: SectionMaker, records: Records) -> Section | None:
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError, RecursionError) as err:
         name = getattr(maker, "__name__", "section")
         return Section(name, name.capitalize(), missing(f"This section could not be drawn from the records ({type(err).__name__}: {err})."))
-
-
-def _write(path: Path, content: bytes) -> None:
-    temporary = ""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".tmp")
-        with os.fdopen(handle, "wb") as out:
-            out.write(content)
-            out.flush()
-            os.fsync(out.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as err:
-        Path(temporary).unlink(missing_ok=True) if temporary else None
-        raise RunError(
-            f"{path}: cannot be written: {err.strerror or err}. Free space or choose another folder, then run `tauon report` again"
-        ) from err

@@ -31,7 +31,7 @@ def evaluation(records: Records) -> Section:
     n, level = number(e.get("n")), number(e.get("confidence")) or 0.95
     unit = "sequences" if e.get("family") == "language-modelling" else "examples"
     said = f"Measured on {count(n) + ' ' + unit if n is not None else 'examples'} of the {e.get('split', 'unnamed')} split. "
-    said += f"Intervals hold the true value in {level:.0%} of repetitions; each metric says how its interval was made."
+    said += f"Intervals are made to hold the true value in {level:.0%} of repetitions."
     html = f"<p>{escape(said)}</p>" + _metrics(metrics, level)
     notes = e.get("notes") if isinstance(e.get("notes"), list) else []
     if notes:
@@ -90,7 +90,7 @@ def _metrics(metrics: dict[str, Any], level: float) -> str:
 
 
 def _metric_table(metrics: dict[str, Any], bars: dict[str, str], level: float, ends: tuple[str, str]) -> str:
-    rows = ""
+    rows, axis = "", escape(f"{ends[0]} to {ends[1]}")
     for name, metric in metrics.items():
         m = metric if isinstance(metric, dict) else {}
         value, low, high = _triple(m)
@@ -100,13 +100,13 @@ def _metric_table(metrics: dict[str, Any], bars: dict[str, str], level: float, e
         reason = f"<small>{escape(m['reason'], 300)}</small>" if m.get("reason") else ""
         rows += (
             f'<tr><th scope="row">{escape(label(str(name)), 100)}{about}</th><td class="num value">{shown}</td>'
-            f'<td class="num" data-h="{level:.0%} interval">{interval}</td><td class="bar-cell">{bars.get(name, "")}</td>'
+            f'<td class="num" data-h="{level:.0%} interval">{interval}</td><td class="bar-cell" data-a="{axis}">{bars.get(name, "")}</td>'
             f'<td class="small">{escape(m.get("method") or "", 200)}{reason}</td></tr>'
         )
-    axis = f'<span class="bar-head"><span>{escape(ends[0])}</span><span>{escape(ends[1])}</span></span>' if bars else ""
+    top = f'<span class="bar-head"><span>{escape(ends[0])}</span><span>{escape(ends[1])}</span></span>' if bars else ""
     head = f'<th scope="col">Metric</th><th scope="col" class="num">Value</th><th scope="col" class="num">{level:.0%} interval</th>'
-    head += f'<th scope="col" class="bar-cell">{axis}</th><th scope="col">Interval from</th>'
-    return scroll(f'<table class="full stack"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>', "Metrics")
+    head += f'<th scope="col" class="bar-cell">{top}</th><th scope="col">Interval from</th>'
+    return scroll(f'<table class="full stack metrics"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>', "Metrics")
 
 
 # ---------------------------------------------------------------------------------------------- classes

@@ -9,11 +9,12 @@ from typing import Any
 
 __all__ = ["clock", "count", "cut", "escape", "figure", "human_bytes", "label", "spread", "stamp"]
 
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff\ud800-\udfff]")
+# Not only what HTML forbids: overrides of the writing direction (U+202A-202E, U+2066-2069) would turn the text around them too.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff\ud800-\udfff]")
 
 
 def escape(value: Any, most: int = 2000) -> str:
-    """Text that is safe between tags and in quoted attributes; control characters and lone surrogates become U+FFFD."""
+    """Text that is safe between tags and in quoted attributes; controls, lone surrogates, direction overrides become U+FFFD."""
     return html.escape(_CONTROL.sub("\ufffd", cut(str(value), most)))
 
 
@@ -44,10 +45,10 @@ def figure(value: float | None, digits: int = 4) -> str:
 def spread(value: float, low: float | None, high: float | None) -> tuple[str, str, str]:
     """(value, low, high) with the decimals that the interval's width supports: two digits of its half-width.
 
-    >>> spread(0.98712, 0.98480, 0.98915)
+    >>> spread(0.98712, 0.98480, 0.98918)
     ('0.9871', '0.9848', '0.9892')
     """
-    if low is None or high is None or not high > low:
+    if low is None or high is None or not 0 < high - low < math.inf:
         return figure(value), figure(low), figure(high)
     decimals = max(0, min(8, 1 - math.floor(math.log10((high - low) / 2))))
     if abs(value) >= 1e15 or decimals > 7:
@@ -71,6 +72,8 @@ def human_bytes(size: float) -> str:
 
 def clock(seconds: float) -> str:
     """A time span in its two largest units: '3 min 41 s'."""
+    if not 0 <= seconds < 1e12:
+        return "–"
     if seconds < 10:
         return f"{seconds:.1f} s"
     left = round(seconds)

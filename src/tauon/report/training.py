@@ -37,7 +37,7 @@ def _measured(xs: Sequence[float], ys: Sequence[float], name: str, tone: str = "
     if len(xs) < 30:
         return [Line(name, thin(xs, ys), tone)]
     span = _span(len(xs))
-    even = Line(f"{name}, smoothed over {span} records", thin(xs, smooth(ys, span)), tone)
+    even = Line(f"{name}, mean of {span} records", thin(xs, smooth(ys, span)), tone)
     if len(xs) <= POINTS:
         return [Line(f"{name}, each record", thin(xs, ys), "quiet"), even]
     return [Band(f"{name}, range of each {math.ceil(len(xs) / POINTS)} records", envelope(xs, ys), tone), even]
