@@ -1,0 +1,187 @@
+"""Contracts: what every registered model, optimizer and data source promises. Public, so that a package of your own can
+check its parts: call the function for the family in a test; it raises `AssertionError` naming the promise that broke.
+
+    from tauon.testing import check_model
+    def test_my_model(): check_model(MyConfig(width=16), DataSpec(vocab=50, seq_len=16))
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tauon.config import dump
+from tauon.data import Arrays, SourceConfig
+from tauon.models import Model, ModelConfig, from_record, load_weights, materialize
+from tauon.optim import OptimConfig, load_optimizer, optimizer_tensors
+from tauon.tasks import Classification, LanguageModelling, Regression, Task
+from tauon.types import Batch, DataSpec
+
+__all__ = ["check_model", "check_optimizer", "check_source", "tiny_batch"]
+
+
+def tiny_batch(spec: DataSpec, rows: int = 4, seed: int = 0) -> Batch:
+    """Random examples of a kind: tokens where the spec has a vocabulary, classes or values otherwise."""
+    g = torch.Generator().manual_seed(seed)
+    if spec.vocab is not None and spec.seq_len is not None:
+        tokens = torch.randint(0, spec.vocab, (rows, spec.seq_len + 1), generator=g)
+        return Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(rows, spec.seq_len))
+    assert spec.input_shape is not None and spec.outputs is not None
+    x = torch.randn(rows, *spec.input_shape, generator=g)
+    y = torch.randint(0, spec.outputs, (rows,), generator=g) if spec.outputs > 1 else torch.randn(rows, 1, generator=g)
+    return Batch(x, y, torch.ones(rows))
+
+
+def _task(spec: DataSpec) -> Task:
+    if spec.vocab is not None:
+        return LanguageModelling()
+    return Classification() if spec.outputs != 1 else Regression()
+
+
+def check_model(config: ModelConfig, spec: DataSpec, *, steps: int = 150) -> None:
+    """A model: builds on meta; starts from (seed, name) alone; is named whole by its shard plan; comes back from its record;
+    gives each example an answer that does not depend on its neighbours; overfits four examples.
+    """
+    config = config.resolve(spec)
+    with torch.device("meta"):
+        bare = config.build()
+    assert isinstance(bare, Model), f"{type(bare).__name__} must derive from tauon.models.Model"
+    assert all(p.is_meta for p in bare.parameters()), "a parameter is not on the meta device: build it with plain constructors"
+
+    plan: dict[str, Any] = dict(bare.shard_plan)
+    for name, _ in bare.named_parameters():
+        assert any(fnmatch.fnmatchcase(name, pattern) for pattern in plan), f"the shard plan does not name {name}"
+    assert set(plan.values()) <= {"colwise", "rowwise", "vocab", "replicate"}, f"unknown shard in {plan}"
+
+    model, again, other = (materialize(config, seed=s) for s in (1, 1, 2))
+    for (name, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(p, q), f"{name}: the same seed gave other weights"
+        assert torch.isfinite(p).all(), f"{name} starts with values that are not finite"
+    weights = [(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True) if p.ndim >= 2 and p.abs().sum() > 0]
+    assert not weights or any(not torch.equal(p, q) for p, q in weights), "another seed gave the same weights"
+
+    record = json.loads(json.dumps(dump(config)))
+    copy = materialize(from_record(record), seed=9)
+    load_weights(copy, dict(model.state_dict()))
+    batch, task = tiny_batch(spec), _task(spec)
+    for m in (model, copy):
+        m.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(_outputs(task, model, batch), _outputs(task, copy, batch), rtol=0, atol=0)
+        for i in range(len(batch)):
+            torch.testing.assert_close(_outputs(task, model, batch)[i], _outputs(task, model, batch.rows(i, i + 1))[0], rtol=1e-4, atol=1e-5)
+    assert bare.flops_per_example(spec) > 0
+    assert bare.activations_per_example(spec) > 0
+
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(steps):
+        torch.manual_seed(0)
+        total, weight = task.loss(model, batch)
+        loss = total / weight
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.25 * losses[0], f"four examples were not learned: loss {losses[0]:.3f} -> {losses[-1]:.3f} in {steps} steps"
+
+
+def _outputs(task: Task, model: nn.Module, batch: Batch) -> Tensor:
+    return task.losses(model, batch)[0]
+
+
+class _Bowl(nn.Module):
+    """||A W - B||^2 + ||v - c||^2: a matrix and a vector, so that optimizers which tell them apart do."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(6, 4, generator=g))
+        self.bias = nn.Parameter(torch.randn(4, generator=g))
+        self.a, self.b, self.c = torch.randn(12, 6, generator=g), torch.randn(12, 4, generator=g), torch.randn(4, generator=g)
+        solved = torch.linalg.lstsq(self.a, self.b).solution
+        self.least = float(((self.a @ solved - self.b) ** 2).mean())
+
+    def forward(self) -> Tensor:
+        return ((self.a @ self.weight - self.b) ** 2).mean() + ((self.bias - self.c) ** 2).mean() - self.least
+
+
+class _Logistic(nn.Module):
+    """Mean logistic loss of 40 separable points."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        g = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.zeros(2, 5))
+        self.bias = nn.Parameter(torch.zeros(2))
+        self.x = torch.randn(40, 5, generator=g)
+        self.y = (self.x @ torch.randn(5, generator=g) > 0).long()
+
+    def forward(self) -> Tensor:
+        return nn.functional.cross_entropy(self.x @ self.weight.t() + self.bias, self.y)
+
+
+def _descend(config: OptimConfig, problem: nn.Module, optimizer: torch.optim.Optimizer, start: int, stop: int, total: int) -> list[float]:
+    losses = []
+    for step in range(start, stop):
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * config.schedule.factor(step, total)
+        loss = problem()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+    return losses
+
+
+def check_optimizer(config: OptimConfig, *, steps: int = 300, fall: float = 0.2) -> None:
+    """An optimizer: two convex functions fall below `fall` of where they began; saving its state as tensors and numbers in the
+    middle and going on in a new process gives the same weights bit for bit; every group tells its peak rate.
+    """
+    for make in (_Bowl, _Logistic):
+        problem = make(0)
+        optimizer = config.build(problem)
+        assert all("peak_lr" in g for g in optimizer.param_groups), "each parameter group must hold peak_lr"
+        held = [id(p) for g in optimizer.param_groups for p in g["params"]]
+        assert sorted(held) == sorted(id(p) for p in problem.parameters()), "each parameter must be in exactly one group"
+        losses = _descend(config, problem, optimizer, 0, steps, steps)
+        assert losses[-1] < fall * losses[0], f"{make.__name__}: loss {losses[0]:.4f} -> {losses[-1]:.4f} in {steps} steps"
+
+        half = make(0)
+        first = config.build(half)
+        _descend(config, half, first, 0, steps // 2, steps)
+        tensors, numbers = optimizer_tensors(first, half)
+        saved = {k: v.clone() for k, v in tensors.items()}, json.loads(json.dumps(numbers))
+        resumed = make(0)
+        resumed.load_state_dict(half.state_dict())
+        second = config.build(resumed)
+        load_optimizer(second, resumed, *saved)
+        _descend(config, resumed, second, steps // 2, steps, steps)
+        for (name, p), q in zip(problem.named_parameters(), resumed.parameters(), strict=True):
+            assert torch.equal(p, q), f"{make.__name__}.{name}: resuming in the middle gave other weights"
+
+
+def check_source(config: SourceConfig) -> None:
+    """A data source: gives what it says, the same each time, with a fingerprint that is the same each time."""
+    assert config.gives() in ("text", "arrays")
+    assert config.fingerprint() == config.fingerprint(), "the fingerprint changes"
+    json.dumps(config.describe())
+    if config.gives() == "text":
+        first, second = list(config.documents()), list(config.documents())
+        assert first, "no document"
+        assert first == second, "documents differ from one reading to the next"
+        assert all(isinstance(d.text, str) and d.name for d in first), "each document needs a text and a name"
+        return
+    one, two = config.arrays(), config.arrays()
+    assert isinstance(one, Arrays) and len(one) > 0, "no row"
+    assert len(one.features) == len(one.targets), "features and targets differ in number"
+    np.testing.assert_array_equal(one.features, two.features)
+    np.testing.assert_array_equal(one.targets, two.targets)
+    if one.classes and one.label_names:
+        assert int(one.targets.max()) < len(one.label_names), "a class has no name"
