@@ -54,7 +54,8 @@ def test_shards_know_the_document_of_each_token_and_count_text(tmp_path: Path) -
     assert shards.document_at(np.arange(len(shards) - 1)).tolist() == expected
     joined = "".join(TEXTS)
     assert shards.counts == {
-        "documents": 5, "tokens": len(joined.encode()), "bytes": len(joined.encode()), "words": sum(len(t.split()) for t in TEXTS), "lines": 3,
+        "documents": 5, "tokens": len(joined.encode()), "bytes": len(joined.encode()),
+        "words": sum(len(t.split()) for t in TEXTS), "lines": 3,
     }  # fmt: skip
 
 
@@ -122,7 +123,9 @@ def test_ids_over_the_vocabulary_are_refused_in_and_out(tmp_path: Path) -> None:
     st.sampled_from([0.0, 0.3, 0.5, 0.9]),
 )
 @settings(max_examples=80, deadline=None)
-def test_held_out_windows_predict_every_token_exactly_once(tmp_path_factory: pytest.TempPathFactory, texts: list[str], T: int, overlap: float) -> None:
+def test_held_out_windows_predict_every_token_exactly_once(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], T: int, overlap: float
+) -> None:
     shards = write(tmp_path_factory.mktemp("s") / "s", texts)
     data = TokenDataset(shards, TOK, T, overlap=overlap)
     expected = stream(texts)

@@ -104,11 +104,7 @@ def _tokens(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     reused = obtain(folder, _DONE, lambda temporary: _build(temporary, config, sources, content))
     made = _read(folder / _DONE)
     _mark_read(config, made["read"])
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    if tokenizer.sha256 != made["tokenizer"]["sha256"]:
-        raise ChecksumError(
-            f"{folder / 'tokenizer.json'}: not the tokenizer that was written. Delete {folder}, so that it is prepared again"
-        )
+    tokenizer = _tokenizer(folder, made["tokenizer"]["sha256"])
 
     seq_len, why = (config.seq_len, "as set") if config.seq_len is not None else (_DEFAULT_SEQ_LEN, "default")
     shards = {part: Shards(folder / part) for part in PARTS if (folder / part).is_dir()}
@@ -128,6 +124,17 @@ def _tokens(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
         parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
         hashlib.sha256(canonical(decides).encode()).hexdigest(), tokenizer, {"kind": "tokens", "tokenizer": tokenizer.to_json()},
     )  # fmt: skip
+
+
+def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.load(path)
+    except DataError as err:
+        raise ChecksumError(f"{err}. Delete {folder}, so that it is prepared again") from None
+    if tokenizer.sha256 != sha256:
+        raise ChecksumError(f"{path}: not the tokenizer that was written. Delete {folder}, so that it is prepared again")
+    return tokenizer
 
 
 def _build(folder: Path, config: DataConfig, sources: dict[Part, SourceConfig], content: dict[str, Any]) -> None:
@@ -266,7 +273,7 @@ def _load(source: SourceConfig, part: Part) -> Arrays:
     table = source.arrays()
     if source.limit is not None:
         table = table.rows(slice(source.limit))
-    return check_arrays(table, f"source {source.kind_!r} ({part})")
+    return check_arrays(table, f"source {source.kind_!r} ({part})", training=part == "train")
 
 
 def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:

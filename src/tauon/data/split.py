@@ -50,7 +50,7 @@ class SplitConfig(Config):
             yield "folds", f"{folds} folds leave nothing to train on; give at least 2, or drop it and use test: 20%"
         elif folds is not None and fold >= folds:
             yield "fold", f"fold {fold} of {folds} does not exist; they count from 0 to {folds - 1}"
-        if folds is None and "fold" in self.model_fields_set:
+        if folds is None and fold > 0:
             yield "fold", "has no effect without folds; add folds: 5, say"
         if folds is not None and test > 0:
             yield "test", f"the test part is one of the {folds} folds already; drop test or folds"
