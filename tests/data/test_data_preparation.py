@@ -178,6 +178,25 @@ def test_a_lone_surrogate_is_named(tmp_path: Path) -> None:
         prepare(config(source={"kind": "jsonl", "path": str(tmp_path / "t.jsonl")}), seed=0, needs="tokens")
 
 
+def test_text_that_changes_while_it_is_read_is_an_error(cache: Path) -> None:
+    reads = iter(range(100))
+
+    @register("toy-growing")
+    class GrowingConfig(SourceConfig):
+        def documents(self) -> Iterator[Document]:
+            yield Document("word " * (100 + next(reads)), "grows.txt")
+
+        def fingerprint(self) -> str:
+            return "0" * 64
+
+    try:
+        with pytest.raises(DataError, match=r"grows\.txt: changed while it was being prepared"):
+            prepare(config(source="toy-growing", tokenizer="chars", seq_len=8), seed=0, needs="tokens")
+        assert [p.name for p in (cache / "tokens").iterdir() if not p.name.endswith(".lock")] == []
+    finally:
+        del SourceConfig._members["toy-growing"]
+
+
 def test_a_full_disk_is_said_and_nothing_stays(corpus: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -358,6 +377,13 @@ def test_array_fingerprints_follow_what_decides_the_examples(tmp_path: Path) -> 
     ]  # fmt: skip
     assert len(set(prints)) == len(prints)
     assert of() == prints[0]
+
+
+def test_held_out_rows_that_training_has_too_are_counted(tmp_path: Path) -> None:
+    x = np.arange(40.0).reshape(20, 2)
+    np.savez(tmp_path / "d.npz", x_train=x, y_train=np.arange(20) % 2, x_test=np.concatenate([x[:3], x[:2] + 0.5]), y_test=[0, 1, 0, 1, 0])
+    made = prepare(config(source={"kind": "npz", "path": str(tmp_path / "d.npz")}, split={"validation": 0}), seed=0, needs="arrays")
+    assert made.facts["split"]["rows_also_in_train"] == {"test": 3}
 
 
 def test_only_training_examples_are_augmented(tmp_path: Path) -> None:

@@ -117,6 +117,16 @@ def test_other_content_than_published_is_refused_and_not_kept(
     assert os.listdir(cache / "public" / "bard") == []
 
 
+def test_a_download_without_end_is_cut_off(site: tuple[Path, str, list[str]], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, address, _ = site
+    (root / "long").write_bytes(bytes(3_000_000))
+    (root / "bomb").write_bytes(gzip.compress(bytes(50_000_000)))
+    with pytest.raises(DataError, match=r"long: sends more than the 105,000 bytes"):
+        read(announce(monkeypatch, f"{address}/long"))
+    with pytest.raises(ChecksumError, match=r"bomb: got 105,001 bytes"):
+        read(announce(monkeypatch, f"{address}/bomb"))
+
+
 def test_a_changed_file_in_the_cache_is_found(site: tuple[Path, str, list[str]], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, address, _ = site
     (root / "input").write_bytes(CONTENT)

@@ -122,7 +122,7 @@ def test_ids_over_the_vocabulary_are_refused_in_and_out(tmp_path: Path) -> None:
     st.integers(1, 17),
     st.sampled_from([0.0, 0.3, 0.5, 0.9]),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_held_out_windows_predict_every_token_exactly_once(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], T: int, overlap: float
 ) -> None:
@@ -171,7 +171,7 @@ def test_a_text_of_exactly_one_sequence_trains_and_a_shorter_one_is_refused(tmp_
 
 
 @given(st.lists(st.text("ab", max_size=9), min_size=2, max_size=8), st.integers(1, 13), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_segments_number_the_documents_of_a_row(tmp_path_factory: pytest.TempPathFactory, texts: list[str], T: int, training: bool) -> None:
     shards = write(tmp_path_factory.mktemp("s") / "s", texts)
     if training and len(shards) - 1 < T:

@@ -145,6 +145,12 @@ def _check_classes(targets: NDArray[np.int64], names: Sequence[str], where: str,
         )
 
 
+def count_repeats(train: NDArray[Any], held: NDArray[Any]) -> int:
+    """Rows of `held` that are in `train` too, value for value: the held-out score flatters by about their share."""
+    seen = {hash(row.tobytes()) for row in train}
+    return sum(hash(row.tobytes()) in seen for row in held)
+
+
 class ArrayDataset:
     """Rows of a table or images. Example `i` of epoch `e` is a pure function of (seed, e, i); threads may share it."""
 
