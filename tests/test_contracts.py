@@ -38,7 +38,7 @@ MODELS: dict[str, list[tuple[dict[str, Any], DataSpec]]] = {
     "cnn": [({"channels": [8, 16]}, IMAGES), ({"channels": [8], "convs_per_stage": 2}, IMAGES)],
 }
 OPTIMIZERS: dict[str, list[dict[str, Any]]] = {
-    "sgd": [{"lr": 0.1}, {"lr": 0.05, "momentum": 0.0}, {"nesterov": True, "lr": 0.05, "weight_decay": 1e-4}],
+    "sgd": [{"lr": 0.1}, {"lr": 0.2, "momentum": 0.0}, {"nesterov": True, "lr": 0.05, "weight_decay": 1e-4}],
     "adam": [{"lr": 0.05}],
     "adamw": [{"lr": 0.05, "weight_decay": 0.01}],
     "muon": [{"lr": 0.05, "adamw_lr": 0.05, "schedule": {"kind": "wsd"}}],
@@ -66,7 +66,7 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
         "csv": [{"path": str(folder / "c.csv"), "label": "y"}],
         "parquet": [{"path": str(folder / "d.parquet"), "text": "text"}],
         "idx": [{"images": str(folder / "images.idx.gz"), "labels": str(folder / "labels.idx.gz")}],
-        "npz": [{"path": str(folder / "e.npz"), "features": "x", "label": "y"}],
+        "npz": [{"path": str(folder / "e.npz"), "features": "x", "targets": "y"}],
         "sklearn": [{"name": n} for n in ("iris", "diabetes", "digits")],
         "python-stdlib": [{"limit": 3}],
     }

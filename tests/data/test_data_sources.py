@@ -68,7 +68,7 @@ def test_documents_begin_where_the_pattern_matches_and_nothing_is_lost(tmp_path:
 
 
 def test_a_wrong_pattern_is_refused_by_the_recipe() -> None:
-    with pytest.raises(RecipeError, match="document_start: .* is not a regular expression"):
+    with pytest.raises(RecipeError, match=r"document_start: .* is not a regular expression"):
         source("text", path="x", document_start="(")
 
 
@@ -338,7 +338,7 @@ def test_wrong_idx_files_are_named(data: bytes, message: str) -> None:
 def test_halves_of_different_sets_and_labels_out_of_range_are_named(tmp_path: Path) -> None:
     (tmp_path / "i").write_bytes(idx(np.zeros((3, 2, 2))))
     (tmp_path / "l").write_bytes(idx(np.array([0, 1])))
-    with pytest.raises(DataError, match="has 3 examples, but .* has 2 labels"):
+    with pytest.raises(DataError, match=r"has 3 examples, but .* has 2 labels"):
         source("idx", images=str(tmp_path / "i"), labels=str(tmp_path / "l")).arrays()
     (tmp_path / "l").write_bytes(idx(np.array([0, 1, 2])))
     with pytest.raises(DataError, match="label 2 of row 2 is out of range; 2 names are given, so 0 to 1"):

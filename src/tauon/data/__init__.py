@@ -4,7 +4,7 @@ Knows no model and no task: a task says whether it needs tokens or arrays, and t
 """
 
 from tauon.data.arrays import ArrayDataset, Normalizer
-from tauon.data.augment import AugmentConfig, Draws
+from tauon.data.augment import AugmentConfig, Draws, Points
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.loader import Loader
 from tauon.data.order import example_at, permute
@@ -27,6 +27,7 @@ __all__ = [
     "Draws",
     "Loader",
     "Normalizer",
+    "Points",
     "Progress",
     "ShardWriter",
     "Shards",

@@ -24,7 +24,7 @@ from tauon.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AffineConfig", "AugmentConfig", "Draws", "ElasticConfig", "FlipConfig", "NoiseConfig", "ShiftConfig", "augment"]
+__all__ = ["AffineConfig", "AugmentConfig", "Draws", "ElasticConfig", "FlipConfig", "NoiseConfig", "Points", "ShiftConfig", "augment"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,52 @@ class Draws:
         return normal(key(self.seed, "augment", self.place, self.epoch, "normal", n), self._counters(n))
 
 
+@dataclass
+class Points:
+    """Where each pixel of the batch is read from: a matrix for each example, and a displacement for each pixel.
+
+    In pixels from the image's middle, to the right and down. Kept apart until the end: a matrix costs nothing.
+    """
+
+    matrix: NDArray[np.float64]
+    """(B, 2, 3): rows x and y; columns x, y, 1."""
+    height: int
+    width: int
+    displaced: Tensor | None = None
+    """(B, 2, H, W), x before y."""
+
+    def transform(self, matrix: NDArray[np.float64]) -> None:
+        """Send each point p of example b to matrix[b] @ (p, 1); matrix is (B, 2, 3)."""
+        import torch
+
+        moved = matrix[:, :, :2] @ self.matrix
+        moved[:, :, 2] += matrix[:, :, 2]
+        self.matrix = moved
+        if self.displaced is not None:
+            m = torch.from_numpy(matrix.astype(np.float32))[:, :, :2, None, None]
+            x, y = self.displaced[:, 0], self.displaced[:, 1]
+            self.displaced = torch.stack([m[:, 0, 0] * x + m[:, 0, 1] * y, m[:, 1, 0] * x + m[:, 1, 1] * y], dim=1)
+
+    def displace(self, by: Tensor) -> None:
+        """Add (B, 2, H, W) pixels to the points."""
+        self.displaced = by if self.displaced is None else self.displaced + by
+
+    def grid(self) -> Tensor:
+        """(B, H, W, 2) as grid_sample wants it with align_corners=False: -1 and 1 are the image's outer edges."""
+        import torch
+
+        unit = np.array([2 / self.width, 2 / self.height])[None, :, None]
+        x, y = np.arange(self.width) - (self.width - 1) / 2, np.arange(self.height) - (self.height - 1) / 2
+        along = torch.from_numpy((self.matrix[:, :, :1] * x * unit).astype(np.float32))  # (B, 2, W)
+        down = torch.from_numpy(((self.matrix[:, :, 1:2] * y + self.matrix[:, :, 2:]) * unit).astype(np.float32))  # (B, 2, H)
+        out = torch.empty(len(self.matrix), self.height, self.width, 2)
+        for axis, size in ((0, self.width), (1, self.height)):
+            torch.add(along[:, axis, None, :], down[:, axis, :, None], out=out[..., axis])
+            if self.displaced is not None:
+                out[..., axis].add_(self.displaced[:, axis], alpha=2 / size)
+        return out
+
+
 class AugmentConfig(Registered, family="augment"):
     """One random change of an example. Members override `move` (geometric) or `change`."""
 
@@ -57,8 +103,8 @@ class AugmentConfig(Registered, family="augment"):
     """Whether it moves sampling points (`move`) instead of changing values (`change`). Needs images."""
     images_only: ClassVar[bool] = False
 
-    def move(self, x: Tensor, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Sampling points (B, H, W) in pixels from the image's middle, to the right and down."""
+    def move(self, points: Points, draws: Draws) -> None:
+        """Move the sampling points. They run against the picture: to turn it to the right, turn the points to the left."""
         raise NotImplementedError
 
     def change(self, features: Tensor, draws: Draws) -> Tensor:
@@ -76,12 +122,12 @@ def augment(
             features = steps[at].change(features, Draws(seed, at, epoch, index))
             at += 1
             continue
-        stop = next((i for i in range(at, len(steps)) if not steps[i].geometric), len(steps))
-        x, y = _pixels(features)
-        for place in range(at, stop):
-            x, y = steps[place].move(x, y, Draws(seed, place, epoch, index))
-        features = _resample(features, x, y) if outside is None else _resample(features - outside, x, y) + outside
-        at = stop
+        B, _, H, W = features.shape
+        points = Points(np.tile(np.eye(2, 3), (B, 1, 1)), H, W)
+        while at < len(steps) and steps[at].geometric:
+            steps[at].move(points, Draws(seed, at, epoch, index))
+            at += 1
+        features = _resample(features, points) if outside is None else _resample(features - outside, points) + outside
     return features
 
 
@@ -94,22 +140,10 @@ def check_shape(steps: Sequence[AugmentConfig], shape: tuple[int, ...]) -> None:
             )
 
 
-def _pixels(images: Tensor) -> tuple[Tensor, Tensor]:
-    import torch
-
-    B, _, H, W = images.shape
-    y = (torch.arange(H, dtype=torch.float32) - (H - 1) / 2).view(1, H, 1).expand(B, H, W)
-    x = (torch.arange(W, dtype=torch.float32) - (W - 1) / 2).view(1, 1, W).expand(B, H, W)
-    return x, y
-
-
-def _resample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    import torch
+def _resample(images: Tensor, points: Points) -> Tensor:
     from torch.nn.functional import grid_sample
 
-    _, _, H, W = images.shape
-    grid = torch.stack([x * (2 / W), y * (2 / H)], dim=-1)  # align_corners=False: -1 and 1 are the outer edges
-    return grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return grid_sample(images, points.grid(), mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 @register("shift")
@@ -120,12 +154,11 @@ class ShiftConfig(AugmentConfig):
     """Largest move, in pixels."""
     geometric: ClassVar[bool] = True
 
-    def move(self, x: Tensor, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        import torch
-
+    def move(self, points: Points, draws: Draws) -> None:
         p = self.pixels
-        by = torch.from_numpy(np.floor(draws.uniform(2, -p, p + 1)))
-        return x - by[:, 0, None, None], y - by[:, 1, None, None]
+        matrix = np.tile(np.eye(2, 3), (len(draws.index), 1, 1))
+        matrix[:, :, 2] = -np.floor(draws.uniform(2, -p, p + 1))
+        points.transform(matrix)
 
 
 @register("affine")
@@ -142,21 +175,14 @@ class AffineConfig(AugmentConfig):
     """Largest move either way, as a share of width and height."""
     geometric: ClassVar[bool] = True
 
-    def move(self, x: Tensor, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        import torch
-
-        H, W = x.shape[1:]
-        u = draws.uniform(5, -1, 1)
-        angle, slant = np.radians(u[:, 0] * self.degrees), np.tan(np.radians(u[:, 1] * self.shear))
-        size = 1 + u[:, 2] * self.scale
-        x = x - torch.from_numpy(u[:, 3] * np.float32(self.translate * W))[:, None, None]
-        y = y - torch.from_numpy(u[:, 4] * np.float32(self.translate * H))[:, None, None]
-        # the picture is turned by +angle, so the points it is read from are turned by -angle, and divided by the size
-        cos, sin, lean = (
-            torch.from_numpy(v.astype(np.float32))[:, None, None] for v in (np.cos(angle) / size, np.sin(angle) / size, slant)
-        )
-        x, y = x * cos + y * sin, y * cos - x * sin
-        return x + y * lean, y
+    def move(self, points: Points, draws: Draws) -> None:
+        u = draws.uniform(5, -1, 1).astype(np.float64)
+        angle, slant, size = np.radians(u[:, 0] * self.degrees), np.tan(np.radians(u[:, 1] * self.shear)), 1 + u[:, 2] * self.scale
+        cos, sin = np.cos(angle) / size, np.sin(angle) / size
+        # points turn by -angle, shrink by the size, then slant: x + slant * y
+        linear = np.stack([np.stack([cos - slant * sin, sin + slant * cos], -1), np.stack([-sin, cos], -1)], 1)
+        away = u[:, 3:] * self.translate * [points.width, points.height]
+        points.transform(np.concatenate([linear, -np.einsum("bij,bj->bi", linear, away)[:, :, None]], axis=2))
 
 
 @register("elastic")
@@ -171,28 +197,39 @@ class ElasticConfig(AugmentConfig):
     """Distance of the lattice's points, in pixels: larger is smoother."""
     geometric: ClassVar[bool] = True
 
-    def move(self, x: Tensor, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def move(self, points: Points, draws: Draws) -> None:
         import torch
 
-        H, W = x.shape[1:]
-        rows, cols = _spline(H, self.spacing), _spline(W, self.spacing)
-        B, h, w = len(draws.index), rows.shape[1], cols.shape[1]
-        knots = torch.from_numpy(draws.normal(2 * h * w).reshape(B, 2, h, w)) * self.pixels
+        rows, cols = _spline(points.height, self.spacing), _spline(points.width, self.spacing)
+        B, h, w = len(draws.index), len(rows), len(cols)
+        knots = torch.from_numpy(draws.normal(2 * h * w).reshape(B, 2, h, w) * np.float32(self.pixels))
         # sums written out term by term: a matrix product may round an example differently in another batch
-        along = sum((knots[:, :, :, j, None] * cols[:, j] for j in range(w)), torch.zeros(()))
-        field = sum((along[:, :, i, None, :] * rows[:, i, None] for i in range(h)), torch.zeros(()))
-        return x + field[:, 0], y + field[:, 1]
+        along = torch.zeros(B, 2, h, points.width)
+        for j, (near, weights) in enumerate(cols):
+            along[..., near].addcmul_(knots[:, :, :, j, None], weights)
+        field = torch.zeros(B, 2, points.height, points.width)
+        for i, (near, weights) in enumerate(rows):
+            field[:, :, near].addcmul_(along[:, :, i, None, :], weights[:, None])
+        points.displace(field)
 
 
-def _spline(n: int, spacing: float) -> Tensor:
-    """(n, knots) weights of the uniform cubic B-spline at n pixels, scaled so that unit normal knots give unit variance."""
+def _spline(n: int, spacing: float) -> list[tuple[slice, Tensor]]:
+    """For each knot of a uniform cubic B-spline over n pixels: the pixels it reaches, and its weights there.
+
+    Scaled so that unit normal knots give unit variance at each pixel.
+    """
     import torch
 
     knots = int(np.ceil((n - 1) / spacing)) + 4
     t = np.abs((np.arange(n)[:, None] - (n - 1) / 2) / spacing - (np.arange(knots) - (knots - 1) / 2))
     weights = np.where(t < 1, 2 / 3 - t**2 + t**3 / 2, np.where(t < 2, (2 - t) ** 3 / 6, 0.0))
     weights /= np.sqrt((weights**2).sum(axis=1, keepdims=True))
-    return torch.from_numpy(weights.astype(np.float32))
+    found = []
+    for column in weights.astype(np.float32).T:
+        reached = np.flatnonzero(column)
+        near = slice(int(reached[0]), int(reached[-1]) + 1) if reached.size else slice(0, 0)
+        found.append((near, torch.from_numpy(column[near].copy())))
+    return found
 
 
 @register("flip")

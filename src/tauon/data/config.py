@@ -52,7 +52,7 @@ class DataConfig(Config):
     def problems(self) -> Iterator[tuple[str, str]]:
         split: SplitConfig = self.peek("split")
         for name in ("validation", "test"):
-            if self.peek(name) is not None and name in split.model_fields_set and split.peek(name) > 0:
+            if self.peek(name) is not None and split.peek(name) not in (0, SplitConfig.model_fields[name].default):
                 yield f"split.{name}", f"has no effect, since data.{name} names a source of its own; drop one of the two"
         if self.peek("test") is not None and split.peek("folds") is not None:
             yield "test", "with split.folds the test part is one of the folds; drop data.test or split.folds"
@@ -75,7 +75,7 @@ def problems_for(config: DataConfig, needs: Literal["tokens", "arrays"]) -> Iter
         yield "source", f"{source.kind_!r} gives {got}; choose another source or another task"
     other = _ARRAYS_ONLY if needs == "tokens" else _TEXT_ONLY
     for name in other:
-        if name in config.model_fields_set:
+        if config.peek(name) != DataConfig.model_fields[name].default:  # by value: a recipe written out in full sets every key
             yield name, f"is for {'arrays' if needs == 'tokens' else 'text'}, and the task needs {needs}; drop it"
     split: SplitConfig = config.peek("split")
     by = split.peek("by")

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 from tauon.data.cache import make_folder
-from tauon.data.files import read_bytes, sha256_bytes
+from tauon.data.files import open_bytes, read_bytes, sha256_bytes
 from tauon.data.progress import report
 from tauon.errors import ChecksumError, DataError
 
@@ -21,6 +21,7 @@ __all__ = ["fetch", "mirror"]
 
 _CHUNK = 1 << 18
 _TIMEOUT_S = 30.0
+_SLACK = 1 << 20  # packing can make a file larger, but not by this much
 
 
 def mirror() -> Path | None:
@@ -89,10 +90,13 @@ def _download(url: str, target: Path, sha256: str, size: int) -> bytes:
             while chunk := answer.read(_CHUNK):
                 out.write(chunk)
                 done += len(chunk)
+                if done > size + _SLACK:
+                    raise OSError(f"sends more than the {size:,} bytes that were published")
                 report(what, done, total)
         if total is not None and done != total:
             raise OSError(f"broke off after {done:,} of {total:,} bytes")
-        content = read_bytes(temporary)
+        with open_bytes(temporary) as packed:
+            content = packed.read(size + 1)  # no more: a packed file can be made to unpack without end
         got = sha256_bytes(content)
         if got != sha256:
             raise ChecksumError(

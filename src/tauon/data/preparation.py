@@ -16,7 +16,7 @@ import numpy as np
 
 from tauon.config import Config, dump
 from tauon.config import children as nodes_below
-from tauon.data.arrays import ArrayDataset, NormalizeKind, Normalizer, check_arrays
+from tauon.data.arrays import ArrayDataset, NormalizeKind, Normalizer, check_arrays, count_repeats
 from tauon.data.cache import cache_in, cache_root, obtain
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.files import canonical, read_bytes, sha256_file, write_json
@@ -104,11 +104,7 @@ def _tokens(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     reused = obtain(folder, _DONE, lambda temporary: _build(temporary, config, sources, content))
     made = _read(folder / _DONE)
     _mark_read(config, made["read"])
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    if tokenizer.sha256 != made["tokenizer"]["sha256"]:
-        raise ChecksumError(
-            f"{folder / 'tokenizer.json'}: not the tokenizer that was written. Delete {folder}, so that it is prepared again"
-        )
+    tokenizer = _tokenizer(folder, made["tokenizer"]["sha256"])
 
     seq_len, why = (config.seq_len, "as set") if config.seq_len is not None else (_DEFAULT_SEQ_LEN, "default")
     shards = {part: Shards(folder / part) for part in PARTS if (folder / part).is_dir()}
@@ -121,13 +117,24 @@ def _tokens(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     facts = {
         "kind": "tokens", "sources": made["sources"], "split": made["split"], "tokenizer": made["tokenizer"],
         "seq_len": {"value": seq_len, "why": why}, "mask_documents": several, "overlap": overlap,
-        "parts": {p: d.facts for p, d in parts.items()}, "cache": {"folder": str(folder), "reused": reused},
+        "parts": {p: d.facts for p, d in parts.items()}, "content": made_of, "cache": {"folder": str(folder), "reused": reused},
     }  # fmt: skip
     decides = [made_of, made["tokenizer"]["sha256"], seq_len, several, overlap, seed]
     return DataSplits(
         parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
         hashlib.sha256(canonical(decides).encode()).hexdigest(), tokenizer, {"kind": "tokens", "tokenizer": tokenizer.to_json()},
     )  # fmt: skip
+
+
+def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.load(path)
+    except DataError as err:
+        raise ChecksumError(f"{err}. Delete {folder}, so that it is prepared again") from None
+    if tokenizer.sha256 != sha256:
+        raise ChecksumError(f"{path}: not the tokenizer that was written. Delete {folder}, so that it is prepared again")
+    return tokenizer
 
 
 def _build(folder: Path, config: DataConfig, sources: dict[Part, SourceConfig], content: dict[str, Any]) -> None:
@@ -143,8 +150,10 @@ def _build(folder: Path, config: DataConfig, sources: dict[Part, SourceConfig], 
 
     def documents() -> Iterator[tuple[Part, Document]]:
         number = 0
-        for document, keep in zip(_limited(sources["train"]), kept, strict=True):
-            if not keep:
+        for i, document in enumerate(_limited(sources["train"])):
+            if i >= len(stats) or len(document.text) != stats[i].chars:
+                raise DataError(f"{document.name}: changed while it was being prepared. Start again when nothing writes to it")
+            if not kept[i]:
                 continue
             cuts = pieces[number]
             number += 1
@@ -244,13 +253,18 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
         elif part in tables:
             parts[part] = ArrayDataset(tables[part], np.arange(len(tables[part])), normalizer)
     steps = [dump(a) for a in config.augment]
+    held = {p: main.features[rows[p]] if p in rows else tables[p].features for p in parts if p != "train"}
+    also = {p: count_repeats(train_features, features) for p, features in held.items()}
+    contents = {p: _content(t) for p, t in tables.items()}
+    made_of = hashlib.sha256(canonical([_VERSION, contents, dump(config.split)]).encode()).hexdigest()
     facts = {
-        "kind": "arrays", "sources": {p: s.describe() | {"sha256": _content(tables[p])} for p, s in sources.items()},
-        "split": split_facts | {"own_parts": [p for p in sources if p != "train"]}, "parts": {p: d.facts for p, d in parts.items()},
-        "normalize": {"kind": kind, "why": why}, "augment": steps, "features": _feature_facts(train_features, main.feature_names),
+        "kind": "arrays", "sources": {p: s.describe() | {"sha256": contents[p]} for p, s in sources.items()},
+        "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
+        "parts": {p: d.facts for p, d in parts.items()}, "normalize": {"kind": kind, "why": why}, "augment": steps, "content": made_of,
+        "features": _feature_facts(train_features, main.feature_names),
         "input_shape": list(main.features.shape[1:]), "labels": list(main.label_names),
     }  # fmt: skip
-    decides = [_VERSION, [[p, _content(t)] for p, t in tables.items()], dump(config.split), normalizer.to_json(), steps, seed]
+    decides = [facts["content"], normalizer.to_json(), steps, seed]
     preprocess = {
         "kind": "arrays", "normalize": normalizer.to_json(), "labels": list(main.label_names), "features": list(main.feature_names),
         "input_shape": list(main.features.shape[1:]), "targets": "classes" if main.classes else "values",
@@ -266,7 +280,7 @@ def _load(source: SourceConfig, part: Part) -> Arrays:
     table = source.arrays()
     if source.limit is not None:
         table = table.rows(slice(source.limit))
-    return check_arrays(table, f"source {source.kind_!r} ({part})")
+    return check_arrays(table, f"source {source.kind_!r} ({part})", training=part == "train")
 
 
 def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:
@@ -305,6 +319,7 @@ def _content(table: Arrays) -> str:
     for array in (table.features, table.targets):
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
+    digest.update(canonical([table.feature_names, table.label_names]).encode())
     return digest.hexdigest()
 
 

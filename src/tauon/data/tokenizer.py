@@ -67,13 +67,13 @@ class Tokenizer(ABC):
                 f"{where}: not a tokenizer written by Tauon, expected format {_FORMAT!r}. A Hugging Face file is read with kind: file"
             )
         try:
-            return kinds[data["kind"]]._from_json(data)
+            return kinds[data["kind"]]._from_json(data, where)
         except (KeyError, TypeError, ValueError) as err:
             raise DataError(f"{where}: damaged tokenizer ({err})") from None
 
     @classmethod
     @abstractmethod
-    def _from_json(cls, data: dict[str, Any]) -> Tokenizer: ...
+    def _from_json(cls, data: dict[str, Any], where: str) -> Tokenizer: ...
 
     @cached_property
     def sha256(self) -> str:
@@ -124,7 +124,7 @@ class CharTokenizer(Tokenizer):
         return {"format": _FORMAT, "kind": self.kind, "alphabet": self.alphabet}
 
     @classmethod
-    def _from_json(cls, data: dict[str, Any]) -> CharTokenizer:
+    def _from_json(cls, data: dict[str, Any], where: str) -> CharTokenizer:
         return cls(data["alphabet"])
 
 
@@ -149,7 +149,7 @@ class ByteTokenizer(Tokenizer):
         return {"format": _FORMAT, "kind": self.kind}
 
     @classmethod
-    def _from_json(cls, data: dict[str, Any]) -> ByteTokenizer:
+    def _from_json(cls, data: dict[str, Any], where: str) -> ByteTokenizer:
         return cls()
 
 
@@ -211,8 +211,8 @@ class SubwordTokenizer(Tokenizer):
         return str(self._tok.to_str())
 
     @classmethod
-    def _from_json(cls, data: dict[str, Any]) -> SubwordTokenizer:
-        return cls(json.dumps(data["model"]), data["bos"], splittable=bool(data["splittable"]))
+    def _from_json(cls, data: dict[str, Any], where: str) -> SubwordTokenizer:
+        return cls(json.dumps(data["model"]), data["bos"], where, splittable=bool(data["splittable"]))
 
 
 _BYTE_ALPHABET = frozenset(chr(b) for r in (range(33, 127), range(161, 173), range(174, 256), range(256, 324)) for b in r)

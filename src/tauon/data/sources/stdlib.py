@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tauon.config import register
-from tauon.data.files import sha256_bytes
+from tauon.data.files import read_bytes, sha256_bytes
 from tauon.data.sources.base import Document, SourceConfig
 from tauon.errors import DataError
 
@@ -46,7 +46,7 @@ class PythonStdlibConfig(SourceConfig):
     def documents(self) -> Iterator[Document]:
         seen: set[str] = set()
         for path, name in self.files():
-            data = path.read_bytes()
+            data = read_bytes(path)
             digest = sha256_bytes(data)
             if digest in seen or not data.strip():
                 continue

@@ -48,7 +48,7 @@ class TableConfig(SourceConfig):
             yield "text", "a table gives text or features with a label, not both; drop text or label"
         if label is None:
             for name in ("features", "target"):
-                if name in self.model_fields_set:
+                if self.peek(name) != type(self).model_fields[name].default:
                     yield name, "has no effect without label, the column to predict; add label or drop it"
         elif label in self.peek("features"):
             yield "features", f"has the label {label!r} among them; a column cannot predict itself"

@@ -1,0 +1,135 @@
+"""What every registered source, tokenizer and augmentation must keep. A new one joins by a line in the table below."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tauon.config import dump, parse, registered
+from tauon.data import DataConfig, Loader, SourceConfig, prepare
+from tauon.data.sources.registry import PUBLIC
+
+
+def _text(tmp: Path) -> dict[str, Any]:
+    for i in range(12):
+        (tmp / f"{i}.txt").write_text(f"document {i} " * 40)
+    return {"path": str(tmp)}
+
+
+def _jsonl(tmp: Path) -> dict[str, Any]:
+    (tmp / "t.jsonl").write_text("\n".join(json.dumps({"text": f"document {i} " * 40}) for i in range(12)))
+    return {"path": str(tmp / "t.jsonl")}
+
+
+def _csv(tmp: Path) -> dict[str, Any]:
+    (tmp / "t.csv").write_text("a,b,y\n" + "\n".join(f"{i},{i * i},{i % 3}" for i in range(60)))
+    return {"path": str(tmp / "t.csv"), "label": "y"}
+
+
+def _parquet(tmp: Path) -> dict[str, Any]:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"text": [f"document {i} " * 40 for i in range(12)]}), tmp / "t.parquet")
+    return {"path": str(tmp / "t.parquet")}
+
+
+def _idx(tmp: Path) -> dict[str, Any]:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 4, 4)).astype(np.uint8)
+    (tmp / "i.gz").write_bytes(gzip.compress(struct.pack(">4B3I", 0, 0, 8, 3, 60, 4, 4) + pixels.tobytes()))
+    (tmp / "l").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, 60) + bytes(i % 3 for i in range(60)))
+    return {"images": str(tmp / "i.gz"), "labels": str(tmp / "l")}
+
+
+def _npz(tmp: Path) -> dict[str, Any]:
+    np.savez(tmp / "a.npz", x=np.random.default_rng(0).normal(size=(60, 5)), y=np.arange(60) % 3)
+    return {"path": str(tmp / "a.npz")}
+
+
+def _public(tmp: Path) -> dict[str, Any]:
+    mirror = Path(os.environ.get("TAUON_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+    if not mirror.is_dir():
+        pytest.skip("the data mirror is not here (TAUON_DATA)")
+    assert "tinyshakespeare" in PUBLIC
+    return {"name": "tinyshakespeare"}
+
+
+def _sklearn(tmp: Path) -> dict[str, Any]:
+    pytest.importorskip("sklearn")
+    return {"name": "iris"}
+
+
+EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "text": _text, "jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "idx": _idx, "npz": _npz, "public": _public, "sklearn": _sklearn,
+    "python-stdlib": lambda tmp: {"limit": 40},
+}  # fmt: skip
+
+
+@pytest.fixture(params=sorted(registered("source")))
+def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SourceConfig:
+    monkeypatch.setenv("TAUON_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TAUON_DATA", os.environ.get("TAUON_DATA", str(Path(__file__).parents[2].parent / "shared" / "data")))
+    folder = tmp_path / "here"
+    folder.mkdir()
+    assert request.param in EXAMPLES, f"source {request.param!r} has no example in this file: add one"
+    return parse(SourceConfig, {"kind": request.param, **EXAMPLES[request.param](folder)})
+
+
+def content(source: SourceConfig) -> list[Any]:
+    if source.gives() == "text":
+        return [(d.name, d.text) for d in source.documents()]
+    table = source.arrays()
+    return [table.features.tolist(), table.targets.tolist(), table.feature_names, table.label_names]
+
+
+def test_a_source_gives_the_same_each_time(source: SourceConfig) -> None:
+    first = content(source)
+    assert content(source) == first
+    again = parse(SourceConfig, json.loads(json.dumps(dump(source))))
+    assert content(again) == first
+    assert again.fingerprint() == source.fingerprint()
+    assert len(source.fingerprint()) == 64
+    if source.gives() == "text":
+        names = [n for n, _ in first]
+        assert len(set(names)) == len(names)
+
+
+def test_a_source_describes_itself_in_json(source: SourceConfig) -> None:
+    facts = json.loads(json.dumps(source.describe(), allow_nan=False))
+    assert facts["kind"] == source.kind_
+
+
+def test_ranks_are_disjoint_and_a_resumed_stream_is_the_same(source: SourceConfig) -> None:
+    needs: Any = "tokens" if source.gives() == "text" else "arrays"
+    settings = {"tokenizer": "bytes", "seq_len": 16} if needs == "tokens" else {}
+    tree = parse(DataConfig, {"source": dump(source), **settings})
+    made = prepare(tree, seed=1, needs=needs)
+    n = len(made.train)
+    batch = max(2, n // 3 // 2 * 2)
+    ranks = [Loader(made.train, batch=batch, seed=1, rank=r, world=2) for r in range(2)]
+    seen = [np.concatenate([loader.batch_at(s).index.numpy() for s in range(2)]) for loader in ranks]  # type: ignore[union-attr]
+    assert set(seen[0]).isdisjoint(seen[1])  # two steps lie within the first epoch
+    again = prepare(parse(DataConfig, {"source": dump(source), **settings}), seed=1, needs=needs)
+    resumed = Loader(again.train, batch=batch, seed=1, rank=1, world=2, workers=1)
+    for step in (3, 4):
+        one, two = ranks[1].batch_at(step), resumed.batch_at(step)
+        assert np.array_equal(one.inputs.numpy(), two.inputs.numpy())
+        assert np.array_equal(one.targets.numpy(), two.targets.numpy())
+    resumed.close()
+
+
+def test_importing_the_room_does_not_import_heavy_libraries() -> None:
+    heavy = ("torch", "tokenizers", "pyarrow", "sklearn", "zstandard", "rich")
+    code = f"import sys, tauon.data; print([m for m in {heavy!r} if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"

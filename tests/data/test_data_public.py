@@ -1,0 +1,213 @@
+"""Public sets: mirror first, then the cache, then the network; verified each time; nothing half-written stays."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tauon.config import parse
+from tauon.data import SourceConfig
+from tauon.data.cache import cache_in
+from tauon.data.progress import listening
+from tauon.data.sources.registry import PUBLIC, PublicFile, PublicSet
+from tauon.errors import ChecksumError, DataError, RecipeError
+
+CONTENT = b"To be, or not to be.\n" * 5000
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[Path, str, list[str]]]:
+    """(folder that is served, its address, requests so far)."""
+    root = tmp_path / "site"
+    root.mkdir()
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(root))  # type: ignore[arg-type]
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            if self.path == "/short":
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(CONTENT)))
+                self.end_headers()
+                self.wfile.write(CONTENT[:1000])
+            else:
+                super().do_GET()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield root, f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("TAUON_DATA", raising=False)
+    monkeypatch.setenv("TAUON_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def announce(monkeypatch: pytest.MonkeyPatch, *urls: str, sha256: str = hashlib.sha256(CONTENT).hexdigest()) -> SourceConfig:
+    file = PublicFile("bard/input.txt.gz", urls, sha256, len(CONTENT))
+    monkeypatch.setitem(PUBLIC, "bard", PublicSet("The Bard", "public domain", "http://x", "text", {"train": (file,)}))
+    return parse(SourceConfig, {"kind": "public", "name": "bard"})
+
+
+def read(source: SourceConfig) -> bytes:
+    return "".join(d.text for d in source.documents()).encode()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_download_is_verified_kept_and_not_repeated(
+    site: tuple[Path, str, list[str]], cache: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    root, address, asked = site
+    (root / "input").write_bytes(gzip.compress(CONTENT) if packed else CONTENT)
+    source = announce(monkeypatch, f"{address}/input")
+    told: list[tuple[str, int, int | None]] = []
+    with listening(lambda *t: told.append(t)):
+        assert read(source) == CONTENT
+    assert told[0][1] == 0
+    assert told[-1][1] == told[-1][2] == (root / "input").stat().st_size
+    kept = cache / "public" / "bard"
+    assert os.listdir(kept) == ["input.txt"]
+    assert (kept / "input.txt").read_bytes() == CONTENT
+    assert oct(kept.stat().st_mode & 0o777) == oct(cache.stat().st_mode & 0o777) == "0o700"
+    assert read(source) == CONTENT
+    assert asked == ["/input"]
+
+
+def test_the_next_address_is_tried(site: tuple[Path, str, list[str]], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, address, asked = site
+    (root / "input").write_bytes(CONTENT)
+    assert read(announce(monkeypatch, f"{address}/gone", f"{address}/short", f"{address}/input")) == CONTENT
+    assert asked == ["/gone", "/short", "/input"]
+
+
+def test_no_address_that_works_names_each_and_the_way_out(
+    site: tuple[Path, str, list[str]], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, address, _ = site
+    with pytest.raises(DataError, match=r"gone: .*[Nn]ot found.*broke off after 1,000 of.*put the unpacked file at .*TAUON_DATA"):
+        read(announce(monkeypatch, f"{address}/gone", f"{address}/short"))
+    assert os.listdir(cache / "public" / "bard") == []
+
+
+def test_other_content_than_published_is_refused_and_not_kept(
+    site: tuple[Path, str, list[str]], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, address, _ = site
+    (root / "input").write_bytes(CONTENT + b"!")
+    with pytest.raises(ChecksumError, match=r"/input: got 105,001 bytes with sha256 .* expected 105,000"):
+        read(announce(monkeypatch, f"{address}/input"))
+    assert os.listdir(cache / "public" / "bard") == []
+
+
+def test_a_download_without_end_is_cut_off(site: tuple[Path, str, list[str]], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, address, _ = site
+    (root / "long").write_bytes(bytes(3_000_000))
+    (root / "bomb").write_bytes(gzip.compress(bytes(50_000_000)))
+    with pytest.raises(DataError, match=r"long: sends more than the 105,000 bytes"):
+        read(announce(monkeypatch, f"{address}/long"))
+    with pytest.raises(ChecksumError, match=r"bomb: got 105,001 bytes"):
+        read(announce(monkeypatch, f"{address}/bomb"))
+
+
+def test_a_changed_file_in_the_cache_is_found(site: tuple[Path, str, list[str]], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, address, _ = site
+    (root / "input").write_bytes(CONTENT)
+    source = announce(monkeypatch, f"{address}/input")
+    read(source)
+    (cache / "public" / "bard" / "input.txt").write_bytes(CONTENT.replace(b"not", b"now"))
+    with pytest.raises(ChecksumError, match=r"input\.txt: sha256 .*Delete it"):
+        read(source)
+
+
+def test_the_mirror_comes_first_and_is_verified_too(
+    site: tuple[Path, str, list[str]], cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _, address, asked = site
+    mirror = tmp_path / "mirror" / "bard"
+    mirror.mkdir(parents=True)
+    (mirror / "input.txt.gz").write_bytes(gzip.compress(CONTENT))
+    monkeypatch.setenv("TAUON_DATA", str(mirror.parent))
+    source = announce(monkeypatch, f"{address}/input")
+    assert read(source) == CONTENT
+    assert asked == []
+    assert not cache.exists()
+    (mirror / "input.txt.gz").write_bytes(gzip.compress(b"else"))
+    with pytest.raises(ChecksumError, match=r"input\.txt\.gz: sha256 of the unpacked content"):
+        read(source)
+
+
+def test_only_web_addresses_are_fetched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="only http and https"):
+        read(announce(monkeypatch, "file:///etc/passwd"))
+
+
+def test_the_recipes_cache_folder_is_used_for_downloads(
+    site: tuple[Path, str, list[str]], cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root, address, _ = site
+    (root / "input").write_bytes(CONTENT)
+    with cache_in(str(tmp_path / "mine")):
+        read(announce(monkeypatch, f"{address}/input"))
+    assert (tmp_path / "mine" / "public" / "bard" / "input.txt").is_file()
+    assert not cache.exists()
+
+
+def test_a_cache_that_cannot_be_made_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TAUON_CACHE", str(tmp_path / "file" / "below"))
+    with pytest.raises(DataError, match="cache folder cannot be made"):
+        read(announce(monkeypatch, "http://127.0.0.1:9/x"))
+
+
+def test_unknown_names_and_parts_are_refused() -> None:
+    with pytest.raises(RecipeError, match="no public set is called 'minst'; did you mean 'mnist'"):
+        parse(SourceConfig, {"kind": "public", "name": "minst"})
+    with pytest.raises(RecipeError, match="mnist was published without a part 'validation'"):
+        parse(SourceConfig, {"kind": "public", "name": "mnist", "split": "validation"})
+
+
+def test_every_registered_file_is_in_the_mirror_as_registered() -> None:
+    root = Path(os.environ.get("TAUON_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip("the data mirror is not here (TAUON_DATA)")
+    for known in PUBLIC.values():
+        for files in known.parts.values():
+            for file in files:
+                content = gzip.decompress((root / file.mirror).read_bytes())
+                assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
+
+
+def test_published_sets_have_their_published_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Articles of WikiText-2: Merity et al. 2016, table 1. Tokens: each line end counts as one (<eos>)."""
+    root = Path(os.environ.get("TAUON_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip("the data mirror is not here (TAUON_DATA)")
+    monkeypatch.setenv("TAUON_DATA", str(root))
+    for part, articles, tokens in (("train", 600, 2_088_628), ("validation", 60, 217_646), ("test", 60, 245_569)):
+        documents = list(parse(SourceConfig, {"kind": "public", "name": "wikitext-2", "split": part}).documents())
+        assert len(documents) == articles
+        assert sum(len(d.text.split()) + d.text.count("\n") for d in documents) == tokens
+    mnist = parse(SourceConfig, {"kind": "public", "name": "mnist"})
+    held = mnist.part("test")
+    assert held is not None
+    assert mnist.part("validation") is None
+    assert held.arrays().features.shape == (10_000, 1, 28, 28)
+    assert held.part("test") is None
