@@ -74,7 +74,9 @@ def check_model(config: ModelConfig, spec: DataSpec, *, steps: int = 150) -> Non
     with torch.no_grad():
         torch.testing.assert_close(_outputs(task, model, batch), _outputs(task, copy, batch), rtol=0, atol=0)
         for i in range(len(batch)):
-            torch.testing.assert_close(_outputs(task, model, batch)[i], _outputs(task, model, batch.rows(i, i + 1))[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                _outputs(task, model, batch)[i], _outputs(task, model, batch.rows(i, i + 1))[0], rtol=1e-4, atol=1e-5
+            )
     assert bare.flops_per_example(spec) > 0
     assert bare.activations_per_example(spec) > 0
 
