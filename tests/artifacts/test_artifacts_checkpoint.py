@@ -517,16 +517,17 @@ def test_kill_9_at_ten_random_moments_always_leaves_a_whole_checkpoint(tmp_path)
         savers.stdin.write("go\n")
         savers.stdin.flush()
         pid = int(savers.stdout.readline())
-        time.sleep(draw.uniform(0.0, 0.25) + (0.2 if not reached else 0))
+        deadline = time.monotonic() + 60
+        while max(steps(tmp_path), default=0) <= reached and time.monotonic() < deadline:
+            time.sleep(0.005)  # however slow the machine is: each attempt gets somewhere
+        time.sleep(draw.uniform(0.0, 0.2))
         os.kill(pid, signal.SIGKILL)
         assert savers.stdout.readline() == "gone\n"
         heard: list[str] = []
         found = latest_checkpoint(tmp_path, warn=heard.append)
         assert heard == []  # a kill tears nothing: what was not finished was never under its own name
-        if found is None:
-            assert reached == 0
-            continue
-        assert found.step >= reached
+        assert found is not None
+        assert found.step > reached
         assert found.state == {"step": found.step}
         assert found.tensors("model")["w"].eq(found.step).all()
         assert found.tensors("optim")["m"].eq(-found.step).all()
@@ -534,4 +535,3 @@ def test_kill_9_at_ten_random_moments_always_leaves_a_whole_checkpoint(tmp_path)
         reached = found.step
     savers.communicate()
     assert savers.returncode == 0
-    assert reached > 10

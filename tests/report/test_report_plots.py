@@ -136,6 +136,7 @@ def test_marks_stand_where_the_steps_are():
         (0.98712, 0.98480, 0.98918, ("0.9871", "0.9848", "0.9892")),
         (26.671, 26.16, 27.14, ("26.67", "26.16", "27.14")),
         (1234.5, 1100.0, 1400.0, ("1,234", "1,100", "1,400")),
+        (1.3743e9, 1.17e9, 1.6e9, ("1.374e9", "1.170e9", "1.600e9")),
         (0.5, None, None, ("0.5000", "–", "–")),
         (1.0, 1.0, 1.0, ("1.000", "1.000", "1.000")),
     ],
@@ -148,7 +149,7 @@ def test_words_for_numbers():
     assert figure(None) == "–"
     assert figure(math.nan) == "not a number"
     assert figure(-math.inf) == "−∞"
-    assert figure(0.00001234) == "1.234e-05"
+    assert figure(0.00001234) == "1.234e-5"
     assert clock(221) == "3 min 41 s"
     assert clock(86_400 * 2 + 3600) == "2 d 1 h"
     assert clock(0.5) == "0.5 s"

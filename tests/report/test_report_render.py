@@ -14,7 +14,7 @@ import report_folders as made
 from tauon.errors import RunError
 from tauon.report import SECTIONS, Records, Section, render
 
-VOID = {"meta", "br", "hr", "img", "input", "link"}
+VOID = {"meta", "wbr", "br", "hr", "img", "input", "link"}
 
 
 class Page(HTMLParser):
@@ -246,9 +246,16 @@ def test_a_loss_that_is_never_finite_is_said(tmp_path):
 
 
 def test_a_hundred_thousand_steps_stay_under_five_megabytes(tmp_path):
-    made.language_model(tmp_path, steps=100_000)
+    made.language_model(tmp_path, steps=200)
+    line = '{"time":%d.5,"kind":"step","step":%d,"loss":%.6f,"lr":%.6g,"grad_norm":%.5f,"tokens_per_s":%.4f,"tflops":%.6f,"memory_mb":1900.5}\n'
+    noise = np.random.default_rng(0).normal(size=100_000).tolist()
+    rows = (
+        line % (made.START + i, i, 3 + 0.1 * v, 1e-3 / i, 1 + 0.1 * v * v, 4e4 + 90 * v, 0.5 + 0.01 * v) for i, v in enumerate(noise, 1)
+    )
+    made.write(tmp_path, "events.jsonl", "".join(rows))
     path = render(tmp_path)
     assert path.stat().st_size <= 1_000_000
+    assert "100,000 steps" in path.read_text()
     Page(path.read_text())
 
 
@@ -260,13 +267,25 @@ def test_a_spike_of_one_step_among_a_hundred_thousand_is_drawn(tmp_path):
 
 def test_records_of_any_size_stay_under_five_megabytes(tmp_path):
     made.classifier(tmp_path, 300, 900)
-    made.write(tmp_path, "recipe.yaml", "name: big\n" + "# é<&>\n" * 200_000)
-    made.write(tmp_path, "data.json", {f"k{i}": {"a": "<&>" * 500, "b": list(range(500))} for i in range(3000)})
+    made.write(tmp_path, "recipe.yaml", "name: big\n" + "# " + "é<&>" * 200_000 + "\n")
+    made.write(tmp_path, "data.json", {f"k{i}": {"a": "<&>" * 500, "b": list(range(50))} for i in range(1000)})
     made.write(tmp_path, "samples.json", [{"prompt": "<" * 9000, "text": "&" * 90_000} for _ in range(300)])
-    made.write(tmp_path, "manifest.json", {f"k{i}": [{f"c{j}": "<" * 900 for j in range(10)} for _ in range(100)] for i in range(30)})
+    made.write(tmp_path, "manifest.json", {f"k{i}": [{f"c{j}": "<" * 900 for j in range(10)} for _ in range(40)] for i in range(30)})
     path = render(tmp_path)
     assert path.stat().st_size <= 5_000_000
     assert "Left out" in Page(path.read_text()).words
+
+
+def test_a_folder_of_folds_leads_with_their_mean_and_links_their_reports(tmp_path):
+    made.regressor(tmp_path)
+    for name in ("events.jsonl", "evaluation.json"):
+        (tmp_path / name).unlink()
+    made.write(tmp_path / "fold-0", "report.html", "x")
+    page = page_of(tmp_path)
+    assert "Cross-validated: 5 folds" in page.words
+    assert re.search(r"R², mean of the folds\s+0\.460", page.words)
+    assert [a["href"] for t, a in page.tags if t == "a" and not a["href"].startswith("#")] == ["fold-0/report.html"]
+    assert "No training step" not in page.words
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tauon.tracking.events as events
@@ -49,7 +49,7 @@ def values_of(event):
     return {k: v for k, v in event.items() if k not in ("time", "kind")}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(given_=st.lists(st.dictionaries(st.text().filter(lambda s: s not in ("time", "kind")), VALUES, max_size=4), max_size=4))
 def test_every_value_comes_back_and_every_line_is_plain_json(tmp_path_factory, given_):
     path = tmp_path_factory.mktemp("log") / "events.jsonl"
@@ -67,7 +67,7 @@ def test_every_value_comes_back_and_every_line_is_plain_json(tmp_path_factory, g
     assert same([values_of(e) for e in found], given_)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(value=VALUES)
 def test_the_spelling_is_that_of_the_artifacts_room(value):
     """Two rooms of one level may not share code: the same spelling of inf and nan is held together by this test."""
@@ -301,6 +301,7 @@ def test_what_cannot_be_opened_or_read_is_named(tmp_path):
         EventLog(tmp_path / "e", flush_seconds=0)
 
 
+@settings(deadline=None)
 @given(attempts=st.lists(st.integers(0, 30), min_size=1, max_size=5), every=st.integers(1, 7))
 def test_the_timeline_of_a_killed_run_is_that_of_one_never_killed(attempts, every):
     """Each attempt runs to some step past its checkpoint and is killed; the last one finishes at step 40."""

@@ -145,6 +145,7 @@ def test_wandb_stays_offline_by_default(tmp_path, monkeypatch):
     tracker.summary({"best": 0.25})
     tracker.close()
     assert (seen["mode"], seen["project"], seen["name"], seen["config"]["seed"]) == ("offline", "p", "first", 7)
+    wandb.teardown()  # as at the end of the process: only now is the file surely written
     (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     found = wandb_records(file)
     history = [

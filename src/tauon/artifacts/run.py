@@ -109,12 +109,12 @@ class Run:
     def _lock(self, fd: int, path: Path) -> bool:
         """Lock the open lock file; False when it is no longer the one at `path`."""
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(fd)
             return os.path.samestat(os.fstat(fd), os.stat(path))
         except FileNotFoundError:
             return False
         except BlockingIOError:
-            holder = _holder(fd)
+            _, holder = _holder(fd)
             os.close(fd)
             raise RunError(
                 f"{self.folder}: another process writes this run ({holder}). "
@@ -237,15 +237,36 @@ def _forget_lock(ref: weakref.ref[Run]) -> None:
         run._mutex = threading.RLock()
 
 
-def _holder(fd: int) -> str:
-    """Who wrote the lock file, in words."""
+def _flock(fd: int) -> None:
+    """Lock, or `BlockingIOError` at once; but wait up to two seconds for a holder that is dead already.
+
+    A child that was forked right before its parent was killed has the lock until it runs for the first time.
+    """
+    for _ in range(40):
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _holder(fd)[0]:
+            break
+        time.sleep(0.05)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _holder(fd: int) -> tuple[bool, str]:
+    """Who wrote the lock file: whether that process is known to be dead, and who it is in words."""
     for _ in range(20):  # the holder locks first and writes right after
         try:
             who = json.loads(os.pread(fd, 4096, 0))
-            return f"process {who['pid']} on {who['host']}, since {who['since']}"
+            words = f"process {who['pid']} on {who['host']}, since {who['since']}"
+            if who["host"] == socket.gethostname():
+                os.kill(int(who["pid"]), 0)
+            return False, words
+        except ProcessLookupError:
+            return True, words
+        except PermissionError:
+            return False, words  # alive, of another user
         except (ValueError, KeyError, TypeError, OSError):
             time.sleep(0.01)
-    return "process unknown"
+    return False, "process unknown"
 
 
 def _now() -> str:

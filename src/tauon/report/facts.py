@@ -12,8 +12,10 @@ from tauon.report.text import escape
 __all__ = ["data", "environment", "lineage", "recipe"]
 
 
-def data(records: Records) -> Section:
+def data(records: Records) -> Section | None:
     """What the run learned from: data.json as it is."""
+    if not records.data and records.only_folds:
+        return None
     if not records.data:
         return Section("data", "Data", missing("No data facts are on record: data.json is missing."))
     return Section("data", "Data", facts_table(records.data, "Data facts"))
@@ -28,9 +30,9 @@ def recipe(records: Records) -> Section:
             for d in records.derived[:200]
         ]
         html += "<h3>Derived settings</h3>" + table(
-            [("Setting", ""), ("Value", "any"), ("Worked out from", "any")], rows, "Derived settings", "full"
+            [("Setting", ""), ("Value", "any"), ("Worked out from", "any")], rows, "Derived settings", "full stack"
         )
-    else:
+    elif not records.only_folds:
         html += missing("No derived settings are on record: derived.json is missing, or the recipe says everything itself.")
     html += "<h3>Complete recipe</h3>" + scroll(f"<pre>{escape(records.recipe_text, 200_000)}</pre>", "Recipe", "tall")
     return Section("recipe", "Recipe", html)
@@ -41,9 +43,11 @@ def _short(value: Any) -> str:
     return f"<code>{escape(text, 300)}</code>"
 
 
-def environment(records: Records) -> Section:
+def environment(records: Records) -> Section | None:
     """What it ran on: the manifest's `environment`."""
     found = records.manifest.get("environment")
+    if not found and records.only_folds:
+        return None
     if not isinstance(found, dict) or not found:
         return Section(
             "environment", "Environment", missing("No environment is on record: manifest.json is missing, or says nothing of it.")
@@ -51,11 +55,13 @@ def environment(records: Records) -> Section:
     return Section("environment", "Environment", facts_table(found, "Environment"))
 
 
-def lineage(records: Records) -> Section:
+def lineage(records: Records) -> Section | None:
     """Everything else of the manifest: data hashes, seeds, parents, checkpoint, times."""
     rest = {k: v for k, v in records.manifest.items() if k != "environment"}
     if records.stages:
         rest["stages"] = records.stages
+    if not rest and records.only_folds:
+        return None
     if not rest:
         return Section("lineage", "Lineage", missing("No lineage is on record: manifest.json is missing, or holds none."))
     said = "<p>Where this run comes from, and the hashes that prove it: the same recipe, data and seed give the same weights.</p>"

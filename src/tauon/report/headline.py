@@ -16,6 +16,9 @@ def status(records: Records) -> tuple[str, str]:
     last = records.last_step
     ends = ("step", "interrupted", "failed", "error", "finish", "finished", "stop", "resume")
     tail = next((e for e in reversed(records.events) if e.get("kind") in ends), None)
+    if tail is None and records.only_folds:
+        folds = records.folds["folds"]
+        return "good", f"Cross-validated: {len(folds) if isinstance(folds, list) else 0} folds, each trained and evaluated by itself."
     if tail is None:
         return ("good", "Evaluated; no training is on record.") if records.evaluation else ("plain", "No training is on record.")
     kind, step, planned = tail.get("kind"), number(tail.get("step")), _planned_steps(records)
@@ -69,7 +72,7 @@ def headline(records: Records) -> str:
     kicker = "Tauon report" + (f" · {escape(str(task).replace('-', ' '), 80)}" if isinstance(task, str) else "")
     tone, sentence = status(records)
     html = f'<p class="kicker">{kicker}</p><h1>{escape(records.name, 200)}</h1><p class="status {tone}">{escape(sentence, 600)}</p>'
-    html += _hero(records.evaluation) + _facts(records)
+    html += (_hero(records.evaluation) or _hero_of_folds(records.folds)) + _facts(records)
     if records.problems:
         html += '<ul class="plain note">' + "".join(f"<li>{escape(p, 500)}</li>" for p in records.problems[:20]) + "</ul>"
     return html
@@ -98,6 +101,21 @@ def _hero(evaluation: dict[str, Any]) -> str:
         about = f"{level:.0%} interval {bottom} to {top}" if low is not None and high is not None else str(m.get("reason") or "no interval")
         html += f'<div><p class="what">{escape(what)}</p><div class="value">{shown}</div><p class="range">{escape(about, 300)}</p></div>'
     return f'<div class="hero">{html}</div>'
+
+
+def _hero_of_folds(folds: dict[str, Any]) -> str:
+    mean, std = folds.get("mean"), folds.get("std")
+    if not isinstance(mean, dict) or not isinstance(std, dict):
+        return ""
+    html = ""
+    names = [n for n in ("accuracy", "r2", "bits_per_byte", "f1_macro", "rmse") if n in mean] or list(mean)
+    for name in names[:2]:
+        value, between = number(mean.get(name)), number(std.get(name))
+        if value is not None and between is not None:
+            shown = spread(value, value - between, value + between)[0]
+            html += f'<div><p class="what">{escape(label(str(name)), 100)}, mean of the folds</p><div class="value">{shown}</div>'
+            html += f'<p class="range">standard deviation between folds {figure(between, 2)}</p></div>'
+    return f'<div class="hero">{html}</div>' if html else ""
 
 
 def _facts(records: Records) -> str:

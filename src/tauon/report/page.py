@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import Any
 
 from tauon.report.records import number
-from tauon.report.text import count, escape, figure, human_bytes, label
+from tauon.report.text import count, cut, escape, figure, human_bytes, label
 
 __all__ = ["Section", "document", "facts_table", "missing", "scroll", "table"]
 
@@ -89,8 +89,13 @@ def value_html(key: str, value: Any) -> str:
     if isinstance(value, float):
         return figure(value, 6)
     if isinstance(value, (list, tuple)):
-        shown = ", ".join(str(v) for v in value[:24])
-        return escape(shown + (f", … ({len(value):,} in all)" if len(value) > 24 else ""), 1000)
+        if not value:
+            return "none"
+        items = [cut(str(v), 200) for v in value[:24]]
+        while len(items) > 1 and sum(map(len, items)) > 400:
+            items.pop()
+        more = f", … ({len(value):,} in all)" if len(value) > len(items) else ""
+        return escape(", ".join(items) + more)
     text = str(value)
     if len(text) >= 16 and all(c in "0123456789abcdef:" for c in text.removeprefix("sha256")):
         return f'<span class="hash">{escape(text, 200)}</span>'
@@ -112,7 +117,7 @@ class _Facts:
     def row(self, name: str, value: Any) -> None:
         if len(self.rows) < 400:
             shown = "–" if isinstance(value, Mapping) and not value else value_html(name, value)
-            self.rows.append([escape(name, 200), shown])
+            self.rows.append([escape(name, 200).replace(".", ".<wbr>"), shown])
         else:
             self.left += 1
 

@@ -104,6 +104,11 @@ class Records:
         return [e for e in self.events if e.get("kind") in kinds]
 
     @property
+    def only_folds(self) -> bool:
+        """Whether the folder only gathers the folds of a cross-validation, which keep the other records themselves."""
+        return bool(self.folds.get("folds")) and not self.evaluation and not self.events
+
+    @property
     def last_step(self) -> int | None:
         """Number of the last step on record."""
         steps = (s for e in reversed(self.of_kind("step")) if (s := number(e.get("step"))) is not None)

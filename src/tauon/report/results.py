@@ -21,11 +21,13 @@ _ROWS = 100
 """Rows of the table of classes."""
 
 
-def evaluation(records: Records) -> Section:
-    """Everything of evaluation.json."""
+def evaluation(records: Records) -> Section | None:
+    """Everything of evaluation.json; None where only the folds were evaluated."""
     e = records.evaluation
     given = e.get("metrics")
     metrics = given if isinstance(given, dict) else {}
+    if not metrics and records.only_folds:
+        return None
     if not metrics:
         return Section("evaluation", "Evaluation", missing("No evaluation is on record: evaluation.json is missing, or holds no metric."))
     n, level = number(e.get("n")), number(e.get("confidence")) or 0.95
@@ -245,18 +247,29 @@ def folds(records: Records) -> Section | None:
     rows = [r for r in rows if isinstance(r, dict) and isinstance(r.get("metrics"), dict)] if isinstance(rows, list) else []
     if not rows:
         return None
-    names = list(dict.fromkeys(str(k) for r in rows for k in r["metrics"]))[:12]
+    names = list(dict.fromkeys(str(k) for r in rows for k in r["metrics"]))[:30]
+    shown = rows[:20]
+    summaries = [(k, t, s) for k, t in (("mean", "Mean"), ("std", "Std. dev.")) if isinstance(s := records.folds.get(k), dict)]
 
     def plain(value: Any) -> str:
         return figure(_triple(value)[0] if isinstance(value, dict) else number(value))
 
-    cells = [[escape(f"Fold {r.get('fold', i)}"), *(plain(r["metrics"].get(k)) for k in names)] for i, r in enumerate(rows[:100])]
-    for key, title in (("mean", "Mean"), ("std", "Standard deviation")):
-        summary = records.folds.get(key)
-        if isinstance(summary, dict):
-            cells.append([title, *(f"<b>{plain(summary.get(k))}</b>" if key == "mean" else plain(summary.get(k)) for k in names)])
-    html = table([("", ""), *((label(k), "num") for k in names)], cells, "Folds")
+    cells = [
+        [escape(label(k)), *(f"<b>{plain(s.get(k))}</b>" if key == "mean" else plain(s.get(k)) for key, _, s in summaries)]
+        + [plain(r["metrics"].get(k)) for r in shown]
+        for k in names
+    ]
+    columns = [
+        ("", ""),
+        *((t, "num") for _, t, _ in summaries),
+        *((f"Fold {str(r.get('fold', i))[:20]}", "num") for i, r in enumerate(shown)),
+    ]
+    html = table(columns, cells, "Folds") + (missing(f"{len(rows) - 20} more folds are in folds.json.") if len(rows) > 20 else "")
     html += missing("The standard deviation is between folds. Folds share training data, so that it is no confidence interval of the mean.")
+    reports = [i for i in range(len(shown)) if (records.folder / f"fold-{i}" / "report.html").is_file()]
+    if reports:
+        links = ", ".join(f'<a href="fold-{i}/report.html">fold {i}</a>' for i in reports)
+        html += f'<p class="note">Each fold was trained and evaluated by itself and has its own report: {links}.</p>'
     return Section("folds", f"Cross-validation, {len(rows)} folds", html)
 
 

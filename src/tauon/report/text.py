@@ -27,7 +27,7 @@ def figure(value: float | None, digits: int = 4) -> str:
     """A number with `digits` significant digits; a dash for None.
 
     >>> figure(0.98712), figure(1234567.0), figure(3e-5), figure(None)
-    ('0.9871', '1,234,567', '3.000e-05', '–')
+    ('0.9871', '1,234,567', '3.000e-5', '–')
     """
     if value is None:
         return "–"
@@ -36,8 +36,9 @@ def figure(value: float | None, digits: int = 4) -> str:
     if value == 0:
         return "0"
     size = abs(value)
-    if size >= 1e15 or size < 1e-4:
-        return f"{value:.{digits - 1}e}"
+    if size >= 1e9 or size < 1e-4:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}e{int(exponent)}"
     decimals = max(0, digits - 1 - math.floor(math.log10(size)))
     return f"{value:,.{decimals}f}"
 
@@ -51,7 +52,7 @@ def spread(value: float, low: float | None, high: float | None) -> tuple[str, st
     if low is None or high is None or not 0 < high - low < math.inf:
         return figure(value), figure(low), figure(high)
     decimals = max(0, min(8, 1 - math.floor(math.log10((high - low) / 2))))
-    if abs(value) >= 1e15 or decimals > 7:
+    if max(abs(value), abs(low), abs(high)) >= 1e7 or decimals > 7:
         return figure(value), figure(low), figure(high)
     return f"{value:,.{decimals}f}", f"{low:,.{decimals}f}", f"{high:,.{decimals}f}"
 

@@ -16,8 +16,10 @@ __all__ = ["training"]
 _OTHER = {"step", "time", "kind", "loss", "examples", "tokens", "seconds", "n", "epoch", "best"}
 
 
-def training(records: Records) -> Section:
-    """Curves of the event log; says so where the log has none."""
+def training(records: Records) -> Section | None:
+    """Curves of the event log; says so where the log has none. None where only the folds were trained."""
+    if records.only_folds:
+        return None
     steps = list(records.of_kind("step"))
     charts = [_loss(records), _rate(records), _gradients(records), *_throughput(records), _memory(records), *_validation(records)]
     drawn = "".join(c for c in charts if c)

@@ -29,6 +29,8 @@ STOP = "stop"
 
 
 class Hook(Protocol):
+    """Called after each step."""
+
     def __call__(self, job: TrainJob, info: StepInfo) -> str | None: ...
 
 

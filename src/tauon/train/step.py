@@ -32,10 +32,14 @@ class BatchSource(Protocol):
 
 
 class Make(Protocol):
+    """The first seam."""
+
     def __call__(self, job: TrainJob, batch: Batch) -> Tensor: ...
 
 
 class Act(Protocol):
+    """The second and the third seam."""
+
     def __call__(self, job: TrainJob) -> None: ...
 
 
