@@ -28,14 +28,13 @@ def peer_accuracy(recipe, fold: int) -> tuple[float, float]:  # type: ignore[no-
 
     split = recipe.data.split.model_copy(update={"fold": fold})
     splits = prepare(recipe.data.model_copy(update={"split": split, "normalize": "none"}), seed=recipe.seed, needs="arrays")
-    (x, y), (x_test, y_test) = (
-        (b.inputs.numpy(), b.targets.numpy()) for b in (p.batch(np.arange(len(p))) for p in (splits.train, splits.test))
-    )
+    assert splits.test is not None
+    train, test = (part.batch(np.arange(len(part))) for part in (splits.train, splits.test))
     model = make_pipeline(
         StandardScaler(), LogisticRegressionCV(cv=5, max_iter=5000, scoring="accuracy", l1_ratios=(0.0,), use_legacy_attributes=False)
     )
-    model.fit(x, y)
-    return float(model.score(x_test, y_test)), float(model[-1].C_)
+    model.fit(train.inputs.numpy(), train.targets.numpy())
+    return float(model.score(test.inputs.numpy(), test.targets.numpy())), float(model[-1].C_)
 
 
 def main() -> None:

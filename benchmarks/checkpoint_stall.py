@@ -74,7 +74,7 @@ def main() -> None:
     from tauon.artifacts import CheckpointWriter
     from tauon.train import job_state, train_step
 
-    rounds, warm = (3 if args.quick else 9), 2
+    rounds, warm = (3 if args.quick else 9), 1
     job = make_job()
     parameters = sum(p.numel() for p in job.model.parameters())
 
@@ -119,7 +119,7 @@ def main() -> None:
         alone = time.perf_counter() - start
         steps(3, plain)
         # long enough for the write to end before the block does, as it does in 100 steps
-        n = max(4, min(EVERY, round(2.5 * alone / statistics.median(plain))))
+        n = max(4, min(EVERY, round(1.5 * alone / statistics.median(plain))))
         plain.clear()
         lost: dict[str, list[float]] = {"ours": [], "peer": []}
         cpu: dict[str, list[float]] = {"ours": [], "peer": []}
