@@ -259,10 +259,20 @@ def families() -> tuple[str, ...]:
 
 
 def load_plugins() -> None:
-    """Import every installed package that announces parts for Tauon (entry-point groups `tauon.<family>`, `tauon.plugins`)."""
+    """Import every installed package that announces parts for Tauon (entry-point groups `tauon.<family>`, `tauon.plugins`).
+
+    One that cannot be imported, or takes a name that is taken, is a `RecipeError` that names the package.
+    """
     for group in ("plugins", *_FAMILIES):
         for point in entry_points(group=f"tauon.{group}"):
-            point.load()
+            try:
+                point.load()
+            except Exception as err:  # another's code: anything may be wrong with it
+                package = point.dist.name if point.dist else "?"
+                raise RecipeError(
+                    f"the installed package {package!r} announces parts for Tauon ({point.group}: {point.value}) and cannot be "
+                    f"imported: {type(err).__name__}: {err}. Update it, or: pip uninstall {package}"
+                ) from err
 
 
 def dump(node: Config, mode: str = "json") -> dict[str, Any]:

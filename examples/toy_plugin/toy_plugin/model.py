@@ -37,7 +37,8 @@ class FactorizationMachineConfig(ModelConfig):
         return self.model_copy(update={"inputs": math.prod(spec.input_shape), "outputs": spec.outputs})
 
     def build(self) -> FactorizationMachine:
-        assert self.inputs is not None and self.outputs is not None, "resolve first"
+        if self.inputs is None or self.outputs is None:
+            raise RecipeError([Problem("model", "inputs and outputs are not known yet: resolve the config against the data first.")])
         return FactorizationMachine(self.inputs, self.outputs, self.rank)
 
 
