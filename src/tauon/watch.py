@@ -34,7 +34,8 @@ class TrainingRecord:
         self.meter = Meter(flops)
         self.saved = -1
         stopping = config.early_stopping
-        self.patience, self.min_delta = (stopping.patience, stopping.min_delta) if stopping is not None else (None, 0.0)
+        self.patience = stopping.patience if stopping is not None else None
+        self.min_delta = stopping.min_delta if stopping is not None else 0.0
 
     def begin(self, job: TrainJob) -> None:
         self.saved = job.step if job.step else -1
