@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from tauon.config import register
-from tauon.optim.base import OptimConfig, decay_groups
+from tauon.optim.base import Decay, OptimConfig, decay_groups
 
 __all__ = ["MuonConfig", "Together"]
 
@@ -31,7 +31,7 @@ class MuonConfig(OptimConfig):
     weight_decay: float = Field(0.0, ge=0)
     adamw_lr: float = Field(3e-3, gt=0)
     """Peak learning rate of AdamW for what Muon does not take."""
-    betas: tuple[float, float] = (0.8, 0.95)
+    betas: tuple[Decay, Decay] = (0.8, 0.95)
     """AdamW's moment decays."""
     eps: float = Field(1e-10, gt=0)
     """AdamW's epsilon."""
