@@ -16,7 +16,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from tauon.config import register
 from tauon.errors import Problem, RecipeError
-from tauon.optim.base import OptimConfig, decay_groups
+from tauon.optim.base import Decay, OptimConfig, decay_groups
 
 __all__ = ["MuonConfig", "Together"]
 
@@ -35,7 +35,7 @@ class MuonConfig(OptimConfig):
     embed_lr: float | None = Field(None, gt=0)
     """Peak learning rate of AdamW for the token embedding, where it is not also the head. Left out: `adamw_lr`. An embedding
     that starts at unit variance wants far more (0.2 to 0.6) than a head."""
-    betas: tuple[float, float] = (0.8, 0.95)
+    betas: tuple[Decay, Decay] = (0.8, 0.95)
     """AdamW's moment decays."""
     eps: float = Field(1e-10, gt=0)
     """AdamW's epsilon."""
