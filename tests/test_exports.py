@@ -26,5 +26,9 @@ def test_all_names_exist_once_and_in_order(name: str) -> None:
 @pytest.mark.parametrize("name", [m for m in MODULES if hasattr(importlib.import_module(m), "__path__")])
 def test_public_names_of_a_room_have_docstrings(name: str) -> None:
     module = importlib.import_module(name)
-    bare = [n for n in module.__all__ if isinstance(getattr(module, n), type | types.FunctionType) and not (getattr(module, n).__doc__ or "").strip()]
+    bare = [
+        n
+        for n in module.__all__
+        if isinstance(getattr(module, n), type | types.FunctionType) and not (getattr(module, n).__doc__ or "").strip()
+    ]
     assert not bare, f"{name}: no docstring on {bare}"

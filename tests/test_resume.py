@@ -37,7 +37,9 @@ def command(folder: Path, *more: str) -> list[str]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    words = random.Random(0).choices("the a heavy lepton decays quickly into lighter ones and neutrinos \n".split(" "), k=6000)
+    words = random.Random(0).choices(
+        ["the", "a", "heavy", "lepton", "decays", "quickly", "into", "lighter", "ones", "and", "neutrinos", "\n"], k=6000
+    )
     (tmp_path / "text.txt").write_text(" ".join(words))
     monkeypatch.setenv("TAUON_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -61,17 +63,19 @@ def kill_often(folder: Path, kills: int, seed: int) -> tuple[int, int]:
     while hits < kills:
         process = subprocess.Popen(command(folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        started = False
-        for line in process.stdout:  # wait until training begins, then a random moment more
+        left = None  # steps to let pass before the kill, once training has begun
+        for line in process.stdout:
             kind = json.loads(line)["kind"]
             resumed += kind == "resume"
             if kind == "training":
-                started = True
+                left = rng.randint(0, 45)
+            left = left - 1 if left is not None and kind == "step" else left
+            if left is not None and left <= 0:
                 break
-        if not started:
+        if left is None or left > 0:  # it came to its end
             assert process.wait(60) == 0, process.stderr.read() if process.stderr else ""
             break
-        time.sleep(rng.uniform(0.0, 0.5))
+        time.sleep(rng.uniform(0.0, 0.05))  # anywhere inside a step, or inside the writing of a checkpoint
         process.send_signal(signal.SIGKILL)
         hits += process.wait(60) == -signal.SIGKILL
         process.stdout.close()
@@ -86,7 +90,7 @@ def finish(folder: Path) -> None:
 
 
 def check_exact(folder: Path, kills: int, **settings: str) -> None:
-    steps = 400
+    steps = 500
     write(folder, "whole", steps=steps, **settings)
     finish(folder)
     write(folder, "killed", steps=steps, **settings)

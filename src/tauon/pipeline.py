@@ -36,7 +36,7 @@ from tauon.models import GPT, from_record, load_weights, materialize
 from tauon.recipe import SECTIONS, Recipe, StageName, differences, fingerprint, to_yaml
 from tauon.report import render
 from tauon.tasks import CountingBytes, LanguageModelling
-from tauon.tracking import EventLog
+from tauon.tracking import EventLog, guard
 from tauon.train import Precision, StopSignal, build_job, choose_device, choose_precision, make_plan, restore, train
 from tauon.watch import TrainingRecord
 
@@ -196,7 +196,7 @@ def train_stage(ctx: Context) -> dict[str, Any]:
             restore(job, checkpoint)
             events.log("resume", step=job.step)
             ctx.tell("resume", step=job.step, total_steps=job.total_steps)
-        trackers = [t.build(run.folder, recipe.name, dump(recipe)) for t in recipe.track]
+        trackers = [guard(t.build(run.folder, recipe.name, dump(recipe)), lambda m: ctx.tell("warning", message=m)) for t in recipe.track]
         about = {"model": dump(model), "task": dump(recipe.task), "spec": spec_record(spec), "preprocess": splits.preprocess}
         with (
             CheckpointWriter(
@@ -207,9 +207,7 @@ def train_stage(ctx: Context) -> dict[str, Any]:
             ) as writer,
             StopSignal().listening() as stop,
         ):
-            watch = TrainingRecord(
-                recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example
-            )
+            watch = TrainingRecord(recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example)
             watch.begin(job)
             try:
                 train(job, hooks=watch.hooks(), save=watch.save, save_every=plan.checkpoint_every, stop=stop)

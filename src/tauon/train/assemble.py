@@ -122,6 +122,12 @@ def make_plan(
     else:
         steps, why = config.steps or 1, "asked for"
     settle("steps", steps, why)
+    formula = (
+        "6 x (weights that multiply) + causal attention at half its square, for each token"
+        if spec.seq_len
+        else "6 x (weights that multiply), for each example"
+    )
+    derived.append(Derived("train.tflop_per_step", round(per_step / 1e12, 6), f"model operations of forward and backward: {formula}"))
 
     guess = config.time if config.time is not None else steps * per_step / CPU_FLOPS[precision.name] if device.type == "cpu" else None
     compiled, why = choose_compile(asked["compile"], device, bare, guess)
@@ -136,6 +142,8 @@ def make_plan(
         settle("checkpoint_every", checkpoint_every, "ten checkpoints in a run, at most 1,000 steps apart")
     if optim.lr is None:
         derived.append(Derived("optim.lr", optim.peak, f"the usual peak rate of {optim.kind_}"))
+    rise, last = optim.schedule.warmup_steps(steps), optim.schedule.factor(max(steps - 1, optim.schedule.warmup_steps(steps)), steps)
+    derived.append(Derived("optim.schedule", f"{optim.schedule.kind_}, {rise} steps of warm-up", f"ends at {last:.2%} of the peak"))
     return Plan(
         steps,
         device,
