@@ -107,14 +107,25 @@ def show_type(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
 
 
 def bounds(info: FieldInfo) -> str:
-    """` ≥ 1`, ` > 0`, ` < 1` of a field."""
-    found = [
-        f" {sign} {getattr(m, name):,}"
-        for m in info.metadata
+    """` ≥ 1`, ` > 0`, ` < 1` of a field. Upper bounds above a million only keep arithmetic within 63 bits, and are left out."""
+    found = {
+        sign: value
+        for m in [*info.metadata, *_within(info.annotation)]
         for name, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
-        if getattr(m, name, None) is not None
-    ]
-    return ",".join(found)
+        if (value := getattr(m, name, None)) is not None and value <= 1e6
+    }
+    return ",".join(f" {sign} {value:,}" for sign, value in found.items())
+
+
+def _within(annotation: Any) -> Iterator[Any]:
+    """Constraints inside an optional type; those of a list's items are not the list's."""
+    args = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Annotated:
+        for m in args[1:]:
+            yield from m.metadata if isinstance(m, FieldInfo) else [m]
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        for arg in args:
+            yield from _within(arg)
 
 
 def show_default(cls: type[Config], name: str) -> str:
