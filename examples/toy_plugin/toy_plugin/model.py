@@ -51,11 +51,11 @@ class FactorizationMachine(Model):
         super().__init__()
         self.linear = nn.Linear(inputs, outputs)
         self.factors = nn.Linear(inputs, outputs * rank, bias=False)
-        self.squares = rank
+        self.rank = rank
 
     def forward(self, x: Tensor) -> Tensor:
         x_BF = x.flatten(1)
-        sums = self.factors(x_BF).unflatten(1, (-1, self.squares)).square()  # (sum_i v_i x_i)^2, BCK
-        own = (x_BF.square() @ self.factors.weight.square().t()).unflatten(1, (-1, self.squares))  # sum_i (v_i x_i)^2
+        sums = self.factors(x_BF).unflatten(1, (-1, self.rank)).square()  # (sum_i v_i x_i)^2, BCK
+        own = (x_BF.square() @ self.factors.weight.square().t()).unflatten(1, (-1, self.rank))  # sum_i (v_i x_i)^2
         out: Tensor = self.linear(x_BF) + 0.5 * (sums - own).sum(2)
         return out
