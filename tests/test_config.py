@@ -199,13 +199,17 @@ def test_yaml_python_and_assignments_build_the_same_tree() -> None:
 
 
 def test_the_complete_tree_written_out_reads_back_equal_and_asks_for_nothing() -> None:
-    tree = parse(House, {"pet": "bird", "others": [{"kind": "cat", "lives": 3}], "units": {"paths": ["1e3", "null", "a: b", "=", "\u2028é"]}})
+    tree = parse(
+        House, {"pet": "bird", "others": [{"kind": "cat", "lives": 3}], "units": {"paths": ["1e3", "null", "a: b", "=", "\u2028é"]}}
+    )
     again = parse(House, read_yaml(write_yaml(dump(tree))))
     assert again == tree
     assert unread_keys(again) == unread_keys(tree) == ["others", "pet", "units"]
 
 
-@pytest.mark.parametrize("text", ["1e3", "2E-5", "12e5", "1e400", "0x1F", "1_000", "1:30", "on", "~", "2024-01-01", "", " a", "=", "<<", ".inf"])
+@pytest.mark.parametrize(
+    "text", ["1e3", "2E-5", "12e5", "1e400", "0x1F", "1_000", "1:30", "on", "~", "2024-01-01", "", " a", "=", "<<", ".inf"]
+)
 def test_strings_survive_writing_and_reading(text: str) -> None:
     assert read_yaml(write_yaml({"a": [text]})) == {"a": [text]}
 
