@@ -12,6 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction as Exact
 from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -38,6 +39,7 @@ __all__ = [
     "register",
     "registered",
     "unread_keys",
+    "write_yaml",
 ]
 
 T = TypeVar("T", bound="Config")
@@ -49,25 +51,29 @@ R = TypeVar("R", bound="type[Registered]")
 _SI = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 _IEC = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_NUMBER = re.compile(r"^([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)$")
+_NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?)\s*([A-Za-z%]*)", re.ASCII)
+_LONGEST = 60
+"""Characters of a value that is still shown whole, and of a number that is still read."""
+_LARGEST = 2**63 - 1
 
 
-def _split(value: str, what: str, example: str) -> tuple[float, str]:
-    match = _NUMBER.match(value.strip())
+def _split(value: str, what: str, example: str) -> tuple[Exact, str]:
+    """(number, unit); exact, since 1.001k is 1001 and in floating point is not."""
+    match = _NUMBER.fullmatch(value.strip()) if len(value) <= _LONGEST else None
     if not match:
         raise PydanticCustomError(
-            "unit", "{value} is not {what}; write it like {example}", {"value": repr(value), "what": what, "example": example}
+            "unit", "{value} is not {what}; write it like {example}", {"value": _short(value), "what": what, "example": example}
         )
-    return float(match[1].replace("_", "")), match[2]
+    return Exact(match[1].replace("_", "")), match[2]
 
 
-def _unit(unit: str, table: Mapping[str, float], what: str, example: str) -> float:
+def _unit(unit: str, table: Mapping[str, int | float], what: str, example: str) -> Exact:
     if unit.lower() not in table:
         raise PydanticCustomError(
             "unit", "unit {unit} of {what} is not one of {units}; write it like {example}",
             {"unit": repr(unit), "what": what, "units": ", ".join(u for u in table if u), "example": example},
         )  # fmt: skip
-    return table[unit.lower()]
+    return Exact(table[unit.lower()]).limit_denominator(1000)  # 1e-3, exactly
 
 
 def _no_bool(value: Any, what: str) -> None:
@@ -75,10 +81,15 @@ def _no_bool(value: Any, what: str) -> None:
         raise PydanticCustomError("unit", "got {value}, expected {what}", {"value": repr(value).lower(), "what": what})
 
 
-def _whole(value: float, text: Any) -> int:
-    if value != int(value):
+def _whole(value: Any, text: Any) -> Any:
+    """`value` as an int where it is a whole number of at most 63 bits; what is no number goes on to the type check."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, Exact) and value.denominator != 1:
         raise PydanticCustomError("unit", "{value} is not a whole number", {"value": repr(text)})
-    return int(value)
+    if isinstance(value, (int, Exact)) and abs(Exact(value)) > _LARGEST:
+        raise PydanticCustomError("unit", "{value} is more than 2^63 - 1, the largest count", {"value": _short(text)})
+    return int(value) if isinstance(value, Exact) else value
 
 
 def _count(value: Any) -> Any:
@@ -86,7 +97,7 @@ def _count(value: Any) -> Any:
     if isinstance(value, str):
         number, unit = _split(value, "a count", "64, 64k (64,000), 64Ki (65,536) or 1.5M")
         return _whole(number * _unit(unit, {**_SI, **_IEC}, "a count", "64k"), value)
-    return value
+    return _whole(value, value)
 
 
 def _bytes(value: Any) -> Any:
@@ -95,14 +106,14 @@ def _bytes(value: Any) -> Any:
         number, unit = _split(value, "a size", "512MiB or 1GB")
         table = {"": 1, "b": 1} | {u + "b": f for u, f in ({**_SI, **_IEC}).items() if u not in ("", "b")}
         return _whole(number * _unit(unit, table, "a size", "1GiB"), value)
-    return value
+    return _whole(value, value)
 
 
 def _duration(value: Any) -> Any:
     _no_bool(value, "a time such as 90s or 2h")
     if isinstance(value, str):
         number, unit = _split(value, "a time", "90s, 5m or 2h")
-        return number * (_unit(unit, _SECONDS, "a time", "2h") if unit else 1.0)
+        return float(number * (_unit(unit, _SECONDS, "a time", "2h") if unit else 1))
     return value
 
 
@@ -112,7 +123,7 @@ def _fraction(value: Any) -> Any:
         number, unit = _split(value, "a share", "5% or 0.05")
         if unit not in ("", "%"):
             _unit(unit, {"%": 1}, "a share", "5%")
-        return number / 100 if unit == "%" else number
+        return float(number / 100 if unit == "%" else number)
     return value
 
 
@@ -208,17 +219,17 @@ class Registered(Config):
             return data
         if isinstance(data, str):
             data = {"kind": data}
-        what = {"family": cls._family}
+        what, kinds = {"family": cls._family}, " | ".join(sorted(cls._members))
         if not isinstance(data, Mapping):
-            raise PydanticCustomError("kind", "got {value}, expected a {family} like {{kind: ...}}", what | {"value": repr(data)})
+            raise PydanticCustomError("kind", "got {value}, expected one of {kinds}", what | {"value": _short(data), "kinds": kinds})
         if "kind" not in data:
-            raise PydanticCustomError("kind", "say which {family}: kind: {kinds}", what | {"kinds": " | ".join(sorted(cls._members))})
+            raise PydanticCustomError("kind", "say which {family}: kind: {kinds}", what | {"kinds": kinds})
         kind = data["kind"]
         member = cls._members.get(kind) if isinstance(kind, str) else None
         if member is None:
             raise PydanticCustomError(
-                "kind", "no {family} is called {value}{nearest}. There are: {kinds}",
-                what | {"value": repr(kind), "nearest": _nearest(str(kind), cls._members), "kinds": ", ".join(sorted(cls._members))},
+                "kind", "no {family} is called {value}{nearest} There are: {kinds}",
+                what | {"value": _short(kind), "nearest": _nearest(str(kind), cls._members) or ".", "kinds": ", ".join(sorted(cls._members))},
             )  # fmt: skip
         try:
             return member.model_validate({k: v for k, v in data.items() if k != "kind"})
@@ -259,10 +270,20 @@ def families() -> tuple[str, ...]:
 
 
 def load_plugins() -> None:
-    """Import every installed package that announces parts for Tauon (entry-point groups `tauon.<family>`, `tauon.plugins`)."""
+    """Import every installed package that announces parts for Tauon (entry-point groups `tauon.<family>`, `tauon.plugins`).
+
+    One that cannot be imported, or takes a name that is taken, is a `RecipeError` that names the package.
+    """
     for group in ("plugins", *_FAMILIES):
         for point in entry_points(group=f"tauon.{group}"):
-            point.load()
+            try:
+                point.load()
+            except Exception as err:  # another's code: anything may be wrong with it
+                package = point.dist.name if point.dist else "?"
+                raise RecipeError(
+                    f"the installed package {package!r} announces parts for Tauon ({point.group}: {point.value}) and cannot be "
+                    f"imported: {type(err).__name__}: {err}. Update it, or: pip uninstall {package}"
+                ) from err
 
 
 def dump(node: Config, mode: str = "json") -> dict[str, Any]:
@@ -280,7 +301,7 @@ def parse(cls: type[T], data: Any, where: str = "") -> T:
     Checks types, units and names, then each node's own `problems()`. `where` (a file, say) heads the message.
     """
     if not isinstance(data, Mapping):
-        raise RecipeError(f"expected keys and values, got {type(data).__name__} ({str(data)[:40]!r})", where)
+        raise RecipeError(f"expected keys and values, got {type(data).__name__} ({_short(data)})", where)
     try:
         tree = cls._choose(data) if issubclass(cls, Registered) and "_family" in cls.__dict__ else cls.model_validate(data)
     except ValidationError as err:
@@ -344,23 +365,41 @@ def unread_keys(tree: Config, path: str = "") -> list[str]:
 
 
 def _problems(err: ValidationError, cls: type[Config], path: str) -> Iterator[Problem]:
+    choices: dict[str, list[str]] = {}  # of a value that may be this or that, each refusal at one key
     for e in err.errors(include_url=False):
-        at = ".".join(str(p) for p in e["loc"])
-        ctx = e.get("ctx", {})
-        if e["type"] == "nested":
-            yield from _problems(ctx["error"], ctx["cls"], _join(path, at))
-        elif e["type"] == "extra_forbidden":
+        ctx, kind = e.get("ctx", {}), e["type"]
+        loc, chosen = _keys_in(e["loc"], cls, unknown_last=kind == "extra_forbidden")
+        at = _join(path, *(str(p) for p in loc))
+        if kind == "nested":
+            yield from _problems(ctx["error"], ctx["cls"], at)
+        elif kind == "extra_forbidden":
             owner = _class_at(cls, e["loc"][:-1])
             known = list(owner.model_fields) if owner else []
             name = str(e["loc"][-1])
             there = "" if _nearest(name, known) or not known else f". There are: {', '.join(known)}"
-            yield Problem(_join(path, at), f"unknown key{_nearest(name, known)}{there}")
-        elif e["type"] == "missing":
-            yield Problem(_join(path, at), "missing, and it has no default")
-        elif e["type"] == "kind" or e["type"] == "unit":
-            yield Problem(_join(path, at), e["msg"])
+            yield Problem(at, f"unknown key{_nearest(name, known)}{there}")
+        elif kind == "missing":
+            yield Problem(at, "missing, and it has no default")
         else:
-            yield Problem(_join(path, at), f"{_lower(e['msg'])}, got {_short(e['input'])}")
+            message = e["msg"] if kind in ("kind", "unit") else f"{_lower(e['msg'])}, got {_short(e['input'])}"
+            if chosen:
+                choices.setdefault(at, []).append(message)
+            else:
+                yield Problem(at, message)
+    yield from (Problem(at, "; or: ".join(messages)) for at, messages in choices.items())
+
+
+def _keys_in(loc: Sequence[str | int], cls: type[Config], unknown_last: bool) -> tuple[list[str | int], bool]:
+    """A path without the names that pydantic gives to the branches of a union, and whether it had any."""
+    here: type[Config] | None = cls
+    keys: list[str | int] = []
+    for i, part in enumerate(loc):
+        if isinstance(part, int) or (unknown_last and i == len(loc) - 1):
+            keys.append(part)
+        elif here is not None and part in here.model_fields:
+            keys.append(part)
+            here = next(_configs_in(here.model_fields[part].annotation), None)
+    return keys, len(keys) < len(loc)
 
 
 def _class_at(cls: type[Config], loc: Sequence[str | int]) -> type[Config] | None:
@@ -397,41 +436,83 @@ def _lower(text: str) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of thousands of digits, say
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
 
 
 # ---------------------------------------------------------------------------------------------- YAML and a.b=c
 
 
+_FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+_MOST_VALUES, _DEEPEST = 100_000, 64
+
+
 class _Loader(yaml.SafeLoader):
     """YAML as people mean it: `1e-3` is a number (YAML 1.1 reads a string), a key given twice is an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if key in seen and key != "<<":
-                raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:  # here, before `<<` puts the keys of another mapping among them
+            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
+                raise yaml.MarkedYAMLError(problem=f"key {_short(key.value)} is given twice", problem_mark=key.start_mark)
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return node
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back the same: a string that looks like 1e3 gets quotes."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 def read_yaml(text: str, where: str = "") -> Any:
     """Plain data from YAML text; `RecipeError` with line and column when it is not YAML."""
+    where = where if len(where) <= 2 * _LONGEST else where[: 2 * _LONGEST - 3] + "..."
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
+        data = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
     except yaml.YAMLError as err:
         mark = getattr(err, "problem_mark", None)
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise RecipeError(f"not YAML: {getattr(err, 'problem', None) or err}{at}", where) from None
-    except (ValueError, RecursionError, TypeError) as err:  # a timestamp out of range, a mapping as a key
-        raise RecipeError(f"not YAML: {err}", where) from None
+    except RecursionError:
+        raise RecipeError("not a recipe: nested too deeply", where) from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as err:
+        # PyYAML's own, for `!!bool maybe`, `!!int ''`, a date that does not exist, a mapping as a key
+        raise RecipeError(f"not YAML: a value does not fit its tag, or a mapping is a key ({_lower(str(err))})", where) from None
+    if size := _too_large(data):
+        raise RecipeError(f"not a recipe: it {size}, aliases (*name) counted each time", where)
+    return data
+
+
+def write_yaml(data: Any) -> str:
+    """YAML text that `read_yaml` reads back as the same plain data."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def _too_large(data: Any) -> str:
+    """How the data is too large, if so: a few lines of aliases (`*a`) can make endless or enormous trees."""
+    left = _MOST_VALUES
+    stack: list[tuple[Any, int]] = [(data, 1)]
+    while stack:
+        node, depth = stack.pop()
+        left -= 1
+        if left < 0 or depth > _DEEPEST:
+            return f"holds over {_MOST_VALUES:,} values" if left < 0 else f"is nested over {_DEEPEST} levels deep"
+        if isinstance(node, dict):
+            stack += [(v, depth + 1) for v in node.values()]
+        elif isinstance(node, (list, tuple)):
+            stack += [(v, depth + 1) for v in node]
+    return ""
 
 
 def override(data: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
@@ -444,14 +525,14 @@ def override(data: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, A
     for text in assignments:
         key, sign, value = text.partition("=")
         if not sign or not key:
-            raise RecipeError(f"{text!r} is not an assignment; write it like train.steps=100")
+            raise RecipeError(f"{_short(text)} is not an assignment; write it like train.steps=100")
         path = key.split(".")
         node: Any = tree
         for i, part in enumerate(path):
             last = i == len(path) - 1
             if isinstance(node, list):
-                if not part.isdigit() or int(part) >= len(node):
-                    raise RecipeError([Problem(".".join(path[:i]), f"has items 0 to {len(node) - 1}, not {part!r}")])
+                if not re.fullmatch("[0-9]{1,6}", part) or int(part) >= len(node):
+                    raise RecipeError([Problem(".".join(path[:i]), f"has {len(node)} items, counted from 0; there is no {_short(part)}")])
                 slot: Any = int(part)
             else:
                 slot = part

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field
 
-from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml
+from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml, write_yaml
 from tauon.data import DataConfig, problems_for
 from tauon.errors import RecipeError
 from tauon.evaluate import EvaluateConfig
@@ -77,16 +76,20 @@ class Recipe(Config):
             yield "train.tokens", f"task {task.kind_} has no tokens. Give steps, epochs or time."
         if len(set(stages)) != len(stages) or list(stages) != [s for s in STAGES if s in stages]:
             yield "stages", f"{list(stages)} is not an order that works. Take some of {list(STAGES)}, in this order, each once."
+        if not stages:
+            yield "stages", f"is empty, so there is nothing to do. Take some of {list(STAGES)}."
+        optional = {n for n, info in type(self).model_fields.items() if not info.is_required()}  # others cannot be dropped
         for stage, sections in SECTIONS.items():
-            for section in sections:
-                used = any(section in SECTIONS[s] for s in stages)
-                if section in self.model_fields_set and not used:
-                    yield (
-                        section,
-                        f"nothing will read it: stage {stage} is not among stages {list(stages)}. Add the stage, or drop the section.",
-                    )
-        if train.peek("early_stopping") is not None and self._holds_nothing_out():
-            yield "train.early_stopping", "needs validation data, and data.split.validation is 0. Hold some out, or drop it."
+            for section in sorted(optional & self.model_fields_set & set(sections)):
+                if stages and not any(section in SECTIONS[s] for s in stages):
+                    yield section, f"nothing will read it: stage {stage} is not among stages {list(stages)}. Add it, or drop this section."
+        if task.needs != "tokens":
+            for name in ("prompts", "samples"):
+                if name in self.peek("evaluate").model_fields_set:
+                    yield f"evaluate.{name}", f"is for language models, and the task is {task.kind_}. Drop it."
+        for name in ("early_stopping", "validate_every", "validate_examples"):
+            if train.peek(name) is not None and self._holds_nothing_out():
+                yield f"train.{name}", "needs validation data, and data.split.validation is 0. Hold some out, or drop it."
 
     def _holds_nothing_out(self) -> bool:
         data: DataConfig = self.peek("data")
@@ -116,7 +119,7 @@ def recipe_schema() -> dict[str, Any]:
 
 def to_yaml(recipe: Recipe) -> str:
     """The complete recipe as YAML, defaults included: enough to run it again."""
-    return yaml.safe_dump(dump(recipe), sort_keys=False, allow_unicode=True, width=120)
+    return write_yaml(dump(recipe))
 
 
 def recipe_folder() -> Path:
@@ -133,13 +136,16 @@ def shipped_recipes() -> dict[str, Path]:
 def find_recipe(ref: str) -> Path:
     """The YAML file that a person means: a file, a run's folder, or the name of a shipped recipe. Raises `RecipeError`."""
     path = Path(ref)
-    if path.is_dir():
-        inside = path / "recipe.yaml"
-        if inside.is_file():
-            return inside
-        raise RecipeError(f"{ref} is a folder without recipe.yaml, so it is no run. `tauon runs list` shows the runs.")
-    if path.is_file():
-        return path
+    try:
+        if path.is_dir():
+            inside = path / "recipe.yaml"
+            if inside.is_file():
+                return inside
+            raise RecipeError(f"{ref} is a folder without recipe.yaml, so it is no run. `tauon runs list` shows the runs.")
+        if path.is_file():
+            return path
+    except (OSError, ValueError) as err:  # a name too long, a folder that may not be entered
+        raise RecipeError(f"{ref[:60]!r} cannot be looked up: {getattr(err, 'strerror', None) or err}. Check the path.") from None
     shipped = shipped_recipes()
     if ref in shipped:
         return shipped[ref]

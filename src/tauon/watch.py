@@ -33,6 +33,9 @@ class TrainingRecord:
         self.about, self.tell = about, tell
         self.meter = Meter(flops)
         self.saved = -1
+        stopping = config.early_stopping
+        self.patience = stopping.patience if stopping is not None else None
+        self.min_delta = stopping.min_delta if stopping is not None else 0.0
 
     def begin(self, job: TrainJob) -> None:
         self.saved = job.step if job.step else -1
@@ -64,11 +67,10 @@ class TrainingRecord:
         for tracker in self.trackers:
             tracker.log(info.step, {"validation_loss": loss})
         self.tell("validate", step=info.step, loss=loss)
-        stopping = self.config.early_stopping
-        if stopping is None:
+        if self.patience is None:
             return None
         best = job.notes.get("best", {"loss": math.inf, "step": 0})
-        if loss < best["loss"] - stopping.min_delta:
+        if loss < best["loss"] - self.min_delta:
             job.notes |= {"best": {"loss": loss, "step": info.step}, "since_best": 0}
             self.save(job)
             self.writer.protect(info.step)
@@ -76,11 +78,9 @@ class TrainingRecord:
                 self.writer.release(best["step"])
             return None
         job.notes["since_best"] = job.notes.get("since_best", 0) + 1
-        if job.notes["since_best"] < stopping.patience:
+        if job.notes["since_best"] < self.patience:
             return None
-        self.tell(
-            "note", message=f"validation loss has not fallen for {stopping.patience} validations; the best was at step {best['step']}"
-        )
+        self.tell("note", message=f"validation loss has not fallen for {self.patience} validations; the best was at step {best['step']}")
         return STOP
 
     def validation_batches(self, job: TrainJob) -> Iterator[Batch]:

@@ -7,19 +7,24 @@ Knows no family. A model is plain single-device code; precision, compile and par
 from __future__ import annotations
 
 import hashlib
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from tauon.config import Registered, dump, parse
+from tauon.config import Count, Registered, dump, parse
 from tauon.errors import CheckpointError
 from tauon.types import DataSpec
 
-__all__ = ["Model", "ModelConfig", "Shard", "from_record", "load_weights", "materialize", "parameter_count"]
+__all__ = ["Model", "ModelConfig", "Shard", "Size", "from_record", "load_weights", "materialize", "parameter_count"]
 
 Shard = Literal["colwise", "rowwise", "vocab", "replicate"]
 """How tensor parallelism may cut a weight (out, in): its rows, its columns, its vocabulary rows, or not at all."""
+
+
+Size = Annotated[Count, Field(ge=1, le=2**28)]
+"""A width, a number of channels, of features, of token ids. The bound keeps numbers of parameters within 63 bits."""
 
 
 class Model(nn.Module):

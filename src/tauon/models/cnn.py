@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
-from tauon.models.base import Model, ModelConfig
+from tauon.models.base import Model, ModelConfig, Size
 from tauon.models.mlp import array_sizes
 from tauon.types import DataSpec
 
@@ -27,17 +27,17 @@ __all__ = ["CNN", "CNNConfig"]
 class CNNConfig(ModelConfig):
     """Stages of convolution, GroupNorm, ReLU, max-pool; then global average and a linear head."""
 
-    channels: tuple[Count, ...] = (16, 32, 64)
+    channels: tuple[Size, ...] = (16, 32, 64)
     """Channels of each stage; the image is halved after each."""
-    convs_per_stage: Count = Field(1, ge=1)
+    convs_per_stage: Count = Field(1, ge=1, le=1000)
     """3x3 convolutions in a stage."""
-    groups: Count = Field(8, ge=1)
+    groups: Size = 8
     """Groups of each GroupNorm; must divide every stage's channels."""
     dropout: Fraction = Field(0.0, ge=0, lt=1)
     """Share of pooled features dropped in training."""
-    input_shape: tuple[Count, Count, Count] | None = None
+    input_shape: tuple[Size, Size, Size] | None = None
     """(channels, height, width) of an image. Left out: the data's."""
-    outputs: Count | None = Field(None, ge=1)
+    outputs: Size | None = None
     """Classes or targets. Left out: the data's."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -50,6 +50,10 @@ class CNNConfig(ModelConfig):
 
     def resolve(self, spec: DataSpec) -> Self:
         shape, outputs = array_sizes(self, spec)
+        if self.input_shape not in (None, shape):
+            raise RecipeError([Problem("model.input_shape", f"{self.input_shape}, but an example here is {shape}. Leave it out.")])
+        if self.outputs not in (None, outputs):
+            raise RecipeError([Problem("model.outputs", f"{self.outputs}, but the data has {outputs}. Leave it out.")])
         if len(shape) != 3:
             raise RecipeError(
                 [Problem("model.kind", f"cnn needs images (channels, height, width), and an example here is {shape}. Take mlp.")]

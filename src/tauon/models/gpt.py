@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
-from tauon.models.base import Model, ModelConfig
+from tauon.models.base import Model, ModelConfig, Size
 from tauon.types import DataSpec
 
 __all__ = ["GPT", "GPT2Config", "GPTConfig", "KVCache", "from_gpt2"]
@@ -34,15 +34,15 @@ class TransformerConfig(ModelConfig):
 
     needs = "tokens"
 
-    layers: Count = Field(6, ge=1)
+    layers: Count = Field(6, ge=1, le=10_000)
     """Number of blocks."""
-    width: Count = Field(384, ge=1)
+    width: Size = 384
     """Size of the residual stream, D."""
-    heads: Count = Field(6, ge=1)
+    heads: Size = 6
     """Query heads, H; each has width / heads dimensions."""
-    vocab: Count | None = Field(None, ge=1)
+    vocab: Size | None = None
     """Token ids, V. Left out: the tokenizer's."""
-    seq_len: Count | None = Field(None, ge=1)
+    seq_len: Size | None = None
     """Longest sequence in tokens. Left out: the data's."""
     dropout: Fraction = Field(0.0, ge=0, lt=1)
     """Share of activations dropped after attention and after the MLP, in training."""
@@ -91,11 +91,11 @@ class TransformerConfig(ModelConfig):
 class GPTConfig(TransformerConfig):
     """A modern GPT: RMSNorm, RoPE, QK-norm, grouped-query attention, no biases."""
 
-    kv_heads: Count | None = Field(None, ge=1)
+    kv_heads: Size | None = None
     """Key-value heads, G (grouped-query attention). Left out: as many as heads."""
     mlp: Literal["swiglu", "relu2"] = "relu2"
     """`swiglu`: gated, three matrices; `relu2`: squared ReLU, two."""
-    mlp_width: Count | None = Field(None, ge=1)
+    mlp_width: Size | None = None
     """Hidden size of the MLP. Left out: 4 x width, or 8/3 x width rounded up to 64 for `swiglu` (the same number of weights)."""
     qk_norm: bool = True
     """RMS-normalise queries and keys in each head: keeps attention logits bounded in bf16."""
@@ -131,9 +131,9 @@ class GPTConfig(TransformerConfig):
 class GPT2Config(TransformerConfig):
     """GPT-2's layout: LayerNorm, learned positions, GELU, biases, tied head. Defaults are GPT-2 small's."""
 
-    layers: Count = Field(12, ge=1)
-    width: Count = Field(768, ge=1)
-    heads: Count = Field(12, ge=1)
+    layers: Count = Field(12, ge=1, le=10_000)
+    width: Size = 768
+    heads: Size = 12
 
     def build(self) -> GPT:
         vocab, seq_len = self.sizes

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from tauon.config import Count, Fraction, register
+from tauon.config import Fraction, register
 from tauon.errors import Problem, RecipeError
-from tauon.models.base import Model, ModelConfig
+from tauon.models.base import Model, ModelConfig, Size
 from tauon.types import DataSpec
 
 __all__ = ["LinearConfig", "LogisticConfig", "MLPConfig", "Perceptron", "array_sizes"]
@@ -32,9 +32,9 @@ def array_sizes(config: ModelConfig, spec: DataSpec) -> tuple[tuple[int, ...], i
 
 
 class _ArrayConfig(ModelConfig):
-    inputs: Count | None = Field(None, ge=1)
+    inputs: Size | None = None
     """Features of one example, F. Left out: the data's."""
-    outputs: Count | None = Field(None, ge=1)
+    outputs: Size | None = None
     """Classes or targets, C. Left out: the data's."""
 
     def resolve(self, spec: DataSpec) -> Self:
@@ -59,7 +59,7 @@ class _ArrayConfig(ModelConfig):
 class MLPConfig(_ArrayConfig):
     """Fully connected layers with an activation between them."""
 
-    hidden: tuple[Count, ...] = (128,)
+    hidden: tuple[Size, ...] = (128,)
     """Sizes of the hidden layers; [128] on MNIST is 784-128-10."""
     activation: Literal["relu", "gelu", "tanh", "silu"] = "relu"
     """Between layers."""

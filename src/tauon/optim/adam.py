@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim import Adam, AdamW, Optimizer
 
 from tauon.config import register
-from tauon.optim.base import OptimConfig, decay_groups
+from tauon.optim.base import Decay, OptimConfig, decay_groups
 
 __all__ = ["AdamConfig", "AdamWConfig"]
 
@@ -16,7 +16,7 @@ __all__ = ["AdamConfig", "AdamWConfig"]
 class AdamConfig(OptimConfig):
     """Adam (Kingma & Ba 2015, arXiv:1412.6980); `weight_decay` is L2, added to the gradient."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the first and second moment estimates."""
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
@@ -32,7 +32,7 @@ class AdamWConfig(OptimConfig):
     default_lr = 3e-4
 
     weight_decay: float = Field(0.1, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the first and second moment estimates."""
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""

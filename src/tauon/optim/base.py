@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -12,7 +12,10 @@ from torch.optim import Optimizer
 from tauon.config import Registered
 from tauon.optim.schedule import Cosine, ScheduleConfig
 
-__all__ = ["OptimConfig", "decay_groups"]
+__all__ = ["Decay", "OptimConfig", "decay_groups"]
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+"""How much of a running mean is kept from step to step."""
 
 
 class OptimConfig(Registered, family="optim"):

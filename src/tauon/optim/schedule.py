@@ -6,6 +6,7 @@ Factors are of the peak rate; step counts from 0 (the first update) to total - 1
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from pydantic import Field
 
@@ -19,6 +20,11 @@ class ScheduleConfig(Registered, family="schedule"):
 
     warmup: Fraction | Count = Field(0.02, ge=0)
     """Linear rise from zero: a share of all steps if below 1 (5%), else a number of steps."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        warmup = self.peek("warmup")
+        if isinstance(warmup, float) and warmup >= 1 and (warmup == 1 or not warmup.is_integer()):
+            yield "warmup", f"{warmup:g} is neither a share below 100% nor a whole number of steps. Write it like 5%, or like 200."
 
     def warmup_steps(self, total: int) -> int:
         return round(self.warmup * total) if self.warmup < 1 else int(self.warmup)

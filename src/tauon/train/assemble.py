@@ -142,6 +142,8 @@ def make_plan(
         settle("checkpoint_every", checkpoint_every, "ten checkpoints in a run, at most 1,000 steps apart")
     if optim.lr is None:
         derived.append(Derived("optim.lr", optim.peak, f"the usual peak rate of {optim.kind_}"))
+    rise, last = optim.schedule.warmup_steps(steps), optim.schedule.factor(max(steps - 1, optim.schedule.warmup_steps(steps)), steps)
+    derived.append(Derived("optim.schedule", f"{optim.schedule.kind_}, {rise} steps of warm-up", f"ends at {last:.2%} of the peak"))
     return Plan(
         steps,
         device,

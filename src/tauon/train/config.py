@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -26,13 +27,13 @@ class TrainConfig(Config):
 
     steps: Count | None = Field(None, ge=1)
     """Optimizer steps. Give one of steps, epochs, tokens, time."""
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=1e9)
     """Passes over the training data."""
     tokens: Count | None = Field(None, ge=1)
     """Tokens to train on (100M); text only."""
-    time: Duration | None = Field(None, gt=0)
+    time: Duration | None = Field(None, gt=0, le=1e9)
     """Wall time that the steps should take (2h). Measured once at the start, turned into steps, recorded, and kept on resume."""
-    batch: Count = Field(64, ge=1)
+    batch: Count = Field(64, ge=1, le=2**31)
     """Examples in one optimizer step, all ranks together."""
     microbatch: Count | None = Field(None, ge=1)
     """Examples in one forward and backward pass. Left out: the whole batch, or the most that fits in memory."""
@@ -74,4 +75,5 @@ class TrainConfig(Config):
 
 def largest_divisor(n: int, at_most: int) -> int:
     """The largest divisor of n that is at most `at_most` (at least 1)."""
-    return next(d for d in range(min(n, max(1, at_most)), 0, -1) if n % d == 0)
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return max(d for d in [*small, *(n // d for d in small)] if d <= max(1, at_most))
