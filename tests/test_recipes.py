@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tauon.artifacts import read_json
+from tauon.config import dump
 from tauon.data import prepare
 from tauon.pipeline import run
 from tauon.recipe import Recipe, load_recipe, shipped_recipes, to_yaml
@@ -43,6 +44,10 @@ def toy(name: str) -> Recipe:
         limited = given  # small already; its first rows are of one class
     if given["kind"] == "python-stdlib":
         limited |= {"limit": 40}
+    for part in ("validation", "test"):  # published parts of their own, which a limit of the source does not shorten
+        own = recipe.data.source.part(part)  # type: ignore[arg-type]
+        if own is not None:
+            small = [*small, f"data.{part}={json.dumps(dump(own) | {'limit': LIMIT[own.gives()]})}"]
     held_out = recipe.data.validation is not None or recipe.data.split.validation > 0
     return load_recipe(name, [f"data.source={json.dumps(limited)}", *small, *SHORT, *(["train.validate_examples=4"] if held_out else [])])
 
