@@ -32,6 +32,12 @@ class TrainingRecord:
         self.about, self.tell = about, tell
         self.meter = Meter(flops)
         self.saved = -1
+        self.at_most: int | None = None
+        self.patience, self.min_delta = math.inf, 0.0
+        if splits.validation is not None:  # read now, so that a key without effect is known to be one
+            self.at_most = config.validate_examples
+            if config.early_stopping is not None:
+                self.patience, self.min_delta = config.early_stopping.patience, config.early_stopping.min_delta
 
     def begin(self, job: TrainJob) -> None:
         self.saved = job.step if job.step else -1
@@ -63,11 +69,10 @@ class TrainingRecord:
         for tracker in self.trackers:
             tracker.log(info.step, {"validation_loss": loss})
         self.tell("validate", step=info.step, loss=loss)
-        stopping = self.config.early_stopping
-        if stopping is None:
+        if self.config.early_stopping is None:
             return None
         best = job.notes.get("best", {"loss": math.inf, "step": 0})
-        if loss < best["loss"] - stopping.min_delta:
+        if loss < best["loss"] - self.min_delta:
             job.notes |= {"best": {"loss": loss, "step": info.step}, "since_best": 0}
             self.save(job)
             self.writer.protect(info.step)
@@ -75,17 +80,15 @@ class TrainingRecord:
                 self.writer.release(best["step"])
             return None
         job.notes["since_best"] = job.notes.get("since_best", 0) + 1
-        if job.notes["since_best"] < stopping.patience:
+        if job.notes["since_best"] < self.patience:
             return None
-        self.tell(
-            "note", message=f"validation loss has not fallen for {stopping.patience} validations; the best was at step {best['step']}"
-        )
+        self.tell("note", message=f"validation loss has not fallen for {self.patience} validations; the best was at step {best['step']}")
         return STOP
 
     def validation_batches(self, job: TrainJob) -> Iterator[Batch]:
         dataset = self.splits.validation
         assert dataset is not None
-        n = min(len(dataset), self.config.validate_examples or len(dataset))
+        n = min(len(dataset), self.at_most or len(dataset))
         rows = max(1, min(job.microbatch, 512))
         for start in range(0, n, rows):
             yield dataset.batch(np.arange(start, min(n, start + rows), dtype=np.int64))
