@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -335,9 +334,10 @@ class Stopped(BaseException):
     """A kill, as far as Python code can tell."""
 
 
-def stop_after(tauon: Tauon, recipe: Path, step: int, monkey: Callable[[], None] | None = None) -> None:
+def stop_after(tauon: Tauon, recipe: Path, step: int) -> None:
     """Train until `step` is done and its checkpoint written, then die."""
     from tauon import watch
+    from tauon.cli.main import cli
 
     original = watch.TrainingRecord.save
 
@@ -350,8 +350,6 @@ def stop_after(tauon: Tauon, recipe: Path, step: int, monkey: Callable[[], None]
     watch.TrainingRecord.save = save  # type: ignore[method-assign]
     try:
         with pytest.raises(Stopped):
-            from tauon.cli.main import cli
-
             cli.main(["train", str(recipe)], standalone_mode=False)
     finally:
         watch.TrainingRecord.save = original  # type: ignore[method-assign]
