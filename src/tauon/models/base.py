@@ -81,7 +81,11 @@ def materialize(config: ModelConfig, *, seed: int, device: torch.device | str = 
     """Build on the meta device, allocate on `device`, and draw each parameter from (seed, its name)."""
     with torch.device("meta"):
         model = config.build()
-    model.to_empty(device=device)
+    tied = _tied(model)
+    model.to_empty(device=device)  # gives each name a tensor of its own
+    for name, first in tied.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
     with torch.no_grad():
         for name, p in model.named_parameters():
             start = torch.empty(p.shape, dtype=p.dtype)  # drawn on the CPU: the same numbers for every device
@@ -93,6 +97,16 @@ def materialize(config: ModelConfig, *, seed: int, device: torch.device | str = 
         if isinstance(module, Model):
             module.init_buffers()
     return model
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Name of each parameter that is another's tensor -> the first name of it."""
+    first: dict[int, str] = {}
+    return {
+        name: first[id(p)]
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if first.setdefault(id(p), name) != name
+    }
 
 
 def from_record(record: dict[str, object]) -> ModelConfig:
