@@ -125,17 +125,12 @@ def make_plan(
     else:
         steps, why = config.steps or 1, "asked for"
     settle("steps", steps, why)
-<<<<<<< HEAD
     formula = (
         "6 x (weights that multiply) + causal attention at half its square, for each token"
         if spec.seq_len
         else "6 x (weights that multiply), for each example"
     )
     derived.append(Derived("train.tflop_per_step", round(per_step / 1e12, 6), f"model operations of forward and backward: {formula}"))
-=======
-    for step in (0, steps - 1):
-        optim.schedule.factor(step, steps)  # so that a key of it without effect, in so few steps, is known to be unread
->>>>>>> robust
 
     guess = config.time if config.time is not None else steps * per_step / CPU_FLOPS[precision.name] if device.type == "cpu" else None
     compiled, why = choose_compile(asked["compile"], device, bare, guess)
