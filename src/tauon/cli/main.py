@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -78,6 +79,9 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `tauon` command. Ends the process with the exit code of what happened."""
+    # Read by OpenMP when torch is imported: threads that wait for one another soon sleep instead of spinning. On two cores that
+    # something else uses too, a training step was 8 times as long without (docs/experiments.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         result: Any = cli.main(args=argv, prog_name="tauon", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
