@@ -61,8 +61,9 @@ def generate(
     vocab = model.embed.num_embeddings
     if not len(prompt):
         raise DataError("the prompt has no token; start from the tokenizer's beginning-of-document token")
-    if max(prompt) >= vocab or min(prompt) < 0:
-        raise DataError(f"the prompt holds token {max(prompt)}, the model knows 0 to {vocab - 1}: use the tokenizer it was trained with")
+    odd = next((i for i in prompt if not 0 <= i < vocab), None)
+    if odd is not None:
+        raise DataError(f"the prompt holds token {odd}, the model knows 0 to {vocab - 1}: use the tokenizer it was trained with")
     was = model.training
     model.eval()
     device = model.embed.weight.device
