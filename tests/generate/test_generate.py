@@ -101,6 +101,14 @@ def test_a_seed_writes_the_same_text_whatever_the_number_of_samples() -> None:
     assert generate(model, [1], max_tokens=5, samples=1, seed=7)[0] == one[0][:5]  # nor on how much is asked for
 
 
+def test_nor_does_it_where_every_token_is_about_equally_likely() -> None:
+    model = small()
+    with torch.no_grad():
+        model.head.weight.mul_(1e-6)  # which tokens are the last in the top p hangs on the last bits
+    one, four = (generate(model, [1], max_tokens=40, samples=n, seed=1, top_p=0.9) for n in (1, 4))
+    assert one[0] == four[0]
+
+
 def test_nothing_else_in_the_process_decides_the_text() -> None:
     model = small()
     torch.manual_seed(1)
@@ -143,7 +151,7 @@ def test_each_token_is_told_as_it_comes() -> None:
     told: list[tuple[int, int]] = []
     out = generate(small(), [1], max_tokens=6, samples=2, on_token=lambda i, t: told.append((i, t)))
     assert [[t for i, t in told if i == n] for n in range(2)] == out
-    assert [i for i, _ in told] == [0, 1] * 6
+    assert [i for i, _ in told] == [0] * 6 + [1] * 6
 
 
 def test_training_mode_is_put_back() -> None:

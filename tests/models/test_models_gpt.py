@@ -72,7 +72,13 @@ def llama(width: int, heads: int, kv_heads: int, hidden: int, layers: int, vocab
 
 
 def from_llama(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    names = {"model.embed_tokens": "embed", "model.norm": "norm", "lm_head": "head", "model.layers": "blocks", "self_attn.o_proj": "attention.out"}
+    names = {
+        "model.embed_tokens": "embed",
+        "model.norm": "norm",
+        "lm_head": "head",
+        "model.layers": "blocks",
+        "self_attn.o_proj": "attention.out",
+    }
     names |= {f"self_attn.{x}_proj": f"attention.{x}" for x in "qkv"} | {f"mlp.{x}_proj": f"mlp.{x}" for x in ("up", "gate", "down")}
     names |= {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"}
     out = {}
@@ -238,7 +244,12 @@ def test_loading_lists_what_is_missing_left_over_and_of_another_shape() -> None:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
         load_weights(model, state, where="there")
-    for says in ("there is of another architecture", "missing embed.weight (31, 32)", "left over extra.weight (2,)", "norm.weight has shape (5,), the model's is (32,)"):
+    for says in (
+        "there is of another architecture",
+        "missing embed.weight (31, 32)",
+        "left over extra.weight (2,)",
+        "norm.weight has shape (5,), the model's is (32,)",
+    ):
         assert says in str(caught.value)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -262,7 +273,10 @@ def test_the_start_is_a_function_of_seed_and_name_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(small.parameters(), again.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("config", [GPTConfig(layers=1, width=16, heads=2, vocab=31, seq_len=8, tied=True), GPT2Config(layers=1, width=16, heads=2, vocab=31, seq_len=8)])
+@pytest.mark.parametrize(
+    "config",
+    [GPTConfig(layers=1, width=16, heads=2, vocab=31, seq_len=8, tied=True), GPT2Config(layers=1, width=16, heads=2, vocab=31, seq_len=8)],
+)
 def test_a_tied_head_is_the_embedding_after_it_was_built_too(config: GPTConfig | GPT2Config) -> None:
     model = materialize(config, seed=0)
     assert isinstance(model, GPT) and model.tied

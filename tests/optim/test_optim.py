@@ -109,7 +109,9 @@ def test_a_learning_rate_set_on_a_group_is_the_parts_own() -> None:
     assert all(torch.equal(p, before[n]) for n, p in one.named_parameters())
 
 
-@pytest.mark.parametrize("config", [GPTConfig(layers=1, width=16, heads=2, vocab=9, seq_len=4), GPT2Config(layers=1, width=16, heads=2, vocab=9, seq_len=4)])
+@pytest.mark.parametrize(
+    "config", [GPTConfig(layers=1, width=16, heads=2, vocab=9, seq_len=4), GPT2Config(layers=1, width=16, heads=2, vocab=9, seq_len=4)]
+)
 def test_of_a_transformer_only_matrices_decay(config: Any) -> None:
     model = materialize(config, seed=0)
     decaying, free = decay_groups(model.named_parameters(), 0.1, 0.5)
@@ -124,7 +126,10 @@ def test_of_a_transformer_only_matrices_decay(config: Any) -> None:
 
 def test_of_other_models_too() -> None:
     spec = DataSpec(input_shape=(1, 8, 8), outputs=3, labels=("a", "b", "c"))
-    for config, decay in ((MLPConfig(), ["layers.0.weight", "layers.1.weight"]), (CNNConfig(channels=(8,)), ["convs.0.weight", "head.weight"])):
+    for config, decay in (
+        (MLPConfig(), ["layers.0.weight", "layers.1.weight"]),
+        (CNNConfig(channels=(8,)), ["convs.0.weight", "head.weight"]),
+    ):
         model = materialize(config.resolve(spec), seed=0)
         names = {id(p): n for n, p in model.named_parameters()}
         assert sorted(names[id(p)] for p in decay_groups(model.named_parameters(), 0.1, 0.5)[0]["params"]) == decay
@@ -205,7 +210,9 @@ def test_linear_wsd_and_constant_are_their_closed_forms() -> None:
     assert factors(WSD(warmup=0, decay=1.0), 4) == pytest.approx(factors(Linear(warmup=0), 4))
 
 
-@pytest.mark.parametrize(("warmup", "total", "steps"), [("5%", 200, 10), (0.5, 10, 5), (0, 10, 0), (3, 10, 3), ("2k", 10, 2000), (1, 10, 1)])
+@pytest.mark.parametrize(
+    ("warmup", "total", "steps"), [("5%", 200, 10), (0.5, 10, 5), (0, 10, 0), (3, 10, 3), ("2k", 10, 2000), (1, 10, 1)]
+)
 def test_a_warm_up_is_a_share_or_a_number_of_steps(warmup: Any, total: int, steps: int) -> None:
     assert parse(ScheduleConfig, {"kind": "cosine", "warmup": warmup}).warmup_steps(total) == steps
 

@@ -204,7 +204,9 @@ def test_classification_is_weighted_cross_entropy(smoothing: float) -> None:
 def test_regression_sums_over_targets_and_averages_over_examples(kind: str, formula: Any) -> None:
     out, y, w = torch.tensor([[0.0, 2.0], [1.0, -1.0]]), torch.tensor([[0.5, 0.0], [1.0, 2.0]]), torch.tensor([1.0, 3.0])
     total, weight = Regression(loss_kind=kind).loss(Fixed(out), Batch(torch.zeros(2, 1), y, w))  # type: ignore[arg-type]
-    wanted = sum(wi * sum(formula(a - b) for a, b in zip(o, t, strict=True)) for wi, o, t in zip(w.tolist(), out.tolist(), y.tolist(), strict=True))
+    wanted = sum(
+        wi * sum(formula(a - b) for a, b in zip(o, t, strict=True)) for wi, o, t in zip(w.tolist(), out.tolist(), y.tolist(), strict=True)
+    )
     assert total.item() == pytest.approx(wanted)
     assert weight.item() == 4.0
 

@@ -102,11 +102,7 @@ def materialize(config: ModelConfig, *, seed: int, device: torch.device | str = 
 def _tied(model: nn.Module) -> dict[str, str]:
     """Name of each parameter that is another's tensor -> the first name of it."""
     first: dict[int, str] = {}
-    return {
-        name: first[id(p)]
-        for name, p in model.named_parameters(remove_duplicate=False)
-        if first.setdefault(id(p), name) != name
-    }
+    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False) if first.setdefault(id(p), name) != name}
 
 
 def from_record(record: dict[str, object]) -> ModelConfig:
