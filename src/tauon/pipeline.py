@@ -7,7 +7,7 @@ changed is not done again; training that was stopped, or killed, goes on where i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -80,7 +80,7 @@ def run(
         context.refuse_another_recipe()
         atomic_write(record.recipe_path, to_yaml(recipe))
         record.update_manifest(tauon=__version__, seed=recipe.seed, environment=environment())
-        for stage in wanted:
+        for i, stage in enumerate(wanted):
             began = time.perf_counter()
             done = record.stage(stage)
             if done is not None and done["fingerprint"] == context.fingerprint(stage):
@@ -88,7 +88,7 @@ def run(
                 continue
             tell("stage", name=stage, state="begins")
             facts = DO[stage](context)
-            context.refuse_unread(stage)
+            context.refuse_unread(stage, later=wanted[i + 1 :])
             record.mark_stage(stage, context.fingerprint(stage), seconds=round(time.perf_counter() - began, 3), **facts)
             tell("stage", name=stage, state="done", seconds=time.perf_counter() - began, **facts)
     return record
@@ -166,9 +166,10 @@ class Context:
             "or --fresh to set the old run aside."
         )
 
-    def refuse_unread(self, stage: str) -> None:
-        """A key that somebody set and the stage that should consume it never read is an error, not a silent ignore."""
-        keys = [k for k in unread_keys(self.recipe) if k.split(".")[0] in SECTIONS[stage] and k.split(".")[0] not in ("track",)]
+    def refuse_unread(self, stage: str, later: Sequence[str] = ()) -> None:
+        """A key that somebody set and nothing read is an error, not a silent ignore. `later` stages may still read theirs."""
+        sections = {*SECTIONS[stage]} - {"track"} - {section for s in later for section in SECTIONS[s]}
+        keys = [k for k in unread_keys(self.recipe) if k.split(".")[0] in sections]
         if keys:
             raise RecipeError(
                 [Problem(k, f"was set, and nothing in stage {stage} read it. Remove it: it has no effect here.") for k in keys]

@@ -128,7 +128,7 @@ def compare_command(first: Path, second: Path) -> None:
     for head in ("figure", first.name, second.name, "difference", "intervals"):
         table.add_column(head, justify="left" if head in ("figure", "intervals") else "right")
     for d in compare(a, b):
-        cells = [f"{v:.4f}" if v is not None else "-" for v in (d.a, d.b, d.difference)]
+        cells = [f"{v:.4f}" if v is not None else "-" for v in (d.a.value, d.b.value, d.difference)]
         overlap = "" if d.overlap is None else "overlap" if d.overlap else "apart"
         table.add_row(d.name.replace("_", " "), *cells, overlap)
     console.print(table)

@@ -1,6 +1,6 @@
 """Sampling text from a causal language model, token by token, with a KV cache.
 
-Each sample's random draws are a pure function of (seed, sample number), whatever else is in the batch. Works on token ids;
+Each sample is a pure function of (seed, sample number), however many there are. Works on token ids;
 turning text into ids and back is the tokenizer's work.
 """
 
@@ -38,6 +38,11 @@ def next_token_distribution(logits_V: Tensor, temperature: float, top_k: int | N
     return p_V / p_V.sum()
 
 
+def _generator(seed: int, sample: int) -> torch.Generator:
+    digest = hashlib.blake2b(f"{seed}/sample/{sample}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
 @torch.no_grad()
 def generate(
     model: GPT,
@@ -56,47 +61,52 @@ def generate(
     """Continue `prompt` (at least one token id) `samples` times by up to `max_tokens`; returns the new ids of each sample.
 
     Ends a sample at `stop_id` (not returned). When the model's longest sequence is full, the last half goes on as context.
-    `on_token(sample, id)` is told each token as it comes. Raises `DataError` on an empty prompt or ids outside the vocabulary.
+    `on_token(sample, id)` is told each token as it comes, sample after sample. Raises `DataError` on an empty prompt or ids outside the vocabulary.
     """
     vocab = model.embed.num_embeddings
     if not len(prompt):
         raise DataError("the prompt has no token; start from the tokenizer's beginning-of-document token")
-    if max(prompt) >= vocab or min(prompt) < 0:
-        raise DataError(f"the prompt holds token {max(prompt)}, the model knows 0 to {vocab - 1}: use the tokenizer it was trained with")
+    odd = next((i for i in prompt if not 0 <= i < vocab), None)
+    if odd is not None:
+        raise DataError(f"the prompt holds token {odd}, the model knows 0 to {vocab - 1}: use the tokenizer it was trained with")
     was = model.training
     model.eval()
     device = model.embed.weight.device
-    draws = [
-        torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(f"{seed}/sample/{i}".encode(), digest_size=8).digest(), "little") >> 1)
-        for i in range(samples)
-    ]
-    tokens = torch.tensor([list(prompt)] * samples, dtype=torch.int64, device=device)[:, -model.seq_len :]
-    out: list[list[int]] = [[] for _ in range(samples)]
-    going = [True] * samples
-    cache, pending = KVCache(model, samples, model.seq_len), tokens
+    tokens = torch.tensor([list(prompt)[-model.seq_len :]], dtype=torch.int64, device=device)
+    start = KVCache(model, 1, model.seq_len)
+
+    def following(pending: Tensor, cache: KVCache) -> Tensor:
+        with context():
+            logits_V = model.logits(model(pending, cache=cache)[0, -1]).float().cpu()
+        if not torch.isfinite(logits_V).all():
+            raise CheckpointError("the model's logits are not finite: training diverged. Use an earlier checkpoint, or train anew.")
+        return next_token_distribution(logits_V, temperature, top_k, top_p)
+
     try:
-        for _ in range(max_tokens):
-            with context():
-                logits_BV = model.logits(model(pending, cache=cache)[:, -1]).float().cpu()
-            if not torch.isfinite(logits_BV).all():
-                raise CheckpointError("the model's logits are not finite: training diverged. Use an earlier checkpoint, or train anew.")
-            ids = []
-            for i in range(samples):
-                p_V = next_token_distribution(logits_BV[i], temperature, top_k, top_p)
-                u = torch.rand(1, generator=draws[i], dtype=torch.float64)
-                ids.append(min(int(torch.searchsorted(p_V.cumsum(0), u, right=True)), int(p_V.nonzero()[-1])))
-                if going[i] and ids[i] == stop_id:
-                    going[i] = False
-                if going[i]:
-                    out[i].append(ids[i])
-                    if on_token is not None:
-                        on_token(i, ids[i])
-            if not any(going):
-                break
-            pending = torch.tensor(ids, dtype=torch.int64, device=device)[:, None]
-            tokens = torch.cat((tokens, pending), dim=1)
-            if cache.length == model.seq_len:
-                cache, pending = KVCache(model, samples, model.seq_len), tokens[:, -max(1, model.seq_len // 2) :]
+        first_V = following(tokens, start)  # the prompt is read once for all samples
+        out = []
+        # One sample after the other: in a batch, the number of rows would change the last bits of a row, and with them,
+        # where two tokens are about equally likely, the text.
+        for i in range(samples):
+            draw, ids = _generator(seed, i), tokens[0].tolist()
+            new: list[int] = []
+            p_V, cache = first_V, start.copy()
+            while len(new) < max_tokens:
+                u = torch.rand(1, generator=draw, dtype=torch.float64)
+                token = min(int(torch.searchsorted(p_V.cumsum(0), u, right=True)), int(p_V.nonzero()[-1]))
+                if token == stop_id:
+                    break
+                new.append(token)
+                ids.append(token)
+                if on_token is not None:
+                    on_token(i, token)
+                if len(new) == max_tokens:
+                    break
+                pending = ids[-1:]
+                if cache.length == model.seq_len:
+                    cache, pending = KVCache(model, 1, model.seq_len), ids[-max(1, model.seq_len // 2) :]
+                p_V = following(torch.tensor([pending], dtype=torch.int64, device=device), cache)
+            out.append(new)
     finally:
         model.train(was)
     return out

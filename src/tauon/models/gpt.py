@@ -12,6 +12,7 @@ Shapes: B batch, T time, D width, H heads, G key-value heads, K head size, V voc
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Literal, Self, cast
@@ -161,6 +162,12 @@ class KVCache:
             (torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)) for _ in model.blocks
         ]
         self.length = 0
+
+    def copy(self) -> KVCache:
+        """A cache of its own with the same content: several texts may go on from one beginning."""
+        twin = copy.copy(self)
+        twin.layers = [(k.clone(), v.clone()) for k, v in self.layers]
+        return twin
 
     def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
         """Put new keys and values behind the old; returns all of them. `length` moves when the last layer has written."""
