@@ -16,21 +16,30 @@ from tauon.recipe import Recipe, StageName, to_yaml
 __all__ = ["run_folds"]
 
 
+def one_fold(recipe: Recipe, fold: int) -> Recipe:
+    """The recipe of a single fold, a run of its own."""
+    split = recipe.data.split.model_copy(update={"fold": fold})
+    return recipe.model_copy(update={"name": f"fold-{fold}", "data": recipe.data.model_copy(update={"split": split})})
+
+
 def run_folds(recipe: Recipe, *, root: Path | str, stages: tuple[StageName, ...] | None, fresh: bool, tell: Any) -> Run:
     """Run every fold, then gather. The same call again goes on with the folds that are not done."""
-    from tauon.pipeline import evaluation_of, report_stage_of, run
+    from tauon.pipeline import Context, evaluation_of, report_stage_of, run
 
     folds = recipe.data.split.folds
     assert folds is not None
     with Run.open(Path(root) / recipe.name) as record:
         if fresh and record.recipe_path.exists():
             tell("aside", folder=str(record.set_aside()))
+        each = [one_fold(recipe, fold) for fold in range(folds)]
+        Context(recipe, record, tell).refuse_another_recipe()
+        for one in each:
+            if (record.folder / one.name / "recipe.yaml").is_file():
+                Context(one, Run.read(record.folder / one.name), tell).refuse_another_recipe()
         atomic_write(record.recipe_path, to_yaml(recipe))
         done = []
-        for fold in range(folds):
+        for fold, one in enumerate(each):
             tell("note", message=f"fold {fold + 1} of {folds}")
-            split = recipe.data.split.model_copy(update={"fold": fold})
-            one = recipe.model_copy(update={"name": f"fold-{fold}", "data": recipe.data.model_copy(update={"split": split})})
             done.append(run(one, root=record.folder, stages=stages, tell=tell))
         results = [(fold, evaluation_of(r)) for fold, r in enumerate(done)]
         figures = [(fold, {k: m.value for k, m in e.metrics.items()}) for fold, e in results if e is not None]

@@ -28,16 +28,17 @@ from tauon.artifacts import (
     write_json,
 )
 from tauon.config import dump, unread_keys
-from tauon.data import DataSplits, Loader, prepare
+from tauon.data import DataSplits, Loader, TokenDataset, prepare
 from tauon.errors import Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
 from tauon.models import GPT, from_record, load_weights, materialize
 from tauon.recipe import SECTIONS, Recipe, StageName, differences, fingerprint, to_yaml
 from tauon.report import render
-from tauon.tasks import CountingBytes, LanguageModelling
+from tauon.tasks import CountingBytes, LanguageModelling, Task
 from tauon.tracking import EventLog, guard
-from tauon.train import Precision, StopSignal, build_job, choose_device, choose_precision, make_plan, restore, train
+from tauon.train import Plan, Precision, StopSignal, TrainJob, build_job, choose_device, choose_precision, make_plan, restore, train
+from tauon.types import StepInfo
 from tauon.watch import TrainingRecord
 
 __all__ = ["Tell", "load_model", "run"]
@@ -65,6 +66,9 @@ def run(
     Raises:
         TauonError: with what is wrong and the way out. Nothing half-written stays.
     """
+    wanted = stages or recipe.stages
+    if not {"prepare", "train"} & {*wanted} and not (Path(root) / recipe.name / "recipe.yaml").is_file():
+        raise RunError(f"{Path(root) / recipe.name}: no run is there to {wanted[0]}. First: tauon train {recipe.name}")
     if recipe.data.split.folds is not None and recipe.data.split.fold is None:
         from tauon.folds import run_folds
 
@@ -76,7 +80,7 @@ def run(
         context.refuse_another_recipe()
         atomic_write(record.recipe_path, to_yaml(recipe))
         record.update_manifest(tauon=__version__, seed=recipe.seed, environment=environment())
-        for stage in stages or recipe.stages:
+        for stage in wanted:
             began = time.perf_counter()
             done = record.stage(stage)
             if done is not None and done["fingerprint"] == context.fingerprint(stage):
@@ -106,9 +110,22 @@ class Context:
 
         splits = prepare(self.recipe.data, seed=self.recipe.seed, needs=self.recipe.task.needs, progress=progress)
         wrong = [Problem(key, message) for key, message in self.recipe.task.fits(splits.spec)]
+        wrong += targets_that_do_not_fit(self.recipe.task, splits)
         if wrong:
             raise RecipeError(wrong)
+        for part in (splits.train, splits.validation, splits.test):
+            if isinstance(part, TokenDataset):
+                part.shards.verify()  # what lies in the cache may be old: a changed byte must not be trained on
         return splits
+
+    def refuse_changed_data(self) -> None:
+        """Going on, or measuring, with other data than the run began with would tell nothing: `RunError`."""
+        started = self.run.manifest().get("training")
+        if started is not None and started.get("data") != self.splits.fingerprint:
+            raise RunError(
+                f"{self.run.folder}: the data changed since this run began. Restore it, start over with --fresh, "
+                "or give another name (name=...)."
+            )
 
     def fingerprint(self, stage: str) -> str:
         """Of all that the stage's result depends on."""
@@ -123,8 +140,22 @@ class Context:
     def recipe_fingerprint(self, stage: str) -> str:
         return fingerprint(self.recipe, [s for s in SECTIONS[stage] if s != "track"])
 
+    def record_training(self, plan: Plan) -> None:
+        """Remember what this folder trains, and every choice that a resume must make the same way."""
+        sections = {s: dump(self.recipe)[s] for s in SECTIONS["train"] if s != "track"}
+        fingerprint = self.recipe_fingerprint("train")
+        self.run.update_manifest(
+            training={"fingerprint": fingerprint, "sections": sections, "data": self.splits.fingerprint, "plan": plan.record()}
+        )
+
     def refuse_another_recipe(self) -> None:
         """A folder that holds the training of another recipe is not overwritten: `RunError` lists what differs."""
+        split = self.recipe.data.split
+        if (self.run.folder / "fold-0").is_dir() and (split.peek("folds") is None or split.peek("fold") is not None):
+            raise RunError(
+                f"{self.run.folder} holds the folds of a cross-validation (data.split.folds). Give this run another name (name=...), "
+                "or --fresh to set the old one aside."
+            )
         started = self.run.manifest().get("training")
         if started is None or started["fingerprint"] == self.recipe_fingerprint("train"):
             return
@@ -155,6 +186,17 @@ class Context:
         return newest
 
 
+def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:
+    """Numbers where the task needs classes, or the other way round."""
+    targets = splits.preprocess.get("targets")
+    if task.family == "classification" and targets == "values":
+        return [Problem("task", "classification needs classes, and the targets are numbers. Take regression, or data.source.target=class.")]
+    if task.family == "regression" and targets == "classes":
+        what = f"the targets are {splits.spec.outputs} classes"
+        return [Problem("task", f"regression needs numbers, and {what}. Take classification, or data.source.target=value.")]
+    return []
+
+
 def prepare_stage(ctx: Context) -> dict[str, Any]:
     """Raw files -> shards or arrays, with `data.json` for the report."""
     write_json(ctx.run.folder / "data.json", ctx.splits.facts)
@@ -169,22 +211,19 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     model = recipe.model.resolve(spec)
     loader = Loader(splits.train, batch=recipe.train.batch, seed=recipe.seed, workers=recipe.data.workers)
     started = run.manifest().get("training") or {}
-    if started and started.get("data") != splits.fingerprint:
-        raise RunError(f"{run.folder}: the data changed since this run began. Start over with --fresh, or give another name (name=...).")
+    ctx.refuse_changed_data()
     plan = make_plan(
         model, recipe.optim, recipe.train, recipe.task, spec, examples=len(splits.train), loader=loader, seed=recipe.seed,
         recorded=started.get("plan"), tell=lambda m: ctx.tell("note", message=m),
     )  # fmt: skip
-    if not started:
-        sections = {s: dump(recipe)[s] for s in SECTIONS["train"] if s != "track"}
-        run.update_manifest(
-            training={
-                "fingerprint": ctx.recipe_fingerprint("train"),
-                "sections": sections,
-                "data": splits.fingerprint,
-                "plan": plan.record(),
-            }
-        )
+
+    def begin(job: TrainJob, info: StepInfo) -> None:
+        """After the first step: every key has had its chance to be read. From here on the folder is this recipe's."""
+        if info.step == first_step:
+            ctx.refuse_unread("train")
+            if not started:
+                ctx.record_training(plan)
+
     derived = [d.to_json() for d in plan.derived]
     write_json(run.folder / "derived.json", derived)
     ctx.tell("derived", settings=derived)
@@ -209,8 +248,9 @@ def train_stage(ctx: Context) -> dict[str, Any]:
         ):
             watch = TrainingRecord(recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example)
             watch.begin(job)
+            first_step = job.step + 1
             try:
-                train(job, hooks=watch.hooks(), save=watch.save, save_every=plan.checkpoint_every, stop=stop)
+                train(job, hooks=[begin, *watch.hooks()], save=watch.save, save_every=plan.checkpoint_every, stop=stop)
             except BaseException as err:
                 events.log("interrupted", step=job.step, reason=str(err) or type(err).__name__)
                 raise
@@ -229,6 +269,7 @@ def evaluate_stage(ctx: Context) -> dict[str, Any]:
     """Checkpoint -> `evaluation.json`, and for language models `samples.json`."""
     recipe, config, splits = ctx.recipe, ctx.recipe.evaluate, ctx.splits
     checkpoint = ctx.final_checkpoint
+    ctx.refuse_changed_data()
     model, precision = load_model(checkpoint, recipe, weights=config.weights)
     name = config.split if config.split != "auto" else "test" if splits.test is not None else "validation"
     dataset = splits.test if name == "test" else splits.validation

@@ -33,9 +33,12 @@ class TrainingRecord:
         self.about, self.tell = about, tell
         self.meter = Meter(flops)
         self.saved = -1
-        stopping = config.early_stopping
-        self.patience = stopping.patience if stopping is not None else None
-        self.min_delta = stopping.min_delta if stopping is not None else 0.0
+        self.at_most: int | None = None
+        self.patience, self.min_delta = math.inf, 0.0
+        if splits.validation is not None:  # read now, so that a key without effect is known to be one
+            self.at_most = config.validate_examples
+            if config.early_stopping is not None:
+                self.patience, self.min_delta = config.early_stopping.patience, config.early_stopping.min_delta
 
     def begin(self, job: TrainJob) -> None:
         self.saved = job.step if job.step else -1
@@ -67,7 +70,7 @@ class TrainingRecord:
         for tracker in self.trackers:
             tracker.log(info.step, {"validation_loss": loss})
         self.tell("validate", step=info.step, loss=loss)
-        if self.patience is None:
+        if self.config.early_stopping is None:
             return None
         best = job.notes.get("best", {"loss": math.inf, "step": 0})
         if loss < best["loss"] - self.min_delta:
@@ -87,7 +90,7 @@ class TrainingRecord:
         """The validation examples in batches of one shape, so that nothing is compiled again: the last is filled up at weight zero."""
         dataset = self.splits.validation
         assert dataset is not None
-        n = min(len(dataset), self.config.validate_examples or len(dataset))
+        n = min(len(dataset), self.at_most or len(dataset))
         rows = max(1, min(job.microbatch, 512))
         for start in range(0, n, rows):
             index = np.arange(start, start + rows, dtype=np.int64)

@@ -33,7 +33,7 @@ def generate_command(
     """Let the language model in the folder RUN continue a text, token by token."""
     from tauon.artifacts import Run
     from tauon.data import Tokenizer
-    from tauon.errors import RunError
+    from tauon.errors import DataError, RunError
     from tauon.generate import generate
     from tauon.models import GPT
     from tauon.pipeline import Context, load_model, quiet
@@ -45,7 +45,11 @@ def generate_command(
     if not isinstance(model, GPT):
         raise RunError(f"{run} trained a {recipe.model.kind_}, which writes no text. Take a run of task language-modelling.")
     tokenizer = Tokenizer.from_json(checkpoint.state["preprocess"]["tokenizer"])
-    text = sys.stdin.read() if prompt == "-" else prompt
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8") if prompt == "-" else prompt
+        text.encode("utf-8")
+    except UnicodeError as err:
+        raise DataError(f"the prompt is not UTF-8 ({err}). Convert it first.") from None
     ids = [tokenizer.bos, *tokenizer.encode(text).tolist()]
     shown = ""
     live = samples == 1

@@ -85,10 +85,12 @@ def main(argv: list[str] | None = None) -> None:
         err.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
+        click.echo("stopped; nothing was left half-written, the same command goes on", err=True)
         sys.exit(130)
     except TauonError as err:
         click.echo(f"{click.style('error', fg='red', bold=True)}: {err}", err=True)
+        for note in getattr(err, "__notes__", ()):  # what went wrong besides
+            click.echo(note, err=True)
         sys.exit(err.exit_code)
     except BrokenPipeError:  # `tauon runs list | head`
         sys.stderr.close()

@@ -22,6 +22,8 @@ def _figure(folder: Path) -> tuple[str, str]:
     from tauon.evaluate import Evaluation
 
     path = folder / "evaluation.json"
+    if (folder / "folds.json").exists():
+        return _mean_figure(folder)
     if not path.exists():
         return "", ""
     result = Evaluation.from_json(read_json(path))
@@ -32,16 +34,44 @@ def _figure(folder: Path) -> tuple[str, str]:
     return result.primary.replace("_", " "), f"{m.value:.4f}{interval}"
 
 
+def _mean_figure(folder: Path) -> tuple[str, str]:
+    """The same of a cross-validation: mean and standard deviation over the folds."""
+    from tauon.artifacts import read_json
+    from tauon.evaluate import Evaluation
+
+    found = read_json(folder / "folds.json")
+    first = next(iter(sorted(folder.glob("fold-*/evaluation.json"))), None)
+    name = Evaluation.from_json(read_json(first)).primary if first else next(iter(found["mean"]), "")
+    if name not in found["mean"]:
+        return name.replace("_", " "), "-"
+    spread = f" (standard deviation {found['std'][name]:.4f})" if name in found["std"] else ""
+    return name.replace("_", " "), f"{found['mean'][name]:.4f}{spread}"
+
+
 def _row(run: Any) -> dict[str, Any]:
-    from tauon.artifacts import latest_checkpoint
+    from tauon.artifacts import Run, latest_checkpoint
 
     done = run.stage("train")
     newest = None if done else latest_checkpoint(run.checkpoints, verify=False)
     plan = (run.manifest().get("training") or {}).get("plan") or {}
-    state = "trained" if done else f"step {newest.step:,} of {plan.get('steps', '?'):,}" if newest else "not trained"
+    folds = sorted(run.folder.glob("fold-*/stages.json"))
+    state = "trained" if done else f"step {newest.step:,} of {plan.get('steps', 0):,}" if newest else "not trained"
+    if folds:
+        trained = sum(Run.read(path.parent).stage("train") is not None for path in folds)
+        state = f"{trained} folds trained"
     metric, value = _figure(run.folder)
     when = (run.stage("evaluate") or done or run.stage("prepare") or {}).get("time", "")
     return {"run": run.name, "state": state, "metric": metric, "value": value, "time": when}
+
+
+def _row_or_reason(run: Any) -> dict[str, Any]:
+    """One run whose records are damaged must not hide the others."""
+    from tauon.errors import TauonError
+
+    try:
+        return _row(run)
+    except TauonError as err:
+        return {"run": run.name, "state": f"unreadable: {err}", "metric": "", "value": "", "time": ""}
 
 
 @runs_command.command("list")
@@ -54,7 +84,7 @@ def list_command(root: Path, as_json: bool) -> None:
 
     from tauon.artifacts import list_runs
 
-    rows = [_row(run) for run in list_runs(root)]
+    rows = [_row_or_reason(run) for run in list_runs(root)]
     if as_json:
         for row in rows:
             click.echo(json.dumps(row))

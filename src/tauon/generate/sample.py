@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from tauon.errors import DataError
+from tauon.errors import CheckpointError, DataError
 from tauon.models import GPT, KVCache
 
 __all__ = ["generate", "next_token_distribution"]
@@ -27,7 +27,7 @@ def next_token_distribution(logits_V: Tensor, temperature: float, top_k: int | N
     logits_V = logits_V.double()
     if temperature == 0:
         return torch.nn.functional.one_hot(logits_V.argmax(), logits_V.shape[0]).double()
-    p_V = (logits_V / temperature).softmax(0)
+    p_V = ((logits_V - logits_V.max()) / temperature).softmax(0)  # the largest at 0: a tiny temperature does not overflow
     if top_k is not None and top_k < p_V.shape[0]:
         floor = p_V.topk(top_k).values[-1]
         p_V = torch.where(p_V < floor, 0.0, p_V)
@@ -78,6 +78,8 @@ def generate(
         for _ in range(max_tokens):
             with context():
                 logits_BV = model.logits(model(pending, cache=cache)[:, -1]).float().cpu()
+            if not torch.isfinite(logits_BV).all():
+                raise CheckpointError("the model's logits are not finite: training diverged. Use an earlier checkpoint, or train anew.")
             ids = []
             for i in range(samples):
                 p_V = next_token_distribution(logits_BV[i], temperature, top_k, top_p)

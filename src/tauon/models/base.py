@@ -81,14 +81,11 @@ def materialize(config: ModelConfig, *, seed: int, device: torch.device | str = 
     """Build on the meta device, allocate on `device`, and draw each parameter from (seed, its name)."""
     with torch.device("meta"):
         model = config.build()
-    shared: dict[nn.Parameter, list[str]] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        shared.setdefault(p, []).append(name)
-    model.to_empty(device=device)
-    for names in shared.values():  # to_empty gives each place a tensor of its own: what was tied is tied again
-        for name in names[1:]:
-            owner, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(owner), leaf, model.get_parameter(names[0]))
+    tied = _tied(model)
+    model.to_empty(device=device)  # gives each name a tensor of its own
+    for name, first in tied.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
     with torch.no_grad():
         for name, p in model.named_parameters():
             start = torch.empty(p.shape, dtype=p.dtype)  # drawn on the CPU: the same numbers for every device
@@ -100,6 +97,12 @@ def materialize(config: ModelConfig, *, seed: int, device: torch.device | str = 
         if isinstance(module, Model):
             module.init_buffers()
     return model
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Name of each parameter that is another's tensor -> the first name of it."""
+    first: dict[int, str] = {}
+    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False) if first.setdefault(id(p), name) != name}
 
 
 def from_record(record: dict[str, object]) -> ModelConfig:

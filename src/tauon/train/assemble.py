@@ -82,7 +82,10 @@ def make_plan(
     asked = {k: getattr(config, k) for k in ("steps", "epochs", "tokens", "time", "precision", "compile", "microbatch")}
     kept = dict(recorded) if recorded and recorded.get("device") == device.type else {}
     with torch.device("meta"):
-        bare = model.build()
+        try:
+            bare = model.build()
+        except RuntimeError as err:  # a size that overflows 63 bits
+            raise RecipeError([Problem("model", f"cannot be built ({str(err).splitlines()[0]}). Take smaller sizes.")]) from None
     settle("parameters", parameter_count(bare), "the model's shapes")
     if "threads" in kept:
         torch.set_num_threads(kept["threads"])
@@ -94,7 +97,7 @@ def make_plan(
     width = 2 if precision.name == "bf16" else 4
     per_example = bare.activations_per_example(spec) * width
     copies = 5 if config.ema is None else 6  # weights, gradients, two moments, the checkpoint's snapshot; and the average
-    microbatch, why = batch_that_fits(config, per_example, parameter_count(bare) * 4.0 * copies, device)
+    microbatch, why = batch_that_fits(config, per_example, parameter_count(bare) * 4.0 * copies, device, bytes_of_an_example(spec))
     if kept.get("microbatch"):
         microbatch, why = kept["microbatch"], "recorded by this run"
     settle("microbatch", microbatch, why)
@@ -156,6 +159,13 @@ def make_plan(
         bare.flops_per_example(spec),
         derived,
     )
+
+
+def bytes_of_an_example(spec: DataSpec) -> int:
+    """Of a `Batch`, as the loader makes it: inputs, targets, weights, segments and index."""
+    if spec.seq_len is not None:
+        return spec.seq_len * (8 + 8 + 4 + 4) + 8
+    return 4 * math.prod(spec.input_shape or (1,)) + 8 + 4 + 8
 
 
 def build_job(

@@ -146,6 +146,7 @@ def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
         "examples": job.examples,
         "tokens": job.tokens,
         "seed": job.seed,
+        "optimizer_kind": _kind(job),
         "optimizer": numbers,
         "health": job.health.state(),
         "notes": job.notes,
@@ -153,14 +154,27 @@ def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
     return groups, state
 
 
+def _kind(job: TrainJob) -> str:
+    """Names of the optimizer classes: their states look alike by name and shape, and mean something else."""
+    return "+".join(type(part).__name__ for part in getattr(job.optimizer, "parts", [job.optimizer]))
+
+
 def restore(job: TrainJob, checkpoint: Checkpoint) -> None:
     """Put a job exactly where it was when the checkpoint was saved. Raises `CheckpointError` if it is of another job."""
     state = checkpoint.state
     load_weights(job.model, checkpoint.tensors("model"), where=str(checkpoint.path))
+    if state["optimizer_kind"] != _kind(job):
+        raise CheckpointError(
+            f"{checkpoint.path} holds the state of optimizer {state['optimizer_kind']}, and this run has {_kind(job)}. "
+            "Use the recipe it was trained with, or start over with --fresh."
+        )
     load_optimizer(job.optimizer, job.model, checkpoint.tensors("optim"), state["optimizer"])
+    if (job.ema is not None) != ("ema" in checkpoint.groups()):
+        held, asked = ("no", "is set") if job.ema is not None else ("", "is not set")
+        raise CheckpointError(
+            f"{checkpoint.path} holds {held} averaged weights, and train.ema {asked}. Use the recipe it was trained with, or --fresh."
+        )
     if job.ema is not None:
-        if "ema" not in checkpoint.groups():
-            raise CheckpointError(f"{checkpoint.path} holds no averaged weights, and train.ema is set. Start over with --fresh.")
         for k, v in checkpoint.tensors("ema").items():
             job.ema.shadow[k].copy_(v)
     if state["total_steps"] != job.total_steps:

@@ -45,6 +45,8 @@ def choose_device(asked: str) -> tuple[torch.device, str]:
         return torch.device("cpu"), "no accelerator found"
     try:
         device = torch.device(asked)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as err:
         raise RecipeError([Problem("train.device", f"{asked!r} cannot be used ({str(err).splitlines()[0]}). Take auto or cpu.")]) from None
@@ -116,12 +118,22 @@ def available_memory(device: torch.device) -> int | None:
         return None
 
 
-def batch_that_fits(config: TrainConfig, bytes_per_example: float, fixed_bytes: float, device: torch.device) -> tuple[int, str]:
-    """(microbatch, reason). Raises `RecipeError` where not even one example fits, or the one asked for does not."""
+def batch_that_fits(
+    config: TrainConfig, bytes_per_example: float, fixed_bytes: float, device: torch.device, input_bytes: int = 0
+) -> tuple[int, str]:
+    """(microbatch, reason). Raises `RecipeError` where not even one example fits, or the one asked for does not.
+
+    `input_bytes`: of one example as it is read; the whole batch of them is in memory at once.
+    """
     free = available_memory(device)
     if free is None:
         return config.microbatch or config.batch, "the whole batch" if config.microbatch is None else "asked for"
     room = 0.9 * free - fixed_bytes
+    if room > 0 and config.batch * input_bytes > room / 2:
+        fits = max(1, int(room / 2 // input_bytes))
+        size = f"{config.batch * input_bytes / 2**30:,.1f} GiB, and {max(0.0, room) / 2**30:.1f} GiB are free beside weights and optimizer"
+        raise RecipeError([Problem("train.batch", f"{config.batch:,} examples take {size}. train.batch={fits} would fit.")])
+    room -= config.batch * input_bytes
     most = int(room // max(1.0, bytes_per_example))
     gib = 2**30
     facts = f"about {fixed_bytes / gib:.1f} GiB for weights and optimizer and {bytes_per_example / gib:.3f} GiB an example, {free / gib:.1f} GiB free"

@@ -1,0 +1,568 @@
+"""Bad input ends in one clear error: what was got, what was expected, the way out; nothing half-written, no traceback."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tauon.artifacts import Run, latest_checkpoint, steps_in
+from tauon.tasks import LanguageModelling
+from tauon.tracking import read_events
+from toy import Ended, Tauon, contents, nothing_half_written, table_recipe, text_recipe, words
+
+RECIPE, DATA, CHECKPOINT, RUN, TRAINING = 2, 3, 4, 5, 6
+
+
+@pytest.fixture
+def tauon(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tauon:
+    monkeypatch.chdir(tmp_path)
+    return Tauon(capsys)
+
+
+def refused(ended: Ended, code: int, *says: str) -> None:
+    """It ended so, and said so: once, in words, without a traceback."""
+    assert ended.code == code, ended
+    for part in says:
+        assert part in ended.err, ended.err
+    assert "Traceback" not in ended.out + ended.err
+    assert ended.err.count("error: ") <= 1
+    nothing_half_written(Path("runs"))
+
+
+# ------------------------------------------------------------------------------------------------ recipes
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("train.stpes=5", ["train.stpes", "did you mean 'steps'"]),
+        ("model.kind=gtp", ["model", "'gtp'", "did you mean 'gpt'"]),
+        ("train.steps=many", ["train.steps", "'many'", "64k"]),
+        ("train.steps=-5", ["train.steps", "-5"]),
+        ("train.time=5 parsec", ["train.time", "'parsec'"]),
+        ("model.heads=3", ["model.heads", "3 heads do not divide width 16"]),
+        ("stages=[evaluate,train]", ["stages", "not an order that works"]),
+        ("train.microbatch=3", ["train.microbatch", "does not divide batch 4"]),
+        ("train.device=tpu9000", ["train.device", "'tpu9000'", "auto or cpu"]),
+        ("train.device=meta", ["train.device", "'meta'", "auto or cpu"]),
+        ("model.seq_len=8", ["data.seq_len", "16 is longer than the model's 8"]),
+        ("model.vocab=100", ["model.vocab", "100 is less than the tokenizer's 257"]),
+        ("train.batch=2G", ["train.batch", "GiB are free", "would fit"]),
+        ("model.width=200M", ["train.batch", "not even one example fits"]),
+        ("evaluate.split=test", ["evaluate.split", "no such part", "data.split.test=10%"]),
+        ("nonsense", ["'nonsense' is not an assignment"]),
+    ],
+)
+def test_settings_that_cannot_work(tauon: Tauon, tmp_path: Path, assignment: str, says: list[str]) -> None:
+    recipe = text_recipe(tmp_path)
+    refused(tauon("run", recipe, assignment), RECIPE, *says)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("", "expected keys and values"),
+        ("a: [", "not YAML"),
+        ("name: a\nname: b\n", "'name' is given twice at line 2"),
+        ("- 1\n", "got list"),
+    ],
+)
+def test_files_that_are_no_recipe(tauon: Tauon, tmp_path: Path, data: str, says: str) -> None:
+    (tmp_path / "bad.yaml").write_text(data)
+    refused(tauon("run", "bad.yaml"), RECIPE, "bad.yaml", says)
+    assert not Path("runs").exists()
+
+
+def test_a_folder_that_is_no_run_and_a_recipe_that_is_not_there(tauon: Tauon, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for verb in ("run", "train", "evaluate", "report", "generate"):
+        refused(tauon(verb, "empty"), RECIPE, "empty is a folder without recipe.yaml")
+    refused(tauon("run", "quikstart"), RECIPE, "'quikstart'", "quickstart")
+    refused(tauon("generate", "nowhere"), RECIPE, "'nowhere' does not exist")
+    assert not Path("runs").exists()
+
+
+def test_evaluate_and_report_before_train_make_no_folder(tauon: Tauon, tmp_path: Path) -> None:
+    recipe = text_recipe(tmp_path)
+    for verb in ("evaluate", "report"):
+        refused(tauon(verb, recipe), RUN, "runs/toy", f"no run is there to {verb}", "tauon train toy")
+        assert not Path("runs").exists()
+    assert tauon("run", text_recipe(tmp_path / "p", stages=["prepare"], optim=None, evaluate=None)).code == 0
+    refused(tauon("evaluate", recipe), RUN, "has no checkpoint yet", "tauon train toy")
+
+
+def test_fresh_and_resume_exclude_each_other(tauon: Tauon, tmp_path: Path) -> None:
+    refused(tauon("run", text_recipe(tmp_path), "--fresh", "--resume"), RECIPE, "--fresh and --resume exclude each other")
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"optim": {"schedule": {"kind": "wsd", "warmup": 100, "final": 0.5}}}, "optim.schedule.final"),
+        ({"optim": {"schedule": {"kind": "cosine", "warmup": 12, "final": 0.5}}}, "optim.schedule.final"),
+    ],
+)
+def test_a_key_that_nothing_reads_is_an_error_at_the_first_step(tauon: Tauon, tmp_path: Path, sections: dict[str, Any], key: str) -> None:
+    recipe = text_recipe(tmp_path, train={"checkpoint_every": 1}, **sections)
+    refused(tauon("train", recipe), RECIPE, key, "nothing in stage train read it", "Remove it")
+    assert not steps_in(Path("runs/toy/checkpoints"))
+    assert tauon("train", recipe, f"{key}={0 if 'wsd' in str(sections) else 0.1}").code == 0  # its default: as if not set
+
+
+def test_every_key_of_a_long_recipe_is_read(tauon: Tauon, tmp_path: Path) -> None:
+    train = {
+        "microbatch": 2,
+        "keep_every": 4,
+        "keep_last": 1,
+        "spike_factor": 5.0,
+        "ema": 0.9,
+        "max_bad_steps": 3,
+        "activation_checkpointing": True,
+    }
+    train |= {"early_stopping": {"patience": 9, "min_delta": 0.1}, "device": "cpu"}
+    optim = {
+        "kind": "muon",
+        "momentum": 0.9,
+        "adamw_lr": 1e-3,
+        "betas": [0.7, 0.9],
+        "eps": 1e-9,
+        "weight_decay": 0.1,
+        "clip_norm": 2.0,
+        "clip_value": 1.0,
+    }
+    optim |= {"schedule": {"kind": "wsd", "warmup": "10%", "decay": 0.5, "final": 0.1}}
+    model = {
+        "kv_heads": 1,
+        "mlp": "swiglu",
+        "mlp_width": 24,
+        "qk_norm": False,
+        "rope_base": 500.0,
+        "tied": True,
+        "dropout": 0.1,
+        "vocab": 300,
+        "seq_len": 32,
+    }
+    evaluate = {"split": "validation", "batch": 3, "confidence": "90%", "weights": "raw"}
+    ended = tauon(
+        "run",
+        text_recipe(
+            tmp_path, train=train, optim=optim, model=model, evaluate=evaluate, task={"kind": "language-modelling", "z_loss": 1e-4}
+        ),
+    )
+    assert ended.code == 0, ended
+
+
+def test_a_root_that_is_a_file(tauon: Tauon, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(tauon("run", text_recipe(tmp_path), "--root", "file"), RUN, "file", "cannot be written")
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def bad_text(folder: Path, what: str) -> tuple[dict[str, Any], list[str]]:
+    path = folder / "bad.txt"
+    source: dict[str, Any] = {"kind": "text", "path": str(path)}
+    if what == "missing":
+        (folder / "bda.txt").write_text("x")
+        return {"source": source}, [str(path), "no such file", "did you mean"]
+    if what == "empty":
+        path.write_text("")
+        return {"source": source}, ["no text", "Check its path"]
+    if what == "truncated":
+        path = folder / "bad.txt.gz"
+        path.write_bytes(gzip.compress(words(5000).encode())[:-20])
+        return {"source": source | {"path": str(path)}}, [str(path), "truncated gzip", "again"]
+    if what == "encoding":
+        path.write_bytes(words(500).encode() + "caf\xe9".encode("latin-1") + b" more text")
+        return {"source": source}, [str(path), "not utf-8 at byte", "encoding: latin-1"]
+    if what == "short":
+        path.write_text("only a few words here")
+        return {"source": source, "split": {"validation": 0}, "seq_len": 64}, [
+            "fewer than one sequence of seq_len=64",
+            "Shorten data.seq_len",
+        ]
+    if what == "no match":
+        return {"source": source | {"path": str(folder / "*.nothing")}}, ["*.nothing", "no file matches"]
+    if what == "bos":
+        from tokenizers import Tokenizer, models
+
+        Tokenizer(models.BPE({"a": 0, "b": 1}, [])).save(str(folder / "tokenizer.json"))
+        path.write_text("abab" * 100)
+        return {"source": source, "tokenizer": {"kind": "file", "path": str(folder / "tokenizer.json")}}, [
+            "tokenizer.json",
+            "Name one with bos:",
+        ]
+    if what == "tokenizer":
+        (folder / "tokenizer.json").write_text("{")
+        path.write_text(words(100))
+        return {"source": source, "tokenizer": {"kind": "file", "path": str(folder / "tokenizer.json")}}, ["tokenizer.json", "not JSON"]
+    assert what == "folder"
+    path.mkdir()
+    return {"source": source}, [str(path), "no file that matches"]
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "truncated", "encoding", "short", "no match", "bos", "tokenizer", "folder"])
+def test_text_that_cannot_be_read(tauon: Tauon, tmp_path: Path, what: str) -> None:
+    data, says = bad_text(tmp_path, what)
+    recipe = text_recipe(tmp_path / "r", data=data, train={"validate_every": None, "validate_examples": None})
+    refused(tauon("run", recipe), DATA, *says)
+    nothing_half_written(tmp_path / "r/cache")
+    assert not steps_in(Path("runs/toy/checkpoints"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read(tauon: Tauon, tmp_path: Path) -> None:
+    recipe = text_recipe(tmp_path)
+    (tmp_path / "text.txt").chmod(0)
+    refused(tauon("run", recipe), DATA, "text.txt", "permission denied", "mode and owner")
+
+
+def bad_table(folder: Path, what: str) -> tuple[dict[str, Any], str, list[str]]:
+    x, y = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32), (np.arange(40) % 2).astype(np.int64)
+    source: dict[str, Any] = {"kind": "npz", "path": str(folder / "a.npz"), "features": "x", "targets": "y"}
+    says: list[str] = []
+    task = "classification"
+    if what == "labels out of range":
+        y[7] = 9
+        source["label_names"] = ["no", "yes"]
+        says = ["label 9 of row 7", "0 to 1"]
+    elif what == "NaN":
+        x[3, 1] = np.nan
+        says = ["row 3", "nan"]
+    elif what == "fractions as classes":
+        source["target"] = "class"
+        y = y + 0.5
+        says = ["not a whole number", "target: value"]
+    elif what == "one class":
+        y[:] = 0
+        says = ["every row has the label '0'"]
+    elif what == "values for classes":
+        y = y + 0.25
+        says = ["task", "classification needs classes", "Take regression"]
+    elif what == "classes for values":
+        task = "regression"
+        says = ["task", "regression needs numbers", "2 classes", "data.source.target=value"]
+    elif what == "pickle":
+        np.savez(folder / "a.npz", x=np.array([{}] * 40, dtype=object), y=y)
+        return source, task, ["Python objects", "could run code"]
+    np.savez(folder / "a.npz", x=x, y=y)
+    return source, task, says
+
+
+@pytest.mark.parametrize(
+    "what", ["labels out of range", "NaN", "fractions as classes", "values for classes", "classes for values", "one class", "pickle"]
+)
+def test_tables_that_make_no_sense(tauon: Tauon, tmp_path: Path, what: str) -> None:
+    source, task, says = bad_table(tmp_path, what)
+    ended = tauon("run", table_recipe(tmp_path / "r", data={"source": source}, task=task))
+    refused(ended, ended.code, *says)
+    assert ended.code in (RECIPE, DATA)
+    assert not steps_in(Path("runs/table/checkpoints"))
+
+
+def test_a_csv_cell_that_is_no_number_is_named_by_line_and_column(tauon: Tauon, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b,y\n1,2,x\n3,four,y\n")
+    recipe = table_recipe(tmp_path / "r", data={"source": {"kind": "csv", "path": str(tmp_path / "t.csv"), "label": "y"}})
+    refused(tauon("run", recipe), DATA, "t.csv, line 3", "'b'", "'four'")
+
+
+def test_a_tokenizer_of_fewer_ids_than_the_model_knows_is_fine_more_is_not(tauon: Tauon, tmp_path: Path) -> None:
+    recipe = text_recipe(tmp_path)
+    assert tauon("train", recipe, "model.vocab=300", "name=larger").code == 0
+    refused(
+        tauon("train", recipe, "model.vocab=256", "name=smaller"), RECIPE, "model.vocab", "256 is less than the tokenizer's 257", "set 257"
+    )
+
+
+# ------------------------------------------------------------------------------------------------ bytes that changed
+
+
+def flip(path: Path, at: int = -3) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x01
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("assignment", ["name=again", "train.steps=12"])
+def test_a_changed_byte_in_prepared_data_is_found_before_training(tauon: Tauon, tmp_path: Path, assignment: str) -> None:
+    assert tauon("run", text_recipe(tmp_path, stages=["prepare"], optim=None, evaluate=None)).code == 0
+    recipe = text_recipe(tmp_path)
+    (shard,) = (tmp_path / "cache").rglob("train/tokens-00000.npy")
+    flip(shard)
+    refused(tauon("train", recipe, assignment), DATA, str(shard), "sha256", "Delete")
+    shutil.rmtree(tmp_path / "cache/tokens")
+    assert tauon("train", recipe, assignment).code == 0
+
+
+def test_a_changed_byte_in_the_newest_checkpoint_falls_back_to_the_one_before(tauon: Tauon, tmp_path: Path) -> None:
+    recipe = text_recipe(tmp_path)
+    assert tauon("train", recipe, "name=whole").code == 0
+    stop_after(tauon, recipe, step=8)
+    flip(Path("runs/toy/checkpoints/step-000008/model.safetensors"))
+    ended = tauon("train", recipe)
+    assert ended.code == 0 and "warning" in ended.err and "step-000008" in ended.err
+    assert "going on at step 4" in ended.out
+    for group in ("model", "optim"):
+        a, b = (Path(f"runs/{n}/checkpoints/step-000012/{group}.safetensors").read_bytes() for n in ("whole", "toy"))
+        assert a == b
+
+
+def test_a_changed_byte_in_the_checkpoint_of_a_finished_run_is_an_error(tauon: Tauon, tmp_path: Path) -> None:
+    recipe = text_recipe(tmp_path)
+    assert tauon("train", recipe).code == 0
+    flip(Path("runs/toy/checkpoints/step-000012/model.safetensors"))
+    for command in (("evaluate", recipe), ("generate", "runs/toy")):
+        ended = tauon(*command)
+        assert ended.code == CHECKPOINT and "step-000012/model.safetensors" in ended.err and "SHA-256" in ended.err
+        assert "earlier checkpoint" in ended.err and "Traceback" not in ended.err
+    assert not Path("runs/toy/evaluation.json").exists()
+
+
+class Stopped(BaseException):
+    """A kill, as far as Python code can tell."""
+
+
+def stop_after(tauon: Tauon, recipe: Path, step: int) -> None:
+    """Train until `step` is done and its checkpoint written, then die."""
+    from tauon import watch
+    from tauon.cli.main import cli
+
+    original = watch.TrainingRecord.save
+
+    def save(self: Any, job: Any) -> None:
+        original(self, job)
+        if job.step == step:
+            self.writer.wait()
+            raise Stopped
+
+    watch.TrainingRecord.save = save  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Stopped):
+            cli.main(["train", str(recipe)], standalone_mode=False)
+    finally:
+        watch.TrainingRecord.save = original  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"model": {"width": 32}}, ["of another architecture", "blocks.0.attention.k.weight has shape (32, 32), the model's is (16, 16)"]),
+        ({"model": {"layers": 2}}, ["of another architecture", "left over blocks.1."]),
+        ({"model": {"kind": "gpt2", "layers": 1, "width": 16, "heads": 2}}, ["of another architecture", "missing blocks.0", "left over"]),
+        ({"optim": {"kind": "sgd"}}, ["optimizer"]),
+        ({"optim": {"kind": "muon"}}, ["optimizer"]),
+        ({"train": {"steps": 20}}, ["20 steps", "12"]),
+        ({"train": {"ema": 0.9}}, ["ema"]),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused_by_name(tauon: Tauon, tmp_path: Path, other: dict[str, Any], says: list[str]) -> None:
+    stop_after(tauon, text_recipe(tmp_path), step=8)
+    stop_after(tauon, text_recipe(tmp_path, name="other", **other), step=8)
+    for step in ("step-000004", "step-000008"):
+        shutil.rmtree(f"runs/toy/checkpoints/{step}")
+        shutil.copytree(f"runs/other/checkpoints/{step}", f"runs/toy/checkpoints/{step}")
+    before = contents(Path("runs/toy/checkpoints"))
+    refused(tauon("train", text_recipe(tmp_path)), CHECKPOINT, "step-000008", *says)
+    assert contents(Path("runs/toy/checkpoints")) == before
+
+
+# ------------------------------------------------------------------------------------------------ the run's folder
+
+
+def test_another_recipe_in_the_same_folder_is_refused_and_nothing_is_touched(tauon: Tauon, tmp_path: Path) -> None:
+    recipe = text_recipe(tmp_path)
+    assert tauon("run", recipe).code == 0
+    before = contents(Path("runs/toy"))
+    ended = tauon("run", recipe, "optim.lr=0.5", "model.layers=2")
+    refused(ended, RUN, "another recipe", "model.layers: 1 -> 2", "optim.lr: 0.01 -> 0.5", "name=...", "--fresh")
+    assert contents(Path("runs/toy")) == before
+    assert tauon("run", recipe, "optim.lr=0.5", "--fresh").code == 0
+    assert contents(Path("runs/toy.1")) == before
+
+
+def test_folds_and_single_runs_do_not_overwrite_one_another(tauon: Tauon, tmp_path: Path) -> None:
+    folded = table_recipe(tmp_path / "a", data={"split": {"folds": 2, "validation": 0}}, train={"validate_every": None})
+    single = table_recipe(tmp_path / "b")
+    assert tauon("run", folded).code == 0
+    before = contents(Path("runs/table"))
+    refused(tauon("run", single), RUN, "folds of a cross-validation", "--fresh")
+    refused(tauon("run", folded, "data.split.fold=1"), RUN, "folds of a cross-validation")
+    refused(tauon("run", folded, "optim.lr=0.5"), RUN, "another recipe", "optim.lr")
+    refused(tauon("run", folded, "data.split.folds=3"), RUN, "another recipe", "folds: 2 -> 3")
+    assert contents(Path("runs/table")) == before
+    assert tauon("run", single, "--fresh").code == 0
+    assert contents(Path("runs/table.1")) == before
+    before = contents(Path("runs/table"))
+    refused(tauon("run", folded), RUN, "another recipe", "data.split.folds")
+    assert contents(Path("runs/table")) == before
+
+
+def test_two_processes_cannot_write_one_folder(tauon: Tauon, tmp_path: Path) -> None:
+    recipe = text_recipe(tmp_path)
+    with Run.open("runs/toy"):
+        code = "from tauon.cli import main; main()"
+        done = subprocess.run([sys.executable, "-c", code, "run", str(recipe)], capture_output=True, text=True, timeout=120)
+        refused(Ended(done.returncode, done.stdout, done.stderr), RUN, "runs/toy", f"process {os.getpid()} on", "name=...")
+        assert [p.name for p in Path("runs/toy").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("moment", ["train", "evaluate"])
+def test_data_that_changed_since_the_run_began(tauon: Tauon, tmp_path: Path, moment: str) -> None:
+    recipe = text_recipe(tmp_path)
+    if moment == "train":
+        stop_after(tauon, recipe, step=8)
+    else:
+        assert tauon("train", recipe).code == 0
+    before = contents(Path("runs/toy/checkpoints"))
+    (tmp_path / "text.txt").write_text(words(1500, seed=1))
+    refused(tauon(moment, recipe), RUN, "the data changed since this run began", "--fresh", "name=...")
+    assert contents(Path("runs/toy/checkpoints")) == before
+    (tmp_path / "text.txt").write_text(words(1500))
+    assert tauon(moment, recipe).code == 0
+
+
+def test_generating_from_a_run_that_writes_no_text(tauon: Tauon, tmp_path: Path) -> None:
+    assert tauon("train", table_recipe(tmp_path)).code == 0
+    refused(tauon("generate", "runs/table"), RUN, "runs/table trained a mlp", "writes no text")
+
+
+# ------------------------------------------------------------------------------------------------ disk full
+
+
+class FullDisk:
+    """`os.write` that finds no room in a folder named `checkpoints` from the n-th write on."""
+
+    def __init__(self, n: int) -> None:
+        self.left, self.real = n, os.write
+
+    def __call__(self, fd: int, data: Any) -> int:
+        if "/checkpoints/" in os.readlink(f"/proc/self/fd/{fd}"):
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            data = memoryview(data)[: max(1, len(data) // 2)]  # a nearly full disk takes a part
+        return self.real(fd, data)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("n", [0, 60, 130])
+def test_a_full_disk_ends_training_keeps_what_is_whole_and_the_same_command_goes_on(
+    tauon: Tauon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    recipe = text_recipe(tmp_path)
+    assert tauon("train", recipe, "name=whole").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", FullDisk(n))
+        ended = tauon("train", recipe)
+    refused(ended, CHECKPOINT, "cannot be written", "No space left on device", "Free some space")
+    done = [step for step, _ in steps_in(Path("runs/toy/checkpoints"))]
+    assert len(done) < 2 or max(done) < 12
+    assert "train" not in json.loads(Path("runs/toy/stages.json").read_text())
+    assert tauon("train", recipe).code == 0
+    for group in ("model", "optim"):
+        a, b = (Path(f"runs/{name}/checkpoints/step-000012/{group}.safetensors").read_bytes() for name in ("whole", "toy"))
+        assert a == b
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+def test_a_microbatch_that_does_not_fit_names_one_that_does(tauon: Tauon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tauon.train import precision
+
+    recipe = text_recipe(tmp_path)
+    monkeypatch.setattr(precision, "available_memory", lambda device: 3_000_000)
+    ended = tauon("train", recipe, "train.batch=96", "train.microbatch=96")
+    refused(ended, RECIPE, "train.microbatch", "96 does not fit", "GiB free")
+    fits = int(ended.err.split("microbatch=")[1].split()[0])
+    assert 1 <= fits < 96 and 96 % fits == 0
+    assert tauon("train", recipe, "train.batch=96", f"train.microbatch={fits}").code == 0
+    assert tauon("train", recipe, "train.batch=96", "name=derived").code == 0
+    derived = {d["path"]: d for d in json.loads(Path("runs/derived/derived.json").read_text())}
+    assert derived["train.microbatch"]["value"] == fits and "divisor of 96" in derived["train.microbatch"]["source"]
+    monkeypatch.setattr(precision, "available_memory", lambda device: 1000)
+    refused(tauon("train", recipe, "name=tiny"), RECIPE, "train.batch", "not even one example fits", "smaller model")
+
+
+def test_running_out_of_memory_names_a_smaller_microbatch(tauon: Tauon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: Any) -> Any:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr(LanguageModelling, "loss", no_memory)
+    refused(tauon("train", text_recipe(tmp_path)), TRAINING, "out of memory at step 1 with microbatch 4", "train.microbatch=2")
+
+
+# ------------------------------------------------------------------------------------------------ training that goes wrong
+
+
+@pytest.mark.parametrize("cause", ["learning rate", "data"])
+def test_losses_that_are_not_finite_are_skipped_logged_and_end_training(tauon: Tauon, tmp_path: Path, cause: str) -> None:
+    if cause == "learning rate":
+        recipe = text_recipe(
+            tmp_path, optim={"kind": "sgd", "lr": 1e30}, train={"max_bad_steps": 3, "checkpoint_every": 1, "validate_every": 12}
+        )
+        name = "toy"
+    else:
+        x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32) * 1e38
+        np.savez(tmp_path / "a.npz", x=x, y=x[:, 0])
+        source = {"kind": "npz", "path": str(tmp_path / "a.npz"), "features": "x", "targets": "y"}
+        recipe = table_recipe(
+            tmp_path, data={"source": source, "normalize": "none"}, task="regression", model={"kind": "linear"}, train={"max_bad_steps": 3}
+        )
+        name = "table"
+    ended = tauon("train", recipe)
+    refused(ended, TRAINING, "3 steps in a row were skipped", "not finite", "optim.lr")
+    skipped = [e for e in read_events(Path(f"runs/{name}/events.jsonl")) if e["kind"] == "skip"]
+    ends = [e for e in read_events(Path(f"runs/{name}/events.jsonl")) if e["kind"] == "interrupted"]
+    assert len(skipped) == 2 and all("not finite" in e["reason"] for e in skipped)
+    assert len(ends) == 1 and "3 steps in a row" in ends[0]["reason"]
+    newest = latest_checkpoint(Path(f"runs/{name}/checkpoints"))
+    if newest is not None:  # what was kept is not poisoned by the steps that were skipped
+        assert all(torch.isfinite(t).all() for t in newest.tensors("model").values())
+
+
+# ------------------------------------------------------------------------------------------------ Ctrl-C
+
+
+@pytest.mark.parametrize("where", ["tokenise", "verify", "evaluate", "sample", "report"])
+def test_ctrl_c_leaves_nothing_half_written_and_the_same_command_goes_on(
+    tauon: Tauon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    from tauon import pipeline
+    from tauon.data.shards import Shards, ShardWriter
+
+    target: tuple[Any, str] = {
+        "tokenise": (ShardWriter, "finish"),
+        "verify": (Shards, "verify"),
+        "evaluate": (LanguageModelling, "predict"),
+        "sample": (pipeline, "generate"),
+        "report": (pipeline, "render"),
+    }[where]  # fmt: skip
+
+    def ctrl_c(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    recipe = text_recipe(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(*target, ctrl_c)
+        ended = tauon("run", recipe)
+    refused(ended, 130, "the same command goes on")
+    nothing_half_written(tmp_path / "cache")
+    assert not list((tmp_path / "cache").rglob("*.tmp-*"))
+    for path in Path("runs/toy").glob("*.json"):
+        json.loads(path.read_text())
+    ended = tauon("run", recipe)
+    assert ended.code == 0, ended
+    assert {"evaluation.json", "samples.json", "report.html"} <= {p.name for p in Path("runs/toy").iterdir()}
