@@ -10,7 +10,7 @@ checkpoint; the median over rounds, over 100 times the median step, is the share
 and the loss in processor time (`cpu`), for machines that others use too. Sequences are short (64 tokens a step of 512), which
 makes steps quick and the share larger than it is in real training.
 
-    python -m benchmarks.checkpoint_stall [--quick] [--threads N]
+    python -m benchmarks.checkpoint_stall [--quick] [--threads N] [--folder DIR]
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 rounds instead of 9")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="the cores of this machine")
+    parser.add_argument("--folder", default=None, help="where to write: a disk, not memory; the system's temporary folder")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
@@ -89,7 +90,7 @@ def main() -> None:
     steps(2)
     plain: list[float] = []
     copies: list[float] = []
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         writer = CheckpointWriter(Path(folder) / "ours")
 
         def nothing(n: int) -> None:
@@ -121,6 +122,7 @@ def main() -> None:
         # long enough for the write to end before the block does, as it does in 100 steps
         n = max(4, min(EVERY, round(1.5 * alone / statistics.median(plain))))
         plain.clear()
+        print(f"writing alone takes {alone:.2f} s; blocks of {n} steps, {rounds} rounds", flush=True)
         lost: dict[str, list[float]] = {"ours": [], "peer": []}
         cpu: dict[str, list[float]] = {"ours": [], "peer": []}
         for number in range(rounds + warm):
@@ -133,7 +135,7 @@ def main() -> None:
         writer.close()
     step = statistics.median(plain)
     share = {name: 100 * statistics.median(values) / (EVERY * step) for name, values in lost.items()}
-    print(f"{parameters:,} parameters; step {step:.3f} s; blocks of {n} steps, {rounds} rounds; writing alone takes {alone:.2f} s")
+    print(f"{parameters:,} parameters; step {step:.3f} s")
     for name, values in lost.items():
         low, high = min(values), max(values)
         print(

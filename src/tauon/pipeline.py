@@ -339,8 +339,12 @@ def load_model(checkpoint: Checkpoint, recipe: Recipe, *, weights: str = "auto")
         )
     config = from_record(checkpoint.state["model"])
     model = materialize(config, seed=0, device=device)
-    tensors = checkpoint.tensors("model") | checkpoint.tensors(group)  # an average holds parameters, not buffers
-    load_weights(model, tensors, where=str(checkpoint.path))
+    load_weights(model, checkpoint.tensors("model"), where=str(checkpoint.path))
+    if group == "ema":  # over the raw weights, as an average holds no buffers, and a tied weight once
+        average = checkpoint.tensors("ema")
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(average[name])
     precision, _ = choose_precision(checkpoint.state["precision"], device, model)
     return model.eval(), precision
 
