@@ -87,7 +87,11 @@ def run(
                 tell("stage", name=stage, state="done before")
                 continue
             tell("stage", name=stage, state="begins")
-            facts = DO[stage](context)
+            threads = torch.get_num_threads()
+            try:
+                facts = DO[stage](context)
+            finally:
+                torch.set_num_threads(threads)  # training may have chosen another number, for itself
             context.refuse_unread(stage, later=wanted[i + 1 :])
             record.mark_stage(stage, context.fingerprint(stage), seconds=round(time.perf_counter() - began, 3), **facts)
             tell("stage", name=stage, state="done", seconds=time.perf_counter() - began, **facts)

@@ -32,7 +32,7 @@ class Show:
     """Told what happens; shows warnings, and the figures at the end."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
         self.errors = Console(stderr=True, highlight=False)
 
     def __enter__(self) -> Show:
