@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import signal
 import sys
-from typing import Any
+import threading
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import click
 
@@ -78,6 +82,24 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `tauon` command. Ends the process with the exit code of what happened."""
+    with _sigterm_like_ctrl_c():
+        _main(argv)
+
+
+@contextlib.contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that nothing is left half-written; training listens for itself, and saves."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _main(argv: list[str] | None) -> NoReturn:
     try:
         result: Any = cli.main(args=argv, prog_name="tauon", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)
