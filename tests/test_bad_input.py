@@ -120,6 +120,17 @@ def test_a_key_that_nothing_reads_is_an_error_at_the_first_step(tauon: Tauon, tm
     assert tauon("train", recipe, f"{key}={0 if 'wsd' in str(sections) else 0.1}").code == 0  # its default: as if not set
 
 
+def test_a_learning_rate_of_a_part_that_is_not_there_is_a_key_that_nothing_reads(tauon: Tauon, tmp_path: Path) -> None:
+    recipe = table_recipe(tmp_path, model="logistic", optim={"kind": "muon", "lr": 0.5})  # no inner matrix: all is AdamW's
+    refused(tauon("train", recipe), RECIPE, "optim.lr", "nothing in stage train read it")
+
+
+def test_a_batch_larger_than_the_data_set_goes_through_it_more_than_once(tauon: Tauon, tmp_path: Path) -> None:
+    recipe = text_recipe(tmp_path, n_words=60, data={"split": {"validation": 0}}, train={"validate_every": None, "validate_examples": None})
+    assert tauon("train", recipe, "train.batch=500").code == 0
+    assert tauon("train", table_recipe(tmp_path / "t"), "train.batch=1000").code == 0
+
+
 def test_every_key_of_a_long_recipe_is_read(tauon: Tauon, tmp_path: Path) -> None:
     train = {
         "microbatch": 2,

@@ -56,6 +56,8 @@ def problems(text: str, *assignments: str) -> dict[str, str]:
         (TEXT, ["train.precision=fp8"], "train.precision", "'fp8'"),
         (TEXT, ["train.compile=perhaps"], "train.compile", "got 'perhaps'"),
         (TEXT, ["optim.lr=-1"], "optim.lr", "got -1"),
+        (TEXT, ["optim.lr=yes"], "optim.lr", "got true"),
+        (TEXT, ["data.workers=on"], "data.workers", "got true"),
         (TEXT, ["optim.lr=.nan"], "optim.lr", "finite"),
         (TEXT, ["optim.betas=[0.9, 1.5]"], "optim.betas.1", "less than 1"),
         (TEXT, ["optim.schedule.kind=cosine", "optim.schedule.warmup=1.5"], "optim.schedule.warmup", "1.5 is neither"),

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from tauon.errors import Problem, RecipeError
@@ -59,6 +59,16 @@ class Config(BaseModel):
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
     )
     __slots__ = ("_reads",)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switches_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's yes, no, on, off and true would pass for 1 and 0 where a number is expected."""
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise PydanticCustomError(
+                "unit", "got {value} (also written yes, on, no, off), expected a number or a name", {"value": repr(value).lower()}
+            )
+        return value
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
@@ -324,6 +334,10 @@ def _configs_in(annotation: Any) -> Iterator[type[Config]]:
         yield annotation
     for arg in typing.get_args(annotation):
         yield from _configs_in(arg)
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(_takes_bool(arg) for arg in typing.get_args(annotation))
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

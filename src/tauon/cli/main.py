@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
-from typing import Any
+import threading
+from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import click
 
@@ -82,6 +86,24 @@ def main(argv: list[str] | None = None) -> None:
     # Read by OpenMP when torch is imported: threads that wait for one another soon sleep instead of spinning. On two cores that
     # something else uses too, a training step was 8 times as long without (docs/experiments.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    with _sigterm_like_ctrl_c():
+        _main(argv)
+
+
+@contextlib.contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that nothing is left half-written; training listens for itself, and saves."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _main(argv: list[str] | None) -> NoReturn:
     try:
         result: Any = cli.main(args=argv, prog_name="tauon", standalone_mode=False)
         sys.exit(result if isinstance(result, int) else 0)

@@ -160,7 +160,7 @@ def make_plan(
     checkpoint_every = config.checkpoint_every or max(1, min(1000, math.ceil(steps / 10)))
     if config.checkpoint_every is None:
         settle("checkpoint_every", checkpoint_every, "ten checkpoints in a run, at most 1,000 steps apart")
-    if optim.lr is None:
+    if optim.peek("lr") is None:  # a look, no use: whether the optimizer reads it is for `build` to show
         derived.append(Derived("optim.lr", optim.peak, f"the usual peak rate of {optim.kind_}"))
     rise, last = optim.schedule.warmup_steps(steps), optim.schedule.factor(max(steps - 1, optim.schedule.warmup_steps(steps)), steps)
     derived.append(Derived("optim.schedule", f"{optim.schedule.kind_}, {rise} steps of warm-up", f"ends at {last:.2%} of the peak"))
