@@ -8,28 +8,18 @@ Knows no model, no data source and no stage by name. The tree's root is `tauon.r
 from __future__ import annotations
 
 import difflib
-import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fractions import Fraction as Exact
 from importlib.metadata import entry_points
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    GetCoreSchemaHandler,
-    ValidationError,
-    ValidationInfo,
-    WithJsonSchema,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError, core_schema
 
 from tauon.errors import Problem, RecipeError
+from tauon.units import Bytes, Count, Duration, Fraction, lower_first, short
+from tauon.yaml_text import override, read_yaml, write_yaml
 
 __all__ = [
     "Bytes",
@@ -53,101 +43,6 @@ __all__ = [
 
 T = TypeVar("T", bound="Config")
 R = TypeVar("R", bound="type[Registered]")
-
-
-# ---------------------------------------------------------------------------------------------- values with units
-
-_SI = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
-_IEC = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?)\s*([A-Za-z%]*)", re.ASCII)
-_LONGEST = 60
-"""Characters of a value that is still shown whole, and of a number that is still read."""
-_LARGEST = 2**63 - 1
-
-
-def _split(value: str, what: str, example: str) -> tuple[Exact, str]:
-    """(number, unit); exact, since 1.001k is 1001 and in floating point is not."""
-    match = _NUMBER.fullmatch(value.strip()) if len(value) <= _LONGEST else None
-    if not match:
-        raise PydanticCustomError(
-            "unit", "{value} is not {what}; write it like {example}", {"value": _short(value), "what": what, "example": example}
-        )
-    return Exact(match[1].replace("_", "")), match[2]
-
-
-def _unit(unit: str, table: Mapping[str, int | float], what: str, example: str) -> Exact:
-    if unit.lower() not in table:
-        raise PydanticCustomError(
-            "unit", "unit {unit} of {what} is not one of {units}; write it like {example}",
-            {"unit": repr(unit), "what": what, "units": ", ".join(u for u in table if u), "example": example},
-        )  # fmt: skip
-    return Exact(table[unit.lower()]).limit_denominator(1000)  # 1e-3, exactly
-
-
-def _no_bool(value: Any, what: str) -> None:
-    if isinstance(value, bool):  # YAML's yes/no/on/off would pass for 1 and 0
-        raise PydanticCustomError("unit", "got {value}, expected {what}", {"value": repr(value).lower(), "what": what})
-
-
-def _whole(value: Any, text: Any) -> Any:
-    """`value` as an int where it is a whole number of at most 63 bits; what is no number goes on to the type check."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, Exact) and value.denominator != 1:
-        raise PydanticCustomError("unit", "{value} is not a whole number", {"value": repr(text)})
-    if isinstance(value, (int, Exact)) and abs(Exact(value)) > _LARGEST:
-        raise PydanticCustomError("unit", "{value} is more than 2^63 - 1, the largest count", {"value": _short(text)})
-    return int(value) if isinstance(value, Exact) else value
-
-
-def _count(value: Any) -> Any:
-    _no_bool(value, "a count such as 64 or 64k")
-    if isinstance(value, str):
-        number, unit = _split(value, "a count", "64, 64k (64,000), 64Ki (65,536) or 1.5M")
-        return _whole(number * _unit(unit, {**_SI, **_IEC}, "a count", "64k"), value)
-    return _whole(value, value)
-
-
-def _bytes(value: Any) -> Any:
-    _no_bool(value, "a size such as 512MiB")
-    if isinstance(value, str):
-        number, unit = _split(value, "a size", "512MiB or 1GB")
-        table = {"": 1, "b": 1} | {u + "b": f for u, f in ({**_SI, **_IEC}).items() if u not in ("", "b")}
-        return _whole(number * _unit(unit, table, "a size", "1GiB"), value)
-    return _whole(value, value)
-
-
-def _duration(value: Any) -> Any:
-    _no_bool(value, "a time such as 90s or 2h")
-    if isinstance(value, str):
-        number, unit = _split(value, "a time", "90s, 5m or 2h")
-        return float(number * (_unit(unit, _SECONDS, "a time", "2h") if unit else 1))
-    return value
-
-
-def _fraction(value: Any) -> Any:
-    _no_bool(value, "a share such as 5% or 0.05")
-    if isinstance(value, str):
-        number, unit = _split(value, "a share", "5% or 0.05")
-        if unit not in ("", "%"):
-            _unit(unit, {"%": 1}, "a share", "5%")
-        return float(number / 100 if unit == "%" else number)
-    return value
-
-
-def _schema(kind: str, pattern: str) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [{"type": kind}, {"type": "string", "pattern": pattern}]})
-
-
-Count = Annotated[int, BeforeValidator(_count), _schema("integer", r"^[0-9][0-9_.]*([kKmMgGbBtT]i?)?$")]
-"""A whole number; `64k` is 64,000, `64Ki` is 65,536, `1.5M` is 1,500,000."""
-Bytes = Annotated[int, BeforeValidator(_bytes), _schema("integer", r"^[0-9][0-9_.]*([kKmMgGtT]i?)?[bB]?$")]
-"""A size in bytes; `1GiB` is 2**30, `1GB` is 10**9."""
-Duration = Annotated[float, BeforeValidator(_duration), _schema("number", r"^[0-9][0-9_.]*(ms|s|m|min|h|d)?$")]
-"""A time in seconds; `90s`, `5m`, `2h`, `1d`."""
-Fraction = Annotated[float, BeforeValidator(_fraction), _schema("number", r"^[0-9][0-9_.]*%?$")]
-"""A share between 0 and 1; `5%` is 0.05."""
 
 
 # ---------------------------------------------------------------------------------------------- the tree
@@ -240,7 +135,7 @@ class Registered(Config):
             data = {"kind": data}
         what, kinds = {"family": cls._family}, " | ".join(sorted(cls._members))
         if not isinstance(data, Mapping):
-            raise PydanticCustomError("kind", "got {value}, expected one of {kinds}", what | {"value": _short(data), "kinds": kinds})
+            raise PydanticCustomError("kind", "got {value}, expected one of {kinds}", what | {"value": short(data), "kinds": kinds})
         if "kind" not in data:
             raise PydanticCustomError("kind", "say which {family}: kind: {kinds}", what | {"kinds": kinds})
         kind = data["kind"]
@@ -248,7 +143,7 @@ class Registered(Config):
         if member is None:
             raise PydanticCustomError(
                 "kind", "no {family} is called {value}{nearest} There are: {kinds}",
-                what | {"value": _short(kind), "nearest": _nearest(str(kind), cls._members) or ".", "kinds": ", ".join(sorted(cls._members))},
+                what | {"value": short(kind), "nearest": _nearest(str(kind), cls._members) or ".", "kinds": ", ".join(sorted(cls._members))},
             )  # fmt: skip
         try:
             return member.model_validate({k: v for k, v in data.items() if k != "kind"})
@@ -289,10 +184,20 @@ def families() -> tuple[str, ...]:
 
 
 def load_plugins() -> None:
-    """Import every installed package that announces parts for Tauon (entry-point groups `tauon.<family>`, `tauon.plugins`)."""
+    """Import every installed package that announces parts for Tauon (entry-point groups `tauon.<family>`, `tauon.plugins`).
+
+    One that cannot be imported, or takes a name that is taken, is a `RecipeError` that names the package.
+    """
     for group in ("plugins", *_FAMILIES):
         for point in entry_points(group=f"tauon.{group}"):
-            point.load()
+            try:
+                point.load()
+            except Exception as err:  # another's code: anything may be wrong with it
+                package = point.dist.name if point.dist else "?"
+                raise RecipeError(
+                    f"the installed package {package!r} announces parts for Tauon ({point.group}: {point.value}) and cannot be "
+                    f"imported: {type(err).__name__}: {err}. Update it, or: pip uninstall {package}"
+                ) from err
 
 
 def dump(node: Config, mode: str = "json") -> dict[str, Any]:
@@ -310,7 +215,7 @@ def parse(cls: type[T], data: Any, where: str = "") -> T:
     Checks types, units and names, then each node's own `problems()`. `where` (a file, say) heads the message.
     """
     if not isinstance(data, Mapping):
-        raise RecipeError(f"expected keys and values, got {type(data).__name__} ({_short(data)})", where)
+        raise RecipeError(f"expected keys and values, got {type(data).__name__} ({short(data)})", where)
     try:
         tree = cls._choose(data) if issubclass(cls, Registered) and "_family" in cls.__dict__ else cls.model_validate(data)
     except ValidationError as err:
@@ -390,7 +295,7 @@ def _problems(err: ValidationError, cls: type[Config], path: str) -> Iterator[Pr
         elif kind == "missing":
             yield Problem(at, "missing, and it has no default")
         else:
-            message = e["msg"] if kind in ("kind", "unit") else f"{_lower(e['msg'])}, got {_short(e['input'])}"
+            message = e["msg"] if kind in ("kind", "unit") else f"{lower_first(e['msg'])}, got {short(e['input'])}"
             if chosen:
                 choices.setdefault(at, []).append(message)
             else:
@@ -442,130 +347,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def _join(*parts: str) -> str:
     return ".".join(p for p in parts if p)
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an int of thousands of digits, say
-        return f"a {type(value).__name__} too long to show"
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
-
-
-# ---------------------------------------------------------------------------------------------- YAML and a.b=c
-
-
-_FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
-_MOST_VALUES, _DEEPEST = 100_000, 64
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `1e-3` is a number (YAML 1.1 reads a string), a key given twice is an error."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen: set[str] = set()
-        for key, _ in node.value:  # here, before `<<` puts the keys of another mapping among them
-            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
-                raise yaml.MarkedYAMLError(problem=f"key {_short(key.value)} is given twice", problem_mark=key.start_mark)
-            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
-        return node
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back the same: a string that looks like 1e3 gets quotes."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
-
-
-def read_yaml(text: str, where: str = "") -> Any:
-    """Plain data from YAML text; `RecipeError` with line and column when it is not YAML."""
-    where = where if len(where) <= 2 * _LONGEST else where[: 2 * _LONGEST - 3] + "..."
-    try:
-        data = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except yaml.YAMLError as err:
-        mark = getattr(err, "problem_mark", None)
-        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise RecipeError(f"not YAML: {getattr(err, 'problem', None) or err}{at}", where) from None
-    except RecursionError:
-        raise RecipeError("not a recipe: nested too deeply", where) from None
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as err:
-        # PyYAML's own, for `!!bool maybe`, `!!int ''`, a date that does not exist, a mapping as a key
-        raise RecipeError(f"not YAML: a value does not fit its tag, or a mapping is a key ({_lower(str(err))})", where) from None
-    if size := _too_large(data):
-        raise RecipeError(f"not a recipe: it {size}, aliases (*name) counted each time", where)
-    return data
-
-
-def write_yaml(data: Any) -> str:
-    """YAML text that `read_yaml` reads back as the same plain data."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    return text
-
-
-def _too_large(data: Any) -> str:
-    """How the data is too large, if so: a few lines of aliases (`*a`) can make endless or enormous trees."""
-    left = _MOST_VALUES
-    stack: list[tuple[Any, int]] = [(data, 1)]
-    while stack:
-        node, depth = stack.pop()
-        left -= 1
-        if left < 0 or depth > _DEEPEST:
-            return f"holds over {_MOST_VALUES:,} values" if left < 0 else f"is nested over {_DEEPEST} levels deep"
-        if isinstance(node, dict):
-            stack += [(v, depth + 1) for v in node.values()]
-        elif isinstance(node, (list, tuple)):
-            stack += [(v, depth + 1) for v in node]
-    return ""
-
-
-def override(data: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """A copy of `data` with each `a.b=c` put in; the value is read as YAML. `a.0.b=c` reaches into a list.
-
-    >>> override({"optim": "adamw"}, ["optim.lr=1e-3"])
-    {'optim': {'kind': 'adamw', 'lr': 0.001}}
-    """
-    tree: dict[str, Any] = _copy(data)
-    for text in assignments:
-        key, sign, value = text.partition("=")
-        if not sign or not key:
-            raise RecipeError(f"{_short(text)} is not an assignment; write it like train.steps=100")
-        path = key.split(".")
-        node: Any = tree
-        for i, part in enumerate(path):
-            last = i == len(path) - 1
-            if isinstance(node, list):
-                if not re.fullmatch("[0-9]{1,6}", part) or int(part) >= len(node):
-                    raise RecipeError([Problem(".".join(path[:i]), f"has {len(node)} items, counted from 0; there is no {_short(part)}")])
-                slot: Any = int(part)
-            else:
-                slot = part
-            if last:
-                node[slot] = read_yaml(value, text)
-                continue
-            inside = node[slot] if isinstance(node, list) else node.get(slot)
-            if isinstance(inside, str):
-                inside = {"kind": inside}
-            if not isinstance(inside, (dict, list)):
-                inside = {}
-            node[slot] = inside
-            node = inside
-    return tree
-
-
-def _copy(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {k: _copy(v) for k, v in data.items()}
-    return [_copy(v) for v in data] if isinstance(data, (list, tuple)) else data
 
 
 # ---------------------------------------------------------------------------------------------- JSON Schema

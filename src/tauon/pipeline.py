@@ -87,7 +87,11 @@ def run(
                 tell("stage", name=stage, state="done before")
                 continue
             tell("stage", name=stage, state="begins")
-            facts = DO[stage](context)
+            threads = torch.get_num_threads()
+            try:
+                facts = DO[stage](context)
+            finally:
+                torch.set_num_threads(threads)  # training may have chosen another number, for itself
             context.refuse_unread(stage, later=wanted[i + 1 :])
             record.mark_stage(stage, context.fingerprint(stage), seconds=round(time.perf_counter() - began, 3), **facts)
             tell("stage", name=stage, state="done", seconds=time.perf_counter() - began, **facts)
@@ -339,8 +343,12 @@ def load_model(checkpoint: Checkpoint, recipe: Recipe, *, weights: str = "auto")
         )
     config = from_record(checkpoint.state["model"])
     model = materialize(config, seed=0, device=device)
-    tensors = checkpoint.tensors("model") | checkpoint.tensors(group)  # an average holds parameters, not buffers
-    load_weights(model, tensors, where=str(checkpoint.path))
+    load_weights(model, checkpoint.tensors("model"), where=str(checkpoint.path))
+    if group == "ema":  # over the raw weights, as an average holds no buffers, and a tied weight once
+        average = checkpoint.tensors("ema")
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(average[name])
     precision, _ = choose_precision(checkpoint.state["precision"], device, model)
     return model.eval(), precision
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -86,12 +87,19 @@ class TrainingRecord:
         return STOP
 
     def validation_batches(self, job: TrainJob) -> Iterator[Batch]:
+        """The validation examples in batches of one shape, so that nothing is compiled again: the last is filled up at weight zero."""
         dataset = self.splits.validation
         assert dataset is not None
         n = min(len(dataset), self.at_most or len(dataset))
         rows = max(1, min(job.microbatch, 512))
         for start in range(0, n, rows):
-            yield dataset.batch(np.arange(start, min(n, start + rows), dtype=np.int64))
+            index = np.arange(start, start + rows, dtype=np.int64)
+            batch = dataset.batch(np.minimum(index, n - 1))
+            if start + rows > n:
+                weights = batch.weights.clone()
+                weights[n - start :] = 0
+                batch = replace(batch, weights=weights)
+            yield batch
 
     def save(self, job: TrainJob) -> None:
         """A checkpoint of this step, written in the background; the same step twice is once."""

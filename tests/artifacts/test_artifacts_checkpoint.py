@@ -448,7 +448,7 @@ def test_an_error_in_the_background_is_raised_by_the_next_save_or_by_close(tmp_p
     with pytest.raises(CheckpointError, match="step-000003"):
         writer.close()
     writer.close()
-    with pytest.raises(ZeroDivisionError) as caught, CheckpointWriter(tmp_path) as writer:  # noqa: PT012 - what is raised by whom is the point
+    with pytest.raises(ZeroDivisionError) as caught, CheckpointWriter(tmp_path) as writer:
         writer.save(4, groups(), {})
         _ = 1 / 0
     assert "step-000004" in caught.value.__notes__[0]

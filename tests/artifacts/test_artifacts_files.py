@@ -80,7 +80,7 @@ def test_a_folder_appears_whole(tmp_path):
 
 
 def test_a_failing_block_leaves_no_folder(tmp_path):
-    with pytest.raises(ZeroDivisionError), folder_atomically(tmp_path / "out") as folder:  # noqa: PT012 - half of the work is done
+    with pytest.raises(ZeroDivisionError), folder_atomically(tmp_path / "out") as folder:
         (folder / "a").write_text("1")
         _ = 1 / 0
     assert names(tmp_path) == []

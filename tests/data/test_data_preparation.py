@@ -466,8 +466,7 @@ def test_keys_of_arrays_are_consumed(tmp_path: Path) -> None:
         split={"folds": 3, "fold": 1, "validation": 0.1, "seed": 2, "by": "row"}, normalize="standard",
         augment=[{"kind": "noise", "std": 0.3}],
     )  # fmt: skip
-    made = prepare(tree, seed=0, needs="arrays")
-    made.train.batch(np.arange(2))
+    prepare(tree, seed=0, needs="arrays")  # augmentation is read here, though it acts on batches that are drawn later
     assert set(unread_keys(tree)) <= {"source.split"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import signal
 import sys
 import threading
@@ -82,6 +83,9 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `tauon` command. Ends the process with the exit code of what happened."""
+    # Read by OpenMP when torch is imported: threads that wait for one another soon sleep instead of spinning. On two cores that
+    # something else uses too, a training step was 8 times as long without (docs/experiments.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     with _sigterm_like_ctrl_c():
         _main(argv)
 

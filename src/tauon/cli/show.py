@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ class Show:
     """Told what happens; shows warnings, and the figures at the end."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
         self.errors = Console(stderr=True, highlight=False)
 
     def __enter__(self) -> Show:
@@ -78,8 +79,7 @@ class PlainShow(Show):
 
     def __init__(self) -> None:
         super().__init__()
-        self.last = 0.0
-        self.doing = ""
+        self.last = time.monotonic()
 
     def line(self, text: str) -> None:
         self.console.print(text)
@@ -111,8 +111,8 @@ class PlainShow(Show):
 
     def on_progress(self, what: str, done: int, total: int | None, **_: Any) -> None:
         now = time.monotonic()
-        if now - self.last >= self.seconds or what != self.doing:
-            self.last, self.doing = now, what
+        if now - self.last >= self.seconds:  # short work is not worth a line
+            self.last = now
             self.line(f"{what}: {done:,}" + (f" of {total:,}" if total else ""))
 
     def on_step(self, step: int, total_steps: int, **m: Any) -> None:
@@ -132,25 +132,20 @@ class PlainShow(Show):
         self.line(f"report: {_plain(path)}")
 
     def finish(self, run: Run, whole: bool) -> None:
-        name = _plain(str(run.folder))
-        try:
-            from pathlib import Path
-
-            name = _plain(str(run.folder.relative_to(Path.cwd())))
-        except ValueError:
-            pass
+        folder = run.folder.relative_to(Path.cwd()) if run.folder.is_relative_to(Path.cwd()) else run.folder
+        name = _plain(str(folder))
         tries = [("tauon runs list", "what has been trained here")]
         if (run.folder / "samples.json").exists():
             tries.insert(0, (f'tauon generate {name} --prompt "def "', "let it write"))
         if whole:
             tries.insert(0, (f"tauon run {name}", "again: everything is done, so it only looks"))
             tries.insert(1, (f"tauon run {name} name=longer train.steps=2k", "change a setting: steps, optim.lr, model.layers"))
-        table = Table(box=None, show_header=False, padding=(0, 2))
-        for command, about in tries:
-            table.add_row(f"[bold]{command}[/]", f"[dim]{about}[/]")
         if run.report_path.exists():
-            self.line(f"\nThe report is [bold]{name}/report.html[/]: open it in a browser. To try next:")
-        self.console.print(table)
+            self.line(f"\nThe report is [bold]{name}/report.html[/]: open it in a browser.")
+        self.line("To try next:")
+        width = max(len(command) for command, _ in tries) + 2
+        for command, about in tries:
+            self.console.print(f"  [bold]{command}[/]{' ' * (width - len(command))}[dim]{about}[/]", soft_wrap=True)
 
 
 class LiveShow(PlainShow):

@@ -253,6 +253,7 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
         elif part in tables:
             parts[part] = ArrayDataset(tables[part], np.arange(len(tables[part])), normalizer)
     steps = [dump(a) for a in config.augment]
+    _mark_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])  # by each training batch, later
     held = {p: main.features[rows[p]] if p in rows else tables[p].features for p in parts if p != "train"}
     also = {p: count_repeats(train_features, features) for p, features in held.items()}
     contents = {p: _content(t) for p, t in tables.items()}

@@ -6,9 +6,9 @@ Shapes: B batch, F features, C outputs.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal, Self
 
 import torch
@@ -96,7 +96,7 @@ class Perceptron(Model):
 
     def __init__(self, sizes: tuple[int, ...], activation: str = "relu", dropout: float = 0.0, input_dropout: float = 0.0) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh, "silu": F.silu}
         self.activation = activations[activation]
         self.dropout, self.input_dropout = dropout, input_dropout

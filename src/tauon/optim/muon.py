@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from tauon.config import register
+from tauon.errors import Problem, RecipeError
 from tauon.optim.base import Decay, OptimConfig, decay_groups
 
 __all__ = ["MuonConfig", "Together"]
@@ -31,6 +32,9 @@ class MuonConfig(OptimConfig):
     weight_decay: float = Field(0.0, ge=0)
     adamw_lr: float = Field(3e-3, gt=0)
     """Peak learning rate of AdamW for what Muon does not take."""
+    embed_lr: float | None = Field(None, gt=0)
+    """Peak learning rate of AdamW for the token embedding, where it is not also the head. Left out: `adamw_lr`. An embedding
+    that starts at unit variance wants far more (0.2 to 0.6) than a head."""
     betas: tuple[Decay, Decay] = (0.8, 0.95)
     """AdamW's moment decays."""
     eps: float = Field(1e-10, gt=0)
@@ -48,7 +52,20 @@ class MuonConfig(OptimConfig):
             group = {"params": muon, "lr": self.peak, "peak_lr": self.peak}
             parts.append(Muon([group], lr=self.peak, momentum=self.momentum, nesterov=True, weight_decay=self.weight_decay))
         if rest:
-            groups = decay_groups(rest, self.adamw_lr, self.weight_decay)
+            embed = [(n, p) for n, p in rest if n == "embed.weight"] if self.embed_lr is not None else []
+            if self.embed_lr is not None and (
+                not embed or any(p is embed[0][1] for n, p in model.named_parameters(remove_duplicate=False) if n == "head.weight")
+            ):
+                raise RecipeError(
+                    [
+                        Problem(
+                            "optim.embed_lr",
+                            "this model has no embedding of its own (none, or tied to the head). Drop it, or untie the head.",
+                        )
+                    ]
+                )
+            groups = decay_groups(embed, self.embed_lr or self.adamw_lr, self.weight_decay)
+            groups += decay_groups([(n, p) for n, p in rest if not embed or n != "embed.weight"], self.adamw_lr, self.weight_decay)
             parts.append(AdamW(groups, betas=self.betas, eps=self.eps, fused=True))
         return Together(parts)
 

@@ -31,7 +31,8 @@ def tiny_batch(spec: DataSpec, rows: int = 4, seed: int = 0) -> Batch:
     if spec.vocab is not None and spec.seq_len is not None:
         tokens = torch.randint(0, spec.vocab, (rows, spec.seq_len + 1), generator=g)
         return Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(rows, spec.seq_len))
-    assert spec.input_shape is not None and spec.outputs is not None
+    assert spec.input_shape is not None, "a spec needs tokens or an input shape"
+    assert spec.outputs is not None, "a spec of arrays needs outputs"
     x = torch.randn(rows, *spec.input_shape, generator=g)
     y = torch.randint(0, spec.outputs, (rows,), generator=g) if spec.outputs > 1 else torch.randn(rows, 1, generator=g)
     return Batch(x, y, torch.ones(rows))
@@ -181,7 +182,8 @@ def check_source(config: SourceConfig) -> None:
         assert all(isinstance(d.text, str) and d.name for d in first), "each document needs a text and a name"
         return
     one, two = config.arrays(), config.arrays()
-    assert isinstance(one, Arrays) and len(one) > 0, "no row"
+    assert isinstance(one, Arrays), f"arrays() gave {type(one).__name__}"
+    assert len(one) > 0, "no row"
     assert len(one.features) == len(one.targets), "features and targets differ in number"
     np.testing.assert_array_equal(one.features, two.features)
     np.testing.assert_array_equal(one.targets, two.targets)

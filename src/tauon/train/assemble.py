@@ -89,7 +89,7 @@ def make_plan(
     settle("parameters", parameter_count(bare), "the model's shapes")
     if "threads" in kept:
         torch.set_num_threads(kept["threads"])
-    threads = settle("threads", torch.get_num_threads(), "recorded by this run" if "threads" in kept else "cores of this machine")
+    threads = torch.get_num_threads()
 
     precision, why = choose_precision(kept.get("precision", asked["precision"]), device, bare)
     settle("precision", precision.name, "recorded by this run" if kept else why)
@@ -103,12 +103,20 @@ def make_plan(
     settle("microbatch", microbatch, why)
 
     per_step = bare.flops_per_example(spec) * config.batch
+    timed: dict[int, float] = {}
     if recorded and "steps" in recorded:
         steps, why = int(recorded["steps"]), "recorded by this run"
     elif config.time is not None:
         trial = Plan(10**9, device, precision.name, False, microbatch, 1, 1, threads)
         tell(f"measuring the time of a step, to fit {config.time:,.0f} s")
-        seconds = _seconds_a_step(build_job(model, optim, config, task, spec, loader, trial, seed=seed), min(8.0, config.time / 10))
+        # Half the threads too: where something else uses the cores, threads that wait for one another are slower than fewer.
+        counts = {threads, max(1, threads // 2)} if device.type == "cpu" else {threads}
+        for count in sorted(counts, reverse=True):
+            torch.set_num_threads(count)
+            trial_job = build_job(model, optim, config, task, spec, loader, trial, seed=seed)
+            timed[count] = _seconds_a_step(trial_job, min(8.0, config.time / 10) / len(counts))
+        seconds, threads = min((s, t) for t, s in timed.items())
+        torch.set_num_threads(threads)
         steps, why = max(1, int(config.time / seconds)), f"{config.time:,.0f} s at {seconds * 1e3:,.0f} ms a step, measured here"
     elif config.epochs is not None:
         steps, why = (
@@ -125,8 +133,21 @@ def make_plan(
     else:
         steps, why = config.steps or 1, "asked for"
     settle("steps", steps, why)
-    for step in (0, steps - 1):
-        optim.schedule.factor(step, steps)  # so that a key of it without effect, in so few steps, is known to be unread
+    settle(
+        "threads",
+        threads,
+        "recorded by this run"
+        if "threads" in kept
+        else "the fastest of those tried here"
+        if timed
+        else "torch's choice: cores, or OMP_NUM_THREADS",
+    )
+    formula = (
+        "6 x (weights that multiply) + causal attention at half its square, for each token"
+        if spec.seq_len
+        else "6 x (weights that multiply), for each example"
+    )
+    derived.append(Derived("train.tflop_per_step", round(per_step / 1e12, 6), f"model operations of forward and backward: {formula}"))
 
     guess = config.time if config.time is not None else steps * per_step / CPU_FLOPS[precision.name] if device.type == "cpu" else None
     compiled, why = choose_compile(asked["compile"], device, bare, guess)
@@ -141,6 +162,9 @@ def make_plan(
         settle("checkpoint_every", checkpoint_every, "ten checkpoints in a run, at most 1,000 steps apart")
     if optim.peek("lr") is None:  # a look, no use: whether the optimizer reads it is for `build` to show
         derived.append(Derived("optim.lr", optim.peak, f"the usual peak rate of {optim.kind_}"))
+    # Of the last step that there is: a key of the schedule that no step of so short a run comes to is told to be unread.
+    rise, last = optim.schedule.warmup_steps(steps), optim.schedule.factor(steps - 1, steps)
+    derived.append(Derived("optim.schedule", f"{optim.schedule.kind_}, {rise} steps of warm-up", f"ends at {last:.2%} of the peak"))
     return Plan(
         steps,
         device,

@@ -1,0 +1,1 @@
+"""Parts for Tauon from outside: a model, an optimizer, a data source."""

@@ -1,0 +1,123 @@
+"""Recipes as text: YAML as people mean it, and `a.b=c`. Gives and takes plain data; what it means is `config.py`'s business."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from tauon.errors import Problem, RecipeError
+from tauon.units import LONGEST, lower_first, short
+
+__all__ = ["override", "read_yaml", "write_yaml"]
+
+
+_FLOAT = re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+_MOST_VALUES, _DEEPEST = 100_000, 64
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: `1e-3` is a number (YAML 1.1 reads a string), a key given twice is an error."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:  # here, before `<<` puts the keys of another mapping among them
+            if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
+                raise yaml.MarkedYAMLError(problem=f"key {short(key.value)} is given twice", problem_mark=key.start_mark)
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back the same: a string that looks like 1e3 gets quotes."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+
+
+def read_yaml(text: str, where: str = "") -> Any:
+    """Plain data from YAML text; `RecipeError` with line and column when it is not YAML."""
+    where = where if len(where) <= 2 * LONGEST else where[: 2 * LONGEST - 3] + "..."
+    try:
+        data = yaml.load(text, _Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as err:
+        mark = getattr(err, "problem_mark", None)
+        at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RecipeError(f"not YAML: {getattr(err, 'problem', None) or err}{at}", where) from None
+    except RecursionError:
+        raise RecipeError("not a recipe: nested too deeply", where) from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as err:
+        # PyYAML's own, for `!!bool maybe`, `!!int ''`, a date that does not exist, a mapping as a key
+        raise RecipeError(f"not YAML: a value does not fit its tag, or a mapping is a key ({lower_first(str(err))})", where) from None
+    if size := _too_large(data):
+        raise RecipeError(f"not a recipe: it {size}, aliases (*name) counted each time", where)
+    return data
+
+
+def write_yaml(data: Any) -> str:
+    """YAML text that `read_yaml` reads back as the same plain data."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def _too_large(data: Any) -> str:
+    """How the data is too large, if so: a few lines of aliases (`*a`) can make endless or enormous trees."""
+    left = _MOST_VALUES
+    stack: list[tuple[Any, int]] = [(data, 1)]
+    while stack:
+        node, depth = stack.pop()
+        left -= 1
+        if left < 0 or depth > _DEEPEST:
+            return f"holds over {_MOST_VALUES:,} values" if left < 0 else f"is nested over {_DEEPEST} levels deep"
+        if isinstance(node, dict):
+            stack += [(v, depth + 1) for v in node.values()]
+        elif isinstance(node, (list, tuple)):
+            stack += [(v, depth + 1) for v in node]
+    return ""
+
+
+def override(data: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """A copy of `data` with each `a.b=c` put in; the value is read as YAML. `a.0.b=c` reaches into a list.
+
+    >>> override({"optim": "adamw"}, ["optim.lr=1e-3"])
+    {'optim': {'kind': 'adamw', 'lr': 0.001}}
+    """
+    tree: dict[str, Any] = _copy(data)
+    for text in assignments:
+        key, sign, value = text.partition("=")
+        if not sign or not key:
+            raise RecipeError(f"{short(text)} is not an assignment; write it like train.steps=100")
+        path = key.split(".")
+        node: Any = tree
+        for i, part in enumerate(path):
+            last = i == len(path) - 1
+            if isinstance(node, list):
+                if not re.fullmatch("[0-9]{1,6}", part) or int(part) >= len(node):
+                    raise RecipeError([Problem(".".join(path[:i]), f"has {len(node)} items, counted from 0; there is no {short(part)}")])
+                slot: Any = int(part)
+            else:
+                slot = part
+            if last:
+                node[slot] = read_yaml(value, text)
+                continue
+            inside = node[slot] if isinstance(node, list) else node.get(slot)
+            if isinstance(inside, str):
+                inside = {"kind": inside}
+            if not isinstance(inside, (dict, list)):
+                inside = {}
+            node[slot] = inside
+            node = inside
+    return tree
+
+
+def _copy(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {k: _copy(v) for k, v in data.items()}
+    return [_copy(v) for v in data] if isinstance(data, (list, tuple)) else data

@@ -1,0 +1,138 @@
+"""Parts from outside: a package that Tauon has never seen brings a model, an optimizer and a data source, one file each, by entry
+points alone. The package is `examples/toy_plugin`; each test runs in a process of its own, so that nothing stays registered here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "toy_plugin"
+
+
+def install(folder: Path, *, points: dict[str, dict[str, str]] | None = None) -> dict[str, str]:
+    """Put the example into `folder` as an installer would: the package, and its metadata. Returns the environment that sees it."""
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    points = points if points is not None else project["entry-points"]
+    shutil.copytree(EXAMPLE / "toy_plugin", folder / "toy_plugin", ignore=shutil.ignore_patterns("__pycache__"))
+    info = folder / "toy_plugin-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    lines = [line for group, names in points.items() for line in (f"[{group}]", *(f"{k} = {v}" for k, v in names.items()))]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    path = os.pathsep.join([str(folder), str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TAUON_CACHE": str(folder / "cache")}
+
+
+def python(code: str, env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=env, timeout=240, check=False)
+
+
+def tauon(env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
+    return python("from tauon.cli import main; main()", env, *args)
+
+
+def test_a_recipe_of_three_parts_from_outside_runs_to_the_end(tmp_path: Path) -> None:
+    env = install(tmp_path / "site")
+    done = tauon(env, "run", str(EXAMPLE / "recipe.yaml"), "--root", str(tmp_path / "runs"), "--json")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    finished = {e["name"] for e in events if e["kind"] == "stage" and e["state"] == "done"}
+    assert finished == {"prepare", "train", "evaluate", "report"}
+    losses = [e["loss"] for e in events if e["kind"] == "step"]
+    assert losses[-1] < 0.7 * losses[0]
+    accuracy = next(e["result"]["metrics"]["accuracy"]["value"] for e in events if e["kind"] == "evaluation")
+    assert accuracy > 0.75, "chance is 0.5"
+    folder = tmp_path / "runs" / "toy-plugin"
+    assert "factorization-machine" in (folder / "report.html").read_text()
+    again = tauon(env, "run", str(folder), "--json")  # the run's own recipe, complete
+    assert again.returncode == 0, again.stderr
+    assert all(e["state"] == "done before" for line in again.stdout.splitlines() if (e := json.loads(line))["kind"] == "stage")
+
+
+def test_parts_from_outside_keep_the_contracts(tmp_path: Path) -> None:
+    code = """
+from tauon.config import load_plugins, parse
+from tauon.data import SourceConfig
+from tauon.models import ModelConfig
+from tauon.optim import OptimConfig
+from tauon.testing import check_model, check_optimizer, check_source
+from tauon.types import DataSpec
+import sys
+assert "toy_plugin" not in sys.modules
+load_plugins()
+check_model(parse(ModelConfig, {"kind": "factorization-machine"}), DataSpec(input_shape=(7,), outputs=3))
+check_optimizer(parse(OptimConfig, {"kind": "signum", "lr": 0.02}))
+check_source(parse(SourceConfig, {"kind": "moons", "rows": 20}))
+"""
+    done = python(code, install(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
+def test_parts_from_outside_are_in_the_schema_and_in_the_messages(tmp_path: Path) -> None:
+    env = install(tmp_path)
+    schema = tauon(env, "recipe", "schema")
+    assert schema.returncode == 0, schema.stderr
+    defs = json.loads(schema.stdout)["$defs"]
+    assert {"model.factorization-machine", "optim.signum", "source.moons"} <= set(defs)
+    wrong = tauon(env, "recipe", "check", str(EXAMPLE / "recipe.yaml"), "--set", "optim.kind=sinum", "--set", "model.ranks=3")
+    assert wrong.returncode == 2
+    assert "did you mean 'signum'" in wrong.stderr
+    assert "did you mean 'rank'" in wrong.stderr
+
+
+def test_without_the_package_its_parts_are_unknown_and_the_message_lists_what_there_is() -> None:
+    env = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    done = tauon(env, "recipe", "check", str(EXAMPLE / "recipe.yaml"))
+    assert done.returncode == 2
+    for known in ("mlp", "adamw", "sklearn"):
+        assert known in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_one_entry_point_may_bring_several_parts(tmp_path: Path) -> None:
+    env = install(tmp_path / "site", points={"tauon.plugins": {"all": "toy_plugin.everything"}})
+    (tmp_path / "site" / "toy_plugin" / "everything.py").write_text("from toy_plugin import model, optimizer, source\n")
+    done = tauon(env, "recipe", "check", str(EXAMPLE / "recipe.yaml"))
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_registered_name_cannot_be_taken_twice(tmp_path: Path) -> None:
+    code = """
+import tauon.recipe
+from tauon.config import register
+from toy_plugin.model import FactorizationMachineConfig
+from toy_plugin.optimizer import SignumConfig
+from toy_plugin.source import MoonsConfig
+for cls, taken in ((FactorizationMachineConfig, "mlp"), (SignumConfig, "adamw"), (MoonsConfig, "text")):
+    register(cls.kind_)(cls)  # the same class once more is no fight: a module may be imported twice
+    try:
+        register(taken)(cls)
+    except ValueError as err:
+        print(err)
+"""
+    done = python(code, install(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for name in ("'mlp' is already tauon.models.", "'adamw' is already tauon.optim.", "'text' is already tauon.data."):
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize(
+    "fault", ["import a_library_that_is_not_here", "from tauon.config import register\nregister('mlp')(FactorizationMachineConfig)"]
+)
+def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path, fault: str) -> None:
+    env = install(tmp_path)
+    with (tmp_path / "toy_plugin" / "model.py").open("a") as f:
+        f.write(f"\n{fault}\n")
+    done = tauon(env, "recipe", "check", str(EXAMPLE / "recipe.yaml"))
+    assert done.returncode == 2
+    assert "'toy-plugin'" in done.stderr and "tauon.model: toy_plugin.model" in done.stderr
+    assert "Traceback" not in done.stderr

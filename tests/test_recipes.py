@@ -1,0 +1,205 @@
+"""Every recipe that comes with Tauon: it parses, it runs through all its stages at toy size, and (slow) at full size it reaches
+the figure that it was written for. The figures, and how they were measured, are in docs/experiments.md.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tauon.artifacts import read_json
+from tauon.config import dump
+from tauon.data import prepare
+from tauon.pipeline import run
+from tauon.recipe import Recipe, load_recipe, shipped_recipes, to_yaml
+
+NAMES = sorted(shipped_recipes())
+TEXT = ["data.tokenizer={kind: bpe, vocab: 300}", "data.seq_len=16", "model.layers=1", "model.width=16", "model.heads=2"]
+TEXT += ["evaluate.samples=1", "evaluate.resamples=100"]
+ARRAYS = ["evaluate.resamples=100"]
+SHORT = ["train.epochs=null", "train.time=null", "train.tokens=null", "train.steps=4", "train.batch=4"]
+LIMIT = {"text": 2, "arrays": 200}
+
+
+def uses(recipe: Recipe) -> set[str]:
+    """Kinds of the sources that a recipe reads."""
+    return {s.kind_ for s in (recipe.data.source, recipe.data.validation, recipe.data.test) if s is not None}
+
+
+def toy(name: str) -> Recipe:
+    """The recipe with a tiny model, little data and four steps; everything else as shipped."""
+    source = yaml.safe_load(shipped_recipes()[name].read_text())["data"]["source"]
+    recipe = load_recipe(name)
+    small = TEXT if recipe.task.needs == "tokens" else ARRAYS
+    given = source if isinstance(source, dict) else {"kind": source}
+    limited = given | {"limit": LIMIT[recipe.data.source.gives()]}
+    if recipe.data.source.kind_ == "sklearn":
+        limited = given  # small already; its first rows are of one class
+    if given["kind"] == "python-stdlib":
+        limited |= {"limit": 40}
+    for part in ("validation", "test"):  # published parts of their own, which a limit of the source does not shorten
+        own = recipe.data.source.part(part)  # type: ignore[arg-type]
+        if own is not None:
+            small = [*small, f"data.{part}={json.dumps(dump(own) | {'limit': LIMIT[own.gives()]})}"]
+    held_out = recipe.data.validation is not None or recipe.data.split.validation > 0
+    return load_recipe(name, [f"data.source={json.dumps(limited)}", *small, *SHORT, *(["train.validate_examples=4"] if held_out else [])])
+
+
+def run_folders(recipe: Recipe, folder: Path) -> list[Path]:
+    """The folder of each training run: the run's own, or one a fold."""
+    folds = recipe.data.split.folds
+    return [folder] if folds is None or recipe.data.split.fold is not None else [folder / f"fold-{i}" for i in range(folds)]
+
+
+@pytest.fixture
+def with_data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Checks that what a recipe reads is here: skips, with the reason, where it is not."""
+
+    def check(recipe: Recipe) -> None:
+        kinds = uses(recipe)
+        if "public" in kinds:
+            monkeypatch.setenv("TAUON_DATA", str(request.getfixturevalue("mirror")))
+        if "sklearn" in kinds:
+            pytest.importorskip("sklearn", reason="scikit-learn's tables need scikit-learn")
+
+    return check
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_is_named_like_its_file_and_says_what_it_is_for(name: str) -> None:
+    assert load_recipe(name).name == name
+    assert shipped_recipes()[name].read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_written_out_in_full_is_the_same_recipe(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    (tmp_path / "full.yaml").write_text(to_yaml(recipe))
+    assert load_recipe(tmp_path / "full.yaml") == recipe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_recipe_runs_through_all_its_stages_at_toy_size(name: str, tmp_path: Path, with_data: Any) -> None:
+    recipe = toy(name)
+    with_data(recipe)
+    told: list[tuple[str, Any, Any]] = []
+
+    def tell(kind: str, /, **facts: Any) -> None:
+        if kind == "stage":
+            told.append((kind, facts["name"], facts["state"]))
+
+    folder = run(recipe, root=tmp_path, tell=tell).folder
+    for one in run_folders(recipe, folder):
+        steps = [e for e in map(json.loads, (one / "events.jsonl").read_text().splitlines()) if e["kind"] == "step"]
+        assert [e["step"] for e in steps] == [1, 2, 3, 4]
+        assert all(math.isfinite(e["loss"]) for e in steps)
+        figures = read_json(one / "evaluation.json")["metrics"]
+        assert figures
+        assert all(math.isfinite(m["value"]) for m in figures.values() if m["value"] is not None)
+        page = (one / "report.html").read_text(encoding="utf-8")
+        assert recipe.task.kind_ in page
+        assert len(page) <= 5e6
+        if recipe.task.needs == "tokens":
+            assert read_json(one / "samples.json")
+    assert (folder / "report.html").exists()
+
+    told.clear()
+    run(recipe, root=tmp_path, tell=tell)
+    assert told
+    assert {state for _, _, state in told} == {"done before"}
+
+
+# ---------------------------------------------------------------------------------------------- at full size
+
+
+def figures(folder: Path) -> dict[str, float]:
+    """Metric to value of a finished run."""
+    return {k: m["value"] for k, m in read_json(folder / "evaluation.json")["metrics"].items()}
+
+
+def validation_losses(folder: Path) -> list[float]:
+    events = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
+    return [e["loss"] for e in events if e["kind"] == "validate"]
+
+
+def full_size(name: str, folder: Path, with_data: Any, *more: str) -> tuple[Path, float]:
+    """(folder of the run, seconds that all its stages took)."""
+    recipe = load_recipe(name, more)
+    with_data(recipe)
+    began = time.perf_counter()
+    return run(recipe, root=folder).folder, time.perf_counter() - began
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", [7, 8, 9])
+def test_mnist_mlp_reaches_its_figure(seed: int, tmp_path: Path, with_data: Any) -> None:
+    recipe = load_recipe("mnist-mlp")
+    assert recipe.model.hidden == (128,)  # type: ignore[attr-defined]
+    folder, _ = full_size("mnist-mlp", tmp_path, with_data, f"seed={seed}")
+    evaluation = read_json(folder / "evaluation.json")
+    assert (evaluation["split"], evaluation["n"]) == ("test", 10_000)
+    assert figures(folder)["accuracy"] >= 0.9865
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_images_10k_reaches_its_figures(tmp_path: Path, with_data: Any) -> None:
+    recipe = load_recipe("images-10k")
+    assert (recipe.model.hidden, recipe.optim.kind_, recipe.optim.peak) == ((128, 128), "adam", 1e-3)  # type: ignore[attr-defined]
+    folder, _ = full_size("images-10k", tmp_path, with_data)
+    assert read_json(folder / "data.json")["parts"]["train"]["rows"] == 6_000
+    evaluation = read_json(folder / "evaluation.json")
+    assert (evaluation["split"], evaluation["n"]) == ("test", 4_000)
+    found = figures(folder)
+    assert found["accuracy"] >= 0.965
+    assert found["recall_macro"] >= 0.942
+    assert found["f1_macro"] >= 0.957
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_breast_cancer_is_at_least_as_good_as_scikit_learns_tuned_logistic_regression(tmp_path: Path, with_data: Any) -> None:
+    from benchmarks.breast_cancer import peer_accuracy
+
+    recipe = load_recipe("breast-cancer")
+    folder, _ = full_size("breast-cancer", tmp_path, with_data)
+    ours = [f["metrics"]["accuracy"] for f in read_json(folder / "folds.json")["folds"]]
+    peers = [peer_accuracy(recipe, fold)[0] for fold in range(5)]
+    assert len(ours) == 5
+    assert sum(ours) >= sum(peers) - 1e-9  # a sum of five fractions, to rounding
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_quickstart_says_more_about_held_out_files_than_xz_does(tmp_path: Path) -> None:
+    recipe = load_recipe("quickstart")
+    began = time.perf_counter()
+    folder = run(recipe, root=tmp_path).folder
+    seconds = time.perf_counter() - began
+    made = prepare(recipe.data, seed=recipe.seed, needs="tokens")
+    assert made.tokenizer is not None
+    files = [made.tokenizer.decode(d).encode() for d in made.validation.shards.documents()]  # type: ignore[union-attr]
+    evaluation = read_json(folder / "evaluation.json")
+    assert evaluation["counts"]["bytes"] == sum(map(len, files))  # both are of the very same bytes
+    alone = sum(len(lzma.compress(f, preset=9)) for f in files)
+    together = len(lzma.compress(b"".join(files), preset=9))
+    assert figures(folder)["bits_per_byte"] < 8 * min(alone, together) / sum(map(len, files))
+    assert seconds <= 240
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_shakespeare_char_reaches_nanogpts_validation_loss(tmp_path: Path, with_data: Any) -> None:
+    folder, seconds = full_size("shakespeare-char", tmp_path, with_data)
+    part = read_json(folder / "data.json")["parts"]["validation"]
+    assert part["bytes"] == 111_540  # nanoGPT's 90/10 split, by position
+    assert validation_losses(folder)[-1] <= 1.88
+    assert seconds <= 300
