@@ -381,6 +381,7 @@ def test_auto_takes_fp32_for_small_models_and_says_why() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, inside its compiler
 def test_compiled_by_block_is_the_eager_step_and_never_compiles_again_in_the_loop() -> None:
     import torch._dynamo
 

@@ -162,7 +162,8 @@ def make_plan(
         settle("checkpoint_every", checkpoint_every, "ten checkpoints in a run, at most 1,000 steps apart")
     if optim.peek("lr") is None:  # a look, no use: whether the optimizer reads it is for `build` to show
         derived.append(Derived("optim.lr", optim.peak, f"the usual peak rate of {optim.kind_}"))
-    rise, last = optim.schedule.warmup_steps(steps), optim.schedule.factor(max(steps - 1, optim.schedule.warmup_steps(steps)), steps)
+    # Of the last step that there is: a key of the schedule that no step of so short a run comes to is told to be unread.
+    rise, last = optim.schedule.warmup_steps(steps), optim.schedule.factor(steps - 1, steps)
     derived.append(Derived("optim.schedule", f"{optim.schedule.kind_}, {rise} steps of warm-up", f"ends at {last:.2%} of the peak"))
     return Plan(
         steps,
