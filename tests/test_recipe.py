@@ -191,3 +191,10 @@ def test_the_schema_knows_every_field_of_the_tree() -> None:
     assert set(schema["$defs"]["optim.adamw"]["properties"]) >= {"kind", "lr", "betas"}
     assert schema["additionalProperties"] is False
     json.dumps(schema)
+
+
+def test_a_part_without_kind_is_the_default_one() -> None:
+    """`optim: {lr: 1e-3}`, and `optim.lr=1e-3` on a recipe that names no optimizer, change AdamW."""
+    recipe = load_recipe("breast-cancer", ["optim={lr: 1e-3}", "optim.schedule.warmup=3"])
+    assert (recipe.optim.kind_, recipe.optim.lr, recipe.optim.schedule.kind_) == ("adamw", 1e-3, "cosine")
+    assert recipe.optim.schedule.warmup == 3

@@ -104,14 +104,16 @@ class Registered(Config):
     """
 
     _family: ClassVar[str] = ""
+    _default: ClassVar[str] = ""
+    """The kind that is meant where none is given; "": one must be."""
     _members: ClassVar[dict[str, type[Registered]]] = {}
     kind_: ClassVar[str] = ""
     """The name it was registered by."""
 
-    def __init_subclass__(cls, family: str = "", **kwargs: Any) -> None:
+    def __init_subclass__(cls, family: str = "", default: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if family:
-            cls._family, cls._members = family, {}
+            cls._family, cls._members, cls._default = family, {}, default
             _FAMILIES[family] = cls
 
     @classmethod
@@ -136,6 +138,8 @@ class Registered(Config):
         what, kinds = {"family": cls._family}, " | ".join(sorted(cls._members))
         if not isinstance(data, Mapping):
             raise PydanticCustomError("kind", "got {value}, expected one of {kinds}", what | {"value": short(data), "kinds": kinds})
+        if "kind" not in data and cls._default:
+            data = {"kind": cls._default, **data}
         if "kind" not in data:
             raise PydanticCustomError("kind", "say which {family}: kind: {kinds}", what | {"kinds": kinds})
         kind = data["kind"]
@@ -362,7 +366,7 @@ def json_schema(cls: type[Config]) -> dict[str, Any]:
             one = member.model_json_schema(ref_template="#/$defs/{model}")
             defs |= one.pop("$defs", {})
             one["properties"] = {"kind": {"const": kind}} | one.get("properties", {})
-            one["required"] = ["kind", *one.get("required", [])]
+            one["required"] = [*(["kind"] if kind != base._default else []), *one.get("required", [])]
             defs[f"{family}.{kind}"] = one
             choices.append({"$ref": f"#/$defs/{family}.{kind}"})
         defs[family] = {"anyOf": choices, "description": (base.__doc__ or "").strip().split("\n")[0]}

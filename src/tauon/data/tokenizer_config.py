@@ -18,7 +18,7 @@ from tauon.errors import DataError
 __all__ = ["BpeConfig", "BytesConfig", "CharsConfig", "FileConfig", "TokenizerConfig"]
 
 
-class TokenizerConfig(Registered, family="tokenizer"):
+class TokenizerConfig(Registered, family="tokenizer", default="bpe"):
     """How text becomes tokens."""
 
     def files(self) -> list[tuple[Path, str]]:

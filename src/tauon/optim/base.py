@@ -18,7 +18,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 """How much of a running mean is kept from step to step."""
 
 
-class OptimConfig(Registered, family="optim"):
+class OptimConfig(Registered, family="optim", default="adamw"):
     """An optimizer with its learning-rate schedule and gradient clipping."""
 
     default_lr: ClassVar[float] = 1e-3

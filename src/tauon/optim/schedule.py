@@ -15,7 +15,7 @@ from tauon.config import Count, Fraction, Registered, register
 __all__ = ["WSD", "Constant", "Cosine", "Linear", "ScheduleConfig"]
 
 
-class ScheduleConfig(Registered, family="schedule"):
+class ScheduleConfig(Registered, family="schedule", default="cosine"):
     """How the learning rate goes from step to step."""
 
     warmup: Fraction | Count = Field(0.02, ge=0)
