@@ -324,6 +324,8 @@ def test_a_signal_outside_of_training_leaves_nothing_half_written(tmp_path: Path
     process = subprocess.Popen(
         [sys.executable, "-c", MAIN, "train", str(recipe), "--root", str(tmp_path / "runs"), "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # a shell that starts the tests in the background has Ctrl-C ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None and process.stderr is not None
     for line in process.stdout:
