@@ -33,7 +33,7 @@ from tauon.errors import Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
 from tauon.models import GPT, from_record, load_weights, materialize
-from tauon.recipe import SECTIONS, Recipe, StageName, differences, fingerprint, to_yaml
+from tauon.recipe import FREE, SECTIONS, Recipe, StageName, differences, fingerprint, to_yaml
 from tauon.report import render
 from tauon.tasks import CountingBytes, LanguageModelling, Task
 from tauon.tracking import EventLog, guard
@@ -142,11 +142,11 @@ class Context:
         return fingerprint(self.recipe, SECTIONS[stage], *earlier, *found)
 
     def recipe_fingerprint(self, stage: str) -> str:
-        return fingerprint(self.recipe, [s for s in SECTIONS[stage] if s != "track"])
+        return fingerprint(self.recipe, [s for s in SECTIONS[stage] if s not in FREE])
 
     def record_training(self, plan: Plan) -> None:
         """Remember what this folder trains, and every choice that a resume must make the same way."""
-        sections = {s: dump(self.recipe)[s] for s in SECTIONS["train"] if s != "track"}
+        sections = {s: dump(self.recipe)[s] for s in SECTIONS["train"] if s not in FREE}
         fingerprint = self.recipe_fingerprint("train")
         self.run.update_manifest(
             training={"fingerprint": fingerprint, "sections": sections, "data": self.splits.fingerprint, "plan": plan.record()}

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml, write_yaml
 from tauon.data import DataConfig, problems_for
+from tauon.distributed import AutoParallel, ParallelConfig
 from tauon.errors import RecipeError
 from tauon.evaluate import EvaluateConfig
 from tauon.models import ModelConfig
@@ -29,11 +30,13 @@ StageName = Literal["prepare", "train", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "report")
 SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare": ("data",),
-    "train": ("data", "task", "model", "optim", "train", "track"),
+    "train": ("data", "task", "model", "optim", "train", "parallel", "track"),
     "evaluate": ("evaluate",),
     "report": (),
 }
 """Which sections of the recipe each stage consumes."""
+FREE = ("parallel", "track")
+"""Sections that may change between two parts of one run: they say how, not what, is trained."""
 
 
 class Recipe(Config):
@@ -55,6 +58,8 @@ class Recipe(Config):
     """How weights are updated."""
     train: TrainConfig
     """How long, in what batches."""
+    parallel: ParallelConfig = AutoParallel()
+    """How the work is divided among processes."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """How the result is measured."""
     track: tuple[TrackerConfig, ...] = ()

@@ -140,6 +140,7 @@ def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
     groups = {"model": dict(job.model.state_dict()), "optim": optim}
     if job.ema is not None:
         groups["ema"] = job.ema.shadow
+    groups |= {name: part.tensors() for name, part in job.extra.items()}
     state = {
         "step": job.step,
         "total_steps": job.total_steps,
@@ -177,6 +178,10 @@ def restore(job: TrainJob, checkpoint: Checkpoint) -> None:
     if job.ema is not None:
         for k, v in checkpoint.tensors("ema").items():
             job.ema.shadow[k].copy_(v)
+    for name, part in job.extra.items():
+        if name not in checkpoint.groups():
+            raise CheckpointError(f"{checkpoint.path} holds no {name!r}: it was trained another way (parallel). Use the same, or --fresh.")
+        part.load(checkpoint.tensors(name))
     if state["total_steps"] != job.total_steps:
         raise CheckpointError(
             f"{checkpoint.path} is of a run of {state['total_steps']} steps, this one has {job.total_steps}: the learning rate would jump. "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tauon.distributed import Traffic
 from tauon.optim import ScheduleConfig, clip_gradients
 from tauon.tasks import Task
 from tauon.train.ema import EMA
@@ -20,7 +21,7 @@ from tauon.train.health import GradientHealth
 from tauon.train.precision import Precision
 from tauon.types import Batch
 
-__all__ = ["BatchSource", "TrainJob", "no_exchange", "optimizer_update", "plain_gradients", "step_seed", "train_step"]
+__all__ = ["BatchSource", "Stateful", "TrainJob", "no_exchange", "optimizer_update", "plain_gradients", "step_seed", "train_step"]
 
 
 class BatchSource(Protocol):
@@ -41,6 +42,18 @@ class Act(Protocol):
     """The second and the third seam."""
 
     def __call__(self, job: TrainJob) -> None: ...
+
+
+class Stateful(Protocol):
+    """State beside weights and optimizer that a wrapper brings."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What to save, by name; the same names every time."""
+        ...
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` gave, bit for bit."""
+        ...
 
 
 def plain_gradients(job: TrainJob, batch: Batch) -> Tensor:
@@ -97,6 +110,10 @@ class TrainJob:
     tokens: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
     """State of hooks (early stopping, say) that must survive a resume. JSON values."""
+    extra: dict[str, Stateful] = field(default_factory=dict)
+    """More state that a resume needs (an outer optimizer, say): a group of tensors each, by name."""
+    traffic: Traffic = field(default_factory=Traffic)
+    """Bytes sent."""
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -124,4 +141,6 @@ def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
     job.examples += len(batch)
     job.tokens += batch.targets.numel() if batch.targets.dtype == torch.int64 and batch.targets.ndim == 2 else 0
     metrics["lr"] = job.optimizer.param_groups[0]["lr"]
+    if sent := job.traffic.take():
+        metrics["sent_bytes"] = sum(sent.values())
     return metrics
