@@ -4,6 +4,42 @@ Level 1: knows modules, tensors and processes; no recipe, no dataset, no loop.
 """
 
 from tauon.distributed.config import AutoParallel, MeshParallel, ParallelConfig
+from tauon.distributed.context import my_targets
+from tauon.distributed.data_parallel import apply_data, reshard, synchronising
+from tauon.distributed.mesh import DIMENSIONS, Layout, Mesh, choose_layout
+from tauon.distributed.parallelize import parallelize, refuse_layout
+from tauon.distributed.pieces import fill, local_part, local_slices
+from tauon.distributed.stages import PER_PROCESS, Stages, cut_blocks, pieces_of_batch, refuse_odd_stages, stages_of
+from tauon.distributed.tensor import whole_gradients
 from tauon.distributed.traffic import Traffic
+from tauon.distributed.world import World, join, launched
 
-__all__ = ["AutoParallel", "MeshParallel", "ParallelConfig", "Traffic"]
+__all__ = [
+    "DIMENSIONS",
+    "PER_PROCESS",
+    "AutoParallel",
+    "Layout",
+    "Mesh",
+    "MeshParallel",
+    "ParallelConfig",
+    "Stages",
+    "Traffic",
+    "World",
+    "apply_data",
+    "choose_layout",
+    "cut_blocks",
+    "fill",
+    "join",
+    "launched",
+    "local_part",
+    "local_slices",
+    "my_targets",
+    "parallelize",
+    "pieces_of_batch",
+    "refuse_layout",
+    "refuse_odd_stages",
+    "reshard",
+    "stages_of",
+    "synchronising",
+    "whole_gradients",
+]

@@ -35,7 +35,7 @@ def apply_data(model: nn.Module, mesh: Mesh, *, blocks: list[nn.Module], reshard
     elif layout.tensor == 1 and layout.pipeline == 1:
         from torch.distributed._composable.replicate import replicate
 
-        replicate(model, process_group=mesh.group("replicate", "context"), gradient_as_bucket_view=True, broadcast_buffers=False)
+        replicate(model, process_group=mesh.group("replicate", "context"), gradient_as_bucket_view=True, forward_sync_buffers=False)
     else:
         from torch.distributed._composable.replicate_with_fsdp import replicate as replicate_dtensors
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["Layout", "Mesh", "choose_layout"]
+__all__ = ["DIMENSIONS", "Layout", "Mesh", "choose_layout"]
 
 DIMENSIONS = ("pipeline", "replicate", "shard", "context", "tensor")
 
@@ -102,6 +102,11 @@ class Mesh:
     def reduce_size(self) -> int:
         """Processes over which gradients are averaged."""
         return self.layout.data * self.layout.context
+
+    @property
+    def replicas_only(self) -> bool:
+        """Whether every process holds the whole model."""
+        return self.layout.world == self.layout.replicate * self.layout.context
 
     @property
     def last_stage(self) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tauon.config import Count, Registered, dump, parse
 from tauon.distributed.pieces import fill
-from tauon.errors import CheckpointError
+from tauon.errors import CheckpointError, Problem, RecipeError
 from tauon.types import DataSpec
 
 __all__ = ["Model", "ModelConfig", "Shard", "Size", "from_record", "load_weights", "materialize", "parameter_count"]
@@ -36,6 +36,9 @@ class Model(nn.Module):
     shard_plan: ClassVar[dict[str, Shard]] = {}
     """Parameter name pattern (fnmatch) to `Shard`, first match wins. Names every parameter."""
 
+    slices: int = 1
+    """Processes that share each sequence: the hidden states which a later stage of a pipeline is given are one slice of as many."""
+
     def init_parameter(self, name: str, p: Tensor, g: torch.Generator) -> None:
         """Fill `p` in place from generator `g`. Default: torch's own rule for a linear or convolution layer, U(-1/sqrt(fan_in), +)."""
         if p.ndim < 2:
@@ -54,6 +57,14 @@ class Model(nn.Module):
     def head_counts(self) -> list[tuple[str, int]]:
         """(name, number) of what tensor parallelism must divide evenly, beside the sides of matrices."""
         return []
+
+    def keep_stages(self, stages: list[tuple[int, int]]) -> list[Model]:
+        """Keep only what the pipeline stages [first block, last block) need, in place, names unchanged; a module for each stage.
+
+        A stage maps the tokens, or the hidden states of the one before it, to hidden states. Raises `RecipeError` where this
+        model cannot be cut into stages.
+        """
+        raise RecipeError([Problem("parallel.pipeline", "this model cannot be cut into stages. Take replicate or shard.")])
 
     def blocks_to_compile(self) -> list[nn.Module]:
         """The repeated blocks, in order: what is compiled and checkpointed one by one. Empty: the model is too small to care."""

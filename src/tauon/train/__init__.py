@@ -15,7 +15,7 @@ from tauon.train.precision import (
     choose_precision,
     dress,
 )
-from tauon.train.step import BatchSource, TrainJob, no_exchange, optimizer_update, plain_gradients, step_seed, train_step
+from tauon.train.step import BatchSource, TrainJob, mesh_exchange, optimizer_update, plain_gradients, step_seed, train_step
 
 __all__ = [
     "EMA",
@@ -43,7 +43,7 @@ __all__ = [
     "largest_divisor",
     "make_plan",
     "memory_mb",
-    "no_exchange",
+    "mesh_exchange",
     "optimizer_update",
     "plain_gradients",
     "restore",

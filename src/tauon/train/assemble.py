@@ -1,8 +1,8 @@
 """From choices to a job: the one place where a model is dressed, in the fixed order, with every derived setting and its reason.
 
-1 build the plain model; 2 choose what trains; 3 layer rules of privacy; 4 tensor parallel; 5 activation checkpointing;
-6 compile, block by block; 7 data parallel; 8 materialise by (seed, parameter name); 9 the optimizer over what came out.
-Steps 2, 3, 4 and 7 are the identity until a room brings them. Here 8 comes before 5 and 6, which do not touch parameters.
+1 build the plain model; 2 choose what trains; 3 layer rules of privacy; 4 tensor, sequence and context parallel; 5 activation
+checkpointing; 6 compile, block by block; 7 data parallel; 8 materialise by (seed, parameter name); 9 the optimizer over what came
+out. Steps 2 and 3 are the identity until a room brings them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,18 @@ from typing import Any
 
 import torch
 
+from tauon.distributed import (
+    PER_PROCESS,
+    Layout,
+    Mesh,
+    MeshParallel,
+    ParallelConfig,
+    Stages,
+    apply_data,
+    cut_blocks,
+    parallelize,
+    stages_of,
+)
 from tauon.errors import Problem, RecipeError
 from tauon.models import Model, ModelConfig, materialize, parameter_count
 from tauon.optim import OptimConfig
@@ -23,6 +35,7 @@ from tauon.train.config import TrainConfig
 from tauon.train.ema import EMA
 from tauon.train.health import GradientHealth
 from tauon.train.precision import batch_that_fits, choose_compile, choose_device, choose_precision, dress
+from tauon.train.staged import staged
 from tauon.train.step import BatchSource, TrainJob, train_step
 from tauon.types import DataSpec
 
@@ -187,13 +200,30 @@ def bytes_of_an_example(spec: DataSpec) -> int:
 
 
 def build_job(
-    model: ModelConfig, optim: OptimConfig, config: TrainConfig, task: Task, spec: DataSpec, loader: BatchSource, plan: Plan, *, seed: int
-) -> TrainJob:
-    """A job at step 0. The same arguments give the same weights to the last bit."""
+    model: ModelConfig, optim: OptimConfig, config: TrainConfig, task: Task, spec: DataSpec, loader: BatchSource, plan: Plan, *,
+    seed: int, mesh: Mesh | None = None, parallel: ParallelConfig | None = None,
+) -> TrainJob:  # fmt: skip
+    """A job at step 0. The same arguments give the same weights to the last bit, on every mesh."""
     precision, _ = choose_precision(plan.precision, plan.device, None)
-    net: Model = materialize(model, seed=seed, device=plan.device)
-    dress(net, checkpointing=config.activation_checkpointing, compiled=plan.compile)
-    return TrainJob(
+    mesh = mesh or Mesh(Layout())
+    asked = parallel if isinstance(parallel, MeshParallel) else MeshParallel()
+
+    parts: list[Model] = []
+
+    def divide(bare: Model) -> None:
+        """Everything that must happen before weights exist, in the fixed order."""
+        if mesh.layout.pipeline > 1:
+            cuts = cut_blocks(len(bare.blocks_to_compile()), mesh.layout.pipeline * PER_PROCESS[asked.schedule])
+            parts.extend(bare.keep_stages([cuts[i] for i in stages_of(asked, mesh)]))
+        parallelize(bare, mesh, parts=parts or None, sequence=mesh.layout.tensor > 1 and asked.sequence_parallel)
+        dress(bare, checkpointing=config.activation_checkpointing, compiled=plan.compile)
+        if mesh.reduce_size > 1:
+            whole = mesh.layout.shard == 1 or asked.reshard_after_forward
+            for part in parts or [bare]:
+                apply_data(part, mesh, blocks=part.blocks_to_compile(), reshard_after_forward=whole)
+
+    net: Model = materialize(model, seed=seed, device=plan.device, dress=divide)
+    job = TrainJob(
         model=net,
         optimizer=optim.build(net),
         schedule=optim.schedule,
@@ -208,7 +238,9 @@ def build_job(
         clip_norm=optim.clip_norm,
         clip_value=optim.clip_value,
         ema=EMA(net, config.ema) if config.ema is not None else None,
+        mesh=mesh,
     )
+    return staged(job, Stages(asked, mesh, parts, plan.device)) if parts else job
 
 
 def _seconds_a_step(job: TrainJob, budget: float) -> float:

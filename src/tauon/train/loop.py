@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from tauon.artifacts import Checkpoint
+from tauon.distributed import reshard
 from tauon.errors import CheckpointError, Interrupted, TrainingError
 from tauon.models import load_weights
 from tauon.optim import load_optimizer, optimizer_tensors
-from tauon.train.step import TrainJob, train_step
+from tauon.train.step import REDUCED, TrainJob, train_step
 from tauon.types import StepInfo
 
 __all__ = ["STOP", "Hook", "StopSignal", "every", "job_state", "restore", "train", "validation_loss"]
@@ -113,19 +114,23 @@ def train(
 
 @torch.no_grad()
 def validation_loss(job: TrainJob, batches: Sequence[Any] | Iterator[Any]) -> float:
-    """Mean loss over `batches`, weighted by tokens or examples, in eval mode; with the averaged weights where there is an EMA."""
+    """Mean loss over `batches`, weighted by tokens or examples, in eval mode; with the averaged weights where there is an EMA.
+
+    Over a mesh, each data-parallel process is given batches of its own, all of them the same number.
+    """
     was = job.model.training
     job.model.eval()
-    total = weight = 0.0
+    sums = torch.zeros(2, dtype=torch.float64)
     try:
         with job.ema.swapped_in() if job.ema is not None else _nothing():
             for batch in batches:
-                with job.precision.context():
-                    loss_B, weight_B = job.task.losses(job.model, batch.to(job.device))
-                total += loss_B.double().sum().item()
-                weight += weight_B.double().sum().item()
+                sums += torch.stack(job.score(job, batch.to(job.device))).cpu()
+            reshard(job.model)
     finally:
         job.model.train(was)
+    if not job.mesh.last_stage:
+        sums[1] = 0  # losses are known on the last stage only: count weights there
+    total, weight = job.mesh.sum(sums, *REDUCED, "pipeline").tolist()
     return total / weight if weight else float("nan")
 
 
