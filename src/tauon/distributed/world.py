@@ -53,7 +53,7 @@ class World:
         padded[: len(mine)] = mine
         parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
         dist.all_gather(parts, padded)
-        return [json.loads(bytes(p[:n].tolist())) for p, n in zip(parts, lengths.tolist(), strict=True)]
+        return [json.loads(p[:n].numpy().tobytes()) for p, n in zip(parts, lengths.tolist(), strict=True)]
 
     def agree(self, work: Callable[[], T]) -> T:
         """Do `work` on every rank. What fails on one is raised on all, naming the rank, so that nobody waits for the dead."""

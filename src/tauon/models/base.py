@@ -7,8 +7,8 @@ Knows no family. A model is plain single-device code; precision, compile and par
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -140,15 +140,19 @@ def from_record(record: dict[str, object]) -> ModelConfig:
     return parse(ModelConfig, record, "checkpoint")
 
 
-def load_weights(model: nn.Module, tensors: dict[str, Tensor], *, where: str = "checkpoint") -> None:
-    """Copy tensors into the model by name. Missing, left-over or mis-shaped weights are a `CheckpointError` that lists them."""
+def load_weights(model: nn.Module, tensors: Mapping[str, Any], *, where: str = "checkpoint", partial: bool = False) -> None:
+    """Copy tensors into the model by name. Missing, left-over or mis-shaped weights are a `CheckpointError` that lists them.
+
+    `tensors`: tensors, or what reads them from a file when asked (`Checkpoint.lazy`): of a sharded model, each process reads its part.
+    `partial`: the model is one stage of a pipeline, and the others' weights are no left-overs.
+    """
     own = model.state_dict()
     wrong = [f"missing {k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors]
-    wrong += [f"left over {k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own]
+    wrong += [f"left over {k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own and not partial]
     wrong += [
         f"{k} has shape {tuple(v.shape)}, the model's is {tuple(own[k].shape)}"
         for k, v in tensors.items()
-        if k in own and v.shape != own[k].shape
+        if k in own and tuple(v.shape) != tuple(own[k].shape)
     ]
     if wrong:
         more = f" (and {len(wrong) - 8} more)" if len(wrong) > 8 else ""
@@ -156,8 +160,8 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], *, where: str = "
             f"{where} is of another architecture: " + "; ".join(wrong[:8]) + more + ". Use the recipe it was trained with."
         )
     with torch.no_grad():
-        for k, v in tensors.items():
-            fill(own[k], v)
+        for k, t in own.items():
+            fill(t, tensors[k])
 
 
 def parameter_count(model: nn.Module) -> int:

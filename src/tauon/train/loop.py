@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tauon.artifacts import Checkpoint
-from tauon.distributed import reshard
+from tauon.distributed import fill, reshard
 from tauon.errors import CheckpointError, Interrupted, TrainingError
 from tauon.models import load_weights
 from tauon.optim import load_optimizer, optimizer_tensors
@@ -141,6 +141,7 @@ def _nothing() -> Iterator[None]:
 
 def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """(groups of tensors, JSON state): all that an exact resume needs, and nothing that is a pure function of the step."""
+    reshard(job.model)
     optim, numbers = optimizer_tensors(job.optimizer, job.model)
     groups = {"model": dict(job.model.state_dict()), "optim": optim}
     if job.ema is not None:
@@ -168,21 +169,23 @@ def _kind(job: TrainJob) -> str:
 def restore(job: TrainJob, checkpoint: Checkpoint) -> None:
     """Put a job exactly where it was when the checkpoint was saved. Raises `CheckpointError` if it is of another job."""
     state = checkpoint.state
-    load_weights(job.model, checkpoint.tensors("model"), where=str(checkpoint.path))
+    partial = job.mesh.layout.pipeline > 1
+    load_weights(job.model, checkpoint.lazy("model"), where=str(checkpoint.path), partial=partial)
     if state["optimizer_kind"] != _kind(job):
         raise CheckpointError(
             f"{checkpoint.path} holds the state of optimizer {state['optimizer_kind']}, and this run has {_kind(job)}. "
             "Use the recipe it was trained with, or start over with --fresh."
         )
-    load_optimizer(job.optimizer, job.model, checkpoint.tensors("optim"), state["optimizer"])
+    load_optimizer(job.optimizer, job.model, checkpoint.lazy("optim"), state["optimizer"], partial=partial)
     if (job.ema is not None) != ("ema" in checkpoint.groups()):
         held, asked = ("no", "is set") if job.ema is not None else ("", "is not set")
         raise CheckpointError(
             f"{checkpoint.path} holds {held} averaged weights, and train.ema {asked}. Use the recipe it was trained with, or --fresh."
         )
     if job.ema is not None:
-        for k, v in checkpoint.tensors("ema").items():
-            job.ema.shadow[k].copy_(v)
+        average = checkpoint.lazy("ema")
+        for k, v in job.ema.shadow.items():
+            fill(v, average[k])
     for name, part in job.extra.items():
         if name not in checkpoint.groups():
             raise CheckpointError(f"{checkpoint.path} holds no {name!r}: it was trained another way (parallel). Use the same, or --fresh.")
