@@ -4,6 +4,32 @@ Level 1: knows modules, tensors and processes; no recipe, no dataset, no loop.
 """
 
 from tauon.distributed.config import AutoParallel, MeshParallel, ParallelConfig
+from tauon.distributed.low_communication import DiLoCo, LocalSGD, LowCommunication, OuterLoop
+from tauon.distributed.outer import (
+    AdamOuter,
+    AverageOuter,
+    DelayedNesterovOuter,
+    NesterovOuter,
+    OuterConfig,
+    outer_gradient,
+    weighted_mean,
+)
 from tauon.distributed.traffic import Traffic
 
-__all__ = ["AutoParallel", "MeshParallel", "ParallelConfig", "Traffic"]
+__all__ = [
+    "AdamOuter",
+    "AutoParallel",
+    "AverageOuter",
+    "DelayedNesterovOuter",
+    "DiLoCo",
+    "LocalSGD",
+    "LowCommunication",
+    "MeshParallel",
+    "NesterovOuter",
+    "OuterConfig",
+    "OuterLoop",
+    "ParallelConfig",
+    "Traffic",
+    "outer_gradient",
+    "weighted_mean",
+]

@@ -4,6 +4,7 @@ from tauon.train.assemble import Derived, Plan, build_job, make_plan
 from tauon.train.config import EarlyStopping, TrainConfig, largest_divisor
 from tauon.train.ema import EMA
 from tauon.train.health import GradientHealth
+from tauon.train.local_steps import local_steps
 from tauon.train.loop import STOP, Hook, StopSignal, every, job_state, restore, train, validation_loss
 from tauon.train.meter import Meter, memory_mb
 from tauon.train.precision import (
@@ -41,6 +42,7 @@ __all__ = [
     "every",
     "job_state",
     "largest_divisor",
+    "local_steps",
     "make_plan",
     "memory_mb",
     "no_exchange",

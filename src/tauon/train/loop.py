@@ -113,12 +113,15 @@ def train(
 
 @torch.no_grad()
 def validation_loss(job: TrainJob, batches: Sequence[Any] | Iterator[Any]) -> float:
-    """Mean loss over `batches`, weighted by tokens or examples, in eval mode; with the averaged weights where there is an EMA."""
+    """Mean loss over `batches`, weighted by tokens or examples, in eval mode; with the weights that stand for the job: the average
+    where there is an EMA, the anchor where replicas train on their own.
+    """
     was = job.model.training
     job.model.eval()
     total = weight = 0.0
     try:
-        with job.ema.swapped_in() if job.ema is not None else _nothing():
+        standing = job.ema or job.shown
+        with standing.swapped_in() if standing is not None else _nothing():
             for batch in batches:
                 with job.precision.context():
                     loss_B, weight_B = job.task.losses(job.model, batch.to(job.device))
@@ -138,6 +141,9 @@ def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
     """(groups of tensors, JSON state): all that an exact resume needs, and nothing that is a pure function of the step."""
     optim, numbers = optimizer_tensors(job.optimizer, job.model)
     groups = {"model": dict(job.model.state_dict()), "optim": optim}
+    if job.shown is not None:
+        standing = {p: job.shown.anchor[name] for name, p in job.model.named_parameters()}
+        groups["model"] |= {name: standing[p] for name, p in job.model.named_parameters(remove_duplicate=False)}
     if job.ema is not None:
         groups["ema"] = job.ema.shadow
     groups |= {name: part.tensors() for name, part in job.extra.items()}
