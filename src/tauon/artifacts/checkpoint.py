@@ -27,7 +27,7 @@ from tauon.artifacts.files import (
     to_json,
     write_file,
 )
-from tauon.artifacts.tensor_file import LazyTensor, Layout, lay_out, open_tensors, pieces, write_tensors
+from tauon.artifacts.tensor_file import Layout, LazyTensor, lay_out, open_tensors, pieces, write_tensors
 from tauon.errors import CheckpointError, DataError, RunError
 
 if TYPE_CHECKING:

@@ -25,7 +25,18 @@ from tauon.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Entry", "LazyTensor", "Layout", "SnapshotBuffer", "entry_of", "lay_out", "lay_out_entries", "open_tensors", "pieces", "write_tensors"]
+__all__ = [
+    "Entry",
+    "Layout",
+    "LazyTensor",
+    "SnapshotBuffer",
+    "entry_of",
+    "lay_out",
+    "lay_out_entries",
+    "open_tensors",
+    "pieces",
+    "write_tensors",
+]
 
 _DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64",

@@ -15,7 +15,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tauon.artifacts.checkpoint import Checkpoint, Groups, load_checkpoint, plan, save_checkpoint, state_bytes, steps_in, streaming, write_checkpoint
+from tauon.artifacts.checkpoint import (
+    Checkpoint,
+    Groups,
+    load_checkpoint,
+    plan,
+    save_checkpoint,
+    state_bytes,
+    steps_in,
+    streaming,
+    write_checkpoint,
+)
 from tauon.artifacts.files import read_json, remove_folder, write_json
 from tauon.artifacts.tensor_file import SnapshotBuffer
 from tauon.errors import CheckpointError, TauonError

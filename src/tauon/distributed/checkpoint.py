@@ -271,5 +271,3 @@ def _wait(store: Any, key: str, what: str) -> str:
         time.sleep(_POLL)
     value: bytes = store.get(key)
     return value.decode()
-
-

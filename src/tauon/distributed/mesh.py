@@ -81,7 +81,7 @@ def choose_layout(config: ParallelConfig, world: int, *, fits: bool = True) -> t
 
 
 class Mesh:
-    """This process's place in a layout, and the groups it communicates with."""
+    """One process's place in a layout, and the groups it communicates with."""
 
     def __init__(self, layout: Layout, world: World | None = None, device: str = "cpu") -> None:
         self.layout, self.world, self.device_type = layout, world or World(), device
@@ -114,7 +114,7 @@ class Mesh:
 
     @cached_property
     def devices(self) -> DeviceMesh:
-        """torch's mesh of the dimensions above one. Collective when first read."""
+        """Torch's mesh of the dimensions above one. Collective when first read."""
         from torch.distributed.device_mesh import init_device_mesh
 
         names = [n for n in DIMENSIONS if getattr(self.layout, n) > 1]
@@ -131,7 +131,8 @@ class Mesh:
         key = "_".join(wide)
         if key not in self._flat:
             self._flat[key] = self.devices[wide]._flatten(key)
-        return self._flat[key]
+        found: DeviceMesh = self._flat[key]
+        return found
 
     @cached_property
     def _flat(self) -> dict[str, Any]:

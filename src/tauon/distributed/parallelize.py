@@ -11,8 +11,10 @@ from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
+from tauon.distributed.config import MeshParallel, ParallelConfig
 from tauon.distributed.context import cut_positions, exchange_heads, refuse_odd_heads
 from tauon.distributed.mesh import Layout, Mesh
+from tauon.distributed.stages import pieces_of_batch, refuse_odd_stages
 from tauon.distributed.tensor import apply_tensor, refuse_odd_shards
 from tauon.errors import Problem, RecipeError
 
@@ -31,18 +33,27 @@ class Divisible(Protocol):
     def blocks_to_compile(self) -> list[nn.Module]: ...
 
 
-def refuse_layout(model: Any, layout: Layout, *, batch: int, seq_len: int | None) -> None:
+def refuse_layout(model: Any, layout: Layout, config: ParallelConfig, *, batch: int, seq_len: int | None) -> None:
     """`RecipeError` where this model or batch cannot be divided so. Touches no process group: every rank finds the same."""
     if batch < layout.data:
         raise RecipeError(
             [Problem("train.batch", f"{batch} examples for {layout.data} data-parallel processes: some would have none. "
                      f"Take at least {layout.data}, or fewer processes.")]
         )  # fmt: skip
+    if layout.pipeline > 1 and isinstance(config, MeshParallel):
+        refuse_odd_stages(config, len(model.blocks_to_compile()))
+        pieces_of_batch(config, -(-batch // layout.data))
     if layout.tensor > 1:
         refuse_odd_shards(model, model.shard_plan, layout.tensor, model.head_counts())
     if layout.context > 1:
         if not model.attentions() or seq_len is None:
-            raise RecipeError([Problem("parallel.context", f"{layout.context}, but this model has no attention over a sequence. Take replicate or shard.")])
+            raise RecipeError(
+                [
+                    Problem(
+                        "parallel.context", f"{layout.context}, but this model has no attention over a sequence. Take replicate or shard."
+                    )
+                ]
+            )
         refuse_odd_heads(dict(model.head_counts())["heads"], seq_len, layout.context, layout.tensor)
 
 
@@ -54,9 +65,8 @@ def parallelize(model: Any, mesh: Mesh, *, parts: list[Any] | None = None, seque
         apply_tensor(model, model.shard_plan, tensor, runs=runs, sequence=sequence)
     group = mesh.group("context")
     if group is not None:
-        numbers = range(len(runs)) if parts is None else [mesh.at["pipeline"] + i for i in range(len(runs))]
-        for part, blocks, number in zip(parts or [model], runs, numbers, strict=True):
-            if number == 0:
+        for i, (part, blocks) in enumerate(zip(parts or [model], runs, strict=True)):
+            if i == 0 and mesh.at["pipeline"] == 0:
                 cut_positions(blocks[0], group)
             else:
                 part.slices = mesh.layout.context  # it is handed slices

@@ -43,7 +43,9 @@ def refuse_odd_stages(config: MeshParallel, depth: int) -> None:
     total = config.pipeline * PER_PROCESS[config.schedule]
     if depth < total:
         each = "" if total == config.pipeline else f" ({PER_PROCESS[config.schedule]} a process with schedule {config.schedule})"
-        raise RecipeError([Problem("parallel.pipeline", f"{total} stages{each}, and the model has {depth} layers. Take fewer stages, or more layers.")])
+        raise RecipeError(
+            [Problem("parallel.pipeline", f"{total} stages{each}, and the model has {depth} layers. Take fewer stages, or more layers.")]
+        )
 
 
 def pieces_of_batch(config: MeshParallel, rows: int) -> int:
@@ -51,7 +53,12 @@ def pieces_of_batch(config: MeshParallel, rows: int) -> int:
     if config.stage_microbatches is not None:
         if rows % config.stage_microbatches:
             raise RecipeError(
-                [Problem("parallel.stage_microbatches", f"{config.stage_microbatches} does not divide the {rows} examples of a process. Take a divisor.")]
+                [
+                    Problem(
+                        "parallel.stage_microbatches",
+                        f"{config.stage_microbatches} does not divide the {rows} examples of a process. Take a divisor.",
+                    )
+                ]
             )
         found = config.stage_microbatches
     else:
@@ -66,7 +73,7 @@ def pieces_of_batch(config: MeshParallel, rows: int) -> int:
 
 
 class Stages:
-    """This process's stages and the schedules that run them: one for training, one for evaluation."""
+    """The stages that one process holds, and the schedules that run them: one for training, one for evaluation."""
 
     def __init__(self, config: MeshParallel, mesh: Mesh, parts: Sequence[nn.Module], device: torch.device) -> None:
         self.config, self.mesh, self.parts, self.device = config, mesh, list(parts), device
@@ -82,9 +89,11 @@ class Stages:
 
         Args:
             inputs: what the first stage reads, `rows` first.
+            rows: examples of this process.
             extra: keyword arguments of every stage, `rows` first.
             pieces: microbatches, a divisor of `rows`.
             loss: (last stage's output, numbers of its rows) -> scalar; gradients of the sum of all are computed.
+            backward: whether gradients are wanted.
         """
         self._loss = loss
         key = (rows, tuple(inputs.shape[1:]), pieces, backward, tuple(sorted(extra)))

@@ -42,13 +42,15 @@ def refuse_odd_shards(model: nn.Module, plan: Mapping[str, str], size: int, head
         dim = {"colwise": 0, "rowwise": 1}.get(how)
         if dim is not None and p.ndim > dim and p.shape[dim] % size:
             raise RecipeError(
-                [Problem("parallel.tensor", f"{size} does not divide {name}, whose side is {p.shape[dim]}. Take a divisor, or other sizes.")]
+                [
+                    Problem(
+                        "parallel.tensor", f"{size} does not divide {name}, whose side is {p.shape[dim]}. Take a divisor, or other sizes."
+                    )
+                ]
             )
 
 
-def apply_tensor(
-    model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh, *, runs: list[list[nn.Module]], sequence: bool
-) -> None:
+def apply_tensor(model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh, *, runs: list[list[nn.Module]], sequence: bool) -> None:
     """Cut the model's matrices over `mesh` (one dimension), in place; every parameter becomes a DTensor.
 
     `runs`: blocks that follow one another, one list a pipeline stage. With `sequence`, activations between the matrices of a
@@ -133,7 +135,9 @@ def _cut_sequence(blocks: list[nn.Module], mesh: DeviceMesh) -> None:
     def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0]
         if x.shape[1] % mesh.size():
-            raise RecipeError([Problem("parallel.sequence_parallel", f"{mesh.size()} processes cannot share {x.shape[1]} positions evenly.")])
+            raise RecipeError(
+                [Problem("parallel.sequence_parallel", f"{mesh.size()} processes cannot share {x.shape[1]} positions evenly.")]
+            )
         whole = DTensor.from_local(x, mesh, [Replicate()], run_check=False)
         return (whole.redistribute(placements=[Shard(1)]).to_local(), *args[1:])
 
@@ -155,4 +159,3 @@ def whole_gradients(model: nn.Module) -> None:
         g = p.grad
         if isinstance(g, DTensor) and isinstance(p, DTensor) and g.placements != p.placements:
             p.grad = g.redistribute(placements=p.placements)
-

@@ -89,6 +89,14 @@ class ModelConfig(Registered, family="model"):
         """The same config with every `auto` filled in from the data. Raises `RecipeError` where they cannot fit."""
         return self
 
+    def bare(self) -> Model:
+        """The module on the meta device: shapes without memory. Raises `RecipeError` for sizes that cannot be."""
+        with torch.device("meta"):
+            try:
+                return self.build()
+            except RuntimeError as err:  # a size that overflows 63 bits
+                raise RecipeError([Problem("model", f"cannot be built ({str(err).splitlines()[0]}). Take smaller sizes.")]) from None
+
     def build(self) -> Model:
         """The module, on the current default device, weights not initialised (see `materialize`)."""
         raise NotImplementedError
@@ -107,8 +115,7 @@ def materialize(
     `dress` is called with the model on the meta device: parallelism cuts it there, and each process then allocates and keeps its
     own part of the same numbers.
     """
-    with torch.device("meta"):
-        model = config.build()
+    model = config.bare()
     if dress is not None:
         dress(model)
     tied = _tied(model)

@@ -273,7 +273,8 @@ class GPT(Model):
         mask = None if segments_BT is None else document_mask(segments_BT)
         for i, block in enumerate(self.layers):
             x_BTD = block(x_BTD, rotate, mask) if cache is None else block(x_BTD, rotate, mask, (cache, i))
-        return x_BTD if self.norm is None else self.norm(x_BTD)
+        out: Tensor = x_BTD if self.norm is None else self.norm(x_BTD)
+        return out
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits ...V from hidden states ...D."""

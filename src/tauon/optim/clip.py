@@ -15,9 +15,7 @@ from tauon.distributed.pieces import local_part
 __all__ = ["clip_gradients"]
 
 
-def clip_gradients(
-    parameters: Iterable[nn.Parameter], max_norm: float | None, max_value: float | None, mesh: Mesh | None = None
-) -> Tensor:
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None, max_value: float | None, mesh: Mesh | None = None) -> Tensor:
     """Clamp elements to [-max_value, max_value], then scale all so that their joint L2 norm is at most max_norm.
 
     Returns the joint L2 norm before clipping by norm (after clamping): a scalar on the device. None: that clipping is off.

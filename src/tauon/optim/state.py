@@ -27,7 +27,9 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> tuple[dict[str,
     return tensors, numbers
 
 
-def load_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Any], numbers: Mapping[str, Any], *, partial: bool = False) -> None:
+def load_optimizer(
+    optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Any], numbers: Mapping[str, Any], *, partial: bool = False
+) -> None:
     """Put back what `optimizer_tensors` gave, bit for bit, dtypes included; of a sharded parameter, this process's part.
 
     `tensors`: tensors, or what reads them from a file when asked (`Checkpoint.lazy`). Raises `CheckpointError` on state of unknown

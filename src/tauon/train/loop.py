@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tauon.artifacts import Checkpoint
-from tauon.distributed import fill, reshard
+from tauon.distributed import World, fill, reshard
 from tauon.errors import CheckpointError, Interrupted, TrainingError
 from tauon.models import load_weights
 from tauon.optim import load_optimizer, optimizer_tensors
@@ -48,6 +49,17 @@ class StopSignal:
     """Inside the context, SIGTERM and Ctrl-C set `.name` instead of ending the process; a second Ctrl-C ends it at once."""
 
     name: str | None = None
+
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world or World()
+
+    def heard(self, job: TrainJob) -> str | None:
+        """The signal that any process got, for all of them at the same step."""
+        if self.world.size == 1:
+            return self.name
+        heard = torch.tensor(0.0 if self.name is None else float(signal.Signals[self.name].value), device=job.device)
+        dist.all_reduce(heard, op=dist.ReduceOp.MAX)
+        return signal.Signals(int(heard.item())).name if heard.item() else None
 
     @contextmanager
     def listening(self) -> Iterator[StopSignal]:
@@ -103,10 +115,10 @@ def train(
         if save is not None and (job.step % save_every == 0 or job.step == job.total_steps):
             save(job)
             saved = job.step
-        if stop is not None and stop.name is not None:
+        if stop is not None and (name := stop.heard(job)) is not None:
             if save is not None and saved != job.step:
                 save(job)
-            raise Interrupted(f"{stop.name}: saved at step {job.step} of {job.total_steps}. The same command goes on from there.")
+            raise Interrupted(f"{name}: saved at step {job.step} of {job.total_steps}. The same command goes on from there.")
     if save is not None and saved != job.step:
         save(job)
     return job
@@ -114,7 +126,8 @@ def train(
 
 @torch.no_grad()
 def validation_loss(job: TrainJob, batches: Sequence[Any] | Iterator[Any]) -> float:
-    """Mean loss over `batches`, weighted by tokens or examples, in eval mode; with the averaged weights where there is an EMA.
+    """Mean loss over `batches`, weighted by tokens or examples, in eval mode; with the weights that stand for the job: the average
+    where there is an EMA, the anchor where replicas train on their own.
 
     Over a mesh, each data-parallel process is given batches of its own, all of them the same number.
     """
@@ -122,7 +135,8 @@ def validation_loss(job: TrainJob, batches: Sequence[Any] | Iterator[Any]) -> fl
     job.model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     try:
-        with job.ema.swapped_in() if job.ema is not None else _nothing():
+        standing = job.ema or job.shown
+        with standing.swapped_in() if standing is not None else _nothing():
             for batch in batches:
                 sums += torch.stack(job.score(job, batch.to(job.device))).cpu()
             reshard(job.model)
@@ -143,7 +157,12 @@ def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
     """(groups of tensors, JSON state): all that an exact resume needs, and nothing that is a pure function of the step."""
     reshard(job.model)
     optim, numbers = optimizer_tensors(job.optimizer, job.model)
+    if job.shown is not None:
+        optim = {}  # every replica has its own, among `extra`
     groups = {"model": dict(job.model.state_dict()), "optim": optim}
+    if job.shown is not None:
+        standing = {p: job.shown.anchor[name] for name, p in job.model.named_parameters()}
+        groups["model"] |= {name: standing[p] for name, p in job.model.named_parameters(remove_duplicate=False)}
     if job.ema is not None:
         groups["ema"] = job.ema.shadow
     groups |= {name: part.tensors() for name, part in job.extra.items()}

@@ -6,6 +6,8 @@ A wrapper (privacy, parallelism, a parameter server) replaces one seam of the jo
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,7 +23,18 @@ from tauon.train.health import GradientHealth
 from tauon.train.precision import Precision
 from tauon.types import Batch
 
-__all__ = ["BatchSource", "Stateful", "TrainJob", "mesh_exchange", "optimizer_update", "plain_gradients", "step_seed", "train_step"]
+__all__ = [
+    "REDUCED",
+    "BatchSource",
+    "Shown",
+    "Stateful",
+    "TrainJob",
+    "mesh_exchange",
+    "optimizer_update",
+    "plain_gradients",
+    "step_seed",
+    "train_step",
+]
 
 
 REDUCED = ("replicate", "shard", "context")
@@ -52,6 +65,17 @@ class Act(Protocol):
     """The second and the third seam."""
 
     def __call__(self, job: TrainJob) -> None: ...
+
+
+class Shown(Protocol):
+    """Weights that stand for the job where the model holds others: they are validated, and saved as the model's."""
+
+    anchor: Mapping[str, Tensor]
+    """By parameter name."""
+
+    def swapped_in(self) -> AbstractContextManager[None]:
+        """Inside, the model holds them."""
+        ...
 
 
 class Stateful(Protocol):
@@ -129,6 +153,10 @@ class TrainJob:
     ema: EMA | None = None
     mesh: Mesh = field(default_factory=lambda: Mesh(Layout()))
     """This process's place among those that compute together."""
+    examples_per_step: int | None = None
+    """Examples of a step, all processes together. None: as many as each of them has."""
+    replicas: int = 1
+    """Jobs like this one that train beside it on other rows of the batch, itself included (local SGD, DiLoCo)."""
     make: Make = plain_gradients
     exchange: Act = mesh_exchange
     update: Act = optimizer_update
@@ -144,6 +172,10 @@ class TrainJob:
     """More state that a resume needs (an outer optimizer, say): a group of tensors each, by name."""
     traffic: Traffic = field(default_factory=Traffic)
     """Bytes sent."""
+    after: list[Act] = field(default_factory=list)
+    """Called when a step is done, skipped or not (an outer step, say): what all replicas must do, whatever their gradients were."""
+    shown: Shown | None = None
+    """Weights that are validated and saved; None: the model's own."""
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -169,9 +201,12 @@ def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
         metrics["skipped"] = skip
     job.optimizer.zero_grad(set_to_none=True)  # None, not zero: saves one write over all parameters
     job.step += 1
-    job.examples += len(batch) * job.mesh.layout.data
-    job.tokens += batch.targets.numel() * job.mesh.layout.data if batch.targets.dtype == torch.int64 and batch.targets.ndim == 2 else 0
+    examples = job.examples_per_step or len(batch) * job.mesh.layout.data * job.replicas
+    job.examples += examples
+    job.tokens += examples * batch.targets.shape[1] if batch.targets.dtype == torch.int64 and batch.targets.ndim == 2 else 0
     metrics["lr"] = job.optimizer.param_groups[0]["lr"]
+    for act in job.after:
+        act(job)
     if sent := job.traffic.take():
         metrics["sent_bytes"] = sum(sent.values())
     return metrics
