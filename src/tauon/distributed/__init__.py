@@ -4,6 +4,7 @@ Level 1: knows modules, tensors and processes; no recipe, no dataset, no loop.
 """
 
 from tauon.distributed.config import AutoParallel, MeshParallel, ParallelConfig
+from tauon.distributed.hooks import Int8Gradients, PowerSGD, register_hook
 from tauon.distributed.low_communication import DiLoCo, LocalSGD, LowCommunication, OuterLoop
 from tauon.distributed.outer import (
     AdamOuter,
@@ -22,6 +23,7 @@ __all__ = [
     "AverageOuter",
     "DelayedNesterovOuter",
     "DiLoCo",
+    "Int8Gradients",
     "LocalSGD",
     "LowCommunication",
     "MeshParallel",
@@ -29,7 +31,9 @@ __all__ = [
     "OuterConfig",
     "OuterLoop",
     "ParallelConfig",
+    "PowerSGD",
     "Traffic",
     "outer_gradient",
+    "register_hook",
     "weighted_mean",
 ]
