@@ -131,7 +131,7 @@ def on_two_ranks() -> dict[str, Any]:
         for p, q in zip(second.parameters(), first.parameters(), strict=True):
             p.copy_(q)
     other = build(second)
-    load_optimizer(other, second, tensors, numbers)
+    load_optimizer(other, second, out["state"], numbers)
     out["resumed"] = whole(run(second, other, 2, STEPS))
     return out
 

@@ -76,6 +76,8 @@ class Saved:
     def tensors(self, group: str) -> dict[str, Tensor]:
         return self.held[group]
 
+    lazy = tensors
+
 
 STREAMED = DiLoCo(every=4, fragments=2, overlap=1)
 

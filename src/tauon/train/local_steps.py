@@ -42,6 +42,7 @@ def local_steps(job: TrainJob, config: LowCommunication, group: dist.ProcessGrou
     def outer(job: TrainJob) -> None:
         loop.after(job.step, last=job.step == job.total_steps)
 
+    job.replicas = loop.replicas
     job.after.append(outer)
     job.shown = loop
     job.extra["outer"] = loop  # before `replica`: it takes the anchor from the model before that is given its own weights
