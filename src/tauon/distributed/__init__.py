@@ -7,6 +7,7 @@ from tauon.distributed.checkpoint import MeshCheckpointWriter
 from tauon.distributed.config import AutoParallel, MeshParallel, ParallelConfig
 from tauon.distributed.context import my_targets
 from tauon.distributed.data_parallel import apply_data, reshard, synchronising
+from tauon.distributed.hooks import Int8Gradients, PowerSGD, register_hook
 from tauon.distributed.low_communication import DiLoCo, LocalSGD, LowCommunication, OuterLoop
 from tauon.distributed.mesh import DIMENSIONS, Layout, Mesh, choose_layout
 from tauon.distributed.outer import (
@@ -33,6 +34,7 @@ __all__ = [
     "AverageOuter",
     "DelayedNesterovOuter",
     "DiLoCo",
+    "Int8Gradients",
     "Layout",
     "LocalSGD",
     "LowCommunication",
@@ -43,6 +45,7 @@ __all__ = [
     "OuterConfig",
     "OuterLoop",
     "ParallelConfig",
+    "PowerSGD",
     "Stages",
     "Traffic",
     "World",
@@ -60,6 +63,7 @@ __all__ = [
     "pieces_of_batch",
     "refuse_layout",
     "refuse_odd_stages",
+    "register_hook",
     "reshard",
     "stages_of",
     "synchronising",

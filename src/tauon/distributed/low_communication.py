@@ -152,7 +152,7 @@ class OuterLoop:
                 work = dist.all_reduce(payload, group=self.group, async_op=True)
             else:  # gathered, not reduced: each replica's scales are its own, and the sum is made in float32, in the order of ranks
                 buffer = payload.new_empty(self.replicas * payload.numel())
-                work = dist.all_gather_into_tensor(buffer, payload, group=self.group, async_op=True)
+                work = dist.all_gather_single(buffer, payload, group=self.group, async_op=True)
             self.traffic.add("all-reduce" if self.compression == "none" else "all-gather", payload.numel() * payload.element_size())
         self.sending[p] = Sending(due, buffer, work)
 

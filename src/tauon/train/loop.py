@@ -205,10 +205,6 @@ def restore(job: TrainJob, checkpoint: Checkpoint) -> None:
         average = checkpoint.lazy("ema")
         for k, v in job.ema.shadow.items():
             fill(v, average[k])
-    for name, part in job.extra.items():
-        if name not in checkpoint.groups():
-            raise CheckpointError(f"{checkpoint.path} holds no {name!r}: it was trained another way (parallel). Use the same, or --fresh.")
-        part.load(checkpoint.tensors(name))
     if state["total_steps"] != job.total_steps:
         raise CheckpointError(
             f"{checkpoint.path} is of a run of {state['total_steps']} steps, this one has {job.total_steps}: the learning rate would jump. "
@@ -217,3 +213,7 @@ def restore(job: TrainJob, checkpoint: Checkpoint) -> None:
     job.step, job.examples, job.tokens = state["step"], state["examples"], state["tokens"]
     job.health.load(state["health"])
     job.notes = dict(state["notes"])
+    for name, part in job.extra.items():
+        if name not in checkpoint.groups():
+            raise CheckpointError(f"{checkpoint.path} holds no {name!r}: it was trained another way (parallel). Use the same, or --fresh.")
+        part.load(checkpoint.tensors(name))
