@@ -58,7 +58,7 @@ class Workers(LaunchConfig):
     max_restarts: Count = Field(3, ge=0, le=10_000)
     """How often all workers are started again from the last checkpoint after one of them died. What cannot get better (a wrong recipe,
     say) is not tried again."""
-    timeout: Duration = Field(1800.0, gt=0, le=1e7)
+    timeout: Duration = Field(600.0, gt=0, le=1e7)
     """Time that a collective may wait without progress before it counts as stuck: told to workers as TAUON_TIMEOUT_S."""
     grace: Duration = Field(60.0, gt=0, le=86400)
     """Time that workers get to save after they were asked to stop; then they are killed."""

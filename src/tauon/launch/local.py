@@ -110,7 +110,7 @@ class Local(Workers):
                 f"{ended(cause(codes), STOPPED)}: it was stopped from outside, and saved. The same command goes on from there."
             )
         error = failed(codes, job.logs, agent.restarted)
-        raise error if is_final(codes) else _UsedUp(ended(cause(codes), codes[cause(codes)]), error)
+        raise error if is_final(codes, agent.restarted) else _UsedUp(ended(cause(codes), codes[cause(codes)]), error)
 
 
 class _UsedUp(Exception):
@@ -123,7 +123,7 @@ class _UsedUp(Exception):
 
 def make_agent(command: list[str], workers: int, port: int | None, max_restarts: int, grace: float, tell: Tell, *, numa: bool) -> Any:
     """The elastic agent of torch for one machine, with the few seams that we change. Imports torch."""
-    import torch.distributed as dist
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
     from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -144,7 +144,7 @@ def make_agent(command: list[str], workers: int, port: int | None, max_restarts:
         def next_rendezvous(self) -> RendezvousInfo:
             listener = listen(port)
             number = listener.getsockname()[1]
-            store = dist.TCPStore(
+            store = TCPStore(
                 "127.0.0.1", number, 1, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(),
             )  # fmt: skip
             return RendezvousInfo(store, 0, 1, RendezvousStoreInfo("127.0.0.1", number))
@@ -189,9 +189,9 @@ def make_agent(command: list[str], workers: int, port: int | None, max_restarts:
             return started
 
         def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-            result = super()._monitor_workers(worker_group)
+            result: RunResult = super()._monitor_workers(worker_group)
             if result.state == WorkerState.FAILED:
-                if is_final(self.codes):
+                if is_final(self.codes, self.restarted):
                     self._remaining_restarts = 0
                 elif self._remaining_restarts > 0:
                     self.restarted += 1

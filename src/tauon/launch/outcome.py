@@ -11,8 +11,11 @@ from tauon.launch.logs import error_in, log_path
 
 __all__ = ["STOPPED", "WorkerFailed", "cause", "ended", "failed", "is_final"]
 
-FINAL = frozenset({2, 3, 4, 5, 7, 8})
-"""Exit codes after which a restart would end the same way: the recipe, the data, a checkpoint, the folder, a missing library."""
+FINAL = frozenset({2, 3, 4, 7, 8})
+"""Exit codes after which a restart would end the same way: the recipe, the data, a checkpoint, a missing library."""
+ONCE = 5
+"""Worth one more try: the run's folder, or the meeting of the ranks. A lock of a process that was just killed, a peer that died while
+they met; but also the training of another recipe, which stays."""
 STOPPED = 130
 """Exit code of a worker that was asked to stop and saved."""
 
@@ -38,14 +41,15 @@ def cause(codes: Mapping[int, int]) -> int:
     def order(rank: int) -> tuple[int, int]:
         code = codes[rank]
         stopped = code in (-signal.SIGTERM, STOPPED)
-        return (3 if stopped else 0 if code < 0 else 1 if code in FINAL else 2, rank)
+        return (3 if stopped else 0 if code < 0 else 1 if code in {*FINAL, ONCE} else 2, rank)
 
     return min(codes, key=order)
 
 
-def is_final(codes: Mapping[int, int]) -> bool:
+def is_final(codes: Mapping[int, int], restarts: int = 0) -> bool:
     """Whether starting again would change nothing, or was not asked for (somebody stopped the workers)."""
-    return codes[cause(codes)] in FINAL | {STOPPED}
+    code = codes[cause(codes)]
+    return code in FINAL | {STOPPED} or (code == ONCE and restarts > 0)
 
 
 def ended(rank: int, code: int) -> str:
@@ -72,6 +76,6 @@ def failed(codes: Mapping[int, int], logs: Path, restarts: int) -> WorkerFailed:
         hint = "the system kills so where memory ends: fewer workers, or a smaller train.microbatch. The same command goes on from the last checkpoint."
     else:
         hint = f"its whole log: {log_path(logs, rank)}"
-    text = said if code in FINAL | {6} and said else "\n".join(filter(None, [ended(rank, code) + tried, said]))
-    text = f"[rank {rank}] {text}" if code in FINAL | {6} and said else text
+    text = said if code in FINAL | {ONCE, 6} and said else "\n".join(filter(None, [ended(rank, code) + tried, said]))
+    text = f"[rank {rank}] {text}" if code in FINAL | {ONCE, 6} and said else text
     return WorkerFailed(f"{text}\n({hint})", code if code > 0 else 6)

@@ -7,6 +7,7 @@ Knows no family. A model is plain single-device code; precision, compile and par
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -14,13 +15,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Count, Registered, dump, parse
+from tauon.distributed.pieces import fill
 from tauon.errors import CheckpointError
 from tauon.types import DataSpec
 
 __all__ = ["Model", "ModelConfig", "Shard", "Size", "from_record", "load_weights", "materialize", "parameter_count"]
 
-Shard = Literal["colwise", "rowwise", "vocab", "replicate"]
-"""How tensor parallelism may cut a weight (out, in): its rows, its columns, its vocabulary rows, or not at all."""
+Shard = Literal["colwise", "rowwise", "vocab", "replicate", "per-head"]
+"""How tensor parallelism may cut a weight (out, in): its rows, its columns, its vocabulary rows, or not at all; `per-head`: not
+at all, but it is applied to each attention head (B T H K), and heads are cut."""
 
 
 Size = Annotated[Count, Field(ge=1, le=2**28)]
@@ -43,6 +46,14 @@ class Model(nn.Module):
 
     def init_buffers(self) -> None:
         """Fill buffers that are not parameters (position tables, say) after the model left the meta device."""
+
+    def attentions(self) -> list[nn.Module]:
+        """Modules whose method `attend(q_BTHK, k_BTGK, v_BTGK, ...) -> BTHK` is all that mixes positions. Empty: sequences cannot be shared."""
+        return []
+
+    def head_counts(self) -> list[tuple[str, int]]:
+        """(name, number) of what tensor parallelism must divide evenly, beside the sides of matrices."""
+        return []
 
     def blocks_to_compile(self) -> list[nn.Module]:
         """The repeated blocks, in order: what is compiled and checkpointed one by one. Empty: the model is too small to care."""
@@ -77,10 +88,18 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def materialize(config: ModelConfig, *, seed: int, device: torch.device | str = "cpu") -> Model:
-    """Build on the meta device, allocate on `device`, and draw each parameter from (seed, its name)."""
+def materialize(
+    config: ModelConfig, *, seed: int, device: torch.device | str = "cpu", dress: Callable[[Model], None] | None = None
+) -> Model:
+    """Build on the meta device, allocate on `device`, and draw each parameter from (seed, its name).
+
+    `dress` is called with the model on the meta device: parallelism cuts it there, and each process then allocates and keeps its
+    own part of the same numbers.
+    """
     with torch.device("meta"):
         model = config.build()
+    if dress is not None:
+        dress(model)
     tied = _tied(model)
     model.to_empty(device=device)  # gives each name a tensor of its own
     for name, first in tied.items():
@@ -90,7 +109,7 @@ def materialize(config: ModelConfig, *, seed: int, device: torch.device | str = 
         for name, p in model.named_parameters():
             start = torch.empty(p.shape, dtype=p.dtype)  # drawn on the CPU: the same numbers for every device
             model.init_parameter(name, start, _generator(seed, name))
-            p.copy_(start)
+            fill(p, start)
         for b in model.buffers():
             b.zero_()
     for module in model.modules():
@@ -127,7 +146,7 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], *, where: str = "
         )
     with torch.no_grad():
         for k, v in tensors.items():
-            own[k].copy_(v)
+            fill(own[k], v)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -187,6 +187,8 @@ class GPT(Model):
         "embed.weight": "vocab",
         "head.weight": "vocab",
         "positions.weight": "replicate",
+        "*.q_norm.*": "per-head",
+        "*.k_norm.*": "per-head",
         "*norm*": "replicate",
         "*.q.*": "colwise",
         "*.k.*": "colwise",
@@ -277,6 +279,13 @@ class GPT(Model):
             self.cos_TK.copy_(angle_TK.cos())
             self.sin_TK.copy_(angle_TK.sin())
 
+    def attentions(self) -> list[nn.Module]:
+        return [block.attention for block in self.layers]
+
+    def head_counts(self) -> list[tuple[str, int]]:
+        first = self.layers[0].attention
+        return [("heads", first.heads), ("key-value heads", first.kv_heads)]
+
     def blocks_to_compile(self) -> list[nn.Module]:
         return list(self.blocks)
 
@@ -340,11 +349,22 @@ class Attention(nn.Module):
         self, x_BTD: Tensor, rotate: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: tuple[KVCache, int] | None = None
     ) -> Tensor:
         B, T, _ = x_BTD.shape
-        q_BTHK = self.q(x_BTD).view(B, T, self.heads, self.head_size)
-        k_BTGK = self.k(x_BTD).view(B, T, self.kv_heads, self.head_size)
-        v_BTGK = self.v(x_BTD).view(B, T, self.kv_heads, self.head_size)
+        # -1: a process may hold some of the heads only (tensor parallelism)
+        q_BTHK = self.q(x_BTD).view(B, T, -1, self.head_size)
+        k_BTGK = self.k(x_BTD).view(B, T, -1, self.head_size)
+        v_BTGK = self.v(x_BTD).view(B, T, -1, self.head_size)
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
+        y_BTHK = self.attend(q_BTHK, k_BTGK, v_BTGK, rotate, mask, cache)
+        out: Tensor = self.out(y_BTHK.reshape(B, T, -1))
+        return out
+
+    def attend(
+        self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, rotate: tuple[Tensor, Tensor] | None, mask: Tensor | None,
+        cache: tuple[KVCache, int] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The one part that mixes positions: BTHK out. Works on any number of heads."""
+        T = q_BTHK.shape[1]
         if rotate is not None:
             q_BTHK, k_BTGK = apply_rope(q_BTHK, *rotate), apply_rope(k_BTGK, *rotate)
         q, k, v = q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2).to(q_BTHK.dtype)
@@ -355,11 +375,9 @@ class Attention(nn.Module):
             if T > 1 and k.shape[2] > T:  # several new tokens behind old ones: the mask is not square
                 mask, causal = torch.ones(T, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - T), False
             causal = causal and T > 1  # one new token sees everything before it
-        if self.kv_heads != self.heads:
-            k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
-        y_BHTK = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-        out: Tensor = self.out(y_BHTK.transpose(1, 2).reshape(B, T, -1))
-        return out
+        if k.shape[1] != q.shape[1]:
+            k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
 
 
 class MLP(nn.Module):

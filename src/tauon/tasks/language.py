@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tauon.config import register
 from tauon.tasks.base import Task
@@ -45,6 +46,8 @@ class LanguageModelling(Task):
         return total, batch.weights.sum()
 
     def _z(self, hidden_BTD: Tensor, weight_VD: Tensor) -> Tensor:
+        if isinstance(weight_VD, DTensor):
+            weight_VD = weight_VD.full_tensor()
         logits_BTV = (hidden_BTD @ weight_VD.to(hidden_BTD.dtype).t()).float()
         return self.z_loss * logits_BTV.logsumexp(-1).square()
 

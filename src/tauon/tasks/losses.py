@@ -13,8 +13,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from tauon.distributed.pieces import local_slices
 
 __all__ = ["linear_cross_entropy", "token_nll"]
 
@@ -68,18 +72,75 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
+class _VocabularyParallel(torch.autograd.Function):
+    """The same where each process holds some rows of W (Megatron-LM, arXiv:1909.08053 section 3): the softmax's normaliser and the
+    target's logit are summed over processes, N numbers each, and so is the gradient of `hidden_ND`.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden_ND: Tensor, mine_VD: Tensor, target_N: Tensor, token_weight_N: Tensor, first: int, group: Any
+    ) -> Tensor:
+        N, V = hidden_ND.shape[0], mine_VD.shape[0]
+        step = chunk_rows(N, max(1, V), hidden_ND.device)
+        w = mine_VD.to(hidden_ND.dtype)
+        want = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        grad_h = torch.empty_like(hidden_ND) if want else None
+        grad_w = torch.zeros(mine_VD.shape, dtype=torch.float32, device=mine_VD.device) if want else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        for start in range(0, N, step):
+            h, g = hidden_ND[start : start + step], token_weight_N[start : start + step, None]
+            logits = (h @ w.t()).float()
+            top = logits.amax(1) if V else logits.new_full((len(h),), -torch.inf)
+            dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+            at = target_N[start : start + step] - first
+            here = (at >= 0) & (at < V)
+            at = at.clamp(0, max(0, V - 1))[:, None]
+            logits -= top[:, None]
+            of_target = logits.gather(1, at)[:, 0] * here if V else torch.zeros_like(top)
+            sums = torch.stack([logits.exp().sum(1), of_target])
+            dist.all_reduce(sums, group=group)
+            log_z = sums[0].log()
+            total += ((log_z - sums[1]) * g[:, 0]).sum()
+            if grad_h is None or grad_w is None:
+                continue
+            dlogits = (logits - log_z[:, None]).exp_()
+            if V:
+                dlogits.scatter_add_(1, at, -here[:, None].float())
+            dlogits = dlogits.mul_(g).to(h.dtype)
+            torch.mm(dlogits, w, out=grad_h[start : start + step])
+            grad_w += dlogits.t() @ h
+        if grad_h is not None:
+            dist.all_reduce(grad_h, group=group)
+        ctx.save_for_backward(grad_h, grad_w)
+        ctx.weight_dtype = mine_VD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:  # type: ignore[override]
+        grad_h, grad_w = ctx.saved_tensors
+        return grad_h * grad.to(grad_h.dtype), (grad_w * grad).to(ctx.weight_dtype), None, None, None, None
+
+
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, token_weight_N: Tensor) -> Tensor:
     """sum_n weight_n * -log softmax(h_n W^T)[target_n], in nats, fp32 scalar.
 
     Matrix products run in the dtype of `hidden_ND` (bf16 under autocast), sums and the softmax in fp32. Gradients flow to
-    `hidden_ND` and `weight_VD`, once (no second derivatives).
+    `hidden_ND` and `weight_VD`, once (no second derivatives). A weight that is a DTensor cut along V is never gathered.
     """
+    if isinstance(weight_VD, DTensor):
+        first = local_slices(weight_VD)[0].start
+        group = weight_VD.device_mesh.get_group()
+        split: Tensor = _VocabularyParallel.apply(hidden_ND, weight_VD.to_local(), target_N, token_weight_N, first, group)
+        return split
     out: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, target_N, token_weight_N)
     return out
 
 
 def token_nll(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
     """-log p of each target, N in fp32 nats, differentiable in the ordinary way; chunked, so only one chunk of logits exists without grad."""
+    if isinstance(weight_VD, DTensor):
+        weight_VD = weight_VD.full_tensor()
     w = weight_VD.to(hidden_ND.dtype)
     step = chunk_rows(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)
     parts = [

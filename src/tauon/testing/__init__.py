@@ -1,5 +1,8 @@
-"""Contract suites: public, so that a third party can check its own models, optimizers and sources."""
+"""For tests, public, so that a third party can check its own parts: contract suites of models, optimizers and sources; several
+processes at once.
+"""
 
 from tauon.testing.contracts import check_model, check_optimizer, check_source, tiny_batch
+from tauon.testing.processes import ProcessFailure, run_processes
 
-__all__ = ["check_model", "check_optimizer", "check_source", "tiny_batch"]
+__all__ = ["ProcessFailure", "check_model", "check_optimizer", "check_source", "run_processes", "tiny_batch"]

@@ -57,7 +57,7 @@ def check_model(config: ModelConfig, spec: DataSpec, *, steps: int = 150) -> Non
     plan: dict[str, Any] = dict(bare.shard_plan)
     for name, _ in bare.named_parameters():
         assert any(fnmatch.fnmatchcase(name, pattern) for pattern in plan), f"the shard plan does not name {name}"
-    assert set(plan.values()) <= {"colwise", "rowwise", "vocab", "replicate"}, f"unknown shard in {plan}"
+    assert set(plan.values()) <= {"colwise", "rowwise", "vocab", "replicate", "per-head"}, f"unknown shard in {plan}"
 
     model, again, other = (materialize(config, seed=s) for s in (1, 1, 2))
     for (name, p), q in zip(model.named_parameters(), again.parameters(), strict=True):

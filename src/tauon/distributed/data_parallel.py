@@ -1,0 +1,78 @@
+"""Data parallelism: replicas (DDP), shards (FSDP2), and replicas of shards (hybrid); torch's own, applied by the mesh.
+
+Which one: only replicas, and each holds the whole model -> DDP, whose buckets overlap with backward. Shards -> FSDP2, block by
+block. Replicas beside tensor or pipeline parallelism -> FSDP2's machinery without sharding, which keeps DTensors and knows
+several microbatches in flight. All of them average over replicate x shard x context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from tauon.distributed.mesh import Mesh
+
+__all__ = ["apply_data", "reshard", "synchronising"]
+
+
+def apply_data(model: nn.Module, mesh: Mesh, *, blocks: list[nn.Module], reshard_after_forward: bool = True) -> None:
+    """Wrap the model in place; its class becomes a subclass, its parameters' names stay."""
+    layout = mesh.layout
+    if mesh.reduce_size == 1:
+        return
+    if layout.shard > 1:
+        from torch.distributed.fsdp import fully_shard
+
+        inner = mesh.along("shard", "context")
+        assert inner is not None
+        where = inner if layout.replicate == 1 else mesh.hybrid()
+        for block in blocks:
+            fully_shard(block, mesh=where, reshard_after_forward=reshard_after_forward)
+        fully_shard(model, mesh=where)
+    elif layout.tensor == 1 and layout.pipeline == 1:
+        from torch.distributed._composable.replicate import replicate
+
+        replicate(model, process_group=mesh.group("replicate", "context"), gradient_as_bucket_view=True, broadcast_buffers=False)
+    else:
+        from torch.distributed._composable.replicate_with_fsdp import replicate as replicate_dtensors
+
+        where = mesh.along("replicate", "context")
+        for block in blocks:
+            replicate_dtensors(block, mesh=where)
+        replicate_dtensors(model, mesh=where)
+
+
+def is_ddp(model: nn.Module) -> bool:
+    """Whether DDP reduces this model's gradients."""
+    return hasattr(model, "set_requires_gradient_sync") and not _sharded(model)
+
+
+def _sharded(model: nn.Module) -> bool:
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
+@contextmanager
+def synchronising(model: nn.Module, now: bool) -> Iterator[None]:
+    """Inside, backward passes reduce gradients over processes only if `now`: of several microbatches, only the last one does."""
+    change: Any = getattr(model, "set_requires_gradient_sync", None)
+    if change is None or now:
+        yield
+        return
+    change(False)
+    try:
+        yield
+    finally:
+        change(True)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free gathered weights. After a forward pass without backward the root keeps them, and they would go stale."""
+    if _sharded(model):
+        for module in model.modules():
+            if _sharded(module):
+                module.reshard()  # type: ignore[operator]

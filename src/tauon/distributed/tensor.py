@@ -1,0 +1,160 @@
+"""Tensor and sequence parallelism: a model's shard plan (plain data) applied with DTensor.
+
+Megatron-LM's scheme (Shoeybi et al. 2019, arXiv:1909.08053): a column-wise layer's outputs stay where they are, the row-wise
+layer that follows sums its partial results. Modules that hold column-wise layers gather their input once for all of them. With
+sequence parallelism (Korthikanti et al. 2022, arXiv:2205.05198) what lies between them is cut along the sequence. The embedding
+and the head are cut along the vocabulary; sizes that do not divide are cut unevenly, nothing is padded.
+
+Knows no model by name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
+
+from tauon.errors import Problem, RecipeError
+
+__all__ = ["apply_tensor", "refuse_odd_shards", "shard_of"]
+
+
+def shard_of(name: str, plan: Mapping[str, str]) -> str:
+    """How the plan cuts a parameter: its first pattern that matches; `replicate` where none does."""
+    return next((how for pattern, how in plan.items() if fnmatch.fnmatchcase(name, pattern)), "replicate")
+
+
+def refuse_odd_shards(model: nn.Module, plan: Mapping[str, str], size: int, head_counts: Iterable[tuple[str, int]]) -> None:
+    """`RecipeError` where `size` processes cannot share this model's matrices; `head_counts`: what must divide, by name."""
+    cut = [n for n, _ in model.named_parameters() if shard_of(n, plan) in ("colwise", "rowwise")]
+    if not cut:
+        raise RecipeError([Problem("parallel.tensor", f"{size}, but this model's shard plan cuts no matrix. Use replicate or shard.")])
+    for what, count in head_counts:
+        if count % size:
+            raise RecipeError([Problem("parallel.tensor", f"{size} does not divide the model's {count} {what}. Take a divisor.")])
+    for name, p in model.named_parameters():
+        how = shard_of(name, plan)
+        dim = {"colwise": 0, "rowwise": 1}.get(how)
+        if dim is not None and p.ndim > dim and p.shape[dim] % size:
+            raise RecipeError(
+                [Problem("parallel.tensor", f"{size} does not divide {name}, whose side is {p.shape[dim]}. Take a divisor, or other sizes.")]
+            )
+
+
+def apply_tensor(model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh, *, blocks: list[nn.Module], sequence: bool) -> None:
+    """Cut the model's matrices over `mesh` (one dimension), in place; every parameter becomes a DTensor.
+
+    With `sequence`, activations between the matrices of a block are cut along dimension 1 (time), which must divide.
+    """
+    tied = _tied(model)
+    between = Shard(1) if sequence else Replicate()
+    styles: dict[str, ParallelStyle] = {}
+    parents: set[str] = set()
+    inside = {id(m) for block in blocks for m in block.modules()}
+    for name, module in model.named_modules():
+        own = [f"{name}.{leaf}" if name else leaf for leaf, _ in module.named_parameters(recurse=False)]
+        if not own:
+            continue
+        how = shard_of(own[0], plan)
+        if how == "colwise":
+            styles[name] = ColwiseParallel()
+            parents.add(name.rpartition(".")[0])
+        elif how == "rowwise":
+            styles[name] = RowwiseParallel(output_layouts=between)
+        elif how == "vocab":
+            styles[name] = RowwiseParallel(input_layouts=Replicate()) if isinstance(module, nn.Embedding) else ColwiseParallel()
+        elif how == "per-head":
+            styles[name] = _Whole(Shard(2))  # B T H K: each process has its own heads, the weight's gradient is a sum over them
+        else:
+            styles[name] = _Whole(between if id(module) in inside else Replicate())
+    if not styles:
+        return
+    parallelize_module(model, mesh, styles)
+    for name in parents:
+        _gather_input(model.get_submodule(name), mesh, between)
+    if sequence and blocks:
+        _cut_sequence(blocks, mesh)
+    for name, first in tied.items():  # each was cut for itself
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
+
+
+class _Whole(ParallelStyle):
+    """A module whose weights every process holds whole, applied to inputs that are cut along some dimension, or not at all."""
+
+    def __init__(self, layout: Any) -> None:
+        super().__init__()
+        self.layout = layout
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        for leaf, p in list(module.named_parameters(recurse=False)):
+            whole = distribute_tensor(p.detach(), device_mesh, [Replicate()], src_data_rank=None)
+            setattr(module, leaf, nn.Parameter(whole, requires_grad=p.requires_grad))
+
+        def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            x = args[0]
+            if isinstance(x, DTensor) or not x.is_floating_point():
+                return args
+            return (DTensor.from_local(x, device_mesh, [self.layout], run_check=False), *args[1:])
+
+        def after(_: nn.Module, args: Any, out: Any) -> Any:
+            return out.to_local() if isinstance(out, DTensor) else out
+
+        if isinstance(module, nn.Embedding):  # looked up by plain indices: DTensor wants both or neither
+            def look_up(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+                return (DTensor.from_local(args[0], device_mesh, [Replicate()], run_check=False), *args[1:])
+
+            module.register_forward_pre_hook(look_up)
+        else:
+            module.register_forward_pre_hook(before)
+        module.register_forward_hook(after)
+        return module
+
+
+def _gather_input(module: nn.Module, mesh: DeviceMesh, layout: Any) -> None:
+    """The input of column-wise layers, whole on every process: gathered once, and its gradient summed (or scattered) once."""
+
+    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = DTensor.from_local(args[0], mesh, [layout], run_check=False)
+        return (x.redistribute(placements=[Replicate()]), *args[1:])
+
+    module.register_forward_pre_hook(before)
+
+
+def _cut_sequence(blocks: list[nn.Module], mesh: DeviceMesh) -> None:
+    """From the first block's input to the last block's output, hidden states BTD are cut along T."""
+
+    def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = args[0]
+        if x.shape[1] % mesh.size():
+            raise RecipeError([Problem("parallel.sequence_parallel", f"{mesh.size()} processes cannot share {x.shape[1]} positions evenly.")])
+        whole = DTensor.from_local(x, mesh, [Replicate()], run_check=False)
+        return (whole.redistribute(placements=[Shard(1)]).to_local(), *args[1:])
+
+    def leave(_: nn.Module, args: Any, out: Tensor) -> Tensor:
+        return DTensor.from_local(out, mesh, [Shard(1)], run_check=False).redistribute(placements=[Replicate()]).to_local()
+
+    blocks[0].register_forward_pre_hook(enter)
+    blocks[-1].register_forward_hook(leave)
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    first: dict[int, str] = {}
+    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False) if first.setdefault(id(p), name) != name}
+
+
+def whole_gradients(model: nn.Module) -> None:
+    """Gradients that are still partial sums over processes become what their parameter's placement says, in place."""
+    for p in model.parameters():
+        g = p.grad
+        if isinstance(g, DTensor) and isinstance(p, DTensor) and g.placements != p.placements:
+            p.grad = g.redistribute(placements=p.placements)
+
+
+_ = torch

@@ -1,0 +1,180 @@
+"""Running a function in several processes that form a process group: gloo on loopback, bounded in time, for tests.
+
+The processes find what `torchrun` gives its workers (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...). The store lives in the
+calling process on a port that the system chose, so two tests at once never want the same port, and no rank outlives a failure.
+Not a launcher: no restarts, one machine, one thread a process.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import io
+import os
+import pickle
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing import connection, get_context
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+__all__ = ["ProcessFailure", "run_processes"]
+
+GRACE = 3.0
+"""Seconds that the other ranks have, after one failed, to fail too and say why."""
+
+
+class ProcessFailure(RuntimeError):
+    """A rank ended without a result: killed, still running at the time-out, or with an exception that cannot be carried over."""
+
+
+def run_processes(fn: Callable[..., Any], world: int, timeout: float, *args: Any) -> list[Any]:
+    """`fn(*args)` in `world` new processes with an initialised gloo process group; its return values in the order of ranks.
+
+    Args:
+        fn: a function of a module (it is found by name in the new process).
+        world: number of processes.
+        timeout: seconds until all of them are killed; also the time-out of every collective.
+        args: anything that pickles; what `fn` returns must pickle too.
+
+    Raises:
+        Exception: what the lowest rank that failed by itself raised, with its rank and traceback as a note.
+        ProcessFailure: a rank was killed, or was not done in time (its stack is on stderr).
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    context = get_context("spawn")
+    ends: dict[connection.Connection, int] = {}
+    processes = []
+    call = _pickled((fn, args))
+    try:
+        for rank in range(world):
+            mine, theirs = context.Pipe(duplex=False)
+            process = context.Process(target=_child, args=(theirs, call, timeout), name=f"rank {rank}", daemon=True)
+            with _Environment(_environment(rank, world, store.port)):
+                process.start()
+            theirs.close()  # so that the end of the process is the end of the pipe
+            processes.append(process)
+            ends[mine] = rank
+        outcomes = _collect(ends, time.monotonic() + timeout)
+        for rank in range(world):
+            if isinstance(outcomes.get(rank), _Gone):
+                processes[rank].join(GRACE)
+                outcomes[rank] = _Failed(
+                    ProcessFailure(f"rank {rank} of {world} ended with exit code {processes[rank].exitcode}, no result")
+                )
+    finally:
+        for process in processes:
+            process.join(1.0 if sys.exc_info()[0] is None and len(processes) == world else 0.0)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for end in ends:
+            end.close()
+        del store
+    failed = [(rank, o) for rank, o in sorted(outcomes.items()) if isinstance(o, _Failed)]
+    if failed:  # a rank that was killed, or else the first that failed, is the cause; the others usually only lost their peer
+        rank, failure = min(failed, key=lambda f: (not isinstance(f[1].error, ProcessFailure), f[1].at))
+        failure.error.add_note(f"on rank {rank} of {world}:\n{failure.trace}")
+        raise failure.error
+    missing = [r for r in range(world) if r not in outcomes]
+    if missing:
+        raise ProcessFailure(f"ranks {missing} of {world} were not done after {timeout:g} s, and were killed. Their stacks are on stderr.")
+    return [outcomes[rank].value for rank in range(world)]
+
+
+class _Environment:
+    """Variables set inside the context, as they were after it: a process takes them as they are when it starts."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        self.variables = variables
+
+    def __enter__(self) -> None:
+        self.before = {k: os.environ.get(k) for k in self.variables}
+        os.environ.update(self.variables)
+
+    def __exit__(self, *_: object) -> None:
+        for k, v in self.before.items():
+            if v is None:
+                os.environ.pop(k, None)
+            else:
+                os.environ[k] = v
+
+
+def _environment(rank: int, world: int, port: int) -> dict[str, str]:
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there already: no rank starts one
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+class _Done:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class _Failed:
+    def __init__(self, error: BaseException, trace: str = "") -> None:
+        self.error, self.trace, self.at = error, trace, time.time()
+
+
+class _Gone:
+    """The pipe closed without a word."""
+
+
+def _collect(ends: dict[connection.Connection, int], until: float) -> dict[int, Any]:
+    """Outcome by rank of all that answer before `until`, or within the grace after the first failure."""
+    outcomes: dict[int, Any] = {}
+    waiting = dict(ends)
+    while waiting and (left := until - time.monotonic()) > 0:
+        for end in connection.wait(list(waiting), left):
+            assert isinstance(end, connection.Connection)
+            rank = waiting.pop(end)
+            try:
+                outcomes[rank] = pickle.loads(end.recv_bytes())  # noqa: S301 - our own process wrote it
+            except EOFError:
+                outcomes[rank] = _Gone()
+            if not isinstance(outcomes[rank], _Done):
+                until = min(until, time.monotonic() + GRACE)
+    return outcomes
+
+
+def _pickled(value: Any) -> bytes:
+    """By the plain pickler: the one of `multiprocessing` would hand tensors over as shared memory that ends with its process."""
+    buffer = io.BytesIO()
+    pickle.Pickler(buffer).dump(value)
+    return buffer.getvalue()
+
+
+def _child(end: connection.Connection, call: bytes, timeout: float) -> None:
+    """One rank: join the group, call, answer."""
+    faulthandler.dump_traceback_later(max(0.1, timeout - 1), exit=False)
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
+        fn, args = pickle.loads(call)  # noqa: S301 - our own process wrote it
+        answer = _pickled(_Done(fn(*args)))
+    except BaseException as err:  # everything is carried over to the caller
+        trace = traceback.format_exc()
+        try:
+            answer = _pickled(_Failed(err, trace))
+            pickle.loads(answer)  # noqa: S301 - an error whose constructor takes other arguments cannot be put together again
+        except Exception:
+            answer = _pickled(_Failed(ProcessFailure(f"{type(err).__name__}: {err}"), trace))
+    faulthandler.cancel_dump_traceback_later()
+    end.send_bytes(answer)
+    end.close()
+    if dist.is_initialized():
+        dist.destroy_process_group()
