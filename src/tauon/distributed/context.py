@@ -41,7 +41,9 @@ class _AllToAll(torch.autograd.Function):
 def refuse_odd_heads(heads: int, seq_len: int, context: int, tensor: int) -> None:
     """`RecipeError` where heads or positions cannot be shared evenly."""
     if heads % (context * tensor):
-        raise RecipeError([Problem("parallel.context", f"{context} x tensor {tensor} does not divide the model's {heads} heads. Take a divisor.")])
+        raise RecipeError(
+            [Problem("parallel.context", f"{context} x tensor {tensor} does not divide the model's {heads} heads. Take a divisor.")]
+        )
     if seq_len % context:
         raise RecipeError([Problem("parallel.context", f"{context} does not divide data.seq_len={seq_len}. Take a divisor.")])
 

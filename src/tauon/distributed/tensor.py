@@ -43,7 +43,11 @@ def refuse_odd_shards(model: nn.Module, plan: Mapping[str, str], size: int, head
         dim = {"colwise": 0, "rowwise": 1}.get(how)
         if dim is not None and p.ndim > dim and p.shape[dim] % size:
             raise RecipeError(
-                [Problem("parallel.tensor", f"{size} does not divide {name}, whose side is {p.shape[dim]}. Take a divisor, or other sizes.")]
+                [
+                    Problem(
+                        "parallel.tensor", f"{size} does not divide {name}, whose side is {p.shape[dim]}. Take a divisor, or other sizes."
+                    )
+                ]
             )
 
 
@@ -107,6 +111,7 @@ class _Whole(ParallelStyle):
             return out.to_local() if isinstance(out, DTensor) else out
 
         if isinstance(module, nn.Embedding):  # looked up by plain indices: DTensor wants both or neither
+
             def look_up(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
                 return (DTensor.from_local(args[0], device_mesh, [Replicate()], run_check=False), *args[1:])
 
@@ -133,7 +138,9 @@ def _cut_sequence(blocks: list[nn.Module], mesh: DeviceMesh) -> None:
     def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0]
         if x.shape[1] % mesh.size():
-            raise RecipeError([Problem("parallel.sequence_parallel", f"{mesh.size()} processes cannot share {x.shape[1]} positions evenly.")])
+            raise RecipeError(
+                [Problem("parallel.sequence_parallel", f"{mesh.size()} processes cannot share {x.shape[1]} positions evenly.")]
+            )
         whole = DTensor.from_local(x, mesh, [Replicate()], run_check=False)
         return (whole.redistribute(placements=[Shard(1)]).to_local(), *args[1:])
 

@@ -148,7 +148,9 @@ def join(device: str = "auto") -> Iterator[World]:
 def _number(name: str) -> int:
     text = os.environ.get(name, "")
     if not text.isdigit():
-        raise RunError(f"the environment variable {name} is {text!r}, expected a number. Start with `tauon train ... --on local:2`, or torchrun.")
+        raise RunError(
+            f"the environment variable {name} is {text!r}, expected a number. Start with `tauon train ... --on local:2`, or torchrun."
+        )
     return int(text)
 
 

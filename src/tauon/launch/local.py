@@ -14,8 +14,7 @@ import os
 import shutil
 import signal
 import socket
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field
@@ -25,7 +24,7 @@ from tauon.errors import Interrupted, LaunchError, TauonError
 from tauon.launch.config import Tell, Workers
 from tauon.launch.cores import Shares, numa_nodes, share_out
 from tauon.launch.job import Job
-from tauon.launch.logs import Console, Follower
+from tauon.launch.logs import Console, Follower, print_line
 from tauon.launch.outcome import STOPPED, cause, ended, failed, is_final
 
 __all__ = ["Local"]
@@ -65,7 +64,7 @@ class Local(Workers):
             tell("warning" if message != reason else "note", message=message)
         job.write()
         job.logs.mkdir(parents=True, exist_ok=True)
-        follower = Follower(job.logs, Console(functools.partial(_print, json="--json" in job.options)))
+        follower = Follower(job.logs, Console(functools.partial(print_line, json="--json" in job.options)))
         workers = shares.workers
         with follower.following():
             while True:
@@ -303,10 +302,3 @@ def _quiet_torch() -> Iterator[None]:
     finally:
         for logger in loggers:
             logger.disabled = False
-
-
-def _print(text: str, rank: int, *, json: bool = False) -> None:
-    """Onto the console. With --json only rank 0's objects go to standard output, so that a script can read it."""
-    out: Callable[[str], Any] = sys.stderr.write if json and not (rank == 0 and text.startswith("{")) else sys.stdout.write
-    out(text + "\n")
-    sys.stdout.flush()

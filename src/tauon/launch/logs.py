@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tauon.launch.worker import HEADER
 
-__all__ = ["Console", "Follower", "error_in", "log_path"]
+__all__ = ["Console", "Follower", "error_in", "log_path", "print_line"]
 
 _ERROR = re.compile(r"^(?:\x1b\[[0-9;]*m)*error(?:\x1b\[[0-9;]*m)*: ")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -26,6 +27,13 @@ _LONGEST = 40
 def log_path(folder: Path, rank: int) -> Path:
     """Where the lines of a rank are kept."""
     return folder / f"rank-{rank}.log"
+
+
+def print_line(text: str, rank: int, *, json: bool = False) -> None:
+    """Onto the terminal. With --json only rank 0's objects go to standard output, so that a script can read it."""
+    out = sys.stderr if json and not (rank == 0 and text.startswith("{")) else sys.stdout
+    out.write(text + "\n")
+    out.flush()
 
 
 class Console:
