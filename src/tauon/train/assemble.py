@@ -27,11 +27,12 @@ from tauon.distributed import (
     apply_data,
     cut_blocks,
     parallelize,
+    register_hook,
     stages_of,
 )
 from tauon.errors import Problem, RecipeError
 from tauon.models import Model, ModelConfig, materialize, parameter_count
-from tauon.optim import OptimConfig
+from tauon.optim import Muon, OptimConfig
 from tauon.tasks import Task
 from tauon.train.config import TrainConfig
 from tauon.train.ema import EMA
@@ -275,6 +276,15 @@ def build_job(
         mesh=mesh,
         examples_per_step=config.batch,
     )
+    if mesh.world.size > 1 and mesh.replicas_only:
+        replicas = mesh.group("replicate", "context")
+        kept = register_hook(net, asked, job.traffic, replicas)
+        if kept is not None:
+            job.extra["compression"] = kept
+    for part in getattr(job.optimizer, "parts", [job.optimizer]):
+        if isinstance(part, Muon):  # one process computes each matrix's step
+            part.traffic = job.traffic
+            part.group = mesh.group("replicate", "context") if mesh.replicas_only else None
     return staged(job, Stages(asked, mesh, parts, plan.device)) if parts else job
 
 
