@@ -44,6 +44,11 @@ class Layout:
         """Processes that read different examples."""
         return self.replicate * self.shard
 
+    @property
+    def only_replicas(self) -> bool:
+        """Plain DDP, or one process."""
+        return self.world == self.replicate
+
     def __str__(self) -> str:
         found = " x ".join(f"{name} {size}" for name, size in asdict(self).items() if size > 1)
         return found or "one process"
