@@ -27,11 +27,12 @@ from tauon.distributed import (
     apply_data,
     cut_blocks,
     parallelize,
+    register_hook,
     stages_of,
 )
 from tauon.errors import Problem, RecipeError
 from tauon.models import Model, ModelConfig, materialize, parameter_count
-from tauon.optim import OptimConfig
+from tauon.optim import OptimConfig, Together
 from tauon.tasks import Task
 from tauon.train.config import TrainConfig
 from tauon.train.ema import EMA
@@ -275,7 +276,19 @@ def build_job(
         mesh=mesh,
         examples_per_step=config.batch,
     )
+    if mesh.reduce_size > 1 and mesh.layout.shard == mesh.layout.tensor == mesh.layout.pipeline == 1:
+        share_replicas(job, asked)
     return staged(job, Stages(asked, mesh, parts, plan.device)) if parts else job
+
+
+def share_replicas(job: TrainJob, asked: MeshParallel) -> None:
+    """Under DDP: how gradients travel, and who computes which of Muon's matrices. What is sent is counted."""
+    replicas = job.mesh.group("replicate", "context")
+    owed = register_hook(job.model, asked, job.traffic, replicas)
+    if owed is not None:
+        job.extra["compression"] = owed
+    if isinstance(job.optimizer, Together):
+        job.optimizer.spread(replicas, job.traffic)
 
 
 def _seconds_a_step(job: TrainJob, budget: float, world: World) -> float:
