@@ -102,6 +102,8 @@ def show_type(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
         return f"[{annotation._family}](#{annotation._family})"
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return "section"
+    if origin is dict:
+        return f"{show_type(args[1])} by name"
     names = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}
     return names[annotation]
 

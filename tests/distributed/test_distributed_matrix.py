@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from layouts import ADAMW, CNN, GPT, GPT2, IMAGES, SGD, TEXT, run_case, run_cases
+from layouts import ADAMW, CNN, GPT, GPT2, IMAGES, MUON, SGD, TEXT, run_case, run_cases
 
 from tauon.testing.processes import run_processes
 
@@ -22,6 +22,9 @@ TWO = {
     "ddp": case({"replicate": 2}),
     "ddp, accumulation": case({"replicate": 2}, micro=4),
     "ddp, cnn": case({"replicate": 2}, CNN, SGD),
+    "ddp, muon": case({"replicate": 2}, optim=MUON),
+    "fsdp, muon": case({"shard": 2}, optim=MUON),
+    "tensor, muon": case({"tensor": 2}, optim=MUON),
     "fsdp": case({"shard": 2}),
     "fsdp, whole after forward, accumulation": case({"shard": 2}, micro=2, parallel={"reshard_after_forward": False}),
     "fsdp, averaged weights": case({"shard": 2}, ema=0.9),

@@ -32,7 +32,7 @@ from tauon.distributed import (
 )
 from tauon.errors import Problem, RecipeError
 from tauon.models import Model, ModelConfig, materialize, parameter_count
-from tauon.optim import OptimConfig, Together
+from tauon.optim import Muon, OptimConfig
 from tauon.tasks import Task
 from tauon.train.config import TrainConfig
 from tauon.train.ema import EMA
@@ -276,19 +276,16 @@ def build_job(
         mesh=mesh,
         examples_per_step=config.batch,
     )
-    if mesh.reduce_size > 1 and mesh.layout.shard == mesh.layout.tensor == mesh.layout.pipeline == 1:
-        share_replicas(job, asked)
+    if mesh.world.size > 1 and mesh.replicas_only:
+        replicas = mesh.group("replicate", "context")
+        kept = register_hook(net, asked, job.traffic, replicas)
+        if kept is not None:
+            job.extra["compression"] = kept
+    for part in getattr(job.optimizer, "parts", [job.optimizer]):
+        if isinstance(part, Muon):  # one process computes each matrix's step
+            part.traffic = job.traffic
+            part.group = mesh.group("replicate", "context") if mesh.replicas_only else None
     return staged(job, Stages(asked, mesh, parts, plan.device)) if parts else job
-
-
-def share_replicas(job: TrainJob, asked: MeshParallel) -> None:
-    """Under DDP: how gradients travel, and who computes which of Muon's matrices. What is sent is counted."""
-    replicas = job.mesh.group("replicate", "context")
-    owed = register_hook(job.model, asked, job.traffic, replicas)
-    if owed is not None:
-        job.extra["compression"] = owed
-    if isinstance(job.optimizer, Together):
-        job.optimizer.spread(replicas, job.traffic)
 
 
 def _seconds_a_step(job: TrainJob, budget: float, world: World) -> float:
