@@ -15,7 +15,17 @@ import pytest
 
 from tauon import __version__
 from tauon.cli.main import VERBS
-from tauon.errors import CheckpointError, DataError, Interrupted, LaunchError, MissingExtra, RecipeError, RunError, TauonError, TrainingError
+from tauon.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    LaunchError,
+    MissingExtra,
+    RecipeError,
+    RunError,
+    TauonError,
+    TrainingError,
+)
 from tauon.recipe import load_recipe, shipped_recipes
 from toy import Tauon, contents, nothing_half_written, table_recipe, text_recipe
 
