@@ -189,3 +189,15 @@ def test_a_rank_without_the_data_is_named_on_all(folder: Path) -> None:
         assert kind == "DataError"
         assert "rank 1 of 2" in text
         assert "/nowhere" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{}, {"shard": 2, "tensor": 2}, {"pipeline": 2, "replicate": 2}], ids=["ddp", "fsdp-tensor", "pipeline"])
+def test_a_run_that_goes_on_with_the_same_layout_differs_in_no_bit(folder: Path, layout: dict[str, int]) -> None:
+    names = [f"{kind}-{'-'.join(layout) or 'ddp'}" for kind in ("calm", "halted")]
+    run_processes(on_ranks, 4, 100, recipe(folder, names[0], **layout), str(folder))
+    run_processes(on_ranks, 4, 100, recipe(folder, names[1], **layout), str(folder), 5)
+    run_processes(on_ranks, 4, 100, recipe(folder, names[1], **layout), str(folder))
+    for group in ("model", "ema", "optim"):
+        files = [(folder / name / "checkpoints" / "step-000012" / f"{group}.safetensors").read_bytes() for name in names]
+        assert files[0] == files[1], group
