@@ -58,9 +58,14 @@ class TrainingRecord:
             self.events.log("skip", step=info.step, reason=metrics.pop("skipped"))
             self.tell("skip", step=info.step, reason=info.metrics["skipped"])
         metrics.pop("eta_s", None)
+        sent = metrics.pop("sent", None)
+        if sent and sent != job.notes.get("sent"):  # by kind when it changes; in all at every step
+            job.notes["sent"] = sent
+            self.events.log("communication", step=info.step, bytes=sent)
         self.events.log("step", step=info.step, examples=info.examples, tokens=info.tokens, **metrics)
         for tracker in self.trackers:
             tracker.log(info.step, metrics)
+        info.metrics.pop("sent", None)
         self.tell("step", step=info.step, total_steps=info.total_steps, **info.metrics)
 
     def validate(self, job: TrainJob, info: StepInfo) -> str | None:

@@ -25,7 +25,7 @@ CNN = {"kind": "cnn", "channels": [8, 16], "groups": 4}
 # Adam divides a gradient by its size. Where that is no larger than rounding, rounding would decide the step: eps is above it.
 ADAMW = {"kind": "adamw", "lr": 1e-3, "clip_norm": 0.5, "eps": 1e-6}
 # Muon rounds to bf16: what differs in the last bit may differ by 2^-8 of a step, so the step is small.
-MUON = {"kind": "muon", "lr": 1e-3, "adamw_lr": 1e-3, "eps": 1e-6}
+MUON = {"kind": "muon", "lr": 2e-4, "adamw_lr": 1e-3, "eps": 1e-6}
 SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9, "clip_norm": 0.5}
 
 

@@ -23,7 +23,7 @@ from tauon.distributed.parallelize import parallelize, refuse_layout
 from tauon.distributed.pieces import fill, local_part, local_slices
 from tauon.distributed.stages import PER_PROCESS, Stages, cut_blocks, pieces_of_batch, refuse_odd_stages, stages_of
 from tauon.distributed.tensor import whole_gradients
-from tauon.distributed.traffic import Traffic
+from tauon.distributed.traffic import Traffic, counted
 from tauon.distributed.world import World, join, launched
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "World",
     "apply_data",
     "choose_layout",
+    "counted",
     "cut_blocks",
     "fill",
     "join",

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tauon.artifacts import Checkpoint
-from tauon.distributed import World, fill, reshard
+from tauon.distributed import World, counted, fill, reshard
 from tauon.errors import CheckpointError, Interrupted, TrainingError
 from tauon.models import load_weights
 from tauon.optim import load_optimizer, optimizer_tensors
@@ -96,11 +96,18 @@ def train(
     """
     job.model.train()
     saved = job.step
+    measured_at = job.step + 1  # not the first, which also exchanges shapes and the like
     while job.step < job.total_steps and not job.notes.get("stopped"):
         began = time.perf_counter()
         batch = job.loader.batch_at(job.step).to(job.device)
         try:
-            metrics = train_step(job, batch)
+            if job.step == measured_at and job.mesh.layout.world > 1 and not job.mesh.layout.only_replicas:
+                with counted() as sent:  # DDP counts for itself; here every step sends the same
+                    metrics = train_step(job, batch)
+                job.traffic.each = metrics["sent"] = dict(sent)
+                metrics["sent_bytes"] = sum(sent.values())
+            else:
+                metrics = train_step(job, batch)
         except (torch.OutOfMemoryError, RuntimeError) as err:
             if isinstance(err, torch.OutOfMemoryError) or "can't allocate memory" in str(err):
                 half = max(1, job.microbatch // 2)

@@ -208,5 +208,5 @@ def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
     for act in job.after:
         act(job)
     if sent := job.traffic.take():
-        metrics["sent_bytes"] = sum(sent.values())
+        metrics["sent_bytes"], metrics["sent"] = sum(sent.values()), sent
     return metrics
