@@ -58,7 +58,7 @@ def test_a_killed_rank_is_named() -> None:
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_killed_at_the_time_out(capfd: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
-    with pytest.raises(ProcessFailure, match=r"ranks \[0\] of 1 were not done after 8 s"):
-        run_processes(sleeps, 1, 8)
-    assert time.monotonic() - began < 20
+    with pytest.raises(ProcessFailure, match=r"ranks \[0\] of 1 were not done after 25 s"):
+        run_processes(sleeps, 1, 25)
+    assert time.monotonic() - began < 45
     assert "in sleeps" in capfd.readouterr().err
