@@ -24,6 +24,7 @@ from tauon.cli.main import VERBS, cli
 from tauon.config import Config, parse, read_yaml, registered
 from tauon.data import DataConfig, SourceConfig
 from tauon.errors import RecipeError
+from tauon.launch import choose
 from tauon.recipe import Recipe, load_recipe, shipped_recipes
 
 ROOT = Path(__file__).parents[1]
@@ -234,6 +235,8 @@ def test_commands_shown_exist(page: str, command: str) -> None:
     if isinstance(verb, click.Group):  # `tauon runs` alone, or `tauon --help`
         return
     values = [w for w in rest if re.match(r"[a-z][\w.]*=", w)]
+    if "--on" in rest:
+        values = [*choose(rest[rest.index("--on") + 1]), *values]
     recipe = next((Path(w).name for w in rest if Path(w).name in shipped_recipes()), None)
     if values and "..." not in command:
         load_recipe(recipe or "quickstart", values)

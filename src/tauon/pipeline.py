@@ -31,6 +31,7 @@ from tauon.artifacts import (
 from tauon.config import dump, unread_keys
 from tauon.data import DataSplits, Loader, TokenDataset, prepare
 from tauon.distributed import (
+    Heartbeat,
     Layout,
     LowCommunication,
     Mesh,
@@ -38,10 +39,11 @@ from tauon.distributed import (
     ParallelConfig,
     World,
     choose_layout,
+    is_collective_failure,
     join,
     refuse_layout,
 )
-from tauon.errors import Problem, RecipeError, RunError
+from tauon.errors import Problem, RecipeError, RunError, TrainingError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
 from tauon.models import GPT, ModelConfig, from_record, load_weights, materialize
@@ -51,6 +53,7 @@ from tauon.tasks import CountingBytes, LanguageModelling, Task
 from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
     Derived,
+    Hook,
     Plan,
     Precision,
     StopSignal,
@@ -339,12 +342,20 @@ def train_stage(ctx: Context) -> dict[str, Any]:
                 parent=checkpoint.hash if checkpoint else None,
             ) as writer,
             StopSignal(world).listening() as stop,
+            Heartbeat(world) as heart,
         ):
             watch = TrainingRecord(recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example)
             watch.begin(job)
             first_step = job.step + 1
             try:
-                train(job, hooks=[begin, *watch.hooks()], save=watch.save, save_every=plan.checkpoint_every, stop=stop)
+                hooks: list[Hook] = [lambda job, info: heart.beat(info.step), begin, *watch.hooks()]
+                train(job, hooks=hooks, save=watch.save, save_every=plan.checkpoint_every, stop=stop)
+            except RuntimeError as err:
+                words = heart.explain(err) if world.size > 1 and is_collective_failure(err) else None
+                events.log("interrupted", step=job.step, reason=words or str(err) or type(err).__name__)
+                if words is None:
+                    raise
+                raise TrainingError(words + " The last whole checkpoint is kept; the same command goes on from it.") from err
             except BaseException as err:
                 events.log("interrupted", step=job.step, reason=str(err) or type(err).__name__)
                 raise

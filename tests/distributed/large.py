@@ -30,7 +30,18 @@ def build(size: str, rank: int) -> dict[str, Any]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from tauon.config import parse
-    from tauon.distributed import Layout, Mesh, MeshParallel, World, apply_data, cut_blocks, local_slices, parallelize, refuse_layout, stages_of
+    from tauon.distributed import (
+        Layout,
+        Mesh,
+        MeshParallel,
+        World,
+        apply_data,
+        cut_blocks,
+        local_slices,
+        parallelize,
+        refuse_layout,
+        stages_of,
+    )
     from tauon.distributed.tensor import shard_of
     from tauon.models import ModelConfig, parameter_count
     from tauon.types import DataSpec
@@ -42,7 +53,7 @@ def build(size: str, rank: int) -> dict[str, Any]:
     dist.init_process_group("fake", rank=rank, world_size=layout.world, store=FakeStore())
     began = time.perf_counter()
     mesh = Mesh(layout, World(rank, layout.world))
-    parallel = MeshParallel(**{k: v for k, v in shape.items()}, sequence_parallel=layout.tensor > 1)
+    parallel = MeshParallel(**shape, sequence_parallel=layout.tensor > 1)
     model = config.bare()
     total = parameter_count(model)
     refuse_layout(model, layout, parallel, batch=2048, seq_len=spec.seq_len)

@@ -61,6 +61,7 @@ while step < steps:
         saved.with_suffix(".new").rename(saved)
     if total[1].item():
         print(f"saved at step {step}", flush=True)
+        dist.destroy_process_group()
         sys.exit(130)
     while wish == "deaf" and rank == int(what):
         time.sleep(1)

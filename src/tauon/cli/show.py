@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,9 @@ __all__ = ["Show", "format_duration", "metrics_table", "pick_show"]
 
 
 def pick_show(quiet: bool, as_json: bool) -> Show:
-    """The way to show that fits: JSON, quiet, live on a terminal, plain otherwise."""
+    """The way to show that fits: JSON, quiet, live on a terminal, plain otherwise. Of several processes, only rank 0 tells."""
+    if os.environ.get("RANK", "0") != "0":
+        return QuietShow()
     if as_json:
         return JsonShow()
     return QuietShow() if quiet else LiveShow() if sys.stdout.isatty() else PlainShow()

@@ -86,6 +86,12 @@ class Workers(LaunchConfig):
         return {"TAUON_TIMEOUT_S": f"{self.timeout:g}", **self.env}
 
 
+TORCHRUN = {
+    # With one store for all restarts (torch 2.13), workers that start again read the addresses of those that died, and hang.
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank ${rank}] ",
+}
+"""Environment of torchrun where it starts workers: on clusters."""
 _OURS = {
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
     *("TAUON_TIMEOUT_S", "TAUON_LOG_DIR", "TAUON_CPUS", "TAUON_PARENT"),
@@ -108,9 +114,7 @@ class Cluster(Workers):
             yield "workers", f"{workers} is not nodes x workers_per_node = {nodes} x {each} = {nodes * each}. Leave one of them out."
         for name in ("workers", "min_workers", "max_workers"):
             value = self.peek(name)
-            if value is not None and value % each and (name, nodes) != ("workers", None):
-                yield name, f"{value} does not divide by {each}, the processes of a node. Take a multiple."
-            elif name == "workers" and value is not None and nodes is None and value % each:
+            if value is not None and value % each and (name != "workers" or nodes is None):
                 yield name, f"{value} does not divide by {each}, the processes of a node. Take a multiple, or set workers_per_node."
 
     def each(self, get: Callable[[str], Any]) -> int:

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from tauon.config import Bytes, Count, read_yaml, register, write_yaml
 from tauon.errors import LaunchError
-from tauon.launch.config import Cluster, Tell
+from tauon.launch.config import TORCHRUN, Cluster, Tell
 from tauon.launch.job import Job
 
 __all__ = ["K8s", "k8s_name"]
@@ -66,7 +66,7 @@ class K8s(Cluster):
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
         for i, name in enumerate(self.peek("secrets")):
-            if not re.match(_DNS, name):
+            if not re.fullmatch(_DNS, name):
                 yield f"secrets.{i}", f"{name!r} is no name of a Secret: lower case letters, digits, - and dots."
         elastic = any(self.peek(k) is not None for k in ("min_workers", "max_workers"))
         if elastic and self.peek("engine") == "trainjob":
@@ -77,7 +77,7 @@ class K8s(Cluster):
             yield "mount", "needs volume. Set it, or drop this."
 
     def show(self, job: Job) -> str:
-        return "---\n".join(write_yaml(m) for m in self.manifests(job))
+        return "---\n".join(as_yaml(m) for m in self.manifests(job))
 
     def start(self, job: Job, tell: Tell) -> None:
         text = self.show(job)
@@ -95,13 +95,12 @@ class K8s(Cluster):
                     what = "no API server answers (kubectl config current-context says which one is asked)"
                 raise LaunchError(f"nothing was started: {what}:\n" + "\n".join(f"  {line}" for line in said[:12]))
         name = k8s_name(job.name)
-        kind = {"trainjob": "trainjob", "jobset": "jobset", "rayjob": "rayjob"}[self.engine]
-        label = {"trainjob": f"jobset.sigs.k8s.io/jobset-name={name}", "jobset": f"jobset.sigs.k8s.io/jobset-name={name}"}
-        follow = f"kubectl -n {self.namespace} logs -f -l {label.get(self.engine, f'job-name={name}')} --prefix --max-log-requests 50"
-        tell(
-            "note",
-            message=f"applied: kubectl -n {self.namespace} get {kind} {name}; logs: {follow}; to stop: kubectl -n {self.namespace} delete {kind} {name}",
-        )
+        label = f"job-name={name}" if self.engine == "rayjob" else f"jobset.sigs.k8s.io/jobset-name={name}"
+        here = f"kubectl -n {self.namespace}"
+        made = " ".join(f"{m['kind'].lower()}/{name}" for m in reversed(self.manifests(job)))
+        tell("note", message=f"applied. To look: {here} get {made}")
+        tell("note", message=f"logs of all: {here} logs -f -l {label} --prefix --max-log-requests 50")
+        tell("note", message=f"to stop: {here} delete {made}")
 
     # ------------------------------------------------------------------------------------------ manifests
 
@@ -177,8 +176,8 @@ class K8s(Cluster):
         return {"resources": {"requests": ask, **({"limits": limits} if limits else {})}} if ask else {}
 
     def environment_of_pods(self) -> dict[str, Any]:
-        values = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.grace)), **self.environment()}
-        values["TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"] = "[rank ${rank}] "
+        agent = {} if self.engine == "rayjob" else {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.grace)), **TORCHRUN}
+        values = {**agent, **self.environment()}
         found: dict[str, Any] = {
             "env": [{"name": k, "value": v.replace("$(", "$$(")} for k, v in values.items()]
         }  # $(X) is expanded by Kubernetes
@@ -257,6 +256,15 @@ class K8s(Cluster):
         entry = shlex.join(job.command(RECIPE, root=self.root(), python="python3"))
         spec = {"entrypoint": entry, "backoffLimit": self.max_restarts, "shutdownAfterJobFinishes": True, "rayClusterSpec": cluster}
         return [self.object("ray.io/v1", "RayJob", name, spec=spec)]
+
+
+def as_yaml(manifest: dict[str, Any]) -> str:
+    """A manifest as YAML, the recipe in a ConfigMap as text that can be read."""
+    if manifest["kind"] != "ConfigMap":
+        return write_yaml(manifest)
+    head = write_yaml({k: v for k, v in manifest.items() if k != "data"})
+    files = (f"  {name}: |\n" + "".join(f"    {line}\n" for line in text.splitlines()) for name, text in manifest["data"].items())
+    return head + "data:\n" + "".join(files)
 
 
 def k8s_name(name: str) -> str:

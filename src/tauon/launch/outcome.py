@@ -16,6 +16,8 @@ FINAL = frozenset({2, 3, 4, 7, 8})
 ONCE = 5
 """Worth one more try: the run's folder, or the meeting of the ranks. A lock of a process that was just killed, a peer that died while
 they met; but also the training of another recipe, which stays."""
+NAMED = FINAL | {ONCE, 6}
+"""Exit codes of a worker that said what is wrong."""
 STOPPED = 130
 """Exit code of a worker that was asked to stop and saved."""
 
@@ -41,7 +43,7 @@ def cause(codes: Mapping[int, int]) -> int:
     def order(rank: int) -> tuple[int, int]:
         code = codes[rank]
         stopped = code in (-signal.SIGTERM, STOPPED)
-        return (3 if stopped else 0 if code < 0 else 1 if code in {*FINAL, ONCE} else 2, rank)
+        return (3 if stopped else 0 if code < 0 else 1 if code in NAMED else 2, rank)
 
     return min(codes, key=order)
 
@@ -76,6 +78,6 @@ def failed(codes: Mapping[int, int], logs: Path, restarts: int) -> WorkerFailed:
         hint = "the system kills so where memory ends: fewer workers, or a smaller train.microbatch. The same command goes on from the last checkpoint."
     else:
         hint = f"its whole log: {log_path(logs, rank)}"
-    text = said if code in FINAL | {ONCE, 6} and said else "\n".join(filter(None, [ended(rank, code) + tried, said]))
-    text = f"[rank {rank}] {text}" if code in FINAL | {ONCE, 6} and said else text
+    text = said if code in NAMED and said else "\n".join(filter(None, [ended(rank, code) + tried, said]))
+    text = f"[rank {rank}] {text}" if code in NAMED and said else text
     return WorkerFailed(f"{text}\n({hint})", code if code > 0 else 6)

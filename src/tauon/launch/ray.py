@@ -14,14 +14,17 @@ import functools
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from tauon.artifacts import atomic_write
 from tauon.config import register
 from tauon.errors import Interrupted, LaunchError, MissingExtra
 from tauon.launch.config import Tell, Workers
@@ -96,7 +99,7 @@ class Ray(Workers):
         low, workers, high = group
         told = {
             "command": job.command(), "folder": os.getcwd(), "grace": self.grace, "relay": relay, "env": self.environment(),
-            "loopback": self.address is None, "restarts": self.max_restarts,
+            "recipe": (str(job.recipe_path), job.recipe), "loopback": self.address is None, "restarts": self.max_restarts,
         }  # fmt: skip
         trainer = DataParallelTrainer(
             be_a_worker,
@@ -141,7 +144,8 @@ class Ray(Workers):
         codes: dict[int, int] = ray.get(relay.codes.remote())
         if asked:
             saved = not thread.is_alive() and codes and all(c in (0, STOPPED) for c in codes.values())
-            how = f"all {len(codes)} workers saved and ended" if saved else "not every worker had saved when it was ended (launch.grace)"
+            ways = ", ".join(ended(rank, code) for rank, code in sorted(codes.items())) or "none had begun"
+            how = f"all {len(codes)} workers saved and ended" if saved else f"not every worker saved: {ways}"
             raise Interrupted(f"{asked}: {how}. The same command goes on from the last checkpoint.")
         bad = {rank: code for rank, code in codes.items() if code != 0}
         if bad:
@@ -182,8 +186,7 @@ class Relay:
 
     def ended(self, rank: int, code: int) -> bool:
         """A worker's process ended; returns whether nothing is to be tried again."""
-        first = not any(self.failed.values())
-        if code == 0 or first or not is_final_of(self.failed):
+        if code in (0, STOPPED) or not is_final_of(self.failed):  # else it ended because another failed
             self.failed[rank] = code
         return self.stop or is_final_of(self.failed)
 
@@ -213,6 +216,10 @@ def be_a_worker(told: dict[str, Any]) -> None:
     import ray.train
     from ray.train.collective import broadcast_from_rank_zero
 
+    path, text = Path(told["recipe"][0]), told["recipe"][1]
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # a machine that does not share the folder
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, text)
     context = ray.train.get_context()
     rank, size = context.get_world_rank(), context.get_world_size()
     relay = told["relay"]
@@ -276,8 +283,6 @@ def be_a_worker(told: dict[str, Any]) -> None:
 
 def meeting_point(host: str) -> Any:
     """The store at which the workers' processes meet, on this address alone; the one they would make listens on every interface."""
-    import socket
-
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -311,6 +316,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     try:
         if address is not None:
+            knock(address)
             ray.init(address=address, **quiet)
         elif not already:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -323,6 +329,17 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
     finally:
         if not already:
             ray.shutdown()
+
+
+def knock(address: str, seconds: float = 10) -> None:
+    """Whether anything listens at HOST:PORT; Ray itself would try for minutes. Raises `ConnectionError`."""
+    found = re.fullmatch(r"(?:ray://)?\[?([^\]/]+?)\]?:(\d{1,5})", address)
+    if found is None:
+        return  # auto, or an address of a form that Ray knows better
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=seconds).close()
+    except (OSError, OverflowError) as err:
+        raise ConnectionError(getattr(err, "strerror", None) or str(err)) from err
 
 
 def refusal(said: str, address: str | None) -> str:

@@ -20,7 +20,7 @@ from pydantic import Field
 from tauon.artifacts import atomic_write
 from tauon.config import Bytes, Count, Duration, register
 from tauon.errors import LaunchError
-from tauon.launch.config import Cluster, Tell
+from tauon.launch.config import TORCHRUN, Cluster, Tell
 from tauon.launch.job import Job
 
 __all__ = ["Slurm"]
@@ -105,12 +105,11 @@ class Slurm(Cluster):
         lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in self.options(job, (fewest, most) if most > fewest else (nodes, nodes)))]
         lines += [
             f"# tauon {job.verb} {job.name} on {nodes} node{'s' * (nodes > 1)}, {each} worker{'s' * (each > 1)} each",
-            "set -euo pipefail",
+            "set -eo pipefail",
         ]
         lines += [f"cd {shlex.quote(str(Path.cwd()))}", *self.setup]
-        env = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": f"{int(self.grace)}", **self.environment()}
+        env = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": f"{int(self.grace)}", **TORCHRUN, **self.environment()}
         lines += [f"export {k}={shlex.quote(v)}" for k, v in env.items()]
-        lines += ["export TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[rank ${rank}] '"]
         if self.cpus_per_task:
             lines += [f"export OMP_NUM_THREADS={max(1, self.cpus_per_task // each)}"]
         lines += self.seeding()
@@ -161,6 +160,8 @@ class Slurm(Cluster):
             if value:
                 yield f"--{name}={value}"
         yield "--requeue" if self.requeue else "--no-requeue"
+        if high > low:
+            yield "--no-kill"  # the nodes that are left go on
         yield f"--signal=B:TERM@{int(self.grace) + 60}"  # to the script, which passes it on; the rest of the minute is for Slurm
         if self.seeds:
             yield f"--array=0-{len(self.seeds) - 1}"
@@ -176,7 +177,11 @@ class Slurm(Cluster):
         low, high = nodes
         count = '"$SLURM_JOB_NUM_NODES"' if low >= high else f'{low}:"$SLURM_JOB_NUM_NODES"'
         python = self.python or ("python3" if self.container else sys.executable)
-        step = ["srun"]
+        step = [
+            "srun",
+            *(["--no-kill", "--kill-on-bad-exit=0"] if high > low else []),
+            *([f"--cpus-per-task={self.cpus_per_task}"] if self.cpus_per_task else []),
+        ]  # srun does not take it from the job
         inside: list[str] = []
         if self.container:
             mounts = ",".join([f"{job.root.absolute()}:{job.root.absolute()}", *self.mounts])

@@ -1,0 +1,132 @@
+"""Workers on Ray: started, started again, stopped; a cluster that is not there, or of another version, in words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from places import RECIPE
+
+from tauon.config import parse
+from tauon.errors import Interrupted, LaunchError
+from tauon.launch import Job, LaunchConfig, WorkerFailed, launch
+from tauon.launch.ray import Relay, refusal
+
+STANDIN = Path(__file__).parent / "standin.py"
+on_ray = [pytest.mark.distributed, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings of Ray's own modules
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    pytest.importorskip("ray", reason="ray is not installed")
+    pytest.importorskip("pandas", reason="pandas, which ray.train needs, is not installed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    yield
+    import ray
+
+    assert not ray.is_initialized()
+
+
+def run(folder: Path, *options: str, **section: Any) -> list[str]:
+    told: list[str] = []
+    job = Job("toy", "train", RECIPE, folder / "runs", options=options, words=(sys.executable, str(STANDIN), str(folder)))
+    section = {"kind": "ray", "workers": 2, "timeout": 30, "grace": 10} | section
+    launch(parse(LaunchConfig, section), job, tell=lambda _kind, message: told.append(message))
+    return told
+
+
+@pytest.mark.parametrize(
+    ("said", "address", "words"),
+    [
+        (
+            "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.11",
+            "h:1",
+            "another version than ours: Version mismatch",
+        ),
+        ("Failed to connect to Ray cluster at h:1.", "h:1", "no Ray answers at h:1"),
+        ("\n", None, "Ray could not be started here: no reason given"),
+    ],
+)
+def test_why_ray_could_not_be_joined_is_said_in_words(said: str, address: str | None, words: str) -> None:
+    assert words in refusal(said, address)
+
+
+def test_the_relay_counts_groups_and_says_when_to_stop() -> None:
+    relay = Relay()
+    assert relay.begin(0, 2) == 0 and relay.begin(1, 2) == 0
+    assert relay.say(1, ["hello"]) is False
+    assert relay.ended(1, -9) is False, "Ray Train is to start it again"
+    assert relay.begin(0, 2) == 1
+    assert [e["kind"] for e in relay.take()] == ["lines", "restart"] and relay.take() == []
+    assert relay.ended(1, 2) is True and relay.say(0, []) is True, "what cannot get better stops the others"
+    assert relay.ended(0, 130) is True
+    assert relay.codes() == {1: 2, 0: 130}
+    relay.ask_to_stop()
+    assert relay.say(0, []) is True
+
+
+@pytest.mark.usefixtures("environment")
+class TestOnRay:
+    pytestmark = on_ray
+
+    def test_workers_meet_and_a_killed_one_is_started_again(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        told = run(tmp_path, "20", "0.01", "crash=1@5")
+        assert (tmp_path / "step.txt").read_text() == "20"
+        assert any("rank 1 was killed by SIGKILL" in t and "1 of 3 restarts" in t for t in told), told
+        out = capfd.readouterr().out
+        assert "\ndone, rank 0 of 2" in out and "[rank 1] done, rank 1 of 2" in out
+        assert "restart 1" in (tmp_path / "runs/toy/logs/rank-1.log").read_text()
+
+    def test_what_cannot_get_better_is_not_tried_again(self, tmp_path: Path) -> None:
+        with pytest.raises(WorkerFailed, match=r"\[rank 1\] the recipe is wrong") as err:
+            run(tmp_path, "3", "0", "exit=1@2")
+        assert err.value.exit_code == 2 and not (tmp_path / "started-1-1.json").exists()
+
+    def test_a_signal_reaches_all_workers_which_save(self, tmp_path: Path) -> None:
+        def stop() -> None:
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "step.txt").exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        thread = threading.Thread(target=stop, daemon=True)
+        thread.start()
+        with pytest.raises(Interrupted, match="SIGTERM: all 2 workers saved"):
+            run(tmp_path, "100000", "0.02")
+        thread.join()
+        assert f"saved at step {(tmp_path / 'step.txt').read_text()}" in (tmp_path / "runs/toy/logs/rank-1.log").read_text()
+
+    def test_more_than_the_cluster_has_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(LaunchError, match="do not fit into this Ray"):
+            run(tmp_path, "3", cpus_per_worker=4000)
+
+    def test_no_cluster_at_the_address_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(LaunchError, match="no Ray answers at 127.0.0.1:1"):
+            run(tmp_path, "3", address="127.0.0.1:1")
+
+    def test_a_cluster_of_another_version_is_an_error(self, tmp_path: Path) -> None:
+        code = (
+            "import os; os.environ['RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'] = '0'; os.environ['RAY_USAGE_STATS_ENABLED'] = '0'; import ray, sys\n"
+            "print(ray.init(address='local', num_cpus=1, include_dashboard=False).address_info['gcs_address'], flush=True); sys.stdin.read()"
+        )
+        ours = (
+            "import os; os.environ['RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'] = '0'; import ray, sys; ray.__version__ = '0.0.1'\n"
+            "from tauon.launch.ray import connected\n"
+            "with connected(sys.argv[1]): pass"
+        )
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        with subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as cluster:
+            assert cluster.stdout is not None
+            address = cluster.stdout.readline().strip()
+            found = subprocess.run([sys.executable, "-W", "ignore", "-c", ours, address], text=True, capture_output=True, timeout=60)
+            cluster.communicate("", timeout=60)
+        assert "LaunchError" in found.stderr and "is of another version than ours" in found.stderr, found.stderr
+        assert "0.0.1" in found.stderr and "pip install ray==" in found.stderr
