@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from tauon.artifacts import (
 )
 from tauon.config import dump, unread_keys
 from tauon.data import DataSplits, Loader, TokenDataset, prepare
+from tauon.distributed import ParameterServer, ServerLost
 from tauon.errors import Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
@@ -37,7 +39,20 @@ from tauon.recipe import FREE, SECTIONS, Recipe, StageName, differences, fingerp
 from tauon.report import render
 from tauon.tasks import CountingBytes, LanguageModelling, Task
 from tauon.tracking import EventLog, guard
-from tauon.train import Plan, Precision, StopSignal, TrainJob, build_job, choose_device, choose_precision, make_plan, restore, train
+from tauon.train import (
+    Plan,
+    Precision,
+    RecipeWork,
+    StopSignal,
+    TrainJob,
+    build_job,
+    choose_device,
+    choose_precision,
+    make_plan,
+    restore,
+    served,
+    train,
+)
 from tauon.types import StepInfo
 from tauon.watch import TrainingRecord
 
@@ -234,6 +249,20 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     ctx.tell("derived", settings=derived)
 
     job = build_job(model, recipe.optim, recipe.train, recipe.task, spec, loader, plan, seed=recipe.seed)
+    servers: Any = nullcontext()
+    if isinstance(recipe.parallel, ParameterServer):
+        work = RecipeWork.of(
+            model,
+            recipe.optim,
+            recipe.train,
+            recipe.task,
+            recipe.data,
+            spec=spec,
+            plan=plan,
+            seed=recipe.seed,
+            fingerprint=splits.fingerprint,
+        )
+        servers = served(job, recipe.parallel, recipe.optim, work, tell=lambda m: ctx.tell("note", message=m))
     checkpoint = latest_checkpoint(run.checkpoints, warn=lambda m: ctx.tell("warning", message=m))
     with EventLog(run.events_path) as events:
         if checkpoint is not None:
@@ -250,12 +279,26 @@ def train_stage(ctx: Context) -> dict[str, Any]:
                 parent=checkpoint.hash if checkpoint else None,
             ) as writer,
             StopSignal().listening() as stop,
+            servers,
         ):
             watch = TrainingRecord(recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example)
             watch.begin(job)
             first_step = job.step + 1
             try:
-                train(job, hooks=[begin, *watch.hooks()], save=watch.save, save_every=plan.checkpoint_every, stop=stop)
+                while True:
+                    try:
+                        train(job, hooks=[begin, *watch.hooks()], save=watch.save, save_every=plan.checkpoint_every, stop=stop)
+                        break
+                    except ServerLost as err:
+                        writer.wait()
+                        whole = latest_checkpoint(run.checkpoints, warn=lambda m: ctx.tell("warning", message=m))
+                        if whole is None:
+                            raise
+                        restore(job, whole)
+                        servers.start_over()
+                        events.log("resume", step=job.step, reason=str(err))
+                        ctx.tell("note", message=f"{err} Going on from the checkpoint of step {job.step}.")
+                        watch.begin(job)
             except BaseException as err:
                 events.log("interrupted", step=job.step, reason=str(err) or type(err).__name__)
                 raise

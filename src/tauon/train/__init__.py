@@ -15,6 +15,8 @@ from tauon.train.precision import (
     choose_precision,
     dress,
 )
+from tauon.train.served import Served, served
+from tauon.train.share import RecipeWork, Work
 from tauon.train.step import BatchSource, TrainJob, no_exchange, optimizer_update, plain_gradients, step_seed, train_step
 
 __all__ = [
@@ -28,9 +30,12 @@ __all__ = [
     "Meter",
     "Plan",
     "Precision",
+    "RecipeWork",
+    "Served",
     "StopSignal",
     "TrainConfig",
     "TrainJob",
+    "Work",
     "available_memory",
     "batch_that_fits",
     "build_job",
@@ -47,6 +52,7 @@ __all__ = [
     "optimizer_update",
     "plain_gradients",
     "restore",
+    "served",
     "step_seed",
     "train",
     "train_step",

@@ -114,6 +114,7 @@ def train(
 @torch.no_grad()
 def validation_loss(job: TrainJob, batches: Sequence[Any] | Iterator[Any]) -> float:
     """Mean loss over `batches`, weighted by tokens or examples, in eval mode; with the averaged weights where there is an EMA."""
+    job.gather(job)
     was = job.model.training
     job.model.eval()
     total = weight = 0.0
@@ -136,6 +137,7 @@ def _nothing() -> Iterator[None]:
 
 def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """(groups of tensors, JSON state): all that an exact resume needs, and nothing that is a pure function of the step."""
+    job.gather(job)
     optim, numbers = optimizer_tensors(job.optimizer, job.model)
     groups = {"model": dict(job.model.state_dict()), "optim": optim}
     if job.ema is not None:

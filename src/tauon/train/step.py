@@ -44,6 +44,12 @@ class Act(Protocol):
     def __call__(self, job: TrainJob) -> None: ...
 
 
+class Measure(Protocol):
+    """Between the second and the third seam: clip the gradient, and say its norm before clipping by norm."""
+
+    def __call__(self, job: TrainJob) -> Tensor: ...
+
+
 class Stateful(Protocol):
     """State beside weights and optimizer that a wrapper brings."""
 
@@ -75,6 +81,15 @@ def no_exchange(job: TrainJob) -> None:
     """One process has nobody to exchange gradients with."""
 
 
+def clip_here(job: TrainJob) -> Tensor:
+    """By value and by norm, where the gradients are in `.grad`."""
+    return clip_gradients(job.model.parameters(), job.clip_norm, job.clip_value)
+
+
+def all_is_here(job: TrainJob) -> None:
+    """Weights and optimizer state of one process are where they belong."""
+
+
 def optimizer_update(job: TrainJob) -> None:
     """Set the learning rate of this step, then let the optimizer move the weights."""
     factor = job.schedule.factor(job.step, job.total_steps)
@@ -104,6 +119,9 @@ class TrainJob:
     make: Make = plain_gradients
     exchange: Act = no_exchange
     update: Act = optimizer_update
+    clip: Measure = clip_here
+    gather: Act = all_is_here
+    """Bring weights and optimizer state into `model` and `optimizer`, where they are kept elsewhere: called before anything reads them."""
     step: int = 0
     """Steps done."""
     examples: int = 0
@@ -114,6 +132,8 @@ class TrainJob:
     """More state that a resume needs (an outer optimizer, say): a group of tensors each, by name."""
     traffic: Traffic = field(default_factory=Traffic)
     """Bytes sent."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """What a seam has to tell of this step (staleness, say): joins the step's metrics."""
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -127,7 +147,7 @@ def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
     torch.manual_seed(step_seed(job.seed, job.step))
     loss = job.make(job, batch)
     job.exchange(job)
-    norm = clip_gradients(job.model.parameters(), job.clip_norm, job.clip_value)
+    norm = job.clip(job)
     metrics: dict[str, Any] = {"loss": loss.item(), "grad_norm": norm.item()}  # the step's one wait for the device
     skip = job.health.check(job.step + 1, metrics["loss"], metrics["grad_norm"])
     if skip is None:
@@ -143,4 +163,6 @@ def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
     metrics["lr"] = job.optimizer.param_groups[0]["lr"]
     if sent := job.traffic.take():
         metrics["sent_bytes"] = sum(sent.values())
+    metrics |= job.measured
+    job.measured.clear()
     return metrics
