@@ -98,8 +98,9 @@ class Int8(CodecConfig):
         out = codes.astype(np.float32)
         whole = size // self.block * self.block
         full = out[:whole].reshape(-1, self.block)
-        full *= scales[: len(full), None]
-        out[whole:] *= scales[-1] if size > whole else 1.0
+        with np.errstate(invalid="ignore"):  # 0 times infinity: NaN is what it should be
+            full *= scales[: len(full), None]
+            out[whole:] *= scales[-1] if size > whole else 1.0
         return out
 
 
@@ -148,7 +149,8 @@ class Feedback:
         kept = self.kept[shard]
         x += kept
         payload = self.codec.encode(x)
-        np.subtract(x, self.codec.decode(payload, len(x)), out=kept)
+        with np.errstate(invalid="ignore"):
+            np.subtract(x, self.codec.decode(payload, len(x)), out=kept)
         if not np.isfinite(kept).all():  # a step that will be skipped must not spoil those that follow
             kept[~np.isfinite(kept)] = 0
         return payload

@@ -129,9 +129,10 @@ class ServerShard:
         if len(vectors) == 1:
             np.copyto(total, vectors[0])
         else:
-            np.add(vectors[0], vectors[1], out=total)
-            for vector in vectors[2:]:
-                np.add(total, vector, out=total)
+            with np.errstate(all="ignore"):  # what is not finite shows in the norms
+                np.add(vectors[0], vectors[1], out=total)
+                for vector in vectors[2:]:
+                    np.add(total, vector, out=total)
         if rescale != 1.0:
             self.gradient_N.mul_(rescale)
         if self.compensation and pulled is not None:

@@ -15,7 +15,7 @@ from tauon.train.precision import (
     choose_precision,
     dress,
 )
-from tauon.train.served import Served, served
+from tauon.train.served_job import Served, served
 from tauon.train.share import RecipeWork, Work
 from tauon.train.step import BatchSource, TrainJob, no_exchange, optimizer_update, plain_gradients, step_seed, train_step
 

@@ -159,6 +159,11 @@ class Fleet:
             first = str(cause).splitlines()[0] if str(cause) else ""
             raise TrainingError(f"worker {member.number}{self.place(member)}: {type(cause).__name__}: {first}") from err
         except exceptions.RayActorError as err:
+            if "creation task" in str(err):
+                last = str(err).strip().splitlines()[-1]
+                raise TrainingError(
+                    f"worker {member.number} could not be started: {last}. Install what this process has everywhere."
+                ) from err
             if self.alive(member):  # what died is the server that it was to read weights from
                 raise ServerDied(str(err).splitlines()[0]) from err
             raise
