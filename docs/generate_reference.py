@@ -23,7 +23,7 @@ from tauon.recipe import Recipe
 __all__ = ["PAGE", "render"]
 
 PAGE = Path(__file__).parent / "reference" / "recipe.md"
-FAMILIES = ("task", "model", "optim", "schedule", "parallel", "source", "tokenizer", "augment", "tracker")
+FAMILIES = ("task", "model", "optim", "schedule", "parallel", "outer", "launch", "source", "tokenizer", "augment", "tracker")
 UNITS = {id(typing.get_args(t)[1].func): name for t, name in ((Count, "count"), (Bytes, "size"), (Duration, "time"), (Fraction, "share"))}
 HEAD = """\
 # Every section and key
@@ -102,6 +102,8 @@ def show_type(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
         return f"[{annotation._family}](#{annotation._family})"
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return "section"
+    if origin is dict:
+        return f"{show_type(args[1])} by name"
     names = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}
     return names[annotation]
 

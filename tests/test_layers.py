@@ -20,7 +20,7 @@ LEVELS = {
     "federated": 5, "export": 5, "tune": 5,
     "serve": 6, "launch": 6,
     "recipe": 7, "watch": 7, "folds": 7, "pipeline": 7,
-    "cli": 8, "testing": 8,
+    "cli": 8, "testing": 8, "__main__": 9,
 }  # fmt: skip
 TOGETHER = [{"errors", "types", "units", "yaml_text", "config", "artifacts", "tracking"}, {"recipe", "watch", "folds", "pipeline"}]
 """Rooms of one level that may import each other: the nouns of level 0, and the files of the pipeline."""

@@ -8,6 +8,7 @@
     ├── RunError                    5      the run folder is taken, locked, or of another recipe
     ├── TrainingError               6      training cannot go on (loss is not finite, memory does not suffice)
     ├── MissingExtra                7      an optional library is not installed
+    ├── LaunchError                 8      workers cannot be started (no scheduler, a port taken, another version of Ray)
     └── Interrupted               130      Ctrl-C or SIGTERM: everything was saved first
 
 A message names what was got, what was expected, and the way out. `assert` is for our own bugs.
@@ -23,6 +24,7 @@ __all__ = [
     "ChecksumError",
     "DataError",
     "Interrupted",
+    "LaunchError",
     "MissingExtra",
     "Problem",
     "RecipeError",
@@ -99,6 +101,12 @@ class MissingExtra(TauonError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs: pip install 'tauon[{extra}]'")
+
+
+class LaunchError(TauonError):
+    """Workers cannot be started where the recipe says; nothing ran."""
+
+    exit_code = 8
 
 
 class Interrupted(TauonError):

@@ -22,6 +22,7 @@ from tauon.artifacts import (
     CheckpointWriter,
     Run,
     atomic_write,
+    code_fingerprint,
     environment,
     latest_checkpoint,
     load_checkpoint,
@@ -30,30 +31,46 @@ from tauon.artifacts import (
 )
 from tauon.config import dump, unread_keys
 from tauon.data import DataSplits, Loader, TokenDataset, prepare
-from tauon.distributed import ParameterServer, ServerLost
+from tauon.distributed import (
+    Layout,
+    LowCommunication,
+    Mesh,
+    MeshCheckpointWriter,
+    ParallelConfig,
+    ParameterServer,
+    ServerLost,
+    World,
+    choose_layout,
+    join,
+    refuse_layout,
+)
 from tauon.errors import Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
-from tauon.models import GPT, from_record, load_weights, materialize
+from tauon.models import GPT, ModelConfig, from_record, load_weights, materialize
 from tauon.recipe import FREE, SECTIONS, Recipe, StageName, differences, fingerprint, to_yaml
 from tauon.report import render
 from tauon.tasks import CountingBytes, LanguageModelling, Task
-from tauon.tracking import EventLog, guard
+from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
+    Derived,
     Plan,
     Precision,
     RecipeWork,
     StopSignal,
+    TrainConfig,
     TrainJob,
     build_job,
     choose_device,
     choose_precision,
+    fits_whole,
+    local_steps,
     make_plan,
     restore,
     served,
     train,
 )
-from tauon.types import StepInfo
+from tauon.types import DataSpec, StepInfo
 from tauon.watch import TrainingRecord
 
 __all__ = ["Tell", "load_model", "run"]
@@ -81,24 +98,37 @@ def run(
     Raises:
         TauonError: with what is wrong and the way out. Nothing half-written stays.
     """
-    wanted = stages or recipe.stages
-    if not {"prepare", "train"} & {*wanted} and not (Path(root) / recipe.name / "recipe.yaml").is_file():
-        raise RunError(f"{Path(root) / recipe.name}: no run is there to {wanted[0]}. First: tauon train {recipe.name}")
+    with join(recipe.train.peek("device")) as world:
+        return _run(recipe, Path(root), stages or recipe.stages, world, fresh=fresh, tell=tell if world.leads else quiet)
+
+
+def _run(recipe: Recipe, root: Path, wanted: tuple[StageName, ...], world: World, *, fresh: bool, tell: Tell) -> Run:
+    """One process's part of `run`. Rank 0 writes the records and does alone what follows training; the others train with it."""
+    if not {"prepare", "train"} & {*wanted} and not (root / recipe.name / "recipe.yaml").is_file():
+        raise RunError(f"{root / recipe.name}: no run is there to {wanted[0]}. First: tauon train {recipe.name}")
     if recipe.data.split.folds is not None and recipe.data.split.fold is None:
         from tauon.folds import run_folds
 
-        return run_folds(recipe, root=root, stages=stages, fresh=fresh, tell=tell)
-    with Run.open(Path(root) / recipe.name) as record:
-        if fresh and (record.recipe_path.exists() or record.checkpoints.exists()):
-            tell("aside", folder=str(record.set_aside()))
-        context = Context(recipe, record, tell)
-        context.refuse_another_recipe()
-        atomic_write(record.recipe_path, to_yaml(recipe))
-        record.update_manifest(tauon=__version__, seed=recipe.seed, environment=environment())
+        if world.size > 1:
+            raise RecipeError([Problem("data.split.folds", "folds are trained one after the other in one process. Start without --on.")])
+        return run_folds(recipe, root=root, stages=wanted, fresh=fresh, tell=tell)
+    refuse_strangers(recipe, world)
+    with world.agree(lambda: Run.open(root / recipe.name) if world.leads else Run.follow(root / recipe.name)) as record:
+        context = Context(recipe, record, tell, world)
+
+        def begin() -> None:
+            if fresh and (record.recipe_path.exists() or record.checkpoints.exists()):
+                tell("aside", folder=str(record.set_aside()))
+            context.refuse_another_recipe()
+            atomic_write(record.recipe_path, to_yaml(recipe))
+            record.update_manifest(tauon=__version__, seed=recipe.seed, environment=environment())
+
+        world.lead(begin)
         for i, stage in enumerate(wanted):
+            if stage not in TOGETHER and not world.leads:
+                break
             began = time.perf_counter()
-            done = record.stage(stage)
-            if done is not None and done["fingerprint"] == context.fingerprint(stage):
+            if context.together(stage).lead(lambda stage=stage: context.is_done(stage)):  # type: ignore[misc]
                 tell("stage", name=stage, state="done before")
                 continue
             tell("stage", name=stage, state="begins")
@@ -113,6 +143,19 @@ def run(
     return record
 
 
+TOGETHER = ("prepare", "train")
+"""Stages in which all processes of a launch take part. The others are rank 0's alone."""
+
+
+def refuse_strangers(recipe: Recipe, world: World) -> None:
+    """Every rank must have the same recipe, code and torch: `RunError` on all of them where one differs."""
+    if world.size == 1:
+        return
+    world.same("the recipe", fingerprint(recipe, SECTIONS["train"])[:12], "Give every process the same recipe and assignments.")
+    world.same("Tauon's code", code_fingerprint()[:12], "Install the same version everywhere.")
+    world.same("the version of torch", torch.__version__, "Install the same version everywhere.")
+
+
 @dataclass
 class Context:
     """What the stages of one run share."""
@@ -120,10 +163,28 @@ class Context:
     recipe: Recipe
     run: Run
     tell: Tell
+    world: World = field(default_factory=World)
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def together(self, stage: str) -> World:
+        """Who takes part in a stage."""
+        return self.world if stage in TOGETHER else World()
+
+    def is_done(self, stage: StageName) -> bool:
+        """Whether the stage was done before, from the same inputs."""
+        done = self.run.stage(stage)
+        return done is not None and done["fingerprint"] == self.fingerprint(stage)
 
     @cached_property
     def splits(self) -> DataSplits:
+        """The data. With several processes, rank 0 prepares it first, and what each of them then has must be the same."""
+        if self.world.size == 1 or "evaluating" in self.extra:
+            return self._prepared()
+        splits = self.world.lead_first(self._prepared)
+        self.world.same("the data", splits.fingerprint[:12], "Every rank must see the same files: copy them, or share a file system.")
+        return splits
+
+    def _prepared(self) -> DataSplits:
         def progress(what: str, done: int, total: int | None) -> None:
             self.tell("progress", what=what, done=done, total=total)
 
@@ -219,66 +280,77 @@ def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:
 
 def prepare_stage(ctx: Context) -> dict[str, Any]:
     """Raw files -> shards or arrays, with `data.json` for the report."""
-    write_json(ctx.run.folder / "data.json", ctx.splits.facts)
+    splits = ctx.splits
+    if ctx.world.leads:
+        write_json(ctx.run.folder / "data.json", splits.facts)
     ctx.run.update_manifest(data={"fingerprint": ctx.splits.fingerprint})
     return {"data": ctx.splits.fingerprint}
 
 
 def train_stage(ctx: Context) -> dict[str, Any]:
     """Data -> checkpoints. Goes on from the newest whole checkpoint of the same run."""
-    recipe, run, splits = ctx.recipe, ctx.run, ctx.splits
+    recipe, run, splits, world = ctx.recipe, ctx.run, ctx.splits, ctx.world
     spec = splits.spec
     model = recipe.model.resolve(spec)
-    loader = Loader(splits.train, batch=recipe.train.batch, seed=recipe.seed, workers=recipe.data.workers)
-    started = run.manifest().get("training") or {}
-    ctx.refuse_changed_data()
+    started = world.lead(lambda: run.manifest().get("training")) or {}
+    world.lead(ctx.refuse_changed_data)
+    mesh, chosen = choose_mesh(model, recipe.train, recipe.parallel, spec, world)
+    share = (mesh.data_rank, mesh.layout.data)
+    loader = Loader(splits.train, batch=recipe.train.batch, seed=recipe.seed, workers=recipe.data.workers, rank=share[0], world=share[1])
+    alone = isinstance(recipe.parallel, LowCommunication)
     plan = make_plan(
         model, recipe.optim, recipe.train, recipe.task, spec, examples=len(splits.train), loader=loader, seed=recipe.seed,
-        recorded=started.get("plan"), tell=lambda m: ctx.tell("note", message=m),
+        recorded=started.get("plan"), tell=lambda m: ctx.tell("note", message=m), mesh=mesh, parallel=recipe.parallel,
     )  # fmt: skip
+    plan.derived.insert(1, chosen)
 
     def begin(job: TrainJob, info: StepInfo) -> None:
         """After the first step: every key has had its chance to be read. From here on the folder is this recipe's."""
         if info.step == first_step:
-            ctx.refuse_unread("train")
+            world.agree(lambda: ctx.refuse_unread("train"))
             if not started:
                 ctx.record_training(plan)
 
     derived = [d.to_json() for d in plan.derived]
-    write_json(run.folder / "derived.json", derived)
+    if world.leads:
+        write_json(run.folder / "derived.json", derived)
     ctx.tell("derived", settings=derived)
 
-    job = build_job(model, recipe.optim, recipe.train, recipe.task, spec, loader, plan, seed=recipe.seed)
+    job = build_job(
+        model, recipe.optim, recipe.train, recipe.task, spec, loader, plan, seed=recipe.seed,
+        mesh=Mesh(Layout()) if alone else mesh, parallel=recipe.parallel,
+    )  # fmt: skip
+    if isinstance(recipe.parallel, LowCommunication):
+        job = local_steps(job, recipe.parallel)
     servers: Any = nullcontext()
     if isinstance(recipe.parallel, ParameterServer):
         work = RecipeWork.of(
-            model,
-            recipe.optim,
-            recipe.train,
-            recipe.task,
-            recipe.data,
-            spec=spec,
-            plan=plan,
-            seed=recipe.seed,
+            model, recipe.optim, recipe.train, recipe.task, recipe.data, spec=spec, plan=plan, seed=recipe.seed,
             fingerprint=splits.fingerprint,
-        )
+        )  # fmt: skip
         servers = served(job, recipe.parallel, recipe.optim, work, tell=lambda m: ctx.tell("note", message=m))
-    checkpoint = latest_checkpoint(run.checkpoints, warn=lambda m: ctx.tell("warning", message=m))
-    with EventLog(run.events_path) as events:
+    checkpoint = newest(ctx)
+    with EventLog(run.events_path) if world.leads else nothing_logged() as events:
         if checkpoint is not None:
-            restore(job, checkpoint)
+            found = checkpoint
+            world.agree(lambda: restore(job, found))
             events.log("resume", step=job.step)
             ctx.tell("resume", step=job.step, total_steps=job.total_steps)
-        trackers = [guard(t.build(run.folder, recipe.name, dump(recipe)), lambda m: ctx.tell("warning", message=m)) for t in recipe.track]
+        trackers = [
+            guard(t.build(run.folder, recipe.name, dump(recipe)), lambda m: ctx.tell("warning", message=m))
+            for t in recipe.track
+            if world.leads
+        ]
         about = {"model": dump(model), "task": dump(recipe.task), "spec": spec_record(spec), "preprocess": splits.preprocess}
         with (
-            CheckpointWriter(
+            checkpoint_writer(
                 run.checkpoints,
+                world,
                 keep_last=recipe.train.keep_last,
                 keep_every=recipe.train.keep_every,
                 parent=checkpoint.hash if checkpoint else None,
             ) as writer,
-            StopSignal().listening() as stop,
+            StopSignal(world).listening() as stop,
             servers,
         ):
             watch = TrainingRecord(recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example)
@@ -313,8 +385,43 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     return {"checkpoint": final.path.name, "hash": final.hash, "steps": job.step}
 
 
+def choose_mesh(model: ModelConfig, config: TrainConfig, parallel: ParallelConfig, spec: DataSpec, world: World) -> tuple[Mesh, Derived]:
+    """The layout that `parallel` asks for or leaves open, refused on every rank where model, batch and processes do not fit it."""
+    device, _ = choose_device(config.device)
+    if isinstance(parallel, ParameterServer):
+        if world.size > 1:
+            asked = f"parameter-server starts its workers by itself, and {world.size} processes were started. Start one: without --on."
+            raise RecipeError([Problem("parallel.kind", asked)])
+        what = f"parameter server: {parallel.workers} workers, {parallel.servers} servers, {parallel.mode}"
+        return Mesh(Layout(), world, device.type), Derived("parallel", what, "asked for")
+    fits = fits_whole(model, config, device, world.local_size)
+    layout, why = choose_layout(parallel, world.size, fits=all(world.gather(fits)))
+    refuse_layout(model.bare(), layout, parallel, batch=config.batch, seq_len=spec.seq_len)
+    return Mesh(layout, world, device.type), Derived("parallel", str(layout), why)
+
+
+def newest(ctx: Context) -> Checkpoint | None:
+    """The newest whole checkpoint. Rank 0 looks and checks every byte; the others open what it found."""
+    mine: list[Checkpoint | None] = [None]
+
+    def look() -> str | None:
+        mine[0] = latest_checkpoint(ctx.run.checkpoints, warn=lambda m: ctx.tell("warning", message=m))
+        return None if mine[0] is None else mine[0].path.name
+
+    name = ctx.world.lead(look)
+    if ctx.world.leads or name is None:
+        return mine[0]
+    return load_checkpoint(ctx.run.checkpoints / name, verify=False)
+
+
+def checkpoint_writer(folder: Path, world: World, **options: Any) -> CheckpointWriter:
+    """Of one process, or of several that write together."""
+    return CheckpointWriter(folder, **options) if world.size == 1 else MeshCheckpointWriter(folder, world, **options)
+
+
 def evaluate_stage(ctx: Context) -> dict[str, Any]:
     """Checkpoint -> `evaluation.json`, and for language models `samples.json`."""
+    ctx.extra["evaluating"] = True  # from here on alone
     recipe, config, splits = ctx.recipe, ctx.recipe.evaluate, ctx.splits
     checkpoint = ctx.final_checkpoint
     ctx.refuse_changed_data()

@@ -18,6 +18,7 @@ from tauon.data import DataConfig, problems_for
 from tauon.distributed import AutoParallel, ParallelConfig
 from tauon.errors import RecipeError
 from tauon.evaluate import EvaluateConfig
+from tauon.launch import Here, LaunchConfig
 from tauon.models import ModelConfig
 from tauon.optim import AdamWConfig, OptimConfig
 from tauon.tasks import Task
@@ -35,7 +36,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "report": (),
 }
 """Which sections of the recipe each stage consumes."""
-FREE = ("parallel", "track")
+FREE = ("parallel", "launch", "track")
 """Sections that may change between two parts of one run: they say how, not what, is trained."""
 
 
@@ -60,6 +61,8 @@ class Recipe(Config):
     """How long, in what batches."""
     parallel: ParallelConfig = AutoParallel()
     """How the work is divided among processes."""
+    launch: LaunchConfig = Here()
+    """Where the processes of `run` and `train` are started: here, local, ray, k8s, slurm. `--on` overrides it."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """How the result is measured."""
     track: tuple[TrackerConfig, ...] = ()

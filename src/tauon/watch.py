@@ -58,9 +58,14 @@ class TrainingRecord:
             self.events.log("skip", step=info.step, reason=metrics.pop("skipped"))
             self.tell("skip", step=info.step, reason=info.metrics["skipped"])
         metrics.pop("eta_s", None)
+        sent = metrics.pop("sent", None)
+        if sent and sent != job.notes.get("sent"):  # by kind when it changes; in all at every step
+            job.notes["sent"] = sent
+            self.events.log("communication", step=info.step, bytes=sent)
         self.events.log("step", step=info.step, examples=info.examples, tokens=info.tokens, **metrics)
         for tracker in self.trackers:
             tracker.log(info.step, metrics)
+        info.metrics.pop("sent", None)
         self.tell("step", step=info.step, total_steps=info.total_steps, **info.metrics)
 
     def validate(self, job: TrainJob, info: StepInfo) -> str | None:
@@ -87,17 +92,22 @@ class TrainingRecord:
         return STOP
 
     def validation_batches(self, job: TrainJob) -> Iterator[Batch]:
-        """The validation examples in batches of one shape, so that nothing is compiled again: the last is filled up at weight zero."""
+        """The validation examples in batches of one shape, so that nothing is compiled again: the last is filled up at weight zero.
+
+        Data-parallel processes take turns, and all of them take as many turns.
+        """
         dataset = self.splits.validation
         assert dataset is not None
         n = min(len(dataset), self.at_most or len(dataset))
         rows = max(1, min(job.microbatch, 512))
-        for start in range(0, n, rows):
+        turns, turn = job.mesh.layout.data, job.mesh.data_rank
+        rounds = -(-n // (rows * turns))
+        for start in range(turn * rows, rounds * turns * rows, turns * rows):
             index = np.arange(start, start + rows, dtype=np.int64)
             batch = dataset.batch(np.minimum(index, n - 1))
             if start + rows > n:
                 weights = batch.weights.clone()
-                weights[n - start :] = 0
+                weights[max(0, n - start) :] = 0
                 batch = replace(batch, weights=weights)
             yield batch
 

@@ -15,7 +15,17 @@ import pytest
 
 from tauon import __version__
 from tauon.cli.main import VERBS
-from tauon.errors import CheckpointError, DataError, Interrupted, MissingExtra, RecipeError, RunError, TauonError, TrainingError
+from tauon.errors import (
+    CheckpointError,
+    DataError,
+    Interrupted,
+    LaunchError,
+    MissingExtra,
+    RecipeError,
+    RunError,
+    TauonError,
+    TrainingError,
+)
 from tauon.recipe import load_recipe, shipped_recipes
 from toy import Tauon, contents, nothing_half_written, table_recipe, text_recipe
 
@@ -87,6 +97,7 @@ def test_exit_codes_are_those_that_the_help_tells(tauon: Tauon) -> None:
         5: "the run's folder",
         6: "training",
         7: "an optional library",
+        8: "workers",
     }
     errors: dict[int, type[TauonError]] = {
         2: RecipeError,
@@ -95,6 +106,7 @@ def test_exit_codes_are_those_that_the_help_tells(tauon: Tauon) -> None:
         5: RunError,
         6: TrainingError,
         7: MissingExtra,
+        8: LaunchError,
         130: Interrupted,
     }
     assert all(f"{code} {word}" in text for code, word in words.items()) and "130 stopped" in text

@@ -131,9 +131,18 @@ def test_steps_are_counted() -> None:
     assert (loader.steps_per_epoch, loader.steps_for(1), loader.steps_for(0.32), loader.steps_for(8)) == (4, 4, 1, 25)
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused() -> None:
-    with pytest.raises(RecipeError, match="multiple of 3"):
-        Loader(Numbers(10), batch=8, seed=0, world=3)
+def test_a_batch_that_does_not_divide_is_filled_up_at_weight_zero() -> None:
+    whole = Loader(Numbers(10), batch=8, seed=0).batch_at(1)
+    parts = [Loader(Numbers(10), batch=8, seed=0, rank=r, world=3).batch_at(1) for r in range(3)]
+    assert [len(p) for p in parts] == [3, 3, 3]
+    assert [p.weights.tolist() for p in parts] == [[1, 1, 1], [1, 1, 1], [1, 1, 0]]
+    seen = torch.cat([p.inputs[p.weights > 0] for p in parts])
+    assert torch.equal(seen, whole.inputs)
+
+
+def test_a_batch_smaller_than_the_ranks_is_refused() -> None:
+    with pytest.raises(RecipeError, match="take at least 3"):
+        Loader(Numbers(10), batch=2, seed=0, world=3)
 
 
 def test_an_error_in_a_worker_reaches_the_caller() -> None:

@@ -1,7 +1,7 @@
 """What a run leaves on disk: its folder, its checkpoints, and the files that are whole or absent. torch is imported in use only."""
 
 from tauon.artifacts.checkpoint import Checkpoint, Groups, latest_checkpoint, load_checkpoint, save_checkpoint, steps_in
-from tauon.artifacts.environment import environment
+from tauon.artifacts.environment import code_fingerprint, environment
 from tauon.artifacts.files import atomic_write, folder_atomically, read_json, remove_leftovers, sha256_file, write_json
 from tauon.artifacts.run import Run, list_runs
 from tauon.artifacts.writer import CheckpointWriter
@@ -12,6 +12,7 @@ __all__ = [
     "Groups",
     "Run",
     "atomic_write",
+    "code_fingerprint",
     "environment",
     "folder_atomically",
     "latest_checkpoint",

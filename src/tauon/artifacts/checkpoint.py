@@ -27,7 +27,7 @@ from tauon.artifacts.files import (
     to_json,
     write_file,
 )
-from tauon.artifacts.tensor_file import Layout, lay_out, pieces, write_tensors
+from tauon.artifacts.tensor_file import Layout, LazyTensor, lay_out, open_tensors, pieces, write_tensors
 from tauon.errors import CheckpointError, DataError, RunError
 
 if TYPE_CHECKING:
@@ -90,6 +90,12 @@ class Checkpoint:
             tensors[name] = tensors[kept]
         return tensors
 
+    def lazy(self, group: str) -> dict[str, LazyTensor]:
+        """As `tensors`, but each is read, whole or in part, when it is asked for: for processes that hold parts."""
+        if group not in self.groups():
+            raise CheckpointError(f"{self.path}: no group {group!r}. There are: {', '.join(self.groups())}.")
+        return open_tensors(self.path / (group + _SUFFIX), self.manifest["aliases"].get(group, {}))
+
 
 # ---------------------------------------------------------------------------------------------- saving
 
@@ -102,7 +108,20 @@ def save_checkpoint(folder: Path | str, step: int, groups: Groups, state: Mappin
     """
     layouts = plan(groups)
     parts = ((name, layout, pieces(layout, groups[name])) for name, layout in layouts.items())
-    return write_checkpoint(Path(folder), step, parts, layouts, state_bytes(state), parent)
+    return write_checkpoint(Path(folder), step, streaming(parts), layouts, state_bytes(state), parent)
+
+
+def streaming(parts: Iterable[tuple[str, Layout, Iterable[memoryview]]]) -> Callable[[Path], dict[str, dict[str, Any]]]:
+    """Writes the parts (group, layout, bytes in file order) one after the other."""
+
+    def write(folder: Path) -> dict[str, dict[str, Any]]:
+        files = {}
+        for name, layout, data in parts:
+            digest, size = write_tensors(folder / (name + _SUFFIX), layout, data)
+            files[name + _SUFFIX] = {"sha256": digest, "bytes": size}
+        return files
+
+    return write
 
 
 def plan(groups: Groups) -> dict[str, Layout]:
@@ -124,21 +143,18 @@ def state_bytes(state: Mapping[str, Any]) -> bytes:
 def write_checkpoint(
     folder: Path,
     step: int,
-    parts: Iterable[tuple[str, Layout, Iterable[memoryview]]],
+    write: Callable[[Path], dict[str, dict[str, Any]]],
     layouts: Mapping[str, Layout],
     state: bytes,
     parent: str | None,
 ) -> Checkpoint:
-    """Stream the parts (group, layout, bytes in file order) into `folder/step-<step>`, the manifest last."""
+    """Make `folder/step-<step>`, the manifest last. `write` puts the tensor files into a folder and returns the manifest's entries."""
     if step < 0:
         raise CheckpointError(f"step {step}: expected 0 or more.")
     final = folder / f"step-{step:06d}"
     try:
         with folder_atomically(final, replace=True) as temporary:
-            files: dict[str, dict[str, Any]] = {}
-            for name, layout, data in parts:
-                digest, size = write_tensors(temporary / (name + _SUFFIX), layout, data)
-                files[name + _SUFFIX] = {"sha256": digest, "bytes": size}
+            files = dict(write(temporary))
             write_file(temporary / "state.json", state)
             files["state.json"] = {"sha256": hashlib.sha256(state).hexdigest(), "bytes": len(state)}
             aliases = {name: layout.aliases for name, layout in layouts.items() if layout.aliases}

@@ -6,6 +6,7 @@ the names of the machine and of the user.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -16,7 +17,7 @@ from typing import Any
 
 import tauon
 
-__all__ = ["environment"]
+__all__ = ["code_fingerprint", "environment"]
 
 _LIBRARIES = ("torch", "numpy", "pydantic", "safetensors", "tokenizers", "pyarrow", "scikit-learn")
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8", "sha_ni", "asimd", "sve", "bf16")
@@ -41,6 +42,15 @@ def environment() -> dict[str, Any]:
         "accelerators": _accelerators(),
         "git": _git(),
     }
+
+
+def code_fingerprint() -> str:
+    """sha256 of every source file of the package: two processes with the same one run the same code."""
+    digest = hashlib.sha256()
+    root = Path(tauon.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _version(name: str) -> str | None:

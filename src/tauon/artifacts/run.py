@@ -44,6 +44,7 @@ class Run:
         self.folder = Path(os.path.abspath(folder))
         self._lock_fd: int | None = None
         self._mutex = threading.RLock()
+        self._follows = False
 
     # ------------------------------------------------------------------------------------------ opening
 
@@ -63,6 +64,13 @@ class Run:
         run = cls(folder)
         if not _is_run(run.folder):
             raise RunError(f"{folder}: no run there (none of {', '.join(_SIGNS)}). `tauon runs` lists those that exist.")
+        return run
+
+    @classmethod
+    def follow(cls, folder: Path | str) -> Run:
+        """A run that another process of the same launch holds and writes: what this one would write is left to that one."""
+        run = cls(folder)
+        run._follows = True
         return run
 
     def close(self) -> None:
@@ -176,6 +184,8 @@ class Run:
         self._merge(self.folder / _STAGES, lambda old: old | {name: {"fingerprint": fingerprint, "time": _now(), **facts}})
 
     def _merge(self, path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        if self._follows:
+            return
         with self._mutex:
             self._must_hold()
             write_json(path, change(_read_mapping(path)))

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import mmap
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tauon.artifacts.files import write_all
 from tauon.errors import CheckpointError
@@ -24,7 +25,18 @@ from tauon.errors import CheckpointError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Layout", "SnapshotBuffer", "lay_out", "pieces", "write_tensors"]
+__all__ = [
+    "Entry",
+    "Layout",
+    "LazyTensor",
+    "SnapshotBuffer",
+    "entry_of",
+    "lay_out",
+    "lay_out_entries",
+    "open_tensors",
+    "pieces",
+    "write_tensors",
+]
 
 _DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64",
@@ -56,42 +68,58 @@ def lay_out(tensors: Mapping[str, Tensor], what: str) -> Layout:
     Raises `CheckpointError` for what the format cannot hold: something that is no tensor, a meta or sparse tensor, a dtype
     that safetensors does not know.
     """
-    import torch
-
     kept: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}
-    entries: list[tuple[int, str, str, list[int], int]] = []
+    entries: list[Entry] = []
     for name, tensor in tensors.items():
-        place = f"group {what!r}, tensor {name!r}"
-        if not isinstance(tensor, torch.Tensor):
-            raise CheckpointError(f"{place}: got {type(tensor).__name__}, expected a tensor. Plain values belong into `state`.")
-        code = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
-        if code is None or tensor.layout != torch.strided or tensor.device.type == "meta":
-            raise CheckpointError(
-                f"{place}: a {tensor.layout} {tensor.dtype} tensor on {tensor.device.type} cannot be saved. "
-                f"Give a dense tensor with memory behind it, of dtype {', '.join(_DTYPES)}."
-            )
-        if not isinstance(name, str) or name == "__metadata__":
-            raise CheckpointError(f"{place}: a name must be a string, and not '__metadata__'. Rename it.")
+        entry = entry_of(name, tensor, what)
         if tensor.numel():
             key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())
             if key in kept:
                 aliases[name] = kept[key]
                 continue
             kept[key] = name
-        entries.append((-tensor.element_size(), name, code, list(tensor.shape), tensor.numel() * tensor.element_size()))
+        entries.append(entry)
+    return lay_out_entries(entries, aliases)
+
+
+Entry = tuple[str, str, tuple[int, ...], int]
+"""(name, safetensors dtype, shape, bytes an element)."""
+
+
+def entry_of(name: str, tensor: Tensor, what: str) -> Entry:
+    """What the file's header says of a tensor; `CheckpointError` for one that the format cannot hold."""
+    import torch
+
+    place = f"group {what!r}, tensor {name!r}"
+    if not isinstance(tensor, torch.Tensor):
+        raise CheckpointError(f"{place}: got {type(tensor).__name__}, expected a tensor. Plain values belong into `state`.")
+    code = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+    if code is None or tensor.layout != torch.strided or tensor.device.type == "meta":
+        raise CheckpointError(
+            f"{place}: a {tensor.layout} {tensor.dtype} tensor on {tensor.device.type} cannot be saved. "
+            f"Give a dense tensor with memory behind it, of dtype {', '.join(_DTYPES)}."
+        )
+    if not isinstance(name, str) or name == "__metadata__":
+        raise CheckpointError(f"{place}: a name must be a string, and not '__metadata__'. Rename it.")
+    return name, code, tuple(tensor.shape), tensor.element_size()
+
+
+def lay_out_entries(entries: Iterable[Entry], aliases: Mapping[str, str]) -> Layout:
+    """The layout of a file that holds these tensors, whoever has them."""
     # Wide dtypes first, as the library does: then every tensor starts at a multiple of its element size.
-    entries.sort(key=lambda entry: entry[:2])
+    ordered = sorted(entries, key=lambda e: (-e[3], e[0]))
     # The metadata of tied tensors is what `safetensors.torch.save_model` writes.
     header: dict[str, object] = {"__metadata__": {"format": "pt", **aliases}}
     offsets, at = {}, 0
-    for _, name, code, shape, size in entries:
-        header[name] = {"dtype": code, "shape": shape, "data_offsets": [at, at + size]}
+    for name, code, shape, width in ordered:
+        size = math.prod(shape) * width
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [at, at + size]}
         offsets[name] = (at, size)
         at += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=True).encode("ascii")
     text += b" " * (-len(text) % 8)
-    return Layout(len(text).to_bytes(8, "little") + text, offsets, aliases, at)
+    return Layout(len(text).to_bytes(8, "little") + text, offsets, dict(aliases), at)
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -154,3 +182,32 @@ def _allocate(size: int, pinned: bool) -> Tensor:
         with contextlib.suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)  # the first copy then faults once per 2 MiB, not once per 4 KiB
     return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+class LazyTensor:
+    """A tensor in a file. Indexed by slices, it reads that part alone; `read` gives all of it."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._file, self._name = file, name
+        self.shape = tuple(file.get_slice(name).get_shape())
+
+    def __getitem__(self, where: tuple[slice, ...]) -> Tensor:
+        part: Tensor = self._file.get_slice(self._name)[where] if where else self.read()
+        return part
+
+    def read(self) -> Tensor:
+        """The whole tensor."""
+        whole: Tensor = self._file.get_tensor(self._name)
+        return whole
+
+
+def open_tensors(path: Path, aliases: Mapping[str, str]) -> dict[str, LazyTensor]:
+    """The tensors of a safetensors file by name, none of them read yet. Raises `CheckpointError` when it cannot be opened."""
+    import safetensors
+
+    try:
+        file = safetensors.safe_open(path, framework="pt")
+        found = {name: LazyTensor(file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (OSError, safetensors.SafetensorError) as err:
+        raise CheckpointError(f"{path}: cannot be read: {err}. Use an earlier checkpoint.") from err
+    return found | {name: found[kept] for name, kept in aliases.items()}

@@ -15,7 +15,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tauon.artifacts.checkpoint import Checkpoint, Groups, load_checkpoint, plan, save_checkpoint, state_bytes, steps_in, write_checkpoint
+from tauon.artifacts.checkpoint import (
+    Checkpoint,
+    Groups,
+    load_checkpoint,
+    plan,
+    save_checkpoint,
+    state_bytes,
+    steps_in,
+    streaming,
+    write_checkpoint,
+)
 from tauon.artifacts.files import read_json, remove_folder, write_json
 from tauon.artifacts.tensor_file import SnapshotBuffer
 from tauon.errors import CheckpointError, TauonError
@@ -81,8 +91,8 @@ class CheckpointWriter:
         parent = self.parent
 
         def write() -> None:
-            _lower_priority()
-            self._finish(lambda: write_checkpoint(self.folder, step, copies, layouts, text, parent))
+            lower_priority()
+            self._finish(lambda: write_checkpoint(self.folder, step, streaming(copies), layouts, text, parent))
 
         # Not a daemon: an interpreter that ends (by an exception, say) first finishes the write.
         self._thread = threading.Thread(target=write, name=f"checkpoint-{step}", daemon=False)
@@ -170,7 +180,7 @@ def _looks_whole(path: Path) -> bool:
     return True
 
 
-def _lower_priority() -> None:
+def lower_priority() -> None:
     """Let the training threads go first. On Linux a thread has a nice value of its own (setpriority(2), "C library/kernel differences")."""
     if sys.platform == "linux":
         with suppress(OSError):

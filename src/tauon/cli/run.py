@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tauon.cli.launch import PLACES, launch_elsewhere, launch_options, place
 from tauon.cli.show import Show, pick_show
 
 __all__ = ["evaluate_command", "report_command", "run_command", "train_command"]
@@ -43,17 +44,24 @@ def _complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 def go(
-    recipe: str, assignments: tuple[str, ...], root: Path | None, show: Show, *, stages: tuple[Any, ...] | None, fresh: bool = False
-) -> None:
+    recipe: str, assignments: tuple[str, ...], root: Path | None, show: Show, *, stages: tuple[Any, ...] | None, fresh: bool = False,
+    verb: str | None = None, on: str | None = None, dry_run: bool = False,
+) -> None:  # fmt: skip
     from tauon.pipeline import run
     from tauon.recipe import load_recipe
 
-    tree = load_recipe(recipe, assignments)
-    if root is None:
-        root = Path(recipe).resolve().parent if (Path(recipe) / "recipe.yaml").is_file() else Path("runs")
+    tree = load_recipe(recipe, [*place(on, recipe), *assignments])
+    root = root or default_root(recipe)
     with show:
+        if verb is not None and launch_elsewhere(tree, verb, root, show, options=show.flags, fresh=fresh, dry_run=dry_run):
+            return
         done = run(tree, root=root, stages=stages, fresh=fresh, tell=show.tell)
         show.finish(done, whole=stages is None)
+
+
+def default_root(recipe: str) -> Path:
+    """Folder of the runs: that of the given run, or `runs`."""
+    return Path(recipe).resolve().parent if (Path(recipe) / "recipe.yaml").is_file() else Path("runs")
 
 
 fresh_option = click.option("--fresh", is_flag=True, help="Start over. The old run is renamed to NAME.1, never deleted.")
@@ -68,26 +76,32 @@ def _one(fresh: bool, resume: bool) -> bool:
     return fresh
 
 
-@click.command("run", epilog=EPILOG)
+@click.command("run", epilog=EPILOG + PLACES)
 @recipe_arguments
+@launch_options
 @fresh_option
 @resume_option
 def run_command(
-    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, fresh: bool, resume: bool
-) -> None:
+    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, on: str | None, dry_run: bool, fresh: bool,
+    resume: bool,
+) -> None:  # fmt: skip
     """Take RECIPE through every stage it names. A stage that is done is not done again."""
-    go(recipe, assignments, root, pick_show(quiet, as_json), stages=None, fresh=_one(fresh, resume))
+    show = pick_show(quiet, as_json)
+    go(recipe, assignments, root, show, stages=None, fresh=_one(fresh, resume), verb="run", on=on, dry_run=dry_run)
 
 
-@click.command("train", epilog=EPILOG)
+@click.command("train", epilog=EPILOG + PLACES)
 @recipe_arguments
+@launch_options
 @fresh_option
 @resume_option
 def train_command(
-    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, fresh: bool, resume: bool
-) -> None:
+    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, on: str | None, dry_run: bool, fresh: bool,
+    resume: bool,
+) -> None:  # fmt: skip
     """Prepare the data and train. Killed or stopped, the same command goes on, to the same weights bit for bit."""
-    go(recipe, assignments, root, pick_show(quiet, as_json), stages=("prepare", "train"), fresh=_one(fresh, resume))
+    show, stages = pick_show(quiet, as_json), ("prepare", "train")
+    go(recipe, assignments, root, show, stages=stages, fresh=_one(fresh, resume), verb="train", on=on, dry_run=dry_run)
 
 
 @click.command("evaluate", epilog=EPILOG)

@@ -31,6 +31,9 @@ def pick_show(quiet: bool, as_json: bool) -> Show:
 class Show:
     """Told what happens; shows warnings, and the figures at the end."""
 
+    flags: tuple[str, ...] = ()
+    """The arguments that ask for it: a worker is started with the same."""
+
     def __init__(self) -> None:
         self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
         self.errors = Console(stderr=True, highlight=False)
@@ -70,6 +73,8 @@ class Show:
 
 class QuietShow(Show):
     """Only warnings and the final figures."""
+
+    flags = ("--quiet",)
 
 
 class PlainShow(Show):
@@ -199,6 +204,8 @@ class LiveShow(PlainShow):
 
 class JsonShow(Show):
     """One JSON object a line on standard output: {"kind": ..., facts}."""
+
+    flags = ("--json",)
 
     def tell(self, kind: str, /, **facts: Any) -> None:
         from tauon.artifacts.files import to_json

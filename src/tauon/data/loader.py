@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,9 +32,12 @@ class Loader:
     """
 
     def __init__(self, dataset: Dataset, *, batch: int, seed: int, rank: int = 0, world: int = 1, workers: int = 0) -> None:
-        """`batch` counts the examples of all `world` ranks together; `workers` threads prepare the next steps."""
-        if batch < 1 or batch % world:
-            raise RecipeError(f"a batch of {batch} examples cannot be shared evenly by {world} ranks; use a multiple of {world}")
+        """`batch` counts the examples of all `world` ranks together; `workers` threads prepare the next steps.
+
+        Every rank gets as many rows: where the batch does not divide, the last ranks' are filled up at weight zero.
+        """
+        if batch < world:
+            raise RecipeError(f"a batch of {batch} examples for {world} ranks leaves some without any; take at least {world}")
         if not 0 <= rank < world:
             raise RecipeError(f"rank {rank} of {world} does not exist")
         self.dataset, self.batch, self.seed, self.rank, self.world = dataset, batch, seed, rank, world
@@ -52,10 +55,15 @@ class Loader:
         return max(1, math.ceil(epochs * len(self.dataset) / self.batch - 1e-9))
 
     def examples_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(epoch, example) of this rank's rows of step `step` (0 is the first), (B / world) int64 each."""
-        share = self.batch // self.world
-        first = step * self.batch + self.rank * share
-        return example_at(np.arange(first, first + share, dtype=np.int64), len(self.dataset), self.seed)
+        """(epoch, example) of this rank's rows of step `step` (0 is the first), ceil(B / world) int64 each; the last may be repeated."""
+        row = np.minimum(self.rows, self.batch - 1)
+        return example_at(step * self.batch + row, len(self.dataset), self.seed)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Numbers of this rank's rows in a batch; those from `batch` on are there only to fill up."""
+        share = -(-self.batch // self.world)
+        return np.arange(self.rank * share, (self.rank + 1) * share, dtype=np.int64)
 
     def batch_at(self, step: int) -> Batch:
         """The rank's rows of the batch of step `step`, on the CPU."""
@@ -72,7 +80,13 @@ class Loader:
     def _make(self, step: int) -> Batch:
         epoch, example = self.examples_at(step)
         parts = [self.dataset.batch(example[epoch == e], epoch=int(e)) for e in np.unique(epoch)]  # epochs ascend along the rows
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        batch = parts[0] if len(parts) == 1 else _joined(parts)
+        missing = self.rows >= self.batch
+        if missing.any():
+            weights = batch.weights.clone()
+            weights[missing.tolist()] = 0
+            batch = replace(batch, weights=weights)
+        return batch
 
     def close(self) -> None:
         """Stop the worker threads. Using the loader again afterwards works, without them."""

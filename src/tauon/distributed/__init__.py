@@ -3,9 +3,75 @@
 Level 1: knows modules, tensors and processes; no recipe, no dataset, no loop.
 """
 
+from tauon.distributed.checkpoint import MeshCheckpointWriter
 from tauon.distributed.config import AutoParallel, MeshParallel, ParallelConfig
+from tauon.distributed.context import my_targets
+from tauon.distributed.data_parallel import apply_data, reshard, synchronising
+from tauon.distributed.hooks import Int8Gradients, PowerSGD, register_hook
+from tauon.distributed.low_communication import DiLoCo, LocalSGD, LowCommunication, OuterLoop
+from tauon.distributed.mesh import DIMENSIONS, Layout, Mesh, choose_layout
+from tauon.distributed.outer import (
+    AdamOuter,
+    AverageOuter,
+    DelayedNesterovOuter,
+    NesterovOuter,
+    OuterConfig,
+    outer_gradient,
+    weighted_mean,
+)
+from tauon.distributed.parallelize import parallelize, refuse_layout
 from tauon.distributed.parameter_server import ParameterServer
+from tauon.distributed.pieces import fill, local_part, local_slices
 from tauon.distributed.server_group import ServerLost
-from tauon.distributed.traffic import Traffic
+from tauon.distributed.stages import PER_PROCESS, Stages, cut_blocks, pieces_of_batch, refuse_odd_stages, stages_of
+from tauon.distributed.tensor import whole_gradients
+from tauon.distributed.traffic import Traffic, counted
+from tauon.distributed.world import World, join, launched
 
-__all__ = ["AutoParallel", "MeshParallel", "ParallelConfig", "ParameterServer", "ServerLost", "Traffic"]
+__all__ = [
+    "DIMENSIONS",
+    "PER_PROCESS",
+    "AdamOuter",
+    "AutoParallel",
+    "AverageOuter",
+    "DelayedNesterovOuter",
+    "DiLoCo",
+    "Int8Gradients",
+    "Layout",
+    "LocalSGD",
+    "LowCommunication",
+    "Mesh",
+    "MeshCheckpointWriter",
+    "MeshParallel",
+    "NesterovOuter",
+    "OuterConfig",
+    "OuterLoop",
+    "ParallelConfig",
+    "ParameterServer",
+    "PowerSGD",
+    "ServerLost",
+    "Stages",
+    "Traffic",
+    "World",
+    "apply_data",
+    "choose_layout",
+    "counted",
+    "cut_blocks",
+    "fill",
+    "join",
+    "launched",
+    "local_part",
+    "local_slices",
+    "my_targets",
+    "outer_gradient",
+    "parallelize",
+    "pieces_of_batch",
+    "refuse_layout",
+    "refuse_odd_stages",
+    "register_hook",
+    "reshard",
+    "stages_of",
+    "synchronising",
+    "weighted_mean",
+    "whole_gradients",
+]

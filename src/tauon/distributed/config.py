@@ -43,9 +43,23 @@ class MeshParallel(ParallelConfig):
     """With `pipeline`: order of forward and backward passes."""
     stage_microbatches: Count | None = Field(None, ge=1)
     """With `pipeline`: pieces that a batch is cut into. Left out: two a stage, or what the batch divides into."""
+    compression: Literal["none", "bf16", "int8", "powersgd"] = "none"
+    """With `replicate` alone: how gradients travel. bf16 halves the bytes, int8 quarters them (what it takes from a gradient is added to
+    the next), powersgd sends factors of low rank. Results differ slightly from those of one process."""
+    powersgd_rank: Count = Field(4, ge=1)
+    """With compression powersgd: rank of the factors. More is nearer and sends more."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.peek("sequence_parallel") and self.peek("tensor") == 1:
             yield "sequence_parallel", "needs tensor above 1. Set tensor, or drop it."
         if self.peek("pipeline") == 1 and self.peek("stage_microbatches") is not None:
             yield "stage_microbatches", "needs pipeline above 1. Set pipeline, or drop it."
+        if self.peek("compression") != "none":
+            above = [k for k in ("shard", "context", "tensor", "pipeline") if (self.peek(k) or 1) > 1]
+            if above:
+                yield (
+                    "compression",
+                    f"{self.peek('compression')} is of DDP's gradients, and {above[0]} is above 1. Use replicate alone, or none.",
+                )
+        if self.peek("compression") != "powersgd" and self.peek("powersgd_rank") != 4:
+            yield "powersgd_rank", f"is of compression powersgd, got {self.peek('compression')}. Set compression: powersgd, or drop it."

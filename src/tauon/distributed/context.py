@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroup
 from tauon.errors import Problem, RecipeError
 from tauon.types import Batch
 
-__all__ = ["apply_context", "my_targets", "refuse_odd_heads"]
+__all__ = ["cut_positions", "exchange_heads", "my_targets", "refuse_odd_heads"]
 
 
 class _AllToAll(torch.autograd.Function):
@@ -41,22 +41,27 @@ class _AllToAll(torch.autograd.Function):
 def refuse_odd_heads(heads: int, seq_len: int, context: int, tensor: int) -> None:
     """`RecipeError` where heads or positions cannot be shared evenly."""
     if heads % (context * tensor):
-        raise RecipeError([Problem("parallel.context", f"{context} x tensor {tensor} does not divide the model's {heads} heads. Take a divisor.")])
+        raise RecipeError(
+            [Problem("parallel.context", f"{context} x tensor {tensor} does not divide the model's {heads} heads. Take a divisor.")]
+        )
     if seq_len % context:
         raise RecipeError([Problem("parallel.context", f"{context} does not divide data.seq_len={seq_len}. Take a divisor.")])
 
 
-def apply_context(first_block: nn.Module | None, attentions: list[nn.Module], group: ProcessGroup) -> None:
-    """Cut hidden states BTD along T before the first block, and wrap each attention's core (`attend`), in place."""
+def cut_positions(first_block: nn.Module, group: ProcessGroup) -> None:
+    """Before the first block, keep this process's slice of hidden states BTD along T."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
 
     def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0].chunk(size, dim=1)[rank], *args[1:])
 
-    if first_block is not None:
-        first_block.register_forward_pre_hook(enter)
+    first_block.register_forward_pre_hook(enter)
+
+
+def exchange_heads(attentions: list[nn.Module], group: ProcessGroup) -> None:
+    """Wrap each attention's core (`attend`), in place."""
     for attention in attentions:
-        attention.attend = _exchanged(attention.attend, group, size)  # type: ignore[assignment]
+        attention.attend = _exchanged(attention.attend, group, dist.get_world_size(group))  # type: ignore[assignment]
 
 
 def _exchanged(attend: Any, group: ProcessGroup, size: int) -> Any:

@@ -35,19 +35,15 @@ def apply_data(model: nn.Module, mesh: Mesh, *, blocks: list[nn.Module], reshard
     elif layout.tensor == 1 and layout.pipeline == 1:
         from torch.distributed._composable.replicate import replicate
 
-        replicate(model, process_group=mesh.group("replicate", "context"), gradient_as_bucket_view=True, broadcast_buffers=False)
+        replicate(model, process_group=mesh.group("replicate", "context"), gradient_as_bucket_view=True, forward_sync_buffers=False)
     else:
         from torch.distributed._composable.replicate_with_fsdp import replicate as replicate_dtensors
 
-        where = mesh.along("replicate", "context")
+        group = mesh.along("replicate", "context")
+        assert group is not None
         for block in blocks:
-            replicate_dtensors(block, mesh=where)
-        replicate_dtensors(model, mesh=where)
-
-
-def is_ddp(model: nn.Module) -> bool:
-    """Whether DDP reduces this model's gradients."""
-    return hasattr(model, "set_requires_gradient_sync") and not _sharded(model)
+            replicate_dtensors(block, mesh=group)
+        replicate_dtensors(model, mesh=group)
 
 
 def _sharded(model: nn.Module) -> bool:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["Layout", "Mesh", "choose_layout"]
+__all__ = ["DIMENSIONS", "Layout", "Mesh", "choose_layout"]
 
 DIMENSIONS = ("pipeline", "replicate", "shard", "context", "tensor")
 
@@ -43,6 +43,11 @@ class Layout:
     def data(self) -> int:
         """Processes that read different examples."""
         return self.replicate * self.shard
+
+    @property
+    def only_replicas(self) -> bool:
+        """Plain DDP, or one process."""
+        return self.world == self.replicate
 
     def __str__(self) -> str:
         found = " x ".join(f"{name} {size}" for name, size in asdict(self).items() if size > 1)
@@ -81,7 +86,7 @@ def choose_layout(config: ParallelConfig, world: int, *, fits: bool = True) -> t
 
 
 class Mesh:
-    """This process's place in a layout, and the groups it communicates with."""
+    """One process's place in a layout, and the groups it communicates with."""
 
     def __init__(self, layout: Layout, world: World | None = None, device: str = "cpu") -> None:
         self.layout, self.world, self.device_type = layout, world or World(), device
@@ -104,12 +109,17 @@ class Mesh:
         return self.layout.data * self.layout.context
 
     @property
+    def replicas_only(self) -> bool:
+        """Whether every process holds the whole model."""
+        return self.layout.world == self.layout.replicate * self.layout.context
+
+    @property
     def last_stage(self) -> bool:
         return self.at["pipeline"] == self.layout.pipeline - 1
 
     @cached_property
     def devices(self) -> DeviceMesh:
-        """torch's mesh of the dimensions above one. Collective when first read."""
+        """Torch's mesh of the dimensions above one. Collective when first read."""
         from torch.distributed.device_mesh import init_device_mesh
 
         names = [n for n in DIMENSIONS if getattr(self.layout, n) > 1]
@@ -126,7 +136,8 @@ class Mesh:
         key = "_".join(wide)
         if key not in self._flat:
             self._flat[key] = self.devices[wide]._flatten(key)
-        return self._flat[key]
+        found: DeviceMesh = self._flat[key]
+        return found
 
     @cached_property
     def _flat(self) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -30,8 +32,8 @@ def first_holder(t: Tensor) -> bool:
     return place is not None and all(at == 0 for at, how in zip(place, t.placements, strict=True) if isinstance(how, Replicate))
 
 
-def fill(t: Tensor, whole: Tensor) -> None:
-    """Copy this process's part of `whole` into `t`, without communication."""
+def fill(t: Tensor, whole: Any) -> None:
+    """Copy this process's part of `whole` (a tensor, or one that is read from a file by slices) into `t`, without communication."""
     part = local_part(t.detach())
     if part.numel():
         part.copy_(whole[local_slices(t)])

@@ -14,7 +14,6 @@ import fnmatch
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
@@ -43,20 +42,25 @@ def refuse_odd_shards(model: nn.Module, plan: Mapping[str, str], size: int, head
         dim = {"colwise": 0, "rowwise": 1}.get(how)
         if dim is not None and p.ndim > dim and p.shape[dim] % size:
             raise RecipeError(
-                [Problem("parallel.tensor", f"{size} does not divide {name}, whose side is {p.shape[dim]}. Take a divisor, or other sizes.")]
+                [
+                    Problem(
+                        "parallel.tensor", f"{size} does not divide {name}, whose side is {p.shape[dim]}. Take a divisor, or other sizes."
+                    )
+                ]
             )
 
 
-def apply_tensor(model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh, *, blocks: list[nn.Module], sequence: bool) -> None:
+def apply_tensor(model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh, *, runs: list[list[nn.Module]], sequence: bool) -> None:
     """Cut the model's matrices over `mesh` (one dimension), in place; every parameter becomes a DTensor.
 
-    With `sequence`, activations between the matrices of a block are cut along dimension 1 (time), which must divide.
+    `runs`: blocks that follow one another, one list a pipeline stage. With `sequence`, activations between the matrices of a
+    block are cut along dimension 1 (time), which must divide.
     """
     tied = _tied(model)
     between = Shard(1) if sequence else Replicate()
     styles: dict[str, ParallelStyle] = {}
     parents: set[str] = set()
-    inside = {id(m) for block in blocks for m in block.modules()}
+    inside = {id(m) for blocks in runs for block in blocks for m in block.modules()}
     for name, module in model.named_modules():
         own = [f"{name}.{leaf}" if name else leaf for leaf, _ in module.named_parameters(recurse=False)]
         if not own:
@@ -72,14 +76,15 @@ def apply_tensor(model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh, *,
         elif how == "per-head":
             styles[name] = _Whole(Shard(2))  # B T H K: each process has its own heads, the weight's gradient is a sum over them
         else:
-            styles[name] = _Whole(between if id(module) in inside else Replicate())
+            styles[name] = _Whole(between if id(module) in inside else Replicate(), own_memory=id(module) not in inside)
     if not styles:
         return
     parallelize_module(model, mesh, styles)
     for name in parents:
         _gather_input(model.get_submodule(name), mesh, between)
-    if sequence and blocks:
-        _cut_sequence(blocks, mesh)
+    for blocks in runs if sequence else []:
+        if blocks:
+            _cut_sequence(blocks, mesh)
     for name, first in tied.items():  # each was cut for itself
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
@@ -88,9 +93,9 @@ def apply_tensor(model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh, *,
 class _Whole(ParallelStyle):
     """A module whose weights every process holds whole, applied to inputs that are cut along some dimension, or not at all."""
 
-    def __init__(self, layout: Any) -> None:
+    def __init__(self, layout: Any, own_memory: bool = False) -> None:
         super().__init__()
-        self.layout = layout
+        self.layout, self.own_memory = layout, own_memory
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         for leaf, p in list(module.named_parameters(recurse=False)):
@@ -99,20 +104,17 @@ class _Whole(ParallelStyle):
 
         def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             x = args[0]
-            if isinstance(x, DTensor) or not x.is_floating_point():
+            if isinstance(x, DTensor):
                 return args
             return (DTensor.from_local(x, device_mesh, [self.layout], run_check=False), *args[1:])
 
         def after(_: nn.Module, args: Any, out: Any) -> Any:
-            return out.to_local() if isinstance(out, DTensor) else out
+            if not isinstance(out, DTensor):
+                return out
+            mine = out.to_local()
+            return mine.clone() if self.own_memory else mine  # FSDP2 warns of a root that returns a view
 
-        if isinstance(module, nn.Embedding):  # looked up by plain indices: DTensor wants both or neither
-            def look_up(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-                return (DTensor.from_local(args[0], device_mesh, [Replicate()], run_check=False), *args[1:])
-
-            module.register_forward_pre_hook(look_up)
-        else:
-            module.register_forward_pre_hook(before)
+        module.register_forward_pre_hook(before)
         module.register_forward_hook(after)
         return module
 
@@ -133,7 +135,9 @@ def _cut_sequence(blocks: list[nn.Module], mesh: DeviceMesh) -> None:
     def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0]
         if x.shape[1] % mesh.size():
-            raise RecipeError([Problem("parallel.sequence_parallel", f"{mesh.size()} processes cannot share {x.shape[1]} positions evenly.")])
+            raise RecipeError(
+                [Problem("parallel.sequence_parallel", f"{mesh.size()} processes cannot share {x.shape[1]} positions evenly.")]
+            )
         whole = DTensor.from_local(x, mesh, [Replicate()], run_check=False)
         return (whole.redistribute(placements=[Shard(1)]).to_local(), *args[1:])
 
@@ -155,6 +159,3 @@ def whole_gradients(model: nn.Module) -> None:
         g = p.grad
         if isinstance(g, DTensor) and isinstance(p, DTensor) and g.placements != p.placements:
             p.grad = g.redistribute(placements=p.placements)
-
-
-_ = torch

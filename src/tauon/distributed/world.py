@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size`. Every method that exchanges something is collective: all ranks must call it."""
+    """One process among `size`. Every method that exchanges something is collective: all ranks must call it."""
 
     rank: int = 0
     size: int = 1
@@ -53,13 +53,15 @@ class World:
         padded[: len(mine)] = mine
         parts = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
         dist.all_gather(parts, padded)
-        return [json.loads(bytes(p[:n].tolist())) for p, n in zip(parts, lengths.tolist(), strict=True)]
+        return [json.loads(p[:n].numpy().tobytes()) for p, n in zip(parts, lengths.tolist(), strict=True)]
 
     def agree(self, work: Callable[[], T]) -> T:
         """Do `work` on every rank. What fails on one is raised on all, naming the rank, so that nobody waits for the dead."""
         if self.size == 1:
             return work()
-        failure, result, cause = None, None, None
+        failure: dict[str, Any] | None = None
+        result: T | None = None
+        cause: Exception | None = None
         try:
             result = work()
         except TauonError as err:
@@ -148,7 +150,9 @@ def join(device: str = "auto") -> Iterator[World]:
 def _number(name: str) -> int:
     text = os.environ.get(name, "")
     if not text.isdigit():
-        raise RunError(f"the environment variable {name} is {text!r}, expected a number. Start with `tauon train ... --on local:2`, or torchrun.")
+        raise RunError(
+            f"the environment variable {name} is {text!r}, expected a number. Start with `tauon train ... --on local:2`, or torchrun."
+        )
     return int(text)
 
 
@@ -161,7 +165,7 @@ def _as_json(err: TauonError) -> dict[str, Any]:
 
 def _from_json(failures: list[tuple[int, dict[str, Any]]], size: int) -> TauonError:
     """One error for all ranks: of the kind that the first one failed with, and whose message says which ranks failed."""
-    rank, first = failures[0]
+    first = failures[0][1]
     ranks = ", ".join(str(r) for r, _ in failures[:8]) + (", ..." if len(failures) > 8 else "")
     who = "" if len(failures) == size else f"rank{'s' if len(failures) > 1 else ''} {ranks} of {size}: "
     kind = getattr(tauon.errors, first["class"], TauonError)

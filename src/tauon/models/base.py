@@ -7,8 +7,8 @@ Knows no family. A model is plain single-device code; precision, compile and par
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tauon.config import Count, Registered, dump, parse
 from tauon.distributed.pieces import fill
-from tauon.errors import CheckpointError
+from tauon.errors import CheckpointError, Problem, RecipeError
 from tauon.types import DataSpec
 
 __all__ = ["Model", "ModelConfig", "Shard", "Size", "from_record", "load_weights", "materialize", "parameter_count"]
@@ -36,6 +36,9 @@ class Model(nn.Module):
     shard_plan: ClassVar[dict[str, Shard]] = {}
     """Parameter name pattern (fnmatch) to `Shard`, first match wins. Names every parameter."""
 
+    slices: int = 1
+    """Processes that share each sequence: the hidden states which a later stage of a pipeline is given are one slice of as many."""
+
     def init_parameter(self, name: str, p: Tensor, g: torch.Generator) -> None:
         """Fill `p` in place from generator `g`. Default: torch's own rule for a linear or convolution layer, U(-1/sqrt(fan_in), +)."""
         if p.ndim < 2:
@@ -54,6 +57,14 @@ class Model(nn.Module):
     def head_counts(self) -> list[tuple[str, int]]:
         """(name, number) of what tensor parallelism must divide evenly, beside the sides of matrices."""
         return []
+
+    def keep_stages(self, stages: list[tuple[int, int]]) -> list[Model]:
+        """Keep only what the pipeline stages [first block, last block) need, in place, names unchanged; a module for each stage.
+
+        A stage maps the tokens, or the hidden states of the one before it, to hidden states. Raises `RecipeError` where this
+        model cannot be cut into stages.
+        """
+        raise RecipeError([Problem("parallel.pipeline", "this model cannot be cut into stages. Take replicate or shard.")])
 
     def blocks_to_compile(self) -> list[nn.Module]:
         """The repeated blocks, in order: what is compiled and checkpointed one by one. Empty: the model is too small to care."""
@@ -78,6 +89,14 @@ class ModelConfig(Registered, family="model"):
         """The same config with every `auto` filled in from the data. Raises `RecipeError` where they cannot fit."""
         return self
 
+    def bare(self) -> Model:
+        """The module on the meta device: shapes without memory. Raises `RecipeError` for sizes that cannot be."""
+        with torch.device("meta"):
+            try:
+                return self.build()
+            except RuntimeError as err:  # a size that overflows 63 bits
+                raise RecipeError([Problem("model", f"cannot be built ({str(err).splitlines()[0]}). Take smaller sizes.")]) from None
+
     def build(self) -> Model:
         """The module, on the current default device, weights not initialised (see `materialize`)."""
         raise NotImplementedError
@@ -96,8 +115,7 @@ def materialize(
     `dress` is called with the model on the meta device: parallelism cuts it there, and each process then allocates and keeps its
     own part of the same numbers.
     """
-    with torch.device("meta"):
-        model = config.build()
+    model = config.bare()
     if dress is not None:
         dress(model)
     tied = _tied(model)
@@ -129,15 +147,19 @@ def from_record(record: dict[str, object]) -> ModelConfig:
     return parse(ModelConfig, record, "checkpoint")
 
 
-def load_weights(model: nn.Module, tensors: dict[str, Tensor], *, where: str = "checkpoint") -> None:
-    """Copy tensors into the model by name. Missing, left-over or mis-shaped weights are a `CheckpointError` that lists them."""
+def load_weights(model: nn.Module, tensors: Mapping[str, Any], *, where: str = "checkpoint", partial: bool = False) -> None:
+    """Copy tensors into the model by name. Missing, left-over or mis-shaped weights are a `CheckpointError` that lists them.
+
+    `tensors`: tensors, or what reads them from a file when asked (`Checkpoint.lazy`): of a sharded model, each process reads its part.
+    `partial`: the model is one stage of a pipeline, and the others' weights are no left-overs.
+    """
     own = model.state_dict()
     wrong = [f"missing {k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors]
-    wrong += [f"left over {k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own]
+    wrong += [f"left over {k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own and not partial]
     wrong += [
         f"{k} has shape {tuple(v.shape)}, the model's is {tuple(own[k].shape)}"
         for k, v in tensors.items()
-        if k in own and v.shape != own[k].shape
+        if k in own and tuple(v.shape) != tuple(own[k].shape)
     ]
     if wrong:
         more = f" (and {len(wrong) - 8} more)" if len(wrong) > 8 else ""
@@ -145,8 +167,8 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], *, where: str = "
             f"{where} is of another architecture: " + "; ".join(wrong[:8]) + more + ". Use the recipe it was trained with."
         )
     with torch.no_grad():
-        for k, v in tensors.items():
-            fill(own[k], v)
+        for k, t in own.items():
+            fill(t, tensors[k])
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -203,8 +203,7 @@ class GPT(Model):
         self, blocks: list[Block], norm: nn.Module, vocab: int, seq_len: int, width: int, *, tied: bool, rope: tuple[int, float] | None
     ) -> None:
         super().__init__()
-        self.seq_len = seq_len
-        self.rope = rope
+        self.seq_len, self.rope, self.depth, self.tied = seq_len, rope, len(blocks), tied
         self.embed = nn.Embedding(vocab, width)
         self.positions = nn.Embedding(seq_len, width) if rope is None else None
         self.blocks = nn.ModuleList(blocks)
@@ -221,12 +220,39 @@ class GPT(Model):
 
     @property
     def layers(self) -> list[Block]:
-        """The blocks, in order."""
-        return cast(list[Block], list(self.blocks))
+        """The blocks, in order; of a pipeline's process, those that it keeps."""
+        return cast(list[Block], list(self.blocks.children()))
 
-    @property
-    def tied(self) -> bool:
-        return self.head.weight is self.embed.weight
+    def keep_stages(self, stages: list[tuple[int, int]]) -> list[Model]:
+        if self.tied:
+            raise RecipeError(
+                [Problem("parallel.pipeline", "the embedding is also the output head, and they lie in different stages. "
+                         "Set model.tied=false (gpt), or take replicate or shard.")]
+            )  # fmt: skip
+        all_blocks = list(self.blocks)
+        kept = sorted({i for start, stop in stages for i in range(start, stop)})
+        self.blocks = nn.ModuleDict({str(i): all_blocks[i] for i in kept})  # type: ignore[assignment]
+        parts: list[Model] = [self._part(all_blocks, start, stop) for start, stop in stages]
+        for name, stays in (("embed", 0 in (s for s, _ in stages)), ("positions", 0 in (s for s, _ in stages))):
+            if not stays:
+                setattr(self, name, None)
+        if all(stop != self.depth for _, stop in stages):
+            self.norm, self.head = None, None  # type: ignore[assignment]
+        return parts
+
+    def _part(self, blocks: list[nn.Module], start: int, stop: int) -> GPT:
+        """A model over some of this one's modules, which it shares."""
+        part = object.__new__(type(self))
+        nn.Module.__init__(part)
+        part.seq_len, part.rope, part.depth, part.tied = self.seq_len, self.rope, self.depth, self.tied
+        part.embed = self.embed if start == 0 else None  # type: ignore[assignment]
+        part.positions = self.positions if start == 0 else None
+        part.blocks = nn.ModuleList(blocks[start:stop])
+        last = stop == self.depth
+        part.norm, part.head = (self.norm, self.head) if last else (None, None)  # type: ignore[assignment]
+        part._buffers = self._buffers  # the same tables, also after they left the meta device
+        part._non_persistent_buffers_set = self._non_persistent_buffers_set
+        return part
 
     def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Hidden states BTD after the last norm. Position t sees positions <= t of its own segment, nothing else.
@@ -234,20 +260,20 @@ class GPT(Model):
         With a `cache`, `tokens_BT` continue what the cache holds (`segments_BT` must be None).
         """
         start = cache.length if cache is not None else 0
-        T = tokens_BT.shape[1]
+        T = tokens_BT.shape[1] * (self.slices if self.embed is None else 1)
         if start + T > self.seq_len:
             raise ValueError(f"{start + T} tokens, the model takes at most seq_len={self.seq_len}")
-        x_BTD = self.embed(tokens_BT)
+        x_BTD = tokens_BT if self.embed is None else self.embed(tokens_BT)  # a later stage of a pipeline continues hidden states
         rotate = None
-        if self.positions is not None:
+        if self.rope is not None:
+            rotate = (self.cos_TK[start : start + T], self.sin_TK[start : start + T])
+        elif self.positions is not None:
             at = torch.arange(start, start + T, device=tokens_BT.device)
             x_BTD = x_BTD + self.positions(at if segments_BT is None else positions_in_segments(segments_BT))
-        else:
-            rotate = (self.cos_TK[start : start + T], self.sin_TK[start : start + T])
         mask = None if segments_BT is None else document_mask(segments_BT)
         for i, block in enumerate(self.layers):
             x_BTD = block(x_BTD, rotate, mask) if cache is None else block(x_BTD, rotate, mask, (cache, i))
-        out: Tensor = self.norm(x_BTD)
+        out: Tensor = x_BTD if self.norm is None else self.norm(x_BTD)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -262,13 +288,13 @@ class GPT(Model):
         if p.ndim == 1:
             nn.init.zeros_(p) if name.endswith("bias") else nn.init.ones_(p)
         elif name in ("embed.weight", "positions.weight"):
-            nn.init.normal_(p, 0.0, 0.02 if self.tied or self.positions is not None else 1.0, generator=g)
+            nn.init.normal_(p, 0.0, 0.02 if self.tied or self.rope is None else 1.0, generator=g)
         elif name == "head.weight":
             nn.init.zeros_(p)
         else:
             std = p.shape[1] ** -0.5
             if name.endswith(("out.weight", "down.weight")):
-                std /= math.sqrt(2 * len(self.blocks))
+                std /= math.sqrt(2 * self.depth)
             nn.init.uniform_(p, -(3**0.5) * std, 3**0.5 * std, generator=g)
 
     def init_buffers(self) -> None:
@@ -287,7 +313,7 @@ class GPT(Model):
         return [("heads", first.heads), ("key-value heads", first.kv_heads)]
 
     def blocks_to_compile(self) -> list[nn.Module]:
-        return list(self.blocks)
+        return list(self.layers)
 
     def flops_per_example(self, spec: DataSpec) -> float:
         """(6 N + 6 L T D) T: N weights that multiply (embeddings left out, the head counted), causal attention at half the square."""

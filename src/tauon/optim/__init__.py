@@ -3,7 +3,7 @@
 from tauon.optim.adam import AdamConfig, AdamWConfig
 from tauon.optim.base import OptimConfig, decay_groups
 from tauon.optim.clip import clip_gradients
-from tauon.optim.muon import MuonConfig
+from tauon.optim.muon import Muon, MuonConfig
 from tauon.optim.schedule import WSD, Constant, Cosine, Linear, ScheduleConfig
 from tauon.optim.sgd import SGDConfig
 from tauon.optim.state import load_optimizer, optimizer_tensors
@@ -15,6 +15,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "Linear",
+    "Muon",
     "MuonConfig",
     "OptimConfig",
     "SGDConfig",

@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
+
+from tauon.distributed import DIMENSIONS, Mesh
+from tauon.distributed.pieces import local_part
 
 __all__ = ["clip_gradients"]
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None, max_value: float | None) -> Tensor:
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None, max_value: float | None, mesh: Mesh | None = None) -> Tensor:
     """Clamp elements to [-max_value, max_value], then scale all so that their joint L2 norm is at most max_norm.
 
     Returns the joint L2 norm before clipping by norm (after clamping): a scalar on the device. None: that clipping is off.
+    Gradients may lie in pieces over the processes of `mesh`; the norm is that of the whole.
     Norm clipping is g * min(1, C / ||g||), as `torch.nn.utils.clip_grad_norm_` does it.
     """
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if not grads:
+    whole = [p.grad for p in parameters if p.grad is not None]
+    if not whole and (mesh is None or mesh.layout.pipeline == 1):
         return torch.zeros(())
+    grads = [local_part(g) for g in whole]
     if max_value is not None:
         for g in grads:
             g.clamp_(-max_value, max_value)
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]))
+    norm = _norm(grads) if mesh is None or mesh.replicas_only else _norm_over(mesh, whole, grads)
     if max_norm is not None:
         scale = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         torch._foreach_mul_(grads, scale)
     return norm
+
+
+def _norm(grads: list[Tensor]) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]))
+    return norm
+
+
+def _norm_over(mesh: Mesh, whole: list[Tensor], parts: list[Tensor]) -> Tensor:
+    """Of gradients in pieces: each process adds its pieces, a piece that n processes hold counts 1/n each; one number is exchanged."""
+    device = parts[0].device if parts else torch.device(mesh.device_type)
+    square = torch.zeros((), device=device)
+    stage = mesh.layout.world // mesh.layout.pipeline
+    for g, part in zip(whole, parts, strict=True):
+        pieces = 1
+        if isinstance(g, DTensor):
+            cut = [n for n, how in zip(g.device_mesh.shape, g.placements, strict=True) if not isinstance(how, Replicate)]
+            pieces = math.prod(cut)
+        square += torch.linalg.vector_norm(part, dtype=torch.float32).square() * (pieces / stage)
+    return mesh.sum(square, *DIMENSIONS).sqrt()

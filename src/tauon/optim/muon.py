@@ -1,5 +1,6 @@
 """Muon for the matrices inside the blocks, AdamW for the rest (embeddings, head, norms, biases): Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, arXiv:2502.16982. Muon is torch's own.
+https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, arXiv:2502.16982. Muon is torch's own, spread over processes where
+several hold the matrices: `owners.py` says who computes what, and what is sent.
 
 The two act as one `Optimizer`: one list of groups, one state, so that the loop and the checkpoint know no special case.
 """
@@ -10,15 +11,21 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pydantic import Field
-from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import AdamW, Optimizer
+from torch.optim import Muon as TorchMuon
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
 from tauon.config import register
+from tauon.distributed import Traffic
 from tauon.errors import Problem, RecipeError
 from tauon.optim.base import Decay, OptimConfig, decay_groups
+from tauon.optim.owners import orthogonalized
 
-__all__ = ["MuonConfig", "Together"]
+__all__ = ["Muon", "MuonConfig", "Together"]
 
 
 @register("muon")
@@ -70,6 +77,51 @@ class MuonConfig(OptimConfig):
         return Together(parts)
 
 
+class Muon(TorchMuon):
+    """Torch's Muon, for parameters that are also DTensors, or replicated over `group`. Momentum stays where the parameter's shard is;
+    each matrix is orthogonalised by one process. The result is that of one process, to the last bit where gradients are.
+    """
+
+    group: dist.ProcessGroup | None = None
+    """The replicas that hold plain parameters (DDP): their gradients must be the same. None: every process computes them all."""
+    traffic: Traffic | None = None
+    """Where bytes sent are added."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        spread = self.group is not None and dist.get_world_size(self.group) > 1
+        if not spread and not any(isinstance(p, DTensor) for g in self.param_groups for p in g["params"]):
+            alone: float | None = super().step(closure)
+            return alone
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._step_spread(group)
+        return loss
+
+    def _step_spread(self, group: dict[str, Any]) -> None:
+        """As torch's own step, with the middle line done by owners."""
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        buffers: list[Tensor] = []
+        self._init_group(group, params, grads, buffers)
+        momentum, lr = group["momentum"], float(group["lr"])
+        updates = []
+        for grad, buffer in zip(grads, buffers, strict=True):
+            buffer.lerp_(grad, 1 - momentum)
+            updates.append(grad.lerp(buffer, momentum) if group["nesterov"] else buffer)
+
+        def newton_schulz(matrix: Tensor) -> Tensor:
+            return _zeropower_via_newtonschulz(matrix, group["ns_coefficients"], group["ns_steps"], group["eps"])
+
+        for p, update in zip(params, orthogonalized(updates, newton_schulz, self.group, self.traffic), strict=True):
+            mine = p.to_local() if isinstance(p, DTensor) else p
+            mine.mul_(1 - lr * group["weight_decay"])
+            mine.add_(update, alpha=-_adjust_lr(lr, group["adjust_lr_fn"], p.shape))
+
+
 class Together(Optimizer):
     """Several optimizers over disjoint parameters, as one. Groups are the parts' own, so a learning rate set here is theirs."""
 
@@ -85,6 +137,12 @@ class Together(Optimizer):
     @state.setter
     def state(self, value: dict[Any, Any]) -> None:
         pass  # torch's constructor sets an empty one; the parts keep theirs
+
+    def spread(self, group: dist.ProcessGroup | None, traffic: Traffic | None = None) -> None:
+        """Share Muon's work among the replicas of `group`, which hold the same plain parameters and gradients."""
+        for part in self.parts:
+            if isinstance(part, Muon):
+                part.group, part.traffic = group, traffic
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

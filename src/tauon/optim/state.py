@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from tauon.distributed import fill
 from tauon.errors import CheckpointError
 
 __all__ = ["load_optimizer", "optimizer_tensors"]
@@ -24,8 +27,14 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> tuple[dict[str,
     return tensors, numbers
 
 
-def load_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
-    """Put back what `optimizer_tensors` gave, bit for bit, dtypes included. Raises `CheckpointError` on state of unknown parameters."""
+def load_optimizer(
+    optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Any], numbers: Mapping[str, Any], *, partial: bool = False
+) -> None:
+    """Put back what `optimizer_tensors` gave, bit for bit, dtypes included; of a sharded parameter, this process's part.
+
+    `tensors`: tensors, or what reads them from a file when asked (`Checkpoint.lazy`). Raises `CheckpointError` on state of unknown
+    parameters, unless the model is `partial`: one stage of a pipeline.
+    """
     entries: dict[str, dict[str, Any]] = {}
     for key, value in {**tensors, **numbers}.items():
         name, _, entry = key.rpartition("/")
@@ -35,11 +44,22 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str,
         for name, p in model.named_parameters():
             if id(p) in mine and name in entries:
                 # a step counter stays on the CPU unless the optimizer is capturable; moments live with their parameter
-                part.state[p] = {
-                    k: (v.to(p.device) if isinstance(v, Tensor) and v.shape == p.shape else v.clone() if isinstance(v, Tensor) else v)
-                    for k, v in entries.pop(name).items()
-                }
-    if entries:
+                part.state[p] = {k: _placed(v, p) for k, v in entries.pop(name).items()}
+    if entries and not partial:
         raise CheckpointError(
             f"optimizer state of parameters that the model has not: {', '.join(sorted(entries)[:5])}. Use the recipe it was trained with."
         )
+
+
+def _placed(value: Any, p: Tensor) -> Any:
+    """Entry of parameter `p` where `p` lives, and as `p` is cut; a step counter stays on the CPU."""
+    if not hasattr(value, "shape"):
+        return value
+    if tuple(value.shape) != tuple(p.shape):
+        return value.clone() if isinstance(value, Tensor) else value.read()
+    if not isinstance(p, DTensor):
+        return (value if isinstance(value, Tensor) else value.read()).to(p.device)
+    one = value[tuple(slice(0, 1) for _ in p.shape)]
+    placed = torch.empty_like(p.detach(), dtype=one.dtype)
+    fill(placed, value)
+    return placed

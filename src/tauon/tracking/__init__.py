@@ -1,6 +1,6 @@
 """What happens during a run, as it happens: the event log always, other tools' trackers where the recipe asks for them."""
 
-from tauon.tracking.events import EventLog, read_events, timeline
+from tauon.tracking.events import EventLog, nothing_logged, read_events, timeline
 from tauon.tracking.mlflow import MlflowConfig
 from tauon.tracking.tensorboard import TensorBoardConfig
 from tauon.tracking.tracker import CsvConfig, Tracker, TrackerConfig, guard
@@ -15,6 +15,7 @@ __all__ = [
     "TrackerConfig",
     "WandbConfig",
     "guard",
+    "nothing_logged",
     "read_events",
     "timeline",
 ]

@@ -16,8 +16,8 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +25,7 @@ from typing import Any
 
 from tauon.errors import DataError, RunError
 
-__all__ = ["EventLog", "read_events", "timeline"]
+__all__ = ["EventLog", "nothing_logged", "read_events", "timeline"]
 
 _PLAIN = frozenset((int, float, str, bool, type(None)))
 
@@ -137,6 +137,25 @@ class EventLog:
             self._unwritten += b"".join(lines)
             while self._unwritten:
                 self._unwritten = self._unwritten[os.write(self._fd, self._unwritten) :]
+
+
+class _NothingLogged(EventLog):
+    """An event log of a process that is not the one which writes it."""
+
+    def __init__(self) -> None:
+        """No file."""
+
+    def log(self, kind: str, /, **values: Any) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def nothing_logged() -> Iterator[EventLog]:
+    """Stands for `EventLog` in processes other than rank 0."""
+    yield _NothingLogged()
 
 
 def _fresh_in_child(ref: weakref.ref[EventLog]) -> None:

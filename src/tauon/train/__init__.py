@@ -1,9 +1,10 @@
 """Training: the step with its three seams, the loop, hooks. Knows no model and no dataset by name."""
 
-from tauon.train.assemble import Derived, Plan, build_job, make_plan
+from tauon.train.assemble import Derived, Plan, build_job, fits_whole, make_plan
 from tauon.train.config import EarlyStopping, TrainConfig, largest_divisor
 from tauon.train.ema import EMA
 from tauon.train.health import GradientHealth
+from tauon.train.local_steps import local_steps
 from tauon.train.loop import STOP, Hook, StopSignal, every, job_state, restore, train, validation_loss
 from tauon.train.meter import Meter, memory_mb
 from tauon.train.precision import (
@@ -17,7 +18,7 @@ from tauon.train.precision import (
 )
 from tauon.train.served_job import Served, served
 from tauon.train.share import RecipeWork, Work
-from tauon.train.step import BatchSource, TrainJob, no_exchange, optimizer_update, plain_gradients, step_seed, train_step
+from tauon.train.step import BatchSource, TrainJob, mesh_exchange, optimizer_update, plain_gradients, step_seed, train_step
 
 __all__ = [
     "EMA",
@@ -44,11 +45,13 @@ __all__ = [
     "choose_precision",
     "dress",
     "every",
+    "fits_whole",
     "job_state",
     "largest_divisor",
+    "local_steps",
     "make_plan",
     "memory_mb",
-    "no_exchange",
+    "mesh_exchange",
     "optimizer_update",
     "plain_gradients",
     "restore",

@@ -1,8 +1,8 @@
 """From choices to a job: the one place where a model is dressed, in the fixed order, with every derived setting and its reason.
 
-1 build the plain model; 2 choose what trains; 3 layer rules of privacy; 4 tensor parallel; 5 activation checkpointing;
-6 compile, block by block; 7 data parallel; 8 materialise by (seed, parameter name); 9 the optimizer over what came out.
-Steps 2, 3, 4 and 7 are the identity until a room brings them. Here 8 comes before 5 and 6, which do not touch parameters.
+1 build the plain model; 2 choose what trains; 3 layer rules of privacy; 4 tensor, sequence and context parallel; 5 activation
+checkpointing; 6 compile, block by block; 7 data parallel; 8 materialise by (seed, parameter name); 9 the optimizer over what came
+out. Steps 2 and 3 are the identity until a room brings them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,34 @@ from typing import Any
 
 import torch
 
+from tauon.distributed import (
+    PER_PROCESS,
+    AutoParallel,
+    Layout,
+    Mesh,
+    MeshParallel,
+    ParallelConfig,
+    Stages,
+    World,
+    apply_data,
+    cut_blocks,
+    parallelize,
+    register_hook,
+    stages_of,
+)
 from tauon.errors import Problem, RecipeError
 from tauon.models import Model, ModelConfig, materialize, parameter_count
-from tauon.optim import OptimConfig
+from tauon.optim import Muon, OptimConfig
 from tauon.tasks import Task
 from tauon.train.config import TrainConfig
 from tauon.train.ema import EMA
 from tauon.train.health import GradientHealth
-from tauon.train.precision import batch_that_fits, choose_compile, choose_device, choose_precision, dress
+from tauon.train.precision import available_memory, batch_that_fits, choose_compile, choose_device, choose_precision, dress
+from tauon.train.staged import staged
 from tauon.train.step import BatchSource, TrainJob, train_step
 from tauon.types import DataSpec
 
-__all__ = ["Derived", "Plan", "build_job", "make_plan"]
+__all__ = ["Derived", "Plan", "build_job", "fits_whole", "make_plan"]
 
 CPU_FLOPS = {"fp32": 0.15e12, "bf16": 0.6e12}
 """Operations a second that two cores reach here: only to guess how long training takes, and so whether compiling pays."""
@@ -60,16 +76,23 @@ class Plan:
     threads: int
     flops_per_example: float = 0.0
     derived: list[Derived] = field(default_factory=list)
+    layout: Layout = field(default_factory=Layout)
 
     def record(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in RECORDED} | {"device": self.device.type}
+        return {k: getattr(self, k) for k in RECORDED} | {"device": self.device.type, "layout": self.layout.to_json()}
 
 
 def make_plan(
     model: ModelConfig, optim: OptimConfig, config: TrainConfig, task: Task, spec: DataSpec, *, examples: int, loader: BatchSource, seed: int,
     recorded: Mapping[str, Any] | None = None, tell: Callable[[str], None] = lambda _: None,
+    mesh: Mesh | None = None, parallel: ParallelConfig | None = None,
 ) -> Plan:  # fmt: skip
-    """Settle steps, device, precision, compile and microbatch. `recorded` is an earlier `Plan.record()` of the same run."""
+    """Settle steps, device, precision, compile and microbatch. `recorded` is an earlier `Plan.record()` of the same run.
+
+    Collective over the processes of `mesh`: what is measured is measured together, and rank 0's choices are everybody's.
+    """
+    mesh = mesh or Mesh(Layout())
+    world, layout = mesh.world, mesh.layout
     derived: list[Derived] = []
 
     def settle(name: str, value: Any, source: str) -> Any:
@@ -81,11 +104,10 @@ def make_plan(
     # Read here, whatever this run recorded earlier: what was recorded came from these.
     asked = {k: getattr(config, k) for k in ("steps", "epochs", "tokens", "time", "precision", "compile", "microbatch")}
     kept = dict(recorded) if recorded and recorded.get("device") == device.type else {}
-    with torch.device("meta"):
-        try:
-            bare = model.build()
-        except RuntimeError as err:  # a size that overflows 63 bits
-            raise RecipeError([Problem("model", f"cannot be built ({str(err).splitlines()[0]}). Take smaller sizes.")]) from None
+    if kept and kept.get("layout", Layout().to_json()) != layout.to_json():
+        for name in ("microbatch", "threads"):  # of another number of processes: found anew
+            kept.pop(name, None)
+    bare = model.bare()
     settle("parameters", parameter_count(bare), "the model's shapes")
     if "threads" in kept:
         torch.set_num_threads(kept["threads"])
@@ -96,8 +118,12 @@ def make_plan(
 
     width = 2 if precision.name == "bf16" else 4
     per_example = bare.activations_per_example(spec) * width
-    copies = 5 if config.ema is None else 6  # weights, gradients, two moments, the checkpoint's snapshot; and the average
-    microbatch, why = batch_that_fits(config, per_example, parameter_count(bare) * 4.0 * copies, device, bytes_of_an_example(spec))
+    cut = layout.shard * layout.tensor * layout.pipeline
+    fixed = parameter_count(bare) * 4.0 * memory_copies(config) / cut
+    share = config if layout.data == 1 else config.model_copy(update={"batch": -(-config.batch // layout.data)})
+    per_example /= layout.context * layout.pipeline
+    neighbours = world.local_size if device.type == "cpu" else 1
+    microbatch, why = batch_that_fits(share, per_example, fixed, device, bytes_of_an_example(spec), neighbours=neighbours)
     if kept.get("microbatch"):
         microbatch, why = kept["microbatch"], "recorded by this run"
     settle("microbatch", microbatch, why)
@@ -113,8 +139,11 @@ def make_plan(
         counts = {threads, max(1, threads // 2)} if device.type == "cpu" else {threads}
         for count in sorted(counts, reverse=True):
             torch.set_num_threads(count)
-            trial_job = build_job(model, optim, config, task, spec, loader, trial, seed=seed)
-            timed[count] = _seconds_a_step(trial_job, min(8.0, config.time / 10) / len(counts))
+            trial_job = build_job(
+                model, optim, config, task, spec, loader, trial, seed=seed,
+                mesh=mesh if isinstance(parallel, MeshParallel | AutoParallel | None) else None, parallel=parallel,
+            )  # fmt: skip
+            timed[count] = _seconds_a_step(trial_job, min(8.0, config.time / 10) / len(counts), world)
         seconds, threads = min((s, t) for t, s in timed.items())
         torch.set_num_threads(threads)
         steps, why = max(1, int(config.time / seconds)), f"{config.time:,.0f} s at {seconds * 1e3:,.0f} ms a step, measured here"
@@ -165,7 +194,7 @@ def make_plan(
     # Of the last step that there is: a key of the schedule that no step of so short a run comes to is told to be unread.
     rise, last = optim.schedule.warmup_steps(steps), optim.schedule.factor(steps - 1, steps)
     derived.append(Derived("optim.schedule", f"{optim.schedule.kind_}, {rise} steps of warm-up", f"ends at {last:.2%} of the peak"))
-    return Plan(
+    plan = Plan(
         steps,
         device,
         precision.name,
@@ -176,7 +205,26 @@ def make_plan(
         threads,
         bare.flops_per_example(spec),
         derived,
+        layout=layout,
     )
+    if world.size > 1:  # machines may differ in free memory and speed
+        first = world.gather([steps, precision.name, compiled, validate_every, checkpoint_every])[0]
+        plan.steps, plan.precision, plan.compile, plan.validate_every, plan.checkpoint_every = first
+        plan.microbatch = min(world.gather(microbatch))
+    return plan
+
+
+def memory_copies(config: TrainConfig) -> int:
+    """Copies of the weights that training holds: themselves, gradients, two moments, the checkpoint's snapshot; and the average."""
+    return 5 if config.ema is None else 6
+
+
+def fits_whole(model: ModelConfig, config: TrainConfig, device: torch.device, processes: int) -> bool:
+    """Whether weights and optimizer fit, whole, what each of `processes` on this machine has; half is left to activations."""
+    free = available_memory(device)
+    if free is None:
+        return True
+    return parameter_count(model.bare()) * 4.0 * memory_copies(config) < 0.5 * free / (processes if device.type == "cpu" else 1)
 
 
 def bytes_of_an_example(spec: DataSpec) -> int:
@@ -187,13 +235,30 @@ def bytes_of_an_example(spec: DataSpec) -> int:
 
 
 def build_job(
-    model: ModelConfig, optim: OptimConfig, config: TrainConfig, task: Task, spec: DataSpec, loader: BatchSource, plan: Plan, *, seed: int
-) -> TrainJob:
-    """A job at step 0. The same arguments give the same weights to the last bit."""
+    model: ModelConfig, optim: OptimConfig, config: TrainConfig, task: Task, spec: DataSpec, loader: BatchSource, plan: Plan, *,
+    seed: int, mesh: Mesh | None = None, parallel: ParallelConfig | None = None,
+) -> TrainJob:  # fmt: skip
+    """A job at step 0. The same arguments give the same weights to the last bit, on every mesh."""
     precision, _ = choose_precision(plan.precision, plan.device, None)
-    net: Model = materialize(model, seed=seed, device=plan.device)
-    dress(net, checkpointing=config.activation_checkpointing, compiled=plan.compile)
-    return TrainJob(
+    mesh = mesh or Mesh(Layout())
+    asked = parallel if isinstance(parallel, MeshParallel) else MeshParallel()
+
+    parts: list[Model] = []
+
+    def divide(bare: Model) -> None:
+        """Everything that must happen before weights exist, in the fixed order."""
+        if mesh.layout.pipeline > 1:
+            cuts = cut_blocks(len(bare.blocks_to_compile()), mesh.layout.pipeline * PER_PROCESS[asked.schedule])
+            parts.extend(bare.keep_stages([cuts[i] for i in stages_of(asked, mesh)]))
+        parallelize(bare, mesh, parts=parts or None, sequence=mesh.layout.tensor > 1 and asked.sequence_parallel)
+        dress(bare, checkpointing=config.activation_checkpointing, compiled=plan.compile)
+        if mesh.reduce_size > 1:
+            whole = mesh.layout.shard == 1 or asked.reshard_after_forward
+            for part in parts or [bare]:
+                apply_data(part, mesh, blocks=part.blocks_to_compile(), reshard_after_forward=whole)
+
+    net: Model = materialize(model, seed=seed, device=plan.device, dress=divide)
+    job = TrainJob(
         model=net,
         optimizer=optim.build(net),
         schedule=optim.schedule,
@@ -208,17 +273,35 @@ def build_job(
         clip_norm=optim.clip_norm,
         clip_value=optim.clip_value,
         ema=EMA(net, config.ema) if config.ema is not None else None,
+        mesh=mesh,
+        examples_per_step=config.batch,
     )
+    if mesh.world.size > 1 and mesh.replicas_only:
+        replicas = mesh.group("replicate", "context")
+        kept = register_hook(net, asked, job.traffic, replicas)
+        if kept is not None:
+            job.extra["compression"] = kept
+    for part in getattr(job.optimizer, "parts", [job.optimizer]):
+        if isinstance(part, Muon):  # one process computes each matrix's step
+            part.traffic = job.traffic
+            part.group = mesh.group("replicate", "context") if mesh.replicas_only else None
+    return staged(job, Stages(asked, mesh, parts, plan.device)) if parts else job
 
 
-def _seconds_a_step(job: TrainJob, budget: float) -> float:
-    """Median seconds of a step after two that warm up, within about `budget` seconds. The job is spent by it."""
+def _seconds_a_step(job: TrainJob, budget: float, world: World) -> float:
+    """Median seconds of a step after two that warm up, within about `budget` seconds: rank 0's. The job is spent by it."""
     job.model.train()
     job.total_steps = 10**9
     times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < 3 or (time.perf_counter() - began < budget and len(times) < 50):
+    steps = 3
+    while len(times) < steps:
         start = time.perf_counter()
         train_step(job, job.loader.batch_at(job.step).to(job.device))
         times.append(time.perf_counter() - start)
+        if len(times) == 3:  # as many steps on every rank
+            steps = world.gather(max(3, min(50, int(budget / max(times[2], 1e-6)))))[0]
+    return float(world.gather(_median(times))[0])
+
+
+def _median(times: list[float]) -> float:
     return sorted(times[2:])[len(times[2:]) // 2]

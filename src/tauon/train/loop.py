@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from tauon.artifacts import Checkpoint
+from tauon.distributed import World, counted, fill, reshard
 from tauon.errors import CheckpointError, Interrupted, TrainingError
 from tauon.models import load_weights
 from tauon.optim import load_optimizer, optimizer_tensors
-from tauon.train.step import TrainJob, train_step
+from tauon.train.step import REDUCED, TrainJob, train_step
 from tauon.types import StepInfo
 
 __all__ = ["STOP", "Hook", "StopSignal", "every", "job_state", "restore", "train", "validation_loss"]
@@ -47,6 +49,17 @@ class StopSignal:
     """Inside the context, SIGTERM and Ctrl-C set `.name` instead of ending the process; a second Ctrl-C ends it at once."""
 
     name: str | None = None
+
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world or World()
+
+    def heard(self, job: TrainJob) -> str | None:
+        """The signal that any process got, for all of them at the same step."""
+        if self.world.size == 1:
+            return self.name
+        heard = torch.tensor(0.0 if self.name is None else float(signal.Signals[self.name].value), device=job.device)
+        dist.all_reduce(heard, op=dist.ReduceOp.MAX)
+        return signal.Signals(int(heard.item())).name if heard.item() else None
 
     @contextmanager
     def listening(self) -> Iterator[StopSignal]:
@@ -83,11 +96,18 @@ def train(
     """
     job.model.train()
     saved = job.step
+    measured_at = job.step + 1  # not the first, which also exchanges shapes and the like
     while job.step < job.total_steps and not job.notes.get("stopped"):
         began = time.perf_counter()
         batch = job.loader.batch_at(job.step).to(job.device)
         try:
-            metrics = train_step(job, batch)
+            if job.step == measured_at and job.mesh.layout.world > 1 and not job.mesh.layout.only_replicas:
+                with counted() as sent:  # DDP counts for itself; here every step sends the same
+                    metrics = train_step(job, batch)
+                job.traffic.each = metrics["sent"] = dict(sent)
+                metrics["sent_bytes"] = sum(sent.values())
+            else:
+                metrics = train_step(job, batch)
         except (torch.OutOfMemoryError, RuntimeError) as err:
             if isinstance(err, torch.OutOfMemoryError) or "can't allocate memory" in str(err):
                 half = max(1, job.microbatch // 2)
@@ -102,10 +122,10 @@ def train(
         if save is not None and (job.step % save_every == 0 or job.step == job.total_steps):
             save(job)
             saved = job.step
-        if stop is not None and stop.name is not None:
+        if stop is not None and (name := stop.heard(job)) is not None:
             if save is not None and saved != job.step:
                 save(job)
-            raise Interrupted(f"{stop.name}: saved at step {job.step} of {job.total_steps}. The same command goes on from there.")
+            raise Interrupted(f"{name}: saved at step {job.step} of {job.total_steps}. The same command goes on from there.")
     if save is not None and saved != job.step:
         save(job)
     return job
@@ -113,20 +133,26 @@ def train(
 
 @torch.no_grad()
 def validation_loss(job: TrainJob, batches: Sequence[Any] | Iterator[Any]) -> float:
-    """Mean loss over `batches`, weighted by tokens or examples, in eval mode; with the averaged weights where there is an EMA."""
+    """Mean loss over `batches`, weighted by tokens or examples, in eval mode; with the weights that stand for the job: the average
+    where there is an EMA, the anchor where replicas train on their own.
+
+    Over a mesh, each data-parallel process is given batches of its own, all of them the same number.
+    """
     job.gather(job)
     was = job.model.training
     job.model.eval()
-    total = weight = 0.0
+    sums = torch.zeros(2, dtype=torch.float64)
     try:
-        with job.ema.swapped_in() if job.ema is not None else _nothing():
+        standing = job.ema or job.shown
+        with standing.swapped_in() if standing is not None else _nothing():
             for batch in batches:
-                with job.precision.context():
-                    loss_B, weight_B = job.task.losses(job.model, batch.to(job.device))
-                total += loss_B.double().sum().item()
-                weight += weight_B.double().sum().item()
+                sums += torch.stack(job.score(job, batch.to(job.device))).cpu()
+            reshard(job.model)
     finally:
         job.model.train(was)
+    if not job.mesh.last_stage:
+        sums[1] = 0  # losses are known on the last stage only: count weights there
+    total, weight = job.mesh.sum(sums, *REDUCED, "pipeline").tolist()
     return total / weight if weight else float("nan")
 
 
@@ -138,8 +164,14 @@ def _nothing() -> Iterator[None]:
 def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """(groups of tensors, JSON state): all that an exact resume needs, and nothing that is a pure function of the step."""
     job.gather(job)
+    reshard(job.model)
     optim, numbers = optimizer_tensors(job.optimizer, job.model)
+    if job.shown is not None:
+        optim = {}  # every replica has its own, among `extra`
     groups = {"model": dict(job.model.state_dict()), "optim": optim}
+    if job.shown is not None:
+        standing = {p: job.shown.anchor[name] for name, p in job.model.named_parameters()}
+        groups["model"] |= {name: standing[p] for name, p in job.model.named_parameters(remove_duplicate=False)}
     if job.ema is not None:
         groups["ema"] = job.ema.shadow
     groups |= {name: part.tensors() for name, part in job.extra.items()}
@@ -165,25 +197,23 @@ def _kind(job: TrainJob) -> str:
 def restore(job: TrainJob, checkpoint: Checkpoint) -> None:
     """Put a job exactly where it was when the checkpoint was saved. Raises `CheckpointError` if it is of another job."""
     state = checkpoint.state
-    load_weights(job.model, checkpoint.tensors("model"), where=str(checkpoint.path))
+    partial = job.mesh.layout.pipeline > 1
+    load_weights(job.model, checkpoint.lazy("model"), where=str(checkpoint.path), partial=partial)
     if state["optimizer_kind"] != _kind(job):
         raise CheckpointError(
             f"{checkpoint.path} holds the state of optimizer {state['optimizer_kind']}, and this run has {_kind(job)}. "
             "Use the recipe it was trained with, or start over with --fresh."
         )
-    load_optimizer(job.optimizer, job.model, checkpoint.tensors("optim"), state["optimizer"])
+    load_optimizer(job.optimizer, job.model, checkpoint.lazy("optim"), state["optimizer"], partial=partial)
     if (job.ema is not None) != ("ema" in checkpoint.groups()):
         held, asked = ("no", "is set") if job.ema is not None else ("", "is not set")
         raise CheckpointError(
             f"{checkpoint.path} holds {held} averaged weights, and train.ema {asked}. Use the recipe it was trained with, or --fresh."
         )
     if job.ema is not None:
-        for k, v in checkpoint.tensors("ema").items():
-            job.ema.shadow[k].copy_(v)
-    for name, part in job.extra.items():
-        if name not in checkpoint.groups():
-            raise CheckpointError(f"{checkpoint.path} holds no {name!r}: it was trained another way (parallel). Use the same, or --fresh.")
-        part.load(checkpoint.tensors(name))
+        average = checkpoint.lazy("ema")
+        for k, v in job.ema.shadow.items():
+            fill(v, average[k])
     if state["total_steps"] != job.total_steps:
         raise CheckpointError(
             f"{checkpoint.path} is of a run of {state['total_steps']} steps, this one has {job.total_steps}: the learning rate would jump. "
@@ -192,3 +222,7 @@ def restore(job: TrainJob, checkpoint: Checkpoint) -> None:
     job.step, job.examples, job.tokens = state["step"], state["examples"], state["tokens"]
     job.health.load(state["health"])
     job.notes = dict(state["notes"])
+    for name, part in job.extra.items():
+        if name not in checkpoint.groups():
+            raise CheckpointError(f"{checkpoint.path} holds no {name!r}: it was trained another way (parallel). Use the same, or --fresh.")
+        part.load(checkpoint.tensors(name))

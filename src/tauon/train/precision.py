@@ -119,15 +119,17 @@ def available_memory(device: torch.device) -> int | None:
 
 
 def batch_that_fits(
-    config: TrainConfig, bytes_per_example: float, fixed_bytes: float, device: torch.device, input_bytes: int = 0
+    config: TrainConfig, bytes_per_example: float, fixed_bytes: float, device: torch.device, input_bytes: int = 0, neighbours: int = 1
 ) -> tuple[int, str]:
     """(microbatch, reason). Raises `RecipeError` where not even one example fits, or the one asked for does not.
 
-    `input_bytes`: of one example as it is read; the whole batch of them is in memory at once.
+    `input_bytes`: of one example as it is read; the whole batch of them is in memory at once. `neighbours`: processes that share
+    this memory.
     """
     free = available_memory(device)
     if free is None:
         return config.microbatch or config.batch, "the whole batch" if config.microbatch is None else "asked for"
+    free //= neighbours
     room = 0.9 * free - fixed_bytes
     if room > 0 and config.batch * input_bytes > room / 2:
         fits = max(1, int(room / 2 // input_bytes))

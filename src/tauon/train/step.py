@@ -6,6 +6,8 @@ A wrapper (privacy, parallelism, a parameter server) replaces one seam of the jo
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tauon.distributed import Traffic
+from tauon.distributed import Layout, Mesh, Traffic, my_targets, synchronising, whole_gradients
 from tauon.optim import ScheduleConfig, clip_gradients
 from tauon.tasks import Task
 from tauon.train.ema import EMA
@@ -21,7 +23,22 @@ from tauon.train.health import GradientHealth
 from tauon.train.precision import Precision
 from tauon.types import Batch
 
-__all__ = ["BatchSource", "Stateful", "TrainJob", "no_exchange", "optimizer_update", "plain_gradients", "step_seed", "train_step"]
+__all__ = [
+    "REDUCED",
+    "BatchSource",
+    "Shown",
+    "Stateful",
+    "TrainJob",
+    "mesh_exchange",
+    "optimizer_update",
+    "plain_gradients",
+    "step_seed",
+    "train_step",
+]
+
+
+REDUCED = ("replicate", "shard", "context")
+"""Dimensions of the mesh whose processes see different tokens."""
 
 
 class BatchSource(Protocol):
@@ -38,6 +55,12 @@ class Make(Protocol):
     def __call__(self, job: TrainJob, batch: Batch) -> Tensor: ...
 
 
+class Score(Protocol):
+    """The loss without gradients."""
+
+    def __call__(self, job: TrainJob, batch: Batch) -> tuple[Tensor, Tensor]: ...
+
+
 class Act(Protocol):
     """The second and the third seam."""
 
@@ -48,6 +71,17 @@ class Measure(Protocol):
     """Between the second and the third seam: clip the gradient, and say its norm before clipping by norm."""
 
     def __call__(self, job: TrainJob) -> Tensor: ...
+
+
+class Shown(Protocol):
+    """Weights that stand for the job where the model holds others: they are validated, and saved as the model's."""
+
+    anchor: Mapping[str, Tensor]
+    """By parameter name."""
+
+    def swapped_in(self) -> AbstractContextManager[None]:
+        """Inside, the model holds them."""
+        ...
 
 
 class Stateful(Protocol):
@@ -63,27 +97,43 @@ class Stateful(Protocol):
 
 
 def plain_gradients(job: TrainJob, batch: Batch) -> Tensor:
-    """Gradient of the mean loss of the batch, microbatch by microbatch, into `.grad`; returns the mean loss (detached).
+    """Gradient of the mean loss of the batch, microbatch by microbatch, into `.grad`; returns this process's share of the mean loss.
 
-    Each microbatch is divided by the whole batch's weight (tokens or examples), so that accumulation equals the large batch.
+    Each microbatch is divided by the whole batch's weight (tokens or examples) over all processes, so that accumulation and data
+    parallelism equal the large batch.
     """
-    weight = job.task.weight(batch).clamp(min=1e-9)
+    mesh = job.mesh
+    batch = my_targets(batch, mesh.at["context"], mesh.layout.context)
+    weight = mesh.sum(job.task.weight(batch), *REDUCED).clamp(min=1e-9)
     loss = torch.zeros((), device=job.device)
     for start in range(0, len(batch), job.microbatch):
         with job.precision.context():
             total, _ = job.task.loss(job.model, batch.rows(start, start + job.microbatch))
-        (total / weight).backward()  # type: ignore[no-untyped-call]
-        loss += total.detach() / weight
+        share = total / weight
+        with synchronising(job.model, now=start + job.microbatch >= len(batch)):
+            # Processes average their gradients; what is wanted is the sum of their shares.
+            (share if mesh.reduce_size == 1 else share * mesh.reduce_size).backward()  # type: ignore[no-untyped-call]
+        loss += share.detach()
     return loss
 
 
-def no_exchange(job: TrainJob) -> None:
-    """One process has nobody to exchange gradients with."""
+def plain_scores(job: TrainJob, batch: Batch) -> tuple[Tensor, Tensor]:
+    """(sum of losses, sum of weights) of this process's part of the batch, float64, without gradients."""
+    batch = my_targets(batch, job.mesh.at["context"], job.mesh.layout.context)
+    with job.precision.context():
+        loss_B, weight_B = job.task.losses(job.model, batch)
+    return loss_B.double().sum(), weight_B.double().sum()
+
+
+def mesh_exchange(job: TrainJob) -> None:
+    """What backward has not exchanged already: gradients that are still partial sums over tensor-parallel processes."""
+    if job.mesh.layout.tensor > 1:
+        whole_gradients(job.model)
 
 
 def clip_here(job: TrainJob) -> Tensor:
     """By value and by norm, where the gradients are in `.grad`."""
-    return clip_gradients(job.model.parameters(), job.clip_norm, job.clip_value)
+    return clip_gradients(job.model.parameters(), job.clip_norm, job.clip_value, job.mesh)
 
 
 def all_is_here(job: TrainJob) -> None:
@@ -116,12 +166,20 @@ class TrainJob:
     clip_norm: float | None = None
     clip_value: float | None = None
     ema: EMA | None = None
+    mesh: Mesh = field(default_factory=lambda: Mesh(Layout()))
+    """This process's place among those that compute together."""
+    examples_per_step: int | None = None
+    """Examples of a step, all processes together. None: as many as each of them has."""
+    replicas: int = 1
+    """Jobs like this one that train beside it on other rows of the batch, itself included (local SGD, DiLoCo)."""
     make: Make = plain_gradients
-    exchange: Act = no_exchange
+    exchange: Act = mesh_exchange
     update: Act = optimizer_update
     clip: Measure = clip_here
     gather: Act = all_is_here
     """Bring weights and optimizer state into `model` and `optimizer`, where they are kept elsewhere: called before anything reads them."""
+    score: Score = plain_scores
+    """How validation computes a loss."""
     step: int = 0
     """Steps done."""
     examples: int = 0
@@ -134,6 +192,10 @@ class TrainJob:
     """Bytes sent."""
     measured: dict[str, float] = field(default_factory=dict)
     """What a seam has to tell of this step (staleness, say): joins the step's metrics."""
+    after: list[Act] = field(default_factory=list)
+    """Called when a step is done, skipped or not (an outer step, say): what all replicas must do, whatever their gradients were."""
+    shown: Shown | None = None
+    """Weights that are validated and saved; None: the model's own."""
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -144,10 +206,11 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 
 def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
     """Make, exchange, clip, check, update: the step that every recipe takes. Metrics are plain numbers."""
-    torch.manual_seed(step_seed(job.seed, job.step))
+    torch.manual_seed(step_seed(job.seed, job.step, job.mesh.data_rank))
     loss = job.make(job, batch)
     job.exchange(job)
     norm = job.clip(job)
+    loss = job.mesh.sum(loss, *REDUCED, "pipeline")
     metrics: dict[str, Any] = {"loss": loss.item(), "grad_norm": norm.item()}  # the step's one wait for the device
     skip = job.health.check(job.step + 1, metrics["loss"], metrics["grad_norm"])
     if skip is None:
@@ -158,11 +221,14 @@ def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
         metrics["skipped"] = skip
     job.optimizer.zero_grad(set_to_none=True)  # None, not zero: saves one write over all parameters
     job.step += 1
-    job.examples += len(batch)
-    job.tokens += batch.targets.numel() if batch.targets.dtype == torch.int64 and batch.targets.ndim == 2 else 0
+    examples = job.examples_per_step or len(batch) * job.mesh.layout.data * job.replicas
+    job.examples += examples
+    job.tokens += examples * batch.targets.shape[1] if batch.targets.dtype == torch.int64 and batch.targets.ndim == 2 else 0
     metrics["lr"] = job.optimizer.param_groups[0]["lr"]
+    for act in job.after:
+        act(job)
     if sent := job.traffic.take():
-        metrics["sent_bytes"] = sum(sent.values())
+        metrics["sent_bytes"], metrics["sent"] = sum(sent.values()), sent
     metrics |= job.measured
     job.measured.clear()
     return metrics

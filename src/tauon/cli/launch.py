@@ -1,0 +1,80 @@
+"""`--on PLACE` and `--dry-run` of `tauon run` and `tauon train`: the recipe's `launch` section, from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from tauon.cli.show import Show
+    from tauon.recipe import Recipe
+
+__all__ = ["PLACES", "launch_elsewhere", "launch_options", "place"]
+
+PLACES = """
+\b
+PLACE, where the processes are started (launch: in the recipe has every setting, a.b=c changes one):
+  here                       this process; the default
+  local, local:4             this machine: all GPUs or cores, or 4 workers
+  ray, ray:4                 a Ray of its own here, or the cluster at launch.address=HOST:PORT
+  k8s:16 launch.image=...    Kubernetes: launch.engine is trainjob, jobset or rayjob
+  slurm:16                   sbatch; launch.partition=..., launch.time=8h, launch.gpus_per_node=8
+\b
+  tauon train quickstart --on local:2                    two processes, one run
+  tauon train quickstart --on slurm:8 --dry-run          print the script, submit nothing
+  tauon train quickstart --on local:8 launch.max_restarts=10 launch.min_workers=6
+"""
+
+
+def launch_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """--on and --dry-run."""
+    for wrap in (
+        click.option("--dry-run", is_flag=True, help="Print what would be started or submitted, and start nothing."),
+        click.option(
+            "--on", "on", metavar="PLACE", help="Where the processes are started: see below. Default: the recipe's launch section."
+        ),
+    ):
+        verb = wrap(verb)
+    return verb
+
+
+def place(on: str | None, recipe: str) -> list[str]:
+    """Assignments that stand for `--on`; a recipe's own section is kept where it is of the same kind."""
+    if on is None:
+        return []
+    from tauon.config import read_yaml
+    from tauon.launch import choose
+    from tauon.recipe import find_recipe
+
+    path = find_recipe(recipe)
+    try:
+        data = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError):
+        return choose(on)  # `load_recipe` will say what is wrong with the file
+    return choose(on, data.get("launch", "here") if isinstance(data, dict) else "here")
+
+
+def launch_elsewhere(tree: Recipe, verb: str, root: Path, show: Show, *, options: tuple[str, ...], fresh: bool, dry_run: bool) -> bool:
+    """Start the recipe where its `launch` says. False where that is here, or where this process is a worker already."""
+    from tauon.artifacts import Run
+    from tauon.errors import RecipeError
+    from tauon.launch import Here, Job, in_a_worker, launch
+    from tauon.recipe import to_yaml
+
+    config = tree.launch
+    if in_a_worker() or (isinstance(config, Here) and not dry_run):
+        return False
+    job = Job(tree.name, verb, to_yaml(tree), root, options, device=tree.train.peek("device"), seed=tree.seed)
+    if fresh:
+        if config.kind_ == "k8s":
+            raise RecipeError("--fresh cannot set aside a folder inside the cluster. Give this run another name (name=...).")
+        if not dry_run and job.folder.exists():
+            with Run.open(job.folder) as record:  # once, and not again whenever workers start again
+                show.tell("aside", folder=str(record.set_aside()))
+    text = launch(config, job, dry_run=dry_run, tell=show.tell)
+    if dry_run:
+        click.echo(text, nl=False)
+    return True

@@ -1,0 +1,240 @@
+"""Training with little communication: replicas take H steps on their own, then an outer optimizer acts on what they did.
+
+    local SGD            H steps, then the mean of the weights                           Stich 2019, arXiv:1805.09767
+    DiLoCo               H steps, then Nesterov's momentum on the outer gradient         Douillard et al. 2023, arXiv:2311.08105
+    streaming DiLoCo     fragments of the model in turn, sent while training goes on     Douillard et al. 2025, arXiv:2501.18512
+
+`OuterLoop` does the outer part on named tensors: it keeps the anchor (the weights that all replicas agree on, and that are
+validated and saved), exchanges outer gradients, and moves anchor and local weights. It knows no model, optimizer or data; the
+inner steps are anybody's. `tauon.train.local_steps` puts it around a training job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor
+
+from tauon.config import Count, Fraction, register
+from tauon.distributed.config import ParallelConfig
+from tauon.distributed.int8 import from_int8, to_int8
+from tauon.distributed.outer import AverageOuter, NesterovOuter, OuterConfig
+from tauon.distributed.traffic import Traffic
+from tauon.errors import Problem, RecipeError
+
+__all__ = ["DiLoCo", "LocalSGD", "LowCommunication", "OuterLoop"]
+
+Compression = Literal["none", "bf16", "int8"]
+
+
+class LowCommunication(ParallelConfig):
+    """What local SGD and DiLoCo have in common. Every process is a replica with its own slice of the batch."""
+
+    every: Count = Field(50, ge=1)
+    """Steps that a replica takes on its own between two exchanges (H)."""
+    compression: Compression = "none"
+    """How outer gradients travel: float32 (4 bytes an element), bf16 (2), or int8 with a scale for each 256 (1.02)."""
+
+    def build(self, weights: Mapping[str, Tensor], *, group: dist.ProcessGroup | None = None, traffic: Traffic | None = None) -> OuterLoop:
+        """The outer loop over `weights`, which it moves in place; `group` is None for all processes, or for one alone."""
+        raise NotImplementedError
+
+
+@register("local-sgd")
+class LocalSGD(LowCommunication):
+    """Replicas train alone and take the mean of their weights every so many steps. Results depend on the number of replicas."""
+
+    every: Count = Field(8, ge=1)
+    """Steps that a replica takes on its own between two exchanges (H)."""
+
+    def build(self, weights: Mapping[str, Tensor], *, group: dist.ProcessGroup | None = None, traffic: Traffic | None = None) -> OuterLoop:
+        return OuterLoop(weights, AverageOuter(), every=self.every, compression=self.compression, group=group, traffic=traffic)
+
+
+@register("diloco")
+class DiLoCo(LowCommunication):
+    """Replicas train alone; an outer optimizer acts on the mean of what they did. Results depend on the number of replicas."""
+
+    outer: OuterConfig = NesterovOuter()
+    """The outer optimizer."""
+    fragments: Count = Field(1, ge=1)
+    """Parts of the model that are exchanged in turn, evenly spread over `every` steps (P): the network is used less at a time."""
+    overlap: Count = Field(0, ge=0)
+    """Steps that training goes on while a fragment is on its way (tau); below `every`."""
+    mix: Fraction | None = Field(None, ge=0, lt=1)
+    """With `overlap`: share of a replica's own weights when a fragment arrives (alpha); the rest is the anchor. Left out: 50%."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        every, fragments, overlap = self.peek("every"), self.peek("fragments"), self.peek("overlap")
+        if fragments > every:
+            yield "fragments", f"{fragments} are more than the {every} steps that they are spread over. Take at most parallel.every."
+        if overlap >= every:
+            yield "overlap", f"{overlap} steps, but a fragment goes out again after {every}. Take fewer than parallel.every."
+        if self.peek("mix") is not None and overlap == 0:
+            yield "mix", "needs overlap above 0: without, the weights that arrive replace a replica's own. Set overlap, or drop it."
+
+    def build(self, weights: Mapping[str, Tensor], *, group: dist.ProcessGroup | None = None, traffic: Traffic | None = None) -> OuterLoop:
+        overlap = self.overlap
+        mix = 0.0 if overlap == 0 else 0.5 if self.mix is None else self.mix
+        return OuterLoop(
+            weights, self.outer, every=self.every, fragments=self.fragments, overlap=overlap, mix=mix, compression=self.compression,
+            group=group, traffic=traffic,
+        )  # fmt: skip
+
+
+@dataclass
+class Sending:
+    """A fragment's outer gradient on its way."""
+
+    due: int
+    """The step after which it is applied."""
+    buffer: Tensor
+    """What comes back: the sum (float32), or every replica's bytes."""
+    work: Any
+    """To wait for; None: it is there."""
+    mean: dict[str, Tensor] | None = None
+    """Its mean over the replicas by name, once somebody asked."""
+
+
+class OuterLoop:
+    """The outer part of training with little communication. Collective: all replicas make the same calls in the same order."""
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], outer: OuterConfig, *, every: int, fragments: int = 1, overlap: int = 0, mix: float = 0.0,
+        compression: Compression = "none", group: dist.ProcessGroup | None = None, traffic: Traffic | None = None,
+    ) -> None:  # fmt: skip
+        """`weights` must start the same on all replicas. `group` None: all processes, or this one where there is no group."""
+        if fragments > len(weights):
+            raise RecipeError([Problem("parallel.fragments", f"{fragments}, but the model has {len(weights)} parameters. Take fewer.")])
+        self.local = {name: w.detach() for name, w in weights.items()}
+        self.anchor: Mapping[str, Tensor] = {name: w.clone() for name, w in self.local.items()}
+        self.outer, self.state = outer, outer.state(self.anchor)
+        self.every, self.overlap, self.mix, self.compression = every, overlap, mix, compression
+        self.group, self.traffic = group, traffic or Traffic()
+        self.fragments = split_evenly({name: w.numel() for name, w in self.local.items()}, fragments)
+        self.sending: dict[int, Sending] = {}
+
+    @property
+    def replicas(self) -> int:
+        return dist.get_world_size(self.group) if dist.is_available() and dist.is_initialized() else 1
+
+    @property
+    def replica(self) -> int:
+        """Number of this replica."""
+        return dist.get_rank(self.group) if dist.is_available() and dist.is_initialized() else 0
+
+    def after(self, step: int, *, last: bool = False) -> None:
+        """To be called after each inner step, `step` being the number of steps done; `last` brings everything together at once.
+
+        Fragment p of P goes out when step = p H / P, and again every H steps.
+        """
+        for p in sorted(p for p, s in self.sending.items() if s.due <= step or last):
+            self._arrive(p)
+        for p in range(len(self.fragments)):
+            if last or (step - p * self.every // len(self.fragments)) % self.every == 0:
+                self._send(p, due=step + self.overlap)
+                if self.overlap == 0 or last:
+                    self._arrive(p, mix=0.0)
+
+    def _send(self, p: int, due: int) -> None:
+        """Start the exchange of fragment p's outer gradient."""
+        flat = torch.cat([(self.anchor[n] - self.local[n]).float().flatten() for n in self.fragments[p]])
+        payload = flat if self.compression == "none" else packed(flat, self.compression)
+        buffer, work = payload, None
+        if self.replicas > 1:
+            if self.compression == "none":
+                work = dist.all_reduce(payload, group=self.group, async_op=True)
+            else:  # gathered, not reduced: each replica's scales are its own, and the sum is made in float32, in the order of ranks
+                buffer = payload.new_empty(self.replicas * payload.numel())
+                work = dist.all_gather_single(buffer, payload, group=self.group, async_op=True)
+            self.traffic.add("all-reduce" if self.compression == "none" else "all-gather", payload.numel() * payload.element_size())
+        self.sending[p] = Sending(due, buffer, work)
+
+    def _mean(self, p: int) -> dict[str, Tensor]:
+        """Fragment p's mean outer gradient by name; waits for it."""
+        sending, names = self.sending[p], self.fragments[p]
+        if sending.mean is None:
+            if sending.work is not None:
+                sending.work.wait()
+            sizes = [self.anchor[name].numel() for name in names]
+            if self.compression == "none":
+                flat = sending.buffer / self.replicas
+            else:
+                parts = [unpacked(b, sum(sizes), self.compression) for b in sending.buffer.chunk(self.replicas)]
+                flat = torch.stack(parts).sum(0) / self.replicas
+            pieces = zip(names, flat.split(sizes), strict=True)
+            sending.mean = {name: x.view_as(self.anchor[name]).to(self.anchor[name].dtype) for name, x in pieces}
+        return sending.mean
+
+    def _arrive(self, p: int, mix: float | None = None) -> None:
+        """Take fragment p's mean outer gradient: move the anchor, then the replica's own weights towards it."""
+        self.outer.update(self.anchor, self._mean(p), self.state)
+        del self.sending[p]
+        mix = self.mix if mix is None else mix
+        for name in self.fragments[p]:
+            if mix == 0:
+                self.local[name].copy_(self.anchor[name])
+            else:
+                self.local[name].lerp_(self.anchor[name], 1 - mix)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Inside, the weights are the anchor; after, the replica's own again, bit for bit."""
+        own = {name: w.clone() for name, w in self.local.items()}
+        for name, w in self.local.items():
+            w.copy_(self.anchor[name])
+        try:
+            yield
+        finally:
+            for name, w in self.local.items():
+                w.copy_(own[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The outer optimizer's state and what is on its way (waits for it): the same on every replica. Without the anchor, which
+        is saved as the model's weights.
+        """
+        held = dict(self.state)
+        if self.overlap:
+            due = torch.tensor([self.sending[p].due if p in self.sending else -1 for p in range(len(self.fragments))])
+            held["due"] = due
+            for p, names in enumerate(self.fragments):
+                mean = self._mean(p) if p in self.sending else {}
+                held |= {f"sending/{name}": mean.get(name, torch.zeros_like(self.anchor[name])) for name in names}
+        return held
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` gave. The model must hold the saved weights: they are the anchor."""
+        for name, w in self.local.items():
+            self.anchor[name].copy_(w)
+        for key, value in self.state.items():
+            value.copy_(tensors[key])
+        self.sending.clear()
+        for p, due in enumerate(tensors["due"].tolist() if self.overlap else []):
+            if due >= 0:
+                mean = {name: tensors[f"sending/{name}"].to(self.anchor[name].device) for name in self.fragments[p]}
+                self.sending[p] = Sending(due, torch.empty(0), None, mean)
+
+
+def packed(flat: Tensor, compression: Compression) -> Tensor:
+    """Bytes to send."""
+    return to_int8(flat) if compression == "int8" else flat.bfloat16().view(torch.uint8)
+
+
+def unpacked(payload: Tensor, n: int, compression: Compression) -> Tensor:
+    """The n numbers (float32) of `packed`."""
+    return from_int8(payload, n) if compression == "int8" else payload.view(torch.bfloat16).float()
+
+
+def split_evenly(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
+    """Names in `parts` lists of about equal size: the largest first, each into the list that is shortest so far."""
+    totals, chosen = [0] * parts, {}
+    for name in sorted(sizes, key=lambda n: -sizes[n]):
+        chosen[name] = min(range(parts), key=lambda p: totals[p])
+        totals[chosen[name]] += sizes[name]
+    return [[name for name in sizes if chosen[name] == p] for p in range(parts)]

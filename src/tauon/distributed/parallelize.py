@@ -1,0 +1,73 @@
+"""`parallelize`: a plain model on the meta device in, the same model cut for this process out. The order is fixed:
+tensor (and sequence), context; then, after the caller has added activation checkpointing and compiled, data parallelism.
+
+Knows a model only by what it says of itself: its shard plan, blocks, attentions, head counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
+
+from torch import nn
+
+from tauon.distributed.config import MeshParallel, ParallelConfig
+from tauon.distributed.context import cut_positions, exchange_heads, refuse_odd_heads
+from tauon.distributed.mesh import Layout, Mesh
+from tauon.distributed.stages import pieces_of_batch, refuse_odd_stages
+from tauon.distributed.tensor import apply_tensor, refuse_odd_shards
+from tauon.errors import Problem, RecipeError
+
+__all__ = ["Divisible", "parallelize", "refuse_layout"]
+
+
+class Divisible(Protocol):
+    """What a model says about how it may be divided (`tauon.models.Model`)."""
+
+    shard_plan: ClassVar[Mapping[str, Any]]
+
+    def attentions(self) -> list[nn.Module]: ...
+
+    def head_counts(self) -> list[tuple[str, int]]: ...
+
+    def blocks_to_compile(self) -> list[nn.Module]: ...
+
+
+def refuse_layout(model: Any, layout: Layout, config: ParallelConfig, *, batch: int, seq_len: int | None) -> None:
+    """`RecipeError` where this model or batch cannot be divided so. Touches no process group: every rank finds the same."""
+    if batch < layout.data:
+        raise RecipeError(
+            [Problem("train.batch", f"{batch} examples for {layout.data} data-parallel processes: some would have none. "
+                     f"Take at least {layout.data}, or fewer processes.")]
+        )  # fmt: skip
+    if layout.pipeline > 1 and isinstance(config, MeshParallel):
+        refuse_odd_stages(config, len(model.blocks_to_compile()))
+        pieces_of_batch(config, -(-batch // layout.data))
+    if layout.tensor > 1:
+        refuse_odd_shards(model, model.shard_plan, layout.tensor, model.head_counts())
+    if layout.context > 1:
+        if not model.attentions() or seq_len is None:
+            raise RecipeError(
+                [
+                    Problem(
+                        "parallel.context", f"{layout.context}, but this model has no attention over a sequence. Take replicate or shard."
+                    )
+                ]
+            )
+        refuse_odd_heads(dict(model.head_counts())["heads"], seq_len, layout.context, layout.tensor)
+
+
+def parallelize(model: Any, mesh: Mesh, *, parts: list[Any] | None = None, sequence: bool = False) -> None:
+    """Cut matrices and sequences, in place. A mesh of one process changes nothing. `parts`: the pipeline stages of `model` here."""
+    runs = [part.blocks_to_compile() for part in parts or [model]]
+    tensor = mesh.along("tensor")
+    if tensor is not None:
+        apply_tensor(model, model.shard_plan, tensor, runs=runs, sequence=sequence)
+    group = mesh.group("context")
+    if group is not None:
+        for i, (part, blocks) in enumerate(zip(parts or [model], runs, strict=True)):
+            if i == 0 and mesh.at["pipeline"] == 0:
+                cut_positions(blocks[0], group)
+            else:
+                part.slices = mesh.layout.context  # it is handed slices
+        exchange_heads(model.attentions(), group)

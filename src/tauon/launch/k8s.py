@@ -1,0 +1,284 @@
+"""`k8s`: manifests for a Kubernetes cluster, as a Kubeflow TrainJob, a JobSet, or a KubeRay RayJob, applied with kubectl.
+
+The recipe travels in a ConfigMap, so that nothing but the image and the volume need be in the cluster. Restarts are the engine's own:
+JobSet's failurePolicy (a TrainJob is made of a JobSet), RayJob's backoffLimit and, inside it, Ray's FailureConfig. Where an API server
+answers, it checks the manifests against its schemas first (kubectl apply --dry-run=server); nothing is applied that it refuses.
+
+https://github.com/kubeflow/trainer (trainer.kubeflow.org/v1alpha1), https://github.com/kubernetes-sigs/jobset (jobset.x-k8s.io/v1alpha2),
+https://github.com/ray-project/kuberay (ray.io/v1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tauon.config import Bytes, Count, read_yaml, register, write_yaml
+from tauon.errors import LaunchError
+from tauon.launch.config import Cluster, Tell
+from tauon.launch.job import Job
+
+__all__ = ["K8s", "k8s_name"]
+
+RECIPE = "/etc/tauon/recipe.yaml"
+"""Where a pod sees the recipe."""
+PORT = 29400
+"""torchrun's usual port of its rendezvous; each job has pods, and so addresses, of its own."""
+_DNS = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
+
+
+@register("k8s")
+class K8s(Cluster):
+    """Pods in a Kubernetes cluster, through the engine that is installed there. `nodes` are pods."""
+
+    engine: Literal["trainjob", "jobset", "rayjob"] = "trainjob"
+    """What the cluster has installed: Kubeflow Trainer, JobSet, or KubeRay."""
+    image: str = Field(min_length=1, max_length=500, pattern=r"^\S+$")
+    """Container image with Tauon in it (the Dockerfile makes one)."""
+    namespace: str = Field("default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    """Namespace of everything that is made."""
+    gpus_per_node: Count | None = Field(None, ge=1)
+    """GPUs of each pod (nvidia.com/gpu). Left out: none."""
+    cpu: float | None = Field(None, gt=0, le=4096)
+    """Cores of each pod. Left out: no request."""
+    memory: Bytes | None = Field(None, ge=2**20)
+    """Memory of each pod (64GiB). Left out: no request."""
+    shared_memory: Bytes | None = Field(None, ge=2**20)
+    """Size of /dev/shm, through which workers on one node and data loaders talk. Left out: the container runtime's 64 MiB."""
+    volume: str | None = Field(None, pattern=_DNS)
+    """PersistentVolumeClaim that holds data and runs: without one, what a pod wrote is gone with it. ReadWriteMany for several pods."""
+    mount: str = Field("/data", pattern=r"^/[^\s:]*$")
+    """Where the pods see the volume; the runs are in `<mount>/runs`."""
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels that the machines must have."""
+    service_account: str | None = Field(None, pattern=_DNS)
+    """Account that the pods run under."""
+    secrets: tuple[str, ...] = ()
+    """Secrets whose entries become environment variables of the workers."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        for i, name in enumerate(self.peek("secrets")):
+            if not re.match(_DNS, name):
+                yield f"secrets.{i}", f"{name!r} is no name of a Secret: lower case letters, digits, - and dots."
+        elastic = any(self.peek(k) is not None for k in ("min_workers", "max_workers"))
+        if elastic and self.peek("engine") == "trainjob":
+            yield "engine", "trainjob cannot grow or shrink. Drop min_workers and max_workers, or take engine: jobset or rayjob."
+        if self.peek("engine") == "jobset" and self.peek("max_workers") is not None and self.peek("max_workers") != self.peek("workers"):
+            yield "max_workers", "a jobset does not grow: it starts `workers`, and goes on with min_workers. Drop max_workers."
+        if self.peek("volume") is None and "mount" in self.model_fields_set:
+            yield "mount", "needs volume. Set it, or drop this."
+
+    def show(self, job: Job) -> str:
+        return "---\n".join(write_yaml(m) for m in self.manifests(job))
+
+    def start(self, job: Job, tell: Tell) -> None:
+        text = self.show(job)
+        if shutil.which("kubectl") is None:
+            raise LaunchError("kubectl is not on this machine, so nothing was applied. Install it, or print the manifests with --dry-run.")
+        if self.volume is None:
+            tell("warning", message="launch.volume is not set: checkpoints are gone with the pods, and a restart begins at step 0")
+        for words in (["--dry-run=server"], []):
+            command = ["kubectl", "apply", "--request-timeout=30s", *words, "-f", "-"]
+            done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)  # noqa: S603
+            if done.returncode != 0:
+                said = (done.stderr.strip() or done.stdout.strip()).splitlines()
+                what = "the API server refused the manifests" if words else "kubectl apply failed"
+                if any(re.search(r"refused|no such host|timeout|current-context|Unable to connect", line) for line in said):
+                    what = "no API server answers (kubectl config current-context says which one is asked)"
+                raise LaunchError(f"nothing was started: {what}:\n" + "\n".join(f"  {line}" for line in said[:12]))
+        name = k8s_name(job.name)
+        kind = {"trainjob": "trainjob", "jobset": "jobset", "rayjob": "rayjob"}[self.engine]
+        label = {"trainjob": f"jobset.sigs.k8s.io/jobset-name={name}", "jobset": f"jobset.sigs.k8s.io/jobset-name={name}"}
+        follow = f"kubectl -n {self.namespace} logs -f -l {label.get(self.engine, f'job-name={name}')} --prefix --max-log-requests 50"
+        tell(
+            "note",
+            message=f"applied: kubectl -n {self.namespace} get {kind} {name}; logs: {follow}; to stop: kubectl -n {self.namespace} delete {kind} {name}",
+        )
+
+    # ------------------------------------------------------------------------------------------ manifests
+
+    def manifests(self, job: Job) -> list[dict[str, Any]]:
+        """Plain data of every object, in the order in which they are applied."""
+        name = k8s_name(job.name)
+        make = {"trainjob": self.train_job, "jobset": self.job_set, "rayjob": self.ray_job}[self.engine]
+        recipe = read_yaml(job.recipe, "recipe")
+        recipe["launch"] = self.inside()
+        return [self.object("v1", "ConfigMap", name, data={"recipe.yaml": write_yaml(recipe)}), *make(job, name)]
+
+    def inside(self) -> dict[str, Any]:
+        """The `launch` section of the recipe as the pods get it: workers are started by the engine, or by Ray."""
+        if self.engine != "rayjob":
+            return {"kind": "here"}
+        fewest, nodes, most, each = self.layout()
+        words = {"kind": "ray", "address": "auto", "workers": nodes * each, "max_restarts": self.max_restarts}
+        words |= {"min_workers": fewest * each} if fewest < nodes else {}
+        words |= {"max_workers": most * each} if most > nodes else {}
+        words |= {"cpus_per_worker": max(0.01, round(self.cpu / each, 2))} if self.cpu else {}
+        words |= {"gpus_per_worker": 1.0} if self.gpus_per_node else {}
+        return {**words, "timeout": self.timeout, "grace": self.grace, **({"env": dict(self.env)} if self.env else {})}
+
+    def object(self, api: str, kind: str, name: str, **rest: Any) -> dict[str, Any]:
+        meta = {"name": name, "namespace": self.namespace, "labels": {"app.kubernetes.io/managed-by": "tauon"}}
+        return {"apiVersion": api, "kind": kind, "metadata": meta, **rest}
+
+    def command(self, job: Job, *, rendezvous: list[str], nodes: str, each: int) -> list[str]:
+        """The torchrun of a pod."""
+        worker = job.command(RECIPE, root=self.root(), python="python3")
+        after = worker[1:] if worker[1:2] == ["-m"] else ["--no-python", *worker]
+        return [
+            "python3",
+            "-m",
+            "torch.distributed.run",
+            *([f"--nnodes={nodes}", f"--nproc-per-node={each}"] if nodes else []),
+            *rendezvous,
+            *after,
+        ]
+
+    def root(self) -> str:
+        """Folder of the runs, as a pod sees it."""
+        return f"{self.mount.rstrip('/')}/runs" if self.volume else "/tmp/runs"  # noqa: S108
+
+    def pod(self, name: str, container: dict[str, Any], **rest: Any) -> dict[str, Any]:
+        """A pod's spec around one container."""
+        mounts = [{"name": "recipe", "mountPath": "/etc/tauon", "readOnly": True}]
+        volumes: list[dict[str, Any]] = [{"name": "recipe", "configMap": {"name": name}}]
+        if self.volume:
+            mounts.append({"name": "data", "mountPath": self.mount})
+            volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": self.volume}})
+        if self.shared_memory:
+            mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
+            volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": quantity(self.shared_memory)}})
+        whole = {"image": self.image, **container, "volumeMounts": mounts, **self.resources(), **self.environment_of_pods()}
+        spec: dict[str, Any] = {"containers": [whole], "volumes": volumes, "terminationGracePeriodSeconds": int(self.grace) + 30, **rest}
+        if self.node_selector:
+            spec["nodeSelector"] = dict(self.node_selector)
+        if self.service_account:
+            spec["serviceAccountName"] = self.service_account
+        return spec
+
+    def resources(self) -> dict[str, Any]:
+        """What a pod asks for; memory and GPUs are limits too, cores are not, as unused ones do no harm to others."""
+        ask: dict[str, Any] = {}
+        if self.cpu:
+            ask["cpu"] = f"{self.cpu:g}"
+        limits: dict[str, Any] = {}
+        if self.memory:
+            ask["memory"] = limits["memory"] = quantity(self.memory)
+        if self.gpus_per_node:
+            ask["nvidia.com/gpu"] = limits["nvidia.com/gpu"] = str(self.gpus_per_node)
+        return {"resources": {"requests": ask, **({"limits": limits} if limits else {})}} if ask else {}
+
+    def environment_of_pods(self) -> dict[str, Any]:
+        values = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.grace)), **self.environment()}
+        values["TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE"] = "[rank ${rank}] "
+        found: dict[str, Any] = {
+            "env": [{"name": k, "value": v.replace("$(", "$$(")} for k, v in values.items()]
+        }  # $(X) is expanded by Kubernetes
+        if self.secrets:
+            found["envFrom"] = [{"secretRef": {"name": s}} for s in self.secrets]
+        return found
+
+    def train_job(self, job: Job, name: str) -> list[dict[str, Any]]:
+        """A runtime of its own and a TrainJob that uses it: fields for volumes in the TrainJob itself changed from version to version."""
+        _, nodes, _, each = self.layout()
+        # The trainer tells torchrun nodes, processes, rank and address through PET_* variables.
+        command = self.command(job, rendezvous=["--tee=3"], nodes="", each=each)
+        pod = self.pod(name, {"name": "node", "command": command}, restartPolicy="Never")
+        work = {"template": {"spec": pod}, "backoffLimit": 0}
+        label = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+        template = {
+            "failurePolicy": {"maxRestarts": self.max_restarts},
+            "replicatedJobs": [{"name": "node", "template": {"metadata": {"labels": label}, "spec": work}}],
+        }
+        runtime = self.object(
+            "trainer.kubeflow.org/v1alpha1", "TrainingRuntime", name,
+            spec={"mlPolicy": {"numNodes": nodes, "torch": {}}, "template": {"spec": template}},
+        )  # fmt: skip
+        runtime["metadata"]["labels"]["trainer.kubeflow.org/framework"] = "torch"
+        ref = {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": name}
+        trainer = {"numNodes": nodes, "numProcPerNode": each}
+        return [runtime, self.object("trainer.kubeflow.org/v1alpha1", "TrainJob", name, spec={"runtimeRef": ref, "trainer": trainer})]
+
+    def job_set(self, job: Job, name: str) -> list[dict[str, Any]]:
+        """One indexed Job. Without `min_workers` a dead pod starts all again; with it the others go on and the pod comes back."""
+        fewest, nodes, _, each = self.layout()
+        elastic = fewest < nodes
+        head = f"{name}-workers-0-0.{name}"  # JobSet's names: <set>-<job>-<index>-<pod>.<subdomain>
+        meeting = [
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={head}:{PORT}",
+            f"--rdzv-id={name}",
+            f"--max-restarts={self.max_restarts}",
+            "--tee=3",
+        ]
+        command = self.command(job, rendezvous=meeting, nodes=f"{fewest}:{nodes}" if elastic else str(nodes), each=each)
+        ports = [{"containerPort": PORT}]
+        pod = self.pod(name, {"name": "worker", "command": command, "ports": ports}, restartPolicy="OnFailure" if elastic else "Never")
+        work = {
+            "parallelism": nodes, "completions": nodes, "completionMode": "Indexed",
+            "backoffLimit": self.max_restarts if elastic else 0, "template": {"spec": pod},
+        }  # fmt: skip
+        spec = {
+            "failurePolicy": {"maxRestarts": self.max_restarts},
+            "network": {"enableDNSHostnames": True, "subdomain": name, "publishNotReadyAddresses": True},
+            "replicatedJobs": [{"name": "workers", "replicas": 1, "template": {"spec": work}}],
+        }
+        return [self.object("jobset.x-k8s.io/v1alpha2", "JobSet", name, spec=spec)]
+
+    def ray_job(self, job: Job, name: str) -> list[dict[str, Any]]:
+        """A Ray cluster for this run alone; the entry point runs on its head and starts workers by `--on ray`."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        fewest, nodes, most, _ = self.layout()
+        try:
+            ray = {"rayVersion": version("ray")}
+        except PackageNotFoundError:
+            ray = {}  # what the image has
+        head = self.pod(name, {"name": "ray-head"})
+        head["containers"][0].pop("resources", None)  # the head trains nothing
+        group = {
+            "groupName": "workers", "replicas": nodes, "minReplicas": fewest, "maxReplicas": most, "rayStartParams": {},
+            "template": {"spec": self.pod(name, {"name": "ray-worker"})},
+        }  # fmt: skip
+        cluster = {
+            **ray,
+            **({"enableInTreeAutoscaling": True} if most > fewest else {}),
+            "headGroupSpec": {"rayStartParams": {"num-cpus": "0", "num-gpus": "0"}, "template": {"spec": head}},
+            "workerGroupSpecs": [group],
+        }
+        entry = shlex.join(job.command(RECIPE, root=self.root(), python="python3"))
+        spec = {"entrypoint": entry, "backoffLimit": self.max_restarts, "shutdownAfterJobFinishes": True, "rayClusterSpec": cluster}
+        return [self.object("ray.io/v1", "RayJob", name, spec=spec)]
+
+
+def k8s_name(name: str) -> str:
+    """A run's name as Kubernetes takes it: at most 40 of lower case letters, digits and -; what had to change is told apart by a hash.
+
+    >>> k8s_name("quickstart"), k8s_name("My_run.2")
+    ('quickstart', 'my-run-2-3209c5')
+    """
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    plain = plain if plain[:1].isalpha() else f"run-{plain}"
+    if plain == name and len(plain) <= 40:
+        return plain
+    return f"{plain[:33].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def quantity(size: int) -> str:
+    """Bytes as Kubernetes writes them.
+
+    >>> quantity(64 * 2**30), quantity(10**9)
+    ('64Gi', '1000000000')
+    """
+    for unit, power in (("Gi", 30), ("Mi", 20)):
+        if size % 2**power == 0:
+            return f"{size >> power}{unit}"
+    return str(size)

@@ -1,0 +1,365 @@
+"""`ray`: workers on a Ray cluster, or on a Ray of this process alone (`tauon[ray]`).
+
+Ray Train places the workers, watches them, and starts them again (its `FailureConfig`); it grows and shrinks the group where `min_workers`
+and `max_workers` say so. Each of its workers runs the same command as everywhere else, as a process of its own with torchrun's
+variables: a killed process takes no Ray actor along, and Ctrl-C reaches it as SIGTERM, so that it saves.
+
+What workers print comes to this process through an actor (`Relay`), which also tells them when to stop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import Field
+
+from tauon.config import register
+from tauon.errors import Interrupted, LaunchError, MissingExtra
+from tauon.launch.config import Tell, Workers
+from tauon.launch.job import Job
+from tauon.launch.logs import Console, log_path, print_line
+from tauon.launch.outcome import STOPPED, cause, ended, failed, is_final
+from tauon.launch.worker import HEADER
+
+__all__ = ["Ray"]
+
+POLL_S = 0.3
+"""Seconds between two looks of a worker at its process, and of the driver at what workers said."""
+
+
+@register("ray")
+class Ray(Workers):
+    """Ray actors, one for each worker. Without an address, a Ray of its own on this machine, at 127.0.0.1, gone when the run ends."""
+
+    address: str | None = None
+    """Cluster to join: HOST:PORT of its head, ray://HOST:PORT, or auto. Left out: a Ray of its own."""
+    cpus_per_worker: float | None = Field(None, gt=0, le=4096)
+    """Cores that Ray keeps for each worker. Left out: 1."""
+    gpus_per_worker: float | None = Field(None, gt=0, le=1)
+    """GPUs that Ray keeps for each worker. Left out: 1 where the cluster has any and `train.device` does not say cpu, else none."""
+
+    def show(self, job: Job) -> str:
+        _ = self.grace, self.address
+        low, n, high = self.group(self.workers or 1)
+        count = f"{self.workers or 'as many as it has GPUs (else CPUs)'}" if low == high else f"{low} to {high}"
+        lines = [
+            f"# Ray: {self.address or 'its own, on 127.0.0.1'}",
+            f"# ScalingConfig: {count} workers, {self.resources(1.0 if self.gpus_per_worker else 0.0)} each",
+            f"# FailureConfig: max_failures={self.max_restarts}",
+            f"# logs: {job.logs}/rank-<k>.log",
+            *(f"export {job.shell([f'{k}={v}'])}" for k, v in self.environment().items()),
+        ]
+        return "\n".join([*lines, f"{job.shell()}   # {n} times, with torchrun's RANK, WORLD_SIZE, ..."]) + "\n"
+
+    def group(self, workers: int) -> tuple[int, int, int]:
+        """(fewest, wanted, most) workers."""
+        return min(self.min_workers or workers, workers), workers, max(self.max_workers or workers, workers)
+
+    def resources(self, gpus: float) -> dict[str, float]:
+        """What Ray keeps for a worker."""
+        return {"CPU": self.cpus_per_worker or 1.0, **({"GPU": self.gpus_per_worker or gpus} if self.gpus_per_worker or gpus else {})}
+
+    def start(self, job: Job, tell: Tell) -> None:
+        job.write()
+        job.logs.mkdir(parents=True, exist_ok=True)
+        with connected(self.address, self.workers or self.max_workers) as ray:
+            has = ray.cluster_resources()
+            gpus = 0.0 if job.device.startswith("cpu") or not has.get("GPU") else 1.0
+            each = self.resources(gpus)
+            fit = int(min(has.get(kind, 0.0) / amount for kind, amount in each.items()))
+            low, workers, high = self.group(self.workers or min(max(fit, 1), self.max_workers or max(fit, 1)))
+            if fit < low:
+                raise LaunchError(
+                    f"{low} workers of {each} do not fit into this Ray, which has "
+                    f"{ ({k: has.get(k, 0.0) for k in each}) } and so room for {fit}. Take fewer (--on ray:N), or less for each."
+                )
+            why = "asked for" if self.workers else f"what fits, {each} each"
+            tell("note", message=f"{workers} workers: {why}" + (f"; {low} to {high} as Ray has room" if low < high else ""))
+            self._fit(ray, job, (low, workers, high), each, tell)
+
+    def _fit(self, ray: Any, job: Job, group: tuple[int, int, int], each: dict[str, float], tell: Tell) -> None:
+        """Ray Train's run in a thread, so that signals come to us; what workers say is read here."""
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        relay = ray.remote(num_cpus=0)(Relay).remote()
+        console = Console(functools.partial(print_line, json="--json" in job.options))
+        low, workers, high = group
+        told = {
+            "command": job.command(), "folder": os.getcwd(), "grace": self.grace, "relay": relay, "env": self.environment(),
+            "loopback": self.address is None, "restarts": self.max_restarts,
+        }  # fmt: skip
+        trainer = DataParallelTrainer(
+            be_a_worker,
+            train_loop_config=told,
+            scaling_config=ScalingConfig(
+                num_workers=workers if low == high else (low, high), resources_per_worker=each, use_gpu="GPU" in each
+            ),
+            run_config=RunConfig(
+                name="ray", storage_path=str(job.folder / "launch"), failure_config=FailureConfig(max_failures=self.max_restarts)
+            ),
+        )
+        found: dict[str, Any] = {}
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+            except Exception as err:  # told by what the workers said, or raised below
+                found["error"] = err
+
+        thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+        asked = ""
+        restarts = 0
+        with _signals() as signals:
+            thread.start()
+            while True:
+                last = not thread.is_alive()
+                for event in ray.get(relay.take.remote()):
+                    restarts = max(restarts, event.get("restart", 0))
+                    if event["kind"] == "lines":
+                        _keep(job, event["rank"], event["lines"], console)
+                    elif event["kind"] == "restart":
+                        tell(
+                            "warning",
+                            message=f"{event['words']}: all start again from the last checkpoint ({event['restart']} of {self.max_restarts} restarts)",
+                        )
+                if signals and not asked:
+                    asked = signals[0]
+                    ray.get(relay.ask_to_stop.remote())
+                if last or len(signals) > 1:
+                    break
+                time.sleep(POLL_S)
+        codes: dict[int, int] = ray.get(relay.codes.remote())
+        if asked:
+            saved = not thread.is_alive() and codes and all(c in (0, STOPPED) for c in codes.values())
+            how = f"all {len(codes)} workers saved and ended" if saved else "not every worker had saved when it was ended (launch.grace)"
+            raise Interrupted(f"{asked}: {how}. The same command goes on from the last checkpoint.")
+        bad = {rank: code for rank, code in codes.items() if code != 0}
+        if bad:
+            if bad[cause(bad)] == STOPPED:
+                raise Interrupted(
+                    f"{ended(cause(bad), STOPPED)}: it was stopped from outside, and saved. The same command goes on from there."
+                )
+            raise failed(bad, job.logs, restarts)
+        if "error" in found:
+            raise LaunchError(f"Ray could not run the workers: {str(found['error']).strip().splitlines()[-1]}") from found["error"]
+
+
+class Relay:
+    """An actor between the workers and who started them: lines one way, the wish to stop the other."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.stop = False
+        self.failed: dict[int, int] = {}
+        self.attempt = -1
+
+    def begin(self, rank: int, size: int) -> int:
+        """A worker of a new group begins; returns how often the group was started again."""
+        if rank == 0:
+            self.attempt += 1
+            if self.attempt:
+                bad = {r: c for r, c in self.failed.items() if c != 0}
+                words = ended(cause(bad), bad[cause(bad)]) if bad else "a worker was lost"
+                self.events.append({"kind": "restart", "restart": self.attempt, "words": words})
+            self.failed = {}
+        return self.attempt
+
+    def say(self, rank: int, lines: list[str]) -> bool:
+        """Lines of a worker; returns whether it should stop."""
+        if lines:
+            self.events.append({"kind": "lines", "rank": rank, "lines": lines})
+        return self.stop or is_final_of(self.failed)
+
+    def ended(self, rank: int, code: int) -> bool:
+        """A worker's process ended; returns whether nothing is to be tried again."""
+        first = not any(self.failed.values())
+        if code == 0 or first or not is_final_of(self.failed):
+            self.failed[rank] = code
+        return self.stop or is_final_of(self.failed)
+
+    def ask_to_stop(self) -> None:
+        """All workers get SIGTERM soon."""
+        self.stop = True
+
+    def take(self) -> list[dict[str, Any]]:
+        """What was said since the last call."""
+        events, self.events = self.events, []
+        return events
+
+    def codes(self) -> dict[int, int]:
+        """Exit code of each rank whose process ended, of the last group."""
+        return dict(self.failed)
+
+
+def is_final_of(codes: Mapping[int, int]) -> bool:
+    """Whether some rank failed in a way that no restart mends."""
+    bad = {rank: code for rank, code in codes.items() if code != 0}
+    return bool(bad) and is_final(bad)
+
+
+def be_a_worker(told: dict[str, Any]) -> None:
+    """What Ray Train runs on each of its workers: the command, with torchrun's environment, until it ends or is to stop."""
+    import ray
+    import ray.train
+    from ray.train.collective import broadcast_from_rank_zero
+
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
+    relay = told["relay"]
+    meeting = store = None
+    if rank == 0:
+        host = "127.0.0.1" if told["loopback"] else ray.util.get_node_ip_address()
+        store = meeting_point(host)
+        meeting = {"host": host, "port": store.port, "restart": ray.get(relay.begin.remote(rank, size))}
+    meeting = broadcast_from_rank_zero(meeting)
+    cores = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(cores),
+        **({"GLOO_SOCKET_IFNAME": "lo"} if told["loopback"] else {}),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "GROUP_RANK": str(context.get_node_rank()),
+        "MASTER_ADDR": meeting["host"],
+        "MASTER_PORT": str(meeting["port"]),
+        "TORCHELASTIC_RESTART_COUNT": str(meeting["restart"]),
+        "TORCHELASTIC_MAX_RESTARTS": str(told["restarts"]),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RUN_ID": ray.get_runtime_context().get_job_id(),
+        # Ray ends a group by killing its actors; their processes must go at once, before the next group takes the folder.
+        "TAUON_PARENT": f"{os.getpid()}:{int(signal.SIGKILL)}",
+        "PYTHONUNBUFFERED": "1",
+        **told["env"],
+    }
+    process = subprocess.Popen(  # noqa: S603
+        told["command"], env=env, cwd=told["folder"] if os.path.isdir(told["folder"]) else None, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    lines: list[str] = [
+        f"{HEADER} {rank} of {size}, process {process.pid}, restart {meeting['restart']}, {time.strftime('%FT%TZ', time.gmtime())}"
+    ]
+    reader = threading.Thread(target=_read, args=(process, lines), daemon=True)
+    reader.start()
+    asked_at: float | None = None
+    try:
+        while process.poll() is None:
+            time.sleep(POLL_S)
+            said, lines[:] = lines[:], []
+            stop = ray.get(relay.say.remote(rank, said))
+            if stop and asked_at is None:
+                asked_at = time.monotonic()
+                process.terminate()
+            elif asked_at is not None and time.monotonic() - asked_at > told["grace"]:
+                process.kill()
+    finally:
+        if process.poll() is None:
+            process.kill()
+    reader.join(timeout=5)
+    ray.get(relay.say.remote(rank, lines[:]))
+    code = process.returncode
+    del store  # until here: the others may still be meeting
+    if not ray.get(relay.ended.remote(rank, code)) and code != 0:
+        raise RuntimeError(ended(rank, code))  # so that Ray Train starts the group again
+
+
+def meeting_point(host: str) -> Any:
+    """The store at which the workers' processes meet, on this address alone; the one they would make listens on every interface."""
+    import socket
+
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.bind((host, 0))
+        listener.listen(512)
+        port = listener.getsockname()[1]
+        return TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+
+
+def _read(process: Any, lines: list[str]) -> None:
+    for raw in process.stdout:
+        lines.append(raw.decode("utf-8", "replace").rstrip("\n"))
+
+
+@contextlib.contextmanager
+def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
+    """Ray, joined or started here. Raises `MissingExtra`, or `LaunchError` where there is no cluster, or it is of another version."""
+    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None:
+        # Ray takes 127.0.0.1 for an address to be replaced by that of the network, except where it thinks itself unfit for clusters.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    try:
+        import ray
+        import ray.train
+    except ImportError as err:
+        raise MissingExtra("--on ray", "ray") from err
+    already = ray.is_initialized()
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
+    try:
+        if address is not None:
+            ray.init(address=address, **quiet)
+        elif not already:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            # A CPU of Ray is a promise, not a core: two workers fit on one core, only slower.
+            ray.init(address="local", num_cpus=max(cores, cpus or 0), include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    except (RuntimeError, ConnectionError, ValueError, TimeoutError) as err:
+        raise LaunchError(refusal(str(err), address)) from err
+    try:
+        yield ray
+    finally:
+        if not already:
+            ray.shutdown()
+
+
+def refusal(said: str, address: str | None) -> str:
+    """Why Ray could not be joined, in words.
+
+    >>> refusal("Version mismatch: The cluster was started with:    Ray: 2.9.0    Python: 3.11.1 This process ...", "head:6379")[:53]
+    'the Ray at head:6379 is of another version than ours:'
+    """
+    if re.search(r"version mismatch|versions? .*(differ|mismatch)", said, re.IGNORECASE):
+        flat = " ".join(said.split())
+        ways = "Install the cluster's version here (pip install ray==...), or use an image that has ours."
+        return f"the Ray at {address} is of another version than ours: {flat}. {ways}"
+    what = f"no Ray answers at {address}" if address else "Ray could not be started here"
+    first = next((line.strip() for line in said.splitlines() if line.strip()), "no reason given")
+    return f"{what}: {first}. Check launch.address, and that the cluster runs (ray status); left out, a Ray of its own is started."
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[str]]:
+    """Names of the signals that asked us to stop, as they come; the main thread's own handling is put back afterwards."""
+    names: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield names
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    for s in before:
+        signal.signal(s, lambda number, _frame: names.append(signal.Signals(number).name))
+    try:
+        yield names
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def _keep(job: Job, rank: int, lines: list[str], console: Console) -> None:
+    """Into the rank's log, and onto the console."""
+    with open(log_path(job.logs, rank), "a", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+    for line in lines:
+        console.line(rank, line)

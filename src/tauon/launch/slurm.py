@@ -1,0 +1,212 @@
+"""`slurm`: a batch script for sbatch. torchrun (c10d rendezvous on the first node) starts and restarts the workers inside the job;
+Slurm starts the job again when a node dies, when it is preempted, or when its time is up: a signal comes before the end, the workers
+save, and the script asks to be queued again.
+
+https://slurm.schedmd.com/sbatch.html (--signal, --requeue, --array), https://github.com/NVIDIA/pyxis (--container-image).
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from tauon.artifacts import atomic_write
+from tauon.config import Bytes, Count, Duration, register
+from tauon.errors import LaunchError
+from tauon.launch.config import Cluster, Tell
+from tauon.launch.job import Job
+
+__all__ = ["Slurm"]
+
+WORD = r"^[A-Za-z0-9_.,:@%+/\[\]=-]{1,200}$"
+"""What may stand in a line of #SBATCH: those lines are read by Slurm, without quotes of a shell."""
+
+
+@register("slurm")
+class Slurm(Cluster):
+    """A batch job on a Slurm cluster. Folders (this one, the runs, the data) must be shared by its nodes."""
+
+    partition: str | None = Field(None, pattern=WORD)
+    """Partition (queue). Left out: the cluster's default."""
+    account: str | None = Field(None, pattern=WORD)
+    """Account that is charged."""
+    qos: str | None = Field(None, pattern=WORD)
+    """Quality of service."""
+    time: Duration | None = Field(None, ge=60, le=1e8)
+    """Wall time of the job (8h). Left out: the partition's default. Longer runs queue themselves again and go on."""
+    gpus_per_node: Count | None = Field(None, ge=1)
+    """GPUs on each node. Left out: none."""
+    cpus_per_task: Count | None = Field(None, ge=1)
+    """Cores on each node, shared by its workers. Left out: Slurm's default."""
+    memory: Bytes | None = Field(None, ge=2**20)
+    """Memory of each node (64GiB). Left out: Slurm's default."""
+    constraint: str | None = Field(None, pattern=WORD)
+    """Features that nodes must have."""
+    requeue: bool = True
+    """Queue the job again when its time is up, it is preempted, or a node dies."""
+    seeds: tuple[Count, ...] = ()
+    """One job of an array for each: the run NAME-seedN with that seed. Left out: one job, the recipe's seed."""
+    setup: tuple[str, ...] = ()
+    """Lines of bash that run on the first node before anything else: module load, source .../activate."""
+    container: str | None = Field(None, pattern=WORD)
+    """Image that the workers run in."""
+    container_engine: Literal["pyxis", "apptainer"] = "pyxis"
+    """`pyxis`: srun --container-image; `apptainer`: apptainer exec."""
+    mounts: tuple[str, ...] = ()
+    """Folders seen inside the container, SOURCE:TARGET. The runs' folder is always seen."""
+    python: str | None = None
+    """Python of the workers. Left out: this one; in a container, python3."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if self.peek("container") is None:
+            for name in ("mounts", "container_engine"):
+                if name in self.model_fields_set:
+                    yield name, "needs container. Set it, or drop this."
+        for i, line in enumerate(self.peek("setup")):
+            if line.lstrip().startswith("#SBATCH") or "\n" in line:
+                yield f"setup.{i}", "is one line of bash, and #SBATCH lines are no longer read there. Use the keys of launch."
+        for i, mount in enumerate(self.peek("mounts")):
+            if ":" not in mount or "," in mount:
+                yield f"mounts.{i}", f"{mount!r} is not SOURCE:TARGET."
+        seeds = self.peek("seeds")
+        if len(set(seeds)) != len(seeds):
+            yield "seeds", f"{list(seeds)} names one twice. Give each once."
+
+    def show(self, job: Job) -> str:
+        return self.script(job)
+
+    def start(self, job: Job, tell: Tell) -> None:
+        if shutil.which("sbatch") is None:
+            raise LaunchError(
+                "sbatch is not on this machine, so no job was submitted. Run this on a login node of the cluster, "
+                "or print the script with --dry-run and take it there."
+            )
+        job.write()
+        job.logs.mkdir(parents=True, exist_ok=True)
+        path = job.folder / "launch" / "job.sbatch"
+        atomic_write(path, self.script(job))
+        done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)  # noqa: S603, S607
+        if done.returncode != 0:
+            raise LaunchError(f"sbatch refused {path}: {done.stderr.strip() or done.stdout.strip()}")
+        number = done.stdout.strip().split(";")[0]
+        tell("note", message=f"submitted job {number}: squeue -j {number}; log: {job.logs}/slurm-{number}*.out; to stop: scancel {number}")
+
+    def script(self, job: Job) -> str:
+        """The whole batch script."""
+        fewest, nodes, most, each = self.layout()
+        lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in self.options(job, (fewest, most) if most > fewest else (nodes, nodes)))]
+        lines += [
+            f"# tauon {job.verb} {job.name} on {nodes} node{'s' * (nodes > 1)}, {each} worker{'s' * (each > 1)} each",
+            "set -euo pipefail",
+        ]
+        lines += [f"cd {shlex.quote(str(Path.cwd()))}", *self.setup]
+        env = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": f"{int(self.grace)}", **self.environment()}
+        lines += [f"export {k}={shlex.quote(v)}" for k, v in env.items()]
+        lines += ["export TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='[rank ${rank}] '"]
+        if self.cpus_per_task:
+            lines += [f"export OMP_NUM_THREADS={max(1, self.cpus_per_task // each)}"]
+        lines += self.seeding()
+        lines += [
+            'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+            "port=$((20000 + SLURM_JOB_ID % 20000))  # of this job: two jobs may share a node",
+            "stopped=0",
+            # bash runs a trap only between commands: hence srun in the background, and wait
+            "trap 'stopped=1; kill -TERM \"$step\"' TERM",
+            f"{self.srun(job, (fewest, most), each)} &",
+            "step=$!",
+            "code=0",
+            'wait "$step" || code=$?',
+            'while [ "$stopped" = 1 ] && kill -0 "$step" 2>/dev/null; do wait "$step" || true; done  # the signal ended the wait: they save',
+            'if [ "$stopped" = 1 ]; then code=0; wait "$step" || code=$?; fi',
+        ]
+        if self.requeue:
+            lines += [
+                'if [ "$stopped" = 1 ] && [ "$code" != 0 ]; then',
+                '  scontrol requeue "$SLURM_JOB_ID"  # goes on from the checkpoint',
+                "  exit 0",
+                "fi",
+            ]
+        return "\n".join([*lines, 'exit "$code"']) + "\n"
+
+    def options(self, job: Job, nodes: tuple[int, int]) -> Iterator[str]:
+        """The lines of #SBATCH."""
+        low, high = nodes
+        yield f"--job-name={job.name}"
+        # %j is the job's number; paths with odd characters cannot be written in such a line
+        where = str(job.logs)
+        if any(c in where for c in " \t\n\"'\\%#"):
+            raise LaunchError(f"{where} has characters that sbatch does not take in a line of #SBATCH. Choose another --root.")
+        yield f"--output={where}/slurm-%{'A_%a' if self.seeds else 'j'}.out"
+        yield "--open-mode=append"
+        yield f"--nodes={low}-{high}" if high > low else f"--nodes={low}"
+        yield "--ntasks-per-node=1"
+        if self.cpus_per_task:
+            yield f"--cpus-per-task={self.cpus_per_task}"
+        if self.gpus_per_node:
+            yield f"--gpus-per-node={self.gpus_per_node}"
+        if self.memory:
+            yield f"--mem={-(-self.memory // 2**20)}M"
+        if self.time:
+            yield f"--time={slurm_time(self.time)}"
+        for name in ("partition", "account", "qos", "constraint"):
+            value = getattr(self, name)
+            if value:
+                yield f"--{name}={value}"
+        yield "--requeue" if self.requeue else "--no-requeue"
+        yield f"--signal=B:TERM@{int(self.grace) + 60}"  # to the script, which passes it on; the rest of the minute is for Slurm
+        if self.seeds:
+            yield f"--array=0-{len(self.seeds) - 1}"
+
+    def seeding(self) -> list[str]:
+        """Which seed this job of the array has."""
+        if not self.seeds:
+            return []
+        return [f"seeds=({' '.join(map(str, self.seeds))})", "seed=${seeds[$SLURM_ARRAY_TASK_ID]}"]
+
+    def srun(self, job: Job, nodes: tuple[int, int], each: int) -> str:
+        """One torchrun on each node."""
+        low, high = nodes
+        count = '"$SLURM_JOB_NUM_NODES"' if low >= high else f'{low}:"$SLURM_JOB_NUM_NODES"'
+        python = self.python or ("python3" if self.container else sys.executable)
+        step = ["srun"]
+        inside: list[str] = []
+        if self.container:
+            mounts = ",".join([f"{job.root.absolute()}:{job.root.absolute()}", *self.mounts])
+            if self.container_engine == "pyxis":
+                step += [f"--container-image={self.container}", f"--container-mounts={mounts}", f"--container-workdir={Path.cwd()}"]
+            else:
+                inside = ["apptainer", "exec", *(["--nv"] if self.gpus_per_node else []), "--bind", mounts, self.container]
+        torchrun = [python, "-m", "torch.distributed.run"]
+        worker = job.command(python=python)
+        after = worker[worker.index("-m") :] if "-m" in worker else ["--no-python", *worker]
+        parts = [
+            shlex.join([*step, *inside, *torchrun]),
+            f"--nnodes={count}",
+            f"--nproc-per-node={each}",
+            '--rdzv-backend=c10d --rdzv-endpoint="$head:$port" --rdzv-id="$SLURM_JOB_ID"',
+            f"--max-restarts={self.max_restarts}",
+            f"--tee=3 --log-dir={shlex.quote(str(job.logs))}",
+            shlex.join(after),
+        ]
+        if self.seeds:
+            parts.append(f'"seed=$seed" "name={job.name}-seed$seed"')
+        return " ".join(parts)
+
+
+def slurm_time(seconds: float) -> str:
+    """Slurm's form of a duration, D-HH:MM:SS.
+
+    >>> slurm_time(90061)
+    '1-01:01:01'
+    """
+    whole = int(seconds)
+    days, rest = divmod(whole, 86400)
+    return f"{days}-{rest // 3600:02}:{rest % 3600 // 60:02}:{rest % 60:02}"
