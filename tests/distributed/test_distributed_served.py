@@ -240,6 +240,61 @@ def test_backup_workers_are_not_waited_for_if_slow(ray: Any) -> None:
     assert job.step == 12
 
 
+# ------------------------------------------------------------------------------------------------ asynchronous DiLoCo
+
+
+def test_one_worker_s_rounds_with_the_plain_outer_step_are_one_process(ray: Any) -> None:
+    """x - (x - y) is y: what H steps of a worker on its own come to is what one process comes to."""
+    work = ToyWork("mlp", parse(OptimConfig, {"kind": "sgd", "lr": 0.1}), steps=14, batch=8, microbatch=8)
+    alone, log = one_process(work)
+    job, ours = run(work, config(workers=1, servers=2, mode="ssp", staleness=0, every=4, outer={"kind": "average"}))
+    np.testing.assert_allclose([m["loss"] for m in ours], [m["loss"] for m in log], rtol=1e-5)
+    np.testing.assert_allclose([m["grad_norm"] for m in ours], [m["grad_norm"] for m in log], rtol=1e-4)
+    assert [m["lr"] for m in ours] == [m["lr"] for m in log] and job.examples == alone.examples
+    for name, p in weights(job).items():
+        torch.testing.assert_close(p, weights(alone)[name], rtol=1e-5, atol=1e-6, msg=name)
+    sent = [m.get("sent_bytes", 0) for m in ours]
+    assert [s > 0 for s in sent] == [i % 4 == 0 for i in range(14)]
+
+
+def test_rounds_of_several_workers_learn_and_survive_deaths(ray: Any) -> None:
+    work = ToyWork("mlp", parse(OptimConfig, {"kind": "adamw", "lr": 1e-2}), steps=160, batch=32, microbatch=32)
+    _, log = one_process(work)
+
+    def each(servers: Any, step: int) -> None:
+        if step in (12, 33):
+            ray.kill(servers.group.actors[step % 2])
+        if step == 22:
+            ray.kill(servers.fleet.members[0].actor)
+
+    outer = {"kind": "delayed-nesterov", "delay": 2, "momentum": 0.5}
+    job, ours = run(work, config(workers=2, servers=2, replicas=1, mode="async", every=5, outer=outer), each=each)
+    assert len(ours) == 160 and job.notes["parameter_server"] == {"applied": 160, "next": 32, "open": [], "left": []}
+    # two workers at a time go half as far as one that takes all steps one after the other
+    assert np.mean([m["loss"] for m in ours[-10:]]) < np.mean([m["loss"] for m in log[70:80]]) + 0.1
+    assert np.mean([m["loss"] for m in ours[-10:]]) < log[0]["loss"] - 0.4
+
+
+def test_rounds_resume_in_the_middle_of_one(ray: Any, tmp_path: Path) -> None:
+    sgd = parse(OptimConfig, {"kind": "sgd", "lr": 0.1, "momentum": 0})  # has no state that a resume would begin afresh
+    work = ToyWork("mlp", sgd, steps=16, batch=8, microbatch=8)
+    parallel = config(workers=1, servers=2, mode="ssp", staleness=0, every=4, outer={"kind": "nesterov", "momentum": 0.5})
+    whole, log = run(work, parallel)
+    half = work.alone()
+    with served(half, parallel, sgd, work), CheckpointWriter(tmp_path) as writer:
+        train(half, hooks=[lambda j, info: "stop" if info.step == 6 else None])
+        half.notes.pop("stopped")
+        writer.save(6, *job_state(half))
+    again = work.alone()
+    servers = served(again, parallel, sgd, work)
+    restore(again, load_checkpoint(tmp_path / "step-000006"))
+    losses: list[float] = []
+    with servers:
+        train(again, hooks=[lambda j, info: losses.append(info.metrics["loss"])])
+        job_state(again)
+    assert losses == [m["loss"] for m in log[6:]] and equal(again, whole)
+
+
 # ------------------------------------------------------------------------------------------------ deaths
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tauon.config import parse
+from tauon.distributed.outer import NesterovOuter
 from tauon.distributed.parameter_server import ParameterServer
 from tauon.distributed.partition import Partition, partition
-from tauon.distributed.server import Names, Push, ServerShard, skeleton
+from tauon.distributed.server import Names, OptimizerRule, OuterRule, Push, ServerShard, skeleton
 from tauon.distributed.server_group import gather, scatter
 from tauon.errors import RecipeError
 from tauon.models import GPTConfig, MLPConfig, Model, materialize
@@ -30,6 +31,10 @@ OPTIMS: list[dict[str, Any]] = [
 def parted(model: Model, config: OptimConfig, servers: int) -> tuple[Names, Partition]:
     names = Names.of(model)
     return names, partition(names.trained, servers, rows_may_part=config.elementwise)
+
+
+def by(config: OptimConfig) -> Any:
+    return lambda names, parameters: OptimizerRule(config.build, names, parameters)
 
 
 def random_gradients(model: Model, step: int) -> dict[str, torch.Tensor]:
@@ -100,7 +105,7 @@ def test_shards_together_are_torch_s_optimizer_over_the_whole_model(optim: dict[
     config = parse(OptimConfig, optim)
     model = materialize(model_config, seed=3)
     names, parts = parted(model, config, servers)
-    shards = [ServerShard(pieces, names, config.build, clip_value=0.8) for pieces in parts.shards]
+    shards = [ServerShard(pieces, names, by(config), clip_value=0.8) for pieces in parts.shards]
     start = {n: p.detach().numpy() for n, p in model.named_parameters()}
     for shard, state in zip(shards, scatter(parts, start, {}, {}, 0), strict=True):
         shard.load(state)
@@ -132,7 +137,7 @@ def test_one_shard_of_whole_tensors_is_bit_for_bit_torch_s_optimizer() -> None:
     config = parse(OptimConfig, OPTIMS[2])
     model = materialize(GPT, seed=3)
     names, parts = parted(model, config, 1)
-    shard = ServerShard(parts.shards[0], names, config.build)
+    shard = ServerShard(parts.shards[0], names, by(config))
     shard.load(scatter(parts, {n: p.detach().numpy() for n, p in model.named_parameters()}, {}, {}, 0)[0])
     whole = config.build(model)
     torch.set_num_threads(1)
@@ -152,7 +157,7 @@ def test_a_parameter_without_a_gradient_is_left_alone() -> None:
     config = parse(OptimConfig, OPTIMS[2])
     model = materialize(MLP, seed=0)
     names, parts = parted(model, config, 1)
-    shard = ServerShard(parts.shards[0], names, config.build)
+    shard = ServerShard(parts.shards[0], names, by(config))
     shard.load(scatter(parts, {n: p.detach().numpy() for n, p in model.named_parameters()}, {}, {}, 0)[0])
     before = shard.weights()[0].copy()
     first = parts.shards[0][0]
@@ -171,7 +176,7 @@ def test_state_put_into_another_shard_goes_on_bit_for_bit(optim: dict[str, Any])
     names, parts = parted(model, config, 2)
     start = scatter(parts, {n: p.detach().numpy() for n, p in model.named_parameters()}, {}, {}, 0)
     for number, pieces in enumerate(parts.shards):
-        one, other = (ServerShard(pieces, names, config.build) for _ in range(2))
+        one, other = (ServerShard(pieces, names, by(config)) for _ in range(2))
         one.load(start[number])
 
         def step(shard: ServerShard, i: int, number: int = number) -> None:
@@ -204,7 +209,7 @@ def test_gather_undoes_scatter_over_any_number_of_servers() -> None:
 def test_delay_compensation_is_the_paper_s_formula() -> None:
     config, model = parse(OptimConfig, {"kind": "sgd", "lr": 0.5, "momentum": 0.0}), materialize(MLP, seed=0)
     names, parts = parted(model, config, 1)
-    shard = ServerShard(parts.shards[0], names, config.build, compensation=0.3)
+    shard = ServerShard(parts.shards[0], names, by(config), compensation=0.3)
     w = flat(parts, 0, dict(model.named_parameters()))
     shard.load(scatter(parts, {n: p.detach().numpy() for n, p in model.named_parameters()}, {}, {}, 0)[0])
     pulled = w + 0.1 * np.random.default_rng(0).standard_normal(len(w)).astype(np.float32)
@@ -212,6 +217,32 @@ def test_delay_compensation_is_the_paper_s_formula() -> None:
     shard.reduce([Push([g])], pulled=[pulled])
     shard.apply(1.0, 1.0)
     np.testing.assert_allclose(shard.weights()[0], w - 0.5 * (g + 0.3 * g * g * (w - pulled)), rtol=1e-5, atol=1e-6)
+
+
+def test_an_outer_optimizer_over_pieces_is_the_one_over_the_whole_and_its_state_moves_on() -> None:
+    outer, model = NesterovOuter(lr=0.5, momentum=0.8), materialize(MLP, seed=0)
+    names = Names.of(model)
+    parts = partition(names.trained, 3, rows_may_part=True)
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    shards = [ServerShard(pieces, names, lambda _, mine: OuterRule(outer, mine)) for pieces in parts.shards]
+    for shard, state in zip(shards, scatter(parts, {n: w.numpy() for n, w in weights.items()}, {}, {}, 0), strict=True):
+        shard.load(state)
+    whole = outer.state(weights)
+    for step in range(4):
+        if step == 2:  # others take over
+            states = [s.state() for s in shards]
+            shards = [ServerShard(pieces, names, lambda _, mine: OuterRule(outer, mine)) for pieces in parts.shards]
+            for shard, state in zip(shards, states, strict=True):
+                shard.load(state)
+        pushed = random_gradients(model, step)
+        outer.update(weights, pushed, whole)
+        for s, shard in enumerate(shards):
+            shard.reduce([Push([flat(parts, s, pushed)])])
+            shard.apply(1.0, 1.0)
+    ours, tensors, _ = gather(parts, names.trained, [s.state() for s in shards])
+    for n, w in weights.items():
+        np.testing.assert_allclose(ours[n], w.numpy(), rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(tensors[f"{n}/momentum"], whole[f"momentum/{n}"].numpy(), rtol=1e-6, atol=1e-7)
 
 
 # ------------------------------------------------------------------------------------------------ settings that cannot be
@@ -228,6 +259,9 @@ def test_delay_compensation_is_the_paper_s_formula() -> None:
         ({"pull": {"kind": "top-k"}}, "pull: top-k sends part"),
         ({"replicas": 1}, "replicas: 1 copies need as many further servers"),
         ({"address": "ray://somewhere:10001"}, "address: ray://"),
+        ({"every": 5, "mode": "async"}, "every: 5 steps on its own need an outer optimizer"),
+        ({"outer": "nesterov"}, "outer: is for modes async and ssp"),
+        ({"outer": "nesterov", "mode": "async", "delay_compensation": 1}, "delay_compensation: corrects gradients"),
         ({"workers": 0}, "workers"),
         ({"mode": "synch"}, "mode"),
     ],

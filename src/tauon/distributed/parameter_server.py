@@ -10,6 +10,7 @@ from pydantic import Field
 from tauon.config import Count, Duration, register
 from tauon.distributed.codec import CodecConfig, NoCodec
 from tauon.distributed.config import ParallelConfig
+from tauon.distributed.outer import OuterConfig
 
 __all__ = ["ParameterServer"]
 
@@ -35,6 +36,11 @@ class ParameterServer(ParallelConfig):
     (Chen et al. 2016, arXiv:1604.00981)."""
     delay_compensation: float = Field(0.0, ge=0)
     """With `async` and `ssp`: lambda of the correction g + lambda g^2 (w - w_pulled) (Zheng et al. 2017, arXiv:1609.08326). 0: none."""
+    every: Count = Field(1, ge=1)
+    """With `outer`: steps that a worker takes on its own between pull and push (H)."""
+    outer: OuterConfig | None = None
+    """With `async` and `ssp`: asynchronous DiLoCo (Liu et al. 2024, arXiv:2401.09135). Each worker trains `every` steps with an optimizer of its
+    own, and this one acts on what it did. `delayed-nesterov` is made for it. Left out: servers run the recipe's optimizer."""
     push: CodecConfig = NoCodec()
     """How gradients are written on their way to the servers."""
     pull: CodecConfig = NoCodec()
@@ -66,6 +72,15 @@ class ParameterServer(ParallelConfig):
             yield "staleness", f"is for mode ssp, and mode is {mode}. Drop it, or take mode=ssp."
         if mode == "sync" and self.peek("delay_compensation"):
             yield "delay_compensation", "is for modes async and ssp: in sync nothing is delayed. Drop it."
+        if self.peek("outer") is None and self.peek("every") > 1:
+            yield (
+                "every",
+                f"{self.peek('every')} steps on its own need an outer optimizer for what comes of them. Set outer=delayed-nesterov, or drop it.",
+            )
+        if self.peek("outer") is not None and mode == "sync":
+            yield "outer", "is for modes async and ssp. Synchronous DiLoCo is parallel.kind=diloco."
+        if self.peek("outer") is not None and self.peek("delay_compensation"):
+            yield "delay_compensation", "corrects gradients, and with outer none is pushed. Drop it."
         if self.peek("pull").feedback:
             yield "pull", f"{self.peek('pull').kind_} sends part of a vector, and weights are needed whole. Take none, bf16 or int8."
         if self.peek("replicas") >= self.peek("servers"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,9 +18,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tauon.distributed.codec import CodecConfig, Floats, NoCodec, Payload
+from tauon.distributed.outer import OuterConfig
 from tauon.distributed.partition import Piece
 
-__all__ = ["Names", "Push", "ServerShard", "ShardState", "skeleton"]
+__all__ = ["Names", "OptimizerRule", "OuterRule", "Push", "Rule", "ServerShard", "ShardState", "skeleton"]
+
+Build = Callable[[nn.Module, dict[str, nn.Parameter]], "Rule"]
+"""Makes a shard's rule, given a skeleton of the whole model and the shard's own parameters by name."""
 
 
 @dataclass(frozen=True)
@@ -93,24 +97,92 @@ def skeleton(names: Names, mine: Mapping[str, nn.Parameter]) -> nn.Module:
     return root
 
 
+class Rule(Protocol):
+    """What a server does with a summed gradient: the one part of it that may be another."""
+
+    def step(self, factor: float) -> None:
+        """Move the parameters by their `.grad`, at `factor` of the peak learning rate; those without one stay."""
+        ...
+
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """State by parameter name and entry."""
+        ...
+
+    def load(self, entries: dict[str, dict[str, Any]]) -> None:
+        """Put back what `entries` gave; a parameter without any begins afresh."""
+        ...
+
+
+class OptimizerRule:
+    """An optimizer of torch, built over the whole model's names and then left with the parameters that are here."""
+
+    def __init__(self, build: Callable[[nn.Module], Optimizer], names: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
+        self.parameters, self.optimizer = parameters, build(names)
+        mine = {id(p) for p in parameters.values()}
+        for part in self.parts:
+            for group in part.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) in mine]
+
+    @property
+    def parts(self) -> list[Optimizer]:
+        parts: list[Optimizer] = getattr(self.optimizer, "parts", [self.optimizer])
+        return parts
+
+    def step(self, factor: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        self.optimizer.step()
+
+    def entries(self) -> dict[str, dict[str, Any]]:
+        held = self.optimizer.state
+        return {name: dict(held[p]) for name, p in self.parameters.items() if p in held}
+
+    def load(self, entries: dict[str, dict[str, Any]]) -> None:
+        for part in self.parts:
+            part.state.clear()
+            mine = {id(p) for g in part.param_groups for p in g["params"]}
+            for name, p in self.parameters.items():
+                if id(p) in mine and name in entries:
+                    part.state[p] = entries[name]
+
+
+class OuterRule:
+    """An outer optimizer: what is pushed is where workers started less where they came to. It has its own rate and needs no schedule."""
+
+    def __init__(self, outer: OuterConfig, parameters: dict[str, nn.Parameter]) -> None:
+        self.outer, self.anchor = outer, {name: p.data for name, p in parameters.items()}
+        self.parameters = parameters
+        self.state = outer.state(self.anchor)
+
+    def step(self, factor: float) -> None:
+        self.outer.update(self.anchor, {n: p.grad for n, p in self.parameters.items() if p.grad is not None}, self.state)
+
+    def entries(self) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for key, value in self.state.items():
+            entry, _, name = key.partition("/")
+            found.setdefault(name, {})[entry] = value
+        return found
+
+    def load(self, entries: dict[str, dict[str, Any]]) -> None:
+        self.state = self.outer.state(self.anchor)
+        self.state |= {f"{entry}/{name}": value for name, held in entries.items() for entry, value in held.items()}
+
+
 class ServerShard:
     """Parameters and optimizer of some pieces. Numbers that go in and out are flat: the pieces one behind the other."""
 
     def __init__(
-        self, pieces: Sequence[Piece], names: Names, build: Callable[[nn.Module], Optimizer], *, push: CodecConfig | None = None,
+        self, pieces: Sequence[Piece], names: Names, build: Build, *, push: CodecConfig | None = None,
         pull: CodecConfig | None = None, clip_value: float | None = None, compensation: float = 0.0,
     ) -> None:  # fmt: skip
-        """`build` makes the optimizer of a module, each group with `peak_lr`; `compensation` is lambda of delay compensation."""
+        """`build` makes the rule by which weights move; `compensation` is lambda of delay compensation."""
         self.pieces, self.clip_value, self.compensation = tuple(pieces), clip_value, compensation
         self.push, self.pull = push or NoCodec(), pull or NoCodec()
         size = self.pieces[-1].end
         self.weights_N, self.gradient_N = torch.zeros(size), torch.zeros(size)
         self.parameters = {p.name: nn.Parameter(self.weights_N[p.offset : p.end].view(p.shape)) for p in self.pieces}
-        self.optimizer = build(skeleton(names, self.parameters))
-        mine = {id(p) for p in self.parameters.values()}
-        for part in getattr(self.optimizer, "parts", [self.optimizer]):
-            for group in part.param_groups:
-                group["params"] = [p for p in group["params"] if id(p) in mine]
+        self.rule = build(skeleton(names, self.parameters), self.parameters)
         self.version = 0
         """Updates applied."""
 
@@ -151,12 +223,10 @@ class ServerShard:
 
     @torch.no_grad()
     def apply(self, scale: float, factor: float) -> int:
-        """Multiply what `reduce` left by `scale` and let the optimizer move the weights, at `factor` of its peak learning rates."""
+        """Multiply what `reduce` left by `scale` and let the rule move the weights, at `factor` of its peak learning rates."""
         if scale != 1.0:
             self.gradient_N.mul_(scale)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        self.optimizer.step()
+        self.rule.step(factor)
         self.version += 1
         return self.version
 
@@ -168,9 +238,8 @@ class ServerShard:
         """Everything, as views: copy it to keep it."""
         tensors: dict[str, NDArray[Any]] = {}
         numbers: dict[str, Any] = {}
-        held = self.optimizer.state
-        for name, p in self.parameters.items():
-            for entry, value in held.get(p, {}).items():
+        for name, held in self.rule.entries().items():
+            for entry, value in held.items():
                 if isinstance(value, Tensor):
                     tensors[f"{name}/{entry}"] = value.numpy()
                 else:
@@ -185,10 +254,5 @@ class ServerShard:
         for key, value in {**state.tensors, **state.numbers}.items():
             name, _, entry = key.rpartition("/")
             entries.setdefault(name, {})[entry] = torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
-        for part in getattr(self.optimizer, "parts", [self.optimizer]):
-            part.state.clear()
-            mine = {id(p) for g in part.param_groups for p in g["params"]}
-            for name, p in self.parameters.items():
-                if id(p) in mine and name in entries:
-                    part.state[p] = entries[name]
+        self.rule.load(entries)
         self.version = state.version

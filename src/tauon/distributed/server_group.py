@@ -16,8 +16,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tauon.distributed.codec import CodecConfig, Floats, Payload
+from tauon.distributed.outer import OuterConfig
 from tauon.distributed.partition import Partition
-from tauon.distributed.server import Names, Push, ServerShard, ShardState
+from tauon.distributed.server import Names, OptimizerRule, OuterRule, Push, Rule, ServerShard, ShardState
 from tauon.errors import RunError, TrainingError
 
 __all__ = ["Blueprint", "ServerDied", "ServerGroup", "ServerLost"]
@@ -37,15 +38,23 @@ class Blueprint:
 
     partition: Partition
     names: Names
-    optimizer: Callable[[nn.Module], Optimizer]
+    optimizer: Callable[[nn.Module], Optimizer] | None
+    """Builds the optimizer over a skeleton; None: `outer` moves the weights."""
+    outer: OuterConfig | None
     push: CodecConfig
     pull: CodecConfig
     clip_value: float | None = None
     compensation: float = 0.0
 
+    def rule(self, names: nn.Module, parameters: dict[str, nn.Parameter]) -> Rule:
+        if self.outer is not None:
+            return OuterRule(self.outer, parameters)
+        assert self.optimizer is not None
+        return OptimizerRule(self.optimizer, names, parameters)
+
     def shard(self, number: int) -> ServerShard:
         return ServerShard(
-            self.partition.shards[number], self.names, self.optimizer, push=self.push, pull=self.pull, clip_value=self.clip_value,
+            self.partition.shards[number], self.names, self.rule, push=self.push, pull=self.pull, clip_value=self.clip_value,
             compensation=self.compensation,
         )  # fmt: skip
 

@@ -22,11 +22,13 @@ class Task:
     """One gradient to make."""
 
     step: int
-    """Whose batch; in asynchronous modes the number of the batch."""
+    """Whose batch; in asynchronous modes the number of the batch, or of the round of local steps."""
     share: int
     shares: int
     attempt: int = 0
     """Times that the run had gone back to a checkpoint: what was begun before counts no more."""
+    local: tuple[int, int] | None = None
+    """Steps [first, last) to take on its own, instead of a gradient."""
 
 
 @dataclass
@@ -94,9 +96,13 @@ class Fleet:
     def give(self, member: Member, task: Task, nominal: float, version: int, weights: list[Any]) -> None:
         """Let an idle worker make a gradient at `weights`."""
         assert member.idle
-        call = member.actor.gradient.options(num_returns=1 + self.shards)
         member.task, member.pulled, member.version = task, weights, version
-        member.refs = call.remote(task.step, task.share, task.shares, nominal, (task.attempt, version), *weights)
+        at = (task.attempt, version)
+        if task.local is not None:
+            member.refs = member.actor.round.options(num_returns=1 + self.shards).remote(*task.local, at, *weights)
+            return
+        call = member.actor.gradient.options(num_returns=1 + self.shards)
+        member.refs = call.remote(task.step, task.share, task.shares, nominal, at, *weights)
 
     def wait(self) -> tuple[list[Result], list[Task]]:
         """(what is done, what must be done again because its worker died), as soon as anything happened.

@@ -81,7 +81,10 @@ def served(
         RecipeError: the model or the batch cannot be shared out so.
         MissingExtra: Ray is not installed.
     """
-    return (Served if config.mode == "sync" else ServedAsItComes)(job, config, optim, work, tell)
+    from tauon.train.as_it_comes import ServedAsItComes, ServedRounds
+
+    kind = Served if config.mode == "sync" else ServedAsItComes if config.outer is None else ServedRounds
+    return kind(job, config, optim, work, tell)
 
 
 class Served:
@@ -91,7 +94,7 @@ class Served:
         import_ray()
         self.job, self.config, self.work, self.tell = job, config, work, tell
         self.names = Names.of(job.model)
-        self.partition = partition(self.names.trained, config.servers, rows_may_part=optim.elementwise)
+        self.partition = partition(self.names.trained, config.servers, rows_may_part=optim.elementwise or config.outer is not None)
         refuse_changing_buffers(job.model)
         first = job.loader.batch_at(0)
         self.rows = len(first)
@@ -99,7 +102,8 @@ class Served:
         job.loader = Outline(first)
         self.settle()
         self.blueprint = Blueprint(
-            self.partition, self.names, OptimizerOf(dump(optim)), config.push, config.pull, clip_value=job.clip_value,
+            self.partition, self.names, OptimizerOf(dump(optim)) if config.outer is None else None, config.outer, config.push, config.pull,
+            clip_value=job.clip_value if config.outer is None else None,
             compensation=config.delay_compensation if config.mode != "sync" else 0.0,
         )  # fmt: skip
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -194,9 +198,9 @@ class Served:
         own = job.model.state_dict()
         tied = self.names.tied
         self.fixed = {n: t.cpu().numpy() for n, t in own.items() if n not in weights and n not in tied}
-        tensors, numbers = optimizer_tensors(job.optimizer, job.model)
+        tensors, numbers = self.server_state(job)
         # the servers' count of updates is the job's count of steps less those that were skipped: only differences matter
-        self.group.load(scatter(self.partition, weights, {k: v.cpu().numpy() for k, v in tensors.items()}, numbers, job.step))
+        self.group.load(scatter(self.partition, weights, tensors, numbers, job.step))
         self.gathered = self.group.version
         self.begun = True
         for member in self.fleet.members.values():
@@ -266,7 +270,10 @@ class Served:
             except ServerDied:
                 if not self.group.heal():  # then it is the pushes that are gone, with the machine that they lay on
                     self.make(job, job.loader.batch_at(job.step))
-        raise TrainingError(
+        raise self.lost(job)
+
+    def lost(self, job: TrainJob) -> TrainingError:
+        return TrainingError(
             f"step {job.step + 1}: gradients were lost on their way three times. The same command goes on from the last checkpoint."
         )
 
@@ -309,8 +316,17 @@ class Served:
         with torch.no_grad():
             for name, value in weights.items():
                 own[name].copy_(torch.from_numpy(value))
-        load_optimizer(job.optimizer, job.model, {k: torch.from_numpy(np.asarray(v)) for k, v in tensors.items()}, numbers)
+        self.take_server_state(job, {k: torch.from_numpy(np.asarray(v)) for k, v in tensors.items()}, numbers)
         self.gathered = self.group.version
+
+    def server_state(self, job: TrainJob) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(arrays, numbers) of the servers' rule, as the job has them."""
+        tensors, numbers = optimizer_tensors(job.optimizer, job.model)
+        return {k: v.cpu().numpy() for k, v in tensors.items()}, numbers
+
+    def take_server_state(self, job: TrainJob, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """The reverse."""
+        load_optimizer(job.optimizer, job.model, tensors, numbers)
 
     def start_over(self) -> None:
         """The job was put back to a checkpoint: the servers follow at its next step."""
@@ -360,75 +376,3 @@ def refuse_changing_buffers(model: nn.Module) -> None:
                 )
             ]
         )
-
-
-class ServedAsItComes(Served):
-    """Asynchronous and bounded-staleness modes. Batch i is made whole by one worker and applied when it comes; step t is the t-th applied.
-
-    Every batch below `total_steps` is applied once, whatever dies: only their order differs from `sync`.
-    """
-
-    def settle(self) -> None:
-        self.staleness = self.config.staleness if self.config.mode == "ssp" else None
-        self.needed = 1
-        self.next = 0
-        """The first batch that nobody has begun."""
-        self.open: list[int] = []
-        """Batches begun and not applied, those that a dead worker left among them."""
-        self.arrived: list[Result] = []
-
-    def share_of(self, number: int) -> int:
-        return 0
-
-    def begin(self, job: TrainJob) -> None:
-        super().begin(job)
-        noted = job.notes.get(NOTE, {})
-        known = noted.get("applied") == job.step
-        self.next = noted["next"] if known else job.step
-        self.open = list(noted["open"]) if known else []
-        self.arrived = []
-
-    def collect(self, job: TrainJob) -> list[Result]:
-        self.fill(job)
-        while not self.arrived:
-            results, _ = self.wait()
-            self.arrived += [r for r in results if r.task.attempt == self.attempt]
-            self.fill(job)
-        result = self.arrived.pop(0)
-        job.measured["staleness"] = self.group.version - result.version
-        return [result]
-
-    def exchange(self, job: TrainJob) -> None:
-        super().exchange(job)
-        self.open.remove(self.results[0].task.step)  # from here on it counts as done, also where the step is skipped
-
-    def update(self, job: TrainJob) -> None:
-        super().update(job)
-        self.fill(job)  # the worker that pushed goes on with the weights that it moved
-
-    def gather(self, job: TrainJob) -> None:
-        super().gather(job)
-        job.notes[NOTE] = {"applied": job.step, "next": self.next, "open": [*self.open]}
-
-    def fill(self, job: TrainJob) -> None:
-        """Give every idle worker a batch, as far as the bound on staleness lets it."""
-        doing = {m.task.step for m in self.fleet.members.values() if m.task is not None and m.task.attempt == self.attempt} | {
-            r.task.step for r in self.arrived
-        }
-        for member in self.fleet.idle:
-            left = [b for b in self.open if b not in doing]
-            batch = left[0] if left else self.next
-            if batch >= job.total_steps or not self.allowed(batch):
-                return
-            if not left:
-                self.open.append(batch)
-                self.next += 1
-            doing.add(batch)
-            self.fleet.give(member, Task(batch, 0, 1, self.attempt), self.nominal, self.group.version, self.group.weights)
-
-    def allowed(self, batch: int) -> bool:
-        """A clock is one batch a worker: batch b of clock b // workers may begin if no batch of an older clock than staleness is open."""
-        if self.staleness is None:
-            return True
-        oldest = min([*self.open, batch])
-        return batch // self.config.workers <= oldest // self.config.workers + self.staleness

@@ -26,7 +26,7 @@ from tauon.optim import OptimConfig
 from tauon.tasks import Task
 from tauon.train.assemble import Plan, build_job
 from tauon.train.config import TrainConfig
-from tauon.train.step import BatchSource, TrainJob, step_seed
+from tauon.train.step import BatchSource, TrainJob, step_seed, train_step
 from tauon.types import Batch, DataSpec
 
 __all__ = ["Done", "Gradients", "RecipeWork", "ShareOfTask", "Work", "versions"]
@@ -119,6 +119,8 @@ class Done:
     pulled: int
     """Bytes of the weights it read; 0 where it had them already."""
     seconds: float
+    each: tuple[tuple[float, float], ...] = ()
+    """Of a round: loss and gradient norm of each of its steps."""
 
 
 class Gradients:
@@ -168,10 +170,8 @@ class Gradients:
         """The gradient of a share of the batch of `step`: (`Done`, a `Push` for each shard)."""
         began = time.perf_counter()
         pulled = self.take(version, weights)
-        if (share, shares) not in self.sources:
-            self.sources[share, shares] = self.work.source(share, shares)
         job = self.job
-        batch = self.sources[share, shares].batch_at(step).to(job.device)
+        batch = self.source(share, shares).batch_at(step).to(job.device)
         weight = job.task.weight(batch).item()
         job.step = step
         torch.manual_seed(step_seed(job.seed, step, share))
@@ -185,6 +185,37 @@ class Gradients:
         job.model.zero_grad(set_to_none=True)
         sent = sum(payload_bytes(p.payload) for p in pushes)
         return Done(loss.item(), weight, sent, pulled, time.perf_counter() - began), *pushes
+
+    def round(self, first: int, last: int, version: tuple[int, int], *weights: Payload) -> Any:
+        """Steps [first, last) of the job as one process takes them, from `weights` on; pushes where it started less where it came to."""
+        began = time.perf_counter()
+        pulled = self.take(version, weights)
+        self.version = None
+        job, source = self.job, self.source(0, 1)
+        job.step = first
+        each = []
+        for step in range(first, last):
+            metrics = train_step(job, source.batch_at(step).to(job.device))
+            each.append((metrics["loss"], metrics["grad_norm"]))
+        with torch.no_grad():
+            for pieces, size, payload in zip(self.partition.shards, self.partition.sizes, weights, strict=True):
+                anchor = self.pull.decode(payload, size)
+                for piece in pieces:
+                    p = self.parameters[piece.name]
+                    p.grad = torch.empty_like(p) if p.grad is None else p.grad
+                    rows = slice(None) if piece.whole else slice(piece.row, piece.row + piece.shape[0])
+                    there = torch.from_numpy(anchor[piece.offset : piece.end].reshape(piece.shape).copy()).to(p.device)
+                    p.grad[rows if p.ndim else ...] = there - p[rows if p.ndim else ...]
+        pushes = self.pack(0)
+        job.model.zero_grad(set_to_none=True)
+        sent = sum(payload_bytes(p.payload) for p in pushes)
+        return Done(each[-1][0], 1.0, sent, pulled, time.perf_counter() - began, tuple(each)), *pushes
+
+    def source(self, share: int, shares: int) -> BatchSource:
+        """Rows of every batch, opened when first needed."""
+        if (share, shares) not in self.sources:
+            self.sources[share, shares] = self.work.source(share, shares)
+        return self.sources[share, shares]
 
     def pack(self, share: int) -> list[Push]:
         """`.grad` of every parameter, shard by shard, encoded."""
