@@ -109,6 +109,7 @@ def test_ray_s_processes_listen_on_loopback_alone(ray: Any) -> None:
             assert s.connect_ex((address, port)) != 0
 
 
+@pytest.mark.slow
 def test_what_a_worker_raises_is_raised_here_with_its_number(ray: Any) -> None:
     job = ToyWork("mlp", ADAMW).alone()
     work = ToyWork("mlp", ADAMW, breaks="no such disk")

@@ -17,9 +17,14 @@ from threads_as_ray import ThreadsAsRay
 from tauon.artifacts import CheckpointWriter, load_checkpoint
 from tauon.config import parse
 from tauon.distributed import ParameterServer, ServerLost
+from tauon.distributed.server_group import ServerGroup
 from tauon.errors import RecipeError, TrainingError
 from tauon.optim import OptimConfig
+from tauon.pipeline import run as run_recipe
+from tauon.recipe import load_recipe
+from tauon.tracking import read_events, timeline
 from tauon.train import EMA, TrainJob, job_state, restore, served, served_job, train, validation_loss
+from toy import text_recipe
 
 ADAMW = parse(OptimConfig, {"kind": "adamw", "lr": 1e-2})
 
@@ -384,6 +389,36 @@ def test_a_shard_that_nobody_else_holds_is_lost_and_comes_back_from_a_checkpoint
         servers.start_over()
         train(job, hooks=[hook])
         assert job.step == 12 and equal(job, whole)
+
+
+def losses_of(run: Any) -> list[float]:
+    return [e["loss"] for e in timeline(read_events(run.events_path)) if e["kind"] == "step"]
+
+
+def test_a_recipe_goes_back_to_its_checkpoint_by_itself(ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve steps, a checkpoint every four; the only holder of a shard dies after ten."""
+    path, root = text_recipe(tmp_path), tmp_path / "runs"
+    parallel = "parallel={kind: parameter-server, workers: 2, servers: 2, threads: 1}"
+    one = run_recipe(load_recipe(path, ["name=one"]), root=root, stages=("prepare", "train"))
+    apply, killed = ServerGroup.apply, []
+
+    def apply_and_kill(self: ServerGroup, *args: Any) -> None:
+        apply(self, *args)
+        if self.version == 10 and not killed:
+            killed.append(self.actors[1])
+            ray.kill(self.actors[1])
+
+    monkeypatch.setattr(ServerGroup, "apply", apply_and_kill)
+    told: list[str] = []
+    two = run_recipe(
+        load_recipe(path, ["name=two", parallel]),
+        root=root,
+        stages=("prepare", "train"),
+        tell=lambda kind, **f: told.append(str(f.get("message"))),
+    )
+    assert killed and any("Going on from the checkpoint of step 8" in t for t in told)
+    np.testing.assert_allclose(losses_of(two), losses_of(one), rtol=1e-5)
+    assert [e["step"] for e in read_events(two.events_path) if e["kind"] == "resume"] == [8]
 
 
 # ------------------------------------------------------------------------------------------------ errors, in words
