@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,20 @@ from tauon.artifacts import (
 from tauon.config import dump, unread_keys
 from tauon.data import DataSplits, Loader, TokenDataset, prepare
 from tauon.distributed import (
+    Heartbeat,
     Layout,
     LowCommunication,
     Mesh,
     MeshCheckpointWriter,
     ParallelConfig,
     ParameterServer,
-    ServerLost,
     World,
     choose_layout,
+    is_collective_failure,
     join,
     refuse_layout,
 )
-from tauon.errors import Problem, RecipeError, RunError
+from tauon.errors import Problem, RecipeError, RunError, TrainingError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
 from tauon.models import GPT, ModelConfig, from_record, load_weights, materialize
@@ -54,9 +55,11 @@ from tauon.tasks import CountingBytes, LanguageModelling, Task
 from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
     Derived,
+    Hook,
     Plan,
     Precision,
     RecipeWork,
+    Served,
     StopSignal,
     TrainConfig,
     TrainJob,
@@ -322,7 +325,7 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     )  # fmt: skip
     if isinstance(recipe.parallel, LowCommunication):
         job = local_steps(job, recipe.parallel)
-    servers: Any = nullcontext()
+    servers: Served | None = None
     if isinstance(recipe.parallel, ParameterServer):
         work = RecipeWork.of(
             model, recipe.optim, recipe.train, recipe.task, recipe.data, spec=spec, plan=plan, seed=recipe.seed,
@@ -351,26 +354,25 @@ def train_stage(ctx: Context) -> dict[str, Any]:
                 parent=checkpoint.hash if checkpoint else None,
             ) as writer,
             StopSignal(world).listening() as stop,
-            servers,
+            Heartbeat(world) as heart,
+            servers or nullcontext(),
         ):
             watch = TrainingRecord(recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example)
             watch.begin(job)
             first_step = job.step + 1
             try:
-                while True:
-                    try:
-                        train(job, hooks=[begin, *watch.hooks()], save=watch.save, save_every=plan.checkpoint_every, stop=stop)
-                        break
-                    except ServerLost as err:
-                        writer.wait()
-                        whole = latest_checkpoint(run.checkpoints, warn=lambda m: ctx.tell("warning", message=m))
-                        if whole is None:
-                            raise
-                        restore(job, whole)
-                        servers.start_over()
-                        events.log("resume", step=job.step, reason=str(err))
-                        ctx.tell("note", message=f"{err} Going on from the checkpoint of step {job.step}.")
-                        watch.begin(job)
+                hooks: list[Hook] = [lambda job, info: heart.beat(info.step), begin, *watch.hooks()]
+                go = partial(train, job, hooks=hooks, save=watch.save, save_every=plan.checkpoint_every, stop=stop)
+                if servers is None:
+                    go()
+                else:
+                    servers.through(go, partial(back_to_checkpoint, ctx, job, writer, watch, events))
+            except RuntimeError as err:
+                words = heart.explain(err) if world.size > 1 and is_collective_failure(err) else None
+                events.log("interrupted", step=job.step, reason=words or str(err) or type(err).__name__)
+                if words is None:
+                    raise
+                raise TrainingError(words + " The last whole checkpoint is kept; the same command goes on from it.") from err
             except BaseException as err:
                 events.log("interrupted", step=job.step, reason=str(err) or type(err).__name__)
                 raise
@@ -383,6 +385,19 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     final = load_checkpoint(run.checkpoints / f"step-{step:06d}", verify=False)
     run.update_manifest(checkpoint={"step": step, "hash": final.hash, "parent": final.parent})
     return {"checkpoint": final.path.name, "hash": final.hash, "steps": job.step}
+
+
+def back_to_checkpoint(ctx: Context, job: TrainJob, writer: CheckpointWriter, watch: TrainingRecord, events: EventLog, why: str) -> bool:
+    """Put the job back to the newest whole checkpoint, and say so; False where there is none."""
+    writer.wait()
+    checkpoint = newest(ctx)
+    if checkpoint is None:
+        return False
+    restore(job, checkpoint)
+    events.log("resume", step=job.step, reason=why)
+    ctx.tell("note", message=f"{why} Going on from the checkpoint of step {job.step}.")
+    watch.begin(job)
+    return True
 
 
 def choose_mesh(model: ModelConfig, config: TrainConfig, parallel: ParallelConfig, spec: DataSpec, world: World) -> tuple[Mesh, Derived]:

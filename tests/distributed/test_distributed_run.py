@@ -27,7 +27,12 @@ def recipe(folder: Path, name: str, **parallel: Any) -> dict[str, Any]:
     return {
         "name": name,
         "seed": 5,
-        "data": {"source": {"kind": "text", "path": str(folder / "text")}, "tokenizer": "bytes", "seq_len": 32, "split": {"validation": "20%"}},
+        "data": {
+            "source": {"kind": "text", "path": str(folder / "text")},
+            "tokenizer": "bytes",
+            "seq_len": 32,
+            "split": {"validation": "20%"},
+        },
         "task": "language-modelling",
         "model": {"kind": "gpt", "layers": 2, "width": 32, "heads": 4},
         "optim": {"kind": "adamw", "lr": 1e-3, "eps": 1e-6},
@@ -124,11 +129,23 @@ def refused(data: dict[str, Any], root: str, other_rank: dict[str, Any] | None =
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a mesh that does not multiply": ({"parallel": {"tensor": 3}}, "tensor 3 is 3 processes, and 2 are here"),
-    "heads": ({"parallel": {"tensor": 2}, "model": {"kind": "gpt", "layers": 2, "width": 30, "heads": 3}}, "2 does not divide the model's 3 heads"),
-    "layers": ({"parallel": {"pipeline": 2}, "model": {"kind": "gpt", "layers": 1, "width": 32, "heads": 4}}, "2 stages, and the model has 1 layers"),
+    "heads": (
+        {"parallel": {"tensor": 2}, "model": {"kind": "gpt", "layers": 2, "width": 30, "heads": 3}},
+        "2 does not divide the model's 3 heads",
+    ),
+    "layers": (
+        {"parallel": {"pipeline": 2}, "model": {"kind": "gpt", "layers": 1, "width": 32, "heads": 4}},
+        "2 stages, and the model has 1 layers",
+    ),
     "a batch smaller than the ranks": ({"train": {"steps": 2, "batch": 1}}, "1 examples for 2 data-parallel processes"),
-    "tied head over stages": ({"parallel": {"pipeline": 2}, "model": {"kind": "gpt2", "layers": 2, "width": 32, "heads": 4}}, "Set model.tied=false"),
-    "positions": ({"parallel": {"context": 2}, "model": {"kind": "gpt", "layers": 2, "width": 30, "heads": 3}}, "does not divide the model's 3 heads"),
+    "tied head over stages": (
+        {"parallel": {"pipeline": 2}, "model": {"kind": "gpt2", "layers": 2, "width": 32, "heads": 4}},
+        "Set model.tied=false",
+    ),
+    "positions": (
+        {"parallel": {"context": 2}, "model": {"kind": "gpt", "layers": 2, "width": 30, "heads": 3}},
+        "does not divide the model's 3 heads",
+    ),
 }
 
 

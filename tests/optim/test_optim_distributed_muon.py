@@ -73,7 +73,9 @@ def build(net: nn.Module) -> Together:
 
 def spread(net: nn.Module, traffic: Traffic) -> Together:
     optimizer = build(net)
-    optimizer.spread(dist.group.WORLD, traffic)
+    for part in optimizer.parts:
+        if isinstance(part, Muon):
+            part.group, part.traffic = dist.group.WORLD, traffic
     return optimizer
 
 

@@ -25,6 +25,7 @@ VERBS = {
     "report": ("tauon.cli.run", "Write the run's report, one HTML page."),
     "generate": ("tauon.cli.generate", "Let a trained language model continue a text."),
     "runs": ("tauon.cli.runs", "List runs; compare two."),
+    "check": ("tauon.cli.check", "Prove on a recipe that a layout of processes computes what one process does."),
     "recipe": ("tauon.cli.recipe", "List, show, check recipes; print their JSON Schema."),
 }
 

@@ -7,6 +7,7 @@ from tauon.distributed.checkpoint import MeshCheckpointWriter
 from tauon.distributed.config import AutoParallel, MeshParallel, ParallelConfig
 from tauon.distributed.context import my_targets
 from tauon.distributed.data_parallel import apply_data, reshard, synchronising
+from tauon.distributed.heartbeat import Heartbeat, is_collective_failure
 from tauon.distributed.hooks import Int8Gradients, PowerSGD, register_hook
 from tauon.distributed.low_communication import DiLoCo, LocalSGD, LowCommunication, OuterLoop
 from tauon.distributed.mesh import DIMENSIONS, Layout, Mesh, choose_layout
@@ -36,6 +37,7 @@ __all__ = [
     "AverageOuter",
     "DelayedNesterovOuter",
     "DiLoCo",
+    "Heartbeat",
     "Int8Gradients",
     "Layout",
     "LocalSGD",
@@ -58,6 +60,7 @@ __all__ = [
     "counted",
     "cut_blocks",
     "fill",
+    "is_collective_failure",
     "join",
     "launched",
     "local_part",

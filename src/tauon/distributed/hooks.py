@@ -214,6 +214,14 @@ class PowerSGD:
         r = min(n, m, self.torchs.matrix_approximation_rank)
         return (n, m, r) if powerSGD_hook._should_compress(n, m, r, self.torchs.min_compression_rate)[0] else None
 
+    def _matrices(self, params: list[Tensor]) -> list[tuple[Tensor, tuple[int, int, int]]]:
+        """What is compressed of a bucket, in the order in which torch keeps the factors: those of one shape together."""
+        by_shape: dict[tuple[int, int, int], list[Tensor]] = {}
+        for p in params:
+            if (shape := self._shape(p)) is not None:
+                by_shape.setdefault(shape, []).append(p)
+        return [(p, shape) for shape, alike in by_shape.items() for p in alike]
+
     def _by_name(self) -> dict[str, Tensor]:
         held = dict(self.held)
         for index, params in self.layout.items():
@@ -221,7 +229,7 @@ class PowerSGD:
                 errors = self.torchs.error_dict[index].split([p.numel() for p in params])
                 held |= {f"error/{self.names[p]}": e for p, e in zip(params, errors, strict=True)}
             if index in self.torchs.q_memory_dict:
-                matrices = [(p, s) for p in params if (s := self._shape(p)) is not None]
+                matrices = self._matrices(params)
                 factors = self.torchs.q_memory_dict[index].split([m * r for _, (_, m, r) in matrices])
                 held |= {f"q/{self.names[p]}": q for (p, _), q in zip(matrices, factors, strict=True)}
         return held
@@ -230,7 +238,7 @@ class PowerSGD:
         errors = [self.held.get(f"error/{self.names[p]}") for p in params]
         if all(e is not None for e in errors):
             self.torchs.error_dict[index] = torch.cat([e for e in errors if e is not None])
-        matrices = [(p, s) for p in params if (s := self._shape(p)) is not None]
+        matrices = self._matrices(params)
         factors = [self.held.get(f"q/{self.names[p]}") for p, _ in matrices]
         if all(q is not None for q in factors):
             like = params[0].detach()

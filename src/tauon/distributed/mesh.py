@@ -145,10 +145,14 @@ class Mesh:
 
     def hybrid(self) -> DeviceMesh:
         """The two-dimensional mesh of hybrid sharding: replicate, then shard (with context)."""
-        if self.layout.context > 1:
-            self.along("shard", "context")
-            return self.devices["replicate", "shard_context"]
-        return self.devices["replicate", "shard"]
+        from torch.distributed.device_mesh import DeviceMesh
+
+        inner = self.along("shard", "context")
+        assert inner is not None
+        if self.layout.context == 1:
+            return self.devices["replicate", "shard"]
+        joined: DeviceMesh = DeviceMesh._concatenate([self.devices["replicate"], inner])
+        return joined
 
     def group(self, *names: str) -> ProcessGroup | None:
         """The process group of these dimensions; None where this process is alone in it."""

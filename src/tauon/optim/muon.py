@@ -138,12 +138,6 @@ class Together(Optimizer):
     def state(self, value: dict[Any, Any]) -> None:
         pass  # torch's constructor sets an empty one; the parts keep theirs
 
-    def spread(self, group: dist.ProcessGroup | None, traffic: Traffic | None = None) -> None:
-        """Share Muon's work among the replicas of `group`, which hold the same plain parameters and gradients."""
-        for part in self.parts:
-            if isinstance(part, Muon):
-                part.group, part.traffic = group, traffic
-
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = closure() if closure is not None else None

@@ -10,6 +10,7 @@ from tauon.report.page import Section, missing, table
 from tauon.report.plots import Band, Line, Mark, chart
 from tauon.report.records import Records, number
 from tauon.report.text import count, escape, figure, label
+from tauon.report.work import work
 
 __all__ = ["training"]
 
@@ -26,7 +27,7 @@ def training(records: Records) -> Section | None:
     html = f'<div class="charts">{drawn}</div>' if drawn else ""
     if not steps:
         html = missing("No training step is on record: events.jsonl is missing, or holds none.") + html
-    return Section("training", "Training", html + _incidents(records))
+    return Section("training", "Training", html + work(records) + _incidents(records))
 
 
 def _span(n: int) -> int:

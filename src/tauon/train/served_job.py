@@ -26,7 +26,7 @@ from tauon.distributed.parameter_server import ParameterServer
 from tauon.distributed.partition import partition
 from tauon.distributed.ray_session import import_ray, ray_session
 from tauon.distributed.server import Names
-from tauon.distributed.server_group import Blueprint, ServerDied, ServerGroup, gather, scatter
+from tauon.distributed.server_group import Blueprint, ServerDied, ServerGroup, ServerLost, gather, scatter
 from tauon.errors import Problem, RecipeError, TrainingError
 from tauon.optim import OptimConfig, load_optimizer, optimizer_tensors
 from tauon.train.fleet import Fleet, Member, Result, Task
@@ -327,6 +327,17 @@ class Served:
     def take_server_state(self, job: TrainJob, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
         """The reverse."""
         load_optimizer(job.optimizer, job.model, tensors, numbers)
+
+    def through(self, go: Callable[[], object], back: Callable[[str], bool]) -> None:
+        """`go` until it is through. Where a shard was lost, `back` puts the job back to a checkpoint, told why, and says whether there is one."""
+        while True:
+            try:
+                go()
+                return
+            except ServerLost as err:
+                if not back(str(err)):
+                    raise
+                self.start_over()
 
     def start_over(self) -> None:
         """The job was put back to a checkpoint: the servers follow at its next step."""

@@ -1,0 +1,52 @@
+"""Sharded (FSDP2) against replicated (DDP): tokens a second, and the bytes of parameters, gradients and optimizer that a process holds.
+
+Two processes with a thread each, a GPT of 10 million parameters, 4,096 tokens a step, fp32, AdamW. Both live at once and take turns.
+Held bytes are counted from the tensors right after a backward pass. `ratio` is that of speed; the other floor is `memory_ceiling`.
+
+    python -m benchmarks.fsdp_vs_ddp [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+
+from benchmarks._ranks import SEQ, Ranks, Setting
+
+CEILING = 0.55
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="4 rounds instead of 10")
+    args = parser.parse_args()
+    rounds, block = (4 if args.quick else 10), 3
+    groups = {"ours": Ranks(Setting(2, 1, {"shard": 2})), "peer": Ranks(Setting(2, 1, {"replicate": 2}))}
+    try:
+        seconds: dict[str, list[float]] = {name: [] for name in groups}
+        held = {}
+        for number in range(rounds + 1):
+            for name in list(groups) if number % 2 else list(groups)[::-1]:
+                answers = groups[name].turn(block)
+                held[name] = max(a["held"] for a in answers)
+                if number:
+                    seconds[name].append(max(a["seconds"] for a in answers))
+    finally:
+        for group in groups.values():
+            group.close()
+    tokens = block * groups["ours"].setting.batch * SEQ
+    speed = {name: tokens / statistics.median(found) for name, found in seconds.items()}
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["peer"], strict=True)]
+    memory = held["ours"] / held["peer"]
+    print(f"held {held['ours'] / 1e6:.1f} MB and {held['peer'] / 1e6:.1f} MB: {memory:.3f}; load {os.getloadavg()[0]:.1f}")
+    if memory > CEILING:
+        raise SystemExit(f"a sharded process holds {memory:.3f} of what a replica does; the ceiling is {CEILING}")
+    result = {"claim": "fsdp_vs_ddp", "ours": round(speed["ours"], 1), "peer": round(speed["peer"], 1)}
+    result |= {"ratio": round(statistics.median(ratios), 3), "floor": 0.85, "unit": "tokens/s"}
+    print(json.dumps(result | {"memory": round(memory, 4), "memory_ceiling": CEILING}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""`tauon check`: does a layout compute what one process computes, on the user's own recipe?
+
+One process takes the first steps of the recipe and leaves what it computed: layer outputs of a few rows, losses, gradients,
+weights. Then the processes of the layout take the same steps, and each compares the pieces that it holds. Nothing is gathered.
+
+Differences are relative to what is compared, and allowed is what rounding explains: with u the unit round-off of the precision
+(2^-24 for fp32, 2^-8 for bf16), c = 32 for fp32 and 8 for bf16 (whose products are summed in fp32), and L the number of layers,
+    outputs, losses   c u sqrt(L + 1)         of the largest element
+    gradients         the same, times 4       of the largest element of the parameter's gradient
+    updates           4 sqrt(u)               of the norm of what the steps changed (Adam divides by the size of a gradient, so
+                                              that elements no larger than rounding move by rounding's will)
+Matrices that start at zero start small instead, as they would hide the gradients behind them. Dropout is switched off: its draws differ between layouts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tauon.artifacts import Checkpoint, load_checkpoint, save_checkpoint
+from tauon.data import Loader
+from tauon.distributed import Layout, Mesh, MeshParallel, World, counted, fill, local_part, local_slices, reshard
+from tauon.distributed.pieces import first_holder
+from tauon.errors import Problem, RecipeError
+from tauon.models import ModelConfig, parameter_count
+from tauon.pipeline import Context, choose_mesh
+from tauon.recipe import Recipe
+from tauon.train import Plan, TrainJob, available_memory, build_job, choose_device, choose_precision, step_seed, train_step
+from tauon.types import Batch
+
+__all__ = ["Finding", "compare", "first_divergent", "reference", "scaled_down"]
+
+UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was compared."""
+
+    what: str
+    """output | loss | gradient | update."""
+    name: str
+    """Of the layer, the step, or the parameter."""
+    absolute: float
+    """Largest difference of an element."""
+    relative: float
+    allowed: float
+
+    @property
+    def fine(self) -> bool:
+        return self.relative <= self.allowed
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"fine": self.fine}
+
+
+def scaled_down(recipe: Recipe, wanted: int | None, here: int) -> tuple[Recipe, int, str]:
+    """(recipe, processes, what was changed): the recipe's layout with every dimension at most 2, on at most `here` processes."""
+    parallel = recipe.parallel
+    if not isinstance(parallel, MeshParallel):
+        if parallel.kind_ != "auto":
+            raise RecipeError([Problem("parallel.kind", f"{parallel.kind_} computes something else than one process, on purpose. "
+                                       "Check a mesh (auto, or replicate, shard, context, tensor, pipeline).")])  # fmt: skip
+        n = min(wanted or here, here)
+        return recipe, n, "" if wanted in (None, n) else f"{n} processes instead of {wanted}"
+    asked = {k: parallel.peek(k) or 1 for k in ("pipeline", "tensor", "context", "shard", "replicate")}
+    if math.prod(asked.values()) <= here:
+        return recipe, wanted or math.prod(asked.values()), ""
+    kept, left = {}, here
+    for name, size in asked.items():  # the hardest to get right first
+        kept[name] = 2 if size > 1 and left >= 2 else 1
+        left //= kept[name]
+    dropped = [k for k, n in asked.items() if n > 1 and kept[k] == 1]
+    said = f"{Layout(**kept)} instead of {Layout(**asked)}" + (
+        f"; {' and '.join(dropped)} not checked: --processes says how many to use" if dropped else ""
+    )
+    return recipe.model_copy(update={"parallel": parallel.model_copy(update=kept)}), math.prod(kept.values()), said
+
+
+def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell: Callable[..., None]) -> Checkpoint:
+    """Take `steps` steps in this process and leave in `folder` what `compare` needs."""
+    ctx = Context(recipe, None, tell)  # type: ignore[arg-type]  # nothing is recorded in a run
+    model, changed = small_and_still(recipe, ctx, processes)
+    if changed:
+        tell("note", message=changed)
+    job, loader = _job(recipe, ctx, model, Mesh(Layout()), steps)
+    with torch.no_grad():
+        start = {name: p.clone() for name, p in job.model.named_parameters()}
+    mesh_sizes = _data_size(recipe, processes)
+    rows = _rows(recipe, mesh_sizes)
+    share = -(-recipe.train.batch // mesh_sizes)
+    picked = [r for rank in range(mesh_sizes) for r in range(rank * share, min(rank * share + rows, recipe.train.batch))]
+    batch = loader.batch_at(0)
+    few = _pick(batch, picked).to(job.device)
+    outputs = _outputs(job, few)
+    losses, gradients = _take(job, loader, steps)
+    groups = {
+        "outputs": outputs, "gradients": gradients, "start": start,
+        "weights": {name: p.detach() for name, p in job.model.named_parameters()},
+    }  # fmt: skip
+    from tauon.config import dump
+
+    state = {
+        "losses": losses,
+        "order": list(outputs),
+        "model": dump(model),
+        "precision": job.precision.name,
+        "steps": steps,
+        "rows": picked,
+    }
+    return save_checkpoint(folder, 0, groups, state)
+
+
+def compare(recipe: Recipe, folder: Path, world: World, *, tell: Callable[..., None]) -> tuple[list[Finding], dict[str, int], str]:
+    """Collective: take the same steps on the recipe's layout. (findings, bytes sent in a step by kind, layout), the same on every rank."""
+    from tauon.models import from_record
+
+    saved = load_checkpoint(folder / "step-000000", verify=False)
+    ctx = Context(recipe, None, tell, world)  # type: ignore[arg-type]
+    model = from_record(saved.state["model"])
+    mesh, _ = choose_mesh(model, recipe.train, recipe.parallel, ctx.splits.spec, world)
+    job, loader = _job(recipe, ctx, model, mesh, saved.state["steps"])
+    u, depth = UNIT[saved.state["precision"]], max(1, len(model.bare().blocks_to_compile()))
+    tight = (32 if saved.state["precision"] == "fp32" else 8) * u * math.sqrt(depth + 1)
+
+    share = -(-recipe.train.batch // mesh.layout.data)
+    first = mesh.data_rank * share
+    mine = [i for i, row in enumerate(saved.state["rows"]) if first <= row < first + share]
+    few = _pick(loader.batch_at(0), [saved.state["rows"][i] - first for i in mine]).to(job.device)
+    parts: list[dict[str, Any]] = []
+    lazy = saved.lazy("outputs")
+    for name, got in _outputs(job, few).items():
+        want = lazy[name][(slice(mine[0], mine[-1] + 1),)]
+        parts.append(_part("output", name, got, _my_positions(got, want, mesh)))
+    with _counting() as sent:
+        losses, gradients = _take(job, loader, saved.state["steps"], sent)
+    reshard(job.model)
+    for name, g in gradients.items():
+        parts.append(_part("gradient", name, local_part(g), saved.lazy("gradients")[name][local_slices(g)]))
+    weights, start = saved.lazy("weights"), saved.lazy("start")
+    for name, p in job.model.named_parameters():
+        if first_holder(p):
+            where = local_slices(p)
+            old = start[name][where]
+            parts.append(_part("update", name, local_part(p.detach()) - old, weights[name][where] - old))
+    findings = _together(world.gather(parts), tight, 4 * math.sqrt(u), saved.state["order"])
+    for i, (mine_i, want_i) in enumerate(zip(losses, saved.state["losses"], strict=True)):
+        off = abs(mine_i - want_i)
+        findings.append(Finding("loss", f"step {i + 1}", off, off / max(abs(want_i), 1e-12), tight if i == 0 else tight * 4))
+    return findings, dict(sent), str(mesh.layout)
+
+
+def first_divergent(findings: list[Finding]) -> Finding | None:
+    """Where it begins: the first output in forward order, or else the first loss, gradient or update, that is off."""
+    for what in ("output", "loss", "gradient", "update"):
+        found = next((f for f in findings if f.what == what and not f.fine), None)
+        if found is not None:
+            return found
+    return None
+
+
+# ---------------------------------------------------------------------------------------------- the steps
+
+
+def small_and_still(recipe: Recipe, ctx: Context, processes: int) -> tuple[ModelConfig, str]:
+    """The model without dropout, with fewer layers where two copies of it and its optimizer would not fit in memory."""
+    model = recipe.model.resolve(ctx.splits.spec)
+    said = []
+    off: dict[str, Any] = {k: 0.0 for k in ("dropout", "input_dropout") if k in type(model).model_fields and model.peek(k)}
+    if off:
+        said.append(f"{' and '.join(off)} off")
+    model = model.model_copy(update=off)
+    free = available_memory(choose_device(recipe.train.device)[0])
+    needed = parameter_count(model.bare()) * 4.0 * 8 * (processes + 1)
+    if free is not None and needed > free and "layers" in type(model).model_fields:
+        stages = 2 * (recipe.parallel.peek("pipeline") if isinstance(recipe.parallel, MeshParallel) else 1)
+        if stages < model.peek("layers"):
+            said.append(f"{stages} layers instead of {model.peek('layers')}: the whole model does not fit {processes + 1} times")
+            model = model.model_copy(update={"layers": stages})
+    return model, "for the check: " + ", ".join(said) if said else ""
+
+
+def _job(recipe: Recipe, ctx: Context, model: ModelConfig, mesh: Mesh, steps: int) -> tuple[TrainJob, Loader]:
+    spec = ctx.splits.spec
+    device, _ = choose_device(recipe.train.device)
+    precision, _ = choose_precision(recipe.train.precision, device, model.bare())
+    loader = Loader(ctx.splits.train, batch=recipe.train.batch, seed=recipe.seed, rank=mesh.data_rank, world=mesh.layout.data)
+    share = -(-recipe.train.batch // mesh.layout.data)
+    plan = Plan(steps, device, precision.name, False, min(share, recipe.train.microbatch or share), 1, 1, torch.get_num_threads())
+    job = build_job(
+        model, recipe.optim, recipe.train, recipe.task, spec, loader, plan, seed=recipe.seed, mesh=mesh, parallel=recipe.parallel
+    )
+    _stir(job)
+    job.model.train()
+    return job, loader
+
+
+@torch.no_grad()
+def _stir(job: TrainJob) -> None:
+    """Matrices that start at zero (an output head) would hide every gradient behind them: here they start small, by (seed, name)."""
+    for name, p in job.model.named_parameters():
+        zero = torch.tensor(float(local_part(p).count_nonzero()))
+        if job.mesh.world.size > 1:
+            job.mesh.sum(zero, "replicate", "shard", "context", "tensor")
+        if p.ndim >= 2 and zero.item() == 0:
+            g = torch.Generator().manual_seed(step_seed(job.seed, 0, sum(name.encode())))
+            fill(p, torch.randn(p.shape, generator=g) * 0.02)
+
+
+def _take(job: TrainJob, loader: Loader, steps: int, sent: Any = None) -> tuple[list[float], dict[str, Tensor]]:
+    """(losses, gradients of the first step) of `steps` steps."""
+    gradients: dict[str, Tensor] = {}
+    exchange = job.exchange
+
+    def keep(job: TrainJob) -> None:
+        exchange(job)
+        if job.step == 0:
+            for name, p in job.model.named_parameters():
+                if p.grad is not None:
+                    gradients[name] = p.grad.detach().clone()
+
+    job.exchange = keep
+    losses: list[float] = []
+    for step in range(steps):
+        if sent is not None:
+            sent.clear()  # the last step's are what is reported: the first exchange shapes, too
+        losses.append(float(train_step(job, loader.batch_at(step).to(job.device))["loss"]))
+    job.exchange = exchange
+    return losses, gradients
+
+
+def _outputs(job: TrainJob, batch: Batch) -> dict[str, Tensor]:
+    """Each layer's output for a few rows, in forward order, by name; of this process's slice where it has one."""
+    names = {id(m): n for n, m in job.model.named_modules()}
+    blocks = job.model.blocks_to_compile()  # type: ignore[operator]
+    layers = blocks or [m for m in job.model.modules() if next(m.parameters(recurse=False), None) is not None]
+    seen: dict[str, list[Tensor]] = {}
+
+    def hook(layer: nn.Module, _: Any, out: Tensor) -> None:
+        seen.setdefault(names[id(layer)], []).append(local_part(out).detach().float().cpu())
+
+    handles = [layer.register_forward_hook(hook) for layer in layers]
+    job.model.eval()
+    try:
+        with torch.no_grad():
+            job.score(job, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        job.model.train()
+        reshard(job.model)
+    # A pipeline's first pass runs a stage once more, to learn its shapes: the rows that count come last.
+    return {name: torch.cat(parts)[-len(batch) :] for name, parts in seen.items()}
+
+
+def _pick(batch: Batch, rows: list[int]) -> Batch:
+    from dataclasses import fields, replace
+
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return replace(batch, **{k: v[rows] for k, v in values.items() if v is not None})
+
+
+def _data_size(recipe: Recipe, processes: int) -> int:
+    """Data-parallel processes of the layout that `processes` will take."""
+    parallel = recipe.parallel
+    if not isinstance(parallel, MeshParallel):
+        return processes
+    others: int = parallel.peek("context") * parallel.peek("tensor") * parallel.peek("pipeline")
+    return processes // others
+
+
+def _rows(recipe: Recipe, data: int) -> int:
+    """Rows of each data-parallel process whose layer outputs are compared."""
+    parallel, share = recipe.parallel, -(-recipe.train.batch // data)
+    if isinstance(parallel, MeshParallel) and parallel.peek("pipeline") > 1:
+        return int(parallel.peek("stage_microbatches") or min(share, 2 * parallel.peek("pipeline")))
+    return min(share, 2)
+
+
+def _my_positions(got: Tensor, want: Tensor, mesh: Mesh) -> Tensor:
+    """Of whole sequences, the slice that this process's output has: by context, then by tensor (sequence parallelism)."""
+    if got.shape == want.shape or got.ndim < 2:
+        return want
+    ways = want.shape[1] // got.shape[1]
+    turn = mesh.at["context"] if ways == mesh.layout.context else mesh.at["tensor"]
+    if ways == mesh.layout.context * mesh.layout.tensor and mesh.layout.context > 1 and mesh.layout.tensor > 1:
+        turn = mesh.at["context"] * mesh.layout.tensor + mesh.at["tensor"]
+    return want.chunk(ways, dim=1)[turn]
+
+
+@contextmanager
+def _counting() -> Iterator[Any]:
+    with counted() as sent:
+        yield sent
+
+
+# ---------------------------------------------------------------------------------------------- the comparison
+
+
+def _part(what: str, name: str, got: Tensor, want: Tensor) -> dict[str, Any]:
+    """What one process says of its piece: the largest difference and value, and sums of squares."""
+    got, want = got.detach().float().cpu(), want.float()
+    if not got.numel():
+        return {"what": what, "name": name, "absolute": 0.0, "largest": 0.0, "square": 0.0, "of": 0.0}
+    off = (got - want).double()
+    return {
+        "what": what, "name": name, "absolute": _finite(off.abs().max().item()), "largest": want.abs().max().item(),
+        "square": _finite(off.square().sum().item()), "of": want.double().square().sum().item(),
+    }  # fmt: skip
+
+
+def _finite(x: float) -> float:
+    """JSON knows no infinity; whatever is not finite is as wrong as can be."""
+    return x if math.isfinite(x) else 1e300
+
+
+def _together(parts: list[list[dict[str, Any]]], tight: float, loose: float, order: list[str]) -> list[Finding]:
+    """Findings of the whole from those of the pieces: outputs in forward order, then gradients, then updates."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for part in (part for rank in parts for part in rank):
+        whole = found.setdefault((part["what"], part["name"]), {"absolute": 0.0, "largest": 0.0, "square": 0.0, "of": 0.0})
+        for key in ("absolute", "largest"):
+            whole[key] = max(whole[key], part[key])
+        for key in ("square", "of"):
+            whole[key] += part[key]
+    overall = max((w["largest"] for (what, _), w in found.items() if what == "gradient"), default=0.0)
+    findings: list[Finding] = []
+    idle: set[str] = set()
+    for (what, name), w in found.items():
+        if what == "update":
+            continue
+        scale = w["largest"]
+        if what == "gradient" and scale < 1e-6 * overall:
+            idle.add(name)  # its true gradient is zero (a key's bias, say): what is there is rounding
+            scale = overall
+        findings.append(Finding(what, name, w["absolute"], w["absolute"] / max(scale, 1e-30), tight if what == "output" else 4 * tight))
+    for (what, name), w in found.items():
+        if what == "update" and name not in idle:
+            findings.append(Finding(what, name, w["absolute"], math.sqrt(w["square"] / max(w["of"], 1e-60)) if w["square"] else 0.0, loose))
+    place = {name: i for i, name in enumerate(order)}
+    return sorted(
+        findings, key=lambda f: (("output", "gradient", "update").index(f.what), place.get(f.name, 0) if f.what == "output" else 0)
+    )

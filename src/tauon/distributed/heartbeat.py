@@ -1,0 +1,130 @@
+"""Heartbeats: when a collective fails or waits too long, which rank is it that does not come, and where is it stuck?
+
+Every process tells the group's store, every few seconds, how far it is, and once it has not moved for a while, also the stack of
+its main thread. A process whose collective failed reads what the others told and names the one that lags. The time-out itself is
+that of the process group (launch.timeout). Restarts nothing: launchers do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from tauon.distributed.world import World
+
+__all__ = ["Heartbeat", "is_collective_failure"]
+
+FRAMES = 6
+"""Innermost frames of a stack that are told."""
+SIGNS = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe", "gloo", "nccl", "recv", "socket", "peer")
+"""What the messages of failed collectives have in common, in lower case."""
+
+
+def is_collective_failure(err: BaseException) -> bool:
+    """Whether an error is of the network or of another rank, rather than of this process's own work."""
+    text = str(err).lower()
+    return isinstance(err, RuntimeError) and any(sign in text for sign in SIGNS)
+
+
+class Heartbeat:
+    """A context: inside, this process tells how far it is. In a world of one it does nothing.
+
+    `beat(step)` after each step costs an assignment.
+    """
+
+    def __init__(self, world: World, *, interval: float | None = None) -> None:
+        self.world = world
+        limit = float(os.environ.get("TAUON_TIMEOUT_S", "600"))
+        self.interval = interval or max(0.2, min(5.0, limit / 10))
+        self.step = 0
+        self.moved = time.monotonic()
+        self._main = threading.current_thread().ident
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def beat(self, step: int) -> None:
+        """Step `step` is done in this process."""
+        self.step, self.moved = step, time.monotonic()
+
+    def __enter__(self) -> Heartbeat:
+        if self.world.size > 1:
+            self._thread = threading.Thread(target=self._tell_regularly, name="heartbeat", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(2)
+
+    def _tell_regularly(self) -> None:
+        while True:
+            with suppress(Exception):  # the store may be gone: then there is nobody to tell
+                self._tell()
+            if self._stop.wait(self.interval):
+                return
+
+    def _tell(self) -> None:
+        still = time.monotonic() - self.moved
+        told: dict[str, Any] = {"step": self.step, "still": round(still, 1), "at": time.time(), "pid": os.getpid()}
+        if still > self.interval:
+            told["stack"] = self._stack()
+        _store().set(f"tauon/heart/{self.world.rank}", json.dumps(told))
+
+    def _stack(self) -> list[str]:
+        frame = sys._current_frames().get(self._main or 0)
+        found = traceback.extract_stack(frame) if frame is not None else []
+        return [f"{f.filename}:{f.lineno} in {f.name}" for f in found[-FRAMES:]]
+
+    # ------------------------------------------------------------------------------------------ afterwards
+
+    def hearts(self) -> dict[int, dict[str, Any] | None]:
+        """What each rank told last; None where it told nothing, or the store is gone."""
+        found: dict[int, dict[str, Any] | None] = {}
+        for rank in range(self.world.size):
+            found[rank] = None
+            with suppress(Exception):
+                store, key = _store(), f"tauon/heart/{rank}"
+                if store.check([key]):
+                    found[rank] = json.loads(store.get(key))
+        return found
+
+    def explain(self, err: BaseException) -> str:
+        """Words for a collective that failed in this process: who did not come, and where that one is."""
+        first = str(err).splitlines()[0][:300] if str(err) else type(err).__name__
+        said = f"rank {self.world.rank} of {self.world.size} waited for others after step {self.step} in vain ({first})"
+        time.sleep(1.2 * self.interval)  # so that whoever is stuck has told its stack
+        hearts = self.hearts()
+        now = time.time()
+        silent = [r for r, h in hearts.items() if r != self.world.rank and (h is None or now - h["at"] > 3 * self.interval)]
+        if silent:
+            last = hearts[silent[0]]
+            when = f"last heard of after step {last['step']}, {now - last['at']:.0f} s ago" if last else "never heard of"
+            return f"{said}. Rank {silent[0]} no longer answers ({when}): its process or its machine is gone, or cut off."
+        others = {r: h for r, h in hearts.items() if r != self.world.rank and h is not None}
+        apart = [r for r, h in others.items() if not _in_a_collective(h.get("stack", []))]
+        lag = min(apart or others, key=lambda r: (others[r]["step"], -others[r]["still"]), default=None)
+        if lag is None:
+            return f"{said}."
+        h = others[lag]
+        stack = "\n    ".join(h.get("stack", [])) or "(it moves again)"
+        return (
+            f"{said}. Rank {lag} has not come: it is at step {h['step']} and has not moved for {h['still']:.0f} s. Its stack:\n    {stack}"
+        )
+
+
+def _in_a_collective(stack: list[str]) -> bool:
+    return any("torch/distributed" in line.replace("\\", "/") for line in stack[-3:])
+
+
+def _store() -> Any:
+    import torch.distributed as dist
+
+    return dist.distributed_c10d._get_default_store()

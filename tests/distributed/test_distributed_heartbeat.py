@@ -1,0 +1,82 @@
+"""A rank that does not come is named, with its stack; one that is gone is named, too."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tauon.distributed import Heartbeat, World, is_collective_failure
+from tauon.testing.processes import run_processes
+
+pytestmark = pytest.mark.distributed
+
+
+def forgetful(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def one_is_stuck() -> str:
+    world = World(dist.get_rank(), 2)
+    group = dist.new_group(timeout=timedelta(seconds=2))
+    with Heartbeat(world, interval=0.3) as heart:
+        heart.beat(3 if world.leads else 2)
+        if not world.leads:
+            forgetful(5)
+            return ""
+        try:
+            dist.all_reduce(torch.ones(1), group=group)
+        except RuntimeError as err:
+            assert is_collective_failure(err)
+            return heart.explain(err)
+    return "nothing failed"
+
+
+def test_the_stuck_rank_is_named_with_its_stack() -> None:
+    said = run_processes(one_is_stuck, 2, 60)[0]
+    assert "rank 0 of 2 waited for others after step 3" in said
+    assert "Rank 1 has not come: it is at step 2" in said
+    assert "in forgetful" in said
+
+
+def one_leaves(flag: str) -> str:
+    world = World(dist.get_rank(), 2)
+    group = dist.new_group(timeout=timedelta(seconds=20))
+    heart = Heartbeat(world, interval=0.2)
+    heart.__enter__()
+    heart.beat(7)
+    dist.all_reduce(torch.ones(1), group=group)
+    time.sleep(0.5)
+    if not world.leads:
+        time.sleep(1)
+        heart._stop.set()  # as if the process were gone, which the helper that started it would not survive
+        for _ in range(600):
+            if os.path.exists(flag):
+                return ""
+            time.sleep(0.05)
+        return "never told to go"
+    time.sleep(2.5)
+    said = heart.explain(RuntimeError("Connection closed by peer"))
+    open(flag, "w").close()
+    return said
+
+
+def test_a_rank_that_is_gone_is_named(tmp_path: object) -> None:
+    said = run_processes(one_leaves, 2, 60, f"{tmp_path}/flag")[0]
+    assert "Rank 1 no longer answers (last heard of after step 7" in said
+
+
+def test_own_errors_are_not_the_network() -> None:
+    assert not is_collective_failure(ValueError("timeout"))
+    assert not is_collective_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_collective_failure(RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:1"))
+
+
+def test_a_world_of_one_has_no_heart() -> None:
+    with Heartbeat(World()) as heart:
+        heart.beat(1)
+        assert heart._thread is None

@@ -1,0 +1,98 @@
+"""`tauon check` finds nothing where a layout is right, and names the first layer where it is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tauon.check import Finding, compare, first_divergent, reference, scaled_down
+from tauon.config import parse
+from tauon.distributed import World
+from tauon.errors import RecipeError
+from tauon.models import GPT
+from tauon.pipeline import quiet
+from tauon.recipe import Recipe, load_recipe
+from tauon.testing.processes import run_processes
+from toy import Tauon, text_recipe
+
+pytestmark = pytest.mark.distributed
+
+GPT_TOY = {"kind": "gpt", "layers": 2, "width": 32, "heads": 4, "dropout": 0.1}
+
+
+def on_the_layout(folder: str, recipe: dict[str, Any], sabotage: str) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    torch.set_num_threads(1)
+    if sabotage == "plan":  # heads are cut, and the weight that is applied to each of them is taken for one that sees them all
+        GPT.shard_plan = {k: v for k, v in GPT.shard_plan.items() if v != "per-head"}
+    elif sabotage == "layer" and dist.get_rank() == 1:
+        import tauon.check as check
+
+        take = check._outputs
+
+        def spoilt(job: Any, batch: Any) -> Any:
+            handle = job.model.blocks[1].register_forward_hook(lambda block, args, out: out * 1.001, prepend=True)
+            try:
+                return take(job, batch)
+            finally:
+                handle.remove()
+
+        check._outputs = spoilt
+    world = World(dist.get_rank(), dist.get_world_size())
+    findings, sent, _ = compare(parse(Recipe, recipe), Path(folder), world, tell=quiet)
+    return [f.to_json() for f in findings], sent
+
+
+@pytest.mark.parametrize(
+    ("parallel", "sabotage", "begins"),
+    [
+        ({"replicate": 2}, "", None),
+        ({"replicate": 2}, "layer", ("output", "blocks.1")),
+        ({"tensor": 2}, "plan", ("gradient", "norm")),
+        ({"pipeline": 2}, "", None),
+        ({"tensor": 2, "sequence_parallel": True}, "", None),
+    ],
+)
+def test_findings(tmp_path: Path, parallel: dict[str, Any], sabotage: str, begins: tuple[str, str] | None) -> None:
+    path = text_recipe(tmp_path, model=GPT_TOY, parallel={"kind": "mesh", **parallel}, train={"batch": 8})
+    recipe = load_recipe(path)
+    reference(recipe, tmp_path, steps=2, processes=2, tell=quiet)
+    from tauon.config import dump
+
+    ranks = run_processes(on_the_layout, 2, 100, str(tmp_path), dump(recipe), sabotage)
+    assert ranks[0] == ranks[1] or ranks[0][0] == ranks[1][0]
+    found = [Finding(**{k: v for k, v in f.items() if k != "fine"}) for f in ranks[0][0]]
+    assert {f.what for f in found} == {"output", "loss", "gradient", "update"}
+    assert sum(ranks[0][1].values()) > 0
+    bad = first_divergent(found)
+    if begins is None:
+        assert bad is None
+    else:
+        assert bad is not None
+        assert (bad.what, begins[1] in bad.name) == (begins[0], True)
+        if begins[0] == "output":
+            assert [f.name for f in found if f.what == "output" and not f.fine] == ["blocks.1"]
+
+
+def test_the_command_prints_what_was_compared_and_what_a_step_sends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = text_recipe(tmp_path, model=GPT_TOY)
+    ended = Tauon(capsys)("check", path, "--on", "local:2", "--steps", "2", "--json", "parallel.shard=2")
+    assert ended.code == 0, ended.err
+    found = json.loads(ended.out.strip().splitlines()[-1])
+    assert found["layout"] == "shard 2"
+    assert all(f["fine"] for f in found["findings"])
+    assert set(found["sent"]) >= {"all-gather", "reduce-scatter"}
+
+
+def test_a_large_layout_is_scaled_down_to_what_is_here(tmp_path: Path) -> None:
+    path = text_recipe(tmp_path, model=GPT_TOY, parallel={"kind": "mesh", "shard": 8, "tensor": 4, "pipeline": 2})
+    small, n, said = scaled_down(load_recipe(path), 64, 4)
+    assert (n, small.parallel.peek("tensor"), small.parallel.peek("pipeline"), small.parallel.peek("shard")) == (4, 2, 2, 1)
+    assert "shard not checked" in said
+    other = load_recipe(path, ["parallel=diloco"])
+    with pytest.raises(RecipeError, match="on purpose"):
+        scaled_down(other, 2, 2)
