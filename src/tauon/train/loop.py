@@ -138,6 +138,7 @@ def validation_loss(job: TrainJob, batches: Sequence[Any] | Iterator[Any]) -> fl
 
     Over a mesh, each data-parallel process is given batches of its own, all of them the same number.
     """
+    job.gather(job)
     was = job.model.training
     job.model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
@@ -162,6 +163,7 @@ def _nothing() -> Iterator[None]:
 
 def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """(groups of tensors, JSON state): all that an exact resume needs, and nothing that is a pure function of the step."""
+    job.gather(job)
     reshard(job.model)
     optim, numbers = optimizer_tensors(job.optimizer, job.model)
     if job.shown is not None:
