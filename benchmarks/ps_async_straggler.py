@@ -78,7 +78,10 @@ def one_run(mode: str, splits: Any, recipe: Any, spec: Any, plan: Any) -> tuple[
     test = splits.test.batch(np.arange(len(splits.test)))
     with torch.no_grad():
         accuracy = (job.model.eval()(test.inputs).argmax(1) == test.targets).float().mean().item()
-    print(f"{mode}: {(after - before) / (ended - began):,.0f} examples/s over {len(clock) - 1} steps, test accuracy {accuracy:.4f}", flush=True)
+    print(
+        f"{mode}: {(after - before) / (ended - began):,.0f} examples/s over {len(clock) - 1} steps, test accuracy {accuracy:.4f}",
+        flush=True,
+    )
     return (after - before) / (ended - began), accuracy
 
 
