@@ -102,6 +102,16 @@ def test_two_processes_leave_the_run_that_one_leaves(folder: Path, undisturbed: 
     assert_same_run(folder, name, undisturbed)
 
 
+def test_a_batch_that_does_not_divide_is_learned_from_whole(folder: Path) -> None:
+    odd = {"train": {"steps": 4, "batch": 5, "validate_every": 4}}
+    assert stage(recipe(folder, "odd-alone") | odd, str(folder)) == "done"
+    assert run_processes(on_ranks, 2, 100, recipe(folder, "odd-two") | odd, str(folder)) == ["done", "done"]
+    one, two = losses(folder, "odd-alone"), losses(folder, "odd-two")
+    assert max(abs(one[s] - two[s]) for s in one) < 1e-6
+    state = json.loads((folder / "odd-two" / "checkpoints" / "step-000004" / "state.json").read_text())
+    assert state["examples"] == 20
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_processes_and_other_layouts(folder: Path, undisturbed: dict[int, float]) -> None:
     name, root = "one-two-four-one", str(folder)
