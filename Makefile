@@ -5,12 +5,13 @@ BIN    := $(VENV)/bin
 # torch is pinned in constraints.txt; installing it first lets pip take a local wheel where there is one.
 PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test test-slow check format docs bench clean help
+.PHONY: quickstart test test-slow test-distributed check format docs bench clean help
 
 help:
 	@echo "make quickstart   install, train a small GPT on Python's own source, evaluate it, write its report (minutes)"
 	@echo "make test         the tests, on the CPU alone (under 12 minutes on two cores)"
 	@echo "make test-slow    the recipes at full size, against the figures that they must reach"
+	@echo "make test-distributed  every layout against one process, killed workers, other layouts on resume (under 15 minutes)"
 	@echo "make check        format, lint, types, layers, exports"
 	@echo "make docs         build the documentation, warnings are errors"
 	@echo "make bench        every speed claim, ours and the peer in one run"
@@ -40,7 +41,10 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow --timeout 3600
+	$(BIN)/python -m pytest -m "slow and not distributed" --timeout 3600
+
+test-distributed: $(VENV)/.dev
+	$(BIN)/python -m pytest -m distributed --timeout 900
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ from tauon.recipe import Recipe
 __all__ = ["PAGE", "render"]
 
 PAGE = Path(__file__).parent / "reference" / "recipe.md"
-FAMILIES = ("task", "model", "optim", "schedule", "parallel", "outer", "launch", "source", "tokenizer", "augment", "tracker")
+FAMILIES = ("task", "model", "optim", "schedule", "parallel", "codec", "outer", "launch", "source", "tokenizer", "augment", "tracker")
 UNITS = {id(typing.get_args(t)[1].func): name for t, name in ((Count, "count"), (Bytes, "size"), (Duration, "time"), (Fraction, "share"))}
 HEAD = """\
 # Every section and key

@@ -66,7 +66,7 @@ def scaled_down(recipe: Recipe, wanted: int | None, here: int) -> tuple[Recipe, 
     parallel = recipe.parallel
     if not isinstance(parallel, MeshParallel):
         if parallel.kind_ != "auto":
-            raise RecipeError([Problem("parallel.kind", f"{parallel.kind_} computes something else than one process, on purpose. "
+            raise RecipeError([Problem("parallel.kind", f"{parallel.kind_} is no mesh of processes that take each step together. "
                                        "Check a mesh (auto, or replicate, shard, context, tensor, pipeline).")])  # fmt: skip
         n = min(wanted or here, here)
         return recipe, n, "" if wanted in (None, n) else f"{n} processes instead of {wanted}"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from tauon.distributed import (
     Mesh,
     MeshCheckpointWriter,
     ParallelConfig,
+    ParameterServer,
     World,
     choose_layout,
     is_collective_failure,
@@ -56,6 +58,8 @@ from tauon.train import (
     Hook,
     Plan,
     Precision,
+    RecipeWork,
+    Served,
     StopSignal,
     TrainConfig,
     TrainJob,
@@ -66,6 +70,7 @@ from tauon.train import (
     local_steps,
     make_plan,
     restore,
+    served,
     train,
 )
 from tauon.types import DataSpec, StepInfo
@@ -320,6 +325,13 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     )  # fmt: skip
     if isinstance(recipe.parallel, LowCommunication):
         job = local_steps(job, recipe.parallel)
+    servers: Served | None = None
+    if isinstance(recipe.parallel, ParameterServer):
+        work = RecipeWork.of(
+            model, recipe.optim, recipe.train, recipe.task, recipe.data, spec=spec, plan=plan, seed=recipe.seed,
+            fingerprint=splits.fingerprint,
+        )  # fmt: skip
+        servers = served(job, recipe.parallel, recipe.optim, work, tell=lambda m: ctx.tell("note", message=m))
     checkpoint = newest(ctx)
     with EventLog(run.events_path) if world.leads else nothing_logged() as events:
         if checkpoint is not None:
@@ -343,13 +355,18 @@ def train_stage(ctx: Context) -> dict[str, Any]:
             ) as writer,
             StopSignal(world).listening() as stop,
             Heartbeat(world) as heart,
+            servers or nullcontext(),
         ):
             watch = TrainingRecord(recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example)
             watch.begin(job)
             first_step = job.step + 1
             try:
                 hooks: list[Hook] = [lambda job, info: heart.beat(info.step), begin, *watch.hooks()]
-                train(job, hooks=hooks, save=watch.save, save_every=plan.checkpoint_every, stop=stop)
+                go = partial(train, job, hooks=hooks, save=watch.save, save_every=plan.checkpoint_every, stop=stop)
+                if servers is None:
+                    go()
+                else:
+                    servers.through(go, partial(back_to_checkpoint, ctx, job, writer, watch, events))
             except RuntimeError as err:
                 words = heart.explain(err) if world.size > 1 and is_collective_failure(err) else None
                 events.log("interrupted", step=job.step, reason=words or str(err) or type(err).__name__)
@@ -370,9 +387,28 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     return {"checkpoint": final.path.name, "hash": final.hash, "steps": job.step}
 
 
+def back_to_checkpoint(ctx: Context, job: TrainJob, writer: CheckpointWriter, watch: TrainingRecord, events: EventLog, why: str) -> bool:
+    """Put the job back to the newest whole checkpoint, and say so; False where there is none."""
+    writer.wait()
+    checkpoint = newest(ctx)
+    if checkpoint is None:
+        return False
+    restore(job, checkpoint)
+    events.log("resume", step=job.step, reason=why)
+    ctx.tell("note", message=f"{why} Going on from the checkpoint of step {job.step}.")
+    watch.begin(job)
+    return True
+
+
 def choose_mesh(model: ModelConfig, config: TrainConfig, parallel: ParallelConfig, spec: DataSpec, world: World) -> tuple[Mesh, Derived]:
     """The layout that `parallel` asks for or leaves open, refused on every rank where model, batch and processes do not fit it."""
     device, _ = choose_device(config.device)
+    if isinstance(parallel, ParameterServer):
+        if world.size > 1:
+            asked = f"parameter-server starts its workers by itself, and {world.size} processes were started. Start one: without --on."
+            raise RecipeError([Problem("parallel.kind", asked)])
+        what = f"parameter server: {parallel.workers} workers, {parallel.servers} servers, {parallel.mode}"
+        return Mesh(Layout(), world, device.type), Derived("parallel", what, "asked for")
     fits = fits_whole(model, config, device, world.local_size)
     layout, why = choose_layout(parallel, world.size, fits=all(world.gather(fits)))
     refuse_layout(model.bare(), layout, parallel, batch=config.batch, seq_len=spec.seq_len)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tauon.testing import run_processes
 from tauon.train import TrainJob, job_state, restore, train_step
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 MUON = {"kind": "muon", "lr": 0.01, "adamw_lr": 1e-3, "eps": 1e-6, "clip_norm": 0.5}
 STEPS = 6

@@ -144,6 +144,7 @@ def distance(a: list[Tensor], b: list[Tensor]) -> float:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_none_is_ddp_counted(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         gradients, sent = rank["first"]["none"]
@@ -152,6 +153,7 @@ def test_none_is_ddp_counted(ranks: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_ranks_hold_the_same_gradients_to_the_last_bit(ranks: list[dict[str, Any]]) -> None:
     for name in ("none", "bf16", "int8", "powersgd"):
         for key in ("first", "trained"):
@@ -159,6 +161,7 @@ def test_ranks_hold_the_same_gradients_to_the_last_bit(ranks: list[dict[str, Any
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_compressed_gradients_are_near(ranks: list[dict[str, Any]]) -> None:
     exact = ranks[0]["ddp"]
     bf16, sent = ranks[0]["first"]["bf16"]
@@ -171,6 +174,7 @@ def test_compressed_gradients_are_near(ranks: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["int8", "powersgd"])
 def test_what_was_taken_is_added_later(ranks: list[dict[str, Any]], name: str) -> None:
     """With error feedback the mean of n gradients is off by (what is still owed) / n; without, by the same always."""
@@ -180,11 +184,13 @@ def test_what_was_taken_is_added_later(ranks: list[dict[str, Any]], name: str) -
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_powersgd_of_whole_rank_changes_nothing(ranks: list[dict[str, Any]]) -> None:
     assert distance(ranks[0]["whole_rank"], ranks[0]["trained"]["none"][0]) < 1e-6
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_powersgd_sends_its_factors(ranks: list[dict[str, Any]]) -> None:
     """Rank 4: 4 (n + m) of the four large matrices; the last matrix (3 x 30) and the vectors whole."""
     factors = 4 * (48 + 40) + 3 * 4 * (30 + 48) + 3 * 30 + 2 * (48 + 30) + 3
@@ -192,12 +198,14 @@ def test_powersgd_sends_its_factors(ranks: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bf16", "int8", "powersgd"])
 def test_training_goes_nearly_the_same_way(ranks: list[dict[str, Any]], name: str) -> None:
     assert distance(ranks[0]["trained"][name][0], ranks[0]["trained"]["none"][0]) < 0.02
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["int8", "powersgd"])
 @pytest.mark.parametrize("cut", [1, 5, 8])
 def test_a_resume_goes_on_bit_for_bit(ranks: list[dict[str, Any]], name: str, cut: int) -> None:
@@ -207,6 +215,7 @@ def test_a_resume_goes_on_bit_for_bit(ranks: list[dict[str, Any]], name: str, cu
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_a_resume_goes_on_bit_for_bit_where_a_bucket_holds_matrices_of_one_shape(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         whole, resumed = rank["one bucket"][None], rank["one bucket"][5]
@@ -214,6 +223,7 @@ def test_a_resume_goes_on_bit_for_bit_where_a_bucket_holds_matrices_of_one_shape
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_leaves_no_trace(ranks: list[dict[str, Any]]) -> None:
     assert [r["nan"] for r in ranks] == [[True, True]] * 2
 

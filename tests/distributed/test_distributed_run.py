@@ -102,6 +102,16 @@ def test_two_processes_leave_the_run_that_one_leaves(folder: Path, undisturbed: 
     assert_same_run(folder, name, undisturbed)
 
 
+def test_a_batch_that_does_not_divide_is_learned_from_whole(folder: Path) -> None:
+    odd = {"train": {"steps": 4, "batch": 5, "validate_every": 4}}
+    assert stage(recipe(folder, "odd-alone") | odd, str(folder)) == "done"
+    assert run_processes(on_ranks, 2, 100, recipe(folder, "odd-two") | odd, str(folder)) == ["done", "done"]
+    one, two = losses(folder, "odd-alone"), losses(folder, "odd-two")
+    assert max(abs(one[s] - two[s]) for s in one) < 1e-6
+    state = json.loads((folder / "odd-two" / "checkpoints" / "step-000004" / "state.json").read_text())
+    assert state["examples"] == 20
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_processes_and_other_layouts(folder: Path, undisturbed: dict[int, float]) -> None:
     name, root = "one-two-four-one", str(folder)
@@ -189,3 +199,15 @@ def test_a_rank_without_the_data_is_named_on_all(folder: Path) -> None:
         assert kind == "DataError"
         assert "rank 1 of 2" in text
         assert "/nowhere" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{}, {"shard": 2, "tensor": 2}, {"pipeline": 2, "replicate": 2}], ids=["ddp", "fsdp-tensor", "pipeline"])
+def test_a_run_that_goes_on_with_the_same_layout_differs_in_no_bit(folder: Path, layout: dict[str, int]) -> None:
+    names = [f"{kind}-{'-'.join(layout) or 'ddp'}" for kind in ("calm", "halted")]
+    run_processes(on_ranks, 4, 100, recipe(folder, names[0], **layout), str(folder))
+    run_processes(on_ranks, 4, 100, recipe(folder, names[1], **layout), str(folder), 5)
+    run_processes(on_ranks, 4, 100, recipe(folder, names[1], **layout), str(folder))
+    for group in ("model", "ema", "optim"):
+        files = [(folder / name / "checkpoints" / "step-000012" / f"{group}.safetensors").read_bytes() for name in names]
+        assert files[0] == files[1], group

@@ -49,14 +49,16 @@ def test_an_error_of_a_rank_is_raised_here_as_what_it_is() -> None:
     assert "on rank 1 of 2" in caught.value.__notes__[0] and "fails_on_one" in caught.value.__notes__[0]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_named() -> None:
     with pytest.raises(ProcessFailure, match="rank 1 of 2 ended with exit code -9"):
         run_processes(dies_on_one, 2, 60)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_killed_at_the_time_out(capfd: pytest.CaptureFixture[str]) -> None:
     began = time.monotonic()
-    with pytest.raises(ProcessFailure, match=r"ranks \[0\] of 1 were not done after 8 s"):
-        run_processes(sleeps, 1, 8)
-    assert time.monotonic() - began < 20
+    with pytest.raises(ProcessFailure, match=r"ranks \[0\] of 1 were not done after 25 s"):
+        run_processes(sleeps, 1, 25)
+    assert time.monotonic() - began < 45
     assert "in sleeps" in capfd.readouterr().err

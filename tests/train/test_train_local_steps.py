@@ -130,6 +130,7 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 0.0) -> None
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_averaging_after_each_step_of_sgd_is_ddp(ranks: list[dict[str, Any]]) -> None:
     alone = train(make(SGD, 6, Rows(TABLE)))
     for rank in ranks:
@@ -140,6 +141,7 @@ def test_averaging_after_each_step_of_sgd_is_ddp(ranks: list[dict[str, Any]]) ->
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_a_resume_at_any_step_ends_with_the_same_weights_to_the_last_bit(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         for resumed in rank["resumed"]:
@@ -148,6 +150,7 @@ def test_a_resume_at_any_step_ends_with_the_same_weights_to_the_last_bit(ranks: 
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_a_replica_that_skips_a_step_still_takes_part_in_the_outer_step(ranks: list[dict[str, Any]]) -> None:
     assert [r["skipped"] for r in ranks] == [[False] * 6, [False, False, False, True, False, False]]
     close(ranks[0]["skipping"], ranks[1]["skipping"])
@@ -156,6 +159,7 @@ def test_a_replica_that_skips_a_step_still_takes_part_in_the_outer_step(ranks: l
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_the_anchor_is_what_is_validated_and_saved(ranks: list[dict[str, Any]]) -> None:
     """Before the first outer step: the weights that training began with, though the replicas went apart."""
     begun = make(SGD, 6, Rows(TABLE))

@@ -21,7 +21,9 @@ from tauon.distributed.outer import (
     weighted_mean,
 )
 from tauon.distributed.parallelize import parallelize, refuse_layout
+from tauon.distributed.parameter_server import ParameterServer
 from tauon.distributed.pieces import fill, local_part, local_slices
+from tauon.distributed.server_group import ServerLost
 from tauon.distributed.stages import PER_PROCESS, Stages, cut_blocks, pieces_of_batch, refuse_odd_stages, stages_of
 from tauon.distributed.tensor import whole_gradients
 from tauon.distributed.traffic import Traffic, counted
@@ -47,7 +49,9 @@ __all__ = [
     "OuterConfig",
     "OuterLoop",
     "ParallelConfig",
+    "ParameterServer",
     "PowerSGD",
+    "ServerLost",
     "Stages",
     "Traffic",
     "World",

@@ -10,6 +10,7 @@ torch.distributed.checkpoint would add a format of its own, with a pickled index
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import threading
@@ -33,6 +34,8 @@ from tauon.errors import CheckpointError
 __all__ = ["MeshCheckpointWriter"]
 
 _POLL = 0.005
+_WRITERS = itertools.count()
+"""Numbers writers, in the same order on every rank: the store outlives them, and keeps what they said to each other."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class MeshCheckpointWriter(CheckpointWriter):
     def __init__(self, folder: Path | str, world: World, **options: Any) -> None:
         super().__init__(folder, **options)
         self.world = world
-        self._count = 0
+        self._number, self._count = next(_WRITERS), 0
         self._known: tuple[Any, dict[str, Layout], dict[str, dict[str, _Piece]]] | None = None
 
     def save(self, step: int, groups: Groups, state: Mapping[str, Any]) -> None:
@@ -95,7 +98,7 @@ class MeshCheckpointWriter(CheckpointWriter):
             flat = buffer.take(Layout(b"", offsets, {}, at), sizes)
             copies[group] = {name: flat[start : start + size] for name, (start, size) in offsets.items()}
         self._count += 1
-        key, parent = f"tauon/checkpoint/{self._count}", self.parent
+        key, parent = f"tauon/checkpoint/{self._number}/{self._count}", self.parent
 
         def write() -> None:
             lower_priority()

@@ -65,7 +65,9 @@ def choose_layout(config: ParallelConfig, world: int, *, fits: bool = True) -> t
     if not isinstance(config, MeshParallel):
         if isinstance(config, AutoParallel) and not fits and world > 1:
             return Layout(shard=world), f"weights and optimizer do not fit one device, so they are sharded over all {world} (FSDP2)"
-        return Layout(replicate=world), "one process" if world == 1 else f"the model fits one device: {world} replicas (DDP)"
+        if isinstance(config, AutoParallel) and world > 1:
+            return Layout(replicate=world), f"the model fits one device: {world} replicas (DDP)"
+        return Layout(replicate=world), "one process" if world == 1 else f"{config.kind_}: {world} replicas that train on their own"
     others = config.context * config.tensor * config.pipeline
     if config.replicate is not None and config.shard is not None:
         replicate, shard = config.replicate, config.shard

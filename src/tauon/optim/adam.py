@@ -16,6 +16,8 @@ __all__ = ["AdamConfig", "AdamWConfig"]
 class AdamConfig(OptimConfig):
     """Adam (Kingma & Ba 2015, arXiv:1412.6980); `weight_decay` is L2, added to the gradient."""
 
+    elementwise = True
+
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the first and second moment estimates."""
     eps: float = Field(1e-8, gt=0)
@@ -30,6 +32,7 @@ class AdamWConfig(OptimConfig):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, arXiv:1711.05101)."""
 
     default_lr = 3e-4
+    elementwise = True
 
     weight_decay: float = Field(0.1, ge=0)
     betas: tuple[Decay, Decay] = (0.9, 0.95)

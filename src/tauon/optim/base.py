@@ -22,6 +22,8 @@ class OptimConfig(Registered, family="optim", default="adamw"):
     """An optimizer with its learning-rate schedule and gradient clipping."""
 
     default_lr: ClassVar[float] = 1e-3
+    elementwise: ClassVar[bool] = False
+    """Each weight moves by its own gradient and state alone, so that a tensor may be cut anywhere."""
 
     lr: float | None = Field(None, gt=0)
     """Peak learning rate, reached after the warm-up. Left out: the optimizer's usual one."""

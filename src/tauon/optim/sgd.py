@@ -20,6 +20,7 @@ class SGDConfig(OptimConfig):
     """SGD (Robbins & Monro 1951), momentum (Polyak 1964), Nesterov (Sutskever et al. 2013); `weight_decay` is L2."""
 
     default_lr = 0.1
+    elementwise = True
 
     momentum: float = Field(0.9, ge=0, lt=1)
     """Decay of the running sum of gradients; 0 is plain SGD."""

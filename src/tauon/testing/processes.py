@@ -11,6 +11,7 @@ import faulthandler
 import io
 import os
 import pickle
+import signal
 import sys
 import time
 import traceback
@@ -42,7 +43,7 @@ def run_processes(fn: Callable[..., Any], world: int, timeout: float, *args: Any
         args: anything that pickles; what `fn` returns must pickle too.
 
     Raises:
-        Exception: what the lowest rank that failed by itself raised, with its rank and traceback as a note.
+        Exception: what the first rank that failed raised, with its rank and traceback as a note.
         ProcessFailure: a rank was killed, or was not done in time (its stack is on stderr).
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
@@ -60,6 +61,12 @@ def run_processes(fn: Callable[..., Any], world: int, timeout: float, *args: Any
             processes.append(process)
             ends[mine] = rank
         outcomes = _collect(ends, time.monotonic() + timeout)
+        late = [p for rank, p in enumerate(processes) if rank not in outcomes and p.is_alive()]
+        for process in late:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGUSR1)  # its stack on stderr; or its end, where it had not begun
+        if late:
+            time.sleep(0.5)
         for rank in range(world):
             if isinstance(outcomes.get(rank), _Gone):
                 processes[rank].join(GRACE)
@@ -160,7 +167,7 @@ def _pickled(value: Any) -> bytes:
 
 def _child(end: connection.Connection, call: bytes, timeout: float) -> None:
     """One rank: join the group, call, answer."""
-    faulthandler.dump_traceback_later(max(0.1, timeout - 1), exit=False)
+    faulthandler.register(signal.SIGUSR1)
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
@@ -173,7 +180,6 @@ def _child(end: connection.Connection, call: bytes, timeout: float) -> None:
             pickle.loads(answer)  # noqa: S301 - an error whose constructor takes other arguments cannot be put together again
         except Exception:
             answer = _pickled(_Failed(ProcessFailure(f"{type(err).__name__}: {err}"), trace))
-    faulthandler.cancel_dump_traceback_later()
     end.send_bytes(answer)
     end.close()
     if dist.is_initialized():

@@ -16,6 +16,8 @@ from tauon.train.precision import (
     choose_precision,
     dress,
 )
+from tauon.train.served_job import Served, served
+from tauon.train.share import RecipeWork, Work
 from tauon.train.step import BatchSource, TrainJob, mesh_exchange, optimizer_update, plain_gradients, step_seed, train_step
 
 __all__ = [
@@ -29,9 +31,12 @@ __all__ = [
     "Meter",
     "Plan",
     "Precision",
+    "RecipeWork",
+    "Served",
     "StopSignal",
     "TrainConfig",
     "TrainJob",
+    "Work",
     "available_memory",
     "batch_that_fits",
     "build_job",
@@ -50,6 +55,7 @@ __all__ = [
     "optimizer_update",
     "plain_gradients",
     "restore",
+    "served",
     "step_seed",
     "train",
     "train_step",

@@ -26,6 +26,7 @@ from tauon.distributed import (
     World,
     apply_data,
     cut_blocks,
+    my_targets,
     parallelize,
     register_hook,
     stages_of,
@@ -281,11 +282,27 @@ def build_job(
         kept = register_hook(net, asked, job.traffic, replicas)
         if kept is not None:
             job.extra["compression"] = kept
+        elif mesh.reduce_size > 2:
+            _settle_buckets(job)
     for part in getattr(job.optimizer, "parts", [job.optimizer]):
         if isinstance(part, Muon):  # one process computes each matrix's step
             part.traffic = job.traffic
             part.group = mesh.group("replicate", "context") if mesh.replicas_only else None
     return staged(job, Stages(asked, mesh, parts, plan.device)) if parts else job
+
+
+def _settle_buckets(job: TrainJob) -> None:
+    """A backward pass whose gradients are thrown away. DDP arranges its buckets anew after a process's first, and sums over more than
+    two ranks depend on the arrangement: without this, a run that goes on would differ in last bits from one that was never stopped.
+    """
+    job.model.train()
+    batch = job.loader.batch_at(job.step).rows(0, 1).to(job.device)
+    with job.precision.context():
+        total, _ = job.task.loss(job.model, my_targets(batch, job.mesh.at["context"], job.mesh.layout.context))
+    total.backward()  # type: ignore[no-untyped-call]
+    job.optimizer.zero_grad(set_to_none=True)
+    job.traffic.take()
+    job.traffic.total.clear()
 
 
 def _seconds_a_step(job: TrainJob, budget: float, world: World) -> float:

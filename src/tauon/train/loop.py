@@ -138,6 +138,7 @@ def validation_loss(job: TrainJob, batches: Sequence[Any] | Iterator[Any]) -> fl
 
     Over a mesh, each data-parallel process is given batches of its own, all of them the same number.
     """
+    job.gather(job)
     was = job.model.training
     job.model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
@@ -162,6 +163,7 @@ def _nothing() -> Iterator[None]:
 
 def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """(groups of tensors, JSON state): all that an exact resume needs, and nothing that is a pure function of the step."""
+    job.gather(job)
     reshard(job.model)
     optim, numbers = optimizer_tensors(job.optimizer, job.model)
     if job.shown is not None:
@@ -202,7 +204,13 @@ def restore(job: TrainJob, checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} holds the state of optimizer {state['optimizer_kind']}, and this run has {_kind(job)}. "
             "Use the recipe it was trained with, or start over with --fresh."
         )
-    load_optimizer(job.optimizer, job.model, checkpoint.lazy("optim"), state["optimizer"], partial=partial)
+    if "replica" in checkpoint.groups() and job.shown is None:
+        raise CheckpointError(
+            f"{checkpoint.path} is of replicas that train on their own, each with its optimizer (parallel: local-sgd or diloco), and this run is "
+            "not. Use the same, or start over with --fresh."
+        )
+    optim = checkpoint.lazy("optim") if "optim" in checkpoint.groups() else {}  # replicas have theirs among `extra`
+    load_optimizer(job.optimizer, job.model, optim, state["optimizer"], partial=partial)
     if (job.ema is not None) != ("ema" in checkpoint.groups()):
         held, asked = ("no", "is set") if job.ema is not None else ("", "is not set")
         raise CheckpointError(

@@ -67,6 +67,12 @@ class Act(Protocol):
     def __call__(self, job: TrainJob) -> None: ...
 
 
+class Measure(Protocol):
+    """Between the second and the third seam: clip the gradient, and say its norm before clipping by norm."""
+
+    def __call__(self, job: TrainJob) -> Tensor: ...
+
+
 class Shown(Protocol):
     """Weights that stand for the job where the model holds others: they are validated, and saved as the model's."""
 
@@ -125,6 +131,15 @@ def mesh_exchange(job: TrainJob) -> None:
         whole_gradients(job.model)
 
 
+def clip_here(job: TrainJob) -> Tensor:
+    """By value and by norm, where the gradients are in `.grad`."""
+    return clip_gradients(job.model.parameters(), job.clip_norm, job.clip_value, job.mesh)
+
+
+def all_is_here(job: TrainJob) -> None:
+    """Weights and optimizer state of one process are where they belong."""
+
+
 def optimizer_update(job: TrainJob) -> None:
     """Set the learning rate of this step, then let the optimizer move the weights."""
     factor = job.schedule.factor(job.step, job.total_steps)
@@ -160,6 +175,9 @@ class TrainJob:
     make: Make = plain_gradients
     exchange: Act = mesh_exchange
     update: Act = optimizer_update
+    clip: Measure = clip_here
+    gather: Act = all_is_here
+    """Bring weights and optimizer state into `model` and `optimizer`, where they are kept elsewhere: called before anything reads them."""
     score: Score = plain_scores
     """How validation computes a loss."""
     step: int = 0
@@ -172,6 +190,8 @@ class TrainJob:
     """More state that a resume needs (an outer optimizer, say): a group of tensors each, by name."""
     traffic: Traffic = field(default_factory=Traffic)
     """Bytes sent."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """What a seam has to tell of this step (staleness, say): joins the step's metrics."""
     after: list[Act] = field(default_factory=list)
     """Called when a step is done, skipped or not (an outer step, say): what all replicas must do, whatever their gradients were."""
     shown: Shown | None = None
@@ -189,7 +209,7 @@ def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
     torch.manual_seed(step_seed(job.seed, job.step, job.mesh.data_rank))
     loss = job.make(job, batch)
     job.exchange(job)
-    norm = clip_gradients(job.model.parameters(), job.clip_norm, job.clip_value, job.mesh)
+    norm = job.clip(job)
     loss = job.mesh.sum(loss, *REDUCED, "pipeline")
     metrics: dict[str, Any] = {"loss": loss.item(), "grad_norm": norm.item()}  # the step's one wait for the device
     skip = job.health.check(job.step + 1, metrics["loss"], metrics["grad_norm"])
@@ -209,4 +229,6 @@ def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
         act(job)
     if sent := job.traffic.take():
         metrics["sent_bytes"], metrics["sent"] = sum(sent.values()), sent
+    metrics |= job.measured
+    job.measured.clear()
     return metrics

@@ -1,0 +1,215 @@
+"""The parameter server's asynchronous and bounded-staleness modes: what workers push is applied as it comes. And asynchronous DiLoCo, where what
+they push is what a round of steps of their own did to the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tauon.distributed.server_group import ServerDied
+from tauon.errors import Problem, RecipeError
+from tauon.train.fleet import Result, Task
+from tauon.train.served_job import NOTE, Served
+from tauon.train.step import TrainJob
+from tauon.types import Batch
+
+__all__ = ["ServedAsItComes", "ServedRounds"]
+
+
+class ServedAsItComes(Served):
+    """Asynchronous and bounded-staleness modes. Batch i is made whole by one worker and applied when it comes; step t is the t-th applied.
+
+    Every batch below `total_steps` is applied once, whatever dies: only their order differs from `sync`.
+    """
+
+    def settle(self) -> None:
+        self.staleness = self.config.staleness if self.config.mode == "ssp" else None
+        self.needed = 1
+        self.next = 0
+        """The first batch that nobody has begun."""
+        self.open: list[int] = []
+        """Batches begun and not applied, those that a dead worker left among them."""
+        self.arrived: list[Result] = []
+
+    def share_of(self, number: int) -> int:
+        return 0
+
+    def begin(self, job: TrainJob) -> None:
+        super().begin(job)
+        noted = job.notes.get(NOTE, {})
+        known = noted.get("applied") == job.step
+        self.next = noted["next"] if known else job.step
+        self.open = list(noted["open"]) if known else []
+        self.arrived = []
+
+    def collect(self, job: TrainJob) -> list[Result]:
+        self.fill(job)
+        while not self.arrived:
+            results, _ = self.wait()
+            self.arrived += [r for r in results if r.task.attempt == self.attempt]
+            self.fill(job)
+        result = self.arrived.pop(0)
+        job.measured["staleness"] = self.group.version - result.version
+        return [result]
+
+    def exchange(self, job: TrainJob) -> None:
+        super().exchange(job)
+        self.open.remove(self.results[0].task.step)  # from here on it counts as done, also where the step is skipped
+
+    def update(self, job: TrainJob) -> None:
+        super().update(job)
+        self.fill(job)  # the worker that pushed goes on with the weights that it moved
+
+    def gather(self, job: TrainJob) -> None:
+        super().gather(job)
+        job.notes[NOTE] = {"applied": job.step, "next": self.next, "open": [*self.open]}
+
+    def fill(self, job: TrainJob) -> None:
+        """Give every idle worker a batch, as far as the bound on staleness lets it."""
+        doing = {m.task.step for m in self.fleet.members.values() if m.task is not None and m.task.attempt == self.attempt} | {
+            r.task.step for r in self.arrived
+        }
+        for member in self.fleet.idle:
+            left = [b for b in self.open if b not in doing]
+            batch = left[0] if left else self.next
+            if batch >= self.all_of(job) or not self.allowed(batch):
+                return
+            if not left:
+                self.open.append(batch)
+                self.next += 1
+            doing.add(batch)
+            self.fleet.give(member, self.task(job, batch), self.nominal, self.group.version, self.group.weights)
+
+    def all_of(self, job: TrainJob) -> int:
+        """Batches of the whole run."""
+        return job.total_steps
+
+    def task(self, job: TrainJob, batch: int) -> Task:
+        return Task(batch, 0, 1, self.attempt)
+
+    def allowed(self, batch: int) -> bool:
+        """A clock is one batch a worker: batch b of clock b // workers may begin if no batch of an older clock than staleness is open."""
+        if self.staleness is None:
+            return True
+        oldest = min([*self.open, batch])
+        return batch // self.config.workers <= oldest // self.config.workers + self.staleness
+
+
+class ServedRounds(ServedAsItComes):
+    """Asynchronous DiLoCo. Round r is steps [r H, r H + H): one worker takes them on its own, from the newest weights on, with its own optimizer,
+    clipping and watch over gradients; the servers' outer optimizer acts on what that did (Liu et al. 2024, arXiv:2401.09135).
+
+    When a round has come, the loop goes through its H steps and logs them; the servers are asked at the first of them. Workers' own optimizers are in no
+    checkpoint: after a resume they begin afresh, as that of a worker does which joins late.
+    """
+
+    def settle(self) -> None:
+        super().settle()
+        if self.job.ema is not None:
+            raise RecipeError(
+                [Problem("train.ema", "averages every step's weights, and with parallel.outer they move every round. Drop it.")]
+            )
+        self.every = self.config.every
+        self.left: list[list[float]] = []
+        """Loss and gradient norm of the steps of the round that are not logged yet."""
+        self.arrives = False
+        self.norm = 0.0
+        self.outer: dict[str, Tensor] = {}
+        self.job.extra["outer"] = OuterState(self)
+
+    def begin(self, job: TrainJob) -> None:
+        super().begin(job)
+        noted = job.notes.get(NOTE, {})
+        known = noted.get("applied") == job.step
+        self.left = [list(pair) for pair in noted["left"]] if known else []
+        if not known:
+            self.next = job.step // self.every
+
+    def make(self, job: TrainJob, batch: Batch) -> Tensor:
+        if not self.begun:
+            self.begin(job)
+        self.arrives = not self.left
+        if self.arrives:
+            self.results = self.collect(job)
+            done = self.results[0].done
+            job.traffic.add("push", done.pushed)
+            job.traffic.add("pull", done.pulled)
+            self.left = [list(pair) for pair in done.each]
+        loss, self.norm = self.left.pop(0)
+        return torch.tensor(loss, device=job.device)
+
+    def exchange(self, job: TrainJob) -> None:
+        """At the first step of a round the servers take it in, unless it came to nothing finite."""
+        if not self.arrives:
+            return
+        for _ in range(3):
+            try:
+                norms = self.group.reduce([self.results[0].pushes], rescale=1.0, pulled=None)
+                break
+            except ServerDied:
+                if not self.group.heal():
+                    self.left = []
+                    self.make(job, batch=job.loader.batch_at(job.step))
+        else:
+            raise self.lost(job)
+        if all(np.isfinite(n).all() for n in norms):
+            self.group.apply(1.0, 1.0)
+            if self.config.replicas:
+                job.traffic.add("replica", self.config.replicas * self.results[0].done.pushed)
+        else:
+            self.tell(f"round {self.results[0].task.step} came to weights that are not finite, and is left out")
+        self.open.remove(self.results[0].task.step)
+        self.results = []
+        self.fill(job)
+
+    def clip(self, job: TrainJob) -> Tensor:
+        """The worker clipped; this is what it saw."""
+        return torch.tensor(self.norm)
+
+    def update(self, job: TrainJob) -> None:
+        """Done at the round's first step, all of it. What is left is to log the learning rate that the worker had."""
+        factor = job.schedule.factor(job.step, job.total_steps)
+        for group in job.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    def gather(self, job: TrainJob) -> None:
+        super().gather(job)
+        job.notes[NOTE]["left"] = [[*pair] for pair in self.left]
+
+    def all_of(self, job: TrainJob) -> int:
+        """Rounds of the whole run."""
+        return math.ceil(job.total_steps / self.every)
+
+    def task(self, job: TrainJob, batch: int) -> Task:
+        first = batch * self.every
+        return Task(batch, 0, 1, self.attempt, (first, min(first + self.every, job.total_steps)))
+
+    def server_state(self, job: TrainJob) -> tuple[dict[str, Any], dict[str, Any]]:
+        return {f"{name}/{entry}": t.numpy() for key, t in self.outer.items() for entry, _, name in [key.partition("/")]}, {}
+
+    def take_server_state(self, job: TrainJob, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        self.outer = {f"{entry}/{name}": t for key, t in tensors.items() for name, _, entry in [key.rpartition("/")]}
+
+
+class OuterState:
+    """The outer optimizer's state as the checkpoint's group `outer`: `<entry>/<parameter>`."""
+
+    def __init__(self, owner: ServedRounds) -> None:
+        self.owner = owner
+
+    def tensors(self) -> dict[str, Tensor]:
+        owner = self.owner
+        if owner.outer:
+            return owner.outer
+        anchor = {n: p for n, p in owner.job.model.named_parameters() if p.requires_grad}
+        outer = owner.config.outer
+        assert outer is not None
+        return outer.state(anchor) or {"none": torch.zeros(())}  # a group that is there, also of an outer optimizer without state
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        self.owner.outer = {k: v for k, v in tensors.items() if k != "none"}

@@ -1,0 +1,70 @@
+"""Layouts and places in them: plain arithmetic, no process group."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import pytest
+
+from tauon.distributed import AutoParallel, DiLoCo, Layout, Mesh, MeshParallel, World, choose_layout, cut_blocks, pieces_of_batch
+from tauon.errors import RecipeError
+
+
+@pytest.mark.parametrize(
+    ("config", "world", "fits", "layout"),
+    [
+        (AutoParallel(), 1, True, Layout()),
+        (AutoParallel(), 4, True, Layout(replicate=4)),
+        (AutoParallel(), 4, False, Layout(shard=4)),
+        (MeshParallel(), 4, True, Layout(replicate=4)),
+        (MeshParallel(tensor=2), 8, True, Layout(replicate=4, tensor=2)),
+        (MeshParallel(shard=2), 8, True, Layout(replicate=4, shard=2)),
+        (MeshParallel(replicate=2), 8, True, Layout(replicate=2, shard=4)),
+        (MeshParallel(pipeline=2, context=2, shard=2), 8, True, Layout(pipeline=2, shard=2, context=2)),
+        (DiLoCo(), 3, True, Layout(replicate=3)),
+    ],
+)
+def test_sizes_that_are_left_out_take_the_rest(config: MeshParallel, world: int, fits: bool, layout: Layout) -> None:
+    assert choose_layout(config, world, fits=fits)[0] == layout
+
+
+@pytest.mark.parametrize(
+    ("config", "world", "words"),
+    [
+        (MeshParallel(tensor=3), 2, "tensor 3 is 3 processes, and 2 are here. Start 3"),
+        (MeshParallel(replicate=2, shard=2), 6, "replicate 2 x shard 2 is 4 processes, and 6 are here"),
+        (MeshParallel(shard=4), 6, "4 processes, and 6 are here"),
+        (MeshParallel(pipeline=2), 1, "pipeline 2 is 2 processes, and 1 is here"),
+    ],
+)
+def test_sizes_that_do_not_multiply_to_the_world_are_refused(config: MeshParallel, world: int, words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        choose_layout(config, world)
+
+
+def test_every_rank_has_a_place_of_its_own_and_every_slice_of_data_its_readers() -> None:
+    layout = Layout(pipeline=2, replicate=2, shard=3, context=2, tensor=2)
+    meshes = [Mesh(layout, World(rank, layout.world)) for rank in range(layout.world)]
+    assert len({tuple(m.at.items()) for m in meshes}) == layout.world == 48
+    assert Counter(m.data_rank for m in meshes) == {r: 8 for r in range(6)}
+    neighbours = [(a, b) for a, b in itertools.pairwise(meshes) if a.at["tensor"] == 0]
+    assert all(b.at == {**a.at, "tensor": 1} for a, b in neighbours)  # the innermost dimension is that of the fastest network
+
+
+@pytest.mark.parametrize(("depth", "stages"), [(4, 2), (7, 3), (126, 16), (5, 5), (9, 4)])
+def test_stages_are_contiguous_and_as_even_as_can_be(depth: int, stages: int) -> None:
+    cuts = cut_blocks(depth, stages)
+    assert [i for start, stop in cuts for i in range(start, stop)] == list(range(depth))
+    sizes = [stop - start for start, stop in cuts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_microbatches_of_a_pipeline() -> None:
+    assert pieces_of_batch(MeshParallel(pipeline=2), 8) == 4
+    assert pieces_of_batch(MeshParallel(pipeline=2), 7) == 1
+    assert pieces_of_batch(MeshParallel(pipeline=2, stage_microbatches=8), 8) == 8
+    with pytest.raises(RecipeError, match="3 does not divide the 8 examples"):
+        pieces_of_batch(MeshParallel(pipeline=2, stage_microbatches=3), 8)
+    with pytest.raises(RecipeError, match="do not divide by 2 stages"):
+        pieces_of_batch(MeshParallel(pipeline=2, schedule="zero-bubble"), 7)
