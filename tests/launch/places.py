@@ -54,7 +54,7 @@ def shown(section: dict[str, Any], verb: str = "train") -> str:
     import sys
     from importlib.metadata import version
 
-    job = Job("quick_start", verb, RECIPE, Path("/shared/runs"), options=("--quiet",), seed=7)
+    job = Job("quick_start", verb, RECIPE, Path("/shared/runs"), options=("--quiet",))
     text = parse(LaunchConfig, section).show(job)
     text = text.replace(f"cd {Path.cwd()}\n", "cd /work\n").replace(f"--container-workdir={Path.cwd()}", "--container-workdir=/work")
     return text.replace(sys.executable, "/opt/python").replace(f"rayVersion: {version('ray')}", "rayVersion: 2.55.1")

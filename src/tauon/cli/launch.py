@@ -67,7 +67,7 @@ def launch_elsewhere(tree: Recipe, verb: str, root: Path, show: Show, *, options
     config = tree.launch
     if in_a_worker() or (isinstance(config, Here) and not dry_run):
         return False
-    job = Job(tree.name, verb, to_yaml(tree), root, options, device=tree.train.peek("device"), seed=tree.seed)
+    job = Job(tree.name, verb, to_yaml(tree), root, options, device=tree.train.peek("device"))
     if fresh:
         if config.kind_ == "k8s":
             raise RecipeError("--fresh cannot set aside a folder inside the cluster. Give this run another name (name=...).")

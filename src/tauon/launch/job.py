@@ -33,8 +33,6 @@ class Job:
     """Further arguments: --quiet, --json."""
     device: str = "auto"
     """`train.device` of the recipe: whether GPUs count."""
-    seed: int = 0
-    """Seed of the recipe."""
     words: tuple[str, ...] = field(default=(), compare=False)
     """The program of a worker, in front of `options`; () for Tauon itself. For tests of launchers."""
 

@@ -79,5 +79,6 @@ def failed(codes: Mapping[int, int], logs: Path, restarts: int) -> WorkerFailed:
     else:
         hint = f"its whole log: {log_path(logs, rank)}"
     text = said if code in NAMED and said else "\n".join(filter(None, [ended(rank, code) + tried, said]))
-    text = f"[rank {rank}] {text}" if code in NAMED and said else text
+    if code in NAMED and said and not said.startswith("rank "):  # a run on several processes names the rank itself
+        text = f"[rank {rank}] {text}"
     return WorkerFailed(f"{text}\n({hint})", code if code > 0 else 6)

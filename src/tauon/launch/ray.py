@@ -163,7 +163,7 @@ class Relay:
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
-        self.stop = False
+        self.stop_at: float | None = None
         self.failed: dict[int, int] = {}
         self.attempt = -1
 
@@ -178,21 +178,23 @@ class Relay:
             self.failed = {}
         return self.attempt
 
-    def say(self, rank: int, lines: list[str]) -> bool:
-        """Lines of a worker; returns whether it should stop."""
+    def say(self, rank: int, lines: list[str]) -> float | None:
+        """Lines of a worker; returns in how many seconds it should stop, None for not at all."""
         if lines:
             self.events.append({"kind": "lines", "rank": rank, "lines": lines})
-        return self.stop or is_final_of(self.failed)
+        if is_final_of(self.failed):
+            return 0.0
+        return None if self.stop_at is None else max(0.0, self.stop_at - time.monotonic())
 
     def ended(self, rank: int, code: int) -> bool:
         """A worker's process ended; returns whether nothing is to be tried again."""
         if code in (0, STOPPED) or not is_final_of(self.failed):  # else it ended because another failed
             self.failed[rank] = code
-        return self.stop or is_final_of(self.failed)
+        return self.stop_at is not None or is_final_of(self.failed)
 
     def ask_to_stop(self) -> None:
-        """All workers get SIGTERM soon."""
-        self.stop = True
+        """All workers get SIGTERM soon, and together: one that has saved and is just ending would die of a signal that comes late."""
+        self.stop_at = time.monotonic() + 3 * POLL_S
 
     def take(self) -> list[dict[str, Any]]:
         """What was said since the last call."""
@@ -264,8 +266,9 @@ def be_a_worker(told: dict[str, Any]) -> None:
         while process.poll() is None:
             time.sleep(POLL_S)
             said, lines[:] = lines[:], []
-            stop = ray.get(relay.say.remote(rank, said))
-            if stop and asked_at is None:
+            wait = ray.get(relay.say.remote(rank, said))
+            if wait is not None and asked_at is None:
+                time.sleep(wait)
                 asked_at = time.monotonic()
                 process.terminate()
             elif asked_at is not None and time.monotonic() - asked_at > told["grace"]:
