@@ -47,7 +47,7 @@ def test_every_rank_has_a_place_of_its_own_and_every_slice_of_data_its_readers()
     layout = Layout(pipeline=2, replicate=2, shard=3, context=2, tensor=2)
     meshes = [Mesh(layout, World(rank, layout.world)) for rank in range(layout.world)]
     assert len({tuple(m.at.items()) for m in meshes}) == layout.world == 48
-    assert Counter(m.data_rank for m in meshes) == {r: 8 for r in range(6)}
+    assert Counter(m.data_rank for m in meshes) == dict.fromkeys(range(6), 8)
     neighbours = [(a, b) for a, b in itertools.pairwise(meshes) if a.at["tensor"] == 0]
     assert all(b.at == {**a.at, "tensor": 1} for a, b in neighbours)  # the innermost dimension is that of the fastest network
 

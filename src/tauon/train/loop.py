@@ -50,13 +50,16 @@ class StopSignal:
 
     name: str | None = None
 
-    def __init__(self, world: World | None = None) -> None:
-        self.world = world or World()
+    def __init__(self, world: World | None = None, every: int = 1) -> None:
+        """`every`: steps between two looks at what others heard; processes that seldom exchange anything should not do so for this."""
+        self.world, self.every = world or World(), every
 
     def heard(self, job: TrainJob) -> str | None:
         """The signal that any process got, for all of them at the same step."""
         if self.world.size == 1:
             return self.name
+        if job.step % self.every:
+            return None
         heard = torch.tensor(0.0 if self.name is None else float(signal.Signals[self.name].value), device=job.device)
         dist.all_reduce(heard, op=dist.ReduceOp.MAX)
         return signal.Signals(int(heard.item())).name if heard.item() else None
