@@ -96,3 +96,13 @@ def test_a_large_layout_is_scaled_down_to_what_is_here(tmp_path: Path) -> None:
     other = load_recipe(path, ["parallel=diloco"])
     with pytest.raises(RecipeError, match="no mesh"):
         scaled_down(other, 2, 2)
+    rounded = load_recipe(path, ["parallel={kind: mesh, replicate: 2, compression: int8}"])
+    with pytest.raises(RecipeError, match="Check with parallel.compression=none"):
+        scaled_down(rounded, 2, 2)
+
+
+def test_what_cannot_work_is_told_before_any_work(tmp_path: Path) -> None:
+    recipe = load_recipe(text_recipe(tmp_path, model=GPT_TOY), ["parallel.tensor=3"])
+    with pytest.raises(RecipeError, match="3 does not divide the model's 4 heads"):
+        reference(recipe, tmp_path, steps=1, processes=3, tell=quiet)
+    assert not list(tmp_path.glob("step-*"))

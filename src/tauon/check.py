@@ -26,7 +26,19 @@ from torch import Tensor, nn
 
 from tauon.artifacts import Checkpoint, load_checkpoint, save_checkpoint
 from tauon.data import Loader
-from tauon.distributed import Layout, Mesh, MeshParallel, World, counted, fill, local_part, local_slices, reshard
+from tauon.distributed import (
+    Layout,
+    Mesh,
+    MeshParallel,
+    World,
+    choose_layout,
+    counted,
+    fill,
+    local_part,
+    local_slices,
+    refuse_layout,
+    reshard,
+)
 from tauon.distributed.pieces import first_holder
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, parameter_count
@@ -71,6 +83,9 @@ def scaled_down(recipe: Recipe, wanted: int | None, here: int) -> tuple[Recipe, 
                                        "Check a mesh (auto, or replicate, shard, context, tensor, pipeline).")])  # fmt: skip
         n = min(wanted or here, here)
         return recipe, n, "" if wanted in (None, n) else f"{n} processes instead of {wanted}"
+    if parallel.peek("compression") != "none":
+        message = f"{parallel.peek('compression')} rounds gradients on purpose, so they differ. Check with parallel.compression=none."
+        raise RecipeError([Problem("parallel.compression", message)])
     asked = {k: parallel.peek(k) or 1 for k in ("pipeline", "tensor", "context", "shard", "replicate")}
     if math.prod(asked.values()) <= here:
         return recipe, wanted or math.prod(asked.values()), ""
@@ -91,6 +106,9 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
     model, changed = small_and_still(recipe, ctx, processes)
     if changed:
         tell("note", message=changed)
+    train, seq_len = recipe.train, ctx.splits.spec.seq_len
+    layout, _ = choose_layout(recipe.parallel, processes)  # what cannot work is told before any work
+    refuse_layout(model.bare(), layout, recipe.parallel, batch=train.batch, seq_len=seq_len, microbatch=train.peek("microbatch"))
     job, loader = _job(recipe, ctx, model, Mesh(Layout()), steps)
     with torch.no_grad():
         start = {name: p.clone() for name, p in job.model.named_parameters()}

@@ -69,7 +69,7 @@ def check(tree: Recipe, show: Show, *, steps: int, processes: int | None, as_jso
     from tauon.check import Finding, first_divergent, reference, scaled_down
     from tauon.config import parse
     from tauon.errors import TrainingError
-    from tauon.launch import Job, LaunchConfig, launch
+    from tauon.launch import Job, LaunchConfig, WorkerFailed, launch
     from tauon.recipe import to_yaml
 
     wanted = tree.launch.peek("workers") if "workers" in type(tree.launch).model_fields else None
@@ -83,7 +83,10 @@ def check(tree: Recipe, show: Show, *, steps: int, processes: int | None, as_jso
         reference(tree, Path(folder), steps=steps, processes=n, tell=show.tell)
         show.tell("note", message=f"{n} processes, the same steps")
         job = Job(tree.name, "check", to_yaml(tree), Path(folder), ("--reference", folder, "--quiet"), device=tree.train.peek("device"))
-        launch(local, job, tell=show.tell)
+        try:
+            launch(local, job, tell=show.tell)
+        except WorkerFailed as err:  # the log that it names goes with the folder
+            raise WorkerFailed(str(err).partition("\n(its whole log:")[0], err.exit_code) from None
         found = read_json(Path(folder) / "findings.json")
     findings = [Finding(**{k: v for k, v in f.items() if k != "fine"}) for f in found["findings"]]
     if as_json:

@@ -24,6 +24,7 @@ PLACE, where the processes are started (launch: in the recipe has every setting,
   slurm:16                   sbatch; launch.partition=..., launch.time=8h, launch.gpus_per_node=8
 \b
   tauon train quickstart --on local:2                    two processes, one run
+  tauon train quickstart --on local:2 parallel.shard=2   weights and optimizer cut over both (FSDP2); also tensor, context, pipeline
   tauon train quickstart --on slurm:8 --dry-run          print the script, submit nothing
   tauon train quickstart --on local:8 launch.max_restarts=10 launch.min_workers=6
 """
