@@ -7,6 +7,7 @@ several microbatches in flight. All of them average over replicate x shard x con
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,9 +48,8 @@ def apply_data(model: nn.Module, mesh: Mesh, *, blocks: list[nn.Module], reshard
 
 
 def _sharded(model: nn.Module) -> bool:
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(model, FSDPModule)
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # what nobody imported, nobody applied
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
 
 
 @contextmanager

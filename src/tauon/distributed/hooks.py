@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.futures import Future
 
 from tauon.distributed.config import MeshParallel
@@ -57,6 +56,8 @@ def register_hook(
     module: nn.Module = getattr(ddp, "module", ddp)
     kept: Int8Gradients | PowerSGD | None = None
     if name in ("none", "bf16"):
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
         inner = default_hooks.allreduce_hook if name == "none" else default_hooks.bf16_compress_hook
 
         def hook(bucket: GradBucket) -> Future[Tensor]:
@@ -176,6 +177,8 @@ class PowerSGD:
     def __init__(self, module: nn.Module, traffic: Traffic, group: dist.ProcessGroup, rank: int, exact_steps: int = EXACT_STEPS) -> None:
         self.names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
         self.traffic, self.group = traffic, group
+        from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
         self.torchs = powerSGD_hook.PowerSGDState(
             group, matrix_approximation_rank=rank, start_powerSGD_iter=exact_steps, compression_stats_logging_frequency=10**9
         )
@@ -196,6 +199,8 @@ class PowerSGD:
         before = torchs.total_numel_after_compression
         exact = torchs.iter < torchs.start_powerSGD_iter
         width = bucket.buffer().element_size()
+        from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
         result: Future[Tensor] = powerSGD_hook.powerSGD_hook(torchs, bucket)
         sent = bucket.buffer().numel() if exact else torchs.total_numel_after_compression - before
         self.traffic.add("all-reduce", sent * width)
@@ -212,6 +217,8 @@ class PowerSGD:
         """(rows, columns, rank) of a matrix that is worth compressing."""
         n, m = p.shape[0], p.numel() // p.shape[0]
         r = min(n, m, self.torchs.matrix_approximation_rank)
+        from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
         return (n, m, r) if powerSGD_hook._should_compress(n, m, r, self.torchs.min_compression_rate)[0] else None
 
     def _matrices(self, params: list[Tensor]) -> list[tuple[Tensor, tuple[int, int, int]]]:

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from tauon.distributed import fill
+from tauon.distributed import fill, is_dtensor
 from tauon.errors import CheckpointError
 
 __all__ = ["load_optimizer", "optimizer_tensors"]
@@ -57,7 +56,7 @@ def _placed(value: Any, p: Tensor) -> Any:
         return value
     if tuple(value.shape) != tuple(p.shape):
         return value.clone() if isinstance(value, Tensor) else value.read()
-    if not isinstance(p, DTensor):
+    if not is_dtensor(p):
         return (value if isinstance(value, Tensor) else value.read()).to(p.device)
     one = value[tuple(slice(0, 1) for _ in p.shape)]
     placed = torch.empty_like(p.detach(), dtype=one.dtype)
