@@ -41,11 +41,10 @@ from tauon.distributed import (
     ParameterServer,
     World,
     choose_layout,
-    is_collective_failure,
     join,
     refuse_layout,
 )
-from tauon.errors import Problem, RecipeError, RunError, TrainingError
+from tauon.errors import Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
 from tauon.models import GPT, ModelConfig, from_record, load_weights, materialize
@@ -101,12 +100,19 @@ def run(
     Raises:
         TauonError: with what is wrong and the way out. Nothing half-written stays.
     """
-    with join(recipe.train.peek("device")) as world:
-        return _run(recipe, Path(root), stages or recipe.stages, world, fresh=fresh, tell=tell if world.leads else quiet)
+    with join(recipe.train.peek("device")) as world, Heartbeat(world) as heart:
+        try:
+            return _run(recipe, Path(root), stages or recipe.stages, heart, fresh=fresh, tell=tell if world.leads else quiet)
+        except RuntimeError as err:
+            failure = heart.failure(err)
+            if failure is None:
+                raise
+            raise failure from err
 
 
-def _run(recipe: Recipe, root: Path, wanted: tuple[StageName, ...], world: World, *, fresh: bool, tell: Tell) -> Run:
+def _run(recipe: Recipe, root: Path, wanted: tuple[StageName, ...], heart: Heartbeat, *, fresh: bool, tell: Tell) -> Run:
     """One process's part of `run`. Rank 0 writes the records and does alone what follows training; the others train with it."""
+    world = heart.world
     if not {"prepare", "train"} & {*wanted} and not (root / recipe.name / "recipe.yaml").is_file():
         raise RunError(f"{root / recipe.name}: no run is there to {wanted[0]}. First: tauon train {recipe.name}")
     if recipe.data.split.folds is not None and recipe.data.split.fold is None:
@@ -117,7 +123,7 @@ def _run(recipe: Recipe, root: Path, wanted: tuple[StageName, ...], world: World
         return run_folds(recipe, root=root, stages=wanted, fresh=fresh, tell=tell)
     refuse_strangers(recipe, world)
     with world.agree(lambda: Run.open(root / recipe.name) if world.leads else Run.follow(root / recipe.name)) as record:
-        context = Context(recipe, record, tell, world)
+        context = Context(recipe, record, tell, world, heart)
 
         def begin() -> None:
             if fresh and (record.recipe_path.exists() or record.checkpoints.exists()):
@@ -167,6 +173,7 @@ class Context:
     run: Run
     tell: Tell
     world: World = field(default_factory=World)
+    heart: Heartbeat = field(default_factory=lambda: Heartbeat(World()))
     extra: dict[str, Any] = field(default_factory=dict)
 
     def together(self, stage: str) -> World:
@@ -354,25 +361,24 @@ def train_stage(ctx: Context) -> dict[str, Any]:
                 parent=checkpoint.hash if checkpoint else None,
             ) as writer,
             StopSignal(world).listening() as stop,
-            Heartbeat(world) as heart,
             servers or nullcontext(),
         ):
             watch = TrainingRecord(recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example)
             watch.begin(job)
             first_step = job.step + 1
             try:
-                hooks: list[Hook] = [lambda job, info: heart.beat(info.step), begin, *watch.hooks()]
+                hooks: list[Hook] = [lambda job, info: ctx.heart.beat(info.step), begin, *watch.hooks()]
                 go = partial(train, job, hooks=hooks, save=watch.save, save_every=plan.checkpoint_every, stop=stop)
                 if servers is None:
                     go()
                 else:
                     servers.through(go, partial(back_to_checkpoint, ctx, job, writer, watch, events))
             except RuntimeError as err:
-                words = heart.explain(err) if world.size > 1 and is_collective_failure(err) else None
-                events.log("interrupted", step=job.step, reason=words or str(err) or type(err).__name__)
-                if words is None:
+                failure = ctx.heart.failure(err)
+                events.log("interrupted", step=job.step, reason=str(failure or err) or type(err).__name__)
+                if failure is None:
                     raise
-                raise TrainingError(words + " The last whole checkpoint is kept; the same command goes on from it.") from err
+                raise failure from err
             except BaseException as err:
                 events.log("interrupted", step=job.step, reason=str(err) or type(err).__name__)
                 raise
