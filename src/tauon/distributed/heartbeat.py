@@ -17,7 +17,9 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+from tauon.distributed.timeouts import group_store, time_limit
 from tauon.distributed.world import World
+from tauon.errors import TrainingError
 
 __all__ = ["Heartbeat", "is_collective_failure"]
 
@@ -29,8 +31,12 @@ SIGNS = ("timed out", "timeout", "connection closed", "connection reset", "broke
 
 def is_collective_failure(err: BaseException) -> bool:
     """Whether an error is of the network or of another rank, rather than of this process's own work."""
+    if not isinstance(err, RuntimeError):
+        return False
+    import torch.distributed as dist
+
     text = str(err).lower()
-    return isinstance(err, RuntimeError) and any(sign in text for sign in SIGNS)
+    return isinstance(err, dist.DistError) or any(sign in text for sign in SIGNS)
 
 
 class Heartbeat:
@@ -41,8 +47,7 @@ class Heartbeat:
 
     def __init__(self, world: World, *, interval: float | None = None) -> None:
         self.world = world
-        limit = float(os.environ.get("TAUON_TIMEOUT_S", "600"))
-        self.interval = interval or max(0.2, min(5.0, limit / 10))
+        self.interval = interval or max(0.2, min(5.0, time_limit() / 10))
         self.step = 0
         self.moved = time.monotonic()
         self._main = threading.current_thread().ident
@@ -76,7 +81,7 @@ class Heartbeat:
         told: dict[str, Any] = {"step": self.step, "still": round(still, 1), "at": time.time(), "pid": os.getpid()}
         if still > self.interval:
             told["stack"] = self._stack()
-        _store().set(f"tauon/heart/{self.world.rank}", json.dumps(told))
+        group_store().set(f"tauon/heart/{self.world.rank}", json.dumps(told))
 
     def _stack(self) -> list[str]:
         frame = sys._current_frames().get(self._main or 0)
@@ -85,23 +90,34 @@ class Heartbeat:
 
     # ------------------------------------------------------------------------------------------ afterwards
 
+    def failure(self, err: BaseException) -> TrainingError | None:
+        """The error to end with where `err` is of the network or of another rank; None where it is this process's own."""
+        if self.world.size == 1 or not is_collective_failure(err):
+            return None
+        return TrainingError(self.explain(err) + " The last whole checkpoint is kept; the same command goes on from it.")
+
     def hearts(self) -> dict[int, dict[str, Any] | None]:
-        """What each rank told last; None where it told nothing, or the store is gone."""
+        """What each rank told last; None where it told nothing. `RuntimeError` where the store cannot be reached."""
+        store = group_store()
         found: dict[int, dict[str, Any] | None] = {}
         for rank in range(self.world.size):
-            found[rank] = None
-            with suppress(Exception):
-                store, key = _store(), f"tauon/heart/{rank}"
-                if store.check([key]):
-                    found[rank] = json.loads(store.get(key))
+            key = f"tauon/heart/{rank}"
+            found[rank] = json.loads(store.get(key)) if store.check([key]) else None
         return found
 
     def explain(self, err: BaseException) -> str:
-        """Words for a collective that failed in this process: who did not come, and where that one is."""
+        """Words for a collective that failed in this process: who did not come, and where that one is.
+
+        Returns within the time-out: a store that is cut off fails by then (`timeouts.py`).
+        """
         first = str(err).splitlines()[0][:300] if str(err) else type(err).__name__
         said = f"rank {self.world.rank} of {self.world.size} waited for others after step {self.step} in vain ({first})"
         time.sleep(1.2 * self.interval)  # so that whoever is stuck has told its stack
-        hearts = self.hearts()
+        try:
+            hearts = self.hearts()
+        except RuntimeError:
+            at = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            return f"{said}. Rank 0 no longer answers: nothing comes from {at}. Its process or its machine is gone, or this one is cut off."
         now = time.time()
         silent = [r for r, h in hearts.items() if r != self.world.rank and (h is None or now - h["at"] > 3 * self.interval)]
         if silent:
@@ -122,9 +138,3 @@ class Heartbeat:
 
 def _in_a_collective(stack: list[str]) -> bool:
     return any("torch/distributed" in line.replace("\\", "/") for line in stack[-3:])
-
-
-def _store() -> Any:
-    import torch.distributed as dist
-
-    return dist.distributed_c10d._get_default_store()
