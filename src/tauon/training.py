@@ -192,7 +192,7 @@ def choose_mesh(model: ModelConfig, config: TrainConfig, parallel: ParallelConfi
         return Mesh(Layout(), world, device.type), Derived("parallel", what, "asked for")
     fits = fits_whole(model, config, device, world.local_size)
     layout, why = choose_layout(parallel, world.size, fits=all(world.gather(fits)))
-    refuse_layout(model.bare(), layout, parallel, batch=config.batch, seq_len=spec.seq_len)
+    refuse_layout(model.bare(), layout, parallel, batch=config.batch, seq_len=spec.seq_len, microbatch=config.peek("microbatch"))
     return Mesh(layout, world, device.type), Derived("parallel", str(layout), why)
 
 

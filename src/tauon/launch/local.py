@@ -63,7 +63,6 @@ class Local(Workers):
             message = reason.removeprefix("warning: ")
             tell("warning" if message != reason else "note", message=message)
         job.write()
-        job.logs.mkdir(parents=True, exist_ok=True)
         follower = Follower(job.logs, Console(functools.partial(print_line, json="--json" in job.options)))
         workers = shares.workers
         with follower.following():

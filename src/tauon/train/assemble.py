@@ -28,6 +28,7 @@ from tauon.distributed import (
     cut_blocks,
     my_targets,
     parallelize,
+    pieces_of_batch,
     register_hook,
     stages_of,
 )
@@ -127,7 +128,11 @@ def make_plan(
     microbatch, why = batch_that_fits(share, per_example, fixed, device, bytes_of_an_example(spec), neighbours=neighbours)
     if kept.get("microbatch"):
         microbatch, why = kept["microbatch"], "recorded by this run"
-    settle("microbatch", microbatch, why)
+    if layout.pipeline > 1 and isinstance(parallel, MeshParallel):
+        pieces, microbatch = pieces_of_batch(parallel, share.batch), share.batch
+        settle("microbatch", microbatch // pieces, f"a batch goes through the {layout.pipeline} stages in {pieces} pieces")
+    else:
+        settle("microbatch", microbatch, why)
 
     per_step = bare.flops_per_example(spec) * config.batch
     timed: dict[int, float] = {}

@@ -113,10 +113,10 @@ def train(
                 metrics = train_step(job, batch)
         except (torch.OutOfMemoryError, RuntimeError) as err:
             if isinstance(err, torch.OutOfMemoryError) or "can't allocate memory" in str(err):
-                half = max(1, job.microbatch // 2)
-                raise TrainingError(
-                    f"out of memory at step {job.step + 1} with microbatch {job.microbatch}. Try train.microbatch={half}."
-                ) from err
+                way_out = f"with microbatch {job.microbatch}. Try train.microbatch={max(1, job.microbatch // 2)}."
+                if job.mesh.layout.pipeline > 1:
+                    way_out = "in a pipeline. Cut the batch into more pieces: parallel.stage_microbatches."
+                raise TrainingError(f"out of memory at step {job.step + 1} {way_out}") from err
             raise
         metrics["seconds"] = time.perf_counter() - began
         info = StepInfo(job.step, job.total_steps, job.examples, job.tokens, metrics)
