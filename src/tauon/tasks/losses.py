@@ -24,8 +24,10 @@ __all__ = ["linear_cross_entropy", "token_nll"]
 
 def chunk_rows(rows: int, vocab: int, device: torch.device) -> int:
     """Rows of logits that exist at a time: 16 MiB of fp32 on a CPU (stays in cache), 512 MiB on a GPU. A function of shapes alone."""
-    budget = 2**22 if device.type == "cpu" else 2**27
-    return max(1, min(rows, budget // vocab))
+    if device.type == "cpu":
+        return max(1, min(rows, 2**22 // vocab))
+    fits = 2**27 // vocab
+    return max(1, min(rows, fits - fits % 128 or fits))  # whole tiles of a GPU's matrix product
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
