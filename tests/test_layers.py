@@ -72,3 +72,10 @@ def test_help_loads_neither_torch_nor_pydantic() -> None:
     code = "import sys\nfrom tauon.cli import main\ntry: main(['--help'])\nexcept SystemExit: print([m for m in ('torch', 'pydantic') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip().endswith("[]") and "run" in out
+
+
+def test_one_process_does_not_pay_for_many() -> None:
+    code = (
+        "import sys, tauon.pipeline; print([m for m in ('torch.distributed.tensor', 'torch.distributed.fsdp', 'ray') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

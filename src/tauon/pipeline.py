@@ -29,10 +29,7 @@ from tauon.artifacts import (
 )
 from tauon.config import dump, unread_keys
 from tauon.data import DataSplits, TokenDataset, prepare
-from tauon.distributed import (
-    World,
-    join,
-)
+from tauon.distributed import Heartbeat, World, join
 from tauon.errors import Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
@@ -73,12 +70,19 @@ def run(
     Raises:
         TauonError: with what is wrong and the way out. Nothing half-written stays.
     """
-    with join(recipe.train.peek("device")) as world:
-        return _run(recipe, Path(root), stages or recipe.stages, world, fresh=fresh, tell=tell if world.leads else quiet)
+    with join(recipe.train.peek("device")) as world, Heartbeat(world) as heart:
+        try:
+            return _run(recipe, Path(root), stages or recipe.stages, heart, fresh=fresh, tell=tell if world.leads else quiet)
+        except RuntimeError as err:
+            failure = heart.failure(err)
+            if failure is None:
+                raise
+            raise failure from err
 
 
-def _run(recipe: Recipe, root: Path, wanted: tuple[StageName, ...], world: World, *, fresh: bool, tell: Tell) -> Run:
+def _run(recipe: Recipe, root: Path, wanted: tuple[StageName, ...], heart: Heartbeat, *, fresh: bool, tell: Tell) -> Run:
     """One process's part of `run`. Rank 0 writes the records and does alone what follows training; the others train with it."""
+    world = heart.world
     if not {"prepare", "train"} & {*wanted} and not (root / recipe.name / "recipe.yaml").is_file():
         raise RunError(f"{root / recipe.name}: no run is there to {wanted[0]}. First: tauon train {recipe.name}")
     if recipe.data.split.folds is not None and recipe.data.split.fold is None:
@@ -89,7 +93,7 @@ def _run(recipe: Recipe, root: Path, wanted: tuple[StageName, ...], world: World
         return run_folds(recipe, root=root, stages=wanted, fresh=fresh, tell=tell)
     refuse_strangers(recipe, world)
     with world.agree(lambda: Run.open(root / recipe.name) if world.leads else Run.follow(root / recipe.name)) as record:
-        context = Context(recipe, record, tell, world)
+        context = Context(recipe, record, tell, world, heart)
 
         def begin() -> None:
             if fresh and (record.recipe_path.exists() or record.checkpoints.exists()):
@@ -139,6 +143,7 @@ class Context:
     run: Run
     tell: Tell
     world: World = field(default_factory=World)
+    heart: Heartbeat = field(default_factory=lambda: Heartbeat(World()))
     extra: dict[str, Any] = field(default_factory=dict)
 
     def together(self, stage: str) -> World:

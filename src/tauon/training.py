@@ -14,7 +14,6 @@ from tauon.artifacts import Checkpoint, CheckpointWriter, latest_checkpoint, loa
 from tauon.config import dump
 from tauon.data import Loader
 from tauon.distributed import (
-    Heartbeat,
     Layout,
     LowCommunication,
     Mesh,
@@ -23,10 +22,9 @@ from tauon.distributed import (
     ParameterServer,
     World,
     choose_layout,
-    is_collective_failure,
     refuse_layout,
 )
-from tauon.errors import Problem, RecipeError, TrainingError
+from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig
 from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
@@ -145,24 +143,23 @@ def run_job(
     with (
         checkpoint_writer(run.checkpoints, world, **keep) as writer,
         StopSignal(world, every=every).listening() as stop,
-        Heartbeat(world) as heart,
         servers or nullcontext(),
     ):
         watch = TrainingRecord(recipe.train, ctx.splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example)
         watch.begin(job)
         try:
-            hooks: list[Hook] = [lambda job, info: heart.beat(info.step), begin, *watch.hooks()]
+            hooks: list[Hook] = [lambda job, info: ctx.heart.beat(info.step), begin, *watch.hooks()]
             go = partial(train, job, hooks=hooks, save=watch.save, save_every=plan.checkpoint_every, stop=stop)
             if servers is None:
                 go()
             else:
                 servers.through(go, partial(back_to_checkpoint, ctx, job, writer, watch, events))
         except RuntimeError as err:
-            words = heart.explain(err) if world.size > 1 and is_collective_failure(err) else None
-            events.log("interrupted", step=job.step, reason=words or str(err) or type(err).__name__)
-            if words is None:
+            failure = ctx.heart.failure(err)
+            events.log("interrupted", step=job.step, reason=str(failure or err) or type(err).__name__)
+            if failure is None:
                 raise
-            raise TrainingError(words + " The last whole checkpoint is kept; the same command goes on from it.") from err
+            raise failure from err
         except BaseException as err:
             events.log("interrupted", step=job.step, reason=str(err) or type(err).__name__)
             raise

@@ -16,20 +16,19 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 
 from tauon.artifacts import Checkpoint, CheckpointWriter, Groups, sha256_file
 from tauon.artifacts.checkpoint import state_bytes, write_checkpoint
 from tauon.artifacts.tensor_file import Layout, SnapshotBuffer, entry_of, lay_out_entries
 from tauon.artifacts.writer import lower_priority
-from tauon.distributed.pieces import first_holder, local_part, local_slices
+from tauon.distributed.pieces import first_holder, is_dtensor, local_part, local_slices
+from tauon.distributed.timeouts import group_store, time_limit
 from tauon.distributed.world import World
-from tauon.errors import CheckpointError
+from tauon.errors import CheckpointError, TrainingError
 
 __all__ = ["MeshCheckpointWriter"]
 
@@ -139,7 +138,7 @@ class MeshCheckpointWriter(CheckpointWriter):
                 _, code, _, width = entry_of(name, part, group)
                 key = (part.data_ptr(), part.dtype, tuple(part.shape)) if part.numel() else name
                 same = seen.setdefault(key, name)
-                kind = "whole" if not isinstance(t, DTensor) else "piece" if first_holder(t) else "copy"
+                kind = "whole" if not is_dtensor(t) else "piece" if first_holder(t) else "copy"
                 found.append([group, name, code, list(t.shape), width, kind, same if same != name else None])
         changed = self._known is None or self._known[0] != found
         if not any(self.world.gather(changed)):
@@ -180,14 +179,14 @@ class MeshCheckpointWriter(CheckpointWriter):
         self, key: str, step: int, layouts: dict[str, Layout], mine: dict[str, dict[str, _Piece]],
         copies: dict[str, dict[str, memoryview]], state: bytes, parent: str | None,
     ) -> Checkpoint:  # fmt: skip
-        store = _store()
+        store = group_store()
 
         def write(folder: Path) -> dict[str, dict[str, Any]]:
             for group, layout in layouts.items():
                 with open(folder / f"{group}.safetensors", "xb") as f:
                     f.write(layout.header)
                     f.truncate(len(layout.header) + layout.size)
-            store.set(f"{key}/folder", str(folder))
+            _tell(store, f"{key}/folder", str(folder))
             _write_pieces(folder, layouts, mine, copies)
             for rank in range(1, self.world.size):
                 said = _wait(store, f"{key}/rank-{rank}", f"rank {rank} to write its part of step {step}")
@@ -202,24 +201,25 @@ class MeshCheckpointWriter(CheckpointWriter):
         try:
             saved = write_checkpoint(self.folder, step, write, layouts, state, parent)
         except BaseException as err:
-            store.set(f"{key}/end", f"failed: {err}")
+            with suppress(TrainingError):
+                _tell(store, f"{key}/end", f"failed: {err}")
             raise
-        store.set(f"{key}/end", saved.hash)
+        _tell(store, f"{key}/end", saved.hash)
         return saved
 
     def _follow(
         self, key: str, layouts: dict[str, Layout], mine: dict[str, dict[str, _Piece]], copies: dict[str, dict[str, memoryview]], step: int
     ) -> None:
-        store, rank = _store(), self.world.rank
+        store, rank = group_store(), self.world.rank
         try:
             folder = Path(_wait(store, f"{key}/folder", f"rank 0 to begin step {step}"))
             try:
                 _write_pieces(folder, layouts, mine, copies)
             except OSError as err:
                 text = f"cannot write its part into {folder}: {err.strerror or err}. All ranks need the run's folder on one file system."
-                store.set(f"{key}/rank-{rank}", text)
+                _tell(store, f"{key}/rank-{rank}", text)
                 raise CheckpointError(text) from err
-            store.set(f"{key}/rank-{rank}", "done")
+            _tell(store, f"{key}/rank-{rank}", "done")
             end = _wait(store, f"{key}/end", f"rank 0 to finish step {step}")
             if end.startswith("failed"):
                 raise CheckpointError(f"step {step} was not saved: rank 0 {end}")
@@ -261,16 +261,32 @@ def _write_at(fd: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def _store() -> Any:
-    return dist.distributed_c10d._get_default_store()
+def _tell(store: Any, key: str, value: str) -> None:
+    try:
+        store.set(key, value)
+    except RuntimeError as err:
+        raise _cut_off(f"tell the others about {key.rpartition('/')[2]}", err) from err
 
 
 def _wait(store: Any, key: str, what: str) -> str:
-    """The value of a key when it is there. Asked again and again: a blocking wait would hold the store's connection."""
-    limit = time.monotonic() + float(os.environ.get("TAUON_TIMEOUT_S", "600"))
-    while not store.check([key]):
-        if time.monotonic() > limit:
-            raise CheckpointError(f"waited too long for {what}")
-        time.sleep(_POLL)
-    value: bytes = store.get(key)
+    """The value of a key when it is there. Asked again and again: a blocking wait would hold the store's connection.
+
+    Raises `TrainingError` after the time-out, or twice that where the store itself stops answering meanwhile: it is no fault of the
+    disk's, and starting again may help.
+    """
+    seconds = time_limit()
+    until = time.monotonic() + seconds
+    try:
+        while not store.check([key]):
+            if time.monotonic() > until:
+                raise TrainingError(f"waited {seconds:g} s (launch.timeout) in vain for {what}. The last whole checkpoint is kept.")
+            time.sleep(_POLL)
+        value: bytes = store.get(key)
+    except RuntimeError as err:
+        raise _cut_off(f"wait for {what}", err) from err
     return value.decode()
+
+
+def _cut_off(what: str, err: Exception) -> TrainingError:
+    first = str(err).partition("\n")[0]
+    return TrainingError(f"cannot {what}: the processes' store no longer answers ({first}). The last whole checkpoint is kept.")

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from tauon.distributed.config import AutoParallel, MeshParallel, ParallelConfig
+from tauon.distributed.timeouts import meeting
 from tauon.distributed.world import World
 from tauon.errors import Problem, RecipeError
 
@@ -125,7 +126,8 @@ class Mesh:
         from torch.distributed.device_mesh import init_device_mesh
 
         names = [n for n in DIMENSIONS if getattr(self.layout, n) > 1]
-        whole = init_device_mesh(self.device_type, tuple(getattr(self.layout, n) for n in names), mesh_dim_names=tuple(names))
+        with meeting(f"rank {self.world.rank} of {self.world.size}"):
+            whole = init_device_mesh(self.device_type, tuple(getattr(self.layout, n) for n in names), mesh_dim_names=tuple(names))
         return whole
 
     def along(self, *names: str) -> DeviceMesh | None:
@@ -137,7 +139,8 @@ class Mesh:
             return self.devices[wide[0]]
         key = "_".join(wide)
         if key not in self._flat:
-            self._flat[key] = self.devices[wide]._flatten(key)
+            with meeting(f"rank {self.world.rank} of {self.world.size}"):
+                self._flat[key] = self.devices[wide]._flatten(key)
         found: DeviceMesh = self._flat[key]
         return found
 

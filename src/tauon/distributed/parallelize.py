@@ -14,8 +14,8 @@ from torch import nn
 from tauon.distributed.config import MeshParallel, ParallelConfig
 from tauon.distributed.context import cut_positions, exchange_heads, refuse_odd_heads
 from tauon.distributed.mesh import Layout, Mesh
+from tauon.distributed.shards import refuse_odd_shards
 from tauon.distributed.stages import pieces_of_batch, refuse_odd_stages
-from tauon.distributed.tensor import apply_tensor, refuse_odd_shards
 from tauon.errors import Problem, RecipeError
 
 __all__ = ["Divisible", "parallelize", "refuse_layout"]
@@ -69,6 +69,8 @@ def parallelize(model: Any, mesh: Mesh, *, parts: list[Any] | None = None, seque
     runs = [part.blocks_to_compile() for part in parts or [model]]
     tensor = mesh.along("tensor")
     if tensor is not None:
+        from tauon.distributed.tensor import apply_tensor  # imports DTensor, which takes a second
+
         apply_tensor(model, model.shard_plan, tensor, runs=runs, sequence=sequence)
     group = mesh.group("context")
     if group is not None:

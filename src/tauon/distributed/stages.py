@@ -115,7 +115,8 @@ class Stages:
         args = (inputs,) if first else ()
         given: dict[str, Any] = dict(extra)
         if last:
-            given |= {"target": torch.arange(rows, device=self.device), "losses": losses}
+            # On the CPU: the loss reads them as numbers, and from a GPU each microbatch would wait for that.
+            given |= {"target": torch.arange(rows), "losses": losses}
         if backward:
             schedule.step(*args, **given)
         else:

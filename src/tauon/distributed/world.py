@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import tauon.errors
+from tauon.distributed.timeouts import REACH, bounded_connections, later_groups_wait, meeting, time_limit
 from tauon.errors import Problem, RecipeError, RunError, TauonError
 
 __all__ = ["World", "join", "launched"]
@@ -112,7 +113,9 @@ def launched() -> bool:
 def join(device: str = "auto") -> Iterator[World]:
     """Meet the other processes of this launch; inside, torch.distributed works. Alone: a world of one, nothing is opened.
 
-    Raises `RunError` where the meeting point cannot be reached, or its port is taken.
+    With GPUs, process number k of a machine takes card k; tensors on the CPU then still travel over gloo, those on cards over NCCL.
+    Raises `RunError` where the meeting point cannot be reached, or its port is taken; `RecipeError` where all would use one card. No wait
+    for others inside is longer than the time-out (`timeouts.py`).
     """
     if not launched():
         yield World()
@@ -122,6 +125,11 @@ def join(device: str = "auto") -> Iterator[World]:
 
     rank, size = _number("RANK"), _number("WORLD_SIZE")
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.startswith("cuda:") and local_size > 1:
+        raise RecipeError(
+            [Problem("train.device", f"{device} is one card, and {local_size} processes of this machine would share it. "
+                     "Take cuda: each process then has its own.")]
+        )  # fmt: skip
     use_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     if use_gpu:
         if local_rank >= torch.cuda.device_count():
@@ -129,19 +137,21 @@ def join(device: str = "auto") -> Iterator[World]:
                 f"rank {rank} is number {local_rank} on this machine, which has {torch.cuda.device_count()} GPUs. Start one process a GPU."
             )
         torch.cuda.set_device(local_rank)
-    limit = datetime.timedelta(seconds=float(os.environ.get("TAUON_TIMEOUT_S", "600")))
+    limit = time_limit()
     begun = not dist.is_initialized()
     if begun:
         try:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=limit)
+            with bounded_connections(_number("MASTER_PORT"), limit), meeting(f"rank {rank} of {size}"):
+                dist.init_process_group("cpu:gloo,cuda:nccl" if use_gpu else "gloo", timeout=datetime.timedelta(seconds=limit))
         except (RuntimeError, ValueError, dist.DistError) as err:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise RunError(
-                f"rank {rank} of {size} cannot meet the others at {where}: {str(err).splitlines()[0]}. "
-                "Check that the port is free (MASTER_PORT) and that the machines reach each other."
+                f"rank {rank} of {size} cannot meet the others at {where}: {str(err).splitlines()[0].rstrip('.')}. "
+                f"Check that the port is free (MASTER_PORT). {REACH}"
             ) from err
     try:
-        yield World(rank, size, local_rank, local_size)
+        with later_groups_wait(limit):
+            yield World(rank, size, local_rank, local_size)
     finally:
         if begun and dist.is_initialized():
             dist.destroy_process_group()

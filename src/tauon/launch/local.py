@@ -86,8 +86,9 @@ class Local(Workers):
         }
         if shares.cpus:
             env["TAUON_CPUS"] = "|".join(",".join(map(str, c)) for c in shares.cpus)
-        if not shares.gpus:
-            env |= {"GLOO_SOCKET_IFNAME": _loopback()}
+        env |= {"GLOO_SOCKET_IFNAME": _loopback()}  # on GPUs too: what processes agree on travels on the CPU
+        if shares.gpus and "NCCL_SOCKET_IFNAME" not in os.environ:
+            env |= {"NCCL_SOCKET_IFNAME": _loopback()}  # its meeting point only; data goes from card to card
         command = job.command()
         listen(self.port).close()  # a port that is taken is told before anything starts
         with _signals_restored(), _environment(env | self.environment()), _quiet_torch():

@@ -60,9 +60,11 @@ class StopSignal:
             return self.name
         if job.step % self.every:
             return None
-        heard = torch.tensor(0.0 if self.name is None else float(signal.Signals[self.name].value), device=job.device)
+        # On the CPU, so over gloo: read from a GPU, it would make the host wait for the optimizer before each next step.
+        heard = torch.tensor(0.0 if self.name is None else float(signal.Signals[self.name].value))
         dist.all_reduce(heard, op=dist.ReduceOp.MAX)
-        return signal.Signals(int(heard.item())).name if heard.item() else None
+        number = int(heard.item())
+        return signal.Signals(number).name if number else None
 
     @contextmanager
     def listening(self) -> Iterator[StopSignal]:
