@@ -56,6 +56,7 @@ __all__ = ["choose_mesh", "newest", "train_stage"]
 
 def train_stage(ctx: Context) -> dict[str, Any]:
     """Data -> checkpoints. Goes on from the newest whole checkpoint of the same run."""
+    _ = ctx.splits  # all ranks open the data together: rank 0 must not begin alone, inside what it does alone
     ctx.world.lead(ctx.refuse_changed_data)
     started = ctx.world.lead(lambda: ctx.run.manifest().get("training")) or {}
     model, loader, plan, mesh = decide(ctx, started)

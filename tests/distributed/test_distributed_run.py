@@ -113,6 +113,18 @@ def test_a_batch_that_does_not_divide_is_learned_from_whole(folder: Path, layout
     assert state["examples"] == 20
 
 
+def halted_and_again(data: dict[str, Any], root: str, at: int) -> tuple[str, str]:
+    return stage(data, root, at), stage(data, root)
+
+
+def test_two_processes_that_were_stopped_go_on(folder: Path, undisturbed: dict[int, float]) -> None:
+    name = "stopped-two"
+    for stopped, done in run_processes(halted_and_again, 2, 100, recipe(folder, name), str(folder), 5):
+        assert "saved at step 5 of 12" in stopped
+        assert done == "done"
+    assert_same_run(folder, name, undisturbed)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_processes_and_other_layouts(folder: Path, undisturbed: dict[int, float]) -> None:
     name, root = "one-two-four-one", str(folder)
