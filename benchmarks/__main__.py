@@ -15,6 +15,8 @@ from typing import Any
 NAMES = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))
 TAKES_NO_FLAGS = {"log_call"}
 """Quick as they are."""
+NEEDS_GPU = {"gpu"}
+"""Left out where there is none, unless asked for by name."""
 
 
 def measured(name: str, quick: bool) -> dict[str, Any] | None:
@@ -33,6 +35,12 @@ def measured(name: str, quick: bool) -> dict[str, Any] | None:
     return result if process.returncode == 0 and "ratio" in result else None
 
 
+def cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds of each")
@@ -42,7 +50,10 @@ def main() -> int:
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}. There are: {', '.join(NAMES)}")
     results = {}
-    for name in args.names or NAMES:
+    names = args.names or [name for name in NAMES if name not in NEEDS_GPU or cuda()]
+    for name in sorted(NEEDS_GPU - {*names}) if not args.names else []:
+        print(f"--- {name}\nleft out: there is no CUDA device here", flush=True)
+    for name in names:
         print(f"--- {name}", flush=True)
         results[name] = measured(name, args.quick)
     print(f"\n{'claim':<18}{'ours':>12}{'peer':>12}{'ratio':>9}{'floor':>9}  unit")

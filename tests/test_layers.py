@@ -19,10 +19,13 @@ LEVELS = {
     "privacy": 4, "evaluate": 4, "explain": 4, "compress": 4,
     "federated": 5, "export": 5, "tune": 5,
     "serve": 6, "launch": 6,
-    "recipe": 7, "watch": 7, "folds": 7, "pipeline": 7, "check": 7,
+    "recipe": 7, "watch": 7, "folds": 7, "pipeline": 7, "training": 7, "check": 7,
     "cli": 8, "testing": 8, "__main__": 9,
 }  # fmt: skip
-TOGETHER = [{"errors", "types", "units", "yaml_text", "config", "artifacts", "tracking"}, {"recipe", "watch", "folds", "pipeline", "check"}]
+TOGETHER = [
+    {"errors", "types", "units", "yaml_text", "config", "artifacts", "tracking"},
+    {"recipe", "watch", "folds", "pipeline", "training", "check"},
+]
 """Rooms of one level that may import each other: the nouns of level 0, and the files of the pipeline."""
 
 
@@ -69,3 +72,10 @@ def test_help_loads_neither_torch_nor_pydantic() -> None:
     code = "import sys\nfrom tauon.cli import main\ntry: main(['--help'])\nexcept SystemExit: print([m for m in ('torch', 'pydantic') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip().endswith("[]") and "run" in out
+
+
+def test_one_process_does_not_pay_for_many() -> None:
+    code = (
+        "import sys, tauon.pipeline; print([m for m in ('torch.distributed.tensor', 'torch.distributed.fsdp', 'ray') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -30,9 +30,10 @@ from tauon.distributed import Layout, Mesh, MeshParallel, World, counted, fill, 
 from tauon.distributed.pieces import first_holder
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, parameter_count
-from tauon.pipeline import Context, choose_mesh
+from tauon.pipeline import Context
 from tauon.recipe import Recipe
 from tauon.train import Plan, TrainJob, available_memory, build_job, choose_device, choose_precision, step_seed, train_step
+from tauon.training import choose_mesh
 from tauon.types import Batch
 
 __all__ = ["Finding", "compare", "first_divergent", "reference", "scaled_down"]

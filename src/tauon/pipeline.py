@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import torch
 from tauon import __version__
 from tauon.artifacts import (
     Checkpoint,
-    CheckpointWriter,
     Run,
     atomic_write,
     code_fingerprint,
@@ -30,50 +28,22 @@ from tauon.artifacts import (
     write_json,
 )
 from tauon.config import dump, unread_keys
-from tauon.data import DataSplits, Loader, TokenDataset, prepare
-from tauon.distributed import (
-    Heartbeat,
-    Layout,
-    LowCommunication,
-    Mesh,
-    MeshCheckpointWriter,
-    ParallelConfig,
-    ParameterServer,
-    World,
-    choose_layout,
-    join,
-    refuse_layout,
-)
+from tauon.data import DataSplits, TokenDataset, prepare
+from tauon.distributed import Heartbeat, World, join
 from tauon.errors import Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
-from tauon.models import GPT, ModelConfig, from_record, load_weights, materialize
+from tauon.models import GPT, from_record, load_weights, materialize
 from tauon.recipe import FREE, SECTIONS, Recipe, StageName, differences, fingerprint, to_yaml
 from tauon.report import render
 from tauon.tasks import CountingBytes, LanguageModelling, Task
-from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
-    Derived,
-    Hook,
     Plan,
     Precision,
-    RecipeWork,
-    Served,
-    StopSignal,
-    TrainConfig,
-    TrainJob,
-    build_job,
     choose_device,
     choose_precision,
-    fits_whole,
-    local_steps,
-    make_plan,
-    restore,
-    served,
-    train,
 )
-from tauon.types import DataSpec, StepInfo
-from tauon.watch import TrainingRecord
+from tauon.training import train_stage
 
 __all__ = ["Tell", "load_model", "run"]
 
@@ -297,149 +267,6 @@ def prepare_stage(ctx: Context) -> dict[str, Any]:
     return {"data": ctx.splits.fingerprint}
 
 
-def train_stage(ctx: Context) -> dict[str, Any]:
-    """Data -> checkpoints. Goes on from the newest whole checkpoint of the same run."""
-    recipe, run, splits, world = ctx.recipe, ctx.run, ctx.splits, ctx.world
-    spec = splits.spec
-    model = recipe.model.resolve(spec)
-    started = world.lead(lambda: run.manifest().get("training")) or {}
-    world.lead(ctx.refuse_changed_data)
-    mesh, chosen = choose_mesh(model, recipe.train, recipe.parallel, spec, world)
-    share = (mesh.data_rank, mesh.layout.data)
-    loader = Loader(splits.train, batch=recipe.train.batch, seed=recipe.seed, workers=recipe.data.workers, rank=share[0], world=share[1])
-    alone = isinstance(recipe.parallel, LowCommunication)
-    plan = make_plan(
-        model, recipe.optim, recipe.train, recipe.task, spec, examples=len(splits.train), loader=loader, seed=recipe.seed,
-        recorded=started.get("plan"), tell=lambda m: ctx.tell("note", message=m), mesh=mesh, parallel=recipe.parallel,
-    )  # fmt: skip
-    plan.derived.insert(1, chosen)
-
-    def begin(job: TrainJob, info: StepInfo) -> None:
-        """After the first step: every key has had its chance to be read. From here on the folder is this recipe's."""
-        if info.step == first_step:
-            world.agree(lambda: ctx.refuse_unread("train"))
-            if not started:
-                ctx.record_training(plan)
-
-    derived = [d.to_json() for d in plan.derived]
-    if world.leads:
-        write_json(run.folder / "derived.json", derived)
-    ctx.tell("derived", settings=derived)
-
-    job = build_job(
-        model, recipe.optim, recipe.train, recipe.task, spec, loader, plan, seed=recipe.seed,
-        mesh=Mesh(Layout()) if alone else mesh, parallel=recipe.parallel,
-    )  # fmt: skip
-    if isinstance(recipe.parallel, LowCommunication):
-        job = local_steps(job, recipe.parallel)
-    servers: Served | None = None
-    if isinstance(recipe.parallel, ParameterServer):
-        work = RecipeWork.of(
-            model, recipe.optim, recipe.train, recipe.task, recipe.data, spec=spec, plan=plan, seed=recipe.seed,
-            fingerprint=splits.fingerprint,
-        )  # fmt: skip
-        servers = served(job, recipe.parallel, recipe.optim, work, tell=lambda m: ctx.tell("note", message=m))
-    checkpoint = newest(ctx)
-    with EventLog(run.events_path) if world.leads else nothing_logged() as events:
-        if checkpoint is not None:
-            found = checkpoint
-            world.agree(lambda: restore(job, found))
-            events.log("resume", step=job.step)
-            ctx.tell("resume", step=job.step, total_steps=job.total_steps)
-        trackers = [
-            guard(t.build(run.folder, recipe.name, dump(recipe)), lambda m: ctx.tell("warning", message=m))
-            for t in recipe.track
-            if world.leads
-        ]
-        about = {"model": dump(model), "task": dump(recipe.task), "spec": spec_record(spec), "preprocess": splits.preprocess}
-        with (
-            checkpoint_writer(
-                run.checkpoints,
-                world,
-                keep_last=recipe.train.keep_last,
-                keep_every=recipe.train.keep_every,
-                parent=checkpoint.hash if checkpoint else None,
-            ) as writer,
-            StopSignal(world).listening() as stop,
-            servers or nullcontext(),
-        ):
-            watch = TrainingRecord(recipe.train, splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example)
-            watch.begin(job)
-            first_step = job.step + 1
-            try:
-                hooks: list[Hook] = [lambda job, info: ctx.heart.beat(info.step), begin, *watch.hooks()]
-                go = partial(train, job, hooks=hooks, save=watch.save, save_every=plan.checkpoint_every, stop=stop)
-                if servers is None:
-                    go()
-                else:
-                    servers.through(go, partial(back_to_checkpoint, ctx, job, writer, watch, events))
-            except RuntimeError as err:
-                failure = ctx.heart.failure(err)
-                events.log("interrupted", step=job.step, reason=str(failure or err) or type(err).__name__)
-                if failure is None:
-                    raise
-                raise failure from err
-            except BaseException as err:
-                events.log("interrupted", step=job.step, reason=str(err) or type(err).__name__)
-                raise
-            finally:
-                loader.close()
-                for tracker in trackers:
-                    tracker.close()
-    best = job.notes.get("best") if recipe.train.early_stopping is not None else None
-    step = best["step"] if best else job.step
-    final = load_checkpoint(run.checkpoints / f"step-{step:06d}", verify=False)
-    run.update_manifest(checkpoint={"step": step, "hash": final.hash, "parent": final.parent})
-    return {"checkpoint": final.path.name, "hash": final.hash, "steps": job.step}
-
-
-def back_to_checkpoint(ctx: Context, job: TrainJob, writer: CheckpointWriter, watch: TrainingRecord, events: EventLog, why: str) -> bool:
-    """Put the job back to the newest whole checkpoint, and say so; False where there is none."""
-    writer.wait()
-    checkpoint = newest(ctx)
-    if checkpoint is None:
-        return False
-    restore(job, checkpoint)
-    events.log("resume", step=job.step, reason=why)
-    ctx.tell("note", message=f"{why} Going on from the checkpoint of step {job.step}.")
-    watch.begin(job)
-    return True
-
-
-def choose_mesh(model: ModelConfig, config: TrainConfig, parallel: ParallelConfig, spec: DataSpec, world: World) -> tuple[Mesh, Derived]:
-    """The layout that `parallel` asks for or leaves open, refused on every rank where model, batch and processes do not fit it."""
-    device, _ = choose_device(config.device)
-    if isinstance(parallel, ParameterServer):
-        if world.size > 1:
-            asked = f"parameter-server starts its workers by itself, and {world.size} processes were started. Start one: without --on."
-            raise RecipeError([Problem("parallel.kind", asked)])
-        what = f"parameter server: {parallel.workers} workers, {parallel.servers} servers, {parallel.mode}"
-        return Mesh(Layout(), world, device.type), Derived("parallel", what, "asked for")
-    fits = fits_whole(model, config, device, world.local_size)
-    layout, why = choose_layout(parallel, world.size, fits=all(world.gather(fits)))
-    refuse_layout(model.bare(), layout, parallel, batch=config.batch, seq_len=spec.seq_len)
-    return Mesh(layout, world, device.type), Derived("parallel", str(layout), why)
-
-
-def newest(ctx: Context) -> Checkpoint | None:
-    """The newest whole checkpoint. Rank 0 looks and checks every byte; the others open what it found."""
-    mine: list[Checkpoint | None] = [None]
-
-    def look() -> str | None:
-        mine[0] = latest_checkpoint(ctx.run.checkpoints, warn=lambda m: ctx.tell("warning", message=m))
-        return None if mine[0] is None else mine[0].path.name
-
-    name = ctx.world.lead(look)
-    if ctx.world.leads or name is None:
-        return mine[0]
-    return load_checkpoint(ctx.run.checkpoints / name, verify=False)
-
-
-def checkpoint_writer(folder: Path, world: World, **options: Any) -> CheckpointWriter:
-    """Of one process, or of several that write together."""
-    return CheckpointWriter(folder, **options) if world.size == 1 else MeshCheckpointWriter(folder, world, **options)
-
-
 def evaluate_stage(ctx: Context) -> dict[str, Any]:
     """Checkpoint -> `evaluation.json`, and for language models `samples.json`."""
     ctx.extra["evaluating"] = True  # from here on alone
@@ -522,17 +349,6 @@ def load_model(checkpoint: Checkpoint, recipe: Recipe, *, weights: str = "auto")
                 p.copy_(average[name])
     precision, _ = choose_precision(checkpoint.state["precision"], device, model)
     return model.eval(), precision
-
-
-def spec_record(spec: Any) -> dict[str, Any]:
-    """A `DataSpec` as JSON."""
-    return {
-        "vocab": spec.vocab,
-        "seq_len": spec.seq_len,
-        "input_shape": spec.input_shape,
-        "outputs": spec.outputs,
-        "labels": list(spec.labels),
-    }
 
 
 def evaluation_of(run: Run) -> Evaluation | None:

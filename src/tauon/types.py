@@ -41,9 +41,13 @@ class Batch:
         return self.inputs.shape[0]
 
     def to(self, device: device | str) -> Batch:
-        """The same batch on `device` (asynchronous copies where the memory is pinned)."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items() if v is not None})
+        """The same batch on `device`. To a GPU it goes through pinned memory: only from there does a copy not make the host wait
+        for what the GPU is still busy with.
+        """
+        moved = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+        if str(device).startswith("cuda"):
+            moved = {k: v.pin_memory() if v.device.type == "cpu" else v for k, v in moved.items()}
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items()})
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows [start, stop) as a batch of its own (views, no copy)."""

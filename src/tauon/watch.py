@@ -99,7 +99,8 @@ class TrainingRecord:
         dataset = self.splits.validation
         assert dataset is not None
         n = min(len(dataset), self.at_most or len(dataset))
-        rows = max(1, min(job.microbatch, 512))
+        # A pipeline cuts the rows as it cuts those of a training batch.
+        rows = job.microbatch if job.mesh.layout.pipeline > 1 else max(1, min(job.microbatch, 512))
         turns, turn = job.mesh.layout.data, job.mesh.data_rank
         rounds = -(-n // (rows * turns))
         for start in range(turn * rows, rounds * turns * rows, turns * rows):

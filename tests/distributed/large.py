@@ -42,7 +42,7 @@ def build(size: str, rank: int) -> dict[str, Any]:
         refuse_layout,
         stages_of,
     )
-    from tauon.distributed.tensor import shard_of
+    from tauon.distributed.shards import shard_of
     from tauon.models import ModelConfig, parameter_count
     from tauon.types import DataSpec
 

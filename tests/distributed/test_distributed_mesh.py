@@ -47,7 +47,7 @@ def test_every_rank_has_a_place_of_its_own_and_every_slice_of_data_its_readers()
     layout = Layout(pipeline=2, replicate=2, shard=3, context=2, tensor=2)
     meshes = [Mesh(layout, World(rank, layout.world)) for rank in range(layout.world)]
     assert len({tuple(m.at.items()) for m in meshes}) == layout.world == 48
-    assert Counter(m.data_rank for m in meshes) == {r: 8 for r in range(6)}
+    assert Counter(m.data_rank for m in meshes) == dict.fromkeys(range(6), 8)
     neighbours = [(a, b) for a, b in itertools.pairwise(meshes) if a.at["tensor"] == 0]
     assert all(b.at == {**a.at, "tensor": 1} for a, b in neighbours)  # the innermost dimension is that of the fastest network
 
@@ -62,9 +62,15 @@ def test_stages_are_contiguous_and_as_even_as_can_be(depth: int, stages: int) ->
 
 def test_microbatches_of_a_pipeline() -> None:
     assert pieces_of_batch(MeshParallel(pipeline=2), 8) == 4
-    assert pieces_of_batch(MeshParallel(pipeline=2), 7) == 1
+    assert pieces_of_batch(MeshParallel(pipeline=2), 7) == 7  # torch's 1F1B needs as many pieces as stages
+    assert pieces_of_batch(MeshParallel(pipeline=2, schedule="gpipe"), 7) == 1
+    assert pieces_of_batch(MeshParallel(pipeline=3, schedule="interleaved-1f1b"), 12) == 6
     assert pieces_of_batch(MeshParallel(pipeline=2, stage_microbatches=8), 8) == 8
     with pytest.raises(RecipeError, match="3 does not divide the 8 examples"):
         pieces_of_batch(MeshParallel(pipeline=2, stage_microbatches=3), 8)
-    with pytest.raises(RecipeError, match="do not divide by 2 stages"):
+    with pytest.raises(RecipeError, match="into a multiple of 2, and got 7 examples"):
         pieces_of_batch(MeshParallel(pipeline=2, schedule="zero-bubble"), 7)
+    with pytest.raises(RecipeError, match="into 2 at least, and got 1 examples"):
+        pieces_of_batch(MeshParallel(pipeline=2), 1)
+    with pytest.raises(RecipeError, match="into 4 at least, and got 2 pieces"):
+        pieces_of_batch(MeshParallel(pipeline=4, stage_microbatches=2), 8)

@@ -102,13 +102,14 @@ def test_two_processes_leave_the_run_that_one_leaves(folder: Path, undisturbed: 
     assert_same_run(folder, name, undisturbed)
 
 
-def test_a_batch_that_does_not_divide_is_learned_from_whole(folder: Path) -> None:
-    odd = {"train": {"steps": 4, "batch": 5, "validate_every": 4}}
-    assert stage(recipe(folder, "odd-alone") | odd, str(folder)) == "done"
-    assert run_processes(on_ranks, 2, 100, recipe(folder, "odd-two") | odd, str(folder)) == ["done", "done"]
-    one, two = losses(folder, "odd-alone"), losses(folder, "odd-two")
+@pytest.mark.parametrize("layout", [{}, {"pipeline": 2}], ids=["ddp", "pipeline"])
+def test_a_batch_that_does_not_divide_is_learned_from_whole(folder: Path, layout: dict[str, int]) -> None:
+    odd, name = {"train": {"steps": 4, "batch": 5, "validate_every": 4}}, f"odd-{len(layout)}"
+    assert stage(recipe(folder, f"{name}-alone") | odd, str(folder)) == "done"
+    assert run_processes(on_ranks, 2, 100, recipe(folder, f"{name}-two", **layout) | odd, str(folder)) == ["done", "done"]
+    one, two = losses(folder, f"{name}-alone"), losses(folder, f"{name}-two")
     assert max(abs(one[s] - two[s]) for s in one) < 1e-6
-    state = json.loads((folder / "odd-two" / "checkpoints" / "step-000004" / "state.json").read_text())
+    state = json.loads((folder / f"{name}-two" / "checkpoints" / "step-000004" / "state.json").read_text())
     assert state["examples"] == 20
 
 
@@ -148,6 +149,23 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "2 stages, and the model has 1 layers",
     ),
     "a batch smaller than the ranks": ({"train": {"steps": 2, "batch": 1}}, "1 examples for 2 data-parallel processes"),
+    "a batch smaller than the stages": (
+        {"parallel": {"pipeline": 2}, "train": {"steps": 2, "batch": 1}},
+        "cuts the examples of a process into 2 at least, and got 1 examples",
+    ),
+    "microbatches of a pipeline": (
+        {"parallel": {"pipeline": 2}, "train": {"steps": 2, "batch": 8, "microbatch": 2}},
+        "Set parallel.stage_microbatches, the number of pieces",
+    ),
+    "no blocks to cut": (
+        {
+            "parallel": {"pipeline": 2},
+            "task": "classification",
+            "data": {"source": {"kind": "sklearn", "name": "iris"}},
+            "model": {"kind": "mlp"},
+        },
+        "has no blocks to cut",
+    ),
     "tied head over stages": (
         {"parallel": {"pipeline": 2}, "model": {"kind": "gpt2", "layers": 2, "width": 32, "heads": 4}},
         "Set model.tied=false",

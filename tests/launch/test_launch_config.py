@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from places import RECIPE
 
+from tauon.artifacts import Run
 from tauon.config import parse, registered
-from tauon.errors import MissingExtra, RecipeError
+from tauon.errors import MissingExtra, RecipeError, RunError
 from tauon.launch import Here, Job, LaunchConfig, choose, in_a_worker, launch
 from tauon.recipe import load_recipe, to_yaml
 from toy import Tauon, table_recipe
@@ -139,6 +140,21 @@ def test_the_recipe_of_the_workers_is_the_recipe(tmp_path: Path) -> None:
     tree = load_recipe(table_recipe(tmp_path), [*choose("local:2"), "train.steps=7"])
     job = Job(tree.name, "train", to_yaml(tree), tmp_path)
     assert load_recipe(job.write()) == tree
+
+
+def test_a_run_that_trains_elsewhere_keeps_its_recipe(tmp_path: Path) -> None:
+    first, second = (Job("toy", "train", text, tmp_path) for text in (RECIPE, RECIPE + "seed: 1"))
+    first.write()
+    with Run.open(first.folder), pytest.raises(RunError, match="another process writes this run"):
+        second.write()  # workers of the first that start again would read it
+    assert first.recipe_path.read_text() == RECIPE
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_words(tauon: Tauon, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = tauon("train", table_recipe(tmp_path), "--on", "local:2", "--root", tmp_path / "file")
+    assert ended.code == 5
+    assert "cannot be written: Not a directory" in ended.err
 
 
 def test_a_process_with_a_rank_is_a_worker_and_does_not_launch(tauon: Tauon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

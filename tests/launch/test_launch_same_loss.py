@@ -18,7 +18,20 @@ SHORT = ("train.time=null", "train.steps=8", "train.validate_every=8", "train.va
 
 def losses(folder: Path, place: str) -> list[float]:
     name = place.replace(":", "-")
-    command = [sys.executable, "-m", "tauon", "train", "quickstart", f"name={name}", "--root", str(folder), "--on", place, *SHORT, "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "tauon",
+        "train",
+        "quickstart",
+        f"name={name}",
+        "--root",
+        str(folder),
+        "--on",
+        place,
+        *SHORT,
+        "--quiet",
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "TAUON_CACHE": str(folder / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr

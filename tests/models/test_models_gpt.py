@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tauon.errors import CheckpointError
 from tauon.models import GPT, GPT2Config, GPTConfig, KVCache, from_gpt2, load_weights, materialize, parameter_count
-from tauon.models.gpt import apply_rope, positions_in_segments
+from tauon.models.gpt import apply_rope, as_bias, document_mask, positions_in_segments
 from tauon.tasks import LanguageModelling
 from tauon.types import Batch
 
@@ -203,6 +203,21 @@ def test_no_position_sees_a_later_one() -> None:
         other[:, 9:] = (other[:, 9:] + 3) % 31
         with torch.no_grad():
             assert torch.equal(model(ids)[:, :9], model(other)[:, :9])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mask_added_to_the_logits_hides_what_the_mask_of_truth_values_hides(dtype: torch.dtype) -> None:
+    """What a GPU is given for packed rows, against what a CPU is given: outputs and gradients."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 8, 4, generator=g).to(dtype).requires_grad_() for _ in range(3))
+    mask = document_mask(torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 0, 0, 1]], dtype=torch.int32))
+    found = []
+    for given in (mask, as_bias(mask, dtype)):
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=given)
+        found.append((y, *torch.autograd.grad(y.float().square().sum(), (q, k, v))))
+    assert as_bias(mask, dtype).dtype == dtype
+    for truth, bias in zip(*found, strict=True):
+        torch.testing.assert_close(bias, truth, rtol=0, atol=0)
 
 
 def test_positions_in_segments_count_from_each_start() -> None:

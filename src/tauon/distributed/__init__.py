@@ -22,10 +22,9 @@ from tauon.distributed.outer import (
 )
 from tauon.distributed.parallelize import parallelize, refuse_layout
 from tauon.distributed.parameter_server import ParameterServer
-from tauon.distributed.pieces import fill, local_part, local_slices
+from tauon.distributed.pieces import fill, is_dtensor, local_part, local_slices, whole_gradients
 from tauon.distributed.server_group import ServerLost
 from tauon.distributed.stages import PER_PROCESS, Stages, cut_blocks, pieces_of_batch, refuse_odd_stages, stages_of
-from tauon.distributed.tensor import whole_gradients
 from tauon.distributed.traffic import Traffic, counted
 from tauon.distributed.world import World, join, launched
 
@@ -61,6 +60,7 @@ __all__ = [
     "cut_blocks",
     "fill",
     "is_collective_failure",
+    "is_dtensor",
     "join",
     "launched",
     "local_part",

@@ -21,13 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.tensor import DTensor
-
 from tauon.artifacts import Checkpoint, CheckpointWriter, Groups, sha256_file
 from tauon.artifacts.checkpoint import state_bytes, write_checkpoint
 from tauon.artifacts.tensor_file import Layout, SnapshotBuffer, entry_of, lay_out_entries
 from tauon.artifacts.writer import lower_priority
-from tauon.distributed.pieces import first_holder, local_part, local_slices
+from tauon.distributed.pieces import first_holder, is_dtensor, local_part, local_slices
 from tauon.distributed.timeouts import group_store, time_limit
 from tauon.distributed.world import World
 from tauon.errors import CheckpointError, TrainingError
@@ -140,7 +138,7 @@ class MeshCheckpointWriter(CheckpointWriter):
                 _, code, _, width = entry_of(name, part, group)
                 key = (part.data_ptr(), part.dtype, tuple(part.shape)) if part.numel() else name
                 same = seen.setdefault(key, name)
-                kind = "whole" if not isinstance(t, DTensor) else "piece" if first_holder(t) else "copy"
+                kind = "whole" if not is_dtensor(t) else "piece" if first_holder(t) else "copy"
                 found.append([group, name, code, list(t.shape), width, kind, same if same != name else None])
         changed = self._known is None or self._known[0] != found
         if not any(self.world.gather(changed)):

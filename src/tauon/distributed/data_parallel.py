@@ -7,10 +7,12 @@ several microbatches in flight. All of them average over replicate x shard x con
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from tauon.distributed.mesh import Mesh
@@ -18,19 +20,28 @@ from tauon.distributed.mesh import Mesh
 __all__ = ["apply_data", "reshard", "synchronising"]
 
 
-def apply_data(model: nn.Module, mesh: Mesh, *, blocks: list[nn.Module], reshard_after_forward: bool = True) -> None:
-    """Wrap the model in place; its class becomes a subclass, its parameters' names stay."""
+def apply_data(
+    model: nn.Module, mesh: Mesh, *, blocks: list[nn.Module], reshard_after_forward: bool = True, gather_dtype: torch.dtype | None = None
+) -> None:
+    """Wrap the model in place; its class becomes a subclass, its parameters' names stay.
+
+    `gather_dtype`: in which the shards of blocks are gathered (None: their own). Under bf16 autocast, gathering them in bf16 sends half
+    as much and spares the cast; their matrices would be rounded so anyway. Gradients are summed in fp32 all the same. What lies
+    outside the blocks (embedding, last norm, head) is gathered as it is kept, so that the residual stream stays in fp32.
+    """
     layout = mesh.layout
     if mesh.reduce_size == 1:
         return
     if layout.shard > 1:
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         inner = mesh.along("shard", "context")
         assert inner is not None
         where = inner if layout.replicate == 1 else mesh.hybrid()
+        sums = torch.float32 if gather_dtype is not None else None
+        policy = MixedPrecisionPolicy(param_dtype=gather_dtype, reduce_dtype=sums, cast_forward_inputs=False)
         for block in blocks:
-            fully_shard(block, mesh=where, reshard_after_forward=reshard_after_forward)
+            fully_shard(block, mesh=where, reshard_after_forward=reshard_after_forward, mp_policy=policy)
         fully_shard(model, mesh=where)
     elif layout.tensor == 1 and layout.pipeline == 1:
         from torch.distributed._composable.replicate import replicate
@@ -47,9 +58,8 @@ def apply_data(model: nn.Module, mesh: Mesh, *, blocks: list[nn.Module], reshard
 
 
 def _sharded(model: nn.Module) -> bool:
-    from torch.distributed.fsdp import FSDPModule
-
-    return isinstance(model, FSDPModule)
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # what nobody imported, nobody applied
+    return fsdp is not None and isinstance(model, fsdp.FSDPModule)
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 Every process tells the group's store, every few seconds, how far it is, and once it has not moved for a while, also the stack of
 its main thread. A process whose collective failed reads what the others told and names the one that lags. The time-out itself is
 that of the process group (launch.timeout). Restarts nothing: launchers do.
+
+On GPUs nothing fails in Python: the host waits for the card, and NCCL's watchdog then aborts the process. There the heartbeat itself
+says, shortly before, for whom this process waits.
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ __all__ = ["Heartbeat", "is_collective_failure"]
 
 FRAMES = 6
 """Innermost frames of a stack that are told."""
+SPEAKS_AT = 0.75
+"""Share of the time-out after which a process that NCCL will abort says what it waits for."""
+DEVICE_WAITS = (".item()", ".tolist()", ".cpu()", "synchronize()")
+"""How a line of code looks that makes the host wait for a GPU."""
 SIGNS = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe", "gloo", "nccl", "recv", "socket", "peer")
 """What the messages of failed collectives have in common, in lower case."""
 
@@ -45,9 +52,12 @@ class Heartbeat:
     `beat(step)` after each step costs an assignment.
     """
 
-    def __init__(self, world: World, *, interval: float | None = None) -> None:
-        self.world = world
-        self.interval = interval or max(0.2, min(5.0, time_limit() / 10))
+    def __init__(self, world: World, *, interval: float | None = None, speaks: bool | None = None) -> None:
+        """`speaks`: whether to say on standard error, before the time-out, for whom this process waits. None: where NCCL is used."""
+        self.world, self.speaks = world, speaks
+        self.limit = time_limit()
+        self.interval = interval or max(0.2, min(5.0, self.limit / 10))
+        self._seen: tuple[list[str], float] = ([], 0.0)
         self.step = 0
         self.moved = time.monotonic()
         self._main = threading.current_thread().ident
@@ -80,13 +90,30 @@ class Heartbeat:
         still = time.monotonic() - self.moved
         told: dict[str, Any] = {"step": self.step, "still": round(still, 1), "at": time.time(), "pid": os.getpid()}
         if still > self.interval:
-            told["stack"] = self._stack()
+            told["stack"], told["waits"] = self._stack()
         group_store().set(f"tauon/heart/{self.world.rank}", json.dumps(told))
+        self._speak(told.get("stack", []), told.get("waits", False))
 
-    def _stack(self) -> list[str]:
+    def _stack(self) -> tuple[list[str], bool]:
+        """(innermost frames of the main thread, whether it waits for others: in a collective, or for a GPU that is in one)."""
         frame = sys._current_frames().get(self._main or 0)
-        found = traceback.extract_stack(frame) if frame is not None else []
-        return [f"{f.filename}:{f.lineno} in {f.name}" for f in found[-FRAMES:]]
+        found = traceback.extract_stack(frame)[-FRAMES:] if frame is not None else []
+        stack = [f"{f.filename}:{f.lineno} in {f.name}" for f in found]
+        on_device = bool(found) and any(sign in (found[-1].line or "") for sign in DEVICE_WAITS)
+        return stack, on_device or any("torch/distributed" in line.replace("\\", "/") for line in stack[-3:])
+
+    def _speak(self, stack: list[str], waits: bool) -> None:
+        """Once, when this process has waited at one place for most of the time-out."""
+        now = time.monotonic()
+        if not waits or stack != self._seen[0]:
+            self._seen = (stack, now)
+        elif now - self._seen[1] > SPEAKS_AT * self.limit:
+            if self.speaks is None:
+                self.speaks = _over_nccl()
+            if self.speaks:
+                self.speaks = False
+                why = RuntimeError(f"{now - self._seen[1]:.0f} s; the time-out is {self.limit:.0f} s")
+                print(f"error: {self.explain(why)}", file=sys.stderr, flush=True)
 
     # ------------------------------------------------------------------------------------------ afterwards
 
@@ -125,7 +152,7 @@ class Heartbeat:
             when = f"last heard of after step {last['step']}, {now - last['at']:.0f} s ago" if last else "never heard of"
             return f"{said}. Rank {silent[0]} no longer answers ({when}): its process or its machine is gone, or cut off."
         others = {r: h for r, h in hearts.items() if r != self.world.rank and h is not None}
-        apart = [r for r, h in others.items() if not _in_a_collective(h.get("stack", []))]
+        apart = [r for r, h in others.items() if not h.get("waits", False)]
         lag = min(apart or others, key=lambda r: (others[r]["step"], -others[r]["still"]), default=None)
         if lag is None:
             return f"{said}."
@@ -136,5 +163,7 @@ class Heartbeat:
         )
 
 
-def _in_a_collective(stack: list[str]) -> bool:
-    return any("torch/distributed" in line.replace("\\", "/") for line in stack[-3:])
+def _over_nccl() -> bool:
+    import torch.distributed as dist
+
+    return "nccl" in str(dist.get_backend_config())

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.futures import Future
 
 from tauon.distributed.config import MeshParallel
@@ -57,6 +56,8 @@ def register_hook(
     module: nn.Module = getattr(ddp, "module", ddp)
     kept: Int8Gradients | PowerSGD | None = None
     if name in ("none", "bf16"):
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
         inner = default_hooks.allreduce_hook if name == "none" else default_hooks.bf16_compress_hook
 
         def hook(bucket: GradBucket) -> Future[Tensor]:
@@ -90,13 +91,14 @@ class Int8Gradients:
         """What is still to be sent, by parameter, flat."""
         self.first = dict(zip(self.names, itertools.accumulate((blocks_of(p.numel()) for p in self.names), initial=0), strict=False))
         """Number of each parameter's first block."""
-        self.waiting: list[tuple[GradBucket, Tensor, Tensor, Tensor, Any, Future[Tensor]]] = []
+        self.orders: dict[tuple[int, ...], tuple[Tensor, int]] = {}
+        self.waiting: list[tuple[GradBucket, Tensor, int, Tensor, Tensor, Any, Future[Tensor]]] = []
 
     def hook(self, bucket: GradBucket) -> Future[Tensor]:
         """Phase one of this bucket; after the last, phase two of all."""
         world = self.group.size()
-        order_WK = self._order(bucket)
-        x_JB = bucket.buffer().new_zeros(int(order_WK.max()) + 1, BLOCK, dtype=torch.float32)
+        order_WK, blocks = self._order(bucket)
+        x_JB = bucket.buffer().new_zeros(blocks, BLOCK, dtype=torch.float32)
         for (name, piece), g in zip(self._pieces(bucket, x_JB), bucket.gradients(), strict=True):
             piece.copy_(g.flatten())
             if name in self.errors:
@@ -109,7 +111,7 @@ class Int8Gradients:
         work = dist.all_to_all_single(received, sent, group=self.group, async_op=True)
         self.traffic.add("all-to-all", packed_size(own) * (world - 1))
         future: Future[Tensor] = Future() if sent.device.type == "cpu" else Future(devices=[sent.device])
-        self.waiting.append((bucket, order_WK, error_WKB, received, work, future))
+        self.waiting.append((bucket, order_WK, blocks, error_WKB, received, work, future))
         if bucket.is_last():
             self._second_phase()
         return future
@@ -117,7 +119,7 @@ class Int8Gradients:
     def _second_phase(self) -> None:
         world, rank = self.group.size(), self.group.rank()
         going = []
-        for _, _, error_WKB, received, work, _ in self.waiting:
+        for _, _, _, error_WKB, received, work, _ in self.waiting:
             work.wait()
             own = error_WKB[0].numel()
             mean = torch.stack([from_int8(part, own) for part in received.chunk(world)]).sum(0) / world
@@ -127,10 +129,10 @@ class Int8Gradients:
             everyone = sent.new_empty(world * sent.numel())
             going.append((everyone, dist.all_gather_single(everyone, sent, group=self.group, async_op=True)))
             self.traffic.add("all-gather", sent.numel())
-        for (bucket, order_WK, error_WKB, _, _, future), (everyone, work) in zip(self.waiting, going, strict=True):
+        for (bucket, order_WK, blocks, error_WKB, _, _, future), (everyone, work) in zip(self.waiting, going, strict=True):
             work.wait()
             own = error_WKB[0].numel()
-            mean_JB, error_JB = (error_WKB.new_empty(int(order_WK.max()) + 1, BLOCK) for _ in range(2))
+            mean_JB, error_JB = (error_WKB.new_empty(blocks, BLOCK) for _ in range(2))
             mean_JB[order_WK] = torch.stack([from_int8(part, own) for part in everyone.chunk(world)]).view_as(error_WKB)
             error_JB[order_WK] = error_WKB.nan_to_num_(0.0, 0.0, 0.0)  # what is not finite is skipped by all; it must not come back
             for g, (_, piece) in zip(bucket.gradients(), self._pieces(bucket, mean_JB), strict=True):
@@ -139,8 +141,17 @@ class Int8Gradients:
             future.set_result(bucket.buffer())
         self.waiting.clear()
 
-    def _order(self, bucket: GradBucket) -> Tensor:
-        """Blocks of a bucket by their owners, W x K; filled up with one more block, of zeros, to the same number for each."""
+    def _order(self, bucket: GradBucket) -> tuple[Tensor, int]:
+        """(numbers of a bucket's blocks by their owners, W x K, how many blocks); filled up with one more block, of zeros, to the same
+        number for each. Kept: on a GPU, making it anew would have the host wait for the backward pass at every bucket.
+        """
+        key = tuple(self.first[p] for p in bucket.parameters())
+        if key not in self.orders:
+            order = self._new_order(bucket)
+            self.orders[key] = order.to(bucket.buffer().device), int(order.max()) + 1
+        return self.orders[key]
+
+    def _new_order(self, bucket: GradBucket) -> Tensor:
         world = self.group.size()
         numbers = torch.cat([self.first[p] + torch.arange(blocks_of(p.numel())) for p in bucket.parameters()])
         per_owner = torch.bincount(numbers % world, minlength=world).tolist()
@@ -148,7 +159,7 @@ class Int8Gradients:
         order = torch.full((world, max(per_owner)), len(numbers))
         for row, part in zip(order, parts, strict=True):
             row[: len(part)] = part
-        return order.to(bucket.buffer().device)
+        return order
 
     def _pieces(self, bucket: GradBucket, x_JB: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, flat view) of each parameter's part of a bucket's blocks."""
@@ -176,6 +187,8 @@ class PowerSGD:
     def __init__(self, module: nn.Module, traffic: Traffic, group: dist.ProcessGroup, rank: int, exact_steps: int = EXACT_STEPS) -> None:
         self.names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
         self.traffic, self.group = traffic, group
+        from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
         self.torchs = powerSGD_hook.PowerSGDState(
             group, matrix_approximation_rank=rank, start_powerSGD_iter=exact_steps, compression_stats_logging_frequency=10**9
         )
@@ -196,6 +209,8 @@ class PowerSGD:
         before = torchs.total_numel_after_compression
         exact = torchs.iter < torchs.start_powerSGD_iter
         width = bucket.buffer().element_size()
+        from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
         result: Future[Tensor] = powerSGD_hook.powerSGD_hook(torchs, bucket)
         sent = bucket.buffer().numel() if exact else torchs.total_numel_after_compression - before
         self.traffic.add("all-reduce", sent * width)
@@ -212,6 +227,8 @@ class PowerSGD:
         """(rows, columns, rank) of a matrix that is worth compressing."""
         n, m = p.shape[0], p.numel() // p.shape[0]
         r = min(n, m, self.torchs.matrix_approximation_rank)
+        from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
         return (n, m, r) if powerSGD_hook._should_compress(n, m, r, self.torchs.min_compression_rate)[0] else None
 
     def _matrices(self, params: list[Tensor]) -> list[tuple[Tensor, tuple[int, int, int]]]:

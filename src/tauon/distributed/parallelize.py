@@ -14,8 +14,8 @@ from torch import nn
 from tauon.distributed.config import MeshParallel, ParallelConfig
 from tauon.distributed.context import cut_positions, exchange_heads, refuse_odd_heads
 from tauon.distributed.mesh import Layout, Mesh
+from tauon.distributed.shards import refuse_odd_shards
 from tauon.distributed.stages import pieces_of_batch, refuse_odd_stages
-from tauon.distributed.tensor import apply_tensor, refuse_odd_shards
 from tauon.errors import Problem, RecipeError
 
 __all__ = ["Divisible", "parallelize", "refuse_layout"]
@@ -33,7 +33,9 @@ class Divisible(Protocol):
     def blocks_to_compile(self) -> list[nn.Module]: ...
 
 
-def refuse_layout(model: Any, layout: Layout, config: ParallelConfig, *, batch: int, seq_len: int | None) -> None:
+def refuse_layout(
+    model: Any, layout: Layout, config: ParallelConfig, *, batch: int, seq_len: int | None, microbatch: int | None = None
+) -> None:
     """`RecipeError` where this model or batch cannot be divided so. Touches no process group: every rank finds the same."""
     if batch < layout.data:
         raise RecipeError(
@@ -42,6 +44,11 @@ def refuse_layout(model: Any, layout: Layout, config: ParallelConfig, *, batch: 
         )  # fmt: skip
     if layout.pipeline > 1 and isinstance(config, MeshParallel):
         refuse_odd_stages(config, len(model.blocks_to_compile()))
+        if microbatch is not None:
+            message = (
+                f"{microbatch}, but a pipeline cuts the batch itself. Set parallel.stage_microbatches, the number of pieces, and drop this."
+            )
+            raise RecipeError([Problem("train.microbatch", message)])
         pieces_of_batch(config, -(-batch // layout.data))
     if layout.tensor > 1:
         refuse_odd_shards(model, model.shard_plan, layout.tensor, model.head_counts())
@@ -62,6 +69,8 @@ def parallelize(model: Any, mesh: Mesh, *, parts: list[Any] | None = None, seque
     runs = [part.blocks_to_compile() for part in parts or [model]]
     tensor = mesh.along("tensor")
     if tensor is not None:
+        from tauon.distributed.tensor import apply_tensor  # imports DTensor, which takes a second
+
         apply_tensor(model, model.shard_plan, tensor, runs=runs, sequence=sequence)
     group = mesh.group("context")
     if group is not None:

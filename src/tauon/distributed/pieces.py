@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch import Tensor, nn
 
-__all__ = ["fill", "first_holder", "local_part", "local_slices"]
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+__all__ = ["fill", "first_holder", "is_dtensor", "local_part", "local_slices", "whole_gradients"]
+
+
+def is_dtensor(t: Any) -> TypeGuard[DTensor]:
+    """Whether a tensor lies in pieces over processes. Where nobody imported DTensor, which takes a second, nothing does."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(t, module.DTensor)
 
 
 def local_part(t: Tensor) -> Tensor:
     """The numbers that this process holds: the tensor itself unless it is a DTensor. Shares memory."""
-    return t.to_local() if isinstance(t, DTensor) else t
+    return t.to_local() if is_dtensor(t) else t
 
 
 def local_slices(t: Tensor) -> tuple[slice, ...]:
     """Where `local_part(t)` lies in the whole tensor, a slice a dimension."""
-    if not isinstance(t, DTensor):
+    if not is_dtensor(t):
         return tuple(slice(0, n) for n in t.shape)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     shape, offset = compute_local_shape_and_global_offset(t.shape, t.device_mesh, t.placements)
     return tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
 
 
 def first_holder(t: Tensor) -> bool:
     """Of the processes that hold the same part of a DTensor, whether this is the first."""
-    if not isinstance(t, DTensor):
+    if not is_dtensor(t):
         return True
+    from torch.distributed.tensor import Replicate
+
     place = t.device_mesh.get_coordinate()
     return place is not None and all(at == 0 for at, how in zip(place, t.placements, strict=True) if isinstance(how, Replicate))
 
@@ -37,3 +49,11 @@ def fill(t: Tensor, whole: Any) -> None:
     part = local_part(t.detach())
     if part.numel():
         part.copy_(whole[local_slices(t)])
+
+
+def whole_gradients(model: nn.Module) -> None:
+    """Gradients that are still partial sums over processes become what their parameter's placement says, in place."""
+    for p in model.parameters():
+        g = p.grad
+        if g is not None and is_dtensor(g) and is_dtensor(p) and g.placements != p.placements:
+            p.grad = g.redistribute(placements=p.placements)

@@ -40,6 +40,10 @@ def cut_blocks(depth: int, stages: int) -> list[tuple[int, int]]:
 
 def refuse_odd_stages(config: MeshParallel, depth: int) -> None:
     """`RecipeError` where there are more stages than blocks."""
+    if depth == 0:
+        raise RecipeError(
+            [Problem("parallel.pipeline", f"{config.pipeline}, but this model has no blocks to cut. Take replicate or shard.")]
+        )
     total = config.pipeline * PER_PROCESS[config.schedule]
     if depth < total:
         each = "" if total == config.pipeline else f" ({PER_PROCESS[config.schedule]} a process with schedule {config.schedule})"
@@ -49,25 +53,31 @@ def refuse_odd_stages(config: MeshParallel, depth: int) -> None:
 
 
 def pieces_of_batch(config: MeshParallel, rows: int) -> int:
-    """Into how many microbatches a process's `rows` are cut: asked for, or two a stage where that divides."""
-    if config.stage_microbatches is not None:
-        if rows % config.stage_microbatches:
-            raise RecipeError(
-                [
-                    Problem(
-                        "parallel.stage_microbatches",
-                        f"{config.stage_microbatches} does not divide the {rows} examples of a process. Take a divisor.",
-                    )
-                ]
-            )
-        found = config.stage_microbatches
-    else:
-        wanted = 2 * config.pipeline
-        found = next((n for n in range(min(rows, wanted), 0, -1) if rows % n == 0), 1)
-    if PER_PROCESS[config.schedule] > 1 and found % config.pipeline:
+    """Into how many microbatches a process's `rows` are cut: asked for, or two a stage, or the next fewer or more that will do.
+
+    `RecipeError` where no number will do.
+    """
+    two = PER_PROCESS[config.schedule] > 1
+
+    def will_do(n: int) -> bool:
+        if two:
+            return rows % n == 0 and n % config.pipeline == 0
+        return rows % n == 0 and (n >= config.pipeline or config.schedule == "gpipe")
+
+    asked = config.stage_microbatches
+    if asked is not None and rows % asked:
+        message = f"{asked} does not divide the {rows} examples of a process. Take a divisor."
+        raise RecipeError([Problem("parallel.stage_microbatches", message)])
+    wanted = 2 * config.pipeline
+    order = [asked] if asked is not None else [*range(min(rows, wanted), 0, -1), *range(wanted + 1, rows + 1)]
+    found = next((n for n in order if will_do(n)), None)
+    if found is None:
+        needs = f"a multiple of {config.pipeline}" if two else f"{config.pipeline} at least"
+        got = f"{asked} pieces" if asked is not None else f"{rows} examples, which divide into no such number"
+        field = "parallel.stage_microbatches" if asked is not None else "train.batch"
         raise RecipeError(
-            [Problem("parallel.stage_microbatches", f"{found} microbatches do not divide by {config.pipeline} stages, as schedule "
-                     f"{config.schedule} needs. Change train.batch, or take schedule 1f1b.")]
+            [Problem(field, f"schedule {config.schedule} on {config.pipeline} stages cuts the examples of a process into {needs}, and "
+                     f"got {got}. Take {2 * config.pipeline}, say, or another parallel.schedule.")]
         )  # fmt: skip
     return found
 
@@ -105,7 +115,8 @@ class Stages:
         args = (inputs,) if first else ()
         given: dict[str, Any] = dict(extra)
         if last:
-            given |= {"target": torch.arange(rows, device=self.device), "losses": losses}
+            # On the CPU: the loss reads them as numbers, and from a GPU each microbatch would wait for that.
+            given |= {"target": torch.arange(rows), "losses": losses}
         if backward:
             schedule.step(*args, **given)
         else:

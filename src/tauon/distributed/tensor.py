@@ -10,8 +10,7 @@ Knows no model by name.
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,35 +18,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
+from tauon.distributed.shards import shard_of
 from tauon.errors import Problem, RecipeError
 
-__all__ = ["apply_tensor", "refuse_odd_shards", "shard_of"]
-
-
-def shard_of(name: str, plan: Mapping[str, str]) -> str:
-    """How the plan cuts a parameter: its first pattern that matches; `replicate` where none does."""
-    return next((how for pattern, how in plan.items() if fnmatch.fnmatchcase(name, pattern)), "replicate")
-
-
-def refuse_odd_shards(model: nn.Module, plan: Mapping[str, str], size: int, head_counts: Iterable[tuple[str, int]]) -> None:
-    """`RecipeError` where `size` processes cannot share this model's matrices; `head_counts`: what must divide, by name."""
-    cut = [n for n, _ in model.named_parameters() if shard_of(n, plan) in ("colwise", "rowwise")]
-    if not cut:
-        raise RecipeError([Problem("parallel.tensor", f"{size}, but this model's shard plan cuts no matrix. Use replicate or shard.")])
-    for what, count in head_counts:
-        if count % size:
-            raise RecipeError([Problem("parallel.tensor", f"{size} does not divide the model's {count} {what}. Take a divisor.")])
-    for name, p in model.named_parameters():
-        how = shard_of(name, plan)
-        dim = {"colwise": 0, "rowwise": 1}.get(how)
-        if dim is not None and p.ndim > dim and p.shape[dim] % size:
-            raise RecipeError(
-                [
-                    Problem(
-                        "parallel.tensor", f"{size} does not divide {name}, whose side is {p.shape[dim]}. Take a divisor, or other sizes."
-                    )
-                ]
-            )
+__all__ = ["apply_tensor"]
 
 
 def apply_tensor(model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh, *, runs: list[list[nn.Module]], sequence: bool) -> None:
@@ -151,11 +125,3 @@ def _cut_sequence(blocks: list[nn.Module], mesh: DeviceMesh) -> None:
 def _tied(model: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False) if first.setdefault(id(p), name) != name}
-
-
-def whole_gradients(model: nn.Module) -> None:
-    """Gradients that are still partial sums over processes become what their parameter's placement says, in place."""
-    for p in model.parameters():
-        g = p.grad
-        if isinstance(g, DTensor) and isinstance(p, DTensor) and g.placements != p.placements:
-            p.grad = g.redistribute(placements=p.placements)

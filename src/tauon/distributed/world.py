@@ -113,8 +113,9 @@ def launched() -> bool:
 def join(device: str = "auto") -> Iterator[World]:
     """Meet the other processes of this launch; inside, torch.distributed works. Alone: a world of one, nothing is opened.
 
-    Raises `RunError` where the meeting point cannot be reached, or its port is taken. No wait for others inside is longer than the time-out
-    (`timeouts.py`).
+    With GPUs, process number k of a machine takes card k; tensors on the CPU then still travel over gloo, those on cards over NCCL.
+    Raises `RunError` where the meeting point cannot be reached, or its port is taken; `RecipeError` where all would use one card. No wait
+    for others inside is longer than the time-out (`timeouts.py`).
     """
     if not launched():
         yield World()
@@ -124,6 +125,11 @@ def join(device: str = "auto") -> Iterator[World]:
 
     rank, size = _number("RANK"), _number("WORLD_SIZE")
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.startswith("cuda:") and local_size > 1:
+        raise RecipeError(
+            [Problem("train.device", f"{device} is one card, and {local_size} processes of this machine would share it. "
+                     "Take cuda: each process then has its own.")]
+        )  # fmt: skip
     use_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     if use_gpu:
         if local_rank >= torch.cuda.device_count():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tauon.artifacts import atomic_write
+from tauon.artifacts import Run, atomic_write
 
 __all__ = ["Job"]
 
@@ -63,7 +63,13 @@ class Job:
         return shlex.join(command if command is not None else self.command())
 
     def write(self) -> Path:
-        """Put the recipe where the workers read it; atomic."""
-        self.recipe_path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.recipe_path, self.recipe)
+        """Put the recipe where the workers read it, and make the folder of their logs.
+
+        Raises `RunError` where the folder cannot be written, or another process trains in it: that one's workers, started again,
+        would read this recipe.
+        """
+        with Run.open(self.folder):
+            for folder in (self.recipe_path.parent, self.logs):
+                folder.mkdir(exist_ok=True)
+            atomic_write(self.recipe_path, self.recipe)
         return self.recipe_path

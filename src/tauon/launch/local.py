@@ -63,7 +63,6 @@ class Local(Workers):
             message = reason.removeprefix("warning: ")
             tell("warning" if message != reason else "note", message=message)
         job.write()
-        job.logs.mkdir(parents=True, exist_ok=True)
         follower = Follower(job.logs, Console(functools.partial(print_line, json="--json" in job.options)))
         workers = shares.workers
         with follower.following():
@@ -87,8 +86,9 @@ class Local(Workers):
         }
         if shares.cpus:
             env["TAUON_CPUS"] = "|".join(",".join(map(str, c)) for c in shares.cpus)
-        if not shares.gpus:
-            env |= {"GLOO_SOCKET_IFNAME": _loopback()}
+        env |= {"GLOO_SOCKET_IFNAME": _loopback()}  # on GPUs too: what processes agree on travels on the CPU
+        if shares.gpus and "NCCL_SOCKET_IFNAME" not in os.environ:
+            env |= {"NCCL_SOCKET_IFNAME": _loopback()}  # its meeting point only; data goes from card to card
         command = job.command()
         listen(self.port).close()  # a port that is taken is told before anything starts
         with _signals_restored(), _environment(env | self.environment()), _quiet_torch():

@@ -73,7 +73,6 @@ class Ray(Workers):
 
     def start(self, job: Job, tell: Tell) -> None:
         job.write()
-        job.logs.mkdir(parents=True, exist_ok=True)
         with connected(self.address, self.workers or self.max_workers) as ray:
             has = ray.cluster_resources()
             gpus = 0.0 if job.device.startswith("cpu") or not has.get("GPU") else 1.0

@@ -90,7 +90,6 @@ class Slurm(Cluster):
                 "or print the script with --dry-run and take it there."
             )
         job.write()
-        job.logs.mkdir(parents=True, exist_ok=True)
         path = job.folder / "launch" / "job.sbatch"
         atomic_write(path, self.script(job))
         done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)  # noqa: S603, S607

@@ -271,6 +271,8 @@ class GPT(Model):
             at = torch.arange(start, start + T, device=tokens_BT.device)
             x_BTD = x_BTD + self.positions(at if segments_BT is None else positions_in_segments(segments_BT))
         mask = None if segments_BT is None else document_mask(segments_BT)
+        if mask is not None and mask.device.type == "cuda":
+            mask = as_bias(mask, torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_BTD.dtype)
         for i, block in enumerate(self.layers):
             x_BTD = block(x_BTD, rotate, mask) if cache is None else block(x_BTD, rotate, mask, (cache, i))
         out: Tensor = x_BTD if self.norm is None else self.norm(x_BTD)
@@ -440,6 +442,13 @@ def document_mask(segments_BT: Tensor) -> Tensor:
     T = segments_BT.shape[1]
     same = segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
     return same & torch.ones(T, T, dtype=torch.bool, device=segments_BT.device).tril()
+
+
+def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where the mask is true, else -inf, to be added to attention's logits. Made once for all layers: of a mask of truth values, the
+    kernels of a GPU make such a bias for themselves, anew in every layer, and keep each for the backward pass.
+    """
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 
 
 def positions_in_segments(segments_BT: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate
 
 from tauon.distributed import DIMENSIONS, Mesh
-from tauon.distributed.pieces import local_part
+from tauon.distributed.pieces import is_dtensor, local_part
 
 __all__ = ["clip_gradients"]
 
@@ -48,7 +47,9 @@ def _norm_over(mesh: Mesh, whole: list[Tensor], parts: list[Tensor]) -> Tensor:
     stage = mesh.layout.world // mesh.layout.pipeline
     for g, part in zip(whole, parts, strict=True):
         pieces = 1
-        if isinstance(g, DTensor):
+        if is_dtensor(g):
+            from torch.distributed.tensor import Replicate
+
             cut = [n for n, how in zip(g.device_mesh.shape, g.placements, strict=True) if not isinstance(how, Replicate)]
             pieces = math.prod(cut)
         square += torch.linalg.vector_norm(part, dtype=torch.float32).square() * (pieces / stage)

@@ -14,13 +14,12 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim import Muon as TorchMuon
 from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
 from tauon.config import register
-from tauon.distributed import Traffic
+from tauon.distributed import Traffic, is_dtensor
 from tauon.errors import Problem, RecipeError
 from tauon.optim.base import Decay, OptimConfig, decay_groups
 from tauon.optim.owners import orthogonalized
@@ -90,7 +89,7 @@ class Muon(TorchMuon):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         spread = self.group is not None and dist.get_world_size(self.group) > 1
-        if not spread and not any(isinstance(p, DTensor) for g in self.param_groups for p in g["params"]):
+        if not spread and not any(is_dtensor(p) for g in self.param_groups for p in g["params"]):
             alone: float | None = super().step(closure)
             return alone
         loss = None
@@ -117,7 +116,7 @@ class Muon(TorchMuon):
             return _zeropower_via_newtonschulz(matrix, group["ns_coefficients"], group["ns_steps"], group["eps"])
 
         for p, update in zip(params, orthogonalized(updates, newton_schulz, self.group, self.traffic), strict=True):
-            mine = p.to_local() if isinstance(p, DTensor) else p
+            mine = p.to_local() if is_dtensor(p) else p
             mine.mul_(1 - lr * group["weight_decay"])
             mine.add_(update, alpha=-_adjust_lr(lr, group["adjust_lr_fn"], p.shape))
 

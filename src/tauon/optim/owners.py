@@ -15,14 +15,17 @@ Knows no momentum, no learning rate and no model.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from tauon.distributed import Traffic
+from tauon.distributed import Traffic, is_dtensor
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Replicate
 
 __all__ = ["orthogonalized", "shard_size"]
 
@@ -42,12 +45,14 @@ def orthogonalized(
 
     Collective over every group that takes part.
     """
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
     traffic = traffic or Traffic()
     results: list[Tensor | None] = [None] * len(matrices)
     shared: dict[dist.ProcessGroup, list[tuple[int, Tensor]]] = {}
     sharded: dict[tuple[dist.ProcessGroup, int], list[tuple[int, DTensor]]] = {}
     for i, matrix in enumerate(matrices):
-        if not isinstance(matrix, DTensor):
+        if not is_dtensor(matrix):
             if group is None or dist.get_world_size(group) == 1:
                 results[i] = function(rounded(matrix))
             else:
@@ -74,7 +79,7 @@ def orthogonalized(
     for among, items in shared.items():
         for i, result in by_owners(items, function, among, traffic):
             matrix = matrices[i]
-            if isinstance(matrix, DTensor):  # back to this process's part: a cut, no communication
+            if is_dtensor(matrix):  # back to this process's part: a cut, no communication
                 mesh = matrix.device_mesh
                 whole = DTensor.from_local(result, mesh, everywhere(mesh), run_check=False)
                 result = whole.redistribute(mesh, matrix.placements).to_local()
@@ -87,6 +92,8 @@ def orthogonalized(
 
 def everywhere(mesh: DeviceMesh) -> list[Replicate]:
     """Placements of a tensor that every process of a mesh holds whole."""
+    from torch.distributed.tensor import Replicate
+
     return [Replicate()] * mesh.ndim
 
 

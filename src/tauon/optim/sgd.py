@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from pydantic import Field
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Optimizer
 
 from tauon.config import register
+from tauon.distributed import is_dtensor
 from tauon.optim.base import OptimConfig, decay_groups
 
 __all__ = ["SGDConfig"]
@@ -33,5 +33,5 @@ class SGDConfig(OptimConfig):
 
     def build(self, model: nn.Module) -> Optimizer:
         groups = decay_groups(model.named_parameters(), self.peak, self.weight_decay)
-        pieces = any(isinstance(p, DTensor) for p in model.parameters())  # torch's fused kernel does not know them
+        pieces = any(is_dtensor(p) for p in model.parameters())  # torch's fused kernel does not know them
         return SGD(groups, lr=self.peak, momentum=self.momentum, nesterov=self.nesterov, fused=not pieces)

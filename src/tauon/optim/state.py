@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from tauon.distributed import fill
+from tauon.distributed import fill, is_dtensor
 from tauon.errors import CheckpointError
 
 __all__ = ["load_optimizer", "optimizer_tensors"]
@@ -40,24 +39,25 @@ def load_optimizer(
         name, _, entry = key.rpartition("/")
         entries.setdefault(name, {})[entry] = value
     for part in getattr(optimizer, "parts", [optimizer]):
-        mine = {id(p) for g in part.param_groups for p in g["params"]}
+        # whether the step counter lives with its parameter (torch: fused and capturable optimizers), or on the CPU
+        mine = {id(p): bool(g.get("fused") or g.get("capturable")) for g in part.param_groups for p in g["params"]}
         for name, p in model.named_parameters():
             if id(p) in mine and name in entries:
-                # a step counter stays on the CPU unless the optimizer is capturable; moments live with their parameter
-                part.state[p] = {k: _placed(v, p) for k, v in entries.pop(name).items()}
+                part.state[p] = {k: _placed(v, p, counter_with_p=mine[id(p)]) for k, v in entries.pop(name).items()}
     if entries and not partial:
         raise CheckpointError(
             f"optimizer state of parameters that the model has not: {', '.join(sorted(entries)[:5])}. Use the recipe it was trained with."
         )
 
 
-def _placed(value: Any, p: Tensor) -> Any:
-    """Entry of parameter `p` where `p` lives, and as `p` is cut; a step counter stays on the CPU."""
+def _placed(value: Any, p: Tensor, *, counter_with_p: bool) -> Any:
+    """Entry of parameter `p` where `p` lives, and as `p` is cut; a step counter there too, or on the CPU."""
     if not hasattr(value, "shape"):
         return value
     if tuple(value.shape) != tuple(p.shape):
-        return value.clone() if isinstance(value, Tensor) else value.read()
-    if not isinstance(p, DTensor):
+        counter: Tensor = value.clone() if isinstance(value, Tensor) else value.read()
+        return counter.to(p.device) if counter_with_p else counter
+    if not is_dtensor(p):
         return (value if isinstance(value, Tensor) else value.read()).to(p.device)
     one = value[tuple(slice(0, 1) for _ in p.shape)]
     placed = torch.empty_like(p.detach(), dtype=one.dtype)

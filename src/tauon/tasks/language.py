@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from tauon.config import register
+from tauon.distributed import is_dtensor
 from tauon.tasks.base import Task
 from tauon.tasks.losses import linear_cross_entropy, token_nll
 from tauon.types import Batch, DataSpec
@@ -46,7 +46,7 @@ class LanguageModelling(Task):
         return total, batch.weights.sum()
 
     def _z(self, hidden_BTD: Tensor, weight_VD: Tensor) -> Tensor:
-        if isinstance(weight_VD, DTensor):
+        if is_dtensor(weight_VD):
             weight_VD = weight_VD.full_tensor()
         logits_BTV = (hidden_BTD @ weight_VD.to(hidden_BTD.dtype).t()).float()
         return self.z_loss * logits_BTV.logsumexp(-1).square()

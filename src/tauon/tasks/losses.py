@@ -16,17 +16,18 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from tauon.distributed.pieces import local_slices
+from tauon.distributed.pieces import is_dtensor, local_slices
 
 __all__ = ["linear_cross_entropy", "token_nll"]
 
 
 def chunk_rows(rows: int, vocab: int, device: torch.device) -> int:
     """Rows of logits that exist at a time: 16 MiB of fp32 on a CPU (stays in cache), 512 MiB on a GPU. A function of shapes alone."""
-    budget = 2**22 if device.type == "cpu" else 2**27
-    return max(1, min(rows, budget // vocab))
+    if device.type == "cpu":
+        return max(1, min(rows, 2**22 // vocab))
+    fits = 2**27 // vocab
+    return max(1, min(rows, fits - fits % 128 or fits))  # whole tiles of a GPU's matrix product
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -128,7 +129,7 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor,
     Matrix products run in the dtype of `hidden_ND` (bf16 under autocast), sums and the softmax in fp32. Gradients flow to
     `hidden_ND` and `weight_VD`, once (no second derivatives). A weight that is a DTensor cut along V is never gathered.
     """
-    if isinstance(weight_VD, DTensor):
+    if is_dtensor(weight_VD):
         first = local_slices(weight_VD)[0].start
         group = weight_VD.device_mesh.get_group()
         split: Tensor = _VocabularyParallel.apply(hidden_ND, weight_VD.to_local(), target_N, token_weight_N, first, group)
@@ -139,7 +140,7 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor,
 
 def token_nll(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
     """-log p of each target, N in fp32 nats, differentiable in the ordinary way; chunked, so only one chunk of logits exists without grad."""
-    if isinstance(weight_VD, DTensor):
+    if is_dtensor(weight_VD):
         weight_VD = weight_VD.full_tensor()
     w = weight_VD.to(hidden_ND.dtype)
     step = chunk_rows(hidden_ND.shape[0], weight_VD.shape[0], hidden_ND.device)

@@ -15,6 +15,7 @@ from tauon.train.precision import (
     choose_device,
     choose_precision,
     dress,
+    gather_dtype,
 )
 from tauon.train.served_job import Served, served
 from tauon.train.share import RecipeWork, Work
@@ -46,6 +47,7 @@ __all__ = [
     "dress",
     "every",
     "fits_whole",
+    "gather_dtype",
     "job_state",
     "largest_divisor",
     "local_steps",

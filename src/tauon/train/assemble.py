@@ -28,6 +28,7 @@ from tauon.distributed import (
     cut_blocks,
     my_targets,
     parallelize,
+    pieces_of_batch,
     register_hook,
     stages_of,
 )
@@ -38,7 +39,7 @@ from tauon.tasks import Task
 from tauon.train.config import TrainConfig
 from tauon.train.ema import EMA
 from tauon.train.health import GradientHealth
-from tauon.train.precision import available_memory, batch_that_fits, choose_compile, choose_device, choose_precision, dress
+from tauon.train.precision import available_memory, batch_that_fits, choose_compile, choose_device, choose_precision, dress, gather_dtype
 from tauon.train.staged import staged
 from tauon.train.step import BatchSource, TrainJob, train_step
 from tauon.types import DataSpec
@@ -127,14 +128,20 @@ def make_plan(
     microbatch, why = batch_that_fits(share, per_example, fixed, device, bytes_of_an_example(spec), neighbours=neighbours)
     if kept.get("microbatch"):
         microbatch, why = kept["microbatch"], "recorded by this run"
-    settle("microbatch", microbatch, why)
+    if layout.pipeline > 1 and isinstance(parallel, MeshParallel):
+        pieces, microbatch = pieces_of_batch(parallel, share.batch), share.batch
+        settle("microbatch", microbatch // pieces, f"a batch goes through the {layout.pipeline} stages in {pieces} pieces")
+    else:
+        settle("microbatch", microbatch, why)
 
     per_step = bare.flops_per_example(spec) * config.batch
     timed: dict[int, float] = {}
     if recorded and "steps" in recorded:
         steps, why = int(recorded["steps"]), "recorded by this run"
     elif config.time is not None:
-        trial = Plan(10**9, device, precision.name, False, microbatch, 1, 1, threads)
+        # On a CPU compiling must first pay for itself; on a GPU it is taken in any case, and changes the time of a step too much to leave out.
+        compiled = device.type != "cpu" and choose_compile(asked["compile"], device, bare, None)[0]
+        trial = Plan(10**9, device, precision.name, compiled, microbatch, 1, 1, threads)
         tell(f"measuring the time of a step, to fit {config.time:,.0f} s")
         # Half the threads too: where something else uses the cores, threads that wait for one another are slower than fewer.
         counts = {threads, max(1, threads // 2)} if device.type == "cpu" else {threads}
@@ -255,8 +262,9 @@ def build_job(
         dress(bare, checkpointing=config.activation_checkpointing, compiled=plan.compile)
         if mesh.reduce_size > 1:
             whole = mesh.layout.shard == 1 or asked.reshard_after_forward
+            gathered = gather_dtype(plan.device, precision)
             for part in parts or [bare]:
-                apply_data(part, mesh, blocks=part.blocks_to_compile(), reshard_after_forward=whole)
+                apply_data(part, mesh, blocks=part.blocks_to_compile(), reshard_after_forward=whole, gather_dtype=gathered)
 
     net: Model = materialize(model, seed=seed, device=plan.device, dress=divide)
     job = TrainJob(

@@ -38,7 +38,7 @@ class TrainConfig(Config):
     microbatch: Count | None = Field(None, ge=1)
     """Examples in one forward and backward pass. Left out: the whole batch, or the most that fits in memory."""
     device: str = "auto"
-    """`auto` takes the first accelerator, else the CPU; or a torch device such as cuda:1."""
+    """`auto` takes the accelerator of this process (its own, where several run on a machine), else the CPU; or a torch device: cuda:1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`bf16`: matrix products in bfloat16, weights and sums in fp32. `auto`: bf16 where the hardware multiplies in it."""
     compile: Literal["auto"] | bool = "auto"

@@ -50,16 +50,21 @@ class StopSignal:
 
     name: str | None = None
 
-    def __init__(self, world: World | None = None) -> None:
-        self.world = world or World()
+    def __init__(self, world: World | None = None, every: int = 1) -> None:
+        """`every`: steps between two looks at what others heard; processes that seldom exchange anything should not do so for this."""
+        self.world, self.every = world or World(), every
 
     def heard(self, job: TrainJob) -> str | None:
         """The signal that any process got, for all of them at the same step."""
         if self.world.size == 1:
             return self.name
-        heard = torch.tensor(0.0 if self.name is None else float(signal.Signals[self.name].value), device=job.device)
+        if job.step % self.every:
+            return None
+        # On the CPU, so over gloo: read from a GPU, it would make the host wait for the optimizer before each next step.
+        heard = torch.tensor(0.0 if self.name is None else float(signal.Signals[self.name].value))
         dist.all_reduce(heard, op=dist.ReduceOp.MAX)
-        return signal.Signals(int(heard.item())).name if heard.item() else None
+        number = int(heard.item())
+        return signal.Signals(number).name if number else None
 
     @contextmanager
     def listening(self) -> Iterator[StopSignal]:
@@ -110,10 +115,10 @@ def train(
                 metrics = train_step(job, batch)
         except (torch.OutOfMemoryError, RuntimeError) as err:
             if isinstance(err, torch.OutOfMemoryError) or "can't allocate memory" in str(err):
-                half = max(1, job.microbatch // 2)
-                raise TrainingError(
-                    f"out of memory at step {job.step + 1} with microbatch {job.microbatch}. Try train.microbatch={half}."
-                ) from err
+                way_out = f"with microbatch {job.microbatch}. Try train.microbatch={max(1, job.microbatch // 2)}."
+                if job.mesh.layout.pipeline > 1:
+                    way_out = "in a pipeline. Cut the batch into more pieces: parallel.stage_microbatches."
+                raise TrainingError(f"out of memory at step {job.step + 1} {way_out}") from err
             raise
         metrics["seconds"] = time.perf_counter() - began
         info = StepInfo(job.step, job.total_steps, job.examples, job.tokens, metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,16 @@ from tauon.errors import Problem, RecipeError
 from tauon.models import Model
 from tauon.train.config import TrainConfig, largest_divisor
 
-__all__ = ["Precision", "available_memory", "batch_that_fits", "choose_compile", "choose_device", "choose_precision", "dress"]
+__all__ = [
+    "Precision",
+    "available_memory",
+    "batch_that_fits",
+    "choose_compile",
+    "choose_device",
+    "choose_precision",
+    "dress",
+    "gather_dtype",
+]
 
 COMPILE_SECONDS = 60.0
 """What compiling a transformer block, forward and backward, takes on two cores from a cold cache."""
@@ -41,7 +51,7 @@ def choose_device(asked: str) -> tuple[torch.device, str]:
         if torch.accelerator.is_available():
             found = torch.accelerator.current_accelerator()
             assert found is not None
-            return torch.device(found), "the first accelerator"
+            return _numbered(found), "the accelerator of this process"
         return torch.device("cpu"), "no accelerator found"
     try:
         device = torch.device(asked)
@@ -50,7 +60,12 @@ def choose_device(asked: str) -> tuple[torch.device, str]:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as err:
         raise RecipeError([Problem("train.device", f"{asked!r} cannot be used ({str(err).splitlines()[0]}). Take auto or cpu.")]) from None
-    return device, "asked for"
+    return _numbered(device), "asked for"
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """A GPU by its number: that of this process where several share a machine (`join` made it the current one)."""
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
 
 
 def choose_precision(asked: str, device: torch.device, model: Model | None) -> tuple[Precision, str]:
@@ -67,16 +82,24 @@ def choose_precision(asked: str, device: torch.device, model: Model | None) -> t
     return Precision("fp32", str(device)), f"this {device.type} has no bf16 matrix unit (AMX), so fp32 is faster"
 
 
+def gather_dtype(device: torch.device, precision: Precision) -> torch.dtype | None:
+    """In which FSDP2 gathers the weights of blocks: bf16 on GPUs that compute in it. None: as they are kept (on a CPU, so that what a
+    layout computes is what one process computes).
+    """
+    return torch.bfloat16 if device.type == "cuda" and precision.name == "bf16" else None
+
+
 def choose_compile(asked: str | bool, device: torch.device, model: Model, seconds: float | None) -> tuple[bool, str]:
     """(compile?, reason). `seconds`: how long training would take without, where that is known."""
     if not model.blocks_to_compile():
         if asked is True:
             raise RecipeError([Problem("train.compile", "this model has no repeated blocks to compile. Take auto or false.")])
         return False, "the model has no repeated blocks"
-    if device.type == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
+    lacks = _cannot_compile(device)
+    if lacks is not None:
         if asked is True:
-            raise RecipeError([Problem("train.compile", "true, but no C++ compiler (g++) was found. Install one, or take auto.")])
-        return False, "no C++ compiler here"
+            raise RecipeError([Problem("train.compile", f"true, but {lacks[0]}. {lacks[1]}, or take auto.")])
+        return False, lacks[0]
     if asked != "auto":
         return bool(asked), "asked for"
     if device.type != "cpu":
@@ -85,6 +108,21 @@ def choose_compile(asked: str | bool, device: torch.device, model: Model, second
         return False, "training time is not known"
     pays = seconds * COMPILE_GAIN > COMPILE_SECONDS
     return pays, f"about {seconds:,.0f} s of training: saves {seconds * COMPILE_GAIN:,.0f} s, costs {COMPILE_SECONDS:.0f} s"
+
+
+def _cannot_compile(device: torch.device) -> tuple[str, str] | None:
+    """(what is missing for torch.compile, the way out), or None: C++ on a CPU; on a GPU Triton, and the C compiler that it calls."""
+    if device.type == "cpu":
+        if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
+            return "no C++ compiler (g++) was found", "Install one"
+    elif device.type == "cuda":
+        if torch.version.hip is None and torch.cuda.get_device_capability(device) < (7, 0):
+            return f"{torch.cuda.get_device_name(device)} is older than Triton knows (compute capability 7.0)", "Take a newer one"
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed", "pip install triton"
+        if all(shutil.which(c) is None for c in (os.environ.get("CC", "gcc"), "gcc", "clang")):
+            return "no C compiler (gcc) was found, which Triton calls", "Install one"
+    return None
 
 
 def dress(model: Model, *, checkpointing: bool, compiled: bool) -> None:

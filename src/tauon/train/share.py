@@ -64,7 +64,8 @@ class RecipeWork:
         fingerprint: str,
     ) -> RecipeWork:  # fmt: skip
         named = {"model": model, "optim": optim, "train": config, "task": task, "data": data}
-        return cls({k: dump(v) for k, v in named.items()}, spec, replace(plan, derived=[]), seed, fingerprint)
+        plan = replace(plan, derived=[], device=torch.device(plan.device.type))  # which card, each worker sees for itself
+        return cls({k: dump(v) for k, v in named.items()}, spec, plan, seed, fingerprint)
 
     def job(self, worker: int) -> TrainJob:
         load_plugins()

@@ -1,0 +1,38 @@
+"""A model's shard plan, read: which parameter is cut how, and what cannot be cut. Plain data; `tensor.py` does the cutting."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from tauon.errors import Problem, RecipeError
+
+__all__ = ["refuse_odd_shards", "shard_of"]
+
+
+def shard_of(name: str, plan: Mapping[str, str]) -> str:
+    """How the plan cuts a parameter: its first pattern that matches; `replicate` where none does."""
+    return next((how for pattern, how in plan.items() if fnmatch.fnmatchcase(name, pattern)), "replicate")
+
+
+def refuse_odd_shards(model: nn.Module, plan: Mapping[str, str], size: int, head_counts: Iterable[tuple[str, int]]) -> None:
+    """`RecipeError` where `size` processes cannot share this model's matrices; `head_counts`: what must divide, by name."""
+    cut = [n for n, _ in model.named_parameters() if shard_of(n, plan) in ("colwise", "rowwise")]
+    if not cut:
+        raise RecipeError([Problem("parallel.tensor", f"{size}, but this model's shard plan cuts no matrix. Use replicate or shard.")])
+    for what, count in head_counts:
+        if count % size:
+            raise RecipeError([Problem("parallel.tensor", f"{size} does not divide the model's {count} {what}. Take a divisor.")])
+    for name, p in model.named_parameters():
+        how = shard_of(name, plan)
+        dim = {"colwise": 0, "rowwise": 1}.get(how)
+        if dim is not None and p.ndim > dim and p.shape[dim] % size:
+            raise RecipeError(
+                [
+                    Problem(
+                        "parallel.tensor", f"{size} does not divide {name}, whose side is {p.shape[dim]}. Take a divisor, or other sizes."
+                    )
+                ]
+            )

@@ -1,0 +1,226 @@
+"""The training stage: choices, a job, the loop, and what is recorded meanwhile; on one process or many.
+
+Sits beside `pipeline.py`, which has the other stages. Each step of `train_stage` is a function below it, in this order.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tauon.artifacts import Checkpoint, CheckpointWriter, latest_checkpoint, load_checkpoint, write_json
+from tauon.config import dump
+from tauon.data import Loader
+from tauon.distributed import (
+    Layout,
+    LowCommunication,
+    Mesh,
+    MeshCheckpointWriter,
+    ParallelConfig,
+    ParameterServer,
+    World,
+    choose_layout,
+    refuse_layout,
+)
+from tauon.errors import Problem, RecipeError
+from tauon.models import ModelConfig
+from tauon.tracking import EventLog, guard, nothing_logged
+from tauon.train import (
+    Derived,
+    Hook,
+    Plan,
+    RecipeWork,
+    Served,
+    StopSignal,
+    TrainConfig,
+    TrainJob,
+    build_job,
+    choose_device,
+    fits_whole,
+    local_steps,
+    make_plan,
+    restore,
+    served,
+    train,
+)
+from tauon.types import DataSpec, StepInfo
+from tauon.watch import TrainingRecord
+
+if TYPE_CHECKING:
+    from tauon.pipeline import Context
+
+__all__ = ["choose_mesh", "newest", "train_stage"]
+
+
+def train_stage(ctx: Context) -> dict[str, Any]:
+    """Data -> checkpoints. Goes on from the newest whole checkpoint of the same run."""
+    ctx.world.lead(ctx.refuse_changed_data)
+    started = ctx.world.lead(lambda: ctx.run.manifest().get("training")) or {}
+    model, loader, plan, mesh = decide(ctx, started)
+    job, servers = assemble(ctx, model, loader, plan, mesh)
+    checkpoint = newest(ctx)
+    with EventLog(ctx.run.events_path) if ctx.world.leads else nothing_logged() as events:
+        if checkpoint is not None:
+            found = checkpoint
+            ctx.world.agree(lambda: restore(job, found))
+            events.log("resume", step=job.step)
+            ctx.tell("resume", step=job.step, total_steps=job.total_steps)
+        try:
+            run_job(ctx, job, servers, plan, events, model, parent=checkpoint, recorded=bool(started))
+        finally:
+            loader.close()
+    best = job.notes.get("best") if ctx.recipe.train.early_stopping is not None else None
+    step = best["step"] if best else job.step
+    final = load_checkpoint(ctx.run.checkpoints / f"step-{step:06d}", verify=False)
+    ctx.run.update_manifest(checkpoint={"step": step, "hash": final.hash, "parent": final.parent})
+    return {"checkpoint": final.path.name, "hash": final.hash, "steps": job.step}
+
+
+def decide(ctx: Context, started: dict[str, Any]) -> tuple[ModelConfig, Loader, Plan, Mesh]:
+    """Every choice that the recipe leaves open, told with its reason. `started`: what an earlier part of this run recorded."""
+    recipe, spec = ctx.recipe, ctx.splits.spec
+    model = recipe.model.resolve(spec)
+    mesh, chosen = choose_mesh(model, recipe.train, recipe.parallel, spec, ctx.world)
+    loader = Loader(
+        ctx.splits.train, batch=recipe.train.batch, seed=recipe.seed, workers=recipe.data.workers, rank=mesh.data_rank,
+        world=mesh.layout.data,
+    )  # fmt: skip
+    plan = make_plan(
+        model, recipe.optim, recipe.train, recipe.task, spec, examples=len(ctx.splits.train), loader=loader, seed=recipe.seed,
+        recorded=started.get("plan"), tell=lambda m: ctx.tell("note", message=m), mesh=mesh, parallel=recipe.parallel,
+    )  # fmt: skip
+    plan.derived.insert(1, chosen)
+    derived = [d.to_json() for d in plan.derived]
+    if ctx.world.leads:
+        write_json(ctx.run.folder / "derived.json", derived)
+    ctx.tell("derived", settings=derived)
+    return model, loader, plan, mesh
+
+
+def assemble(ctx: Context, model: ModelConfig, loader: Loader, plan: Plan, mesh: Mesh) -> tuple[TrainJob, Served | None]:
+    """The job at step 0, and the servers that hold its weights where there are any."""
+    recipe, spec = ctx.recipe, ctx.splits.spec
+    alone = isinstance(recipe.parallel, LowCommunication)  # each process computes its own steps whole
+    job = build_job(
+        model, recipe.optim, recipe.train, recipe.task, spec, loader, plan, seed=recipe.seed,
+        mesh=Mesh(Layout()) if alone else mesh, parallel=recipe.parallel,
+    )  # fmt: skip
+    if isinstance(recipe.parallel, LowCommunication):
+        job = local_steps(job, recipe.parallel)
+    if not isinstance(recipe.parallel, ParameterServer):
+        return job, None
+    work = RecipeWork.of(
+        model, recipe.optim, recipe.train, recipe.task, recipe.data, spec=spec, plan=plan, seed=recipe.seed,
+        fingerprint=ctx.splits.fingerprint,
+    )  # fmt: skip
+    servers = served(job, recipe.parallel, recipe.optim, work, tell=lambda m: ctx.tell("note", message=m))
+    return servers.job, servers
+
+
+def run_job(
+    ctx: Context, job: TrainJob, servers: Served | None, plan: Plan, events: EventLog, model: ModelConfig, *, parent: Checkpoint | None,
+    recorded: bool,
+) -> None:  # fmt: skip
+    """The loop with its hooks, until the end or a signal; what goes wrong is in the event log before it is raised."""
+    recipe, run, world = ctx.recipe, ctx.run, ctx.world
+    about = {"model": dump(model), "task": dump(recipe.task), "spec": spec_record(ctx.splits.spec), "preprocess": ctx.splits.preprocess}
+    trackers = [
+        guard(t.build(run.folder, recipe.name, dump(recipe)), lambda m: ctx.tell("warning", message=m)) for t in recipe.track if world.leads
+    ]
+    first_step = job.step + 1
+
+    def begin(job: TrainJob, info: StepInfo) -> None:
+        """After the first step: every key has had its chance to be read. From here on the folder is this recipe's."""
+        if info.step == first_step:
+            world.agree(lambda: ctx.refuse_unread("train"))
+            if not recorded:
+                ctx.record_training(plan)
+
+    keep = {"keep_last": recipe.train.keep_last, "keep_every": recipe.train.keep_every, "parent": parent.hash if parent else None}
+    every = recipe.parallel.every if isinstance(recipe.parallel, LowCommunication) else 1
+    with (
+        checkpoint_writer(run.checkpoints, world, **keep) as writer,
+        StopSignal(world, every=every).listening() as stop,
+        servers or nullcontext(),
+    ):
+        watch = TrainingRecord(recipe.train, ctx.splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example)
+        watch.begin(job)
+        try:
+            hooks: list[Hook] = [lambda job, info: ctx.heart.beat(info.step), begin, *watch.hooks()]
+            go = partial(train, job, hooks=hooks, save=watch.save, save_every=plan.checkpoint_every, stop=stop)
+            if servers is None:
+                go()
+            else:
+                servers.through(go, partial(back_to_checkpoint, ctx, job, writer, watch, events))
+        except RuntimeError as err:
+            failure = ctx.heart.failure(err)
+            events.log("interrupted", step=job.step, reason=str(failure or err) or type(err).__name__)
+            if failure is None:
+                raise
+            raise failure from err
+        except BaseException as err:
+            events.log("interrupted", step=job.step, reason=str(err) or type(err).__name__)
+            raise
+        finally:
+            for tracker in trackers:
+                tracker.close()
+
+
+def back_to_checkpoint(ctx: Context, job: TrainJob, writer: CheckpointWriter, watch: TrainingRecord, events: EventLog, why: str) -> bool:
+    """Put the job back to the newest whole checkpoint, and say so; False where there is none."""
+    writer.wait()
+    checkpoint = newest(ctx)
+    if checkpoint is None:
+        return False
+    restore(job, checkpoint)
+    events.log("resume", step=job.step, reason=why)
+    ctx.tell("note", message=f"{why} Going on from the checkpoint of step {job.step}.")
+    watch.begin(job)
+    return True
+
+
+def choose_mesh(model: ModelConfig, config: TrainConfig, parallel: ParallelConfig, spec: DataSpec, world: World) -> tuple[Mesh, Derived]:
+    """The layout that `parallel` asks for or leaves open, refused on every rank where model, batch and processes do not fit it."""
+    device, _ = choose_device(config.device)
+    if isinstance(parallel, ParameterServer):
+        if world.size > 1:
+            asked = f"parameter-server starts its workers by itself, and {world.size} processes were started. Start one: without --on."
+            raise RecipeError([Problem("parallel.kind", asked)])
+        what = f"parameter server: {parallel.workers} workers, {parallel.servers} servers, {parallel.mode}"
+        return Mesh(Layout(), world, device.type), Derived("parallel", what, "asked for")
+    fits = fits_whole(model, config, device, world.local_size)
+    layout, why = choose_layout(parallel, world.size, fits=all(world.gather(fits)))
+    refuse_layout(model.bare(), layout, parallel, batch=config.batch, seq_len=spec.seq_len, microbatch=config.peek("microbatch"))
+    return Mesh(layout, world, device.type), Derived("parallel", str(layout), why)
+
+
+def newest(ctx: Context) -> Checkpoint | None:
+    """The newest whole checkpoint. Rank 0 looks and checks every byte; the others open what it found."""
+    mine: list[Checkpoint | None] = [None]
+
+    def look() -> str | None:
+        mine[0] = latest_checkpoint(ctx.run.checkpoints, warn=lambda m: ctx.tell("warning", message=m))
+        return None if mine[0] is None else mine[0].path.name
+
+    name = ctx.world.lead(look)
+    if ctx.world.leads or name is None:
+        return mine[0]
+    return load_checkpoint(ctx.run.checkpoints / name, verify=False)
+
+
+def checkpoint_writer(folder: Path, world: World, **options: Any) -> CheckpointWriter:
+    """Of one process, or of several that write together."""
+    return CheckpointWriter(folder, **options) if world.size == 1 else MeshCheckpointWriter(folder, world, **options)
+
+
+def spec_record(spec: Any) -> dict[str, Any]:
+    """A `DataSpec` as JSON."""
+    return {
+        "vocab": spec.vocab,
+        "seq_len": spec.seq_len,
+        "input_shape": spec.input_shape,
+        "outputs": spec.outputs,
+        "labels": list(spec.labels),
+    }
