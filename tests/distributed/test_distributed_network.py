@@ -248,6 +248,8 @@ def test_a_cut_during_the_start_is_an_error_in_words(wire: Wire, folder: Path, p
 
 def test_nothing_of_the_wire_outlives_it(wire: Wire, tmp_path: Path) -> None:
     asleep = wire.start(1, ["sleep", "60"], environment(), tmp_path / "log")
+    while "sleep" not in Path(f"/proc/{asleep.pid}/comm").read_text():  # until then it is on its way into the namespace
+        time.sleep(0.01)
     assert os.readlink(f"/proc/{asleep.pid}/ns/net") != os.readlink("/proc/self/ns/net")
     names = [name for _, name in socket.if_nameindex()]
     assert DEVICE not in names  # it is in the namespaces, and not here
