@@ -48,6 +48,9 @@ def test_every_rank_has_a_place_of_its_own_and_every_slice_of_data_its_readers()
     meshes = [Mesh(layout, World(rank, layout.world)) for rank in range(layout.world)]
     assert len({tuple(m.at.items()) for m in meshes}) == layout.world == 48
     assert Counter(m.data_rank for m in meshes) == dict.fromkeys(range(6), 8)
+    draws = {tuple(n for name, n in m.at.items() if name != "tensor"): m.draws for m in meshes}
+    assert len({*draws.values()}) == len(draws) == 24  # only those that hold the same activations drop the same
+    assert all(m.draws == m.data_rank for m in meshes if m.at["pipeline"] == m.at["context"] == 0)
     neighbours = [(a, b) for a, b in itertools.pairwise(meshes) if a.at["tensor"] == 0]
     assert all(b.at == {**a.at, "tensor": 1} for a, b in neighbours)  # the innermost dimension is that of the fastest network
 

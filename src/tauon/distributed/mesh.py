@@ -107,6 +107,13 @@ class Mesh:
         return self.at["replicate"] * self.layout.shard + self.at["shard"]
 
     @property
+    def draws(self) -> int:
+        """Number of this process's random draws (dropout). Processes share it only where they hold the same activations (tensor);
+        slices of one sequence, and stages, would else drop the same places.
+        """
+        return (self.at["pipeline"] * self.layout.context + self.at["context"]) * self.layout.data + self.data_rank
+
+    @property
     def reduce_size(self) -> int:
         """Processes over which gradients are averaged."""
         return self.layout.data * self.layout.context

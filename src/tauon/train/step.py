@@ -206,7 +206,7 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 
 def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
     """Make, exchange, clip, check, update: the step that every recipe takes. Metrics are plain numbers."""
-    torch.manual_seed(step_seed(job.seed, job.step, job.mesh.data_rank))
+    torch.manual_seed(step_seed(job.seed, job.step, job.mesh.draws))
     loss = job.make(job, batch)
     job.exchange(job)
     norm = job.clip(job)
