@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 __all__ = ["DEVICE", "HOSTS", "Unavailable", "Wire"]
@@ -41,7 +42,7 @@ class Wire:
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
-        self.started: list[subprocess.Popen[str]] = []
+        self.started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Wire:
         if sys.platform != "linux" or os.geteuid() != 0:
@@ -66,9 +67,6 @@ class Wire:
             process.kill()
         for process in self.started:
             process.wait()
-            for stream in (process.stdout, process.stderr):
-                if stream is not None:
-                    stream.close()
         self.carrier.communicate()
 
     def bend(self, *, delay: float = 0.0, loss: float = 0.0, cut: bool = False, cut_after: int | None = None) -> None:
@@ -96,15 +94,12 @@ class Wire:
         counts: dict[str, int] = json.loads(self.carrier.stdout.readline())
         return counts
 
-    def start(self, host: int, command: Sequence[str], environ: dict[str, str]) -> subprocess.Popen[str]:
-        """A process inside namespace `host`; what it says on both streams comes on its `stdout`."""
-        process = subprocess.Popen(
-            ["nsenter", f"--net={self.namespaces[host]}", *command],
-            env=environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(self, host: int, command: Sequence[str], environ: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+        """A process inside namespace `host`; what it says on both streams goes into `log`."""
+        with open(log, "wb") as out:
+            process = subprocess.Popen(
+                ["nsenter", f"--net={self.namespaces[host]}", *command], env=environ, stdout=out, stderr=subprocess.STDOUT
+            )
         self.started.append(process)
         return process
 

@@ -3,7 +3,9 @@ with Ray itself: `test_distributed_ray.py`."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -435,6 +437,47 @@ def test_nothing_for_too_long_from_a_slow_worker_is_an_error_that_says_who_was_a
     work = ToyWork("mlp", ADAMW, slow=(0.0, 4.0))
     with pytest.raises(TrainingError, match=r"nothing came for 1 s .*worker 1 \(pid \d+ on .*\) at batch 0, share 1"):
         run(work, config(workers=2, timeout=1))
+
+
+def test_asynchronous_training_does_without_a_slow_worker_until_only_its_batch_is_left(ray: Any) -> None:
+    work = ToyWork("mlp", ADAMW, slow=(0.0, 4.0))
+    done: list[int] = []
+    with pytest.raises(TrainingError, match=r"nothing came for 1 s .*worker 1 \(pid \d+ on .*\) at batch [01], share 0"):
+        run(work, config(workers=2, timeout=1, mode="async"), each=lambda servers, step: done.append(step))
+    assert done[-1] == work.steps - 1
+
+
+class Never:
+    """A method of a process that is cut off: no answer, and no error."""
+
+    def remote(self, *_: Any) -> Future[Any]:
+        return Future()
+
+
+@pytest.mark.parametrize("call", ["reduce", "state"])
+def test_no_answer_from_a_server_for_too_long_is_an_error(ray: Any, call: str) -> None:
+    def cut_off(servers: Any, step: int) -> None:
+        if step == 3:
+            setattr(servers.group.actors[1], call, Never())
+
+    began = time.monotonic()
+    with pytest.raises(TrainingError, match=r"no answer from a server for 1 s \(parallel.timeout\)"):
+        run(ToyWork("mlp", ADAMW), config(workers=2, servers=2, timeout=1), each=cut_off)
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+@pytest.mark.parametrize("step", [3, 9], ids=["noticed by the next step", "noticed when weights are read at the end"])
+def test_an_update_that_a_cut_took_from_one_server_is_noticed(ray: Any, replicas: int, step: int) -> None:
+    def cut_off(servers: Any, at: int) -> None:
+        actor = servers.group.actors[1]
+        if at == step:
+            actor.apply = Never()
+        elif at == step + 1:
+            del actor.apply
+
+    with pytest.raises(ServerLost, match="a server missed an update, cut off for a moment: shard [01] is at"):
+        run(ToyWork("mlp", ADAMW), config(workers=2, servers=2, replicas=replicas), each=cut_off)
 
 
 def test_what_cannot_be_shared_out_is_refused_before_anything_starts() -> None:

@@ -24,12 +24,16 @@ from tauon.errors import RunError, TrainingError
 __all__ = ["Blueprint", "ServerDied", "ServerGroup", "ServerLost"]
 
 
+ATTEMPTS = 3
+"""How often servers that are neither dead nor within reach are asked again."""
+
+
 class ServerDied(Exception):
     """A server is dead; another holds its shards. `ServerGroup.heal` brings it back."""
 
 
 class ServerLost(TrainingError):
-    """A shard is held by nobody any more: back to the last checkpoint."""
+    """Nobody holds a shard any more, or not as it should be: back to the last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ class ServerProcess:
     def state(self, shard: int) -> ShardState:
         return self.shards[shard].state()
 
-    def reduce(self, shard: int, rescale: float, pulled: Payload | None, *pushes: Push) -> Floats:
+    def reduce(self, shard: int, version: int, rescale: float, pulled: Payload | None, *pushes: Push) -> Floats:
+        """Raises `ServerLost` where this server is not at `version`: nobody waits for the answer to `apply`, and a cut may have taken it."""
+        refuse_behind(shard, self.shards[shard].version, version)
         return self.shards[shard].reduce(pushes, rescale=rescale, pulled=pulled)
 
     def apply(self, shard: int, scale: float, factor: float) -> int:
@@ -124,7 +130,7 @@ class ServerGroup:
         """
         refs = [
             [
-                self.actors[h].reduce.remote(s, rescale, pulled[s] if pulled is not None else None, *(p[s] for p in pushes))
+                self.actors[h].reduce.remote(s, self.version, rescale, pulled[s] if pulled is not None else None, *(p[s] for p in pushes))
                 for h in self.holders(s)
             ]
             for s in range(self.count)
@@ -141,18 +147,23 @@ class ServerGroup:
         self.weights = [self.actors[s].weights.remote(s) for s in range(self.count)]
 
     def states(self) -> list[ShardState]:
-        """Everything that the shards hold. Raises `ServerDied`."""
+        """Everything that the shards hold. Raises `ServerDied`; `ServerLost` where one missed an update."""
         states: list[ShardState] = self.get([[self.actors[s].state.remote(s)] for s in range(self.count)], flat=True)
+        for s, state in enumerate(states):
+            refuse_behind(s, state.version, self.version)
         return states
 
     def load(self, states: Sequence[ShardState]) -> None:
         """Put every shard, and its replicas, where `states` says."""
+        in_vain = 0
         while True:
             try:
                 self.get([[self.actors[h].load.remote(s, states[s]) for h in self.holders(s)] for s in range(self.count)])
                 break
-            except ServerDied:
-                self._replace_dead()
+            except ServerDied as err:  # dead, or cut off for a moment
+                in_vain += not self._replace_dead()
+                if in_vain == ATTEMPTS:
+                    raise unreachable(err) from err
         self.version = states[0].version
         self.weights = [self.actors[s].weights.remote(s) for s in range(self.count)]
 
@@ -166,6 +177,8 @@ class ServerGroup:
                 f"no answer from a server for {self.timeout:g} s (parallel.timeout). The same command goes on from the last checkpoint."
             ) from None
         except exceptions.RayTaskError as err:
+            if isinstance(err.cause, ServerLost):
+                raise ServerLost(str(err.cause)) from None
             if isinstance(err.cause, exceptions.RayError):  # something that it was to read came from a dead process
                 raise ServerDied(str(err).splitlines()[0]) from err
             raise
@@ -215,12 +228,24 @@ class ServerGroup:
                     if behind:
                         state = self.actors[alive[0]].state.remote(s)
                         versions = self.get([[self.actors[h].load.remote(s, state) for h in behind]])
-                        assert all(v == self.version for v in versions[0]), (versions, self.version)
+                        for version in versions[0]:
+                            refuse_behind(s, version, self.version)
                 empty.clear()
             except ServerDied:
                 continue
         self.weights = [self.actors[s].weights.remote(s) for s in range(self.count)]
         return replaced
+
+
+def refuse_behind(shard: int, found: int, version: int) -> None:
+    if found != version:
+        raise ServerLost(f"a server missed an update, cut off for a moment: shard {shard} is at {found}, the run at {version}.")
+
+
+def unreachable(err: ServerDied) -> TrainingError:
+    return TrainingError(
+        f"servers live and cannot be reached, after {ATTEMPTS} attempts ({err}). The same command goes on from the last checkpoint."
+    )
 
 
 def gather(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +25,7 @@ from tauon.distributed.parameter_server import ParameterServer
 from tauon.distributed.partition import partition
 from tauon.distributed.ray_session import import_ray, ray_session
 from tauon.distributed.server import Names
-from tauon.distributed.server_group import Blueprint, ServerDied, ServerGroup, ServerLost, gather, scatter
+from tauon.distributed.server_group import ATTEMPTS, Blueprint, ServerDied, ServerGroup, ServerLost, gather, scatter, unreachable
 from tauon.errors import Problem, RecipeError, TrainingError
 from tauon.optim import OptimConfig, load_optimizer, optimizer_tensors
 from tauon.train.fleet import Fleet, Member, Result, Task
@@ -262,7 +261,7 @@ class Served:
 
     def exchange(self, job: TrainJob) -> None:
         """Servers sum the pushes, in the order of shares."""
-        for _ in range(3):
+        for _ in range(ATTEMPTS):
             try:
                 pulled = self.results[0].pulled if self.blueprint.compensation else None
                 self.norms = self.group.reduce([r.pushes for r in self.results], rescale=self.rescale, pulled=pulled)
@@ -305,12 +304,15 @@ class Served:
         """Weights and optimizer state from the servers into the driver's copies."""
         if not self.begun or self.gathered == self.group.version:
             return
+        in_vain = 0
         while True:
             try:
                 states = self.group.states()
                 break
-            except ServerDied:
-                self.group.heal()
+            except ServerDied as err:
+                in_vain += not self.group.heal()
+                if in_vain == ATTEMPTS:
+                    raise unreachable(err) from err
         weights, tensors, numbers = gather(self.partition, self.names.trained, states)
         own = dict(job.model.named_parameters())
         with torch.no_grad():
@@ -359,8 +361,14 @@ class LeftOut:
             kept = [np.zeros(n, np.float32) for n in owner.partition.sizes]
             member = owner.fleet.members.get(number)
             if member is not None and member.starting is None:
-                with suppress(owner.ray.exceptions.RayActorError):  # it died, and what it kept with it
-                    kept = owner.ray.get(member.actor.left_out.remote(owner.share_of(number)), timeout=owner.config.timeout)
+                limit = owner.config.timeout
+                try:
+                    kept = owner.ray.get(member.actor.left_out.remote(owner.share_of(number)), timeout=limit)
+                except owner.ray.exceptions.GetTimeoutError:
+                    said = f"worker {number} has not answered for {limit:g} s (parallel.timeout)."
+                    raise TrainingError(f"{said} The same command goes on from the last checkpoint.") from None
+                except owner.ray.exceptions.RayActorError:  # it died, and what it kept with it
+                    pass
             out |= {f"{number}.{shard}": torch.from_numpy(np.array(values)) for shard, values in enumerate(kept)}
         return out
 
