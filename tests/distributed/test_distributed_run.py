@@ -126,6 +126,19 @@ def test_two_processes_that_were_stopped_go_on(folder: Path, undisturbed: dict[i
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("layout", [{"pipeline": 2, "context": 2}, {"pipeline": 2, "tensor": 2}, {"shard": 2, "context": 2}], ids=str)
+def test_validation_on_four_processes_is_that_of_one(folder: Path, undisturbed: dict[int, float], layout: dict[str, int]) -> None:
+    name = f"four-{'-'.join(layout)}"
+    run_processes(on_ranks, 4, 100, recipe(folder, name, **layout), str(folder))
+    assert_same_run(folder, name, undisturbed)
+    found, want = (
+        {e["step"]: e["loss"] for e in read_events(folder / n / "events.jsonl") if e["kind"] == "validate"} for n in (name, "alone")
+    )
+    assert found == pytest.approx(want, abs=1e-6)
+    assert list(found) == [6, 12]
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_processes_and_other_layouts(folder: Path, undisturbed: dict[int, float]) -> None:
     name, root = "one-two-four-one", str(folder)
     assert "saved at step 3 of 12" in stage(recipe(folder, name), root, 3)

@@ -54,6 +54,7 @@ def staged(job: TrainJob, stages: Stages) -> TrainJob:
         return total / scale
 
     def score(job: TrainJob, batch: Batch) -> tuple[Tensor, Tensor]:
+        batch = my_targets(batch, job.mesh.at["context"], job.mesh.layout.context)
         found: list[Tensor] = []
 
         def losses(model: Any, part: Batch) -> Tensor:
