@@ -142,3 +142,23 @@ class Ranks:
             process.join(20)
             if process.is_alive():
                 process.kill()
+
+
+def take_turns(ours: Setting, peer: Setting, rounds: int, block: int) -> tuple[dict[str, list[float]], dict[str, list[dict[str, float]]]]:
+    """Two groups, `rounds` times `block` steps each in turn, after one round that warms up.
+
+    (seconds of each round, last answers of all ranks), both by `ours` and `peer`.
+    """
+    groups = {"ours": Ranks(ours), "peer": Ranks(peer)}
+    seconds: dict[str, list[float]] = {name: [] for name in groups}
+    last: dict[str, list[dict[str, float]]] = {}
+    try:
+        for number in range(rounds + 1):
+            for name in list(groups) if number % 2 else list(groups)[::-1]:
+                last[name] = groups[name].turn(block)
+                if number:
+                    seconds[name].append(max(a["seconds"] for a in last[name]))
+    finally:
+        for group in groups.values():
+            group.close()
+    return seconds, last

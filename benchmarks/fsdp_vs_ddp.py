@@ -13,7 +13,7 @@ import json
 import os
 import statistics
 
-from benchmarks._ranks import SEQ, Ranks, Setting
+from benchmarks._ranks import SEQ, Setting, take_turns
 
 CEILING = 0.55
 
@@ -23,20 +23,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="4 rounds instead of 10")
     args = parser.parse_args()
     rounds, block = (4 if args.quick else 10), 3
-    groups = {"ours": Ranks(Setting(2, 1, {"shard": 2})), "peer": Ranks(Setting(2, 1, {"replicate": 2}))}
-    try:
-        seconds: dict[str, list[float]] = {name: [] for name in groups}
-        held = {}
-        for number in range(rounds + 1):
-            for name in list(groups) if number % 2 else list(groups)[::-1]:
-                answers = groups[name].turn(block)
-                held[name] = max(a["held"] for a in answers)
-                if number:
-                    seconds[name].append(max(a["seconds"] for a in answers))
-    finally:
-        for group in groups.values():
-            group.close()
-    tokens = block * groups["ours"].setting.batch * SEQ
+    ours = Setting(2, 1, {"shard": 2})
+    seconds, last = take_turns(ours, Setting(2, 1, {"replicate": 2}), rounds, block)
+    held = {name: max(a["held"] for a in answers) for name, answers in last.items()}
+    tokens = block * ours.batch * SEQ
     speed = {name: tokens / statistics.median(found) for name, found in seconds.items()}
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["peer"], strict=True)]
     memory = held["ours"] / held["peer"]

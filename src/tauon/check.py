@@ -15,9 +15,8 @@ Matrices that start at zero start small instead, as they would hide the gradient
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tauon.artifacts import Checkpoint, load_checkpoint, save_checkpoint
+from tauon.config import dump
 from tauon.data import Loader
 from tauon.distributed import (
     Layout,
@@ -41,7 +41,7 @@ from tauon.distributed import (
 )
 from tauon.distributed.pieces import first_holder
 from tauon.errors import Problem, RecipeError
-from tauon.models import ModelConfig, parameter_count
+from tauon.models import ModelConfig, from_record, parameter_count
 from tauon.pipeline import Context
 from tauon.recipe import Recipe
 from tauon.train import Plan, TrainJob, available_memory, build_job, choose_device, choose_precision, step_seed, train_step
@@ -112,10 +112,8 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
     job, loader = _job(recipe, ctx, model, Mesh(Layout()), steps)
     with torch.no_grad():
         start = {name: p.clone() for name, p in job.model.named_parameters()}
-    mesh_sizes = _data_size(recipe, processes)
-    rows = _rows(recipe, mesh_sizes)
-    share = -(-recipe.train.batch // mesh_sizes)
-    picked = [r for rank in range(mesh_sizes) for r in range(rank * share, min(rank * share + rows, recipe.train.batch))]
+    rows, share = _rows(recipe, layout.data), -(-train.batch // layout.data)
+    picked = [r for rank in range(layout.data) for r in range(rank * share, min(rank * share + rows, train.batch))]
     batch = loader.batch_at(0)
     few = _pick(batch, picked).to(job.device)
     outputs = _outputs(job, few)
@@ -124,8 +122,6 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
         "outputs": outputs, "gradients": gradients, "start": start,
         "weights": {name: p.detach() for name, p in job.model.named_parameters()},
     }  # fmt: skip
-    from tauon.config import dump
-
     state = {
         "losses": losses,
         "order": list(outputs),
@@ -139,8 +135,6 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
 
 def compare(recipe: Recipe, folder: Path, world: World, *, tell: Callable[..., None]) -> tuple[list[Finding], dict[str, int], str]:
     """Collective: take the same steps on the recipe's layout. (findings, bytes sent in a step by kind, layout), the same on every rank."""
-    from tauon.models import from_record
-
     saved = load_checkpoint(folder / "step-000000", verify=False)
     ctx = Context(recipe, None, tell, world)  # type: ignore[arg-type]
     model = from_record(saved.state["model"])
@@ -158,7 +152,7 @@ def compare(recipe: Recipe, folder: Path, world: World, *, tell: Callable[..., N
     for name, got in _outputs(job, few).items():
         want = lazy[name][(slice(mine[0], mine[-1] + 1),)]
         parts.append(_part("output", name, got, _my_positions(got, want, mesh)))
-    with _counting() as sent:
+    with counted() as sent:
         losses, gradients = _take(job, loader, saved.state["steps"], sent)
     reshard(job.model)
     for name, g in gradients.items():
@@ -280,19 +274,8 @@ def _outputs(job: TrainJob, batch: Batch) -> dict[str, Tensor]:
 
 
 def _pick(batch: Batch, rows: list[int]) -> Batch:
-    from dataclasses import fields, replace
-
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}
     return replace(batch, **{k: v[rows] for k, v in values.items() if v is not None})
-
-
-def _data_size(recipe: Recipe, processes: int) -> int:
-    """Data-parallel processes of the layout that `processes` will take."""
-    parallel = recipe.parallel
-    if not isinstance(parallel, MeshParallel):
-        return processes
-    others: int = parallel.peek("context") * parallel.peek("tensor") * parallel.peek("pipeline")
-    return processes // others
 
 
 def _rows(recipe: Recipe, data: int) -> int:
@@ -312,12 +295,6 @@ def _my_positions(got: Tensor, want: Tensor, mesh: Mesh) -> Tensor:
     if ways == mesh.layout.context * mesh.layout.tensor and mesh.layout.context > 1 and mesh.layout.tensor > 1:
         turn = mesh.at["context"] * mesh.layout.tensor + mesh.at["tensor"]
     return want.chunk(ways, dim=1)[turn]
-
-
-@contextmanager
-def _counting() -> Iterator[Any]:
-    with counted() as sent:
-        yield sent
 
 
 # ---------------------------------------------------------------------------------------------- the comparison

@@ -104,10 +104,12 @@ def _run(recipe: Recipe, root: Path, wanted: tuple[StageName, ...], heart: Heart
 
         world.lead(begin)
         for i, stage in enumerate(wanted):
-            if stage not in TOGETHER and not world.leads:
-                break
+            if stage not in TOGETHER:
+                if not world.leads:
+                    break
+                context.world = World()  # from here on rank 0 is alone
             began = time.perf_counter()
-            if context.together(stage).lead(lambda stage=stage: context.is_done(stage)):  # type: ignore[misc]
+            if context.world.lead(lambda stage=stage: context.is_done(stage)):  # type: ignore[misc]
                 tell("stage", name=stage, state="done before")
                 continue
             tell("stage", name=stage, state="begins")
@@ -144,11 +146,6 @@ class Context:
     tell: Tell
     world: World = field(default_factory=World)
     heart: Heartbeat = field(default_factory=lambda: Heartbeat(World()))
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def together(self, stage: str) -> World:
-        """Who takes part in a stage."""
-        return self.world if stage in TOGETHER else World()
 
     def is_done(self, stage: StageName) -> bool:
         """Whether the stage was done before, from the same inputs."""
@@ -158,7 +155,7 @@ class Context:
     @cached_property
     def splits(self) -> DataSplits:
         """The data. With several processes, rank 0 prepares it first, and what each of them then has must be the same."""
-        if self.world.size == 1 or "evaluating" in self.extra:
+        if self.world.size == 1:
             return self._prepared()
         splits = self.world.lead_first(self._prepared)
         self.world.same("the data", splits.fingerprint[:12], "Every rank must see the same files: copy them, or share a file system.")
@@ -269,7 +266,6 @@ def prepare_stage(ctx: Context) -> dict[str, Any]:
 
 def evaluate_stage(ctx: Context) -> dict[str, Any]:
     """Checkpoint -> `evaluation.json`, and for language models `samples.json`."""
-    ctx.extra["evaluating"] = True  # from here on alone
     recipe, config, splits = ctx.recipe, ctx.recipe.evaluate, ctx.splits
     checkpoint = ctx.final_checkpoint
     ctx.refuse_changed_data()

@@ -1,4 +1,4 @@
-"""Manifests: golden files, the published schemas, names, and what kubectl answers."""
+"""Manifests: golden files, schemas written after the published definitions, names, and what kubectl answers."""
 
 from __future__ import annotations
 

@@ -1,15 +1,12 @@
 """`parallelize`: a plain model on the meta device in, the same model cut for this process out. The order is fixed:
 tensor (and sequence), context; then, after the caller has added activation checkpointing and compiled, data parallelism.
 
-Knows a model only by what it says of itself: its shard plan, blocks, attentions, head counts.
+Knows a model only by what it says of itself (`tauon.models.Model`): its shard plan, blocks, attentions, head counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
-
-from torch import nn
+from typing import Any
 
 from tauon.distributed.config import MeshParallel, ParallelConfig
 from tauon.distributed.context import cut_positions, exchange_heads, refuse_odd_heads
@@ -18,19 +15,7 @@ from tauon.distributed.shards import refuse_odd_shards
 from tauon.distributed.stages import pieces_of_batch, refuse_odd_stages
 from tauon.errors import Problem, RecipeError
 
-__all__ = ["Divisible", "parallelize", "refuse_layout"]
-
-
-class Divisible(Protocol):
-    """What a model says about how it may be divided (`tauon.models.Model`)."""
-
-    shard_plan: ClassVar[Mapping[str, Any]]
-
-    def attentions(self) -> list[nn.Module]: ...
-
-    def head_counts(self) -> list[tuple[str, int]]: ...
-
-    def blocks_to_compile(self) -> list[nn.Module]: ...
+__all__ = ["parallelize", "refuse_layout"]
 
 
 def refuse_layout(
