@@ -7,6 +7,7 @@ from tauon.data.arrays import ArrayDataset, Normalizer
 from tauon.data.augment import AugmentConfig, Draws, Points
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.loader import Loader
+from tauon.data.masking import MaskedDataset
 from tauon.data.order import example_at, permute
 from tauon.data.preparation import DataSplits, prepare
 from tauon.data.progress import Progress, bar
@@ -15,6 +16,7 @@ from tauon.data.sources import Arrays, Document, SourceConfig
 from tauon.data.split import SplitConfig
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokenizer_config import TokenizerConfig
+from tauon.data.tokenizer_from import FromModelConfig, has_tokenizer, tokenizer_of
 from tauon.data.tokens import TokenDataset
 
 __all__ = [
@@ -25,7 +27,9 @@ __all__ = [
     "DataSplits",
     "Document",
     "Draws",
+    "FromModelConfig",
     "Loader",
+    "MaskedDataset",
     "Normalizer",
     "Points",
     "Progress",
@@ -38,7 +42,9 @@ __all__ = [
     "TokenizerConfig",
     "bar",
     "example_at",
+    "has_tokenizer",
     "permute",
     "prepare",
     "problems_for",
+    "tokenizer_of",
 ]

@@ -66,8 +66,9 @@ _TEXT_ONLY = ("tokenizer", "seq_len", "mask_documents", "overlap")
 _ARRAYS_ONLY = ("normalize", "augment")
 
 
-def problems_for(config: DataConfig, needs: Literal["tokens", "arrays"]) -> Iterator[tuple[str, str]]:
+def problems_for(config: DataConfig, needs: str) -> Iterator[tuple[str, str]]:
     """(key below `data`, message) of each setting that cannot work with a task that needs tokens, or arrays."""
+    needs = "tokens" if needs == "masked-tokens" else needs
     source: SourceConfig = config.peek("source")
     wanted = "text" if needs == "tokens" else "arrays"
     if source.gives() != wanted:

@@ -16,6 +16,7 @@ from tauon.evaluate.classification import classification
 from tauon.evaluate.config import EvaluateConfig
 from tauon.evaluate.evaluation import Evaluation
 from tauon.evaluate.language import language_modelling
+from tauon.evaluate.masked import masked_language_modelling
 from tauon.evaluate.regression import regression
 from tauon.evaluate.tiles import Predictor, predict_all
 from tauon.types import Dataset
@@ -55,7 +56,7 @@ def evaluate(
             f"{int((~(weights >= 0)).sum())} of {len(weights)} examples have a weight below zero or not finite; weights are 0 or more"
         )
     keep = weights > 0
-    if task.family == "language-modelling":
+    if task.family in ("language-modelling", "masked-language-modelling"):
         keep &= _need(outputs, task.family, "tokens") > 0
     if not keep.any():
         raise DataError(f"all {len(weights)} examples have weight zero: nothing to evaluate on")
@@ -73,10 +74,14 @@ def evaluate(
         found = classification(get("scores"), get("targets").astype(np.int64), labels, **how)
     elif task.family == "regression":
         found = regression(get("predictions"), get("targets"), labels, **how)
+    elif task.family == "masked-language-modelling":
+        found = masked_language_modelling(get("nll"), get("tokens"), get("correct"), **how)
     elif task.family == "language-modelling":
         found = language_modelling(get("nll"), get("tokens"), get("bytes"), dataset.facts, **how)
     else:
-        raise DataError(f"no metrics for a task of family {task.family!r}; there are: classification, regression, language-modelling")
+        raise DataError(
+            f"no metrics for a task of family {task.family!r}; there are: classification, regression, language-modelling, masked-language-modelling"
+        )
     found["notes"] = notes + found.get("notes", [])
     n = int(keep.sum())
     found.setdefault("counts", {"examples": n})

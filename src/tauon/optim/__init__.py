@@ -4,6 +4,7 @@ from tauon.optim.adam import AdamConfig, AdamWConfig
 from tauon.optim.base import OptimConfig, decay_groups
 from tauon.optim.clip import clip_gradients
 from tauon.optim.muon import Muon, MuonConfig
+from tauon.optim.rates import scale_rates
 from tauon.optim.schedule import WSD, Constant, Cosine, Linear, ScheduleConfig
 from tauon.optim.sgd import SGDConfig
 from tauon.optim.state import load_optimizer, optimizer_tensors
@@ -24,4 +25,5 @@ __all__ = [
     "decay_groups",
     "load_optimizer",
     "optimizer_tensors",
+    "scale_rates",
 ]

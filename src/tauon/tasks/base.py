@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -16,10 +16,10 @@ __all__ = ["Task"]
 class Task(Registered, family="task"):
     """What is learned."""
 
-    family: ClassVar[Literal["classification", "regression", "language-modelling"]]
-    """How predictions are scored."""
-    needs: ClassVar[Literal["tokens", "arrays"]]
-    """What the data must be made of."""
+    family: ClassVar[str]
+    """How predictions are scored: classification, regression, language-modelling, masked-language-modelling."""
+    needs: ClassVar[str]
+    """What the data must be made of: tokens, masked-tokens, arrays, ... (`data/` has a preparation for each)."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss_B, weight_B): each example's weighted sum of losses and its weight (of tokens, or 1). fp32.

@@ -3,6 +3,8 @@
 from tauon.train.assemble import Derived, Plan, build_job, fits_whole, make_plan
 from tauon.train.config import EarlyStopping, TrainConfig, largest_divisor
 from tauon.train.ema import EMA
+from tauon.train.first_step import Moved, refuse_leaks, watch_first_step
+from tauon.train.freeze import freeze, trainable
 from tauon.train.health import GradientHealth
 from tauon.train.local_steps import local_steps
 from tauon.train.loop import STOP, Hook, StopSignal, every, job_state, restore, train, validation_loss
@@ -30,6 +32,7 @@ __all__ = [
     "GradientHealth",
     "Hook",
     "Meter",
+    "Moved",
     "Plan",
     "Precision",
     "RecipeWork",
@@ -47,6 +50,7 @@ __all__ = [
     "dress",
     "every",
     "fits_whole",
+    "freeze",
     "gather_dtype",
     "job_state",
     "largest_divisor",
@@ -56,10 +60,13 @@ __all__ = [
     "mesh_exchange",
     "optimizer_update",
     "plain_gradients",
+    "refuse_leaks",
     "restore",
     "served",
     "step_seed",
     "train",
     "train_step",
+    "trainable",
     "validation_loss",
+    "watch_first_step",
 ]
