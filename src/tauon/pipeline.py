@@ -182,7 +182,7 @@ class Context:
                 f"{recipe.model.from_} holds a {found.kind_}, which does not learn {recipe.task.kind_}. Take another task or checkpoint."
             )
             raise RecipeError([Problem("model.from", message)])
-        return found if recipe.adapt is None else found.model_copy(update={"adapt": adapt_like(recipe.adapt)})
+        return found if recipe.adapt is None else found.model_copy(update={"adapt": adapt_like(recipe.adapt, found)})
 
     def _prepared(self) -> DataSplits:
         def progress(what: str, done: int, total: int | None) -> None:

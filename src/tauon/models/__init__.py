@@ -17,7 +17,7 @@ from tauon.models.cnn import CNN, CNNConfig
 from tauon.models.gpt import GPT, GPT2Config, GPTConfig, KVCache, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from tauon.models.huggingface import open_huggingface, write_huggingface
 from tauon.models.mlp import LinearConfig, LogisticConfig, MLPConfig, Perceptron
-from tauon.models.peft import adapt_like, read_peft, write_peft
+from tauon.models.peft import adapt_like, peft_kind, read_peft, write_peft
 from tauon.models.start import CheckpointConfig, Start, fit, open_start, resolved, saved_start
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "open_huggingface",
     "open_start",
     "parameter_count",
+    "peft_kind",
     "read_peft",
     "record",
     "refuse_misfits",

@@ -20,12 +20,12 @@ from torch import Tensor
 from tauon.artifacts import folder_atomically, read_json
 from tauon.artifacts.tensor_file import open_tensors
 from tauon.errors import CheckpointError, DataError, Problem, RecipeError
-from tauon.models.adapters import AdaptConfig, is_adapter
+from tauon.models.adapters import AdaptConfig, DoraConfig, LoraConfig, is_adapter
 from tauon.models.base import Model, ModelConfig
 from tauon.models.huggingface import View, family_of, names_of
 from tauon.models.published import At
 
-__all__ = ["adapt_like", "read_peft", "write_peft"]
+__all__ = ["adapt_like", "peft_kind", "read_peft", "write_peft"]
 
 _PREFIX = "base_model.model."
 _LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
@@ -62,17 +62,35 @@ def _config(path: Path) -> dict[str, Any]:
     return dict(raw)
 
 
-def adapt_like(adapt: AdaptConfig) -> AdaptConfig:
-    """`adapt` with the rank, scale and kind of the adapter that it starts from. `RecipeError` where it says otherwise."""
+def peft_kind(path: Path) -> type[AdaptConfig]:
+    """LoRA or DoRA, as a PEFT folder says."""
+    return DoraConfig if _config(path.expanduser()).get("use_dora") else LoraConfig
+
+
+def adapt_like(adapt: AdaptConfig, config: ModelConfig) -> AdaptConfig:
+    """`adapt` with the rank, scale and layers of the adapter that it starts from. `RecipeError` where it says otherwise.
+
+    `config`: of the base.
+    """
     if adapt.from_ is None:
         return adapt
-    raw = _config(Path(adapt.from_).expanduser())
-    kind = "dora" if raw.get("use_dora") else "lora"
-    found = {"rank": int(raw["r"]), "alpha": float(raw.get("lora_alpha", 8))}
+    path = Path(adapt.from_).expanduser()
+    raw = _config(path)
+    kind = peft_kind(path).kind_
+    there = set(_tensors(path))
+    layers = [ours for ours, at in _layers(config).items() if f"{at.name}.lora_A.weight" in there]
+    short = sorted({ours.rpartition(".")[2] for ours in layers})
+    alike = [ours for ours in config.bare().linear_layers() if ours.rpartition(".")[2] in short]
+    found: dict[str, Any] = {
+        "rank": int(raw["r"]), "alpha": float(raw.get("lora_alpha", 8)), "target": tuple(short if set(alike) == {*layers} else layers),
+    }  # fmt: skip
+    if not layers:
+        raise CheckpointError(f"{path} is an adapter for another base: it adapts none of the layers of this {config.kind_}.")
     wrong = [] if adapt.kind_ == kind else [Problem("adapt.kind", f"{adapt.kind_}, but {adapt.from_} is a {kind}. Take {kind}.")]
     for name, value in found.items():
         if name in adapt.model_fields_set and getattr(adapt, name) != value:
-            wrong.append(Problem(f"adapt.{name}", f"{getattr(adapt, name)}, but {adapt.from_} has {value:g}. Leave it out."))
+            shown = f"{value:g}" if isinstance(value, float) else value
+            wrong.append(Problem(f"adapt.{name}", f"{getattr(adapt, name)}, but {adapt.from_} has {shown}. Leave it out."))
     if wrong:
         raise RecipeError(wrong)
     return adapt.model_copy(update=found)
@@ -91,11 +109,8 @@ def read_peft(path: Path, config: ModelConfig, model: Model, fingerprint: str | 
 
     path = path.expanduser()
     raw = _config(path)
-    file = path / "adapter_model.safetensors"
-    if not file.is_file():
-        raise CheckpointError(f"{file}: missing. An adapter in a pickle (adapter_model.bin) is not read: save it as safetensors.")
-    there = {name.removeprefix(_PREFIX): t for name, t in open_tensors(file, {}).items()}
-    with safetensors.safe_open(file, framework="pt") as f:
+    there = _tensors(path)
+    with safetensors.safe_open(path / "adapter_model.safetensors", framework="pt") as f:
         said = (f.metadata() or {}).get("base")
     if said is not None and fingerprint is not None and said != fingerprint:
         named = f"{said[:12]}, {raw.get('base_model_name_or_path')}"
@@ -131,6 +146,14 @@ def read_peft(path: Path, config: ModelConfig, model: Model, fingerprint: str | 
         more = f" (and {len(wrong) - 8} more)" if len(wrong) > 8 else ""
         raise CheckpointError(f"{path} is an adapter for another base, or of other layers than adapt.target: {'; '.join(wrong[:8])}{more}.")
     return out
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    """By their names without PEFT's prefix."""
+    file = path / "adapter_model.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing. An adapter in a pickle (adapter_model.bin) is not read: save it as safetensors.")
+    return {name.removeprefix(_PREFIX): t for name, t in open_tensors(file, {}).items()}
 
 
 def _block(there: Mapping[str, Any], at: At, leaf: str, rank: int, special: dict[str, Any]) -> Any:
