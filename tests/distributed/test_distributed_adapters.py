@@ -25,7 +25,14 @@ BY_LAYER = {**ADAMW, "layer_decay": 0.5, "lr_scale": {"*norm*": 3.0}}
 
 
 def case(sizes: dict[str, int], model: dict[str, Any], optim: dict[str, Any] = ADAMW, **more: Any) -> dict[str, Any]:
-    return {"sizes": sizes, "parallel": {"kind": "mesh", **sizes, **more.pop("parallel", {})}, "model": model, "optim": optim, "spec": TEXT, **more}
+    return {
+        "sizes": sizes,
+        "parallel": {"kind": "mesh", **sizes, **more.pop("parallel", {})},
+        "model": model,
+        "optim": optim,
+        "spec": TEXT,
+        **more,
+    }
 
 
 CASES: dict[str, Any] = {
@@ -59,6 +66,9 @@ CASES: dict[str, Any] = {
 }
 
 
+QUICK = ("lora, fsdp", "dora, tensor", "lora, pipeline", "frozen, fsdp", "qwen2, tensor", "bert, tensor")
+
+
 def base(folder: Path, record: dict[str, Any]) -> str:
     """A checkpoint of this architecture in which the head is not zero."""
     config = parse(ModelConfig, record).resolve(TEXT)
@@ -80,14 +90,31 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def on_two(cases: dict[str, dict[str, Any]]) -> list[dict[str, dict[str, Any]]]:
-    return run_processes(run_cases, 2, 200, cases)
+    return run_processes(run_cases, 2, 100, {name: cases[name] for name in QUICK})
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.fixture(scope="module")
+def on_two_slowly(cases: dict[str, dict[str, Any]]) -> list[dict[str, dict[str, Any]]]:
+    return run_processes(run_cases, 2, 400, {name: cases[name] for name in CASES if name not in QUICK})
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_two_processes_compute_what_one_does(on_two: list[dict[str, dict[str, Any]]], cases: dict[str, dict[str, Any]], name: str) -> None:
+    assert_equal(on_two, cases, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CASES if name not in QUICK])
+def test_and_so_they_do_on_every_other_layout(
+    on_two_slowly: list[dict[str, dict[str, Any]]], cases: dict[str, dict[str, Any]], name: str
+) -> None:
+    assert_equal(on_two_slowly, cases, name)
+
+
+def assert_equal(ranks: list[dict[str, dict[str, Any]]], cases: dict[str, dict[str, Any]], name: str) -> None:
     expected = run_case({**cases[name], "sizes": {}, "parallel": {"kind": "mesh"}})
     seen: set[str] = set()
-    for rank in on_two:
+    for rank in ranks:
         found = rank[name]
         for step, (got, want) in enumerate(zip(found["steps"], expected["steps"], strict=True)):
             assert got == pytest.approx(want, abs=2e-5), f"loss and gradient norm of step {step + 1}"

@@ -44,18 +44,19 @@ def watch_first_step(job: TrainJob, done: Callable[[Moved], None]) -> None:
         job.update = update
         named = list(job.model.named_parameters())
         before = [_sum(p) for _, p in named]
-        gradients = [_gradient(p) for _, p in named]
+        rates = {id(p): g["peak_lr"] * job.schedule.factor(job.step, job.total_steps) for g in job.optimizer.param_groups for p in g["params"]}
+        reasons = [_reason(p, rates.get(id(p))) for _, p in named]
         update(job)
         after = [_sum(p) for _, p in named]
-        done(_judged([(n, p.requires_grad) for n, p in named], before, after, gradients))
+        done(_judged([(n, p.requires_grad) for n, p in named], before, after, reasons))
 
     job.update = watched
 
 
-def _judged(named: list[tuple[str, bool]], before: list[Tensor | None], after: list[Tensor | None], gradients: list[str | None]) -> Moved:
+def _judged(named: list[tuple[str, bool]], before: list[Tensor | None], after: list[Tensor | None], reasons: list[str | None]) -> Moved:
     found = Moved()
     wrong: list[str] = []
-    for (name, trains), old, new, gradient in zip(named, before, after, gradients, strict=True):
+    for (name, trains), old, new, reason in zip(named, before, after, reasons, strict=True):
         if old is None or new is None:
             continue  # this process holds no piece of it
         moved = not torch.equal(old, new)
@@ -64,11 +65,10 @@ def _judged(named: list[tuple[str, bool]], before: list[Tensor | None], after: l
             wrong += [f"{name} is frozen and moved"] if moved else []
         elif moved:
             found.moved += 1
-        elif gradient is None:
-            wrong.append(f"{name} trains, had a gradient and did not move")
+        elif reason is None or reason in WRONG:
+            wrong.append(f"{name} trains, {reason or 'had a gradient'}, and did not move")
         else:
-            found.still[name] = gradient
-            wrong += [f"{name} trains, and {gradient}"] if gradient == NONE else []
+            found.still[name] = reason
     if wrong:
         raise TrainingError(
             f"the first step did not do what it should: {'; '.join(wrong[:6])}{'; ...' if len(wrong) > 6 else ''}. "
@@ -77,15 +77,24 @@ def _judged(named: list[tuple[str, bool]], before: list[Tensor | None], after: l
     return found
 
 
-NONE = "no gradient reaches it"
+UNREACHED, UNKNOWN = "is reached by no gradient", "is unknown to the optimizer"
+WRONG = (UNREACHED, UNKNOWN)
 
 
-def _gradient(p: Tensor) -> str | None:
-    """Why a parameter would stay where it is, by its gradient; None: it has no reason to."""
+def _reason(p: Tensor, rate: float | None) -> str | None:
+    """Why a parameter that trains would stay where it is; None: it has no reason to. `rate`: the learning rate that the optimizer has for it."""
+    if not p.requires_grad:
+        return None
+    if rate is None:
+        return UNKNOWN
     if p.grad is None:
-        return NONE
-    g = local_part(p.grad)
-    return "its gradient is zero in the first step" if not g.numel() or not bool(g.count_nonzero()) else None
+        return UNREACHED
+    part, g = local_part(p.detach()), local_part(p.grad)
+    largest = float(g.abs().max()) if g.numel() else 0.0
+    if largest == 0:
+        return "its gradient is zero in the first step"
+    step = rate * min(1.0, largest)  # Adam's is about the rate, plain descent's the rate times the gradient
+    return "the first step is below its rounding" if step < float(part.abs().max()) * torch.finfo(part.dtype).eps else None
 
 
 def _sum(p: Tensor) -> Tensor | None:
@@ -113,8 +122,7 @@ def refuse_leaks(job: TrainJob) -> str:
     row = int(counts.argmax())
     one = batch.rows(row, row + 1).to(job.device)
     assert one.segments is not None
-    kept_segment = int(one.segments[0, 0])
-    kept = one.segments == kept_segment
+    kept = one.segments == one.segments[one.segments >= 0][-1]  # the last: earlier ones could not see it anyway where attention is causal
     others = ~kept
     vocab: Any = getattr(getattr(job.model, "embed", None), "num_embeddings", None)
     if vocab is None:
