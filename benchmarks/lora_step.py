@@ -144,7 +144,9 @@ def compared(kind: str, warm: int, counted: int) -> dict[str, Any]:
         AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES[kind])).save_pretrained(folder / "base")
         ours = Ours(folder / "base", folder)
         held = [(p.numel(), p.requires_grad) for p in ours.job.model.parameters()]
-        print(f"{kind}: compiled {ours.plan.compile}, {sum(n for n, _ in held):,} parameters, of which train {sum(n for n, t in held if t):,}")
+        print(
+            f"{kind}: compiled {ours.plan.compile}, {sum(n for n, _ in held):,} parameters, of which train {sum(n for n, t in held if t):,}"
+        )
         times = {"peer": peer(folder / "base", ours.splits.train, folder, warm + counted, ours.step)[warm:]}
         times["ours"] = ours.times[warm:]
         ours.events.close()
@@ -174,7 +176,10 @@ def main() -> None:
     result["ratio_cpu"] = round(found["peer"][1] / found["ours"][1], 2)
     if not args.quick:
         llama = compared("llama", warm, counted)
-        result |= {"ratio_llama": round(llama["ours"][0] / llama["peer"][0], 2), "ratio_cpu_llama": round(llama["peer"][1] / llama["ours"][1], 2)}
+        result |= {
+            "ratio_llama": round(llama["ours"][0] / llama["peer"][0], 2),
+            "ratio_cpu_llama": round(llama["peer"][1] / llama["ours"][1], 2),
+        }
     print(f"{args.threads} threads; torch {torch.__version__}; AMX {torch.cpu._is_amx_tile_supported()}; load {os.getloadavg()[0]:.1f}")
     print(json.dumps(result))
 

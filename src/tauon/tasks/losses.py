@@ -32,6 +32,18 @@ def chunk_rows(rows: int, vocab: int, device: torch.device) -> int:
     return max(1, min(rows, fits - fits % 128 or fits))  # whole tiles of a GPU's matrix product
 
 
+def _exponentials(z_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(z - its row's largest), in place; returns those largest and the sums, N1 each. On a CPU a few rows at a time, which stay in cache."""
+    rows = max(1, 2**18 // z_NV.shape[1]) if z_NV.device.type == "cpu" else len(z_NV)
+    top, sums = z_NV.new_empty(len(z_NV), 1), z_NV.new_empty(len(z_NV), 1)
+    for start in range(0, len(z_NV), max(1, rows)):
+        here = slice(start, start + rows)
+        torch.amax(z_NV[here], 1, keepdim=True, out=top[here])
+        z_NV[here].sub_(top[here]).exp_()
+        torch.sum(z_NV[here], 1, keepdim=True, out=sums[here])
+    return top, sums
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, token_weight_N: Tensor) -> Tensor:
@@ -48,9 +60,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             at = target_N[start : start + step, None]
             g = token_weight_N[start : start + step, None]
             z = (h @ w.t()).float() if memory is None else torch.mm(h, w.t(), out=memory[: len(h)])
-            top, of_target = z.amax(1, keepdim=True), z.gather(1, at)
-            z.sub_(top).exp_()
-            sums = z.sum(1, keepdim=True)
+            of_target = z.gather(1, at)
+            top, sums = _exponentials(z)
             total += ((sums.log() + top - of_target) * g).sum()
             if not (want_h or want_w):
                 continue

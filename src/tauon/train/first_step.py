@@ -44,7 +44,9 @@ def watch_first_step(job: TrainJob, done: Callable[[Moved], None]) -> None:
         job.update = update
         named = list(job.model.named_parameters())
         before = [_sum(p) for _, p in named]
-        rates = {id(p): g["peak_lr"] * job.schedule.factor(job.step, job.total_steps) for g in job.optimizer.param_groups for p in g["params"]}
+        rates = {
+            id(p): g["peak_lr"] * job.schedule.factor(job.step, job.total_steps) for g in job.optimizer.param_groups for p in g["params"]
+        }
         reasons = [_reason(p, rates.get(id(p))) for _, p in named]
         update(job)
         after = [_sum(p) for _, p in named]
