@@ -1,6 +1,6 @@
 """Training: the step with its three seams, the loop, hooks. Knows no model and no dataset by name."""
 
-from tauon.train.assemble import Derived, Plan, build_job, fits_whole, make_plan
+from tauon.train.assemble import Derived, Plan, build_job, fits_whole, make_plan, weights_are_few
 from tauon.train.config import EarlyStopping, TrainConfig, largest_divisor
 from tauon.train.ema import EMA
 from tauon.train.health import GradientHealth
@@ -62,4 +62,5 @@ __all__ = [
     "train",
     "train_step",
     "validation_loss",
+    "weights_are_few",
 ]

@@ -44,7 +44,7 @@ from tauon.train.staged import staged
 from tauon.train.step import BatchSource, TrainJob, train_step
 from tauon.types import DataSpec
 
-__all__ = ["Derived", "Plan", "build_job", "fits_whole", "make_plan"]
+__all__ = ["Derived", "Plan", "build_job", "fits_whole", "make_plan", "weights_are_few"]
 
 CPU_FLOPS = {"fp32": 0.15e12, "bf16": 0.6e12}
 """Operations a second that two cores reach here: only to guess how long training takes, and so whether compiling pays."""
@@ -79,6 +79,8 @@ class Plan:
     flops_per_example: float = 0.0
     derived: list[Derived] = field(default_factory=list)
     layout: Layout = field(default_factory=Layout)
+    reshard_after_forward: bool = True
+    """Where the recipe leaves it open: free gathered weights of a sharded model between forward and backward."""
 
     def record(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in RECORDED} | {"device": self.device.type, "layout": self.layout.to_json()}
@@ -215,6 +217,19 @@ def make_plan(
         derived,
         layout=layout,
     )
+    if (
+        layout.shard > 1
+        and isinstance(parallel, AutoParallel | MeshParallel | None)
+        and getattr(parallel, "reshard_after_forward", "auto") == "auto"
+    ):
+        few = all(world.gather(weights_are_few(model, device, layout, world.local_size)))
+        plan.reshard_after_forward = not few
+        why = (
+            "the whole weights take less than a tenth of the free memory"
+            if few
+            else "the whole weights would take over a tenth of the free memory"
+        )
+        derived.append(Derived("parallel.reshard_after_forward", not few, why))
     if world.size > 1:  # machines may differ in free memory and speed
         first = world.gather([steps, precision.name, compiled, validate_every, checkpoint_every])[0]
         plan.steps, plan.precision, plan.compile, plan.validate_every, plan.checkpoint_every = first
@@ -233,6 +248,15 @@ def fits_whole(model: ModelConfig, config: TrainConfig, device: torch.device, pr
     if free is None:
         return True
     return parameter_count(model.bare()) * 4.0 * memory_copies(config) < 0.5 * free / (processes if device.type == "cpu" else 1)
+
+
+def weights_are_few(model: ModelConfig, device: torch.device, layout: Layout, processes: int) -> bool:
+    """Whether a process may keep the whole of its stage's weights gathered from forward to backward: a tenth of what memory is free."""
+    free = available_memory(device)
+    if free is None:
+        return False
+    whole = parameter_count(model.bare()) * 4.0 / (layout.tensor * layout.pipeline)
+    return whole < 0.1 * free / (processes if device.type == "cpu" else 1)
 
 
 def bytes_of_an_example(spec: DataSpec) -> int:
@@ -261,7 +285,8 @@ def build_job(
         parallelize(bare, mesh, parts=parts or None, sequence=mesh.layout.tensor > 1 and asked.sequence_parallel)
         dress(bare, checkpointing=config.activation_checkpointing, compiled=plan.compile)
         if mesh.reduce_size > 1:
-            whole = mesh.layout.shard == 1 or asked.reshard_after_forward
+            reshard = plan.reshard_after_forward if asked.reshard_after_forward == "auto" else asked.reshard_after_forward
+            whole = mesh.layout.shard == 1 or reshard
             gathered = gather_dtype(plan.device, precision)
             for part in parts or [bare]:
                 apply_data(part, mesh, blocks=part.blocks_to_compile(), reshard_after_forward=whole, gather_dtype=gathered)

@@ -86,6 +86,10 @@ def served(
     return kind(job, config, optim, work, tell)
 
 
+WHERE_DATA_IS = ("TAUON_DATA", "TAUON_CACHE")
+"""What a worker on this machine must find as the driver does."""
+
+
 class Served:
     """The synchronous mode, and what all modes share."""
 
@@ -163,6 +167,8 @@ class Served:
         options: dict[str, Any] = {"num_cpus": self.threads, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         if self.job.device.type == "cuda":
             options["num_gpus"] = 1
+        if self.config.address is None:  # a Ray that ran before this process set them would not tell its workers
+            options["runtime_env"] = {"env_vars": {k: v for k, v in os.environ.items() if k in WHERE_DATA_IS}}
         actor = self.ray.remote(Gradients).options(**options)
         return actor.remote(self.work, number, self.partition, self.config.push, self.config.pull, self.threads)
 
