@@ -102,6 +102,8 @@ def as_numbers(values: Sequence[Any], where: Callable[[int], str]) -> Floats:
 def kind_of_values(values: Sequence[Any]) -> tuple[ColumnKind, str]:
     """(kind, reason) from the values that are there."""
     there = [v for v in values if v is not None]
+    if not there:
+        return "category", "it has no value"
     numbers = sum(map(is_number, there))
     if 2 * numbers >= len(there):
         return "number", "its values are numbers" if numbers == len(there) else f"{numbers:,} of {len(there):,} values are numbers"

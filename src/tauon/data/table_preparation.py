@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tauon.config import dump
 from tauon.data.arrays import ArrayDataset, Normalizer, check_arrays, count_repeats
-from tauon.data.columns import Encoder
+from tauon.data.columns import Encoder, as_numbers, kind_of_values
 from tauon.data.config import DataConfig
 from tauon.data.files import canonical
 from tauon.data.preparation import DataSplits, content_of, count_as_read, feature_facts
@@ -34,6 +34,9 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
     """Read, split, fit on the training rows, encode every part."""
     tables = {part: _load(source, part) for part, source in sources.items()}
     main = tables["train"]
+    for name, values in main.columns.items():  # a typing mistake is told before anything else, wherever it is
+        if name not in main.categorical and kind_of_values(values)[0] == "number":
+            as_numbers(values, lambda i, name=name: _places(main, np.arange(len(main)))(i, name))  # type: ignore[misc]
     rows, split_facts = split_rows(main.targets, config.split, [p for p in PARTS if p not in sources])
     refuse_new_classes(main.targets, main.label_names, rows, f"column {main.label!r}")
     for part in tables:
