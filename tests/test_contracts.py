@@ -26,6 +26,11 @@ TEXT = DataSpec(vocab=31, seq_len=12)
 TABLE = DataSpec(input_shape=(7,), outputs=3, labels=("a", "b", "c"))
 IMAGES = DataSpec(input_shape=(1, 8, 8), outputs=3, labels=("a", "b", "c"))
 NUMBERS = DataSpec(input_shape=(7,), outputs=1)
+MIXED = DataSpec(input_shape=(6,), outputs=3, labels=("a", "b", "c"), categories=(0, 4, 0, 3, 0, 2))
+CODES = DataSpec(input_shape=(2,), outputs=1, categories=(5, 9))
+SERIES = DataSpec(input_shape=(24, 3), outputs=3, labels=("a", "b", "c"), horizon=5)
+FANS = DataSpec(input_shape=(24, 3), outputs=9, labels=("a", "b", "c"), horizon=5)
+COVARIATES = DataSpec(input_shape=(12, 5), outputs=2, labels=("a", "b"), horizon=4)
 
 MODELS: dict[str, list[tuple[dict[str, Any], DataSpec]]] = {
     "gpt": [
@@ -33,9 +38,24 @@ MODELS: dict[str, list[tuple[dict[str, Any], DataSpec]]] = {
         ({"layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "mlp": "swiglu", "tied": True, "qk_norm": False}, TEXT),
     ],
     "gpt2": [({"layers": 2, "width": 16, "heads": 4}, TEXT)],
-    "mlp": [({"hidden": [16, 16]}, TABLE), ({"hidden": [16], "activation": "gelu"}, NUMBERS), ({}, IMAGES)],
+    "mlp": [
+        ({"hidden": [16, 16]}, TABLE),
+        ({"hidden": [16], "activation": "gelu"}, NUMBERS),
+        ({}, IMAGES),
+        ({"hidden": [16]}, MIXED),
+        ({"hidden": [16], "embedding": 3}, CODES),
+    ],
     "logistic": [({}, TABLE)],
     "linear": [({}, NUMBERS)],
+    "wide-and-deep": [({"hidden": [16]}, MIXED), ({"hidden": [16], "crosses": True}, CODES), ({}, TABLE)],
+    "ft-transformer": [
+        ({"layers": 2, "width": 16, "heads": 4, "attention_dropout": 0, "mlp_dropout": 0}, s) for s in (MIXED, CODES, TABLE)
+    ],
+    "dlinear": [({"kernel": 5}, SERIES), ({"kernel": 5, "individual": True, "revin": True}, SERIES), ({}, FANS)],
+    "patchtst": [
+        ({"layers": 2, "width": 16, "heads": 4, "mlp_width": 32, "patch": 6, "stride": 3, "dropout": 0}, s) for s in (SERIES, FANS)
+    ],
+    "lstm": [({"width": 24}, SERIES), ({"width": 24, "layers": 2, "revin": False}, FANS), ({"width": 24}, COVARIATES)],
     "cnn": [({"channels": [8, 16]}, IMAGES), ({"channels": [8], "convs_per_stage": 2}, IMAGES)],
 }
 OPTIMIZERS: dict[str, list[dict[str, Any]]] = {
@@ -68,6 +88,7 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
     for name, array in (("images", images), ("labels", labels)):
         head = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
         (folder / f"{name}.idx.gz").write_bytes(gzip.compress(head + array.tobytes()))
+    (folder / "f.csv").write_text("date,a,b\n" + "".join(f"2020-01-{i + 1:02d},{i},{i * i}\n" for i in range(20)))
     np.savez(folder / "e.npz", x=images.astype(np.float32), y=labels.astype(np.int64))
     return {
         "text": [{"path": str(folder / "a.txt")}],
@@ -77,6 +98,7 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
         "idx": [{"images": str(folder / "images.idx.gz"), "labels": str(folder / "labels.idx.gz")}],
         "npz": [{"path": str(folder / "e.npz"), "features": "x", "targets": "y"}],
         "sklearn": [{"name": n} for n in ("iris", "diabetes", "digits")],
+        "series": [{"path": str(folder / "f.csv")}, {"path": str(folder / "f.csv"), "targets": ["b"], "inputs": ["a"]}],
         "python-stdlib": [{"limit": 3}],
     }
 

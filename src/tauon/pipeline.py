@@ -173,6 +173,7 @@ class Context:
             self.tell("progress", what=what, done=done, total=total)
 
         splits = prepare(self.recipe.data, seed=self.recipe.seed, needs=self.recipe.task.needs, progress=progress)
+        splits.spec = self.recipe.task.shape(splits.spec)
         wrong = [Problem(key, message) for key, message in self.recipe.task.fits(splits.spec)]
         wrong += targets_that_do_not_fit(self.recipe.task, splits)
         if wrong:
@@ -256,9 +257,9 @@ def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:
     targets = splits.preprocess.get("targets")
     if task.family == "classification" and targets == "values":
         return [Problem("task", "classification needs classes, and the targets are numbers. Take regression, or data.source.target=class.")]
-    if task.family == "regression" and targets == "classes":
-        what = f"the targets are {splits.spec.outputs} classes"
-        return [Problem("task", f"regression needs numbers, and {what}. Take classification, or data.source.target=value.")]
+    if task.family in ("regression", "quantile-regression") and targets == "classes":
+        what = f"the targets are {len(splits.spec.labels)} classes"
+        return [Problem("task", f"{task.kind_} needs numbers, and {what}. Take classification, or data.source.target=value.")]
     return []
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml, write_yaml
+from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml, registered, write_yaml
 from tauon.data import DataConfig, problems_for
 from tauon.distributed import AutoParallel, ParallelConfig
 from tauon.errors import RecipeError
@@ -75,10 +75,10 @@ class Recipe(Config):
         for name, message in problems_for(data, task.needs):
             yield f"data.{name}", message
         if model.needs != task.needs:
-            fit = "gpt or gpt2" if task.needs == "tokens" else "mlp, logistic, linear or cnn"
+            fit = ", ".join(k for k, m in registered("model").items() if getattr(m, "needs", None) == task.needs)
             yield (
                 "model.kind",
-                f"{model.kind_} reads {model.needs}, and task {task.kind_} gives it {task.needs}. Take {fit}, or another task.",
+                f"{model.kind_} reads {model.needs}, and task {task.kind_} gives it {task.needs}. Take one of {fit}, or another task.",
             )
         if train.peek("tokens") is not None and task.needs != "tokens":
             yield "train.tokens", f"task {task.kind_} has no tokens. Give steps, epochs or time."

@@ -226,4 +226,6 @@ def spec_record(spec: Any) -> dict[str, Any]:
         "input_shape": spec.input_shape,
         "outputs": spec.outputs,
         "labels": list(spec.labels),
+        "categories": list(spec.categories),
+        "horizon": spec.horizon,
     }

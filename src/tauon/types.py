@@ -27,9 +27,9 @@ class Batch:
     """
 
     inputs: Tensor
-    """Tokens BT (int64), or features B... (float32)."""
+    """Tokens BT (int64), or features B... (float32), or the context BTF of a series (float32)."""
     targets: Tensor
-    """Next tokens BT (int64), class indices B (int64), or values B or BC (float32)."""
+    """Next tokens BT (int64), class indices B (int64), values B or BC (float32), or what follows the context, BHK (float32)."""
     weights: Tensor
     """Weight in the loss, BT for tokens and B otherwise (float32)."""
     segments: Tensor | None = None
@@ -69,6 +69,10 @@ class DataSpec:
     """Number of classes, or of regression targets."""
     labels: tuple[str, ...] = ()
     """Names of the classes or targets, in index order."""
+    categories: tuple[int, ...] = ()
+    """Of tables: number of codes of each column, 0 of a numeric one; empty: all are numeric. Code 0 is "missing or unseen"."""
+    horizon: int | None = None
+    """Of series: steps to predict; `input_shape` is then (steps of context, columns), targets first."""
 
 
 class Dataset(Protocol):

@@ -11,23 +11,42 @@ from tauon.models.base import (
     record,
 )
 from tauon.models.cnn import CNN, CNNConfig
+from tauon.models.columns import ColumnsInput, TabularConfig
+from tauon.models.dlinear import DLinear, DLinearConfig
+from tauon.models.forecast import ForecasterConfig
 from tauon.models.gpt import GPT, GPT2Config, GPTConfig, KVCache, from_gpt2
+from tauon.models.lstm import LSTMConfig, LSTMForecaster
 from tauon.models.mlp import LinearConfig, LogisticConfig, MLPConfig, Perceptron
+from tauon.models.patchtst import PatchTST, PatchTSTConfig
+from tauon.models.tabular import FTTransformer, FTTransformerConfig, WideAndDeep, WideAndDeepConfig
 
 __all__ = [
     "CNN",
     "GPT",
     "CNNConfig",
+    "ColumnsInput",
+    "DLinear",
+    "DLinearConfig",
+    "FTTransformer",
+    "FTTransformerConfig",
+    "ForecasterConfig",
     "GPT2Config",
     "GPTConfig",
     "KVCache",
+    "LSTMConfig",
+    "LSTMForecaster",
     "LinearConfig",
     "LogisticConfig",
     "MLPConfig",
     "Model",
     "ModelConfig",
+    "PatchTST",
+    "PatchTSTConfig",
     "Perceptron",
     "Shard",
+    "TabularConfig",
+    "WideAndDeep",
+    "WideAndDeepConfig",
     "from_gpt2",
     "from_record",
     "load_weights",

@@ -82,8 +82,8 @@ class Model(nn.Module):
 class ModelConfig(Registered, family="model"):
     """A model family and its sizes."""
 
-    needs: ClassVar[Literal["tokens", "arrays"]] = "arrays"
-    """What its inputs are."""
+    needs: ClassVar[str] = "arrays"
+    """What its inputs are: tokens, arrays, series."""
 
     def resolve(self, spec: DataSpec) -> Self:
         """The same config with every `auto` filled in from the data. Raises `RecipeError` where they cannot fit."""

@@ -2,7 +2,20 @@
 
 from tauon.tasks.arrays import Classification, Regression
 from tauon.tasks.base import Task
+from tauon.tasks.forecasting import Forecasting
 from tauon.tasks.language import CountingBytes, LanguageModelling
 from tauon.tasks.losses import linear_cross_entropy, token_nll
+from tauon.tasks.quantiles import QuantileRegression, pinball
 
-__all__ = ["Classification", "CountingBytes", "LanguageModelling", "Regression", "Task", "linear_cross_entropy", "token_nll"]
+__all__ = [
+    "Classification",
+    "CountingBytes",
+    "Forecasting",
+    "LanguageModelling",
+    "QuantileRegression",
+    "Regression",
+    "Task",
+    "linear_cross_entropy",
+    "pinball",
+    "token_nll",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -16,10 +16,10 @@ __all__ = ["Task"]
 class Task(Registered, family="task"):
     """What is learned."""
 
-    family: ClassVar[Literal["classification", "regression", "language-modelling"]]
-    """How predictions are scored."""
-    needs: ClassVar[Literal["tokens", "arrays"]]
-    """What the data must be made of."""
+    family: ClassVar[str]
+    """How predictions are scored: classification, regression, quantile-regression, forecasting, language-modelling."""
+    needs: ClassVar[str]
+    """What the data must be made of: tokens, arrays, series."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss_B, weight_B): each example's weighted sum of losses and its weight (of tokens, or 1). fp32.
@@ -40,6 +40,10 @@ class Task(Registered, family="task"):
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Per-example outputs to be scored, B first: what `evaluate` says for this family."""
         raise NotImplementedError
+
+    def shape(self, spec: DataSpec) -> DataSpec:
+        """What the model is told of the data: where a target takes several outputs (quantiles), `outputs` counts them all."""
+        return spec
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         """(key, message) of each reason why this task cannot learn from data of this kind."""

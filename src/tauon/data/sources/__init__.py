@@ -1,9 +1,10 @@
 """Data sources, one file each. Importing this registers those that come with Tauon."""
 
-from tauon.data.sources.base import Arrays, Document, SourceConfig
+from tauon.data.sources.base import Arrays, Document, Series, SourceConfig, Table
 from tauon.data.sources.idx import IdxConfig
 from tauon.data.sources.npz import NpzConfig
 from tauon.data.sources.public import PublicConfig
+from tauon.data.sources.series import SeriesConfig
 from tauon.data.sources.sklearn import SklearnConfig
 from tauon.data.sources.stdlib import PythonStdlibConfig
 from tauon.data.sources.tables import CsvConfig, JsonlConfig, ParquetConfig
@@ -19,7 +20,10 @@ __all__ = [
     "ParquetConfig",
     "PublicConfig",
     "PythonStdlibConfig",
+    "Series",
+    "SeriesConfig",
     "SklearnConfig",
     "SourceConfig",
+    "Table",
     "TextConfig",
 ]

@@ -7,13 +7,17 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import numpy as np
+
 from tauon.config import register
 from tauon.data.cache import cache_root
 from tauon.data.download import fetch
 from tauon.data.files import canonical, decode
-from tauon.data.sources.base import Arrays, Document, Kind, SourceConfig
+from tauon.data.sources.base import Arrays, Document, Kind, Series, SourceConfig, Table, class_targets
 from tauon.data.sources.idx import idx_arrays
 from tauon.data.sources.registry import PUBLIC, PublicFile, PublicSet
+from tauon.data.sources.series import SeriesConfig, csv_columns, series_of
+from tauon.data.sources.tables import separated
 from tauon.data.sources.text import cut
 from tauon.errors import DataError
 
@@ -25,7 +29,7 @@ class PublicConfig(SourceConfig):
     """A named public set: from the folder in TAUON_DATA, else the cache, else the network; always verified by its sha256."""
 
     name: str
-    """tinyshakespeare, wikitext-2 (text), mnist (images)."""
+    """tinyshakespeare, wikitext-2 (text), mnist (images), german-credit (a table), etth1 (a series)."""
     split: Literal["auto", "train", "validation", "test"] = "auto"
     """Which published part. `auto`: the training part, and the set's own validation and test parts where it has them and the
     recipe names no other."""
@@ -54,7 +58,35 @@ class PublicConfig(SourceConfig):
             content, where = self._content(file)
             yield from cut(decode(content, where), file.mirror.removesuffix(".gz"), known.document_start)
 
+    def tabular(self) -> bool:
+        known = PUBLIC.get(self.peek("name"))
+        return known is not None and bool(known.columns)
+
+    def table(self) -> Table | None:
+        known = self._set()
+        if not known.columns:
+            return None
+        columns: dict[str, list[Any]] = {c: [] for c in known.columns}
+        places: list[str] = []
+        for file in self._files():
+            content, where = self._content(file)
+            for number, cells in separated(decode(content, where), where, "blanks"):
+                places.append(f"{where}, line {number}")
+                for name, cell in zip(columns, cells, strict=True):
+                    columns[name].append(cell)
+        targets, _ = class_targets(np.array(columns.pop(known.label)), f"{self.name}: column {known.label!r}")
+        return Table(columns, targets, known.label_names, (), places, known.label)
+
+    def series(self) -> Series:
+        known = self._set()
+        if not known.date:
+            return super().series()
+        content, where = self._content(self._files()[0])
+        return series_of(csv_columns(decode(content, where), where), SeriesConfig(path=where, date=known.date), where)
+
     def arrays(self) -> Arrays:
+        if self._set().columns:
+            raise DataError(f"{self.name} has columns of words; they become numbers with data.table")
         (images, images_at), (labels, labels_at) = [self._content(f) for f in self._files()]
         return idx_arrays(images, labels, images_at, labels_at, self._set().label_names)
 
