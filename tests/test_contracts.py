@@ -19,6 +19,7 @@ from tauon.models import ModelConfig
 from tauon.optim import OptimConfig, ScheduleConfig
 from tauon.testing import check_model, check_optimizer, check_source
 from tauon.types import DataSpec
+from tones import tone, write_wav
 
 importlib.import_module("tauon.recipe")  # registers every family
 
@@ -30,6 +31,7 @@ MIXED = DataSpec(input_shape=(6,), outputs=3, labels=("a", "b", "c"), categories
 CODES = DataSpec(input_shape=(2,), outputs=1, categories=(5, 9))
 SERIES = DataSpec(input_shape=(24, 3), outputs=3, labels=("a", "b", "c"), horizon=5)
 FANS = DataSpec(input_shape=(24, 3), outputs=9, labels=("a", "b", "c"), horizon=5)
+SOUNDS = DataSpec(input_shape=(1600,), outputs=3, labels=("a", "b", "c"), sample_rate=8000)
 COVARIATES = DataSpec(input_shape=(12, 5), outputs=2, labels=("a", "b"), horizon=4)
 
 MODELS: dict[str, list[tuple[dict[str, Any], DataSpec]]] = {
@@ -56,6 +58,8 @@ MODELS: dict[str, list[tuple[dict[str, Any], DataSpec]]] = {
         ({"layers": 2, "width": 16, "heads": 4, "mlp_width": 32, "patch": 6, "stride": 3, "dropout": 0}, s) for s in (SERIES, FANS)
     ],
     "lstm": [({"width": 24}, SERIES), ({"width": 24, "layers": 2, "revin": False}, FANS), ({"width": 24}, COVARIATES)],
+    "speech-cnn": [({"channels": [8, 12], "mels": 12}, SOUNDS)],
+    "conformer": [({"layers": 1, "width": 16, "heads": 2, "mels": 12, "kernel": 5}, SOUNDS)],
     "cnn": [({"channels": [8, 16]}, IMAGES), ({"channels": [8], "convs_per_stage": 2}, IMAGES)],
 }
 OPTIMIZERS: dict[str, list[dict[str, Any]]] = {
@@ -89,6 +93,8 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
         head = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
         (folder / f"{name}.idx.gz").write_bytes(gzip.compress(head + array.tobytes()))
     (folder / "f.csv").write_text("date,a,b\n" + "".join(f"2020-01-{i + 1:02d},{i},{i * i}\n" for i in range(20)))
+    for name in ("a_0", "a_1", "b_0"):
+        write_wav(folder / "wav" / f"{name}.wav", tone(300, 0.02, 8000), 8000)
     np.savez(folder / "e.npz", x=images.astype(np.float32), y=labels.astype(np.int64))
     return {
         "text": [{"path": str(folder / "a.txt")}],
@@ -96,6 +102,7 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
         "csv": [{"path": str(folder / "c.csv"), "label": "y"}],
         "parquet": [{"path": str(folder / "d.parquet"), "text": "text"}],
         "idx": [{"images": str(folder / "images.idx.gz"), "labels": str(folder / "labels.idx.gz")}],
+        "wav": [{"path": str(folder / "wav"), "pattern": "{label}_{take}"}],
         "npz": [{"path": str(folder / "e.npz"), "features": "x", "targets": "y"}],
         "sklearn": [{"name": n} for n in ("iris", "diabetes", "digits")],
         "series": [{"path": str(folder / "f.csv")}, {"path": str(folder / "f.csv"), "targets": ["b"], "inputs": ["a"]}],
