@@ -83,12 +83,13 @@ class SpeechCNN(SpeechModel):
             super().init_parameter(name, p, g)
 
     def _frames(self, conv: int) -> float:
-        return self.samples / self.features.hop / 2 ** min(2, conv // self.per_stage)
+        frames: float = self.samples / self.features.hop / 2 ** min(2, conv // self.per_stage)
+        return frames
 
     def flops_per_example(self, spec: DataSpec) -> float:
         """6 for each weight times the frames that it visits."""
-        visited = sum(cast(nn.Conv1d, c).weight.numel() * self._frames(i) for i, c in enumerate(self.convs))
-        return 6.0 * float(visited + self.head.weight.numel())
+        visited: float = sum(cast(nn.Conv1d, c).weight.numel() * self._frames(i) for i, c in enumerate(self.convs))
+        return 6.0 * (visited + self.head.weight.numel())
 
     def activations_per_example(self, spec: DataSpec) -> float:
         """Waveform and spectrum, and four of each convolution's output."""
