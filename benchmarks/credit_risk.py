@@ -59,7 +59,10 @@ def main() -> None:
         print(f"fold {fold}: ours {a:.4f}, " + ", ".join(f"{k} {v:.4f}" for k, v in b.items()))
     means = {name: sum(p[name] for p in peers) / len(peers) for name in peers[0]}
     mean, best = sum(ours) / len(ours), max(means.values())
-    print(f"mean of {len(ours)} folds: ours {mean:.4f}, scikit-learn {sklearn.__version__}: " + ", ".join(f"{k} {v:.4f}" for k, v in means.items()))
+    print(
+        f"mean of {len(ours)} folds: ours {mean:.4f}, scikit-learn {sklearn.__version__}: "
+        + ", ".join(f"{k} {v:.4f}" for k, v in means.items())
+    )
     line = {"claim": "credit_risk", "ours": mean, "peer": best, "ratio": mean / best, "floor": (best - 0.005) / best, "unit": "ROC-AUC"}
     print(json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()}))
 

@@ -53,7 +53,12 @@ def every(splits: DataSplits, part: str = "train") -> Any:
 
 @pytest.mark.parametrize(
     ("step", "words", "season"),
-    [(timedelta(minutes=15), "15 min", 96), (timedelta(hours=1), "1 h", 24), (timedelta(days=1), "1 d", 7), (timedelta(weeks=1), "1 week", 52)],
+    [
+        (timedelta(minutes=15), "15 min", 96),
+        (timedelta(hours=1), "1 h", 24),
+        (timedelta(days=1), "1 d", 7),
+        (timedelta(weeks=1), "1 week", 52),
+    ],
 )
 def test_the_step_and_its_usual_season_are_found(step: timedelta, words: str, season: int, tmp_path: Path) -> None:
     found = series(write(tmp_path, 30, step=step))
@@ -173,7 +178,9 @@ def test_what_is_held_out_changes_nothing_in_training(tmp_path: Path) -> None:
 def test_strides_inputs_and_the_calendar(tmp_path: Path) -> None:
     path = write(tmp_path)
     splits = made(
-        path, source={"targets": ["b"], "inputs": ["a"]}, window={"context": 12, "horizon": 4, "stride": 5, "origins": 7, "calendar": ["hour"]}
+        path,
+        source={"targets": ["b"], "inputs": ["a"]},
+        window={"context": 12, "horizon": 4, "stride": 5, "origins": 7, "calendar": ["hour"]},
     )
     assert (len(splits.train), len(splits.test)) == (21, 6)  # type: ignore[arg-type]
     batch = every(splits, "test")
@@ -255,7 +262,8 @@ def test_what_each_augmentation_does(tmp_path: Path) -> None:
     whole = torch.cat([sliced.inputs[:, :, :2], sliced.targets], 1)
     for i in (0, 11):  # numpy's interpolation of one of the slices
         options = [
-            np.stack([np.interp(start + np.arange(16) * 11 / 15, np.arange(16), before[i, :, c]) for c in range(2)], 1) for start in range(5)
+            np.stack([np.interp(start + np.arange(16) * 11 / 15, np.arange(16), before[i, :, c]) for c in range(2)], 1)
+            for start in range(5)
         ]
         assert min(np.abs(o - whole[i].numpy()).max() for o in options) < 1e-5
 
@@ -266,7 +274,11 @@ def test_what_each_augmentation_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "error", "says"),
     [
-        ({"window": {"context": 150, "horizon": 4}}, DataError, r"the train part has 120 of the series' 200 moments, shorter than a window of 150"),
+        (
+            {"window": {"context": 150, "horizon": 4}},
+            DataError,
+            r"the train part has 120 of the series' 200 moments, shorter than a window of 150",
+        ),
         ({"window": {"context": 12, "horizon": 50}}, DataError, r"the validation part has 40 .* shorter than a horizon of 50 steps"),
         ({"augment": ["flip"]}, DataError, "flip is not for time series. There are jitter, scaling"),
         ({"split": {"folds": 5}}, RecipeError, "split.folds: would train on what comes after"),
@@ -276,7 +288,9 @@ def test_what_each_augmentation_does(tmp_path: Path) -> None:
     ],
 )
 def test_settings_that_cannot_work(data: dict[str, Any], error: type[Exception], says: str, tmp_path: Path) -> None:
-    with pytest.raises(error, match=says.replace("split.", r"data\.split.").replace("normalize:", "data.normalize:") if error is RecipeError else says):
+    with pytest.raises(
+        error, match=says.replace("split.", r"data\.split.").replace("normalize:", "data.normalize:") if error is RecipeError else says
+    ):
         made(write(tmp_path), **data)
 
 

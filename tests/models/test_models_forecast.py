@@ -38,7 +38,7 @@ class TheirDLinear(nn.Module):
 
 def test_dlinear_is_the_authors() -> None:
     model = materialize(DLinearConfig().resolve(ETT), seed=0).eval()
-    assert parameter_count(model) == 2 * (96 * 96 + 96) == 18_624  
+    assert parameter_count(model) == 2 * (96 * 96 + 96) == 18_624
     far = DataSpec(input_shape=(96, 7), outputs=7, labels=tuple("abcdefg"), horizon=720)
     assert parameter_count(DLinearConfig().resolve(far).bare()) == 139_680  # the paper says 139.7K
     x = windows()
@@ -78,7 +78,12 @@ def copy(ours: Any, their: Any) -> None:
         at = f"model.encoder.layers.{i}."
         for a, b in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("out_proj", "o")):
             put[f"{at}self_attn.{a}"] = getattr(block, b)
-        put |= {f"{at}norm_sublayer1": block.attention_norm, f"{at}norm_sublayer3": block.mlp_norm, f"{at}ff.0": block.up, f"{at}ff.3": block.down}
+        put |= {
+            f"{at}norm_sublayer1": block.attention_norm,
+            f"{at}norm_sublayer3": block.mlp_norm,
+            f"{at}ff.0": block.up,
+            f"{at}ff.3": block.down,
+        }
     put["head.projection"] = ours.head
     state = {f"{k}.{n}": p for k, m in put.items() for n, p in m.named_parameters()}  # type: ignore[union-attr]
     state["model.encoder.positional_encoder.position_enc"] = ours.positions

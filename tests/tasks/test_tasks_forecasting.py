@@ -40,7 +40,9 @@ def batch(targets: torch.Tensor) -> Batch:
 def test_pinball_is_scikit_learns(alpha: float) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     y, p = drawn(50), drawn(50, seed=1)
-    assert pinball(p[:, None], y, (alpha,)).mean().item() == pytest.approx(metrics.mean_pinball_loss(y.numpy(), p.numpy(), alpha=alpha), rel=1e-6)
+    assert pinball(p[:, None], y, (alpha,)).mean().item() == pytest.approx(
+        metrics.mean_pinball_loss(y.numpy(), p.numpy(), alpha=alpha), rel=1e-6
+    )
 
 
 def test_the_least_pinball_loss_is_at_the_quantile() -> None:
@@ -109,7 +111,9 @@ def test_quantile_regression_is_the_mean_over_quantiles_and_the_sum_over_targets
     out, y = drawn(6, 4), drawn(6, 2, seed=1)
     total, weight = task.loss(Says(out), batch(y))
     theirs = sum(
-        metrics.mean_pinball_loss(y[:5, k].numpy(), out[:5, 2 * k + i].numpy(), alpha=q) for k in range(2) for i, q in enumerate((0.25, 0.75))
+        metrics.mean_pinball_loss(y[:5, k].numpy(), out[:5, 2 * k + i].numpy(), alpha=q)
+        for k in range(2)
+        for i, q in enumerate((0.25, 0.75))
     )
     assert (total / weight).item() == pytest.approx(theirs / 2, rel=1e-5)
 
