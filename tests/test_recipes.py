@@ -48,6 +48,8 @@ def toy(name: str) -> Recipe:
         own = recipe.data.source.part(part)  # type: ignore[arg-type]
         if own is not None:
             small = [*small, f"data.{part}={json.dumps(dump(own) | {'limit': LIMIT[own.gives()]})}"]
+    if recipe.data.split.folds is not None:
+        small = [*small, "data.split.folds=2"]
     held_out = recipe.data.validation is not None or recipe.data.split.validation > 0
     return load_recipe(name, [f"data.source={json.dumps(limited)}", *small, *SHORT, *(["train.validate_examples=4"] if held_out else [])])
 
