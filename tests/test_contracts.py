@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import importlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,14 @@ OPTIMIZERS: dict[str, list[dict[str, Any]]] = {
     "sgd": [{"lr": 0.1}, {"lr": 0.2, "momentum": 0.0}, {"nesterov": True, "lr": 0.05, "weight_decay": 1e-4}],
     "adam": [{"lr": 0.05}],
     "adamw": [{"lr": 0.05, "weight_decay": 0.01}],
+    "gd": [{"lr": 0.3}],
+    "adagrad": [{"lr": 0.5}, {"lr": 0.5, "initial_sum": 0.1}],
+    "rmsprop": [{"lr": 0.02}, {"lr": 0.005, "momentum": 0.9, "centered": True}],
+    "adafactor": [{"lr": 0.1}],
+    "lion": [{"lr": 0.02, "weight_decay": 0.0}],
+    "soap": [{"lr": 0.05, "weight_decay": 0.0}, {"lr": 0.05, "weight_decay": 0.0, "largest": 5, "every": 3}],
+    "schedule-free": [{"lr": 0.1, "weight_decay": 0.0}],
+    "adamw8bit": [{"lr": 0.05, "weight_decay": 0.01}],
     "muon": [{"lr": 0.05, "adamw_lr": 0.05, "schedule": {"kind": "wsd"}}],
 }
 
@@ -128,5 +137,7 @@ def test_schedule_contract(kind: str, warmup: float) -> None:
     rise = schedule.warmup_steps(total)
     assert factors[:rise] == sorted(factors[:rise])
     assert max(factors) == pytest.approx(1.0, abs=0.01)
-    assert factors[rise:] == sorted(factors[rise:], reverse=True)
+    after = factors[rise:]
+    falls = [i for i, (a, b) in enumerate(itertools.pairwise(after)) if b > a]
+    assert len(falls) <= (2 if kind == "cosine-restarts" else 0)  # it jumps back to the peak at each restart
     assert schedule.factor(0, 1) > 0

@@ -40,6 +40,7 @@ from tauon.tasks import CountingBytes, LanguageModelling, Task
 from tauon.train import (
     Plan,
     Precision,
+    TrainConfig,
     choose_device,
     choose_precision,
 )
@@ -160,6 +161,12 @@ class Context:
         splits = self.world.lead_first(self._prepared)
         self.world.same("the data", splits.fingerprint[:12], "Every rank must see the same files: copy them, or share a file system.")
         return splits
+
+    @property
+    def train(self) -> TrainConfig:
+        """The recipe's, with the batch that its optimizer takes."""
+        config = self.recipe.train
+        return config.model_copy(update={"batch": len(self.splits.train)}) if self.recipe.optim.full_batch else config
 
     def _prepared(self) -> DataSplits:
         def progress(what: str, done: int, total: int | None) -> None:

@@ -91,6 +91,10 @@ class Recipe(Config):
             for section in sorted(optional & self.model_fields_set & set(sections)):
                 if stages and not any(section in SECTIONS[s] for s in stages):
                     yield section, f"nothing will read it: stage {stage} is not among stages {list(stages)}. Add it, or drop this section."
+        optim = self.peek("optim")
+        for name in ("batch", "batch_warmup") if optim.full_batch else ():
+            if name in train.model_fields_set:
+                yield f"train.{name}", f"{optim.kind_} takes the whole training set at every step. Drop it, or take optim.kind=sgd."
         if task.needs != "tokens":
             for name in ("prompts", "samples"):
                 if name in self.peek("evaluate").model_fields_set:

@@ -100,4 +100,4 @@ class StepInfo:
     """Examples seen so far, all ranks together."""
     tokens: int
     """Tokens seen so far (0 where examples are not made of tokens)."""
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)

@@ -26,6 +26,7 @@ VERBS = {
     "generate": ("tauon.cli.generate", "Let a trained language model continue a text."),
     "runs": ("tauon.cli.runs", "List runs; compare two."),
     "check": ("tauon.cli.check", "Prove on a recipe that a layout of processes computes what one process does."),
+    "tune": ("tauon.cli.tune", "Try out settings before the real training: learning-rate range test."),
     "recipe": ("tauon.cli.recipe", "List, show, check recipes; print their JSON Schema."),
 }
 
