@@ -312,6 +312,14 @@ def test_a_category_that_training_never_saw_is_counted_and_said(tauon: Tauon, tm
     assert "unseen" in Path("runs/table/report.html").read_text()
 
 
+def test_codes_are_refused_by_models_that_would_multiply_them(tauon: Tauon, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{'abc'[i % 3]},{i % 2}\n" for i in range(30)))
+    source = {"kind": "csv", "path": str(tmp_path / "t.csv"), "label": "y"}
+    recipe = table_recipe(tmp_path / "r", data={"source": source}, model={"kind": "logistic"})
+    refused(tauon("run", recipe), RECIPE, "model.kind", "1 columns hold codes of categories", "data.table.categories: onehot")
+    assert tauon("run", recipe, "data.table.categories=onehot").code == 0
+
+
 DAYS = [f"2020-01-{i + 1:02d},{i},{i * i % 7}" for i in range(31)]
 SERIES: dict[str, tuple[list[str], list[str]]] = {
     "dates out of order": ([*DAYS[:9], DAYS[10], DAYS[9], *DAYS[11:]], ["dates out of order", "2020-01-10", "row 10", "Sort"]),

@@ -17,7 +17,8 @@ from tauon.config import parse, registered
 from tauon.data import SourceConfig
 from tauon.models import ModelConfig
 from tauon.optim import OptimConfig, ScheduleConfig
-from tauon.testing import check_model, check_optimizer, check_source
+from tauon.tasks import Task
+from tauon.testing import check_model, check_optimizer, check_source, check_task
 from tauon.types import DataSpec
 
 importlib.import_module("tauon.recipe")  # registers every family
@@ -57,6 +58,17 @@ MODELS: dict[str, list[tuple[dict[str, Any], DataSpec]]] = {
     ],
     "lstm": [({"width": 24}, SERIES), ({"width": 24, "layers": 2, "revin": False}, FANS), ({"width": 24}, COVARIATES)],
     "cnn": [({"channels": [8, 16]}, IMAGES), ({"channels": [8], "convs_per_stage": 2}, IMAGES)],
+}
+TASKS: dict[str, list[tuple[dict[str, Any], dict[str, Any], DataSpec]]] = {
+    "classification": [({}, {"kind": "mlp"}, TABLE), ({"label_smoothing": 0.1}, {"kind": "mlp"}, MIXED)],
+    "regression": [({}, {"kind": "mlp"}, NUMBERS), ({"loss_kind": "huber"}, {"kind": "linear"}, NUMBERS)],
+    "quantile-regression": [({}, {"kind": "mlp"}, NUMBERS), ({"quantiles": [0.5]}, {"kind": "mlp"}, CODES)],
+    "forecasting": [
+        ({}, {"kind": "dlinear"}, SERIES),
+        ({"loss_kind": "quantile"}, {"kind": "lstm"}, COVARIATES),
+        ({"loss_kind": "huber", "delta": 0.5}, {"kind": "patchtst"}, SERIES),
+    ],
+    "language-modelling": [({}, {"kind": "gpt", "layers": 1, "width": 16, "heads": 2}, TEXT)],
 }
 OPTIMIZERS: dict[str, list[dict[str, Any]]] = {
     "sgd": [{"lr": 0.1}, {"lr": 0.2, "momentum": 0.0}, {"nesterov": True, "lr": 0.05, "weight_decay": 1e-4}],
@@ -106,12 +118,18 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
 def test_every_registered_part_has_a_case_here() -> None:
     assert set(registered("model")) == set(MODELS)
     assert set(registered("optim")) == set(OPTIMIZERS)
+    assert set(registered("task")) == set(TASKS)
 
 
 @pytest.mark.parametrize(("kind", "settings", "spec"), [(k, s, d) for k, cases in MODELS.items() for s, d in cases])
 def test_model_contract(kind: str, settings: dict[str, Any], spec: DataSpec) -> None:
     config = parse(ModelConfig, {"kind": kind, **settings})
     check_model(config, spec, steps=600 if kind in ("logistic", "linear") else 200)
+
+
+@pytest.mark.parametrize(("kind", "settings", "model", "spec"), [(k, *case) for k, cases in TASKS.items() for case in cases])
+def test_task_contract(kind: str, settings: dict[str, Any], model: dict[str, Any], spec: DataSpec) -> None:
+    check_task(parse(Task, {"kind": kind, **settings}), parse(ModelConfig, model), spec)
 
 
 @pytest.mark.parametrize(("kind", "settings"), [(k, s) for k, cases in OPTIMIZERS.items() for s in cases])

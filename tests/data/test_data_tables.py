@@ -322,6 +322,13 @@ def test_a_class_that_training_never_sees_is_refused(tmp_path: Path) -> None:
         table(tmp_path, records, source={"features": ["x"]}, split={"validation": 0.2, "by": "position"})
 
 
+def test_so_is_one_of_plain_arrays(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.arange(40.0).reshape(20, 2), y=np.array([0, 1] * 9 + [2, 2]))
+    config = {"source": {"kind": "npz", "path": str(tmp_path / "a.npz")}, "split": {"by": "position", "validation": 0.1}}
+    with pytest.raises(DataError, match="the validation part has the class '2', which no training row has"):
+        prepare(parse(DataConfig, config), seed=0, needs="arrays")
+
+
 def test_sources_of_their_own_take_the_training_columns_and_classes(tmp_path: Path) -> None:
     records = rows()
     for name, some in (("a", records[:90]), ("b", records[90:])):

@@ -111,7 +111,7 @@ def _floats(values: Sequence[Any]) -> Floats | None:
     if found.shape != (len(values),) or np.isinf(found).any():
         return None
     lost = np.flatnonzero(np.isnan(found))
-    return found if all(values[i] is None for i in lost) else None
+    return found if all(values[i] is None for i in lost.tolist()) else None
 
 
 def kind_of_values(values: Sequence[Any]) -> tuple[ColumnKind, str]:

@@ -11,7 +11,7 @@ from tauon.models.base import (
     record,
 )
 from tauon.models.cnn import CNN, CNNConfig
-from tauon.models.columns import ColumnsInput, TabularConfig
+from tauon.models.columns import ColumnsInput, TabularConfig, refuse_codes
 from tauon.models.dlinear import DLinear, DLinearConfig
 from tauon.models.forecast import ForecasterConfig
 from tauon.models.gpt import GPT, GPT2Config, GPTConfig, KVCache, from_gpt2
@@ -53,4 +53,5 @@ __all__ = [
     "materialize",
     "parameter_count",
     "record",
+    "refuse_codes",
 ]
