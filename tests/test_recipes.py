@@ -25,7 +25,7 @@ TEXT = ["data.tokenizer={kind: bpe, vocab: 300}", "data.seq_len=16", "model.laye
 TEXT += ["evaluate.samples=1", "evaluate.resamples=100"]
 ARRAYS = ["evaluate.resamples=100"]
 SHORT = ["train.epochs=null", "train.time=null", "train.tokens=null", "train.steps=4", "train.batch=4"]
-LIMIT = {"text": 2, "arrays": 200, "series": 600}
+LIMIT = {"text": 2, "arrays": 200, "series": 600, "signals": 300}
 
 
 def uses(recipe: Recipe) -> set[str]:

@@ -4,6 +4,7 @@ Knows no model and no task: a task says whether it needs tokens, arrays or a ser
 """
 
 from tauon.data.arrays import ArrayDataset, Normalizer
+from tauon.data.audio_augment import AudioAugmentConfig
 from tauon.data.augment import AugmentConfig, Draws, Points
 from tauon.data.columns import ColumnsConfig, Encoder
 from tauon.data.config import DataConfig, problems_for
@@ -16,7 +17,10 @@ from tauon.data.replay import inputs_from_records, outputs_in_units
 from tauon.data.series import SeriesDataset
 from tauon.data.series_augment import SeriesAugmentConfig
 from tauon.data.shards import Shards, ShardWriter
-from tauon.data.sources import Arrays, Document, Series, SourceConfig, Table
+from tauon.data.signal_config import SignalConfig
+from tauon.data.signals import BLANK, SignalDataset, inputs_from_waves
+from tauon.data.sources import Arrays, Document, Series, Signals, SourceConfig, Table
+from tauon.data.sources.wav import read_wav
 from tauon.data.split import SplitConfig
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokenizer_config import TokenizerConfig
@@ -24,8 +28,10 @@ from tauon.data.tokens import TokenDataset
 from tauon.data.window import WindowConfig
 
 __all__ = [
+    "BLANK",
     "ArrayDataset",
     "Arrays",
+    "AudioAugmentConfig",
     "AugmentConfig",
     "ColumnLook",
     "ColumnsConfig",
@@ -43,6 +49,9 @@ __all__ = [
     "SeriesDataset",
     "ShardWriter",
     "Shards",
+    "SignalConfig",
+    "SignalDataset",
+    "Signals",
     "SourceConfig",
     "SplitConfig",
     "Table",
@@ -54,9 +63,11 @@ __all__ = [
     "bar",
     "example_at",
     "inputs_from_records",
+    "inputs_from_waves",
     "inspect_table",
     "outputs_in_units",
     "permute",
     "prepare",
     "problems_for",
+    "read_wav",
 ]

@@ -10,6 +10,7 @@ from pydantic import Field
 from tauon.config import Config, Count, Fraction
 from tauon.data.augment import AugmentConfig
 from tauon.data.columns import ColumnsConfig
+from tauon.data.signal_config import SignalConfig
 from tauon.data.sources.base import SourceConfig
 from tauon.data.split import SplitConfig
 from tauon.data.tokenizer_config import BpeConfig, TokenizerConfig
@@ -45,11 +46,13 @@ class DataConfig(Config):
     by ranks; unit: bytes / 255. By column, or by channel of images, with statistics of the training part. auto: unit for bytes,
     standard otherwise."""
     augment: tuple[AugmentConfig, ...] = ()
-    """Arrays and series: random changes of the training examples, in turn."""
+    """Arrays, series and recordings: random changes of the training examples, in turn."""
     table: ColumnsConfig = ColumnsConfig()
     """Tables (csv, jsonl, parquet) only: categories, missing values, dates."""
     window: WindowConfig = WindowConfig()
     """Series only: how much is read, how much is predicted."""
+    signal: SignalConfig = SignalConfig()
+    """Recordings only: length of an example, and what its target is."""
 
     workers: int = Field(default=0, ge=0, le=64)
     """Threads that prepare batches ahead; the batches are the same whatever their number."""
@@ -75,12 +78,13 @@ _FOR: dict[str, tuple[str, ...]] = {
     "mask_documents": ("tokens",),
     "overlap": ("tokens",),
     "normalize": ("arrays", "series"),
-    "augment": ("arrays", "series"),
+    "augment": ("arrays", "series", "signals"),
     "table": ("arrays",),
     "window": ("series",),
+    "signal": ("signals",),
 }
 """Keys of a `data` section that are for some kinds of data only."""
-_WORDS = {"tokens": "text", "arrays": "features and targets", "series": "a time series"}
+_WORDS = {"tokens": "text", "arrays": "features and targets", "series": "a time series", "signals": "recordings"}
 """What a source gives, in words, for each thing that a task may need."""
 
 

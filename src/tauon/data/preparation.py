@@ -59,7 +59,7 @@ def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | N
     Args:
         config: the recipe's `data` section.
         seed: the run's seed: moves windows and augmentation, not the split (that is `split.seed`).
-        needs: what the task learns from: tokens, arrays, series.
+        needs: what the task learns from: tokens, arrays, series, signals.
         progress: told (what, done, total) during long steps.
 
     Raises:
@@ -77,6 +77,10 @@ def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | N
             from tauon.data.series import prepare_series
 
             return prepare_series(config, sources, seed)
+        if needs == "signals":
+            from tauon.data.signals import prepare_signals
+
+            return prepare_signals(config, sources, seed)
         if config.source.tabular():
             from tauon.data.table_preparation import prepare_tables
 

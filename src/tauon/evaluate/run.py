@@ -5,6 +5,7 @@ Chooses no split and loads no weights (the pipeline does), trains nothing, write
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from tauon.evaluate.forecasting import ForecastSums
 from tauon.evaluate.language import language_modelling
 from tauon.evaluate.quantiles import quantile_regression
 from tauon.evaluate.regression import regression
+from tauon.evaluate.speech import speech_recognition
 from tauon.evaluate.tiles import Predictor, predict_all, predict_each
 from tauon.types import Dataset
 
@@ -44,7 +46,8 @@ def evaluate(
 
     `task.predict` gives, for each example: classification {"scores": B x C probabilities, "targets": B}; regression
     {"predictions", "targets": B or B x K}; quantile-regression {"quantiles": B x K x Q, "targets", "levels", "crossed"}; forecasting
-    {"predictions", "targets": B x H x K, and perhaps quantiles}; language-modelling {"nll": nats, "tokens", "bytes": B}. Examples of weight zero count
+    {"predictions", "targets": B x H x K, and perhaps quantiles}; language-modelling {"nll": nats, "tokens", "bytes": B};
+    speech-recognition errors and lengths in characters and words. Examples of weight zero count
     nowhere; every other weight counts as one (weights shape the loss in training; the metrics describe the data as they are).
     The values depend neither on `config.batch` nor on what ran before. `split` names the data in the record (default:
     `config.split`). `context` opens around each forward pass; the model must be on `device` already.
@@ -55,7 +58,9 @@ def evaluate(
         return forecasts(
             model, task, dataset, config, seed=seed, split=split or config.split, context=context, device=device, progress=progress
         )
+    began = time.perf_counter()
     outputs, weights = predict_all(model, task, dataset, batch=config.batch, context=context, device=device, progress=progress)
+    seconds = time.perf_counter() - began
     notes: list[str] = []
     if (weights < 0).any() or not np.isfinite(weights).all():
         raise DataError(
@@ -84,10 +89,13 @@ def evaluate(
         found = quantile_regression({k: get(k) for k in ("quantiles", "targets", "levels", "crossed")}, labels, **how)
     elif task.family == "language-modelling":
         found = language_modelling(get("nll"), get("tokens"), get("bytes"), dataset.facts, **how)
+    elif task.family == "speech-recognition":
+        names = ("character_errors", "characters", "word_errors", "words", "samples")
+        found = speech_recognition({k: get(k) for k in names}, seconds=seconds, rate=dataset.spec.sample_rate, **how)
     else:
         raise DataError(
             f"no metrics for a task of family {task.family!r}; there are: "
-            "classification, regression, quantile-regression, forecasting, language-modelling"
+            "classification, regression, quantile-regression, forecasting, language-modelling, speech-recognition"
         )
     found["notes"] = notes + found.get("notes", [])
     n = int(keep.sum())

@@ -12,12 +12,15 @@ from tauon.models.base import (
 )
 from tauon.models.cnn import CNN, CNNConfig
 from tauon.models.columns import ColumnsInput, TabularConfig, refuse_codes
+from tauon.models.conformer import Conformer, ConformerConfig
 from tauon.models.dlinear import DLinear, DLinearConfig
 from tauon.models.forecast import ForecasterConfig
 from tauon.models.gpt import GPT, GPT2Config, GPTConfig, KVCache, from_gpt2
 from tauon.models.lstm import LSTMConfig, LSTMForecaster
+from tauon.models.mel import LogMel, SpeechConfig, mel_filters
 from tauon.models.mlp import LinearConfig, LogisticConfig, MLPConfig, Perceptron
 from tauon.models.patchtst import PatchTST, PatchTSTConfig
+from tauon.models.speech_cnn import SpeechCNN, SpeechCNNConfig
 from tauon.models.tabular import FTTransformer, FTTransformerConfig, WideAndDeep, WideAndDeepConfig
 
 __all__ = [
@@ -25,6 +28,8 @@ __all__ = [
     "GPT",
     "CNNConfig",
     "ColumnsInput",
+    "Conformer",
+    "ConformerConfig",
     "DLinear",
     "DLinearConfig",
     "FTTransformer",
@@ -36,6 +41,7 @@ __all__ = [
     "LSTMConfig",
     "LSTMForecaster",
     "LinearConfig",
+    "LogMel",
     "LogisticConfig",
     "MLPConfig",
     "Model",
@@ -44,6 +50,9 @@ __all__ = [
     "PatchTSTConfig",
     "Perceptron",
     "Shard",
+    "SpeechCNN",
+    "SpeechCNNConfig",
+    "SpeechConfig",
     "TabularConfig",
     "WideAndDeep",
     "WideAndDeepConfig",
@@ -51,6 +60,7 @@ __all__ = [
     "from_record",
     "load_weights",
     "materialize",
+    "mel_filters",
     "parameter_count",
     "record",
     "refuse_codes",

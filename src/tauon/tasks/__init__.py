@@ -6,14 +6,17 @@ from tauon.tasks.forecasting import Forecasting
 from tauon.tasks.language import CountingBytes, LanguageModelling
 from tauon.tasks.losses import linear_cross_entropy, token_nll
 from tauon.tasks.quantiles import QuantileRegression, pinball
+from tauon.tasks.speech import AudioClassification, SpeechRecognition
 
 __all__ = [
+    "AudioClassification",
     "Classification",
     "CountingBytes",
     "Forecasting",
     "LanguageModelling",
     "QuantileRegression",
     "Regression",
+    "SpeechRecognition",
     "Task",
     "linear_cross_entropy",
     "pinball",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -32,14 +32,16 @@ class _Few:
 
     def batch(self, index: np.ndarray, *, epoch: int = 0) -> Batch:
         rows = torch.from_numpy(np.asarray(index))
-        return Batch(self.whole.inputs[rows], self.whole.targets[rows], self.whole.weights[rows])
+        values = {f.name: getattr(self.whole, f.name) for f in fields(Batch)}
+        return Batch(**{k: None if v is None else v[rows] for k, v in values.items()})
 
 
-def check_task(task: Task, model: ModelConfig, spec: DataSpec, *, rows: int = 40) -> None:
+def check_task(task: Task, model: ModelConfig, spec: DataSpec, batch: Batch | None = None) -> None:
     """A task: comes back from its record; the loss of a batch is the sum of its examples' and takes rows of weight zero for nothing;
     every parameter gets a gradient; predictions have one row an example, and metrics follow from them.
 
-    `spec` is the data's, as the source tells it; what the model is told of it is the task's `shape`.
+    `spec` is the data's, as the source tells it; what the model is told of it is the task's `shape`. `batch`: examples, where random
+    ones (`tiny_batch`) make no sense.
     """
     again = parse(Task, json.loads(json.dumps(dump(task))))
     assert again == task, "the record does not come back"
@@ -49,7 +51,8 @@ def check_task(task: Task, model: ModelConfig, spec: DataSpec, *, rows: int = 40
         for i, p in enumerate(net.parameters()):
             if p.ndim >= 2 and not p.any():
                 p.normal_(0, 0.1, generator=torch.Generator().manual_seed(i))
-    batch = tiny_batch(spec, rows)
+    batch = tiny_batch(spec, 40) if batch is None else batch
+    rows = len(batch)
     _check_loss(task, net, batch)
     net.eval()
     with torch.no_grad():

@@ -230,7 +230,9 @@ def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
     examples = job.examples_at(job.step) if job.examples_at is not None else len(batch) * job.mesh.layout.data * job.replicas
     job.step += 1
     job.examples += examples
-    job.tokens += examples * batch.targets.shape[1] if batch.targets.dtype == torch.int64 and batch.targets.ndim == 2 else 0
+    job.tokens += (
+        examples * batch.targets.shape[1] if batch.targets.dtype == torch.int64 and batch.targets.ndim == 2 and batch.lengths is None else 0
+    )
     metrics["lr"] = job.optimizer.param_groups[0]["lr"]
     for act in job.after:
         act(job)

@@ -20,10 +20,10 @@ from tauon.config import Count, Registered, dump
 from tauon.data.files import canonical, sha256_file
 from tauon.errors import DataError
 
-__all__ = ["Arrays", "Document", "Kind", "Series", "SourceConfig", "Table"]
+__all__ = ["Arrays", "Document", "Kind", "Series", "Signals", "SourceConfig", "Table"]
 
 Kind = str
-"""text, arrays, series: what a source gives."""
+"""text, arrays, series, signals: what a source gives."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,31 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Signals:
+    """N waveforms of one sampling rate, each as long as it is."""
+
+    waves: Sequence[NDArray[np.float32]]
+    """Samples in [-1, 1], one dimension each."""
+    rate: int
+    """Samples a second."""
+    names: Sequence[str]
+    """Where each comes from, for messages."""
+    targets: NDArray[np.int64] | None = None
+    """Class of each, or none where there are transcripts."""
+    label_names: tuple[str, ...] = ()
+    transcripts: Sequence[str] = ()
+    """What is said in each."""
+
+    def __len__(self) -> int:
+        return len(self.waves)
+
+    def first(self, n: int) -> Signals:
+        """The first n."""
+        targets = None if self.targets is None else self.targets[:n]
+        return replace(self, waves=self.waves[:n], names=self.names[:n], targets=targets, transcripts=self.transcripts[:n])
+
+
+@dataclass(frozen=True)
 class Series:
     """One multivariate series: N moments in order, C columns."""
 
@@ -141,6 +166,10 @@ class SourceConfig(Registered, family="source"):
         """The whole series."""
         raise DataError(f"source {self.kind_!r} has no series; it gives {self.gives()}")
 
+    def signals(self) -> Signals:
+        """All waveforms."""
+        raise DataError(f"source {self.kind_!r} has no waveforms; it gives {self.gives()}")
+
     def part(self, name: Literal["validation", "test"]) -> SourceConfig | None:
         """The source's own held-out part of that name, where it was published with one."""
         return None
@@ -179,6 +208,11 @@ class SourceConfig(Registered, family="source"):
             for array in (found.times.astype(np.int64), found.values):
                 digest.update(f"\0{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
             digest.update("\0".join(found.names).encode())
+        elif self.gives() == "signals":
+            waves = self.signals()
+            for wave, name in zip(waves.waves, waves.names, strict=True):
+                digest.update(f"\0{name}\0{waves.rate}".encode() + np.ascontiguousarray(wave).tobytes())
+            digest.update(repr([waves.targets, waves.label_names, list(waves.transcripts)]).encode())
         else:
             table = self.arrays()
             for array in (table.features, table.targets):

@@ -12,7 +12,7 @@ from tauon.data.sources.base import Kind
 
 __all__ = ["PUBLIC", "PublicFile", "PublicSet"]
 
-Part = Literal["train", "validation", "test"]
+Part = Literal["train", "validation", "test", "all"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,10 @@ class PublicSet:
     """Of a table: names of its columns, which the file does not name. The file is text, columns apart by blanks."""
     label: str = ""
     """Of a table: the column to predict. Its values in order are called `label_names`."""
+    pattern: str = ""
+    """Of recordings in a zip: how they are called (`sources/wav.py`). `label_names` are then of the labels in order."""
+    only: dict[Part, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    """Of recordings: which belong to a part; the part `all` has every one."""
     date: str = ""
     """Of a series: the column of dates of a CSV file; all others are values."""
 
@@ -55,6 +59,14 @@ def _wikitext(name: str, sha256: str, size: int) -> tuple[PublicFile, ...]:
 
 def _mnist(name: str, sha256: str, size: int) -> PublicFile:
     return PublicFile(f"mnist/{name}.gz", tuple(f"{base}/{name}.gz" for base in _MNIST), sha256, size)
+
+
+_FSDD = PublicFile(
+    "fsdd/recordings.zip",
+    ("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.zip",),
+    "a2e8a660492f28d9eed6270b290d26cbc5c81d6077ce87d3c0ad5adf4d4ee696",  # of its recordings: see `members_digest`
+    40_000_000,
+)
 
 
 PUBLIC: dict[str, PublicSet] = {
@@ -124,6 +136,16 @@ PUBLIC: dict[str, PublicSet] = {
                 ),
             )
         },
+    ),
+    "fsdd": PublicSet(
+        title="Free Spoken Digit Dataset: 3,000 recordings of ten digits by six speakers, 8 kHz",
+        licence="CC BY-SA 4.0",
+        home="https://github.com/Jakobovski/free-spoken-digit-dataset",
+        gives="signals",
+        pattern="{label}_{speaker}_{take}",
+        label_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+        only={"train": {"take": tuple(map(str, range(5, 50)))}, "test": {"take": tuple(map(str, range(5)))}},
+        parts={"train": (_FSDD,), "test": (_FSDD,), "all": (_FSDD,)},
     ),
     "etth1": PublicSet(
         title="ETTh1: load and oil temperature of an electricity transformer, hourly, July 2016 to June 2018",
