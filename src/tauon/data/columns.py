@@ -75,12 +75,12 @@ def is_number(value: Any) -> bool:
 
 
 def spelling(value: Any) -> str:
-    """One spelling of a category, whatever file or JSON it came from: 1, 1.0 and "1" are the same, so are true and True."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
+    """One spelling of a category, whatever file or JSON it came from: 1, 1.0 and "1" are the same, so are true and "True"; "01" is another."""
+    text = str(value).strip()
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    head, point, tail = text.partition(".")
+    return head if point and tail and not tail.strip("0") and head.lstrip("-").isdigit() else text
 
 
 def as_numbers(values: Sequence[Any], where: Callable[[int], str]) -> Floats:

@@ -32,8 +32,8 @@ class _Few:
 
     def batch(self, index: np.ndarray, *, epoch: int = 0) -> Batch:
         rows = torch.from_numpy(np.asarray(index))
-        values = {f.name: getattr(self.whole, f.name) for f in fields(Batch)}
-        return Batch(**{k: None if v is None else v[rows] for k, v in values.items()})
+        values: dict[str, Any] = {f.name: getattr(self.whole, f.name) for f in fields(Batch)}
+        return replace(self.whole, **{k: v[rows] for k, v in values.items() if v is not None})
 
 
 def check_task(task: Task, model: ModelConfig, spec: DataSpec, batch: Batch | None = None) -> None:
