@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tauon.config import parse, registered
 from tauon.data import SourceConfig
 from tauon.models import ModelConfig
 from tauon.optim import OptimConfig, ScheduleConfig
-from tauon.testing import check_model, check_optimizer, check_source
-from tauon.types import DataSpec
+from tauon.tasks import Task
+from tauon.testing import check_model, check_optimizer, check_source, check_task
+from tauon.types import Batch, DataSpec
 from tones import tone, write_wav
 
 importlib.import_module("tauon.recipe")  # registers every family
@@ -31,6 +33,7 @@ MIXED = DataSpec(input_shape=(6,), outputs=3, labels=("a", "b", "c"), categories
 CODES = DataSpec(input_shape=(2,), outputs=1, categories=(5, 9))
 SERIES = DataSpec(input_shape=(24, 3), outputs=3, labels=("a", "b", "c"), horizon=5)
 FANS = DataSpec(input_shape=(24, 3), outputs=9, labels=("a", "b", "c"), horizon=5)
+SPEECH = DataSpec(input_shape=(1600,), outputs=4, labels=("<blank>", " ", "a", "b"), sample_rate=8000)
 SOUNDS = DataSpec(input_shape=(1600,), outputs=3, labels=("a", "b", "c"), sample_rate=8000)
 COVARIATES = DataSpec(input_shape=(12, 5), outputs=2, labels=("a", "b"), horizon=4)
 
@@ -61,6 +64,32 @@ MODELS: dict[str, list[tuple[dict[str, Any], DataSpec]]] = {
     "speech-cnn": [({"channels": [8, 12], "mels": 12}, SOUNDS)],
     "conformer": [({"layers": 1, "width": 16, "heads": 2, "mels": 12, "kernel": 5}, SOUNDS)],
     "cnn": [({"channels": [8, 16]}, IMAGES), ({"channels": [8], "convs_per_stage": 2}, IMAGES)],
+}
+
+
+def spoken_words() -> Batch:
+    """Recordings with transcripts of one to three characters."""
+    g = torch.Generator().manual_seed(0)
+    targets = torch.randint(1, 4, (12, 3), generator=g)
+    for row in range(12):
+        targets[row, row % 3 + 1 :] = -1
+    return Batch(torch.randn(12, 1600, generator=g), targets, torch.ones(12), lengths=torch.full((12,), 1600))
+
+
+TASKS: dict[str, list[tuple[Any, ...]]] = {
+    "classification": [({}, {"kind": "mlp"}, TABLE), ({"label_smoothing": 0.1}, {"kind": "mlp"}, MIXED)],
+    "regression": [({}, {"kind": "mlp"}, NUMBERS), ({"loss_kind": "huber"}, {"kind": "linear"}, NUMBERS)],
+    "quantile-regression": [({}, {"kind": "mlp"}, NUMBERS), ({"quantiles": [0.5]}, {"kind": "mlp"}, CODES)],
+    "forecasting": [
+        ({}, {"kind": "dlinear"}, SERIES),
+        ({"loss_kind": "quantile"}, {"kind": "lstm"}, COVARIATES),
+        ({"loss_kind": "huber", "delta": 0.5}, {"kind": "patchtst"}, SERIES),
+    ],
+    "language-modelling": [({}, {"kind": "gpt", "layers": 1, "width": 16, "heads": 2}, TEXT)],
+    "audio-classification": [({}, {"kind": "speech-cnn", "channels": [8, 12], "mels": 12}, SOUNDS)],
+    "speech-recognition": [
+        ({}, {"kind": "conformer", "layers": 1, "width": 16, "heads": 2, "mels": 12, "kernel": 5, "dropout": 0.0}, SPEECH, spoken_words())
+    ],
 }
 OPTIMIZERS: dict[str, list[dict[str, Any]]] = {
     "sgd": [{"lr": 0.1}, {"lr": 0.2, "momentum": 0.0}, {"nesterov": True, "lr": 0.05, "weight_decay": 1e-4}],
@@ -113,12 +142,19 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
 def test_every_registered_part_has_a_case_here() -> None:
     assert set(registered("model")) == set(MODELS)
     assert set(registered("optim")) == set(OPTIMIZERS)
+    assert set(registered("task")) == set(TASKS)
 
 
 @pytest.mark.parametrize(("kind", "settings", "spec"), [(k, s, d) for k, cases in MODELS.items() for s, d in cases])
 def test_model_contract(kind: str, settings: dict[str, Any], spec: DataSpec) -> None:
     config = parse(ModelConfig, {"kind": kind, **settings})
     check_model(config, spec, steps=600 if kind in ("logistic", "linear") else 200)
+
+
+@pytest.mark.parametrize(("kind", "case"), [(k, case) for k, cases in TASKS.items() for case in cases])
+def test_task_contract(kind: str, case: tuple[Any, ...]) -> None:
+    settings, model, spec, *batch = case
+    check_task(parse(Task, {"kind": kind, **settings}), parse(ModelConfig, model), spec, *batch)
 
 
 @pytest.mark.parametrize(("kind", "settings"), [(k, s) for k, cases in OPTIMIZERS.items() for s in cases])

@@ -33,7 +33,7 @@ from tauon.distributed import Heartbeat, World, join
 from tauon.errors import Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
-from tauon.models import GPT, from_record, load_weights, materialize
+from tauon.models import GPT, from_record, load_weights, materialize, refuse_codes
 from tauon.recipe import FREE, SECTIONS, Recipe, StageName, differences, fingerprint, to_yaml
 from tauon.report import render
 from tauon.tasks import CountingBytes, LanguageModelling, Task
@@ -173,6 +173,7 @@ class Context:
             self.tell("progress", what=what, done=done, total=total)
 
         splits = prepare(self.recipe.data, seed=self.recipe.seed, needs=self.recipe.task.needs, progress=progress)
+        refuse_codes(self.recipe.model, splits.spec)
         splits.spec = self.recipe.task.shape(splits.spec)
         wrong = [Problem(key, message) for key, message in self.recipe.task.fits(splits.spec)]
         wrong += targets_that_do_not_fit(self.recipe.task, splits)

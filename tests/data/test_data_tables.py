@@ -11,6 +11,7 @@ import pytest
 
 from tauon.config import parse
 from tauon.data import ColumnsConfig, DataConfig, DataSplits, Encoder, Normalizer, inputs_from_records, prepare
+from tauon.data.columns import spelling
 from tauon.data.split import PARTS
 from tauon.errors import DataError, RecipeError
 
@@ -229,6 +230,27 @@ def test_spellings_of_one_category_are_one(tmp_path: Path) -> None:
     assert made.spec.categories == (4, 0)
     inputs = [inputs_from_records(made.preprocess, [{"zone": z, "x": 1}])[0, 0] for z in ("2", 2, 2.0, " 2")]
     assert inputs == [2.0] * 4
+    assert [spelling(v) for v in (True, "True", "TRUE", 1, 1.0, "1.0", "01", "1.50", -2.0, "a.0")] == [
+        "true", "true", "true", "1", "1", "1", "01", "1.50", "-2", "a.0",
+    ]  # fmt: skip
+
+
+def test_parquet_and_json_lines_give_what_the_csv_gives(tmp_path: Path) -> None:
+    import datetime
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    records = rows()
+    settings: dict[str, Any] = {"table": {"impute": "median", "dates": ["days", "month"]}, "source": {"drop": []}}
+    expected = whole(table(tmp_path, records, **settings))
+    typed = [r | {"since": datetime.date.fromisoformat(r["since"])} for r in records]
+    pq.write_table(pa.Table.from_pylist(typed), tmp_path / "t.parquet")
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(r) for r in records))
+    for kind in ("parquet", "jsonl"):
+        source = {"kind": kind, "path": str(tmp_path / f"t.{kind}"), "label": "paid"}
+        config = {"source": source, "split": {"test": 0.2, "validation": 0.1}, "table": settings["table"]}
+        np.testing.assert_array_equal(whole(prepare(parse(DataConfig, config), seed=0, needs="arrays")), expected)
 
 
 def test_records_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -320,6 +342,13 @@ def test_a_class_that_training_never_sees_is_refused(tmp_path: Path) -> None:
     records = [{"x": i, "paid": "maybe" if i == 39 else "yn"[i % 2]} for i in range(40)]
     with pytest.raises(DataError, match="the validation part has the class 'maybe', which no training row has"):
         table(tmp_path, records, source={"features": ["x"]}, split={"validation": 0.2, "by": "position"})
+
+
+def test_so_is_one_of_plain_arrays(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.arange(40.0).reshape(20, 2), y=np.array([0, 1] * 9 + [2, 2]))
+    config = {"source": {"kind": "npz", "path": str(tmp_path / "a.npz")}, "split": {"by": "position", "validation": 0.1}}
+    with pytest.raises(DataError, match="the validation part has the class '2', which no training row has"):
+        prepare(parse(DataConfig, config), seed=0, needs="arrays")
 
 
 def test_sources_of_their_own_take_the_training_columns_and_classes(tmp_path: Path) -> None:

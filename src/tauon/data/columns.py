@@ -75,16 +75,19 @@ def is_number(value: Any) -> bool:
 
 
 def spelling(value: Any) -> str:
-    """One spelling of a category, whatever file or JSON it came from: 1, 1.0 and "1" are the same, so are true and True."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
+    """One spelling of a category, whatever file or JSON it came from: 1, 1.0 and "1" are the same, so are true and "True"; "01" is another."""
+    text = str(value).strip()
+    if text.lower() in ("true", "false"):
+        return text.lower()
+    head, point, tail = text.partition(".")
+    return head if point and tail and not tail.strip("0") and head.lstrip("-").isdigit() else text
 
 
 def as_numbers(values: Sequence[Any], where: Callable[[int], str]) -> Floats:
     """float64, missing ones (None) as NaN; `DataError` that names the first that is no number."""
+    found = _floats(values)
+    if found is not None:
+        return found
     out = np.empty(len(values))
     for i, value in enumerate(values):
         if value is None:
@@ -99,14 +102,28 @@ def as_numbers(values: Sequence[Any], where: Callable[[int], str]) -> Floats:
     return out
 
 
+def _floats(values: Sequence[Any]) -> Floats | None:
+    """All at once, where each is a finite number or None: several times faster than one by one. None: look at each."""
+    try:
+        found = np.array(values, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if found.shape != (len(values),) or np.isinf(found).any():
+        return None
+    lost = np.flatnonzero(np.isnan(found))
+    return found if all(values[i] is None for i in lost.tolist()) else None
+
+
 def kind_of_values(values: Sequence[Any]) -> tuple[ColumnKind, str]:
     """(kind, reason) from the values that are there."""
     there = [v for v in values if v is not None]
     if not there:
         return "category", "it has no value"
+    if _floats(there) is not None:
+        return "number", "its values are numbers"
     numbers = sum(map(is_number, there))
     if 2 * numbers >= len(there):
-        return "number", "its values are numbers" if numbers == len(there) else f"{numbers:,} of {len(there):,} values are numbers"
+        return "number", f"{numbers:,} of {len(there):,} values are numbers"
     if all(not isinstance(v, (bool, int, float)) and is_date(str(v)) for v in there[:1000]):
         return "date", "its values are dates"
     return "category", "its values are words"

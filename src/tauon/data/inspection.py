@@ -107,7 +107,7 @@ def _delimiter(text: str, where: str) -> str:
 def _has_header(lines: Sequence[Sequence[str]]) -> bool:
     """The first line names the columns if no cell of it is a number, or empty, or comes again below."""
     first, rest = lines[0], lines[1:]
-    if not rest or len(set(first)) != len(first) or any(not c.strip() or is_number(c) for c in first):
+    if len(set(first)) != len(first) or any(not c.strip() or is_number(c) for c in first):
         return False
     return not any(first[j] == row[j] for row in rest for j in range(min(len(first), len(row))))
 

@@ -11,7 +11,7 @@ from tauon.models.base import (
     record,
 )
 from tauon.models.cnn import CNN, CNNConfig
-from tauon.models.columns import ColumnsInput, TabularConfig
+from tauon.models.columns import ColumnsInput, TabularConfig, refuse_codes
 from tauon.models.conformer import Conformer, ConformerConfig
 from tauon.models.dlinear import DLinear, DLinearConfig
 from tauon.models.forecast import ForecasterConfig
@@ -63,4 +63,5 @@ __all__ = [
     "mel_filters",
     "parameter_count",
     "record",
+    "refuse_codes",
 ]

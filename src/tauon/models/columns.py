@@ -27,8 +27,8 @@ def array_sizes(config: ModelConfig, spec: DataSpec) -> tuple[tuple[int, ...], i
 
 
 def refuse_codes(config: ModelConfig, spec: DataSpec) -> None:
-    """Codes of categories are no quantities: a model that would multiply them is refused."""
-    if any(spec.categories):
+    """Codes of categories are no quantities: a model that would multiply them is refused. `RecipeError`."""
+    if any(spec.categories) and not config.reads_codes:
         n = sum(c > 0 for c in spec.categories)
         raise RecipeError(
             [
@@ -49,6 +49,8 @@ def embedding_width(codes: int) -> int:
 class TabularConfig(ModelConfig):
     """Base of models that read tables: their sizes are the data's."""
 
+    reads_codes = True
+
     inputs: Size | None = None
     """Columns, F. Left out: the data's."""
     outputs: Size | None = None
@@ -57,6 +59,7 @@ class TabularConfig(ModelConfig):
     """Codes of each column, 0 for numbers. Left out: the data's."""
 
     def resolve(self, spec: DataSpec) -> Self:
+        refuse_codes(self, spec)
         shape, outputs = array_sizes(self, spec)
         features = math.prod(shape)
         if self.inputs not in (None, features):

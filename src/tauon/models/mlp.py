@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +18,9 @@ from torch import Tensor, nn
 
 from tauon.config import Fraction, register
 from tauon.models.base import Model, Size
-from tauon.models.columns import ColumnsInput, TabularConfig, array_sizes, refuse_codes
-from tauon.types import DataSpec
+from tauon.models.columns import ColumnsInput, TabularConfig, array_sizes
 
 __all__ = ["LinearConfig", "LogisticConfig", "MLPConfig", "Perceptron", "array_sizes"]
-
-
-class _LinearConfig(TabularConfig):
-    def resolve(self, spec: DataSpec) -> Self:
-        refuse_codes(self, spec)
-        return super().resolve(spec)
 
 
 @register("mlp")
@@ -54,16 +47,20 @@ class MLPConfig(TabularConfig):
 
 
 @register("logistic")
-class LogisticConfig(_LinearConfig):
+class LogisticConfig(TabularConfig):
     """Logistic regression: one linear layer; train it with task: classification."""
+
+    reads_codes = False
 
     def build(self) -> Perceptron:
         return Perceptron(self.sizes)
 
 
 @register("linear")
-class LinearConfig(_LinearConfig):
+class LinearConfig(TabularConfig):
     """Linear regression: one linear layer; train it with task: regression."""
+
+    reads_codes = False
 
     def build(self) -> Perceptron:
         return Perceptron(self.sizes)
