@@ -10,6 +10,7 @@ from tauon.data.columns import ColumnsConfig, Encoder
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.inspection import ColumnLook, TableLook, inspect_table
 from tauon.data.loader import Loader
+from tauon.data.masking import MaskedDataset
 from tauon.data.order import example_at, permute
 from tauon.data.preparation import DataSplits, prepare
 from tauon.data.progress import Progress, bar
@@ -24,6 +25,7 @@ from tauon.data.sources.wav import read_wav
 from tauon.data.split import SplitConfig
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokenizer_config import TokenizerConfig
+from tauon.data.tokenizer_from import FromModelConfig, has_tokenizer, tokenizer_of
 from tauon.data.tokens import TokenDataset
 from tauon.data.window import WindowConfig
 
@@ -40,7 +42,9 @@ __all__ = [
     "Document",
     "Draws",
     "Encoder",
+    "FromModelConfig",
     "Loader",
+    "MaskedDataset",
     "Normalizer",
     "Points",
     "Progress",
@@ -62,6 +66,7 @@ __all__ = [
     "WindowConfig",
     "bar",
     "example_at",
+    "has_tokenizer",
     "inputs_from_records",
     "inputs_from_waves",
     "inspect_table",
@@ -70,4 +75,5 @@ __all__ = [
     "prepare",
     "problems_for",
     "read_wav",
+    "tokenizer_of",
 ]

@@ -18,6 +18,7 @@ from tauon.evaluate.config import EvaluateConfig
 from tauon.evaluate.evaluation import Evaluation
 from tauon.evaluate.forecasting import ForecastSums
 from tauon.evaluate.language import language_modelling
+from tauon.evaluate.masked import masked_language_modelling
 from tauon.evaluate.quantiles import quantile_regression
 from tauon.evaluate.regression import regression
 from tauon.evaluate.speech import speech_recognition
@@ -67,7 +68,7 @@ def evaluate(
             f"{int((~(weights >= 0)).sum())} of {len(weights)} examples have a weight below zero or not finite; weights are 0 or more"
         )
     keep = weights > 0
-    if task.family == "language-modelling":
+    if task.family in ("language-modelling", "masked-language-modelling"):
         keep &= _need(outputs, task.family, "tokens") > 0
     if not keep.any():
         raise DataError(f"all {len(weights)} examples have weight zero: nothing to evaluate on")
@@ -87,6 +88,8 @@ def evaluate(
         found = regression(get("predictions"), get("targets"), labels, **how)
     elif task.family == "quantile-regression":
         found = quantile_regression({k: get(k) for k in ("quantiles", "targets", "levels", "crossed")}, labels, **how)
+    elif task.family == "masked-language-modelling":
+        found = masked_language_modelling(get("nll"), get("tokens"), get("correct"), **how)
     elif task.family == "language-modelling":
         found = language_modelling(get("nll"), get("tokens"), get("bytes"), dataset.facts, **how)
     elif task.family == "speech-recognition":
@@ -95,7 +98,7 @@ def evaluate(
     else:
         raise DataError(
             f"no metrics for a task of family {task.family!r}; there are: "
-            "classification, regression, quantile-regression, forecasting, language-modelling, speech-recognition"
+            "classification, regression, quantile-regression, forecasting, language-modelling, masked-language-modelling, speech-recognition"
         )
     found["notes"] = notes + found.get("notes", [])
     n = int(keep.sum())

@@ -16,7 +16,7 @@ class EMA:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.shadow: dict[str, Tensor] = {k: p.detach().clone() for k, p in self.parameters.items()}
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ def local_steps(job: TrainJob, config: LowCommunication, group: dist.ProcessGrou
     The job's weights must be the same on all replicas (they are, made from one seed), and its loader must give this replica's
     rows: `Loader(rank=..., world=...)`. Raises `RecipeError` for what cannot work together.
     """
-    loop = config.build(dict(job.model.named_parameters()), group=group, traffic=job.traffic)
+    loop = config.build({n: p for n, p in job.model.named_parameters() if p.requires_grad}, group=group, traffic=job.traffic)
     shares = getattr(job.loader, "world", loop.replicas)
     if shares != loop.replicas:
         raise RecipeError(
