@@ -33,13 +33,26 @@ from tauon.distributed import Heartbeat, World, join
 from tauon.errors import Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
-from tauon.models import GPT, ModelConfig, Start, adapt_like, from_record, materialize, open_start, refuse_misfits, resolved, saved_start
+from tauon.models import (
+    GPT,
+    ModelConfig,
+    Start,
+    adapt_like,
+    from_record,
+    materialize,
+    open_start,
+    refuse_codes,
+    refuse_misfits,
+    resolved,
+    saved_start,
+)
 from tauon.recipe import FREE, SECTIONS, Recipe, StageName, differences, fingerprint, to_yaml
 from tauon.report import render
 from tauon.tasks import CountingBytes, LanguageModelling, Task
 from tauon.train import (
     Plan,
     Precision,
+    TrainConfig,
     choose_device,
     choose_precision,
 )
@@ -184,12 +197,20 @@ class Context:
             raise RecipeError([Problem("model.from", message)])
         return found if recipe.adapt is None else found.model_copy(update={"adapt": adapt_like(recipe.adapt, found)})
 
+    @property
+    def train(self) -> TrainConfig:
+        """The recipe's, with the batch that its optimizer takes."""
+        config = self.recipe.train
+        return config.model_copy(update={"batch": len(self.splits.train)}) if self.recipe.optim.full_batch else config
+
     def _prepared(self) -> DataSplits:
         def progress(what: str, done: int, total: int | None) -> None:
             self.tell("progress", what=what, done=done, total=total)
 
         splits = prepare(self.data, seed=self.recipe.seed, needs=self.recipe.task.needs, progress=progress)
         refuse_another_tokenizer(self.start, splits)
+        refuse_codes(self.recipe.model, splits.spec)
+        splits.spec = self.recipe.task.shape(splits.spec)
         wrong = [Problem(key, message) for key, message in self.recipe.task.fits(splits.spec)]
         wrong += targets_that_do_not_fit(self.recipe.task, splits)
         if wrong:
@@ -285,9 +306,9 @@ def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:
     targets = splits.preprocess.get("targets")
     if task.family == "classification" and targets == "values":
         return [Problem("task", "classification needs classes, and the targets are numbers. Take regression, or data.source.target=class.")]
-    if task.family == "regression" and targets == "classes":
-        what = f"the targets are {splits.spec.outputs} classes"
-        return [Problem("task", f"regression needs numbers, and {what}. Take classification, or data.source.target=value.")]
+    if task.family in ("regression", "quantile-regression") and targets == "classes":
+        what = f"the targets are {len(splits.spec.labels)} classes"
+        return [Problem("task", f"{task.kind_} needs numbers, and {what}. Take classification, or data.source.target=value.")]
     return []
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml, write_yaml
+from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml, registered, write_yaml
 from tauon.data import DataConfig, problems_for
 from tauon.distributed import AutoParallel, ParallelConfig
 from tauon.errors import RecipeError
@@ -77,13 +77,12 @@ class Recipe(Config):
         for name, message in problems_for(data, task.needs):
             yield f"data.{name}", message
         if task.needs not in (model.needs if isinstance(model.needs, tuple) else (model.needs,)):
-            fit = {"tokens": "gpt or gpt2", "masked-tokens": "bert", "labelled-text": "bert"}.get(
-                task.needs, "mlp, logistic, linear or cnn"
-            )
+            readers = {k: getattr(m, "needs", ()) for k, m in registered("model").items()}
+            fit = ", ".join(k for k, n in readers.items() if task.needs in ((n,) if isinstance(n, str) else n))
             reads = model.needs if isinstance(model.needs, str) else " or ".join(model.needs)
             yield (
                 "model.kind",
-                f"{model.kind_} reads {reads}, and task {task.kind_} gives it {task.needs}. Take {fit}, or another task.",
+                f"{model.kind_} reads {reads}, and task {task.kind_} gives it {task.needs}. Take one of {fit}, or another task.",
             )
         if model.peek("adapt") is not None:
             yield "model.adapt", "is a section of its own. Write adapt: beside model:, not inside it."
@@ -100,6 +99,10 @@ class Recipe(Config):
             for section in sorted(optional & self.model_fields_set & set(sections)):
                 if stages and not any(section in SECTIONS[s] for s in stages):
                     yield section, f"nothing will read it: stage {stage} is not among stages {list(stages)}. Add it, or drop this section."
+        optim = self.peek("optim")
+        for name in ("batch", "batch_warmup") if optim.full_batch else ():
+            if name in train.model_fields_set:
+                yield f"train.{name}", f"{optim.kind_} takes the whole training set at every step. Drop it, or take optim.kind=sgd."
         if task.needs != "tokens":
             for name in ("prompts", "samples"):
                 if name in self.peek("evaluate").model_fields_set:

@@ -18,6 +18,7 @@ import pytest
 from tauon.config import dump, parse, registered
 from tauon.data import DataConfig, Loader, SourceConfig, prepare
 from tauon.data.sources.registry import PUBLIC
+from tones import tone, write_wav
 
 
 def _text(tmp: Path) -> dict[str, Any]:
@@ -64,6 +65,17 @@ def _public(tmp: Path) -> dict[str, Any]:
     return {"name": "tinyshakespeare"}
 
 
+def _series(tmp: Path) -> dict[str, Any]:
+    (tmp / "s.csv").write_text("date,a,b\n" + "\n".join(f"2020-01-01 {i // 60:02d}:{i % 60:02d}:00,{i},{i % 7}" for i in range(400)))
+    return {"path": str(tmp / "s.csv")}
+
+
+def _wav(tmp: Path) -> dict[str, Any]:
+    for i in range(30):
+        write_wav(tmp / f"{'ab'[i % 2]}_{i}.wav", tone(300 + 10 * i, 0.02, 8000), 8000)
+    return {"path": str(tmp), "pattern": "{label}_{take}"}
+
+
 def _sklearn(tmp: Path) -> dict[str, Any]:
     pytest.importorskip("sklearn")
     return {"name": "iris"}
@@ -71,7 +83,8 @@ def _sklearn(tmp: Path) -> dict[str, Any]:
 
 EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "text": _text, "jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "idx": _idx, "npz": _npz, "public": _public, "sklearn": _sklearn,
-    "python-stdlib": lambda tmp: {"limit": 40},
+    "python-stdlib": lambda tmp: {"limit": 40}, "series": _series,
+    "wav": _wav,
 }  # fmt: skip
 
 
@@ -88,6 +101,12 @@ def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 def content(source: SourceConfig) -> list[Any]:
     if source.gives() == "text":
         return [(d.name, d.text) for d in source.documents()]
+    if source.gives() == "series":
+        series = source.series()
+        return [series.times.tolist(), series.values.tolist(), series.names, series.step, series.season]
+    if source.gives() == "signals":
+        heard = source.signals()
+        return [[w.tolist() for w in heard.waves], heard.rate, list(heard.names), heard.label_names]
     table = source.arrays()
     return [table.features.tolist(), table.targets.tolist(), table.feature_names, table.label_names]
 
@@ -110,7 +129,7 @@ def test_a_source_describes_itself_in_json(source: SourceConfig) -> None:
 
 
 def test_ranks_are_disjoint_and_a_resumed_stream_is_the_same(source: SourceConfig) -> None:
-    needs: Any = "tokens" if source.gives() == "text" else "arrays"
+    needs = {"text": "tokens"}.get(source.gives(), source.gives())
     settings = {"tokenizer": "bytes", "seq_len": 16} if needs == "tokens" else {}
     tree = parse(DataConfig, {"source": dump(source), **settings})
     made = prepare(tree, seed=1, needs=needs)

@@ -15,6 +15,7 @@ import pytest
 from tauon.config import parse
 from tauon.data import SourceConfig
 from tauon.data.cache import cache_in
+from tauon.data.files import read_bytes
 from tauon.data.progress import listening
 from tauon.data.sources.registry import PUBLIC, PublicFile, PublicSet
 from tauon.errors import ChecksumError, DataError, RecipeError
@@ -191,7 +192,7 @@ def test_every_registered_file_is_in_the_mirror_as_registered() -> None:
     for known in PUBLIC.values():
         for files in known.parts.values():
             for file in files:
-                content = gzip.decompress((root / file.mirror).read_bytes())
+                content = read_bytes(root / file.mirror)
                 assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
 
 

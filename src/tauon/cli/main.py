@@ -28,7 +28,8 @@ VERBS = {
     "adapter": ("tauon.cli.export", "Put trained adapters into the weights of their base."),
     "runs": ("tauon.cli.runs", "List runs; compare two."),
     "check": ("tauon.cli.check", "Prove on a recipe that a layout of processes computes what one process does."),
-    "recipe": ("tauon.cli.recipe", "List, show, check recipes; print their JSON Schema."),
+    "tune": ("tauon.cli.tune", "Try out settings before the real training: learning-rate range test."),
+    "recipe": ("tauon.cli.recipe", "Write a recipe for your data; list, show, check recipes; print their JSON Schema."),
 }
 
 EPILOG = """\b

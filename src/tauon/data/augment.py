@@ -102,6 +102,8 @@ class AugmentConfig(Registered, family="augment"):
     geometric: ClassVar[bool] = False
     """Whether it moves sampling points (`move`) instead of changing values (`change`). Needs images."""
     images_only: ClassVar[bool] = False
+    series_only: ClassVar[bool] = False
+    """Whether it changes a window of a series, its context and what follows together: see `series_augment.py`."""
 
     def move(self, points: Points, draws: Draws) -> None:
         """Move the sampling points. They run against the picture: to turn it to the right, turn the points to the left."""
@@ -134,6 +136,8 @@ def augment(
 def check_shape(steps: Sequence[AugmentConfig], shape: tuple[int, ...]) -> None:
     """`DataError` if a step needs images and examples of `shape` are none."""
     for place, step in enumerate(steps):
+        if step.series_only:
+            raise DataError(f"data.augment.{place}: {step.kind_} is for time series. Leave it out")
         if (step.geometric or step.images_only) and len(shape) != 3:
             raise DataError(
                 f"data.augment.{place}: {step.kind_} needs images (channels, height, width), but an example has shape {shape}. Leave it out"

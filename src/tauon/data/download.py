@@ -6,10 +6,12 @@ What is kept in the cache is the unpacked content, under a name that it gets onl
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from tauon.data.cache import make_folder
@@ -17,7 +19,7 @@ from tauon.data.files import open_bytes, read_bytes, sha256_bytes
 from tauon.data.progress import report
 from tauon.errors import ChecksumError, DataError
 
-__all__ = ["fetch", "mirror"]
+__all__ = ["fetch", "members_digest", "mirror"]
 
 _CHUNK = 1 << 18
 _TIMEOUT_S = 30.0
@@ -30,7 +32,24 @@ def mirror() -> Path | None:
     return Path(chosen).expanduser() if chosen else None
 
 
-def fetch(name: str, urls: tuple[str, ...], sha256: str, size: int, cached: Path) -> tuple[bytes, str]:
+def members_digest(content: bytes) -> str:
+    """sha256 over names and contents of the WAV files in a zip: the same wherever they lie in it, and however it is packed."""
+    import io
+    import zipfile
+
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as z:
+            for name in sorted((n for n in z.namelist() if n.lower().endswith(".wav")), key=lambda n: n.rsplit("/", 1)[-1]):
+                digest.update(name.rsplit("/", 1)[-1].encode() + b"\0" + hashlib.sha256(z.read(name)).digest())
+    except (zipfile.BadZipFile, EOFError):
+        return "no zip file"
+    return digest.hexdigest()
+
+
+def fetch(
+    name: str, urls: tuple[str, ...], sha256: str, size: int, cached: Path, digest: Callable[[bytes], str] = sha256_bytes
+) -> tuple[bytes, str]:
     """(unpacked content, where it came from) of the file `name` of the mirror.
 
     Args:
@@ -39,6 +58,7 @@ def fetch(name: str, urls: tuple[str, ...], sha256: str, size: int, cached: Path
         sha256: of the unpacked content; whatever does not match is refused.
         size: of the unpacked content in bytes, for the progress bar.
         cached: where the unpacked content is kept once downloaded.
+        digest: how `sha256` is made of the content.
 
     Raises:
         ChecksumError: a file in the mirror, in the cache or at every address is not the one that was published.
@@ -46,14 +66,14 @@ def fetch(name: str, urls: tuple[str, ...], sha256: str, size: int, cached: Path
     """
     local = mirror()
     if local is not None and (local / name).is_file():
-        return _checked(local / name, sha256, "Replace it by the published file, or unset TAUON_DATA"), str(local / name)
+        return _checked(local / name, sha256, digest, "Replace it by the published file, or unset TAUON_DATA"), str(local / name)
     if cached.is_file():
-        return _checked(cached, sha256, "Delete it, so that it is downloaded again"), str(cached)
+        return _checked(cached, sha256, digest, "Delete it, so that it is downloaded again"), str(cached)
     make_folder(cached.parent)
     failures: list[str] = []
     for url in urls:
         try:
-            content = _download(url, cached, sha256, size)
+            content = _download(url, cached, sha256, size, digest)
         except ChecksumError:
             raise
         except (OSError, ValueError, DataError) as err:
@@ -68,15 +88,15 @@ def fetch(name: str, urls: tuple[str, ...], sha256: str, size: int, cached: Path
     )
 
 
-def _checked(path: Path, sha256: str, way_out: str) -> bytes:
+def _checked(path: Path, sha256: str, digest: Callable[[bytes], str], way_out: str) -> bytes:
     content = read_bytes(path)
-    got = sha256_bytes(content)
+    got = digest(content)
     if got != sha256:
         raise ChecksumError(f"{path}: sha256 of the unpacked content is {got}, expected {sha256}. {way_out}")
     return content
 
 
-def _download(url: str, target: Path, sha256: str, size: int) -> bytes:
+def _download(url: str, target: Path, sha256: str, size: int, digest: Callable[[bytes], str]) -> bytes:
     if not url.startswith(("https://", "http://")):
         raise ValueError("only http and https addresses are fetched")
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -97,7 +117,7 @@ def _download(url: str, target: Path, sha256: str, size: int) -> bytes:
             raise OSError(f"broke off after {done:,} of {total:,} bytes")
         with open_bytes(temporary) as packed:
             content = packed.read(size + 1)  # no more: a packed file can be made to unpack without end
-        got = sha256_bytes(content)
+        got = digest(content)
         if got != sha256:
             raise ChecksumError(
                 f"{url}: got {len(content):,} bytes with sha256 {got}, expected {size:,} with {sha256}. "

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["Loader"]
 
 
+class Sizes(Protocol):
+    """How large the batch of each step is, where it is not always the same: pure functions of the step."""
+
+    def size(self, step: int) -> int: ...
+
+    def first(self, step: int) -> int:
+        """Examples before this step."""
+        ...
+
+
 class Loader:
     """Batches of training examples in shuffled order, epoch after epoch without a gap.
 
@@ -31,16 +41,21 @@ class Loader:
     example is seen exactly once an epoch.
     """
 
-    def __init__(self, dataset: Dataset, *, batch: int, seed: int, rank: int = 0, world: int = 1, workers: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset, *, batch: int, seed: int, rank: int = 0, world: int = 1, workers: int = 0, sizes: Sizes | None = None
+    ) -> None:
         """`batch` counts the examples of all `world` ranks together; `workers` threads prepare the next steps.
 
-        Every rank gets as many rows: where the batch does not divide, the last ranks' are filled up at weight zero.
+        Every rank gets as many rows: where the batch does not divide, the last ranks' are filled up at weight zero. `sizes`: how large
+        each step's batch is, where it grows; None: all of them are `batch`.
         """
-        if batch < world:
-            raise RecipeError(f"a batch of {batch} examples for {world} ranks leaves some without any; take at least {world}")
+        least = batch if sizes is None else sizes.size(0)
+        if least < world:
+            raise RecipeError(f"a batch of {least} examples for {world} ranks leaves some without any; take at least {world}")
         if not 0 <= rank < world:
             raise RecipeError(f"rank {rank} of {world} does not exist")
         self.dataset, self.batch, self.seed, self.rank, self.world = dataset, batch, seed, rank, world
+        self.sizes = sizes
         self._ahead = 2 * workers
         self._pool = ThreadPoolExecutor(workers, "tauon-data") if workers else None
         self._coming: dict[int, Future[Batch]] = {}
@@ -56,13 +71,17 @@ class Loader:
 
     def examples_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, example) of this rank's rows of step `step` (0 is the first), ceil(B / world) int64 each; the last may be repeated."""
-        row = np.minimum(self.rows, self.batch - 1)
-        return example_at(step * self.batch + row, len(self.dataset), self.seed)
+        row = np.minimum(self.rows(step), self.size(step) - 1)
+        first = step * self.batch if self.sizes is None else self.sizes.first(step)
+        return example_at(first + row, len(self.dataset), self.seed)
 
-    @property
-    def rows(self) -> np.ndarray:
-        """Numbers of this rank's rows in a batch; those from `batch` on are there only to fill up."""
-        share = -(-self.batch // self.world)
+    def size(self, step: int) -> int:
+        """Examples of step `step`, all ranks together."""
+        return self.batch if self.sizes is None else self.sizes.size(step)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Numbers of this rank's rows in the batch of step `step`; those from its size on are there only to fill up."""
+        share = -(-self.size(step) // self.world)
         return np.arange(self.rank * share, (self.rank + 1) * share, dtype=np.int64)
 
     def batch_at(self, step: int) -> Batch:
@@ -81,7 +100,7 @@ class Loader:
         epoch, example = self.examples_at(step)
         parts = [self.dataset.batch(example[epoch == e], epoch=int(e)) for e in np.unique(epoch)]  # epochs ascend along the rows
         batch = parts[0] if len(parts) == 1 else _joined(parts)
-        missing = self.rows >= self.batch
+        missing = self.rows(step) >= self.size(step)
         if missing.any():
             weights = batch.weights.clone()
             weights[missing.tolist()] = 0

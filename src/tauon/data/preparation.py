@@ -24,7 +24,7 @@ from tauon.data.masking import MaskedDataset
 from tauon.data.progress import Progress, listening, report
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.sources.base import Arrays, Document, SourceConfig, limited
-from tauon.data.split import PARTS, Part, TextStat, split_rows, split_text
+from tauon.data.split import PARTS, Part, TextStat, refuse_new_classes, split_rows, split_text
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokens import TokenDataset
 from tauon.errors import ChecksumError, DataError, Problem, RecipeError
@@ -60,7 +60,7 @@ def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | N
     Args:
         config: the recipe's `data` section.
         seed: the run's seed: moves windows and augmentation, not the split (that is `split.seed`).
-        needs: what the task learns from.
+        needs: what the task learns from: tokens, arrays, series, signals.
         progress: told (what, done, total) during long steps.
 
     Raises:
@@ -74,7 +74,21 @@ def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | N
         sources = _sources(config)
         if needs == "masked-tokens":
             return _masked(_tokens(config, sources, seed), seed)
-        return _tokens(config, sources, seed) if needs == "tokens" else _arrays(config, sources, seed)
+        if needs == "tokens":
+            return _tokens(config, sources, seed)
+        if needs == "series":
+            from tauon.data.series import prepare_series
+
+            return prepare_series(config, sources, seed)
+        if needs == "signals":
+            from tauon.data.signals import prepare_signals
+
+            return prepare_signals(config, sources, seed)
+        if config.source.tabular():
+            from tauon.data.table_preparation import prepare_tables
+
+            return prepare_tables(config, sources, seed)
+        return _arrays(config, sources, seed)
 
 
 def _sources(config: DataConfig) -> dict[Part, SourceConfig]:
@@ -106,7 +120,7 @@ def _tokens(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     folder = cache_root() / "tokens" / made_of[:32]
     reused = obtain(folder, _DONE, lambda temporary: _build(temporary, config, sources, content))
     made = _read(folder / _DONE)
-    _mark_read(config, made["read"])
+    count_as_read(config, made["read"])
     tokenizer = _tokenizer(folder, made["tokenizer"]["sha256"])
 
     seq_len, why = (config.seq_len, "as set") if config.seq_len is not None else (_DEFAULT_SEQ_LEN, "default")
@@ -256,6 +270,7 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     tables = {part: _load(source, part) for part, source in sources.items()}
     rows, split_facts = split_rows(tables["train"].targets, config.split, _wanted(sources))
     main = tables["train"]
+    refuse_new_classes(main.targets, main.label_names, rows, "the targets")
     for part in tables:
         if part != "train":
             tables[part] = _aligned(tables[part], main, part)
@@ -269,16 +284,16 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
         elif part in tables:
             parts[part] = ArrayDataset(tables[part], np.arange(len(tables[part])), normalizer)
     steps = [dump(a) for a in config.augment]
-    _mark_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])  # by each training batch, later
+    count_as_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])  # by each training batch, later
     held = {p: main.features[rows[p]] if p in rows else tables[p].features for p in parts if p != "train"}
     also = {p: count_repeats(train_features, features) for p, features in held.items()}
-    contents = {p: _content(t) for p, t in tables.items()}
+    contents = {p: content_of(t) for p, t in tables.items()}
     made_of = hashlib.sha256(canonical([_VERSION, contents, dump(config.split)]).encode()).hexdigest()
     facts = {
         "kind": "arrays", "sources": {p: s.describe() | {"sha256": contents[p]} for p, s in sources.items()},
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
         "parts": {p: d.facts for p, d in parts.items()}, "normalize": {"kind": kind, "why": why}, "augment": steps, "content": made_of,
-        "features": _feature_facts(train_features, main.feature_names),
+        "features": feature_facts(train_features, main.feature_names),
         "input_shape": list(main.features.shape[1:]), "labels": list(main.label_names),
     }  # fmt: skip
     decides = [facts["content"], normalizer.to_json(), steps, seed]
@@ -331,7 +346,7 @@ def _normalize(config: DataConfig, table: Arrays) -> tuple[NormalizeKind, str]:
     return ("unit", "features are bytes") if table.features.dtype == np.uint8 else ("standard", "features are not bytes")
 
 
-def _content(table: Arrays) -> str:
+def content_of(table: Arrays) -> str:
     digest = hashlib.sha256()
     for array in (table.features, table.targets):
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -343,7 +358,7 @@ def _content(table: Arrays) -> str:
 _SHOWN = 64
 
 
-def _feature_facts(features: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
+def feature_facts(features: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
     """Mean, standard deviation and range: of each column of a small table, of everything otherwise."""
     if features.ndim == 2 and features.shape[1] <= _SHOWN:
         wide = features.astype(np.float64)
@@ -362,7 +377,7 @@ def _reads(config: Config) -> list[list[str]]:
     return mine + [[*key.split("."), *below] for key, node in nodes_below(config) for below in _reads(node)]
 
 
-def _mark_read(config: Config, paths: list[list[str]]) -> None:
+def count_as_read(config: Config, paths: list[list[str]]) -> None:
     """Count as read what the preparation had read: finding it done must not make its keys look unused."""
     for path in paths:
         node: Any = config

@@ -14,11 +14,20 @@ from tauon.models.base import (
 )
 from tauon.models.bert import BERT, BERTConfig
 from tauon.models.cnn import CNN, CNNConfig
+from tauon.models.columns import ColumnsInput, TabularConfig, refuse_codes
+from tauon.models.conformer import Conformer, ConformerConfig
+from tauon.models.dlinear import DLinear, DLinearConfig
+from tauon.models.forecast import ForecasterConfig
 from tauon.models.gpt import GPT, GPT2Config, GPTConfig, KVCache, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from tauon.models.huggingface import open_huggingface, write_huggingface
+from tauon.models.lstm import LSTMConfig, LSTMForecaster
+from tauon.models.mel import LogMel, SpeechConfig, mel_filters
 from tauon.models.mlp import LinearConfig, LogisticConfig, MLPConfig, Perceptron
+from tauon.models.patchtst import PatchTST, PatchTSTConfig
 from tauon.models.peft import adapt_like, peft_kind, read_peft, write_peft
+from tauon.models.speech_cnn import SpeechCNN, SpeechCNNConfig
 from tauon.models.start import CheckpointConfig, Start, fit, open_start, resolved, saved_start
+from tauon.models.tabular import FTTransformer, FTTransformerConfig, WideAndDeep, WideAndDeepConfig
 
 __all__ = [
     "BERT",
@@ -29,29 +38,49 @@ __all__ = [
     "BERTConfig",
     "CNNConfig",
     "CheckpointConfig",
+    "ColumnsInput",
+    "Conformer",
+    "ConformerConfig",
+    "DLinear",
+    "DLinearConfig",
     "DoraConfig",
+    "FTTransformer",
+    "FTTransformerConfig",
+    "ForecasterConfig",
     "GPT2Config",
     "GPTConfig",
     "KVCache",
+    "LSTMConfig",
+    "LSTMForecaster",
     "LinearConfig",
     "LlamaConfig",
+    "LogMel",
     "LogisticConfig",
     "LoraConfig",
     "MLPConfig",
     "MistralConfig",
     "Model",
     "ModelConfig",
+    "PatchTST",
+    "PatchTSTConfig",
     "Perceptron",
     "Qwen2Config",
     "Qwen3Config",
     "Shard",
+    "SpeechCNN",
+    "SpeechCNNConfig",
+    "SpeechConfig",
     "Start",
+    "TabularConfig",
+    "WideAndDeep",
+    "WideAndDeepConfig",
     "adapt_like",
     "fit",
     "from_record",
     "is_adapter",
     "load_weights",
     "materialize",
+    "mel_filters",
     "merged",
     "open_huggingface",
     "open_start",
@@ -59,6 +88,7 @@ __all__ = [
     "peft_kind",
     "read_peft",
     "record",
+    "refuse_codes",
     "refuse_misfits",
     "resolved",
     "saved_start",

@@ -99,6 +99,8 @@ class ModelConfig(Registered, family="model"):
 
     needs: ClassVar[str | tuple[str, ...]] = "arrays"
     """What its inputs are (`Task.needs`); several where it takes any of them."""
+    reads_codes: ClassVar[bool] = False
+    """Arrays: whether it embeds columns of codes (`DataSpec.categories`). Others would multiply them, and are refused such data."""
 
     from_: str | None = Field(None, alias="from")
     """Start from a trained model: a run, a checkpoint, a Hugging Face folder, or a name on its hub (org/name, org/name@revision).

@@ -96,7 +96,7 @@ def stamp(unix: float) -> str:
 _NAMES = {
     "roc_auc": "ROC-AUC", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "ece": "Calibration error (ECE)", "brier": "Brier score", "f1": "F1",
     "f1_macro": "F1 (macro)", "f1_weighted": "F1 (weighted)", "nll": "Negative log-likelihood", "lr": "Learning rate", "tflops": "TFLOP/s",
-    "log_loss": "Log loss",
+    "log_loss": "Log loss", "mse": "MSE", "mase": "MASE", "pinball": "Pinball loss", "mae_in_units": "MAE in units",
 }  # fmt: skip
 
 
@@ -107,5 +107,7 @@ def label(name: str) -> str:
     for how in ("macro", "weighted"):
         if name.endswith(f"_{how}"):
             return f"{label(name.removesuffix(f'_{how}'))} ({how})"
+    if name.startswith("coverage_"):
+        return f"Coverage of the {name.removeprefix('coverage_')}% interval"
     words = name.replace("_", " ").strip()
     return words[:1].upper() + words[1:]

@@ -2,17 +2,25 @@
 
 from tauon.tasks.arrays import Classification, Regression
 from tauon.tasks.base import Task
+from tauon.tasks.forecasting import Forecasting
 from tauon.tasks.language import CountingBytes, LanguageModelling
 from tauon.tasks.losses import linear_cross_entropy, token_nll
 from tauon.tasks.masked import MaskedLanguageModelling
+from tauon.tasks.quantiles import QuantileRegression, pinball
+from tauon.tasks.speech import AudioClassification, SpeechRecognition
 
 __all__ = [
+    "AudioClassification",
     "Classification",
     "CountingBytes",
+    "Forecasting",
     "LanguageModelling",
     "MaskedLanguageModelling",
+    "QuantileRegression",
     "Regression",
+    "SpeechRecognition",
     "Task",
     "linear_cross_entropy",
+    "pinball",
     "token_nll",
 ]

@@ -12,7 +12,7 @@ from tauon.data.sources.base import Kind
 
 __all__ = ["PUBLIC", "PublicFile", "PublicSet"]
 
-Part = Literal["train", "validation", "test"]
+Part = Literal["train", "validation", "test", "all"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,20 @@ class PublicSet:
     home: str
     gives: Kind
     parts: dict[Part, tuple[PublicFile, ...]]
-    """Published parts: one text file each, or (images, labels) in IDX."""
+    """Published parts: one text file, table or series each, or (images, labels) in IDX."""
     document_start: str | None = None
     """Where a document begins within a file (regular expression)."""
     label_names: tuple[str, ...] = field(default=())
+    columns: tuple[str, ...] = ()
+    """Of a table: names of its columns, which the file does not name. The file is text, columns apart by blanks."""
+    label: str = ""
+    """Of a table: the column to predict. Its values in order are called `label_names`."""
+    pattern: str = ""
+    """Of recordings in a zip: how they are called (`sources/wav.py`). `label_names` are then of the labels in order."""
+    only: dict[Part, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    """Of recordings: which belong to a part; the part `all` has every one."""
+    date: str = ""
+    """Of a series: the column of dates of a CSV file; all others are values."""
 
 
 _CHAR_RNN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -49,6 +59,14 @@ def _wikitext(name: str, sha256: str, size: int) -> tuple[PublicFile, ...]:
 
 def _mnist(name: str, sha256: str, size: int) -> PublicFile:
     return PublicFile(f"mnist/{name}.gz", tuple(f"{base}/{name}.gz" for base in _MNIST), sha256, size)
+
+
+_FSDD = PublicFile(
+    "fsdd/recordings.zip",
+    ("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.zip",),
+    "a2e8a660492f28d9eed6270b290d26cbc5c81d6077ce87d3c0ad5adf4d4ee696",  # of its recordings: see `members_digest`
+    40_000_000,
+)
 
 
 PUBLIC: dict[str, PublicSet] = {
@@ -95,6 +113,55 @@ PUBLIC: dict[str, PublicSet] = {
                 _mnist("t10k-images-idx3-ubyte", "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7", 7_840_016),
                 _mnist("t10k-labels-idx1-ubyte", "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2", 10_008),
             ),
+        },
+    ),
+    "german-credit": PublicSet(
+        title="Statlog German Credit: 1,000 loans of a bank, 20 columns, paid back or not",
+        licence="CC BY 4.0",
+        home="https://archive.ics.uci.edu/dataset/144/statlog+german+credit+data",
+        gives="arrays",
+        columns=(
+            *("checking", "months", "history", "purpose", "amount", "savings", "employed", "rate", "status", "others", "residence"),
+            *("property", "age", "plans", "housing", "credits", "job", "dependants", "telephone", "foreign", "class"),
+        ),
+        label="class",
+        label_names=("good", "bad"),
+        parts={
+            "train": (
+                PublicFile(
+                    "german-credit/german.data",
+                    ("https://archive.ics.uci.edu/ml/machine-learning-databases/statlog/german/german.data",),
+                    "b21f3d81db8071257d5ff1deaeba1fd4303b62712e6fcc9715c7a86202cb5871",
+                    79_793,
+                ),
+            )
+        },
+    ),
+    "fsdd": PublicSet(
+        title="Free Spoken Digit Dataset: 3,000 recordings of ten digits by six speakers, 8 kHz",
+        licence="CC BY-SA 4.0",
+        home="https://github.com/Jakobovski/free-spoken-digit-dataset",
+        gives="signals",
+        pattern="{label}_{speaker}_{take}",
+        label_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+        only={"train": {"take": tuple(map(str, range(5, 50)))}, "test": {"take": tuple(map(str, range(5)))}},
+        parts={"train": (_FSDD,), "test": (_FSDD,), "all": (_FSDD,)},
+    ),
+    "etth1": PublicSet(
+        title="ETTh1: load and oil temperature of an electricity transformer, hourly, July 2016 to June 2018",
+        licence="CC BY-ND 4.0",
+        home="https://github.com/zhouhaoyi/ETDataset",
+        gives="series",
+        date="date",
+        parts={
+            "train": (
+                PublicFile(
+                    "ett/ETTh1.csv.gz",
+                    ("https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/ETTh1.csv",),
+                    "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
+                    2_589_657,
+                ),
+            )
         },
     ),
 }
