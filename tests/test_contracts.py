@@ -35,6 +35,13 @@ MODELS: dict[str, list[tuple[dict[str, Any], DataSpec]]] = {
     "mlp": [({"hidden": [16, 16]}, TABLE), ({"hidden": [16], "activation": "gelu"}, NUMBERS), ({}, IMAGES)],
     "logistic": [({}, TABLE)],
     "linear": [({}, NUMBERS)],
+    "resnet18": [({"width": 8}, IMAGES)],
+    "resnet34": [({"width": 8, "norm": "group", "groups": 8}, IMAGES)],
+    "resnet50": [({"width": 8, "stem": "small"}, IMAGES)],
+    "resnet20": [({}, IMAGES), ({"norm": "group", "dropout": 0.1, "drop_path": 0.1}, IMAGES)],
+    "resnet32": [({}, IMAGES)],
+    "resnet56": [({}, IMAGES)],
+    "vit": [({"patch": 4, "layers": 2, "width": 16, "heads": 2}, IMAGES)],
     "cnn": [({"channels": [8, 16]}, IMAGES), ({"channels": [8], "convs_per_stage": 2}, IMAGES)],
 }
 OPTIMIZERS: dict[str, list[dict[str, Any]]] = {
@@ -59,6 +66,11 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
     for name, array in (("images", images), ("labels", labels)):
         head = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
         (folder / f"{name}.idx.gz").write_bytes(gzip.compress(head + array.tobytes()))
+    from PIL import Image
+
+    for i in range(6):
+        (folder / "signs" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (3, 2), 40 * i).save(folder / "signs" / "ab"[i % 2] / f"{i}.png")
     np.savez(folder / "e.npz", x=images.astype(np.float32), y=labels.astype(np.int64))
     return {
         "text": [{"path": str(folder / "a.txt")}],
@@ -67,6 +79,7 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
         "parquet": [{"path": str(folder / "d.parquet"), "text": "text"}],
         "idx": [{"images": str(folder / "images.idx.gz"), "labels": str(folder / "labels.idx.gz")}],
         "npz": [{"path": str(folder / "e.npz"), "features": "x", "targets": "y"}],
+        "folder": [{"path": str(folder / "signs")}, {"path": str(folder / "signs"), "size": 4, "colours": "rgb"}],
         "sklearn": [{"name": n} for n in ("iris", "diabetes", "digits")],
         "python-stdlib": [{"limit": 3}],
     }
@@ -80,7 +93,7 @@ def test_every_registered_part_has_a_case_here() -> None:
 @pytest.mark.parametrize(("kind", "settings", "spec"), [(k, s, d) for k, cases in MODELS.items() for s, d in cases])
 def test_model_contract(kind: str, settings: dict[str, Any], spec: DataSpec) -> None:
     config = parse(ModelConfig, {"kind": kind, **settings})
-    check_model(config, spec, steps=600 if kind in ("logistic", "linear") else 200)
+    check_model(config, spec, steps={"logistic": 600, "linear": 600}.get(kind, 40 if kind.startswith("resnet") else 200))
 
 
 @pytest.mark.parametrize(("kind", "settings"), [(k, s) for k, cases in OPTIMIZERS.items() for s in cases])

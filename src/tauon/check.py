@@ -186,7 +186,7 @@ def small_and_still(recipe: Recipe, ctx: Context, processes: int) -> tuple[Model
     """The model without dropout, with fewer layers where two copies of it and its optimizer would not fit in memory."""
     model = recipe.model.resolve(ctx.splits.spec)
     said = []
-    off: dict[str, Any] = {k: 0.0 for k in ("dropout", "input_dropout") if k in type(model).model_fields and model.peek(k)}
+    off: dict[str, Any] = {k: 0.0 for k in ("dropout", "input_dropout", "drop_path") if k in type(model).model_fields and model.peek(k)}
     if off:
         said.append(f"{' and '.join(off)} off")
     model = model.model_copy(update=off)

@@ -28,7 +28,7 @@ from tauon.artifacts import (
     write_json,
 )
 from tauon.config import dump, unread_keys
-from tauon.data import DataSplits, TokenDataset, prepare
+from tauon.data import DataSplits, TokenDataset, picture_sheet, prepare
 from tauon.distributed import Heartbeat, World, join
 from tauon.errors import Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
@@ -247,6 +247,16 @@ class Context:
 def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:
     """Numbers where the task needs classes, or the other way round."""
     targets = splits.preprocess.get("targets")
+    if task.family == "multi-label":
+        return _labels_that_do_not_fit(splits, targets)
+    if task.family == "ordinal":
+        if targets == "values":
+            return [Problem("task", "ordinal needs classes in an order, and the targets are numbers. Take regression, or target=class.")]
+        if "label_order" not in splits.facts and any(not name.lstrip("-").isdigit() for name in splits.spec.labels):
+            names = ", ".join(splits.spec.labels[:8])
+            return [
+                Problem("data.label_order", f"is not set, and names do not say which class is lowest: {names}. List them, lowest first.")
+            ]
     if task.family == "classification" and targets == "values":
         return [Problem("task", "classification needs classes, and the targets are numbers. Take regression, or data.source.target=class.")]
     if task.family == "regression" and targets == "classes":
@@ -255,11 +265,26 @@ def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:
     return []
 
 
+def _labels_that_do_not_fit(splits: DataSplits, targets: str | None) -> list[Problem]:
+    """Columns of a multi-label task: values, each 0 or 1 (or a share between)."""
+    if targets == "classes":
+        said = "multi-label needs one column of 0 and 1 a label, and the targets are classes. Take classification, or target=value."
+        return [Problem("task", said)]
+    facts = splits.facts["parts"]["train"]["targets"]
+    low, high = min(facts["min"]), max(facts["max"])
+    if low < 0 or high > 1:
+        return [Problem("task", f"multi-label needs targets of 0 and 1, and they run from {low:g} to {high:g}. Take regression.")]
+    return []
+
+
 def prepare_stage(ctx: Context) -> dict[str, Any]:
     """Raw files -> shards or arrays, with `data.json` for the report."""
     splits = ctx.splits
     if ctx.world.leads:
         write_json(ctx.run.folder / "data.json", splits.facts)
+        sheet = picture_sheet(splits.train, ctx.recipe.seed)
+        if sheet is not None:
+            atomic_write(ctx.run.folder / "examples.png", sheet)
     ctx.run.update_manifest(data={"fingerprint": ctx.splits.fingerprint})
     return {"data": ctx.splits.fingerprint}
 
@@ -338,11 +363,11 @@ def load_model(checkpoint: Checkpoint, recipe: Recipe, *, weights: str = "auto")
     config = from_record(checkpoint.state["model"])
     model = materialize(config, seed=0, device=device)
     load_weights(model, checkpoint.tensors("model"), where=str(checkpoint.path))
-    if group == "ema":  # over the raw weights, as an average holds no buffers, and a tied weight once
-        average = checkpoint.tensors("ema")
+    if group == "ema":  # over the raw weights: of buffers an average holds running statistics only, and of a tied weight one
+        held = dict(model.named_parameters()) | dict(model.named_buffers())
         with torch.no_grad():
-            for name, p in model.named_parameters():
-                p.copy_(average[name])
+            for name, t in checkpoint.tensors("ema").items():
+                held[name].copy_(t)
     precision, _ = choose_precision(checkpoint.state["precision"], device, model)
     return model.eval(), precision
 

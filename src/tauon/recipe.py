@@ -75,11 +75,15 @@ class Recipe(Config):
         for name, message in problems_for(data, task.needs):
             yield f"data.{name}", message
         if model.needs != task.needs:
-            fit = "gpt or gpt2" if task.needs == "tokens" else "mlp, logistic, linear or cnn"
+            fit = "gpt or gpt2" if task.needs == "tokens" else "mlp, logistic, linear, cnn, resnet18 or vit"
             yield (
                 "model.kind",
                 f"{model.kind_} reads {model.needs}, and task {task.kind_} gives it {task.needs}. Take {fit}, or another task.",
             )
+        if task.family not in ("classification", "ordinal"):
+            for name in ("mix", "sampling", "class_weights", "label_order"):
+                if task.needs == "arrays" and data.peek(name) != DataConfig.model_fields[name].default:
+                    yield f"data.{name}", f"is for classes, and the task is {task.kind_}. Drop it."
         if train.peek("tokens") is not None and task.needs != "tokens":
             yield "train.tokens", f"task {task.kind_} has no tokens. Give steps, epochs or time."
         if len(set(stages)) != len(stages) or list(stages) != [s for s in STAGES if s in stages]:

@@ -4,9 +4,13 @@ Knows no model and no task: a task says whether it needs tokens or arrays, and t
 """
 
 from tauon.data.arrays import ArrayDataset, Normalizer
-from tauon.data.augment import AugmentConfig, Draws, Points
+from tauon.data.augment import AugmentConfig, Draws, Pixels, Points
+from tauon.data.augment_images import RandAugmentConfig  # registers every augmentation of pictures
+from tauon.data.choice import BalancedOrder, class_weights
 from tauon.data.config import DataConfig, problems_for
+from tauon.data.grid import picture_sheet
 from tauon.data.loader import Loader
+from tauon.data.mix import MixConfig, Mixer
 from tauon.data.order import example_at, permute
 from tauon.data.preparation import DataSplits, prepare
 from tauon.data.progress import Progress, bar
@@ -21,14 +25,19 @@ __all__ = [
     "ArrayDataset",
     "Arrays",
     "AugmentConfig",
+    "BalancedOrder",
     "DataConfig",
     "DataSplits",
     "Document",
     "Draws",
     "Loader",
+    "MixConfig",
+    "Mixer",
     "Normalizer",
+    "Pixels",
     "Points",
     "Progress",
+    "RandAugmentConfig",
     "ShardWriter",
     "Shards",
     "SourceConfig",
@@ -37,8 +46,10 @@ __all__ = [
     "Tokenizer",
     "TokenizerConfig",
     "bar",
+    "class_weights",
     "example_at",
     "permute",
+    "picture_sheet",
     "prepare",
     "problems_for",
 ]

@@ -6,6 +6,7 @@ What is kept in the cache is the unpacked content, under a name that it gets onl
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 import urllib.error
@@ -13,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 from tauon.data.cache import make_folder
-from tauon.data.files import open_bytes, read_bytes, sha256_bytes
+from tauon.data.files import open_bytes, raw_bytes, read_bytes, sha256_bytes
 from tauon.data.progress import report
 from tauon.errors import ChecksumError, DataError
 
@@ -30,7 +31,9 @@ def mirror() -> Path | None:
     return Path(chosen).expanduser() if chosen else None
 
 
-def fetch(name: str, urls: tuple[str, ...], sha256: str, size: int, cached: Path) -> tuple[bytes, str]:
+def fetch(
+    name: str, urls: tuple[str, ...], sha256: str, size: int, cached: Path, *, packed: bool = False, md5: str | None = None
+) -> tuple[bytes, str]:
     """(unpacked content, where it came from) of the file `name` of the mirror.
 
     Args:
@@ -39,6 +42,8 @@ def fetch(name: str, urls: tuple[str, ...], sha256: str, size: int, cached: Path
         sha256: of the unpacked content; whatever does not match is refused.
         size: of the unpacked content in bytes, for the progress bar.
         cached: where the unpacked content is kept once downloaded.
+        packed: nothing is unpacked: `sha256` and `size` are of the bytes as they lie and are served.
+        md5: of another content of about that size that counts as well.
 
     Raises:
         ChecksumError: a file in the mirror, in the cache or at every address is not the one that was published.
@@ -46,14 +51,14 @@ def fetch(name: str, urls: tuple[str, ...], sha256: str, size: int, cached: Path
     """
     local = mirror()
     if local is not None and (local / name).is_file():
-        return _checked(local / name, sha256, "Replace it by the published file, or unset TAUON_DATA"), str(local / name)
+        return _checked(local / name, sha256, packed, md5, "Replace it by the published file, or unset TAUON_DATA"), str(local / name)
     if cached.is_file():
-        return _checked(cached, sha256, "Delete it, so that it is downloaded again"), str(cached)
+        return _checked(cached, sha256, packed, md5, "Delete it, so that it is downloaded again"), str(cached)
     make_folder(cached.parent)
     failures: list[str] = []
     for url in urls:
         try:
-            content = _download(url, cached, sha256, size)
+            content = _download(url, cached, sha256, size, packed, md5)
         except ChecksumError:
             raise
         except (OSError, ValueError, DataError) as err:
@@ -68,15 +73,19 @@ def fetch(name: str, urls: tuple[str, ...], sha256: str, size: int, cached: Path
     )
 
 
-def _checked(path: Path, sha256: str, way_out: str) -> bytes:
-    content = read_bytes(path)
+def _checked(path: Path, sha256: str, packed: bool, md5: str | None, way_out: str) -> bytes:
+    content = raw_bytes(path) if packed else read_bytes(path)
     got = sha256_bytes(content)
-    if got != sha256:
+    if got != sha256 and not _is(content, md5):
         raise ChecksumError(f"{path}: sha256 of the unpacked content is {got}, expected {sha256}. {way_out}")
     return content
 
 
-def _download(url: str, target: Path, sha256: str, size: int) -> bytes:
+def _is(content: bytes, md5: str | None) -> bool:
+    return md5 is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() == md5
+
+
+def _download(url: str, target: Path, sha256: str, size: int, packed: bool, md5: str | None) -> bytes:
     if not url.startswith(("https://", "http://")):
         raise ValueError("only http and https addresses are fetched")
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -95,10 +104,11 @@ def _download(url: str, target: Path, sha256: str, size: int) -> bytes:
                 report(what, done, total)
         if total is not None and done != total:
             raise OSError(f"broke off after {done:,} of {total:,} bytes")
-        with open_bytes(temporary) as packed:
-            content = packed.read(size + 1)  # no more: a packed file can be made to unpack without end
+        most = size + (_SLACK if md5 is not None else 0)
+        with open(temporary, "rb") if packed else open_bytes(temporary) as file:
+            content = file.read(most + 1)  # no more: a packed file can be made to unpack without end
         got = sha256_bytes(content)
-        if got != sha256:
+        if got != sha256 and not _is(content, md5):
             raise ChecksumError(
                 f"{url}: got {len(content):,} bytes with sha256 {got}, expected {size:,} with {sha256}. "
                 "What is published there has changed or was tampered with; nothing was kept"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +18,10 @@ from tauon.config import Config, dump
 from tauon.config import children as nodes_below
 from tauon.data.arrays import ArrayDataset, NormalizeKind, Normalizer, check_arrays, count_repeats
 from tauon.data.cache import cache_in, cache_root, obtain
+from tauon.data.choice import BalancedOrder, class_weights
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.files import canonical, read_bytes, sha256_file, write_json
+from tauon.data.mix import Mixer
 from tauon.data.progress import Progress, listening, report
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.sources.base import Arrays, Document, SourceConfig, limited
@@ -238,6 +240,8 @@ def _write(
 
 def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
     tables = {part: _load(source, part) for part, source in sources.items()}
+    left_out = {part: list(table.left_out) for part, table in tables.items() if table.left_out}
+    tables["train"] = _in_order(tables["train"], config.label_order)
     rows, split_facts = split_rows(tables["train"].targets, config.split, _wanted(sources))
     main = tables["train"]
     for part in tables:
@@ -247,9 +251,12 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     kind, why = _normalize(config, main)
     normalizer = Normalizer.fit(train_features, kind)
     parts: dict[Part, ArrayDataset] = {}
+    _refuse_unseen(main, rows)
+    choice = _choice(config, main, rows["train"], seed)
     for part in PARTS:
         if part in rows:
-            parts[part] = ArrayDataset(main, rows[part], normalizer, seed=seed, augments=config.augment if part == "train" else ())
+            training = {"seed": seed, "augments": config.augment, **choice} if part == "train" else {}
+            parts[part] = ArrayDataset(main, rows[part], normalizer, **training)
         elif part in tables:
             parts[part] = ArrayDataset(tables[part], np.arange(len(tables[part])), normalizer)
     steps = [dump(a) for a in config.augment]
@@ -262,10 +269,11 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
         "kind": "arrays", "sources": {p: s.describe() | {"sha256": contents[p]} for p, s in sources.items()},
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
         "parts": {p: d.facts for p, d in parts.items()}, "normalize": {"kind": kind, "why": why}, "augment": steps, "content": made_of,
+        **_choice_facts(config, main, choice), **({"left_out": left_out} if left_out else {}),
         "features": _feature_facts(train_features, main.feature_names),
         "input_shape": list(main.features.shape[1:]), "labels": list(main.label_names),
     }  # fmt: skip
-    decides = [facts["content"], normalizer.to_json(), steps, seed]
+    decides = [facts["content"], normalizer.to_json(), steps, seed, *_choice_facts(config, main, choice).values()]
     preprocess = {
         "kind": "arrays", "normalize": normalizer.to_json(), "labels": list(main.label_names), "features": list(main.feature_names),
         "input_shape": list(main.features.shape[1:]), "targets": "classes" if main.classes else "values",
@@ -282,6 +290,64 @@ def _load(source: SourceConfig, part: Part) -> Arrays:
     if source.limit is not None:
         table = table.rows(slice(source.limit))
     return check_arrays(table, f"source {source.kind_!r} ({part})", training=part == "train")
+
+
+def _in_order(table: Arrays, order: tuple[str, ...]) -> Arrays:
+    """The classes numbered as `data.label_order` says."""
+    if not order:
+        return table
+    if not table.classes:
+        raise DataError("data.label_order: the targets are numbers, not classes. Drop it")
+    if sorted(order) != sorted(table.label_names):
+        odd = next(iter(set(order) ^ set(table.label_names)), order[0])
+        raise DataError(f"data.label_order: {odd!r} is not in both it and the data ({', '.join(table.label_names)}). Name each class once")
+    number = np.array([order.index(name) for name in table.label_names], np.int64)
+    return replace(table, targets=number[table.targets], label_names=order)
+
+
+def _refuse_unseen(main: Arrays, rows: dict[Part, np.ndarray]) -> None:
+    """A class that only held-out rows have can be neither learned nor measured."""
+    if not main.classes:
+        return
+    seen = np.unique(main.targets[rows["train"]])
+    for part, held in rows.items():
+        new = np.setdiff1d(main.targets[held], seen)
+        if new.size:
+            name = main.label_names[new[0]] if main.label_names else new[0]
+            raise DataError(
+                f"the {part} part has the label {name!r}, which training never sees. Give more rows of it, drop them, or split another way "
+                "(split.by, split.seed)"
+            )
+
+
+def _choice(config: DataConfig, main: Arrays, rows: np.ndarray, seed: int) -> dict[str, Any]:
+    """How training chooses, weighs and mixes its examples: arguments of `ArrayDataset`."""
+    asked, weights, mix = config.sampling, config.class_weights, config.mix
+    if not main.classes:
+        for name, used in (("sampling", asked != "shuffle"), ("class_weights", weights is not None), ("mix", mix is not None)):
+            if used:
+                raise DataError(f"data.{name} needs classes, and the targets are numbers. Drop it, or set data.source.target=class")
+        return {}
+    targets, classes = main.targets[rows], len(main.label_names)
+    return {
+        "order": BalancedOrder(targets, seed) if asked == "balanced" else None,
+        "weights": None if weights is None else class_weights(targets, weights, main.label_names),
+        "mixer": None if mix is None else Mixer(mix, seed=seed, classes=classes, shape=main.features.shape[1:]),
+    }
+
+
+def _choice_facts(config: DataConfig, main: Arrays, choice: dict[str, Any]) -> dict[str, Any]:
+    """What the report says of it, where anything was chosen."""
+    facts: dict[str, Any] = {}
+    if config.peek("sampling") != "shuffle":
+        facts["sampling"] = config.peek("sampling")
+    if choice.get("weights") is not None:
+        facts["class_weights"] = dict(zip(main.label_names, choice["weights"].tolist(), strict=True))
+    if config.peek("mix") is not None:
+        facts["mix"] = dump(config.peek("mix"))
+    if config.peek("label_order"):
+        facts["label_order"] = list(config.peek("label_order"))
+    return facts
 
 
 def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:
@@ -306,7 +372,7 @@ def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:
     if new:
         raise DataError(f"the {part} source has the label {new[0]!r}, which training never sees. It has {', '.join(main.label_names)}")
     renumbered = np.array([number[name] for name in table.label_names], np.int64)[table.targets]
-    return Arrays(table.features, renumbered, main.feature_names, main.label_names)
+    return Arrays(table.features, renumbered, main.feature_names, main.label_names)  # whatever was left out is on record already
 
 
 def _normalize(config: DataConfig, table: Arrays) -> tuple[NormalizeKind, str]:

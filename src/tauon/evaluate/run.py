@@ -16,6 +16,8 @@ from tauon.evaluate.classification import classification
 from tauon.evaluate.config import EvaluateConfig
 from tauon.evaluate.evaluation import Evaluation
 from tauon.evaluate.language import language_modelling
+from tauon.evaluate.multilabel import multi_label
+from tauon.evaluate.ordinal import ordinal
 from tauon.evaluate.regression import regression
 from tauon.evaluate.tiles import Predictor, predict_all
 from tauon.types import Dataset
@@ -40,7 +42,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure `model` on `dataset`, every metric with an interval at `config.confidence`.
 
-    `task.predict` gives, for each example: classification {"scores": B x C probabilities, "targets": B}; regression
+    `task.predict` gives, for each example: classification and ordinal {"scores": B x C probabilities, "targets": B}; multi-label
+    {"scores": B x K probabilities of each label, "targets": B x K of 0 and 1}; regression
     {"predictions", "targets": B or B x K}; language-modelling {"nll": nats, "tokens", "bytes": B}. Examples of weight zero count
     nowhere; every other weight counts as one (weights shape the loss in training; the metrics describe the data as they are).
     The values depend neither on `config.batch` nor on what ran before. `split` names the data in the record (default:
@@ -70,13 +73,19 @@ def evaluate(
         return _need(outputs, task.family, name)[keep]
 
     if task.family == "classification":
-        found = classification(get("scores"), get("targets").astype(np.int64), labels, **how)
+        found = classification(get("scores"), get("targets").astype(np.int64), labels, **how, top_k=config.top_k)
+    elif task.family == "multi-label":
+        found = multi_label(get("scores"), get("targets"), labels, **how)
+    elif task.family == "ordinal":
+        found = ordinal(get("scores"), get("targets").astype(np.int64), labels, **how)
     elif task.family == "regression":
         found = regression(get("predictions"), get("targets"), labels, **how)
     elif task.family == "language-modelling":
         found = language_modelling(get("nll"), get("tokens"), get("bytes"), dataset.facts, **how)
     else:
-        raise DataError(f"no metrics for a task of family {task.family!r}; there are: classification, regression, language-modelling")
+        raise DataError(
+            f"no metrics for a task of family {task.family!r}; there are: classification, multi-label, ordinal, regression, language-modelling"
+        )
     found["notes"] = notes + found.get("notes", [])
     n = int(keep.sum())
     found.setdefault("counts", {"examples": n})

@@ -13,10 +13,14 @@ from tauon.models.base import (
 from tauon.models.cnn import CNN, CNNConfig
 from tauon.models.gpt import GPT, GPT2Config, GPTConfig, KVCache, from_gpt2
 from tauon.models.mlp import LinearConfig, LogisticConfig, MLPConfig, Perceptron
+from tauon.models.norm import BatchNorm, still
+from tauon.models.resnet import ResNet, ResNetConfig, published_resnet
+from tauon.models.vit import ViT, ViTConfig
 
 __all__ = [
     "CNN",
     "GPT",
+    "BatchNorm",
     "CNNConfig",
     "GPT2Config",
     "GPTConfig",
@@ -27,11 +31,17 @@ __all__ = [
     "Model",
     "ModelConfig",
     "Perceptron",
+    "ResNet",
+    "ResNetConfig",
     "Shard",
+    "ViT",
+    "ViTConfig",
     "from_gpt2",
     "from_record",
     "load_weights",
     "materialize",
     "parameter_count",
+    "published_resnet",
     "record",
+    "still",
 ]

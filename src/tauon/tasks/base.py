@@ -16,8 +16,8 @@ __all__ = ["Task"]
 class Task(Registered, family="task"):
     """What is learned."""
 
-    family: ClassVar[Literal["classification", "regression", "language-modelling"]]
-    """How predictions are scored."""
+    family: ClassVar[str]
+    """How predictions are scored: classification, multi-label, ordinal, regression, language-modelling, ..."""
     needs: ClassVar[Literal["tokens", "arrays"]]
     """What the data must be made of."""
 

@@ -27,13 +27,15 @@ from tauon.distributed import (
     apply_data,
     cut_blocks,
     my_targets,
+    needs_batch_statistics,
     parallelize,
     pieces_of_batch,
     register_hook,
+    share_statistics,
     stages_of,
 )
 from tauon.errors import Problem, RecipeError
-from tauon.models import Model, ModelConfig, materialize, parameter_count
+from tauon.models import Model, ModelConfig, materialize, parameter_count, still
 from tauon.optim import Muon, OptimConfig
 from tauon.tasks import Task
 from tauon.train.config import TrainConfig
@@ -41,6 +43,7 @@ from tauon.train.ema import EMA
 from tauon.train.health import GradientHealth
 from tauon.train.precision import available_memory, batch_that_fits, choose_compile, choose_device, choose_precision, dress, gather_dtype
 from tauon.train.staged import staged
+from tauon.train.statistics import RunningStatistics, running_statistics
 from tauon.train.step import BatchSource, TrainJob, train_step
 from tauon.types import DataSpec
 
@@ -133,6 +136,10 @@ def make_plan(
         settle("microbatch", microbatch // pieces, f"a batch goes through the {layout.pipeline} stages in {pieces} pieces")
     else:
         settle("microbatch", microbatch, why)
+
+    if needs_batch_statistics(bare):
+        rows = microbatch * layout.data
+        derived.append(Derived("model.statistics", f"of {rows} examples", "batch norm counts over a microbatch, on all processes together"))
 
     per_step = bare.flops_per_example(spec) * config.batch
     timed: dict[int, float] = {}
@@ -259,6 +266,7 @@ def build_job(
             cuts = cut_blocks(len(bare.blocks_to_compile()), mesh.layout.pipeline * PER_PROCESS[asked.schedule])
             parts.extend(bare.keep_stages([cuts[i] for i in stages_of(asked, mesh)]))
         parallelize(bare, mesh, parts=parts or None, sequence=mesh.layout.tensor > 1 and asked.sequence_parallel)
+        share_statistics(bare, mesh)
         dress(bare, checkpointing=config.activation_checkpointing, compiled=plan.compile)
         if mesh.reduce_size > 1:
             whole = mesh.layout.shard == 1 or asked.reshard_after_forward
@@ -282,6 +290,7 @@ def build_job(
         clip_norm=optim.clip_norm,
         clip_value=optim.clip_value,
         ema=EMA(net, config.ema) if config.ema is not None else None,
+        statistics=RunningStatistics(net) if running_statistics(net) else None,
         mesh=mesh,
         examples_per_step=config.batch,
     )
@@ -305,9 +314,10 @@ def _settle_buckets(job: TrainJob) -> None:
     """
     job.model.train()
     batch = job.loader.batch_at(job.step).rows(0, 1).to(job.device)
-    with job.precision.context():
-        total, _ = job.task.loss(job.model, my_targets(batch, job.mesh.at["context"], job.mesh.layout.context))
-    total.backward()  # type: ignore[no-untyped-call]
+    with still(job.model):
+        with job.precision.context():
+            total, _ = job.task.loss(job.model, my_targets(batch, job.mesh.at["context"], job.mesh.layout.context))
+        total.backward()  # type: ignore[no-untyped-call]
     job.optimizer.zero_grad(set_to_none=True)
     job.traffic.take()
     job.traffic.total.clear()

@@ -21,6 +21,7 @@ from tauon.tasks import Task
 from tauon.train.ema import EMA
 from tauon.train.health import GradientHealth
 from tauon.train.precision import Precision
+from tauon.train.statistics import RunningStatistics
 from tauon.types import Batch
 
 __all__ = [
@@ -166,6 +167,8 @@ class TrainJob:
     clip_norm: float | None = None
     clip_value: float | None = None
     ema: EMA | None = None
+    statistics: RunningStatistics | None = None
+    """Of models that keep running ones (batch norm)."""
     mesh: Mesh = field(default_factory=lambda: Mesh(Layout()))
     """This process's place among those that compute together."""
     examples_per_step: int | None = None
@@ -207,6 +210,8 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
     """Make, exchange, clip, check, update: the step that every recipe takes. Metrics are plain numbers."""
     torch.manual_seed(step_seed(job.seed, job.step, job.mesh.draws))
+    if job.statistics is not None:
+        job.statistics.remember()
     loss = job.make(job, batch)
     job.exchange(job)
     norm = job.clip(job)
@@ -219,6 +224,8 @@ def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
             job.ema.update(job.step)
     else:
         metrics["skipped"] = skip
+        if job.statistics is not None:
+            job.statistics.put_back()
     job.optimizer.zero_grad(set_to_none=True)  # None, not zero: saves one write over all parameters
     job.step += 1
     examples = job.examples_per_step or len(batch) * job.mesh.layout.data * job.replicas
