@@ -202,12 +202,13 @@ class _Block(nn.Module):
         if self.conv3 is not None and self.bn3 is not None:
             y = self.bn3(self.conv3(F.relu(y, inplace=True)))
         short = x_BCHW if self.downsample is None else self.downsample(x_BCHW)
-        return F.relu(short + drop_path(y, self.drop_path, self.training), inplace=True)
+        return F.relu(drop_path(y, self.drop_path, self.training).add_(short), inplace=True)  # no norm needs its output again
 
 
 class ResNet(Model):
     """BCHW -> B outputs. Parameters are named as torchvision names them."""
 
+    compiling_pays = False  # convolutions are library calls, and blocks of many shapes are compiled many times (docs/experiments.md)
     shard_plan = {  # noqa: RUF012 - plain data, read only
         "*conv*": "replicate",
         "*bn*": "replicate",

@@ -104,6 +104,8 @@ def choose_compile(asked: str | bool, device: torch.device, model: Model, second
         return False, lacks[0]
     if asked != "auto":
         return bool(asked), "asked for"
+    if not model.compiling_pays:
+        return False, "this kind of model gains nothing from it"
     if device.type != "cpu":
         return True, "a GPU gains from fused kernels"
     if seconds is None:
