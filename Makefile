@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # torch is pinned in constraints.txt; installing it first lets pip take a local wheel where there is one.
 PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+# Two tests at a time: many of them wait, for a process to start or for a time-out to pass.
+SIDE_BY_SIDE := -n 2 --dist worksteal
 
 .PHONY: quickstart test test-slow test-distributed check format docs bench clean help
 
@@ -38,13 +40,13 @@ quickstart: $(VENV)/.user
 	$(BIN)/tauon run quickstart
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow and not distributed" --timeout 3600
 
 test-distributed: $(VENV)/.dev
-	$(BIN)/python -m pytest -m distributed --timeout 900
+	$(BIN)/python -m pytest -m distributed --timeout 900 $(SIDE_BY_SIDE)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

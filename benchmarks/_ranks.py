@@ -54,7 +54,7 @@ def make_job(setting: Setting, rank: int) -> Any:
     from tauon.models import ModelConfig
     from tauon.optim import AdamWConfig
     from tauon.tasks import LanguageModelling
-    from tauon.train import Plan, TrainConfig, build_job
+    from tauon.train import Plan, TrainConfig, build_job, weights_are_few
     from tauon.types import DataSpec
 
     mesh = Mesh(Layout(**setting.layout), World(rank, setting.processes, rank, setting.processes))
@@ -63,6 +63,7 @@ def make_job(setting: Setting, rank: int) -> Any:
     config = TrainConfig(steps=10**6, batch=setting.batch, compile=False, precision="fp32")
     source = Tokens(setting.batch, mesh.data_rank, mesh.layout.data)
     spec, model = DataSpec(vocab=VOCAB, seq_len=SEQ), parse(ModelConfig, setting.sizes)
+    plan.reshard_after_forward = not weights_are_few(model.resolve(spec), plan.device, mesh.layout, setting.processes)
     job = build_job(model, AdamWConfig(), config, LanguageModelling(), spec, source, plan, seed=0, mesh=mesh, parallel=MeshParallel())
     job.model.train()
     return job

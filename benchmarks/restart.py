@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 
 CEILING_S = 15.0
+STILL_LOGGED_S = 0.3
+"""A step that was under way when a worker was killed may still be logged so much later."""
 RECIPE = """\
 name: restart
 data: {{source: {{kind: text, path: {folder}/text.txt}}, tokenizer: bytes, seq_len: 64, cache: {folder}/cache}}
@@ -57,12 +59,12 @@ def wait(run: Path, beyond: int, process: subprocess.Popen[bytes]) -> tuple[int,
     return found
 
 
-def first_beyond(run: Path, step: int) -> float:
-    """When the first step above `step` was logged."""
+def first_beyond(run: Path, step: int, killed: float) -> float:
+    """When the first step above `step` was logged, of those that the restarted workers took."""
     for line in (run / "events.jsonl").read_text().splitlines():
         with contextlib.suppress(ValueError):
             event = json.loads(line)
-            if event["kind"] == "step" and event["step"] > step:
+            if event["kind"] == "step" and event["step"] > step and event["time"] > killed + STILL_LOGGED_S:
                 return float(event["time"])
     raise AssertionError
 
@@ -94,10 +96,10 @@ def main() -> None:
                     pid = int(re.findall(r"^---- worker .* process (\d+)", log, re.MULTILINE)[-1])
                     killed = time.time()
                     os.kill(pid, signal.SIGKILL)
-                    time.sleep(0.3)  # a step that was under way may still be logged
+                    time.sleep(STILL_LOGGED_S)
                     before, _ = steps_done(run)
                     reached, _ = wait(run, before, process)
-                    taken.append(first_beyond(run, before) - killed)
+                    taken.append(first_beyond(run, before, killed) - killed)
                     print(f"rank {number % 2} killed at step {before}: {taken[-1]:.2f} s to step {before + 1}", flush=True)
             finally:
                 process.send_signal(signal.SIGTERM)

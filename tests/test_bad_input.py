@@ -283,6 +283,84 @@ def test_tables_that_make_no_sense(tauon: Tauon, tmp_path: Path, what: str) -> N
     assert not steps_in(Path("runs/table/checkpoints"))
 
 
+TABLE = {
+    "a constant column": ("a,b,y\n" + "".join(f"7,w,{i % 2}\n" for i in range(30)), {}, ["no column is left", "a is 7", "b is 'w'"]),
+    "all values missing": ("a,b,y\n" + "".join(f"{i},,{i % 2}\n" for i in range(30)), {}, ["column 'b'", "have no value", "drop: [b]"]),
+    "a label missing": ("a,y\n" + "".join(f"{i},{'' if i == 9 else i % 2}\n" for i in range(30)), {}, ["line 11", "column 'y'", "expected a label"]),
+    "one class only": ("a,y\n" + "".join(f"{i},good\n" for i in range(30)), {}, ["every row has the label 'good'", "nothing to learn"]),
+    "a class that training never sees": (
+        "a,y\n" + "".join(f"{i},{'new' if i > 27 else i % 2}\n" for i in range(30)), {"split": {"by": "position"}}, ["class 'new'", "no training row"],
+    ),
+    "a missing number": ("a,y\n" + "".join(f"{'' if i == 3 else i},{i % 2}\n" for i in range(30)), {}, ["column 'a' is missing", "impute: median"]),
+    "an identifier": ("a,y\n" + "".join(f"n{i},{i % 2}\n" for i in range(90)), {}, ["'a' looks like an identifier", "drop: [a]"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_tables_that_teach_nothing(tauon: Tauon, tmp_path: Path, name: str) -> None:
+    content, data, says = TABLE[name]
+    (tmp_path / "t.csv").write_text(content)
+    source = {"kind": "csv", "path": str(tmp_path / "t.csv"), "label": "y"}
+    refused(tauon("run", table_recipe(tmp_path / "r", data={"source": source, **data})), DATA, *says)
+
+
+def test_a_category_that_training_never_saw_is_counted_and_said(tauon: Tauon, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{'new' if i > 55 else 'ab'[i % 2]},{i % 3 % 2}\n" for i in range(60)))
+    source = {"kind": "csv", "path": str(tmp_path / "t.csv"), "label": "y"}
+    assert tauon("run", table_recipe(tmp_path / "r", data={"source": source, "split": {"by": "position"}})).code == 0
+    assert json.loads(Path("runs/table/data.json").read_text())["unseen_categories"] == {"validation": {"a": 4}}
+    assert "unseen" in Path("runs/table/report.html").read_text()
+
+
+def test_codes_are_refused_by_models_that_would_multiply_them(tauon: Tauon, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{'abc'[i % 3]},{i % 2}\n" for i in range(30)))
+    source = {"kind": "csv", "path": str(tmp_path / "t.csv"), "label": "y"}
+    recipe = table_recipe(tmp_path / "r", data={"source": source}, model={"kind": "logistic"})
+    refused(tauon("run", recipe), RECIPE, "model.kind", "1 columns hold codes of categories", "data.table.categories: onehot")
+    assert tauon("run", recipe, "data.table.categories=onehot").code == 0
+
+
+DAYS = [f"2020-01-{i + 1:02d},{i},{i * i % 7}" for i in range(31)]
+SERIES: dict[str, tuple[list[str], list[str]]] = {
+    "dates out of order": ([*DAYS[:9], DAYS[10], DAYS[9], *DAYS[11:]], ["dates out of order", "2020-01-10", "row 10", "Sort"]),
+    "a moment twice": ([*DAYS[:9], DAYS[8], *DAYS[9:]], ["2020-01-09", "there twice", "rows 8 and 9"]),
+    "a gap": (DAYS[:9] + DAYS[11:], ["2 moments are missing", "2020-01-09", "fill: forward"]),
+    "shorter than its window": (DAYS[:12], ["the train part has 11 of the series' 12 moments", "a window of 10 + 3 steps"]),
+    "a missing value": ([*DAYS[:9], "2020-01-10,,3", *DAYS[10:]], ["1 values are missing", "column 'a'", "fill: forward"]),
+    "a constant column": ([f"2020-01-{i + 1:02d},4,{i}" for i in range(30)], ["column 'a' is 4 at all", "targets: [...]"]),
+    "all values missing": ([f"2020-01-{i + 1:02d},,{i}" for i in range(30)], ["column 'a' has no value at all"]),
+    "no dates": ([f"day {i},{i},{i}" for i in range(30)], ["'day 0'", "is no date", "date_format"]),
+}
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_series_that_cannot_be_learned_from(tauon: Tauon, tmp_path: Path, name: str) -> None:
+    lines, says = SERIES[name]
+    (tmp_path / "s.csv").write_text("\n".join(["date,a,b", *lines]))
+    data = {"source": {"kind": "series", "path": str(tmp_path / "s.csv")}, "window": {"context": 10, "horizon": 3}}
+    recipe = table_recipe(tmp_path / "r", data=data, task="forecasting", model={"kind": "dlinear"})
+    refused(tauon("run", recipe), DATA, *says)
+
+
+def test_a_table_is_no_series_and_a_series_no_table(tauon: Tauon, tmp_path: Path) -> None:
+    series = {"source": {"kind": "series", "path": "s.csv"}}
+    refused(
+        tauon("run", table_recipe(tmp_path / "r", data=series)),
+        RECIPE,
+        "data.source",
+        "'series' gives a time series",
+        "features and targets",
+    )
+    refused(tauon("run", table_recipe(tmp_path / "r", task="forecasting", model="dlinear")), RECIPE, "'sklearn' gives features and targets")
+    refused(
+        tauon("run", table_recipe(tmp_path / "r", data=series, task="forecasting")),
+        RECIPE,
+        "model.kind",
+        "mlp reads arrays",
+        "dlinear, lstm, patchtst",
+    )
+
+
 def test_a_csv_cell_that_is_no_number_is_named_by_line_and_column(tauon: Tauon, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b,y\n1,2,x\n3,four,y\n")
     recipe = table_recipe(tmp_path / "r", data={"source": {"kind": "csv", "path": str(tmp_path / "t.csv"), "label": "y"}})

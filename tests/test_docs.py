@@ -177,7 +177,7 @@ def test_every_part_that_comes_along_is_on_its_page(page: str, family: str) -> N
 
 
 def test_usual_learning_rates_are_as_the_page_says() -> None:
-    rows = dict(re.findall(r"^\| `(\w+)` \| ([\d.]+) \|", (ROOT / "docs" / "optimizers.md").read_text(), re.MULTILINE))
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| ([\d.]+) \|", (ROOT / "docs" / "optimizers.md").read_text(), re.MULTILINE))
     ours: dict[str, Any] = {k: m for k, m in registered("optim").items() if m.__module__.startswith("tauon.")}
     assert {k: float(v) for k, v in rows.items()} == {k: m.default_lr for k, m in ours.items()}
 

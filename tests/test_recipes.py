@@ -29,7 +29,7 @@ TEXT = ["data.tokenizer={kind: bpe, vocab: 300}", "data.seq_len=16", "model.laye
 TEXT += ["evaluate.samples=1", "evaluate.resamples=100"]
 ARRAYS = ["evaluate.resamples=100"]
 SHORT = ["train.epochs=null", "train.time=null", "train.tokens=null", "train.steps=4", "train.batch=4"]
-LIMIT = {"text": 2, "arrays": 200}
+LIMIT = {"text": 2, "arrays": 200, "series": 600, "signals": 300}
 
 
 def uses(recipe: Recipe) -> set[str]:
@@ -59,6 +59,8 @@ def toy(name: str) -> Recipe:
         own = recipe.data.source.part(part)  # type: ignore[arg-type]
         if own is not None:
             small = [*small, f"data.{part}={json.dumps(dump(own) | {'limit': LIMIT[own.gives()]})}"]
+    if recipe.data.split.folds is not None:
+        small = [*small, "data.split.folds=2"]
     held_out = recipe.data.validation is not None or recipe.data.split.validation > 0
     return load_recipe(name, [f"data.source={json.dumps(limited)}", *small, *SHORT, *(["train.validate_examples=4"] if held_out else [])])
 
@@ -200,6 +202,36 @@ def test_breast_cancer_is_at_least_as_good_as_scikit_learns_tuned_logistic_regre
     peers = [peer_accuracy(recipe, fold)[0] for fold in range(5)]
     assert len(ours) == 5
     assert sum(ours) >= sum(peers) - 1e-9  # a sum of five fractions, to rounding
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [7, 8, 9])
+def test_credit_risk_is_as_good_as_scikit_learns_best_on_the_same_folds(seed: int, tmp_path: Path, with_data: Any) -> None:
+    from benchmarks.credit_risk import peer_areas
+
+    pytest.importorskip("sklearn")
+    recipe = load_recipe("credit-risk", [f"seed={seed}"])
+    folder, _ = full_size("credit-risk", tmp_path, with_data, f"seed={seed}")
+    ours = [f["metrics"]["roc_auc"] for f in read_json(folder / "folds.json")["folds"]]
+    peers = [peer_areas(recipe, fold) for fold in range(10)]
+    assert len(ours) == 10
+    best = max(sum(p[name] for p in peers) / 10 for name in peers[0])
+    assert sum(ours) / 10 >= best - 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [7, 8, 9])
+def test_energy_forecast_reaches_dlinears_published_figures(seed: int, tmp_path: Path, with_data: Any) -> None:
+    folder, _ = full_size("energy-forecast", tmp_path, with_data, f"seed={seed}")
+    evaluation = read_json(folder / "evaluation.json")
+    assert (evaluation["split"], evaluation["n"]) == ("test", 2_785)  # every window: nothing is dropped
+    assert len(evaluation["per_class"]) == 7
+    spans = read_json(folder / "data.json")["split"]["spans"]
+    assert spans == {"train": [0, 8_640], "validation": [8_640, 11_520], "test": [11_520, 14_400]}
+    assert figures(folder)["mse"] <= 0.386
+    assert figures(folder)["mae"] <= 0.400
 
 
 @pytest.mark.slow

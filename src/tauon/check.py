@@ -106,13 +106,13 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
     model, changed = small_and_still(recipe, ctx, processes)
     if changed:
         tell("note", message=changed)
-    train, seq_len = recipe.train, ctx.splits.spec.seq_len
+    train, seq_len = ctx.train, ctx.splits.spec.seq_len
     layout, _ = choose_layout(recipe.parallel, processes)  # what cannot work is told before any work
     refuse_layout(model.bare(), layout, recipe.parallel, batch=train.batch, seq_len=seq_len, microbatch=train.peek("microbatch"))
     job, loader = _job(recipe, ctx, model, Mesh(Layout()), steps)
     with torch.no_grad():
         start = {name: p.clone() for name, p in job.model.named_parameters()}
-    rows, share = _rows(recipe, layout.data), -(-train.batch // layout.data)
+    rows, share = _rows(recipe, ctx.train.batch, layout.data), -(-train.batch // layout.data)
     picked = [r for rank in range(layout.data) for r in range(rank * share, min(rank * share + rows, train.batch))]
     batch = loader.batch_at(0)
     few = _pick(batch, picked).to(job.device)
@@ -138,12 +138,12 @@ def compare(recipe: Recipe, folder: Path, world: World, *, tell: Callable[..., N
     saved = load_checkpoint(folder / "step-000000", verify=False)
     ctx = Context(recipe, None, tell, world)  # type: ignore[arg-type]
     model = from_record(saved.state["model"])
-    mesh, _ = choose_mesh(model, recipe.train, recipe.parallel, ctx.splits.spec, world)
+    mesh, _ = choose_mesh(model, ctx.train, recipe.parallel, ctx.splits.spec, world)
     job, loader = _job(recipe, ctx, model, mesh, saved.state["steps"])
     u, depth = UNIT[saved.state["precision"]], max(1, len(model.bare().blocks_to_compile()))
     tight = (32 if saved.state["precision"] == "fp32" else 8) * u * math.sqrt(depth + 1)
 
-    share = -(-recipe.train.batch // mesh.layout.data)
+    share = -(-ctx.train.batch // mesh.layout.data)
     first = mesh.data_rank * share
     mine = [i for i, row in enumerate(saved.state["rows"]) if first <= row < first + share]
     few = _pick(loader.batch_at(0), [saved.state["rows"][i] - first for i in mine]).to(job.device)
@@ -186,7 +186,8 @@ def small_and_still(recipe: Recipe, ctx: Context, processes: int) -> tuple[Model
     """The model without dropout, with fewer layers where two copies of it and its optimizer would not fit in memory."""
     model = recipe.model.resolve(ctx.splits.spec)
     said = []
-    off: dict[str, Any] = {k: 0.0 for k in ("dropout", "input_dropout", "drop_path") if k in type(model).model_fields and model.peek(k)}
+    names = [k for k in type(model).model_fields if k.endswith("dropout") or k == "drop_path"]
+    off: dict[str, Any] = {k: 0.0 for k in names if model.peek(k)}
     if off:
         said.append(f"{' and '.join(off)} off")
     model = model.model_copy(update=off)
@@ -204,12 +205,10 @@ def _job(recipe: Recipe, ctx: Context, model: ModelConfig, mesh: Mesh, steps: in
     spec = ctx.splits.spec
     device, _ = choose_device(recipe.train.device)
     precision, _ = choose_precision(recipe.train.precision, device, model.bare())
-    loader = Loader(ctx.splits.train, batch=recipe.train.batch, seed=recipe.seed, rank=mesh.data_rank, world=mesh.layout.data)
-    share = -(-recipe.train.batch // mesh.layout.data)
+    loader = Loader(ctx.splits.train, batch=ctx.train.batch, seed=recipe.seed, rank=mesh.data_rank, world=mesh.layout.data)
+    share = -(-ctx.train.batch // mesh.layout.data)
     plan = Plan(steps, device, precision.name, False, min(share, recipe.train.microbatch or share), 1, 1, torch.get_num_threads())
-    job = build_job(
-        model, recipe.optim, recipe.train, recipe.task, spec, loader, plan, seed=recipe.seed, mesh=mesh, parallel=recipe.parallel
-    )
+    job = build_job(model, recipe.optim, ctx.train, recipe.task, spec, loader, plan, seed=recipe.seed, mesh=mesh, parallel=recipe.parallel)
     _stir(job)
     job.model.train()
     return job, loader
@@ -278,9 +277,9 @@ def _pick(batch: Batch, rows: list[int]) -> Batch:
     return replace(batch, **{k: v[rows] for k, v in values.items() if v is not None})
 
 
-def _rows(recipe: Recipe, data: int) -> int:
+def _rows(recipe: Recipe, batch: int, data: int) -> int:
     """Rows of each data-parallel process whose layer outputs are compared."""
-    parallel, share = recipe.parallel, -(-recipe.train.batch // data)
+    parallel, share = recipe.parallel, -(-batch // data)
     if isinstance(parallel, MeshParallel) and parallel.peek("pipeline") > 1:
         return int(parallel.peek("stage_microbatches") or min(share, 2 * parallel.peek("pipeline")))
     return min(share, 2)

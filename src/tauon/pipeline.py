@@ -33,13 +33,14 @@ from tauon.distributed import Heartbeat, World, join
 from tauon.errors import Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
-from tauon.models import GPT, from_record, load_weights, materialize
+from tauon.models import GPT, from_record, load_weights, materialize, refuse_codes
 from tauon.recipe import FREE, SECTIONS, Recipe, StageName, differences, fingerprint, to_yaml
 from tauon.report import render
 from tauon.tasks import CountingBytes, LanguageModelling, Task
 from tauon.train import (
     Plan,
     Precision,
+    TrainConfig,
     choose_device,
     choose_precision,
 )
@@ -161,11 +162,19 @@ class Context:
         self.world.same("the data", splits.fingerprint[:12], "Every rank must see the same files: copy them, or share a file system.")
         return splits
 
+    @property
+    def train(self) -> TrainConfig:
+        """The recipe's, with the batch that its optimizer takes."""
+        config = self.recipe.train
+        return config.model_copy(update={"batch": len(self.splits.train)}) if self.recipe.optim.full_batch else config
+
     def _prepared(self) -> DataSplits:
         def progress(what: str, done: int, total: int | None) -> None:
             self.tell("progress", what=what, done=done, total=total)
 
         splits = prepare(self.recipe.data, seed=self.recipe.seed, needs=self.recipe.task.needs, progress=progress)
+        refuse_codes(self.recipe.model, splits.spec)
+        splits.spec = self.recipe.task.shape(splits.spec)
         wrong = [Problem(key, message) for key, message in self.recipe.task.fits(splits.spec)]
         wrong += targets_that_do_not_fit(self.recipe.task, splits)
         if wrong:
@@ -259,9 +268,9 @@ def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:
             ]
     if task.family == "classification" and targets == "values":
         return [Problem("task", "classification needs classes, and the targets are numbers. Take regression, or data.source.target=class.")]
-    if task.family == "regression" and targets == "classes":
-        what = f"the targets are {splits.spec.outputs} classes"
-        return [Problem("task", f"regression needs numbers, and {what}. Take classification, or data.source.target=value.")]
+    if task.family in ("regression", "quantile-regression") and targets == "classes":
+        what = f"the targets are {len(splits.spec.labels)} classes"
+        return [Problem("task", f"{task.kind_} needs numbers, and {what}. Take classification, or data.source.target=value.")]
     return []
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml, write_yaml
+from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml, registered, write_yaml
 from tauon.data import DataConfig, problems_for
 from tauon.distributed import AutoParallel, ParallelConfig
 from tauon.errors import RecipeError
@@ -75,10 +75,10 @@ class Recipe(Config):
         for name, message in problems_for(data, task.needs):
             yield f"data.{name}", message
         if model.needs != task.needs:
-            fit = "gpt or gpt2" if task.needs == "tokens" else "mlp, logistic, linear, cnn, resnet18 or vit"
+            fit = ", ".join(k for k, m in registered("model").items() if getattr(m, "needs", None) == task.needs)
             yield (
                 "model.kind",
-                f"{model.kind_} reads {model.needs}, and task {task.kind_} gives it {task.needs}. Take {fit}, or another task.",
+                f"{model.kind_} reads {model.needs}, and task {task.kind_} gives it {task.needs}. Take one of {fit}, or another task.",
             )
         if task.family not in ("classification", "ordinal"):
             for name in ("mix", "sampling", "class_weights", "label_order"):
@@ -95,6 +95,10 @@ class Recipe(Config):
             for section in sorted(optional & self.model_fields_set & set(sections)):
                 if stages and not any(section in SECTIONS[s] for s in stages):
                     yield section, f"nothing will read it: stage {stage} is not among stages {list(stages)}. Add it, or drop this section."
+        optim = self.peek("optim")
+        for name in ("batch", "batch_warmup") if optim.full_batch else ():
+            if name in train.model_fields_set:
+                yield f"train.{name}", f"{optim.kind_} takes the whole training set at every step. Drop it, or take optim.kind=sgd."
         if task.needs != "tokens":
             for name in ("prompts", "samples"):
                 if name in self.peek("evaluate").model_fields_set:

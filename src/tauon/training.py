@@ -31,6 +31,7 @@ from tauon.train import (
     Derived,
     Hook,
     Plan,
+    Ramps,
     RecipeWork,
     Served,
     StopSignal,
@@ -44,6 +45,7 @@ from tauon.train import (
     restore,
     served,
     train,
+    watch_layers,
 )
 from tauon.types import DataSpec, StepInfo
 from tauon.watch import TrainingRecord
@@ -83,13 +85,13 @@ def decide(ctx: Context, started: dict[str, Any]) -> tuple[ModelConfig, Loader, 
     """Every choice that the recipe leaves open, told with its reason. `started`: what an earlier part of this run recorded."""
     recipe, spec = ctx.recipe, ctx.splits.spec
     model = recipe.model.resolve(spec)
-    mesh, chosen = choose_mesh(model, recipe.train, recipe.parallel, spec, ctx.world)
+    mesh, chosen = choose_mesh(model, ctx.train, recipe.parallel, spec, ctx.world)
     loader = Loader(
-        ctx.splits.train, batch=recipe.train.batch, seed=recipe.seed, workers=recipe.data.workers, rank=mesh.data_rank,
-        world=mesh.layout.data,
+        ctx.splits.train, batch=ctx.train.batch, seed=recipe.seed, workers=recipe.data.workers, rank=mesh.data_rank,
+        world=mesh.layout.data, sizes=Ramps.of(ctx.train, spec.seq_len) if ctx.train.batch_warmup is not None else None,
     )  # fmt: skip
     plan = make_plan(
-        model, recipe.optim, recipe.train, recipe.task, spec, examples=len(ctx.splits.train), loader=loader, seed=recipe.seed,
+        model, recipe.optim, ctx.train, recipe.task, spec, examples=len(ctx.splits.train), loader=loader, seed=recipe.seed,
         recorded=started.get("plan"), tell=lambda m: ctx.tell("note", message=m), mesh=mesh, parallel=recipe.parallel,
     )  # fmt: skip
     plan.derived.insert(1, chosen)
@@ -105,15 +107,15 @@ def assemble(ctx: Context, model: ModelConfig, loader: Loader, plan: Plan, mesh:
     recipe, spec = ctx.recipe, ctx.splits.spec
     alone = isinstance(recipe.parallel, LowCommunication)  # each process computes its own steps whole
     job = build_job(
-        model, recipe.optim, recipe.train, recipe.task, spec, loader, plan, seed=recipe.seed,
+        model, recipe.optim, ctx.train, recipe.task, spec, loader, plan, seed=recipe.seed,
         mesh=Mesh(Layout()) if alone else mesh, parallel=recipe.parallel,
     )  # fmt: skip
     if isinstance(recipe.parallel, LowCommunication):
         job = local_steps(job, recipe.parallel)
     if not isinstance(recipe.parallel, ParameterServer):
-        return job, None
+        return watch_layers(job, ctx.train.watch_layers or plan.validate_every), None
     work = RecipeWork.of(
-        model, recipe.optim, recipe.train, recipe.task, recipe.data, spec=spec, plan=plan, seed=recipe.seed,
+        model, recipe.optim, ctx.train, recipe.task, recipe.data, spec=spec, plan=plan, seed=recipe.seed,
         fingerprint=ctx.splits.fingerprint,
     )  # fmt: skip
     servers = served(job, recipe.parallel, recipe.optim, work, tell=lambda m: ctx.tell("note", message=m))
@@ -224,4 +226,6 @@ def spec_record(spec: Any) -> dict[str, Any]:
         "input_shape": spec.input_shape,
         "outputs": spec.outputs,
         "labels": list(spec.labels),
+        "categories": list(spec.categories),
+        "horizon": spec.horizon,
     }

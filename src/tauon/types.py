@@ -27,15 +27,18 @@ class Batch:
     """
 
     inputs: Tensor
-    """Tokens BT (int64), or features B... (float32)."""
+    """Tokens BT (int64), or features B... (float32), or the context BTF of a series (float32), or waveforms BT (float32)."""
     targets: Tensor
-    """Next tokens BT (int64), class indices B (int64), or values B or BC (float32)."""
+    """Next tokens BT (int64), class indices B (int64), values B or BC (float32), what follows the context, BHK (float32), or the
+    characters of a transcript, BU (int64), filled up with -1."""
     weights: Tensor
     """Weight in the loss, BT for tokens and B otherwise (float32)."""
     segments: Tensor | None = None
     """Document number of each token, BT (int32); None: every row is one document. Attention never crosses segments."""
     index: Tensor | None = None
     """Number of the example in its data set, B (int64)."""
+    lengths: Tensor | None = None
+    """Valid positions along the first axis of each input after B, B (int64), where inputs are padded; None: all are."""
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -69,6 +72,12 @@ class DataSpec:
     """Number of classes, or of regression targets."""
     labels: tuple[str, ...] = ()
     """Names of the classes or targets, in index order."""
+    categories: tuple[int, ...] = ()
+    """Of tables: number of codes of each column, 0 of a numeric one; empty: all are numeric. Code 0 is "missing or unseen"."""
+    sample_rate: int | None = None
+    """Of signals: samples a second; `input_shape` is then (samples,)."""
+    horizon: int | None = None
+    """Of series: steps to predict; `input_shape` is then (steps of context, columns), targets first."""
 
 
 class Dataset(Protocol):
@@ -96,4 +105,4 @@ class StepInfo:
     """Examples seen so far, all ranks together."""
     tokens: int
     """Tokens seen so far (0 where examples are not made of tokens)."""
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)

@@ -14,8 +14,9 @@ import numpy as np
 
 from tauon.artifacts import CheckpointWriter
 from tauon.data import DataSplits
+from tauon.optim import Plateau
 from tauon.tracking import EventLog, Tracker
-from tauon.train import STOP, Hook, Meter, Plan, TrainConfig, TrainJob, every, job_state, validation_loss
+from tauon.train import PLATEAU, STOP, Hook, LayerLook, Meter, Plan, TrainConfig, TrainJob, complaints, every, job_state, validation_loss
 from tauon.types import Batch, StepInfo
 
 __all__ = ["TrainingRecord"]
@@ -42,6 +43,8 @@ class TrainingRecord:
 
     def begin(self, job: TrainJob) -> None:
         self.saved = job.step if job.step else -1
+        if self.splits.validation is not None and isinstance(job.schedule, Plateau):
+            job.schedule.observe(math.inf, None)  # reads its keys: without validation nothing does, and they are told to be without effect
         self.tell("training", step=job.step, total_steps=job.total_steps)
 
     def hooks(self) -> list[Hook]:
@@ -62,11 +65,25 @@ class TrainingRecord:
         if sent and sent != job.notes.get("sent"):  # by kind when it changes; in all at every step
             job.notes["sent"] = sent
             self.events.log("communication", step=info.step, bytes=sent)
+        if (layers := metrics.pop("layers", None)) is not None:
+            self.layers(job, info, layers)
         self.events.log("step", step=info.step, examples=info.examples, tokens=info.tokens, **metrics)
         for tracker in self.trackers:
             tracker.log(info.step, metrics)
         info.metrics.pop("sent", None)
+        info.metrics.pop("layers", None)
         self.tell("step", step=info.step, total_steps=info.total_steps, **info.metrics)
+
+    def layers(self, job: TrainJob, info: StepInfo, layers: dict[str, LayerLook]) -> None:
+        """A look at every layer, and what is wrong with some: told once for each kind of trouble."""
+        found = complaints(layers)
+        self.events.log("layers", step=info.step, layers={name: look.to_json() for name, look in layers.items()}, complaints=found)
+        known = job.notes.setdefault("complaints", [])
+        for complaint in found:
+            kind = complaint.partition(" in ")[0]
+            if kind not in known:
+                known.append(kind)
+                self.tell("warning", message=f"step {info.step}: {complaint}")
 
     def validate(self, job: TrainJob, info: StepInfo) -> str | None:
         """Validation loss; with early stopping, keep the best and say when to stop."""
@@ -75,6 +92,13 @@ class TrainingRecord:
         for tracker in self.trackers:
             tracker.log(info.step, {"validation_loss": loss})
         self.tell("validate", step=info.step, loss=loss)
+        if isinstance(job.schedule, Plateau):
+            before = job.notes.get(PLATEAU, {"factor": 1.0})["factor"]
+            job.notes[PLATEAU] = job.schedule.observe(loss, job.notes.get(PLATEAU))
+            if job.notes[PLATEAU]["factor"] < before:
+                self.tell(
+                    "note", message=f"validation loss has not fallen: the rate goes down to {job.notes[PLATEAU]['factor']:.3g} of its peak"
+                )
         if self.config.early_stopping is None:
             return None
         best = job.notes.get("best", {"loss": math.inf, "step": 0})

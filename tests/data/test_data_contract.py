@@ -64,14 +64,27 @@ def _public(tmp: Path) -> dict[str, Any]:
     return {"name": "tinyshakespeare"}
 
 
+def _series(tmp: Path) -> dict[str, Any]:
+    (tmp / "s.csv").write_text("date,a,b\n" + "\n".join(f"2020-01-01 {i // 60:02d}:{i % 60:02d}:00,{i},{i % 7}" for i in range(400)))
+    return {"path": str(tmp / "s.csv")}
+
+
 def _sklearn(tmp: Path) -> dict[str, Any]:
     pytest.importorskip("sklearn")
     return {"name": "iris"}
 
 
+def _folder(tmp: Path) -> dict[str, Any]:
+    image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
+    for i in range(60):
+        (tmp / "signs" / "abc"[i % 3]).mkdir(parents=True, exist_ok=True)
+        image.new("RGB", (5, 4), (4 * i, i, 255 - i)).save(tmp / "signs" / "abc"[i % 3] / f"{i}.png")
+    return {"path": str(tmp / "signs")}
+
+
 EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "text": _text, "jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "idx": _idx, "npz": _npz, "public": _public, "sklearn": _sklearn,
-    "python-stdlib": lambda tmp: {"limit": 40},
+    "python-stdlib": lambda tmp: {"limit": 40}, "series": _series, "folder": _folder,
 }  # fmt: skip
 
 
@@ -88,6 +101,9 @@ def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 def content(source: SourceConfig) -> list[Any]:
     if source.gives() == "text":
         return [(d.name, d.text) for d in source.documents()]
+    if source.gives() == "series":
+        series = source.series()
+        return [series.times.tolist(), series.values.tolist(), series.names, series.step, series.season]
     table = source.arrays()
     return [table.features.tolist(), table.targets.tolist(), table.feature_names, table.label_names]
 
@@ -110,7 +126,7 @@ def test_a_source_describes_itself_in_json(source: SourceConfig) -> None:
 
 
 def test_ranks_are_disjoint_and_a_resumed_stream_is_the_same(source: SourceConfig) -> None:
-    needs: Any = "tokens" if source.gives() == "text" else "arrays"
+    needs = {"text": "tokens"}.get(source.gives(), source.gives())
     settings = {"tokenizer": "bytes", "seq_len": 16} if needs == "tokens" else {}
     tree = parse(DataConfig, {"source": dump(source), **settings})
     made = prepare(tree, seed=1, needs=needs)

@@ -221,7 +221,7 @@ def test_settings_without_sense_are_refused(tmp_path: Any, data: dict[str, Any],
 
 def test_a_class_that_only_held_out_rows_have_is_an_error(tmp_path: Any) -> None:
     config = pictures(tmp_path, split={"by": "position", "validation": 0, "test": 0.1})  # the rows lie class by class
-    with pytest.raises(DataError, match=r"the test part has the label '2', which training never sees"):
+    with pytest.raises(DataError, match=r"the test part has the class '2', which no training row has"):
         prepare(config, seed=0, needs="arrays")
     np.savez(tmp_path / "b.npz", x_train=PICTURES[:45], y_train=CLASSES[:45], x_test=PICTURES[40:], y_test=CLASSES[40:])
     with pytest.raises(DataError, match=r"the test source has the label '2', which training never sees"):

@@ -360,7 +360,7 @@ def test_parts_of_different_make_are_refused(tmp_path: Path) -> None:
     for name, header in (("a", "p,q,y"), ("b", "p,r,y")):
         (tmp_path / f"{name}.csv").write_text(header + "\n" + "\n".join(f"{i},{i},{i % 2}" for i in range(20)))
     sources = {k: {"kind": "csv", "path": str(tmp_path / f"{n}.csv"), "label": "y"} for k, n in (("source", "a"), ("validation", "b"))}
-    with pytest.raises(DataError, match="has a column 'r' where the training source has 'q'"):
+    with pytest.raises(DataError, match="the validation source has no column 'q', and the training source has. It has p, r"):
         prepare(config(**sources), seed=0, needs="arrays")
 
 

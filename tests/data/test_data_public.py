@@ -19,6 +19,7 @@ import pytest
 from tauon.config import parse
 from tauon.data import SourceConfig
 from tauon.data.cache import cache_in
+from tauon.data.files import read_bytes
 from tauon.data.progress import listening
 from tauon.data.sources.cifar import cifar_arrays
 from tauon.data.sources.registry import PUBLIC, PublicFile, PublicSet
@@ -199,8 +200,7 @@ def test_every_registered_file_is_in_the_mirror_as_registered() -> None:
                 if not (root / file.mirror).is_file():
                     assert file.urls, f"{file.mirror} is neither in the mirror nor at an address"
                     continue
-                content = (root / file.mirror).read_bytes()
-                content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" and not file.packed else content
+                content = read_bytes(root / file.mirror)
                 assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
 
 

@@ -26,7 +26,8 @@ VERBS = {
     "generate": ("tauon.cli.generate", "Let a trained language model continue a text."),
     "runs": ("tauon.cli.runs", "List runs; compare two."),
     "check": ("tauon.cli.check", "Prove on a recipe that a layout of processes computes what one process does."),
-    "recipe": ("tauon.cli.recipe", "List, show, check recipes; print their JSON Schema."),
+    "tune": ("tauon.cli.tune", "Try out settings before the real training: learning-rate range test."),
+    "recipe": ("tauon.cli.recipe", "Write a recipe for your data; list, show, check recipes; print their JSON Schema."),
 }
 
 EPILOG = """\b

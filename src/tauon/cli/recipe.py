@@ -1,4 +1,4 @@
-"""`tauon recipe list|show|check|schema`: recipes without running them."""
+"""`tauon recipe list|new|show|check|schema`: recipes without running them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["recipe_command"]
 
 @click.group("recipe", context_settings={"help_option_names": ["-h", "--help"]})
 def recipe_command() -> None:
-    """List, show, check recipes; print their JSON Schema."""
+    """Write a recipe for your data; list, show, check recipes; print their JSON Schema."""
 
 
 @recipe_command.command("list")
@@ -23,6 +23,32 @@ def list_command() -> None:
     for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").split("\n", 1)[0]
         click.echo(f"{name:<20} {first.removeprefix('#').strip() if first.startswith('#') else ''}")
+
+
+@recipe_command.command("new")
+@click.option("--from", "path", required=True, type=click.Path(path_type=Path), help="Your data: a folder, or a file.")
+@click.option(
+    "--label-from", "label", help="What is to be predicted: `folder`, a column, or for recordings a pattern like {label}_{speaker}."
+)
+@click.option("--name", help="Name of the recipe and its runs. Default: after the data.")
+@click.option("--to", "target", type=click.Path(path_type=Path, dir_okay=False), help="File to write. Default: NAME.yaml")
+@click.option("--force", is_flag=True, help="Overwrite the file if it is there.")
+def new_command(path: Path, label: str | None, name: str | None, target: Path | None, force: bool) -> None:
+    r"""Look at your files and write a recipe that trains as it stands, its choices explained.
+
+    \b
+    tauon recipe new --from images/ --label-from folder      pictures, a subfolder a class
+    tauon recipe new --from patients.csv --label-from died   a table
+    tauon recipe new --from load.csv                         a time series: a date and numbers
+    tauon recipe new --from calls/                           .wav files, a subfolder a class
+    tauon recipe new --from notes.jsonl                      text, or text with a label
+    """
+    from tauon.starter import draft, write_draft
+
+    made = draft(path, label=label, name=name)
+    written = write_draft(made, target or Path(f"{made.name}.yaml"), force=force)
+    click.echo(made.to_yaml(), nl=False)
+    click.echo(f"\nwrote {written}. Next: tauon run {written}", err=True)
 
 
 @recipe_command.command("show")

@@ -1,35 +1,50 @@
-"""Data: sources, splits, tokenizers, shards, normalising, augmenting, order, batches. The verb is `prepare`.
+"""Data: sources, splits, tokenizers, shards, normalising, encoding, augmenting, order, batches. The verb is `prepare`.
 
-Knows no model and no task: a task says whether it needs tokens or arrays, and that is all.
+Knows no model and no task: a task says whether it needs tokens, arrays or a series, and that is all.
 """
 
 from tauon.data.arrays import ArrayDataset, Normalizer
+from tauon.data.audio_augment import AudioAugmentConfig
 from tauon.data.augment import AugmentConfig, Draws, Pixels, Points
 from tauon.data.augment_images import RandAugmentConfig  # registers every augmentation of pictures
 from tauon.data.choice import BalancedOrder, class_weights
+from tauon.data.columns import ColumnsConfig, Encoder
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.grid import picture_sheet
+from tauon.data.inspection import ColumnLook, TableLook, inspect_table
 from tauon.data.loader import Loader
 from tauon.data.mix import MixConfig, Mixer
 from tauon.data.order import example_at, permute
 from tauon.data.preparation import DataSplits, prepare
 from tauon.data.progress import Progress, bar
+from tauon.data.replay import inputs_from_records, outputs_in_units
+from tauon.data.series import SeriesDataset
+from tauon.data.series_augment import SeriesAugmentConfig
 from tauon.data.shards import Shards, ShardWriter
-from tauon.data.sources import Arrays, Document, SourceConfig
+from tauon.data.signal_config import SignalConfig
+from tauon.data.signals import BLANK, SignalDataset, inputs_from_waves
+from tauon.data.sources import Arrays, Document, Series, Signals, SourceConfig, Table
+from tauon.data.sources.wav import read_wav
 from tauon.data.split import SplitConfig
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokenizer_config import TokenizerConfig
 from tauon.data.tokens import TokenDataset
+from tauon.data.window import WindowConfig
 
 __all__ = [
+    "BLANK",
     "ArrayDataset",
     "Arrays",
+    "AudioAugmentConfig",
     "AugmentConfig",
     "BalancedOrder",
+    "ColumnLook",
+    "ColumnsConfig",
     "DataConfig",
     "DataSplits",
     "Document",
     "Draws",
+    "Encoder",
     "Loader",
     "MixConfig",
     "Mixer",
@@ -38,18 +53,32 @@ __all__ = [
     "Points",
     "Progress",
     "RandAugmentConfig",
+    "Series",
+    "SeriesAugmentConfig",
+    "SeriesDataset",
     "ShardWriter",
     "Shards",
+    "SignalConfig",
+    "SignalDataset",
+    "Signals",
     "SourceConfig",
     "SplitConfig",
+    "Table",
+    "TableLook",
     "TokenDataset",
     "Tokenizer",
     "TokenizerConfig",
+    "WindowConfig",
     "bar",
     "class_weights",
     "example_at",
+    "inputs_from_records",
+    "inputs_from_waves",
+    "inspect_table",
+    "outputs_in_units",
     "permute",
     "picture_sheet",
     "prepare",
     "problems_for",
+    "read_wav",
 ]

@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.data.augment import AugmentConfig, Pixels, augment, check_shape
-from tauon.data.choice import BalancedOrder
-from tauon.data.mix import Mixer
 from tauon.data.sources.base import Arrays
 from tauon.errors import DataError
 from tauon.types import Batch, DataSpec
@@ -22,23 +20,40 @@ from tauon.types import Batch, DataSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tauon.data.choice import BalancedOrder
+    from tauon.data.mix import Mixer
+
 __all__ = ["ArrayDataset", "Normalizer", "check_arrays"]
 
-NormalizeKind = Literal["none", "standard", "minmax", "unit"]
+NormalizeKind = Literal["none", "standard", "minmax", "unit", "robust", "quantile"]
+
+_QUANTILES = 1000
+_EDGE = 1e-7  # probabilities nearer to 0 or 1 are cut: the normal distribution has no end
 
 
 @dataclass(frozen=True)
 class Normalizer:
-    """x -> (x - center) / scale, for each feature of a table and each channel of an image. Fitted on the training part only."""
+    """x -> (x - center) / scale, for each feature of a table and each channel of an image. Fitted on the training part only.
+
+    `quantile` instead sends each feature's distribution to the standard normal one (scikit-learn's QuantileTransformer).
+    """
 
     kind: str
     center: NDArray[np.float32]
     """(F) or (C, 1, 1)."""
     scale: NDArray[np.float32]
+    quantiles: NDArray[np.float64] | None = None
+    """quantile: (Q, columns) values at evenly spaced probabilities from 0 to 1."""
+    columns: NDArray[np.int64] | None = None
+    """quantile: the features that `quantiles` are of; the others stay."""
 
     @classmethod
-    def fit(cls, features: NDArray[Any], kind: NormalizeKind) -> Normalizer:
-        """standard: mean 0, variance 1; minmax: 0 to 1; unit: bytes / 255; none: as it is. A constant feature becomes 0."""
+    def fit(cls, features: NDArray[Any], kind: NormalizeKind, only: NDArray[np.bool_] | None = None) -> Normalizer:
+        """standard: mean 0, variance 1; robust: median 0, quartiles 1 apart; minmax: 0 to 1; unit: bytes / 255; none: as it is. A
+        constant feature becomes 0. `only`: the features of a table (F) that are scaled; the others stay as they are.
+        """
+        if kind == "quantile":
+            return cls._fit_quantiles(features, only)
         images = features.ndim > 2
         axes = (0, *range(2, features.ndim)) if images else (0,)
         shape = (features.shape[1], *(1 for _ in features.shape[2:])) if images else features.shape[1:]
@@ -47,6 +62,9 @@ class Normalizer:
             scale = (
                 np.sqrt(np.maximum(_mean_square(features, axes) - center**2, 0)) if images else features.std(axis=axes, dtype=np.float64)
             )
+        elif kind == "robust":
+            low, center, high = np.percentile(features.astype(np.float64), (25, 50, 75), axis=axes)
+            scale = high - low
         elif kind == "minmax":
             center = features.min(axis=axes).astype(np.float64)
             scale = features.max(axis=axes).astype(np.float64) - center
@@ -61,11 +79,44 @@ class Normalizer:
             center, scale = np.zeros(1), np.ones(1)
         center, scale = np.broadcast_to(center, (shape[0],)), np.broadcast_to(scale, (shape[0],))
         scale = np.where(scale > 1e-12 * np.maximum(np.abs(center), 1e-30), scale, 1.0)
+        if only is not None:
+            center, scale = np.where(only, center, 0.0), np.where(only, scale, 1.0)
         return cls(kind, center.reshape(shape).astype(np.float32), scale.reshape(shape).astype(np.float32))
+
+    @classmethod
+    def _fit_quantiles(cls, features: NDArray[Any], only: NDArray[np.bool_] | None) -> Normalizer:
+        if features.ndim != 2:
+            raise DataError(f"data.normalize: quantile is for tables, and examples have shape {features.shape[1:]}. Use standard or minmax")
+        columns = np.arange(features.shape[1]) if only is None else np.flatnonzero(only)
+        at = np.linspace(0, 1, min(_QUANTILES, len(features)))
+        found = np.percentile(features[:, columns].astype(np.float64), at * 100, axis=0)
+        found = np.maximum.accumulate(found, axis=0)  # rounding may have put neighbours out of order
+        zeros = np.zeros(features.shape[1], np.float32)
+        return cls("quantile", zeros, zeros + 1, found, columns)
+
+    def _to_normal(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Each chosen column through its distribution function, then the inverse of the normal one."""
+        import torch
+
+        assert self.quantiles is not None
+        assert self.columns is not None
+        at = np.linspace(0, 1, len(self.quantiles))
+        for found, j in zip(self.quantiles.T, self.columns.tolist(), strict=True):
+            if found[0] == found[-1]:
+                features[:, j] = 0
+                continue
+            x = features[:, j].astype(np.float64)
+            # Where many training values are equal, the probability jumps: the middle of the jump (as scikit-learn does).
+            p = 0.5 * (np.interp(x, found, at) - np.interp(-x, -found[::-1], -at[::-1]))
+            p = np.where(x <= found[0], 0.0, np.where(x >= found[-1], 1.0, p))
+            features[:, j] = torch.special.ndtri(torch.from_numpy(np.clip(p, _EDGE, 1 - _EDGE))).numpy()
+        return features
 
     def __call__(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """(B, ...) as float32, normalised; a copy."""
-        out = features.astype(np.float32)
+        out: NDArray[np.float32] = features.astype(np.float32)
+        if self.quantiles is not None:
+            return self._to_normal(out)
         if self.kind != "none":
             out -= self.center
             out /= self.scale
@@ -78,12 +129,21 @@ class Normalizer:
             "shape": list(self.center.shape),
             "center": self.center.ravel().tolist(),
             "scale": self.scale.ravel().tolist(),
-        }
+        } | (
+            {}
+            if self.quantiles is None or self.columns is None
+            else {"quantiles": self.quantiles.tolist(), "columns": self.columns.tolist()}
+        )
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Normalizer:
         shape = tuple(data["shape"])
-        return cls(data["kind"], np.array(data["center"], np.float32).reshape(shape), np.array(data["scale"], np.float32).reshape(shape))
+        more: dict[str, Any] = {}
+        if "quantiles" in data:
+            columns = np.array(data["columns"], np.int64)
+            more = {"quantiles": np.array(data["quantiles"], np.float64).reshape(-1, len(columns)), "columns": columns}
+        center, scale = (np.array(data[k], np.float32).reshape(shape) for k in ("center", "scale"))
+        return cls(data["kind"], center, scale, **more)
 
 
 def _mean_square(features: NDArray[Any], axes: tuple[int, ...]) -> NDArray[np.float64]:
@@ -170,16 +230,17 @@ class ArrayDataset:
         weights: NDArray[np.float32] | None = None,
         order: BalancedOrder | None = None,
         mixer: Mixer | None = None,
+        categories: tuple[int, ...] = (),
     ) -> None:
         """`rows` are those of `table` that belong to this part; nothing is copied. `weights`: of each class in the loss, (C). `order`,
-        `mixer`: what the loader asks for.
+        `mixer`: what the loader asks for. `categories`: `DataSpec.categories`.
         """
         check_shape(augments, table.features.shape[1:], table.features.dtype)
         self._weights, self.order, self.mixer = weights, order, mixer
         self._table, self._rows, self._normalizer, self._seed, self._augments = table, rows, normalizer, seed, tuple(augments)
         targets = table.targets
         outputs = len(table.label_names) if table.classes else (targets.shape[1] if targets.ndim == 2 else 1)
-        self.spec = DataSpec(input_shape=tuple(table.features.shape[1:]), outputs=outputs, labels=table.label_names)
+        self.spec = DataSpec(input_shape=tuple(table.features.shape[1:]), outputs=outputs, labels=table.label_names, categories=categories)
         self.facts: dict[str, Any] = {"rows": len(rows)}
         if table.classes:
             counts = np.bincount(targets[rows], minlength=outputs).tolist()

@@ -154,6 +154,9 @@ class AugmentConfig(Registered, family="augment"):
     def refuse(self, shape: tuple[int, ...], where: str) -> None:
         """`DataError` where it cannot work on images of `shape`."""
 
+    series_only: ClassVar[bool] = False
+    """Whether it changes a window of a series, its context and what follows together: see `series_augment.py`."""
+
     def move(self, points: Points, draws: Draws) -> None:
         """Move the sampling points. They run against the picture: to turn it to the right, turn the points to the left."""
         raise NotImplementedError
@@ -195,6 +198,8 @@ def check_shape(steps: Sequence[AugmentConfig], shape: tuple[int, ...], dtype: A
     """`DataError` if a step needs images, or images of bytes, and examples of `shape` are none."""
     for place, step in enumerate(steps):
         where = f"data.augment.{place}: {step.kind_}"
+        if step.series_only:
+            raise DataError(f"{where} is for time series. Leave it out")
         if (step.geometric or step.images_only or step.space == "pixels") and len(shape) != 3:
             raise DataError(f"{where} needs images (channels, height, width), but an example has shape {shape}. Leave it out")
         if step.space == "pixels" and dtype != np.uint8:

@@ -10,15 +10,23 @@ Class weights are scikit-learn's "balanced": rows / (classes * rows of the class
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tauon.config import dump
+from tauon.data.config import DataConfig
 from tauon.data.counter import key
+from tauon.data.mix import Mixer
 from tauon.data.order import example_at, permute
+from tauon.data.sources.base import Arrays, Table
 from tauon.errors import DataError
 
-__all__ = ["BalancedOrder", "class_weights"]
+__all__ = ["BalancedOrder", "choice_facts", "choose", "class_weights", "in_order"]
+
+T = TypeVar("T", Arrays, Table)
 
 
 class BalancedOrder:
@@ -62,3 +70,46 @@ def class_weights(targets: NDArray[np.int64], asked: str | Sequence[float], labe
     counts = np.bincount(targets, minlength=classes)
     there = np.maximum(counts, 1)
     return np.where(counts > 0, len(targets) / (int((counts > 0).sum()) * there), 0.0).astype(np.float32)
+
+
+def in_order(table: T, order: tuple[str, ...]) -> T:
+    """The classes numbered as `data.label_order` says; as they are where it is empty."""
+    if not order:
+        return table
+    if not table.classes:
+        raise DataError("data.label_order: the targets are numbers, not classes. Drop it")
+    if sorted(order) != sorted(table.label_names):
+        odd = next(iter(set(order) ^ set(table.label_names)), order[0])
+        raise DataError(f"data.label_order: {odd!r} is not in both it and the data ({', '.join(table.label_names)}). Name each class once")
+    number = np.array([order.index(name) for name in table.label_names], np.int64)
+    return replace(table, targets=number[table.targets], label_names=order)
+
+
+def choose(config: DataConfig, main: Arrays | Table, rows: NDArray[np.int64], shape: tuple[int, ...], seed: int) -> dict[str, Any]:
+    """How training chooses, weighs and mixes its examples: arguments of `ArrayDataset`. `shape` is that of an example."""
+    asked, weights, mix = config.sampling, config.class_weights, config.mix
+    if not main.classes:
+        for name, used in (("sampling", asked != "shuffle"), ("class_weights", weights is not None), ("mix", mix is not None)):
+            if used:
+                raise DataError(f"data.{name} needs classes, and the targets are numbers. Drop it, or set data.source.target=class")
+        return {}
+    targets, classes = main.targets[rows], len(main.label_names)
+    return {
+        "order": BalancedOrder(targets, seed) if asked == "balanced" else None,
+        "weights": None if weights is None else class_weights(targets, weights, main.label_names),
+        "mixer": None if mix is None else Mixer(mix, seed=seed, classes=classes, shape=shape),
+    }
+
+
+def choice_facts(config: DataConfig, labels: Sequence[str], choice: dict[str, Any]) -> dict[str, Any]:
+    """What the report says of it, where anything was chosen."""
+    facts: dict[str, Any] = {}
+    if config.peek("sampling") != "shuffle":
+        facts["sampling"] = config.peek("sampling")
+    if choice.get("weights") is not None:
+        facts["class_weights"] = dict(zip(labels, choice["weights"].tolist(), strict=True))
+    if config.peek("mix") is not None:
+        facts["mix"] = dump(config.peek("mix"))
+    if config.peek("label_order"):
+        facts["label_order"] = list(config.peek("label_order"))
+    return facts

@@ -9,16 +9,19 @@ from pydantic import Field, PositiveFloat
 
 from tauon.config import Config, Count, Fraction
 from tauon.data.augment import AugmentConfig
+from tauon.data.columns import ColumnsConfig
 from tauon.data.mix import MixConfig
+from tauon.data.signal_config import SignalConfig
 from tauon.data.sources.base import SourceConfig
 from tauon.data.split import SplitConfig
 from tauon.data.tokenizer_config import BpeConfig, TokenizerConfig
+from tauon.data.window import WindowConfig
 
 __all__ = ["DataConfig", "problems_for"]
 
 
 class DataConfig(Config):
-    """Data and how it becomes examples. Text for language models, arrays for classification and regression."""
+    """Data and how it becomes examples. Text for language models, arrays for classification and regression, series for forecasting."""
 
     source: SourceConfig
     """Where the data comes from."""
@@ -39,11 +42,12 @@ class DataConfig(Config):
     """Text only: share of each held-out window that repeats the one before as context, not counted again. 0 is fastest;
     0.5 measures each token with at least half a window before it."""
 
-    normalize: Literal["auto", "none", "standard", "minmax", "unit"] = "auto"
-    """Arrays only. standard: mean 0, variance 1; minmax: 0 to 1; unit: bytes / 255. By column, or by channel of images,
-    with statistics of the training part. auto: unit for bytes, standard otherwise."""
+    normalize: Literal["auto", "none", "standard", "robust", "minmax", "quantile", "unit"] = "auto"
+    """Arrays and series. standard: mean 0, variance 1; robust: median 0, quartiles 1 apart; minmax: 0 to 1; quantile (tables): normal
+    by ranks; unit: bytes / 255. By column, or by channel of images, with statistics of the training part. auto: unit for bytes,
+    standard otherwise."""
     augment: tuple[AugmentConfig, ...] = ()
-    """Arrays only: random changes of the training examples, in turn."""
+    """Arrays, series and recordings: random changes of the training examples, in turn."""
     mix: MixConfig | None = None
     """Classes only: mix training examples in pairs (mixup, CutMix). Left out: none."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
@@ -53,6 +57,12 @@ class DataConfig(Config):
     Left out: all weigh alike. Validation and evaluation count every example once."""
     label_order: tuple[str, ...] = ()
     """Classes only: their names in the order that their numbers shall have, lowest first for ordinal targets. Left out: by name."""
+    table: ColumnsConfig = ColumnsConfig()
+    """Tables (csv, jsonl, parquet) only: categories, missing values, dates."""
+    window: WindowConfig = WindowConfig()
+    """Series only: how much is read, how much is predicted."""
+    signal: SignalConfig = SignalConfig()
+    """Recordings only: length of an example, and what its target is."""
 
     workers: int = Field(default=0, ge=0, le=64)
     """Threads that prepare batches ahead; the batches are the same whatever their number."""
@@ -74,24 +84,54 @@ class DataConfig(Config):
                 yield name, f"gives {given[name]}, but data.source gives {given['source']}; both must be the same"
 
 
-_TEXT_ONLY = ("tokenizer", "seq_len", "mask_documents", "overlap")
-_ARRAYS_ONLY = ("normalize", "augment", "mix", "sampling", "class_weights", "label_order")
+_FOR: dict[str, tuple[str, ...]] = {
+    "tokenizer": ("tokens",),
+    "seq_len": ("tokens",),
+    "mask_documents": ("tokens",),
+    "overlap": ("tokens",),
+    "normalize": ("arrays", "series"),
+    "augment": ("arrays", "series", "signals"),
+    "mix": ("arrays",),
+    "sampling": ("arrays",),
+    "class_weights": ("arrays",),
+    "label_order": ("arrays",),
+    "table": ("arrays",),
+    "window": ("series",),
+    "signal": ("signals",),
+}
+"""Keys of a `data` section that are for some kinds of data only."""
+_WORDS = {"tokens": "text", "arrays": "features and targets", "series": "a time series", "signals": "recordings"}
+"""What a source gives, in words, for each thing that a task may need."""
 
 
-def problems_for(config: DataConfig, needs: Literal["tokens", "arrays"]) -> Iterator[tuple[str, str]]:
-    """(key below `data`, message) of each setting that cannot work with a task that needs tokens, or arrays."""
+def problems_for(config: DataConfig, needs: str) -> Iterator[tuple[str, str]]:
+    """(key below `data`, message) of each setting that cannot work with a task that needs tokens, arrays or a series."""
     source: SourceConfig = config.peek("source")
-    wanted = "text" if needs == "tokens" else "arrays"
-    if source.gives() != wanted:
-        got = "text, but the task needs features and targets" if wanted == "arrays" else "features and targets, but the task needs text"
+    gives = {"text": "tokens"}.get(source.gives(), source.gives())
+    if gives != needs:
+        got = f"{_WORDS.get(gives, gives)}, but the task needs {_WORDS.get(needs, needs)}"
         yield "source", f"{source.kind_!r} gives {got}; choose another source or another task"
-    other = _ARRAYS_ONLY if needs == "tokens" else _TEXT_ONLY
-    for name in other:
-        if config.peek(name) != DataConfig.model_fields[name].default:  # by value: a recipe written out in full sets every key
-            yield name, f"is for {'arrays' if needs == 'tokens' else 'text'}, and the task needs {needs}; drop it"
+    for name, kinds in _FOR.items():
+        if needs not in kinds and config.peek(name) != DataConfig.model_fields[name].default:  # by value: a full recipe sets every key
+            yield name, f"is for {' and '.join('text' if k == 'tokens' else k for k in kinds)}, and the task needs {needs}; drop it"
+    if config.peek("table") != ColumnsConfig() and needs == "arrays" and not source.tabular():
+        yield "table", f"is for tables (csv, jsonl, parquet), and {source.kind_!r} gives numbers; drop it"
     split: SplitConfig = config.peek("split")
     by = split.peek("by")
     if by == "row" and needs == "tokens":
         yield "split.by", "row is for arrays; text is split by document or position"
     if by == "document" and needs == "arrays":
         yield "split.by", "document is for text; arrays are split by row or position"
+    if needs == "series":
+        if by in ("row", "document"):
+            yield "split.by", f"{by} would train on what comes after the held-out part; a series is split by position"
+        if split.peek("folds") is not None:
+            yield "split.folds", "would train on what comes after the held-out part; a series is held out from its end"
+        for name in ("validation", "test"):
+            if config.peek(name) is not None:
+                yield name, "a series is one: its end is held out (data.split), so that its context reaches back; drop it"
+        if config.peek("normalize") in ("quantile", "unit"):
+            yield (
+                "normalize",
+                f"{config.peek('normalize')} has no straight way back to the units of a series; take standard, robust or minmax",
+            )

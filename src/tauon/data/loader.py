@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 __all__ = ["Loader"]
 
 
+class Sizes(Protocol):
+    """How large the batch of each step is, where it is not always the same: pure functions of the step."""
+
+    def size(self, step: int) -> int: ...
+
+    def first(self, step: int) -> int:
+        """Examples before this step."""
+        ...
+
+
 class Loader:
     """Batches of training examples in shuffled order, epoch after epoch without a gap.
 
@@ -34,16 +44,21 @@ class Loader:
     rows mixed in pairs.
     """
 
-    def __init__(self, dataset: Dataset, *, batch: int, seed: int, rank: int = 0, world: int = 1, workers: int = 0) -> None:
+    def __init__(
+        self, dataset: Dataset, *, batch: int, seed: int, rank: int = 0, world: int = 1, workers: int = 0, sizes: Sizes | None = None
+    ) -> None:
         """`batch` counts the examples of all `world` ranks together; `workers` threads prepare the next steps.
 
-        Every rank gets as many rows: where the batch does not divide, the last ranks' are filled up at weight zero.
+        Every rank gets as many rows: where the batch does not divide, the last ranks' are filled up at weight zero. `sizes`: how large
+        each step's batch is, where it grows; None: all of them are `batch`.
         """
-        if batch < world:
-            raise RecipeError(f"a batch of {batch} examples for {world} ranks leaves some without any; take at least {world}")
+        least = batch if sizes is None else sizes.size(0)
+        if least < world:
+            raise RecipeError(f"a batch of {least} examples for {world} ranks leaves some without any; take at least {world}")
         if not 0 <= rank < world:
             raise RecipeError(f"rank {rank} of {world} does not exist")
         self.dataset, self.batch, self.seed, self.rank, self.world = dataset, batch, seed, rank, world
+        self.sizes = sizes
         self._ahead = 2 * workers
         self._pool = ThreadPoolExecutor(workers, "tauon-data") if workers else None
         self._coming: dict[int, Future[Batch]] = {}
@@ -59,18 +74,21 @@ class Loader:
 
     def examples_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, example) of this rank's rows of step `step` (0 is the first), ceil(B / world) int64 each; the last may be repeated."""
-        return self._at(step, np.minimum(self.rows, self.batch - 1))
+        return self._at(step, np.minimum(self.rows(step), self.size(step) - 1))
 
     def _at(self, step: int, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, example) of rows of the global batch."""
         order = getattr(self.dataset, "order", None)  # a data set may say that some examples come more often
-        position = step * self.batch + row
+        position = (step * self.batch if self.sizes is None else self.sizes.first(step)) + row
         return example_at(position, len(self.dataset), self.seed) if order is None else order.at(position)
 
-    @property
-    def rows(self) -> np.ndarray:
-        """Numbers of this rank's rows in a batch; those from `batch` on are there only to fill up."""
-        share = -(-self.batch // self.world)
+    def size(self, step: int) -> int:
+        """Examples of step `step`, all ranks together."""
+        return self.batch if self.sizes is None else self.sizes.size(step)
+
+    def rows(self, step: int) -> np.ndarray:
+        """Numbers of this rank's rows in the batch of step `step`; those from its size on are there only to fill up."""
+        share = -(-self.size(step) // self.world)
         return np.arange(self.rank * share, (self.rank + 1) * share, dtype=np.int64)
 
     def batch_at(self, step: int) -> Batch:
@@ -89,7 +107,7 @@ class Loader:
         epoch, example = self.examples_at(step)
         mixer = getattr(self.dataset, "mixer", None)
         batch = self._read(epoch, example) if mixer is None else self._mixed(step, mixer)
-        missing = self.rows >= self.batch
+        missing = self.rows(step) >= self.size(step)
         if missing.any():
             weights = batch.weights.clone()
             weights[missing.tolist()] = 0
@@ -108,8 +126,9 @@ class Loader:
 
     def _mixed(self, step: int, mixer: Mixer) -> Batch:
         """The rank's rows, each mixed with its partner among those of all ranks."""
-        rows = np.minimum(self.rows, self.batch - 1)
-        how = mixer.plan(step, self.batch)
+        size = self.size(step)
+        rows = np.minimum(self.rows(step), size - 1)
+        how = mixer.plan(step, size)
         needed, at = np.unique(np.concatenate([rows, how.partner[rows]]), return_inverse=True)
         read = self._read(*self._at(step, needed))
         box = None if how.box is None else how.box[rows]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -18,14 +18,13 @@ from tauon.config import Config, dump
 from tauon.config import children as nodes_below
 from tauon.data.arrays import ArrayDataset, NormalizeKind, Normalizer, check_arrays, count_repeats
 from tauon.data.cache import cache_in, cache_root, obtain
-from tauon.data.choice import BalancedOrder, class_weights
+from tauon.data.choice import choice_facts, choose, in_order
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.files import canonical, read_bytes, sha256_file, write_json
-from tauon.data.mix import Mixer
 from tauon.data.progress import Progress, listening, report
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.sources.base import Arrays, Document, SourceConfig, limited
-from tauon.data.split import PARTS, Part, TextStat, split_rows, split_text
+from tauon.data.split import PARTS, Part, TextStat, refuse_new_classes, split_rows, split_text
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokens import TokenDataset
 from tauon.errors import ChecksumError, DataError, Problem, RecipeError
@@ -55,13 +54,13 @@ class DataSplits:
     """What must be done again to data that comes later: the tokenizer, or the normaliser and the label names. JSON values only."""
 
 
-def prepare(config: DataConfig, *, seed: int, needs: Literal["tokens", "arrays"], progress: Progress | None = None) -> DataSplits:
+def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | None = None) -> DataSplits:
     """Read, split, tokenise or normalise. Done work is found by its fingerprint and not done again.
 
     Args:
         config: the recipe's `data` section.
         seed: the run's seed: moves windows and augmentation, not the split (that is `split.seed`).
-        needs: what the task learns from.
+        needs: what the task learns from: tokens, arrays, series, signals.
         progress: told (what, done, total) during long steps.
 
     Raises:
@@ -73,7 +72,21 @@ def prepare(config: DataConfig, *, seed: int, needs: Literal["tokens", "arrays"]
         raise RecipeError(found)
     with listening(progress), cache_in(config.cache):
         sources = _sources(config)
-        return _tokens(config, sources, seed) if needs == "tokens" else _arrays(config, sources, seed)
+        if needs == "tokens":
+            return _tokens(config, sources, seed)
+        if needs == "series":
+            from tauon.data.series import prepare_series
+
+            return prepare_series(config, sources, seed)
+        if needs == "signals":
+            from tauon.data.signals import prepare_signals
+
+            return prepare_signals(config, sources, seed)
+        if config.source.tabular():
+            from tauon.data.table_preparation import prepare_tables
+
+            return prepare_tables(config, sources, seed)
+        return _arrays(config, sources, seed)
 
 
 def _sources(config: DataConfig) -> dict[Part, SourceConfig]:
@@ -105,7 +118,7 @@ def _tokens(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     folder = cache_root() / "tokens" / made_of[:32]
     reused = obtain(folder, _DONE, lambda temporary: _build(temporary, config, sources, content))
     made = _read(folder / _DONE)
-    _mark_read(config, made["read"])
+    count_as_read(config, made["read"])
     tokenizer = _tokenizer(folder, made["tokenizer"]["sha256"])
 
     seq_len, why = (config.seq_len, "as set") if config.seq_len is not None else (_DEFAULT_SEQ_LEN, "default")
@@ -241,9 +254,10 @@ def _write(
 def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
     tables = {part: _load(source, part) for part, source in sources.items()}
     left_out = {part: list(table.left_out) for part, table in tables.items() if table.left_out}
-    tables["train"] = _in_order(tables["train"], config.label_order)
+    tables["train"] = in_order(tables["train"], config.label_order)
     rows, split_facts = split_rows(tables["train"].targets, config.split, _wanted(sources))
     main = tables["train"]
+    refuse_new_classes(main.targets, main.label_names, rows, "the targets")
     for part in tables:
         if part != "train":
             tables[part] = _aligned(tables[part], main, part)
@@ -251,8 +265,7 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     kind, why = _normalize(config, main)
     normalizer = Normalizer.fit(train_features, kind)
     parts: dict[Part, ArrayDataset] = {}
-    _refuse_unseen(main, rows)
-    choice = _choice(config, main, rows["train"], seed)
+    choice = choose(config, main, rows["train"], main.features.shape[1:], seed)
     for part in PARTS:
         if part in rows:
             training = {"seed": seed, "augments": config.augment, **choice} if part == "train" else {}
@@ -260,20 +273,20 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
         elif part in tables:
             parts[part] = ArrayDataset(tables[part], np.arange(len(tables[part])), normalizer)
     steps = [dump(a) for a in config.augment]
-    _mark_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])  # by each training batch, later
+    count_as_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])  # by each training batch, later
     held = {p: main.features[rows[p]] if p in rows else tables[p].features for p in parts if p != "train"}
     also = {p: count_repeats(train_features, features) for p, features in held.items()}
-    contents = {p: _content(t) for p, t in tables.items()}
+    contents = {p: content_of(t) for p, t in tables.items()}
     made_of = hashlib.sha256(canonical([_VERSION, contents, dump(config.split)]).encode()).hexdigest()
     facts = {
         "kind": "arrays", "sources": {p: s.describe() | {"sha256": contents[p]} for p, s in sources.items()},
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
         "parts": {p: d.facts for p, d in parts.items()}, "normalize": {"kind": kind, "why": why}, "augment": steps, "content": made_of,
-        **_choice_facts(config, main, choice), **({"left_out": left_out} if left_out else {}),
-        "features": _feature_facts(train_features, main.feature_names),
+        **choice_facts(config, main.label_names, choice), **({"left_out": left_out} if left_out else {}),
+        "features": feature_facts(train_features, main.feature_names),
         "input_shape": list(main.features.shape[1:]), "labels": list(main.label_names),
     }  # fmt: skip
-    decides = [facts["content"], normalizer.to_json(), steps, seed, *_choice_facts(config, main, choice).values()]
+    decides = [facts["content"], normalizer.to_json(), steps, seed, *choice_facts(config, main.label_names, choice).values()]
     preprocess = {
         "kind": "arrays", "normalize": normalizer.to_json(), "labels": list(main.label_names), "features": list(main.feature_names),
         "input_shape": list(main.features.shape[1:]), "targets": "classes" if main.classes else "values",
@@ -290,64 +303,6 @@ def _load(source: SourceConfig, part: Part) -> Arrays:
     if source.limit is not None:
         table = table.rows(slice(source.limit))
     return check_arrays(table, f"source {source.kind_!r} ({part})", training=part == "train")
-
-
-def _in_order(table: Arrays, order: tuple[str, ...]) -> Arrays:
-    """The classes numbered as `data.label_order` says."""
-    if not order:
-        return table
-    if not table.classes:
-        raise DataError("data.label_order: the targets are numbers, not classes. Drop it")
-    if sorted(order) != sorted(table.label_names):
-        odd = next(iter(set(order) ^ set(table.label_names)), order[0])
-        raise DataError(f"data.label_order: {odd!r} is not in both it and the data ({', '.join(table.label_names)}). Name each class once")
-    number = np.array([order.index(name) for name in table.label_names], np.int64)
-    return replace(table, targets=number[table.targets], label_names=order)
-
-
-def _refuse_unseen(main: Arrays, rows: dict[Part, np.ndarray]) -> None:
-    """A class that only held-out rows have can be neither learned nor measured."""
-    if not main.classes:
-        return
-    seen = np.unique(main.targets[rows["train"]])
-    for part, held in rows.items():
-        new = np.setdiff1d(main.targets[held], seen)
-        if new.size:
-            name = main.label_names[new[0]] if main.label_names else new[0]
-            raise DataError(
-                f"the {part} part has the label {name!r}, which training never sees. Give more rows of it, drop them, or split another way "
-                "(split.by, split.seed)"
-            )
-
-
-def _choice(config: DataConfig, main: Arrays, rows: np.ndarray, seed: int) -> dict[str, Any]:
-    """How training chooses, weighs and mixes its examples: arguments of `ArrayDataset`."""
-    asked, weights, mix = config.sampling, config.class_weights, config.mix
-    if not main.classes:
-        for name, used in (("sampling", asked != "shuffle"), ("class_weights", weights is not None), ("mix", mix is not None)):
-            if used:
-                raise DataError(f"data.{name} needs classes, and the targets are numbers. Drop it, or set data.source.target=class")
-        return {}
-    targets, classes = main.targets[rows], len(main.label_names)
-    return {
-        "order": BalancedOrder(targets, seed) if asked == "balanced" else None,
-        "weights": None if weights is None else class_weights(targets, weights, main.label_names),
-        "mixer": None if mix is None else Mixer(mix, seed=seed, classes=classes, shape=main.features.shape[1:]),
-    }
-
-
-def _choice_facts(config: DataConfig, main: Arrays, choice: dict[str, Any]) -> dict[str, Any]:
-    """What the report says of it, where anything was chosen."""
-    facts: dict[str, Any] = {}
-    if config.peek("sampling") != "shuffle":
-        facts["sampling"] = config.peek("sampling")
-    if choice.get("weights") is not None:
-        facts["class_weights"] = dict(zip(main.label_names, choice["weights"].tolist(), strict=True))
-    if config.peek("mix") is not None:
-        facts["mix"] = dump(config.peek("mix"))
-    if config.peek("label_order"):
-        facts["label_order"] = list(config.peek("label_order"))
-    return facts
 
 
 def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:
@@ -381,7 +336,7 @@ def _normalize(config: DataConfig, table: Arrays) -> tuple[NormalizeKind, str]:
     return ("unit", "features are bytes") if table.features.dtype == np.uint8 else ("standard", "features are not bytes")
 
 
-def _content(table: Arrays) -> str:
+def content_of(table: Arrays) -> str:
     digest = hashlib.sha256()
     for array in (table.features, table.targets):
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -393,7 +348,7 @@ def _content(table: Arrays) -> str:
 _SHOWN = 64
 
 
-def _feature_facts(features: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
+def feature_facts(features: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
     """Mean, standard deviation and range: of each column of a small table, of everything otherwise."""
     if features.ndim == 2 and features.shape[1] <= _SHOWN:
         wide = features.astype(np.float64)
@@ -412,7 +367,7 @@ def _reads(config: Config) -> list[list[str]]:
     return mine + [[*key.split("."), *below] for key, node in nodes_below(config) for below in _reads(node)]
 
 
-def _mark_read(config: Config, paths: list[list[str]]) -> None:
+def count_as_read(config: Config, paths: list[list[str]]) -> None:
     """Count as read what the preparation had read: finding it done must not make its keys look unused."""
     for path in paths:
         node: Any = config

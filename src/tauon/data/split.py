@@ -19,7 +19,7 @@ from tauon.config import Config, Fraction
 from tauon.data.counter import bits, key
 from tauon.errors import DataError
 
-__all__ = ["PARTS", "Part", "Pieces", "SplitConfig", "TextStat", "split_rows", "split_text"]
+__all__ = ["PARTS", "Part", "Pieces", "SplitConfig", "TextStat", "refuse_new_classes", "split_rows", "split_text"]
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
@@ -190,6 +190,21 @@ def split_rows(targets: NDArray[Any], config: SplitConfig, wanted: Sequence[Part
             raise DataError(f"the {part} part is empty: {n} rows are too few for the split. Give more rows, or another share")
     facts = {"by": by, "why": why, "stratified": bool(stratify), "seed": config.seed, "folds": config.folds}
     return rows, facts | ({"fold": config.fold or 0} if config.folds is not None else {})
+
+
+def refuse_new_classes(targets: NDArray[Any], names: tuple[str, ...], rows: dict[Part, NDArray[np.int64]], where: str) -> None:
+    """A class that training never sees cannot be told: `DataError` names the first one held out."""
+    if not np.issubdtype(targets.dtype, np.integer) or targets.ndim != 1:
+        return
+    seen = np.unique(targets[rows["train"]])
+    for part, mine in rows.items():
+        new = np.setdiff1d(targets[mine], seen)
+        if new.size:
+            name = names[int(new[0])] if names else new[0]
+            raise DataError(
+                f"{where}: the {part} part has the class {name!r}, which no training row has. Give more rows of it, "
+                "take split.by: row, or leave it out"
+            )
 
 
 def _shuffled(rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

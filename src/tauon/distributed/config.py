@@ -35,8 +35,9 @@ class MeshParallel(ParallelConfig):
     """Processes that share each matrix (Megatron-LM, arXiv:1909.08053), as the model's shard plan says."""
     pipeline: Count = Field(1, ge=1)
     """Stages that share the layers."""
-    reshard_after_forward: bool = True
-    """With `shard`: free gathered weights after forward and gather them again for backward (less memory, half as much communication again)."""
+    reshard_after_forward: Literal["auto"] | bool = "auto"
+    """With `shard`: free gathered weights after forward and gather them again for backward (less memory, half as much communication again).
+    auto: where the whole weights would take more than a tenth of the free memory."""
     sequence_parallel: bool = False
     """With `tensor`: norms and residuals cut along the sequence between the matrices (arXiv:2205.05198): less memory."""
     schedule: Literal["1f1b", "gpipe", "interleaved-1f1b", "zero-bubble"] = "1f1b"

@@ -64,7 +64,7 @@ class Evaluation:
     """Every metric of one model on one split."""
 
     family: str
-    """classification | regression | language-modelling"""
+    """classification | regression | quantile-regression | forecasting | language-modelling"""
     split: str
     n: int
     """Examples that counted."""
@@ -83,6 +83,8 @@ class Evaluation:
     calibration: dict[str, Any] | None = None
     """`bins` of the reliability diagram: confidence against accuracy."""
     notes: list[str] = field(default_factory=list)
+    forecasts: list[dict[str, Any]] = field(default_factory=list)
+    """Of series: a few windows, whole, to be drawn: `origin`, and for each target `context`, `truth`, `forecast`, `low`, `high`."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values only; no NaN and no infinity among them (an undefined number is null with a reason)."""
@@ -100,7 +102,7 @@ class Evaluation:
             "confusion": self.confusion,
             "calibration": self.calibration,
             "notes": list(self.notes),
-        }
+        } | ({"forecasts": self.forecasts} if self.forecasts else {})
 
     @classmethod
     def from_json(cls, data: Any) -> Evaluation:

@@ -5,7 +5,8 @@ Chooses no split and loads no weights (the pipeline does), trains nothing, write
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +16,14 @@ from tauon.errors import DataError
 from tauon.evaluate.classification import classification
 from tauon.evaluate.config import EvaluateConfig
 from tauon.evaluate.evaluation import Evaluation
+from tauon.evaluate.forecasting import ForecastSums
 from tauon.evaluate.language import language_modelling
 from tauon.evaluate.multilabel import multi_label
 from tauon.evaluate.ordinal import ordinal
+from tauon.evaluate.quantiles import quantile_regression
 from tauon.evaluate.regression import regression
-from tauon.evaluate.tiles import Predictor, predict_all
+from tauon.evaluate.speech import speech_recognition
+from tauon.evaluate.tiles import Predictor, predict_all, predict_each
 from tauon.types import Dataset
 
 if TYPE_CHECKING:
@@ -44,14 +48,22 @@ def evaluate(
 
     `task.predict` gives, for each example: classification and ordinal {"scores": B x C probabilities, "targets": B}; multi-label
     {"scores": B x K probabilities of each label, "targets": B x K of 0 and 1}; regression
-    {"predictions", "targets": B or B x K}; language-modelling {"nll": nats, "tokens", "bytes": B}. Examples of weight zero count
+    {"predictions", "targets": B or B x K}; quantile-regression {"quantiles": B x K x Q, "targets", "levels", "crossed"}; forecasting
+    {"predictions", "targets": B x H x K, and perhaps quantiles}; language-modelling {"nll": nats, "tokens", "bytes": B};
+    speech-recognition errors and lengths in characters and words. Examples of weight zero count
     nowhere; every other weight counts as one (weights shape the loss in training; the metrics describe the data as they are).
     The values depend neither on `config.batch` nor on what ran before. `split` names the data in the record (default:
     `config.split`). `context` opens around each forward pass; the model must be on `device` already.
 
     Raises DataError where the data set is empty, all weights are zero, or predictions do not fit the targets.
     """
+    if task.family == "forecasting":
+        return forecasts(
+            model, task, dataset, config, seed=seed, split=split or config.split, context=context, device=device, progress=progress
+        )
+    began = time.perf_counter()
     outputs, weights = predict_all(model, task, dataset, batch=config.batch, context=context, device=device, progress=progress)
+    seconds = time.perf_counter() - began
     notes: list[str] = []
     if (weights < 0).any() or not np.isfinite(weights).all():
         raise DataError(
@@ -80,16 +92,77 @@ def evaluate(
         found = ordinal(get("scores"), get("targets").astype(np.int64), labels, **how)
     elif task.family == "regression":
         found = regression(get("predictions"), get("targets"), labels, **how)
+    elif task.family == "quantile-regression":
+        found = quantile_regression({k: get(k) for k in ("quantiles", "targets", "levels", "crossed")}, labels, **how)
     elif task.family == "language-modelling":
         found = language_modelling(get("nll"), get("tokens"), get("bytes"), dataset.facts, **how)
+    elif task.family == "speech-recognition":
+        names = ("character_errors", "characters", "word_errors", "words", "samples")
+        found = speech_recognition({k: get(k) for k in names}, seconds=seconds, rate=dataset.spec.sample_rate, **how)
     else:
         raise DataError(
-            f"no metrics for a task of family {task.family!r}; there are: classification, multi-label, ordinal, regression, language-modelling"
+            f"no metrics for a task of family {task.family!r}; there are: classification, multi-label, ordinal, "
+            "regression, quantile-regression, forecasting, language-modelling, speech-recognition"
         )
     found["notes"] = notes + found.get("notes", [])
     n = int(keep.sum())
     found.setdefault("counts", {"examples": n})
     return Evaluation(family=task.family, split=split or config.split, n=n, **how, **found)
+
+
+def forecasts(
+    model: nn.Module,
+    task: Predictor,
+    dataset: Dataset,
+    config: EvaluateConfig,
+    *,
+    seed: int,
+    split: str,
+    context: Callable[[], AbstractContextManager[Any]] | None,
+    device: device | str,
+    progress: Callable[[int, int], None] | None,
+) -> Evaluation:
+    """Forecasts from every origin of `dataset`, added up as they come; a few are kept whole, to be drawn."""
+    spec = dataset.spec
+    how: dict[str, Any] = {"confidence": config.confidence, "resamples": config.resamples, "seed": seed}
+    horizon, reach = spec.horizon or 1, (spec.input_shape or (0,))[0]
+    sums = ForecastSums(spec.labels, dataset.facts, length=-(-(horizon + reach) // dataset.facts.get("every", 1)))
+    drawn = sorted({round(i * (len(dataset) - 1) / max(1, _SHOWN - 1)) for i in range(_SHOWN)})
+    kept: list[dict[str, Any]] = []
+    at = 0
+    for outputs, weights in predict_each(model, task, dataset, batch=config.batch, context=context, device=device, progress=progress):
+        if not (weights == 1).all():
+            raise DataError("windows of a series have weight 1; weights other than that have no meaning here")
+        _need(outputs, task.family, "predictions")
+        sums.add(outputs)
+        for i in (j for j in drawn if at <= j < at + len(weights)):
+            if all(np.isfinite(v[i - at]).all() for v in outputs.values()):
+                kept.append(_window(dataset, i, {k: v[i - at] for k, v in outputs.items()}, spec.labels))
+        at += len(weights)
+    return Evaluation(family=task.family, split=split, n=sums.windows, forecasts=kept, **how, **sums.finish(**how))
+
+
+_SHOWN = 3
+_DRAWN = 8  # targets that are drawn
+
+
+def _window(dataset: Dataset, i: int, outputs: dict[str, np.ndarray], labels: Sequence[str]) -> dict[str, Any]:
+    """One window as plain numbers, on the normalised scale: its end of context, what came, what was forecast."""
+    inputs = dataset.batch(np.array([i])).inputs[0].numpy()
+    T, H = len(inputs), len(outputs["targets"])
+    shown = min(T, 2 * H)
+    origin: Any = getattr(dataset, "origin", None)
+    rows = []
+    for k, label in enumerate(labels[:_DRAWN]):
+        row = {
+            "label": label, "context": inputs[T - shown :, k].tolist(), "truth": outputs["targets"][:, k].tolist(),
+            "forecast": outputs["predictions"][:, k].tolist(),
+        }  # fmt: skip
+        if "quantiles" in outputs and outputs["quantiles"].shape[-1] > 1:
+            row |= {"low": outputs["quantiles"][:, k, 0].tolist(), "high": outputs["quantiles"][:, k, -1].tolist()}
+            row["levels"] = [round(float(v), 6) for v in outputs["levels"][[0, -1]]]
+        rows.append(row)
+    return {"origin": origin(i) if origin is not None else str(i), "targets": rows}
 
 
 def _need(outputs: dict[str, np.ndarray], family: str, name: str) -> np.ndarray:

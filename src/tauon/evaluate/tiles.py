@@ -23,7 +23,7 @@ from tauon.types import Batch, Dataset
 if TYPE_CHECKING:
     from torch import Tensor, device, nn
 
-__all__ = ["ARRAY_ROWS", "TOKEN_ROWS", "Predictor", "predict_all"]
+__all__ = ["ARRAY_ROWS", "TOKEN_ROWS", "Predictor", "predict_all", "predict_each"]
 
 TOKEN_ROWS = 8
 ARRAY_ROWS = 64
@@ -33,7 +33,7 @@ class Predictor(Protocol):
     """The part of a task that is used here."""
 
     family: str
-    """classification | regression | language-modelling"""
+    """classification | regression | quantile-regression | forecasting | language-modelling"""
 
     def predict(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """One row an example, B first."""
@@ -58,30 +58,48 @@ def predict_all(
     Returns ({name: N...}, weights N): the weight of a row of tokens is the largest of its tokens' weights.
     Raises DataError when examples differ in shape.
     """
+    found: dict[str, list[np.ndarray]] = {}
+    weights: list[np.ndarray] = []
+    for outputs, weight in predict_each(model, task, dataset, batch=batch, context=context, device=device, progress=progress):
+        for name, value in outputs.items():
+            found.setdefault(name, []).append(value)
+        weights.append(weight)
+    return {name: np.concatenate(parts) for name, parts in found.items()}, np.concatenate(weights)
+
+
+def predict_each(
+    model: nn.Module,
+    task: Predictor,
+    dataset: Dataset,
+    *,
+    batch: int,
+    context: Callable[[], AbstractContextManager[Any]] | None = None,
+    device: device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """What `predict_all` gives, tile by tile and in order: for those who only add up."""
     import torch
 
     total = len(dataset)
     if total == 0:
         raise DataError("the data set to evaluate on holds no example; give its split some data")
-    found: dict[str, list[np.ndarray]] = {}
-    weights: list[np.ndarray] = []
     done = 0
     with torch.no_grad(), _evaluating(model):
         for tile, valid in _tiles(dataset, batch):
             with (context or nullcontext)():
                 outputs = task.predict(model, tile.to(device))
+            made: dict[str, np.ndarray] = {}
             for name, value in outputs.items():
                 if value.shape[:1] != (len(tile),):
                     raise TypeError(
                         f"task.predict gave {name!r} of shape {tuple(value.shape)} for {len(tile)} examples; expected {len(tile)} first"
                     )
                 value = value.float() if value.dtype in (torch.bfloat16, torch.float16) else value  # numpy has no bfloat16
-                found.setdefault(name, []).append(value[:valid].detach().cpu().numpy())
-            weights.append(tile.weights[:valid].reshape(valid, -1).amax(1).cpu().numpy().astype(np.float64))
+                made[name] = value[:valid].detach().cpu().numpy()
+            yield made, tile.weights[:valid].reshape(valid, -1).amax(1).cpu().numpy().astype(np.float64)
             done += valid
             if progress is not None:
                 progress(done, total)
-    return {name: np.concatenate(parts) for name, parts in found.items()}, np.concatenate(weights)
 
 
 def _tiles(dataset: Dataset, batch: int) -> Iterator[tuple[Batch, int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,47 +17,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Fraction, register
-from tauon.errors import Problem, RecipeError
-from tauon.models.base import Model, ModelConfig, Size
-from tauon.types import DataSpec
+from tauon.models.base import Model, Size
+from tauon.models.columns import ColumnsInput, TabularConfig, array_sizes
 
 __all__ = ["LinearConfig", "LogisticConfig", "MLPConfig", "Perceptron", "array_sizes"]
 
 
-def array_sizes(config: ModelConfig, spec: DataSpec) -> tuple[tuple[int, ...], int]:
-    """(input shape, outputs) of array data. Raises `RecipeError` where the data is made of tokens."""
-    if spec.input_shape is None or spec.outputs is None:
-        raise RecipeError([Problem("model.kind", f"{config.kind_} reads arrays, and this data is made of tokens. Take gpt or gpt2.")])
-    return spec.input_shape, spec.outputs
-
-
-class _ArrayConfig(ModelConfig):
-    inputs: Size | None = None
-    """Features of one example, F. Left out: the data's."""
-    outputs: Size | None = None
-    """Classes or targets, C. Left out: the data's."""
-
-    def resolve(self, spec: DataSpec) -> Self:
-        shape, outputs = array_sizes(self, spec)
-        features = math.prod(shape)
-        if self.inputs not in (None, features):
-            raise RecipeError([Problem("model.inputs", f"{self.inputs}, but an example has {features} features {shape}. Leave it out.")])
-        if self.outputs not in (None, outputs):
-            raise RecipeError([Problem("model.outputs", f"{self.outputs}, but the data has {outputs}. Leave it out.")])
-        return self.model_copy(update={"inputs": features, "outputs": outputs})
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        if self.inputs is None or self.outputs is None:
-            raise RecipeError(
-                [Problem("model", "inputs and outputs are not known yet: resolve the config against the data first, or set both.")]
-            )
-        return self.inputs, self.outputs
-
-
 @register("mlp")
-class MLPConfig(_ArrayConfig):
-    """Fully connected layers with an activation between them."""
+class MLPConfig(TabularConfig):
+    """Fully connected layers with an activation between them; columns of codes are embedded first."""
 
     hidden: tuple[Size, ...] = (128,)
     """Sizes of the hidden layers; [128] on MNIST is 784-128-10."""
@@ -67,23 +35,32 @@ class MLPConfig(_ArrayConfig):
     """Share of hidden activations dropped in training."""
     input_dropout: Fraction = Field(0.0, ge=0, lt=1)
     """Share of inputs dropped in training."""
+    embedding: Size | None = None
+    """Numbers that stand for a category, in each column of codes. Left out: 1.6 codes^0.56."""
 
     def build(self) -> Perceptron:
         inputs, outputs = self.sizes
-        return Perceptron((inputs, *self.hidden, outputs), self.activation, self.dropout, self.input_dropout)
+        if not any(self.categories):
+            return Perceptron((inputs, *self.hidden, outputs), self.activation, self.dropout, self.input_dropout)
+        columns = ColumnsInput(inputs, self.categories, self.embedding)
+        return Perceptron((columns.width, *self.hidden, outputs), self.activation, self.dropout, self.input_dropout, columns)
 
 
 @register("logistic")
-class LogisticConfig(_ArrayConfig):
+class LogisticConfig(TabularConfig):
     """Logistic regression: one linear layer; train it with task: classification."""
+
+    reads_codes = False
 
     def build(self) -> Perceptron:
         return Perceptron(self.sizes)
 
 
 @register("linear")
-class LinearConfig(_ArrayConfig):
+class LinearConfig(TabularConfig):
     """Linear regression: one linear layer; train it with task: regression."""
+
+    reads_codes = False
 
     def build(self) -> Perceptron:
         return Perceptron(self.sizes)
@@ -92,17 +69,22 @@ class LinearConfig(_ArrayConfig):
 class Perceptron(Model):
     """B... -> BC."""
 
-    shard_plan = {"layers.*": "replicate"}  # noqa: RUF012 - plain data, read only
+    shard_plan = {"layers.*": "replicate", "columns.*": "replicate"}  # noqa: RUF012 - plain data, read only
 
-    def __init__(self, sizes: tuple[int, ...], activation: str = "relu", dropout: float = 0.0, input_dropout: float = 0.0) -> None:
+    def __init__(
+        self, sizes: tuple[int, ...], activation: str = "relu", dropout: float = 0.0, input_dropout: float = 0.0,
+        columns: ColumnsInput | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.columns = columns
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh, "silu": F.silu}
         self.activation = activations[activation]
         self.dropout, self.input_dropout = dropout, input_dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.dropout(x.flatten(1), self.input_dropout, self.training)
+        x = x.flatten(1) if self.columns is None else self.columns(x)
+        x = F.dropout(x, self.input_dropout, self.training)
         for layer in self.layers[:-1]:
             x = F.dropout(self.activation(layer(x)), self.dropout, self.training)
         out: Tensor = self.layers[-1](x)
@@ -112,5 +94,7 @@ class Perceptron(Model):
         """He initialisation (arXiv:1502.01852); the output layer at zero, so that every class starts equally likely."""
         if p.ndim == 1 or name.startswith(f"layers.{len(self.layers) - 1}."):
             nn.init.zeros_(p)
+        elif name.startswith("columns."):
+            nn.init.normal_(p, 0.0, 0.1, generator=g)
         else:
             nn.init.normal_(p, 0.0, math.sqrt(2 / p.shape[1]), generator=g)

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Annotated, Any, ClassVar, Protocol
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tauon.config import Registered
+from tauon.distributed import is_dtensor
+from tauon.errors import Problem, RecipeError
 from tauon.optim.schedule import Cosine, ScheduleConfig
 
-__all__ = ["Decay", "OptimConfig", "decay_groups"]
+__all__ = ["Decay", "OptimConfig", "Standing", "decay_groups", "refuse_pieces"]
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """How much of a running mean is kept from step to step."""
+
+
+class Standing(Protocol):
+    """Weights that stand for a model which holds others while it trains: they are validated, and saved as the model's."""
+
+    @property
+    def anchor(self) -> Mapping[str, Tensor]:
+        """By parameter name."""
+        ...
+
+    def swapped_in(self) -> AbstractContextManager[None]:
+        """Inside, the model holds them."""
+        ...
 
 
 class OptimConfig(Registered, family="optim", default="adamw"):
@@ -24,6 +40,8 @@ class OptimConfig(Registered, family="optim", default="adamw"):
     default_lr: ClassVar[float] = 1e-3
     elementwise: ClassVar[bool] = False
     """Each weight moves by its own gradient and state alone, so that a tensor may be cut anywhere."""
+    full_batch: ClassVar[bool] = False
+    """Every step takes the whole training set."""
 
     lr: float | None = Field(None, gt=0)
     """Peak learning rate, reached after the warm-up. Left out: the optimizer's usual one."""
@@ -35,7 +53,11 @@ class OptimConfig(Registered, family="optim", default="adamw"):
     clip_norm: float | None = Field(None, gt=0)
     """Scale the whole gradient so that its L2 norm is at most this (Pascanu et al. 2013). Left out: no clipping by norm."""
     clip_value: float | None = Field(None, gt=0)
-    """Clamp each element of the gradient to [-c, c], before clipping by norm. Left out: no clipping by value."""
+    """Clamp each element of the gradient to [-c, c], before any other clipping. Left out: no clipping by value."""
+    clip_layer: float | None = Field(None, gt=0)
+    """Scale each parameter's gradient by itself, so that its L2 norm is at most this. Left out: no clipping by layer."""
+    clip_adaptive: float | None = Field(None, gt=0)
+    """Scale each unit's gradient down to this share of the norm of its weights (AGC, arXiv:2102.06171; 0.01 is usual). Left out: none."""
 
     @property
     def peak(self) -> float:
@@ -48,6 +70,19 @@ class OptimConfig(Registered, family="optim", default="adamw"):
     def build(self, model: nn.Module) -> Optimizer:
         """The optimizer over the model's trainable parameters. Each group has `peak_lr`; the loop sets `lr` from it."""
         raise NotImplementedError
+
+    def standing(self, model: nn.Module, optimizer: Optimizer) -> Standing | None:
+        """What is to be validated and saved instead of the weights that train; None: those themselves."""
+        return None
+
+
+def refuse_pieces(model: nn.Module, config: OptimConfig, why: str) -> None:
+    """Raise `RecipeError` where the model's weights lie in pieces over processes: this optimizer cannot work on pieces."""
+    if any(is_dtensor(p) for p in model.parameters()):
+        asked = (
+            f"{config.kind_} {why}, and this layout (shard, tensor) leaves each process a piece. Take adamw or muon, or parallel.replicate."
+        )
+        raise RecipeError([Problem("optim.kind", asked)])
 
 
 def decay_groups(named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""Gradient clipping by value and by norm, and the norm itself."""
+"""Gradient clipping by value, by layer, adaptive (by unit), and by norm; and the norm itself.
+
+Gradients may lie in pieces over processes (DTensor): norms of a layer or a unit are then those of the whole.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 from tauon.distributed import DIMENSIONS, Mesh
 from tauon.distributed.pieces import is_dtensor, local_part
 
-__all__ = ["clip_gradients"]
+__all__ = ["clip_adaptive", "clip_gradients", "clip_layers"]
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None, max_value: float | None, mesh: Mesh | None = None) -> Tensor:
@@ -54,3 +57,26 @@ def _norm_over(mesh: Mesh, whole: list[Tensor], parts: list[Tensor]) -> Tensor:
             pieces = math.prod(cut)
         square += torch.linalg.vector_norm(part, dtype=torch.float32).square() * (pieces / stage)
     return mesh.sum(square, *DIMENSIONS).sqrt()
+
+
+def clip_layers(parameters: Iterable[nn.Parameter], most: float) -> None:
+    """Scale each parameter's gradient by itself, so that its L2 norm is at most `most`: g * min(1, most / ||g||)."""
+    for p in parameters:
+        if p.grad is not None:
+            norm = torch.linalg.vector_norm(p.grad, dtype=torch.float32)
+            p.grad.mul_((most / (norm + 1e-6)).clamp(max=1.0))
+
+
+def clip_adaptive(named: Iterable[tuple[str, nn.Parameter]], share: float, least: float = 1e-3) -> None:
+    """Adaptive gradient clipping (Brock et al. 2021, arXiv:2102.06171, equation 3): the gradient of each unit, a row of a matrix or an
+    output channel of a convolution, is scaled down to `share` of the norm of the unit's weights, which counts as at least `least`.
+
+    A bias or a norm's gain is one unit. The output layer (`head.`) is left alone, as the paper does.
+    """
+    for name, p in named:
+        if p.grad is None or name.startswith("head."):
+            continue
+        dims = tuple(range(1, p.ndim)) or None
+        size = torch.linalg.vector_norm(p.detach(), dim=dims, keepdim=p.ndim > 1, dtype=torch.float32).clamp(min=least)
+        norm = torch.linalg.vector_norm(p.grad, dim=dims, keepdim=p.ndim > 1, dtype=torch.float32)
+        p.grad.mul_((share * size / norm.clamp(min=1e-6)).clamp(max=1.0))

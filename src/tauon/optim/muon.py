@@ -1,8 +1,6 @@
 """Muon for the matrices inside the blocks, AdamW for the rest (embeddings, head, norms, biases): Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, arXiv:2502.16982. Muon is torch's own, spread over processes where
 several hold the matrices: `owners.py` says who computes what, and what is sent.
-
-The two act as one `Optimizer`: one list of groups, one state, so that the loop and the checkpoint know no special case.
 """
 
 from __future__ import annotations
@@ -23,8 +21,9 @@ from tauon.distributed import Traffic, is_dtensor
 from tauon.errors import Problem, RecipeError
 from tauon.optim.base import Decay, OptimConfig, decay_groups
 from tauon.optim.owners import orthogonalized
+from tauon.optim.together import Together, inner_matrices
 
-__all__ = ["Muon", "MuonConfig", "Together"]
+__all__ = ["Muon", "MuonConfig"]
 
 
 @register("muon")
@@ -48,11 +47,8 @@ class MuonConfig(OptimConfig):
     clip_norm: float | None = Field(1.0, gt=0)
 
     def build(self, model: nn.Module) -> Optimizer:
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        outer = ("embed.", "positions.", "head.", "layers.0.")
-        matrices = {n for n, p in named if p.ndim == 2 and not n.startswith(outer) and p.shape[0] > 1}
-        muon = [p for n, p in named if n in matrices]
-        rest = [(n, p) for n, p in named if n not in matrices]
+        matrices, rest = inner_matrices(model)
+        muon = [p for _, p in matrices]
         parts: list[Optimizer] = []
         if muon:
             group = {"params": muon, "lr": self.peak, "peak_lr": self.peak}
@@ -119,35 +115,3 @@ class Muon(TorchMuon):
             mine = p.to_local() if is_dtensor(p) else p
             mine.mul_(1 - lr * group["weight_decay"])
             mine.add_(update, alpha=-_adjust_lr(lr, group["adjust_lr_fn"], p.shape))
-
-
-class Together(Optimizer):
-    """Several optimizers over disjoint parameters, as one. Groups are the parts' own, so a learning rate set here is theirs."""
-
-    def __init__(self, parts: list[Optimizer]) -> None:
-        self.parts = parts
-        super().__init__([g for part in parts for g in part.param_groups], {})
-
-    @property  # type: ignore[override]
-    def state(self) -> dict[Any, Any]:
-        """State by parameter, of all parts (a copy: write to a part's own)."""
-        return {p: s for part in self.parts for p, s in part.state.items()}
-
-    @state.setter
-    def state(self, value: dict[Any, Any]) -> None:
-        pass  # torch's constructor sets an empty one; the parts keep theirs
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = closure() if closure is not None else None
-        for part in self.parts:
-            part.step()
-        return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
-        self.param_groups = [g for part in self.parts for g in part.param_groups]  # loading replaced them

@@ -19,11 +19,17 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> tuple[dict[str,
     """(tensors, numbers), both keyed `<parameter>/<entry>`: `embed.weight/exp_avg` and the like. No copies."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
-    state = optimizer.state
+    states = {p: _packed(part, held) for part in getattr(optimizer, "parts", [optimizer]) for p, held in part.state.items()}
     for name, p in model.named_parameters():
-        for entry, value in state.get(p, {}).items():
+        for entry, value in states.get(p, {}).items():
             (tensors if isinstance(value, Tensor) else numbers)[f"{name}/{entry}"] = value
     return tensors, numbers
+
+
+def _packed(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer whose state is more than tensors and numbers says how it is taken apart (`packed`) and put together (`unpacked`)."""
+    plain: dict[str, Any] = optimizer.packed(state) if hasattr(optimizer, "packed") else state
+    return plain
 
 
 def load_optimizer(
@@ -43,7 +49,10 @@ def load_optimizer(
         mine = {id(p): bool(g.get("fused") or g.get("capturable")) for g in part.param_groups for p in g["params"]}
         for name, p in model.named_parameters():
             if id(p) in mine and name in entries:
-                part.state[p] = {k: _placed(v, p, counter_with_p=mine[id(p)]) for k, v in entries.pop(name).items()}
+                held = {k: _placed(v, p, counter_with_p=mine[id(p)]) for k, v in entries.pop(name).items()}
+                part.state[p] = part.unpacked(p, held) if hasattr(part, "unpacked") else held
+        if hasattr(part, "take_up"):  # the model was loaded with other weights than those that it trains
+            part.take_up()
     if entries and not partial:
         raise CheckpointError(
             f"optimizer state of parameters that the model has not: {', '.join(sorted(entries)[:5])}. Use the recipe it was trained with."
@@ -55,8 +64,8 @@ def _placed(value: Any, p: Tensor, *, counter_with_p: bool) -> Any:
     if not hasattr(value, "shape"):
         return value
     if tuple(value.shape) != tuple(p.shape):
-        counter: Tensor = value.clone() if isinstance(value, Tensor) else value.read()
-        return counter.to(p.device) if counter_with_p else counter
+        own: Tensor = value.clone() if isinstance(value, Tensor) else value.read()
+        return own.to(p.device) if counter_with_p or own.ndim else own
     if not is_dtensor(p):
         return (value if isinstance(value, Tensor) else value.read()).to(p.device)
     one = value[tuple(slice(0, 1) for _ in p.shape)]

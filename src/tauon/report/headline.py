@@ -85,13 +85,9 @@ def _hero(evaluation: dict[str, Any]) -> str:
     primary = evaluation.get("primary")
     names = [primary] if isinstance(primary, str) and primary in metrics else list(metrics)[:1]
     extra = {
-        "bits_per_byte": "perplexity",
-        "perplexity": "loss",
-        "accuracy": "f1_macro",
-        "r2": "rmse",
-        "map": "f1_macro",
-        "rank_mae": "kappa_quadratic",
-    }.get(str(names[0]))
+        "bits_per_byte": "perplexity", "perplexity": "loss", "accuracy": "f1_macro", "r2": "rmse", "map": "f1_macro",
+        "rank_mae": "kappa_quadratic", "mse": "mae", "pinball": "mae",
+    }.get(str(names[0]))  # fmt: skip
     names += [extra] if extra in metrics else []
     level, split = number(evaluation.get("confidence")) or 0.95, evaluation.get("split")
     where = f" on the {split} split" if split in ("test", "validation") else ""
@@ -115,7 +111,9 @@ def _hero_of_folds(folds: dict[str, Any]) -> str:
     if not isinstance(mean, dict) or not isinstance(std, dict):
         return ""
     html = ""
-    names = [n for n in ("accuracy", "r2", "bits_per_byte", "f1_macro", "rmse") if n in mean] or list(mean)
+    names = [n for n in ("accuracy", "r2", "bits_per_byte", "mse", "pinball", "roc_auc", "f1_macro", "mae", "rmse") if n in mean] or list(
+        mean
+    )
     for name in names[:2]:
         value, between = number(mean.get(name)), number(std.get(name))
         if value is not None and between is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tauon.report.forecasts import drawn_forecasts
 from tauon.report.page import Section, missing, scroll, table
 from tauon.report.plots import HEIGHT, WIDTH, frame, interval_bar, scale, tick_label
 from tauon.report.records import Records, number
@@ -31,7 +32,7 @@ def evaluation(records: Records) -> Section | None:
     if not metrics:
         return Section("evaluation", "Evaluation", missing("No evaluation is on record: evaluation.json is missing, or holds no metric."))
     n, level = number(e.get("n")), number(e.get("confidence")) or 0.95
-    unit = "sequences" if e.get("family") == "language-modelling" else "examples"
+    unit = {"language-modelling": "sequences", "forecasting": "windows"}.get(str(e.get("family")), "examples")
     said = f"Measured on {count(n) + ' ' + unit if n is not None else 'examples'} of the {e.get('split', 'unnamed')} split. "
     said += f"Intervals are made to hold the true value in {level:.0%} of repetitions."
     html = f"<p>{escape(said)}</p>" + _metrics(metrics, level)
@@ -39,6 +40,7 @@ def evaluation(records: Records) -> Section | None:
     if notes:
         html += '<ul class="plain note">' + "".join(f"<li>{escape(x, 600)}</li>" for x in notes[:20]) + "</ul>"
     html += _confusion(e.get("confusion")) + _reliability(e.get("calibration"), level) + _classes(e.get("per_class"), e.get("family"))
+    html += drawn_forecasts(e.get("forecasts"))
     return Section("evaluation", "Evaluation", html)
 
 
@@ -187,7 +189,7 @@ def _classes(rows: Any, family: Any) -> str:
             else:
                 line.append(escape(count(v) if (v := number(item)) is not None else "–"))
         cells.append(line)
-    title = "Targets" if family == "regression" else "Classes"
+    title = "Targets" if family in ("regression", "quantile-regression", "forecasting") else "Classes"
     said = missing(f"The {_ROWS} classes of lowest F1, of {count(len(rows))}; all are in evaluation.json.") if len(rows) > _ROWS else ""
     return f"<h3>{title}</h3>" + said + table([("", ""), *((label(k), "num") for k in columns)], cells, title)
 

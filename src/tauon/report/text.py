@@ -98,6 +98,7 @@ _NAMES = {
     "f1_macro": "F1 (macro)", "f1_weighted": "F1 (weighted)", "nll": "Negative log-likelihood", "lr": "Learning rate", "tflops": "TFLOP/s",
     "log_loss": "Log loss", "map": "Mean average precision", "rank_mae": "Mean rank error", "rank_mae_macro": "Mean rank error (macro)",
     "kappa_quadratic": "Kappa (quadratic)", "f1_micro": "F1 (micro)", "reciprocal_rank": "Mean reciprocal rank",
+    "mse": "MSE", "mase": "MASE", "pinball": "Pinball loss", "mae_in_units": "MAE in units",
 }  # fmt: skip
 
 
@@ -108,5 +109,7 @@ def label(name: str) -> str:
     for how in ("macro", "weighted"):
         if name.endswith(f"_{how}"):
             return f"{label(name.removesuffix(f'_{how}'))} ({how})"
+    if name.startswith("coverage_"):
+        return f"Coverage of the {name.removeprefix('coverage_')}% interval"
     words = name.replace("_", " ").strip()
     return words[:1].upper() + words[1:]

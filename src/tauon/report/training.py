@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from tauon.report.curves import POINTS, envelope, smooth, thin
+from tauon.report.layers import layers
 from tauon.report.page import Section, missing, table
 from tauon.report.plots import Band, Line, Mark, chart
 from tauon.report.records import Records, number
@@ -27,7 +28,7 @@ def training(records: Records) -> Section | None:
     html = f'<div class="charts">{drawn}</div>' if drawn else ""
     if not steps:
         html = missing("No training step is on record: events.jsonl is missing, or holds none.") + html
-    return Section("training", "Training", html + work(records) + _incidents(records))
+    return Section("training", "Training", html + layers(records) + work(records) + _incidents(records))
 
 
 def _span(n: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -17,9 +17,10 @@ class Task(Registered, family="task"):
     """What is learned."""
 
     family: ClassVar[str]
-    """How predictions are scored: classification, multi-label, ordinal, regression, language-modelling, ..."""
-    needs: ClassVar[Literal["tokens", "arrays"]]
-    """What the data must be made of."""
+    """How predictions are scored: classification, multi-label, ordinal, regression, quantile-regression, forecasting, language-modelling,
+    speech-recognition."""
+    needs: ClassVar[str]
+    """What the data must be made of: tokens, arrays, series, signals."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss_B, weight_B): each example's weighted sum of losses and its weight (of tokens, or 1). fp32.
@@ -40,6 +41,10 @@ class Task(Registered, family="task"):
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Per-example outputs to be scored, B first: what `evaluate` says for this family."""
         raise NotImplementedError
+
+    def shape(self, spec: DataSpec) -> DataSpec:
+        """What the model is told of the data: where a target takes several outputs (quantiles), `outputs` counts them all."""
+        return spec
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         """(key, message) of each reason why this task cannot learn from data of this kind."""

@@ -1,8 +1,9 @@
-"""For tests, public, so that a third party can check its own parts: contract suites of models, optimizers and sources; several
-processes at once.
+"""For tests, public, so that a third party can check its own parts: contract suites of models, optimizers, sources and tasks;
+several processes at once.
 """
 
 from tauon.testing.contracts import check_model, check_optimizer, check_source, tiny_batch
 from tauon.testing.processes import ProcessFailure, run_processes
+from tauon.testing.tasks import check_task
 
-__all__ = ["ProcessFailure", "check_model", "check_optimizer", "check_source", "run_processes", "tiny_batch"]
+__all__ = ["ProcessFailure", "check_model", "check_optimizer", "check_source", "check_task", "run_processes", "tiny_batch"]

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tauon.config import dump
-from tauon.data import Arrays, SourceConfig
+from tauon.data import Arrays, Series, SourceConfig, Table
 from tauon.models import Model, ModelConfig, from_record, load_weights, materialize
 from tauon.optim import OptimConfig, load_optimizer, optimizer_tensors
-from tauon.tasks import Classification, LanguageModelling, Regression, Task
+from tauon.tasks import AudioClassification, Classification, Forecasting, LanguageModelling, Regression, Task
 from tauon.types import Batch, DataSpec
 
 __all__ = ["check_model", "check_optimizer", "check_source", "tiny_batch"]
@@ -34,6 +34,14 @@ def tiny_batch(spec: DataSpec, rows: int = 4, seed: int = 0) -> Batch:
     assert spec.input_shape is not None, "a spec needs tokens or an input shape"
     assert spec.outputs is not None, "a spec of arrays needs outputs"
     x = torch.randn(rows, *spec.input_shape, generator=g)
+    if spec.sample_rate is not None:
+        lengths = torch.linspace(spec.input_shape[0] // 2, spec.input_shape[0], rows).long()
+        return Batch(x, torch.randint(0, spec.outputs, (rows,), generator=g), torch.ones(rows), lengths=lengths)
+    if spec.horizon is not None:
+        return Batch(x, torch.randn(rows, spec.horizon, len(spec.labels), generator=g), torch.ones(rows))
+    for column, codes in enumerate(spec.categories):
+        if codes:
+            x[:, column] = torch.randint(0, codes, (rows,), generator=g).float()
     y = torch.randint(0, spec.outputs, (rows,), generator=g) if spec.outputs > 1 else torch.randn(rows, 1, generator=g)
     return Batch(x, y, torch.ones(rows))
 
@@ -41,6 +49,10 @@ def tiny_batch(spec: DataSpec, rows: int = 4, seed: int = 0) -> Batch:
 def _task(spec: DataSpec) -> Task:
     if spec.vocab is not None:
         return LanguageModelling()
+    if spec.horizon is not None:
+        return Forecasting() if spec.outputs == len(spec.labels) else Forecasting(loss_kind="quantile")
+    if spec.sample_rate is not None:
+        return AudioClassification()
     return Classification() if spec.outputs != 1 else Regression()
 
 
@@ -172,7 +184,7 @@ def check_optimizer(config: OptimConfig, *, steps: int = 300, fall: float = 0.2)
 
 def check_source(config: SourceConfig) -> None:
     """A data source: gives what it says, the same each time, with a fingerprint that is the same each time."""
-    assert config.gives() in ("text", "arrays")
+    assert config.gives() in ("text", "arrays", "series", "signals")
     assert config.fingerprint() == config.fingerprint(), "the fingerprint changes"
     json.dumps(config.describe())
     if config.gives() == "text":
@@ -180,6 +192,37 @@ def check_source(config: SourceConfig) -> None:
         assert first, "no document"
         assert first == second, "documents differ from one reading to the next"
         assert all(isinstance(d.text, str) and d.name for d in first), "each document needs a text and a name"
+        return
+    if config.gives() == "series":
+        a, b = config.series(), config.series()
+        assert isinstance(a, Series), f"series() gave {type(a).__name__}"
+        assert len(a) > 0, "no moment"
+        assert a.values.shape == (len(a), len(a.names)), "values must be moments x columns, each with a name"
+        assert 0 < a.targets <= len(a.names), "the columns to predict come first, and there is at least one"
+        assert (np.diff(a.times.astype(np.int64)) > 0).all(), "moments must be in order, each once"
+        assert np.isfinite(a.values).all(), "values must be finite"
+        np.testing.assert_array_equal(a.values, b.values)
+        np.testing.assert_array_equal(a.times, b.times)
+        return
+    if config.tabular():
+        x, y = config.table(), config.table()
+        assert isinstance(x, Table), f"table() gave {type(x).__name__}"
+        assert len(x) > 0, "no row"
+        assert all(len(values) == len(x) for values in x.columns.values()), "every column needs a value, or None, in each row"
+        assert y is not None
+        assert x.columns == y.columns, "columns differ from one reading to the next"
+        np.testing.assert_array_equal(x.targets, y.targets)
+        if x.classes:
+            assert int(x.targets.max()) < len(x.label_names), "a class has no name"
+        return
+    if config.gives() == "signals":
+        heard, again = config.signals(), config.signals()
+        assert len(heard) > 0, "no recording"
+        assert heard.rate == again.rate, "another sampling rate from one reading to the next"
+        assert list(heard.names) == list(again.names), "recordings differ from one reading to the next"
+        for wave, same in zip(heard.waves, again.waves, strict=True):
+            np.testing.assert_array_equal(wave, same)
+        assert (heard.targets is None) == bool(heard.transcripts), "each recording needs a class, or a transcript"
         return
     one, two = config.arrays(), config.arrays()
     assert isinstance(one, Arrays), f"arrays() gave {type(one).__name__}"

@@ -1,9 +1,10 @@
 """Training: the step with its three seams, the loop, hooks. Knows no model and no dataset by name."""
 
-from tauon.train.assemble import Derived, Plan, build_job, fits_whole, make_plan
-from tauon.train.config import EarlyStopping, TrainConfig, largest_divisor
+from tauon.train.assemble import Derived, Plan, build_job, fits_whole, make_plan, weights_are_few
+from tauon.train.config import EarlyStopping, TrainConfig, WarmUp, largest_divisor
 from tauon.train.ema import EMA
 from tauon.train.health import GradientHealth
+from tauon.train.layers import LayerLook, complaints, watch_layers
 from tauon.train.local_steps import local_steps
 from tauon.train.loop import STOP, Hook, StopSignal, every, job_state, restore, train, validation_loss
 from tauon.train.meter import Meter, memory_mb
@@ -17,26 +18,31 @@ from tauon.train.precision import (
     dress,
     gather_dtype,
 )
+from tauon.train.ramp import Ramps
 from tauon.train.served_job import Served, served
 from tauon.train.share import RecipeWork, Work
-from tauon.train.step import BatchSource, TrainJob, mesh_exchange, optimizer_update, plain_gradients, step_seed, train_step
+from tauon.train.step import PLATEAU, BatchSource, TrainJob, mesh_exchange, optimizer_update, plain_gradients, step_seed, train_step
 
 __all__ = [
     "EMA",
+    "PLATEAU",
     "STOP",
     "BatchSource",
     "Derived",
     "EarlyStopping",
     "GradientHealth",
     "Hook",
+    "LayerLook",
     "Meter",
     "Plan",
     "Precision",
+    "Ramps",
     "RecipeWork",
     "Served",
     "StopSignal",
     "TrainConfig",
     "TrainJob",
+    "WarmUp",
     "Work",
     "available_memory",
     "batch_that_fits",
@@ -44,6 +50,7 @@ __all__ = [
     "choose_compile",
     "choose_device",
     "choose_precision",
+    "complaints",
     "dress",
     "every",
     "fits_whole",
@@ -62,4 +69,6 @@ __all__ = [
     "train",
     "train_step",
     "validation_loss",
+    "watch_layers",
+    "weights_are_few",
 ]

@@ -173,9 +173,7 @@ class ServedRounds(ServedAsItComes):
 
     def update(self, job: TrainJob) -> None:
         """Done at the round's first step, all of it. What is left is to log the learning rate that the worker had."""
-        factor = job.schedule.factor(job.step, job.total_steps)
-        for group in job.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
+        job.set_rate()
 
     def gather(self, job: TrainJob) -> None:
         super().gather(job)

@@ -42,12 +42,13 @@ from tauon.train.config import TrainConfig
 from tauon.train.ema import EMA
 from tauon.train.health import GradientHealth
 from tauon.train.precision import available_memory, batch_that_fits, choose_compile, choose_device, choose_precision, dress, gather_dtype
+from tauon.train.ramp import Ramps, Shortened
 from tauon.train.staged import staged
 from tauon.train.statistics import RunningStatistics, running_statistics
 from tauon.train.step import BatchSource, TrainJob, train_step
 from tauon.types import DataSpec
 
-__all__ = ["Derived", "Plan", "build_job", "fits_whole", "make_plan"]
+__all__ = ["Derived", "Plan", "build_job", "fits_whole", "make_plan", "weights_are_few"]
 
 CPU_FLOPS = {"fp32": 0.15e12, "bf16": 0.6e12}
 """Operations a second that two cores reach here: only to guess how long training takes, and so whether compiling pays."""
@@ -82,6 +83,8 @@ class Plan:
     flops_per_example: float = 0.0
     derived: list[Derived] = field(default_factory=list)
     layout: Layout = field(default_factory=Layout)
+    reshard_after_forward: bool = True
+    """Where the recipe leaves it open: free gathered weights of a sharded model between forward and backward."""
 
     def record(self) -> dict[str, Any]:
         return {k: getattr(self, k) for k in RECORDED} | {"device": self.device.type, "layout": self.layout.to_json()}
@@ -140,7 +143,10 @@ def make_plan(
     if needs_batch_statistics(bare):
         rows = microbatch * layout.data
         derived.append(Derived("model.statistics", f"of {rows} examples", "batch norm counts over a microbatch, on all processes together"))
-
+        if layout.data > 1 and config.peek("batch_warmup") is not None:
+            message = "batches that grow do not divide among processes, and batch norm would count what fills them up. Drop it, or take model.norm=group."
+            raise RecipeError([Problem("train.batch_warmup", message)])
+    ramps = Ramps.of(config, spec.seq_len)
     per_step = bare.flops_per_example(spec) * config.batch
     timed: dict[int, float] = {}
     if recorded and "steps" in recorded:
@@ -163,17 +169,12 @@ def make_plan(
         torch.set_num_threads(threads)
         steps, why = max(1, int(config.time / seconds)), f"{config.time:,.0f} s at {seconds * 1e3:,.0f} ms a step, measured here"
     elif config.epochs is not None:
-        steps, why = (
-            max(1, math.ceil(config.epochs * examples / config.batch)),
-            f"{config.epochs:g} epochs of {examples:,} examples, {config.batch} a step",
-        )
+        steps, why = ramps.steps_for(config.epochs * examples), f"{config.epochs:g} epochs of {examples:,} examples, {config.batch} a step"
     elif config.tokens is not None:
         if spec.seq_len is None:
             raise RecipeError([Problem("train.tokens", "this data is not made of tokens. Give steps, epochs or time.")])
-        steps, why = (
-            math.ceil(config.tokens / (config.batch * spec.seq_len)),
-            f"{config.tokens:,} tokens, {config.batch * spec.seq_len:,} a step",
-        )
+        steps = ramps.steps_for(config.tokens, tokens=True)
+        why = f"{config.tokens:,} tokens, {config.batch * spec.seq_len:,} a step"
     else:
         steps, why = config.steps or 1, "asked for"
     settle("steps", steps, why)
@@ -222,6 +223,19 @@ def make_plan(
         derived,
         layout=layout,
     )
+    if (
+        layout.shard > 1
+        and isinstance(parallel, AutoParallel | MeshParallel | None)
+        and getattr(parallel, "reshard_after_forward", "auto") == "auto"
+    ):
+        few = all(world.gather(weights_are_few(model, device, layout, world.local_size)))
+        plan.reshard_after_forward = not few
+        why = (
+            "the whole weights take less than a tenth of the free memory"
+            if few
+            else "the whole weights would take over a tenth of the free memory"
+        )
+        derived.append(Derived("parallel.reshard_after_forward", not few, why))
     if world.size > 1:  # machines may differ in free memory and speed
         first = world.gather([steps, precision.name, compiled, validate_every, checkpoint_every])[0]
         plan.steps, plan.precision, plan.compile, plan.validate_every, plan.checkpoint_every = first
@@ -242,6 +256,15 @@ def fits_whole(model: ModelConfig, config: TrainConfig, device: torch.device, pr
     return parameter_count(model.bare()) * 4.0 * memory_copies(config) < 0.5 * free / (processes if device.type == "cpu" else 1)
 
 
+def weights_are_few(model: ModelConfig, device: torch.device, layout: Layout, processes: int) -> bool:
+    """Whether a process may keep the whole of its stage's weights gathered from forward to backward: a tenth of what memory is free."""
+    free = available_memory(device)
+    if free is None:
+        return False
+    whole = parameter_count(model.bare()) * 4.0 / (layout.tensor * layout.pipeline)
+    return whole < 0.1 * free / (processes if device.type == "cpu" else 1)
+
+
 def bytes_of_an_example(spec: DataSpec) -> int:
     """Of a `Batch`, as the loader makes it: inputs, targets, weights, segments and index."""
     if spec.seq_len is not None:
@@ -257,6 +280,8 @@ def build_job(
     precision, _ = choose_precision(plan.precision, plan.device, None)
     mesh = mesh or Mesh(Layout())
     asked = parallel if isinstance(parallel, MeshParallel) else MeshParallel()
+    ramps = Ramps.of(config, spec.seq_len)
+    refuse_ramps(config, ramps, spec, mesh.layout, parallel)
 
     parts: list[Model] = []
 
@@ -269,7 +294,8 @@ def build_job(
         share_statistics(bare, mesh)
         dress(bare, checkpointing=config.activation_checkpointing, compiled=plan.compile)
         if mesh.reduce_size > 1:
-            whole = mesh.layout.shard == 1 or asked.reshard_after_forward
+            reshard = plan.reshard_after_forward if asked.reshard_after_forward == "auto" else asked.reshard_after_forward
+            whole = mesh.layout.shard == 1 or reshard
             gathered = gather_dtype(plan.device, precision)
             for part in parts or [bare]:
                 apply_data(part, mesh, blocks=part.blocks_to_compile(), reshard_after_forward=whole, gather_dtype=gathered)
@@ -279,7 +305,7 @@ def build_job(
         model=net,
         optimizer=optim.build(net),
         schedule=optim.schedule,
-        loader=loader,
+        loader=Shortened(loader, ramps) if ramps.seq_steps else loader,
         task=task,
         total_steps=plan.steps,
         seed=seed,
@@ -289,11 +315,16 @@ def build_job(
         health=GradientHealth(config.spike_factor, config.max_bad_steps),
         clip_norm=optim.clip_norm,
         clip_value=optim.clip_value,
+        clip_layer=optim.clip_layer,
+        clip_adaptive=optim.clip_adaptive,
         ema=EMA(net, config.ema) if config.ema is not None else None,
         statistics=RunningStatistics(net) if running_statistics(net) else None,
         mesh=mesh,
-        examples_per_step=config.batch,
+        examples_at=ramps.size,
     )
+    job.shown = optim.standing(net, job.optimizer)
+    if job.shown is not None and job.ema is not None:
+        raise RecipeError([Problem("train.ema", f"{optim.kind_} averages the weights already. Drop it.")])
     if mesh.world.size > 1 and mesh.replicas_only:
         replicas = mesh.group("replicate", "context")
         kept = register_hook(net, asked, job.traffic, replicas)
@@ -306,6 +337,25 @@ def build_job(
             part.traffic = job.traffic
             part.group = mesh.group("replicate", "context") if mesh.replicas_only else None
     return staged(job, Stages(asked, mesh, parts, plan.device)) if parts else job
+
+
+def refuse_ramps(config: TrainConfig, ramps: Ramps, spec: DataSpec, layout: Layout, parallel: ParallelConfig | None) -> None:
+    """Raise `RecipeError` for a warm-up of sizes that the data or the layout cannot follow."""
+    wrong = []
+    if ramps.seq_steps and (spec.seq_len is None or ramps.seq_start >= spec.seq_len):
+        asked = "needs text" if spec.seq_len is None else f"{ramps.seq_start} is not below data.seq_len {spec.seq_len}"
+        wrong.append(Problem("train.seq_len_warmup.start", f"{asked}. Start lower, or drop seq_len_warmup."))
+    for name, on in (("batch_warmup", ramps.batch_steps), ("seq_len_warmup", ramps.seq_steps)):
+        if on and (layout.pipeline > 1 or layout.context > 1 or not isinstance(parallel, MeshParallel | AutoParallel | None)):
+            wrong.append(
+                Problem(f"train.{name}", "needs parallel: auto, replicate, shard or tensor: others share out steps of one size. Drop it.")
+            )
+    if ramps.batch_steps and ramps.batch_start < layout.data:
+        wrong.append(
+            Problem("train.batch_warmup.start", f"{ramps.batch_start} examples for {layout.data} processes: some would have none.")
+        )
+    if wrong:
+        raise RecipeError(wrong)
 
 
 def _settle_buckets(job: TrainJob) -> None:

@@ -22,6 +22,15 @@ class EarlyStopping(Config):
     """Fall in validation loss that counts as improvement."""
 
 
+class WarmUp(Config):
+    """A size that grows along a straight line during the first steps."""
+
+    start: Count = Field(ge=1)
+    """Size at the first step."""
+    steps: Count = Field(ge=1)
+    """Steps until the full size is reached."""
+
+
 class TrainConfig(Config):
     """The training run."""
 
@@ -35,6 +44,10 @@ class TrainConfig(Config):
     """Wall time that the steps should take (2h). Measured once at the start, turned into steps, recorded, and kept on resume."""
     batch: Count = Field(64, ge=1, le=2**31)
     """Examples in one optimizer step, all ranks together."""
+    batch_warmup: WarmUp | None = None
+    """Grow the batch from `start` examples to `batch` over the first `steps` steps (arXiv:1711.00489). Left out: full from the start."""
+    seq_len_warmup: WarmUp | None = None
+    """Text only: cut examples to `start` tokens at first, and let them grow to `data.seq_len` (arXiv:2108.06084). Left out: whole."""
     microbatch: Count | None = Field(None, ge=1)
     """Examples in one forward and backward pass. Left out: the whole batch, or the most that fits in memory."""
     device: str = "auto"
@@ -61,6 +74,9 @@ class TrainConfig(Config):
     """Left out: train to the end."""
     spike_factor: float | None = Field(None, gt=1)
     """Skip a step whose gradient norm is more than this times the running mean. Left out: only NaN and infinity are skipped."""
+    watch_layers: Count | None = Field(None, ge=1)
+    """Steps between two looks at every layer: norms of gradient and weights, size of the update; the log and the report show them, and
+    a layer whose gradient vanishes or explodes is named. Left out: as often as validation."""
     max_bad_steps: Count = Field(10, ge=1)
     """Skipped steps in a row before training stops with an error."""
 
@@ -71,6 +87,8 @@ class TrainConfig(Config):
         micro, batch = self.peek("microbatch"), self.peek("batch")
         if micro is not None and (micro > batch or batch % micro):
             yield "microbatch", f"{micro} does not divide batch {batch}. Take a divisor, {largest_divisor(batch, micro)} say."
+        if (warmup := self.peek("batch_warmup")) is not None and warmup.peek("start") >= batch:
+            yield "batch_warmup.start", f"{warmup.peek('start')} is not below batch {batch}. Start lower, or drop batch_warmup."
 
 
 def largest_divisor(n: int, at_most: int) -> int:

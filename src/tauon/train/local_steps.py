@@ -40,6 +40,11 @@ def local_steps(job: TrainJob, config: LowCommunication, group: dist.ProcessGrou
             [Problem("train.ema", "every replica would average its own weights. Drop it: the anchor that is evaluated is an average.")]
         )
 
+    if job.shown is not None:
+        raise RecipeError(
+            [Problem("optim.kind", "every replica would average its own weights, and the outer step averages them too. Take adamw.")]
+        )
+
     def outer(job: TrainJob) -> None:
         loop.after(job.step, last=job.step == job.total_steps)
 

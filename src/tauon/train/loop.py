@@ -171,8 +171,8 @@ def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
     job.gather(job)
     reshard(job.model)
     optim, numbers = optimizer_tensors(job.optimizer, job.model)
-    if job.shown is not None:
-        optim = {}  # every replica has its own, among `extra`
+    if "replica" in job.extra:
+        optim = {}  # every replica has its own
     groups = {"model": dict(job.model.state_dict()), "optim": optim}
     if job.shown is not None:
         standing = {p: job.shown.anchor[name] for name, p in job.model.named_parameters()}
@@ -209,7 +209,7 @@ def restore(job: TrainJob, checkpoint: Checkpoint) -> None:
             f"{checkpoint.path} holds the state of optimizer {state['optimizer_kind']}, and this run has {_kind(job)}. "
             "Use the recipe it was trained with, or start over with --fresh."
         )
-    if "replica" in checkpoint.groups() and job.shown is None:
+    if "replica" in checkpoint.groups() and "replica" not in job.extra:
         raise CheckpointError(
             f"{checkpoint.path} is of replicas that train on their own, each with its optimizer (parallel: local-sgd or diloco), and this run is "
             "not. Use the same, or start over with --fresh."

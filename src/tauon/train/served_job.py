@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class Outline:
         def hollow(t: Tensor | None) -> Tensor | None:
             return None if t is None else torch.zeros((), dtype=t.dtype).expand(t.shape)
 
-        named = {k: hollow(getattr(like, k)) for k in ("inputs", "targets", "weights", "segments", "index")}
+        named = {f.name: hollow(getattr(like, f.name)) for f in fields(like)}
         self.batch = replace(like, **named)  # type: ignore[arg-type]
 
     def batch_at(self, step: int) -> Batch:
@@ -87,12 +87,31 @@ def served(
     return kind(job, config, optim, work, tell)
 
 
+WHERE_DATA_IS = ("TAUON_DATA", "TAUON_CACHE")
+"""What a worker on this machine must find as the driver does."""
+
+
+def refuse_on_servers(job: TrainJob, optim: OptimConfig) -> None:
+    """Raise `RecipeError` for what needs whole weights in one place at every step."""
+    wrong = []
+    if job.shown is not None or hasattr(job.optimizer, "packed"):
+        wrong.append(Problem("optim.kind", f"{optim.kind_} does not run on parameter servers. Take adamw, or parallel: replicate."))
+    for name in ("clip_layer", "clip_adaptive"):
+        if getattr(job, name) is not None:
+            wrong.append(
+                Problem(f"optim.{name}", "servers hold pieces of layers. Take optim.clip_norm or clip_value, or parallel: replicate.")
+            )
+    if wrong:
+        raise RecipeError(wrong)
+
+
 class Served:
     """The synchronous mode, and what all modes share."""
 
     def __init__(self, job: TrainJob, config: ParameterServer, optim: OptimConfig, work: Work, tell: Callable[[str], None]) -> None:
         import_ray()
         self.job, self.config, self.work, self.tell = job, config, work, tell
+        refuse_on_servers(job, optim)
         self.names = Names.of(job.model)
         self.partition = partition(self.names.trained, config.servers, rows_may_part=optim.elementwise or config.outer is not None)
         refuse_running_statistics(job.model, "parameter-server")
@@ -164,6 +183,8 @@ class Served:
         options: dict[str, Any] = {"num_cpus": self.threads, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         if self.job.device.type == "cuda":
             options["num_gpus"] = 1
+        if self.config.address is None:  # a Ray that ran before this process set them would not tell its workers
+            options["runtime_env"] = {"env_vars": {k: v for k, v in os.environ.items() if k in WHERE_DATA_IS}}
         actor = self.ray.remote(Gradients).options(**options)
         return actor.remote(self.work, number, self.partition, self.config.push, self.config.pull, self.threads)
 
@@ -291,9 +312,7 @@ class Served:
 
     def update(self, job: TrainJob) -> None:
         """Servers apply what they summed, at this step's learning rate."""
-        factor = job.schedule.factor(job.step, job.total_steps)
-        for group in job.optimizer.param_groups:  # for the log
-            group["lr"] = group["peak_lr"] * factor
+        factor = job.set_rate()
         self.group.apply(self.scale, factor)
         if self.config.replicas:
             job.traffic.add("replica", self.config.replicas * sum(r.done.pushed for r in self.results))

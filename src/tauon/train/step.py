@@ -6,8 +6,7 @@ A wrapper (privacy, parallelism, a parameter server) replaces one seam of the jo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tauon.distributed import Layout, Mesh, Traffic, my_targets, synchronising, whole_gradients
-from tauon.optim import ScheduleConfig, clip_gradients
+from tauon.optim import ScheduleConfig, Standing, clip_adaptive, clip_gradients, clip_layers
 from tauon.tasks import Task
 from tauon.train.ema import EMA
 from tauon.train.health import GradientHealth
@@ -25,9 +24,9 @@ from tauon.train.statistics import RunningStatistics
 from tauon.types import Batch
 
 __all__ = [
+    "PLATEAU",
     "REDUCED",
     "BatchSource",
-    "Shown",
     "Stateful",
     "TrainJob",
     "mesh_exchange",
@@ -40,6 +39,10 @@ __all__ = [
 
 REDUCED = ("replicate", "shard", "context")
 """Dimensions of the mesh whose processes see different tokens."""
+
+
+PLATEAU = "plateau"
+"""The note in which a job keeps what the plateau schedule has seen."""
 
 
 class BatchSource(Protocol):
@@ -72,17 +75,6 @@ class Measure(Protocol):
     """Between the second and the third seam: clip the gradient, and say its norm before clipping by norm."""
 
     def __call__(self, job: TrainJob) -> Tensor: ...
-
-
-class Shown(Protocol):
-    """Weights that stand for the job where the model holds others: they are validated, and saved as the model's."""
-
-    anchor: Mapping[str, Tensor]
-    """By parameter name."""
-
-    def swapped_in(self) -> AbstractContextManager[None]:
-        """Inside, the model holds them."""
-        ...
 
 
 class Stateful(Protocol):
@@ -133,7 +125,13 @@ def mesh_exchange(job: TrainJob) -> None:
 
 
 def clip_here(job: TrainJob) -> Tensor:
-    """By value and by norm, where the gradients are in `.grad`."""
+    """Where the gradients are in `.grad`: by value, by layer, by unit, by norm, as far as each is asked for."""
+    if job.clip_value is not None and (job.clip_layer is not None or job.clip_adaptive is not None):
+        clip_gradients(job.model.parameters(), None, job.clip_value, job.mesh)
+    if job.clip_layer is not None:
+        clip_layers(job.model.parameters(), job.clip_layer)
+    if job.clip_adaptive is not None:
+        clip_adaptive(job.model.named_parameters(), job.clip_adaptive)
     return clip_gradients(job.model.parameters(), job.clip_norm, job.clip_value, job.mesh)
 
 
@@ -143,9 +141,7 @@ def all_is_here(job: TrainJob) -> None:
 
 def optimizer_update(job: TrainJob) -> None:
     """Set the learning rate of this step, then let the optimizer move the weights."""
-    factor = job.schedule.factor(job.step, job.total_steps)
-    for group in job.optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+    job.set_rate()
     job.optimizer.step()
 
 
@@ -166,13 +162,15 @@ class TrainJob:
     health: GradientHealth
     clip_norm: float | None = None
     clip_value: float | None = None
+    clip_layer: float | None = None
+    clip_adaptive: float | None = None
     ema: EMA | None = None
     statistics: RunningStatistics | None = None
     """Of models that keep running ones (batch norm)."""
     mesh: Mesh = field(default_factory=lambda: Mesh(Layout()))
     """This process's place among those that compute together."""
-    examples_per_step: int | None = None
-    """Examples of a step, all processes together. None: as many as each of them has."""
+    examples_at: Callable[[int], int] | None = None
+    """Examples of step n, all processes together. None: as many as each of them has."""
     replicas: int = 1
     """Jobs like this one that train beside it on other rows of the batch, itself included (local SGD, DiLoCo)."""
     make: Make = plain_gradients
@@ -193,12 +191,21 @@ class TrainJob:
     """More state that a resume needs (an outer optimizer, say): a group of tensors each, by name."""
     traffic: Traffic = field(default_factory=Traffic)
     """Bytes sent."""
-    measured: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
     """What a seam has to tell of this step (staleness, say): joins the step's metrics."""
     after: list[Act] = field(default_factory=list)
     """Called when a step is done, skipped or not (an outer step, say): what all replicas must do, whatever their gradients were."""
-    shown: Shown | None = None
+    shown: Standing | None = None
     """Weights that are validated and saved; None: the model's own."""
+
+    def set_rate(self) -> float:
+        """Give every group of parameters the learning rate of this step; returns it as a share of the peak."""
+        factor = self.schedule.factor(self.step, self.total_steps)
+        if PLATEAU in self.notes:
+            factor *= self.notes[PLATEAU]["factor"]
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        return factor
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -227,10 +234,12 @@ def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
         if job.statistics is not None:
             job.statistics.put_back()
     job.optimizer.zero_grad(set_to_none=True)  # None, not zero: saves one write over all parameters
+    examples = job.examples_at(job.step) if job.examples_at is not None else len(batch) * job.mesh.layout.data * job.replicas
     job.step += 1
-    examples = job.examples_per_step or len(batch) * job.mesh.layout.data * job.replicas
     job.examples += examples
-    job.tokens += examples * batch.targets.shape[1] if batch.targets.dtype == torch.int64 and batch.targets.ndim == 2 else 0
+    job.tokens += (
+        examples * batch.targets.shape[1] if batch.targets.dtype == torch.int64 and batch.targets.ndim == 2 and batch.lengths is None else 0
+    )
     metrics["lr"] = job.optimizer.param_groups[0]["lr"]
     for act in job.after:
         act(job)

@@ -1,14 +1,16 @@
 """Data sources, one file each. Importing this registers those that come with Tauon."""
 
-from tauon.data.sources.base import Arrays, Document, SourceConfig
+from tauon.data.sources.base import Arrays, Document, Series, Signals, SourceConfig, Table
 from tauon.data.sources.folder import FolderConfig
 from tauon.data.sources.idx import IdxConfig
 from tauon.data.sources.npz import NpzConfig
 from tauon.data.sources.public import PublicConfig
+from tauon.data.sources.series import SeriesConfig
 from tauon.data.sources.sklearn import SklearnConfig
 from tauon.data.sources.stdlib import PythonStdlibConfig
 from tauon.data.sources.tables import CsvConfig, JsonlConfig, ParquetConfig
 from tauon.data.sources.text import TextConfig
+from tauon.data.sources.wav import WavConfig
 
 __all__ = [
     "Arrays",
@@ -21,7 +23,12 @@ __all__ = [
     "ParquetConfig",
     "PublicConfig",
     "PythonStdlibConfig",
+    "Series",
+    "SeriesConfig",
+    "Signals",
     "SklearnConfig",
     "SourceConfig",
+    "Table",
     "TextConfig",
+    "WavConfig",
 ]

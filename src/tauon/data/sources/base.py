@@ -1,13 +1,13 @@
-"""What a data source is: something that yields documents (text) or one table of features and targets (arrays).
+"""What a data source is: something that yields documents (text), one table of features and targets (arrays), or one series.
 
 A new source, here or in another package, is one class: derive from `SourceConfig`, decorate with `@register("name")`, set
-`provides`, write `documents` or `arrays`. Splitting, limits, tokenising, normalising and caching are not its business.
+`provides`, write `documents`, `arrays` or `series`. Splitting, limits, tokenising, normalising and caching are not its business.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -20,9 +20,10 @@ from tauon.config import Count, Registered, dump
 from tauon.data.files import canonical, sha256_file
 from tauon.errors import DataError
 
-__all__ = ["Arrays", "Document", "Kind", "SourceConfig"]
+__all__ = ["Arrays", "Document", "Kind", "Series", "Signals", "SourceConfig", "Table"]
 
-Kind = Literal["text", "arrays"]
+Kind = str
+"""text, arrays, series, signals: what a source gives."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,83 @@ class Arrays:
         return replace(self, features=self.features[index], targets=self.targets[index])
 
 
+@dataclass(frozen=True)
+class Table:
+    """N rows of a table as they were found: numbers, words, nothing. What is a number and what a category is decided later, by
+    the training rows alone (`data/columns.py`).
+    """
+
+    columns: dict[str, list[Any]]
+    """Values of each column, by name; None: missing."""
+    targets: NDArray[Any]
+    """As those of `Arrays`."""
+    label_names: tuple[str, ...]
+    categorical: tuple[str, ...] = ()
+    """Columns that were declared to be categories."""
+    places: Sequence[str] = ()
+    """Where each row is (file and line), for messages."""
+    label: str = ""
+    """The column to predict, for messages."""
+    missing: tuple[str, ...] = ("",)
+    """Spellings of a missing value."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def classes(self) -> bool:
+        """Whether the targets are class numbers."""
+        return bool(np.issubdtype(self.targets.dtype, np.integer))
+
+
+@dataclass(frozen=True)
+class Signals:
+    """N waveforms of one sampling rate, each as long as it is."""
+
+    waves: Sequence[NDArray[np.float32]]
+    """Samples in [-1, 1], one dimension each."""
+    rate: int
+    """Samples a second."""
+    names: Sequence[str]
+    """Where each comes from, for messages."""
+    targets: NDArray[np.int64] | None = None
+    """Class of each, or none where there are transcripts."""
+    label_names: tuple[str, ...] = ()
+    transcripts: Sequence[str] = ()
+    """What is said in each."""
+
+    def __len__(self) -> int:
+        return len(self.waves)
+
+    def first(self, n: int) -> Signals:
+        """The first n."""
+        targets = None if self.targets is None else self.targets[:n]
+        return replace(self, waves=self.waves[:n], names=self.names[:n], targets=targets, transcripts=self.transcripts[:n])
+
+
+@dataclass(frozen=True)
+class Series:
+    """One multivariate series: N moments in order, C columns."""
+
+    times: NDArray[np.datetime64]
+    """(N), datetime64[s], strictly ascending, without gaps."""
+    values: NDArray[np.float32]
+    """(N, C), finite; the columns to predict first."""
+    names: tuple[str, ...]
+    """Of the columns."""
+    targets: int
+    """How many of them, from the first, are predicted; the others are only read."""
+    step: str
+    """Time between two moments, in words: 1 h, 15 min, 1 month."""
+    season: int
+    """Steps after which it is likely to repeat: of hours 24, of days 7."""
+    filled: int = 0
+    """Moments and values that were missing and were filled with what came before."""
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+
 class SourceConfig(Registered, family="source"):
     """Where the data comes from."""
 
@@ -77,6 +155,22 @@ class SourceConfig(Registered, family="source"):
     def arrays(self) -> Arrays:
         """The whole table."""
         raise DataError(f"source {self.kind_!r} has no features and targets; it gives {self.gives()}")
+
+    def tabular(self) -> bool:
+        """Whether there is a `table`; must not open a file."""
+        return False
+
+    def table(self) -> Table | None:
+        """The rows as they are, where columns may be numbers or categories; None: there are only `arrays`."""
+        return None
+
+    def series(self) -> Series:
+        """The whole series."""
+        raise DataError(f"source {self.kind_!r} has no series; it gives {self.gives()}")
+
+    def signals(self) -> Signals:
+        """All waveforms."""
+        raise DataError(f"source {self.kind_!r} has no waveforms; it gives {self.gives()}")
 
     def part(self, name: Literal["validation", "test"]) -> SourceConfig | None:
         """The source's own held-out part of that name, where it was published with one."""
@@ -111,6 +205,16 @@ class SourceConfig(Registered, family="source"):
         if self.gives() == "text":
             for document in self.documents():
                 digest.update(f"\0{document.name}\0{len(document.text)}\0".encode() + document.text.encode("utf-8", "surrogatepass"))
+        elif self.gives() == "series":
+            found = self.series()
+            for array in (found.times.astype(np.int64), found.values):
+                digest.update(f"\0{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+            digest.update("\0".join(found.names).encode())
+        elif self.gives() == "signals":
+            waves = self.signals()
+            for wave, name in zip(waves.waves, waves.names, strict=True):
+                digest.update(f"\0{name}\0{waves.rate}".encode() + np.ascontiguousarray(wave).tobytes())
+            digest.update(repr([waves.targets, waves.label_names, list(waves.transcripts)]).encode())
         else:
             table = self.arrays()
             for array in (table.features, table.targets):

@@ -9,7 +9,6 @@ import gzip
 import io
 import tarfile
 import zlib
-from typing import Literal
 
 import numpy as np
 
@@ -22,7 +21,7 @@ _RECORD = 1 + 3 * 32 * 32
 _ROWS = 10_000
 
 
-def cifar_arrays(content: bytes, where: str, part: Literal["train", "validation", "test"], names: tuple[str, ...]) -> Arrays:
+def cifar_arrays(content: bytes, where: str, part: str, names: tuple[str, ...]) -> Arrays:
     """The 50,000 pictures of `train` or the 10,000 of `test`, (N, 3, 32, 32) bytes, from the bytes of cifar-10-binary.tar.gz."""
     wanted = ["test_batch.bin"] if part == "test" else [f"data_batch_{i}.bin" for i in range(1, 6)]
     found: dict[str, bytes] = {}

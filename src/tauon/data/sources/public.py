@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
 
 from tauon.config import register
 from tauon.data.cache import cache_root
-from tauon.data.download import fetch
+from tauon.data.download import fetch, members_digest
 from tauon.data.files import canonical, decode
-from tauon.data.sources.base import Arrays, Document, Kind, SourceConfig
+from tauon.data.sources.base import Arrays, Document, Kind, Series, Signals, SourceConfig, Table, class_targets
 from tauon.data.sources.cifar import cifar_arrays
 from tauon.data.sources.idx import idx_arrays
 from tauon.data.sources.npz import npz_part
 from tauon.data.sources.registry import PUBLIC, PublicFile, PublicSet
+from tauon.data.sources.series import SeriesConfig, csv_columns, series_of
+from tauon.data.sources.tables import separated
 from tauon.data.sources.text import cut
+from tauon.data.sources.wav import Choice, labelled, named_parts
 from tauon.errors import DataError
 
 __all__ = ["PublicConfig"]
@@ -27,10 +36,15 @@ class PublicConfig(SourceConfig):
     """A named public set: from the folder in TAUON_DATA, else the cache, else the network; always verified by its sha256."""
 
     name: str
-    """tinyshakespeare, wikitext-2 (text); mnist, cifar10, cifar10-subset, pneumoniamnist (images)."""
-    split: Literal["auto", "train", "validation", "test"] = "auto"
+    """tinyshakespeare, wikitext-2 (text); mnist, cifar10, cifar10-subset, pneumoniamnist (images); german-credit (a table), etth1 (a
+    series), fsdd (recordings)."""
+    split: Literal["auto", "train", "validation", "test", "all"] = "auto"
     """Which published part. `auto`: the training part, and the set's own validation and test parts where it has them and the
-    recipe names no other."""
+    recipe names no other. `all`: of recordings, every one."""
+    only: Choice = Field(default_factory=dict)
+    """Of recordings: take those whose part of the name is one of these: `{speaker: [theo]}`."""
+    without: Choice = Field(default_factory=dict)
+    """Of recordings: leave those out."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         name, split = self.peek("name"), self.peek("split")
@@ -40,6 +54,8 @@ class PublicConfig(SourceConfig):
             yield "name", f"no public set is called {name!r}{hint} There are: {', '.join(PUBLIC)}"
         elif split != "auto" and split not in PUBLIC[name].parts:
             yield "split", f"{name} was published without a part {split!r}; it has {', '.join(PUBLIC[name].parts)}"
+        elif PUBLIC[name].gives != "signals":
+            yield from ((key, f"is for recordings, and {name} has none; drop it") for key in ("only", "without") if self.peek(key))
 
     def gives(self) -> Kind:
         known = PUBLIC.get(self.peek("name"))
@@ -48,7 +64,7 @@ class PublicConfig(SourceConfig):
     def part(self, name: Literal["validation", "test"]) -> SourceConfig | None:
         if self.split != "auto" or name not in self._set().parts:
             return None
-        return type(self)(name=self.peek("name"), split=name)
+        return type(self)(name=self.peek("name"), split=name, only=self.only, without=self.without)
 
     def documents(self) -> Iterator[Document]:
         known = self._set()
@@ -56,8 +72,51 @@ class PublicConfig(SourceConfig):
             content, where = self._content(file)
             yield from cut(decode(content, where), file.mirror.removesuffix(".gz"), known.document_start)
 
+    def tabular(self) -> bool:
+        known = PUBLIC.get(self.peek("name"))
+        return known is not None and bool(known.columns)
+
+    def table(self) -> Table | None:
+        known = self._set()
+        if not known.columns:
+            return None
+        columns: dict[str, list[Any]] = {c: [] for c in known.columns}
+        places: list[str] = []
+        for file in self._files():
+            content, where = self._content(file)
+            for number, cells in separated(decode(content, where), where, "blanks"):
+                places.append(f"{where}, line {number}")
+                for name, cell in zip(columns, cells, strict=True):
+                    columns[name].append(cell)
+        targets, _ = class_targets(np.array(columns.pop(known.label)), f"{self.name}: column {known.label!r}")
+        return Table(columns, targets, known.label_names, (), places, known.label)
+
+    def signals(self) -> Signals:
+        known, part = self._set(), self._part()
+        file = self._files()[0]
+        folder = cache_root() / "public" / self.name
+        content, where = fetch(file.mirror, file.urls, file.sha256, file.bytes, folder / file.mirror.split("/")[-1], members_digest)
+        with zipfile.ZipFile(io.BytesIO(content)) as z:
+            files: dict[str, bytes | Path] = {n: z.read(n) for n in sorted(z.namelist()) if n.lower().endswith(".wav")}
+        labels = sorted({p["label"] for p in named_parts(list(files), known.pattern, where).values()})
+        spelled = dict(zip(labels, known.label_names, strict=True))
+        asked = {k: tuple(v) for k, v in self.only.items()}
+        mine = known.only.get(part, {})
+        only = {k: tuple(v for v in asked.get(k, mine.get(k, ())) if v in mine.get(k, asked.get(k, ()))) for k in {*asked, *mine}}
+        return labelled(files, where, known.pattern, only, self.without, label_names=spelled)
+
+    def series(self) -> Series:
+        known = self._set()
+        if not known.date:
+            return super().series()
+        content, where = self._content(self._files()[0])
+        return series_of(csv_columns(decode(content, where), where), SeriesConfig(path=where, date=known.date), where)
+
     def arrays(self) -> Arrays:
-        known, files = self._set(), [self._content(f) for f in self._files()]
+        known = self._set()
+        if known.columns:
+            raise DataError(f"{self.name} has columns of words; they become numbers with data.table")
+        files = [self._content(f) for f in self._files()]
         if known.layout == "idx":
             (images, images_at), (labels, labels_at) = files
             return idx_arrays(images, labels, images_at, labels_at, known.label_names)
@@ -86,7 +145,7 @@ class PublicConfig(SourceConfig):
             raise DataError(f"no public set is called {self.name!r}. There are: {', '.join(PUBLIC)}")
         return PUBLIC[self.name]
 
-    def _part(self) -> Literal["train", "validation", "test"]:
+    def _part(self) -> Literal["train", "validation", "test", "all"]:
         return "train" if self.split == "auto" else self.split
 
     def _files(self) -> tuple[PublicFile, ...]:

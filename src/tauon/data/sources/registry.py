@@ -12,7 +12,7 @@ from tauon.data.sources.base import Kind
 
 __all__ = ["PUBLIC", "PublicFile", "PublicSet"]
 
-Part = Literal["train", "validation", "test"]
+Part = Literal["train", "validation", "test", "all"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,22 @@ class PublicSet:
     home: str
     gives: Kind
     parts: dict[Part, tuple[PublicFile, ...]]
-    """Published parts: one text file each, (images, labels) in IDX, or the one file that holds all of them."""
-    layout: Literal["text", "idx", "npz", "cifar"] = "text"
-    """What the files are: npz with x_train, train_images, ...; cifar: the binary version of CIFAR-10 in its tar."""
+    """Published parts: one text file, table or series each, (images, labels) in IDX, or the one file that holds all of them."""
+    layout: Literal["other", "idx", "npz", "cifar"] = "other"
+    """Of images, what the files are: npz with x_train, train_images, ...; cifar: the binary version of CIFAR-10 in its tar."""
     document_start: str | None = None
     """Where a document begins within a file (regular expression)."""
     label_names: tuple[str, ...] = field(default=())
+    columns: tuple[str, ...] = ()
+    """Of a table: names of its columns, which the file does not name. The file is text, columns apart by blanks."""
+    label: str = ""
+    """Of a table: the column to predict. Its values in order are called `label_names`."""
+    pattern: str = ""
+    """Of recordings in a zip: how they are called (`sources/wav.py`). `label_names` are then of the labels in order."""
+    only: dict[Part, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    """Of recordings: which belong to a part; the part `all` has every one."""
+    date: str = ""
+    """Of a series: the column of dates of a CSV file; all others are values."""
 
 
 _CHAR_RNN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -78,6 +88,12 @@ _PNEUMONIA = (
         4_171_077,
         md5="28209eda62fecd6e6a2d98b1501bb15f",
     ),
+)
+_FSDD = PublicFile(
+    "fsdd/recordings.zip",
+    ("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.zip",),
+    "a2e8a660492f28d9eed6270b290d26cbc5c81d6077ce87d3c0ad5adf4d4ee696",  # of its recordings: see `members_digest`
+    40_000_000,
 )
 
 
@@ -154,5 +170,54 @@ PUBLIC: dict[str, PublicSet] = {
         layout="npz",
         label_names=("normal", "pneumonia"),
         parts={"train": _PNEUMONIA, "validation": _PNEUMONIA, "test": _PNEUMONIA},
+    ),
+    "german-credit": PublicSet(
+        title="Statlog German Credit: 1,000 loans of a bank, 20 columns, paid back or not",
+        licence="CC BY 4.0",
+        home="https://archive.ics.uci.edu/dataset/144/statlog+german+credit+data",
+        gives="arrays",
+        columns=(
+            *("checking", "months", "history", "purpose", "amount", "savings", "employed", "rate", "status", "others", "residence"),
+            *("property", "age", "plans", "housing", "credits", "job", "dependants", "telephone", "foreign", "class"),
+        ),
+        label="class",
+        label_names=("good", "bad"),
+        parts={
+            "train": (
+                PublicFile(
+                    "german-credit/german.data",
+                    ("https://archive.ics.uci.edu/ml/machine-learning-databases/statlog/german/german.data",),
+                    "b21f3d81db8071257d5ff1deaeba1fd4303b62712e6fcc9715c7a86202cb5871",
+                    79_793,
+                ),
+            )
+        },
+    ),
+    "fsdd": PublicSet(
+        title="Free Spoken Digit Dataset: 3,000 recordings of ten digits by six speakers, 8 kHz",
+        licence="CC BY-SA 4.0",
+        home="https://github.com/Jakobovski/free-spoken-digit-dataset",
+        gives="signals",
+        pattern="{label}_{speaker}_{take}",
+        label_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+        only={"train": {"take": tuple(map(str, range(5, 50)))}, "test": {"take": tuple(map(str, range(5)))}},
+        parts={"train": (_FSDD,), "test": (_FSDD,), "all": (_FSDD,)},
+    ),
+    "etth1": PublicSet(
+        title="ETTh1: load and oil temperature of an electricity transformer, hourly, July 2016 to June 2018",
+        licence="CC BY-ND 4.0",
+        home="https://github.com/zhouhaoyi/ETDataset",
+        gives="series",
+        date="date",
+        parts={
+            "train": (
+                PublicFile(
+                    "ett/ETTh1.csv.gz",
+                    ("https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/ETTh1.csv",),
+                    "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
+                    2_589_657,
+                ),
+            )
+        },
     ),
 }

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from tauon.config import register
 from tauon.data.files import decode, expand, open_bytes, read_bytes, read_lines
-from tauon.data.sources.base import Arrays, Document, Kind, SourceConfig, class_targets
+from tauon.data.sources.base import Arrays, Document, Kind, SourceConfig, Table, class_targets
 from tauon.errors import DataError
 
-__all__ = ["CsvConfig", "JsonlConfig", "ParquetConfig"]
+__all__ = ["CsvConfig", "JsonlConfig", "ParquetConfig", "separated"]
 
 Row = tuple[str, Sequence[Any]]
 """(where it is, values in the order of the columns asked for)."""
@@ -38,7 +38,13 @@ class TableConfig(SourceConfig):
     label: str | None = None
     """Column of the class or value to predict."""
     features: tuple[str, ...] = ()
-    """Columns of numbers to predict from. Default: all but the label."""
+    """Columns to predict from. Default: all but the label."""
+    drop: tuple[str, ...] = ()
+    """Columns to leave out: identifiers, say."""
+    categorical: tuple[str, ...] = ()
+    """Columns that are categories although they look like numbers (a postcode). Columns of words are categories anyway."""
+    missing: tuple[str, ...] = ("",)
+    """Spellings of a missing value: ["", "?", "NA"]."""
     target: Literal["auto", "class", "value"] = "auto"
     """What the label is. auto: a value if a number in it has a fraction, a class otherwise."""
 
@@ -47,11 +53,20 @@ class TableConfig(SourceConfig):
         if label is not None and text is not None:
             yield "text", "a table gives text or features with a label, not both; drop text or label"
         if label is None:
-            for name in ("features", "target"):
+            for name in ("features", "target", "drop", "categorical", "missing"):
                 if self.peek(name) != type(self).model_fields[name].default:
                     yield name, "has no effect without label, the column to predict; add label or drop it"
         elif label in self.peek("features"):
             yield "features", f"has the label {label!r} among them; a column cannot predict itself"
+        features, drop = self.peek("features"), self.peek("drop")
+        if features and drop:
+            yield "drop", "features names the columns to use already; give one of the two"
+        for name in ("drop", "categorical"):
+            if label is not None and label in self.peek(name):
+                yield name, f"has the label {label!r} among them; it is what is predicted"
+        odd = [c for c in self.peek("categorical") if (features and c not in features) or c in drop]
+        if odd:
+            yield "categorical", f"has {odd[0]!r}, which is not among the columns to predict from; drop it here, or use the column"
 
     def gives(self) -> Kind:
         return "text" if self.peek("label") is None else "arrays"
@@ -78,29 +93,49 @@ class TableConfig(SourceConfig):
                         raise DataError(f"{where}: column {column!r} is {_short(value)}, expected text")
                 yield Document("\n\n".join(values), f"{name}#{i}")
 
-    def arrays(self) -> Arrays:
+    def tabular(self) -> bool:
+        return self.peek("label") is not None
+
+    def table(self) -> Table | None:
         label = self.label
         if label is None:
-            raise DataError(f"source {self.kind_!r} has no label column; name the column to predict with label:")
-        features = self.features
-        numbers: list[Sequence[float]] = []
+            return None
+        features, drop, declared, missing = self.features, self.drop, self.categorical, frozenset(self.missing)
+        columns: dict[str, list[Any]] = {}
         labels: list[Any] = []
-        where = ""
+        places: list[str] = []
         for path, _ in self.files():
             known = self.columns(path)
-            _check_columns(path, (*features, label), known)
+            _check_columns(path, (*features, *drop, *declared, label), known)
             if not features and known is None:
                 known = self.first_columns(path)
-                _check_columns(path, (label,), known)
-            features = features or tuple(c for c in known or () if c != label)
+                _check_columns(path, (*drop, *declared, label), known)
+            features = features or tuple(c for c in known or () if c != label and c not in drop)
+            if not features:
+                raise DataError(f"{path}: no column is left to predict from. There are: {', '.join(known or ())}")
+            lists = [columns.setdefault(c, []) for c in features]
             for where, values in self.rows(path, (*features, label)):
-                numbers.append([_number(v, where, c) for v, c in zip(values[:-1], features, strict=True)])
-                labels.append(_label(values[-1], where, label))
+                for into, value, name in zip(lists, values[:-1], features, strict=True):
+                    if isinstance(value, (list, dict, bytes)):
+                        raise DataError(
+                            f"{where}: column {name!r} is {_short(value)}, expected a number or a word. Leave it out with drop:"
+                        )
+                    into.append(None if value is None or value in missing or value != value else value)
+                labels.append(_label(values[-1], where, label, missing))
+                places.append(where)
         if not labels:
             raise DataError(f"{self.files()[0][0]}: no rows. Check the file")
-        table = np.array(numbers, np.float32).reshape(len(labels), len(features))
         targets, names = _targets(labels, self.target, f"{self.files()[0][0]}: column {label!r}")
-        return Arrays(table, targets, features, names or (label,))
+        return Table(columns, targets, names or (label,), declared, places, label, self.missing)
+
+    def arrays(self) -> Arrays:
+        table = self.table()
+        if table is None:
+            raise DataError(f"source {self.kind_!r} has no label column; name the column to predict with label:")
+        numbers = np.empty((len(table), len(table.columns)), np.float32)
+        for j, (name, values) in enumerate(table.columns.items()):
+            numbers[:, j] = [_number(v, table.places[i], name) for i, v in enumerate(values)]
+        return Arrays(numbers, table.targets, tuple(table.columns), table.label_names)
 
     def first_columns(self, path: Path) -> list[str]:
         """The columns of the first row, where rows name their own."""
@@ -126,8 +161,8 @@ def _number(value: Any, where: str, column: str) -> float:
         ) from None
 
 
-def _label(value: Any, where: str, column: str) -> Any:
-    if value is None or value == "" or isinstance(value, (list, dict)):
+def _label(value: Any, where: str, column: str, missing: frozenset[str]) -> Any:
+    if value is None or value != value or isinstance(value, (list, dict)) or value == "" or value in missing:
         raise DataError(f"{where}: column {column!r} is {_short(value)}, expected a label. Fill it in or drop the row")
     return value
 
@@ -202,22 +237,26 @@ class CsvConfig(TableConfig):
     """Comma-separated values, quoted as spreadsheets do (RFC 4180)."""
 
     delimiter: str = ","
-    """One character; "\\t" for tabs, " " for blanks."""
+    """One character: "\\t" for tabs, ";" for semicolons; or `blanks`: any run of blanks and tabs, without quotes."""
     header: bool = True
-    """Whether the first line names the columns. If not, they are called c0, c1, ..."""
+    """Whether the first line names the columns. If not, `names` does, or they are called c0, c1, ..."""
+    names: tuple[str, ...] = ()
+    """Names of the columns of a file without header line."""
     encoding: str = "utf-8"
     """Read strictly."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        if len(self.peek("delimiter")) != 1:
-            yield "delimiter", f"{self.peek('delimiter')!r} is not one character"
+        if len(self.peek("delimiter")) != 1 and self.peek("delimiter") != "blanks":
+            yield "delimiter", f"{self.peek('delimiter')!r} is not one character, nor blanks"
+        if self.peek("names") and self.peek("header"):
+            yield "names", "the first line names the columns already; say header: false, or drop names"
 
     def columns(self, path: Path) -> list[str]:
         first = next(self._lines(path), None)
         if first is None:
             raise DataError(f"{path}: the file is empty")
-        names = first[1] if self.header else [f"c{i}" for i in range(len(first[1]))]
+        names = first[1] if self.header else list(self.names) or [f"c{i}" for i in range(len(first[1]))]
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice is not None:
             raise DataError(f"{path}: two columns are called {twice!r}; rename one" + ("" if names.count("") else ", or say header: false"))
@@ -235,17 +274,25 @@ class CsvConfig(TableConfig):
             yield where, [cells[i] for i in at]
 
     def _lines(self, path: Path) -> Iterator[tuple[int, list[str]]]:
-        text = decode(read_bytes(path), str(path), self.encoding).removeprefix("\ufeff")
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=self.delimiter, strict=True)
-        while True:
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as err:
-                raise DataError(f"{path}, line {reader.line_num}: not CSV ({err})") from None
-            if cells:
-                yield reader.line_num, cells
+        return separated(decode(read_bytes(path), str(path), self.encoding), str(path), self.delimiter)
+
+
+def separated(text: str, where: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(number from 1, cells) of each line that is not empty. `delimiter`: a character, or `blanks`."""
+    text = text.removeprefix("\ufeff")
+    if delimiter == "blanks":
+        yield from ((i, cells) for i, line in enumerate(text.splitlines(), 1) if (cells := line.split()))
+        return
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as err:
+            raise DataError(f"{where}, line {reader.line_num}: not CSV ({err})") from None
+        if cells:
+            yield reader.line_num, cells
 
 
 @register("parquet")

@@ -1,0 +1,97 @@
+"""`tauon tune`: find hyper-parameters of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tauon.cli.run import EPILOG, recipe_arguments
+from tauon.cli.show import Show, pick_show
+
+if TYPE_CHECKING:
+    from tauon.recipe import Recipe
+    from tauon.tune import RangeTest
+
+__all__ = ["tune_command"]
+
+ABOUT = """
+\b
+  tauon tune mnist-mlp --lr-range                      which learning rate?
+  tauon tune mine.yaml --lr-range --high 1 --steps 200
+"""
+
+
+@click.command("tune", epilog=EPILOG + ABOUT)
+@recipe_arguments
+@click.option("--lr-range", "lr_range", is_flag=True, help="Learning-rate range test: train while the rate rises, draw the loss.")
+@click.option("--low", type=click.FloatRange(min=0, min_open=True), default=1e-6, show_default=True, help="Rate of the first step.")
+@click.option("--high", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, help="Rate of the last step.")
+@click.option(
+    "--steps", type=click.IntRange(10, 100_000), default=100, show_default=True, help="Steps at most; it ends where loss diverges."
+)
+def tune_command(
+    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, lr_range: bool, low: float, high: float, steps: int
+) -> None:  # fmt: skip
+    """Try out a recipe's settings before the real training. The recipe's own run is not touched.
+
+    --lr-range writes ROOT/NAME.lr-range.html with the curve, and says which rate to begin with.
+    """
+    from tauon.recipe import load_recipe
+
+    if not lr_range:
+        raise click.UsageError("say what to tune: --lr-range finds the learning rate")
+    if low >= high:
+        raise click.UsageError(f"--low {low:g} is not below --high {high:g}")
+    tree = load_recipe(recipe, assignments)
+    root = root or Path("runs")
+    show = pick_show(quiet, as_json)
+    with show:
+        test = range_test(tree, show, low=low, high=high, steps=steps)
+    page = root / f"{tree.name}.lr-range.html"
+    write_page(page, tree.name, test)
+    if as_json:
+        import json
+
+        click.echo(json.dumps({"kind": "lr-range", "page": str(page)} | test.to_json()))
+        return
+    if not test.diverged:
+        click.echo(f"The loss did not diverge up to {test.rates[-1]:g}: try a higher --high to see the edge.")
+    click.echo(f"optim.lr={test.steepest:.2g}   where the loss falls fastest: a rate to begin with")
+    click.echo(f"optim.lr={test.tenth:.2g}   a tenth of where it is least: with a warm-up and a falling schedule")
+    click.echo(f"curve: {page}")
+
+
+def range_test(tree: Recipe, show: Show, *, low: float, high: float, steps: int) -> RangeTest:
+    """The test on one process, with the recipe's data, model, batch and optimizer."""
+    from tauon.data import Loader
+    from tauon.distributed import World
+    from tauon.pipeline import Context
+    from tauon.train import TrainConfig, build_job, make_plan
+    from tauon.tune import lr_range
+
+    ctx: Any = Context(tree, None, show.tell, World())  # type: ignore[arg-type]  # nothing is recorded in a run
+    spec = ctx.splits.spec
+    config: TrainConfig = ctx.train.model_copy(update={"steps": steps, "epochs": None, "tokens": None, "time": None, "ema": None})
+    model = tree.model.resolve(spec)
+    with Loader(ctx.splits.train, batch=config.batch, seed=tree.seed, workers=tree.data.workers) as loader:
+        plan = make_plan(
+            model, tree.optim, config, tree.task, spec, examples=len(ctx.splits.train), loader=loader, seed=tree.seed,
+            tell=lambda m: show.tell("note", message=m),
+        )  # fmt: skip
+        job = build_job(model, tree.optim, config, tree.task, spec, loader, plan, seed=tree.seed)
+        show.tell("training", step=0, total_steps=steps)
+        return lr_range(
+            job, low=low, high=high, steps=steps,
+            tell=lambda step, rate, loss: show.tell("step", step=step + 1, total_steps=steps, loss=loss, lr=rate),
+        )  # fmt: skip
+
+
+def write_page(path: Path, name: str, test: RangeTest) -> None:
+    """The curve as one offline page. Written whole or not at all."""
+    from tauon.artifacts import atomic_write
+    from tauon.report import range_page
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, range_page(name, test.to_json()).encode())

@@ -1,0 +1,88 @@
+"""What was done to the training data, done again to what comes later: raw values in, a model's inputs out, and its outputs back in the
+units of the data. Needs nothing but `DataSplits.preprocess`, which every checkpoint holds (`checkpoint.state["preprocess"]`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tauon.data.arrays import Normalizer
+from tauon.data.columns import Encoder
+from tauon.data.sources.series import moments
+from tauon.data.window import calendar_columns
+from tauon.errors import DataError
+
+__all__ = ["inputs_from_records", "outputs_in_units"]
+
+Record = Mapping[str, Any]
+
+
+def inputs_from_records(preprocess: Mapping[str, Any], records: Sequence[Record]) -> NDArray[np.float32]:
+    """The model's inputs from raw values, as JSON has them: the very numbers that the same row had in training.
+
+    Of a table, (N, F): a record a row; null is a missing value, and a category that training never saw counts as such. Of a series,
+    (1, context, F): the last moments in order of time, with their dates where the model reads the calendar. Keys that the model does
+    not read are passed over. Raises `DataError` that names the record, the key, and what is wrong with it.
+    """
+    if not records:
+        raise DataError("no record was given, expected at least one")
+    kind = preprocess.get("kind")
+    normalizer = Normalizer.from_json(preprocess["normalize"])
+    if kind == "table":
+        encoder = Encoder.from_json(preprocess["columns"])
+        missing = frozenset(preprocess["missing"])
+        columns = {c.name: [_value(r, c.name, i, missing) for i, r in enumerate(records)] for c in encoder.columns}
+        return normalizer(encoder(columns, lambda i, column: f"record {i}: column {column!r}").astype(np.float32))
+    if kind == "arrays" and preprocess.get("features"):
+        names = preprocess["features"]
+        return normalizer(np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float32))
+    if kind == "series":
+        return _window(preprocess, records, normalizer)
+    raise DataError(f"records of named values make no inputs for data of kind {kind!r}")
+
+
+def outputs_in_units(preprocess: Mapping[str, Any], outputs: NDArray[Any]) -> NDArray[np.float64]:
+    """Forecasts B H K... of a series from the scale that the model computes in to the units of the data."""
+    if preprocess.get("kind") != "series":
+        return np.asarray(outputs, np.float64)
+    normalizer, k = Normalizer.from_json(preprocess["normalize"]), preprocess["targets"]
+    shape = (k, *(1 for _ in outputs.shape[3:]))
+    scale, center = (np.asarray(a[:k], np.float64).reshape(shape) for a in (normalizer.scale, normalizer.center))
+    return np.asarray(outputs, np.float64) * scale + center
+
+
+def _window(preprocess: Mapping[str, Any], records: Sequence[Record], normalizer: Normalizer) -> NDArray[np.float32]:
+    context, names = preprocess["context"], preprocess["columns"]
+    if len(records) < context:
+        raise DataError(f"{len(records)} records, and the model reads the last {context}. Give as many, in order of time")
+    records = records[-context:]
+    values = np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float32)
+    columns = [normalizer(values)]
+    if preprocess["calendar"]:
+        dates = [str(_value(r, preprocess["date"], i)) for i, r in enumerate(records)]
+        times = moments(dates, f"the records' {preprocess['date']!r}")
+        if (np.diff(times.astype(np.int64)) <= 0).any():
+            raise DataError(f"the records' {preprocess['date']!r} are not in order of time. Sort them")
+        columns.append(calendar_columns(times, tuple(preprocess["calendar"])))
+    return np.concatenate(columns, axis=1)[None]
+
+
+def _value(record: Record, name: str, i: int, missing: frozenset[str] = frozenset({""})) -> Any:
+    if name not in record:
+        close = get_close_matches(name, [str(k) for k in record], n=1)
+        hint = f"; did you mean it by {close[0]!r}?" if close else ""
+        raise DataError(f"record {i} has no {name!r}{hint} Give a value, or null where it is missing")
+    value = record[name]
+    return None if value is None or value in missing or value != value else value
+
+
+def _number(value: Any, name: str, i: int) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"record {i}: {name!r} is {value!r}, expected a number") from None

@@ -1,0 +1,155 @@
+"""Tables with columns of numbers, categories and dates -> data sets. Everything is fitted on the training rows alone and comes along in
+`DataSplits.preprocess`, from which `data/replay.py` does it again.
+
+Reading files is the sources' business, fitting columns that of `columns.py`, scaling that of `arrays.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tauon.config import dump
+from tauon.data.arrays import ArrayDataset, Normalizer, check_arrays, count_repeats
+from tauon.data.choice import choice_facts, choose, in_order
+from tauon.data.columns import Encoder, as_numbers, kind_of_values
+from tauon.data.config import DataConfig
+from tauon.data.files import canonical
+from tauon.data.preparation import DataSplits, content_of, count_as_read, feature_facts
+from tauon.data.progress import report
+from tauon.data.sources.base import Arrays, SourceConfig, Table
+from tauon.data.split import PARTS, Part, refuse_new_classes, split_rows
+from tauon.errors import DataError
+
+__all__ = ["prepare_tables"]
+
+_VERSION = 1
+
+
+def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
+    """Read, split, fit on the training rows, encode every part."""
+    tables = {part: _load(source, part) for part, source in sources.items()}
+    main = tables["train"] = in_order(tables["train"], config.label_order)
+    for name, values in main.columns.items():  # a typing mistake is told before anything else, wherever it is
+        if name not in main.categorical and kind_of_values(values)[0] == "number":
+            as_numbers(values, lambda i, name=name: _places(main, np.arange(len(main)))(i, name))  # type: ignore[misc]
+    rows, split_facts = split_rows(main.targets, config.split, [p for p in PARTS if p not in sources])
+    refuse_new_classes(main.targets, main.label_names, rows, f"column {main.label!r}")
+    for part in tables:
+        if part != "train":
+            tables[part] = _aligned(tables[part], main, part)
+
+    training = rows["train"]
+    classes = len(main.label_names) if main.classes else 0
+    columns = {name: [values[i] for i in training] for name, values in main.columns.items()}
+    encoder, encoded = Encoder.fit(
+        columns, main.targets[training], config.table, declared=main.categorical, classes=classes, where=_places(main, training),
+        seed=config.split.seed,
+    )  # fmt: skip
+    kind = "standard" if config.normalize == "auto" else config.normalize
+    why = "features are not bytes" if config.normalize == "auto" else "as set"
+    features: dict[Part, NDArray[np.float32]] = {"train": _narrow(encoded, encoder, "train")}
+    normalizer = Normalizer.fit(features["train"], kind, encoder.scaled)
+    targets: dict[Part, NDArray[Any]] = {"train": main.targets[training]}
+    unseen: dict[str, dict[str, int]] = {}
+    for part in PARTS[1:]:
+        if part not in rows and part not in tables:
+            continue
+        table = tables.get(part, main)
+        mine = rows[part] if part in rows else np.arange(len(table))
+        chosen = {c.name: [table.columns[c.name][i] for i in mine] for c in encoder.columns}
+        features[part] = _narrow(encoder(chosen, _places(table, mine)), encoder, part)
+        targets[part] = table.targets[mine]
+        if found := encoder.unseen(chosen):
+            unseen[part] = found
+
+    augments = config.augment
+    for name, used in (("augment", augments), ("mix", config.mix)):
+        if used and any(encoder.codes):
+            raise DataError(
+                f"data.{name} changes numbers, and some columns hold codes of categories. Leave it out, or take categories: onehot"
+            )
+    choice = choose(config, main, training, (len(encoder.names),), seed)
+    steps = [dump(a) for a in augments]
+    count_as_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])
+    parts: dict[Part, ArrayDataset] = {}
+    for part, x in features.items():
+        whole = check_arrays(Arrays(x, targets[part], encoder.names, main.label_names), f"the {part} part", training=part == "train")
+        training_only = {"augments": augments, **choice} if part == "train" else {}
+        parts[part] = ArrayDataset(whole, np.arange(len(x)), normalizer, seed=seed, categories=encoder.codes, **training_only)
+    contents = {p: content_of(Arrays(x, targets[p], encoder.names, main.label_names)) for p, x in features.items()}
+    made_of = hashlib.sha256(canonical([_VERSION, contents]).encode()).hexdigest()
+    also = {p: count_repeats(features["train"], x) for p, x in features.items() if p != "train"}
+    facts: dict[str, Any] = {
+        "kind": "table", "sources": {p: s.describe() for p, s in sources.items()},
+        "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
+        "parts": {p: d.facts for p, d in parts.items()}, "columns": encoder.facts(), "unseen_categories": unseen,
+        "normalize": {"kind": kind, "why": why}, "table": dump(config.table), "augment": steps, "content": made_of,
+        **choice_facts(config, main.label_names, choice), "features": feature_facts(features["train"], encoder.names),
+        "input_shape": [len(encoder.names)], "labels": list(main.label_names),
+    }  # fmt: skip
+    preprocess = {
+        "kind": "table", "columns": encoder.to_json(), "normalize": normalizer.to_json(), "labels": list(main.label_names),
+        "features": list(encoder.names), "input_shape": [len(encoder.names)], "targets": "classes" if main.classes else "values",
+        "missing": list(main.missing),
+    }  # fmt: skip
+    decides = [made_of, normalizer.to_json(), encoder.to_json(), steps, seed, *choice_facts(config, main.label_names, choice).values()]
+    return DataSplits(
+        parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
+        hashlib.sha256(canonical(decides).encode()).hexdigest(), None, preprocess,
+    )  # fmt: skip
+
+
+def _load(source: SourceConfig, part: Part) -> Table:
+    report(f"read {part}", 0)
+    table = source.table()
+    if table is None:
+        raise DataError(f"the {part} source {source.kind_!r} has no columns of its own, but the training source has; take one of its kind")
+    n = source.limit
+    if n is not None:
+        columns = {k: v[:n] for k, v in table.columns.items()}
+        table = replace(table, columns=columns, targets=table.targets[:n], places=table.places[:n])
+    return table
+
+
+def _aligned(table: Table, main: Table, part: Part) -> Table:
+    """`table` with the training set's class numbers; it must have its columns."""
+    gone = [c for c in main.columns if c not in table.columns]
+    if gone:
+        raise DataError(f"the {part} source has no column {gone[0]!r}, and the training source has. It has {', '.join(table.columns)}")
+    if table.classes != main.classes:
+        raise DataError(
+            f"the {part} source has targets {table.targets.dtype}, the training source {main.targets.dtype}; both must be of one kind"
+        )
+    if not main.classes or table.label_names == main.label_names:
+        return table
+    number = {name: i for i, name in enumerate(main.label_names)}
+    new = [name for name in table.label_names if name not in number]
+    if new:
+        raise DataError(f"the {part} source has the label {new[0]!r}, which training never sees. It has {', '.join(main.label_names)}")
+    renumbered = np.array([number[name] for name in table.label_names], np.int64)[table.targets]
+    return replace(table, targets=renumbered, label_names=main.label_names)
+
+
+def _places(table: Table, rows: NDArray[np.int64]) -> Callable[[int, str], str]:
+    def where(i: int, column: str) -> str:
+        return f"{table.places[rows[i]]}: column {column!r}" if len(table.places) else f"row {rows[i]}: column {column!r}"
+
+    return where
+
+
+def _narrow(encoded: NDArray[np.float64], encoder: Encoder, part: Part) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        narrow = encoded.astype(np.float32)
+    bad = ~np.isfinite(narrow)
+    if bad.any():
+        i, j = (int(k) for k in np.argwhere(bad)[0])
+        raise DataError(
+            f"the {part} part: row {i}, column {encoder.names[j]!r} is {encoded[i, j]:g}, which no float32 holds. Scale it down"
+        )
+    return narrow

@@ -1,0 +1,63 @@
+"""`tauon recipe new`: look at somebody's files, and write a recipe for them that trains as it stands, its choices explained.
+
+Looks, decides, writes; trains nothing. Each kind of data has a file that makes a `Draft` of it: sections of a recipe, and a sentence
+for each choice. What it cannot tell (which column is the label, say) it asks for by an error that lists what there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from tauon.artifacts import atomic_write
+from tauon.config import parse
+from tauon.errors import DataError, RecipeError
+from tauon.recipe import Recipe, load_recipe
+from tauon.starter.draft import Draft, name_of
+from tauon.starter.pictures import is_pictures, pictures
+from tauon.starter.recordings import is_recordings, recordings
+from tauon.starter.tables import is_table, table
+from tauon.starter.text import is_jsonl, is_text, jsonl, text
+
+__all__ = ["Draft", "draft", "write_draft"]
+
+KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, str | None, str], Draft]], ...] = (
+    (is_table, table),
+    (is_jsonl, jsonl),
+    (is_recordings, recordings),
+    (is_pictures, pictures),
+    (is_text, text),
+)
+"""What data may be, tried in turn. A new kind is one more file and one more line."""
+
+
+def draft(path: Path | str, *, label: str | None = None, name: str | None = None) -> Draft:
+    """Look at `path` and decide. `label`: `folder`, a column, or the pattern of names of recordings (`{label}_{speaker}`).
+
+    Raises `DataError` for data of no kind that is known, and where the label must be named.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise DataError(f"{place}: no such file or folder")
+    name = name or name_of(place)
+    for fits, make in KINDS:
+        if fits(place):
+            made = make(place, label, name)
+            parse(Recipe, yaml.safe_load(made.to_yaml()), "the drafted recipe")
+            return made
+    raise DataError(
+        f"{place}: cannot tell what this is. Known are folders of pictures, of .wav files and of .txt files, and .csv, .tsv, .jsonl, .parquet and "
+        ".txt files. For anything else begin with `tauon recipe show breast-cancer --source`."
+    )
+
+
+def write_draft(made: Draft, target: Path, *, force: bool = False) -> Path:
+    """Write the recipe; one that is there stays, unless `force`. Raises `RecipeError`."""
+    if target.exists() and not force:
+        raise RecipeError(f"{target} is there already. Name another file with --to, or overwrite it with --force")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(target, made.to_yaml())
+    load_recipe(target)
+    return target

@@ -1,0 +1,91 @@
+"""A folder of pictures, a subfolder a class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tauon.errors import DataError
+from tauon.starter.draft import Draft, held_out, suffixes, training
+
+__all__ = ["is_pictures", "pictures"]
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
+
+
+def is_pictures(place: Path) -> bool:
+    found = suffixes(place) if place.is_dir() else Counter()
+    return sum(found[s] for s in PICTURES) > sum(found.values()) / 2
+
+
+def pictures(place: Path, label: str | None, name: str) -> Draft:
+    if label not in (None, "folder"):
+        raise DataError(
+            f"the label of pictures is their folder: --label-from folder, got {label!r}. Sort them into a subfolder for each class"
+        )
+    train = next((place / n for n in ("train", "training") if (place / n).is_dir()), place)
+    classes = {d.name: [p for p in d.rglob("*") if p.suffix.lower() in PICTURES] for d in sorted(train.iterdir()) if d.is_dir()}
+    classes = {c: files for c, files in classes.items() if files}
+    if len(classes) < 2:
+        raise DataError(f"{train}: expected a subfolder for each class, found {', '.join(classes) or 'none'} with pictures")
+    counts = {c: len(files) for c, files in classes.items()}
+    total = sum(counts.values())
+    sides = _sides([f for files in classes.values() for f in files])
+    size, why_size = _side(sides)
+    made = Draft(name, f"Which of {len(classes)} classes is on a picture? {total:,} pictures below {place.name}/")
+    source: dict[str, Any] = {"kind": "folder", "path": str(place), "size": size}
+    data: dict[str, Any] = {"source": source}
+    why = [why_size]
+    if train == place:
+        data["split"], sentence = held_out(total)
+        why.append(sentence)
+    data["normalize"] = "standard"
+    data["augment"] = [
+        {"kind": "affine", "degrees": 10, "scale": "10%", "translate": "5%"},
+        {"kind": "colour", "brightness": 0.2, "contrast": 0.2},
+    ]
+    why.append("Small turns, sizes and lights are drawn anew each epoch. Add `flip` where a mirrored picture is still the same thing.")
+    if max(counts.values()) > 1.5 * min(counts.values()):
+        data["class_weights"] = "balanced"
+        few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+        why.append(f"Classes differ in number ({few}: {counts[few]:,}, {many}: {counts[many]:,}): rare ones weigh as much in all.")
+    made.set("data", data, *why)
+    made.set("task", "classification")
+    model: Any = "resnet20" if size <= 64 else {"kind": "resnet18", "stem": "imagenet"}
+    made.set(
+        "model",
+        model,
+        f"{'A small residual network' if size <= 64 else 'ResNet-18'}: trains on a laptop at this size. resnet50 or vit want more pictures.",
+    )
+    made.set("optim", {"kind": "adamw", "lr": 0.003, "schedule": {"kind": "cosine", "warmup": "5%"}})
+    train_section, sentence = training(total, batch=64, seen=100_000)
+    made.set("train", train_section, sentence)
+    return made
+
+
+def _sides(files: list[Path]) -> list[int]:
+    """The shorter side of some of the pictures, in pixels."""
+    try:
+        from PIL import Image
+    except ImportError:
+        from tauon.errors import MissingExtra
+
+        raise MissingExtra("reading pictures", "images") from None
+    step = max(1, len(files) // 50)
+    found = []
+    for path in files[::step]:
+        try:
+            with Image.open(path) as picture:
+                found.append(min(picture.size))
+        except OSError:  # damaged: training will name it
+            continue
+    if not found:
+        raise DataError(f"{files[0]}: not a picture that can be read, nor is any other that was tried")
+    return sorted(found)
+
+
+def _side(sides: list[int]) -> tuple[int, str]:
+    middle = sides[len(sides) // 2]
+    size = next((s for s in (28, 32, 48, 64, 96, 128, 160) if s >= middle), 160)
+    return size, f"Half of the pictures are {middle} pixels or less on their shorter side; all are brought to {size} x {size}."

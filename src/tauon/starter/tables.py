@@ -1,0 +1,134 @@
+"""CSV and its like: rows with a label, or a date and numbers: a time series."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tauon.config import parse
+from tauon.data import ColumnLook, SourceConfig, TableLook, inspect_table
+from tauon.errors import DataError
+from tauon.starter.draft import Draft, held_out, training
+from tauon.starter.text import text_classes
+
+__all__ = ["LABELS", "is_table", "table"]
+
+TABLES = (".csv", ".tsv", ".data")
+LABELS = ("label", "target", "class", "y", "outcome", "diagnosis", "category", "result", "churn", "default", "sentiment")
+"""Names of columns that are likely to be what is to be predicted."""
+
+
+def is_table(place: Path) -> bool:
+    return place.is_file() and place.name.removesuffix(".gz").lower().endswith(TABLES)
+
+
+def table(place: Path, label: str | None, name: str) -> Draft:
+    look = inspect_table(place)
+    date = next((c for c in look.columns if c.kind == "date" and c.missing == 0 and c.distinct == look.rows), None)
+    numbers = [c for c in look.columns if c.kind == "number"]
+    if label is None and date is not None and len(numbers) >= len(look.columns) - 1 and look.rows >= 100:
+        return _series(place, look, date, name)
+    texts = [c for c in look.columns if c.kind == "text"]
+    target = _label(place, look, label)
+    if (
+        len(texts) == 1
+        and target.kind == "category"
+        and all(c in (texts[0], target) or c.kind in ("identifier", "constant") for c in look.columns)
+    ):
+        return text_classes(place, look, texts[0].name, target, name)
+    return _rows(place, look, target, name)
+
+
+def _label(place: Path, look: TableLook, label: str | None) -> ColumnLook:
+    by_name = {c.name: c for c in look.columns}
+    listed = ", ".join(f"{c.name} ({c.kind})" for c in look.columns)
+    if label is not None:
+        if label not in by_name:
+            raise DataError(f"{place}: no column {label!r}. There are: {listed}")
+        return by_name[label]
+    found = [c for c in look.columns if c.name.lower() in LABELS]
+    if len(found) != 1:
+        raise DataError(f"{place}: which column is to be predicted? Name it with --label-from. There are: {listed}")
+    return found[0]
+
+
+def _of_file(look: TableLook, place: Path, kind: str) -> dict[str, Any]:
+    source: dict[str, Any] = {"kind": kind, "path": str(place)}
+    if look.delimiter != ",":
+        source["delimiter"] = look.delimiter
+    if not look.header:
+        source["header"] = False
+    return source
+
+
+def _rows(place: Path, look: TableLook, target: ColumnLook, name: str) -> Draft:
+    dropped = [c for c in look.columns if c.kind in ("identifier", "text", "constant") and c is not target]
+    classes = target.kind == "category" or (target.kind == "number" and target.distinct <= 20 and target.distinct * 10 <= look.rows)
+    if target.missing:
+        raise DataError(
+            f"{place}: {target.missing:,} rows have no {target.name!r}. Remove them first: what is to be predicted must be known"
+        )
+    if target.kind in ("identifier", "constant", "text", "date"):
+        raise DataError(f"{place}: column {target.name!r} cannot be predicted: it is {target.kind} ({target.why})")
+    source = _of_file(look, place, "csv") | {"label": target.name, "target": "class" if classes else "value"}
+    if dropped:
+        source["drop"] = [c.name for c in dropped]
+    if len(look.missing) > 1:
+        source["missing"] = list(look.missing)
+    data: dict[str, Any] = {"source": source}
+    why = [f"{c.name} is left out: {c.why}." for c in dropped[:8]]
+    table: dict[str, Any] = {}
+    inputs = [c for c in look.columns if c is not target and c not in dropped]
+    if any(c.missing and c.kind == "number" for c in inputs):
+        table["impute"] = "median"
+        why.append("Missing numbers become the median of the training rows.")
+    dates = [c.name for c in inputs if c.kind == "date"]
+    if dates:
+        table["dates"] = ["month", "weekday"]
+        why.append(f"Of {', '.join(dates)}, month and weekday are read.")
+    if table:
+        data["table"] = table
+    data["split"], sentence = held_out(look.rows)
+    why.append(sentence)
+    made = Draft(name, f"{target.name} from {len(inputs)} columns of {place.name}, {look.rows:,} rows")
+    made.set("data", data, *why)
+    said = f"{target.distinct} different values: classes." if classes else "Numbers: their value is predicted."
+    made.set("task", "classification" if classes else "regression", f"{target.name}: {said}")
+    words = any(c.kind == "category" for c in inputs)
+    model = {"kind": "wide-and-deep", "hidden": [32], "dropout": 0.2} if words else {"kind": "mlp", "hidden": [64, 64], "dropout": 0.1}
+    made.set(
+        "model",
+        model,
+        "Words have embeddings, beside a linear model of everything." if words else "All inputs are numbers: two hidden layers.",
+    )
+    made.set("optim", {"kind": "adamw", "lr": 0.003, "schedule": {"kind": "cosine", "warmup": "5%", "final": 0}})
+    train, sentence = training(look.rows, batch=64, seen=60_000, most=100)
+    made.set("train", train, sentence)
+    return made
+
+
+def _series(place: Path, look: TableLook, date: ColumnLook, name: str) -> Draft:
+    columns = [c.name for c in look.columns if c.kind == "number"]
+    horizon = max(1, min(24, look.rows // 50))
+    context = max(2, min(96, 4 * horizon))
+    made = Draft(name, f"What comes next in {place.name}: the next {horizon} steps of {len(columns)} series from the last {context}")
+    source = {"kind": "series", "path": str(place), "date": date.name}
+    why = [
+        f"{date.name} is a date and all else numbers: a time series. The end of it is held out.",
+        "Column to predict alone: source.targets.",
+    ]
+    try:
+        parse(SourceConfig, source).series()
+    except DataError as err:
+        if "fill: forward" not in str(err):
+            raise
+        source["fill"] = "forward"
+        why.append("It has gaps: they are filled with what came before.")
+    split, window = {"validation": "10%", "test": "20%"}, {"context": context, "horizon": horizon}
+    made.set("data", {"source": source, "split": split, "window": window}, *why)
+    made.set("task", "forecasting")
+    made.set("model", "dlinear", "A linear map of trend and remainder: hard to beat, and quick. patchtst wants longer series.")
+    made.set("optim", {"kind": "adam", "lr": 0.003, "schedule": {"kind": "cosine", "warmup": 0, "final": 0}})
+    train, sentence = training(max(1, round(look.rows * 0.7) - context - horizon), batch=32, seen=60_000, most=30)
+    made.set("train", train, sentence)
+    return made

@@ -1,0 +1,123 @@
+"""Running text, and JSON lines of text or of numbers."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tauon.data import ColumnLook, TableLook
+from tauon.errors import DataError
+from tauon.starter.draft import Draft, held_out, suffixes, training
+
+__all__ = ["is_jsonl", "is_text", "jsonl", "text", "text_classes"]
+
+LABELS = ("label", "target", "class", "y", "outcome", "category", "sentiment", "topic")
+"""Keys that are likely to be what is to be predicted."""
+LOOKED_AT = 2000
+"""Lines that are opened."""
+
+
+def is_jsonl(place: Path) -> bool:
+    return place.is_file() and ".jsonl" in "".join(place.suffixes[-2:]).lower()
+
+
+def _first_rows(place: Path) -> list[dict[str, Any]]:
+    import gzip
+
+    rows = []
+    with gzip.open(place, "rt", encoding="utf-8") if place.suffix == ".gz" else place.open(encoding="utf-8") as f:
+        for number, line in enumerate(islice(f, LOOKED_AT), 1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError as err:
+                    raise DataError(f"{place}, line {number}: not JSON ({err})") from None
+    if not rows or not all(isinstance(r, dict) for r in rows):
+        raise DataError(f"{place}: expected one JSON object a line")
+    return rows
+
+
+def jsonl(place: Path, label: str | None, name: str) -> Draft:
+    rows = _first_rows(place)
+    keys = [k for k in rows[0] if all(k in r for r in rows)]
+    texts = [k for k in keys if all(isinstance(r[k], str) for r in rows) and sum(len(str(r[k]).split()) for r in rows) >= 4 * len(rows)]
+    if label is None and set(keys) & {"messages", "conversations", "instruction", "prompt"}:
+        raise DataError(
+            f"{place}: looks like conversations ({', '.join(keys)}). Fine-tune a model on them with the recipe instruct-lora: "
+            "tauon recipe show instruct-lora --source"
+        )
+    if label is None and len(texts) == 1 and len(keys) == 1:
+        return language(place, {"kind": "jsonl", "path": str(place), "text": texts[0]}, sum(len(str(r[texts[0]])) for r in rows), name)
+    named = [k for k in keys if k.lower() in LABELS]
+    label = label or (named[0] if len(named) == 1 else None)
+    if label is None:
+        raise DataError(f"{place}: which key is to be predicted? Name it with --label-from. There are: {', '.join(keys)}")
+    if label not in keys:
+        raise DataError(f"{place}: no key {label!r} in every row. There are: {', '.join(keys)}")
+    values = [str(r[label]) for r in rows]
+    if len(texts) == 1:
+        look = ColumnLook(label, "category", 0, len(set(values)), "", ())
+        return text_classes(place, None, texts[0], look, name, examples=len(rows))
+    numbers = [k for k in keys if k != label and all(isinstance(r[k], int | float) for r in rows)]
+    if not numbers:
+        raise DataError(f"{place}: beside {label!r} there is no text and no number to learn from")
+    classes = any(not _is_number(v) for v in values) or len(set(values)) <= 20
+    made = Draft(name, f"{label} from {len(numbers)} numbers of {place.name}")
+    source: dict[str, Any] = {"kind": "jsonl", "path": str(place), "label": label, "target": "class" if classes else "value"}
+    if odd := [k for k in keys if k not in (label, *numbers)]:
+        source["drop"] = odd
+    split, sentence = held_out(len(rows))
+    made.set("data", {"source": source, "split": split}, sentence)
+    made.set("task", "classification" if classes else "regression")
+    made.set("model", {"kind": "mlp", "hidden": [64, 64], "dropout": 0.1}, "All inputs are numbers: two hidden layers.")
+    made.set("optim", {"kind": "adamw", "lr": 0.003, "schedule": {"kind": "cosine", "warmup": "5%", "final": 0}})
+    train, sentence = training(len(rows), batch=64, seen=60_000, most=100)
+    made.set("train", train, sentence)
+    return made
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def text_classes(place: Path, look: TableLook | None, key: str, target: ColumnLook, name: str, *, examples: int = 0) -> Draft:
+    raise DataError(f"{place}: text {key!r} with the label {target.name!r}: there is no recipe for that yet")
+
+
+def is_text(place: Path) -> bool:
+    if place.is_file():
+        return place.name.removesuffix(".gz").lower().endswith((".txt", ".md"))
+    found = suffixes(place)
+    return found[".txt"] + found[".md"] > sum(found.values()) / 2
+
+
+def text(place: Path, label: str | None, name: str) -> Draft:
+    if label is not None:
+        raise DataError(f"{place}: running text has no label, got --label-from {label!r}")
+    size = place.stat().st_size if place.is_file() else sum(p.stat().st_size for p in place.rglob("*") if p.is_file())
+    source = {"kind": "text", "path": str(place)}
+    return language(place, source, size, name)
+
+
+def language(place: Path, source: dict[str, Any], characters: int, name: str) -> Draft:
+    vocab = 512 if characters < 1_000_000 else 4096
+    seq_len = 64 if characters < 200_000 else 256
+    made = Draft(name, f"A small language model of {place.name}, about {characters:,} characters")
+    data = {"source": source, "tokenizer": {"kind": "bpe", "vocab": vocab}, "seq_len": seq_len, "split": {"validation": "10%"}}
+    made.set("data", data, f"{vocab:,} pieces of words are learned from the text; examples are {seq_len} of them.")
+    made.set("task", "language-modelling")
+    width = 64 if characters < 1_000_000 else 256
+    made.set(
+        "model", {"kind": "gpt", "layers": 4, "width": width, "heads": 4}, "A small transformer: more layers and width want more text."
+    )
+    made.set("optim", {"kind": "muon", "lr": 0.02, "schedule": {"kind": "wsd"}})
+    examples = max(20, characters // (3 * seq_len))
+    train, sentence = training(examples, batch=16, seen=20_000, most=20)
+    made.set("train", train, sentence)
+    return made

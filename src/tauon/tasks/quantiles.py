@@ -1,0 +1,78 @@
+"""Quantile regression: predict several quantiles of a number at once, by the pinball loss (Koenker & Bassett 1978).
+
+Quantiles that were fitted side by side may cross; predictions are therefore sorted, which never makes the loss worse (Chernozhukov,
+Fernandez-Val & Galichon 2010), and the share that had to be is reported. Shapes: B batch, K targets, Q quantiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from tauon.config import Fraction, register
+from tauon.tasks.base import Task
+from tauon.types import Batch, DataSpec
+
+__all__ = ["QuantileRegression", "pinball", "problems_of_quantiles"]
+
+
+def pinball(predicted: Tensor, target: Tensor, quantiles: Sequence[float]) -> Tensor:
+    """max(q e, (q - 1) e) with e = target - prediction, of each element of ...Q; its mean is least at the q-quantile.
+
+    >>> pinball(torch.tensor([[0.0, 0.0]]), torch.tensor([2.0]), (0.1, 0.9))
+    tensor([[0.2000, 1.8000]])
+    """
+    q = torch.tensor(quantiles, dtype=predicted.dtype, device=predicted.device)
+    error = target.unsqueeze(-1) - predicted
+    return torch.maximum(q * error, (q - 1) * error)
+
+
+def problems_of_quantiles(quantiles: Sequence[float]) -> Iterator[str]:
+    """What is wrong with a list of quantiles."""
+    if not quantiles:
+        yield "is empty; give some between 0 and 1: [0.1, 0.5, 0.9]"
+    if any(not 0 < q < 1 for q in quantiles):
+        yield f"{next(q for q in quantiles if not 0 < q < 1):g} is not between 0 and 1"
+    if list(quantiles) != sorted(set(quantiles)):
+        yield f"{list(quantiles)} must rise, each once"
+
+
+@register("quantile-regression")
+class QuantileRegression(Task):
+    """Predict quantiles of numbers: pinball loss, averaged over examples and quantiles (and summed over targets)."""
+
+    family = "quantile-regression"
+    needs = "arrays"
+
+    quantiles: tuple[Fraction, ...] = (0.1, 0.5, 0.9)
+    """Which, rising, between 0 and 1. 0.1 and 0.9 bound an interval that should hold 80%."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from (("quantiles", message) for message in problems_of_quantiles(self.peek("quantiles")))
+
+    def shape(self, spec: DataSpec) -> DataSpec:
+        return spec if spec.outputs is None else replace(spec, outputs=spec.outputs * len(self.quantiles))
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        out_BKQ, target_BK = self._outputs(model, batch)
+        return pinball(out_BKQ, target_BK, self.quantiles).mean(2).sum(1) * batch.weights, batch.weights
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """quantiles: BKQ, rising; crossed: B, share of neighbours that were not; targets: BK; levels: BQ, the same in each row."""
+        out_BKQ, target_BK = self._outputs(model, batch)
+        crossed = (out_BKQ.diff(dim=2) < 0).float().flatten(1)
+        levels = torch.tensor(self.quantiles, device=out_BKQ.device).expand(len(out_BKQ), -1)
+        share = crossed.mean(1) if crossed.shape[1] else torch.zeros(len(out_BKQ), device=out_BKQ.device)
+        return {"quantiles": out_BKQ.sort(dim=2).values, "crossed": share, "targets": target_BK, "levels": levels}
+
+    def _outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        target_BK = batch.targets.float().reshape(len(batch), -1)
+        out_BKQ = model(batch.inputs).float().view(*target_BK.shape, len(self.quantiles))
+        return out_BKQ, target_BK
+
+    def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
+        if spec.outputs is None:
+            yield "task", "quantile-regression needs examples with targets, and this data source gives text. Take language-modelling."

@@ -1,0 +1,128 @@
+"""A look at every layer: norms of gradient and weights, and how far an update moves the weights, now and then. Names the layer whose
+gradient vanishes or explodes (Bengio et al. 1994; Pascanu et al. 2013), with what helps.
+
+It wraps two seams of a job: between clipping and update it changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tauon.distributed.pieces import is_dtensor
+from tauon.train.step import TrainJob
+
+__all__ = ["LayerLook", "complaints", "watch_layers"]
+
+VANISHED, EXPLODED = 1e-7, 1e3
+"""Gradient of a layer for its weights: below the one as a share of the greatest layer's, or above the other as a multiple of the median
+layer's, something is wrong."""
+COPIES_UP_TO = 200_000_000
+"""Weights of a process beyond which no copy is made to measure how far the update moves them."""
+
+
+@dataclass(frozen=True)
+class LayerLook:
+    """What one parameter was like at one step. All are L2 norms, of the whole parameter wherever its pieces lie."""
+
+    gradient: float
+    """Before clipping by norm."""
+    weight: float
+    update: float | None
+    """How far the step moved the weights; None: not measured, or the step was skipped. About 1e-3 of the weights is healthy for Adam."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers that are not finite become null: JSON has none."""
+        shown = {"gradient": self.gradient, "weight": self.weight, "update": self.update}
+        return {k: v if v is not None and math.isfinite(v) else None for k, v in shown.items()}
+
+
+def watch_layers(job: TrainJob, every: int) -> TrainJob:
+    """The job, with `measured["layers"]` (name to `LayerLook`) after the first step and each step that `every` divides."""
+    clip, update = job.clip, job.update
+    named = [(n, p) for n, p in job.model.named_parameters() if p.requires_grad]
+    copies = sum(_here(p).numel() for _, p in named) <= COPIES_UP_TO
+    seen: dict[str, Any] = {}
+
+    def due(job: TrainJob) -> bool:
+        return job.step == 0 or (job.step + 1) % every == 0
+
+    def clip_and_look(job: TrainJob) -> Tensor:
+        if due(job):
+            found = {n: torch.linalg.vector_norm(p.grad, dtype=torch.float32) for n, p in named if p.grad is not None}
+            seen["gradients"] = {n: _number(t) for n, t in found.items()}
+            job.measured["layers"] = {n: LayerLook(g, _norm(p), None) for n, p in named if (g := seen["gradients"].get(n)) is not None}
+        return clip(job)
+
+    def update_and_look(job: TrainJob) -> None:
+        if not due(job) or not copies:
+            update(job)
+            return
+        before = {n: _here(p).detach().clone() for n, p in named}
+        update(job)
+        for n, p in named:
+            if n in job.measured["layers"]:
+                look = job.measured["layers"][n]
+                job.measured["layers"][n] = LayerLook(look.gradient, look.weight, _moved(p, before[n]))
+
+    job.clip, job.update = clip_and_look, update_and_look
+    return job
+
+
+@torch.no_grad()
+def _norm(p: Tensor) -> float:
+    return _number(torch.linalg.vector_norm(p, dtype=torch.float32))
+
+
+@torch.no_grad()
+def _moved(p: Tensor, before: Tensor) -> float:
+    if not is_dtensor(p):
+        return float(torch.linalg.vector_norm(p - before, dtype=torch.float32))
+    from torch.distributed.tensor import DTensor
+
+    moved = DTensor.from_local(_here(p) - before, p.device_mesh, p.placements, shape=p.shape, stride=p.stride(), run_check=False)
+    return _norm(moved)
+
+
+def _here(p: Tensor) -> Tensor:
+    return p.to_local() if is_dtensor(p) else p
+
+
+def _number(t: Tensor) -> float:
+    return float(t.full_tensor() if is_dtensor(t) else t)
+
+
+def complaints(layers: dict[str, LayerLook]) -> list[str]:
+    """A line for each kind of trouble: the layers, by how much they differ from the median layer, and what helps."""
+    ratio = {n: x.gradient / max(x.weight, 1e-12) for n, x in layers.items() if x.weight > 1e-6}
+    broken = [n for n, x in layers.items() if not math.isfinite(x.gradient)]
+    told = []
+    if broken:
+        told.append(
+            f"gradients that are not finite in {_some(broken)}. Lower optim.lr, set optim.clip_norm: 1, or look at this step's data."
+        )
+    finite = sorted(r for r in ratio.values() if math.isfinite(r))
+    if len(finite) < 2:
+        return told
+    median, greatest = finite[len(finite) // 2], finite[-1]
+    dead = [n for n, r in ratio.items() if r == 0 or r < VANISHED * greatest]
+    wild = [n for n, r in ratio.items() if math.isfinite(r) and median > 0 and r > EXPLODED * median]
+    if dead and len(dead) < len(ratio):
+        told.append(
+            f"vanishing gradients in {_some(dead)}: under {VANISHED:g} of the greatest layer's for its weights. Residual connections, norms, "
+            "another activation (relu, gelu), or a higher optim.lr for these layers help; a layer that nothing uses shows the same."
+        )
+    if wild:
+        told.append(
+            f"exploding gradients in {_some(wild)}: over {EXPLODED:g} times the median layer's for its weights. optim.clip_norm: 1, "
+            "optim.clip_adaptive: 0.01, a longer warm-up, or a lower optim.lr help."
+        )
+    return told
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

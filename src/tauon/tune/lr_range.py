@@ -1,0 +1,98 @@
+"""Learning-rate range test (Smith 2017, arXiv:1506.01186): train for a few steps while the rate rises, and see where the loss falls fastest
+and where it begins to diverge. Trains a copy: nothing of it is kept but the curve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tauon.errors import TrainingError
+from tauon.optim import Constant
+from tauon.train import TrainJob, train_step
+
+__all__ = ["RangeTest", "lr_range"]
+
+SMOOTH = 0.9
+"""Decay of the running mean of the loss, corrected for its start."""
+DIVERGED = 4.0
+"""The test ends when the smoothed loss is so many times its least."""
+
+
+@dataclass
+class RangeTest:
+    """The curve and what it says. All lists have one entry a step."""
+
+    rates: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    """As measured; not finite at the last step where training blew up."""
+    smoothed: list[float] = field(default_factory=list)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the end of the range was too high: the loss left its least far behind."""
+        return bool(self.smoothed) and not self.smoothed[-1] <= DIVERGED * min(self.smoothed)
+
+    @property
+    def steepest(self) -> float:
+        """The rate at which the smoothed loss falls fastest for the logarithm of the rate: a rate to begin with."""
+        logs = [math.log(r) for r in self.rates]
+        fall = [(b - a) / (y - x) for a, b, x, y in zip(self.smoothed, self.smoothed[1:], logs, logs[1:], strict=False)]
+        lowest = self.smoothed.index(min(self.smoothed))
+        skip = min(len(fall) // 20, max(0, lowest - 1))  # the first losses move by chance
+        candidates = range(skip, max(skip + 1, lowest))
+        return self.rates[min(candidates, key=lambda i: fall[i])]
+
+    @property
+    def tenth(self) -> float:
+        """A tenth of the rate at which the smoothed loss is least: nearer to the edge, for schedules that warm up and fall."""
+        return self.rates[self.smoothed.index(min(self.smoothed))] / 10
+
+    def to_json(self) -> dict[str, Any]:
+        losses = [x if math.isfinite(x) else None for x in self.losses]
+        return {
+            "rates": self.rates,
+            "losses": losses,
+            "smoothed": self.smoothed,
+            "steepest": self.steepest,
+            "tenth": self.tenth,
+            "diverged": self.diverged,
+        }
+
+
+def lr_range(
+    job: TrainJob, *, low: float = 1e-6, high: float = 10.0, steps: int = 100, tell: Callable[[int, float, float], None] = lambda *_: None
+) -> RangeTest:
+    """Train `job` for up to `steps` steps at rates from `low` to `high`, evenly spaced in their logarithm; stops where it diverges.
+
+    The rate is that of the first group of parameters; others keep their proportion to it. `tell(step, rate, smoothed loss)` after each
+    step. The job is spent. Raises `TrainingError` where not even the first step has a finite loss.
+    """
+    if not 0 < low < high:
+        raise TrainingError(f"the range from {low:g} to {high:g} is empty. Take 0 < low < high.")
+    found, mean = RangeTest(), 0.0
+    lead = job.optimizer.param_groups[0]["peak_lr"]
+    share = [g["peak_lr"] / lead for g in job.optimizer.param_groups]
+    job.schedule, job.total_steps = Constant(warmup=0), 2**40
+    job.health.spike_factor, job.health.max_bad = None, 2**40
+    job.model.train()
+    for step in range(steps):
+        rate = low * (high / low) ** (step / max(1, steps - 1))
+        for group, proportion in zip(job.optimizer.param_groups, share, strict=True):
+            group["peak_lr"] = rate * proportion
+        loss = float(train_step(job, job.loader.batch_at(job.step).to(job.device))["loss"])
+        found.rates.append(rate)
+        found.losses.append(loss)
+        if not math.isfinite(loss):
+            if step == 0:
+                raise TrainingError("the loss of the first step is not finite: look at the data and at the model before the rate")
+            found.smoothed.append(max(found.smoothed) * 2 * DIVERGED)
+            break
+        mean = SMOOTH * mean + (1 - SMOOTH) * loss
+        found.smoothed.append(mean / (1 - SMOOTH ** (step + 1)))
+        tell(step, rate, found.smoothed[-1])
+        if found.diverged:
+            break
+    return found

@@ -1,0 +1,162 @@
+"""`tauon recipe new`: somebody's files in, a recipe out that trains without edits."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tauon.artifacts import read_json
+from tauon.errors import DataError, RecipeError
+from tauon.pipeline import run
+from tauon.recipe import load_recipe
+from tauon.starter import draft, write_draft
+from tones import tone, write_wav
+from toy import Tauon, words
+
+
+@pytest.fixture
+def tauon(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tauon:
+    monkeypatch.chdir(tmp_path)
+    return Tauon(capsys)
+
+
+def table(path: Path, rows: int = 120) -> Path:
+    draw = random.Random(0)
+    with path.open("w", newline="") as f:
+        out = csv.writer(f)
+        out.writerow(["patient_id", "age", "sex", "pressure", "outcome"])
+        for i in range(rows):
+            age, sex = draw.randint(20, 90), draw.choice(["f", "m"])
+            pressure = "" if draw.random() < 0.1 else f"{100 + age / 2 + draw.gauss(0, 5):.1f}"
+            out.writerow([i, age, sex, pressure, "ill" if age + draw.gauss(0, 10) > 55 else "well"])
+    return path
+
+
+def series(path: Path, without: int = -1) -> Path:
+    days = [datetime.date(2024, 1, 1) + datetime.timedelta(i) for i in range(300)]
+    rows = [f"{day},{10 + math.sin(i / 3):.3f},{20 + math.cos(i / 5):.3f}" for i, day in enumerate(days) if i != without]
+    path.write_text("\n".join(["date,load,temperature", *rows]))
+    return path
+
+
+def recordings(folder: Path, name: str) -> Path:
+    for label, frequency in (("yes", 300), ("no", 1200)):
+        for take in range(15):
+            write_wav(folder / name.format(label=label, take=take), tone(frequency, 0.1 + 0.005 * take, 8000, take), 8000)
+    return folder
+
+
+def documents(path: Path) -> Path:
+    path.write_text("\n".join(json.dumps({"text": words(60, seed)}) for seed in range(40)))
+    return path
+
+
+def numbers(path: Path) -> Path:
+    draw = random.Random(0)
+    rows = [{"a": draw.random(), "b": draw.random(), "note": f"n{i}"} for i in range(80)]
+    path.write_text("\n".join(json.dumps(r | {"y": "high" if r["a"] > r["b"] else "low"}) for r in rows))  # type: ignore[operator]
+    return path
+
+
+SHORT = ["train.epochs=null", "train.steps=4"]
+
+
+def trains(path: Path, folder: Path) -> dict[str, Any]:
+    """All stages, as written but for the number of steps; the figures."""
+    done = run(load_recipe(path, SHORT), root=folder / "runs")
+    figures: dict[str, Any] = read_json(done.folder / "evaluation.json")
+    return figures
+
+
+def test_a_table_becomes_a_classifier_of_its_label(tmp_path: Path, tauon: Tauon) -> None:
+    table(tmp_path / "patients.csv")
+    ended = tauon("recipe", "new", "--from", "patients.csv", "--label-from", "outcome")
+    assert ended.code == 0, ended.err
+    written = yaml.safe_load((tmp_path / "patients.yaml").read_text())
+    assert written["task"] == "classification" and written["data"]["table"] == {"impute": "median"}
+    assert written["data"]["source"]["drop"] == ["patient_id"]
+    assert "# patient_id is left out" in ended.out and "wrote patients.yaml" in ended.err
+    assert trains(tmp_path / "patients.yaml", tmp_path)["primary"]
+
+
+def test_a_number_becomes_a_regression(tmp_path: Path) -> None:
+    made = draft(table(tmp_path / "t.csv"), label="age")
+    assert made.sections["task"] == "regression"
+    assert trains(write_draft(made, tmp_path / "t.yaml"), tmp_path)["family"] == "regression"
+
+
+def test_dates_and_numbers_become_a_forecast(tmp_path: Path) -> None:
+    made = draft(series(tmp_path / "load.csv"))
+    assert made.sections["task"] == "forecasting" and made.sections["data"]["source"]["date"] == "date"
+    assert trains(write_draft(made, tmp_path / "load.yaml"), tmp_path)["family"] == "forecasting"
+
+
+def test_a_gap_in_a_series_is_filled_and_said(tmp_path: Path) -> None:
+    made = draft(series(tmp_path / "load.csv", without=40))
+    assert made.sections["data"]["source"]["fill"] == "forward" and "gaps" in made.to_yaml()
+
+
+def test_a_folder_of_recordings_becomes_a_classifier(tmp_path: Path) -> None:
+    made = draft(recordings(tmp_path / "calls", "{label}/{take}.wav"), label="folder")
+    assert trains(write_draft(made, tmp_path / "calls.yaml"), tmp_path)["family"] == "classification"
+
+
+def test_names_of_recordings_say_the_class_once_the_pattern_is_given(tmp_path: Path) -> None:
+    folder = recordings(tmp_path / "calls", "{label}_{take}.wav")
+    with pytest.raises(DataError, match=r"--label-from '\{label\}_\{speaker\}'"):
+        draft(folder)
+    made = draft(folder, label="{label}_{take}")
+    assert trains(write_draft(made, tmp_path / "calls.yaml"), tmp_path)["family"] == "classification"
+
+
+@pytest.mark.parametrize("make", [documents, lambda p: p.with_suffix(".txt")])
+def test_text_becomes_a_language_model(tmp_path: Path, make: Any) -> None:
+    path = make(tmp_path / "notes.jsonl")
+    if path.suffix == ".txt":
+        path.write_text(words(3000))
+    written = write_draft(draft(path), tmp_path / "notes.yaml")
+    assert trains(written, tmp_path)["family"] == "language-modelling"
+
+
+def test_numbers_in_json_lines_become_a_classifier(tmp_path: Path) -> None:
+    made = draft(numbers(tmp_path / "n.jsonl"))
+    assert made.sections["data"]["source"]["drop"] == ["note"]
+    assert trains(write_draft(made, tmp_path / "n.yaml"), tmp_path)["family"] == "classification"
+
+
+@pytest.mark.parametrize(
+    ("make", "label", "said"),
+    [
+        (lambda f: f / "nothing", None, "no such file or folder"),
+        (lambda f: _write(f / "x.bin", "?"), None, "cannot tell what this is"),
+        (lambda f: _write(f / "x.csv", "a,b\n1,2\n3,4\n5,1\n"), None, "which column is to be predicted"),
+        (lambda f: _write(f / "x.csv", "a,b\n1,2\n3,4\n5,1\n"), "c", r"no column 'c'. There are: a \(number\), b \(number\)"),
+        (lambda f: _write(f / "x.csv", "a,y\n1,2\n3,\n5,1\n"), None, "1 rows have no 'y'"),
+        (lambda f: _write(f / "x.jsonl", "{"), None, "line 1: not JSON"),
+        (lambda f: _write(f / "x.txt", "abc"), "y", "running text has no label"),
+    ],
+)
+def test_what_cannot_be_told_is_asked_for(tmp_path: Path, make: Any, label: str | None, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        draft(make(tmp_path), label=label)
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_recipe_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    made = draft(table(tmp_path / "t.csv"), label="outcome", name="mine")
+    target = write_draft(made, tmp_path / "mine.yaml")
+    with pytest.raises(RecipeError, match="is there already"):
+        write_draft(made, target)
+    assert write_draft(made, target, force=True).read_text().startswith("# outcome from")
