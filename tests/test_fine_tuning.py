@@ -276,3 +276,20 @@ def test_bert_learns_hidden_tokens_and_starts_from_itself(world: Path) -> None:
     assert any(n.startswith("transform.") for n in weights(again))
     with pytest.raises(RecipeError, match="does not learn language-modelling"):
         go(world, "bert-lm", model={"from": str(done.folder)})
+
+
+@pytest.mark.parametrize("optim", ["soap", "muon", "schedule-free", "lion", "sgd"])
+def test_adapters_learn_with_every_kind_of_optimizer(world: Path, optim: str) -> None:
+    done = go(world, f"with-{optim}", adapt=LORA, train={"steps": 3}, optim={"kind": optim, "lr": 0.01, "lr_scale": {"blocks.0.*": 0.5}})
+    seen = next(e for e in read_events(done.events_path) if e["kind"] == "checked" and "moved" in e)
+    assert seen["moved"] + len(seen["still"]) == 28
+    assert not [e for e in read_events(done.events_path) if "vanishing" in str(e)]
+
+
+def test_every_kind_of_base_is_refused_a_task_that_it_does_not_know(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (world / "iris.yaml").write_text(
+        f"""{{name: iris, data: {{source: {{kind: sklearn, name: iris}}}}, task: classification, model: {{from: {world / "runs/base"}}},
+        train: {{steps: 1}}}}"""
+    )
+    ended = Tauon(capsys)("run", world / "iris.yaml", "--root", world / "runs")
+    assert ended.code == 2 and "holds a llama" in ended.err, ended

@@ -200,11 +200,6 @@ class Context:
         """The architecture, every size filled in, and the adapters."""
         recipe = self.recipe
         found = resolved(recipe.model, self.splits.spec)
-        if recipe.task.needs not in (found.needs if isinstance(found.needs, tuple) else (found.needs,)):
-            message = (
-                f"{recipe.model.from_} holds a {found.kind_}, which does not learn {recipe.task.kind_}. Take another task or checkpoint."
-            )
-            raise RecipeError([Problem("model.from", message)])
         return found if recipe.adapt is None else found.model_copy(update={"adapt": adapt_like(recipe.adapt, found)})
 
     @property
@@ -217,6 +212,7 @@ class Context:
         def progress(what: str, done: int, total: int | None) -> None:
             self.tell("progress", what=what, done=done, total=total)
 
+        refuse_another_task(self.start, self.recipe.task)
         splits = prepare(self.data, seed=self.recipe.seed, needs=self.recipe.task.needs, progress=progress)
         refuse_another_tokenizer(self.start, splits)
         refuse_codes(self.recipe.model, splits.spec)
@@ -345,6 +341,16 @@ def with_tokenizer_of(start: Start, recipe: Recipe) -> DataConfig:
     if asked.path is not None:
         return data
     return data.model_copy(update={"tokenizer": asked.model_copy(update={"path": str(start.path)})})
+
+
+def refuse_another_task(start: Start | None, task: Task) -> None:
+    """A model that cannot learn what the recipe asks for is a `RecipeError`, before any data is read."""
+    if start is None:
+        return
+    needs = start.config.needs
+    if task.needs not in (needs if isinstance(needs, tuple) else (needs,)):
+        message = f"{start.path} holds a {start.config.kind_}, which does not learn {task.kind_}. Take another task or checkpoint."
+        raise RecipeError([Problem("model.from", message)])
 
 
 def refuse_another_tokenizer(start: Start | None, splits: DataSplits) -> None:

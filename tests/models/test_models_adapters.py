@@ -212,3 +212,27 @@ def test_what_an_adapter_says_of_itself_may_not_be_contradicted(tmp_path: Path) 
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match="use_rslora"):
         read_peft(tmp_path / "adapter", config, config.bare())
+
+
+def test_the_product_with_the_merged_matrix_has_the_gradients_of_the_two_apart() -> None:
+    from torch import nn
+
+    from tauon.models import AdaptedLinear, LoraConfig
+
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 8)
+    layer.weight.requires_grad_(False)
+    AdaptedLinear.dress(layer, LoraConfig(rank=2, alpha=3.0))
+    with torch.no_grad():
+        for p in (layer.lora_a, layer.lora_b):
+            p.normal_()
+    found = []
+    for rows in (2, 40):  # apart where few rows do not pay for the sum, and together
+        x = torch.randn(40, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        layer.zero_grad()
+        out = torch.cat([layer(part) for part in x.split(rows)])
+        out.square().sum().backward()
+        found.append((out.detach(), x.grad, layer.lora_a.grad.clone(), layer.lora_b.grad.clone(), layer.bias.grad.clone()))
+    assert layer._may_merge(torch.zeros(40, 6)) and not layer._may_merge(torch.zeros(2, 6))
+    for apart, together in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-4)

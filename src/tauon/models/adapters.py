@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Count, Fraction, Registered, register
+from tauon.distributed import is_dtensor
 from tauon.errors import Problem, RecipeError
 
 __all__ = [
@@ -136,12 +137,21 @@ class AdaptedLinear(nn.Linear):
         layer.magnitude = nn.Parameter(torch.empty(layer.out_features, **like)) if config.magnitudes else None  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._may_merge(x):
+            out: Tensor = _MergedForOnce.apply(x, self.weight, self.bias, self.lora_a, self.lora_b, self.scale)
+            return out
         h = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)
         if self.magnitude is None:
             return F.linear(x, self.weight, self.bias) + F.linear(h, self.lora_b * self.scale)
         y = F.linear(x, self.weight) + F.linear(h, self.lora_b * self.scale)
         y = y * (self.magnitude / self.row_norms()).to(y.dtype)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _may_merge(self, x: Tensor) -> bool:
+        """Whether W + s B A may be formed for this one product: in float32, where it rounds no adapter away, for enough rows to pay."""
+        plain = self.magnitude is None and not (self.training and self.dropout) and not is_dtensor(self.weight)
+        in_fp32 = x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+        return plain and in_fp32 and 2 * x.numel() >= self.weight.numel()
 
     @torch.no_grad()
     def row_norms(self) -> Tensor:
@@ -153,6 +163,27 @@ class AdaptedLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.lora_a.shape[0]}, scale={self.scale:g}"
+
+
+class _MergedForOnce(torch.autograd.Function):
+    """y = x (W + s B A)^T + b in one product, and its gradients for x, A and B; neither y nor its gradient is passed over again to add the
+    adapter's part. The sum is formed again for the backward pass, as keeping it would double the memory that the weights take.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(x, weight, a, b)
+        ctx.scale = scale
+        return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, weight, a, b = ctx.saved_tensors
+        dy, flat = grads[0].flatten(0, -2), x.flatten(0, -2)
+        dx = (dy @ torch.addmm(weight, b, a, alpha=ctx.scale)).view_as(x) if ctx.needs_input_grad[0] else None
+        da = (ctx.scale * (dy @ b)).t() @ flat if ctx.needs_input_grad[3] else None
+        db = dy.t() @ (ctx.scale * (flat @ a.t())) if ctx.needs_input_grad[4] else None
+        return dx, None, dy.sum(0) if ctx.needs_input_grad[2] else None, da, db, None
 
 
 def init_adapter(name: str, p: Tensor, g: torch.Generator, base: Any) -> None:

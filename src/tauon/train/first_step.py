@@ -47,7 +47,9 @@ def watch_first_step(job: TrainJob, done: Callable[[Moved], None]) -> None:
         rates = {
             id(p): g["peak_lr"] * job.schedule.factor(job.step, job.total_steps) for g in job.optimizer.param_groups for p in g["params"]
         }
-        reasons = [_reason(p, rates.get(id(p))) for _, p in named]
+        parts = getattr(job.optimizer, "parts", [job.optimizer])
+        waits = {id(p) for part in parts if not getattr(part, "first_step_moves", True) for g in part.param_groups for p in g["params"]}
+        reasons = [WAITS if id(p) in waits else _reason(p, rates.get(id(p))) for _, p in named]
         update(job)
         after = [_sum(p) for _, p in named]
         done(_judged([(n, p.requires_grad) for n, p in named], before, after, reasons))
@@ -81,6 +83,7 @@ def _judged(named: list[tuple[str, bool]], before: list[Tensor | None], after: l
 
 UNREACHED, UNKNOWN = "is reached by no gradient", "is unknown to the optimizer"
 WRONG = (UNREACHED, UNKNOWN)
+WAITS = "its optimizer only prepares in its first step"
 
 
 def _reason(p: Tensor, rate: float | None) -> str | None:
