@@ -17,13 +17,27 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from tauon.config import Bytes, Config, Count, Duration, Fraction, Registered, registered
+from tauon.config import Bytes, Config, Count, Duration, Fraction, Registered, key_of, registered
 from tauon.recipe import Recipe
 
 __all__ = ["PAGE", "render"]
 
 PAGE = Path(__file__).parent / "reference" / "recipe.md"
-FAMILIES = ("task", "model", "optim", "schedule", "parallel", "codec", "outer", "launch", "source", "tokenizer", "augment", "tracker")
+FAMILIES = (
+    "task",
+    "model",
+    "adapt",
+    "optim",
+    "schedule",
+    "parallel",
+    "codec",
+    "outer",
+    "launch",
+    "source",
+    "tokenizer",
+    "augment",
+    "tracker",
+)
 UNITS = {id(typing.get_args(t)[1].func): name for t, name in ((Count, "count"), (Bytes, "size"), (Duration, "time"), (Fraction, "share"))}
 HEAD = """\
 # Every section and key
@@ -75,7 +89,7 @@ def family_part(family: str) -> Iterator[str]:
 
 def table(cls: type[Config], names: list[str]) -> str:
     rows = [
-        f"| `{n}` | {show_type(cls.model_fields[n].annotation, cls.model_fields[n].metadata)}{bounds(cls.model_fields[n])} "
+        f"| `{key_of(cls, n)}` | {show_type(cls.model_fields[n].annotation, cls.model_fields[n].metadata)}{bounds(cls.model_fields[n])} "
         f"| {show_default(cls, n)} | {meaning(cls, n)} |"
         for n in names
     ]

@@ -45,7 +45,7 @@ def problems(text: str, *assignments: str) -> dict[str, str]:
         (TEXT, ["data.source.kind=txt"], "data.source", "did you mean 'text'"),
         (TEXT, ["optim.kind=adamm"], "optim", "did you mean 'adam'"),
         (TEXT, ["optim.schedule=cosin"], "optim.schedule", "did you mean 'cosine'"),
-        (TEXT, ["task=classify"], "task", "There are: classification, forecasting, language-modelling, quantile-regression, regression"),
+        (TEXT, ["task=classify"], "task", "There are: audio-classification, classification, "),
         (TEXT, ["train.steps=three"], "train.steps", "'three' is not a count"),
         (TEXT, ["train.steps=0"], "train.steps", "got 0"),
         (TEXT, ["train.steps=null"], "train.steps", "give exactly one of steps, epochs, tokens, time; got none"),

@@ -184,16 +184,18 @@ def first_divergent(findings: list[Finding]) -> Finding | None:
 
 def small_and_still(recipe: Recipe, ctx: Context, processes: int) -> tuple[ModelConfig, str]:
     """The model without dropout, with fewer layers where two copies of it and its optimizer would not fit in memory."""
-    model = recipe.model.resolve(ctx.splits.spec)
+    model = ctx.model
     said = []
     names = [k for k in type(model).model_fields if k.endswith("dropout") or k == "drop_path"]
     off: dict[str, Any] = {k: 0.0 for k in names if model.peek(k)}
     if off:
         said.append(f"{' and '.join(off)} off")
+    if model.adapt is not None:
+        off["adapt"] = model.adapt.model_copy(update={"dropout": 0.0})
     model = model.model_copy(update=off)
     free = available_memory(choose_device(recipe.train.device)[0])
     needed = parameter_count(model.bare()) * 4.0 * 8 * (processes + 1)
-    if free is not None and needed > free and "layers" in type(model).model_fields:
+    if free is not None and needed > free and "layers" in type(model).model_fields and model.from_ is None:
         stages = 2 * (recipe.parallel.peek("pipeline") if isinstance(recipe.parallel, MeshParallel) else 1)
         if stages < model.peek("layers"):
             said.append(f"{stages} layers instead of {model.peek('layers')}: the whole model does not fit {processes + 1} times")

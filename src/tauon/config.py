@@ -30,6 +30,7 @@ __all__ = [
     "Registered",
     "families",
     "json_schema",
+    "key_of",
     "load_plugins",
     "override",
     "parse",
@@ -56,8 +57,9 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=()
-    )
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=(),
+        populate_by_name=True,
+    )  # fmt: skip
     __slots__ = ("_reads",)
 
     @field_validator("*", mode="before")
@@ -206,7 +208,7 @@ def load_plugins() -> None:
 
 def dump(node: Config, mode: str = "json") -> dict[str, Any]:
     """The complete tree as plain data, defaults included: what `parse` turns back into an equal tree."""
-    plain: dict[str, Any] = node.model_dump(mode=mode)
+    plain: dict[str, Any] = node.model_dump(mode=mode, by_alias=True)
     return {"kind": node.kind_, **plain} if isinstance(node, Registered) else plain
 
 
@@ -276,7 +278,7 @@ def unread_keys(tree: Config, path: str = "") -> list[str]:
     for name in sorted(tree.model_fields_set):
         below = {k: n for k, n in nodes.items() if k == name or k.startswith(f"{name}.")}
         if name not in reads:
-            found.append(_join(path, name))
+            found.append(_join(path, key_of(type(tree), name)))
         else:
             found += [key for k, node in below.items() for key in unread_keys(node, _join(path, k))]
     return found
@@ -292,7 +294,7 @@ def _problems(err: ValidationError, cls: type[Config], path: str) -> Iterator[Pr
             yield from _problems(ctx["error"], ctx["cls"], at)
         elif kind == "extra_forbidden":
             owner = _class_at(cls, e["loc"][:-1])
-            known = list(owner.model_fields) if owner else []
+            known = [key_of(owner, n) for n in owner.model_fields] if owner else []
             name = str(e["loc"][-1])
             there = "" if _nearest(name, known) or not known else f". There are: {', '.join(known)}"
             yield Problem(at, f"unknown key{_nearest(name, known)}{there}")
@@ -314,9 +316,9 @@ def _keys_in(loc: Sequence[str | int], cls: type[Config], unknown_last: bool) ->
     for i, part in enumerate(loc):
         if isinstance(part, int) or (unknown_last and i == len(loc) - 1):
             keys.append(part)
-        elif here is not None and part in here.model_fields:
+        elif here is not None and (info := _field(here, part)) is not None:
             keys.append(part)
-            here = next(_configs_in(here.model_fields[part].annotation), None)
+            here = next(_configs_in(info.annotation), None)
     return keys, len(keys) < len(loc)
 
 
@@ -325,12 +327,22 @@ def _class_at(cls: type[Config], loc: Sequence[str | int]) -> type[Config] | Non
     for part in loc:
         if isinstance(part, int):
             continue
-        info = cls.model_fields.get(part)
+        info = _field(cls, part)
         inner = next(_configs_in(info.annotation), None) if info else None
         if inner is None:
             return None
         cls = inner
     return cls
+
+
+def key_of(cls: type[Config], name: str) -> str:
+    """How a field is called in a recipe: by its alias where its name is a word of Python (`from`)."""
+    return cls.model_fields[name].alias or name
+
+
+def _field(cls: type[Config], key: str) -> Any:
+    """The field that a recipe calls `key`."""
+    return cls.model_fields.get(key) or next((info for info in cls.model_fields.values() if info.alias == key), None)
 
 
 def _configs_in(annotation: Any) -> Iterator[type[Config]]:

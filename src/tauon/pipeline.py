@@ -28,12 +28,34 @@ from tauon.artifacts import (
     write_json,
 )
 from tauon.config import dump, unread_keys
-from tauon.data import DataSplits, TokenDataset, picture_sheet, prepare
+from tauon.data import (
+    DataConfig,
+    DataSplits,
+    FromModelConfig,
+    TokenDataset,
+    TokenizerConfig,
+    has_tokenizer,
+    picture_sheet,
+    prepare,
+    tokenizer_of,
+)
 from tauon.distributed import Heartbeat, World, join
 from tauon.errors import Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
-from tauon.models import GPT, from_record, load_weights, materialize, refuse_codes
+from tauon.models import (
+    GPT,
+    ModelConfig,
+    Start,
+    adapt_like,
+    from_record,
+    materialize,
+    open_start,
+    refuse_codes,
+    refuse_misfits,
+    resolved,
+    saved_start,
+)
 from tauon.recipe import FREE, SECTIONS, Recipe, StageName, differences, fingerprint, to_yaml
 from tauon.report import render
 from tauon.tasks import CountingBytes, LanguageModelling, Task
@@ -162,6 +184,24 @@ class Context:
         self.world.same("the data", splits.fingerprint[:12], "Every rank must see the same files: copy them, or share a file system.")
         return splits
 
+    @cached_property
+    def start(self) -> Start | None:
+        """The trained model that `model.from` names, opened."""
+        ref = self.recipe.model.from_
+        return None if ref is None else open_start(ref)
+
+    @cached_property
+    def data(self) -> DataConfig:
+        """The recipe's `data`; with the tokenizer of the model that training starts from, where the recipe leaves it open."""
+        return self.recipe.data if self.start is None else with_tokenizer_of(self.start, self.recipe)
+
+    @cached_property
+    def model(self) -> ModelConfig:
+        """The architecture, every size filled in, and the adapters."""
+        recipe = self.recipe
+        found = resolved(recipe.model, self.splits.spec)
+        return found if recipe.adapt is None else found.model_copy(update={"adapt": adapt_like(recipe.adapt, found)})
+
     @property
     def train(self) -> TrainConfig:
         """The recipe's, with the batch that its optimizer takes."""
@@ -172,7 +212,9 @@ class Context:
         def progress(what: str, done: int, total: int | None) -> None:
             self.tell("progress", what=what, done=done, total=total)
 
-        splits = prepare(self.recipe.data, seed=self.recipe.seed, needs=self.recipe.task.needs, progress=progress)
+        refuse_another_task(self.start, self.recipe.task)
+        splits = prepare(self.data, seed=self.recipe.seed, needs=self.recipe.task.needs, progress=progress)
+        refuse_another_tokenizer(self.start, splits)
         refuse_codes(self.recipe.model, splits.spec)
         splits.spec = self.recipe.task.shape(splits.spec)
         wrong = [Problem(key, message) for key, message in self.recipe.task.fits(splits.spec)]
@@ -180,8 +222,9 @@ class Context:
         if wrong:
             raise RecipeError(wrong)
         for part in (splits.train, splits.validation, splits.test):
-            if isinstance(part, TokenDataset):
-                part.shards.verify()  # what lies in the cache may be old: a changed byte must not be trained on
+            tokens = getattr(part, "tokens", part)  # a masked data set is one over tokens
+            if isinstance(tokens, TokenDataset):
+                tokens.shards.verify()  # what lies in the cache may be old: a changed byte must not be trained on
         return splits
 
     def refuse_changed_data(self) -> None:
@@ -192,6 +235,16 @@ class Context:
                 f"{self.run.folder}: the data changed since this run began. Restore it, start over with --fresh, "
                 "or give another name (name=...)."
             )
+
+    def refuse_changed_start(self) -> None:
+        """Going on from another model than the run began with would tell nothing: `RunError`."""
+        started = self.run.manifest().get("training")
+        if started is None or self.start is None or started.get("base") in (None, self.start.reference["fingerprint"]):
+            return
+        raise RunError(
+            f"{self.run.folder}: {self.recipe.model.from_} changed since this run began. Restore it, start over with --fresh, or give "
+            "another name (name=...)."
+        )
 
     def fingerprint(self, stage: str) -> str:
         """Of all that the stage's result depends on."""
@@ -210,8 +263,9 @@ class Context:
         """Remember what this folder trains, and every choice that a resume must make the same way."""
         sections = {s: dump(self.recipe)[s] for s in SECTIONS["train"] if s not in FREE}
         fingerprint = self.recipe_fingerprint("train")
+        base = {} if self.start is None else {"base": self.start.fingerprint}
         self.run.update_manifest(
-            training={"fingerprint": fingerprint, "sections": sections, "data": self.splits.fingerprint, "plan": plan.record()}
+            training={"fingerprint": fingerprint, "sections": sections, "data": self.splits.fingerprint, "plan": plan.record()} | base
         )
 
     def refuse_another_recipe(self) -> None:
@@ -272,6 +326,43 @@ def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:
         what = f"the targets are {len(splits.spec.labels)} classes"
         return [Problem("task", f"{task.kind_} needs numbers, and {what}. Take classification, or data.source.target=value.")]
     return []
+
+
+def with_tokenizer_of(start: Start, recipe: Recipe) -> DataConfig:
+    """The recipe's `data` with the tokenizer of the trained model, where the recipe names none."""
+    data = recipe.data
+    asked: TokenizerConfig = data.peek("tokenizer")
+    if recipe.task.needs in ("arrays", "series", "signals"):
+        return data
+    if not isinstance(asked, FromModelConfig):
+        if "tokenizer" in data.model_fields_set or not has_tokenizer(start.path):
+            return data
+        asked = FromModelConfig()
+    if asked.path is not None:
+        return data
+    return data.model_copy(update={"tokenizer": asked.model_copy(update={"path": str(start.path)})})
+
+
+def refuse_another_task(start: Start | None, task: Task) -> None:
+    """A model that cannot learn what the recipe asks for is a `RecipeError`, before any data is read."""
+    if start is None:
+        return
+    needs = start.config.needs
+    if task.needs not in (needs if isinstance(needs, tuple) else (needs,)):
+        message = f"{start.path} holds a {start.config.kind_}, which does not learn {task.kind_}. Take another task or checkpoint."
+        raise RecipeError([Problem("model.from", message)])
+
+
+def refuse_another_tokenizer(start: Start | None, splits: DataSplits) -> None:
+    """A model reads the ids of the tokenizer that it was trained with: `RecipeError` where the data has other ones."""
+    if start is None or splits.tokenizer is None:
+        return
+    theirs = tokenizer_of(start.path) if has_tokenizer(start.path) else None
+    if theirs is not None and theirs.sha256 != splits.tokenizer.sha256:
+        message = (
+            f"is not that of {start.path} ({splits.tokenizer.vocab_size:,} ids, there {theirs.vocab_size:,}), and its ids mean other words."
+        )
+        raise RecipeError([Problem("data.tokenizer", f"{message} Leave it out, or set kind: from-model.")])
 
 
 def _labels_that_do_not_fit(splits: DataSplits, targets: str | None) -> list[Problem]:
@@ -370,13 +461,14 @@ def load_model(checkpoint: Checkpoint, recipe: Recipe, *, weights: str = "auto")
             [Problem("evaluate.weights", f"ema, but {checkpoint.path} holds {', '.join(checkpoint.groups())}. Train with train.ema.")]
         )
     config = from_record(checkpoint.state["model"])
-    model = materialize(config, seed=0, device=device)
-    load_weights(model, checkpoint.tensors("model"), where=str(checkpoint.path))
-    if group == "ema":  # over the raw weights: of buffers an average holds running statistics only, and of a tied weight one
-        held = dict(model.named_parameters()) | dict(model.named_buffers())
-        with torch.no_grad():
-            for name, t in checkpoint.tensors("ema").items():
-                held[name].copy_(t)
+    own = checkpoint.lazy("model")
+    refuse_misfits(config.bare(), own, where=str(checkpoint.path))
+    given: dict[str, Any] = dict(own)
+    if group == "ema":  # over the raw weights, of buffers an average holds running statistics only, and of a tied weight one
+        given |= checkpoint.lazy("ema")
+    if config.adapt is not None:
+        given = dict(saved_start(config, checkpoint)) | given
+    model = materialize(config, seed=0, device=device, weights=given)
     precision, _ = choose_precision(checkpoint.state["precision"], device, model)
     return model.eval(), precision
 

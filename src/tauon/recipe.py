@@ -19,7 +19,7 @@ from tauon.distributed import AutoParallel, ParallelConfig
 from tauon.errors import RecipeError
 from tauon.evaluate import EvaluateConfig
 from tauon.launch import Here, LaunchConfig
-from tauon.models import ModelConfig
+from tauon.models import AdaptConfig, ModelConfig
 from tauon.optim import AdamWConfig, OptimConfig
 from tauon.tasks import Task
 from tauon.tracking import TrackerConfig
@@ -31,7 +31,7 @@ StageName = Literal["prepare", "train", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "report")
 SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare": ("data",),
-    "train": ("data", "task", "model", "optim", "train", "parallel", "track"),
+    "train": ("data", "task", "model", "adapt", "optim", "train", "parallel", "track"),
     "evaluate": ("evaluate",),
     "report": (),
 }
@@ -55,6 +55,8 @@ class Recipe(Config):
     """What to learn."""
     model: ModelConfig
     """What learns."""
+    adapt: AdaptConfig | None = None
+    """Train adapters beside the frozen weights of `model.from`: lora, dora. Left out: train the weights themselves."""
     optim: OptimConfig = AdamWConfig()
     """How weights are updated."""
     train: TrainConfig
@@ -74,17 +76,23 @@ class Recipe(Config):
         data: DataConfig = self.peek("data")
         for name, message in problems_for(data, task.needs):
             yield f"data.{name}", message
-        if model.needs != task.needs:
-            fit = ", ".join(k for k, m in registered("model").items() if getattr(m, "needs", None) == task.needs)
+        if task.needs not in (model.needs if isinstance(model.needs, tuple) else (model.needs,)):
+            readers = {k: getattr(m, "needs", ()) for k, m in registered("model").items()}
+            fit = ", ".join(k for k, n in readers.items() if task.needs in ((n,) if isinstance(n, str) else n))
+            reads = model.needs if isinstance(model.needs, str) else " or ".join(model.needs)
             yield (
                 "model.kind",
-                f"{model.kind_} reads {model.needs}, and task {task.kind_} gives it {task.needs}. Take one of {fit}, or another task.",
+                f"{model.kind_} reads {reads}, and task {task.kind_} gives it {task.needs}. Take one of {fit}, or another task.",
             )
         if task.family not in ("classification", "ordinal"):
             for name in ("mix", "sampling", "class_weights", "label_order"):
                 if task.needs == "arrays" and data.peek(name) != DataConfig.model_fields[name].default:
                     yield f"data.{name}", f"is for classes, and the task is {task.kind_}. Drop it."
-        if train.peek("tokens") is not None and task.needs != "tokens":
+        if model.peek("adapt") is not None:
+            yield "model.adapt", "is a section of its own. Write adapt: beside model:, not inside it."
+        if self.peek("adapt") is not None and model.peek("from_") is None:
+            yield "adapt", "needs model.from, the trained model that it is put beside. Give one, or drop this section."
+        if train.peek("tokens") is not None and task.needs not in ("tokens", "masked-tokens"):
             yield "train.tokens", f"task {task.kind_} has no tokens. Give steps, epochs or time."
         if len(set(stages)) != len(stages) or list(stages) != [s for s in STAGES if s in stages]:
             yield "stages", f"{list(stages)} is not an order that works. Take some of {list(STAGES)}, in this order, each once."

@@ -25,11 +25,12 @@ from tauon.distributed import (
     refuse_layout,
 )
 from tauon.errors import Problem, RecipeError
-from tauon.models import ModelConfig
+from tauon.models import ModelConfig, Start, fit
 from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
     Derived,
     Hook,
+    Moved,
     Plan,
     Ramps,
     RecipeWork,
@@ -42,9 +43,11 @@ from tauon.train import (
     fits_whole,
     local_steps,
     make_plan,
+    refuse_leaks,
     restore,
     served,
     train,
+    watch_first_step,
     watch_layers,
 )
 from tauon.types import DataSpec, StepInfo
@@ -60,6 +63,7 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     """Data -> checkpoints. Goes on from the newest whole checkpoint of the same run."""
     _ = ctx.splits  # all ranks open the data together: rank 0 must not begin alone, inside what it does alone
     ctx.world.lead(ctx.refuse_changed_data)
+    ctx.world.lead(ctx.refuse_changed_start)
     started = ctx.world.lead(lambda: ctx.run.manifest().get("training")) or {}
     model, loader, plan, mesh = decide(ctx, started)
     job, servers = assemble(ctx, model, loader, plan, mesh)
@@ -84,7 +88,7 @@ def train_stage(ctx: Context) -> dict[str, Any]:
 def decide(ctx: Context, started: dict[str, Any]) -> tuple[ModelConfig, Loader, Plan, Mesh]:
     """Every choice that the recipe leaves open, told with its reason. `started`: what an earlier part of this run recorded."""
     recipe, spec = ctx.recipe, ctx.splits.spec
-    model = recipe.model.resolve(spec)
+    model = ctx.model
     mesh, chosen = choose_mesh(model, ctx.train, recipe.parallel, spec, ctx.world)
     loader = Loader(
         ctx.splits.train, batch=ctx.train.batch, seed=recipe.seed, workers=recipe.data.workers, rank=mesh.data_rank,
@@ -95,6 +99,8 @@ def decide(ctx: Context, started: dict[str, Any]) -> tuple[ModelConfig, Loader, 
         recorded=started.get("plan"), tell=lambda m: ctx.tell("note", message=m), mesh=mesh, parallel=recipe.parallel,
     )  # fmt: skip
     plan.derived.insert(1, chosen)
+    if ctx.start is not None:
+        plan.derived[1:1] = [Derived("model", model.kind_, f"{recipe.model.from_}"), Derived("model.from", *started_with(ctx.start, model))]
     derived = [d.to_json() for d in plan.derived]
     if ctx.world.leads:
         write_json(ctx.run.folder / "derived.json", derived)
@@ -114,8 +120,11 @@ def assemble(ctx: Context, model: ModelConfig, loader: Loader, plan: Plan, mesh:
         job = local_steps(job, recipe.parallel)
     if not isinstance(recipe.parallel, ParameterServer):
         return watch_layers(job, ctx.train.watch_layers or plan.validate_every), None
+    if recipe.optim.layer_decay is not None or recipe.optim.lr_scale:
+        message = "servers give every weight the same learning rate. Drop optim.layer_decay and optim.lr_scale, or take another layout."
+        raise RecipeError([Problem("parallel.kind", message)])
     work = RecipeWork.of(
-        model, recipe.optim, ctx.train, recipe.task, recipe.data, spec=spec, plan=plan, seed=recipe.seed,
+        model, recipe.optim, ctx.train, recipe.task, ctx.data, spec=spec, plan=plan, seed=recipe.seed,
         fingerprint=ctx.splits.fingerprint,
     )  # fmt: skip
     servers = served(job, recipe.parallel, recipe.optim, work, tell=lambda m: ctx.tell("note", message=m))
@@ -128,7 +137,14 @@ def run_job(
 ) -> None:  # fmt: skip
     """The loop with its hooks, until the end or a signal; what goes wrong is in the event log before it is raised."""
     recipe, run, world = ctx.recipe, ctx.run, ctx.world
-    about = {"model": dump(model), "task": dump(recipe.task), "spec": spec_record(ctx.splits.spec), "preprocess": ctx.splits.preprocess}
+    about = {
+        "model": model_record(model, ctx.start),
+        "task": dump(recipe.task),
+        "spec": spec_record(ctx.splits.spec),
+        "preprocess": ctx.splits.preprocess,
+    }
+    if ctx.start is not None:
+        about["base"] = ctx.start.reference
     trackers = [
         guard(t.build(run.folder, recipe.name, dump(recipe)), lambda m: ctx.tell("warning", message=m)) for t in recipe.track if world.leads
     ]
@@ -151,6 +167,8 @@ def run_job(
         watch = TrainingRecord(recipe.train, ctx.splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example)
         watch.begin(job)
         try:
+            if job.step == 0 and servers is None and not isinstance(recipe.parallel, LowCommunication):
+                look_closely(ctx, job, events)
             hooks: list[Hook] = [lambda job, info: ctx.heart.beat(info.step), begin, *watch.hooks()]
             go = partial(train, job, hooks=hooks, save=watch.save, save_every=plan.checkpoint_every, stop=stop)
             if servers is None:
@@ -171,6 +189,27 @@ def run_job(
                 tracker.close()
 
 
+def look_closely(ctx: Context, job: TrainJob, events: EventLog) -> None:
+    """Of fine-tuning, what goes wrong without a sign: checked before the first step, and during it."""
+    recipe = ctx.recipe
+    if ctx.start is None and not recipe.train.freeze:
+        return
+    if ctx.splits.spec.vocab is not None:
+        said = refuse_leaks(job)
+        events.log("checked", packing=said)
+        ctx.tell("note", message=f"packing: {said}")
+
+    def told(found: Moved) -> None:
+        events.log("checked", moved=found.moved, frozen=found.frozen, still=found.still)
+        words = f"first step: {found.moved} parameters moved, {found.frozen} frozen ones did not"
+        for reason in sorted({*found.still.values()}):
+            names = [n for n, why in found.still.items() if why == reason]
+            words += f"; {len(names)} did not, as {reason} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        ctx.tell("note", message=words)
+
+    watch_first_step(job, told)
+
+
 def back_to_checkpoint(ctx: Context, job: TrainJob, writer: CheckpointWriter, watch: TrainingRecord, events: EventLog, why: str) -> bool:
     """Put the job back to the newest whole checkpoint, and say so; False where there is none."""
     writer.wait()
@@ -182,6 +221,18 @@ def back_to_checkpoint(ctx: Context, job: TrainJob, writer: CheckpointWriter, wa
     ctx.tell("note", message=f"{why} Going on from the checkpoint of step {job.step}.")
     watch.begin(job)
     return True
+
+
+def started_with(start: Start, model: ModelConfig) -> tuple[str, str]:
+    """(weights taken, and what is not, in words; where they come from)."""
+    return fit(model.bare(), start).said(), f"{start.layout}, {start.fingerprint[:12]}"
+
+
+def model_record(model: ModelConfig, start: Start | None) -> dict[str, Any]:
+    """What a checkpoint keeps of the architecture. One of adapters needs its base again; any other is complete."""
+    base = str(start.path) if start is not None and model.adapt is not None else None
+    adapt = None if model.adapt is None else model.adapt.model_copy(update={"from_": None})
+    return dump(model.model_copy(update={"from_": base, "adapt": adapt}))
 
 
 def choose_mesh(model: ModelConfig, config: TrainConfig, parallel: ParallelConfig, spec: DataSpec, world: World) -> tuple[Mesh, Derived]:

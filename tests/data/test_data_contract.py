@@ -18,6 +18,7 @@ import pytest
 from tauon.config import dump, parse, registered
 from tauon.data import DataConfig, Loader, SourceConfig, prepare
 from tauon.data.sources.registry import PUBLIC
+from tones import tone, write_wav
 
 
 def _text(tmp: Path) -> dict[str, Any]:
@@ -69,6 +70,12 @@ def _series(tmp: Path) -> dict[str, Any]:
     return {"path": str(tmp / "s.csv")}
 
 
+def _wav(tmp: Path) -> dict[str, Any]:
+    for i in range(30):
+        write_wav(tmp / f"{'ab'[i % 2]}_{i}.wav", tone(300 + 10 * i, 0.02, 8000), 8000)
+    return {"path": str(tmp), "pattern": "{label}_{take}"}
+
+
 def _sklearn(tmp: Path) -> dict[str, Any]:
     pytest.importorskip("sklearn")
     return {"name": "iris"}
@@ -85,6 +92,7 @@ def _folder(tmp: Path) -> dict[str, Any]:
 EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "text": _text, "jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "idx": _idx, "npz": _npz, "public": _public, "sklearn": _sklearn,
     "python-stdlib": lambda tmp: {"limit": 40}, "series": _series, "folder": _folder,
+    "wav": _wav,
 }  # fmt: skip
 
 
@@ -104,6 +112,9 @@ def content(source: SourceConfig) -> list[Any]:
     if source.gives() == "series":
         series = source.series()
         return [series.times.tolist(), series.values.tolist(), series.names, series.step, series.season]
+    if source.gives() == "signals":
+        heard = source.signals()
+        return [[w.tolist() for w in heard.waves], heard.rate, list(heard.names), heard.label_names]
     table = source.arrays()
     return [table.features.tolist(), table.targets.tolist(), table.feature_names, table.label_names]
 

@@ -12,7 +12,7 @@ from tauon.config import parse
 from tauon.distributed import Layout, Mesh, ParallelConfig, World, local_part, local_slices, reshard
 from tauon.models import ModelConfig
 from tauon.optim import OptimConfig
-from tauon.tasks import Classification, LanguageModelling
+from tauon.tasks import Classification, LanguageModelling, MaskedLanguageModelling
 from tauon.testing import tiny_batch
 from tauon.train import Plan, TrainConfig, TrainJob, build_job, train_step
 from tauon.types import Batch, DataSpec
@@ -34,11 +34,11 @@ SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9, "clip_norm": 0.5}
 class Batches:
     """Batches of a step as a rank sees them: its rows of the same whole batch. Text is packed: documents of six tokens, some of weight 0."""
 
-    def __init__(self, spec: DataSpec, rows: int, rank: int, world: int, packed: bool) -> None:
-        self.spec, self.rows, self.rank, self.world, self.packed = spec, rows, rank, world, packed
+    def __init__(self, spec: DataSpec, rows: int, rank: int, world: int, packed: bool, masked: bool = False) -> None:
+        self.spec, self.rows, self.rank, self.world, self.packed, self.masked = spec, rows, rank, world, packed, masked
 
     def batch_at(self, step: int) -> Batch:
-        batch = tiny_batch(self.spec, rows=self.rows, seed=step)
+        batch = tiny_batch(self.spec, rows=self.rows, seed=step, masked=self.masked)
         if self.packed and self.spec.seq_len is not None:
             segments = (torch.arange(self.spec.seq_len) // 6).int().expand(self.rows, -1).clone()
             weights = batch.weights.clone()
@@ -50,16 +50,17 @@ class Batches:
 
 def make_job(
     sizes: dict[str, int], parallel: dict[str, Any], model: dict[str, Any], optim: dict[str, Any], spec: DataSpec, *, rows: int = 8,
-    micro: int = 8, packed: bool = True, steps: int = 10, ema: float | None = None, checkpointing: bool = False,
+    micro: int = 8, packed: bool = True, steps: int = 10, ema: float | None = None, checkpointing: bool = False, freeze: tuple[str, ...] = (),
 ) -> TrainJob:  # fmt: skip
     """A job for this process of the layout; `micro` counts examples of all processes together."""
     world = World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
     mesh = Mesh(Layout(**sizes), world)
     config = parse(ModelConfig, model).resolve(spec)
-    task = LanguageModelling() if spec.vocab else Classification()
-    source = Batches(spec, rows, mesh.data_rank, mesh.layout.data, packed)
+    masked = "masked-tokens" in config.needs
+    task = MaskedLanguageModelling() if masked else LanguageModelling() if spec.vocab else Classification()
+    source = Batches(spec, rows, mesh.data_rank, mesh.layout.data, packed, masked)
     plan = Plan(steps, torch.device("cpu"), "fp32", False, max(1, micro // mesh.layout.data), 1, 1, 1)
-    train = TrainConfig(steps=steps, batch=rows, ema=ema, activation_checkpointing=checkpointing)
+    train = TrainConfig(steps=steps, batch=rows, ema=ema, activation_checkpointing=checkpointing, freeze=freeze)
     return build_job(
         config, parse(OptimConfig, optim), train, task, spec, source, plan, seed=3, mesh=mesh, parallel=parse(ParallelConfig, parallel)
     )

@@ -3,6 +3,7 @@
 from tauon.artifacts.checkpoint import Checkpoint, Groups, latest_checkpoint, load_checkpoint, save_checkpoint, steps_in
 from tauon.artifacts.environment import code_fingerprint, environment
 from tauon.artifacts.files import atomic_write, folder_atomically, read_json, remove_leftovers, sha256_file, write_json
+from tauon.artifacts.find import find_checkpoint
 from tauon.artifacts.run import Run, list_runs
 from tauon.artifacts.writer import CheckpointWriter
 
@@ -14,6 +15,7 @@ __all__ = [
     "atomic_write",
     "code_fingerprint",
     "environment",
+    "find_checkpoint",
     "folder_atomically",
     "latest_checkpoint",
     "list_runs",

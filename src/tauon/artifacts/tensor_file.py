@@ -192,7 +192,9 @@ class LazyTensor:
         self.shape = tuple(file.get_slice(name).get_shape())
 
     def __getitem__(self, where: tuple[slice, ...]) -> Tensor:
-        part: Tensor = self._file.get_slice(self._name)[where] if where else self.read()
+        if all(s.indices(n) == (0, n, 1) for s, n in zip(where, self.shape, strict=False)):
+            return self.read()  # a view of the mapped file, where a slice would be copied out of it first
+        part: Tensor = self._file.get_slice(self._name)[where]
         return part
 
     def read(self) -> Tensor:

@@ -24,6 +24,8 @@ VERBS = {
     "evaluate": ("tauon.cli.run", "Measure a trained run, every figure with its interval."),
     "report": ("tauon.cli.run", "Write the run's report, one HTML page."),
     "generate": ("tauon.cli.generate", "Let a trained language model continue a text."),
+    "export": ("tauon.cli.export", "Write a trained model for transformers or PEFT."),
+    "adapter": ("tauon.cli.export", "Put trained adapters into the weights of their base."),
     "runs": ("tauon.cli.runs", "List runs; compare two."),
     "check": ("tauon.cli.check", "Prove on a recipe that a layout of processes computes what one process does."),
     "tune": ("tauon.cli.tune", "Try out settings before the real training: learning-rate range test."),

@@ -13,6 +13,7 @@ from tauon.data.config import DataConfig, problems_for
 from tauon.data.grid import picture_sheet
 from tauon.data.inspection import ColumnLook, TableLook, inspect_table
 from tauon.data.loader import Loader
+from tauon.data.masking import MaskedDataset
 from tauon.data.mix import MixConfig, Mixer
 from tauon.data.order import example_at, permute
 from tauon.data.preparation import DataSplits, prepare
@@ -28,6 +29,7 @@ from tauon.data.sources.wav import read_wav
 from tauon.data.split import SplitConfig
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokenizer_config import TokenizerConfig
+from tauon.data.tokenizer_from import FromModelConfig, has_tokenizer, tokenizer_of
 from tauon.data.tokens import TokenDataset
 from tauon.data.window import WindowConfig
 
@@ -45,7 +47,9 @@ __all__ = [
     "Document",
     "Draws",
     "Encoder",
+    "FromModelConfig",
     "Loader",
+    "MaskedDataset",
     "MixConfig",
     "Mixer",
     "Normalizer",
@@ -72,6 +76,7 @@ __all__ = [
     "bar",
     "class_weights",
     "example_at",
+    "has_tokenizer",
     "inputs_from_records",
     "inputs_from_waves",
     "inspect_table",
@@ -81,4 +86,5 @@ __all__ = [
     "prepare",
     "problems_for",
     "read_wav",
+    "tokenizer_of",
 ]

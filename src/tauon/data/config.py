@@ -106,6 +106,7 @@ _WORDS = {"tokens": "text", "arrays": "features and targets", "series": "a time 
 
 def problems_for(config: DataConfig, needs: str) -> Iterator[tuple[str, str]]:
     """(key below `data`, message) of each setting that cannot work with a task that needs tokens, arrays or a series."""
+    needs = "tokens" if needs == "masked-tokens" else needs
     source: SourceConfig = config.peek("source")
     gives = {"text": "tokens"}.get(source.gives(), source.gives())
     if gives != needs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from tauon.data.cache import cache_in, cache_root, obtain
 from tauon.data.choice import choice_facts, choose, in_order
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.files import canonical, read_bytes, sha256_file, write_json
+from tauon.data.masking import MaskedDataset
 from tauon.data.progress import Progress, listening, report
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.sources.base import Arrays, Document, SourceConfig, limited
@@ -72,6 +73,8 @@ def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | N
         raise RecipeError(found)
     with listening(progress), cache_in(config.cache):
         sources = _sources(config)
+        if needs == "masked-tokens":
+            return _masked(_tokens(config, sources, seed), seed)
         if needs == "tokens":
             return _tokens(config, sources, seed)
         if needs == "series":
@@ -138,6 +141,19 @@ def _tokens(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     return DataSplits(
         parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
         hashlib.sha256(canonical(decides).encode()).hexdigest(), tokenizer, {"kind": "tokens", "tokenizer": tokenizer.to_json()},
+    )  # fmt: skip
+
+
+def _masked(splits: DataSplits, seed: int) -> DataSplits:
+    """The same windows with tokens hidden."""
+    held = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    parts = {name: MaskedDataset(d, seed=seed, name=name) for name, d in held.items() if isinstance(d, TokenDataset)}
+    facts = splits.facts | {"parts": {name: d.facts for name, d in parts.items()}}
+    fingerprint = hashlib.sha256(f"{splits.fingerprint}/masked".encode()).hexdigest()
+    train = parts["train"]
+    return replace(
+        splits, train=train, validation=parts.get("validation"), test=parts.get("test"), spec=train.spec, facts=facts, fingerprint=fingerprint,
+        preprocess=splits.preprocess | {"mask_token": train.mask},
     )  # fmt: skip
 
 

@@ -206,6 +206,11 @@ class SubwordTokenizer(Tokenizer):
             "model": json.loads(self._tok.to_str()),
         }
 
+    def id_of(self, token: str) -> int | None:
+        """Id of a token by its text, special ones too; None where there is none."""
+        found: int | None = self._tok.token_to_id(token)
+        return found
+
     def hugging_face_json(self) -> str:
         """The text of a tokenizer.json that the `tokenizers` and `transformers` libraries read."""
         return str(self._tok.to_str())

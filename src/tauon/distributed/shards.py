@@ -9,7 +9,13 @@ from torch import nn
 
 from tauon.errors import Problem, RecipeError
 
-__all__ = ["refuse_odd_shards", "shard_of"]
+__all__ = ["BESIDE", "refuse_odd_shards", "shard_of"]
+
+BESIDE: dict[str, dict[str, int | None]] = {
+    "colwise": {"lora_a": None, "lora_b": 0, "magnitude": 0},
+    "rowwise": {"lora_a": 1, "lora_b": None, "magnitude": None},
+}
+"""Of a layer that is cut so, the dimension along which its adapter's parameters are cut; None: every process has them whole."""
 
 
 def shard_of(name: str, plan: Mapping[str, str]) -> str:
@@ -28,6 +34,9 @@ def refuse_odd_shards(model: nn.Module, plan: Mapping[str, str], size: int, head
     for name, p in model.named_parameters():
         how = shard_of(name, plan)
         dim = {"colwise": 0, "rowwise": 1}.get(how)
+        leaf = name.rpartition(".")[2]
+        if dim is not None and leaf in BESIDE[how]:
+            dim = BESIDE[how][leaf]
         if dim is not None and p.ndim > dim and p.shape[dim] % size:
             raise RecipeError(
                 [

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
-from tauon.distributed.shards import shard_of
+from tauon.distributed.shards import BESIDE, shard_of
 from tauon.errors import Problem, RecipeError
 
 __all__ = ["apply_tensor"]
@@ -41,10 +41,10 @@ def apply_tensor(model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh, *,
             continue
         how = shard_of(own[0], plan)
         if how == "colwise":
-            styles[name] = ColwiseParallel()
+            styles[name] = _Columns()
             parents.add(name.rpartition(".")[0])
         elif how == "rowwise":
-            styles[name] = RowwiseParallel(output_layouts=between)
+            styles[name] = _Rows(output_layouts=between)
         elif how == "vocab":
             styles[name] = RowwiseParallel(input_layouts=Replicate()) if isinstance(module, nn.Embedding) else ColwiseParallel()
         elif how == "per-head":
@@ -62,6 +62,40 @@ def apply_tensor(model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh, *,
     for name, first in tied.items():  # each was cut for itself
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
+
+
+def _beside(module: nn.Module, how: str, mesh: DeviceMesh) -> None:
+    """Cut the parameters of an adapter as its layer's plan says."""
+    for leaf, dim in BESIDE[how].items():
+        p = getattr(module, leaf, None)
+        if p is not None:
+            place = Replicate() if dim is None else Shard(dim)
+            cut = distribute_tensor(p.detach(), mesh, [place], src_data_rank=None)
+            setattr(module, leaf, nn.Parameter(cut, requires_grad=p.requires_grad))
+
+
+class _Columns(ColwiseParallel):
+    """Column-wise, its adapter with it."""
+
+    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        for leaf in ("weight", "bias"):
+            p = getattr(module, leaf, None)
+            if p is not None:
+                cut = distribute_tensor(p.detach(), device_mesh, [Shard(0)], src_data_rank=None)
+                setattr(module, leaf, nn.Parameter(cut, requires_grad=p.requires_grad))
+        _beside(module, "colwise", device_mesh)
+
+
+class _Rows(RowwiseParallel):
+    """Row-wise, its adapter with it."""
+
+    def _partition_linear_fn(self, name: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        for leaf, place in (("weight", Shard(1)), ("bias", Replicate())):
+            p = getattr(module, leaf, None)
+            if p is not None:
+                cut = distribute_tensor(p.detach(), device_mesh, [place], src_data_rank=None)
+                setattr(module, leaf, nn.Parameter(cut, requires_grad=p.requires_grad))
+        _beside(module, "rowwise", device_mesh)
 
 
 class _Whole(ParallelStyle):

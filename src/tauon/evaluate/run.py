@@ -18,6 +18,7 @@ from tauon.evaluate.config import EvaluateConfig
 from tauon.evaluate.evaluation import Evaluation
 from tauon.evaluate.forecasting import ForecastSums
 from tauon.evaluate.language import language_modelling
+from tauon.evaluate.masked import masked_language_modelling
 from tauon.evaluate.multilabel import multi_label
 from tauon.evaluate.ordinal import ordinal
 from tauon.evaluate.quantiles import quantile_regression
@@ -70,7 +71,7 @@ def evaluate(
             f"{int((~(weights >= 0)).sum())} of {len(weights)} examples have a weight below zero or not finite; weights are 0 or more"
         )
     keep = weights > 0
-    if task.family == "language-modelling":
+    if task.family in ("language-modelling", "masked-language-modelling"):
         keep &= _need(outputs, task.family, "tokens") > 0
     if not keep.any():
         raise DataError(f"all {len(weights)} examples have weight zero: nothing to evaluate on")
@@ -94,6 +95,8 @@ def evaluate(
         found = regression(get("predictions"), get("targets"), labels, **how)
     elif task.family == "quantile-regression":
         found = quantile_regression({k: get(k) for k in ("quantiles", "targets", "levels", "crossed")}, labels, **how)
+    elif task.family == "masked-language-modelling":
+        found = masked_language_modelling(get("nll"), get("tokens"), get("correct"), **how)
     elif task.family == "language-modelling":
         found = language_modelling(get("nll"), get("tokens"), get("bytes"), dataset.facts, **how)
     elif task.family == "speech-recognition":
@@ -101,8 +104,8 @@ def evaluate(
         found = speech_recognition({k: get(k) for k in names}, seconds=seconds, rate=dataset.spec.sample_rate, **how)
     else:
         raise DataError(
-            f"no metrics for a task of family {task.family!r}; there are: classification, multi-label, ordinal, "
-            "regression, quantile-regression, forecasting, language-modelling, speech-recognition"
+            f"no metrics for a task of family {task.family!r}; there are: classification, multi-label, ordinal, regression, "
+            "quantile-regression, forecasting, language-modelling, masked-language-modelling, speech-recognition"
         )
     found["notes"] = notes + found.get("notes", [])
     n = int(keep.sum())

@@ -6,6 +6,7 @@ Knows no family. A model is plain single-device code; precision, compile and par
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -15,11 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Count, Registered, dump, parse
-from tauon.distributed.pieces import fill
+from tauon.distributed.pieces import fill, is_dtensor
 from tauon.errors import CheckpointError, Problem, RecipeError
+from tauon.models.adapters import AdaptConfig, AdaptedLinear, init_adapter, is_adapter, saved_weights
 from tauon.types import DataSpec
 
-__all__ = ["Model", "ModelConfig", "Shard", "Size", "from_record", "load_weights", "materialize", "parameter_count"]
+__all__ = ["Model", "ModelConfig", "Shard", "Size", "from_record", "load_weights", "materialize", "parameter_count", "refuse_misfits"]
 
 Shard = Literal["colwise", "rowwise", "vocab", "replicate", "per-head"]
 """How tensor parallelism may cut a weight (out, in): its rows, its columns, its vocabulary rows, or not at all; `per-head`: not
@@ -41,6 +43,19 @@ class Model(nn.Module):
 
     slices: int = 1
     """Processes that share each sequence: the hidden states which a later stage of a pipeline is given are one slice of as many."""
+
+    own_head: tuple[str, ...] = ()
+    """Parameters (patterns) that belong to one set of classes or targets: started anew for others, and trained beside adapters."""
+
+    def linear_layers(self) -> dict[str, nn.Linear]:
+        """By name, the linear layers that an adapter may be put beside: those of the blocks, or else all but the head."""
+        blocks = {id(m) for block in self.blocks_to_compile() for m in block.modules()}
+        found = {n: m for n, m in self.named_modules() if isinstance(m, nn.Linear) and (not blocks or id(m) in blocks)}
+        return {n: m for n, m in found.items() if not any(fnmatch.fnmatchcase(f"{n}.weight", p) for p in self.own_head)}
+
+    def layer_of(self, name: str) -> tuple[int, int]:
+        """(layer, number of layers) of a parameter: 0 before the blocks, 1 for the first, the last behind them. (0, 0): no blocks."""
+        return 0, 0
 
     def init_parameter(self, name: str, p: Tensor, g: torch.Generator) -> None:
         """Fill `p` in place from generator `g`. Default: torch's own rule for a linear or convolution layer, U(-1/sqrt(fan_in), +)."""
@@ -85,22 +100,37 @@ class Model(nn.Module):
 class ModelConfig(Registered, family="model"):
     """A model family and its sizes."""
 
-    needs: ClassVar[str] = "arrays"
-    """What its inputs are: tokens, arrays, series."""
+    needs: ClassVar[str | tuple[str, ...]] = "arrays"
+    """What its inputs are (`Task.needs`); several where it takes any of them."""
     reads_codes: ClassVar[bool] = False
     """Arrays: whether it embeds columns of codes (`DataSpec.categories`). Others would multiply them, and are refused such data."""
+
+    from_: str | None = Field(None, alias="from")
+    """Start from a trained model: a run, a checkpoint, a Hugging Face folder, or a name on its hub (org/name, org/name@revision).
+    Sizes are the checkpoint's."""
+    adapt: AdaptConfig | None = None
+    """Adapters beside frozen weights. In a recipe it is a section of its own: `adapt`."""
+
+    @classmethod
+    def _choose(cls, data: Any) -> Registered:
+        if isinstance(data, Mapping) and "from" in data and "kind" not in data:
+            data = {"kind": "checkpoint", **data}
+        return super()._choose(data)
 
     def resolve(self, spec: DataSpec) -> Self:
         """The same config with every `auto` filled in from the data. Raises `RecipeError` where they cannot fit."""
         return self
 
     def bare(self) -> Model:
-        """The module on the meta device: shapes without memory. Raises `RecipeError` for sizes that cannot be."""
+        """The module on the meta device, with its adapters: shapes without memory. Raises `RecipeError` for sizes that cannot be."""
         with torch.device("meta"):
             try:
-                return self.build()
+                model = self.build()
             except RuntimeError as err:  # a size that overflows 63 bits
                 raise RecipeError([Problem("model", f"cannot be built ({str(err).splitlines()[0]}). Take smaller sizes.")]) from None
+            if self.adapt is not None:
+                self.adapt.dress(model, model.linear_layers(), model.own_head)
+        return model
 
     def build(self) -> Model:
         """The module, on the current default device, weights not initialised (see `materialize`)."""
@@ -113,14 +143,27 @@ def _generator(seed: int, name: str) -> torch.Generator:
 
 
 def materialize(
-    config: ModelConfig, *, seed: int, device: torch.device | str = "cpu", dress: Callable[[Model], None] | None = None
-) -> Model:
-    """Build on the meta device, allocate on `device`, and draw each parameter from (seed, its name).
+    config: ModelConfig, *, seed: int, device: torch.device | str = "cpu", dress: Callable[[Model], None] | None = None,
+    weights: Mapping[str, Any] | None = None, half: bool = False,
+) -> Model:  # fmt: skip
+    """Build on the meta device, allocate on `device`, and fill: with the weights that it starts from, else drawn from (seed, name).
 
-    `dress` is called with the model on the meta device: parallelism cuts it there, and each process then allocates and keeps its
-    own part of the same numbers.
+    Args:
+        config: a resolved config.
+        seed: of what is drawn.
+        device: where the parameters live.
+        dress: called with the model on the meta device: parallelism cuts it there, and each process then allocates and keeps its own
+            part of the same numbers.
+        weights: tensors by name, or what reads them from a file (`Checkpoint.lazy`). Left out: those of `config.from_`.
+        half: keep frozen matrices that have an adapter in bfloat16, for matrix products that round to it anyway.
     """
     model = config.bare()
+    if weights is None:
+        from tauon.models.start import starting_weights
+
+        weights = starting_weights(config, model)
+    if half:
+        _halve(model)
     if dress is not None:
         dress(model)
     tied = _tied(model)
@@ -130,15 +173,54 @@ def materialize(
         setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
     with torch.no_grad():
         for name, p in model.named_parameters():
+            if name in weights:
+                _take(p, weights[name])
+                continue
             start = torch.empty(p.shape, dtype=p.dtype)  # drawn on the CPU: the same numbers for every device
-            model.init_parameter(name, start, _generator(seed, name))
+            if is_adapter(name):
+                layer = name.rpartition(".")[0]
+                init_adapter(
+                    name, start, _generator(seed, name), _whole(weights[f"{layer}.weight"]) if name.endswith("magnitude") else None
+                )
+            else:
+                model.init_parameter(name, start, _generator(seed, name))
             fill(p, start)
         for b in model.buffers():
             b.zero_()
     for module in model.modules():
         if isinstance(module, Model):
             module.init_buffers()
+    kept = model.state_dict()
+    with torch.no_grad():
+        for name, b in model.named_buffers():
+            if name in kept and name in weights:
+                fill(b, weights[name])
     return model
+
+
+def _take(p: nn.Parameter, source: Any) -> None:
+    """Copy this process's part of `source` into `p`. What does not train and lies in a file as it is wanted is mapped, not copied."""
+    if not p.requires_grad and p.device.type == "cpu" and not is_dtensor(p) and not isinstance(source, Tensor):
+        whole = source.read()
+        if whole.dtype == p.dtype:
+            p.data = whole
+            return
+        source = whole
+    fill(p, source)
+
+
+def _whole(source: Any) -> Tensor:
+    whole: Tensor = source if isinstance(source, Tensor) else source.read()
+    return whole
+
+
+def _halve(model: Model) -> None:
+    """Frozen matrices with a LoRA adapter, on the meta device, in bfloat16."""
+    for name, p in list(model.named_parameters()):
+        owner, _, leaf = name.rpartition(".")
+        layer = model.get_submodule(owner)
+        if leaf == "weight" and isinstance(layer, AdaptedLinear) and layer.magnitude is None and not p.requires_grad:
+            layer.weight = nn.Parameter(p.detach().to(torch.bfloat16), requires_grad=False)
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
@@ -156,9 +238,18 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Any], *, where: str = "
     """Copy tensors into the model by name. Missing, left-over or mis-shaped weights are a `CheckpointError` that lists them.
 
     `tensors`: tensors, or what reads them from a file when asked (`Checkpoint.lazy`): of a sharded model, each process reads its part.
+    Of a model with adapters, those, and what trains beside them: the frozen base is not in a checkpoint.
     `partial`: the model is one stage of a pipeline, and the others' weights are no left-overs.
     """
-    own = model.state_dict()
+    refuse_misfits(model, tensors, where=where, partial=partial)
+    with torch.no_grad():
+        for k, t in saved_weights(model).items():
+            fill(t, tensors[k])
+
+
+def refuse_misfits(model: nn.Module, tensors: Mapping[str, Any], *, where: str = "checkpoint", partial: bool = False) -> None:
+    """`CheckpointError` that lists weights which the model has and `tensors` has not, the other way round, or in another shape."""
+    own = saved_weights(model)
     wrong = [f"missing {k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors]
     wrong += [f"left over {k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own and not partial]
     wrong += [
@@ -171,9 +262,6 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Any], *, where: str = "
         raise CheckpointError(
             f"{where} is of another architecture: " + "; ".join(wrong[:8]) + more + ". Use the recipe it was trained with."
         )
-    with torch.no_grad():
-        for k, t in own.items():
-            fill(t, tensors[k])
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -1,8 +1,9 @@
 """GPT: a causal transformer (Vaswani et al. 2017, arXiv:1706.03762; Radford et al. 2019) in two layouts.
 
 `gpt`   RMSNorm before each part, rotary positions (RoPE, arXiv:2104.09864), QK-norm (arXiv:2302.05442), grouped-query
-        attention (arXiv:2305.13245), SwiGLU (arXiv:2002.05202) or squared ReLU (arXiv:2109.08668), no biases.
-`gpt2`  LayerNorm, learned positions, GELU (tanh), biases, tied head: GPT-2's published shapes load (`from_gpt2`).
+        attention (arXiv:2305.13245), SwiGLU (arXiv:2002.05202) or squared ReLU (arXiv:2109.08668). `llama`, `mistral`, `qwen2`
+        and `qwen3` are the same with what those families chose: their published weights load (`published.py`).
+`gpt2`  LayerNorm, learned positions, GELU (tanh), biases, tied head, as GPT-2 has them.
 
 Forward returns the last hidden states, not logits: the task multiplies by `head.weight` chunk by chunk, so that the
 logits never exist whole. Does not know about loss, sampling or sharding.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from typing import Literal, Self, cast
+from typing import ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field
@@ -24,23 +25,34 @@ from torch import Tensor, nn
 from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
 from tauon.models.base import Model, ModelConfig, Size
-from tauon.models.transformer import MLP, Attention, Block, RMSNorm, as_bias, document_mask, positions_in_segments
+from tauon.models.transformer import (
+    MLP,
+    Attention,
+    Block,
+    RMSNorm,
+    RopeScaling,
+    as_bias,
+    document_mask,
+    positions_in_segments,
+    rope_frequencies,
+    window_mask,
+)
 from tauon.types import DataSpec
 
-__all__ = ["GPT", "GPT2Config", "GPTConfig", "KVCache", "from_gpt2"]
+__all__ = ["GPT", "GPT2Config", "GPTConfig", "KVCache", "LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config"]
 
 
 class TransformerConfig(ModelConfig):
     """Sizes that both layouts share."""
 
-    needs = "tokens"
+    needs: ClassVar[str | tuple[str, ...]] = "tokens"
 
     layers: Count = Field(6, ge=1, le=10_000)
     """Number of blocks."""
     width: Size = 384
     """Size of the residual stream, D."""
     heads: Size = 6
-    """Query heads, H; each has width / heads dimensions."""
+    """Query heads, H."""
     vocab: Size | None = None
     """Token ids, V. Left out: the tokenizer's."""
     seq_len: Size | None = None
@@ -50,7 +62,7 @@ class TransformerConfig(ModelConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         width, heads = self.peek("width"), self.peek("heads")
-        if width % heads:
+        if width % heads and self.__dict__.get("head_size") is None:
             yield "heads", f"{heads} heads do not divide width {width}. Take a divisor of {width}."
 
     def resolve(self, spec: DataSpec) -> Self:
@@ -94,38 +106,92 @@ class GPTConfig(TransformerConfig):
 
     kv_heads: Size | None = None
     """Key-value heads, G (grouped-query attention). Left out: as many as heads."""
+    head_size: Size | None = None
+    """Dimensions of a head, K. Left out: width / heads."""
     mlp: Literal["swiglu", "relu2"] = "relu2"
     """`swiglu`: gated, three matrices; `relu2`: squared ReLU, two."""
     mlp_width: Size | None = None
     """Hidden size of the MLP. Left out: 4 x width, or 8/3 x width rounded up to 64 for `swiglu` (the same number of weights)."""
     qk_norm: bool = True
     """RMS-normalise queries and keys in each head: keeps attention logits bounded in bf16."""
+    qkv_bias: bool = False
+    """Biases of queries, keys and values."""
+    norm_eps: float = Field(1e-6, gt=0, lt=1)
+    """Added to the mean square in every RMSNorm."""
     rope_base: float = Field(10_000.0, gt=1)
     """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """Slower frequencies for longer sequences than those first trained on. Left out: none."""
+    window: Size | None = None
+    """A position sees this many positions, itself included (sliding window). Left out: all before it."""
     tied: bool = False
     """Use the embedding as the output head, too."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        width, heads, kv = self.peek("width"), self.peek("heads"), self.peek("kv_heads")
+        width, heads, kv, size = self.peek("width"), self.peek("heads"), self.peek("kv_heads"), self.peek("head_size")
         if kv is not None and heads % kv:
             yield "kv_heads", f"{kv} key-value heads do not divide {heads} heads. Take a divisor of {heads}."
-        if width % heads == 0 and (width // heads) % 2:
+        if size is not None and size % 2:
+            yield "head_size", f"{size} is odd; rotary positions need an even head size."
+        if size is None and width % heads == 0 and (width // heads) % 2:
             yield "heads", f"width {width} / heads {heads} = {width // heads} is odd; rotary positions need an even head size."
 
     def build(self) -> GPT:
         hidden = self.mlp_width or (4 * self.width if self.mlp == "relu2" else -(-8 * self.width // 3 // 64) * 64)
         vocab, seq_len = self.sizes
+        size, eps = self.head_size or self.width // self.heads, self.norm_eps
         blocks = [
             Block(
-                norms=(RMSNorm(self.width), RMSNorm(self.width)),
-                attention=Attention(self.width, self.heads, self.kv_heads or self.heads, bias=False, qk_norm=self.qk_norm),
+                norms=(RMSNorm(self.width, eps), RMSNorm(self.width, eps)),
+                attention=Attention(
+                    self.width, self.heads, self.kv_heads or self.heads, bias=self.qkv_bias, qk_norm=self.qk_norm, head_size=size,
+                    out_bias=False, eps=eps,
+                ),
                 mlp=MLP(self.width, hidden, self.mlp, bias=False),
                 dropout=self.dropout,
             )
             for _ in range(self.layers)
-        ]
-        return GPT(blocks, RMSNorm(self.width), vocab, seq_len, self.width, tied=self.tied, rope=(self.width // self.heads, self.rope_base))
+        ]  # fmt: skip
+        return GPT(
+            blocks, RMSNorm(self.width, eps), vocab, seq_len, self.width, tied=self.tied, rope=(size, self.rope_base, self.rope_scaling),
+            window=self.window,
+        )  # fmt: skip
+
+
+class _PublishedShape(GPTConfig):
+    mlp: Literal["swiglu", "relu2"] = "swiglu"
+    qk_norm: bool = False
+
+
+@register("llama")
+class LlamaConfig(_PublishedShape):
+    """GPT as in Llama 1 to 3 (arXiv:2302.13971, 2407.21783): SwiGLU, no QK-norm."""
+
+    norm_eps: float = Field(1e-5, gt=0, lt=1)
+
+
+@register("mistral")
+class MistralConfig(_PublishedShape):
+    """GPT as in Mistral 7B (arXiv:2310.06825): as Llama, with a sliding window where `window` is set."""
+
+    norm_eps: float = Field(1e-5, gt=0, lt=1)
+
+
+@register("qwen2")
+class Qwen2Config(_PublishedShape):
+    """GPT as in Qwen 2 and 2.5 (arXiv:2407.10671): as Llama, with biases of queries, keys and values."""
+
+    qkv_bias: bool = True
+    rope_base: float = Field(1_000_000.0, gt=1)
+
+
+@register("qwen3")
+class Qwen3Config(_PublishedShape):
+    """GPT as in Qwen 3 (arXiv:2505.09388): as Llama, with QK-norm, and heads of a size of their own."""
+
+    qk_norm: bool = True
+    rope_base: float = Field(1_000_000.0, gt=1)
 
 
 @register("gpt2")
@@ -200,10 +266,11 @@ class GPT(Model):
     }
 
     def __init__(
-        self, blocks: list[Block], norm: nn.Module, vocab: int, seq_len: int, width: int, *, tied: bool, rope: tuple[int, float] | None
-    ) -> None:
+        self, blocks: list[Block], norm: nn.Module, vocab: int, seq_len: int, width: int, *, tied: bool,
+        rope: tuple[int, float, RopeScaling | None] | None, window: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.seq_len, self.rope, self.depth, self.tied = seq_len, rope, len(blocks), tied
+        self.seq_len, self.rope, self.depth, self.tied, self.window = seq_len, rope, len(blocks), tied, window
         self.embed = nn.Embedding(vocab, width)
         self.positions = nn.Embedding(seq_len, width) if rope is None else None
         self.blocks = nn.ModuleList(blocks)
@@ -244,7 +311,7 @@ class GPT(Model):
         """A model over some of this one's modules, which it shares."""
         part = object.__new__(type(self))
         nn.Module.__init__(part)
-        part.seq_len, part.rope, part.depth, part.tied = self.seq_len, self.rope, self.depth, self.tied
+        part.seq_len, part.rope, part.depth, part.tied, part.window = self.seq_len, self.rope, self.depth, self.tied, self.window
         part.embed = self.embed if start == 0 else None  # type: ignore[assignment]
         part.positions = self.positions if start == 0 else None
         part.blocks = nn.ModuleList(blocks[start:stop])
@@ -271,6 +338,9 @@ class GPT(Model):
             at = torch.arange(start, start + T, device=tokens_BT.device)
             x_BTD = x_BTD + self.positions(at if segments_BT is None else positions_in_segments(segments_BT))
         mask = None if segments_BT is None else document_mask(segments_BT)
+        if self.window is not None and start + T > self.window:
+            near = window_mask(T, start + T, self.window, tokens_BT.device)
+            mask = near if mask is None else mask & near
         if mask is not None and mask.device.type == "cuda":
             mask = as_bias(mask, torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_BTD.dtype)
         for i, block in enumerate(self.layers):
@@ -301,9 +371,7 @@ class GPT(Model):
 
     def init_buffers(self) -> None:
         if self.rope is not None:
-            size, base = self.rope
-            freq_K = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-            angle_TK = torch.arange(self.seq_len, dtype=torch.float64)[:, None] * freq_K
+            angle_TK = torch.arange(self.seq_len, dtype=torch.float64)[:, None] * rope_frequencies(*self.rope)
             self.cos_TK.copy_(angle_TK.cos())
             self.sin_TK.copy_(angle_TK.sin())
 
@@ -316,6 +384,9 @@ class GPT(Model):
 
     def blocks_to_compile(self) -> list[nn.Module]:
         return list(self.layers)
+
+    def layer_of(self, name: str) -> tuple[int, int]:
+        return block_number(name, self.depth)
 
     def flops_per_example(self, spec: DataSpec) -> float:
         """(6 N + 6 L T D) T: N weights that multiply (embeddings left out, the head counted), causal attention at half the square."""
@@ -330,29 +401,9 @@ class GPT(Model):
         return T * self.embed.embedding_dim * (24.0 * len(self.blocks) + 8.0)
 
 
-def from_gpt2(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights named and laid out as Hugging Face's GPT-2 (Conv1D: in x out, q k v joined) -> names and layout of `gpt2` here."""
-    names = {"wte.weight": "embed.weight", "wpe.weight": "positions.weight", "ln_f.weight": "norm.weight", "ln_f.bias": "norm.bias"}
-    parts = {"ln_1": "attention_norm", "ln_2": "mlp_norm", "attn.c_proj": "attention.out", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}
-    out: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        key = key.removeprefix("transformer.")
-        if key in names:
-            out[names[key]] = value
-        elif key == "lm_head.weight" or key.endswith((".attn.bias", ".attn.masked_bias")):
-            continue  # the tied head, and causal masks that old files carry
-        elif key.startswith("h."):
-            _, layer, rest = key.split(".", 2)
-            part, kind = rest.rsplit(".", 1)
-            if part == "attn.c_attn":
-                whole = value.t() if kind == "weight" else value
-                for name, piece in zip("qkv", whole.chunk(3, dim=0), strict=True):
-                    out[f"blocks.{layer}.attention.{name}.{kind}"] = piece.contiguous()
-            elif part in parts:
-                out[f"blocks.{layer}.{parts[part]}.{kind}"] = value.t().contiguous() if kind == "weight" and value.ndim == 2 else value
-            else:
-                out[key] = value  # left over: `load_weights` names it
-        else:
-            out[key] = value
-    out["head.weight"] = out.get("embed.weight", torch.empty(0))
-    return out
+def block_number(name: str, depth: int) -> tuple[int, int]:
+    """`Model.layer_of` for a model of embeddings (or patches), `depth` blocks called `blocks.<i>`, and what comes behind them."""
+    first, _, rest = name.partition(".")
+    if first == "blocks":
+        return int(rest.partition(".")[0]) + 1, depth + 2
+    return (0 if first in ("embed", "positions", "types", "embed_norm", "patches", "cls") else depth + 1), depth + 2

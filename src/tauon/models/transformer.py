@@ -7,16 +7,54 @@ Shapes: B batch, T time, D width, H heads, G key-value heads, K head size.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
+
+from tauon.config import Config, Count
 
 if TYPE_CHECKING:
     from tauon.models.gpt import KVCache
 
-__all__ = ["MLP", "Attention", "Block", "RMSNorm", "apply_rope", "as_bias", "document_mask", "positions_in_segments"]
+__all__ = [
+    "MLP",
+    "Attention",
+    "Block",
+    "RMSNorm",
+    "RopeScaling",
+    "apply_rope",
+    "as_bias",
+    "document_mask",
+    "positions_in_segments",
+    "rope_frequencies",
+    "window_mask",
+]
+
+
+class RopeScaling(Config):
+    """Slower rotary frequencies for sequences longer than the model was first trained for, as in Llama 3.1 (arXiv:2407.21783).
+
+    With n turns within that length: below `low` turns a frequency is divided by `factor`, above `high` it stays, between them both
+    are mixed.
+    """
+
+    factor: float = Field(8.0, ge=1)
+    """How much slower the slow frequencies become."""
+    low: float = Field(1.0, gt=0)
+    """Frequencies with fewer turns are slowed down in full."""
+    high: float = Field(4.0, gt=0)
+    """Frequencies with more turns stay as they are."""
+    trained_for: Count = Field(8192, ge=1)
+    """Length in tokens of the sequences that the model was first trained on."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.peek("high") <= self.peek("low"):
+            yield "high", f"{self.peek('high')} is not above low={self.peek('low')}. Llama 3.1 has low 1, high 4."
 
 
 class RMSNorm(nn.Module):
@@ -24,12 +62,12 @@ class RMSNorm(nn.Module):
     when autocast gives it bf16 activations and fp32 weights.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
+        self.weight, self.eps = nn.Parameter(torch.empty(width)), eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-6)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class Block(nn.Module):
@@ -52,15 +90,19 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention; G key-value heads serve H query heads."""
 
-    def __init__(self, width: int, heads: int, kv_heads: int, *, bias: bool, qk_norm: bool) -> None:
+    def __init__(
+        self, width: int, heads: int, kv_heads: int, *, bias: bool, qk_norm: bool, head_size: int | None = None, out_bias: bool | None = None,
+        eps: float = 1e-6,
+    ) -> None:  # fmt: skip
+        """`bias`: of queries, keys and values, and of the output too unless `out_bias` says otherwise; `eps`: of the QK-norms."""
         super().__init__()
-        self.heads, self.kv_heads, self.head_size = heads, kv_heads, width // heads
+        self.heads, self.kv_heads, self.head_size = heads, kv_heads, head_size or width // heads
         self.q = nn.Linear(width, heads * self.head_size, bias=bias)
         self.k = nn.Linear(width, kv_heads * self.head_size, bias=bias)
         self.v = nn.Linear(width, kv_heads * self.head_size, bias=bias)
-        self.out = nn.Linear(heads * self.head_size, width, bias=bias)
-        self.q_norm = RMSNorm(self.head_size) if qk_norm else None
-        self.k_norm = RMSNorm(self.head_size) if qk_norm else None
+        self.out = nn.Linear(heads * self.head_size, width, bias=bias if out_bias is None else out_bias)
+        self.q_norm = RMSNorm(self.head_size, eps) if qk_norm else None
+        self.k_norm = RMSNorm(self.head_size, eps) if qk_norm else None
 
     def forward(
         self, x_BTD: Tensor, rotate: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: tuple[KVCache, int] | None = None
@@ -89,7 +131,7 @@ class Attention(nn.Module):
         if cache is not None:
             store, layer = cache
             k, v = store.append(layer, k, v)
-            if T > 1 and k.shape[2] > T:  # several new tokens behind old ones: the mask is not square
+            if mask is None and T > 1 and k.shape[2] > T:  # several new tokens behind old ones: the mask is not square
                 mask, causal = torch.ones(T, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - T), False
             causal = causal and T > 1  # one new token sees everything before it
         if k.shape[1] != q.shape[1]:
@@ -100,7 +142,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """down(act(up x)); `swiglu` gates: down(silu(gate x) * up x)."""
 
-    def __init__(self, width: int, hidden: int, kind: Literal["swiglu", "relu2", "gelu"], *, bias: bool) -> None:
+    def __init__(self, width: int, hidden: int, kind: Literal["swiglu", "relu2", "gelu", "gelu-exact"], *, bias: bool) -> None:
         super().__init__()
         self.kind = kind
         self.up = nn.Linear(width, hidden, bias=bias)
@@ -114,7 +156,7 @@ class MLP(nn.Module):
         elif self.kind == "relu2":
             h = F.relu(h).square()
         else:
-            h = F.gelu(h, approximate="tanh")
+            h = F.gelu(h, approximate="none" if self.kind == "gelu-exact" else "tanh")
         out: Tensor = self.down(h)
         return out
 
@@ -126,11 +168,30 @@ def apply_rope(x_BTHK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
+def rope_frequencies(size: int, base: float, scaling: RopeScaling | None = None) -> Tensor:
+    """K/2 angles a position, float64: base^(-2k/K), slowed down where `scaling` says so."""
+    freq_K = base ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+    if scaling is None:
+        return freq_K
+    turns_K = scaling.trained_for * freq_K / (2 * math.pi)  # whole turns within the length that the model was first trained for
+    keep_K = ((turns_K - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+    return freq_K * (keep_K + (1 - keep_K) / scaling.factor)
+
+
 def document_mask(segments_BT: Tensor) -> Tensor:
     """B1TT, true where query t may see key s: s <= t and both in one document. Resetting positions alone does not hide a neighbour."""
     T = segments_BT.shape[1]
     same = segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
     return same & torch.ones(T, T, dtype=torch.bool, device=segments_BT.device).tril()
+
+
+def window_mask(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+    """TS, true where a query sees a key: not behind it, and less than `window` positions before it (arXiv:1904.10509). The queries are
+    the last of the keys' positions.
+    """
+    at_T = torch.arange(keys - queries, keys, device=device)[:, None]
+    far_TS = at_T - torch.arange(keys, device=device)
+    return (far_TS >= 0) & (far_TS < window)
 
 
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ from tauon.optim.decays import CosineRestarts, Exponential, OneCycle, Plateau, P
 from tauon.optim.gd import GDConfig
 from tauon.optim.lion import Lion, LionConfig
 from tauon.optim.muon import Muon, MuonConfig
+from tauon.optim.rates import scale_rates
 from tauon.optim.schedule import WSD, Constant, Cosine, Linear, ScheduleConfig
 from tauon.optim.schedule_free import ScheduleFree, ScheduleFreeConfig
 from tauon.optim.sgd import SGDConfig
@@ -51,4 +52,5 @@ __all__ = [
     "decay_groups",
     "load_optimizer",
     "optimizer_tensors",
+    "scale_rates",
 ]

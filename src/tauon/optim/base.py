@@ -48,6 +48,12 @@ class OptimConfig(Registered, family="optim", default="adamw"):
     weight_decay: float = Field(0.0, ge=0)
     """Decay of weights a step, times the learning rate where the optimizer decouples it; matrices and convolutions only, not
     embeddings, biases and norms."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """The learning rate of each layer is this times that of the layer behind it; 0.75 is usual when a whole encoder is fine-tuned.
+    Left out: the same for all."""
+    lr_scale: dict[str, float] = Field(default_factory=dict)
+    """Learning rates of parameters by name, as a factor: {"embed.*": 0.1, "head.*": 10}; of several patterns that match, the last
+    counts."""
     schedule: ScheduleConfig = Cosine()
     """How the learning rate goes from step to step."""
     clip_norm: float | None = Field(None, gt=0)
@@ -65,7 +71,9 @@ class OptimConfig(Registered, family="optim", default="adamw"):
         return self.lr if self.lr is not None else self.default_lr
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        return iter(())
+        for pattern, factor in self.peek("lr_scale").items():
+            if not factor > 0:
+                yield "lr_scale", f"{pattern!r} has factor {factor:g}. Give one above 0; what must not train at all is train.freeze."
 
     def build(self, model: nn.Module) -> Optimizer:
         """The optimizer over the model's trainable parameters. Each group has `peak_lr`; the loop sets `lr` from it."""

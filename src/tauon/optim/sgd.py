@@ -28,6 +28,7 @@ class SGDConfig(OptimConfig):
     """Look ahead along the momentum."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
         if self.peek("nesterov") and self.peek("momentum") == 0:
             yield "nesterov", "needs momentum above 0, got 0. Set momentum: 0.9, or drop nesterov."
 

@@ -5,6 +5,7 @@ from tauon.tasks.base import Task
 from tauon.tasks.forecasting import Forecasting
 from tauon.tasks.language import CountingBytes, LanguageModelling
 from tauon.tasks.losses import linear_cross_entropy, token_nll
+from tauon.tasks.masked import MaskedLanguageModelling
 from tauon.tasks.multilabel import MultiLabel
 from tauon.tasks.ordinal import Ordinal
 from tauon.tasks.quantiles import QuantileRegression, pinball
@@ -16,6 +17,7 @@ __all__ = [
     "CountingBytes",
     "Forecasting",
     "LanguageModelling",
+    "MaskedLanguageModelling",
     "MultiLabel",
     "Ordinal",
     "QuantileRegression",

@@ -18,9 +18,9 @@ class Task(Registered, family="task"):
 
     family: ClassVar[str]
     """How predictions are scored: classification, multi-label, ordinal, regression, quantile-regression, forecasting, language-modelling,
-    speech-recognition."""
+    masked-language-modelling, speech-recognition."""
     needs: ClassVar[str]
-    """What the data must be made of: tokens, arrays, series, signals."""
+    """What the data must be made of: tokens, masked-tokens, arrays, series, signals (`data/` has a preparation for each)."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss_B, weight_B): each example's weighted sum of losses and its weight (of tokens, or 1). fp32.

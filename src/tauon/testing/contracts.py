@@ -19,17 +19,25 @@ from tauon.config import dump
 from tauon.data import Arrays, Series, SourceConfig, Table
 from tauon.models import Model, ModelConfig, from_record, load_weights, materialize
 from tauon.optim import OptimConfig, load_optimizer, optimizer_tensors
-from tauon.tasks import AudioClassification, Classification, Forecasting, LanguageModelling, Regression, Task
+from tauon.tasks import AudioClassification, Classification, Forecasting, LanguageModelling, MaskedLanguageModelling, Regression, Task
 from tauon.types import Batch, DataSpec
 
 __all__ = ["check_model", "check_optimizer", "check_source", "tiny_batch"]
 
 
-def tiny_batch(spec: DataSpec, rows: int = 4, seed: int = 0) -> Batch:
-    """Random examples of a kind: tokens where the spec has a vocabulary, classes or values otherwise."""
+def tiny_batch(spec: DataSpec, rows: int = 4, seed: int = 0, *, masked: bool = False) -> Batch:
+    """Random examples of a kind: tokens where the spec has a vocabulary (with classes where it has outputs, some of them hidden where
+    `masked`), classes or values otherwise.
+    """
     g = torch.Generator().manual_seed(seed)
     if spec.vocab is not None and spec.seq_len is not None:
         tokens = torch.randint(0, spec.vocab, (rows, spec.seq_len + 1), generator=g)
+        if spec.outputs is not None:  # texts with labels
+            return Batch(tokens[:, 1:], torch.randint(0, spec.outputs, (rows,), generator=g), torch.ones(rows))
+        if masked:
+            hidden = torch.rand(rows, spec.seq_len, generator=g) < 0.3
+            hidden[:, 0] = True
+            return Batch(torch.where(hidden, spec.vocab - 1, tokens[:, 1:]), tokens[:, 1:], hidden.float())
         return Batch(tokens[:, :-1], tokens[:, 1:], torch.ones(rows, spec.seq_len))
     assert spec.input_shape is not None, "a spec needs tokens or an input shape"
     assert spec.outputs is not None, "a spec of arrays needs outputs"
@@ -46,9 +54,9 @@ def tiny_batch(spec: DataSpec, rows: int = 4, seed: int = 0) -> Batch:
     return Batch(x, y, torch.ones(rows))
 
 
-def _task(spec: DataSpec) -> Task:
-    if spec.vocab is not None:
-        return LanguageModelling()
+def _task(spec: DataSpec, masked: bool = False) -> Task:
+    if spec.vocab is not None and spec.outputs is None:
+        return MaskedLanguageModelling() if masked else LanguageModelling()
     if spec.horizon is not None:
         return Forecasting() if spec.outputs == len(spec.labels) else Forecasting(loss_kind="quantile")
     if spec.sample_rate is not None:
@@ -81,7 +89,8 @@ def check_model(config: ModelConfig, spec: DataSpec, *, steps: int = 150) -> Non
     record = json.loads(json.dumps(dump(config)))
     copy = materialize(from_record(record), seed=9)
     load_weights(copy, dict(model.state_dict()))
-    batch, task = tiny_batch(spec), _task(spec)
+    masked = "masked-tokens" in config.needs and spec.outputs is None
+    batch, task = tiny_batch(spec, masked=masked), _task(spec, masked)
     for m in (model, copy):
         m.eval()
     with torch.no_grad():

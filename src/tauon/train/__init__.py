@@ -3,6 +3,8 @@
 from tauon.train.assemble import Derived, Plan, build_job, fits_whole, make_plan, weights_are_few
 from tauon.train.config import EarlyStopping, TrainConfig, WarmUp, largest_divisor
 from tauon.train.ema import EMA
+from tauon.train.first_step import Moved, refuse_leaks, watch_first_step
+from tauon.train.freeze import freeze, trainable
 from tauon.train.health import GradientHealth
 from tauon.train.layers import LayerLook, complaints, watch_layers
 from tauon.train.local_steps import local_steps
@@ -34,6 +36,7 @@ __all__ = [
     "Hook",
     "LayerLook",
     "Meter",
+    "Moved",
     "Plan",
     "Precision",
     "Ramps",
@@ -54,6 +57,7 @@ __all__ = [
     "dress",
     "every",
     "fits_whole",
+    "freeze",
     "gather_dtype",
     "job_state",
     "largest_divisor",
@@ -63,12 +67,15 @@ __all__ = [
     "mesh_exchange",
     "optimizer_update",
     "plain_gradients",
+    "refuse_leaks",
     "restore",
     "served",
     "step_seed",
     "train",
     "train_step",
+    "trainable",
     "validation_loss",
+    "watch_first_step",
     "watch_layers",
     "weights_are_few",
 ]

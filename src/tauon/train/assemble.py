@@ -36,10 +36,11 @@ from tauon.distributed import (
 )
 from tauon.errors import Problem, RecipeError
 from tauon.models import Model, ModelConfig, materialize, parameter_count, still
-from tauon.optim import Muon, OptimConfig
+from tauon.optim import Muon, OptimConfig, scale_rates
 from tauon.tasks import Task
 from tauon.train.config import TrainConfig
 from tauon.train.ema import EMA
+from tauon.train.freeze import freeze, trainable
 from tauon.train.health import GradientHealth
 from tauon.train.precision import available_memory, batch_that_fits, choose_compile, choose_device, choose_precision, dress, gather_dtype
 from tauon.train.ramp import Ramps, Shortened
@@ -116,7 +117,10 @@ def make_plan(
         for name in ("microbatch", "threads"):  # of another number of processes: found anew
             kept.pop(name, None)
     bare = model.bare()
+    freeze(bare, config.freeze)
     settle("parameters", parameter_count(bare), "the model's shapes")
+    if trainable(bare) < parameter_count(bare):
+        settle("trainable", trainable(bare), "what adapt and train.freeze leave to train")
     if "threads" in kept:
         torch.set_num_threads(kept["threads"])
     threads = torch.get_num_threads()
@@ -127,7 +131,7 @@ def make_plan(
     width = 2 if precision.name == "bf16" else 4
     per_example = bare.activations_per_example(spec) * width
     cut = layout.shard * layout.tensor * layout.pipeline
-    fixed = parameter_count(bare) * 4.0 * memory_copies(config) / cut
+    fixed = weight_bytes(bare, config) / cut
     share = config if layout.data == 1 else config.model_copy(update={"batch": -(-config.batch // layout.data)})
     per_example /= layout.context * layout.pipeline
     neighbours = world.local_size if device.type == "cpu" else 1
@@ -147,7 +151,8 @@ def make_plan(
             message = "batches that grow do not divide among processes, and batch norm would count what fills them up. Drop it, or take model.norm=group."
             raise RecipeError([Problem("train.batch_warmup", message)])
     ramps = Ramps.of(config, spec.seq_len)
-    per_step = bare.flops_per_example(spec) * config.batch
+    flops = bare.flops_per_example(spec) * (1 - frozen_share(bare) / 3)  # a frozen weight has no gradient: 4 operations of 6
+    per_step = flops * config.batch
     timed: dict[int, float] = {}
     if recorded and "steps" in recorded:
         steps, why = int(recorded["steps"]), "recorded by this run"
@@ -219,7 +224,7 @@ def make_plan(
         validate_every,
         checkpoint_every,
         threads,
-        bare.flops_per_example(spec),
+        flops,
         derived,
         layout=layout,
     )
@@ -248,12 +253,23 @@ def memory_copies(config: TrainConfig) -> int:
     return 5 if config.ema is None else 6
 
 
+def weight_bytes(bare: Model, config: TrainConfig) -> float:
+    """Bytes of weights and of what training holds for each that trains."""
+    return 4.0 * (parameter_count(bare) + trainable(bare) * (memory_copies(config) - 1))
+
+
+def frozen_share(bare: Model) -> float:
+    """Share of the matrices' weights that does not train."""
+    sizes = [(p.numel(), p.requires_grad) for p in bare.parameters() if p.ndim >= 2]
+    return sum(n for n, trains in sizes if not trains) / max(1, sum(n for n, _ in sizes))
+
+
 def fits_whole(model: ModelConfig, config: TrainConfig, device: torch.device, processes: int) -> bool:
     """Whether weights and optimizer fit, whole, what each of `processes` on this machine has; half is left to activations."""
     free = available_memory(device)
     if free is None:
         return True
-    return parameter_count(model.bare()) * 4.0 * memory_copies(config) < 0.5 * free / (processes if device.type == "cpu" else 1)
+    return weight_bytes(model.bare(), config) < 0.5 * free / (processes if device.type == "cpu" else 1)
 
 
 def weights_are_few(model: ModelConfig, device: torch.device, layout: Layout, processes: int) -> bool:
@@ -286,7 +302,8 @@ def build_job(
     parts: list[Model] = []
 
     def divide(bare: Model) -> None:
-        """Everything that must happen before weights exist, in the fixed order."""
+        """Everything that must happen before weights exist, in the fixed order; adapters are there already."""
+        freeze(bare, config.freeze)
         if mesh.layout.pipeline > 1:
             cuts = cut_blocks(len(bare.blocks_to_compile()), mesh.layout.pipeline * PER_PROCESS[asked.schedule])
             parts.extend(bare.keep_stages([cuts[i] for i in stages_of(asked, mesh)]))
@@ -301,9 +318,11 @@ def build_job(
                 apply_data(part, mesh, blocks=part.blocks_to_compile(), reshard_after_forward=whole, gather_dtype=gathered)
 
     net: Model = materialize(model, seed=seed, device=plan.device, dress=divide)
+    optimizer = optim.build(net)
+    scale_rates(optimizer, net, net.layer_of, optim.layer_decay, optim.lr_scale)
     job = TrainJob(
         model=net,
-        optimizer=optim.build(net),
+        optimizer=optimizer,
         schedule=optim.schedule,
         loader=Shortened(loader, ramps) if ramps.seq_steps else loader,
         task=task,
@@ -325,6 +344,9 @@ def build_job(
     job.shown = optim.standing(net, job.optimizer)
     if job.shown is not None and job.ema is not None:
         raise RecipeError([Problem("train.ema", f"{optim.kind_} averages the weights already. Drop it.")])
+    if job.shown is not None and needs_batch_statistics(net):
+        said = f"{optim.kind_} evaluates an average whose activations batch norm has never counted. Take model.norm=group, or another optimizer."
+        raise RecipeError([Problem("optim.kind", said)])
     if mesh.world.size > 1 and mesh.replicas_only:
         replicas = mesh.group("replicate", "context")
         kept = register_hook(net, asked, job.traffic, replicas)

@@ -50,6 +50,8 @@ class TrainConfig(Config):
     """Text only: cut examples to `start` tokens at first, and let them grow to `data.seq_len` (arXiv:2108.06084). Left out: whole."""
     microbatch: Count | None = Field(None, ge=1)
     """Examples in one forward and backward pass. Left out: the whole batch, or the most that fits in memory."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that do not train, by name: ["embed.*", "blocks.0.*"]."""
     device: str = "auto"
     """`auto` takes the accelerator of this process (its own, where several run on a machine), else the CPU; or a torch device: cuda:1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

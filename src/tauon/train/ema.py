@@ -21,7 +21,7 @@ class EMA:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.statistics = running_statistics(model)
         self.live: dict[str, Tensor] = {k: p.detach() for k, p in self.parameters.items()} | self.statistics
         self.shadow: dict[str, Tensor] = {k: p.clone() for k, p in self.live.items()}

@@ -29,7 +29,7 @@ def local_steps(job: TrainJob, config: LowCommunication, group: dist.ProcessGrou
     rows: `Loader(rank=..., world=...)`. Raises `RecipeError` for what cannot work together.
     """
     refuse_running_statistics(job.model, config.kind_)
-    loop = config.build(dict(job.model.named_parameters()), group=group, traffic=job.traffic)
+    loop = config.build({n: p for n, p in job.model.named_parameters() if p.requires_grad}, group=group, traffic=job.traffic)
     shares = getattr(job.loader, "world", loop.replicas)
     if shares != loop.replicas:
         raise RecipeError(

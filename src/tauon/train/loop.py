@@ -20,7 +20,7 @@ from torch import Tensor
 from tauon.artifacts import Checkpoint
 from tauon.distributed import World, counted, fill, reshard
 from tauon.errors import CheckpointError, Interrupted, TrainingError
-from tauon.models import load_weights
+from tauon.models import load_weights, saved_weights
 from tauon.optim import load_optimizer, optimizer_tensors
 from tauon.train.step import REDUCED, TrainJob, train_step
 from tauon.types import StepInfo
@@ -173,10 +173,11 @@ def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
     optim, numbers = optimizer_tensors(job.optimizer, job.model)
     if "replica" in job.extra:
         optim = {}  # every replica has its own
-    groups = {"model": dict(job.model.state_dict()), "optim": optim}
+    groups = {"model": saved_weights(job.model), "optim": optim}
     if job.shown is not None:
-        standing = {p: job.shown.anchor[name] for name, p in job.model.named_parameters()}
-        groups["model"] |= {name: standing[p] for name, p in job.model.named_parameters(remove_duplicate=False)}
+        standing = {p: job.shown.anchor[name] for name, p in job.model.named_parameters() if name in job.shown.anchor}
+        shown = {name: standing[p] for name, p in job.model.named_parameters(remove_duplicate=False) if p in standing}
+        groups["model"] |= {name: t for name, t in shown.items() if name in groups["model"]}
     if job.ema is not None:
         groups["ema"] = job.ema.shadow
     groups |= {name: part.tensors() for name, part in job.extra.items()}

@@ -1,0 +1,35 @@
+"""Which checkpoint a folder means: itself, or the final one of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tauon.artifacts.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
+from tauon.artifacts.run import Run
+from tauon.errors import CheckpointError, RunError
+
+__all__ = ["find_checkpoint"]
+
+
+def find_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, or what the run there came to; of one that is not finished, the newest. Its bytes are not checked.
+
+    Raises `CheckpointError` where there is none.
+    """
+    if (path / "state.json").is_file():
+        return load_checkpoint(path, verify=False)
+    folder = path
+    if (path / "checkpoints").is_dir():
+        folder = path / "checkpoints"
+        try:
+            done = Run.read(path).stage("train")
+        except RunError:
+            done = None
+        if done is not None:
+            return load_checkpoint(folder / str(done["checkpoint"]), verify=False)
+    newest = latest_checkpoint(folder, warn=lambda _: None, verify=False)
+    if newest is None:
+        raise CheckpointError(
+            f"{path} holds neither a config.json nor a checkpoint of Tauon. Give a run that was trained, or a Hugging Face folder."
+        )
+    return newest

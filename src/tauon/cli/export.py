@@ -1,0 +1,43 @@
+"""`tauon export` and `tauon adapter merge`: trained weights for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["adapter_command", "export_command"]
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command("export")
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--to", "to", type=FOLDER, required=True, help="Folder to write; it must not exist.")
+@click.option(
+    "--format", "layout", type=click.Choice(["huggingface", "peft"]), default="huggingface", show_default=True,
+    help="huggingface: config.json with model.safetensors, adapters merged in. peft: the adapters alone.",
+)  # fmt: skip
+def export_command(run: Path, to: Path, layout: Any) -> None:
+    """Write the model that RUN trained (a run, or a checkpoint) so that transformers, or PEFT, loads it."""
+    from tauon.export import export_checkpoint
+
+    for file in export_checkpoint(run, to, format=layout):
+        click.echo(str(file))
+
+
+@click.group("adapter", context_settings={"help_option_names": ["-h", "--help"]})
+def adapter_command() -> None:
+    """Adapters (LoRA, DoRA): put them into the weights."""
+
+
+@adapter_command.command("merge")
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--to", "to", type=FOLDER, required=True, help="Folder to write; it must not exist.")
+@click.option("--base", type=click.Path(path_type=Path, exists=True, file_okay=False), help="The model that a PEFT folder belongs to.")
+def merge_command(run: Path, to: Path, base: Path | None) -> None:
+    """Add the adapters that RUN trained (or a PEFT folder) to their base, as a checkpoint that `model.from` takes."""
+    from tauon.export import merge_adapter
+
+    click.echo(str(merge_adapter(run, to, base=base)))

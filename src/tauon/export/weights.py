@@ -1,0 +1,109 @@
+"""A trained model's weights in another layout: a Hugging Face folder, a PEFT adapter, or a checkpoint with its adapters merged in.
+
+Nothing is trained and nothing rounded: weights are written in float32, adapters are added in float64. A folder that exists is not touched.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from tauon.artifacts import find_checkpoint, save_checkpoint
+from tauon.config import dump
+from tauon.data import Tokenizer
+from tauon.errors import CheckpointError, RunError
+from tauon.models import (
+    AdaptConfig,
+    ModelConfig,
+    Start,
+    adapt_like,
+    from_record,
+    merged,
+    open_start,
+    peft_kind,
+    read_peft,
+    refuse_misfits,
+    write_huggingface,
+    write_peft,
+)
+
+__all__ = ["export_checkpoint", "merge_adapter"]
+
+
+def export_checkpoint(path: Path, to: Path, *, format: Literal["huggingface", "peft"]) -> list[Path]:
+    """Write the run or checkpoint at `path` as `to`; returns the files. Adapters are merged into their base for `huggingface`.
+
+    Raises `CheckpointError` where the model has no counterpart there, `RunError` where `to` exists.
+    """
+    if to.exists():
+        raise RunError(f"{to}: exists already, and nothing is overwritten unasked. Choose another name or remove it.")
+    if format == "peft":
+        checkpoint = find_checkpoint(path)
+        config, base = from_record(checkpoint.state["model"]), checkpoint.state.get("base") or {}
+        if config.adapt is None:
+            raise CheckpointError(f"{path} has no adapters. Export it whole: --format huggingface.")
+        text = "tokens" in config.needs
+        tensors = checkpoint.lazy("model") | (checkpoint.lazy("ema") if "ema" in checkpoint.groups() else {})
+        return write_peft(to, config, tensors, base=base["path"], fingerprint=base["fingerprint"], text=text)
+    start = open_start(str(path))
+    record = {} if start.layout == "huggingface" else find_checkpoint(path).state
+    beside = start.path if start.layout == "huggingface" else Path(str((record.get("base") or {}).get("path", "")))
+    ids, text_of = _tokenizer(record)
+    return write_huggingface(
+        to, start.config, start.tensors, ids=ids, tokenizer=text_of, labels=start.labels,
+        beside=beside if (beside / "tokenizer.json").is_file() and (beside / "config.json").is_file() else None,
+    )  # fmt: skip
+
+
+def _tokenizer(record: dict[str, Any]) -> tuple[dict[str, int], str | None]:
+    """(special ids, the text of a tokenizer.json) of what a checkpoint was trained with; None where its tokenizer is of another kind."""
+    said = (record.get("preprocess") or {}).get("tokenizer")
+    if said is None:
+        return {}, None
+    tokenizer = Tokenizer.from_json(said)
+    write = getattr(tokenizer, "hugging_face_json", None)
+    return {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.bos}, None if write is None else write()
+
+
+def merge_adapter(path: Path, to: Path, *, base: Path | None = None) -> Path:
+    """Write a checkpoint `to` in which adapters are part of the weights; returns its folder.
+
+    Args:
+        path: a run or checkpoint with adapters, or a PEFT folder.
+        to: a folder that does not exist.
+        base: the model that a PEFT folder belongs to; a checkpoint knows its own.
+    """
+    if to.exists():
+        raise RunError(f"{to}: exists already, and nothing is overwritten unasked. Choose another name or remove it.")
+    if (path / "adapter_config.json").is_file():
+        if base is None:
+            raise CheckpointError(f"{path} is a PEFT adapter, which does not hold its base. Give it: --base FOLDER.")
+        start = open_start(str(base))
+        tensors, record = _with_peft(path, start)
+    else:
+        checkpoint = find_checkpoint(path)
+        if from_record(checkpoint.state["model"]).adapt is None:
+            raise CheckpointError(f"{path} has no adapters, so there is nothing to merge.")
+        if base is not None:
+            raise CheckpointError(f"{path} knows its base. Drop --base: it is for PEFT folders.")
+        start = open_start(str(path))
+        tensors = dict(start.tensors)
+        record = {k: checkpoint.state[k] for k in ("task", "spec", "preprocess", "precision", "base") if k in checkpoint.state}
+    config = start.config.model_copy(update={"from_": None, "adapt": None})
+    bare = config.bare()
+    refuse_misfits(bare, tensors, where=str(path))
+    whole = {name: tensors[name].read() if not hasattr(tensors[name], "numel") else tensors[name] for name in bare.state_dict()}
+    return save_checkpoint(to, 0, {"model": whole}, {"model": dump(config), "merged": str(path), **record}).path
+
+
+def _with_peft(path: Path, start: Start) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the base's weights with a PEFT adapter in them, what is known of the base)."""
+    kind: type[AdaptConfig] = peft_kind(path)
+    adapt = adapt_like(kind(from_=str(path)), start.config)
+    config: ModelConfig = start.config.model_copy(update={"adapt": adapt})
+    found = read_peft(path, config, config.bare(), start.fingerprint)
+    record = {"base": start.reference}
+    if start.layout == "tauon":
+        state = find_checkpoint(start.path).state
+        record |= {k: state[k] for k in ("task", "spec", "preprocess", "precision") if k in state}
+    return merged(start.tensors, found, adapt.scale), record

@@ -1,0 +1,63 @@
+"""Masked language modelling: find the tokens that were hidden (Devlin et al. 2018). Hiding them is the data's part (`data/masking.py`).
+
+Shapes: B batch, T time, N hidden tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tauon.config import register
+from tauon.distributed import is_dtensor
+from tauon.tasks.base import Task
+from tauon.tasks.losses import chunk_rows
+from tauon.types import Batch, DataSpec
+
+__all__ = ["MaskedLanguageModelling"]
+
+
+@register("masked-language-modelling")
+class MaskedLanguageModelling(Task):
+    """Cross-entropy of hidden tokens, averaged over them."""
+
+    family = "masked-language-modelling"
+    needs = "masked-tokens"
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        nll_BT, _ = self._scored(model, batch)
+        return (nll_BT * batch.weights).sum(1), batch.weights.sum(1)
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """nll: B, nats summed over hidden tokens (float64); tokens: B, how many; correct: B, how many of them were the likeliest."""
+        nll_BT, hit_BT = self._scored(model, batch)
+        return {
+            "nll": (nll_BT.double() * batch.weights).sum(1),
+            "tokens": (batch.weights > 0).sum(1),
+            "correct": (hit_BT & (batch.weights > 0)).sum(1),
+        }
+
+    def _scored(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(-log p, whether the likeliest token is it), BT, where a token was hidden; zero elsewhere. Only there are logits formed."""
+        hidden_BTD = model(batch.inputs, batch.segments)
+        head: Any = model.head
+        weight_VD, bias_V = (p.full_tensor() if is_dtensor(p) else p for p in (head.weight, head.bias))
+        where_BT = batch.weights > 0
+        h_ND, target_N = hidden_BTD[where_BT], batch.targets[where_BT]
+        step = chunk_rows(len(h_ND), len(weight_VD), h_ND.device)
+        nll, hit = [], []
+        for i in range(0, len(h_ND), step):
+            logits_NV = torch.addmm(bias_V.to(h_ND.dtype), h_ND[i : i + step], weight_VD.to(h_ND.dtype).t()).float()
+            nll.append(nn.functional.cross_entropy(logits_NV, target_N[i : i + step], reduction="none"))
+            hit.append(logits_NV.argmax(1) == target_N[i : i + step])
+        nll_BT = hidden_BTD.new_zeros(where_BT.shape, dtype=torch.float32)
+        if not nll:  # nothing was hidden: a loss of zero that still has a gradient, as other processes wait for one
+            return nll_BT + 0.0 * hidden_BTD.float().sum() + 0.0 * (weight_VD.sum() + bias_V.sum()), torch.zeros_like(where_BT)
+        return nll_BT.masked_scatter(where_BT, torch.cat(nll)), torch.zeros_like(where_BT).masked_scatter(where_BT, torch.cat(hit))
+
+    def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
+        if spec.vocab is None:
+            yield "task", "masked-language-modelling needs text, and this data source gives arrays. Take a text source, or another task."

@@ -1,0 +1,43 @@
+"""What does not train: parameters frozen by name, and batch statistics of layers that are frozen whole."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tauon.errors import Problem, RecipeError
+
+__all__ = ["freeze", "trainable"]
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Freeze, in place, the parameters whose names match a pattern. `RecipeError` where one matches none, or nothing is left to train."""
+    if not patterns:
+        return
+    named = dict(model.named_parameters(remove_duplicate=False))  # a tied weight by either name
+    for pattern in patterns:
+        found = [p for n, p in named.items() if fnmatch.fnmatchcase(n, pattern)]
+        if not found:
+            message = f"{pattern!r} names no parameter. There are: {', '.join([*named][:8])}{', ...' if len(named) > 8 else ''}."
+            raise RecipeError([Problem("train.freeze", message)])
+        for p in found:
+            p.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise RecipeError([Problem("train.freeze", f"{list(patterns)} freezes everything, so nothing is left to train. Leave some out.")])
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, _BatchNorm) and own and not any(p.requires_grad for p in own):
+            module.eval()  # its running statistics would go on moving, and with them what it computes
+            module.train = _stay.__get__(module)  # type: ignore[method-assign]
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
+
+
+def trainable(model: nn.Module) -> int:
+    """Number of parameters that train."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
