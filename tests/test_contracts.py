@@ -92,8 +92,16 @@ def spoken_words() -> Batch:
     return Batch(torch.randn(12, 1600, generator=g), targets, torch.ones(12), lengths=torch.full((12,), 1600))
 
 
+def several_labels() -> Batch:
+    """Rows with a 0 or 1 for each of three labels."""
+    g = torch.Generator().manual_seed(0)
+    return Batch(torch.randn(4, 7, generator=g), torch.tensor([[1, 0, 1], [0, 0, 1], [1, 1, 0], [0, 0, 0]]).float(), torch.ones(4))
+
+
 TASKS: dict[str, list[tuple[Any, ...]]] = {
     "classification": [({}, {"kind": "mlp"}, TABLE), ({"label_smoothing": 0.1}, {"kind": "mlp"}, MIXED)],
+    "ordinal": [({}, {"kind": "mlp"}, TABLE), ({"loss_kind": "rps"}, {"kind": "mlp"}, TABLE)],
+    "multi-label": [({}, {"kind": "mlp"}, TABLE, several_labels())],
     "regression": [({}, {"kind": "mlp"}, NUMBERS), ({"loss_kind": "huber"}, {"kind": "linear"}, NUMBERS)],
     "quantile-regression": [({}, {"kind": "mlp"}, NUMBERS), ({"quantiles": [0.5]}, {"kind": "mlp"}, CODES)],
     "forecasting": [

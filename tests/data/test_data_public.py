@@ -19,6 +19,7 @@ import pytest
 from tauon.config import parse
 from tauon.data import SourceConfig
 from tauon.data.cache import cache_in
+from tauon.data.download import members_digest
 from tauon.data.files import read_bytes
 from tauon.data.progress import listening
 from tauon.data.sources.cifar import cifar_arrays
@@ -201,6 +202,9 @@ def test_every_registered_file_is_in_the_mirror_as_registered() -> None:
                     assert file.urls, f"{file.mirror} is neither in the mirror nor at an address"
                     continue
                 content = read_bytes(root / file.mirror)
+                if known.gives == "signals":  # a zip, known by what is in it
+                    assert members_digest(content) == file.sha256 and len(content) < file.bytes
+                    continue
                 assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
 
 
