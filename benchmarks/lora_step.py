@@ -126,7 +126,8 @@ def peer(folder: Path, train_set: Any, logs: Path, steps: int, between: Callable
         LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     arguments = TrainingArguments(
-        output_dir=str(logs / "hf"), max_steps=steps, per_device_train_batch_size=BATCH, use_cpu=True, learning_rate=3e-4, report_to="none", save_strategy="no", disable_tqdm=True, optim="adamw_torch", torch_compile=False,
+        output_dir=str(logs / "hf"), max_steps=steps, per_device_train_batch_size=BATCH, use_cpu=True, learning_rate=3e-4,
+        report_to="none", save_strategy="no", disable_tqdm=True, optim="adamw_torch", torch_compile=False,
     )  # fmt: skip
     clock = Clock()
     Trainer(model=model, args=arguments, train_dataset=Windows(), callbacks=[clock]).train()

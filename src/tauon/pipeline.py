@@ -28,7 +28,17 @@ from tauon.artifacts import (
     write_json,
 )
 from tauon.config import dump, unread_keys
-from tauon.data import DataConfig, DataSplits, FromModelConfig, TokenDataset, TokenizerConfig, has_tokenizer, prepare, tokenizer_of
+from tauon.data import (
+    DataConfig,
+    DataSplits,
+    FromModelConfig,
+    TokenDataset,
+    TokenizerConfig,
+    has_tokenizer,
+    picture_sheet,
+    prepare,
+    tokenizer_of,
+)
 from tauon.distributed import Heartbeat, World, join
 from tauon.errors import Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
@@ -300,6 +310,16 @@ class Context:
 def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:
     """Numbers where the task needs classes, or the other way round."""
     targets = splits.preprocess.get("targets")
+    if task.family == "multi-label":
+        return _labels_that_do_not_fit(splits, targets)
+    if task.family == "ordinal":
+        if targets == "values":
+            return [Problem("task", "ordinal needs classes in an order, and the targets are numbers. Take regression, or target=class.")]
+        if "label_order" not in splits.facts and any(not name.lstrip("-").isdigit() for name in splits.spec.labels):
+            names = ", ".join(splits.spec.labels[:8])
+            return [
+                Problem("data.label_order", f"is not set, and names do not say which class is lowest: {names}. List them, lowest first.")
+            ]
     if task.family == "classification" and targets == "values":
         return [Problem("task", "classification needs classes, and the targets are numbers. Take regression, or data.source.target=class.")]
     if task.family in ("regression", "quantile-regression") and targets == "classes":
@@ -345,11 +365,26 @@ def refuse_another_tokenizer(start: Start | None, splits: DataSplits) -> None:
         raise RecipeError([Problem("data.tokenizer", f"{message} Leave it out, or set kind: from-model.")])
 
 
+def _labels_that_do_not_fit(splits: DataSplits, targets: str | None) -> list[Problem]:
+    """Columns of a multi-label task: values, each 0 or 1 (or a share between)."""
+    if targets == "classes":
+        said = "multi-label needs one column of 0 and 1 a label, and the targets are classes. Take classification, or target=value."
+        return [Problem("task", said)]
+    facts = splits.facts["parts"]["train"]["targets"]
+    low, high = min(facts["min"]), max(facts["max"])
+    if low < 0 or high > 1:
+        return [Problem("task", f"multi-label needs targets of 0 and 1, and they run from {low:g} to {high:g}. Take regression.")]
+    return []
+
+
 def prepare_stage(ctx: Context) -> dict[str, Any]:
     """Raw files -> shards or arrays, with `data.json` for the report."""
     splits = ctx.splits
     if ctx.world.leads:
         write_json(ctx.run.folder / "data.json", splits.facts)
+        sheet = picture_sheet(splits.train, ctx.recipe.seed)
+        if sheet is not None:
+            atomic_write(ctx.run.folder / "examples.png", sheet)
     ctx.run.update_manifest(data={"fingerprint": ctx.splits.fingerprint})
     return {"data": ctx.splits.fingerprint}
 
@@ -429,7 +464,7 @@ def load_model(checkpoint: Checkpoint, recipe: Recipe, *, weights: str = "auto")
     own = checkpoint.lazy("model")
     refuse_misfits(config.bare(), own, where=str(checkpoint.path))
     given: dict[str, Any] = dict(own)
-    if group == "ema":  # over the raw weights, as an average holds no buffers, and a tied weight once
+    if group == "ema":  # over the raw weights, of buffers an average holds running statistics only, and of a tied weight one
         given |= checkpoint.lazy("ema")
     if config.adapt is not None:
         given = dict(saved_start(config, checkpoint)) | given

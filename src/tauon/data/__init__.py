@@ -5,12 +5,16 @@ Knows no model and no task: a task says whether it needs tokens, arrays or a ser
 
 from tauon.data.arrays import ArrayDataset, Normalizer
 from tauon.data.audio_augment import AudioAugmentConfig
-from tauon.data.augment import AugmentConfig, Draws, Points
+from tauon.data.augment import AugmentConfig, Draws, Pixels, Points
+from tauon.data.augment_images import RandAugmentConfig  # registers every augmentation of pictures
+from tauon.data.choice import BalancedOrder, class_weights
 from tauon.data.columns import ColumnsConfig, Encoder
 from tauon.data.config import DataConfig, problems_for
+from tauon.data.grid import picture_sheet
 from tauon.data.inspection import ColumnLook, TableLook, inspect_table
 from tauon.data.loader import Loader
 from tauon.data.masking import MaskedDataset
+from tauon.data.mix import MixConfig, Mixer
 from tauon.data.order import example_at, permute
 from tauon.data.preparation import DataSplits, prepare
 from tauon.data.progress import Progress, bar
@@ -35,6 +39,7 @@ __all__ = [
     "Arrays",
     "AudioAugmentConfig",
     "AugmentConfig",
+    "BalancedOrder",
     "ColumnLook",
     "ColumnsConfig",
     "DataConfig",
@@ -45,9 +50,13 @@ __all__ = [
     "FromModelConfig",
     "Loader",
     "MaskedDataset",
+    "MixConfig",
+    "Mixer",
     "Normalizer",
+    "Pixels",
     "Points",
     "Progress",
+    "RandAugmentConfig",
     "Series",
     "SeriesAugmentConfig",
     "SeriesDataset",
@@ -65,6 +74,7 @@ __all__ = [
     "TokenizerConfig",
     "WindowConfig",
     "bar",
+    "class_weights",
     "example_at",
     "has_tokenizer",
     "inputs_from_records",
@@ -72,6 +82,7 @@ __all__ = [
     "inspect_table",
     "outputs_in_units",
     "permute",
+    "picture_sheet",
     "prepare",
     "problems_for",
     "read_wav",

@@ -23,11 +23,14 @@ from tauon.models.huggingface import open_huggingface, write_huggingface
 from tauon.models.lstm import LSTMConfig, LSTMForecaster
 from tauon.models.mel import LogMel, SpeechConfig, mel_filters
 from tauon.models.mlp import LinearConfig, LogisticConfig, MLPConfig, Perceptron
+from tauon.models.norm import BatchNorm, still
 from tauon.models.patchtst import PatchTST, PatchTSTConfig
 from tauon.models.peft import adapt_like, peft_kind, read_peft, write_peft
+from tauon.models.resnet import ResNet, ResNetConfig, published_resnet
 from tauon.models.speech_cnn import SpeechCNN, SpeechCNNConfig
 from tauon.models.start import CheckpointConfig, Start, fit, open_start, resolved, saved_start
 from tauon.models.tabular import FTTransformer, FTTransformerConfig, WideAndDeep, WideAndDeepConfig
+from tauon.models.vit import ViT, ViTConfig
 
 __all__ = [
     "BERT",
@@ -36,6 +39,7 @@ __all__ = [
     "AdaptConfig",
     "AdaptedLinear",
     "BERTConfig",
+    "BatchNorm",
     "CNNConfig",
     "CheckpointConfig",
     "ColumnsInput",
@@ -66,12 +70,16 @@ __all__ = [
     "Perceptron",
     "Qwen2Config",
     "Qwen3Config",
+    "ResNet",
+    "ResNetConfig",
     "Shard",
     "SpeechCNN",
     "SpeechCNNConfig",
     "SpeechConfig",
     "Start",
     "TabularConfig",
+    "ViT",
+    "ViTConfig",
     "WideAndDeep",
     "WideAndDeepConfig",
     "adapt_like",
@@ -86,6 +94,7 @@ __all__ = [
     "open_start",
     "parameter_count",
     "peft_kind",
+    "published_resnet",
     "read_peft",
     "record",
     "refuse_codes",
@@ -93,6 +102,7 @@ __all__ = [
     "resolved",
     "saved_start",
     "saved_weights",
+    "still",
     "write_huggingface",
     "write_peft",
 ]

@@ -39,6 +39,9 @@ class Model(nn.Module):
     shard_plan: ClassVar[dict[str, Shard]] = {}
     """Parameter name pattern (fnmatch) to `Shard`, first match wins. Names every parameter."""
 
+    compiling_pays: ClassVar[bool] = True
+    """Whether compiling the blocks one by one gains anything; `train.compile: auto` asks."""
+
     slices: int = 1
     """Processes that share each sequence: the hidden states which a later stage of a pipeline is given are one slice of as many."""
 

@@ -6,6 +6,8 @@ from tauon.tasks.forecasting import Forecasting
 from tauon.tasks.language import CountingBytes, LanguageModelling
 from tauon.tasks.losses import linear_cross_entropy, token_nll
 from tauon.tasks.masked import MaskedLanguageModelling
+from tauon.tasks.multilabel import MultiLabel
+from tauon.tasks.ordinal import Ordinal
 from tauon.tasks.quantiles import QuantileRegression, pinball
 from tauon.tasks.speech import AudioClassification, SpeechRecognition
 
@@ -16,6 +18,8 @@ __all__ = [
     "Forecasting",
     "LanguageModelling",
     "MaskedLanguageModelling",
+    "MultiLabel",
+    "Ordinal",
     "QuantileRegression",
     "Regression",
     "SpeechRecognition",

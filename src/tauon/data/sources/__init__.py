@@ -1,6 +1,7 @@
 """Data sources, one file each. Importing this registers those that come with Tauon."""
 
 from tauon.data.sources.base import Arrays, Document, Series, Signals, SourceConfig, Table
+from tauon.data.sources.folder import FolderConfig
 from tauon.data.sources.idx import IdxConfig
 from tauon.data.sources.npz import NpzConfig
 from tauon.data.sources.public import PublicConfig
@@ -15,6 +16,7 @@ __all__ = [
     "Arrays",
     "CsvConfig",
     "Document",
+    "FolderConfig",
     "IdxConfig",
     "JsonlConfig",
     "NpzConfig",
