@@ -100,7 +100,10 @@ def decide(ctx: Context, started: dict[str, Any]) -> tuple[ModelConfig, Loader, 
     )  # fmt: skip
     plan.derived.insert(1, chosen)
     if ctx.start is not None:
-        plan.derived[1:1] = [Derived("model", model.kind_, f"{recipe.model.from_}"), Derived("model.from", *started_with(ctx.start, model))]
+        plan.derived[1:1] = [
+            Derived("model", model.kind_, f"{recipe.model.from_}"),
+            Derived("model.from", *started_with(ctx.start, model, ctx.splits.spec.labels)),
+        ]
     derived = [d.to_json() for d in plan.derived]
     if ctx.world.leads:
         write_json(ctx.run.folder / "derived.json", derived)
@@ -223,9 +226,13 @@ def back_to_checkpoint(ctx: Context, job: TrainJob, writer: CheckpointWriter, wa
     return True
 
 
-def started_with(start: Start, model: ModelConfig) -> tuple[str, str]:
-    """(weights taken, and what is not, in words; where they come from)."""
-    return fit(model.bare(), start).said(), f"{start.layout}, {start.fingerprint[:12]}"
+def started_with(start: Start, model: ModelConfig, labels: tuple[str, ...]) -> tuple[str, str]:
+    """(weights taken, and what is not, in words; where they come from). `labels`: names of the data's classes."""
+    found = fit(model.bare(), start)
+    said = found.said()
+    if labels and start.labels and labels != start.labels and not found.fresh:
+        said += f"; its head was trained for the classes {', '.join(start.labels[:4])}, these are {', '.join(labels[:4])}"
+    return said, f"{start.layout}, {start.fingerprint[:12]}"
 
 
 def model_record(model: ModelConfig, start: Start | None) -> dict[str, Any]:

@@ -162,6 +162,8 @@ def test_part_of_gpt2s_joined_matrix_goes_out_and_comes_back(tmp_path: Path) -> 
     folder = save(theirs("gpt2"), tmp_path / "base")
     config, model = adapted(folder, {"kind": "lora", "rank": 3, "target": ["q", "v"]})
     write_peft(tmp_path / "adapter", config, saved_weights(model), base="x", fingerprint=open_start(str(folder)).fingerprint)
+    _, again = adapted(folder, {"kind": "lora", "from": str(tmp_path / "adapter")})
+    torch.testing.assert_close(logits(again, tokens()), logits(model, tokens()), rtol=0, atol=1e-6)
     peft = pytest.importorskip("peft", reason="peft is not installed")
     loaded = peft.PeftModel.from_pretrained(theirs("gpt2"), tmp_path / "adapter").eval()
     with torch.no_grad():

@@ -157,24 +157,26 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def _block(there: Mapping[str, Any], at: At, leaf: str, rank: int, special: dict[str, Any]) -> Any:
-    """Of an adapter of one matrix of n of ours, what belongs to the one `at`: its rows; of A all, or its block where each has its own."""
+    """Of an adapter of one matrix of n of ours, what belongs to the one `at`: its rows; of A all, or where several adapters lie side by side
+    in it (as `_blocks` writes them), the one whose B has numbers in these rows.
+    """
     assert at.part is not None
-    whole = there[f"{at.name}.{_LEAVES[leaf]}"]
-    if there[f"{at.name}.{_LEAVES['lora_a']}"].shape[0] == rank:
-        return whole if leaf == "lora_a" else View(whole, At("", part=at.part))
-    i, n = at.part
-    special.pop(_suffix(at.name), None)  # its rank is that of n blocks
-    if leaf == "lora_a":
-        return View(whole, At("", part=(i, n)))
+    a, b = (there[f"{at.name}.{_LEAVES[x]}"] for x in ("lora_a", "lora_b"))
     if leaf == "magnitude":
-        return View(whole, At("", part=(i, n)))
-    rows = View(whole, At("", part=(i, n))).read()
-    block = View(rows, At("", True, (i, n))).read().t()
-    if rows.count_nonzero() != block.count_nonzero():
-        raise CheckpointError(
-            f"{at.name}: its adapter of rank {whole.shape[1]} mixes {n} matrices that are apart here. Take one of rank {rank}."
-        )
-    return block
+        return View(there[f"{at.name}.{_LEAVES[leaf]}"], At("", part=at.part))
+    if a.shape[0] == rank:
+        return a if leaf == "lora_a" else View(b, At("", part=at.part))
+    if rank == 0 or a.shape[0] % rank:
+        return a if leaf == "lora_a" else b  # its shape will be refused
+    special.pop(_suffix(at.name), None)  # its rank is that of its blocks together
+    rows = View(b, At("", part=at.part)).read()
+    blocks = rows.split(rank, dim=1)
+    mine = [k for k, block in enumerate(blocks) if block.any()]
+    if len(mine) > 1:
+        message = f"its adapter of rank {a.shape[0]} mixes {at.part[1]} matrices that are apart here. Take one of rank {rank}."
+        raise CheckpointError(f"{at.name}: {message}")
+    k = mine[0] if mine else min(at.part[0], len(blocks) - 1)
+    return a[slice(k * rank, (k + 1) * rank), slice(0, a.shape[1])] if leaf == "lora_a" else blocks[k]
 
 
 def write_peft(
