@@ -25,7 +25,8 @@ TEXT = ["data.tokenizer={kind: bpe, vocab: 300}", "data.seq_len=16", "model.laye
 TEXT += ["evaluate.samples=1", "evaluate.resamples=100"]
 ARRAYS = ["evaluate.resamples=100"]
 SHORT = ["train.epochs=null", "train.time=null", "train.tokens=null", "train.steps=4", "train.batch=4"]
-LIMIT = {"text": 2, "arrays": 200, "series": 600, "signals": 300}
+SORTED = ["data.tokenizer={kind: bpe, vocab: 300}", "data.seq_len=16", "evaluate.resamples=100"]
+LIMIT = {"text": 2, "arrays": 200, "series": 600, "signals": 300, "labelled-text": 60, "chat": 60, "pairs": 20}
 
 
 def uses(recipe: Recipe) -> set[str]:
@@ -37,7 +38,7 @@ def toy(name: str) -> Recipe:
     """The recipe with a tiny model, little data and four steps; everything else as shipped."""
     source = yaml.safe_load(shipped_recipes()[name].read_text())["data"]["source"]
     recipe = load_recipe(name)
-    small = TEXT if recipe.task.needs == "tokens" else ARRAYS
+    small = {"tokens": TEXT, "labelled-text": SORTED}.get(recipe.task.needs, ARRAYS)
     given = source if isinstance(source, dict) else {"kind": source}
     limited = given | {"limit": LIMIT[recipe.data.source.gives()]}
     if recipe.data.source.kind_ == "sklearn":
