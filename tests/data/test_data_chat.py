@@ -262,7 +262,7 @@ def test_alpaca_and_dpo_demo_are_read_whole(mirror: Path, monkeypatch: pytest.Mo
         parse(DataConfig, {"source": {"kind": "public", "name": "dpo-demo"}, "tokenizer": "bytes", "seq_len": 1024}), seed=0, needs="pairs"
     )
     assert sum(p["pairs"] for p in pairs.facts["parts"].values()) == 300
-    first = json.loads(gzip.open(mirror / "preference-dpo" / "dpo_en_demo.json.gz").read())[0]
+    first = json.loads(gzip.decompress((mirror / "preference-dpo" / "dpo_en_demo.json.gz").read_bytes()))[0]
     assert pair(first, "x").chosen == first["chosen"]["value"]
 
 

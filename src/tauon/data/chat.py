@@ -207,10 +207,10 @@ class ChatDataset:
         return Batch(*(torch.from_numpy(a) for a in (inputs, targets, weights, segments, index.copy())))
 
     def answers(self, row: int) -> list[list[str]] | None:
-        """What the loss of a row must cover, as text: the answers of each conversation in it; None where one of them was cut."""
-        if any(self._encoded[i].cut or self._encoded[i].cut_answer for i in self._rows[row]):
-            return None
-        return [[m.content for m in self._conversations[i].messages if m.role == ANSWER] for i in self._rows[row]]
+        """What the loss of a row must cover, as text: the answers of each conversation in it; None where one of them may be cut."""
+        found = [[m.content for m in self._conversations[i].messages if m.role == ANSWER] for i in self._rows[row]]
+        cut = (e.cut_answer or (e.cut and len(f) > 1) for e, f in zip((self._encoded[i] for i in self._rows[row]), found, strict=True))
+        return None if any(cut) else found
 
     def prompts(self, n: int) -> list[tuple[Message, ...]]:
         """What stands before the last answer of the first n conversations."""
