@@ -54,6 +54,23 @@ def recordings(folder: Path, name: str) -> Path:
     return folder
 
 
+def pictures(folder: Path, *, parts: bool = False) -> Path:
+    """Squares and stripes, 20 x 24 pixels; stripes are rarer."""
+    image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
+    draw = random.Random(0)
+    for label, number in (("square", 30), ("stripes", 14)):
+        for i in range(number):
+            picture = image.new("L", (24, 20), draw.randint(0, 40))
+            for x in range(24):
+                for y in range(20):
+                    if (label == "square" and 6 < x < 18 and 5 < y < 15) or (label == "stripes" and x % 6 < 3):
+                        picture.putpixel((x, y), draw.randint(180, 255))
+            part = ("test" if i % 5 == 0 else "train") if parts else ""
+            (folder / part / label).mkdir(parents=True, exist_ok=True)
+            picture.save(folder / part / label / f"{i}.png")
+    return folder
+
+
 def documents(path: Path) -> Path:
     path.write_text("\n".join(json.dumps({"text": words(60, seed)}) for seed in range(40)))
     return path
@@ -102,6 +119,21 @@ def test_dates_and_numbers_become_a_forecast(tmp_path: Path) -> None:
 def test_a_gap_in_a_series_is_filled_and_said(tmp_path: Path) -> None:
     made = draft(series(tmp_path / "load.csv", without=40))
     assert made.sections["data"]["source"]["fill"] == "forward" and "gaps" in made.to_yaml()
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_folder_of_pictures_becomes_a_classifier(tmp_path: Path, parts: bool) -> None:
+    made = draft(pictures(tmp_path / "shapes", parts=parts), label="folder")
+    assert made.sections["data"]["class_weights"] == "balanced" and ("split" in made.sections["data"]) != parts
+    assert trains(write_draft(made, tmp_path / "shapes.yaml"), tmp_path)["family"] == "classification"
+
+
+def test_pictures_without_classes_are_asked_for_them(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "shapes") / "square"
+    with pytest.raises(DataError, match="expected a subfolder for each class"):
+        draft(folder)
+    with pytest.raises(DataError, match="the label of pictures is their folder"):
+        draft(folder.parent, label="name")
 
 
 def test_a_folder_of_recordings_becomes_a_classifier(tmp_path: Path) -> None:
