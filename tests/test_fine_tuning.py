@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from tauon.artifacts import Run, latest_checkpoint, load_checkpoint
+from tauon.check import reference
 from tauon.config import parse
 from tauon.errors import CheckpointError, RecipeError, RunError, TauonError, TrainingError
 from tauon.export import export_checkpoint, merge_adapter
 from tauon.models import open_start
-from tauon.pipeline import load_model, run
+from tauon.pipeline import load_model, quiet, run
 from tauon.recipe import Recipe
 from tauon.tracking import read_events
 from toy import Tauon, words
@@ -232,6 +233,21 @@ def test_merged_exported_and_apart_give_the_same_answers(world: Path, tmp_path: 
     back, _ = load_model(load_checkpoint(both), recipe(world, "x"))
     with torch.no_grad():
         torch.testing.assert_close(back.logits(back(ids)), want, rtol=0, atol=1e-5)
+
+
+def test_qlora_runs_goes_on_and_merges(world: Path, tmp_path: Path) -> None:
+    adapt = {"kind": "lora", "rank": 2, "quantize": "nf4"}
+    done = go(world, "qlora", stages=("prepare", "train", "evaluate"), adapt=adapt)
+    found = latest_checkpoint(done.checkpoints)
+    assert found is not None
+    apart, _ = load_model(found, recipe(world, "x", adapt=adapt))
+    whole, _ = load_model(load_checkpoint(merge_adapter(done.folder, tmp_path / "merged")), recipe(world, "x"))
+    ids = torch.randint(0, 200, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(whole.logits(whole(ids)), apart.logits(apart(ids)), rtol=0, atol=1e-5)
+    tree = recipe(world, "x", adapt=adapt, parallel={"kind": "mesh", "tensor": 2})
+    with pytest.raises(RecipeError, match=r"parallel.tensor: 2, and adapt.quantize"):
+        reference(tree, tmp_path, steps=1, processes=2, tell=quiet)
 
 
 def test_a_run_with_adapters_is_itself_a_start(world: Path) -> None:

@@ -43,6 +43,11 @@ def refuse_layout(
             raise RecipeError([Problem("train.microbatch", message)])
         pieces_of_batch(config, -(-batch // layout.data))
     if layout.tensor > 1:
+        if any(getattr(module, "will_round", False) for module in model.modules()):
+            message = (
+                f"{layout.tensor}, and adapt.quantize keeps matrices in blocks that cannot be cut so. Take replicate or shard, or drop it."
+            )
+            raise RecipeError([Problem("parallel.tensor", message)])
         refuse_odd_shards(model, model.shard_plan, layout.tensor, model.head_counts())
     if layout.context > 1:
         if not model.attentions() or seq_len is None:

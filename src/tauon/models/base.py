@@ -19,6 +19,7 @@ from tauon.config import Count, Registered, dump, parse
 from tauon.distributed.pieces import fill, is_dtensor
 from tauon.errors import CheckpointError, Problem, RecipeError
 from tauon.models.adapters import AdaptConfig, AdaptedLinear, init_adapter, is_adapter, saved_weights
+from tauon.models.nf4 import Rounded
 from tauon.types import DataSpec
 
 __all__ = ["Model", "ModelConfig", "Shard", "Size", "from_record", "load_weights", "materialize", "parameter_count", "refuse_misfits"]
@@ -164,6 +165,11 @@ def materialize(
         weights = starting_weights(config, model)
     if half:
         _halve(model)
+    rounded = config.adapt is not None and config.adapt.quantize == "nf4"
+    if rounded:
+        for layer in model.modules():
+            if isinstance(layer, AdaptedLinear):
+                layer.round_weight()
     if dress is not None:
         dress(model)
     tied = _tied(model)
@@ -178,18 +184,20 @@ def materialize(
                 continue
             start = torch.empty(p.shape, dtype=p.dtype)  # drawn on the CPU: the same numbers for every device
             if is_adapter(name):
-                layer = name.rpartition(".")[0]
-                init_adapter(
-                    name, start, _generator(seed, name), _whole(weights[f"{layer}.weight"]) if name.endswith("magnitude") else None
-                )
+                beside = weights.get(f"{name.rpartition('.')[0]}.weight") if name.endswith("magnitude") else None
+                beside = Rounded(beside) if beside is not None and rounded else beside
+                init_adapter(name, start, _generator(seed, name), None if beside is None else _whole(beside))
             else:
                 model.init_parameter(name, start, _generator(seed, name))
             fill(p, start)
         for b in model.buffers():
             b.zero_()
+    names = {module: name for name, module in model.named_modules()}
     for module in model.modules():
         if isinstance(module, Model):
             module.init_buffers()
+        if isinstance(module, AdaptedLinear) and module.rounded:
+            module.fill_rounded(_whole(weights[f"{names[module]}.weight"]))
     kept = model.state_dict()
     with torch.no_grad():
         for name, b in model.named_buffers():

@@ -89,7 +89,7 @@ def open_start(ref: str) -> Start:
     if config.adapt is None:
         return Start(path, "tauon", config, tensors, checkpoint.hash, labels, {n: n for n in tensors})
     base = base_of(checkpoint)
-    tensors = merged(base.tensors, tensors, config.adapt.scale)
+    tensors = merged(base.tensors, tensors, config.adapt.scale, rounded=config.adapt.quantize == "nf4")
     config = config.model_copy(update={"from_": None, "adapt": None})
     return Start(path, "tauon", config, tensors, checkpoint.hash, labels, {n: n for n in tensors})
 

@@ -35,7 +35,7 @@ from tauon.distributed import (
     stages_of,
 )
 from tauon.errors import Problem, RecipeError
-from tauon.models import Model, ModelConfig, materialize, parameter_count, still
+from tauon.models import AdaptedLinear, Model, ModelConfig, materialize, parameter_count, still
 from tauon.optim import Muon, OptimConfig, scale_rates
 from tauon.tasks import Task
 from tauon.train.config import TrainConfig
@@ -255,7 +255,9 @@ def memory_copies(config: TrainConfig) -> int:
 
 def weight_bytes(bare: Model, config: TrainConfig) -> float:
     """Bytes of weights and of what training holds for each that trains."""
-    return 4.0 * (parameter_count(bare) + trainable(bare) * (memory_copies(config) - 1))
+    small = {id(m.weight) for m in bare.modules() if isinstance(m, AdaptedLinear) and m.will_round}
+    held = sum(p.numel() * (0.5625 if id(p) in small else 4.0) for p in bare.parameters())
+    return held + 4.0 * trainable(bare) * (memory_copies(config) - 1)
 
 
 def frozen_share(bare: Model) -> float:
@@ -317,7 +319,8 @@ def build_job(
             for part in parts or [bare]:
                 apply_data(part, mesh, blocks=part.blocks_to_compile(), reshard_after_forward=whole, gather_dtype=gathered)
 
-    net: Model = materialize(model, seed=seed, device=plan.device, dress=divide)
+    half = precision.name == "bf16" and mesh.replicas_only
+    net: Model = materialize(model, seed=seed, device=plan.device, dress=divide, half=half)
     optimizer = optim.build(net)
     scale_rates(optimizer, net, net.layer_of, optim.layer_decay, optim.lr_scale)
     job = TrainJob(
