@@ -7,6 +7,7 @@ Plain torch, so that it runs wherever torch does; a matrix exists whole only whi
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ CODES = (
     0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
     0.7229568362236023, 1.0,
 )  # fmt: skip
-_MIDDLES = tuple((a + b) / 2 for a, b in zip(CODES, CODES[1:], strict=False))
+_MIDDLES = tuple((a + b) / 2 for a, b in itertools.pairwise(CODES))
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         dy = grads[0]
-        dx = dy @ dequantize(*ctx.saved_tensors, ctx.shape, dy.dtype) if ctx.needs_input_grad[0] else None
+        packed, largest = ctx.saved_tensors
+        dx = dy @ dequantize(packed, largest, ctx.shape, dy.dtype) if ctx.needs_input_grad[0] else None
         return dx, None, None, None, dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[4] else None
 
 
