@@ -309,3 +309,11 @@ def test_every_kind_of_base_is_refused_a_task_that_it_does_not_know(world: Path,
     )
     ended = Tauon(capsys)("run", world / "iris.yaml", "--root", world / "runs")
     assert ended.code == 2 and "holds a llama" in ended.err, ended
+
+
+def test_the_learning_rate_range_of_adapters_is_tested_as_of_any_model(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tauon.recipe import to_yaml
+
+    (world / "range.yaml").write_text(to_yaml(recipe(world, "range", adapt=LORA)))
+    ended = Tauon(capsys)("tune", world / "range.yaml", "--lr-range", "--steps", "12", "--root", world / "runs")
+    assert ended.code == 0 and "optim.lr=" in ended.out, ended

@@ -50,11 +50,11 @@ from tauon.models import (
     adapt_like,
     from_record,
     materialize,
-    open_start,
     refuse_codes,
     refuse_misfits,
     resolved,
     saved_start,
+    start_of,
 )
 from tauon.recipe import FREE, SECTIONS, Recipe, StageName, differences, fingerprint, to_yaml
 from tauon.report import render
@@ -187,8 +187,7 @@ class Context:
     @cached_property
     def start(self) -> Start | None:
         """The trained model that `model.from` names, opened."""
-        ref = self.recipe.model.from_
-        return None if ref is None else open_start(ref)
+        return start_of(self.recipe.model)
 
     @cached_property
     def data(self) -> DataConfig:

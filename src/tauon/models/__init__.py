@@ -28,7 +28,7 @@ from tauon.models.patchtst import PatchTST, PatchTSTConfig
 from tauon.models.peft import adapt_like, peft_kind, read_peft, write_peft
 from tauon.models.resnet import ResNet, ResNetConfig, published_resnet
 from tauon.models.speech_cnn import SpeechCNN, SpeechCNNConfig
-from tauon.models.start import CheckpointConfig, Start, fit, open_start, resolved, saved_start
+from tauon.models.start import CheckpointConfig, Start, fit, open_start, resolved, saved_start, start_of
 from tauon.models.tabular import FTTransformer, FTTransformerConfig, WideAndDeep, WideAndDeepConfig
 from tauon.models.vit import ViT, ViTConfig
 
@@ -102,6 +102,7 @@ __all__ = [
     "resolved",
     "saved_start",
     "saved_weights",
+    "start_of",
     "still",
     "write_huggingface",
     "write_peft",

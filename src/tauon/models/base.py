@@ -22,7 +22,18 @@ from tauon.models.adapters import AdaptConfig, AdaptedLinear, init_adapter, is_a
 from tauon.models.nf4 import Rounded
 from tauon.types import DataSpec
 
-__all__ = ["Model", "ModelConfig", "Shard", "Size", "from_record", "load_weights", "materialize", "parameter_count", "refuse_misfits"]
+__all__ = [
+    "Model",
+    "ModelConfig",
+    "Shard",
+    "Size",
+    "block_number",
+    "from_record",
+    "load_weights",
+    "materialize",
+    "parameter_count",
+    "refuse_misfits",
+]
 
 Shard = Literal["colwise", "rowwise", "vocab", "replicate", "per-head"]
 """How tensor parallelism may cut a weight (out, in): its rows, its columns, its vocabulary rows, or not at all; `per-head`: not
@@ -98,6 +109,14 @@ class Model(nn.Module):
         return 4.0 * sum(p.shape[0] for p in self.parameters() if p.ndim == 2)
 
 
+def block_number(name: str, depth: int) -> tuple[int, int]:
+    """`Model.layer_of` for a model of embeddings (or patches), `depth` blocks called `blocks.<i>`, and what comes behind them."""
+    first, _, rest = name.partition(".")
+    if first == "blocks":
+        return int(rest.partition(".")[0]) + 1, depth + 2
+    return (0 if first in ("embed", "positions", "types", "embed_norm", "patches", "first") else depth + 1), depth + 2
+
+
 class ModelConfig(Registered, family="model"):
     """A model family and its sizes."""
 
@@ -117,6 +136,10 @@ class ModelConfig(Registered, family="model"):
         if isinstance(data, Mapping) and "from" in data and "kind" not in data:
             data = {"kind": "checkpoint", **data}
         return super()._choose(data)
+
+    def published(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Weights by our names, from a published file of weights of this family, where those have other ones."""
+        return tensors
 
     def resolve(self, spec: DataSpec) -> Self:
         """The same config with every `auto` filled in from the data. Raises `RecipeError` where they cannot fit."""

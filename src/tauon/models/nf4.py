@@ -7,7 +7,7 @@ Plain torch, so that it runs wherever torch does; a matrix exists whole only whi
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ CODES = (
     0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
     0.7229568362236023, 1.0,
 )  # fmt: skip
-_MIDDLES = tuple((a + b) / 2 for a, b in itertools.pairwise(CODES))
+_MIDDLES = tuple((a + b) / 2 for a, b in pairwise(CODES))
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ class _Linear(torch.autograd.Function):
 
 
 def nf4_linear(x: Tensor, packed: Tensor, largest: Tensor, shape: tuple[int, int], bias: Tensor | None) -> Tensor:
-    """X W^T + b in the dtype of x, or of autocast; W is formed for the product, and again for its gradient."""
+    """Give x W^T + b in the dtype of x, or of autocast; W is formed for the product, and again for its gradient."""
     kind = x.device.type
     if torch.is_autocast_enabled(kind):
         x = x.to(torch.get_autocast_dtype(kind))
@@ -81,4 +81,5 @@ class Rounded:
         """The whole matrix, float32."""
         whole = self.source if isinstance(self.source, Tensor) else self.source.read()
         rows, columns = self.shape
-        return dequantize(*quantize(whole), (rows, columns), torch.float32)
+        packed, largest = quantize(whole)
+        return dequantize(packed, largest, (rows, columns), torch.float32)

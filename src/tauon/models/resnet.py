@@ -77,6 +77,9 @@ class ResNetConfig(ModelConfig):
             shape, outputs, blocks, widths, groups=groups, dropout=self.dropout, drop_path=self.drop_path, zero_init=self.zero_init, **how
         )
 
+    def published(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        return published_resnet(tensors)
+
     def problems(self) -> Iterator[tuple[str, str]]:
         groups, channels = self.peek("groups"), self.peek("width")
         if self.peek("norm") == "group" and channels % groups:
@@ -208,6 +211,7 @@ class _Block(nn.Module):
 class ResNet(Model):
     """BCHW -> B outputs. Parameters are named as torchvision names them."""
 
+    own_head = ("fc.*",)
     compiling_pays = False  # convolutions are library calls, and blocks of many shapes are compiled many times (docs/experiments.md)
     shard_plan = {  # noqa: RUF012 - plain data, read only
         "*conv*": "replicate",
@@ -297,14 +301,14 @@ class ResNet(Model):
                 yield cast(nn.Conv2d, block.downsample[0]), h * w
 
 
-def published_resnet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def published_resnet(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Weights under the names used here, from torchvision's files (the same but for a step counter) or from those of the CIFAR networks
     (github.com/akamaster/pytorch_resnet_cifar10: behind `module.`, the head called `linear`, shortcuts without weights).
 
     Read such a file with `torch.load(path, weights_only=True)["state_dict"]` or safetensors; put the result in with `load_weights`, which
     names whatever is missing, left over or of another shape.
     """
-    found: dict[str, Tensor] = {}
+    found: dict[str, Any] = {}
     for name, tensor in tensors.items():
         plain = name.removeprefix("module.")
         if plain.endswith("num_batches_tracked"):

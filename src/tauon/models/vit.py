@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
-from tauon.models.base import Model, ModelConfig, Size
+from tauon.models.base import Model, ModelConfig, Size, block_number
 from tauon.models.mlp import array_sizes
 from tauon.models.norm import drop_path
 from tauon.models.transformer import Attention
@@ -134,6 +134,7 @@ class _Block(nn.Module):
 class ViT(Model):
     """BCHW -> B outputs."""
 
+    own_head = ("head.*",)
     shard_plan = {  # noqa: RUF012 - plain data, read only
         "patches.*": "replicate",
         "first.weight": "replicate",
@@ -195,6 +196,9 @@ class ViT(Model):
 
     def blocks_to_compile(self) -> list[nn.Module]:
         return list(self.layers)
+
+    def layer_of(self, name: str) -> tuple[int, int]:
+        return block_number(name, len(self.blocks))
 
     def flops_per_example(self, spec: DataSpec) -> float:
         """6 for each weight that multiplies, times its positions; attention's 12 T T D a layer."""
