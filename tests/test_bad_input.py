@@ -361,6 +361,39 @@ def test_a_table_is_no_series_and_a_series_no_table(tauon: Tauon, tmp_path: Path
     )
 
 
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("torn", ["a/0.png: not a whole picture", "on_corrupt=skip"]),
+        ("one class", ["one class only (a)", "a subfolder for each class"]),
+        ("empty class", ["/c: the class has no picture"]),
+        ("sizes", ["3 x 3 pixels", "data.source.size"]),
+        ("a class only the test part has", ["the test source has the label 'c', which training never sees"]),
+    ],
+)
+def test_folders_of_pictures_that_make_no_sense(tauon: Tauon, tmp_path: Path, what: str, says: list[str]) -> None:
+    image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
+    root = tmp_path / "signs"
+    base = root / "train" if what.startswith("a class") else root
+    for c in ("ab", "a")[what == "one class"]:
+        (base / c).mkdir(parents=True)
+        for i in range(6):
+            image.new("L", (8, 8), 40 * i).save(base / c / f"{i}.png")
+    if what == "torn":
+        (base / "a" / "0.png").write_bytes((base / "a" / "0.png").read_bytes()[:40])
+    elif what == "empty class":
+        (base / "c").mkdir()
+    elif what == "sizes":
+        image.new("L", (3, 3)).save(base / "b" / "9.png")
+    elif what.startswith("a class"):
+        for c in "ac":
+            (root / "test" / c).mkdir(parents=True)
+            image.new("L", (8, 8)).save(root / "test" / c / "0.png")
+    data = {"source": {"kind": "folder", "path": str(root)}}
+    refused(tauon("run", table_recipe(tmp_path / "r", data=data, model={"kind": "cnn", "channels": [8]})), DATA, *says)
+    assert not steps_in(Path("runs/table/checkpoints"))
+
+
 def test_a_csv_cell_that_is_no_number_is_named_by_line_and_column(tauon: Tauon, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b,y\n1,2,x\n3,four,y\n")
     recipe = table_recipe(tmp_path / "r", data={"source": {"kind": "csv", "path": str(tmp_path / "t.csv"), "label": "y"}})

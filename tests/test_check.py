@@ -18,7 +18,7 @@ from tauon.models import GPT
 from tauon.pipeline import quiet
 from tauon.recipe import Recipe, load_recipe
 from tauon.testing.processes import run_processes
-from toy import Tauon, text_recipe
+from toy import Tauon, table_recipe, text_recipe
 
 pytestmark = pytest.mark.distributed
 
@@ -106,3 +106,39 @@ def test_what_cannot_work_is_told_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="3 does not divide the model's 4 heads"):
         reference(recipe, tmp_path, steps=1, processes=3, tell=quiet)
     assert not list(tmp_path.glob("step-*"))
+
+
+def on_pictures(folder: str, recipe: dict[str, Any], sabotage: bool) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    if sabotage:  # every process normalises by its own rows
+        from tauon.train import assemble
+
+        assemble.share_statistics = lambda model, mesh: None
+    findings, _, _ = compare(parse(Recipe, recipe), Path(folder), World(dist.get_rank(), dist.get_world_size()), tell=quiet)
+    return [f.to_json() for f in findings]
+
+
+@pytest.mark.parametrize(("parallel", "sabotage"), [({"replicate": 2}, False), ({"shard": 2}, False), ({"replicate": 2}, True)])
+def test_batch_norm_over_processes_is_what_one_process_computes(tmp_path: Path, parallel: dict[str, Any], sabotage: bool) -> None:
+    """Also with mixed pairs, whose partners lie on the other rank; and where statistics are each process's own, the check says so."""
+    import numpy as np
+
+    from tauon.config import dump
+
+    y = np.arange(60) % 3
+    x = (np.random.default_rng(0).integers(0, 120, (60, 1, 8, 8)) + 40 * y[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "pictures.npz", x=x, y=y)
+    data = {
+        "source": {"kind": "npz", "path": str(tmp_path / "pictures.npz")},
+        "mix": {"mixup": 0.4},
+        "augment": [{"kind": "crop", "padding": 1}],
+    }
+    model = {"kind": "resnet20", "drop_path": 0.1}
+    path = table_recipe(
+        tmp_path, data=data, model=model, parallel={"kind": "mesh", **parallel}, optim={"kind": "sgd", "lr": 0.05}, train={"batch": 12}
+    )
+    recipe = load_recipe(path)
+    reference(recipe, tmp_path, steps=2, processes=2, tell=quiet)
+    ranks = run_processes(on_pictures, 2, 100, str(tmp_path), dump(recipe), sabotage)
+    bad = first_divergent([Finding(**{k: v for k, v in f.items() if k != "fine"}) for f in ranks[0]])
+    assert (bad is not None) == sabotage, bad

@@ -61,6 +61,13 @@ MODELS: dict[str, list[tuple[dict[str, Any], DataSpec]]] = {
     ],
     "logistic": [({}, TABLE)],
     "linear": [({}, NUMBERS)],
+    "resnet18": [({"width": 8}, IMAGES)],
+    "resnet34": [({"width": 8, "norm": "group", "groups": 8}, IMAGES)],
+    "resnet50": [({"width": 8, "stem": "small"}, IMAGES)],
+    "resnet20": [({}, IMAGES), ({"norm": "group", "dropout": 0.1, "drop_path": 0.1}, IMAGES)],
+    "resnet32": [({}, IMAGES)],
+    "resnet56": [({}, IMAGES)],
+    "vit": [({"patch": 4, "layers": 2, "width": 16, "heads": 2}, IMAGES)],
     "wide-and-deep": [({"hidden": [16]}, MIXED), ({"hidden": [16], "crosses": True}, CODES), ({}, TABLE)],
     "ft-transformer": [
         ({"layers": 2, "width": 16, "heads": 4, "attention_dropout": 0, "mlp_dropout": 0}, s) for s in (MIXED, CODES, TABLE)
@@ -70,7 +77,10 @@ MODELS: dict[str, list[tuple[dict[str, Any], DataSpec]]] = {
         ({"layers": 2, "width": 16, "heads": 4, "mlp_width": 32, "patch": 6, "stride": 3, "dropout": 0}, s) for s in (SERIES, FANS)
     ],
     "lstm": [({"width": 24}, SERIES), ({"width": 24, "layers": 2, "revin": False}, FANS), ({"width": 24}, COVARIATES)],
-    "text-bag": [({"dropout": 0.0, "buckets": 997}, LABELLED), ({"dropout": 0.0, "ngrams": 1, "width": 8}, LABELLED)],
+    "text-bag": [
+        ({"dropout": 0, "number_dropout": 0, "buckets": 997}, LABELLED),
+        ({"dropout": 0, "number_dropout": 0, "ngrams": 1}, LABELLED),
+    ],
     "speech-cnn": [({"channels": [8, 12], "mels": 12}, SOUNDS)],
     "conformer": [({"layers": 1, "width": 16, "heads": 2, "mels": 12, "kernel": 5}, SOUNDS)],
     "cnn": [({"channels": [8, 16]}, IMAGES), ({"channels": [8], "convs_per_stage": 2}, IMAGES)],
@@ -98,8 +108,16 @@ def preferences() -> Batch:
     return Batch(tokens[..., :-1], tokens[..., 1:], weights, segments, reference=torch.full((12, 2), -17.0))
 
 
+def several_labels() -> Batch:
+    """Rows with a 0 or 1 for each of three labels."""
+    g = torch.Generator().manual_seed(0)
+    return Batch(torch.randn(4, 7, generator=g), torch.tensor([[1, 0, 1], [0, 0, 1], [1, 1, 0], [0, 0, 0]]).float(), torch.ones(4))
+
+
 TASKS: dict[str, list[tuple[Any, ...]]] = {
     "classification": [({}, {"kind": "mlp"}, TABLE), ({"label_smoothing": 0.1}, {"kind": "mlp"}, MIXED)],
+    "ordinal": [({}, {"kind": "mlp"}, TABLE), ({"loss_kind": "rps"}, {"kind": "mlp"}, TABLE)],
+    "multi-label": [({}, {"kind": "mlp"}, TABLE, several_labels())],
     "regression": [({}, {"kind": "mlp"}, NUMBERS), ({"loss_kind": "huber"}, {"kind": "linear"}, NUMBERS)],
     "quantile-regression": [({}, {"kind": "mlp"}, NUMBERS), ({"quantiles": [0.5]}, {"kind": "mlp"}, CODES)],
     "forecasting": [
@@ -153,6 +171,11 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
     for name, array in (("images", images), ("labels", labels)):
         head = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
         (folder / f"{name}.idx.gz").write_bytes(gzip.compress(head + array.tobytes()))
+    from PIL import Image
+
+    for i in range(6):
+        (folder / "signs" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (3, 2), 40 * i).save(folder / "signs" / "ab"[i % 2] / f"{i}.png")
     (folder / "f.csv").write_text("date,a,b\n" + "".join(f"2020-01-{i + 1:02d},{i},{i * i}\n" for i in range(20)))
     for name in ("a_0", "a_1", "b_0"):
         write_wav(folder / "wav" / f"{name}.wav", tone(300, 0.02, 8000), 8000)
@@ -169,6 +192,7 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
         "idx": [{"images": str(folder / "images.idx.gz"), "labels": str(folder / "labels.idx.gz")}],
         "wav": [{"path": str(folder / "wav"), "pattern": "{label}_{take}"}],
         "npz": [{"path": str(folder / "e.npz"), "features": "x", "targets": "y"}],
+        "folder": [{"path": str(folder / "signs")}, {"path": str(folder / "signs"), "size": 4, "colours": "rgb"}],
         "sklearn": [{"name": n} for n in ("iris", "diabetes", "digits")],
         "series": [{"path": str(folder / "f.csv")}, {"path": str(folder / "f.csv"), "targets": ["b"], "inputs": ["a"]}],
         "python-stdlib": [{"limit": 3}],
@@ -184,7 +208,7 @@ def test_every_registered_part_has_a_case_here() -> None:
 @pytest.mark.parametrize(("kind", "settings", "spec"), [(k, s, d) for k, cases in MODELS.items() for s, d in cases])
 def test_model_contract(kind: str, settings: dict[str, Any], spec: DataSpec) -> None:
     config = parse(ModelConfig, {"kind": kind, **settings})
-    check_model(config, spec, steps=600 if kind in ("logistic", "linear") else 200)
+    check_model(config, spec, steps={"logistic": 600, "linear": 600}.get(kind, 40 if kind.startswith("resnet") else 200))
 
 
 @pytest.mark.parametrize(("kind", "case"), [(k, case) for k, cases in TASKS.items() for case in cases])

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from tauon.artifacts import Run, latest_checkpoint, load_checkpoint
+from tauon.check import reference
 from tauon.config import parse
 from tauon.errors import CheckpointError, RecipeError, RunError, TauonError, TrainingError
 from tauon.export import export_checkpoint, merge_adapter
 from tauon.models import open_start
-from tauon.pipeline import load_model, run
+from tauon.pipeline import load_model, quiet, run
 from tauon.recipe import Recipe
 from tauon.tracking import read_events
 from toy import Tauon, words
@@ -234,6 +235,21 @@ def test_merged_exported_and_apart_give_the_same_answers(world: Path, tmp_path: 
         torch.testing.assert_close(back.logits(back(ids)), want, rtol=0, atol=1e-5)
 
 
+def test_qlora_runs_goes_on_and_merges(world: Path, tmp_path: Path) -> None:
+    adapt = {"kind": "lora", "rank": 2, "quantize": "nf4"}
+    done = go(world, "qlora", stages=("prepare", "train", "evaluate"), adapt=adapt)
+    found = latest_checkpoint(done.checkpoints)
+    assert found is not None
+    apart, _ = load_model(found, recipe(world, "x", adapt=adapt))
+    whole, _ = load_model(load_checkpoint(merge_adapter(done.folder, tmp_path / "merged")), recipe(world, "x"))
+    ids = torch.randint(0, 200, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(whole.logits(whole(ids)), apart.logits(apart(ids)), rtol=0, atol=1e-5)
+    tree = recipe(world, "x", adapt=adapt, parallel={"kind": "mesh", "tensor": 2})
+    with pytest.raises(RecipeError, match=r"parallel.tensor: 2, and adapt.quantize"):
+        reference(tree, tmp_path, steps=1, processes=2, tell=quiet)
+
+
 def test_a_run_with_adapters_is_itself_a_start(world: Path) -> None:
     first = go(world, "first", adapt=LORA)
     second = go(world, "second", model={"from": str(first.folder)}, adapt=LORA, train={"steps": 1})
@@ -276,3 +292,28 @@ def test_bert_learns_hidden_tokens_and_starts_from_itself(world: Path) -> None:
     assert any(n.startswith("transform.") for n in weights(again))
     with pytest.raises(RecipeError, match="does not learn language-modelling"):
         go(world, "bert-lm", model={"from": str(done.folder)})
+
+
+@pytest.mark.parametrize("optim", ["soap", "muon", "schedule-free", "lion", "sgd"])
+def test_adapters_learn_with_every_kind_of_optimizer(world: Path, optim: str) -> None:
+    done = go(world, f"with-{optim}", adapt=LORA, train={"steps": 3}, optim={"kind": optim, "lr": 0.01, "lr_scale": {"blocks.0.*": 0.5}})
+    seen = next(e for e in read_events(done.events_path) if e["kind"] == "checked" and "moved" in e)
+    assert seen["moved"] + len(seen["still"]) == 28
+    assert not [e for e in read_events(done.events_path) if "vanishing" in str(e)]
+
+
+def test_every_kind_of_base_is_refused_a_task_that_it_does_not_know(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (world / "iris.yaml").write_text(
+        f"""{{name: iris, data: {{source: {{kind: sklearn, name: iris}}}}, task: classification, model: {{from: {world / "runs/base"}}},
+        train: {{steps: 1}}}}"""
+    )
+    ended = Tauon(capsys)("run", world / "iris.yaml", "--root", world / "runs")
+    assert ended.code == 2 and "holds a llama" in ended.err, ended
+
+
+def test_the_learning_rate_range_of_adapters_is_tested_as_of_any_model(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tauon.recipe import to_yaml
+
+    (world / "range.yaml").write_text(to_yaml(recipe(world, "range", adapt=LORA)))
+    ended = Tauon(capsys)("tune", world / "range.yaml", "--lr-range", "--steps", "12", "--root", world / "runs")
+    assert ended.code == 0 and "optim.lr=" in ended.out, ended

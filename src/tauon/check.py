@@ -186,7 +186,8 @@ def small_and_still(recipe: Recipe, ctx: Context, processes: int) -> tuple[Model
     """The model without dropout, with fewer layers where two copies of it and its optimizer would not fit in memory."""
     model = ctx.model
     said = []
-    off: dict[str, Any] = {k: 0.0 for k in type(model).model_fields if k.endswith("dropout") and model.peek(k)}
+    names = [k for k in type(model).model_fields if k.endswith("dropout") or k == "drop_path"]
+    off: dict[str, Any] = {k: 0.0 for k in names if model.peek(k)}
     if off:
         said.append(f"{' and '.join(off)} off")
     if model.adapt is not None:

@@ -29,7 +29,17 @@ from tauon.artifacts import (
     write_json,
 )
 from tauon.config import dump, unread_keys
-from tauon.data import DataConfig, DataSplits, FromModelConfig, TokenDataset, TokenizerConfig, has_tokenizer, prepare, tokenizer_of
+from tauon.data import (
+    DataConfig,
+    DataSplits,
+    FromModelConfig,
+    TokenDataset,
+    TokenizerConfig,
+    has_tokenizer,
+    picture_sheet,
+    prepare,
+    tokenizer_of,
+)
 from tauon.distributed import Heartbeat, World, join
 from tauon.errors import Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
@@ -41,11 +51,11 @@ from tauon.models import (
     adapt_like,
     from_record,
     materialize,
-    open_start,
     refuse_codes,
     refuse_misfits,
     resolved,
     saved_start,
+    start_of,
 )
 from tauon.recipe import FREE, SECTIONS, Recipe, StageName, differences, fingerprint, to_yaml
 from tauon.report import render
@@ -178,8 +188,7 @@ class Context:
     @cached_property
     def start(self) -> Start | None:
         """The trained model that `model.from` names, opened."""
-        ref = self.recipe.model.from_
-        return None if ref is None else open_start(ref)
+        return start_of(self.recipe.model)
 
     @cached_property
     def data(self) -> DataConfig:
@@ -194,11 +203,6 @@ class Context:
     def _model_for(self, splits: DataSplits) -> ModelConfig:
         recipe = self.recipe
         found = resolved(recipe.model, splits.spec)
-        if recipe.task.needs not in (found.needs if isinstance(found.needs, tuple) else (found.needs,)):
-            message = (
-                f"{recipe.model.from_} holds a {found.kind_}, which does not learn {recipe.task.kind_}. Take another task or checkpoint."
-            )
-            raise RecipeError([Problem("model.from", message)])
         return found if recipe.adapt is None else found.model_copy(update={"adapt": adapt_like(recipe.adapt, found)})
 
     @property
@@ -211,6 +215,7 @@ class Context:
         def progress(what: str, done: int, total: int | None) -> None:
             self.tell("progress", what=what, done=done, total=total)
 
+        refuse_another_task(self.start, self.recipe.task)
         splits = prepare(self.data, seed=self.recipe.seed, needs=self.recipe.task.needs, progress=progress)
         refuse_another_tokenizer(self.start, splits)
         refuse_codes(self.recipe.model, splits.spec)
@@ -310,6 +315,16 @@ class Context:
 def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:
     """Numbers where the task needs classes, or the other way round."""
     targets = splits.preprocess.get("targets")
+    if task.family == "multi-label":
+        return _labels_that_do_not_fit(splits, targets)
+    if task.family == "ordinal":
+        if targets == "values":
+            return [Problem("task", "ordinal needs classes in an order, and the targets are numbers. Take regression, or target=class.")]
+        if "label_order" not in splits.facts and any(not name.lstrip("-").isdigit() for name in splits.spec.labels):
+            names = ", ".join(splits.spec.labels[:8])
+            return [
+                Problem("data.label_order", f"is not set, and names do not say which class is lowest: {names}. List them, lowest first.")
+            ]
     if task.family == "classification" and targets == "values":
         return [Problem("task", "classification needs classes, and the targets are numbers. Take regression, or data.source.target=class.")]
     if task.family in ("regression", "quantile-regression") and targets == "classes":
@@ -333,6 +348,16 @@ def with_tokenizer_of(start: Start, recipe: Recipe) -> DataConfig:
     return data.model_copy(update={"tokenizer": asked.model_copy(update={"path": str(start.path)})})
 
 
+def refuse_another_task(start: Start | None, task: Task) -> None:
+    """A model that cannot learn what the recipe asks for is a `RecipeError`, before any data is read."""
+    if start is None:
+        return
+    needs = start.config.needs
+    if task.needs not in (needs if isinstance(needs, tuple) else (needs,)):
+        message = f"{start.path} holds a {start.config.kind_}, which does not learn {task.kind_}. Take another task or checkpoint."
+        raise RecipeError([Problem("model.from", message)])
+
+
 def refuse_another_tokenizer(start: Start | None, splits: DataSplits) -> None:
     """A model reads the ids of the tokenizer that it was trained with: `RecipeError` where the data has other ones."""
     if start is None or splits.tokenizer is None:
@@ -345,11 +370,26 @@ def refuse_another_tokenizer(start: Start | None, splits: DataSplits) -> None:
         raise RecipeError([Problem("data.tokenizer", f"{message} Leave it out, or set kind: from-model.")])
 
 
+def _labels_that_do_not_fit(splits: DataSplits, targets: str | None) -> list[Problem]:
+    """Columns of a multi-label task: values, each 0 or 1 (or a share between)."""
+    if targets == "classes":
+        said = "multi-label needs one column of 0 and 1 a label, and the targets are classes. Take classification, or target=value."
+        return [Problem("task", said)]
+    facts = splits.facts["parts"]["train"]["targets"]
+    low, high = min(facts["min"]), max(facts["max"])
+    if low < 0 or high > 1:
+        return [Problem("task", f"multi-label needs targets of 0 and 1, and they run from {low:g} to {high:g}. Take regression.")]
+    return []
+
+
 def prepare_stage(ctx: Context) -> dict[str, Any]:
     """Raw files -> shards or arrays, with `data.json` for the report."""
     splits = ctx.splits
     if ctx.world.leads:
         write_json(ctx.run.folder / "data.json", splits.facts)
+        sheet = picture_sheet(splits.train, ctx.recipe.seed)
+        if sheet is not None:
+            atomic_write(ctx.run.folder / "examples.png", sheet)
     ctx.run.update_manifest(data={"fingerprint": ctx.splits.fingerprint})
     return {"data": ctx.splits.fingerprint}
 
@@ -432,7 +472,7 @@ def load_model(checkpoint: Checkpoint, recipe: Recipe, *, weights: str = "auto")
     own = checkpoint.lazy("model")
     refuse_misfits(config.bare(), own, where=str(checkpoint.path))
     given: dict[str, Any] = dict(own)
-    if group == "ema":  # over the raw weights, as an average holds no buffers, and a tied weight once
+    if group == "ema":  # over the raw weights, of buffers an average holds running statistics only, and of a tied weight one
         given |= checkpoint.lazy("ema")
     if config.adapt is not None:
         given = dict(saved_start(config, checkpoint)) | given

@@ -84,6 +84,10 @@ class Recipe(Config):
                 "model.kind",
                 f"{model.kind_} reads {reads}, and task {task.kind_} gives it {task.needs}. Take one of {fit}, or another task.",
             )
+        if task.family not in ("classification", "ordinal"):
+            for name in ("mix", "sampling", "class_weights", "label_order"):
+                if task.needs == "arrays" and data.peek(name) != DataConfig.model_fields[name].default:
+                    yield f"data.{name}", f"is for classes, and the task is {task.kind_}. Drop it."
         if model.peek("adapt") is not None:
             yield "model.adapt", "is a section of its own. Write adapt: beside model:, not inside it."
         if self.peek("adapt") is not None and model.peek("from_") is None:

@@ -131,6 +131,9 @@ def assemble(ctx: Context, model: ModelConfig, loader: Loader, plan: Plan, mesh:
         job = local_steps(job, recipe.parallel)
     if not isinstance(recipe.parallel, ParameterServer):
         return watch_layers(job, ctx.train.watch_layers or plan.validate_every), None
+    if recipe.optim.layer_decay is not None or recipe.optim.lr_scale:
+        message = "servers give every weight the same learning rate. Drop optim.layer_decay and optim.lr_scale, or take another layout."
+        raise RecipeError([Problem("parallel.kind", message)])
     work = RecipeWork.of(
         model, recipe.optim, ctx.train, recipe.task, ctx.data, spec=spec, plan=plan, seed=recipe.seed,
         fingerprint=ctx.splits.fingerprint,

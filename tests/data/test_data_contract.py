@@ -93,9 +93,17 @@ def _sklearn(tmp: Path) -> dict[str, Any]:
     return {"name": "iris"}
 
 
+def _folder(tmp: Path) -> dict[str, Any]:
+    image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
+    for i in range(60):
+        (tmp / "signs" / "abc"[i % 3]).mkdir(parents=True, exist_ok=True)
+        image.new("RGB", (5, 4), (4 * i, i, 255 - i)).save(tmp / "signs" / "abc"[i % 3] / f"{i}.png")
+    return {"path": str(tmp / "signs")}
+
+
 EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "text": _text, "jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "idx": _idx, "npz": _npz, "public": _public, "sklearn": _sklearn,
-    "python-stdlib": lambda tmp: {"limit": 40}, "series": _series,
+    "python-stdlib": lambda tmp: {"limit": 40}, "series": _series, "folder": _folder,
     "wav": _wav, "chat": _chat, "pairs": _pairs,
 }  # fmt: skip
 

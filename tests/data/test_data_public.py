@@ -5,18 +5,24 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.server
+import io
 import os
+import tarfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tauon.config import parse
 from tauon.data import SourceConfig
 from tauon.data.cache import cache_in
+from tauon.data.download import members_digest
 from tauon.data.files import read_bytes
 from tauon.data.progress import listening
+from tauon.data.sources.cifar import cifar_arrays
 from tauon.data.sources.registry import PUBLIC, PublicFile, PublicSet
 from tauon.errors import ChecksumError, DataError, RecipeError
 
@@ -192,7 +198,13 @@ def test_every_registered_file_is_in_the_mirror_as_registered() -> None:
     for known in PUBLIC.values():
         for files in known.parts.values():
             for file in files:
+                if not (root / file.mirror).is_file():
+                    assert file.urls, f"{file.mirror} is neither in the mirror nor at an address"
+                    continue
                 content = read_bytes(root / file.mirror)
+                if known.gives == "signals":  # a zip, known by what is in it
+                    assert members_digest(content) == file.sha256 and len(content) < file.bytes
+                    continue
                 assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
 
 
@@ -212,3 +224,78 @@ def test_published_sets_have_their_published_sizes(monkeypatch: pytest.MonkeyPat
     assert mnist.part("validation") is None
     assert held.arrays().features.shape == (10_000, 1, 28, 28)
     assert held.part("test") is None
+    for name, sizes in (
+        ("cifar10-subset", {"train": 10_000, "test": 2_000}),
+        ("pneumoniamnist", {"train": 4_708, "validation": 524, "test": 624}),
+    ):
+        for part, size in sizes.items():
+            table = parse(SourceConfig, {"kind": "public", "name": name, "split": part}).arrays()
+            assert len(table) == size and table.features.shape[1:] == ((3, 32, 32) if "cifar" in name else (1, 28, 28))
+    assert np.bincount(table.targets).tolist() == [234, 390] and table.label_names == ("normal", "pneumonia")  # Yang et al. 2023
+
+
+def cifar(rows: int = 10_000, missing: str = "") -> bytes:
+    """A tar like that of CIFAR-10's binary version, with pictures of one byte each."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz", compresslevel=1) as archive:
+        for number, name in enumerate([*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]):
+            if name == missing:
+                continue
+            record = np.full((rows, 3073), number, np.uint8)
+            record[:, 0] = np.arange(rows) % 10
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            info.size = record.size
+            archive.addfile(info, io.BytesIO(record.tobytes()))
+    return out.getvalue()
+
+
+def test_all_of_cifar10_is_read_from_its_binary_tar(
+    site: tuple[Path, str, list[str]], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, address, asked = site
+    packed = cifar()
+    (root / "cifar").write_bytes(packed)
+    file = PublicFile("cifar10/cifar-10-binary.tar.gz", (f"{address}/cifar",), hashlib.sha256(packed).hexdigest(), len(packed), packed=True)
+    known = PUBLIC["cifar10"]
+    monkeypatch.setitem(PUBLIC, "cifar10", replace(known, parts={"train": (file,), "test": (file,)}))
+    source = parse(SourceConfig, {"kind": "public", "name": "cifar10"})
+    train, test = source.arrays(), source.part("test").arrays()  # type: ignore[union-attr]
+    assert (train.features.shape, test.features.shape) == ((50_000, 3, 32, 32), (10_000, 3, 32, 32))
+    assert train.features[::10_000, 1, 2, 3].tolist() == [0, 1, 2, 3, 4] and int(test.features.max()) == 5
+    assert train.label_names[3] == "cat" and train.targets[:11].tolist() == [*range(10), 0]
+    assert asked == ["/cifar"] and os.listdir(cache / "public" / "cifar10") == ["cifar-10-binary.tar.gz"]
+    assert source.fingerprint() != source.part("test").fingerprint()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (cifar(missing="data_batch_3.bin"), "no data_batch_3.bin"),
+        (cifar(rows=10), "no data_batch_1.bin"),
+        (cifar()[:-2000], "damaged"),
+        (b"x", "not a tar.gz"),
+    ],
+    ids=["missing", "short", "torn", "no tar"],
+)
+def test_another_archive_than_cifar10s_is_refused(content: bytes, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        cifar_arrays(content, "there", "train", PUBLIC["cifar10"].label_names)
+
+
+def test_another_copy_of_a_set_counts_by_the_md5_that_was_published(
+    site: tuple[Path, str, list[str]], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PneumoniaMNIST as its authors serve it has other bytes than the mirror's: only its MD5 was published."""
+    root, address, _ = site
+    buffer = io.BytesIO()
+    np.savez(buffer, train_images=np.zeros((4, 28, 28), np.uint8), train_labels=np.array([[0], [1], [0], [1]], np.uint8))
+    (root / "npz").write_bytes(buffer.getvalue())
+    known = PUBLIC["pneumoniamnist"]
+    digest = hashlib.md5(buffer.getvalue(), usedforsecurity=False).hexdigest()
+    file = replace(known.parts["train"][0], urls=(f"{address}/npz",), md5=digest)
+    monkeypatch.setitem(PUBLIC, "pneumoniamnist", replace(known, parts={"train": (file,)}))
+    source = parse(SourceConfig, {"kind": "public", "name": "pneumoniamnist"})
+    assert source.arrays().targets.tolist() == [0, 1, 0, 1]
+    monkeypatch.setitem(PUBLIC, "pneumoniamnist", replace(known, parts={"train": (replace(file, md5="0" * 32),)}))
+    with pytest.raises(ChecksumError):
+        source.arrays()

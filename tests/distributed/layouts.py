@@ -22,6 +22,8 @@ IMAGES = DataSpec(input_shape=(1, 8, 8), outputs=3)
 GPT = {"kind": "gpt", "layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "mlp": "swiglu"}
 GPT2 = {"kind": "gpt2", "layers": 2, "width": 32, "heads": 4}
 CNN = {"kind": "cnn", "channels": [8, 16], "groups": 4}
+RESNET = {"kind": "resnet20"}
+VIT = {"kind": "vit", "patch": 2, "layers": 2, "width": 32, "heads": 4}
 # Adam divides a gradient by its size. Where that is no larger than rounding, rounding would decide the step: eps is above it.
 ADAMW = {"kind": "adamw", "lr": 1e-3, "clip_norm": 0.5, "eps": 1e-6}
 # Muon rounds to bf16: what differs in the last bit may differ by 2^-8 of a step, so the step is small.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from layouts import ADAMW, CNN, GPT, GPT2, IMAGES, MUON, SGD, TEXT, run_case, run_cases
+from layouts import ADAMW, CNN, GPT, GPT2, IMAGES, MUON, RESNET, SGD, TEXT, VIT, run_case, run_cases
 
 from tauon.testing.processes import run_processes
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.distributed
 
 
 def case(sizes: dict[str, int], model: dict[str, Any] = GPT, optim: dict[str, Any] = ADAMW, **more: Any) -> dict[str, Any]:
-    spec = IMAGES if model is CNN else TEXT
+    spec = IMAGES if model in (CNN, RESNET, VIT) else TEXT
     parallel = {"kind": "mesh", **sizes, **more.pop("parallel", {})}
     return {"sizes": sizes, "parallel": parallel, "model": model, "optim": optim, "spec": spec, **more}
 
@@ -29,6 +29,10 @@ TWO = {
     "fsdp, whole after forward, accumulation": case({"shard": 2}, micro=2, parallel={"reshard_after_forward": False}),
     "fsdp, averaged weights": case({"shard": 2}, ema=0.9),
     "fsdp, cnn": case({"shard": 2}, CNN, SGD),
+    "ddp, batch norm": case({"replicate": 2}, RESNET, SGD, ema=0.9),
+    "fsdp, batch norm, checkpointing": case({"shard": 2}, RESNET, SGD, checkpointing=True),
+    "fsdp, vit": case({"shard": 2}, VIT),
+    "tensor, vit": case({"tensor": 2}, VIT),
     "fsdp, checkpointing": case({"shard": 2}, checkpointing=True),
     "tensor": case({"tensor": 2}),
     "tensor, gpt2, tied": case({"tensor": 2}, GPT2, SGD),

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tauon.evaluate.classification import _placements, _variance, classification
+from tauon.evaluate.classification import classification, placements, variance
 from tauon.evaluate.intervals import absolute_sum_interval, area_interval, generator, percentile, resample_cells, resample_sums, wilson
 from tauon.evaluate.language import language_modelling
 from tauon.evaluate.regression import regression
@@ -33,9 +33,9 @@ def test_variance_equals_delong_by_definition():
     for _ in range(20):
         positive = rng.random(60) < 0.4
         score = np.round(rng.normal(size=60) + positive, 1)  # rounded: ties
-        area, influence = _placements(score, positive)
+        area, influence = placements(score, positive)
         want = delong_by_definition(score, positive)
-        assert (area, _variance(influence, positive.astype(np.int64), 2)) == pytest.approx(want, rel=1e-9)
+        assert (area, variance(influence, positive.astype(np.int64), 2)) == pytest.approx(want, rel=1e-9)
 
 
 def test_macro_area_variance_agrees_with_the_bootstrap():
@@ -49,7 +49,7 @@ def test_macro_area_variance_agrees_with_the_bootstrap():
     drawn = []
     for _ in range(300):
         i = rng.integers(0, n, n)
-        drawn.append(np.mean([_placements(p[i, c], t[i] == c)[0] for c in range(classes)]))
+        drawn.append(np.mean([placements(p[i, c], t[i] == c)[0] for c in range(classes)]))
     half = 1.96 * np.std(drawn)
     assert (auc.high - auc.low) / 2 == pytest.approx(half, rel=0.12)
 
@@ -146,8 +146,8 @@ def test_binary_area_intervals_cover_the_truth_for_few_examples_too():
         rng = np.random.default_rng(seed)
         y = np.arange(40) < 12
         s = rng.normal(size=40) + 1.5 * y
-        area, influence = _placements(s, y)
-        (low, high), _ = area_interval(area, _variance(influence, y.astype(np.int64), 2), 12, 0.95)
+        area, influence = placements(s, y)
+        (low, high), _ = area_interval(area, variance(influence, y.astype(np.int64), 2), 12, 0.95)
         hits.append(low <= truth <= high)
     assert coverage(hits)
 

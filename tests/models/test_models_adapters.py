@@ -212,3 +212,98 @@ def test_what_an_adapter_says_of_itself_may_not_be_contradicted(tmp_path: Path) 
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match="use_rslora"):
         read_peft(tmp_path / "adapter", config, config.bare())
+
+
+def test_the_product_with_the_merged_matrix_has_the_gradients_of_the_two_apart() -> None:
+    from torch import nn
+
+    from tauon.models import AdaptedLinear, LoraConfig
+
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 8)
+    layer.weight.requires_grad_(False)
+    AdaptedLinear.dress(layer, LoraConfig(rank=2, alpha=3.0))
+    with torch.no_grad():
+        for p in (layer.lora_a, layer.lora_b):
+            p.normal_()
+    found = []
+    for rows in (2, 40):  # apart where few rows do not pay for the sum, and together
+        x = torch.randn(40, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        layer.zero_grad()
+        out = torch.cat([layer(part) for part in x.split(rows)])
+        out.square().sum().backward()
+        found.append((out.detach(), x.grad, layer.lora_a.grad.clone(), layer.lora_b.grad.clone(), layer.bias.grad.clone()))
+    assert layer._may_merge(torch.zeros(40, 6)) and not layer._may_merge(torch.zeros(2, 6))
+    for apart, together in zip(*found, strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-4)
+
+
+def test_frozen_matrices_in_bf16_give_what_autocast_gives(tmp_path: Path) -> None:
+    folder = save(theirs("llama"), tmp_path / "base")
+    config, model = adapted(folder, {"kind": "lora", "rank": 3})
+    half = materialize(config, seed=0, weights=dict(open_start(str(folder)).tensors) | saved_weights(model), half=True).eval()
+    assert half.blocks[0].mlp.up.weight.dtype == torch.bfloat16 and half.head.weight.dtype == half.norm.weight.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(logits(half, tokens()), logits(model, tokens()))
+
+
+# ------------------------------------------------------------------------------------------------ QLoRA
+
+
+def test_nf4_rounds_each_weight_to_the_nearest_of_sixteen_by_the_block() -> None:
+    from tauon.models.nf4 import CODES, dequantize, quantize
+
+    torch.manual_seed(0)
+    for shape in ((8, 64), (5, 37)):
+        w = torch.randn(shape)
+        packed, largest = quantize(w)
+        flat = torch.cat((w.flatten(), torch.zeros(-w.numel() % 64))).view(-1, 64)
+        assert torch.equal(largest, flat.abs().amax(1)) and packed.numel() == flat.numel() // 2
+        codes = torch.tensor(CODES)
+        nearest = codes[(flat / largest[:, None])[..., None].sub(codes).abs().argmin(-1)] * largest[:, None]
+        assert torch.equal(dequantize(packed, largest, shape, torch.float32), nearest.flatten()[: w.numel()].view(shape))
+    zero = torch.zeros(2, 64)
+    assert torch.equal(dequantize(*quantize(zero), (2, 64), torch.float32), zero)
+
+
+@pytest.mark.filterwarnings("ignore")  # torchao's own
+def test_nf4_is_that_of_torchao() -> None:
+    nf4 = pytest.importorskip("torchao.quantization.quantize_.workflows.nf4.nf4_tensor", reason="torchao has no NF4 here")
+    from tauon.models.nf4 import CODES, dequantize, quantize
+
+    w = torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
+    theirs = nf4.to_nf4(w, block_size=64, scaler_block_size=128)
+    torch.testing.assert_close(torch.tensor(CODES), theirs.nf4.float(), rtol=0, atol=5e-5)  # theirs has four decimals
+    step = 2 / 15 * w.abs().max()  # theirs rounds the magnitudes, too
+    torch.testing.assert_close(dequantize(*quantize(w), (64, 128), torch.float32), theirs.get_original_weight(), rtol=0, atol=float(step))
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_an_adapter_beside_nf4_is_one_beside_the_rounded_base(kind: str, tmp_path: Path) -> None:
+    from tauon.models.nf4 import Rounded
+
+    folder = save(theirs("llama"), tmp_path / "base")
+    config, model = adapted(folder, {"kind": kind, "rank": 3, "quantize": "nf4"})
+    layer = model.blocks[0].mlp.up
+    assert layer.rounded and not hasattr(layer, "weight") and layer.codes.numel() == layer.lora_b.shape[0] * layer.lora_a.shape[1] // 2
+    base = dict(open_start(str(folder)).tensors)
+    for name in list(base):
+        if name.startswith("blocks") and ".attention." in name + "." and name.endswith("weight") and "norm" not in name:
+            base[name] = Rounded(base[name])
+        if ".mlp." in name:
+            base[name] = Rounded(base[name])
+    assert config.adapt is not None
+    plain = config.adapt.model_copy(update={"quantize": "none"})
+    same = materialize(config.model_copy(update={"adapt": plain}), seed=0, weights=base | saved_weights(model)).eval()
+    torch.testing.assert_close(logits(model, tokens()), logits(same, tokens()), rtol=0, atol=1e-5)
+    model.logits(model(tokens())).square().sum().backward()
+    same.logits(same(tokens())).square().sum().backward()
+    for (name, p), (_, q) in zip(
+        ((n, p) for n, p in model.named_parameters() if p.requires_grad), ((n, p) for n, p in same.named_parameters() if p.requires_grad),
+        strict=True,
+    ):  # fmt: skip
+        assert p.grad is not None and q.grad is not None
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4 * float(q.grad.abs().max()), msg=name)
+    whole = merged(open_start(str(folder)).tensors, saved_weights(model), config.adapt.scale, rounded=True)
+    alone = materialize(config.model_copy(update={"adapt": None, "from_": None}), seed=1, weights=whole).eval()
+    torch.testing.assert_close(logits(alone, tokens()), logits(model, tokens()), rtol=0, atol=1e-5)

@@ -96,6 +96,55 @@ def test_outputs_equal_transformers_and_a_folder_written_here_loads_there(case: 
     assert parameter_count(mine) == sum(p.numel() for p in model.parameters())
 
 
+def test_vit_gives_the_logits_of_transformers_both_ways(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 56, "image_size": 16, "patch_size": 4,
+             "num_channels": 3, "num_labels": 5}  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    folder = save(model, tmp_path / "theirs")
+    pictures = torch.randn(3, 3, 16, 16)
+    config = resolved(parse(ModelConfig, {"from": str(folder)}), DataSpec(input_shape=(3, 16, 16), outputs=5))
+    mine = materialize(config, seed=0).eval()
+    with torch.no_grad():
+        want = model(pictures).logits
+        torch.testing.assert_close(mine(pictures), want, rtol=0, atol=1e-5)
+    write_huggingface(tmp_path / "again", open_start(str(folder)).config, dict(mine.state_dict()), labels=tuple("abcde"))
+    back = transformers.ViTForImageClassification.from_pretrained(tmp_path / "again").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(back(pictures).logits, want, rtol=0, atol=1e-5)
+    assert back.config.id2label[4] == "e"
+    lazy = open_huggingface(folder).tensors["patches.weight"]
+    assert torch.equal(lazy[slice(3, 9), slice(5, 40)], lazy.read()[3:9, 5:40])
+    with pytest.raises(RecipeError, match="model.input_shape"):
+        resolved(parse(ModelConfig, {"from": str(folder)}), DataSpec(input_shape=(3, 32, 32), outputs=5))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".th"])
+def test_a_file_of_weights_fills_a_model_whose_sizes_are_given(suffix: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    spec = DataSpec(input_shape=(3, 32, 32), outputs=10)
+    record = {"kind": "resnet20"}
+    made = materialize(parse(ModelConfig, record).resolve(spec), seed=3)
+    theirs_ = {f"module.{k.replace('fc.', 'linear.')}": v for k, v in made.state_dict().items()}
+    if suffix == ".th":
+        torch.save({"state_dict": theirs_, "best_prec1": 91.7}, tmp_path / "w.th")
+    else:
+        save_file(theirs_, str(tmp_path / "w.safetensors"))
+    start = {"from": str(tmp_path / f"w{suffix}"), **record}
+    mine = materialize(resolved(parse(ModelConfig, start), spec), seed=0)
+    assert all(torch.equal(v, made.state_dict()[k]) for k, v in mine.state_dict().items())
+    other = materialize(resolved(parse(ModelConfig, start), DataSpec(input_shape=(3, 32, 32), outputs=3)), seed=0)
+    assert other.fc.weight.shape[0] == 3 and torch.equal(other.conv1.weight, made.conv1.weight)
+    with pytest.raises(CheckpointError, match="says nothing of the architecture"):
+        resolved(parse(ModelConfig, {"from": str(tmp_path / f"w{suffix}")}), spec)
+    with pytest.raises(CheckpointError, match=r"missing layer1.3"):
+        materialize(resolved(parse(ModelConfig, {**start, "kind": "resnet32"}), spec), seed=0)
+
+
 def test_padding_is_ignored_as_transformers_ignores_it(tmp_path: Path) -> None:
     model, ids = theirs("bert-classes"), tokens(T=16)
     mine = ours(save(model, tmp_path / "theirs"))
@@ -304,7 +353,7 @@ def test_a_name_that_is_neither_folder_nor_on_the_hub_says_so(tmp_path: Path, mo
     with pytest.raises(CheckpointError, match="there is no folder nowhere"):
         open_start("nowhere")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="is a file"):
+    with pytest.raises(CheckpointError, match="is a file. Give a folder"):
         open_start("file")
 
     def offline(*_: Any, **__: Any) -> str:

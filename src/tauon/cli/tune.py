@@ -74,7 +74,7 @@ def range_test(tree: Recipe, show: Show, *, low: float, high: float, steps: int)
     ctx: Any = Context(tree, None, show.tell, World())  # type: ignore[arg-type]  # nothing is recorded in a run
     spec = ctx.splits.spec
     config: TrainConfig = ctx.train.model_copy(update={"steps": steps, "epochs": None, "tokens": None, "time": None, "ema": None})
-    model = tree.model.resolve(spec)
+    model = ctx.model
     with Loader(ctx.splits.train, batch=config.batch, seed=tree.seed, workers=tree.data.workers) as loader:
         plan = make_plan(
             model, tree.optim, config, tree.task, spec, examples=len(ctx.splits.train), loader=loader, seed=tree.seed,

@@ -5,16 +5,20 @@ Knows no model and no task: a task says whether it needs tokens, arrays or a ser
 
 from tauon.data.arrays import ArrayDataset, Normalizer
 from tauon.data.audio_augment import AudioAugmentConfig
-from tauon.data.augment import AugmentConfig, Draws, Points
+from tauon.data.augment import AugmentConfig, Draws, Pixels, Points
+from tauon.data.augment_images import RandAugmentConfig  # registers every augmentation of pictures
 from tauon.data.chat import ChatDataset, chat_prompt
 from tauon.data.chat import Encoder as ChatEncoder
 from tauon.data.chat_template import ChatConfig, RoleConfig, template_for
+from tauon.data.choice import BalancedOrder, class_weights
 from tauon.data.columns import ColumnsConfig, Encoder
 from tauon.data.config import DataConfig, problems_for
+from tauon.data.grid import picture_sheet
 from tauon.data.inspection import ColumnLook, TableLook, inspect_table
 from tauon.data.labelled_text import LabelledTextDataset, inputs_from_texts
 from tauon.data.loader import Loader
 from tauon.data.masking import MaskedDataset
+from tauon.data.mix import MixConfig, Mixer
 from tauon.data.order import example_at, permute
 from tauon.data.pairs import PairDataset, with_reference
 from tauon.data.preparation import DataSplits, prepare
@@ -41,6 +45,7 @@ __all__ = [
     "Arrays",
     "AudioAugmentConfig",
     "AugmentConfig",
+    "BalancedOrder",
     "ChatConfig",
     "ChatDataset",
     "ChatEncoder",
@@ -58,11 +63,15 @@ __all__ = [
     "Loader",
     "MaskedDataset",
     "Message",
+    "MixConfig",
+    "Mixer",
     "Normalizer",
     "Pair",
     "PairDataset",
+    "Pixels",
     "Points",
     "Progress",
+    "RandAugmentConfig",
     "RoleConfig",
     "Series",
     "SeriesAugmentConfig",
@@ -83,6 +92,7 @@ __all__ = [
     "WindowConfig",
     "bar",
     "chat_prompt",
+    "class_weights",
     "example_at",
     "has_tokenizer",
     "inputs_from_records",
@@ -91,6 +101,7 @@ __all__ = [
     "inspect_table",
     "outputs_in_units",
     "permute",
+    "picture_sheet",
     "prepare",
     "problems_for",
     "read_wav",

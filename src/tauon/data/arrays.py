@@ -6,16 +6,22 @@ Shape legend: N examples, B batch, F features, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.data.augment import AugmentConfig, augment, check_shape
+from tauon.data.augment import AugmentConfig, Pixels, augment, check_shape
 from tauon.data.sources.base import Arrays
 from tauon.errors import DataError
 from tauon.types import Batch, DataSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tauon.data.choice import BalancedOrder
+    from tauon.data.mix import Mixer
 
 __all__ = ["ArrayDataset", "Normalizer", "check_arrays"]
 
@@ -173,7 +179,7 @@ def check_arrays(table: Arrays, where: str, *, training: bool = True) -> Arrays:
         raise DataError(f"{where}: targets have shape {targets.shape}, expected (rows) or (rows, values)")
     else:
         targets = targets.astype(np.float32, copy=False)
-    return Arrays(features, targets, table.feature_names, table.label_names)
+    return replace(table, features=features, targets=targets)
 
 
 def _refuse_nan(array: NDArray[Any], names: Sequence[str], where: str) -> None:
@@ -221,10 +227,16 @@ class ArrayDataset:
         *,
         seed: int = 0,
         augments: Sequence[AugmentConfig] = (),
+        weights: NDArray[np.float32] | None = None,
+        order: BalancedOrder | None = None,
+        mixer: Mixer | None = None,
         categories: tuple[int, ...] = (),
     ) -> None:
-        """`rows` are those of `table` that belong to this part; nothing is copied. `categories`: `DataSpec.categories`."""
-        check_shape(augments, table.features.shape[1:])
+        """`rows` are those of `table` that belong to this part; nothing is copied. `weights`: of each class in the loss, (C). `order`,
+        `mixer`: what the loader asks for. `categories`: `DataSpec.categories`.
+        """
+        check_shape(augments, table.features.shape[1:], table.features.dtype)
+        self._weights, self.order, self.mixer = weights, order, mixer
         self._table, self._rows, self._normalizer, self._seed, self._augments = table, rows, normalizer, seed, tuple(augments)
         targets = table.targets
         outputs = len(table.label_names) if table.classes else (targets.shape[1] if targets.ndim == 2 else 1)
@@ -246,13 +258,31 @@ class ArrayDataset:
 
         index = np.asarray(index, np.int64)
         rows = self._rows[index]
-        inputs = torch.from_numpy(self._normalizer(self._table.features[rows]))
         if self._augments:
-            outside = (
-                torch.from_numpy(-self._normalizer.center / self._normalizer.scale)
-                if inputs.ndim == 4 and self._normalizer.center.any()
-                else None
-            )
-            inputs = augment(inputs, self._augments, seed=self._seed, epoch=epoch, index=index, outside=outside)
+            inputs = self._augmented(self._table.features[rows], epoch, index)
+        else:
+            inputs = torch.from_numpy(self._normalizer(self._table.features[rows]))
         targets = torch.from_numpy(self._table.targets[rows])
-        return Batch(inputs, targets, torch.ones(len(index)), None, torch.from_numpy(index.copy()))
+        weights = torch.ones(len(index)) if self._weights is None else torch.from_numpy(self._weights)[targets]
+        return Batch(inputs, targets, weights, None, torch.from_numpy(index.copy()))
+
+    def as_bytes(self, inputs: Tensor) -> NDArray[np.uint8]:
+        """Pictures (B, C, H, W) as they were before normalising, for people to see: bytes where they were bytes, else stretched to them."""
+        values = inputs.numpy() * self._normalizer.scale + self._normalizer.center
+        if self._table.features.dtype != np.uint8:
+            low, high = float(values.min()), float(values.max())
+            values = (values - low) * (255 / max(high - low, 1e-30))
+        pixels: NDArray[np.uint8] = np.clip(np.round(values), 0, 255).astype(np.uint8)
+        return pixels
+
+    def _augmented(self, features: NDArray[Any], epoch: int, index: NDArray[np.int64]) -> Tensor:
+        """Normalised and augmented, in one order or the other: pictures that are changed as pictures are normalised last."""
+        import torch
+
+        pixels = Pixels(self._normalizer.center, self._normalizer.scale)
+        unit = any(step.space == "pixels" for step in self._augments)
+        inputs = torch.from_numpy(features).float().div_(255) if unit else torch.from_numpy(self._normalizer(features))
+        outside = pixels.outside() if inputs.ndim == 4 else None
+        return augment(
+            inputs, self._augments, seed=self._seed, epoch=epoch, index=index, outside=outside, pixels=pixels if unit else None, unit=unit
+        )

@@ -2,7 +2,8 @@
 
 The whole batch is changed at once, with elementwise operations and one resampling only, so that an example comes out the same
 whatever batch it is in. Consecutive geometric augmentations move the sampling points one after the other and the image is
-resampled once: cheaper, and less blurred, than once for each.
+resampled once: cheaper, and less blurred, than once for each. What changes colours works on pictures from 0 to 1 (bytes / 255), as
+Pillow's formulas do; everything else on normalised features. Pictures' own augmentations are in `augment_images.py`.
 
 Shape legend: B batch, C channels, H height, W width.
 """
@@ -10,8 +11,8 @@ Shape legend: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,18 @@ from tauon.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AffineConfig", "AugmentConfig", "Draws", "ElasticConfig", "FlipConfig", "NoiseConfig", "Points", "ShiftConfig", "augment"]
+__all__ = [
+    "AffineConfig",
+    "AugmentConfig",
+    "Draws",
+    "ElasticConfig",
+    "FlipConfig",
+    "NoiseConfig",
+    "Pixels",
+    "Points",
+    "ShiftConfig",
+    "augment",
+]
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,12 @@ class Draws:
     epoch: int
     index: NDArray[np.int64]
     """Examples of the batch, (B)."""
+    outside: Tensor | None = None
+    """What lies outside a picture, in the units of the features, (C, 1, 1); None: 0."""
+
+    def part(self, rows: NDArray[np.bool_]) -> Draws:
+        """The draws of some rows of the batch."""
+        return replace(self, index=self.index[rows])
 
     def _counters(self, n: int) -> NDArray[np.uint64]:
         return (self.index[:, None] * n + np.arange(n)).astype(np.uint64)
@@ -48,6 +66,34 @@ class Draws:
     def normal(self, n: int) -> NDArray[np.float32]:
         """(B, n), mean 0, variance 1."""
         return normal(key(self.seed, "augment", self.place, self.epoch, "normal", n), self._counters(n))
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How normalised features and pictures from 0 to 1 become one another."""
+
+    center: NDArray[np.float32]
+    """(C, 1, 1), of the normaliser, as is `scale`."""
+    scale: NDArray[np.float32]
+
+    def normal(self, pictures: Tensor) -> Tensor:
+        """Normalised features of pictures from 0 to 1; in place."""
+        import torch
+
+        scale = torch.from_numpy(self.scale)
+        return pictures.mul_(255 / scale).sub_(torch.from_numpy(self.center) / scale)
+
+    def unit(self, features: Tensor) -> Tensor:
+        """The reverse; a copy."""
+        import torch
+
+        return (features * (torch.from_numpy(self.scale) / 255)).add_(torch.from_numpy(self.center) / 255).clamp_(0, 1)
+
+    def outside(self) -> Tensor | None:
+        """A byte of 0, normalised; None where that is 0."""
+        import torch
+
+        return torch.from_numpy(-self.center / self.scale) if self.center.any() else None
 
 
 @dataclass
@@ -102,6 +148,12 @@ class AugmentConfig(Registered, family="augment"):
     geometric: ClassVar[bool] = False
     """Whether it moves sampling points (`move`) instead of changing values (`change`). Needs images."""
     images_only: ClassVar[bool] = False
+    space: ClassVar[Literal["normal", "pixels", "any"]] = "normal"
+    """What `change` works on: normalised features; pictures from 0 to 1, for which it needs images of bytes; or either."""
+
+    def refuse(self, shape: tuple[int, ...], where: str) -> None:
+        """`DataError` where it cannot work on images of `shape`."""
+
     series_only: ClassVar[bool] = False
     """Whether it changes a window of a series, its context and what follows together: see `series_augment.py`."""
 
@@ -110,18 +162,27 @@ class AugmentConfig(Registered, family="augment"):
         raise NotImplementedError
 
     def change(self, features: Tensor, draws: Draws) -> Tensor:
-        """Normalised features (B, ...), float32."""
+        """Features (B, ...), float32, in the space that the class names."""
         raise NotImplementedError
 
 
 def augment(
-    features: Tensor, steps: Sequence[AugmentConfig], *, seed: int, epoch: int, index: NDArray[np.int64], outside: Tensor | None = None
-) -> Tensor:
-    """Apply `steps` in turn to a batch of float32 features. Points outside an image read as `outside` (C, 1, 1), default 0."""
+    features: Tensor, steps: Sequence[AugmentConfig], *, seed: int, epoch: int, index: NDArray[np.int64], outside: Tensor | None = None,
+    pixels: Pixels | None = None, unit: bool = False,
+) -> Tensor:  # fmt: skip
+    """Apply `steps` in turn to a batch of float32 features. Points outside an image read as `outside` (C, 1, 1), default 0.
+
+    `pixels` is needed by steps that work on pictures from 0 to 1; with `unit`, `features` are such pictures to begin with. What comes
+    out is normalised.
+    """
     at = 0
     while at < len(steps):
-        if not steps[at].geometric:
-            features = steps[at].change(features, Draws(seed, at, epoch, index))
+        step = steps[at]
+        if pixels is not None and not step.geometric and step.space == ("normal" if unit else "pixels"):
+            features, unit = (pixels.normal(features), False) if unit else (pixels.unit(features), True)
+        edge = None if unit else outside
+        if not step.geometric:
+            features = step.change(features, Draws(seed, at, epoch, index, edge))
             at += 1
             continue
         B, _, H, W = features.shape
@@ -129,22 +190,25 @@ def augment(
         while at < len(steps) and steps[at].geometric:
             steps[at].move(points, Draws(seed, at, epoch, index))
             at += 1
-        features = _resample(features, points) if outside is None else _resample(features - outside, points) + outside
-    return features
+        features = resample(features, points) if edge is None else resample(features - edge, points) + edge
+    return pixels.normal(features) if unit and pixels is not None else features
 
 
-def check_shape(steps: Sequence[AugmentConfig], shape: tuple[int, ...]) -> None:
-    """`DataError` if a step needs images and examples of `shape` are none."""
+def check_shape(steps: Sequence[AugmentConfig], shape: tuple[int, ...], dtype: Any = np.uint8) -> None:
+    """`DataError` if a step needs images, or images of bytes, and examples of `shape` are none."""
     for place, step in enumerate(steps):
+        where = f"data.augment.{place}: {step.kind_}"
         if step.series_only:
-            raise DataError(f"data.augment.{place}: {step.kind_} is for time series. Leave it out")
-        if (step.geometric or step.images_only) and len(shape) != 3:
-            raise DataError(
-                f"data.augment.{place}: {step.kind_} needs images (channels, height, width), but an example has shape {shape}. Leave it out"
-            )
+            raise DataError(f"{where} is for time series. Leave it out")
+        if (step.geometric or step.images_only or step.space == "pixels") and len(shape) != 3:
+            raise DataError(f"{where} needs images (channels, height, width), but an example has shape {shape}. Leave it out")
+        if step.space == "pixels" and dtype != np.uint8:
+            raise DataError(f"{where} needs images of bytes (0 to 255), but the features are {np.dtype(dtype)}. Leave it out")
+        step.refuse(shape, where)
 
 
-def _resample(images: Tensor, points: Points) -> Tensor:
+def resample(images: Tensor, points: Points) -> Tensor:
+    """The images read at these points, bilinear; outside them 0."""
     from torch.nn.functional import grid_sample
 
     return grid_sample(images, points.grid(), mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -238,17 +302,20 @@ def _spline(n: int, spacing: float) -> list[tuple[slice, Tensor]]:
 
 @register("flip")
 class FlipConfig(AugmentConfig):
-    """Mirror left and right."""
+    """Mirror left and right, or top and bottom."""
 
     share: Fraction = Field(default=0.5, gt=0, le=1)
     """Share of the images that are mirrored."""
+    axis: Literal["horizontal", "vertical"] = "horizontal"
+    """horizontal: left becomes right; vertical: top becomes bottom."""
     images_only: ClassVar[bool] = True
+    space = "any"
 
     def change(self, features: Tensor, draws: Draws) -> Tensor:
         import torch
 
         mirrored = torch.from_numpy(draws.uniform(1)[:, 0] < self.share)
-        return torch.where(mirrored[:, None, None, None], features.flip(-1), features)
+        return torch.where(mirrored[:, None, None, None], features.flip(-1 if self.axis == "horizontal" else -2), features)
 
 
 @register("noise")

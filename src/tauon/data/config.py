@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from tauon.config import Config, Count, Fraction
 from tauon.data.augment import AugmentConfig
 from tauon.data.chat_template import ChatConfig
 from tauon.data.columns import ColumnsConfig
+from tauon.data.mix import MixConfig
 from tauon.data.signal_config import SignalConfig
 from tauon.data.sources.base import SourceConfig
 from tauon.data.split import SplitConfig
@@ -50,6 +51,15 @@ class DataConfig(Config):
     standard otherwise."""
     augment: tuple[AugmentConfig, ...] = ()
     """Arrays, series, recordings and texts with labels: random changes of the training examples, in turn."""
+    mix: MixConfig | None = None
+    """Classes only: mix training examples in pairs (mixup, CutMix). Left out: none."""
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """Classes only: the order of training examples. shuffle: each once an epoch; balanced: every class as often as every other."""
+    class_weights: Literal["balanced"] | tuple[PositiveFloat, ...] | None = None
+    """Classes only: weight of each class in the training loss. balanced: rows / (classes x rows of the class); or one number a class.
+    Left out: all weigh alike. Validation and evaluation count every example once."""
+    label_order: tuple[str, ...] = ()
+    """Classes only: their names in the order that their numbers shall have, lowest first for ordinal targets. Left out: by name."""
     table: ColumnsConfig = ColumnsConfig()
     """Tables (csv, jsonl, parquet) only: categories, missing values, dates."""
     window: WindowConfig = WindowConfig()
@@ -66,6 +76,8 @@ class DataConfig(Config):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         split: SplitConfig = self.peek("split")
+        if self.peek("sampling") == "balanced" and self.peek("class_weights") == "balanced":
+            yield "class_weights", "balanced, and so is sampling: seldom classes would count twice. Take one of the two"
         for name in ("validation", "test"):
             if self.peek(name) is not None and split.peek(name) not in (0, SplitConfig.model_fields[name].default):
                 yield f"split.{name}", f"has no effect, since data.{name} names a source of its own; drop one of the two"
@@ -84,6 +96,10 @@ _FOR: dict[str, tuple[str, ...]] = {
     "overlap": ("tokens",),
     "normalize": ("arrays", "series"),
     "augment": ("arrays", "series", "signals", "labelled-text"),
+    "mix": ("arrays",),
+    "sampling": ("arrays",),
+    "class_weights": ("arrays",),
+    "label_order": ("arrays",),
     "table": ("arrays",),
     "window": ("series",),
     "signal": ("signals",),

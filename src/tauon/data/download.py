@@ -12,10 +12,11 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tauon.data.cache import make_folder
-from tauon.data.files import open_bytes, read_bytes, sha256_bytes
+from tauon.data.files import open_bytes, raw_bytes, read_bytes, sha256_bytes
 from tauon.data.progress import report
 from tauon.errors import ChecksumError, DataError
 
@@ -30,6 +31,30 @@ def mirror() -> Path | None:
     """The folder that TAUON_DATA names, if it does."""
     chosen = os.environ.get("TAUON_DATA")
     return Path(chosen).expanduser() if chosen else None
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the content of a file must be."""
+
+    sha256: str
+    size: int
+    digest: Callable[[bytes], str]
+    packed: bool
+    md5: str | None
+
+    def accepts(self, content: bytes) -> tuple[bool, str]:
+        """(whether it is that, its digest)."""
+        got = self.digest(content)
+        also = self.md5 is not None and hashlib.md5(content, usedforsecurity=False).hexdigest() == self.md5
+        return got == self.sha256 or also, got
+
+    def read(self, path: Path) -> bytes:
+        """What a file holds, no more than could be right: a packed one can be made to unpack without end."""
+        most = self.size + (_SLACK if self.md5 is not None else 0)
+        with open(path, "rb") if self.packed else open_bytes(path) as file:
+            content: bytes = file.read(most + 1)
+        return content
 
 
 def members_digest(content: bytes) -> str:
@@ -48,8 +73,9 @@ def members_digest(content: bytes) -> str:
 
 
 def fetch(
-    name: str, urls: tuple[str, ...], sha256: str, size: int, cached: Path, digest: Callable[[bytes], str] = sha256_bytes
-) -> tuple[bytes, str]:
+    name: str, urls: tuple[str, ...], sha256: str, size: int, cached: Path, digest: Callable[[bytes], str] = sha256_bytes, *,
+    packed: bool = False, md5: str | None = None,
+) -> tuple[bytes, str]:  # fmt: skip
     """(unpacked content, where it came from) of the file `name` of the mirror.
 
     Args:
@@ -59,21 +85,23 @@ def fetch(
         size: of the unpacked content in bytes, for the progress bar.
         cached: where the unpacked content is kept once downloaded.
         digest: how `sha256` is made of the content.
+        packed: nothing is unpacked: `sha256` and `size` are of the bytes as they lie and are served.
+        md5: of another content of about that size that counts as well.
 
     Raises:
         ChecksumError: a file in the mirror, in the cache or at every address is not the one that was published.
         DataError: it is nowhere to be had.
     """
-    local = mirror()
+    local, want = mirror(), _Wanted(sha256, size, digest, packed, md5)
     if local is not None and (local / name).is_file():
-        return _checked(local / name, sha256, digest, "Replace it by the published file, or unset TAUON_DATA"), str(local / name)
+        return _checked(local / name, want, "Replace it by the published file, or unset TAUON_DATA"), str(local / name)
     if cached.is_file():
-        return _checked(cached, sha256, digest, "Delete it, so that it is downloaded again"), str(cached)
+        return _checked(cached, want, "Delete it, so that it is downloaded again"), str(cached)
     make_folder(cached.parent)
     failures: list[str] = []
     for url in urls:
         try:
-            content = _download(url, cached, sha256, size, digest)
+            content = _download(url, cached, want)
         except ChecksumError:
             raise
         except (OSError, ValueError, DataError) as err:
@@ -88,15 +116,16 @@ def fetch(
     )
 
 
-def _checked(path: Path, sha256: str, digest: Callable[[bytes], str], way_out: str) -> bytes:
-    content = read_bytes(path)
-    got = digest(content)
-    if got != sha256:
-        raise ChecksumError(f"{path}: sha256 of the unpacked content is {got}, expected {sha256}. {way_out}")
+def _checked(path: Path, want: _Wanted, way_out: str) -> bytes:
+    content = raw_bytes(path) if want.packed else read_bytes(path)
+    fine, got = want.accepts(content)
+    if not fine:
+        raise ChecksumError(f"{path}: sha256 of the unpacked content is {got}, expected {want.sha256}. {way_out}")
     return content
 
 
-def _download(url: str, target: Path, sha256: str, size: int, digest: Callable[[bytes], str]) -> bytes:
+def _download(url: str, target: Path, want: _Wanted) -> bytes:
+    size = want.size
     if not url.startswith(("https://", "http://")):
         raise ValueError("only http and https addresses are fetched")
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
@@ -115,12 +144,11 @@ def _download(url: str, target: Path, sha256: str, size: int, digest: Callable[[
                 report(what, done, total)
         if total is not None and done != total:
             raise OSError(f"broke off after {done:,} of {total:,} bytes")
-        with open_bytes(temporary) as packed:
-            content = packed.read(size + 1)  # no more: a packed file can be made to unpack without end
-        got = digest(content)
-        if got != sha256:
+        content = want.read(temporary)
+        fine, got = want.accepts(content)
+        if not fine:
             raise ChecksumError(
-                f"{url}: got {len(content):,} bytes with sha256 {got}, expected {size:,} with {sha256}. "
+                f"{url}: got {len(content):,} bytes with sha256 {got}, expected {size:,} with {want.sha256}. "
                 "What is published there has changed or was tampered with; nothing was kept"
             )
         temporary.write_bytes(content)

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from tauon.errors import DataError, MissingExtra
 
-__all__ = ["decode", "expand", "read_bytes", "read_lines", "sha256_bytes", "sha256_file", "write_json"]
+__all__ = ["decode", "expand", "raw_bytes", "read_bytes", "read_lines", "sha256_bytes", "sha256_file", "write_json"]
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
@@ -74,6 +74,14 @@ def read_bytes(path: Path) -> bytes:
     """The whole file, unpacked."""
     with open_bytes(path) as file:
         return file.read()
+
+
+def raw_bytes(path: Path) -> bytes:
+    """The whole file as it lies, packed or not."""
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise DataError(f"{path}: cannot be read ({err.strerror or err})") from None
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -21,6 +21,8 @@ from tauon.types import Batch, Dataset
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from tauon.data.mix import Mixer
+
 __all__ = ["Loader"]
 
 
@@ -38,7 +40,8 @@ class Loader:
     """Batches of training examples in shuffled order, epoch after epoch without a gap.
 
     The last batch of an epoch is filled up with the first examples of the next, so that every batch has the same size and each
-    example is seen exactly once an epoch.
+    example is seen exactly once an epoch. A data set that has an `order` of its own is followed in it; one that has a `mixer` has its
+    rows mixed in pairs.
     """
 
     def __init__(
@@ -71,9 +74,13 @@ class Loader:
 
     def examples_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, example) of this rank's rows of step `step` (0 is the first), ceil(B / world) int64 each; the last may be repeated."""
-        row = np.minimum(self.rows(step), self.size(step) - 1)
-        first = step * self.batch if self.sizes is None else self.sizes.first(step)
-        return example_at(first + row, len(self.dataset), self.seed)
+        return self._at(step, np.minimum(self.rows(step), self.size(step) - 1))
+
+    def _at(self, step: int, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(epoch, example) of rows of the global batch."""
+        order = getattr(self.dataset, "order", None)  # a data set may say that some examples come more often
+        position = (step * self.batch if self.sizes is None else self.sizes.first(step)) + row
+        return example_at(position, len(self.dataset), self.seed) if order is None else order.at(position)
 
     def size(self, step: int) -> int:
         """Examples of step `step`, all ranks together."""
@@ -98,14 +105,34 @@ class Loader:
 
     def _make(self, step: int) -> Batch:
         epoch, example = self.examples_at(step)
-        parts = [self.dataset.batch(example[epoch == e], epoch=int(e)) for e in np.unique(epoch)]  # epochs ascend along the rows
-        batch = parts[0] if len(parts) == 1 else _joined(parts)
+        mixer = getattr(self.dataset, "mixer", None)
+        batch = self._read(epoch, example) if mixer is None else self._mixed(step, mixer)
         missing = self.rows(step) >= self.size(step)
         if missing.any():
             weights = batch.weights.clone()
             weights[missing.tolist()] = 0
             batch = replace(batch, weights=weights)
         return batch
+
+    def _read(self, epoch: np.ndarray, example: np.ndarray) -> Batch:
+        """These examples in this order, each as its epoch has it."""
+        epochs = np.unique(epoch)
+        batch = _joined([self.dataset.batch(example[epoch == e], epoch=int(e)) for e in epochs])
+        if len(epochs) > 1 and (np.diff(epoch) < 0).any():  # of classes that each have their own
+            back = np.empty(len(epoch), np.int64)
+            back[np.argsort(epoch, kind="stable")] = np.arange(len(epoch))
+            batch = _picked(batch, back)
+        return batch
+
+    def _mixed(self, step: int, mixer: Mixer) -> Batch:
+        """The rank's rows, each mixed with its partner among those of all ranks."""
+        size = self.size(step)
+        rows = np.minimum(self.rows(step), size - 1)
+        how = mixer.plan(step, size)
+        needed, at = np.unique(np.concatenate([rows, how.partner[rows]]), return_inverse=True)
+        read = self._read(*self._at(step, needed))
+        box = None if how.box is None else how.box[rows]
+        return mixer.mix(_picked(read, at[: len(rows)]), _picked(read, at[len(rows) :]), how.own[rows], box)
 
     def close(self) -> None:
         """Stop the worker threads. Using the loader again afterwards works, without them."""
@@ -120,9 +147,19 @@ class Loader:
         self.close()
 
 
+def _picked(batch: Batch, rows: np.ndarray) -> Batch:
+    import torch
+
+    at = torch.from_numpy(np.asarray(rows, np.int64))
+    picked: dict[str, Any] = {f.name: None if (v := getattr(batch, f.name)) is None else v[at] for f in fields(Batch)}
+    return Batch(**picked)
+
+
 def _joined(parts: Sequence[Batch]) -> Batch:
     import torch
 
+    if len(parts) == 1:
+        return parts[0]
     columns: dict[str, Any] = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Batch)}
     joined: dict[str, Any] = {name: None if values[0] is None else torch.cat(values) for name, values in columns.items()}
     return Batch(**joined)

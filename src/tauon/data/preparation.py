@@ -18,6 +18,7 @@ from tauon.config import Config, dump
 from tauon.config import children as nodes_below
 from tauon.data.arrays import ArrayDataset, NormalizeKind, Normalizer, check_arrays, count_repeats
 from tauon.data.cache import cache_in, cache_root, obtain
+from tauon.data.choice import choice_facts, choose, in_order
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.files import canonical, read_bytes, sha256_file, write_json
 from tauon.data.masking import MaskedDataset
@@ -280,6 +281,8 @@ def _write(
 
 def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
     tables = {part: _load(source, part) for part, source in sources.items()}
+    left_out = {part: list(table.left_out) for part, table in tables.items() if table.left_out}
+    tables["train"] = in_order(tables["train"], config.label_order)
     rows, split_facts = split_rows(tables["train"].targets, config.split, _wanted(sources))
     main = tables["train"]
     refuse_new_classes(main.targets, main.label_names, rows, "the targets")
@@ -290,9 +293,11 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     kind, why = _normalize(config, main)
     normalizer = Normalizer.fit(train_features, kind)
     parts: dict[Part, ArrayDataset] = {}
+    choice = choose(config, main, rows["train"], main.features.shape[1:], seed)
     for part in PARTS:
         if part in rows:
-            parts[part] = ArrayDataset(main, rows[part], normalizer, seed=seed, augments=config.augment if part == "train" else ())
+            training = {"seed": seed, "augments": config.augment, **choice} if part == "train" else {}
+            parts[part] = ArrayDataset(main, rows[part], normalizer, **training)
         elif part in tables:
             parts[part] = ArrayDataset(tables[part], np.arange(len(tables[part])), normalizer)
     steps = [dump(a) for a in config.augment]
@@ -305,10 +310,11 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
         "kind": "arrays", "sources": {p: s.describe() | {"sha256": contents[p]} for p, s in sources.items()},
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
         "parts": {p: d.facts for p, d in parts.items()}, "normalize": {"kind": kind, "why": why}, "augment": steps, "content": made_of,
+        **choice_facts(config, main.label_names, choice), **({"left_out": left_out} if left_out else {}),
         "features": feature_facts(train_features, main.feature_names),
         "input_shape": list(main.features.shape[1:]), "labels": list(main.label_names),
     }  # fmt: skip
-    decides = [facts["content"], normalizer.to_json(), steps, seed]
+    decides = [facts["content"], normalizer.to_json(), steps, seed, *choice_facts(config, main.label_names, choice).values()]
     preprocess = {
         "kind": "arrays", "normalize": normalizer.to_json(), "labels": list(main.label_names), "features": list(main.feature_names),
         "input_shape": list(main.features.shape[1:]), "targets": "classes" if main.classes else "values",
@@ -349,7 +355,7 @@ def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:
     if new:
         raise DataError(f"the {part} source has the label {new[0]!r}, which training never sees. It has {', '.join(main.label_names)}")
     renumbered = np.array([number[name] for name in table.label_names], np.int64)[table.targets]
-    return Arrays(table.features, renumbered, main.feature_names, main.label_names)
+    return Arrays(table.features, renumbered, main.feature_names, main.label_names)  # whatever was left out is on record already
 
 
 def _normalize(config: DataConfig, table: Arrays) -> tuple[NormalizeKind, str]:

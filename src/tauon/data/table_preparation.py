@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tauon.config import dump
 from tauon.data.arrays import ArrayDataset, Normalizer, check_arrays, count_repeats
+from tauon.data.choice import choice_facts, choose, in_order
 from tauon.data.columns import Encoder, as_numbers, kind_of_values
 from tauon.data.config import DataConfig
 from tauon.data.files import canonical
@@ -33,7 +34,7 @@ _VERSION = 1
 def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
     """Read, split, fit on the training rows, encode every part."""
     tables = {part: _load(source, part) for part, source in sources.items()}
-    main = tables["train"]
+    main = tables["train"] = in_order(tables["train"], config.label_order)
     for name, values in main.columns.items():  # a typing mistake is told before anything else, wherever it is
         if name not in main.categorical and kind_of_values(values)[0] == "number":
             as_numbers(values, lambda i, name=name: _places(main, np.arange(len(main)))(i, name))  # type: ignore[misc]
@@ -68,15 +69,19 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
             unseen[part] = found
 
     augments = config.augment
-    if augments and any(encoder.codes):
-        raise DataError("data.augment changes numbers, and some columns hold codes of categories. Leave it out, or take categories: onehot")
+    for name, used in (("augment", augments), ("mix", config.mix)):
+        if used and any(encoder.codes):
+            raise DataError(
+                f"data.{name} changes numbers, and some columns hold codes of categories. Leave it out, or take categories: onehot"
+            )
+    choice = choose(config, main, training, (len(encoder.names),), seed)
     steps = [dump(a) for a in augments]
     count_as_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])
     parts: dict[Part, ArrayDataset] = {}
     for part, x in features.items():
         whole = check_arrays(Arrays(x, targets[part], encoder.names, main.label_names), f"the {part} part", training=part == "train")
-        chosen_steps = augments if part == "train" else ()
-        parts[part] = ArrayDataset(whole, np.arange(len(x)), normalizer, seed=seed, augments=chosen_steps, categories=encoder.codes)
+        training_only = {"augments": augments, **choice} if part == "train" else {}
+        parts[part] = ArrayDataset(whole, np.arange(len(x)), normalizer, seed=seed, categories=encoder.codes, **training_only)
     contents = {p: content_of(Arrays(x, targets[p], encoder.names, main.label_names)) for p, x in features.items()}
     made_of = hashlib.sha256(canonical([_VERSION, contents]).encode()).hexdigest()
     also = {p: count_repeats(features["train"], x) for p, x in features.items() if p != "train"}
@@ -85,7 +90,7 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
         "parts": {p: d.facts for p, d in parts.items()}, "columns": encoder.facts(), "unseen_categories": unseen,
         "normalize": {"kind": kind, "why": why}, "table": dump(config.table), "augment": steps, "content": made_of,
-        "features": feature_facts(features["train"], encoder.names),
+        **choice_facts(config, main.label_names, choice), "features": feature_facts(features["train"], encoder.names),
         "input_shape": [len(encoder.names)], "labels": list(main.label_names),
     }  # fmt: skip
     preprocess = {
@@ -93,7 +98,7 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         "features": list(encoder.names), "input_shape": [len(encoder.names)], "targets": "classes" if main.classes else "values",
         "missing": list(main.missing),
     }  # fmt: skip
-    decides = [made_of, normalizer.to_json(), encoder.to_json(), steps, seed]
+    decides = [made_of, normalizer.to_json(), encoder.to_json(), steps, seed, *choice_facts(config, main.label_names, choice).values()]
     return DataSplits(
         parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
         hashlib.sha256(canonical(decides).encode()).hexdigest(), None, preprocess,

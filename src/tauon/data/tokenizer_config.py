@@ -15,7 +15,7 @@ from tauon.data.files import decode, read_bytes
 from tauon.data.tokenizer import BOS, KNOWN_BOS, ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer, parallel, pieces, read_json
 from tauon.errors import DataError
 
-__all__ = ["BpeConfig", "BytesConfig", "CharsConfig", "FileConfig", "TokenizerConfig"]
+__all__ = ["BpeConfig", "BytesConfig", "CharsConfig", "FileConfig", "TokenizerConfig", "wordpiece_json"]
 
 
 class TokenizerConfig(Registered, family="tokenizer", default="bpe"):
@@ -103,10 +103,10 @@ class BytesConfig(TokenizerConfig):
 
 @register("file")
 class FileConfig(TokenizerConfig):
-    """A published tokenizer: Hugging Face's tokenizer.json, or GPT-2's encoder.json with vocab.bpe (plain or packed)."""
+    """A published tokenizer: Hugging Face's tokenizer.json, GPT-2's encoder.json with vocab.bpe, or BERT's vocab.txt (plain or packed)."""
 
     path: str
-    """The tokenizer.json, or a folder with it or with encoder.json and vocab.bpe (also vocab.json and merges.txt)."""
+    """The tokenizer.json, or a folder with it, with encoder.json and vocab.bpe (also vocab.json and merges.txt), or with BERT's vocab.txt."""
     bos: str | None = None
     """The special token to put before each document. None: <|endoftext|>, <s> or another usual name."""
 
@@ -114,15 +114,19 @@ class FileConfig(TokenizerConfig):
         path = Path(self.path).expanduser()
         if not path.is_dir():
             return [(path, "tokenizer.json")]
-        for names in (("tokenizer.json",), ("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
+        for names in (("tokenizer.json",), ("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"), ("vocab.txt",)):
             found = [_packed(path / name) for name in names]
             if all(found):
                 return [(p, n) for p, n in zip(found, names, strict=True) if p is not None]
-        raise DataError(f"{path}: the folder has no tokenizer.json, no encoder.json with vocab.bpe, and no vocab.json with merges.txt")
+        raise DataError(
+            f"{path}: the folder has no tokenizer.json, no encoder.json with vocab.bpe, no vocab.json with merges.txt, and no vocab.txt"
+        )
 
     def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
         listed = self.files()
         where = str(listed[0][0])
+        if listed[0][1] == "vocab.txt":
+            return SubwordTokenizer(wordpiece_json(listed[0][0]), self.bos, where)
         if len(listed) == 1:
             read_json(read_bytes(listed[0][0]), where)  # a better message than the library's where it is not even JSON
             return SubwordTokenizer(read_bytes(listed[0][0]).decode(), self.bos, where)
@@ -131,6 +135,24 @@ class FileConfig(TokenizerConfig):
 
 def _packed(path: Path) -> Path | None:
     return next((p for p in (path, path.with_name(path.name + ".gz"), path.with_name(path.name + ".zst")) if p.is_file()), None)
+
+
+def wordpiece_json(vocab_at: Path) -> str:
+    """tokenizer.json from BERT's vocab.txt (a token a line): WordPiece, in lower case where no token has a capital (A to Z)."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+    lines = decode(read_bytes(vocab_at), str(vocab_at)).splitlines()
+    special = [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in lines]
+    if len(special) < 5 or len(set(lines)) < len(lines):
+        raise DataError(f"{vocab_at}: expected a token a line, each once, [PAD], [UNK], [CLS], [SEP] and [MASK] among them")
+    lower = not any("A" <= c <= "Z" for t in lines if not t.startswith("[") for c in t)
+    tok = tokenizers.Tokenizer(models.WordPiece({t: i for i, t in enumerate(lines)}, unk_token="[UNK]"))  # noqa: S106 - no password
+    tok.normalizer = normalizers.BertNormalizer(lowercase=lower)
+    tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tok.decoder = decoders.WordPiece()
+    tok.add_special_tokens(special)
+    return str(tok.to_str())
 
 
 def _gpt2_json(vocab_at: Path, merges_at: Path) -> str:

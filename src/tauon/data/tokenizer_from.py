@@ -10,7 +10,7 @@ from tauon.artifacts import find_checkpoint
 from tauon.config import register
 from tauon.data.files import read_bytes
 from tauon.data.tokenizer import SubwordTokenizer, Tokenizer, read_json
-from tauon.data.tokenizer_config import TokenizerConfig
+from tauon.data.tokenizer_config import TokenizerConfig, wordpiece_json
 from tauon.errors import CheckpointError, DataError
 
 __all__ = ["FromModelConfig", "has_tokenizer", "tokenizer_of"]
@@ -26,7 +26,7 @@ class FromModelConfig(TokenizerConfig):
     def files(self) -> list[tuple[Path, str]]:
         path = self._folder()
         if _is_huggingface(path):
-            return [(path / "tokenizer.json", "tokenizer.json"), (path / "config.json", "config.json")]
+            return [(file, file.name) for file in (_file(path), path / "config.json")]
         return [(find_checkpoint(path).path / "state.json", "state.json")]
 
     def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
@@ -45,7 +45,7 @@ def _is_huggingface(path: Path) -> bool:
 def has_tokenizer(path: Path) -> bool:
     """Whether a trained model comes with its tokenizer."""
     if _is_huggingface(path):
-        return (path / "tokenizer.json").is_file()
+        return any((path / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
     try:
         return "tokenizer" in (find_checkpoint(path).state.get("preprocess") or {})
     except CheckpointError:
@@ -59,25 +59,40 @@ def tokenizer_of(path: Path) -> Tokenizer:
         if record is None:
             raise DataError(f"{path}: was not trained on text, so it has no tokenizer. Give data.tokenizer.")
         return Tokenizer.from_json(record, str(path))
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        raise DataError(f"{file}: missing. Download it beside the weights, or give data.tokenizer: {{kind: file, path: ...}}.")
+    file = _file(path)
     config = read_json(read_bytes(path / "config.json"), str(path / "config.json"))
-    text = read_bytes(file).decode()
-    record = read_json(text.encode(), str(file))
-    tokenizer = SubwordTokenizer(text, _bos(record, config, path), str(file))
+    text = wordpiece_json(file) if file.name == "vocab.txt" else read_bytes(file).decode()
+    read_json(text.encode(), str(file))  # a better message than the library's where it is not even JSON
+    tokenizer = SubwordTokenizer(text, _bos(text, config, path), str(file))
     vocab = config.get("vocab_size")
     if isinstance(vocab, int) and tokenizer.vocab_size > vocab:
         raise DataError(f"{file}: {tokenizer.vocab_size:,} token ids, and the model beside it has {vocab:,}. They do not belong together.")
     return tokenizer
 
 
-def _bos(tokenizer: dict[str, Any], config: dict[str, Any], path: Path) -> str | None:
+def _file(path: Path) -> Path:
+    for name in ("tokenizer.json", "vocab.txt"):
+        if (path / name).is_file():
+            return path / name
+    missing = path / "tokenizer.json"
+    raise DataError(f"{missing}: missing. Download it beside the weights, or give data.tokenizer: {{kind: file, path: ...}}.")
+
+
+def _bos(text: str, config: dict[str, Any], path: Path) -> str | None:
     """The token that the model was trained to see before a document: what its config says by number, or its tokenizer by name."""
+    import tokenizers
+
     said = config.get("bos_token_id")
-    for token in tokenizer.get("added_tokens") or ():
-        if token.get("id") == said and said is not None:
-            return str(token["content"])
+    if isinstance(said, int):
+        try:
+            name = tokenizers.Tokenizer.from_str(text).id_to_token(said)
+        except Exception:  # not a tokenizer at all: the caller's reading says so better
+            return None
+        if name is None:
+            raise DataError(
+                f"{path}: config.json says bos_token_id={said}, and the tokenizer beside it has no such token. They do not belong together."
+            )
+        return str(name)
     beside = path / "tokenizer_config.json"
     if beside.is_file():
         named = read_json(read_bytes(beside), str(beside))

@@ -25,6 +25,7 @@ from tauon.distributed.parameter_server import ParameterServer
 from tauon.distributed.pieces import fill, is_dtensor, local_part, local_slices, whole_gradients
 from tauon.distributed.server_group import ServerLost
 from tauon.distributed.stages import PER_PROCESS, Stages, cut_blocks, pieces_of_batch, refuse_odd_stages, stages_of
+from tauon.distributed.statistics import needs_batch_statistics, refuse_running_statistics, share_statistics
 from tauon.distributed.traffic import Traffic, counted
 from tauon.distributed.world import World, join, launched
 
@@ -66,13 +67,16 @@ __all__ = [
     "local_part",
     "local_slices",
     "my_targets",
+    "needs_batch_statistics",
     "outer_gradient",
     "parallelize",
     "pieces_of_batch",
     "refuse_layout",
     "refuse_odd_stages",
+    "refuse_running_statistics",
     "register_hook",
     "reshard",
+    "share_statistics",
     "stages_of",
     "synchronising",
     "weighted_mean",

@@ -13,6 +13,7 @@ from tauon.distributed.context import cut_positions, exchange_heads, refuse_odd_
 from tauon.distributed.mesh import Layout, Mesh
 from tauon.distributed.shards import refuse_odd_shards
 from tauon.distributed.stages import pieces_of_batch, refuse_odd_stages
+from tauon.distributed.statistics import needs_batch_statistics
 from tauon.errors import Problem, RecipeError
 
 __all__ = ["parallelize", "refuse_layout"]
@@ -27,6 +28,12 @@ def refuse_layout(
             [Problem("train.batch", f"{batch} examples for {layout.data} data-parallel processes: some would have none. "
                      f"Take at least {layout.data}, or fewer processes.")]
         )  # fmt: skip
+    if batch % layout.data and needs_batch_statistics(model):
+        message = (
+            f"{batch} examples do not divide among {layout.data} processes, and batch norm would count those that fill up. "
+            f"Take {batch - batch % layout.data}, or model.norm=group."
+        )
+        raise RecipeError([Problem("train.batch", message)])
     if layout.pipeline > 1 and isinstance(config, MeshParallel):
         refuse_odd_stages(config, len(model.blocks_to_compile()))
         if microbatch is not None:
@@ -36,6 +43,11 @@ def refuse_layout(
             raise RecipeError([Problem("train.microbatch", message)])
         pieces_of_batch(config, -(-batch // layout.data))
     if layout.tensor > 1:
+        if any(getattr(module, "will_round", False) for module in model.modules()):
+            message = (
+                f"{layout.tensor}, and adapt.quantize keeps matrices in blocks that cannot be cut so. Take replicate or shard, or drop it."
+            )
+            raise RecipeError([Problem("parallel.tensor", message)])
         refuse_odd_shards(model, model.shard_plan, layout.tensor, model.head_counts())
     if layout.context > 1:
         if not model.attentions() or seq_len is None:

@@ -20,17 +20,20 @@ from tauon.errors import DataError
 from tauon.evaluate.evaluation import Metric
 from tauon.evaluate.intervals import absolute_sum_interval, area_interval, generator, percentile, resample_cells, resample_sums, wilson
 
-__all__ = ["BINS", "classification"]
+__all__ = ["BINS", "MANY", "checked_probabilities", "classification", "one_class", "placements", "variance"]
 
 BINS = 15
 """Equal-width bins of confidence (Guo et al. 2017, arXiv:1706.04599)."""
+MANY = 20
+"""Classes from which top-5 accuracy is told without being asked for."""
 _TINY = float(np.finfo(np.float32).tiny)
 _LOSS_ABOUT = "mean -log p(true class), nats"
 
 
 def classification(
-    scores_NC: np.ndarray, targets_N: np.ndarray, labels: Sequence[str], *, confidence: float, resamples: int, seed: int
-) -> dict[str, Any]:
+    scores_NC: np.ndarray, targets_N: np.ndarray, labels: Sequence[str], *, confidence: float, resamples: int, seed: int,
+    top_k: Sequence[int] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The fields of an `Evaluation` that belong to a classifier.
 
     scores: probabilities, rows sum to 1. targets: class indices. Raises DataError for scores that are no probabilities and for
@@ -38,30 +41,23 @@ def classification(
     """
     n, classes = scores_NC.shape
     names = [str(label) for label in labels] if len(labels) == classes else [str(c) for c in range(classes)]
-    if targets_N.min() < 0 or targets_N.max() >= classes:
-        raise DataError(
-            f"class indices run from {targets_N.min()} to {targets_N.max()}; the model has {classes} classes, 0 to {classes - 1}"
-        )
     broken = int((~np.isfinite(scores_NC)).any(1).sum())
-    if broken:
+    p_NC = checked_probabilities(scores_NC, targets_N)
+    if p_NC is None:
         return _broken(n, broken, names)
-    p_NC = scores_NC.astype(np.float64)
-    if p_NC.min() < -1e-3 or np.abs(p_NC.sum(1) - 1).max() > 1e-2:
-        raise DataError(
-            f"scores are not probabilities: smallest {p_NC.min():.4g}, row sums {p_NC.sum(1).min():.4g} to {p_NC.sum(1).max():.4g}"
-        )
     predicted_N = p_NC.argmax(1)
     counts_CC = np.bincount(targets_N * classes + predicted_N, minlength=classes * classes).reshape(classes, classes)
     tables = _resampled_tables(counts_CC, resamples, seed)
     areas = _areas(p_NC, targets_N, confidence)
     calibration, losses = _probabilistic(p_NC, targets_N, predicted_N, confidence, resamples, seed)
     metrics = {"accuracy": _accuracy(counts_CC, confidence)}
+    metrics |= _ranking(p_NC, targets_N, top_k if top_k is not None else (5,) if classes >= MANY else (), confidence, resamples, seed)
     metrics |= _averages(counts_CC, tables, confidence)
     metrics["roc_auc"] = areas.pop()
     metrics |= losses
     per_class = [
         {"label": names[c], "support": int(counts_CC[c].sum()), "predicted": int(counts_CC[:, c].sum())}
-        | _one_class(counts_CC, c, confidence)
+        | one_class(counts_CC, c, confidence)
         | {"roc_auc": areas[c]}
         for c in range(classes)
     ]
@@ -72,6 +68,23 @@ def classification(
         "confusion": {"labels": names, "counts": counts_CC.tolist()},
         "calibration": calibration,
     }
+
+
+def checked_probabilities(scores_NC: np.ndarray, targets_N: np.ndarray) -> np.ndarray | None:
+    """Scores in float64; None where some are not finite. Raises DataError for targets out of range and for what are no probabilities."""
+    classes = scores_NC.shape[1]
+    if targets_N.min() < 0 or targets_N.max() >= classes:
+        raise DataError(
+            f"class indices run from {targets_N.min()} to {targets_N.max()}; the model has {classes} classes, 0 to {classes - 1}"
+        )
+    if not np.isfinite(scores_NC).all():
+        return None
+    p_NC = scores_NC.astype(np.float64)
+    if p_NC.min() < -1e-3 or np.abs(p_NC.sum(1) - 1).max() > 1e-2:
+        raise DataError(
+            f"scores are not probabilities: smallest {p_NC.min():.4g}, row sums {p_NC.sum(1).min():.4g} to {p_NC.sum(1).max():.4g}"
+        )
+    return p_NC
 
 
 def _broken(n: int, broken: int, names: list[str]) -> dict[str, Any]:
@@ -90,7 +103,7 @@ def _accuracy(counts_CC: np.ndarray, confidence: float) -> Metric:
     return Metric(right / n, *wilson(right, n, confidence), n, "Wilson", "higher", about)
 
 
-def _one_class(counts_CC: np.ndarray, c: int, confidence: float) -> dict[str, Metric]:
+def one_class(counts_CC: np.ndarray, c: int, confidence: float) -> dict[str, Metric]:
     """Precision and recall are proportions (of the predicted, of the true): Wilson. F1 = 2 J / (1 + J) rises with
     J = TP / (TP + FP + FN), a proportion too (Hand et al. 2021, arXiv:2008.00103): Wilson's ends, carried over.
     """
@@ -167,6 +180,29 @@ def _averages(counts_CC: np.ndarray, tables: tuple[np.ndarray, np.ndarray, np.nd
 # ---------------------------------------------------------------------------------------------- ranking
 
 
+def _ranking(
+    p_NC: np.ndarray, targets_N: np.ndarray, top_k: Sequence[int], confidence: float, resamples: int, seed: int
+) -> dict[str, Metric]:
+    """How far down the list of classes the true one stands: top-k accuracy, and with it the mean reciprocal rank. Of equals the first
+    is counted as ahead, as for the predicted class.
+    """
+    n, classes = p_NC.shape
+    if not top_k:
+        return {}
+    own = p_NC[np.arange(n), targets_N][:, None]
+    rank_N = (p_NC > own).sum(1) + ((p_NC == own) & (np.arange(classes) < targets_N[:, None])).sum(1) + 1
+    found = {}
+    for k in top_k:
+        right = int((rank_N <= k).sum())
+        about = f"share of examples whose true class is among the {k} most probable"
+        found[f"top_{k}_accuracy"] = Metric(right / n, *wilson(right, n, confidence), n, "Wilson", "higher", about)
+    each = 1.0 / rank_N
+    drawn = resample_sums(each[:, None], resamples, generator(seed, "ranks"))[:, 0] / n
+    about = "mean of 1 / (place of the true class among all, by probability)"
+    found["reciprocal_rank"] = Metric.bootstrapped(math.fsum(each) / n, percentile(drawn, confidence), n, "higher", about)
+    return found
+
+
 def _areas(p_NC: np.ndarray, targets_N: np.ndarray, confidence: float) -> list[Metric]:
     """ROC-AUC of each class against the rest, then the one to report: class 1's for two classes, the macro mean otherwise.
 
@@ -186,10 +222,10 @@ def _areas(p_NC: np.ndarray, targets_N: np.ndarray, confidence: float) -> list[M
             reason = "the class has no example" if sizes[c] == 0 else "every example is of this class"
             areas.append(Metric.undefined(reason, n=n, better="higher", about=about))
             continue
-        value, influence = _placements(p_NC[:, c], targets_N == c)
+        value, influence = placements(p_NC[:, c], targets_N == c)
         values[c] = value
         smaller = int(min(sizes[c], n - sizes[c]))
-        (low, high), method = area_interval(value, _variance(influence, (targets_N == c).astype(np.int64), 2), smaller, confidence)
+        (low, high), method = area_interval(value, variance(influence, (targets_N == c).astype(np.int64), 2), smaller, confidence)
         areas.append(Metric(value, low, high, n, method, "higher", about))
         if c in scored:
             influences += influence / len(scored)
@@ -200,13 +236,13 @@ def _areas(p_NC: np.ndarray, targets_N: np.ndarray, confidence: float) -> list[M
     else:
         mean = math.fsum(values.values()) / len(values)
         smaller = int(min(sizes[scored]))
-        (low, high), method = area_interval(mean, _variance(influences, targets_N, classes), smaller, confidence)
+        (low, high), method = area_interval(mean, variance(influences, targets_N, classes), smaller, confidence)
         said = f"{classes - len(scored)} classes without examples are left out" if len(scored) < classes else ""
         areas.append(Metric(mean, low, high, n, method, "higher", "mean over classes of ROC-AUC, each class against the rest", said))
     return areas
 
 
-def _placements(score_N: np.ndarray, positive_N: np.ndarray) -> tuple[float, np.ndarray]:
+def placements(score_N: np.ndarray, positive_N: np.ndarray) -> tuple[float, np.ndarray]:
     """The area, and each example's influence on it: (placement - area) / size of its own side. Sum of squares ~ variance."""
     pos, neg = np.sort(score_N[positive_N]), np.sort(score_N[~positive_N])
     below = np.searchsorted(neg, score_N[positive_N], "left") + np.searchsorted(neg, score_N[positive_N], "right")
@@ -218,7 +254,7 @@ def _placements(score_N: np.ndarray, positive_N: np.ndarray) -> tuple[float, np.
     return area, influence
 
 
-def _variance(influence_N: np.ndarray, group_N: np.ndarray, groups: int) -> float:
+def variance(influence_N: np.ndarray, group_N: np.ndarray, groups: int) -> float:
     """Sum of squared influences, each group's by m / (m - 1): exactly DeLong's variance for two groups; NaN for a group of one."""
     sizes = np.bincount(group_N, minlength=groups)
     squares = np.bincount(group_N, weights=influence_N**2, minlength=groups)

@@ -23,6 +23,9 @@ class EvaluateConfig(Config):
     """Confidence level of every interval, between 0.5 and 1."""
     weights: Literal["auto", "raw", "ema"] = "auto"
     """Which weights are measured: auto is the moving average where training kept one, else the raw ones."""
+    top_k: tuple[Count, ...] | None = None
+    """Classes only: also the share of examples whose true class is among the k most probable. Left out: 5 where there are 20 classes or
+    more."""
     samples: Count = 4
     """Texts to generate from each prompt, for language models; 0: none."""
     prompts: tuple[str, ...] = ()
@@ -36,5 +39,7 @@ class EvaluateConfig(Config):
             yield "resamples", f"got {resamples}, expected at least 100: fewer leave the ends of a 95% interval to chance"
         if not 0.5 <= (confidence := self.peek("confidence")) < 1:
             yield "confidence", f"got {confidence}, expected a level from 0.5 up to, not including, 1; write 95% or 0.95"
+        if any(k < 1 for k in self.peek("top_k") or ()):
+            yield "top_k", f"got {list(self.peek('top_k'))}, expected numbers of classes, each at least 1"
         if (samples := self.peek("samples")) < 0:
             yield "samples", f"got {samples}, expected 0 or more"

@@ -19,6 +19,8 @@ from tauon.evaluate.evaluation import Evaluation
 from tauon.evaluate.forecasting import ForecastSums
 from tauon.evaluate.language import language_modelling
 from tauon.evaluate.masked import masked_language_modelling
+from tauon.evaluate.multilabel import multi_label
+from tauon.evaluate.ordinal import ordinal
 from tauon.evaluate.preference import preference
 from tauon.evaluate.quantiles import quantile_regression
 from tauon.evaluate.regression import regression
@@ -46,7 +48,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure `model` on `dataset`, every metric with an interval at `config.confidence`.
 
-    `task.predict` gives, for each example: classification {"scores": B x C probabilities, "targets": B}; regression
+    `task.predict` gives, for each example: classification and ordinal {"scores": B x C probabilities, "targets": B}; multi-label
+    {"scores": B x K probabilities of each label, "targets": B x K of 0 and 1}; regression
     {"predictions", "targets": B or B x K}; quantile-regression {"quantiles": B x K x Q, "targets", "levels", "crossed"}; forecasting
     {"predictions", "targets": B x H x K, and perhaps quantiles}; language-modelling {"nll": nats, "tokens", "bytes": B};
     speech-recognition errors and lengths in characters and words; preference {"rewards": B x 2, "loss"}. Examples of weight zero count
@@ -84,7 +87,11 @@ def evaluate(
         return _need(outputs, task.family, name)[keep]
 
     if task.family == "classification":
-        found = classification(get("scores"), get("targets").astype(np.int64), labels, **how)
+        found = classification(get("scores"), get("targets").astype(np.int64), labels, **how, top_k=config.top_k)
+    elif task.family == "multi-label":
+        found = multi_label(get("scores"), get("targets"), labels, **how)
+    elif task.family == "ordinal":
+        found = ordinal(get("scores"), get("targets").astype(np.int64), labels, **how)
     elif task.family == "regression":
         found = regression(get("predictions"), get("targets"), labels, **how)
     elif task.family == "quantile-regression":
@@ -100,8 +107,8 @@ def evaluate(
         found = speech_recognition({k: get(k) for k in names}, seconds=seconds, rate=dataset.spec.sample_rate, **how)
     else:
         raise DataError(
-            f"no metrics for a task of family {task.family!r}; there are: "
-            "classification, regression, quantile-regression, forecasting, language-modelling, masked-language-modelling, speech-recognition, preference"
+            f"no metrics for a task of family {task.family!r}; there are: classification, multi-label, ordinal, regression, "
+            "quantile-regression, forecasting, language-modelling, masked-language-modelling, speech-recognition, preference"
         )
     found["notes"] = notes + found.get("notes", [])
     n = int(keep.sum())

@@ -73,7 +73,8 @@ def generate(
     model.eval()
     device = model.embed.weight.device
     tokens = torch.tensor([list(prompt)[-model.seq_len :]], dtype=torch.int64, device=device)
-    start = KVCache(model, 1, model.seq_len)
+    room = min(model.seq_len, tokens.shape[1] + max_tokens)  # a model for very long texts need not pay for them in short ones
+    start = KVCache(model, 1, room)
 
     def following(pending: Tensor, cache: KVCache) -> Tensor:
         with context():

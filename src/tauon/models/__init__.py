@@ -24,11 +24,14 @@ from tauon.models.huggingface import open_huggingface, write_huggingface
 from tauon.models.lstm import LSTMConfig, LSTMForecaster
 from tauon.models.mel import LogMel, SpeechConfig, mel_filters
 from tauon.models.mlp import LinearConfig, LogisticConfig, MLPConfig, Perceptron
+from tauon.models.norm import BatchNorm, still
 from tauon.models.patchtst import PatchTST, PatchTSTConfig
 from tauon.models.peft import adapt_like, peft_kind, read_peft, write_peft
+from tauon.models.resnet import ResNet, ResNetConfig, published_resnet
 from tauon.models.speech_cnn import SpeechCNN, SpeechCNNConfig
-from tauon.models.start import CheckpointConfig, Start, fit, open_start, resolved, saved_start
+from tauon.models.start import CheckpointConfig, Start, fit, open_start, resolved, saved_start, start_of
 from tauon.models.tabular import FTTransformer, FTTransformerConfig, WideAndDeep, WideAndDeepConfig
+from tauon.models.vit import ViT, ViTConfig
 
 __all__ = [
     "BERT",
@@ -37,6 +40,7 @@ __all__ = [
     "AdaptConfig",
     "AdaptedLinear",
     "BERTConfig",
+    "BatchNorm",
     "CNNConfig",
     "CheckpointConfig",
     "ColumnsInput",
@@ -67,6 +71,8 @@ __all__ = [
     "Perceptron",
     "Qwen2Config",
     "Qwen3Config",
+    "ResNet",
+    "ResNetConfig",
     "Shard",
     "SpeechCNN",
     "SpeechCNNConfig",
@@ -75,6 +81,8 @@ __all__ = [
     "TabularConfig",
     "TextBag",
     "TextBagConfig",
+    "ViT",
+    "ViTConfig",
     "WideAndDeep",
     "WideAndDeepConfig",
     "adapt_like",
@@ -89,6 +97,7 @@ __all__ = [
     "open_start",
     "parameter_count",
     "peft_kind",
+    "published_resnet",
     "read_peft",
     "record",
     "refuse_codes",
@@ -96,6 +105,8 @@ __all__ = [
     "resolved",
     "saved_start",
     "saved_weights",
+    "start_of",
+    "still",
     "write_huggingface",
     "write_peft",
 ]

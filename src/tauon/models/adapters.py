@@ -12,7 +12,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Count, Fraction, Registered, register
+from tauon.distributed import is_dtensor
 from tauon.errors import Problem, RecipeError
+from tauon.models.nf4 import BLOCK, Rounded, dequantize, nf4_linear, quantize
 
 __all__ = [
     "LEAVES",
@@ -55,6 +57,8 @@ class AdaptConfig(Registered, family="adapt"):
     """
     also: tuple[str, ...] = ()
     """Parameters of the base that train beside the adapters, by name: ["*norm*"]. A classifier's head always does."""
+    quantize: Literal["none", "nf4"] = "none"
+    """`nf4`: keep the frozen matrices beside adapters in 4.5 bits a weight (QLoRA), rounded when they are loaded."""
     from_: str | None = Field(None, alias="from")
     """Folder of an adapter to start from (PEFT's layout). Left out: a new one, which changes nothing at the start."""
 
@@ -124,6 +128,12 @@ class AdaptedLinear(nn.Linear):
     """O, of DoRA."""
     scale: float
     dropout: float
+    will_round: bool
+    """Whether the matrix is to be kept in NF4."""
+    rounded: bool
+    """Whether it is: in the buffers `codes` and `largest`, and `weight` is gone."""
+    codes: Tensor
+    largest: Tensor
 
     @classmethod
     def dress(cls, layer: nn.Linear, config: AdaptConfig) -> None:
@@ -131,28 +141,83 @@ class AdaptedLinear(nn.Linear):
         like: dict[str, Any] = {"device": layer.weight.device, "dtype": torch.float32}
         layer.__class__ = cls
         layer.scale, layer.dropout = config.scale, config.dropout  # type: ignore[assignment]
+        layer.rounded, layer.will_round = False, config.quantize == "nf4"  # type: ignore[assignment]
         layer.lora_a = nn.Parameter(torch.empty(config.rank, layer.in_features, **like))
         layer.lora_b = nn.Parameter(torch.empty(layer.out_features, config.rank, **like))
         layer.magnitude = nn.Parameter(torch.empty(layer.out_features, **like)) if config.magnitudes else None  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._may_merge(x):
+            out: Tensor = _MergedForOnce.apply(x, self.weight, self.bias, self.lora_a, self.lora_b, self.scale)
+            return out
         h = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)
         if self.magnitude is None:
-            return F.linear(x, self.weight, self.bias) + F.linear(h, self.lora_b * self.scale)
-        y = F.linear(x, self.weight) + F.linear(h, self.lora_b * self.scale)
+            return self.frozen(x, self.bias) + F.linear(h, self.lora_b * self.scale)
+        y = self.frozen(x, None) + F.linear(h, self.lora_b * self.scale)
         y = y * (self.magnitude / self.row_norms()).to(y.dtype)
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def frozen(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """What the layer computes without its adapter."""
+        if self.rounded:
+            return nf4_linear(x, self.codes, self.largest, (self.out_features, self.in_features), bias)
+        return F.linear(x, self.weight, bias)
+
+    def round_weight(self) -> None:
+        """Make room for the matrix in NF4 in place of `weight`; on the meta device, `fill_rounded` gives the numbers."""
+        device, elements = self.weight.device, self.weight.numel()
+        blocks = -(-elements // BLOCK)
+        del self.weight
+        self.rounded = True
+        self.register_buffer("codes", torch.empty(blocks * BLOCK // 2, dtype=torch.uint8, device=device), persistent=False)
+        self.register_buffer("largest", torch.empty(blocks, dtype=torch.float32, device=device), persistent=False)
+
+    def fill_rounded(self, weight: Tensor) -> None:
+        """Round a matrix into the buffers."""
+        for buffer, value in zip((self.codes, self.largest), quantize(weight.to(self.codes.device)), strict=True):
+            buffer.copy_(value)
+
+    def _may_merge(self, x: Tensor) -> bool:
+        """Whether W + s B A may be formed for this one product: in float32, where it rounds no adapter away, for enough rows to pay."""
+        if self.rounded:
+            return False
+        plain = self.magnitude is None and not (self.training and self.dropout) and not is_dtensor(self.weight)
+        in_fp32 = x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+        return plain and in_fp32 and 2 * x.numel() >= self.weight.numel()
 
     @torch.no_grad()
     def row_norms(self) -> Tensor:
         """O: ||W + s B A|| of each row. A constant to the gradient (DoRA, section 4.3)."""
-        with torch.autocast(self.weight.device.type, enabled=False):
-            v_OI = self.weight.float() + self.scale * (self.lora_b @ self.lora_a)
+        with torch.autocast(self.lora_a.device.type, enabled=False):
+            shape = (self.out_features, self.in_features)
+            weight = dequantize(self.codes, self.largest, shape, torch.float32) if self.rounded else self.weight.float()
+            v_OI = weight + self.scale * (self.lora_b @ self.lora_a)
             norms_O: Tensor = torch.linalg.vector_norm(v_OI, dim=1)
             return norms_O
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, rank={self.lora_a.shape[0]}, scale={self.scale:g}"
+
+
+class _MergedForOnce(torch.autograd.Function):
+    """y = x (W + s B A)^T + b in one product, and its gradients for x, A and B; neither y nor its gradient is passed over again to add the
+    adapter's part. The sum is formed again for the backward pass, as keeping it would double the memory that the weights take.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(x, weight, a, b)
+        ctx.scale = scale
+        return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, weight, a, b = ctx.saved_tensors
+        dy, flat = grads[0].flatten(0, -2), x.flatten(0, -2)
+        dx = (dy @ torch.addmm(weight, b, a, alpha=ctx.scale)).view_as(x) if ctx.needs_input_grad[0] else None
+        da = (ctx.scale * (dy @ b)).t() @ flat if ctx.needs_input_grad[3] else None
+        db = dy.t() @ (ctx.scale * (flat @ a.t())) if ctx.needs_input_grad[4] else None
+        return dx, None, dy.sum(0) if ctx.needs_input_grad[2] else None, da, db, None
 
 
 def init_adapter(name: str, p: Tensor, g: torch.Generator, base: Any) -> None:
@@ -192,8 +257,8 @@ class Merged:
         return self[tuple(slice(0, n) for n in self.shape)]
 
 
-def merged(base: Mapping[str, Any], adapter: Mapping[str, Any], scale: float) -> dict[str, Any]:
-    """The base's weights by name, with the adapter in them; nothing is read yet."""
+def merged(base: Mapping[str, Any], adapter: Mapping[str, Any], scale: float, *, rounded: bool = False) -> dict[str, Any]:
+    """The base's weights by name, with the adapter in them; nothing is read yet. `rounded`: the adapter was trained beside NF4."""
     out = dict(base)
     for name, value in adapter.items():
         if not is_adapter(name):
@@ -202,5 +267,6 @@ def merged(base: Mapping[str, Any], adapter: Mapping[str, Any], scale: float) ->
         layer, _, leaf = name.rpartition(".")
         if leaf == "lora_a":
             weight = f"{layer}.weight"
-            out[weight] = Merged(base[weight], adapter[name], adapter[f"{layer}.lora_b"], adapter.get(f"{layer}.magnitude"), scale)
+            whole = Rounded(base[weight]) if rounded else base[weight]
+            out[weight] = Merged(whole, adapter[name], adapter[f"{layer}.lora_b"], adapter.get(f"{layer}.magnitude"), scale)
     return out

@@ -1,7 +1,7 @@
 """A bag of n-grams: fastText's classifier over tokens (Joulin et al. 2016, arXiv:1607.01759).
 
-A text is the sum of the vectors of its tokens and of its runs of two to N tokens, over the square root of their number, and a linear
-layer makes logits of it. Runs share a fixed number of vectors by a hash. Reads nothing of order beyond N tokens, and trains in seconds.
+A text is the mean of the vectors of its tokens and of its runs of two to N tokens, and a linear layer makes logits of it. Runs share a fixed
+number of vectors by a hash. Reads nothing of order beyond N tokens, and trains in seconds.
 
 Shapes: B batch, T time, G n-grams of a text, D width, C classes.
 """
@@ -37,6 +37,8 @@ class TextBagConfig(ModelConfig):
     """Vectors that runs of two and more share."""
     dropout: Fraction = Field(0.3, ge=0, lt=1)
     """Share of n-grams left out in training."""
+    number_dropout: Fraction = Field(0.2, ge=0, lt=1)
+    """Share of the numbers of each n-gram dropped in training."""
     vocab: Size | None = None
     """Token ids. Left out: the tokenizer's."""
     outputs: Size | None = None
@@ -55,7 +57,7 @@ class TextBagConfig(ModelConfig):
     def build(self) -> TextBag:
         assert self.vocab is not None
         assert self.outputs is not None
-        return TextBag(self.vocab, self.width, self.ngrams, self.buckets, self.dropout, self.outputs)
+        return TextBag(self.vocab, self.width, self.ngrams, self.buckets, self.dropout, self.number_dropout, self.outputs)
 
 
 class TextBag(Model):
@@ -64,9 +66,9 @@ class TextBag(Model):
     shard_plan = {"embed.weight": "replicate", "runs.weight": "replicate", "head.*": "replicate"}  # noqa: RUF012 - plain data, read only
     own_head = ("head.*",)
 
-    def __init__(self, vocab: int, width: int, ngrams: int, buckets: int, dropout: float, outputs: int) -> None:
+    def __init__(self, vocab: int, width: int, ngrams: int, buckets: int, dropout: float, number_dropout: float, outputs: int) -> None:
         super().__init__()
-        self.ngrams, self.buckets, self.dropout = ngrams, buckets, dropout
+        self.ngrams, self.buckets, self.dropout, self.number_dropout = ngrams, buckets, dropout, number_dropout
         self.embed = nn.Embedding(vocab, width)
         self.runs = nn.Embedding(buckets, width)
         self.head = nn.Linear(width, outputs)
@@ -81,13 +83,17 @@ class TextBag(Model):
             whole_BG = there_BT[:, n - 1 :]  # padding is at the end: where the last token is there, all are
             sums_BD = sums_BD + self._sum(self.runs, hashed_BG % self.buckets, whole_BG)
             count_B = count_B + whole_BG.sum(1)
-        logits_BC: Tensor = self.head(sums_BD / count_B.clamp(min=1).sqrt()[:, None])
+        logits_BC: Tensor = self.head(sums_BD / count_B.clamp(min=1)[:, None])
         return logits_BC
 
     def _sum(self, table: nn.Embedding, ids_BG: Tensor, there_BG: Tensor) -> Tensor:
         weight_BG = there_BG.to(table.weight.dtype)
         if self.training and self.dropout:
             weight_BG = F.dropout(weight_BG, self.dropout)
+        if self.training and self.number_dropout:
+            numbers_BGD = F.dropout(table(ids_BG), self.number_dropout)
+            dropped: Tensor = torch.einsum("bgd,bg->bd", numbers_BGD, weight_BG)
+            return dropped
         return F.embedding_bag(ids_BG, table.weight, mode="sum", per_sample_weights=weight_BG)
 
     def init_parameter(self, name: str, p: Tensor, g: torch.Generator) -> None:

@@ -19,9 +19,21 @@ from tauon.config import Count, Registered, dump, parse
 from tauon.distributed.pieces import fill, is_dtensor
 from tauon.errors import CheckpointError, Problem, RecipeError
 from tauon.models.adapters import AdaptConfig, AdaptedLinear, init_adapter, is_adapter, saved_weights
+from tauon.models.nf4 import Rounded
 from tauon.types import DataSpec
 
-__all__ = ["Model", "ModelConfig", "Shard", "Size", "from_record", "load_weights", "materialize", "parameter_count", "refuse_misfits"]
+__all__ = [
+    "Model",
+    "ModelConfig",
+    "Shard",
+    "Size",
+    "block_number",
+    "from_record",
+    "load_weights",
+    "materialize",
+    "parameter_count",
+    "refuse_misfits",
+]
 
 Shard = Literal["colwise", "rowwise", "vocab", "replicate", "per-head"]
 """How tensor parallelism may cut a weight (out, in): its rows, its columns, its vocabulary rows, or not at all; `per-head`: not
@@ -37,6 +49,9 @@ class Model(nn.Module):
 
     shard_plan: ClassVar[dict[str, Shard]] = {}
     """Parameter name pattern (fnmatch) to `Shard`, first match wins. Names every parameter."""
+
+    compiling_pays: ClassVar[bool] = True
+    """Whether compiling the blocks one by one gains anything; `train.compile: auto` asks."""
 
     slices: int = 1
     """Processes that share each sequence: the hidden states which a later stage of a pipeline is given are one slice of as many."""
@@ -94,6 +109,14 @@ class Model(nn.Module):
         return 4.0 * sum(p.shape[0] for p in self.parameters() if p.ndim == 2)
 
 
+def block_number(name: str, depth: int) -> tuple[int, int]:
+    """`Model.layer_of` for a model of embeddings (or patches), `depth` blocks called `blocks.<i>`, and what comes behind them."""
+    first, _, rest = name.partition(".")
+    if first == "blocks":
+        return int(rest.partition(".")[0]) + 1, depth + 2
+    return (0 if first in ("embed", "positions", "types", "embed_norm", "patches", "first") else depth + 1), depth + 2
+
+
 class ModelConfig(Registered, family="model"):
     """A model family and its sizes."""
 
@@ -113,6 +136,10 @@ class ModelConfig(Registered, family="model"):
         if isinstance(data, Mapping) and "from" in data and "kind" not in data:
             data = {"kind": "checkpoint", **data}
         return super()._choose(data)
+
+    def published(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Weights by our names, from a published file of weights of this family, where those have other ones."""
+        return tensors
 
     def resolve(self, spec: DataSpec) -> Self:
         """The same config with every `auto` filled in from the data. Raises `RecipeError` where they cannot fit."""
@@ -161,6 +188,11 @@ def materialize(
         weights = starting_weights(config, model)
     if half:
         _halve(model)
+    rounded = config.adapt is not None and config.adapt.quantize == "nf4"
+    if rounded:
+        for layer in model.modules():
+            if isinstance(layer, AdaptedLinear):
+                layer.round_weight()
     if dress is not None:
         dress(model)
     tied = _tied(model)
@@ -175,18 +207,20 @@ def materialize(
                 continue
             start = torch.empty(p.shape, dtype=p.dtype)  # drawn on the CPU: the same numbers for every device
             if is_adapter(name):
-                layer = name.rpartition(".")[0]
-                init_adapter(
-                    name, start, _generator(seed, name), _whole(weights[f"{layer}.weight"]) if name.endswith("magnitude") else None
-                )
+                beside = weights.get(f"{name.rpartition('.')[0]}.weight") if name.endswith("magnitude") else None
+                beside = Rounded(beside) if beside is not None and rounded else beside
+                init_adapter(name, start, _generator(seed, name), None if beside is None else _whole(beside))
             else:
                 model.init_parameter(name, start, _generator(seed, name))
             fill(p, start)
         for b in model.buffers():
             b.zero_()
+    names = {module: name for name, module in model.named_modules()}
     for module in model.modules():
         if isinstance(module, Model):
             module.init_buffers()
+        if isinstance(module, AdaptedLinear) and module.rounded:
+            module.fill_rounded(_whole(weights[f"{names[module]}.weight"]))
     kept = model.state_dict()
     with torch.no_grad():
         for name, b in model.named_buffers():

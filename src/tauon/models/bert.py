@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
-from tauon.models.base import Model, Size
-from tauon.models.gpt import TransformerConfig, block_number
+from tauon.models.base import Model, Size, block_number
+from tauon.models.gpt import TransformerConfig
 from tauon.models.transformer import MLP, Attention, as_bias, positions_in_segments
 from tauon.types import DataSpec
 

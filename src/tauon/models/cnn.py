@@ -72,6 +72,7 @@ class CNNConfig(ModelConfig):
 class CNN(Model):
     """BCHW -> B outputs."""
 
+    own_head = ("head.*",)
     shard_plan = {"convs.*": "replicate", "norms.*": "replicate", "head.*": "replicate"}  # noqa: RUF012 - plain data
 
     def __init__(

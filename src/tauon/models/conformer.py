@@ -118,6 +118,7 @@ class Block(nn.Module):
 class Conformer(SpeechModel):
     """See `ConformerConfig`."""
 
+    own_head = ("head.*",)
     shard_plan = {"*": "replicate"}  # noqa: RUF012 - plain data
 
     def __init__(self, config: ConformerConfig) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
-from tauon.models.base import Model, ModelConfig, Size
+from tauon.models.base import Model, ModelConfig, Size, block_number
 from tauon.models.transformer import (
     MLP,
     Attention,
@@ -399,11 +399,3 @@ class GPT(Model):
         """24 D a layer and token (norms, q k v and their rotated copies, attention, the MLP's hidden three times), 8 D at the ends."""
         T = spec.seq_len or self.seq_len
         return T * self.embed.embedding_dim * (24.0 * len(self.blocks) + 8.0)
-
-
-def block_number(name: str, depth: int) -> tuple[int, int]:
-    """`Model.layer_of` for a model of embeddings (or patches), `depth` blocks called `blocks.<i>`, and what comes behind them."""
-    first, _, rest = name.partition(".")
-    if first == "blocks":
-        return int(rest.partition(".")[0]) + 1, depth + 2
-    return (0 if first in ("embed", "positions", "types", "embed_norm", "patches", "cls") else depth + 1), depth + 2

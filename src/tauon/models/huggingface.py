@@ -9,10 +9,11 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,16 @@ from tauon.errors import CheckpointError, DataError, RecipeError
 from tauon.models.base import ModelConfig
 from tauon.models.published import CLASSIFIERS, FAMILIES, HEADS, REQUIRED, At, Family
 
-__all__ = ["Folder", "family_of", "is_huggingface", "names_of", "open_huggingface", "write_huggingface"]
+__all__ = [
+    "Folder",
+    "family_of",
+    "fingerprint_of",
+    "is_huggingface",
+    "names_of",
+    "open_huggingface",
+    "open_weights",
+    "write_huggingface",
+]
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SHARD = 4 * 2**30
@@ -68,6 +78,10 @@ class View:
         self.source, self.at = source, at
         shape = list(source.shape)
         self.outputs = len(shape) - 1 if at.transposed else 0
+        if at.shape == "first":
+            shape = shape[1:]
+        elif at.shape == "flat":
+            shape = [shape[0], math.prod(shape[1:])]
         i, n = at.part or (0, 1)
         each = shape[self.outputs] // n
         self.first = i * each
@@ -78,6 +92,12 @@ class View:
         theirs = list(reversed(where)) if self.at.transposed else list(where)
         cut = theirs[self.outputs]
         theirs[self.outputs] = slice(self.first + cut.start, self.first + cut.stop)
+        if self.at.shape == "first":
+            inner: Tensor = self.source[(slice(0, 1), *theirs)][0]
+            return inner
+        if self.at.shape == "flat":
+            rows: Tensor = self.source[(theirs[0], *(slice(0, n) for n in self.source.shape[1:]))].flatten(1)
+            return rows[:, theirs[1]]
         part: Tensor = self.source[tuple(theirs)]
         return part.t() if self.at.transposed else part
 
@@ -99,7 +119,7 @@ def open_huggingface(path: Path) -> Folder:
     raw = _json(path / "config.json")
     family, config = read_config(raw, str(path / "config.json"))
     files = list(_weight_files(path))
-    found = {_today(name, family): source for file in files for name, source in _open(file).items()}
+    found = {_today(name, family): source for file in files for name, source in open_weights(file).items()}
     names = names_of(family, config)
     tensors: dict[str, Any] = {}
     called: dict[str, str] = {}
@@ -111,7 +131,7 @@ def open_huggingface(path: Path) -> Folder:
         if name is not None:
             used.add(name)
             whole = found[name]
-            tensors[ours] = View(whole, at) if at.transposed or at.part else whole
+            tensors[ours] = View(whole, at) if at.transposed or at.part or at.shape else whole
     if _tied(config) and "embed.weight" in tensors:
         tensors["head.weight"] = tensors["embed.weight"]
         called["head.weight"] = called["embed.weight"]
@@ -119,7 +139,7 @@ def open_huggingface(path: Path) -> Folder:
     left = [n for n in found if n not in used and not any(fnmatch.fnmatchcase(n, p) for p in family.ignored)]
     dropped = [n for n in left if n.startswith(HEADS)]
     unknown = [n for n in left if n not in dropped]
-    return Folder(path, config, tensors, raw, called, unknown, dropped, _fingerprint(config, files))
+    return Folder(path, config, tensors, raw, called, unknown, dropped, fingerprint_of(files, config))
 
 
 def _today(name: str, family: Family) -> str:
@@ -160,6 +180,10 @@ def read_config(raw: Mapping[str, Any], where: str) -> tuple[Family, ModelConfig
         wrong.append("layer_types names other layers than full_attention")
     if any(key.ours == "norm_eps" and key.theirs == "rms_norm_eps" for key in family.keys):
         record |= _rope(raw, wrong)
+    if family.kind == "vit":
+        size = raw.get("image_size", 224)
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        record["input_shape"] = [raw.get("num_channels", 3), height, width]
     architectures = raw.get("architectures") or []
     if family.architectures[1] and family.architectures[1] in architectures:
         record["outputs"] = len(raw.get("id2label") or ()) or raw.get("num_labels") or 2
@@ -208,7 +232,8 @@ def _weight_files(path: Path) -> Iterator[Path]:
     raise CheckpointError(f"{path}: no model.safetensors, no index of shards, no pytorch_model.bin. Download the weights, too.")
 
 
-def _open(file: Path) -> Mapping[str, Any]:
+def open_weights(file: Path) -> Mapping[str, Any]:
+    """The tensors of a file by name: safetensors, or what torch reads as weights alone (also under `state_dict`, as many save them)."""
     if file.suffix == ".safetensors":
         return open_tensors(file, {})
     try:
@@ -217,14 +242,15 @@ def _open(file: Path) -> Mapping[str, Any]:
         raise CheckpointError(
             f"{file}: cannot be read as weights alone ({str(err).splitlines()[0]}). Take the safetensors files."
         ) from None
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
         raise CheckpointError(f"{file}: expected tensors by name. Take the safetensors files.")
     return found
 
 
-def _fingerprint(config: ModelConfig, files: list[Path]) -> str:
+def fingerprint_of(files: list[Path], config: ModelConfig | None = None) -> str:
     """sha256 over the architecture, the files' headers and a sample of every tensor's bytes: tells models apart without reading all."""
-    digest = hashlib.sha256(json.dumps(dump(config), sort_keys=True).encode())
+    digest = hashlib.sha256(b"" if config is None else json.dumps(dump(config), sort_keys=True).encode())
     for file in files:
         with file.open("rb") as f:
             size = os.fstat(f.fileno()).st_size
@@ -283,7 +309,7 @@ def names_of(family: Family, config: ModelConfig) -> dict[str, str | At]:
         for i in numbers:
             name = at.name if isinstance(at, At) else at
             theirs = name.replace("{i}", str(i))
-            out[ours.replace("{i}", str(i))] = At(theirs, at.transposed, at.part) if isinstance(at, At) else theirs
+            out[ours.replace("{i}", str(i))] = replace(at, name=theirs) if isinstance(at, At) else theirs
     return out
 
 
@@ -318,7 +344,10 @@ def write_config(
                 "original_max_position_embeddings": scaling.trained_for,
             }  # fmt: skip
             raw["rope_parameters"] |= raw["rope_scaling"]
-    if family.kind == "bert":
+    if family.kind == "vit":
+        channels, height, width = config.peek("input_shape")
+        raw |= {"num_channels": channels, "image_size": height if height == width else [height, width]}
+    if family.kind in ("bert", "vit"):
         raw["attention_probs_dropout_prob"] = config.peek("dropout")
     if family.kind == "gpt2":
         raw |= {"embd_pdrop": config.peek("dropout"), "attn_pdrop": 0.0, "n_inner": None}
@@ -376,7 +405,7 @@ def write_huggingface(
         index: dict[str, str] = {}
         for k, held in enumerate(shards):
             file = "model.safetensors" if len(shards) == 1 else f"model-{k + 1:05d}-of-{len(shards):05d}.safetensors"
-            save_file({n: _joined(theirs[n], tensors) for n in held}, str(folder / file), metadata={"format": "pt"})
+            save_file({n: _joined(theirs[n], tensors, raw) for n in held}, str(folder / file), metadata={"format": "pt"})
             index |= dict.fromkeys(held, file)
         if len(shards) > 1:
             whole = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index}
@@ -392,19 +421,20 @@ def write_huggingface(
 
 
 def _elements(shape: tuple[int, ...]) -> int:
-    n = 1
-    for side in shape:
-        n *= side
-    return n
+    return math.prod(shape)
 
 
-def _joined(parts: list[tuple[str, At]], tensors: Mapping[str, Any]) -> Tensor:
-    """Their weight from the parts of ours."""
+def _joined(parts: list[tuple[str, At]], tensors: Mapping[str, Any], raw: Mapping[str, Any]) -> Tensor:
+    """Their weight from the parts of ours; `raw`: their config."""
     ordered = sorted(parts, key=lambda item: item[1].part or (0, 1))
     pieces = []
     for name, at in ordered:
         t = tensors[name]
         t = t if isinstance(t, Tensor) else t.read()
+        if at.shape == "first":
+            t = t[None]
+        elif at.shape == "flat":
+            t = t.view(len(t), raw["num_channels"], raw["patch_size"], raw["patch_size"])
         pieces.append(t.t() if at.transposed else t)
     whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1 if ordered[0][1].transposed else 0)
     return whole.detach().float().contiguous().clone()

@@ -78,6 +78,7 @@ class Perceptron(Model):
         super().__init__()
         self.columns = columns
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.own_head = (f"layers.{len(sizes) - 2}.*",)
         activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh, "silu": F.silu}
         self.activation = activations[activation]
         self.dropout, self.input_dropout = dropout, input_dropout

@@ -1,4 +1,4 @@
-"""What published models call their weights and sizes, as plain data: Hugging Face's layouts of GPT-2, Llama, Mistral, Qwen 2 and 3, BERT.
+"""What published models call their weights and sizes, as plain data: Hugging Face's layouts of GPT-2, Llama, Mistral, Qwen 2 and 3, BERT, ViT.
 
 A table reads: our name -> theirs, `{i}` being the number of a block. `huggingface.py` reads and writes folders by these tables; nothing
 here does anything. Layouts: https://github.com/huggingface/transformers, files configuration_*.py and modeling_*.py of each model.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["CLASSIFIERS", "FAMILIES", "HEADS", "REQUIRED", "At", "Family", "Key"]
 
@@ -22,6 +22,8 @@ class At:
     """Theirs is inputs x outputs."""
     part: tuple[int, int] | None = None
     """(i, n): the i-th of n equal parts of their outputs."""
+    shape: Literal["", "flat", "first"] = ""
+    """`flat`: ours has all but their first dimension in one (a convolution as a matrix); `first`: theirs has one more, of size 1, in front."""
 
 
 REQUIRED = object()
@@ -171,10 +173,39 @@ BERT = Family(
     ignored=("*.position_ids", "cls.predictions.decoder.*"),
     renamed={".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"},
 )  # fmt: skip
+_SEEN = "vit.encoder.layer.{i}"
+VIT = Family(
+    kind="vit",
+    model_type="vit",
+    architectures=("", "ViTForImageClassification", "ViTModel"),
+    prefix="vit.",
+    keys=(
+        Key("layers", "num_hidden_layers", 12), Key("width", "hidden_size", 768), Key("heads", "num_attention_heads", 12),
+        Key("mlp_width", "intermediate_size", 3072), Key("patch", "patch_size", 16), Key("dropout", "hidden_dropout_prob", 0.0),
+    ),
+    fixed={"hidden_act": ("gelu",), "qkv_bias": (True,), "layer_norm_eps": (1e-12,)},
+    names={
+        "patches.weight": At("vit.embeddings.patch_embeddings.projection.weight", shape="flat"),
+        "patches.bias": "vit.embeddings.patch_embeddings.projection.bias",
+        "first.weight": At("vit.embeddings.cls_token", shape="first"),
+        "positions.weight": At("vit.embeddings.position_embeddings", shape="first"),
+        **_linear("blocks.{i}.attention_norm", f"{_SEEN}.layernorm_before"),
+        **_linear("blocks.{i}.attention.q", f"{_SEEN}.attention.attention.query"),
+        **_linear("blocks.{i}.attention.k", f"{_SEEN}.attention.attention.key"),
+        **_linear("blocks.{i}.attention.v", f"{_SEEN}.attention.attention.value"),
+        **_linear("blocks.{i}.attention.out", f"{_SEEN}.attention.output.dense"),
+        **_linear("blocks.{i}.mlp_norm", f"{_SEEN}.layernorm_after"),
+        **_linear("blocks.{i}.mlp.up", f"{_SEEN}.intermediate.dense"),
+        **_linear("blocks.{i}.mlp.down", f"{_SEEN}.output.dense"),
+        **_linear("norm", "vit.layernorm"),
+        **_linear("head", "classifier"),
+    },
+)  # fmt: skip
+
 HEADS = ("lm_head.", "cls.", "classifier.", "score.", "bert.pooler.", "pooler.", "vit.pooler.")
 """What the names of weights begin with that belong to one task: a model for another has no use for them."""
-CLASSIFIERS = {"bert": _linear("head", "classifier")}
+CLASSIFIERS = {"bert": _linear("head", "classifier"), "vit": _linear("head", "classifier")}
 """Names of the head of a classifier, by `model_type`."""
 
-FAMILIES = {f.model_type: f for f in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, BERT)}
+FAMILIES = {f.model_type: f for f in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, BERT, VIT)}
 """By their `model_type`."""

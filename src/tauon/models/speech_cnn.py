@@ -39,6 +39,7 @@ class SpeechCNNConfig(SpeechConfig):
 class SpeechCNN(SpeechModel):
     """See `SpeechCNNConfig`."""
 
+    own_head = ("head.*",)
     shard_plan = {"*": "replicate"}  # noqa: RUF012 - plain data
 
     def __init__(self, config: SpeechCNNConfig) -> None:

@@ -18,13 +18,15 @@ from tauon.config import Fraction, register
 from tauon.errors import CheckpointError, MissingExtra, Problem, RecipeError
 from tauon.models.adapters import is_adapter, merged
 from tauon.models.base import Model, ModelConfig, Size, from_record
-from tauon.models.huggingface import is_huggingface, open_huggingface
+from tauon.models.huggingface import fingerprint_of, is_huggingface, open_huggingface, open_weights
 from tauon.types import DataSpec
 
-__all__ = ["CheckpointConfig", "Fit", "Start", "fit", "open_start", "resolved", "saved_start", "starting_weights"]
+__all__ = ["CheckpointConfig", "Fit", "Start", "fit", "open_start", "resolved", "saved_start", "start_of", "starting_weights"]
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
-_FREE = ("from_", "adapt", "dropout", "input_dropout", "seq_len", "outputs", "vocab")
+_FILES = (".safetensors", ".pt", ".pth", ".th", ".bin")
+"""Names of files of weights end so."""
+_FREE = ("from_", "adapt", "dropout", "input_dropout", "seq_len", "outputs", "vocab", "drop_path")
 """Fields that may differ from the checkpoint's, or that shapes decide."""
 
 
@@ -50,7 +52,7 @@ class Start:
 
     path: Path
     layout: str
-    """`tauon` or `huggingface`."""
+    """`tauon`, `huggingface`, or `weights`: a file of them alone."""
     config: ModelConfig
     """Its architecture, without adapters."""
     tensors: Mapping[str, Any]
@@ -75,6 +77,10 @@ class Start:
 def open_start(ref: str) -> Start:
     """Open what `model.from` names. Raises `CheckpointError` where there is nothing, or nothing that can be read."""
     path = _found(ref)
+    if path.is_file():
+        raise CheckpointError(
+            f"model.from: {ref} is a file of weights, which says nothing of the architecture. Give model.kind and its sizes."
+        )
     if is_huggingface(path):
         f = open_huggingface(path)
         labels = tuple(str(v) for _, v in sorted((f.raw.get("id2label") or {}).items(), key=lambda kv: int(kv[0])))
@@ -89,9 +95,26 @@ def open_start(ref: str) -> Start:
     if config.adapt is None:
         return Start(path, "tauon", config, tensors, checkpoint.hash, labels, {n: n for n in tensors})
     base = base_of(checkpoint)
-    tensors = merged(base.tensors, tensors, config.adapt.scale)
+    tensors = merged(base.tensors, tensors, config.adapt.scale, rounded=config.adapt.quantize == "nf4")
     config = config.model_copy(update={"from_": None, "adapt": None})
     return Start(path, "tauon", config, tensors, checkpoint.hash, labels, {n: n for n in tensors})
+
+
+def is_weights(ref: str) -> bool:
+    """Whether `model.from` names a file of weights alone."""
+    path = Path(ref).expanduser()
+    return path.is_file() and path.suffix in _FILES
+
+
+def start_of(config: ModelConfig) -> Start | None:
+    """What a recipe's `model` starts from, opened; None where it starts from nothing."""
+    if config.from_ is None:
+        return None
+    if not is_weights(config.from_) or isinstance(config, CheckpointConfig):
+        return open_start(config.from_)
+    path = _found(config.from_)
+    tensors = dict(config.published(open_weights(path)))
+    return Start(path, "weights", config, tensors, fingerprint_of([path]), (), {n: n for n in tensors})
 
 
 def weights_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -106,7 +129,8 @@ def weights_of(checkpoint: Checkpoint) -> dict[str, Any]:
 def base_of(checkpoint: Checkpoint) -> Start:
     """The model that a checkpoint's adapters belong to. `CheckpointError` where it is gone, or another one lies there."""
     said = checkpoint.state.get("base") or {}
-    start = open_start(str(said.get("path")))
+    start = start_of(from_record(checkpoint.state["model"]).model_copy(update={"from_": str(said.get("path"))}))
+    assert start is not None
     if start.fingerprint != said.get("fingerprint"):
         raise CheckpointError(
             f"{checkpoint.path} holds adapters for another base: {said['path']} was {str(said.get('fingerprint'))[:12]} when they were "
@@ -119,8 +143,13 @@ def _found(ref: str) -> Path:
     path = Path(ref).expanduser()
     if path.is_dir():
         return path.resolve()
+    if path.is_file() and path.suffix in _FILES:
+        return path.resolve()
     if path.exists():
-        raise CheckpointError(f"model.from: {ref} is a file. Give the folder: of a run, of a checkpoint, or one with a config.json.")
+        kinds = ", ".join(_FILES)
+        raise CheckpointError(
+            f"model.from: {ref} is a file. Give a folder: a run, a checkpoint, one with a config.json; or weights ({kinds})."
+        )
     if _HUB.fullmatch(ref) is None:
         raise CheckpointError(
             f"model.from: there is no folder {ref}. Give a run, a checkpoint, a Hugging Face folder, or org/name on the hub."
@@ -150,7 +179,7 @@ def _from_hub(ref: str) -> Path:
 
 def resolved(config: ModelConfig, spec: DataSpec) -> ModelConfig:
     """The config with sizes from the checkpoint that it starts from, then from the data. `RecipeError` lists contradictions."""
-    if config.from_ is None:
+    if config.from_ is None or (is_weights(config.from_) and not isinstance(config, CheckpointConfig)):
         return config.resolve(spec)
     start = open_start(config.from_)
     base = start.config
@@ -245,7 +274,8 @@ def starting_weights(config: ModelConfig, model: Model) -> Mapping[str, Any]:
     """What `materialize` puts into a model on the meta device before anything cuts it: nothing where the config starts from nowhere."""
     if config.from_ is None:
         return {}
-    start = open_start(config.from_)
+    start = start_of(config)
+    assert start is not None
     found = fit(model, start).taken
     if config.adapt is not None and config.adapt.from_ is not None:
         from tauon.models.peft import read_peft

@@ -156,6 +156,7 @@ class _Block(nn.Module):
 class FTTransformer(Model):
     """BF -> BC: what a token that stands for the answer has read from the columns."""
 
+    own_head = ("head.*",)
     shard_plan = {"*": "replicate"}  # noqa: RUF012 - plain data, read only
 
     def __init__(self, inputs: int, outputs: int, categories: tuple[int, ...], width: int, blocks: list[_Block]) -> None:

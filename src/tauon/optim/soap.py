@@ -61,6 +61,9 @@ class SOAP(Optimizer):
     QL, QR. The first step only sets up the basis, as the reference implementation does.
     """
 
+    first_step_moves = False
+    """Whether the first step moves weights."""
+
     def __init__(
         self, params: Any, lr: float, betas: tuple[float, float] = (0.95, 0.95), shampoo_beta: float = 0.95, eps: float = 1e-8,
         weight_decay: float = 0.0, every: int = 10, largest: int = 4096,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -18,7 +19,26 @@ def data(records: Records) -> Section | None:
         return None
     if not records.data:
         return Section("data", "Data", missing("No data facts are on record: data.json is missing."))
-    return Section("data", "Data", facts_table(records.data, "Data facts"))
+    return Section("data", "Data", _pictures(records) + facts_table(records.data, "Data facts"))
+
+
+_MOST_PICTURE = 1_500_000
+"""Bytes of the sheet of examples that a page takes in."""
+
+
+def _pictures(records: Records) -> str:
+    """The sheet of training pictures, in the page itself; empty where there is none."""
+    try:
+        content = (records.folder / "examples.png").read_bytes()
+    except OSError:
+        return ""
+    if not content.startswith(b"\x89PNG\r\n\x1a\n") or len(content) > _MOST_PICTURE:
+        return missing("examples.png is no PNG of a size that a page can hold; it is left out.")
+    said = "The first training examples of the run, as the model is given them: augmented, and mixed where the recipe mixes."
+    return (
+        '<figure><figcaption><b>Training examples</b></figcaption><img class="sheet" alt="32 training pictures" '
+        f'src="data:image/png;base64,{base64.b64encode(content).decode()}"><p class="note">{said}</p></figure>'
+    )
 
 
 def recipe(records: Records) -> Section:

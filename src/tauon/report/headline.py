@@ -84,9 +84,10 @@ def _hero(evaluation: dict[str, Any]) -> str:
         return ""
     primary = evaluation.get("primary")
     names = [primary] if isinstance(primary, str) and primary in metrics else list(metrics)[:1]
-    extra = {"bits_per_byte": "perplexity", "perplexity": "loss", "accuracy": "f1_macro", "r2": "rmse", "mse": "mae", "pinball": "mae"}.get(
-        str(names[0])
-    )
+    extra = {
+        "bits_per_byte": "perplexity", "perplexity": "loss", "accuracy": "f1_macro", "r2": "rmse", "map": "f1_macro",
+        "rank_mae": "kappa_quadratic", "mse": "mae", "pinball": "mae",
+    }.get(str(names[0]))  # fmt: skip
     names += [extra] if extra in metrics else []
     level, split = number(evaluation.get("confidence")) or 0.95, evaluation.get("split")
     where = f" on the {split} split" if split in ("test", "validation") else ""

@@ -1,7 +1,7 @@
 """The HTML around a report: sections, tables, nested facts, the document with its style and script inside. Knows no record.
 
-The page loads nothing: a Content-Security-Policy forbids every fetch, and lets no script run but ours (by its hash), so that
-text from a data set cannot become code even if an escape were forgotten.
+The page loads nothing: a Content-Security-Policy forbids every fetch but of pictures that lie in the page itself, and lets no script
+run but ours (by its hash), so that text from a data set cannot become code even if an escape were forgotten.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def document(title: str, header: str, sections: Sequence[Section], footer: str) 
     """The whole page. `header` and `footer` are safe markup; `title` is text."""
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
     links = "".join(f'<a href="#{s.identity}">{escape(s.title)}</a>' for s in sections)
     body = "".join(f'<section id="{s.identity}"><h2>{escape(s.title)}</h2>{s.html}</section>' for s in sections)
     return (

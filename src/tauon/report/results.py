@@ -32,7 +32,9 @@ def evaluation(records: Records) -> Section | None:
     if not metrics:
         return Section("evaluation", "Evaluation", missing("No evaluation is on record: evaluation.json is missing, or holds no metric."))
     n, level = number(e.get("n")), number(e.get("confidence")) or 0.95
-    unit = {"language-modelling": "sequences", "forecasting": "windows"}.get(str(e.get("family")), "examples")
+    unit = {"language-modelling": "sequences", "masked-language-modelling": "sequences", "forecasting": "windows"}.get(
+        str(e.get("family")), "examples"
+    )
     said = f"Measured on {count(n) + ' ' + unit if n is not None else 'examples'} of the {e.get('split', 'unnamed')} split. "
     said += f"Intervals are made to hold the true value in {level:.0%} of repetitions."
     html = f"<p>{escape(said)}</p>" + _metrics(metrics, level)

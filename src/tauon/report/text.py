@@ -96,7 +96,9 @@ def stamp(unix: float) -> str:
 _NAMES = {
     "roc_auc": "ROC-AUC", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "ece": "Calibration error (ECE)", "brier": "Brier score", "f1": "F1",
     "f1_macro": "F1 (macro)", "f1_weighted": "F1 (weighted)", "nll": "Negative log-likelihood", "lr": "Learning rate", "tflops": "TFLOP/s",
-    "log_loss": "Log loss", "mse": "MSE", "mase": "MASE", "pinball": "Pinball loss", "mae_in_units": "MAE in units",
+    "log_loss": "Log loss", "map": "Mean average precision", "rank_mae": "Mean rank error", "rank_mae_macro": "Mean rank error (macro)",
+    "kappa_quadratic": "Kappa (quadratic)", "f1_micro": "F1 (micro)", "reciprocal_rank": "Mean reciprocal rank",
+    "mse": "MSE", "mase": "MASE", "pinball": "Pinball loss", "mae_in_units": "MAE in units",
 }  # fmt: skip
 
 

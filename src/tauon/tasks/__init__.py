@@ -6,6 +6,8 @@ from tauon.tasks.forecasting import Forecasting
 from tauon.tasks.language import CountingBytes, InstructionTuning, LanguageModelling
 from tauon.tasks.losses import linear_cross_entropy, token_nll
 from tauon.tasks.masked import MaskedLanguageModelling
+from tauon.tasks.multilabel import MultiLabel
+from tauon.tasks.ordinal import Ordinal
 from tauon.tasks.preferences import DPO, answer_log_probs
 from tauon.tasks.quantiles import QuantileRegression, pinball
 from tauon.tasks.speech import AudioClassification, SpeechRecognition
@@ -20,6 +22,8 @@ __all__ = [
     "InstructionTuning",
     "LanguageModelling",
     "MaskedLanguageModelling",
+    "MultiLabel",
+    "Ordinal",
     "QuantileRegression",
     "Regression",
     "SpeechRecognition",

@@ -18,7 +18,7 @@ __all__ = ["Classification", "Regression"]
 
 @register("classification")
 class Classification(Task):
-    """Softmax cross-entropy over classes, averaged over examples."""
+    """Softmax cross-entropy over classes, averaged over examples. Targets are classes, or shares of classes where examples are mixed."""
 
     family = "classification"
     needs = "arrays"

@@ -17,7 +17,7 @@ class Task(Registered, family="task"):
     """What is learned."""
 
     family: ClassVar[str]
-    """How predictions are scored: classification, regression, quantile-regression, forecasting, language-modelling,
+    """How predictions are scored: classification, multi-label, ordinal, regression, quantile-regression, forecasting, language-modelling,
     masked-language-modelling, speech-recognition, preference."""
     needs: ClassVar[str]
     """What the data must be made of: tokens, masked-tokens, arrays, series, signals, labelled-text, chat, pairs (`data/` has a preparation for each)."""

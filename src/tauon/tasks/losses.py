@@ -23,11 +23,25 @@ __all__ = ["linear_cross_entropy", "token_nll"]
 
 
 def chunk_rows(rows: int, vocab: int, device: torch.device) -> int:
-    """Rows of logits that exist at a time: 16 MiB of fp32 on a CPU (stays in cache), 512 MiB on a GPU. A function of shapes alone."""
+    """Rows of logits that exist at a time: 16 MiB of fp32 on a CPU (stays in cache), more up to 128 rows and 256 MiB, as each chunk reads
+    all of the weights; 512 MiB on a GPU. A function of shapes alone.
+    """
     if device.type == "cpu":
-        return max(1, min(rows, 2**22 // vocab))
+        return max(1, min(rows, max(2**22 // vocab, min(128, 2**26 // vocab))))
     fits = 2**27 // vocab
     return max(1, min(rows, fits - fits % 128 or fits))  # whole tiles of a GPU's matrix product
+
+
+def _exponentials(z_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """exp(z - its row's largest), in place; returns those largest and the sums, N1 each. On a CPU a few rows at a time, which stay in cache."""
+    rows = max(1, 2**18 // z_NV.shape[1]) if z_NV.device.type == "cpu" else len(z_NV)
+    top, sums = z_NV.new_empty(len(z_NV), 1), z_NV.new_empty(len(z_NV), 1)
+    for start in range(0, len(z_NV), max(1, rows)):
+        here = slice(start, start + rows)
+        torch.amax(z_NV[here], 1, keepdim=True, out=top[here])
+        z_NV[here].sub_(top[here]).exp_()
+        torch.sum(z_NV[here], 1, keepdim=True, out=sums[here])
+    return top, sums
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -40,24 +54,26 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_h = torch.empty_like(hidden_ND) if want_h else None
         grad_w = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if want_w else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        memory = torch.empty((min(step, N), V), dtype=torch.float32, device=hidden_ND.device) if hidden_ND.dtype == torch.float32 else None
         for start in range(0, N, step):
             h = hidden_ND[start : start + step]
             at = target_N[start : start + step, None]
             g = token_weight_N[start : start + step, None]
-            logp = F.log_softmax(h @ w.t(), dim=1, dtype=torch.float32)
-            total += -(logp.gather(1, at) * g).sum()
+            z = (h @ w.t()).float() if memory is None else torch.mm(h, w.t(), out=memory[: len(h)])
+            of_target = z.gather(1, at)
+            top, sums = _exponentials(z)
+            total += ((sums.log() + top - of_target) * g).sum()
             if not (want_h or want_w):
                 continue
-            dlogits = logp.exp_()  # d loss / d logits = weight * (softmax - one-hot)
-            dlogits.scatter_add_(1, at, torch.full_like(at, -1, dtype=torch.float32))
-            dlogits = dlogits.mul_(g).to(h.dtype)
+            # d loss / d logits = (z - sums * one-hot) g / sums, its rows scaled where D numbers are a row, not V
+            z, scale = z.scatter_add_(1, at, -sums).to(h.dtype), g / sums
             if grad_h is not None:
-                torch.mm(dlogits, w, out=grad_h[start : start + step])
+                torch.mm(z, w, out=grad_h[start : start + step]).mul_(scale)
             if grad_w is not None:
                 if h.dtype == torch.float32:
-                    grad_w.addmm_(dlogits.t(), h)
+                    grad_w.addmm_(z.t(), h * scale)
                 else:
-                    grad_w += dlogits.t() @ h
+                    grad_w += z.t() @ (h * scale).to(h.dtype)
         ctx.save_for_backward(grad_h, grad_w)
         ctx.weight_dtype = weight_VD.dtype
         return total

@@ -27,13 +27,15 @@ from tauon.distributed import (
     apply_data,
     cut_blocks,
     my_targets,
+    needs_batch_statistics,
     parallelize,
     pieces_of_batch,
     register_hook,
+    share_statistics,
     stages_of,
 )
 from tauon.errors import Problem, RecipeError
-from tauon.models import Model, ModelConfig, materialize, parameter_count
+from tauon.models import AdaptedLinear, Model, ModelConfig, materialize, parameter_count, still
 from tauon.optim import Muon, OptimConfig, scale_rates
 from tauon.tasks import Task
 from tauon.train.config import TrainConfig
@@ -43,6 +45,7 @@ from tauon.train.health import GradientHealth
 from tauon.train.precision import available_memory, batch_that_fits, choose_compile, choose_device, choose_precision, dress, gather_dtype
 from tauon.train.ramp import Ramps, Shortened
 from tauon.train.staged import staged
+from tauon.train.statistics import RunningStatistics, running_statistics
 from tauon.train.step import BatchSource, TrainJob, train_step
 from tauon.types import DataSpec
 
@@ -141,6 +144,12 @@ def make_plan(
     else:
         settle("microbatch", microbatch, why)
 
+    if needs_batch_statistics(bare):
+        rows = microbatch * layout.data
+        derived.append(Derived("model.statistics", f"of {rows} examples", "batch norm counts over a microbatch, on all processes together"))
+        if layout.data > 1 and config.peek("batch_warmup") is not None:
+            message = "batches that grow do not divide among processes, and batch norm would count what fills them up. Drop it, or take model.norm=group."
+            raise RecipeError([Problem("train.batch_warmup", message)])
     ramps = Ramps.of(config, spec.seq_len)
     flops = bare.flops_per_example(spec) * (1 - frozen_share(bare) / 3)  # a frozen weight has no gradient: 4 operations of 6
     per_step = flops * config.batch
@@ -246,7 +255,9 @@ def memory_copies(config: TrainConfig) -> int:
 
 def weight_bytes(bare: Model, config: TrainConfig) -> float:
     """Bytes of weights and of what training holds for each that trains."""
-    return 4.0 * (parameter_count(bare) + trainable(bare) * (memory_copies(config) - 1))
+    small = {id(m.weight) for m in bare.modules() if isinstance(m, AdaptedLinear) and m.will_round}
+    held = sum(p.numel() * (0.5625 if id(p) in small else 4.0) for p in bare.parameters())
+    return held + 4.0 * trainable(bare) * (memory_copies(config) - 1)
 
 
 def frozen_share(bare: Model) -> float:
@@ -299,6 +310,7 @@ def build_job(
             cuts = cut_blocks(len(bare.blocks_to_compile()), mesh.layout.pipeline * PER_PROCESS[asked.schedule])
             parts.extend(bare.keep_stages([cuts[i] for i in stages_of(asked, mesh)]))
         parallelize(bare, mesh, parts=parts or None, sequence=mesh.layout.tensor > 1 and asked.sequence_parallel)
+        share_statistics(bare, mesh)
         dress(bare, checkpointing=config.activation_checkpointing, compiled=plan.compile)
         if mesh.reduce_size > 1:
             reshard = plan.reshard_after_forward if asked.reshard_after_forward == "auto" else asked.reshard_after_forward
@@ -307,7 +319,8 @@ def build_job(
             for part in parts or [bare]:
                 apply_data(part, mesh, blocks=part.blocks_to_compile(), reshard_after_forward=whole, gather_dtype=gathered)
 
-    net: Model = materialize(model, seed=seed, device=plan.device, dress=divide)
+    half = precision.name == "bf16" and mesh.replicas_only
+    net: Model = materialize(model, seed=seed, device=plan.device, dress=divide, half=half)
     optimizer = optim.build(net)
     scale_rates(optimizer, net, net.layer_of, optim.layer_decay, optim.lr_scale)
     job = TrainJob(
@@ -327,12 +340,16 @@ def build_job(
         clip_layer=optim.clip_layer,
         clip_adaptive=optim.clip_adaptive,
         ema=EMA(net, config.ema) if config.ema is not None else None,
+        statistics=RunningStatistics(net) if running_statistics(net) else None,
         mesh=mesh,
         examples_at=ramps.size,
     )
     job.shown = optim.standing(net, job.optimizer)
     if job.shown is not None and job.ema is not None:
         raise RecipeError([Problem("train.ema", f"{optim.kind_} averages the weights already. Drop it.")])
+    if job.shown is not None and needs_batch_statistics(net):
+        said = f"{optim.kind_} evaluates an average whose activations batch norm has never counted. Take model.norm=group, or another optimizer."
+        raise RecipeError([Problem("optim.kind", said)])
     if mesh.world.size > 1 and mesh.replicas_only:
         replicas = mesh.group("replicate", "context")
         kept = register_hook(net, asked, job.traffic, replicas)
@@ -372,9 +389,10 @@ def _settle_buckets(job: TrainJob) -> None:
     """
     job.model.train()
     batch = job.loader.batch_at(job.step).rows(0, 1).to(job.device)
-    with job.precision.context():
-        total, _ = job.task.loss(job.model, my_targets(batch, job.mesh.at["context"], job.mesh.layout.context))
-    total.backward()  # type: ignore[no-untyped-call]
+    with still(job.model):
+        with job.precision.context():
+            total, _ = job.task.loss(job.model, my_targets(batch, job.mesh.at["context"], job.mesh.layout.context))
+        total.backward()  # type: ignore[no-untyped-call]
     job.optimizer.zero_grad(set_to_none=True)
     job.traffic.take()
     job.traffic.total.clear()

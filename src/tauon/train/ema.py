@@ -8,33 +8,42 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from tauon.train.statistics import running_statistics
+
 __all__ = ["EMA"]
 
 
 class EMA:
-    """shadow <- d shadow + (1 - d) weights after each step; d rises as (1 + t) / (10 + t) until `decay`, so that the start is forgotten."""
+    """shadow <- d shadow + (1 - d) weights after each step; d rises as (1 + t) / (10 + t) until `decay`, so that the start is forgotten.
+
+    Running statistics are averaged as the weights are: those of the last weights would not fit the average's activations.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.shadow: dict[str, Tensor] = {k: p.detach().clone() for k, p in self.parameters.items()}
+        self.statistics = running_statistics(model)
+        self.live: dict[str, Tensor] = {k: p.detach() for k, p in self.parameters.items()} | self.statistics
+        self.shadow: dict[str, Tensor] = {k: p.clone() for k, p in self.live.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after update number `step` (from 0)."""
         d = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.shadow.values()), list(self.parameters.values()), 1 - d)
+        torch._foreach_lerp_([self.shadow[k] for k in self.parameters], list(self.parameters.values()), 1 - d)
+        if self.statistics:  # apart from the weights, which may be DTensors
+            torch._foreach_lerp_([self.shadow[k] for k in self.statistics], list(self.statistics.values()), 1 - d)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Inside, the model holds the average; after, its own weights again, bit for bit."""
-        own = {k: p.detach().clone() for k, p in self.parameters.items()}
+        own = {k: p.clone() for k, p in self.live.items()}
         with torch.no_grad():
-            for k, p in self.parameters.items():
+            for k, p in self.live.items():
                 p.copy_(self.shadow[k])
         try:
             yield
         finally:
             with torch.no_grad():
-                for k, p in self.parameters.items():
+                for k, p in self.live.items():
                     p.copy_(own[k])

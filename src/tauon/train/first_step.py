@@ -48,7 +48,9 @@ def watch_first_step(job: TrainJob, done: Callable[[Moved], None]) -> None:
         rates = {
             id(p): g["peak_lr"] * job.schedule.factor(job.step, job.total_steps) for g in job.optimizer.param_groups for p in g["params"]
         }
-        reasons = [_reason(p, rates.get(id(p))) for _, p in named]
+        parts = getattr(job.optimizer, "parts", [job.optimizer])
+        waits = {id(p) for part in parts if not getattr(part, "first_step_moves", True) for g in part.param_groups for p in g["params"]}
+        reasons = [WAITS if id(p) in waits else _reason(p, rates.get(id(p))) for _, p in named]
         update(job)
         after = [_sum(p) for _, p in named]
         done(_judged([(n, p.requires_grad) for n, p in named], before, after, reasons))
@@ -82,6 +84,7 @@ def _judged(named: list[tuple[str, bool]], before: list[Tensor | None], after: l
 
 UNREACHED, UNKNOWN = "is reached by no gradient", "is unknown to the optimizer"
 WRONG = (UNREACHED, UNKNOWN)
+WAITS = "its optimizer only prepares in its first step"
 
 
 def _reason(p: Tensor, rate: float | None) -> str | None:
@@ -156,11 +159,12 @@ def refuse_leaks(job: TrainJob) -> str:
         return "each row is one document"
     if batch.inputs.ndim == 3:  # pairs of rows
         batch = Batch(*(t.flatten(0, 1) for t in (batch.inputs, batch.targets, batch.weights, batch.segments)))
-        assert batch.segments is not None
+    segments = batch.segments
+    assert segments is not None
     if job.mesh.layout.pipeline > 1 or job.mesh.layout.context > 1:
         return "not checked: no process sees a whole row"
     rows = batch.inputs.shape[0]
-    counts = torch.stack([(batch.segments[i, 1:] != batch.segments[i, :-1]).sum() for i in range(rows)])
+    counts = torch.stack([(segments[i, 1:] != segments[i, :-1]).sum() for i in range(rows)])
     row = int(counts.argmax())
     one = batch.rows(row, row + 1).to(job.device)
     assert one.segments is not None

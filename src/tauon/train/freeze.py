@@ -6,7 +6,6 @@ import fnmatch
 from collections.abc import Sequence
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from tauon.errors import Problem, RecipeError
 
@@ -29,7 +28,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         raise RecipeError([Problem("train.freeze", f"{list(patterns)} freezes everything, so nothing is left to train. Leave some out.")])
     for module in model.modules():
         own = list(module.parameters(recurse=False))
-        if isinstance(module, _BatchNorm) and own and not any(p.requires_grad for p in own):
+        if getattr(module, "running_mean", None) is not None and own and not any(p.requires_grad for p in own):
             module.eval()  # its running statistics would go on moving, and with them what it computes
             module.train = _stay.__get__(module)  # type: ignore[method-assign]
 

@@ -98,7 +98,9 @@ def _number(t: Tensor) -> float:
 
 def complaints(layers: dict[str, LayerLook]) -> list[str]:
     """A line for each kind of trouble: the layers, by how much they differ from the median layer, and what helps."""
-    ratio = {n: x.gradient / max(x.weight, 1e-12) for n, x in layers.items() if x.weight > 1e-6}
+    # an adapter's B starts at zero: for a while its gradient is large for its weights, and that of its A small
+    compared = {n: x for n, x in layers.items() if x.weight > 1e-6 and not n.endswith((".lora_a", ".lora_b"))}
+    ratio = {n: x.gradient / max(x.weight, 1e-12) for n, x in compared.items()}
     broken = [n for n, x in layers.items() if not math.isfinite(x.gradient)]
     told = []
     if broken:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tauon.distributed import LowCommunication, OuterLoop
+from tauon.distributed import LowCommunication, OuterLoop, refuse_running_statistics
 from tauon.errors import Problem, RecipeError
 from tauon.optim import load_optimizer, optimizer_tensors
 from tauon.train.step import TrainJob
@@ -28,6 +28,7 @@ def local_steps(job: TrainJob, config: LowCommunication, group: dist.ProcessGrou
     The job's weights must be the same on all replicas (they are, made from one seed), and its loader must give this replica's
     rows: `Loader(rank=..., world=...)`. Raises `RecipeError` for what cannot work together.
     """
+    refuse_running_statistics(job.model, config.kind_)
     loop = config.build({n: p for n, p in job.model.named_parameters() if p.requires_grad}, group=group, traffic=job.traffic)
     shares = getattr(job.loader, "world", loop.replicas)
     if shares != loop.replicas:

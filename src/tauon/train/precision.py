@@ -7,11 +7,13 @@ import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from tauon.distributed import needs_batch_statistics
 from tauon.errors import Problem, RecipeError
-from tauon.models import Model
+from tauon.models import Model, still
 from tauon.train.config import TrainConfig, largest_divisor
 
 __all__ = [
@@ -102,6 +104,8 @@ def choose_compile(asked: str | bool, device: torch.device, model: Model, second
         return False, lacks[0]
     if asked != "auto":
         return bool(asked), "asked for"
+    if not model.compiling_pays:
+        return False, "this kind of model gains nothing from it"
     if device.type != "cpu":
         return True, "a GPU gains from fused kernels"
     if seconds is None:
@@ -129,17 +133,25 @@ def dress(model: Model, *, checkpointing: bool, compiled: bool) -> None:
     """Activation checkpointing, then compile, block by block and in place: parameter names do not change."""
     for block in model.blocks_to_compile():
         if checkpointing:
-            block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
+            if compiled and needs_batch_statistics(block):
+                message = "cannot be true together with activation_checkpointing where a model has batch norm. Set one of them to false."
+                raise RecipeError([Problem("train.compile", message)])
+            block.forward = _recomputed(block)  # type: ignore[method-assign]
         if compiled:
             block.compile(dynamic=False)
 
 
-def _recomputed(forward):  # type: ignore[no-untyped-def]
+def _recomputed(block):  # type: ignore[no-untyped-def]
     from torch.utils.checkpoint import checkpoint
+
+    forward = block.forward
+    more: Any = {}
+    if needs_batch_statistics(block):  # the second pass must not move running statistics again
+        more["context_fn"] = lambda: (nullcontext(), still(block))
 
     def run(*args):  # type: ignore[no-untyped-def]
         # Random numbers are restored for the second pass, so that dropout is the same both times.
-        return checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)
+        return checkpoint(forward, *args, use_reentrant=False, **more) if torch.is_grad_enabled() else forward(*args)
 
     return run
 

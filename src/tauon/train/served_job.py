@@ -26,6 +26,7 @@ from tauon.distributed.partition import partition
 from tauon.distributed.ray_session import import_ray, ray_session
 from tauon.distributed.server import Names
 from tauon.distributed.server_group import ATTEMPTS, Blueprint, ServerDied, ServerGroup, ServerLost, gather, scatter, unreachable
+from tauon.distributed.statistics import refuse_running_statistics
 from tauon.errors import Problem, RecipeError, TrainingError
 from tauon.optim import OptimConfig, load_optimizer, optimizer_tensors
 from tauon.train.fleet import Fleet, Member, Result, Task
@@ -113,7 +114,7 @@ class Served:
         refuse_on_servers(job, optim)
         self.names = Names.of(job.model)
         self.partition = partition(self.names.trained, config.servers, rows_may_part=optim.elementwise or config.outer is not None)
-        refuse_changing_buffers(job.model)
+        refuse_running_statistics(job.model, "parameter-server")
         first = job.loader.batch_at(0)
         self.rows = len(first)
         self.nominal = max(job.task.weight(first).item(), 1.0)  # of batch 0, whatever step a resume begins at: the same division everywhere
@@ -399,18 +400,3 @@ class LeftOut:
                 t is not None and t.numel() == n for t, n in zip(found, sizes, strict=True)
             ):  # another number of workers: begins at zero
                 self.saved[number] = [t.numpy() for t in found if t is not None]
-
-
-def refuse_changing_buffers(model: nn.Module) -> None:
-    """Running statistics (BatchNorm's) change in the worker that computes, and no server sums them."""
-    names = [n for n, m in model.named_modules() if getattr(m, "track_running_stats", False)]
-    if names:
-        raise RecipeError(
-            [
-                Problem(
-                    "parallel.kind",
-                    f"parameter-server cannot keep running statistics, and the model has them ({names[0]}, {len(names)} in all). "
-                    "Take a model with GroupNorm or LayerNorm, or another parallel.kind.",
-                )
-            ]
-        )

@@ -20,6 +20,7 @@ from tauon.tasks import Task
 from tauon.train.ema import EMA
 from tauon.train.health import GradientHealth
 from tauon.train.precision import Precision
+from tauon.train.statistics import RunningStatistics
 from tauon.types import Batch
 
 __all__ = [
@@ -164,6 +165,8 @@ class TrainJob:
     clip_layer: float | None = None
     clip_adaptive: float | None = None
     ema: EMA | None = None
+    statistics: RunningStatistics | None = None
+    """Of models that keep running ones (batch norm)."""
     mesh: Mesh = field(default_factory=lambda: Mesh(Layout()))
     """This process's place among those that compute together."""
     examples_at: Callable[[int], int] | None = None
@@ -214,6 +217,8 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
     """Make, exchange, clip, check, update: the step that every recipe takes. Metrics are plain numbers."""
     torch.manual_seed(step_seed(job.seed, job.step, job.mesh.draws))
+    if job.statistics is not None:
+        job.statistics.remember()
     loss = job.make(job, batch)
     job.exchange(job)
     norm = job.clip(job)
@@ -226,6 +231,8 @@ def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
             job.ema.update(job.step)
     else:
         metrics["skipped"] = skip
+        if job.statistics is not None:
+            job.statistics.put_back()
     job.optimizer.zero_grad(set_to_none=True)  # None, not zero: saves one write over all parameters
     examples = job.examples_at(job.step) if job.examples_at is not None else len(batch) * job.mesh.layout.data * job.replicas
     job.step += 1

@@ -2,6 +2,7 @@
 
 from tauon.data.sources.base import Arrays, Conversation, Document, LabelledTexts, Message, Pair, Series, Signals, SourceConfig, Table
 from tauon.data.sources.chat import ChatSourceConfig, PairsConfig
+from tauon.data.sources.folder import FolderConfig
 from tauon.data.sources.idx import IdxConfig
 from tauon.data.sources.npz import NpzConfig
 from tauon.data.sources.public import PublicConfig
@@ -18,6 +19,7 @@ __all__ = [
     "Conversation",
     "CsvConfig",
     "Document",
+    "FolderConfig",
     "IdxConfig",
     "JsonlConfig",
     "LabelledTexts",

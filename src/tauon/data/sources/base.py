@@ -91,6 +91,8 @@ class Arrays:
     feature_names: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
     """Names of the classes in index order, or of the target columns."""
+    left_out: tuple[str, ...] = ()
+    """What was found and not taken, with the reason."""
 
     def __len__(self) -> int:
         return len(self.features)

@@ -43,7 +43,7 @@ class NpzConfig(SourceConfig):
     target: Literal["auto", "class", "value"] = "auto"
     """What the targets are. auto: floating-point numbers are values, whole numbers are classes."""
     label_names: tuple[str, ...] = ()
-    """Names of the classes 0, 1, ..."""
+    """Names of the classes 0, 1, ..., or of the columns of values."""
 
     provides: ClassVar[Kind] = "arrays"
 
@@ -60,43 +60,23 @@ class NpzConfig(SourceConfig):
         if self.split != "auto" or self.features is not None:
             return None
         path = self.files()[0][0]
-        if _find(_open(path), path, name) is None:
+        archive = _open(read_bytes(path), path)
+        if _find(archive, name) is None:
             return None
         return self.model_copy(update={"split": name, "limit": None})
 
     def arrays(self) -> Arrays:
         path = self.files()[0][0]
-        archive = _open(path)
-        keys = self._keys(archive, path)
-        pairs = [(_read(archive, x, path), _read(archive, y, path)) for x, y in keys]
-        shapes = {x.shape[1:] for x, _ in pairs}
-        if len(shapes) > 1:
-            raise DataError(f"{path}: the parts have examples of different shapes ({', '.join(map(str, shapes))})")
-        features, values = np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
-        if features.ndim == 3:
-            features = features[:, None]
-        elif features.ndim == 4 and features.shape[-1] <= 4 < features.shape[1]:
-            features = np.ascontiguousarray(np.moveaxis(features, -1, 1))
-        elif features.ndim == 1:
-            features = features[:, None]
-        if values.ndim == 2 and values.shape[1] == 1:
-            values = values[:, 0]
-        where = f"{path}: {keys[0][1]}"
-        target = self.target
-        if target == "value" or (target == "auto" and values.dtype.kind == "f"):
-            return Arrays(
-                features, values.astype(np.float32), (), tuple(f"y{i}" for i in range(values.shape[1] if values.ndim == 2 else 1))
-            )
-        targets, names = class_targets(values, where, self.label_names)
-        return Arrays(features, targets, (), names)
+        archive = _open(read_bytes(path), path)
+        return _together(archive, self._keys(archive, path), path, self.target, self.label_names)
 
     def _keys(self, archive: Any, path: Path) -> list[tuple[str, str]]:
         if self.features is not None and self.targets is not None:
             return [(self.features, self.targets)]
         split = self.split
-        parts = [p for p in _SPELT if _find(archive, path, p)]
+        parts = [p for p in _SPELT if _find(archive, p)]
         chosen = (parts if split == "all" else ["train"] if split == "auto" else [split]) if parts else [None]
-        found = [_find(archive, path, p) for p in chosen]
+        found = [_find(archive, p) for p in chosen]
         if not parts and split not in ("auto", "all"):
             raise DataError(f"{path}: its keys name no parts, so there is no part {split!r}. There are: {', '.join(archive.files)}")
         missing = [str(p) for p, f in zip(chosen, found, strict=True) if f is None]
@@ -106,7 +86,38 @@ class NpzConfig(SourceConfig):
         return [f for f in found if f is not None]
 
 
-def _find(archive: Any, path: Path, part: str | None) -> tuple[str, str] | None:
+def npz_part(content: bytes, where: str, part: str, label_names: tuple[str, ...]) -> Arrays:
+    """One part, by its usual keys, of the bytes of an archive of classes."""
+    archive = _open(content, where)
+    keys = _find(archive, part)
+    if keys is None:
+        raise DataError(f"{where}: no part {part!r}. There are: {', '.join(archive.files)}")
+    return _together(archive, [keys], where, "class", label_names)
+
+
+def _together(archive: Any, keys: list[tuple[str, str]], path: Path | str, target: str, label_names: tuple[str, ...]) -> Arrays:
+    """The parts of these keys one after the other, images with channels first."""
+    pairs = [(_read(archive, x, path), _read(archive, y, path)) for x, y in keys]
+    shapes = {x.shape[1:] for x, _ in pairs}
+    if len(shapes) > 1:
+        raise DataError(f"{path}: the parts have examples of different shapes ({', '.join(map(str, shapes))})")
+    features, values = np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
+    if features.ndim == 3:
+        features = features[:, None]
+    elif features.ndim == 4 and features.shape[-1] <= 4 < features.shape[1]:
+        features = np.ascontiguousarray(np.moveaxis(features, -1, 1))
+    elif features.ndim == 1:
+        features = features[:, None]
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if target == "value" or (target == "auto" and values.dtype.kind == "f"):
+        names = label_names or tuple(f"y{i}" for i in range(values.shape[1] if values.ndim == 2 else 1))
+        return Arrays(features, values.astype(np.float32), (), names)
+    targets, names = class_targets(values, f"{path}: {keys[0][1]}", label_names)
+    return Arrays(features, targets, (), names)
+
+
+def _find(archive: Any, part: str | None) -> tuple[str, str] | None:
     """Keys of (features, targets) of a part, in any usual spelling."""
     words = _SPELT[part] if part else (None,)
     for word in words:
@@ -117,9 +128,9 @@ def _find(archive: Any, path: Path, part: str | None) -> tuple[str, str] | None:
     return None
 
 
-def _open(path: Path) -> Any:
+def _open(content: bytes, path: Path | str) -> Any:
     try:
-        archive = np.load(io.BytesIO(read_bytes(path)), allow_pickle=False)
+        archive = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as err:
         raise DataError(f"{path}: not a .npz file, or a damaged one ({err})") from None
     if not hasattr(archive, "files"):
@@ -127,7 +138,7 @@ def _open(path: Path) -> Any:
     return archive
 
 
-def _read(archive: Any, key: str, path: Path) -> NDArray[Any]:
+def _read(archive: Any, key: str, path: Path | str) -> NDArray[Any]:
     if key not in archive.files:
         raise DataError(f"{path}: no array {key!r}. There are: {', '.join(archive.files)}")
     try:

@@ -31,8 +31,10 @@ from tauon.data.sources.base import (
     class_targets,
 )
 from tauon.data.sources.chat import conversation, json_rows, pair
+from tauon.data.sources.cifar import cifar_arrays
 from tauon.data.sources.idx import idx_arrays
 from tauon.data.sources.labelled import published
+from tauon.data.sources.npz import npz_part
 from tauon.data.sources.registry import PUBLIC, PublicFile, PublicSet
 from tauon.data.sources.series import SeriesConfig, csv_columns, series_of
 from tauon.data.sources.tables import separated
@@ -48,8 +50,8 @@ class PublicConfig(SourceConfig):
     """A named public set: from the folder in TAUON_DATA, else the cache, else the network; always verified by its sha256."""
 
     name: str
-    """tinyshakespeare, wikitext-2 (text), mnist (images), german-credit (a table), etth1 (a series), fsdd (recordings), ag-news, sst2
-    (texts with labels), alpaca-5k (conversations), dpo-demo (preferences)."""
+    """tinyshakespeare, wikitext-2 (text); mnist, cifar10, cifar10-subset, pneumoniamnist (images); german-credit (a table), etth1 (a
+    series), fsdd (recordings), ag-news, sst2 (texts with labels), alpaca-5k (conversations), dpo-demo (preferences)."""
     split: Literal["auto", "train", "validation", "test", "all"] = "auto"
     """Which published part. `auto`: the training part, and the set's own validation and test parts where it has them and the
     recipe names no other. `all`: of recordings, every one."""
@@ -144,10 +146,17 @@ class PublicConfig(SourceConfig):
         return series_of(csv_columns(decode(content, where), where), SeriesConfig(path=where, date=known.date), where)
 
     def arrays(self) -> Arrays:
-        if self._set().columns:
+        known = self._set()
+        if known.columns:
             raise DataError(f"{self.name} has columns of words; they become numbers with data.table")
-        (images, images_at), (labels, labels_at) = [self._content(f) for f in self._files()]
-        return idx_arrays(images, labels, images_at, labels_at, self._set().label_names)
+        files = [self._content(f) for f in self._files()]
+        if known.layout == "idx":
+            (images, images_at), (labels, labels_at) = files
+            return idx_arrays(images, labels, images_at, labels_at, known.label_names)
+        ((content, where),) = files
+        if known.layout == "cifar":
+            return cifar_arrays(content, where, self._part(), known.label_names)
+        return npz_part(content, where, self._part(), known.label_names)
 
     def describe(self) -> dict[str, Any]:
         known, files = self._set(), self._files()
@@ -160,6 +169,8 @@ class PublicConfig(SourceConfig):
         """From the published hashes: nothing is read, since whatever is read later is checked against them."""
         limit, known = self.peek("limit"), self._set()
         facts = ["public", [f.sha256 for f in self._files()], known.document_start, known.label_names, limit]
+        if known.layout in ("npz", "cifar"):
+            facts.append(self._part())  # one file holds all parts
         return hashlib.sha256(canonical(facts).encode()).hexdigest()
 
     def _set(self) -> PublicSet:
@@ -174,5 +185,6 @@ class PublicConfig(SourceConfig):
         return self._set().parts[self._part()]
 
     def _content(self, file: PublicFile) -> tuple[bytes, str]:
-        folder = cache_root() / "public" / self.name
-        return fetch(file.mirror, file.urls, file.sha256, file.bytes, folder / file.mirror.split("/")[-1].removesuffix(".gz"))
+        folder, name = cache_root() / "public" / self.name, file.mirror.split("/")[-1]
+        kept = folder / (name if file.packed else name.removesuffix(".gz"))
+        return fetch(file.mirror, file.urls, file.sha256, file.bytes, kept, packed=file.packed, md5=file.md5)

@@ -23,6 +23,10 @@ class PublicFile:
     """Tried in turn."""
     sha256: str
     bytes: int
+    packed: bool = False
+    """`sha256` and `bytes` are of the packed file, which is kept as it is."""
+    md5: str | None = None
+    """Of the content at the addresses, where that is another than the mirror's and only its MD5 was published: no guard against forgery."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,9 @@ class PublicSet:
     home: str
     gives: Kind
     parts: dict[Part, tuple[PublicFile, ...]]
-    """Published parts: one text file, table or series each, or (images, labels) in IDX."""
+    """Published parts: one text file, table or series each, (images, labels) in IDX, or the one file that holds all of them."""
+    layout: Literal["other", "idx", "npz", "cifar"] = "other"
+    """Of images, what the files are: npz with x_train, train_images, ...; cifar: the binary version of CIFAR-10 in its tar."""
     document_start: str | None = None
     """Where a document begins within a file (regular expression)."""
     label_names: tuple[str, ...] = field(default=())
@@ -63,6 +69,28 @@ def _mnist(name: str, sha256: str, size: int) -> PublicFile:
     return PublicFile(f"mnist/{name}.gz", tuple(f"{base}/{name}.gz" for base in _MNIST), sha256, size)
 
 
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR10_SUBSET = (
+    PublicFile("cifar10-subset/cifar10_10k_2k.npz", (), "006502477884d7e3eedbf2bdaa2b04b5229369cdeaa934ac147ec8183e2bf61b", 34_202_490),
+)
+_CIFAR10_BINARY = (
+    PublicFile(
+        "cifar10/cifar-10-binary.tar.gz",
+        ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",  # its MD5 is c32a1d4ab5d03f1284b67883e8d87530, as published
+        170_052_171,
+        packed=True,
+    ),
+)
+_PNEUMONIA = (
+    PublicFile(
+        "medmnist/pneumoniamnist.npz",
+        ("https://zenodo.org/records/10519652/files/pneumoniamnist.npz?download=1",),
+        "ce8250bf5debc3c389b89affcc1d9feac579b26e875a848301e9f937bb0c2eee",
+        4_171_077,
+        md5="28209eda62fecd6e6a2d98b1501bb15f",
+    ),
+)
 _FSDD = PublicFile(
     "fsdd/recordings.zip",
     ("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.zip",),
@@ -105,6 +133,7 @@ PUBLIC: dict[str, PublicSet] = {
         licence="commonly given as CC BY-SA 3.0",
         home="http://yann.lecun.com/exdb/mnist/",
         gives="arrays",
+        layout="idx",
         label_names=tuple("0123456789"),
         parts={
             "train": (
@@ -116,6 +145,33 @@ PUBLIC: dict[str, PublicSet] = {
                 _mnist("t10k-labels-idx1-ubyte", "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2", 10_008),
             ),
         },
+    ),
+    "cifar10": PublicSet(
+        title="CIFAR-10: 60,000 pictures of ten classes, 32 x 32 colour (binary version)",
+        licence="none stated by the authors; free for research with citation (Krizhevsky 2009)",
+        home="https://www.cs.toronto.edu/~kriz/cifar.html",
+        gives="arrays",
+        layout="cifar",
+        label_names=_CIFAR10,
+        parts={"train": _CIFAR10_BINARY, "test": _CIFAR10_BINARY},
+    ),
+    "cifar10-subset": PublicSet(
+        title="CIFAR-10, 10,000 + 2,000 pictures recompressed as JPEG: harder than the original, for tests",
+        licence="none stated by the authors; free for research with citation (Krizhevsky 2009)",
+        home="https://www.cs.toronto.edu/~kriz/cifar.html",
+        gives="arrays",
+        layout="npz",
+        label_names=_CIFAR10,
+        parts={"train": _CIFAR10_SUBSET, "test": _CIFAR10_SUBSET},
+    ),
+    "pneumoniamnist": PublicSet(
+        title="PneumoniaMNIST (MedMNIST v2): chest X-rays of children, normal or pneumonia, 28 x 28 grey",
+        licence="CC BY 4.0",
+        home="https://medmnist.com",
+        gives="arrays",
+        layout="npz",
+        label_names=("normal", "pneumonia"),
+        parts={"train": _PNEUMONIA, "validation": _PNEUMONIA, "test": _PNEUMONIA},
     ),
     "german-credit": PublicSet(
         title="Statlog German Credit: 1,000 loans of a bank, 20 columns, paid back or not",

@@ -1,0 +1,134 @@
+"""Seconds from a published 500 MB safetensors file to the first training step behind one, against reading that file and taking that step.
+
+A Llama of 12 layers, width 768, vocabulary 32,000: 134 million weights, random, in float32 (536 MB), written once and in the page cache. Ours is
+what a run does: open the folder, build on the meta device, put the weights in, build the optimizer, take a step of one sequence of 16 tokens (so
+that loading is what is seen). The peer reads the file's bytes into memory, and then takes the same step of a job that was built before:
+nothing that loads weights can do less than that, unless it maps what it only reads. `lora` freezes the base, which is then mapped and not
+copied; `full` trains all of it.
+
+    python -m benchmarks.finetune_load [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SEQ = 16
+SIZES = {"kind": "llama", "layers": 12, "width": 768, "heads": 12, "mlp_width": 2048, "vocab": 32000, "seq_len": 1024}
+
+
+class Batches:
+    """One short sequence a step."""
+
+    def batch_at(self, step: int) -> Any:
+        from tauon.testing import tiny_batch
+        from tauon.types import DataSpec
+
+        return tiny_batch(DataSpec(vocab=SIZES["vocab"], seq_len=SEQ), rows=1, seed=step)
+
+
+def job(folder: Path, adapt: bool) -> Any:
+    """The job at step 0, as a run builds it."""
+    import torch
+
+    from tauon.config import parse
+    from tauon.models import AdaptConfig, ModelConfig, resolved
+    from tauon.optim import AdamWConfig
+    from tauon.tasks import LanguageModelling
+    from tauon.train import Plan, TrainConfig, build_job
+    from tauon.types import DataSpec
+
+    spec = DataSpec(vocab=SIZES["vocab"], seq_len=SEQ)
+    config = resolved(parse(ModelConfig, {"from": str(folder)}), spec)
+    if adapt:
+        config = config.model_copy(update={"adapt": parse(AdaptConfig, {"kind": "lora", "rank": 16})})
+    plan = Plan(10, torch.device("cpu"), "fp32", False, 1, 1, 1, torch.get_num_threads())
+    return build_job(config, AdamWConfig(), TrainConfig(steps=10, batch=1), LanguageModelling(), spec, Batches(), plan, seed=0)
+
+
+def step(made: Any) -> None:
+    from tauon.train import train_step
+
+    made.model.train()
+    train_step(made, made.loader.batch_at(made.step))
+
+
+def timed(run: Any) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def read(file: Path) -> None:
+    """The file's bytes in memory of our own."""
+    memory = bytearray(file.stat().st_size)
+    with file.open("rb", buffering=0) as f:
+        view = memoryview(memory)
+        while view:
+            view = view[f.readinto(view) :]
+
+
+def rounds(folder: Path, adapt: bool, times: int) -> dict[str, float]:
+    """Medians, in seconds; the parts take turns."""
+    found: dict[str, list[float]] = {name: [] for name in ("ours", "load", "reading", "step")}
+    ready = job(folder, adapt)
+    fresh = [job(folder, adapt) for _ in range(times)] if adapt else []  # each takes its own first step
+    step(ready)
+    for k in range(times):
+        held: list[Any] = []
+        load = timed(lambda held=held: held.append(job(folder, adapt)))  # type: ignore[misc]
+        first = timed(lambda held=held: step(held[0]))  # type: ignore[misc]
+        found["load"].append(load)
+        found["ours"].append(load + first)
+        held.clear()
+        found["reading"].append(timed(lambda: read(folder / "model.safetensors")))
+        other = fresh[k] if adapt else ready
+        found["step"].append(timed(lambda other=other: step(other)))  # type: ignore[misc]
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 9")
+    args = parser.parse_args()
+
+    import torch
+
+    from tauon.config import parse
+    from tauon.models import ModelConfig, materialize, parameter_count, write_huggingface
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "base"
+        config = parse(ModelConfig, SIZES)
+        model = materialize(config, seed=0)
+        write_huggingface(folder, config, dict(model.state_dict()))
+        print(f"{parameter_count(model):,} weights, {(folder / 'model.safetensors').stat().st_size / 1e6:,.0f} MB", flush=True)
+        del model
+        results = {kind: rounds(folder, kind == "lora", 3 if args.quick else 9) for kind in ("lora", "full")}
+    for kind, r in results.items():
+        print(
+            f"{kind}: load {r['load']:.3f} s, with the first step {r['ours']:.3f} s; reading {r['reading']:.3f} s, a step {r['step']:.3f} s"
+        )
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}")
+    peers = {kind: r["reading"] + r["step"] for kind, r in results.items()}
+    result: dict[str, Any] = {"claim": "finetune_load", "ours": round(results["full"]["ours"], 3), "peer": round(peers["full"], 3)}
+    result |= {"ratio": round(peers["full"] / results["full"]["ours"], 2), "floor": 0.83, "unit": "s to the first step"}
+    result |= {
+        "ratio_lora": round(peers["lora"] / results["lora"]["ours"], 2),
+        "of_reading_lora": round(results["lora"]["ours"] / results["lora"]["reading"], 2),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Norms of convolutional networks: batch norm (Ioffe & Szegedy 2015, arXiv:1502.03167) whose statistics span the processes that
+share a batch, and the choice between it and group norm (Wu & He 2018, arXiv:1803.08494).
+
+In training a batch norm uses the statistics of the microbatch, over all data-parallel processes (`tauon.distributed.statistics`); in
+evaluation the running ones. With accumulation each microbatch has its own, as everywhere: what is computed then depends on
+`train.microbatch`. Group norm lets no example see another: for privacy, and for batches of a few examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tauon.distributed.statistics import batch_norm_over
+from tauon.errors import TrainingError
+
+__all__ = ["BatchNorm", "drop_path", "norm_of", "still"]
+
+
+class BatchNorm(nn.Module):
+    """(x - mean) / sqrt(var + eps) * weight + bias for each channel of BC... ; torch's formulas and names, without its step counter."""
+
+    track_running_stats = True
+    """As torch's: what looks for running statistics finds them."""
+
+    def __init__(self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.running_mean: Tensor
+        self.running_var: Tensor
+        self.register_buffer("running_mean", torch.empty(channels))
+        self.register_buffer("running_var", torch.empty(channels))
+        self.momentum, self.eps = momentum, eps
+        self.statistics_group: Any = None
+        self.moves = True
+        """Whether a training pass moves the running statistics (see `still`)."""
+
+    def start(self) -> None:
+        """Running statistics of nothing seen: mean 0, variance 1."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        running = (self.running_mean, self.running_var)
+        if not self.moves:  # copies move, not nothing: a second pass must save as many tensors as the first did
+            running = (self.running_mean.clone(), self.running_var.clone())
+        if self.statistics_group is not None:
+            return batch_norm_over(self.statistics_group, x, self.weight, self.bias, *running, self.momentum, self.eps)
+        if x.numel() == x.shape[1]:
+            raise TrainingError(
+                f"batch norm cannot train on one value a channel: one example of {tuple(x.shape[2:])} places. "
+                "Raise train.batch or train.microbatch, or set model.norm=group."
+            )
+        return F.batch_norm(x, *running, self.weight, self.bias, True, self.momentum, self.eps)
+
+
+def norm_of(channels: int, groups: int | None) -> nn.Module:
+    """Batch norm, or with `groups` group norm."""
+    return BatchNorm(channels) if groups is None else nn.GroupNorm(groups, channels)
+
+
+def drop_path(x: Tensor, share: float, training: bool) -> Tensor:
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): a whole branch of `share` of the examples B... becomes 0, the rest grows
+    by 1 / (1 - share), so that the mean stays.
+    """
+    if share == 0 or not training:
+        return x
+    kept = torch.rand([len(x)] + [1] * (x.ndim - 1), device=x.device) >= share
+    return x * (kept.to(x.dtype) / (1 - share))
+
+
+@contextmanager
+def still(model: nn.Module) -> Iterator[None]:
+    """Inside, training passes leave the running statistics as they are: for passes that do not count, or that are made again."""
+    layers = [m for m in model.modules() if isinstance(m, BatchNorm)]
+    before = [m.moves for m in layers]
+    for m in layers:
+        m.moves = False
+    try:
+        yield
+    finally:
+        for m, moves in zip(layers, before, strict=True):
+            m.moves = moves

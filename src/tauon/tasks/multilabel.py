@@ -1,0 +1,43 @@
+"""Multi-label classification: any number of labels may be true of an example. Shapes: B batch, K labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tauon.config import Fraction, register
+from tauon.tasks.base import Task
+from tauon.types import Batch, DataSpec
+
+__all__ = ["MultiLabel"]
+
+
+@register("multi-label")
+class MultiLabel(Task):
+    """A sigmoid for each label: binary cross-entropy, the mean over labels, averaged over examples. Targets are columns of 0 and 1."""
+
+    family = "multi-label"
+    needs = "arrays"
+
+    label_smoothing: Fraction = Field(0.0, ge=0, lt=1)
+    """Targets are drawn towards 1/2 by this share."""
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits_BK = model(batch.inputs).float()
+        target_BK = batch.targets.float().view_as(logits_BK)
+        if self.label_smoothing:
+            target_BK = target_BK * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
+        loss_B = F.binary_cross_entropy_with_logits(logits_BK, target_BK, reduction="none").mean(1)
+        return loss_B * batch.weights, batch.weights
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """scores: BK, probability of each label; targets: BK of 0 and 1."""
+        scores_BK = model(batch.inputs).float().sigmoid()
+        return {"scores": scores_BK, "targets": batch.targets.float().view_as(scores_BK)}
+
+    def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
+        if spec.outputs is None:
+            yield "task", "multi-label needs examples with labels, and this data source gives text. Take language-modelling."

@@ -1,0 +1,62 @@
+"""Ordinal regression: classes that have an order, and mistakes that are worse the further off they are.
+
+The model's C outputs are a softmax over the classes. What is scored is its cumulative distribution F(k) = P(class <= k), against that of
+the truth, at each of the C - 1 steps between classes:
+
+    rps          sum_k (F(k) - 1[y <= k])^2                 ranked probability score, Epstein 1969; squared earth mover's distance
+                                                            (Hou, Yu & Samaras 2016, arXiv:1611.05916)
+    cumulative   sum_k -log of F(k), or of 1 - F(k)         the C - 1 binary questions "is it above k?" (Frank & Hall 2001)
+
+Both are strictly proper: the true distribution minimises them. The predicted class is the median, which minimises the expected distance.
+
+Shapes: B batch, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tauon.config import register
+from tauon.tasks.base import Task
+from tauon.types import Batch, DataSpec
+
+__all__ = ["Ordinal"]
+
+
+@register("ordinal")
+class Ordinal(Task):
+    """Classes in an order: a loss that grows with the distance from the true one. Name the order with data.label_order."""
+
+    family = "ordinal"
+    needs = "arrays"
+
+    loss_kind: Literal["cumulative", "rps"] = "cumulative"
+    """cumulative: binary cross-entropy of each step between classes; rps: ranked probability score, milder on outliers."""
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits_BC = model(batch.inputs).float()
+        share_BC = batch.targets if batch.targets.is_floating_point() else F.one_hot(batch.targets, logits_BC.shape[1]).float()
+        below = share_BC.cumsum(1)[:, :-1]  # 1[y <= k]
+        if self.loss_kind == "rps":
+            loss_B = (logits_BC.softmax(1).cumsum(1)[:, :-1] - below).square().sum(1)
+        else:
+            total = logits_BC.logsumexp(1, keepdim=True)
+            log_below = torch.logcumsumexp(logits_BC, 1)[:, :-1] - total
+            log_above = torch.logcumsumexp(logits_BC.flip(1), 1).flip(1)[:, 1:] - total
+            loss_B = -(below * log_below + (1 - below) * log_above).sum(1)
+        return loss_B * batch.weights, batch.weights
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """scores: BC, probabilities in the order of the classes; targets: B."""
+        return {"scores": model(batch.inputs).float().softmax(-1), "targets": batch.targets}
+
+    def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
+        if spec.outputs is None:
+            yield "task", "ordinal needs examples with classes, and this data source gives text. Take language-modelling."
+        elif spec.outputs < 2:
+            yield "task", "ordinal needs at least two classes. If the target is a number, take regression."
