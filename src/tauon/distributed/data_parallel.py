@@ -46,7 +46,10 @@ def apply_data(
     elif layout.tensor == 1 and layout.pipeline == 1:
         from torch.distributed._composable.replicate import replicate
 
-        replicate(model, process_group=mesh.group("replicate", "context"), gradient_as_bucket_view=True, forward_sync_buffers=False)
+        whole = all(p.requires_grad for p in model.parameters())  # a frozen base is read by every process, and may lie mapped in its file
+        replicate(
+            model, process_group=mesh.group("replicate", "context"), gradient_as_bucket_view=True, forward_sync_buffers=False, init_sync=whole
+        )  # fmt: skip
     else:
         from torch.distributed._composable.replicate_with_fsdp import replicate as replicate_dtensors
 

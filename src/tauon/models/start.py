@@ -26,7 +26,7 @@ __all__ = ["CheckpointConfig", "Fit", "Start", "fit", "open_start", "resolved", 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 _FILES = (".safetensors", ".pt", ".pth", ".th", ".bin")
 """Names of files of weights end so."""
-_FREE = ("from_", "adapt", "dropout", "input_dropout", "seq_len", "outputs", "vocab", "drop_path")
+_FREE = ("from_", "adapt", "dropout", "input_dropout", "seq_len", "outputs", "drop_path")
 """Fields that may differ from the checkpoint's, or that shapes decide."""
 
 
