@@ -6,7 +6,7 @@ that loading is what is seen). The peer reads the file's bytes into memory, and 
 nothing that loads weights can do less than that, unless it maps what it only reads. `lora` freezes the base, which is then mapped and not
 copied; `full` trains all of it.
 
-    python -m benchmarks.finetune_load [--quick]
+    python -m benchmarks.finetune_load [--quick] [--threads N]
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def rounds(folder: Path, adapt: bool, times: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 rounds instead of 9")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="the cores of this machine")
     args = parser.parse_args()
 
     import torch
@@ -106,7 +107,7 @@ def main() -> None:
     from tauon.config import parse
     from tauon.models import ModelConfig, materialize, parameter_count, write_huggingface
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "base"
         config = parse(ModelConfig, SIZES)

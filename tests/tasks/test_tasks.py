@@ -228,3 +228,12 @@ def test_the_first_loss_of_a_model_that_knows_nothing_is_the_logarithm_of_the_ch
     model = materialize(GPTConfig(layers=1, width=16, heads=2, vocab=400, seq_len=32), seed=0)
     total, weight = LanguageModelling().loss(model, text_batch())
     assert (total / weight).item() == pytest.approx(math.log(400), rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1.0, 60.0, 1e4])
+def test_the_loss_is_exact_where_the_probability_is_too_small_for_a_float(size: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    h, w = torch.randn(9, 4, generator=g) * size, torch.randn(13, 4, generator=g)
+    target, weight = torch.randint(0, 13, (9,), generator=g), torch.rand(9, generator=g)
+    want = (torch.nn.functional.cross_entropy(h @ w.t(), target, reduction="none") * weight).sum()
+    torch.testing.assert_close(losses.linear_cross_entropy(h, w, target, weight), want, rtol=1e-5, atol=1e-6)

@@ -32,16 +32,19 @@ def chunk_rows(rows: int, vocab: int, device: torch.device) -> int:
     return max(1, min(rows, fits - fits % 128 or fits))  # whole tiles of a GPU's matrix product
 
 
-def _exponentials(z_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """exp(z - its row's largest), in place; returns those largest and the sums, N1 each. On a CPU a few rows at a time, which stay in cache."""
-    rows = max(1, 2**18 // z_NV.shape[1]) if z_NV.device.type == "cpu" else len(z_NV)
-    top, sums = z_NV.new_empty(len(z_NV), 1), z_NV.new_empty(len(z_NV), 1)
-    for start in range(0, len(z_NV), max(1, rows)):
-        here = slice(start, start + rows)
-        torch.amax(z_NV[here], 1, keepdim=True, out=top[here])
-        z_NV[here].sub_(top[here]).exp_()
-        torch.sum(z_NV[here], 1, keepdim=True, out=sums[here])
-    return top, sums
+def _softmax(z_NV: Tensor, at_N1: Tensor, h_ND: Tensor, w_VD: Tensor) -> tuple[Tensor, Tensor]:
+    """(probabilities, -log p of `at`: N1) of logits z = h w^T, which they overwrite on a CPU; where p is too small for its log, z is formed again."""
+    if z_NV.device.type != "cpu":
+        top, of_target = z_NV.amax(1, keepdim=True), z_NV.gather(1, at_N1)
+        p_NV = z_NV.softmax(1)
+        return p_NV, top - p_NV.amax(1, keepdim=True).log() - of_target
+    torch.softmax(z_NV, 1, out=z_NV)
+    p_N1 = z_NV.gather(1, at_N1)
+    nll_N1 = -p_N1.log()
+    tiny = p_N1[:, 0] < 1e-30
+    if tiny.any():
+        nll_N1[tiny, 0] = F.cross_entropy((h_ND[tiny] @ w_VD.t()).float(), at_N1[tiny, 0], reduction="none")
+    return z_NV, nll_N1
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -60,20 +63,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
             at = target_N[start : start + step, None]
             g = token_weight_N[start : start + step, None]
             z = (h @ w.t()).float() if memory is None else torch.mm(h, w.t(), out=memory[: len(h)])
-            of_target = z.gather(1, at)
-            top, sums = _exponentials(z)
-            total += ((sums.log() + top - of_target) * g).sum()
+            p, nll = _softmax(z, at, h, w)
+            total += (nll * g).sum()
             if not (want_h or want_w):
                 continue
-            # d loss / d logits = (z - sums * one-hot) g / sums, its rows scaled where D numbers are a row, not V
-            z, scale = z.scatter_add_(1, at, -sums).to(h.dtype), g / sums
+            # d loss / d logits = (p - one-hot) g, its rows scaled where D numbers are a row, not V
+            p = p.scatter_add_(1, at, torch.full_like(nll, -1.0)).to(h.dtype)
             if grad_h is not None:
-                torch.mm(z, w, out=grad_h[start : start + step]).mul_(scale)
+                torch.mm(p, w, out=grad_h[start : start + step]).mul_(g)
             if grad_w is not None:
                 if h.dtype == torch.float32:
-                    grad_w.addmm_(z.t(), h * scale)
+                    grad_w.addmm_(p.t(), h * g)
                 else:
-                    grad_w += z.t() @ (h * scale).to(h.dtype)
+                    grad_w += p.t() @ (h * g).to(h.dtype)
         ctx.save_for_backward(grad_h, grad_w)
         ctx.weight_dtype = weight_VD.dtype
         return total
