@@ -77,6 +77,10 @@ MODELS: dict[str, list[tuple[dict[str, Any], DataSpec]]] = {
         ({"layers": 2, "width": 16, "heads": 4, "mlp_width": 32, "patch": 6, "stride": 3, "dropout": 0}, s) for s in (SERIES, FANS)
     ],
     "lstm": [({"width": 24}, SERIES), ({"width": 24, "layers": 2, "revin": False}, FANS), ({"width": 24}, COVARIATES)],
+    "text-bag": [
+        ({"dropout": 0, "number_dropout": 0, "buckets": 997}, LABELLED),
+        ({"dropout": 0, "number_dropout": 0, "ngrams": 1}, LABELLED),
+    ],
     "speech-cnn": [({"channels": [8, 12], "mels": 12}, SOUNDS)],
     "conformer": [({"layers": 1, "width": 16, "heads": 2, "mels": 12, "kernel": 5}, SOUNDS)],
     "cnn": [({"channels": [8, 16]}, IMAGES), ({"channels": [8], "convs_per_stage": 2}, IMAGES)],
@@ -90,6 +94,18 @@ def spoken_words() -> Batch:
     for row in range(12):
         targets[row, row % 3 + 1 :] = -1
     return Batch(torch.randn(12, 1600, generator=g), targets, torch.ones(12), lengths=torch.full((12,), 1600))
+
+
+def preferences() -> Batch:
+    """Pairs of answers to a prompt of five tokens, with log-probabilities of a reference."""
+    g = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 31, (12, 2, 13), generator=g)
+    tokens[:, 1, :6] = tokens[:, 0, :6]
+    weights = torch.zeros(12, 2, 12)
+    weights[:, :, 5:10] = 1
+    segments = torch.zeros(12, 2, 12, dtype=torch.int32)
+    segments[:, :, 10:] = -1
+    return Batch(tokens[..., :-1], tokens[..., 1:], weights, segments, reference=torch.full((12, 2), -17.0))
 
 
 def several_labels() -> Batch:
@@ -110,6 +126,15 @@ TASKS: dict[str, list[tuple[Any, ...]]] = {
         ({"loss_kind": "huber", "delta": 0.5}, {"kind": "patchtst"}, SERIES),
     ],
     "language-modelling": [({}, {"kind": "gpt", "layers": 1, "width": 16, "heads": 2}, TEXT)],
+    "instruction-tuning": [({}, {"kind": "gpt", "layers": 1, "width": 16, "heads": 2}, TEXT)],
+    "dpo": [
+        ({}, {"kind": "gpt", "layers": 1, "width": 16, "heads": 2}, TEXT, preferences()),
+        ({"beta": 0.5, "label_smoothing": 0.1}, {"kind": "gpt", "layers": 1, "width": 16, "heads": 2, "tied": True}, TEXT, preferences()),
+    ],
+    "text-classification": [
+        ({}, {"kind": "text-bag", "buckets": 997}, LABELLED),
+        ({"label_smoothing": 0.1}, {"kind": "bert", "layers": 1, "width": 16, "heads": 2}, LABELLED),
+    ],
     "masked-language-modelling": [({}, {"kind": "bert", "layers": 1, "width": 16, "heads": 2}, TEXT)],
     "audio-classification": [({}, {"kind": "speech-cnn", "channels": [8, 12], "mels": 12}, SOUNDS)],
     "speech-recognition": [
@@ -154,11 +179,15 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
     (folder / "f.csv").write_text("date,a,b\n" + "".join(f"2020-01-{i + 1:02d},{i},{i * i}\n" for i in range(20)))
     for name in ("a_0", "a_1", "b_0"):
         write_wav(folder / "wav" / f"{name}.wav", tone(300, 0.02, 8000), 8000)
+    (folder / "g.json").write_text(json.dumps([{"instruction": f"Say {i}.", "input": "", "output": f"{i}"} for i in range(12)]))
+    (folder / "h.jsonl").write_text("\n".join(json.dumps({"prompt": f"{i}?", "chosen": f"{i}!", "rejected": "no"}) for i in range(12)))
     np.savez(folder / "e.npz", x=images.astype(np.float32), y=labels.astype(np.int64))
     return {
         "text": [{"path": str(folder / "a.txt")}],
         "jsonl": [{"path": str(folder / "b.jsonl"), "text": "text"}],
-        "csv": [{"path": str(folder / "c.csv"), "label": "y"}],
+        "csv": [{"path": str(folder / "c.csv"), "label": "y"}, {"path": str(folder / "c.csv"), "text": "x", "label": "y"}],
+        "chat": [{"path": str(folder / "g.json")}],
+        "pairs": [{"path": str(folder / "h.jsonl")}],
         "parquet": [{"path": str(folder / "d.parquet"), "text": "text"}],
         "idx": [{"images": str(folder / "images.idx.gz"), "labels": str(folder / "labels.idx.gz")}],
         "wav": [{"path": str(folder / "wav"), "pattern": "{label}_{take}"}],

@@ -54,6 +54,23 @@ def recordings(folder: Path, name: str) -> Path:
     return folder
 
 
+def pictures(folder: Path, *, parts: bool = False) -> Path:
+    """Squares and stripes, 20 x 24 pixels; stripes are rarer."""
+    image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
+    draw = random.Random(0)
+    for label, number in (("square", 30), ("stripes", 14)):
+        for i in range(number):
+            picture = image.new("L", (24, 20), draw.randint(0, 40))
+            for x in range(24):
+                for y in range(20):
+                    if (label == "square" and 6 < x < 18 and 5 < y < 15) or (label == "stripes" and x % 6 < 3):
+                        picture.putpixel((x, y), draw.randint(180, 255))
+            part = ("test" if i % 5 == 0 else "train") if parts else ""
+            (folder / part / label).mkdir(parents=True, exist_ok=True)
+            picture.save(folder / part / label / f"{i}.png")
+    return folder
+
+
 def documents(path: Path) -> Path:
     path.write_text("\n".join(json.dumps({"text": words(60, seed)}) for seed in range(40)))
     return path
@@ -104,6 +121,21 @@ def test_a_gap_in_a_series_is_filled_and_said(tmp_path: Path) -> None:
     assert made.sections["data"]["source"]["fill"] == "forward" and "gaps" in made.to_yaml()
 
 
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_folder_of_pictures_becomes_a_classifier(tmp_path: Path, parts: bool) -> None:
+    made = draft(pictures(tmp_path / "shapes", parts=parts), label="folder")
+    assert made.sections["data"]["class_weights"] == "balanced" and ("split" in made.sections["data"]) != parts
+    assert trains(write_draft(made, tmp_path / "shapes.yaml"), tmp_path)["family"] == "classification"
+
+
+def test_pictures_without_classes_are_asked_for_them(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "shapes") / "square"
+    with pytest.raises(DataError, match="expected a subfolder for each class"):
+        draft(folder)
+    with pytest.raises(DataError, match="the label of pictures is their folder"):
+        draft(folder.parent, label="name")
+
+
 def test_a_folder_of_recordings_becomes_a_classifier(tmp_path: Path) -> None:
     made = draft(recordings(tmp_path / "calls", "{label}/{take}.wav"), label="folder")
     assert trains(write_draft(made, tmp_path / "calls.yaml"), tmp_path)["family"] == "classification"
@@ -132,9 +164,49 @@ def test_numbers_in_json_lines_become_a_classifier(tmp_path: Path) -> None:
     assert trains(write_draft(made, tmp_path / "n.yaml"), tmp_path)["family"] == "classification"
 
 
+def films(n: int = 120) -> list[dict[str, str]]:
+    said = {"good": ["a lovely film that I liked", "great fun for all of us"], "bad": ["a dull film that I left", "no fun for any of us"]}
+    return [{"text": f"{said[y][i % 2]}, seen {i} times", "label": y} for i, y in enumerate(["good", "bad"] * (n // 2))]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_texts_with_a_label_become_a_classifier(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"films.{kind}"
+    if kind == "csv":
+        with path.open("w", newline="") as f:
+            out = csv.DictWriter(f, ["text", "label"])
+            out.writeheader()
+            out.writerows(films())
+    else:
+        path.write_text("\n".join(map(json.dumps, films())))
+    made = draft(path)
+    assert made.sections["task"] == "text-classification"
+    assert trains(write_draft(made, tmp_path / "films.yaml"), tmp_path)["family"] == "classification"
+
+
+@pytest.mark.parametrize("kind", ["chat", "pairs"])
+def test_conversations_and_preferences_tune_the_model_that_is_named(tmp_path: Path, tauon: Tauon, kind: str) -> None:
+    rows: list[dict[str, str]] = [{"instruction": f"Say {i}.", "output": f"It is {i}."} for i in range(40)]
+    if kind == "pairs":
+        rows = [{"prompt": f"Is {i} fine?", "chosen": "yes, it is", "rejected": "no, never"} for i in range(40)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError, match=f"these are {'preferences' if kind == 'pairs' else 'conversations'}.*--model"):
+        draft(path)
+    (tmp_path / "text.txt").write_text(words(1500))
+    sections = {"tokenizer": {"kind": "bpe", "vocab": 280}, "source": {"kind": "text", "path": str(tmp_path / "text.txt")}, "seq_len": 256}
+    base = {"name": "base", "data": sections, "task": "language-modelling", "model": {"kind": "gpt", "layers": 1, "width": 16, "heads": 2}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base | {"train": {"steps": 2, "batch": 2}}))
+    run(load_recipe(tmp_path / "base.yaml"), root=tmp_path / "runs", stages=("prepare", "train"))
+    ended = tauon("recipe", "new", "--from", "rows.jsonl", "--model", str(tmp_path / "runs" / "base"), "--name", "tuned")
+    assert ended.code == 0, ended.err
+    assert trains(tmp_path / "tuned.yaml", tmp_path)["family"] == ("preference" if kind == "pairs" else "language-modelling")
+
+
 @pytest.mark.parametrize(
     ("make", "label", "said"),
     [
+        (lambda f: _write(f / "x.jsonl", "\n".join(json.dumps(r | {"label": "good"}) for r in films())), None, "nothing to tell apart"),
         (lambda f: f / "nothing", None, "no such file or folder"),
         (lambda f: _write(f / "x.bin", "?"), None, "cannot tell what this is"),
         (lambda f: _write(f / "x.csv", "a,b\n1,2\n3,4\n5,1\n"), None, "which column is to be predicted"),

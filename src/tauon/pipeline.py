@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tauon import __version__
+from tauon.answers import attach_reference, sample_answers
 from tauon.artifacts import (
     Checkpoint,
     Run,
@@ -197,8 +198,11 @@ class Context:
     @cached_property
     def model(self) -> ModelConfig:
         """The architecture, every size filled in, and the adapters."""
+        return self._model_for(self.splits)
+
+    def _model_for(self, splits: DataSplits) -> ModelConfig:
         recipe = self.recipe
-        found = resolved(recipe.model, self.splits.spec)
+        found = resolved(recipe.model, splits.spec)
         return found if recipe.adapt is None else found.model_copy(update={"adapt": adapt_like(recipe.adapt, found)})
 
     @property
@@ -220,6 +224,8 @@ class Context:
         wrong += targets_that_do_not_fit(self.recipe.task, splits)
         if wrong:
             raise RecipeError(wrong)
+        if self.recipe.task.needs == "pairs":
+            attach_reference(self.recipe, self.data, self._model_for(splits), self.start, splits)
         for part in (splits.train, splits.validation, splits.test):
             tokens = getattr(part, "tokens", part)  # a masked data set is one over tokens
             if isinstance(tokens, TokenDataset):
@@ -411,7 +417,10 @@ def evaluate_stage(ctx: Context) -> dict[str, Any]:
     write_json(ctx.run.folder / "evaluation.json", result.to_json())
     ctx.tell("evaluation", result=result)
     if isinstance(model, GPT):
-        samples = sample_texts(ctx, model, precision)
+        if recipe.task.needs == "tokens":
+            samples = sample_texts(ctx, model, precision)
+        else:
+            samples = sample_answers(recipe, splits, model, precision, dataset, ctx.tell)
         write_json(ctx.run.folder / "samples.json", samples)
     return {"checkpoint": checkpoint.hash, "split": name}
 

@@ -92,7 +92,7 @@ class Recipe(Config):
             yield "model.adapt", "is a section of its own. Write adapt: beside model:, not inside it."
         if self.peek("adapt") is not None and model.peek("from_") is None:
             yield "adapt", "needs model.from, the trained model that it is put beside. Give one, or drop this section."
-        if train.peek("tokens") is not None and task.needs not in ("tokens", "masked-tokens"):
+        if train.peek("tokens") is not None and task.needs not in ("tokens", "masked-tokens", "chat"):
             yield "train.tokens", f"task {task.kind_} has no tokens. Give steps, epochs or time."
         if len(set(stages)) != len(stages) or list(stages) != [s for s in STAGES if s in stages]:
             yield "stages", f"{list(stages)} is not an order that works. Take some of {list(STAGES)}, in this order, each once."
@@ -107,7 +107,17 @@ class Recipe(Config):
         for name in ("batch", "batch_warmup") if optim.full_batch else ():
             if name in train.model_fields_set:
                 yield f"train.{name}", f"{optim.kind_} takes the whole training set at every step. Drop it, or take optim.kind=sgd."
-        if task.needs != "tokens":
+        if task.needs == "pairs" and model.peek("from_") is None:
+            yield (
+                "model.from",
+                f"is missing: {task.kind_} begins with a model that answers already. Give one that was tuned on instructions.",
+            )
+        if task.needs == "pairs" and self.peek("parallel").kind_ == "parameter-server":
+            yield (
+                "parallel.kind",
+                f"parameter-server, whose workers have no reference model, and task {task.kind_} needs one. Take replicate.",
+            )
+        if task.needs not in ("tokens", "chat", "pairs"):
             for name in ("prompts", "samples"):
                 if name in self.peek("evaluate").model_fields_set:
                     yield f"evaluate.{name}", f"is for language models, and the task is {task.kind_}. Drop it."

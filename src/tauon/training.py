@@ -44,6 +44,7 @@ from tauon.train import (
     local_steps,
     make_plan,
     refuse_leaks,
+    refuse_wrong_mask,
     restore,
     served,
     train,
@@ -90,6 +91,16 @@ def decide(ctx: Context, started: dict[str, Any]) -> tuple[ModelConfig, Loader, 
     recipe, spec = ctx.recipe, ctx.splits.spec
     model = ctx.model
     mesh, chosen = choose_mesh(model, ctx.train, recipe.parallel, spec, ctx.world)
+    for name in ("pipeline", "context", "tensor"):
+        if recipe.task.needs == "pairs" and getattr(mesh.layout, name) > 1:
+            raise RecipeError(
+                [
+                    Problem(
+                        f"parallel.{name}",
+                        f"task {recipe.task.kind_} reads two rows at once, which this layout cuts. Take replicate or shard.",
+                    )
+                ]
+            )
     loader = Loader(
         ctx.splits.train, batch=ctx.train.batch, seed=recipe.seed, workers=recipe.data.workers, rank=mesh.data_rank,
         world=mesh.layout.data, sizes=Ramps.of(ctx.train, spec.seq_len) if ctx.train.batch_warmup is not None else None,
@@ -195,6 +206,10 @@ def run_job(
 def look_closely(ctx: Context, job: TrainJob, events: EventLog) -> None:
     """Of fine-tuning, what goes wrong without a sign: checked before the first step, and during it."""
     recipe = ctx.recipe
+    if recipe.task.needs in ("chat", "pairs"):
+        covers = refuse_wrong_mask(job, ctx.splits.train)
+        events.log("checked", mask=covers)
+        ctx.tell("note", message=f"mask: {covers}")
     if ctx.start is None and not recipe.train.freeze:
         return
     if ctx.splits.spec.vocab is not None:

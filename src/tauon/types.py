@@ -39,6 +39,9 @@ class Batch:
     """Number of the example in its data set, B (int64)."""
     lengths: Tensor | None = None
     """Valid positions along the first axis of each input after B, B (int64), where inputs are padded; None: all are."""
+    reference: Tensor | None = None
+    """Of preferences: log-probabilities of both answers by the model that training starts from, B2 (float32), chosen first. Inputs,
+    targets, weights and segments are then B2T."""
 
     def __len__(self) -> int:
         return self.inputs.shape[0]

@@ -15,8 +15,23 @@ import numpy as np
 from tauon.artifacts import CheckpointWriter
 from tauon.data import DataSplits
 from tauon.optim import Plateau
+from tauon.tasks import Task
 from tauon.tracking import EventLog, Tracker
-from tauon.train import PLATEAU, STOP, Hook, LayerLook, Meter, Plan, TrainConfig, TrainJob, complaints, every, job_state, validation_loss
+from tauon.train import (
+    PLATEAU,
+    STOP,
+    Hook,
+    LayerLook,
+    Meter,
+    Plan,
+    TrainConfig,
+    TrainJob,
+    complaints,
+    every,
+    job_state,
+    validation_loss,
+    validation_marks,
+)
 from tauon.types import Batch, StepInfo
 
 __all__ = ["TrainingRecord"]
@@ -88,10 +103,12 @@ class TrainingRecord:
     def validate(self, job: TrainJob, info: StepInfo) -> str | None:
         """Validation loss; with early stopping, keep the best and say when to stop."""
         loss = validation_loss(job, self.validation_batches(job))
-        self.events.log("validate", step=info.step, loss=loss)
+        observes = type(job.task).observe is not Task.observe
+        marks = validation_marks(job, self.validation_batches(job)) if observes else {}
+        self.events.log("validate", step=info.step, loss=loss, **marks)
         for tracker in self.trackers:
-            tracker.log(info.step, {"validation_loss": loss})
-        self.tell("validate", step=info.step, loss=loss)
+            tracker.log(info.step, {"validation_loss": loss} | {f"validation_{k}": v for k, v in marks.items()})
+        self.tell("validate", step=info.step, loss=loss, **marks)
         if isinstance(job.schedule, Plateau):
             before = job.notes.get(PLATEAU, {"factor": 1.0})["factor"]
             job.notes[PLATEAU] = job.schedule.observe(loss, job.notes.get(PLATEAU))

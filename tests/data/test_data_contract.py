@@ -76,6 +76,18 @@ def _wav(tmp: Path) -> dict[str, Any]:
     return {"path": str(tmp), "pattern": "{label}_{take}"}
 
 
+def _chat(tmp: Path) -> dict[str, Any]:
+    (tmp / "c.json").write_text(
+        json.dumps([{"instruction": f"Count to {i}.", "output": " ".join(map(str, range(i)))} for i in range(1, 40)])
+    )
+    return {"path": str(tmp / "c.json")}
+
+
+def _pairs(tmp: Path) -> dict[str, Any]:
+    (tmp / "p.jsonl").write_text("\n".join(json.dumps({"prompt": f"{i}?", "chosen": f"{i}!", "rejected": "no"}) for i in range(30)))
+    return {"path": str(tmp / "p.jsonl")}
+
+
 def _sklearn(tmp: Path) -> dict[str, Any]:
     pytest.importorskip("sklearn")
     return {"name": "iris"}
@@ -92,7 +104,7 @@ def _folder(tmp: Path) -> dict[str, Any]:
 EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "text": _text, "jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "idx": _idx, "npz": _npz, "public": _public, "sklearn": _sklearn,
     "python-stdlib": lambda tmp: {"limit": 40}, "series": _series, "folder": _folder,
-    "wav": _wav,
+    "wav": _wav, "chat": _chat, "pairs": _pairs,
 }  # fmt: skip
 
 
@@ -115,6 +127,10 @@ def content(source: SourceConfig) -> list[Any]:
     if source.gives() == "signals":
         heard = source.signals()
         return [[w.tolist() for w in heard.waves], heard.rate, list(heard.names), heard.label_names]
+    if source.gives() == "chat":
+        return [(c.place, [(m.role, m.content) for m in c.messages]) for c in source.conversations()]
+    if source.gives() == "pairs":
+        return [(p.place, p.prompt, p.chosen, p.rejected) for p in source.pairs()]
     table = source.arrays()
     return [table.features.tolist(), table.targets.tolist(), table.feature_names, table.label_names]
 
@@ -138,7 +154,8 @@ def test_a_source_describes_itself_in_json(source: SourceConfig) -> None:
 
 def test_ranks_are_disjoint_and_a_resumed_stream_is_the_same(source: SourceConfig) -> None:
     needs = {"text": "tokens"}.get(source.gives(), source.gives())
-    settings = {"tokenizer": "bytes", "seq_len": 16} if needs == "tokens" else {}
+    settings = {"tokenizer": "bytes", "seq_len": 16} if needs in ("tokens", "chat", "pairs") else {}
+    settings |= {"seq_len": 200} if needs == "pairs" else {}
     tree = parse(DataConfig, {"source": dump(source), **settings})
     made = prepare(tree, seed=1, needs=needs)
     n = len(made.train)

@@ -284,7 +284,7 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"text": "a", "label": "y"}, "text: a table gives text or features"),
+        ({"text": "a", "label": "y", "drop": ["b"]}, "drop: has no effect beside text"),
         ({"features": ["a"]}, "features: has no effect without label"),
         ({"label": "y", "features": ["a", "y"]}, "features: has the label 'y' among them"),
         ({"delimiter": ";;"}, "delimiter: ';;' is not one character"),

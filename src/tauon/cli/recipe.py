@@ -30,10 +30,11 @@ def list_command() -> None:
 @click.option(
     "--label-from", "label", help="What is to be predicted: `folder`, a column, or for recordings a pattern like {label}_{speaker}."
 )
+@click.option("--model", help="Trained model that conversations or preferences are to tune: a run, a folder, a name on the hub.")
 @click.option("--name", help="Name of the recipe and its runs. Default: after the data.")
 @click.option("--to", "target", type=click.Path(path_type=Path, dir_okay=False), help="File to write. Default: NAME.yaml")
 @click.option("--force", is_flag=True, help="Overwrite the file if it is there.")
-def new_command(path: Path, label: str | None, name: str | None, target: Path | None, force: bool) -> None:
+def new_command(path: Path, label: str | None, model: str | None, name: str | None, target: Path | None, force: bool) -> None:
     r"""Look at your files and write a recipe that trains as it stands, its choices explained.
 
     \b
@@ -42,10 +43,11 @@ def new_command(path: Path, label: str | None, name: str | None, target: Path | 
     tauon recipe new --from load.csv                         a time series: a date and numbers
     tauon recipe new --from calls/                           .wav files, a subfolder a class
     tauon recipe new --from notes.jsonl                      text, or text with a label
+    tauon recipe new --from chats.jsonl --model runs/base    conversations, or preferences
     """
     from tauon.starter import draft, write_draft
 
-    made = draft(path, label=label, name=name)
+    made = draft(path, label=label, name=name, model=model)
     written = write_draft(made, target or Path(f"{made.name}.yaml"), force=force)
     click.echo(made.to_yaml(), nl=False)
     click.echo(f"\nwrote {written}. Next: tauon run {written}", err=True)

@@ -7,15 +7,20 @@ from tauon.data.arrays import ArrayDataset, Normalizer
 from tauon.data.audio_augment import AudioAugmentConfig
 from tauon.data.augment import AugmentConfig, Draws, Pixels, Points
 from tauon.data.augment_images import RandAugmentConfig  # registers every augmentation of pictures
+from tauon.data.chat import ChatDataset, chat_prompt
+from tauon.data.chat import Encoder as ChatEncoder
+from tauon.data.chat_template import ChatConfig, RoleConfig, template_for
 from tauon.data.choice import BalancedOrder, class_weights
 from tauon.data.columns import ColumnsConfig, Encoder
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.grid import picture_sheet
 from tauon.data.inspection import ColumnLook, TableLook, inspect_table
+from tauon.data.labelled_text import LabelledTextDataset, inputs_from_texts
 from tauon.data.loader import Loader
 from tauon.data.masking import MaskedDataset
 from tauon.data.mix import MixConfig, Mixer
 from tauon.data.order import example_at, permute
+from tauon.data.pairs import PairDataset, with_reference
 from tauon.data.preparation import DataSplits, prepare
 from tauon.data.progress import Progress, bar
 from tauon.data.replay import inputs_from_records, outputs_in_units
@@ -24,9 +29,10 @@ from tauon.data.series_augment import SeriesAugmentConfig
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.signal_config import SignalConfig
 from tauon.data.signals import BLANK, SignalDataset, inputs_from_waves
-from tauon.data.sources import Arrays, Document, Series, Signals, SourceConfig, Table
+from tauon.data.sources import Arrays, Conversation, Document, LabelledTexts, Message, Pair, Series, Signals, SourceConfig, Table
 from tauon.data.sources.wav import read_wav
 from tauon.data.split import SplitConfig
+from tauon.data.text_augment import TextAugmentConfig
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokenizer_config import TokenizerConfig
 from tauon.data.tokenizer_from import FromModelConfig, has_tokenizer, tokenizer_of
@@ -40,23 +46,33 @@ __all__ = [
     "AudioAugmentConfig",
     "AugmentConfig",
     "BalancedOrder",
+    "ChatConfig",
+    "ChatDataset",
+    "ChatEncoder",
     "ColumnLook",
     "ColumnsConfig",
+    "Conversation",
     "DataConfig",
     "DataSplits",
     "Document",
     "Draws",
     "Encoder",
     "FromModelConfig",
+    "LabelledTextDataset",
+    "LabelledTexts",
     "Loader",
     "MaskedDataset",
+    "Message",
     "MixConfig",
     "Mixer",
     "Normalizer",
+    "Pair",
+    "PairDataset",
     "Pixels",
     "Points",
     "Progress",
     "RandAugmentConfig",
+    "RoleConfig",
     "Series",
     "SeriesAugmentConfig",
     "SeriesDataset",
@@ -69,15 +85,18 @@ __all__ = [
     "SplitConfig",
     "Table",
     "TableLook",
+    "TextAugmentConfig",
     "TokenDataset",
     "Tokenizer",
     "TokenizerConfig",
     "WindowConfig",
     "bar",
+    "chat_prompt",
     "class_weights",
     "example_at",
     "has_tokenizer",
     "inputs_from_records",
+    "inputs_from_texts",
     "inputs_from_waves",
     "inspect_table",
     "outputs_in_units",
@@ -86,5 +105,7 @@ __all__ = [
     "prepare",
     "problems_for",
     "read_wav",
+    "template_for",
     "tokenizer_of",
+    "with_reference",
 ]

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat
 
 from tauon.config import Config, Count, Fraction
 from tauon.data.augment import AugmentConfig
+from tauon.data.chat_template import ChatConfig
 from tauon.data.columns import ColumnsConfig
 from tauon.data.mix import MixConfig
 from tauon.data.signal_config import SignalConfig
@@ -21,7 +22,9 @@ __all__ = ["DataConfig", "problems_for"]
 
 
 class DataConfig(Config):
-    """Data and how it becomes examples. Text for language models, arrays for classification and regression, series for forecasting."""
+    """Data and how it becomes examples. Text for language models, arrays for classification and regression, series for forecasting,
+    texts with labels, recordings, conversations, preferences.
+    """
 
     source: SourceConfig
     """Where the data comes from."""
@@ -33,9 +36,9 @@ class DataConfig(Config):
     """How to hold data out where no source of its own is given."""
 
     tokenizer: TokenizerConfig = BpeConfig()
-    """Text only: how text becomes tokens."""
+    """Text of any kind: how it becomes tokens."""
     seq_len: Count | None = Field(default=None, ge=1, le=2**24)
-    """Text only: tokens in an example. None: 256."""
+    """Text of any kind: tokens in an example. None: 256; of texts with labels, the length that 95% of them do not exceed."""
     mask_documents: bool = True
     """Text only: attention stays inside a document. Without effect where there is one document."""
     overlap: Fraction = Field(default=0.0, ge=0, lt=1)
@@ -47,7 +50,7 @@ class DataConfig(Config):
     by ranks; unit: bytes / 255. By column, or by channel of images, with statistics of the training part. auto: unit for bytes,
     standard otherwise."""
     augment: tuple[AugmentConfig, ...] = ()
-    """Arrays, series and recordings: random changes of the training examples, in turn."""
+    """Arrays, series, recordings and texts with labels: random changes of the training examples, in turn."""
     mix: MixConfig | None = None
     """Classes only: mix training examples in pairs (mixup, CutMix). Left out: none."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
@@ -63,6 +66,8 @@ class DataConfig(Config):
     """Series only: how much is read, how much is predicted."""
     signal: SignalConfig = SignalConfig()
     """Recordings only: length of an example, and what its target is."""
+    chat: ChatConfig = ChatConfig()
+    """Conversations and preferences only: how roles are written."""
 
     workers: int = Field(default=0, ge=0, le=64)
     """Threads that prepare batches ahead; the batches are the same whatever their number."""
@@ -85,12 +90,12 @@ class DataConfig(Config):
 
 
 _FOR: dict[str, tuple[str, ...]] = {
-    "tokenizer": ("tokens",),
-    "seq_len": ("tokens",),
+    "tokenizer": ("tokens", "labelled-text", "chat", "pairs"),
+    "seq_len": ("tokens", "labelled-text", "chat", "pairs"),
     "mask_documents": ("tokens",),
     "overlap": ("tokens",),
     "normalize": ("arrays", "series"),
-    "augment": ("arrays", "series", "signals"),
+    "augment": ("arrays", "series", "signals", "labelled-text"),
     "mix": ("arrays",),
     "sampling": ("arrays",),
     "class_weights": ("arrays",),
@@ -98,9 +103,13 @@ _FOR: dict[str, tuple[str, ...]] = {
     "table": ("arrays",),
     "window": ("series",),
     "signal": ("signals",),
+    "chat": ("chat", "pairs"),
 }
 """Keys of a `data` section that are for some kinds of data only."""
-_WORDS = {"tokens": "text", "arrays": "features and targets", "series": "a time series", "signals": "recordings"}
+_WORDS = {
+    "tokens": "text", "arrays": "features and targets", "series": "a time series", "signals": "recordings",
+    "labelled-text": "texts with labels", "chat": "conversations", "pairs": "preferences",
+}  # fmt: skip
 """What a source gives, in words, for each thing that a task may need."""
 
 
@@ -119,6 +128,8 @@ def problems_for(config: DataConfig, needs: str) -> Iterator[tuple[str, str]]:
         yield "table", f"is for tables (csv, jsonl, parquet), and {source.kind_!r} gives numbers; drop it"
     split: SplitConfig = config.peek("split")
     by = split.peek("by")
+    if by == "document" and needs in ("labelled-text", "chat", "pairs"):
+        yield "split.by", f"document is for running text; {_WORDS[needs]} are split by row or position"
     if by == "row" and needs == "tokens":
         yield "split.by", "row is for arrays; text is split by document or position"
     if by == "document" and needs == "arrays":

@@ -61,7 +61,7 @@ def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | N
     Args:
         config: the recipe's `data` section.
         seed: the run's seed: moves windows and augmentation, not the split (that is `split.seed`).
-        needs: what the task learns from: tokens, arrays, series, signals.
+        needs: what the task learns from: tokens, arrays, series, signals, labelled-text, chat, pairs.
         progress: told (what, done, total) during long steps.
 
     Raises:
@@ -85,6 +85,18 @@ def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | N
             from tauon.data.signals import prepare_signals
 
             return prepare_signals(config, sources, seed)
+        if needs == "labelled-text":
+            from tauon.data.labelled_text import prepare_labelled_text
+
+            return prepare_labelled_text(config, sources, seed)
+        if needs == "chat":
+            from tauon.data.chat import prepare_chat
+
+            return prepare_chat(config, sources, seed)
+        if needs == "pairs":
+            from tauon.data.pairs import prepare_pairs
+
+            return prepare_pairs(config, sources, seed)
         if config.source.tabular():
             from tauon.data.table_preparation import prepare_tables
 
@@ -204,7 +216,7 @@ def _build(folder: Path, config: DataConfig, sources: dict[Part, SourceConfig], 
             "kind": config.tokenizer.kind_, "vocab": tokenizer.vocab_size, "bos": tokenizer.bos,
             "sha256": tokenizer.sha256, "unknown": unknown,
         },
-        "read": _reads(config),
+        "read": reads(config),
     }  # fmt: skip
     write_json(folder / _DONE, facts)
 
@@ -377,10 +389,10 @@ def feature_facts(features: np.ndarray, names: tuple[str, ...]) -> dict[str, Any
 # ---------------------------------------------------------------------------------------------- which keys were used
 
 
-def _reads(config: Config) -> list[list[str]]:
+def reads(config: Config) -> list[list[str]]:
     """Path of every key that has been read: what a preparation consumed is kept with it."""
     mine = [[name] for name in sorted(getattr(config, "_reads", set()))]
-    return mine + [[*key.split("."), *below] for key, node in nodes_below(config) for below in _reads(node)]
+    return mine + [[*key.split("."), *below] for key, node in nodes_below(config) for below in reads(node)]
 
 
 def count_as_read(config: Config, paths: list[list[str]]) -> None:

@@ -21,6 +21,7 @@ from tauon.evaluate.language import language_modelling
 from tauon.evaluate.masked import masked_language_modelling
 from tauon.evaluate.multilabel import multi_label
 from tauon.evaluate.ordinal import ordinal
+from tauon.evaluate.preference import preference
 from tauon.evaluate.quantiles import quantile_regression
 from tauon.evaluate.regression import regression
 from tauon.evaluate.speech import speech_recognition
@@ -51,7 +52,7 @@ def evaluate(
     {"scores": B x K probabilities of each label, "targets": B x K of 0 and 1}; regression
     {"predictions", "targets": B or B x K}; quantile-regression {"quantiles": B x K x Q, "targets", "levels", "crossed"}; forecasting
     {"predictions", "targets": B x H x K, and perhaps quantiles}; language-modelling {"nll": nats, "tokens", "bytes": B};
-    speech-recognition errors and lengths in characters and words. Examples of weight zero count
+    speech-recognition errors and lengths in characters and words; preference {"rewards": B x 2, "loss"}. Examples of weight zero count
     nowhere; every other weight counts as one (weights shape the loss in training; the metrics describe the data as they are).
     The values depend neither on `config.batch` nor on what ran before. `split` names the data in the record (default:
     `config.split`). `context` opens around each forward pass; the model must be on `device` already.
@@ -99,13 +100,15 @@ def evaluate(
         found = masked_language_modelling(get("nll"), get("tokens"), get("correct"), **how)
     elif task.family == "language-modelling":
         found = language_modelling(get("nll"), get("tokens"), get("bytes"), dataset.facts, **how)
+    elif task.family == "preference":
+        found = preference(get("rewards"), get("loss"), **how)
     elif task.family == "speech-recognition":
         names = ("character_errors", "characters", "word_errors", "words", "samples")
         found = speech_recognition({k: get(k) for k in names}, seconds=seconds, rate=dataset.spec.sample_rate, **how)
     else:
         raise DataError(
             f"no metrics for a task of family {task.family!r}; there are: classification, multi-label, ordinal, regression, "
-            "quantile-regression, forecasting, language-modelling, masked-language-modelling, speech-recognition"
+            "quantile-regression, forecasting, language-modelling, masked-language-modelling, speech-recognition, preference"
         )
     found["notes"] = notes + found.get("notes", [])
     n = int(keep.sum())

@@ -1,6 +1,7 @@
 """Models: one file a family, plain single-device code. `materialize(config, seed=...)` builds and initialises, or loads."""
 
 from tauon.models.adapters import AdaptConfig, AdaptedLinear, DoraConfig, LoraConfig, is_adapter, merged, saved_weights
+from tauon.models.bag import TextBag, TextBagConfig
 from tauon.models.base import (
     Model,
     ModelConfig,
@@ -78,6 +79,8 @@ __all__ = [
     "SpeechConfig",
     "Start",
     "TabularConfig",
+    "TextBag",
+    "TextBagConfig",
     "ViT",
     "ViTConfig",
     "WideAndDeep",

@@ -45,7 +45,7 @@ __all__ = ["GPT", "GPT2Config", "GPTConfig", "KVCache", "LlamaConfig", "MistralC
 class TransformerConfig(ModelConfig):
     """Sizes that both layouts share."""
 
-    needs: ClassVar[str | tuple[str, ...]] = "tokens"
+    needs: ClassVar[str | tuple[str, ...]] = ("tokens", "chat", "pairs")
 
     layers: Count = Field(6, ge=1, le=10_000)
     """Number of blocks."""

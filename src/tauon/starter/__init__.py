@@ -33,8 +33,9 @@ KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, str | None, str], Dra
 """What data may be, tried in turn. A new kind is one more file and one more line."""
 
 
-def draft(path: Path | str, *, label: str | None = None, name: str | None = None) -> Draft:
+def draft(path: Path | str, *, label: str | None = None, name: str | None = None, model: str | None = None) -> Draft:
     """Look at `path` and decide. `label`: `folder`, a column, or the pattern of names of recordings (`{label}_{speaker}`).
+    `model`: the trained model that conversations or preferences are to tune.
 
     Raises `DataError` for data of no kind that is known, and where the label must be named.
     """
@@ -44,7 +45,12 @@ def draft(path: Path | str, *, label: str | None = None, name: str | None = None
     name = name or name_of(place)
     for fits, make in KINDS:
         if fits(place):
-            made = make(place, label, name)
+            if make is jsonl:
+                made = jsonl(place, label, name, model)
+            elif model is not None:
+                raise DataError(f"{place}: --model is for conversations and preferences in .jsonl")
+            else:
+                made = make(place, label, name)
             parse(Recipe, yaml.safe_load(made.to_yaml()), "the drafted recipe")
             return made
     raise DataError(

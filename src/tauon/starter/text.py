@@ -10,6 +10,7 @@ from typing import Any
 from tauon.data import ColumnLook, TableLook
 from tauon.errors import DataError
 from tauon.starter.draft import Draft, held_out, suffixes, training
+from tauon.starter.text_tasks import CHAT_KEYS, PAIR_KEYS, answers, classes
 
 __all__ = ["is_jsonl", "is_text", "jsonl", "text", "text_classes"]
 
@@ -39,15 +40,14 @@ def _first_rows(place: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def jsonl(place: Path, label: str | None, name: str) -> Draft:
+def jsonl(place: Path, label: str | None, name: str, model: str | None = None) -> Draft:
     rows = _first_rows(place)
     keys = [k for k in rows[0] if all(k in r for r in rows)]
     texts = [k for k in keys if all(isinstance(r[k], str) for r in rows) and sum(len(str(r[k]).split()) for r in rows) >= 4 * len(rows)]
-    if label is None and set(keys) & {"messages", "conversations", "instruction", "prompt"}:
-        raise DataError(
-            f"{place}: looks like conversations ({', '.join(keys)}). Fine-tune a model on them with the recipe instruct-lora: "
-            "tauon recipe show instruct-lora --source"
-        )
+    if label is None and (set(keys) & {*CHAT_KEYS} or all(k in keys for k in PAIR_KEYS)):
+        return answers(place, keys, len(rows), name, model)
+    if model is not None:
+        raise DataError(f"{place}: --model is for conversations and preferences. Its keys: {', '.join(keys)}")
     if label is None and len(texts) == 1 and len(keys) == 1:
         return language(place, {"kind": "jsonl", "path": str(place), "text": texts[0]}, sum(len(str(r[texts[0]])) for r in rows), name)
     named = [k for k in keys if k.lower() in LABELS]
@@ -87,7 +87,19 @@ def _is_number(value: str) -> bool:
 
 
 def text_classes(place: Path, look: TableLook | None, key: str, target: ColumnLook, name: str, *, examples: int = 0) -> Draft:
-    raise DataError(f"{place}: text {key!r} with the label {target.name!r}: there is no recipe for that yet")
+    """Texts with a label, in a table or in JSON lines (no `look`)."""
+    source: dict[str, Any] = {"kind": "jsonl" if look is None else "csv", "path": str(place), "text": key, "label": target.name}
+    if look is not None:
+        if target.missing:
+            raise DataError(
+                f"{place}: {target.missing:,} rows have no {target.name!r}. Remove them first: what is to be predicted must be known"
+            )
+        if look.delimiter != ",":
+            source["delimiter"] = look.delimiter
+        if not look.header:
+            source["header"] = False
+        examples = look.rows
+    return classes(place, source, examples=examples, distinct=target.distinct, name=name)
 
 
 def is_text(place: Path) -> bool:

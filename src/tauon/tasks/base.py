@@ -18,9 +18,9 @@ class Task(Registered, family="task"):
 
     family: ClassVar[str]
     """How predictions are scored: classification, multi-label, ordinal, regression, quantile-regression, forecasting, language-modelling,
-    masked-language-modelling, speech-recognition."""
+    masked-language-modelling, speech-recognition, preference."""
     needs: ClassVar[str]
-    """What the data must be made of: tokens, masked-tokens, arrays, series, signals (`data/` has a preparation for each)."""
+    """What the data must be made of: tokens, masked-tokens, arrays, series, signals, labelled-text, chat, pairs (`data/` has a preparation for each)."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss_B, weight_B): each example's weighted sum of losses and its weight (of tokens, or 1). fp32.
@@ -41,6 +41,10 @@ class Task(Registered, family="task"):
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Per-example outputs to be scored, B first: what `evaluate` says for this family."""
         raise NotImplementedError
+
+    def observe(self, model: nn.Module, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """What validation logs beside the loss: name to (sum, sum of weights), scalars. Nothing, for most tasks."""
+        return {}
 
     def shape(self, spec: DataSpec) -> DataSpec:
         """What the model is told of the data: where a target takes several outputs (quantiles), `outputs` counts them all."""

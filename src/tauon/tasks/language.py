@@ -15,7 +15,7 @@ from tauon.tasks.base import Task
 from tauon.tasks.losses import linear_cross_entropy, token_nll
 from tauon.types import Batch, DataSpec
 
-__all__ = ["CountingBytes", "LanguageModelling"]
+__all__ = ["CountingBytes", "InstructionTuning", "LanguageModelling"]
 
 
 @register("language-modelling")
@@ -64,6 +64,13 @@ class LanguageModelling(Task):
                 "task",
                 "language-modelling needs text, and this data source gives arrays. Take classification or regression, or a text source.",
             )
+
+
+@register("instruction-tuning")
+class InstructionTuning(LanguageModelling):
+    """Cross-entropy of the next token of answers alone: what is asked is read, not learned (weights are the data's)."""
+
+    needs = "chat"
 
 
 @dataclass(frozen=True)

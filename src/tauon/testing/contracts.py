@@ -193,7 +193,7 @@ def check_optimizer(config: OptimConfig, *, steps: int = 300, fall: float = 0.2)
 
 def check_source(config: SourceConfig) -> None:
     """A data source: gives what it says, the same each time, with a fingerprint that is the same each time."""
-    assert config.gives() in ("text", "arrays", "series", "signals")
+    assert config.gives() in ("text", "arrays", "series", "signals", "labelled-text", "chat", "pairs")
     assert config.fingerprint() == config.fingerprint(), "the fingerprint changes"
     json.dumps(config.describe())
     if config.gives() == "text":
@@ -212,6 +212,20 @@ def check_source(config: SourceConfig) -> None:
         assert np.isfinite(a.values).all(), "values must be finite"
         np.testing.assert_array_equal(a.values, b.values)
         np.testing.assert_array_equal(a.times, b.times)
+        return
+    if config.gives() == "labelled-text":
+        read, reread = config.labelled_texts(), config.labelled_texts()
+        assert len(read) > 0, "no text"
+        assert list(read.texts) == list(reread.texts), "texts differ from one reading to the next"
+        assert len(read.texts) == len(read.targets) == len(read.places), "each text needs a class and a place"
+        assert int(read.targets.max()) < len(read.label_names), "a class has no name"
+        np.testing.assert_array_equal(read.targets, reread.targets)
+        return
+    if config.gives() in ("chat", "pairs"):
+        rows, same_rows = (config.conversations() if config.gives() == "chat" else config.pairs() for _ in range(2))
+        assert rows, "no row"
+        assert rows == same_rows, "rows differ from one reading to the next"
+        assert all(r.place for r in rows), "each row needs a place, for messages"
         return
     if config.tabular():
         x, y = config.table(), config.table()

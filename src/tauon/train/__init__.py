@@ -3,12 +3,12 @@
 from tauon.train.assemble import Derived, Plan, build_job, fits_whole, make_plan, weights_are_few
 from tauon.train.config import EarlyStopping, TrainConfig, WarmUp, largest_divisor
 from tauon.train.ema import EMA
-from tauon.train.first_step import Moved, refuse_leaks, watch_first_step
+from tauon.train.first_step import Moved, refuse_leaks, refuse_wrong_mask, watch_first_step
 from tauon.train.freeze import freeze, trainable
 from tauon.train.health import GradientHealth
 from tauon.train.layers import LayerLook, complaints, watch_layers
 from tauon.train.local_steps import local_steps
-from tauon.train.loop import STOP, Hook, StopSignal, every, job_state, restore, train, validation_loss
+from tauon.train.loop import STOP, Hook, StopSignal, every, job_state, restore, train, validation_loss, validation_marks
 from tauon.train.meter import Meter, memory_mb
 from tauon.train.precision import (
     Precision,
@@ -68,6 +68,7 @@ __all__ = [
     "optimizer_update",
     "plain_gradients",
     "refuse_leaks",
+    "refuse_wrong_mask",
     "restore",
     "served",
     "step_seed",
@@ -75,6 +76,7 @@ __all__ = [
     "train_step",
     "trainable",
     "validation_loss",
+    "validation_marks",
     "watch_first_step",
     "watch_layers",
     "weights_are_few",

@@ -17,8 +17,9 @@ from torch import Tensor
 from tauon.distributed import local_part, reshard
 from tauon.errors import TrainingError
 from tauon.train.step import TrainJob
+from tauon.types import Batch
 
-__all__ = ["Moved", "refuse_leaks", "watch_first_step"]
+__all__ = ["Moved", "refuse_leaks", "refuse_wrong_mask", "watch_first_step"]
 
 
 @dataclass
@@ -111,6 +112,42 @@ def _sum(p: Tensor) -> Tensor | None:
     return part.contiguous().view(whole).sum(dtype=torch.int64)
 
 
+def refuse_wrong_mask(job: TrainJob, dataset: Any) -> str:
+    """Check, on the first batch, that the loss covers the answers and nothing else; in words, what was checked.
+
+    What is covered is turned back into text and compared with the answers as they were read, blanks aside. `dataset` is one of
+    conversations or preferences: its `answers(row)` are what each document of a row should have, None where something was cut.
+    Raises `TrainingError`.
+    """
+    batch, tokenizer = job.loader.batch_at(job.step), dataset.tokenizer
+    segments, index = batch.segments, batch.index
+    assert segments is not None
+    assert index is not None
+    checked = covered = 0
+    for row, number in enumerate(index.tolist()):
+        meant = dataset.answers(number)
+        if meant is None or not (batch.weights[row] > 0).any():
+            continue
+        for document, answers in enumerate(meant):
+            pair = batch.targets.ndim == 3
+            mine = segments[row, document] == 0 if pair else segments[row] == document
+            weights, targets = (t[row, document] if pair else t[row] for t in (batch.weights, batch.targets))
+            found = targets[mine & (weights > 0)]
+            said = tokenizer.decode(found.numpy())
+            expected = "".join(tokenizer.decode(tokenizer.encode(a)) for a in answers)
+            if said.split() != expected.split() and "".join(said.split()) != "".join(expected.split()):
+                raise TrainingError(
+                    f"the loss covers {said[:80]!r}, and the answer is {expected[:80]!r} (example {number}, document {document}). The chat template "
+                    "and this tokenizer do not work together: take another data.chat.template."
+                )
+            checked, covered = checked + 1, covered + len(found)
+    return (
+        f"{checked} answers of the first batch: the loss covers their {covered:,} tokens and nothing else"
+        if checked
+        else "not checked: all answers are cut"
+    )
+
+
 @torch.no_grad()
 def refuse_leaks(job: TrainJob) -> str:
     """Check that a document in a packed row is blind to its neighbours, padding included; in words, what was checked.
@@ -120,10 +157,14 @@ def refuse_leaks(job: TrainJob) -> str:
     batch = job.loader.batch_at(job.step)
     if batch.segments is None:
         return "each row is one document"
+    if batch.inputs.ndim == 3:  # pairs of rows
+        batch = Batch(*(t.flatten(0, 1) for t in (batch.inputs, batch.targets, batch.weights, batch.segments)))
+    segments = batch.segments
+    assert segments is not None
     if job.mesh.layout.pipeline > 1 or job.mesh.layout.context > 1:
         return "not checked: no process sees a whole row"
     rows = batch.inputs.shape[0]
-    counts = torch.stack([(batch.segments[i, 1:] != batch.segments[i, :-1]).sum() for i in range(rows)])
+    counts = torch.stack([(segments[i, 1:] != segments[i, :-1]).sum() for i in range(rows)])
     row = int(counts.argmax())
     one = batch.rows(row, row + 1).to(job.device)
     assert one.segments is not None

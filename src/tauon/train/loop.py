@@ -25,7 +25,7 @@ from tauon.optim import load_optimizer, optimizer_tensors
 from tauon.train.step import REDUCED, TrainJob, train_step
 from tauon.types import StepInfo
 
-__all__ = ["STOP", "Hook", "StopSignal", "every", "job_state", "restore", "train", "validation_loss"]
+__all__ = ["STOP", "Hook", "StopSignal", "every", "job_state", "restore", "train", "validation_loss", "validation_marks"]
 
 STOP = "stop"
 
@@ -159,6 +159,26 @@ def validation_loss(job: TrainJob, batches: Sequence[Any] | Iterator[Any]) -> fl
         sums[1] = 0  # losses are known on the last stage only: count weights there
     total, weight = job.mesh.sum(sums, *REDUCED, "pipeline").tolist()
     return total / weight if weight else float("nan")
+
+
+@torch.no_grad()
+def validation_marks(job: TrainJob, batches: Sequence[Any] | Iterator[Any]) -> dict[str, float]:
+    """What the task observes beside the loss, averaged over `batches`; as `validation_loss` in all else. Not for a pipeline of stages."""
+    job.gather(job)
+    was = job.model.training
+    job.model.eval()
+    sums: dict[str, Tensor] = {}
+    try:
+        standing = job.ema or job.shown
+        with standing.swapped_in() if standing is not None else _nothing(), job.precision.context():
+            for batch in batches:
+                for name, pair in job.task.observe(job.model, batch.to(job.device)).items():
+                    sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + torch.stack(pair).double().cpu()
+            reshard(job.model)
+    finally:
+        job.model.train(was)
+    found = {name: job.mesh.sum(pair, *REDUCED).tolist() for name, pair in sums.items()}
+    return {name: total / weight if weight else float("nan") for name, (total, weight) in found.items()}
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Data sources, one file each. Importing this registers those that come with Tauon."""
 
-from tauon.data.sources.base import Arrays, Document, Series, Signals, SourceConfig, Table
+from tauon.data.sources.base import Arrays, Conversation, Document, LabelledTexts, Message, Pair, Series, Signals, SourceConfig, Table
+from tauon.data.sources.chat import ChatSourceConfig, PairsConfig
 from tauon.data.sources.folder import FolderConfig
 from tauon.data.sources.idx import IdxConfig
 from tauon.data.sources.npz import NpzConfig
@@ -14,12 +15,18 @@ from tauon.data.sources.wav import WavConfig
 
 __all__ = [
     "Arrays",
+    "ChatSourceConfig",
+    "Conversation",
     "CsvConfig",
     "Document",
     "FolderConfig",
     "IdxConfig",
     "JsonlConfig",
+    "LabelledTexts",
+    "Message",
     "NpzConfig",
+    "Pair",
+    "PairsConfig",
     "ParquetConfig",
     "PublicConfig",
     "PythonStdlibConfig",

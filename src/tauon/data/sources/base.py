@@ -20,10 +20,10 @@ from tauon.config import Count, Registered, dump
 from tauon.data.files import canonical, sha256_file
 from tauon.errors import DataError
 
-__all__ = ["Arrays", "Document", "Kind", "Series", "Signals", "SourceConfig", "Table"]
+__all__ = ["Arrays", "Conversation", "Document", "Kind", "LabelledTexts", "Message", "Pair", "Series", "Signals", "SourceConfig", "Table"]
 
 Kind = str
-"""text, arrays, series, signals: what a source gives."""
+"""text, arrays, series, signals, labelled-text, chat, pairs: what a source gives."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,53 @@ class Document:
 
     text: str
     name: str
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """N texts, each with a class."""
+
+    texts: Sequence[str]
+    targets: NDArray[np.int64]
+    """Class of each, (N)."""
+    label_names: tuple[str, ...]
+    places: Sequence[str]
+    """Where each is (file and line), for messages."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def first(self, n: int) -> LabelledTexts:
+        """The first n."""
+        return replace(self, texts=self.texts[:n], targets=self.targets[:n], places=self.places[:n])
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one side of a conversation says."""
+
+    role: str
+    """system, user, input (what an instruction is about), assistant, or another that the chat template knows."""
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages in turn."""
+
+    messages: tuple[Message, ...]
+    place: str
+    """Where it is (file and number), for messages."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one conversation, of which one was preferred."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    place: str
 
 
 @dataclass(frozen=True)
@@ -171,6 +218,18 @@ class SourceConfig(Registered, family="source"):
     def signals(self) -> Signals:
         """All waveforms."""
         raise DataError(f"source {self.kind_!r} has no waveforms; it gives {self.gives()}")
+
+    def labelled_texts(self) -> LabelledTexts:
+        """All texts with their classes."""
+        raise DataError(f"source {self.kind_!r} has no texts with labels; it gives {self.gives()}")
+
+    def conversations(self) -> list[Conversation]:
+        """All conversations."""
+        raise DataError(f"source {self.kind_!r} has no conversations; it gives {self.gives()}")
+
+    def pairs(self) -> list[Pair]:
+        """All preferences."""
+        raise DataError(f"source {self.kind_!r} has no preferences; it gives {self.gives()}")
 
     def part(self, name: Literal["validation", "test"]) -> SourceConfig | None:
         """The source's own held-out part of that name, where it was published with one."""

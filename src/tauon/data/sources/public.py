@@ -17,9 +17,23 @@ from tauon.config import register
 from tauon.data.cache import cache_root
 from tauon.data.download import fetch, members_digest
 from tauon.data.files import canonical, decode
-from tauon.data.sources.base import Arrays, Document, Kind, Series, Signals, SourceConfig, Table, class_targets
+from tauon.data.sources.base import (
+    Arrays,
+    Conversation,
+    Document,
+    Kind,
+    LabelledTexts,
+    Pair,
+    Series,
+    Signals,
+    SourceConfig,
+    Table,
+    class_targets,
+)
+from tauon.data.sources.chat import conversation, json_rows, pair
 from tauon.data.sources.cifar import cifar_arrays
 from tauon.data.sources.idx import idx_arrays
+from tauon.data.sources.labelled import published
 from tauon.data.sources.npz import npz_part
 from tauon.data.sources.registry import PUBLIC, PublicFile, PublicSet
 from tauon.data.sources.series import SeriesConfig, csv_columns, series_of
@@ -37,7 +51,7 @@ class PublicConfig(SourceConfig):
 
     name: str
     """tinyshakespeare, wikitext-2 (text); mnist, cifar10, cifar10-subset, pneumoniamnist (images); german-credit (a table), etth1 (a
-    series), fsdd (recordings)."""
+    series), fsdd (recordings), ag-news, sst2 (texts with labels), alpaca-5k (conversations), dpo-demo (preferences)."""
     split: Literal["auto", "train", "validation", "test", "all"] = "auto"
     """Which published part. `auto`: the training part, and the set's own validation and test parts where it has them and the
     recipe names no other. `all`: of recordings, every one."""
@@ -104,6 +118,25 @@ class PublicConfig(SourceConfig):
         mine = known.only.get(part, {})
         only = {k: tuple(v for v in asked.get(k, mine.get(k, ())) if v in mine.get(k, asked.get(k, ()))) for k in {*asked, *mine}}
         return labelled(files, where, known.pattern, only, self.without, label_names=spelled)
+
+    def labelled_texts(self) -> LabelledTexts:
+        known = self._set()
+        if not known.form:
+            return super().labelled_texts()
+        content, where = self._content(self._files()[0])
+        return published(decode(content, where), where, known.form, known.label_names)
+
+    def conversations(self) -> list[Conversation]:
+        if self._set().gives != "chat":
+            return super().conversations()
+        content, where = self._content(self._files()[0])
+        return [conversation(row, at) for at, row in json_rows(decode(content, where), where)]
+
+    def pairs(self) -> list[Pair]:
+        if self._set().gives != "pairs":
+            return super().pairs()
+        content, where = self._content(self._files()[0])
+        return [pair(row, at) for at, row in json_rows(decode(content, where), where)]
 
     def series(self) -> Series:
         known = self._set()

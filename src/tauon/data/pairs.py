@@ -1,0 +1,198 @@
+"""Preferences -> pairs of rows: one prompt with the answer that was preferred, and with the one that was not.
+
+Each row is [BOS], the prompt and an answer as a chat template writes them; weights are one on the answer's tokens. A row that is too long
+loses the beginning of its prompt first, then the end of its answer. What the reference model thinks of the answers is computed once,
+elsewhere, and attached (`with_reference`).
+
+Shape legend: B pairs, 2 chosen and rejected, T time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tauon.config import dump
+from tauon.data.cache import cache_in, cache_root, obtain
+from tauon.data.chat import Encoded, Encoder
+from tauon.data.chat_template import ANSWER, template_for
+from tauon.data.config import DataConfig
+from tauon.data.files import canonical, sha256_file, write_json
+from tauon.data.own_tokenizer import SEQ_LEN_DEFAULT, tokenizer_for
+from tauon.data.preparation import DataSplits
+from tauon.data.progress import report
+from tauon.data.sources.base import Message, Pair, SourceConfig
+from tauon.data.split import PARTS, Part, split_rows
+from tauon.errors import ChecksumError, DataError
+from tauon.types import Batch, DataSpec
+
+__all__ = ["PairDataset", "prepare_pairs", "with_reference"]
+
+_VERSION = 1
+
+
+def prepare_pairs(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
+    """Read, split by pair, write with the template."""
+    held = {part: _read(source, part, config.chat.empty_answers) for part, source in sources.items()}
+    main, _ = held["train"]
+    rows, split_facts = split_rows(np.zeros(len(main)), config.split, [p for p in PARTS if p not in sources])
+    chosen: dict[Part, list[Pair]] = {}
+    for part in PARTS:
+        if part in rows:
+            chosen[part] = [main[i] for i in rows[part]]
+        elif part in held:
+            chosen[part] = held[part][0]
+    texts = [t for p in chosen["train"] for t in (*(m.content for m in p.prompt), p.chosen, p.rejected)]
+    tokenizer, made = tokenizer_for(config, texts)
+    template = template_for(config.chat)
+    encoder = Encoder(template, tokenizer)
+    seq_len, why = (config.seq_len, "as set") if config.seq_len is not None else (SEQ_LEN_DEFAULT, "default")
+    spec = DataSpec(vocab=tokenizer.vocab_size, seq_len=seq_len)
+    parts = {part: PairDataset(found, encoder, spec, name=part) for part, found in chosen.items()}
+    made_of = hashlib.sha256(canonical([_VERSION, {p: d.facts["sha256"] for p, d in parts.items()}]).encode()).hexdigest()
+    facts = {
+        "kind": "pairs", "sources": {p: s.describe() for p, s in sources.items()}, "tokenizer": made, "template": template.name,
+        "end_token": encoder.end, "left_out_empty": {p: n for p, (_, n) in held.items()}, "split": split_facts,
+        "seq_len": {"value": seq_len, "why": why}, "parts": {p: d.facts for p, d in parts.items()}, "content": made_of,
+    }  # fmt: skip
+    preprocess = {
+        "kind": "pairs", "tokenizer": tokenizer.to_json(), "seq_len": seq_len, "end": encoder.end,
+        "chat": dump(config.chat),
+    }  # fmt: skip
+    return DataSplits(
+        parts["train"], parts.get("validation"), parts.get("test"), spec, facts,
+        hashlib.sha256(canonical([made_of, tokenizer.sha256, seq_len, seed]).encode()).hexdigest(), tokenizer, preprocess,
+    )  # fmt: skip
+
+
+def _read(source: SourceConfig, part: str, empty: str) -> tuple[list[Pair], int]:
+    """(pairs, how many were left out)."""
+    report(f"read {part}", 0)
+    found = source.pairs()
+    if source.limit is not None:
+        found = found[: source.limit]
+    kept = [p for p in found if p.chosen.strip() and p.rejected.strip()]
+    if len(kept) < len(found) and empty == "refuse":
+        place = next(p.place for p in found if not (p.chosen.strip() and p.rejected.strip()))
+        raise DataError(
+            f"{place}: an answer is empty ({len(found) - len(kept)} such pairs). Fill it in, or set data.chat.empty_answers: drop"
+        )
+    if not kept:
+        raise DataError(f"the {part} source has no pairs. Check its path and its limit")
+    return kept, len(found) - len(kept)
+
+
+class PairDataset:
+    """Pairs of rows. Example `i` is the same in every epoch; threads may share it."""
+
+    def __init__(self, pairs: Sequence[Pair], encoder: Encoder, spec: DataSpec, *, name: str = "data") -> None:
+        assert spec.seq_len is not None
+        self.spec, self.tokenizer, self._pairs = spec, encoder.tokenizer, pairs
+        most = spec.seq_len + 1
+        self._encoded: list[tuple[Encoded, Encoded]] = []
+        for p in pairs:
+            both = [encoder.fitted([*p.prompt, Message(ANSWER, answer)], p.place, most) for answer in (p.chosen, p.rejected)]
+            self._encoded.append(_alike(p, both, encoder, most))
+        self.reference: NDArray[np.float32] | None = None
+        """Log-probabilities of both answers by the reference model, N2."""
+        flat = [e for both in self._encoded for e in both]
+        digest = hashlib.sha256()
+        for e in flat:
+            digest.update(e.ids.tobytes() + e.covered.tobytes())
+        same = sum(np.array_equal(a.ids, b.ids) for a, b in self._encoded)
+        if same:
+            raise DataError(
+                f"the {name} part has {same} pairs whose answers are the same within data.seq_len {spec.seq_len}: what sets them apart was cut. "
+                "Give more tokens to an example"
+            )
+        self.facts: dict[str, Any] = {
+            "pairs": len(pairs), "answer_tokens": [int(sum(b[i].covered.sum() for b in self._encoded)) for i in (0, 1)],
+            "prompts_cut": sum(a.cut > 0 or b.cut > 0 for a, b in self._encoded), "answers_cut": sum(e.cut_answer > 0 for e in flat),
+            "answer_tokens_cut": sum(e.cut_answer for e in flat), "sha256": digest.hexdigest(),
+        }  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
+        """The pairs `index`: inputs, targets B2T int64; weights B2T, one where the target is an answer's; segments B2T, -1 for padding."""
+        import torch
+
+        index = np.asarray(index, np.int64)
+        shape = (len(index), 2, self.spec.seq_len or 0)
+        inputs = np.full(shape, self.tokenizer.bos, np.int64)
+        targets, weights, segments = inputs.copy(), np.zeros(shape, np.float32), np.full(shape, -1, np.int32)
+        for row, i in enumerate(index.tolist()):
+            for side, e in enumerate(self._encoded[i]):
+                n = len(e.ids) - 1
+                inputs[row, side, :n], targets[row, side, :n] = e.ids[:-1], e.ids[1:]
+                weights[row, side, :n], segments[row, side, :n] = e.covered[1:], 0
+        tensors = (torch.from_numpy(a) for a in (inputs, targets, weights, segments, index.copy()))
+        reference = None if self.reference is None else torch.from_numpy(self.reference[index])
+        return replace(Batch(*tensors), reference=reference)
+
+    def answers(self, row: int) -> list[list[str]] | None:
+        """What the loss of a pair must cover, as text: both answers; None where one was cut."""
+        if any(e.cut_answer for e in self._encoded[row]):
+            return None
+        return [[self._pairs[row].chosen], [self._pairs[row].rejected]]
+
+    def prompts(self, n: int) -> list[tuple[Message, ...]]:
+        """What stands before the answers of the first n pairs."""
+        return [p.prompt for p in self._pairs[:n]]
+
+
+def _alike(pair: Pair, both: list[Encoded], encoder: Encoder, most: int) -> tuple[Encoded, Encoded]:
+    """Both rows with the same prompt: cut for both as the longer one needs; earlier answers are not what is compared."""
+    cut = max(e.cut for e in both)
+    out = []
+    for answer in (pair.chosen, pair.rejected):
+        ids, covered = encoder.tokens(encoder.template.pieces([*pair.prompt, Message(ANSWER, answer)], pair.place))
+        last = int((np.flatnonzero(covered[1:] & ~covered[:-1]) + 1)[-1])
+        covered[:last] = False
+        ids, covered = np.delete(ids, slice(1, 1 + cut)), np.delete(covered, slice(1, 1 + cut))
+        out.append(Encoded(ids[:most], covered[:most], cut, max(0, len(ids) - most)))
+    return out[0], out[1]
+
+
+def with_reference(
+    splits: DataSplits, config: DataConfig, decides: Sequence[Any], compute: Callable[[PairDataset], NDArray[np.float32]]
+) -> None:
+    """Attach the reference's log-probabilities to every part: found in the cache, or computed and kept there.
+
+    `decides`: what else they depend on, beside the data: the reference model, how it computes. `compute` gives N2 of a part.
+    """
+    key = hashlib.sha256(canonical([_VERSION, splits.fingerprint, list(decides)]).encode()).hexdigest()
+    held = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    parts = {name: d for name, d in held.items() if isinstance(d, PairDataset)}
+
+    def build(temporary: Path) -> None:
+        digests = {}
+        for name, part in parts.items():
+            report(f"what the model that training starts from thinks of the {name} answers", 0)
+            found = compute(part)
+            if not np.isfinite(found).all():
+                raise DataError(
+                    f"the model that training starts from gives log-probabilities that are not finite ({name} part). Check model.from"
+                )
+            np.save(temporary / f"{name}.npy", found.astype(np.float32), allow_pickle=False)
+            digests[name] = sha256_file(temporary / f"{name}.npy")
+        write_json(temporary / "done.json", {"of": key, "sha256": digests})
+
+    with cache_in(config.cache):
+        folder = cache_root() / "references" / key[:32]
+        obtain(folder, "done.json", build)
+    for name, part in parts.items():
+        found = np.load(folder / f"{name}.npy", allow_pickle=False)
+        if found.shape != (len(part), 2):
+            raise ChecksumError(
+                f"{folder / name}.npy: {found.shape}, expected {(len(part), 2)}. Delete {folder}, so that it is computed again"
+            )
+        part.reference = found
+    splits.facts["reference"] = {"of": key, "folder": str(folder)}

@@ -1,0 +1,86 @@
+"""Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290).
+
+An answer's reward is r = beta (log p(answer | prompt) - log p_ref(answer | prompt)); the loss of a pair is -log sigmoid(r_chosen - r_rejected).
+p_ref is the model that training starts from, whose log-probabilities come with the data (`Batch.reference`).
+
+Shapes: B pairs, 2 chosen and rejected, T time, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from tauon.config import Fraction, register
+from tauon.tasks.base import Task
+from tauon.tasks.losses import token_nll
+from tauon.types import Batch, DataSpec
+
+__all__ = ["DPO", "answer_log_probs"]
+
+
+@register("dpo")
+class DPO(Task):
+    """Prefer chosen answers over rejected ones, and stay near the model that training starts from."""
+
+    family = "preference"
+    needs = "pairs"
+
+    beta: float = Field(0.1, gt=0)
+    """How strongly the model is held to where it started: less lets it go further."""
+    label_smoothing: Fraction = Field(0.0, ge=0, lt=0.5)
+    """Share of pairs whose preference may be the wrong way round (conservative DPO)."""
+
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        rewards_B2 = self.rewards(model, batch)
+        margin_B = rewards_B2[:, 0] - rewards_B2[:, 1]
+        loss_B = -(1 - self.label_smoothing) * F.logsigmoid(margin_B) - self.label_smoothing * F.logsigmoid(-margin_B)
+        counts_B = pair_weights(batch)
+        return loss_B * counts_B, counts_B
+
+    def weight(self, batch: Batch) -> Tensor:
+        return pair_weights(batch).sum()
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """rewards: B2, chosen first; loss: B."""
+        rewards_B2 = self.rewards(model, batch)
+        margin_B = rewards_B2[:, 0] - rewards_B2[:, 1]
+        loss_B = -(1 - self.label_smoothing) * F.logsigmoid(margin_B) - self.label_smoothing * F.logsigmoid(-margin_B)
+        return {"rewards": rewards_B2, "loss": loss_B}
+
+    def rewards(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Beta (log p - log p_ref) of both answers, B2."""
+        if batch.reference is None:
+            raise ValueError("pairs without log-probabilities of the reference: attach them to the data first (data.with_reference)")
+        return self.beta * (answer_log_probs(model, batch) - batch.reference)
+
+    def observe(self, model: nn.Module, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+        rewards_B2 = self.rewards(model, batch)
+        margin_B, counts_B = rewards_B2[:, 0] - rewards_B2[:, 1], pair_weights(batch)
+        weight = counts_B.sum()
+        right_B = (margin_B > 0).float() + 0.5 * (margin_B == 0)  # undecided: half right, as at the start all are
+        return {"reward_margin": ((margin_B * counts_B).sum(), weight), "reward_accuracy": ((right_B * counts_B).sum(), weight)}
+
+    def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
+        if spec.vocab is None:
+            yield "task", "dpo needs pairs of answers, and this data has no text. Take another task, or a source of kind pairs."
+
+
+def pair_weights(batch: Batch) -> Tensor:
+    """B: 1 where a pair counts, 0 where a row is there to fill up."""
+    return (batch.weights.flatten(1).amax(1) > 0).float()
+
+
+def answer_log_probs(model: nn.Module, batch: Batch) -> Tensor:
+    """Log p of the tokens of weight one, summed over each answer: B2, fp32."""
+    segments = None if batch.segments is None else batch.segments.flatten(0, 1)
+    hidden_NTD = model(batch.inputs.flatten(0, 1), segments)
+    head: Any = model.head
+    targets_NT = batch.targets.flatten(0, 1)
+    nll_NT = token_nll(hidden_NTD.flatten(0, 1), head.weight, targets_NT.flatten()).view(targets_NT.shape)
+    log_p_N: Tensor = -(nll_NT * (batch.weights.flatten(0, 1) > 0)).sum(1)
+    return log_p_N.view(batch.inputs.shape[:2])
