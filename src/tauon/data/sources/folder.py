@@ -117,7 +117,8 @@ class FolderConfig(SourceConfig):
             return _decode(path, size, fit, None if colours == "auto" else colours)
 
         found: list[NDArray[np.uint8] | str] = []
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # Pillow decodes without the interpreter lock
+        # Pillow decodes without the interpreter lock. Its warnings are silenced here, once: filters are not the threads' own.
+        with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for answer in pool.map(one, files):
                 found.append(answer)
                 if len(found) % 500 == 0:
@@ -209,20 +210,18 @@ def _decode(path: Path, size: tuple[int, int] | None, fit: str, colours: str | N
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = io.BytesIO(path.read_bytes())
-            if path.suffix.lower() == ".png":
-                with Image.open(content) as file:
-                    file.verify()  # its checksums: decoding alone would not look at them
-                content.seek(0)
+        content = io.BytesIO(path.read_bytes())
+        if path.suffix.lower() == ".png":
             with Image.open(content) as file:
-                if file.width * file.height > _MOST_PIXELS:
-                    return f"{file.width:,} x {file.height:,} pixels are more than any picture has"
-                if size is not None and file.format == "JPEG":
-                    file.draft(None, (2 * size[1], 2 * size[0]))  # decodes at a half, a quarter, where that is still twice what is wanted
-                file.load()
-                picture: Image.Image = ImageOps.exif_transpose(file)
+                file.verify()  # its checksums: decoding alone would not look at them
+            content.seek(0)
+        with Image.open(content) as file:
+            if file.width * file.height > _MOST_PIXELS:
+                return f"{file.width:,} x {file.height:,} pixels are more than any picture has"
+            if size is not None and file.format == "JPEG":
+                file.draft(None, (2 * size[1], 2 * size[0]))  # decodes at a half, a quarter, where that is still twice what is wanted
+            file.load()
+            picture: Image.Image = ImageOps.exif_transpose(file)
         picture = _in_mode(picture, colours)
         if size is not None:
             picture = _at_size(picture, size, fit)
