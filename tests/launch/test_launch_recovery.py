@@ -65,7 +65,7 @@ def disturbed(folder: Path, steps: int, kills: int, *more: str) -> str:
                 assert restart == number
                 os.kill(pid, signal.SIGKILL)
                 reached = max(losses(run))
-            out, _ = process.communicate(timeout=120)
+            out, _ = process.communicate(timeout=300)
         finally:
             process.kill()
     assert process.returncode == 0, out
@@ -73,16 +73,18 @@ def disturbed(folder: Path, steps: int, kills: int, *more: str) -> str:
     return out
 
 
-def wait_until(condition, process: subprocess.Popen[str], seconds: float = 90) -> None:  # type: ignore[no-untyped-def]
+def wait_until(condition, process: subprocess.Popen[str], seconds: float = 180) -> None:  # type: ignore[no-untyped-def]
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "no progress"
-        time.sleep(0.02)
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"no progress in {seconds} s:\n{process.communicate()[0]}")
+        time.sleep(0.05)  # a look reads the whole log, which takes time from the workers
 
 
 def undisturbed(folder: Path, steps: int) -> Path:
-    subprocess.run(command(folder, "calm", steps), env=environment(), check=True, capture_output=True, timeout=120)
+    subprocess.run(command(folder, "calm", steps), env=environment(), check=True, capture_output=True, timeout=300)
     return folder / "runs" / "calm"
 
 
@@ -118,5 +120,5 @@ def test_after_a_signal_the_same_command_goes_on_to_the_same_weights(tmp_path: P
         out, _ = first.communicate(timeout=60)
     assert first.returncode == 130 and "all 2 workers saved" in out, out
     assert max(losses(run)) < 300
-    subprocess.run(command(tmp_path, "disturbed", 300), env=environment(), check=True, capture_output=True, timeout=120)
+    subprocess.run(command(tmp_path, "disturbed", 300), env=environment(), check=True, capture_output=True, timeout=300)
     equal(tmp_path, 300)
