@@ -101,15 +101,25 @@ def decide(ctx: Context, started: dict[str, Any]) -> tuple[ModelConfig, Loader, 
                     )
                 ]
             )
-    loader = Loader(
-        ctx.splits.train, batch=ctx.train.batch, seed=recipe.seed, workers=recipe.data.workers, rank=mesh.data_rank,
-        world=mesh.layout.data, sizes=Ramps.of(ctx.train, spec.seq_len) if ctx.train.batch_warmup is not None else None,
-    )  # fmt: skip
+    sizes = Ramps.of(ctx.train, spec.seq_len) if ctx.train.batch_warmup is not None else None
+    loader: Loader
+    if recipe.privacy is not None:
+        loader = private_loader(ctx, recipe.privacy, mesh, sizes)
+    else:
+        loader = Loader(
+            ctx.splits.train, batch=ctx.train.batch, seed=recipe.seed, workers=recipe.data.workers, rank=mesh.data_rank,
+            world=mesh.layout.data, sizes=sizes,
+        )  # fmt: skip
     plan = make_plan(
         model, recipe.optim, ctx.train, recipe.task, spec, examples=len(ctx.splits.train), loader=loader, seed=recipe.seed,
         recorded=started.get("plan"), tell=lambda m: ctx.tell("note", message=m), mesh=mesh, parallel=recipe.parallel,
     )  # fmt: skip
     plan.derived.insert(1, chosen)
+    if recipe.privacy is not None:
+        assert isinstance(loader, PrivateLoader)
+        private = plan_privacy(recipe.privacy, loader, steps=plan.steps)
+        plan.derived += [Derived(*d) for d in private.derived]
+        plan.private = private
     if ctx.start is not None:
         plan.derived[1:1] = [
             Derived("model", model.kind_, f"{recipe.model.from_}"),
