@@ -27,7 +27,7 @@ def test_the_bound_is_the_published_one(m: int, r: int, v: int, delta: float, pu
     assert epsilon_lower_bound(m, r, v, delta, confidence=0.95) == pytest.approx(published, abs=1e-3)
 
 
-@pytest.mark.parametrize(("n", "p"), [(1, 0.5), (37, 0.2), (1000, 0.999), (100_000, 0.731), (10, 0.0), (10, 1.0)])
+@pytest.mark.parametrize(("n", "p"), [(1, 0.5), (37, 0.2), (1000, 0.999), (20_000, 0.731), (10, 0.0), (10, 1.0)])
 def test_binomial_tails_are_scipys(n: int, p: float) -> None:
     stats = pytest.importorskip("scipy.stats")
     assert binomial_pmf(n, p) == pytest.approx(stats.binom.pmf(np.arange(n + 1), n, p), rel=1e-7, abs=1e-300)
@@ -35,7 +35,7 @@ def test_binomial_tails_are_scipys(n: int, p: float) -> None:
         assert binomial_tail(v, n, p) == pytest.approx(stats.binom.sf(v - 1, n, p), rel=1e-7, abs=1e-300)
 
 
-@pytest.mark.parametrize(("k", "n"), [(0, 50), (50, 50), (1, 1000), (13, 40), (900, 1000), (0, 1), (20_000, 70_000)])
+@pytest.mark.parametrize(("k", "n"), [(0, 50), (50, 50), (1, 1000), (13, 40), (900, 1000), (0, 1), (2_000, 7_000)])
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
 def test_intervals_are_scipys_clopper_pearson(k: int, n: int, confidence: float) -> None:
     stats = pytest.importorskip("scipy.stats")
@@ -48,7 +48,7 @@ def test_intervals_are_scipys_clopper_pearson(k: int, n: int, confidence: float)
 def test_randomised_response_meets_the_bound_and_never_passes_it() -> None:
     """Each coin is told truly with probability e^eps / (1 + e^eps), which is eps-DP: the number of right guesses is that binomial, so that
     with delta 0 the p-value is its exact tail, and the bound is at most eps in 95% of runs."""
-    epsilon, m, runs = 1.5, 300, 400
+    epsilon, m, runs = 1.5, 300, 300
     rng = np.random.default_rng(7)
     above, bounds = 0, []
     for _ in range(runs):
