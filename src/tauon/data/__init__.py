@@ -14,6 +14,7 @@ from tauon.data.choice import BalancedOrder, class_weights
 from tauon.data.columns import ColumnsConfig, Encoder
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.grid import picture_sheet
+from tauon.data.half import ChosenExamples, HalfConfig, half_of, halve, plain, pool_of
 from tauon.data.inspection import ColumnLook, TableLook, inspect_table
 from tauon.data.labelled_text import LabelledTextDataset, inputs_from_texts
 from tauon.data.loader import Loader
@@ -49,6 +50,7 @@ __all__ = [
     "ChatConfig",
     "ChatDataset",
     "ChatEncoder",
+    "ChosenExamples",
     "ColumnLook",
     "ColumnsConfig",
     "Conversation",
@@ -58,6 +60,7 @@ __all__ = [
     "Draws",
     "Encoder",
     "FromModelConfig",
+    "HalfConfig",
     "LabelledTextDataset",
     "LabelledTexts",
     "Loader",
@@ -94,6 +97,8 @@ __all__ = [
     "chat_prompt",
     "class_weights",
     "example_at",
+    "half_of",
+    "halve",
     "has_tokenizer",
     "inputs_from_records",
     "inputs_from_texts",
@@ -102,6 +107,8 @@ __all__ = [
     "outputs_in_units",
     "permute",
     "picture_sheet",
+    "plain",
+    "pool_of",
     "prepare",
     "problems_for",
     "read_wav",

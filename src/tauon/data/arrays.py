@@ -266,6 +266,13 @@ class ArrayDataset:
         weights = torch.ones(len(index)) if self._weights is None else torch.from_numpy(self._weights)[targets]
         return Batch(inputs, targets, weights, None, torch.from_numpy(index.copy()))
 
+    def like(self, other: ArrayDataset) -> ArrayDataset:
+        """The rows of `other` as training examples of this data set's kind: augmented, weighed and mixed as its own are."""
+        return ArrayDataset(
+            other._table, other._rows, self._normalizer, seed=self._seed, augments=self._augments, weights=self._weights, mixer=self.mixer,
+            categories=self.spec.categories,
+        )  # fmt: skip
+
     def as_bytes(self, inputs: Tensor) -> NDArray[np.uint8]:
         """Pictures (B, C, H, W) as they were before normalising, for people to see: bytes where they were bytes, else stretched to them."""
         values = inputs.numpy() * self._normalizer.scale + self._normalizer.center

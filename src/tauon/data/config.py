@@ -11,6 +11,7 @@ from tauon.config import Config, Count, Fraction
 from tauon.data.augment import AugmentConfig
 from tauon.data.chat_template import ChatConfig
 from tauon.data.columns import ColumnsConfig
+from tauon.data.half import HalfConfig
 from tauon.data.mix import MixConfig
 from tauon.data.signal_config import SignalConfig
 from tauon.data.sources.base import SourceConfig
@@ -69,6 +70,8 @@ class DataConfig(Config):
     chat: ChatConfig = ChatConfig()
     """Conversations and preferences only: how roles are written."""
 
+    half: HalfConfig | None = None
+    """Of reference models in an audit: train on a random half of the training and the held-out examples. Left out: on the training part."""
     workers: int = Field(default=0, ge=0, le=64)
     """Threads that prepare batches ahead; the batches are the same whatever their number."""
     cache: str | None = None

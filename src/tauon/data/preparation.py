@@ -21,6 +21,7 @@ from tauon.data.cache import cache_in, cache_root, obtain
 from tauon.data.choice import choice_facts, choose, in_order
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.files import canonical, read_bytes, sha256_file, write_json
+from tauon.data.half import halve
 from tauon.data.masking import MaskedDataset
 from tauon.data.progress import Progress, listening, report
 from tauon.data.shards import Shards, ShardWriter
@@ -68,6 +69,8 @@ def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | N
         RecipeError: settings that cannot work with such a task.
         DataError: whatever is wrong with the data, by file and place.
     """
+    if config.half is not None:
+        return halve(prepare(config.model_copy(update={"half": None}), seed=seed, needs=needs, progress=progress), config.half)
     found = [Problem(f"data.{name}", message) for name, message in problems_for(config, needs)]
     if found:
         raise RecipeError(found)

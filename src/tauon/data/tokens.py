@@ -68,6 +68,10 @@ class TokenDataset:
             "bytes_per_token": round(self.n_bytes / max(counts["tokens"], 1), 4),
         }  # fmt: skip
 
+    def hold_still(self) -> None:
+        """Let training windows lie side by side from the start of the stream, the same in every epoch."""
+        self._training = False
+
     def __len__(self) -> int:
         return self._windows
 

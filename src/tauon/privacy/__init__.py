@@ -1,3 +1,3 @@
-"""Training under differential privacy: clipping, noise, accounting, the ledger of each data set, audits."""
+"""Training under differential privacy: per-example clipping, noise, accounting, the ledger of each data set, audits."""
 
 __all__: list[str] = []

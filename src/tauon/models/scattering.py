@@ -1,0 +1,140 @@
+"""The wavelet scattering transform of images (Bruna & Mallat 2013, arXiv:1203.1513): convolve with oriented Morlet wavelets, take the
+modulus, once more, and average: features that need no data to be learned, which is what private training on few data lacks (Tramer &
+Boneh 2021, arXiv:2011.11660).
+
+The filters and the padding are Kymatio's Scattering2D (Andreux et al. 2018, arXiv:1812.11214), so that its coefficients are those. Fixed
+numbers: nothing here is fitted and nothing trains.
+
+Shapes: B batch, C channels, H height, W width, K coefficients = 1 + L J + L^2 J (J - 1) / 2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Scattering", "coefficients", "padded_size"]
+
+
+def coefficients(J: int, L: int) -> int:
+    """Coefficients of orders 0, 1 and 2."""
+    return 1 + L * J + L * L * J * (J - 1) // 2
+
+
+def padded_size(n: int, J: int) -> int:
+    """Pixels of a side after padding: room for the averaging filter on both sides, a multiple of 2^J."""
+    return ((n + 2**J) // 2**J + 1) * 2**J
+
+
+def gabor(M: int, N: int, sigma: float, theta: float, xi: float, slant: float) -> np.ndarray:
+    """A Gaussian of width sigma, longer by 1/slant along its waves, times a wave of frequency xi: (M, N) complex128, periodic."""
+    rotation = np.array([[math.cos(theta), -math.sin(theta)], [math.sin(theta), math.cos(theta)]])
+    curve = rotation @ np.diag([1.0, slant * slant]) @ rotation.T / (2 * sigma * sigma)
+    found = np.zeros((M, N), np.complex128)
+    for ex in range(-2, 3):
+        for ey in range(-2, 3):
+            x, y = np.mgrid[ex * M : M + ex * M, ey * N : N + ey * N]
+            shape = curve[0, 0] * x * x + (curve[0, 1] + curve[1, 0]) * x * y + curve[1, 1] * y * y
+            found += np.exp(-shape + 1j * xi * (x * math.cos(theta) + y * math.sin(theta)))
+    whole: np.ndarray = found / (2 * math.pi * sigma * sigma / slant)
+    return whole
+
+
+def morlet(M: int, N: int, sigma: float, theta: float, xi: float, slant: float) -> np.ndarray:
+    """A Gabor wavelet without its mean: (M, N) complex128."""
+    wave, bump = gabor(M, N, sigma, theta, xi, slant), gabor(M, N, sigma, theta, 0.0, slant)
+    found: np.ndarray = wave - wave.sum() / bump.sum() * bump
+    return found
+
+
+class Scattering(nn.Module):
+    """BCHW -> B (C K) H/2^J W/2^J. Each channel by itself; coefficients in the order of Kymatio: by order, then scale, then angle."""
+
+    def __init__(self, height: int, width: int, *, J: int = 2, L: int = 8) -> None:
+        super().__init__()
+        self.J, self.L, self.image = J, L, (height, width)
+        M, N = padded_size(height, J), padded_size(width, J)
+        self.padded = (M, N)
+        for j, res in [(a, b) for a in range(J) for b in range(a + 1)]:
+            self.register_buffer(f"psi_{j}_{res}", torch.empty(L, M >> res, N >> res), persistent=False)
+        for res in range(J):
+            self.register_buffer(f"phi_{res}", torch.empty(M >> res, N >> res), persistent=False)
+        self.fill()
+
+    def fill(self) -> None:
+        """Work the filters out, in the Fourier domain; at a coarser resolution a filter's spectrum is folded."""
+        if self.phi_0.is_meta:  # type: ignore[union-attr]
+            return
+        M, N = self.padded
+        J, L = self.J, self.L
+        for j in range(J):
+            angles = [(int(L - L / 2 - 1) - t) * math.pi / L for t in range(L)]
+            whole = np.stack([np.real(np.fft.fft2(morlet(M, N, 0.8 * 2**j, a, 0.75 * math.pi / 2**j, 4.0 / L))) for a in angles])
+            for res in range(j + 1):
+                getattr(self, f"psi_{j}_{res}").copy_(torch.from_numpy(folded(whole, res)))
+        phi = np.real(np.fft.fft2(gabor(M, N, 0.8 * 2 ** (J - 1), 0.0, 0.0, 1.0)))[None]
+        for res in range(J):
+            getattr(self, f"phi_{res}").copy_(torch.from_numpy(folded(phi, res)[0]))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        J = self.J
+        B = len(x_BCHW)
+        with torch.no_grad(), torch.autocast(x_BCHW.device.type, enabled=False):
+            x = self._pad(x_BCHW.float().flatten(0, 1))  # (B C) M N
+            spectrum = torch.fft.fft2(x)
+            first, second = [], []
+            low = self._average(spectrum, 0)[:, None]
+            for j1 in range(J):
+                u1 = self._wavelet(spectrum[:, None], j1, 0, 2**j1)  # (B C) L M' N'
+                u1_spectrum = torch.fft.fft2(u1)
+                first.append(self._average(u1_spectrum, j1))
+                deeper = []
+                for j2 in range(j1 + 1, J):
+                    u2 = self._wavelet(u1_spectrum[:, :, None], j2, j1, 2 ** (j2 - j1))  # (B C) L L M'' N''
+                    deeper.append(self._average(torch.fft.fft2(u2), j2))
+                # by angle of the first wavelet, then scale and angle of the second
+                second += [torch.stack(deeper, 2).flatten(1, 3)] if deeper else []
+            return torch.cat([low, *first, *second], 1).view(B, -1, *low.shape[-2:])
+
+    def _pad(self, x: Tensor) -> Tensor:
+        (H, W), (M, N) = self.image, self.padded
+        edges = ((N - W) // 2, (N - W + 1) // 2, (M - H) // 2, (M - H + 1) // 2)
+        return F.pad(x[:, None], edges, mode="reflect")[:, 0]
+
+    def _wavelet(self, spectrum: Tensor, j: int, res: int, step: int) -> Tensor:
+        """|signal * psi_j| at every `step`-th place, for all angles."""
+        return fold(spectrum * getattr(self, f"psi_{j}_{res}"), step).abs()
+
+    def _average(self, spectrum: Tensor, res: int) -> Tensor:
+        """Signal * phi at every 2^J-th place, without the padding."""
+        return fold(spectrum * getattr(self, f"phi_{res}"), 2 ** (self.J - res)).real[..., 1:-1, 1:-1]
+
+
+def folded(spectra: np.ndarray, res: int) -> np.ndarray:
+    """Filters for a signal that has every 2^res-th place only, (..., M / 2^res, N / 2^res): the frequencies that such a signal cannot hold
+    are taken out, as Kymatio does, and the parts of the spectrum added.
+    """
+    k = 2**res
+    *lead, M, N = spectra.shape
+    kept = spectra.copy()
+    if res:
+        for axis, size in ((-2, M), (-1, N)):
+            start = size // (2 * k)
+            cut: list[slice] = [slice(None)] * spectra.ndim
+            cut[axis] = slice(start, start + size - size // k)
+            kept[tuple(cut)] = 0
+    parts = kept.reshape(*lead, k, M // k, k, N // k).sum(axis=(-4, -2))
+    found: np.ndarray = parts.astype(np.float32)
+    return found
+
+
+def fold(spectrum: Tensor, step: int) -> Tensor:
+    """The signal of a spectrum at every `step`-th place, complex: the parts of the spectrum are averaged before the transform back."""
+    if step > 1:
+        *lead, M, N = spectrum.shape
+        spectrum = spectrum.reshape(*lead, step, M // step, step, N // step).mean((-4, -2))
+    return torch.fft.ifft2(spectrum)

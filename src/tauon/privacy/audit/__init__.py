@@ -1,0 +1,49 @@
+"""What an attacker really learns from a trained model: membership inference, one-run auditing, exposure of secrets."""
+
+from tauon.privacy.audit.binomial import binomial_pmf, binomial_tail, clopper_pearson
+from tauon.privacy.audit.curve import (
+    CurveAudit,
+    TradeOff,
+    audit_curve,
+    curve_p_value,
+    epsilon_delta_curve,
+    gaussian_curve,
+    gaussian_epsilon,
+    points_curve,
+)
+from tauon.privacy.audit.lira import LiraMode, difficulty_calibrated, lira
+from tauon.privacy.audit.one_run import Guesses, OneRun, audit_scores, epsilon_lower_bound, guess, p_value, pairs_as_coins
+from tauon.privacy.audit.roc import Attack, Rate, epsilon_of_rates, roc_points, score_attack
+from tauon.privacy.audit.signals import Signals, attack_scores, statistic
+
+__all__ = [
+    "Attack",
+    "CurveAudit",
+    "Guesses",
+    "LiraMode",
+    "OneRun",
+    "Rate",
+    "Signals",
+    "TradeOff",
+    "attack_scores",
+    "audit_curve",
+    "audit_scores",
+    "binomial_pmf",
+    "binomial_tail",
+    "clopper_pearson",
+    "curve_p_value",
+    "difficulty_calibrated",
+    "epsilon_delta_curve",
+    "epsilon_lower_bound",
+    "epsilon_of_rates",
+    "gaussian_curve",
+    "gaussian_epsilon",
+    "guess",
+    "lira",
+    "p_value",
+    "pairs_as_coins",
+    "points_curve",
+    "roc_points",
+    "score_attack",
+    "statistic",
+]

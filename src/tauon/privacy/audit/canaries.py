@@ -1,0 +1,301 @@
+"""Canaries: examples planted in the training data, each by its own fair coin, so that what the model says of them tells how much it tells of
+anybody (Steinke, Nasr & Jagielski 2023, arXiv:2305.08846; secrets: Carlini et al. 2019, arXiv:1802.08232).
+
+The coins come from a key that never enters a checkpoint: who holds the model must not hold them. Three kinds:
+
+mislabelled   training examples whose class is replaced by another: half of them stay, the others are left out; for classification
+gradient      no examples: a gradient of the full clipping norm along a coordinate of its own, put into the private sum beside the examples';
+              the strongest test there is of noise, sampling and accounting, and blind to how examples are clipped
+secret        sentences with random digits, for language models; some of them several times
+
+Everything is a pure function of the key. Trains nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tauon.config import Config, Count
+from tauon.data import permute, plain
+from tauon.errors import DataError, Problem, RecipeError
+from tauon.privacy.audit.secrets import Secret, SecretRows, alphabet_of, make_secrets
+from tauon.types import Batch, Dataset
+
+__all__ = ["Canaries", "CanaryConfig", "CanaryExamples", "GradientCanaries", "WithCanaries", "canary_key", "with_canaries"]
+
+
+class CanaryConfig(Config):
+    """Plant examples by coins, to audit the run afterwards: `tauon audit RUN`."""
+
+    canaries: Count = Field(1000, ge=1, le=10**7)
+    """How many coins. More prove more, and cost accuracy where they are wrong examples."""
+    kind: Literal["mislabelled", "gradient", "secret"] = "mislabelled"
+    """mislabelled: training examples with a wrong class; gradient: straight in the private sum; secret: sentences, for language models."""
+    repeats: tuple[Count, ...] = (1,)
+    """secret: how often a sentence is there, in turn: [1, 4, 16] plants a third once, a third four times, a third sixteen times."""
+    digits: Count = Field(8, ge=1, le=64)
+    """secret: random digits of a sentence."""
+    template: str = Field("the code of {name} is {secret}", max_length=1000)
+    """secret: the sentence; `{name}` tells it from the others, `{secret}`, at its end, is what must not be learned."""
+    seed: Count | None = Field(None, ge=0)
+    """Decides the coins, for tests. Left out: drawn by the operating system, kept in the run's folder and in no checkpoint."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.peek("kind") != "secret":
+            for name in ("repeats", "digits", "template"):
+                if self.peek(name) != type(self).model_fields[name].default:
+                    yield name, f"is for kind: secret, and the kind is {self.peek('kind')}. Drop it."
+        template = self.peek("template")
+        if template.count("{secret}") != 1 or not template.endswith("{secret}") or template.count("{name}") != 1:
+            yield "template", f"{template!r} needs {{name}} once, and {{secret}} once, at its end."
+        if not self.peek("repeats") or min(self.peek("repeats"), default=0) < 1:
+            yield "repeats", "is empty or holds a number below 1. Give one number or several, [1, 4, 16] say."
+
+
+def canary_key(config: CanaryConfig) -> bytes:
+    """32 bytes that decide the coins: of the seed, or of the operating system."""
+    if config.seed is None:
+        return os.urandom(32)
+    return hashlib.blake2b(f"canaries/{config.seed}".encode(), digest_size=32).digest()
+
+
+def drawn(key: bytes, *purpose: str | int) -> np.random.Generator:
+    """A stream of its own for each purpose."""
+    digest = hashlib.blake2b("/".join(map(str, purpose)).encode(), key=key, digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def coins(key: bytes, n: int) -> NDArray[np.bool_]:
+    """Whether each canary is included: independent and fair."""
+    return drawn(key, "coins").random(n) < 0.5
+
+
+@dataclass(frozen=True)
+class Canaries:
+    """What was planted: the record that the audit needs, and that nobody else may have."""
+
+    kind: str
+    key: bytes
+    included: NDArray[np.bool_]
+    """(M)."""
+    rows: NDArray[np.int64] | None = None
+    """mislabelled: the training examples that they are made of, (M)."""
+    labels: NDArray[np.int64] | None = None
+    """mislabelled: the wrong classes, (M)."""
+    secrets: tuple[Secret, ...] = ()
+    """secret: the sentences, (M)."""
+
+    def __len__(self) -> int:
+        return len(self.included)
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"kind": self.kind, "key": self.key.hex(), "included": self.included.astype(int).tolist()}
+        if self.rows is not None and self.labels is not None:
+            found |= {"rows": self.rows.tolist(), "labels": self.labels.tolist()}
+        return found | ({"secrets": [s.to_json() for s in self.secrets]} if self.secrets else {})
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Canaries:
+        """Raises `DataError` where `data` is no such record."""
+        try:
+            rows, labels = (np.array(data[k], np.int64) if k in data else None for k in ("rows", "labels"))
+            secrets = tuple(Secret(**s) for s in data.get("secrets", ()))
+            return cls(str(data["kind"]), bytes.fromhex(data["key"]), np.array(data["included"], bool), rows, labels, secrets)
+        except (KeyError, TypeError, ValueError) as err:
+            raise DataError(f"not a record of canaries ({type(err).__name__}: {err}). Restore it from a copy of the run") from None
+
+
+def with_canaries(dataset: Dataset, config: CanaryConfig, *, key: bytes) -> tuple[Dataset, Canaries]:
+    """The training data with the canaries whose coin says so, and the record of them.
+
+    mislabelled: as many examples of `dataset` are taken out; those included come back with a wrong class, behind the others. secret: rows
+    are added. gradient: the data stays (`GradientCanaries` is what a step needs). Raises `RecipeError` where the data cannot hold them.
+    """
+    n = config.canaries
+    included = coins(key, n)
+    if config.kind == "gradient":
+        return dataset, Canaries("gradient", key, included)
+    for name, what in (("order", "sampling: balanced"), ("mixer", "mix")):
+        if getattr(dataset, name, None) is not None:
+            raise _refused(
+                "kind", f"canaries would meet other examples through data.{what}, and their coins would not be independent. Drop it"
+            )
+    if config.kind == "secret":
+        tokenizer: Any = getattr(dataset, "tokenizer", None)
+        if dataset.spec.vocab is None or tokenizer is None or dataset.spec.seq_len is None or not hasattr(dataset, "token_bytes"):
+            raise _refused("kind", "secret is for language models, and this data is no running text. Take mislabelled or gradient")
+        secrets = make_secrets(n, alphabet_of(tokenizer), config.digits, config.template, config.repeats, drawn(key, "secrets"))
+        rows = SecretRows(secrets, tokenizer, dataset.spec, segments=dataset.batch(np.array([0])).segments is not None)
+        times = np.repeat(np.arange(n), np.where(included, [s.repeats for s in secrets], 0))
+        return WithCanaries(dataset, np.arange(len(dataset)), rows, times), Canaries("secret", key, included, secrets=tuple(secrets))
+    classes = len(dataset.spec.labels)
+    if classes < 2 or dataset.batch(np.array([0])).targets.ndim != 1:
+        raise _refused("kind", "mislabelled needs classes, and this data has none. Take gradient, or secret for language models")
+    if n > len(dataset) // 2:
+        raise _refused("canaries", f"{n:,} of {len(dataset):,} training examples would be wrong ones or left out. Take at most half")
+    which = np.sort(permute(np.arange(len(dataset), dtype=np.int64), len(dataset), int(drawn(key, "rows").integers(2**62)))[:n])
+    true = targets_of(dataset, which)
+    wrong = (true + drawn(key, "labels").integers(1, classes, n)) % classes
+    kept = np.setdiff1d(np.arange(len(dataset)), which)
+    found = Canaries("mislabelled", key, included, which, wrong)
+    return WithCanaries(dataset, kept, CanaryExamples(dataset, found), np.flatnonzero(included)), found
+
+
+def _refused(name: str, message: str) -> RecipeError:
+    return RecipeError([Problem(f"privacy.audit.{name}", f"{message}.")])
+
+
+def targets_of(dataset: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Classes of some examples, read in pieces."""
+    parts = [dataset.batch(rows[i : i + 1024]).targets.numpy() for i in range(0, len(rows), 1024)]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+class CanaryExamples:
+    """All mislabelled canaries, included or not: example i is canary i."""
+
+    def __init__(self, dataset: Dataset, canaries: Canaries) -> None:
+        assert canaries.rows is not None
+        assert canaries.labels is not None
+        self._dataset, self._rows, self._labels = dataset, canaries.rows, canaries.labels
+        self.spec, self.facts = dataset.spec, {"canaries": len(canaries)}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def plain(self) -> CanaryExamples:
+        """The canaries as they are, without augmentation."""
+        other = object.__new__(CanaryExamples)
+        other.__dict__ |= self.__dict__ | {"_dataset": plain(self._dataset)}
+        return other
+
+    def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
+        """Examples with their wrong classes."""
+        import torch
+
+        index = np.asarray(index, np.int64)
+        found = self._dataset.batch(self._rows[index], epoch=epoch)
+        return replace(found, targets=torch.from_numpy(self._labels[index]), index=torch.from_numpy(index.copy()))
+
+
+class WithCanaries:
+    """Examples of a data set, then canaries. Example i of epoch e is a pure function of the two, and of the key."""
+
+    def __init__(self, dataset: Dataset, kept: NDArray[np.int64], canaries: Dataset, which: NDArray[np.int64]) -> None:
+        """`kept`: examples of `dataset` that stay; `which`: canaries that are there, those that are there several times several times."""
+        from tauon.data import ChosenExamples
+
+        self.base, self.canaries = dataset, canaries
+        self._examples = ChosenExamples([dataset, canaries], np.concatenate([kept, len(dataset) + which]))
+        self.spec = dataset.spec
+        self.facts: dict[str, Any] = dict(dataset.facts) | {"with_canaries": len(self._examples)}
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getattr__(self, name: str) -> Any:
+        """What a data set of its kind offers besides: the examples'."""
+        if name.startswith("_") or name in ("base", "canaries"):
+            raise AttributeError(name)
+        return getattr(self._examples, name)
+
+    def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
+        """Examples and canaries by number."""
+        return self._examples.batch(index, epoch=epoch)
+
+
+@dataclass
+class GradientCanaries:
+    """Canaries as gradients (the paper's Dirac canaries): canary i has the gradient norm x e_i along a coordinate of its own, takes part in a
+    step as an example would, and is looked for in every noised sum. State that a run must save and load with the rest.
+
+    Of a private step: `insert` between the clipped sum and the noise, `observe` behind the noise.
+    """
+
+    included: NDArray[np.bool_]
+    key: bytes
+    places: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
+    """name of a parameter -> (places in it, flat; canaries that have them)."""
+    total: NDArray[np.float64] = field(init=False)
+    """(M) sum over the steps of what was seen at each canary's coordinate, in clipping norms."""
+    change: NDArray[np.float64] = field(init=False)
+    """(M) sum of squares of the change from step to step: gives away noise that is used again."""
+    last: NDArray[np.float64] = field(init=False)
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        self.total, self.change, self.last = (np.zeros(len(self.included)) for _ in range(3))
+
+    @classmethod
+    def of(cls, canaries: Canaries, sizes: Mapping[str, int]) -> GradientCanaries:
+        """`sizes`: entries of each trainable parameter. Raises `RecipeError` where there are fewer than canaries."""
+        total, n = sum(sizes.values()), len(canaries)
+        if n > total:
+            raise _refused("canaries", f"{n:,} gradients need a coordinate each, and {total:,} parameters train. Take fewer")
+        at = permute(np.arange(n, dtype=np.int64), total, int(drawn(canaries.key, "places").integers(2**62)))
+        places, start = {}, 0
+        for name, size in sizes.items():
+            mine = np.flatnonzero((at >= start) & (at < start + size))
+            if len(mine):
+                places[name] = (at[mine] - start, mine)
+            start += size
+        return cls(canaries.included, canaries.key, places)
+
+    def present(self, step: int, rate: float) -> NDArray[np.bool_]:
+        """Which canaries take part in step `step`: the included ones, each with probability `rate`, as examples do."""
+        return self.included & (drawn(self.key, "step", step).random(len(self.included)) < rate)
+
+    def insert(self, sums: Mapping[str, Any], *, step: int, rate: float, norm: float) -> None:
+        """Add the gradients of those present to the clipped sums, tensors by name; `norm`: the sensitivity of the step."""
+        import torch
+
+        there = self.present(step, rate)
+        for name, (at, who) in self.places.items():
+            flat = sums[name].view(-1)
+            here = there[who]
+            flat[torch.from_numpy(at[here]).to(flat.device)] += norm
+
+    def observe(self, sums: Mapping[str, Any], *, norm: float) -> None:
+        """See the noised sums, as whoever is given every update does; `norm` as in `insert`."""
+        import torch
+
+        seen = np.zeros(len(self.included))
+        for name, (at, who) in self.places.items():
+            flat = sums[name].detach().reshape(-1)
+            seen[who] = flat[torch.from_numpy(at).to(flat.device)].double().cpu().numpy() / norm
+        self.total += seen
+        if self.steps:
+            self.change += (seen - self.last) ** 2
+        self.last, self.steps = seen, self.steps + 1
+
+    def scores(self) -> dict[str, NDArray[np.float64]]:
+        """Larger for canaries that look included; two ways, to be judged together."""
+        return {"sum": self.total, "change": self.change}
+
+    def tensors(self) -> dict[str, Any]:
+        """State by name, float64."""
+        import torch
+
+        found = {"total": self.total, "change": self.change, "last": self.last, "steps": np.array([float(self.steps)])}
+        return {name: torch.from_numpy(value.copy()) for name, value in found.items()}
+
+    def load(self, tensors: Mapping[str, Any]) -> None:
+        """Put back what `tensors` gave."""
+        self.total, self.change, self.last = (tensors[name].numpy().copy() for name in ("total", "change", "last"))
+        self.steps = int(tensors["steps"][0])
+
+
+def canary_dataset(dataset: Dataset, canaries: Canaries, *, segments: bool = False) -> Dataset:
+    """All canaries as examples, to be shown to a model: example i is canary i. `dataset`: the training data without them."""
+    if canaries.kind == "mislabelled":
+        return CanaryExamples(plain(dataset), canaries)
+    tokenizer: Any = dataset.tokenizer  # type: ignore[attr-defined]
+    return SecretRows(list(canaries.secrets), tokenizer, dataset.spec, segments=segments)

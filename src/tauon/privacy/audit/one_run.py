@@ -1,0 +1,171 @@
+"""Auditing with one training run (Steinke, Nasr & Jagielski 2023, arXiv:2305.08846): m examples are each included by a fair coin; whoever
+sees the result guesses the coins. How many guesses can be right is bounded by the guarantee, so that too many right ones refute it.
+
+Sources: Theorem 5.2 (the bound), Appendix D (how it is computed), Algorithm 1 (guesses from scores). Trains nothing; knows no model.
+
+The bound needs coins that are independent and fair, and an auditor who learns of them only through the mechanism's output. It needs nothing
+of the scores. `pairs_as_coins` makes such coins of any random split, without planting anything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tauon.privacy.audit.binomial import binomial_pmf
+
+__all__ = ["Guesses", "OneRun", "audit_scores", "epsilon_lower_bound", "guess", "p_value", "pairs_as_coins"]
+
+
+def p_value(m: int, r: int, v: int, epsilon: float, delta: float) -> float:
+    """Probability of at least v right guesses of r, on m coins, were the mechanism (epsilon, delta)-DP: Theorem 5.2.
+
+    beta + 2 m delta alpha, beta = P[W >= v], alpha = max_i P[v - i <= W < v] / i, W ~ Binomial(r, e^eps / (1 + e^eps)).
+
+    >>> round(p_value(1000, 100, 75, 0.673, 1e-4), 3)
+    0.05
+    """
+    if not 0 <= v <= r <= m:
+        raise ValueError(f"expected 0 <= right <= guesses <= coins, got {v}, {r}, {m}")
+    if epsilon < 0 or not 0 <= delta <= 1:
+        raise ValueError(f"expected epsilon >= 0 and delta from 0 to 1, got {epsilon}, {delta}")
+    pmf = binomial_pmf(r, 1 / (1 + math.exp(-epsilon)))
+    beta = math.fsum(pmf[v:]) if v else 1.0
+    if v == 0 or delta == 0:
+        return min(1.0, beta)
+    below = np.cumsum(pmf[v - 1 :: -1])  # P[v - i <= W < v] for i = 1..v
+    alpha = float((below / np.arange(1, v + 1)).max())
+    return min(1.0, beta + 2 * m * delta * alpha)
+
+
+def epsilon_lower_bound(m: int, r: int, v: int, delta: float, *, confidence: float = 0.95) -> float:
+    """The largest epsilon that v right guesses of r refute at this confidence: the mechanism is not (epsilon, delta)-DP. 0: none.
+
+    >>> round(epsilon_lower_bound(1000, 100, 75, 1e-4), 3)
+    0.673
+    """
+    level = 1 - confidence
+    low, high = 0.0, 1.0
+    if p_value(m, r, v, 0.0, delta) >= level:
+        return 0.0
+    while p_value(m, r, v, high, delta) < level:  # e^-36 right by chance is below float64's step: it ends
+        low, high = high, high + 1
+    for _ in range(40):
+        middle = (low + high) / 2
+        if p_value(m, r, v, middle, delta) < level:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What an auditor said about m coins, and how much of it was right."""
+
+    coins: int
+    guesses: int
+    right: int
+
+
+def guess(scores: NDArray[np.float64], included: NDArray[np.bool_], *, most: int, least: int) -> Guesses:
+    """Algorithm 1: the `most` highest scores (M) are said to be included, the `least` lowest not; of the rest nothing is said.
+
+    Equal scores are ordered by their place, which tells nothing of the coins.
+    """
+    m = len(scores)
+    if len(included) != m or most < 0 or least < 0 or most + least > m:
+        raise ValueError(f"{most} + {least} guesses about {m} scores and {len(included)} coins")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {m} scores are not finite")
+    order = np.argsort(scores, kind="stable")
+    right = int(included[order[m - most :]].sum()) + int((~included[order[:least]]).sum())
+    return Guesses(m, most + least, right)
+
+
+@dataclass(frozen=True)
+class OneRun:
+    """What one run proves."""
+
+    coins: int
+    guesses: int
+    right: int
+    delta: float
+    confidence: float
+    epsilon: float
+    """Lower bound: the mechanism is not (epsilon, delta)-DP, at this confidence."""
+    tried: int
+    """Numbers of guesses that were tried; the confidence holds for all of them together (Bonferroni)."""
+    p_of_claim: float | None = None
+    """Probability of such luck under the guarantee that was claimed, corrected for what was tried."""
+    claimed: float | None = None
+    """The claimed epsilon, of one coin's change."""
+
+    @property
+    def contradicts(self) -> bool:
+        """Whether the claim is refuted at the confidence."""
+        return self.p_of_claim is not None and self.p_of_claim < 1 - self.confidence
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"contradicts": self.contradicts}
+
+
+SHARES = (0.02, 0.1, 0.3, 1.0)
+"""Shares of the coins that are guessed, tried in turn: few sure guesses refute a large epsilon, many unsure ones a small one."""
+
+
+def audit_scores(
+    scores: NDArray[np.float64], included: NDArray[np.bool_], *, delta: float, claimed: float | None = None, confidence: float = 0.95,
+    shares: Sequence[float] = SHARES, positive_only: bool = False,
+) -> OneRun:  # fmt: skip
+    """The best bound over a few numbers of guesses, at a joint confidence.
+
+    Args:
+        scores: (M), larger for what looks included.
+        included: (M), the coins.
+        delta: of the guarantee.
+        claimed: its epsilon, to be refuted.
+        confidence: of the bound.
+        shares: of the coins that are guessed; chosen before looking.
+        positive_only: say only who was included: for attacks that see members and nothing of the others.
+    """
+    m = len(scores)
+    counts = sorted({min(m, max(1, round(share * m))) for share in shares})
+    each = 1 - (1 - confidence) / len(counts)
+    best: tuple[float, Guesses] | None = None
+    p = 1.0
+    for count in counts:
+        most = min(count, m) if positive_only else (count + 1) // 2
+        found = guess(scores, included, most=most, least=0 if positive_only else count - most)
+        bound = epsilon_lower_bound(m, found.guesses, found.right, delta, confidence=each)
+        if claimed is not None:
+            p = min(p, p_value(m, found.guesses, found.right, claimed, delta))
+        if best is None or bound > best[0]:
+            best = bound, found
+    assert best is not None
+    return OneRun(
+        m, best[1].guesses, best[1].right, delta, confidence, best[0], len(counts), None if claimed is None else min(1.0, p * len(counts)),
+        claimed,
+    )  # fmt: skip
+
+
+def pairs_as_coins(
+    members: NDArray[np.float64], others: NDArray[np.float64], *, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """(scores P, coins P) of pairs of one member and one example that was held out, P = the smaller number.
+
+    Where the split was random, then given each pair, which of the two was trained on is a fair coin, independent of the other pairs: this
+    is the experiment of Theorem 5.2 with m = P, and a coin's change replaces one example. The score is the first's minus the second's,
+    in an order that is itself drawn.
+    """
+    rng = np.random.Generator(np.random.Philox(key=seed & (2**64 - 1)))
+    n = min(len(members), len(others))
+    a, b = rng.permutation(len(members))[:n], rng.permutation(len(others))[:n]
+    first = rng.random(n) < 0.5  # whether the member is named first
+    difference = members[a] - others[b]
+    return np.where(first, difference, -difference), first
