@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from tauon.config import dump
 from tauon.errors import Problem, RecipeError
 from tauon.privacy.accounting import Guarantee, Release, calibrate, guarantee, refuse_delta
 from tauon.privacy.config import PrivacyConfig
@@ -56,6 +57,7 @@ class PrivateRun:
             refuse_delta(self.delta, examples)
         except RecipeError as err:
             raise RecipeError([Problem("privacy.delta", str(err))]) from None
+        self.multiplier: float
         self.noise: NoisePlan
         self.loader: PrivateLoader
         self.planned: Guarantee
@@ -81,6 +83,7 @@ class PrivateRun:
             )  # fmt: skip
             told.append(("privacy.noise_multiplier", round(given, 4), f"the least for epsilon {config.target_epsilon:g} after {steps:,} steps"))
         assert given is not None
+        self.multiplier = given
         self.noise = self._noise(given, steps)
         self.planned = self.account(self.noise.releases(self.rates(steps), config.sampling))
         told.append(("privacy.epsilon", round(self.planned.epsilon, 4), f"all {steps:,} steps, at delta {self.delta:g} ({config.accountant})"))
@@ -105,6 +108,22 @@ class PrivateRun:
         source = NoiseSource(self.key)
         job.examples_at = self.loader.size
         return make_private(job, self.config.clipping, self.noise, source, expected=lambda step: self.loader.rate(step) * self.examples)
+
+    def record(self, steps: int) -> dict[str, Any]:
+        """`privacy.json`: what `steps` steps of the run promise, and how it was reached. JSON values only."""
+        config = self.config
+        return {
+            "guarantee": self.account(self.noise.releases(self.rates(steps), config.sampling)).to_json(),
+            "planned_epsilon": self.planned.epsilon,
+            "steps": steps,
+            "examples": self.examples,
+            "expected_batch": self.loader.batch,
+            "sampling": config.sampling,
+            "noise_multiplier": self.multiplier,
+            "noise": config.noise.kind_,
+            "clipping": dump(config.clipping),
+            "generator": config.generator,
+        }
 
     def account(self, releases: list[Release]) -> Guarantee:
         """What these releases promise."""
