@@ -1,0 +1,1 @@
+"""Differential privacy: takes a training job, returns a training job."""
