@@ -107,6 +107,7 @@ class _Side:
 
     def __post_init__(self) -> None:
         self.points_K = -self.lattice_K[::-1] if self.adds else self.lattice_K
+        self.loss_K: Array = (self.lattice_K * self.h).astype(np.float64)
         self._kept: dict[int, tuple[Array, Array]] = {}
 
     def chunks(self) -> range:
@@ -116,9 +117,7 @@ class _Side:
         """(mass at each lattice point GK, mass of infinite loss G) of steps `start` to `start + CHUNK`."""
         if start not in self._kept:
             stop = start + CHUNK
-            self._kept[start] = connect_dots(
-                self.z[start:stop], self.q[start:stop], self.np.asarray(self.lattice_K * self.h, dtype=np.float64), adds=self.adds
-            )
+            self._kept[start] = connect_dots(self.z[start:stop], self.q[start:stop], self.loss_K, adds=self.adds)
         return self._kept[start]
 
     def log_characteristic(self, frequencies_F: Array) -> NDArray[np.complex128]:
