@@ -71,7 +71,7 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     model, loader, plan, mesh = decide(ctx, started, private)
     job, servers = assemble(ctx, model, loader, plan, mesh)
     if private is not None:
-        job = private.dress(job)
+        job = private.dress(job, ctx.splits.validation)
     checkpoint = newest(ctx)
     with EventLog(ctx.run.events_path) if ctx.world.leads else nothing_logged() as events:
         if checkpoint is not None:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from tauon.config import Config
-from tauon.privacy.clipped import ClippingConfig, Flat
+from tauon.privacy.clipped.modes import ClippingConfig, Flat
 from tauon.privacy.noise import Constant, NoiseConfig
 
 __all__ = ["PrivacyConfig"]

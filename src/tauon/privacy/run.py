@@ -6,7 +6,10 @@ The recipe's section says what is wanted; here it becomes numbers, and each numb
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Protocol
+
+import numpy as np
 
 from tauon.config import dump
 from tauon.errors import Problem, RecipeError
@@ -16,7 +19,7 @@ from tauon.privacy.noise import NoisePlan, NoiseSource
 from tauon.privacy.private import make_private
 from tauon.privacy.sampling import PrivateLoader
 from tauon.train import TrainJob
-from tauon.types import Dataset
+from tauon.types import Batch, Dataset
 
 __all__ = ["PrivateRun", "refuse_combinations"]
 
@@ -38,6 +41,12 @@ def refuse_combinations(data: Any, task: Any, optim: Any, parallel: Any) -> Iter
         yield "data.mix", "mixes examples, so that none of them can be clipped alone. Drop it, or drop privacy."
     if optim.full_batch:
         yield "optim.kind", f"{optim.kind_} takes the whole training set at every step. Take sgd and the batch that you can afford."
+
+
+def batches_of(dataset: Dataset, rows: int) -> Iterator[Batch]:
+    """All examples in order."""
+    for start in range(0, len(dataset), rows):
+        yield dataset.batch(np.arange(start, min(len(dataset), start + rows), dtype=np.int64))
 
 
 class Sizes(Protocol):
@@ -103,17 +112,20 @@ class PrivateRun:
                 found.append((rate, 1))
         return found
 
-    def dress(self, job: TrainJob) -> TrainJob:
+    def dress(self, job: TrainJob, validation: Dataset | None = None) -> TrainJob:
         """The job, private."""
-        source = NoiseSource(self.key)
+        source = NoiseSource(self.key, secret=self.config.generator == "secure")
         job.examples_at = self.loader.size
-        return make_private(job, self.config.clipping, self.noise, source, expected=lambda step: self.loader.rate(step) * self.examples)
+        held_out = None if validation is None else partial(batches_of, validation, job.microbatch)
+        return make_private(
+            job, self.config.clipping, self.noise, source, expected=lambda step: self.loader.rate(step) * self.examples, validation=held_out
+        )
 
     def record(self, steps: int) -> dict[str, Any]:
         """`privacy.json`: what `steps` steps of the run promise, and how it was reached. JSON values only."""
         config = self.config
         return {
-            "guarantee": self.account(self.noise.releases(self.rates(steps), config.sampling)).to_json(),
+            "guarantee": self.account(self.noise.releases(self.rates(steps), config.sampling, done=steps)).to_json(),
             "planned_epsilon": self.planned.epsilon,
             "steps": steps,
             "examples": self.examples,

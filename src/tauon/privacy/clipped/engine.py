@@ -16,7 +16,7 @@ Knows no noise and no accounting. Shapes: U units (rows // rows_per_unit).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -51,8 +51,9 @@ def place(parameter: nn.Parameter, whole: Tensor) -> None:
 class ClippedSum:
     """Sums of clipped per-unit gradients of a model's trainable parameters."""
 
-    def __init__(self, model: nn.Module, *, rows_per_unit: int = 1) -> None:
+    def __init__(self, model: nn.Module, *, rows_per_unit: int = 1, place: Callable[[nn.Parameter, Tensor], None] = place) -> None:
         """`rows_per_unit`: as many rows in a row are one unit (the sequences of one user): their gradients are added before they are clipped.
+        `place`: adds a clipped sum to a parameter's `.grad`, as its layout wants it.
 
         Raises `RecipeError` naming each layer in which one example reaches another, and the way out.
         """
@@ -61,7 +62,7 @@ class ClippedSum:
         wrong = [said for name, m in model.named_modules() if (said := refusal(name or type(model).__name__, m)) is not None]
         if wrong:
             raise RecipeError(" ".join(wrong))
-        self.model = model
+        self.model, self.place = model, place
         first: dict[int, str] = {}
         names: dict[tuple[int, str], str] = {}
         self.parameters: dict[str, nn.Parameter] = {}
@@ -139,7 +140,7 @@ class ClippedSum:
                 for t in terms:
                     again = scaled if not isinstance(factors_U, dict) and isinstance(t, Outer) and uses[t.a.data_ptr()] > 1 else None
                     out = _added(t, factors, out, again)
-                place(parameter, torch.zeros(parameter.shape, device=factors.device) if out is None else out)
+                self.place(parameter, torch.zeros(parameter.shape, device=factors.device) if out is None else out)
 
     def forget(self) -> None:
         """Free everything that was kept of the microbatch."""
