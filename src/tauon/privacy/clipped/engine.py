@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,6 @@ class ClippedSum:
         if not names:
             raise RecipeError("no parameter of the model trains, so that there is nothing to clip.")
         self.record = Record(rows_per_unit, names)
-        self._marks: dict[str, tuple[int, int]] = {}
         if any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules()):
             torch._dynamo.reset()  # blocks that were compiled for plain classes only
 
@@ -99,7 +99,7 @@ class ClippedSum:
                 if run is None and not leaves and not root:
                     continue
                 module.__dict__["_clipped"] = self.record
-                module.__class__ = recorded_class(type(module), leaves, run, root)
+                module.__class__ = recorded_class(cast(Any, type(module)), leaves, run, root)
                 changed.append(module)
             yield
         finally:

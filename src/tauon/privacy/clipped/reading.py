@@ -34,11 +34,10 @@ def recorded_class(kind: type[nn.Module], leaves: tuple[str, ...], run: Callable
     body["__module__"] = kind.__module__
     if run is not None:
 
-        @torch.compiler.disable
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return run(self, self.__dict__["_clipped"], *args, **kwargs)
 
-        body["forward"] = forward
+        body["forward"] = torch.compiler.disable(forward)
     if root:
         inner = body.get("forward", kind.forward)
 
@@ -169,7 +168,7 @@ class Tapped(Tensor):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
         first = args[0] if args else None
-        if name in _QUESTIONS or name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") in _FIELDS:
+        if name in _QUESTIONS or (name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") in _FIELDS):
             return func(*(_plain(a) for a in args), **{k: _plain(v) for k, v in kwargs.items()})
         if isinstance(first, Tapped) and name in _RESHAPES:
             return first.then(lambda w: func(w, *args[1:], **kwargs))
@@ -234,7 +233,7 @@ def _product(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor
 
 
 def _matmul(x: Tensor, weight: Tapped) -> Tensor:
-    """x w, w (I, O) made of the weight by any steps."""
+    """X w, w (I, O) made of the weight by any steps."""
     record, steps, plain = weight.record, weight.steps, weight.plain
     stored = weight.layer._parameters[weight.leaf]
     assert stored is not None
@@ -261,8 +260,9 @@ def _pulled(steps: tuple[Step, ...], base: Tensor, each: Tensor) -> Tensor:
         return w
 
     with torch.enable_grad():
-        _, pull = torch.func.vjp(made, base)
-    return torch.func.vmap(lambda g: pull(g.to(made(base).dtype))[0])(each)
+        value, pull = torch.func.vjp(made, base)[:2]
+    pulled: Tensor = torch.func.vmap(lambda g: pull(g.to(value.dtype))[0])(each)
+    return pulled
 
 
 def _expanded(weight: Tapped, func: Any, sizes: tuple[Any, ...]) -> Tensor:

@@ -113,7 +113,7 @@ class _Tap(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, anchor: Tensor, done: Callable[..., None], *kept: Tensor) -> Tensor:
         ctx.done = done
         ctx.save_for_backward(*kept)
-        if y._is_view() or y.is_leaf and y.requires_grad:
+        if y._is_view() or (y.is_leaf and y.requires_grad):
             return y.view_as(y)
         ctx.mark_dirty(y)  # handed on as it is; a view of it could not be changed in place behind
         return y
