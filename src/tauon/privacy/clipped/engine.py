@@ -80,15 +80,17 @@ class ClippedSum:
             torch._dynamo.reset()  # blocks that were compiled for plain classes only
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self, examples: int | None = None) -> Iterator[None]:
         """Inside, forward and backward of one microbatch happen. What was recorded before is forgotten.
+
+        `examples`: how many there are. Left out: as many as the model is given rows (of pairs of answers, it is given two rows each).
 
         Raises `RecipeError` where a parameter got a gradient that cannot be told apart by example.
         """
         if self.record.on:
             raise RecipeError("recording() inside recording(): record one microbatch at a time.")
         self.record.clear()
-        self.record.on = True
+        self.record.on, self.record.examples = True, examples
         before = {name: _mark(p) for name, p in self._current().items()}
         changed: list[nn.Module] = []
         try:

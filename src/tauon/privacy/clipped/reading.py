@@ -219,16 +219,15 @@ def _product(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor
         x, weight = args[0], args[1]
         if weight.ndim == 2 and x.ndim >= 2:
             return _matmul(x, weight)
-    if name == "embedding":
+    if name in ("embedding", "embedding_bag") and isinstance(args[1], Tapped) and not args[1].steps:
         ids, weight = args[0], args[1]
-        if isinstance(weight, Tapped) and not weight.steps:
-            skip = args[2] if len(args) > 2 else kwargs.get("padding_idx")
-            return look_up(weight.record, weight.layer, weight.leaf, ids, weight.plain, skip)
-    if name == "embedding_bag":
-        ids, weight = args[0], args[1]
-        fine = kwargs.get("mode") == "sum" and len(args) == 2 and ids.ndim == 2 and set(kwargs) <= {"mode", "per_sample_weights"}
-        if isinstance(weight, Tapped) and not weight.steps and fine:
-            return bag(weight.record, weight.layer, weight.leaf, ids, weight.plain, kwargs.get("per_sample_weights"))
+        more = {k: v for k, v in kwargs.items() if not (v is None or v is False)}  # other than the defaults
+        more.pop("norm_type", None)
+        if name == "embedding" and len(args) == 2 and set(more) <= {"padding_idx"}:
+            return look_up(weight.record, weight.layer, weight.leaf, ids, weight.plain, more.get("padding_idx"))
+        each = more.pop("per_sample_weights", None)
+        if name == "embedding_bag" and len(args) == 2 and ids.ndim == 2 and more == {"mode": "sum"}:
+            return bag(weight.record, weight.layer, weight.leaf, ids, weight.plain, each)
     return None
 
 

@@ -27,6 +27,9 @@ class Record:
         """(id of a module, leaf) -> name of the parameter in the model."""
         self.on = False
         self.rows: int | None = None
+        """Rows that the model was given."""
+        self.examples: int | None = None
+        """Examples in them, where they are not as many (pairs of answers)."""
         self.terms: dict[str, list[Term]] = {}
         self.grams = Grams()
         self.ids: dict[str, list[Tensor]] = {}
@@ -39,7 +42,7 @@ class Record:
 
     def clear(self) -> None:
         """Forget the microbatch."""
-        self.rows = None
+        self.rows = self.examples = None
         self.terms = {}
         self.ids = {}
         self.calls = {}
@@ -50,9 +53,10 @@ class Record:
         """U. Raises `RecipeError` where rows do not make whole units."""
         if self.rows is None:
             raise RecipeError("no forward pass of the model has been recorded: run it inside `recording()`.")
-        if self.rows % self.rows_per_unit:
-            raise RecipeError(f"{self.rows} rows are not whole units of {self.rows_per_unit} rows. Take a multiple as the microbatch.")
-        return self.rows // self.rows_per_unit
+        examples = self.rows if self.examples is None else self.examples
+        if examples % self.rows_per_unit:
+            raise RecipeError(f"{examples} rows are not whole units of {self.rows_per_unit} rows. Take a multiple as the microbatch.")
+        return examples // self.rows_per_unit
 
     def here(self, device: torch.device) -> Tensor:
         """A number that wants a gradient, so that there is a backward pass where a layer's input wants none."""
