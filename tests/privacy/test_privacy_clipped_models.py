@@ -37,7 +37,16 @@ def built(config: dict[str, Any], spec: DataSpec) -> Model:
         for p in model.parameters():
             p.add_(torch.randn(p.shape, generator=g) * 0.05)
     for module in model.modules():
-        for name in ("dropout", "drop", "drop_path", "head_dropout", "number_dropout", "attention_dropout", "mlp_dropout", "residual_dropout"):
+        for name in (
+            "dropout",
+            "drop",
+            "drop_path",
+            "head_dropout",
+            "number_dropout",
+            "attention_dropout",
+            "mlp_dropout",
+            "residual_dropout",
+        ):
             if isinstance(module.__dict__.get(name), float):
                 module.__dict__[name] = 0.0
     return model.train()
@@ -52,7 +61,9 @@ def task_of(spec: DataSpec, config: dict[str, Any]) -> tuple[Task, bool]:
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize(("config", "task", "spec", "batch"), ALL)
-def test_a_models_clipped_sum_equals_the_loop(config: dict[str, Any], task: dict[str, Any] | None, spec: DataSpec, batch: Batch | None) -> None:
+def test_a_models_clipped_sum_equals_the_loop(
+    config: dict[str, Any], task: dict[str, Any] | None, spec: DataSpec, batch: Batch | None
+) -> None:
     found, masked = task_of(spec, config)
     if task is not None:
         found, masked = parse(Task, task), task["kind"] == "masked-language-modelling"

@@ -24,6 +24,9 @@ from tauon.privacy.clipped.rules.generic import whole
 from tauon.privacy.clipped.rules.head import Head
 from tauon.privacy.clipped.rules.linear import linear
 
+KINDS = 64
+"""Shapes of batches that are remembered."""
+
 __all__ = ["Tapped", "plain_again", "recorded_class"]
 
 
@@ -68,32 +71,36 @@ def rule_for(module: nn.Module, leaves: tuple[str, ...]) -> Callable[..., Any] |
 
 
 def _begin(model: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Take down the batch's rows; the first time, pass one row alone, to see which layers' inputs all rows share."""
+    """Take down the batch's rows; the first time that a batch has this shape, pass one row alone, to see which layers' inputs all rows share."""
     record: Record = model.__dict__["_clipped"]
-    if record.calibrating is not None or not torch.is_grad_enabled():
+    if record.calibrating or not torch.is_grad_enabled():
         return
-    first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim), None)
+    values = (*args, *kwargs.values())
+    first = next((v for v in values if isinstance(v, Tensor) and v.ndim), None)
     if first is None:
         raise RecipeError("the model was given no tensor, so that the number of examples is not known.")
     rows = len(first)
     if record.rows is not None and record.rows != rows:
         raise RecipeError(f"the model was given {rows} rows after {record.rows} in one recording. Record one microbatch at a time.")
-    record.rows = rows
-    record.calls = {}
-    if record.multiples or rows == 1:
+    record.rows, record.calls, record.alone = rows, {}, {}
+    if rows == 1:
+        return
+    kind = tuple(tuple(v.shape[1:]) if isinstance(v, Tensor) else type(v) for v in values)
+    if kind in record.known:
+        record.alone = record.known[kind]
         return
 
     def alone(v: Any) -> Any:
         return v[:1] if isinstance(v, Tensor) and v.ndim and len(v) == rows else v
 
-    record.calibrating, record.rows = {}, 1
+    record.calibrating, record.rows = True, 1
     devices = [first.device] if first.device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
             run(model, *(alone(v) for v in args), **{k: alone(v) for k, v in kwargs.items()})
-        record.multiples = record.calibrating
+        record.known = {kind: record.alone} if len(record.known) > KINDS else {**record.known, kind: record.alone}
     finally:
-        record.calibrating, record.rows, record.calls = None, rows, {}
+        record.calibrating, record.rows = False, rows
 
 
 def _reader(leaf: str) -> property:

@@ -18,6 +18,9 @@ from tauon.privacy.clipped.terms import Dense, Grams, Term, outer
 __all__ = ["Record", "tap"]
 
 
+Shape = tuple[int, ...]
+
+
 class Record:
     """The state of one `recording`."""
 
@@ -34,10 +37,12 @@ class Record:
         self.grams = Grams()
         self.ids: dict[str, list[Tensor]] = {}
         """Of tables: what was looked up, UT; a head that is the same table asks for it."""
-        self.multiples: dict[tuple[int, int], int] = {}
-        """(id of a module, number of the call) -> rows of its input that belong to one row of the batch; 0: none does, all rows share it."""
+        self.alone: dict[int, list[Shape]] = {}
+        """id of a module -> shapes of its inputs, call by call, when the model is given one row."""
+        self.known: dict[object, dict[int, list[Shape]]] = {}
+        """The same for each shape of batches, rows left out."""
         self.calls: dict[int, int] = {}
-        self.calibrating: dict[tuple[int, int], int] | None = None
+        self.calibrating = False
         self.anchor: Tensor | None = None
 
     def clear(self) -> None:
@@ -74,18 +79,25 @@ class Record:
             )
         return x.reshape(units, x.shape[0] // units, *x.shape[1:])
 
-    def shared(self, layer: nn.Module, rows: int) -> bool:
-        """Whether this call's input is one for all rows of the batch (positions, say), counted from the first call of a pass."""
-        if self.calibrating is not None:
-            key = (id(layer), self.calls.get(id(layer), 0))
-            self.calls[id(layer)] = key[1] + 1
-            self.calibrating[key] = rows
+    def shared(self, layer: nn.Module, x: Tensor) -> bool:
+        """Whether this call's input is one for all rows of the batch (positions, say): it is as large when there is one row."""
+        if self.calibrating:
+            self.alone.setdefault(id(layer), []).append(tuple(x.shape))
             return False
-        key = (id(layer), self.calls.get(id(layer), 0))
-        self.calls[id(layer)] = key[1] + 1
-        alone = self.multiples.get(key)
-        batch = self.rows or 1
-        return alone is not None and batch > 1 and rows == alone and rows != alone * batch
+        call = self.calls.get(id(layer), 0)
+        self.calls[id(layer)] = call + 1
+        seen, rows = self.alone.get(id(layer)), self.rows or 1
+        if not seen or rows == 1:
+            return False
+        alone = seen[call % len(seen)]  # modulo: a checkpointed block is run again
+        if tuple(x.shape) == alone:
+            return True
+        if x.shape[0] != alone[0] * rows:
+            raise RecipeError(
+                f"{type(layer).__name__} was given {tuple(x.shape)} for {rows} rows, and {alone} for one: its gradient cannot be told apart by "
+                "example. Keep the batch in the first dimension."
+            )
+        return False
 
     def name(self, layer: nn.Module, leaf: str) -> str:
         """The parameter's name in the model."""

@@ -141,9 +141,10 @@ class _Kernels(Dense):
         return whole.contiguous() if out is None else out.add_(whole)
 
     def dense(self) -> Tensor:
-        each = self.raw.unflatten(0, self.kernel)
+        each: Tensor = self.raw.unflatten(0, self.kernel)
         K = len(self.kernel)
-        return each.permute(K, K + 1, K + 2, *range(K)).contiguous()
+        whole: Tensor = each.permute(K, K + 1, K + 2, *range(K)).contiguous()
+        return whole
 
     def inner(self, other: Term) -> Tensor:
         return (self.dense() * other.dense()).flatten(1).sum(1)
@@ -230,7 +231,7 @@ class _Convolution(torch.autograd.Function):
 @register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, forward=True)
 def run(layer: Any, record: Record, input: Tensor) -> Tensor:
     """See the head of this file."""
-    x = spread(record, input) if record.shared(layer, len(input)) else input
+    x = spread(record, input) if record.shared(layer, input) else input
     if not torch.is_grad_enabled():
         return cast(Tensor, bare(layer)(x))
     padding: Sizes = (0,) * len(layer.kernel_size)

@@ -65,7 +65,7 @@ class _RMS(torch.autograd.Function):
 
 
 def _rms(layer: nn.Module, record: Record, x: Tensor, eps: float) -> Tensor:
-    if record.shared(layer, len(x)):
+    if record.shared(layer, x):
         x = spread(record, x)
     weight = weight_of(layer, "weight")
     if weight is None or not record.wants(layer, "weight") or weight.ndim > 1 or not torch.is_grad_enabled():
@@ -128,7 +128,7 @@ class _Layer(torch.autograd.Function):
 @register_rule(nn.LayerNorm, forward=True)
 def run_layer_norm(layer: nn.LayerNorm, record: Record, input: Tensor) -> Tensor:
     """Torch's LayerNorm."""
-    x = spread(record, input) if record.shared(layer, len(input)) else input
+    x = spread(record, input) if record.shared(layer, input) else input
     if not torch.is_grad_enabled() or not (record.wants(layer, "weight") or record.wants(layer, "bias")):
         return cast(Tensor, bare(layer)(x))
     weight, bias = weight_of(layer, "weight"), weight_of(layer, "bias")
@@ -176,7 +176,7 @@ class _Group(torch.autograd.Function):
 
 
 def _group(layer: nn.Module, record: Record, x: Tensor, groups: int, eps: float) -> Tensor:
-    if record.shared(layer, len(x)):
+    if record.shared(layer, x):
         x = spread(record, x)
     if not torch.is_grad_enabled() or not (record.wants(layer, "weight") or record.wants(layer, "bias")):
         return cast(Tensor, bare(layer)(x))
