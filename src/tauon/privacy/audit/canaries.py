@@ -29,7 +29,16 @@ from tauon.errors import DataError, Problem, RecipeError
 from tauon.privacy.audit.secrets import Secret, SecretRows, alphabet_of, make_secrets
 from tauon.types import Batch, Dataset
 
-__all__ = ["Canaries", "CanaryConfig", "CanaryExamples", "GradientCanaries", "WithCanaries", "canary_key", "with_canaries"]
+__all__ = [
+    "Canaries",
+    "CanaryConfig",
+    "CanaryExamples",
+    "GradientCanaries",
+    "WithCanaries",
+    "canary_dataset",
+    "canary_key",
+    "with_canaries",
+]
 
 
 class CanaryConfig(Config):
