@@ -22,7 +22,7 @@ from tauon.privacy.audit.curve import (
     points_curve,
 )
 from tauon.privacy.audit.lira import LiraMode, difficulty_calibrated, lira
-from tauon.privacy.audit.one_run import Guesses, OneRun, audit_scores, epsilon_lower_bound, guess, p_value, pairs_as_coins
+from tauon.privacy.audit.one_run import Guesses, OneRun, audit_scores, epsilon_lower_bound, group_delta, guess, p_value, pairs_as_coins
 from tauon.privacy.audit.roc import Attack, Rate, epsilon_of_rates, roc_points, score_attack
 from tauon.privacy.audit.secrets import Secret, SecretRows
 from tauon.privacy.audit.signals import Signals, attack_scores, statistic
@@ -60,6 +60,7 @@ __all__ = [
     "epsilon_of_rates",
     "gaussian_curve",
     "gaussian_epsilon",
+    "group_delta",
     "guess",
     "judge",
     "lira",

@@ -202,7 +202,7 @@ class WithCanaries:
         """`kept`: examples of `dataset` that stay; `which`: canaries that are there, those that are there several times several times."""
         from tauon.data import ChosenExamples
 
-        self.base, self.canaries = dataset, canaries
+        self.base, self.canaries, self.kept = dataset, canaries, kept
         self._examples = ChosenExamples([dataset, canaries], np.concatenate([kept, len(dataset) + which]))
         self.spec = dataset.spec
         self.facts: dict[str, Any] = dict(dataset.facts) | {"with_canaries": len(self._examples)}
@@ -212,7 +212,7 @@ class WithCanaries:
 
     def __getattr__(self, name: str) -> Any:
         """What a data set of its kind offers besides: the examples'."""
-        if name.startswith("_") or name in ("base", "canaries"):
+        if name.startswith("_") or name in ("base", "canaries", "kept"):
             raise AttributeError(name)
         return getattr(self._examples, name)
 

@@ -46,20 +46,20 @@ class Verdict:
 
 def judge(
     scores: Mapping[str, NDArray[np.float64]], included: NDArray[np.bool_], *, delta: float, claimed: float | None = None,
-    curve: TradeOff | None = None, confidence: float = 0.95,
+    curve: TradeOff | None = None, confidence: float = 0.95, examples: int = 1,
 ) -> Verdict:  # fmt: skip
     """Args:
     scores: statistic -> (M), larger for what looks included.
     included: (M), the coins.
-    delta, claimed: the guarantee of one coin's change; claimed None: there is none.
+    delta, claimed: the guarantee, for one example; claimed None: there is none.
     curve: its trade-off curve, where one is known.
     confidence: of the bounds, and of a refutation.
     """
     each = 1 - (1 - confidence) / len(scores)
     found = {
         name: (
-            audit_scores(s, included, delta=delta, claimed=claimed, confidence=each),
-            audit_curve(s, included, delta=delta, claimed=curve, confidence=each),
+            audit_scores(s, included, delta=delta, claimed=claimed, confidence=each, examples=examples),
+            audit_curve(s, included, delta=delta, claimed=curve, confidence=each, examples=examples),
         )
         for name, s in scores.items()
     }
