@@ -6,6 +6,7 @@ outputs of the model and of reference models (each an ordinary run below `audit/
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -33,6 +34,8 @@ from tauon.privacy.audit import (
     canary_dataset,
     canary_key,
     difficulty_calibrated,
+    exposure,
+    extract,
     judge,
     lira,
     pairs_as_coins,
@@ -139,11 +142,12 @@ def audit_run(
             "delta": delta, "shadows": shadows, "held_out": chosen.held, "random_split": chosen.random,
             "attacks": [a.to_json() for a in attacks],
         }  # fmt: skip
-        pairs = audit_pairs(scores, chosen, signals, promise, delta, confidence, seed)
-        record["pairs"] = None if pairs is None else pairs.to_json()
         canaries = planted(run.folder)
+        each = 1 - (1 - confidence) / 2 if canaries is not None and chosen.random else confidence  # two proofs, two chances to be unlucky
+        pairs = audit_pairs(scores, chosen, signals, promise, delta, each, seed)
+        record["pairs"] = None if pairs is None else pairs.to_json()
         if canaries is not None:
-            record["canaries"] = audit_canaries(ctx, checkpoint, canaries, promise, delta, confidence)
+            record["canaries"] = audit_canaries(ctx, checkpoint, canaries, promise, delta, each)
         record |= conclude(record, attacks)
         write_json(run.folder / RECORD, record)
     return record
@@ -296,8 +300,27 @@ def audit_canaries(
 
 
 def audit_secrets(ctx: Context, checkpoint: Checkpoint, canaries: Canaries) -> dict[str, Any]:
-    """Exposure of each secret, and whether the model tells it."""
-    raise NotImplementedError
+    """Exposure of each secret, planted or not, and whether the model tells it."""
+    from tauon.pipeline import load_model
+
+    model, precision = load_model(checkpoint, ctx.recipe, weights=ctx.recipe.evaluate.weights)
+    tokenizer, rows = ctx.splits.tokenizer, []
+    for i, (secret, there) in enumerate(zip(canaries.secrets, canaries.included.tolist(), strict=True)):
+        bits, how = exposure(model, tokenizer, secret, seed=i, context=precision.context)
+        told = extract(model, tokenizer, secret, context=precision.context)
+        rows.append(
+            {
+                "name": secret.prefix,
+                "included": there,
+                "repeats": secret.repeats,
+                "exposure": bits,
+                "most": math.log2(secret.candidates),
+                "how": how,
+            }
+            | told
+        )
+        ctx.tell("progress", what="exposure of secrets", done=i + 1, total=len(canaries))
+    return {"secrets": rows, "extracted": sum(r["included"] and (r["greedy"] or r["beam"]) for r in rows)}
 
 
 def guarantee_of(run: Run) -> dict[str, Any] | None:
@@ -319,11 +342,11 @@ def claimed_curve(promise: Mapping[str, Any]) -> TradeOff | None:
 
 def conclude(record: Mapping[str, Any], attacks: list[Attack]) -> dict[str, Any]:
     """The sentence that a reader needs, and whether the guarantee is refuted."""
-    proofs = {
+    found = {
         "canaries": (record.get("canaries") or {}).get("verdict"),
         "pairs of a member and a held-out example": record.get("pairs"),
     }
-    proofs = {k: v for k, v in proofs.items() if v is not None}
+    proofs: dict[str, dict[str, Any]] = {k: v for k, v in found.items() if v is not None}
     promise, level = record["guarantee"], record["confidence"]
     bound = max((v["bound"]["epsilon"] for v in proofs.values()), default=None)
     broken = [k for k, v in proofs.items() if v["contradicts"]]

@@ -21,6 +21,7 @@ from tauon.privacy.audit.curve import (
     gaussian_epsilon,
     points_curve,
 )
+from tauon.privacy.audit.extraction import SkewNormal, exposure, extract, fit_skew_normal, surprise
 from tauon.privacy.audit.lira import LiraMode, difficulty_calibrated, lira
 from tauon.privacy.audit.one_run import Guesses, OneRun, audit_scores, epsilon_lower_bound, group_delta, guess, p_value, pairs_as_coins
 from tauon.privacy.audit.roc import Attack, Rate, epsilon_of_rates, roc_points, score_attack
@@ -42,6 +43,7 @@ __all__ = [
     "Secret",
     "SecretRows",
     "Signals",
+    "SkewNormal",
     "TradeOff",
     "Verdict",
     "WithCanaries",
@@ -58,6 +60,9 @@ __all__ = [
     "epsilon_delta_curve",
     "epsilon_lower_bound",
     "epsilon_of_rates",
+    "exposure",
+    "extract",
+    "fit_skew_normal",
     "gaussian_curve",
     "gaussian_epsilon",
     "group_delta",
@@ -70,5 +75,6 @@ __all__ = [
     "roc_points",
     "score_attack",
     "statistic",
+    "surprise",
     "with_canaries",
 ]

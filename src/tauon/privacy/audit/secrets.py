@@ -1,6 +1,6 @@
 """Sentences with a random secret, for language models (Carlini et al. 2019, arXiv:1802.08232): what is written, and rows of tokens.
 
-Trains nothing and asks no model: `exposure` does.
+Trains nothing and asks no model: `extraction` does.
 """
 
 from __future__ import annotations
