@@ -6,6 +6,7 @@ outputs of the model and of reference models (each an ordinary run below `audit/
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
@@ -59,8 +60,8 @@ FORMAT = "tauon-audit-1"
 # ---------------------------------------------------------------------------------------------- planting, before training
 
 
-def plant(splits: DataSplits, config: CanaryConfig, folder: Path) -> tuple[DataSplits, Canaries]:
-    """The splits with canaries in the training part, and which. What was drawn lies in the run's folder, for its owner alone, and is the
+def plant(splits: DataSplits, config: CanaryConfig, folder: Path) -> DataSplits:
+    """The splits with canaries in the training part. What was drawn lies in the run's folder, for its owner alone, and is the
     same when the run goes on; it is in no checkpoint.
     """
     path = folder / FOLDER / CANARIES
@@ -72,7 +73,9 @@ def plant(splits: DataSplits, config: CanaryConfig, folder: Path) -> tuple[DataS
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_json(path, found.to_json())
         os.chmod(path, 0o600)
-    return replace(splits, train=train), found
+    said = {"kind": config.kind, "coins": len(found)}
+    fingerprint = hashlib.sha256(f"{splits.fingerprint}/canaries/{hashlib.sha256(found.key).hexdigest()}".encode()).hexdigest()
+    return replace(splits, train=train, facts=splits.facts | {"canaries": said}, fingerprint=fingerprint)
 
 
 def planted(folder: Path) -> Canaries | None:

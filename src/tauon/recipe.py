@@ -21,6 +21,7 @@ from tauon.evaluate import EvaluateConfig
 from tauon.launch import Here, LaunchConfig
 from tauon.models import AdaptConfig, ModelConfig
 from tauon.optim import AdamWConfig, OptimConfig
+from tauon.privacy import PrivacyConfig, refuse_combinations
 from tauon.tasks import Task
 from tauon.tracking import TrackerConfig
 from tauon.train import TrainConfig
@@ -31,7 +32,7 @@ StageName = Literal["prepare", "train", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "report")
 SECTIONS: dict[str, tuple[str, ...]] = {
     "prepare": ("data",),
-    "train": ("data", "task", "model", "adapt", "optim", "train", "parallel", "track"),
+    "train": ("data", "task", "model", "adapt", "optim", "train", "privacy", "parallel", "track"),
     "evaluate": ("evaluate",),
     "report": (),
 }
@@ -61,6 +62,8 @@ class Recipe(Config):
     """How weights are updated."""
     train: TrainConfig
     """How long, in what batches."""
+    privacy: PrivacyConfig | None = None
+    """Differential privacy of the training set: {target_epsilon: 3, delta: 1e-5}. Left out: none is promised."""
     parallel: ParallelConfig = AutoParallel()
     """How the work is divided among processes."""
     launch: LaunchConfig = Here()
@@ -121,6 +124,8 @@ class Recipe(Config):
             for name in ("prompts", "samples"):
                 if name in self.peek("evaluate").model_fields_set:
                     yield f"evaluate.{name}", f"is for language models, and the task is {task.kind_}. Drop it."
+        if self.peek("privacy") is not None and self.peek("privacy").promises:
+            yield from refuse_combinations(data, task, optim, self.peek("parallel"))
         for name in ("early_stopping", "validate_every", "validate_examples"):
             if train.peek(name) is not None and self._holds_nothing_out():
                 yield f"train.{name}", "needs validation data, and data.split.validation is 0. Hold some out, or drop it."

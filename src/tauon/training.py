@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tauon.artifacts import Checkpoint, CheckpointWriter, latest_checkpoint, load_checkpoint, write_json
+from tauon.auditing import planted
 from tauon.config import dump
-from tauon.data import Loader
+from tauon.data import DataSplits, Loader
 from tauon.distributed import (
     Layout,
     LowCommunication,
@@ -26,6 +27,7 @@ from tauon.distributed import (
 )
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, Start, fit
+from tauon.privacy import PrivateRun, discard_key, run_key, seeded_key
 from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
     Derived,
@@ -66,8 +68,11 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     ctx.world.lead(ctx.refuse_changed_data)
     ctx.world.lead(ctx.refuse_changed_start)
     started = ctx.world.lead(lambda: ctx.run.manifest().get("training")) or {}
-    model, loader, plan, mesh = decide(ctx, started)
+    private = private_run(ctx)
+    model, loader, plan, mesh = decide(ctx, started, private)
     job, servers = assemble(ctx, model, loader, plan, mesh)
+    if private is not None:
+        job = private.dress(job, ctx.splits.validation, canaries=planted(ctx.run.folder) if private.config.audit is not None else None)
     checkpoint = newest(ctx)
     with EventLog(ctx.run.events_path) if ctx.world.leads else nothing_logged() as events:
         if checkpoint is not None:
@@ -79,6 +84,10 @@ def train_stage(ctx: Context) -> dict[str, Any]:
             run_job(ctx, job, servers, plan, events, model, parent=checkpoint, recorded=bool(started))
         finally:
             loader.close()
+            if private is not None:
+                write_account(ctx, private, job)
+    if private is not None and ctx.world.leads:
+        discard_key(ctx.run.folder)
     best = job.notes.get("best") if ctx.recipe.train.early_stopping is not None else None
     step = best["step"] if best else job.step
     final = load_checkpoint(ctx.run.checkpoints / f"step-{step:06d}", verify=False)
@@ -86,7 +95,34 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     return {"checkpoint": final.path.name, "hash": final.hash, "steps": job.step}
 
 
-def decide(ctx: Context, started: dict[str, Any]) -> tuple[ModelConfig, Loader, Plan, Mesh]:
+def private_run(ctx: Context) -> PrivateRun | None:
+    """What the recipe's `privacy` section asks for, with the run's key; None where there is none."""
+    config = ctx.recipe.privacy
+    if config is None or not config.promises:
+        return None
+    if config.generator == "seeded":
+        key = seeded_key(ctx.recipe.seed)
+        ctx.tell("warning", message="privacy.generator is seeded: whoever knows the seed can take the noise off again. For tests only.")
+    else:
+        key = bytes.fromhex(ctx.world.lead(lambda: run_key(ctx.run.folder).hex()))
+    return PrivateRun(config, key=key, examples=len(ctx.splits.train), unit=unit_of(ctx.splits))
+
+
+def unit_of(splits: DataSplits) -> str:
+    """What one example is, in words."""
+    spec = splits.spec
+    return f"sequence of {spec.seq_len} tokens" if spec.vocab is not None else "example"
+
+
+def write_account(ctx: Context, private: PrivateRun, job: TrainJob) -> None:
+    """`privacy.json`: what the steps that were done promise, whatever ended them."""
+    if ctx.world.leads and job.step:
+        record = private.record(job.step)
+        write_json(ctx.run.folder / "privacy.json", record)
+        ctx.run.update_manifest(privacy={k: record["guarantee"][k] for k in ("epsilon", "delta", "unit", "neighbouring", "accountant")})
+
+
+def decide(ctx: Context, started: dict[str, Any], private: PrivateRun | None = None) -> tuple[ModelConfig, Loader, Plan, Mesh]:
     """Every choice that the recipe leaves open, told with its reason. `started`: what an earlier part of this run recorded."""
     recipe, spec = ctx.recipe, ctx.splits.spec
     model = ctx.model
@@ -101,15 +137,19 @@ def decide(ctx: Context, started: dict[str, Any]) -> tuple[ModelConfig, Loader, 
                     )
                 ]
             )
-    loader = Loader(
-        ctx.splits.train, batch=ctx.train.batch, seed=recipe.seed, workers=recipe.data.workers, rank=mesh.data_rank,
-        world=mesh.layout.data, sizes=Ramps.of(ctx.train, spec.seq_len) if ctx.train.batch_warmup is not None else None,
-    )  # fmt: skip
+    share: dict[str, Any] = {
+        "batch": ctx.train.batch, "workers": recipe.data.workers, "rank": mesh.data_rank, "world": mesh.layout.data,
+        "sizes": Ramps.of(ctx.train, spec.seq_len) if ctx.train.batch_warmup is not None else None,
+    }  # fmt: skip
+    train = ctx.splits.train
+    loader = Loader(train, seed=recipe.seed, **share) if private is None else private.load(train, **share)
     plan = make_plan(
         model, recipe.optim, ctx.train, recipe.task, spec, examples=len(ctx.splits.train), loader=loader, seed=recipe.seed,
         recorded=started.get("plan"), tell=lambda m: ctx.tell("note", message=m), mesh=mesh, parallel=recipe.parallel,
     )  # fmt: skip
     plan.derived.insert(1, chosen)
+    if private is not None:
+        plan.derived += [Derived(*d) for d in private.settle(plan.steps)]
     if ctx.start is not None:
         plan.derived[1:1] = [
             Derived("model", model.kind_, f"{recipe.model.from_}"),

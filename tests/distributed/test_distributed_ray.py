@@ -185,7 +185,7 @@ def test_mnist_learned_asynchronously_stays_within_half_a_point_of_synchronous(
     for mode in ("sync", "async"):
         settings = [
             f"name=mnist-{mode}",
-            "train.epochs=3",
+            "train.epochs=5",
             "data.augment=[]",
             f"parallel={{kind: parameter-server, threads: 1, mode: {mode}}}",
         ]

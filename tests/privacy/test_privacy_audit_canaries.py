@@ -98,20 +98,20 @@ def test_gradient_canaries_take_part_as_examples_do_and_are_seen() -> None:
     config = asked(canaries=30, kind="gradient")
     data, record = with_canaries(iris().train, config, key=canary_key(config))
     assert len(data) == len(iris().train)
-    canaries = GradientCanaries.of(record, {"weight": 50, "bias": 5})
+    canaries = GradientCanaries.of(record, {"weight": 50, "bias": 5}, rate=lambda step: 0.3)
     taken = [(name, int(i)) for name, (at, _) in canaries.places.items() for i in at]
     assert len(taken) == len(set(taken)) == 30 and canaries.places["bias"][0].max(initial=0) < 5
     there = np.zeros(30)
     for step in range(200):
         sums = {"weight": torch.zeros(10, 5), "bias": torch.zeros(5)}
-        canaries.insert(sums, step=step, rate=0.3, norm=2.0)
-        there += canaries.present(step, 0.3)
-        assert float(sums["weight"].sum() + sums["bias"].sum()) == pytest.approx(2.0 * canaries.present(step, 0.3).sum())
+        canaries.insert(sums, step=step, norm=2.0)
+        there += canaries.present(step)
+        assert float(sums["weight"].sum() + sums["bias"].sum()) == pytest.approx(2.0 * canaries.present(step).sum())
         canaries.observe(sums, norm=2.0)
     assert canaries.total == pytest.approx(there) and (there[~record.included] == 0).all()
     assert there[record.included].mean() == pytest.approx(60, abs=5)
     assert (canaries.change[~record.included] == 0).all() and (canaries.change[record.included] > 0).all()
-    other = GradientCanaries.of(record, {"weight": 50, "bias": 5})
+    other = GradientCanaries.of(record, {"weight": 50, "bias": 5}, rate=lambda step: 0.3)
     other.load(canaries.tensors())
     assert other.steps == 200 and other.scores()["sum"].tolist() == canaries.scores()["sum"].tolist()
 
@@ -144,7 +144,7 @@ def test_data_that_cannot_hold_canaries_is_refused(tmp_path: Any) -> None:
     with pytest.raises(RecipeError, match="shorten the template"):
         with_canaries(text(tmp_path).train, asked(canaries=5, kind="secret", template="x" * 90 + " {name} {secret}"), key=key)
     with pytest.raises(RecipeError, match="3 parameters train"):
-        GradientCanaries.of(Canaries("gradient", key, np.ones(5, bool)), {"w": 3})
+        GradientCanaries.of(Canaries("gradient", key, np.ones(5, bool)), {"w": 3}, rate=lambda step: 1.0)
 
 
 # ------------------------------------------------------------------------------------------------ halves

@@ -1,3 +1,19 @@
-"""Differential privacy: what a training job may tell of its data, and what an attacker really learns from it."""
+"""Training under differential privacy: per-example clipping, noise, accounting, the ledger of each data set, audits."""
 
-__all__: list[str] = []
+from tauon.privacy.config import PrivacyConfig
+from tauon.privacy.keys import discard_key, run_key, seeded_key
+from tauon.privacy.private import PrivateGradients, make_private
+from tauon.privacy.run import PrivateRun, refuse_combinations
+from tauon.privacy.sampling import PrivateLoader
+
+__all__ = [
+    "PrivacyConfig",
+    "PrivateGradients",
+    "PrivateLoader",
+    "PrivateRun",
+    "discard_key",
+    "make_private",
+    "refuse_combinations",
+    "run_key",
+    "seeded_key",
+]

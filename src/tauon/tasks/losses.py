@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tauon.distributed.pieces import is_dtensor, local_slices
 
-__all__ = ["linear_cross_entropy", "token_nll"]
+__all__ = ["chunk_rows", "linear_cross_entropy", "softmax_and_nll", "token_nll"]
 
 
 def chunk_rows(rows: int, vocab: int, device: torch.device) -> int:
@@ -32,7 +32,7 @@ def chunk_rows(rows: int, vocab: int, device: torch.device) -> int:
     return max(1, min(rows, fits - fits % 128 or fits))  # whole tiles of a GPU's matrix product
 
 
-def _softmax(z_NV: Tensor, at_N1: Tensor, h_ND: Tensor, w_VD: Tensor) -> tuple[Tensor, Tensor]:
+def softmax_and_nll(z_NV: Tensor, at_N1: Tensor, h_ND: Tensor, w_VD: Tensor) -> tuple[Tensor, Tensor]:
     """(probabilities, -log p of `at`: N1) of logits z = h w^T, which they overwrite on a CPU; where p is too small for its log, z is formed again."""
     if z_NV.device.type != "cpu":
         top, of_target = z_NV.amax(1, keepdim=True), z_NV.gather(1, at_N1)
@@ -63,7 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             at = target_N[start : start + step, None]
             g = token_weight_N[start : start + step, None]
             z = (h @ w.t()).float() if memory is None else torch.mm(h, w.t(), out=memory[: len(h)])
-            p, nll = _softmax(z, at, h, w)
+            p, nll = softmax_and_nll(z, at, h, w)
             total += (nll * g).sum()
             if not (want_h or want_w):
                 continue
@@ -147,17 +147,23 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor,
     Matrix products run in the dtype of `hidden_ND` (bf16 under autocast), sums and the softmax in fp32. Gradients flow to
     `hidden_ND` and `weight_VD`, once (no second derivatives). A weight that is a DTensor cut along V is never gathered.
     """
+    if (tapped := getattr(weight_VD, "tapped", None)) is not None:  # clipped by example: see tauon.privacy.clipped
+        out: Tensor = tapped.linear_cross_entropy(hidden_ND, target_N, token_weight_N)
+        return out
     if is_dtensor(weight_VD):
         first = local_slices(weight_VD)[0].start
         group = weight_VD.device_mesh.get_group()
         split: Tensor = _VocabularyParallel.apply(hidden_ND, weight_VD.to_local(), target_N, token_weight_N, first, group)
         return split
-    out: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, target_N, token_weight_N)
+    out = _LinearCrossEntropy.apply(hidden_ND, weight_VD, target_N, token_weight_N)
     return out
 
 
 def token_nll(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
     """-log p of each target, N in fp32 nats, differentiable in the ordinary way; chunked, so only one chunk of logits exists without grad."""
+    if (tapped := getattr(weight_VD, "tapped", None)) is not None:
+        nll_N: Tensor = tapped.token_nll(hidden_ND, target_N)
+        return nll_N
     if is_dtensor(weight_VD):
         weight_VD = weight_VD.full_tensor()
     w = weight_VD.to(hidden_ND.dtype)

@@ -47,13 +47,19 @@ class MaskedLanguageModelling(Task):
         weight_VD, bias_V = (p.full_tensor() if is_dtensor(p) else p for p in (head.weight, head.bias))
         where_BT = batch.weights > 0
         h_ND, target_N = hidden_BTD[where_BT], batch.targets[where_BT]
+        tapped = getattr(weight_VD, "tapped", None)  # clipped by example: see tauon.privacy.clipped
         step = chunk_rows(len(h_ND), len(weight_VD), h_ND.device)
         nll, hit = [], []
         for i in range(0, len(h_ND), step):
-            logits_NV = torch.addmm(bias_V.to(h_ND.dtype), h_ND[i : i + step], weight_VD.to(h_ND.dtype).t()).float()
+            if tapped is not None:
+                logits_NV = tapped.of_examples(h_ND[i : i + step], bias_V, where_BT.nonzero()[i : i + step, 0]).float()
+            else:
+                logits_NV = torch.addmm(bias_V.to(h_ND.dtype), h_ND[i : i + step], weight_VD.to(h_ND.dtype).t()).float()
             nll.append(nn.functional.cross_entropy(logits_NV, target_N[i : i + step], reduction="none"))
             hit.append(logits_NV.argmax(1) == target_N[i : i + step])
         nll_BT = hidden_BTD.new_zeros(where_BT.shape, dtype=torch.float32)
+        if not nll and tapped is not None:
+            return nll_BT + 0.0 * hidden_BTD.float().sum(), torch.zeros_like(where_BT)
         if not nll:  # nothing was hidden: a loss of zero that still has a gradient, as other processes wait for one
             return nll_BT + 0.0 * hidden_BTD.float().sum() + 0.0 * (weight_VD.sum() + bias_V.sum()), torch.zeros_like(where_BT)
         return nll_BT.masked_scatter(where_BT, torch.cat(nll)), torch.zeros_like(where_BT).masked_scatter(where_BT, torch.cat(hit))

@@ -2,8 +2,19 @@
 several processes at once.
 """
 
+from tauon.testing.clipping import check_clipping, gradients_one_by_one
 from tauon.testing.contracts import check_model, check_optimizer, check_source, tiny_batch
 from tauon.testing.processes import ProcessFailure, run_processes
 from tauon.testing.tasks import check_task
 
-__all__ = ["ProcessFailure", "check_model", "check_optimizer", "check_source", "check_task", "run_processes", "tiny_batch"]
+__all__ = [
+    "ProcessFailure",
+    "check_clipping",
+    "check_model",
+    "check_optimizer",
+    "check_source",
+    "check_task",
+    "gradients_one_by_one",
+    "run_processes",
+    "tiny_batch",
+]

@@ -1,0 +1,26 @@
+"""Accounting: how much a list of private releases may tell about one person, and how much noise a target needs."""
+
+from tauon.privacy.accounting.calibrate import calibrate
+from tauon.privacy.accounting.guarantee import NOT_COVERED, Guarantee, charge_search, compose_basic, guarantee
+from tauon.privacy.accounting.loss import Accountant, composed_loss, delta_at, epsilon, epsilons, trade_off
+from tauon.privacy.accounting.release import Release, Sampling, refuse_delta, refuse_epsilon, relation_of
+
+__all__ = [
+    "NOT_COVERED",
+    "Accountant",
+    "Guarantee",
+    "Release",
+    "Sampling",
+    "calibrate",
+    "charge_search",
+    "compose_basic",
+    "composed_loss",
+    "delta_at",
+    "epsilon",
+    "epsilons",
+    "guarantee",
+    "refuse_delta",
+    "refuse_epsilon",
+    "relation_of",
+    "trade_off",
+]

@@ -1,0 +1,165 @@
+"""Exact per-example clipping in one backward pass: book-keeping (Bu et al. 2022, arXiv:2210.00038; Li et al. 2021, arXiv:2110.05679).
+
+While a microbatch is recorded, weights want no gradient of their own: each layer's input and its output's gradient are kept, each unit's norm
+comes from them, and then the sum of the clipped gradients is formed, once. The unclipped gradient never is.
+
+    clipped = ClippedSum(model)
+    for rows in microbatches:
+        with clipped.recording():
+            (task.loss(model, rows)[0] * scale).backward()
+        norms_U = sum(clipped.squared_norms().values()).sqrt()
+        clipped.add((C / norms_U).clamp(max=1))
+        clipped.forget()
+
+Knows no noise and no accounting. Shapes: U units (rows // rows_per_unit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from tauon.distributed import is_dtensor
+from tauon.errors import RecipeError
+from tauon.privacy.clipped.reading import plain_again, recorded_class, rule_for
+from tauon.privacy.clipped.record import Record
+from tauon.privacy.clipped.rules.norm import refusal
+from tauon.privacy.clipped.terms import Outer, Term, joint
+
+__all__ = ["ClippedSum", "place"]
+
+
+def place(parameter: nn.Parameter, whole: Tensor) -> None:
+    """Add the sum of this process's clipped gradients, in the parameter's whole shape, to its `.grad`: of a sharded one, what belongs to its
+    shard, summed over the processes that share it. The one place where layouts come in.
+    """
+    if is_dtensor(parameter):
+        from torch.distributed.tensor import DTensor, Partial
+
+        mesh = parameter.device_mesh
+        summed = DTensor.from_local(whole.to(parameter.dtype), mesh, [Partial()] * mesh.ndim, run_check=False)
+        whole = summed.redistribute(mesh, parameter.placements)
+    if parameter.grad is None:
+        parameter.grad = whole.to(parameter.dtype)
+    elif parameter.grad is not whole:
+        parameter.grad.add_(whole)
+
+
+class ClippedSum:
+    """Sums of clipped per-unit gradients of a model's trainable parameters."""
+
+    def __init__(self, model: nn.Module, *, rows_per_unit: int = 1, place: Callable[[nn.Parameter, Tensor], None] = place) -> None:
+        """`rows_per_unit`: as many rows in a row are one unit (the sequences of one user): their gradients are added before they are clipped.
+        `place`: adds a clipped sum to a parameter's `.grad`, as its layout wants it.
+
+        Raises `RecipeError` naming each layer in which one example reaches another, and the way out.
+        """
+        if rows_per_unit < 1:
+            raise RecipeError(f"rows_per_unit={rows_per_unit}, and a unit has at least one row.")
+        wrong = [said for name, m in model.named_modules() if (said := refusal(name or type(model).__name__, m)) is not None]
+        if wrong:
+            raise RecipeError(" ".join(wrong))
+        self.model, self.place = model, place
+        first: dict[int, str] = {}
+        names: dict[tuple[int, str], str] = {}
+        self.parameters: dict[str, nn.Parameter] = {}
+        for prefix, module in model.named_modules():
+            for leaf, p in module._parameters.items():
+                if p is None or not p.requires_grad:
+                    continue
+                name = first.setdefault(id(p), f"{prefix}.{leaf}" if prefix else leaf)
+                names[id(module), leaf] = name
+                self.parameters[name] = p
+        if not names:
+            raise RecipeError("no parameter of the model trains, so that there is nothing to clip.")
+        self.record = Record(rows_per_unit, names)
+        self._marks: dict[str, tuple[int, int]] = {}
+        if any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules()):
+            torch._dynamo.reset()  # blocks that were compiled for plain classes only
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Inside, forward and backward of one microbatch happen. What was recorded before is forgotten.
+
+        Raises `RecipeError` where a parameter got a gradient that cannot be told apart by example.
+        """
+        if self.record.on:
+            raise RecipeError("recording() inside recording(): record one microbatch at a time.")
+        self.record.clear()
+        self.record.on = True
+        before = {name: _mark(p) for name, p in self._current().items()}
+        changed: list[nn.Module] = []
+        try:
+            for module in self.model.modules():
+                leaves = tuple(leaf for leaf in module._parameters if self.record.wants(module, leaf))
+                run = rule_for(module, leaves)
+                root = module is self.model
+                if run is None and not leaves and not root:
+                    continue
+                module.__dict__["_clipped"] = self.record
+                module.__class__ = recorded_class(type(module), leaves, run, root)
+                changed.append(module)
+            yield
+        finally:
+            for module in changed:
+                plain_again(module)
+            self.record.on = False
+        leaked = [name for name, p in self._current().items() if _mark(p) != before[name]]
+        if leaked:
+            self.record.clear()
+            raise RecipeError(
+                f"{', '.join(leaked[:4])} got a gradient outside the layers that are recorded: a loss that reads parameters (a penalty, say), or "
+                "a module that keeps them elsewhere. Only losses that are a sum over examples can be clipped; take weight decay as the optimizer's."
+            )
+
+    def squared_norms(self) -> dict[str, Tensor]:
+        """U, float32: squared norm of each unit's gradient, of each trainable parameter by its name; zeros where it was not used."""
+        U = self.record.units
+        device = next(iter(self.parameters.values())).device
+        return {
+            name: joint(self.record.terms[name]) if name in self.record.terms else torch.zeros(U, device=device) for name in self.parameters
+        }
+
+    def add(self, factors_U: Tensor | dict[str, Tensor]) -> None:
+        """Add sum_u factor_u g_u to the float32 `.grad` of each trainable parameter. A dict: a vector for each parameter."""
+        uses: dict[int, int] = {}
+        for terms in self.record.terms.values():
+            for t in terms:
+                if isinstance(t, Outer):
+                    uses[t.a.data_ptr()] = uses.get(t.a.data_ptr(), 0) + 1
+        scaled: dict[int, Tensor] = {}
+        with torch.no_grad():
+            for name, parameter in self._current().items():
+                factors = factors_U[name] if isinstance(factors_U, dict) else factors_U
+                terms = self.record.terms.get(name, [])
+                in_place = not is_dtensor(parameter) and parameter.dtype == torch.float32
+                out = parameter.grad if in_place else None
+                for t in terms:
+                    again = scaled if not isinstance(factors_U, dict) and isinstance(t, Outer) and uses[t.a.data_ptr()] > 1 else None
+                    out = _added(t, factors, out, again)
+                self.place(parameter, torch.zeros(parameter.shape, device=factors.device) if out is None else out)
+
+    def forget(self) -> None:
+        """Free everything that was kept of the microbatch."""
+        self.record.clear()
+
+    def detach(self) -> None:
+        """Leave the model as it was found."""
+        self.forget()
+        for module in self.model.modules():
+            plain_again(module)
+
+    def _current(self) -> dict[str, nn.Parameter]:
+        """The parameters as they are now: wrappers may have put others in their place."""
+        return self.parameters
+
+
+def _added(term: Term, factors_U: Tensor, out: Tensor | None, scaled: dict[int, Tensor] | None) -> Tensor:
+    return term.add(factors_U, out, scaled) if isinstance(term, Outer) else term.add(factors_U, out)
+
+
+def _mark(p: nn.Parameter) -> tuple[int, int]:
+    return (0, 0) if p.grad is None else (id(p.grad), p.grad._version)

@@ -1,0 +1,296 @@
+"""Inside `recording`, modules are of classes of their own: their `forward` is their rule's, and a weight that trains is read as `Tapped`.
+
+So a weight is caught however it is used: by its layer, by a loss that takes `head.weight`, by a model that adds a bare parameter. What a
+`Tapped` weight may be used for is written here; anything else is refused, as its gradient could not be told apart by example.
+
+Classes change, not instances' methods: wrappers that hook modules or put other tensors in place of their weights (FSDP2) work as before,
+and compiled blocks see another class and are compiled once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tauon.errors import RecipeError
+from tauon.privacy.clipped.record import Record, tap
+from tauon.privacy.clipped.rules.base import rule_of
+from tauon.privacy.clipped.rules.embedding import bag, look_up
+from tauon.privacy.clipped.rules.generic import whole
+from tauon.privacy.clipped.rules.head import Head
+from tauon.privacy.clipped.rules.linear import linear
+
+__all__ = ["Tapped", "plain_again", "recorded_class"]
+
+
+@cache
+def recorded_class(kind: type[nn.Module], leaves: tuple[str, ...], run: Callable[..., Any] | None, root: bool) -> type[nn.Module]:
+    """A subclass of `kind` whose parameters `leaves` are tapped and whose `forward` is `run`."""
+    body: dict[str, Any] = {leaf: _reader(leaf) for leaf in leaves}
+    body["__module__"] = kind.__module__
+    if run is not None:
+
+        @torch.compiler.disable
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return run(self, self.__dict__["_clipped"], *args, **kwargs)
+
+        body["forward"] = forward
+    if root:
+        inner = body.get("forward", kind.forward)
+
+        def outermost(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            _begin(self, inner, args, kwargs)
+            return inner(self, *args, **kwargs)
+
+        body["forward"] = outermost
+    return type(kind.__name__, (kind,), body)
+
+
+def plain_again(module: nn.Module) -> None:
+    """Give a module its own class back."""
+    if module.__dict__.pop("_clipped", None) is not None:
+        module.__dict__.pop("_clipped_inside", None)
+        module.__class__ = type(module).__mro__[1]
+
+
+def rule_for(module: nn.Module, leaves: tuple[str, ...]) -> Callable[..., Any] | None:
+    """How a module is run: by its rule; a leaf without one by the generic rule; a parent runs as it is, its parameters tapped."""
+    if not leaves:
+        rule = rule_of(module)
+        return rule if rule is not None and any(p.requires_grad for p in module.parameters()) else None
+    rule = rule_of(module)
+    if rule is not None:
+        return rule
+    return whole if not any(True for _ in module.children()) else None
+
+
+def _begin(model: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Take down the batch's rows; the first time, pass one row alone, to see which layers' inputs all rows share."""
+    record: Record = model.__dict__["_clipped"]
+    if record.calibrating is not None or not torch.is_grad_enabled():
+        return
+    first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim), None)
+    if first is None:
+        raise RecipeError("the model was given no tensor, so that the number of examples is not known.")
+    rows = len(first)
+    if record.rows is not None and record.rows != rows:
+        raise RecipeError(f"the model was given {rows} rows after {record.rows} in one recording. Record one microbatch at a time.")
+    record.rows = rows
+    record.calls = {}
+    if record.multiples or rows == 1:
+        return
+
+    def alone(v: Any) -> Any:
+        return v[:1] if isinstance(v, Tensor) and v.ndim and len(v) == rows else v
+
+    record.calibrating, record.rows = {}, 1
+    devices = [first.device] if first.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
+            run(model, *(alone(v) for v in args), **{k: alone(v) for k, v in kwargs.items()})
+        record.multiples = record.calibrating
+    finally:
+        record.calibrating, record.rows, record.calls = None, rows, {}
+
+
+def _reader(leaf: str) -> property:
+    def read(self: nn.Module) -> Any:
+        record: Record = self.__dict__["_clipped"]
+        p = self._parameters[leaf]
+        if p is None:
+            return None
+        if self.__dict__.get("_clipped_inside") or not torch.is_grad_enabled():
+            return p.detach()
+        return Tapped.of(p.detach(), self, leaf, record)
+
+    return property(read)
+
+
+Step = Callable[[Tensor], Tensor]
+
+
+class Tapped(Tensor):
+    """A weight that trains, read outside its layer's forward while it is recorded."""
+
+    plain: Tensor
+    layer: nn.Module
+    leaf: str
+    record: Record
+    steps: tuple[Step, ...]
+
+    @staticmethod
+    def of(plain: Tensor, layer: nn.Module, leaf: str, record: Record, steps: tuple[Step, ...] = ()) -> Tapped:
+        """`plain`: the value, which `steps` have made of the weight."""
+        found: Tapped = plain.as_subclass(Tapped)
+        found.plain, found.layer, found.leaf, found.record, found.steps = plain, layer, leaf, record, steps
+        return found
+
+    @property
+    def tapped(self) -> Head:
+        """What losses ask for: products with this weight whose gradients are told apart by example."""
+        if self.steps:
+            raise self.refused("a loss, after other operations")
+        return Head(self.record, self.layer, self.leaf, self.plain)
+
+    def refused(self, what: str) -> RecipeError:
+        """The error for a use that is not known."""
+        name = self.record.name(self.layer, self.leaf)
+        return RecipeError(
+            f"{name} is used by {what}, outside a layer, and the engine cannot tell its gradient apart by example. Put it into a module of its "
+            "own, write a rule for the module that holds it (docs/adding-a-layer-rule.md), or freeze it."
+        )
+
+    def then(self, step: Step) -> Tapped:
+        """The weight after a change of shape or of type."""
+        return Tapped.of(step(self.plain), self.layer, self.leaf, self.record, (*self.steps, step))
+
+    def spread(self, shape: tuple[int, ...], rows: int) -> Tensor:
+        """The weight, seen in `shape` (rows first) as each row's own; its gradient is kept by unit."""
+        record, steps, weight = self.record, self.steps, self.layer._parameters[self.leaf]
+        assert weight is not None
+        wide = self.plain.reshape(shape).expand(rows, *shape[1:])
+        inside = self.plain.shape
+        base = weight.detach()
+
+        def done(g: Tensor) -> None:
+            each = record.by_unit(g.float(), record.name(self.layer, self.leaf)).sum(1).view(-1, *inside)
+            if steps:
+                each = _pulled(steps, base, each)
+            record.keep(self.layer, self.leaf, each)
+
+        return tap(record, wide, done)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        first = args[0] if args else None
+        if name in _QUESTIONS or name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") in _FIELDS:
+            return func(*(_plain(a) for a in args), **{k: _plain(v) for k, v in kwargs.items()})
+        if isinstance(first, Tapped) and name in _RESHAPES:
+            return first.then(lambda w: func(w, *args[1:], **kwargs))
+        if name == "__get__" and isinstance(first, Tapped) and getattr(func.__self__, "__name__", "") in ("T", "mT"):
+            return first.then(lambda w: func(w))
+        found = _product(name, args, kwargs)
+        if found is not None:
+            return found
+        if isinstance(first, Tapped) and name in ("expand", "repeat"):
+            return _expanded(first, func, args[1:])
+        if name in _BROADCAST:
+            return _broadcast(func, args, kwargs)
+        culprit = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tapped))
+        raise culprit.refused(name)
+
+
+_RESHAPES = frozenset(
+    ["to", "float", "type_as", "contiguous", "t", "transpose", "unsqueeze", "squeeze", "view", "reshape", "flatten", "permute", "clone",
+     "__getitem__"]
+)  # fmt: skip
+_QUESTIONS = frozenset(["size", "dim", "numel", "__len__", "stride", "is_contiguous", "is_floating_point", "element_size", "__repr__", "data_ptr",
+                        "detach", "is_complex", "storage_offset"])  # fmt: skip
+_FIELDS = frozenset(["shape", "dtype", "device", "ndim", "requires_grad", "is_leaf", "is_cuda", "is_meta", "layout", "is_sparse", "grad_fn", "data",
+                     "is_quantized", "is_nested", "is_cpu"])  # fmt: skip
+_BROADCAST = frozenset(
+    ["add", "sub", "mul", "div", "__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__", "rsub",
+     "true_divide", "maximum", "minimum", "where", "lerp", "pow", "__pow__"]
+)  # fmt: skip
+
+
+def _plain(x: Any) -> Any:
+    return x.plain if isinstance(x, Tapped) else x
+
+
+def _product(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Linear maps, look-ups, bags; None: it is no such use."""
+    if name == "linear":
+        x, weight = args[0], args[1] if len(args) > 1 else kwargs["weight"]
+        bias = args[2] if len(args) > 2 else kwargs.get("bias")
+        if isinstance(weight, Tapped) and not isinstance(x, Tapped) and not weight.steps:
+            if isinstance(bias, Tapped):
+                if bias.layer is not weight.layer or bias.leaf != "bias" or weight.leaf != "weight":
+                    return weight.tapped.times(x) + bias
+                return linear(weight.record, weight.layer, x, weight.plain, bias.plain)
+            y = weight.tapped.times(x)
+            return y if bias is None else y + bias
+    if name in ("matmul", "__matmul__", "mm") and isinstance(args[1], Tapped) and not isinstance(args[0], Tapped):
+        x, weight = args[0], args[1]
+        if weight.ndim == 2 and x.ndim >= 2:
+            return _matmul(x, weight)
+    if name == "embedding":
+        ids, weight = args[0], args[1]
+        if isinstance(weight, Tapped) and not weight.steps:
+            skip = args[2] if len(args) > 2 else kwargs.get("padding_idx")
+            return look_up(weight.record, weight.layer, weight.leaf, ids, weight.plain, skip)
+    if name == "embedding_bag":
+        ids, weight = args[0], args[1]
+        fine = kwargs.get("mode") == "sum" and len(args) == 2 and ids.ndim == 2 and set(kwargs) <= {"mode", "per_sample_weights"}
+        if isinstance(weight, Tapped) and not weight.steps and fine:
+            return bag(weight.record, weight.layer, weight.leaf, ids, weight.plain, kwargs.get("per_sample_weights"))
+    return None
+
+
+def _matmul(x: Tensor, weight: Tapped) -> Tensor:
+    """x w, w (I, O) made of the weight by any steps."""
+    record, steps, plain = weight.record, weight.steps, weight.plain
+    stored = weight.layer._parameters[weight.leaf]
+    assert stored is not None
+    turned = stored.ndim == 2 and plain.shape == stored.shape[::-1] and plain.data_ptr() == stored.data_ptr() and plain.stride(0) == 1
+    if turned:
+        return Head(record, weight.layer, weight.leaf, stored.detach()).times(x)
+    base, layer, leaf = stored.detach(), weight.layer, weight.leaf
+
+    def done(g: Tensor, x: Tensor) -> None:
+        name = record.name(layer, leaf)
+        a, b = (record.by_unit(v, name).flatten(1, -2) for v in (x, g))
+        each = torch.bmm(a.mT, b).float()
+        record.keep(layer, leaf, _pulled(steps, base, each) if steps else each)
+
+    return tap(record, x @ plain, done, x)
+
+
+def _pulled(steps: tuple[Step, ...], base: Tensor, each: Tensor) -> Tensor:
+    """Gradients of what `steps` made of a weight, brought back to the weight, unit by unit."""
+
+    def made(w: Tensor) -> Tensor:
+        for step in steps:
+            w = step(w)
+        return w
+
+    with torch.enable_grad():
+        _, pull = torch.func.vjp(made, base)
+    return torch.func.vmap(lambda g: pull(g.to(made(base).dtype))[0])(each)
+
+
+def _expanded(weight: Tapped, func: Any, sizes: tuple[Any, ...]) -> Tensor:
+    """`expand(rows, ...)` and `repeat(rows, 1, ...)` of a weight: each row gets its own."""
+    asked = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
+    rows, ndim = asked[0], weight.ndim
+    shape = (1,) * (len(asked) - ndim) + tuple(weight.shape)
+    if shape[0] != 1 or weight.record.rows is None or rows % weight.record.rows:
+        raise weight.refused(func.__name__)
+    out: Tensor = func(weight.spread(shape, rows), -1 if func.__name__ == "expand" else 1, *asked[1:])
+    return out
+
+
+def _broadcast(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An elementwise operation of tensors, rows first, with weights."""
+    others = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and not isinstance(a, Tapped) and a.ndim]
+    weights = [a for a in (*args, *kwargs.values()) if isinstance(a, Tapped)]
+    ndim = max([o.ndim for o in others], default=0)
+    rows = max([o.shape[0] for o in others if o.ndim == ndim], default=0)
+
+    def own(a: Any) -> Any:
+        if not isinstance(a, Tapped):
+            return a
+        shape = (1,) * (ndim - a.ndim) + tuple(a.shape)
+        batch = a.record.rows
+        if len(shape) != ndim or shape[0] != 1 or batch is None or rows % batch:
+            raise a.refused(getattr(func, "__name__", "an operation"))
+        return a.spread(shape, rows)
+
+    assert weights
+    return func(*(own(a) for a in args), **{k: own(v) for k, v in kwargs.items()})

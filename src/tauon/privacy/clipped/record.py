@@ -1,0 +1,132 @@
+"""What one microbatch leaves while it is recorded: how many rows it has, and the terms of each weight's gradient.
+
+Gradients that reach a layer's output are kept as they pass (`tap`); terms are made at once, while both factors are in cache. Nothing is held
+from the forward pass but what autograd itself saves, so that activation checkpointing stays what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tauon.errors import RecipeError
+from tauon.privacy.clipped.terms import Dense, Grams, Term, outer
+
+__all__ = ["Record", "tap"]
+
+
+class Record:
+    """The state of one `recording`."""
+
+    def __init__(self, rows_per_unit: int, names: dict[tuple[int, str], str]) -> None:
+        self.rows_per_unit = rows_per_unit
+        self.names = names
+        """(id of a module, leaf) -> name of the parameter in the model."""
+        self.on = False
+        self.rows: int | None = None
+        self.terms: dict[str, list[Term]] = {}
+        self.grams = Grams()
+        self.ids: dict[str, list[Tensor]] = {}
+        """Of tables: what was looked up, UT; a head that is the same table asks for it."""
+        self.multiples: dict[tuple[int, int], int] = {}
+        """(id of a module, number of the call) -> rows of its input that belong to one row of the batch; 0: none does, all rows share it."""
+        self.calls: dict[int, int] = {}
+        self.calibrating: dict[tuple[int, int], int] | None = None
+        self.anchor: Tensor | None = None
+
+    def clear(self) -> None:
+        """Forget the microbatch."""
+        self.rows = None
+        self.terms = {}
+        self.ids = {}
+        self.calls = {}
+        self.grams.forget()
+
+    @property
+    def units(self) -> int:
+        """U. Raises `RecipeError` where rows do not make whole units."""
+        if self.rows is None:
+            raise RecipeError("no forward pass of the model has been recorded: run it inside `recording()`.")
+        if self.rows % self.rows_per_unit:
+            raise RecipeError(f"{self.rows} rows are not whole units of {self.rows_per_unit} rows. Take a multiple as the microbatch.")
+        return self.rows // self.rows_per_unit
+
+    def here(self, device: torch.device) -> Tensor:
+        """A number that wants a gradient, so that there is a backward pass where a layer's input wants none."""
+        if self.anchor is None or self.anchor.device != device:
+            self.anchor = torch.zeros((), device=device, requires_grad=True)
+        return self.anchor
+
+    def by_unit(self, x: Tensor, what: str) -> Tensor:
+        """(rows x n, ...) as (U, rows of a unit x n, ...)."""
+        units = self.units
+        if x.shape[0] % units:
+            raise RecipeError(
+                f"{what} was given {x.shape[0]} rows, which are no multiple of the batch's {self.rows}: its gradient cannot be told apart by "
+                "example. Keep the batch in the first dimension."
+            )
+        return x.reshape(units, x.shape[0] // units, *x.shape[1:])
+
+    def shared(self, layer: nn.Module, rows: int) -> bool:
+        """Whether this call's input is one for all rows of the batch (positions, say), counted from the first call of a pass."""
+        if self.calibrating is not None:
+            key = (id(layer), self.calls.get(id(layer), 0))
+            self.calls[id(layer)] = key[1] + 1
+            self.calibrating[key] = rows
+            return False
+        key = (id(layer), self.calls.get(id(layer), 0))
+        self.calls[id(layer)] = key[1] + 1
+        alone = self.multiples.get(key)
+        batch = self.rows or 1
+        return alone is not None and batch > 1 and rows == alone and rows != alone * batch
+
+    def name(self, layer: nn.Module, leaf: str) -> str:
+        """The parameter's name in the model."""
+        return self.names[id(layer), leaf]
+
+    def wants(self, layer: nn.Module, leaf: str) -> bool:
+        """Whether the layer has this parameter and it trains."""
+        return (id(layer), leaf) in self.names
+
+    def keep(self, layer: nn.Module, leaf: str, term: Term | Tensor) -> None:
+        """One more use of a parameter: a term, or each unit's gradient (U, *shape)."""
+        found = term if isinstance(term, Term) else Dense.of(term)
+        self.terms.setdefault(self.name(layer, leaf), []).append(found)
+
+    def keep_outer(self, layer: nn.Module, leaf: str, a: Tensor, g: Tensor, *, shape: tuple[int, ...] | None = None) -> None:
+        """One more use of a matrix, from what came in, (rows, ..., I), and the gradient of what came out, (rows, ..., O)."""
+        what = self.name(layer, leaf)
+        a_UTI, g_UTO = (self.by_unit(x, what).flatten(1, -2) for x in (a, g))
+        self.keep(layer, leaf, outer(a_UTI, g_UTO, self.grams, shape))
+
+    def keep_sum(self, layer: nn.Module, leaf: str, g: Tensor) -> None:
+        """One more use of a vector that was added to the last dimension: the sum over all but a unit's and the last, (rows, ..., O)."""
+        g_UTO = self.by_unit(g, self.name(layer, leaf)).flatten(1, -2)
+        self.keep(layer, leaf, g_UTO[:, 0].float() if g_UTO.shape[1] == 1 else g_UTO.sum(1, dtype=torch.float32))
+
+
+class _Tap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, anchor: Tensor, done: Callable[..., None], *kept: Tensor) -> Tensor:
+        ctx.done = done
+        ctx.save_for_backward(*kept)
+        if y._is_view() or y.is_leaf and y.requires_grad:
+            return y.view_as(y)
+        ctx.mark_dirty(y)  # handed on as it is; a view of it could not be changed in place behind
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        with torch.autocast(grads[0].device.type, enabled=False):
+            ctx.done(grads[0], *ctx.saved_tensors)
+        return (grads[0], None, None, *(None for _ in ctx.saved_tensors))
+
+
+def tap(record: Record, y: Tensor, done: Callable[..., None], *kept: Tensor) -> Tensor:
+    """`y` itself. In the backward pass `done(gradient of y, *kept)` is called once, without autocast; `kept` are saved as autograd saves."""
+    if not torch.is_grad_enabled():
+        return y
+    return cast(Tensor, _Tap.apply(y, record.here(y.device), done, *(k.detach() for k in kept)))

@@ -1,0 +1,206 @@
+"""Convolutions of one to three dimensions: groups, stride, padding of any mode, dilation.
+
+A weight's gradient is, for each offset of the kernel, the product of the output's gradient with the shifted input. Three ways, by cost:
+each unit's gradient by one batched product an offset, on views of the padded input (no unfolding); by one product on the unfolded input,
+where channels are few; or, where it is too large to keep, two Gram matrices of the unfolded input and the output's gradient, and torch's
+own weight gradient of the scaled batch. Shapes: N rows, C channels in, O out, G groups, L places of the output, K places of the kernel.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tauon.privacy.clipped.record import Record
+from tauon.privacy.clipped.rules.base import bare, register_rule, spread, weight_of
+from tauon.privacy.clipped.terms import Dense, Term, total
+
+__all__ = ["kernel_gradients"]
+
+Sizes = tuple[int, ...]
+FEW = 8
+"""Channels a group up to which the input is unfolded: shorter products waste the processor."""
+
+
+def kernel_gradients(x: Tensor, g: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, groups: int) -> Tensor:
+    """Each row's gradient of the weight, (N, O, C / groups, *kernel), from the padded input and the output's gradient."""
+    N, O = g.shape[:2]
+    C = x.shape[1]
+    each = C // groups
+    if each <= FEW and each * groups > 1 and groups == 1:
+        return _unfolded(x, g, kernel, stride, dilation)
+    out = x.new_empty(math.prod(kernel), N * groups, O // groups, each)
+    size = g.shape[2:]
+    phases: dict[Sizes, Tensor] = {}
+    wide: dict[Sizes, Tensor] = {}
+    for k, at in enumerate(itertools.product(*map(range, kernel))):
+        offset = tuple(i * d for i, d in zip(at, dilation, strict=True))
+        phase = tuple(o % s for o, s in zip(offset, stride, strict=True))
+        if phase not in phases:  # every stride-th place from here: in it, the stride is 1
+            cut = x[(..., *(slice(p, None, s) for p, s in zip(phase, stride, strict=True)))]
+            phases[phase] = cut.contiguous().flatten(2)
+            shape = cut.shape[2:]
+            if shape[1:] not in wide:  # g with rows as long as the input's, so that a shift is an offset in memory
+                pad = list(itertools.chain.from_iterable((0, w - n) for w, n in zip(shape[:0:-1], size[:0:-1], strict=True)))
+                wide[shape[1:]] = (F.pad(g, pad) if any(pad) else g).contiguous().flatten(2)
+            phases[phase].shape_of = shape  # type: ignore[attr-defined]
+        flat = phases[phase]
+        shape = cast(Any, flat).shape_of
+        start = 0
+        for o, s, n in zip(offset, stride, shape, strict=True):
+            start = start * n + o // s
+        full = wide[shape[1:]]
+        length = min(full.shape[2], flat.shape[2] - start)  # past the last place there is only padding
+        a = flat[:, :, start : start + length].unflatten(1, (groups, each)).flatten(0, 1)
+        b = full[:, :, :length].unflatten(1, (groups, O // groups)).flatten(0, 1)
+        torch.bmm(b, a.mT, out=out[k])
+    return out.view(*kernel, N, O, each).permute(len(kernel), len(kernel) + 1, len(kernel) + 2, *range(len(kernel)))
+
+
+def _unfolded(x: Tensor, g: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes) -> Tensor:
+    places = unfold(x, kernel, stride, dilation, g.shape[2:])
+    each = torch.bmm(g.flatten(2), places.mT)
+    return each.view(len(x), g.shape[1], x.shape[1], *kernel)
+
+
+def unfold(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, size: Sizes) -> Tensor:
+    """(N, C x K, L): what the kernel sees at each place of the output, in the order of the weight."""
+    dims = len(kernel)
+    strides, s = x.stride(), x.stride()[2:]
+    view = x.as_strided(
+        (*x.shape[:2], *kernel, *size),
+        (*strides[:2], *(a * d for a, d in zip(s, dilation, strict=True)), *(a * t for a, t in zip(s, stride, strict=True))),
+    )
+    return view.reshape(len(x), x.shape[1] * math.prod(kernel), math.prod(size)) if dims else x
+
+
+class _Kernels(Dense):
+    """Gradients of kernels as they were made: offset first, (K..., U, O, C)."""
+
+    def __init__(self, each: Tensor) -> None:
+        K = each.ndim - 3
+        self.raw = each.permute(*range(3, 3 + K), 0, 1, 2).flatten(0, K - 1)
+        self.kernel = each.shape[3:]
+        if not self.raw.is_contiguous():
+            self.raw = self.raw.contiguous()
+        self.squared = torch.linalg.vector_norm(self.raw, dim=(2, 3)).square().sum(0)
+
+    def add(self, factors_U: Tensor, out: Tensor | None) -> Tensor:
+        K, U, O, C = self.raw.shape
+        summed = torch.matmul(factors_U, self.raw.view(K, U, O * C)).view(*self.kernel, O, C)
+        whole = summed.permute(-2, -1, *range(len(self.kernel)))
+        return whole.contiguous() if out is None else out.add_(whole)
+
+    def dense(self) -> Tensor:
+        each = self.raw.unflatten(0, self.kernel)
+        K = len(self.kernel)
+        return each.permute(K, K + 1, K + 2, *range(K)).contiguous()
+
+    def inner(self, other: Term) -> Tensor:
+        return (self.dense() * other.dense()).flatten(1).sum(1)
+
+
+class _Whole(Term):
+    """A kernel whose gradients are too large to keep: squared by Gram matrices, summed by torch's own kernel."""
+
+    def __init__(self, squared_U: Tensor, x: Tensor, g: Tensor, weight: Tensor, how: tuple[Sizes, Sizes, int]) -> None:
+        self.squared, self.x, self.g, self.weight, self.how = squared_U, x, g, weight, how
+
+    def add(self, factors_U: Tensor, out: Tensor | None) -> Tensor:
+        stride, dilation, groups = self.how
+        each = factors_U.repeat_interleave(len(self.g) // len(factors_U)).to(self.g.dtype).view(-1, *([1] * (self.g.ndim - 1)))
+        none = [0] * (self.g.ndim - 2)
+        whole: Tensor = torch.ops.aten.convolution_backward(
+            self.g * each, self.x, self.weight.to(self.g.dtype), None, list(stride), none, list(dilation), False, none, groups, [False, True, False]
+        )[1].float()  # fmt: skip
+        return whole if out is None else out.add_(whole)
+
+    def dense(self) -> Tensor:
+        stride, dilation, groups = self.how
+        each = kernel_gradients(self.x, self.g, tuple(self.weight.shape[2:]), stride, dilation, groups).float()
+        U = len(self.squared)
+        return each.reshape(U, len(each) // U, *each.shape[1:]).sum(1)
+
+
+def _term(record: Record, name: str, x: Tensor, g: Tensor, weight: Tensor, how: tuple[Sizes, Sizes, int]) -> Term:
+    stride, dilation, groups = how
+    kernel = tuple(weight.shape[2:])
+    L, numbers, units = math.prod(g.shape[2:]), weight.numel(), record.units
+    per_row = len(g) // units
+    held = per_row * (x[0].numel() + g[0].numel())
+    gram = (per_row * L) ** 2 * (numbers // weight.shape[0] + weight.shape[0])
+    if groups > 1 or numbers <= 2 * held or numbers * L * per_row < gram:
+        if numbers <= 2 * held:
+            each = kernel_gradients(x, g, kernel, stride, dilation, groups)
+            if each.dtype == torch.float32 and per_row == 1 and each.shape[2] > FEW and groups == 1:
+                return _Kernels(each)
+            return Dense.of(record.by_unit(each.float(), name).sum(1).contiguous())
+        squared = []
+        step = max(1, 2**22 // (numbers * per_row))
+        for u in range(0, units, step):
+            rows = slice(u * per_row, min(units, u + step) * per_row)
+            each = kernel_gradients(x[rows], g[rows], kernel, stride, dilation, groups).float()
+            squared.append(each.reshape(-1, per_row, *each.shape[1:]).sum(1).flatten(1).square().sum(1))
+        return _Whole(torch.cat(squared), x, g, weight, how)
+    places = record.by_unit(unfold(x, kernel, stride, dilation, g.shape[2:]).mT, name).flatten(1, 2)
+    g_ULO = record.by_unit(g.flatten(2).mT, name).flatten(1, 2)
+    return _Whole(total(torch.bmm(places, places.mT), torch.bmm(g_ULO, g_ULO.mT)), x, g, weight, how)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, padding: Sizes, layer: Any, record: Record
+    ) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            kind = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
+        y = torch.convolution(x, weight, bias, layer.stride, padding, layer.dilation, False, [0] * len(padding), layer.groups)
+        ctx.save_for_backward(x, weight)
+        ctx.layer, ctx.record, ctx.padding = layer, record, padding
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, weight = ctx.saved_tensors
+        layer, record, padding, g = ctx.layer, ctx.record, ctx.padding, grads[0]
+        dx = None
+        with torch.autocast(g.device.type, enabled=False):
+            if ctx.needs_input_grad[0]:
+                dx = torch.ops.aten.convolution_backward(
+                    g, x, weight, None, layer.stride, padding, layer.dilation, False, [0] * len(padding), layer.groups, [True, False, False]
+                )[0]
+            if record.wants(layer, "bias"):
+                name = record.name(layer, "bias")
+                record.keep(layer, "bias", record.by_unit(g.flatten(2).sum(2, dtype=torch.float32), name).sum(1))
+            if record.wants(layer, "weight"):
+                full = F.pad(x, [n for p in reversed(padding) for n in (p, p)]) if any(padding) else x
+                how = (tuple(layer.stride), tuple(layer.dilation), layer.groups)
+                record.keep(layer, "weight", _term(record, record.name(layer, "weight"), full, g, weight, how))
+        return dx, None, None, None, None, None, None
+
+
+@register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, forward=True)
+def run(layer: Any, record: Record, input: Tensor) -> Tensor:
+    """See the head of this file."""
+    x = spread(record, input) if record.shared(layer, len(input)) else input
+    if not torch.is_grad_enabled():
+        return cast(Tensor, bare(layer)(x))
+    padding: Sizes = (0,) * len(layer.kernel_size)
+    if layer.padding_mode != "zeros":
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+    elif layer.padding == "same":
+        ends = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        if any(e % 2 for e in ends):
+            x = F.pad(x, [n for e in reversed(ends) for n in (e // 2, e - e // 2)])
+        else:
+            padding = tuple(e // 2 for e in ends)
+    elif layer.padding != "valid":
+        padding = tuple(layer.padding)
+    weight, bias = weight_of(layer, "weight"), weight_of(layer, "bias")
+    return cast(Tensor, _Convolution.apply(x, weight, bias, record.here(x.device), padding, layer, record))

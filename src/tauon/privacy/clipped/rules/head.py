@@ -1,0 +1,281 @@
+"""Output heads whose weight a loss takes directly: the chunked cross-entropy (`tasks/losses.py`), token by token or summed.
+
+The gradient of a unit is sum_t p_t h_t^T, p the softmax less one at the target. Its norm comes from the Gram matrices of p and of h, chunk by
+chunk of whole units while the logits are there; or, where a unit has more positions than the head is wide, from the gradient itself. For the
+clipped sum p is kept where it is small, and formed again where it is not. A head that is also the embedding has a cross term with it,
+2 sum_ts p_s[id_t] (h_s . e_t). Shapes: N tokens, U units, T tokens of a unit, D width, V vocabulary, S tokens looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tauon.privacy.clipped.record import Record
+from tauon.privacy.clipped.terms import Outer, Rows, Term, total
+from tauon.tasks.losses import chunk_rows, softmax_and_nll
+
+__all__ = ["Head"]
+
+KEPT = 2**26
+"""Probabilities are kept up to as many, 256 MiB of float32."""
+AT_ONCE = 2**26
+"""Logits of one unit that may exist at a time."""
+
+
+class Head:
+    """Products with a weight (V, D) of `layer`."""
+
+    def __init__(self, record: Record, layer: nn.Module, leaf: str, weight_VD: Tensor) -> None:
+        self.record, self.layer, self.leaf, self.weight = record, layer, leaf, weight_VD
+        self.name = record.name(layer, leaf)
+
+    def times(self, x: Tensor) -> Tensor:
+        """x W^T, rows first."""
+        return cast(Tensor, _Times.apply(x, self.weight, self.record.here(x.device), self))
+
+    def linear_cross_entropy(self, hidden_ND: Tensor, target_N: Tensor, token_weight_N: Tensor) -> Tensor:
+        """See `tasks.losses.linear_cross_entropy`."""
+        out: Tensor = _Summed.apply(hidden_ND, target_N, token_weight_N, self.record.here(hidden_ND.device), self)
+        return out
+
+    def token_nll(self, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
+        """See `tasks.losses.token_nll`."""
+        out: Tensor = _Each.apply(hidden_ND, target_N, self.record.here(hidden_ND.device), self)
+        return out
+
+    def of_examples(self, hidden_ND: Tensor, bias_V: Tensor | None, example_N: Tensor) -> Tensor:
+        """h W^T + b for rows of which row n belongs to example `example_N[n]`, rising: as many of each as there are."""
+        if bias_V is not None:
+            bias_V = cast(Any, bias_V).plain
+        out: Tensor = _Ragged.apply(hidden_ND, self.weight, bias_V, example_N, self.record.here(hidden_ND.device), self)
+        return out
+
+    def units(self, tokens: int) -> int:
+        """U. `RecipeError` where tokens are not evenly those of the units."""
+        return self.record.by_unit(torch.empty(tokens, 0), self.name).shape[0]
+
+    def scored(self, h_ND: Tensor, target_N: Tensor, c_N: Tensor) -> _Scored:
+        """Everything about sum_n c_n nll_n: see `_Scored`."""
+        return _Scored(self, h_ND, target_N, c_N)
+
+
+class _Scored:
+    """One pass over the logits for the loss sum_n c_n nll_n: its value, gradient for h, and each unit's squared norm."""
+
+    def __init__(self, head: Head, h_ND: Tensor, target_N: Tensor, c_N: Tensor) -> None:
+        N, V = len(h_ND), len(head.weight)
+        self.head, self.h, self.target, self.c = head, h_ND, target_N, c_N
+        self.w = head.weight.to(h_ND.dtype)
+        self.U = head.units(N)
+        self.T = N // self.U
+        ids = head.record.ids.get(head.name, [])
+        self.p = h_ND.new_empty(N, V) if N * V <= KEPT else None
+        self.picked: list[tuple[Tensor, Tensor]] = (
+            [] if self.p is not None else [(i, h_ND.new_empty(self.U, self.T, i.shape[1])) for i in ids]
+        )
+        self.grad_h = torch.empty_like(h_ND)
+        self.squared = torch.zeros(self.U, dtype=torch.float32, device=h_ND.device)
+        self.loss = torch.zeros((), dtype=torch.float32, device=h_ND.device)
+        by_gradient = self.T * (V + h_ND.shape[1]) > V * h_ND.shape[1] or self.T * V > AT_ONCE
+        if by_gradient:
+            for u in range(self.U):
+                self._unit(u)
+            return
+        for u, rows, p, nll in self.chunks(self.p):
+            n = len(p) // self.T
+            self._row_results(rows, p, nll)
+            p_UTV, h_UTD = p.view(n, self.T, V), (self.h[rows] * c_N[rows, None].to(p.dtype)).view(n, self.T, -1)
+            self.squared[u : u + n] = total(torch.bmm(p_UTV, p_UTV.mT), torch.bmm(h_UTD, h_UTD.mT))
+            for i, out in self.picked:
+                torch.gather(p_UTV, 2, i[u : u + n, None, :].expand(-1, self.T, -1), out=out[u : u + n])
+
+    def _row_results(self, rows: slice, p: Tensor, nll: Tensor) -> None:
+        self.loss += (nll[:, 0] * self.c[rows]).sum()
+        torch.mm(p, self.w, out=self.grad_h[rows]).mul_(self.c[rows, None].to(p.dtype))
+
+    def _unit(self, u: int) -> None:
+        """A long unit: its gradient itself, piece by piece."""
+        whole = torch.zeros_like(self.w, dtype=torch.float32)
+        for rows, p, nll in self.pieces(u * self.T, (u + 1) * self.T, self.p):
+            self._row_results(rows, p, nll)
+            _add_product(whole, p, self.h[rows] * self.c[rows, None].to(p.dtype))
+            for i, out in self.picked:
+                first = rows.start - u * self.T
+                out[u, first : first + len(p)] = p[:, i[u]]
+        self.squared[u] = torch.linalg.vector_norm(whole).square()
+
+    def pieces(self, start: int, stop: int, into: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows, p less one at the target, nll) for rows [start, stop)."""
+        step = chunk_rows(stop - start, len(self.w), self.h.device)
+        for first in range(start, stop, step):
+            rows = slice(first, min(stop, first + step))
+            yield rows, *self._softmax(rows, into)
+
+    def chunks(self, into: Tensor | None) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
+        """(first unit, rows, p less one at the target, nll) chunk by chunk of whole units."""
+        step = max(1, chunk_rows(len(self.h), len(self.w), self.h.device) // self.T)
+        for u in range(0, self.U, step):
+            rows = slice(u * self.T, min(self.U, u + step) * self.T)
+            yield u, rows, *self._softmax(rows, into)
+
+    def _softmax(self, rows: slice, into: Tensor | None) -> tuple[Tensor, Tensor]:
+        h, at = self.h[rows], self.target[rows, None]
+        z = torch.mm(h, self.w.t(), out=into[rows]) if into is not None and h.dtype == torch.float32 else (h @ self.w.t()).float()
+        p, nll = softmax_and_nll(z, at, h, self.w)
+        p = p.scatter_add_(1, at, torch.full_like(nll, -1.0)).to(h.dtype)
+        if into is not None and p.data_ptr() != into[rows].data_ptr():
+            into[rows] = p
+            p = into[rows]
+        return p, nll
+
+    def again(self) -> Iterator[tuple[int, slice, Tensor]]:
+        """(first unit, rows, p) of all units: what was kept, or formed again."""
+        if self.p is not None:
+            yield 0, slice(0, len(self.h)), self.p
+            return
+        for u, rows, p, _ in self.chunks(None):
+            yield u, rows, p
+
+
+class _HeadTerm(Term):
+    """scale * sum_t c_t p_t h_t^T of each unit."""
+
+    def __init__(self, scored: _Scored, scale: Tensor) -> None:
+        self.scored, self.scale = scored, scale
+        self.squared = scored.squared * scale.float().square()
+
+    def add(self, factors_U: Tensor, out: Tensor | None) -> Tensor:
+        s = self.scored
+        if out is None:
+            out = torch.zeros(s.w.shape, dtype=torch.float32, device=s.w.device)
+        c_N = (s.c.view(s.U, s.T) * (factors_U * self.scale)[:, None]).flatten()
+        for _, rows, p in s.again():
+            _add_product(out, p, s.h[rows] * c_N[rows, None].to(p.dtype))
+        return out
+
+    def _hidden(self) -> Tensor:
+        s = self.scored
+        return (s.h * (s.c * self.scale)[:, None].to(s.h.dtype)).view(s.U, s.T, -1)
+
+    def dense(self) -> Tensor:
+        h_UTD, parts = self._hidden(), []
+        for u, _, p in self.scored.again():
+            n = len(p) // self.scored.T
+            parts.append(torch.bmm(p.view(n, self.scored.T, -1).mT, h_UTD[u : u + n]).float())
+        return torch.cat(parts)
+
+    def inner(self, other: Term) -> Tensor:
+        s, h_UTD, found = self.scored, self._hidden(), []
+        if isinstance(other, Rows):
+            against = torch.bmm(h_UTD, other.g.to(h_UTD.dtype).mT)
+            for i, picked in s.picked:
+                if i.shape == other.ids.shape and torch.equal(i, other.ids):
+                    return total(picked, against)
+            for u, _, p in s.again():
+                n = len(p) // s.T
+                at = other.ids[u : u + n, None, :].expand(-1, s.T, -1)
+                found.append(total(p.view(n, s.T, -1).gather(2, at), against[u : u + n]))
+            return torch.cat(found)
+        if isinstance(other, Outer):
+            for u, _, p in s.again():
+                n = len(p) // s.T
+                products = torch.bmm(p.view(n, s.T, -1), other.g[u : u + n].to(p.dtype).mT)
+                found.append(total(products, torch.bmm(h_UTD[u : u + n], other.a[u : u + n].mT.to(p.dtype))))
+            return torch.cat(found)
+        return super().inner(other)
+
+
+def _add_product(out: Tensor, p: Tensor, h: Tensor) -> None:
+    if p.dtype == torch.float32:
+        out.addmm_(p.t(), h)
+    else:
+        out += p.t() @ h
+
+
+class _Summed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, target_N: Tensor, c_N: Tensor, anchor: Tensor, head: Head) -> Tensor:
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            ctx.scored = head.scored(hidden_ND.detach(), target_N, c_N.float())
+        return cast(Tensor, ctx.scored.loss)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        scored, ctx.scored = ctx.scored, None
+        dh, scored.grad_h = scored.grad_h * grads[0].to(scored.h.dtype), None
+        scored.head.record.keep(scored.head.layer, scored.head.leaf, _HeadTerm(scored, grads[0]))
+        return dh, None, None, None, None
+
+
+class _Each(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, target_N: Tensor, anchor: Tensor, head: Head) -> Tensor:
+        ctx.head = head
+        ctx.save_for_backward(hidden_ND, target_N)
+        w, V = head.weight.to(hidden_ND.dtype), len(head.weight)
+        step = chunk_rows(len(hidden_ND), V, hidden_ND.device)
+        parts = [
+            F.cross_entropy((hidden_ND[i : i + step] @ w.t()).float(), target_N[i : i + step], reduction="none")
+            for i in range(0, len(hidden_ND), step)
+        ]
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        hidden_ND, target_N = ctx.saved_tensors
+        head = ctx.head
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            scored = head.scored(hidden_ND, target_N, grads[0].float())
+            dh, scored.grad_h = scored.grad_h, None
+            head.record.keep(head.layer, head.leaf, _HeadTerm(scored, torch.ones((), device=dh.device)))
+        return dh, None, None, None
+
+
+class _Times(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, anchor: Tensor, head: Head) -> Tensor:
+        y = F.linear(x, weight)
+        ctx.head, ctx.dtype = head, x.dtype
+        ctx.save_for_backward(x.to(y.dtype), weight)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (x, weight), g = ctx.saved_tensors, grads[0]
+        head = ctx.head
+        with torch.autocast(g.device.type, enabled=False):
+            dx = (g @ weight.to(g.dtype)).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+            head.record.keep_outer(head.layer, head.leaf, x, g)
+        return dx, None, None, None
+
+
+class _Ragged(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h_ND: Tensor, weight: Tensor, bias: Tensor | None, example_N: Tensor, anchor: Tensor, head: Head) -> Tensor:
+        z = F.linear(h_ND, weight, bias)
+        ctx.head = head
+        ctx.save_for_backward(h_ND.to(z.dtype), weight, example_N)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (h, weight, example_N), g = ctx.saved_tensors, grads[0]
+        head, record = ctx.head, ctx.head.record
+        with torch.autocast(g.device.type, enabled=False):
+            dh = (g @ weight.to(g.dtype)).to(h.dtype)
+            unit_N = example_N // record.rows_per_unit
+            U, N = record.units, len(unit_N)
+            starts_U = torch.searchsorted(unit_N.contiguous(), torch.arange(U, device=unit_N.device))
+            at_N = torch.arange(N, device=unit_N.device) - starts_U[unit_N]
+            longest = int(at_N.max()) + 1 if N else 1
+            a, b = h.new_zeros(U, longest, h.shape[1]), g.new_zeros(U, longest, g.shape[1])
+            a[unit_N, at_N], b[unit_N, at_N] = h, g
+            record.keep(head.layer, head.leaf, Outer(a, b))
+            if record.wants(head.layer, "bias"):
+                record.keep(head.layer, "bias", b.sum(1, dtype=torch.float32))
+        return dh, None, None, None, None, None

@@ -1,0 +1,154 @@
+"""`NoiseSource`: standard normal numbers that are a pure function of (key, step, name), so that a resume, another layout of processes, or a
+second look at an earlier step draws the same ones.
+
+The bits are those of ChaCha20 (RFC 8439), a cryptographic stream: who has seen any amount of noise cannot tell the rest from random bits
+without the key. Each (step, name) has a key of its own, BLAKE2b of it under the source's 256-bit key. By OpenSSL where `cryptography` is
+installed, else, and on accelerators, by torch's integer operations: the same bits. Box and Muller's transform makes them normal, with 62
+bits in the radius (so up to 9.3 standard deviations) and 32 in the angle, in float32; it is not the discrete Gaussian, and what an
+adversary could learn from rounding (Mironov 2012) is not covered.
+
+What is secret is the key: `secure` takes it from the operating system, `seeded` makes it from a number that anybody may know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["NoiseSource"]
+
+_CONSTANT = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)
+PIECE = 2**14
+"""Pairs of numbers that are made at once: what they need stays in a processor's cache."""
+
+
+class NoiseSource:
+    """Normal numbers from a key.
+
+    >>> source = NoiseSource.seeded(1)
+    >>> bool((source.normal(3, "weight", (2, 4)) == source.normal(3, "weight", (2, 4))).all())
+    True
+    """
+
+    def __init__(self, key: bytes, *, secret: bool = True) -> None:
+        """`key`: 32 bytes; `secret`: whether nobody else knows it (told in the report, nothing else)."""
+        if len(key) != 32:
+            raise ValueError(f"a key has 32 bytes, got {len(key)}")
+        self._key = key
+        self.secret = secret
+
+    @classmethod
+    def seeded(cls, seed: int) -> NoiseSource:
+        """For tests: who knows the seed can take the noise off again."""
+        return cls(hashlib.blake2b(f"seed/{seed}".encode(), digest_size=32).digest(), secret=False)
+
+    @classmethod
+    def secure(cls) -> NoiseSource:
+        """A key from the operating system's generator, known to this object alone."""
+        return cls(os.urandom(32))
+
+    @property
+    def description(self) -> str:
+        """What a report says of the noise's origin."""
+        stream = "Normal numbers (float32, Box-Muller) from ChaCha20 under a 256-bit key"
+        return f"{stream} from the operating system." if self.secret else f"{stream} made from a seed: for tests, not a protection."
+
+    def normal(self, step: int, name: str, shape: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
+        """Standard normal numbers of `shape`, float32, on `device`: always the same for the same (step, name)."""
+        count = math.prod(shape)
+        if not count:
+            return torch.zeros(tuple(shape), device=device)
+        pairs = (count + 1) // 2
+        words = _words(hashlib.blake2b(f"{step}/{name}".encode(), key=self._key, digest_size=32).digest(), device)
+        out = torch.empty(2 * pairs, device=device)
+        at = 0
+        if torch.device(device).type != "cpu" and pairs >= 2 * PIECE:  # whole pieces all at once: each operation takes long to start
+            whole = pairs // PIECE
+            bits = words(3 * whole * PIECE).view(whole, 3, PIECE).transpose(0, 1).reshape(3, -1)
+            made = torch.empty(2, whole * PIECE, device=device)
+            _box_muller(bits, made)
+            at = whole * PIECE
+            out[: 2 * at] = made.view(2, whole, PIECE).transpose(0, 1).reshape(-1)
+        while at < pairs:
+            now = min(PIECE, pairs - at)
+            _box_muller(words(3 * now).view(3, now), out[2 * at : 2 * (at + now)].view(2, now))
+            at += now
+        return out[:count].view(tuple(shape))
+
+
+def _box_muller(bits: Tensor, out: Tensor) -> None:
+    """Two normal numbers from each column of three words: radius sqrt(-2 log u), angle uniform."""
+    high, low, turn = bits
+    cosines, sines = out
+    # u is uniform in (0, 1] with 62 bits: a float's mantissa moves with the number, so that small ones, the tail, are as fine as large ones
+    fine = low.bitwise_and(0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-62)
+    radius = high.bitwise_and(0x7FFFFFFF).to(torch.float32).mul_(2.0**-31).add_(fine).clamp_(max=1.0).log_().mul_(-2).sqrt_()
+    angle = turn.to(torch.float32).mul_(math.pi * 2.0**-31)
+    torch.cos(angle, out=cosines)
+    torch.sin(angle, out=sines)
+    cosines.mul_(radius)
+    sines.mul_(radius)
+
+
+def _words(key: bytes, device: torch.device | str) -> Callable[[int], Tensor]:
+    """A function that gives the next so many 32-bit words of the key stream (nonce and first counter zero), as int32.
+
+    All calls but the last must ask for a multiple of 16. Without `cryptography` a CPU takes about five times as long.
+    """
+    if torch.device(device).type == "cpu":
+        try:
+            from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+        except ImportError:
+            pass
+        else:
+            encryptor = Cipher(algorithms.ChaCha20(key, bytes(16)), None).encryptor()
+            zeros, stream = bytes(12 * PIECE), bytearray(12 * PIECE)
+
+            def by_openssl(words: int) -> Tensor:
+                encryptor.update_into(memoryview(zeros)[: 4 * words], memoryview(stream)[: 4 * words])
+                return torch.frombuffer(stream, dtype=torch.int32)[:words]
+
+            return by_openssl
+    done = 0
+
+    def by_torch(words: int) -> Tensor:
+        nonlocal done
+        blocks = -(-words // 16)
+        first, done = done, done + blocks
+        return _blocks(key, first, blocks, device)[:words]
+
+    return by_torch
+
+
+def _blocks(key: bytes, first: int, count: int, device: torch.device | str) -> Tensor:
+    """Blocks `first` to `first + count` of the stream: RFC 8439, section 2.3, a row of the state for all blocks at once."""
+    words = [int.from_bytes(key[i : i + 4], "little") for i in range(0, 32, 4)]
+
+    def row(values: Sequence[int]) -> Tensor:
+        signed = [v - 2**32 if v >= 2**31 else v for v in values]
+        return torch.tensor(signed, dtype=torch.int32, device=device)[:, None].expand(4, count).clone()
+
+    start = [row(_CONSTANT), row(words[:4]), row(words[4:]), row([0, 0, 0, 0])]
+    counter = torch.arange(first, first + count, dtype=torch.int64, device=device)
+    start[3][0] = torch.where(counter >= 2**31, counter - 2**32, counter).to(torch.int32)
+    a, b, c, d = (r.clone() for r in start)
+    for _ in range(10):
+        _quarters(a, b, c, d)
+        b, c, d = b.roll(-1, 0), c.roll(-2, 0), d.roll(-3, 0)  # diagonals become columns
+        _quarters(a, b, c, d)
+        b, c, d = b.roll(1, 0), c.roll(2, 0), d.roll(3, 0)
+    return torch.stack([x + y for x, y in zip((a, b, c, d), start, strict=True)]).view(16, count).t().reshape(-1)
+
+
+def _quarters(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> None:
+    """The quarter round on all four columns of all blocks, in place."""
+    for x, y, z, bits in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
+        x.add_(y)  # wraps around
+        z.bitwise_xor_(x)
+        left = z << bits
+        z.bitwise_right_shift_(32 - bits).bitwise_and_((1 << bits) - 1).bitwise_or_(left)

@@ -1,0 +1,172 @@
+"""A private job from a plain one: the first seam of a step becomes the clipped and noised sum (Abadi et al. 2016, arXiv:1607.00133, algorithm 1).
+
+    g = ( sum_i min(1, C / ||g_i||) g_i  +  N(0, (z C)^2) ) / expected batch
+
+One draw of noise a step, whatever the microbatches and processes are: it is a function of (key, step, parameter, block of rows), and each
+process adds what falls on the part that it holds. The divisor is the expected batch, never the drawn one, whose size is a secret too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tauon.distributed import reshard, synchronising
+from tauon.distributed.pieces import is_dtensor, local_part, local_slices
+from tauon.errors import Problem, RecipeError
+from tauon.privacy.audit import GradientCanaries
+from tauon.privacy.clipped import ClippedSum
+from tauon.privacy.clipped.modes import ClippingConfig
+from tauon.privacy.exchange import norms_over, place_over, sum_over
+from tauon.privacy.noise import GradientNorm, NoisePlan, NoiseSource, Query, ValidationLoss
+from tauon.train import TrainJob
+from tauon.types import Batch
+
+__all__ = ["PrivateGradients", "make_private"]
+
+PER_TOKEN = ("tokens", "masked-tokens", "chat")
+"""What tasks need whose loss is a sum over tokens: an example's loss is then the mean over its own."""
+NOTE = "privacy"
+"""The note in which a job keeps what its noise has decided."""
+BLOCK = 2**16
+"""Numbers of noise that are drawn at a time: a process that holds a part of a parameter draws only the blocks that touch it."""
+
+
+def make_private(
+    job: TrainJob, clipping: ClippingConfig, noise: NoisePlan, source: NoiseSource, *, expected: Callable[[int], float],
+    validation: Callable[[], Iterator[Batch]] | None = None, canaries: GradientCanaries | None = None,
+) -> TrainJob:  # fmt: skip
+    """The same job, private: same type in, same type out. Call it when the model is dressed, before the first step.
+
+    Args:
+        job: plain; its loader must sample as the guarantee says.
+        clipping: how far one example may move the gradient.
+        noise: how much noise each step gets.
+        source: where it is drawn from.
+        expected: examples that step n is expected to have, all processes together.
+        validation: batches of all held-out examples, for noise that follows their loss.
+        canaries: gradients that an audit adds to the clipped sums by coins, and looks for in the noised ones.
+
+    Raises:
+        RecipeError: a layer that cannot be clipped by example, or one in which one example reaches another.
+    """
+    gradients = PrivateGradients(job, clipping, noise, source, expected)
+    if canaries is not None:
+        gradients.canaries = canaries
+        job.extra["canaries"] = canaries
+    job.make = gradients
+    job.after.append(partial(gradients.look_at, validation))
+    return job
+
+
+class PrivateGradients:
+    """The first seam of a private job. What must survive a resume is in `job.notes`."""
+
+    def __init__(
+        self, job: TrainJob, clipping: ClippingConfig, noise: NoisePlan, source: NoiseSource, expected: Callable[[int], float]
+    ) -> None:
+        mesh = job.mesh
+        self.clipped = ClippedSum(job.model, place=partial(place_over, mesh))
+        self.clipping, self.noise, self.source, self.expected = clipping, noise, source, expected
+        self.named = {n: p for n, p in job.model.named_parameters() if p.requires_grad}
+        self.canaries: GradientCanaries | None = None
+
+    def __call__(self, job: TrainJob, batch: Batch) -> Tensor:
+        """Clipped and noised mean gradient into `.grad`; returns this process's share of the mean loss of the batch that was drawn."""
+        self._remember(job)
+        mesh, expected = job.mesh, self.expected(job.step)
+        if job.task.needs in PER_TOKEN:
+            batch = replace(batch, weights=batch.weights / batch.weights.sum(1, keepdim=True).clamp(min=1e-9))
+        query = self.noise.query(job.step)
+        looks = query if query is not None and query.what == GradientNorm.kind_ else None
+        loss, seen = torch.zeros((), device=job.device), torch.zeros(2, device=job.device)
+        for rows in pieces(batch, job.microbatch):
+            with synchronising(job.model, now=False), self.clipped.recording():
+                with job.precision.context():
+                    total, _ = job.task.loss(job.model, rows)
+                total.backward()  # type: ignore[no-untyped-call]
+            squared = norms_over(mesh, self.clipped.squared_norms(), self.named)
+            self.clipped.add(self.clipping.factors(squared))
+            if looks is not None:
+                norms_U = torch.stack([*squared.values()]).sum(0).sqrt() / self.clipping.sensitivity
+                seen[0] += norms_U.clamp(max=looks.bound).sum()
+            self.clipped.forget()
+            loss += total.detach()
+            seen[1] += (rows.weights.flatten(1).sum(1) > 0).sum() if rows.weights.ndim > 1 else (rows.weights > 0).sum()
+        mesh.sum(seen, "replicate", "shard")
+        for p in self.named.values():
+            if p.grad is None:  # a part that this model did not use: it gets its noise all the same
+                p.grad = torch.zeros_like(p)
+        sum_over(mesh, [g for p in self.named.values() if (g := p.grad) is not None])
+        if looks is not None:
+            self._observe(job, looks, seen[0].item(), expected)
+        if self.canaries is not None:
+            self.canaries.insert({n: p.grad for n, p in self.named.items()}, step=job.step, norm=self.clipping.sensitivity)
+        std = self.noise.multiplier(job.step) * self.clipping.sensitivity
+        for name, p in self.named.items():
+            assert p.grad is not None
+            part = local_part(p.grad)
+            part.add_(noise_like(p, name, partial(self.noise.draw, self.source, job.step)), alpha=std).div_(expected)
+        if self.canaries is not None:
+            self.canaries.observe({n: p.grad for n, p in self.named.items()}, norm=self.clipping.sensitivity / expected)
+        job.measured["noise"] = std / expected
+        return loss / seen[1].clamp(min=1.0)
+
+    @torch.no_grad()
+    def look_at(self, validation: Callable[[], Iterator[Batch]] | None, job: TrainJob) -> None:
+        """After a step: the noisy validation loss that noise follows, where it is due. Every process looks at all of it."""
+        step = job.step - 1
+        query = self.noise.query(step)
+        if query is None or query.what != ValidationLoss.kind_:
+            return
+        if validation is None:
+            said = f"{ValidationLoss.kind_} needs held-out examples, and data.split.validation is 0. Hold some out, or take another noise."
+            raise RecipeError([Problem("privacy.noise", said)])
+        was, total, examples = job.model.training, 0.0, 0
+        job.model.eval()
+        for batch in validation():
+            with job.precision.context():
+                loss_B, weight_B = job.task.losses(job.model, batch.to(job.device))
+            each = (loss_B / weight_B.clamp(min=1e-9)).clamp(0, query.bound) * (weight_B > 0)
+            total, examples = total + float(each.double().sum()), examples + int((weight_B > 0).sum())
+        job.model.train(was)
+        reshard(job.model)
+        self._observe(job, query, total, max(1, examples))
+
+    def _observe(self, job: TrainJob, query: Query, total: float, examples: float) -> None:
+        answer = self.noise.observe(query, total, examples, self.source)
+        job.notes[NOTE] = self.noise.state()
+        job.measured[f"private_{query.what.replace('-', '_')}"] = answer
+
+    def _remember(self, job: TrainJob) -> None:
+        """What was decided so far, also after a resume."""
+        if NOTE in job.notes:
+            self.noise.load(job.notes[NOTE])
+
+
+def pieces(batch: Batch, most: int) -> Iterator[Batch]:
+    """The rows in as few pieces as hold at most `most` (a quarter more where that is all), all of about one size."""
+    rows = len(batch)
+    count = max(1, -(-rows // most)) if rows > 1.25 * most else 1
+    size = -(-rows // count)
+    for start in range(0, rows, size):
+        yield batch.rows(start, min(rows, start + size))
+
+
+def noise_like(p: Tensor, name: str, draw: Callable[..., Tensor]) -> Tensor:
+    """Standard normal numbers for the part of `p` that this process holds: the same ones in every layout."""
+    mine = local_slices(p)
+    if p.ndim == 0:
+        return draw(name, (), local_part(p).device)
+    row = p[0].numel() if not is_dtensor(p) else p.numel() // max(1, p.shape[0])
+    step = max(1, BLOCK // max(1, row))
+    found = []
+    for start in range(mine[0].start // step * step, mine[0].stop, step):
+        stop = min(p.shape[0], start + step)
+        block = draw(f"{name}/{start // step}", (stop - start, *p.shape[1:]), local_part(p).device)
+        found.append(block[(slice(max(0, mine[0].start - start), mine[0].stop - start), *mine[1:])])
+    return torch.cat(found) if found else local_part(p).new_zeros(local_part(p).shape)

@@ -1,0 +1,174 @@
+"""What a private training run adds to a plain one: its loader, its noise (calibrated before the first step), its job, its account.
+
+The recipe's section says what is wanted; here it becomes numbers, and each number that nobody wrote is told with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from tauon.config import dump
+from tauon.errors import Problem, RecipeError
+from tauon.privacy.accounting import Guarantee, Release, calibrate, guarantee, refuse_delta
+from tauon.privacy.audit import Canaries, GradientCanaries
+from tauon.privacy.config import PrivacyConfig
+from tauon.privacy.noise import NoisePlan, NoiseSource
+from tauon.privacy.private import make_private
+from tauon.privacy.sampling import PrivateLoader
+from tauon.train import TrainJob
+from tauon.types import Batch, Dataset
+
+__all__ = ["PrivateRun", "refuse_combinations"]
+
+
+def refuse_combinations(data: Any, task: Any, optim: Any, parallel: Any) -> Iterator[tuple[str, str]]:
+    """(field, message) of settings of a recipe that cannot be private, as far as it can be told without the data."""
+    if parallel.kind_ in ("parameter-server", "local-sgd", "diloco"):
+        yield (
+            "parallel.kind",
+            f"{parallel.kind_} exchanges something else than one private gradient a step. Take auto, replicate, shard or tensor.",
+        )
+    for name in ("pipeline", "context"):
+        if (parallel.__dict__.get(name) or 1) > 1:
+            yield (
+                f"parallel.{name}",
+                "cuts an example over processes, whose parts cannot be clipped alone. Take replicate, shard or tensor.",
+            )
+    if parallel.__dict__.get("sequence_parallel"):
+        yield "parallel.sequence_parallel", "cuts an example over processes, whose parts cannot be clipped alone. Drop it."
+    if parallel.__dict__.get("compression", "none") != "none":
+        yield "parallel.compression", "is of DDP's gradients, and private ones are summed after clipping, without it. Set none."
+    if task.needs == "pairs":
+        yield (
+            "privacy",
+            f"task {task.kind_} compares an example with a reference model's answers; it has no private form here. Take instruction-tuning.",
+        )
+    if data.peek("mix") is not None:
+        yield "data.mix", "mixes examples, so that none of them can be clipped alone. Drop it, or drop privacy."
+    if optim.full_batch:
+        yield "optim.kind", f"{optim.kind_} takes the whole training set at every step. Take sgd and the batch that you can afford."
+
+
+def batches_of(dataset: Dataset, rows: int) -> Iterator[Batch]:
+    """All examples in order."""
+    for start in range(0, len(dataset), rows):
+        yield dataset.batch(np.arange(start, min(len(dataset), start + rows), dtype=np.int64))
+
+
+class Sizes(Protocol):
+    def size(self, step: int) -> int: ...
+
+    def first(self, step: int) -> int: ...
+
+
+class PrivateRun:
+    """The choices of one private run. Made on every rank alike: all of it is a function of the recipe, the data's size and the key."""
+
+    def __init__(self, config: PrivacyConfig, *, key: bytes, examples: int, unit: str) -> None:
+        """`key`: what noise and sampling are drawn from; `unit`: what one example is, in words. Raises `RecipeError` for a delta too large."""
+        self.config, self.key, self.examples, self.unit = config, key, examples, unit
+        self.delta = config.delta if config.delta is not None else min(1e-5, 0.1 / examples)
+        try:
+            refuse_delta(self.delta, examples)
+        except RecipeError as err:
+            raise RecipeError([Problem("privacy.delta", str(err))]) from None
+        self.multiplier: float
+        self.noise: NoisePlan
+        self.loader: PrivateLoader
+        self.planned: Guarantee
+
+    def load(self, dataset: Dataset, *, batch: int, rank: int, world: int, workers: int, sizes: Sizes | None) -> PrivateLoader:
+        """The loader that samples as the guarantee says."""
+        self.loader = PrivateLoader(
+            dataset, batch=batch, sampling=self.config.sampling, key=self.key, rank=rank, world=world, workers=workers, sizes=sizes
+        )
+        return self.loader
+
+    def settle(self, steps: int) -> list[tuple[str, Any, str]]:
+        """Find the noise for a run of so many steps; (setting, value, reason) of everything that was derived."""
+        config = self.config
+        told: list[tuple[str, Any, str]] = []
+        if config.delta is None:
+            told.append(("privacy.delta", self.delta, f"a tenth of 1 / {self.examples:,} examples, at most 1e-5"))
+        given = config.noise_multiplier
+        if config.target_epsilon is not None:
+            given = calibrate(
+                lambda z: self._noise(z, steps).releases(self.rates(steps), config.sampling),
+                target_epsilon=config.target_epsilon, delta=self.delta, accountant=config.accountant,
+            )  # fmt: skip
+            told.append(
+                ("privacy.noise_multiplier", round(given, 4), f"the least for epsilon {config.target_epsilon:g} after {steps:,} steps")
+            )
+        assert given is not None
+        self.multiplier = given
+        self.noise = self._noise(given, steps)
+        self.planned = self.account(self.noise.releases(self.rates(steps), config.sampling))
+        told.append(
+            ("privacy.epsilon", round(self.planned.epsilon, 4), f"all {steps:,} steps, at delta {self.delta:g} ({config.accountant})")
+        )
+        return told
+
+    def _noise(self, multiplier: float, steps: int) -> NoisePlan:
+        return NoisePlan(self.config.noise, multiplier, steps)
+
+    def rates(self, steps: int) -> list[tuple[float, int]]:
+        """(probability of an example to be in a step, how many such steps), in their order."""
+        found: list[tuple[float, int]] = []
+        for step in range(steps):
+            rate = self.loader.rate(step)
+            if found and found[-1][0] == rate:
+                found[-1] = (rate, found[-1][1] + 1)
+            else:
+                found.append((rate, 1))
+        return found
+
+    def dress(self, job: TrainJob, validation: Dataset | None = None, canaries: Canaries | None = None) -> TrainJob:
+        """The job, private. `canaries`: what an audit planted; only those that are gradients matter here."""
+        source = NoiseSource(self.key, secret=self.config.generator == "secure")
+        job.examples_at = self.loader.size
+        held_out = None if validation is None else partial(batches_of, validation, job.microbatch)
+        watched = None if canaries is None or canaries.kind != "gradient" else self._gradients(job, canaries)
+        return make_private(
+            job, self.config.clipping, self.noise, source, expected=lambda step: self.loader.rate(step) * self.examples, validation=held_out,
+            canaries=watched,
+        )  # fmt: skip
+
+    def _gradients(self, job: TrainJob, canaries: Canaries) -> GradientCanaries:
+        """Canaries that take part in each step as examples do, and are looked for in its sum."""
+        if job.mesh.world.size > 1:
+            message = "gradient needs the whole sum, and several processes hold it in parts. Start one process, or take mislabelled."
+            raise RecipeError([Problem("privacy.audit.kind", message)])
+        sizes = {n: p.numel() for n, p in job.model.named_parameters() if p.requires_grad}
+        return GradientCanaries.of(canaries, sizes, rate=self.loader.rate)
+
+    def record(self, steps: int) -> dict[str, Any]:
+        """`privacy.json`: what `steps` steps of the run promise, and how it was reached. JSON values only."""
+        config = self.config
+        return {
+            "guarantee": self.account(self.noise.releases(self.rates(steps), config.sampling, done=steps)).to_json(),
+            "planned_epsilon": self.planned.epsilon,
+            "steps": steps,
+            "examples": self.examples,
+            "expected_batch": self.loader.batch,
+            "sampling": config.sampling,
+            "noise_multiplier": self.multiplier,
+            "noise": config.noise.kind_,
+            "clipping": dump(config.clipping),
+            "generator": config.generator,
+        }
+
+    def account(self, releases: list[Release]) -> Guarantee:
+        """What these releases promise."""
+        seeded = self.config.generator == "seeded"
+        said = (
+            "Noise and sampling come from the recipe's seed: whoever knows it can take the noise off. This is for tests, not a promise."
+            if seeded
+            else "Noise and sampling come from a key of the operating system that was never in a checkpoint and is thrown away."
+        )
+        return guarantee(
+            releases, self.delta, accountant=self.config.accountant, unit=self.unit, examples=self.examples, assumptions=[said]
+        )

@@ -1,0 +1,118 @@
+"""Which examples a private step takes. The noise that a guarantee needs depends on it, so the loader is part of the mechanism.
+
+    poisson      every example is taken by a coin of its own, with probability batch / N: the size of a batch varies, also to none
+    fixed-size   exactly `batch` examples, without replacement
+    shuffled     whole passes, one after the other in one order that is drawn once; examples that do not fill a batch are left out.
+                 Between two uses of an example lie N // batch steps, which correlated noise makes use of
+
+Sampling must be as secret as the noise (amplification fails against who knows the draws), so both come from one key.
+Poisson: Mironov et al. 2019, arXiv:1908.10530, section 3; fixed-size: Wang et al. 2019, arXiv:1808.00087.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Literal, Protocol
+
+import numpy as np
+
+from tauon.data import Loader
+from tauon.errors import Problem, RecipeError
+from tauon.types import Batch, Dataset
+
+__all__ = ["PrivateLoader", "Sampling"]
+
+Sampling = Literal["poisson", "fixed-size", "shuffled"]
+
+
+class Sizes(Protocol):
+    """How large the expected batch of each step is, where it grows."""
+
+    def size(self, step: int) -> int: ...
+
+    def first(self, step: int) -> int: ...
+
+
+class PrivateLoader(Loader):
+    """Batches as a guarantee needs them: a pure function of (data set, key, expected batch, step).
+
+    Every rank gets as many rows, the missing ones at weight zero; an empty batch is one row of weight zero a rank.
+    """
+
+    def __init__(
+        self, dataset: Dataset, *, batch: int, sampling: Sampling, key: bytes, rank: int = 0, world: int = 1, workers: int = 0,
+        sizes: Sizes | None = None,
+    ) -> None:  # fmt: skip
+        """`batch`: expected examples of a step, all `world` ranks together; `key`: what the draws are a function of.
+
+        Raises `RecipeError` where the batch is larger than the data, or the data set draws its examples in a way of its own.
+        """
+        if batch > len(dataset):
+            said = f"{batch} is more than the {len(dataset):,} examples there are: a private batch is a sample of them. Take fewer."
+            raise RecipeError([Problem("train.batch", said)])
+        for name, what in (("order", "data.sampling"), ("mixer", "data.mix")):
+            if getattr(dataset, name, None) is not None:
+                said = "chooses examples by their class" if name == "order" else "mixes examples, so that none of them can be clipped alone"
+                raise RecipeError([Problem(what, f"{said}, which no guarantee covers. Drop it, or drop privacy.")])
+        super().__init__(dataset, batch=batch, seed=0, rank=rank, world=world, workers=workers, sizes=sizes)
+        self.sampling, self.key = sampling, key
+        self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._order = self._generator("order").permutation(len(dataset)) if sampling == "shuffled" else None
+
+    @property
+    def steps_in_pass(self) -> int:
+        """Steps of a whole pass; of shuffled sampling, the examples that do not fill one more are left out."""
+        return len(self.dataset) // self.batch
+
+    def rate(self, step: int) -> float:
+        """Probability of an example to be in step `step` (fixed-size: share of the examples; shuffled: of a pass)."""
+        return super().size(step) / len(self.dataset)
+
+    def chosen(self, step: int) -> np.ndarray:
+        """Numbers of the examples of step `step`, all ranks together, int64, no number twice."""
+        known, found = self._drawn
+        if known != step:
+            found = self._draw(step)
+            self._drawn = (step, found)
+        return found
+
+    def _draw(self, step: int) -> np.ndarray:
+        count = len(self.dataset)
+        if self._order is not None:
+            at = (step % self.steps_in_pass) * self.batch
+            return self._order[at : at + self.batch]
+        draws = self._generator(f"sample/{step}")
+        expected = super().size(step)
+        # Coins for all examples: how many heads, then which. The same distribution, in time of the batch instead of the data.
+        size = int(draws.binomial(count, expected / count)) if self.sampling == "poisson" else expected
+        return draws.choice(count, size, replace=False, shuffle=False).astype(np.int64)
+
+    def _generator(self, purpose: str) -> np.random.Generator:
+        digest = hashlib.blake2b(purpose.encode(), key=self.key[:64], digest_size=32).digest()
+        return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+
+    def size(self, step: int) -> int:
+        """Examples that step `step` really has."""
+        return len(self.chosen(step))
+
+    def rows(self, step: int) -> np.ndarray:
+        share = max(1, -(-self.size(step) // self.world))
+        return np.arange(self.rank * share, (self.rank + 1) * share, dtype=np.int64)
+
+    def examples_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = self.chosen(step)
+        if not len(chosen):
+            chosen = np.zeros(1, np.int64)
+        example = chosen[np.minimum(self.rows(step), len(chosen) - 1)]
+        epoch = step // self.steps_in_pass if self.sampling == "shuffled" else step  # augmented anew each time it comes
+        return np.full(len(example), epoch, np.int64), example
+
+    def _make(self, step: int) -> Batch:
+        batch = self._read(*self.examples_at(step))
+        missing = self.rows(step) >= self.size(step)
+        if missing.any():
+            weights = batch.weights.clone()
+            weights[missing.tolist()] = 0
+            batch = replace(batch, weights=weights)
+        return batch

@@ -1,0 +1,82 @@
+"""The privacy section: what was guaranteed, to whom, under which assumptions, what is not covered, and what it cost in accuracy.
+
+Reads `privacy.json`, which training leaves. What an attacker really reached is in the audit's own section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tauon.report.page import Section, missing, table
+from tauon.report.plots import Line, chart
+from tauon.report.records import Records, number
+from tauon.report.text import count, escape, figure, label
+
+__all__ = ["privacy"]
+
+
+def privacy(records: Records) -> Section | None:
+    """None where nothing was promised."""
+    found = records.json("privacy.json")
+    if not isinstance(found, dict) or not isinstance(found.get("guarantee"), dict):
+        if records.recipe.get("privacy"):
+            return Section("privacy", "Privacy", missing("privacy.json is missing: training has not come to its end."))
+        return None
+    promise: Mapping[str, Any] = found["guarantee"]
+    html = f"<p><b>{escape(_sentence(promise))}</b></p>"
+    if found.get("generator") == "seeded":
+        html += missing("Noise and sampling came from the recipe's seed, so that whoever knows it can take the noise off: this run is a test.")
+    html += _figures(found)
+    curve = _curve(promise)
+    noise = _noise(records)
+    html += f'<div class="charts">{curve}{noise}</div>' if curve or noise else ""
+    html += _cost(found.get("cost"))
+    for key, title in (("assumptions", "Assumed"), ("not_covered", "Not covered")):
+        said = "".join(f"<li>{escape(line)}</li>" for line in promise.get(key, []))
+        html += f"<h3>{title}</h3><ul>{said}</ul>" if said else ""
+    return Section("privacy", "Privacy", html)
+
+
+def _sentence(promise: Mapping[str, Any]) -> str:
+    return (
+        f"({figure(number(promise.get('epsilon')))}, {figure(number(promise.get('delta')))})-differential privacy for "
+        f"one {promise.get('unit', 'example')} ({promise.get('neighbouring', '')})."
+    )
+
+
+def _figures(found: Mapping[str, Any]) -> str:
+    promise = found["guarantee"]
+    rows = [[f"epsilon at delta {figure(float(d))}", figure(number(e))] for d, e in promise.get("epsilons", {}).items()]
+    for key in ("steps", "examples", "expected_batch", "sampling", "noise_multiplier", "clipping", "noise", "generator", "accountant"):
+        value = found.get(key, promise.get(key))
+        if value is not None:
+            shown = figure(value) if isinstance(value, float) else count(value) if isinstance(value, int) else escape(str(value))
+            rows.append([escape(label(key)), shown])
+    return table([("", ""), ("", "num")], rows, "privacy figures")
+
+
+def _curve(promise: Mapping[str, Any]) -> str:
+    points = [(float(a), float(b)) for a, b in promise.get("curve", [])]
+    if len(points) < 2:
+        return ""
+    lines = [Line("allowed by the guarantee", points), Line("knows nothing", [(0.0, 1.0), (1.0, 0.0)], "quiet")]
+    note = "Whoever tests whether one unit was in the data, and accuses a share of the innocent (x), misses at least this share of members (y)."
+    return chart("trade-off", "What an attacker can know at best", lines, y_label="missed members", x_label="false accusations", note=note)
+
+
+def _noise(records: Records) -> str:
+    xs, ys = records.series("noise")
+    return chart("noise", "Noise", [Line("noise", list(zip(xs, ys, strict=True)))], y_label="std of the mean gradient's", zero=True) if xs else ""
+
+
+def _cost(cost: Any) -> str:
+    if not isinstance(cost, dict):
+        return ""
+    rows = [
+        [escape(label(name)), figure(number(pair.get("private"))), figure(number(pair.get("plain"))), figure(number(pair.get("difference")))]
+        for name, pair in cost.items()
+    ]
+    return "<h3>What it cost</h3>" + table(
+        [("", ""), ("private", "num"), ("the same without privacy", "num"), ("difference", "num")], rows, "cost of privacy"
+    )
