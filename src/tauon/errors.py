@@ -9,6 +9,7 @@
     ├── TrainingError               6      training cannot go on (loss is not finite, memory does not suffice)
     ├── MissingExtra                7      an optional library is not installed
     ├── LaunchError                 8      workers cannot be started (no scheduler, a port taken, another version of Ray)
+    ├── PrivacyError                9      an audit refutes what was promised; a privacy budget does not suffice
     └── Interrupted               130      Ctrl-C or SIGTERM: everything was saved first
 
 A message names what was got, what was expected, and the way out. `assert` is for our own bugs.
@@ -26,6 +27,7 @@ __all__ = [
     "Interrupted",
     "LaunchError",
     "MissingExtra",
+    "PrivacyError",
     "Problem",
     "RecipeError",
     "RunError",
@@ -107,6 +109,12 @@ class LaunchError(TauonError):
     """Workers cannot be started where the recipe says; nothing ran."""
 
     exit_code = 8
+
+
+class PrivacyError(TauonError):
+    """What was promised of privacy does not hold, or would not: an audit refutes it, or a budget does not suffice."""
+
+    exit_code = 9
 
 
 class Interrupted(TauonError):

@@ -28,6 +28,7 @@ from tauon.artifacts import (
     read_json,
     write_json,
 )
+from tauon.auditing import plant
 from tauon.config import dump, unread_keys
 from tauon.data import (
     DataConfig,
@@ -230,7 +231,8 @@ class Context:
             tokens = getattr(part, "tokens", part)  # a masked data set is one over tokens
             if isinstance(tokens, TokenDataset):
                 tokens.shards.verify()  # what lies in the cache may be old: a changed byte must not be trained on
-        return splits
+        audit = None if self.recipe.privacy is None else self.recipe.privacy.audit
+        return splits if audit is None else plant(splits, audit, self.run.folder)
 
     def refuse_changed_data(self) -> None:
         """Going on, or measuring, with other data than the run began with would tell nothing: `RunError`."""

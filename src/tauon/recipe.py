@@ -124,7 +124,7 @@ class Recipe(Config):
             for name in ("prompts", "samples"):
                 if name in self.peek("evaluate").model_fields_set:
                     yield f"evaluate.{name}", f"is for language models, and the task is {task.kind_}. Drop it."
-        if self.peek("privacy") is not None:
+        if self.peek("privacy") is not None and self.peek("privacy").promises:
             yield from refuse_combinations(data, task, optim, self.peek("parallel"))
         for name in ("early_stopping", "validate_every", "validate_examples"):
             if train.peek(name) is not None and self._holds_nothing_out():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tauon.artifacts import Checkpoint, CheckpointWriter, latest_checkpoint, load_checkpoint, write_json
+from tauon.auditing import planted
 from tauon.config import dump
 from tauon.data import DataSplits, Loader
 from tauon.distributed import (
@@ -71,7 +72,7 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     model, loader, plan, mesh = decide(ctx, started, private)
     job, servers = assemble(ctx, model, loader, plan, mesh)
     if private is not None:
-        job = private.dress(job, ctx.splits.validation)
+        job = private.dress(job, ctx.splits.validation, canaries=planted(ctx.run.folder) if private.config.audit is not None else None)
     checkpoint = newest(ctx)
     with EventLog(ctx.run.events_path) if ctx.world.leads else nothing_logged() as events:
         if checkpoint is not None:
@@ -97,7 +98,7 @@ def train_stage(ctx: Context) -> dict[str, Any]:
 def private_run(ctx: Context) -> PrivateRun | None:
     """What the recipe's `privacy` section asks for, with the run's key; None where there is none."""
     config = ctx.recipe.privacy
-    if config is None:
+    if config is None or not config.promises:
         return None
     if config.generator == "seeded":
         key = seeded_key(ctx.recipe.seed)
@@ -121,9 +122,7 @@ def write_account(ctx: Context, private: PrivateRun, job: TrainJob) -> None:
         ctx.run.update_manifest(privacy={k: record["guarantee"][k] for k in ("epsilon", "delta", "unit", "neighbouring", "accountant")})
 
 
-def decide(
-    ctx: Context, started: dict[str, Any], private: PrivateRun | None = None
-) -> tuple[ModelConfig, Loader, Plan, Mesh]:
+def decide(ctx: Context, started: dict[str, Any], private: PrivateRun | None = None) -> tuple[ModelConfig, Loader, Plan, Mesh]:
     """Every choice that the recipe leaves open, told with its reason. `started`: what an earlier part of this run recorded."""
     recipe, spec = ctx.recipe, ctx.splits.spec
     model = ctx.model

@@ -41,8 +41,11 @@ def test_curves_are_those_of_their_definitions() -> None:
     line = epsilon_delta_curve(gaussian_epsilon(mu, delta), delta)
     gaps = [gaussian_curve(mu)(a) - line(a) for a in np.linspace(1e-4, 1, 20_001)]
     assert min(gaps) > -1e-9 and min(gaps) < 1e-3  # the curve lies above its tangents, and touches them
-    curve = points_curve(*zip(*[(a, gaussian_curve(mu)(a)) for a in np.linspace(0, 1, 2001)], strict=True))
-    assert max(abs(curve(a) - gaussian_curve(mu)(a)) for a in np.linspace(0.01, 0.99, 77)) < 1e-4
+    for points in (9, 50, 2001):
+        grid = np.linspace(0, 1, points)
+        curve = points_curve(grid, [gaussian_curve(mu)(a) for a in grid])
+        off = [gaussian_curve(mu)(a) - curve(a) for a in np.linspace(0, 1, 777)]
+        assert min(off) > -1e-9 and max(off) < 4 / points  # never above what it goes through, and near it where points are many
 
 
 def test_a_blind_guess_is_judged_nearly_as_by_its_binomial() -> None:

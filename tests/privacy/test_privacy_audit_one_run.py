@@ -105,14 +105,23 @@ def test_trying_several_numbers_of_guesses_keeps_the_confidence() -> None:
     assert wrong / 600 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 600)
 
 
-def test_pairs_of_a_random_split_are_fair_coins() -> None:
+def test_pairs_of_a_random_split_are_fair_coins_within_their_groups() -> None:
     rng = np.random.default_rng(5)
-    scores, coins = pairs_as_coins(rng.normal(size=5000), rng.normal(size=8000), seed=1)
-    assert len(scores) == len(coins) == 5000
-    assert abs(coins.mean() - 0.5) < 4 * 0.5 / math.sqrt(5000)
-    assert audit_scores(scores, coins, delta=0.0).epsilon == 0.0
-    told, coins = pairs_as_coins(rng.normal(size=5000) + 2, rng.normal(size=5000), seed=1)
-    assert audit_scores(told, coins, delta=0.0).epsilon > 1
+    groups = rng.integers(0, 3, 5000), rng.integers(1, 4, 8000)
+    a, b, coins = pairs_as_coins(5000, 8000, seed=1, member_groups=groups[0], other_groups=groups[1])
+    whole = np.concatenate(groups)
+    assert (whole[a] == whole[b]).all() and set(whole[a]) == {1, 2}
+    assert ((a < 5000) == coins).all() and ((b < 5000) == ~coins).all() and len(set(a) | set(b)) == 2 * len(a)
+    assert abs(coins.mean() - 0.5) < 4 * 0.5 / math.sqrt(len(coins))
+    for shift, proves in ((0.0, False), (2.0, True)):
+        scores = rng.normal(size=13_000) + shift * (np.arange(13_000) < 5000)
+        assert (audit_scores(scores[a] - scores[b], coins, delta=0.0).epsilon > 1) == proves
+
+
+def test_a_coin_that_replaces_an_example_proves_half_as_much() -> None:
+    one, two = (epsilon_lower_bound(1000, 100, 95, 0.0, examples=k) for k in (1, 2))
+    assert two == pytest.approx(one / 2, abs=1e-6)
+    assert epsilon_lower_bound(1000, 100, 95, 1e-4, examples=2) < epsilon_lower_bound(1000, 100, 95, 1e-4) / 2  # delta grows, too
 
 
 def test_wrong_numbers_are_refused() -> None:

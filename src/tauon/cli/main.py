@@ -26,6 +26,7 @@ VERBS = {
     "generate": ("tauon.cli.generate", "Let a trained language model continue a text."),
     "export": ("tauon.cli.export", "Write a trained model for transformers or PEFT."),
     "adapter": ("tauon.cli.export", "Put trained adapters into the weights of their base."),
+    "audit": ("tauon.cli.audit", "Attack a trained run: what its model tells of its data, beside what was promised."),
     "runs": ("tauon.cli.runs", "List runs; compare two."),
     "check": ("tauon.cli.check", "Prove on a recipe that a layout of processes computes what one process does."),
     "tune": ("tauon.cli.tune", "Try out settings before the real training: learning-rate range test."),
@@ -46,7 +47,7 @@ a.b=c changes one setting of it: optim.lr=1e-3, train.steps=2k, data.split.valid
 \b
 Exit codes: 0 done; 1 a bug in Tauon; 2 the recipe or the command line is wrong; 3 the data;
 4 a checkpoint; 5 the run's folder; 6 training cannot go on; 7 an optional library is missing;
-8 workers cannot be started; 130 stopped by Ctrl-C or SIGTERM, after saving: the same command goes on.
+8 workers cannot be started; 9 a promise of privacy does not hold; 130 stopped by Ctrl-C or SIGTERM, after saving: the same command goes on.
 
 \b
 Shell completion: eval "$(_TAUON_COMPLETE=bash_source tauon)"   (or zsh_source, fish_source)

@@ -154,4 +154,5 @@ def joined(parts: Sequence[Batch]) -> Batch:
     if any(p.segments is not None for p in parts):
         parts = [p if p.segments is not None else replace(p, segments=torch.zeros(p.weights.shape, dtype=torch.int32)) for p in parts]
     columns: dict[str, Any] = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Batch)}
-    return Batch(**{name: None if any(v is None for v in values) else torch.cat(values) for name, values in columns.items()})
+    whole: dict[str, Any] = {name: None if any(v is None for v in values) else torch.cat(values) for name, values in columns.items()}
+    return Batch(**whole)

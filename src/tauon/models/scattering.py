@@ -22,12 +22,12 @@ __all__ = ["Scattering", "coefficients", "padded_size"]
 
 def coefficients(J: int, L: int) -> int:
     """Coefficients of orders 0, 1 and 2."""
-    return 1 + L * J + L * L * J * (J - 1) // 2
+    return int(1 + L * J + L * L * J * (J - 1) // 2)
 
 
 def padded_size(n: int, J: int) -> int:
     """Pixels of a side after padding: room for the averaging filter on both sides, a multiple of 2^J."""
-    return ((n + 2**J) // 2**J + 1) * 2**J
+    return int(((n + 2**J) // 2**J + 1) * 2**J)
 
 
 def gabor(M: int, N: int, sigma: float, theta: float, xi: float, slant: float) -> np.ndarray:
@@ -137,4 +137,5 @@ def fold(spectrum: Tensor, step: int) -> Tensor:
     if step > 1:
         *lead, M, N = spectrum.shape
         spectrum = spectrum.reshape(*lead, step, M // step, step, N // step).mean((-4, -2))
-    return torch.fft.ifft2(spectrum)
+    signal: Tensor = torch.fft.ifft2(spectrum)
+    return signal

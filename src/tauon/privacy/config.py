@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from tauon.config import Config
+from tauon.privacy.audit import CanaryConfig
 from tauon.privacy.clipped.modes import ClippingConfig, Flat
 from tauon.privacy.noise import Constant, NoiseConfig
 
@@ -16,7 +17,8 @@ __all__ = ["PrivacyConfig"]
 
 class PrivacyConfig(Config):
     """Differential privacy of the training set: with probability 1 - delta, nobody's presence changes the odds of any result by more than
-    exp(epsilon)."""
+    exp(epsilon).
+    """
 
     target_epsilon: float | None = Field(None, gt=0, le=1000)
     """Epsilon of the whole run: the noise is calibrated to it. Give this or `noise_multiplier`."""
@@ -36,10 +38,24 @@ class PrivacyConfig(Config):
     generator: Literal["secure", "seeded"] = "secure"
     """Where noise and sampling come from: `secure`, a key from the operating system that is thrown away when the run ends; `seeded`, the
     recipe's seed, so that a run can be repeated - and its noise taken off again by whoever knows the seed. For tests."""
+    audit: CanaryConfig | None = None
+    """Plant examples by coins, so that `tauon audit` can prove something. With neither epsilon nor noise given, nothing is private: the run that a
+    private one is compared with."""
+
+    @property
+    def promises(self) -> bool:
+        """Whether anything is: with canaries alone a run is as any other."""
+        return self.peek("target_epsilon") is not None or self.peek("noise_multiplier") is not None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         given = [k for k in ("target_epsilon", "noise_multiplier") if self.peek(k) is not None]
-        if len(given) != 1:
+        canaries = self.peek("audit")
+        if canaries is not None and canaries.peek("kind") == "gradient" and (not given or self.peek("sampling") != "poisson"):
+            yield (
+                "audit.kind",
+                "gradient takes part in private steps whose examples are drawn by coins. Take sampling=poisson, or another kind.",
+            )
+        if len(given) != 1 and not (canaries is not None and not given):
             yield "target_epsilon", f"give exactly one of target_epsilon, noise_multiplier; got {' and '.join(given) or 'none'}"
         if self.peek("sampling") == "fixed-size" and self.peek("accountant") != "rdp":
             yield "accountant", "pld is not proven for fixed-size sampling. Take accountant=rdp, or sampling=poisson."

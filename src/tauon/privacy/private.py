@@ -18,6 +18,7 @@ from torch import Tensor
 from tauon.distributed import reshard, synchronising
 from tauon.distributed.pieces import is_dtensor, local_part, local_slices
 from tauon.errors import Problem, RecipeError
+from tauon.privacy.audit import GradientCanaries
 from tauon.privacy.clipped import ClippedSum
 from tauon.privacy.clipped.modes import ClippingConfig
 from tauon.privacy.exchange import norms_over, place_over, sum_over
@@ -37,7 +38,7 @@ BLOCK = 2**16
 
 def make_private(
     job: TrainJob, clipping: ClippingConfig, noise: NoisePlan, source: NoiseSource, *, expected: Callable[[int], float],
-    validation: Callable[[], Iterator[Batch]] | None = None,
+    validation: Callable[[], Iterator[Batch]] | None = None, canaries: GradientCanaries | None = None,
 ) -> TrainJob:  # fmt: skip
     """The same job, private: same type in, same type out. Call it when the model is dressed, before the first step.
 
@@ -48,11 +49,15 @@ def make_private(
         source: where it is drawn from.
         expected: examples that step n is expected to have, all processes together.
         validation: batches of all held-out examples, for noise that follows their loss.
+        canaries: gradients that an audit adds to the clipped sums by coins, and looks for in the noised ones.
 
     Raises:
         RecipeError: a layer that cannot be clipped by example, or one in which one example reaches another.
     """
     gradients = PrivateGradients(job, clipping, noise, source, expected)
+    if canaries is not None:
+        gradients.canaries = canaries
+        job.extra["canaries"] = canaries
     job.make = gradients
     job.after.append(partial(gradients.look_at, validation))
     return job
@@ -68,6 +73,7 @@ class PrivateGradients:
         self.clipped = ClippedSum(job.model, place=partial(place_over, mesh))
         self.clipping, self.noise, self.source, self.expected = clipping, noise, source, expected
         self.named = {n: p for n, p in job.model.named_parameters() if p.requires_grad}
+        self.canaries: GradientCanaries | None = None
 
     def __call__(self, job: TrainJob, batch: Batch) -> Tensor:
         """Clipped and noised mean gradient into `.grad`; returns this process's share of the mean loss of the batch that was drawn."""
@@ -98,11 +104,15 @@ class PrivateGradients:
         sum_over(mesh, [g for p in self.named.values() if (g := p.grad) is not None])
         if looks is not None:
             self._observe(job, looks, seen[0].item(), expected)
+        if self.canaries is not None:
+            self.canaries.insert({n: p.grad for n, p in self.named.items()}, step=job.step, norm=self.clipping.sensitivity)
         std = self.noise.multiplier(job.step) * self.clipping.sensitivity
         for name, p in self.named.items():
             assert p.grad is not None
             part = local_part(p.grad)
             part.add_(noise_like(p, name, partial(self.noise.draw, self.source, job.step)), alpha=std).div_(expected)
+        if self.canaries is not None:
+            self.canaries.observe({n: p.grad for n, p in self.named.items()}, norm=self.clipping.sensitivity / expected)
         job.measured["noise"] = std / expected
         return loss / seen[1].clamp(min=1.0)
 

@@ -14,6 +14,7 @@ import numpy as np
 from tauon.config import dump
 from tauon.errors import Problem, RecipeError
 from tauon.privacy.accounting import Guarantee, Release, calibrate, guarantee, refuse_delta
+from tauon.privacy.audit import Canaries, GradientCanaries
 from tauon.privacy.config import PrivacyConfig
 from tauon.privacy.noise import NoisePlan, NoiseSource
 from tauon.privacy.private import make_private
@@ -27,16 +28,25 @@ __all__ = ["PrivateRun", "refuse_combinations"]
 def refuse_combinations(data: Any, task: Any, optim: Any, parallel: Any) -> Iterator[tuple[str, str]]:
     """(field, message) of settings of a recipe that cannot be private, as far as it can be told without the data."""
     if parallel.kind_ in ("parameter-server", "local-sgd", "diloco"):
-        yield "parallel.kind", f"{parallel.kind_} exchanges something else than one private gradient a step. Take auto, replicate, shard or tensor."
+        yield (
+            "parallel.kind",
+            f"{parallel.kind_} exchanges something else than one private gradient a step. Take auto, replicate, shard or tensor.",
+        )
     for name in ("pipeline", "context"):
         if (parallel.__dict__.get(name) or 1) > 1:
-            yield f"parallel.{name}", "cuts an example over processes, whose parts cannot be clipped alone. Take replicate, shard or tensor."
+            yield (
+                f"parallel.{name}",
+                "cuts an example over processes, whose parts cannot be clipped alone. Take replicate, shard or tensor.",
+            )
     if parallel.__dict__.get("sequence_parallel"):
         yield "parallel.sequence_parallel", "cuts an example over processes, whose parts cannot be clipped alone. Drop it."
     if parallel.__dict__.get("compression", "none") != "none":
         yield "parallel.compression", "is of DDP's gradients, and private ones are summed after clipping, without it. Set none."
     if task.needs == "pairs":
-        yield "privacy", f"task {task.kind_} compares an example with a reference model's answers; it has no private form here. Take instruction-tuning."
+        yield (
+            "privacy",
+            f"task {task.kind_} compares an example with a reference model's answers; it has no private form here. Take instruction-tuning.",
+        )
     if data.peek("mix") is not None:
         yield "data.mix", "mixes examples, so that none of them can be clipped alone. Drop it, or drop privacy."
     if optim.full_batch:
@@ -90,12 +100,16 @@ class PrivateRun:
                 lambda z: self._noise(z, steps).releases(self.rates(steps), config.sampling),
                 target_epsilon=config.target_epsilon, delta=self.delta, accountant=config.accountant,
             )  # fmt: skip
-            told.append(("privacy.noise_multiplier", round(given, 4), f"the least for epsilon {config.target_epsilon:g} after {steps:,} steps"))
+            told.append(
+                ("privacy.noise_multiplier", round(given, 4), f"the least for epsilon {config.target_epsilon:g} after {steps:,} steps")
+            )
         assert given is not None
         self.multiplier = given
         self.noise = self._noise(given, steps)
         self.planned = self.account(self.noise.releases(self.rates(steps), config.sampling))
-        told.append(("privacy.epsilon", round(self.planned.epsilon, 4), f"all {steps:,} steps, at delta {self.delta:g} ({config.accountant})"))
+        told.append(
+            ("privacy.epsilon", round(self.planned.epsilon, 4), f"all {steps:,} steps, at delta {self.delta:g} ({config.accountant})")
+        )
         return told
 
     def _noise(self, multiplier: float, steps: int) -> NoisePlan:
@@ -112,14 +126,24 @@ class PrivateRun:
                 found.append((rate, 1))
         return found
 
-    def dress(self, job: TrainJob, validation: Dataset | None = None) -> TrainJob:
-        """The job, private."""
+    def dress(self, job: TrainJob, validation: Dataset | None = None, canaries: Canaries | None = None) -> TrainJob:
+        """The job, private. `canaries`: what an audit planted; only those that are gradients matter here."""
         source = NoiseSource(self.key, secret=self.config.generator == "secure")
         job.examples_at = self.loader.size
         held_out = None if validation is None else partial(batches_of, validation, job.microbatch)
+        watched = None if canaries is None or canaries.kind != "gradient" else self._gradients(job, canaries)
         return make_private(
-            job, self.config.clipping, self.noise, source, expected=lambda step: self.loader.rate(step) * self.examples, validation=held_out
-        )
+            job, self.config.clipping, self.noise, source, expected=lambda step: self.loader.rate(step) * self.examples, validation=held_out,
+            canaries=watched,
+        )  # fmt: skip
+
+    def _gradients(self, job: TrainJob, canaries: Canaries) -> GradientCanaries:
+        """Canaries that take part in each step as examples do, and are looked for in its sum."""
+        if job.mesh.world.size > 1:
+            message = "gradient needs the whole sum, and several processes hold it in parts. Start one process, or take mislabelled."
+            raise RecipeError([Problem("privacy.audit.kind", message)])
+        sizes = {n: p.numel() for n, p in job.model.named_parameters() if p.requires_grad}
+        return GradientCanaries.of(canaries, sizes, rate=self.loader.rate)
 
     def record(self, steps: int) -> dict[str, Any]:
         """`privacy.json`: what `steps` steps of the run promise, and how it was reached. JSON values only."""

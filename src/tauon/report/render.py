@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tauon
 from tauon.artifacts import atomic_write
+from tauon.report.audit import audit
 from tauon.report.facts import data, environment, lineage, recipe
 from tauon.report.headline import headline
 from tauon.report.page import Section, document, missing
@@ -23,7 +24,7 @@ MOST_BYTES = 5_000_000
 
 SectionMaker = Callable[[Records], Section | None]
 
-SECTIONS: tuple[SectionMaker, ...] = (evaluation, privacy, folds, training, samples, data, recipe, environment, lineage)
+SECTIONS: tuple[SectionMaker, ...] = (evaluation, privacy, audit, folds, training, samples, data, recipe, environment, lineage)
 """The page from top to bottom. A room with more to say adds a function: `render(folder, [*SECTIONS, privacy])`."""
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -29,7 +29,16 @@ from tauon.errors import DataError, Problem, RecipeError
 from tauon.privacy.audit.secrets import Secret, SecretRows, alphabet_of, make_secrets
 from tauon.types import Batch, Dataset
 
-__all__ = ["Canaries", "CanaryConfig", "CanaryExamples", "GradientCanaries", "WithCanaries", "canary_key", "with_canaries"]
+__all__ = [
+    "Canaries",
+    "CanaryConfig",
+    "CanaryExamples",
+    "GradientCanaries",
+    "WithCanaries",
+    "canary_dataset",
+    "canary_key",
+    "with_canaries",
+]
 
 
 class CanaryConfig(Config):
@@ -130,7 +139,12 @@ def with_canaries(dataset: Dataset, config: CanaryConfig, *, key: bytes) -> tupl
             )
     if config.kind == "secret":
         tokenizer: Any = getattr(dataset, "tokenizer", None)
-        if dataset.spec.vocab is None or tokenizer is None or dataset.spec.seq_len is None or not hasattr(dataset, "token_bytes"):
+        if (
+            dataset.spec.vocab is None
+            or tokenizer is None
+            or dataset.spec.seq_len is None
+            or dataset.batch(np.array([0])).targets.ndim != 2
+        ):
             raise _refused("kind", "secret is for language models, and this data is no running text. Take mislabelled or gradient")
         secrets = make_secrets(n, alphabet_of(tokenizer), config.digits, config.template, config.repeats, drawn(key, "secrets"))
         rows = SecretRows(secrets, tokenizer, dataset.spec, segments=dataset.batch(np.array([0])).segments is not None)
@@ -193,7 +207,7 @@ class WithCanaries:
         """`kept`: examples of `dataset` that stay; `which`: canaries that are there, those that are there several times several times."""
         from tauon.data import ChosenExamples
 
-        self.base, self.canaries = dataset, canaries
+        self.base, self.canaries, self.kept = dataset, canaries, kept
         self._examples = ChosenExamples([dataset, canaries], np.concatenate([kept, len(dataset) + which]))
         self.spec = dataset.spec
         self.facts: dict[str, Any] = dict(dataset.facts) | {"with_canaries": len(self._examples)}
@@ -203,7 +217,7 @@ class WithCanaries:
 
     def __getattr__(self, name: str) -> Any:
         """What a data set of its kind offers besides: the examples'."""
-        if name.startswith("_") or name in ("base", "canaries"):
+        if name.startswith("_") or name in ("base", "canaries", "kept"):
             raise AttributeError(name)
         return getattr(self._examples, name)
 
@@ -224,6 +238,8 @@ class GradientCanaries:
     key: bytes
     places: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
     """name of a parameter -> (places in it, flat; canaries that have them)."""
+    rate: Callable[[int], float]
+    """Probability of an example to be in step n."""
     total: NDArray[np.float64] = field(init=False)
     """(M) sum over the steps of what was seen at each canary's coordinate, in clipping norms."""
     change: NDArray[np.float64] = field(init=False)
@@ -235,7 +251,7 @@ class GradientCanaries:
         self.total, self.change, self.last = (np.zeros(len(self.included)) for _ in range(3))
 
     @classmethod
-    def of(cls, canaries: Canaries, sizes: Mapping[str, int]) -> GradientCanaries:
+    def of(cls, canaries: Canaries, sizes: Mapping[str, int], *, rate: Callable[[int], float]) -> GradientCanaries:
         """`sizes`: entries of each trainable parameter. Raises `RecipeError` where there are fewer than canaries."""
         total, n = sum(sizes.values()), len(canaries)
         if n > total:
@@ -247,17 +263,17 @@ class GradientCanaries:
             if len(mine):
                 places[name] = (at[mine] - start, mine)
             start += size
-        return cls(canaries.included, canaries.key, places)
+        return cls(canaries.included, canaries.key, places, rate)
 
-    def present(self, step: int, rate: float) -> NDArray[np.bool_]:
-        """Which canaries take part in step `step`: the included ones, each with probability `rate`, as examples do."""
-        return self.included & (drawn(self.key, "step", step).random(len(self.included)) < rate)
+    def present(self, step: int) -> NDArray[np.bool_]:
+        """Which canaries take part in step `step`: the included ones, each by a coin of its own, as examples do."""
+        return self.included & (drawn(self.key, "step", step).random(len(self.included)) < self.rate(step))
 
-    def insert(self, sums: Mapping[str, Any], *, step: int, rate: float, norm: float) -> None:
+    def insert(self, sums: Mapping[str, Any], *, step: int, norm: float) -> None:
         """Add the gradients of those present to the clipped sums, tensors by name; `norm`: the sensitivity of the step."""
         import torch
 
-        there = self.present(step, rate)
+        there = self.present(step)
         for name, (at, who) in self.places.items():
             flat = sums[name].view(-1)
             here = there[who]

@@ -52,13 +52,23 @@ def epsilon_delta_curve(epsilon: float, delta: float) -> TradeOff:
 
 
 def points_curve(alphas: Sequence[float], betas: Sequence[float]) -> TradeOff:
-    """A curve through points, straight between them. Between the points of a convex curve that is too high by what the grid leaves out:
-    make it fine where the curve bends. Before the first point it falls from 1, behind the last to 0.
+    """The lowest curve through points of a convex one: between two points it is above the lines through the two before and the two behind.
+    Lower than the true curve, so that what refutes it refutes that one.
     """
-    a, b = np.array([0.0, *alphas, 1.0]), np.array([1.0, *betas, 0.0])
-    order = np.argsort(a, kind="stable")
-    a, b = a[order], np.minimum.accumulate(b[order])
-    return lambda alpha: float(np.interp(alpha, a, b))
+    order = np.argsort(alphas, kind="stable")
+    a, first = np.unique(np.asarray(alphas, float)[order], return_index=True)
+    b = np.asarray(betas, float)[order][first]
+    slopes = np.diff(b) / np.diff(a)
+
+    def f(alpha: float) -> float:
+        i = int(np.searchsorted(a, alpha, side="right")) - 1
+        if 0 <= i < len(a) and a[i] == alpha:
+            return float(b[i])
+        left = b[i] + slopes[i - 1] * (alpha - a[i]) if i >= 1 else 0.0
+        right = b[i + 1] + slopes[i + 1] * (alpha - a[i + 1]) if i + 1 < len(slopes) else 0.0
+        return float(max(0.0, left, right))
+
+    return f
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
@@ -158,9 +168,11 @@ class CurveAudit:
 
 def audit_curve(
     scores: NDArray[np.float64], included: NDArray[np.bool_], *, delta: float, claimed: TradeOff | None = None, confidence: float = 0.95,
-    shares: Sequence[float] = SHARES,
+    shares: Sequence[float] = SHARES, examples: int = 1,
 ) -> CurveAudit:  # fmt: skip
-    """As `one_run.audit_scores`, for curves: the best over a few numbers of guesses, at a joint confidence."""
+    """As `one_run.audit_scores`, for curves: the best over a few numbers of guesses, at a joint confidence. `claimed` is the curve of one
+    coin's change; mu-GDP for one example is k mu for k of them.
+    """
     m = len(scores)
     counts = sorted({min(m, max(1, round(share * m))) for share in shares})
     level = (1 - confidence) / len(counts)
@@ -168,11 +180,13 @@ def audit_curve(
     for count in counts:
         found = guess(scores, included, most=(count + 1) // 2, least=count // 2)
         low, high = 0.0, 40.0
-        if not allows(gaussian_curve(best), m, found.guesses, found.right, level):
+        if not allows(gaussian_curve(examples * best), m, found.guesses, found.right, level):
             low = best
             for _ in range(25):
                 middle = (low + high) / 2
-                low, high = (low, middle) if allows(gaussian_curve(middle), m, found.guesses, found.right, level) else (middle, high)
+                low, high = (
+                    (low, middle) if allows(gaussian_curve(examples * middle), m, found.guesses, found.right, level) else (middle, high)
+                )
             if low > best:
                 best, kept = low, found
         if claimed is not None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tauon.privacy.audit.binomial import binomial_pmf
 
-__all__ = ["Guesses", "OneRun", "audit_scores", "epsilon_lower_bound", "guess", "p_value", "pairs_as_coins"]
+__all__ = ["Guesses", "OneRun", "audit_scores", "epsilon_lower_bound", "group_delta", "guess", "p_value", "pairs_as_coins"]
 
 
 def p_value(m: int, r: int, v: int, epsilon: float, delta: float) -> float:
@@ -43,21 +43,36 @@ def p_value(m: int, r: int, v: int, epsilon: float, delta: float) -> float:
     return min(1.0, beta + 2 * m * delta * alpha)
 
 
-def epsilon_lower_bound(m: int, r: int, v: int, delta: float, *, confidence: float = 0.95) -> float:
+def group_delta(epsilon: float, delta: float, examples: int) -> float:
+    """Delta of a change of several examples under (epsilon, delta)-DP; its epsilon is `examples` x epsilon (Vadhan 2017, Lemma 2.2).
+
+    >>> group_delta(0.0, 1e-6, 2)
+    2e-06
+    """
+    return min(1.0, delta * math.fsum(math.exp(min(700.0, i * epsilon)) for i in range(examples)))
+
+
+def epsilon_lower_bound(m: int, r: int, v: int, delta: float, *, confidence: float = 0.95, examples: int = 1) -> float:
     """The largest epsilon that v right guesses of r refute at this confidence: the mechanism is not (epsilon, delta)-DP. 0: none.
+
+    `examples`: how many the change of one coin adds or removes: 2 where it replaces one by another.
 
     >>> round(epsilon_lower_bound(1000, 100, 75, 1e-4), 3)
     0.673
     """
     level = 1 - confidence
+
+    def refuted(epsilon: float) -> bool:
+        return p_value(m, r, v, examples * epsilon, group_delta(epsilon, delta, examples)) < level
+
     low, high = 0.0, 1.0
-    if p_value(m, r, v, 0.0, delta) >= level:
+    if not refuted(0.0):
         return 0.0
-    while p_value(m, r, v, high, delta) < level:  # e^-36 right by chance is below float64's step: it ends
+    while refuted(high):  # e^-36 wrong by chance is below float64's step: it ends
         low, high = high, high + 1
     for _ in range(40):
         middle = (low + high) / 2
-        if p_value(m, r, v, middle, delta) < level:
+        if refuted(middle):
             low = middle
         else:
             high = middle
@@ -104,7 +119,7 @@ class OneRun:
     p_of_claim: float | None = None
     """Probability of such luck under the guarantee that was claimed, corrected for what was tried."""
     claimed: float | None = None
-    """The claimed epsilon, of one coin's change."""
+    """The claimed epsilon."""
 
     @property
     def contradicts(self) -> bool:
@@ -121,7 +136,7 @@ SHARES = (0.02, 0.1, 0.3, 1.0)
 
 def audit_scores(
     scores: NDArray[np.float64], included: NDArray[np.bool_], *, delta: float, claimed: float | None = None, confidence: float = 0.95,
-    shares: Sequence[float] = SHARES, positive_only: bool = False,
+    shares: Sequence[float] = SHARES, positive_only: bool = False, examples: int = 1,
 ) -> OneRun:  # fmt: skip
     """The best bound over a few numbers of guesses, at a joint confidence.
 
@@ -133,6 +148,7 @@ def audit_scores(
         confidence: of the bound.
         shares: of the coins that are guessed; chosen before looking.
         positive_only: say only who was included: for attacks that see members and nothing of the others.
+        examples: how many the change of one coin adds or removes.
     """
     m = len(scores)
     counts = sorted({min(m, max(1, round(share * m))) for share in shares})
@@ -142,9 +158,9 @@ def audit_scores(
     for count in counts:
         most = min(count, m) if positive_only else (count + 1) // 2
         found = guess(scores, included, most=most, least=0 if positive_only else count - most)
-        bound = epsilon_lower_bound(m, found.guesses, found.right, delta, confidence=each)
+        bound = epsilon_lower_bound(m, found.guesses, found.right, delta, confidence=each, examples=examples)
         if claimed is not None:
-            p = min(p, p_value(m, found.guesses, found.right, claimed, delta))
+            p = min(p, p_value(m, found.guesses, found.right, examples * claimed, group_delta(claimed, delta, examples)))
         if best is None or bound > best[0]:
             best = bound, found
     assert best is not None
@@ -155,17 +171,24 @@ def audit_scores(
 
 
 def pairs_as_coins(
-    members: NDArray[np.float64], others: NDArray[np.float64], *, seed: int
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """(scores P, coins P) of pairs of one member and one example that was held out, P = the smaller number.
+    members: int, others: int, *, seed: int, member_groups: NDArray[Any] | None = None, other_groups: NDArray[Any] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """(first examples P, second examples P, coins P) of pairs of a member and an example that was held out; the numbers count members, then
+    others; the coin is whether the first is the member.
 
-    Where the split was random, then given each pair, which of the two was trained on is a fair coin, independent of the other pairs: this
-    is the experiment of Theorem 5.2 with m = P, and a coin's change replaces one example. The score is the first's minus the second's,
-    in an order that is itself drawn.
+    Where the split was random, then given a pair, which of the two was trained on is a fair coin, independent of the other pairs: this
+    is the experiment of Theorem 5.2 with m = P, and a coin's change replaces one example (`examples=2`). A split that holds out each class in
+    proportion is random within classes: pairs are then of one group.
     """
     rng = np.random.Generator(np.random.Philox(key=seed & (2**64 - 1)))
-    n = min(len(members), len(others))
-    a, b = rng.permutation(len(members))[:n], rng.permutation(len(others))[:n]
-    first = rng.random(n) < 0.5  # whether the member is named first
-    difference = members[a] - others[b]
-    return np.where(first, difference, -difference), first
+    if member_groups is None or other_groups is None:
+        member_groups, other_groups = np.zeros(members, np.int64), np.zeros(others, np.int64)
+    a, b = [], []
+    for group in np.unique(member_groups):
+        mine, theirs = rng.permutation(np.flatnonzero(member_groups == group)), rng.permutation(np.flatnonzero(other_groups == group))
+        n = min(len(mine), len(theirs))
+        a.append(mine[:n])
+        b.append(members + theirs[:n])
+    inside, outside = np.concatenate(a), np.concatenate(b)
+    first = rng.random(len(inside)) < 0.5
+    return np.where(first, inside, outside), np.where(first, outside, inside), first

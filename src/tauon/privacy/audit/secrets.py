@@ -1,6 +1,6 @@
 """Sentences with a random secret, for language models (Carlini et al. 2019, arXiv:1802.08232): what is written, and rows of tokens.
 
-Trains nothing and asks no model: `exposure` does.
+Trains nothing and asks no model: `extraction` does.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Secret:
     @property
     def candidates(self) -> int:
         """Size of the space of secrets."""
-        return len(self.alphabet) ** len(self.secret)
+        return int(len(self.alphabet) ** len(self.secret))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -121,5 +121,6 @@ class SecretRows:
             ids = self._ids[i]
             to = len(ids) - 1
             inputs[row, :to], targets[row, :to], weights[row, :to], segments[row, :to] = ids[:-1], ids[1:], 1.0, 0
-        parts = [torch.from_numpy(a) for a in (inputs, targets, weights)]
-        return Batch(*parts, torch.from_numpy(segments) if self._segments else None, torch.from_numpy(index.copy()))
+        numbered = torch.from_numpy(segments) if self._segments else None
+        tokens, following, counted = (torch.from_numpy(a) for a in (inputs, targets, weights))
+        return Batch(tokens, following, counted, numbered, torch.from_numpy(index.copy()))
