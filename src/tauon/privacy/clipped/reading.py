@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tauon.distributed import is_dtensor
 from tauon.errors import RecipeError
 from tauon.privacy.clipped.record import Record, tap
 from tauon.privacy.clipped.rules.base import rule_of
@@ -103,12 +104,17 @@ def _begin(model: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwa
         record.calibrating, record.rows = False, rows
 
 
+def _sharded(p: Tensor) -> bool:
+    """Whether a parameter lies in FSDP2's pieces, which nothing computes with; those of tensor parallelism alone are computed with."""
+    return is_dtensor(p) and p.device_mesh.mesh_dim_names != ("tensor",)
+
+
 def _reader(leaf: str) -> property:
     def read(self: nn.Module) -> Any:
         record: Record = self.__dict__["_clipped"]
         p = self._parameters[leaf]
-        if p is None:
-            return None
+        if p is None or _sharded(p):  # FSDP2 looks after its own
+            return p
         if self.__dict__.get("_clipped_inside") or not torch.is_grad_enabled():
             return p.detach()
         return Tapped.of(p.detach(), self, leaf, record)
