@@ -314,7 +314,7 @@ def test_a_data_set_is_known_by_its_content_not_by_how_it_is_read(tmp_path: Path
     def source(name: str, **settings: Any) -> SourceConfig:
         return parse(SourceConfig, {"kind": "csv", "path": str(tmp_path / f"{name}.csv"), **settings})
 
-    assert data_identity(source("a")) == data_identity(source("b")) == data_identity(source("a", target="class"))
+    assert data_identity(source("a")) == data_identity(source("b")) == data_identity(source("a", label="y"))
     assert data_identity(source("a")) != data_identity(source("c"))
     assert len(data_identity(parse(SourceConfig, {"kind": "sklearn", "name": "iris"}))) == 64
 
