@@ -3,7 +3,7 @@
 Three runs: noise that falls along a line at one rate; noise and rate that both change; both drawn at random, so that no two steps lie near a
 curve. Each is timed in turn, median over rounds, after one round that imports the libraries. The peer is dp-accounting, which composes
 different steps two at a time: timed on 100 of the steps, in full. Closeness is measured on runs that it can do: 10,000 steps of 20 kinds,
-whose composition is exact there, and the same rounded as many different steps are. The claim is about seconds, so `ratio` is room below the
+whose composition is exact there, and the same rounded as more than 15,000 different steps are. The claim is about seconds, so `ratio` is room below the
 ceiling of 2 s: 2 / the slowest median; `above` is the greatest relative excess in epsilon, whose ceiling is 1%, and an epsilon below
 the peer's would be an error.
 

@@ -82,12 +82,16 @@ def test_a_budget_is_set_once(ledger: Ledger) -> None:
         Ledger(ledger.folder, "../etc")
 
 
-def test_a_resume_gets_its_own_reservation_back(ledger: Ledger) -> None:
+def test_a_resume_gets_its_own_reservation_back_and_nobody_else_does(ledger: Ledger) -> None:
     first = ledger.reserve("mine", RUN)
-    assert ledger.reserve("mine", list(RUN)) == first
+    assert ledger.reserve("mine", list(RUN), resumes=first.number) == first
     assert len(ledger.entries()) == 2
-    with pytest.raises(RunError, match=r"mine has reserved other releases \(entry 2.*tauon privacy settle mine"):
-        ledger.reserve("mine", [Release(2.0, "poisson", 0.01, 500)])
+    with pytest.raises(RunError, match=r"a run mine has reserved already \(entry 2.*tauon privacy settle"):
+        ledger.reserve("mine", RUN)  # started over: new noise, so a new charge
+    with pytest.raises(RunError, match=r"other settings"):
+        ledger.reserve("mine", [Release(2.0, "poisson", 0.01, 500)], resumes=first.number)
+    ledger.settle(first.number, first_steps(RUN, 100))
+    assert ledger.reserve("mine", RUN, resumes=first.number).number == 4  # settled too early: charged anew
 
 
 def test_settling_frees_what_was_not_used_and_happens_once(ledger: Ledger) -> None:
@@ -314,7 +318,7 @@ def test_a_data_set_is_known_by_its_content_not_by_how_it_is_read(tmp_path: Path
     def source(name: str, **settings: Any) -> SourceConfig:
         return parse(SourceConfig, {"kind": "csv", "path": str(tmp_path / f"{name}.csv"), **settings})
 
-    assert data_identity(source("a")) == data_identity(source("b")) == data_identity(source("a", target="class"))
+    assert data_identity(source("a")) == data_identity(source("b")) == data_identity(source("a", label="y"))
     assert data_identity(source("a")) != data_identity(source("c"))
     assert len(data_identity(parse(SourceConfig, {"kind": "sklearn", "name": "iris"}))) == 64
 

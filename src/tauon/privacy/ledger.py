@@ -213,8 +213,17 @@ class Ledger:
                 examples=int(examples), unit=unit, accountant=accountant,
             )  # fmt: skip
 
-    def reserve(self, run: str, releases: Iterable[Release], *, kind: str = "training", note: str = "") -> Entry:
-        """Set aside what a run may release. The same run asking for the same again (a resume) gets its open reservation back.
+    def reserve(
+        self, run: str, releases: Iterable[Release], *, kind: str = "training", note: str = "", resumes: int | None = None
+    ) -> Entry:
+        """Set aside what a run may release.
+
+        Args:
+            run: its name.
+            releases: all that it can release, in the order of its steps.
+            kind: training, federated-round, audit, ...
+            note: for a reader.
+            resumes: the reservation that this very run has made before (from its manifest): given back if it is open and for the same releases.
 
         Raises:
             RecipeError: over budget, with the arithmetic.
@@ -223,15 +232,14 @@ class Ledger:
         plain = [r.to_json() for r in releases]
         with self._writing() as entries:
             self._must_be_open(entries)
-            waiting = self.standing(entries).open
-            mine = [e for e in waiting if e.values["run"] == run]
+            mine = [e for e in self.standing(entries).open if e.values["run"] == run]
             for entry in mine:
-                if entry.values["releases"] == plain and entry.values["kind"] == kind:
+                if (entry.number, entry.values["releases"], entry.values["kind"]) == (resumes, plain, kind):
                     return entry
             if mine:
                 raise RunError(
-                    f"run {run} has reserved other releases (entry {mine[0].number} of {self.path}) and is not settled: its recipe was changed, "
-                    f"or it was killed. Settle it first: tauon privacy settle {run}"
+                    f"a run {run} has reserved already (entry {mine[0].number} of {self.path}) and is not settled: it was killed, set aside, or had "
+                    f"other settings. Settle it first: tauon privacy settle, with its folder. Or give this run another name."
                 )
             self._refuse_other_data(run)
             wanted = [Release.from_json(r) for r in plain]
