@@ -158,7 +158,7 @@ def opacus_step(case: Case, mode: str) -> Step:
     from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
     from torch import nn
 
-    model, x, y = peers_model(case), case.batch.inputs, case.batch.targets
+    model, x, y = peers_model(case), case.batch.inputs.contiguous(), case.batch.targets
     inner = torch.optim.AdamW(trained(model), lr=1e-4)
     criterion = nn.CrossEntropyLoss()
     how: dict[str, Any] = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "expected_batch_size": len(x)}

@@ -70,10 +70,11 @@ def dense_is_cheaper(positions: int, inputs: int, outputs: int) -> bool:
     """Whether to form each unit's gradient (T I O multiplications that the sum would cost anyway, but I O numbers to write and to read
     twice) rather than two Gram matrices (T^2 (I + O) more multiplications).
 
-    Measured with float32 and AVX-512: a number costs as much as 40 multiplications. It must not take more memory than factors would.
+    Measured with float32 and AVX-512: a number costs as much as 40 multiplications where memory is at hand, and 150 where the system
+    first has to give it. It must not take more memory than factors would.
     """
     small = inputs * outputs <= 2 * positions * (inputs + outputs)
-    return positions > 1 and small and 40 * inputs * outputs < positions**2 * (inputs + outputs)
+    return positions > 1 and small and 100 * inputs * outputs < positions**2 * (inputs + outputs)
 
 
 def outer(a_UTI: Tensor, g_UTO: Tensor, grams: Grams, shape: Sequence[int] | None = None) -> Term:
