@@ -214,7 +214,9 @@ def compared(name: str, rounds: int, *, peer: bool = True) -> dict[str, Any]:
             times[who].append(timed(step))
     found = {who: (statistics.median(t for t, _ in both), statistics.median(c for _, c in both)) for who, both in times.items()}
     for who, both in times.items():
-        print(f"{who}: step {found[who][0]:.3f} s ({min(t for t, _ in both):.3f} to {max(t for t, _ in both):.3f}), processor {found[who][1]:.3f} s")
+        print(
+            f"{who}: step {found[who][0]:.3f} s ({min(t for t, _ in both):.3f} to {max(t for t, _ in both):.3f}), processor {found[who][1]:.3f} s"
+        )
     return found
 
 
@@ -242,7 +244,9 @@ def claim(name: str, case: str, *, ceiling: float, floor: float | None, doc: str
     found = compared(case, 5 if args.quick else 15, peer=floor is not None)
     other = "opacus" if floor is not None else "plain"
     ours, peer = found["ours"], found[other]
-    print(f"{args.threads} threads; torch {torch.__version__}; fp32; AMX {torch.cpu._is_amx_tile_supported()}; load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{args.threads} threads; torch {torch.__version__}; fp32; AMX {torch.cpu._is_amx_tile_supported()}; load {os.getloadavg()[0]:.1f}"
+    )
     result = {"claim": name, "ours": round(ours[0], 4), "peer": round(peer[0], 4), "ratio": round(peer[0] / ours[0], 2)}
     result |= {"floor": floor if floor is not None else round(1 / ceiling, 2), "unit": "s/step"}
     result |= {"of_plain": round(ours[0] / found["plain"][0], 3), "of_plain_ceiling": ceiling}
