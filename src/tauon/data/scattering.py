@@ -65,10 +65,13 @@ class Scattering(nn.Module):
             self.register_buffer(f"phi_{res}", torch.empty(M >> res, N >> res), persistent=False)
         self.fill()
 
+    def shape(self, channels: int) -> tuple[int, int, int]:
+        """Of the coefficients of a picture."""
+        M, N = (side // 2**self.J - 2 for side in self.padded)
+        return channels * coefficients(self.J, self.L), M, N
+
     def fill(self) -> None:
         """Work the filters out, in the Fourier domain; at a coarser resolution a filter's spectrum is folded."""
-        if self.phi_0.is_meta:  # type: ignore[union-attr]
-            return
         M, N = self.padded
         J, L = self.J, self.L
         for j in range(J):
