@@ -57,7 +57,7 @@ def features_of(pictures: NDArray[Any], config: ScatteringConfig) -> NDArray[np.
     transform = Scattering(*pictures.shape[-2:], J=config.scales, L=config.angles)
     found = np.empty((len(pictures), *transform.shape(pictures.shape[1])), np.float32)
     for start in range(0, len(pictures), _ROWS):
-        x = torch.from_numpy(np.ascontiguousarray(pictures[start : start + _ROWS])).float()
+        x = torch.from_numpy(np.array(pictures[start : start + _ROWS])).float()  # a copy: what a file gave may be read only
         out = transform(x / 255 if pictures.dtype == np.uint8 else x)
         if config.groups is not None:
             out = group_norm(out, config.groups * pictures.shape[1])
