@@ -25,7 +25,7 @@ from tauon.errors import DataError
 
 __all__ = ["ScatteringConfig", "features_of", "with_features"]
 
-_ROWS = 512
+_ROWS = 16
 _VERSION = 1
 
 
@@ -79,13 +79,13 @@ def with_features(table: Arrays, config: ScatteringConfig, what: str) -> Arrays:
 
     def build(temporary: Path) -> None:
         out: NDArray[Any] | None = None
-        for start in range(0, len(pictures), 4 * _ROWS):
-            part = features_of(pictures[start : start + 4 * _ROWS], config)
+        for start in range(0, len(pictures), 128 * _ROWS):
+            part = features_of(pictures[start : start + 128 * _ROWS], config)
             if out is None:
                 shape = (len(pictures), *part.shape[1:])
                 out = np.lib.format.open_memmap(temporary / "features.npy", mode="w+", dtype=np.float16, shape=shape)
             out[start : start + len(part)] = part
-            report(f"features of {what}", min(start + 4 * _ROWS, len(pictures)), len(pictures))
+            report(f"features of {what}", min(start + 128 * _ROWS, len(pictures)), len(pictures))
         write_json(temporary / "features.json", {"rows": len(pictures), "scattering": dump(config)})
 
     obtain(folder, "features.json", build)
