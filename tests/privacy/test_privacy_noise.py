@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -49,19 +50,14 @@ def test_the_stream_is_that_of_the_rfc() -> None:
     assert source._blocks(bytes(31) + b"\x01", 1, 1, "cpu").numpy().tobytes()[:16].hex() == "3aeb5224ecf849929b9d828db1ced4dd"
 
 
-def test_torch_and_openssl_make_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_and_openssl_make_the_same_bits_piece_by_piece_or_together(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cryptography")
-    count = 2 * source.PIECE + 1001
-    fast = NoiseSource.seeded(5).normal(7, "w", (count,))
-    words = source._words
-
-    def without(key: bytes, device: object) -> object:
-        return words(key, "meta")  # not a CPU: torch's way; on the CPU after all
-
-    blocks = source._blocks
-    monkeypatch.setattr(source, "_words", without)
-    monkeypatch.setattr(source, "_blocks", lambda key, first, n, device: blocks(key, first, n, "cpu"))
-    assert torch.equal(NoiseSource.seeded(5).normal(7, "w", (count,)), fast)
+    key, pairs = bytes(range(32)), 2 * source.PIECE + 501
+    fast, slow = torch.empty(2 * pairs), torch.empty(2 * pairs)
+    source._fill(fast, source._words(key, "cpu"), together=False)
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers", None)  # not installed
+    source._fill(slow, source._words(key, "cpu"), together=True)  # as on an accelerator
+    assert torch.equal(fast, slow)
 
 
 def test_numbers_are_standard_normal() -> None:

@@ -30,6 +30,7 @@ VERBS = {
     "runs": ("tauon.cli.runs", "List runs; compare two."),
     "check": ("tauon.cli.check", "Prove on a recipe that a layout of processes computes what one process does."),
     "tune": ("tauon.cli.tune", "Try out settings before the real training: learning-rate range test."),
+    "privacy": ("tauon.cli.privacy", "What has been told of a data set's people, what may still be; epsilon of settings."),
     "recipe": ("tauon.cli.recipe", "Write a recipe for your data; list, show, check recipes; print their JSON Schema."),
 }
 

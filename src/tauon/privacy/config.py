@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tauon.config import Config
 from tauon.privacy.audit import CanaryConfig
-from tauon.privacy.clipped.modes import ClippingConfig, Flat
+from tauon.privacy.clipped import ClippingConfig, FlatClipping
 from tauon.privacy.noise import Constant, NoiseConfig
 
 __all__ = ["PrivacyConfig"]
@@ -31,7 +31,7 @@ class PrivacyConfig(Config):
     fixed-size sampling."""
     sampling: Literal["poisson", "fixed-size", "shuffled"] = "poisson"
     """How a step's examples are drawn: each by a coin of its own; exactly `train.batch` of them; in whole passes of one order."""
-    clipping: ClippingConfig = Flat()
+    clipping: ClippingConfig = FlatClipping()
     """How far one example may move the gradient: flat, per-layer, automatic, adaptive."""
     noise: NoiseConfig = Constant()
     """How the noise goes from step to step."""
@@ -59,3 +59,8 @@ class PrivacyConfig(Config):
             yield "target_epsilon", f"give exactly one of target_epsilon, noise_multiplier; got {' and '.join(given) or 'none'}"
         if self.peek("sampling") == "fixed-size" and self.peek("accountant") != "rdp":
             yield "accountant", "pld is not proven for fixed-size sampling. Take accountant=rdp, or sampling=poisson."
+        if self.peek("noise").kind_ == "correlated":
+            if self.peek("sampling") != "shuffled":
+                yield "sampling", f"correlated noise is for whole passes, got {self.peek('sampling')}. Take shuffled, or another noise."
+            if self.peek("clipping").kind_ == "adaptive" or self.peek("clipping").peek("final_norm") is not None:
+                yield "clipping", "changes its bound, and correlated noise takes off in one step what it put on in another. Take one bound."

@@ -19,8 +19,7 @@ from tauon.distributed import reshard, synchronising
 from tauon.distributed.pieces import is_dtensor, local_part, local_slices
 from tauon.errors import Problem, RecipeError
 from tauon.privacy.audit import GradientCanaries
-from tauon.privacy.clipped import ClippedSum
-from tauon.privacy.clipped.modes import ClippingConfig
+from tauon.privacy.clipped import ClippedSum, ClippingConfig
 from tauon.privacy.exchange import norms_over, place_over, sum_over
 from tauon.privacy.noise import GradientNorm, NoisePlan, NoiseSource, Query, ValidationLoss
 from tauon.train import TrainJob
@@ -59,12 +58,14 @@ def make_private(
         gradients.canaries = canaries
         job.extra["canaries"] = canaries
     job.make = gradients
+    if gradients.state:
+        job.extra["clipping"] = gradients
     job.after.append(partial(gradients.look_at, validation))
     return job
 
 
 class PrivateGradients:
-    """The first seam of a private job. What must survive a resume is in `job.notes`."""
+    """The first seam of a private job. What must survive a resume: the state of clipping (`tensors`), what noise has decided (`job.notes`)."""
 
     def __init__(
         self, job: TrainJob, clipping: ClippingConfig, noise: NoisePlan, source: NoiseSource, expected: Callable[[int], float]
@@ -73,6 +74,7 @@ class PrivateGradients:
         self.clipped = ClippedSum(job.model, place=partial(place_over, mesh))
         self.clipping, self.noise, self.source, self.expected = clipping, noise, source, expected
         self.named = {n: p for n, p in job.model.named_parameters() if p.requires_grad}
+        self.state = clipping.start({n: p.numel() for n, p in self.named.items()})
         self.canaries: GradientCanaries | None = None
 
     def __call__(self, job: TrainJob, batch: Batch) -> Tensor:
@@ -83,38 +85,54 @@ class PrivateGradients:
             batch = replace(batch, weights=batch.weights / batch.weights.sum(1, keepdim=True).clamp(min=1e-9))
         query = self.noise.query(job.step)
         looks = query if query is not None and query.what == GradientNorm.kind_ else None
-        loss, seen = torch.zeros((), device=job.device), torch.zeros(2, device=job.device)
+        progress = job.step / job.total_steps
+        bound = self.clipping.sensitivity(self.state, progress)
+        loss, seen = torch.zeros((), device=job.device), torch.zeros(3, device=job.device)
         for rows in pieces(batch, job.microbatch):
             with synchronising(job.model, now=False), self.clipped.recording():
                 with job.precision.context():
                     total, _ = job.task.loss(job.model, rows)
                 total.backward()  # type: ignore[no-untyped-call]
             squared = norms_over(mesh, self.clipped.squared_norms(), self.named)
-            self.clipped.add(self.clipping.factors(squared))
-            if looks is not None:
-                norms_U = torch.stack([*squared.values()]).sum(0).sqrt() / self.clipping.sensitivity
-                seen[0] += norms_U.clamp(max=looks.bound).sum()
+            self.clipped.add(self.clipping.factors(squared, self.state, progress))
             self.clipped.forget()
+            present_U = (rows.weights.flatten(1).sum(1) if rows.weights.ndim > 1 else rows.weights) > 0
+            seen[0] += present_U.sum()
+            if (counted := self.clipping.counted(squared, self.state, present_U, progress)) is not None:
+                seen[1] += counted
+            if looks is not None:
+                norms_U = torch.stack([*squared.values()]).sum(0).sqrt() / bound
+                seen[2] += norms_U.clamp(max=looks.bound).sum()
             loss += total.detach()
-            seen[1] += (rows.weights.flatten(1).sum(1) > 0).sum() if rows.weights.ndim > 1 else (rows.weights > 0).sum()
         mesh.sum(seen, "replicate", "shard")
         for p in self.named.values():
             if p.grad is None:  # a part that this model did not use: it gets its noise all the same
                 p.grad = torch.zeros_like(p)
         sum_over(mesh, [g for p in self.named.values() if (g := p.grad) is not None])
         if looks is not None:
-            self._observe(job, looks, seen[0].item(), expected)
+            self._observe(job, looks, seen[2].item(), expected)
         if self.canaries is not None:
-            self.canaries.insert({n: p.grad for n, p in self.named.items()}, step=job.step, norm=self.clipping.sensitivity)
-        std = self.noise.multiplier(job.step) * self.clipping.sensitivity
+            self.canaries.insert({n: p.grad for n, p in self.named.items()}, step=job.step, norm=bound)
+        std = self.noise.multiplier(job.step) * bound
         for name, p in self.named.items():
             assert p.grad is not None
             part = local_part(p.grad)
             part.add_(noise_like(p, name, partial(self.noise.draw, self.source, job.step)), alpha=std).div_(expected)
         if self.canaries is not None:
-            self.canaries.observe({n: p.grad for n, p in self.named.items()}, norm=self.clipping.sensitivity / expected)
+            self.canaries.observe({n: p.grad for n, p in self.named.items()}, norm=bound / expected)
         job.measured["noise"] = std / expected
-        return loss / seen[1].clamp(min=1.0)
+        if "norm" in self.state:
+            job.measured["clipping_norm"] = bound
+        self.state = self.clipping.moved(self.state, seen[1], self.source.normal(job.step, "clipping/count", (1,))[0], expected)
+        return loss / seen[0].clamp(min=1.0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state of clipping."""
+        return self.state
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put it back."""
+        self.state = {name: t.clone() for name, t in tensors.items()}
 
     @torch.no_grad()
     def look_at(self, validation: Callable[[], Iterator[Batch]] | None, job: TrainJob) -> None:

@@ -6,6 +6,7 @@ The recipe's section says what is wanted; here it becomes numbers, and each numb
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -97,7 +98,7 @@ class PrivateRun:
         given = config.noise_multiplier
         if config.target_epsilon is not None:
             given = calibrate(
-                lambda z: self._noise(z, steps).releases(self.rates(steps), config.sampling),
+                lambda z: self._releases(self._noise(z, steps), steps),
                 target_epsilon=config.target_epsilon, delta=self.delta, accountant=config.accountant,
             )  # fmt: skip
             told.append(
@@ -106,7 +107,7 @@ class PrivateRun:
         assert given is not None
         self.multiplier = given
         self.noise = self._noise(given, steps)
-        self.planned = self.account(self.noise.releases(self.rates(steps), config.sampling))
+        self.planned = self.account(self._releases(self.noise, steps))
         told.append(
             ("privacy.epsilon", round(self.planned.epsilon, 4), f"all {steps:,} steps, at delta {self.delta:g} ({config.accountant})")
         )
@@ -114,6 +115,12 @@ class PrivateRun:
 
     def _noise(self, multiplier: float, steps: int) -> NoisePlan:
         return NoisePlan(self.config.noise, multiplier, steps)
+
+    def _releases(self, noise: NoisePlan, steps: int, done: int = 0) -> list[Release]:
+        """All that `steps` steps tell: their noise, what noise and clipping look at beside."""
+        found = noise.releases(self.rates(steps), self.config.sampling, done=done)
+        spends = self.config.clipping.spends
+        return [r if r.sampling in ("full", "known") else replace(r, noise_multiplier=spends(r.noise_multiplier)) for r in found]
 
     def rates(self, steps: int) -> list[tuple[float, int]]:
         """(probability of an example to be in a step, how many such steps), in their order."""
@@ -149,7 +156,7 @@ class PrivateRun:
         """`privacy.json`: what `steps` steps of the run promise, and how it was reached. JSON values only."""
         config = self.config
         return {
-            "guarantee": self.account(self.noise.releases(self.rates(steps), config.sampling, done=steps)).to_json(),
+            "guarantee": self.account(self._releases(self.noise, steps, done=steps)).to_json(),
             "planned_epsilon": self.planned.epsilon,
             "steps": steps,
             "examples": self.examples,

@@ -47,7 +47,7 @@ def check_clipping(
     step = rows if microbatch is None else microbatch
     for start in range(0, rows, step):
         units = slice(start // rows_per_unit, min(rows, start + step) // rows_per_unit)
-        with clipped.recording():
+        with clipped.recording(min(rows, start + step) - start):
             loss(model, start, min(rows, start + step)).backward()
         norms = clipped.squared_norms()
         assert list(norms) == list(want), f"squared_norms() names {list(norms)}, the model {list(want)}"

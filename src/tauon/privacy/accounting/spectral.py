@@ -27,12 +27,12 @@ __all__ = ["compose_poisson", "spacing", "strength"]
 Array = NDArray[np.float64]
 WIDENING = 24
 """A lattice interval at distance d from zero is at most d / WIDENING wide: it adds below 0.03% to the loss's second moment."""
-SLACK = 2e-3
+SLACK = 1e-3
 """How much the lattice may add to the summed variance of the loss, relative; epsilon grows by about half of it."""
 TAIL = 1e-16
 """Mass that may lie outside the range on either side; it is counted as delta."""
-SILENT = -44.0
-"""Logarithm of a characteristic function that counts as zero (1e-19)."""
+SILENT = 1e-19
+"""Magnitude of a characteristic function that counts as zero."""
 CHUNK = 1024
 """Steps worked on at once: bounds memory to tens of MiB."""
 
@@ -120,15 +120,21 @@ class _Side:
             self._kept[start] = connect_dots(self.z[start:stop], self.q[start:stop], self.loss_K, adds=self.adds)
         return self._kept[start]
 
-    def log_characteristic(self, frequencies_F: Array) -> NDArray[np.complex128]:
-        """Sum over all steps of the logarithm of the loss's characteristic function; `frequencies_F` in radians per lattice unit."""
+    def characteristic(self, frequencies_F: Array) -> NDArray[np.complex128]:
+        """Characteristic function of the summed loss: the product over all steps; `frequencies_F` in radians per lattice unit."""
         angle_KF = np.outer(self.points_K, frequencies_F)
         cos_KF, sin_KF = np.cos(angle_KF), np.sin(angle_KF)
-        total = np.zeros(len(frequencies_F), dtype=np.complex128)
+        total = np.ones(len(frequencies_F), dtype=np.complex128)
         for start in self.chunks():
             p_GK, _ = self.masses(start)
-            value_GF = p_GK @ cos_KF + 1j * (p_GK @ sin_KF)
-            total += self.count[start : start + CHUNK] @ np.log(np.where(value_GF == 0, 1e-300, value_GF))
+            value_GF = (p_GK @ cos_KF).astype(np.complex128)
+            value_GF.imag = p_GK @ sin_KF
+            n = self.count[start : start + CHUNK]
+            once = n == 1
+            total *= np.multiply.reduce(value_GF[once], axis=0)  # what underflows is nothing
+            if not once.all():
+                value_GF = value_GF[~once]
+                total *= np.exp(n[~once] @ np.log(np.where(value_GF == 0, 1e-300, value_GF)))
         return total
 
     def log_moments(self, orders: Array) -> Array:
@@ -211,28 +217,27 @@ def _composed(side: _Side) -> tuple[int, Array, float]:
     lower = max(math.floor(min(least, mean - std) / h), int(side.points_K[0] * count))
     upper = min(math.ceil(max(most, mean + std) / h), int(side.points_K[-1] * count))
     size = next_fast_len(upper - lower + 1, real=True)
-    log_phi = _low_frequencies(side, size)
-    frequencies = 2 * np.pi * np.arange(len(log_phi)) / size
+    phi = _low_frequencies(side, size)
     spectrum = np.zeros(size // 2 + 1, dtype=np.complex128)
-    spectrum[: len(log_phi)] = np.exp(log_phi - 1j * lower * frequencies)  # moved, so that entry 0 is the lowest loss
+    spectrum[: len(phi)] = phi * np.exp(-2j * np.pi * lower / size * np.arange(len(phi)))  # moved: entry 0 is the lowest loss
     masses = irfft(np.conj(spectrum), size)
     return lower, np.maximum(masses, 0.0), min(1.0, side.infinite() + 2 * TAIL)
 
 
 def _low_frequencies(side: _Side, size: int) -> NDArray[np.complex128]:
-    """The logarithm of the summed loss's characteristic function at frequencies 0, 1, ... of a transform of `size`, up to where it is
-    nothing; it is looked at beyond, too, and all of them are computed if something is there.
+    """The summed loss's characteristic function at frequencies 0, 1, ... of a transform of `size`, up to where it is nothing; it is looked at
+    beyond, too, and all of them are computed if something is there.
     """
-    last, block = size // 2, 96
+    last, block = size // 2, 48
     parts: list[NDArray[np.complex128]] = []
     done = 0
     while done <= last:
         j = np.arange(done, min(last + 1, done + block))
-        parts.append(side.log_characteristic(2 * np.pi * j / size))
+        parts.append(side.characteristic(2 * np.pi * j / size))
         done += len(j)
-        block = min(2 * block, 4096)
-        if parts[-1].real.max() < SILENT and done <= last:
-            beyond = np.unique(np.geomspace(done, last, 48).astype(np.int64))
-            if side.log_characteristic(2 * np.pi * beyond / size).real.max() < SILENT:
+        if done <= last and np.abs(parts[-1][-8:]).max() < SILENT:
+            beyond = np.unique(np.geomspace(done, last, 24).astype(np.int64))
+            if np.abs(side.characteristic(2 * np.pi * beyond / size)).max() < SILENT:
                 break
+        block = min(2 * block, 4096) if done > 500 else block
     return np.concatenate(parts)

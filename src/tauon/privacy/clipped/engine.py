@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,20 +77,21 @@ class ClippedSum:
         if not names:
             raise RecipeError("no parameter of the model trains, so that there is nothing to clip.")
         self.record = Record(rows_per_unit, names)
-        self._marks: dict[str, tuple[int, int]] = {}
         if any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules()):
             torch._dynamo.reset()  # blocks that were compiled for plain classes only
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self, examples: int | None = None) -> Iterator[None]:
         """Inside, forward and backward of one microbatch happen. What was recorded before is forgotten.
+
+        `examples`: how many there are. Left out: as many as the model is given rows (of pairs of answers, it is given two rows each).
 
         Raises `RecipeError` where a parameter got a gradient that cannot be told apart by example.
         """
         if self.record.on:
             raise RecipeError("recording() inside recording(): record one microbatch at a time.")
         self.record.clear()
-        self.record.on = True
+        self.record.on, self.record.examples = True, examples
         before = {name: _mark(p) for name, p in self._current().items()}
         changed: list[nn.Module] = []
         try:
@@ -100,7 +102,7 @@ class ClippedSum:
                 if run is None and not leaves and not root:
                     continue
                 module.__dict__["_clipped"] = self.record
-                module.__class__ = recorded_class(type(module), leaves, run, root)
+                module.__class__ = recorded_class(cast(Any, type(module)), leaves, run, root)
                 changed.append(module)
             yield
         finally:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tauon.distributed import is_dtensor
 from tauon.errors import RecipeError
 from tauon.privacy.clipped.record import Record, tap
 from tauon.privacy.clipped.rules.base import rule_of
@@ -23,6 +24,9 @@ from tauon.privacy.clipped.rules.embedding import bag, look_up
 from tauon.privacy.clipped.rules.generic import whole
 from tauon.privacy.clipped.rules.head import Head
 from tauon.privacy.clipped.rules.linear import linear
+
+KINDS = 64
+"""Shapes of batches that are remembered."""
 
 __all__ = ["Tapped", "plain_again", "recorded_class"]
 
@@ -34,11 +38,10 @@ def recorded_class(kind: type[nn.Module], leaves: tuple[str, ...], run: Callable
     body["__module__"] = kind.__module__
     if run is not None:
 
-        @torch.compiler.disable
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return run(self, self.__dict__["_clipped"], *args, **kwargs)
 
-        body["forward"] = forward
+        body["forward"] = torch.compiler.disable(forward)
     if root:
         inner = body.get("forward", kind.forward)
 
@@ -69,40 +72,49 @@ def rule_for(module: nn.Module, leaves: tuple[str, ...]) -> Callable[..., Any] |
 
 
 def _begin(model: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Take down the batch's rows; the first time, pass one row alone, to see which layers' inputs all rows share."""
+    """Take down the batch's rows; the first time that a batch has this shape, pass one row alone, to see which layers' inputs all rows share."""
     record: Record = model.__dict__["_clipped"]
-    if record.calibrating is not None or not torch.is_grad_enabled():
+    if record.calibrating or not torch.is_grad_enabled():
         return
-    first = next((v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim), None)
+    values = (*args, *kwargs.values())
+    first = next((v for v in values if isinstance(v, Tensor) and v.ndim), None)
     if first is None:
         raise RecipeError("the model was given no tensor, so that the number of examples is not known.")
     rows = len(first)
     if record.rows is not None and record.rows != rows:
         raise RecipeError(f"the model was given {rows} rows after {record.rows} in one recording. Record one microbatch at a time.")
-    record.rows = rows
-    record.calls = {}
-    if record.multiples or rows == 1:
+    record.rows, record.calls, record.alone = rows, {}, {}
+    if rows == 1:
+        return
+    kind = tuple(tuple(v.shape[1:]) if isinstance(v, Tensor) else type(v) for v in values)
+    if kind in record.known:
+        record.alone = record.known[kind]
         return
 
     def alone(v: Any) -> Any:
         return v[:1] if isinstance(v, Tensor) and v.ndim and len(v) == rows else v
 
-    record.calibrating, record.rows = {}, 1
+    record.calibrating, record.rows = True, 1
     devices = [first.device] if first.device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
             run(model, *(alone(v) for v in args), **{k: alone(v) for k, v in kwargs.items()})
-        record.multiples = record.calibrating
+        record.known = {kind: record.alone} if len(record.known) > KINDS else {**record.known, kind: record.alone}
     finally:
-        record.calibrating, record.rows, record.calls = None, rows, {}
+        record.calibrating, record.rows = False, rows
+
+
+def _sharded(p: Tensor) -> bool:
+    """Whether a parameter lies in FSDP2's pieces, which nothing computes with; those of tensor parallelism alone are computed with."""
+    return is_dtensor(p) and p.device_mesh.mesh_dim_names != ("tensor",)
 
 
 def _reader(leaf: str) -> property:
     def read(self: nn.Module) -> Any:
         record: Record = self.__dict__["_clipped"]
         p = self._parameters[leaf]
-        if p is None:
-            return None
+        if p is None or _sharded(p):  # FSDP2 looks after its own
+            return p
         if self.__dict__.get("_clipped_inside") or not torch.is_grad_enabled():
             return p.detach()
         return Tapped.of(p.detach(), self, leaf, record)
@@ -169,7 +181,7 @@ class Tapped(Tensor):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", str(func))
         first = args[0] if args else None
-        if name in _QUESTIONS or name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") in _FIELDS:
+        if name in _QUESTIONS or (name == "__get__" and getattr(getattr(func, "__self__", None), "__name__", "") in _FIELDS):
             return func(*(_plain(a) for a in args), **{k: _plain(v) for k, v in kwargs.items()})
         if isinstance(first, Tapped) and name in _RESHAPES:
             return first.then(lambda w: func(w, *args[1:], **kwargs))
@@ -220,21 +232,20 @@ def _product(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor
         x, weight = args[0], args[1]
         if weight.ndim == 2 and x.ndim >= 2:
             return _matmul(x, weight)
-    if name == "embedding":
+    if name in ("embedding", "embedding_bag") and isinstance(args[1], Tapped) and not args[1].steps:
         ids, weight = args[0], args[1]
-        if isinstance(weight, Tapped) and not weight.steps:
-            skip = args[2] if len(args) > 2 else kwargs.get("padding_idx")
-            return look_up(weight.record, weight.layer, weight.leaf, ids, weight.plain, skip)
-    if name == "embedding_bag":
-        ids, weight = args[0], args[1]
-        fine = kwargs.get("mode") == "sum" and len(args) == 2 and ids.ndim == 2 and set(kwargs) <= {"mode", "per_sample_weights"}
-        if isinstance(weight, Tapped) and not weight.steps and fine:
-            return bag(weight.record, weight.layer, weight.leaf, ids, weight.plain, kwargs.get("per_sample_weights"))
+        more = {k: v for k, v in kwargs.items() if not (v is None or v is False)}  # other than the defaults
+        more.pop("norm_type", None)
+        if name == "embedding" and len(args) == 2 and set(more) <= {"padding_idx"}:
+            return look_up(weight.record, weight.layer, weight.leaf, ids, weight.plain, more.get("padding_idx"))
+        each = more.pop("per_sample_weights", None)
+        if name == "embedding_bag" and len(args) == 2 and ids.ndim == 2 and more == {"mode": "sum"}:
+            return bag(weight.record, weight.layer, weight.leaf, ids, weight.plain, each)
     return None
 
 
 def _matmul(x: Tensor, weight: Tapped) -> Tensor:
-    """x w, w (I, O) made of the weight by any steps."""
+    """X w, w (I, O) made of the weight by any steps."""
     record, steps, plain = weight.record, weight.steps, weight.plain
     stored = weight.layer._parameters[weight.leaf]
     assert stored is not None
@@ -261,8 +272,9 @@ def _pulled(steps: tuple[Step, ...], base: Tensor, each: Tensor) -> Tensor:
         return w
 
     with torch.enable_grad():
-        _, pull = torch.func.vjp(made, base)
-    return torch.func.vmap(lambda g: pull(g.to(made(base).dtype))[0])(each)
+        value, pull = torch.func.vjp(made, base)[:2]
+    pulled: Tensor = torch.func.vmap(lambda g: pull(g.to(value.dtype))[0])(each)
+    return pulled
 
 
 def _expanded(weight: Tapped, func: Any, sizes: tuple[Any, ...]) -> Tensor:

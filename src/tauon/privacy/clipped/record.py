@@ -18,6 +18,9 @@ from tauon.privacy.clipped.terms import Dense, Grams, Term, outer
 __all__ = ["Record", "tap"]
 
 
+Shape = tuple[int, ...]
+
+
 class Record:
     """The state of one `recording`."""
 
@@ -27,19 +30,24 @@ class Record:
         """(id of a module, leaf) -> name of the parameter in the model."""
         self.on = False
         self.rows: int | None = None
+        """Rows that the model was given."""
+        self.examples: int | None = None
+        """Examples in them, where they are not as many (pairs of answers)."""
         self.terms: dict[str, list[Term]] = {}
         self.grams = Grams()
         self.ids: dict[str, list[Tensor]] = {}
         """Of tables: what was looked up, UT; a head that is the same table asks for it."""
-        self.multiples: dict[tuple[int, int], int] = {}
-        """(id of a module, number of the call) -> rows of its input that belong to one row of the batch; 0: none does, all rows share it."""
+        self.alone: dict[int, list[Shape]] = {}
+        """id of a module -> shapes of its inputs, call by call, when the model is given one row."""
+        self.known: dict[object, dict[int, list[Shape]]] = {}
+        """The same for each shape of batches, rows left out."""
         self.calls: dict[int, int] = {}
-        self.calibrating: dict[tuple[int, int], int] | None = None
+        self.calibrating = False
         self.anchor: Tensor | None = None
 
     def clear(self) -> None:
         """Forget the microbatch."""
-        self.rows = None
+        self.rows = self.examples = None
         self.terms = {}
         self.ids = {}
         self.calls = {}
@@ -50,9 +58,10 @@ class Record:
         """U. Raises `RecipeError` where rows do not make whole units."""
         if self.rows is None:
             raise RecipeError("no forward pass of the model has been recorded: run it inside `recording()`.")
-        if self.rows % self.rows_per_unit:
-            raise RecipeError(f"{self.rows} rows are not whole units of {self.rows_per_unit} rows. Take a multiple as the microbatch.")
-        return self.rows // self.rows_per_unit
+        examples = self.rows if self.examples is None else self.examples
+        if examples % self.rows_per_unit:
+            raise RecipeError(f"{examples} rows are not whole units of {self.rows_per_unit} rows. Take a multiple as the microbatch.")
+        return examples // self.rows_per_unit
 
     def here(self, device: torch.device) -> Tensor:
         """A number that wants a gradient, so that there is a backward pass where a layer's input wants none."""
@@ -70,18 +79,25 @@ class Record:
             )
         return x.reshape(units, x.shape[0] // units, *x.shape[1:])
 
-    def shared(self, layer: nn.Module, rows: int) -> bool:
-        """Whether this call's input is one for all rows of the batch (positions, say), counted from the first call of a pass."""
-        if self.calibrating is not None:
-            key = (id(layer), self.calls.get(id(layer), 0))
-            self.calls[id(layer)] = key[1] + 1
-            self.calibrating[key] = rows
+    def shared(self, layer: nn.Module, x: Tensor) -> bool:
+        """Whether this call's input is one for all rows of the batch (positions, say): it is as large when there is one row."""
+        if self.calibrating:
+            self.alone.setdefault(id(layer), []).append(tuple(x.shape))
             return False
-        key = (id(layer), self.calls.get(id(layer), 0))
-        self.calls[id(layer)] = key[1] + 1
-        alone = self.multiples.get(key)
-        batch = self.rows or 1
-        return alone is not None and batch > 1 and rows == alone and rows != alone * batch
+        call = self.calls.get(id(layer), 0)
+        self.calls[id(layer)] = call + 1
+        seen, rows = self.alone.get(id(layer)), self.rows or 1
+        if not seen or rows == 1:
+            return False
+        alone = seen[call % len(seen)]  # modulo: a checkpointed block is run again
+        if tuple(x.shape) == alone:
+            return True
+        if x.shape[0] != alone[0] * rows:
+            raise RecipeError(
+                f"{type(layer).__name__} was given {tuple(x.shape)} for {rows} rows, and {alone} for one: its gradient cannot be told apart by "
+                "example. Keep the batch in the first dimension."
+            )
+        return False
 
     def name(self, layer: nn.Module, leaf: str) -> str:
         """The parameter's name in the model."""
@@ -113,7 +129,7 @@ class _Tap(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, anchor: Tensor, done: Callable[..., None], *kept: Tensor) -> Tensor:
         ctx.done = done
         ctx.save_for_backward(*kept)
-        if y._is_view() or y.is_leaf and y.requires_grad:
+        if y._is_view() or (y.is_leaf and y.requires_grad):
             return y.view_as(y)
         ctx.mark_dirty(y)  # handed on as it is; a view of it could not be changed in place behind
         return y

@@ -66,19 +66,26 @@ class NoiseSource:
         pairs = (count + 1) // 2
         words = _words(hashlib.blake2b(f"{step}/{name}".encode(), key=self._key, digest_size=32).digest(), device)
         out = torch.empty(2 * pairs, device=device)
-        at = 0
-        if torch.device(device).type != "cpu" and pairs >= 2 * PIECE:  # whole pieces all at once: each operation takes long to start
-            whole = pairs // PIECE
-            bits = words(3 * whole * PIECE).view(whole, 3, PIECE).transpose(0, 1).reshape(3, -1)
-            made = torch.empty(2, whole * PIECE, device=device)
-            _box_muller(bits, made)
-            at = whole * PIECE
-            out[: 2 * at] = made.view(2, whole, PIECE).transpose(0, 1).reshape(-1)
-        while at < pairs:
-            now = min(PIECE, pairs - at)
-            _box_muller(words(3 * now).view(3, now), out[2 * at : 2 * (at + now)].view(2, now))
-            at += now
+        _fill(out, words, together=torch.device(device).type != "cpu")
         return out[:count].view(tuple(shape))
+
+
+def _fill(out: Tensor, words: Callable[[int], Tensor], *, together: bool) -> None:
+    """Normal numbers into `out`, of even length: piece by piece, so that a CPU's cache holds what it works on, or all whole pieces `together`,
+    because an accelerator takes long to start each operation. The numbers are the same.
+    """
+    at, pairs = 0, len(out) // 2
+    if together and pairs >= 2 * PIECE:
+        whole = pairs // PIECE
+        bits = words(3 * whole * PIECE).view(whole, 3, PIECE).transpose(0, 1).reshape(3, -1)
+        made = torch.empty(2, whole * PIECE, device=out.device)
+        _box_muller(bits, made)
+        at = whole * PIECE
+        out[: 2 * at] = made.view(2, whole, PIECE).transpose(0, 1).reshape(-1)
+    while at < pairs:
+        now = min(PIECE, pairs - at)
+        _box_muller(words(3 * now).view(3, now), out[2 * at : 2 * (at + now)].view(2, now))
+        at += now
 
 
 def _box_muller(bits: Tensor, out: Tensor) -> None:

@@ -56,7 +56,7 @@ def _keep_base(layer: AdaptedLinear, record: Record, x: Tensor, g: Tensor) -> No
 @register_rule(AdaptedLinear, forward=True)
 def run(layer: AdaptedLinear, record: Record, x: Tensor) -> Tensor:
     """See the head of this file."""
-    if record.shared(layer, len(x)):
+    if record.shared(layer, x):
         x = spread(record, x)
     if not torch.is_grad_enabled():
         return cast(Tensor, bare(layer)(x))

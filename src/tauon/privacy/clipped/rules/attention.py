@@ -5,7 +5,7 @@ Shapes: N rows, T queries, S keys, E width, H heads.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,10 @@ def run(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """See the head of this file."""
     if not torch.is_grad_enabled():
-        return cast(Any, bare(layer)(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal))
+        return cast(
+            tuple[Tensor, "Tensor | None"],
+            bare(layer)(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal),
+        )
     if layer.bias_k is not None or layer.add_zero_attn or query.ndim != 3:
         raise RecipeError("MultiheadAttention with add_bias_kv or add_zero_attn, or without a batch, has no rule: leave them out.")
     itself = key is query and value is query
@@ -108,7 +111,7 @@ def _keep(layer: nn.MultiheadAttention, record: Record, caught: list[tuple[Tenso
     """All three projections' gradients are there."""
     if record.wants(layer, "in_proj_weight"):
         name = record.name(layer, "in_proj_weight")
-        terms = [outer(*(record.by_unit(x, name).flatten(1, -2) for x in pair), record.grams) for pair in caught]
+        terms = [outer(record.by_unit(x, name).flatten(1, -2), record.by_unit(g, name).flatten(1, -2), record.grams) for x, g in caught]
         record.keep(layer, "in_proj_weight", _Stacked(terms, [g.shape[2] for _, g in caught]))
     for leaf, (x, g) in zip(("q_proj_weight", "k_proj_weight", "v_proj_weight"), caught, strict=True):
         if record.wants(layer, leaf):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tauon.privacy.clipped.record import Record, tap
@@ -69,7 +68,7 @@ def rule_of(layer: nn.Module) -> Forward | None:
 def _from_gradients(function: GradientRule) -> Forward:
     def run(layer: nn.Module, record: Record, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         y = bare(layer)(x, *args, **kwargs)
-        shared = record.shared(layer, len(x))
+        shared = record.shared(layer, x)
 
         def done(g: Tensor, x: Tensor) -> None:
             for leaf, each in function(layer, x, g).items():

@@ -27,56 +27,100 @@ FEW = 8
 """Channels a group up to which the input is unfolded: shorter products waste the processor."""
 
 
-def kernel_gradients(x: Tensor, g: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, groups: int) -> Tensor:
-    """Each row's gradient of the weight, (N, O, C / groups, *kernel), from the padded input and the output's gradient."""
+def kernel_gradients(x: Tensor, g: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int) -> Tensor:
+    """Each row's gradient of the weight, (N, O, C / groups, *kernel), from the input and the output's gradient."""
+    each = x.shape[1] // groups
+    if each <= FEW and groups == 1:
+        x = padded(x, padding)
+        places = unfold(x, kernel, stride, dilation, tuple(g.shape[2:]))
+        return torch.bmm(g.flatten(2), places.mT).view(len(x), g.shape[1], x.shape[1], *kernel)
+    same = len(kernel) < 3 and set(stride) == {1} and (len(kernel) == 1 or x.shape[3] == g.shape[3])
+    out = (_in_place if same else _shifted)(x, g, kernel, stride, padding, dilation, groups)
+    return out.view(*kernel, len(x), g.shape[1], each).permute(len(kernel), len(kernel) + 1, len(kernel) + 2, *range(len(kernel)))
+
+
+def _product(out: Tensor, x_NCL: Tensor, g_NOL: Tensor, groups: int) -> None:
+    a, b = (t.unflatten(1, (groups, -1)).flatten(0, 1) if groups > 1 else t for t in (x_NCL, g_NOL))
+    torch.bmm(b, a.mT, out=out)
+
+
+def _in_place(x: Tensor, g: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int) -> Tensor:
+    """Stride 1, rows of the output as long as the input's: no padding is copied. A shift is an offset in memory; where it would reach
+    into the next row, g is zero: it is copied once for each column of the kernel but the middle one.
+    """
     N, O = g.shape[:2]
-    C = x.shape[1]
-    each = C // groups
-    if each <= FEW and each * groups > 1 and groups == 1:
-        return _unfolded(x, g, kernel, stride, dilation)
-    out = x.new_empty(math.prod(kernel), N * groups, O // groups, each)
+    out = x.new_empty(math.prod(kernel), N * groups, O // groups, x.shape[1] // groups)
+    if len(kernel) == 1:
+        x, g, kernel, padding, dilation = x[..., None], g[..., None], (*kernel, 1), (*padding, 0), (*dilation, 1)
+    H, W = x.shape[2:]
+    flat = x.contiguous().flatten(2)
+    for j in range(kernel[1]):
+        right = j * dilation[1] - padding[1]
+        masked = g
+        if right:
+            masked = g.clone(memory_format=torch.contiguous_format)
+            (masked[..., :-right] if right < 0 else masked[..., W - right :]).zero_()
+        full = masked.contiguous().flatten(2)
+        for i in range(kernel[0]):
+            down = i * dilation[0] - padding[0]
+            first, last = max(0, -down) * W, min(g.shape[2], H - down) * W
+            shift = down * W + right
+            first, last = max(first, -shift), min(last, H * W - shift)
+            k = i * kernel[1] + j
+            if first >= last:
+                out[k].zero_()
+            else:
+                _product(out[k], flat[:, :, first + shift : last + shift], full[:, :, first:last], groups)
+    return out
+
+
+def _shifted(x: Tensor, g: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int) -> Tensor:
+    """Any stride and dimensions. In a phase, every stride-th place of the padded input, the stride is 1; g is given rows as long as a phase's."""
+    N, O = g.shape[:2]
+    x = padded(x, padding)
+    out = x.new_empty(math.prod(kernel), N * groups, O // groups, x.shape[1] // groups)
     size = g.shape[2:]
-    phases: dict[Sizes, Tensor] = {}
+    phases: dict[Sizes, tuple[Tensor, Sizes]] = {}
     wide: dict[Sizes, Tensor] = {}
     for k, at in enumerate(itertools.product(*map(range, kernel))):
         offset = tuple(i * d for i, d in zip(at, dilation, strict=True))
         phase = tuple(o % s for o, s in zip(offset, stride, strict=True))
-        if phase not in phases:  # every stride-th place from here: in it, the stride is 1
-            cut = x[(..., *(slice(p, None, s) for p, s in zip(phase, stride, strict=True)))]
-            phases[phase] = cut.contiguous().flatten(2)
-            shape = cut.shape[2:]
-            if shape[1:] not in wide:  # g with rows as long as the input's, so that a shift is an offset in memory
-                pad = list(itertools.chain.from_iterable((0, w - n) for w, n in zip(shape[:0:-1], size[:0:-1], strict=True)))
-                wide[shape[1:]] = (F.pad(g, pad) if any(pad) else g).contiguous().flatten(2)
-            phases[phase].shape_of = shape  # type: ignore[attr-defined]
-        flat = phases[phase]
-        shape = cast(Any, flat).shape_of
+        if phase not in phases:
+            cut = x
+            for dim, (p, s) in enumerate(zip(phase, stride, strict=True), 2):
+                cut = cut if s == 1 else _every(cut, dim, p, s)
+            phases[phase] = cut.contiguous().flatten(2), tuple(cut.shape[2:])
+        flat, shape = phases[phase]
+        if shape[1:] not in wide:
+            pad = [n for w, had in zip(shape[:0:-1], size[:0:-1], strict=True) for n in (0, w - had)]
+            wide[shape[1:]] = (F.pad(g, pad) if any(pad) else g).contiguous().flatten(2)
         start = 0
         for o, s, n in zip(offset, stride, shape, strict=True):
             start = start * n + o // s
         full = wide[shape[1:]]
         length = min(full.shape[2], flat.shape[2] - start)  # past the last place there is only padding
-        a = flat[:, :, start : start + length].unflatten(1, (groups, each)).flatten(0, 1)
-        b = full[:, :, :length].unflatten(1, (groups, O // groups)).flatten(0, 1)
-        torch.bmm(b, a.mT, out=out[k])
-    return out.view(*kernel, N, O, each).permute(len(kernel), len(kernel) + 1, len(kernel) + 2, *range(len(kernel)))
+        _product(out[k], flat[:, :, start : start + length], full[:, :, :length], groups)
+    return out
 
 
-def _unfolded(x: Tensor, g: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes) -> Tensor:
-    places = unfold(x, kernel, stride, dilation, g.shape[2:])
-    each = torch.bmm(g.flatten(2), places.mT)
-    return each.view(len(x), g.shape[1], x.shape[1], *kernel)
+def _every(x: Tensor, dim: int, first: int, step: int) -> Tensor:
+    return x.index_select(dim, torch.arange(first, x.shape[dim], step, device=x.device))
+
+
+def padded(x: Tensor, padding: Sizes) -> Tensor:
+    """With zeros around."""
+    return F.pad(x, [n for p in reversed(padding) for n in (p, p)]) if any(padding) else x
 
 
 def unfold(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, size: Sizes) -> Tensor:
     """(N, C x K, L): what the kernel sees at each place of the output, in the order of the weight."""
-    dims = len(kernel)
     strides, s = x.stride(), x.stride()[2:]
     view = x.as_strided(
         (*x.shape[:2], *kernel, *size),
         (*strides[:2], *(a * d for a, d in zip(s, dilation, strict=True)), *(a * t for a, t in zip(s, stride, strict=True))),
     )
-    return view.reshape(len(x), x.shape[1] * math.prod(kernel), math.prod(size)) if dims else x
+    places: Tensor = view.reshape(len(x), x.shape[1] * math.prod(kernel), math.prod(size))
+    return places
 
 
 class _Kernels(Dense):
@@ -97,9 +141,10 @@ class _Kernels(Dense):
         return whole.contiguous() if out is None else out.add_(whole)
 
     def dense(self) -> Tensor:
-        each = self.raw.unflatten(0, self.kernel)
+        each: Tensor = self.raw.unflatten(0, self.kernel)
         K = len(self.kernel)
-        return each.permute(K, K + 1, K + 2, *range(K)).contiguous()
+        whole: Tensor = each.permute(K, K + 1, K + 2, *range(K)).contiguous()
+        return whole
 
     def inner(self, other: Term) -> Tensor:
         return (self.dense() * other.dense()).flatten(1).sum(1)
@@ -108,27 +153,26 @@ class _Kernels(Dense):
 class _Whole(Term):
     """A kernel whose gradients are too large to keep: squared by Gram matrices, summed by torch's own kernel."""
 
-    def __init__(self, squared_U: Tensor, x: Tensor, g: Tensor, weight: Tensor, how: tuple[Sizes, Sizes, int]) -> None:
+    def __init__(self, squared_U: Tensor, x: Tensor, g: Tensor, weight: Tensor, how: tuple[Sizes, Sizes, Sizes, int]) -> None:
         self.squared, self.x, self.g, self.weight, self.how = squared_U, x, g, weight, how
 
     def add(self, factors_U: Tensor, out: Tensor | None) -> Tensor:
-        stride, dilation, groups = self.how
+        stride, padding, dilation, groups = self.how
         each = factors_U.repeat_interleave(len(self.g) // len(factors_U)).to(self.g.dtype).view(-1, *([1] * (self.g.ndim - 1)))
         none = [0] * (self.g.ndim - 2)
         whole: Tensor = torch.ops.aten.convolution_backward(
-            self.g * each, self.x, self.weight.to(self.g.dtype), None, list(stride), none, list(dilation), False, none, groups, [False, True, False]
+            self.g * each, self.x, self.weight.to(self.g.dtype), None, list(stride), list(padding), list(dilation), False, none, groups, [False, True, False]
         )[1].float()  # fmt: skip
         return whole if out is None else out.add_(whole)
 
     def dense(self) -> Tensor:
-        stride, dilation, groups = self.how
-        each = kernel_gradients(self.x, self.g, tuple(self.weight.shape[2:]), stride, dilation, groups).float()
+        each = kernel_gradients(self.x, self.g, tuple(self.weight.shape[2:]), *self.how).float()
         U = len(self.squared)
         return each.reshape(U, len(each) // U, *each.shape[1:]).sum(1)
 
 
-def _term(record: Record, name: str, x: Tensor, g: Tensor, weight: Tensor, how: tuple[Sizes, Sizes, int]) -> Term:
-    stride, dilation, groups = how
+def _term(record: Record, name: str, x: Tensor, g: Tensor, weight: Tensor, how: tuple[Sizes, Sizes, Sizes, int]) -> Term:
+    stride, padding, dilation, groups = how
     kernel = tuple(weight.shape[2:])
     L, numbers, units = math.prod(g.shape[2:]), weight.numel(), record.units
     per_row = len(g) // units
@@ -136,7 +180,7 @@ def _term(record: Record, name: str, x: Tensor, g: Tensor, weight: Tensor, how: 
     gram = (per_row * L) ** 2 * (numbers // weight.shape[0] + weight.shape[0])
     if groups > 1 or numbers <= 2 * held or numbers * L * per_row < gram:
         if numbers <= 2 * held:
-            each = kernel_gradients(x, g, kernel, stride, dilation, groups)
+            each = kernel_gradients(x, g, kernel, *how)
             if each.dtype == torch.float32 and per_row == 1 and each.shape[2] > FEW and groups == 1:
                 return _Kernels(each)
             return Dense.of(record.by_unit(each.float(), name).sum(1).contiguous())
@@ -144,10 +188,10 @@ def _term(record: Record, name: str, x: Tensor, g: Tensor, weight: Tensor, how: 
         step = max(1, 2**22 // (numbers * per_row))
         for u in range(0, units, step):
             rows = slice(u * per_row, min(units, u + step) * per_row)
-            each = kernel_gradients(x[rows], g[rows], kernel, stride, dilation, groups).float()
+            each = kernel_gradients(x[rows], g[rows], kernel, *how).float()
             squared.append(each.reshape(-1, per_row, *each.shape[1:]).sum(1).flatten(1).square().sum(1))
         return _Whole(torch.cat(squared), x, g, weight, how)
-    places = record.by_unit(unfold(x, kernel, stride, dilation, g.shape[2:]).mT, name).flatten(1, 2)
+    places = record.by_unit(unfold(padded(x, padding), kernel, stride, dilation, tuple(g.shape[2:])).mT, name).flatten(1, 2)
     g_ULO = record.by_unit(g.flatten(2).mT, name).flatten(1, 2)
     return _Whole(total(torch.bmm(places, places.mT), torch.bmm(g_ULO, g_ULO.mT)), x, g, weight, how)
 
@@ -179,16 +223,15 @@ class _Convolution(torch.autograd.Function):
                 name = record.name(layer, "bias")
                 record.keep(layer, "bias", record.by_unit(g.flatten(2).sum(2, dtype=torch.float32), name).sum(1))
             if record.wants(layer, "weight"):
-                full = F.pad(x, [n for p in reversed(padding) for n in (p, p)]) if any(padding) else x
-                how = (tuple(layer.stride), tuple(layer.dilation), layer.groups)
-                record.keep(layer, "weight", _term(record, record.name(layer, "weight"), full, g, weight, how))
+                how = (tuple(layer.stride), padding, tuple(layer.dilation), layer.groups)
+                record.keep(layer, "weight", _term(record, record.name(layer, "weight"), x, g, weight, how))
         return dx, None, None, None, None, None, None
 
 
 @register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, forward=True)
 def run(layer: Any, record: Record, input: Tensor) -> Tensor:
     """See the head of this file."""
-    x = spread(record, input) if record.shared(layer, len(input)) else input
+    x = spread(record, input) if record.shared(layer, input) else input
     if not torch.is_grad_enabled():
         return cast(Tensor, bare(layer)(x))
     padding: Sizes = (0,) * len(layer.kernel_size)

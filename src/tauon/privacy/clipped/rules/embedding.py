@@ -42,7 +42,7 @@ def run(layer: nn.Embedding, record: Record, input: Tensor) -> Tensor:
     if layer.max_norm is not None or layer.scale_grad_by_freq:
         which = "max_norm" if layer.max_norm is not None else "scale_grad_by_freq"
         raise RecipeError(f"an embedding with {which} lets examples of a batch reach each other. Take it without.")
-    shared = record.shared(layer, len(input))
+    shared = record.shared(layer, input)
     return look_up(record, layer, "weight", input, weight_of(layer, "weight"), layer.padding_idx, shared=shared)
 
 

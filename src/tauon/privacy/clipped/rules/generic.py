@@ -24,8 +24,8 @@ def whole(layer: nn.Module, record: Record, *args: Any, **kwargs: Any) -> Any:
     names = {n: (m, leaf) for n, m, leaf in _own(layer, record)}
     plain = {n: p.detach() for n, p in layer.named_parameters() if n not in names}
     values, spec = pytree.tree_flatten((args, kwargs))
-    rows = next((len(v) for v in values if isinstance(v, Tensor) and v.ndim), None)
-    if rows is not None and record.shared(layer, rows):
+    first = next((v for v in values if isinstance(v, Tensor) and v.ndim), None)
+    if first is not None and record.shared(layer, first):
         raise RecipeError(
             f"{type(layer).__name__} is given what all examples share, and has no rule for that. Expand its input over the batch first."
         )

@@ -35,7 +35,7 @@ class Head:
         self.name = record.name(layer, leaf)
 
     def times(self, x: Tensor) -> Tensor:
-        """x W^T, rows first."""
+        """X W^T, rows first."""
         return cast(Tensor, _Times.apply(x, self.weight, self.record.here(x.device), self))
 
     def linear_cross_entropy(self, hidden_ND: Tensor, target_N: Tensor, token_weight_N: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class Head:
         return out
 
     def of_examples(self, hidden_ND: Tensor, bias_V: Tensor | None, example_N: Tensor) -> Tensor:
-        """h W^T + b for rows of which row n belongs to example `example_N[n]`, rising: as many of each as there are."""
+        """H W^T + b for rows of which row n belongs to example `example_N[n]`, rising: as many of each as there are."""
         if bias_V is not None:
             bias_V = cast(Any, bias_V).plain
         out: Tensor = _Ragged.apply(hidden_ND, self.weight, bias_V, example_N, self.record.here(hidden_ND.device), self)

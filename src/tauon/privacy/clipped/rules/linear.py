@@ -45,5 +45,5 @@ def linear(record: Record, layer: nn.Module, x: Tensor, weight: Tensor, bias: Te
 @register_rule(nn.Linear, forward=True)
 def run(layer: nn.Linear, record: Record, input: Tensor) -> Tensor:
     """See the head of this file."""
-    x = spread(record, input) if record.shared(layer, len(input)) else input
+    x = spread(record, input) if record.shared(layer, input) else input
     return linear(record, layer, x, weight_of(layer, "weight"), weight_of(layer, "bias"))

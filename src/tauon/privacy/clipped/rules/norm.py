@@ -44,7 +44,8 @@ class _RMS(torch.autograd.Function):
         w = weight.to(x.dtype)
         ctx.save_for_backward(x, r, w)
         ctx.layer, ctx.record = layer, record
-        return (x * r.to(x.dtype)).mul_(w)
+        y: Tensor = (x * r.to(x.dtype)).mul_(w)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -64,7 +65,7 @@ class _RMS(torch.autograd.Function):
 
 
 def _rms(layer: nn.Module, record: Record, x: Tensor, eps: float) -> Tensor:
-    if record.shared(layer, len(x)):
+    if record.shared(layer, x):
         x = spread(record, x)
     weight = weight_of(layer, "weight")
     if weight is None or not record.wants(layer, "weight") or weight.ndim > 1 or not torch.is_grad_enabled():
@@ -80,7 +81,7 @@ def run_ours(layer: RMSNorm, record: Record, x: Tensor) -> Tensor:
 
 @register_rule(nn.RMSNorm, forward=True)
 def run_torch(layer: nn.RMSNorm, record: Record, x: Tensor) -> Tensor:
-    """torch's RMSNorm, over the last dimension; over more, by its class's generic way."""
+    """Torch's RMSNorm, over the last dimension; over more, by its class's generic way."""
     if len(layer.normalized_shape) > 1 and record.wants(layer, "weight"):
         from tauon.privacy.clipped.rules.generic import whole
 
@@ -126,8 +127,8 @@ class _Layer(torch.autograd.Function):
 
 @register_rule(nn.LayerNorm, forward=True)
 def run_layer_norm(layer: nn.LayerNorm, record: Record, input: Tensor) -> Tensor:
-    """torch's LayerNorm."""
-    x = spread(record, input) if record.shared(layer, len(input)) else input
+    """Torch's LayerNorm."""
+    x = spread(record, input) if record.shared(layer, input) else input
     if not torch.is_grad_enabled() or not (record.wants(layer, "weight") or record.wants(layer, "bias")):
         return cast(Tensor, bare(layer)(x))
     weight, bias = weight_of(layer, "weight"), weight_of(layer, "bias")
@@ -175,7 +176,7 @@ class _Group(torch.autograd.Function):
 
 
 def _group(layer: nn.Module, record: Record, x: Tensor, groups: int, eps: float) -> Tensor:
-    if record.shared(layer, len(x)):
+    if record.shared(layer, x):
         x = spread(record, x)
     if not torch.is_grad_enabled() or not (record.wants(layer, "weight") or record.wants(layer, "bias")):
         return cast(Tensor, bare(layer)(x))
@@ -189,13 +190,13 @@ def _group(layer: nn.Module, record: Record, x: Tensor, groups: int, eps: float)
 
 @register_rule(nn.GroupNorm, forward=True)
 def run_group_norm(layer: nn.GroupNorm, record: Record, input: Tensor) -> Tensor:
-    """torch's GroupNorm."""
+    """Torch's GroupNorm."""
     return _group(layer, record, input, layer.num_groups, layer.eps)
 
 
 @register_rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, forward=True)
 def run_instance_norm(layer: nn.InstanceNorm2d, record: Record, input: Tensor) -> Tensor:
-    """torch's InstanceNorm: a group norm of one channel a group."""
+    """Torch's InstanceNorm: a group norm of one channel a group."""
     dims = {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
     if input.ndim not in {n for kind, n in dims.items() if isinstance(layer, kind)}:
         raise RecipeError(f"an InstanceNorm was given {input.ndim} dimensions: keep the batch in the first one.")

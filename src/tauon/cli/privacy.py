@@ -1,0 +1,293 @@
+"""`tauon privacy`: the ledger of a data set, what is left of its budget, and a calculator for epsilon."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from tauon.privacy.accounting import Release
+    from tauon.privacy.ledger import Ledger
+
+__all__ = ["privacy_command"]
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+SAMPLING = click.Choice(["poisson", "shuffled", "fixed-size", "full"])
+ACCOUNTANT = click.Choice(["pld", "rdp"])
+
+TEACH = """
+\b
+Epsilon and delta promise: whatever is done with the results, nobody's presence in the data changes the odds of anything by more than
+a factor e^epsilon, except with probability delta. 1 is strong, 8 common, above 20 says little. Delta must be below 1 / examples.
+
+\b
+  tauon privacy epsilon --noise 1.1 --batch 256 --examples 60000 --epochs 15 --delta 1e-5
+  tauon privacy epsilon --target 3 --batch 1024 --examples 60000 --epochs 40 --delta 1e-5     how much noise?
+  tauon privacy ledger mnist-private       every entry of its data set's account
+  tauon privacy remaining runs/mine        what may still be spent
+  tauon privacy spend runs/mine --epsilon 0.1 --delta 1e-8 --note "histogram of ages, for the board"
+  tauon privacy settle runs/killed         charge a killed run for the steps that it made
+
+\b
+DATASET is a recipe, the folder of a private run, or the first digits of the data set's identity.
+"""
+
+
+EXAMPLES = """
+\b
+  tauon privacy epsilon --noise 1.1 --rate 0.01 --steps 1000 --delta 1e-5 --delta 1e-6
+  tauon privacy epsilon --target 3 --batch 512 --examples 60000 --epochs 20 --schedule linear
+"""
+
+
+@click.group("privacy", epilog=TEACH, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 130})
+def privacy_command() -> None:
+    """What has been told of the people in a data set, and what may still be told; epsilon of settings."""
+
+
+def _dataset(verb: Any) -> Any:
+    """The argument and options of verbs that look up a ledger."""
+    for wrap in (
+        click.argument("dataset"),
+        click.option(
+            "--ledger", "folder", type=FOLDER, default=None, help="Folder of the ledgers. Default: the run's or recipe's, or runs/ledger."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts."),
+    ):
+        verb = wrap(verb)
+    return verb
+
+
+def _find(dataset: str, folder: Path | None) -> Ledger:
+    """The ledger that a person means. `RecipeError` where there is none, or several."""
+    import re
+
+    from tauon.artifacts import Run
+    from tauon.errors import RecipeError
+    from tauon.privacy.ledger import Ledger, data_identity, find_ledgers
+
+    path = Path(dataset)
+    if (path / "manifest.json").is_file():
+        where = Run.read(path).manifest().get("privacy") or {}
+        if not {"ledger", "data"} <= set(where):
+            raise RecipeError(f"{dataset} is a run without privacy: it has charged no ledger.")
+        return Ledger(folder or Path(where["ledger"]), where["data"])
+    if re.fullmatch(r"[0-9a-f]{4,64}", dataset):
+        found = find_ledgers(folder or Path("runs/ledger"), dataset)
+        if len(found) == 1:
+            return found[0]
+        if len(found) > 1:
+            raise RecipeError(
+                f"{dataset} begins the identities of {len(found)} data sets: {', '.join(x.data[:16] for x in found)}. Give more digits."
+            )
+        if len(dataset) == 64:
+            return Ledger(folder or Path("runs/ledger"), dataset)
+    from tauon.recipe import load_recipe
+
+    try:
+        recipe: Any = load_recipe(dataset)
+    except RecipeError as err:
+        raise RecipeError(f"{dataset!r} is no recipe, no private run, and no data set of {folder or Path('runs/ledger')}: {err}") from None
+    section = recipe.__dict__.get("privacy")
+    said = section.__dict__.get("ledger") if section is not None else None
+    return Ledger(folder or Path(said or "runs/ledger"), data_identity(recipe.data.source))
+
+
+@privacy_command.command("ledger")
+@_dataset
+def ledger_command(dataset: str, folder: Path | None, as_json: bool) -> None:
+    """Every entry of a data set's account, oldest first; the hash chain is checked.
+
+    Epsilon of an entry is that of it alone; together they cost less than their sum, and the last line says how much.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    ledger = _find(dataset, folder)
+    entries = ledger.entries()
+    if as_json:
+        for e in entries:
+            click.echo(json.dumps({"number": e.number, "time": e.time, "action": e.action, **e.values, "hash": e.hash}))
+        return
+    if not entries:
+        click.echo(f"data set {ledger.data[:16]} has no account in {ledger.folder}: nothing private was done with it.")
+        return
+    table = Table(box=None, padding=(0, 2))
+    for head in ("entry", "time", "action", "kind", "who", "epsilon alone", "note"):
+        table.add_column(head, justify="right" if head in ("entry", "epsilon alone") else "left")
+    for e in entries:
+        who = e.values.get("run") or e.values.get("name") or ""
+        alone = f"{e.values['epsilon']:.4g}" if "epsilon" in e.values else ""
+        note = f"settles {e.values['of']}; {e.values['note']}".rstrip("; ") if e.action == "settle" else e.values.get("note", "")
+        table.add_row(str(e.number), e.time[:19], e.action, e.values.get("kind", ""), who, alone, note)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    _tell_standing(ledger)
+
+
+def _tell_standing(ledger: Ledger) -> None:
+    s = ledger.standing()
+    click.echo(f"data set {ledger.data[:16]}: budget epsilon {s.budget[0]:g} at delta {s.budget[1]:g}; spent {s.spent:.4g}", nl=False)
+    click.echo(f", with {len(s.open)} open reservations {s.reserved:.4g}" if s.open else "", nl=False)
+    click.echo(f"; at least {s.left:.4g} is left")
+
+
+@privacy_command.command("remaining")
+@_dataset
+def remaining_command(dataset: str, folder: Path | None, as_json: bool) -> None:
+    """What may still be spent on a data set: its budget less all that was spent or is reserved, composed together.
+
+    Another run may have a little more than this: what it costs depends on how it composes with the others.
+    """
+    ledger = _find(dataset, folder)
+    ledger.opening()
+    s = ledger.standing()
+    if as_json:
+        values = {"data": ledger.data, "budget": {"epsilon": s.budget[0], "delta": s.budget[1]}, "spent": s.spent, "reserved": s.reserved}
+        click.echo(json.dumps(values | {"left": s.left, "open": [e.number for e in s.open]}))
+        return
+    _tell_standing(ledger)
+
+
+@privacy_command.command("spend")
+@_dataset
+@click.option("--epsilon", type=click.FloatRange(min=0), default=None, help="Epsilon of what was told, if no more is known.")
+@click.option("--delta", type=click.FloatRange(min=0, max=1), default=0.0, show_default=True, help="Its delta.")
+@click.option("--noise", type=click.FloatRange(min=0, min_open=True), default=None, help="Or: its noise over what one example can add.")
+@click.option(
+    "--rate", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True, help="Share of the data in a step."
+)
+@click.option("--steps", type=click.IntRange(min=1), default=1, show_default=True, help="How often.")
+@click.option("--sampling", type=SAMPLING, default="poisson", show_default=True, help="How its examples were drawn.")
+@click.option("--what", default="by hand", show_default=True, help="Who or what told it.")
+@click.option("--note", default="", help="What it was, for the next reader.")
+@click.option("--budget", nargs=2, type=float, default=None, help="EPSILON DELTA of the data set, at first use.")
+@click.option("--examples", type=click.IntRange(min=1), default=None, help="People in the data set, with --budget.")
+def spend_command(
+    dataset: str, folder: Path | None, as_json: bool, epsilon: float | None, delta: float, noise: float | None, rate: float, steps: int,
+    sampling: Any, what: str, note: str, budget: tuple[float, float] | None, examples: int | None,
+) -> None:  # fmt: skip
+    """Charge something by hand: a statistic that was published, an analysis made elsewhere. Over budget it is refused, and nothing is written."""
+    from tauon.privacy.accounting import Release
+
+    if (epsilon is None) == (noise is None):
+        raise click.UsageError("give either --epsilon (with --delta), or --noise (with --rate, --steps)")
+    if (budget is None) != (examples is None):
+        raise click.UsageError("--budget and --examples go together: delta must be below 1 / examples")
+    ledger = _find(dataset, folder)
+    if budget is not None and examples is not None:
+        ledger.open(budget, examples=examples)
+    if noise is not None:
+        release = Release(noise, "full" if rate == 1 and sampling == "poisson" else sampling, rate, steps)
+    else:
+        release = Release(0.0, "known", count=steps, known=(epsilon or 0.0, delta))
+    entry = ledger.spend([release], what=what, note=note)
+    if as_json:
+        click.echo(json.dumps({"number": entry.number, "epsilon": entry.values["epsilon"], "hash": entry.hash}))
+        return
+    click.echo(f"entry {entry.number}: epsilon {entry.values['epsilon']:.4g} alone")
+    _tell_standing(ledger)
+
+
+@privacy_command.command("settle")
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def settle_command(run: Path) -> None:
+    """Charge a killed run for the steps that it made, by its events and checkpoints, and free the rest of its reservation.
+
+    Do not settle a run that will go on: a run settles itself when it ends.
+    """
+    from tauon.artifacts import Run
+    from tauon.privacy.ledger import settle_run
+
+    with Run.open(run):  # nobody is at work in it
+        ledger, entry, done = settle_run(run)
+    click.echo(f"{run.name}: {done} steps, epsilon {entry.values['epsilon']:.4g} alone (entry {entry.number} of {ledger.path})")
+    _tell_standing(ledger)
+
+
+@privacy_command.command("epsilon", epilog=EXAMPLES)
+@click.option(
+    "--noise", type=click.FloatRange(min=0, min_open=True), default=None, help="Noise multiplier: standard deviation over clipping norm."
+)
+@click.option(
+    "--target", type=click.FloatRange(min=0, min_open=True), default=None, help="Or: the epsilon wanted; the noise for it is found."
+)
+@click.option("--rate", type=click.FloatRange(min=0, max=1, min_open=True), default=None, help="Probability of an example to be in a step.")
+@click.option("--batch", type=click.IntRange(min=1), default=None, help="Or: examples expected in a step, with --examples.")
+@click.option("--examples", type=click.IntRange(min=1), default=None, help="Examples in the data; delta is then checked against 1/N.")
+@click.option("--steps", type=click.IntRange(min=1), default=None, help="Steps.")
+@click.option(
+    "--epochs", type=click.FloatRange(min=0, min_open=True), default=None, help="Or: passes over the data, each of 1 / rate steps."
+)
+@click.option("--delta", "deltas", type=float, multiple=True, help="Probability that the promise fails; may be given several times.")
+@click.option("--sampling", type=SAMPLING, default="poisson", show_default=True, help="How a step's examples are drawn.")
+@click.option("--schedule", default=None, help="How the noise goes: linear, cosine, '{kind: exponential, final: 0.5}', ...")
+@click.option(
+    "--accountant", type=ACCOUNTANT, default="pld", show_default=True, help="pld is tight; rdp is looser, and all there is for fixed-size."
+)
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), default=None, help="Write the trade-off curve as an HTML page.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+def epsilon_command(
+    noise: float | None, target: float | None, rate: float | None, batch: int | None, examples: int | None, steps: int | None,
+    epochs: float | None, deltas: tuple[float, ...], sampling: Any, schedule: str | None, accountant: Any, plot: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """A calculator: epsilon of so many steps with so much noise; or, with --target, the noise for an epsilon. Touches no data and no ledger."""
+    from tauon.artifacts import atomic_write
+    from tauon.config import parse, read_yaml
+    from tauon.privacy.accounting import calibrate, guarantee
+    from tauon.privacy.noise import NoiseConfig, NoisePlan
+
+    if (noise is None) == (target is None):
+        raise click.UsageError("give either --noise or --target")
+    if (rate is None) == (batch is None):
+        raise click.UsageError("give either --rate, or --batch with --examples")
+    if batch is not None and examples is None:
+        raise click.UsageError("--batch needs --examples")
+    if (steps is None) == (epochs is None):
+        raise click.UsageError("give either --steps or --epochs")
+    share = rate if rate is not None else (batch or 1) / (examples or 1)
+    count = steps if steps is not None else max(1, round((epochs or 0) / share))
+    deltas = deltas or ((min(1e-5, 0.1 / examples),) if examples is not None else (1e-5,))
+    config = parse(NoiseConfig, _kind(read_yaml(schedule))) if schedule else parse(NoiseConfig, {"kind": "constant"})
+
+    def told(z: float) -> list[Release]:
+        return NoisePlan(config, z, count).releases(share, sampling)
+
+    if target is not None:
+        noise = calibrate(told, target_epsilon=target, delta=deltas[0], accountant=accountant)
+    assert noise is not None
+    found = [guarantee(told(noise), d, accountant=accountant, examples=examples) for d in deltas]
+    facts = {
+        "noise multiplier": noise,
+        "schedule": config.kind_,
+        "sampling": sampling,
+        "rate": share,
+        "steps": count,
+        "accountant": accountant,
+    }
+    if plot is not None:
+        from tauon.report import trade_off_page
+
+        page = trade_off_page(
+            f"Privacy: {found[0].sentence()}", found[0].curve, facts | {"epsilon": found[0].epsilon, "delta": found[0].delta}
+        )
+        plot.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(plot, page)
+    if as_json:
+        click.echo(json.dumps({k.replace(" ", "_"): v for k, v in facts.items()} | {"epsilons": [[g.delta, g.epsilon] for g in found]}))
+        return
+    if target is not None:
+        click.echo(f"noise multiplier {noise:.4f}   (privacy.noise_multiplier)")
+    for g in found:
+        click.echo(f"epsilon {g.epsilon:.4f} at delta {g.delta:g}")
+    click.echo(f"{count:,} steps, {sampling} sampling at rate {share:.4g}; neighbours: {found[0].neighbouring}; accountant: {accountant}")
+    if plot is not None:
+        click.echo(f"curve: {plot}")
+
+
+def _kind(said: Any) -> Any:
+    return {"kind": said} if isinstance(said, str) else said

@@ -1,0 +1,95 @@
+"""A check before training: no example reaches another, and the loss is a sum over examples. Without both, clipping bounds nobody's influence.
+
+One example of a small batch is replaced by another, and then taken out by its weight, with the same random draws: the losses of all others
+must stay as they are. What such a trial can see, it sees at the weights that the model has then. Layers known to mix are refused earlier,
+by `ClippedSum`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tauon.errors import RecipeError
+from tauon.tasks import Task
+from tauon.types import Batch
+
+__all__ = ["check_independent"]
+
+ROWS = 6
+
+
+def check_independent(model: nn.Module, task: Task, batch: Batch, *, tolerance: float = 1e-3) -> None:
+    """Raises `RecipeError` where one example's loss depends on another, or the loss of a batch is not the sum over its examples.
+
+    Takes up to six rows of `batch`, and needs two. Neither the model's buffers nor the random state are changed.
+    """
+    batch = batch.rows(0, min(ROWS, len(batch)))
+    if len(batch) < 2:
+        return
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng([batch.inputs.device] if batch.inputs.is_cuda else []):
+            _compare(model, task, batch, tolerance)
+    finally:
+        with torch.no_grad():
+            for name, b in model.named_buffers():
+                b.copy_(buffers[name])
+
+
+def _compare(model: nn.Module, task: Task, batch: Batch, tolerance: float) -> None:
+    n = len(batch)
+
+    def losses(of: Batch) -> Tensor:
+        torch.manual_seed(0)
+        return task.losses(model, of)[0].double()
+
+    loss_B = losses(batch)
+    if loss_B.shape != (n,):
+        raise RecipeError(
+            f"the task's losses have shape {tuple(loss_B.shape)} for {n} examples. Private training needs one for each example."
+        )
+    torch.manual_seed(0)
+    total = float(task.loss(model, batch)[0])
+    size = float(loss_B.abs().mean()) + 1e-12
+    if abs(total - float(loss_B.sum())) > tolerance * size * n:
+        raise RecipeError(
+            f"the loss of a batch, {total:.6g}, is not the sum of its examples' losses, {float(loss_B.sum()):.6g}. Private training needs a loss "
+            "that is a sum over examples: no mean over the batch, no penalty on weights, no term that compares examples."
+        )
+    for i in (0, n - 1):
+        others = [j for j in range(n) if j != i]
+        for what, changed in (("replaced", _with(batch, i, others[len(others) // 2])), ("taken out by its weight", _without(batch, i))):
+            moved = (losses(changed) - loss_B)[others].abs()
+            if not bool(moved.isfinite().all()) or float(moved.max()) > tolerance * size:
+                j = others[int(moved.nan_to_num(torch.inf).argmax())]
+                raise RecipeError(
+                    f"the loss of example {j} changed by {float(moved.max()):.3g} when example {i} was {what}: in this model or task one example "
+                    "reaches another, so that clipping bounds nobody's influence. Look for norms over the batch (take group or layer norm), for "
+                    "losses divided by the batch's weight, and for losses that contrast examples."
+                )
+
+
+def _with(batch: Batch, i: int, source: int) -> Batch:
+    """The batch with row `source` in place of row `i`."""
+
+    def put(x: Tensor) -> Tensor:
+        x = x.clone()
+        x[i] = x[source]
+        return x
+
+    return _map(batch, put)
+
+
+def _without(batch: Batch, i: int) -> Batch:
+    weights = batch.weights.clone()
+    weights[i] = 0
+    return replace(batch, weights=weights)
+
+
+def _map(batch: Batch, change: Any) -> Batch:
+    found = {f.name: v for f in fields(batch) if (v := getattr(batch, f.name)) is not None}
+    return replace(batch, **{name: change(v) for name, v in found.items()})

@@ -1,0 +1,81 @@
+"""Private steps on every layout: clipping, noise and sums of several processes give the weights of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from private_layouts import run_case, run_cases
+
+from tauon.testing.processes import run_processes
+
+pytestmark = pytest.mark.distributed
+
+from layouts import CNN, GPT, GPT2, IMAGES, SGD, TEXT  # noqa: E402
+
+LORA = GPT  # adapters need a base: tests/privacy/test_privacy_private.py has them in one process
+
+
+def case(sizes: dict[str, int], model: dict[str, Any] = GPT, **more: Any) -> dict[str, Any]:
+    spec = more.pop("spec", TEXT)
+    return {"sizes": sizes, "parallel": {"kind": "mesh", **sizes}, "model": model, "optim": SGD, "spec": spec, "packed": False, **more}
+
+
+TWO = {
+    "ddp": case({"replicate": 2}),
+    "fsdp": case({"shard": 2}),
+    "tensor": case({"tensor": 2}),
+    "ddp, accumulation": case({"replicate": 2}, micro=4),
+    "fsdp, accumulation": case({"shard": 2}, micro=4),
+    "fsdp, checkpointing": case({"shard": 2}, checkpointing=True),
+    "fsdp, gpt2": case({"shard": 2}, GPT2),
+    "tensor, gpt2": case({"tensor": 2}, GPT2),
+    "fsdp, frozen": case({"shard": 2}, freeze=("embed.*", "blocks.0.*")),
+    "ddp, cnn": case({"replicate": 2}, CNN, spec=IMAGES),
+    "fsdp, cnn": case({"shard": 2}, CNN, spec=IMAGES),
+    "fsdp, automatic": case({"shard": 2}, how={"clipping": "automatic"}),
+    "tensor, per-layer": case({"tensor": 2}, how={"clipping": "per-layer"}),
+    "fsdp, correlated": case({"shard": 2}, how={"noise": "correlated"}),
+    "fsdp, gradient-norm": case({"shard": 2}, how={"noise": "gradient-norm"}),
+}
+FOUR = {
+    "hybrid": case({"replicate": 2, "shard": 2}),
+    "fsdp and tensor": case({"shard": 2, "tensor": 2}),
+    "ddp and tensor": case({"replicate": 2, "tensor": 2}),
+}
+
+
+def one(case: dict[str, Any]) -> dict[str, Any]:
+    sizes = dict.fromkeys(case["sizes"], 1)
+    return run_case(case | {"sizes": sizes, "parallel": {"kind": "mesh", **sizes}})
+
+
+def compare(found: Any, case: dict[str, Any]) -> None:
+    assert not isinstance(found, str), found
+    expected = one(case)
+    for (loss, norm), (loss_1, norm_1) in zip(found["steps"], expected["steps"], strict=True):
+        assert loss == pytest.approx(loss_1, rel=2e-5) and norm == pytest.approx(norm_1, rel=2e-5)
+    for name, weight in expected["weights"].items():
+        torch.testing.assert_close(found["weights"][name], weight, rtol=2e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture(scope="module")
+def two() -> dict[str, Any]:
+    return run_processes(run_cases, 2, 300, TWO)[0]
+
+
+@pytest.fixture(scope="module")
+def four() -> dict[str, Any]:
+    return run_processes(run_cases, 4, 300, FOUR)[0]
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_two_processes_compute_what_one_does(two: dict[str, Any], name: str) -> None:
+    compare(two[name], TWO[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOUR)
+def test_four_processes_compute_what_one_does(four: dict[str, Any], name: str) -> None:
+    compare(four[name], FOUR[name])
