@@ -186,6 +186,18 @@ def test_mnist_mlp_reaches_its_figure(seed: int, tmp_path: Path, with_data: Any)
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", [7, 8, 9])
+def test_mnist_private_reaches_its_figure(seed: int, tmp_path: Path, with_data: Any) -> None:
+    folder, _ = full_size("mnist-private", tmp_path, with_data, f"seed={seed}")
+    promise = read_json(folder / "privacy.json")
+    assert promise["guarantee"]["epsilon"] <= 2.93 and promise["guarantee"]["delta"] == 1e-5 and promise["examples"] == 60_000
+    evaluation = read_json(folder / "evaluation.json")
+    assert (evaluation["split"], evaluation["n"]) == ("test", 10_000)
+    assert figures(folder)["accuracy"] >= 0.981
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_images_10k_reaches_its_figures(tmp_path: Path, with_data: Any) -> None:
     recipe = load_recipe("images-10k")
     assert (recipe.model.hidden, recipe.optim.kind_, recipe.optim.peak) == ((128, 128), "adam", 1e-3)  # type: ignore[attr-defined]

@@ -23,6 +23,7 @@ from tauon.config import dump, parse
 from tauon.data import ChosenExamples, DataSplits, HalfConfig, half_of, plain, pool_of
 from tauon.errors import DataError, PrivacyError, RunError
 from tauon.evaluate.tiles import predict_all
+from tauon.privacy.accounting import Guarantee, trade_off
 from tauon.privacy.audit import (
     Attack,
     Canaries,
@@ -338,9 +339,13 @@ def guarantee_of(run: Run) -> dict[str, Any] | None:
 
 
 def claimed_curve(promise: Mapping[str, Any]) -> TradeOff | None:
-    """The guarantee's trade-off curve, where it has one."""
-    points = promise.get("curve") or []
-    return points_curve([p[0] for p in points], [p[1] for p in points]) if len(points) > 2 else None
+    """The guarantee's trade-off curve, worked out anew from what was released: the few points that it keeps are for drawing."""
+    if not promise.get("releases"):
+        return None
+    whole = Guarantee.from_json(dict(promise))
+    ends = np.geomspace(1e-8, 0.5, 400)
+    alphas = np.unique(np.concatenate([[0.0], ends, 1 - ends, [1.0]]))
+    return points_curve(alphas.tolist(), trade_off(whole.releases, alphas, accountant="rdp" if whole.accountant == "rdp" else "pld"))
 
 
 def conclude(record: Mapping[str, Any], attacks: list[Attack]) -> dict[str, Any]:

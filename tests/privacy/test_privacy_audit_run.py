@@ -107,3 +107,24 @@ def test_what_cannot_be_audited_is_refused_with_the_way_out(tauon: Tauon, tmp_pa
     assert nothing.code == 2 and "data.split" in nothing.err and "Hold some out" in nothing.err
     (run / "privacy.json").write_text('{"guarantee": {"epsilon": 1}}')
     assert tauon("audit", run).code == 5
+
+
+def test_secrets_in_a_language_models_data_are_exposed_by_how_often_they_were_there(tauon: Tauon, tmp_path: Path) -> None:
+    """A small model that reads secrets again and again has them by heart; those whose coin said no it does not know."""
+    audit = {"canaries": 8, "kind": "secret", "repeats": [1, 20], "digits": 2, "template": "{name} {secret}", "seed": 2}
+    model = {"kind": "gpt", "layers": 2, "width": 48, "heads": 4}
+    train = {"steps": 120, "batch": 16, "checkpoint_every": 120, "validate_every": 120}
+    recipe = text_recipe(tmp_path, data={"seq_len": 24}, model=model, train=train, optim={"kind": "adamw", "lr": 5e-3}, privacy={"audit": audit})
+    assert tauon("train", recipe, "--quiet").code == 0
+    run = tmp_path / "runs" / "toy"
+    ended = tauon("audit", run, "--examples", "30")
+    assert ended.code == 0, ended
+    found = record_of(run)["canaries"]
+    often = [s["exposure"] for s in found["secrets"] if s["included"] and s["repeats"] == 20]
+    never = [s["exposure"] for s in found["secrets"] if not s["included"]]
+    assert min(often) > max(never) and min(often) > 5 and found["extracted"] >= 1
+    assert not any(s["greedy"] for s in found["secrets"] if not s["included"])
+    assert all(s["most"] == pytest.approx(6.64, abs=0.01) and s["how"] == "exact rank" for s in found["secrets"])
+    coins = sum(s["repeats"] == 1 for s in found["secrets"])
+    assert found["verdict"]["bound"]["coins"] == coins  # those that are there several times change several examples with one coin
+    assert "exposure" in ended.out and "Exposure, bits" in (run / "report.html").read_text()

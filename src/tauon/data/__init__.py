@@ -15,6 +15,7 @@ from tauon.data.columns import ColumnsConfig, Encoder
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.grid import picture_sheet
 from tauon.data.half import ChosenExamples, HalfConfig, half_of, halve, plain, pool_of
+from tauon.data.image_features import ScatteringConfig, features_of
 from tauon.data.inspection import ColumnLook, TableLook, inspect_table
 from tauon.data.labelled_text import LabelledTextDataset, inputs_from_texts
 from tauon.data.loader import Loader
@@ -76,6 +77,7 @@ __all__ = [
     "Progress",
     "RandAugmentConfig",
     "RoleConfig",
+    "ScatteringConfig",
     "Series",
     "SeriesAugmentConfig",
     "SeriesDataset",
@@ -97,6 +99,7 @@ __all__ = [
     "chat_prompt",
     "class_weights",
     "example_at",
+    "features_of",
     "half_of",
     "halve",
     "has_tokenizer",

@@ -12,6 +12,7 @@ from tauon.data.augment import AugmentConfig
 from tauon.data.chat_template import ChatConfig
 from tauon.data.columns import ColumnsConfig
 from tauon.data.half import HalfConfig
+from tauon.data.image_features import ScatteringConfig
 from tauon.data.mix import MixConfig
 from tauon.data.signal_config import SignalConfig
 from tauon.data.sources.base import SourceConfig
@@ -52,6 +53,9 @@ class DataConfig(Config):
     standard otherwise."""
     augment: tuple[AugmentConfig, ...] = ()
     """Arrays, series, recordings and texts with labels: random changes of the training examples, in turn."""
+    scattering: ScatteringConfig | None = None
+    """Pictures only: learn from wavelet scattering coefficients instead of pixels: fixed features, which private training on few data
+    lacks. Left out: pixels."""
     mix: MixConfig | None = None
     """Classes only: mix training examples in pairs (mixup, CutMix). Left out: none."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
@@ -81,6 +85,8 @@ class DataConfig(Config):
         split: SplitConfig = self.peek("split")
         if self.peek("sampling") == "balanced" and self.peek("class_weights") == "balanced":
             yield "class_weights", "balanced, and so is sampling: seldom classes would count twice. Take one of the two"
+        if self.peek("scattering") is not None and self.peek("augment"):
+            yield "augment", "changes pixels, and data.scattering is worked out once for each picture. Drop one of the two"
         for name in ("validation", "test"):
             if self.peek(name) is not None and split.peek(name) not in (0, SplitConfig.model_fields[name].default):
                 yield f"split.{name}", f"has no effect, since data.{name} names a source of its own; drop one of the two"
@@ -99,6 +105,7 @@ _FOR: dict[str, tuple[str, ...]] = {
     "overlap": ("tokens",),
     "normalize": ("arrays", "series"),
     "augment": ("arrays", "series", "signals", "labelled-text"),
+    "scattering": ("arrays",),
     "mix": ("arrays",),
     "sampling": ("arrays",),
     "class_weights": ("arrays",),
@@ -129,6 +136,8 @@ def problems_for(config: DataConfig, needs: str) -> Iterator[tuple[str, str]]:
             yield name, f"is for {' and '.join('text' if k == 'tokens' else k for k in kinds)}, and the task needs {needs}; drop it"
     if config.peek("table") != ColumnsConfig() and needs == "arrays" and not source.tabular():
         yield "table", f"is for tables (csv, jsonl, parquet), and {source.kind_!r} gives numbers; drop it"
+    if config.peek("scattering") is not None and needs == "arrays" and source.tabular():
+        yield "scattering", f"is for pictures, and {source.kind_!r} gives a table; drop it"
     split: SplitConfig = config.peek("split")
     by = split.peek("by")
     if by == "document" and needs in ("labelled-text", "chat", "pairs"):

@@ -22,6 +22,7 @@ from tauon.data.choice import choice_facts, choose, in_order
 from tauon.data.config import DataConfig, problems_for
 from tauon.data.files import canonical, read_bytes, sha256_file, write_json
 from tauon.data.half import halve
+from tauon.data.image_features import with_features
 from tauon.data.masking import MaskedDataset
 from tauon.data.progress import Progress, listening, report
 from tauon.data.shards import Shards, ShardWriter
@@ -284,6 +285,8 @@ def _write(
 
 def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
     tables = {part: _load(source, part) for part, source in sources.items()}
+    if config.scattering is not None:
+        tables = {part: with_features(table, config.scattering, part) for part, table in tables.items()}
     left_out = {part: list(table.left_out) for part, table in tables.items() if table.left_out}
     tables["train"] = in_order(tables["train"], config.label_order)
     rows, split_facts = split_rows(tables["train"].targets, config.split, _wanted(sources))
@@ -313,6 +316,7 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
         "kind": "arrays", "sources": {p: s.describe() | {"sha256": contents[p]} for p, s in sources.items()},
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
         "parts": {p: d.facts for p, d in parts.items()}, "normalize": {"kind": kind, "why": why}, "augment": steps, "content": made_of,
+        **({} if config.scattering is None else {"scattering": dump(config.scattering)}),
         **choice_facts(config, main.label_names, choice), **({"left_out": left_out} if left_out else {}),
         "features": feature_facts(train_features, main.feature_names),
         "input_shape": list(main.features.shape[1:]), "labels": list(main.label_names),
@@ -321,7 +325,7 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     preprocess = {
         "kind": "arrays", "normalize": normalizer.to_json(), "labels": list(main.label_names), "features": list(main.feature_names),
         "input_shape": list(main.features.shape[1:]), "targets": "classes" if main.classes else "values",
-    }  # fmt: skip
+    } | ({} if config.scattering is None else {"scattering": dump(config.scattering)})  # fmt: skip
     return DataSplits(
         parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
         hashlib.sha256(canonical(decides).encode()).hexdigest(), None, preprocess,
@@ -364,6 +368,8 @@ def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:
 def _normalize(config: DataConfig, table: Arrays) -> tuple[NormalizeKind, str]:
     if config.normalize != "auto":
         return config.normalize, "as set"
+    if config.scattering is not None:
+        return "none", "scattering coefficients are normalised picture by picture"
     return ("unit", "features are bytes") if table.features.dtype == np.uint8 else ("standard", "features are not bytes")
 
 

@@ -7,7 +7,7 @@ same alone as in a batch. Shapes: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Self, cast
+from typing import Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
 from tauon.models.base import Model, ModelConfig, Size
 from tauon.models.mlp import array_sizes
+from tauon.models.norm import StandardisedConv2d, tempered_sigmoid
 from tauon.types import DataSpec
 
 __all__ = ["CNN", "CNNConfig"]
@@ -35,6 +36,13 @@ class CNNConfig(ModelConfig):
     """Groups of each GroupNorm; must divide every stage's channels."""
     dropout: Fraction = Field(0.0, ge=0, lt=1)
     """Share of pooled features dropped in training."""
+    activation: Literal["relu", "tanh", "tempered-sigmoid"] = "relu"
+    """Behind each norm. Bounded ones keep the gradients of private training in bounds (Papernot et al. 2021, arXiv:2007.14191)."""
+    temper: tuple[float, float, float] = (2.0, 2.0, 1.0)
+    """tempered-sigmoid: (s, T, o) of s / (1 + exp(-T x)) - o; (2, 2, 1) is tanh."""
+    standardise: bool = False
+    """Give the weights behind each output of a convolution mean 0 and variance 1 / fan-in: helps private training with group norm (De et al.
+    2022, arXiv:2204.13650)."""
     input_shape: tuple[Size, Size, Size] | None = None
     """(channels, height, width) of an image. Left out: the data's."""
     outputs: Size | None = None
@@ -45,6 +53,11 @@ class CNNConfig(ModelConfig):
         for i, c in enumerate(self.peek("channels")):
             if c % groups:
                 yield f"channels.{i}", f"{c} is not divisible into groups={groups}. Take a multiple, or lower groups."
+        s, T, _ = self.peek("temper")
+        if self.peek("temper") != (2.0, 2.0, 1.0) and self.peek("activation") != "tempered-sigmoid":
+            yield "temper", f"is for activation: tempered-sigmoid, and it is {self.peek('activation')}. Drop one of the two."
+        if s <= 0 or T <= 0:
+            yield "temper", f"s {s:g} and T {T:g} must be above 0."
         if not self.peek("channels"):
             yield "channels", "is empty; give one number of channels a stage, [16, 32, 64] say."
 
@@ -66,7 +79,11 @@ class CNNConfig(ModelConfig):
     def build(self) -> CNN:
         if self.input_shape is None or self.outputs is None:
             raise RecipeError([Problem("model", "input_shape and outputs are not known yet: resolve the config against the data first.")])
-        return CNN(self.input_shape, self.channels, self.convs_per_stage, self.groups, self.outputs, self.dropout)
+        temper = {"relu": None, "tanh": (2.0, 2.0, 1.0)}.get(self.activation) if self.activation != "tempered-sigmoid" else self.temper
+        return CNN(
+            self.input_shape, self.channels, self.convs_per_stage, self.groups, self.outputs, self.dropout, temper=temper,
+            standardise=self.standardise,
+        )  # fmt: skip
 
 
 class CNN(Model):
@@ -76,18 +93,22 @@ class CNN(Model):
     shard_plan = {"convs.*": "replicate", "norms.*": "replicate", "head.*": "replicate"}  # noqa: RUF012 - plain data
 
     def __init__(
-        self, shape: tuple[int, int, int], channels: tuple[int, ...], convs_per_stage: int, groups: int, outputs: int, dropout: float
-    ) -> None:
+        self, shape: tuple[int, int, int], channels: tuple[int, ...], convs_per_stage: int, groups: int, outputs: int, dropout: float, *,
+        temper: tuple[float, float, float] | None = None, standardise: bool = False,
+    ) -> None:  # fmt: skip
+        """`temper`: (s, T, o) of a tempered sigmoid; None: ReLU."""
         super().__init__()
         widths = [c for c in channels for _ in range(convs_per_stage)]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in zip([shape[0], *widths], widths, strict=False))
+        kind = StandardisedConv2d if standardise else nn.Conv2d
+        self.convs = nn.ModuleList(kind(a, b, 3, padding=1, bias=False) for a, b in zip([shape[0], *widths], widths, strict=False))
         self.norms = nn.ModuleList(nn.GroupNorm(groups, b) for b in widths)
         self.head = nn.Linear(widths[-1], outputs)
         self.convs_per_stage, self.dropout, self.image = convs_per_stage, dropout, shape
+        self.temper = temper
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x_BCHW = F.relu(norm(conv(x_BCHW)))
+            x_BCHW = F.relu(norm(conv(x_BCHW))) if self.temper is None else tempered_sigmoid(norm(conv(x_BCHW)), *self.temper)
             if (i + 1) % self.convs_per_stage == 0:
                 x_BCHW = F.max_pool2d(x_BCHW, 2)
         out: Tensor = self.head(F.dropout(x_BCHW.mean((2, 3)), self.dropout, self.training))

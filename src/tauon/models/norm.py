@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tauon.distributed.statistics import batch_norm_over
 from tauon.errors import TrainingError
 
-__all__ = ["BatchNorm", "drop_path", "norm_of", "still"]
+__all__ = ["BatchNorm", "StandardisedConv2d", "drop_path", "norm_of", "still", "tempered_sigmoid"]
 
 
 class BatchNorm(nn.Module):
@@ -60,6 +60,28 @@ class BatchNorm(nn.Module):
                 "Raise train.batch or train.microbatch, or set model.norm=group."
             )
         return F.batch_norm(x, *running, self.weight, self.bias, True, self.momentum, self.eps)
+
+
+class StandardisedConv2d(nn.Conv2d):
+    """A convolution whose weights are used with mean 0 and variance 1 / fan-in behind each output (Qiao et al. 2019, arXiv:1903.10520;
+    Brock et al. 2021, arXiv:2101.08692): no example sees another.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, standardised(self.weight), self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def standardised(weight: Tensor, eps: float = 1e-4) -> Tensor:
+    """(w - mean) / sqrt(max(variance, eps) fan-in) over all but the first dimension."""
+    fan_in = weight[0].numel()
+    dims = tuple(range(1, weight.ndim))
+    mean, variance = weight.mean(dims, keepdim=True), weight.var(dims, keepdim=True, correction=0)
+    return (weight - mean) * torch.rsqrt(torch.clamp(variance * fan_in, min=eps))
+
+
+def tempered_sigmoid(x: Tensor, s: float, T: float, o: float) -> Tensor:
+    """S / (1 + exp(-T x)) - o: bounded activations (Papernot et al. 2021, arXiv:2007.14191); (2, 2, 1) is tanh."""
+    return torch.tanh(x) if (s, T, o) == (2.0, 2.0, 1.0) else s * torch.sigmoid(T * x) - o
 
 
 def norm_of(channels: int, groups: int | None) -> nn.Module:

@@ -32,8 +32,8 @@ def binomial_pmf(n: int, p: float) -> NDArray[np.float64]:
 def binomial_tail(v: int, n: int, p: float) -> float:
     """P[Binomial(n, p) >= v].
 
-    >>> round(binomial_tail(8, 10, 0.5), 6)
-    0.054688
+    >>> round(binomial_tail(8, 10, 0.5), 4)
+    0.0547
     """
     if v <= 0:
         return 1.0

@@ -62,13 +62,17 @@ class Scattering(nn.Module):
         for j, res in [(a, b) for a in range(J) for b in range(a + 1)]:
             self.register_buffer(f"psi_{j}_{res}", torch.empty(L, M >> res, N >> res), persistent=False)
         for res in range(J):
-            self.register_buffer(f"phi_{res}", torch.empty(M >> res, N >> res), persistent=False)
+            for axis, side in (("h", M), ("w", N)):
+                self.register_buffer(f"low_{res}_{axis}", torch.empty(side // 2**J - 2, side >> res), persistent=False)
         self.fill()
+
+    def shape(self, channels: int) -> tuple[int, int, int]:
+        """Of the coefficients of a picture."""
+        M, N = (side // 2**self.J - 2 for side in self.padded)
+        return channels * coefficients(self.J, self.L), M, N
 
     def fill(self) -> None:
         """Work the filters out, in the Fourier domain; at a coarser resolution a filter's spectrum is folded."""
-        if self.phi_0.is_meta:  # type: ignore[union-attr]
-            return
         M, N = self.padded
         J, L = self.J, self.L
         for j in range(J):
@@ -76,9 +80,9 @@ class Scattering(nn.Module):
             whole = np.stack([np.real(np.fft.fft2(morlet(M, N, 0.8 * 2**j, a, 0.75 * math.pi / 2**j, 4.0 / L))) for a in angles])
             for res in range(j + 1):
                 getattr(self, f"psi_{j}_{res}").copy_(torch.from_numpy(folded(whole, res)))
-        phi = np.real(np.fft.fft2(gabor(M, N, 0.8 * 2 ** (J - 1), 0.0, 0.0, 1.0)))[None]
         for res in range(J):
-            getattr(self, f"phi_{res}").copy_(torch.from_numpy(folded(phi, res)[0]))
+            for axis, side in (("h", M), ("w", N)):
+                getattr(self, f"low_{res}_{axis}").copy_(torch.from_numpy(averaging(side, J, res)))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         J = self.J
@@ -87,17 +91,18 @@ class Scattering(nn.Module):
             x = self._pad(x_BCHW.float().flatten(0, 1))  # (B C) M N
             spectrum = torch.fft.fft2(x)
             first, second = [], []
-            low = self._average(spectrum, 0)[:, None]
+            low = self._average(x, 0)[:, None]
             for j1 in range(J):
                 u1 = self._wavelet(spectrum[:, None], j1, 0, 2**j1)  # (B C) L M' N'
+                first.append(self._average(u1, j1))
+                if j1 == J - 1:
+                    break
                 u1_spectrum = torch.fft.fft2(u1)
-                first.append(self._average(u1_spectrum, j1))
-                deeper = []
-                for j2 in range(j1 + 1, J):
-                    u2 = self._wavelet(u1_spectrum[:, :, None], j2, j1, 2 ** (j2 - j1))  # (B C) L L M'' N''
-                    deeper.append(self._average(torch.fft.fft2(u2), j2))
-                # by angle of the first wavelet, then scale and angle of the second
-                second += [torch.stack(deeper, 2).flatten(1, 3)] if deeper else []
+                deeper = [
+                    self._average(self._wavelet(u1_spectrum[:, :, None], j2, j1, 2 ** (j2 - j1)), j2)  # (B C) L L M'' N''
+                    for j2 in range(j1 + 1, J)
+                ]
+                second.append(torch.stack(deeper, 2).flatten(1, 3))  # by angle of the first wavelet, then scale and angle of the second
             return torch.cat([low, *first, *second], 1).view(B, -1, *low.shape[-2:])
 
     def _pad(self, x: Tensor) -> Tensor:
@@ -107,11 +112,26 @@ class Scattering(nn.Module):
 
     def _wavelet(self, spectrum: Tensor, j: int, res: int, step: int) -> Tensor:
         """|signal * psi_j| at every `step`-th place, for all angles."""
-        return fold(spectrum * getattr(self, f"psi_{j}_{res}"), step).abs()
+        return fold(spectrum, getattr(self, f"psi_{j}_{res}"), step).abs()
 
-    def _average(self, spectrum: Tensor, res: int) -> Tensor:
-        """Signal * phi at every 2^J-th place, without the padding."""
-        return fold(spectrum * getattr(self, f"phi_{res}"), 2 ** (self.J - res)).real[..., 1:-1, 1:-1]
+    def _average(self, signal: Tensor, res: int) -> Tensor:
+        """Signal * phi at every 2^J-th place, without the padding: phi is a product of one function of each coordinate."""
+        found: Tensor = getattr(self, f"low_{res}_h") @ signal @ getattr(self, f"low_{res}_w").t()
+        return found
+
+
+def averaging(side: int, J: int, res: int) -> np.ndarray:
+    """Matrix (side / 2^J - 2, side / 2^res) that convolves with phi along one coordinate, at every 2^J-th place that is not padding."""
+    sigma = 0.8 * 2 ** (J - 1)
+    bump = sum(np.exp(-((np.arange(side) + e * side) ** 2) / (2 * sigma**2)) for e in range(-2, 3)) / math.sqrt(2 * math.pi * sigma**2)
+    spectrum = np.real(np.fft.fft(bump))
+    if res:  # frequencies that a signal of every 2^res-th place cannot hold
+        start = side // 2 ** (res + 1)
+        spectrum[start : start + side - side // 2**res] = 0
+    kernel = np.real(np.fft.ifft(spectrum.reshape(2**res, -1).sum(0)))
+    places = np.arange(side // 2**J)[1:-1, None] * 2 ** (J - res)
+    found: np.ndarray = kernel[(places - np.arange(side >> res)) % (side >> res)].astype(np.float32)
+    return found
 
 
 def folded(spectra: np.ndarray, res: int) -> np.ndarray:
@@ -132,10 +152,12 @@ def folded(spectra: np.ndarray, res: int) -> np.ndarray:
     return found
 
 
-def fold(spectrum: Tensor, step: int) -> Tensor:
-    """The signal of a spectrum at every `step`-th place, complex: the parts of the spectrum are averaged before the transform back."""
-    if step > 1:
-        *lead, M, N = spectrum.shape
-        spectrum = spectrum.reshape(*lead, step, M // step, step, N // step).mean((-4, -2))
-    signal: Tensor = torch.fft.ifft2(spectrum)
+def fold(spectrum: Tensor, filter_: Tensor, step: int) -> Tensor:
+    """The filtered signal at every `step`-th place, complex: the parts of the filtered spectrum are averaged before the transform back."""
+    M, N = (n // step for n in spectrum.shape[-2:])
+    parts = [(..., slice(i * M, i * M + M), slice(j * N, j * N + N)) for i in range(step) for j in range(step)]
+    total = spectrum[parts[0]] * filter_[parts[0]]
+    for part in parts[1:]:  # filtered part by part: nothing of the full size is written
+        total = total + spectrum[part] * filter_[part]
+    signal: Tensor = torch.fft.ifft2(total / step**2 if step > 1 else total)
     return signal
