@@ -20,7 +20,9 @@ from tauon.privacy.noise import NoiseConfig, NoisePlan, NoiseSource  # noqa: E40
 from tauon.train import TrainJob, train_step  # noqa: E402
 
 
-def private(job: TrainJob, *, rows: int = 8, clipping: str = "flat", noise: str = "constant", multiplier: float = 0.5, seed: int = 0) -> TrainJob:
+def private(
+    job: TrainJob, *, rows: int = 8, clipping: str = "flat", noise: str = "constant", multiplier: float = 0.5, seed: int = 0
+) -> TrainJob:
     """The job, private, with noise that can be drawn again."""
     plan = NoisePlan(parse(NoiseConfig, {"kind": noise}), multiplier, job.total_steps)
     plan.releases(rows / 64, "shuffled" if plan.correlated else "poisson")

@@ -114,7 +114,9 @@ def test_secrets_in_a_language_models_data_are_exposed_by_how_often_they_were_th
     audit = {"canaries": 8, "kind": "secret", "repeats": [1, 20], "digits": 2, "template": "{name} {secret}", "seed": 2}
     model = {"kind": "gpt", "layers": 2, "width": 48, "heads": 4}
     train = {"steps": 120, "batch": 16, "checkpoint_every": 120, "validate_every": 120}
-    recipe = text_recipe(tmp_path, data={"seq_len": 24}, model=model, train=train, optim={"kind": "adamw", "lr": 5e-3}, privacy={"audit": audit})
+    recipe = text_recipe(
+        tmp_path, data={"seq_len": 24}, model=model, train=train, optim={"kind": "adamw", "lr": 5e-3}, privacy={"audit": audit}
+    )
     assert tauon("train", recipe, "--quiet").code == 0
     run = tmp_path / "runs" / "toy"
     ended = tauon("audit", run, "--examples", "30")

@@ -32,7 +32,10 @@ def place_over(mesh: Mesh, p: nn.Parameter, summed: Tensor) -> None:
     `summed` has the shape of what this process computed with: the whole parameter, or its part over tensor-parallel processes.
     """
     if not is_dtensor(p):
-        p.grad = summed if p.grad is None else p.grad.add_(summed)
+        if p.grad is None:
+            p.grad = summed
+        elif p.grad is not summed:  # the engine adds in place where it can
+            p.grad.add_(summed)
         return
     from torch.distributed.tensor import DTensor
 
@@ -54,7 +57,7 @@ def _scattered(whole: Tensor, mine: Tensor, mesh: Mesh) -> Tensor:
     if rows * size != whole.shape[0]:
         whole = torch.cat([whole, whole.new_zeros(rows * size - whole.shape[0], *whole.shape[1:])])
     part = whole.new_empty(rows, *whole.shape[1:])
-    dist.reduce_scatter_tensor(part, whole.contiguous(), group=group)
+    dist.reduce_scatter_single(part, whole.contiguous(), group=group)
     return part[: mine.shape[0]].contiguous()
 
 

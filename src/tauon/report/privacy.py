@@ -26,7 +26,9 @@ def privacy(records: Records) -> Section | None:
     promise: Mapping[str, Any] = found["guarantee"]
     html = f"<p><b>{escape(_sentence(promise))}</b></p>"
     if found.get("generator") == "seeded":
-        html += missing("Noise and sampling came from the recipe's seed, so that whoever knows it can take the noise off: this run is a test.")
+        html += missing(
+            "Noise and sampling came from the recipe's seed, so that whoever knows it can take the noise off: this run is a test."
+        )
     html += _figures(found)
     curve = _curve(promise)
     noise = _noise(records)
@@ -67,14 +69,23 @@ def _curve(promise: Mapping[str, Any]) -> str:
 
 def _noise(records: Records) -> str:
     xs, ys = records.series("noise")
-    return chart("noise", "Noise", [Line("noise", list(zip(xs, ys, strict=True)))], y_label="std of the mean gradient's", zero=True) if xs else ""
+    return (
+        chart("noise", "Noise", [Line("noise", list(zip(xs, ys, strict=True)))], y_label="std of the mean gradient's", zero=True)
+        if xs
+        else ""
+    )
 
 
 def _cost(cost: Any) -> str:
     if not isinstance(cost, dict):
         return ""
     rows = [
-        [escape(label(name)), figure(number(pair.get("private"))), figure(number(pair.get("plain"))), figure(number(pair.get("difference")))]
+        [
+            escape(label(name)),
+            figure(number(pair.get("private"))),
+            figure(number(pair.get("plain"))),
+            figure(number(pair.get("difference"))),
+        ]
         for name, pair in cost.items()
     ]
     return "<h3>What it cost</h3>" + table(

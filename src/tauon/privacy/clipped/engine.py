@@ -77,8 +77,6 @@ class ClippedSum:
         if not names:
             raise RecipeError("no parameter of the model trains, so that there is nothing to clip.")
         self.record = Record(rows_per_unit, names)
-        if any(getattr(m, "_compiled_call_impl", None) is not None for m in model.modules()):
-            torch._dynamo.reset()  # blocks that were compiled for plain classes only
 
     @contextmanager
     def recording(self, examples: int | None = None) -> Iterator[None]:
@@ -127,12 +125,12 @@ class ClippedSum:
 
     def add(self, factors_U: Tensor | dict[str, Tensor]) -> None:
         """Add sum_u factor_u g_u to the float32 `.grad` of each trainable parameter. A dict: a vector for each parameter."""
-        uses: dict[int, int] = {}
+        uses: dict[tuple[object, ...], int] = {}
         for terms in self.record.terms.values():
             for t in terms:
                 if isinstance(t, Outer):
-                    uses[t.a.data_ptr()] = uses.get(t.a.data_ptr(), 0) + 1
-        scaled: dict[int, Tensor] = {}
+                    uses[t.key] = uses.get(t.key, 0) + 1
+        scaled: dict[tuple[object, ...], Tensor] = {}
         with torch.no_grad():
             for name, parameter in self._current().items():
                 factors = factors_U[name] if isinstance(factors_U, dict) else factors_U
@@ -140,7 +138,7 @@ class ClippedSum:
                 in_place = not is_dtensor(parameter) and parameter.dtype == torch.float32
                 out = parameter.grad if in_place else None
                 for t in terms:
-                    again = scaled if not isinstance(factors_U, dict) and isinstance(t, Outer) and uses[t.a.data_ptr()] > 1 else None
+                    again = scaled if not isinstance(factors_U, dict) and isinstance(t, Outer) and uses[t.key] > 1 else None
                     out = _added(t, factors, out, again)
                 self.place(parameter, torch.zeros(parameter.shape, device=factors.device) if out is None else out)
 
@@ -159,7 +157,7 @@ class ClippedSum:
         return self.parameters
 
 
-def _added(term: Term, factors_U: Tensor, out: Tensor | None, scaled: dict[int, Tensor] | None) -> Tensor:
+def _added(term: Term, factors_U: Tensor, out: Tensor | None, scaled: dict[tuple[object, ...], Tensor] | None) -> Tensor:
     return term.add(factors_U, out, scaled) if isinstance(term, Outer) else term.add(factors_U, out)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 __all__ = ["Dense", "Grams", "Outer", "Rows", "Term", "joint", "outer"]
 
+Scaled = dict[tuple[object, ...], Tensor]
 PIECE = 2**22
 """Numbers in one piece of per-unit gradients, 16 MiB: larger ones the C library takes from, and returns to, the system each time."""
 
@@ -70,10 +71,11 @@ def dense_is_cheaper(positions: int, inputs: int, outputs: int) -> bool:
     """Whether to form each unit's gradient (T I O multiplications that the sum would cost anyway, but I O numbers to write and to read
     twice) rather than two Gram matrices (T^2 (I + O) more multiplications).
 
-    Measured with float32 and AVX-512: a number costs as much as 40 multiplications. It must not take more memory than factors would.
+    Measured with float32 and AVX-512: a number costs as much as 40 multiplications where memory is at hand, and 150 where the system
+    first has to give it. It must not take more memory than factors would.
     """
     small = inputs * outputs <= 2 * positions * (inputs + outputs)
-    return positions > 1 and small and 40 * inputs * outputs < positions**2 * (inputs + outputs)
+    return positions > 1 and small and 100 * inputs * outputs < positions**2 * (inputs + outputs)
 
 
 def outer(a_UTI: Tensor, g_UTO: Tensor, grams: Grams, shape: Sequence[int] | None = None) -> Term:
@@ -96,18 +98,22 @@ class Outer(Term):
             inputs = grams(a_UTI) if grams is not None else torch.bmm(a_UTI, a_UTI.mT)
             self.squared = total(inputs, torch.bmm(g_UTO, g_UTO.mT))
 
-    def add(self, factors_U: Tensor, out: Tensor | None, scaled: dict[int, Tensor] | None = None) -> Tensor:
-        """See `Term`. `scaled`: inputs that were scaled for another layer already, by their address."""
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Which piece of memory its inputs are."""
+        return self.a.data_ptr(), self.a.shape, self.a.stride()
+
+    def add(self, factors_U: Tensor, out: Tensor | None, scaled: Scaled | None = None) -> Tensor:
+        """See `Term`. `scaled`: inputs that were scaled for another layer already."""
         a, g = self.a, self.g
-        known = None if scaled is None else scaled.get(a.data_ptr())
-        if known is not None and known.shape == a.shape:
-            a = known
+        if scaled is not None and self.key in scaled:
+            a = scaled[self.key]
         elif scaled is None and g.shape[2] < a.shape[2]:
             g = g * factors_U.to(g.dtype)[:, None, None]
         else:
             a = a * factors_U.to(a.dtype)[:, None, None]
             if scaled is not None:
-                scaled[self.a.data_ptr()] = a
+                scaled[self.key] = a
         g_NO, a_NI = g.flatten(0, 1), a.flatten(0, 1)
         if g_NO.dtype != torch.float32:
             whole = (g_NO.t() @ a_NI).float()
