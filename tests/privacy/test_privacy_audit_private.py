@@ -98,7 +98,8 @@ def test_whoever_sees_every_update_sees_less_noise_than_was_promised(
     plant_bug(bug, monkeypatch)
     sections: dict[str, Any] = {"privacy": {"audit": {"canaries": 3000, "kind": "gradient"}}}
     if bug in ("", "half-sensitivity"):
-        sections = merged(sections, {"privacy": {"target_epsilon": 4.38}, "train": {"batch": 1600}})
+        private = {"target_epsilon": 4.38, "audit": {"canaries": 5000}}
+        sections = merged(sections, {"privacy": private, "train": {"batch": 1600}, "model": {"kind": "mlp", "hidden": [64]}})
     code, found = audited(tauon, tmp_path, **sections)
     verdict = found["canaries"]["verdict"]
     assert (code, verdict["contradicts"]) == ((9, True) if bug else (0, False)), verdict
