@@ -110,6 +110,11 @@ class Recipe(Config):
         for name in ("batch", "batch_warmup") if optim.full_batch else ():
             if name in train.model_fields_set:
                 yield f"train.{name}", f"{optim.kind_} takes the whole training set at every step. Drop it, or take optim.kind=sgd."
+        if optim.for_noise and (self.peek("privacy") is None or not self.peek("privacy").promises):
+            yield (
+                "optim.kind",
+                f"{optim.kind_} takes the noise of private training into account, and there is none. Take adamw, or add privacy.",
+            )
         if task.needs == "pairs" and model.peek("from_") is None:
             yield (
                 "model.from",

@@ -127,6 +127,9 @@ class PrivateGradients:
         if self.canaries is not None:
             self.canaries.observe({n: p.grad for n, p in self.named.items()}, norm=bound / expected)
         job.measured["noise"] = std / expected
+        for group in job.optimizer.param_groups:
+            if "noise" in group:  # an optimizer that takes it into account
+                group["noise"] = std / expected
         if "norm" in self.state:
             job.measured["clipping_norm"] = bound
         self.state = self.clipping.moved(self.state, seen[1], self.source.normal(job.step, "clipping/count", (1,))[0], expected)
