@@ -20,6 +20,7 @@ from tauon.distributed.pieces import is_dtensor, local_part, local_slices
 from tauon.errors import Problem, RecipeError
 from tauon.privacy.audit import GradientCanaries
 from tauon.privacy.clipped import ClippedSum, ClippingConfig
+from tauon.privacy.clipped.tensor import refuse_parts
 from tauon.privacy.exchange import norms_over, place_over, sum_over
 from tauon.privacy.noise import GradientNorm, NoisePlan, NoiseSource, Query, ValidationLoss
 from tauon.train import TrainJob
@@ -74,6 +75,8 @@ class PrivateGradients:
         views: int = 1,
     ) -> None:  # fmt: skip
         mesh = job.mesh
+        if mesh.layout.tensor > 1:
+            refuse_parts(job.model)
         self.clipped = ClippedSum(job.model, rows_per_unit=views, place=partial(place_over, mesh))
         self.views = views
         self.clipping, self.noise, self.source, self.expected = clipping, noise, source, expected

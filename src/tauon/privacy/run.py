@@ -31,9 +31,9 @@ def refuse_combinations(data: Any, task: Any, optim: Any, parallel: Any) -> Iter
     if parallel.kind_ in ("parameter-server", "local-sgd", "diloco"):
         yield (
             "parallel.kind",
-            f"{parallel.kind_} exchanges something else than one private gradient a step. Take auto, replicate or shard.",
+            f"{parallel.kind_} exchanges something else than one private gradient a step. Take auto, replicate, shard or tensor.",
         )
-    for name in ("pipeline", "context", "tensor"):
+    for name in ("pipeline", "context"):
         if (parallel.__dict__.get(name) or 1) > 1:
             yield (
                 f"parallel.{name}",
