@@ -285,7 +285,7 @@ def audit_canaries(
         one = base.batch(np.array([0]))
         dataset = canary_dataset(base, canaries, segments=one.segments is not None)
         signals = read_signals(ctx, checkpoint, dataset, "the model's answers to canaries")
-        scores = {"loss": -signals["loss"].astype(np.float64)}
+        scores = {"loss": statistic(signals)}
         if canaries.kind == "secret":
             found |= audit_secrets(ctx, checkpoint, canaries)
             once = np.array([s.repeats == 1 for s in canaries.secrets])  # of the others a coin changes several examples
