@@ -247,7 +247,7 @@ def shadow_recipe(recipe: Recipe, number: int, seed: int) -> Recipe:
     }
     whole["data"] = whole["data"] | {"half": {"number": number, "seed": seed}}
     if isinstance(whole.get("privacy"), dict):
-        whole["privacy"] = {k: v for k, v in whole["privacy"].items() if k not in ("audit", "ledger")}
+        whole["privacy"] = {k: v for k, v in whole["privacy"].items() if k not in ("audit", "budget", "ledger")}
     whole["evaluate"] = {}
     return parse(Recipe, whole, f"the recipe of reference model {number}")
 
