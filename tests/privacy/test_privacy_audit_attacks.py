@@ -146,7 +146,10 @@ def test_the_logit_of_the_right_class_does_not_round_away() -> None:
     assert found["logit"][2] < -50 and torch.isfinite(found["logit"]).all()
     assert found["loss"][:2].tolist() == pytest.approx(F.cross_entropy(logits, batch.targets, reduction="none")[:2].tolist(), rel=1e-5)
     numbers = {k: v.numpy() for k, v in found.items()}
-    assert statistic(numbers) is not None and set(attack_scores(numbers)) == {"loss"}
+    assert set(attack_scores(numbers)) == {"loss"}
+    sure = Signals(Classification()).predict(model, Batch(torch.tensor([[30.0, 0.0], [31.0, 0.0]]), torch.tensor([0, 0]), torch.ones(2)))
+    assert sure["loss"].tolist() == [0.0, 0.0]  # float32 knows no difference
+    assert np.diff(attack_scores({k: v.numpy() for k, v in sure.items()})["loss"][1]) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_losses_of_other_tasks_are_their_means() -> None:
