@@ -113,10 +113,10 @@ def _reader(leaf: str) -> property:
         p = self._parameters[leaf]
         if p is None or (is_dtensor(p) and not in_parts(p)):  # FSDP2 looks after its own
             return p
-        if not torch.is_grad_enabled():
-            return p.detach()
         if self.__dict__.get("_clipped_inside"):
             return local_part(p.detach())
+        if not torch.is_grad_enabled():
+            return p.detach()
         return Tapped.of(local_part(p.detach()), self, leaf, record)
 
     return property(read)

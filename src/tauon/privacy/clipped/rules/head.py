@@ -44,7 +44,9 @@ class Head:
 
     def _whole(self, what: str) -> None:
         if self.parts is not None:
-            raise RecipeError([Problem("parallel.tensor", f"{what} with a head in parts cannot be clipped by example. Take parallel.shard.")])
+            raise RecipeError(
+                [Problem("parallel.tensor", f"{what} with a head in parts cannot be clipped by example. Take parallel.shard.")]
+            )
 
     def times(self, x: Tensor) -> Tensor:
         """X W^T, rows first."""
