@@ -24,8 +24,8 @@ from tauon.tasks.losses import chunk_rows, softmax_and_nll
 
 __all__ = ["Head"]
 
-KEPT = 2**26
-"""Probabilities are kept up to as many, 256 MiB of float32."""
+KEPT = 2**23
+"""Probabilities are kept up to as many, 32 MiB of float32; beyond, forming them twice costs less than the memory until the sum is formed."""
 AT_ONCE = 2**26
 """Logits of one unit that may exist at a time."""
 
