@@ -98,7 +98,7 @@ class PrivateGradients:
         bound = self.clipping.sensitivity(self.state, progress)
         loss, seen = torch.zeros((), device=job.device), torch.zeros(3, device=job.device)
         for rows in pieces(batch, job.microbatch, self.views):
-            with synchronising(job.model, now=False), self.clipped.recording():
+            with synchronising(job.model, now=False), self.clipped.recording(len(rows)):
                 with job.precision.context():
                     total, _ = job.task.loss(job.model, rows)
                 total.backward()  # type: ignore[no-untyped-call]
