@@ -29,6 +29,8 @@ FAMILIES = (
     "adapt",
     "optim",
     "schedule",
+    "clipping",
+    "noise",
     "parallel",
     "codec",
     "outer",

@@ -27,7 +27,7 @@ from tauon.distributed import (
 )
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, Start, fit
-from tauon.privacy import PrivateRun, discard_key, run_key, seeded_key
+from tauon.privacy import PrivateRun, discard_key, reserve, run_key, seeded_key, settle
 from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
     Derived,
@@ -80,13 +80,16 @@ def train_stage(ctx: Context) -> dict[str, Any]:
             ctx.world.agree(lambda: restore(job, found))
             events.log("resume", step=job.step)
             ctx.tell("resume", step=job.step, total_steps=job.total_steps)
+        if private is not None:
+            charge(ctx, private, plan.steps)
         try:
             run_job(ctx, job, servers, plan, events, model, parent=checkpoint, recorded=bool(started))
         finally:
             loader.close()
-            if private is not None:
+            if private is not None and ctx.world.leads:
                 write_account(ctx, private, job)
     if private is not None and ctx.world.leads:
+        settle(ctx.run, private.releases(job.step))
         discard_key(ctx.run.folder)
     best = job.notes.get("best") if ctx.recipe.train.early_stopping is not None else None
     step = best["step"] if best else job.step
@@ -114,12 +117,24 @@ def unit_of(splits: DataSplits) -> str:
     return f"sequence of {spec.seq_len} tokens" if spec.vocab is not None else "example"
 
 
+def charge(ctx: Context, private: PrivateRun, steps: int) -> None:
+    """Reserve what the run may tell, before it tells anything. Over budget: refused."""
+    config, source = private.config, ctx.data.source
+    said = ctx.world.lead(
+        lambda: reserve(ctx.run, config, source, private.releases(steps, done=0), examples=private.examples, unit=private.unit)
+    )
+    ctx.tell("note", message=f"privacy budget: {said}")
+
+
 def write_account(ctx: Context, private: PrivateRun, job: TrainJob) -> None:
-    """`privacy.json`: what the steps that were done promise, whatever ended them."""
-    if ctx.world.leads and job.step:
+    """`privacy.json`: what the steps that were done promise, whatever ended them. A run that failed before its first has told nothing."""
+    if not job.step:
+        settle(ctx.run, [])
+    else:
         record = private.record(job.step)
         write_json(ctx.run.folder / "privacy.json", record)
-        ctx.run.update_manifest(privacy={k: record["guarantee"][k] for k in ("epsilon", "delta", "unit", "neighbouring", "accountant")})
+        promise = {k: record["guarantee"][k] for k in ("epsilon", "delta", "unit", "neighbouring", "accountant")}
+        ctx.run.update_manifest(privacy=(ctx.run.manifest().get("privacy") or {}) | promise)
 
 
 def decide(ctx: Context, started: dict[str, Any], private: PrivateRun | None = None) -> tuple[ModelConfig, Loader, Plan, Mesh]:

@@ -10,14 +10,16 @@ import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "distributed"))
 
-from layouts import make_job, whole  # noqa: E402
+from layouts import CNN, GPT, GPT2, IMAGES, SGD, TEXT, make_job, whole
 
-from tauon.config import parse  # noqa: E402
-from tauon.distributed import reshard  # noqa: E402
-from tauon.privacy import make_private  # noqa: E402
-from tauon.privacy.clipped.modes import ClippingConfig  # noqa: E402
-from tauon.privacy.noise import NoiseConfig, NoisePlan, NoiseSource  # noqa: E402
-from tauon.train import TrainJob, train_step  # noqa: E402
+from tauon.config import parse
+from tauon.distributed import reshard
+from tauon.privacy import make_private
+from tauon.privacy.clipped.modes import ClippingConfig
+from tauon.privacy.noise import NoiseConfig, NoisePlan, NoiseSource
+from tauon.train import TrainJob, train_step
+
+__all__ = ["CNN", "GPT", "GPT2", "IMAGES", "SGD", "TEXT", "make_job", "private", "run_case", "run_cases", "whole"]
 
 
 def private(

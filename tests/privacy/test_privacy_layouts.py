@@ -6,15 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from private_layouts import run_case, run_cases
+from private_layouts import CNN, GPT, GPT2, IMAGES, SGD, TEXT, run_case, run_cases
 
 from tauon.testing.processes import run_processes
 
 pytestmark = pytest.mark.distributed
-
-from layouts import CNN, GPT, GPT2, IMAGES, SGD, TEXT  # noqa: E402
-
-LORA = GPT  # adapters need a base: tests/privacy/test_privacy_private.py has them in one process
 
 
 def case(sizes: dict[str, int], model: dict[str, Any] = GPT, **more: Any) -> dict[str, Any]:
@@ -25,24 +21,19 @@ def case(sizes: dict[str, int], model: dict[str, Any] = GPT, **more: Any) -> dic
 TWO = {
     "ddp": case({"replicate": 2}),
     "fsdp": case({"shard": 2}),
-    "tensor": case({"tensor": 2}),
     "ddp, accumulation": case({"replicate": 2}, micro=4),
     "fsdp, accumulation": case({"shard": 2}, micro=4),
     "fsdp, checkpointing": case({"shard": 2}, checkpointing=True),
     "fsdp, gpt2": case({"shard": 2}, GPT2),
-    "tensor, gpt2": case({"tensor": 2}, GPT2),
     "fsdp, frozen": case({"shard": 2}, freeze=("embed.*", "blocks.0.*")),
     "ddp, cnn": case({"replicate": 2}, CNN, spec=IMAGES),
     "fsdp, cnn": case({"shard": 2}, CNN, spec=IMAGES),
     "fsdp, automatic": case({"shard": 2}, how={"clipping": "automatic"}),
-    "tensor, per-layer": case({"tensor": 2}, how={"clipping": "per-layer"}),
     "fsdp, correlated": case({"shard": 2}, how={"noise": "correlated"}),
     "fsdp, gradient-norm": case({"shard": 2}, how={"noise": "gradient-norm"}),
 }
 FOUR = {
     "hybrid": case({"replicate": 2, "shard": 2}),
-    "fsdp and tensor": case({"shard": 2, "tensor": 2}),
-    "ddp and tensor": case({"replicate": 2, "tensor": 2}),
 }
 
 

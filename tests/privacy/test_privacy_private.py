@@ -10,19 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from private_layouts import private
-from toy import text_recipe
-
-from layouts import CNN, GPT, IMAGES, SGD, TEXT, make_job  # isort: skip  # found by private_layouts
+from private_layouts import CNN, GPT, IMAGES, SGD, TEXT, make_job, private
 
 from tauon.artifacts import load_checkpoint, read_json
 from tauon.errors import RecipeError, RunError
 from tauon.pipeline import run
 from tauon.privacy.keys import run_key
+from tauon.privacy.ledger import Ledger
 from tauon.privacy.noise import NoisePlan, NoiseSource
 from tauon.recipe import load_recipe
 from tauon.train import TrainJob
 from tauon.types import Batch
+from toy import text_recipe
 
 
 def job_of(model: dict[str, Any] = GPT, spec: Any = TEXT, **more: Any) -> TrainJob:
@@ -199,3 +198,53 @@ def test_events_say_how_much_noise_a_step_had(tmp_path: Path) -> None:
     steps = [json.loads(line) for line in (done.folder / "events.jsonl").read_text().splitlines()]
     noise = [e["noise"] for e in steps if e.get("kind", e.get("event")) == "step"]
     assert noise[-1] == pytest.approx(0.5 * noise[0]) and noise == sorted(noise, reverse=True)
+
+
+def test_a_data_set_has_one_budget_for_all_its_runs(tmp_path: Path) -> None:
+    budget = {"epsilon": 4.3, "delta": 1e-3}
+    path = text_recipe(tmp_path, privacy=PRIVATE | {"budget": budget})
+    root = tmp_path / "runs"
+    told: list[str] = []
+    first = run(load_recipe(path, ["name=first"]), root=root, stages=("train",), tell=lambda k, **f: told.append(str(f.get("message"))))
+    assert any("privacy budget: epsilon 4 of 4.3 at delta 0.001" in t for t in told)
+    ledger = Ledger(root / "ledger", first.manifest()["privacy"]["data"])
+    assert [e.action for e in ledger.entries()] == ["open", "reserve", "settle"]
+    with pytest.raises(RecipeError, match=r"(?s)over budget|budget"):
+        run(load_recipe(path, ["name=second"]), root=root, stages=("train",))
+    assert not (root / "second/checkpoints").exists() or not any((root / "second/checkpoints").iterdir())
+    small = ["name=third", "privacy.target_epsilon=1"]
+    run(load_recipe(path, small), root=root, stages=("train",))
+    standing = ledger.standing()
+    assert 4.0 < standing.spent <= 4.3 and not standing.open
+
+
+def test_a_stopped_run_keeps_its_reservation_and_pays_once(tmp_path: Path) -> None:
+    path = text_recipe(tmp_path, privacy=PRIVATE | {"budget": {"epsilon": 4.5, "delta": 1e-3}})
+    root = tmp_path / "runs"
+
+    class Stop(Exception):
+        pass
+
+    def stop(kind: str, **facts: Any) -> None:
+        if kind == "step" and facts["step"] == 7:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(load_recipe(path), root=root, stages=("train",), tell=stop)
+    done = run(load_recipe(path), root=root, stages=("train",))
+    ledger = Ledger(root / "ledger", done.manifest()["privacy"]["data"])
+    assert [e.action for e in ledger.entries()] == ["open", "reserve", "settle"] and ledger.standing().spent <= 4.0
+
+
+def test_a_run_that_fails_before_its_first_step_pays_nothing(tmp_path: Path) -> None:
+    path = text_recipe(tmp_path, privacy=PRIVATE | {"budget": {"epsilon": 4.5, "delta": 1e-3}})
+
+    def fail(kind: str, **facts: Any) -> None:
+        if kind == "training":
+            raise RuntimeError("the disk is full")
+
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        run(load_recipe(path), root=tmp_path / "runs", stages=("train",), tell=fail)
+    [ledger] = (tmp_path / "runs/ledger").glob("*.jsonl")
+    assert Ledger(ledger.parent, ledger.stem).standing().reserved == 0
+    run(load_recipe(path), root=tmp_path / "runs", stages=("train",))

@@ -15,10 +15,9 @@ class Numbers:
     """A data set whose example i is the number i."""
 
     spec = DataSpec(input_shape=(1,), outputs=2)
-    facts: dict = {}
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self.count, self.facts = count, {}
 
     def __len__(self) -> int:
         return self.count

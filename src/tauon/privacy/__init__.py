@@ -1,5 +1,6 @@
 """Training under differential privacy: per-example clipping, noise, accounting, the ledger of each data set, audits."""
 
+from tauon.privacy.charge import reserve, settle
 from tauon.privacy.clipped import ClippedSum, ClippingConfig, check_independent, register_rule
 from tauon.privacy.config import PrivacyConfig
 from tauon.privacy.keys import discard_key, run_key, seeded_key
@@ -19,6 +20,8 @@ __all__ = [
     "make_private",
     "refuse_combinations",
     "register_rule",
+    "reserve",
     "run_key",
     "seeded_key",
+    "settle",
 ]

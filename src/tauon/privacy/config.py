@@ -12,7 +12,16 @@ from tauon.privacy.audit import CanaryConfig
 from tauon.privacy.clipped import ClippingConfig, FlatClipping
 from tauon.privacy.noise import Constant, NoiseConfig
 
-__all__ = ["PrivacyConfig"]
+__all__ = ["Budget", "PrivacyConfig"]
+
+
+class Budget(Config):
+    """What all runs on a data set together may tell."""
+
+    epsilon: float = Field(gt=0, le=1e6)
+    """Never exceeded."""
+    delta: float = Field(gt=0, lt=1)
+    """At which epsilon is counted; must be below 1 / examples."""
 
 
 class PrivacyConfig(Config):
@@ -38,6 +47,11 @@ class PrivacyConfig(Config):
     generator: Literal["secure", "seeded"] = "secure"
     """Where noise and sampling come from: `secure`, a key from the operating system that is thrown away when the run ends; `seeded`, the
     recipe's seed, so that a run can be repeated - and its noise taken off again by whoever knows the seed. For tests."""
+    budget: Budget | None = None
+    """Of the data set, over all runs: {epsilon: 8, delta: 1e-5}. Opens its ledger at the first use, and stays; a run that would exceed it does
+    not start. Left out: the budget that was set, or none."""
+    ledger: str | None = None
+    """Folder of the ledgers. Left out: `ledger` beside the runs."""
     audit: CanaryConfig | None = None
     """Plant examples by coins, so that `tauon audit` can prove something. With neither epsilon nor noise given, nothing is private: the run that a
     private one is compared with."""

@@ -49,7 +49,7 @@ def place_over(mesh: Mesh, p: nn.Parameter, summed: Tensor) -> None:
 
 
 def _scattered(whole: Tensor, mine: Tensor, mesh: Mesh) -> Tensor:
-    """This process's rows of the sum over the processes that share the weights: FSDP2 cuts dimension 0 into equal chunks, the last ones shorter."""
+    """Rows of the sum that this process keeps: FSDP2 cuts dimension 0 into equal chunks, the last ones shorter."""
     group = mesh.group("shard", "context")
     assert group is not None
     size = group.size()

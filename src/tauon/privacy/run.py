@@ -31,9 +31,9 @@ def refuse_combinations(data: Any, task: Any, optim: Any, parallel: Any) -> Iter
     if parallel.kind_ in ("parameter-server", "local-sgd", "diloco"):
         yield (
             "parallel.kind",
-            f"{parallel.kind_} exchanges something else than one private gradient a step. Take auto, replicate, shard or tensor.",
+            f"{parallel.kind_} exchanges something else than one private gradient a step. Take auto, replicate or shard.",
         )
-    for name in ("pipeline", "context"):
+    for name in ("pipeline", "context", "tensor"):
         if (parallel.__dict__.get(name) or 1) > 1:
             yield (
                 f"parallel.{name}",
@@ -122,6 +122,10 @@ class PrivateRun:
         spends = self.config.clipping.spends
         return [r if r.sampling in ("full", "known") else replace(r, noise_multiplier=spends(r.noise_multiplier)) for r in found]
 
+    def releases(self, steps: int, done: int | None = None) -> list[Release]:
+        """What `steps` steps tell, of which `done` were made (None: all) and the rest is the worst that can come."""
+        return self._releases(self.noise, steps, steps if done is None else done)
+
     def rates(self, steps: int) -> list[tuple[float, int]]:
         """(probability of an example to be in a step, how many such steps), in their order."""
         found: list[tuple[float, int]] = []
@@ -156,7 +160,7 @@ class PrivateRun:
         """`privacy.json`: what `steps` steps of the run promise, and how it was reached. JSON values only."""
         config = self.config
         return {
-            "guarantee": self.account(self._releases(self.noise, steps, done=steps)).to_json(),
+            "guarantee": self.account(self.releases(steps)).to_json(),
             "planned_epsilon": self.planned.epsilon,
             "steps": steps,
             "examples": self.examples,
