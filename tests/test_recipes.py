@@ -22,6 +22,7 @@ from tauon.artifacts import read_json
 from tauon.config import dump
 from tauon.data import prepare
 from tauon.pipeline import run
+from tauon.privacy_cost import cost_of
 from tauon.recipe import Recipe, load_recipe, shipped_recipes, to_yaml
 
 NAMES = sorted(shipped_recipes())
@@ -164,6 +165,10 @@ def validation_losses(folder: Path) -> list[float]:
     return [e["loss"] for e in events if e["kind"] == "validate"]
 
 
+def quiet(kind: str, /, **facts: Any) -> None:
+    """Tells nobody."""
+
+
 def full_size(name: str, folder: Path, with_data: Any, *more: str) -> tuple[Path, float]:
     """(folder of the run, seconds that all its stages took)."""
     recipe = load_recipe(name, more)
@@ -238,6 +243,19 @@ def test_credit_risk_is_as_good_as_scikit_learns_best_on_the_same_folds(seed: in
     assert len(ours) == 10
     best = max(sum(p[name] for p in peers) / 10 for name in peers[0])
     assert sum(ours) / 10 >= best - 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [7, 8, 9])
+def test_credit_risk_private_costs_less_than_three_points_of_area(seed: int, tmp_path: Path, with_data: Any) -> None:
+    folder, _ = full_size("credit-risk-private", tmp_path, with_data, f"seed={seed}")
+    for each in (folder / f"fold-{i}" for i in range(10)):
+        promise = read_json(each / "privacy.json")["guarantee"]
+        assert promise["epsilon"] <= 3 and promise["delta"] == 1e-5
+        assert any(line.startswith("Statistics") for line in promise["not_covered"])
+    area = cost_of(folder, tell=quiet)["roc_auc"]
+    assert area["private"] >= area["plain"] - 0.03 and area["private"] >= 0.797 - 0.03  # the twin's, and that of credit-risk
 
 
 @pytest.mark.slow

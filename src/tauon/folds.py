@@ -10,10 +10,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tauon.artifacts import Run, atomic_write, write_json
+from tauon.artifacts import Run, atomic_write, read_json, write_json
 from tauon.recipe import Recipe, StageName, to_yaml
 
 __all__ = ["run_folds"]
+
+PRIVACY = "privacy.json"
 
 
 def one_fold(recipe: Recipe, fold: int) -> Recipe:
@@ -50,6 +52,21 @@ def run_folds(recipe: Recipe, *, root: Path | str, stages: tuple[StageName, ...]
             std = {k: math.sqrt(math.fsum((x - mean[k]) ** 2 for x in v) / (len(v) - 1)) for k, v in columns.items() if len(v) > 1}
             write_json(record.folder / "folds.json", {"folds": [{"fold": f, "metrics": m} for f, m in figures], "mean": mean, "std": std})
             tell("folds", mean=mean, std=std, folds=len(figures))
+        if recipe.privacy is not None and all((r.folder / PRIVACY).is_file() for r in done):
+            write_json(record.folder / PRIVACY, promise_of_folds(record.folder, [r.folder for r in done]))
         if "report" in (stages or recipe.stages):
             report_stage_of(record.folder, tell)
     return record
+
+
+def promise_of_folds(folder: Path, folds: list[Path]) -> dict[str, Any]:
+    """`privacy.json` of private folds together: the weakest promise among them, and that it is of each fold alone."""
+    records = [read_json(f / PRIVACY) for f in folds]
+    worst = max(records, key=lambda r: float(r["guarantee"]["epsilon"]))
+    said = (
+        f"Each of the {len(records)} folds by itself has this guarantee. An example trains {len(records) - 1} of them: whoever sees all their "
+        "models learns what these tell together."
+    )
+    promise = worst["guarantee"] | {"not_covered": [said, *worst["guarantee"]["not_covered"]]}
+    before = read_json(folder / PRIVACY) if (folder / PRIVACY).is_file() else {}
+    return {k: v for k, v in worst.items() if k != "cost"} | {"guarantee": promise} | {k: v for k, v in before.items() if k == "cost"}

@@ -1,4 +1,4 @@
-"""`tauon privacy`: the ledger of a data set, what is left of its budget, and a calculator for epsilon."""
+"""`tauon privacy`: the ledger of a data set, what is left of its budget, what privacy cost a run, and a calculator for epsilon."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ a factor e^epsilon, except with probability delta. 1 is strong, 8 common, above 
   tauon privacy remaining runs/mine        what may still be spent
   tauon privacy spend runs/mine --epsilon 0.1 --delta 1e-8 --note "histogram of ages, for the board"
   tauon privacy settle runs/killed         charge a killed run for the steps that it made
+  tauon privacy cost runs/mine             train the same without privacy, and compare
 
 \b
 DATASET is a recipe, the folder of a private run, or the first digits of the data set's identity.
@@ -207,6 +208,38 @@ def settle_command(run: Path) -> None:
         ledger, entry, done = settle_run(run)
     click.echo(f"{run.name}: {done} steps, epsilon {entry.values['epsilon']:.4g} alone (entry {entry.number} of {ledger.path})")
     _tell_standing(ledger)
+
+
+@privacy_command.command("cost")
+@click.argument("run")
+@click.option("--root", type=FOLDER, default=Path("runs"), show_default=True, help="Where RUN is looked for, if it is a name.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the result and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for scripts.")
+def cost_command(run: str, root: Path, quiet: bool, as_json: bool) -> None:
+    """Train the recipe of RUN without its privacy section in RUN/without-privacy, evaluate both, and tell what privacy cost.
+
+    Writes the figures into privacy.json and the report. The twin is not private: it must not leave the house. Stopped, it goes on.
+    """
+    from rich.table import Table
+
+    from tauon.cli.show import pick_show
+    from tauon.privacy_cost import cost_of
+
+    folder = Path(run) if (Path(run) / "recipe.yaml").is_file() else root / run
+    show = pick_show(quiet, as_json)
+    with show:
+        cost = cost_of(folder, tell=show.tell)
+        if as_json:
+            show.tell("cost", **cost)
+    if as_json:
+        return
+    table = Table(box=None, padding=(0, 2))
+    for head in ("metric", "private", "without privacy", "difference"):
+        table.add_column(head, justify="left" if head == "metric" else "right")
+    for name, pair in cost.items():
+        shown = ["" if pair[k] is None else f"{pair[k]:.4f}" for k in ("private", "plain")]
+        table.add_row(name.replace("_", " "), *shown, "" if pair["difference"] is None else f"{pair['difference']:+.4f}")
+    show.console.print(table)
 
 
 @privacy_command.command("epsilon", epilog=EXAMPLES)

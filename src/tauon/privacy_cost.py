@@ -1,0 +1,103 @@
+"""What privacy cost a run: the same recipe without it, trained beside it, and both measured on the same examples; `cost` in `privacy.json`.
+
+The twin is an ordinary run in `without-privacy/`, which resumes as any does. It promises nobody anything: it is for those who hold the data,
+and is not to be handed on. With folds, each fold has a twin of its own, and what is told is the mean.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tauon.artifacts import Run, read_json, write_json
+from tauon.config import dump, parse
+from tauon.errors import RunError
+from tauon.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from tauon.pipeline import Tell
+
+__all__ = ["PLAIN", "cost_of", "twin_of"]
+
+PLAIN = "without-privacy"
+"""Name and folder of the twin."""
+
+Figures = dict[str, float | None]
+WARNING = (
+    "is trained without privacy: its weights, its figures and its report tell of single examples. Do not hand it on; delete it when the "
+    "cost is known."
+)
+
+
+def twin_of(recipe: Recipe) -> Recipe:
+    """The same recipe without privacy, one process, no tracker."""
+    whole = {k: v for k, v in dump(recipe).items() if k != "privacy"}
+    whole |= {"name": PLAIN, "stages": ["prepare", "train", "evaluate", "report"], "track": [], "launch": "here"}
+    return parse(Recipe, whole, f"the recipe of {recipe.name} without privacy")
+
+
+def cost_of(folder: Path, *, tell: Tell) -> dict[str, dict[str, float | None]]:
+    """Train the twin of the private run in `folder` as far as that is not done, measure both, and write `cost` into `privacy.json`.
+
+    Args:
+        folder: of a private run that has been trained.
+        tell: told what happens.
+
+    Returns:
+        metric to {private, plain, difference}; difference is private less plain, None where either has no value.
+
+    Raises:
+        RunError: no run, no private one, or not trained to its end.
+    """
+    from tauon.pipeline import report_stage_of, run
+
+    recipe = load_recipe(folder)
+    if recipe.privacy is None or not recipe.privacy.promises:
+        raise RunError(f"{folder} is a run without privacy, so that privacy has cost nothing. Give the folder of a private run.")
+    private = private_folders(recipe, folder)
+    for each in private:
+        if not (each / "privacy.json").is_file() or Run.read(each).stage("train") is None:
+            raise RunError(f"{each} is not trained to its end. First: tauon train {recipe.name}")
+    tell("warning", message=f"{folder / PLAIN} {WARNING}")
+    run(recipe.model_copy(update={"name": folder.resolve().name}), root=folder.resolve().parent, stages=("evaluate",), tell=tell)
+    with Run.open(folder):  # nobody trains it meanwhile
+        run(twin_of(recipe), root=folder, tell=tell)
+        plain = private_folders(recipe, folder / PLAIN)
+        pairs = [compare(figures_of(a), figures_of(b)) for a, b in zip(private, plain, strict=True)]
+        found = mean_of(pairs)
+        costs = dict(zip(private, pairs, strict=True)) | {folder: found}
+        for each, cost in costs.items():
+            write_json(each / "privacy.json", read_json(each / "privacy.json") | {"cost": cost})
+            report_stage_of(each, tell)
+    return found
+
+
+def private_folders(recipe: Recipe, folder: Path) -> list[Path]:
+    """The folders that were trained: the run's own, or one a fold."""
+    folds = recipe.data.split.folds
+    return [folder] if folds is None or recipe.data.split.fold is not None else [folder / f"fold-{i}" for i in range(folds)]
+
+
+def figures_of(folder: Path) -> Figures:
+    """Metric to value, as the evaluation left them."""
+    return {name: m["value"] for name, m in read_json(folder / "evaluation.json")["metrics"].items()}
+
+
+def compare(private: Figures, plain: Figures) -> dict[str, dict[str, float | None]]:
+    """The figures side by side, those that both have."""
+    found: dict[str, dict[str, float | None]] = {}
+    for name, a in private.items():
+        if name in plain:
+            b = plain[name]
+            found[name] = {"private": a, "plain": b, "difference": None if a is None or b is None else a - b}
+    return found
+
+
+def mean_of(pairs: list[dict[str, dict[str, float | None]]]) -> dict[str, dict[str, float | None]]:
+    """The mean over folds; None where a fold has no value."""
+
+    def mean(values: list[float | None]) -> float | None:
+        known = [v for v in values if v is not None]
+        return sum(known) / len(known) if len(known) == len(values) and known else None
+
+    return {name: {k: mean([p[name][k] for p in pairs if name in p]) for k in pairs[0][name]} for name in pairs[0]}
