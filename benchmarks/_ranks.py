@@ -28,6 +28,8 @@ class Setting:
     batch: int = 16
     """Examples of a step, all processes together."""
     sizes: dict[str, Any] = field(default_factory=lambda: dict(SIZES))
+    private: bool = False
+    """Clipped by example and noised."""
 
 
 class Tokens:
@@ -66,7 +68,15 @@ def make_job(setting: Setting, rank: int) -> Any:
     plan.reshard_after_forward = not weights_are_few(model.resolve(spec), plan.device, mesh.layout, setting.processes)
     job = build_job(model, AdamWConfig(), config, LanguageModelling(), spec, source, plan, seed=0, mesh=mesh, parallel=MeshParallel())
     job.model.train()
-    return job
+    return _private(job, setting.batch) if setting.private else job
+
+
+def _private(job: Any, batch: int) -> Any:
+    from tauon.privacy import make_private
+    from tauon.privacy.clipped import FlatClipping
+    from tauon.privacy.noise import Constant, NoisePlan, NoiseSource
+
+    return make_private(job, FlatClipping(), NoisePlan(Constant(), 1.0, job.total_steps), NoiseSource.secure(), expected=lambda step: batch)
 
 
 def steps(job: Any, n: int) -> dict[str, float]:

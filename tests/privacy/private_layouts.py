@@ -16,6 +16,7 @@ from tauon.config import parse
 from tauon.distributed import reshard
 from tauon.privacy import make_private
 from tauon.privacy.clipped.modes import ClippingConfig
+from tauon.privacy.clipped.rules import head
 from tauon.privacy.noise import NoiseConfig, NoisePlan, NoiseSource
 from tauon.train import TrainJob, train_step
 
@@ -36,6 +37,7 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     case = dict(case)
     steps = case.pop("steps", 4)
     how = case.pop("how", {})
+    head.KEPT = case.pop("kept", 2**23)  # probabilities of a chunked loss: none are kept where a case says so
     job = make_job(case.pop("sizes"), case.pop("parallel"), case.pop("model"), case.pop("optim"), case.pop("spec"), steps=steps, **case)
     job = private(job, **how)
     job.model.train()

@@ -28,6 +28,7 @@ TWO = {
     "ddp, accumulation": case({"replicate": 2}, micro=4),
     "fsdp, accumulation": case({"shard": 2}, micro=4),
     "fsdp, checkpointing": case({"shard": 2}, checkpointing=True),
+    "fsdp, logits formed again": case({"shard": 2}, {**GPT, "tied": True}, kept=0),
     "fsdp, gpt2": case({"shard": 2}, GPT2),
     "fsdp, frozen": case({"shard": 2}, freeze=("embed.*", "blocks.0.*")),
     "ddp, cnn": case({"replicate": 2}, CNN, spec=IMAGES),

@@ -9,11 +9,13 @@ process adds what falls on the part that it holds. The divisor is the expected b
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tauon.distributed import reshard, synchronising
 from tauon.distributed.pieces import is_dtensor, local_part, local_slices
@@ -103,7 +105,8 @@ class PrivateGradients:
                     total, _ = job.task.loss(job.model, rows)
                 total.backward()  # type: ignore[no-untyped-call]
             squared = norms_over(mesh, self.clipped.squared_norms(), self.named)
-            self.clipped.add(self.clipping.factors(squared, self.state, progress))
+            with gathered(job.model, needed=self.clipped.reads_weights):
+                self.clipped.add(self.clipping.factors(squared, self.state, progress))
             self.clipped.forget()
             present_U = (rows.weights.flatten(1).sum(1) if rows.weights.ndim > 1 else rows.weights)[:: self.views] > 0
             seen[0] += present_U.sum()
@@ -176,6 +179,18 @@ class PrivateGradients:
         """What was decided so far, also after a resume."""
         if NOTE in job.notes:
             self.noise.load(job.notes[NOTE])
+
+
+@contextmanager
+def gathered(model: nn.Module, *, needed: bool) -> Iterator[None]:
+    """Inside, the weights of a sharded model that lie outside its blocks (the head) are whole once more."""
+    unshard: Any = getattr(model, "unshard", None)
+    if unshard is None or not needed:
+        yield
+        return
+    unshard()
+    yield
+    reshard(model)
 
 
 def pieces(batch: Batch, most: int, unit: int = 1) -> Iterator[Batch]:

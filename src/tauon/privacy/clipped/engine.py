@@ -123,6 +123,11 @@ class ClippedSum:
             name: joint(self.record.terms[name]) if name in self.record.terms else torch.zeros(U, device=device) for name in self.parameters
         }
 
+    @property
+    def reads_weights(self) -> bool:
+        """Whether `add` needs the weights themselves (`Term.reads_weight`)."""
+        return any(t.reads_weight for terms in self.record.terms.values() for t in terms)
+
     def add(self, factors_U: Tensor | dict[str, Tensor]) -> None:
         """Add sum_u factor_u g_u to the float32 `.grad` of each trainable parameter. A dict: a vector for each parameter."""
         uses: dict[tuple[object, ...], int] = {}

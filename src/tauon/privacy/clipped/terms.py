@@ -28,6 +28,8 @@ class Term:
 
     squared: Tensor
     """U: squared norm of this use's gradient, float32."""
+    reads_weight: bool = False
+    """Whether `add` computes with the weight once more: it must be there then, also where shards are gathered for a pass alone."""
 
     def add(self, factors_U: Tensor, out: Tensor | None) -> Tensor:
         """`out` + sum_u factor_u g_u, in place where `out` is given; float32, in the weight's shape."""

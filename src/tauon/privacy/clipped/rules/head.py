@@ -176,6 +176,7 @@ class _HeadTerm(Term):
     def __init__(self, scored: _Scored, scale: Tensor) -> None:
         self.scored, self.scale = scored, scale
         self.squared = scored.squared * scale.float().square()
+        self.reads_weight = scored.p is None
 
     def add(self, factors_U: Tensor, out: Tensor | None) -> Tensor:
         s = self.scored
