@@ -152,6 +152,7 @@ OPTIMIZERS: dict[str, list[dict[str, Any]]] = {
     "lion": [{"lr": 0.02, "weight_decay": 0.0}],
     "soap": [{"lr": 0.05, "weight_decay": 0.0}, {"lr": 0.05, "weight_decay": 0.0, "largest": 5, "every": 3}],
     "schedule-free": [{"lr": 0.1, "weight_decay": 0.0}],
+    "adamw-bc": [{"lr": 0.05}],
     "adamw8bit": [{"lr": 0.05, "weight_decay": 0.01}],
     "muon": [{"lr": 0.05, "adamw_lr": 0.05, "schedule": {"kind": "wsd"}}],
 }

@@ -247,7 +247,7 @@ def shadow_recipe(recipe: Recipe, number: int, seed: int) -> Recipe:
     }
     whole["data"] = whole["data"] | {"half": {"number": number, "seed": seed}}
     if isinstance(whole.get("privacy"), dict):
-        whole["privacy"] = {k: v for k, v in whole["privacy"].items() if k not in ("audit", "ledger")}
+        whole["privacy"] = {k: v for k, v in whole["privacy"].items() if k not in ("audit", "budget", "ledger")}
     whole["evaluate"] = {}
     return parse(Recipe, whole, f"the recipe of reference model {number}")
 
@@ -285,7 +285,7 @@ def audit_canaries(
         one = base.batch(np.array([0]))
         dataset = canary_dataset(base, canaries, segments=one.segments is not None)
         signals = read_signals(ctx, checkpoint, dataset, "the model's answers to canaries")
-        scores = {"loss": -signals["loss"].astype(np.float64)}
+        scores = {"loss": statistic(signals)}
         if canaries.kind == "secret":
             found |= audit_secrets(ctx, checkpoint, canaries)
             once = np.array([s.repeats == 1 for s in canaries.secrets])  # of the others a coin changes several examples

@@ -110,6 +110,11 @@ class Recipe(Config):
         for name in ("batch", "batch_warmup") if optim.full_batch else ():
             if name in train.model_fields_set:
                 yield f"train.{name}", f"{optim.kind_} takes the whole training set at every step. Drop it, or take optim.kind=sgd."
+        if optim.for_noise and (self.peek("privacy") is None or not self.peek("privacy").promises):
+            yield (
+                "optim.kind",
+                f"{optim.kind_} takes the noise of private training into account, and there is none. Take adamw, or add privacy.",
+            )
         if task.needs == "pairs" and model.peek("from_") is None:
             yield (
                 "model.from",
@@ -124,6 +129,11 @@ class Recipe(Config):
             for name in ("prompts", "samples"):
                 if name in self.peek("evaluate").model_fields_set:
                     yield f"evaluate.{name}", f"is for language models, and the task is {task.kind_}. Drop it."
+        if self.peek("privacy") is not None and self.peek("privacy").peek("views") > 1:
+            if not self.peek("privacy").promises:
+                yield "privacy.views", "is for private training, and neither epsilon nor noise is given. Drop it."
+            elif not data.peek("augment"):
+                yield "privacy.views", "shows an example several times in a step, each time the same: set data.augment, or drop it."
         if self.peek("privacy") is not None and self.peek("privacy").promises:
             yield from refuse_combinations(data, task, optim, self.peek("parallel"))
         for name in ("early_stopping", "validate_every", "validate_examples"):

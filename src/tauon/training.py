@@ -24,10 +24,11 @@ from tauon.distributed import (
     World,
     choose_layout,
     refuse_layout,
+    reshard,
 )
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, Start, fit
-from tauon.privacy import PrivateRun, discard_key, reserve, run_key, seeded_key, settle
+from tauon.privacy import PrivateRun, check_independent, discard_key, reserve, run_key, seeded_key, settle
 from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
     Derived,
@@ -261,6 +262,9 @@ def run_job(
 def look_closely(ctx: Context, job: TrainJob, events: EventLog) -> None:
     """Of fine-tuning, what goes wrong without a sign: checked before the first step, and during it."""
     recipe = ctx.recipe
+    if recipe.privacy is not None and recipe.privacy.promises:
+        check_independent(job.model, job.task, job.loader.batch_at(0).to(job.device))
+        reshard(job.model)
     if recipe.task.needs in ("chat", "pairs"):
         covers = refuse_wrong_mask(job, ctx.splits.train)
         events.log("checked", mask=covers)

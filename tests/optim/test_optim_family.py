@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tauon.config import parse
 from tauon.errors import RecipeError
-from tauon.optim import OptimConfig, ScheduleConfig, ScheduleFree, clip_adaptive, clip_layers, load_optimizer, optimizer_tensors
+from tauon.optim import AdamBC, OptimConfig, ScheduleConfig, ScheduleFree, clip_adaptive, clip_layers, load_optimizer, optimizer_tensors
 from tauon.optim.decays import CosineRestarts, Exponential, OneCycle, Plateau, Polynomial, StepDecay
 
 
@@ -89,6 +89,27 @@ def test_lion_is_its_papers_algorithm() -> None:
     descend(one, parse(OptimConfig, {"kind": "lion", "lr": 0.003, "weight_decay": 0.1, "betas": [0.9, 0.98]}).build(one))
     descend(two, theirs.Lion(by_hand(two), lr=0.003, betas=(0.9, 0.98), weight_decouple=True))
     same(one, two)
+
+
+def test_adamw_bc_without_noise_is_adamw() -> None:
+    one, two = twins()
+    descend(one, parse(OptimConfig, {"kind": "adamw-bc", "lr": 0.003, "weight_decay": 0.1, "floor": 1e-30}).build(one))
+    descend(two, torch.optim.AdamW(by_hand(two), lr=0.003, eps=1e-15))
+    same(one, two)
+
+
+def test_adamw_bc_takes_the_noise_off_the_mean_of_squares() -> None:
+    """Of a constant gradient under changing noise, v - s^2 is the gradient's own square again (arXiv:2312.14334, section 3)."""
+    draw = torch.Generator().manual_seed(0)
+    p = nn.Parameter(torch.zeros(40_000))
+    own = AdamBC([p], lr=0.0, floor=1e-12)
+    for step in range(400):
+        own.param_groups[0]["noise"] = s = 0.3 + 0.001 * step
+        p.grad = 0.2 + s * torch.randn(p.shape, generator=draw)
+        own.step()
+    held = own.state[p]
+    left = (held["exp_avg_sq"] - held["noise_sq"]) / (1 - 0.999**400)
+    assert float(left.mean()) == pytest.approx(0.04, rel=0.05) and float(held["exp_avg_sq"].mean() / (1 - 0.999**400)) > 0.25
 
 
 @pytest.mark.parametrize(("every", "largest"), [(3, 4096), (10, 5)])

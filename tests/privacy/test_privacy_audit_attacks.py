@@ -70,8 +70,8 @@ def test_epsilon_of_rates_is_below_the_truth_of_randomised_response() -> None:
     epsilon, n = 1.0, 3000
     p = math.exp(epsilon) / (1 + math.exp(epsilon))
     rng = np.random.default_rng(1)
-    bounds = [epsilon_of_rates(rng.binomial(n, p), n, rng.binomial(n, 1 - p), n) for _ in range(100)]
-    assert sum(b > epsilon for b in bounds) <= 5 + 7 and np.median(bounds) > 0.85
+    bounds = [epsilon_of_rates(rng.binomial(n, p), n, rng.binomial(n, 1 - p), n) for _ in range(40)]
+    assert sum(b > epsilon for b in bounds) <= 2 + 5 and np.median(bounds) > 0.85
     assert epsilon_of_rates(500, 1000, 500, 1000) == 0.0
 
 
@@ -146,7 +146,10 @@ def test_the_logit_of_the_right_class_does_not_round_away() -> None:
     assert found["logit"][2] < -50 and torch.isfinite(found["logit"]).all()
     assert found["loss"][:2].tolist() == pytest.approx(F.cross_entropy(logits, batch.targets, reduction="none")[:2].tolist(), rel=1e-5)
     numbers = {k: v.numpy() for k, v in found.items()}
-    assert statistic(numbers) is not None and set(attack_scores(numbers)) == {"loss"}
+    assert set(attack_scores(numbers)) == {"loss"}
+    sure = Signals(Classification()).predict(model, Batch(torch.tensor([[30.0, 0.0], [31.0, 0.0]]), torch.tensor([0, 0]), torch.ones(2)))
+    assert sure["loss"].tolist() == [0.0, 0.0]  # float32 knows no difference
+    assert np.diff(attack_scores({k: v.numpy() for k, v in sure.items()})["loss"][1]) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_losses_of_other_tasks_are_their_means() -> None:

@@ -45,7 +45,7 @@ def test_curves_are_those_of_their_definitions() -> None:
         grid = np.linspace(0, 1, points)
         curve = points_curve(grid, [gaussian_curve(mu)(a) for a in grid])
         off = [gaussian_curve(mu)(a) - curve(a) for a in np.linspace(0, 1, 777)]
-        assert min(off) > -1e-9 and max(off) < 4 / points  # never above what it goes through, and near it where points are many
+        assert min(off) > -1e-9 and max(off) < 5 / points  # never above what it goes through, and near it where points are many
 
 
 def test_a_blind_guess_is_judged_nearly_as_by_its_binomial() -> None:

@@ -96,9 +96,11 @@ def test_whoever_sees_every_update_sees_less_noise_than_was_promised(
 ) -> None:
     """Gradient canaries, white box. Half the noise takes the whole curve, and every example in every step, to be noticed."""
     plant_bug(bug, monkeypatch)
-    sections: dict[str, Any] = {"privacy": {"audit": {"canaries": 3000, "kind": "gradient"}}}
+    sections: dict[str, Any] = {"privacy": {"audit": {"canaries": 3000, "kind": "gradient", "seed": 1}}}
     if bug in ("", "half-sensitivity"):
-        sections = merged(sections, {"privacy": {"target_epsilon": 4.38}, "train": {"batch": 1600}})
+        private = {"target_epsilon": 2.0, "audit": {"canaries": 20000, "kind": "gradient", "seed": 1}}
+        few = {"source": {"kind": "npz", "path": str(tmp_path / "own.npz"), "limit": 400}}  # whose gradients leave the canaries room
+        sections = {"privacy": private, "train": {"batch": 320}, "model": {"kind": "mlp", "hidden": [64]}, "data": few}
     code, found = audited(tauon, tmp_path, **sections)
     verdict = found["canaries"]["verdict"]
     assert (code, verdict["contradicts"]) == ((9, True) if bug else (0, False)), verdict
@@ -141,3 +143,16 @@ def test_canaries_alone_are_no_privacy(tauon: Tauon, tmp_path: Path) -> None:
     assert not (tmp_path / "runs" / "own" / "privacy.json").exists()
     gradient = tauon("train", recipe(tmp_path, name="other", privacy={"target_epsilon": None, "audit": {"kind": "gradient"}}), "--quiet")
     assert gradient.code == 2 and "takes part in private steps" in gradient.err
+
+
+def test_a_reference_model_of_a_private_run_plants_nothing_and_is_charged_to_no_ledger(tmp_path: Path) -> None:
+    """It is as private as the run, for half the examples; it stays with whoever audits."""
+    from tauon.auditing import shadow_recipe
+    from tauon.recipe import load_recipe
+
+    whole = load_recipe(recipe(tmp_path, privacy={"budget": {"epsilon": 8, "delta": 1e-4}, "ledger": str(tmp_path / "ledger")}))
+    one = shadow_recipe(whole, 3, 5)
+    assert one.privacy is not None and whole.privacy is not None
+    assert (one.privacy.audit, one.privacy.budget, one.privacy.ledger) == (None, None, None)
+    assert one.privacy.target_epsilon == whole.privacy.target_epsilon and one.data.half is not None
+    assert (one.data.half.number, one.data.half.seed, one.name) == (3, 5, "shadow-003")

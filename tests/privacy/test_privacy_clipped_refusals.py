@@ -162,6 +162,7 @@ def test_activation_checkpointing_changes_nothing() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, inside its compiler
 def test_compiled_blocks_change_nothing() -> None:
     model, batch, task = language_model(), tiny_batch(TEXT, 4), LanguageModelling()
     dress(model, checkpointing=False, compiled=True)  # type: ignore[arg-type]

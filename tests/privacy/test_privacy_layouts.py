@@ -21,6 +21,10 @@ def case(sizes: dict[str, int], model: dict[str, Any] = GPT, **more: Any) -> dic
 TWO = {
     "ddp": case({"replicate": 2}),
     "fsdp": case({"shard": 2}),
+    "tensor": case({"tensor": 2}),
+    "tensor, gpt2": case({"tensor": 2}, GPT2),
+    "tensor, per-layer": case({"tensor": 2}, how={"clipping": "per-layer"}),
+    "tensor, untied": case({"tensor": 2}, {**GPT, "tied": False}, micro=4),
     "ddp, accumulation": case({"replicate": 2}, micro=4),
     "fsdp, accumulation": case({"shard": 2}, micro=4),
     "fsdp, checkpointing": case({"shard": 2}, checkpointing=True),
@@ -33,6 +37,8 @@ TWO = {
     "fsdp, gradient-norm": case({"shard": 2}, how={"noise": "gradient-norm"}),
 }
 FOUR = {
+    "fsdp and tensor": case({"shard": 2, "tensor": 2}),
+    "ddp and tensor": case({"replicate": 2, "tensor": 2}),
     "hybrid": case({"replicate": 2, "shard": 2}),
 }
 

@@ -248,3 +248,13 @@ def test_a_run_that_fails_before_its_first_step_pays_nothing(tmp_path: Path) -> 
     [ledger] = (tmp_path / "runs/ledger").glob("*.jsonl")
     assert Ledger(ledger.parent, ledger.stem).standing().reserved == 0
     run(load_recipe(path), root=tmp_path / "runs", stages=("train",))
+
+
+def test_adam_is_told_of_the_noise(tmp_path: Path) -> None:
+    optim = {"kind": "adamw-bc", "lr": 1e-3}
+    done = run(load_recipe(text_recipe(tmp_path, privacy=PRIVATE, optim=optim)), root=tmp_path / "runs", stages=("train",))
+    state = load_checkpoint(done.checkpoints / "step-000012").state["optimizer"]
+    [noise] = {e["noise"] for e in map(json.loads, (done.folder / "events.jsonl").read_text().splitlines()) if "noise" in e}
+    assert state["head.weight/noise_sq"] == pytest.approx(noise**2 * (1 - 0.999**12))
+    with pytest.raises(RecipeError, match=r"optim\.kind: adamw-bc takes the noise of private training"):
+        load_recipe(text_recipe(tmp_path, optim=optim))

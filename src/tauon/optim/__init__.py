@@ -1,6 +1,7 @@
 """Optimizers, learning-rate schedules, gradient clipping. `config.build(model)` gives a torch `Optimizer`."""
 
 from tauon.optim.adam import AdamConfig, AdamWConfig
+from tauon.optim.adam_bc import AdamBC, AdamBCConfig
 from tauon.optim.adamw8bit import AdamW8bitConfig
 from tauon.optim.adaptive import AdafactorConfig, AdagradConfig, RMSpropConfig
 from tauon.optim.base import OptimConfig, Standing, decay_groups
@@ -21,6 +22,8 @@ __all__ = [
     "WSD",
     "AdafactorConfig",
     "AdagradConfig",
+    "AdamBC",
+    "AdamBCConfig",
     "AdamConfig",
     "AdamW8bitConfig",
     "AdamWConfig",

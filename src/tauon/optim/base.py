@@ -42,6 +42,8 @@ class OptimConfig(Registered, family="optim", default="adamw"):
     """Each weight moves by its own gradient and state alone, so that a tensor may be cut anywhere."""
     full_batch: ClassVar[bool] = False
     """Every step takes the whole training set."""
+    for_noise: ClassVar[bool] = False
+    """Only private training gives it what it needs to know, the noise in its gradients."""
 
     lr: float | None = Field(None, gt=0)
     """Peak learning rate, reached after the warm-up. Left out: the optimizer's usual one."""

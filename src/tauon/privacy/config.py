@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tauon.config import Config
+from tauon.config import Config, Count
 from tauon.privacy.audit import CanaryConfig
 from tauon.privacy.clipped import ClippingConfig, FlatClipping
 from tauon.privacy.noise import Constant, NoiseConfig
@@ -52,6 +52,9 @@ class PrivacyConfig(Config):
     not start. Left out: the budget that was set, or none."""
     ledger: str | None = None
     """Folder of the ledgers. Left out: `ledger` beside the runs."""
+    views: Count = Field(1, ge=1, le=1024)
+    """Augmented views of each example in a step, whose gradients are averaged before clipping (augmentation multiplicity, De et al. 2022,
+    arXiv:2204.13650): better gradients at the same epsilon, for so many times the computing. Needs data.augment."""
     audit: CanaryConfig | None = None
     """Plant examples by coins, so that `tauon audit` can prove something. With neither epsilon nor noise given, nothing is private: the run that a
     private one is compared with."""

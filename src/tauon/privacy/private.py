@@ -20,6 +20,7 @@ from tauon.distributed.pieces import is_dtensor, local_part, local_slices
 from tauon.errors import Problem, RecipeError
 from tauon.privacy.audit import GradientCanaries
 from tauon.privacy.clipped import ClippedSum, ClippingConfig
+from tauon.privacy.clipped.tensor import refuse_parts
 from tauon.privacy.exchange import norms_over, place_over, sum_over
 from tauon.privacy.noise import GradientNorm, NoisePlan, NoiseSource, Query, ValidationLoss
 from tauon.train import TrainJob
@@ -38,6 +39,7 @@ BLOCK = 2**16
 def make_private(
     job: TrainJob, clipping: ClippingConfig, noise: NoisePlan, source: NoiseSource, *, expected: Callable[[int], float],
     validation: Callable[[], Iterator[Batch]] | None = None, canaries: GradientCanaries | None = None,
+    views: int = 1,
 ) -> TrainJob:  # fmt: skip
     """The same job, private: same type in, same type out. Call it when the model is dressed, before the first step.
 
@@ -49,11 +51,12 @@ def make_private(
         expected: examples that step n is expected to have, all processes together.
         validation: batches of all held-out examples, for noise that follows their loss.
         canaries: gradients that an audit adds to the clipped sums by coins, and looks for in the noised ones.
+        views: rows of an example, one behind the other; their gradients are averaged before they are clipped.
 
     Raises:
         RecipeError: a layer that cannot be clipped by example, or one in which one example reaches another.
     """
-    gradients = PrivateGradients(job, clipping, noise, source, expected)
+    gradients = PrivateGradients(job, clipping, noise, source, expected, views)
     if canaries is not None:
         gradients.canaries = canaries
         job.extra["canaries"] = canaries
@@ -68,10 +71,14 @@ class PrivateGradients:
     """The first seam of a private job. What must survive a resume: the state of clipping (`tensors`), what noise has decided (`job.notes`)."""
 
     def __init__(
-        self, job: TrainJob, clipping: ClippingConfig, noise: NoisePlan, source: NoiseSource, expected: Callable[[int], float]
-    ) -> None:
+        self, job: TrainJob, clipping: ClippingConfig, noise: NoisePlan, source: NoiseSource, expected: Callable[[int], float],
+        views: int = 1,
+    ) -> None:  # fmt: skip
         mesh = job.mesh
-        self.clipped = ClippedSum(job.model, place=partial(place_over, mesh))
+        if mesh.layout.tensor > 1:
+            refuse_parts(job.model)
+        self.clipped = ClippedSum(job.model, rows_per_unit=views, place=partial(place_over, mesh))
+        self.views = views
         self.clipping, self.noise, self.source, self.expected = clipping, noise, source, expected
         self.named = {n: p for n, p in job.model.named_parameters() if p.requires_grad}
         self.state = clipping.start({n: p.numel() for n, p in self.named.items()})
@@ -83,20 +90,22 @@ class PrivateGradients:
         mesh, expected = job.mesh, self.expected(job.step)
         if job.task.needs in PER_TOKEN:
             batch = replace(batch, weights=batch.weights / batch.weights.sum(1, keepdim=True).clamp(min=1e-9))
+        if self.views > 1:
+            batch = replace(batch, weights=batch.weights / self.views)
         query = self.noise.query(job.step)
         looks = query if query is not None and query.what == GradientNorm.kind_ else None
         progress = job.step / job.total_steps
         bound = self.clipping.sensitivity(self.state, progress)
         loss, seen = torch.zeros((), device=job.device), torch.zeros(3, device=job.device)
-        for rows in pieces(batch, job.microbatch):
-            with synchronising(job.model, now=False), self.clipped.recording():
+        for rows in pieces(batch, job.microbatch, self.views):
+            with synchronising(job.model, now=False), self.clipped.recording(len(rows)):
                 with job.precision.context():
                     total, _ = job.task.loss(job.model, rows)
                 total.backward()  # type: ignore[no-untyped-call]
             squared = norms_over(mesh, self.clipped.squared_norms(), self.named)
             self.clipped.add(self.clipping.factors(squared, self.state, progress))
             self.clipped.forget()
-            present_U = (rows.weights.flatten(1).sum(1) if rows.weights.ndim > 1 else rows.weights) > 0
+            present_U = (rows.weights.flatten(1).sum(1) if rows.weights.ndim > 1 else rows.weights)[:: self.views] > 0
             seen[0] += present_U.sum()
             if (counted := self.clipping.counted(squared, self.state, present_U, progress)) is not None:
                 seen[1] += counted
@@ -121,6 +130,9 @@ class PrivateGradients:
         if self.canaries is not None:
             self.canaries.observe({n: p.grad for n, p in self.named.items()}, norm=bound / expected)
         job.measured["noise"] = std / expected
+        for group in job.optimizer.param_groups:
+            if "noise" in group:  # an optimizer that takes it into account
+                group["noise"] = std / expected
         if "norm" in self.state:
             job.measured["clipping_norm"] = bound
         self.state = self.clipping.moved(self.state, seen[1], self.source.normal(job.step, "clipping/count", (1,))[0], expected)
@@ -166,11 +178,11 @@ class PrivateGradients:
             self.noise.load(job.notes[NOTE])
 
 
-def pieces(batch: Batch, most: int) -> Iterator[Batch]:
-    """The rows in as few pieces as hold at most `most` (a quarter more where that is all), all of about one size."""
+def pieces(batch: Batch, most: int, unit: int = 1) -> Iterator[Batch]:
+    """The rows in as few pieces as hold at most `most` (a quarter more where that is all), all of about one size, no `unit` of rows divided."""
     rows = len(batch)
     count = max(1, -(-rows // most)) if rows > 1.25 * most else 1
-    size = -(-rows // count)
+    size = -(-rows // (count * unit)) * unit
     for start in range(0, rows, size):
         yield batch.rows(start, min(rows, start + size))
 

@@ -31,9 +31,9 @@ def refuse_combinations(data: Any, task: Any, optim: Any, parallel: Any) -> Iter
     if parallel.kind_ in ("parameter-server", "local-sgd", "diloco"):
         yield (
             "parallel.kind",
-            f"{parallel.kind_} exchanges something else than one private gradient a step. Take auto, replicate or shard.",
+            f"{parallel.kind_} exchanges something else than one private gradient a step. Take auto, replicate, shard or tensor.",
         )
-    for name in ("pipeline", "context", "tensor"):
+    for name in ("pipeline", "context"):
         if (parallel.__dict__.get(name) or 1) > 1:
             yield (
                 f"parallel.{name}",
@@ -85,8 +85,9 @@ class PrivateRun:
     def load(self, dataset: Dataset, *, batch: int, rank: int, world: int, workers: int, sizes: Sizes | None) -> PrivateLoader:
         """The loader that samples as the guarantee says."""
         self.loader = PrivateLoader(
-            dataset, batch=batch, sampling=self.config.sampling, key=self.key, rank=rank, world=world, workers=workers, sizes=sizes
-        )
+            dataset, batch=batch, sampling=self.config.sampling, key=self.key, rank=rank, world=world, workers=workers, sizes=sizes,
+            views=self.config.views,
+        )  # fmt: skip
         return self.loader
 
     def settle(self, steps: int) -> list[tuple[str, Any, str]]:
@@ -145,7 +146,7 @@ class PrivateRun:
         watched = None if canaries is None or canaries.kind != "gradient" else self._gradients(job, canaries)
         return make_private(
             job, self.config.clipping, self.noise, source, expected=lambda step: self.loader.rate(step) * self.examples, validation=held_out,
-            canaries=watched,
+            canaries=watched, views=self.config.views,
         )  # fmt: skip
 
     def _gradients(self, job: TrainJob, canaries: Canaries) -> GradientCanaries:

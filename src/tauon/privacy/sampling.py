@@ -42,9 +42,10 @@ class PrivateLoader(Loader):
 
     def __init__(
         self, dataset: Dataset, *, batch: int, sampling: Sampling, key: bytes, rank: int = 0, world: int = 1, workers: int = 0,
-        sizes: Sizes | None = None,
+        sizes: Sizes | None = None, views: int = 1,
     ) -> None:  # fmt: skip
-        """`batch`: expected examples of a step, all `world` ranks together; `key`: what the draws are a function of.
+        """`batch`: expected examples of a step, all `world` ranks together; `key`: what the draws are a function of; `views`: rows of an example,
+        one behind the other, each augmented by itself.
 
         Raises `RecipeError` where the batch is larger than the data, or the data set draws its examples in a way of its own.
         """
@@ -56,7 +57,7 @@ class PrivateLoader(Loader):
                 said = "chooses examples by their class" if name == "order" else "mixes examples, so that none of them can be clipped alone"
                 raise RecipeError([Problem(what, f"{said}, which no guarantee covers. Drop it, or drop privacy.")])
         super().__init__(dataset, batch=batch, seed=0, rank=rank, world=world, workers=workers, sizes=sizes)
-        self.sampling, self.key = sampling, key
+        self.sampling, self.key, self.views = sampling, key, views
         self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
         self._order = self._generator("order").permutation(len(dataset)) if sampling == "shuffled" else None
 
@@ -109,8 +110,12 @@ class PrivateLoader(Loader):
         return np.full(len(example), epoch, np.int64), example
 
     def _make(self, step: int) -> Batch:
-        batch = self._read(*self.examples_at(step))
+        epoch, example = self.examples_at(step)
         missing = self.rows(step) >= self.size(step)
+        if self.views > 1:
+            epoch = (epoch[:, None] * self.views + np.arange(self.views)).ravel()  # another augmentation of the same example
+            example, missing = np.repeat(example, self.views), np.repeat(missing, self.views)
+        batch = self._read(epoch, example)
         if missing.any():
             weights = batch.weights.clone()
             weights[missing.tolist()] = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +18,23 @@ __all__ = ["binomial_pmf", "binomial_tail", "clopper_pearson"]
 
 def binomial_pmf(n: int, p: float) -> NDArray[np.float64]:
     """P[Binomial(n, p) = k] for k = 0..n, (n + 1)."""
-    import torch
-
     if p <= 0 or p >= 1:
         certain = np.zeros(n + 1)
         certain[0 if p <= 0 else n] = 1.0
         return certain
-    k = torch.arange(n + 1, dtype=torch.float64)
-    choose = math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-    pmf: NDArray[np.float64] = (choose + k * math.log(p) + (n - k) * math.log1p(-p)).exp().numpy()
+    k = np.arange(n + 1.0)
+    pmf: NDArray[np.float64] = np.exp(_log_choose(n) + k * math.log(p) + (n - k) * math.log1p(-p))
     return pmf
+
+
+@lru_cache(maxsize=8)
+def _log_choose(n: int) -> NDArray[np.float64]:
+    """Logarithm of n over k, k = 0..n: what bisection over p asks for again and again."""
+    import torch
+
+    k = torch.arange(n + 1, dtype=torch.float64)
+    choose: NDArray[np.float64] = (math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)).numpy()
+    return choose
 
 
 def binomial_tail(v: int, n: int, p: float) -> float:

@@ -77,7 +77,8 @@ def statistic(signals: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
 
 def attack_scores(signals: dict[str, NDArray[Any]]) -> dict[str, tuple[str, NDArray[np.float64]]]:
     """Name -> (what it is, scores N larger for members) of each attack that needs no reference model."""
-    found = {"loss": ("threshold on the loss (Yeom et al. 2018)", -signals["loss"].astype(np.float64))}
+    # of classes by the logit, which orders as the loss does and does not round to 0 where the model is sure
+    found = {"loss": ("threshold on the loss (Yeom et al. 2018)", statistic(signals))}
     if "min_k" in signals:
         found["min_k"] = ("mean log-probability of the 20% least likely tokens (Shi et al. 2023)", -signals["min_k"].astype(np.float64))
     if "zlib" in signals:

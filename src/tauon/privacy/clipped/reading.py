@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tauon.distributed import is_dtensor
+from tauon.distributed.pieces import is_dtensor, local_part
 from tauon.errors import RecipeError
 from tauon.privacy.clipped.record import Record, tap
 from tauon.privacy.clipped.rules.base import rule_of
@@ -24,6 +24,7 @@ from tauon.privacy.clipped.rules.embedding import bag, look_up
 from tauon.privacy.clipped.rules.generic import whole
 from tauon.privacy.clipped.rules.head import Head
 from tauon.privacy.clipped.rules.linear import linear
+from tauon.privacy.clipped.tensor import in_parts, on_part
 
 KINDS = 64
 """Shapes of batches that are remembered."""
@@ -39,6 +40,8 @@ def recorded_class(kind: type[nn.Module], leaves: tuple[str, ...], run: Callable
     if run is not None:
 
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if in_parts(self._parameters.get("weight")):
+                return on_part(run, self, self.__dict__["_clipped"], *args, **kwargs)
             return run(self, self.__dict__["_clipped"], *args, **kwargs)
 
         body["forward"] = torch.compiler.disable(forward)
@@ -104,20 +107,17 @@ def _begin(model: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwa
         record.calibrating, record.rows = False, rows
 
 
-def _sharded(p: Tensor) -> bool:
-    """Whether a parameter lies in FSDP2's pieces, which nothing computes with; those of tensor parallelism alone are computed with."""
-    return is_dtensor(p) and p.device_mesh.mesh_dim_names != ("tensor",)
-
-
 def _reader(leaf: str) -> property:
     def read(self: nn.Module) -> Any:
         record: Record = self.__dict__["_clipped"]
         p = self._parameters[leaf]
-        if p is None or _sharded(p):  # FSDP2 looks after its own
+        if p is None or (is_dtensor(p) and not in_parts(p)):  # FSDP2 looks after its own
             return p
-        if self.__dict__.get("_clipped_inside") or not torch.is_grad_enabled():
+        if self.__dict__.get("_clipped_inside"):
+            return local_part(p.detach())
+        if not torch.is_grad_enabled():
             return p.detach()
-        return Tapped.of(p.detach(), self, leaf, record)
+        return Tapped.of(local_part(p.detach()), self, leaf, record)
 
     return property(read)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from tauon.errors import RecipeError
@@ -44,6 +45,8 @@ class Record:
         self.calls: dict[int, int] = {}
         self.calibrating = False
         self.anchor: Tensor | None = None
+        self.added_over: dict[int, Any] = {}
+        """By id of a layer: the processes whose parts of each unit's gradient are added."""
 
     def clear(self) -> None:
         """Forget the microbatch."""
@@ -109,6 +112,9 @@ class Record:
 
     def keep(self, layer: nn.Module, leaf: str, term: Term | Tensor) -> None:
         """One more use of a parameter: a term, or each unit's gradient (U, *shape)."""
+        if id(layer) in self.added_over:
+            term = term.dense() if isinstance(term, Term) else term.float()
+            dist.all_reduce(term, group=self.added_over[id(layer)])
         found = term if isinstance(term, Term) else Dense.of(term)
         self.terms.setdefault(self.name(layer, leaf), []).append(found)
 

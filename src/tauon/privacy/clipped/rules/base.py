@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tauon.distributed.pieces import local_part
 from tauon.privacy.clipped.record import Record, tap
 from tauon.privacy.clipped.terms import Term
 
@@ -106,7 +107,7 @@ def bare(layer: nn.Module) -> Callable[..., Any]:
 def weight_of(layer: nn.Module, leaf: str) -> Any:
     """A parameter of the layer itself, whatever stands in its place while it is recorded, without gradient; None where it has none."""
     p = layer._parameters.get(leaf)
-    return None if p is None else p.detach()
+    return None if p is None else local_part(p.detach())
 
 
 def leaves(layer: nn.Module) -> Iterable[str]:

@@ -12,17 +12,20 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tauon.distributed.pieces import is_dtensor, local_slices
+from tauon.errors import Problem, RecipeError
 from tauon.privacy.clipped.record import Record
 from tauon.privacy.clipped.terms import Outer, Rows, Term, total
 from tauon.tasks.losses import chunk_rows, softmax_and_nll
 
 __all__ = ["Head"]
 
-KEPT = 2**26
-"""Probabilities are kept up to as many, 256 MiB of float32."""
+KEPT = 2**23
+"""Probabilities are kept up to as many, 32 MiB of float32; beyond, forming them twice costs less than the memory until the sum is formed."""
 AT_ONCE = 2**26
 """Logits of one unit that may exist at a time."""
 
@@ -33,9 +36,21 @@ class Head:
     def __init__(self, record: Record, layer: nn.Module, leaf: str, weight_VD: Tensor) -> None:
         self.record, self.layer, self.leaf, self.weight = record, layer, leaf, weight_VD
         self.name = record.name(layer, leaf)
+        stored = layer._parameters[leaf]
+        self.parts: tuple[int, Any] | None = None
+        """Of a head whose rows lie over tensor-parallel processes: this one's first row, and the processes."""
+        if is_dtensor(stored) and weight_VD.shape != stored.shape:
+            self.parts = (local_slices(stored)[0].start, stored.device_mesh.get_group())
+
+    def _whole(self, what: str) -> None:
+        if self.parts is not None:
+            raise RecipeError(
+                [Problem("parallel.tensor", f"{what} with a head in parts cannot be clipped by example. Take parallel.shard.")]
+            )
 
     def times(self, x: Tensor) -> Tensor:
         """X W^T, rows first."""
+        self._whole("a product")
         return cast(Tensor, _Times.apply(x, self.weight, self.record.here(x.device), self))
 
     def linear_cross_entropy(self, hidden_ND: Tensor, target_N: Tensor, token_weight_N: Tensor) -> Tensor:
@@ -45,6 +60,7 @@ class Head:
 
     def token_nll(self, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
         """See `tasks.losses.token_nll`."""
+        self._whole("a loss of each token")
         out: Tensor = _Each.apply(hidden_ND, target_N, self.record.here(hidden_ND.device), self)
         return out
 
@@ -85,6 +101,7 @@ class _Scored:
         if by_gradient:
             for u in range(self.U):
                 self._unit(u)
+            self._add_parts()
             return
         for u, rows, p, nll in self.chunks(self.p):
             n = len(p) // self.T
@@ -93,6 +110,12 @@ class _Scored:
             self.squared[u : u + n] = total(torch.bmm(p_UTV, p_UTV.mT), torch.bmm(h_UTD, h_UTD.mT))
             for i, out in self.picked:
                 torch.gather(p_UTV, 2, i[u : u + n, None, :].expand(-1, self.T, -1), out=out[u : u + n])
+        self._add_parts()
+
+    def _add_parts(self) -> None:
+        """Each process's rows of the head add to the gradient of h."""
+        if self.head.parts is not None:
+            dist.all_reduce(self.grad_h, group=self.head.parts[1])
 
     def _row_results(self, rows: slice, p: Tensor, nll: Tensor) -> None:
         self.loss += (nll[:, 0] * self.c[rows]).sum()
@@ -125,6 +148,11 @@ class _Scored:
 
     def _softmax(self, rows: slice, into: Tensor | None) -> tuple[Tensor, Tensor]:
         h, at = self.h[rows], self.target[rows, None]
+        if self.head.parts is not None:
+            p, nll = softmax_over_parts((h @ self.w.t()).float(), self.target[rows], *self.head.parts)
+            if into is not None:
+                into[rows] = p
+            return (p.to(h.dtype) if into is None else into[rows]), nll
         z = torch.mm(h, self.w.t(), out=into[rows]) if into is not None and h.dtype == torch.float32 else (h @ self.w.t()).float()
         p, nll = softmax_and_nll(z, at, h, self.w)
         p = p.scatter_add_(1, at, torch.full_like(nll, -1.0)).to(h.dtype)
@@ -279,3 +307,18 @@ class _Ragged(torch.autograd.Function):
             if record.wants(head.layer, "bias"):
                 record.keep(head.layer, "bias", b.sum(1, dtype=torch.float32))
         return dh, None, None, None, None, None
+
+
+def softmax_over_parts(z_NV: Tensor, target_N: Tensor, first: int, group: Any) -> tuple[Tensor, Tensor]:
+    """(softmax less one at the target, of this process's part of the vocabulary; -log p of the target, N1), from its logits: overwritten."""
+    top_N1 = z_NV.amax(1, keepdim=True)
+    dist.all_reduce(top_N1, op=dist.ReduceOp.MAX, group=group)
+    at_N = target_N - first
+    here_N = (at_N >= 0) & (at_N < z_NV.shape[1])
+    at_N1 = at_N.clamp(0, z_NV.shape[1] - 1)[:, None]
+    z_NV -= top_N1
+    sums = torch.cat([z_NV.exp().sum(1, keepdim=True), z_NV.gather(1, at_N1) * here_N[:, None]], 1)
+    dist.all_reduce(sums, group=group)
+    log_N1 = sums[:, :1].log()
+    p_NV = (z_NV - log_N1).exp_()
+    return p_NV.scatter_add_(1, at_N1, -here_N[:, None].to(p_NV.dtype)), log_N1 - sums[:, 1:]
