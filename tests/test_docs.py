@@ -216,8 +216,9 @@ def commands(page: Path) -> Iterator[str]:
 def leaf(words: list[str]) -> tuple[click.Command, list[str]]:
     """The command that these words name, and the words behind its name."""
     command: click.Command = cli
+    above = click.Context(cli, **cli.context_settings)  # as on the command line: a command remembers the help option of its first context
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
-        found = command.get_command(click.Context(command), words[0])
+        found = command.get_command(above, words[0])
         assert found is not None, f"no verb {words[0]!r}"
         command, words = found, words[1:]
     return command, words
@@ -231,7 +232,7 @@ def test_commands_shown_exist(page: str, command: str) -> None:
     words = shlex.split(command.partition(" > ")[0], comments=True)[1:]
     words = [w for w in words if w not in ("...]", "...", "|")]
     verb, rest = leaf(words)
-    verb.make_parser(click.Context(verb)).parse_args(list(rest))  # raises on an option that is not there
+    verb.make_parser(click.Context(verb, **cli.context_settings)).parse_args(list(rest))  # raises on an option that is not there
     if isinstance(verb, click.Group):  # `tauon runs` alone, or `tauon --help`
         return
     values = [w for w in rest if re.match(r"[a-z][\w.]*=", w)]
