@@ -260,7 +260,7 @@ def test_credit_risk_private_costs_less_than_three_points_of_area(seed: int, tmp
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", [7, 8])
+@pytest.mark.parametrize("seed", [7, 8, 9])
 def test_chest_xray_private_costs_less_than_three_points_of_area(seed: int, tmp_path: Path, with_data: Any) -> None:
     folder, _ = full_size("chest-xray-private", tmp_path, with_data, f"seed={seed}")
     promise = read_json(folder / "privacy.json")
