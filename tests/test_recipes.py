@@ -29,7 +29,7 @@ NAMES = sorted(shipped_recipes())
 TEXT = ["data.tokenizer={kind: bpe, vocab: 300}", "data.seq_len=16", "model.layers=1", "model.width=16", "model.heads=2"]
 TEXT += ["evaluate.samples=1", "evaluate.resamples=100"]
 ARRAYS = ["evaluate.resamples=100"]
-SHORT = ["train.epochs=null", "train.time=null", "train.tokens=null", "train.steps=4", "train.batch=4"]
+SHORT = ["train.epochs=null", "train.time=null", "train.tokens=null", "train.steps=4", "train.batch=4", "train.microbatch=null"]
 SORTED = ["data.tokenizer={kind: bpe, vocab: 300}", "data.seq_len=16", "evaluate.resamples=100"]
 ANSWERS = ["data.seq_len=200", "model.seq_len=200", "evaluate.samples=1", "evaluate.resamples=100"]
 LIMIT = {"text": 2, "arrays": 200, "series": 600, "signals": 300, "labelled-text": 60, "chat": 60, "pairs": 20}
@@ -256,6 +256,46 @@ def test_credit_risk_private_costs_less_than_three_points_of_area(seed: int, tmp
         assert any(line.startswith("Statistics") for line in promise["not_covered"])
     area = cost_of(folder, tell=quiet)["roc_auc"]
     assert area["private"] >= area["plain"] - 0.03 and area["private"] >= 0.797 - 0.03  # the twin's, and that of credit-risk
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [7, 8, 9])
+def test_chest_xray_private_costs_less_than_three_points_of_area(seed: int, tmp_path: Path, with_data: Any) -> None:
+    folder, _ = full_size("chest-xray-private", tmp_path, with_data, f"seed={seed}")
+    promise = read_json(folder / "privacy.json")
+    assert promise["guarantee"]["epsilon"] <= 3 and promise["guarantee"]["delta"] == 1e-5 and promise["examples"] == 4_708
+    area = cost_of(folder, tell=quiet)["roc_auc"]
+    assert area["private"] >= area["plain"] - 0.03
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_cifar10_private_is_not_below_opacus_with_the_same_settings(with_data: Any) -> None:
+    from benchmarks.cifar10_private import accuracies
+
+    pytest.importorskip("opacus")
+    with_data(load_recipe("cifar10-private"))
+    ours, peer, epsilon = accuracies(7)
+    assert epsilon <= 8
+    assert ours >= 0.55
+    assert ours >= peer - 0.016  # one standard error of the difference of two shares of 2,000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+def test_instruct_lora_private_lies_between_the_base_and_the_run_without_privacy(
+    tmp_path: Path, with_data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "runs"
+    full_size("wikitext2-gpt", runs, with_data)
+    private, _ = full_size("instruct-lora-private", runs, with_data)
+    promise = read_json(private / "privacy.json")["guarantee"]
+    assert promise["epsilon"] <= 8 and promise["delta"] == 1e-5 and promise["unit"] == "sequence of 256 tokens"
+    plain, _ = full_size("instruct-lora", runs, with_data)
+    full_size("instruct-lora", runs, with_data, "name=untrained", "train.epochs=null", "train.steps=1", "optim.lr=1e-9")
+    assert figures(plain)["loss"] < figures(private)["loss"] < figures(runs / "untrained")["loss"]
 
 
 @pytest.mark.slow

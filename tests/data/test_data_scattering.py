@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tauon.config import parse
+from tauon.config import parse, unread_keys
 from tauon.data import DataConfig, features_of, prepare
 from tauon.data.scattering import Scattering, coefficients, gabor, morlet, padded_size
 from tauon.errors import DataError, RecipeError
@@ -109,6 +109,13 @@ def test_a_recipes_features_are_worked_out_once_and_kept(tmp_path: Path) -> None
     assert other.fingerprint != splits.fingerprint
     normed = other.train.batch(np.arange(5)).inputs.reshape(5, 27, -1)
     assert normed.mean(2).abs().max() < 1e-2 and normed.var(2, correction=0).max() < 1.01 and normed.var(2, correction=0)[:, 0].min() > 0.99
+
+
+def test_settings_count_as_read_where_the_cache_has_the_features(tmp_path: Path) -> None:
+    for _ in range(2):  # worked out, then found
+        config = pictures(tmp_path, scattering={"scales": 2, "angles": 4, "groups": 5})
+        prepare(config, seed=0, needs="arrays")
+        assert not [k for k in unread_keys(config) if k.startswith("scattering")]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from tauon.config import Config, Count, dump
+from tauon.config import Config, Count
 from tauon.data.cache import cache_root, obtain
 from tauon.data.files import canonical, write_json
 from tauon.data.progress import report
@@ -73,7 +73,8 @@ def with_features(table: Arrays, config: ScatteringConfig, what: str) -> Arrays:
             f"data.scattering: needs pictures (channels, height, width) of {2 ** (config.scales + 1)} pixels at least, and an example has shape "
             f"{pictures.shape[1:]}. Take fewer scales, or leave it out"
         )
-    digest = hashlib.sha256(canonical([_VERSION, dump(config), str(pictures.dtype), list(pictures.shape)]).encode())
+    how = {"scales": config.scales, "angles": config.angles, "groups": config.groups}  # read, also where all is in the cache
+    digest = hashlib.sha256(canonical([_VERSION, how, str(pictures.dtype), list(pictures.shape)]).encode())
     digest.update(np.ascontiguousarray(pictures).data)
     folder = cache_root() / "features" / digest.hexdigest()[:32]
 
@@ -86,7 +87,7 @@ def with_features(table: Arrays, config: ScatteringConfig, what: str) -> Arrays:
                 out = np.lib.format.open_memmap(temporary / "features.npy", mode="w+", dtype=np.float16, shape=shape)
             out[start : start + len(part)] = part
             report(f"features of {what}", min(start + 128 * _ROWS, len(pictures)), len(pictures))
-        write_json(temporary / "features.json", {"rows": len(pictures), "scattering": dump(config)})
+        write_json(temporary / "features.json", {"rows": len(pictures), "scattering": how})
 
     obtain(folder, "features.json", build)
     return replace(table, features=np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False), feature_names=())
