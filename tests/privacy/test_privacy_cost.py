@@ -14,8 +14,9 @@ pytest.importorskip("sklearn")
 
 from tauon.artifacts import read_json
 from tauon.config import dump
-from tauon.errors import RunError
+from tauon.errors import RecipeError, RunError
 from tauon.pipeline import run
+from tauon.privacy.ledger import find_ledgers
 from tauon.privacy_cost import cost_of, twin_of
 from tauon.recipe import differences, load_recipe
 
@@ -93,3 +94,17 @@ def test_only_a_finished_private_run_has_a_cost(tmp_path: Path) -> None:
     prepared = run(load_recipe(path), root=tmp_path / "runs", stages=("prepare",)).folder
     with pytest.raises(RunError, match=r"not trained to its end\. First: tauon train"):
         cost_of(prepared, tell=quiet)
+
+
+def test_all_folds_are_charged_to_the_ledger_beside_the_run(tmp_path: Path) -> None:
+    """A fold's folder lies in the run's, and its account does not: else every cross-validation would have a budget of its own."""
+    folds = {"data": {"split": {"folds": 2, "validation": 0}}, "train": {"validate_every": None}}
+    path = table_recipe(tmp_path, privacy=PRIVACY | {"budget": {"epsilon": 20, "delta": 1e-3}}, **folds)
+    run(load_recipe(path), root=tmp_path / "runs", stages=("train",))
+    assert not (tmp_path / "runs/table/ledger").exists()
+    (ledger,) = find_ledgers(tmp_path / "runs/ledger", "")
+    assert [e.values["run"] for e in ledger.entries() if e.action == "reserve"] == ["table/fold-0", "table/fold-1"]
+    assert not ledger.standing().open and ledger.standing().spent > 4.1
+    tight = load_recipe(path, ["name=other", "seed=1", "privacy.target_epsilon=19"])
+    with pytest.raises(RecipeError, match="budget"):
+        run(tight, root=tmp_path / "runs", stages=("train",))

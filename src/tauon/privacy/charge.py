@@ -27,7 +27,8 @@ def reserve(run: Run, config: PrivacyConfig, source: SourceConfig, releases: lis
         RecipeError: over budget, with the arithmetic; another budget than the ledger has.
         RunError: the data changed, or an earlier run of this name is not settled.
     """
-    folder = Path(config.ledger) if config.ledger is not None else run.folder.parent / "ledger"
+    root, name = place_of(run)
+    folder = Path(config.ledger) if config.ledger is not None else root / "ledger"
     ledger = Ledger(folder, data_identity(source))
     if config.budget is not None:
         ledger.open((config.budget.epsilon, config.budget.delta), examples=examples, unit=unit, accountant=config.accountant)
@@ -38,10 +39,18 @@ def reserve(run: Run, config: PrivacyConfig, source: SourceConfig, releases: lis
     plain = [r.to_json() for r in releases]
     paid = any(e.action == "settle" and e.values["of"] == mine and e.values["releases"] == plain for e in ledger.entries())
     if not paid:
-        entry = ledger.reserve(run.folder.name, releases, resumes=mine)
+        entry = ledger.reserve(name, releases, resumes=mine)
         run.update_manifest(**{NOTE: before | {"ledger": str(folder.resolve()), "data": ledger.data, "reservation": entry.number}})
     standing = ledger.standing()
     return f"epsilon {standing.reserved:.3g} of {standing.budget[0]:g} at delta {standing.budget[1]:g} with this run, ledger {ledger.data[:12]}"
+
+
+def place_of(run: Run) -> tuple[Path, str]:
+    """(folder of all runs, the run's name in it). A run that lies in another, a fold, is charged where that one would be."""
+    root, name = run.folder.parent, run.folder.name
+    while (root / run.recipe_path.name).is_file():
+        root, name = root.parent, f"{root.name}/{name}"
+    return root, name
 
 
 def settle(run: Run, releases: list[Release]) -> None:
