@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tauon.artifacts import Checkpoint, CheckpointWriter, latest_checkpoint, load_checkpoint, write_json
+from tauon.artifacts import Checkpoint, CheckpointWriter, latest_checkpoint, load_checkpoint, steps_in, write_json
 from tauon.auditing import planted
 from tauon.config import dump
 from tauon.data import DataSplits, Loader
@@ -108,7 +108,7 @@ def private_run(ctx: Context) -> PrivateRun | None:
         key = seeded_key(ctx.recipe.seed)
         ctx.tell("warning", message="privacy.generator is seeded: whoever knows the seed can take the noise off again. For tests only.")
     else:
-        key = bytes.fromhex(ctx.world.lead(lambda: run_key(ctx.run.folder).hex()))
+        key = bytes.fromhex(ctx.world.lead(lambda: run_key(ctx.run.folder, goes_on=bool(steps_in(ctx.run.checkpoints))).hex()))
     return PrivateRun(config, key=key, examples=len(ctx.splits.train), unit=unit_of(ctx.splits))
 
 

@@ -21,7 +21,7 @@ from tauon.privacy.noise import NoisePlan, NoiseSource
 from tauon.recipe import load_recipe
 from tauon.train import TrainJob
 from tauon.types import Batch
-from toy import text_recipe
+from toy import Tauon, text_recipe
 
 
 def job_of(model: dict[str, Any] = GPT, spec: Any = TEXT, **more: Any) -> TrainJob:
@@ -144,6 +144,27 @@ def test_a_stopped_private_run_goes_on_to_the_same_bits(tmp_path: Path, noise: s
     assert read_json(parts.folder / "privacy.json") == read_json(whole.folder / "privacy.json")
 
 
+def test_a_run_that_lost_its_key_does_not_go_on(tmp_path: Path) -> None:
+    path = text_recipe(tmp_path, privacy={"target_epsilon": 4.0, "delta": 1e-3})
+
+    def stop(kind: str, **facts: Any) -> None:
+        if kind == "step" and facts["step"] == 7:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(load_recipe(path), root=tmp_path / "runs", stages=("train",), tell=stop)
+    key = tmp_path / "runs/toy/privacy.key"
+    assert key.stat().st_mode & 0o777 == 0o600 and len(key.read_bytes()) == 32
+    kept = key.read_bytes()
+    key.unlink()
+    with pytest.raises(RunError, match=r"privacy\.key is gone"):
+        run(load_recipe(path), root=tmp_path / "runs", stages=("train",))
+    key.touch(0o600)
+    key.write_bytes(kept)
+    run(load_recipe(path), root=tmp_path / "runs", stages=("train",))
+    assert not key.exists()
+
+
 def test_correlated_noise_in_whole_passes(tmp_path: Path) -> None:
     privacy = PRIVATE | {"noise": {"kind": "correlated"}, "sampling": "shuffled"}
     done = run(load_recipe(text_recipe(tmp_path, privacy=privacy)), root=tmp_path / "runs", stages=("train",))
@@ -258,3 +279,8 @@ def test_adam_is_told_of_the_noise(tmp_path: Path) -> None:
     assert state["head.weight/noise_sq"] == pytest.approx(noise**2 * (1 - 0.999**12))
     with pytest.raises(RecipeError, match=r"optim\.kind: adamw-bc takes the noise of private training"):
         load_recipe(text_recipe(tmp_path, optim=optim))
+
+
+def test_a_range_test_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ended = Tauon(capsys)("tune", text_recipe(tmp_path, privacy=PRIVATE), "--lr-range", "--root", tmp_path / "runs")
+    assert ended.code == 2 and "would be taken without privacy" in ended.err

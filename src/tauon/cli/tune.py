@@ -38,6 +38,7 @@ def tune_command(
 
     --lr-range writes ROOT/NAME.lr-range.html with the curve, and says which rate to begin with.
     """
+    from tauon.errors import Problem, RecipeError
     from tauon.recipe import load_recipe
 
     if not lr_range:
@@ -45,6 +46,9 @@ def tune_command(
     if low >= high:
         raise click.UsageError(f"--low {low:g} is not below --high {high:g}")
     tree = load_recipe(recipe, assignments)
+    if tree.privacy is not None and tree.privacy.promises:
+        said = "its steps would be taken without privacy, on the data that the recipe protects. Try on public data, with another recipe."
+        raise RecipeError([Problem("privacy", said)])
     root = root or Path("runs")
     show = pick_show(quiet, as_json)
     with show:

@@ -23,9 +23,17 @@ def seeded_key(seed: int) -> bytes:
     return hashlib.blake2b(f"{seed}/privacy".encode(), digest_size=BYTES).digest()
 
 
-def run_key(folder: Path) -> bytes:
-    """The run's key: a new one where there is none. Raises `RunError` for a file that is no key, or that others may read."""
+def run_key(folder: Path, *, goes_on: bool = False) -> bytes:
+    """The run's key: a new one where there is none.
+
+    Raises `RunError` for a file that is no key, or that others may read, and where a run that `goes_on` has lost its own.
+    """
     path = folder / NAME
+    if goes_on and not path.exists():
+        said = (
+            "is gone, and the run has trained with it: it would go on with other draws than its guarantee counts. Start over with --fresh."
+        )
+        raise RunError(f"{path} {said}")
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
