@@ -106,6 +106,8 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
     model, changed = small_and_still(recipe, ctx, processes)
     if changed:
         tell("note", message=changed)
+    if recipe.privacy is not None:
+        tell("note", message="privacy is left out here: the plain step is compared")
     train, seq_len = ctx.train, ctx.splits.spec.seq_len
     layout, _ = choose_layout(recipe.parallel, processes)  # what cannot work is told before any work
     refuse_layout(model.bare(), layout, recipe.parallel, batch=train.batch, seq_len=seq_len, microbatch=train.peek("microbatch"))
