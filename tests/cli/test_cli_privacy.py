@@ -26,7 +26,7 @@ def tauon(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
     return Tauon(capsys)
 
 
-@pytest.mark.parametrize("verb", ["", "ledger", "remaining", "spend", "settle", "epsilon"])
+@pytest.mark.parametrize("verb", ["", "ledger", "remaining", "spend", "settle", "cost", "epsilon"])
 def test_help_teaches(tauon: Tauon, verb: str) -> None:
     ended = tauon("privacy", *([verb] if verb else []), "--help")
     assert ended.code == 0 and "Usage: tauon privacy" in ended.out
