@@ -46,7 +46,7 @@ test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow and not distributed" --timeout 3600
 
 test-distributed: $(VENV)/.dev
-	$(BIN)/python -m pytest -m distributed --timeout 900 $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m distributed --timeout 900 --dist worksteal -n 3
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
