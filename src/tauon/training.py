@@ -28,7 +28,7 @@ from tauon.distributed import (
 )
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, Start, fit
-from tauon.privacy import PrivateRun, check_independent, discard_key, reserve, run_key, seeded_key, settle
+from tauon.privacy import PrivateRun, check_independent, discard_key, reserve, run_key, seeded_key, settle, steps_done
 from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
     Derived,
@@ -129,9 +129,9 @@ def charge(ctx: Context, private: PrivateRun, steps: int) -> None:
 
 def write_account(ctx: Context, private: PrivateRun, job: TrainJob) -> None:
     """`privacy.json`: what the steps that were done promise, whatever ended them. A run that failed before its first has told nothing."""
-    if not job.step:
+    if not job.step and not steps_done(ctx.run.folder):
         settle(ctx.run, [])
-    else:
+    elif job.step:
         record = private.record(job.step)
         write_json(ctx.run.folder / "privacy.json", record)
         promise = {k: record["guarantee"][k] for k in ("epsilon", "delta", "unit", "neighbouring", "accountant")}

@@ -55,7 +55,7 @@ def compare(found: Any, case: dict[str, Any]) -> None:
     for (loss, norm), (loss_1, norm_1) in zip(found["steps"], expected["steps"], strict=True):
         assert loss == pytest.approx(loss_1, rel=2e-5) and norm == pytest.approx(norm_1, rel=2e-5)
     for name, weight in expected["weights"].items():
-        torch.testing.assert_close(found["weights"][name], weight, rtol=2e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found["weights"][name], weight, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.fixture(scope="module")

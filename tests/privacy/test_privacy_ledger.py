@@ -21,7 +21,8 @@ from tauon.data import SourceConfig
 from tauon.errors import DataError, RecipeError, RunError
 from tauon.privacy import ledger as module
 from tauon.privacy.accounting import Release, epsilon
-from tauon.privacy.ledger import Ledger, data_identity, find_ledgers, first_steps, settle_run, steps_done
+from tauon.privacy.charge import first_steps, settle_run, steps_done
+from tauon.privacy.ledger import Ledger, data_identity, find_ledgers
 from tauon.tracking import EventLog
 
 DATA, OTHER = "a" * 64, "b" * 64

@@ -17,7 +17,6 @@ from tauon.errors import RecipeError, RunError
 from tauon.pipeline import run
 from tauon.privacy.keys import run_key
 from tauon.privacy.ledger import Ledger
-from tauon.privacy.noise import NoisePlan, NoiseSource
 from tauon.recipe import load_recipe
 from tauon.train import TrainJob
 from tauon.types import Batch
@@ -191,6 +190,10 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
         ({"privacy": PRIVATE | {"noise": {"kind": "correlated"}}}, r"privacy\.sampling: correlated noise is for whole passes"),
         ({"privacy": PRIVATE | {"sampling": "fixed-size"}}, r"privacy\.accountant: pld is not proven for fixed-size"),
         ({"privacy": PRIVATE, "parallel": {"kind": "mesh", "pipeline": 2}}, r"parallel\.pipeline: cuts an example"),
+        (
+            {"privacy": PRIVATE | {"sampling": "shuffled"}, "train": {"batch_warmup": {"start": 2, "steps": 4}}},
+            r"train\.batch_warmup: grows from step to step",
+        ),
         ({"privacy": PRIVATE, "parallel": {"kind": "diloco"}}, r"parallel\.kind: diloco exchanges something else"),
     ],
 )
@@ -198,19 +201,6 @@ def test_what_cannot_be_private_is_refused_by_name(tmp_path: Path, sections: dic
     with pytest.raises(RecipeError, match=message):
         run(load_recipe(text_recipe(tmp_path, **sections)), root=tmp_path / "runs", stages=("train",))
     assert not (tmp_path / "runs/toy/privacy.json").exists()
-
-
-def test_noise_can_be_drawn_in_parts() -> None:
-    plan = NoisePlan(load_noise(), 1.0, 4)
-    source = NoiseSource.seeded(1)
-    assert torch.equal(plan.draw(source, 2, "a", (3, 4)), plan.draw(source, 2, "a", (3, 4)))
-    assert not torch.equal(plan.draw(source, 2, "a", (3, 4)), plan.draw(source, 2, "b", (3, 4)))
-
-
-def load_noise() -> Any:
-    from tauon.privacy.noise import Constant
-
-    return Constant()
 
 
 def test_events_say_how_much_noise_a_step_had(tmp_path: Path) -> None:

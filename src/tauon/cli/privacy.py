@@ -202,7 +202,7 @@ def settle_command(run: Path) -> None:
     Do not settle a run that will go on: a run settles itself when it ends.
     """
     from tauon.artifacts import Run
-    from tauon.privacy.ledger import settle_run
+    from tauon.privacy.charge import settle_run
 
     with Run.open(run):  # nobody is at work in it
         ledger, entry, done = settle_run(run)

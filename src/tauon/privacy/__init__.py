@@ -1,6 +1,6 @@
 """Training under differential privacy: per-example clipping, noise, accounting, the ledger of each data set, audits."""
 
-from tauon.privacy.charge import reserve, settle
+from tauon.privacy.charge import reserve, settle, steps_done
 from tauon.privacy.clipped import ClippedSum, ClippingConfig, check_independent, register_rule
 from tauon.privacy.config import PrivacyConfig
 from tauon.privacy.keys import discard_key, run_key, seeded_key
@@ -24,4 +24,5 @@ __all__ = [
     "run_key",
     "seeded_key",
     "settle",
+    "steps_done",
 ]

@@ -30,18 +30,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tauon.artifacts import Run, atomic_write, sha256_file, steps_in
+from tauon.artifacts import atomic_write, sha256_file
 from tauon.data import SourceConfig
 from tauon.errors import DataError, Problem, RecipeError, RunError
 from tauon.privacy.accounting import Accountant, Release, calibrate, epsilon, refuse_delta, refuse_epsilon
-from tauon.tracking import read_events
 
-__all__ = ["Entry", "Ledger", "Standing", "data_identity", "find_ledgers", "first_steps", "settle_run", "steps_done"]
+__all__ = ["Entry", "Ledger", "Standing", "data_identity", "find_ledgers"]
 
 START = "0" * 64
 SKEW = 2.0
 """Seconds by which clocks of machines that share a ledger may differ."""
-STEPPED = ("poisson", "fixed-size", "shuffled")
 
 
 @dataclass(frozen=True)
@@ -90,22 +88,6 @@ def data_identity(source: SourceConfig) -> str:
     """
     digests = sorted(sha256_file(path) for path, _ in source.files())
     return hashlib.sha256("/".join(digests or [source.fingerprint()]).encode()).hexdigest()
-
-
-def first_steps(releases: Sequence[Release], done: int) -> list[Release]:
-    """What a run that was stopped after `done` steps has released of its plan, `releases` being in the order of the steps. Answers that are
-    no steps (full, known) stay charged; so does correlated noise, which is one release for all steps.
-    """
-    found: list[Release] = []
-    for r in releases:
-        if r.sampling not in STEPPED:
-            found.append(r)
-        elif r.sampling == "shuffled" and r.rate == 1 and r.count == 1:
-            found += [r] if done else []
-        elif done > 0:
-            found.append(replace(r, count=min(done, r.count)))
-            done -= r.count
-    return found
 
 
 class Ledger:
@@ -416,40 +398,3 @@ def _noise_that_fits(before: list[Release], wanted: list[Release], budget: tuple
 def find_ledgers(folder: Path | str, prefix: str) -> list[Ledger]:
     """Ledgers whose data set's identity begins with `prefix`, by identity."""
     return [Ledger(folder, p.stem) for p in sorted(Path(folder).glob("*.jsonl")) if p.stem.startswith(prefix)]
-
-
-def settle_run(folder: Path | str) -> tuple[Ledger, Entry, int]:
-    """Settle what a run has reserved by the steps it made: (ledger, entry, steps). For runs that were killed, or given up.
-
-    The run's manifest says, under `privacy`, where its reservation stands: `ledger` (folder), `data` (identity), `reservation` (number).
-
-    Raises:
-        RunError: a run that reserved nothing, or that left no trace of how far it came: then all stays charged.
-    """
-    run = Run.read(folder)
-    where = run.manifest().get("privacy") or {}
-    if not {"ledger", "data", "reservation"} <= set(where):
-        raise RunError(f"{folder}: has reserved nothing in a ledger, so there is nothing to settle.")
-    ledger = Ledger(where["ledger"], where["data"])
-    made = next((e for e in ledger.entries() if e.number == where["reservation"] and e.action == "reserve"), None)
-    if made is None:
-        raise RunError(f"{ledger.path}: has no reservation {where['reservation']}, which {folder} says it made. Is it another ledger?")
-    done = steps_done(folder)
-    if done is None:
-        raise RunError(
-            f"{folder}: left neither events nor checkpoints, so nobody knows what it released. Its reservation stays charged in full."
-        )
-    return ledger, ledger.settle(made.number, first_steps(made.releases, done), note=f"stopped after {done} steps"), done
-
-
-def steps_done(folder: Path | str) -> int | None:
-    """Steps that a run is known to have made, by its event log and its checkpoints; None where it left neither, so that nothing is known.
-
-    Steps after the last event of a killed run left no trace outside its memory.
-    """
-    run = Run.read(folder)
-    found = max((step for step, _ in steps_in(run.checkpoints)), default=None)
-    if run.events_path.is_file():
-        logged = [int(e["step"]) for e in read_events(run.events_path) if isinstance(e.get("step"), int)]
-        found = max([*logged, *([found] if found is not None else [])], default=found)
-    return found

@@ -56,6 +56,11 @@ class PrivateLoader(Loader):
             if getattr(dataset, name, None) is not None:
                 said = "chooses examples by their class" if name == "order" else "mixes examples, so that none of them can be clipped alone"
                 raise RecipeError([Problem(what, f"{said}, which no guarantee covers. Drop it, or drop privacy.")])
+        if sampling == "shuffled" and sizes is not None:
+            said = (
+                "grows from step to step, and passes of shuffled sampling are of equal batches. Drop it, or take privacy.sampling=poisson."
+            )
+            raise RecipeError([Problem("train.batch_warmup", said)])
         super().__init__(dataset, batch=batch, seed=0, rank=rank, world=world, workers=workers, sizes=sizes)
         self.sampling, self.key, self.views = sampling, key, views
         self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
