@@ -246,7 +246,7 @@ def run_job(
             else:
                 servers.through(go, partial(back_to_checkpoint, ctx, job, writer, watch, events))
         except RuntimeError as err:
-            failure = ctx.heart.failure(err)
+            failure = ctx.heart.failure(err, ending=stop.name is not None)
             events.log("interrupted", step=job.step, reason=str(failure or err) or type(err).__name__)
             if failure is None:
                 raise

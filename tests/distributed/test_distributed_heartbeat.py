@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from datetime import timedelta
 
@@ -58,12 +60,18 @@ def one_leaves(flag: str) -> str:
         return "never told to go"
     time.sleep(2.5)
     said = heart.explain(RuntimeError("Connection closed by peer"))
+    heart.interval = 40.0
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    began = time.monotonic()
+    heart.explain(RuntimeError("Connection closed by peer"))
+    heart.failure(RuntimeError("Connection closed by peer"), ending=True)
+    assert time.monotonic() - began < 20
     open(flag, "w").close()
     return said
 
 
-def test_a_rank_that_is_gone_is_named(tmp_path: object) -> None:
-    said = run_processes(one_leaves, 2, 60, f"{tmp_path}/flag")[0]
+def test_a_rank_that_is_gone_is_named_and_a_process_that_is_told_to_end_does_not_wait_for_that(tmp_path: object) -> None:
+    said = run_processes(one_leaves, 2, 90, f"{tmp_path}/flag")[0]
     assert "Rank 1 no longer answers (last heard of after step 7" in said
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -117,11 +118,14 @@ class Heartbeat:
 
     # ------------------------------------------------------------------------------------------ afterwards
 
-    def failure(self, err: BaseException) -> TrainingError | None:
-        """The error to end with where `err` is of the network or of another rank; None where it is this process's own."""
+    def failure(self, err: BaseException, *, ending: bool = False) -> TrainingError | None:
+        """The error to end with where `err` is of the network or of another rank; None where it is this process's own.
+
+        `ending`: this process was told to end (SIGTERM): whoever told it knows who died, so it does not wait to find out.
+        """
         if self.world.size == 1 or not is_collective_failure(err):
             return None
-        return TrainingError(self.explain(err) + " The last whole checkpoint is kept; the same command goes on from it.")
+        return TrainingError(self.explain(err, ending=ending) + " The last whole checkpoint is kept; the same command goes on from it.")
 
     def hearts(self) -> dict[int, dict[str, Any] | None]:
         """What each rank told last; None where it told nothing. `RuntimeError` where the store cannot be reached."""
@@ -132,21 +136,23 @@ class Heartbeat:
             found[rank] = json.loads(store.get(key)) if store.check([key]) else None
         return found
 
-    def explain(self, err: BaseException) -> str:
+    def explain(self, err: BaseException, *, ending: bool = False) -> str:
         """Words for a collective that failed in this process: who did not come, and where that one is.
 
-        Returns within the time-out: a store that is cut off fails by then (`timeouts.py`).
+        Waits a little longer than a beat, so that whoever is stuck has told its stack, and whoever tells nothing is known to be gone;
+        but not once it is told to end. Returns within the time-out: a store that is cut off fails by then (`timeouts.py`).
         """
         first = str(err).splitlines()[0][:300] if str(err) else type(err).__name__
         said = f"rank {self.world.rank} of {self.world.size} waited for others after step {self.step} in vain ({first})"
-        time.sleep(1.2 * self.interval)  # so that whoever is stuck has told its stack
         try:
+            before = self.hearts()
+            waited = not ending and not _told_to_end(1.5 * self.interval)
             hearts = self.hearts()
         except RuntimeError:
             at = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             return f"{said}. Rank 0 no longer answers: nothing comes from {at}. Its process or its machine is gone, or this one is cut off."
         now = time.time()
-        silent = [r for r, h in hearts.items() if r != self.world.rank and (h is None or now - h["at"] > 3 * self.interval)]
+        silent = [r for r, h in hearts.items() if r != self.world.rank and (h is None or (waited and h == before[r]))]
         if silent:
             last = hearts[silent[0]]
             when = f"last heard of after step {last['step']}, {now - last['at']:.0f} s ago" if last else "never heard of"
@@ -161,6 +167,19 @@ class Heartbeat:
         return (
             f"{said}. Rank {lag} has not come: it is at step {h['step']} and has not moved for {h['still']:.0f} s. Its stack:\n    {stack}"
         )
+
+
+def _told_to_end(seconds: float) -> bool:
+    """Wait for so long, but not once SIGTERM comes; returns whether it came."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        time.sleep(seconds)
+        return False
+    told = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        return told.wait(seconds)
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _over_nccl() -> bool:

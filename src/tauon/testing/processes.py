@@ -3,6 +3,9 @@
 The processes find what `torchrun` gives its workers (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...). The store lives in the
 calling process on a port that the system chose, so two tests at once never want the same port, and no rank outlives a failure.
 Not a launcher: no restarts, one machine, one thread a process.
+
+The processes are forked from a server that has imported torch and Tauon once (`multiprocessing`'s own "forkserver"): the imports
+take three seconds of processor time a process, most tests less. Each gets the caller's environment as it is at the call.
 """
 
 from __future__ import annotations
@@ -17,13 +20,20 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
-from multiprocessing import connection, get_context
+from multiprocessing import connection, forkserver, get_context
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 
 __all__ = ["ProcessFailure", "run_processes"]
+
+PRELOADED = [
+    "tauon.pipeline", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.pipelining",
+    "torch.distributed.tensor.parallel",
+]  # fmt: skip
+"""What the server imports before it forks: nothing here may start a thread."""
 
 GRACE = 3.0
 """Seconds that the other ranks have, after one failed, to fail too and say why."""
@@ -47,16 +57,19 @@ def run_processes(fn: Callable[..., Any], world: int, timeout: float, *args: Any
         ProcessFailure: a rank was killed, or was not done in time (its stack is on stderr).
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-    context = get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):  # read when libraries are loaded
+        forkserver.ensure_running()
     ends: dict[connection.Connection, int] = {}
     processes = []
     call = _pickled((fn, args))
     try:
         for rank in range(world):
             mine, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(theirs, call, timeout), name=f"rank {rank}", daemon=True)
-            with _Environment(_environment(rank, world, store.port)):
-                process.start()
+            environment = {**os.environ, **_environment(rank, world, store.port)}
+            process = context.Process(target=_child, args=(theirs, call, timeout, environment), name=f"rank {rank}", daemon=True)
+            process.start()
             theirs.close()  # so that the end of the process is the end of the pipe
             processes.append(process)
             ends[mine] = rank
@@ -91,24 +104,6 @@ def run_processes(fn: Callable[..., Any], world: int, timeout: float, *args: Any
     if missing:
         raise ProcessFailure(f"ranks {missing} of {world} were not done after {timeout:g} s, and were killed. Their stacks are on stderr.")
     return [outcomes[rank].value for rank in range(world)]
-
-
-class _Environment:
-    """Variables set inside the context, as they were after it: a process takes them as they are when it starts."""
-
-    def __init__(self, variables: dict[str, str]) -> None:
-        self.variables = variables
-
-    def __enter__(self) -> None:
-        self.before = {k: os.environ.get(k) for k in self.variables}
-        os.environ.update(self.variables)
-
-    def __exit__(self, *_: object) -> None:
-        for k, v in self.before.items():
-            if v is None:
-                os.environ.pop(k, None)
-            else:
-                os.environ[k] = v
 
 
 def _environment(rank: int, world: int, port: int) -> dict[str, str]:
@@ -165,8 +160,10 @@ def _pickled(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _child(end: connection.Connection, call: bytes, timeout: float) -> None:
+def _child(end: connection.Connection, call: bytes, timeout: float, environment: dict[str, str]) -> None:
     """One rank: join the group, call, answer."""
+    os.environ.clear()
+    os.environ.update(environment)
     faulthandler.register(signal.SIGUSR1)
     torch.set_num_threads(1)
     try:
