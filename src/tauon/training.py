@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tauon.artifacts import Checkpoint, CheckpointWriter, latest_checkpoint, load_checkpoint, steps_in, write_json
 from tauon.auditing import planted
 from tauon.config import dump
-from tauon.data import DataSplits, Loader
+from tauon.data import Loader
 from tauon.distributed import (
     Layout,
     LowCommunication,
@@ -109,20 +109,14 @@ def private_run(ctx: Context) -> PrivateRun | None:
         ctx.tell("warning", message="privacy.generator is seeded: whoever knows the seed can take the noise off again. For tests only.")
     else:
         key = bytes.fromhex(ctx.world.lead(lambda: run_key(ctx.run.folder, goes_on=bool(steps_in(ctx.run.checkpoints))).hex()))
-    return PrivateRun(config, key=key, examples=len(ctx.splits.train), unit=unit_of(ctx.splits))
-
-
-def unit_of(splits: DataSplits) -> str:
-    """What one example is, in words."""
-    spec = splits.spec
-    return f"sequence of {spec.seq_len} tokens" if spec.vocab is not None else "example"
+    return PrivateRun(config, key=key, train=ctx.splits.train)
 
 
 def charge(ctx: Context, private: PrivateRun, steps: int) -> None:
     """Reserve what the run may tell, before it tells anything. Over budget: refused."""
     config, source = private.config, ctx.data.source
     said = ctx.world.lead(
-        lambda: reserve(ctx.run, config, source, private.releases(steps, done=0), examples=private.examples, unit=private.unit)
+        lambda: reserve(ctx.run, config, source, private.releases(steps, done=0), examples=private.units, unit=private.unit)
     )
     ctx.tell("note", message=f"privacy budget: {said}")
 
@@ -158,9 +152,9 @@ def decide(ctx: Context, started: dict[str, Any], private: PrivateRun | None = N
         "sizes": Ramps.of(ctx.train, spec.seq_len) if ctx.train.batch_warmup is not None else None,
     }  # fmt: skip
     train = ctx.splits.train
-    loader = Loader(train, seed=recipe.seed, **share) if private is None else private.load(train, **share)
+    loader = Loader(train, seed=recipe.seed, **share) if private is None else private.load(**share)
     plan = make_plan(
-        model, recipe.optim, ctx.train, recipe.task, spec, examples=len(ctx.splits.train), loader=loader, seed=recipe.seed,
+        model, recipe.optim, ctx.train, recipe.task, spec, examples=loader.count, loader=loader, seed=recipe.seed,
         recorded=started.get("plan"), tell=lambda m: ctx.tell("note", message=m), mesh=mesh, parallel=recipe.parallel,
     )  # fmt: skip
     plan.derived.insert(1, chosen)

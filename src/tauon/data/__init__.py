@@ -13,6 +13,7 @@ from tauon.data.chat_template import ChatConfig, RoleConfig, template_for
 from tauon.data.choice import BalancedOrder, class_weights
 from tauon.data.columns import ColumnsConfig, Encoder
 from tauon.data.config import DataConfig, problems_for
+from tauon.data.documents import DocumentDataset
 from tauon.data.grid import picture_sheet
 from tauon.data.half import ChosenExamples, HalfConfig, half_of, halve, plain, pool_of
 from tauon.data.image_features import ScatteringConfig, features_of
@@ -58,6 +59,7 @@ __all__ = [
     "DataConfig",
     "DataSplits",
     "Document",
+    "DocumentDataset",
     "Draws",
     "Encoder",
     "FromModelConfig",

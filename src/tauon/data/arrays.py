@@ -231,12 +231,13 @@ class ArrayDataset:
         order: BalancedOrder | None = None,
         mixer: Mixer | None = None,
         categories: tuple[int, ...] = (),
+        groups: NDArray[np.int64] | None = None,
     ) -> None:
         """`rows` are those of `table` that belong to this part; nothing is copied. `weights`: of each class in the loss, (C). `order`,
-        `mixer`: what the loader asks for. `categories`: `DataSpec.categories`.
+        `mixer`: what the loader asks for. `categories`: `DataSpec.categories`. `groups`: whose each of these rows is.
         """
         check_shape(augments, table.features.shape[1:], table.features.dtype)
-        self._weights, self.order, self.mixer = weights, order, mixer
+        self._weights, self.order, self.mixer, self.groups = weights, order, mixer, groups
         self._table, self._rows, self._normalizer, self._seed, self._augments = table, rows, normalizer, seed, tuple(augments)
         targets = table.targets
         outputs = len(table.label_names) if table.classes else (targets.shape[1] if targets.ndim == 2 else 1)

@@ -51,6 +51,10 @@ class ColumnsConfig(Config):
     dates: tuple[DatePart, ...] = ()
     """What columns of dates become: days (since 1970), year, month, day, weekday (Monday 0), hour. None given: they are refused."""
 
+    group: str | None = None
+    """Column that says whose a row is (a patient, a customer). It is no feature; all rows of one are held out together, and
+    privacy.unit=group protects them together."""
+
     def problems(self) -> Iterator[tuple[str, str]]:
         how = self.peek("categories")
         if self.peek("order") and how != "ordinal":

@@ -114,7 +114,7 @@ class ChosenExamples:
 
     def __getattr__(self, name: str) -> Any:
         """What a data set of its kind offers besides (a tokenizer, the bytes of tokens): the first part's."""
-        if name.startswith("_") or name in ("parts", "order", "shards", "tokens"):
+        if name.startswith("_") or name in ("parts", "order", "shards", "tokens", "groups"):
             raise AttributeError(name)
         return getattr(self.parts[0], name)
 

@@ -58,6 +58,7 @@ class Loader:
         if not 0 <= rank < world:
             raise RecipeError(f"rank {rank} of {world} does not exist")
         self.dataset, self.batch, self.seed, self.rank, self.world = dataset, batch, seed, rank, world
+        self.count = len(dataset)
         self.sizes = sizes
         self._ahead = 2 * workers
         self._pool = ThreadPoolExecutor(workers, "tauon-data") if workers else None
@@ -66,11 +67,11 @@ class Loader:
     @property
     def steps_per_epoch(self) -> int:
         """Steps after which every example was seen at least once."""
-        return math.ceil(len(self.dataset) / self.batch)
+        return math.ceil(self.count / self.batch)
 
     def steps_for(self, epochs: float) -> int:
         """Steps that go `epochs` times through the data; the last may run into the next epoch."""
-        return max(1, math.ceil(epochs * len(self.dataset) / self.batch - 1e-9))
+        return max(1, math.ceil(epochs * self.count / self.batch - 1e-9))
 
     def examples_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, example) of this rank's rows of step `step` (0 is the first), ceil(B / world) int64 each; the last may be repeated."""

@@ -151,11 +151,17 @@ def _by_document(stats: Sequence[TextStat], edges: Sequence[tuple[Part, float, f
     return {i: [(part_of[s.digest], 0, s.chars)] for i, s in enumerate(stats)}
 
 
-def split_rows(targets: NDArray[Any], config: SplitConfig, wanted: Sequence[Part]) -> tuple[dict[Part, NDArray[np.int64]], dict[str, Any]]:
+def split_rows(
+    targets: NDArray[Any], config: SplitConfig, wanted: Sequence[Part], whose: NDArray[np.int64] | None = None
+) -> tuple[dict[Part, NDArray[np.int64]], dict[str, Any]]:
     """Row numbers of each part, ascending; and facts. Each class is held out in proportion where targets are classes (int).
 
-    Sizes are exact: round(share * rows) rows, classes by largest remainder.
+    Sizes are exact: round(share * rows) rows, classes by largest remainder. `whose`: number of whom each row is of, from 0; then the
+    shares are of them, all rows of one are in one part, and classes come out as they do.
     """
+    if whose is not None and config.by != "position":
+        of_them, facts = split_rows(np.zeros(int(whose.max()) + 1), config, wanted)
+        return {part: np.flatnonzero(np.isin(whose, chosen)) for part, chosen in of_them.items()}, facts | {"by": "group"}
     n = len(targets)
     by = "row" if config.by == "auto" else config.by
     why = "as set" if config.by != "auto" else "the default for arrays"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tauon.config import dump
 from tauon.data.arrays import ArrayDataset, Normalizer, check_arrays, count_repeats
 from tauon.data.choice import choice_facts, choose, in_order
-from tauon.data.columns import Encoder, as_numbers, kind_of_values
+from tauon.data.columns import Encoder, as_numbers, kind_of_values, spelling
 from tauon.data.config import DataConfig
 from tauon.data.files import canonical
 from tauon.data.preparation import DataSplits, content_of, count_as_read, feature_facts
@@ -34,11 +34,12 @@ _VERSION = 1
 def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
     """Read, split, fit on the training rows, encode every part."""
     tables = {part: _load(source, part) for part, source in sources.items()}
+    group_N, tables = _grouped(tables, config.table.group)
     main = tables["train"] = in_order(tables["train"], config.label_order)
     for name, values in main.columns.items():  # a typing mistake is told before anything else, wherever it is
         if name not in main.categorical and kind_of_values(values)[0] == "number":
             as_numbers(values, lambda i, name=name: _places(main, np.arange(len(main)))(i, name))  # type: ignore[misc]
-    rows, split_facts = split_rows(main.targets, config.split, [p for p in PARTS if p not in sources])
+    rows, split_facts = split_rows(main.targets, config.split, [p for p in PARTS if p not in sources], group_N)
     refuse_new_classes(main.targets, main.label_names, rows, f"column {main.label!r}")
     for part in tables:
         if part != "train":
@@ -80,8 +81,11 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
     parts: dict[Part, ArrayDataset] = {}
     for part, x in features.items():
         whole = check_arrays(Arrays(x, targets[part], encoder.names, main.label_names), f"the {part} part", training=part == "train")
-        training_only = {"augments": augments, **choice} if part == "train" else {}
+        groups = None if group_N is None else group_N[training]
+        training_only = {"augments": augments, "groups": groups, **choice} if part == "train" else {}
         parts[part] = ArrayDataset(whole, np.arange(len(x)), normalizer, seed=seed, categories=encoder.codes, **training_only)
+    if config.table.group is not None:
+        parts["train"].facts["group"] = config.table.group
     contents = {p: content_of(Arrays(x, targets[p], encoder.names, main.label_names)) for p, x in features.items()}
     made_of = hashlib.sha256(canonical([_VERSION, contents]).encode()).hexdigest()
     also = {p: count_repeats(features["train"], x) for p, x in features.items() if p != "train"}
@@ -98,7 +102,16 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         "features": list(encoder.names), "input_shape": [len(encoder.names)], "targets": "classes" if main.classes else "values",
         "missing": list(main.missing),
     }  # fmt: skip
-    decides = [made_of, normalizer.to_json(), encoder.to_json(), steps, seed, *choice_facts(config, main.label_names, choice).values()]
+    whose = [] if group_N is None else [hashlib.sha256(group_N[training].tobytes()).hexdigest()]
+    decides = [
+        made_of,
+        *whose,
+        normalizer.to_json(),
+        encoder.to_json(),
+        steps,
+        seed,
+        *choice_facts(config, main.label_names, choice).values(),
+    ]
     return DataSplits(
         parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
         hashlib.sha256(canonical(decides).encode()).hexdigest(), None, preprocess,
@@ -115,6 +128,27 @@ def _load(source: SourceConfig, part: Part) -> Table:
         columns = {k: v[:n] for k, v in table.columns.items()}
         table = replace(table, columns=columns, targets=table.targets[:n], places=table.places[:n])
     return table
+
+
+def _grouped(tables: dict[Part, Table], column: str | None) -> tuple[NDArray[np.int64] | None, dict[Part, Table]]:
+    """(number of whose each training row is, the tables without the column that says so)."""
+    if column is None:
+        return None, tables
+    main = tables["train"]
+    values = main.columns.get(column)
+    if values is None:
+        raise DataError(f"data.table.group: {column!r} is none of the columns that are read: {', '.join(main.columns)}. Add it to features")
+    if len(main.columns) == 1:
+        raise DataError(f"data.table.group: {column!r} is the only column, and whose a row is is no feature. Read others, too")
+    if None in values:
+        at = _places(main, np.arange(len(main)))(values.index(None), column)
+        raise DataError(f"{at} is missing, and data.table.group needs to know whose each row is. Fill it in, or leave the row out")
+    _, group_N = np.unique([spelling(v) for v in values], return_inverse=True)
+    without: dict[Part, Table] = {}
+    for part, table in tables.items():
+        columns = {k: v for k, v in table.columns.items() if k != column}
+        without[part] = replace(table, columns=columns, categorical=tuple(c for c in table.categorical if c != column))
+    return group_N.astype(np.int64), without
 
 
 def _aligned(table: Table, main: Table, part: Part) -> Table:

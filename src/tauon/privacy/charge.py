@@ -12,10 +12,11 @@ from pathlib import Path
 
 from tauon.artifacts import Run, steps_in
 from tauon.data import SourceConfig
-from tauon.errors import RunError
+from tauon.errors import Problem, RecipeError, RunError
 from tauon.privacy.accounting import Release
 from tauon.privacy.config import PrivacyConfig
 from tauon.privacy.ledger import Entry, Ledger, data_identity
+from tauon.privacy.units import same_unit
 from tauon.tracking import read_events
 
 __all__ = ["first_steps", "reserve", "settle", "settle_run", "steps_done"]
@@ -39,6 +40,13 @@ def reserve(run: Run, config: PrivacyConfig, source: SourceConfig, releases: lis
         ledger.open((config.budget.epsilon, config.budget.delta), examples=examples, unit=unit, accountant=config.accountant)
     elif not ledger.exists():
         return "none: the data set has no ledger, so that nothing counts what other runs on it tell (privacy.budget opens one)"
+    counted = ledger.entries()[0].values["unit"]
+    if not same_unit(counted, unit):
+        message = (
+            f"protects one {unit}, and this data set's budget is for one {counted} ({ledger.path}): one sum cannot count both. Take the unit "
+            "of the budget, or a ledger of its own (privacy.ledger)."
+        )
+        raise RecipeError([Problem("privacy.unit", message)])
     before = run.manifest().get(NOTE) or {}
     mine = before.get("reservation") if before.get("data") == ledger.data else None
     plain = [r.to_json() for r in releases]

@@ -52,6 +52,12 @@ class PrivacyConfig(Config):
     not start. Left out: the budget that was set, or none."""
     ledger: str | None = None
     """Folder of the ledgers. Left out: `ledger` beside the runs."""
+    unit: Literal["example", "document", "group"] = "example"
+    """Who is protected. example: one row, picture, conversation, or sequence of tokens; document (text): all of one document; group (tables):
+    all rows of one patient or customer, as data.table.group says. `train.batch` counts units."""
+    rows_per_unit: Count = Field(1, ge=1, le=1024)
+    """Of documents and groups: at most so many of one's rows take part in a step; of those with more, so many are drawn anew each time. Their
+    gradients are averaged before clipping. More use the data better, at so many times the computing."""
     views: Count = Field(1, ge=1, le=1024)
     """Augmented views of each example in a step, whose gradients are averaged before clipping (augmentation multiplicity, De et al. 2022,
     arXiv:2204.13650): better gradients at the same epsilon, for so many times the computing. Needs data.augment."""
@@ -74,6 +80,11 @@ class PrivacyConfig(Config):
             )
         if len(given) != 1 and not (canaries is not None and not given):
             yield "target_epsilon", f"give exactly one of target_epsilon, noise_multiplier; got {' and '.join(given) or 'none'}"
+        unit, rows = self.peek("unit"), self.peek("rows_per_unit")
+        if unit == "example" and rows > 1:
+            yield "rows_per_unit", f"{rows}, and an example is one row. Take unit=document or unit=group, or drop it."
+        if unit != "example" and canaries is not None:
+            yield "audit", f"plants examples, and {unit}s are protected here. Drop it, or take unit=example."
         if self.peek("sampling") == "fixed-size" and self.peek("accountant") != "rdp":
             yield "accountant", "pld is not proven for fixed-size sampling. Take accountant=rdp, or sampling=poisson."
         if self.peek("noise").kind_ == "correlated":

@@ -41,24 +41,25 @@ BLOCK = 2**16
 def make_private(
     job: TrainJob, clipping: ClippingConfig, noise: NoisePlan, source: NoiseSource, *, expected: Callable[[int], float],
     validation: Callable[[], Iterator[Batch]] | None = None, canaries: GradientCanaries | None = None,
-    views: int = 1,
+    rows_per_unit: int = 1,
 ) -> TrainJob:  # fmt: skip
     """The same job, private: same type in, same type out. Call it when the model is dressed, before the first step.
 
     Args:
         job: plain; its loader must sample as the guarantee says.
-        clipping: how far one example may move the gradient.
+        clipping: how far one unit may move the gradient.
         noise: how much noise each step gets.
         source: where it is drawn from.
-        expected: examples that step n is expected to have, all processes together.
+        expected: units that step n is expected to have, all processes together.
         validation: batches of all held-out examples, for noise that follows their loss.
         canaries: gradients that an audit adds to the clipped sums by coins, and looks for in the noised ones.
-        views: rows of an example, one behind the other; their gradients are averaged before they are clipped.
+        rows_per_unit: as many rows, one behind the other, are one unit (the views of an example, the rows of a patient); the gradients of those
+            that have a weight are averaged before they are clipped.
 
     Raises:
         RecipeError: a layer that cannot be clipped by example, or one in which one example reaches another.
     """
-    gradients = PrivateGradients(job, clipping, noise, source, expected, views)
+    gradients = PrivateGradients(job, clipping, noise, source, expected, rows_per_unit)
     if canaries is not None:
         gradients.canaries = canaries
         job.extra["canaries"] = canaries
@@ -74,13 +75,13 @@ class PrivateGradients:
 
     def __init__(
         self, job: TrainJob, clipping: ClippingConfig, noise: NoisePlan, source: NoiseSource, expected: Callable[[int], float],
-        views: int = 1,
+        rows_per_unit: int = 1,
     ) -> None:  # fmt: skip
         mesh = job.mesh
         if mesh.layout.tensor > 1:
             refuse_parts(job.model)
-        self.clipped = ClippedSum(job.model, rows_per_unit=views, place=partial(place_over, mesh))
-        self.views = views
+        self.clipped = ClippedSum(job.model, rows_per_unit=rows_per_unit, place=partial(place_over, mesh))
+        self.rows_per_unit = rows_per_unit
         self.clipping, self.noise, self.source, self.expected = clipping, noise, source, expected
         self.named = {n: p for n, p in job.model.named_parameters() if p.requires_grad}
         self.state = clipping.start({n: p.numel() for n, p in self.named.items()})
@@ -92,14 +93,14 @@ class PrivateGradients:
         mesh, expected = job.mesh, self.expected(job.step)
         if job.task.needs in PER_TOKEN:
             batch = replace(batch, weights=batch.weights / batch.weights.sum(1, keepdim=True).clamp(min=1e-9))
-        if self.views > 1:
-            batch = replace(batch, weights=batch.weights / self.views)
+        if self.rows_per_unit > 1:
+            batch = replace(batch, weights=mean_over_units(batch.weights, self.rows_per_unit))
         query = self.noise.query(job.step)
         looks = query if query is not None and query.what == GradientNorm.kind_ else None
         progress = job.step / job.total_steps
         bound = self.clipping.sensitivity(self.state, progress)
         loss, seen = torch.zeros((), device=job.device), torch.zeros(3, device=job.device)
-        for rows in pieces(batch, job.microbatch, self.views):
+        for rows in pieces(batch, job.microbatch, self.rows_per_unit):
             with synchronising(job.model, now=False), self.clipped.recording(len(rows)):
                 with job.precision.context():
                     total, _ = job.task.loss(job.model, rows)
@@ -108,7 +109,7 @@ class PrivateGradients:
             with gathered(job.model, needed=self.clipped.reads_weights):
                 self.clipped.add(self.clipping.factors(squared, self.state, progress))
             self.clipped.forget()
-            present_U = (rows.weights.flatten(1).sum(1) if rows.weights.ndim > 1 else rows.weights)[:: self.views] > 0
+            present_U = present(rows.weights).view(-1, self.rows_per_unit).any(1)
             seen[0] += present_U.sum()
             if (counted := self.clipping.counted(squared, self.state, present_U, progress)) is not None:
                 seen[1] += counted
@@ -200,6 +201,18 @@ def pieces(batch: Batch, most: int, unit: int = 1) -> Iterator[Batch]:
     size = -(-rows // (count * unit)) * unit
     for start in range(0, rows, size):
         yield batch.rows(start, min(rows, start + size))
+
+
+def present(weights: Tensor) -> Tensor:
+    """(B) which rows count at all."""
+    return weights.flatten(1).sum(1) > 0 if weights.ndim > 1 else weights > 0
+
+
+def mean_over_units(weights: Tensor, rows_per_unit: int) -> Tensor:
+    """Weights of rows, such that a unit's loss is the mean over the rows that it has."""
+    rows_U = present(weights).view(-1, rows_per_unit).sum(1, keepdim=True)
+    each_B = rows_U.clamp(min=1).expand(-1, rows_per_unit).reshape(-1, *(1 for _ in weights.shape[1:]))
+    return weights / each_B
 
 
 def noise_like(p: Tensor, name: str, draw: Callable[..., Tensor]) -> Tensor:

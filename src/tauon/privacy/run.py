@@ -20,6 +20,7 @@ from tauon.privacy.config import PrivacyConfig
 from tauon.privacy.noise import NoisePlan, NoiseSource
 from tauon.privacy.private import make_private
 from tauon.privacy.sampling import PrivateLoader
+from tauon.privacy.units import protect
 from tauon.train import TrainJob
 from tauon.types import Batch, Dataset
 
@@ -69,12 +70,14 @@ class Sizes(Protocol):
 class PrivateRun:
     """The choices of one private run. Made on every rank alike: all of it is a function of the recipe, the data's size and the key."""
 
-    def __init__(self, config: PrivacyConfig, *, key: bytes, examples: int, unit: str) -> None:
-        """`key`: what noise and sampling are drawn from; `unit`: what one example is, in words. Raises `RecipeError` for a delta too large."""
-        self.config, self.key, self.examples, self.unit = config, key, examples, unit
-        self.delta = config.delta if config.delta is not None else min(1e-5, 0.1 / examples)
+    def __init__(self, config: PrivacyConfig, *, key: bytes, train: Dataset) -> None:
+        """`key`: what noise and sampling are drawn from; `train`: the training part. Raises `RecipeError` for a delta too large."""
+        self.config, self.key = config, key
+        self.protected = protect(train, config.unit, config.rows_per_unit)
+        self.units, self.unit = len(self.protected), self.protected.name
+        self.delta = config.delta if config.delta is not None else min(1e-5, 0.1 / self.units)
         try:
-            refuse_delta(self.delta, examples)
+            refuse_delta(self.delta, self.units)
         except RecipeError as err:
             raise RecipeError([Problem("privacy.delta", str(err))]) from None
         self.multiplier: float
@@ -82,11 +85,11 @@ class PrivateRun:
         self.loader: PrivateLoader
         self.planned: Guarantee
 
-    def load(self, dataset: Dataset, *, batch: int, rank: int, world: int, workers: int, sizes: Sizes | None) -> PrivateLoader:
+    def load(self, *, batch: int, rank: int, world: int, workers: int, sizes: Sizes | None) -> PrivateLoader:
         """The loader that samples as the guarantee says."""
         self.loader = PrivateLoader(
-            dataset, batch=batch, sampling=self.config.sampling, key=self.key, rank=rank, world=world, workers=workers, sizes=sizes,
-            views=self.config.views,
+            self.protected.dataset, batch=batch, sampling=self.config.sampling, key=self.key, rank=rank, world=world, workers=workers,
+            sizes=sizes, views=self.config.views, units=self.protected.units,
         )  # fmt: skip
         return self.loader
 
@@ -95,7 +98,8 @@ class PrivateRun:
         config = self.config
         told: list[tuple[str, Any, str]] = []
         if config.delta is None:
-            told.append(("privacy.delta", self.delta, f"a tenth of 1 / {self.examples:,} examples, at most 1e-5"))
+            what = "examples" if self.protected.units is None else "units"
+            told.append(("privacy.delta", self.delta, f"a tenth of 1 / {self.units:,} {what}, at most 1e-5"))
         given = config.noise_multiplier
         if config.target_epsilon is not None:
             given = calibrate(
@@ -145,8 +149,8 @@ class PrivateRun:
         held_out = None if validation is None else partial(batches_of, validation, job.microbatch)
         watched = None if canaries is None or canaries.kind != "gradient" else self._gradients(job, canaries)
         return make_private(
-            job, self.config.clipping, self.noise, source, expected=lambda step: self.loader.rate(step) * self.examples, validation=held_out,
-            canaries=watched, views=self.config.views,
+            job, self.config.clipping, self.noise, source, expected=lambda step: self.loader.rate(step) * self.units, validation=held_out,
+            canaries=watched, rows_per_unit=self.loader.rows_per_unit,
         )  # fmt: skip
 
     def _gradients(self, job: TrainJob, canaries: Canaries) -> GradientCanaries:
@@ -164,7 +168,9 @@ class PrivateRun:
             "guarantee": self.account(self.releases(steps)).to_json(),
             "planned_epsilon": self.planned.epsilon,
             "steps": steps,
-            "examples": self.examples,
+            "units": self.units,
+            "rows_per_unit": config.rows_per_unit,
+            "units_cut": 0 if self.protected.units is None else self.protected.units.cut,
             "expected_batch": self.loader.batch,
             "sampling": config.sampling,
             "noise_multiplier": self.multiplier,
@@ -181,6 +187,4 @@ class PrivateRun:
             if seeded
             else "Noise and sampling come from a key of the operating system that was never in a checkpoint and is thrown away."
         )
-        return guarantee(
-            releases, self.delta, accountant=self.config.accountant, unit=self.unit, examples=self.examples, assumptions=[said]
-        )
+        return guarantee(releases, self.delta, accountant=self.config.accountant, unit=self.unit, examples=self.units, assumptions=[said])

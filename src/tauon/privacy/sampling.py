@@ -19,6 +19,7 @@ import numpy as np
 
 from tauon.data import Loader
 from tauon.errors import Problem, RecipeError
+from tauon.privacy.units import Units
 from tauon.types import Batch, Dataset
 
 __all__ = ["PrivateLoader", "Sampling"]
@@ -42,15 +43,17 @@ class PrivateLoader(Loader):
 
     def __init__(
         self, dataset: Dataset, *, batch: int, sampling: Sampling, key: bytes, rank: int = 0, world: int = 1, workers: int = 0,
-        sizes: Sizes | None = None, views: int = 1,
+        sizes: Sizes | None = None, views: int = 1, units: Units | None = None,
     ) -> None:  # fmt: skip
-        """`batch`: expected examples of a step, all `world` ranks together; `key`: what the draws are a function of; `views`: rows of an example,
-        one behind the other, each augmented by itself.
+        """`batch`: expected units of a step, all `world` ranks together; `key`: what the draws are a function of; `views`: rows of an example,
+        one behind the other, each augmented by itself; `units`: which examples are drawn together. None: each is a unit.
 
         Raises `RecipeError` where the batch is larger than the data, or the data set draws its examples in a way of its own.
         """
-        if batch > len(dataset):
-            said = f"{batch} is more than the {len(dataset):,} examples there are: a private batch is a sample of them. Take fewer."
+        count = len(dataset) if units is None else len(units)
+        if batch > count:
+            what = "examples" if units is None else "units"
+            said = f"{batch} is more than the {count:,} {what} there are: a private batch is a sample of them. Take fewer."
             raise RecipeError([Problem("train.batch", said)])
         for name, what in (("order", "data.sampling"), ("mixer", "data.mix")):
             if getattr(dataset, name, None) is not None:
@@ -62,21 +65,21 @@ class PrivateLoader(Loader):
             )
             raise RecipeError([Problem("train.batch_warmup", said)])
         super().__init__(dataset, batch=batch, seed=0, rank=rank, world=world, workers=workers, sizes=sizes)
-        self.sampling, self.key, self.views = sampling, key, views
+        self.sampling, self.key, self.views, self.units, self.count = sampling, key, views, units, count
         self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
-        self._order = self._generator("order").permutation(len(dataset)) if sampling == "shuffled" else None
+        self._order = self._generator("order").permutation(count) if sampling == "shuffled" else None
 
     @property
     def steps_in_pass(self) -> int:
         """Steps of a whole pass; of shuffled sampling, the examples that do not fill one more are left out."""
-        return len(self.dataset) // self.batch
+        return self.count // self.batch
 
     def rate(self, step: int) -> float:
-        """Probability of an example to be in step `step` (fixed-size: share of the examples; shuffled: of a pass)."""
-        return super().size(step) / len(self.dataset)
+        """Probability of a unit to be in step `step` (fixed-size: share of the units; shuffled: of a pass)."""
+        return super().size(step) / self.count
 
     def chosen(self, step: int) -> np.ndarray:
-        """Numbers of the examples of step `step`, all ranks together, int64, no number twice."""
+        """Numbers of the units of step `step`, all ranks together, int64, no number twice."""
         known, found = self._drawn
         if known != step:
             found = self._draw(step)
@@ -84,22 +87,26 @@ class PrivateLoader(Loader):
         return found
 
     def _draw(self, step: int) -> np.ndarray:
-        count = len(self.dataset)
         if self._order is not None:
             at = (step % self.steps_in_pass) * self.batch
             return self._order[at : at + self.batch]
         draws = self._generator(f"sample/{step}")
         expected = super().size(step)
-        # Coins for all examples: how many heads, then which. The same distribution, in time of the batch instead of the data.
-        size = int(draws.binomial(count, expected / count)) if self.sampling == "poisson" else expected
-        return draws.choice(count, size, replace=False, shuffle=False).astype(np.int64)
+        # Coins for all of them: how many heads, then which. The same distribution, in time of the batch instead of the data.
+        size = int(draws.binomial(self.count, expected / self.count)) if self.sampling == "poisson" else expected
+        return draws.choice(self.count, size, replace=False, shuffle=False).astype(np.int64)
 
     def _generator(self, purpose: str) -> np.random.Generator:
         digest = hashlib.blake2b(purpose.encode(), key=self.key[:64], digest_size=32).digest()
         return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
 
+    @property
+    def rows_per_unit(self) -> int:
+        """Rows of a batch that are one unit's, one behind the other."""
+        return self.views * (1 if self.units is None else self.units.most)
+
     def size(self, step: int) -> int:
-        """Examples that step `step` really has."""
+        """Units that step `step` really has."""
         return len(self.chosen(step))
 
     def rows(self, step: int) -> np.ndarray:
@@ -107,20 +114,23 @@ class PrivateLoader(Loader):
         return np.arange(self.rank * share, (self.rank + 1) * share, dtype=np.int64)
 
     def examples_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(epoch, example) of this rank's rows; -1 where there is none to fill a unit's rows, or the rank's."""
         chosen = self.chosen(step)
-        if not len(chosen):
-            chosen = np.zeros(1, np.int64)
-        example = chosen[np.minimum(self.rows(step), len(chosen) - 1)]
+        if self.units is None:
+            rows_U = chosen[:, None]
+        else:  # all ranks' alike, so that the draws are the same in every layout
+            rows_U = self.units.rows(chosen, self._generator(f"rows/{step}"))
+        mine = self.rows(step)
+        rows_U = np.concatenate([rows_U, np.full((max(0, int(mine[-1]) + 1 - len(rows_U)), rows_U.shape[1]), -1, np.int64)])
+        example = np.repeat(rows_U[mine].ravel(), self.views)
         epoch = step // self.steps_in_pass if self.sampling == "shuffled" else step  # augmented anew each time it comes
-        return np.full(len(example), epoch, np.int64), example
+        view = np.tile(np.arange(self.views), len(example) // self.views)  # each another augmentation of the same example
+        return epoch * self.views + view, example
 
     def _make(self, step: int) -> Batch:
         epoch, example = self.examples_at(step)
-        missing = self.rows(step) >= self.size(step)
-        if self.views > 1:
-            epoch = (epoch[:, None] * self.views + np.arange(self.views)).ravel()  # another augmentation of the same example
-            example, missing = np.repeat(example, self.views), np.repeat(missing, self.views)
-        batch = self._read(epoch, example)
+        missing = example < 0
+        batch = self._read(epoch, np.where(missing, max(0, int(example.max())), example))
         if missing.any():
             weights = batch.weights.clone()
             weights[missing.tolist()] = 0

@@ -50,7 +50,19 @@ def _sentence(promise: Mapping[str, Any]) -> str:
 def _figures(found: Mapping[str, Any]) -> str:
     promise = found["guarantee"]
     rows = [[f"epsilon at delta {figure(float(d))}", figure(number(e))] for d, e in promise.get("epsilons", {}).items()]
-    for key in ("steps", "examples", "expected_batch", "sampling", "noise_multiplier", "clipping", "noise", "generator", "accountant"):
+    for key in (
+        "steps",
+        "units",
+        "rows_per_unit",
+        "units_cut",
+        "expected_batch",
+        "sampling",
+        "noise_multiplier",
+        "clipping",
+        "noise",
+        "generator",
+        "accountant",
+    ):
         value = found.get(key, promise.get(key))
         if value is not None:
             shown = figure(value) if isinstance(value, float) else count(value) if isinstance(value, int) else escape(str(value))

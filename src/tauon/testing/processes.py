@@ -14,13 +14,16 @@ import faulthandler
 import io
 import os
 import pickle
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import connection, forkserver, get_context
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -64,11 +67,13 @@ def run_processes(fn: Callable[..., Any], world: int, timeout: float, *args: Any
     ends: dict[connection.Connection, int] = {}
     processes = []
     call = _pickled((fn, args))
+    stacks = Path(tempfile.mkdtemp(prefix="tauon-stacks-"))  # the server's standard error is not the caller's
     try:
         for rank in range(world):
             mine, theirs = context.Pipe(duplex=False)
             environment = {**os.environ, **_environment(rank, world, store.port)}
-            process = context.Process(target=_child, args=(theirs, call, timeout, environment), name=f"rank {rank}", daemon=True)
+            given = (theirs, call, timeout, environment, stacks / str(rank))
+            process = context.Process(target=_child, args=given, name=f"rank {rank}", daemon=True)
             process.start()
             theirs.close()  # so that the end of the process is the end of the pipe
             processes.append(process)
@@ -77,9 +82,11 @@ def run_processes(fn: Callable[..., Any], world: int, timeout: float, *args: Any
         late = [p for rank, p in enumerate(processes) if rank not in outcomes and p.is_alive()]
         for process in late:
             assert process.pid is not None
-            os.kill(process.pid, signal.SIGUSR1)  # its stack on stderr; or its end, where it had not begun
+            os.kill(process.pid, signal.SIGUSR1)  # it writes its stack; or ends, where it had not begun
         if late:
             time.sleep(0.5)
+            for path in sorted(stacks.iterdir()):
+                print(f"rank {path.name} of {world}:\n{path.read_text()}", file=sys.stderr)
         for rank in range(world):
             if isinstance(outcomes.get(rank), _Gone):
                 processes[rank].join(GRACE)
@@ -94,6 +101,7 @@ def run_processes(fn: Callable[..., Any], world: int, timeout: float, *args: Any
                 process.join()
         for end in ends:
             end.close()
+        shutil.rmtree(stacks, ignore_errors=True)
         del store
     failed = [(rank, o) for rank, o in sorted(outcomes.items()) if isinstance(o, _Failed)]
     if failed:  # a rank that was killed, or else the first that failed, is the cause; the others usually only lost their peer
@@ -160,11 +168,11 @@ def _pickled(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _child(end: connection.Connection, call: bytes, timeout: float, environment: dict[str, str]) -> None:
-    """One rank: join the group, call, answer."""
+def _child(end: connection.Connection, call: bytes, timeout: float, environment: dict[str, str], stack: Path) -> None:
+    """One rank: join the group, call, answer. Its stack goes to the file `stack` when it is asked for by SIGUSR1."""
     os.environ.clear()
     os.environ.update(environment)
-    faulthandler.register(signal.SIGUSR1)
+    faulthandler.register(signal.SIGUSR1, file=stack.open("w"))
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
