@@ -51,7 +51,7 @@ class StatisticsConfig(Config):
 
     noise: float = Field(20.0, ge=0.1, le=1e6)
     """Noise multiplier of the one answer for all columns: its standard deviation over what one example can add. 20 costs an epsilon of
-    0.2 by itself (delta 1e-5), and much less beside training; each mean is then off by 22 sqrt(columns) / examples of half its bounds."""
+    0.16 by itself (delta 1e-5), and much less beside training; each mean is then off by 22 sqrt(columns) / examples of half its bounds."""
 
     @property
     def release(self) -> Release:
