@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from toy import contents, table_recipe
 
@@ -19,13 +22,14 @@ pytest.importorskip("sklearn")
 from tauon.artifacts import Run, latest_checkpoint, load_checkpoint, read_json
 from tauon.config import parse
 from tauon.data import DataConfig, Normalizer, inputs_from_records, prepare
-from tauon.errors import DataError, RecipeError, RunError
+from tauon.errors import DataError, Interrupted, RecipeError, RunError
 from tauon.pipeline import Context, run
 from tauon.privacy.accounting import Release
 from tauon.privacy.ledger import find_ledgers
 from tauon.privacy.noise import NoiseSource
 from tauon.privacy.statistics import StatisticsConfig, apply_statistics, draw_statistics
 from tauon.recipe import Recipe, load_recipe
+from tauon.testing.processes import run_processes
 
 dp_accounting: Any = pytest.importorskip("dp_accounting")
 BOUNDS = {"*": [0, 8], "sepal length (cm)": [4, 8]}
@@ -175,6 +179,7 @@ def test_the_run_carries_them_from_training_to_inference(tmp_path: Path) -> None
     for part in (splits.train, splits.validation, splits.test):
         assert part is not None
         assert all(row.tobytes() in there for row in part.batch(np.arange(len(part))).inputs.numpy())
+    assert "noise multiplier of means and deviations" in (done.folder / "report.html").read_text()
     assert read_json(done.folder / "data.json")["normalize"]["why"].startswith("means and deviations with noise")
 
 
@@ -246,6 +251,36 @@ def test_what_was_drawn_cannot_be_lost_changed_or_used_for_something_else(tmp_pa
         run(recipe, root=tmp_path, stages=("evaluate",))
     path.write_text(whole)
     run(recipe, root=tmp_path, stages=("evaluate",))
+
+
+def on_two_ranks(path: str, root: str) -> tuple[str, bytes]:
+    """Train half, stop; what the ranks then read lies on disk."""
+    torch.set_num_threads(1)
+    recipe = load_recipe(path)
+
+    def tell(kind: str, /, **facts: Any) -> None:
+        if kind == "step" and facts["step"] == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    said = "done"
+    try:
+        run(recipe, root=root, stages=("prepare", "train"), tell=tell)
+    except Interrupted as err:
+        said = str(err)
+    return said, (Path(root) / "table" / "statistics.json").read_bytes()
+
+
+@pytest.mark.distributed
+def test_several_processes_draw_once_and_one_goes_on(tmp_path: Path) -> None:
+    path = table_recipe(tmp_path / "recipes", data=DATA, privacy=PRIVACY)
+    alone = run(load_recipe(path), root=tmp_path / "alone", stages=("prepare", "train")).folder
+    found = run_processes(on_two_ranks, 2, 120, str(path), str(tmp_path / "two"))
+    assert all("step 6" in said for said, _ in found), found
+    assert {there for _, there in found} == {(alone / "statistics.json").read_bytes()}
+    folder = run(load_recipe(path), root=tmp_path / "two", stages=("prepare", "train")).folder
+    ours, theirs = (load_checkpoint(f / "checkpoints/step-000012").tensors("model") for f in (folder, alone))
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=1e-5, atol=1e-6)
 
 
 def test_each_fold_draws_its_own(tmp_path: Path) -> None:

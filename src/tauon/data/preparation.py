@@ -302,7 +302,7 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     if config.bounds and main.features.ndim != 2:
         message = f"are for tables, and examples have shape {main.features.shape[1:]}. Drop them; for pictures take normalize: unit."
         raise RecipeError([Problem("data.bounds", message)])
-    normalizer = Normalizer.fit(train_features, kind, limits=limits_of(config.bounds, names) if config.bounds else None)
+    normalizer = Normalizer.fit(train_features, kind, limits=limits_of(config.bounds, names) if config.bounds or kind == "bounds" else None)
     parts: dict[Part, ArrayDataset] = {}
     choice = choose(config, main, rows["train"], main.features.shape[1:], seed)
     for part in PARTS:

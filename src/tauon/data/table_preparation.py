@@ -56,7 +56,7 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
     kind = "standard" if config.normalize == "auto" else config.normalize
     why = "features are not bytes" if config.normalize == "auto" else "as set"
     features: dict[Part, NDArray[np.float32]] = {"train": _narrow(encoded, encoder, "train")}
-    limits = limits_of(config.bounds, encoder.names, encoder.scaled, tuple(main.columns)) if config.bounds else None
+    limits = limits_of(config.bounds, encoder.names, encoder.scaled, tuple(main.columns)) if config.bounds or kind == "bounds" else None
     normalizer = Normalizer.fit(features["train"], kind, encoder.scaled, limits)
     targets: dict[Part, NDArray[Any]] = {"train": main.targets[training]}
     unseen: dict[str, dict[str, int]] = {}
