@@ -13,7 +13,7 @@ help:
 	@echo "make quickstart   install, train a small GPT on Python's own source, evaluate it, write its report (minutes)"
 	@echo "make test         the tests, on the CPU alone (under 12 minutes on two cores)"
 	@echo "make test-slow    the recipes at full size, against the figures that they must reach"
-	@echo "make test-distributed  every layout against one process, killed workers, other layouts on resume (about 18 minutes on two cores)"
+	@echo "make test-distributed  every layout against one process, killed workers, other layouts on resume (about 14 minutes on two cores)"
 	@echo "make check        format, lint, types, layers, exports"
 	@echo "make docs         build the documentation, warnings are errors"
 	@echo "make bench        every speed claim, ours and the peer in one run"

@@ -82,16 +82,22 @@ def plain_step(case: Case) -> Step:
 
 
 def our_step(case: Case) -> Step:
-    """Book-keeping, flat clipping, seeded noise."""
+    """Book-keeping, flat clipping, noise as a run draws it (ChaCha20)."""
+    from functools import partial
+    from itertools import count
+
     import torch
 
     from tauon.config import parse
     from tauon.privacy.clipped import ClippedSum, ClippingConfig
+    from tauon.privacy.noise import Constant, NoisePlan, NoiseSource
+    from tauon.privacy.private import noise_like
 
     params = trained(case.model)
+    named = {n: p for n, p in case.model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(params, lr=1e-4)
     clipped, mode = ClippedSum(case.model), parse(ClippingConfig, {"kind": "flat"})
-    g = torch.Generator().manual_seed(0)
+    noise, source, steps = NoisePlan(Constant(), 1.0, 10**6), NoiseSource(os.urandom(32), secret=True), count()
 
     def step() -> None:
         with clipped.recording():
@@ -99,8 +105,9 @@ def our_step(case: Case) -> Step:
             total.backward()
         clipped.add(mode.factors(clipped.squared_norms(), {}))
         clipped.forget()
-        for p in params:
-            p.grad.add_(torch.randn(p.shape, generator=g)).mul_(1 / len(case.batch))
+        draw = partial(noise.draw, source, next(steps))
+        for name, p in named.items():
+            p.grad.add_(noise_like(p, name, draw)).mul_(1 / len(case.batch))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -184,7 +184,7 @@ class PrivateRun:
     def dress(self, job: TrainJob, validation: Dataset | None = None, canaries: Canaries | None = None) -> TrainJob:
         """The job, private. `canaries`: what an audit planted; only those that are gradients matter here."""
         source = NoiseSource(self.key, secret=self.config.generator == "secure")
-        job.examples_at = self.loader.size
+        job.examples_at = self.loader.present
         held_out = None if validation is None else partial(batches_of, validation, job.microbatch)
         watched = None if canaries is None or canaries.kind != "gradient" else self._gradients(job, canaries)
         return make_private(

@@ -113,13 +113,18 @@ class PrivateLoader(Loader):
         share = max(1, -(-self.size(step) // self.world))
         return np.arange(self.rank * share, (self.rank + 1) * share, dtype=np.int64)
 
+    def present(self, step: int) -> int:
+        """Examples that step `step` really has, all ranks together: of units, their rows."""
+        return self.size(step) if self.units is None else int((self._rows_of_units(step) >= 0).sum())
+
+    def _rows_of_units(self, step: int) -> np.ndarray:
+        """(U, rows) examples of the units of a step, of all ranks, -1 where a unit has no more; the same draws in every layout."""
+        chosen = self.chosen(step)
+        return chosen[:, None] if self.units is None else self.units.rows(chosen, self._generator(f"rows/{step}"))
+
     def examples_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, example) of this rank's rows; -1 where there is none to fill a unit's rows, or the rank's."""
-        chosen = self.chosen(step)
-        if self.units is None:
-            rows_U = chosen[:, None]
-        else:  # all ranks' alike, so that the draws are the same in every layout
-            rows_U = self.units.rows(chosen, self._generator(f"rows/{step}"))
+        rows_U = self._rows_of_units(step)
         mine = self.rows(step)
         rows_U = np.concatenate([rows_U, np.full((max(0, int(mine[-1]) + 1 - len(rows_U)), rows_U.shape[1]), -1, np.int64)])
         example = np.repeat(rows_U[mine].ravel(), self.views)
