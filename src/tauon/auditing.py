@@ -23,6 +23,7 @@ from tauon.config import dump, parse
 from tauon.data import ChosenExamples, DataSplits, HalfConfig, half_of, plain, pool_of
 from tauon.errors import DataError, PrivacyError, RunError
 from tauon.evaluate.tiles import predict_all
+from tauon.privacy import copy_statistics
 from tauon.privacy.accounting import Guarantee, trade_off
 from tauon.privacy.audit import (
     Attack,
@@ -220,6 +221,7 @@ def with_references(
     for k in range(shadows):
         ctx.tell("note", message=f"reference model {k + 1} of {shadows}")
         one = shadow_recipe(recipe, k, seed)
+        copy_statistics(run.folder, run.folder / FOLDER / one.name, HalfConfig(number=k, seed=seed))
         done = pipeline(one, root=run.folder / FOLDER, stages=("prepare", "train"), tell=ctx.tell)
         theirs = Context(one, done, ctx.tell)
         answers = read_signals(theirs, theirs.final_checkpoint, chosen.dataset, f"answers of reference model {k + 1}")

@@ -58,6 +58,7 @@ from tauon.models import (
     saved_start,
     start_of,
 )
+from tauon.privacy import announced, apply_statistics, fits_nothing, read_statistics
 from tauon.recipe import FREE, SECTIONS, Recipe, StageName, differences, fingerprint, to_yaml
 from tauon.report import render
 from tauon.tasks import CountingBytes, LanguageModelling, Task
@@ -181,10 +182,22 @@ class Context:
     def splits(self) -> DataSplits:
         """The data. With several processes, rank 0 prepares it first, and what each of them then has must be the same."""
         if self.world.size == 1:
-            return self._prepared()
+            return self._with_statistics(self._prepared())
         splits = self.world.lead_first(self._prepared)
         self.world.same("the data", splits.fingerprint[:12], "Every rank must see the same files: copy them, or share a file system.")
-        return splits
+        return self._with_statistics(splits)
+
+    def _with_statistics(self, splits: DataSplits) -> DataSplits:
+        """Scaled by the run's private statistics, once training has drawn them."""
+        config = None if self.recipe.privacy is None else self.recipe.privacy.statistics
+        if config is None:
+            return splits
+
+        def drawn() -> dict[str, Any] | None:
+            return read_statistics(self.run.folder, splits, config, needed=self.run.manifest().get("training") is not None)
+
+        record = self.world.lead(drawn)
+        return splits if record is None else apply_statistics(splits, record)
 
     @cached_property
     def start(self) -> Start | None:
@@ -217,7 +230,11 @@ class Context:
             self.tell("progress", what=what, done=done, total=total)
 
         refuse_another_task(self.start, self.recipe.task)
-        splits = prepare(self.data, seed=self.recipe.seed, needs=self.recipe.task.needs, progress=progress)
+        noisy = self.recipe.privacy is not None and self.recipe.privacy.statistics is not None
+        data = fits_nothing(self.data) if noisy else self.data
+        splits = prepare(data, seed=self.recipe.seed, needs=self.recipe.task.needs, progress=progress)
+        if noisy:
+            splits.facts = announced(splits.facts)
         refuse_another_tokenizer(self.start, splits)
         refuse_codes(self.recipe.model, splits.spec)
         splits.spec = self.recipe.task.shape(splits.spec)

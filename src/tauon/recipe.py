@@ -21,7 +21,7 @@ from tauon.evaluate import EvaluateConfig
 from tauon.launch import Here, LaunchConfig
 from tauon.models import AdaptConfig, ModelConfig
 from tauon.optim import AdamWConfig, OptimConfig
-from tauon.privacy import PrivacyConfig, refuse_combinations
+from tauon.privacy import PrivacyConfig, refuse_combinations, refuse_statistics
 from tauon.tasks import Task
 from tauon.tracking import TrackerConfig
 from tauon.train import TrainConfig
@@ -136,6 +136,8 @@ class Recipe(Config):
                 yield "privacy.views", "shows an example several times in a step, each time the same: set data.augment, or drop it."
         if self.peek("privacy") is not None and self.peek("privacy").promises:
             yield from refuse_combinations(data, task, optim, self.peek("parallel"))
+            if self.peek("privacy").peek("statistics") is not None:
+                yield from refuse_statistics(data, task.needs)
         for name in ("early_stopping", "validate_every", "validate_examples"):
             if train.peek(name) is not None and self._holds_nothing_out():
                 yield f"train.{name}", "needs validation data, and data.split.validation is 0. Hold some out, or drop it."

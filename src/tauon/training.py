@@ -28,7 +28,18 @@ from tauon.distributed import (
 )
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, Start, fit
-from tauon.privacy import PrivateRun, check_independent, discard_key, reserve, run_key, seeded_key, settle, steps_done
+from tauon.privacy import (
+    PrivateRun,
+    apply_statistics,
+    check_independent,
+    discard_key,
+    discard_statistics,
+    reserve,
+    run_key,
+    seeded_key,
+    settle,
+    steps_done,
+)
 from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
     Derived,
@@ -84,6 +95,8 @@ def train_stage(ctx: Context) -> dict[str, Any]:
         if private is not None:
             charge(ctx, private, plan.steps)
         try:
+            if private is not None:
+                draw_statistics(ctx, private)
             run_job(ctx, job, servers, plan, events, model, parent=checkpoint, recorded=bool(started))
         finally:
             loader.close()
@@ -109,7 +122,7 @@ def private_run(ctx: Context) -> PrivateRun | None:
         ctx.tell("warning", message="privacy.generator is seeded: whoever knows the seed can take the noise off again. For tests only.")
     else:
         key = bytes.fromhex(ctx.world.lead(lambda: run_key(ctx.run.folder, goes_on=bool(steps_in(ctx.run.checkpoints))).hex()))
-    return PrivateRun(config, key=key, train=ctx.splits.train)
+    return PrivateRun(config, key=key, train=ctx.splits.train, preprocess=ctx.splits.preprocess)
 
 
 def charge(ctx: Context, private: PrivateRun, steps: int) -> None:
@@ -121,9 +134,21 @@ def charge(ctx: Context, private: PrivateRun, steps: int) -> None:
     ctx.tell("note", message=f"privacy budget: {said}")
 
 
+def draw_statistics(ctx: Context, private: PrivateRun) -> None:
+    """Means and deviations with noise, now that they are reserved, unless an earlier part of this run has drawn them."""
+    splits = ctx.splits
+    if private.config.statistics is None or splits.preprocess["normalize"]["kind"] != "bounds":
+        return
+    record = ctx.world.lead(lambda: private.draw_statistics(ctx.run.folder, splits))
+    ctx.splits = apply_statistics(splits, record)
+    ctx.world.same("the statistics", ctx.splits.fingerprint[:12], "Start over with --fresh.")
+    ctx.tell("note", message="privacy: means and deviations of the columns were drawn, with noise (statistics.json)")
+
+
 def write_account(ctx: Context, private: PrivateRun, job: TrainJob) -> None:
     """`privacy.json`: what the steps that were done promise, whatever ended them. A run that failed before its first has told nothing."""
     if not job.step and not steps_done(ctx.run.folder):
+        discard_statistics(ctx.run.folder)
         settle(ctx.run, [])
     elif job.step:
         record = private.record(job.step)

@@ -46,6 +46,15 @@ def test_noise_in_the_means_is_as_large_as_it_says() -> None:
     assert min(a.std.min() for a in answers) > 0
 
 
+def test_noise_never_makes_a_deviation_nearly_nothing() -> None:
+    """What is divided by it would be enormous. 200 constant columns: about half of the noisy variances are below zero."""
+    found, _ = private_statistics(np.zeros((900, 200)), (-1, 1), noise=1.0, source=SOURCE)
+    noise = math.sqrt(1.25 * 200) / 900  # in each mean square
+    assert found.std.min() == pytest.approx(math.sqrt(noise))
+    assert 0.02 < np.mean(found.std > 1.01 * found.std.min()) < 0.3  # a normal number is above its deviation in 16% of all cases
+    assert private_statistics(np.zeros((9, 2)), (-1, 1), noise=1.0, source=SOURCE, least=0.7)[0].std.min() >= 0.7
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3))
 def test_one_example_adds_at_most_the_sensitivity_that_noise_is_measured_in(row: list[float]) -> None:

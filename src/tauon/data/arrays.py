@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ArrayDataset", "Normalizer", "check_arrays"]
 
-NormalizeKind = Literal["none", "standard", "minmax", "unit", "robust", "quantile"]
+NormalizeKind = Literal["none", "standard", "minmax", "unit", "robust", "quantile", "bounds"]
 
 _QUANTILES = 1000
 _EDGE = 1e-7  # probabilities nearer to 0 or 1 are cut: the normal distribution has no end
@@ -45,13 +45,20 @@ class Normalizer:
     quantiles: NDArray[np.float64] | None = None
     """quantile: (Q, columns) values at evenly spaced probabilities from 0 to 1."""
     columns: NDArray[np.int64] | None = None
-    """quantile: the features that `quantiles` are of; the others stay."""
+    """The features that `quantiles` or `limits` are of; the others stay."""
+    limits: NDArray[np.float32] | None = None
+    """(2, columns) values beyond these are clipped first."""
 
     @classmethod
-    def fit(cls, features: NDArray[Any], kind: NormalizeKind, only: NDArray[np.bool_] | None = None) -> Normalizer:
-        """standard: mean 0, variance 1; robust: median 0, quartiles 1 apart; minmax: 0 to 1; unit: bytes / 255; none: as it is. A
-        constant feature becomes 0. `only`: the features of a table (F) that are scaled; the others stay as they are.
+    def fit(
+        cls, features: NDArray[Any], kind: NormalizeKind, only: NDArray[np.bool_] | None = None, limits: NDArray[np.float32] | None = None
+    ) -> Normalizer:
+        """standard: mean 0, variance 1; robust: median 0, quartiles 1 apart; minmax: 0 to 1; unit: bytes / 255; bounds: from -1 to 1, by
+        `limits` alone; none: as it is. A constant feature becomes 0. `only`: the features of a table (F) that are scaled; the others stay as
+        they are. `limits`: (2, scaled features) public lowest and highest values: what lies beyond is clipped before anything is fitted.
         """
+        if limits is not None:
+            return cls._fit_within(features, kind, only, limits)
         if kind == "quantile":
             return cls._fit_quantiles(features, only)
         images = features.ndim > 2
@@ -82,6 +89,22 @@ class Normalizer:
         if only is not None:
             center, scale = np.where(only, center, 0.0), np.where(only, scale, 1.0)
         return cls(kind, center.reshape(shape).astype(np.float32), scale.reshape(shape).astype(np.float32))
+
+    @classmethod
+    def _fit_within(
+        cls, features: NDArray[Any], kind: NormalizeKind, only: NDArray[np.bool_] | None, limits: NDArray[np.float32]
+    ) -> Normalizer:
+        columns = np.arange(features.shape[1]) if only is None else np.flatnonzero(only)
+        if kind == "bounds":
+            center, scale = np.zeros(features.shape[1], np.float32), np.ones(features.shape[1], np.float32)
+            low, high = limits.astype(np.float64)
+            center[columns], scale[columns] = (low + high) / 2, (high - low) / 2
+        else:
+            clipped = features.astype(np.float32)
+            clipped[:, columns] = np.clip(clipped[:, columns], *limits)
+            found = cls.fit(clipped, kind, only)
+            center, scale = found.center, found.scale
+        return cls(kind, center, scale, columns=columns, limits=limits)
 
     @classmethod
     def _fit_quantiles(cls, features: NDArray[Any], only: NDArray[np.bool_] | None) -> Normalizer:
@@ -117,6 +140,8 @@ class Normalizer:
         out: NDArray[np.float32] = features.astype(np.float32)
         if self.quantiles is not None:
             return self._to_normal(out)
+        if self.limits is not None:
+            out[:, self.columns] = np.clip(out[:, self.columns], *self.limits)
         if self.kind != "none":
             out -= self.center
             out /= self.scale
@@ -124,24 +149,22 @@ class Normalizer:
 
     def to_json(self) -> dict[str, Any]:
         """All that `from_json` needs; JSON values only."""
+        some = {"quantiles": self.quantiles, "columns": self.columns, "limits": self.limits}
         return {
             "kind": self.kind,
             "shape": list(self.center.shape),
             "center": self.center.ravel().tolist(),
             "scale": self.scale.ravel().tolist(),
-        } | (
-            {}
-            if self.quantiles is None or self.columns is None
-            else {"quantiles": self.quantiles.tolist(), "columns": self.columns.tolist()}
-        )
+        } | {name: array.tolist() for name, array in some.items() if array is not None}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Normalizer:
         shape = tuple(data["shape"])
         more: dict[str, Any] = {}
-        if "quantiles" in data:
-            columns = np.array(data["columns"], np.int64)
-            more = {"quantiles": np.array(data["quantiles"], np.float64).reshape(-1, len(columns)), "columns": columns}
+        for name, dtype in (("quantiles", np.float64), ("limits", np.float32)):
+            if name in data:
+                more["columns"] = np.array(data["columns"], np.int64)
+                more[name] = np.array(data[name], dtype).reshape(len(data[name]), len(more["columns"]))
         center, scale = (np.array(data[k], np.float32).reshape(shape) for k in ("center", "scale"))
         return cls(data["kind"], center, scale, **more)
 
@@ -266,6 +289,15 @@ class ArrayDataset:
         targets = torch.from_numpy(self._table.targets[rows])
         weights = torch.ones(len(index)) if self._weights is None else torch.from_numpy(self._weights)[targets]
         return Batch(inputs, targets, weights, None, torch.from_numpy(index.copy()))
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """What its features are scaled by."""
+        return self._normalizer
+
+    def scale_by(self, normalizer: Normalizer) -> None:
+        """Scale by another one from now on: of statistics that are known only after the data sets were made."""
+        self._normalizer = normalizer
 
     def like(self, other: ArrayDataset) -> ArrayDataset:
         """The rows of `other` as training examples of this data set's kind: augmented, weighed and mixed as its own are."""

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat
 
 from tauon.config import Config, Count, Fraction
 from tauon.data.augment import AugmentConfig
+from tauon.data.bounds import wrong_bounds
 from tauon.data.chat_template import ChatConfig
 from tauon.data.columns import ColumnsConfig
 from tauon.data.half import HalfConfig
@@ -47,10 +48,14 @@ class DataConfig(Config):
     """Text only: share of each held-out window that repeats the one before as context, not counted again. 0 is fastest;
     0.5 measures each token with at least half a window before it."""
 
-    normalize: Literal["auto", "none", "standard", "robust", "minmax", "quantile", "unit"] = "auto"
+    normalize: Literal["auto", "none", "standard", "robust", "minmax", "quantile", "unit", "bounds"] = "auto"
     """Arrays and series. standard: mean 0, variance 1; robust: median 0, quartiles 1 apart; minmax: 0 to 1; quantile (tables): normal
-    by ranks; unit: bytes / 255. By column, or by channel of images, with statistics of the training part. auto: unit for bytes,
-    standard otherwise."""
+    by ranks; unit: bytes / 255. By column, or by channel of images, with statistics of the training part. bounds (tables): from -1 to 1,
+    by `bounds` alone. auto: unit for bytes, standard otherwise."""
+    bounds: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Tables only: lowest and highest value of columns of numbers, {age: [18, 100], "*": [0, 1]}, where "*" stands for those that are not
+    named. Values beyond are clipped before `normalize: standard`, or scale by it (`normalize: bounds`): then nothing is learned from the
+    data. State them without looking at it. Left out: nothing is clipped."""
     augment: tuple[AugmentConfig, ...] = ()
     """Arrays, series, recordings and texts with labels: random changes of the training examples, in turn."""
     scattering: ScatteringConfig | None = None
@@ -87,6 +92,12 @@ class DataConfig(Config):
             yield "class_weights", "balanced, and so is sampling: seldom classes would count twice. Take one of the two"
         if self.peek("scattering") is not None and self.peek("augment"):
             yield "augment", "changes pixels, and data.scattering is worked out once for each picture. Drop one of the two"
+        bounds, kind = self.peek("bounds"), self.peek("normalize")
+        yield from ((f"bounds.{name}", message) for name, message in wrong_bounds(bounds))
+        if kind == "bounds" and not bounds:
+            yield "bounds", 'normalize: bounds needs the range of each column: {age: [18, 100], "*": [0, 1]}; give it, or take standard'
+        if bounds and kind not in ("bounds", "standard"):
+            yield "bounds", f"clip values for normalize: bounds or standard, and it is {kind}; take one of these, or drop them"
         for name in ("validation", "test"):
             if self.peek(name) is not None and split.peek(name) not in (0, SplitConfig.model_fields[name].default):
                 yield f"split.{name}", f"has no effect, since data.{name} names a source of its own; drop one of the two"
@@ -104,6 +115,7 @@ _FOR: dict[str, tuple[str, ...]] = {
     "mask_documents": ("tokens",),
     "overlap": ("tokens",),
     "normalize": ("arrays", "series"),
+    "bounds": ("arrays",),
     "augment": ("arrays", "series", "signals", "labelled-text"),
     "scattering": ("arrays",),
     "mix": ("arrays",),
@@ -132,7 +144,9 @@ def problems_for(config: DataConfig, needs: str) -> Iterator[tuple[str, str]]:
         got = f"{_WORDS.get(gives, gives)}, but the task needs {_WORDS.get(needs, needs)}"
         yield "source", f"{source.kind_!r} gives {got}; choose another source or another task"
     for name, kinds in _FOR.items():
-        if needs not in kinds and config.peek(name) != DataConfig.model_fields[name].default:  # by value: a full recipe sets every key
+        if needs not in kinds and config.peek(name) != DataConfig.model_fields[name].get_default(
+            call_default_factory=True
+        ):  # by value: a full recipe sets every key
             yield name, f"is for {' and '.join('text' if k == 'tokens' else k for k in kinds)}, and the task needs {needs}; drop it"
     if config.peek("table") != ColumnsConfig() and needs == "arrays" and not source.tabular():
         yield "table", f"is for tables (csv, jsonl, parquet), and {source.kind_!r} gives numbers; drop it"
@@ -154,6 +168,8 @@ def problems_for(config: DataConfig, needs: str) -> Iterator[tuple[str, str]]:
         for name in ("validation", "test"):
             if config.peek(name) is not None:
                 yield name, "a series is one: its end is held out (data.split), so that its context reaches back; drop it"
+        if config.peek("normalize") == "bounds":
+            yield "normalize", "bounds is for tables; of a series take standard, robust or minmax"
         if config.peek("normalize") in ("quantile", "unit"):
             yield (
                 "normalize",

@@ -17,6 +17,7 @@ import numpy as np
 from tauon.config import Config, dump
 from tauon.config import children as nodes_below
 from tauon.data.arrays import ArrayDataset, NormalizeKind, Normalizer, check_arrays, count_repeats
+from tauon.data.bounds import limits_of
 from tauon.data.cache import cache_in, cache_root, obtain
 from tauon.data.choice import choice_facts, choose, in_order
 from tauon.data.config import DataConfig, problems_for
@@ -297,7 +298,11 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
             tables[part] = _aligned(tables[part], main, part)
     train_features = main.features if len(rows["train"]) == len(main) else main.features[rows["train"]]
     kind, why = _normalize(config, main)
-    normalizer = Normalizer.fit(train_features, kind)
+    names = main.feature_names or tuple(f"x{i}" for i in range(main.features.shape[1]))
+    if config.bounds and main.features.ndim != 2:
+        message = f"are for tables, and examples have shape {main.features.shape[1:]}. Drop them; for pictures take normalize: unit."
+        raise RecipeError([Problem("data.bounds", message)])
+    normalizer = Normalizer.fit(train_features, kind, limits=limits_of(config.bounds, names) if config.bounds or kind == "bounds" else None)
     parts: dict[Part, ArrayDataset] = {}
     choice = choose(config, main, rows["train"], main.features.shape[1:], seed)
     for part in PARTS:
@@ -312,10 +317,11 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     also = {p: count_repeats(train_features, features) for p, features in held.items()}
     contents = {p: content_of(t) for p, t in tables.items()}
     made_of = hashlib.sha256(canonical([_VERSION, contents, dump(config.split)]).encode()).hexdigest()
+    scaling = {"kind": kind, "why": why} | ({"bounds": dict(config.bounds)} if config.bounds else {})
     facts = {
         "kind": "arrays", "sources": {p: s.describe() | {"sha256": contents[p]} for p, s in sources.items()},
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
-        "parts": {p: d.facts for p, d in parts.items()}, "normalize": {"kind": kind, "why": why}, "augment": steps, "content": made_of,
+        "parts": {p: d.facts for p, d in parts.items()}, "normalize": scaling, "augment": steps, "content": made_of,
         **({} if config.scattering is None else {"scattering": dump(config.scattering)}),
         **choice_facts(config, main.label_names, choice), **({"left_out": left_out} if left_out else {}),
         "features": feature_facts(train_features, main.feature_names),

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tauon.config import dump
 from tauon.data.arrays import ArrayDataset, Normalizer, check_arrays, count_repeats
+from tauon.data.bounds import limits_of
 from tauon.data.choice import choice_facts, choose, in_order
 from tauon.data.columns import Encoder, as_numbers, kind_of_values, spelling
 from tauon.data.config import DataConfig
@@ -55,7 +56,8 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
     kind = "standard" if config.normalize == "auto" else config.normalize
     why = "features are not bytes" if config.normalize == "auto" else "as set"
     features: dict[Part, NDArray[np.float32]] = {"train": _narrow(encoded, encoder, "train")}
-    normalizer = Normalizer.fit(features["train"], kind, encoder.scaled)
+    limits = limits_of(config.bounds, encoder.names, encoder.scaled, tuple(main.columns)) if config.bounds or kind == "bounds" else None
+    normalizer = Normalizer.fit(features["train"], kind, encoder.scaled, limits)
     targets: dict[Part, NDArray[Any]] = {"train": main.targets[training]}
     unseen: dict[str, dict[str, int]] = {}
     for part in PARTS[1:]:
@@ -89,11 +91,12 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
     contents = {p: content_of(Arrays(x, targets[p], encoder.names, main.label_names)) for p, x in features.items()}
     made_of = hashlib.sha256(canonical([_VERSION, contents]).encode()).hexdigest()
     also = {p: count_repeats(features["train"], x) for p, x in features.items() if p != "train"}
+    scaling = {"kind": kind, "why": why} | ({"bounds": dict(config.bounds)} if config.bounds else {})
     facts: dict[str, Any] = {
         "kind": "table", "sources": {p: s.describe() for p, s in sources.items()},
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
         "parts": {p: d.facts for p, d in parts.items()}, "columns": encoder.facts(), "unseen_categories": unseen,
-        "normalize": {"kind": kind, "why": why}, "table": dump(config.table), "augment": steps, "content": made_of,
+        "normalize": scaling, "table": dump(config.table), "augment": steps, "content": made_of,
         **choice_facts(config, main.label_names, choice), "features": feature_facts(features["train"], encoder.names),
         "input_shape": [len(encoder.names)], "labels": list(main.label_names),
     }  # fmt: skip

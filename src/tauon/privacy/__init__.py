@@ -7,6 +7,16 @@ from tauon.privacy.keys import discard_key, run_key, seeded_key
 from tauon.privacy.private import PrivateGradients, make_private
 from tauon.privacy.run import PrivateRun, refuse_combinations
 from tauon.privacy.sampling import PrivateLoader
+from tauon.privacy.statistics import (
+    StatisticsConfig,
+    announced,
+    apply_statistics,
+    copy_statistics,
+    discard_statistics,
+    fits_nothing,
+    read_statistics,
+    refuse_statistics,
+)
 
 __all__ = [
     "ClippedSum",
@@ -15,10 +25,18 @@ __all__ = [
     "PrivateGradients",
     "PrivateLoader",
     "PrivateRun",
+    "StatisticsConfig",
+    "announced",
+    "apply_statistics",
     "check_independent",
+    "copy_statistics",
     "discard_key",
+    "discard_statistics",
+    "fits_nothing",
     "make_private",
+    "read_statistics",
     "refuse_combinations",
+    "refuse_statistics",
     "register_rule",
     "reserve",
     "run_key",

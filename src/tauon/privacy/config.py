@@ -11,6 +11,7 @@ from tauon.config import Config, Count
 from tauon.privacy.audit import CanaryConfig
 from tauon.privacy.clipped import ClippingConfig, FlatClipping
 from tauon.privacy.noise import Constant, NoiseConfig
+from tauon.privacy.statistics import StatisticsConfig
 
 __all__ = ["Budget", "PrivacyConfig"]
 
@@ -58,6 +59,9 @@ class PrivacyConfig(Config):
     rows_per_unit: Count = Field(1, ge=1, le=1024)
     """Of documents and groups: at most so many of one's rows take part in a step; of those with more, so many are drawn anew each time. Their
     gradients are averaged before clipping. More use the data better, at so many times the computing."""
+    statistics: StatisticsConfig | None = None
+    """Of tables with data.normalize=standard and data.bounds: means and deviations of the training rows come with noise, and are part of what
+    epsilon counts. {}: with the default noise. Left out: they are exact, and not covered."""
     views: Count = Field(1, ge=1, le=1024)
     """Augmented views of each example in a step, whose gradients are averaged before clipping (augmentation multiplicity, De et al. 2022,
     arXiv:2204.13650): better gradients at the same epsilon, for so many times the computing. Needs data.augment."""
@@ -85,6 +89,17 @@ class PrivacyConfig(Config):
             yield "rows_per_unit", f"{rows}, and an example is one row. Take unit=document or unit=group, or drop it."
         if unit != "example" and canaries is not None:
             yield "audit", f"plants examples, and {unit}s are protected here. Drop it, or take unit=example."
+        if self.peek("statistics") is not None:
+            if not given:
+                yield "statistics", "cost epsilon, and nothing is promised here. Give target_epsilon or noise_multiplier, or drop them."
+            if unit != "example":
+                yield (
+                    "statistics",
+                    f"are proven for single rows, and {unit}s are protected here. Take data.normalize=bounds, or unit=example.",
+                )
+            if self.peek("sampling") == "fixed-size":
+                said = "are told of neighbours with one example more or less, and fixed-size sampling's have one replaced: nothing is proven of both."
+                yield "statistics", f"{said} Take sampling=poisson."
         if self.peek("sampling") == "fixed-size" and self.peek("accountant") != "rdp":
             yield "accountant", "pld is not proven for fixed-size sampling. Take accountant=rdp, or sampling=poisson."
         if self.peek("noise").kind_ == "correlated":

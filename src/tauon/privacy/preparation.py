@@ -56,7 +56,7 @@ def private_statistics(
     noise: float,
     source: NoiseSource,
     name: str = "statistics",
-    least: float = 1e-3,
+    least: float | None = None,
 ) -> tuple[Statistics, list[Release]]:
     """Mean and standard deviation of each column, in one Gaussian answer.
 
@@ -68,7 +68,8 @@ def private_statistics(
         noise: multiplier: standard deviation over what one example can add.
         source: of the noise.
         name: distinguishes several answers from one source.
-        least: smallest standard deviation that is given back, as a share of the half-width: noise can make it negative.
+        least: smallest standard deviation that is given back, as a share of the half-width. Noise can make a variance small, or negative,
+            and what is divided by it enormous; left out: the deviation whose variance is as large as the noise in it, at least 0.001.
     """
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or not x.size:
@@ -89,7 +90,8 @@ def private_statistics(
     first = (u.sum(0) + drawn[:width]) / count
     second = ((u**2 - 0.5).sum(0) + drawn[width:]) / count + 0.5
     first = np.clip(first, -1.0, 1.0)
-    std = half * np.sqrt(np.maximum(second - first**2, least**2))
+    floor = max(1e-6, noise * most / count) if least is None else least**2
+    std = half * np.sqrt(np.maximum(second - first**2, floor))
     return Statistics(middle + half * first, std, half * noise * most / count), [release]
 
 

@@ -5,21 +5,25 @@ The recipe's section says what is wanted; here it becomes numbers, and each numb
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from tauon.config import dump
+from tauon.data import DataSplits
 from tauon.errors import Problem, RecipeError
-from tauon.privacy.accounting import Guarantee, Release, calibrate, guarantee, refuse_delta
+from tauon.privacy.accounting import Guarantee, Release, Scaling, calibrate, epsilon, guarantee, refuse_delta, uncovered
 from tauon.privacy.audit import Canaries, GradientCanaries
 from tauon.privacy.config import PrivacyConfig
 from tauon.privacy.noise import NoisePlan, NoiseSource
 from tauon.privacy.private import make_private
 from tauon.privacy.sampling import PrivateLoader
+from tauon.privacy.statistics import draw_statistics, scaled_columns
 from tauon.privacy.units import protect
 from tauon.train import TrainJob
 from tauon.types import Batch, Dataset
@@ -70,9 +74,13 @@ class Sizes(Protocol):
 class PrivateRun:
     """The choices of one private run. Made on every rank alike: all of it is a function of the recipe, the data's size and the key."""
 
-    def __init__(self, config: PrivacyConfig, *, key: bytes, train: Dataset) -> None:
-        """`key`: what noise and sampling are drawn from; `train`: the training part. Raises `RecipeError` for a delta too large."""
+    def __init__(self, config: PrivacyConfig, *, key: bytes, train: Dataset, preprocess: Mapping[str, Any] | None = None) -> None:
+        """`key`: what noise and sampling are drawn from; `train`: the training part; `preprocess`: how it was made (`DataSplits`). Raises
+        `RecipeError` for a delta too large, and for statistics of no column.
+        """
         self.config, self.key = config, key
+        self._scaled_by: Mapping[str, Any] = (preprocess or {}).get("normalize", {})
+        self.columns = scaled_columns(preprocess or {}) if config.statistics is not None else 0
         self.protected = protect(train, config.unit, config.rows_per_unit)
         self.units, self.unit = len(self.protected), self.protected.name
         self.delta = config.delta if config.delta is not None else min(1e-5, 0.1 / self.units)
@@ -100,6 +108,7 @@ class PrivateRun:
         if config.delta is None:
             what = "examples" if self.protected.units is None else "units"
             told.append(("privacy.delta", self.delta, f"a tenth of 1 / {self.units:,} {what}, at most 1e-5"))
+        told += self._settle_statistics()
         given = config.noise_multiplier
         if config.target_epsilon is not None:
             given = calibrate(
@@ -118,14 +127,44 @@ class PrivateRun:
         )
         return told
 
+    def _settle_statistics(self) -> list[tuple[str, Any, str]]:
+        """What the means and deviations of columns cost by themselves: refused where that is all there is to spend."""
+        config = self.config
+        if config.statistics is None:
+            return []
+        noise = config.statistics.noise
+        alone = epsilon([config.statistics.release], self.delta, accountant=config.accountant)
+        if config.target_epsilon is not None and alone >= config.target_epsilon:
+            message = (
+                f"{noise:g} costs epsilon {alone:.3g} at delta {self.delta:g} by itself, and the whole run may cost {config.target_epsilon:g}. "
+                f"Take about {noise * 10 * alone / config.target_epsilon:.2g}, which costs a tenth of that, or raise target_epsilon."
+            )
+            raise RecipeError([Problem("privacy.statistics.noise", message)])
+        said = (
+            f"one answer for {self.columns} columns: epsilon {alone:.3g} by itself, means off by {self._error():.2%} of half their bounds"
+        )
+        return [("privacy.statistics.noise", noise, said)]
+
+    def _error(self) -> float:
+        """Standard deviation of the noise in a column's mean, over half its bounds."""
+        assert self.config.statistics is not None
+        return math.sqrt(1.25 * self.columns) * self.config.statistics.noise / self.units
+
+    def draw_statistics(self, folder: Path, splits: DataSplits) -> dict[str, Any]:
+        """Means and deviations of the columns, with noise from the run's key; in `folder` they stay. Only once they are reserved."""
+        assert self.config.statistics is not None
+        return draw_statistics(folder, splits, self.config.statistics, NoiseSource(self.key, secret=self.config.generator == "secure"))
+
     def _noise(self, multiplier: float, steps: int) -> NoisePlan:
         return NoisePlan(self.config.noise, multiplier, steps)
 
     def _releases(self, noise: NoisePlan, steps: int, done: int = 0) -> list[Release]:
-        """All that `steps` steps tell: their noise, what noise and clipping look at beside."""
+        """All that a run of `steps` steps tells: the statistics, the steps, what noise and clipping look at beside."""
         found = noise.releases(self.rates(steps), self.config.sampling, done=done)
         spends = self.config.clipping.spends
-        return [r if r.sampling in ("full", "known") else replace(r, noise_multiplier=spends(r.noise_multiplier)) for r in found]
+        first = [] if self.config.statistics is None else [self.config.statistics.release]
+        rest = [r if r.sampling in ("full", "known") else replace(r, noise_multiplier=spends(r.noise_multiplier)) for r in found]
+        return [*first, *rest]
 
     def releases(self, steps: int, done: int | None = None) -> list[Release]:
         """What `steps` steps tell, of which `done` were made (None: all) and the rest is the worst that can come."""
@@ -177,7 +216,11 @@ class PrivateRun:
             "noise": config.noise.kind_,
             "clipping": dump(config.clipping),
             "generator": config.generator,
-        }
+        } | (
+            {}
+            if config.statistics is None
+            else {"statistics": {"noise": config.statistics.noise, "columns": self.columns, "error": self._error()}}
+        )
 
     def account(self, releases: list[Release]) -> Guarantee:
         """What these releases promise."""
@@ -187,4 +230,13 @@ class PrivateRun:
             if seeded
             else "Noise and sampling come from a key of the operating system that was never in a checkpoint and is thrown away."
         )
-        return guarantee(releases, self.delta, accountant=self.config.accountant, unit=self.unit, examples=self.units, assumptions=[said])
+        stated = ["Bounds of the columns were stated without looking at the data."] if "limits" in self._scaled_by else []
+        return guarantee(
+            releases, self.delta, accountant=self.config.accountant, unit=self.unit, examples=self.units, assumptions=[said, *stated],
+            not_covered=uncovered(self._scaling()),
+        )  # fmt: skip
+
+    def _scaling(self) -> Scaling:
+        if self.config.statistics is not None:
+            return "noisy"
+        return "public" if self._scaled_by.get("kind") in ("none", "unit", "bounds") else "fitted"

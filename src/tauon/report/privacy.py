@@ -67,6 +67,10 @@ def _figures(found: Mapping[str, Any]) -> str:
         if value is not None:
             shown = figure(value) if isinstance(value, float) else count(value) if isinstance(value, int) else escape(str(value))
             rows.append([escape(label(key)), shown])
+    statistics = found.get("statistics")
+    if isinstance(statistics, dict):
+        rows.append(["noise multiplier of means and deviations", figure(number(statistics.get("noise")))])
+        rows.append(["noise in a mean, of half its column's bounds", figure(number(statistics.get("error")))])
     return table([("", ""), ("", "num")], rows, "privacy figures")
 
 

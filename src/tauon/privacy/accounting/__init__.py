@@ -1,7 +1,7 @@
 """Accounting: how much a list of private releases may tell about one person, and how much noise a target needs."""
 
 from tauon.privacy.accounting.calibrate import calibrate
-from tauon.privacy.accounting.guarantee import NOT_COVERED, Guarantee, charge_search, compose_basic, guarantee
+from tauon.privacy.accounting.guarantee import NOT_COVERED, Guarantee, Scaling, charge_search, compose_basic, guarantee, uncovered
 from tauon.privacy.accounting.loss import Accountant, composed_loss, delta_at, epsilon, epsilons, trade_off
 from tauon.privacy.accounting.release import Release, Sampling, refuse_delta, refuse_epsilon, relation_of
 
@@ -11,6 +11,7 @@ __all__ = [
     "Guarantee",
     "Release",
     "Sampling",
+    "Scaling",
     "calibrate",
     "charge_search",
     "compose_basic",
@@ -23,4 +24,5 @@ __all__ = [
     "refuse_epsilon",
     "relation_of",
     "trade_off",
+    "uncovered",
 ]

@@ -9,21 +9,31 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from tauon.errors import RecipeError
 from tauon.privacy.accounting.loss import Accountant, dp_accounting, epsilons, event_of, trade_off
 from tauon.privacy.accounting.release import Release, as_releases, plain, refuse_delta, relation_of
 
-__all__ = ["NOT_COVERED", "Guarantee", "charge_search", "compose_basic", "guarantee"]
+__all__ = ["NOT_COVERED", "Guarantee", "Scaling", "charge_search", "compose_basic", "guarantee", "uncovered"]
 
 ALPHAS = (0.0, 1e-4, 1e-3, 3e-3, 0.01, 0.03, 0.05, *(round(0.1 * i, 1) for i in range(1, 10)), 0.95, 1.0)
 """False-positive rates of the curve that is kept."""
 
+Scaling = Literal["fitted", "public", "noisy"]
+"""Where the statistics that numbers are scaled by come from: the data; what a person stated; a noisy answer that is among the releases."""
+
+LEARNED = "Vocabularies, categories, class weights and imputed values fitted on the data without noise; "
+FITTED: dict[Scaling, str] = {
+    "fitted": "Statistics, vocabularies and categories fitted on the data without noise; declare them public, or fit them privately.",
+    "public": f"{LEARNED}declare them public. How numbers are scaled is public: it was stated, not fitted.",
+    "noisy": f"{LEARNED}declare them public. The means and deviations that numbers are scaled by are covered: they came with noise.",
+}
+
 NOT_COVERED = (
     "Settings that were chosen by looking at results on this data (learning rate, clipping norm, architecture): each trial is a run of its "
     "own, charged by the ledger; or charge a search of a random number of trials (charge_search).",
-    "Statistics, vocabularies and categories fitted on the data without noise; declare them public, or fit them privately.",
+    FITTED["fitted"],
     "Early stopping and the choice of the best checkpoint by a validation part whose people are to be protected, too.",
     "Figures of the evaluation and examples shown in a report: they are exact, not private.",
     "The number of examples N, the batch size and the number of steps: they are public.",
@@ -31,6 +41,11 @@ NOT_COVERED = (
     "Floating-point attacks on the noise (Mironov 2012): samples are of a continuous law rounded to float32, not of a discrete one.",
 )
 """What no accountant here counts, in words for the report."""
+
+
+def uncovered(scaling: Scaling = "fitted") -> list[str]:
+    """`NOT_COVERED`, as true of a run whose numbers are scaled so."""
+    return [FITTED[scaling] if line == FITTED["fitted"] else line for line in NOT_COVERED]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,208 @@
+"""`privacy.statistics`: means and deviations of a table's columns of numbers, told with noise and paid for like a training step.
+
+The data is prepared with `normalize: bounds`, which looks at nothing. Once the run's releases are reserved, one Gaussian answer
+(`preparation.private_statistics`) over the training rows is drawn from the run's key and written to `statistics.json` in its folder: from
+then on every part, the checkpoint's `preprocess`, a resume, evaluation and whoever serves the model scale by it. Nothing is drawn twice.
+
+Not here: what else is learned from a table (categories, imputed values, columns that are the same in every row). That stays uncovered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tauon.artifacts import read_json, write_json
+from tauon.config import Config, dump
+from tauon.data import ArrayDataset, DataConfig, DataSplits, HalfConfig, Normalizer, plain
+from tauon.errors import DataError, Problem, RecipeError, RunError
+from tauon.privacy.accounting import Release
+from tauon.privacy.noise import NoiseSource
+from tauon.privacy.preparation import private_statistics
+from tauon.types import Dataset
+
+__all__ = [
+    "StatisticsConfig",
+    "announced",
+    "apply_statistics",
+    "copy_statistics",
+    "discard_statistics",
+    "draw_statistics",
+    "fits_nothing",
+    "read_statistics",
+    "refuse_statistics",
+    "scaled_columns",
+]
+
+NAME = "statistics.json"
+FORMAT = "tauon-statistics-1"
+
+
+class StatisticsConfig(Config):
+    """Means and deviations for `data.normalize: standard`, with noise."""
+
+    noise: float = Field(20.0, ge=0.1, le=1e6)
+    """Noise multiplier of the one answer for all columns: its standard deviation over what one example can add. 20 costs an epsilon of
+    0.16 by itself (delta 1e-5), and much less beside training; each mean is then off by 22 sqrt(columns) / examples of half its bounds."""
+
+    @property
+    def release(self) -> Release:
+        """What it tells."""
+        return Release(self.noise, "full")
+
+
+def refuse_statistics(data: DataConfig, needs: str) -> Iterator[tuple[str, str]]:
+    """(field, message) of settings of `data` that private statistics cannot work with."""
+    kind = data.peek("normalize")
+    if needs != "arrays":
+        yield "privacy.statistics", f"are means and deviations of a table's columns, and the task needs {needs}. Drop them."
+    elif kind == "bounds":
+        yield "privacy.statistics", "are not needed: data.normalize is bounds, which learns nothing from the data. Drop one of the two."
+    elif kind != "standard":
+        yield "data.normalize", f"is {kind}, and privacy.statistics are means and deviations. Set standard, or drop them."
+    elif not data.peek("bounds"):
+        said = 'are missing, and without them noise would have to be without bounds, too. Say what is known: {age: [18, 100], "*": [0, 1]}.'
+        yield "data.bounds", f"{said} Needed by privacy.statistics."
+
+
+def fits_nothing(data: DataConfig) -> DataConfig:
+    """`data` so that preparing it learns no statistics: scaled by its bounds, until those with noise are there."""
+    return data.model_copy(update={"normalize": "bounds"})
+
+
+def announced(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of data that `fits_nothing` prepared, for the report."""
+    why = "means and deviations with noise (privacy.statistics), drawn when training begins"
+    return dict(facts) | {"normalize": facts["normalize"] | {"kind": "standard", "why": why}}
+
+
+def scaled_columns(preprocess: Mapping[str, Any]) -> int:
+    """How many columns the answer is about. `RecipeError` where there is none."""
+    found = Normalizer.from_json(preprocess["normalize"]).columns
+    count = 0 if found is None else len(found)
+    if not count:
+        raise RecipeError([Problem("privacy.statistics", "are of columns of numbers, and the table has none. Drop them.")])
+    return count
+
+
+def draw_statistics(folder: Path, splits: DataSplits, config: StatisticsConfig, source: NoiseSource) -> dict[str, Any]:
+    """The record of the run in `folder`: read, or drawn from `source` and written. `splits` as `normalize: bounds` made them."""
+    before = read_statistics(folder, splits, config)
+    if before is not None:
+        return before
+    base = Normalizer.from_json(splits.preprocess["normalize"])
+    assert base.columns is not None
+    settings = _settings(splits, config)
+    # Other data or other settings draw other noise, even under the same key: two answers with one noise would tell the difference exactly.
+    name = f"statistics/{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()}"
+    found, _ = private_statistics(_unit_features(splits.train, base.columns), (-1.0, 1.0), noise=config.noise, source=source, name=name)
+    middle, half = (a[base.columns].astype(np.float64) for a in (base.center, base.scale))
+    record = {
+        "format": FORMAT, "settings": settings, "examples": len(splits.train), "mean": (middle + half * found.mean).tolist(),
+        "std": (half * found.std).tolist(), "error": (half * found.error).tolist(),
+    }  # fmt: skip
+    write_json(folder / NAME, record)
+    return record
+
+
+def read_statistics(folder: Path, splits: DataSplits, config: StatisticsConfig, *, needed: bool = False) -> dict[str, Any] | None:
+    """What was drawn for the run in `folder`; None where nothing was. `splits` as `normalize: bounds` made them.
+
+    Raises:
+        RunError: drawn for other data or settings, or gone although the run has trained with it (`needed`).
+        DataError: the file is not what was written.
+    """
+    path = folder / NAME
+    if not path.exists():
+        if needed:
+            raise RunError(f"{path} is gone, and the run has trained with what it held. Restore it, or start over with --fresh.")
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise DataError(f"{path}: expected the format {FORMAT}. Restore it, or start over with --fresh.")
+    now = _settings(splits, config)
+    there = record.get("settings")
+    if there != now:
+        odd = ", ".join(k for k in now if not isinstance(there, dict) or there.get(k) != now[k])
+        raise RunError(
+            f"{path}: was drawn for other data or settings ({odd}), and to draw again would cost again. Restore them, start over with --fresh, "
+            "or give another name (name=...)."
+        )
+    for key in ("mean", "std"):
+        try:
+            values = np.asarray(record.get(key), np.float64)
+        except (TypeError, ValueError):
+            values = np.empty(0)
+        if values.shape != (len(now["columns"]),) or not np.isfinite(values).all() or (key == "std" and not (values > 0).all()):
+            raise DataError(f"{path}: {key} was edited: expected {len(now['columns'])} finite numbers. Restore it.")
+    return record
+
+
+def apply_statistics(splits: DataSplits, record: Mapping[str, Any]) -> DataSplits:
+    """Scale every part by what was drawn, in place; the splits with preprocess, facts and fingerprint that say so."""
+    base = Normalizer.from_json(splits.preprocess["normalize"])
+    center, scale = base.center.copy(), base.scale.copy()
+    center[base.columns], scale[base.columns] = (np.asarray(record[k], np.float64).astype(np.float32) for k in ("mean", "std"))
+    scaled = replace(base, kind="standard", center=center, scale=scale)
+    for part in (splits.train, splits.validation, splits.test):
+        for dataset in _arrays_in(part):
+            dataset.scale_by(scaled)
+    made_of = hashlib.sha256(f"{splits.fingerprint}/{json.dumps(scaled.to_json(), sort_keys=True)}".encode()).hexdigest()
+    return replace(splits, preprocess=splits.preprocess | {"normalize": scaled.to_json()}, fingerprint=made_of)
+
+
+def discard_statistics(folder: Path) -> None:
+    """Take back what nothing was trained with yet. The same run would draw the very same again: its key stays."""
+    (folder / NAME).unlink(missing_ok=True)
+
+
+def copy_statistics(source: Path, target: Path, half: HalfConfig) -> None:
+    """Give a reference model of an audit, which trains on a half, what its target's checkpoint holds: whoever attacks a model has it."""
+    if (source / NAME).exists() and not (target / NAME).exists():
+        record = read_json(source / NAME)
+        target.mkdir(parents=True, exist_ok=True)
+        write_json(target / NAME, record | {"settings": record["settings"] | {"half": _half(dump(half)), "canaries": None}})
+
+
+def _settings(splits: DataSplits, config: StatisticsConfig) -> dict[str, Any]:
+    """What an answer depends on: whose rows, and how they are bounded."""
+    base, facts = splits.preprocess["normalize"], splits.facts
+    return {
+        "noise": config.noise, "content": facts["content"], "half": _half(facts.get("half")), "canaries": facts.get("canaries"),
+        "columns": base["columns"], "limits": base["limits"],
+    }  # fmt: skip
+
+
+def _half(facts: Mapping[str, Any] | None) -> list[int] | None:
+    return None if facts is None else [facts["number"], facts["seed"]]
+
+
+def _unit_features(train: Dataset, columns: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(N, K) features of all training examples as they are, between -1 and 1."""
+    shown = plain(train)
+    pieces = [shown.batch(np.arange(i, min(i + 4096, len(shown)))).inputs.numpy()[:, columns] for i in range(0, len(shown), 4096)]
+    return np.concatenate(pieces).astype(np.float64)
+
+
+def _arrays_in(dataset: Any) -> Iterator[ArrayDataset]:
+    """Every data set of a table that `dataset` is, or is made of (canaries, a chosen half)."""
+    seen: set[int] = set()
+    waiting = [dataset]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, (list, tuple)):
+            waiting += one
+        elif hasattr(type(one), "batch") and id(one) not in seen:
+            seen.add(id(one))
+            if isinstance(one, ArrayDataset):
+                yield one
+            else:
+                waiting += vars(one).values()
