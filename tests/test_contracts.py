@@ -80,6 +80,7 @@ MODELS: dict[str, list[tuple[dict[str, Any], DataSpec]]] = {
     "text-bag": [
         ({"dropout": 0, "number_dropout": 0, "buckets": 997}, LABELLED),
         ({"dropout": 0, "number_dropout": 0, "ngrams": 1}, LABELLED),
+        ({"dropout": 0, "number_dropout": 0, "buckets": 997, "pooling": "attention"}, LABELLED),
     ],
     "speech-cnn": [({"channels": [8, 12], "mels": 12}, SOUNDS)],
     "conformer": [({"layers": 1, "width": 16, "heads": 2, "mels": 12, "kernel": 5}, SOUNDS)],

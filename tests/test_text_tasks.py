@@ -80,10 +80,15 @@ ALL = ("prepare", "train", "evaluate", "report")
 
 
 @pytest.mark.parametrize(
-    "model", [{"kind": "text-bag", "buckets": 997}, {"kind": "bert", "layers": 1, "width": 32, "heads": 2, "dropout": 0.0}]
+    "model",
+    [
+        {"kind": "text-bag", "buckets": 997},
+        {"kind": "text-bag", "buckets": 997, "pooling": "attention"},
+        {"kind": "bert", "layers": 1, "width": 32, "heads": 2, "dropout": 0.0},
+    ],
 )
 def test_texts_are_sorted_into_their_classes(world: Path, model: dict[str, Any]) -> None:
-    name = f"films-{model['kind']}"
+    name = f"films-{model['kind']}-{model.get('pooling', '')}"
     data = {
         "source": {"kind": "jsonl", "path": str(world / "films.jsonl"), "text": "text", "label": "label"}, "tokenizer": {"kind": "bpe", "vocab": 300},
         "seq_len": 24, "split": {"validation": "10%", "test": "20%"}, "augment": [{"kind": "drop-tokens", "share": "10%"}],
