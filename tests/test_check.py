@@ -12,10 +12,10 @@ import torch.distributed as dist
 
 from tauon.check import Finding, compare, first_divergent, reference, scaled_down
 from tauon.config import parse
+from tauon.context import quiet
 from tauon.distributed import World
 from tauon.errors import RecipeError
 from tauon.models import GPT
-from tauon.pipeline import quiet
 from tauon.recipe import Recipe, load_recipe
 from tauon.testing.processes import run_processes
 from toy import Tauon, table_recipe, text_recipe

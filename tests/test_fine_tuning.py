@@ -13,10 +13,11 @@ import torch
 from tauon.artifacts import Run, latest_checkpoint, load_checkpoint
 from tauon.check import reference
 from tauon.config import parse
+from tauon.context import quiet
 from tauon.errors import CheckpointError, RecipeError, RunError, TauonError, TrainingError
 from tauon.export import export_checkpoint, merge_adapter
 from tauon.models import open_start
-from tauon.pipeline import load_model, quiet, run
+from tauon.pipeline import load_model, run
 from tauon.recipe import Recipe
 from tauon.tracking import read_events
 from toy import Tauon, words

@@ -51,7 +51,7 @@ from tauon.recipe import Recipe, load_recipe
 from tauon.types import Dataset
 
 if TYPE_CHECKING:
-    from tauon.pipeline import Context, Tell
+    from tauon.context import Context, Tell
 
 __all__ = ["audit_run", "plant", "planted"]
 
@@ -123,7 +123,7 @@ def audit_run(
         RunError: no such run, not trained, or its data changed.
         RecipeError: nothing was held out.
     """
-    from tauon.pipeline import Context
+    from tauon.context import Context
 
     recipe = load_recipe(folder)
     with Run.open(folder) as run:
@@ -213,7 +213,7 @@ def with_references(
     recipe: Recipe, run: Run, ctx: Context, chosen: Examples, signals: Mapping[str, NDArray[Any]], shadows: int, seed: int
 ) -> dict[str, tuple[str, NDArray[np.float64]]]:
     """The attacks that need reference models, which are trained where they are not there yet."""
-    from tauon.pipeline import Context
+    from tauon.context import Context
     from tauon.pipeline import run as pipeline
 
     target = statistic(dict(signals))

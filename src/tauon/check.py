@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from tauon.artifacts import Checkpoint, load_checkpoint, save_checkpoint
 from tauon.config import dump
+from tauon.context import Context
 from tauon.data import Loader
 from tauon.distributed import (
     Layout,
@@ -42,7 +43,6 @@ from tauon.distributed import (
 from tauon.distributed.pieces import first_holder
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, from_record, parameter_count
-from tauon.pipeline import Context
 from tauon.recipe import Recipe
 from tauon.train import Plan, TrainJob, available_memory, build_job, choose_device, choose_precision, step_seed, train_step
 from tauon.training import choose_mesh

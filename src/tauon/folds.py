@@ -26,7 +26,8 @@ def one_fold(recipe: Recipe, fold: int) -> Recipe:
 
 def run_folds(recipe: Recipe, *, root: Path | str, stages: tuple[StageName, ...] | None, fresh: bool, tell: Any) -> Run:
     """Run every fold, then gather. The same call again goes on with the folds that are not done."""
-    from tauon.pipeline import Context, evaluation_of, report_stage_of, run
+    from tauon.context import Context
+    from tauon.pipeline import evaluation_of, report_stage_of, run
 
     folds = recipe.data.split.folds
     assert folds is not None

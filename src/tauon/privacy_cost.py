@@ -15,7 +15,7 @@ from tauon.errors import RunError
 from tauon.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from tauon.pipeline import Tell
+    from tauon.context import Tell
 
 __all__ = ["PLAIN", "cost_of", "twin_of"]
 

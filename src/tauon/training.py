@@ -69,7 +69,7 @@ from tauon.types import DataSpec, StepInfo
 from tauon.watch import TrainingRecord
 
 if TYPE_CHECKING:
-    from tauon.pipeline import Context
+    from tauon.context import Context
 
 __all__ = ["choose_mesh", "newest", "train_stage"]
 

@@ -21,9 +21,10 @@ pytest.importorskip("sklearn")
 
 from tauon.artifacts import Run, latest_checkpoint, load_checkpoint, read_json
 from tauon.config import parse
+from tauon.context import Context
 from tauon.data import DataConfig, Normalizer, inputs_from_records, prepare
 from tauon.errors import DataError, Interrupted, RecipeError, RunError
-from tauon.pipeline import Context, run
+from tauon.pipeline import run
 from tauon.privacy.accounting import Release
 from tauon.privacy.ledger import find_ledgers
 from tauon.privacy.noise import NoiseSource

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from tauon.artifacts import latest_checkpoint, read_json
+from tauon.context import Context
 from tauon.data import DocumentDataset, MaskedDataset, TokenDataset
 from tauon.errors import DataError, RecipeError
 from tauon.models import materialize
-from tauon.pipeline import Context, run
+from tauon.pipeline import run
 from tauon.privacy import PrivateLoader, seeded_key
 from tauon.privacy.units import Units, protect
 from tauon.recipe import Recipe, load_recipe

@@ -55,8 +55,8 @@ def take_part(tree: Recipe, saved: Path) -> None:
     """One process of the layout."""
     from tauon.artifacts import write_json
     from tauon.check import compare
+    from tauon.context import quiet
     from tauon.distributed import join
-    from tauon.pipeline import quiet
 
     with join(tree.train.peek("device")) as world:
         findings, sent, layout = compare(tree, saved, world, tell=quiet)

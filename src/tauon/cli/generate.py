@@ -32,11 +32,12 @@ def generate_command(
 ) -> None:
     """Let the language model in the folder RUN continue a text, token by token."""
     from tauon.artifacts import Run
+    from tauon.context import Context, quiet
     from tauon.data import Tokenizer
     from tauon.errors import DataError, RunError
     from tauon.generate import generate
     from tauon.models import GPT
-    from tauon.pipeline import Context, load_model, quiet
+    from tauon.pipeline import load_model
     from tauon.recipe import load_recipe
 
     recipe = load_recipe(run)

@@ -69,9 +69,9 @@ def tune_command(
 
 def range_test(tree: Recipe, show: Show, *, low: float, high: float, steps: int) -> RangeTest:
     """The test on one process, with the recipe's data, model, batch and optimizer."""
+    from tauon.context import Context
     from tauon.data import Loader
     from tauon.distributed import World
-    from tauon.pipeline import Context
     from tauon.train import TrainConfig, build_job, make_plan
     from tauon.tune import lr_range
 
