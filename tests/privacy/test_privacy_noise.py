@@ -53,11 +53,18 @@ def test_the_stream_is_that_of_the_rfc() -> None:
 def test_torch_and_openssl_make_the_same_bits_piece_by_piece_or_together(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cryptography")
     key, pairs = bytes(range(32)), 2 * source.PIECE + 501
-    fast, slow = torch.empty(2 * pairs), torch.empty(2 * pairs)
-    source._fill(fast, source._words(key, "cpu"), together=False)
+    fast, slow = torch.empty(1, 2 * pairs), torch.empty(1, 2 * pairs)
+    source._fill(fast, [source._words(key, "cpu")], together=1)
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers", None)  # not installed
-    source._fill(slow, source._words(key, "cpu"), together=True)  # as on an accelerator
+    source._fill(slow, [source._words(key, "cpu")], together=100)  # as on an accelerator
     assert torch.equal(fast, slow)
+
+
+@pytest.mark.parametrize("count", [3, 2 * source.PIECE, 4 * source.PIECE, 6 * source.PIECE + 7])
+def test_several_names_at_once_have_what_each_has_alone(count: int) -> None:
+    noise, names = NoiseSource.seeded(2), [f"w/{i}" for i in range(7)]
+    together = noise.normals(4, names, (count,))
+    assert all(torch.equal(row, noise.normal(4, name, (count,))) for row, name in zip(together, names, strict=True))
 
 
 def test_numbers_are_standard_normal() -> None:
@@ -326,18 +333,18 @@ def test_drawn_noise_is_the_matrix_times_independent_noise() -> None:
     plan = NoisePlan(Correlated(bands=3), 2.0, 6)
     source = NoiseSource.seeded(1)
     with pytest.raises(RuntimeError, match=r"releases first"):
-        plan.draw(source, 0, "w", (4,))
+        plan.draw(source, 0, ["w"], (4,))[0]
     plan.releases(1 / 3, "shuffled")
     r = plan.config.coefficients(6, 3)  # type: ignore[attr-defined]
     fresh = torch.stack([source.normal(t, "w", (4,)) for t in range(6)])
     expected = torch.tensor(matrix(np.array(r), 6), dtype=torch.float32) @ fresh
-    drawn = torch.stack([plan.draw(source, t, "w", (4,)) for t in range(6)])
+    drawn = torch.stack([plan.draw(source, t, ["w"], (4,))[0] for t in range(6)])
     assert torch.allclose(drawn, expected, atol=1e-6)
     again = NoisePlan(Correlated(bands=3), 2.0, 6)
     again.load(json.loads(json.dumps(plan.state())))
-    assert torch.equal(again.draw(source, 4, "w", (4,)), drawn[4])
+    assert torch.equal(again.draw(source, 4, ["w"], (4,))[0], drawn[4])
     independent = NoisePlan(Constant(), 2.0, 6)
-    assert torch.equal(independent.draw(source, 4, "w", (4,)), fresh[4])
+    assert torch.equal(independent.draw(source, 4, ["w"], (4,))[0], fresh[4])
 
 
 def test_correlated_noise_counts_as_one_gaussian_of_its_sensitivity() -> None:

@@ -217,14 +217,23 @@ def mean_over_units(weights: Tensor, rows_per_unit: int) -> Tensor:
 
 def noise_like(p: Tensor, name: str, draw: Callable[..., Tensor]) -> Tensor:
     """Standard normal numbers for the part of `p` that this process holds: the same ones in every layout."""
-    mine = local_slices(p)
+    mine, device = local_slices(p), local_part(p).device
     if p.ndim == 0:
-        return draw(name, (), local_part(p).device)
+        return draw([name], (), device)[0]
     row = p[0].numel() if not is_dtensor(p) else p.numel() // max(1, p.shape[0])
     step = max(1, BLOCK // max(1, row))
+    starts = range(mine[0].start // step * step, mine[0].stop, step)
+    if not starts:
+        return local_part(p).new_zeros(local_part(p).shape)
+    whole = [start for start in starts if start + step <= p.shape[0]]
+    cut = any(s.stop - s.start < n for s, n in zip(mine[1:], p.shape[1:], strict=True))
+    groups = [[start] for start in whole] if cut else [whole]  # a process that has some of the columns keeps no others
     found = []
-    for start in range(mine[0].start // step * step, mine[0].stop, step):
-        stop = min(p.shape[0], start + step)
-        block = draw(f"{name}/{start // step}", (stop - start, *p.shape[1:]), local_part(p).device)
-        found.append(block[(slice(max(0, mine[0].start - start), mine[0].stop - start), *mine[1:])])
-    return torch.cat(found) if found else local_part(p).new_zeros(local_part(p).shape)
+    for group in filter(None, groups):
+        drawn = draw([f"{name}/{start // step}" for start in group], (step, *p.shape[1:]), device).flatten(0, 1)
+        found.append(drawn[(slice(None), *mine[1:])])
+    if len(whole) < len(starts):
+        drawn = draw([f"{name}/{starts[-1] // step}"], (p.shape[0] - starts[-1], *p.shape[1:]), device)[0]
+        found.append(drawn[(slice(None), *mine[1:])])
+    rows = found[0] if len(found) == 1 else torch.cat(found)
+    return rows[mine[0].start - starts[0] : mine[0].stop - starts[0]]

@@ -127,19 +127,21 @@ class NoisePlan:
 
     # ------------------------------------------------------------------------------------------ for the step
 
-    def draw(self, source: NoiseSource, step: int, name: str, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-        """The noise of parameter `name` at `step`, float32, in units of multiplier times clipping norm.
+    def draw(
+        self, source: NoiseSource, step: int, names: Sequence[str], shape: Sequence[int], device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """(N, *shape) noise at `step`, float32, in units of multiplier times clipping norm: of each of N names its own.
 
         Independent noise has standard deviation 1. Of correlated noise the draws that it is made of have; `releases` must have been asked
         before, which learns from the rate how long a pass is.
         """
-        fresh = source.normal(step, name, shape, device=device)
+        fresh = source.normals(step, names, shape, device=device)
         if not isinstance(self.config, Correlated):
             return fresh
         if self._apart is None:
             raise RuntimeError("ask for releases first: correlated noise depends on how many steps a pass has")
         for k, r in enumerate(self.config.coefficients(self.total, self._apart)[1 : step + 1], start=1):
-            fresh.add_(source.normal(step - k, name, shape, device=device), alpha=r)
+            fresh.add_(source.normals(step - k, names, shape, device=device), alpha=r)
         return fresh
 
     def query(self, step: int) -> Query | None:

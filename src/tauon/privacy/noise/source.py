@@ -24,7 +24,11 @@ __all__ = ["NoiseSource"]
 
 _CONSTANT = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)
 PIECE = 2**14
-"""Pairs of numbers that are made at once: what they need stays in a processor's cache."""
+"""Pairs of numbers whose words lie together in the stream: high, low and turn of all of them."""
+_ZEROS = memoryview(bytes(12 * PIECE))
+"""What is encrypted, so that the key stream itself comes out."""
+TOGETHER = 16
+"""Pieces that a CPU makes at once: enough for torch to share them among its threads, few enough for the caches."""
 
 
 class NoiseSource:
@@ -60,36 +64,57 @@ class NoiseSource:
 
     def normal(self, step: int, name: str, shape: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
         """Standard normal numbers of `shape`, float32, on `device`: always the same for the same (step, name)."""
+        return self.normals(step, [name], shape, device=device)[0]
+
+    def normals(self, step: int, names: Sequence[str], shape: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
+        """(N, *shape): for each of N names what `normal` gives, faster together where they are small."""
         count = math.prod(shape)
         if not count:
-            return torch.zeros(tuple(shape), device=device)
+            return torch.zeros(len(names), *shape, device=device)
         pairs = (count + 1) // 2
-        words = _words(hashlib.blake2b(f"{step}/{name}".encode(), key=self._key, digest_size=32).digest(), device)
-        out = torch.empty(2 * pairs, device=device)
-        _fill(out, words, together=torch.device(device).type != "cpu")
-        return out[:count].view(tuple(shape))
+        out = torch.empty(len(names), 2 * pairs, device=device)
+        streams = [_words(hashlib.blake2b(f"{step}/{name}".encode(), key=self._key, digest_size=32).digest(), device) for name in names]
+        _fill(out, streams, TOGETHER if torch.device(device).type == "cpu" else pairs // PIECE * len(names))
+        return out[:, :count].view(len(names), *shape) if 2 * pairs == count else out[:, :count].reshape(len(names), *shape)
 
 
-def _fill(out: Tensor, words: Callable[[int], Tensor], *, together: bool) -> None:
-    """Normal numbers into `out`, of even length: piece by piece, so that a CPU's cache holds what it works on, or all whole pieces `together`,
-    because an accelerator takes long to start each operation. The numbers are the same.
+Words = Callable[[Tensor], None]
+"""Fills a row of int32 with the next words of a key stream. All calls but the last ask for a multiple of 16."""
+
+
+def _fill(out: Tensor, streams: Sequence[Words], together: int) -> None:
+    """Normal numbers into `out` (N, even), a row from each stream: so many whole pieces `together`, then what is left of each row. The numbers
+    do not depend on how many are made together: few stay in a CPU's cache, and an accelerator takes long to start each operation.
     """
-    at, pairs = 0, len(out) // 2
-    if together and pairs >= 2 * PIECE:
-        whole = pairs // PIECE
-        bits = words(3 * whole * PIECE).view(whole, 3, PIECE).transpose(0, 1).reshape(3, -1)
-        made = torch.empty(2, whole * PIECE, device=out.device)
-        _box_muller(bits, made)
-        at = whole * PIECE
-        out[: 2 * at] = made.view(2, whole, PIECE).transpose(0, 1).reshape(-1)
-    while at < pairs:
-        now = min(PIECE, pairs - at)
-        _box_muller(words(3 * now).view(3, now), out[2 * at : 2 * (at + now)].view(2, now))
-        at += now
+    pairs = out.shape[1] // 2
+    whole, left = divmod(pairs, PIECE)
+    pieces = [(row, at) for row in range(len(out)) for at in range(whole)]
+    for start in range(0, len(pieces), max(1, together)):
+        here = pieces[start : start + together]
+        bits = torch.empty(len(here), 3, PIECE, dtype=torch.int32, device=out.device)
+        runs, first = [], 0
+        while first < len(here):  # pieces of one row, side by side
+            row, at = here[first]
+            count = min(whole - at, len(here) - first)
+            streams[row](bits[first : first + count].view(-1))
+            runs.append((row, 2 * PIECE * at, first, count))
+            first += count
+        if not left:
+            _box_muller(bits.unbind(1), out.view(-1, 2, PIECE)[start : start + len(here)].unbind(1))
+            continue
+        made = torch.empty(len(here), 2, PIECE, device=out.device)
+        _box_muller(bits.unbind(1), made.unbind(1))
+        for row, at, first, count in runs:
+            out[row, at : at + 2 * PIECE * count] = made[first : first + count].view(-1)
+    if left:
+        bits = torch.empty(3, left, dtype=torch.int32, device=out.device)
+        for row, words in zip(out, streams, strict=True):
+            words(bits.view(-1))
+            _box_muller(bits.unbind(0), row[2 * whole * PIECE :].view(2, left).unbind(0))
 
 
-def _box_muller(bits: Tensor, out: Tensor) -> None:
-    """Two normal numbers from each column of three words: radius sqrt(-2 log u), angle uniform."""
+def _box_muller(bits: Sequence[Tensor], out: Sequence[Tensor]) -> None:
+    """Two normal numbers (cosines, sines) from each place of three tensors of words: radius sqrt(-2 log u), angle uniform."""
     high, low, turn = bits
     cosines, sines = out
     # u is uniform in (0, 1] with 62 bits: a float's mantissa moves with the number, so that small ones, the tail, are as fine as large ones
@@ -102,11 +127,8 @@ def _box_muller(bits: Tensor, out: Tensor) -> None:
     sines.mul_(radius)
 
 
-def _words(key: bytes, device: torch.device | str) -> Callable[[int], Tensor]:
-    """A function that gives the next so many 32-bit words of the key stream (nonce and first counter zero), as int32.
-
-    All calls but the last must ask for a multiple of 16. Without `cryptography` a CPU takes about five times as long.
-    """
+def _words(key: bytes, device: torch.device | str) -> Words:
+    """The key stream, nonce and first counter zero. Without `cryptography` a CPU takes about five times as long."""
     if torch.device(device).type == "cpu":
         try:
             from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
@@ -114,20 +136,21 @@ def _words(key: bytes, device: torch.device | str) -> Callable[[int], Tensor]:
             pass
         else:
             encryptor = Cipher(algorithms.ChaCha20(key, bytes(16)), None).encryptor()
-            zeros, stream = bytes(12 * PIECE), bytearray(12 * PIECE)
 
-            def by_openssl(words: int) -> Tensor:
-                encryptor.update_into(memoryview(zeros)[: 4 * words], memoryview(stream)[: 4 * words])
-                return torch.frombuffer(stream, dtype=torch.int32)[:words]
+            def by_openssl(out: Tensor) -> None:
+                wanted = out.numpy().data.cast("B")
+                for at in range(0, len(wanted), len(_ZEROS)):
+                    part = wanted[at : at + len(_ZEROS)]
+                    encryptor.update_into(_ZEROS[: len(part)], part)
 
             return by_openssl
     done = 0
 
-    def by_torch(words: int) -> Tensor:
+    def by_torch(out: Tensor) -> None:
         nonlocal done
-        blocks = -(-words // 16)
+        blocks = -(-len(out) // 16)
         first, done = done, done + blocks
-        return _blocks(key, first, blocks, device)[:words]
+        out.copy_(_blocks(key, first, blocks, device)[: len(out)])
 
     return by_torch
 
