@@ -108,6 +108,9 @@ class PrivateRun:
         if config.delta is None:
             what = "examples" if self.protected.units is None else "units"
             told.append(("privacy.delta", self.delta, f"a tenth of 1 / {self.units:,} {what}, at most 1e-5"))
+        if self.protected.units is not None:
+            said = f"asked for; {self.protected.units.cut:,} of {self.units:,} units have more, of which so many are drawn anew each step"
+            told.append(("privacy.rows_per_unit", config.rows_per_unit, said))
         told += self._settle_statistics()
         given = config.noise_multiplier
         if config.target_epsilon is not None:
@@ -209,7 +212,6 @@ class PrivateRun:
             "steps": steps,
             "units": self.units,
             "rows_per_unit": config.rows_per_unit,
-            "units_cut": 0 if self.protected.units is None else self.protected.units.cut,
             "expected_batch": self.loader.batch,
             "sampling": config.sampling,
             "noise_multiplier": self.multiplier,

@@ -54,7 +54,6 @@ def _figures(found: Mapping[str, Any]) -> str:
         "steps",
         "units",
         "rows_per_unit",
-        "units_cut",
         "expected_batch",
         "sampling",
         "noise_multiplier",
