@@ -24,12 +24,16 @@ __all__ = ["CNN", "GPT", "GPT2", "IMAGES", "SGD", "TEXT", "make_job", "private",
 
 
 def private(
-    job: TrainJob, *, rows: int = 8, clipping: str = "flat", noise: str = "constant", multiplier: float = 0.5, seed: int = 0
-) -> TrainJob:
+    job: TrainJob, *, rows: int = 8, clipping: str = "flat", noise: str = "constant", multiplier: float = 0.5, seed: int = 0,
+    rows_per_unit: int = 1,
+) -> TrainJob:  # fmt: skip
     """The job, private, with noise that can be drawn again."""
     plan = NoisePlan(parse(NoiseConfig, {"kind": noise}), multiplier, job.total_steps)
     plan.releases(rows / 64, "shuffled" if plan.correlated else "poisson")
-    return make_private(job, parse(ClippingConfig, {"kind": clipping}), plan, NoiseSource.seeded(seed), expected=lambda step: rows)
+    return make_private(
+        job, parse(ClippingConfig, {"kind": clipping}), plan, NoiseSource.seeded(seed), expected=lambda step: rows / rows_per_unit,
+        rows_per_unit=rows_per_unit,
+    )  # fmt: skip
 
 
 def run_case(case: dict[str, Any]) -> dict[str, Any]:

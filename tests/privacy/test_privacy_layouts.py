@@ -36,6 +36,9 @@ TWO = {
     "fsdp, automatic": case({"shard": 2}, how={"clipping": "automatic"}),
     "fsdp, correlated": case({"shard": 2}, how={"noise": "correlated"}),
     "fsdp, gradient-norm": case({"shard": 2}, how={"noise": "gradient-norm"}),
+    "ddp, units": case({"replicate": 2}, how={"rows_per_unit": 2}),
+    "fsdp, units, accumulation": case({"shard": 2}, micro=4, how={"rows_per_unit": 2}),
+    "tensor, units": case({"tensor": 2}, how={"rows_per_unit": 4}),
 }
 FOUR = {
     "fsdp and tensor": case({"shard": 2, "tensor": 2}),
