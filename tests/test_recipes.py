@@ -195,7 +195,7 @@ def test_mnist_mlp_reaches_its_figure(seed: int, tmp_path: Path, with_data: Any)
 def test_mnist_private_reaches_its_figure(seed: int, tmp_path: Path, with_data: Any) -> None:
     folder, _ = full_size("mnist-private", tmp_path, with_data, f"seed={seed}")
     promise = read_json(folder / "privacy.json")
-    assert promise["guarantee"]["epsilon"] <= 2.93 and promise["guarantee"]["delta"] == 1e-5 and promise["examples"] == 60_000
+    assert promise["guarantee"]["epsilon"] <= 2.93 and promise["guarantee"]["delta"] == 1e-5 and promise["units"] == 60_000
     evaluation = read_json(folder / "evaluation.json")
     assert (evaluation["split"], evaluation["n"]) == ("test", 10_000)
     assert figures(folder)["accuracy"] >= 0.981
@@ -264,7 +264,7 @@ def test_credit_risk_private_costs_less_than_three_points_of_area(seed: int, tmp
 def test_chest_xray_private_costs_less_than_three_points_of_area(seed: int, tmp_path: Path, with_data: Any) -> None:
     folder, _ = full_size("chest-xray-private", tmp_path, with_data, f"seed={seed}")
     promise = read_json(folder / "privacy.json")
-    assert promise["guarantee"]["epsilon"] <= 3 and promise["guarantee"]["delta"] == 1e-5 and promise["examples"] == 4_708
+    assert promise["guarantee"]["epsilon"] <= 3 and promise["guarantee"]["delta"] == 1e-5 and promise["units"] == 4_708
     area = cost_of(folder, tell=quiet)["roc_auc"]
     assert area["private"] >= area["plain"] - 0.03
 

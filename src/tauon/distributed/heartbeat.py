@@ -114,7 +114,7 @@ class Heartbeat:
             if self.speaks:
                 self.speaks = False
                 why = RuntimeError(f"{now - self._seen[1]:.0f} s; the time-out is {self.limit:.0f} s")
-                print(f"error: {self.explain(why)}", file=sys.stderr, flush=True)
+                print(f"error: {self.explain(why, wait=False)}", file=sys.stderr, flush=True)
 
     # ------------------------------------------------------------------------------------------ afterwards
 
@@ -125,7 +125,7 @@ class Heartbeat:
         """
         if self.world.size == 1 or not is_collective_failure(err):
             return None
-        return TrainingError(self.explain(err, ending=ending) + " The last whole checkpoint is kept; the same command goes on from it.")
+        return TrainingError(self.explain(err, wait=not ending) + " The last whole checkpoint is kept; the same command goes on from it.")
 
     def hearts(self) -> dict[int, dict[str, Any] | None]:
         """What each rank told last; None where it told nothing. `RuntimeError` where the store cannot be reached."""
@@ -136,23 +136,28 @@ class Heartbeat:
             found[rank] = json.loads(store.get(key)) if store.check([key]) else None
         return found
 
-    def explain(self, err: BaseException, *, ending: bool = False) -> str:
+    def explain(self, err: BaseException, *, wait: bool = True) -> str:
         """Words for a collective that failed in this process: who did not come, and where that one is.
 
-        Waits a little longer than a beat, so that whoever is stuck has told its stack, and whoever tells nothing is known to be gone;
-        but not once it is told to end. Returns within the time-out: a store that is cut off fails by then (`timeouts.py`).
+        Waits a little longer than a beat, so that whoever is stuck has told its stack, and whoever tells nothing is known to be gone; but
+        not once it is told to end, and not where `wait` is false: a heart that waits does not beat. Returns within the time-out: a store
+        that is cut off fails by then (`timeouts.py`).
         """
         first = str(err).splitlines()[0][:300] if str(err) else type(err).__name__
         said = f"rank {self.world.rank} of {self.world.size} waited for others after step {self.step} in vain ({first})"
         try:
             before = self.hearts()
-            waited = not ending and not _told_to_end(1.5 * self.interval)
+            waited = wait and not _told_to_end(1.5 * self.interval)
             hearts = self.hearts()
         except RuntimeError:
             at = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             return f"{said}. Rank 0 no longer answers: nothing comes from {at}. Its process or its machine is gone, or this one is cut off."
         now = time.time()
-        silent = [r for r, h in hearts.items() if r != self.world.rank and (h is None or (waited and h == before[r]))]
+        silent = [
+            r
+            for r, h in hearts.items()
+            if r != self.world.rank and (h is None or now - h["at"] > 3 * self.interval or (waited and h == before[r]))
+        ]
         if silent:
             last = hearts[silent[0]]
             when = f"last heard of after step {last['step']}, {now - last['at']:.0f} s ago" if last else "never heard of"

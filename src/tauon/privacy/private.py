@@ -190,8 +190,10 @@ def gathered(model: nn.Module, *, needed: bool) -> Iterator[None]:
         yield
         return
     unshard()
-    yield
-    reshard(model)
+    try:
+        yield
+    finally:
+        reshard(model)
 
 
 def pieces(batch: Batch, most: int, unit: int = 1) -> Iterator[Batch]:
