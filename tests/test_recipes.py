@@ -189,13 +189,17 @@ def test_mnist_mlp_reaches_its_figure(seed: int, tmp_path: Path, with_data: Any)
     assert figures(folder)["accuracy"] >= 0.9865
 
 
+def assert_promised(folder: Path, *, epsilon: float, units: int) -> None:
+    promise = read_json(folder / "privacy.json")
+    assert promise["guarantee"]["epsilon"] <= epsilon and promise["guarantee"]["delta"] == 1e-5 and promise["units"] == units
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", [7, 8, 9])
 def test_mnist_private_reaches_its_figure(seed: int, tmp_path: Path, with_data: Any) -> None:
     folder, _ = full_size("mnist-private", tmp_path, with_data, f"seed={seed}")
-    promise = read_json(folder / "privacy.json")
-    assert promise["guarantee"]["epsilon"] <= 2.93 and promise["guarantee"]["delta"] == 1e-5 and promise["units"] == 60_000
+    assert_promised(folder, epsilon=2.93, units=60_000)
     evaluation = read_json(folder / "evaluation.json")
     assert (evaluation["split"], evaluation["n"]) == ("test", 10_000)
     assert figures(folder)["accuracy"] >= 0.981
@@ -263,8 +267,7 @@ def test_credit_risk_private_costs_less_than_three_points_of_area(seed: int, tmp
 @pytest.mark.parametrize("seed", [7, 8, 9])
 def test_chest_xray_private_costs_less_than_three_points_of_area(seed: int, tmp_path: Path, with_data: Any) -> None:
     folder, _ = full_size("chest-xray-private", tmp_path, with_data, f"seed={seed}")
-    promise = read_json(folder / "privacy.json")
-    assert promise["guarantee"]["epsilon"] <= 3 and promise["guarantee"]["delta"] == 1e-5 and promise["units"] == 4_708
+    assert_promised(folder, epsilon=3, units=4_708)
     area = cost_of(folder, tell=quiet)["roc_auc"]
     assert area["private"] >= area["plain"] - 0.03
 
@@ -378,13 +381,12 @@ def test_sentiment_is_a_point_above_tf_idf_with_logistic_regression(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_news_topics_is_near_tf_idf_with_logistic_regression(tmp_path: Path, with_data: Any) -> None:
-    """A point above was asked for, and is not reached: docs/experiments.md says what was tried."""
+def test_news_topics_is_a_point_above_tf_idf_with_logistic_regression(tmp_path: Path, with_data: Any) -> None:
     from benchmarks.text_classes import peers
 
     pytest.importorskip("sklearn")
     folder, _ = full_size("news-topics", tmp_path, with_data)
-    assert figures(folder)["accuracy"] >= peers(load_recipe("news-topics"))[0] - 0.005
+    assert figures(folder)["accuracy"] >= peers(load_recipe("news-topics"))[0] + 0.01
 
 
 @pytest.mark.slow
