@@ -19,7 +19,7 @@ from tauon.artifacts import (
     load_checkpoint,
 )
 from tauon.auditing import plant
-from tauon.config import dump, unread_keys
+from tauon.config import dump, parse, unread_keys
 from tauon.data import (
     DataConfig,
     DataSplits,
@@ -127,7 +127,8 @@ class Context:
         refuse_another_task(self.start, self.recipe.task)
         noisy = self.recipe.privacy is not None and self.recipe.privacy.statistics is not None
         data = fits_nothing(self.data) if noisy else self.data
-        splits = prepare(data, seed=self.recipe.seed, needs=self.recipe.task.needs, progress=progress)
+        task = self.recipe.task
+        splits = prepare(data, seed=self.recipe.seed, needs=task.needs, scale_targets=task.scales_targets, progress=progress)
         if noisy:
             splits.facts = announced(splits.facts)
         refuse_another_tokenizer(self.start, splits)
@@ -198,8 +199,12 @@ class Context:
         started = self.run.manifest().get("training")
         if started is None or started["fingerprint"] == self.recipe_fingerprint("train"):
             return
-        now = {s: dump(self.recipe)[s] for s in started["sections"]}
-        diff = differences(started["sections"], now) or ["seed"]
+        now = dump(self.recipe)
+        diff = differences(as_read_today(started["sections"], now), {s: now[s] for s in started["sections"]})
+        seed = self.run.manifest().get("seed", self.recipe.seed)
+        diff += [f"seed: {seed} -> {self.recipe.seed}"] if seed != self.recipe.seed else []
+        if not diff:
+            return
         raise RunError(
             f"{self.run.folder} holds the training of another recipe ({'; '.join(diff[:6])}). Give this one another name (name=...), "
             "or --fresh to set the old run aside."
@@ -224,6 +229,15 @@ class Context:
         if newest is None:
             raise RunError(f"{self.run.folder} has no checkpoint yet. First: tauon train {self.recipe.name}")
         return newest
+
+
+def as_read_today(sections: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Recorded sections of a recipe with the keys that came since, at their defaults: a new key does not make an old run another one."""
+    try:
+        today = dump(parse(Recipe, now | sections))
+    except RecipeError:
+        return sections
+    return {s: today[s] for s in sections}
 
 
 def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:

@@ -139,6 +139,9 @@ def prepare_stage(ctx: Context) -> dict[str, Any]:
     splits = ctx.splits
     if ctx.world.leads:
         write_json(ctx.run.folder / "data.json", splits.facts)
+        for kind in ("warning", "note"):
+            for message in splits.facts.get(f"{kind}s", []):
+                ctx.tell(kind, message=message)
         sheet = picture_sheet(splits.train, ctx.recipe.seed)
         if sheet is not None:
             atomic_write(ctx.run.folder / "examples.png", sheet)

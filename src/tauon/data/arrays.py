@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tauon.data.augment import AugmentConfig, Pixels, augment, check_shape
 from tauon.data.sources.base import Arrays
+from tauon.data.targets import TargetScale
 from tauon.errors import DataError
 from tauon.types import Batch, DataSpec
 
@@ -255,16 +256,22 @@ class ArrayDataset:
         mixer: Mixer | None = None,
         categories: tuple[int, ...] = (),
         groups: NDArray[np.int64] | None = None,
+        target_scale: TargetScale | None = None,
     ) -> None:
         """`rows` are those of `table` that belong to this part; nothing is copied. `weights`: of each class in the loss, (C). `order`,
-        `mixer`: what the loader asks for. `categories`: `DataSpec.categories`. `groups`: whose each of these rows is.
+        `mixer`: what the loader asks for. `categories`: `DataSpec.categories`. `groups`: whose each of these rows is. `target_scale`: of
+        numbers to predict, on which batches give them.
         """
         check_shape(augments, table.features.shape[1:], table.features.dtype)
         self._weights, self.order, self.mixer, self.groups = weights, order, mixer, groups
+        self._target_scale = target_scale
         self._table, self._rows, self._normalizer, self._seed, self._augments = table, rows, normalizer, seed, tuple(augments)
         targets = table.targets
         outputs = len(table.label_names) if table.classes else (targets.shape[1] if targets.ndim == 2 else 1)
-        self.spec = DataSpec(input_shape=tuple(table.features.shape[1:]), outputs=outputs, labels=table.label_names, categories=categories)
+        self.spec = DataSpec(
+            input_shape=tuple(table.features.shape[1:]), outputs=outputs, labels=table.label_names, categories=categories,
+            target_center=() if target_scale is None else target_scale.center, target_scale=() if target_scale is None else target_scale.scale,
+        )  # fmt: skip
         self.facts: dict[str, Any] = {"rows": len(rows)}
         if table.classes:
             counts = np.bincount(targets[rows], minlength=outputs).tolist()
@@ -286,7 +293,8 @@ class ArrayDataset:
             inputs = self._augmented(self._table.features[rows], epoch, index)
         else:
             inputs = torch.from_numpy(self._normalizer(self._table.features[rows]))
-        targets = torch.from_numpy(self._table.targets[rows])
+        values = self._table.targets[rows]
+        targets = torch.from_numpy(values if self._target_scale is None else self._target_scale(values))
         weights = torch.ones(len(index)) if self._weights is None else torch.from_numpy(self._weights)[targets]
         return Batch(inputs, targets, weights, None, torch.from_numpy(index.copy()))
 
@@ -303,7 +311,7 @@ class ArrayDataset:
         """The rows of `other` as training examples of this data set's kind: augmented, weighed and mixed as its own are."""
         return ArrayDataset(
             other._table, other._rows, self._normalizer, seed=self._seed, augments=self._augments, weights=self._weights, mixer=self.mixer,
-            categories=self.spec.categories,
+            categories=self.spec.categories, target_scale=self._target_scale,
         )  # fmt: skip
 
     def as_bytes(self, inputs: Tensor) -> NDArray[np.uint8]:

@@ -29,6 +29,7 @@ from tauon.data.progress import Progress, listening, report
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.sources.base import Arrays, Document, SourceConfig, limited
 from tauon.data.split import PARTS, Part, TextStat, refuse_new_classes, split_rows, split_text
+from tauon.data.targets import TargetScale, fit_target_scale, target_names
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokens import TokenDataset
 from tauon.errors import ChecksumError, DataError, Problem, RecipeError
@@ -58,13 +59,14 @@ class DataSplits:
     """What must be done again to data that comes later: the tokenizer, or the normaliser and the label names. JSON values only."""
 
 
-def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | None = None) -> DataSplits:
+def prepare(config: DataConfig, *, seed: int, needs: str, scale_targets: bool = False, progress: Progress | None = None) -> DataSplits:
     """Read, split, tokenise or normalise. Done work is found by its fingerprint and not done again.
 
     Args:
         config: the recipe's `data` section.
         seed: the run's seed: moves windows and augmentation, not the split (that is `split.seed`).
         needs: what the task learns from: tokens, arrays, series, signals, labelled-text, chat, pairs.
+        scale_targets: of arrays whose targets are numbers: put them on the scale of `data.normalize_targets` (a task says whether it wants that).
         progress: told (what, done, total) during long steps.
 
     Raises:
@@ -72,7 +74,8 @@ def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | N
         DataError: whatever is wrong with the data, by file and place.
     """
     if config.half is not None:
-        return halve(prepare(config.model_copy(update={"half": None}), seed=seed, needs=needs, progress=progress), config.half)
+        whole = config.model_copy(update={"half": None})
+        return halve(prepare(whole, seed=seed, needs=needs, scale_targets=scale_targets, progress=progress), config.half)
     found = [Problem(f"data.{name}", message) for name, message in problems_for(config, needs)]
     if found:
         raise RecipeError(found)
@@ -105,8 +108,8 @@ def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | N
         if config.source.tabular():
             from tauon.data.table_preparation import prepare_tables
 
-            return prepare_tables(config, sources, seed)
-        return _arrays(config, sources, seed)
+            return prepare_tables(config, sources, seed, scale_targets=scale_targets)
+        return _arrays(config, sources, seed, scale_targets=scale_targets)
 
 
 def _sources(config: DataConfig) -> dict[Part, SourceConfig]:
@@ -284,7 +287,7 @@ def _write(
 # ---------------------------------------------------------------------------------------------- arrays
 
 
-def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
+def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int, *, scale_targets: bool) -> DataSplits:
     tables = {part: _load(source, part) for part, source in sources.items()}
     if config.scattering is not None:
         tables = {part: with_features(table, config.scattering, part) for part, table in tables.items()}
@@ -302,15 +305,18 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     if config.bounds and main.features.ndim != 2:
         message = f"are for tables, and examples have shape {main.features.shape[1:]}. Drop them; for pictures take normalize: unit."
         raise RecipeError([Problem("data.bounds", message)])
-    normalizer = Normalizer.fit(train_features, kind, limits=limits_of(config.bounds, names) if config.bounds or kind == "bounds" else None)
+    known = () if main.classes else target_names(main.label_names, main.targets.reshape(len(main), -1).shape[1])
+    limits = limits_of(config.bounds, names, known=known) if config.bounds or kind == "bounds" else None
+    normalizer = Normalizer.fit(train_features, kind, limits=limits)
+    target_scale, target_facts = target_scale_of(config, main.targets[rows["train"]], main.label_names, scale_targets)
     parts: dict[Part, ArrayDataset] = {}
     choice = choose(config, main, rows["train"], main.features.shape[1:], seed)
     for part in PARTS:
         if part in rows:
             training = {"seed": seed, "augments": config.augment, **choice} if part == "train" else {}
-            parts[part] = ArrayDataset(main, rows[part], normalizer, **training)
+            parts[part] = ArrayDataset(main, rows[part], normalizer, target_scale=target_scale, **training)
         elif part in tables:
-            parts[part] = ArrayDataset(tables[part], np.arange(len(tables[part])), normalizer)
+            parts[part] = ArrayDataset(tables[part], np.arange(len(tables[part])), normalizer, target_scale=target_scale)
     steps = [dump(a) for a in config.augment]
     count_as_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])  # by each training batch, later
     held = {p: main.features[rows[p]] if p in rows else tables[p].features for p in parts if p != "train"}
@@ -324,14 +330,16 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
         "parts": {p: d.facts for p, d in parts.items()}, "normalize": scaling, "augment": steps, "content": made_of,
         **({} if config.scattering is None else {"scattering": dump(config.scattering)}),
         **choice_facts(config, main.label_names, choice), **({"left_out": left_out} if left_out else {}),
-        "features": feature_facts(train_features, main.feature_names),
+        "features": feature_facts(train_features, main.feature_names), **target_facts,
         "input_shape": list(main.features.shape[1:]), "labels": list(main.label_names),
     }  # fmt: skip
     decides = [facts["content"], normalizer.to_json(), steps, seed, *choice_facts(config, main.label_names, choice).values()]
+    decides += [] if target_scale is None else [target_scale.to_json()]
     preprocess = {
         "kind": "arrays", "normalize": normalizer.to_json(), "labels": list(main.label_names), "features": list(main.feature_names),
         "input_shape": list(main.features.shape[1:]), "targets": "classes" if main.classes else "values",
     } | ({} if config.scattering is None else {"scattering": dump(config.scattering)})  # fmt: skip
+    preprocess |= {} if target_scale is None else {"target_scale": target_scale.to_json()}
     return DataSplits(
         parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
         hashlib.sha256(canonical(decides).encode()).hexdigest(), None, preprocess,
@@ -377,6 +385,15 @@ def _normalize(config: DataConfig, table: Arrays) -> tuple[NormalizeKind, str]:
     if config.scattering is not None:
         return "none", "scattering coefficients are normalised picture by picture"
     return ("unit", "features are bytes") if table.features.dtype == np.uint8 else ("standard", "features are not bytes")
+
+
+def target_scale_of(
+    config: DataConfig, targets: np.ndarray, labels: tuple[str, ...], wanted: bool
+) -> tuple[TargetScale | None, dict[str, Any]]:
+    """`fit_target_scale` as the recipe asks for it, where the task wants its targets scaled."""
+    if not wanted:
+        return None, {}
+    return fit_target_scale(targets, labels, kind=config.normalize_targets, normalize=config.normalize, bounds=config.bounds)
 
 
 def content_of(table: Arrays) -> str:

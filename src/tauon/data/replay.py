@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tauon.data.arrays import Normalizer
 from tauon.data.columns import Encoder
 from tauon.data.sources.series import moments
+from tauon.data.targets import TargetScale
 from tauon.data.window import calendar_columns
 from tauon.errors import DataError
 
@@ -47,7 +48,12 @@ def inputs_from_records(preprocess: Mapping[str, Any], records: Sequence[Record]
 
 
 def outputs_in_units(preprocess: Mapping[str, Any], outputs: NDArray[Any]) -> NDArray[np.float64]:
-    """Forecasts B H K... of a series from the scale that the model computes in to the units of the data."""
+    """What a model computes, in the units of the data: forecasts B H K... of a series, predictions B, B K or B K Q of a regression.
+
+    Other outputs (of classes, of targets that were learned as they are) come back as they are, in float64.
+    """
+    if "target_scale" in preprocess:
+        return TargetScale.from_json(preprocess["target_scale"]).undo(outputs)
     if preprocess.get("kind") != "series":
         return np.asarray(outputs, np.float64)
     normalizer, k = Normalizer.from_json(preprocess["normalize"]), preprocess["targets"]

@@ -21,7 +21,7 @@ from tauon.data.choice import choice_facts, choose, in_order
 from tauon.data.columns import Encoder, as_numbers, kind_of_values, spelling
 from tauon.data.config import DataConfig
 from tauon.data.files import canonical
-from tauon.data.preparation import DataSplits, content_of, count_as_read, feature_facts
+from tauon.data.preparation import DataSplits, content_of, count_as_read, feature_facts, target_scale_of
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, SourceConfig, Table
 from tauon.data.split import PARTS, Part, refuse_new_classes, split_rows
@@ -32,7 +32,7 @@ __all__ = ["prepare_tables"]
 _VERSION = 1
 
 
-def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
+def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: int, *, scale_targets: bool = False) -> DataSplits:
     """Read, split, fit on the training rows, encode every part."""
     tables = {part: _load(source, part) for part, source in sources.items()}
     group_N, tables = _grouped(tables, config.table.group)
@@ -56,9 +56,11 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
     kind = "standard" if config.normalize == "auto" else config.normalize
     why = "features are not bytes" if config.normalize == "auto" else "as set"
     features: dict[Part, NDArray[np.float32]] = {"train": _narrow(encoded, encoder, "train")}
-    limits = limits_of(config.bounds, encoder.names, encoder.scaled, tuple(main.columns)) if config.bounds or kind == "bounds" else None
+    known = (*main.columns, *(() if main.classes else main.label_names))
+    limits = limits_of(config.bounds, encoder.names, encoder.scaled, known) if config.bounds or kind == "bounds" else None
     normalizer = Normalizer.fit(features["train"], kind, encoder.scaled, limits)
     targets: dict[Part, NDArray[Any]] = {"train": main.targets[training]}
+    target_scale, target_facts = target_scale_of(config, targets["train"], main.label_names, scale_targets)
     unseen: dict[str, dict[str, int]] = {}
     for part in PARTS[1:]:
         if part not in rows and part not in tables:
@@ -85,7 +87,9 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         whole = check_arrays(Arrays(x, targets[part], encoder.names, main.label_names), f"the {part} part", training=part == "train")
         groups = None if group_N is None else group_N[training]
         training_only = {"augments": augments, "groups": groups, **choice} if part == "train" else {}
-        parts[part] = ArrayDataset(whole, np.arange(len(x)), normalizer, seed=seed, categories=encoder.codes, **training_only)
+        parts[part] = ArrayDataset(
+            whole, np.arange(len(x)), normalizer, seed=seed, categories=encoder.codes, target_scale=target_scale, **training_only
+        )
     if config.table.group is not None:
         parts["train"].facts["group"] = config.table.group
     contents = {p: content_of(Arrays(x, targets[p], encoder.names, main.label_names)) for p, x in features.items()}
@@ -96,7 +100,7 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         "kind": "table", "sources": {p: s.describe() for p, s in sources.items()},
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
         "parts": {p: d.facts for p, d in parts.items()}, "columns": encoder.facts(), "unseen_categories": unseen,
-        "normalize": scaling, "table": dump(config.table), "augment": steps, "content": made_of,
+        "normalize": scaling, **target_facts, "table": dump(config.table), "augment": steps, "content": made_of,
         **choice_facts(config, main.label_names, choice), "features": feature_facts(features["train"], encoder.names),
         "input_shape": [len(encoder.names)], "labels": list(main.label_names),
     }  # fmt: skip
@@ -104,7 +108,7 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         "kind": "table", "columns": encoder.to_json(), "normalize": normalizer.to_json(), "labels": list(main.label_names),
         "features": list(encoder.names), "input_shape": [len(encoder.names)], "targets": "classes" if main.classes else "values",
         "missing": list(main.missing),
-    }  # fmt: skip
+    } | ({} if target_scale is None else {"target_scale": target_scale.to_json()})  # fmt: skip
     whose = [] if group_N is None else [hashlib.sha256(group_N[training].tobytes()).hexdigest()]
     decides = [
         made_of,
@@ -114,6 +118,7 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         steps,
         seed,
         *choice_facts(config, main.label_names, choice).values(),
+        *([] if target_scale is None else [target_scale.to_json()]),
     ]
     return DataSplits(
         parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,

@@ -71,6 +71,9 @@ def refuse_statistics(data: DataConfig, needs: str) -> Iterator[tuple[str, str]]
     elif not data.peek("bounds"):
         said = 'are missing, and without them noise would have to be without bounds, too. Say what is known: {age: [18, 100], "*": [0, 1]}.'
         yield "data.bounds", f"{said} Needed by privacy.statistics."
+    if data.peek("normalize_targets") == "standard":
+        said = "learns the mean and the deviation of the target without noise. Take bounds, and give the target's range in data.bounds."
+        yield "data.normalize_targets", f"standard {said}"
 
 
 def fits_nothing(data: DataConfig) -> DataConfig:
