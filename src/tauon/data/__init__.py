@@ -26,14 +26,15 @@ from tauon.data.order import example_at, permute
 from tauon.data.pairs import PairDataset, with_reference
 from tauon.data.preparation import DataSplits, prepare
 from tauon.data.progress import Progress, bar
-from tauon.data.replay import inputs_from_records, outputs_in_units
+from tauon.data.replay import inputs_from_pictures, inputs_from_records, outputs_in_units
 from tauon.data.series import SeriesDataset
 from tauon.data.series_augment import SeriesAugmentConfig
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.signal_config import SignalConfig
 from tauon.data.signals import BLANK, SignalDataset, inputs_from_waves
 from tauon.data.sources import Arrays, Conversation, Document, LabelledTexts, Message, Pair, Series, Signals, SourceConfig, Table
-from tauon.data.sources.wav import read_wav
+from tauon.data.sources.picture_file import PICTURE_SUFFIXES
+from tauon.data.sources.wav import is_recording, read_wav
 from tauon.data.split import SplitConfig
 from tauon.data.targets import TargetScale
 from tauon.data.text_augment import TextAugmentConfig
@@ -45,6 +46,7 @@ from tauon.data.window import WindowConfig
 
 __all__ = [
     "BLANK",
+    "PICTURE_SUFFIXES",
     "ArrayDataset",
     "Arrays",
     "AudioAugmentConfig",
@@ -107,10 +109,12 @@ __all__ = [
     "half_of",
     "halve",
     "has_tokenizer",
+    "inputs_from_pictures",
     "inputs_from_records",
     "inputs_from_texts",
     "inputs_from_waves",
     "inspect_table",
+    "is_recording",
     "outputs_in_units",
     "permute",
     "picture_sheet",

@@ -262,7 +262,8 @@ class ArrayDataset:
         `mixer`: what the loader asks for. `categories`: `DataSpec.categories`. `groups`: whose each of these rows is. `target_scale`: of
         numbers to predict, on which batches give them.
         """
-        check_shape(augments, table.features.shape[1:], table.features.dtype)
+        self._pixels = table.pixels or table.features.dtype == np.uint8
+        check_shape(augments, table.features.shape[1:], np.uint8 if self._pixels else table.features.dtype)
         self._weights, self.order, self.mixer, self.groups = weights, order, mixer, groups
         self._target_scale = target_scale
         self._table, self._rows, self._normalizer, self._seed, self._augments = table, rows, normalizer, seed, tuple(augments)
@@ -315,9 +316,9 @@ class ArrayDataset:
         )  # fmt: skip
 
     def as_bytes(self, inputs: Tensor) -> NDArray[np.uint8]:
-        """Pictures (B, C, H, W) as they were before normalising, for people to see: bytes where they were bytes, else stretched to them."""
+        """Pictures (B, C, H, W) as they were before normalising, for people to see: from 0 to 255 where they were so, else stretched to it."""
         values = inputs.numpy() * self._normalizer.scale + self._normalizer.center
-        if self._table.features.dtype != np.uint8:
+        if not self._pixels:
             low, high = float(values.min()), float(values.max())
             values = (values - low) * (255 / max(high - low, 1e-30))
         pixels: NDArray[np.uint8] = np.clip(np.round(values), 0, 255).astype(np.uint8)

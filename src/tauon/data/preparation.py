@@ -25,6 +25,7 @@ from tauon.data.files import canonical, read_bytes, sha256_file, write_json
 from tauon.data.half import halve
 from tauon.data.image_features import with_features
 from tauon.data.masking import MaskedDataset
+from tauon.data.pixel_range import PixelRange
 from tauon.data.progress import Progress, listening, report
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.sources.base import Arrays, Document, SourceConfig, limited
@@ -289,11 +290,13 @@ def _write(
 
 def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int, *, scale_targets: bool) -> DataSplits:
     tables = {part: _load(source, part) for part, source in sources.items()}
-    if config.scattering is not None:
-        tables = {part: with_features(table, config.scattering, part) for part, table in tables.items()}
     left_out = {part: list(table.left_out) for part, table in tables.items() if table.left_out}
+    warnings = [message for table in tables.values() for message in table.warnings]
     tables["train"] = in_order(tables["train"], config.label_order)
     rows, split_facts = split_rows(tables["train"].targets, config.split, _wanted(sources))
+    tables, pixel_range = _as_pixels(tables, rows["train"])
+    if config.scattering is not None:
+        tables = {part: with_features(table, config.scattering, part) for part, table in tables.items()}
     main = tables["train"]
     refuse_new_classes(main.targets, main.label_names, rows, "the targets")
     for part in tables:
@@ -330,6 +333,7 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int, *,
         "parts": {p: d.facts for p, d in parts.items()}, "normalize": scaling, "augment": steps, "content": made_of,
         **({} if config.scattering is None else {"scattering": dump(config.scattering)}),
         **choice_facts(config, main.label_names, choice), **({"left_out": left_out} if left_out else {}),
+        **({"warnings": warnings} if warnings else {}), **pixel_range,
         "features": feature_facts(train_features, main.feature_names), **target_facts,
         "input_shape": list(main.features.shape[1:]), "labels": list(main.label_names),
     }  # fmt: skip
@@ -339,7 +343,7 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int, *,
         "kind": "arrays", "normalize": normalizer.to_json(), "labels": list(main.label_names), "features": list(main.feature_names),
         "input_shape": list(main.features.shape[1:]), "targets": "classes" if main.classes else "values",
     } | ({} if config.scattering is None else {"scattering": dump(config.scattering)})  # fmt: skip
-    preprocess |= {} if target_scale is None else {"target_scale": target_scale.to_json()}
+    preprocess |= pixel_range | ({} if target_scale is None else {"target_scale": target_scale.to_json()})
     return DataSplits(
         parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
         hashlib.sha256(canonical(decides).encode()).hexdigest(), None, preprocess,
@@ -352,6 +356,20 @@ def _load(source: SourceConfig, part: Part) -> Arrays:
     if source.limit is not None:
         table = table.rows(slice(source.limit))
     return check_arrays(table, f"source {source.kind_!r} ({part})", training=part == "train")
+
+
+def _as_pixels(tables: dict[Part, Arrays], training: np.ndarray) -> tuple[dict[Part, Arrays], dict[str, Any]]:
+    """(pictures of more than 8 bits from 0 to 255 by one range for all parts, that range by its key in `preprocess`); bytes stay."""
+    main = tables["train"]
+    depths = {part: table.pixel_range if isinstance(table.pixel_range, str) else type(table.pixel_range) for part, table in tables.items()}
+    odd = next((part for part, depth in depths.items() if depth != depths["train"]), None)
+    if odd is not None:
+        raise DataError(f"the {odd} pictures are of another depth (bits a value) than the training pictures. Convert them to one depth")
+    if main.pixel_range is None:
+        return tables, {}
+    found = PixelRange.measure(main.features[training], main.pixel_range) if isinstance(main.pixel_range, str) else main.pixel_range
+    scaled = {part: replace(t, features=found(t.features), pixel_range=None, pixels=True) for part, t in tables.items()}
+    return scaled, {"pixel_range": found.to_json()}
 
 
 def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:
@@ -376,7 +394,7 @@ def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:
     if new:
         raise DataError(f"the {part} source has the label {new[0]!r}, which training never sees. It has {', '.join(main.label_names)}")
     renumbered = np.array([number[name] for name in table.label_names], np.int64)[table.targets]
-    return Arrays(table.features, renumbered, main.feature_names, main.label_names)  # whatever was left out is on record already
+    return replace(table, targets=renumbered, label_names=main.label_names)
 
 
 def _normalize(config: DataConfig, table: Arrays) -> tuple[NormalizeKind, str]:

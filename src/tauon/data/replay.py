@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from tauon.data.arrays import Normalizer
 from tauon.data.columns import Encoder
+from tauon.data.pixel_range import PixelRange
 from tauon.data.sources.series import moments
 from tauon.data.targets import TargetScale
 from tauon.data.window import calendar_columns
 from tauon.errors import DataError
 
-__all__ = ["inputs_from_records", "outputs_in_units"]
+__all__ = ["inputs_from_pictures", "inputs_from_records", "outputs_in_units"]
 
 Record = Mapping[str, Any]
 
@@ -45,6 +46,25 @@ def inputs_from_records(preprocess: Mapping[str, Any], records: Sequence[Record]
     if kind == "series":
         return _window(preprocess, records, normalizer)
     raise DataError(f"records of named values make no inputs for data of kind {kind!r}")
+
+
+def inputs_from_pictures(preprocess: Mapping[str, Any], pictures: NDArray[Any]) -> NDArray[np.float32]:
+    """The model's inputs (N, C, H, W) from the values of pictures as files hold them, at the size that the model was trained on.
+
+    Args:
+        preprocess: of the checkpoint.
+        pictures: (N, C, H, W) bytes, or values of deeper pictures, which are brought to 0 to 255 by the range that training measured.
+
+    Raises:
+        DataError: pictures of another shape, or a model that does not read pictures.
+    """
+    shape = tuple(preprocess.get("input_shape", ()))
+    if preprocess.get("kind") != "arrays" or len(shape) != 3 or "scattering" in preprocess:
+        raise DataError(f"pictures make no inputs for data of kind {preprocess.get('kind')!r} and shape {shape}")
+    if pictures.ndim != 4 or pictures.shape[1:] != shape:
+        raise DataError(f"pictures have shape {pictures.shape}, expected (N, {', '.join(map(str, shape))}): bring them to this size first")
+    values = PixelRange.from_json(preprocess["pixel_range"])(pictures) if "pixel_range" in preprocess else pictures
+    return Normalizer.from_json(preprocess["normalize"])(values)
 
 
 def outputs_in_units(preprocess: Mapping[str, Any], outputs: NDArray[Any]) -> NDArray[np.float64]:

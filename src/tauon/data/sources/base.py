@@ -18,6 +18,7 @@ from pydantic import Field
 
 from tauon.config import Count, Registered, dump
 from tauon.data.files import canonical, sha256_file
+from tauon.data.pixel_range import PixelRange
 from tauon.errors import DataError
 
 __all__ = ["Arrays", "Conversation", "Document", "Kind", "LabelledTexts", "Message", "Pair", "Series", "Signals", "SourceConfig", "Table"]
@@ -93,6 +94,13 @@ class Arrays:
     """Names of the classes in index order, or of the target columns."""
     left_out: tuple[str, ...] = ()
     """What was found and not taken, with the reason."""
+    warnings: tuple[str, ...] = ()
+    """What a person should be told of it."""
+    pixel_range: PixelRange | Literal["bits", "values"] | None = None
+    """Of pictures deeper than 8 bits, whose features are their values as they are: how they become numbers from 0 to 255; measured over the
+    training part by the bits in use (whole numbers) or by the values."""
+    pixels: bool = False
+    """Whether features are pictures from 0 (black) to 255 (white), though no bytes."""
 
     def __len__(self) -> int:
         return len(self.features)
@@ -150,6 +158,10 @@ class Signals:
     label_names: tuple[str, ...] = ()
     transcripts: Sequence[str] = ()
     """What is said in each."""
+    left_out: tuple[str, ...] = ()
+    """What was found and not taken, with the reason."""
+    warnings: tuple[str, ...] = ()
+    """What a person should be told of it."""
 
     def __len__(self) -> int:
         return len(self.waves)
