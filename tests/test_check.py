@@ -85,7 +85,7 @@ def test_findings(tmp_path: Path, parallel: dict[str, Any], sabotage: str, begin
     reference(recipe, tmp_path, steps=2, processes=2, tell=quiet)
     from tauon.config import dump
 
-    ranks = run_processes(on_the_layout, 2, 100, str(tmp_path), dump(recipe), sabotage)
+    ranks = run_processes(on_the_layout, 2, 400, str(tmp_path), dump(recipe), sabotage)
     assert ranks[0] == ranks[1] or ranks[0][0] == ranks[1][0]
     found = [Finding(**{k: v for k, v in f.items() if k != "fine"}) for f in ranks[0][0]]
     assert {f.what for f in found} == {"output", "loss", "gradient", "update"}
@@ -163,6 +163,6 @@ def test_batch_norm_over_processes_is_what_one_process_computes(tmp_path: Path, 
     )
     recipe = load_recipe(path)
     reference(recipe, tmp_path, steps=2, processes=2, tell=quiet)
-    ranks = run_processes(on_pictures, 2, 100, str(tmp_path), dump(recipe), sabotage)
+    ranks = run_processes(on_pictures, 2, 400, str(tmp_path), dump(recipe), sabotage)
     bad = first_divergent([Finding(**{k: v for k, v in f.items() if k != "fine"}) for f in ranks[0]])
     assert (bad is not None) == sabotage, bad

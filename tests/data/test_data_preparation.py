@@ -247,7 +247,7 @@ def test_two_processes_at_once_make_one_preparation(corpus: Path, cache: Path) -
     children = [context.Process(target=_prepare_in_child, args=(str(corpus), queue)) for _ in range(2)]
     for child in children:
         child.start()
-    answers = [queue.get(timeout=120) for _ in children]
+    answers = [queue.get(timeout=600) for _ in children]
     for child in children:
         child.join()
     assert len({fingerprint for fingerprint, _ in answers}) == 1

@@ -275,7 +275,7 @@ def on_two_ranks(path: str, root: str) -> tuple[str, bytes]:
 def test_several_processes_draw_once_and_one_goes_on(tmp_path: Path) -> None:
     path = table_recipe(tmp_path / "recipes", data=DATA, privacy=PRIVACY)
     alone = run(load_recipe(path), root=tmp_path / "alone", stages=("prepare", "train")).folder
-    found = run_processes(on_two_ranks, 2, 120, str(path), str(tmp_path / "two"))
+    found = run_processes(on_two_ranks, 2, 400, str(path), str(tmp_path / "two"))
     assert all("step 6" in said for said, _ in found), found
     assert {there for _, there in found} == {(alone / "statistics.json").read_bytes()}
     folder = run(load_recipe(path), root=tmp_path / "two", stages=("prepare", "train")).folder
