@@ -37,10 +37,10 @@ def inputs_from_records(preprocess: Mapping[str, Any], records: Sequence[Record]
         encoder = Encoder.from_json(preprocess["columns"])
         missing = frozenset(preprocess["missing"])
         columns = {c.name: [_value(r, c.name, i, missing) for i, r in enumerate(records)] for c in encoder.columns}
-        return normalizer(encoder(columns, lambda i, column: f"record {i}: column {column!r}").astype(np.float32))
+        return normalizer(encoder(columns, lambda i, column: f"record {i}: column {column!r}"))
     if kind == "arrays" and preprocess.get("features"):
         names = preprocess["features"]
-        return normalizer(np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float32))
+        return normalizer(np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float64))
     if kind == "series":
         return _window(preprocess, records, normalizer)
     raise DataError(f"records of named values make no inputs for data of kind {kind!r}")
@@ -61,7 +61,7 @@ def _window(preprocess: Mapping[str, Any], records: Sequence[Record], normalizer
     if len(records) < context:
         raise DataError(f"{len(records)} records, and the model reads the last {context}. Give as many, in order of time")
     records = records[-context:]
-    values = np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float32)
+    values = np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float64)
     columns = [normalizer(values)]
     if preprocess["calendar"]:
         dates = [str(_value(r, preprocess["date"], i)) for i, r in enumerate(records)]

@@ -32,7 +32,7 @@ from tauon.types import Batch, DataSpec
 
 __all__ = ["SeriesDataset", "prepare_series", "seasonal_naive_scale"]
 
-_VERSION = 1
+_VERSION = 2
 
 
 def prepare_series(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:

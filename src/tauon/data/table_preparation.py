@@ -29,7 +29,7 @@ from tauon.errors import DataError
 
 __all__ = ["prepare_tables"]
 
-_VERSION = 1
+_VERSION = 2
 
 
 def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
@@ -55,7 +55,7 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
     )  # fmt: skip
     kind = "standard" if config.normalize == "auto" else config.normalize
     why = "features are not bytes" if config.normalize == "auto" else "as set"
-    features: dict[Part, NDArray[np.float32]] = {"train": _narrow(encoded, encoder, "train")}
+    features: dict[Part, NDArray[np.float64]] = {"train": _within_float32(encoded, encoder, "train")}
     limits = limits_of(config.bounds, encoder.names, encoder.scaled, tuple(main.columns)) if config.bounds or kind == "bounds" else None
     normalizer = Normalizer.fit(features["train"], kind, encoder.scaled, limits)
     targets: dict[Part, NDArray[Any]] = {"train": main.targets[training]}
@@ -66,7 +66,7 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         table = tables.get(part, main)
         mine = rows[part] if part in rows else np.arange(len(table))
         chosen = {c.name: [table.columns[c.name][i] for i in mine] for c in encoder.columns}
-        features[part] = _narrow(encoder(chosen, _places(table, mine)), encoder, part)
+        features[part] = _within_float32(encoder(chosen, _places(table, mine)), encoder, part)
         targets[part] = table.targets[mine]
         if found := encoder.unseen(chosen):
             unseen[part] = found
@@ -180,7 +180,7 @@ def _places(table: Table, rows: NDArray[np.int64]) -> Callable[[int, str], str]:
     return where
 
 
-def _narrow(encoded: NDArray[np.float64], encoder: Encoder, part: Part) -> NDArray[np.float32]:
+def _within_float32(encoded: NDArray[np.float64], encoder: Encoder, part: Part) -> NDArray[np.float64]:
     with np.errstate(over="ignore"):
         narrow = encoded.astype(np.float32)
     bad = ~np.isfinite(narrow)
@@ -189,4 +189,4 @@ def _narrow(encoded: NDArray[np.float64], encoder: Encoder, part: Part) -> NDArr
         raise DataError(
             f"the {part} part: row {i}, column {encoder.names[j]!r} is {encoded[i, j]:g}, which no float32 holds. Scale it down"
         )
-    return narrow
+    return encoded

@@ -83,10 +83,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Arrays:
-    """N examples. Targets decide the task: int64 (N) are classes, float32 (N) or (N, C) are values."""
+    """N examples. Targets decide the task: int64 (N) are classes, floats (N) or (N, C) are values, in float64."""
 
     features: NDArray[Any]
-    """(N, F) of a table, (N, channels, height, width) of images; uint8 or float32."""
+    """(N, F) of a table, (N, channels, height, width) of images; uint8, float32, or float64 where the source has it."""
     targets: NDArray[Any]
     feature_names: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
@@ -166,7 +166,7 @@ class Series:
 
     times: NDArray[np.datetime64]
     """(N), datetime64[s], strictly ascending, without gaps."""
-    values: NDArray[np.float32]
+    values: NDArray[np.float64]
     """(N, C), finite; the columns to predict first."""
     names: tuple[str, ...]
     """Of the columns."""

@@ -147,7 +147,7 @@ def series_of(columns: dict[str, list[str]], config: SeriesConfig, where: str) -
         filled += int(lost.sum()) - (len(values) - len(at)) * len(names)
         last = np.maximum.accumulate(np.where(lost, 0, np.arange(len(values))[:, None]), axis=0)
         values = np.take_along_axis(values, last, axis=0)
-    return Series(times, values.astype(np.float32), names, len(targets), step, config.season or season, filled)
+    return Series(times, values, names, len(targets), step, config.season or season, filled)
 
 
 def moments(texts: Sequence[str], where: str, format_: str | None = None) -> NDArray[np.datetime64]:

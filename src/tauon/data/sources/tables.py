@@ -160,7 +160,7 @@ class TableConfig(SourceConfig):
         table = self.table()
         if table is None:
             raise DataError(f"source {self.kind_!r} has no label column; name the column to predict with label:")
-        numbers = np.empty((len(table), len(table.columns)), np.float32)
+        numbers = np.empty((len(table), len(table.columns)))
         for j, (name, values) in enumerate(table.columns.items()):
             numbers[:, j] = [_number(v, table.places[i], name) for i, v in enumerate(values)]
         return Arrays(numbers, table.targets, tuple(table.columns), table.label_names)
@@ -205,7 +205,7 @@ def _targets(labels: Sequence[Any], target: str, where: str) -> tuple[NDArray[An
         if numbers is None:
             odd = next(v for v in labels if not _is_number(v))
             raise DataError(f"{where}: {_short(odd)} is not a number, as values are. For classification say target: class")
-        return numbers.astype(np.float32), ()
+        return numbers, ()
     if numbers is not None and not any(isinstance(v, bool) for v in labels):
         return class_targets(numbers, where)
     return class_targets(np.array([str(v) for v in labels]), where)
