@@ -105,7 +105,7 @@ def test_what_is_missing_is_filled_with_what_came_before(tmp_path: Path) -> None
         ({5: f"{START + timedelta(hours=4, minutes=20)},1,2"}, r"not evenly spaced: 2020-02-29T02:20:00 \(row 5\).*usual step of 1 h"),
         ({5: f"{START + timedelta(hours=5)},,2"}, r"1 values are missing, the first in column 'a' at 2020-02-29T03:00:00"),
         ({5: f"{START + timedelta(hours=5)},x,2"}, r"column 'a': 'x' in row 5 is not a number"),
-        ({5: f"{START + timedelta(hours=5)},inf,2"}, r"column 'a': row 5 is infinite"),
+        ({5: f"{START + timedelta(hours=5)},inf,2"}, r"column 'a': 'inf' in row 5 is not a number"),
         ({5: "tomorrow,1,2"}, r"column 'date': 'tomorrow' in row 5 is no date"),
         ({5: f"{START + timedelta(hours=5)},1"}, r"line 7: 2 values, expected 3"),
     ],

@@ -7,7 +7,7 @@ the next time. Arrays are read each time, since reading them is all there is to 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -288,7 +288,7 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     tables = {part: _load(source, part) for part, source in sources.items()}
     if config.scattering is not None:
         tables = {part: with_features(table, config.scattering, part) for part, table in tables.items()}
-    left_out = {part: list(table.left_out) for part, table in tables.items() if table.left_out}
+    left_out = {part: table.left_out for part, table in tables.items()}
     tables["train"] = in_order(tables["train"], config.label_order)
     rows, split_facts = split_rows(tables["train"].targets, config.split, _wanted(sources))
     main = tables["train"]
@@ -323,7 +323,7 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
         "parts": {p: d.facts for p, d in parts.items()}, "normalize": scaling, "augment": steps, "content": made_of,
         **({} if config.scattering is None else {"scattering": dump(config.scattering)}),
-        **choice_facts(config, main.label_names, choice), **({"left_out": left_out} if left_out else {}),
+        **choice_facts(config, main.label_names, choice), **told(left_out),
         "features": feature_facts(train_features, main.feature_names),
         "input_shape": list(main.features.shape[1:]), "labels": list(main.label_names),
     }  # fmt: skip
@@ -386,6 +386,13 @@ def content_of(table: Arrays) -> str:
         digest.update(np.ascontiguousarray(array).data)
     digest.update(canonical([table.feature_names, table.label_names]).encode())
     return digest.hexdigest()
+
+
+def told(left_out: Mapping[Part, Sequence[str]], notes: Sequence[str] = (), warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """What a person must be told of the data, as facts: `prepare_stage` says it in the terminal, too. `left_out` is by part."""
+    by_part = {part: [*lines] for part, lines in left_out.items() if lines}
+    found: dict[str, Any] = {"left_out": by_part, "notes": [*dict.fromkeys(notes)], "warnings": [*dict.fromkeys(warnings)]}
+    return {name: lines for name, lines in found.items() if lines}
 
 
 _SHOWN = 64

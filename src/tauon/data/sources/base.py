@@ -18,6 +18,7 @@ from pydantic import Field
 
 from tauon.config import Count, Registered, dump
 from tauon.data.files import canonical, sha256_file
+from tauon.data.numbers import NumberForm
 from tauon.errors import DataError
 
 __all__ = ["Arrays", "Conversation", "Document", "Kind", "LabelledTexts", "Message", "Pair", "Series", "Signals", "SourceConfig", "Table"]
@@ -44,13 +45,17 @@ class LabelledTexts:
     label_names: tuple[str, ...]
     places: Sequence[str]
     """Where each is (file and line), for messages."""
+    labels: Sequence[Any] = ()
+    """The labels as they were found, where `targets` were made of them."""
+    label: str = ""
+    """The column of labels, for messages."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def first(self, n: int) -> LabelledTexts:
         """The first n."""
-        return replace(self, texts=self.texts[:n], targets=self.targets[:n], places=self.places[:n])
+        return replace(self, texts=self.texts[:n], targets=self.targets[:n], places=self.places[:n], labels=self.labels[:n])
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,8 @@ class Table:
     the training rows alone (`data/columns.py`).
     """
 
-    columns: dict[str, list[Any]]
-    """Values of each column, by name; None: missing."""
+    columns: dict[str, Sequence[Any] | NDArray[np.float64]]
+    """Values of each column, by name; None: missing. Once they are read as numbers (`table_numbers.py`), an array, with NaN."""
     targets: NDArray[Any]
     """As those of `Arrays`."""
     label_names: tuple[str, ...]
@@ -125,6 +130,16 @@ class Table:
     """The column to predict, for messages."""
     missing: tuple[str, ...] = ("",)
     """Spellings of a missing value."""
+    labels: Sequence[Any] = ()
+    """The labels as they were found, where `targets` were made of them; then all parts are decided on together (`labels.py`)."""
+    target: Literal["auto", "class", "value"] = "auto"
+    """What the labels were said to be."""
+    numbers: NumberForm | None = None
+    """How numbers are written, where that was said."""
+    left_out: tuple[str, ...] = ()
+    """What was found and not taken, with the reason."""
+    notes: tuple[str, ...] = ()
+    """What a person should be told of how it was read."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -165,7 +180,7 @@ class Series:
     """One multivariate series: N moments in order, C columns."""
 
     times: NDArray[np.datetime64]
-    """(N), datetime64[s], strictly ascending, without gaps."""
+    """(N), datetime64[s] (or of a finer unit, where a fraction of a second is needed), strictly ascending, without gaps."""
     values: NDArray[np.float64]
     """(N, C), finite; the columns to predict first."""
     names: tuple[str, ...]
@@ -178,6 +193,13 @@ class Series:
     """Steps after which it is likely to repeat: of hours 24, of days 7."""
     filled: int = 0
     """Moments and values that were missing and were filled with what came before."""
+    zoned: bool = False
+    """Whether the dates had a zone, and were brought to UTC."""
+    left_out: tuple[str, ...] = ()
+    """Columns that were found and not taken, with the reason."""
+    notes: tuple[str, ...] = ()
+    """What a person should be told of how it was read."""
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.times)
