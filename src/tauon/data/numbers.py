@@ -148,10 +148,13 @@ def all_floats(values: Sequence[Any] | Floats) -> Floats | None:
     if isinstance(values, np.ndarray):
         return values
     try:
+        texts = "".join(values if None not in values else [v for v in values if v is not None])
+    except TypeError:  # not all of them are text
         texts = "".join([v for v in values if v.__class__ is str])
-        if not texts.isascii() or "_" in texts:  # Python's float takes digits of all scripts, and 1_000
-            return None
-        found = np.array(values, np.float64)
+    if not texts.isascii() or "_" in texts:  # Python's float takes digits of all scripts, and 1_000
+        return None
+    try:
+        found = np.array([math.nan if v is None else float(v) for v in values] if None in values else [*map(float, values)], np.float64)
     except (TypeError, ValueError, OverflowError):
         return None
     if found.shape != (len(values),) or np.isinf(found).any():

@@ -18,6 +18,7 @@ from tauon.errors import DataError
 
 __all__ = ["NumbersRead", "forms_in_words", "read_columns", "read_numbers"]
 
+_GERMAN = NumberForm(",", ".")
 _EXACT = 2.0**53
 """Beyond it, float64 does not have every whole number."""
 
@@ -84,8 +85,7 @@ def read_columns(
 
 def _looks_like_thousands(values: Sequence[Any]) -> bool:
     """Whether every text with a dot has it before three last digits, as 1.200 has: then it may be 1200."""
-    form = NumberForm(",", ".")
-    return all(form.value(v) is not None for v in values if isinstance(v, str))
+    return all(_GERMAN.value(v) is not None for v in values if isinstance(v, str))
 
 
 def _decided(where: str, look: Look, marks: Collection[str], warnings: list[str], way_out: str) -> NumberForm:
@@ -106,7 +106,7 @@ def _decided(where: str, look: Look, marks: Collection[str], warnings: list[str]
 
 
 def _merges(values: Sequence[Any] | NDArray[np.float64], numbers: NDArray[np.float64]) -> bool:
-    if not len(numbers) or not np.nanmax(np.abs(numbers), initial=0.0) >= _EXACT:
+    if not len(numbers) or max(numbers.max(), -numbers.min()) < _EXACT or not np.nanmax(np.abs(numbers), initial=0.0) >= _EXACT:
         return False
     return len({spelling(v) for v in values if v is not None}) > len(np.unique(numbers[~np.isnan(numbers)]))
 

@@ -58,10 +58,11 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         {name: take(values, training) for name, values in main.columns.items()}, main.targets[training], config.table,
         declared=main.categorical, classes=classes, where=_places(main, training), seed=config.split.seed, forms=numbers.forms,
     )  # fmt: skip
+    names, codes = encoder.names, encoder.codes
     kind = "standard" if config.normalize == "auto" else config.normalize
     features: dict[Part, NDArray[np.float64]] = {"train": _within_float32(encoded, encoder, "train")}
     bounds = {nfc(name): limits for name, limits in config.bounds.items()}
-    limits = limits_of(bounds, encoder.names, encoder.scaled, tuple(main.columns)) if bounds or kind == "bounds" else None
+    limits = limits_of(bounds, names, encoder.scaled, tuple(main.columns)) if bounds or kind == "bounds" else None
     normalizer = Normalizer.fit(features["train"], kind, encoder.scaled, limits)
     targets: dict[Part, NDArray[Any]] = {"train": main.targets[training]}
     unseen: dict[str, dict[str, int]] = {}
@@ -80,18 +81,18 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
             unseen[part] = found
 
     _refuse_changing_codes(config, encoder)
-    choice = choose(config, main, training, (len(encoder.names),), seed)
+    choice = choose(config, main, training, (len(names),), seed)
     steps = [dump(a) for a in config.augment]
     count_as_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])
     parts: dict[Part, ArrayDataset] = {}
     for part, x in features.items():
-        whole = check_arrays(Arrays(x, targets[part], encoder.names, main.label_names), f"the {part} part", training=part == "train")
+        whole = check_arrays(Arrays(x, targets[part], names, main.label_names), f"the {part} part", training=part == "train")
         groups = None if group_N is None else group_N[training]
         training_only = {"augments": config.augment, "groups": groups, **choice} if part == "train" else {}
-        parts[part] = ArrayDataset(whole, np.arange(len(x)), normalizer, seed=seed, categories=encoder.codes, **training_only)
+        parts[part] = ArrayDataset(whole, np.arange(len(x)), normalizer, seed=seed, categories=codes, **training_only)
     if group is not None:
         parts["train"].facts["group"] = group
-    contents = {p: content_of(Arrays(x, targets[p], encoder.names, main.label_names)) for p, x in features.items()}
+    contents = {p: content_of(Arrays(x, targets[p], names, main.label_names)) for p, x in features.items()}
     made_of = hashlib.sha256(canonical([_VERSION, contents]).encode()).hexdigest()
     warnings += numbers.warnings + suspects(features["train"], targets["train"], encoder, classes)
     facts: dict[str, Any] = {
@@ -104,13 +105,13 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         "normalize": {"kind": kind, "why": "features are not bytes" if config.normalize == "auto" else "as set"}
         | ({"bounds": dict(config.bounds)} if config.bounds else {}),
         "table": dump(config.table), "augment": steps, "content": made_of,
-        **choice_facts(config, main.label_names, choice), "features": feature_facts(features["train"], encoder.names),
-        "input_shape": [len(encoder.names)], "labels": list(main.label_names), **spelt,
+        **choice_facts(config, main.label_names, choice), "features": feature_facts(features["train"], names),
+        "input_shape": [len(names)], "labels": list(main.label_names), **spelt,
         **told(left_out, [n for t in tables.values() for n in t.notes] + numbers.notes, warnings),
     }  # fmt: skip
     preprocess = {
         "kind": "table", "columns": encoder.to_json(), "normalize": normalizer.to_json(), "labels": list(main.label_names),
-        "features": list(encoder.names), "input_shape": [len(encoder.names)], "targets": "classes" if main.classes else "values",
+        "features": list(names), "input_shape": [len(names)], "targets": "classes" if main.classes else "values",
         "missing": list(main.missing),
     }  # fmt: skip
     whose = [] if group_N is None else [hashlib.sha256(group_N[training].tobytes()).hexdigest()]

@@ -103,13 +103,14 @@ class CsvConfig(TableConfig):
         known = self._named(path, first)
         place = {name: i for i, name in enumerate(known)}
         at = [place[c] for c in columns]
+        every = at == list(range(len(known)))
         for number, cells in lines if self.header or first is None else itertools.chain([first], lines):
             if len(cells) != len(known):
                 raise DataError(
                     f"{path}, line {number}: {len(cells)} values, expected {len(known)} "
                     f"({', '.join(known[:6])}{', ...' if len(known) > 6 else ''})"
                 )
-            yield f"{path}, line {number}", [cells[i] for i in at]
+            yield f"{path}, line {number}", cells if every else [cells[i] for i in at]
 
     def _named(self, path: Path, first: tuple[int, list[str]] | None) -> list[str]:
         if first is None:
