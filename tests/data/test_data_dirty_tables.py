@@ -212,11 +212,38 @@ def test_a_column_with_two_readings_is_refused_or_decided_by_the_other_columns_o
 
 
 def test_groups_of_three_behind_a_point_are_a_warning(tmp_path: Path) -> None:
-    rows = [f"{i * 7 % 900 + 1}{'.500' if i % 2 else ''},{i % 2}" for i in range(40)]
+    rows = [f"{i * 7 % 900 + 1}{'.125' if i % 2 else ''},{i % 2}" for i in range(40)]
     warned = made(tmp_path, csv("a,y", rows)).facts["warnings"]
     assert any("If it is" in w and 'numbers: {decimal: ",", thousands: "."}' in w for w in warned)
     german = made(tmp_path, csv("b,a,y", [f'"{i},5",{row}' for i, row in enumerate(rows)]))
-    assert seen(german)[1, 1] == (7 % 900 + 1) * 1000 + 500
+    assert seen(german)[1, 1] == (7 % 900 + 1) * 1000 + 125
+    likely = [f"{i * 70 % 900 + 1}{'.200' if i % 2 else ''},{i % 2}" for i in range(40)]  # 1 beside 71.200: decimals would be 71.2
+    with pytest.raises(DataError, match=r"'71\.200' is 71\.2 or 71,200"):
+        made(tmp_path, csv("a,y", likely))
+    with pytest.raises(DataError, match=r"column 'y': '71\.200' is 71\.2 or 71,200"):
+        made(tmp_path, csv("x,y", [f"{i},{row.split(',')[0]}" for i, row in enumerate(likely)]))
+    assert seen(made(tmp_path, csv("a,y", likely), numbers={"decimal": "."}))[1, 0] == np.float32(71.2)
+    commas = made(tmp_path, csv("a,y", [f'"{i * 70 % 900 + 1}{",200" if i % 2 else ""}",{i % 2}' for i in range(40)]))
+    assert seen(commas)[1, 0] == 71_200
+    assert "thousands ','" in commas.facts["notes"][0]
+
+
+def test_words_for_missing_values_among_dates_and_categories(tmp_path: Path) -> None:
+    rows = [f"{i % 7},{f'2024-01-{i % 28 + 1:02d}' if i % 3 else 'NA'},{i % 2}" for i in range(40)]
+    with pytest.raises(DataError, match=r"line 2: column 't' is 'NA', expected a date .*missing: \['', 'NA'\]"):
+        made(tmp_path, csv("a,t,y", rows), table={"dates": ["day"]})
+    with pytest.raises(DataError, match=r"column 't' is missing \(14 of 40 rows\)\. Fill these values in, or leave"):
+        made(tmp_path, csv("a,t,y", rows), table={"dates": ["day"]}, missing=["NA"])
+    words = made(tmp_path, csv("a,w,y", [f"{i % 7},{('p', 'q', 'NA')[i % 3]},{i % 2}" for i in range(40)]))
+    assert "'NA' in w: counted as categories" in words.facts["notes"][0]
+
+
+def test_numbers_of_json_may_stand_for_missing_values(tmp_path: Path) -> None:
+    rows = "\n".join(json.dumps({"a": -999 if i % 5 == 0 else i, "y": i % 2}) for i in range(40))
+    splits = made(tmp_path, rows, kind="jsonl", missing=["-999"], table={"impute": "median"})
+    assert column(splits, "a")["missing"] == 8
+    same = inputs_from_records(splits.preprocess, [{"a": -999.0}, {"a": None}, {"a": "-999"}])
+    assert len({*same[:, 0].tolist()}) == 1
 
 
 # ------------------------------------------------------------------------------------------------ keys, names, indexes
@@ -343,7 +370,7 @@ def test_a_cell_may_be_as_long_as_it_is(tmp_path: Path) -> None:
     assert len(parse(SourceConfig, source | {"text": "text", "label": "y"}).labelled_texts().texts[0]) == len(long)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "without"])
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_byte_order_marks_and_utf_16_are_read(kind: str, encoding: str, tmp_path: Path) -> None:
     words = ["grün", "gr\u2028au", "blau"]
@@ -352,6 +379,9 @@ def test_byte_order_marks_and_utf_16_are_read(kind: str, encoding: str, tmp_path
     if kind == "jsonl":
         text = "\n".join(json.dumps(r, ensure_ascii=False) for r in rows)
     plain = made(tmp_path, text, kind=kind)
+    if encoding == "without":
+        np.testing.assert_array_equal(seen(made(tmp_path, text.encode("utf-16-be"), kind=kind)), seen(plain))
+        encoding = "utf-8"
     mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
     again = made(tmp_path, (mark + text).encode(encoding), kind=kind)
     assert again.spec.labels == plain.spec.labels == ("ja", "nö")

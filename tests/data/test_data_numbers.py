@@ -69,6 +69,7 @@ def test_whole_numbers_in_groups_of_three_have_two_readings_and_mixed_currencies
     assert not look_at(["1,000", "2,500", "1,000,000"]).ambiguous
     assert not look_at(["1,000", "2,500.5"]).ambiguous
     assert not look_at(["0,125", "2,500"]).ambiguous  # no number in groups begins with 0
+    assert look_at(["1,00,000", "12,34,567", "90,000"]).form == NumberForm(".", ",")  # as in India
     mixed = look_at(["$5", "€6", "$7"])
     assert (mixed.form.currency, mixed.numbers, mixed.others) == ("$", 2, 1)
     assert look_at(["a", "b", "7"]).mostly is False

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from tauon.config import Config, Count
 from tauon.data.dates import DatePart, date_parts, is_date
-from tauon.data.numbers import CANONICAL, NumberForm, all_floats, as_numbers, look_at
+from tauon.data.numbers import CANONICAL, NumberForm, all_floats, as_numbers, look_at, stands_for_missing
 from tauon.data.spelling import in_recipe, nfc, spelling
 from tauon.data.target_encoding import category_means, out_of_fold
 from tauon.errors import DataError
@@ -85,7 +85,8 @@ def kind_of_values(values: Values, rule: NumberForm | None = None) -> tuple[Colu
         every = not look.others and look.numbers == len(there)
         said = f"{look.numbers:,} of {len(there):,} values are numbers" if not every else "its values are numbers"
         return "number", said + (f" ({look.form.words()})" if look.form.words() else ""), look.form
-    if all(not isinstance(v, (bool, int, float)) and is_date(str(v)) for v in there[:1000]):
+    told = [v for v in there if not (isinstance(v, str) and stands_for_missing(v))]
+    if told and all(not isinstance(v, (bool, int, float)) and is_date(str(v)) for v in told[:1000]):
         return "date", "its values are dates", CANONICAL
     return "category", "its values are words", CANONICAL
 
@@ -182,9 +183,10 @@ class Column:
             return numbers
         if self.fill is None:
             i = int(np.argmax(lost))
+            become = "say what they become (data.table.impute: median), " if self.kind == "number" else ""
             raise DataError(
-                f"{where(i)} is missing ({int(lost.sum()):,} of {len(numbers):,} rows). Fill these values in, say what they become "
-                "(data.table.impute: median), or leave the column out with features: [...]"
+                f"{where(i)} is missing ({int(lost.sum()):,} of {len(numbers):,} rows). Fill these values in, {become}"
+                "or leave the column out with features: [...]"
             )
         return np.where(lost, self.fill, numbers)
 

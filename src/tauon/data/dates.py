@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.data.numbers import shorten
+from tauon.data.numbers import shorten, stands_for_missing
 from tauon.errors import DataError
 
 __all__ = ["DatePart", "date_parts", "has_zone", "is_date", "moments", "wrong_date_format"]
@@ -123,7 +123,8 @@ def date_parts(values: Sequence[Any], parts: Sequence[DatePart], where: Callable
 def _named(texts: Sequence[str], there: NDArray[np.int64], values: Sequence[Any], where: Callable[[int], str], err: DataError) -> DataError:
     for i, text in zip(there.tolist(), texts, strict=True):
         if not _reads(text):
-            return DataError(f"{where(i)} is {shorten(values[i])}, expected a date (2016-07-01 or 2016-07-01 00:00:00)")
+            said = f" If it stands for a missing value, say so (missing: ['', {text!r}])" if stands_for_missing(text) else ""
+            return DataError(f"{where(i)} is {shorten(values[i])}, expected a date (2016-07-01 or 2016-07-01 00:00:00).{said}")
     return DataError(f"{where(int(there[0]))}{err}")
 
 

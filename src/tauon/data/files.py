@@ -109,10 +109,19 @@ _MARKS = (
 
 
 def encoding_of(data: bytes, encoding: str = "utf-8") -> str:
-    """What a byte order mark at the beginning says, where `encoding` is the default; else `encoding`."""
+    """What a byte order mark at the beginning, or the zeros of UTF-16, say, where `encoding` is the default; else `encoding`."""
     if encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
         return encoding
-    return next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    found = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    if found == "utf-8" and len(data) >= 4:  # every other byte is zero: UTF-16 without a mark
+        found = (
+            "utf-16-le"
+            if not any(data[1:4:2]) and all(data[0:4:2])
+            else "utf-16-be"
+            if not any(data[0:4:2]) and all(data[1:4:2])
+            else found
+        )
+    return found
 
 
 def read_text(path: Path, encoding: str = "utf-8") -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.data.numbers import CANONICAL, NumberForm, all_floats, look_at, number_of, shorten
+from tauon.data.numbers import CANONICAL, NumberForm, all_floats, look_at, number_of, plain_floats, shorten
 from tauon.data.spelling import RULE, odd_classes, spelling, whole_number
 from tauon.errors import DataError
 
@@ -34,8 +34,8 @@ def decide_labels(labels: Sequence[Any], asked: Asked, where: str, rule: NumberF
     """What the labels of all parts are. auto: values if all are numbers and one has a fraction, classes otherwise."""
     if asked == "class":
         return LabelKind(False)
-    numbers = all_floats(labels)
-    if numbers is not None and rule is None:
+    numbers, _ = plain_floats(labels) if rule is None else (None, False)
+    if numbers is not None:
         return LabelKind(asked == "value" or bool((numbers != np.floor(numbers)).any()))
     look = look_at(labels, rule)
     form = look.form

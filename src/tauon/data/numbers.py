@@ -21,7 +21,7 @@ from tauon.config import Config
 from tauon.errors import DataError
 
 __all__ = [
-    "CANONICAL", "Look", "NumberForm", "NumbersConfig", "all_floats", "as_numbers", "is_number", "look_at", "number_of", "shorten",
+    "CANONICAL", "Look", "NumberForm", "NumbersConfig", "all_floats", "as_numbers", "is_number", "look_at", "number_of", "plain_floats", "shorten",
     "stands_for_missing",
 ]  # fmt: skip
 
@@ -34,7 +34,7 @@ class NumbersConfig(Config):
     decimal: Literal[".", ","] = "."
     """The decimal mark."""
     thousands: Literal["", ".", ",", " ", "'"] = ""
-    """What stands between groups of three digits. A blank is also a no-break one."""
+    """What stands between groups of three digits (or two, as in India: 1,00,000). A blank is also a no-break one."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.peek("decimal") == self.peek("thousands"):
@@ -91,7 +91,9 @@ class NumberForm:
 
 
 CANONICAL = NumberForm()
+_POINTS = NumberForm(",", ".")
 
+_DIGIT = re.compile("[0-9]")
 _BLANKS = re.compile("[ \u00a0\u2009\u202f]")
 _SIGNS = ("$", "€", "£", "¥", "₹", "₽", "₩", "₺", "₴", "zł", "kr", "Fr", "R$", "US$", "USD", "EUR", "GBP", "CHF", "JPY", "CNY", "INR")
 _MARKS = ((".", ""), (",", ""), (".", ","), (",", "."), (",", " "), (".", " "), (".", "'"), (",", "'"))
@@ -105,7 +107,7 @@ _MISSING = frozenset([
 
 @cache
 def _pattern(decimal: str, thousands: str) -> re.Pattern[str]:
-    whole = r"\d+" if not thousands else rf"(?:[1-9]\d{{0,2}}(?:{re.escape(thousands)}\d{{3}})+|\d+)"
+    whole = r"\d+" if not thousands else rf"(?:[1-9]\d{{0,2}}(?:{re.escape(thousands)}\d{{2,3}})*{re.escape(thousands)}\d{{3}}|\d+)"
     mark = re.escape(decimal)
     return re.compile(rf"[+-]?(?:{whole}(?:{mark}\d*)?|{mark}\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 
@@ -163,6 +165,15 @@ def all_floats(values: Sequence[Any] | Floats) -> Floats | None:
     return found if all(values[i] is None for i in lost.tolist()) else None
 
 
+def plain_floats(values: Sequence[Any]) -> tuple[Floats | None, bool]:
+    """(`all_floats`, whether one is text with a decimal point); none where 1.200 may be 1200, since every point stands before three last digits."""
+    numbers = all_floats(values)
+    dotted = numbers is not None and any(v.__class__ is str and "." in v for v in values)
+    if dotted and all(_POINTS.value(v) is not None for v in values if isinstance(v, str)):
+        return None, True
+    return numbers, dotted
+
+
 def as_numbers(
     values: Sequence[Any] | Floats, where: Callable[[int], str], form: NumberForm = CANONICAL, missing: Collection[str] = ("",)
 ) -> Floats:
@@ -218,6 +229,8 @@ class Look:
     """Reads as many values, as other numbers."""
     example: str = ""
     """A text that `form` and `rival` read differently."""
+    doubtful: bool = False
+    """Whether `rival` is the likelier one, though `form` is the canonical one."""
     marks: frozenset[str] = field(default_factory=frozenset)
     """Decimal marks that the column shows beyond doubt."""
 
@@ -228,8 +241,8 @@ class Look:
 
     @property
     def ambiguous(self) -> bool:
-        """Whether it can be read in two ways, neither of them the canonical one."""
-        return self.rival is not None and (self.form.decimal, self.form.thousands) != (".", "")
+        """Whether it can be read in two ways, and the canonical one is none of them, or not the likelier one."""
+        return self.rival is not None and (self.doubtful or (self.form.decimal, self.form.thousands) != (".", ""))
 
     def two_ways(self) -> str:
         """What an error says of an ambiguous column."""
@@ -250,11 +263,11 @@ def look_at(values: Sequence[Any], rule: NumberForm | None = None) -> Look:
         if not stands_for_missing(text):
             counts[text] = counts.get(text, 0) + 1
     total = sum(counts.values())
-    if not any(c.isdigit() for text in [*counts][:100] for c in text):
+    if not _DIGIT.search("".join(counts)):
         return Look(CANONICAL, told, odd + total)
     percent = 2 * sum(n for t, n in counts.items() if t.rstrip().endswith("%")) >= max(total, 1)
     currency = _currency(counts, total)
-    best: list[tuple[NumberForm, int, list[float | None]]] = []
+    best: list[_Reading] = []
     for decimal, thousands in _marks(rule):
         form = NumberForm(decimal, thousands, percent, currency)
         read = [form.value(t) for t in counts]
@@ -265,6 +278,9 @@ def look_at(values: Sequence[Any], rule: NumberForm | None = None) -> Look:
             best.append((form, n, read))
     if not best:
         return Look(CANONICAL, told, odd + total)
+    grouped = next((r for r in best if rule is None and _must_be_thousands(r, [*counts])), None)
+    if grouped is not None and (best[0][0].decimal, best[0][0].thousands) != (".", ""):
+        best = [grouped]
     form, n, read = best[0]
     rival = next(((f, r) for f, _, r in best[1:] if r != read), None) if rule is None else None
     if rival is None:
@@ -272,7 +288,20 @@ def look_at(values: Sequence[Any], rule: NumberForm | None = None) -> Look:
         marks = frozenset([form.decimal] if any(after.search(t) for t in counts) or any(isinstance(v, float) for v in values) else [])
         return Look(form, n + told, odd + total - n, marks=marks)
     example = next(t for t, a, b in zip(counts, read, rival[1], strict=True) if a != b)
-    return Look(form, n + told, odd + total - n, rival[0], example)
+    return Look(form, n + told, odd + total - n, rival[0], example, grouped is not None)
+
+
+_Reading = tuple[NumberForm, int, list[float | None]]
+
+
+def _must_be_thousands(reading: _Reading, texts: Sequence[str]) -> bool:
+    """Whether 950 stands beside 1,200: as decimals, 1,200 would most likely have been written 1,2 or 950 as 950,000."""
+    form, _, values = reading
+    if not form.thousands or None in values or form.decimal in "".join(texts):
+        return False
+    plain = [t for t in texts if form.thousands not in t]
+    short = all(len(re.sub(r"\D", "", t)) < 4 for t in plain)
+    return bool(plain) and short and any(t.rstrip(" %" + form.currency).endswith("0") for t in texts if form.thousands in t)
 
 
 def _marks(rule: NumberForm | None) -> Sequence[tuple[str, str]]:

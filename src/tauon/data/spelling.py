@@ -32,7 +32,7 @@ def is_missing(value: Any, missing: frozenset[str]) -> bool:
     """Whether a value is none: null, NaN, or one of the spellings of a missing value. Blanks around it do not count."""
     if isinstance(value, str):
         return value in missing or value.strip() in missing
-    return value is None or bool(value != value)
+    return value is None or bool(value != value) or (len(missing - {""}) > 0 and spelling(value) in missing)
 
 
 def spelling(value: Any) -> str:
@@ -58,7 +58,7 @@ def odd_classes(names: Sequence[str], column: str) -> list[str]:
     alike: dict[Any, list[str]] = {}
     for name in names:
         loose = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-        alike.setdefault(Decimal(loose).normalize() if is_number(loose) else loose, []).append(name)
+        alike.setdefault(Decimal(loose) if is_number(loose) else loose, []).append(name)
     said = [
         f"{column}: {' and '.join(map(repr, group))} are different classes. If they are one, spell them alike in the file"
         for group in alike.values()

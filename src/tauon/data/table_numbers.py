@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.data.numbers import CANONICAL, Look, NumberForm, all_floats, as_numbers, look_at
+from tauon.data.numbers import CANONICAL, Look, NumberForm, as_numbers, look_at, plain_floats
 from tauon.data.sources.base import Table
 from tauon.data.spelling import in_recipe, spelling
 from tauon.errors import DataError
 
 __all__ = ["NumbersRead", "forms_in_words", "read_columns", "read_numbers"]
 
-_GERMAN = NumberForm(",", ".")
 _EXACT = 2.0**53
 """Beyond it, float64 does not have every whole number."""
 
@@ -69,9 +68,8 @@ def read_columns(
     looks: dict[str, Look] = {}
     marks: set[str] = set()
     for name, values in columns.items():
-        numbers = all_floats(values) if rule is None else None
-        dotted = numbers is not None and any(v.__class__ is str and "." in v for v in values)
-        if numbers is not None and not (dotted and _looks_like_thousands(values)):
+        numbers, dotted = plain_floats(values) if rule is None else (None, False)
+        if numbers is not None:
             plain[name] = numbers
             marks |= {"."} if dotted else set()
             continue
@@ -81,11 +79,6 @@ def read_columns(
             marks |= look.marks
     forms = {name: _decided(where(name), look, marks, warnings, way_out) for name, look in looks.items()}
     return {n: (forms.get(n, CANONICAL), plain.get(n)) for n in columns if n in plain or n in forms}
-
-
-def _looks_like_thousands(values: Sequence[Any]) -> bool:
-    """Whether every text with a dot has it before three last digits, as 1.200 has: then it may be 1200."""
-    return all(_GERMAN.value(v) is not None for v in values if isinstance(v, str))
 
 
 def _decided(where: str, look: Look, marks: Collection[str], warnings: list[str], way_out: str) -> NumberForm:

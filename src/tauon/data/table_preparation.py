@@ -23,7 +23,7 @@ from tauon.data.config import DataConfig
 from tauon.data.files import canonical
 from tauon.data.label_leaks import suspects
 from tauon.data.labels import decide_labels, label_facts, read_labels
-from tauon.data.numbers import as_numbers
+from tauon.data.numbers import as_numbers, stands_for_missing
 from tauon.data.preparation import DataSplits, content_of, count_as_read, feature_facts, told
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, SourceConfig, Table
@@ -107,7 +107,7 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         "table": dump(config.table), "augment": steps, "content": made_of,
         **choice_facts(config, main.label_names, choice), "features": feature_facts(features["train"], names),
         "input_shape": [len(names)], "labels": list(main.label_names), **spelt,
-        **told(left_out, [n for t in tables.values() for n in t.notes] + numbers.notes, warnings),
+        **told(left_out, [n for t in tables.values() for n in t.notes] + numbers.notes + _odd_categories(encoder), warnings),
     }  # fmt: skip
     preprocess = {
         "kind": "table", "columns": encoder.to_json(), "normalize": normalizer.to_json(), "labels": list(main.label_names),
@@ -121,6 +121,13 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
         hashlib.sha256(canonical(decides).encode()).hexdigest(), None, preprocess,
     )  # fmt: skip
+
+
+def _odd_categories(encoder: Encoder) -> list[str]:
+    """A note on categories that may be missing values."""
+    odd = [f"{word!r} in {c.name}" for c in encoder.columns for word in c.categories if stands_for_missing(word)]
+    said = ", ".join(odd[:10]) + (f" and {len(odd) - 10:,} more" if len(odd) > 10 else "")
+    return [f"{said}: counted as categories. If they stand for missing values, name them under data.source.missing"] if odd else []
 
 
 def _refuse_changing_codes(config: DataConfig, encoder: Encoder) -> None:

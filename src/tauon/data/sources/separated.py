@@ -38,6 +38,8 @@ def column_names(names: Sequence[str], where: str, hint: str = "") -> list[str]:
         seen: dict[str, int] = {}
         for i, name in enumerate(found):
             if name in seen:
-                raise DataError(f"{where}: two columns are called {name!r} (columns {seen[name] + 1} and {i + 1}); rename one{hint}")
+                what = "have no name" if not name.strip() else f"are called {name!r}"
+                way = "name them, or delete them if they are empty" if not name.strip() else "rename one"
+                raise DataError(f"{where}: two columns {what} (columns {seen[name] + 1} and {i + 1}); {way}{hint}")
             seen[name] = i
     return found

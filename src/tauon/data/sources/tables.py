@@ -245,7 +245,9 @@ def no_column(column: str, known: Sequence[str], what: str = "column") -> str:
     """What an error says of a column that there is not."""
     close = get_close_matches(column, known, n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"no {what} {column!r}{hint} There are: {', '.join(known) or 'none'}"
+    apart = next((d for d in ";\t|" if len(known) == 1 and d in known[0]), None)
+    cut = "" if apart is None else f". Columns seem to be apart by {apart!r}: set delimiter"
+    return f"no {what} {column!r}{hint} There are: {', '.join(known) or 'none'}{cut}"
 
 
 def _cleaned(column: Sequence[Any], missing: frozenset[str], wheres: Sequence[str], name: str, absent: dict[str, int]) -> Sequence[Any]:
