@@ -321,7 +321,7 @@ def test_statistics_are_those_of_the_training_rows(tmp_path: Path) -> None:
     assert abs(float(made.test.batch(np.arange(40)).inputs.mean())) > 1e-4
     assert [len(d) for d in (made.train, made.validation, made.test)] == [140, 20, 40]  # type: ignore[arg-type]
     replay = Normalizer.from_json(json.loads(json.dumps(made.preprocess["normalize"])))
-    raw = np.load(blobs(tmp_path))["x"].astype(np.float32)
+    raw = np.load(blobs(tmp_path))["x"]
     everything = {tuple(r) for r in replay(raw).tolist()}
     assert all(tuple(r) in everything for r in train.tolist())
     json.dumps(made.facts, allow_nan=False)

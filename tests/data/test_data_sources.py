@@ -235,7 +235,7 @@ def test_features_and_labels_of_jsonl_csv_and_parquet_agree(tmp_path: Path) -> N
         assert table.features.tolist() == [[1.5, 2], [-3.25, 4], [0, 6]]
         assert (table.targets.tolist(), table.label_names, table.feature_names) == ([0, 1, 0], ("x", "y"), ("a", "b"))
         one = source(kind, path=str(tmp_path / f"t.{kind}"), label="a", features=["b"]).arrays()
-        assert (one.targets.dtype, one.targets.tolist(), one.label_names) == (np.float32, [1.5, -3.25, 0], ("a",))
+        assert (one.targets.dtype, one.targets.tolist(), one.label_names) == (np.float64, [1.5, -3.25, 0], ("a",))
 
 
 def test_whole_numbers_are_classes_unless_told_otherwise(tmp_path: Path) -> None:

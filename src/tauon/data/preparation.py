@@ -7,7 +7,7 @@ the next time. Arrays are read each time, since reading them is all there is to 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from tauon.data.pixel_range import PixelRange
 from tauon.data.progress import Progress, listening, report
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.sources.base import Arrays, Document, SourceConfig, limited
+from tauon.data.spelling import nfc
 from tauon.data.split import PARTS, Part, TextStat, refuse_new_classes, split_rows, split_text
 from tauon.data.targets import TargetScale, fit_target_scale, target_names
 from tauon.data.tokenizer import Tokenizer
@@ -290,7 +291,7 @@ def _write(
 
 def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int, *, scale_targets: bool) -> DataSplits:
     tables = {part: _load(source, part) for part, source in sources.items()}
-    left_out = {part: list(table.left_out) for part, table in tables.items() if table.left_out}
+    left_out = {part: table.left_out for part, table in tables.items()}
     warnings = [message for table in tables.values() for message in table.warnings]
     tables["train"] = in_order(tables["train"], config.label_order)
     rows, split_facts = split_rows(tables["train"].targets, config.split, _wanted(sources))
@@ -311,7 +312,7 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int, *,
     known = () if main.classes else target_names(main.label_names, main.targets.reshape(len(main), -1).shape[1])
     limits = limits_of(config.bounds, names, known=known) if config.bounds or kind == "bounds" else None
     normalizer = Normalizer.fit(train_features, kind, limits=limits)
-    target_scale, target_facts = target_scale_of(config, main.targets[rows["train"]], main.label_names, scale_targets)
+    target_scale, target_facts, target_notes = target_scale_of(config, main.targets[rows["train"]], main.label_names, scale_targets)
     parts: dict[Part, ArrayDataset] = {}
     choice = choose(config, main, rows["train"], main.features.shape[1:], seed)
     for part in PARTS:
@@ -332,8 +333,7 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int, *,
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
         "parts": {p: d.facts for p, d in parts.items()}, "normalize": scaling, "augment": steps, "content": made_of,
         **({} if config.scattering is None else {"scattering": dump(config.scattering)}),
-        **choice_facts(config, main.label_names, choice), **({"left_out": left_out} if left_out else {}),
-        **({"warnings": warnings} if warnings else {}), **pixel_range,
+        **choice_facts(config, main.label_names, choice), **told(left_out, target_notes, warnings), **pixel_range,
         "features": feature_facts(train_features, main.feature_names), **target_facts,
         "input_shape": list(main.features.shape[1:]), "labels": list(main.label_names),
     }  # fmt: skip
@@ -407,11 +407,13 @@ def _normalize(config: DataConfig, table: Arrays) -> tuple[NormalizeKind, str]:
 
 def target_scale_of(
     config: DataConfig, targets: np.ndarray, labels: tuple[str, ...], wanted: bool
-) -> tuple[TargetScale | None, dict[str, Any]]:
+) -> tuple[TargetScale | None, dict[str, Any], list[str]]:
     """`fit_target_scale` as the recipe asks for it, where the task wants its targets scaled."""
     if not wanted:
-        return None, {}
-    return fit_target_scale(targets, labels, kind=config.normalize_targets, normalize=config.normalize, bounds=config.bounds)
+        return None, {}, []
+    return fit_target_scale(
+        targets, labels, kind=config.normalize_targets, normalize=config.normalize, bounds={nfc(n): b for n, b in config.bounds.items()}
+    )
 
 
 def content_of(table: Arrays) -> str:
@@ -421,6 +423,13 @@ def content_of(table: Arrays) -> str:
         digest.update(np.ascontiguousarray(array).data)
     digest.update(canonical([table.feature_names, table.label_names]).encode())
     return digest.hexdigest()
+
+
+def told(left_out: Mapping[Part, Sequence[str]], notes: Sequence[str] = (), warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """What a person must be told of the data, as facts: `prepare_stage` says it in the terminal, too. `left_out` is by part."""
+    by_part = {part: [*lines] for part, lines in left_out.items() if lines}
+    found: dict[str, Any] = {"left_out": by_part, "notes": [*dict.fromkeys(notes)], "warnings": [*dict.fromkeys(warnings)]}
+    return {name: lines for name, lines in found.items() if lines}
 
 
 _SHOWN = 64

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from tauon.data.arrays import Normalizer
 from tauon.data.columns import Encoder
+from tauon.data.dates import has_zone, is_date, moments
+from tauon.data.numbers import number_of
 from tauon.data.pixel_range import PixelRange
-from tauon.data.sources.series import moments
+from tauon.data.spelling import is_missing, nfc
 from tauon.data.targets import TargetScale
 from tauon.data.window import calendar_columns
 from tauon.errors import DataError
@@ -33,16 +35,17 @@ def inputs_from_records(preprocess: Mapping[str, Any], records: Sequence[Record]
     """
     if not records:
         raise DataError("no record was given, expected at least one")
+    records = [{nfc(str(name)): value for name, value in record.items()} for record in records]
     kind = preprocess.get("kind")
     normalizer = Normalizer.from_json(preprocess["normalize"])
     if kind == "table":
         encoder = Encoder.from_json(preprocess["columns"])
         missing = frozenset(preprocess["missing"])
         columns = {c.name: [_value(r, c.name, i, missing) for i, r in enumerate(records)] for c in encoder.columns}
-        return normalizer(encoder(columns, lambda i, column: f"record {i}: column {column!r}").astype(np.float32))
+        return normalizer(encoder(columns, lambda i, column: f"record {i}: column {column!r}"))
     if kind == "arrays" and preprocess.get("features"):
         names = preprocess["features"]
-        return normalizer(np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float32))
+        return normalizer(np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float64))
     if kind == "series":
         return _window(preprocess, records, normalizer)
     raise DataError(f"records of named values make no inputs for data of kind {kind!r}")
@@ -87,15 +90,26 @@ def _window(preprocess: Mapping[str, Any], records: Sequence[Record], normalizer
     if len(records) < context:
         raise DataError(f"{len(records)} records, and the model reads the last {context}. Give as many, in order of time")
     records = records[-context:]
-    values = np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float32)
+    values = np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float64)
     columns = [normalizer(values)]
     if preprocess["calendar"]:
         dates = [str(_value(r, preprocess["date"], i)) for i, r in enumerate(records)]
-        times = moments(dates, f"the records' {preprocess['date']!r}")
+        times = _times(dates, preprocess)
         if (np.diff(times.astype(np.int64)) <= 0).any():
             raise DataError(f"the records' {preprocess['date']!r} are not in order of time. Sort them")
         columns.append(calendar_columns(times, tuple(preprocess["calendar"])))
     return np.concatenate(columns, axis=1)[None]
+
+
+def _times(dates: Sequence[str], preprocess: Mapping[str, Any]) -> NDArray[np.datetime64]:
+    """ISO 8601, or in the form of the training file; with a zone where that had one."""
+    where, zoned = f"the records' {preprocess['date']!r}", preprocess.get("zoned")
+    iso = all(map(is_date, dates))
+    if zoned is not None and iso and zoned != has_zone(dates[0]):
+        raise DataError(
+            f"{where}: {dates[0]!r} has {'no zone' if zoned else 'a zone'}, and the training data has {'one' if zoned else 'none'}"
+        )
+    return moments(dates, where, None if iso else preprocess.get("date_format"))
 
 
 def _value(record: Record, name: str, i: int, missing: frozenset[str] = frozenset({""})) -> Any:
@@ -104,11 +118,11 @@ def _value(record: Record, name: str, i: int, missing: frozenset[str] = frozense
         hint = f"; did you mean it by {close[0]!r}?" if close else ""
         raise DataError(f"record {i} has no {name!r}{hint} Give a value, or null where it is missing")
     value = record[name]
-    return None if value is None or value in missing or value != value else value
+    return None if is_missing(value, missing) else value
 
 
 def _number(value: Any, name: str, i: int) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"record {i}: {name!r} is {value!r}, expected a number") from None
+    number = number_of(value)
+    if number is None:
+        raise DataError(f"record {i}: {name!r} is {value!r}, expected a number")
+    return number

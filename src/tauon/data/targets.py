@@ -93,8 +93,8 @@ def target_names(labels: Sequence[str], outputs: int) -> tuple[str, ...]:
 
 def fit_target_scale(
     targets: NDArray[Any], labels: Sequence[str], *, kind: TargetKind, normalize: str, bounds: Mapping[str, tuple[float, float]]
-) -> tuple[TargetScale | None, dict[str, Any]]:
-    """(scale, what `data.json` says of it) of the numbers to predict; no scale where they are learned as they are, and of classes.
+) -> tuple[TargetScale | None, dict[str, Any], list[str]]:
+    """(scale, what `data.json` says of it, what a person is told) of the numbers to predict; no scale where they are learned as they are, and of classes.
 
     Args:
         targets: the training part's, N or N x K, in the units of the data.
@@ -107,16 +107,16 @@ def fit_target_scale(
         RecipeError: bounds of a target are needed and missing.
     """
     if np.issubdtype(targets.dtype, np.integer):
-        return None, {}
+        return None, {}, []
     names = target_names(labels, 1 if targets.ndim == 1 else targets.shape[1])
     resolved, why = _resolve(kind, names, normalize, bounds)
     if resolved == "none":
-        return None, {"normalize_targets": {"kind": "none", "why": why}}
+        return None, {"normalize_targets": {"kind": "none", "why": why}}, []
     scale = TargetScale.within([bounds[n] for n in names]) if resolved == "bounds" else TargetScale.fit(targets)
     shown = [f"{n} is learned as (value - {c:.6g}) / {s:.6g}" for n, c, s in zip(names, scale.center, scale.scale, strict=True)][:4]
     more = f"; and {len(names) - 4} more" if len(names) > 4 else ""
     note = f"{'; '.join(shown)}{more} (data.normalize_targets: {resolved}, {why}). Figures and predictions are in its own units."
-    return scale, {"normalize_targets": {"kind": resolved, "why": why, "names": list(names)} | scale.to_json(), "notes": [note]}
+    return scale, {"normalize_targets": {"kind": resolved, "why": why, "names": list(names)} | scale.to_json()}, [note]
 
 
 def _resolve(kind: TargetKind, names: Sequence[str], normalize: str, bounds: Mapping[str, tuple[float, float]]) -> tuple[TargetKind, str]:

@@ -153,7 +153,7 @@ def apply_statistics(splits: DataSplits, record: Mapping[str, Any]) -> DataSplit
     """Scale every part by what was drawn, in place; the splits with preprocess, facts and fingerprint that say so."""
     base = Normalizer.from_json(splits.preprocess["normalize"])
     center, scale = base.center.copy(), base.scale.copy()
-    center[base.columns], scale[base.columns] = (np.asarray(record[k], np.float64).astype(np.float32) for k in ("mean", "std"))
+    center[base.columns], scale[base.columns] = (np.asarray(record[k], np.float64) for k in ("mean", "std"))
     scaled = replace(base, kind="standard", center=center, scale=scale)
     for part in (splits.train, splits.validation, splits.test):
         for dataset in _arrays_in(part):

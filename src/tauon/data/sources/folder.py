@@ -104,10 +104,7 @@ class FolderConfig(SourceConfig):
         first = next((f"{p}: {why}" for p, why in broken.items()), "")
         refuse_vanished(names, classes, classes[whole], str(root), "no whole picture", first)
         features, mixed = self._stacked([files[i] for i in whole], pictures)
-        left_out = self._left_out(root, broken)
-        return Arrays(
-            features, classes[whole], (), names, left_out.listed(), (*left_out.warnings(str(root)), *mixed), self._range(features, files[0])
-        )  # fmt: skip
+        return Arrays(features, classes[whole], (), names, self._left_out(root, broken).lines(), mixed, self._range(features, files[0]))
 
     def _root(self) -> Path:
         base = Path(self.path).expanduser()

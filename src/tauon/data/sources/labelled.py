@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tauon.data.sources.base import LabelledTexts
-from tauon.data.sources.tables import separated
+from tauon.data.sources.separated import separated
 from tauon.errors import DataError
 
 __all__ = ["published"]

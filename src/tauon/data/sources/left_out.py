@@ -11,15 +11,15 @@ from tauon.errors import DataError
 
 __all__ = ["LeftOut", "refuse_vanished"]
 
-_LISTED = 50
-"""Of each reason, in `data.json`."""
+_LISTED = 20
+"""Names of each reason that are given."""
 
 
 class LeftOut:
     """Names of what was not taken, by reason.
 
-    >>> LeftOut().add("not pictures by their names", ["a/notes.txt"]).warnings("scans")
-    ('scans: 1 left out (not pictures by their names): a/notes.txt',)
+    >>> LeftOut().add("not pictures by their names", ["a/notes.txt"]).lines()
+    ('1 not pictures by their names: a/notes.txt',)
     """
 
     def __init__(self) -> None:
@@ -31,19 +31,10 @@ class LeftOut:
             self.names.setdefault(reason, []).extend(names)
         return self
 
-    def listed(self) -> tuple[str, ...]:
-        """A line for each, and how many more there are, for `data.json`."""
-        out: list[str] = []
-        for reason, names in self.names.items():
-            out += [f"{n} ({reason})" for n in names[:_LISTED]]
-            if len(names) > _LISTED:
-                out.append(f"{len(names) - _LISTED:,} more ({reason})")
-        return tuple(out)
-
-    def warnings(self, where: str) -> tuple[str, ...]:
-        """A line for each reason, for the terminal."""
+    def lines(self) -> tuple[str, ...]:
+        """A line for each reason: how many, and the first of them."""
         return tuple(
-            f"{where}: {len(names):,} left out ({reason}): {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+            f"{len(names):,} {reason}: {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
             for reason, names in self.names.items()
         )
 

@@ -36,8 +36,8 @@ from tauon.data.sources.idx import idx_arrays
 from tauon.data.sources.labelled import published
 from tauon.data.sources.npz import npz_part
 from tauon.data.sources.registry import PUBLIC, PublicFile, PublicSet
+from tauon.data.sources.separated import separated
 from tauon.data.sources.series import SeriesConfig, csv_columns, series_of
-from tauon.data.sources.tables import separated
 from tauon.data.sources.text import cut
 from tauon.data.sources.wav import Choice, labelled, named_parts
 from tauon.errors import DataError
@@ -103,7 +103,7 @@ class PublicConfig(SourceConfig):
                 for name, cell in zip(columns, cells, strict=True):
                     columns[name].append(cell)
         targets, _ = class_targets(np.array(columns.pop(known.label)), f"{self.name}: column {known.label!r}")
-        return Table(columns, targets, known.label_names, (), places, known.label)
+        return Table(dict(columns), targets, known.label_names, (), places, known.label)
 
     def signals(self) -> Signals:
         known, part = self._set(), self._part()

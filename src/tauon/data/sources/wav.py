@@ -80,9 +80,7 @@ class WavConfig(SourceConfig):
             raise DataError(f"{self.transcripts}: lists {missing[0]!r}, which is not in {self.path} ({len(missing)} such)")
         waves, rate, names, corrupt = read_all({n: named[n] for n in said}, skip)
         left_out.add("no whole recordings", corrupt).add("without a transcript", [n for n in named if n not in said])
-        return Signals(
-            waves, rate, names, transcripts=[said[n] for n in names], left_out=left_out.listed(), warnings=left_out.warnings(self.path)
-        )  # fmt: skip
+        return Signals(waves, rate, names, transcripts=[said[n] for n in names], left_out=left_out.lines())
 
 
 def labelled(
@@ -101,7 +99,7 @@ def labelled(
     for label in labels:
         mine = [n for n in corrupt if parts[n]["label"] == label]
         left_out.add(f"no whole recordings, class {label}", mine)
-    return Signals(waves, rate, names, targets, shown, left_out=left_out.listed(), warnings=left_out.warnings(where))
+    return Signals(waves, rate, names, targets, shown, left_out=left_out.lines())
 
 
 def wav_files(place: str | Path) -> dict[str, bytes | Path]:
