@@ -20,7 +20,7 @@ from tauon.errors import ChecksumError
 
 __all__ = ["SEQ_LEN_DEFAULT", "digest_of", "tokenizer_for"]
 
-_VERSION = 1
+_VERSION = 2
 _DONE = "made.json"
 SEQ_LEN_DEFAULT = 256
 

@@ -37,6 +37,7 @@ from tauon.types import Dataset, DataSpec
 __all__ = ["DataSplits", "prepare"]
 
 _VERSION = 1  # of what is written below: part of the fingerprint
+_CACHED = 2  # of tokens in the cache: raised where a tokenizer is made otherwise. The fingerprint holds the tokenizer itself
 _DONE = "preparation.json"
 _DEFAULT_SEQ_LEN = 256
 
@@ -135,7 +136,7 @@ def _tokens(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
         "tokenizer_files": [sha256_file(path) for path, _ in config.tokenizer.files()],
     }  # fmt: skip
     made_of = hashlib.sha256(canonical(content).encode()).hexdigest()
-    folder = cache_root() / "tokens" / made_of[:32]
+    folder = cache_root() / "tokens" / hashlib.sha256(canonical([_CACHED, made_of]).encode()).hexdigest()[:32]
     reused = obtain(folder, _DONE, lambda temporary: _build(temporary, config, sources, content))
     made = _read(folder / _DONE)
     count_as_read(config, made["read"])

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.data.files import canonical, decode, read_bytes, sha256_bytes, write_json
+from tauon.data.interruptible import interruptible
 from tauon.errors import DataError
 
 __all__ = ["BOS", "KNOWN_BOS", "ByteTokenizer", "CharTokenizer", "SubwordTokenizer", "Tokenizer", "parallel", "pieces", "read_json"]
@@ -160,7 +161,7 @@ class SubwordTokenizer(Tokenizer):
 
     def __init__(self, json_text: str, bos: str | None = None, where: str = "tokenizer", splittable: bool = False) -> None:
         """`bos` names the special token to put before documents (None: a usual one). `splittable`: a long text may be
-        encoded in pieces cut before a blank that follows a letter, with the same result.
+        encoded in pieces cut where `pieces` cuts, with the same result.
         """
         import tokenizers
 
@@ -180,8 +181,13 @@ class SubwordTokenizer(Tokenizer):
 
     def encode_many(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         cut = [pieces(t) if self.splittable else [t] for t in texts]
+        flat = [p for ps in cut for p in ps]
+
+        def encode() -> list[Any]:
+            return list(self._tok.encode_batch_fast(flat, add_special_tokens=False))
+
         with parallel():
-            done = iter(self._tok.encode_batch_fast([p for ps in cut for p in ps], add_special_tokens=False))
+            done = iter(encode() if sum(map(len, flat)) < _LONG else interruptible(encode))
         return [np.concatenate([np.array(next(done).ids, np.uint32) for _ in ps]) for ps in cut]
 
     def decode(self, ids: Any) -> str:
@@ -258,12 +264,13 @@ def parallel() -> Iterator[None]:
 
 
 def pieces(text: str, size: int = 1 << 17) -> list[str]:
-    """A long text cut into pieces of about `size` characters, before blanks that follow an ASCII letter: no pattern of ours joins
-    the two sides, so that the tokens are those of the whole text, while every core has work and memory stays small.
+    """A long text cut into pieces of about `size` characters where no pattern of ours joins the two sides, so that the tokens are those of the
+    whole text, while every core has work and memory stays small: before blanks that follow an ASCII letter; where there is none for
+    `FAR` characters, before a blank or a mark that follows a letter of any script. A text with neither stays whole.
     """
     cuts, at = [0], size
     while at < len(text) - size:
-        found = _CUT.search(text, at)
+        found = _CUT.search(text, at, at + FAR) or _OTHER_CUT.search(text, at)
         if found is None:
             break
         cuts.append(found.end())
@@ -271,7 +278,14 @@ def pieces(text: str, size: int = 1 << 17) -> list[str]:
     return [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
+FAR = 1 << 16
+"""Characters that are searched for the usual place to cut."""
 _CUT = re.compile(r"[A-Za-z](?=[ \n])")
+_LETTERS = "A-Za-zÀ-ÖØ-öø-ʯΑ-ΡΣ-Ωα-ωА-яёЁא-תء-غف-ي一-鿿ぁ-ゖァ-ヺ가-힣"
+"""Ranges that are letters (\\p{L}) in every version of Unicode that a library may know."""
+_OTHER_CUT = re.compile(rf"[{_LETTERS}](?=[ \t\r\n,.;:!?()、。，．！？；：（）「」…—])")
+_LONG = 1 << 18
+"""Characters whose encoding takes a noticeable part of a second."""
 
 
 def read_json(data: bytes, where: str) -> Any:

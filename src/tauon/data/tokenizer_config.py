@@ -12,7 +12,9 @@ from pydantic import Field
 
 from tauon.config import Bytes, Count, Registered, register
 from tauon.data.files import decode, read_bytes
-from tauon.data.tokenizer import BOS, KNOWN_BOS, ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer, parallel, pieces, read_json
+from tauon.data.interruptible import interruptible
+from tauon.data.progress import report
+from tauon.data.tokenizer import BOS, FAR, KNOWN_BOS, ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer, parallel, pieces, read_json
 from tauon.errors import DataError
 
 __all__ = ["BpeConfig", "BytesConfig", "CharsConfig", "FileConfig", "TokenizerConfig", "wordpiece_json"]
@@ -46,7 +48,7 @@ class BpeConfig(TokenizerConfig):
     """How text is cut into words before pairs are joined; `gpt4` (cl100k) keeps line ends with the indent and caps numbers at
     three digits."""
     sample: Bytes = Field(default=8 * 2**20, ge=1)
-    """Train on about this much text, spread evenly over the training part."""
+    """Train on about this much text (bytes of UTF-8), spread evenly over the training part."""
     min_count: Count = Field(default=2, ge=1)
     """Join a pair only if it occurs this often."""
 
@@ -56,30 +58,45 @@ class BpeConfig(TokenizerConfig):
 
         tok = tokenizers.Tokenizer(models.BPE())
         split = pre_tokenizers.Split(tokenizers.Regex(_PATTERNS[self.pattern]), behavior="isolated")
-        tok.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tok.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.FixedLength(length=_LONGEST_WORD), letters])
         tok.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab, min_frequency=self.min_count, special_tokens=[BOS], show_progress=False,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         )  # fmt: skip
+        chosen = list(_sample(texts, self.sample))
+        report("join pairs of tokens", 0)
         with parallel():
-            tok.train_from_iterator(_sample(texts, self.sample), trainer=trainer)
+            interruptible(lambda: tok.train_from_iterator(chosen, trainer=trainer))
+        tok.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
         return SubwordTokenizer(tok.to_str(), BOS, splittable=True)
 
 
+_LONGEST_WORD = 256
+"""Characters. Longer words (scripts without blanks, base64) are cut in training: each join of a pair goes over all of every word that has
+it, so that the time would grow with the square of their length. Encoding cuts nothing: its time grows with n log n."""
 _SAMPLED = 1 << 12
 
 
 def _sample(texts: Callable[[], Iterator[str]], size: int) -> Iterator[str]:
-    """About `size` characters in pieces spread evenly: each k-th piece of the whole."""
-    total = sum(len(t) for t in texts())
+    """About `size` bytes in pieces spread evenly: each k-th piece of the whole."""
+    total = sum(_bytes(t) for t in texts())
     every = max(1, -(-total // size))
-    n = 0
+    n = done = 0
     for text in texts():
         for piece in pieces(text, _SAMPLED):
-            if n % every == 0:
-                yield piece
-            n += 1
+            step = _SAMPLED if len(piece) > FAR else len(piece)  # a text with no place to cut
+            for at in range(0, len(piece), step or 1):
+                if n % every == 0:
+                    yield piece[at : at + step]
+                n += 1
+        done += _bytes(text)
+        report("tokenizer", done, total)
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 @register("chars")
