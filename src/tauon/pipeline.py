@@ -139,6 +139,8 @@ def prepare_stage(ctx: Context) -> dict[str, Any]:
     splits = ctx.splits
     if ctx.world.leads:
         write_json(ctx.run.folder / "data.json", splits.facts)
+        for said in splits.facts.get("notes", ()):
+            ctx.tell("note", message=f"data: {said}")
         sheet = picture_sheet(splits.train, ctx.recipe.seed)
         if sheet is not None:
             atomic_write(ctx.run.folder / "examples.png", sheet)

@@ -17,7 +17,7 @@ from tauon.data.progress import report
 from tauon.data.tokenizer import BOS, FAR, KNOWN_BOS, ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer, parallel, pieces, read_json
 from tauon.errors import DataError
 
-__all__ = ["BpeConfig", "BytesConfig", "CharsConfig", "FileConfig", "TokenizerConfig", "wordpiece_json"]
+__all__ = ["BpeConfig", "BytesConfig", "CharsConfig", "FileConfig", "TokenizerConfig", "named_tokens", "wordpiece_json"]
 
 
 class TokenizerConfig(Registered, family="tokenizer", default="bpe"):
@@ -25,6 +25,10 @@ class TokenizerConfig(Registered, family="tokenizer", default="bpe"):
 
     def files(self) -> list[tuple[Path, str]]:
         """(path, name) of what it reads: their content is part of the fingerprint."""
+        return []
+
+    def beside(self) -> list[Path]:
+        """Files that name its tokens without deciding which ids a text becomes."""
         return []
 
     def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
@@ -126,6 +130,8 @@ class FileConfig(TokenizerConfig):
     """The tokenizer.json, or a folder with it, with encoder.json and vocab.bpe (also vocab.json and merges.txt), or with BERT's vocab.txt."""
     bos: str | None = None
     """The special token to put before each document. None: <|endoftext|>, <s> or another usual name."""
+    eos: str | None = None
+    """The special token that ends a text. None: as tokenizer_config.json beside the file says, or the one that goes with `bos`."""
 
     def files(self) -> list[tuple[Path, str]]:
         path = Path(self.path).expanduser()
@@ -139,19 +145,50 @@ class FileConfig(TokenizerConfig):
             f"{path}: the folder has no tokenizer.json, no encoder.json with vocab.bpe, no vocab.json with merges.txt, and no vocab.txt"
         )
 
+    def beside(self) -> list[Path]:
+        return [p for p in (self.files()[0][0].with_name(CONFIG),) if p.is_file()]
+
     def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
         listed = self.files()
         where = str(listed[0][0])
         if listed[0][1] == "vocab.txt":
-            return SubwordTokenizer(wordpiece_json(listed[0][0]), self.bos, where)
-        if len(listed) == 1:
+            text = wordpiece_json(listed[0][0])
+        elif len(listed) == 1:
             read_json(read_bytes(listed[0][0]), where)  # a better message than the library's where it is not even JSON
-            return SubwordTokenizer(read_bytes(listed[0][0]).decode(), self.bos, where)
-        return SubwordTokenizer(_gpt2_json(listed[0][0], listed[1][0]), self.bos, where)
+            text = read_bytes(listed[0][0]).decode()
+        else:
+            text = _gpt2_json(listed[0][0], listed[1][0])
+        named = named_tokens(listed[0][0].parent) or {}
+        named |= {k: v for k, v in (("bos_token", self.bos), ("eos_token", self.eos)) if v is not None}
+        return SubwordTokenizer(text, self.bos, where, named=named or None)
+
+
+CONFIG = "tokenizer_config.json"
+
+
+def named_tokens(folder: Path) -> dict[str, str] | None:
+    """`bos_token` and `eos_token` as a folder's tokenizer_config.json names them; None: it has none, or names neither."""
+    file = folder / CONFIG
+    if not file.is_file():
+        return None
+    said = read_json(read_bytes(file), str(file))
+    found = {}
+    for key in ("bos_token", "eos_token"):
+        value = said.get(key) if isinstance(said, dict) else None
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            found[key] = value
+    return found or None
 
 
 def _packed(path: Path) -> Path | None:
     return next((p for p in (path, path.with_name(path.name + ".gz"), path.with_name(path.name + ".zst")) if p.is_file()), None)
+
+
+def _lines(path: Path) -> list[str]:
+    r"""Lines end at \n alone: other line separators of Unicode may be tokens."""
+    text = decode(read_bytes(path), str(path)).replace("\r\n", "\n")
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def wordpiece_json(vocab_at: Path) -> str:
@@ -159,7 +196,7 @@ def wordpiece_json(vocab_at: Path) -> str:
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-    lines = decode(read_bytes(vocab_at), str(vocab_at)).splitlines()
+    lines = _lines(vocab_at)
     special = [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in lines]
     if len(special) < 5 or len(set(lines)) < len(lines):
         raise DataError(f"{vocab_at}: expected a token a line, each once, [PAD], [UNK], [CLS], [SEP] and [MASK] among them")
@@ -180,7 +217,7 @@ def _gpt2_json(vocab_at: Path, merges_at: Path) -> str:
     vocab = read_json(read_bytes(vocab_at), str(vocab_at))
     if not isinstance(vocab, dict) or not all(isinstance(v, int) for v in vocab.values()):
         raise DataError(f"{vocab_at}: expected a JSON object of token to id")
-    lines = decode(read_bytes(merges_at), str(merges_at)).splitlines()
+    lines = _lines(merges_at)
     merges: list[tuple[str, str]] = []
     for number, line in enumerate(lines, 1):
         if not line or (number == 1 and line.startswith("#version")):

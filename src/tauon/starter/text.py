@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tauon.data import ColumnLook, TableLook
+from tauon.data.text_files import json_lines
 from tauon.errors import DataError
 from tauon.starter.draft import Draft, held_out, suffixes, training
-from tauon.starter.text_tasks import CHAT_KEYS, PAIR_KEYS, answers, classes
+from tauon.starter.text_tasks import ANSWER_KEYS, CHAT_KEYS, PAIR_KEYS, answers, classes
 
 __all__ = ["is_jsonl", "is_text", "jsonl", "text", "text_classes"]
 
@@ -25,17 +25,8 @@ def is_jsonl(place: Path) -> bool:
 
 
 def _first_rows(place: Path) -> list[dict[str, Any]]:
-    import gzip
-
-    rows = []
-    with gzip.open(place, "rt", encoding="utf-8") if place.suffix == ".gz" else place.open(encoding="utf-8") as f:
-        for number, line in enumerate(islice(f, LOOKED_AT), 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as err:
-                    raise DataError(f"{place}, line {number}: not JSON ({err})") from None
-    if not rows or not all(isinstance(r, dict) for r in rows):
+    rows = [row for _, row in islice(json_lines(place), LOOKED_AT)]
+    if not rows:
         raise DataError(f"{place}: expected one JSON object a line")
     return rows
 
@@ -44,7 +35,7 @@ def jsonl(place: Path, label: str | None, name: str, model: str | None = None) -
     rows = _first_rows(place)
     keys = [k for k in rows[0] if all(k in r for r in rows)]
     texts = [k for k in keys if all(isinstance(r[k], str) for r in rows) and sum(len(str(r[k]).split()) for r in rows) >= 4 * len(rows)]
-    if label is None and (set(keys) & {*CHAT_KEYS} or all(k in keys for k in PAIR_KEYS)):
+    if label is None and (set(keys) & {*CHAT_KEYS} or any(all(k in keys for k in both) for both in (PAIR_KEYS, ANSWER_KEYS))):
         return answers(place, keys, len(rows), name, model)
     if model is not None:
         raise DataError(f"{place}: --model is for conversations and preferences. Its keys: {', '.join(keys)}")

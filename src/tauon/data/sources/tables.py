@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.config import register
-from tauon.data.files import decode, expand, open_bytes, read_bytes, read_lines
+from tauon.data.files import expand, open_bytes, read_bytes
 from tauon.data.sources.base import Arrays, Document, Kind, LabelledTexts, SourceConfig, Table, class_targets
+from tauon.data.text_files import json_lines, read_text, wrong_encoding
 from tauon.errors import DataError
 
 __all__ = ["CsvConfig", "JsonlConfig", "ParquetConfig", "separated"]
@@ -228,36 +228,27 @@ def _short(value: Any) -> str:
 class JsonlConfig(TableConfig):
     """One JSON object a line."""
 
+    encoding: str = "utf-8"
+    """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        yield from wrong_encoding(self.peek("encoding"))
+
     def columns(self, path: Path) -> None:
         return None
 
     def first_columns(self, path: Path) -> list[str]:
-        return next((list(row) for _, row in _objects(path)), [])
+        return next((list(row) for _, row in json_lines(path, self.encoding)), [])
 
     def rows(self, path: Path, columns: Sequence[str]) -> Iterator[Row]:
-        for where, row in _objects(path):
+        for where, row in json_lines(path, self.encoding):
             for column in columns:
                 if column not in row:
                     close = get_close_matches(column, row, n=1, cutoff=0.4)
                     hint = f"; did you mean {close[0]!r}?" if close else ""
                     raise DataError(f"{where}: no key {column!r}{hint} There are: {', '.join(row) or 'none'}")
             yield where, [row[c] for c in columns]
-
-
-def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(decode(line, where))
-        except json.JSONDecodeError as err:
-            raise DataError(f"{where}: not JSON at column {err.colno} ({err.msg}). Each line must be one JSON object") from None
-        except RecursionError:
-            raise DataError(f"{where}: JSON nested too deeply") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: a JSON {type(row).__name__}, expected an object like {{...}}")
-        yield where, row
 
 
 @register("csv")
@@ -275,6 +266,7 @@ class CsvConfig(TableConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
+        yield from wrong_encoding(self.peek("encoding"))
         if len(self.peek("delimiter")) != 1 and self.peek("delimiter") != "blanks":
             yield "delimiter", f"{self.peek('delimiter')!r} is not one character, nor blanks"
         if self.peek("names") and self.peek("header"):
@@ -302,7 +294,7 @@ class CsvConfig(TableConfig):
             yield where, [cells[i] for i in at]
 
     def _lines(self, path: Path) -> Iterator[tuple[int, list[str]]]:
-        return separated(decode(read_bytes(path), str(path), self.encoding), str(path), self.delimiter)
+        return separated(read_text(read_bytes(path), str(path), self.encoding), str(path), self.delimiter)
 
 
 def separated(text: str, where: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
