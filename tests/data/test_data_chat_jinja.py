@@ -39,7 +39,7 @@ LLAMA2 = (
     "{% if loop.index0 == 0 and system_message != false %}{% set content = '<<SYS>>\n' + system_message + '\n<</SYS>>\n\n' + message['content'] %}"
     "{% else %}{% set content = message['content'] %}{% endif %}"
     "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
-    "{% else %}{{ ' ' }}" + G + "{{ content.strip() + ' ' + eos_token }}" + H + "{% endif %}{% endfor %}"
+    "{% else %}" + G + "{{ ' ' + content.strip() + ' ' + eos_token }}" + H + "{% endif %}{% endfor %}"
 )  # fmt: skip
 LLAMA3 = (
     "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
@@ -63,7 +63,7 @@ MISTRAL = (  # the system message goes before the last question
     "{%- else %}{%- set system = none %}{%- set rest = messages %}{%- endif %}{{- bos_token }}{%- for m in rest %}"
     "{%- if m['role'] == 'user' %}{%- if system is not none and loop.index0 == rest | map(attribute='role') | list | length - 2 + rest | length % 2 %}"
     "{{- '[INST] ' + system + '\n\n' + m['content'] + ' [/INST]' }}{%- else %}{{- '[INST] ' + m['content'] + ' [/INST]' }}{%- endif %}"
-    "{%- else %}{{- ' ' }}" + G + "{{- m['content'] | trim + eos_token }}" + H + "{%- endif %}{%- endfor %}"
+    "{%- else %}" + G + "{{- ' ' + (m['content'] | trim) + eos_token }}" + H + "{%- endif %}{%- endfor %}"
 )  # fmt: skip
 QWEN25 = (
     "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}"

@@ -10,6 +10,7 @@ from tauon.data.augment_images import RandAugmentConfig  # registers every augme
 from tauon.data.chat import ChatDataset
 from tauon.data.chat_encoder import Encoder as ChatEncoder
 from tauon.data.chat_encoder import chat_prompt, template_for
+from tauon.data.chat_export import jinja_of
 from tauon.data.chat_template import ChatConfig, RoleConfig
 from tauon.data.choice import BalancedOrder, class_weights
 from tauon.data.columns import ColumnsConfig, Encoder
@@ -110,6 +111,7 @@ __all__ = [
     "inputs_from_texts",
     "inputs_from_waves",
     "inspect_table",
+    "jinja_of",
     "outputs_in_units",
     "permute",
     "picture_sheet",

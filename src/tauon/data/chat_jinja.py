@@ -152,10 +152,14 @@ class JinjaTemplate:
         leads: dict[int, str] = {}
         last_leads: dict[int, str] = {}
         for i in (i for i in numbers if roles[i] == ANSWER):
-            leads[i] = last_leads[i] = scene.lead(text, i)
+            content, here = text.index(_mark(i)), scene.lead(text, i)
+            last = here
             if i < len(roles) - 1:
                 with suppress(DataError):  # the template refuses to end there
-                    last_leads[i] = scene.lead(scene.render(range(i + 1)), i)
+                    last = scene.lead(scene.render(range(i + 1)), i)
+            if here is None:  # the prompt was another while nothing followed: what follows moved something
+                here = last if last is not None and text.endswith(last, 0, content) else ""
+            leads[i], last_leads[i] = here, here if last is None else last
         return Layout(tuple(int(p) if n % 2 else p for n, p in enumerate(split)), leads, last_leads)
 
 
@@ -194,7 +198,10 @@ class _Scene:
                 same = layout.leads[i] == layout.last_leads[i]
             else:
                 first, last = self.place(text, range(len(self.messages)), i)
-                same = self._same_when_last(text[first:last], i)
+                alone = self._when_last(i)
+                same = alone is None or alone.strip() == text[first:last].strip()
+                if alone is not None and same and text.endswith(alone, 0, last):
+                    first = last - len(alone)  # with the blanks that stand behind its prompt
             if last <= first or not text[first:last].strip():
                 raise DataError(
                     f"{self.where}: the chat template leaves nothing of the answer in message {i} ({_short(self.said[i])}), so that only its end "
@@ -217,16 +224,16 @@ class _Scene:
             )
         return blanks + len(found)
 
-    def _same_when_last(self, written: str, i: int) -> bool:
-        """Whether an answer is written like that where the conversation ends with it."""
+    def _when_last(self, i: int) -> str | None:
+        """What is written for answer `i` where the conversation ends with it; None: the template refuses to end there, or it does end there."""
         if i == len(self.messages) - 1:
-            return True
+            return None
         try:
             shorter = self.render(range(i + 1))
             first, last = self.place(shorter, range(i + 1), i)
         except DataError:
-            return True  # the template refuses to end there: it always writes it so
-        return shorter[first:last] == written
+            return None
+        return shorter[first:last]
 
     def place(self, text: str, numbers: Sequence[int], i: int) -> tuple[int, int]:
         """(first character, behind the last one) of what is written for answer `i`."""
@@ -234,8 +241,8 @@ class _Scene:
         before, found, after = self.render(numbers, instead={i: mark}).partition(mark)
         if not found or mark in after:
             raise DataError(f"{self.where}: the chat template drops or repeats the content of message {i} ({ANSWER}). Mend data.chat.jinja")
-        prompt = self.prompt_before(i)
-        first = len(prompt) if prompt is not None and text.startswith(prompt) else len(before) if text.startswith(before) else None
+        start = self._after_prompt(text, i, len(before)) if text.startswith(before) else self._after_prompt(text, i, None)
+        first = start if start is not None else len(before) if text.startswith(before) else None
         if first is None or not text.endswith(after):
             raise DataError(
                 f"{self.where}: the chat template writes the rest of the conversation otherwise because of what is said in message {i} ({ANSWER}), so "
@@ -243,20 +250,27 @@ class _Scene:
             )
         return first, len(text) - len(after)
 
-    def lead(self, text: str, i: int) -> str:
-        """What stands in `text` between the prompt for answer `i` and its content, which is a mark. Nothing where it knows no such prompt."""
-        prompt, content = self.prompt_before(i), text.index(self.said[i])
-        return text[len(prompt) : content] if prompt is not None and text.startswith(prompt) and len(prompt) <= content else ""
+    def lead(self, text: str, i: int) -> str | None:
+        """What stands in `text` between the prompt for answer `i` and its content, which is a mark; None: it has no prompt of that form."""
+        content = text.index(self.said[i])
+        start = self._after_prompt(text, i, content)
+        return None if start is None else text[start:content]
 
-    def prompt_before(self, i: int) -> str | None:
-        """What the template writes to ask for answer `i`; None where it knows no such prompt."""
+    def _after_prompt(self, text: str, i: int, content: int | None) -> int | None:
+        """Where in `text` the prompt for answer `i` ends; None: the template knows none of that form. `content`: where the answer's content begins.
+
+        The prompt is what `add_generation_prompt` adds; where it adds nothing, the conversation so far, if only blanks stand before the content.
+        """
         if not i:
             return None
         try:
             prompt, plain = (self.render(range(i), prompt=p) for p in (True, False))
         except DataError:
             return None
-        return prompt if prompt != plain and prompt.startswith(plain) else None
+        if prompt != plain and prompt.startswith(plain):
+            return len(prompt) if text.startswith(prompt) and (content is None or len(prompt) <= content) else None
+        blank = content is not None and text.startswith(plain) and len(plain) <= content and not text[len(plain) : content].strip()
+        return len(plain) if blank else None
 
 
 def joined_inputs(messages: Sequence[Message]) -> list[Message]:

@@ -270,6 +270,11 @@ class SubwordTokenizer(Tokenizer):
         found: int | None = self._tok.token_to_id(token)
         return found
 
+    def text_of(self, i: int) -> str | None:
+        """The token with this id, as its vocabulary spells it."""
+        found: str | None = self._tok.id_to_token(i)
+        return found
+
     def hugging_face_json(self) -> str:
         """The text of a tokenizer.json that the `tokenizers` and `transformers` libraries read."""
         return str(self._tok.to_str())

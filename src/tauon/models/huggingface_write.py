@@ -79,8 +79,8 @@ def write_config(
 
 
 def write_huggingface(
-    to: Path, config: ModelConfig, tensors: Mapping[str, Any], *, ids: Mapping[str, int] | None = None, tokenizer: str | None = None,
-    labels: tuple[str, ...] = (), beside: Path | None = None,
+    to: Path, config: ModelConfig, tensors: Mapping[str, Any], *, ids: Mapping[str, Any] | None = None, labels: tuple[str, ...] = (),
+    beside: Path | None = None, files: Mapping[str, str] | None = None,
 ) -> list[Path]:  # fmt: skip
     """Write a folder that `transformers` loads; returns its files. All of it, or nothing.
 
@@ -88,10 +88,10 @@ def write_huggingface(
         to: the folder, which must not exist.
         config: a resolved config, without adapters.
         tensors: weights by our names, or what reads them.
-        ids: `bos_token_id` and the like.
-        tokenizer: the text of a tokenizer.json; with `ids`, its special token.
+        ids: `bos_token_id` and the like, for config.json.
         labels: names of a classifier's classes.
         beside: the folder that training started from, whose small files (tokenizer, chat template) are copied along.
+        files: contents of small files by name; they come before those of `beside`.
 
     Raises:
         CheckpointError: the model has no counterpart among theirs.
@@ -131,8 +131,8 @@ def write_huggingface(
             for name in _BESIDE:
                 if (beside / name).is_file():
                     shutil.copyfile(beside / name, folder / name)
-        elif tokenizer is not None:
-            (folder / "tokenizer.json").write_text(tokenizer)
+        for name, content in (files or {}).items():
+            (folder / name).write_text(content, encoding="utf-8")
         (folder / "config.json").write_text(json.dumps(raw, indent=2))
     return sorted(to.iterdir())
 
