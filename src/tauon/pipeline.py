@@ -197,7 +197,7 @@ def sample_texts(ctx: Context, model: GPT, precision: Precision, max_tokens: int
         ids = [tokenizer.bos, *tokenizer.encode(prompt).tolist()]
         for new in generate(
             model, ids, max_tokens=max_tokens, samples=config.samples, temperature=0.8, top_p=0.95, seed=ctx.recipe.seed,
-            stop_id=tokenizer.bos, context=precision.context,
+            stop_id={tokenizer.bos, tokenizer.eos}, context=precision.context,
         ) if config.samples else []:  # fmt: skip
             out.append({"prompt": prompt, "text": tokenizer.decode(new), "temperature": 0.8, "top_p": 0.95})
             ctx.tell("sample", **out[-1])

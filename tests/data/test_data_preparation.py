@@ -160,7 +160,7 @@ def test_the_limit_takes_the_first_documents(corpus: Path) -> None:
         (b"", {}, r"source 'text' \(train\) has no text: 1 documents, all empty"),
         (b"too short", {"seq_len": 100}, r"the train part has 10 tokens \(BOS included\), fewer than one sequence of seq_len=100"),
         (b"x", {}, r"the train part is empty|the validation part is empty"),
-        (b"\xff\xfehello", {}, r"not utf-8 at byte 0"),
+        (b"\xffhello", {}, r"not utf-8 at byte 0"),
     ],
 )
 def test_wrong_text_is_named_and_leaves_nothing(tmp_path: Path, cache: Path, content: bytes, values: dict[str, Any], message: str) -> None:

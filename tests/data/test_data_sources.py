@@ -78,7 +78,7 @@ def test_another_encoding_can_be_named_and_a_wrong_one_says_where(tmp_path: Path
     assert texts(source("text", path=str(path), encoding="latin-1"))[0][1] == "café olé"
     with pytest.raises(DataError, match=r"l\.txt: not utf-8 at byte 3 \(e9 20"):
         texts(source("text", path=str(path)))
-    with pytest.raises(DataError, match="knows no encoding 'utf-9'"):
+    with pytest.raises(RecipeError, match="knows no encoding 'utf-9'"):
         texts(source("text", path=str(path), encoding="utf-9"))
 
 

@@ -7,9 +7,11 @@ from tauon.data.arrays import ArrayDataset, Normalizer
 from tauon.data.audio_augment import AudioAugmentConfig
 from tauon.data.augment import AugmentConfig, Draws, Pixels, Points
 from tauon.data.augment_images import RandAugmentConfig  # registers every augmentation of pictures
-from tauon.data.chat import ChatDataset, chat_prompt
-from tauon.data.chat import Encoder as ChatEncoder
-from tauon.data.chat_template import ChatConfig, RoleConfig, template_for
+from tauon.data.chat import ChatDataset
+from tauon.data.chat_encoder import Encoder as ChatEncoder
+from tauon.data.chat_encoder import chat_prompt, template_for
+from tauon.data.chat_export import jinja_of
+from tauon.data.chat_template import ChatConfig, RoleConfig
 from tauon.data.choice import BalancedOrder, class_weights
 from tauon.data.columns import ColumnsConfig, Encoder
 from tauon.data.config import DataConfig, problems_for
@@ -115,6 +117,7 @@ __all__ = [
     "inputs_from_waves",
     "inspect_table",
     "is_recording",
+    "jinja_of",
     "outputs_in_units",
     "permute",
     "picture_sheet",

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import glob
 import gzip
@@ -22,7 +21,7 @@ from typing import Any, BinaryIO
 
 from tauon.errors import DataError, MissingExtra
 
-__all__ = ["decode", "expand", "raw_bytes", "read_bytes", "read_text", "sha256_bytes", "sha256_file", "text_lines", "write_json"]
+__all__ = ["decode", "expand", "raw_bytes", "read_bytes", "sha256_bytes", "sha256_file", "write_json"]
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
@@ -83,51 +82,6 @@ def raw_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as err:
         raise DataError(f"{path}: cannot be read ({err.strerror or err})") from None
-
-
-def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
-    r"""(number from 1, text without its end) of each line. Lines end at \n or \r\n alone: U+2028 and U+0085 are characters like others.
-
-    A byte order mark says the encoding, as in `read_text`.
-    """
-    with open_bytes(path) as file:
-        head = file.read(4)
-        file.seek(0)
-        if encoding_of(head, encoding) == "utf-8":  # the lines of a large file one at a time
-            for number, line in enumerate(file, 1):
-                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-                yield number, decode(line.rstrip(b"\r\n"), f"{path}, line {number}")
-            return
-    text = read_text(path, encoding)
-    yield from ((number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1))
-
-
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)  # fmt: skip
-
-
-def encoding_of(data: bytes, encoding: str = "utf-8") -> str:
-    """What a byte order mark at the beginning, or the zeros of UTF-16, say, where `encoding` is the default; else `encoding`."""
-    if encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
-        return encoding
-    found = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
-    if found == "utf-8" and len(data) >= 4:  # every other byte is zero: UTF-16 without a mark
-        found = (
-            "utf-16-le"
-            if not any(data[1:4:2]) and all(data[0:4:2])
-            else "utf-16-be"
-            if not any(data[0:4:2]) and all(data[1:4:2])
-            else found
-        )
-    return found
-
-
-def read_text(path: Path, encoding: str = "utf-8") -> str:
-    """The whole file as text. A byte order mark says what the bytes are, where `encoding` is the default, and is no part of the text."""
-    data = read_bytes(path)
-    return decode(data, str(path), encoding_of(data, encoding)).removeprefix("\ufeff")
 
 
 def decode(data: bytes, where: str, encoding: str = "utf-8") -> str:

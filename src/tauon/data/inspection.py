@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tauon.data.dates import is_date
-from tauon.data.files import read_text
+from tauon.data.files import read_bytes
 from tauon.data.numbers import CANONICAL, is_number, look_at, number_of, stands_for_missing
 from tauon.data.sources.index_column import is_nameless, numbers_rows
 from tauon.data.sources.separated import column_names, separated
+from tauon.data.text_files import read_text
 from tauon.errors import DataError
 
 __all__ = ["ColumnLook", "TableLook", "inspect_table"]
@@ -73,7 +74,7 @@ def inspect_table(path: Path | str, *, limit: int | None = None, encoding: str =
     Raises `DataError` for a file that cannot be read, has no rows, or whose lines differ in number of values.
     """
     path = Path(path)
-    text = read_text(path, encoding)
+    text = read_text(read_bytes(path), str(path), encoding)
     delimiter = _delimiter(text, str(path))
     lines = [cells for _, cells in islice(separated(text, str(path), delimiter), None if limit is None else limit + 1)]
     if not lines:

@@ -26,6 +26,7 @@ from tauon.data.progress import report
 from tauon.data.sources.base import LabelledTexts, SourceConfig
 from tauon.data.split import PARTS, Part, refuse_new_classes, split_rows
 from tauon.data.text_augment import TextAugmentConfig
+from tauon.data.text_files import refuse_surrogates
 from tauon.data.tokenizer import Tokenizer
 from tauon.errors import DataError
 from tauon.types import Batch, DataSpec
@@ -44,6 +45,8 @@ def prepare_labelled_text(config: DataConfig, sources: dict[Part, SourceConfig],
         found = source.labelled_texts()
         held[part] = found if source.limit is None else found.first(source.limit)
         _refuse_empty(held[part], part)
+        for said, where in zip(held[part].texts, held[part].places, strict=True):
+            refuse_surrogates(said, where)
     main = held["train"]
     rows, split_facts = split_rows(main.targets, config.split, [p for p in PARTS if p not in sources])
     if len(np.unique(main.targets[rows["train"]])) < 2:
@@ -169,6 +172,8 @@ def inputs_from_texts(preprocess: Mapping[str, Any], texts: Sequence[str]) -> tu
     """(inputs BT, segments BT) of texts that come later, as a checkpoint's `preprocess` has it. Raises `DataError` for an empty one."""
     if not texts or any(not t.strip() for t in texts):
         raise DataError("a text is empty, expected at least one word" if texts else "no text was given, expected at least one")
+    for i, text in enumerate(texts):
+        refuse_surrogates(text, f"text {i}")
     tokenizer = Tokenizer.from_json(preprocess["tokenizer"])
     tokens, lengths = rows_of(tokenizer.encode_many(list(texts)), preprocess["seq_len"], tokenizer.bos)
     there = np.arange(tokens.shape[1]) < lengths[:, None]

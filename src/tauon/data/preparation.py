@@ -32,6 +32,7 @@ from tauon.data.sources.base import Arrays, Document, SourceConfig, limited
 from tauon.data.spelling import nfc
 from tauon.data.split import PARTS, Part, TextStat, refuse_new_classes, split_rows, split_text
 from tauon.data.targets import TargetScale, fit_target_scale, target_names
+from tauon.data.text_files import refuse_surrogates
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokens import TokenDataset
 from tauon.errors import ChecksumError, DataError, Problem, RecipeError
@@ -40,6 +41,7 @@ from tauon.types import Dataset, DataSpec
 __all__ = ["DataSplits", "prepare"]
 
 _VERSION = 1  # of what is written below: part of the fingerprint
+_CACHED = 2  # of tokens in the cache: raised where a tokenizer is made otherwise. The fingerprint holds the tokenizer itself
 _DONE = "preparation.json"
 _DEFAULT_SEQ_LEN = 256
 
@@ -140,7 +142,11 @@ def _tokens(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
         "tokenizer_files": [sha256_file(path) for path, _ in config.tokenizer.files()],
     }  # fmt: skip
     made_of = hashlib.sha256(canonical(content).encode()).hexdigest()
-    folder = cache_root() / "tokens" / made_of[:32]
+    folder = (
+        cache_root()
+        / "tokens"
+        / hashlib.sha256(canonical([_CACHED, made_of, *map(sha256_file, config.tokenizer.beside())]).encode()).hexdigest()[:32]
+    )
     reused = obtain(folder, _DONE, lambda temporary: _build(temporary, config, sources, content))
     made = _read(folder / _DONE)
     count_as_read(config, made["read"])
@@ -238,10 +244,7 @@ def _limited(source: SourceConfig) -> Iterator[Document]:
 def _measure(source: SourceConfig, part: Part) -> list[TextStat]:
     stats = []
     for document in _limited(source):
-        try:
-            data = document.text.encode()
-        except UnicodeEncodeError as err:
-            raise DataError(f"{document.name}: character {err.start:,} is a lone surrogate, which no text has. Repair the file") from None
+        data = refuse_surrogates(document.text, document.name).encode()
         stats.append(TextStat(hashlib.sha256(data).digest(), len(document.text)))
         report(f"read {part}", len(stats))
     if not any(t.chars for t in stats):

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tauon.data import ColumnLook, TableLook
-from tauon.data.files import text_lines
 from tauon.data.numbers import is_number
-from tauon.data.sources.table_files import json_line
+from tauon.data.text_files import json_lines
 from tauon.errors import DataError
 from tauon.starter.draft import Draft, held_out, suffixes, training
-from tauon.starter.text_tasks import CHAT_KEYS, PAIR_KEYS, answers, classes
+from tauon.starter.text_tasks import ANSWER_KEYS, CHAT_KEYS, PAIR_KEYS, answers, classes
 
 __all__ = ["is_jsonl", "is_text", "jsonl", "text", "text_classes"]
 
@@ -28,7 +27,7 @@ def is_jsonl(place: Path) -> bool:
 
 
 def _first_rows(place: Path) -> list[dict[str, Any]]:
-    rows = [json_line(line, f"{place}, line {number}") for number, line in islice(text_lines(place), LOOKED_AT) if line.strip()]
+    rows = [row for _, row in islice(json_lines(place), LOOKED_AT)]
     if not rows:
         raise DataError(f"{place}: expected one JSON object a line")
     return rows
@@ -39,7 +38,7 @@ def jsonl(place: Path, label: str | None, name: str, model: str | None = None) -
     known = [*dict.fromkeys(k for r in rows for k in r)]
     keys = [k for k in known if all(k in r for r in rows)]
     texts = [k for k in keys if all(isinstance(r[k], str) for r in rows) and sum(len(str(r[k]).split()) for r in rows) >= 4 * len(rows)]
-    if label is None and (set(keys) & {*CHAT_KEYS} or all(k in keys for k in PAIR_KEYS)):
+    if label is None and (set(keys) & {*CHAT_KEYS} or any(all(k in keys for k in both) for both in (PAIR_KEYS, ANSWER_KEYS))):
         return answers(place, keys, len(rows), name, model)
     if model is not None:
         raise DataError(f"{place}: --model is for conversations and preferences. Its keys: {', '.join(keys)}")

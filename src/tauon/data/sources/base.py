@@ -66,6 +66,8 @@ class Message:
     role: str
     """system, user, input (what an instruction is about), assistant, or another that the chat template knows."""
     content: str
+    learn: bool = True
+    """Of the assistant's: whether the loss covers it (OpenAI's `weight`)."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Conversation:
     messages: tuple[Message, ...]
     place: str
     """Where it is (file and number), for messages."""
+    ignored: tuple[str, ...] = ()
+    """Keys of the row that were not read."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class Pair:
     chosen: str
     rejected: str
     place: str
+    ignored: tuple[str, ...] = ()
+    """Keys of the row that were not read."""
 
 
 @dataclass(frozen=True)

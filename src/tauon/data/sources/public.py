@@ -30,7 +30,7 @@ from tauon.data.sources.base import (
     Table,
     class_targets,
 )
-from tauon.data.sources.chat import conversation, json_rows, pair
+from tauon.data.sources.chat_rows import conversation, pair
 from tauon.data.sources.cifar import cifar_arrays
 from tauon.data.sources.idx import idx_arrays
 from tauon.data.sources.labelled import published
@@ -40,6 +40,7 @@ from tauon.data.sources.separated import separated
 from tauon.data.sources.series import SeriesConfig, csv_columns, series_of
 from tauon.data.sources.text import cut
 from tauon.data.sources.wav import Choice, labelled, named_parts
+from tauon.data.text_files import json_rows
 from tauon.errors import DataError
 
 __all__ = ["PublicConfig"]

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from tauon.config import Count, register
 from tauon.data.dates import has_zone, moments, wrong_date_format
-from tauon.data.files import expand, read_text
+from tauon.data.files import expand, read_bytes
 from tauon.data.numbers import CANONICAL, NumbersConfig, number_of, shorten
 from tauon.data.sources.base import Kind, Series, SourceConfig
 from tauon.data.sources.index_column import is_nameless, numbers_rows
@@ -26,6 +26,7 @@ from tauon.data.sources.tables import no_column
 from tauon.data.sources.time_grid import between, check_order, grid_of
 from tauon.data.spelling import is_missing, nfc
 from tauon.data.table_numbers import forms_in_words, read_columns
+from tauon.data.text_files import read_text, wrong_encoding
 from tauon.errors import DataError
 
 __all__ = ["SeriesConfig", "csv_columns", "series_of"]
@@ -57,11 +58,12 @@ class SeriesConfig(SourceConfig):
     delimiter: str = ","
     """One character; `blanks`: any run of blanks and tabs."""
     encoding: str = "utf-8"
-    """Read strictly. A byte order mark (UTF-8, UTF-16) is seen by itself."""
+    """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
 
     provides: ClassVar[Kind] = "series"
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        yield from wrong_encoding(self.peek("encoding"))
         date, targets, inputs = self.peek("date"), self.peek("targets"), self.peek("inputs")
         for name, chosen in (("targets", targets), ("inputs", inputs)):
             if date in chosen:
@@ -84,7 +86,7 @@ class SeriesConfig(SourceConfig):
         if len(found) != 1:
             raise DataError(f"{self.path}: {len(found)} files, expected one: a series is one file. Join them in order of time")
         path = found[0][0]
-        text = read_text(path, self.encoding)
+        text = read_text(read_bytes(path), str(path), self.encoding)
         return series_of(csv_columns(text, str(path), self.delimiter), self, str(path))
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tauon.config import register
-from tauon.data.files import open_bytes, read_text, text_lines
+from tauon.data.files import open_bytes, read_bytes
 from tauon.data.sources.separated import column_names, separated
 from tauon.data.sources.tables import ABSENT, Row, TableConfig, no_column
 from tauon.data.spelling import nfc
+from tauon.data.text_files import json_lines, read_text, wrong_encoding
 from tauon.errors import DataError
 
-__all__ = ["CsvConfig", "JsonlConfig", "ParquetConfig", "json_line"]
+__all__ = ["CsvConfig", "JsonlConfig", "ParquetConfig"]
 
 
 @register("jsonl")
@@ -23,55 +23,27 @@ class JsonlConfig(TableConfig):
     """One JSON object a line."""
 
     encoding: str = "utf-8"
-    """Read strictly. A byte order mark (UTF-8, UTF-16) is seen by itself."""
+    """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
 
     keys_vary: ClassVar[bool] = True
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        yield from wrong_encoding(self.peek("encoding"))
+
     def columns(self, path: Path) -> list[str]:
         known: dict[str, None] = {}
-        for _, row in self._objects(path):
+        for _, row in json_lines(path, self.encoding):
             known |= dict.fromkeys(row)
         return [*known]
 
     def rows(self, path: Path, columns: Sequence[str], optional: frozenset[str] = frozenset()) -> Iterator[Row]:
         needed = [c for c in columns if c not in optional]
-        for where, row in self._objects(path):
+        for where, row in json_lines(path, self.encoding):
             for column in needed:
                 if column not in row:
                     raise DataError(f"{where}: {no_column(column, [*row], 'key')}")
             yield where, [row.get(c, ABSENT) for c in columns]
-
-    def _objects(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        for number, line in text_lines(path, self.encoding):
-            if line.strip():
-                where = f"{path}, line {number}"
-                yield where, json_line(line, where)
-
-
-def json_line(line: str, where: str) -> dict[str, Any]:
-    """The object that a line is. `DataError`: none, or one with a key twice, of which JSON readers keep the last without a word."""
-    twice: list[str] = []
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = {nfc(k): v for k, v in pairs}
-        if len(found) != len(pairs):
-            names = [nfc(k) for k, _ in pairs]
-            twice.append(next(n for n in names if names.count(n) > 1))
-        return found
-
-    try:
-        row = json.loads(line, object_pairs_hook=once)
-    except json.JSONDecodeError as err:
-        raise DataError(f"{where}: not JSON at column {err.colno} ({err.msg}). Each line must be one JSON object") from None
-    except ValueError as err:  # a whole number of more digits than Python converts
-        raise DataError(f"{where}: {err}. Write it as text") from None
-    except RecursionError:
-        raise DataError(f"{where}: JSON nested too deeply") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a JSON {type(row).__name__}, expected an object like {{...}}")
-    if twice:
-        raise DataError(f"{where}: the key {twice[0]!r} is there twice; rename one")
-    return row
 
 
 @register("csv")
@@ -85,10 +57,11 @@ class CsvConfig(TableConfig):
     names: tuple[str, ...] = ()
     """Names of the columns of a file without header line."""
     encoding: str = "utf-8"
-    """Read strictly. A byte order mark (UTF-8, UTF-16) is seen by itself."""
+    """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
+        yield from wrong_encoding(self.peek("encoding"))
         if len(self.peek("delimiter")) != 1 and self.peek("delimiter") != "blanks":
             yield "delimiter", f"{self.peek('delimiter')!r} is not one character, nor blanks"
         if self.peek("names") and self.peek("header"):
@@ -119,7 +92,7 @@ class CsvConfig(TableConfig):
         return column_names(names, str(path), ", or say header: false" if self.header else "")
 
     def _lines(self, path: Path) -> Iterator[tuple[int, list[str]]]:
-        return separated(read_text(path, self.encoding), str(path), self.delimiter)
+        return separated(read_text(read_bytes(path), str(path), self.encoding), str(path), self.delimiter)
 
 
 @register("parquet")

@@ -7,7 +7,6 @@ Damaged files are named, or left out and counted by class.
 from __future__ import annotations
 
 import re
-import unicodedata
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,8 @@ from tauon.data.sources.base import Kind, Signals, SourceConfig
 from tauon.data.sources.left_out import LeftOut, refuse_vanished
 from tauon.data.sources.system_files import is_system_file
 from tauon.data.sources.transcripts import read_transcripts
+from tauon.data.spelling import nfc
+from tauon.data.text_files import wrong_encoding
 from tauon.errors import DataError
 
 __all__ = ["WavConfig", "chosen", "is_recording", "labelled", "named_parts", "read_wav", "wav_files"]
@@ -52,6 +53,9 @@ class WavConfig(SourceConfig):
     it is an error all the same."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        yield from wrong_encoding(self.peek("encoding"))
+        if self.peek("encoding") != "utf-8" and self.peek("transcripts") is None:
+            yield "encoding", "is that of the list of transcripts, and none is given. Drop it."
         try:
             names = set(re.findall(r"\{(\w+)\}", self.peek("pattern")))
             matcher(self.peek("pattern"))
@@ -74,7 +78,7 @@ class WavConfig(SourceConfig):
         if self.transcripts is None:
             return labelled(files, self.path, self.pattern, self.only, self.without, skip=skip, left_out=left_out)
         said = read_transcripts(Path(self.transcripts), self.encoding)
-        named = {unicodedata.normalize("NFC", n): held for n, held in files.items()}
+        named = {nfc(n): held for n, held in files.items()}
         missing = [name for name in said if name not in named]
         if missing:
             raise DataError(f"{self.transcripts}: lists {missing[0]!r}, which is not in {self.path} ({len(missing)} such)")
