@@ -6,6 +6,7 @@ anything is trained. The stages themselves are in `pipeline.py` and `training.py
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -222,7 +223,7 @@ class Context:
             return load_checkpoint(self.run.checkpoints / done["checkpoint"])
         newest = latest_checkpoint(self.run.checkpoints, warn=lambda m: self.tell("warning", message=m))
         if newest is None:
-            raise RunError(f"{self.run.folder} has no checkpoint yet. First: tauon train {self.recipe.name}")
+            raise RunError(f"{self.run.folder} has no checkpoint yet. First: tauon train {shlex.quote(str(self.run.folder))}")
         return newest
 
 

@@ -53,8 +53,9 @@ __all__ = ["Tell", "load_model", "run"]
 
 
 def run(
-    recipe: Recipe, *, root: Path | str = "runs", stages: tuple[StageName, ...] | None = None, fresh: bool = False, tell: Tell = quiet
-) -> Run:
+    recipe: Recipe, *, root: Path | str = "runs", stages: tuple[StageName, ...] | None = None, fresh: bool = False, tell: Tell = quiet,
+    folder: Path | None = None,
+) -> Run:  # fmt: skip
     """Take a recipe through its stages; returns the run, closed. The same call again does only what is not done.
 
     Args:
@@ -63,13 +64,15 @@ def run(
         stages: some of the recipe's stages; all of them if left out.
         fresh: set the existing run aside (renamed, never deleted) and start over.
         tell: told what happens, as it happens.
+        folder: this run's, where it is not `root/<name>`.
 
     Raises:
         TauonError: with what is wrong and the way out. Nothing half-written stays.
     """
     with join(recipe.train.peek("device")) as world, Heartbeat(world) as heart:
         try:
-            return _run(recipe, Path(root), stages or recipe.stages, heart, fresh=fresh, tell=tell if world.leads else quiet)
+            where = folder or Path(root) / recipe.name
+            return _run(recipe, where, stages or recipe.stages, heart, fresh=fresh, tell=tell if world.leads else quiet)
         except RuntimeError as err:
             failure = heart.failure(err)
             if failure is None:
@@ -77,19 +80,19 @@ def run(
             raise failure from err
 
 
-def _run(recipe: Recipe, root: Path, wanted: tuple[StageName, ...], heart: Heartbeat, *, fresh: bool, tell: Tell) -> Run:
+def _run(recipe: Recipe, folder: Path, wanted: tuple[StageName, ...], heart: Heartbeat, *, fresh: bool, tell: Tell) -> Run:
     """One process's part of `run`. Rank 0 writes the records and does alone what follows training; the others train with it."""
     world = heart.world
-    if not {"prepare", "train"} & {*wanted} and not (root / recipe.name / "recipe.yaml").is_file():
-        raise RunError(f"{root / recipe.name}: no run is there to {wanted[0]}. First: tauon train {recipe.name}")
+    if not {"prepare", "train"} & {*wanted} and not (folder / "recipe.yaml").is_file():
+        raise RunError(f"{folder} has no run yet. Train it first: the same command with train in the place of {wanted[0]}.")
     if recipe.data.split.folds is not None and recipe.data.split.fold is None:
         from tauon.folds import run_folds
 
         if world.size > 1:
             raise RecipeError([Problem("data.split.folds", "folds are trained one after the other in one process. Start without --on.")])
-        return run_folds(recipe, root=root, stages=wanted, fresh=fresh, tell=tell)
+        return run_folds(recipe, folder=folder, stages=wanted, fresh=fresh, tell=tell)
     refuse_strangers(recipe, world)
-    with world.agree(lambda: Run.open(root / recipe.name) if world.leads else Run.follow(root / recipe.name)) as record:
+    with world.agree(lambda: Run.open(folder) if world.leads else Run.follow(folder)) as record:
         context = Context(recipe, record, tell, world, heart)
 
         def begin() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +27,10 @@ from tauon.tasks import Task
 from tauon.tracking import TrackerConfig
 from tauon.train import TrainConfig
 
-__all__ = ["STAGES", "Recipe", "find_recipe", "load_recipe", "recipe_schema", "shipped_recipes", "to_yaml"]
+__all__ = ["STAGES", "Recipe", "find_recipe", "folder_of", "load_recipe", "recipe_schema", "shipped_recipes", "to_yaml"]
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""Names of runs."""
 StageName = Literal["prepare", "train", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "report")
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -44,7 +47,7 @@ FREE = ("parallel", "launch", "track")
 class Recipe(Config):
     """One run, from raw data to report."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(pattern=NAME)
     """Name of the run, and of its folder: letters, digits, `.`, `_`, `-`."""
     seed: Count = Field(0, ge=0)
     """Every random draw is a function of it: data order, augmentation, dropout, initial weights."""
@@ -203,8 +206,19 @@ def find_recipe(ref: str) -> Path:
     raise RecipeError(f"no file, run or shipped recipe is called {ref!r}. Shipped recipes: {', '.join(shipped) or 'none'}.")
 
 
+def folder_of(ref: str | Path) -> Path | None:
+    """The run's folder that `ref` is, absolute, links resolved; None where it is no folder of a run."""
+    try:
+        return Path(ref).resolve() if (Path(ref) / "recipe.yaml").is_file() else None
+    except (OSError, ValueError, RuntimeError):  # `find_recipe` says what is wrong with it
+        return None
+
+
 def load_recipe(ref: str | Path, assignments: Iterable[str] = ()) -> Recipe:
-    """Read, override, check. Raises `RecipeError` with every problem found."""
+    """Read, override, check. Raises `RecipeError` with every problem found.
+
+    A run's folder may have been copied or renamed: its recipe is named as the folder is, where that can be a name.
+    """
     load_plugins()
     path = find_recipe(str(ref))
     try:
@@ -214,4 +228,7 @@ def load_recipe(ref: str | Path, assignments: Iterable[str] = ()) -> Recipe:
     data = read_yaml(text, str(path))
     if not isinstance(data, dict):
         raise RecipeError(f"expected keys and values, got {type(data).__name__}", str(path))
+    folder = folder_of(ref)
+    if folder is not None and re.fullmatch(NAME, folder.name):
+        data = {**data, "name": folder.name}
     return parse(Recipe, override(data, assignments), str(path))

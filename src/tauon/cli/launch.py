@@ -58,8 +58,10 @@ def place(on: str | None, recipe: str) -> list[str]:
     return choose(on, data.get("launch", "here") if isinstance(data, dict) else "here")
 
 
-def launch_elsewhere(tree: Recipe, verb: str, root: Path, show: Show, *, options: tuple[str, ...], fresh: bool, dry_run: bool) -> bool:
-    """Start the recipe where its `launch` says. False where that is here, or where this process is a worker already."""
+def launch_elsewhere(
+    tree: Recipe, verb: str, folder: Path, show: Show, *, options: tuple[str, ...], fresh: bool, dry_run: bool
+) -> bool:  # fmt: skip
+    """Start the recipe in the run's `folder` where its `launch` says. False where that is here, or this process is a worker already."""
     from tauon.artifacts import Run
     from tauon.errors import RecipeError
     from tauon.launch import Here, Job, in_a_worker, launch
@@ -68,7 +70,10 @@ def launch_elsewhere(tree: Recipe, verb: str, root: Path, show: Show, *, options
     config = tree.launch
     if in_a_worker() or (isinstance(config, Here) and not dry_run):
         return False
-    job = Job(tree.name, verb, to_yaml(tree), root, options, device=tree.train.peek("device"))
+    if folder.name != tree.name and not isinstance(config, Here):
+        said = f"{folder} cannot be started elsewhere under this name. Rename it: letters, digits, '.', '_' and '-', at most 100."
+        raise RecipeError(said)
+    job = Job(tree.name, verb, to_yaml(tree), folder.parent, options, device=tree.train.peek("device"))
     if fresh:
         if config.kind_ == "k8s":
             raise RecipeError("--fresh cannot set aside a folder inside the cluster. Give this run another name (name=...).")

@@ -114,7 +114,8 @@ def compare_command(first: Path, second: Path) -> None:
     from tauon.recipe import differences, load_recipe
 
     console = Console(highlight=False)
-    settings = differences(dump(load_recipe(first)), dump(load_recipe(second)))
+    one, two = ({k: v for k, v in dump(load_recipe(folder)).items() if k != "name"} for folder in (first, second))
+    settings = differences(one, two)
     console.print("[bold]settings[/]" if settings else "the recipes are the same")
     for line in settings:
         console.print("  " + line, markup=False)
