@@ -25,11 +25,9 @@ from tauon.artifacts import (
     write_json,
 )
 from tauon.context import Context, Tell, quiet
-from tauon.data import (
-    picture_sheet,
-)
+from tauon.data import DataStamp, picture_sheet
 from tauon.distributed import Heartbeat, World, join
-from tauon.errors import Problem, RecipeError, RunError
+from tauon.errors import DataError, Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
 from tauon.models import (
@@ -139,14 +137,23 @@ def refuse_strangers(recipe: Recipe, world: World) -> None:
 
 def prepare_stage(ctx: Context) -> dict[str, Any]:
     """Raw files -> shards or arrays, with `data.json` for the report."""
+    files = stamp_of(ctx) if ctx.world.leads else None  # before they are read: what changes meanwhile is noticed
     splits = ctx.splits
     if ctx.world.leads:
         write_json(ctx.run.folder / "data.json", splits.facts)
         sheet = picture_sheet(splits.train, ctx.recipe.seed)
         if sheet is not None:
             atomic_write(ctx.run.folder / "examples.png", sheet)
-    ctx.run.update_manifest(data={"fingerprint": ctx.splits.fingerprint})
+    ctx.run.update_manifest(data={"fingerprint": splits.fingerprint} | ({"files": files.to_json()} if files is not None else {}))
     return {"data": ctx.splits.fingerprint}
+
+
+def stamp_of(ctx: Context) -> DataStamp | None:
+    """The data's files as they are now; None where they cannot be looked at, which reading them says better."""
+    try:
+        return DataStamp.of(ctx.recipe.data)
+    except DataError:
+        return None
 
 
 def evaluate_stage(ctx: Context) -> dict[str, Any]:

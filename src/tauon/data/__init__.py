@@ -35,6 +35,7 @@ from tauon.data.signals import BLANK, SignalDataset, inputs_from_waves
 from tauon.data.sources import Arrays, Conversation, Document, LabelledTexts, Message, Pair, Series, Signals, SourceConfig, Table
 from tauon.data.sources.wav import read_wav
 from tauon.data.split import SplitConfig
+from tauon.data.stamp import DataStamp
 from tauon.data.text_augment import TextAugmentConfig
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokenizer_config import TokenizerConfig
@@ -58,6 +59,7 @@ __all__ = [
     "Conversation",
     "DataConfig",
     "DataSplits",
+    "DataStamp",
     "Document",
     "DocumentDataset",
     "Draws",
