@@ -48,7 +48,8 @@ a.b=c changes one setting of it: optim.lr=1e-3, train.steps=2k, data.split.valid
 \b
 Exit codes: 0 done; 1 a bug in Tauon; 2 the recipe or the command line is wrong; 3 the data;
 4 a checkpoint; 5 the run's folder; 6 training cannot go on; 7 an optional library is missing;
-8 workers cannot be started; 9 a promise of privacy does not hold; 130 stopped by Ctrl-C or SIGTERM, after saving: the same command goes on.
+8 workers cannot be started; 9 privacy: a guarantee is refuted, or a budget does not suffice;
+130 stopped by Ctrl-C or SIGTERM, after saving: the same command goes on.
 
 \b
 Shell completion: eval "$(_TAUON_COMPLETE=bash_source tauon)"   (or zsh_source, fish_source)
