@@ -215,7 +215,8 @@ class JsonShow(Show):
 
         if kind == "evaluation":
             facts = {"result": facts["result"].to_json()}
-        print(json.dumps(to_json({"kind": kind, **facts}), ensure_ascii=False), flush=True)
+        utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        print(json.dumps(to_json({"kind": kind, **facts}), ensure_ascii=not utf8), flush=True)
 
     def finish(self, run: Run, whole: bool) -> None:
         self.tell("finished", folder=str(run.folder))

@@ -415,7 +415,7 @@ def write_huggingface(
                 if (beside / name).is_file():
                     shutil.copyfile(beside / name, folder / name)
         elif tokenizer is not None:
-            (folder / "tokenizer.json").write_text(tokenizer)
+            (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
         (folder / "config.json").write_text(json.dumps(raw, indent=2))
     return sorted(to.iterdir())
 
