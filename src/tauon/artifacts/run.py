@@ -96,6 +96,9 @@ class Run:
         for _ in range(100):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as err:
+                raise RunError(cannot_write(self.folder, err)) from err
+            try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             except FileNotFoundError:
                 continue  # another process set the folder aside in between

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tauon.cli.show import Show
     from tauon.recipe import Recipe
 
-__all__ = ["PLACES", "launch_elsewhere", "launch_options", "place"]
+__all__ = ["PLACES", "launch_elsewhere", "launch_options"]
 
 PLACES = """
 \b
@@ -40,22 +40,6 @@ def launch_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     ):
         verb = wrap(verb)
     return verb
-
-
-def place(on: str | None, recipe: str) -> list[str]:
-    """Assignments that stand for `--on`; a recipe's own section is kept where it is of the same kind."""
-    if on is None:
-        return []
-    from tauon.config import read_yaml
-    from tauon.launch import choose
-    from tauon.recipe import find_recipe
-
-    path = find_recipe(recipe)
-    try:
-        data = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError):
-        return choose(on)  # `load_recipe` will say what is wrong with the file
-    return choose(on, data.get("launch", "here") if isinstance(data, dict) else "here")
 
 
 def launch_elsewhere(

@@ -59,10 +59,10 @@ def new_command(path: Path, label: str | None, model: str | None, name: str | No
 @click.option("--source", is_flag=True, help="The file as it was written, not the complete tree.")
 def show_command(recipe: str, assignments: tuple[str, ...], source: bool) -> None:
     """The complete recipe, every default filled in, as YAML."""
-    from tauon.recipe import find_recipe, load_recipe, to_yaml
+    from tauon.recipe import load_recipe, read_recipe, to_yaml
 
     if source:
-        click.echo(find_recipe(recipe).read_text(encoding="utf-8"), nl=False)
+        click.echo(read_recipe(recipe)[0], nl=False)
         return
     click.echo(to_yaml(load_recipe(recipe, assignments)), nl=False)
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 
-from tauon.cli.launch import PLACES, launch_elsewhere, launch_options, place
+from tauon.cli.launch import PLACES, launch_elsewhere, launch_options
 from tauon.cli.show import Show, pick_show
 
 __all__ = ["evaluate_command", "report_command", "run_command", "train_command"]
 
 EPILOG = """\b
-RECIPE: a YAML file, the name of a shipped recipe (tauon recipe list), or a run's folder.
+RECIPE: a YAML file (- for standard input), the name of a shipped recipe (tauon recipe list), or a run's folder.
 ASSIGNMENT: a.b=c, for example  train.steps=500  optim.lr=3e-4  data.seq_len=256  name=second-try
 """
 
@@ -52,7 +52,7 @@ def go(
     from tauon.pipeline import run
     from tauon.recipe import load_recipe
 
-    tree = load_recipe(recipe, [*place(on, recipe), *assignments])
+    tree = load_recipe(recipe, assignments, on=on)
     folder = place_of_run(recipe, tree.name, root, assignments)
     if stages is not None and "train" not in stages and not (folder / "recipe.yaml").is_file():
         again = ["tauon", "train", recipe, *assignments, *(["--root", str(root)] if root is not None else [])]
