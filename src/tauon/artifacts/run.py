@@ -63,7 +63,7 @@ class Run:
         """An existing run, to be read only, even while another process writes it. `RunError` when there is none."""
         run = cls(folder)
         if not _is_run(run.folder):
-            raise RunError(f"{folder}: no run there (none of {', '.join(_SIGNS)}). `tauon runs` lists those that exist.")
+            raise RunError(f"{folder}: no run there (none of {', '.join(_SIGNS)}). `tauon runs list` shows those that exist.")
         return run
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -50,7 +51,7 @@ def new_command(path: Path, label: str | None, model: str | None, name: str | No
     made = draft(path, label=label, name=name, model=model)
     written = write_draft(made, target or Path(f"{made.name}.yaml"), force=force)
     click.echo(made.to_yaml(), nl=False)
-    click.echo(f"\nwrote {written}. Next: tauon run {written}", err=True)
+    click.echo(f"\nwrote {written}. Next: tauon run {shlex.quote(str(written))}", err=True)
 
 
 @recipe_command.command("show")

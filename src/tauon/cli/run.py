@@ -61,7 +61,7 @@ def go(
         if verb is not None and launch_elsewhere(tree, verb, folder, show, options=show.flags, fresh=fresh, dry_run=dry_run):
             return
         done = run(tree, folder=folder, stages=stages, fresh=fresh, tell=show.tell)
-        show.finish(done, whole=stages is None)
+        show.finish(done, trained=stages is None or "train" in stages, whole=stages is None)
 
 
 def place_of_run(recipe: str, name: str, root: Path | None, assignments: Sequence[str] = ()) -> Path:

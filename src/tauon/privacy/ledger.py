@@ -22,6 +22,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -236,7 +237,8 @@ class Ledger:
         with self._writing() as entries:
             made = next((e for e in entries if e.action == "reserve" and e.number == reservation), None)
             if made is None:
-                raise RunError(f"{self.path}: entry {reservation} is no reservation. tauon privacy ledger {self.data[:12]} shows them.")
+                look = f"tauon privacy ledger {self.data[:12]} --ledger {shlex.quote(str(self.folder))}"
+                raise RunError(f"{self.path}: entry {reservation} is no reservation. To see them: {look}")
             before = next((e for e in entries if e.action == "settle" and e.values["of"] == reservation), None)
             if before is not None:
                 if before.values["releases"] == plain:
@@ -326,7 +328,7 @@ class Ledger:
                 if e.values["run"] == run:
                     raise RunError(
                         f"run {run} has reserved on data set {path.stem[:12]} (entry {e.number}), and its data is now {self.data[:12]}: it changed. Put "
-                        f"the old data back, or settle that run (tauon privacy settle {run}) and start over with --fresh."
+                        f"the old data back, or settle that run (tauon privacy settle, with its folder) and start over with --fresh."
                     )
 
     def _refuse_overspending(self, entries: Sequence[Entry], run: str, wanted: list[Release]) -> None:
@@ -346,7 +348,7 @@ class Ledger:
         ]
         way = what_fits(before, wanted, standing.budget, accountant)
         waiting = ", ".join(f"{e.values['run']} (entry {e.number})" for e in standing.open)
-        waiting = f" Reserved, not settled: {waiting}; wait for them, or: tauon privacy settle RUN." if waiting else ""
+        waiting = f" Reserved, not settled: {waiting}; wait for them, or: tauon privacy settle, with the run's folder." if waiting else ""
         raise PrivacyError(f"{'; '.join(words)}. {way}{waiting}")
 
 
