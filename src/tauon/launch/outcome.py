@@ -14,8 +14,8 @@ from tauon.tracking import read_events
 
 __all__ = ["STOPPED", "WorkerFailed", "cause", "ended", "failed", "is_final", "still_at_work"]
 
-FINAL = frozenset({2, 3, 4, 7, 8})
-"""Exit codes after which a restart would end the same way: the recipe, the data, a checkpoint, a missing library."""
+FINAL = frozenset({2, 3, 4, 7, 8, 9})
+"""Exit codes after which a restart would end the same way: the recipe, the data, a checkpoint, a missing library, a privacy budget."""
 ONCE = 5
 """Worth one more try: the run's folder, or the meeting of the ranks. A lock of a process that was just killed, a peer that died while
 they met; but also the training of another recipe, which stays."""
