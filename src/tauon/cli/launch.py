@@ -22,6 +22,7 @@ PLACE, where the processes are started (launch: in the recipe has every setting,
   ray, ray:4                 a Ray of its own here, or the cluster at launch.address=HOST:PORT
   k8s:16 launch.image=...    Kubernetes: launch.engine is trainjob, jobset or rayjob
   slurm:16                   sbatch; launch.partition=..., launch.time=8h, launch.gpus_per_node=8
+
 \b
   tauon train quickstart --on local:2                    two processes, one run
   tauon train quickstart --on local:2 parallel.shard=2   weights and optimizer cut over both (FSDP2); also tensor, context, pipeline

@@ -36,7 +36,7 @@ def list_command() -> None:
 @click.option("--to", "target", type=click.Path(path_type=Path, dir_okay=False), help="File to write. Default: NAME.yaml")
 @click.option("--force", is_flag=True, help="Overwrite the file if it is there.")
 def new_command(path: Path, label: str | None, model: str | None, name: str | None, target: Path | None, force: bool) -> None:
-    r"""Look at your files and write a recipe that trains as it stands, its choices explained.
+    """Look at your files and write a recipe that trains as it stands, its choices explained.
 
     \b
     tauon recipe new --from images/ --label-from folder      pictures, a subfolder a class
