@@ -2,12 +2,13 @@
 #
 #   docker build -t tauon .                                                          torch for the CPU
 #   docker build -t tauon --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .   torch for NVIDIA GPUs
-#   docker build -t tauon --build-arg EXTRAS=ray,wandb .                             with optional libraries
+#   docker build -t tauon --build-arg EXTRAS=ray,wandb .                             with other optional libraries
 #   docker run --rm -v "$PWD:/data" tauon run quickstart --root /data/runs
 FROM python:3.11-slim
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG EXTRAS=ray
+# rayjob: Ray with the job server that a RayJob on Kubernetes talks to; the others are what shipped recipes need
+ARG EXTRAS=rayjob,sklearn,images,privacy,chat,zstd,tensorboard
 
 WORKDIR /opt/tauon
 # torch first: the large layer, which only a change of the pins makes anew

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from tauon.config import Bytes, Config, Count, Duration, Fraction, Registered, key_of, registered
+from tauon.config import Bytes, Config, Count, Duration, Fraction, Registered, dump, key_of, registered, write_yaml
 from tauon.recipe import Recipe
 
 __all__ = ["PAGE", "render"]
@@ -154,11 +154,12 @@ def show_default(cls: type[Config], name: str) -> str:
     if value is None:
         return "left out"
     if isinstance(value, Registered):
-        return f"`{value.kind_}`"
+        changed = {k: v for k, v in dump(value).items() if k != "kind" and v != dump(type(value)()).get(k)}
+        return "`" + write_yaml({"kind": value.kind_} | changed if changed else value.kind_, flow=True) + "`"
     if isinstance(value, Config):
         return "see there"
     if isinstance(value, tuple):
-        return f"`[{', '.join(map(str, value))}]`"
+        return f"`{write_yaml([*value], flow=True)}`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

@@ -96,10 +96,10 @@ def test_a_folder_that_is_no_run_and_a_recipe_that_is_not_there(tauon: Tauon, tm
 def test_evaluate_and_report_before_train_make_no_folder(tauon: Tauon, tmp_path: Path) -> None:
     recipe = text_recipe(tmp_path)
     for verb in ("evaluate", "report"):
-        refused(tauon(verb, recipe), RUN, "runs/toy", f"no run is there to {verb}", "tauon train toy")
+        refused(tauon(verb, recipe), RUN, "runs/toy", "has no run yet", "Train it first: tauon train")
         assert not Path("runs").exists()
     assert tauon("run", text_recipe(tmp_path / "p", stages=["prepare"], optim=None, evaluate=None)).code == 0
-    refused(tauon("evaluate", recipe), RUN, "has no checkpoint yet", "tauon train toy")
+    refused(tauon("evaluate", recipe), RUN, "has no checkpoint yet", "tauon train /", "runs/toy")
 
 
 def test_fresh_and_resume_exclude_each_other(tauon: Tauon, tmp_path: Path) -> None:

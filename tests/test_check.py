@@ -11,14 +11,16 @@ import torch
 import torch.distributed as dist
 
 from tauon.check import Finding, compare, first_divergent, reference, scaled_down
-from tauon.config import parse
+from tauon.config import dump, parse
 from tauon.context import quiet
 from tauon.distributed import World
 from tauon.errors import RecipeError
 from tauon.models import GPT
+from tauon.pipeline import run
 from tauon.recipe import Recipe, load_recipe
 from tauon.testing.processes import run_processes
-from toy import Tauon, table_recipe, text_recipe
+from tones import tone, write_wav
+from toy import Tauon, table_recipe, text_recipe, words, write
 
 pytestmark = pytest.mark.distributed
 
@@ -83,8 +85,6 @@ def test_findings(tmp_path: Path, parallel: dict[str, Any], sabotage: str, begin
     path = text_recipe(tmp_path, model=GPT_TOY, optim={"kind": optim}, parallel={"kind": "mesh", **parallel}, train={"batch": 8})
     recipe = load_recipe(path)
     reference(recipe, tmp_path, steps=2, processes=2, tell=quiet)
-    from tauon.config import dump
-
     ranks = run_processes(on_the_layout, 2, 400, str(tmp_path), dump(recipe), sabotage)
     assert ranks[0] == ranks[1] or ranks[0][0] == ranks[1][0]
     found = [Finding(**{k: v for k, v in f.items() if k != "fine"}) for f in ranks[0][0]]
@@ -147,8 +147,6 @@ def test_batch_norm_over_processes_is_what_one_process_computes(tmp_path: Path, 
     """Also with mixed pairs, whose partners lie on the other rank; and where statistics are each process's own, the check says so."""
     import numpy as np
 
-    from tauon.config import dump
-
     y = np.arange(60) % 3
     x = (np.random.default_rng(0).integers(0, 120, (60, 1, 8, 8)) + 40 * y[:, None, None, None]).astype(np.uint8)
     np.savez(tmp_path / "pictures.npz", x=x, y=y)
@@ -166,3 +164,46 @@ def test_batch_norm_over_processes_is_what_one_process_computes(tmp_path: Path, 
     ranks = run_processes(on_pictures, 2, 400, str(tmp_path), dump(recipe), sabotage)
     bad = first_divergent([Finding(**{k: v for k, v in f.items() if k != "fine"}) for f in ranks[0]])
     assert (bad is not None) == sabotage, bad
+
+
+def toy_layout(folder: str, recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    torch.set_num_threads(1)
+    findings, _, _ = compare(parse(Recipe, recipe), Path(folder), World(dist.get_rank(), dist.get_world_size()), tell=quiet)
+    return [f.to_json() for f in findings]
+
+
+def spoken(folder: Path) -> Path:
+    for i in range(24):
+        write_wav(folder / "w" / "ab"[i % 2] / f"{i}.wav", tone(300 + 300 * (i % 2), 0.2, 8000, seed=i), 8000)
+    model = {"kind": "speech-cnn", "channels": [4, 4], "mels": 12, "freq_masks": 2, "time_masks": 2, "dropout": 0.2}
+    source = {"kind": "wav", "path": str(folder / "w")}
+    base = {"name": "spoken", "data": {"source": source, "augment": ["gain"]}, "task": "audio-classification", "model": model}
+    return write(
+        folder / "spoken.yaml", base | {"optim": {"kind": "adamw", "lr": 1e-3}, "train": {"steps": 4, "batch": 8, "precision": "fp32"}}
+    )
+
+
+def preferred(folder: Path) -> Path:
+    base = text_recipe(folder, data={"seq_len": 64}, train={"steps": 2})
+    run(load_recipe(base), root=folder / "runs", stages=("prepare", "train"))
+    lines = [json.dumps({"prompt": words(2, i), "chosen": words(3, i + 50), "rejected": words(4, i + 90)}) for i in range(20)]
+    (folder / "p.jsonl").write_text("\n".join(lines))
+    model = {"kind": "checkpoint", "from": str(folder / "runs" / "toy")}
+    data = {"source": {"kind": "pairs", "path": str(folder / "p.jsonl")}, "seq_len": 64, "split": {"validation": 0.2}}
+    recipe = {"name": "prefer", "data": data, "task": "dpo", "model": model, "optim": {"kind": "adamw", "lr": 1e-3}}
+    return write(folder / "prefer.yaml", recipe | {"train": {"steps": 4, "batch": 8, "precision": "fp32"}})
+
+
+@pytest.mark.parametrize("make", [spoken, preferred])
+def test_masks_are_off_and_a_pair_is_two_rows(tmp_path: Path, make: Any) -> None:
+    recipe = load_recipe(make(tmp_path))
+    said: list[str] = []
+    reference(recipe, tmp_path, steps=2, processes=2, tell=lambda kind, **facts: said.append(facts.get("message", "")))
+    if make is spoken:
+        assert any("freq_masks" in s and "dropout" in s for s in said)
+    ranks = run_processes(toy_layout, 2, 100, str(tmp_path), dump(recipe))
+    found = [Finding(**{k: v for k, v in f.items() if k != "fine"}) for f in ranks[0]]
+    assert first_divergent(found) is None and sum(f.what == "output" for f in found) > 0
+    if make is preferred:
+        with pytest.raises(RecipeError, match="reads two rows at once"):
+            reference(load_recipe(tmp_path / "prefer.yaml", ["parallel.tensor=2"]), tmp_path / "tensor", steps=1, processes=2, tell=quiet)

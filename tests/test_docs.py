@@ -182,6 +182,88 @@ def test_usual_learning_rates_are_as_the_page_says() -> None:
     assert {k: float(v) for k, v in rows.items()} == {k: m.default_lr for k, m in ours.items()}
 
 
+@pytest.mark.parametrize("family", ["source", "tokenizer", "augment"])
+def test_every_part_of_data_that_comes_along_is_on_its_page(family: str) -> None:
+    text = (ROOT / "docs" / "data.md").read_text()
+    assert [k for k, m in registered(family).items() if m.__module__.startswith("tauon.") and f"`{k}`" not in text] == []
+
+
+def test_every_kind_of_data_is_explained() -> None:
+    text = (ROOT / "docs" / "data.md").read_text()
+    needs = {n for m in registered("task").values() for n in [getattr(m, "needs", "")]} - {"tokens", "masked-tokens"}
+    assert [n for n in sorted(needs | {"text"}) if f"**{n}**" not in text] == []
+
+
+def test_every_section_and_family_is_on_the_page_of_recipes() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    rows = {k for row in re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE) for k in re.findall(r"`(\w+)`", row)}
+    assert set(Recipe.model_fields) <= rows
+    kinds = page.split("## Kinds")[1].split("##")[0]
+    assert [f for f in reference().FAMILIES if f"`{'track' if f == 'tracker' else f}`" not in kinds and f not in ("codec", "outer")] == []
+
+
+def test_rooms_and_their_levels_are_those_that_the_test_of_layers_knows() -> None:
+    from test_layers import LEVELS, SRC
+
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = {
+        room: int(level)
+        for level, rooms in re.findall(r"^\| (\d) \| ([^|]*) \|", text, re.MULTILINE)
+        for room in re.findall(r"`(\w+)`", rooms)
+    }
+    there = {p.name.removesuffix(".py") for p in SRC.iterdir() if not p.name.startswith(("_", ".")) and (p.suffix == ".py" or p.is_dir())}
+    assert rows == {room: LEVELS[room] for room in there}
+    planned = text.split("### Planned")[1].split("##")[0]
+    assert set(re.findall(r"`(\w+)`", planned)) == set(LEVELS) - there - {"__main__"}
+
+
+def test_both_readmes_name_the_same_code_and_every_extra() -> None:
+    import tomllib
+
+    english, chinese = ((ROOT / page).read_text() for page in ("README.md", "README.zh-CN.md"))
+    codes = [sorted(re.findall(r"`([^`\n]+)`", FENCE.sub("", text))) for text in (english, chinese)]
+    assert codes[0] == codes[1]
+    numbers = [
+        [sorted(re.findall(r"\d+\.\d+|\d+%", row)) for row in text.splitlines() if row.startswith("| `")] for text in (english, chinese)
+    ]
+    assert numbers[0] == numbers[1]
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]) - {"docs", "bench", "dev"}
+    assert {e for e in extras if f"`{e}`" not in english} == set()
+
+
+def test_defaults_in_the_reference_are_those_of_the_classes() -> None:
+    """Read back as YAML, each default that is shown builds what the class has by itself."""
+    generator = reference()
+    for family in generator.FAMILIES:
+        for member in registered(family).values():
+            for name, info in member.model_fields.items():
+                shown = generator.show_default(member, name)
+                value = None if info.is_required() else info.get_default(call_default_factory=True)
+                if not shown.startswith("`") or isinstance(value, (str, bool)):
+                    continue
+                read = read_yaml(shown.strip("`"))
+                if hasattr(value, "kind_"):
+                    assert parse(info.annotation, {"kind": read} if isinstance(read, str) else read) == value, (member, name, shown)
+                elif isinstance(value, tuple):
+                    assert tuple(read) == value, (member, name, shown)
+
+
+def test_no_help_shows_its_own_markup() -> None:
+    from click.testing import CliRunner
+
+    def all_of(command: click.Command, words: list[str]) -> Iterator[list[str]]:
+        yield words
+        if isinstance(command, click.Group):
+            for name in command.list_commands(click.Context(command)):
+                below = command.get_command(click.Context(command), name)
+                assert below is not None
+                yield from all_of(below, [*words, name])
+
+    for words in all_of(cli, []):
+        out = CliRunner().invoke(cli, [*words, "--help"]).output
+        assert "\\b" not in out and "\b" not in out, words
+
+
 def reference() -> ModuleType:
     spec = importlib.util.spec_from_file_location("generate_reference", ROOT / "docs" / "generate_reference.py")
     assert spec is not None and spec.loader is not None

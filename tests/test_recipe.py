@@ -124,8 +124,9 @@ def test_shipped_recipes_are_fine_and_written_out_read_back_the_same(name: str, 
 
 def test_a_name_that_looks_like_a_number_survives_in_the_runs_recipe(tmp_path: Path) -> None:
     tree = parse(Recipe, override(read_yaml(TEXT), ["name='12e5'"]))
-    (tmp_path / "recipe.yaml").write_text(to_yaml(tree))
-    assert load_recipe(tmp_path).name == "12e5"
+    (tmp_path / "12e5").mkdir()
+    (tmp_path / "12e5" / "recipe.yaml").write_text(to_yaml(tree))
+    assert load_recipe(tmp_path / "12e5").name == load_recipe(tmp_path / "12e5" / "recipe.yaml").name == "12e5"
 
 
 def test_where_a_recipe_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

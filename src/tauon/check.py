@@ -11,7 +11,8 @@ Differences are relative to what is compared, and allowed is what rounding expla
                                               the reference takes its steps again with gradients that are off by as much (`sensitivity`)
 What an optimizer makes of rounding differs: SGD passes it on, Adam divides by the size of a gradient, and Muon, which iterates in bf16, turns
 1e-7 in a gradient into 1e-2 of an update. Matrices that start at zero start small instead, as they would hide the gradients behind them.
-Dropout is switched off: its draws differ between layouts.
+What a model draws at random in training (dropout, masks) is switched off: its draws differ between layouts. Augmentation of data stays: it
+depends on the example alone.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, from_record, parameter_count
 from tauon.recipe import Recipe
 from tauon.train import Plan, TrainJob, available_memory, build_job, choose_device, choose_precision, step_seed, train_step
-from tauon.training import choose_mesh
+from tauon.training import choose_mesh, refuse_cut_pairs
 from tauon.types import Batch
 
 __all__ = ["Finding", "compare", "first_divergent", "reference", "scaled_down"]
@@ -114,6 +115,7 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
         tell("note", message="privacy is left out here: the plain step is compared")
     train, seq_len = ctx.train, ctx.splits.spec.seq_len
     layout, _ = choose_layout(recipe.parallel, processes)  # what cannot work is told before any work
+    refuse_cut_pairs(recipe.task, layout)
     refuse_layout(model.bare(), layout, recipe.parallel, batch=train.batch, seq_len=seq_len, microbatch=train.peek("microbatch"))
     job, loader = _job(recipe, ctx, model, Mesh(Layout()), steps)
     with torch.no_grad():
@@ -247,8 +249,7 @@ def small_and_still(recipe: Recipe, ctx: Context, processes: int) -> tuple[Model
     """The model without dropout, with fewer layers where two copies of it and its optimizer would not fit in memory."""
     model = ctx.model
     said = []
-    names = [k for k in type(model).model_fields if k.endswith("dropout") or k == "drop_path"]
-    off: dict[str, Any] = {k: 0.0 for k in names if model.peek(k)}
+    off: dict[str, Any] = {k: 0 for k in model.random_fields() if model.peek(k)}
     if off:
         said.append(f"{' and '.join(off)} off")
     if model.adapt is not None:
@@ -332,6 +333,8 @@ def _outputs(job: TrainJob, batch: Batch) -> dict[str, Tensor]:
         job.model.train()
         reshard(job.model)
     # A pipeline's first pass runs a stage once more, to learn its shapes: the rows that count come last.
+    if job.task.needs == "pairs":  # an example is two rows
+        return {name: torch.cat(parts)[-2 * len(batch) :].unflatten(0, (len(batch), 2)) for name, parts in seen.items()}
     return {name: torch.cat(parts)[-len(batch) :] for name, parts in seen.items()}
 
 

@@ -6,6 +6,7 @@ anything is trained. The stages themselves are in `pipeline.py` and `training.py
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,7 @@ from tauon.config import dump, parse, unread_keys
 from tauon.data import (
     DataConfig,
     DataSplits,
+    DataStamp,
     FromModelConfig,
     TokenDataset,
     TokenizerConfig,
@@ -31,11 +33,12 @@ from tauon.data import (
     tokenizer_of,
 )
 from tauon.distributed import Heartbeat, World
-from tauon.errors import Problem, RecipeError, RunError
+from tauon.errors import CheckpointError, DataError, Problem, RecipeError, RunError
 from tauon.models import (
     ModelConfig,
     Start,
     adapt_like,
+    is_checkpoint,
     refuse_codes,
     resolved,
     start_of,
@@ -49,6 +52,8 @@ from tauon.train import (
 )
 
 __all__ = ["Context", "Tell", "quiet"]
+
+_WAYS_OUT = "Restore it, start over with --fresh, or give another name (name=...)."
 
 Tell = Callable[..., None]
 """`tell(kind, **facts)`: what a person or a script wants to know while a run goes on."""
@@ -69,9 +74,36 @@ class Context:
     heart: Heartbeat = field(default_factory=lambda: Heartbeat(World()))
 
     def is_done(self, stage: StageName) -> bool:
-        """Whether the stage was done before, from the same inputs."""
+        """Whether the stage was done before, from the same inputs. `RunError` where its data or its base changed under a training."""
         done = self.run.stage(stage)
-        return done is not None and done["fingerprint"] == self.fingerprint(stage)
+        if done is None or done["fingerprint"] != self.fingerprint(stage):
+            return False
+        if stage == "train":
+            self.refuse_changed_base()
+        return stage == "report" or not self.data_changed  # a report is made of records
+
+    @cached_property
+    def data_changed(self) -> bool:
+        """Whether the data's files are others than those that this run prepared: told, and refused where it was trained with them."""
+        manifest = self.run.manifest()
+        record = manifest.get("data") or {}
+        if "files" not in record:
+            return False  # prepared by a version that did not look
+        before = DataStamp.from_json(record["files"])
+        try:
+            now = DataStamp.of(self.recipe.data, before)
+        except DataError as err:
+            self.tell("warning", message=f"what was done is taken as done, though its data cannot be looked at: {err}")
+            return False
+        if now.content == before.content:
+            if now.stat != before.stat:  # copied or touched: not to be read again the next time
+                self.run.update_manifest(data=record | {"files": now.to_json()})
+            return False
+        said = f"{before} then, {now} now" if str(before) != str(now) else f"{now}, with other content"
+        if manifest.get("training") is not None:
+            raise RunError(f"{self.run.folder}: the data changed since this run began ({said}). {_WAYS_OUT}")
+        self.tell("note", message=f"the data changed since it was prepared ({said}): it is prepared again")
+        return True
 
     @cached_property
     def splits(self) -> DataSplits:
@@ -151,20 +183,23 @@ class Context:
         """Going on, or measuring, with other data than the run began with would tell nothing: `RunError`."""
         started = self.run.manifest().get("training")
         if started is not None and started.get("data") != self.splits.fingerprint:
-            raise RunError(
-                f"{self.run.folder}: the data changed since this run began. Restore it, start over with --fresh, "
-                "or give another name (name=...)."
-            )
+            raise RunError(f"{self.run.folder}: the data changed since this run began. {_WAYS_OUT}")
 
     def refuse_changed_start(self) -> None:
         """Going on from another model than the run began with would tell nothing: `RunError`."""
         started = self.run.manifest().get("training")
         if started is None or self.start is None or started.get("base") in (None, self.start.reference["fingerprint"]):
             return
-        raise RunError(
-            f"{self.run.folder}: {self.recipe.model.from_} changed since this run began. Restore it, start over with --fresh, or give "
-            "another name (name=...)."
-        )
+        raise RunError(f"{self.run.folder}: {self.recipe.model.from_} changed since this run began. {_WAYS_OUT}")
+
+    def refuse_changed_base(self) -> None:
+        """The same for what is done: a run or checkpoint of Tauon says quickly what it is. One that is gone is no longer needed."""
+        if self.recipe.model.from_ is None or not is_checkpoint(self.recipe.model.from_):
+            return
+        try:
+            self.refuse_changed_start()
+        except CheckpointError as err:
+            self.tell("warning", message=f"what was done is taken as done, though its base cannot be looked at: {err}")
 
     def fingerprint(self, stage: str) -> str:
         """Of all that the stage's result depends on."""
@@ -227,7 +262,7 @@ class Context:
             return load_checkpoint(self.run.checkpoints / done["checkpoint"])
         newest = latest_checkpoint(self.run.checkpoints, warn=lambda m: self.tell("warning", message=m))
         if newest is None:
-            raise RunError(f"{self.run.folder} has no checkpoint yet. First: tauon train {self.recipe.name}")
+            raise RunError(f"{self.run.folder} has no checkpoint yet. First: tauon train {shlex.quote(str(self.run.folder))}")
         return newest
 
 

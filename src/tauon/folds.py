@@ -24,14 +24,14 @@ def one_fold(recipe: Recipe, fold: int) -> Recipe:
     return recipe.model_copy(update={"name": f"fold-{fold}", "data": recipe.data.model_copy(update={"split": split})})
 
 
-def run_folds(recipe: Recipe, *, root: Path | str, stages: tuple[StageName, ...] | None, fresh: bool, tell: Any) -> Run:
+def run_folds(recipe: Recipe, *, folder: Path, stages: tuple[StageName, ...] | None, fresh: bool, tell: Any) -> Run:
     """Run every fold, then gather. The same call again goes on with the folds that are not done."""
     from tauon.context import Context
     from tauon.pipeline import evaluation_of, report_stage_of, run
 
     folds = recipe.data.split.folds
     assert folds is not None
-    with Run.open(Path(root) / recipe.name) as record:
+    with Run.open(folder) as record:
         if fresh and record.recipe_path.exists():
             tell("aside", folder=str(record.set_aside()))
         each = [one_fold(recipe, fold) for fold in range(folds)]

@@ -25,11 +25,9 @@ from tauon.artifacts import (
     write_json,
 )
 from tauon.context import Context, Tell, quiet
-from tauon.data import (
-    picture_sheet,
-)
+from tauon.data import DataStamp, picture_sheet
 from tauon.distributed import Heartbeat, World, join
-from tauon.errors import Problem, RecipeError, RunError
+from tauon.errors import DataError, Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
 from tauon.generate import generate
 from tauon.models import (
@@ -53,8 +51,9 @@ __all__ = ["Tell", "load_model", "run"]
 
 
 def run(
-    recipe: Recipe, *, root: Path | str = "runs", stages: tuple[StageName, ...] | None = None, fresh: bool = False, tell: Tell = quiet
-) -> Run:
+    recipe: Recipe, *, root: Path | str = "runs", stages: tuple[StageName, ...] | None = None, fresh: bool = False, tell: Tell = quiet,
+    folder: Path | None = None,
+) -> Run:  # fmt: skip
     """Take a recipe through its stages; returns the run, closed. The same call again does only what is not done.
 
     Args:
@@ -63,13 +62,15 @@ def run(
         stages: some of the recipe's stages; all of them if left out.
         fresh: set the existing run aside (renamed, never deleted) and start over.
         tell: told what happens, as it happens.
+        folder: this run's, where it is not `root/<name>`.
 
     Raises:
         TauonError: with what is wrong and the way out. Nothing half-written stays.
     """
     with join(recipe.train.peek("device")) as world, Heartbeat(world) as heart:
         try:
-            return _run(recipe, Path(root), stages or recipe.stages, heart, fresh=fresh, tell=tell if world.leads else quiet)
+            where = folder or Path(root) / recipe.name
+            return _run(recipe, where, stages or recipe.stages, heart, fresh=fresh, tell=tell if world.leads else quiet)
         except RuntimeError as err:
             failure = heart.failure(err)
             if failure is None:
@@ -77,19 +78,19 @@ def run(
             raise failure from err
 
 
-def _run(recipe: Recipe, root: Path, wanted: tuple[StageName, ...], heart: Heartbeat, *, fresh: bool, tell: Tell) -> Run:
+def _run(recipe: Recipe, folder: Path, wanted: tuple[StageName, ...], heart: Heartbeat, *, fresh: bool, tell: Tell) -> Run:
     """One process's part of `run`. Rank 0 writes the records and does alone what follows training; the others train with it."""
     world = heart.world
-    if not {"prepare", "train"} & {*wanted} and not (root / recipe.name / "recipe.yaml").is_file():
-        raise RunError(f"{root / recipe.name}: no run is there to {wanted[0]}. First: tauon train {recipe.name}")
+    if not {"prepare", "train"} & {*wanted} and not (folder / "recipe.yaml").is_file():
+        raise RunError(f"{folder} has no run yet. Train it first: the same command with train in the place of {wanted[0]}.")
     if recipe.data.split.folds is not None and recipe.data.split.fold is None:
         from tauon.folds import run_folds
 
         if world.size > 1:
             raise RecipeError([Problem("data.split.folds", "folds are trained one after the other in one process. Start without --on.")])
-        return run_folds(recipe, root=root, stages=wanted, fresh=fresh, tell=tell)
+        return run_folds(recipe, folder=folder, stages=wanted, fresh=fresh, tell=tell)
     refuse_strangers(recipe, world)
-    with world.agree(lambda: Run.open(root / recipe.name) if world.leads else Run.follow(root / recipe.name)) as record:
+    with world.agree(lambda: Run.open(folder) if world.leads else Run.follow(folder)) as record:
         context = Context(recipe, record, tell, world, heart)
 
         def begin() -> None:
@@ -136,6 +137,7 @@ def refuse_strangers(recipe: Recipe, world: World) -> None:
 
 def prepare_stage(ctx: Context) -> dict[str, Any]:
     """Raw files -> shards or arrays, with `data.json` for the report."""
+    files = stamp_of(ctx) if ctx.world.leads else None  # before they are read: what changes meanwhile is noticed
     splits = ctx.splits
     if ctx.world.leads:
         write_json(ctx.run.folder / "data.json", splits.facts)
@@ -143,7 +145,7 @@ def prepare_stage(ctx: Context) -> dict[str, Any]:
         sheet = picture_sheet(splits.train, ctx.recipe.seed)
         if sheet is not None:
             atomic_write(ctx.run.folder / "examples.png", sheet)
-    ctx.run.update_manifest(data={"fingerprint": ctx.splits.fingerprint})
+    ctx.run.update_manifest(data={"fingerprint": splits.fingerprint} | ({"files": files.to_json()} if files is not None else {}))
     return {"data": ctx.splits.fingerprint}
 
 
@@ -155,6 +157,14 @@ def tell_of_data(facts: Mapping[str, Any], tell: Callable[..., None], most: int 
             tell(kind, message=message)
         if len(messages) > most:
             tell(kind, message=f"and {len(messages) - most:,} more of the kind: see data.json")
+
+
+def stamp_of(ctx: Context) -> DataStamp | None:
+    """The data's files as they are now; None where they cannot be looked at, which reading them says better."""
+    try:
+        return DataStamp.of(ctx.recipe.data)
+    except DataError:
+        return None
 
 
 def evaluate_stage(ctx: Context) -> dict[str, Any]:

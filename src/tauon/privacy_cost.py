@@ -6,6 +6,7 @@ and is not to be handed on. With folds, each fold has a twin of its own, and wha
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,9 +58,9 @@ def cost_of(folder: Path, *, tell: Tell) -> dict[str, dict[str, float | None]]:
     private = private_folders(recipe, folder)
     for each in private:
         if not (each / "privacy.json").is_file() or Run.read(each).stage("train") is None:
-            raise RunError(f"{each} is not trained to its end. First: tauon train {recipe.name}")
+            raise RunError(f"{each} is not trained to its end. First: tauon train {shlex.quote(str(folder))}")
     tell("warning", message=f"{folder / PLAIN} {WARNING}")
-    run(recipe.model_copy(update={"name": folder.resolve().name}), root=folder.resolve().parent, stages=("evaluate",), tell=tell)
+    run(recipe, folder=folder.resolve(), stages=("evaluate",), tell=tell)
     with Run.open(folder):  # nobody trains it meanwhile
         run(twin_of(recipe), root=folder, tell=tell)
         plain = private_folders(recipe, folder / PLAIN)

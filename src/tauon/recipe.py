@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +20,7 @@ from tauon.data import DataConfig, problems_for
 from tauon.distributed import AutoParallel, ParallelConfig
 from tauon.errors import RecipeError
 from tauon.evaluate import EvaluateConfig
-from tauon.launch import Here, LaunchConfig
+from tauon.launch import Here, LaunchConfig, choose
 from tauon.models import AdaptConfig, ModelConfig
 from tauon.optim import AdamWConfig, OptimConfig
 from tauon.privacy import PrivacyConfig, refuse_combinations, refuse_statistics
@@ -26,8 +28,21 @@ from tauon.tasks import Task
 from tauon.tracking import TrackerConfig
 from tauon.train import TrainConfig
 
-__all__ = ["STAGES", "Recipe", "find_recipe", "load_recipe", "recipe_schema", "shipped_recipes", "to_yaml"]
+__all__ = [
+    "NAME",
+    "STAGES",
+    "Recipe",
+    "find_recipe",
+    "folder_of",
+    "load_recipe",
+    "read_recipe",
+    "recipe_schema",
+    "shipped_recipes",
+    "to_yaml",
+]
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""Names of runs."""
 StageName = Literal["prepare", "train", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "report")
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -44,7 +59,7 @@ FREE = ("parallel", "launch", "track")
 class Recipe(Config):
     """One run, from raw data to report."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(pattern=NAME)
     """Name of the run, and of its folder: letters, digits, `.`, `_`, `-`."""
     seed: Count = Field(0, ge=0)
     """Every random draw is a function of it: data order, augmentation, dropout, initial weights."""
@@ -185,7 +200,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def find_recipe(ref: str) -> Path:
-    """The YAML file that a person means: a file, a run's folder, or the name of a shipped recipe. Raises `RecipeError`."""
+    """The file that a person means: a file or pipe, a run's folder, or the name of a shipped recipe. Raises `RecipeError`."""
     path = Path(ref)
     try:
         if path.is_dir():
@@ -193,7 +208,7 @@ def find_recipe(ref: str) -> Path:
             if inside.is_file():
                 return inside
             raise RecipeError(f"{ref} is a folder without recipe.yaml, so it is no run. `tauon runs list` shows the runs.")
-        if path.is_file():
+        if path.exists():
             return path
     except (OSError, ValueError) as err:  # a name too long, a folder that may not be entered
         raise RecipeError(f"{ref[:60]!r} cannot be looked up: {getattr(err, 'strerror', None) or err}. Check the path.") from None
@@ -203,15 +218,42 @@ def find_recipe(ref: str) -> Path:
     raise RecipeError(f"no file, run or shipped recipe is called {ref!r}. Shipped recipes: {', '.join(shipped) or 'none'}.")
 
 
-def load_recipe(ref: str | Path, assignments: Iterable[str] = ()) -> Recipe:
-    """Read, override, check. Raises `RecipeError` with every problem found."""
-    load_plugins()
-    path = find_recipe(str(ref))
+def read_recipe(ref: str) -> tuple[str, str]:
+    """(text, where it is from) of the recipe that a person means; `-` is standard input. A pipe can be read once. Raises `RecipeError`."""
+    path = Path("/dev/stdin") if ref == "-" else find_recipe(ref)
+    where = "standard input" if ref == "-" else str(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        raw = sys.stdin.buffer.read() if ref == "-" else path.read_bytes()
+        return raw.decode("utf-8-sig").replace("\r\n", "\n"), where
     except (OSError, UnicodeDecodeError) as err:
-        raise RecipeError(f"cannot be read: {err}", str(path)) from None
-    data = read_yaml(text, str(path))
+        raise RecipeError(f"cannot be read: {err}", where) from None
+
+
+def folder_of(ref: str | Path) -> Path | None:
+    """The run's folder that `ref` is, absolute, links resolved; None where it is no folder of a run."""
+    try:
+        return Path(ref).resolve() if (Path(ref) / "recipe.yaml").is_file() else None
+    except (OSError, ValueError, RuntimeError):  # `find_recipe` says what is wrong with it
+        return None
+
+
+def load_recipe(ref: str | Path, assignments: Iterable[str] = (), *, on: str | None = None) -> Recipe:
+    """Read, override, check. Raises `RecipeError` with every problem found.
+
+    A run's folder may have been copied or renamed: its recipe is named as the folder is, where that can be a name.
+
+    Args:
+        ref: a file, `-` for standard input, a run's folder, or the name of a shipped recipe.
+        assignments: `a.b=c`, each over what stands there.
+        on: where the processes are started, as `--on` says it. A section `launch` of the same kind is kept, and changed by this.
+    """
+    load_plugins()
+    text, where = read_recipe(str(ref))
+    data = read_yaml(text, where)
     if not isinstance(data, dict):
-        raise RecipeError(f"expected keys and values, got {type(data).__name__}", str(path))
-    return parse(Recipe, override(data, assignments), str(path))
+        raise RecipeError(f"expected keys and values, got {type(data).__name__}", where)
+    folder = folder_of(ref)
+    if folder is not None and re.fullmatch(NAME, folder.name):
+        data = {**data, "name": folder.name}
+    place = [] if on is None else choose(on, data.get("launch", "here"))
+    return parse(Recipe, override(data, [*place, *assignments]), where)

@@ -40,6 +40,7 @@ from tauon.privacy import (
     settle,
     steps_done,
 )
+from tauon.tasks import Task
 from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
     Derived,
@@ -71,7 +72,7 @@ from tauon.watch import TrainingRecord
 if TYPE_CHECKING:
     from tauon.context import Context
 
-__all__ = ["choose_mesh", "newest", "train_stage"]
+__all__ = ["choose_mesh", "newest", "refuse_cut_pairs", "train_stage"]
 
 
 def train_stage(ctx: Context) -> dict[str, Any]:
@@ -162,16 +163,7 @@ def decide(ctx: Context, started: dict[str, Any], private: PrivateRun | None = N
     recipe, spec = ctx.recipe, ctx.splits.spec
     model = ctx.model
     mesh, chosen = choose_mesh(model, ctx.train, recipe.parallel, spec, ctx.world)
-    for name in ("pipeline", "context", "tensor"):
-        if recipe.task.needs == "pairs" and getattr(mesh.layout, name) > 1:
-            raise RecipeError(
-                [
-                    Problem(
-                        f"parallel.{name}",
-                        f"task {recipe.task.kind_} reads two rows at once, which this layout cuts. Take replicate or shard.",
-                    )
-                ]
-            )
+    refuse_cut_pairs(recipe.task, mesh.layout)
     share: dict[str, Any] = {
         "batch": ctx.train.batch, "workers": recipe.data.workers, "rank": mesh.data_rank, "world": mesh.layout.data,
         "sizes": Ramps.of(ctx.train, spec.seq_len) if ctx.train.batch_warmup is not None else None,
@@ -348,6 +340,14 @@ def choose_mesh(model: ModelConfig, config: TrainConfig, parallel: ParallelConfi
     layout, why = choose_layout(parallel, world.size, fits=all(world.gather(fits)))
     refuse_layout(model.bare(), layout, parallel, batch=config.batch, seq_len=spec.seq_len, microbatch=config.peek("microbatch"))
     return Mesh(layout, world, device.type), Derived("parallel", str(layout), why)
+
+
+def refuse_cut_pairs(task: Task, layout: Layout) -> None:
+    """`RecipeError` where a layout would cut the two rows that one example of preferences is."""
+    for name in ("pipeline", "context", "tensor"):
+        if task.needs == "pairs" and getattr(layout, name) > 1:
+            message = f"task {task.kind_} reads two rows at once, which this layout cuts. Take replicate or shard."
+            raise RecipeError([Problem(f"parallel.{name}", message)])
 
 
 def newest(ctx: Context) -> Checkpoint | None:

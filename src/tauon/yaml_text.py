@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -61,10 +62,11 @@ def read_yaml(text: str, where: str = "") -> Any:
     return data
 
 
-def write_yaml(data: Any) -> str:
-    """YAML text that `read_yaml` reads back as the same plain data."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    return text
+def write_yaml(data: Any, *, flow: bool = False) -> str:
+    """YAML text that `read_yaml` reads back as the same plain data; with `flow`, on one line: {a: 1, b: [2]}."""
+    width = math.inf if flow else 120
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width, default_flow_style=flow)
+    return text.removesuffix("\n...\n").strip() if flow else text
 
 
 def _too_large(data: Any) -> str:

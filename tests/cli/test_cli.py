@@ -114,7 +114,7 @@ def test_exit_codes_are_those_that_the_help_tells(tauon: Tauon) -> None:
 
 
 def test_a_bug_of_ours_ends_with_1_and_shows_where() -> None:
-    code = "import tauon.recipe\ntauon.recipe.load_recipe = lambda *a: 1 / 0\n" + MAIN
+    code = "import tauon.recipe\ntauon.recipe.load_recipe = lambda *a, **k: 1 / 0\n" + MAIN
     done = subprocess.run([sys.executable, "-c", code, "run", "quickstart"], capture_output=True, text=True)
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
 

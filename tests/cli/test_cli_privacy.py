@@ -88,7 +88,7 @@ def test_spending_by_hand_and_what_remains(tauon: Tauon) -> None:
     assert ended.code == 0 and "ages" in ended.out and "budget epsilon 3 at delta 1e-05" in ended.out
     assert [json.loads(x)["action"] for x in tauon("privacy", "ledger", "abab", "--json").out.splitlines()] == ["open", "spend", "spend"]
     ended = tauon("privacy", "spend", "abab", "--epsilon", "2.9")
-    assert ended.code == 2 and "together" in ended.err and "> 3" in ended.err
+    assert ended.code == 9 and "together" in ended.err and "> 3" in ended.err and "still fits" in ended.err
     for wrong in (["--epsilon", "1", "--noise", "1"], []):
         assert "give either --epsilon" in tauon("privacy", "spend", "abab", *wrong).err
 

@@ -110,7 +110,7 @@ def test_every_place_reads_each_of_its_keys(kind: str, job: Job) -> None:
         "workers": 4, "min_workers": 2, "max_workers": 4, "max_restarts": 1, "timeout": 60, "grace": 5, "env": {"A": "b"}, "pin": False, "port": 1024,
         "nodes": 2, "workers_per_node": 2, "gpus_per_node": 2, "partition": "p", "account": "a", "qos": "q", "time": "2h", "cpus_per_task": 4,
         "memory": "1GiB", "constraint": "c", "requeue": False, "seeds": [3], "setup": ["true"], "container": "i", "container_engine": "apptainer",
-        "mounts": ["/a:/b"], "python": "py", "engine": "jobset", "image": "i", "namespace": "n", "cpu": 2, "shared_memory": "1GiB", "volume": "v",
+        "mounts": ["/a:/b"], "python": "py", "engine": "jobset", "image": "i", "namespace": "n", "cpu": 2, "shared_memory": "1GiB", "volume": "v", "user": 7,
         "mount": "/m", "node_selector": {"a": "b"}, "service_account": "s", "secrets": ["s"], "address": "h:1", "cpus_per_worker": 2,
         "gpus_per_worker": 0.5,
     }  # fmt: skip

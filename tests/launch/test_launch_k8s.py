@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import pytest
 import yaml
 from places import HERE, PLACES, RECIPE, golden, shown
 
-from tauon.config import parse
+from tauon.config import parse, read_yaml
 from tauon.errors import LaunchError
 from tauon.launch import Job, LaunchConfig, launch
-from tauon.launch.k8s import k8s_name
+from tauon.launch.k8s import extras_of, k8s_name
+from tauon.recipe import load_recipe, shipped_recipes, to_yaml
 
 MANIFESTS = [name for name in PLACES if name.endswith(".yaml")]
 SCHEMA = json.loads((HERE / "crds" / "kubernetes.json").read_text())
@@ -201,3 +203,64 @@ def test_pods_without_a_volume_are_warned_of(kubectl: Path) -> None:
         tell=lambda kind, message: told.append((kind, message)),
     )
     assert told[0][0] == "warning" and "launch.volume" in told[0][1]
+
+
+# ---------------------------------------------------------------------------------------------- what the image and the pods need
+
+
+def pods(manifests: str) -> list[dict[str, Any]]:
+    """The specs of all pods in it."""
+    found: list[dict[str, Any]] = []
+    stack: list[Any] = list(yaml.safe_load_all(manifests))
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            if "containers" in node:
+                found.append(node)
+            stack += node.values()
+        elif isinstance(node, list):
+            stack += node
+    return found
+
+
+@pytest.mark.parametrize("engine", ["trainjob", "jobset", "rayjob"])
+@pytest.mark.parametrize(
+    ("gpus", "asked", "size"), [(8, None, "16Gi"), (2, None, "4Gi"), (1, None, None), (None, None, None), (8, "1GiB", "1Gi")]
+)
+def test_pods_with_several_gpus_have_shared_memory_for_nccl(engine: str, gpus: int | None, asked: str | None, size: str | None) -> None:
+    section: dict[str, Any] = {"kind": "k8s", "engine": engine, "image": "x", "nodes": 2, "gpus_per_node": gpus, "shared_memory": asked}
+    for pod in pods(shown(section)):
+        sizes = [v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if v["name"] == "shm"]
+        assert sizes == ([] if size is None else [size])
+        assert [m["mountPath"] for m in pod["containers"][0]["volumeMounts"] if m["name"] == "shm"] == (["/dev/shm"] if size else [])
+
+
+@pytest.mark.parametrize("engine", ["trainjob", "jobset", "rayjob"])
+def test_pods_own_their_volume(engine: str) -> None:
+    section = {"kind": "k8s", "engine": engine, "image": "x", "volume": "d"}
+    for user in (1000, 4711):
+        for pod in pods(shown(section | ({"user": user} if user != 1000 else {}))):
+            assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["fsGroup"]) == (user, user)
+    assert "--uid 1000" in (HERE.parents[1] / "Dockerfile").read_text()
+
+
+def test_the_projects_image_can_submit_a_rayjob_and_run_every_shipped_recipe() -> None:
+    root = HERE.parents[1]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (has,) = [
+        line.partition("=")[2].split(",") for line in (root / "Dockerfile").read_text().splitlines() if line.startswith("ARG EXTRAS=")
+    ]
+    assert set(has) <= set(extras)
+    assert "rayjob" in has and any(need.startswith("ray[default]") for need in extras["rayjob"])
+    for name in shipped_recipes():
+        for engine in ("trainjob", "rayjob"):
+            assert set(extras_of(read_yaml(to_yaml(load_recipe(name))), engine)) <= set(has), name
+
+
+def test_the_manifests_say_what_the_image_needs() -> None:
+    recipe = to_yaml(
+        load_recipe("traffic-signs", ["track=[wandb]", "privacy.noise_multiplier=1", "data.sampling=shuffle", "model.norm=group"])
+    )
+    text = parse(LaunchConfig, {"kind": "k8s", "engine": "rayjob", "image": "x"}).show(Job("x", "train", recipe, Path("/r")))
+    assert text.splitlines()[0].endswith(": images, privacy, rayjob, wandb")
+    assert next(yaml.safe_load_all(text))["kind"] == "ConfigMap"

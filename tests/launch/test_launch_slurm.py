@@ -20,6 +20,7 @@ from places import PLACES, RECIPE, golden, shown
 from tauon.config import parse
 from tauon.errors import LaunchError
 from tauon.launch import Job, LaunchConfig, launch
+from toy import Tauon, text_recipe
 
 SCRIPTS = [name for name in PLACES if name.endswith(".sbatch")]
 OPTIONS = {
@@ -81,10 +82,11 @@ def test_values_of_the_environment_are_not_run_by_the_shell() -> None:
     assert done.stdout == "it's $HOME"
 
 
-def test_a_folder_that_sbatch_cannot_write_to_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_a_list_of_mounts_cannot_have_is_refused(tmp_path: Path) -> None:
     job = Job("toy", "train", RECIPE, tmp_path / "with space")
+    launch(parse(LaunchConfig, {"kind": "slurm"}), job, dry_run=True)
     with pytest.raises(LaunchError, match="another --root"):
-        launch(parse(LaunchConfig, {"kind": "slurm"}), job, dry_run=True)
+        launch(parse(LaunchConfig, {"kind": "slurm", "container": "x"}), job, dry_run=True)
 
 
 @pytest.fixture
@@ -109,9 +111,50 @@ def test_submitting_writes_script_and_recipe_and_tells_the_number(cluster: Path)
     job = Job("toy", "train", RECIPE, cluster / "runs")
     launch(parse(LaunchConfig, {"kind": "slurm", "workers": 2}), job, tell=lambda _kind, message: told.append(message))
     script = cluster / "runs/toy/launch/job.sbatch"
-    assert (cluster / "sbatch.txt").read_text().split() == ["--parsable", str(script)]
+    assert (cluster / "sbatch.txt").read_text().split() == ["--parsable", f"--output={job.logs}/slurm-%j.out", str(script)]
     assert "job 4242" in told[0] and "scancel 4242" in told[0]
-    assert str(job.recipe_path) in script.read_text() and job.recipe_path.read_text() == RECIPE
+    assert RECIPE in script.read_text() and job.recipe_path.read_text() == RECIPE
+
+
+SBATCH = r"""
+file=; for word in "$@"; do case "$word" in --*) ;; *) file="$word";; esac; done
+output=$(sed -n 's/^#SBATCH --output=//p' "$file" | sed 's/%j/4242/')
+[ -d "$(dirname "$output")" ] || exit 1  # as Slurm: it makes no folder
+export SLURM_JOB_ID=4242 SLURM_JOB_NODELIST=n1 SLURM_JOB_NUM_NODES=1
+bash "$file" > "$output" 2>&1
+"""
+
+
+@pytest.mark.parametrize(
+    ("workers", "root"), [(1, "runs of mine"), pytest.param(2, "runs", marks=[pytest.mark.slow, pytest.mark.distributed])]
+)
+def test_a_printed_script_runs_where_nothing_else_was_written(
+    cluster: Path, workers: int, root: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From `--dry-run` to trained weights, with sbatch, srun and scontrol that do on this machine what Slurm's do."""
+    (cluster / "bin/sbatch").write_text(f"#!/bin/bash\n{SBATCH}")
+    monkeypatch.chdir(cluster)
+    recipe = text_recipe(cluster)
+    words = [f"launch.workers_per_node={workers}", 'launch.env={GLOO_SOCKET_IFNAME: lo, SAY: "it\'s $HOME"}']
+    ended = Tauon(capsys)("train", recipe, "--on", f"slurm:{workers}", "--root", root, "--dry-run", "--quiet", *words)
+    assert ended.code == 0 and not (cluster / root).exists(), ended
+    (cluster / "job.sbatch").write_text(ended.out)
+    recipe.unlink()  # nothing is read but the script
+    done = subprocess.run(
+        ["sbatch", "job.sbatch"], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    log = cluster / root / "toy/logs/slurm-4242.out"
+    assert done.returncode == 0, (done, (cluster / "slurm-4242.out").read_text(), log.read_text() if log.exists() else "")
+    assert (cluster / root / "toy/checkpoints/step-000012").is_dir() and log.is_file()
+    assert (cluster / "slurm-4242.out").read_text() == ""
+
+
+def test_a_recipe_may_hold_the_mark_that_ends_it(tmp_path: Path) -> None:
+    recipe = RECIPE + "END_OF_RECIPE\n$HOME `echo` 'x'\n"
+    text = parse(LaunchConfig, {"kind": "slurm"}).show(Job("toy", "train", recipe, tmp_path))
+    made = text[text.index("cat > ") : text.index('mv "$recipe')]
+    done = subprocess.run(["bash", "-c", f"recipe={tmp_path}/r\n{made}"], capture_output=True, text=True)
+    assert done.returncode == 0 and (tmp_path / "r.new").read_text() == recipe
 
 
 def test_what_sbatch_says_is_passed_on(cluster: Path) -> None:
@@ -125,7 +168,6 @@ def script(cluster: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """The batch script, running; whatever it started is gone at the end."""
     words = (sys.executable, str(Path(__file__).parent / "standin.py"), str(cluster))
     job = Job("toy", "train", RECIPE, cluster / "runs", options=options, words=words)
-    job.logs.mkdir(parents=True)
     text = parse(LaunchConfig, {"kind": "slurm", "workers": 2, "workers_per_node": 2, "env": {"GLOO_SOCKET_IFNAME": "lo"}}).show(job)
     slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -145,11 +187,16 @@ def script(cluster: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
                 os.kill(json.loads(path.read_text())["pid"], signal.SIGKILL)
 
 
+def log_of(cluster: Path) -> str:
+    return (cluster / "runs/toy/logs" / f"slurm-{os.getpid()}.out").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_the_script_runs_workers_and_survives_the_death_of_one(cluster: Path) -> None:
     with script(cluster, "20", "0.01", "crash=1@5") as process:
-        out, _ = process.communicate(timeout=120)
+        process.communicate(timeout=120)
+    out = log_of(cluster)
     assert process.returncode == 0, out
     assert (cluster / "step.txt").read_text() == "20"
     assert "[rank 1] going on at step 4" in out or "[rank 1] going on at step 5" in out
@@ -164,7 +211,8 @@ def test_when_time_is_up_workers_save_and_the_job_queues_itself_again(cluster: P
         while not (cluster / "step.txt").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)  # what --signal=B:TERM does: to the script alone
-        out, _ = process.communicate(timeout=60)
+        process.communicate(timeout=60)
+    out = log_of(cluster)
     assert process.returncode == 0, out
     assert f"saved at step {(cluster / 'step.txt').read_text()}" in out
     assert (cluster / "scontrol.txt").read_text().split() == ["requeue", str(os.getpid())]

@@ -14,7 +14,7 @@ pytest.importorskip("sklearn")
 
 from tauon.artifacts import read_json
 from tauon.config import dump
-from tauon.errors import RecipeError, RunError
+from tauon.errors import PrivacyError, RunError
 from tauon.pipeline import run
 from tauon.privacy.ledger import find_ledgers
 from tauon.privacy_cost import cost_of, twin_of
@@ -106,5 +106,5 @@ def test_all_folds_are_charged_to_the_ledger_beside_the_run(tmp_path: Path) -> N
     assert [e.values["run"] for e in ledger.entries() if e.action == "reserve"] == ["table/fold-0", "table/fold-1"]
     assert not ledger.standing().open and ledger.standing().spent > 4.1
     tight = load_recipe(path, ["name=other", "seed=1", "privacy.target_epsilon=19"])
-    with pytest.raises(RecipeError, match="budget"):
+    with pytest.raises(PrivacyError, match="budget"):
         run(tight, root=tmp_path / "runs", stages=("train",))

@@ -18,7 +18,7 @@ pytest.importorskip("dp_accounting")
 from tauon.artifacts import Run
 from tauon.config import parse
 from tauon.data import SourceConfig
-from tauon.errors import DataError, RecipeError, RunError
+from tauon.errors import DataError, PrivacyError, RecipeError, RunError
 from tauon.privacy import ledger as module
 from tauon.privacy.accounting import Release, epsilon
 from tauon.privacy.charge import first_steps, settle_run, steps_done
@@ -54,7 +54,7 @@ def test_over_budget_is_refused_with_the_arithmetic_and_nothing_is_written(ledge
     ledger.reserve("two", RUN)
     before = ledger.path.read_bytes()
     big = [Release(0.8, "poisson", 0.02, 1000)]
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(PrivacyError) as caught:
         ledger.reserve("three", big)
     said = str(caught.value)
     for part in ("three may not run", "budget of data set aaaaaaaaaaaa is epsilon 3 at delta 1e-05", "spent are", "with open reservations",
@@ -65,8 +65,27 @@ def test_over_budget_is_refused_with_the_arithmetic_and_nothing_is_written(ledge
     fits = [Release(0.8 * more * 1.005, "poisson", 0.02, 1000)]
     ledger.reserve("three", fits)  # the way out that was named
     assert 2.9 < ledger.standing().reserved <= 3.0
-    with pytest.raises(RecipeError, match=r"Nothing of this kind fits"):
+    with pytest.raises(PrivacyError) as caught:
         ledger.spend([Release(0.0, "known", known=(1.0, 0.0))], what="somebody")
+    most = float(re.findall(r"Epsilon ([\d.e-]+) at delta 0 still fits", str(caught.value))[0])
+    assert ledger.spend([Release(0.0, "known", known=(most, 0.0))], what="somebody").values["epsilon"] == pytest.approx(most, rel=1e-3)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1e-6])
+@pytest.mark.parametrize("spent", [2.5, 3.0])
+def test_what_is_said_to_fit_is_the_most_that_fits(ledger: Ledger, delta: float, spent: float) -> None:
+    ledger.spend([Release(0.0, "known", known=(spent, 0.0))], what="one")
+    with pytest.raises(PrivacyError) as caught:
+        ledger.spend([Release(0.0, "known", known=(2.0, delta))], what="two")
+    if spent == 3.0:
+        found = re.findall(r"Epsilon ([\d.e-]+) at", str(caught.value))
+        assert "Nothing fits any more" in str(caught.value) or float(found[0]) < 0.01
+        return
+    most = float(re.findall(rf"Epsilon ([\d.e-]+) at delta {delta:g} still fits", str(caught.value))[0])
+    assert 0.45 <= most <= 0.55
+    with pytest.raises(PrivacyError):
+        ledger.spend([Release(0.0, "known", known=(most * 1.01, delta))], what="two")
+    ledger.spend([Release(0.0, "known", known=(most, delta))], what="two")
 
 
 def test_a_budget_is_set_once(ledger: Ledger) -> None:
@@ -234,7 +253,7 @@ def spend_in_turn(folder: Path, name: str, results: Any) -> None:
         try:
             ledger.spend([Release(0.0, "known", known=(0.3, 0.0))], what=f"{name}-{i}")
             done += 1
-        except RecipeError:
+        except PrivacyError:
             break
     results.put(done)
 

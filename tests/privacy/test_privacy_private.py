@@ -13,7 +13,7 @@ import torch
 from private_layouts import CNN, GPT, IMAGES, SGD, TEXT, make_job, private
 
 from tauon.artifacts import load_checkpoint, read_json
-from tauon.errors import RecipeError, RunError
+from tauon.errors import PrivacyError, RecipeError, RunError
 from tauon.pipeline import run
 from tauon.privacy.keys import run_key
 from tauon.privacy.ledger import Ledger
@@ -220,7 +220,7 @@ def test_a_data_set_has_one_budget_for_all_its_runs(tmp_path: Path) -> None:
     assert any("privacy budget: epsilon 4 of 4.3 at delta 0.001" in t for t in told)
     ledger = Ledger(root / "ledger", first.manifest()["privacy"]["data"])
     assert [e.action for e in ledger.entries()] == ["open", "reserve", "settle"]
-    with pytest.raises(RecipeError, match=r"(?s)over budget|budget"):
+    with pytest.raises(PrivacyError, match=r"(?s)budget of data set .* times the noise \(epsilon [\d.]+ at delta 0.001 alone\)"):
         run(load_recipe(path, ["name=second"]), root=root, stages=("train",))
     assert not (root / "second/checkpoints").exists() or not any((root / "second/checkpoints").iterdir())
     small = ["name=third", "privacy.target_epsilon=1"]

@@ -63,7 +63,7 @@ class Run:
         """An existing run, to be read only, even while another process writes it. `RunError` when there is none."""
         run = cls(folder)
         if not _is_run(run.folder):
-            raise RunError(f"{folder}: no run there (none of {', '.join(_SIGNS)}). `tauon runs` lists those that exist.")
+            raise RunError(f"{folder}: no run there (none of {', '.join(_SIGNS)}). `tauon runs list` shows those that exist.")
         return run
 
     @classmethod
@@ -96,6 +96,9 @@ class Run:
         for _ in range(100):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as err:
+                raise RunError(cannot_write(self.folder, err)) from err
+            try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             except FileNotFoundError:
                 continue  # another process set the folder aside in between

@@ -39,10 +39,9 @@ def check_command(
 
     Ends with exit code 6, naming the first layer that is off, where they differ by more. Also prints what a step communicates.
     """
-    from tauon.cli.launch import place
     from tauon.recipe import load_recipe
 
-    tree = load_recipe(recipe, [*place(on, recipe), *assignments])
+    tree = load_recipe(recipe, assignments, on=on)
     show = pick_show(quiet, as_json)
     with show:
         if saved is not None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tauon.cli.show import Show
     from tauon.recipe import Recipe
 
-__all__ = ["PLACES", "launch_elsewhere", "launch_options", "place"]
+__all__ = ["PLACES", "launch_elsewhere", "launch_options"]
 
 PLACES = """
 \b
@@ -22,6 +22,7 @@ PLACE, where the processes are started (launch: in the recipe has every setting,
   ray, ray:4                 a Ray of its own here, or the cluster at launch.address=HOST:PORT
   k8s:16 launch.image=...    Kubernetes: launch.engine is trainjob, jobset or rayjob
   slurm:16                   sbatch; launch.partition=..., launch.time=8h, launch.gpus_per_node=8
+
 \b
   tauon train quickstart --on local:2                    two processes, one run
   tauon train quickstart --on local:2 parallel.shard=2   weights and optimizer cut over both (FSDP2); also tensor, context, pipeline
@@ -42,24 +43,10 @@ def launch_options(verb: Callable[..., Any]) -> Callable[..., Any]:
     return verb
 
 
-def place(on: str | None, recipe: str) -> list[str]:
-    """Assignments that stand for `--on`; a recipe's own section is kept where it is of the same kind."""
-    if on is None:
-        return []
-    from tauon.config import read_yaml
-    from tauon.launch import choose
-    from tauon.recipe import find_recipe
-
-    path = find_recipe(recipe)
-    try:
-        data = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError):
-        return choose(on)  # `load_recipe` will say what is wrong with the file
-    return choose(on, data.get("launch", "here") if isinstance(data, dict) else "here")
-
-
-def launch_elsewhere(tree: Recipe, verb: str, root: Path, show: Show, *, options: tuple[str, ...], fresh: bool, dry_run: bool) -> bool:
-    """Start the recipe where its `launch` says. False where that is here, or where this process is a worker already."""
+def launch_elsewhere(
+    tree: Recipe, verb: str, folder: Path, show: Show, *, options: tuple[str, ...], fresh: bool, dry_run: bool
+) -> bool:  # fmt: skip
+    """Start the recipe in the run's `folder` where its `launch` says. False where that is here, or this process is a worker already."""
     from tauon.artifacts import Run
     from tauon.errors import RecipeError
     from tauon.launch import Here, Job, in_a_worker, launch
@@ -68,7 +55,10 @@ def launch_elsewhere(tree: Recipe, verb: str, root: Path, show: Show, *, options
     config = tree.launch
     if in_a_worker() or (isinstance(config, Here) and not dry_run):
         return False
-    job = Job(tree.name, verb, to_yaml(tree), root, options, device=tree.train.peek("device"))
+    if folder.name != tree.name and not isinstance(config, Here):
+        said = f"{folder} cannot be started elsewhere under this name. Rename it: letters, digits, '.', '_' and '-', at most 100."
+        raise RecipeError(said)
+    job = Job(tree.name, verb, to_yaml(tree), folder.parent, options, device=tree.train.peek("device"))
     if fresh:
         if config.kind_ == "k8s":
             raise RecipeError("--fresh cannot set aside a folder inside the cluster. Give this run another name (name=...).")

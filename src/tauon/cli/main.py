@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
+import io
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import click
 
 from tauon import __version__
+from tauon.cli.interrupt import interruptible
 from tauon.errors import TauonError
 
 __all__ = ["main"]
@@ -48,7 +46,8 @@ a.b=c changes one setting of it: optim.lr=1e-3, train.steps=2k, data.split.valid
 \b
 Exit codes: 0 done; 1 a bug in Tauon; 2 the recipe or the command line is wrong; 3 the data;
 4 a checkpoint; 5 the run's folder; 6 training cannot go on; 7 an optional library is missing;
-8 workers cannot be started; 9 a promise of privacy does not hold; 130 stopped by Ctrl-C or SIGTERM, after saving: the same command goes on.
+8 workers cannot be started; 9 privacy: a guarantee is refuted, or a budget does not suffice;
+130 stopped by Ctrl-C or SIGTERM, after saving: the same command goes on.
 
 \b
 Shell completion: eval "$(_TAUON_COMPLETE=bash_source tauon)"   (or zsh_source, fish_source)
@@ -92,21 +91,11 @@ def main(argv: list[str] | None = None) -> None:
     # Read by OpenMP when torch is imported: threads that wait for one another soon sleep instead of spinning. On two cores that
     # something else uses too, a training step was 8 times as long without (docs/experiments.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    with _sigterm_like_ctrl_c():
+    for stream in (sys.stdout, sys.stderr):  # what a Latin-1 or C locale cannot write, or a file's name that is no UTF-8, comes as \u4e2d
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    with interruptible():
         _main(argv)
-
-
-@contextlib.contextmanager
-def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does, so that nothing is left half-written; training listens for itself, and saves."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _main(argv: list[str] | None) -> NoReturn:

@@ -172,7 +172,9 @@ def spend_command(
     dataset: str, folder: Path | None, as_json: bool, epsilon: float | None, delta: float, noise: float | None, rate: float, steps: int,
     sampling: Any, what: str, note: str, budget: tuple[float, float] | None, examples: int | None,
 ) -> None:  # fmt: skip
-    """Charge something by hand: a statistic that was published, an analysis made elsewhere. Over budget it is refused, and nothing is written."""
+    """Charge something by hand: a statistic that was published, an analysis made elsewhere. Over budget it is
+    refused with exit code 9, and nothing is written.
+    """
     from tauon.privacy.accounting import Release
 
     if (epsilon is None) == (noise is None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -35,7 +36,7 @@ def list_command() -> None:
 @click.option("--to", "target", type=click.Path(path_type=Path, dir_okay=False), help="File to write. Default: NAME.yaml")
 @click.option("--force", is_flag=True, help="Overwrite the file if it is there.")
 def new_command(path: Path, label: str | None, model: str | None, name: str | None, target: Path | None, force: bool) -> None:
-    r"""Look at your files and write a recipe that trains as it stands, its choices explained.
+    """Look at your files and write a recipe that trains as it stands, its choices explained.
 
     \b
     tauon recipe new --from images/ --label-from folder      pictures, a subfolder a class
@@ -44,13 +45,13 @@ def new_command(path: Path, label: str | None, model: str | None, name: str | No
     tauon recipe new --from calls/                           .wav files, a subfolder a class
     tauon recipe new --from notes.jsonl                      text, or text with a label
     tauon recipe new --from chats.jsonl --model runs/base    conversations, or preferences
-    """
+    """  # noqa: D301 - click wants the character itself
     from tauon.starter import draft, write_draft
 
     made = draft(path, label=label, name=name, model=model)
     written = write_draft(made, target or Path(f"{made.name}.yaml"), force=force)
     click.echo(made.to_yaml(), nl=False)
-    click.echo(f"\nwrote {written}. Next: tauon run {written}", err=True)
+    click.echo(f"\nwrote {written}. Next: tauon run {shlex.quote(str(written))}", err=True)
 
 
 @recipe_command.command("show")
@@ -59,10 +60,10 @@ def new_command(path: Path, label: str | None, model: str | None, name: str | No
 @click.option("--source", is_flag=True, help="The file as it was written, not the complete tree.")
 def show_command(recipe: str, assignments: tuple[str, ...], source: bool) -> None:
     """The complete recipe, every default filled in, as YAML."""
-    from tauon.recipe import find_recipe, load_recipe, to_yaml
+    from tauon.recipe import load_recipe, read_recipe, to_yaml
 
     if source:
-        click.echo(find_recipe(recipe).read_text(encoding="utf-8"), nl=False)
+        click.echo(read_recipe(recipe)[0], nl=False)
         return
     click.echo(to_yaml(load_recipe(recipe, assignments)), nl=False)
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tauon.cli.launch import PLACES, launch_elsewhere, launch_options, place
+from tauon.cli.launch import PLACES, launch_elsewhere, launch_options
 from tauon.cli.show import Show, pick_show
 
 __all__ = ["evaluate_command", "report_command", "run_command", "train_command"]
 
 EPILOG = """\b
-RECIPE: a YAML file, the name of a shipped recipe (tauon recipe list), or a run's folder.
+RECIPE: a YAML file (- for standard input), the name of a shipped recipe (tauon recipe list), or a run's folder.
 ASSIGNMENT: a.b=c, for example  train.steps=500  optim.lr=3e-4  data.seq_len=256  name=second-try
 """
 
@@ -47,21 +48,32 @@ def go(
     recipe: str, assignments: tuple[str, ...], root: Path | None, show: Show, *, stages: tuple[Any, ...] | None, fresh: bool = False,
     verb: str | None = None, on: str | None = None, dry_run: bool = False,
 ) -> None:  # fmt: skip
+    from tauon.errors import RunError
     from tauon.pipeline import run
     from tauon.recipe import load_recipe
 
-    tree = load_recipe(recipe, [*place(on, recipe), *assignments])
-    root = root or default_root(recipe)
+    tree = load_recipe(recipe, assignments, on=on)
+    folder = place_of_run(recipe, tree.name, root, assignments)
+    if stages is not None and "train" not in stages and not (folder / "recipe.yaml").is_file():
+        again = ["tauon", "train", recipe, *assignments, *(["--root", str(root)] if root is not None else [])]
+        raise RunError(f"{folder} has no run yet. Train it first: {shlex.join(again)}")
     with show:
-        if verb is not None and launch_elsewhere(tree, verb, root, show, options=show.flags, fresh=fresh, dry_run=dry_run):
+        if verb is not None and launch_elsewhere(tree, verb, folder, show, options=show.flags, fresh=fresh, dry_run=dry_run):
             return
-        done = run(tree, root=root, stages=stages, fresh=fresh, tell=show.tell)
-        show.finish(done, whole=stages is None)
+        done = run(tree, folder=folder, stages=stages, fresh=fresh, tell=show.tell)
+        show.finish(done, trained=stages is None or "train" in stages, whole=stages is None)
 
 
-def default_root(recipe: str) -> Path:
-    """Folder of the runs: that of the given run, or `runs`."""
-    return Path(recipe).resolve().parent if (Path(recipe) / "recipe.yaml").is_file() else Path("runs")
+def place_of_run(recipe: str, name: str, root: Path | None, assignments: Sequence[str] = ()) -> Path:
+    """The folder that a verb works in: the run's folder that was given, unless another name or root was asked for; else ROOT/NAME."""
+    from tauon.recipe import folder_of
+
+    given = folder_of(recipe)
+    if given is None:
+        return (root or Path("runs")) / name
+    if any(a.partition("=")[0].strip() == "name" for a in assignments) or (root is not None and root.resolve() != given.parent):
+        return (root or given.parent) / name
+    return given
 
 
 fresh_option = click.option("--fresh", is_flag=True, help="Start over. The old run is renamed to NAME.1, never deleted.")

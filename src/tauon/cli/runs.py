@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
+
+from tauon.cli.hints import with_root
 
 __all__ = ["runs_command"]
 
@@ -79,9 +84,6 @@ def _row_or_reason(run: Any) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_command(root: Path, as_json: bool) -> None:
     """Every run in a folder: how far it is, and its main figure."""
-    from rich.console import Console
-    from rich.table import Table
-
     from tauon.artifacts import list_runs
 
     rows = [_row_or_reason(run) for run in list_runs(root)]
@@ -90,14 +92,54 @@ def list_command(root: Path, as_json: bool) -> None:
             click.echo(json.dumps(row))
         return
     if not rows:
-        click.echo(f"no run in {root}. To make one: tauon run quickstart")
+        click.echo(f"no run in {root}. To make one: {with_root('tauon run quickstart', root)}")
         return
-    table = Table(box=None, padding=(0, 2))
-    for head in rows[0]:
-        table.add_column(head)
-    for row in rows:
-        table.add_row(*row.values())
-    Console(highlight=False).print(table)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in listing(rows, width):
+        click.echo(line)
+
+
+def listing(rows: list[dict[str, str]], width: int | None) -> list[str]:
+    """The rows as lines of a table, at most `width` columns wide: what is least needed goes first; names are never cut."""
+    from rich.cells import cell_len
+
+    def table(rows: list[dict[str, str]]) -> list[str]:
+        rows = [{k: k for k in rows[0]}, *rows]
+        wide = {k: max(cell_len(row[k]) for row in rows) for k in rows[0]}
+        return ["    ".join(v + " " * (wide[k] - cell_len(v)) for k, v in row.items()).rstrip() for row in rows]
+
+    if width is None:
+        return table(rows)
+    levels = [rows]
+    for less in (_short_times, _no_intervals, _no_times, _no_metrics):
+        levels.append([less(row) for row in levels[-1]])
+    for shape in (table, _stacked):
+        for level in levels:
+            found = shape(level)
+            if max(cell_len(line) for line in found if shape is table or line.startswith(" ")) <= width:
+                return found
+    return found
+
+
+def _stacked(rows: list[dict[str, str]]) -> list[str]:
+    """Each run on two lines, its name alone on the first."""
+    return [line for row in rows for line in (row["run"], "  " + "  ".join(v for k, v in row.items() if k != "run" and v))]
+
+
+def _short_times(row: dict[str, str]) -> dict[str, str]:
+    return row | {"time": row["time"][:16].replace("T", " ")}
+
+
+def _no_intervals(row: dict[str, str]) -> dict[str, str]:
+    return row | {"value": row["value"].partition(" (")[0]}
+
+
+def _no_times(row: dict[str, str]) -> dict[str, str]:
+    return {k: v for k, v in row.items() if k != "time"}
+
+
+def _no_metrics(row: dict[str, str]) -> dict[str, str]:
+    return {k: v for k, v in row.items() if k != "metric"}
 
 
 @runs_command.command("compare")
@@ -109,19 +151,22 @@ def compare_command(first: Path, second: Path) -> None:
     from rich.table import Table
 
     from tauon.artifacts import read_json
+    from tauon.cli.show import LOG_WIDTH
     from tauon.config import dump
     from tauon.evaluate import Evaluation, compare
     from tauon.recipe import differences, load_recipe
 
-    console = Console(highlight=False)
-    settings = differences(dump(load_recipe(first)), dump(load_recipe(second)))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+    one, two = ({k: v for k, v in dump(load_recipe(folder)).items() if k != "name"} for folder in (first, second))
+    settings = differences(one, two)
     console.print("[bold]settings[/]" if settings else "the recipes are the same")
     for line in settings:
-        console.print("  " + line, markup=False)
+        console.print("  " + line, markup=False, soft_wrap=True)
     paths = [folder / "evaluation.json" for folder in (first, second)]
     missing = [str(p.parent) for p in paths if not p.exists()]
     if missing:
-        console.print(f"not evaluated yet: {', '.join(missing)} (tauon evaluate RUN)", markup=False)
+        next_ = " && ".join(f"tauon evaluate {shlex.quote(folder)}" for folder in missing)
+        console.print(f"not evaluated yet: {', '.join(missing)}. To do it: {next_}", markup=False, soft_wrap=True)
         return
     a, b = (Evaluation.from_json(read_json(p)) for p in paths)
     table = Table(box=None, padding=(0, 2))

@@ -7,7 +7,6 @@ import math
 import os
 import sys
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +14,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from tauon.cli.hints import next_steps, shown_path
+
 if TYPE_CHECKING:
     from tauon.artifacts import Run
     from tauon.evaluate import Evaluation
 
-__all__ = ["Show", "format_duration", "metrics_table", "pick_show"]
+__all__ = ["LOG_WIDTH", "Show", "format_duration", "metrics_table", "pick_show"]
+
+LOG_WIDTH = 10_000
+"""Columns of what is no terminal, a pipe or a log file: nothing is cut or wrapped there."""
 
 
 def pick_show(quiet: bool, as_json: bool) -> Show:
@@ -38,8 +42,8 @@ class Show:
     """The arguments that ask for it: a worker is started with the same."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-        self.errors = Console(stderr=True, highlight=False)
+        self.console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
+        self.errors = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else LOG_WIDTH)
 
     def __enter__(self) -> Show:
         return self
@@ -70,7 +74,7 @@ class Show:
             table.add_row(name.replace("_", " "), f"{value:.4f}", f"{std[name]:.4f}" if name in std else "")
         self.console.print(table)
 
-    def finish(self, run: Run, whole: bool) -> None:
+    def finish(self, run: Run, *, trained: bool, whole: bool) -> None:
         """The end of a verb."""
 
 
@@ -139,21 +143,14 @@ class PlainShow(Show):
     def on_report(self, path: str, **_: Any) -> None:
         self.line(f"report: {_plain(path)}")
 
-    def finish(self, run: Run, whole: bool) -> None:
-        folder = run.folder.relative_to(Path.cwd()) if run.folder.is_relative_to(Path.cwd()) else run.folder
-        name = _plain(str(folder))
-        tries = [("tauon runs list", "what has been trained here")]
-        if (run.folder / "samples.json").exists():
-            tries.insert(0, (f'tauon generate {name} --prompt "def "', "let it write"))
-        if whole:
-            tries.insert(0, (f"tauon run {name}", "again: everything is done, so it only looks"))
-            tries.insert(1, (f"tauon run {name} name=longer train.steps=2k", "change a setting: steps, optim.lr, model.layers"))
+    def finish(self, run: Run, *, trained: bool, whole: bool) -> None:
+        tries = list(next_steps(run, trained=trained, whole=whole))
         if run.report_path.exists():
-            self.line(f"\nThe report is [bold]{name}/report.html[/]: open it in a browser.")
+            self.line(f"\nThe report is [bold]{_plain(shown_path(run.report_path))}[/]: open it in a browser.")
         self.line("To try next:")
         width = max(len(command) for command, _ in tries) + 2
         for command, about in tries:
-            self.console.print(f"  [bold]{command}[/]{' ' * (width - len(command))}[dim]{about}[/]", soft_wrap=True)
+            self.console.print(f"  [bold]{_plain(command)}[/]{' ' * (width - len(command))}[dim]{about}[/]", soft_wrap=True)
 
 
 class LiveShow(PlainShow):
@@ -215,9 +212,10 @@ class JsonShow(Show):
 
         if kind == "evaluation":
             facts = {"result": facts["result"].to_json()}
-        print(json.dumps(to_json({"kind": kind, **facts}), ensure_ascii=False), flush=True)
+        utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        print(json.dumps(to_json({"kind": kind, **facts}), ensure_ascii=not utf8), flush=True)
 
-    def finish(self, run: Run, whole: bool) -> None:
+    def finish(self, run: Run, *, trained: bool, whole: bool) -> None:
         self.tell("finished", folder=str(run.folder))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tauon.cli.run import EPILOG, recipe_arguments
+from tauon.cli.run import EPILOG, place_of_run, recipe_arguments
 from tauon.cli.show import Show, pick_show
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ def tune_command(
     if tree.privacy is not None and tree.privacy.promises:
         said = "its steps would be taken without privacy, on the data that the recipe protects. Try on public data, with another recipe."
         raise RecipeError([Problem("privacy", said)])
-    root = root or Path("runs")
+    folder = place_of_run(recipe, tree.name, root, assignments)
     show = pick_show(quiet, as_json)
     with show:
         test = range_test(tree, show, low=low, high=high, steps=steps)
-    page = root / f"{tree.name}.lr-range.html"
-    write_page(page, tree.name, test)
+    page = folder.with_name(f"{folder.name}.lr-range.html")
+    write_page(page, folder.name, test)
     if as_json:
         import json
 

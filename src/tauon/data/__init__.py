@@ -38,6 +38,7 @@ from tauon.data.sources import Arrays, Conversation, Document, LabelledTexts, Me
 from tauon.data.sources.picture_file import PICTURE_SUFFIXES
 from tauon.data.sources.wav import is_recording, read_wav
 from tauon.data.split import SplitConfig
+from tauon.data.stamp import DataStamp
 from tauon.data.targets import TargetScale
 from tauon.data.text_augment import TextAugmentConfig
 from tauon.data.tokenizer import Tokenizer
@@ -63,6 +64,7 @@ __all__ = [
     "Conversation",
     "DataConfig",
     "DataSplits",
+    "DataStamp",
     "Document",
     "DocumentDataset",
     "Draws",

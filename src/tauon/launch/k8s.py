@@ -51,7 +51,10 @@ class K8s(Cluster):
     memory: Bytes | None = Field(None, ge=2**20)
     """Memory of each pod (64GiB). Left out: no request."""
     shared_memory: Bytes | None = Field(None, ge=2**20)
-    """Size of /dev/shm, through which workers on one node and data loaders talk. Left out: the container runtime's 64 MiB."""
+    """Size of /dev/shm, through which workers in one pod talk. Left out: 2 GiB for each GPU of a pod that has several, else the 64 MiB of
+    the container runtime. It counts as memory of the pod."""
+    user: Count = Field(1000, ge=0, le=2**31 - 2)
+    """Number of the user and group that the pods run as; the volume is made theirs. The Dockerfile's image has 1000."""
     volume: str | None = Field(None, pattern=_DNS)
     """PersistentVolumeClaim that holds data and runs: without one, what a pod wrote is gone with it. ReadWriteMany for several pods."""
     mount: str = Field("/data", pattern=r"^/[^\s:]*$")
@@ -77,7 +80,9 @@ class K8s(Cluster):
             yield "mount", "needs volume. Set it, or drop this."
 
     def show(self, job: Job) -> str:
-        return "---\n".join(as_yaml(m) for m in self.manifests(job))
+        needs = ", ".join(extras_of(read_yaml(job.recipe, "recipe"), self.engine)) or "none"
+        head = f"# optional libraries that the image needs (docker build --build-arg EXTRAS=...): {needs}\n"
+        return head + "---\n".join(as_yaml(m) for m in self.manifests(job))
 
     def start(self, job: Job, tell: Tell) -> None:
         text = self.show(job)
@@ -152,11 +157,17 @@ class K8s(Cluster):
         if self.volume:
             mounts.append({"name": "data", "mountPath": self.mount})
             volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": self.volume}})
-        if self.shared_memory:
+        gpus = self.gpus_per_node or 0
+        shared = self.shared_memory or (gpus * 2 * 2**30 if gpus > 1 else None)  # NCCL does not start with less than it asks for
+        if shared:
             mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
-            volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": quantity(self.shared_memory)}})
+            volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": quantity(shared)}})
         whole = {"image": self.image, **container, "volumeMounts": mounts, **self.resources(), **self.environment_of_pods()}
-        spec: dict[str, Any] = {"containers": [whole], "volumes": volumes, "terminationGracePeriodSeconds": int(self.grace) + 30, **rest}
+        owner = {"runAsUser": self.user, "runAsGroup": self.user, "fsGroup": self.user, "fsGroupChangePolicy": "OnRootMismatch"}
+        spec: dict[str, Any] = {
+            "containers": [whole], "volumes": volumes, "securityContext": owner,
+            "terminationGracePeriodSeconds": int(self.grace) + 30, **rest,
+        }  # fmt: skip
         if self.node_selector:
             spec["nodeSelector"] = dict(self.node_selector)
         if self.service_account:
@@ -256,6 +267,30 @@ class K8s(Cluster):
         entry = shlex.join(job.command(RECIPE, root=self.root(), python="python3"))
         spec = {"entrypoint": entry, "backoffLimit": self.max_restarts, "shutdownAfterJobFinishes": True, "rayClusterSpec": cluster}
         return [self.object("ray.io/v1", "RayJob", name, spec=spec)]
+
+
+EXTRAS = {"sklearn": "sklearn", "folder": "images", "adamw8bit": "torchao", "parameter-server": "ray"}
+"""Kinds of parts that need an optional library, and the extra that brings it; trackers are called as their extras are."""
+
+
+def extras_of(recipe: dict[str, Any], engine: str) -> list[str]:
+    """Extras of Tauon that an image needs for a recipe."""
+    kinds: set[str] = set()
+    stack: list[Any] = [{k: v for k, v in recipe.items() if k != "launch"}]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            kinds |= {node["kind"]} if isinstance(node.get("kind"), str) else set()
+            stack += node.values()
+        elif isinstance(node, list):
+            stack += node
+    found = {extra for kind, extra in EXTRAS.items() if kind in kinds} | ({"rayjob"} if engine == "rayjob" else set())
+    found |= {t["kind"] for t in recipe.get("track") or () if t.get("kind") in ("tensorboard", "mlflow", "wandb")}
+    if recipe.get("privacy"):
+        found.add("privacy")
+    if ((recipe.get("data") or {}).get("chat") or {}).get("jinja") is not None:
+        found.add("chat")
+    return sorted(found - ({"ray"} if "rayjob" in found else set()))
 
 
 def as_yaml(manifest: dict[str, Any]) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Mapping
 from pathlib import Path
 
+from tauon.artifacts import steps_in
 from tauon.errors import TauonError
 from tauon.launch.logs import error_in, log_path
+from tauon.tracking import read_events
 
-__all__ = ["STOPPED", "WorkerFailed", "cause", "ended", "failed", "is_final"]
+__all__ = ["STOPPED", "WorkerFailed", "cause", "ended", "failed", "is_final", "still_at_work"]
 
-FINAL = frozenset({2, 3, 4, 7, 8})
-"""Exit codes after which a restart would end the same way: the recipe, the data, a checkpoint, a missing library."""
+FINAL = frozenset({2, 3, 4, 7, 8, 9})
+"""Exit codes after which a restart would end the same way: the recipe, the data, a checkpoint, a missing library, a privacy budget."""
 ONCE = 5
 """Worth one more try: the run's folder, or the meeting of the ranks. A lock of a process that was just killed, a peer that died while
 they met; but also the training of another recipe, which stays."""
@@ -66,6 +69,19 @@ def ended(rank: int, code: int) -> str:
         return f"rank {rank} was killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"rank {rank} was killed by signal {-code}"
+
+
+def still_at_work(folder: Path, ended: int, workers: int) -> list[str]:
+    """What can be said of the workers that had not ended when nobody waited for them any longer: [] where there are none."""
+    if ended >= workers:
+        return []
+    steps = []
+    with contextlib.suppress(TauonError, ValueError, TypeError):
+        steps = [int(e["step"]) for e in read_events(folder / "events.jsonl", warn=lambda _: None) if e.get("kind") in ("step", "resume")]
+    saved = max((step for step, _ in steps_in(folder / "checkpoints")), default=None)
+    last = f"the last checkpoint is of step {saved:,}" if saved is not None else "no checkpoint yet"
+    reached = f"step {max(steps):,} was the last that they logged, {last}" if steps else last
+    return [f"{workers - ended} of {workers} were still at work ({reached})"]
 
 
 def failed(codes: Mapping[int, int], logs: Path, restarts: int) -> WorkerFailed:

@@ -30,7 +30,7 @@ from tauon.errors import Interrupted, LaunchError, MissingExtra
 from tauon.launch.config import Tell, Workers
 from tauon.launch.job import Job
 from tauon.launch.logs import Console, log_path, print_line
-from tauon.launch.outcome import STOPPED, cause, ended, failed, is_final
+from tauon.launch.outcome import STOPPED, cause, ended, failed, is_final, still_at_work
 from tauon.launch.worker import HEADER
 
 __all__ = ["Ray"]
@@ -121,12 +121,14 @@ class Ray(Workers):
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
         asked = ""
         restarts = 0
+        begun = False
         with _signals() as signals:
             thread.start()
             while True:
                 last = not thread.is_alive()
                 for event in ray.get(relay.take.remote()):
                     restarts = max(restarts, event.get("restart", 0))
+                    begun = True
                     if event["kind"] == "lines":
                         _keep(job, event["rank"], event["lines"], console)
                     elif event["kind"] == "restart":
@@ -143,7 +145,8 @@ class Ray(Workers):
         codes: dict[int, int] = ray.get(relay.codes.remote())
         if asked:
             saved = not thread.is_alive() and codes and all(c in (0, STOPPED) for c in codes.values())
-            ways = ", ".join(ended(rank, code) for rank, code in sorted(codes.items())) or "none had begun"
+            rest = still_at_work(job.folder, len(codes), workers) if begun else ["none had begun"]
+            ways = ", ".join([*(ended(rank, code) for rank, code in sorted(codes.items())), *rest])
             how = f"all {len(codes)} workers saved and ended" if saved else f"not every worker saved: {ways}"
             raise Interrupted(f"{asked}: {how}. The same command goes on from the last checkpoint.")
         bad = {rank: code for rank, code in codes.items() if code != 0}

@@ -27,6 +27,8 @@ __all__ = ["Slurm"]
 
 WORD = r"^[A-Za-z0-9_.,:@%+/\[\]=-]{1,200}$"
 """What may stand in a line of #SBATCH: those lines are read by Slurm, without quotes of a shell."""
+_RECIPE = "THE-RECIPE-OF-THIS-JOB"
+"""Stands for the script's own variable until the command has been quoted."""
 
 
 @register("slurm")
@@ -44,7 +46,7 @@ class Slurm(Cluster):
     gpus_per_node: Count | None = Field(None, ge=1)
     """GPUs on each node. Left out: none."""
     cpus_per_task: Count | None = Field(None, ge=1)
-    """Cores on each node, shared by its workers. Left out: Slurm's default."""
+    """Cores on each node, shared by its workers. Left out: one for each worker, where Slurm's own default is one for all of them."""
     memory: Bytes | None = Field(None, ge=2**20)
     """Memory of each node (64GiB). Left out: Slurm's default."""
     constraint: str | None = Field(None, pattern=WORD)
@@ -92,25 +94,32 @@ class Slurm(Cluster):
         job.write()
         path = job.folder / "launch" / "job.sbatch"
         atomic_write(path, self.script(job))
-        done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True, check=False)  # noqa: S603, S607
+        odd = any(c in str(job.logs) for c in "%\\")  # sbatch would read a pattern
+        log = [] if odd else [f"--output={job.logs}/slurm-{self.number_pattern()}.out"]
+        command = ["sbatch", "--parsable", *log, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode != 0:
             raise LaunchError(f"sbatch refused {path}: {done.stderr.strip() or done.stdout.strip()}")
         number = done.stdout.strip().split(";")[0]
-        tell("note", message=f"submitted job {number}: squeue -j {number}; log: {job.logs}/slurm-{number}*.out; to stop: scancel {number}")
+        log_at = shlex.quote(f"{job.logs}/slurm-{number}") + "*.out"
+        tell("note", message=f"submitted job {number}: squeue -j {number}; log: {log_at}; to stop: scancel {number}")
 
     def script(self, job: Job) -> str:
-        """The whole batch script."""
+        """The whole batch script. It needs no file beside it: the recipe is in it, and it makes its folders."""
         fewest, nodes, most, each = self.layout()
+        if self.container and any(c in str(job.root.absolute()) for c in " ,:\t\n"):
+            raise LaunchError(f"{job.root.absolute()} has characters that a list of mounts cannot have. Choose another --root.")
         lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in self.options(job, (fewest, most) if most > fewest else (nodes, nodes)))]
         lines += [
             f"# tauon {job.verb} {job.name} on {nodes} node{'s' * (nodes > 1)}, {each} worker{'s' * (each > 1)} each",
             "set -eo pipefail",
         ]
-        lines += [f"cd {shlex.quote(str(Path.cwd()))}", *self.setup]
+        lines += [f"cd {shlex.quote(str(Path.cwd()))}"]
+        lines += self.own_files(job)
+        lines += self.setup
         env = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": f"{int(self.grace)}", **TORCHRUN, **self.environment()}
         lines += [f"export {k}={shlex.quote(v)}" for k, v in env.items()]
-        if self.cpus_per_task:
-            lines += [f"export OMP_NUM_THREADS={max(1, self.cpus_per_task // each)}"]
+        lines += [f"export OMP_NUM_THREADS={max(1, self.cores() // each)}"]
         lines += self.seeding()
         lines += [
             'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
@@ -134,20 +143,40 @@ class Slurm(Cluster):
             ]
         return "\n".join([*lines, 'exit "$code"']) + "\n"
 
+    def cores(self) -> int:
+        """Cores of each node."""
+        return self.cpus_per_task or self.layout()[3]
+
+    def number_pattern(self) -> str:
+        """The job's number in a file name, as sbatch writes it."""
+        return "%A_%a" if self.seeds else "%j"
+
+    def own_files(self, job: Job) -> list[str]:
+        """Log and recipe: folders that may not be there yet, a log that Slurm could not open before they are."""
+        number = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if self.seeds else "$SLURM_JOB_ID"
+        logs, launch = shlex.quote(str(job.logs)), shlex.quote(str(job.recipe_path.parent))
+        marker = "END_OF_RECIPE"
+        while marker in job.recipe.splitlines():
+            marker += "_"
+        return [
+            f"mkdir -p {logs} {launch}",
+            f'exec >> {logs}/"slurm-{number}.out" 2>&1',
+            f'recipe={launch}/"recipe-$SLURM_JOB_ID.yaml"  # of this job: another one may be queued with other settings',
+            f"cat > \"$recipe.new\" <<'{marker}'",
+            job.recipe.rstrip("\n"),
+            marker,
+            'mv "$recipe.new" "$recipe"',
+        ]
+
     def options(self, job: Job, nodes: tuple[int, int]) -> Iterator[str]:
         """The lines of #SBATCH."""
         low, high = nodes
         yield f"--job-name={job.name}"
-        # %j is the job's number; paths with odd characters cannot be written in such a line
-        where = str(job.logs)
-        if any(c in where for c in " \t\n\"'\\%#"):
-            raise LaunchError(f"{where} has characters that sbatch does not take in a line of #SBATCH. Choose another --root.")
-        yield f"--output={where}/slurm-%{'A_%a' if self.seeds else 'j'}.out"
+        yield f"--output=slurm-{self.number_pattern()}.out"  # where sbatch is called: only what goes wrong before the log below is open
         yield "--open-mode=append"
         yield f"--nodes={low}-{high}" if high > low else f"--nodes={low}"
         yield "--ntasks-per-node=1"
-        if self.cpus_per_task:
-            yield f"--cpus-per-task={self.cpus_per_task}"
+        yield f"--cpus-per-task={self.cores()}"
         if self.gpus_per_node:
             yield f"--gpus-per-node={self.gpus_per_node}"
         if self.memory:
@@ -179,8 +208,8 @@ class Slurm(Cluster):
         step = [
             "srun",
             *(["--no-kill", "--kill-on-bad-exit=0"] if high > low else []),
-            *([f"--cpus-per-task={self.cpus_per_task}"] if self.cpus_per_task else []),
-        ]  # srun does not take it from the job
+            f"--cpus-per-task={self.cores()}",  # srun does not take it from the job
+        ]
         inside: list[str] = []
         if self.container:
             mounts = ",".join([f"{job.root.absolute()}:{job.root.absolute()}", *self.mounts])
@@ -189,7 +218,7 @@ class Slurm(Cluster):
             else:
                 inside = ["apptainer", "exec", *(["--nv"] if self.gpus_per_node else []), "--bind", mounts, self.container]
         torchrun = [python, "-m", "torch.distributed.run"]
-        worker = job.command(python=python)
+        worker = job.command(_RECIPE, python=python)
         after = worker[worker.index("-m") :] if "-m" in worker else ["--no-python", *worker]
         parts = [
             shlex.join([*step, *inside, *torchrun]),
@@ -198,7 +227,7 @@ class Slurm(Cluster):
             '--rdzv-backend=c10d --rdzv-endpoint="$head:$port" --rdzv-id="$SLURM_JOB_ID"',
             f"--max-restarts={self.max_restarts}",
             f"--tee=3 --log-dir={shlex.quote(str(job.logs))}",
-            shlex.join(after),
+            shlex.join(after).replace(_RECIPE, '"$recipe"'),
         ]
         if self.seeds:
             parts.append(f'"seed=$seed" "name={job.name}-seed$seed"')

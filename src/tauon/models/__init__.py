@@ -30,7 +30,7 @@ from tauon.models.patchtst import PatchTST, PatchTSTConfig
 from tauon.models.peft import adapt_like, peft_kind, read_peft, write_peft
 from tauon.models.resnet import ResNet, ResNetConfig, published_resnet
 from tauon.models.speech_cnn import SpeechCNN, SpeechCNNConfig
-from tauon.models.start import CheckpointConfig, Start, fit, open_start, resolved, saved_start, start_of
+from tauon.models.start import CheckpointConfig, Start, fit, is_checkpoint, open_start, resolved, saved_start, start_of
 from tauon.models.tabular import FTTransformer, FTTransformerConfig, WideAndDeep, WideAndDeepConfig
 from tauon.models.vit import ViT, ViTConfig
 
@@ -90,6 +90,7 @@ __all__ = [
     "fit",
     "from_record",
     "is_adapter",
+    "is_checkpoint",
     "load_weights",
     "materialize",
     "mel_filters",

@@ -145,6 +145,11 @@ class ModelConfig(Registered, family="model"):
         """The same config with every `auto` filled in from the data. Raises `RecipeError` where they cannot fit."""
         return self
 
+    @classmethod
+    def random_fields(cls) -> tuple[str, ...]:
+        """Fields by which training draws at random inside the model (dropout, dropped paths): 0 switches each off."""
+        return tuple(k for k in cls.model_fields if k.endswith("dropout") or k == "drop_path")
+
     def bare(self) -> Model:
         """The module on the meta device, with its adapters: shapes without memory. Raises `RecipeError` for sizes that cannot be."""
         with torch.device("meta"):

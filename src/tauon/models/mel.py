@@ -56,6 +56,10 @@ class SpeechConfig(ModelConfig):
                 f"{self.peek('hop_ms'):g} is longer than window_ms {self.peek('window_ms'):g}: sound between frames would be lost.",
             )
 
+    @classmethod
+    def random_fields(cls) -> tuple[str, ...]:
+        return (*super().random_fields(), "freq_masks", "time_masks")
+
     def resolve(self, spec: DataSpec) -> Self:
         if spec.sample_rate is None or spec.input_shape is None or spec.outputs is None:
             raise RecipeError([Problem("model.kind", f"{self.kind_} hears recordings, and this data has none. Take another model.")])

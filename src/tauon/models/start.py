@@ -21,7 +21,18 @@ from tauon.models.base import Model, ModelConfig, Size, from_record
 from tauon.models.huggingface import fingerprint_of, is_huggingface, open_huggingface, open_weights
 from tauon.types import DataSpec
 
-__all__ = ["CheckpointConfig", "Fit", "Start", "fit", "open_start", "resolved", "saved_start", "start_of", "starting_weights"]
+__all__ = [
+    "CheckpointConfig",
+    "Fit",
+    "Start",
+    "fit",
+    "is_checkpoint",
+    "open_start",
+    "resolved",
+    "saved_start",
+    "start_of",
+    "starting_weights",
+]
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 _FILES = (".safetensors", ".pt", ".pth", ".th", ".bin")
@@ -104,6 +115,12 @@ def is_weights(ref: str) -> bool:
     """Whether `model.from` names a file of weights alone."""
     path = Path(ref).expanduser()
     return path.is_file() and path.suffix in _FILES
+
+
+def is_checkpoint(ref: str) -> bool:
+    """Whether `model.from` names a run or a checkpoint of Tauon that is there."""
+    path = Path(ref).expanduser()
+    return path.is_dir() and not is_huggingface(path)
 
 
 def start_of(config: ModelConfig) -> Start | None:

@@ -30,7 +30,8 @@ def reserve(run: Run, config: PrivacyConfig, source: SourceConfig, releases: lis
     """Set aside what the run may tell; says how the data set stands. Once for a run, however often it is resumed.
 
     Raises:
-        RecipeError: over budget, with the arithmetic; another budget than the ledger has.
+        PrivacyError: over budget, with the arithmetic and what still fits.
+        RecipeError: another budget than the ledger has.
         RunError: the data changed, or an earlier run of this name is not settled.
     """
     root, name = place_of(run)

@@ -22,6 +22,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,8 +33,9 @@ from typing import Any
 
 from tauon.artifacts import atomic_write, sha256_file
 from tauon.data import SourceConfig
-from tauon.errors import DataError, Problem, RecipeError, RunError
-from tauon.privacy.accounting import Accountant, Release, calibrate, epsilon, refuse_delta, refuse_epsilon
+from tauon.errors import DataError, PrivacyError, Problem, RecipeError, RunError
+from tauon.privacy.accounting import Accountant, Release, refuse_delta, refuse_epsilon
+from tauon.privacy.fitting import total_epsilon, what_fits
 
 __all__ = ["Entry", "Ledger", "Standing", "data_identity", "find_ledgers"]
 
@@ -208,7 +210,7 @@ class Ledger:
             resumes: the reservation that this very run has made before (from its manifest): given back if it is open and for the same releases.
 
         Raises:
-            RecipeError: over budget, with the arithmetic.
+            PrivacyError: over budget, with the arithmetic and what still fits.
             RunError: the run has a reservation on other data, or another one here that is not settled; or the clock went back.
         """
         plain = [r.to_json() for r in releases]
@@ -235,7 +237,8 @@ class Ledger:
         with self._writing() as entries:
             made = next((e for e in entries if e.action == "reserve" and e.number == reservation), None)
             if made is None:
-                raise RunError(f"{self.path}: entry {reservation} is no reservation. tauon privacy ledger {self.data[:12]} shows them.")
+                look = f"tauon privacy ledger {self.data[:12]} --ledger {shlex.quote(str(self.folder))}"
+                raise RunError(f"{self.path}: entry {reservation} is no reservation. To see them: {look}")
             before = next((e for e in entries if e.action == "settle" and e.values["of"] == reservation), None)
             if before is not None:
                 if before.values["releases"] == plain:
@@ -247,7 +250,7 @@ class Ledger:
             )  # fmt: skip
 
     def spend(self, releases: Iterable[Release], *, what: str, kind: str = "manual", note: str = "") -> Entry:
-        """Charge something that is already clear, a noisy statistic or an analysis made elsewhere. Over budget: `RecipeError`."""
+        """Charge something that is already clear, a noisy statistic or an analysis made elsewhere. Over budget: `PrivacyError`."""
         wanted = list(releases)
         with self._writing() as entries:
             self._must_be_open(entries)
@@ -325,7 +328,7 @@ class Ledger:
                 if e.values["run"] == run:
                     raise RunError(
                         f"run {run} has reserved on data set {path.stem[:12]} (entry {e.number}), and its data is now {self.data[:12]}: it changed. Put "
-                        f"the old data back, or settle that run (tauon privacy settle {run}) and start over with --fresh."
+                        f"the old data back, or settle that run (tauon privacy settle, with its folder) and start over with --fresh."
                     )
 
     def _refuse_overspending(self, entries: Sequence[Entry], run: str, wanted: list[Release]) -> None:
@@ -343,11 +346,10 @@ class Ledger:
             f"spent are {standing.spent:.4g}" + (f", with open reservations {standing.reserved:.4g}" if standing.open else ""),
             f"this needs {alone:.4g} alone, together {together:.4g} > {limit:g}",
         ]
-        more = _noise_that_fits(before, wanted, standing.budget, accountant)
-        way = f"With {more:.3g} times the noise (or fewer steps) it fits." if more else "Nothing of this kind fits any more."
+        way = what_fits(before, wanted, standing.budget, accountant)
         waiting = ", ".join(f"{e.values['run']} (entry {e.number})" for e in standing.open)
-        waiting = f" Reserved, not settled: {waiting}; wait for them, or: tauon privacy settle RUN." if waiting else ""
-        raise RecipeError([Problem("privacy", f"{'; '.join(words)}. {way}{waiting}")])
+        waiting = f" Reserved, not settled: {waiting}; wait for them, or: tauon privacy settle, with the run's folder." if waiting else ""
+        raise PrivacyError(f"{'; '.join(words)}. {way}{waiting}")
 
 
 _RESTORE = "Restore it from a backup; without one, the data set's budget must count as spent."
@@ -367,29 +369,6 @@ def _budget(opening: Entry) -> tuple[float, float]:
 
 def _who() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname()}
-
-
-def total_epsilon(releases: Sequence[Release], delta: float, accountant: Accountant) -> float:
-    """Epsilon of all of them: in one composition per kind of neighbours, the two figures added at half of delta each."""
-    replaced = [r for r in releases if r.sampling == "fixed-size"]
-    others = [r for r in releases if r.sampling != "fixed-size"]
-    if replaced and others:
-        return epsilon(replaced, delta / 2, accountant="rdp") + epsilon(others, delta / 2, accountant=accountant)
-    return epsilon(replaced, delta, accountant="rdp") if replaced else epsilon(others, delta, accountant=accountant)
-
-
-def _noise_that_fits(before: list[Release], wanted: list[Release], budget: tuple[float, float], accountant: Accountant) -> float | None:
-    """By how much the noise of `wanted` must be multiplied to fit; None where no noise is enough."""
-    if any(r.sampling in ("known", "fixed-size") for r in [*before, *wanted]):
-        return None
-
-    def scaled(m: float) -> list[Release]:
-        return before + [replace(r, noise_multiplier=r.noise_multiplier * m) for r in wanted]
-
-    try:
-        return calibrate(scaled, target_epsilon=budget[0], delta=budget[1], accountant=accountant, tolerance=1e-2)
-    except RecipeError:
-        return None
 
 
 # ------------------------------------------------------------------------------------------------ finding, settling

@@ -6,6 +6,7 @@ for each choice. What it cannot tell (which column is the label, say) it asks fo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import yaml
 from tauon.artifacts import atomic_write
 from tauon.config import parse
 from tauon.errors import DataError, RecipeError
-from tauon.recipe import Recipe, load_recipe
+from tauon.recipe import NAME, Recipe, load_recipe
 from tauon.starter.draft import Draft, name_of
 from tauon.starter.pictures import is_pictures, pictures
 from tauon.starter.recordings import is_recordings, recordings
@@ -37,9 +38,12 @@ def draft(path: Path | str, *, label: str | None = None, name: str | None = None
     """Look at `path` and decide. `label`: `folder`, a column, or the pattern of names of recordings (`{label}_{speaker}`).
     `model`: the trained model that conversations or preferences are to tune.
 
-    Raises `DataError` for data of no kind that is known, and where the label must be named.
+    Raises `DataError` for data of no kind that is known, and where the label must be named; `RecipeError` for a name that runs cannot have.
     """
     place = Path(path)
+    if name is not None and not re.fullmatch(NAME, name):
+        said = f"--name {name!r} is no name of a run: ASCII letters, digits, '.', '_' and '-', at most 100, a letter or a digit first."
+        raise RecipeError(f"{said} Take {name_of(Path(name))!r} perhaps; the file may be called as you like (--to).")
     if not place.exists():
         raise DataError(f"{place}: no such file or folder")
     name = name or name_of(place)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
+from tauon.config import write_yaml
 
 __all__ = ["Draft", "held_out", "name_of", "suffixes", "training"]
 
@@ -32,21 +31,20 @@ class Draft:
 
     def to_yaml(self) -> str:
         """The recipe with its comments, as a person would write it."""
-        lines = [f"# {self.about}", "# Written by looking at the data: every choice below can be changed.", f"name: {self.name}", "seed: 0"]
+        lines = [
+            f"# {self.about}",
+            "# Written by looking at the data: every choice below can be changed.",
+            f"name: {write_yaml(self.name, flow=True)}",
+            "seed: 0",
+        ]
         for section, value in self.sections.items():
             lines += [f"# {sentence}" for sentence in self.why[section]]
             if section == "data":
                 lines.append("data:")
-                lines += [f"  {key}: {_flow(part)}" for key, part in value.items()]
+                lines += [f"  {key}: {write_yaml(part, flow=True)}" for key, part in value.items()]
             else:
-                lines.append(f"{section}: {_flow(value)}")
+                lines.append(f"{section}: {write_yaml(value, flow=True)}")
         return "\n".join(lines) + "\n"
-
-
-def _flow(value: Any) -> str:
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=math.inf, sort_keys=False, allow_unicode=True).removesuffix("\n...\n").strip()
-    )
 
 
 def name_of(place: Path) -> str:

@@ -102,6 +102,12 @@ def check_model(config: ModelConfig, spec: DataSpec, *, steps: int = 150) -> Non
     assert bare.flops_per_example(spec) > 0
     assert bare.activations_per_example(spec) > 0
 
+    off: dict[str, Any] = dict.fromkeys(type(config).random_fields(), 0)
+    steady = materialize(config.model_copy(update=off), seed=1).train()
+    with torch.no_grad():
+        first, second = (_outputs(task, steady, batch) for _ in range(2))
+    assert torch.equal(first, second), "training draws at random with every one of random_fields at 0: name the field there"
+
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []

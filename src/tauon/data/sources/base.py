@@ -277,6 +277,10 @@ class SourceConfig(Registered, family="source"):
         """(path, name) of the files it reads; none where it reads none."""
         return []
 
+    def reads(self) -> list[Path]:
+        """Files whose change is a change of the data, held-out parts of its own included."""
+        return [path for path, _ in self.files()]
+
     def describe(self) -> dict[str, Any]:
         """Where the data came from, for the report. JSON values only."""
         listed = self.files()

@@ -81,6 +81,10 @@ class FolderConfig(SourceConfig):
             raise DataError(f"{root}: no picture in it ({', '.join(PICTURE_SUFFIXES[:4])}, ...). Expected {root.name}/<class>/<picture>")
         return found
 
+    def reads(self) -> list[Path]:
+        parts = (self, self.part("validation"), self.part("test"))
+        return [path for part in parts if part is not None for path, _ in part.files()]
+
     def arrays(self) -> Arrays:
         root, folders = self._root(), _classes(self._root())
         files: list[Path] = []

@@ -72,6 +72,11 @@ class WavConfig(SourceConfig):
     def gives(self) -> Kind:
         return "signals"
 
+    def reads(self) -> list[Path]:
+        root = Path(self.path)
+        waves = [root] if root.is_file() else [p for p in wav_files(root).values() if isinstance(p, Path)]
+        return [*waves, *([Path(self.transcripts)] if self.transcripts is not None else [])]
+
     def signals(self) -> Signals:
         files, left_out = _found(self.path)
         skip = self.on_corrupt == "skip"

@@ -1,0 +1,63 @@
+"""What may be typed next: commands that work as they are printed, paths quoted for a shell."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tauon.artifacts import Run
+    from tauon.recipe import Recipe
+
+__all__ = ["next_steps", "shown_path", "with_root"]
+
+
+def shown_path(path: Path) -> str:
+    """A path as short as may be from here, quoted for a shell."""
+    here = Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def with_root(command: str, root: Path) -> str:
+    """The command, with --root where the runs do not lie in `runs` here."""
+    return command if root.absolute() == Path("runs").absolute() else f"{command} --root {shown_path(root.absolute())}"
+
+
+def next_steps(run: Run, *, trained: bool, whole: bool) -> Iterator[tuple[str, str]]:
+    """(command, what it does) after a verb. `trained`: the verb trained; `whole`: it did all that the recipe names."""
+    from tauon.recipe import load_recipe
+
+    recipe, folder = load_recipe(run.folder), shown_path(run.folder)
+    if whole:
+        yield f"tauon run {folder}", "again: everything is done, so it only looks"
+        longer = longer_training(recipe)
+        if longer and recipe.privacy is None:  # a second private run would be charged to the data set
+            yield f"tauon run {folder} name={free_name(run)} {longer}", "change a setting: here twice the training; optim.lr, model.layers"
+    elif trained and not (run.folder / "fold-0").is_dir():
+        yield f"tauon evaluate {folder}", "measure it"
+    if not whole and not trained:
+        yield f"tauon report {folder}", "one page with all of it"
+    if recipe.task.needs == "tokens" and run.stage("train") is not None:
+        prompt = next((p for p in recipe.evaluate.prompts if p.strip() and p.isprintable()), None)
+        yield f"tauon generate {folder}" + (f" --prompt {shlex.quote(prompt)}" if prompt else ""), "let it write"
+    yield with_root("tauon runs list", run.folder.parent), "what has been trained here"
+
+
+def longer_training(recipe: Recipe) -> str:
+    """The assignment that doubles the length of a training; "" where it says none that can be doubled."""
+    train = recipe.train
+    for name, value in (("steps", train.peek("steps")), ("epochs", train.peek("epochs")), ("tokens", train.peek("tokens"))):
+        if value is not None:
+            return f"train.{name}={2 * value:g}" if isinstance(value, float) else f"train.{name}={2 * value}"
+    return f"train.time={2 * train.peek('time'):g}s" if train.peek("time") is not None else ""
+
+
+def free_name(run: Run) -> str:
+    """A name that no run beside it has."""
+    number, name = 1, "longer"
+    while (run.folder.parent / name).exists():
+        number += 1
+        name = f"longer-{number}"
+    return name

@@ -1,0 +1,65 @@
+"""Whether the files behind a recipe's data are those that were prepared: looked at by size and time, and by content where these differ.
+
+Public sets are checked against their published sha256 whenever they are read; sources without files have nothing to look at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tauon.data.config import DataConfig
+from tauon.data.files import canonical, sha256_file
+from tauon.errors import DataError
+
+__all__ = ["DataStamp"]
+
+
+@dataclass(frozen=True)
+class DataStamp:
+    """The files that a data section reads, as they were at one moment."""
+
+    files: int
+    bytes: int
+    stat: str
+    """sha256 over path, size and time of change of each file."""
+    content: str
+    """sha256 over path and content of each file."""
+
+    @classmethod
+    def of(cls, config: DataConfig, before: DataStamp | None = None) -> DataStamp:
+        """The stamp of today's files. Where sizes and times are those of `before`, its content is taken as it is. `DataError`: a file is gone."""
+        paths = sorted({path.absolute() for path in _files(config)})
+        try:
+            looks = [(str(p), s.st_size, s.st_mtime_ns) for p in paths for s in [p.stat()]]
+        except OSError as err:
+            raise DataError(f"{err.filename}: cannot be read: {err.strerror or err}") from err
+        stat = hashlib.sha256(canonical(looks).encode()).hexdigest()
+        if before is not None and before.stat == stat:
+            return before
+        content = hashlib.sha256(canonical([[str(p), sha256_file(p)] for p in paths]).encode()).hexdigest()
+        return cls(len(paths), sum(size for _, size, _ in looks), stat, content)
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> DataStamp:
+        return cls(**{k: record[k] for k in ("files", "bytes", "stat", "content")})
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.files:,} file{'s' * (self.files != 1)} of {self.bytes:,} bytes"
+
+
+def _files(config: DataConfig) -> Iterator[Path]:
+    """Every file that the section's sources and tokenizer read."""
+    for source in (config.peek("source"), config.peek("validation"), config.peek("test")):
+        if source is not None:
+            yield from source.reads()
+    try:
+        yield from (path for path, _ in config.peek("tokenizer").files())
+    except DataError:
+        return  # that of the model that training starts from: watched with the model

@@ -1,0 +1,69 @@
+"""What all releases of a data set cost together, and what still fits into its budget. Knows no file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tauon.errors import RecipeError
+from tauon.privacy.accounting import Accountant, Release, calibrate, epsilon
+
+__all__ = ["total_epsilon", "what_fits"]
+
+
+def total_epsilon(releases: Sequence[Release], delta: float, accountant: Accountant) -> float:
+    """Epsilon of all of them: in one composition per kind of neighbours, the two figures added at half of delta each."""
+    replaced = [r for r in releases if r.sampling == "fixed-size"]
+    others = [r for r in releases if r.sampling != "fixed-size"]
+    if replaced and others:
+        return epsilon(replaced, delta / 2, accountant="rdp") + epsilon(others, delta / 2, accountant=accountant)
+    return epsilon(replaced, delta, accountant="rdp") if replaced else epsilon(others, delta, accountant=accountant)
+
+
+def what_fits(before: Sequence[Release], wanted: Sequence[Release], budget: tuple[float, float], accountant: Accountant) -> str:
+    """A sentence: how `wanted` must change to fit beside `before`, or which epsilon of any mechanism still does."""
+    more = _noise_that_fits(before, wanted, budget, accountant)
+    if more is not None:
+        own = total_epsilon(_scaled(wanted, more), budget[1], accountant)
+        return f"With {more:.3g} times the noise (epsilon {own:.3g} at delta {budget[1]:g} alone) or fewer steps it fits."
+    asked = sum(r.count * r.known[1] for r in wanted if r.known is not None)
+    for delta in dict.fromkeys((asked, 0.0)):
+        most = _epsilon_that_fits(before, delta, budget, accountant)
+        if most > 0:
+            return f"Epsilon {most:.3g} at delta {delta:g} still fits."
+    return "Nothing fits any more."
+
+
+def _scaled(wanted: Sequence[Release], factor: float) -> list[Release]:
+    return [replace(r, noise_multiplier=r.noise_multiplier * factor) for r in wanted]
+
+
+def _noise_that_fits(
+    before: Sequence[Release], wanted: Sequence[Release], budget: tuple[float, float], accountant: Accountant
+) -> float | None:
+    """By how much the noise of `wanted` must be multiplied to fit; None where no noise is enough."""
+    if any(r.sampling in ("known", "fixed-size") for r in [*before, *wanted]):
+        return None
+    try:
+        return calibrate(
+            lambda m: [*before, *_scaled(wanted, m)], target_epsilon=budget[0], delta=budget[1], accountant=accountant, tolerance=1e-2
+        )
+    except RecipeError:
+        return None
+
+
+def _epsilon_that_fits(before: Sequence[Release], delta: float, budget: tuple[float, float], accountant: Accountant) -> float:
+    """The largest epsilon, to three digits and rounded down, of one more (epsilon, delta)-private mechanism; 0 where none fits."""
+
+    def fits(value: float) -> bool:
+        try:
+            return total_epsilon([*before, Release(0.0, "known", known=(value, delta))], budget[1], accountant) <= budget[0] * (1 + 1e-9)
+        except RecipeError:  # its delta alone is more than the budget's
+            return False
+
+    low, high = 0.0, budget[0]
+    for _ in range(14):  # to a sixteen-thousandth of the budget
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    shown = float(f"{low:.3g}")
+    return shown if shown <= low or fits(shown) else float(f"{low * 0.995:.3g}")
