@@ -181,9 +181,16 @@ class Context:
 
     def refuse_changed_data(self) -> None:
         """Going on, or measuring, with other data than the run began with would tell nothing: `RunError`."""
-        started = self.run.manifest().get("training")
-        if started is not None and started.get("data") != self.splits.fingerprint:
-            raise RunError(f"{self.run.folder}: the data changed since this run began. {_WAYS_OUT}")
+        manifest = self.run.manifest()
+        started = manifest.get("training")
+        if started is None or started.get("data") == self.splits.fingerprint:
+            return
+        now = (manifest.get("data") or {}).get("files", {}).get("content")
+        if now is not None and started.get("files") == now:
+            said = "the data's files are those that this run began with, but this version of Tauon makes other examples of them"
+            raise RunError(f"{self.run.folder}: {said} (see CHANGELOG). Go on with the version that trained it, or: {_WAYS_OUT}")
+        said = "" if "files" in started else ", or this version of Tauon reads it in another way"
+        raise RunError(f"{self.run.folder}: the data changed since this run began{said}. {_WAYS_OUT}")
 
     def refuse_changed_start(self) -> None:
         """Going on from another model than the run began with would tell nothing: `RunError`."""
@@ -219,6 +226,8 @@ class Context:
         sections = {s: dump(self.recipe)[s] for s in SECTIONS["train"] if s not in FREE}
         fingerprint = self.recipe_fingerprint("train")
         base = {} if self.start is None else {"base": self.start.fingerprint}
+        files = (self.run.manifest().get("data") or {}).get("files")
+        base |= {} if files is None else {"files": files["content"]}
         self.run.update_manifest(
             training={"fingerprint": fingerprint, "sections": sections, "data": self.splits.fingerprint, "plan": plan.record()} | base
         )
