@@ -415,3 +415,24 @@ def test_moments_of_parquet_in_every_unit_and_zone(tmp_path: Path) -> None:
             hours = (ticks // 10**9 // 3600) % 24
             np.testing.assert_array_equal(seen(splits)[:, 0], hours)
             np.testing.assert_allclose(seen(splits)[:, 2], ticks / 86400e9, rtol=1e-6)
+
+
+def test_archives_follow_the_same_rules(tmp_path: Path) -> None:
+    x = RNG.normal(size=(40, 2))
+
+    def archive(y: Any, x: Any = x) -> DataSplits:
+        np.savez(tmp_path / "a.npz", x=x, y=y)
+        return prepare(parse(DataConfig, {"source": {"kind": "npz", "path": str(tmp_path / "a.npz")}}), seed=0, needs="arrays")
+
+    assert archive(np.array([("yes", " yes", "no", "TRUE")[i % 4] for i in range(40)])).spec.labels == ("no", "true", "yes")
+    assert archive(np.arange(40) % 2 == 0).spec.labels == ("false", "true")
+    assert archive(np.array([b"a", b"b"] * 20)).spec.labels == ("a", "b")
+    assert archive(np.array([("01", "1")[i % 2] for i in range(40)])).facts["warnings"] == [
+        "the labels: '01' and '1' are different classes. If they are one, spell them alike in the file"
+    ]
+    order = np.concatenate([x, np.arange(40.0)[:, None]], axis=1)
+    assert "'x2'" in archive(np.repeat([0, 1], 20), order).facts["warnings"][0]
+    many = np.arange(5000.0)[:, None]
+    assert "'x0'" in archive(np.repeat([0, 1], 2500), many).facts["warnings"][0]
+    many[1234] = 4999.5  # one row out of place, between those that are looked at first
+    assert "warnings" not in archive(np.repeat([0, 1], 2500), many).facts

@@ -20,11 +20,12 @@ from tauon.data.bounds import limits_of
 from tauon.data.choice import choice_facts, choose, in_order
 from tauon.data.columns import Encoder, take
 from tauon.data.config import DataConfig
+from tauon.data.facts import content_of, feature_facts, told
 from tauon.data.files import canonical
 from tauon.data.label_leaks import suspects
 from tauon.data.labels import decide_labels, label_facts, read_labels
 from tauon.data.numbers import as_numbers, stands_for_missing
-from tauon.data.preparation import DataSplits, content_of, count_as_read, feature_facts, told
+from tauon.data.preparation import DataSplits, count_as_read
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, SourceConfig, Table
 from tauon.data.spelling import nfc, spelling
@@ -94,7 +95,7 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         parts["train"].facts["group"] = group
     contents = {p: content_of(Arrays(x, targets[p], names, main.label_names)) for p, x in features.items()}
     made_of = hashlib.sha256(canonical([_VERSION, contents]).encode()).hexdigest()
-    warnings += numbers.warnings + suspects(features["train"], targets["train"], encoder, classes)
+    warnings += numbers.warnings + _suspects(features["train"], targets["train"], encoder, classes)
     facts: dict[str, Any] = {
         "kind": "table", "sources": {p: s.describe() for p, s in sources.items()},
         "split": split_facts | {
@@ -121,6 +122,15 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
         hashlib.sha256(canonical(decides).encode()).hexdigest(), None, preprocess,
     )  # fmt: skip
+
+
+def _suspects(features_NF: NDArray[np.float64], targets: NDArray[Any], encoder: Encoder, classes: int) -> list[str]:
+    """Columns that give the label away. Those encoded by the target itself are none."""
+    outputs = [(c, codes) for c in encoder.columns for _, codes, _ in c.outputs()]
+    own = np.array([c.encoding != "target" for c, _ in outputs], bool)
+    names = [c.name for c, _ in outputs if c.encoding != "target"]
+    coded_F = np.array([bool(codes) for _, codes in outputs], bool)[own]
+    return suspects(features_NF if own.all() else features_NF[:, own], targets, names, classes, coded_F)
 
 
 def _odd_categories(encoder: Encoder) -> list[str]:
