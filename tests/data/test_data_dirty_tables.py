@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tauon.config import parse
 from tauon.data import DataConfig, DataSplits, SourceConfig, inputs_from_records, inspect_table, prepare
@@ -436,3 +438,39 @@ def test_archives_follow_the_same_rules(tmp_path: Path) -> None:
     assert "'x0'" in archive(np.repeat([0, 1], 2500), many).facts["warnings"][0]
     many[1234] = 4999.5  # one row out of place, between those that are looked at first
     assert "warnings" not in archive(np.repeat([0, 1], 2500), many).facts
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_pandas_writes_is_read_as_it_was(data: st.DataObject, tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    n = data.draw(st.integers(12, 40))
+    floats = st.floats(-1e12, 1e12, allow_nan=False, width=64).map(lambda v: round(v, 2))  # three decimals could be thousands
+    frame = pd.DataFrame(
+        {
+            "real": data.draw(st.lists(st.one_of(floats, st.none()), min_size=n, max_size=n).filter(lambda v: len({*v} - {None}) > 1)),
+            "whole": data.draw(st.lists(st.integers(-(2**53), 2**53), min_size=n, max_size=n, unique=True)),
+            "word": data.draw(st.lists(st.sampled_from(["Köln", "Bad Ems", "a;b", 'say "x"', "p\nq", "x,y"]), min_size=n, max_size=n)),
+        }
+    )
+    frame["word"] = [*frame["word"][:-2], "first", "second"]
+    frame["y"] = [("01", "1", "ja")[i % 3] for i in range(n)]
+    comma, missing = data.draw(st.booleans()), data.draw(st.sampled_from(["", "NA", "?"]))
+    how = {"sep": ";", "decimal": ","} if comma else {}
+    frame.to_csv(
+        tmp_path / "t.csv",
+        index=data.draw(st.booleans()),
+        na_rep=missing,
+        encoding=data.draw(st.sampled_from(["utf-8-sig", "utf-16"])),
+        **how,
+    )
+    text = (tmp_path / "t.csv").read_bytes()
+    declared = {"missing": ["", missing], "table": {"impute": "constant", "fill": -1}} | ({"delimiter": ";"} if comma else {})
+    splits = made(tmp_path, text, **declared)
+    got = seen(splits)
+    assert splits.preprocess["features"] == ["real", "whole", "word"]
+    np.testing.assert_array_equal(got[:, 0], frame["real"].fillna(-1).to_numpy(np.float64).astype(np.float32))
+    np.testing.assert_array_equal(got[:, 1], frame["whole"].to_numpy(np.float64).astype(np.float32))
+    codes = {w: i + 1 for i, w in enumerate(sorted({*frame["word"]}))}
+    assert got[:, 2].tolist() == [codes[w] for w in frame["word"]]
+    assert [splits.spec.labels[t] for t in targets(splits)] == frame["y"].tolist()
