@@ -62,6 +62,7 @@ def column(splits: DataSplits, name: str) -> dict[str, Any]:
         (["9007199254740993", "9007199254740992"], ("9007199254740992", "9007199254740993")),
         (["007", "7"], ("007", "7")),
         (["10", "9", "-2"], ("-2", "9", "10")),
+        (["9" * 5000, "1e999999999", "1"], ("1", "1e999999999", "9" * 5000)),
         (["1.0", "0"], ("0", "1")),
         (["1_1", "11"], ("11", "1_1")),
         (["True", "false", " TRUE"], ("false", "true")),
@@ -123,6 +124,11 @@ def test_a_class_that_looks_like_no_label_is_a_warning(tmp_path: Path) -> None:
     assert any("'NA' is a class" in w for w in splits.facts["warnings"])
     with pytest.raises(DataError, match=r"line 4: column 'y' is 'NA', expected a label"):
         made(tmp_path, csv("x,y", [f"{i % 7},{('a', 'b', 'NA')[i % 3]}" for i in range(21)]), missing=["", "NA"])
+
+
+def test_half_a_character_is_no_label(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="column 'y': the label .* lone surrogate"):
+        made(tmp_path, "\n".join(f'{{"a": {i}, "y": "\\ud800{i % 2}"}}' for i in range(20)), kind="jsonl")
 
 
 # ------------------------------------------------------------------------------------------------ numbers
