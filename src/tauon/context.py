@@ -185,8 +185,7 @@ class Context:
         started = manifest.get("training")
         if started is None or started.get("data") == self.splits.fingerprint:
             return
-        now = (manifest.get("data") or {}).get("files", {}).get("content")
-        if now is not None and started.get("files") == now:
+        if "files" in started and started["files"] == DataStamp.of(self.recipe.data).content:
             said = "the data's files are those that this run began with, but this version of Tauon makes other examples of them"
             raise RunError(f"{self.run.folder}: {said} (see CHANGELOG). Go on with the version that trained it, or: {_WAYS_OUT}")
         said = "" if "files" in started else ", or this version of Tauon reads it in another way"

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tauon.config import parse
 from tauon.data import DataConfig, DataSplits, SourceConfig, inputs_from_records, inspect_table, prepare
@@ -60,6 +62,7 @@ def column(splits: DataSplits, name: str) -> dict[str, Any]:
         (["9007199254740993", "9007199254740992"], ("9007199254740992", "9007199254740993")),
         (["007", "7"], ("007", "7")),
         (["10", "9", "-2"], ("-2", "9", "10")),
+        (["9" * 5000, "1e999999999", "1"], ("1", "1e999999999", "9" * 5000)),
         (["1.0", "0"], ("0", "1")),
         (["1_1", "11"], ("11", "1_1")),
         (["True", "false", " TRUE"], ("false", "true")),
@@ -121,6 +124,11 @@ def test_a_class_that_looks_like_no_label_is_a_warning(tmp_path: Path) -> None:
     assert any("'NA' is a class" in w for w in splits.facts["warnings"])
     with pytest.raises(DataError, match=r"line 4: column 'y' is 'NA', expected a label"):
         made(tmp_path, csv("x,y", [f"{i % 7},{('a', 'b', 'NA')[i % 3]}" for i in range(21)]), missing=["", "NA"])
+
+
+def test_half_a_character_is_no_label(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="column 'y': the label .* lone surrogate"):
+        made(tmp_path, "\n".join(f'{{"a": {i}, "y": "\\ud800{i % 2}"}}' for i in range(20)), kind="jsonl")
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -415,3 +423,60 @@ def test_moments_of_parquet_in_every_unit_and_zone(tmp_path: Path) -> None:
             hours = (ticks // 10**9 // 3600) % 24
             np.testing.assert_array_equal(seen(splits)[:, 0], hours)
             np.testing.assert_allclose(seen(splits)[:, 2], ticks / 86400e9, rtol=1e-6)
+
+
+def test_archives_follow_the_same_rules(tmp_path: Path) -> None:
+    x = RNG.normal(size=(40, 2))
+
+    def archive(y: Any, x: Any = x) -> DataSplits:
+        np.savez(tmp_path / "a.npz", x=x, y=y)
+        return prepare(parse(DataConfig, {"source": {"kind": "npz", "path": str(tmp_path / "a.npz")}}), seed=0, needs="arrays")
+
+    assert archive(np.array([("yes", " yes", "no", "TRUE")[i % 4] for i in range(40)])).spec.labels == ("no", "true", "yes")
+    assert archive(np.arange(40) % 2 == 0).spec.labels == ("false", "true")
+    assert archive(np.array([b"a", b"b"] * 20)).spec.labels == ("a", "b")
+    assert archive(np.array([("01", "1")[i % 2] for i in range(40)])).facts["warnings"] == [
+        "the labels: '01' and '1' are different classes. If they are one, spell them alike in the file"
+    ]
+    order = np.concatenate([x, np.arange(40.0)[:, None]], axis=1)
+    assert "'x2'" in archive(np.repeat([0, 1], 20), order).facts["warnings"][0]
+    many = np.arange(5000.0)[:, None]
+    assert "'x0'" in archive(np.repeat([0, 1], 2500), many).facts["warnings"][0]
+    many[1234] = 4999.5  # one row out of place, between those that are looked at first
+    assert "warnings" not in archive(np.repeat([0, 1], 2500), many).facts
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_pandas_writes_is_read_as_it_was(data: st.DataObject, tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    n = data.draw(st.integers(12, 40))
+    floats = st.floats(-1e12, 1e12, allow_nan=False, width=64).map(lambda v: round(v, 2))  # three decimals could be thousands
+    frame = pd.DataFrame(
+        {
+            "real": data.draw(st.lists(st.one_of(floats, st.none()), min_size=n, max_size=n).filter(lambda v: len({*v} - {None}) > 1)),
+            "whole": data.draw(st.lists(st.integers(-(2**53), 2**53), min_size=n, max_size=n, unique=True)),
+            "word": data.draw(st.lists(st.sampled_from(["Köln", "Bad Ems", "a;b", 'say "x"', "p\nq", "x,y"]), min_size=n, max_size=n)),
+        }
+    )
+    frame["word"] = [*frame["word"][:-2], "first", "second"]
+    frame["y"] = [("01", "1", "ja")[i % 3] for i in range(n)]
+    comma, missing = data.draw(st.booleans()), data.draw(st.sampled_from(["", "NA", "?"]))
+    how = {"sep": ";", "decimal": ","} if comma else {}
+    frame.to_csv(
+        tmp_path / "t.csv",
+        index=data.draw(st.booleans()),
+        na_rep=missing,
+        encoding=data.draw(st.sampled_from(["utf-8-sig", "utf-16"])),
+        **how,
+    )
+    text = (tmp_path / "t.csv").read_bytes()
+    declared = {"missing": ["", missing], "table": {"impute": "constant", "fill": -1}} | ({"delimiter": ";"} if comma else {})
+    splits = made(tmp_path, text, **declared)
+    got = seen(splits)
+    assert splits.preprocess["features"] == ["real", "whole", "word"]
+    np.testing.assert_array_equal(got[:, 0], frame["real"].fillna(-1).to_numpy(np.float64).astype(np.float32))
+    np.testing.assert_array_equal(got[:, 1], frame["whole"].to_numpy(np.float64).astype(np.float32))
+    codes = {w: i + 1 for i, w in enumerate(sorted({*frame["word"]}))}
+    assert got[:, 2].tolist() == [codes[w] for w in frame["word"]]
+    assert [splits.spec.labels[t] for t in targets(splits)] == frame["y"].tolist()

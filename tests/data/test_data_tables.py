@@ -12,7 +12,7 @@ import torch
 
 from tauon.config import parse
 from tauon.data import ColumnsConfig, DataConfig, DataSplits, Encoder, Normalizer, inputs_from_records, prepare
-from tauon.data.columns import spelling
+from tauon.data.spelling import spelling
 from tauon.data.split import PARTS
 from tauon.errors import DataError, RecipeError
 

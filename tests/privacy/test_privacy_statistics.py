@@ -23,7 +23,7 @@ from tauon.artifacts import Run, latest_checkpoint, load_checkpoint, read_json
 from tauon.config import parse
 from tauon.context import Context
 from tauon.data import DataConfig, Normalizer, inputs_from_records, prepare
-from tauon.errors import DataError, Interrupted, RecipeError, RunError
+from tauon.errors import DataError, Interrupted, PrivacyError, RecipeError, RunError
 from tauon.pipeline import run
 from tauon.privacy.accounting import Release
 from tauon.privacy.ledger import find_ledgers
@@ -111,7 +111,7 @@ def test_the_ledger_counts_them_before_they_are_drawn_and_after(tmp_path: Path, 
     settled = next(e for e in ledger.entries() if e.action == "settle")
     assert [r.to_json() for r in settled.releases] == read_json(folder / "privacy.json")["guarantee"]["releases"]
     over = toy(tmp_path, "name=over", privacy={"budget": {"epsilon": 5, "delta": 1e-3}})
-    with pytest.raises(RecipeError, match="budget"):
+    with pytest.raises(PrivacyError, match="budget"):
         run(over, root=tmp_path, stages=("train",))
     assert not (tmp_path / "over" / "statistics.json").exists()  # a run that does not start is told nothing
 

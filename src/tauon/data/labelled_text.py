@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from tauon.config import dump
 from tauon.data.augment import Draws
 from tauon.data.config import DataConfig
+from tauon.data.facts import told
 from tauon.data.files import canonical
 from tauon.data.labels import label_facts
 from tauon.data.masking import mask_token
 from tauon.data.own_tokenizer import digest_of, tokenizer_for
-from tauon.data.preparation import DataSplits, count_as_read, told
+from tauon.data.preparation import DataSplits, count_as_read
 from tauon.data.progress import report
 from tauon.data.sources.base import LabelledTexts, SourceConfig
 from tauon.data.split import PARTS, Part, refuse_new_classes, split_rows

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Literal
 
 import numpy as np
@@ -75,7 +76,10 @@ def class_numbers(labels: Sequence[Any], where: str) -> tuple[NDArray[np.int64],
         )
     spelt = [spelling(v) for v in labels]
     distinct = {*spelt}
-    names = tuple(sorted(distinct, key=int) if all(map(whole_number, distinct)) else sorted(distinct))
+    for name in distinct:
+        if not name.isascii() and not name.isprintable() and any("\ud800" <= c <= "\udfff" for c in name):
+            raise DataError(f"{where}: the label {name!r} holds half a character (a lone surrogate), which no text has. Repair the file")
+    names = tuple(sorted(distinct, key=Decimal) if all(map(whole_number, distinct)) else sorted(distinct))
     number = {name: i for i, name in enumerate(names)}
     return np.array([number[s] for s in spelt], np.int64), names
 

@@ -285,7 +285,7 @@ def look_at(values: Sequence[Any], rule: NumberForm | None = None) -> Look:
     rival = next(((f, r) for f, _, r in best[1:] if r != read), None) if rule is None else None
     if rival is None:
         after = re.compile(rf"{re.escape(form.decimal)}\d")
-        marks = frozenset([form.decimal] if any(after.search(t) for t in counts) or any(isinstance(v, float) for v in values) else [])
+        marks = frozenset([form.decimal] if any(after.search(t) for t in counts) else [])
         return Look(form, n + told, odd + total - n, marks=marks)
     example = next(t for t, a, b in zip(counts, read, rival[1], strict=True) if a != b)
     return Look(form, n + told, odd + total - n, rival[0], example, grouped is not None)

@@ -7,7 +7,7 @@ the next time. Arrays are read each time, since reading them is all there is to 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tauon.data.bounds import limits_of
 from tauon.data.cache import cache_in, cache_root, obtain
 from tauon.data.choice import choice_facts, choose, in_order
 from tauon.data.config import DataConfig, problems_for
+from tauon.data.facts import content_of, feature_facts, told, warnings_of
 from tauon.data.files import canonical, read_bytes, sha256_file, write_json
 from tauon.data.half import halve
 from tauon.data.image_features import with_features
@@ -336,7 +337,8 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int, *,
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
         "parts": {p: d.facts for p, d in parts.items()}, "normalize": scaling, "augment": steps, "content": made_of,
         **({} if config.scattering is None else {"scattering": dump(config.scattering)}),
-        **choice_facts(config, main.label_names, choice), **told(left_out, target_notes, warnings), **pixel_range,
+        **choice_facts(config, main.label_names, choice), **pixel_range,
+        **told(left_out, target_notes, [*warnings, *warnings_of(main, train_features, rows["train"])]),
         "features": feature_facts(train_features, main.feature_names), **target_facts,
         "input_shape": list(main.features.shape[1:]), "labels": list(main.label_names),
     }  # fmt: skip
@@ -417,35 +419,6 @@ def target_scale_of(
     return fit_target_scale(
         targets, labels, kind=config.normalize_targets, normalize=config.normalize, bounds={nfc(n): b for n, b in config.bounds.items()}
     )
-
-
-def content_of(table: Arrays) -> str:
-    digest = hashlib.sha256()
-    for array in (table.features, table.targets):
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    digest.update(canonical([table.feature_names, table.label_names]).encode())
-    return digest.hexdigest()
-
-
-def told(left_out: Mapping[Part, Sequence[str]], notes: Sequence[str] = (), warnings: Sequence[str] = ()) -> dict[str, Any]:
-    """What a person must be told of the data, as facts: `prepare_stage` says it in the terminal, too. `left_out` is by part."""
-    by_part = {part: [*lines] for part, lines in left_out.items() if lines}
-    found: dict[str, Any] = {"left_out": by_part, "notes": [*dict.fromkeys(notes)], "warnings": [*dict.fromkeys(warnings)]}
-    return {name: lines for name, lines in found.items() if lines}
-
-
-_SHOWN = 64
-
-
-def feature_facts(features: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
-    """Mean, standard deviation and range: of each column of a small table, of everything otherwise."""
-    if features.ndim == 2 and features.shape[1] <= _SHOWN:
-        wide = features.astype(np.float64)
-        listed = names or tuple(f"x{i}" for i in range(features.shape[1]))
-        columns = zip(listed, wide.mean(0).tolist(), wide.std(0).tolist(), wide.min(0).tolist(), wide.max(0).tolist(), strict=True)
-        return {n: {"mean": m, "std": s, "min": lo, "max": hi} for n, m, s, lo, hi in columns}
-    return {"all": {"mean": float(features.mean(dtype=np.float64)), "min": float(features.min()), "max": float(features.max())}}
 
 
 # ---------------------------------------------------------------------------------------------- which keys were used

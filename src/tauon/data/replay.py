@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tauon.data.arrays import Normalizer
 from tauon.data.columns import Encoder
 from tauon.data.dates import has_zone, is_date, moments
-from tauon.data.numbers import number_of
+from tauon.data.numbers import CANONICAL, NumberForm, number_of
 from tauon.data.pixel_range import PixelRange
 from tauon.data.spelling import is_missing, nfc
 from tauon.data.targets import TargetScale
@@ -41,7 +41,10 @@ def inputs_from_records(preprocess: Mapping[str, Any], records: Sequence[Record]
     if kind == "table":
         encoder = Encoder.from_json(preprocess["columns"])
         missing = frozenset(preprocess["missing"])
-        columns = {c.name: [_value(r, c.name, i, missing) for i, r in enumerate(records)] for c in encoder.columns}
+        columns: dict[str, list[Any]] = {c.name: [_value(r, c.name, i, missing) for i, r in enumerate(records)] for c in encoder.columns}
+        for c in encoder.columns:
+            if c.kind == "number":
+                columns[c.name] = [None if v is None else _number(v, c.name, i, c.form) for i, v in enumerate(columns[c.name])]
         return normalizer(encoder(columns, lambda i, column: f"record {i}: column {column!r}"))
     if kind == "arrays" and preprocess.get("features"):
         names = preprocess["features"]
@@ -121,8 +124,9 @@ def _value(record: Record, name: str, i: int, missing: frozenset[str] = frozense
     return None if is_missing(value, missing) else value
 
 
-def _number(value: Any, name: str, i: int) -> float:
-    number = number_of(value)
+def _number(value: Any, name: str, i: int, form: NumberForm = CANONICAL) -> float:
+    number = number_of(value, form)
     if number is None:
-        raise DataError(f"record {i}: {name!r} is {value!r}, expected a number")
+        written = f" ({form.words()})" if form.words() else ""
+        raise DataError(f"record {i}: column {name!r} is {value!r}, expected a number{written}, or null where it is missing")
     return number

@@ -20,8 +20,9 @@ from tauon.config import dump
 from tauon.data.arrays import Normalizer
 from tauon.data.augment import Draws
 from tauon.data.config import DataConfig
+from tauon.data.facts import feature_facts, told
 from tauon.data.files import canonical
-from tauon.data.preparation import DataSplits, count_as_read, feature_facts, told
+from tauon.data.preparation import DataSplits, count_as_read
 from tauon.data.progress import report
 from tauon.data.series_augment import SeriesAugmentConfig
 from tauon.data.sources.base import Series, SourceConfig

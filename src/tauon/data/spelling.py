@@ -10,7 +10,7 @@ from typing import Any
 
 from tauon.data.numbers import is_number, stands_for_missing
 
-__all__ = ["RULE", "in_recipe", "is_missing", "nfc", "odd_classes", "spelling", "whole_number"]
+__all__ = ["RULE", "classes_alike", "in_recipe", "is_missing", "nfc", "odd_classes", "spelling", "whole_number"]
 
 RULE = "blanks at the ends are cut, true and false are in lower case, 1.0 is 1; every other spelling stays as it is"
 """What `spelling` does, for the report."""
@@ -53,18 +53,22 @@ def whole_number(text: str) -> bool:
     return bool(_WHOLE.fullmatch(text))
 
 
-def odd_classes(names: Sequence[str], column: str) -> list[str]:
-    """Warnings: classes that are likely to be one, and a class that is likely to be none."""
+def classes_alike(names: Sequence[str], column: str) -> list[str]:
+    """Warnings of classes that are likely to be one."""
     alike: dict[Any, list[str]] = {}
     for name in names:
         loose = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
         alike.setdefault(Decimal(loose) if is_number(loose) else loose, []).append(name)
-    said = [
+    return [
         f"{column}: {' and '.join(map(repr, group))} are different classes. If they are one, spell them alike in the file"
         for group in alike.values()
         if len(group) > 1
     ]
-    return said + [
+
+
+def odd_classes(names: Sequence[str], column: str) -> list[str]:
+    """Warnings of classes that are likely to be one, and of one that is likely to be none."""
+    return classes_alike(names, column) + [
         f"{column}: {name!r} is a class. If it stands for a missing label, drop those rows, or name it under missing: to have them refused"
         for name in names
         if stands_for_missing(name)

@@ -116,5 +116,5 @@ def forms_in_words(forms: Mapping[str, NumberForm], columns: Mapping[str, Sequen
         if text is None:
             continue
         listed = ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
-        said.append(f"numbers in {listed}: {form.words()}, so {text!r} is {form.value(text):.17g}")
+        said.append(f"numbers in {listed}: {form.words()}, so {text!r} is {form.value(text):.15g}")
     return said

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,12 @@ from tauon.data.bounds import limits_of
 from tauon.data.choice import choice_facts, choose, in_order
 from tauon.data.columns import Encoder, take
 from tauon.data.config import DataConfig
+from tauon.data.facts import content_of, feature_facts, told
 from tauon.data.files import canonical
 from tauon.data.label_leaks import suspects
 from tauon.data.labels import decide_labels, label_facts, read_labels
-from tauon.data.numbers import as_numbers, stands_for_missing
-from tauon.data.preparation import DataSplits, content_of, count_as_read, feature_facts, target_scale_of, told
+from tauon.data.numbers import NumberForm, as_numbers, stands_for_missing
+from tauon.data.preparation import DataSplits, count_as_read, target_scale_of
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, SourceConfig, Table
 from tauon.data.spelling import nfc, spelling
@@ -39,13 +40,8 @@ _VERSION = 2
 
 def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: int, *, scale_targets: bool = False) -> DataSplits:
     """Read, split, fit on the training rows, encode every part."""
-    group = None if config.table.group is None else nfc(config.table.group)
-    tables = {part: _load(source, part) for part, source in sources.items()}
-    left_out = {part: table.left_out for part, table in tables.items()}
-    tables, spelt, warnings = _same_targets(tables)
-    group_N, tables = _grouped(tables, group)
-    numbers = read_numbers(tables["train"], _places(tables["train"], np.arange(len(tables["train"]))))
-    main = tables["train"] = in_order(numbers.table, config.label_order)
+    tables, group_N, forms, said = _read(config, sources)
+    main = tables["train"]
     rows, split_facts = split_rows(main.targets, config.split, [p for p in PARTS if p not in sources], group_N)
     refuse_new_classes(main.targets, main.label_names, rows, f"column {main.label!r}")
     for part in tables:
@@ -56,7 +52,7 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
     classes = len(main.label_names) if main.classes else 0
     encoder, encoded = Encoder.fit(
         {name: take(values, training) for name, values in main.columns.items()}, main.targets[training], config.table,
-        declared=main.categorical, classes=classes, where=_places(main, training), seed=config.split.seed, forms=numbers.forms,
+        declared=main.categorical, classes=classes, where=_places(main, training), seed=config.split.seed, forms=forms,
     )  # fmt: skip
     names, codes = encoder.names, encoder.codes
     kind = "standard" if config.normalize == "auto" else config.normalize
@@ -68,19 +64,11 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
     targets: dict[Part, NDArray[Any]] = {"train": main.targets[training]}
     target_scale, target_facts, target_notes = target_scale_of(config, targets["train"], main.label_names, scale_targets)
     unseen: dict[str, dict[str, int]] = {}
-    for part in PARTS[1:]:
-        if part not in rows and part not in tables:
-            continue
+    for part in (p for p in PARTS[1:] if p in rows or p in tables):
         table = tables.get(part, main)
         mine = rows[part] if part in rows else np.arange(len(table))
-        chosen = {c.name: take(table.columns[c.name], mine) for c in encoder.columns}
-        where = _places(table, mine)
-        for c in (c for c in encoder.columns if c.kind == "number"):
-            chosen[c.name] = as_numbers(chosen[c.name], lambda i, name=c.name, where=where: where(i, name), c.form, table.missing)  # type: ignore[misc]
-        features[part] = _within_float32(encoder(chosen, where), encoder, part)
+        features[part], unseen[part] = _encoded(table, mine, encoder, part)
         targets[part] = table.targets[mine]
-        if found := encoder.unseen(chosen):
-            unseen[part] = found
 
     _refuse_changing_codes(config, encoder)
     choice = choose(config, main, training, (len(names),), seed)
@@ -94,24 +82,26 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         parts[part] = ArrayDataset(
             whole, np.arange(len(x)), normalizer, seed=seed, categories=codes, target_scale=target_scale, **training_only
         )
-    if group is not None:
-        parts["train"].facts["group"] = group
+    if config.table.group is not None:
+        parts["train"].facts["group"] = nfc(config.table.group)
     contents = {p: content_of(Arrays(x, targets[p], names, main.label_names)) for p, x in features.items()}
     made_of = hashlib.sha256(canonical([_VERSION, contents]).encode()).hexdigest()
-    warnings += numbers.warnings + suspects(features["train"], targets["train"], encoder, classes)
+    said.notes += target_notes + _odd_categories(encoder)
+    said.warnings += _suspects(features["train"], targets["train"], encoder, classes)
     facts: dict[str, Any] = {
         "kind": "table", "sources": {p: s.describe() for p, s in sources.items()},
         "split": split_facts | {
             "own_parts": [p for p in sources if p != "train"],
             "rows_also_in_train": {p: count_repeats(features["train"], x) for p, x in features.items() if p != "train"},
         },
-        "parts": {p: d.facts for p, d in parts.items()}, "columns": encoder.facts(), "unseen_categories": unseen,
+        "parts": {p: d.facts for p, d in parts.items()}, "columns": encoder.facts(),
+        "unseen_categories": {p: counts for p, counts in unseen.items() if counts},
         "normalize": {"kind": kind, "why": "features are not bytes" if config.normalize == "auto" else "as set"}
         | ({"bounds": dict(config.bounds)} if config.bounds else {}), **target_facts,
         "table": dump(config.table), "augment": steps, "content": made_of,
         **choice_facts(config, main.label_names, choice), "features": feature_facts(features["train"], names),
-        "input_shape": [len(names)], "labels": list(main.label_names), **spelt,
-        **told(left_out, [n for t in tables.values() for n in t.notes] + numbers.notes + target_notes + _odd_categories(encoder), warnings),
+        "input_shape": [len(names)], "labels": list(main.label_names), **said.facts,
+        **told(said.left_out, said.notes, said.warnings),
     }  # fmt: skip
     preprocess = {
         "kind": "table", "columns": encoder.to_json(), "normalize": normalizer.to_json(), "labels": list(main.label_names),
@@ -126,6 +116,47 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
         hashlib.sha256(canonical(decides).encode()).hexdigest(), None, preprocess,
     )  # fmt: skip
+
+
+@dataclass
+class _Said:
+    """What is to be told of how the files were read."""
+
+    left_out: dict[Part, tuple[str, ...]]
+    notes: list[str]
+    warnings: list[str]
+    facts: dict[str, Any]
+
+
+def _read(
+    config: DataConfig, sources: dict[Part, SourceConfig]
+) -> tuple[dict[Part, Table], NDArray[np.int64] | None, dict[str, NumberForm], _Said]:
+    """(the tables, the training one with its numbers read, whose each of its rows is, how its numbers are written, what is to be told)."""
+    tables = {part: _load(source, part) for part, source in sources.items()}
+    left_out = {part: table.left_out for part, table in tables.items()}
+    tables, facts, notes, warnings = _same_targets(tables)
+    group_N, tables = _grouped(tables, None if config.table.group is None else nfc(config.table.group))
+    found = read_numbers(tables["train"], _places(tables["train"], np.arange(len(tables["train"]))))
+    tables["train"] = in_order(found.table, config.label_order)
+    notes += [note for table in tables.values() for note in table.notes]
+    return tables, group_N, found.forms, _Said(left_out, notes + found.notes, warnings + found.warnings, facts)
+
+
+def _encoded(table: Table, rows: NDArray[np.int64], encoder: Encoder, part: Part) -> tuple[NDArray[np.float64], dict[str, int]]:
+    """(rows that the encoder was not fitted on as numbers, how many values of each column it has not seen)."""
+    chosen, where = {c.name: take(table.columns[c.name], rows) for c in encoder.columns}, _places(table, rows)
+    for c in (c for c in encoder.columns if c.kind == "number"):
+        chosen[c.name] = as_numbers(chosen[c.name], lambda i, name=c.name: where(i, name), c.form, table.missing)  # type: ignore[misc]
+    return _within_float32(encoder(chosen, where), encoder, part), encoder.unseen(chosen)
+
+
+def _suspects(features_NF: NDArray[np.float64], targets: NDArray[Any], encoder: Encoder, classes: int) -> list[str]:
+    """Columns that give the label away. Those encoded by the target itself are none."""
+    outputs = [(c, codes) for c in encoder.columns for _, codes, _ in c.outputs()]
+    own = np.array([c.encoding != "target" for c, _ in outputs], bool)
+    names = [c.name for c, _ in outputs if c.encoding != "target"]
+    coded_F = np.array([bool(codes) for _, codes in outputs], bool)[own]
+    return suspects(features_NF if own.all() else features_NF[:, own], targets, names, classes, coded_F)
 
 
 def _odd_categories(encoder: Encoder) -> list[str]:
@@ -143,12 +174,12 @@ def _refuse_changing_codes(config: DataConfig, encoder: Encoder) -> None:
             )
 
 
-def _same_targets(tables: dict[Part, Table]) -> tuple[dict[Part, Table], dict[str, Any], list[str]]:
-    """(the tables, facts, warnings): what the labels are is decided over all parts together."""
+def _same_targets(tables: dict[Part, Table]) -> tuple[dict[Part, Table], dict[str, Any], list[str], list[str]]:
+    """(the tables, facts, notes, warnings): what the labels are is decided over all parts together."""
     labelled = {part: t for part, t in tables.items() if len(t.labels)}
     main = labelled.get("train")
     if main is None:
-        return tables, {}, []
+        return tables, {}, [], []
     every = [label for t in labelled.values() for label in t.labels]
     where = f"{main.places[0].rpartition(',')[0]}: column {main.label!r}"
     kind = decide_labels(every, main.target, where, main.numbers)
@@ -158,9 +189,9 @@ def _same_targets(tables: dict[Part, Table]) -> tuple[dict[Part, Table], dict[st
         made[part] = replace(table, targets=targets, label_names=names or (table.label,))
     if kind.values:
         words = kind.form.words()
-        return made, {}, [] if not words else [f"numbers in {main.label}: {words}"]
+        return made, {}, [f"numbers in {main.label}: {words}"] if words else [], []
     facts, warnings = label_facts(every, sorted({n for p in labelled for n in made[p].label_names}), f"column {main.label!r}")
-    return made, {"label_spelling": facts}, warnings
+    return made, {"label_spelling": facts}, [], warnings
 
 
 def _load(source: SourceConfig, part: Part) -> Table:

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from tauon.config import Count, Registered, dump
 from tauon.data.files import canonical, sha256_file
+from tauon.data.labels import class_numbers
 from tauon.data.numbers import NumberForm
 from tauon.data.pixel_range import PixelRange
 from tauon.errors import DataError
@@ -328,6 +329,8 @@ _PLACES = frozenset({"path", "images", "labels"})
 
 def class_targets(values: NDArray[Any], where: str, names: tuple[str, ...] = ()) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Class numbers 0..C-1 and their names. With `names` given, the values must already be such numbers."""
+    if values.ndim == 1 and not names and values.dtype.kind in "USb":
+        return class_numbers([v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values.tolist()], where)
     if values.ndim != 1:
         raise DataError(f"{where}: class labels have shape {values.shape}, expected one number per example")
     if values.dtype.kind == "f":

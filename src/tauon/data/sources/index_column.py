@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tauon.data.spelling import whole_number
+from tauon.data.spelling import spelling, whole_number
 
 __all__ = ["is_nameless", "left_out_as_index", "numbers_rows"]
 
@@ -24,7 +24,7 @@ def numbers_rows(values: Sequence[Any]) -> bool:
     if not there:
         return True
     whole = all(whole_number(v.strip()) if isinstance(v, str) else isinstance(v, int) and not isinstance(v, bool) for v in there)
-    return whole and len(there) == len(values) == len({int(v) for v in there})
+    return whole and len(there) == len(values) == len({spelling(v) for v in there})
 
 
 def left_out_as_index(name: str, values: Sequence[Any]) -> str:
