@@ -27,9 +27,12 @@ def scale_rates(
     if layer_decay is None and not lr_scale:
         return
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    called: dict[int, list[str]] = {}
+    for n, p in model.named_parameters(remove_duplicate=False):  # a tied weight has two names
+        called.setdefault(id(p), []).append(n)
     factors: dict[int, float] = {}
     for pattern in lr_scale:
-        if not any(fnmatch.fnmatchcase(n, pattern) for n, _ in named):
+        if not any(fnmatch.fnmatchcase(n, pattern) for _, p in named for n in called[id(p)]):
             message = f"{pattern!r} names no parameter that trains. There are: {', '.join(n for n, _ in named[:8])}."
             raise RecipeError([Problem("optim.lr_scale", message)])
     for name, p in named:
@@ -39,7 +42,7 @@ def scale_rates(
             if not layers:
                 raise RecipeError([Problem("optim.layer_decay", "this model has no blocks one behind another. Take optim.lr_scale.")])
             factor = layer_decay ** (layers - 1 - layer)
-        matching = [f for pattern, f in lr_scale.items() if fnmatch.fnmatchcase(name, pattern)]
+        matching = [f for pattern, f in lr_scale.items() if any(fnmatch.fnmatchcase(n, pattern) for n in called[id(p)])]
         factors[id(p)] = factor * (matching[-1] if matching else 1.0)
     for part in getattr(optimizer, "parts", [optimizer]):
         split: list[dict[str, Any]] = []
