@@ -286,6 +286,8 @@ def test_the_prompt_of_an_answer_is_what_transformers_gives_to_generate(name: st
 def test_whatever_is_said_becomes_the_tokens_of_transformers(name: str, said: list[str]) -> None:
     messages = talk(*(said if len(said) % 2 == 0 else said[:-1]))
     if any(not m.content.strip() for m in messages if m.role == "assistant"):
+        if name == "qwen-3":  # it writes its empty thoughts; that an answer is empty is seen before (`chat.py`)
+            return
         with pytest.raises(DataError, match="leaves nothing of the answer"):
             ours(name, False).encode(messages, "here")
         return
@@ -422,7 +424,8 @@ def test_rows_are_packed_cut_and_counted(tmp_path: Path, monkeypatch: pytest.Mon
     part = splits.facts["parts"]["train"]
     assert (part["answers_rewritten"], part["prompts_cut"], part["answers_cut"]) == (12, 1, 0)
     assert splits.facts["notes"] == [
-        "12 answers of the train part are context only: the chat template writes them otherwise when others follow"
+        "1 conversations of the train part lost the beginning of what stands before the last answer: they are longer than data.seq_len",
+        "12 answers of the train part are context only: the chat template writes them otherwise when others follow",
     ]
     data: Any = splits.train
     batch = data.batch(np.arange(len(data)))

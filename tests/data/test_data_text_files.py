@@ -143,6 +143,9 @@ def dump_source(config: SourceConfig) -> dict[str, Any]:
         ('{"a": 1}\n[1]', "line 2: a JSON list, expected an object"),
         ("[1]", "item 0: a JSON int, expected an object"),
         ("[" * 100_000, "begins like a list"),
+        ('{"a": 1, "b": 2, "a": 3}', "line 1: not JSON that can be read .the key 'a' twice in one object"),
+        ('[{"b": {"a": 1, "a": 3}}]', "the key 'a' twice in one object"),
+        ('{"a": 1}'.encode("utf-16-le").decode(), "line 1: not JSON at column .*It looks like UTF-16"),
         ('{"a": 1' + "0" * 5000 + "}", "line 1: not JSON that can be read"),
     ],
 )

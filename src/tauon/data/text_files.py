@@ -88,7 +88,7 @@ def json_rows(text: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     r"""(place, object) of each row: of a list, or of lines. Lines end at \n alone: a string of JSON may hold other line separators."""
     if text.lstrip().startswith("["):
         try:
-            rows = json.loads(text)
+            rows = json.loads(text, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as err:
             raise DataError(f"{where}: begins like a list and is not JSON ({err})") from None
         found: Iterator[tuple[str, Any]] = ((f"{where}, item {i}", row) for i, row in enumerate(rows))
@@ -114,11 +114,20 @@ def _parsed(lines: Iterable[tuple[int, str]], where: str) -> Iterator[tuple[str,
             continue
         place = f"{where}, line {number}"
         try:
-            yield place, json.loads(line)
+            yield place, json.loads(line, object_pairs_hook=_unique)
         except json.JSONDecodeError as err:
-            raise DataError(f"{place}: not JSON at column {err.colno} ({err.msg}). Each line must be one JSON object") from None
+            hint = "It looks like UTF-16: name it (encoding: utf-16-le)" if "\0" in line else "Each line must be one JSON object"
+            raise DataError(f"{place}: not JSON at column {err.colno} ({err.msg}). {hint}") from None
         except (ValueError, RecursionError) as err:
             raise DataError(f"{place}: not JSON that can be read ({err})") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [k for k, _ in pairs]
+        raise ValueError(f"the key {next(k for k in names if names.count(k) > 1)!r} twice in one object: one of its values would be lost")
+    return found
 
 
 def _object(row: Any, place: str) -> dict[str, Any]:
