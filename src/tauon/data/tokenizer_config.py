@@ -31,6 +31,10 @@ class TokenizerConfig(Registered, family="tokenizer", default="bpe"):
         """Files that name its tokens without deciding which ids a text becomes."""
         return []
 
+    def names(self) -> dict[str, str]:
+        """Settings of that kind."""
+        return {}
+
     def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
         """The tokenizer. `texts()` gives the training part, a document at a time; held-out text is never seen."""
         raise NotImplementedError
@@ -144,6 +148,9 @@ class FileConfig(TokenizerConfig):
         raise DataError(
             f"{path}: the folder has no tokenizer.json, no encoder.json with vocab.bpe, no vocab.json with merges.txt, and no vocab.txt"
         )
+
+    def names(self) -> dict[str, str]:
+        return {} if self.eos is None else {"eos": self.eos}
 
     def beside(self) -> list[Path]:
         return [p for p in (self.files()[0][0].with_name(CONFIG),) if p.is_file()]

@@ -228,6 +228,8 @@ def _short(value: Any) -> str:
 class JsonlConfig(TableConfig):
     """One JSON object a line."""
 
+    later = ("encoding",)
+
     encoding: str = "utf-8"
     """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
 
