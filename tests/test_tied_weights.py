@@ -73,7 +73,8 @@ def adapt(kind: str, *also: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "also"), [("lora", ("embed.weight",)), ("lora", ("head.*",)), ("dora", ("embed.*", "head.weight")), ("lora", ("*e*d*.weight",))]
+    ("kind", "also"),
+    [("lora", ("embed.weight",)), ("lora", ("head.*",)), ("dora", ("embed.*", "head.weight")), ("lora", ("*e*d*.weight",))],
 )
 def test_a_tied_weight_trains_once_by_whichever_name_it_is_named(base: Path, kind: str, also: tuple[str, ...]) -> None:
     done = tuned(base, f"also-{kind}-{'-'.join(also).replace('*', 'all')}", adapt=adapt(kind, *also))
