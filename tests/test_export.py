@@ -226,3 +226,13 @@ def test_a_model_whose_text_ends_with_another_token_than_it_begins_with_stops_th
     model = transformers.AutoModelForCausalLM.from_pretrained(world / "out-further")
     assert model.generation_config.eos_token_id == [2, 1]
     assert transformers.AutoTokenizer.from_pretrained(world / "out-further").chat_template == "{{ 'the template of the base' }}"
+
+
+def test_a_tokenizer_that_transformers_has_not_is_said_to_be_left_out(world: Path, tauon: Tauon) -> None:
+    text = {"source": {"kind": "text", "path": str(world / "docs")}, "tokenizer": "bytes"}
+    go(world, "bytes", data=text, model=GPT, train={"steps": 1})
+    code, out, err = tauon("export", "runs/bytes", "--to", "bytes-hf")
+    assert code == 0 and "model.safetensors" in out
+    assert "no tokenizer.json: transformers has no tokenizer of characters or bytes alone" in err
+    code, out, err = tauon("export", "runs/texts", "--to", "texts-hf")
+    assert (code, err) == (0, "") and "tokenizer.json" in out

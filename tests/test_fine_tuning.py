@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from tauon.errors import CheckpointError, RecipeError, RunError, TauonError, Tra
 from tauon.export import export_checkpoint, merge_adapter
 from tauon.models import open_start
 from tauon.pipeline import load_model, run
-from tauon.recipe import Recipe
+from tauon.recipe import Recipe, load_recipe
 from tauon.tracking import read_events
 from toy import Tauon, words
 
@@ -318,3 +320,42 @@ def test_the_learning_rate_range_of_adapters_is_tested_as_of_any_model(world: Pa
     (world / "range.yaml").write_text(to_yaml(recipe(world, "range", adapt=LORA)))
     ended = Tauon(capsys)("tune", world / "range.yaml", "--lr-range", "--steps", "12", "--root", world / "runs")
     assert ended.code == 0 and "optim.lr=" in ended.out, ended
+
+
+# ------------------------------------------------------------------------------------------------ the page
+
+
+def test_the_page_on_fine_tuning_works_from_its_first_line_to_its_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its first recipe, on notes at home and a small quickstart run; then each command that it shows, as it is shown."""
+    page = (Path(__file__).parents[1] / "docs" / "fine-tuning.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home/notes/more").mkdir(parents=True)
+    for i in range(12):
+        (tmp_path / "home/notes" / ("more" if i % 2 else "") / f"{i}.md").write_text(words(200, seed=i))
+    small = ["train.time=null", "train.steps=3", "train.batch=2", "data.source.limit=12", "data.tokenizer.vocab=300", "model.layers=1"]
+    small += ["model.width=16", "evaluate.samples=0", "evaluate.resamples=100", "train.validate_examples=4"]
+    run(load_recipe("quickstart", small), root=tmp_path / "runs", stages=("prepare", "train"))
+    recipe_shown = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0]
+    (tmp_path / "notes.yaml").write_text(recipe_shown)
+    tauon = Tauon(capsys)
+    code, _, err = tauon("run", "notes.yaml", "evaluate.resamples=100")
+    assert code == 0, err
+    shown = re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    commands = [shlex.split(line, comments=True)[1:] for block in shown for line in block.splitlines() if line.startswith("tauon ")]
+    assert len(commands) == 4
+    for words_ in [*commands, ["export", "runs/quickstart", "--to", "quickstart-hf"]]:
+        code, _, err = tauon(*words_)
+        assert code == 0, err
+    for folder, of in (("notes-hf", "notes-lora"), ("quickstart-hf", "quickstart")):
+        checkpoint = latest_checkpoint(tmp_path / "runs" / of / "checkpoints")
+        assert checkpoint is not None
+        mine, _ = load_model(checkpoint, load_recipe(tmp_path / "runs" / of))
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+        ids = transformers.AutoTokenizer.from_pretrained(folder)("a heavy lepton", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            torch.testing.assert_close(theirs(ids).logits, mine.logits(mine(ids)), rtol=0, atol=1e-4)
+    merged, again = (open_start(name) for name in ("notes-merged", "again"))
+    assert all((t.read() - again.tensors[n].read()).abs().max() < 1e-6 for n, t in merged.tensors.items())

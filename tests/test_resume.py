@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -151,3 +152,46 @@ def test_a_signal_saves_first_and_the_same_command_goes_on(place: Path, number: 
     process.stderr.close()
     finish(place)
     assert final_files(place, "whole", 150) == final_files(place, "stopped", 150)
+
+
+def test_a_run_that_an_earlier_version_began_is_the_same_recipe(place: Path) -> None:
+    """That version did not know some keys, which have their default today: it is done, it goes on; another value is another recipe."""
+    import tauon.context
+    import tauon.recipe
+    from tauon.config import dump
+    from tauon.errors import RunError
+    from tauon.pipeline import run
+
+    def earlier(tree: object) -> object:
+        found = dump(tree)  # type: ignore[arg-type]
+        if "data" in found:
+            del found["data"]["chat"]["date"], found["data"]["source"]["encoding"], found["train"]["freeze"]
+        return found
+
+    write(place, "old", steps=14)
+    recipe = tauon.recipe.load_recipe(place / "recipe.yaml")
+    told: list[tuple[str, str]] = []
+
+    def tell(kind: str, /, **facts: object) -> None:
+        if kind == "stage":
+            told.append((str(facts["name"]), str(facts["state"])))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tauon.context, "dump", earlier)
+        patch.setattr(tauon.recipe, "dump", earlier)
+        done = run(recipe, root=place / "runs", stages=("prepare", "train"))
+    before = final_files(place, "old", 14)
+    for _ in range(2):
+        told.clear()
+        run(recipe, root=place / "runs", stages=("prepare", "train"), tell=tell)
+        assert told == [("prepare", "done before"), ("train", "done before")]
+    shutil.rmtree(done.checkpoints / "step-000014")
+    (done.folder / "stages.json").unlink()
+    run(recipe, root=place / "runs", stages=("prepare", "train"))
+    assert final_files(place, "old", 14) == before
+    with pytest.raises(RunError, match="another recipe .*encoding"):
+        run(
+            tauon.recipe.load_recipe(place / "recipe.yaml", ["data.source.encoding=latin-1"]),
+            root=place / "runs",
+            stages=("prepare", "train"),
+        )

@@ -215,10 +215,23 @@ class Context:
             if stage in ("prepare", "train")
             else [str((self.run.stage(s) or {}).get("time")) for s in ("train", "evaluate") if s != stage]
         )
-        return fingerprint(self.recipe, SECTIONS[stage], *earlier, *found)
+        return fingerprint(self.recipe, SECTIONS[stage], *earlier, *found, spelled=self._spelled)
 
     def recipe_fingerprint(self, stage: str) -> str:
-        return fingerprint(self.recipe, [s for s in SECTIONS[stage] if s not in FREE])
+        return fingerprint(self.recipe, [s for s in SECTIONS[stage] if s not in FREE], spelled=self._spelled)
+
+    @cached_property
+    def _spelled(self) -> dict[str, Any]:
+        """The recipe as plain data; sections that say what the run began with, as it wrote them then: an earlier version did not know keys that
+        came later, and where they have their default, nothing changed.
+        """
+        whole = dump(self.recipe)
+        began = (self.run.manifest().get("training") or {}).get("sections", {})
+        try:
+            today = dump(parse(Recipe, whole | began)) if began else whole
+        except RecipeError:  # a key that is gone
+            return whole
+        return whole | {s: tree for s, tree in began.items() if today.get(s) == whole.get(s)}
 
     def record_training(self, plan: Plan) -> None:
         """Remember what this folder trains, and every choice that a resume must make the same way."""

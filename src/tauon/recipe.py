@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,9 +163,11 @@ class Recipe(Config):
         return data.peek("validation") is None and split.peek("folds") is None and split.peek("validation") == 0
 
 
-def fingerprint(recipe: Recipe, sections: Iterable[str], *upstream: str) -> str:
-    """sha256 of what a stage's result depends on: its sections, the seed, and what came before."""
-    whole = dump(recipe)
+def fingerprint(recipe: Recipe, sections: Iterable[str], *upstream: str, spelled: Mapping[str, Any] | None = None) -> str:
+    """sha256 of what a stage's result depends on: its sections, the seed, and what came before. `spelled`: the recipe as plain data, where an
+    earlier version wrote it.
+    """
+    whole = dump(recipe) if spelled is None else spelled
     text = json.dumps([{s: whole[s] for s in sections}, whole["seed"], *upstream], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

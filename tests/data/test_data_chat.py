@@ -152,6 +152,8 @@ def test_keys_that_are_not_read_are_named_and_counted(tmp_path: Path) -> None:
     facts = made(tmp_path, rows, split={"validation": 0}).facts
     assert facts["ignored_keys"] == {"train": {"name": 19, "id": 19, "source": 19}}
     assert facts["notes"] == ["keys of the rows that are not read: id, name, source"]
+    strange = [{"instruction": "a", "output": "b", "\ud800": 1}] * 12
+    assert made(tmp_path, strange).facts["notes"] == ["keys of the rows that are not read: \\ud800"]
     pairs = [{"prompt": "Hi", "chosen": f"a{i}", "rejected": "b", "margin": 2} for i in range(12)]
     assert made(tmp_path, pairs, "pairs").facts["notes"] == ["keys of the rows that are not read: margin"]
 
@@ -191,6 +193,8 @@ def test_an_empty_answer_in_the_middle_is_refused_or_left_out_and_counted(tmp_pa
 def test_pairs_that_prefer_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="are the same text"):
         pair({"prompt": "Hi", "chosen": "a", "rejected": "a"}, "x")
+    with pytest.raises(DataError, match="chosen is a message of the role 'user', expected the assistant's"):
+        pair({"prompt": "Hi", "chosen": {"from": "human", "value": "a"}, "rejected": "b"}, "x")
     with pytest.raises(DataError, match="no rejected"):
         pair({"prompt": "Hi", "chosen": "a"}, "x")
     with pytest.raises(DataError, match="answers are the same within"):
@@ -328,6 +332,10 @@ def test_long_rows_lose_the_beginning_of_the_prompt_then_the_end_of_the_answer(t
     )
     part = splits.facts["parts"]["train"]
     assert (part["prompts_cut"], part["answers_cut"]) == (2, 1)
+    assert [n.partition(":")[0] for n in splits.facts["notes"]] == [
+        "2 conversations of the train part lost the beginning of what stands before the last answer",
+        "1 conversations of the train part lost the end of an answer",
+    ]
 
 
 def test_empty_answers_are_refused_or_left_out_and_counted(tmp_path: Path) -> None:

@@ -286,6 +286,8 @@ def test_the_prompt_of_an_answer_is_what_transformers_gives_to_generate(name: st
 def test_whatever_is_said_becomes_the_tokens_of_transformers(name: str, said: list[str]) -> None:
     messages = talk(*(said if len(said) % 2 == 0 else said[:-1]))
     if any(not m.content.strip() for m in messages if m.role == "assistant"):
+        if name == "qwen-3":  # it writes its empty thoughts; that an answer is empty is seen before (`chat.py`)
+            return
         with pytest.raises(DataError, match="leaves nothing of the answer"):
             ours(name, False).encode(messages, "here")
         return
@@ -368,6 +370,9 @@ def test_a_template_that_does_not_end_its_answers_is_refused() -> None:
 def test_a_tokenizer_of_bytes_has_its_own_token_for_the_end() -> None:
     jinja = "{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
     encoder = ChatEncoder(template_for(parse(ChatConfig, {"jinja": jinja})), ByteTokenizer())
+    stands_for_bos = "\U0010f000"
+    said = encoder.encode(talk("é", f"ü{stands_for_bos}"), "here")
+    assert (said.ids == 256).sum() == 3 and stands_for_bos in ByteTokenizer().decode(said.ids)
     found = encoder.encode(talk("é?", "ü!"), "here")
     assert found.ids[0] == found.ids[-1] == encoder.end == 256
     assert ByteTokenizer().decode(found.ids) == "user: é?assistant: ü!"
@@ -422,7 +427,8 @@ def test_rows_are_packed_cut_and_counted(tmp_path: Path, monkeypatch: pytest.Mon
     part = splits.facts["parts"]["train"]
     assert (part["answers_rewritten"], part["prompts_cut"], part["answers_cut"]) == (12, 1, 0)
     assert splits.facts["notes"] == [
-        "12 answers of the train part are context only: the chat template writes them otherwise when others follow"
+        "1 conversations of the train part lost the beginning of what stands before the last answer: they are longer than data.seq_len",
+        "12 answers of the train part are context only: the chat template writes them otherwise when others follow",
     ]
     data: Any = splits.train
     batch = data.batch(np.arange(len(data)))
@@ -436,3 +442,27 @@ def test_rows_are_packed_cut_and_counted(tmp_path: Path, monkeypatch: pytest.Mon
     ids, end = chat_prompt(json.loads(json.dumps(splits.preprocess)), [Message("user", "Hi")])
     assert ids == theirs("qwen-3", talk("Hi"), prompt=True)[0]
     assert end == tokenizer.id_of("<|im_end|>")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("tags", [True, False])
+def test_both_answers_of_a_preference_have_one_prompt_and_cover_themselves(name: str, tags: bool) -> None:
+    from tauon.data import PairDataset
+    from tauon.data.sources.base import Pair
+    from tauon.types import DataSpec
+
+    encoder = ours(name, tags)
+    before = tuple(talk("Hi", "Hello there.", "how are you?"))
+    pairs = [Pair(before, "I am fine.", "12 times 34", "here"), Pair(before[:1], "Hello!", "What?\nWho?", "there")]
+    batch = PairDataset(pairs, encoder, DataSpec(vocab=encoder.tokenizer.vocab_size, seq_len=160)).batch(np.arange(2))
+    for row, pair in enumerate(pairs):
+        prompts = []
+        for side, answer in enumerate((pair.chosen, pair.rejected)):
+            weights = batch.weights[row, side]
+            first = int(weights.argmax())
+            covered = batch.targets[row, side][weights > 0]
+            said = encoder.tokenizer.decode(covered).removeprefix("<think>\n\n</think>")  # Qwen 3's, of an answer without thoughts
+            assert said.split() == answer.split()
+            assert covered[-1] == encoder.end
+            prompts.append(batch.inputs[row, side][: first + 1].tolist())
+        assert prompts[0] == prompts[1]

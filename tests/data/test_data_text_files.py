@@ -126,6 +126,13 @@ def test_half_a_surrogate_pair_is_named_with_its_row(kind: str, tmp_path: Path, 
     assert any("😀" in s for s in said_in(source(kind, tmp_path / "f")))
 
 
+def test_half_a_surrogate_pair_in_a_label_is_named(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("\n".join(json.dumps({"text": f"t {i}", "label": "a\ud800" if i % 2 else "b"}) for i in range(20)))
+    config = {"source": dump_source(source("labelled", tmp_path / "f")), "tokenizer": "bytes"}
+    with pytest.raises(DataError, match=r"the train source, label 'a.ud800': character 1 is a lone surrogate"):
+        prepare(parse(DataConfig, config), seed=0, needs="labelled-text")
+
+
 def dump_source(config: SourceConfig) -> dict[str, Any]:
     from tauon.config import dump
 
@@ -143,6 +150,9 @@ def dump_source(config: SourceConfig) -> dict[str, Any]:
         ('{"a": 1}\n[1]', "line 2: a JSON list, expected an object"),
         ("[1]", "item 0: a JSON int, expected an object"),
         ("[" * 100_000, "begins like a list"),
+        ('{"a": 1, "b": 2, "a": 3}', "line 1: the key 'a' is there twice"),
+        ('[{"b": {"a": 1, "a": 3}}]', "the key 'a' is there twice"),
+        ('{"a": 1}'.encode("utf-16-le").decode(), "line 1: not JSON at column .*It looks like UTF-16"),
         ('{"a": 1' + "0" * 5000 + "}", "line 1: Exceeds the limit.*Write it as text"),
     ],
 )

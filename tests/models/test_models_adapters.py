@@ -108,9 +108,31 @@ def test_a_target_that_is_not_there_names_those_that_are(tmp_path: Path) -> None
         adapted(folder, {"kind": "lora", "target": ["q", "c_attn"]})
     with pytest.raises(RecipeError, match=r"adapt.also: 'nrom' names no parameter"):
         adapted(folder, {"kind": "lora", "also": ["nrom"]})
+    with pytest.raises(RecipeError, match=r"adapt.also: '\*' names blocks.0.attention.q.weight, which has an adapter"):
+        adapted(folder, {"kind": "lora", "target": ["q"], "also": ["*"]})
 
 
 # ------------------------------------------------------------------------------------------------ PEFT
+
+
+def test_all_that_trained_beside_adapters_is_in_pefts_folder_or_refused(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    folder = save(theirs("gpt2"), tmp_path / "base")
+    config, model = adapted(folder, {"kind": "lora", "rank": 2, "target": ["q"], "also": ["*norm*", "embed.weight", "positions.weight"]})
+    write_peft(tmp_path / "out", config, saved_weights(model), base="x", fingerprint="y")
+    back = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(folder), tmp_path / "out").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(back(tokens()).logits, logits(model, tokens()), rtol=0, atol=1e-5)
+    config, model = adapted(folder, {"kind": "lora", "rank": 2, "target": ["q"], "also": ["*.attention.q.bias"]})
+    with pytest.raises(
+        CheckpointError, match=r"of transformer.h.0.attn.c_attn only blocks.0.attention.q.bias trained, and PEFT keeps whole layers"
+    ):
+        write_peft(tmp_path / "no", config, saved_weights(model), base="x", fingerprint="y")
+    config, model = adapted(
+        save(theirs("bert-mlm"), tmp_path / "bert"), {"kind": "lora", "rank": 2, "target": ["q"], "also": ["embed.weight"]}
+    )
+    with pytest.raises(CheckpointError, match=r"head.weight trained, and is no weight of its own in Hugging Face's bert"):
+        write_peft(tmp_path / "no", config, saved_weights(model), base="x", fingerprint="y")
 
 
 TARGETS = {"llama": (["q", "v", "down"], ["q_proj", "v_proj", "down_proj"]), "gpt2": (["q", "k", "v", "up"], ["c_attn", "c_fc"])}

@@ -23,8 +23,11 @@ def export_command(run: Path, to: Path, layout: Any) -> None:
     """Write the model that RUN trained (a run, or a checkpoint) so that transformers, or PEFT, loads it."""
     from tauon.export import export_checkpoint
 
-    for file in export_checkpoint(run, to, format=layout):
+    files = export_checkpoint(run, to, format=layout)
+    for file in files:
         click.echo(str(file))
+    if any(f.name == "generation_config.json" for f in files) and not any(f.name == "tokenizer.json" for f in files):
+        click.echo("no tokenizer.json: transformers has no tokenizer of characters or bytes alone. Give the model ids.", err=True)
 
 
 @click.group("adapter", context_settings={"help_option_names": ["-h", "--help"]})

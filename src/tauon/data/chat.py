@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.config import dump
-from tauon.data.chat_encoder import RENDERS, Encoder, template_for
+from tauon.data.chat_encoder import RENDERS, Encoded, Encoder, template_for
 from tauon.data.chat_template import ANSWER
 from tauon.data.config import DataConfig
 from tauon.data.files import canonical
@@ -33,6 +33,8 @@ from tauon.types import Batch, DataSpec
 __all__ = ["ChatDataset", "count_ignored", "prepare_chat"]
 
 _VERSION = 1
+_TOLD = 1000
+"""Conversations between two reports of progress."""
 
 
 def prepare_chat(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
@@ -112,6 +114,11 @@ def _notes(facts: dict[str, Any]) -> list[str]:
     keys = sorted({k for found in facts["ignored_keys"].values() for k in found})
     notes += [f"keys of the rows that are not read: {', '.join(keys)}"] if keys else []
     for part, d in facts["parts"].items():
+        cut = [
+            (d["prompts_cut"], "lost the beginning of what stands before the last answer"),
+            (d["answers_cut"], "lost the end of an answer"),
+        ]
+        notes += [f"{n:,} conversations of the {part} part {what}: they are longer than data.seq_len" for n, what in cut if n]
         if d["answers_rewritten"]:
             notes.append(
                 f"{d['answers_rewritten']:,} answers of the {part} part are context only: the chat template writes them otherwise when others follow"
@@ -126,7 +133,11 @@ class ChatDataset:
         assert spec.seq_len is not None
         self.spec, self.tokenizer, self._encoder = spec, encoder.tokenizer, encoder
         self._conversations = conversations
-        self._encoded = [encoder.fitted(c.messages, c.place, spec.seq_len + 1) for c in conversations]
+        self._encoded: list[Encoded] = []
+        for c in conversations:
+            self._encoded.append(encoder.fitted(c.messages, c.place, spec.seq_len + 1))
+            if len(self._encoded) % _TOLD == 0:
+                report(f"{name}: conversations to tokens", len(self._encoded), len(conversations))
         self._rows = packed([len(e.ids) - 1 for e in self._encoded], spec.seq_len)
         covered = sum(int(e.covered.sum()) for e in self._encoded)
         tokens = sum(len(e.ids) - 1 for e in self._encoded)

@@ -190,7 +190,7 @@ class Encoder:
             return self.tokenizer.encode_rendered(text, as_text=as_text, goes_on=goes_on)
         ids: list[int] = []
         at: list[tuple[int, int]] = []
-        own = {_STAND_INS["bos_token"]: self.tokenizer.bos, _STAND_INS["eos_token"]: self.tokenizer.eos}
+        own = {} if as_text else {_STAND_INS["bos_token"]: self.tokenizer.bos, _STAND_INS["eos_token"]: self.tokenizer.eos}
         for i, character in enumerate(text):  # a character or its bytes: nothing joins
             new = [own[character]] if character in own else self.tokenizer.encode(character).tolist()
             ids += new

@@ -14,7 +14,7 @@ from typing import TypeVar
 __all__ = ["interruptible"]
 
 T = TypeVar("T")
-_GRACE = 1.0
+_GRACE = 0.3
 """Seconds that a call gets to end by itself after a signal, before it is left behind. It dies with the process."""
 
 

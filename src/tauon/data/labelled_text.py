@@ -48,6 +48,8 @@ def prepare_labelled_text(config: DataConfig, sources: dict[Part, SourceConfig],
         _refuse_empty(held[part], part)
         for said, where in zip(held[part].texts, held[part].places, strict=True):
             refuse_surrogates(said, where)
+        for label in held[part].label_names:
+            refuse_surrogates(label, f"the {part} source, label {label!a}")
     main = held["train"]
     rows, split_facts = split_rows(main.targets, config.split, [p for p in PARTS if p not in sources])
     if len(np.unique(main.targets[rows["train"]])) < 2:

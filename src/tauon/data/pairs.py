@@ -37,6 +37,8 @@ from tauon.types import Batch, DataSpec
 __all__ = ["PairDataset", "prepare_pairs", "with_reference"]
 
 _VERSION = 1
+_TOLD = 1000
+"""Pairs between two reports of progress."""
 
 
 def prepare_pairs(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
@@ -65,6 +67,9 @@ def prepare_pairs(config: DataConfig, sources: dict[Part, SourceConfig], seed: i
         "seq_len": {"value": seq_len, "why": why}, "parts": {p: d.facts for p, d in parts.items()}, "content": made_of,
     }  # fmt: skip
     facts["notes"] = [f"{n:,} pairs of the {p} source with an empty answer are left out" for p, (_, n) in held.items() if n]
+    for part, d in facts["parts"].items():
+        cut = [(d["prompts_cut"], "pairs", "the beginning of their prompt"), (d["answers_cut"], "answers", "their end")]
+        facts["notes"] += [f"{n:,} {what} of the {part} part lost {lost}: they are longer than data.seq_len" for n, what, lost in cut if n]
     keys = sorted({k for found in facts["ignored_keys"].values() for k in found})
     facts["notes"] += [f"keys of the rows that are not read: {', '.join(keys)}"] if keys else []
     preprocess = {
@@ -108,6 +113,8 @@ class PairDataset:
         for p in pairs:
             both = [encoder.fitted([*p.prompt, Message(ANSWER, answer)], p.place, most) for answer in (p.chosen, p.rejected)]
             self._encoded.append(_alike(p, both, encoder, most))
+            if len(self._encoded) % _TOLD == 0:
+                report(f"{name}: pairs to tokens", len(self._encoded), len(pairs))
         self.reference: NDArray[np.float32] | None = None
         """Log-probabilities of both answers by the reference model, N2."""
         flat = [e for both in self._encoded for e in both]

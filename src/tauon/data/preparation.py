@@ -139,14 +139,16 @@ def _wanted(sources: dict[Part, SourceConfig]) -> list[Part]:
 def _tokens(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
     content = {
         "version": _VERSION, "sources": {p: s.fingerprint() for p, s in sources.items()}, "split": dump(config.split),
-        "tokenizer": {k: v for k, v in dump(config.tokenizer).items() if k != "path"},
+        "tokenizer": {k: v for k, v in dump(config.tokenizer).items() if k not in ("path", "eos")},
         "tokenizer_files": [sha256_file(path) for path, _ in config.tokenizer.files()],
     }  # fmt: skip
     made_of = hashlib.sha256(canonical(content).encode()).hexdigest()
     folder = (
         cache_root()
         / "tokens"
-        / hashlib.sha256(canonical([_CACHED, made_of, *map(sha256_file, config.tokenizer.beside())]).encode()).hexdigest()[:32]
+        / hashlib.sha256(
+            canonical([_CACHED, made_of, config.tokenizer.names(), *map(sha256_file, config.tokenizer.beside())]).encode()
+        ).hexdigest()[:32]
     )
     reused = obtain(folder, _DONE, lambda temporary: _build(temporary, config, sources, content))
     made = _read(folder / _DONE)

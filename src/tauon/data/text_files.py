@@ -95,9 +95,11 @@ def json_rows(text: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     r"""(place, object) of each row: of a list, or of lines. Lines end at \n alone: a string of JSON may hold other line separators."""
     if text.lstrip().startswith("["):
         try:
-            rows = json.loads(text)
+            rows = json.loads(text, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as err:
             raise DataError(f"{where}: begins like a list and is not JSON ({err})") from None
+        except _KeyTwice as err:
+            raise DataError(f"{where}: {err}") from None
         found: Iterator[tuple[str, Any]] = ((f"{where}, item {i}", row) for i, row in enumerate(rows))
     else:
         found = _parsed(enumerate(text.split("\n"), 1), where)
@@ -123,27 +125,30 @@ def _parsed(lines: Iterable[tuple[int, str]], where: str) -> Iterator[tuple[str,
             yield place, json_line(line, place)
 
 
+class _KeyTwice(Exception):
+    """An object has a key twice, of which JSON readers keep the last without a word."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [nfc(k) for k, _ in pairs]
+    if len({*names}) < len(names):
+        raise _KeyTwice(f"the key {next(n for n in names if names.count(n) > 1)!r} is there twice in one object; rename one")
+    return dict(zip(names, (v for _, v in pairs), strict=True))
+
+
 def json_line(line: str, where: str) -> dict[str, Any]:
-    """The object that a line is. `DataError`: none, or one with a key twice, of which JSON readers keep the last without a word."""
-    twice: list[str] = []
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = {nfc(k): v for k, v in pairs}
-        if len(found) != len(pairs):
-            names = [nfc(k) for k, _ in pairs]
-            twice.append(next(n for n in names if names.count(n) > 1))
-        return found
-
+    """The object that a line is. `DataError`: none, or one with a key twice."""
     try:
-        row = json.loads(line, object_pairs_hook=once)
+        row = json.loads(line, object_pairs_hook=_unique)
     except json.JSONDecodeError as err:
-        raise DataError(f"{where}: not JSON at column {err.colno} ({err.msg}). Each line must be one JSON object") from None
+        hint = "It looks like UTF-16: name it (encoding: utf-16-le)" if "\0" in line else "Each line must be one JSON object"
+        raise DataError(f"{where}: not JSON at column {err.colno} ({err.msg}). {hint}") from None
     except ValueError as err:  # a whole number of more digits than Python converts
         raise DataError(f"{where}: {err}. Write it as text") from None
+    except _KeyTwice as err:
+        raise DataError(f"{where}: {err}") from None
     except RecursionError:
         raise DataError(f"{where}: JSON nested too deeply") from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: a JSON {type(row).__name__}, expected an object like {{...}}")
-    if twice:
-        raise DataError(f"{where}: the key {twice[0]!r} is there twice; rename one")
     return row

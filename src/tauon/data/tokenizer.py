@@ -181,20 +181,15 @@ class SubwordTokenizer(Tokenizer):
         self._tok.encode_special_tokens = True  # text that looks like a special token stays text
         self._tok.no_truncation()
         self._tok.no_padding()
-        said = dict(named or {})
-        self.bos_token, self.bos = _find_bos(self._tok, bos or said.get("bos_token"), where, said.get("eos_token"))
+        said = {k: t for k, t in (named or {}).items() if self._tok.token_to_id(t) is not None}
+        self.bos_token, self.bos = _find_bos(self._tok, bos, where, said)
         self.vocab_size = max(self._tok.get_vocab(with_added_tokens=True).values()) + 1  # ids may have gaps
         self.splittable = splittable
         self._usual = {"bos_token": self.bos_token, "eos_token": _partner(self._tok, self.bos_token)}
         if set(said) == {"bos_token"}:
             said["eos_token"] = self._usual["eos_token"]
-        elif set(said) == {"eos_token"} and bos is not None:
-            said["bos_token"] = bos
         self.named = said or self._usual
         """`bos_token` and `eos_token`, where it has them: what chat templates write."""
-        for token in self.named.values():
-            if self.id_of(token) is None:
-                raise DataError(f"{where}: has no token {token!r}, which tokenizer_config.json or bos: and eos: name")
 
     @property
     def eos(self) -> int:
@@ -297,9 +292,9 @@ def _stands_for(token: str, byte_level: bool) -> int:
     return len(token.removeprefix("##").replace("▁", " ").encode())
 
 
-def _find_bos(tok: Any, wanted: str | None, where: str, eos: str | None = None) -> tuple[str, int]:
-    """The token before documents: the one that is wanted, a usual one, or where there is none, the one that ends them."""
-    for name in (wanted,) if wanted else (*KNOWN_BOS, *([] if eos is None else [eos])):
+def _find_bos(tok: Any, wanted: str | None, where: str, named: Mapping[str, str]) -> tuple[str, int]:
+    """The token before documents: the one that is wanted, a usual one, or where there is none, one that its publisher names."""
+    for name in (wanted,) if wanted else (*KNOWN_BOS, *named.values()):
         found = tok.token_to_id(name)
         if found is not None:
             return name, int(found)

@@ -31,6 +31,10 @@ class TokenizerConfig(Registered, family="tokenizer", default="bpe"):
         """Files that name its tokens without deciding which ids a text becomes."""
         return []
 
+    def names(self) -> dict[str, str]:
+        """Settings of that kind."""
+        return {}
+
     def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
         """The tokenizer. `texts()` gives the training part, a document at a time; held-out text is never seen."""
         raise NotImplementedError
@@ -145,6 +149,9 @@ class FileConfig(TokenizerConfig):
             f"{path}: the folder has no tokenizer.json, no encoder.json with vocab.bpe, no vocab.json with merges.txt, and no vocab.txt"
         )
 
+    def names(self) -> dict[str, str]:
+        return {} if self.eos is None else {"eos": self.eos}
+
     def beside(self) -> list[Path]:
         return [p for p in (self.files()[0][0].with_name(CONFIG),) if p.is_file()]
 
@@ -158,9 +165,15 @@ class FileConfig(TokenizerConfig):
             text = read_bytes(listed[0][0]).decode()
         else:
             text = _gpt2_json(listed[0][0], listed[1][0])
-        named = named_tokens(listed[0][0].parent) or {}
+        found = named_tokens(listed[0][0].parent)
+        named = {"bos_token": SubwordTokenizer(text, self.bos, where).bos_token} if found is None else found
         named |= {k: v for k, v in (("bos_token", self.bos), ("eos_token", self.eos)) if v is not None}
-        return SubwordTokenizer(text, self.bos, where, named=named or None)
+        made = SubwordTokenizer(text, self.bos, where, named=named)
+        if self.eos is not None and made.id_of(self.eos) is None:
+            raise DataError(
+                f"{where}: has no token {self.eos!r}. Name one with eos: (its special tokens: {', '.join(made.added()) or 'none'})"
+            )
+        return made
 
 
 CONFIG = "tokenizer_config.json"

@@ -56,7 +56,8 @@ class AdaptConfig(Registered, family="adapt"):
     """Linear layers of the blocks that are adapted, by the last part of their name or the whole of it: [q, v], ["blocks.1*.attention.*"].
     """
     also: tuple[str, ...] = ()
-    """Parameters of the base that train beside the adapters, by name: ["*norm*"]. A classifier's head always does."""
+    """Parameters of the base that train beside the adapters, by name: ["*norm*"]. A weight with two names (an embedding that is the output head, too)
+    trains where either is named. A classifier's head always does."""
     quantize: Literal["none", "nf4"] = "none"
     """`nf4`: keep the frozen matrices beside adapters in 4.5 bits a weight (QLoRA), rounded when they are loaded."""
     from_: str | None = Field(None, alias="from")
@@ -77,14 +78,21 @@ class AdaptConfig(Registered, family="adapt"):
             raise RecipeError([Problem("adapt.target", f"{what}. There are: {', '.join(there) or 'none'}.")])
         for layer in chosen.values():
             AdaptedLinear.dress(layer, self)
-        kept = (*trains, *self.also)
-        for name, p in model.named_parameters(remove_duplicate=False):
-            if not is_adapter(name) and not any(fnmatch.fnmatchcase(name, k) for k in kept):
-                p.requires_grad_(False)
-        named = [n for n, _ in model.named_parameters(remove_duplicate=False)]
+        named = list(model.named_parameters(remove_duplicate=False))  # a tied weight by each of its names
         for pattern in self.also:
-            if not any(fnmatch.fnmatchcase(n, pattern) for n in named):
-                raise RecipeError([Problem("adapt.also", f"{pattern!r} names no parameter. The first ones are: {', '.join(named[:4])}.")])
+            if not any(fnmatch.fnmatchcase(n, pattern) for n, _ in named):
+                some = ", ".join(n for n, _ in named[:4])
+                raise RecipeError([Problem("adapt.also", f"{pattern!r} names no parameter. The first ones are: {some}.")])
+        for pattern in self.also:
+            both = next((f"{n}.weight" for n in chosen if fnmatch.fnmatchcase(f"{n}.weight", pattern)), None)
+            if both is not None:
+                message = f"{pattern!r} names {both}, which has an adapter and stays as it is. Narrow the pattern, or leave the layer out of adapt.target."
+                raise RecipeError([Problem("adapt.also", message)])
+        kept = (*trains, *self.also)
+        training = {id(p) for n, p in named if is_adapter(n) or any(fnmatch.fnmatchcase(n, k) for k in kept)}
+        for _, p in named:
+            if id(p) not in training:
+                p.requires_grad_(False)
 
 
 @register("lora")

@@ -19,7 +19,7 @@ from tauon.models.base import ModelConfig
 from tauon.models.huggingface import family_of, is_tied, names_of
 from tauon.models.published import At, Family
 
-__all__ = ["write_huggingface"]
+__all__ = ["joined", "write_huggingface"]
 
 _SHARD = 4 * 2**30
 """Bytes of a file of weights at most."""
@@ -122,7 +122,7 @@ def write_huggingface(
         index: dict[str, str] = {}
         for k, held in enumerate(shards):
             file = "model.safetensors" if len(shards) == 1 else f"model-{k + 1:05d}-of-{len(shards):05d}.safetensors"
-            save_file({n: _joined(theirs[n], tensors, raw) for n in held}, str(folder / file), metadata={"format": "pt"})
+            save_file({n: joined(theirs[n], tensors, raw) for n in held}, str(folder / file), metadata={"format": "pt"})
             index |= dict.fromkeys(held, file)
         if len(shards) > 1:
             whole = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index}
@@ -141,7 +141,7 @@ def _elements(shape: tuple[int, ...]) -> int:
     return math.prod(shape)
 
 
-def _joined(parts: list[tuple[str, At]], tensors: Mapping[str, Any], raw: Mapping[str, Any]) -> Tensor:
+def joined(parts: list[tuple[str, At]], tensors: Mapping[str, Any], raw: Mapping[str, Any]) -> Tensor:
     """Their weight from the parts of ours; `raw`: their config."""
     ordered = sorted(parts, key=lambda item: item[1].part or (0, 1))
     pieces = []

@@ -22,7 +22,8 @@ from tauon.artifacts.tensor_file import open_tensors
 from tauon.errors import CheckpointError, DataError, Problem, RecipeError
 from tauon.models.adapters import AdaptConfig, DoraConfig, LoraConfig, is_adapter
 from tauon.models.base import Model, ModelConfig
-from tauon.models.huggingface import View, family_of, names_of
+from tauon.models.huggingface import View, family_of, is_tied, names_of
+from tauon.models.huggingface_write import joined
 from tauon.models.published import At
 
 __all__ = ["adapt_like", "peft_kind", "read_peft", "write_peft"]
@@ -201,19 +202,16 @@ def write_peft(
         raise CheckpointError("this model has no adapters. Export it whole: --format huggingface.")
     places = _layers(config)
     parts: dict[str, dict[int, dict[str, Tensor]]] = {}
-    out: dict[str, Tensor] = {}
-    beside: set[str] = set()
     for name, value in tensors.items():
-        t = value if isinstance(value, Tensor) else value.read()
         layer, _, leaf = name.rpartition(".")
-        if not is_adapter(name):
-            at = names_of(family_of(config), config)[name]
-            theirs = at.name if isinstance(at, At) else at
-            out[_PREFIX + theirs] = t.t().contiguous() if isinstance(at, At) and at.transposed else t
-            beside.add(theirs.rpartition(".")[0])
-            continue
-        at = places[layer]
-        parts.setdefault(at.name, {}).setdefault((at.part or (0, 1))[0], {})[leaf] = t
+        if is_adapter(name):
+            at = places[layer]
+            parts.setdefault(at.name, {}).setdefault((at.part or (0, 1))[0], {})[leaf] = (
+                value if isinstance(value, Tensor) else value.read()
+            )
+    saved = _beside(config, tensors)
+    out = {_PREFIX + theirs: t for theirs, t in saved.items()}
+    beside = {theirs.rpartition(".")[0] for theirs in saved}
     ranks: dict[str, int] = {}
     for theirs, pieces in parts.items():
         n = next(at.part[1] if at.part else 1 for at in places.values() if at.name == theirs)
@@ -228,7 +226,7 @@ def write_peft(
         "lora_alpha": scale * adapt.rank, "lora_dropout": adapt.dropout, "target_modules": _targets(parts, places), "bias": "none",
         "use_dora": adapt.magnitudes, "fan_in_fan_out": any(at.transposed for at in places.values()),
         "modules_to_save": sorted(beside) or None, "rank_pattern": ranks, "alpha_pattern": {k: scale * r for k, r in ranks.items()},
-        "inference_mode": True,
+        "inference_mode": True, **({"ensure_weight_tying": True} if is_tied(config) and "embed.weight" in tensors else {}),
     }  # fmt: skip
     with folder_atomically(to) as folder:
         save_file({k: v.detach().float().clone() for k, v in out.items()}, str(folder / "adapter_model.safetensors"), metadata={
@@ -238,6 +236,30 @@ def write_peft(
         for name, content in (files or {}).items():
             (folder / name).write_text(content, encoding="utf-8")
     return sorted(to.iterdir())
+
+
+def _beside(config: ModelConfig, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What trained beside adapters, by their names. `CheckpointError` where PEFT has no place for it."""
+    family, model_names = family_of(config), {n for n, _ in config.bare().named_parameters(remove_duplicate=False)}
+    names = names_of(family, config)
+    theirs: dict[str, list[tuple[str, At]]] = {}
+    for name in (n for n in tensors if not is_adapter(n)):
+        if name not in names:
+            raise CheckpointError(
+                f"{name} trained, and is no weight of its own in Hugging Face's {family.model_type}. Take --format huggingface."
+            )
+        at = names[name]
+        at = at if isinstance(at, At) else At(at)
+        theirs.setdefault(at.name, []).append((name, at))
+    wanted: dict[str, set[str]] = {}
+    for ours, at in names.items():
+        wanted.setdefault((at.name if isinstance(at, At) else at).rpartition(".")[0], set()).add(ours)
+    for module in sorted({name.rpartition(".")[0] for name in theirs}):
+        trained = sorted(wanted[module] & set(tensors))
+        if len(trained) < len([n for n in wanted[module] if n in model_names]):
+            raise CheckpointError(f"of {module} only {', '.join(trained)} trained, and PEFT keeps whole layers. Take --format huggingface.")
+    raw = {"num_channels": config.peek("input_shape")[0], "patch_size": config.peek("patch")} if family.kind == "vit" else {}
+    return {name: joined(parts, tensors, raw) for name, parts in theirs.items()}
 
 
 def _blocks(pieces: dict[int, dict[str, Tensor]], n: int, theirs: str, magnitudes: bool) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ class OptimConfig(Registered, family="optim", default="adamw"):
 
     def refuse_model(self, model: nn.Module) -> None:
         """Raise `RecipeError` where a setting names what the model does not have. `model` is the whole one: a pipeline's stage lacks a lot."""
-        names = [n for n, p in model.named_parameters() if p.requires_grad]
+        names = [n for n, p in model.named_parameters(remove_duplicate=False) if p.requires_grad]  # a tied weight by either name
         for pattern in self.lr_scale:
             if not any(fnmatch.fnmatchcase(n, pattern) for n in names):
                 message = f"{pattern!r} names no parameter that trains. There are: {', '.join(names[:8])}."

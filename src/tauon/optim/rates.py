@@ -27,6 +27,9 @@ def scale_rates(
     if layer_decay is None and not lr_scale:
         return
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    called: dict[int, list[str]] = {}
+    for n, p in model.named_parameters(remove_duplicate=False):  # a tied weight has two names
+        called.setdefault(id(p), []).append(n)
     factors: dict[int, float] = {}
     for name, p in named:
         factor = 1.0
@@ -35,7 +38,7 @@ def scale_rates(
             if not layers:
                 raise RecipeError([Problem("optim.layer_decay", "this model has no blocks one behind another. Take optim.lr_scale.")])
             factor = layer_decay ** (layers - 1 - layer)
-        matching = [f for pattern, f in lr_scale.items() if fnmatch.fnmatchcase(name, pattern)]
+        matching = [f for pattern, f in lr_scale.items() if any(fnmatch.fnmatchcase(n, pattern) for n in called[id(p)])]
         factors[id(p)] = factor * (matching[-1] if matching else 1.0)
     for part in getattr(optimizer, "parts", [optimizer]):
         split: list[dict[str, Any]] = []

@@ -229,6 +229,8 @@ class SourceConfig(Registered, family="source"):
     """Take only the first this many documents or rows."""
 
     provides: ClassVar[Kind] = "text"
+    later: ClassVar[tuple[str, ...]] = ()
+    """Settings that came in a later version: at their default they are left out of the fingerprint, so that data prepared before is found."""
 
     def gives(self) -> Kind:
         """What comes out, where the settings decide it; must not open a file."""
@@ -295,7 +297,8 @@ class SourceConfig(Registered, family="source"):
 
         Paths are left out, so that a moved folder is not prepared again.
         """
-        digest = hashlib.sha256(canonical({k: v for k, v in dump(self).items() if k not in _PLACES}).encode())
+        unsaid = {k for k in self.later if self.peek(k) == type(self).model_fields[k].get_default(call_default_factory=True)}
+        digest = hashlib.sha256(canonical({k: v for k, v in dump(self).items() if k not in _PLACES | unsaid}).encode())
         listed = self.files()
         for path, name in listed:
             digest.update(f"\0{name}\0{sha256_file(path)}".encode())

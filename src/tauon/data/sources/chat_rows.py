@@ -126,7 +126,7 @@ def _left(row: dict[str, Any], used: tuple[str, ...], where: str) -> list[str]:
     lost = next((k for k in left if k in _SAYS_MORE), None)
     if lost is not None:
         raise DataError(f"{where}: {lost} is {_shown(row[lost])}, which no chat template here writes. {_WAY_OUT}")
-    return left
+    return [k.encode("utf-8", "backslashreplace").decode() for k in left]
 
 
 _WAY_OUT = "Write it into a message's content, as the model shall see it, or leave such rows out"
@@ -159,7 +159,12 @@ def _said(value: Any, role: str, where: str, name: str, ignored: list[str]) -> l
 def _answer(value: Any, prompt: list[Message], where: str, name: str, ignored: list[str]) -> str:
     """The text of an answer: as it is, in a message, or at the end of a conversation that repeats the prompt (Anthropic's form)."""
     if not isinstance(value, list):
-        return _said({"role": "assistant", **value} if isinstance(value, dict) else value, "assistant", where, name, ignored)[0].content
+        found = _said(
+            {"role": "assistant", **value} if isinstance(value, dict) and "from" not in value else value, "assistant", where, name, ignored
+        )[0]
+        if found.role != "assistant":
+            raise DataError(f"{where}: {name} is a message of the role {found.role!r}, expected the assistant's")
+        return found.content
     whole = _messages(value, where, ignored)
     if whole[:-1] not in ([], prompt) or whole[-1].role != "assistant":
         raise DataError(f"{where}: {name} is a conversation that does not end with one answer to the prompt")

@@ -55,6 +55,7 @@ class FolderConfig(SourceConfig):
     """What a file that is no whole picture does. skip: it is left out and counted; when half of the files are, it is an error all the same."""
 
     provides: ClassVar[Kind] = "arrays"
+    later: ClassVar[tuple[str, ...]] = ("value_range",)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         size = self.peek("size")

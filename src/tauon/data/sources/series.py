@@ -60,6 +60,7 @@ class SeriesConfig(SourceConfig):
     encoding: str = "utf-8"
     """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
 
+    later: ClassVar[tuple[str, ...]] = ("numbers",)
     provides: ClassVar[Kind] = "series"
 
     def problems(self) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,8 @@ __all__ = ["CsvConfig", "JsonlConfig", "ParquetConfig"]
 class JsonlConfig(TableConfig):
     """One JSON object a line."""
 
+    later: ClassVar[tuple[str, ...]] = (*TableConfig.later, "encoding")
+
     encoding: str = "utf-8"
     """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
 

@@ -45,6 +45,8 @@ _ROWS = 4096
 class TableConfig(SourceConfig):
     """What all table files share. With `label` it gives features and targets, with `text` text, with both texts and their labels."""
 
+    later: ClassVar[tuple[str, ...]] = ("numbers", "keep_index")
+
     path: str | tuple[str, ...]
     """A file, a folder or a glob, or several of them; packed files (.gz, .zst) are read as they are."""
     text: str | tuple[str, ...] | None = None

@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,8 @@ class WavConfig(SourceConfig):
     on_corrupt: Literal["error", "skip"] = "error"
     """What a file that is no whole recording does. skip: it is left out and counted, by class; when half of the files are, or all of a class,
     it is an error all the same."""
+
+    later: ClassVar[tuple[str, ...]] = ("encoding",)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from wrong_encoding(self.peek("encoding"))
