@@ -103,7 +103,7 @@ TOY: dict[str, list[str]] = {
     "prefer-dpo": ["data.source.limit=20"],
     "energy-forecast": ["data.source.limit=1200"],
     "traffic-signs": ["data.split.test=20%", "train.batch=8"],
-    "speech-digits": ["data.source.limit=120"],
+    "speech-digits": ["data.source.limit=null", "train.batch=16"],  # the first recordings are all of one digit
     "breast-cancer": ["train.steps=2", "train.batch=64"],
     "shakespeare-char": ["model.width=16", "train.batch=2"], "shakespeare-char-long": ["model.width=24", "train.batch=2"],
 }  # fmt: skip
@@ -229,7 +229,10 @@ def arguments(command: str) -> list[str]:
         return [*said, "--help"]  # a verb is mentioned, without what it works on
     if isinstance(verb, click.Group):
         return [*said, "--help"] if "--help" not in said else said
-    extra += [w for pattern, more, _ in CHANGED if re.search(pattern, command) and more.split()[0] not in said for w in shlex.split(more)]
+    options = {o for p in verb.params for o in p.opts}
+    for pattern, more, _ in CHANGED:
+        if re.search(pattern, command) and more.split()[0] in options - {*said}:
+            extra += shlex.split(more)
     recipe = recipe_in(command)
     takes = {p.name for p in verb.params}
     if recipe is not None and "assignments" in takes and said[:2] not in (["recipe", "show"], ["recipe", "check"]):
@@ -248,7 +251,7 @@ def slow(command: str) -> bool:
         or "--shadows" in command
         or re.search("instruct-lora|prefer-dpo", command) is not None
         or verb == "check"
-        or (named not in (None, "quickstart", "breast-cancer") and verb in ("run", "train", "tune"))
+        or (named not in (None, "quickstart", "breast-cancer", "traffic-signs") and verb in ("run", "train", "tune"))
     )
 
 

@@ -114,7 +114,7 @@ class FolderConfig(SourceConfig):
         """(N, C, H, W) of the files that are whole, their numbers, and what is wrong with each of the others."""
         import_pillow()
         size = self.size if isinstance(self.size, tuple) or self.size is None else (self.size, self.size)
-        fit, colours = self.fit, self.colours
+        fit, colours, _ = self.fit, self.colours, self.on_corrupt  # the last is read, too, where no picture is broken
         report("read pictures", 0, len(files))
 
         def one(path: Path) -> NDArray[np.uint8] | str:
