@@ -8,10 +8,7 @@ Differences are relative to what is compared, and allowed is what rounding expla
     outputs, losses   c u sqrt(L + 1)         of the largest element
     gradients         the same, times 4       of the largest element of the parameter's gradient
     updates           4 sqrt(u)               of the norm of what the steps changed (Adam divides by the size of a gradient, so
-                                              that elements no larger than rounding move by rounding's will); or 4 times what the
-                                              optimizer makes of rounding, where that is more: the one process takes its steps once
-                                              more, each gradient off by u of its largest element, at random (Muon's iteration in
-                                              bf16 turns 1e-7 in a gradient into 1e-2 in an update)
+                                              that elements no larger than rounding move by rounding's will)
 Matrices that start at zero start small instead, as they would hide the gradients behind them. What a model draws at random in training
 (dropout, masks) is switched off: its draws differ between layouts. Augmentation of data stays: it depends on the example alone.
 """
@@ -125,8 +122,10 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
     few = _pick(batch, picked).to(job.device)
     outputs = _outputs(job, few)
     losses, gradients = _take(job, loader, steps)
-    weights = {name: p.detach() for name, p in job.model.named_parameters()}
-    groups = {"outputs": outputs, "gradients": gradients, "start": start, "weights": weights}
+    groups = {
+        "outputs": outputs, "gradients": gradients, "start": start,
+        "weights": {name: p.detach() for name, p in job.model.named_parameters()},
+    }  # fmt: skip
     state = {
         "losses": losses,
         "order": list(outputs),
@@ -134,7 +133,6 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
         "precision": job.precision.name,
         "steps": steps,
         "rows": picked,
-        "sensitivity": _sensitivity(recipe, ctx, model, steps, start, weights),
     }
     return save_checkpoint(folder, 0, groups, state)
 
@@ -169,7 +167,7 @@ def compare(recipe: Recipe, folder: Path, world: World, *, tell: Callable[..., N
             where = local_slices(p)
             old = start[name][where]
             parts.append(_part("update", name, local_part(p.detach()) - old, weights[name][where] - old))
-    findings = _together(world.gather(parts), tight, 4 * math.sqrt(u), saved.state["order"], saved.state["sensitivity"])
+    findings = _together(world.gather(parts), tight, 4 * math.sqrt(u), saved.state["order"])
     for i, (mine_i, want_i) in enumerate(zip(losses, saved.state["losses"], strict=True)):
         off = abs(mine_i - want_i)
         findings.append(Finding("loss", f"step {i + 1}", off, off / max(abs(want_i), 1e-12), tight if i == 0 else tight * 4))
@@ -255,31 +253,6 @@ def _take(job: TrainJob, loader: Loader, steps: int, sent: Any = None) -> tuple[
     return losses, gradients
 
 
-def _sensitivity(
-    recipe: Recipe, ctx: Context, model: ModelConfig, steps: int, start: dict[str, Tensor], weights: dict[str, Tensor]
-) -> dict[str, float]:
-    """By parameter: how far the steps end from `weights`, over the length of what they changed, where each gradient is off by its rounding."""
-    job, loader = _job(recipe, ctx, model, Mesh(Layout()), steps)
-    u, exchange = UNIT[job.precision.name], job.exchange
-    g = torch.Generator().manual_seed(job.seed)
-
-    def rounded(job: TrainJob) -> None:
-        exchange(job)
-        for p in job.model.parameters():
-            if p.grad is not None:
-                noise = torch.randn(p.grad.shape, generator=g).to(p.grad) * (p.grad != 0)  # a zero is a sum of nothing: exact
-                p.grad += noise * (u * p.grad.abs().max())
-
-    job.exchange = rounded
-    _take(job, loader, steps)
-    found = {}
-    with torch.no_grad():
-        for name, p in job.model.named_parameters():
-            moved = (weights[name] - start[name]).double().norm().item()
-            found[name] = min(1.0, (p - weights[name]).double().norm().item() / moved) if moved else 0.0
-    return found
-
-
 def _outputs(job: TrainJob, batch: Batch) -> dict[str, Tensor]:
     """Each layer's output for a few rows, in forward order, by name; of this process's slice where it has one."""
     names = {id(m): n for n, m in job.model.named_modules()}
@@ -350,9 +323,7 @@ def _finite(x: float) -> float:
     return x if math.isfinite(x) else 1e300
 
 
-def _together(
-    parts: list[list[dict[str, Any]]], tight: float, loose: float, order: list[str], sensitivity: dict[str, float]
-) -> list[Finding]:  # fmt: skip
+def _together(parts: list[list[dict[str, Any]]], tight: float, loose: float, order: list[str]) -> list[Finding]:
     """Findings of the whole from those of the pieces: outputs in forward order, then gradients, then updates."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for part in (part for rank in parts for part in rank):
@@ -374,8 +345,7 @@ def _together(
         findings.append(Finding(what, name, w["absolute"], w["absolute"] / max(scale, 1e-30), tight if what == "output" else 4 * tight))
     for (what, name), w in found.items():
         if what == "update" and name not in idle:
-            off, allowed = math.sqrt(w["square"] / max(w["of"], 1e-60)) if w["square"] else 0.0, max(loose, 4 * sensitivity.get(name, 0.0))
-            findings.append(Finding(what, name, w["absolute"], off, allowed))
+            findings.append(Finding(what, name, w["absolute"], math.sqrt(w["square"] / max(w["of"], 1e-60)) if w["square"] else 0.0, loose))
     place = {name: i for i, name in enumerate(order)}
     return sorted(
         findings, key=lambda f: (("output", "gradient", "update").index(f.what), place.get(f.name, 0) if f.what == "output" else 0)
