@@ -535,7 +535,7 @@ def test_two_processes_cannot_write_one_folder(tauon: Tauon, tmp_path: Path) -> 
     recipe = text_recipe(tmp_path)
     with Run.open("runs/toy"):
         code = "from tauon.cli import main; main()"
-        done = subprocess.run([sys.executable, "-c", code, "run", str(recipe)], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, "-c", code, "run", str(recipe)], capture_output=True, text=True, timeout=600)
         refused(Ended(done.returncode, done.stdout, done.stderr), RUN, "runs/toy", f"process {os.getpid()} on", "name=...")
         assert [p.name for p in Path("runs/toy").iterdir()] == [".lock"]
 

@@ -33,7 +33,7 @@ def install(folder: Path, *, points: dict[str, dict[str, str]] | None = None) ->
 
 
 def python(code: str, env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=env, timeout=240, check=False)
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=env, timeout=900, check=False)
 
 
 def tauon(env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:

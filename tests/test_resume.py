@@ -73,11 +73,11 @@ def kill_often(folder: Path, kills: int, seed: int) -> tuple[int, int]:
             if left is not None and left <= 0:
                 break
         if left is None or left > 0:  # it came to its end
-            assert process.wait(60) == 0, process.stderr.read() if process.stderr else ""
+            assert process.wait(600) == 0, process.stderr.read() if process.stderr else ""
             break
         time.sleep(rng.uniform(0.0, 0.05))  # anywhere inside a step, or inside the writing of a checkpoint
         process.send_signal(signal.SIGKILL)
-        hits += process.wait(60) == -signal.SIGKILL
+        hits += process.wait(600) == -signal.SIGKILL
         process.stdout.close()
         if process.stderr:
             process.stderr.close()
@@ -85,12 +85,12 @@ def kill_often(folder: Path, kills: int, seed: int) -> tuple[int, int]:
 
 
 def finish(folder: Path) -> None:
-    done = subprocess.run(command(folder), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command(folder), capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
 
 
 def check_exact(folder: Path, kills: int, **settings: str) -> None:
-    steps = 500
+    steps = 25 * kills + 60  # more than all kills together let pass, on the whole
     write(folder, "whole", steps=steps, **settings)
     finish(folder)
     write(folder, "killed", steps=steps, **settings)
@@ -105,14 +105,20 @@ def check_exact(folder: Path, kills: int, **settings: str) -> None:
         assert whole[name] == killed[name], f"{name} differs"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
+def test_killed_at_random_moments_the_weights_are_bit_for_bit_those_of_the_undisturbed_run(place: Path) -> None:
+    check_exact(place, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_killed_at_20_random_moments_the_weights_are_bit_for_bit_those_of_the_undisturbed_run(place: Path) -> None:
     check_exact(place, 20)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_same_in_bf16(place: Path) -> None:
-    check_exact(place, 5, precision="bf16")
+    check_exact(place, 4, precision="bf16")
 
 
 @pytest.mark.slow
@@ -136,7 +142,7 @@ def test_a_signal_saves_first_and_the_same_command_goes_on(place: Path, number: 
         seen = event.get("step", seen)
     assert process.stderr is not None
     message = process.stderr.read()
-    assert process.wait(60) == 130
+    assert process.wait(600) == 130
     assert "saved at step" in message
     step = int(message.split("saved at step ")[1].split()[0])
     assert 3 <= step < 150

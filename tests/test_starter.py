@@ -110,6 +110,35 @@ def test_a_number_becomes_a_regression(tmp_path: Path) -> None:
     assert trains(write_draft(made, tmp_path / "t.yaml"), tmp_path)["family"] == "regression"
 
 
+def test_a_spreadsheet_as_people_have_it_is_written_by_the_rules_that_data_is_read_by(tmp_path: Path, tauon: Tauon) -> None:
+    draw = random.Random(0)
+    rows = []
+    for i in range(120):
+        age = draw.randint(20, 90)
+        price = f"{age * 37 + draw.randint(0, 99)}"
+        grouped = (price[:-3] + "." + price[-3:] if len(price) > 3 else price) + f",{draw.randint(10, 99)}"
+        rows.append(f"{i};{age if draw.random() > 0.6 else 'NA'};{grouped};{draw.randint(0, 50)}%;{'ja' if age > 55 else 'nein'}")
+    (tmp_path / "kunden.csv").write_bytes("\n".join([";Alter;Preis;Anteil;Kauf", *rows]).encode("utf-16"))
+    ended = tauon("recipe", "new", "--from", "kunden.csv", "--label-from", "Kauf")
+    assert ended.code == 0, ended.err
+    written = yaml.safe_load((tmp_path / "kunden.yaml").read_text())["data"]
+    assert written["source"]["drop"] == [""] and written["source"]["missing"] == ["", "NA"] and written["table"] == {"impute": "median"}
+    assert "Numbers in Preis are written with decimal ',', thousands '.'" in ended.out
+    ended = tauon("run", "kunden.yaml", *SHORT)
+    assert ended.code == 0, ended.err
+    facts = read_json(next((tmp_path / "runs").iterdir()) / "data.json")
+    assert [(c["column"], c["kind"]) for c in facts["columns"]] == [("Alter", "number"), ("Preis", "number"), ("Anteil", "number")]
+    assert "numbers in Preis: decimal ',', thousands '.'" in ended.out
+
+
+def test_keys_that_some_rows_lack_are_filled(tmp_path: Path) -> None:
+    rows = [{"a": i % 13, "y": "high" if i % 13 > 6 else "low"} | ({"b": i % 5} if i % 3 else {}) for i in range(80)]
+    (tmp_path / "n.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8-sig")
+    made = draft(tmp_path / "n.jsonl")
+    assert made.sections["data"]["table"] == {"impute": "median"}
+    assert trains(write_draft(made, tmp_path / "n.yaml"), tmp_path)["family"] == "classification"
+
+
 def test_dates_and_numbers_become_a_forecast(tmp_path: Path) -> None:
     made = draft(series(tmp_path / "load.csv"))
     assert made.sections["task"] == "forecasting" and made.sections["data"]["source"]["date"] == "date"

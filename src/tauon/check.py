@@ -7,10 +7,12 @@ Differences are relative to what is compared, and allowed is what rounding expla
 (2^-24 for fp32, 2^-8 for bf16), c = 32 for fp32 and 8 for bf16 (whose products are summed in fp32), and L the number of layers,
     outputs, losses   c u sqrt(L + 1)         of the largest element
     gradients         the same, times 4       of the largest element of the parameter's gradient
-    updates           4 sqrt(u)               of the norm of what the steps changed (Adam divides by the size of a gradient, so
-                                              that elements no larger than rounding move by rounding's will)
-Matrices that start at zero start small instead, as they would hide the gradients behind them. What a model draws at random in training
-(dropout, masks) is switched off: its draws differ between layouts. Augmentation of data stays: it depends on the example alone.
+    updates           4 s + 4 c u sqrt(L + 1) of the norm of what the steps changed, where s is what the optimizer itself makes of rounding:
+                                              the reference takes its steps again with gradients that are off by as much (`sensitivity`)
+What an optimizer makes of rounding differs: SGD passes it on, Adam divides by the size of a gradient, and Muon, which iterates in bf16, turns
+1e-7 in a gradient into 1e-2 of an update. Matrices that start at zero start small instead, as they would hide the gradients behind them.
+What a model draws at random in training (dropout, masks) is switched off: its draws differ between layouts. Augmentation of data stays: it
+depends on the example alone.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ from tauon.types import Batch
 __all__ = ["Finding", "compare", "first_divergent", "reference", "scaled_down"]
 
 UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8}
+_DRAWS = 2
+"""Of rounding, to see what the optimizer makes of it."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +126,12 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
     few = _pick(batch, picked).to(job.device)
     outputs = _outputs(job, few)
     losses, gradients = _take(job, loader, steps)
-    groups = {
-        "outputs": outputs, "gradients": gradients, "start": start,
-        "weights": {name: p.detach() for name, p in job.model.named_parameters()},
-    }  # fmt: skip
+    weights = {name: p.detach() for name, p in job.model.named_parameters()}
+    groups = {"outputs": outputs, "gradients": gradients, "start": start, "weights": weights}
+    noise = _tight(job.precision.name, model)
+    found = [
+        sensitivity(lambda: _job(recipe, ctx, model, Mesh(Layout()), steps), steps, start, weights, noise, draw) for draw in range(_DRAWS)
+    ]
     state = {
         "losses": losses,
         "order": list(outputs),
@@ -133,6 +139,7 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
         "precision": job.precision.name,
         "steps": steps,
         "rows": picked,
+        "sensitivity": {name: max(one[name] for one in found) for name in found[0]},
     }
     return save_checkpoint(folder, 0, groups, state)
 
@@ -144,8 +151,7 @@ def compare(recipe: Recipe, folder: Path, world: World, *, tell: Callable[..., N
     model = from_record(saved.state["model"])
     mesh, _ = choose_mesh(model, ctx.train, recipe.parallel, ctx.splits.spec, world)
     job, loader = _job(recipe, ctx, model, mesh, saved.state["steps"])
-    u, depth = UNIT[saved.state["precision"]], max(1, len(model.bare().blocks_to_compile()))
-    tight = (32 if saved.state["precision"] == "fp32" else 8) * u * math.sqrt(depth + 1)
+    tight = _tight(saved.state["precision"], model)
 
     share = -(-ctx.train.batch // mesh.layout.data)
     first = mesh.data_rank * share
@@ -167,11 +173,64 @@ def compare(recipe: Recipe, folder: Path, world: World, *, tell: Callable[..., N
             where = local_slices(p)
             old = start[name][where]
             parts.append(_part("update", name, local_part(p.detach()) - old, weights[name][where] - old))
-    findings = _together(world.gather(parts), tight, 4 * math.sqrt(u), saved.state["order"])
+    loose = {name: 4 * s + 4 * tight for name, s in saved.state["sensitivity"].items()}
+    findings = _together(world.gather(parts), tight, loose, saved.state["order"])
     for i, (mine_i, want_i) in enumerate(zip(losses, saved.state["losses"], strict=True)):
         off = abs(mine_i - want_i)
         findings.append(Finding("loss", f"step {i + 1}", off, off / max(abs(want_i), 1e-12), tight if i == 0 else tight * 4))
     return findings, dict(sent), str(mesh.layout)
+
+
+def sensitivity(
+    build: Callable[[], tuple[TrainJob, Loader]], steps: int, start: dict[str, Tensor], weights: dict[str, Tensor], noise: float, draw: int
+) -> dict[str, float]:
+    """How far each parameter's update moves, as a share of its norm, where the gradients of every step are off by rounding.
+
+    Rounding of an element is taken as `noise` times a normal number times the size that sums of products of its row and column have:
+    rms(row) rms(column) / rms(all). Elements of rows without a gradient (tokens that did not occur) stay without.
+
+    Args:
+        build: makes the job of the reference anew.
+        steps: that it takes.
+        start: weights of the reference before its steps.
+        weights: after them.
+        noise: relative size of the rounding.
+        draw: number of the draw.
+    """
+    job, loader = build()
+    exchange = job.exchange
+
+    def disturb(job: TrainJob) -> None:
+        exchange(job)
+        for name, p in job.model.named_parameters():
+            if p.grad is not None:
+                g = torch.Generator().manual_seed(step_seed(job.seed, job.step, sum(name.encode()) + 1000 * (draw + 1)))
+                p.grad += (noise * torch.randn(p.grad.shape, generator=g)).to(p.grad) * _size(p.grad)
+
+    job.exchange = disturb
+    for step in range(steps):
+        train_step(job, loader.batch_at(step).to(job.device))
+    found: dict[str, float] = {}
+    for name, p in job.model.named_parameters():
+        off, moved = (torch.linalg.vector_norm(d.double()).item() for d in (p.detach() - weights[name], weights[name] - start[name]))
+        found[name] = min(_finite(off / moved if moved else 0.0), 1.0)
+    return found
+
+
+def _size(grad: Tensor) -> Tensor:
+    """Of what is summed up to each element of a gradient: of a matrix from its row and its column, else the element's own and the mean."""
+    squares = grad.float().square()
+    if grad.ndim < 2:
+        return (squares + squares.mean()).sqrt().to(grad.dtype)
+    flat = squares.flatten(1)
+    rows, columns, whole = flat.mean(1, keepdim=True), flat.mean(0, keepdim=True), flat.mean()
+    return (rows * columns / whole.clamp_min(1e-30)).sqrt().view_as(grad).to(grad.dtype)
+
+
+def _tight(precision: str, model: ModelConfig) -> float:
+    """Share of the largest output by which rounding explains a difference: c u sqrt(L + 1)."""
+    depth = max(1, len(model.bare().blocks_to_compile()))
+    return (32 if precision == "fp32" else 8) * UNIT[precision] * math.sqrt(depth + 1)
 
 
 def first_divergent(findings: list[Finding]) -> Finding | None:
@@ -323,8 +382,8 @@ def _finite(x: float) -> float:
     return x if math.isfinite(x) else 1e300
 
 
-def _together(parts: list[list[dict[str, Any]]], tight: float, loose: float, order: list[str]) -> list[Finding]:
-    """Findings of the whole from those of the pieces: outputs in forward order, then gradients, then updates."""
+def _together(parts: list[list[dict[str, Any]]], tight: float, loose: dict[str, float], order: list[str]) -> list[Finding]:
+    """Findings of the whole from those of the pieces: outputs in forward order, then gradients, then updates. `loose`: allowed of updates."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for part in (part for rank in parts for part in rank):
         whole = found.setdefault((part["what"], part["name"]), {"absolute": 0.0, "largest": 0.0, "square": 0.0, "of": 0.0})
@@ -345,7 +404,9 @@ def _together(parts: list[list[dict[str, Any]]], tight: float, loose: float, ord
         findings.append(Finding(what, name, w["absolute"], w["absolute"] / max(scale, 1e-30), tight if what == "output" else 4 * tight))
     for (what, name), w in found.items():
         if what == "update" and name not in idle:
-            findings.append(Finding(what, name, w["absolute"], math.sqrt(w["square"] / max(w["of"], 1e-60)) if w["square"] else 0.0, loose))
+            findings.append(
+                Finding(what, name, w["absolute"], math.sqrt(w["square"] / max(w["of"], 1e-60)) if w["square"] else 0.0, loose[name])
+            )
     place = {name: i for i, name in enumerate(order)}
     return sorted(
         findings, key=lambda f: (("output", "gradient", "update").index(f.what), place.get(f.name, 0) if f.what == "output" else 0)

@@ -20,7 +20,7 @@ from tauon.artifacts import (
     load_checkpoint,
 )
 from tauon.auditing import plant
-from tauon.config import dump, unread_keys
+from tauon.config import dump, parse, unread_keys
 from tauon.data import (
     DataConfig,
     DataSplits,
@@ -159,7 +159,8 @@ class Context:
         refuse_another_task(self.start, self.recipe.task)
         noisy = self.recipe.privacy is not None and self.recipe.privacy.statistics is not None
         data = fits_nothing(self.data) if noisy else self.data
-        splits = prepare(data, seed=self.recipe.seed, needs=self.recipe.task.needs, progress=progress)
+        task = self.recipe.task
+        splits = prepare(data, seed=self.recipe.seed, needs=task.needs, scale_targets=task.scales_targets, progress=progress)
         if noisy:
             splits.facts = announced(splits.facts)
         refuse_another_tokenizer(self.start, splits)
@@ -180,9 +181,16 @@ class Context:
 
     def refuse_changed_data(self) -> None:
         """Going on, or measuring, with other data than the run began with would tell nothing: `RunError`."""
-        started = self.run.manifest().get("training")
-        if started is not None and started.get("data") != self.splits.fingerprint:
-            raise RunError(f"{self.run.folder}: the data changed since this run began. {_WAYS_OUT}")
+        manifest = self.run.manifest()
+        started = manifest.get("training")
+        if started is None or started.get("data") == self.splits.fingerprint:
+            return
+        now = (manifest.get("data") or {}).get("files", {}).get("content")
+        if now is not None and started.get("files") == now:
+            said = "the data's files are those that this run began with, but this version of Tauon makes other examples of them"
+            raise RunError(f"{self.run.folder}: {said} (see CHANGELOG). Go on with the version that trained it, or: {_WAYS_OUT}")
+        said = "" if "files" in started else ", or this version of Tauon reads it in another way"
+        raise RunError(f"{self.run.folder}: the data changed since this run began{said}. {_WAYS_OUT}")
 
     def refuse_changed_start(self) -> None:
         """Going on from another model than the run began with would tell nothing: `RunError`."""
@@ -218,6 +226,8 @@ class Context:
         sections = {s: dump(self.recipe)[s] for s in SECTIONS["train"] if s not in FREE}
         fingerprint = self.recipe_fingerprint("train")
         base = {} if self.start is None else {"base": self.start.fingerprint}
+        files = (self.run.manifest().get("data") or {}).get("files")
+        base |= {} if files is None else {"files": files["content"]}
         self.run.update_manifest(
             training={"fingerprint": fingerprint, "sections": sections, "data": self.splits.fingerprint, "plan": plan.record()} | base
         )
@@ -233,8 +243,12 @@ class Context:
         started = self.run.manifest().get("training")
         if started is None or started["fingerprint"] == self.recipe_fingerprint("train"):
             return
-        now = {s: dump(self.recipe)[s] for s in started["sections"]}
-        diff = differences(started["sections"], now) or ["seed"]
+        now = dump(self.recipe)
+        diff = differences(as_read_today(started["sections"], now), {s: now[s] for s in started["sections"]})
+        seed = self.run.manifest().get("seed", self.recipe.seed)
+        diff += [f"seed: {seed} -> {self.recipe.seed}"] if seed != self.recipe.seed else []
+        if not diff:
+            return
         raise RunError(
             f"{self.run.folder} holds the training of another recipe ({'; '.join(diff[:6])}). Give this one another name (name=...), "
             "or --fresh to set the old run aside."
@@ -259,6 +273,15 @@ class Context:
         if newest is None:
             raise RunError(f"{self.run.folder} has no checkpoint yet. First: tauon train {shlex.quote(str(self.run.folder))}")
         return newest
+
+
+def as_read_today(sections: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Recorded sections of a recipe with the keys that came since, at their defaults: a new key does not make an old run another one."""
+    try:
+        today = dump(parse(Recipe, now | sections))
+    except RecipeError:
+        return sections
+    return {s: today[s] for s in sections}
 
 
 def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:

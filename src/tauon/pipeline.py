@@ -7,7 +7,7 @@ changed is not done again; training that was stopped, or killed, goes on where i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +141,22 @@ def prepare_stage(ctx: Context) -> dict[str, Any]:
     splits = ctx.splits
     if ctx.world.leads:
         write_json(ctx.run.folder / "data.json", splits.facts)
+        tell_of_data(splits.facts, ctx.tell)
         sheet = picture_sheet(splits.train, ctx.recipe.seed)
         if sheet is not None:
             atomic_write(ctx.run.folder / "examples.png", sheet)
     ctx.run.update_manifest(data={"fingerprint": splits.fingerprint} | ({"files": files.to_json()} if files is not None else {}))
     return {"data": ctx.splits.fingerprint}
+
+
+def tell_of_data(facts: Mapping[str, Any], tell: Callable[..., None], most: int = 10) -> None:
+    """What the data's facts say that a person should know now: what was left out, how it was read, what looks wrong."""
+    left_out = [f"left out ({part}): {line}" for part, lines in facts.get("left_out", {}).items() for line in lines]
+    for kind, messages in (("note", left_out), ("note", facts.get("notes", [])), ("warning", facts.get("warnings", []))):
+        for message in messages[:most]:
+            tell(kind, message=message)
+        if len(messages) > most:
+            tell(kind, message=f"and {len(messages) - most:,} more of the kind: see data.json")
 
 
 def stamp_of(ctx: Context) -> DataStamp | None:
@@ -196,7 +207,7 @@ def sample_texts(ctx: Context, model: GPT, precision: Precision, max_tokens: int
         ids = [tokenizer.bos, *tokenizer.encode(prompt).tolist()]
         for new in generate(
             model, ids, max_tokens=max_tokens, samples=config.samples, temperature=0.8, top_p=0.95, seed=ctx.recipe.seed,
-            stop_id=tokenizer.bos, context=precision.context,
+            stop_id={tokenizer.bos, tokenizer.eos}, context=precision.context,
         ) if config.samples else []:  # fmt: skip
             out.append({"prompt": prompt, "text": tokenizer.decode(new), "temperature": 0.8, "top_p": 0.95})
             ctx.tell("sample", **out[-1])

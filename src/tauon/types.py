@@ -81,6 +81,10 @@ class DataSpec:
     """Of signals: samples a second; `input_shape` is then (samples,)."""
     horizon: int | None = None
     """Of series: steps to predict; `input_shape` is then (steps of context, columns), targets first."""
+    target_center: tuple[float, ...] = ()
+    """Of values to predict: the model learns (value - target_center) / target_scale, one number a target. Empty: values as they are."""
+    target_scale: tuple[float, ...] = ()
+    """See `target_center`."""
 
 
 class Dataset(Protocol):

@@ -26,9 +26,9 @@ from tauon.train import (
     Plan,
     TrainConfig,
     TrainJob,
-    complaints,
     every,
     job_state,
+    lasting_complaints,
     validation_loss,
     validation_marks,
 )
@@ -90,8 +90,8 @@ class TrainingRecord:
         self.tell("step", step=info.step, total_steps=info.total_steps, **info.metrics)
 
     def layers(self, job: TrainJob, info: StepInfo, layers: dict[str, LayerLook]) -> None:
-        """A look at every layer, and what is wrong with some: told once for each kind of trouble."""
-        found = complaints(layers)
+        """A look at every layer, and what is wrong with some for several looks: told once for each kind of trouble."""
+        found = lasting_complaints(layers, job.notes)
         self.events.log("layers", step=info.step, layers={name: look.to_json() for name, look in layers.items()}, complaints=found)
         known = job.notes.setdefault("complaints", [])
         for complaint in found:

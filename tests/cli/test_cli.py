@@ -344,7 +344,7 @@ def test_a_signal_outside_of_training_leaves_nothing_half_written(tmp_path: Path
         if '"tokenizer"' in line:
             break
     process.send_signal(number)
-    message = process.communicate(timeout=60)[1]
+    message = process.communicate(timeout=600)[1]
     assert process.returncode == 130
     assert "Traceback" not in message and "the same command goes on" in message
     nothing_half_written(tmp_path / "runs")

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tauon.config import parse
 from tauon.data import ChatConfig, ChatEncoder, DataConfig, DataSplits, Message, chat_prompt, prepare, template_for
 from tauon.data.chat import packed
-from tauon.data.sources.chat import conversation, pair
+from tauon.data.chat_template import PlainTemplate
+from tauon.data.sources.chat_rows import conversation, pair
 from tauon.data.tokenizer import ByteTokenizer, SubwordTokenizer
 from tauon.errors import DataError, RecipeError
 
@@ -35,7 +36,9 @@ def made(tmp_path: Path, rows: list[Any], needs: str = "chat", **more: Any) -> D
 
 
 def written(config: dict[str, Any], messages: list[Message]) -> str:
-    return "".join(p.text for p in template_for(parse(ChatConfig, config)).pieces(messages, "here"))
+    template = template_for(parse(ChatConfig, config))
+    assert isinstance(template, PlainTemplate)
+    return "".join(p.text for p in template.pieces(messages, "here"))
 
 
 def with_markers(*markers: str) -> SubwordTokenizer:
@@ -88,6 +91,103 @@ def test_what_is_no_conversation_is_named(row: dict[str, Any], message: str) -> 
         conversation(row, "a.json, item 3")
 
 
+def user_says(content: Any, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": content, **more}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (user_says(None), r"content of message 1 \(assistant\) is null or missing"),
+        (
+            user_says(None, tool_calls=[{"id": 1}]),
+            r"message 1 \(assistant\): tool_calls is \[\{'id': 1\}\], which no chat template here writes",
+        ),
+        (user_says("", tool_calls=[{"id": 1}]), "tool_calls is"),
+        (user_says("x", function_call={"name": "f"}), "function_call is"),
+        (user_says("x", reasoning_content="so"), "reasoning_content is 'so'"),
+        (user_says("x") | {"tools": [{"type": "function"}]}, "a.json, item 3: tools is"),
+        (user_says([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}]), "has a part of type 'image_url'"),
+        (user_says(["a"]), "has a part of type 'str'"),
+        (user_says("x", weight=0.5), "message 1 has weight 0.5, expected 0"),
+        (user_says("x", weight=0), "every answer has weight 0, so there is nothing to learn"),
+        ({"instruction": "a", "output": "b", "history": [["c"]]}, r"history is \[\['c'\]\], expected a list of \[question, answer\]"),
+        ({"instruction": "a", "output": "b", "history": "c"}, "history is 'c'"),
+        ({"prompt": "a", "completion": None}, "completion is null or missing"),
+        ({"prompt": "a", "response": "b"}, "keys prompt, response are no conversation"),
+        (
+            user_says("x") | {"system": "S", "messages": [{"role": "system", "content": "T"}, *user_says("x")["messages"]]},
+            "another system message",
+        ),
+    ],
+)
+def test_what_would_be_lost_of_a_row_is_refused(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        conversation(row, "a.json, item 3")
+
+
+def test_more_forms_are_read_whole() -> None:
+    answer = Message("assistant", "Hello")
+    assert conversation({"prompt": "Hi", "completion": "Hello"}, "x").messages == (Message("user", "Hi"), answer)
+    lists = {
+        "prompt": [{"role": "system", "content": "S"}, {"role": "user", "content": "Hi"}],
+        "completion": [{"role": "assistant", "content": "Hello"}],
+    }
+    assert conversation(lists, "x").messages == (Message("system", "S"), Message("user", "Hi"), answer)
+    assert conversation(user_says([{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]), "x").messages[1] == answer
+    history = {"instruction": "Hi", "input": "", "output": "Hello", "history": [["One?", "Uno"], ["Two?", "Dos"]], "system": "S"}
+    assert [(m.role, m.content) for m in conversation(history, "x").messages] == [
+        ("system", "S"), ("user", "One?"), ("assistant", "Uno"), ("user", "Two?"), ("assistant", "Dos"), ("user", "Hi"), ("assistant", "Hello"),
+    ]  # fmt: skip
+    plain = user_says("Hello") | {"system": "S", "messages": [{"role": "system", "content": "S"}, *user_says("Hello")["messages"]]}
+    assert len(conversation(plain, "x").messages) == 3  # the same system message twice is one
+    for tools in (None, [], ""):
+        assert conversation(user_says("Hello", tool_calls=tools) | {"tools": tools}, "x").messages[1] == answer
+    parts = [{"type": "text", "text": "Hi"}]
+    assert pair({"prompt": [{"role": "user", "content": parts}], "chosen": "a", "rejected": "b"}, "x").prompt == (Message("user", "Hi"),)
+
+
+def test_keys_that_are_not_read_are_named_and_counted(tmp_path: Path) -> None:
+    rows = [user_says(f"It is {i}.", name="Bob") | {"id": i, "source": "here", "score": None} for i in range(1, 20)]
+    facts = made(tmp_path, rows, split={"validation": 0}).facts
+    assert facts["ignored_keys"] == {"train": {"name": 19, "id": 19, "source": 19}}
+    assert facts["notes"] == ["keys of the rows that are not read: id, name, source"]
+    pairs = [{"prompt": "Hi", "chosen": f"a{i}", "rejected": "b", "margin": 2} for i in range(12)]
+    assert made(tmp_path, pairs, "pairs").facts["notes"] == ["keys of the rows that are not read: margin"]
+
+
+def test_answers_of_weight_zero_are_context_and_the_others_are_learned(tmp_path: Path) -> None:
+    said = [
+        ("user", "one", None),
+        ("assistant", "uno", 0),
+        ("user", "two", 1),
+        ("assistant", "dos", 1),
+        ("user", "three", None),
+        ("assistant", "", 0),
+    ]
+    row = {"messages": [{"role": r, "content": c} | ({} if w is None else {"weight": w}) for r, c, w in said]}
+    splits = made(tmp_path, [row] * 12, split={"validation": 0})
+    batch = splits.train.batch(np.arange(len(splits.train)))
+    assert batch.segments is not None
+    for row_of, weights, segments in zip(batch.targets, batch.weights, batch.segments, strict=True):
+        for document in range(int(segments.max()) + 1):
+            ids = row_of[(segments == document) & (weights > 0)]
+            assert (ByteTokenizer().decode(ids), ids[-1]) == ("dos", 256)
+    assert splits.train.answers(0) == [["dos"]] * len(splits.train.answers(0))  # type: ignore[attr-defined]
+    other = [{"messages": [{**m, "weight": 1} for m in row["messages"][:4]]}] * 12
+    assert made(tmp_path, other).fingerprint != made(tmp_path, [{"messages": row["messages"][:4]}] * 12).fingerprint
+
+
+def test_an_empty_answer_in_the_middle_is_refused_or_left_out_and_counted(tmp_path: Path) -> None:
+    said = [{"role": r, "content": c} for r, c in (("user", "one"), ("assistant", "\n "), ("user", "two"), ("assistant", "dos"))]
+    rows = [*ALPACA, {"messages": said}, {"instruction": "a", "output": "b", "history": [["c", ""]]}]
+    with pytest.raises(DataError, match=r"item 20: the answer in message 1 is empty \(2 such .* give it weight 0"):
+        made(tmp_path, rows)
+    facts = made(tmp_path, rows, chat={"empty_answers": "drop"}).facts
+    assert facts["left_out_empty"] == {"train": 2}
+    assert facts["notes"] == ["2 conversations of the train source with an empty answer are left out"]
+
+
 def test_pairs_that_prefer_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="are the same text"):
         pair({"prompt": "Hi", "chosen": "a", "rejected": "a"}, "x")
@@ -127,15 +227,15 @@ def test_presets_write_what_the_published_jinja_template_writes(preset: str, jin
     messages = [Message("system", "S"), Message("user", "Q"), Message("assistant", "A"), Message("user", "R"), Message("assistant", "B")]
     ours, theirs = template_for(parse(ChatConfig, {"template": preset})), template_for(parse(ChatConfig, {"jinja": jinja}))
     tokenizer = with_markers("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-    a, b = (ChatEncoder(t, tokenizer).tokens(t.pieces(messages, "x")) for t in (ours, theirs))
-    assert a[0].tolist() == b[0].tolist()
-    assert a[1].tolist() == b[1].tolist()
+    a, b = (ChatEncoder(t, tokenizer).encode(messages, "x") for t in (ours, theirs))
+    assert a.ids[1:].tolist() == b.ids.tolist()  # a preset has BOS before it, a Hugging Face template what it writes
+    assert a.covered[1:].tolist() == b.covered.tolist()
     from transformers import PreTrainedTokenizerFast
 
     peer = PreTrainedTokenizerFast(tokenizer_object=__import__("tokenizers").Tokenizer.from_str(tokenizer.hugging_face_json()))
     said = peer.apply_chat_template([{"role": m.role, "content": m.content} for m in messages], chat_template=jinja, tokenize=True)
     ids = said["input_ids"] if not isinstance(said, list) else said
-    assert a[0][1:].tolist() == ids  # ours has BOS before it
+    assert b.ids.tolist() == ids
 
 
 @pytest.mark.parametrize(
@@ -154,14 +254,14 @@ def test_a_jinja_template_that_drops_something_is_refused(jinja: str, message: s
     pytest.importorskip("jinja2")
     messages = [Message("system", "S"), Message("user", "Q"), Message("assistant", "A")]
     with pytest.raises(DataError, match=message):
-        template_for(parse(ChatConfig, {"jinja": jinja})).pieces(messages, "a.json, item 0")
+        ChatEncoder(template_for(parse(ChatConfig, {"jinja": jinja})), ByteTokenizer()).encode(messages, "a.json, item 0")
 
 
 def test_a_jinja_template_cannot_reach_out() -> None:
     pytest.importorskip("jinja2")
     hostile = "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ messages[0]['content'] }}"
-    with pytest.raises(Exception, match="unsafe"):
-        template_for(parse(ChatConfig, {"jinja": hostile})).pieces([Message("assistant", "A")], "x")
+    with pytest.raises(DataError, match="unsafe"):
+        ChatEncoder(template_for(parse(ChatConfig, {"jinja": hostile})), ByteTokenizer()).encode([Message("assistant", "A")], "x")
 
 
 def test_a_template_of_roles_that_lacks_one_is_refused(tmp_path: Path) -> None:
@@ -181,7 +281,7 @@ def test_markers_must_be_tokens_of_the_tokenizer(tmp_path: Path) -> None:
 def test_what_somebody_says_is_never_a_marker() -> None:
     tokenizer = with_markers("<|im_start|>", "<|im_end|>")
     encoder = ChatEncoder(template_for(parse(ChatConfig, {"template": "chatml"})), tokenizer)
-    ids, _ = encoder.tokens(encoder.template.pieces([Message("user", "<|im_end|>{end}"), Message("assistant", "A")], "x"))
+    ids = encoder.encode([Message("user", "<|im_end|>{end}"), Message("assistant", "A")], "x").ids
     end = tokenizer.id_of("<|im_end|>")
     assert (ids == end).sum() == 2  # the template's own
     assert "<|im_end|>{end}" in tokenizer.decode(ids)
@@ -206,9 +306,9 @@ def test_the_loss_covers_answers_with_their_end_and_nothing_else(tmp_path: Path)
 def test_every_turn_of_the_assistant_is_learned() -> None:
     encoder = ChatEncoder(template_for(parse(ChatConfig, {})), ByteTokenizer())
     said = [Message("user", "one"), Message("assistant", "uno"), Message("user", "two"), Message("assistant", "dos")]
-    ids, covered = encoder.tokens(encoder.template.pieces(said, "x"))
-    assert ByteTokenizer().decode(ids[covered]) == "unodos"
-    assert (ids[covered] == 256).sum() == 2
+    found = encoder.encode(said, "x")
+    assert ByteTokenizer().decode(found.ids[found.covered]) == "unodos"
+    assert (found.ids[found.covered] == 256).sum() == 2
 
 
 def test_long_rows_lose_the_beginning_of_the_prompt_then_the_end_of_the_answer(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tauon.config import parse
-from tauon.data import DataConfig, SourceConfig, prepare
+from tauon.data import DataConfig, SourceConfig, inputs_from_pictures, prepare
 from tauon.errors import DataError, MissingExtra, RecipeError
 
 Image = pytest.importorskip("PIL.Image", reason="pictures are read by Pillow")
@@ -43,12 +43,134 @@ def test_classes_and_files_come_in_natural_order(tmp_path: Path) -> None:
     assert [name for _, name in source(tmp_path / "signs").files()][:3] == ["class1/1.png", "class1/2.png", "class1/10.png"]
 
 
-def test_hidden_and_other_files_are_no_pictures(tmp_path: Path) -> None:
+def test_hidden_and_other_files_are_no_pictures_and_are_counted(tmp_path: Path) -> None:
     root = folder(tmp_path)
-    (root / "class1" / ".DS_Store").write_text("x")
-    (root / "class1" / "notes.txt").write_text("x")
+    for name in (".DS_Store", "Thumbs.db", "._1.png", "notes.txt", "scan.dcm"):
+        (root / "class1" / name).write_text("x")
     (root / "README.md").write_text("x")
-    assert len(source(root).arrays()) == 9
+    (root / "__MACOSX" / "class1").mkdir(parents=True)
+    (root / "__MACOSX" / "class1" / "._1.png").write_text("x")
+    table = source(root).arrays()
+    assert len(table) == 9 and table.label_names == ("class1", "class2", "class10")
+    assert table.left_out == (
+        "4 files that systems leave behind: __MACOSX/class1/._1.png, class1/.DS_Store, class1/._1.png, class1/Thumbs.db",
+        "3 not pictures by their names: README.md, class1/notes.txt, class1/scan.dcm",
+    )
+    made = prepare(parse(DataConfig, {"source": {"kind": "folder", "path": str(root)}, "split": {"validation": 0}}), seed=0, needs="arrays")
+    assert made.facts["left_out"]["train"] == [*table.left_out]
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JPG", ".apng", ".dib", ".tga"])
+def test_pictures_go_by_many_names(tmp_path: Path, suffix: str) -> None:
+    root = folder(tmp_path)
+    how = {".jfif": "JPEG", ".jpe": "JPEG", ".JPG": "JPEG", ".apng": "PNG", ".dib": "DIB", ".tga": "TGA"}[suffix]
+    save(root / "class1" / f"x{suffix}", format=how)
+    assert len(source(root).arrays()) == 10
+
+
+def test_subfolders_of_a_class_belong_to_it(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    save(root / "class1" / "patient7" / "left" / "3.png", (9, 9, 9))
+    table = source(root).arrays()
+    assert np.bincount(table.targets).tolist() == [4, 3, 3]
+    assert table.features[3, :, 0, 0].tolist() == [9, 9, 9]
+    assert source(root).files()[3][1] == "class1/patient7/left/3.png"
+
+
+def deep(folder: Path, values: list[int | float], kind: Any, suffix: str = ".png") -> Path:
+    """A picture of 4 x 4 for each value, in two classes in turn."""
+    for i, value in enumerate(values):
+        path = folder / "ab"[i % 2] / f"{i}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((4, 4), value, kind)
+        pixels[0, 0] = 0
+        Image.fromarray(pixels).save(path)
+    return folder
+
+
+def learned(folder: Path, **more: Any) -> Any:
+    return prepare(
+        parse(DataConfig, {"source": {"kind": "folder", "path": str(folder), **more}, "split": {"validation": 0}}), seed=0, needs="arrays"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "values", "top"),
+    [
+        (np.uint16, ".png", [200, 65000, 100, 30000], 65535),
+        (np.uint16, ".png", [17, 4000, 18, 2000], 4095),  # 12 bits in 16
+        (np.uint16, ".tif", [1, 200, 100, 50], 255),
+        (np.int32, ".tif", [100_000, 7, 50_000, 90_000], 131_071),
+        (np.float32, ".tif", [0.25, 0.5, 0.9, 0.1], 1),
+        (np.float32, ".tif", [10.5, 200.25, 100, 3], 255),
+    ],
+)
+def test_deep_pictures_have_one_range_and_keep_their_levels(tmp_path: Path, kind: Any, suffix: str, values: list[Any], top: float) -> None:
+    made = learned(deep(tmp_path / "x", values, kind, suffix))
+    order = [values[i] for i in (0, 2, 1, 3)]  # class a, then class b
+    stored = made.train._table.features[:, 0, 3, 3]
+    np.testing.assert_allclose(stored, np.array(order, kind).astype(np.float64) * 255 / top, rtol=1e-6)
+    assert made.facts["pixel_range"]["high"] == top and made.facts["normalize"]["kind"] == "standard"
+    raw = source(tmp_path / "x").arrays().features
+    assert raw.dtype == kind
+    np.testing.assert_allclose(
+        inputs_from_pictures(made.preprocess, raw), made.train.batch(np.arange(4)).inputs.numpy(), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_range_of_deep_pictures_is_that_of_the_training_part(tmp_path: Path) -> None:
+    deep(tmp_path / "x" / "train", [1000, 4000, 100, 50], np.uint16)
+    deep(tmp_path / "x" / "test", [60000, 10], np.uint16)
+    made = learned(tmp_path / "x")
+    assert made.facts["pixel_range"]["high"] == 4095 and "12 bits" in made.facts["pixel_range"]["why"]
+    assert made.test._table.features.max() == pytest.approx(60000 * 255 / 4095)
+    stated = learned(tmp_path / "x", value_range=[1000, 2000])
+    assert sorted({*stated.train._table.features[:, 0, 3, 3].tolist()}) == [0, 255]
+
+
+def test_deep_pictures_are_augmented_as_bytes_are(tmp_path: Path) -> None:
+    wide = np.random.default_rng(0).integers(0, 256, (6, 8, 8)).astype(np.uint16)
+    for i, pixels in enumerate(wide):
+        for folder, array in (("deep", pixels * 257), ("bytes", pixels.astype(np.uint8))):
+            path = tmp_path / folder / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(path)
+    config = {"split": {"validation": 0}, "normalize": "standard", "augment": [{"kind": "colour", "brightness": 0.3}, "flip"]}
+    one, two = (
+        prepare(parse(DataConfig, config | {"source": {"kind": "folder", "path": str(tmp_path / f)}}), seed=1, needs="arrays")
+        for f in ("deep", "bytes")
+    )
+    a, b = (s.train.batch(np.arange(6), epoch=3).inputs.numpy() for s in (one, two))
+    np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_deep_pictures_are_resized_without_losing_levels(tmp_path: Path) -> None:
+    root = deep(tmp_path / "x", [4000, 4001, 4002, 4003], np.uint16)
+    assert sorted(source(root, size=2).arrays().features[:, 0, 1, 1].tolist()) == [4000, 4001, 4002, 4003]
+
+
+def test_depths_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    root = deep(tmp_path / "x", [4000, 300], np.uint16)
+    deep(root, [0, 0, 0.5, 0.25], np.float32, ".tif")
+    with pytest.raises(DataError, match=r"holds float32 values and .* uint16.*Convert them to one depth"):
+        source(root).arrays()
+    with pytest.raises(DataError, match="value_range is for pictures deeper than 8 bits"):
+        source(folder(tmp_path), value_range=[0, 100]).arrays()
+    with pytest.raises(RecipeError, match="value_range"):
+        source(root, value_range=[5, 5])
+    nan = deep(tmp_path / "n", [np.nan, 1], np.float32, ".tif")
+    with pytest.raises(DataError, match=r"0.tif: 15 of its values are not finite"):
+        source(nan).arrays()
+
+
+def test_a_class_of_which_nothing_is_whole_is_an_error(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    for p in (root / "class2").iterdir():
+        p.write_bytes(b"broken")
+    with pytest.raises(
+        DataError, match=r"class 'class2' has 3 files and no whole picture among them.*The first: .*1.png: not a whole picture"
+    ):
+        source(root, on_corrupt="skip").arrays()
 
 
 @pytest.mark.parametrize("names", [("train", "val", "test"), ("Training", "validation", "Testing")])

@@ -58,10 +58,19 @@ def test_a_file_without_header_and_packed(tmp_path: Path) -> None:
 
 
 def test_a_word_among_numbers_is_pointed_out(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{'unknown' if i == 4 else i % 5},{'no' if i % 2 else 'yes'}\n" for i in range(20)))
+    (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{'oops' if i == 4 else i % 5},{'no' if i % 2 else 'yes'}\n" for i in range(20)))
     first = inspect_table(tmp_path / "t.csv").columns[0]
     assert first.kind == "category"
-    assert "1 of 20 values are no numbers ('unknown')" in first.why
+    assert "1 of 20 values are no numbers ('oops')" in first.why
+
+
+def test_a_word_that_stands_for_a_missing_number_is_named(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(
+        "a,y\n" + "".join(f"{('unknown', 'NA')[i % 2] if i < 15 else i * 1.5},{'no' if i % 2 else 'yes'}\n" for i in range(20))
+    )
+    look = inspect_table(tmp_path / "t.csv")
+    assert (look.columns[0].kind, look.columns[0].missing) == ("number", 15)
+    assert look.missing == ("", "NA", "unknown")
 
 
 def test_german_credit(mirror: Path) -> None:

@@ -105,7 +105,7 @@ def test_what_is_missing_is_filled_with_what_came_before(tmp_path: Path) -> None
         ({5: f"{START + timedelta(hours=4, minutes=20)},1,2"}, r"not evenly spaced: 2020-02-29T02:20:00 \(row 5\).*usual step of 1 h"),
         ({5: f"{START + timedelta(hours=5)},,2"}, r"1 values are missing, the first in column 'a' at 2020-02-29T03:00:00"),
         ({5: f"{START + timedelta(hours=5)},x,2"}, r"column 'a': 'x' in row 5 is not a number"),
-        ({5: f"{START + timedelta(hours=5)},inf,2"}, r"column 'a': row 5 is infinite"),
+        ({5: f"{START + timedelta(hours=5)},inf,2"}, r"column 'a': 'inf' in row 5 is not a number"),
         ({5: "tomorrow,1,2"}, r"column 'date': 'tomorrow' in row 5 is no date"),
         ({5: f"{START + timedelta(hours=5)},1"}, r"line 7: 2 values, expected 3"),
     ],
@@ -304,3 +304,88 @@ def test_series_steps_are_not_for_tables(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     with pytest.raises(DataError, match="jitter is for time series"):
         prepare(parse(DataConfig, {"source": {"kind": "sklearn", "name": "iris"}, "augment": ["jitter"]}), seed=0, needs="arrays")
+
+
+# ------------------------------------------------------------------------------------------------ as people have them
+
+
+def test_values_far_from_zero_keep_their_digits(tmp_path: Path) -> None:
+    wave = np.sin(np.arange(200) / 7)
+    (tmp_path / "s.csv").write_text(
+        "date,a\n" + "".join(f"{START + timedelta(hours=i)},{2e9 + v!r}\n" for i, v in enumerate(wave.tolist()))
+    )
+    splits = made(tmp_path / "s.csv")
+    training = wave[:120]
+    theirs = (wave - training.mean()) / training.std()
+    seen = every(splits)
+    np.testing.assert_allclose(seen.inputs[0, :, 0], theirs[:12], atol=1e-5)
+    records = [{"a": 2e9 + v} for v in wave[:12].tolist()]
+    assert np.array_equal(inputs_from_records(splits.preprocess, records)[0], seen.inputs[0].numpy())
+    np.testing.assert_allclose(outputs_in_units(splits.preprocess, seen.targets[:1].numpy())[0, :, 0], 2e9 + wave[12:16], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spelt", "format_", "zoned"),
+    [
+        (lambda t: t.strftime("%d.%m.%Y %H:%M +0200"), "%d.%m.%Y %H:%M %z", True),
+        (lambda t: t.strftime("%Y-%m-%dT%H:%M:%S.000+02:00"), None, True),
+        (lambda t: (t - timedelta(hours=2)).strftime("%Y-%m-%dT%H:%M:%S.000Z"), None, True),
+        (lambda t: (t - timedelta(hours=2)).strftime("%Y-%m-%d %H:%M:%S.000000"), None, False),
+        (lambda t: (t - timedelta(hours=2)).strftime("%d/%m/%y %H:%M:%S.%f"), "%d/%m/%y %H:%M:%S.%f", False),
+    ],
+)
+def test_zones_are_brought_to_utc_and_said(spelt: Any, format_: str | None, zoned: bool, tmp_path: Path) -> None:
+    times = [START + timedelta(hours=i) for i in range(60)]
+    (tmp_path / "s.csv").write_text("date,a\n" + "".join(f"{spelt(t)},{i % 7}\n" for i, t in enumerate(times)))
+    found = series(tmp_path / "s.csv", **({} if format_ is None else {"date_format": format_}))
+    assert [str(t) for t in found.times] == [(t - timedelta(hours=2)).isoformat() for t in times]
+    assert (found.step, found.season) == ("1 h", 24)
+    source = {} if format_ is None else {"date_format": format_}
+    splits = made(tmp_path / "s.csv", source=source, window={"context": 12, "horizon": 4, "calendar": ["hour"]})
+    assert splits.facts.get("zone") == ("UTC" if zoned else None)
+    assert bool(splits.facts.get("notes")) == zoned
+    records = [{"date": spelt(t), "a": i % 7} for i, t in enumerate(times[:12])]
+    assert np.array_equal(inputs_from_records(splits.preprocess, records)[0], every(splits).inputs[0].numpy())
+    if format_ is None:
+        other = [r | {"date": "2024-01-01" if zoned else "2024-01-01T00:00:00Z"} for r in records]
+        with pytest.raises(DataError, match="the training data has (one|none)"):
+            inputs_from_records(splits.preprocess, other)
+
+
+@pytest.mark.parametrize(("step", "words"), [(timedelta(milliseconds=250), "250 ms"), (timedelta(microseconds=40), "40 us")])
+def test_steps_finer_than_a_second(step: timedelta, words: str, tmp_path: Path) -> None:
+    times = [START + i * step for i in range(60)]
+    lines = [f"{t.isoformat(sep=' ', timespec='microseconds')},{i % 7}" for i, t in enumerate(times)]
+    (tmp_path / "s.csv").write_text("\n".join(["date,a", *lines]))
+    found = series(tmp_path / "s.csv")
+    assert (found.step, found.season, found.filled) == (words, 1, 0)
+    assert (np.diff(found.times.astype("datetime64[us]").astype(np.int64)) == step / timedelta(microseconds=1)).all()
+    (tmp_path / "s.csv").write_text("\n".join(["date,a", *(x for i, x in enumerate(lines) if i not in (20, 21))]))
+    with pytest.raises(DataError, match=f"2 moments are missing.*the step is {words}"):
+        series(tmp_path / "s.csv")
+    filled = series(tmp_path / "s.csv", fill="forward")
+    assert np.array_equal(filled.times, found.times)
+    assert calendar_columns(found.times, ("hour",))[:, 0].tolist() == [np.float32(22 / 23 - 0.5)] * 60
+
+
+def test_dates_with_and_without_a_zone_do_not_go_together_and_names_of_zones_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("date,a\n2024-01-01T00:00:00Z,1\n2024-01-01T01:00:00Z,2\n2024-01-01T02:00:00,3\n")
+    with pytest.raises(DataError, match="in row 0 is with a zone, '2024-01-01T02:00:00' in row 2 without one"):
+        series(tmp_path / "s.csv")
+    with pytest.raises(RecipeError, match=r"names of zones \(%Z\) are ambiguous"):
+        series(tmp_path / "s.csv", date_format="%Y-%m-%d %Z")
+
+
+def test_a_series_from_a_german_spreadsheet(tmp_path: Path) -> None:
+    lines = [f"{i};{(START + timedelta(hours=i)):%d.%m.%Y %H:%M};{1000 + i:,d}".replace(",", ".") + f",{i % 10}5;{i}%" for i in range(40)]
+    (tmp_path / "s.csv").write_bytes("\n".join([";Zeit;Last;Anteil", *lines]).encode("utf-8-sig"))
+    found = series(tmp_path / "s.csv", date="Zeit", date_format="%d.%m.%Y %H:%M", delimiter=";")
+    assert found.names == ("Last", "Anteil")
+    np.testing.assert_allclose(found.values[:, 0], [1000 + i + (i % 10) / 10 + 0.05 for i in range(40)])
+    np.testing.assert_allclose(found.values[:, 1], np.arange(40) / 100)
+    assert "numbers the rows" in found.left_out[0]
+    assert any("decimal ',', thousands '.'" in note for note in found.notes)
+    with pytest.raises(
+        DataError, match=r"'NA' in row 3 is not a number. If it stands for a missing value, say so \(missing: \['', 'NA'\]\)"
+    ):
+        series(write(tmp_path, 20, change={3: f"{START + timedelta(hours=3)},NA,2"}))

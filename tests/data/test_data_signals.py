@@ -163,11 +163,11 @@ def broken(folder: Path, what: str) -> None:
     ("what", "said"),
     [
         ("cut", "low_a_0.wav: .*bytes of sound, its header says"),
-        ("text", "low_a_0.wav: not a whole PCM WAV file"),
+        ("text", "low_a_0.wav: not a recording"),
         ("rate", r"16,000 samples a second|8,000 samples a second"),
         ("name", "odd.wav does not fit data.source.pattern"),
         ("one class", "every training recording has the label 'low'"),
-        ("empty", "holds no .wav file"),
+        ("empty", "holds no recording"),
     ],
 )
 def test_bad_recordings_are_named(tmp_path: Path, what: str, said: str) -> None:

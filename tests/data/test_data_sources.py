@@ -78,7 +78,7 @@ def test_another_encoding_can_be_named_and_a_wrong_one_says_where(tmp_path: Path
     assert texts(source("text", path=str(path), encoding="latin-1"))[0][1] == "café olé"
     with pytest.raises(DataError, match=r"l\.txt: not utf-8 at byte 3 \(e9 20"):
         texts(source("text", path=str(path)))
-    with pytest.raises(DataError, match="knows no encoding 'utf-9'"):
+    with pytest.raises(RecipeError, match="knows no encoding 'utf-9'"):
         texts(source("text", path=str(path), encoding="utf-9"))
 
 
@@ -235,7 +235,7 @@ def test_features_and_labels_of_jsonl_csv_and_parquet_agree(tmp_path: Path) -> N
         assert table.features.tolist() == [[1.5, 2], [-3.25, 4], [0, 6]]
         assert (table.targets.tolist(), table.label_names, table.feature_names) == ([0, 1, 0], ("x", "y"), ("a", "b"))
         one = source(kind, path=str(tmp_path / f"t.{kind}"), label="a", features=["b"]).arrays()
-        assert (one.targets.dtype, one.targets.tolist(), one.label_names) == (np.float32, [1.5, -3.25, 0], ("a",))
+        assert (one.targets.dtype, one.targets.tolist(), one.label_names) == (np.float64, [1.5, -3.25, 0], ("a",))
 
 
 def test_whole_numbers_are_classes_unless_told_otherwise(tmp_path: Path) -> None:

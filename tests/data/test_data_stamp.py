@@ -152,6 +152,29 @@ def test_the_same_bytes_with_another_time_are_the_same_data(tauon: Tauon, tmp_pa
     assert stamp["files"] == 1 and stamp["bytes"] == (tmp_path / "d.csv").stat().st_size
 
 
+def test_a_project_that_moved_as_a_whole_has_the_same_data(tauon: Tauon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old").mkdir()
+    monkeypatch.chdir(tmp_path / "old")
+    write(Path("r.yaml"), merged(TINY | {"name": "r"}, pictures(Path())))
+    assert tauon("run", "r.yaml").code == 0
+    os.chdir("..")
+    (tmp_path / "old").rename(tmp_path / "new")
+    monkeypatch.chdir(tmp_path / "new")
+    assert tauon("run", "r.yaml").out.count("done before") == 4
+    (tmp_path / "new/p/train/a").rename(tmp_path / "new/p/train/c")  # the same pictures, of another class
+    assert tauon("run", "r.yaml").code == 5
+
+
+def test_a_version_that_reads_the_same_files_otherwise_says_so(tauon: Tauon, tmp_path: Path) -> None:
+    recipe = write(tmp_path / "r.yaml", merged(TINY | {"name": "r"}, table(tmp_path)))
+    assert tauon("train", recipe).code == 0
+    manifest = json.loads(Path("runs/r/manifest.json").read_text())
+    manifest["training"]["data"] = "what an earlier version made of it"
+    Path("runs/r/manifest.json").write_text(json.dumps(manifest))
+    ended = tauon("evaluate", recipe)
+    assert ended.code == 5 and "this version of Tauon makes other examples of them" in ended.err.replace("\n", " ")
+
+
 def test_data_that_is_gone_is_said_and_what_is_done_stays_done(tauon: Tauon, tmp_path: Path) -> None:
     recipe = write(tmp_path / "r.yaml", merged(TINY | {"name": "r"}, table(tmp_path)))
     assert tauon("run", recipe).code == 0

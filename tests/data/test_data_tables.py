@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tauon.config import parse
 from tauon.data import ColumnsConfig, DataConfig, DataSplits, Encoder, Normalizer, inputs_from_records, prepare
@@ -392,3 +393,35 @@ def test_settings_that_cannot_work_are_named(section: dict[str, Any], says: str)
     source = {"kind": "csv", "path": "t.csv", "label": "y"} | section.pop("source", {})
     with pytest.raises(RecipeError, match=says):
         parse(DataConfig, {"source": source} | section)
+
+
+# ------------------------------------------------------------------------------------------------ precision
+
+
+def test_a_feature_far_from_zero_keeps_its_digits_in_every_way_in(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=100)
+    far = 1e9 + x  # float32 has steps of 64 there
+    (tmp_path / "f.csv").write_text("x,y\n" + "".join(f"{v!r},{'ab'[int(u > 0)]}\n" for v, u in zip(far.tolist(), x.tolist(), strict=True)))
+    np.savez(tmp_path / "f.npz", x=far[:, None], y=(x > 0).astype(np.int64))
+    for source in ({"kind": "csv", "path": str(tmp_path / "f.csv"), "label": "y"}, {"kind": "npz", "path": str(tmp_path / "f.npz")}):
+        for kind in ("standard", "robust", "minmax", "quantile", "bounds"):
+            bounds = {"bounds": {"*": (1e9 - 4, 1e9 + 4)}} if kind == "bounds" else {}
+            config = parse(DataConfig, {"source": source, "split": {"validation": 0}, "normalize": kind} | bounds)
+            made = prepare(config, seed=0, needs="arrays")
+            seen = made.train.batch(np.arange(100)).inputs.numpy()[:, 0]
+            near = prepare(
+                parse(DataConfig, {"source": source, "split": {"validation": 0}, "normalize": "none"}), seed=0, needs="arrays"
+            ).train
+            assert near.batch(np.arange(3)).inputs.dtype == torch.float32
+            assert np.array_equal(np.argsort(seen), np.argsort(x)), (source["kind"], kind)
+            if source["kind"] == "csv":
+                assert np.array_equal(inputs_from_records(made.preprocess, [{"x": float(v)} for v in far])[:, 0], seen)
+
+
+def test_a_normalizer_of_an_older_checkpoint_computes_as_it_did(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 3)) * [1, 1e4, 1e-3] + [0, 1e6, 3]
+    now = Normalizer.fit(x, "standard")
+    old = {k: v for k, v in now.to_json().items() if k != "dtype"}
+    center, scale = (np.array(old[k], np.float32) for k in ("center", "scale"))
+    assert np.array_equal(Normalizer.from_json(old)(x), (x.astype(np.float32) - center) / scale)
+    assert np.array_equal(Normalizer.from_json(json.loads(json.dumps(now.to_json())))(x), now(x))

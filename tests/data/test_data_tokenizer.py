@@ -6,6 +6,9 @@ import gzip
 import json
 import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from hypothesis import strategies as st
 from tauon.config import parse
 from tauon.data import Tokenizer, TokenizerConfig
 from tauon.data.tokenizer import ByteTokenizer, CharTokenizer, SubwordTokenizer, pieces
+from tauon.data.tokenizer_config import _sample
 from tauon.errors import DataError, RecipeError
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n\tdef f(x):\n        return x + 12345  # ß€𝄞\n" * 20
@@ -104,6 +108,99 @@ def test_bpe_trains_on_a_sample_of_about_the_size_asked() -> None:
     long = "alpha beta " * 60_000 + "gamma delta " * 60_000
     tok = make("bpe", long, vocab=300, sample="100kB")
     assert len(tok.encode(" delta")) == 1  # the sample reaches the end of the text
+
+
+SCRIPTS = {
+    "cyrillic": "абвгдежзиклмнопрст", "greek": "αβγδεζηθικλμνξοπρστυ", "chinese": "".join(map(chr, range(0x4E00, 0x4E40))), "arabic": "ابتثجحخدذرز",
+    "emoji": "😀😁😂🤣😃😄😅😆", "digits": "0123456789", "marks": "!?.,:;=+-*/", "ascii": "abcdefgh",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("blanks", [True, False])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_sample_is_as_many_bytes_as_asked_in_every_script(script: str, blanks: bool) -> None:
+    rng = random.Random(1)
+    text = "".join(rng.choices([*SCRIPTS[script], *(" \n" if blanks else "")], k=200_000))
+    for size in (30_000, 200_000):
+        taken = [len(p.encode()) for p in _sample(lambda: iter([text]), size)]
+        assert min(size, len(text.encode())) / 2 - 3 * 65_536 / 10 <= sum(taken) <= size + 3 * 4096 * 2, (size, sum(taken))
+        assert max(taken) <= 4 * 2 * 4096
+
+
+def test_a_sample_of_all_is_all() -> None:
+    text = "字" * 300_000 + " end"
+    assert "".join(_sample(lambda: iter([text, "more"]), 2_000_000)) == text + "more"
+
+
+@given(
+    text=st.text(st.sampled_from([*"ab\n\t .,'s1２²", *"яΩ字かé́։।", " ", "。", "…", "—", "_", "٣"]), min_size=30, max_size=400),
+    pattern=st.sampled_from(["gpt2", "gpt4"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_token_crosses_a_cut_in_any_script(mixed: dict[str, SubwordTokenizer], text: str, pattern: str) -> None:
+    tok = mixed[pattern]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tauon.data.tokenizer.FAR", 8)
+        cut = pieces(text, 8)
+    assert "".join(cut) == text
+    ids = [i for p in cut for i in tok._tok.encode(p, add_special_tokens=False).ids]
+    assert ids == tok._tok.encode(text, add_special_tokens=False).ids
+
+
+@pytest.fixture(scope="module")
+def mixed() -> dict[str, SubwordTokenizer]:
+    """Tokenizers that have joined letters of several scripts, marks and blanks."""
+    rng = random.Random(2)
+    text = "".join(rng.choices([*"ab\n\t .,'s1２²", *"яΩ字かé́։।", " ", "。", "…", "—", "_", "٣"], k=30_000))
+    made = {p: make("bpe", text, vocab=900, pattern=p) for p in ("gpt2", "gpt4")}
+    return {p: t for p, t in made.items() if isinstance(t, SubwordTokenizer)}
+
+
+def test_text_without_blanks_is_joined_in_time_that_grows_with_its_length() -> None:
+    """Counted, not timed: what the trainer is given is cut into short words, and none of it is lost."""
+    text = "".join(random.Random(3).choices("".join(map(chr, range(0x4E00, 0x4E60))), k=20_000))
+    tok = make("bpe", text, vocab=700)
+    assert isinstance(tok, SubwordTokenizer)
+    assert tok.vocab_size == 700
+    assert "FixedLength" not in tok.hugging_face_json()  # encoding cuts nothing
+    assert tok.decode(tok.encode(text)) == text
+    assert tok.encode(text).tolist() == tok._tok.encode(text, add_special_tokens=False).ids
+
+
+def test_words_of_usual_length_make_the_tokenizer_that_they_made_without_cutting(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounded = make("bpe", vocab=400)
+    monkeypatch.setattr("tauon.data.tokenizer_config._LONGEST_WORD", 1 << 20)
+    assert make("bpe", vocab=400).sha256 == bounded.sha256
+
+
+STOPPED = """
+import sys, time
+from tauon.config import parse
+from tauon.cli.main import _sigterm_like_ctrl_c
+from tauon.data import TokenizerConfig
+from tauon.data import tokenizer_config
+from tauon.data.progress import listening
+tokenizer_config._LONGEST_WORD = 1 << 30
+text = "".join(chr(0x4E00 + (i * i * 7919 + i) % 900) for i in range(400_000))
+with _sigterm_like_ctrl_c():
+    try:
+        with listening(lambda what, done, total: print(what, flush=True)):
+            parse(TokenizerConfig, {"kind": "bpe", "vocab": 30000}).build(lambda: iter([text]))
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        sys.exit(130)
+print("done")
+"""
+
+
+def test_sigterm_is_heard_while_pairs_are_joined() -> None:
+    """The child would need minutes; it is stopped by the signal, long before the limit of this test."""
+    with subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert [child.stdout.readline() for _ in range(2)] == ["tokenizer\n", "join pairs of tokens\n"]
+        child.send_signal(signal.SIGTERM)
+        assert child.communicate()[0] == "stopped\n"
+    assert child.returncode == 130
 
 
 def test_the_parallelism_variable_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

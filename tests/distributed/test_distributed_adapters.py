@@ -90,7 +90,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def on_two(cases: dict[str, dict[str, Any]]) -> list[dict[str, dict[str, Any]]]:
-    return run_processes(run_cases, 2, 100, {name: cases[name] for name in QUICK})
+    return run_processes(run_cases, 2, 400, {name: cases[name] for name in QUICK})
 
 
 @pytest.fixture(scope="module")

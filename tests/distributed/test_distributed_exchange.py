@@ -75,7 +75,7 @@ def on_two_ranks() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ranks() -> list[dict[str, Any]]:
-    return run_processes(on_two_ranks, 2, 150)
+    return run_processes(on_two_ranks, 2, 400)
 
 
 def moved(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -128,7 +128,7 @@ def test_muon_trains_on_a_mesh_as_in_one_process(ranks: list[dict[str, Any]], la
 def test_sgd_with_powersgd_of_full_rank_is_sgd() -> None:
     """Where factors would be larger than the matrix, it goes whole."""
     alone = weights(steps(build({}, SGD), STEPS))
-    for found in run_processes(full_rank, 2, 60):
+    for found in run_processes(full_rank, 2, 400):
         assert off(found, alone) < 1e-5
 
 

@@ -46,7 +46,7 @@ def both_ways() -> dict[tuple[bool, int], Any]:
 
 
 def test_gathering_in_bf16_sends_half_and_computes_what_autocast_computes() -> None:
-    sharded = run_processes(both_ways, 2, 120)[0]
+    sharded = run_processes(both_ways, 2, 400)[0]
     for micro in (8, 4):
         alone, weights, _ = trained({}, False, micro)
         losses, mine, sent = sharded[True, micro]
@@ -78,7 +78,7 @@ def says(log: str) -> None:
 
 
 def test_a_process_says_for_whom_it_waits_before_the_time_out(tmp_path: Path) -> None:
-    run_processes(says, 3, 60, str(tmp_path / "log"))
+    run_processes(says, 3, 400, str(tmp_path / "log"))
     *waiting, stuck = ((tmp_path / f"log-{rank}").read_text() for rank in range(3))
     for rank, waited in enumerate(waiting):  # both speak at about the same time, and neither takes the other for gone
         assert waited.startswith(f"error: rank {rank} of 3 waited for others after step 5 in vain (")

@@ -135,7 +135,7 @@ def on_two_ranks() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ranks() -> list[dict[str, Any]]:
-    return run_processes(on_two_ranks, 2, 120)
+    return run_processes(on_two_ranks, 2, 400)
 
 
 def distance(a: list[Tensor], b: list[Tensor]) -> float:

@@ -124,7 +124,7 @@ def resumed() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def ranks() -> list[dict[str, Any]]:
-    return run_processes(on_two_ranks, 2, 90)
+    return run_processes(on_two_ranks, 2, 400)
 
 
 def close(a: dict[str, Tensor], b: dict[str, Tensor], atol: float = 1e-6) -> None:

@@ -40,6 +40,7 @@ TWO = {
     "context": case({"context": 2}),
     "context, unpacked": case({"context": 2}, packed=False),
     "pipeline": case({"pipeline": 2}),
+    "pipeline, muon": case({"pipeline": 2}, optim=MUON | {"embed_lr": 1e-3, "lr_scale": {"head.*": 0.5}}),
     "pipeline, gpipe": case({"pipeline": 2}, parallel={"schedule": "gpipe", "stage_microbatches": 4}),
     "pipeline, interleaved": case({"pipeline": 2}, parallel={"schedule": "interleaved-1f1b"}),
     "pipeline, zero-bubble": case({"pipeline": 2}, parallel={"schedule": "zero-bubble"}),
@@ -72,7 +73,7 @@ def alone(one: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def on_two() -> list[dict[str, dict[str, Any]]]:
-    return run_processes(run_cases, 2, 150, TWO)
+    return run_processes(run_cases, 2, 400, TWO)
 
 
 @pytest.fixture(scope="module")

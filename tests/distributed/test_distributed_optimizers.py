@@ -67,7 +67,7 @@ def looks(sizes: dict[str, int]) -> dict[str, tuple[float, float, float | None]]
 @pytest.mark.parametrize("sizes", [{"shard": 2}, {"tensor": 2}, {"replicate": 2}])
 def test_every_layer_looks_the_same_in_pieces(sizes: dict[str, int]) -> None:
     alone = looks({})
-    for rank in run_processes(looks, 2, 120, sizes):
+    for rank in run_processes(looks, 2, 400, sizes):
         assert rank.keys() == alone.keys()
         for name, numbers in rank.items():
             assert numbers == pytest.approx(alone[name], rel=2e-3, abs=1e-6), name
@@ -83,5 +83,5 @@ def refused(kind: str) -> str:
 
 @pytest.mark.parametrize("kind", ["soap", "adafactor"])
 def test_what_needs_whole_weights_is_refused_in_pieces(kind: str) -> None:
-    for said in run_processes(refused, 2, 60, kind):
+    for said in run_processes(refused, 2, 400, kind):
         assert f"optim.kind: {kind}" in said and "leaves each process a piece" in said

@@ -98,7 +98,7 @@ def assert_same_run(folder: Path, name: str, undisturbed: dict[int, float]) -> N
 @pytest.mark.parametrize("layout", [{}, {"shard": 2}], ids=["ddp", "fsdp"])
 def test_two_processes_leave_the_run_that_one_leaves(folder: Path, undisturbed: dict[int, float], layout: dict[str, int]) -> None:
     name = "two-" + "-".join([*layout, "auto"][:1])
-    assert run_processes(on_ranks, 2, 100, recipe(folder, name, **layout), str(folder)) == ["done", "done"]
+    assert run_processes(on_ranks, 2, 400, recipe(folder, name, **layout), str(folder)) == ["done", "done"]
     assert_same_run(folder, name, undisturbed)
 
 
@@ -106,7 +106,7 @@ def test_two_processes_leave_the_run_that_one_leaves(folder: Path, undisturbed: 
 def test_a_batch_that_does_not_divide_is_learned_from_whole(folder: Path, layout: dict[str, int]) -> None:
     odd, name = {"train": {"steps": 4, "batch": 5, "validate_every": 4}}, f"odd-{len(layout)}"
     assert stage(recipe(folder, f"{name}-alone") | odd, str(folder)) == "done"
-    assert run_processes(on_ranks, 2, 100, recipe(folder, f"{name}-two", **layout) | odd, str(folder)) == ["done", "done"]
+    assert run_processes(on_ranks, 2, 400, recipe(folder, f"{name}-two", **layout) | odd, str(folder)) == ["done", "done"]
     one, two = losses(folder, f"{name}-alone"), losses(folder, f"{name}-two")
     assert max(abs(one[s] - two[s]) for s in one) < 1e-6
     state = json.loads((folder / f"{name}-two" / "checkpoints" / "step-000004" / "state.json").read_text())
@@ -119,7 +119,7 @@ def halted_and_again(data: dict[str, Any], root: str, at: int) -> tuple[str, str
 
 def test_two_processes_that_were_stopped_go_on(folder: Path, undisturbed: dict[int, float]) -> None:
     name = "stopped-two"
-    for stopped, done in run_processes(halted_and_again, 2, 100, recipe(folder, name), str(folder), 5):
+    for stopped, done in run_processes(halted_and_again, 2, 400, recipe(folder, name), str(folder), 5):
         assert "saved at step 5 of 12" in stopped
         assert done == "done"
     assert_same_run(folder, name, undisturbed)
@@ -129,7 +129,7 @@ def test_two_processes_that_were_stopped_go_on(folder: Path, undisturbed: dict[i
 @pytest.mark.parametrize("layout", [{"pipeline": 2, "context": 2}, {"pipeline": 2, "tensor": 2}, {"shard": 2, "context": 2}], ids=str)
 def test_validation_on_four_processes_is_that_of_one(folder: Path, undisturbed: dict[int, float], layout: dict[str, int]) -> None:
     name = f"four-{'-'.join(layout)}"
-    run_processes(on_ranks, 4, 100, recipe(folder, name, **layout), str(folder))
+    run_processes(on_ranks, 4, 400, recipe(folder, name, **layout), str(folder))
     assert_same_run(folder, name, undisturbed)
     found, want = (
         {e["step"]: e["loss"] for e in read_events(folder / n / "events.jsonl") if e["kind"] == "validate"} for n in (name, "alone")
@@ -142,9 +142,9 @@ def test_validation_on_four_processes_is_that_of_one(folder: Path, undisturbed: 
 def test_a_run_goes_on_with_other_numbers_of_processes_and_other_layouts(folder: Path, undisturbed: dict[int, float]) -> None:
     name, root = "one-two-four-one", str(folder)
     assert "saved at step 3 of 12" in stage(recipe(folder, name), root, 3)
-    for said in run_processes(on_ranks, 2, 100, recipe(folder, name, pipeline=2), root, 6):
+    for said in run_processes(on_ranks, 2, 400, recipe(folder, name, pipeline=2), root, 6):
         assert "saved at step 6 of 12" in said
-    for said in run_processes(on_ranks, 4, 100, recipe(folder, name, shard=2, tensor=2), root, 9):
+    for said in run_processes(on_ranks, 4, 400, recipe(folder, name, shard=2, tensor=2), root, 9):
         assert "saved at step 9 of 12" in said
     assert stage(recipe(folder, name), root) == "done"
     assert_same_run(folder, name, undisturbed)
@@ -208,7 +208,7 @@ def all_refused(cases: dict[str, dict[str, Any]], root: str) -> dict[str, tuple[
 
 def test_what_cannot_work_is_refused_on_every_rank_at_the_start(folder: Path) -> None:
     cases = {name: recipe(folder, f"bad-{i}") | changes for i, (name, (changes, _)) in enumerate(BAD.items())}
-    ranks = run_processes(all_refused, 2, 120, cases, str(folder))
+    ranks = run_processes(all_refused, 2, 400, cases, str(folder))
     for name, (_, words) in BAD.items():
         for rank in ranks:
             assert rank[name][0] == RecipeError.__name__, name
@@ -217,7 +217,7 @@ def test_what_cannot_work_is_refused_on_every_rank_at_the_start(folder: Path) ->
 
 def test_ranks_with_different_recipes_say_so(folder: Path) -> None:
     one, other = recipe(folder, "differs"), recipe(folder, "differs") | {"seed": 6}
-    for kind, text in run_processes(refused, 2, 100, one, str(folder), other):
+    for kind, text in run_processes(refused, 2, 400, one, str(folder), other):
         assert kind == RunError.__name__
         assert "the recipe differs between ranks: rank 0 has" in text
 
@@ -238,7 +238,7 @@ def without_the_data(data: dict[str, Any], root: str) -> tuple[str, str]:
 
 
 def test_a_rank_without_the_data_is_named_on_all(folder: Path) -> None:
-    for kind, text in run_processes(without_the_data, 2, 100, recipe(folder, "elsewhere"), str(folder)):
+    for kind, text in run_processes(without_the_data, 2, 400, recipe(folder, "elsewhere"), str(folder)):
         assert kind == "DataError"
         assert "rank 1 of 2" in text
         assert "/nowhere" in text
@@ -248,9 +248,9 @@ def test_a_rank_without_the_data_is_named_on_all(folder: Path) -> None:
 @pytest.mark.parametrize("layout", [{}, {"shard": 2, "tensor": 2}, {"pipeline": 2, "replicate": 2}], ids=["ddp", "fsdp-tensor", "pipeline"])
 def test_a_run_that_goes_on_with_the_same_layout_differs_in_no_bit(folder: Path, layout: dict[str, int]) -> None:
     names = [f"{kind}-{'-'.join(layout) or 'ddp'}" for kind in ("calm", "halted")]
-    run_processes(on_ranks, 4, 100, recipe(folder, names[0], **layout), str(folder))
-    run_processes(on_ranks, 4, 100, recipe(folder, names[1], **layout), str(folder), 5)
-    run_processes(on_ranks, 4, 100, recipe(folder, names[1], **layout), str(folder))
+    run_processes(on_ranks, 4, 400, recipe(folder, names[0], **layout), str(folder))
+    run_processes(on_ranks, 4, 400, recipe(folder, names[1], **layout), str(folder), 5)
+    run_processes(on_ranks, 4, 400, recipe(folder, names[1], **layout), str(folder))
     for group in ("model", "ema", "optim"):
         files = [(folder / name / "checkpoints" / "step-000012" / f"{group}.safetensors").read_bytes() for name in names]
         assert files[0] == files[1], group

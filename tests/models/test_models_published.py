@@ -33,6 +33,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("MistralForCausalLM", SMALL | {"sliding_window": 9}),
     "qwen2": ("Qwen2ForCausalLM", SMALL | {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3ForCausalLM", SMALL | {"head_dim": 12}),
+    "arcee": ("ArceeForCausalLM", SMALL | {"head_dim": 10}),
+    "apertus": ("ApertusForCausalLM", SMALL | {"hidden_act": "relu2"}),
+    "apertus-tied": (
+        "ApertusForCausalLM",
+        SMALL | {"hidden_act": "relu2", "tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    ),
     "bert-mlm": ("BertForMaskedLM", {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}),
     "bert-classes": ("BertForSequenceClassification", {k: v for k, v in SMALL.items() if k != "num_key_value_heads"} | {"num_labels": 3}),
 }
@@ -206,7 +212,7 @@ def test_shards_and_pickled_weights_load_as_one_file_does(case: str, tmp_path: P
 def test_a_folder_of_several_shards_is_written_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = theirs("llama"), tokens()
     mine = ours(save(model, tmp_path / "one"))
-    monkeypatch.setattr("tauon.models.huggingface._SHARD", 20_000)
+    monkeypatch.setattr("tauon.models.huggingface_write._SHARD", 20_000)
     write_huggingface(tmp_path / "many", open_start(str(tmp_path / "one")).config, dict(mine.state_dict()))
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
     back = type(model).from_pretrained(tmp_path / "many").eval()
@@ -286,15 +292,20 @@ def test_a_pickle_that_holds_more_than_tensors_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_shape_without_counterpart_is_not_written(tmp_path: Path) -> None:
-    config = parse(ModelConfig, {"kind": "gpt", "layers": 1, "width": 16, "heads": 2, "vocab": 11, "seq_len": 8})
-    with pytest.raises(CheckpointError, match="its MLP is relu2"):
+    config = parse(ModelConfig, {"kind": "gpt", "layers": 1, "width": 16, "heads": 2, "vocab": 11, "seq_len": 8, "window": 4})
+    with pytest.raises(CheckpointError, match="with a squared ReLU, a published one has no sliding window"):
         write_huggingface(tmp_path / "out", config, dict(materialize(config, seed=0).state_dict()))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_gpt_of_the_right_shape_is_written_as_what_it_computes(tmp_path: Path) -> None:
-    for settings, kind in (({"qk_norm": True}, "qwen3"), ({"qk_norm": False}, "llama"), ({"qk_norm": False, "qkv_bias": True}, "qwen2")):
-        record = {"kind": "gpt", "layers": 1, "width": 16, "heads": 2, "vocab": 61, "seq_len": 64, "mlp": "swiglu", **settings}
+    for settings, kind in (
+        ({"mlp": "swiglu", "qk_norm": True}, "qwen3"), ({"mlp": "swiglu", "qk_norm": False}, "llama"),
+        ({"mlp": "swiglu", "qk_norm": False, "qkv_bias": True}, "qwen2"), ({}, "apertus"), ({"qk_norm": False}, "arcee"),
+        ({"tied": True, "kv_heads": 1, "head_size": 6, "rope_scaling": {}}, "apertus"),
+    ):  # fmt: skip
+        shutil.rmtree(tmp_path / kind, ignore_errors=True)
+        record = {"kind": "gpt", "layers": 1, "width": 16, "heads": 2, "vocab": 61, "seq_len": 64, **settings}
         model = materialize(parse(ModelConfig, record), seed=0).eval()
         with torch.no_grad():
             model.head.weight.normal_()

@@ -155,7 +155,7 @@ def alone() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def ranks() -> list[dict[str, Any]]:
-    return run_processes(on_two_ranks, 2, 120)
+    return run_processes(on_two_ranks, 2, 400)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:

@@ -58,4 +58,6 @@ def test_what_cannot_be_told_apart_is_refused() -> None:
     with pytest.raises(RecipeError, match="optim.layer_decay: this model has no blocks"):
         rates(model, "adamw", layer_decay=0.5)
     with pytest.raises(RecipeError, match="optim.lr_scale: 'nothing' names no parameter"):
-        rates(model, "adamw", lr_scale={"nothing": 2.0})
+        parse(OptimConfig, {"kind": "adamw", "lr_scale": {"nothing": 2.0}}).refuse_model(model)
+    with pytest.raises(RecipeError, match="optim.embed_lr: this model has no embedding of its own"):
+        parse(OptimConfig, {"kind": "muon", "embed_lr": 0.1}).refuse_model(model)

@@ -38,21 +38,21 @@ def sleeps() -> None:
 
 
 def test_ranks_form_a_group_and_their_results_come_back_in_order() -> None:
-    (a, sum_a), (b, sum_b) = run_processes(total, 2, 60, torch.ones(3))
+    (a, sum_a), (b, sum_b) = run_processes(total, 2, 400, torch.ones(3))
     assert len({a, b, os.getpid()}) == 3
     assert sum_a.tolist() == sum_b.tolist() == [3.0, 3.0, 3.0]
 
 
 def test_an_error_of_a_rank_is_raised_here_as_what_it_is() -> None:
     with pytest.raises(DataError, match="no such file") as caught:
-        run_processes(fails_on_one, 2, 60)
+        run_processes(fails_on_one, 2, 400)
     assert "on rank 1 of 2" in caught.value.__notes__[0] and "fails_on_one" in caught.value.__notes__[0]
 
 
 @pytest.mark.slow
 def test_a_killed_rank_is_named() -> None:
     with pytest.raises(ProcessFailure, match="rank 1 of 2 ended with exit code -9"):
-        run_processes(dies_on_one, 2, 60)
+        run_processes(dies_on_one, 2, 400)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from tauon.errors import RecipeError
 from tauon.pipeline import run
 from tauon.recipe import load_recipe
 from tauon.tracking import read_events
-from tauon.train import LayerLook, complaints
+from tauon.train import LayerLook, complaints, lasting_complaints
 from toy import Tauon, table_recipe, text_recipe
 
 
@@ -154,9 +154,25 @@ def test_layers_that_vanish_or_explode_are_named_with_remedies() -> None:
     assert len(broken) == 1 and "not finite in odd.weight" in broken[0]
 
 
+def test_trouble_is_told_when_it_lasts_and_not_of_a_head_that_starts_at_zero() -> None:
+    body = {f"blocks.{i}.weight": LayerLook(1e-6, 10.0, 0.01) for i in range(5)}
+    notes: dict[str, Any] = {}
+    for step in range(10):  # the head grows from zero, slowly; its gradient stays what it was
+        assert lasting_complaints(body | {"head.weight": LayerLook(0.5, 1e-5 * step, 0.1)}, notes) == []
+    for step in range(4):  # now it does explode
+        told = lasting_complaints(body | {"head.weight": LayerLook(5e3, 1e-4, 0.1)}, notes)
+        assert bool(told) == (step >= 2)
+    assert any("exploding gradients in head.weight" in t for t in told)
+    notes = {}
+    healthy = {f"blocks.{i}.weight": LayerLook(0.1, 10.0, 0.01) for i in range(5)}
+    wild = healthy | {"last.weight": LayerLook(1e5, 10.0, 1.0)}
+    assert [bool(lasting_complaints(look, notes)) for look in (wild, wild, healthy, wild, wild, wild, wild)] == [False] * 5 + [True] * 2
+    assert "not finite" in lasting_complaints(healthy | {"odd.weight": LayerLook(math.nan, 10.0, None)}, {})[0]
+
+
 def test_a_deep_narrow_network_is_told_that_its_gradients_vanish(tmp_path: Path) -> None:
     told: list[str] = []
-    path = table_recipe(tmp_path, model={"hidden": [3] * 60, "activation": "tanh"}, train={"steps": 6, "watch_layers": 3})
+    path = table_recipe(tmp_path, model={"hidden": [3] * 60, "activation": "tanh"}, train={"steps": 6, "watch_layers": 2})
     go(path, tell=lambda kind, **facts: told.append(facts["message"]) if kind == "warning" else None)
     assert any("vanishing gradients in layers.0.weight" in t for t in told), told
 

@@ -7,9 +7,11 @@ from tauon.data.arrays import ArrayDataset, Normalizer
 from tauon.data.audio_augment import AudioAugmentConfig
 from tauon.data.augment import AugmentConfig, Draws, Pixels, Points
 from tauon.data.augment_images import RandAugmentConfig  # registers every augmentation of pictures
-from tauon.data.chat import ChatDataset, chat_prompt
-from tauon.data.chat import Encoder as ChatEncoder
-from tauon.data.chat_template import ChatConfig, RoleConfig, template_for
+from tauon.data.chat import ChatDataset
+from tauon.data.chat_encoder import Encoder as ChatEncoder
+from tauon.data.chat_encoder import chat_prompt, template_for
+from tauon.data.chat_export import jinja_of
+from tauon.data.chat_template import ChatConfig, RoleConfig
 from tauon.data.choice import BalancedOrder, class_weights
 from tauon.data.columns import ColumnsConfig, Encoder
 from tauon.data.config import DataConfig, problems_for
@@ -26,16 +28,18 @@ from tauon.data.order import example_at, permute
 from tauon.data.pairs import PairDataset, with_reference
 from tauon.data.preparation import DataSplits, prepare
 from tauon.data.progress import Progress, bar
-from tauon.data.replay import inputs_from_records, outputs_in_units
+from tauon.data.replay import inputs_from_pictures, inputs_from_records, outputs_in_units
 from tauon.data.series import SeriesDataset
 from tauon.data.series_augment import SeriesAugmentConfig
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.signal_config import SignalConfig
 from tauon.data.signals import BLANK, SignalDataset, inputs_from_waves
 from tauon.data.sources import Arrays, Conversation, Document, LabelledTexts, Message, Pair, Series, Signals, SourceConfig, Table
-from tauon.data.sources.wav import read_wav
+from tauon.data.sources.picture_file import PICTURE_SUFFIXES
+from tauon.data.sources.wav import is_recording, read_wav
 from tauon.data.split import SplitConfig
 from tauon.data.stamp import DataStamp
+from tauon.data.targets import TargetScale
 from tauon.data.text_augment import TextAugmentConfig
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokenizer_config import TokenizerConfig
@@ -45,6 +49,7 @@ from tauon.data.window import WindowConfig
 
 __all__ = [
     "BLANK",
+    "PICTURE_SUFFIXES",
     "ArrayDataset",
     "Arrays",
     "AudioAugmentConfig",
@@ -94,6 +99,7 @@ __all__ = [
     "SplitConfig",
     "Table",
     "TableLook",
+    "TargetScale",
     "TextAugmentConfig",
     "TokenDataset",
     "Tokenizer",
@@ -107,10 +113,13 @@ __all__ = [
     "half_of",
     "halve",
     "has_tokenizer",
+    "inputs_from_pictures",
     "inputs_from_records",
     "inputs_from_texts",
     "inputs_from_waves",
     "inspect_table",
+    "is_recording",
+    "jinja_of",
     "outputs_in_units",
     "permute",
     "picture_sheet",

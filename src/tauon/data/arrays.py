@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tauon.data.augment import AugmentConfig, Pixels, augment, check_shape
 from tauon.data.sources.base import Arrays
+from tauon.data.targets import TargetScale
 from tauon.errors import DataError
 from tauon.types import Batch, DataSpec
 
@@ -36,22 +37,23 @@ class Normalizer:
     """x -> (x - center) / scale, for each feature of a table and each channel of an image. Fitted on the training part only.
 
     `quantile` instead sends each feature's distribution to the standard normal one (scikit-learn's QuantileTransformer).
+    It computes in the precision of `center`: float64 for tables, since a value like 1e9 + x loses x in float32; float32 for images.
     """
 
     kind: str
-    center: NDArray[np.float32]
-    """(F) or (C, 1, 1)."""
-    scale: NDArray[np.float32]
+    center: NDArray[Any]
+    """(F) float64, or (C, 1, 1) float32."""
+    scale: NDArray[Any]
     quantiles: NDArray[np.float64] | None = None
     """quantile: (Q, columns) values at evenly spaced probabilities from 0 to 1."""
     columns: NDArray[np.int64] | None = None
     """The features that `quantiles` or `limits` are of; the others stay."""
-    limits: NDArray[np.float32] | None = None
+    limits: NDArray[Any] | None = None
     """(2, columns) values beyond these are clipped first."""
 
     @classmethod
     def fit(
-        cls, features: NDArray[Any], kind: NormalizeKind, only: NDArray[np.bool_] | None = None, limits: NDArray[np.float32] | None = None
+        cls, features: NDArray[Any], kind: NormalizeKind, only: NDArray[np.bool_] | None = None, limits: NDArray[np.float64] | None = None
     ) -> Normalizer:
         """standard: mean 0, variance 1; robust: median 0, quartiles 1 apart; minmax: 0 to 1; unit: bytes / 255; bounds: from -1 to 1, by
         `limits` alone; none: as it is. A constant feature becomes 0. `only`: the features of a table (F) that are scaled; the others stay as
@@ -88,19 +90,20 @@ class Normalizer:
         scale = np.where(scale > 1e-12 * np.maximum(np.abs(center), 1e-30), scale, 1.0)
         if only is not None:
             center, scale = np.where(only, center, 0.0), np.where(only, scale, 1.0)
-        return cls(kind, center.reshape(shape).astype(np.float32), scale.reshape(shape).astype(np.float32))
+        dtype = np.float32 if images else np.float64
+        return cls(kind, center.reshape(shape).astype(dtype), scale.reshape(shape).astype(dtype))
 
     @classmethod
     def _fit_within(
-        cls, features: NDArray[Any], kind: NormalizeKind, only: NDArray[np.bool_] | None, limits: NDArray[np.float32]
+        cls, features: NDArray[Any], kind: NormalizeKind, only: NDArray[np.bool_] | None, limits: NDArray[np.float64]
     ) -> Normalizer:
         columns = np.arange(features.shape[1]) if only is None else np.flatnonzero(only)
         if kind == "bounds":
-            center, scale = np.zeros(features.shape[1], np.float32), np.ones(features.shape[1], np.float32)
-            low, high = limits.astype(np.float64)
+            center, scale = np.zeros(features.shape[1]), np.ones(features.shape[1])
+            low, high = limits
             center[columns], scale[columns] = (low + high) / 2, (high - low) / 2
         else:
-            clipped = features.astype(np.float32)
+            clipped = features.astype(np.float64)
             clipped[:, columns] = np.clip(clipped[:, columns], *limits)
             found = cls.fit(clipped, kind, only)
             center, scale = found.center, found.scale
@@ -114,11 +117,11 @@ class Normalizer:
         at = np.linspace(0, 1, min(_QUANTILES, len(features)))
         found = np.percentile(features[:, columns].astype(np.float64), at * 100, axis=0)
         found = np.maximum.accumulate(found, axis=0)  # rounding may have put neighbours out of order
-        zeros = np.zeros(features.shape[1], np.float32)
+        zeros = np.zeros(features.shape[1])
         return cls("quantile", zeros, zeros + 1, found, columns)
 
-    def _to_normal(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Each chosen column through its distribution function, then the inverse of the normal one."""
+    def _to_normal(self, features: NDArray[Any]) -> NDArray[np.float32]:
+        """Each chosen column, in place, through its distribution function, then the inverse of the normal one."""
         import torch
 
         assert self.quantiles is not None
@@ -133,11 +136,11 @@ class Normalizer:
             p = 0.5 * (np.interp(x, found, at) - np.interp(-x, -found[::-1], -at[::-1]))
             p = np.where(x <= found[0], 0.0, np.where(x >= found[-1], 1.0, p))
             features[:, j] = torch.special.ndtri(torch.from_numpy(np.clip(p, _EDGE, 1 - _EDGE))).numpy()
-        return features
+        return features.astype(np.float32, copy=False)
 
     def __call__(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """(B, ...) as float32, normalised; a copy."""
-        out: NDArray[np.float32] = features.astype(np.float32)
+        out: NDArray[Any] = features.astype(self.center.dtype)
         if self.quantiles is not None:
             return self._to_normal(out)
         if self.limits is not None:
@@ -145,27 +148,32 @@ class Normalizer:
         if self.kind != "none":
             out -= self.center
             out /= self.scale
-        return out
+        return out.astype(np.float32, copy=False)
 
     def to_json(self) -> dict[str, Any]:
         """All that `from_json` needs; JSON values only."""
         some = {"quantiles": self.quantiles, "columns": self.columns, "limits": self.limits}
-        return {
-            "kind": self.kind,
-            "shape": list(self.center.shape),
-            "center": self.center.ravel().tolist(),
-            "scale": self.scale.ravel().tolist(),
-        } | {name: array.tolist() for name, array in some.items() if array is not None}
+        dtype = {"dtype": "float64"} if self.center.dtype == np.float64 else {}
+        return (
+            {
+                "kind": self.kind,
+                "shape": list(self.center.shape),
+                "center": self.center.ravel().tolist(),
+                "scale": self.scale.ravel().tolist(),
+            }
+            | dtype
+            | {name: array.tolist() for name, array in some.items() if array is not None}
+        )
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Normalizer:
-        shape = tuple(data["shape"])
+        shape, dtype = tuple(data["shape"]), np.dtype(data.get("dtype", np.float32))  # images, and tables of older checkpoints
         more: dict[str, Any] = {}
-        for name, dtype in (("quantiles", np.float64), ("limits", np.float32)):
+        for name, kept in (("quantiles", np.dtype(np.float64)), ("limits", dtype)):
             if name in data:
                 more["columns"] = np.array(data["columns"], np.int64)
-                more[name] = np.array(data[name], dtype).reshape(len(data[name]), len(more["columns"]))
-        center, scale = (np.array(data[k], np.float32).reshape(shape) for k in ("center", "scale"))
+                more[name] = np.array(data[name], kept).reshape(len(data[name]), len(more["columns"]))
+        center, scale = (np.array(data[k], dtype).reshape(shape) for k in ("center", "scale"))
         return cls(data["kind"], center, scale, **more)
 
 
@@ -177,7 +185,9 @@ def _mean_square(features: NDArray[Any], axes: tuple[int, ...]) -> NDArray[np.fl
 
 
 def check_arrays(table: Arrays, where: str, *, training: bool = True) -> Arrays:
-    """The table with features as uint8 or float32 and targets as int64 or float32; `DataError` for whatever cannot be learned from."""
+    """The table with features as uint8, float32 or (no images) float64, and targets as int64 or float64; `DataError` for whatever
+    cannot be learned from. What a model reads is float32, but only after normalising (`ArrayDataset.batch`).
+    """
     features, targets = table.features, table.targets
     if not len(features):
         raise DataError(f"{where}: no rows. Check the file, the columns and data.source.limit")
@@ -194,14 +204,15 @@ def check_arrays(table: Arrays, where: str, *, training: bool = True) -> Arrays:
         with np.errstate(over="ignore"):  # a float64 too large for float32 is named below
             narrow = features.astype(np.float32, copy=False)
         _refuse_nan(narrow, table.feature_names, f"{where}: features as float32")
-        features = narrow
+        exact = features.ndim == 2 and features.dtype != np.float16 and features.dtype != np.float32
+        features = features.astype(np.float64, copy=False) if exact else narrow
     if table.classes:
         targets = targets.astype(np.int64, copy=False)
         _check_classes(targets, table.label_names, where, training)
     elif targets.ndim > 2:
         raise DataError(f"{where}: targets have shape {targets.shape}, expected (rows) or (rows, values)")
     else:
-        targets = targets.astype(np.float32, copy=False)
+        targets = targets.astype(np.float64, copy=False)
     return replace(table, features=features, targets=targets)
 
 
@@ -235,6 +246,8 @@ def _check_classes(targets: NDArray[np.int64], names: Sequence[str], where: str,
 
 def count_repeats(train: NDArray[Any], held: NDArray[Any]) -> int:
     """Rows of `held` that are in `train` too, value for value: the held-out score flatters by about their share."""
+    kind = np.result_type(train, held)
+    train, held = train.astype(kind, copy=False), held.astype(kind, copy=False)
     seen = {hash(row.tobytes()) for row in train}
     return sum(hash(row.tobytes()) in seen for row in held)
 
@@ -255,16 +268,23 @@ class ArrayDataset:
         mixer: Mixer | None = None,
         categories: tuple[int, ...] = (),
         groups: NDArray[np.int64] | None = None,
+        target_scale: TargetScale | None = None,
     ) -> None:
         """`rows` are those of `table` that belong to this part; nothing is copied. `weights`: of each class in the loss, (C). `order`,
-        `mixer`: what the loader asks for. `categories`: `DataSpec.categories`. `groups`: whose each of these rows is.
+        `mixer`: what the loader asks for. `categories`: `DataSpec.categories`. `groups`: whose each of these rows is. `target_scale`: of
+        numbers to predict, on which batches give them.
         """
-        check_shape(augments, table.features.shape[1:], table.features.dtype)
+        self._pixels = table.pixels or table.features.dtype == np.uint8
+        check_shape(augments, table.features.shape[1:], np.uint8 if self._pixels else table.features.dtype)
         self._weights, self.order, self.mixer, self.groups = weights, order, mixer, groups
+        self._target_scale = target_scale
         self._table, self._rows, self._normalizer, self._seed, self._augments = table, rows, normalizer, seed, tuple(augments)
         targets = table.targets
         outputs = len(table.label_names) if table.classes else (targets.shape[1] if targets.ndim == 2 else 1)
-        self.spec = DataSpec(input_shape=tuple(table.features.shape[1:]), outputs=outputs, labels=table.label_names, categories=categories)
+        self.spec = DataSpec(
+            input_shape=tuple(table.features.shape[1:]), outputs=outputs, labels=table.label_names, categories=categories,
+            target_center=() if target_scale is None else target_scale.center, target_scale=() if target_scale is None else target_scale.scale,
+        )  # fmt: skip
         self.facts: dict[str, Any] = {"rows": len(rows)}
         if table.classes:
             counts = np.bincount(targets[rows], minlength=outputs).tolist()
@@ -286,7 +306,10 @@ class ArrayDataset:
             inputs = self._augmented(self._table.features[rows], epoch, index)
         else:
             inputs = torch.from_numpy(self._normalizer(self._table.features[rows]))
-        targets = torch.from_numpy(self._table.targets[rows])
+        values = self._table.targets[rows]
+        if self._target_scale is not None:
+            values = self._target_scale(values)
+        targets = torch.from_numpy(values if self._table.classes else values.astype(np.float32, copy=False))
         weights = torch.ones(len(index)) if self._weights is None else torch.from_numpy(self._weights)[targets]
         return Batch(inputs, targets, weights, None, torch.from_numpy(index.copy()))
 
@@ -303,13 +326,13 @@ class ArrayDataset:
         """The rows of `other` as training examples of this data set's kind: augmented, weighed and mixed as its own are."""
         return ArrayDataset(
             other._table, other._rows, self._normalizer, seed=self._seed, augments=self._augments, weights=self._weights, mixer=self.mixer,
-            categories=self.spec.categories,
+            categories=self.spec.categories, target_scale=self._target_scale,
         )  # fmt: skip
 
     def as_bytes(self, inputs: Tensor) -> NDArray[np.uint8]:
-        """Pictures (B, C, H, W) as they were before normalising, for people to see: bytes where they were bytes, else stretched to them."""
+        """Pictures (B, C, H, W) as they were before normalising, for people to see: from 0 to 255 where they were so, else stretched to it."""
         values = inputs.numpy() * self._normalizer.scale + self._normalizer.center
-        if self._table.features.dtype != np.uint8:
+        if not self._pixels:
             low, high = float(values.min()), float(values.max())
             values = (values - low) * (255 / max(high - low, 1e-30))
         pixels: NDArray[np.uint8] = np.clip(np.round(values), 0, 255).astype(np.uint8)

@@ -25,17 +25,16 @@ OTHERS = "*"
 def wrong_bounds(bounds: Bounds) -> Iterator[tuple[str, str]]:
     """(column, message) of each range that holds nothing."""
     for name, (low, high) in bounds.items():
-        with np.errstate(over="ignore"):
-            narrow = np.array([low, high], np.float32)
-        if not (math.isfinite(low) and math.isfinite(high) and np.isfinite(narrow).all()):
+        most = float(np.finfo(np.float32).max)
+        if not (math.isfinite(low) and math.isfinite(high) and max(abs(low), abs(high)) <= most):
             yield name, f"got {low:g} to {high:g}, expected two finite numbers that float32 holds"
-        elif not narrow[0] < narrow[1]:
-            yield name, f"got {low:g} to {high:g}: the lower bound must be below the upper one (as float32)"
+        elif not low < high:
+            yield name, f"got {low:.17g} to {high:.17g}: the lower bound must be below the upper one"
 
 
 def limits_of(
     bounds: Bounds, names: Sequence[str], scaled: NDArray[np.bool_] | None = None, known: Sequence[str] = ()
-) -> NDArray[np.float32]:
+) -> NDArray[np.float64]:
     """(2, K) lower and upper bounds of the K columns of numbers among `names`, in their order.
 
     Args:
@@ -74,4 +73,4 @@ def limits_of(
     if wrong:
         raise RecipeError(wrong)
     pairs = [bounds.get(n) or bounds[OTHERS] for n in numbers]
-    return np.array(pairs, np.float32).reshape(-1, 2).T
+    return np.array(pairs, np.float64).reshape(-1, 2).T

@@ -1,6 +1,6 @@
 """Conversations -> packed rows of tokens whose loss covers the answers, and nothing else.
 
-Each conversation is [BOS] and what its chat template writes; whole conversations are packed into rows of one length, a segment each.
+Each conversation is what its chat template writes (`chat_encoder.py`); whole conversations are packed into rows of one length, a segment each.
 One that is longer loses the beginning of what stands before its last answer; an answer that is too long by itself loses its end.
 
 Shape legend: B batch, T time.
@@ -9,15 +9,16 @@ Shape legend: B batch, T time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.config import dump, parse
-from tauon.data.chat_template import ANSWER, BEGIN, END, ChatConfig, Piece, Template, is_marker, template_for
+from tauon.config import dump
+from tauon.data.chat_encoder import RENDERS, Encoder, template_for
+from tauon.data.chat_template import ANSWER
 from tauon.data.config import DataConfig
 from tauon.data.files import canonical
 from tauon.data.own_tokenizer import SEQ_LEN_DEFAULT, digest_of, tokenizer_for
@@ -25,82 +26,13 @@ from tauon.data.preparation import DataSplits
 from tauon.data.progress import report
 from tauon.data.sources.base import Conversation, Message, SourceConfig
 from tauon.data.split import PARTS, Part, split_rows
-from tauon.data.tokenizer import SubwordTokenizer, Tokenizer
+from tauon.data.text_files import refuse_surrogates
 from tauon.errors import DataError
 from tauon.types import Batch, DataSpec
 
-__all__ = ["ChatDataset", "Encoded", "Encoder", "chat_prompt", "prepare_chat"]
+__all__ = ["ChatDataset", "count_ignored", "prepare_chat"]
 
 _VERSION = 1
-ENDS = ("<|eot_id|>", "<|im_end|>", "</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>")
-"""Usual names of the token that ends an answer, where the tokenizer has one; else it is the one between documents."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A conversation in tokens, no longer than a row."""
-
-    ids: NDArray[np.uint32]
-    """[BOS] ..., (n)."""
-    covered: NDArray[np.bool_]
-    """Which of them are an answer's, (n)."""
-    cut: int = 0
-    """Tokens lost before the last answer."""
-    cut_answer: int = 0
-    """Tokens lost at its end."""
-
-
-class Encoder:
-    """Messages to tokens, with one template and one tokenizer."""
-
-    def __init__(self, template: Template, tokenizer: Tokenizer) -> None:
-        self.template, self.tokenizer = template, tokenizer
-        ends = (self._id(name) for name in ENDS)
-        self.end = next((i for i in ends if i is not None), tokenizer.bos)
-        """Id of the token that `{end}` stands for."""
-
-    def _id(self, name: str) -> int | None:
-        return self.tokenizer.id_of(name) if isinstance(self.tokenizer, SubwordTokenizer) else None
-
-    def _marker(self, text: str) -> int:
-        if text in (END, BEGIN):
-            return self.end if text == END else self.tokenizer.bos
-        found = self._id(text)
-        if found is None:
-            raise DataError(
-                f"the chat template {self.template.name} writes {text!r}, which is no token of this tokenizer "
-                f"({self.tokenizer.vocab_size:,} ids): the model would read its letters. Take data.chat.template: alpaca, which has no "
-                "markers, or the model that the template belongs to"
-            )
-        return found
-
-    def tokens(self, pieces: Sequence[Piece]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
-        """(ids n, covered n) of pieces, BOS first."""
-        ids: list[int] = [self.tokenizer.bos]
-        covered = [False]
-        for piece in pieces:
-            for text in piece.markers if piece.message is None else [piece.text]:
-                if piece.message is None and is_marker(text):
-                    if text == BEGIN and len(ids) == 1:
-                        continue  # it is there already
-                    new = [self._marker(text)]
-                else:
-                    new = self.tokenizer.encode(text).tolist()
-                ids += new
-                covered += [piece.covered] * len(new)
-        return np.array(ids, np.uint32), np.array(covered)
-
-    def fitted(self, messages: Sequence[Message], where: str, most: int) -> Encoded:
-        """At most `most` tokens of a conversation."""
-        ids, covered = self.tokens(self.template.pieces(messages, where))
-        over = len(ids) - most
-        if over <= 0:
-            return Encoded(ids, covered)
-        edges = np.flatnonzero(covered[1:] & ~covered[:-1]) + 1
-        last = int(edges[-1]) if len(edges) else len(ids)
-        cut = min(over, last - 2)  # BOS and the token before the answer stay
-        ids, covered = np.delete(ids, slice(1, 1 + cut)), np.delete(covered, slice(1, 1 + cut))
-        return Encoded(ids[:most], covered[:most], cut, over - cut)
 
 
 def prepare_chat(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
@@ -120,17 +52,23 @@ def prepare_chat(config: DataConfig, sources: dict[Part, SourceConfig], seed: in
     seq_len, why = (config.seq_len, "as set") if config.seq_len is not None else (SEQ_LEN_DEFAULT, "default")
     spec = DataSpec(vocab=tokenizer.vocab_size, seq_len=seq_len)
     parts = {part: ChatDataset(found, encoder, spec, name=part) for part, found in chosen.items()}
-    content = [[c.place.rpartition(", ")[2], [(m.role, m.content) for m in c.messages]] for found in chosen.values() for c in found]
+    content = [
+        [c.place.rpartition(", ")[2], [(m.role, m.content) if m.learn else (m.role, m.content, 0) for m in c.messages]]
+        for found in chosen.values()
+        for c in found
+    ]
     made_of = hashlib.sha256(canonical([_VERSION, content, {p: len(c) for p, c in chosen.items()}]).encode()).hexdigest()
     written = digest_of([str(d.facts["sha256"]) for d in parts.values()])
     facts = {
         "kind": "chat", "sources": {p: s.describe() for p, s in sources.items()}, "tokenizer": made, "template": template.name,
         "end_token": encoder.end, "left_out_empty": {p: n for p, (_, n) in held.items()}, "split": split_facts,
+        "ignored_keys": {p: count_ignored(found) for p, (found, _) in held.items()},
         "seq_len": {"value": seq_len, "why": why}, "parts": {p: d.facts for p, d in parts.items()}, "content": made_of,
     }  # fmt: skip
+    facts["notes"] = _notes(facts)
     preprocess = {
         "kind": "chat", "tokenizer": tokenizer.to_json(), "seq_len": seq_len, "end": encoder.end,
-        "chat": dump(config.chat),
+        "chat": dump(config.chat), "renders": RENDERS,
     }  # fmt: skip
     return DataSplits(
         parts["train"], parts.get("validation"), parts.get("test"), spec, facts,
@@ -144,17 +82,41 @@ def _read(source: SourceConfig, part: str, empty: str) -> tuple[list[Conversatio
     found = source.conversations()
     if source.limit is not None:
         found = found[: source.limit]
-    kept = [c for c in found if next(m for m in reversed(c.messages) if m.role == ANSWER).content.strip()]
-    if len(kept) < len(found) and empty == "refuse":
-        whole = {c.place for c in kept}
-        place = next(c.place for c in found if c.place not in whole)
-        raise DataError(
-            f"{place}: the last answer is empty ({len(found) - len(kept)} such conversations), which teaches to say nothing. Fill it in, or set "
-            "data.chat.empty_answers: drop"
-        )
+    kept = []
+    for c in found:
+        for m in c.messages:
+            refuse_surrogates(m.content, c.place)
+        blank = next((i for i, m in enumerate(c.messages) if m.role == ANSWER and m.learn and not m.content.strip()), None)
+        if blank is None:
+            kept.append(c)
+        elif empty == "refuse":
+            n = sum(any(m.role == ANSWER and m.learn and not m.content.strip() for m in c.messages) for c in found)
+            what = "the last answer" if blank == len(c.messages) - 1 else f"the answer in message {blank}"
+            raise DataError(
+                f"{c.place}: {what} is empty ({n} such conversations), and the model would learn to say nothing. Fill it in, give it weight 0, or set "
+                "data.chat.empty_answers: drop"
+            )
     if not kept:
         raise DataError(f"the {part} source has no conversation with an answer. Check its path and its limit")
     return kept, len(found) - len(kept)
+
+
+def count_ignored(rows: Sequence[Any]) -> dict[str, int]:
+    """How often each key of the rows was not read."""
+    return dict(Counter(k for row in rows for k in row.ignored).most_common())
+
+
+def _notes(facts: dict[str, Any]) -> list[str]:
+    """What was left out, in words."""
+    notes = [f"{n:,} conversations of the {p} source with an empty answer are left out" for p, n in facts["left_out_empty"].items() if n]
+    keys = sorted({k for found in facts["ignored_keys"].values() for k in found})
+    notes += [f"keys of the rows that are not read: {', '.join(keys)}"] if keys else []
+    for part, d in facts["parts"].items():
+        if d["answers_rewritten"]:
+            notes.append(
+                f"{d['answers_rewritten']:,} answers of the {part} part are context only: the chat template writes them otherwise when others follow"
+            )
+    return notes
 
 
 class ChatDataset:
@@ -177,7 +139,7 @@ class ChatDataset:
             "conversations": len(conversations), "rows": len(self._rows), "tokens": tokens, "answer_tokens": covered,
             "padding": round(1 - tokens / (len(self._rows) * spec.seq_len), 4), "prompts_cut": sum(e.cut > 0 for e in self._encoded),
             "answers_cut": sum(e.cut_answer > 0 for e in self._encoded), "answer_tokens_cut": sum(e.cut_answer for e in self._encoded),
-            "sha256": digest.hexdigest(),
+            "answers_rewritten": sum(e.rewritten for e in self._encoded), "sha256": digest.hexdigest(),
         }  # fmt: skip
 
     def __len__(self) -> int:
@@ -208,7 +170,7 @@ class ChatDataset:
 
     def answers(self, row: int) -> list[list[str]] | None:
         """What the loss of a row must cover, as text: the answers of each conversation in it; None where one of them may be cut."""
-        found = [[m.content for m in self._conversations[i].messages if m.role == ANSWER] for i in self._rows[row]]
+        found = [list(self._encoded[i].answers) for i in self._rows[row]]
         cut = (e.cut_answer or (e.cut and len(f) > 1) for e, f in zip((self._encoded[i] for i in self._rows[row]), found, strict=True))
         return None if any(cut) else found
 
@@ -238,11 +200,3 @@ def packed(lengths: Sequence[int], size: int) -> list[list[int]]:
         free[row] = best - lengths[i]
         room.setdefault(free[row], []).append(row)
     return rows
-
-
-def chat_prompt(preprocess: Mapping[str, Any], messages: Sequence[Message]) -> tuple[list[int], int]:
-    """(tokens that stand before the answer to `messages`, token that ends it), as a checkpoint's `preprocess` has it."""
-    config = parse(ChatConfig, preprocess["chat"])
-    encoder = Encoder(template_for(config), Tokenizer.from_json(preprocess["tokenizer"]))
-    ids, _ = encoder.tokens(encoder.template.prompt(messages, "the conversation"))
-    return ids.tolist(), encoder.end

@@ -1,26 +1,27 @@
-"""Chat templates: how the roles of a conversation are written, as plain data, or as a Hugging Face template (Jinja, sandboxed).
+"""Chat templates as plain data: how the roles of a conversation are written. Those of Hugging Face (Jinja) are in `chat_jinja.py`.
 
 A conversation becomes pieces: markup of the template, and contents of the messages, which are tokenised apart, so that nothing that
 somebody says can look like markup. Markers (`<|im_end|>`, `{end}`) are single tokens of the tokenizer. What an answer's loss covers is
 its content and the marker behind it: to say where an answer ends is a part of it.
 
-Knows no token ids (`chat.py` does) and no file.
+Knows no token ids (`chat_encoder.py` does) and no file.
 """
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from tauon.config import Config
 from tauon.data.sources.base import Message
-from tauon.errors import DataError, MissingExtra
+from tauon.errors import DataError
 
-__all__ = ["ANSWER", "PRESETS", "ChatConfig", "Piece", "RoleConfig", "Template", "template_for"]
+__all__ = ["ANSWER", "BEGIN", "END", "PRESETS", "ChatConfig", "Piece", "PlainTemplate", "Preset", "RoleConfig", "is_marker"]
 
 ANSWER = "assistant"
 END, BEGIN = "{end}", "{bos}"
@@ -80,8 +81,11 @@ class ChatConfig(Config):
     the tokenizer's token for the end."""
     jinja: str | None = None
     """A Hugging Face chat template (`chat_template` of tokenizer_config.json), as text."""
+    date: str | None = Field(None, pattern=r"^\d{4}-\d{2}-\d{2}$")
+    """The date that `strftime_now` of a Hugging Face template writes: 2026-01-31. A template that asks for it needs it: today's would make other
+    data tomorrow."""
     empty_answers: Literal["refuse", "drop"] = "refuse"
-    """What to do with a conversation whose last answer is empty."""
+    """What to do with a conversation that has an empty answer to be learned."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         roles, jinja = self.peek("roles"), self.peek("jinja")
@@ -89,6 +93,13 @@ class ChatConfig(Config):
             yield "jinja", "and roles are two templates; give one of them"
         if (roles or jinja is not None) and "template" in self.model_fields_set and self.peek("template") != "alpaca":
             yield "template", "has no effect beside roles or jinja; drop it"
+        if self.peek("date") is not None:
+            if jinja is None:
+                yield "date", "is for data.chat.jinja; drop it"
+            try:
+                datetime.date.fromisoformat(self.peek("date"))
+            except ValueError as err:
+                yield "date", f"{self.peek('date')!r} is no date ({err}). Write year-month-day: 2026-01-31"
         if roles and ANSWER not in roles:
             yield "roles", f"has no {ANSWER!r}: answers are what is learned; add it. There are: {', '.join(roles)}"
 
@@ -119,14 +130,11 @@ def is_marker(text: str) -> bool:
     return _MARKER.fullmatch(text) is not None
 
 
-class Template:
-    """Messages -> pieces. `name` is for messages."""
+class PlainTemplate:
+    """Messages -> pieces: markup before and behind each role. `name` is for messages."""
 
-    name = "template"
-
-    def pieces(self, messages: Sequence[Message], where: str) -> list[Piece]:
-        """All of a conversation. Raises `DataError` for a role that the template does not write."""
-        raise NotImplementedError
+    def __init__(self, name: str, preset: Preset) -> None:
+        self.name, self.preset = name, preset
 
     def prompt(self, messages: Sequence[Message], where: str) -> list[Piece]:
         """What stands before the answer that comes next."""
@@ -134,14 +142,8 @@ class Template:
         last = max(i for i, p in enumerate(whole) if p.message == len(messages))
         return whole[:last]
 
-
-class PlainTemplate(Template):
-    """Markup before and behind each role."""
-
-    def __init__(self, name: str, preset: Preset) -> None:
-        self.name, self.preset = name, preset
-
     def pieces(self, messages: Sequence[Message], where: str) -> list[Piece]:
+        """All of a conversation. Raises `DataError` for a role that the template does not write."""
         roles = self.preset.roles
         out: list[Piece] = []
         if messages[0].role != "system":
@@ -160,7 +162,7 @@ class PlainTemplate(Template):
                     f"{where}: the chat template {self.name} has no role {m.role!r}, so that message would be dropped. It has "
                     f"{', '.join(roles)}; write one with data.chat.roles, or rename the role"
                 )
-            answer = m.role == ANSWER
+            answer = m.role == ANSWER and m.learn
             out += [Piece(role.before)] if role.before else []
             out.append(Piece(m.content, i, answer))
             out += behind_answer(role.after) if answer else [Piece(role.after)] if role.after else []
@@ -174,91 +176,3 @@ def behind_answer(markup: str) -> list[Piece]:
         return [Piece(markup)] if markup else []
     parts = [Piece(markup[: found.end()], covered=True), Piece(markup[found.end() :])]
     return [p for p in parts if p.text]
-
-
-class JinjaTemplate(Template):
-    """A Hugging Face chat template, run in jinja2's sandbox over placeholders, which are found again in what it writes."""
-
-    name = "jinja"
-
-    def __init__(self, source: str) -> None:
-        try:
-            from jinja2 import TemplateError
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
-        except ImportError as err:
-            raise MissingExtra("a Hugging Face chat template", "chat") from err
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-
-        def refuse(message: str) -> None:
-            raise TemplateError(message)
-
-        environment.globals["raise_exception"] = refuse
-        self._error = TemplateError
-        try:
-            self._template = environment.from_string(source)
-        except TemplateError as err:
-            raise DataError(f"data.chat.jinja: not a template ({err})") from None
-        self._written: dict[tuple[str, ...], list[Piece]] = {}
-
-    def pieces(self, messages: Sequence[Message], where: str) -> list[Piece]:
-        joined, numbers = _inputs_joined(messages)
-        roles = tuple(m.role for m in joined)
-        if roles not in self._written:
-            self._written[roles] = self._write(roles, where)
-        out: list[Piece] = []
-        for p in self._written[roles]:
-            if p.message is None:
-                out.append(p)
-                continue
-            mine = numbers[p.message]
-            for n, i in enumerate(mine):
-                out += [Piece("\n\n")] if n else []
-                out.append(Piece(messages[i].content, i, p.covered))
-        return out
-
-    def _write(self, roles: tuple[str, ...], where: str) -> list[Piece]:
-        marks = [f"\ue000{i}\ue001" for i in range(len(roles))]
-        given = [{"role": r, "content": c} for r, c in zip(roles, marks, strict=True)]
-        try:
-            text: str = self._template.render(messages=given, add_generation_prompt=False, bos_token=BEGIN, eos_token=END)
-        except self._error as err:
-            raise DataError(f"{where}: the chat template refuses the roles {', '.join(roles)} ({err})") from None
-        found = [int(n) for n in re.findall("\ue000(\\d+)\ue001", text)]
-        if found != list(range(len(roles))):
-            lost = [f"{i} ({roles[i]})" for i in range(len(roles)) if found.count(i) != 1]
-            what = f"drops or repeats the content of message {', '.join(lost)}" if lost else "changes the order of messages"
-            raise DataError(f"{where}: the chat template {what}. Mend data.chat.jinja, or leave such conversations out")
-        out: list[Piece] = []
-        answer = False
-        for n, part in enumerate(re.split("\ue000(\\d+)\ue001", text)):
-            if n % 2:
-                answer = roles[int(part)] == ANSWER
-                out.append(Piece("", int(part), answer))
-            elif part:
-                out += behind_answer(part) if answer else [Piece(part)]
-        return out
-
-
-def _inputs_joined(messages: Sequence[Message]) -> tuple[list[Message], list[list[int]]]:
-    """Messages with each input as a part of the one before it; and which messages each is made of."""
-    out: list[Message] = []
-    numbers: list[list[int]] = []
-    for i, m in enumerate(messages):
-        if m.role == "input" and out:
-            numbers[-1].append(i)
-        else:
-            out.append(m)
-            numbers.append([i])
-    return out, numbers
-
-
-def template_for(config: ChatConfig) -> Template:
-    """The template that a recipe's `data.chat` means."""
-    jinja, roles = config.jinja, config.roles
-    if jinja is not None:
-        return JinjaTemplate(jinja)
-    if roles:
-        for role in roles.values():
-            _: Any = (role.before, role.after)  # read here, whichever roles the data has
-        return PlainTemplate("data.chat.roles", Preset(roles))
-    return PlainTemplate(config.template, PRESETS[config.template])

@@ -1,13 +1,13 @@
-"""Columns of a table -> numbers: what is a number, a category, a date; missing values; encodings. Fitted on the training rows alone,
-kept as JSON, and done again to the last bit on whatever comes later (`Encoder.from_json`).
+"""Columns of a table -> numbers: numbers, categories and dates; missing values; encodings. Fitted on the training rows alone, kept as
+JSON, and done again to the last bit on whatever comes later (`Encoder.from_json`).
 
-Scaling is not its business (`Normalizer` in `arrays.py`). Encodings follow scikit-learn where it has them: `onehot` is OneHotEncoder
+What a number is, is decided in `numbers.py`, one spelling of a category in `spelling.py`, dates in `dates.py`. Scaling is not its business
+(`Normalizer` in `arrays.py`). Encodings follow scikit-learn where it has them: `onehot` is OneHotEncoder
 with unknown categories as zeros, `target` is TargetEncoder (Micci-Barreca 2001, empirical Bayes), out of fold for the training rows.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,15 +17,18 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tauon.config import Config, Count
-from tauon.data.counter import bits, key
-from tauon.data.sources.series import moments
+from tauon.data.dates import DatePart, date_parts, is_date
+from tauon.data.numbers import CANONICAL, NumberForm, all_floats, as_numbers, look_at, stands_for_missing
+from tauon.data.spelling import in_recipe, nfc, spelling
+from tauon.data.target_encoding import category_means, out_of_fold
 from tauon.errors import DataError
 
-__all__ = ["ColumnsConfig", "Encoder", "as_numbers", "is_date", "is_number", "kind_of_values", "spelling"]
+__all__ = ["ColumnsConfig", "Encoder", "kind_of_values", "take"]
 
-DatePart = Literal["days", "year", "month", "day", "weekday", "hour"]
 ColumnKind = Literal["number", "category", "date"]
 Floats = NDArray[np.float64]
+Values = Sequence[Any] | Floats
+"""Of one column: as they were found, None where one is missing; or numbers, NaN where one is."""
 
 
 class ColumnsConfig(Config):
@@ -68,80 +71,34 @@ class ColumnsConfig(Config):
 # ---------------------------------------------------------------------------------------------- values as they are found
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value, or the text of it, is a finite number."""
-    if isinstance(value, bool):
-        return True
-    try:
-        return math.isfinite(float(value))
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def spelling(value: Any) -> str:
-    """One spelling of a category, whatever file or JSON it came from: 1, 1.0 and "1" are the same, so are true and "True"; "01" is another."""
-    text = str(value).strip()
-    if text.lower() in ("true", "false"):
-        return text.lower()
-    head, point, tail = text.partition(".")
-    return head if point and tail and not tail.strip("0") and head.lstrip("-").isdigit() else text
-
-
-def as_numbers(values: Sequence[Any], where: Callable[[int], str]) -> Floats:
-    """float64, missing ones (None) as NaN; `DataError` that names the first that is no number."""
-    found = _floats(values)
-    if found is not None:
-        return found
-    out = np.empty(len(values))
-    for i, value in enumerate(values):
-        if value is None:
-            out[i] = np.nan
-        elif is_number(value):
-            out[i] = float(value)
-        else:
-            raise DataError(
-                f"{where(i)} is {_short(value)}, expected a number. If it stands for a missing value, say so (missing: ['', {_short(value)}]); "
-                "if the column holds categories, name it under categorical:; or leave the column out with features: [...]"
-            )
-    return out
-
-
-def _floats(values: Sequence[Any]) -> Floats | None:
-    """All at once, where each is a finite number or None: several times faster than one by one. None: look at each."""
-    try:
-        found = np.array(values, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    if found.shape != (len(values),) or np.isinf(found).any():
-        return None
-    lost = np.flatnonzero(np.isnan(found))
-    return found if all(values[i] is None for i in lost.tolist()) else None
-
-
-def kind_of_values(values: Sequence[Any]) -> tuple[ColumnKind, str]:
-    """(kind, reason) from the values that are there."""
+def kind_of_values(values: Values, rule: NumberForm | None = None) -> tuple[ColumnKind, str, NumberForm]:
+    """(kind, reason, how its numbers are written) from the values that are there. Words that stand for missing values decide nothing."""
+    if isinstance(values, np.ndarray):
+        return "number", "its values are numbers", CANONICAL
     there = [v for v in values if v is not None]
     if not there:
-        return "category", "it has no value"
-    if _floats(there) is not None:
-        return "number", "its values are numbers"
-    numbers = sum(map(is_number, there))
-    if 2 * numbers >= len(there):
-        return "number", f"{numbers:,} of {len(there):,} values are numbers"
-    if all(not isinstance(v, (bool, int, float)) and is_date(str(v)) for v in there[:1000]):
-        return "date", "its values are dates"
-    return "category", "its values are words"
+        return "category", "it has no value", CANONICAL
+    if all_floats(there) is not None and rule is None:
+        return "number", "its values are numbers", CANONICAL
+    look = look_at(there, rule)
+    if look.mostly:
+        every = not look.others and look.numbers == len(there)
+        said = f"{look.numbers:,} of {len(there):,} values are numbers" if not every else "its values are numbers"
+        return "number", said + (f" ({look.form.words()})" if look.form.words() else ""), look.form
+    told = [v for v in there if not (isinstance(v, str) and stands_for_missing(v))]
+    if told and all(not isinstance(v, (bool, int, float)) and is_date(str(v)) for v in told[:1000]):
+        return "date", "its values are dates", CANONICAL
+    return "category", "its values are words", CANONICAL
 
 
-def is_date(text: str) -> bool:
-    """Whether a text begins as ISO 8601 dates do: 2016-07-01."""
-    text = text.strip()
-    return len(text) >= 10 and text[4] == text[7] == "-" and text[:4].isdigit() and text[5:7].isdigit() and text[8:10].isdigit()
+def take(values: Values, rows: NDArray[np.int64]) -> Values:
+    """The values of some rows."""
+    return values[rows] if isinstance(values, np.ndarray) else [values[i] for i in rows.tolist()]
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+def _lost(values: Values) -> NDArray[np.bool_]:
+    """Which values are missing."""
+    return np.isnan(values) if isinstance(values, np.ndarray) else np.array([v is None for v in values], bool)
 
 
 # ---------------------------------------------------------------------------------------------- one column, fitted
@@ -167,15 +124,17 @@ class Column:
     means: tuple[tuple[float, ...], ...] = ()
     """target: mean of the target for code 0 (overall), 1, 2, ..., a number for each class but binary (one) or for the value (one)."""
     parts: tuple[DatePart, ...] = ()
+    form: NumberForm = CANONICAL
+    """How its numbers are written, where they come as text."""
 
-    def codes(self, values: Sequence[Any]) -> NDArray[np.int64]:
+    def codes(self, values: Values) -> NDArray[np.int64]:
         """0 for missing and unseen."""
-        number = {c: i + 1 for i, c in enumerate(self.categories)}
+        number = {nfc(c): i + 1 for i, c in enumerate(self.categories)}
         return np.array([self.most_frequent if v is None else number.get(spelling(v), 0) for v in values], np.int64).reshape(len(values))
 
-    def unseen(self, values: Sequence[Any]) -> int:
+    def unseen(self, values: Values) -> int:
         """Values that are there and were not among the training rows' (or too rare)."""
-        known = {*self.categories}
+        known = {*map(nfc, self.categories)}
         return sum(v is not None and spelling(v) not in known for v in values)
 
     def outputs(self) -> list[tuple[str, int, bool]]:
@@ -196,14 +155,14 @@ class Column:
             out += [(self.name if wide == 1 else f"{self.name}.{i}", 0, True) for i in range(wide)]
         return out + ([(f"{self.name} missing", 0, False)] if self.indicator else [])
 
-    def encode(self, values: Sequence[Any], where: Callable[[int], str]) -> Floats:
+    def encode(self, values: Values, where: Callable[[int], str]) -> Floats:
         """(N, outputs) before scaling."""
         out: Floats
         if self.kind == "number":
-            numbers = as_numbers(values, where)
+            numbers = as_numbers(values, where, self.form)
             out = self._filled(numbers, where)[:, None]
         elif self.kind == "date":
-            out = np.stack([self._filled(p, where) for p in _date_parts(values, self.parts, where)], axis=1)
+            out = np.stack([self._filled(p, where) for p in date_parts([*values], self.parts, where)], axis=1)
         else:
             codes = self.codes(values)
             if self.encoding == "onehot":
@@ -215,7 +174,7 @@ class Column:
             else:
                 out = codes[:, None].astype(np.float64)
         if self.indicator:
-            out = np.concatenate([out, np.array([v is None for v in values], np.float64).reshape(-1, 1)], axis=1)
+            out = np.concatenate([out, _lost(values).astype(np.float64)[:, None]], axis=1)
         return out
 
     def _filled(self, numbers: Floats, where: Callable[[int], str]) -> Floats:
@@ -224,46 +183,22 @@ class Column:
             return numbers
         if self.fill is None:
             i = int(np.argmax(lost))
+            become = "say what they become (data.table.impute: median), " if self.kind == "number" else ""
             raise DataError(
-                f"{where(i)} is missing ({int(lost.sum()):,} of {len(numbers):,} rows). Fill these values in, say what they become "
-                "(data.table.impute: median), or leave the column out with features: [...]"
+                f"{where(i)} is missing ({int(lost.sum()):,} of {len(numbers):,} rows). Fill these values in, {become}"
+                "or leave the column out with features: [...]"
             )
         return np.where(lost, self.fill, numbers)
 
     def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {k: v for k, v in vars(self).items() if k != "form"} | ({} if self.form == CANONICAL else {"form": self.form.to_json()})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Column:
         plain = dict(data)
         plain["categories"], plain["parts"] = tuple(plain["categories"]), tuple(plain["parts"])
         plain["means"] = tuple(tuple(m) for m in plain["means"])
-        return cls(**plain)
-
-
-def _date_parts(values: Sequence[Any], parts: Sequence[DatePart], where: Callable[[int], str]) -> list[Floats]:
-    lost = np.array([v is None for v in values], bool)
-    texts = ["1970-01-01" if v is None else str(v).strip() for v in values]
-    try:
-        days = moments(texts, "")
-    except DataError:
-        for i, text in enumerate(texts):
-            try:
-                moments([text], "")
-            except DataError:
-                raise DataError(f"{where(i)} is {_short(values[i])}, expected a date (2016-07-01 or 2016-07-01 00:00:00)") from None
-        raise
-    day = days.astype("datetime64[D]")
-    month, year = day.astype("datetime64[M]"), day.astype("datetime64[Y]")
-    found: dict[str, Any] = {
-        "days": days.astype(np.int64) / 86400,
-        "year": year.astype(np.int64) + 1970,
-        "month": (month - year).astype(np.int64) + 1,
-        "day": (day - month).astype(np.int64) + 1,
-        "weekday": (day.astype(np.int64) + 3) % 7,
-        "hour": (days - day).astype(np.int64) // 3600,
-    }
-    return [np.where(lost, np.nan, found[p].astype(np.float64)) for p in parts]
+        return cls(**plain | ({"form": NumberForm(**plain["form"])} if "form" in plain else {}))
 
 
 # ---------------------------------------------------------------------------------------------- the whole table
@@ -294,41 +229,45 @@ class Encoder:
 
     @classmethod
     def fit(
-        cls, columns: Mapping[str, Sequence[Any]], targets: NDArray[Any], settings: ColumnsConfig, *, declared: Sequence[str] = (),
-        classes: int = 0, where: Callable[[int, str], str], seed: int = 0,
+        cls, columns: Mapping[str, Values], targets: NDArray[Any], settings: ColumnsConfig, *, declared: Sequence[str] = (),
+        classes: int = 0, where: Callable[[int, str], str], seed: int = 0, forms: Mapping[str, NumberForm] | None = None,
     ) -> tuple[Encoder, Floats]:  # fmt: skip
         """(encoder, the training rows encoded). `columns` and `targets` are the training rows'; `classes`: 0 where targets are values.
+        `forms`: how numbers are written that come as numbers already.
 
         The training rows of a target encoding are encoded out of fold, so that no row's own target is in its features.
         """
         found: list[Column] = []
         dropped: dict[str, str] = {}
         blocks: list[Floats] = []
+        categorical = frozenset(declared)
         for name, values in columns.items():
-            column = _fit_column(name, values, settings, name in declared, lambda i, name=name: where(i, name))  # type: ignore[misc]
+            column = _fit_column(name, values, settings, name in categorical, lambda i, name=name: where(i, name))  # type: ignore[misc]
             if isinstance(column, str):
                 dropped[name] = column
                 continue
             if column.kind == "category" and column.encoding == "target":
                 codes, smooth = column.codes(values), settings.smooth
-                column.means = _means(codes, targets, len(column.categories), classes, smooth)
-                block = _out_of_fold(codes, targets, len(column.categories), classes, smooth, seed)
+                column.means = category_means(codes, targets, len(column.categories), classes, smooth)
+                block = out_of_fold(codes, targets, len(column.categories), classes, smooth, seed)
                 if column.indicator:
-                    block = np.concatenate([block, np.array([[v is None] for v in values], np.float64)], axis=1)
+                    block = np.concatenate([block, _lost(values).astype(np.float64)[:, None]], axis=1)
             else:
                 block = column.encode(values, lambda i, name=name: where(i, name))  # type: ignore[misc]
+            if forms and name in forms:
+                column.form, column.why = forms[name], f"{column.why} ({forms[name].words()})"
             found.append(column)
             blocks.append(block)
         if not found:
             raise DataError(f"no column is left to predict from: {'; '.join(f'{k} {v}' for k, v in dropped.items())}. Give other columns")
         return cls(tuple(found), dropped), np.concatenate(blocks, axis=1)
 
-    def __call__(self, columns: Mapping[str, Sequence[Any]], where: Callable[[int, str], str]) -> Floats:
+    def __call__(self, columns: Mapping[str, Values], where: Callable[[int, str], str]) -> Floats:
         """(N, F) of rows that the encoder was not fitted on."""
         blocks = [c.encode(columns[c.name], lambda i, name=c.name: where(i, name)) for c in self.columns]  # type: ignore[misc]
         return np.concatenate(blocks, axis=1)
 
-    def unseen(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, int]:
+    def unseen(self, columns: Mapping[str, Values]) -> dict[str, int]:
         """Values of each column whose category the training rows did not have: they get code 0."""
         counts = {c.name: c.unseen(columns[c.name]) for c in self.columns if c.kind == "category"}
         return {k: n for k, n in counts.items() if n}
@@ -358,19 +297,19 @@ class Encoder:
         return cls(tuple(Column.from_json(c) for c in data["columns"]), dict(data["dropped"]))
 
 
-def _fit_column(name: str, values: Sequence[Any], settings: ColumnsConfig, declared: bool, where: Callable[[int], str]) -> Column | str:
+def _fit_column(name: str, values: Values, settings: ColumnsConfig, declared: bool, where: Callable[[int], str]) -> Column | str:
     """The column, or why it is dropped."""
-    lost = sum(v is None for v in values)
+    lost = int(_lost(values).sum())
     if lost == len(values):
         raise DataError(
             f"column {name!r}: all {len(values):,} training rows have no value, so there is nothing to learn from it. "
-            f"Leave it out (drop: [{name}]), or check how missing values are spelt"
+            f"Leave it out (drop: [{in_recipe(name)}]), or check how missing values are spelt"
         )
     kind: ColumnKind
-    kind, why = ("category", "declared") if declared else kind_of_values(values)
-    column = Column(name, kind, why, lost)
+    kind, why, form = ("category", "declared", CANONICAL) if declared else kind_of_values(values)
+    column = Column(name, kind, why, lost, form=form)
     if kind == "number":
-        numbers = as_numbers(values, where)
+        numbers = as_numbers(values, where, form)
         there = numbers[~np.isnan(numbers)]
         if not lost and (there == there[0]).all():
             return f"is {there[0]:g} in every training row"
@@ -380,11 +319,13 @@ def _fit_column(name: str, values: Sequence[Any], settings: ColumnsConfig, decla
         column.parts = settings.dates
         if not column.parts:
             raise DataError(
-                f"column {name!r} holds dates. Say what they become (data.table.dates: [month, weekday]), or leave it out (drop: [{name}])"
+                f"column {name!r} holds dates. Say what they become (data.table.dates: [month, weekday]), or leave it out (drop: [{in_recipe(name)}])"
             )
         column.indicator = settings.indicators and lost > 0
         if lost and settings.impute != "refuse":
-            raise DataError(f"column {name!r}: {lost:,} dates are missing, and no date can be made up. Leave it out (drop: [{name}])")
+            raise DataError(
+                f"column {name!r}: {lost:,} dates are missing, and no date can be made up. Leave it out (drop: [{in_recipe(name)}])"
+            )
     else:
         spelt = [spelling(v) for v in values if v is not None]
         counts: dict[str, int] = {}
@@ -395,11 +336,11 @@ def _fit_column(name: str, values: Sequence[Any], settings: ColumnsConfig, decla
         if not declared and len(counts) > 50 and 2 * len(counts) > len(values):
             raise DataError(
                 f"column {name!r} looks like an identifier or free text: {len(counts):,} different values in {len(values):,} rows. "
-                f"Leave it out (drop: [{name}]), or name it under categorical:"
+                f"Leave it out (drop: [{in_recipe(name)}]), or name it under categorical:"
             )
         column.categories = tuple(sorted(c for c, n in counts.items() if n >= settings.min_count))
         column.encoding = settings.categories
-        if column.encoding == "ordinal" and (order := settings.order.get(name)):
+        if column.encoding == "ordinal" and (order := _order(settings, name)):
             new = sorted({*counts} - {*order})
             if new:
                 raise DataError(f"data.table.order of {name!r} does not have {new[0]!r}, which the training rows have. Complete it")
@@ -411,6 +352,10 @@ def _fit_column(name: str, values: Sequence[Any], settings: ColumnsConfig, decla
     return column
 
 
+def _order(settings: ColumnsConfig, column: str) -> tuple[str, ...]:
+    return next((tuple(map(spelling, order)) for name, order in settings.order.items() if nfc(name) == column), ())
+
+
 def _fill(there: Floats, settings: ColumnsConfig) -> float:
     how = settings.impute
     if how == "constant":
@@ -419,54 +364,3 @@ def _fill(there: Floats, settings: ColumnsConfig) -> float:
         values, counts = np.unique(there, return_counts=True)
         return float(values[np.argmax(counts)])
     return float(np.median(there) if how == "median" else there.mean())
-
-
-# ---------------------------------------------------------------------------------------------- target encoding
-
-
-def _means(
-    codes: NDArray[np.int64], targets: NDArray[Any], known: int, classes: int, smooth: float | None
-) -> tuple[tuple[float, ...], ...]:
-    """Mean target of code 0 (overall), 1, ..., `known`, shrunk towards the overall mean; one column, or one for each of > 2 classes.
-
-    Empirical Bayes (Micci-Barreca 2001): lambda = n v / (n v + v_c), v the variance of the targets, v_c that within the category.
-    """
-    wanted = [targets == c for c in range(classes)] if classes > 2 else [targets == 1] if classes else [targets]
-    columns = []
-    for y in (np.asarray(w, np.float64) for w in wanted):
-        mean, variance = y.mean(), y.var()
-        n = np.bincount(codes, minlength=known + 1).astype(np.float64)
-        total = np.bincount(codes, weights=y, minlength=known + 1)
-        own = np.divide(total, n, out=np.full(known + 1, mean), where=n > 0)
-        if smooth is not None:
-            encoded = (total + smooth * mean) / np.where(n + smooth > 0, n + smooth, 1.0)
-            encoded = np.where(n + smooth > 0, encoded, mean)
-        else:
-            squares = np.bincount(codes, weights=(y - own[codes]) ** 2, minlength=known + 1)
-            within = np.divide(squares, n, out=np.zeros(known + 1), where=n > 0)
-            weight = np.divide(n * variance, n * variance + within, out=np.zeros(known + 1), where=n * variance + within > 0)
-            encoded = weight * own + (1 - weight) * mean
-        encoded[0] = mean
-        columns.append(encoded)
-    return tuple(tuple(row) for row in np.stack(columns, axis=1).tolist())
-
-
-_FOLDS = 5
-
-
-def _out_of_fold(
-    codes: NDArray[np.int64], targets: NDArray[Any], known: int, classes: int, smooth: float | None, seed: int
-) -> Floats:  # fmt: skip
-    """Each row encoded by the rows of the other four folds."""
-    fold = np.empty(len(codes), np.int64)
-    fold[np.argsort(bits(key(seed, "target encoding"), np.arange(len(codes), dtype=np.uint64)), kind="stable")] = (
-        np.arange(len(codes)) % _FOLDS
-    )
-    out: Floats | None = None
-    for k in range(min(_FOLDS, len(codes))):
-        mine = fold == k
-        encoded = np.array(_means(codes[~mine], targets[~mine], known, classes, smooth))[codes[mine]]
-        out = np.empty((len(codes), encoded.shape[1])) if out is None else out
-        out[mine] = encoded
-    assert out is not None
-    return out

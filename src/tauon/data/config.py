@@ -18,6 +18,7 @@ from tauon.data.mix import MixConfig
 from tauon.data.signal_config import SignalConfig
 from tauon.data.sources.base import SourceConfig
 from tauon.data.split import SplitConfig
+from tauon.data.targets import TargetKind
 from tauon.data.tokenizer_config import BpeConfig, TokenizerConfig
 from tauon.data.window import WindowConfig
 
@@ -56,6 +57,10 @@ class DataConfig(Config):
     """Tables only: lowest and highest value of columns of numbers, {age: [18, 100], "*": [0, 1]}, where "*" stands for those that are not
     named. Values beyond are clipped before `normalize: standard`, or scale by it (`normalize: bounds`): then nothing is learned from the
     data. State them without looking at it. Left out: nothing is clipped."""
+    normalize_targets: TargetKind = "auto"
+    """Numbers to predict (regression, quantiles) of arrays. standard: mean 0, variance 1, by the training part; bounds: from -1 to 1, by
+    their range in `bounds`, nothing is clipped; none: as they are. Predictions and figures are in the units of the data all the same;
+    losses are on this scale. auto: bounds where `bounds` names the target, standard otherwise."""
     augment: tuple[AugmentConfig, ...] = ()
     """Arrays, series, recordings and texts with labels: random changes of the training examples, in turn."""
     scattering: ScatteringConfig | None = None
@@ -116,6 +121,7 @@ _FOR: dict[str, tuple[str, ...]] = {
     "overlap": ("tokens",),
     "normalize": ("arrays", "series"),
     "bounds": ("arrays",),
+    "normalize_targets": ("arrays",),
     "augment": ("arrays", "series", "signals", "labelled-text"),
     "scattering": ("arrays",),
     "mix": ("arrays",),

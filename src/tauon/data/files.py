@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from tauon.errors import DataError, MissingExtra
 
-__all__ = ["decode", "expand", "raw_bytes", "read_bytes", "read_lines", "sha256_bytes", "sha256_file", "write_json"]
+__all__ = ["decode", "expand", "raw_bytes", "read_bytes", "sha256_bytes", "sha256_file", "write_json"]
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
@@ -82,13 +82,6 @@ def raw_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as err:
         raise DataError(f"{path}: cannot be read ({err.strerror or err})") from None
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line without its end) of each line, one at a time."""
-    with open_bytes(path) as file:
-        for number, line in enumerate(file, 1):
-            yield number, line.rstrip(b"\r\n")
 
 
 def decode(data: bytes, where: str, encoding: str = "utf-8") -> str:

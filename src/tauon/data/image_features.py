@@ -47,8 +47,8 @@ class ScatteringConfig(Config):
             yield "groups", f"{groups} groups of {K} coefficients come out uneven. Take a divisor of {K}."
 
 
-def features_of(pictures: NDArray[Any], config: ScatteringConfig) -> NDArray[np.float32]:
-    """Coefficients of pictures (B, C, H, W), bytes or numbers from 0 to 1: float32."""
+def features_of(pictures: NDArray[Any], config: ScatteringConfig, *, pixels: bool = False) -> NDArray[np.float32]:
+    """Coefficients of pictures (B, C, H, W), bytes (or numbers as these: `pixels`) or numbers from 0 to 1: float32."""
     import torch
     from torch.nn.functional import group_norm
 
@@ -58,7 +58,7 @@ def features_of(pictures: NDArray[Any], config: ScatteringConfig) -> NDArray[np.
     found = np.empty((len(pictures), *transform.shape(pictures.shape[1])), np.float32)
     for start in range(0, len(pictures), _ROWS):
         x = torch.from_numpy(np.array(pictures[start : start + _ROWS])).float()  # a copy: what a file gave may be read only
-        out = transform(x / 255 if pictures.dtype == np.uint8 else x)
+        out = transform(x / 255 if pixels or pictures.dtype == np.uint8 else x)
         if config.groups is not None:
             out = group_norm(out, config.groups * pictures.shape[1])
         found[start : start + _ROWS] = out.numpy()
@@ -74,14 +74,14 @@ def with_features(table: Arrays, config: ScatteringConfig, what: str) -> Arrays:
             f"{pictures.shape[1:]}. Take fewer scales, or leave it out"
         )
     how = {"scales": config.scales, "angles": config.angles, "groups": config.groups}  # read, also where all is in the cache
-    digest = hashlib.sha256(canonical([_VERSION, how, str(pictures.dtype), list(pictures.shape)]).encode())
+    digest = hashlib.sha256(canonical([_VERSION, how, str(pictures.dtype), list(pictures.shape), *(["pixels"] * table.pixels)]).encode())
     digest.update(np.ascontiguousarray(pictures).data)
     folder = cache_root() / "features" / digest.hexdigest()[:32]
 
     def build(temporary: Path) -> None:
         out: NDArray[Any] | None = None
         for start in range(0, len(pictures), 128 * _ROWS):
-            part = features_of(pictures[start : start + 128 * _ROWS], config)
+            part = features_of(pictures[start : start + 128 * _ROWS], config, pixels=table.pixels)
             if out is None:
                 shape = (len(pictures), *part.shape[1:])
                 out = np.lib.format.open_memmap(temporary / "features.npy", mode="w+", dtype=np.float16, shape=shape)
@@ -90,4 +90,5 @@ def with_features(table: Arrays, config: ScatteringConfig, what: str) -> Arrays:
         write_json(temporary / "features.json", {"rows": len(pictures), "scattering": how})
 
     obtain(folder, "features.json", build)
-    return replace(table, features=np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False), feature_names=())
+    features = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+    return replace(table, features=features, feature_names=(), pixels=False)

@@ -10,16 +10,20 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from tauon.data.columns import is_date, is_number
-from tauon.data.files import decode, read_bytes
-from tauon.data.sources.tables import separated
+from tauon.data.dates import is_date
+from tauon.data.files import read_bytes
+from tauon.data.numbers import CANONICAL, is_number, look_at, number_of, stands_for_missing
+from tauon.data.sources.index_column import is_nameless, numbers_rows
+from tauon.data.sources.separated import column_names, separated
+from tauon.data.text_files import read_text
 from tauon.errors import DataError
 
 __all__ = ["ColumnLook", "TableLook", "inspect_table"]
 
 LookKind = Literal["number", "category", "date", "text", "identifier", "constant"]
 
-_MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "?", "-")
+_NO_CATEGORY = ("?", "NaN", "nan", "N/A", "n/a", "#N/A", "<NA>")
+"""Written as no category would be: they stand for a missing value in a column of words, too."""
 _DELIMITERS = (",", ";", "\t", "|", "blanks")
 
 
@@ -36,6 +40,8 @@ class ColumnLook:
     why: str
     examples: tuple[str, ...]
     """The most frequent values, at most five."""
+    numbers: str = ""
+    """How its numbers are written, where that is not the usual way."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def inspect_table(path: Path | str, *, limit: int | None = None, encoding: str =
     Raises `DataError` for a file that cannot be read, has no rows, or whose lines differ in number of values.
     """
     path = Path(path)
-    text = decode(read_bytes(path), str(path), encoding)
+    text = read_text(read_bytes(path), str(path), encoding)
     delimiter = _delimiter(text, str(path))
     lines = [cells for _, cells in islice(separated(text, str(path), delimiter), None if limit is None else limit + 1)]
     if not lines:
@@ -80,12 +86,12 @@ def inspect_table(path: Path | str, *, limit: int | None = None, encoding: str =
             f"{path}: row {odd} has {len(lines[odd])} values, expected {wide} as in the first. Check the file (delimiter {delimiter!r})"
         )
     header = _has_header(lines)
-    names = lines[0] if header else [f"c{i}" for i in range(wide)]
+    names = column_names(lines[0], str(path)) if header else [f"c{i}" for i in range(wide)]
     body = lines[1:] if header else lines[: limit or None]
     if not body:
         raise DataError(f"{path}: no rows below the names of the columns. Check the file")
     columns = list(zip(*body, strict=True))
-    missing = ("", *(m for m in _MISSING[1:] if any(_stands_for_nothing(m, c) for c in columns)))
+    missing = ("", *sorted({word for column in columns for word in _missing_in(column)}))
     looks = tuple(_look(n, c, {*missing}) for n, c in zip(names, columns, strict=True))
     return TableLook(str(path), len(body), delimiter, header, missing, looks)
 
@@ -105,61 +111,80 @@ def _delimiter(text: str, where: str) -> str:
 
 
 def _has_header(lines: Sequence[Sequence[str]]) -> bool:
-    """The first line names the columns if no cell of it is a number, or empty, or comes again below."""
+    """The first line names the columns if no cell of it is a number, or comes again below, or is empty above anything but row numbers."""
     first, rest = lines[0], lines[1:]
-    if len(set(first)) != len(first) or any(not c.strip() or is_number(c) for c in first):
+    if not any(c.strip() for c in first) or any(is_number(c) for c in first):
         return False
-    return not any(first[j] == row[j] for row in rest for j in range(min(len(first), len(row))))
+    if any(not c.strip() and not numbers_rows([row[j] for row in rest]) for j, c in enumerate(first)):
+        return False
+    return not any(c.strip() and c == row[j] for row in rest for j, c in enumerate(first))
 
 
-def _stands_for_nothing(word: str, column: Sequence[str]) -> bool:
-    """Whether `word` is the odd one out in a column of numbers or dates, or is written as no category would be."""
-    if word not in column:
-        return False
-    others = [v for v in column if v not in _MISSING]
-    return word in ("?", "NaN", "nan", "N/A") or (bool(others) and (all(map(is_number, others)) or all(map(is_date, others))))
+def _missing_in(column: Sequence[str]) -> set[str]:
+    """Spellings of a missing value in a column: the odd ones out among numbers or dates, and those that no category has."""
+    words = {v for v in column if v and stands_for_missing(v)}
+    if not words:
+        return set()
+    others = [v for v in column if not stands_for_missing(v)]
+    look = look_at(others)
+    odd_ones = bool(others) and ((look.mostly and not look.others) or all(map(is_date, others)))
+    return {v.strip() for v in words if v.strip() and (odd_ones or v.strip() in _NO_CATEGORY)}
 
 
 def _look(name: str, values: Sequence[str], missing: set[str]) -> ColumnLook:
-    there = [v.strip() for v in values if v not in missing]
+    there = [v.strip() for v in values if v.strip() not in missing]
     counts: dict[str, int] = {}
     for v in there:
         counts[v] = counts.get(v, 0) + 1
     examples = tuple(sorted(counts, key=lambda v: (-counts[v], v))[:5])
-    kind, why = _kind(name, there, counts, len(values))
-    return ColumnLook(name, kind, len(values) - len(there), len(counts), why, examples)
+    if is_nameless(name) and numbers_rows(values):
+        kind: LookKind = "identifier" if there else "constant"
+        why, written = "it has no name and numbers the rows, as pandas writes its index" if there else "no row has a value", ""
+    else:
+        kind, why, written = _kind(name, there, counts, len(values))
+    return ColumnLook(name, kind, len(values) - len(there), len(counts), why, examples, written)
 
 
-def _kind(name: str, there: Sequence[str], counts: dict[str, int], rows: int) -> tuple[LookKind, str]:
+def _kind(name: str, there: Sequence[str], counts: dict[str, int], rows: int) -> tuple[LookKind, str, str]:
+    """(kind, reason, how numbers are written)."""
     n, distinct = len(there), len(counts)
     if distinct == 0:
-        return "constant", "no row has a value"
+        return "constant", "no row has a value", ""
     if distinct == 1:
-        return "constant", f"every value is {next(iter(counts))[:40]!r}"
+        return "constant", f"every value is {next(iter(counts))[:40]!r}", ""
     if all(map(is_date, there)):
-        return "date", "every value is a date"
-    if all(map(is_number, there)):
-        whole = all(float(v).is_integer() for v in there)
-        if whole and distinct == n and n > 2:
-            numbers = [float(v) for v in there]
-            in_turn = all(b - a == 1 for a, b in pairwise(numbers))
-            if in_turn or name.lower() in ("id", "index", "no", "nr") or name.lower().endswith(("_id", " id", "-id")):
-                return "identifier", "a whole number of its own in each row" + (", counting up" if in_turn else "")
-        if whole and distinct <= 10 and 10 * distinct <= n:
-            return "number", f"only {distinct} different whole numbers: if they are codes, name the column under categorical"
-        return "number", "every value is a number"
+        return "date", "every value is a date", ""
+    look = look_at(there)
+    if look.mostly and not look.others and look.ambiguous:
+        return "category", f"as numbers it has two readings: {look.two_ways()}", ""
+    if look.mostly and not look.others:
+        numbers = [v for v in (number_of(t, look.form) for t in there) if v is not None]
+        kind, why = _number_kind(name, numbers, distinct)
+        return kind, why, look.form.words() if look.form != CANONICAL else ""
     words = sum(len(v.split()) for v in there) / n
     if words >= 5:
-        return "text", f"{words:.0f} words a value"
-    if distinct == n and n > 2 and (name.lower() == "id" or name.lower().endswith(("_id", " id", "-id"))):
-        return "identifier", "a value of its own in each row, and a name that says so"
-    if distinct > 50 and 2 * distinct > rows:
-        return "identifier", f"{distinct:,} different values in {rows:,} rows"
-    numbers_there = sum(map(is_number, there))
-    if 2 * numbers_there >= n:
-        odd = next(v for v in there if not is_number(v))
-        return (
-            "category",
-            f"{n - numbers_there:,} of {n:,} values are no numbers ({odd[:40]!r}): if they stand for missing ones, name them under missing",
-        )
-    return "category", f"{distinct} different words"
+        return "text", f"{words:.0f} words a value", ""
+    if distinct == n and n > 2 and _named_as_id(name):
+        return "identifier", "a value of its own in each row, and a name that says so", ""
+    if distinct > 50 and 2 * distinct > rows and not look.mostly:
+        return "identifier", f"{distinct:,} different values in {rows:,} rows", ""
+    if look.mostly:
+        odd = next(v for v in there if number_of(v, look.form) is None)
+        said = f"{look.others:,} of {n:,} values are no numbers ({odd[:40]!r}): if they stand for missing ones, name them under missing"
+        return "category", said, ""
+    return "category", f"{distinct} different words", ""
+
+
+def _number_kind(name: str, numbers: Sequence[float], distinct: int) -> tuple[LookKind, str]:
+    n, whole = len(numbers), all(v.is_integer() for v in numbers)
+    if whole and distinct == n and n > 2:
+        in_turn = all(b - a == 1 for a, b in pairwise(numbers))
+        if in_turn or _named_as_id(name) or name.lower() in ("index", "no", "nr"):
+            return "identifier", "a whole number of its own in each row" + (", counting up" if in_turn else "")
+    if whole and distinct <= 10 and 10 * distinct <= n:
+        return "number", f"only {distinct} different whole numbers: if they are codes, name the column under categorical"
+    return "number", "every value is a number"
+
+
+def _named_as_id(name: str) -> bool:
+    return name.lower() == "id" or name.lower().endswith(("_id", " id", "-id"))

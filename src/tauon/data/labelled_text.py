@@ -18,13 +18,15 @@ from tauon.config import dump
 from tauon.data.augment import Draws
 from tauon.data.config import DataConfig
 from tauon.data.files import canonical
+from tauon.data.labels import label_facts
 from tauon.data.masking import mask_token
 from tauon.data.own_tokenizer import digest_of, tokenizer_for
-from tauon.data.preparation import DataSplits, count_as_read
+from tauon.data.preparation import DataSplits, count_as_read, told
 from tauon.data.progress import report
 from tauon.data.sources.base import LabelledTexts, SourceConfig
 from tauon.data.split import PARTS, Part, refuse_new_classes, split_rows
 from tauon.data.text_augment import TextAugmentConfig
+from tauon.data.text_files import refuse_surrogates
 from tauon.data.tokenizer import Tokenizer
 from tauon.errors import DataError
 from tauon.types import Batch, DataSpec
@@ -43,6 +45,8 @@ def prepare_labelled_text(config: DataConfig, sources: dict[Part, SourceConfig],
         found = source.labelled_texts()
         held[part] = found if source.limit is None else found.first(source.limit)
         _refuse_empty(held[part], part)
+        for said, where in zip(held[part].texts, held[part].places, strict=True):
+            refuse_surrogates(said, where)
     main = held["train"]
     rows, split_facts = split_rows(main.targets, config.split, [p for p in PARTS if p not in sources])
     if len(np.unique(main.targets[rows["train"]])) < 2:
@@ -76,12 +80,14 @@ def prepare_labelled_text(config: DataConfig, sources: dict[Part, SourceConfig],
     train_texts = set(chosen["train"][0])
     also = {part: sum(t in train_texts for t in texts) for part, (texts, _) in chosen.items() if part != "train"}
     content = [_VERSION, main.label_names, {p: [digest_of(texts), targets.tolist()] for p, (texts, targets) in chosen.items()}]
+    every = [label for part in held.values() for label in part.labels]
+    spelt, warnings = label_facts(every, main.label_names, f"column {main.label!r}") if every else ({}, [])
     made_of = hashlib.sha256(canonical(content).encode()).hexdigest()
     facts = {
         "kind": "labelled-text", "sources": {p: s.describe() for p, s in sources.items()}, "tokenizer": made,
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
         "seq_len": {"value": seq_len, "why": why}, "labels": list(main.label_names), "parts": {p: d.facts for p, d in parts.items()},
-        "augment": steps, "content": made_of,
+        "augment": steps, "content": made_of, **({"label_spelling": spelt} if spelt else {}), **told({}, (), warnings),
     }  # fmt: skip
     preprocess = {
         "kind": "labelled-text", "tokenizer": tokenizer.to_json(), "seq_len": seq_len, "labels": list(main.label_names), "targets": "classes",
@@ -166,6 +172,8 @@ def inputs_from_texts(preprocess: Mapping[str, Any], texts: Sequence[str]) -> tu
     """(inputs BT, segments BT) of texts that come later, as a checkpoint's `preprocess` has it. Raises `DataError` for an empty one."""
     if not texts or any(not t.strip() for t in texts):
         raise DataError("a text is empty, expected at least one word" if texts else "no text was given, expected at least one")
+    for i, text in enumerate(texts):
+        refuse_surrogates(text, f"text {i}")
     tokenizer = Tokenizer.from_json(preprocess["tokenizer"])
     tokens, lengths = rows_of(tokenizer.encode_many(list(texts)), preprocess["seq_len"], tokenizer.bos)
     there = np.arange(tokens.shape[1]) < lengths[:, None]

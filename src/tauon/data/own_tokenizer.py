@@ -20,7 +20,7 @@ from tauon.errors import ChecksumError
 
 __all__ = ["SEQ_LEN_DEFAULT", "digest_of", "tokenizer_for"]
 
-_VERSION = 1
+_VERSION = 2
 _DONE = "made.json"
 SEQ_LEN_DEFAULT = 256
 
@@ -39,7 +39,7 @@ def tokenizer_for(config: DataConfig, texts: Sequence[str]) -> tuple[Tokenizer, 
     asked = config.tokenizer
     made_of = {
         "version": _VERSION, "texts": digest_of(texts), "tokenizer": {k: v for k, v in dump(asked).items() if k != "path"},
-        "files": [sha256_file(path) for path, _ in asked.files()],
+        "files": [*(sha256_file(path) for path, _ in asked.files()), *(sha256_file(path) for path in asked.beside())],
     }  # fmt: skip
     folder = cache_root() / "tokenizers" / hashlib.sha256(canonical(made_of).encode()).hexdigest()[:32]
 

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from tauon.config import dump
 from tauon.data.cache import cache_in, cache_root, obtain
-from tauon.data.chat import Encoded, Encoder
-from tauon.data.chat_template import ANSWER, template_for
+from tauon.data.chat import count_ignored
+from tauon.data.chat_encoder import RENDERS, Encoded, Encoder, template_for
+from tauon.data.chat_template import ANSWER
 from tauon.data.config import DataConfig
 from tauon.data.files import canonical, sha256_file, write_json
 from tauon.data.own_tokenizer import SEQ_LEN_DEFAULT, tokenizer_for
@@ -29,6 +30,7 @@ from tauon.data.preparation import DataSplits
 from tauon.data.progress import report
 from tauon.data.sources.base import Message, Pair, SourceConfig
 from tauon.data.split import PARTS, Part, split_rows
+from tauon.data.text_files import refuse_surrogates
 from tauon.errors import ChecksumError, DataError
 from tauon.types import Batch, DataSpec
 
@@ -56,14 +58,18 @@ def prepare_pairs(config: DataConfig, sources: dict[Part, SourceConfig], seed: i
     spec = DataSpec(vocab=tokenizer.vocab_size, seq_len=seq_len)
     parts = {part: PairDataset(found, encoder, spec, name=part) for part, found in chosen.items()}
     made_of = hashlib.sha256(canonical([_VERSION, {p: d.facts["sha256"] for p, d in parts.items()}]).encode()).hexdigest()
-    facts = {
+    facts: dict[str, Any] = {
         "kind": "pairs", "sources": {p: s.describe() for p, s in sources.items()}, "tokenizer": made, "template": template.name,
         "end_token": encoder.end, "left_out_empty": {p: n for p, (_, n) in held.items()}, "split": split_facts,
+        "ignored_keys": {p: count_ignored(found) for p, (found, _) in held.items()},
         "seq_len": {"value": seq_len, "why": why}, "parts": {p: d.facts for p, d in parts.items()}, "content": made_of,
     }  # fmt: skip
+    facts["notes"] = [f"{n:,} pairs of the {p} source with an empty answer are left out" for p, (_, n) in held.items() if n]
+    keys = sorted({k for found in facts["ignored_keys"].values() for k in found})
+    facts["notes"] += [f"keys of the rows that are not read: {', '.join(keys)}"] if keys else []
     preprocess = {
         "kind": "pairs", "tokenizer": tokenizer.to_json(), "seq_len": seq_len, "end": encoder.end,
-        "chat": dump(config.chat),
+        "chat": dump(config.chat), "renders": RENDERS,
     }  # fmt: skip
     return DataSplits(
         parts["train"], parts.get("validation"), parts.get("test"), spec, facts,
@@ -77,6 +83,9 @@ def _read(source: SourceConfig, part: str, empty: str) -> tuple[list[Pair], int]
     found = source.pairs()
     if source.limit is not None:
         found = found[: source.limit]
+    for p in found:
+        for text in (p.chosen, p.rejected, *(m.content for m in p.prompt)):
+            refuse_surrogates(text, p.place)
     kept = [p for p in found if p.chosen.strip() and p.rejected.strip()]
     if len(kept) < len(found) and empty == "refuse":
         place = next(p.place for p in found if not (p.chosen.strip() and p.rejected.strip()))
@@ -141,7 +150,7 @@ class PairDataset:
         """What the loss of a pair must cover, as text: both answers; None where one was cut."""
         if any(e.cut_answer for e in self._encoded[row]):
             return None
-        return [[self._pairs[row].chosen], [self._pairs[row].rejected]]
+        return [list(e.answers) for e in self._encoded[row]]
 
     def prompts(self, n: int) -> list[tuple[Message, ...]]:
         """What stands before the answers of the first n pairs."""
@@ -153,11 +162,13 @@ def _alike(pair: Pair, both: list[Encoded], encoder: Encoder, most: int) -> tupl
     cut = max(e.cut for e in both)
     out = []
     for answer in (pair.chosen, pair.rejected):
-        ids, covered = encoder.tokens(encoder.template.pieces([*pair.prompt, Message(ANSWER, answer)], pair.place))
+        whole = encoder.encode([*pair.prompt, Message(ANSWER, answer)], pair.place)
+        ids, covered = whole.ids, whole.covered.copy()
         last = int((np.flatnonzero(covered[1:] & ~covered[:-1]) + 1)[-1])
         covered[:last] = False
-        ids, covered = np.delete(ids, slice(1, 1 + cut)), np.delete(covered, slice(1, 1 + cut))
-        out.append(Encoded(ids[:most], covered[:most], cut, max(0, len(ids) - most)))
+        kept = int(ids[0] == encoder.tokenizer.bos)
+        ids, covered = np.delete(ids, slice(kept, kept + cut)), np.delete(covered, slice(kept, kept + cut))
+        out.append(Encoded(ids[:most], covered[:most], cut, max(0, len(ids) - most), whole.answers[-1:]))
     return out[0], out[1]
 
 

@@ -7,7 +7,7 @@ the next time. Arrays are read each time, since reading them is all there is to 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,14 @@ from tauon.data.files import canonical, read_bytes, sha256_file, write_json
 from tauon.data.half import halve
 from tauon.data.image_features import with_features
 from tauon.data.masking import MaskedDataset
+from tauon.data.pixel_range import PixelRange
 from tauon.data.progress import Progress, listening, report
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.sources.base import Arrays, Document, SourceConfig, limited
+from tauon.data.spelling import nfc
 from tauon.data.split import PARTS, Part, TextStat, refuse_new_classes, split_rows, split_text
+from tauon.data.targets import TargetScale, fit_target_scale, target_names
+from tauon.data.text_files import refuse_surrogates
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokens import TokenDataset
 from tauon.errors import ChecksumError, DataError, Problem, RecipeError
@@ -37,6 +41,7 @@ from tauon.types import Dataset, DataSpec
 __all__ = ["DataSplits", "prepare"]
 
 _VERSION = 1  # of what is written below: part of the fingerprint
+_CACHED = 2  # of tokens in the cache: raised where a tokenizer is made otherwise. The fingerprint holds the tokenizer itself
 _DONE = "preparation.json"
 _DEFAULT_SEQ_LEN = 256
 
@@ -58,13 +63,14 @@ class DataSplits:
     """What must be done again to data that comes later: the tokenizer, or the normaliser and the label names. JSON values only."""
 
 
-def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | None = None) -> DataSplits:
+def prepare(config: DataConfig, *, seed: int, needs: str, scale_targets: bool = False, progress: Progress | None = None) -> DataSplits:
     """Read, split, tokenise or normalise. Done work is found by its fingerprint and not done again.
 
     Args:
         config: the recipe's `data` section.
         seed: the run's seed: moves windows and augmentation, not the split (that is `split.seed`).
         needs: what the task learns from: tokens, arrays, series, signals, labelled-text, chat, pairs.
+        scale_targets: of arrays whose targets are numbers: put them on the scale of `data.normalize_targets` (a task says whether it wants that).
         progress: told (what, done, total) during long steps.
 
     Raises:
@@ -72,7 +78,8 @@ def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | N
         DataError: whatever is wrong with the data, by file and place.
     """
     if config.half is not None:
-        return halve(prepare(config.model_copy(update={"half": None}), seed=seed, needs=needs, progress=progress), config.half)
+        whole = config.model_copy(update={"half": None})
+        return halve(prepare(whole, seed=seed, needs=needs, scale_targets=scale_targets, progress=progress), config.half)
     found = [Problem(f"data.{name}", message) for name, message in problems_for(config, needs)]
     if found:
         raise RecipeError(found)
@@ -105,8 +112,8 @@ def prepare(config: DataConfig, *, seed: int, needs: str, progress: Progress | N
         if config.source.tabular():
             from tauon.data.table_preparation import prepare_tables
 
-            return prepare_tables(config, sources, seed)
-        return _arrays(config, sources, seed)
+            return prepare_tables(config, sources, seed, scale_targets=scale_targets)
+        return _arrays(config, sources, seed, scale_targets=scale_targets)
 
 
 def _sources(config: DataConfig) -> dict[Part, SourceConfig]:
@@ -135,7 +142,11 @@ def _tokens(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
         "tokenizer_files": [sha256_file(path) for path, _ in config.tokenizer.files()],
     }  # fmt: skip
     made_of = hashlib.sha256(canonical(content).encode()).hexdigest()
-    folder = cache_root() / "tokens" / made_of[:32]
+    folder = (
+        cache_root()
+        / "tokens"
+        / hashlib.sha256(canonical([_CACHED, made_of, *map(sha256_file, config.tokenizer.beside())]).encode()).hexdigest()[:32]
+    )
     reused = obtain(folder, _DONE, lambda temporary: _build(temporary, config, sources, content))
     made = _read(folder / _DONE)
     count_as_read(config, made["read"])
@@ -233,10 +244,7 @@ def _limited(source: SourceConfig) -> Iterator[Document]:
 def _measure(source: SourceConfig, part: Part) -> list[TextStat]:
     stats = []
     for document in _limited(source):
-        try:
-            data = document.text.encode()
-        except UnicodeEncodeError as err:
-            raise DataError(f"{document.name}: character {err.start:,} is a lone surrogate, which no text has. Repair the file") from None
+        data = refuse_surrogates(document.text, document.name).encode()
         stats.append(TextStat(hashlib.sha256(data).digest(), len(document.text)))
         report(f"read {part}", len(stats))
     if not any(t.chars for t in stats):
@@ -284,13 +292,15 @@ def _write(
 # ---------------------------------------------------------------------------------------------- arrays
 
 
-def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
+def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int, *, scale_targets: bool) -> DataSplits:
     tables = {part: _load(source, part) for part, source in sources.items()}
-    if config.scattering is not None:
-        tables = {part: with_features(table, config.scattering, part) for part, table in tables.items()}
-    left_out = {part: list(table.left_out) for part, table in tables.items() if table.left_out}
+    left_out = {part: table.left_out for part, table in tables.items()}
+    warnings = [message for table in tables.values() for message in table.warnings]
     tables["train"] = in_order(tables["train"], config.label_order)
     rows, split_facts = split_rows(tables["train"].targets, config.split, _wanted(sources))
+    tables, pixel_range = _as_pixels(tables, rows["train"])
+    if config.scattering is not None:
+        tables = {part: with_features(table, config.scattering, part) for part, table in tables.items()}
     main = tables["train"]
     refuse_new_classes(main.targets, main.label_names, rows, "the targets")
     for part in tables:
@@ -302,15 +312,18 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
     if config.bounds and main.features.ndim != 2:
         message = f"are for tables, and examples have shape {main.features.shape[1:]}. Drop them; for pictures take normalize: unit."
         raise RecipeError([Problem("data.bounds", message)])
-    normalizer = Normalizer.fit(train_features, kind, limits=limits_of(config.bounds, names) if config.bounds or kind == "bounds" else None)
+    known = () if main.classes else target_names(main.label_names, main.targets.reshape(len(main), -1).shape[1])
+    limits = limits_of(config.bounds, names, known=known) if config.bounds or kind == "bounds" else None
+    normalizer = Normalizer.fit(train_features, kind, limits=limits)
+    target_scale, target_facts, target_notes = target_scale_of(config, main.targets[rows["train"]], main.label_names, scale_targets)
     parts: dict[Part, ArrayDataset] = {}
     choice = choose(config, main, rows["train"], main.features.shape[1:], seed)
     for part in PARTS:
         if part in rows:
             training = {"seed": seed, "augments": config.augment, **choice} if part == "train" else {}
-            parts[part] = ArrayDataset(main, rows[part], normalizer, **training)
+            parts[part] = ArrayDataset(main, rows[part], normalizer, target_scale=target_scale, **training)
         elif part in tables:
-            parts[part] = ArrayDataset(tables[part], np.arange(len(tables[part])), normalizer)
+            parts[part] = ArrayDataset(tables[part], np.arange(len(tables[part])), normalizer, target_scale=target_scale)
     steps = [dump(a) for a in config.augment]
     count_as_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])  # by each training batch, later
     held = {p: main.features[rows[p]] if p in rows else tables[p].features for p in parts if p != "train"}
@@ -323,15 +336,17 @@ def _arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) ->
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
         "parts": {p: d.facts for p, d in parts.items()}, "normalize": scaling, "augment": steps, "content": made_of,
         **({} if config.scattering is None else {"scattering": dump(config.scattering)}),
-        **choice_facts(config, main.label_names, choice), **({"left_out": left_out} if left_out else {}),
-        "features": feature_facts(train_features, main.feature_names),
+        **choice_facts(config, main.label_names, choice), **told(left_out, target_notes, warnings), **pixel_range,
+        "features": feature_facts(train_features, main.feature_names), **target_facts,
         "input_shape": list(main.features.shape[1:]), "labels": list(main.label_names),
     }  # fmt: skip
     decides = [facts["content"], normalizer.to_json(), steps, seed, *choice_facts(config, main.label_names, choice).values()]
+    decides += [] if target_scale is None else [target_scale.to_json()]
     preprocess = {
         "kind": "arrays", "normalize": normalizer.to_json(), "labels": list(main.label_names), "features": list(main.feature_names),
         "input_shape": list(main.features.shape[1:]), "targets": "classes" if main.classes else "values",
     } | ({} if config.scattering is None else {"scattering": dump(config.scattering)})  # fmt: skip
+    preprocess |= pixel_range | ({} if target_scale is None else {"target_scale": target_scale.to_json()})
     return DataSplits(
         parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
         hashlib.sha256(canonical(decides).encode()).hexdigest(), None, preprocess,
@@ -344,6 +359,20 @@ def _load(source: SourceConfig, part: Part) -> Arrays:
     if source.limit is not None:
         table = table.rows(slice(source.limit))
     return check_arrays(table, f"source {source.kind_!r} ({part})", training=part == "train")
+
+
+def _as_pixels(tables: dict[Part, Arrays], training: np.ndarray) -> tuple[dict[Part, Arrays], dict[str, Any]]:
+    """(pictures of more than 8 bits from 0 to 255 by one range for all parts, that range by its key in `preprocess`); bytes stay."""
+    main = tables["train"]
+    depths = {part: table.pixel_range if isinstance(table.pixel_range, str) else type(table.pixel_range) for part, table in tables.items()}
+    odd = next((part for part, depth in depths.items() if depth != depths["train"]), None)
+    if odd is not None:
+        raise DataError(f"the {odd} pictures are of another depth (bits a value) than the training pictures. Convert them to one depth")
+    if main.pixel_range is None:
+        return tables, {}
+    found = PixelRange.measure(main.features[training], main.pixel_range) if isinstance(main.pixel_range, str) else main.pixel_range
+    scaled = {part: replace(t, features=found(t.features), pixel_range=None, pixels=True) for part, t in tables.items()}
+    return scaled, {"pixel_range": found.to_json()}
 
 
 def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:
@@ -368,7 +397,7 @@ def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:
     if new:
         raise DataError(f"the {part} source has the label {new[0]!r}, which training never sees. It has {', '.join(main.label_names)}")
     renumbered = np.array([number[name] for name in table.label_names], np.int64)[table.targets]
-    return Arrays(table.features, renumbered, main.feature_names, main.label_names)  # whatever was left out is on record already
+    return replace(table, targets=renumbered, label_names=main.label_names)
 
 
 def _normalize(config: DataConfig, table: Arrays) -> tuple[NormalizeKind, str]:
@@ -379,6 +408,17 @@ def _normalize(config: DataConfig, table: Arrays) -> tuple[NormalizeKind, str]:
     return ("unit", "features are bytes") if table.features.dtype == np.uint8 else ("standard", "features are not bytes")
 
 
+def target_scale_of(
+    config: DataConfig, targets: np.ndarray, labels: tuple[str, ...], wanted: bool
+) -> tuple[TargetScale | None, dict[str, Any], list[str]]:
+    """`fit_target_scale` as the recipe asks for it, where the task wants its targets scaled."""
+    if not wanted:
+        return None, {}, []
+    return fit_target_scale(
+        targets, labels, kind=config.normalize_targets, normalize=config.normalize, bounds={nfc(n): b for n, b in config.bounds.items()}
+    )
+
+
 def content_of(table: Arrays) -> str:
     digest = hashlib.sha256()
     for array in (table.features, table.targets):
@@ -386,6 +426,13 @@ def content_of(table: Arrays) -> str:
         digest.update(np.ascontiguousarray(array).data)
     digest.update(canonical([table.feature_names, table.label_names]).encode())
     return digest.hexdigest()
+
+
+def told(left_out: Mapping[Part, Sequence[str]], notes: Sequence[str] = (), warnings: Sequence[str] = ()) -> dict[str, Any]:
+    """What a person must be told of the data, as facts: `prepare_stage` says it in the terminal, too. `left_out` is by part."""
+    by_part = {part: [*lines] for part, lines in left_out.items() if lines}
+    found: dict[str, Any] = {"left_out": by_part, "notes": [*dict.fromkeys(notes)], "warnings": [*dict.fromkeys(warnings)]}
+    return {name: lines for name, lines in found.items() if lines}
 
 
 _SHOWN = 64

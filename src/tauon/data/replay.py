@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from tauon.data.arrays import Normalizer
 from tauon.data.columns import Encoder
-from tauon.data.sources.series import moments
+from tauon.data.dates import has_zone, is_date, moments
+from tauon.data.numbers import number_of
+from tauon.data.pixel_range import PixelRange
+from tauon.data.spelling import is_missing, nfc
+from tauon.data.targets import TargetScale
 from tauon.data.window import calendar_columns
 from tauon.errors import DataError
 
-__all__ = ["inputs_from_records", "outputs_in_units"]
+__all__ = ["inputs_from_pictures", "inputs_from_records", "outputs_in_units"]
 
 Record = Mapping[str, Any]
 
@@ -31,23 +35,48 @@ def inputs_from_records(preprocess: Mapping[str, Any], records: Sequence[Record]
     """
     if not records:
         raise DataError("no record was given, expected at least one")
+    records = [{nfc(str(name)): value for name, value in record.items()} for record in records]
     kind = preprocess.get("kind")
     normalizer = Normalizer.from_json(preprocess["normalize"])
     if kind == "table":
         encoder = Encoder.from_json(preprocess["columns"])
         missing = frozenset(preprocess["missing"])
         columns = {c.name: [_value(r, c.name, i, missing) for i, r in enumerate(records)] for c in encoder.columns}
-        return normalizer(encoder(columns, lambda i, column: f"record {i}: column {column!r}").astype(np.float32))
+        return normalizer(encoder(columns, lambda i, column: f"record {i}: column {column!r}"))
     if kind == "arrays" and preprocess.get("features"):
         names = preprocess["features"]
-        return normalizer(np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float32))
+        return normalizer(np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float64))
     if kind == "series":
         return _window(preprocess, records, normalizer)
     raise DataError(f"records of named values make no inputs for data of kind {kind!r}")
 
 
+def inputs_from_pictures(preprocess: Mapping[str, Any], pictures: NDArray[Any]) -> NDArray[np.float32]:
+    """The model's inputs (N, C, H, W) from the values of pictures as files hold them, at the size that the model was trained on.
+
+    Args:
+        preprocess: of the checkpoint.
+        pictures: (N, C, H, W) bytes, or values of deeper pictures, which are brought to 0 to 255 by the range that training measured.
+
+    Raises:
+        DataError: pictures of another shape, or a model that does not read pictures.
+    """
+    shape = tuple(preprocess.get("input_shape", ()))
+    if preprocess.get("kind") != "arrays" or len(shape) != 3 or "scattering" in preprocess:
+        raise DataError(f"pictures make no inputs for data of kind {preprocess.get('kind')!r} and shape {shape}")
+    if pictures.ndim != 4 or pictures.shape[1:] != shape:
+        raise DataError(f"pictures have shape {pictures.shape}, expected (N, {', '.join(map(str, shape))}): bring them to this size first")
+    values = PixelRange.from_json(preprocess["pixel_range"])(pictures) if "pixel_range" in preprocess else pictures
+    return Normalizer.from_json(preprocess["normalize"])(values)
+
+
 def outputs_in_units(preprocess: Mapping[str, Any], outputs: NDArray[Any]) -> NDArray[np.float64]:
-    """Forecasts B H K... of a series from the scale that the model computes in to the units of the data."""
+    """What a model computes, in the units of the data: forecasts B H K... of a series, predictions B, B K or B K Q of a regression.
+
+    Other outputs (of classes, of targets that were learned as they are) come back as they are, in float64.
+    """
+    if "target_scale" in preprocess:
+        return TargetScale.from_json(preprocess["target_scale"]).undo(outputs)
     if preprocess.get("kind") != "series":
         return np.asarray(outputs, np.float64)
     normalizer, k = Normalizer.from_json(preprocess["normalize"]), preprocess["targets"]
@@ -61,15 +90,26 @@ def _window(preprocess: Mapping[str, Any], records: Sequence[Record], normalizer
     if len(records) < context:
         raise DataError(f"{len(records)} records, and the model reads the last {context}. Give as many, in order of time")
     records = records[-context:]
-    values = np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float32)
+    values = np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float64)
     columns = [normalizer(values)]
     if preprocess["calendar"]:
         dates = [str(_value(r, preprocess["date"], i)) for i, r in enumerate(records)]
-        times = moments(dates, f"the records' {preprocess['date']!r}")
+        times = _times(dates, preprocess)
         if (np.diff(times.astype(np.int64)) <= 0).any():
             raise DataError(f"the records' {preprocess['date']!r} are not in order of time. Sort them")
         columns.append(calendar_columns(times, tuple(preprocess["calendar"])))
     return np.concatenate(columns, axis=1)[None]
+
+
+def _times(dates: Sequence[str], preprocess: Mapping[str, Any]) -> NDArray[np.datetime64]:
+    """ISO 8601, or in the form of the training file; with a zone where that had one."""
+    where, zoned = f"the records' {preprocess['date']!r}", preprocess.get("zoned")
+    iso = all(map(is_date, dates))
+    if zoned is not None and iso and zoned != has_zone(dates[0]):
+        raise DataError(
+            f"{where}: {dates[0]!r} has {'no zone' if zoned else 'a zone'}, and the training data has {'one' if zoned else 'none'}"
+        )
+    return moments(dates, where, None if iso else preprocess.get("date_format"))
 
 
 def _value(record: Record, name: str, i: int, missing: frozenset[str] = frozenset({""})) -> Any:
@@ -78,11 +118,11 @@ def _value(record: Record, name: str, i: int, missing: frozenset[str] = frozense
         hint = f"; did you mean it by {close[0]!r}?" if close else ""
         raise DataError(f"record {i} has no {name!r}{hint} Give a value, or null where it is missing")
     value = record[name]
-    return None if value is None or value in missing or value != value else value
+    return None if is_missing(value, missing) else value
 
 
 def _number(value: Any, name: str, i: int) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"record {i}: {name!r} is {value!r}, expected a number") from None
+    number = number_of(value)
+    if number is None:
+        raise DataError(f"record {i}: {name!r} is {value!r}, expected a number")
+    return number

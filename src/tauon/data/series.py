@@ -21,10 +21,11 @@ from tauon.data.arrays import Normalizer
 from tauon.data.augment import Draws
 from tauon.data.config import DataConfig
 from tauon.data.files import canonical
-from tauon.data.preparation import DataSplits, count_as_read, feature_facts
+from tauon.data.preparation import DataSplits, count_as_read, feature_facts, told
 from tauon.data.progress import report
 from tauon.data.series_augment import SeriesAugmentConfig
 from tauon.data.sources.base import Series, SourceConfig
+from tauon.data.spelling import nfc
 from tauon.data.split import PARTS, Part
 from tauon.data.window import WindowConfig, calendar_columns
 from tauon.errors import DataError
@@ -32,7 +33,7 @@ from tauon.types import Batch, DataSpec
 
 __all__ = ["SeriesDataset", "prepare_series", "seasonal_naive_scale"]
 
-_VERSION = 1
+_VERSION = 2
 
 
 def prepare_series(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
@@ -76,7 +77,9 @@ def prepare_series(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         } | shared  # fmt: skip
         augments = cast("tuple[SeriesAugmentConfig, ...]", config.augment) if training else ()
         parts[part] = SeriesDataset(columns, first - T, series, window, facts, seed=seed, augments=augments)
-    digest = hashlib.sha256(series.times.astype(np.int64).tobytes() + np.ascontiguousarray(series.values).data.tobytes())
+    digest = hashlib.sha256(
+        str(series.times.dtype).encode() + series.times.astype(np.int64).tobytes() + np.ascontiguousarray(series.values).data.tobytes()
+    )
     digest.update(canonical([_VERSION, series.names, K, season, spans]).encode())
     made_of = digest.hexdigest()
     facts = {
@@ -86,10 +89,12 @@ def prepare_series(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         "parts": {p: {k: v for k, v in d.facts.items() if k not in shared} for p, d in parts.items()},
         "normalize": {"kind": kind, "why": "as set" if config.normalize != "auto" else "the default for series"}, "augment": steps,
         "features": feature_facts(series.values[:stop], series.names), "content": made_of,
+        **({"zone": "UTC"} if series.zoned else {}), **told({"train": series.left_out}, series.notes, series.warnings),
     }  # fmt: skip
     preprocess = {
         "kind": "series", "normalize": normalizer.to_json(), "columns": list(series.names), "targets": K, "context": T, "horizon": H,
-        "calendar": list(calendar), "step": series.step, "date": getattr(source, "date", "date"),
+        "calendar": list(calendar), "step": series.step, "date": nfc(getattr(source, "date", "date")),
+        "date_format": getattr(source, "date_format", None), "zoned": series.zoned,
     }  # fmt: skip
     decides = [made_of, dump(window), normalizer.to_json(), steps, seed]
     return DataSplits(

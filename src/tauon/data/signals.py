@@ -19,7 +19,7 @@ from tauon.data.audio_augment import AudioAugmentConfig
 from tauon.data.augment import Draws
 from tauon.data.config import DataConfig
 from tauon.data.files import canonical
-from tauon.data.preparation import DataSplits, count_as_read
+from tauon.data.preparation import DataSplits, count_as_read, told
 from tauon.data.progress import report
 from tauon.data.sources.base import Signals, SourceConfig
 from tauon.data.split import PARTS, Part, refuse_new_classes, split_rows
@@ -108,6 +108,7 @@ def prepare_signals(config: DataConfig, sources: dict[Part, SourceConfig], seed:
         "split": split_facts | {"own_parts": [p for p in sources if p != "train"]}, "labels": list(labels),
         "parts": {p: d.facts for p, d in parts.items()}, "augment": steps, "content": made_of,
     }  # fmt: skip
+    facts |= told({p: s.left_out for p, s in held.items()})
     preprocess = {"kind": "signals", "sample_rate": main.rate, "samples": samples, "labels": list(labels), "spelled": spelled}
     preprocess["targets"] = "transcripts" if spelled else "classes"
     return DataSplits(

@@ -6,6 +6,7 @@ Public sets are checked against their published sha256 whenever they are read; s
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class DataStamp:
     stat: str
     """sha256 over path, size and time of change of each file."""
     content: str
-    """sha256 over path and content of each file."""
+    """sha256 over content of each file, and its path from the folder that all of them are in: a project that moved as a whole is the same."""
 
     @classmethod
     def of(cls, config: DataConfig, before: DataStamp | None = None) -> DataStamp:
@@ -40,7 +41,8 @@ class DataStamp:
         stat = hashlib.sha256(canonical(looks).encode()).hexdigest()
         if before is not None and before.stat == stat:
             return before
-        content = hashlib.sha256(canonical([[str(p), sha256_file(p)] for p in paths]).encode()).hexdigest()
+        top = os.path.commonpath([p.parent for p in paths]) if paths else ""
+        content = hashlib.sha256(canonical([[os.path.relpath(p, top), sha256_file(p)] for p in paths]).encode()).hexdigest()
         return cls(len(paths), sum(size for _, size, _ in looks), stat, content)
 
     @classmethod

@@ -18,28 +18,34 @@ from tauon.config import dump
 from tauon.data.arrays import ArrayDataset, Normalizer, check_arrays, count_repeats
 from tauon.data.bounds import limits_of
 from tauon.data.choice import choice_facts, choose, in_order
-from tauon.data.columns import Encoder, as_numbers, kind_of_values, spelling
+from tauon.data.columns import Encoder, take
 from tauon.data.config import DataConfig
 from tauon.data.files import canonical
-from tauon.data.preparation import DataSplits, content_of, count_as_read, feature_facts
+from tauon.data.label_leaks import suspects
+from tauon.data.labels import decide_labels, label_facts, read_labels
+from tauon.data.numbers import as_numbers, stands_for_missing
+from tauon.data.preparation import DataSplits, content_of, count_as_read, feature_facts, target_scale_of, told
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, SourceConfig, Table
+from tauon.data.spelling import nfc, spelling
 from tauon.data.split import PARTS, Part, refuse_new_classes, split_rows
+from tauon.data.table_numbers import read_numbers
 from tauon.errors import DataError
 
 __all__ = ["prepare_tables"]
 
-_VERSION = 1
+_VERSION = 2
 
 
-def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
+def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: int, *, scale_targets: bool = False) -> DataSplits:
     """Read, split, fit on the training rows, encode every part."""
+    group = None if config.table.group is None else nfc(config.table.group)
     tables = {part: _load(source, part) for part, source in sources.items()}
-    group_N, tables = _grouped(tables, config.table.group)
-    main = tables["train"] = in_order(tables["train"], config.label_order)
-    for name, values in main.columns.items():  # a typing mistake is told before anything else, wherever it is
-        if name not in main.categorical and kind_of_values(values)[0] == "number":
-            as_numbers(values, lambda i, name=name: _places(main, np.arange(len(main)))(i, name))  # type: ignore[misc]
+    left_out = {part: table.left_out for part, table in tables.items()}
+    tables, spelt, warnings = _same_targets(tables)
+    group_N, tables = _grouped(tables, group)
+    numbers = read_numbers(tables["train"], _places(tables["train"], np.arange(len(tables["train"]))))
+    main = tables["train"] = in_order(numbers.table, config.label_order)
     rows, split_facts = split_rows(main.targets, config.split, [p for p in PARTS if p not in sources], group_N)
     refuse_new_classes(main.targets, main.label_names, rows, f"column {main.label!r}")
     for part in tables:
@@ -48,77 +54,113 @@ def prepare_tables(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
 
     training = rows["train"]
     classes = len(main.label_names) if main.classes else 0
-    columns = {name: [values[i] for i in training] for name, values in main.columns.items()}
     encoder, encoded = Encoder.fit(
-        columns, main.targets[training], config.table, declared=main.categorical, classes=classes, where=_places(main, training),
-        seed=config.split.seed,
+        {name: take(values, training) for name, values in main.columns.items()}, main.targets[training], config.table,
+        declared=main.categorical, classes=classes, where=_places(main, training), seed=config.split.seed, forms=numbers.forms,
     )  # fmt: skip
+    names, codes = encoder.names, encoder.codes
     kind = "standard" if config.normalize == "auto" else config.normalize
-    why = "features are not bytes" if config.normalize == "auto" else "as set"
-    features: dict[Part, NDArray[np.float32]] = {"train": _narrow(encoded, encoder, "train")}
-    limits = limits_of(config.bounds, encoder.names, encoder.scaled, tuple(main.columns)) if config.bounds or kind == "bounds" else None
+    features: dict[Part, NDArray[np.float64]] = {"train": _within_float32(encoded, encoder, "train")}
+    bounds = {nfc(name): limits for name, limits in config.bounds.items()}
+    known = (*main.columns, *(() if main.classes else main.label_names))
+    limits = limits_of(bounds, names, encoder.scaled, known) if bounds or kind == "bounds" else None
     normalizer = Normalizer.fit(features["train"], kind, encoder.scaled, limits)
     targets: dict[Part, NDArray[Any]] = {"train": main.targets[training]}
+    target_scale, target_facts, target_notes = target_scale_of(config, targets["train"], main.label_names, scale_targets)
     unseen: dict[str, dict[str, int]] = {}
     for part in PARTS[1:]:
         if part not in rows and part not in tables:
             continue
         table = tables.get(part, main)
         mine = rows[part] if part in rows else np.arange(len(table))
-        chosen = {c.name: [table.columns[c.name][i] for i in mine] for c in encoder.columns}
-        features[part] = _narrow(encoder(chosen, _places(table, mine)), encoder, part)
+        chosen = {c.name: take(table.columns[c.name], mine) for c in encoder.columns}
+        where = _places(table, mine)
+        for c in (c for c in encoder.columns if c.kind == "number"):
+            chosen[c.name] = as_numbers(chosen[c.name], lambda i, name=c.name, where=where: where(i, name), c.form, table.missing)  # type: ignore[misc]
+        features[part] = _within_float32(encoder(chosen, where), encoder, part)
         targets[part] = table.targets[mine]
         if found := encoder.unseen(chosen):
             unseen[part] = found
 
-    augments = config.augment
-    for name, used in (("augment", augments), ("mix", config.mix)):
-        if used and any(encoder.codes):
-            raise DataError(
-                f"data.{name} changes numbers, and some columns hold codes of categories. Leave it out, or take categories: onehot"
-            )
-    choice = choose(config, main, training, (len(encoder.names),), seed)
-    steps = [dump(a) for a in augments]
+    _refuse_changing_codes(config, encoder)
+    choice = choose(config, main, training, (len(names),), seed)
+    steps = [dump(a) for a in config.augment]
     count_as_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])
     parts: dict[Part, ArrayDataset] = {}
     for part, x in features.items():
-        whole = check_arrays(Arrays(x, targets[part], encoder.names, main.label_names), f"the {part} part", training=part == "train")
+        whole = check_arrays(Arrays(x, targets[part], names, main.label_names), f"the {part} part", training=part == "train")
         groups = None if group_N is None else group_N[training]
-        training_only = {"augments": augments, "groups": groups, **choice} if part == "train" else {}
-        parts[part] = ArrayDataset(whole, np.arange(len(x)), normalizer, seed=seed, categories=encoder.codes, **training_only)
-    if config.table.group is not None:
-        parts["train"].facts["group"] = config.table.group
-    contents = {p: content_of(Arrays(x, targets[p], encoder.names, main.label_names)) for p, x in features.items()}
+        training_only = {"augments": config.augment, "groups": groups, **choice} if part == "train" else {}
+        parts[part] = ArrayDataset(
+            whole, np.arange(len(x)), normalizer, seed=seed, categories=codes, target_scale=target_scale, **training_only
+        )
+    if group is not None:
+        parts["train"].facts["group"] = group
+    contents = {p: content_of(Arrays(x, targets[p], names, main.label_names)) for p, x in features.items()}
     made_of = hashlib.sha256(canonical([_VERSION, contents]).encode()).hexdigest()
-    also = {p: count_repeats(features["train"], x) for p, x in features.items() if p != "train"}
-    scaling = {"kind": kind, "why": why} | ({"bounds": dict(config.bounds)} if config.bounds else {})
+    warnings += numbers.warnings + suspects(features["train"], targets["train"], encoder, classes)
     facts: dict[str, Any] = {
         "kind": "table", "sources": {p: s.describe() for p, s in sources.items()},
-        "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
+        "split": split_facts | {
+            "own_parts": [p for p in sources if p != "train"],
+            "rows_also_in_train": {p: count_repeats(features["train"], x) for p, x in features.items() if p != "train"},
+        },
         "parts": {p: d.facts for p, d in parts.items()}, "columns": encoder.facts(), "unseen_categories": unseen,
-        "normalize": scaling, "table": dump(config.table), "augment": steps, "content": made_of,
-        **choice_facts(config, main.label_names, choice), "features": feature_facts(features["train"], encoder.names),
-        "input_shape": [len(encoder.names)], "labels": list(main.label_names),
+        "normalize": {"kind": kind, "why": "features are not bytes" if config.normalize == "auto" else "as set"}
+        | ({"bounds": dict(config.bounds)} if config.bounds else {}), **target_facts,
+        "table": dump(config.table), "augment": steps, "content": made_of,
+        **choice_facts(config, main.label_names, choice), "features": feature_facts(features["train"], names),
+        "input_shape": [len(names)], "labels": list(main.label_names), **spelt,
+        **told(left_out, [n for t in tables.values() for n in t.notes] + numbers.notes + target_notes + _odd_categories(encoder), warnings),
     }  # fmt: skip
     preprocess = {
         "kind": "table", "columns": encoder.to_json(), "normalize": normalizer.to_json(), "labels": list(main.label_names),
-        "features": list(encoder.names), "input_shape": [len(encoder.names)], "targets": "classes" if main.classes else "values",
+        "features": list(names), "input_shape": [len(names)], "targets": "classes" if main.classes else "values",
         "missing": list(main.missing),
-    }  # fmt: skip
+    } | ({} if target_scale is None else {"target_scale": target_scale.to_json()})  # fmt: skip
     whose = [] if group_N is None else [hashlib.sha256(group_N[training].tobytes()).hexdigest()]
-    decides = [
-        made_of,
-        *whose,
-        normalizer.to_json(),
-        encoder.to_json(),
-        steps,
-        seed,
-        *choice_facts(config, main.label_names, choice).values(),
-    ]
+    chosen_how = choice_facts(config, main.label_names, choice).values()
+    decides = [made_of, *whose, normalizer.to_json(), encoder.to_json(), steps, seed, *chosen_how]
+    decides += [] if target_scale is None else [target_scale.to_json()]
     return DataSplits(
         parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
         hashlib.sha256(canonical(decides).encode()).hexdigest(), None, preprocess,
     )  # fmt: skip
+
+
+def _odd_categories(encoder: Encoder) -> list[str]:
+    """A note on categories that may be missing values."""
+    odd = [f"{word!r} in {c.name}" for c in encoder.columns for word in c.categories if stands_for_missing(word)]
+    said = ", ".join(odd[:10]) + (f" and {len(odd) - 10:,} more" if len(odd) > 10 else "")
+    return [f"{said}: counted as categories. If they stand for missing values, name them under data.source.missing"] if odd else []
+
+
+def _refuse_changing_codes(config: DataConfig, encoder: Encoder) -> None:
+    for name, used in (("augment", config.augment), ("mix", config.mix)):
+        if used and any(encoder.codes):
+            raise DataError(
+                f"data.{name} changes numbers, and some columns hold codes of categories. Leave it out, or take categories: onehot"
+            )
+
+
+def _same_targets(tables: dict[Part, Table]) -> tuple[dict[Part, Table], dict[str, Any], list[str]]:
+    """(the tables, facts, warnings): what the labels are is decided over all parts together."""
+    labelled = {part: t for part, t in tables.items() if len(t.labels)}
+    main = labelled.get("train")
+    if main is None:
+        return tables, {}, []
+    every = [label for t in labelled.values() for label in t.labels]
+    where = f"{main.places[0].rpartition(',')[0]}: column {main.label!r}"
+    kind = decide_labels(every, main.target, where, main.numbers)
+    made = dict(tables)
+    for part, table in labelled.items():
+        targets, names = read_labels(table.labels, kind, f"{table.places[0].rpartition(',')[0]}: column {table.label!r}")
+        made[part] = replace(table, targets=targets, label_names=names or (table.label,))
+    if kind.values:
+        words = kind.form.words()
+        return made, {}, [] if not words else [f"numbers in {main.label}: {words}"]
+    facts, warnings = label_facts(every, sorted({n for p in labelled for n in made[p].label_names}), f"column {main.label!r}")
+    return made, {"label_spelling": facts}, warnings
 
 
 def _load(source: SourceConfig, part: Part) -> Table:
@@ -129,7 +171,7 @@ def _load(source: SourceConfig, part: Part) -> Table:
     n = source.limit
     if n is not None:
         columns = {k: v[:n] for k, v in table.columns.items()}
-        table = replace(table, columns=columns, targets=table.targets[:n], places=table.places[:n])
+        table = replace(table, columns=columns, targets=table.targets[:n], places=table.places[:n], labels=table.labels[:n])
     return table
 
 
@@ -144,7 +186,7 @@ def _grouped(tables: dict[Part, Table], column: str | None) -> tuple[NDArray[np.
     if len(main.columns) == 1:
         raise DataError(f"data.table.group: {column!r} is the only column, and whose a row is is no feature. Read others, too")
     if None in values:
-        at = _places(main, np.arange(len(main)))(values.index(None), column)
+        at = _places(main, np.arange(len(main)))([*values].index(None), column)
         raise DataError(f"{at} is missing, and data.table.group needs to know whose each row is. Fill it in, or leave the row out")
     _, group_N = np.unique([spelling(v) for v in values], return_inverse=True)
     without: dict[Part, Table] = {}
@@ -180,7 +222,7 @@ def _places(table: Table, rows: NDArray[np.int64]) -> Callable[[int, str], str]:
     return where
 
 
-def _narrow(encoded: NDArray[np.float64], encoder: Encoder, part: Part) -> NDArray[np.float32]:
+def _within_float32(encoded: NDArray[np.float64], encoder: Encoder, part: Part) -> NDArray[np.float64]:
     with np.errstate(over="ignore"):
         narrow = encoded.astype(np.float32)
     bad = ~np.isfinite(narrow)
@@ -189,4 +231,4 @@ def _narrow(encoded: NDArray[np.float64], encoder: Encoder, part: Part) -> NDArr
         raise DataError(
             f"the {part} part: row {i}, column {encoder.names[j]!r} is {encoded[i, j]:g}, which no float32 holds. Scale it down"
         )
-    return narrow
+    return encoded

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.data.files import canonical, decode, read_bytes, sha256_bytes, write_json
+from tauon.data.interruptible import interruptible
 from tauon.errors import DataError
 
 __all__ = ["BOS", "KNOWN_BOS", "ByteTokenizer", "CharTokenizer", "SubwordTokenizer", "Tokenizer", "parallel", "pieces", "read_json"]
@@ -36,6 +37,11 @@ class Tokenizer(ABC):
     vocab_size: int
     bos: int
     """Id of the token that stands before each document."""
+
+    @property
+    def eos(self) -> int:
+        """Id of the token that ends a text."""
+        return self.bos
 
     @abstractmethod
     def encode(self, text: str) -> NDArray[np.uint32]:
@@ -77,7 +83,8 @@ class Tokenizer(ABC):
 
     @cached_property
     def sha256(self) -> str:
-        return sha256_bytes(canonical(self.to_json()).encode())
+        """Of what decides which ids a text becomes. Names of tokens (`named`) do not."""
+        return sha256_bytes(canonical({k: v for k, v in self.to_json().items() if k != "named"}).encode())
 
     def save(self, path: Path) -> None:
         """Write to one JSON file, atomically."""
@@ -158,9 +165,12 @@ class SubwordTokenizer(Tokenizer):
 
     kind = "subword"
 
-    def __init__(self, json_text: str, bos: str | None = None, where: str = "tokenizer", splittable: bool = False) -> None:
+    def __init__(
+        self, json_text: str, bos: str | None = None, where: str = "tokenizer", splittable: bool = False, named: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         """`bos` names the special token to put before documents (None: a usual one). `splittable`: a long text may be
-        encoded in pieces cut before a blank that follows a letter, with the same result.
+        encoded in pieces cut where `pieces` cuts, with the same result. `named`: `bos_token` and `eos_token` as its publisher names them (None: `bos`,
+        and the one that usually goes with it).
         """
         import tokenizers
 
@@ -171,18 +181,66 @@ class SubwordTokenizer(Tokenizer):
         self._tok.encode_special_tokens = True  # text that looks like a special token stays text
         self._tok.no_truncation()
         self._tok.no_padding()
-        self.bos_token, self.bos = _find_bos(self._tok, bos, where)
+        said = dict(named or {})
+        self.bos_token, self.bos = _find_bos(self._tok, bos or said.get("bos_token"), where, said.get("eos_token"))
         self.vocab_size = max(self._tok.get_vocab(with_added_tokens=True).values()) + 1  # ids may have gaps
         self.splittable = splittable
+        self._usual = {"bos_token": self.bos_token, "eos_token": _partner(self._tok, self.bos_token)}
+        if set(said) == {"bos_token"}:
+            said["eos_token"] = self._usual["eos_token"]
+        elif set(said) == {"eos_token"} and bos is not None:
+            said["bos_token"] = bos
+        self.named = said or self._usual
+        """`bos_token` and `eos_token`, where it has them: what chat templates write."""
+        for token in self.named.values():
+            if self.id_of(token) is None:
+                raise DataError(f"{where}: has no token {token!r}, which tokenizer_config.json or bos: and eos: name")
+
+    @property
+    def eos(self) -> int:
+        found = self.id_of(self.named.get("eos_token", self._usual["eos_token"]))
+        assert found is not None
+        return found
 
     def encode(self, text: str) -> NDArray[np.uint32]:
         return self.encode_many([text])[0]
 
     def encode_many(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         cut = [pieces(t) if self.splittable else [t] for t in texts]
+        flat = [p for ps in cut for p in ps]
+
+        def encode() -> list[Any]:
+            return list(self._tok.encode_batch_fast(flat, add_special_tokens=False))
+
         with parallel():
-            done = iter(self._tok.encode_batch_fast([p for ps in cut for p in ps], add_special_tokens=False))
+            done = iter(encode() if sum(map(len, flat)) < _LONG else interruptible(encode))
         return [np.concatenate([np.array(next(done).ids, np.uint32) for _ in ps]) for ps in cut]
+
+    def added(self, *, special: bool = False) -> dict[str, int]:
+        """Tokens that stand beside the vocabulary that was learned, by their text: all of them, or the special ones alone."""
+        return {t.content: i for i, t in self._tok.get_added_tokens_decoder().items() if t.special or not special}
+
+    def encode_rendered(self, text: str, *, as_text: bool = False, goes_on: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """(ids, first and last character of each) of a text in which special tokens are meant, unless `as_text`. `goes_on`: it is not the
+        beginning, before which SentencePiece would put a blank: it is read behind a line end, as transformers does.
+        """
+        tok = self._tok if as_text else self._open
+        found = tok.encode(text, add_special_tokens=False)
+        if goes_on:
+            line, whole = (tok.encode(t, add_special_tokens=False) for t in ("\n", "\n" + text))
+            n = len(line.ids)
+            if whole.ids[:n] == line.ids:
+                return whole.ids[n:], [(max(0, a - 1), b - 1) for a, b in whole.offsets[n:]]
+        return found.ids, found.offsets
+
+    @cached_property
+    def _open(self) -> Any:
+        """The same tokenizer, which reads special tokens where they stand in a text."""
+        import tokenizers
+
+        tok = tokenizers.Tokenizer.from_str(self._tok.to_str())
+        tok.encode_special_tokens = False
+        return tok
 
     def decode(self, ids: Any) -> str:
         return str(self._tok.decode(np.asarray(ids).reshape(-1).tolist(), skip_special_tokens=True))
@@ -204,11 +262,17 @@ class SubwordTokenizer(Tokenizer):
             "bos": self.bos_token,
             "splittable": self.splittable,
             "model": json.loads(self._tok.to_str()),
+            **({} if self.named == self._usual else {"named": self.named}),
         }
 
     def id_of(self, token: str) -> int | None:
         """Id of a token by its text, special ones too; None where there is none."""
         found: int | None = self._tok.token_to_id(token)
+        return found
+
+    def text_of(self, i: int) -> str | None:
+        """The token with this id, as its vocabulary spells it."""
+        found: str | None = self._tok.id_to_token(i)
         return found
 
     def hugging_face_json(self) -> str:
@@ -217,7 +281,7 @@ class SubwordTokenizer(Tokenizer):
 
     @classmethod
     def _from_json(cls, data: dict[str, Any], where: str) -> SubwordTokenizer:
-        return cls(json.dumps(data["model"]), data["bos"], where, splittable=bool(data["splittable"]))
+        return cls(json.dumps(data["model"]), data["bos"], where, splittable=bool(data["splittable"]), named=data.get("named"))
 
 
 _BYTE_ALPHABET = frozenset(chr(b) for r in (range(33, 127), range(161, 173), range(174, 256), range(256, 324)) for b in r)
@@ -233,14 +297,24 @@ def _stands_for(token: str, byte_level: bool) -> int:
     return len(token.removeprefix("##").replace("▁", " ").encode())
 
 
-def _find_bos(tok: Any, wanted: str | None, where: str) -> tuple[str, int]:
-    for name in (wanted,) if wanted else KNOWN_BOS:
+def _find_bos(tok: Any, wanted: str | None, where: str, eos: str | None = None) -> tuple[str, int]:
+    """The token before documents: the one that is wanted, a usual one, or where there is none, the one that ends them."""
+    for name in (wanted,) if wanted else (*KNOWN_BOS, *([] if eos is None else [eos])):
         found = tok.token_to_id(name)
         if found is not None:
             return name, int(found)
     special = sorted(t.content for t in tok.get_added_tokens_decoder().values() if t.special)
     missing = f"has no token {wanted!r}" if wanted else f"has none of {', '.join(KNOWN_BOS)} to put before a document"
     raise DataError(f"{where}: {missing}. Name one with bos: (its special tokens: {', '.join(special) or 'none'})")
+
+
+_PARTNERS = {"<s>": "</s>", "<bos>": "<eos>", "<|begin_of_text|>": "<|end_of_text|>", "<|startoftext|>": "<|endoftext|>", "[CLS]": "[SEP]"}
+
+
+def _partner(tok: Any, bos: str) -> str:
+    """The token that usually ends what `bos` begins, where the tokenizer has it; else `bos` itself, as in GPT-2."""
+    found = _PARTNERS.get(bos)
+    return found if found is not None and tok.token_to_id(found) is not None else bos
 
 
 @contextlib.contextmanager
@@ -258,12 +332,13 @@ def parallel() -> Iterator[None]:
 
 
 def pieces(text: str, size: int = 1 << 17) -> list[str]:
-    """A long text cut into pieces of about `size` characters, before blanks that follow an ASCII letter: no pattern of ours joins
-    the two sides, so that the tokens are those of the whole text, while every core has work and memory stays small.
+    """A long text cut into pieces of about `size` characters where no pattern of ours joins the two sides, so that the tokens are those of the
+    whole text, while every core has work and memory stays small: before blanks that follow an ASCII letter; where there is none for
+    `FAR` characters, before a blank or a mark that follows a letter of any script. A text with neither stays whole.
     """
     cuts, at = [0], size
     while at < len(text) - size:
-        found = _CUT.search(text, at)
+        found = _CUT.search(text, at, at + FAR) or _OTHER_CUT.search(text, at)
         if found is None:
             break
         cuts.append(found.end())
@@ -271,7 +346,14 @@ def pieces(text: str, size: int = 1 << 17) -> list[str]:
     return [text[a:b] for a, b in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
+FAR = 1 << 16
+"""Characters that are searched for the usual place to cut."""
 _CUT = re.compile(r"[A-Za-z](?=[ \n])")
+_LETTERS = "A-Za-zÀ-ÖØ-öø-ʯΑ-ΡΣ-Ωα-ωА-яёЁא-תء-غف-ي一-鿿ぁ-ゖァ-ヺ가-힣"
+"""Ranges that are letters (\\p{L}) in every version of Unicode that a library may know."""
+_OTHER_CUT = re.compile(rf"[{_LETTERS}](?=[ \t\r\n,.;:!?()、。，．！？；：（）「」…—])")
+_LONG = 1 << 18
+"""Characters whose encoding takes a noticeable part of a second."""
 
 
 def read_json(data: bytes, where: str) -> Any:

@@ -12,10 +12,12 @@ from pydantic import Field
 
 from tauon.config import Bytes, Count, Registered, register
 from tauon.data.files import decode, read_bytes
-from tauon.data.tokenizer import BOS, KNOWN_BOS, ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer, parallel, pieces, read_json
+from tauon.data.interruptible import interruptible
+from tauon.data.progress import report
+from tauon.data.tokenizer import BOS, FAR, KNOWN_BOS, ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer, parallel, pieces, read_json
 from tauon.errors import DataError
 
-__all__ = ["BpeConfig", "BytesConfig", "CharsConfig", "FileConfig", "TokenizerConfig", "wordpiece_json"]
+__all__ = ["BpeConfig", "BytesConfig", "CharsConfig", "FileConfig", "TokenizerConfig", "named_tokens", "wordpiece_json"]
 
 
 class TokenizerConfig(Registered, family="tokenizer", default="bpe"):
@@ -23,6 +25,10 @@ class TokenizerConfig(Registered, family="tokenizer", default="bpe"):
 
     def files(self) -> list[tuple[Path, str]]:
         """(path, name) of what it reads: their content is part of the fingerprint."""
+        return []
+
+    def beside(self) -> list[Path]:
+        """Files that name its tokens without deciding which ids a text becomes."""
         return []
 
     def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
@@ -46,7 +52,7 @@ class BpeConfig(TokenizerConfig):
     """How text is cut into words before pairs are joined; `gpt4` (cl100k) keeps line ends with the indent and caps numbers at
     three digits."""
     sample: Bytes = Field(default=8 * 2**20, ge=1)
-    """Train on about this much text, spread evenly over the training part."""
+    """Train on about this much text (bytes of UTF-8), spread evenly over the training part."""
     min_count: Count = Field(default=2, ge=1)
     """Join a pair only if it occurs this often."""
 
@@ -56,30 +62,45 @@ class BpeConfig(TokenizerConfig):
 
         tok = tokenizers.Tokenizer(models.BPE())
         split = pre_tokenizers.Split(tokenizers.Regex(_PATTERNS[self.pattern]), behavior="isolated")
-        tok.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tok.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.FixedLength(length=_LONGEST_WORD), letters])
         tok.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.vocab, min_frequency=self.min_count, special_tokens=[BOS], show_progress=False,
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         )  # fmt: skip
+        chosen = list(_sample(texts, self.sample))
+        report("join pairs of tokens", 0)
         with parallel():
-            tok.train_from_iterator(_sample(texts, self.sample), trainer=trainer)
+            interruptible(lambda: tok.train_from_iterator(chosen, trainer=trainer))
+        tok.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
         return SubwordTokenizer(tok.to_str(), BOS, splittable=True)
 
 
+_LONGEST_WORD = 256
+"""Characters. Longer words (scripts without blanks, base64) are cut in training: each join of a pair goes over all of every word that has
+it, so that the time would grow with the square of their length. Encoding cuts nothing: its time grows with n log n."""
 _SAMPLED = 1 << 12
 
 
 def _sample(texts: Callable[[], Iterator[str]], size: int) -> Iterator[str]:
-    """About `size` characters in pieces spread evenly: each k-th piece of the whole."""
-    total = sum(len(t) for t in texts())
+    """About `size` bytes in pieces spread evenly: each k-th piece of the whole."""
+    total = sum(_bytes(t) for t in texts())
     every = max(1, -(-total // size))
-    n = 0
+    n = done = 0
     for text in texts():
         for piece in pieces(text, _SAMPLED):
-            if n % every == 0:
-                yield piece
-            n += 1
+            step = _SAMPLED if len(piece) > FAR else len(piece)  # a text with no place to cut
+            for at in range(0, len(piece), step or 1):
+                if n % every == 0:
+                    yield piece[at : at + step]
+                n += 1
+        done += _bytes(text)
+        report("tokenizer", done, total)
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 @register("chars")
@@ -109,6 +130,8 @@ class FileConfig(TokenizerConfig):
     """The tokenizer.json, or a folder with it, with encoder.json and vocab.bpe (also vocab.json and merges.txt), or with BERT's vocab.txt."""
     bos: str | None = None
     """The special token to put before each document. None: <|endoftext|>, <s> or another usual name."""
+    eos: str | None = None
+    """The special token that ends a text. None: as tokenizer_config.json beside the file says, or the one that goes with `bos`."""
 
     def files(self) -> list[tuple[Path, str]]:
         path = Path(self.path).expanduser()
@@ -122,19 +145,50 @@ class FileConfig(TokenizerConfig):
             f"{path}: the folder has no tokenizer.json, no encoder.json with vocab.bpe, no vocab.json with merges.txt, and no vocab.txt"
         )
 
+    def beside(self) -> list[Path]:
+        return [p for p in (self.files()[0][0].with_name(CONFIG),) if p.is_file()]
+
     def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
         listed = self.files()
         where = str(listed[0][0])
         if listed[0][1] == "vocab.txt":
-            return SubwordTokenizer(wordpiece_json(listed[0][0]), self.bos, where)
-        if len(listed) == 1:
+            text = wordpiece_json(listed[0][0])
+        elif len(listed) == 1:
             read_json(read_bytes(listed[0][0]), where)  # a better message than the library's where it is not even JSON
-            return SubwordTokenizer(read_bytes(listed[0][0]).decode(), self.bos, where)
-        return SubwordTokenizer(_gpt2_json(listed[0][0], listed[1][0]), self.bos, where)
+            text = read_bytes(listed[0][0]).decode()
+        else:
+            text = _gpt2_json(listed[0][0], listed[1][0])
+        named = named_tokens(listed[0][0].parent) or {}
+        named |= {k: v for k, v in (("bos_token", self.bos), ("eos_token", self.eos)) if v is not None}
+        return SubwordTokenizer(text, self.bos, where, named=named or None)
+
+
+CONFIG = "tokenizer_config.json"
+
+
+def named_tokens(folder: Path) -> dict[str, str] | None:
+    """`bos_token` and `eos_token` as a folder's tokenizer_config.json names them; None: it has none, or names neither."""
+    file = folder / CONFIG
+    if not file.is_file():
+        return None
+    said = read_json(read_bytes(file), str(file))
+    found = {}
+    for key in ("bos_token", "eos_token"):
+        value = said.get(key) if isinstance(said, dict) else None
+        value = value.get("content") if isinstance(value, dict) else value
+        if isinstance(value, str):
+            found[key] = value
+    return found or None
 
 
 def _packed(path: Path) -> Path | None:
     return next((p for p in (path, path.with_name(path.name + ".gz"), path.with_name(path.name + ".zst")) if p.is_file()), None)
+
+
+def _lines(path: Path) -> list[str]:
+    r"""Lines end at \n alone: other line separators of Unicode may be tokens."""
+    text = decode(read_bytes(path), str(path)).replace("\r\n", "\n")
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def wordpiece_json(vocab_at: Path) -> str:
@@ -142,7 +196,7 @@ def wordpiece_json(vocab_at: Path) -> str:
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-    lines = decode(read_bytes(vocab_at), str(vocab_at)).splitlines()
+    lines = _lines(vocab_at)
     special = [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in lines]
     if len(special) < 5 or len(set(lines)) < len(lines):
         raise DataError(f"{vocab_at}: expected a token a line, each once, [PAD], [UNK], [CLS], [SEP] and [MASK] among them")
@@ -163,7 +217,7 @@ def _gpt2_json(vocab_at: Path, merges_at: Path) -> str:
     vocab = read_json(read_bytes(vocab_at), str(vocab_at))
     if not isinstance(vocab, dict) or not all(isinstance(v, int) for v in vocab.values()):
         raise DataError(f"{vocab_at}: expected a JSON object of token to id")
-    lines = decode(read_bytes(merges_at), str(merges_at)).splitlines()
+    lines = _lines(merges_at)
     merges: list[tuple[str, str]] = []
     for number, line in enumerate(lines, 1):
         if not line or (number == 1 and line.startswith("#version")):

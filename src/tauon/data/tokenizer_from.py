@@ -10,7 +10,7 @@ from tauon.artifacts import find_checkpoint
 from tauon.config import register
 from tauon.data.files import read_bytes
 from tauon.data.tokenizer import SubwordTokenizer, Tokenizer, read_json
-from tauon.data.tokenizer_config import TokenizerConfig, wordpiece_json
+from tauon.data.tokenizer_config import TokenizerConfig, named_tokens, wordpiece_json
 from tauon.errors import CheckpointError, DataError
 
 __all__ = ["FromModelConfig", "has_tokenizer", "tokenizer_of"]
@@ -28,6 +28,10 @@ class FromModelConfig(TokenizerConfig):
         if _is_huggingface(path):
             return [(file, file.name) for file in (_file(path), path / "config.json")]
         return [(find_checkpoint(path).path / "state.json", "state.json")]
+
+    def beside(self) -> list[Path]:
+        path = self._folder()
+        return [p for p in (path / "tokenizer_config.json",) if _is_huggingface(path) and p.is_file()]
 
     def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
         return tokenizer_of(self._folder())
@@ -63,7 +67,8 @@ def tokenizer_of(path: Path) -> Tokenizer:
     config = read_json(read_bytes(path / "config.json"), str(path / "config.json"))
     text = wordpiece_json(file) if file.name == "vocab.txt" else read_bytes(file).decode()
     read_json(text.encode(), str(file))  # a better message than the library's where it is not even JSON
-    tokenizer = SubwordTokenizer(text, _bos(text, config, path), str(file))
+    bos = _bos(text, config, path)
+    tokenizer = SubwordTokenizer(text, bos, str(file), named=_named(text, config, path))
     vocab = config.get("vocab_size")
     if isinstance(vocab, int) and tokenizer.vocab_size > vocab:
         raise DataError(f"{file}: {tokenizer.vocab_size:,} token ids, and the model beside it has {vocab:,}. They do not belong together.")
@@ -102,3 +107,20 @@ def _bos(text: str, config: dict[str, Any], path: Path) -> str | None:
             if isinstance(value, str):
                 return value
     return None
+
+
+def _named(text: str, config: dict[str, Any], path: Path) -> dict[str, str] | None:
+    """`bos_token` and `eos_token` as the publisher names them: in tokenizer_config.json, else by number in config.json."""
+    import tokenizers
+
+    said = named_tokens(path) or {}
+    if "eos_token" not in said:
+        ids = config.get("eos_token_id")
+        first = ids[0] if isinstance(ids, list) and ids else ids
+        name = tokenizers.Tokenizer.from_str(text).id_to_token(first) if isinstance(first, int) else None
+        if name is None:
+            return None
+        if not said and (bos := _bos(text, config, path)) is not None:
+            said = {"bos_token": bos}
+        said = said | {"eos_token": str(name)}
+    return said

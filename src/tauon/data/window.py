@@ -37,7 +37,8 @@ class WindowConfig(Config):
 
 
 def calendar_columns(times: NDArray[np.datetime64], parts: tuple[CalendarPart, ...]) -> NDArray[np.float32]:
-    """(N, parts) of datetime64[s] (N): the place of each moment within its hour, day, week, month or year, from -0.5 to 0.5."""
+    """(N, parts) of datetime64 (N): the place of each moment within its hour, day, week, month or year, from -0.5 to 0.5."""
+    times = times.astype("datetime64[s]")
     day, month, year = (times.astype(f"datetime64[{u}]") for u in "DMY")
     found = {
         "minute": (times - times.astype("datetime64[h]")).astype(np.int64) // 60,

@@ -118,6 +118,9 @@ class ForecastSums:
                 metrics[name] = metric(name, float(mean_KC[:, at].mean()), drawn_RKC[:, :, at].mean(1), "higher", what, said)
             notes.append(f"{self.crossed / self.windows:.2%} of neighbouring quantiles crossed and were sorted.")
         scale = self.facts.get("scale") or [1.0] * K
+        if K == 1:
+            about = "mean |forecast - truth| in the unit of the series"
+            metrics["mae_in_units"] = metric("mae", float(mean_KC[0, 1]) * scale[0], drawn_RKC[:, 0, 1] * scale[0], about=about)
         rows: list[dict[str, Any]] = []
         for k, label in enumerate(self.labels):
             row: dict[str, Any] = {

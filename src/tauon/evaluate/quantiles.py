@@ -18,7 +18,7 @@ from tauon.evaluate.intervals import generator, percentile, resample_sums, wilso
 
 __all__ = ["quantile_regression"]
 
-_PINBALL = "mean of max(q e, (q - 1) e), e = truth - prediction, over quantiles, in the unit of the targets as trained on"
+_PINBALL = "mean of max(q e, (q - 1) e), e = truth - prediction, over quantiles, in the unit of the targets"
 
 
 def quantile_regression(
@@ -55,7 +55,7 @@ def quantile_regression(
     metrics = {"pinball": metric(0, _PINBALL)}
     metrics |= {f"pinball_{level:g}": metric(1 + i, f"pinball loss of the {level:g}-quantile") for i, level in enumerate(levels)}
     if median is not None:
-        metrics["mae"] = metric(len(columns) - 1, "mean |median - truth|, in the unit of the targets as trained on")
+        metrics["mae"] = metric(len(columns) - 1, "mean |median - truth|, in the unit of the targets")
     for a, b, nominal in pairs:
         inside = (t_NK >= q_NKQ[:, :, a]) & (t_NK <= q_NKQ[:, :, b])
         share, what = float(inside.mean()), f"share of values inside the {nominal:.0%} interval"

@@ -20,8 +20,8 @@ from tauon.evaluate.intervals import generator, percentile, resample_sums
 __all__ = ["regression"]
 
 _ABOUT: dict[str, tuple[Better, str]] = {
-    "mae": ("lower", "mean |prediction - truth|, in the unit of the targets as trained on"),
-    "rmse": ("lower", "square root of the mean squared error, in the unit of the targets as trained on"),
+    "mae": ("lower", "mean |prediction - truth|, in the unit of the targets"),
+    "rmse": ("lower", "square root of the mean squared error, in the unit of the targets"),
     "r2": ("higher", "1 - squared error / squared distance of the truth from its mean"),
 }
 

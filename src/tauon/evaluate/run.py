@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tauon.data import TargetScale
 from tauon.errors import DataError
 from tauon.evaluate.classification import classification
 from tauon.evaluate.config import EvaluateConfig
@@ -86,6 +87,11 @@ def evaluate(
     def get(name: str) -> np.ndarray:
         return _need(outputs, task.family, name)[keep]
 
+    def in_units(name: str) -> np.ndarray:
+        """On the scale of the data, not on that which the model learns."""
+        spec = dataset.spec
+        return TargetScale(spec.target_center, spec.target_scale).undo(get(name)) if spec.target_scale else get(name)
+
     if task.family == "classification":
         found = classification(get("scores"), get("targets").astype(np.int64), labels, **how, top_k=config.top_k)
     elif task.family == "multi-label":
@@ -93,9 +99,10 @@ def evaluate(
     elif task.family == "ordinal":
         found = ordinal(get("scores"), get("targets").astype(np.int64), labels, **how)
     elif task.family == "regression":
-        found = regression(get("predictions"), get("targets"), labels, **how)
+        found = regression(in_units("predictions"), in_units("targets"), labels, **how)
     elif task.family == "quantile-regression":
-        found = quantile_regression({k: get(k) for k in ("quantiles", "targets", "levels", "crossed")}, labels, **how)
+        values = {k: in_units(k) for k in ("quantiles", "targets")} | {k: get(k) for k in ("levels", "crossed")}
+        found = quantile_regression(values, labels, **how)
     elif task.family == "masked-language-modelling":
         found = masked_language_modelling(get("nll"), get("tokens"), get("correct"), **how)
     elif task.family == "language-modelling":

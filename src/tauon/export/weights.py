@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from tauon.artifacts import find_checkpoint, save_checkpoint
 from tauon.config import dump
-from tauon.data import Tokenizer
 from tauon.errors import CheckpointError, RunError
+from tauon.export.companions import Companions, companions
 from tauon.models import (
     AdaptConfig,
     ModelConfig,
@@ -44,25 +44,26 @@ def export_checkpoint(path: Path, to: Path, *, format: Literal["huggingface", "p
             raise CheckpointError(f"{path} has no adapters. Export it whole: --format huggingface.")
         text = "tokens" in config.needs
         tensors = checkpoint.lazy("model") | (checkpoint.lazy("ema") if "ema" in checkpoint.groups() else {})
-        return write_peft(to, config, tensors, base=base["path"], fingerprint=base["fingerprint"], text=text)
+        beside = _folder_of(base["path"])
+        return write_peft(
+            to, config, tensors, base=base["path"], fingerprint=base["fingerprint"], text=text, files=_files(checkpoint.state, beside).files
+        )
     start = open_start(str(path))
     record = {} if start.layout == "huggingface" else find_checkpoint(path).state
-    beside = start.path if start.layout == "huggingface" else Path(str((record.get("base") or {}).get("path", "")))
-    ids, text_of = _tokenizer(record)
-    return write_huggingface(
-        to, start.config, start.tensors, ids=ids, tokenizer=text_of, labels=start.labels,
-        beside=beside if (beside / "tokenizer.json").is_file() and (beside / "config.json").is_file() else None,
-    )  # fmt: skip
+    beside = start.path if start.layout == "huggingface" else _folder_of((record.get("base") or {}).get("path"))
+    found = _files(record, beside)
+    return write_huggingface(to, start.config, start.tensors, ids=found.ids, labels=start.labels, beside=beside, files=found.files)
 
 
-def _tokenizer(record: dict[str, Any]) -> tuple[dict[str, int], str | None]:
-    """(special ids, the text of a tokenizer.json) of what a checkpoint was trained with; None where its tokenizer is of another kind."""
-    said = (record.get("preprocess") or {}).get("tokenizer")
-    if said is None:
-        return {}, None
-    tokenizer = Tokenizer.from_json(said)
-    write = getattr(tokenizer, "hugging_face_json", None)
-    return {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.bos}, None if write is None else write()
+def _folder_of(path: Any) -> Path | None:
+    """The Hugging Face folder that training started from, where it is one and still there."""
+    found = Path(str(path))
+    return found if path is not None and (found / "tokenizer.json").is_file() and (found / "config.json").is_file() else None
+
+
+def _files(record: dict[str, Any], beside: Path | None) -> Companions:
+    needs = (record.get("preprocess") or {}).get("kind")
+    return companions(record, beside) if needs in ("tokens", "chat", "pairs", "labelled-text") else Companions()
 
 
 def merge_adapter(path: Path, to: Path, *, base: Path | None = None) -> Path:

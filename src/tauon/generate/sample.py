@@ -7,7 +7,7 @@ turning text into ids and back is the tokenizer's work.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -54,13 +54,13 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int = 0,
-    stop_id: int | None = None,
+    stop_id: int | Collection[int] | None = None,
     context: Callable[[], AbstractContextManager[object]] = nullcontext,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """Continue `prompt` (at least one token id) `samples` times by up to `max_tokens`; returns the new ids of each sample.
 
-    Ends a sample at `stop_id` (not returned). When the model's longest sequence is full, the last half goes on as context.
+    Ends a sample at `stop_id`, or any of them (not returned). When the model's longest sequence is full, the last half goes on as context.
     `on_token(sample, id)` is told each token as it comes, sample after sample. Raises `DataError` on an empty prompt or ids outside the vocabulary.
     """
     vocab = model.embed.num_embeddings
@@ -69,6 +69,7 @@ def generate(
     odd = next((i for i in prompt if not 0 <= i < vocab), None)
     if odd is not None:
         raise DataError(f"the prompt holds token {odd}, the model knows 0 to {vocab - 1}: use the tokenizer it was trained with")
+    stops = {stop_id} if isinstance(stop_id, int) else set(stop_id or ())
     was = model.training
     model.eval()
     device = model.embed.weight.device
@@ -95,7 +96,7 @@ def generate(
             while len(new) < max_tokens:
                 u = torch.rand(1, generator=draw, dtype=torch.float64)
                 token = min(int(torch.searchsorted(p_V.cumsum(0), u, right=True)), int(p_V.nonzero()[-1]))
-                if token == stop_id:
+                if token in stops:
                     break
                 new.append(token)
                 ids.append(token)

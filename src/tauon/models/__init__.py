@@ -20,7 +20,8 @@ from tauon.models.conformer import Conformer, ConformerConfig
 from tauon.models.dlinear import DLinear, DLinearConfig
 from tauon.models.forecast import ForecasterConfig
 from tauon.models.gpt import GPT, GPT2Config, GPTConfig, KVCache, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
-from tauon.models.huggingface import open_huggingface, write_huggingface
+from tauon.models.huggingface import open_huggingface
+from tauon.models.huggingface_write import write_huggingface
 from tauon.models.lstm import LSTMConfig, LSTMForecaster
 from tauon.models.mel import LogMel, SpeechConfig, mel_filters
 from tauon.models.mlp import LinearConfig, LogisticConfig, MLPConfig, Perceptron

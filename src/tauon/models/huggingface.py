@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out: config.json with model.safetensors, or in shards with an index; pytorch_model.bin is read, too.
+"""Hugging Face folders, read: config.json with model.safetensors, or in shards with an index, or pytorch_model.bin. `huggingface_write.py` writes them.
 
 Reading opens the files and looks at their headers; a tensor, or the slice of it that a process wants, is read when it is asked for. No code
 of a folder is run: safetensors and JSON, and `torch.load(weights_only=True)`. Names and sizes are those of `published.py`.
@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tauon.artifacts import folder_atomically, read_json
+from tauon.artifacts import read_json
 from tauon.artifacts.tensor_file import open_tensors
 from tauon.config import dump, parse
 from tauon.errors import CheckpointError, DataError, RecipeError
 from tauon.models.base import ModelConfig
+from tauon.models.gpt import GPTConfig
 from tauon.models.published import CLASSIFIERS, FAMILIES, HEADS, REQUIRED, At, Family
 
 __all__ = [
@@ -32,24 +33,13 @@ __all__ = [
     "family_of",
     "fingerprint_of",
     "is_huggingface",
+    "is_tied",
     "names_of",
     "open_huggingface",
     "open_weights",
-    "write_huggingface",
 ]
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_SHARD = 4 * 2**30
-"""Bytes of a file of weights at most."""
-_BESIDE = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "vocab.txt",
-)
-"""Small files that are copied along, from the model that training started from."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +122,7 @@ def open_huggingface(path: Path) -> Folder:
             used.add(name)
             whole = found[name]
             tensors[ours] = View(whole, at) if at.transposed or at.part or at.shape else whole
-    if _tied(config) and "embed.weight" in tensors:
+    if is_tied(config) and "embed.weight" in tensors:
         tensors["head.weight"] = tensors["embed.weight"]
         called["head.weight"] = called["embed.weight"]
         used.add("lm_head.weight")
@@ -162,7 +152,7 @@ def read_config(raw: Mapping[str, Any], where: str) -> tuple[Family, ModelConfig
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:
         raise CheckpointError(f"{where}: model_type is {raw.get('model_type')!r}, and there are: {', '.join(FAMILIES)}. Take one of these.")
-    record: dict[str, Any] = {"kind": family.kind}
+    record: dict[str, Any] = {"kind": family.kind, **family.settings}
     wrong: list[str] = []
     for key in family.keys:
         value = raw.get(key.theirs, key.default)
@@ -271,31 +261,41 @@ def fingerprint_of(files: list[Path], config: ModelConfig | None = None) -> str:
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------- writing
+# ---------------------------------------------------------------------------------------------- names
 
 
 def family_of(config: ModelConfig) -> Family:
     """The published architecture that a model of ours is. Raises `CheckpointError` where it is none of them."""
     kind = config.kind_
-    if kind in ("gpt", "llama", "mistral", "qwen2", "qwen3"):  # by what it computes, whatever it is called
-        wrong = []
-        if config.peek("mlp") != "swiglu":
-            wrong.append("its MLP is relu2 (model.mlp=swiglu)")
-        qk_norm, bias, window, scaled = (config.peek(k) for k in ("qk_norm", "qkv_bias", "window", "rope_scaling"))
+    if isinstance(config, GPTConfig):  # by what it computes, whatever it is called
+        return _causal_family(config)
+    if kind not in FAMILIES:
+        there = ", ".join(sorted({f.kind for f in FAMILIES.values()}))
+        raise CheckpointError(f"model {kind} has no counterpart among Hugging Face's. There are: {there}.")
+    return FAMILIES[kind]
+
+
+def _causal_family(config: GPTConfig) -> Family:
+    squared = config.peek("mlp") == "relu2"
+    qk_norm, bias, window, scaled = (config.peek(k) for k in ("qk_norm", "qkv_bias", "window", "rope_scaling"))
+    wrong = []
+    if squared:
+        model_type = "apertus" if qk_norm else "arcee"
+        if bias:
+            wrong.append("with a squared ReLU, a published one has no biases (model.qkv_bias=false, or model.mlp=swiglu)")
+        if window:
+            wrong.append("with a squared ReLU, a published one has no sliding window (leave model.window out, or model.mlp=swiglu)")
+    else:
+        model_type = "qwen3" if qk_norm else "qwen2" if bias else "mistral" if window else "llama"
         if sum(bool(x) for x in (qk_norm, bias, window)) > 1:
             wrong.append("it mixes qk_norm, qkv_bias and window, of which a published one has one at most")
-        kind = "qwen3" if qk_norm else "qwen2" if bias else "mistral" if window else "llama"
-        if kind == "qwen2" and config.peek("head_size") not in (None, config.peek("width") // config.peek("heads")):
+        if model_type == "qwen2" and config.peek("head_size") not in (None, config.peek("width") // config.peek("heads")):
             wrong.append("Qwen 2 has heads of width / heads")
-        if kind != "llama" and scaled is not None:
+        if model_type != "llama" and scaled is not None:
             wrong.append("rope_scaling is Llama's")
-        if wrong:
-            raise CheckpointError(f"model {config.kind_} has no counterpart among Hugging Face's: {'; '.join(wrong)}.")
-    found = next((f for f in FAMILIES.values() if f.kind == kind), None)
-    if found is None:
-        there = ", ".join(sorted({f.kind for f in FAMILIES.values()} | {"gpt"}))
-        raise CheckpointError(f"model {config.kind_} has no counterpart among Hugging Face's. There are: {there}.")
-    return found
+    if wrong:
+        raise CheckpointError(f"model {config.kind_} has no counterpart among Hugging Face's: {'; '.join(wrong)}.")
+    return FAMILIES[model_type]
 
 
 def names_of(family: Family, config: ModelConfig) -> dict[str, str | At]:
@@ -313,128 +313,6 @@ def names_of(family: Family, config: ModelConfig) -> dict[str, str | At]:
     return out
 
 
-def _tied(config: ModelConfig) -> bool:
+def is_tied(config: ModelConfig) -> bool:
+    """Whether a model's output head is its embedding."""
     return config.kind_ == "gpt2" or (config.kind_ == "bert" and config.peek("outputs") is None) or bool(config.__dict__.get("tied"))
-
-
-def write_config(
-    family: Family, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], labels: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """Their config.json of a model of ours."""
-    outputs = config.__dict__.get("outputs")
-    raw: dict[str, Any] = {
-        "architectures": [family.architectures[1 if outputs else 0]],
-        "model_type": family.model_type,
-        "dtype": "float32",
-    }
-    sizes: dict[str, Any] = {
-        "kv_heads": config.__dict__.get("kv_heads") or config.peek("heads"), "mlp_width": shapes["blocks.0.mlp.up.weight"][0],
-        "head_size": config.__dict__.get("head_size") or config.peek("width") // config.peek("heads"),
-    }  # fmt: skip
-    for key in family.keys:
-        raw[key.theirs] = sizes[key.ours] if key.ours in sizes else config.peek(key.ours)
-    raw |= {name: allowed[0] for name, allowed in family.fixed.items()}
-    if "rope_base" in config.__dict__:
-        scaling = config.peek("rope_scaling")
-        raw["rope_theta"] = config.peek("rope_base")
-        raw["rope_parameters"] = {"rope_type": "default", "rope_theta": config.peek("rope_base")}
-        if scaling is not None:
-            raw["rope_scaling"] = {
-                "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low, "high_freq_factor": scaling.high,
-                "original_max_position_embeddings": scaling.trained_for,
-            }  # fmt: skip
-            raw["rope_parameters"] |= raw["rope_scaling"]
-    if family.kind == "vit":
-        channels, height, width = config.peek("input_shape")
-        raw |= {"num_channels": channels, "image_size": height if height == width else [height, width]}
-    if family.kind in ("bert", "vit"):
-        raw["attention_probs_dropout_prob"] = config.peek("dropout")
-    if family.kind == "gpt2":
-        raw |= {"embd_pdrop": config.peek("dropout"), "attn_pdrop": 0.0, "n_inner": None}
-    if outputs:
-        names = labels or tuple(f"LABEL_{i}" for i in range(outputs))
-        raw |= {
-            "num_labels": outputs,
-            "id2label": {str(i): n for i, n in enumerate(names)},
-            "label2id": {n: i for i, n in enumerate(names)},
-        }
-    return raw
-
-
-def write_huggingface(
-    to: Path, config: ModelConfig, tensors: Mapping[str, Any], *, ids: Mapping[str, int] | None = None, tokenizer: str | None = None,
-    labels: tuple[str, ...] = (), beside: Path | None = None,
-) -> list[Path]:  # fmt: skip
-    """Write a folder that `transformers` loads; returns its files. All of it, or nothing.
-
-    Args:
-        to: the folder, which must not exist.
-        config: a resolved config, without adapters.
-        tensors: weights by our names, or what reads them.
-        ids: `bos_token_id` and the like.
-        tokenizer: the text of a tokenizer.json; with `ids`, its special token.
-        labels: names of a classifier's classes.
-        beside: the folder that training started from, whose small files (tokenizer, chat template) are copied along.
-
-    Raises:
-        CheckpointError: the model has no counterpart among theirs.
-    """
-    import shutil
-
-    from safetensors.torch import save_file
-
-    family = family_of(config)
-    names = names_of(family, config)
-    skipped = {"head.weight"} if _tied(config) else set()
-    unknown = [n for n in tensors if n not in names and n not in skipped]
-    if unknown:
-        raise CheckpointError(f"no name in Hugging Face's {family.model_type} for: {', '.join(unknown[:8])}.")
-    theirs: dict[str, list[tuple[str, At]]] = {}
-    for ours, at in names.items():
-        if ours in tensors and ours not in skipped:
-            at = at if isinstance(at, At) else At(at)
-            theirs.setdefault(at.name, []).append((ours, at))
-    shards: list[list[str]] = [[]]
-    sizes = {name: sum(4 * _elements(tensors[o].shape) for o, _ in parts) for name, parts in theirs.items()}
-    for name in theirs:
-        if shards[-1] and sum(sizes[n] for n in shards[-1]) + sizes[name] > _SHARD:
-            shards.append([])
-        shards[-1].append(name)
-    raw = write_config(family, config, {n: tuple(t.shape) for n, t in tensors.items()}, labels) | dict(ids or {})
-    with folder_atomically(to) as folder:
-        index: dict[str, str] = {}
-        for k, held in enumerate(shards):
-            file = "model.safetensors" if len(shards) == 1 else f"model-{k + 1:05d}-of-{len(shards):05d}.safetensors"
-            save_file({n: _joined(theirs[n], tensors, raw) for n in held}, str(folder / file), metadata={"format": "pt"})
-            index |= dict.fromkeys(held, file)
-        if len(shards) > 1:
-            whole = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": index}
-            (folder / "model.safetensors.index.json").write_text(json.dumps(whole, indent=2))
-        if beside is not None:
-            for name in _BESIDE:
-                if (beside / name).is_file():
-                    shutil.copyfile(beside / name, folder / name)
-        elif tokenizer is not None:
-            (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-        (folder / "config.json").write_text(json.dumps(raw, indent=2))
-    return sorted(to.iterdir())
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    return math.prod(shape)
-
-
-def _joined(parts: list[tuple[str, At]], tensors: Mapping[str, Any], raw: Mapping[str, Any]) -> Tensor:
-    """Their weight from the parts of ours; `raw`: their config."""
-    ordered = sorted(parts, key=lambda item: item[1].part or (0, 1))
-    pieces = []
-    for name, at in ordered:
-        t = tensors[name]
-        t = t if isinstance(t, Tensor) else t.read()
-        if at.shape == "first":
-            t = t[None]
-        elif at.shape == "flat":
-            t = t.view(len(t), raw["num_channels"], raw["patch_size"], raw["patch_size"])
-        pieces.append(t.t() if at.transposed else t)
-    whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1 if ordered[0][1].transposed else 0)
-    return whole.detach().float().contiguous().clone()

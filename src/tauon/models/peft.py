@@ -180,7 +180,8 @@ def _block(there: Mapping[str, Any], at: At, leaf: str, rank: int, special: dict
 
 
 def write_peft(
-    to: Path, config: ModelConfig, tensors: Mapping[str, Any], *, base: str, fingerprint: str, text: bool = True
+    to: Path, config: ModelConfig, tensors: Mapping[str, Any], *, base: str, fingerprint: str, text: bool = True,
+    files: Mapping[str, str] | None = None,
 ) -> list[Path]:  # fmt: skip
     """Write the adapters of a model so that PEFT loads them; returns the folder's files. All of it, or nothing.
 
@@ -191,6 +192,7 @@ def write_peft(
         base: name or path of the base, for people.
         fingerprint: of the base.
         text: a language model (`task_type` CAUSAL_LM).
+        files: contents of small files by name (tokenizer, chat template).
     """
     from safetensors.torch import save_file
 
@@ -233,6 +235,8 @@ def write_peft(
             "format": "pt", "base": fingerprint,
         })  # fmt: skip
         (folder / "adapter_config.json").write_text(json.dumps(raw, indent=2))
+        for name, content in (files or {}).items():
+            (folder / name).write_text(content, encoding="utf-8")
     return sorted(to.iterdir())
 
 

@@ -1,4 +1,5 @@
-"""What published models call their weights and sizes, as plain data: Hugging Face's layouts of GPT-2, Llama, Mistral, Qwen 2 and 3, BERT, ViT.
+"""What published models call their weights and sizes, as plain data: Hugging Face's layouts of GPT-2, Llama, Mistral, Qwen 2 and 3, Arcee, Apertus,
+BERT, ViT.
 
 A table reads: our name -> theirs, `{i}` being the number of a block. `huggingface.py` reads and writes folders by these tables; nothing
 here does anything. Layouts: https://github.com/huggingface/transformers, files configuration_*.py and modeling_*.py of each model.
@@ -57,6 +58,8 @@ class Family:
     names: Mapping[str, str | At]
     ignored: tuple[str, ...] = ()
     """Patterns of theirs that hold no weight: masks, tables."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of ours that make this architecture of our kind."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Ends of names in old files -> what they are called today."""
 
@@ -137,6 +140,20 @@ QWEN3 = Family(
     {"hidden_act": ("silu",), "use_sliding_window": (False,), "attention_bias": (False,)}, _LLAMA_NAMES, _LLAMA_IGNORED,
 )  # fmt: skip
 
+_SQUARED = {"hidden_act": ("relu2",), "attention_bias": (False,)}
+ARCEE = Family(
+    "gpt", "arcee", ("ArceeForCausalLM", "", "ArceeModel"), "model.", _LLAMA_KEYS, {**_SQUARED, "mlp_bias": (False,)}, _LLAMA_NAMES,
+    _LLAMA_IGNORED, {"mlp": "relu2", "qk_norm": False},
+)  # fmt: skip
+"""Llama with a squared ReLU."""
+APERTUS = Family(
+    "gpt", "apertus", ("ApertusForCausalLM", "", "ApertusModel"), "model.", _LLAMA_KEYS, _SQUARED, _LLAMA_NAMES | {
+        "blocks.{i}.attention_norm.weight": f"{_BLOCK}.attention_layernorm.weight",
+        "blocks.{i}.mlp_norm.weight": f"{_BLOCK}.feedforward_layernorm.weight",
+    }, _LLAMA_IGNORED, {"mlp": "relu2", "qk_norm": True},
+)  # fmt: skip
+"""Arcee with QK-norm. The published Apertus has another activation (xIELU), which is refused."""
+
 _LAYER = "bert.encoder.layer.{i}"
 BERT = Family(
     kind="bert",
@@ -207,5 +224,5 @@ HEADS = ("lm_head.", "cls.", "classifier.", "score.", "bert.pooler.", "pooler.",
 CLASSIFIERS = {"bert": _linear("head", "classifier"), "vit": _linear("head", "classifier")}
 """Names of the head of a classifier, by `model_type`."""
 
-FAMILIES = {f.model_type: f for f in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, BERT, VIT)}
+FAMILIES = {f.model_type: f for f in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, ARCEE, APERTUS, BERT, VIT)}
 """By their `model_type`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Annotated, Any, ClassVar, Protocol
@@ -76,6 +77,14 @@ class OptimConfig(Registered, family="optim", default="adamw"):
         for pattern, factor in self.peek("lr_scale").items():
             if not factor > 0:
                 yield "lr_scale", f"{pattern!r} has factor {factor:g}. Give one above 0; what must not train at all is train.freeze."
+
+    def refuse_model(self, model: nn.Module) -> None:
+        """Raise `RecipeError` where a setting names what the model does not have. `model` is the whole one: a pipeline's stage lacks a lot."""
+        names = [n for n, p in model.named_parameters() if p.requires_grad]
+        for pattern in self.lr_scale:
+            if not any(fnmatch.fnmatchcase(n, pattern) for n in names):
+                message = f"{pattern!r} names no parameter that trains. There are: {', '.join(names[:8])}."
+                raise RecipeError([Problem("optim.lr_scale", message)])
 
     def build(self, model: nn.Module) -> Optimizer:
         """The optimizer over the model's trainable parameters. Each group has `peak_lr`; the loop sets `lr` from it."""

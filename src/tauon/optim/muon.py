@@ -46,6 +46,13 @@ class MuonConfig(OptimConfig):
     """AdamW's epsilon."""
     clip_norm: float | None = Field(1.0, gt=0)
 
+    def refuse_model(self, model: nn.Module) -> None:
+        super().refuse_model(model)
+        named = dict(model.named_parameters(remove_duplicate=False))
+        if self.embed_lr is not None and ("embed.weight" not in named or named["embed.weight"] is named.get("head.weight")):
+            said = "this model has no embedding of its own (none, or tied to the head). Drop it, or untie the head."
+            raise RecipeError([Problem("optim.embed_lr", said)])
+
     def build(self, model: nn.Module) -> Optimizer:
         matrices, rest = inner_matrices(model)
         muon = [p for _, p in matrices]
@@ -55,17 +62,6 @@ class MuonConfig(OptimConfig):
             parts.append(Muon([group], lr=self.peak, momentum=self.momentum, nesterov=True, weight_decay=self.weight_decay))
         if rest:
             embed = [(n, p) for n, p in rest if n == "embed.weight"] if self.embed_lr is not None else []
-            if self.embed_lr is not None and (
-                not embed or any(p is embed[0][1] for n, p in model.named_parameters(remove_duplicate=False) if n == "head.weight")
-            ):
-                raise RecipeError(
-                    [
-                        Problem(
-                            "optim.embed_lr",
-                            "this model has no embedding of its own (none, or tied to the head). Drop it, or untie the head.",
-                        )
-                    ]
-                )
             groups = decay_groups(embed, self.embed_lr or self.adamw_lr, self.weight_decay)
             groups += decay_groups([(n, p) for n, p in rest if not embed or n != "embed.weight"], self.adamw_lr, self.weight_decay)
             parts.append(AdamW(groups, betas=self.betas, eps=self.eps, fused=True))

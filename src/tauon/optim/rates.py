@@ -22,16 +22,12 @@ def scale_rates(
     """Multiply each parameter's learning rate, in place: by layer_decay^(last layer - its own), and by the factor of the last pattern of
     `lr_scale` that matches its name.
 
-    Raises `RecipeError` where a pattern matches nothing that trains, or the model has no layers to tell apart.
+    Raises `RecipeError` where the model has no layers to tell apart. A pattern may match nothing here: `model` may be one stage of a pipeline.
     """
     if layer_decay is None and not lr_scale:
         return
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     factors: dict[int, float] = {}
-    for pattern in lr_scale:
-        if not any(fnmatch.fnmatchcase(n, pattern) for n, _ in named):
-            message = f"{pattern!r} names no parameter that trains. There are: {', '.join(n for n, _ in named[:8])}."
-            raise RecipeError([Problem("optim.lr_scale", message)])
     for name, p in named:
         factor = 1.0
         if layer_decay is not None:

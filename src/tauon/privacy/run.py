@@ -80,6 +80,7 @@ class PrivateRun:
         """
         self.config, self.key = config, key
         self._scaled_by: Mapping[str, Any] = (preprocess or {}).get("normalize", {})
+        self._public_targets = (preprocess or {}).get("target_scale", {"public": True})["public"]
         self.columns = scaled_columns(preprocess or {}) if config.statistics is not None else 0
         self.protected = protect(train, config.unit, config.rows_per_unit)
         self.units, self.unit = len(self.protected), self.protected.name
@@ -241,4 +242,4 @@ class PrivateRun:
     def _scaling(self) -> Scaling:
         if self.config.statistics is not None:
             return "noisy"
-        return "public" if self._scaled_by.get("kind") in ("none", "unit", "bounds") else "fitted"
+        return "public" if self._public_targets and self._scaled_by.get("kind") in ("none", "unit", "bounds") else "fitted"

@@ -71,6 +71,9 @@ def refuse_statistics(data: DataConfig, needs: str) -> Iterator[tuple[str, str]]
     elif not data.peek("bounds"):
         said = 'are missing, and without them noise would have to be without bounds, too. Say what is known: {age: [18, 100], "*": [0, 1]}.'
         yield "data.bounds", f"{said} Needed by privacy.statistics."
+    if data.peek("normalize_targets") == "standard":
+        said = "learns the mean and the deviation of the target without noise. Take bounds, and give the target's range in data.bounds."
+        yield "data.normalize_targets", f"standard {said}"
 
 
 def fits_nothing(data: DataConfig) -> DataConfig:
@@ -150,7 +153,7 @@ def apply_statistics(splits: DataSplits, record: Mapping[str, Any]) -> DataSplit
     """Scale every part by what was drawn, in place; the splits with preprocess, facts and fingerprint that say so."""
     base = Normalizer.from_json(splits.preprocess["normalize"])
     center, scale = base.center.copy(), base.scale.copy()
-    center[base.columns], scale[base.columns] = (np.asarray(record[k], np.float64).astype(np.float32) for k in ("mean", "std"))
+    center[base.columns], scale[base.columns] = (np.asarray(record[k], np.float64) for k in ("mean", "std"))
     scaled = replace(base, kind="standard", center=center, scale=scale)
     for part in (splits.train, splits.validation, splits.test):
         for dataset in _arrays_in(part):

@@ -6,17 +6,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tauon.data import PICTURE_SUFFIXES
 from tauon.errors import DataError
 from tauon.starter.draft import Draft, held_out, suffixes, training
 
 __all__ = ["is_pictures", "pictures"]
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
-
 
 def is_pictures(place: Path) -> bool:
     found = suffixes(place) if place.is_dir() else Counter()
-    return sum(found[s] for s in PICTURES) > sum(found.values()) / 2
+    return sum(found[s] for s in PICTURE_SUFFIXES) > sum(found.values()) / 2
 
 
 def pictures(place: Path, label: str | None, name: str) -> Draft:
@@ -25,7 +24,7 @@ def pictures(place: Path, label: str | None, name: str) -> Draft:
             f"the label of pictures is their folder: --label-from folder, got {label!r}. Sort them into a subfolder for each class"
         )
     train = next((place / n for n in ("train", "training") if (place / n).is_dir()), place)
-    classes = {d.name: [p for p in d.rglob("*") if p.suffix.lower() in PICTURES] for d in sorted(train.iterdir()) if d.is_dir()}
+    classes = {d.name: [p for p in d.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES] for d in sorted(train.iterdir()) if d.is_dir()}
     classes = {c: files for c, files in classes.items() if files}
     if len(classes) < 2:
         raise DataError(f"{train}: expected a subfolder for each class, found {', '.join(classes) or 'none'} with pictures")

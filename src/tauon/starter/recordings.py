@@ -1,4 +1,4 @@
-"""WAV files in a folder or a zip; the class in the folder, or in the name."""
+"""Recordings in a folder or a zip; the class in the folder, or in the name."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tauon.data import is_recording
 from tauon.errors import DataError
 from tauon.starter.draft import Draft, held_out, training
 
 __all__ = ["is_recordings", "recordings"]
 
 
-def _wav_names(place: Path) -> list[str]:
+def _names(place: Path) -> list[str]:
     if place.is_file():
         import zipfile
 
         try:
             with zipfile.ZipFile(place) as z:
-                return sorted(n for n in z.namelist() if n.lower().endswith(".wav"))
+                return sorted(n for n in z.namelist() if is_recording(n))
         except zipfile.BadZipFile:
             return []
-    return sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if p.suffix.lower() == ".wav")
+    names = (p.relative_to(place).as_posix() for p in place.rglob("*") if p.is_file())
+    return sorted(n for n in names if is_recording(n))
 
 
 def is_recordings(place: Path) -> bool:
-    return bool((place.is_dir() or place.suffix.lower() == ".zip") and _wav_names(place))
+    return bool((place.is_dir() or place.suffix.lower() == ".zip") and _names(place))
 
 
 def recordings(place: Path, label: str | None, name: str) -> Draft:
-    names = _wav_names(place)
+    names = _names(place)
     folders = {n.split("/")[-2] for n in names if "/" in n}
     if label in (None, "folder"):
         if label is None and len(folders) < 2:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tauon.config import parse
 from tauon.data import ColumnLook, SourceConfig, TableLook, inspect_table
+from tauon.data.sources.index_column import is_nameless
 from tauon.errors import DataError
 from tauon.starter.draft import Draft, held_out, training
 from tauon.starter.text import text_classes
@@ -26,7 +27,8 @@ def table(place: Path, label: str | None, name: str) -> Draft:
     look = inspect_table(place)
     date = next((c for c in look.columns if c.kind == "date" and c.missing == 0 and c.distinct == look.rows), None)
     numbers = [c for c in look.columns if c.kind == "number"]
-    if label is None and date is not None and len(numbers) >= len(look.columns) - 1 and look.rows >= 100:
+    others = [c for c in look.columns if c is not date and c not in numbers and not is_nameless(c.name)]
+    if label is None and date is not None and numbers and not others and look.rows >= 100:
         return _series(place, look, date, name)
     texts = [c for c in look.columns if c.kind == "text"]
     target = _label(place, look, label)
@@ -76,7 +78,9 @@ def _rows(place: Path, look: TableLook, target: ColumnLook, name: str) -> Draft:
     if len(look.missing) > 1:
         source["missing"] = list(look.missing)
     data: dict[str, Any] = {"source": source}
-    why = [f"{c.name} is left out: {c.why}." for c in dropped[:8]]
+    why = [f"{c.name or 'The column without a name'} is left out: {c.why}." for c in dropped[:8]]
+    why += [f"{c.name}: {c.why}." for c in look.columns if c.kind == "category" and "two readings" in c.why]
+    why += [f"Numbers in {c.name} are written with {c.numbers}." for c in look.columns if c.numbers][:8]
     table: dict[str, Any] = {}
     inputs = [c for c in look.columns if c is not target and c not in dropped]
     if any(c.missing and c.kind == "number" for c in inputs):
@@ -112,7 +116,11 @@ def _series(place: Path, look: TableLook, date: ColumnLook, name: str) -> Draft:
     horizon = max(1, min(24, look.rows // 50))
     context = max(2, min(96, 4 * horizon))
     made = Draft(name, f"What comes next in {place.name}: the next {horizon} steps of {len(columns)} series from the last {context}")
-    source = {"kind": "series", "path": str(place), "date": date.name}
+    source: dict[str, Any] = {"kind": "series", "path": str(place), "date": date.name}
+    if look.delimiter != ",":
+        source["delimiter"] = look.delimiter
+    if len(look.missing) > 1:
+        source["missing"] = list(look.missing)
     why = [
         f"{date.name} is a date and all else numbers: a time series. The end of it is held out.",
         "Column to predict alone: source.targets.",

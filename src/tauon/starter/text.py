@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tauon.data import ColumnLook, TableLook
+from tauon.data.numbers import is_number
+from tauon.data.text_files import json_lines
 from tauon.errors import DataError
 from tauon.starter.draft import Draft, held_out, suffixes, training
-from tauon.starter.text_tasks import CHAT_KEYS, PAIR_KEYS, answers, classes
+from tauon.starter.text_tasks import ANSWER_KEYS, CHAT_KEYS, PAIR_KEYS, answers, classes
 
 __all__ = ["is_jsonl", "is_text", "jsonl", "text", "text_classes"]
 
@@ -25,26 +27,18 @@ def is_jsonl(place: Path) -> bool:
 
 
 def _first_rows(place: Path) -> list[dict[str, Any]]:
-    import gzip
-
-    rows = []
-    with gzip.open(place, "rt", encoding="utf-8") if place.suffix == ".gz" else place.open(encoding="utf-8") as f:
-        for number, line in enumerate(islice(f, LOOKED_AT), 1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as err:
-                    raise DataError(f"{place}, line {number}: not JSON ({err})") from None
-    if not rows or not all(isinstance(r, dict) for r in rows):
+    rows = [row for _, row in islice(json_lines(place), LOOKED_AT)]
+    if not rows:
         raise DataError(f"{place}: expected one JSON object a line")
     return rows
 
 
 def jsonl(place: Path, label: str | None, name: str, model: str | None = None) -> Draft:
     rows = _first_rows(place)
-    keys = [k for k in rows[0] if all(k in r for r in rows)]
+    known = [*dict.fromkeys(k for r in rows for k in r)]
+    keys = [k for k in known if all(k in r for r in rows)]
     texts = [k for k in keys if all(isinstance(r[k], str) for r in rows) and sum(len(str(r[k]).split()) for r in rows) >= 4 * len(rows)]
-    if label is None and (set(keys) & {*CHAT_KEYS} or all(k in keys for k in PAIR_KEYS)):
+    if label is None and (set(keys) & {*CHAT_KEYS} or any(all(k in keys for k in both) for both in (PAIR_KEYS, ANSWER_KEYS))):
         return answers(place, keys, len(rows), name, model)
     if model is not None:
         raise DataError(f"{place}: --model is for conversations and preferences. Its keys: {', '.join(keys)}")
@@ -60,16 +54,18 @@ def jsonl(place: Path, label: str | None, name: str, model: str | None = None) -
     if len(texts) == 1:
         look = ColumnLook(label, "category", 0, len(set(values)), "", ())
         return text_classes(place, None, texts[0], look, name, examples=len(rows))
-    numbers = [k for k in keys if k != label and all(isinstance(r[k], int | float) for r in rows)]
+    numbers = [k for k in known if k != label and _numbers(r.get(k) for r in rows)]
     if not numbers:
         raise DataError(f"{place}: beside {label!r} there is no text and no number to learn from")
-    classes = any(not _is_number(v) for v in values) or len(set(values)) <= 20
+    classes = not all(map(is_number, values)) or len(set(values)) <= 20
     made = Draft(name, f"{label} from {len(numbers)} numbers of {place.name}")
     source: dict[str, Any] = {"kind": "jsonl", "path": str(place), "label": label, "target": "class" if classes else "value"}
-    if odd := [k for k in keys if k not in (label, *numbers)]:
+    if odd := [k for k in known if k not in (label, *numbers)]:
         source["drop"] = odd
     split, sentence = held_out(len(rows))
-    made.set("data", {"source": source, "split": split}, sentence)
+    lost = any(r.get(k) is None for k in numbers for r in rows)
+    data = {"source": source} | ({"table": {"impute": "median"}} if lost else {}) | {"split": split}
+    made.set("data", data, *(["Missing numbers become the median of the training rows."] if lost else []), sentence)
     made.set("task", "classification" if classes else "regression")
     made.set("model", {"kind": "mlp", "hidden": [64, 64], "dropout": 0.1}, "All inputs are numbers: two hidden layers.")
     made.set("optim", {"kind": "adamw", "lr": 0.003, "schedule": {"kind": "cosine", "warmup": "5%", "final": 0}})
@@ -78,12 +74,10 @@ def jsonl(place: Path, label: str | None, name: str, model: str | None = None) -
     return made
 
 
-def _is_number(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
+def _numbers(values: Iterable[Any]) -> bool:
+    """Whether all values that are there are numbers, and there is one."""
+    there = [v for v in values if v is not None]
+    return bool(there) and all(isinstance(v, int | float) for v in there)
 
 
 def text_classes(place: Path, look: TableLook | None, key: str, target: ColumnLook, name: str, *, examples: int = 0) -> Draft:

@@ -8,11 +8,12 @@ from typing import Any
 from tauon.errors import DataError
 from tauon.starter.draft import Draft, held_out, training
 
-__all__ = ["CHAT_KEYS", "PAIR_KEYS", "answers", "classes"]
+__all__ = ["ANSWER_KEYS", "CHAT_KEYS", "PAIR_KEYS", "answers", "classes"]
 
 CHAT_KEYS = ("messages", "conversations", "instruction")
-"""A row of JSON with one of these is a conversation; with those below, a preference."""
+"""A row of JSON with one of these is a conversation; with both of those below, a preference, or a question with its answer."""
 PAIR_KEYS = ("chosen", "rejected")
+ANSWER_KEYS = ("prompt", "completion")
 
 
 def classes(place: Path, source: dict[str, Any], *, examples: int, distinct: int, name: str) -> Draft:

@@ -48,9 +48,11 @@ class Regression(Task):
 
     family = "regression"
     needs = "arrays"
+    scales_targets = True
 
     loss_kind: Literal["mse", "mae", "huber"] = "mse"
-    """`mse` squared error, `mae` absolute error, `huber` squared near zero and absolute beyond 1."""
+    """`mse` squared error, `mae` absolute error, `huber` squared near zero and absolute beyond 1, on the scale of `data.normalize_targets`:
+    beyond one standard deviation of the target."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         out_BK = model(batch.inputs).float()
@@ -59,7 +61,7 @@ class Regression(Task):
         return error(out_BK, target_BK, reduction="none").sum(1) * batch.weights, batch.weights
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """predictions: BK; targets: BK, in the units that the model was trained in."""
+        """predictions: BK; targets: BK, on the scale of `DataSpec.target_scale`."""
         out_BK = model(batch.inputs).float()
         return {"predictions": out_BK, "targets": batch.targets.float().view_as(out_BK)}
 

@@ -22,6 +22,9 @@ class Task(Registered, family="task"):
     needs: ClassVar[str]
     """What the data must be made of: tokens, masked-tokens, arrays, series, signals, labelled-text, chat, pairs (`data/` has a preparation for each)."""
 
+    scales_targets: ClassVar[bool] = False
+    """Whether targets are numbers that `data` puts on a scale of order 1 (`DataSpec.target_scale`), and evaluation takes back."""
+
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(loss_B, weight_B): each example's weighted sum of losses and its weight (of tokens, or 1). fp32.
 

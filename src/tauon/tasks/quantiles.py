@@ -46,6 +46,7 @@ class QuantileRegression(Task):
 
     family = "quantile-regression"
     needs = "arrays"
+    scales_targets = True
 
     quantiles: tuple[Fraction, ...] = (0.1, 0.5, 0.9)
     """Which, rising, between 0 and 1. 0.1 and 0.9 bound an interval that should hold 80%."""
@@ -61,7 +62,10 @@ class QuantileRegression(Task):
         return pinball(out_BKQ, target_BK, self.quantiles).mean(2).sum(1) * batch.weights, batch.weights
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """quantiles: BKQ, rising; crossed: B, share of neighbours that were not; targets: BK; levels: BQ, the same in each row."""
+        """quantiles: BKQ, rising; crossed: B, share of neighbours that were not; targets: BK; levels: BQ, the same in each row.
+
+        Quantiles and targets are on the scale of `DataSpec.target_scale`.
+        """
         out_BKQ, target_BK = self._outputs(model, batch)
         crossed = (out_BKQ.diff(dim=2) < 0).float().flatten(1)
         levels = torch.tensor(self.quantiles, device=out_BKQ.device).expand(len(out_BKQ), -1)

@@ -6,7 +6,7 @@ from tauon.train.ema import EMA
 from tauon.train.first_step import Moved, refuse_leaks, refuse_wrong_mask, watch_first_step
 from tauon.train.freeze import freeze, trainable
 from tauon.train.health import GradientHealth
-from tauon.train.layers import LayerLook, complaints, watch_layers
+from tauon.train.layers import LayerLook, complaints, lasting_complaints, watch_layers
 from tauon.train.local_steps import local_steps
 from tauon.train.loop import STOP, Hook, StopSignal, every, job_state, restore, train, validation_loss, validation_marks
 from tauon.train.meter import Meter, memory_mb
@@ -61,6 +61,7 @@ __all__ = [
     "gather_dtype",
     "job_state",
     "largest_divisor",
+    "lasting_complaints",
     "local_steps",
     "make_plan",
     "memory_mb",

@@ -306,6 +306,7 @@ def build_job(
     def divide(bare: Model) -> None:
         """Everything that must happen before weights exist, in the fixed order; adapters are there already."""
         freeze(bare, config.freeze)
+        optim.refuse_model(bare)  # while it is whole
         if mesh.layout.pipeline > 1:
             cuts = cut_blocks(len(bare.blocks_to_compile()), mesh.layout.pipeline * PER_PROCESS[asked.schedule])
             parts.extend(bare.keep_stages([cuts[i] for i in stages_of(asked, mesh)]))

@@ -16,11 +16,15 @@ from torch import Tensor
 from tauon.distributed.pieces import is_dtensor
 from tauon.train.step import TrainJob
 
-__all__ = ["LayerLook", "complaints", "watch_layers"]
+__all__ = ["LayerLook", "complaints", "lasting_complaints", "watch_layers"]
 
 VANISHED, EXPLODED = 1e-7, 1e3
 """Gradient of a layer for its weights: below the one as a share of the greatest layer's, or above the other as a multiple of the median
-layer's, something is wrong."""
+layer's and greater than the weights themselves, something is wrong."""
+LASTS = 3
+"""Looks in a row that show the same trouble, before it is told."""
+_ZERO = 1e-6
+"""Norm of weights up to which they are taken to be zero."""
 COPIES_UP_TO = 200_000_000
 """Weights of a process beyond which no copy is made to measure how far the update moves them."""
 
@@ -96,10 +100,29 @@ def _number(t: Tensor) -> float:
     return float(t.full_tensor() if is_dtensor(t) else t)
 
 
+def lasting_complaints(layers: dict[str, LayerLook], notes: dict[str, Any]) -> list[str]:
+    """`complaints` that hold for `LASTS` looks in a row (gradients that are not finite: at once).
+
+    A layer that starts at zero (a head, a bias, the last norm of a block) has a gradient that is large for its weights until they have grown,
+    and lets little of it through to the others: it is compared only where its gradient is `EXPLODED` times the greatest of the first look.
+
+    Args:
+        layers: this look.
+        notes: of the job, saved with it: what the looks before have found.
+    """
+    greatest = max((x.gradient for x in layers.values() if math.isfinite(x.gradient)), default=0.0)
+    first = notes.setdefault("first_look", {"zero": [n for n, x in layers.items() if x.weight <= _ZERO], "greatest": greatest})
+    growing = {n for n in first["zero"] if n in layers and layers[n].gradient <= EXPLODED * first["greatest"]}
+    found = complaints({n: x for n, x in layers.items() if n not in growing})
+    kinds = {complaint.partition(" in ")[0]: complaint for complaint in found}
+    looks = notes["complaint_looks"] = {kind: notes.get("complaint_looks", {}).get(kind, 0) + 1 for kind in kinds}
+    return [complaint for kind, complaint in kinds.items() if looks[kind] >= LASTS or "not finite" in kind]
+
+
 def complaints(layers: dict[str, LayerLook]) -> list[str]:
-    """A line for each kind of trouble: the layers, by how much they differ from the median layer, and what helps."""
+    """A line for each kind of trouble of one look: the layers, by how much they differ from the median layer, and what helps."""
     # an adapter's B starts at zero: for a while its gradient is large for its weights, and that of its A small
-    compared = {n: x for n, x in layers.items() if x.weight > 1e-6 and not n.endswith((".lora_a", ".lora_b"))}
+    compared = {n: x for n, x in layers.items() if x.weight > _ZERO and not n.endswith((".lora_a", ".lora_b"))}
     ratio = {n: x.gradient / max(x.weight, 1e-12) for n, x in compared.items()}
     broken = [n for n, x in layers.items() if not math.isfinite(x.gradient)]
     told = []
@@ -112,7 +135,7 @@ def complaints(layers: dict[str, LayerLook]) -> list[str]:
         return told
     median, greatest = finite[len(finite) // 2], finite[-1]
     dead = [n for n, r in ratio.items() if r == 0 or r < VANISHED * greatest]
-    wild = [n for n, r in ratio.items() if math.isfinite(r) and median > 0 and r > EXPLODED * median]
+    wild = [n for n, r in ratio.items() if math.isfinite(r) and r > max(EXPLODED * median, 1.0) and median > 0]
     if dead and len(dead) < len(ratio):
         told.append(
             f"vanishing gradients in {_some(dead)}: under {VANISHED:g} of the greatest layer's for its weights. Residual connections, norms, "

@@ -78,7 +78,8 @@ class RecipeWork:
     def source(self, share: int, shares: int) -> BatchSource:
         data = parse(DataConfig, self.sections["data"])
         if self.splits is None:
-            self.splits = prepare(data, seed=self.seed, needs=parse(Task, self.sections["task"]).needs)
+            task = parse(Task, self.sections["task"])
+            self.splits = prepare(data, seed=self.seed, needs=task.needs, scale_targets=task.scales_targets)
             if self.splits.fingerprint != self.fingerprint:
                 raise DataError(
                     f"worker on {platform.node()}: its data is not the driver's (fingerprint {self.splits.fingerprint[:12]}, expected "

@@ -9,7 +9,7 @@ from tauon.data.sources.public import PublicConfig
 from tauon.data.sources.series import SeriesConfig
 from tauon.data.sources.sklearn import SklearnConfig
 from tauon.data.sources.stdlib import PythonStdlibConfig
-from tauon.data.sources.tables import CsvConfig, JsonlConfig, ParquetConfig
+from tauon.data.sources.table_files import CsvConfig, JsonlConfig, ParquetConfig
 from tauon.data.sources.text import TextConfig
 from tauon.data.sources.wav import WavConfig
 

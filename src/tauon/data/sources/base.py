@@ -18,6 +18,8 @@ from pydantic import Field
 
 from tauon.config import Count, Registered, dump
 from tauon.data.files import canonical, sha256_file
+from tauon.data.numbers import NumberForm
+from tauon.data.pixel_range import PixelRange
 from tauon.errors import DataError
 
 __all__ = ["Arrays", "Conversation", "Document", "Kind", "LabelledTexts", "Message", "Pair", "Series", "Signals", "SourceConfig", "Table"]
@@ -44,13 +46,17 @@ class LabelledTexts:
     label_names: tuple[str, ...]
     places: Sequence[str]
     """Where each is (file and line), for messages."""
+    labels: Sequence[Any] = ()
+    """The labels as they were found, where `targets` were made of them."""
+    label: str = ""
+    """The column of labels, for messages."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def first(self, n: int) -> LabelledTexts:
         """The first n."""
-        return replace(self, texts=self.texts[:n], targets=self.targets[:n], places=self.places[:n])
+        return replace(self, texts=self.texts[:n], targets=self.targets[:n], places=self.places[:n], labels=self.labels[:n])
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Message:
     role: str
     """system, user, input (what an instruction is about), assistant, or another that the chat template knows."""
     content: str
+    learn: bool = True
+    """Of the assistant's: whether the loss covers it (OpenAI's `weight`)."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,8 @@ class Conversation:
     messages: tuple[Message, ...]
     place: str
     """Where it is (file and number), for messages."""
+    ignored: tuple[str, ...] = ()
+    """Keys of the row that were not read."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +89,29 @@ class Pair:
     chosen: str
     rejected: str
     place: str
+    ignored: tuple[str, ...] = ()
+    """Keys of the row that were not read."""
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """N examples. Targets decide the task: int64 (N) are classes, float32 (N) or (N, C) are values."""
+    """N examples. Targets decide the task: int64 (N) are classes, floats (N) or (N, C) are values, in float64."""
 
     features: NDArray[Any]
-    """(N, F) of a table, (N, channels, height, width) of images; uint8 or float32."""
+    """(N, F) of a table, (N, channels, height, width) of images; uint8, float32, or float64 where the source has it."""
     targets: NDArray[Any]
     feature_names: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
     """Names of the classes in index order, or of the target columns."""
     left_out: tuple[str, ...] = ()
     """What was found and not taken, with the reason."""
+    warnings: tuple[str, ...] = ()
+    """What a person should be told of it."""
+    pixel_range: PixelRange | Literal["bits", "values"] | None = None
+    """Of pictures deeper than 8 bits, whose features are their values as they are: how they become numbers from 0 to 255; measured over the
+    training part by the bits in use (whole numbers) or by the values."""
+    pixels: bool = False
+    """Whether features are pictures from 0 (black) to 255 (white), though no bytes."""
 
     def __len__(self) -> int:
         return len(self.features)
@@ -112,8 +131,8 @@ class Table:
     the training rows alone (`data/columns.py`).
     """
 
-    columns: dict[str, list[Any]]
-    """Values of each column, by name; None: missing."""
+    columns: dict[str, Sequence[Any] | NDArray[np.float64]]
+    """Values of each column, by name; None: missing. Once they are read as numbers (`table_numbers.py`), an array, with NaN."""
     targets: NDArray[Any]
     """As those of `Arrays`."""
     label_names: tuple[str, ...]
@@ -125,6 +144,16 @@ class Table:
     """The column to predict, for messages."""
     missing: tuple[str, ...] = ("",)
     """Spellings of a missing value."""
+    labels: Sequence[Any] = ()
+    """The labels as they were found, where `targets` were made of them; then all parts are decided on together (`labels.py`)."""
+    target: Literal["auto", "class", "value"] = "auto"
+    """What the labels were said to be."""
+    numbers: NumberForm | None = None
+    """How numbers are written, where that was said."""
+    left_out: tuple[str, ...] = ()
+    """What was found and not taken, with the reason."""
+    notes: tuple[str, ...] = ()
+    """What a person should be told of how it was read."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -150,6 +179,8 @@ class Signals:
     label_names: tuple[str, ...] = ()
     transcripts: Sequence[str] = ()
     """What is said in each."""
+    left_out: tuple[str, ...] = ()
+    """What was found and not taken, with the reason."""
 
     def __len__(self) -> int:
         return len(self.waves)
@@ -165,8 +196,8 @@ class Series:
     """One multivariate series: N moments in order, C columns."""
 
     times: NDArray[np.datetime64]
-    """(N), datetime64[s], strictly ascending, without gaps."""
-    values: NDArray[np.float32]
+    """(N), datetime64[s] (or of a finer unit, where a fraction of a second is needed), strictly ascending, without gaps."""
+    values: NDArray[np.float64]
     """(N, C), finite; the columns to predict first."""
     names: tuple[str, ...]
     """Of the columns."""
@@ -178,6 +209,13 @@ class Series:
     """Steps after which it is likely to repeat: of hours 24, of days 7."""
     filled: int = 0
     """Moments and values that were missing and were filled with what came before."""
+    zoned: bool = False
+    """Whether the dates had a zone, and were brought to UTC."""
+    left_out: tuple[str, ...] = ()
+    """Columns that were found and not taken, with the reason."""
+    notes: tuple[str, ...] = ()
+    """What a person should be told of how it was read."""
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.times)

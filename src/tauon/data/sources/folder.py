@@ -1,38 +1,35 @@
 """A folder of pictures, one subfolder a class: PNG, JPEG and whatever else Pillow reads.
 
-Classes are the subfolders, in natural order (sign2 before sign10), files likewise. Subfolders called train, val (valid, validation) and
-test are published parts. Each picture is turned upright as its EXIF says, brought to one mode and one size, and kept as bytes: what fits
-in memory. Damaged, empty and unreadable files are named, or left out and counted.
+Classes are the subfolders, in natural order (sign2 before sign10), files likewise, those in subfolders of a class too. Subfolders called
+train, val (valid, validation) and test are published parts. Decoding one file is the business of `picture_file.py`. Damaged, empty and
+unreadable files are named, or left out and counted; files that are no pictures by their names are counted.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tauon.config import Count, register
+from tauon.data.pixel_range import PixelRange
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, Kind, SourceConfig
-from tauon.errors import DataError, MissingExtra
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from tauon.data.sources.left_out import LeftOut, refuse_vanished
+from tauon.data.sources.picture_file import PICTURE_SUFFIXES, decode_picture, import_pillow
+from tauon.data.sources.system_files import is_system_file
+from tauon.errors import DataError
 
 __all__ = ["FolderConfig"]
 
 _PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
-_MOST_PIXELS = 178_956_970
-"""Pillow's own limit, beyond which a picture is a decompression bomb."""
 
 
 @register("folder")
@@ -40,7 +37,8 @@ class FolderConfig(SourceConfig):
     """Pictures in subfolders, one a class. Needs `pip install 'tauon[images]'`. A `limit` takes from every class alike."""
 
     path: str
-    """The folder: `path/<class>/<picture>`, or `path/train/<class>/<picture>` with `val` and `test` beside `train`."""
+    """The folder: `path/<class>/<picture>`, or `path/train/<class>/<picture>` with `val` and `test` beside `train`. Subfolders of a class
+    belong to it."""
     split: Literal["auto", "train", "validation", "test"] = "auto"
     """Which subfolder of parts. auto: `train` where there is one, with `val` and `test` as its held-out parts; else the folder itself."""
     size: Count | tuple[Count, Count] | None = None
@@ -50,6 +48,9 @@ class FolderConfig(SourceConfig):
     scaled; pad: the longer side is scaled and the rest is black."""
     colours: Literal["auto", "rgb", "grey"] = "auto"
     """Channels. auto: grey where every picture is grey, else rgb. Transparent pixels become black."""
+    value_range: tuple[float, float] | None = None
+    """Values of black and white in pictures deeper than 8 bits; what lies beyond is cut off. Left out: one range for the whole set, measured
+    over the training part (whole numbers: the bits in use)."""
     on_corrupt: Literal["error", "skip"] = "error"
     """What a file that is no whole picture does. skip: it is left out and counted; when half of the files are, it is an error all the same."""
 
@@ -59,6 +60,9 @@ class FolderConfig(SourceConfig):
         size = self.peek("size")
         if size is not None and min(size if isinstance(size, tuple) else (size,)) < 1:
             yield "size", f"got {size}, expected pixels: 32, or [height, width]"
+        levels = self.peek("value_range")
+        if levels is not None and not levels[0] < levels[1]:
+            yield "value_range", f"got {list(levels)}, expected the value of black, then a larger one of white: [0, 4095]"
         if size is None and self.peek("fit") != "crop":
             yield "fit", "has no effect without size. Set size, or drop it."
 
@@ -72,9 +76,9 @@ class FolderConfig(SourceConfig):
     def files(self) -> list[tuple[Path, str]]:
         """(path, class/name) of every picture, classes and names in natural order."""
         root = self._root()
-        found = [(p, f"{p.parent.name}/{p.name}") for folder in _classes(root) for p in _pictures(folder)]
+        found = [(p, p.relative_to(root).as_posix()) for folder in _classes(root) for p in _pictures(folder)]
         if not found:
-            raise DataError(f"{root}: no picture in it ({', '.join(_SUFFIXES[:4])}, ...). Expected {root.name}/<class>/<picture>")
+            raise DataError(f"{root}: no picture in it ({', '.join(PICTURE_SUFFIXES[:4])}, ...). Expected {root.name}/<class>/<picture>")
         return found
 
     def reads(self) -> list[Path]:
@@ -83,7 +87,8 @@ class FolderConfig(SourceConfig):
 
     def arrays(self) -> Arrays:
         root, folders = self._root(), _classes(self._root())
-        files, targets = [], []
+        files: list[Path] = []
+        targets: list[int] = []
         for number, folder in enumerate(folders):
             inside = _pictures(folder)
             if not inside:
@@ -97,8 +102,13 @@ class FolderConfig(SourceConfig):
         if self.limit is not None and self.limit < len(files):
             keep = _evenly(np.array(targets), self.limit)
             files, targets = [files[i] for i in keep], [targets[i] for i in keep]
-        features, whole, left_out = self._read(files)
-        return Arrays(features, np.array(targets, np.int64)[whole], (), tuple(f.name for f in folders), left_out)
+        names, classes = tuple(f.name for f in folders), np.array(targets, np.int64)
+        pictures, broken = self._decoded(files)
+        whole = np.array([i for i, p in enumerate(files) if p not in broken], np.int64)
+        first = next((f"{p}: {why}" for p, why in broken.items()), "")
+        refuse_vanished(names, classes, classes[whole], str(root), "no whole picture", first)
+        features, mixed = self._stacked([files[i] for i in whole], pictures)
+        return Arrays(features, classes[whole], (), names, self._left_out(root, broken).lines(), mixed, self._range(features, files[0]))
 
     def _root(self) -> Path:
         base = Path(self.path).expanduser()
@@ -110,45 +120,72 @@ class FolderConfig(SourceConfig):
             raise DataError(f"{base}: no subfolder {' or '.join(_PARTS[wanted])}, so it has no part {wanted!r}")
         return found or base
 
-    def _read(self, files: list[Path]) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
-        """(N, C, H, W) of the files that are whole, their numbers, and what is wrong with each of the others."""
+    def _decoded(self, files: list[Path]) -> tuple[list[NDArray[Any]], dict[Path, str]]:
+        """(picture of each file that is whole, what is wrong with each of the others)."""
         import_pillow()
         size = self.size if isinstance(self.size, tuple) or self.size is None else (self.size, self.size)
-        fit, colours, _ = self.fit, self.colours, self.on_corrupt  # the last is read, too, where no picture is broken
+        fit, colours = self.fit, None if self.colours == "auto" else self.colours
+        _ = self.on_corrupt  # read, too, where no picture is broken
         report("read pictures", 0, len(files))
-
-        def one(path: Path) -> NDArray[np.uint8] | str:
-            return _decode(path, size, fit, None if colours == "auto" else colours)
-
-        found: list[NDArray[np.uint8] | str] = []
+        found: list[NDArray[Any] | str] = []
         # Pillow decodes without the interpreter lock. Its warnings are silenced here, once: filters are not the threads' own.
         with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            for answer in pool.map(one, files):
+            for answer in pool.map(lambda path: decode_picture(path, size, fit, colours), files):
                 found.append(answer)
                 if len(found) % 500 == 0:
                     report("read pictures", len(found), len(files))
         report("read pictures", len(files), len(files))
-        broken = [(p, a) for p, a in zip(files, found, strict=True) if isinstance(a, str)]
+        broken = {p: a for p, a in zip(files, found, strict=True) if isinstance(a, str)}
         if broken:
             self._refuse_broken(broken, len(files))
-        whole = [i for i, a in enumerate(found) if not isinstance(a, str)]
-        pictures = [a for a in found if not isinstance(a, str)]
+        return [a for a in found if not isinstance(a, str)], broken
+
+    def _stacked(self, files: list[Path], pictures: list[NDArray[Any]]) -> tuple[NDArray[Any], tuple[str, ...]]:
+        """((N, C, H, W), warnings) of pictures that must have one size; of several depths, 8 and 16 bits alone."""
+        colours = self.colours
         grey = colours == "grey" or (colours == "auto" and all(p.shape[2] == 1 for p in pictures))
         shapes = {p.shape[:2] for p in pictures}
         if len(shapes) > 1:
             odd = next(i for i, p in enumerate(pictures) if p.shape[:2] != pictures[0].shape[:2])
             (h, w), (h1, w1) = pictures[odd].shape[:2], pictures[0].shape[:2]
             raise DataError(
-                f"{files[whole[odd]]}: {w} x {h} pixels, and {files[whole[0]]} has {w1} x {h1}. All must be of one size: set data.source.size"
+                f"{files[odd]}: {w} x {h} pixels, and {files[0]} has {w1} x {h1}. All must be of one size: set data.source.size"
             )
-        channels = 1 if grey else 3
-        out = np.empty((len(pictures), channels, *pictures[0].shape[:2]), np.uint8)
+        first = {p.dtype: f for p, f in zip(reversed(pictures), reversed(files), strict=True)}
+        said: tuple[str, ...] = ()
+        if len(first) > 1:
+            (a, file_a), (b, file_b) = sorted(((str(d), f) for d, f in first.items()))[:2]
+            if {*first} != {np.dtype(np.uint8), np.dtype(np.uint16)}:
+                raise DataError(
+                    f"{file_a} holds {a} values and {file_b} {b}: which are as bright as which, no one can tell. Convert them to one depth"
+                )
+            count = sum(p.dtype == np.uint16 for p in pictures)
+            said = (f"{count:,} of {len(pictures):,} pictures have 16 bits, the others 8: 65535 counts as 255, by the depth of each file",)
+            pictures = [p if p.dtype == np.uint8 else np.rint(p / 257).astype(np.uint8) for p in pictures]
+        out = np.empty((len(pictures), 1 if grey else 3, *pictures[0].shape[:2]), pictures[0].dtype)
         for i, p in enumerate(pictures):
             out[i] = np.moveaxis(p, -1, 0)  # of one channel for all three, where others are coloured
-        return out, np.array(whole, np.int64), tuple(f"{p}: {why}" for p, why in broken)
+        return out, said
 
-    def _refuse_broken(self, broken: list[tuple[Path, str]], total: int) -> None:
-        path, why = broken[0]
+    def _range(self, features: NDArray[Any], example: Path) -> PixelRange | Literal["bits", "values"] | None:
+        stated = self.value_range
+        if features.dtype != np.uint8:
+            measured: Literal["bits", "values"] = "bits" if features.dtype.kind in "iu" else "values"
+            return measured if stated is None else PixelRange(*stated, "as set", clip=True)
+        if stated is not None:
+            raise DataError(f"data.source.value_range is for pictures deeper than 8 bits, and {example} has bytes. Drop it")
+        return None
+
+    def _left_out(self, root: Path, broken: dict[Path, str]) -> LeftOut:
+        """Damaged files, and whatever else lies below the folder."""
+        taken = {path for path, _ in self.files()}
+        others = [p.relative_to(root).as_posix() for p in sorted(root.rglob("*")) if p not in taken and p.is_file()]
+        found = LeftOut().add("not whole pictures", [f"{p}: {why}" for p, why in broken.items()])
+        found.add("files that systems leave behind", [n for n in others if is_system_file(n)])
+        return found.add("not pictures by their names", [n for n in others if not is_system_file(n)])
+
+    def _refuse_broken(self, broken: dict[Path, str], total: int) -> None:
+        path, why = next(iter(broken.items()))
         if self.on_corrupt == "error":
             more = f" ({len(broken)} such files of {total:,})" if len(broken) > 1 else ""
             raise DataError(f"{path}: {why}{more}. Replace it, or leave such files out with data.source.on_corrupt=skip")
@@ -159,14 +196,6 @@ class FolderConfig(SourceConfig):
         report(f"left out {len(broken)} files that are no whole pictures", len(broken), total)
 
 
-def import_pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as err:
-        raise MissingExtra("reading pictures", "images") from err
-    return Image
-
-
 def _natural(path: Path) -> tuple[list[Any], str]:
     """Numbers in a name count as numbers."""
     return [(1, int(t), "") if t.isdigit() else (0, 0, t.lower()) for t in re.split(r"(\d+)", path.name) if t], path.name
@@ -174,7 +203,7 @@ def _natural(path: Path) -> tuple[list[Any], str]:
 
 def _visible(folder: Path) -> list[Path]:
     try:
-        return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=_natural)
+        return sorted((p for p in folder.iterdir() if not is_system_file(p.name)), key=_natural)
     except OSError as err:
         raise DataError(f"{folder}: cannot be listed ({err.strerror or err})") from None
 
@@ -190,14 +219,17 @@ def _part(base: Path, name: str) -> Path | None:
 def _classes(root: Path) -> list[Path]:
     found = [p for p in _visible(root) if p.is_dir()]
     if not found:
-        loose = next((p for p in _visible(root) if p.suffix.lower() in _SUFFIXES), None)
+        loose = next((p for p in _visible(root) if p.suffix.lower() in PICTURE_SUFFIXES), None)
         lies = f"{loose.name} lies in no class" if loose is not None else "it has no subfolder"
         raise DataError(f"{root}: {lies}. Expected {root.name}/<class>/<picture>, a subfolder for each class")
     return found
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return [p for p in _visible(folder) if p.is_file() and p.suffix.lower() in _SUFFIXES]
+    """Those of a class in natural order, then those of each of its subfolders."""
+    inside = _visible(folder)
+    found = [p for p in inside if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()]
+    return found + [p for below in inside if below.is_dir() for p in _pictures(below)]
 
 
 def _evenly(targets: NDArray[np.int64], limit: int) -> list[int]:
@@ -207,61 +239,3 @@ def _evenly(targets: NDArray[np.int64], limit: int) -> list[int]:
         mine = np.flatnonzero(targets == c)
         turn[mine] = np.arange(len(mine))
     return sorted(np.lexsort((targets, turn))[:limit].tolist())
-
-
-def _decode(path: Path, size: tuple[int, int] | None, fit: str, colours: str | None) -> NDArray[np.uint8] | str:
-    """(H, W, 1 or 3) of the picture, or why it is none."""
-    from PIL import Image, ImageOps
-
-    try:
-        content = io.BytesIO(path.read_bytes())
-        if path.suffix.lower() == ".png":
-            with Image.open(content) as file:
-                file.verify()  # its checksums: decoding alone would not look at them
-            content.seek(0)
-        with Image.open(content) as file:
-            if file.width * file.height > _MOST_PIXELS:
-                return f"{file.width:,} x {file.height:,} pixels are more than any picture has"
-            if size is not None and file.format == "JPEG":
-                file.draft(None, (2 * size[1], 2 * size[0]))  # decodes at a half, a quarter, where that is still twice what is wanted
-            file.load()
-            picture: Image.Image = ImageOps.exif_transpose(file)
-        picture = _in_mode(picture, colours)
-        if size is not None:
-            picture = _at_size(picture, size, fit)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as err:
-        if isinstance(err, PermissionError):
-            return "may not be read by this user (permission denied)"
-        return f"not a whole picture ({str(err).partition(chr(10))[0]})"
-    pixels = np.asarray(picture, np.uint8)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
-def _in_mode(picture: Image, colours: str | None) -> Image:
-    """RGB or L. Of `colours` None, whichever loses nothing."""
-    from PIL import Image as images
-
-    if picture.mode in ("I", "I;16", "I;16B", "I;16L", "F"):  # 16 bits a pixel: scaled, where Pillow would cut off
-        wide = np.asarray(picture, np.float64)
-        top = 65535.0 if picture.mode.startswith("I") and wide.max(initial=0) > 255 else 255.0
-        picture = images.fromarray(np.clip(wide * (255.0 / top), 0, 255).round().astype(np.uint8))
-    if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        over = images.new("RGBA", picture.size, (0, 0, 0, 255))
-        over.alpha_composite(picture.convert("RGBA"))
-        grey = picture.mode in ("LA", "La")
-        picture = over.convert("L" if grey else "RGB")
-    if colours is not None:
-        return picture.convert("L" if colours == "grey" else "RGB")
-    return picture if picture.mode in ("L", "RGB") else picture.convert("L" if picture.mode == "1" else "RGB")
-
-
-def _at_size(picture: Image, size: tuple[int, int], fit: str) -> Image:
-    """Height and width `size`, bilinear over the whole source area (antialiased)."""
-    from PIL import Image as images
-    from PIL import ImageOps
-
-    at = (size[1], size[0])
-    how = images.Resampling.BILINEAR
-    if fit == "stretch":
-        return picture.resize(at, how)
-    return ImageOps.fit(picture, at, how) if fit == "crop" else ImageOps.pad(picture, at, how)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tauon.data.sources.base import LabelledTexts
-from tauon.data.sources.tables import separated
+from tauon.data.sources.separated import separated
 from tauon.errors import DataError
 
 __all__ = ["published"]
@@ -19,7 +19,7 @@ def published(text: str, where: str, form: str, label_names: tuple[str, ...]) ->
     if form == "class-title-text":
         rows = ((n, str(int(cells[0]) - 1), "\n\n".join(cells[1:])) for n, cells in separated(text, where, ","))
     else:
-        rows = ((n, *line.partition(" ")[::2]) for n, line in enumerate(text.splitlines(), 1) if line)
+        rows = ((n, *line.partition(" ")[::2]) for n, line in enumerate(text.split("\n"), 1) if line)
     for number, label, said in rows:
         if not label.isdigit() or int(label) >= len(label_names):
             raise DataError(f"{where}, line {number}: {label!r} is not one of the {len(label_names)} classes")

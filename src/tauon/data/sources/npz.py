@@ -112,7 +112,7 @@ def _together(archive: Any, keys: list[tuple[str, str]], path: Path | str, targe
         values = values[:, 0]
     if target == "value" or (target == "auto" and values.dtype.kind == "f"):
         names = label_names or tuple(f"y{i}" for i in range(values.shape[1] if values.ndim == 2 else 1))
-        return Arrays(features, values.astype(np.float32), (), names)
+        return Arrays(features, values.astype(np.float64), (), names)
     targets, names = class_targets(values, f"{path}: {keys[0][1]}", label_names)
     return Arrays(features, targets, (), names)
 

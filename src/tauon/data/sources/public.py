@@ -30,16 +30,17 @@ from tauon.data.sources.base import (
     Table,
     class_targets,
 )
-from tauon.data.sources.chat import conversation, json_rows, pair
+from tauon.data.sources.chat_rows import conversation, pair
 from tauon.data.sources.cifar import cifar_arrays
 from tauon.data.sources.idx import idx_arrays
 from tauon.data.sources.labelled import published
 from tauon.data.sources.npz import npz_part
 from tauon.data.sources.registry import PUBLIC, PublicFile, PublicSet
+from tauon.data.sources.separated import separated
 from tauon.data.sources.series import SeriesConfig, csv_columns, series_of
-from tauon.data.sources.tables import separated
 from tauon.data.sources.text import cut
 from tauon.data.sources.wav import Choice, labelled, named_parts
+from tauon.data.text_files import json_rows
 from tauon.errors import DataError
 
 __all__ = ["PublicConfig"]
@@ -103,7 +104,7 @@ class PublicConfig(SourceConfig):
                 for name, cell in zip(columns, cells, strict=True):
                     columns[name].append(cell)
         targets, _ = class_targets(np.array(columns.pop(known.label)), f"{self.name}: column {known.label!r}")
-        return Table(columns, targets, known.label_names, (), places, known.label)
+        return Table(dict(columns), targets, known.label_names, (), places, known.label)
 
     def signals(self) -> Signals:
         known, part = self._set(), self._part()

@@ -1,30 +1,35 @@
 """A time series in a CSV file: one column of dates, the others values, one row a moment.
 
 Checks what a model would silently learn wrongly from: dates out of order, the same moment twice, gaps. Cutting the series into
-windows and holding its end out is `data/series.py`'s business. Dates are read by pyarrow (ISO 8601), or by a format of yours.
+windows and holding its end out is `data/series.py`'s business. Dates are read by `data/dates.py`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from datetime import datetime
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from tauon.config import Count, register
-from tauon.data.files import decode, expand, read_bytes
+from tauon.data.dates import has_zone, moments, wrong_date_format
+from tauon.data.files import expand, read_bytes
+from tauon.data.numbers import CANONICAL, NumbersConfig, number_of, shorten
 from tauon.data.sources.base import Kind, Series, SourceConfig
-from tauon.data.sources.tables import separated
+from tauon.data.sources.index_column import is_nameless, numbers_rows
+from tauon.data.sources.separated import column_names, separated
+from tauon.data.sources.tables import no_column
+from tauon.data.sources.time_grid import between, check_order, grid_of
+from tauon.data.spelling import is_missing, nfc
+from tauon.data.table_numbers import forms_in_words, read_columns
+from tauon.data.text_files import read_text, wrong_encoding
 from tauon.errors import DataError
 
-__all__ = ["SeriesConfig", "csv_columns", "moments", "series_of"]
-
-Seconds = NDArray[np.int64]
+__all__ = ["SeriesConfig", "csv_columns", "series_of"]
 
 
 @register("series")
@@ -36,7 +41,8 @@ class SeriesConfig(SourceConfig):
     date: str = "date"
     """Column of dates."""
     date_format: str | None = None
-    """As `strptime` writes it: "%d.%m.%Y %H:%M". Left out: ISO 8601 (2016-07-01 00:00:00)."""
+    """As `strptime` writes it: "%d.%m.%Y %H:%M", with %z for a zone. Left out: ISO 8601 (2016-07-01 00:00:00, 2016-07-01T00:00:00.000Z).
+    Dates with a zone are brought to UTC."""
     targets: tuple[str, ...] = ()
     """Columns to predict. Left out: all, but `inputs`."""
     inputs: tuple[str, ...] = ()
@@ -45,16 +51,19 @@ class SeriesConfig(SourceConfig):
     """Missing moments and values: `refuse` names them, `forward` repeats what came before (the past alone, so nothing leaks)."""
     missing: tuple[str, ...] = ("",)
     """Spellings of a missing value."""
+    numbers: NumbersConfig | None = None
+    """How numbers are written: {decimal: ",", thousands: "."}. Left out: found over each column as a whole, and said."""
     season: Count | None = Field(None, ge=1, le=10**6)
     """Steps after which the series is likely to repeat: what MASE compares with. Left out: from the step (of hours 24)."""
     delimiter: str = ","
     """One character; `blanks`: any run of blanks and tabs."""
     encoding: str = "utf-8"
-    """Read strictly."""
+    """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
 
     provides: ClassVar[Kind] = "series"
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        yield from wrong_encoding(self.peek("encoding"))
         date, targets, inputs = self.peek("date"), self.peek("targets"), self.peek("inputs")
         for name, chosen in (("targets", targets), ("inputs", inputs)):
             if date in chosen:
@@ -64,6 +73,8 @@ class SeriesConfig(SourceConfig):
         both = sorted({*targets} & {*inputs})
         if both:
             yield "inputs", f"{both[0]!r} is among the targets, too; a column that is predicted is read as context anyway"
+        if wrong := wrong_date_format(self.peek("date_format")):
+            yield "date_format", wrong
         if len(self.peek("delimiter")) != 1 and self.peek("delimiter") != "blanks":
             yield "delimiter", f"{self.peek('delimiter')!r} is not one character, nor blanks"
 
@@ -75,7 +86,7 @@ class SeriesConfig(SourceConfig):
         if len(found) != 1:
             raise DataError(f"{self.path}: {len(found)} files, expected one: a series is one file. Join them in order of time")
         path = found[0][0]
-        text = decode(read_bytes(path), str(path), self.encoding)
+        text = read_text(read_bytes(path), str(path), self.encoding)
         return series_of(csv_columns(text, str(path), self.delimiter), self, str(path))
 
 
@@ -85,9 +96,7 @@ def csv_columns(text: str, where: str, delimiter: str = ",") -> dict[str, list[s
     first = next(lines, None)
     if first is None:
         raise DataError(f"{where}: the file is empty")
-    names = first[1]
-    if len(set(names)) != len(names):
-        raise DataError(f"{where}: two columns are called {next(n for n in names if names.count(n) > 1)!r}; rename one")
+    names = column_names(first[1], where)
     columns: dict[str, list[str]] = {n: [] for n in names}
     lists = list(columns.values())
     for number, cells in lines:
@@ -102,24 +111,27 @@ def csv_columns(text: str, where: str, delimiter: str = ",") -> dict[str, list[s
 
 def series_of(columns: dict[str, list[str]], config: SeriesConfig, where: str) -> Series:
     """The series in these columns, checked; `config` says which are what."""
-    date, missing = config.date, frozenset(config.missing)
-    for name in (date, *config.targets, *config.inputs):
+    date, inputs = nfc(config.date), tuple(map(nfc, config.inputs))
+    for name in (date, *map(nfc, config.targets), *inputs):
         if name not in columns:
-            close = get_close_matches(name, columns, n=1, cutoff=0.4)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise DataError(f"{where}: no column {name!r}{hint} There are: {', '.join(columns)}")
-    inputs = config.inputs
-    targets = config.targets or tuple(c for c in columns if c != date and c not in inputs)
+            raise DataError(f"{where}: {no_column(name, [*columns])}")
+    targets = tuple(map(nfc, config.targets)) or tuple(c for c in columns if c != date and c not in inputs)
+    index = [c for c in targets if not config.targets and is_nameless(c) and numbers_rows(columns[c])]
+    left_out = tuple(f"column {c!r}: it has no name and numbers the rows; to predict it, name it in targets" for c in index)
+    targets = tuple(c for c in targets if c not in index)
     if not targets:
         raise DataError(f"{where}: no column is left to predict. There are: {', '.join(columns)}")
     times = moments(columns[date], f"{where}: column {date!r}", config.date_format)
+    zoned = has_zone(columns[date][0]) if config.date_format is None else "%z" in config.date_format
     names = (*targets, *inputs)
-    values = np.stack([_numbers(columns[n], missing, f"{where}: column {n!r}") for n in names], axis=1)
+    values, notes, warnings = _values(columns, names, config, where)
+    if zoned:
+        notes.append(f"dates in {date!r} have a zone and are brought to UTC")
     for j, name in enumerate(names):
         if np.isnan(values[:, j]).all():
             raise DataError(f"{where}: column {name!r} has no value at all: all {len(values):,} are missing. Name other columns")
-    _check_order(times, where)
-    at, step, season = _grid(times, where)
+    check_order(times, where)
+    at, step, season = grid_of(times, where)
     filled = int(at[-1]) + 1 - len(at)
     gaps, fill = np.flatnonzero(np.diff(at) != 1), config.fill
     if gaps.size and fill == "refuse":
@@ -131,7 +143,7 @@ def series_of(columns: dict[str, list[str]], config: SeriesConfig, where: str) -
     if gaps.size:
         whole = np.full((int(at[-1]) + 1, len(names)), np.nan)
         whole[at] = values
-        times = np.concatenate([_between(times[i], times[i + 1], int(at[i + 1] - at[i])) for i in range(len(at) - 1)] + [times[-1:]])
+        times = np.concatenate([between(times[i], times[i + 1], int(at[i + 1] - at[i])) for i in range(len(at) - 1)] + [times[-1:]])
         values = whole
     lost = np.isnan(values)
     if lost.any():
@@ -147,106 +159,26 @@ def series_of(columns: dict[str, list[str]], config: SeriesConfig, where: str) -
         filled += int(lost.sum()) - (len(values) - len(at)) * len(names)
         last = np.maximum.accumulate(np.where(lost, 0, np.arange(len(values))[:, None]), axis=0)
         values = np.take_along_axis(values, last, axis=0)
-    return Series(times, values.astype(np.float32), names, len(targets), step, config.season or season, filled)
+    return Series(times, values, names, len(targets), step, config.season or season, filled, zoned, left_out, tuple(notes), tuple(warnings))
 
 
-def moments(texts: Sequence[str], where: str, format_: str | None = None) -> NDArray[np.datetime64]:
-    """Dates as datetime64[s]; times with a zone become UTC. Raises `DataError` that names the first that is none."""
-    import pyarrow as pa
-
-    if format_ is not None:
-        out = np.empty(len(texts), "datetime64[s]")
-        for i, text in enumerate(texts):
-            try:
-                out[i] = np.datetime64(datetime.strptime(text.strip(), format_).replace(tzinfo=None), "s")
-            except ValueError:
-                raise DataError(f"{where}: {text!r} in row {i} is no date of the form {format_!r}") from None
-        return out
-    for kind in (pa.timestamp("s"), pa.timestamp("s", tz="UTC")):
-        try:
-            found = pa.array(texts, pa.string()).cast(kind)
-        except pa.ArrowInvalid:
-            continue
-        if not found.null_count:
-            return np.asarray(found.to_numpy(zero_copy_only=False)).astype("datetime64[s]")
-    odd = next((i for i, text in enumerate(texts) if not _is_date(text)), 0)
-    raise DataError(f"{where}: {texts[odd]!r} in row {odd} is no date (2016-07-01 00:00:00). For another form say date_format: '%d.%m.%Y'")
-
-
-def _is_date(text: str) -> bool:
-    import pyarrow as pa
-
-    for kind in (pa.timestamp("s"), pa.timestamp("s", tz="UTC")):
-        try:
-            return bool(pa.array([text], pa.string()).cast(kind).null_count == 0)
-        except pa.ArrowInvalid:
-            continue
-    return False
-
-
-def _numbers(cells: Sequence[str], missing: frozenset[str], where: str) -> NDArray[np.float64]:
-    out = np.empty(len(cells))
-    for i, cell in enumerate(cells):
-        try:
-            out[i] = np.nan if cell in missing else float(cell)
-        except ValueError:
-            raise DataError(f"{where}: {cell[:40]!r} in row {i} is not a number. Leave the column out with targets: [...]") from None
-    if np.isinf(out).any():
-        raise DataError(f"{where}: row {int(np.argmax(np.isinf(out)))} is infinite. Repair the value")
-    return out
-
-
-def _check_order(times: NDArray[np.datetime64], where: str) -> None:
-    steps = np.diff(times.astype(np.int64))
-    bad = np.flatnonzero(steps <= 0)
-    if not bad.size:
-        return
-    i = int(bad[0])
-    if steps[i] == 0:
-        raise DataError(f"{where}: the moment {times[i]} is there twice (rows {i} and {i + 1}). Keep one row a moment")
-    raise DataError(f"{where}: dates out of order: {times[i + 1]} (row {i + 1}) comes after {times[i]}. Sort the rows by date")
-
-
-_UNITS = ((86400 * 7, "week"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-
-
-def _grid(times: NDArray[np.datetime64], where: str) -> tuple[Seconds, str, int]:
-    """(number of each moment on a regular grid from 0, step in words, usual season). A `DataError` where there is no such grid."""
-    if len(times) < 2:
-        return np.zeros(len(times), np.int64), "?", 1
-    seconds = times.astype(np.int64)
-    steps, counts = np.unique(np.diff(seconds), return_counts=True)
-    step = int(steps[np.argmax(counts)])
-    months = times.astype("datetime64[M]").astype(np.int64)
-    rest = (times - times.astype("datetime64[M]")).astype(np.int64)
-    ends = ((times.astype("datetime64[D]") + 1).astype("datetime64[M]").astype(np.int64) > months).all()
-    if step >= 28 * 86400 and (ends or (rest == rest[0]).all()):  # months differ in length
-        gaps, counts = np.unique(np.diff(months), return_counts=True)
-        stride = int(gaps[np.argmax(counts)])
-        at, off = np.divmod(months - months[0], stride)
-        if not off.any():
-            return at, "1 month" if stride == 1 else f"{stride} months", max(1, 12 // stride)
-    at, off = np.divmod(seconds - seconds[0], step)
-    if off.any():
-        i = int(np.argmax(off != 0))
-        raise DataError(
-            f"{where}: dates are not evenly spaced: {times[i]} (row {i}) is no multiple of the usual step of {_words(step)} after "
-            f"{times[0]}. Resample the series"
-        )
-    if step < 86400:
-        season = 86400 // step if 86400 % step == 0 and step >= 60 else 1
-    else:
-        season = 7 if step == 86400 else 52 if step == 7 * 86400 else 1
-    return at, _words(step), season
-
-
-def _words(step: int) -> str:
-    size, unit = next((s, u) for s, u in _UNITS if step % s == 0)
-    return f"{step // size} {unit}"
-
-
-def _between(start: Any, stop: Any, n: int) -> NDArray[np.datetime64]:
-    """`n` moments from `start` on, evenly, `stop` excluded."""
-    a, b = start.astype(np.int64), stop.astype(np.int64)
-    found: NDArray[np.datetime64] = (a + (b - a) * np.arange(n) // n).astype("datetime64[s]")
-    return found
+def _values(
+    columns: dict[str, list[str]], names: Sequence[str], config: SeriesConfig, where: str
+) -> tuple[NDArray[np.float64], list[str], list[str]]:
+    """(values (N, C) with NaN for missing ones, notes, warnings): how numbers are written is found over each column as a whole."""
+    missing, rule = frozenset(config.missing), None if config.numbers is None else config.numbers.form()
+    cells = {n: [None if is_missing(v, missing) else v for v in columns[n]] for n in names}
+    warnings: list[str] = []
+    found = read_columns(cells, rule, lambda name: f"{where}: column {name!r}", warnings)
+    values = np.empty((len(columns[names[0]]), len(names)))
+    for j, name in enumerate(names):
+        form, read = found.get(name, (CANONICAL, None))
+        values[:, j] = read if read is not None else [math.nan if v is None else number_of(v, form) for v in cells[name]]
+        lost = [i for i in np.flatnonzero(np.isnan(values[:, j])).tolist() if cells[name][i] is not None]
+        if lost:
+            odd = columns[name][lost[0]]
+            raise DataError(
+                f"{where}: column {name!r}: {shorten(odd)} in row {lost[0]} is not a number. If it stands for a missing value, say so "
+                f"(missing: {[*dict.fromkeys((*config.missing, odd.strip()))]}); or leave the column out with targets: [...]"
+            )
+    return values, forms_in_words({n: form for n, (form, _) in found.items()}, columns), warnings

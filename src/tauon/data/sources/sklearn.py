@@ -30,11 +30,11 @@ class SklearnConfig(SourceConfig):
             raise MissingExtra("source: sklearn", "sklearn") from err
         name = self.name
         table = getattr(datasets, f"load_{name}")()
-        features = table.images[:, None] if name == "digits" else table.data
+        features = table.images[:, None].astype(np.float32) if name == "digits" else table.data.astype(np.float64)
         if name == "diabetes":
-            return Arrays(features.astype(np.float32), table.target.astype(np.float32), tuple(table.feature_names), ("progression",))
+            return Arrays(features, table.target.astype(np.float64), tuple(table.feature_names), ("progression",))
         names = () if name == "digits" else tuple(map(str, table.feature_names))
-        return Arrays(features.astype(np.float32), table.target.astype(np.int64), names, tuple(map(str, table.target_names)))
+        return Arrays(features, table.target.astype(np.int64), names, tuple(map(str, table.target_names)))
 
     def describe(self) -> dict[str, Any]:
         try:

@@ -1,32 +1,45 @@
 """Tables in files: JSON lines, CSV, Parquet. One column of text gives documents; a label column gives features and targets; both
 give texts with labels.
 
-Knows rows and columns; how a file is cut into them is said by the three classes at the end.
+Knows rows and columns; how a file is cut into them is said by the three classes in `table_files.py`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tauon.config import register
-from tauon.data.files import decode, expand, open_bytes, read_bytes, read_lines
-from tauon.data.sources.base import Arrays, Document, Kind, LabelledTexts, SourceConfig, Table, class_targets
+from tauon.data.files import expand
+from tauon.data.labels import decide_labels, read_labels
+from tauon.data.numbers import NumbersConfig, as_numbers, shorten
+from tauon.data.sources.base import Arrays, Document, Kind, LabelledTexts, SourceConfig, Table
+from tauon.data.sources.index_column import is_nameless, left_out_as_index, numbers_rows
+from tauon.data.spelling import in_recipe, is_missing, nfc
+from tauon.data.table_numbers import read_numbers
 from tauon.errors import DataError
 
-__all__ = ["CsvConfig", "JsonlConfig", "ParquetConfig", "separated"]
+__all__ = ["ABSENT", "Row", "TableConfig", "no_column"]
 
 Row = tuple[str, Sequence[Any]]
 """(where it is, values in the order of the columns asked for)."""
+
+
+class _Absent:
+    """A key that a row does not have."""
+
+    def __repr__(self) -> str:
+        return "not there"
+
+
+ABSENT = _Absent()
+
+_ROWS = 4096
+"""Read at a time."""
 
 
 class TableConfig(SourceConfig):
@@ -47,25 +60,34 @@ class TableConfig(SourceConfig):
     missing: tuple[str, ...] = ("",)
     """Spellings of a missing value: ["", "?", "NA"]."""
     target: Literal["auto", "class", "value"] = "auto"
-    """What the label is. auto: a value if a number in it has a fraction, a class otherwise."""
+    """What the label is. auto: a value if all labels are numbers and one has a fraction, a class otherwise."""
+    numbers: NumbersConfig | None = None
+    """How numbers are written: {decimal: ",", thousands: "."}. Left out: found over each column as a whole, and said."""
+    keep_index: bool = False
+    """Keep a column without a name that numbers the rows, as pandas writes its index. Otherwise it is left out, and that is said."""
+
+    keys_vary: ClassVar[bool] = False
+    """Whether rows name their own columns, so that one may lack what another has."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         label, text = self.peek("label"), self.peek("text")
         if label is not None and text is not None:
-            for name in ("features", "drop", "categorical"):
+            for name in ("features", "drop", "categorical", "numbers", "keep_index"):
                 if self.peek(name) != type(self).model_fields[name].default:
                     yield name, "has no effect beside text: texts are all that is learned from; drop it, or drop text"
             if self.peek("target") == "value":
                 yield "target", "value, but texts are sorted into classes; drop it, or drop text"
         if label is None:
-            for name in ("features", "target", "drop", "categorical", "missing"):
+            for name in ("features", "target", "drop", "categorical", "missing", "numbers", "keep_index"):
                 if self.peek(name) != type(self).model_fields[name].default:
                     yield name, "has no effect without label, the column to predict; add label or drop it"
         elif label in self.peek("features"):
             yield "features", f"has the label {label!r} among them; a column cannot predict itself"
-        features, drop = self.peek("features"), self.peek("drop")
+        features, drop = frozenset(self.peek("features")), frozenset(self.peek("drop"))
         if features and drop:
             yield "drop", "features names the columns to use already; give one of the two"
+        if features and self.peek("keep_index"):
+            yield "keep_index", "features names the columns to use already; drop it"
         for name in ("drop", "categorical"):
             if label is not None and label in self.peek(name):
                 yield name, f"has the label {label!r} among them; it is what is predicted"
@@ -81,285 +103,174 @@ class TableConfig(SourceConfig):
     def files(self) -> list[tuple[Path, str]]:
         return expand(self.path)
 
-    def columns(self, path: Path) -> list[str] | None:
-        """The file's columns; None where rows name their own."""
+    def columns(self, path: Path) -> list[str]:
+        """The file's columns: where rows name their own, all that any of them has."""
         raise NotImplementedError
 
-    def rows(self, path: Path, columns: Sequence[str]) -> Iterator[Row]:
-        """The values of `columns`, row by row."""
+    def rows(self, path: Path, columns: Sequence[str], optional: frozenset[str] = frozenset()) -> Iterator[Row]:
+        """The values of `columns`, row by row; `ABSENT` where a row does not have one of the `optional` ones."""
         raise NotImplementedError
 
     def documents(self) -> Iterator[Document]:
         chosen = self.text if self.text is not None else "text"
-        columns = (chosen,) if isinstance(chosen, str) else chosen
+        columns = [nfc(c) for c in ((chosen,) if isinstance(chosen, str) else chosen)]
         for path, name in self.files():
-            _check_columns(path, columns, self.columns(path))
+            self._check(path, columns)
             for i, (where, values) in enumerate(self.rows(path, columns)):
                 for column, value in zip(columns, values, strict=True):
                     if not isinstance(value, str):
-                        raise DataError(f"{where}: column {column!r} is {_short(value)}, expected text")
+                        raise DataError(f"{where}: column {column!r} is {shorten(value)}, expected text")
                 yield Document("\n\n".join(values), f"{name}#{i}")
 
     def labelled_texts(self) -> LabelledTexts:
         if self.text is None or self.label is None:
             return super().labelled_texts()
-        wanted, missing, _ = (self.text,) if isinstance(self.text, str) else self.text, frozenset(self.missing), self.target
+        wanted = [nfc(c) for c in ((self.text,) if isinstance(self.text, str) else self.text)]
+        label, missing, _ = nfc(self.label), frozenset(self.missing), self.target
         texts: list[str] = []
         labels: list[Any] = []
         places: list[str] = []
         for path, _ in self.files():
-            _check_columns(path, (*wanted, self.label), self.columns(path))
-            for where, values in self.rows(path, (*wanted, self.label)):
-                odd = next((v for v in values[:-1] if not isinstance(v, str)), "")
-                if not isinstance(odd, str):
-                    raise DataError(f"{where}: column {wanted[values.index(odd)]!r} is {_short(odd)}, expected text")
+            self._check(path, (*wanted, label))
+            for where, values in self.rows(path, (*wanted, label)):
+                odd = next((i for i, v in enumerate(values[:-1]) if not isinstance(v, str)), None)
+                if odd is not None:
+                    raise DataError(f"{where}: column {wanted[odd]!r} is {shorten(values[odd])}, expected text")
                 texts.append("\n\n".join(values[:-1]))
-                labels.append(_label(values[-1], where, self.label, missing))
+                labels.append(_label(values[-1], where, label, missing))
                 places.append(where)
         if not labels:
             raise DataError(f"{self.files()[0][0]}: no rows. Check the file")
-        targets, names = _targets(labels, "class", f"{self.files()[0][0]}: column {self.label!r}")
-        return LabelledTexts(texts, targets, names, places)
+        where = f"{self.files()[0][0]}: column {label!r}"
+        targets, names = read_labels(labels, decide_labels(labels, "class", where), where)
+        return LabelledTexts(texts, targets, names, places, labels, label)
 
     def tabular(self) -> bool:
         return self.gives() == "arrays"
 
     def table(self) -> Table | None:
-        label = self.label
-        if label is None:
+        if self.label is None:
             return None
-        features, drop, declared, missing = self.features, self.drop, self.categorical, frozenset(self.missing)
-        columns: dict[str, list[Any]] = {}
+        label, missing, asked = nfc(self.label), frozenset(self.missing), self.target
+        declared, rule = tuple(map(nfc, self.categorical)), self.numbers
+        features, keep = self._features(label)
+        columns: dict[str, list[Any]] = {name: [] for name in features}
+        index = [] if keep else [c for c in features if is_nameless(c) and c not in declared]
         labels: list[Any] = []
         places: list[str] = []
+        absent: dict[str, int] = {}
         for path, _ in self.files():
-            known = self.columns(path)
-            _check_columns(path, (*features, *drop, *declared, label), known)
-            if not features and known is None:
-                known = self.first_columns(path)
-                _check_columns(path, (*drop, *declared, label), known)
-            features = features or tuple(c for c in known or () if c != label and c not in drop)
-            if not features:
-                raise DataError(f"{path}: no column is left to predict from. There are: {', '.join(known or ())}")
-            lists = [columns.setdefault(c, []) for c in features]
-            for where, values in self.rows(path, (*features, label)):
-                for into, value, name in zip(lists, values[:-1], features, strict=True):
-                    if isinstance(value, (list, dict, bytes)):
-                        raise DataError(
-                            f"{where}: column {name!r} is {_short(value)}, expected a number or a word. Leave it out with drop:"
-                        )
-                    into.append(None if value is None or value in missing or value != value else value)
-                labels.append(_label(values[-1], where, label, missing))
-                places.append(where)
+            begin, rows = len(places), self.rows(path, (*features, label), frozenset(features))
+            while chunk := list(itertools.islice(rows, _ROWS)):
+                wheres, values = zip(*chunk, strict=True)
+                *cells, theirs = zip(*values, strict=True)
+                for name, column in zip(features, cells, strict=True):
+                    columns[name] += _cleaned(column, missing, wheres, name, absent)
+                labels += [_label(v, where, label, missing) for v, where in zip(theirs, wheres, strict=True)]
+                places += wheres
+            index = [c for c in index if numbers_rows(columns[c][begin:])]
         if not labels:
             raise DataError(f"{self.files()[0][0]}: no rows. Check the file")
-        targets, names = _targets(labels, self.target, f"{self.files()[0][0]}: column {label!r}")
-        return Table(columns, targets, names or (label,), declared, places, label, self.missing)
+        left_out = [left_out_as_index(name, columns.pop(name)) for name in index]
+        if not columns:
+            raise DataError(f"{self.files()[0][0]}: no column is left to predict from. There are: {', '.join((*features, label))}")
+        where = f"{self.files()[0][0]}: column {label!r}"
+        form = None if rule is None else rule.form()
+        targets, names = read_labels(labels, decide_labels(labels, asked, where, form), where)
+        lacking = [f"{name!r} ({n:,} of {len(labels):,} rows)" for name, n in absent.items()]
+        notes = [f"keys that some rows do not have count as missing values: {', '.join(lacking[:10])}"] if lacking else []
+        return Table(
+            dict(columns),
+            targets,
+            names or (label,),
+            declared,
+            places,
+            label,
+            self.missing,
+            labels,
+            asked,
+            form,
+            tuple(left_out),
+            tuple(notes),
+        )
 
     def arrays(self) -> Arrays:
         table = self.table()
         if table is None:
             raise DataError(f"source {self.kind_!r} has no label column; name the column to predict with label:")
-        numbers = np.empty((len(table), len(table.columns)), np.float32)
-        for j, (name, values) in enumerate(table.columns.items()):
-            numbers[:, j] = [_number(v, table.places[i], name) for i, v in enumerate(values)]
-        return Arrays(numbers, table.targets, tuple(table.columns), table.label_names)
 
-    def first_columns(self, path: Path) -> list[str]:
-        """The columns of the first row, where rows name their own."""
-        raise NotImplementedError
+        def where(i: int, column: str) -> str:
+            return f"{table.places[i]}: column {column!r}"
+
+        read = read_numbers(table, where).table.columns
+        numbers = [as_numbers(values, lambda i, name=name: where(i, name), missing=table.missing) for name, values in read.items()]  # type: ignore[misc]
+        return Arrays(np.stack(numbers, axis=1), table.targets, tuple(read), table.label_names, table.left_out)
+
+    def _check(self, path: Path, wanted: Sequence[str]) -> None:
+        """Every file has the columns; where rows name their own, each row is checked as it is read."""
+        known = None if self.keys_vary else self.columns(path)
+        missing = [] if known is None else [c for c in wanted if c not in {*known}]
+        if missing:
+            raise DataError(f"{path}: {no_column(missing[0], known or ())}")
+
+    def _features(self, label: str) -> tuple[tuple[str, ...], bool]:
+        """(columns to read, whether a nameless one stays) over all files."""
+        chosen, drop, declared = (tuple(map(nfc, names)) for names in (self.features, self.drop, self.categorical))
+        dropped, keep = frozenset(drop), self.keep_index or bool(chosen)
+        known: dict[str, Path] = {}
+        for i, (path, _) in enumerate(self.files()):
+            mine = self.columns(path)
+            if not self.keys_vary:
+                lacking = [c for c in (*chosen, *drop, *declared, label) if c not in {*mine}]
+                other = [] if chosen or not i else sorted(({*known} ^ {*mine}) - dropped)
+                if lacking:
+                    raise DataError(f"{path}: {no_column(lacking[0], mine)}")
+                if other:
+                    has, lacks = (path, next(iter(known.values()))) if other[0] in mine else (next(iter(known.values())), path)
+                    raise DataError(
+                        f"{has} has a column {other[0]!r}, and {lacks} has none. Name the columns to read (features: [...]), or leave it out "
+                        f"(drop: [{in_recipe(other[0])}])"
+                    )
+            known |= {c: path for c in mine if c not in known}
+        wanted = [c for c in (*chosen, *drop, *declared, label) if c not in known]
+        if wanted:
+            raise DataError(f"{self.files()[0][0]}: {no_column(wanted[0], [*known])}")
+        features = chosen or tuple(c for c in known if c != label and c not in dropped)
+        if not features:
+            raise DataError(f"{self.files()[0][0]}: no column is left to predict from. There are: {', '.join(known)}")
+        return features, keep
 
 
-def _check_columns(path: Path, wanted: Sequence[str], known: Sequence[str] | None) -> None:
-    for column in wanted if known is not None else ():
-        if column not in (known or ()):
-            close = get_close_matches(column, known or (), n=1, cutoff=0.4)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise DataError(f"{path}: no column {column!r}{hint} There are: {', '.join(known or ()) or 'none'}")
+def no_column(column: str, known: Sequence[str], what: str = "column") -> str:
+    """What an error says of a column that there is not."""
+    close = get_close_matches(column, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    apart = next((d for d in ";\t|" if len(known) == 1 and d in known[0]), None)
+    cut = "" if apart is None else f". Columns seem to be apart by {apart!r}: set delimiter"
+    return f"no {what} {column!r}{hint} There are: {', '.join(known) or 'none'}{cut}"
 
 
-def _number(value: Any, where: str, column: str) -> float:
-    try:
-        if isinstance(value, str) or value is None:
-            return float(value) if value else float("nan")  # an empty cell: named as a missing value, with its row and column
-        return float(value)
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{where}: column {column!r} is {_short(value)}, expected a number. Leave the column out with features: [...]"
-        ) from None
+def _cleaned(column: Sequence[Any], missing: frozenset[str], wheres: Sequence[str], name: str, absent: dict[str, int]) -> Sequence[Any]:
+    """The values with None for a missing one; `DataError` for what is neither number nor word. Counts keys that rows do not have."""
+    kinds = {*map(type, column)}
+    if kinds == {str} and not any(word in column for word in missing) and not _has_outer_blanks(column):
+        return column
+    if kinds & {list, dict, bytes}:
+        i = next(i for i, v in enumerate(column) if isinstance(v, (list, dict, bytes)))
+        raise DataError(f"{wheres[i]}: column {name!r} is {shorten(column[i])}, expected a number or a word. Leave it out with drop:")
+    if _Absent in kinds:
+        absent[name] = absent.get(name, 0) + sum(v is ABSENT for v in column)
+    return [None if v is ABSENT or is_missing(v, missing) else v for v in column]
+
+
+def _has_outer_blanks(column: Sequence[str]) -> bool:
+    together = "".join(column)
+    if " " not in together and together.isprintable():  # no blank of any kind: the usual column of numbers, at the speed of C
+        return False
+    return any(v != v.strip() for v in column)
 
 
 def _label(value: Any, where: str, column: str, missing: frozenset[str]) -> Any:
-    if value is None or value != value or isinstance(value, (list, dict)) or value == "" or value in missing:
-        raise DataError(f"{where}: column {column!r} is {_short(value)}, expected a label. Fill it in or drop the row")
+    if isinstance(value, (list, dict)) or is_missing(value, missing | {""}):
+        raise DataError(f"{where}: column {column!r} is {shorten(value)}, expected a label. Fill it in or drop the row")
     return value
-
-
-def _targets(labels: Sequence[Any], target: str, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Class numbers with names, or values with none."""
-    try:
-        numbers: NDArray[np.float64] | None = np.array([float(v) for v in labels])
-    except (TypeError, ValueError):
-        numbers = None
-    if target == "value" or (target == "auto" and numbers is not None and bool(np.any(numbers != np.floor(numbers)))):
-        if numbers is None:
-            odd = next(v for v in labels if not _is_number(v))
-            raise DataError(f"{where}: {_short(odd)} is not a number, as values are. For classification say target: class")
-        return numbers.astype(np.float32), ()
-    if numbers is not None and not any(isinstance(v, bool) for v in labels):
-        return class_targets(numbers, where)
-    return class_targets(np.array([str(v) for v in labels]), where)
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-@register("jsonl")
-class JsonlConfig(TableConfig):
-    """One JSON object a line."""
-
-    def columns(self, path: Path) -> None:
-        return None
-
-    def first_columns(self, path: Path) -> list[str]:
-        return next((list(row) for _, row in _objects(path)), [])
-
-    def rows(self, path: Path, columns: Sequence[str]) -> Iterator[Row]:
-        for where, row in _objects(path):
-            for column in columns:
-                if column not in row:
-                    close = get_close_matches(column, row, n=1, cutoff=0.4)
-                    hint = f"; did you mean {close[0]!r}?" if close else ""
-                    raise DataError(f"{where}: no key {column!r}{hint} There are: {', '.join(row) or 'none'}")
-            yield where, [row[c] for c in columns]
-
-
-def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(decode(line, where))
-        except json.JSONDecodeError as err:
-            raise DataError(f"{where}: not JSON at column {err.colno} ({err.msg}). Each line must be one JSON object") from None
-        except RecursionError:
-            raise DataError(f"{where}: JSON nested too deeply") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: a JSON {type(row).__name__}, expected an object like {{...}}")
-        yield where, row
-
-
-@register("csv")
-class CsvConfig(TableConfig):
-    """Comma-separated values, quoted as spreadsheets do (RFC 4180)."""
-
-    delimiter: str = ","
-    """One character: "\\t" for tabs, ";" for semicolons; or `blanks`: any run of blanks and tabs, without quotes."""
-    header: bool = True
-    """Whether the first line names the columns. If not, `names` does, or they are called c0, c1, ..."""
-    names: tuple[str, ...] = ()
-    """Names of the columns of a file without header line."""
-    encoding: str = "utf-8"
-    """Read strictly."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        yield from super().problems()
-        if len(self.peek("delimiter")) != 1 and self.peek("delimiter") != "blanks":
-            yield "delimiter", f"{self.peek('delimiter')!r} is not one character, nor blanks"
-        if self.peek("names") and self.peek("header"):
-            yield "names", "the first line names the columns already; say header: false, or drop names"
-
-    def columns(self, path: Path) -> list[str]:
-        first = next(self._lines(path), None)
-        if first is None:
-            raise DataError(f"{path}: the file is empty")
-        names = first[1] if self.header else list(self.names) or [f"c{i}" for i in range(len(first[1]))]
-        twice = next((n for n in names if names.count(n) > 1), None)
-        if twice is not None:
-            raise DataError(f"{path}: two columns are called {twice!r}; rename one" + ("" if names.count("") else ", or say header: false"))
-        return names
-
-    def rows(self, path: Path, columns: Sequence[str]) -> Iterator[Row]:
-        known = self.columns(path)
-        at = [known.index(c) for c in columns]
-        for number, cells in itertools.islice(self._lines(path), int(self.header), None):
-            where = f"{path}, line {number}"
-            if len(cells) != len(known):
-                raise DataError(
-                    f"{where}: {len(cells)} values, expected {len(known)} ({', '.join(known[:6])}{', ...' if len(known) > 6 else ''})"
-                )
-            yield where, [cells[i] for i in at]
-
-    def _lines(self, path: Path) -> Iterator[tuple[int, list[str]]]:
-        return separated(decode(read_bytes(path), str(path), self.encoding), str(path), self.delimiter)
-
-
-def separated(text: str, where: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(number from 1, cells) of each line that is not empty. `delimiter`: a character, or `blanks`."""
-    text = text.removeprefix("\ufeff")
-    if delimiter == "blanks":
-        yield from ((i, cells) for i, line in enumerate(text.splitlines(), 1) if (cells := line.split()))
-        return
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as err:
-            raise DataError(f"{where}, line {reader.line_num}: not CSV ({err})") from None
-        if cells:
-            yield reader.line_num, cells
-
-
-@register("parquet")
-class ParquetConfig(TableConfig):
-    """Apache Parquet files (they pack their columns themselves; a .gz around one is not read)."""
-
-    def columns(self, path: Path) -> list[str]:
-        with _parquet(path) as file:
-            return list(file.schema_arrow.names)
-
-    def rows(self, path: Path, columns: Sequence[str]) -> Iterator[Row]:
-        number = 0
-        with _parquet(path) as file:
-            for batch in file.iter_batches(columns=list(dict.fromkeys(columns))):
-                values = batch.to_pydict()
-                for row in zip(*(values[c] for c in columns), strict=True):
-                    yield f"{path}, row {number}", row
-                    number += 1
-
-
-class _parquet:
-    """An open Parquet file, with the library's errors as ours."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> Any:
-        import pyarrow
-        import pyarrow.parquet as pq
-
-        with open_bytes(self._path):  # missing, unreadable, truncated: the same messages as for other files
-            pass
-        try:
-            self._file = pq.ParquetFile(self._path)
-        except (pyarrow.ArrowInvalid, OSError) as err:
-            raise DataError(f"{self._path}: not a Parquet file ({str(err).splitlines()[0]})") from None
-        return self._file
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._file.close()
-        if kind is not None and kind.__module__.startswith("pyarrow"):
-            raise DataError(f"{self._path}: damaged Parquet file ({str(error).splitlines()[0]})") from None

@@ -8,27 +8,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tauon.config import register
-from tauon.data.files import decode, expand, read_bytes
+from tauon.data.files import expand, read_bytes
 from tauon.data.sources.base import Document, SourceConfig
+from tauon.data.text_files import read_text, wrong_encoding
 
 __all__ = ["TextConfig", "cut"]
 
 
 @register("text")
 class TextConfig(SourceConfig):
-    """Text files. Bytes are taken as they are: no line end is translated, no blank trimmed."""
+    """Text files, as they are: no line end is translated, no blank trimmed. A byte order mark is dropped."""
 
     path: str | tuple[str, ...]
     """A file, a folder or a glob, or several of them. `~` is your home."""
     pattern: str = "**/*"
     """Which files of a folder: `**/*.txt`, say. Hidden files are left out."""
     encoding: str = "utf-8"
-    """Read strictly: a byte that does not fit is an error that says where."""
+    """Read strictly: a byte that does not fit is an error that says where. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
     document_start: str | None = None
     r"""Regular expression (multi-line): a document begins wherever it matches. `^ = [^=]` cuts WikiText into articles,
     `\n\n+` cuts at blank lines. Nothing is lost: the documents joined are the file. None: a document is a file."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        yield from wrong_encoding(self.peek("encoding"))
         start = self.peek("document_start")
         if start is not None:
             try:
@@ -42,7 +44,7 @@ class TextConfig(SourceConfig):
     def documents(self) -> Iterator[Document]:
         encoding, start = self.encoding, self.document_start
         for path, name in self.files():
-            yield from cut(decode(read_bytes(path), str(path), encoding), name, start)
+            yield from cut(read_text(read_bytes(path), str(path), encoding), name, start)
 
 
 def cut(text: str, name: str, start: str | None) -> Iterator[Document]:

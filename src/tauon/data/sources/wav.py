@@ -1,54 +1,61 @@
-"""Recordings in WAV files: a folder of them, or a zip; labels from folders or names, or transcripts from a list.
+"""Recordings in files: a folder of them, or a zip; labels from folders or names, or transcripts from a list.
 
-Reads uncompressed PCM of 8, 16, 24 or 32 bits with the standard library; several channels are averaged. All files must share one
-sampling rate: nothing is resampled behind your back.
+Reading one file is the business of `audio_file.py`. All files must share one sampling rate: nothing is resampled behind your back.
+Damaged files are named, or left out and counted by class.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
-import wave
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from tauon.config import register
-from tauon.data.files import read_bytes
+from tauon.data.sources.audio_file import AUDIO_SUFFIXES, read_wav
 from tauon.data.sources.base import Kind, Signals, SourceConfig
+from tauon.data.sources.left_out import LeftOut, refuse_vanished
+from tauon.data.sources.system_files import is_system_file
+from tauon.data.sources.transcripts import read_transcripts
+from tauon.data.spelling import nfc
+from tauon.data.text_files import wrong_encoding
 from tauon.errors import DataError
 
-__all__ = ["WavConfig", "chosen", "labelled", "named_parts", "read_wav", "wav_files"]
+__all__ = ["WavConfig", "chosen", "is_recording", "labelled", "named_parts", "read_wav", "wav_files"]
 
 Choice = dict[str, tuple[str, ...]]
 
 
 @register("wav")
 class WavConfig(SourceConfig):
-    """A folder (or zip) of WAV files."""
+    """A folder (or zip) of WAV files, and with `pip install 'tauon[audio]'` of FLAC, OGG, MP3 and AIFF."""
 
     path: str
     """Folder, or zip file."""
     pattern: str = "{label}/{name}"
-    """How files are called, from `path`, without `.wav`: each {part} is a piece of the name; {label} is the class.
+    """How files are called, from `path`, without their ending: each {part} is a piece of the name; {label} is the class.
     `{label}_{speaker}_{take}` reads 3_theo_12.wav."""
     only: Choice = Field(default_factory=dict)
     """Take files whose part of the name is one of these: `{speaker: [theo]}`."""
     without: Choice = Field(default_factory=dict)
     """Leave files out whose part of the name is one of these."""
     transcripts: str | None = None
-    """CSV or JSONL list of what is said: columns `file` (from `path`) and `text`. Then there are no classes."""
+    """CSV, TSV or JSONL list of what is said: columns `file` (from `path`) and `text`. Then there are no classes."""
+    encoding: str = "utf-8"
+    """Of the list of transcripts, read strictly: a byte that does not fit is an error that says where."""
     on_corrupt: Literal["error", "skip"] = "error"
-    """What to do with a file that is no whole WAV: stop, or leave it out and say how many."""
+    """What a file that is no whole recording does. skip: it is left out and counted, by class; when half of the files are, or all of a class,
+    it is an error all the same."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
+        yield from wrong_encoding(self.peek("encoding"))
+        if self.peek("encoding") != "utf-8" and self.peek("transcripts") is None:
+            yield "encoding", "is that of the list of transcripts, and none is given. Drop it."
         try:
             names = set(re.findall(r"\{(\w+)\}", self.peek("pattern")))
             matcher(self.peek("pattern"))
@@ -71,48 +78,70 @@ class WavConfig(SourceConfig):
         return [*waves, *([Path(self.transcripts)] if self.transcripts is not None else [])]
 
     def signals(self) -> Signals:
-        files = wav_files(self.path)
+        files, left_out = _found(self.path)
         skip = self.on_corrupt == "skip"
-        if self.transcripts is not None:
-            said = read_transcripts(Path(self.transcripts))
-            missing = [name for name in said if name not in files]
-            if missing:
-                raise DataError(f"{self.transcripts}: lists {missing[0]!r}, which is not in {self.path} ({len(missing)} such)")
-            waves, rate, names = read_all({n: files[n] for n in said}, skip)
-            return Signals(waves, rate, names, transcripts=[said[n] for n in names])
-        return labelled(files, self.path, self.pattern, self.only, self.without, skip=skip)
+        if self.transcripts is None:
+            return labelled(files, self.path, self.pattern, self.only, self.without, skip=skip, left_out=left_out)
+        said = read_transcripts(Path(self.transcripts), self.encoding)
+        named = {nfc(n): held for n, held in files.items()}
+        missing = [name for name in said if name not in named]
+        if missing:
+            raise DataError(f"{self.transcripts}: lists {missing[0]!r}, which is not in {self.path} ({len(missing)} such)")
+        waves, rate, names, corrupt = read_all({n: named[n] for n in said}, skip)
+        left_out.add("no whole recordings", corrupt).add("without a transcript", [n for n in named if n not in said])
+        return Signals(waves, rate, names, transcripts=[said[n] for n in names], left_out=left_out.lines())
 
 
 def labelled(
     files: Mapping[str, bytes | Path], where: str, pattern: str, only: Choice, without: Choice, *, skip: bool = False,
-    label_names: Mapping[str, str] | None = None,
+    label_names: Mapping[str, str] | None = None, left_out: LeftOut | None = None,
 ) -> Signals:  # fmt: skip
-    """Files whose names say their class. `label_names`: what to call each label, where the name has a code."""
+    """Files whose names say their class. `label_names`: what to call each label, where the name has a code. `left_out`: what is already."""
     parts = chosen(named_parts(list(files), pattern, where), only, without, where)
-    waves, rate, names = read_all({n: files[n] for n in parts}, skip)
-    labels = sorted({parts[n]["label"] for n in names})
+    waves, rate, names, corrupt = read_all({n: files[n] for n in parts}, skip)
+    labels = sorted({part["label"] for part in parts.values()})
     number = {label: i for i, label in enumerate(labels)}
-    targets = np.array([number[parts[n]["label"]] for n in names], np.int64)
-    return Signals(waves, rate, names, targets, tuple((label_names or {}).get(label, label) for label in labels))
+    before, targets = (np.array([number[parts[n]["label"]] for n in some], np.int64) for some in (parts, names))
+    shown = tuple((label_names or {}).get(label, label) for label in labels)
+    refuse_vanished(shown, before, targets, where, "no whole recording", corrupt[0] if corrupt else "")
+    left_out = left_out or LeftOut()
+    for label in labels:
+        mine = [n for n in corrupt if parts[n]["label"] == label]
+        left_out.add(f"no whole recordings, class {label}", mine)
+    return Signals(waves, rate, names, targets, shown, left_out=left_out.lines())
 
 
 def wav_files(place: str | Path) -> dict[str, bytes | Path]:
-    """Relative name (with /) of each WAV file -> its path, or its bytes in a zip; in order of names."""
-    root = Path(place)
+    """Relative name (with /) of each recording -> its path, or its bytes in a zip; in order of names."""
+    return _found(place)[0]
+
+
+def _found(place: str | Path) -> tuple[dict[str, bytes | Path], LeftOut]:
+    """(`wav_files`, what else is there)."""
+    root = Path(place).expanduser()
     if root.is_file():
         try:
             with zipfile.ZipFile(root) as z:
-                found: dict[str, bytes | Path] = {n: z.read(n) for n in sorted(z.namelist()) if n.lower().endswith(".wav")}
-        except (zipfile.BadZipFile, OSError, EOFError) as err:
-            raise DataError(f"{root}: not a whole zip file ({err}). Give a folder of WAV files, or a zip of one") from None
+                inside = sorted(n for n in z.namelist() if not n.endswith("/"))
+                found: dict[str, bytes | Path] = {n: z.read(n) for n in inside if is_recording(n)}
+        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as err:  # RuntimeError: it has a password
+            raise DataError(f"{root}: not a whole zip file ({err}). Give a folder of recordings, or a zip of one") from None
     elif root.is_dir():
-        paths = sorted(p for p in root.rglob("*") if p.suffix.lower() == ".wav" and p.is_file())
-        found = {p.relative_to(root).as_posix(): p for p in paths}
+        paths = {p.relative_to(root).as_posix(): p for p in sorted(root.rglob("*")) if p.is_file()}
+        inside = list(paths)
+        found = {n: p for n, p in paths.items() if is_recording(n)}
     else:
         raise DataError(f"{root}: no such folder or zip file. Check data.source.path")
     if not found:
-        raise DataError(f"{root}: holds no .wav file. Convert others first, for example: ffmpeg -i in.mp3 out.wav")
-    return found
+        raise DataError(f"{root}: holds no recording ({', '.join(AUDIO_SUFFIXES[:5])}, ...). Check data.source.path")
+    others = [n for n in inside if n not in found]
+    left_out = LeftOut().add("files that systems leave behind", [n for n in others if is_system_file(n)])
+    return found, left_out.add("not recordings by their names", [n for n in others if not is_system_file(n)])
+
+
+def is_recording(name: str) -> bool:
+    """Whether a name, relative to the folder that a person gave, is one of a recording."""
+    return name.lower().endswith(AUDIO_SUFFIXES) and not is_system_file(name)
 
 
 def matcher(pattern: str) -> re.Pattern[str]:
@@ -121,7 +150,8 @@ def matcher(pattern: str) -> re.Pattern[str]:
     if len(pieces) == 1:
         raise ValueError("no {part}")
     text = "".join(re.escape(p) if i % 2 == 0 else f"(?P<{p}>[^/]+?)" for i, p in enumerate(pieces))
-    return re.compile(rf"(?:.*/)?{text}\.wav", re.IGNORECASE)
+    endings = "|".join(re.escape(suffix) for suffix in AUDIO_SUFFIXES)
+    return re.compile(rf"(?:.*/)?{text}(?:{endings})", re.IGNORECASE)
 
 
 def named_parts(names: list[str], pattern: str, where: str) -> dict[str, dict[str, str]]:
@@ -152,19 +182,21 @@ def chosen(parts: dict[str, dict[str, str]], only: Choice, without: Choice, wher
     return kept
 
 
-def read_all(files: Mapping[str, bytes | Path], skip: bool) -> tuple[list[NDArray[np.float32]], int, list[str]]:
-    """(waves, rate, names): files of another sampling rate than the first are a `DataError` that names both."""
+def read_all(files: Mapping[str, bytes | Path], skip: bool) -> tuple[list[NDArray[np.float32]], int, list[str], list[str]]:
+    """(waves, rate, names, names of damaged files): files of another sampling rate than the first are a `DataError` that names both."""
     waves: list[NDArray[np.float32]] = []
     names: list[str] = []
     rate = 0
     corrupt: list[str] = []
+    first = ""
     for name, held in files.items():
         try:
             samples, its = read_wav(held, name)
-        except DataError:
+        except DataError as err:
             if not skip:
                 raise
             corrupt.append(name)
+            first = first or str(err)
             continue
         if rate and its != rate:
             raise DataError(
@@ -174,45 +206,6 @@ def read_all(files: Mapping[str, bytes | Path], skip: bool) -> tuple[list[NDArra
         rate = its
         waves.append(samples)
         names.append(name)
-    if not waves:
-        raise DataError(f"none of {len(files)} files is a whole WAV file; the first: {next(iter(files), '')}")
-    return waves, rate, names
-
-
-def read_wav(held: bytes | Path, name: str) -> tuple[NDArray[np.float32], int]:
-    """(samples in [-1, 1], samples a second). Raises `DataError` for what is no whole, uncompressed WAV."""
-    content = held if isinstance(held, bytes) else read_bytes(held)
-    try:
-        with wave.open(io.BytesIO(content)) as w:
-            width, channels, rate, n = w.getsampwidth(), w.getnchannels(), w.getframerate(), w.getnframes()
-            raw = w.readframes(n)
-    except (wave.Error, EOFError, RuntimeError, ValueError) as err:
-        raise DataError(f"{name}: not a whole PCM WAV file ({err}). Repair it, move it away, or set data.source.on_corrupt: skip") from None
-    if len(raw) < n * width * channels or not n:
-        raise DataError(f"{name}: {len(raw):,} bytes of sound, its header says {n * width * channels:,}. Repair it, or on_corrupt: skip")
-    if width == 3:
-        bytes_N3 = np.frombuffer(raw, np.uint8).reshape(-1, 3).astype(np.int32)
-        values: NDArray[Any] = ((bytes_N3[:, 0] << 8 | bytes_N3[:, 1] << 16 | bytes_N3[:, 2] << 24) >> 8) / np.float32(2**23)
-    elif width == 1:
-        values = (np.frombuffer(raw, np.uint8).astype(np.float32) - 128) / 128
-    else:
-        values = np.frombuffer(raw, {2: "<i2", 4: "<i4"}[width]).astype(np.float32) / np.float32(2 ** (8 * width - 1))
-    return values.reshape(-1, channels).mean(1).astype(np.float32), rate
-
-
-def read_transcripts(path: Path) -> dict[str, str]:
-    """File name -> text, of a CSV with columns `file` and `text`, or of JSONL objects with these keys."""
-    text = read_bytes(path).decode("utf-8-sig")
-    try:
-        rows = (
-            [json.loads(line) for line in text.splitlines() if line.strip()]
-            if path.suffix == ".jsonl"
-            else list(csv.DictReader(text.splitlines()))
-        )
-        said = {str(r["file"]): str(r["text"]).strip() for r in rows}
-    except (KeyError, TypeError, ValueError) as err:
-        raise DataError(f"{path}: each row needs `file` and `text` ({type(err).__name__}: {err})") from None
-    empty = next((n for n, t in said.items() if not t), None)
-    if empty is not None or not said:
-        raise DataError(f"{path}: " + (f"{empty!r} has no text" if empty else "lists nothing"))
-    return said
+    if 2 * len(corrupt) >= len(files):
+        raise DataError(f"{len(corrupt):,} of {len(files):,} files are no whole recordings, too many to leave out. The first: {first}")
+    return waves, rate, names, corrupt

@@ -1,0 +1,89 @@
+"""Labels as a table has them -> class numbers with names, or values. Decided over all parts at once, so that a test file whose labels
+happen to look otherwise is read as the training file is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tauon.data.numbers import CANONICAL, NumberForm, all_floats, look_at, number_of, plain_floats, shorten
+from tauon.data.spelling import RULE, odd_classes, spelling, whole_number
+from tauon.errors import DataError
+
+__all__ = ["LabelKind", "class_numbers", "decide_labels", "label_facts", "read_labels"]
+
+Asked = Literal["auto", "class", "value"]
+
+
+@dataclass(frozen=True)
+class LabelKind:
+    """What labels are."""
+
+    values: bool
+    """Numbers to predict; otherwise classes."""
+    form: NumberForm = CANONICAL
+    """How they are written, if they are numbers."""
+
+
+def decide_labels(labels: Sequence[Any], asked: Asked, where: str, rule: NumberForm | None = None) -> LabelKind:
+    """What the labels of all parts are. auto: values if all are numbers and one has a fraction, classes otherwise."""
+    if asked == "class":
+        return LabelKind(False)
+    numbers, _ = plain_floats(labels) if rule is None else (None, False)
+    if numbers is not None:
+        return LabelKind(asked == "value" or bool((numbers != np.floor(numbers)).any()))
+    look = look_at(labels, rule)
+    form = look.form
+    if look.ambiguous and not look.others:
+        raise DataError(f"{where}: {look.two_ways()}, or, for classes, data.source.target=class")
+    if asked == "value":
+        return LabelKind(True, form)
+    if look.others:
+        return LabelKind(False)
+    read = [number_of(v, form) for v in labels]
+    return LabelKind(any(v is not None and not v.is_integer() for v in read), form)
+
+
+def read_labels(labels: Sequence[Any], kind: LabelKind, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
+    """Class numbers (int64) with the names of the classes, or values (float64) with none."""
+    if not kind.values:
+        return class_numbers(labels, where)
+    found = all_floats(labels) if kind.form == CANONICAL else None
+    if found is not None:
+        return found, ()
+    out = np.empty(len(labels))
+    for i, label in enumerate(labels):
+        number = number_of(label, kind.form)
+        if number is None:
+            raise DataError(f"{where}: {shorten(label)} is not a number, as values are (row {i}). For classification say target: class")
+        out[i] = number
+    return out, ()
+
+
+def class_numbers(labels: Sequence[Any], where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Class of each label, and the names: in order of number where all are whole numbers, else of the alphabet. Nothing is rounded."""
+    numbers = all_floats(labels)
+    odd = np.flatnonzero(numbers != np.floor(numbers)) if numbers is not None else np.empty(0)
+    if odd.size:
+        raise DataError(
+            f"{where}: label {labels[int(odd[0])]} of row {odd[0]} is not a whole number, as classes are. For regression say target: value"
+        )
+    spelt = [spelling(v) for v in labels]
+    distinct = {*spelt}
+    names = tuple(sorted(distinct, key=int) if all(map(whole_number, distinct)) else sorted(distinct))
+    number = {name: i for i, name in enumerate(names)}
+    return np.array([number[s] for s in spelt], np.int64), names
+
+
+def label_facts(labels: Sequence[Any], names: Sequence[str], column: str) -> tuple[dict[str, Any], list[str]]:
+    """(facts, warnings) of classes: the rule by which spellings are one, and which were."""
+    merged: dict[str, list[str]] = {}
+    for text in dict.fromkeys(map(str, labels)):
+        merged.setdefault(spelling(text), []).append(text)
+    several = {name: texts[:10] for name, texts in merged.items() if len(texts) > 1}
+    return {"rule": RULE} | ({"one_class": several} if several else {}), odd_classes(names, column)

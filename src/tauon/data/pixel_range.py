@@ -1,0 +1,65 @@
+"""Pictures deeper than 8 bits: one range of values for the whole set, so that a dark picture stays darker than a bright one.
+
+The range is stated (`data.source.value_range`) or measured over the training part, and kept in `data.json` and in every checkpoint. Values
+become numbers from 0 (black) to 255 (white) without being rounded to bytes, so that 12 bits keep their 4,096 levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["PixelRange"]
+
+
+@dataclass(frozen=True)
+class PixelRange:
+    """value -> 255 (value - low) / (high - low)."""
+
+    low: float
+    high: float
+    why: str
+    clip: bool = False
+    """Whether values beyond become black or white: where a person stated the range."""
+
+    @classmethod
+    def measure(cls, pictures: NDArray[Any], by: Literal["bits", "values"]) -> PixelRange:
+        """The range of training pictures (N, C, H, W).
+
+        Args:
+            pictures: their values as they are.
+            by: bits: 0 to the largest number of as many bits as are in use, where nothing is negative; values: 0 to 1 or 0 to 255 where they
+                fit in, else from the lowest to the highest value.
+
+        >>> PixelRange.measure(np.array([[[[17, 4000]]]]), "bits").high
+        4095.0
+        """
+        low, high = float(pictures.min()), float(pictures.max())
+        if by == "bits" and low >= 0:
+            bits = max(8, int(high).bit_length())
+            return cls(0.0, float(2**bits - 1), f"{bits} bits are in use in the training pictures")
+        if low >= 0 and high <= 255:
+            top = 1.0 if high <= 1 else 255.0
+            return cls(0.0, top, f"the training pictures go from {low:g} to {high:g}")
+        return cls(low, high if high > low else low + 1, "lowest and highest value of the training pictures")
+
+    def __call__(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
+        """Float32 from 0 to 255; beyond, where a picture that was not measured goes beyond and nothing is clipped."""
+        out = np.empty(pictures.shape, np.float32)
+        for start in range(0, len(pictures), 256):  # in pieces: float64 would be eight times the bytes of the set
+            part = (pictures[start : start + 256].astype(np.float64) - self.low) * (255.0 / (self.high - self.low))
+            out[start : start + 256] = np.clip(part, 0, 255) if self.clip else part
+        return out
+
+    def to_json(self) -> dict[str, Any]:
+        """All that `from_json` needs; JSON values only."""
+        return {"low": self.low, "high": self.high, "why": self.why, "clip": self.clip}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PixelRange:
+        """What `to_json` gave."""
+        return cls(data["low"], data["high"], data["why"], data["clip"])

@@ -1,0 +1,97 @@
+"""One recording -> samples. Uncompressed PCM in WAV by the standard library; everything else (float and extensible WAV, FLAC, OGG, MP3, AIFF)
+by libsndfile through `soundfile`, an extra. Channels are averaged; nothing is resampled.
+"""
+
+from __future__ import annotations
+
+import io
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tauon.data.files import read_bytes
+from tauon.errors import DataError, MissingExtra
+
+__all__ = ["AUDIO_SUFFIXES", "read_wav"]
+
+AUDIO_SUFFIXES = (".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64")
+"""Names of files that are read as recordings."""
+_BEGINNINGS = (
+    b"RIFF", b"RIFX", b"RF64", b"riff", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"\xff\xfa", b"FORM", b".snd", b"caff",
+)  # fmt: skip
+"""First bytes of what libsndfile may read: a file that is something else is told apart without it."""
+_WAY_OUT = "Repair it, move it away, or set data.source.on_corrupt: skip"
+_UNKNOWN = (0, 2**32 - 1)
+"""Sizes in a RIFF header that was written before the end was known."""
+
+
+def read_wav(held: bytes | Path, name: str) -> tuple[NDArray[np.float32], int]:
+    """(samples, samples a second) of a recording, its channels averaged.
+
+    Args:
+        held: the file, or its bytes.
+        name: what to call it in messages.
+
+    Returns:
+        float32 in [-1, 1]; of float files as they are, which may go beyond.
+
+    Raises:
+        DataError: no whole recording, or a value that is not a finite number.
+        MissingExtra: a format that needs `soundfile`, which is not installed.
+    """
+    content = held if isinstance(held, bytes) else read_bytes(held)
+    if not content.startswith(_BEGINNINGS):
+        raise DataError(f"{name}: not a recording (it begins with {content[:8]!r}). {_WAY_OUT}")
+    found = _pcm(content, name)
+    samples, rate = found if found is not None else _by_soundfile(content, name)
+    if not len(samples):
+        raise DataError(f"{name}: no sound in it (0 samples). Record it again, move it away, or set data.source.on_corrupt: skip")
+    if not np.isfinite(samples).all():
+        raise DataError(f"{name}: {int((~np.isfinite(samples)).sum()):,} of its samples are not finite numbers. Export it again")
+    return samples, rate
+
+
+def _pcm(content: bytes, name: str) -> tuple[NDArray[np.float32], int] | None:
+    """What the standard library reads; None where it does not know the format."""
+    try:
+        with wave.open(io.BytesIO(content)) as w:
+            width, channels, rate, n = w.getsampwidth(), w.getnchannels(), w.getframerate(), w.getnframes()
+            raw = w.readframes(n)
+    except wave.Error:
+        return None  # another format, or an extensible header, which Python 3.11 does not read
+    except (EOFError, RuntimeError, ValueError) as err:
+        raise DataError(f"{name}: not a whole WAV file ({err or 'it ends early'}). {_WAY_OUT}") from None
+    if len(raw) < n * width * channels:
+        raise DataError(f"{name}: {len(raw):,} bytes of sound, its header says {n * width * channels:,}. {_WAY_OUT}")
+    if width not in (1, 2, 3, 4):
+        return None
+    if width == 3:
+        bytes_N3 = np.frombuffer(raw, np.uint8).reshape(-1, 3).astype(np.int32)
+        values: NDArray[Any] = ((bytes_N3[:, 0] << 8 | bytes_N3[:, 1] << 16 | bytes_N3[:, 2] << 24) >> 8) / np.float32(2**23)
+    elif width == 1:
+        values = (np.frombuffer(raw, np.uint8).astype(np.float32) - 128) / 128
+    else:
+        values = np.frombuffer(raw, {2: "<i2", 4: "<i4"}[width]).astype(np.float32) / np.float32(2 ** (8 * width - 1))
+    return values.reshape(-1, channels).mean(1).astype(np.float32), rate
+
+
+def _by_soundfile(content: bytes, name: str) -> tuple[NDArray[np.float32], int]:
+    try:
+        import soundfile
+    except (ImportError, OSError) as err:  # OSError: the package is there, libsndfile is not
+        raise MissingExtra(f"{name}: reading anything but uncompressed PCM in WAV", "audio") from err
+    said = int.from_bytes(content[4:8], "little") if content.startswith(b"RIFF") else 0
+    if said not in _UNKNOWN and said + 8 > len(content):  # libsndfile takes what is there without a word
+        raise DataError(f"{name}: {len(content):,} bytes, its header says {said + 8:,}. {_WAY_OUT}")
+    try:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            said, rate = file.frames, file.samplerate
+            values_NC = file.read(dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError) as err:
+        raise DataError(f"{name}: not a whole recording ({str(err).partition(': ')[2] or err}). {_WAY_OUT}") from None
+    if len(values_NC) < said and said < 2**62:  # of some streams the length is not known before the end
+        raise DataError(f"{name}: {len(values_NC):,} samples, its header says {said:,}. {_WAY_OUT}")
+    return values_NC.mean(1, dtype=np.float32), rate

@@ -1,0 +1,152 @@
+"""How three kinds of files are cut into rows: JSON lines, CSV, Parquet."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tauon.config import register
+from tauon.data.files import open_bytes, read_bytes
+from tauon.data.sources.separated import column_names, separated
+from tauon.data.sources.tables import ABSENT, Row, TableConfig, no_column
+from tauon.data.spelling import nfc
+from tauon.data.text_files import json_lines, read_text, wrong_encoding
+from tauon.errors import DataError
+
+__all__ = ["CsvConfig", "JsonlConfig", "ParquetConfig"]
+
+
+@register("jsonl")
+class JsonlConfig(TableConfig):
+    """One JSON object a line."""
+
+    encoding: str = "utf-8"
+    """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
+
+    keys_vary: ClassVar[bool] = True
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        yield from wrong_encoding(self.peek("encoding"))
+
+    def columns(self, path: Path) -> list[str]:
+        known: dict[str, None] = {}
+        for _, row in json_lines(path, self.encoding):
+            known |= dict.fromkeys(row)
+        return [*known]
+
+    def rows(self, path: Path, columns: Sequence[str], optional: frozenset[str] = frozenset()) -> Iterator[Row]:
+        needed = [c for c in columns if c not in optional]
+        for where, row in json_lines(path, self.encoding):
+            for column in needed:
+                if column not in row:
+                    raise DataError(f"{where}: {no_column(column, [*row], 'key')}")
+            yield where, [row.get(c, ABSENT) for c in columns]
+
+
+@register("csv")
+class CsvConfig(TableConfig):
+    """Comma-separated values, quoted as spreadsheets do (RFC 4180)."""
+
+    delimiter: str = ","
+    """One character: "\\t" for tabs, ";" for semicolons; or `blanks`: any run of blanks and tabs, without quotes."""
+    header: bool = True
+    """Whether the first line names the columns. If not, `names` does, or they are called c0, c1, ..."""
+    names: tuple[str, ...] = ()
+    """Names of the columns of a file without header line."""
+    encoding: str = "utf-8"
+    """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        yield from wrong_encoding(self.peek("encoding"))
+        if len(self.peek("delimiter")) != 1 and self.peek("delimiter") != "blanks":
+            yield "delimiter", f"{self.peek('delimiter')!r} is not one character, nor blanks"
+        if self.peek("names") and self.peek("header"):
+            yield "names", "the first line names the columns already; say header: false, or drop names"
+
+    def columns(self, path: Path) -> list[str]:
+        return self._named(path, next(self._lines(path), None))
+
+    def rows(self, path: Path, columns: Sequence[str], optional: frozenset[str] = frozenset()) -> Iterator[Row]:
+        lines = self._lines(path)
+        first = next(lines, None)
+        known = self._named(path, first)
+        place = {name: i for i, name in enumerate(known)}
+        at = [place[c] for c in columns]
+        every = at == list(range(len(known)))
+        for number, cells in lines if self.header or first is None else itertools.chain([first], lines):
+            if len(cells) != len(known):
+                raise DataError(
+                    f"{path}, line {number}: {len(cells)} values, expected {len(known)} "
+                    f"({', '.join(known[:6])}{', ...' if len(known) > 6 else ''})"
+                )
+            yield f"{path}, line {number}", cells if every else [cells[i] for i in at]
+
+    def _named(self, path: Path, first: tuple[int, list[str]] | None) -> list[str]:
+        if first is None:
+            raise DataError(f"{path}: the file is empty")
+        names = first[1] if self.header else list(self.names) or [f"c{i}" for i in range(len(first[1]))]
+        return column_names(names, str(path), ", or say header: false" if self.header else "")
+
+    def _lines(self, path: Path) -> Iterator[tuple[int, list[str]]]:
+        return separated(read_text(read_bytes(path), str(path), self.encoding), str(path), self.delimiter)
+
+
+@register("parquet")
+class ParquetConfig(TableConfig):
+    """Apache Parquet files (they pack their columns themselves; a .gz around one is not read)."""
+
+    def columns(self, path: Path) -> list[str]:
+        with _parquet(path) as file:
+            return column_names(file.schema_arrow.names, str(path))
+
+    def rows(self, path: Path, columns: Sequence[str], optional: frozenset[str] = frozenset()) -> Iterator[Row]:
+        number = 0
+        with _parquet(path) as file:
+            spelt = {nfc(name): name for name in file.schema_arrow.names}
+            for batch in file.iter_batches(columns=[spelt[c] for c in dict.fromkeys(columns)]):
+                values = {nfc(name): _plain(batch.column(i)) for i, name in enumerate(batch.schema.names)}
+                for row in zip(*(values[c] for c in columns), strict=True):
+                    yield f"{path}, row {number}", row
+                    number += 1
+
+
+def _plain(column: Any) -> list[Any]:
+    """Values as Python has them. Moments as ISO 8601 text, in UTC where they have a zone: Python's own have no nanoseconds."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_timestamp(column.type):
+        if column.type.tz is not None:
+            column = column.cast(pa.timestamp(column.type.unit, tz="UTC"))
+        column = column.cast(pa.string())
+    found: list[Any] = column.to_pylist()
+    return found
+
+
+class _parquet:
+    """An open Parquet file, with the library's errors as ours."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Any:
+        import pyarrow
+        import pyarrow.parquet as pq
+
+        with open_bytes(self._path):  # missing, unreadable, truncated: the same messages as for other files
+            pass
+        try:
+            self._file = pq.ParquetFile(self._path)
+        except (pyarrow.ArrowInvalid, OSError) as err:
+            raise DataError(f"{self._path}: not a Parquet file ({str(err).splitlines()[0]})") from None
+        return self._file
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._file.close()
+        if kind is not None and kind.__module__.startswith("pyarrow"):
+            raise DataError(f"{self._path}: damaged Parquet file ({str(error).splitlines()[0]})") from None
