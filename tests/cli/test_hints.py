@@ -44,8 +44,11 @@ def tries(out: str) -> list[str]:
     return [line.strip().split("  ")[0] for line in lines if line.startswith("  tauon ")]
 
 
-@pytest.mark.parametrize("verb", ["run", "train", "evaluate", "report"])
-@pytest.mark.parametrize(("make", "root"), [(text, "my runs & more"), (text, "runs"), (folds, "it's"), (private, "x"), (timed, "runs")])
+@pytest.mark.parametrize(
+    ("make", "root", "verb"),
+    [(text, "my runs & more", v) for v in ("train", "evaluate", "report")]
+    + [(text, "runs", "run"), (folds, "it's", "run"), (private, "x", "run"), (timed, "runs", "run")],
+)
 def test_every_hint_can_be_pasted(tauon: Tauon, tmp_path: Path, make: Any, root: str, verb: str) -> None:
     recipe = make(tmp_path / "recipes of mine")
     ended = tauon("run" if verb in ("evaluate", "report") else verb, recipe, "--root", root)

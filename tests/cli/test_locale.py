@@ -33,7 +33,7 @@ def printed(monkeypatch: pytest.MonkeyPatch, encoding: str, *args: str | Path) -
         return ended.value.code, out.getvalue().decode(wide), err.getvalue().decode(wide)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+@pytest.mark.parametrize("encoding", [pytest.param("ascii", marks=pytest.mark.slow), "latin-1"])
 def test_every_verb_prints_in_a_locale_without_utf8(encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 

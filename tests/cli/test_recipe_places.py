@@ -30,7 +30,7 @@ def pipe_of(text: str) -> str:
     return f"/dev/fd/{read}"
 
 
-@pytest.mark.parametrize("command", ["run", "train", "recipe show", "recipe show --source", "recipe check", "train --on slurm:2 --dry-run"])
+@pytest.mark.parametrize("command", ["train", "recipe show", "recipe show --source", "recipe check", "train --on slurm:2 --dry-run"])
 @pytest.mark.parametrize("way", ["pipe", "stdin"])
 def test_a_recipe_may_come_from_a_pipe(tauon: Tauon, tmp_path: Path, command: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = text_recipe(tmp_path, train={"steps": 2}).read_text()

@@ -61,24 +61,27 @@ def seed_of(folder: Path) -> int:
     return load_recipe(folder).seed
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+VERBS = [
+    ("run", "evaluation.json"),
+    ("train", "checkpoints/step-000012"),
+    ("evaluate", "evaluation.json"),
+    ("report", "report.html"),
+    ("tune --lr-range --steps 10", ""),
+    ("run --dry-run", ""),
+    ("recipe show", ""),
+    ("recipe check", ""),
+    ("generate -n 3", ""),
+    ("audit --examples 10", ""),
+    ("export --to out", ""),
+    ("runs compare runs/toy", ""),
+    ("privacy ledger", ""),
+]
+"""Each verb that takes a run, and the record that is removed first, so that it has something to do."""
+
+
 @pytest.mark.parametrize(
-    ("verb", "removed"),
-    [
-        ("run", "evaluation.json"),
-        ("train", "checkpoints/step-000012"),
-        ("evaluate", "evaluation.json"),
-        ("report", "report.html"),
-        ("tune --lr-range --steps 10", ""),
-        ("run --dry-run", ""),
-        ("recipe show", ""),
-        ("recipe check", ""),
-        ("generate -n 3", ""),
-        ("audit --examples 10", ""),
-        ("export --to out", ""),
-        ("runs compare runs/toy", ""),
-        ("privacy ledger", ""),
-    ],
+    ("name", "verb", "removed"),
+    [(FOLDERS[2], *v) for v in VERBS] + [(f, *v) for f in FOLDERS if f != FOLDERS[2] for v in VERBS if v[0] in ("evaluate", "report")],
 )
 def test_every_verb_takes_the_folder_that_it_is_given(tauon: Tauon, place: Path, name: str, verb: str, removed: str) -> None:
     given = Path("runs") / name
@@ -95,7 +98,7 @@ def test_every_verb_takes_the_folder_that_it_is_given(tauon: Tauon, place: Path,
     assert made - {"runs", *FOLDERS, "toy", "renamed", "out"} == page
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", FOLDERS[1:3])
 def test_what_is_done_is_not_done_again_in_another_folder(tauon: Tauon, place: Path, name: str) -> None:
     ended = tauon("run", Path("runs") / name)
     assert ended.code == 0 and ended.out.count("done before") == 4
@@ -103,7 +106,7 @@ def test_what_is_done_is_not_done_again_in_another_folder(tauon: Tauon, place: P
     assert given == find_checkpoint(place / "runs" / "toy.1").hash != find_checkpoint(place / "runs" / "toy").hash
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", FOLDERS[:2])
 def test_another_setting_of_a_given_folder_overwrites_nothing(tauon: Tauon, place: Path, name: str) -> None:
     before = {p: contents(p) for p in Path("runs").iterdir()}
     ended = tauon("run", Path("runs") / name, "train.steps=13")
@@ -114,7 +117,7 @@ def test_another_setting_of_a_given_folder_overwrites_nothing(tauon: Tauon, plac
     assert seed_of(Path("runs/other")) == 0
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", FOLDERS[2:])
 def test_a_given_folder_goes_on_and_starts_over_in_its_place(tauon: Tauon, place: Path, name: str) -> None:
     given = Path("runs") / name
     whole = find_checkpoint(given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,6 +113,17 @@ class TestOnRay:
             _, err = process.communicate(timeout=60)
         assert process.returncode == 130 and "Interrupted: SIGTERM: all 2 workers saved" in err
         assert f"saved at step {(tmp_path / 'step.txt').read_text()}" in (tmp_path / "runs/toy/logs/rank-1.log").read_text()
+
+    def test_two_ctrl_c_say_that_workers_were_at_work_and_how_far(self, tmp_path: Path) -> None:
+        with start(tmp_path, "100000", "0.02", "deaf=1") as process:
+            while not (tmp_path / "step.txt").exists() and process.poll() is None:
+                time.sleep(0.1)
+            (tmp_path / "runs/toy/checkpoints/step-000004").mkdir(parents=True)
+            for _ in range(2):  # a second one while the first is looked at would be one and the same
+                process.send_signal(signal.SIGINT)
+                time.sleep(1)
+            _, err = process.communicate(timeout=60)
+        assert process.returncode == 130 and re.search(r"[12] of 2 were still at work \(the last checkpoint is of step 4\)", err), err
 
     def test_more_than_the_cluster_has_is_refused(self, tmp_path: Path) -> None:
         code, _, err = run(tmp_path, "3", cpus_per_worker=4000)

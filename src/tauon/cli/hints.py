@@ -37,7 +37,7 @@ def next_steps(run: Run, *, trained: bool, whole: bool) -> Iterator[tuple[str, s
             yield f"tauon run {folder} name={free_name(run)} {longer}", "change a setting: here twice the training; optim.lr, model.layers"
     elif trained and not (run.folder / "fold-0").is_dir():
         yield f"tauon evaluate {folder}", "measure it"
-    if not whole and not trained:
+    if not whole and not trained and not run.report_path.exists():
         yield f"tauon report {folder}", "one page with all of it"
     if recipe.task.needs == "tokens" and run.stage("train") is not None:
         prompt = next((p for p in recipe.evaluate.prompts if p.strip() and p.isprintable()), None)

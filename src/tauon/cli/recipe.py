@@ -10,6 +10,16 @@ import click
 
 __all__ = ["recipe_command"]
 
+EXAMPLES = """
+\b
+  tauon recipe new --from images/ --label-from folder      pictures, a subfolder a class
+  tauon recipe new --from patients.csv --label-from died   a table
+  tauon recipe new --from load.csv                         a time series: a date and numbers
+  tauon recipe new --from calls/                           .wav files, a subfolder a class
+  tauon recipe new --from notes.jsonl                      text, or text with a label
+  tauon recipe new --from chats.jsonl --model runs/base    conversations, or preferences
+"""
+
 
 @click.group("recipe", context_settings={"help_option_names": ["-h", "--help"]})
 def recipe_command() -> None:
@@ -26,7 +36,7 @@ def list_command() -> None:
         click.echo(f"{name:<20} {first.removeprefix('#').strip() if first.startswith('#') else ''}")
 
 
-@recipe_command.command("new")
+@recipe_command.command("new", epilog=EXAMPLES)
 @click.option("--from", "path", required=True, type=click.Path(path_type=Path), help="Your data: a folder, or a file.")
 @click.option(
     "--label-from", "label", help="What is to be predicted: `folder`, a column, or for recordings a pattern like {label}_{speaker}."
@@ -36,16 +46,7 @@ def list_command() -> None:
 @click.option("--to", "target", type=click.Path(path_type=Path, dir_okay=False), help="File to write. Default: NAME.yaml")
 @click.option("--force", is_flag=True, help="Overwrite the file if it is there.")
 def new_command(path: Path, label: str | None, model: str | None, name: str | None, target: Path | None, force: bool) -> None:
-    """Look at your files and write a recipe that trains as it stands, its choices explained.
-
-    \b
-    tauon recipe new --from images/ --label-from folder      pictures, a subfolder a class
-    tauon recipe new --from patients.csv --label-from died   a table
-    tauon recipe new --from load.csv                         a time series: a date and numbers
-    tauon recipe new --from calls/                           .wav files, a subfolder a class
-    tauon recipe new --from notes.jsonl                      text, or text with a label
-    tauon recipe new --from chats.jsonl --model runs/base    conversations, or preferences
-    """  # noqa: D301 - click wants the character itself
+    """Look at your files and write a recipe that trains as it stands, its choices explained."""
     from tauon.starter import draft, write_draft
 
     made = draft(path, label=label, name=name, model=model)

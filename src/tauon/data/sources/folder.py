@@ -126,6 +126,7 @@ class FolderConfig(SourceConfig):
         import_pillow()
         size = self.size if isinstance(self.size, tuple) or self.size is None else (self.size, self.size)
         fit, colours = self.fit, None if self.colours == "auto" else self.colours
+        _ = self.on_corrupt  # read, too, where no picture is broken
         report("read pictures", 0, len(files))
         found: list[NDArray[Any] | str] = []
         # Pillow decodes without the interpreter lock. Its warnings are silenced here, once: filters are not the threads' own.
