@@ -176,13 +176,13 @@ def test_words_of_usual_length_make_the_tokenizer_that_they_made_without_cutting
 STOPPED = """
 import sys, time
 from tauon.config import parse
-from tauon.cli.main import _sigterm_like_ctrl_c
+from tauon.cli.interrupt import interruptible
 from tauon.data import TokenizerConfig
 from tauon.data import tokenizer_config
 from tauon.data.progress import listening
 tokenizer_config._LONGEST_WORD = 1 << 30
 text = "".join(chr(0x4E00 + (i * i * 7919 + i) % 900) for i in range(400_000))
-with _sigterm_like_ctrl_c():
+with interruptible():
     try:
         with listening(lambda what, done, total: print(what, flush=True)):
             parse(TokenizerConfig, {"kind": "bpe", "vocab": 30000}).build(lambda: iter([text]))
