@@ -104,6 +104,16 @@ def test_a_table_becomes_a_classifier_of_its_label(tmp_path: Path, tauon: Tauon)
     assert trains(tmp_path / "patients.yaml", tmp_path)["primary"]
 
 
+def test_amounts_of_money_are_numbers_and_what_has_two_readings_is_not_guessed(tmp_path: Path) -> None:
+    rows = [f'{i % 7},"{i % 90 + 10},{i % 9}50"' for i in range(120)]
+    (tmp_path / "m.csv").write_text("a,price\n" + "\n".join(r.replace(',"', ',"$') for r in rows))
+    made = draft(tmp_path / "m.csv", label="price")
+    assert made.sections["task"] == "regression" and made.sections["data"]["source"]["target"] == "value"
+    (tmp_path / "n.csv").write_text("a,price\n" + "\n".join(rows))
+    with pytest.raises(DataError, match="column 'price' cannot be predicted yet: as numbers it has two readings"):
+        draft(tmp_path / "n.csv", label="price")
+
+
 def test_a_number_becomes_a_regression(tmp_path: Path) -> None:
     made = draft(table(tmp_path / "t.csv"), label="age")
     assert made.sections["task"] == "regression"

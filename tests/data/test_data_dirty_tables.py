@@ -215,6 +215,11 @@ def test_a_column_with_two_readings_is_refused_or_decided_by_the_other_columns_o
     assert seen(commas)[:2, 1].tolist() == [1, np.float32(2.1)]
     with pytest.raises(DataError, match=r"column 'y': '1,000' is 1 or 1,000"):
         made(tmp_path, csv("x,y", [f'{i},"{i + 1},{i % 10}00"' for i in range(40)]), target="value")
+    labels = [f'"{i + 1},{i % 10}00"' for i in range(40)]
+    pointed = made(tmp_path, csv("x,y", [f"{i}.5,{y}" for i, y in enumerate(labels)]), target="value")
+    assert pointed.train.batch(np.arange(2)).targets.tolist() == [1000, 2100]
+    money = made(tmp_path, csv("x,y", [f"{i},{y.replace(chr(34), chr(34) + '$', 1)}" for i, y in enumerate(labels)]), target="value")
+    assert money.train.batch(np.arange(2)).targets.tolist() == [1000, 2100]  # an amount of money has no three decimals
     with pytest.raises(RecipeError, match="is the decimal mark, too"):
         made(tmp_path, csv("a,y", rows), numbers={"decimal": ",", "thousands": ","})
 

@@ -15,6 +15,7 @@ from tauon.data.files import read_bytes
 from tauon.data.numbers import CANONICAL, is_number, look_at, number_of, stands_for_missing
 from tauon.data.sources.index_column import is_nameless, numbers_rows
 from tauon.data.sources.separated import column_names, separated
+from tauon.data.table_numbers import decimal_marks
 from tauon.data.text_files import read_text
 from tauon.errors import DataError
 
@@ -92,7 +93,8 @@ def inspect_table(path: Path | str, *, limit: int | None = None, encoding: str =
         raise DataError(f"{path}: no rows below the names of the columns. Check the file")
     columns = list(zip(*body, strict=True))
     missing = ("", *sorted({word for column in columns for word in _missing_in(column)}))
-    looks = tuple(_look(n, c, {*missing}) for n, c in zip(names, columns, strict=True))
+    marks = decimal_marks({n: [v for v in c if v.strip() not in missing] for n, c in zip(names, columns, strict=True)})
+    looks = tuple(_look(n, c, {*missing}, marks) for n, c in zip(names, columns, strict=True))
     return TableLook(str(path), len(body), delimiter, header, missing, looks)
 
 
@@ -131,7 +133,7 @@ def _missing_in(column: Sequence[str]) -> set[str]:
     return {v.strip() for v in words if v.strip() and (odd_ones or v.strip() in _NO_CATEGORY)}
 
 
-def _look(name: str, values: Sequence[str], missing: set[str]) -> ColumnLook:
+def _look(name: str, values: Sequence[str], missing: set[str], marks: set[str]) -> ColumnLook:
     there = [v.strip() for v in values if v.strip() not in missing]
     counts: dict[str, int] = {}
     for v in there:
@@ -141,11 +143,11 @@ def _look(name: str, values: Sequence[str], missing: set[str]) -> ColumnLook:
         kind: LookKind = "identifier" if there else "constant"
         why, written = "it has no name and numbers the rows, as pandas writes its index" if there else "no row has a value", ""
     else:
-        kind, why, written = _kind(name, there, counts, len(values))
+        kind, why, written = _kind(name, there, counts, len(values), marks)
     return ColumnLook(name, kind, len(values) - len(there), len(counts), why, examples, written)
 
 
-def _kind(name: str, there: Sequence[str], counts: dict[str, int], rows: int) -> tuple[LookKind, str, str]:
+def _kind(name: str, there: Sequence[str], counts: dict[str, int], rows: int, marks: set[str]) -> tuple[LookKind, str, str]:
     """(kind, reason, how numbers are written)."""
     n, distinct = len(there), len(counts)
     if distinct == 0:
@@ -155,12 +157,13 @@ def _kind(name: str, there: Sequence[str], counts: dict[str, int], rows: int) ->
     if all(map(is_date, there)):
         return "date", "every value is a date", ""
     look = look_at(there)
-    if look.mostly and not look.others and look.ambiguous:
+    form = look.decided(marks) if look.mostly and not look.others else look.form
+    if form is None:
         return "category", f"as numbers it has two readings: {look.two_ways()}", ""
     if look.mostly and not look.others:
-        numbers = [v for v in (number_of(t, look.form) for t in there) if v is not None]
+        numbers = [v for v in (number_of(t, form) for t in there) if v is not None]
         kind, why = _number_kind(name, numbers, distinct)
-        return kind, why, look.form.words() if look.form != CANONICAL else ""
+        return kind, why, form.words() if form != CANONICAL else ""
     words = sum(len(v.split()) for v in there) / n
     if words >= 5:
         return "text", f"{words:.0f} words a value", ""

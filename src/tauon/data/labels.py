@@ -4,7 +4,7 @@ happen to look otherwise is read as the training file is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
@@ -31,17 +31,31 @@ class LabelKind:
     """How they are written, if they are numbers."""
 
 
-def decide_labels(labels: Sequence[Any], asked: Asked, where: str, rule: NumberForm | None = None) -> LabelKind:
-    """What the labels of all parts are. auto: values if all are numbers and one has a fraction, classes otherwise."""
+def decide_labels(
+    labels: Sequence[Any], asked: Asked, where: str, rule: NumberForm | None = None, marks: Callable[[], Collection[str]] = tuple
+) -> LabelKind:
+    """What the labels of all parts are. auto: values if all are numbers and one has a fraction, classes otherwise.
+
+    Args:
+        labels: as they were found.
+        asked: what they were said to be.
+        where: file and column, for messages.
+        rule: how numbers are written, where that was said.
+        marks: the decimal marks that the other columns show; asked for where the labels have two readings.
+
+    Raises:
+        DataError: numbers in two readings, between which nothing decides.
+    """
     if asked == "class":
         return LabelKind(False)
     numbers, _ = plain_floats(labels) if rule is None else (None, False)
     if numbers is not None:
         return LabelKind(asked == "value" or bool((numbers != np.floor(numbers)).any()))
     look = look_at(labels, rule)
-    form = look.form
-    if look.ambiguous and not look.others:
+    form = look.form if look.rival is None else look.decided(marks())
+    if form is None and not look.others:
         raise DataError(f"{where}: {look.two_ways()}, or, for classes, data.source.target=class")
+    form = form or look.form
     if asked == "value":
         return LabelKind(True, form)
     if look.others:

@@ -244,6 +244,20 @@ class Look:
         """Whether it can be read in two ways, and the canonical one is none of them, or not the likelier one."""
         return self.rival is not None and (self.doubtful or (self.form.decimal, self.form.thousands) != (".", ""))
 
+    def decided(self, marks: Collection[str]) -> NumberForm | None:
+        """The one form that it is; of two, that whose decimal mark is the only one that the other columns of the file show, or, of amounts
+        of money, that in which three digits are no fraction. None: it is ambiguous, and nothing tells.
+        """
+        if self.rival is None:
+            return self.form
+        fits = [f for f in (self.form, self.rival) if f.decimal in marks]
+        if len(fits) == 1 and len({*marks}) == 1:
+            return fits[0]
+        if not self.ambiguous:
+            return self.form
+        grouped = [f for f in (self.form, self.rival) if f.currency and f.thousands]
+        return grouped[0] if not marks and len(grouped) == 1 else None
+
     def two_ways(self) -> str:
         """What an error says of an ambiguous column."""
         assert self.rival is not None

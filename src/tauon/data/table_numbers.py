@@ -16,7 +16,7 @@ from tauon.data.sources.base import Table
 from tauon.data.spelling import in_recipe, spelling
 from tauon.errors import DataError
 
-__all__ = ["NumbersRead", "forms_in_words", "read_columns", "read_numbers"]
+__all__ = ["NumbersRead", "decimal_marks", "forms_in_words", "read_columns", "read_numbers"]
 
 _EXACT = 2.0**53
 """Beyond it, float64 does not have every whole number."""
@@ -81,16 +81,28 @@ def read_columns(
     return {n: (forms.get(n, CANONICAL), plain.get(n)) for n in columns if n in plain or n in forms}
 
 
+def decimal_marks(columns: Mapping[str, Sequence[Any] | NDArray[np.float64]], rule: NumberForm | None = None) -> set[str]:
+    """The decimal marks that columns of numbers show beyond doubt."""
+    marks: set[str] = set()
+    for values in columns.values():
+        if isinstance(values, np.ndarray):
+            continue
+        numbers, dotted = plain_floats(values) if rule is None else (None, False)
+        if numbers is not None:
+            marks |= {"."} if dotted else set()
+        elif (look := look_at([v for v in values if v is not None], rule)).mostly:
+            marks |= look.marks
+    return marks
+
+
 def _decided(where: str, look: Look, marks: Collection[str], warnings: list[str], way_out: str) -> NumberForm:
     """The form of a column: where it has a rival, by the decimal marks that the file's columns show. `DataError` where they do not tell."""
-    if look.rival is None:
-        return look.form
-    fits = [f for f in (look.form, look.rival) if f.decimal in marks]
-    if len(fits) == 1 and len({*marks}) == 1:
-        return fits[0]
-    if look.ambiguous:
+    form = look.decided(marks)
+    if form is None:
         raise DataError(f"{where}: {look.two_ways()}{way_out}")
-    if not marks and look.numbers >= 3:
+    if look.rival is None or form != look.form:
+        return form
+    if not marks and look.numbers >= 3 and not look.ambiguous:
         warnings.append(
             f"{where}: {look.example!r} is read as {look.form.value(look.example):g}. "
             f"If it is {look.rival.value(look.example):,g}, set data.source.{look.rival.setting()}"

@@ -30,7 +30,7 @@ from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, SourceConfig, Table
 from tauon.data.spelling import nfc, spelling
 from tauon.data.split import PARTS, Part, refuse_new_classes, split_rows
-from tauon.data.table_numbers import read_numbers
+from tauon.data.table_numbers import decimal_marks, read_numbers
 from tauon.errors import DataError
 
 __all__ = ["prepare_tables"]
@@ -182,7 +182,7 @@ def _same_targets(tables: dict[Part, Table]) -> tuple[dict[Part, Table], dict[st
         return tables, {}, [], []
     every = [label for t in labelled.values() for label in t.labels]
     where = f"{main.places[0].rpartition(',')[0]}: column {main.label!r}"
-    kind = decide_labels(every, main.target, where, main.numbers)
+    kind = decide_labels(every, main.target, where, main.numbers, lambda: decimal_marks(main.columns, main.numbers))
     made = dict(tables)
     for part, table in labelled.items():
         targets, names = read_labels(table.labels, kind, f"{table.places[0].rpartition(',')[0]}: column {table.label!r}")

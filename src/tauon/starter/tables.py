@@ -14,6 +14,7 @@ from tauon.starter.text import text_classes
 
 __all__ = ["LABELS", "is_table", "table"]
 
+_TWO_READINGS = "two readings"
 TABLES = (".csv", ".tsv", ".data")
 LABELS = ("label", "target", "class", "y", "outcome", "diagnosis", "category", "result", "churn", "default", "sentiment")
 """Names of columns that are likely to be what is to be predicted."""
@@ -72,6 +73,8 @@ def _rows(place: Path, look: TableLook, target: ColumnLook, name: str) -> Draft:
         )
     if target.kind in ("identifier", "constant", "text", "date"):
         raise DataError(f"{place}: column {target.name!r} cannot be predicted: it is {target.kind} ({target.why})")
+    if _TWO_READINGS in target.why:
+        raise DataError(f"{place}: column {target.name!r} cannot be predicted yet: {target.why}. Write its numbers in one way")
     source = _of_file(look, place, "csv") | {"label": target.name, "target": "class" if classes else "value"}
     if dropped:
         source["drop"] = [c.name for c in dropped]
@@ -79,7 +82,7 @@ def _rows(place: Path, look: TableLook, target: ColumnLook, name: str) -> Draft:
         source["missing"] = list(look.missing)
     data: dict[str, Any] = {"source": source}
     why = [f"{c.name or 'The column without a name'} is left out: {c.why}." for c in dropped[:8]]
-    why += [f"{c.name}: {c.why}." for c in look.columns if c.kind == "category" and "two readings" in c.why]
+    why += [f"{c.name}: {c.why}." for c in look.columns if c.kind == "category" and _TWO_READINGS in c.why]
     why += [f"Numbers in {c.name} are written with {c.numbers}." for c in look.columns if c.numbers][:8]
     table: dict[str, Any] = {}
     inputs = [c for c in look.columns if c is not target and c not in dropped]

@@ -20,7 +20,7 @@ from tauon.data.numbers import NumbersConfig, as_numbers, shorten
 from tauon.data.sources.base import Arrays, Document, Kind, LabelledTexts, SourceConfig, Table
 from tauon.data.sources.index_column import is_nameless, left_out_as_index, numbers_rows
 from tauon.data.spelling import in_recipe, is_missing, nfc
-from tauon.data.table_numbers import read_numbers
+from tauon.data.table_numbers import decimal_marks, read_numbers
 from tauon.errors import DataError
 
 __all__ = ["ABSENT", "Row", "TableConfig", "no_column"]
@@ -178,7 +178,7 @@ class TableConfig(SourceConfig):
             raise DataError(f"{self.files()[0][0]}: no column is left to predict from. There are: {', '.join((*features, label))}")
         where = f"{self.files()[0][0]}: column {label!r}"
         form = None if rule is None else rule.form()
-        targets, names = read_labels(labels, decide_labels(labels, asked, where, form), where)
+        targets, names = read_labels(labels, decide_labels(labels, asked, where, form, lambda: decimal_marks(columns, form)), where)
         lacking = [f"{name!r} ({n:,} of {len(labels):,} rows)" for name, n in absent.items()]
         notes = [f"keys that some rows do not have count as missing values: {', '.join(lacking[:10])}"] if lacking else []
         return Table(
