@@ -167,7 +167,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("longer", "deeper", "first.1", "base"):
         shutil.copytree(runs / "quickstart", runs / name)
     for name in ("mine.yaml", "big.yaml"):
-        tree = yaml.safe_load(load_yaml("quickstart", quick))
+        tree = yaml.safe_load(load_yaml("quickstart", [] if name == "big.yaml" else quick))  # big.yaml is checked: at its own size
         (folder / name).write_text(yaml.safe_dump(merged(tree, {"name": name.removesuffix(".yaml") + "-recipe"}), sort_keys=False))
     answers = {
         "name": "answers", "data": {"source": {"kind": "chat", "path": str(folder / "chats.jsonl")}, "seq_len": 64}, "task": "instruction-tuning",
@@ -242,6 +242,8 @@ def arguments(command: str) -> list[str]:
             extra += shlex.split(more)
     recipe = recipe_in(command)
     takes = {p.name for p in verb.params}
+    if said[0] == "check":
+        return [*said, *extra]  # at its own size: what rounding explains is measured, and too little of it in a model of 16 columns
     if recipe is not None and "assignments" in takes and said[:2] not in (["recipe", "show"], ["recipe", "check"]):
         given = {w.partition("=")[0] for w in said if "=" in w}
         extra += [a for a in small(recipe) if a.partition("=")[0] not in given or a.startswith("train.time")]
@@ -357,7 +359,8 @@ def test_two_processes_compute_on_every_shipped_recipe_what_one_does(
     monkeypatch.setenv("TAUON_DATA", str(mirror))
     monkeypatch.chdir(bases)
     more = ["data.source.path=GTSRB/Final_Training/Images"] if name == "traffic-signs" else []
-    ended = tauon("check", name, "--on", "local:2", *more, *small(name))
+    toy = [] if name == "quickstart" else small(name)
+    ended = tauon("check", name, "--on", "local:2", *more, *toy)
     assert ended.code == 0 and "computes what one process computes" in ended.out, ended
     if name == "prefer-dpo":
         ended = tauon("check", name, "--on", "local:2", "parallel.tensor=2", *small(name))
