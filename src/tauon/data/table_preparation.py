@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.config import dump
+from tauon.data.array_preparation import target_scale_of
 from tauon.data.arrays import ArrayDataset, Normalizer, check_arrays, count_repeats
 from tauon.data.bounds import limits_of
 from tauon.data.choice import choice_facts, choose, in_order
@@ -25,7 +26,7 @@ from tauon.data.files import canonical
 from tauon.data.label_leaks import suspects
 from tauon.data.labels import decide_labels, label_facts, read_labels
 from tauon.data.numbers import NumberForm, as_numbers, stands_for_missing
-from tauon.data.preparation import DataSplits, count_as_read, target_scale_of
+from tauon.data.preparation import DataSplits, count_as_read
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, SourceConfig, Table
 from tauon.data.spelling import nfc, spelling

@@ -21,6 +21,7 @@ from tauon.train.precision import (
     gather_dtype,
 )
 from tauon.train.ramp import Ramps
+from tauon.train.rounding import sensitivity, square_of_most
 from tauon.train.served_job import Served, served
 from tauon.train.share import RecipeWork, Work
 from tauon.train.step import PLATEAU, BatchSource, TrainJob, mesh_exchange, optimizer_update, plain_gradients, step_seed, train_step
@@ -71,7 +72,9 @@ __all__ = [
     "refuse_leaks",
     "refuse_wrong_mask",
     "restore",
+    "sensitivity",
     "served",
+    "square_of_most",
     "step_seed",
     "train",
     "train_step",
