@@ -166,3 +166,25 @@ def test_the_recipe_that_is_written_for_prices_learns_them(tmp_path: Path) -> No
         load_recipe(path, ["train.epochs=60", "stages=[prepare, train, evaluate]", "evaluate.resamples=200"]), root=tmp_path / "runs"
     )
     assert metrics(done.folder)["r2"] > 0.95
+
+
+def test_a_private_run_scales_its_target_by_what_was_stated_and_says_so(tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting")
+    data = {
+        "source": {"kind": "csv", "path": str(write_csv(tmp_path)), "label": "price", "target": "value"}, "split": {"validation": 0.1, "test": 0.25},
+        "normalize": "bounds", "bounds": {"area": [0, 250], "rooms": [1, 7], "age": [0, 60], "price": [0, 500_000]},
+    }  # fmt: skip
+    privacy = {"noise_multiplier": 0.5, "delta": 1e-4}
+    private = recipe(tmp_path, data=data, privacy=privacy, optim={"kind": "sgd", "lr": 0.5}, train={"steps": 200, "batch": 64})
+    done = run(private, root=tmp_path / "runs")
+    assert metrics(done.folder)["r2"] > 0.5  # without a scale: -20
+    assert any("How numbers are scaled is public" in line for line in read_json(done.folder / "privacy.json")["guarantee"]["not_covered"])
+    fitted = recipe(
+        tmp_path,
+        data=data | {"normalize_targets": "standard"},
+        privacy=privacy,
+        optim={"kind": "sgd", "lr": 0.5},
+        train={"steps": 2, "batch": 64},
+    )
+    other = run(fitted.model_copy(update={"name": "fitted"}), root=tmp_path / "runs")
+    assert any(line.startswith("Statistics, ") for line in read_json(other.folder / "privacy.json")["guarantee"]["not_covered"])
