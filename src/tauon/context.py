@@ -16,6 +16,7 @@ from tauon.answers import attach_reference
 from tauon.artifacts import (
     Checkpoint,
     Run,
+    code_fingerprint,
     latest_checkpoint,
     load_checkpoint,
 )
@@ -185,11 +186,10 @@ class Context:
         started = manifest.get("training")
         if started is None or started.get("data") == self.splits.fingerprint:
             return
-        if "files" in started and started["files"] == DataStamp.of(self.recipe.data).content:
-            said = "the data's files are those that this run began with, but this version of Tauon makes other examples of them"
-            raise RunError(f"{self.run.folder}: {said} (see CHANGELOG). Go on with the version that trained it, or: {_WAYS_OUT}")
-        said = "" if "files" in started else ", or this version of Tauon reads it in another way"
-        raise RunError(f"{self.run.folder}: the data changed since this run began{said}. {_WAYS_OUT}")
+        said = "the data changed since this run began"
+        if started.get("code") != code_fingerprint():
+            said += ", or this version of Tauon, which did not begin it, makes other examples of the same files (see CHANGELOG)"
+        raise RunError(f"{self.run.folder}: {said}. {_WAYS_OUT}")
 
     def refuse_changed_start(self) -> None:
         """Going on from another model than the run began with would tell nothing: `RunError`."""
@@ -238,8 +238,7 @@ class Context:
         sections = {s: dump(self.recipe)[s] for s in SECTIONS["train"] if s not in FREE}
         fingerprint = self.recipe_fingerprint("train")
         base = {} if self.start is None else {"base": self.start.fingerprint}
-        files = (self.run.manifest().get("data") or {}).get("files")
-        base |= {} if files is None else {"files": files["content"]}
+        base |= {"code": code_fingerprint()}
         self.run.update_manifest(
             training={"fingerprint": fingerprint, "sections": sections, "data": self.splits.fingerprint, "plan": plan.record()} | base
         )
