@@ -78,7 +78,7 @@ def prepare_arrays(config: DataConfig, sources: dict[Part, SourceConfig], seed: 
         "parts": {p: d.facts for p, d in parts.items()}, "normalize": scaling, "augment": steps, "content": made_of,
         **({} if config.scattering is None else {"scattering": dump(config.scattering)}),
         **choice_facts(config, main.label_names, choice), **pixel_range,
-        **told(left_out, target_notes, [*warnings, *warnings_of(main, train_features, rows["train"])]),
+        **told(left_out, [*target_notes, *_depth_notes(pixel_range)], [*warnings, *warnings_of(main, train_features, rows["train"])]),
         "features": feature_facts(train_features, main.feature_names), **target_facts,
         "input_shape": list(main.features.shape[1:]), "labels": list(main.label_names),
     }  # fmt: skip
@@ -115,6 +115,10 @@ def _as_pixels(tables: dict[Part, Arrays], training: np.ndarray) -> tuple[dict[P
     found = PixelRange.measure(main.features[training], main.pixel_range) if isinstance(main.pixel_range, str) else main.pixel_range
     scaled = {part: replace(t, features=found(t.features), pixel_range=None, pixels=True) for part, t in tables.items()}
     return scaled, {"pixel_range": found.to_json()}
+
+
+def _depth_notes(pixel_range: dict[str, Any]) -> list[str]:
+    return [f"pictures: black is {r['low']:g} and white {r['high']:g} ({r['why']})" for r in pixel_range.values()]
 
 
 def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:
