@@ -55,7 +55,7 @@ def ray() -> Iterator[Any]:
 
 
 def config(**settings: Any) -> ParameterServer:
-    return parse(ParameterServer, {"threads": 1, "timeout": 100} | settings)
+    return parse(ParameterServer, {"threads": 1, "timeout": 800} | settings)
 
 
 def train_served(work: ToyWork, parallel: ParameterServer, each: Any = None, tell: Any = print) -> tuple[TrainJob, list[dict[str, Any]]]:
@@ -145,7 +145,7 @@ def test_the_command_line_trains_with_a_ray_of_its_own_and_leaves_nothing_behind
     }
     command = [sys.executable, "-c", "from tauon.cli import main; main()", "train", str(path), "--root", str(tmp_path / "runs"), "--json"]
     done = subprocess.run(
-        [*command, "parallel={kind: parameter-server, mode: async, push: bf16}"], env=env, capture_output=True, text=True, timeout=200
+        [*command, "parallel={kind: parameter-server, mode: async, push: bf16}"], env=env, capture_output=True, text=True, timeout=1000
     )
     assert done.returncode == 0, done.stderr
     import json
