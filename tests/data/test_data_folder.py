@@ -53,8 +53,8 @@ def test_hidden_and_other_files_are_no_pictures_and_are_counted(tmp_path: Path) 
     table = source(root).arrays()
     assert len(table) == 9 and table.label_names == ("class1", "class2", "class10")
     assert table.left_out == (
-        "4 files that systems leave behind: __MACOSX/class1/._1.png, class1/.DS_Store, class1/._1.png, class1/Thumbs.db",
-        "3 not pictures by their names: README.md, class1/notes.txt, class1/scan.dcm",
+        "files that systems leave behind (4): __MACOSX/class1/._1.png, class1/.DS_Store, class1/._1.png, class1/Thumbs.db",
+        "not pictures by their names (3): README.md, class1/notes.txt, class1/scan.dcm",
     )
     made = prepare(parse(DataConfig, {"source": {"kind": "folder", "path": str(root)}, "split": {"validation": 0}}), seed=0, needs="arrays")
     assert made.facts["left_out"]["train"] == [*table.left_out]

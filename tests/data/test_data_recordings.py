@@ -103,8 +103,8 @@ def test_what_systems_leave_behind_is_skipped_and_counted(tmp_path: Path, packed
     made = prepared(place)
     assert made.train.facts["classes"] == {"high": 3, "low": 3, "middle": 3}
     assert made.facts["left_out"]["train"] == [
-        "3 files that systems leave behind: __MACOSX/low/._0.wav, low/._0.wav, low/Thumbs.db",
-        "1 not recordings by their names: low/notes.txt",
+        "files that systems leave behind (3): __MACOSX/low/._0.wav, low/._0.wav, low/Thumbs.db",
+        "not recordings by their names (1): low/notes.txt",
     ]
 
 
@@ -117,8 +117,8 @@ def test_damaged_recordings_that_are_left_out_are_counted_by_class(tmp_path: Pat
     made = prepared(tmp_path, on_corrupt="skip")
     assert made.train.facts["classes"] == {"high": 2, "low": 3, "middle": 4}
     assert made.facts["left_out"]["train"] == [
-        "2 no whole recordings, class high: high/0.wav, high/1.wav",
-        "1 no whole recordings, class low: low/3.wav",
+        "no whole recordings, class high (2): high/0.wav, high/1.wav",
+        "no whole recordings, class low (1): low/3.wav",
     ]
 
 
@@ -209,4 +209,4 @@ def test_names_with_accents_match_whatever_system_wrote_them(tmp_path: Path) -> 
     (tmp_path / "said.csv").write_text("file,text\ncaf\u00e9.wav,one\nb.wav,two\n", encoding="utf-8")
     made = prepared(tmp_path / "in", transcripts=str(tmp_path / "said.csv"))
     assert len(made.train) == 2
-    assert made.facts["left_out"]["train"] == ["1 without a transcript: c.wav"]
+    assert made.facts["left_out"]["train"] == ["without a transcript (1): c.wav"]

@@ -19,7 +19,7 @@ class LeftOut:
     """Names of what was not taken, by reason.
 
     >>> LeftOut().add("not pictures by their names", ["a/notes.txt"]).lines()
-    ('1 not pictures by their names: a/notes.txt',)
+    ('not pictures by their names (1): a/notes.txt',)
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class LeftOut:
     def lines(self) -> tuple[str, ...]:
         """A line for each reason: how many, and the first of them."""
         return tuple(
-            f"{len(names):,} {reason}: {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
+            f"{reason} ({len(names):,}): {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
             for reason, names in self.names.items()
         )
 
