@@ -18,6 +18,7 @@ from tauon.data.config import DataConfig
 from tauon.data.facts import content_of, feature_facts, told, warnings_of
 from tauon.data.files import canonical
 from tauon.data.image_features import with_features
+from tauon.data.labels import renumbered
 from tauon.data.pixel_range import PixelRange
 from tauon.data.preparation import DataSplits, count_as_read
 from tauon.data.progress import report
@@ -138,12 +139,8 @@ def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:
         )
     if not main.classes or table.label_names == main.label_names:
         return table
-    number = {name: i for i, name in enumerate(main.label_names)}
-    new = [name for name in table.label_names if name not in number]
-    if new:
-        raise DataError(f"the {part} source has the label {new[0]!r}, which training never sees. It has {', '.join(main.label_names)}")
-    renumbered = np.array([number[name] for name in table.label_names], np.int64)[table.targets]
-    return replace(table, targets=renumbered, label_names=main.label_names)
+    targets = renumbered(table.targets, table.label_names, main.label_names, part)
+    return replace(table, targets=targets, label_names=main.label_names)
 
 
 def _normalize(config: DataConfig, table: Arrays) -> tuple[NormalizeKind, str]:

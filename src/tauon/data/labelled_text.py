@@ -19,7 +19,7 @@ from tauon.data.augment import Draws
 from tauon.data.config import DataConfig
 from tauon.data.facts import told
 from tauon.data.files import canonical
-from tauon.data.labels import label_facts
+from tauon.data.labels import label_facts, renumbered
 from tauon.data.masking import mask_token
 from tauon.data.own_tokenizer import digest_of, tokenizer_for
 from tauon.data.preparation import DataSplits, count_as_read
@@ -61,7 +61,7 @@ def prepare_labelled_text(config: DataConfig, sources: dict[Part, SourceConfig],
         if part in rows:
             chosen[part] = ([main.texts[i] for i in rows[part]], main.targets[rows[part]])
         elif part in held:
-            chosen[part] = (held[part].texts, _renumbered(held[part], main, part))
+            chosen[part] = (held[part].texts, renumbered(held[part].targets, held[part].label_names, main.label_names, part))
 
     tokenizer, made = tokenizer_for(config, chosen["train"][0])
     mask, vocab = mask_token(tokenizer)
@@ -108,16 +108,6 @@ def _refuse_empty(found: LabelledTexts, part: str) -> None:
     empty = next((place for text, place in zip(found.texts, found.places, strict=True) if not text.strip()), None)
     if empty is not None:
         raise DataError(f"{empty}: the text is empty, so nothing tells its class. Fill it in or drop the row")
-
-
-def _renumbered(texts: LabelledTexts, main: LabelledTexts, part: str) -> NDArray[np.int64]:
-    """Class numbers as the training source has them."""
-    number = {name: i for i, name in enumerate(main.label_names)}
-    new = [name for name in texts.label_names if name not in number]
-    if new:
-        raise DataError(f"the {part} source has the label {new[0]!r}, which training never sees. It has {', '.join(main.label_names)}")
-    found: NDArray[np.int64] = np.array([number[name] for name in texts.label_names], np.int64)[texts.targets]
-    return found
 
 
 class LabelledTextDataset:

@@ -16,7 +16,7 @@ from tauon.data.numbers import CANONICAL, NumberForm, all_floats, look_at, numbe
 from tauon.data.spelling import RULE, odd_classes, spelling, whole_number
 from tauon.errors import DataError
 
-__all__ = ["LabelKind", "class_numbers", "decide_labels", "label_facts", "read_labels"]
+__all__ = ["LabelKind", "class_numbers", "decide_labels", "label_facts", "read_labels", "renumbered"]
 
 Asked = Literal["auto", "class", "value"]
 
@@ -105,3 +105,17 @@ def label_facts(labels: Sequence[Any], names: Sequence[str], column: str) -> tup
         merged.setdefault(spelling(text), []).append(text)
     several = {name: texts[:10] for name, texts in merged.items() if len(texts) > 1}
     return {"rule": RULE} | ({"one_class": several} if several else {}), odd_classes(names, column)
+
+
+def renumbered(targets: NDArray[np.int64], names: Sequence[str], training: Sequence[str], part: str) -> NDArray[np.int64]:
+    """Classes of another part with the numbers that training gives them. `DataError`: a class that training never sees.
+
+    >>> renumbered(np.array([0, 1]), ("b", "a"), ("a", "b"), "test").tolist()
+    [1, 0]
+    """
+    number = {name: i for i, name in enumerate(training)}
+    new = [name for name in names if name not in number]
+    if new:
+        raise DataError(f"the {part} source has the label {new[0]!r}, which training never sees. It has {', '.join(training)}")
+    found: NDArray[np.int64] = np.array([number[name] for name in names], np.int64)[targets]
+    return found

@@ -20,6 +20,7 @@ from tauon.data.augment import Draws
 from tauon.data.config import DataConfig
 from tauon.data.facts import told
 from tauon.data.files import canonical
+from tauon.data.labels import renumbered
 from tauon.data.preparation import DataSplits, count_as_read
 from tauon.data.progress import report
 from tauon.data.sources.base import Signals, SourceConfig
@@ -133,12 +134,7 @@ def _classes(signals: Signals, main: Signals, part: str) -> NDArray[np.int64]:
     """Class numbers as the training source has them."""
     if signals.targets is None:
         raise DataError(f"the {part} source has transcripts, the training source classes; both must have the same")
-    number = {name: i for i, name in enumerate(main.label_names)}
-    new = [name for name in signals.label_names if name not in number]
-    if new:
-        raise DataError(f"the {part} source has the label {new[0]!r}, which training never sees. It has {', '.join(main.label_names)}")
-    renumbered: NDArray[np.int64] = np.array([number[name] for name in signals.label_names], np.int64)[signals.targets]
-    return renumbered
+    return renumbered(signals.targets, signals.label_names, main.label_names, part)
 
 
 def _said(signals: Signals, i: int) -> str:

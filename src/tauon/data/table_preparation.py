@@ -24,7 +24,7 @@ from tauon.data.config import DataConfig
 from tauon.data.facts import content_of, feature_facts, told
 from tauon.data.files import canonical
 from tauon.data.label_leaks import suspects
-from tauon.data.labels import decide_labels, label_facts, read_labels
+from tauon.data.labels import decide_labels, label_facts, read_labels, renumbered
 from tauon.data.numbers import NumberForm, as_numbers, stands_for_missing
 from tauon.data.preparation import DataSplits, count_as_read
 from tauon.data.progress import report
@@ -239,12 +239,8 @@ def _aligned(table: Table, main: Table, part: Part) -> Table:
         )
     if not main.classes or table.label_names == main.label_names:
         return table
-    number = {name: i for i, name in enumerate(main.label_names)}
-    new = [name for name in table.label_names if name not in number]
-    if new:
-        raise DataError(f"the {part} source has the label {new[0]!r}, which training never sees. It has {', '.join(main.label_names)}")
-    renumbered = np.array([number[name] for name in table.label_names], np.int64)[table.targets]
-    return replace(table, targets=renumbered, label_names=main.label_names)
+    targets = renumbered(table.targets, table.label_names, main.label_names, part)
+    return replace(table, targets=targets, label_names=main.label_names)
 
 
 def _places(table: Table, rows: NDArray[np.int64]) -> Callable[[int, str], str]:
