@@ -28,21 +28,26 @@ from tauon.distributed import (
 )
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, Start, fit
+from tauon.optim import Plateau
 from tauon.privacy import (
     PrivateRun,
     apply_statistics,
     check_independent,
     discard_key,
     discard_statistics,
+    read_internal,
     reserve,
     run_key,
     seeded_key,
     settle,
+    split,
     steps_done,
+    write_internal,
 )
 from tauon.tasks import Task
 from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
+    PLATEAU,
     Derived,
     Hook,
     Moved,
@@ -91,6 +96,8 @@ def train_stage(ctx: Context) -> dict[str, Any]:
         if checkpoint is not None:
             found = checkpoint
             ctx.world.agree(lambda: restore(job, found))
+            if private is not None:
+                ctx.world.agree(lambda: remember(ctx, job))
             events.log("resume", step=job.step)
             ctx.tell("resume", step=job.step, total_steps=job.total_steps)
         if private is not None:
@@ -98,7 +105,7 @@ def train_stage(ctx: Context) -> dict[str, Any]:
         try:
             if private is not None:
                 draw_statistics(ctx, private)
-            run_job(ctx, job, servers, plan, events, model, parent=checkpoint, recorded=bool(started))
+            run_job(ctx, job, servers, plan, events, model, parent=checkpoint, recorded=bool(started), private=private is not None)
         finally:
             loader.close()
             if private is not None and ctx.world.leads:
@@ -158,6 +165,20 @@ def write_account(ctx: Context, private: PrivateRun, job: TrainJob) -> None:
         ctx.run.update_manifest(privacy=(ctx.run.manifest().get("privacy") or {}) | promise)
 
 
+def publish(ctx: Context, step: int, state: dict[str, Any]) -> dict[str, Any]:
+    """What the checkpoint of a private run may hold of its state; the rest is kept in the run's folder, for a resume."""
+    public, internal = split(state)
+    if ctx.world.leads:
+        write_internal(ctx.run.folder, step, internal, checkpoints=ctx.run.checkpoints)
+    return public
+
+
+def remember(ctx: Context, job: TrainJob) -> None:
+    """Put back what the checkpoint of a private run does not hold."""
+    needed = ctx.recipe.train.early_stopping is not None or isinstance(job.schedule, Plateau)
+    job.notes = read_internal(ctx.run.folder, job.step, needed=needed and PLATEAU not in job.notes and "best" not in job.notes) | job.notes
+
+
 def decide(ctx: Context, started: dict[str, Any], private: PrivateRun | None = None) -> tuple[ModelConfig, Loader, Plan, Mesh]:
     """Every choice that the recipe leaves open, told with its reason. `started`: what an earlier part of this run recorded."""
     recipe, spec = ctx.recipe, ctx.splits.spec
@@ -214,7 +235,7 @@ def assemble(ctx: Context, model: ModelConfig, loader: Loader, plan: Plan, mesh:
 
 def run_job(
     ctx: Context, job: TrainJob, servers: Served | None, plan: Plan, events: EventLog, model: ModelConfig, *, parent: Checkpoint | None,
-    recorded: bool,
+    recorded: bool, private: bool = False,
 ) -> None:  # fmt: skip
     """The loop with its hooks, until the end or a signal; what goes wrong is in the event log before it is raised."""
     recipe, run, world = ctx.recipe, ctx.run, ctx.world
@@ -245,7 +266,10 @@ def run_job(
         StopSignal(world, every=every).listening() as stop,
         servers or nullcontext(),
     ):
-        watch = TrainingRecord(recipe.train, ctx.splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example)
+        watch = TrainingRecord(
+            recipe.train, ctx.splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example,
+            publish=partial(publish, ctx) if private else None,
+        )  # fmt: skip
         watch.begin(job)
         try:
             if job.step == 0 and servers is None and not isinstance(recipe.parallel, LowCommunication):

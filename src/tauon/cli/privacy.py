@@ -220,7 +220,7 @@ def settle_command(run: Path) -> None:
 def cost_command(run: str, root: Path, quiet: bool, as_json: bool) -> None:
     """Train the recipe of RUN without its privacy section in RUN/without-privacy, evaluate both, and tell what privacy cost.
 
-    Writes the figures into privacy.json and the report. The twin is not private: it must not leave the house. Stopped, it goes on.
+    Writes the figures into privacy_cost.json and the report. The twin is not private: it must not leave the house. Stopped, it goes on.
     """
     from rich.table import Table
 

@@ -5,6 +5,7 @@ from tauon.privacy.clipped import ClippedSum, ClippingConfig, check_independent,
 from tauon.privacy.config import PrivacyConfig
 from tauon.privacy.keys import discard_key, run_key, seeded_key
 from tauon.privacy.private import PrivateGradients, make_private
+from tauon.privacy.published import read_internal, split, write_internal
 from tauon.privacy.run import PrivateRun, refuse_combinations
 from tauon.privacy.sampling import PrivateLoader
 from tauon.privacy.statistics import (
@@ -34,6 +35,7 @@ __all__ = [
     "discard_statistics",
     "fits_nothing",
     "make_private",
+    "read_internal",
     "read_statistics",
     "refuse_combinations",
     "refuse_statistics",
@@ -42,5 +44,7 @@ __all__ = [
     "run_key",
     "seeded_key",
     "settle",
+    "split",
     "steps_done",
+    "write_internal",
 ]

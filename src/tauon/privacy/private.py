@@ -64,6 +64,7 @@ def make_private(
         gradients.canaries = canaries
         job.extra["canaries"] = canaries
     job.make = gradients
+    job.health.by_loss = False
     if gradients.state:
         job.extra["clipping"] = gradients
     job.after.append(partial(gradients.look_at, validation))

@@ -113,9 +113,9 @@ class PrivateLoader(Loader):
         share = max(1, -(-self.size(step) // self.world))
         return np.arange(self.rank * share, (self.rank + 1) * share, dtype=np.int64)
 
-    def present(self, step: int) -> int:
-        """Examples that step `step` really has, all ranks together: of units, their rows."""
-        return self.size(step) if self.units is None else int((self._rows_of_units(step) >= 0).sum())
+    def expected(self, step: int) -> int:
+        """Units that step `step` is expected to have: what is counted and told, for how many it really has is a secret."""
+        return super().size(step)
 
     def _rows_of_units(self, step: int) -> np.ndarray:
         """(U, rows) examples of the units of a step, of all ranks, -1 where a unit has no more; the same draws in every layout."""
