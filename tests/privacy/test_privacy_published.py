@@ -32,7 +32,7 @@ def csv_recipe(folder: Path, *, flip: int | None = None, **sections: Any) -> Pat
         x[flip], label[flip] = -x[flip] * 3, 1 - label[flip]
     gap = np.arange(240) % 40 == 3
     rows = [
-        f"{'' if g else f'{a:.4f}'},{b:.4f},{'red green blue'.split()[w]},{y}" for (a, b), g, w, y in zip(x, gap, word, label, strict=True)
+        f"{'' if g else f'{a:.4f}'},{b:.4f},{['red', 'green', 'blue'][w]},{y}" for (a, b), g, w, y in zip(x, gap, word, label, strict=True)
     ]
     (folder / "people.csv").write_text("a,b,colour,y\n" + "\n".join(rows) + "\n")
     data = {
