@@ -130,14 +130,14 @@ def _find(archive: Any, part: str | None) -> tuple[str, str] | None:
 
 
 def _open(content: bytes, path: Path | str) -> Any:
+    if content.startswith(b"\x93NUMPY"):  # not opened: numpy would take the memory that its header asks for
+        raise DataError(f"{path}: a single array (.npy), expected a .npz archive with features and targets")
     try:
         archive: Any = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as err:
         raise DataError(f"{path}: not a .npz file, or a damaged one ({err})") from None
-    if isinstance(archive, np.lib.npyio.NpzFile):
-        refuse_bomb(path, sum(i.file_size for i in archive.zip.infolist()), len(content))
-    if not hasattr(archive, "files"):
-        raise DataError(f"{path}: a single array (.npy), expected a .npz archive with features and targets")
+    members: list[zipfile.ZipInfo] = archive.zip.infolist()
+    refuse_bomb(path, sum(m.file_size for m in members), len(content))
     return archive
 
 
