@@ -41,6 +41,7 @@ from tauon.privacy.audit import (
     extract,
     judge,
     lira,
+    noise_level,
     pairs_as_coins,
     points_curve,
     score_attack,
@@ -281,6 +282,9 @@ def audit_canaries(
     if canaries.kind == "gradient":
         state = checkpoint.tensors("canaries")
         scores = {name: state[key].numpy() for name, key in (("sum", "total"), ("change", "change"))}
+        if promise is not None and "squares" in state:
+            seen = noise_level(state["squares"].numpy(), int(state["looked"][0]), included, confidence=1 - (1 - confidence) / 5)
+            found["noise"] = None if seen is None else seen.to_json()
     else:
         train: Any = ctx.splits.train
         base = train.base if isinstance(train, WithCanaries) else train
@@ -366,13 +370,19 @@ def conclude(record: Mapping[str, Any], attacks: list[Attack]) -> dict[str, Any]
     proven = (
         f"epsilon is at least {bound:.2f} at {level:.0%} confidence" if bound is not None else "nothing is proven of epsilon without coins"
     )
-    if broken:
+    noise = (record.get("canaries") or {}).get("noise") or {"contradicts": False}
+    if noise["contradicts"]:
+        said = (
+            f"The audit refutes the guarantee: the noise in the updates is at most {noise['at_most']:.2f} of what was stated (epsilon "
+            f"{promise['epsilon']:.3g} was claimed, and {proven})"
+        )
+    elif broken:
         said = f"The audit refutes the guarantee: epsilon {promise['epsilon']:.3g} was claimed, and {proven} (by {' and by '.join(broken)})"
     elif promise is not None:
         said = f"The audit does not contradict epsilon {promise['epsilon']:.3g}: {proven}"
     else:
         said = f"Nothing was promised; {proven}"
-    return {"contradicts": bool(broken), "epsilon": bound, "summary": f"{said}; {seen}."}
+    return {"contradicts": bool(broken) or noise["contradicts"], "epsilon": bound, "summary": f"{said}; {seen}."}
 
 
 def refuse_broken(folder: Path, record: Mapping[str, Any]) -> None:

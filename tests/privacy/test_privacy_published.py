@@ -81,7 +81,7 @@ def check_every_byte(folder: Path) -> None:
             spans = sorted(t["data_offsets"] for t in header.values())
             ends = [0, *(end for _, end in spans)]
             assert [start for start, _ in spans] == ends[:-1] and 8 + length + ends[-1] == len(raw)
-            own = {"clipping": {"norm"}, "canaries": {"total", "change", "last", "steps"}}.get(group.path, parameters)
+            own = {"clipping": {"norm"}, "canaries": {"total", "change", "last", "steps", "squares", "looked"}}.get(group.path, parameters)
             assert {name.rpartition("/")[0] or name for name in header} <= own | {"__metadata__"}, file
 
 

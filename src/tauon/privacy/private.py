@@ -133,7 +133,8 @@ class PrivateGradients:
             part = local_part(p.grad)
             part.add_(noise_like(p, name, partial(self.noise.draw, self.source, job.step)), alpha=std).div_(expected)
         if self.canaries is not None:
-            self.canaries.observe({n: p.grad for n, p in self.named.items()}, norm=bound / expected)
+            stated = None if self.noise.correlated else self.noise.multiplier(job.step)
+            self.canaries.observe({n: p.grad for n, p in self.named.items()}, norm=bound / expected, noise=stated)
         job.measured["noise"] = std / expected
         for group in job.optimizer.param_groups:
             if "noise" in group:  # an optimizer that takes it into account

@@ -245,10 +245,14 @@ class GradientCanaries:
     change: NDArray[np.float64] = field(init=False)
     """(M) sum of squares of the change from step to step: gives away noise that is used again."""
     last: NDArray[np.float64] = field(init=False)
+    squares: NDArray[np.float64] | None = field(init=False)
+    """(M) sum over the steps of (what was seen / the noise's stated standard deviation)^2; None in checkpoints of older versions."""
+    looked: int = 0
+    """Steps that are in `squares`: those whose noise is independent of the other steps'."""
     steps: int = 0
 
     def __post_init__(self) -> None:
-        self.total, self.change, self.last = (np.zeros(len(self.included)) for _ in range(3))
+        self.total, self.change, self.last, self.squares = (np.zeros(len(self.included)) for _ in range(4))
 
     @classmethod
     def of(cls, canaries: Canaries, sizes: Mapping[str, int], *, rate: Callable[[int], float]) -> GradientCanaries:
@@ -279,8 +283,10 @@ class GradientCanaries:
             here = there[who]
             flat[torch.from_numpy(at[here]).to(flat.device)] += norm
 
-    def observe(self, sums: Mapping[str, Any], *, norm: float) -> None:
-        """See the noised sums, as whoever is given every update does; `norm` as in `insert`."""
+    def observe(self, sums: Mapping[str, Any], *, norm: float, noise: float | None = None) -> None:
+        """See the noised sums, as whoever is given every update does; `norm` as in `insert`. `noise`: its stated standard deviation, in clipping
+        norms; None where it depends on other steps' noise.
+        """
         import torch
 
         seen = np.zeros(len(self.included))
@@ -288,6 +294,9 @@ class GradientCanaries:
             flat = sums[name].detach().reshape(-1)
             seen[who] = flat[torch.from_numpy(at).to(flat.device)].double().cpu().numpy() / norm
         self.total += seen
+        if noise is not None and self.squares is not None:
+            self.squares += (seen / noise) ** 2
+            self.looked += 1
         if self.steps:
             self.change += (seen - self.last) ** 2
         self.last, self.steps = seen, self.steps + 1
@@ -301,12 +310,16 @@ class GradientCanaries:
         import torch
 
         found = {"total": self.total, "change": self.change, "last": self.last, "steps": np.array([float(self.steps)])}
+        if self.squares is not None:
+            found |= {"squares": self.squares, "looked": np.array([float(self.looked)])}
         return {name: torch.from_numpy(value.copy()) for name, value in found.items()}
 
     def load(self, tensors: Mapping[str, Any]) -> None:
         """Put back what `tensors` gave."""
         self.total, self.change, self.last = (tensors[name].numpy().copy() for name in ("total", "change", "last"))
         self.steps = int(tensors["steps"][0])
+        self.squares = tensors["squares"].numpy().copy() if "squares" in tensors else None
+        self.looked = int(tensors["looked"][0]) if "looked" in tensors else 0
 
 
 def canary_dataset(dataset: Dataset, canaries: Canaries, *, segments: bool = False) -> Dataset:
