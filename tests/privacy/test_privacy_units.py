@@ -82,7 +82,7 @@ def test_a_units_rows_do_not_depend_on_the_other_units(tmp_path: Path) -> None:
         chosen = whole.chosen(step)
         assert np.array_equal(chosen, cut.chosen(step))
         kept = chosen != 3
-        a, b = (loader.units.rows(chosen, lambda u, at=loader: at._generator(f"rows/{step}/{u}")) for loader in (whole, cut))
+        a, b = (loader.units.rows(chosen, lambda u, at=loader, step=step: at._generator(f"rows/{step}/{u}")) for loader in (whole, cut))
         assert np.array_equal(a[kept], b[kept]) and np.array_equal(whole._rows_of_units(step), a)
 
 

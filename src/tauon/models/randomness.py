@@ -150,6 +150,7 @@ def keyed_rows(seeds_B: Tensor | None, call_seed: int) -> Iterator[Rows]:
 
     Forward and backward pass belong inside: activation checkpointing computes again in the second.
     """
+    _keep_out_of_compiled_code()
     torch.manual_seed(call_seed)
     on_gpu = seeds_B is not None and seeds_B.is_cuda
     rows = Rows(seeds_B, call_seed, torch.cuda.get_rng_state(seeds_B.device) if on_gpu and seeds_B is not None else None)
@@ -206,7 +207,6 @@ def _next(generator: torch.Generator | None = None) -> Tensor:
 # ---------------------------------------------------------------------------------------------- the draws
 
 
-@torch.compiler.disable
 def _dropout(x: Tensor, p: float) -> Tensor:
     h_B = _call()
     rows, B = len(x), len(h_B)
@@ -222,13 +222,19 @@ def _dropout(x: Tensor, p: float) -> Tensor:
     return x.masked_fill(dropped, 0) * (LANES / (LANES - least))
 
 
-@torch.compiler.disable
 def _uniform(count: int, device: torch.device) -> Tensor:
     h_B = _call()
     if count % len(h_B):
         raise RecipeError(f"{count} draws for {len(h_B)} examples: which is whose cannot be told. Draw one for each example of the batch.")
     bits = _mixed(h_B[:, None] ^ _places(count // len(h_B), h_B.device))
     return ((bits >> 40) & 0xFFFFFF).float().mul_(2**-24).view(count).to(device)
+
+
+def _keep_out_of_compiled_code() -> None:
+    """Keyed draws are made eagerly. At the first use, not at import: torch's compiler takes seconds to load."""
+    global _dropout, _uniform
+    if not hasattr(_dropout, "_torchdynamo_disable"):
+        _dropout, _uniform = torch.compiler.disable(_dropout), torch.compiler.disable(_uniform)
 
 
 def _call() -> Tensor:

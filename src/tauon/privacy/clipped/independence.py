@@ -1,8 +1,8 @@
 """A check before training: no example reaches another, and the loss is a sum over examples. Without both, clipping bounds nobody's influence.
 
 One example of a small batch is replaced by another, taken out by its weight, and taken away altogether, with the same random draws: the losses
-of all others must stay as they are, so that draws by the place in the batch are found, too. What such a trial can see, it sees at the weights that the model has then. Layers known to mix are refused earlier,
-by `ClippedSum`.
+of all others must stay as they are, so that draws by the place in the batch are found, too. What such a trial can see, it sees at the weights
+that the model has then. Layers known to mix are refused earlier, by `ClippedSum`.
 """
 
 from __future__ import annotations
