@@ -175,7 +175,7 @@ class PrivateGradients:
             with job.precision.context():
                 loss_B, weight_B = job.task.losses(job.model, batch.to(job.device))
             each = (loss_B / weight_B.clamp(min=1e-9)).clamp(0, query.bound) * (weight_B > 0)
-            total, examples = total + float(each.double().sum()), examples + int((weight_B > 0).sum())
+            total, examples = total + float(each.double().sum()), examples + len(loss_B)  # all rows: N is public, who has data is not
         job.model.train(was)
         reshard(job.model)
         self._observe(job, query, total, max(1, examples))
