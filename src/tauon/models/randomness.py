@@ -126,7 +126,7 @@ def key_layers(model: nn.Module) -> None:
     if wrong:
         raise RecipeError(
             f"{'; '.join(wrong)}: torch draws it by the place in the batch, so that one example more changes the masks of the others, and no "
-            "private step can use it. Set it to 0, and put nn.Dropout, or tauon.models.dropout, behind the layer."
+            "private step can use it. Set it to 0, and put nn.Dropout, or dropout of tauon.models.randomness, behind the layer."
         )
 
 
