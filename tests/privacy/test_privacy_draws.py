@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -130,6 +131,31 @@ def test_draws_are_the_same_in_any_order_microbatches_and_with_checkpointing(nam
     assert float((whole - without).norm()) <= 1 + 1e-3
 
 
+def test_what_another_thread_computes_again_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backward pass of an accelerator has a thread of its own, in which checkpointed blocks are computed again."""
+    job, batch = job_of("bert", checkpointing=True)
+    whole = sums(job, batch)
+    backward = Tensor.backward
+
+    def elsewhere(self: Tensor) -> None:
+        thread = threading.Thread(target=backward, args=(self,))
+        thread.start()
+        thread.join()
+
+    monkeypatch.setattr(Tensor, "backward", elsewhere)
+    torch.testing.assert_close(sums(job, batch), whole, rtol=0.0, atol=0.0)
+
+
+def test_units_of_several_rows_keep_their_draws() -> None:
+    """Also in a layer without a rule, which runs unit by unit."""
+    for drop in (Scaled(lambda x: dropout(x, 0.5)), lambda x: dropout(x, 0.5)):
+        job, batch = own_job(drop, rows_per_unit=3)
+        whole = sums(job, batch)
+        for unit in range(3):
+            without = sums(job, picked(batch, [j for j in range(ROWS) if j // 3 != unit]))
+            assert 0.05 < float((whole - without).norm()) <= 1 + 1e-3
+
+
 class Own(nn.Module):
     """A plug-in's model: what it drops is a function that a test gives."""
 
@@ -154,11 +180,11 @@ class Scaled(nn.Module):
         return out
 
 
-def own_job(drop: Any) -> tuple[TrainJob, Batch]:
+def own_job(drop: Any, rows_per_unit: int = 1) -> tuple[TrainJob, Batch]:
     job, batch = job_of("mlp")
     torch.manual_seed(0)
     plain = replace(job, model=Own(drop).train(), make=None, after=[])  # type: ignore[arg-type]
-    return private(plain, rows=1, multiplier=1e-12), batch
+    return private(plain, rows=rows_per_unit, multiplier=1e-12, rows_per_unit=rows_per_unit), batch
 
 
 def by_hand(x: Tensor) -> Tensor:
