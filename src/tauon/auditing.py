@@ -69,7 +69,8 @@ def plant(splits: DataSplits, config: CanaryConfig, folder: Path) -> DataSplits:
     """
     path = folder / FOLDER / CANARIES
     before = Canaries.from_json(read_json(path)) if path.exists() else None
-    train, found = with_canaries(splits.train, config, key=before.key if before is not None else canary_key(config))
+    key, absent = (canary_key(config), "zeroed") if before is None else (before.key, before.absent)
+    train, found = with_canaries(splits.train, config, key=key, absent=absent)  # type: ignore[arg-type]
     if before is not None and before.to_json() != found.to_json():
         raise RunError(f"{path}: other canaries than the recipe plants. Start over with --fresh, or give another name (name=...).")
     if before is None:
@@ -269,6 +270,7 @@ def audit_pairs(
         return None
     whole = {name: s[a] - s[b] for name, (_, s) in scores.items()}
     claimed = None if promise is None else float(promise["epsilon"])
+    # A coin replaces one example by another: one change where the promise is for that, two (zeroed out, filled in again) where it is for zeroing out.
     change = 1 if promise is not None and str(promise.get("neighbouring", "")).startswith("replace") else 2
     return judge(whole, coins, delta=delta, claimed=claimed, confidence=confidence, examples=change)
 

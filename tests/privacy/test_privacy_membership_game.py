@@ -134,6 +134,7 @@ def play(folder: Path, runs: int, monkeypatch: pytest.MonkeyPatch) -> tuple[dict
             for name, value in readings(done, label, promise["noise_multiplier"]).items():
                 found[name][there].append(value)
     whole = Guarantee.from_json(promise["guarantee"])
+    assert whole.neighbouring.startswith("zero out")
     alphas = np.unique(np.concatenate([[0.0], np.geomspace(1e-5, 0.5, 60), 1 - np.geomspace(1e-5, 0.5, 60), [1.0]]))
     curve = points_curve(alphas.tolist(), trade_off(whole.releases, alphas, accountant="pld"))
     return {k: np.array(v) for k, v in found.items() if len({len(side) for side in v}) == 1}, curve

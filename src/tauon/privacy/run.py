@@ -159,7 +159,10 @@ class PrivateRun:
     def draw_statistics(self, folder: Path, splits: DataSplits) -> dict[str, Any]:
         """Means and deviations of the columns, with noise from the run's key; in `folder` they stay. Only once they are reserved."""
         assert self.config.statistics is not None
-        return draw_statistics(folder, splits, self.config.statistics, NoiseSource(self.key, secret=self.config.generator == "secure"))
+        source = NoiseSource(
+            self.key, secret=self.config.generator == "secure", repeats=True
+        )  # the same rows each time, and kept at the first
+        return draw_statistics(folder, splits, self.config.statistics, source)
 
     def _noise(self, multiplier: float, steps: int) -> NoisePlan:
         return NoisePlan(self.config.noise, multiplier, steps)
