@@ -188,7 +188,8 @@ class K8s(Cluster):
 
     def environment_of_pods(self) -> dict[str, Any]:
         agent = {} if self.engine == "rayjob" else {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.grace)), **TORCHRUN}
-        values = {**agent, **self.environment()}
+        kept = {"TAUON_LEDGER": f"{self.mount.rstrip('/')}/ledger"} if self.volume else {}  # a pod's home is gone with it
+        values = {**agent, **kept, **self.environment()}
         found: dict[str, Any] = {
             "env": [{"name": k, "value": v.replace("$(", "$$(")} for k, v in values.items()]
         }  # $(X) is expanded by Kubernetes
