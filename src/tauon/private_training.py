@@ -145,7 +145,7 @@ def refuse_second_use(ctx: Context, key: Key, training: str, how: str, start: in
         )
     if key.unused:
         return
-    saved = [int(e["step"]) for e in read_events(ctx.run.events_path) if e["kind"] == "checkpoint"]
+    saved = [int(e["step"]) for e in read_events(ctx.run.events_path) if e["kind"] == "saved"]  # whole, on disk
     reached = max(saved, default=0)
     if key.ways(start, reached) - {how}:
         raise RunError(

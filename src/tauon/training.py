@@ -184,7 +184,11 @@ def run_job(
             if not recorded:
                 ctx.record_training(plan)
 
-    keep = {"keep_last": recipe.train.keep_last, "keep_every": recipe.train.keep_every, "parent": parent.hash if parent else None}
+    keep: dict[str, Any] = {
+        "keep_last": recipe.train.keep_last, "keep_every": recipe.train.keep_every, "parent": parent.hash if parent else None,
+    }  # fmt: skip
+    if recipe.privacy is not None and recipe.privacy.promises:
+        keep["on_saved"] = lambda saved: events.log("saved", step=saved.step)
     every = recipe.parallel.every if isinstance(recipe.parallel, LowCommunication) else 1
     with (
         checkpoint_writer(run.checkpoints, world, **keep) as writer,

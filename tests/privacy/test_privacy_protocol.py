@@ -123,8 +123,8 @@ def killed(made: Recipe, folder: Path, step: int) -> Path:
 
 
 def on_disk(folder: Path, step: int) -> bool:
-    logged = [e["step"] for e in read_events(folder / "events.jsonl") if e["kind"] == "step"]
-    return step in logged and (step < 3 or (folder / "checkpoints/step-000002").is_dir())
+    logged = [(e["kind"], e.get("step")) for e in read_events(folder / "events.jsonl")]
+    return ("step", step) in logged and (step < 3 or ("saved", 2) in logged)
 
 
 # ------------------------------------------------------------------------------------------------ every write
@@ -353,6 +353,20 @@ def test_steps_that_were_in_checkpoints_are_not_computed_again_in_another_way(tm
     folder = killed(recipe(tmp_path, "name=other"), tmp_path, 3)
     monkeypatch.setattr(private_training, "code_fingerprint", lambda: "another version")
     train(recipe(tmp_path, "name=other"), tmp_path)
+    assert not keys_in(folder)
+
+
+def test_a_checkpoint_that_was_never_whole_was_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine dies while a checkpoint is written, and others go on in another layout."""
+    from tauon import private_training
+
+    made = recipe(tmp_path)
+    folder = killed(made, tmp_path, 3)
+    shutil.rmtree(folder / "checkpoints/step-000002")
+    log = (folder / "events.jsonl").read_text().splitlines(keepends=True)
+    (folder / "events.jsonl").write_text("".join(line for line in log if '"saved"' not in line))
+    monkeypatch.setattr(private_training, "code_fingerprint", lambda: "another layout")
+    train(made, tmp_path)
     assert not keys_in(folder)
 
 
