@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tauon.artifacts import Checkpoint, code_fingerprint, steps_in, write_json
+from tauon.artifacts import Checkpoint, code_fingerprint, read_json, steps_in, write_json
 from tauon.auditing import is_reference_model
 from tauon.errors import PrivacyError, RecipeError, RunError
 from tauon.privacy import (
@@ -172,8 +172,11 @@ def write_account(ctx: Context, private: PrivateRun, job: TrainJob) -> None:
         discard_statistics(ctx.run.folder)
         settle(ctx.run, [])
     elif job.step:
-        record = private.record(job.step)
-        write_json(ctx.run.folder / "privacy.json", record)
+        record, path = private.record(job.step), ctx.run.folder / "privacy.json"
+        before = read_json(path) if path.exists() else {}
+        if "cost" in before and before["guarantee"] == record["guarantee"]:
+            record |= {"cost": before["cost"]}  # of a finished run that comes here again
+        write_json(path, record)
         promise = {k: record["guarantee"][k] for k in ("epsilon", "delta", "unit", "neighbouring", "accountant")}
         ctx.run.update_manifest(privacy=(ctx.run.manifest().get("privacy") or {}) | promise)
 

@@ -303,6 +303,35 @@ def test_a_process_that_is_killed_while_writing_leaves_a_usable_ledger(ledger: L
     assert [e.values.get("run") for e in ledger.entries()] == [None, "next"]
 
 
+def open_or_be_refused(folder: Path, number: int, results: Any) -> None:
+    """One opens each ledger, the others are refused and take away what they made, all at the same moment."""
+    of_ledger.total_epsilon = lambda releases, delta, accountant: float(sum(r.count for r in releases))  # type: ignore[assignment]
+    wrong = []
+    for i in range(60):
+        ledger, told = Ledger(folder / str(i), DATA), Release(0.0, "known", known=(1.0, 0.0), count=1 if i % 4 == number else 99)
+        try:
+            ledger.spend([told], what=str(number), opening=Opening((3.0, 1e-5), 50_000))
+        except PrivacyError:
+            if i % 4 == number:
+                wrong.append(i)
+        except Exception as err:
+            wrong.append(f"{i}: {type(err).__name__} {err}")
+    results.put(wrong)
+
+
+def test_refused_and_accepted_at_once_leave_what_was_accepted(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    workers = [context.Process(target=open_or_be_refused, args=(tmp_path, n, results)) for n in range(4)]
+    for w in workers:
+        w.start()
+    assert [results.get(timeout=120) for _ in workers] == [[]] * 4
+    for w in workers:
+        w.join(60)
+    for i in range(60):
+        assert [e.action for e in Ledger(tmp_path / str(i), DATA).entries()] == ["open", "spend"]
+
+
 def append_in_a_loop(folder: Path, stop: Any) -> None:
     ledger = Ledger(folder, DATA)
     while not stop.is_set():
