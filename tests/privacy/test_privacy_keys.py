@@ -99,8 +99,8 @@ def test_a_key_is_made_and_thrown_away_whole(tmp_path: Path, monkeypatch: pytest
 # ------------------------------------------------------------------------------------------------ several processes
 
 
-def heard_by(path: str, root: str, roots: list[str]) -> tuple[str, bool, int]:
-    """(how a private run ended, whether its key was in any message, how many there were)."""
+def heard_by(path: str, root: str, roots: list[str], stale: str = "") -> tuple[str, bool, int]:
+    """(how a private run ended, whether its key was in any message, how many there were). `stale`: a key that it does not use."""
     import torch.distributed as dist
 
     from tauon.distributed import World
@@ -128,7 +128,7 @@ def heard_by(path: str, root: str, roots: list[str]) -> tuple[str, bool, int]:
     except RunError as err:
         said = str(err)
     if dist.get_rank() == 0 and said == "done":
-        assert len(keys) == 1
+        assert len(keys) == 1 and stale not in keys
     return said, any(k in m or str(bytes.fromhex(k)) in m for k in keys for m in messages), len(messages)
 
 
@@ -137,7 +137,11 @@ def test_no_process_tells_another_the_key(tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting")
     path = table_recipe(tmp_path / "recipes", privacy={"noise_multiplier": 2.0, "delta": 1e-3}, train={"steps": 3, "checkpoint_every": 3})
     shared = str(tmp_path / "shared")
-    found = run_processes(heard_by, 2, 400, str(path), shared, [shared, shared])
+    (tmp_path / "shared/table").mkdir(parents=True)
+    (tmp_path / "shared/table/events.jsonl").touch()  # an earlier start, of which nothing came: all of them take the new key
+    bind_key(tmp_path / "shared/table", run_key(tmp_path / "shared/table"), "another training", "how", 0)
+    stale = read_key(tmp_path / "shared/table").secret.hex()
+    found = run_processes(heard_by, 2, 400, str(path), shared, [shared, shared], stale)
     assert [f[:2] for f in found] == [("done", False)] * 2 and found[0][2] > 5
     assert Run.read(tmp_path / "shared/table").stage("train") is not None and not list((tmp_path / "shared").rglob("*privacy.key"))
     apart = run_processes(heard_by, 2, 400, str(path), str(tmp_path / "a"), [str(tmp_path / "a"), str(tmp_path / "b")])

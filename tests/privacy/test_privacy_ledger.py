@@ -543,12 +543,24 @@ def test_where_ledgers_are_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.delenv("TAUON_LEDGER")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert user_folder() == tmp_path / "data/tauon/ledger"
+    monkeypatch.setenv("XDG_DATA_HOME", "not/absolute")  # which its specification says to ignore
+    assert user_folder() == tmp_path / ".local/share/tauon/ledger"
     monkeypatch.delenv("XDG_DATA_HOME")
     assert user_folder() == tmp_path / ".local/share/tauon/ledger"
     assert ledger_for(DATA, tmp_path, said="said", recorded="there")[0].folder == Path("said")
     Ledger(tmp_path / "there", DATA).open((1.0, 1e-5), examples=10)
     assert ledger_for(DATA, tmp_path, recorded=tmp_path / "there")[0].folder == tmp_path / "there"
     assert ledger_for(DATA, tmp_path, recorded=tmp_path / "gone")[0].folder == user_folder()
+
+
+def test_without_a_home_the_place_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TAUON_LEDGER")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(RunError, match="Set TAUON_LEDGER"):
+        user_folder()
 
 
 # ---------------------------------------------------------------------------------------------- runs and data sets

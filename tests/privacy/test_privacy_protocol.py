@@ -251,6 +251,41 @@ def test_out_of_disk_at_any_write_the_same_command_ends_right_and_pays_once(
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("way", ["settle", "fresh", "resume"])
+def test_killed_while_it_is_settled_set_aside_or_resumed(way: str, tmp_path: Path, ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same again then ends right: nothing stays open, no key stays, and nothing is paid twice that was told once."""
+    made = recipe(tmp_path)
+    folder = killed(made, tmp_path, 3)
+    shutil.copytree(tmp_path / "runs", tmp_path / "kept/runs")
+    shutil.copytree(ledgers, tmp_path / "kept/ledgers")
+    ways: dict[str, Callable[[], Any]] = {
+        "settle": lambda: settle_run(folder),
+        "fresh": lambda: train(made, tmp_path, fresh=True),
+        "resume": lambda: train(made, tmp_path),
+    }
+    code, k = 17, 1
+    while code == 17:
+        for name, place in (("runs", tmp_path / "runs"), ("ledgers", ledgers)):
+            shutil.rmtree(place)
+            shutil.copytree(tmp_path / "kept" / name, place)
+
+        def work(k: int = k) -> None:
+            Writes(k, die).patch(monkeypatch)
+            ways[way]()
+
+        code = in_child(work) or 0
+        ways[way]()
+        assert not find_ledgers(ledgers, "")[0].standing().open and not keys_in(tmp_path / "runs"), k
+        told = [[r.count for r in e.releases] for e in entries(ledgers) if e.action == "settle"]
+        part, whole = [1, 3], [1, 4]
+        if way == "fresh":  # which the same again does once more: what the one in between has told is charged, too
+            assert told[0] == part and told[-1] == whole and len(told) <= 3, k
+        else:
+            assert told == ([part] if way == "settle" else [whole]), k
+        k += 1 if way == "settle" else 5
+    assert code == 0 and k > 8
+
+
 # ------------------------------------------------------------------------------------------------ one key, one training
 
 
@@ -368,6 +403,19 @@ def test_a_checkpoint_that_was_never_whole_was_not_seen(tmp_path: Path, monkeypa
     monkeypatch.setattr(private_training, "code_fingerprint", lambda: "another layout")
     train(made, tmp_path)
     assert not keys_in(folder)
+
+
+def test_a_key_that_was_deleted_with_the_checkpoints_is_settled_for_what_it_made(tmp_path: Path, ledgers: Path) -> None:
+    made = recipe(tmp_path)
+    folder = killed(made, tmp_path, 3)
+    (folder / "privacy.key").unlink()
+    with pytest.raises(RunError, match=r"privacy\.key is gone"):
+        train(made, tmp_path)
+    shutil.rmtree(folder / "checkpoints")
+    told: list[str] = []
+    train(made, tmp_path, tell=lambda kind, **facts: told.append(str(facts.get("message"))))
+    assert any("was settled: 3 steps, entry 3" in t for t in told)
+    assert [[r.count for r in e.releases] for e in entries(ledgers) if e.action == "settle"] == [[1, 3], [1, 4]]
 
 
 def test_a_copy_of_a_run_does_not_draw_from_its_key(tmp_path: Path, ledgers: Path) -> None:

@@ -315,10 +315,13 @@ def _who() -> dict[str, Any]:
 
 def user_folder() -> Path:
     """Folder of the ledgers of whoever works here: TAUON_LEDGER; else `tauon/ledger` in XDG_DATA_HOME, or in ~/.local/share."""
-    said = os.environ.get("TAUON_LEDGER")
-    if said:
-        return Path(said).expanduser()
-    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "tauon" / "ledger"
+    said, data = os.environ.get("TAUON_LEDGER"), os.environ.get("XDG_DATA_HOME", "")
+    try:
+        if said:
+            return Path(said).expanduser()
+        return Path(data if os.path.isabs(data) else "~/.local/share").expanduser() / "tauon" / "ledger"
+    except RuntimeError as err:  # a container's user, say
+        raise RunError(f"the folder of the ledgers is not known: {err} Set TAUON_LEDGER to one that stays.") from None
 
 
 def ledger_for(data: str, root: Path, *, said: Path | str | None = None, recorded: Path | str | None = None) -> tuple[Ledger, str]:
