@@ -41,6 +41,7 @@ from tauon.privacy.audit import (
     extract,
     judge,
     lira,
+    noise_level,
     pairs_as_coins,
     points_curve,
     score_attack,
@@ -68,7 +69,8 @@ def plant(splits: DataSplits, config: CanaryConfig, folder: Path) -> DataSplits:
     """
     path = folder / FOLDER / CANARIES
     before = Canaries.from_json(read_json(path)) if path.exists() else None
-    train, found = with_canaries(splits.train, config, key=before.key if before is not None else canary_key(config))
+    key, absent = (canary_key(config), "zeroed") if before is None else (before.key, before.absent)
+    train, found = with_canaries(splits.train, config, key=key, absent=absent)  # type: ignore[arg-type]
     if before is not None and before.to_json() != found.to_json():
         raise RunError(f"{path}: other canaries than the recipe plants. Start over with --fresh, or give another name (name=...).")
     if before is None:
@@ -273,6 +275,7 @@ def audit_pairs(
         return None
     whole = {name: s[a] - s[b] for name, (_, s) in scores.items()}
     claimed = None if promise is None else float(promise["epsilon"])
+    # A coin replaces one example by another: one change where the promise is for that, two (zeroed out, filled in again) where it is for zeroing out.
     change = 1 if promise is not None and str(promise.get("neighbouring", "")).startswith("replace") else 2
     return judge(whole, coins, delta=delta, claimed=claimed, confidence=confidence, examples=change)
 
@@ -286,6 +289,9 @@ def audit_canaries(
     if canaries.kind == "gradient":
         state = checkpoint.tensors("canaries")
         scores = {name: state[key].numpy() for name, key in (("sum", "total"), ("change", "change"))}
+        if promise is not None and "squares" in state:
+            seen = noise_level(state["squares"].numpy(), int(state["looked"][0]), included, confidence=1 - (1 - confidence) / 5)
+            found["noise"] = None if seen is None else seen.to_json()
     else:
         train: Any = ctx.splits.train
         base = train.base if isinstance(train, WithCanaries) else train
@@ -371,13 +377,19 @@ def conclude(record: Mapping[str, Any], attacks: list[Attack]) -> dict[str, Any]
     proven = (
         f"epsilon is at least {bound:.2f} at {level:.0%} confidence" if bound is not None else "nothing is proven of epsilon without coins"
     )
-    if broken:
+    noise = (record.get("canaries") or {}).get("noise") or {"contradicts": False}
+    if noise["contradicts"]:
+        said = (
+            f"The audit refutes the guarantee: the noise in the updates is at most {noise['at_most']:.2f} of what was stated (epsilon "
+            f"{promise['epsilon']:.3g} was claimed, and {proven})"
+        )
+    elif broken:
         said = f"The audit refutes the guarantee: epsilon {promise['epsilon']:.3g} was claimed, and {proven} (by {' and by '.join(broken)})"
     elif promise is not None:
         said = f"The audit does not contradict epsilon {promise['epsilon']:.3g}: {proven}"
     else:
         said = f"Nothing was promised; {proven}"
-    return {"contradicts": bool(broken), "epsilon": bound, "summary": f"{said}; {seen}."}
+    return {"contradicts": bool(broken) or noise["contradicts"], "epsilon": bound, "summary": f"{said}; {seen}."}
 
 
 def refuse_broken(folder: Path, record: Mapping[str, Any]) -> None:

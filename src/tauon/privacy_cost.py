@@ -1,4 +1,4 @@
-"""What privacy cost a run: the same recipe without it, trained beside it, and both measured on the same examples; `cost` in `privacy.json`.
+"""What privacy cost a run: the same recipe without it, trained beside it, and both measured on the same examples; `privacy_cost.json`.
 
 The twin is an ordinary run in `without-privacy/`, which resumes as any does. It promises nobody anything: it is for those who hold the data,
 and is not to be handed on. With folds, each fold has a twin of its own, and what is told is the mean.
@@ -18,10 +18,12 @@ from tauon.recipe import Recipe, load_recipe
 if TYPE_CHECKING:
     from tauon.context import Tell
 
-__all__ = ["PLAIN", "cost_of", "twin_of"]
+__all__ = ["COST", "PLAIN", "cost_of", "twin_of"]
 
 PLAIN = "without-privacy"
 """Name and folder of the twin."""
+COST = "privacy_cost.json"
+"""Exact figures of both, so not in `privacy.json`, which an auditor may be given."""
 
 Figures = dict[str, float | None]
 WARNING = (
@@ -38,7 +40,7 @@ def twin_of(recipe: Recipe) -> Recipe:
 
 
 def cost_of(folder: Path, *, tell: Tell) -> dict[str, dict[str, float | None]]:
-    """Train the twin of the private run in `folder` as far as that is not done, measure both, and write `cost` into `privacy.json`.
+    """Train the twin of the private run in `folder` as far as that is not done, measure both, and write `privacy_cost.json`.
 
     Args:
         folder: of a private run that has been trained.
@@ -68,7 +70,7 @@ def cost_of(folder: Path, *, tell: Tell) -> dict[str, dict[str, float | None]]:
         found = mean_of(pairs)
         costs = dict(zip(private, pairs, strict=True)) | {folder: found}
         for each, cost in costs.items():
-            write_json(each / "privacy.json", read_json(each / "privacy.json") | {"cost": cost})
+            write_json(each / COST, cost)
             report_stage_of(each, tell)
     return found
 

@@ -1,5 +1,5 @@
 """What the training stage does for privacy, in this order: the run's key, what the run may tell reserved, statistics drawn, the account written,
-settled, the key thrown away. What a kill in between leaves is in `privacy/charge.py`.
+settled, the key thrown away; and what its checkpoints leave out. What a kill in between leaves is in `privacy/charge.py`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from tauon.artifacts import Checkpoint, code_fingerprint, read_json, steps_in, write_json
 from tauon.auditing import is_reference_model
 from tauon.errors import PrivacyError, RecipeError, RunError
+from tauon.optim import Plateau
 from tauon.privacy import (
     SEEDED,
     Key,
@@ -24,27 +25,31 @@ from tauon.privacy import (
     discard_key,
     discard_statistics,
     original_of,
+    read_internal,
     read_key,
     reserve,
     run_key,
     seeded_key,
     settle,
+    split,
     steps_done,
+    write_internal,
 )
 from tauon.tracking import read_events
-from tauon.train import Plan, TrainJob
+from tauon.train import PLATEAU, Plan, TrainJob
 
 if TYPE_CHECKING:
     from tauon.context import Context
 
-__all__ = ["charge", "draw_statistics", "finish", "is_finished", "private_run", "write_account"]
+__all__ = ["charge", "draw_statistics", "finish", "is_finished", "private_run", "publish", "remember", "write_account"]
 
 
-def is_finished(checkpoint: Checkpoint | None) -> bool:
+def is_finished(ctx: Context, checkpoint: Checkpoint | None) -> bool:
     """Whether no step is left to make after this checkpoint."""
     if checkpoint is None:
         return False
-    return checkpoint.step >= checkpoint.state["total_steps"] or bool(checkpoint.state.get("notes", {}).get("stopped"))
+    notes = checkpoint.state.get("notes", {}) | read_internal(ctx.run.folder, checkpoint.step, needed=False)
+    return checkpoint.step >= checkpoint.state["total_steps"] or bool(notes.get("stopped"))
 
 
 def private_run(ctx: Context, checkpoint: Checkpoint | None) -> tuple[PrivateRun | None, Key | None]:
@@ -62,7 +67,7 @@ def private_run(ctx: Context, checkpoint: Checkpoint | None) -> tuple[PrivateRun
     if config.generator == "seeded":
         secret = seeded_key(ctx.recipe.seed)
         ctx.tell("warning", message="privacy.generator is seeded: whoever knows the seed can take the noise off again. For tests only.")
-    elif is_finished(checkpoint):
+    elif is_finished(ctx, checkpoint):
         secret = os.urandom(32)
     else:
         key = ctx.world.lead_first(lambda: own_key(ctx) if ctx.world.leads else read_key(ctx.run.folder))
@@ -179,6 +184,20 @@ def write_account(ctx: Context, private: PrivateRun, job: TrainJob) -> None:
         write_json(path, record)
         promise = {k: record["guarantee"][k] for k in ("epsilon", "delta", "unit", "neighbouring", "accountant")}
         ctx.run.update_manifest(privacy=(ctx.run.manifest().get("privacy") or {}) | promise)
+
+
+def publish(ctx: Context, step: int, state: dict[str, Any]) -> dict[str, Any]:
+    """What the checkpoint of a private run may hold of its state; the rest is kept in the run's folder, for a resume."""
+    public, internal = split(state)
+    if ctx.world.leads:
+        write_internal(ctx.run.folder, step, internal, checkpoints=ctx.run.checkpoints)
+    return public
+
+
+def remember(ctx: Context, job: TrainJob) -> None:
+    """Put back what the checkpoint of a private run does not hold."""
+    needed = ctx.recipe.train.early_stopping is not None or isinstance(job.schedule, Plateau)
+    job.notes = read_internal(ctx.run.folder, job.step, needed=needed and PLATEAU not in job.notes and "best" not in job.notes) | job.notes
 
 
 def finish(ctx: Context, private: PrivateRun, steps: int) -> None:

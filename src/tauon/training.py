@@ -29,7 +29,16 @@ from tauon.distributed import (
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, Start, fit
 from tauon.privacy import PrivateRun, check_independent
-from tauon.private_training import charge, draw_statistics, finish, is_finished, private_run, write_account
+from tauon.private_training import (
+    charge,
+    draw_statistics,
+    finish,
+    is_finished,
+    private_run,
+    publish,
+    remember,
+    write_account,
+)
 from tauon.tasks import Task
 from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
@@ -81,14 +90,16 @@ def train_stage(ctx: Context) -> dict[str, Any]:
         if checkpoint is not None:
             found = checkpoint
             ctx.world.agree(lambda: restore(job, found))
+            if private is not None:
+                ctx.world.agree(lambda: remember(ctx, job))
             events.log("resume", step=job.step)
             ctx.tell("resume", step=job.step, total_steps=job.total_steps)
-        charged = private is None or is_finished(checkpoint) or charge(ctx, private, key, plan, job.step)
+        charged = private is None or is_finished(ctx, checkpoint) or charge(ctx, private, key, plan, job.step)
         try:
             if private is not None and charged:
                 draw_statistics(ctx, private)
             if charged:
-                run_job(ctx, job, servers, plan, events, model, parent=checkpoint, recorded=bool(started))
+                run_job(ctx, job, servers, plan, events, model, parent=checkpoint, recorded=bool(started), private=private is not None)
         finally:
             loader.close()
             if private is not None and charged and ctx.world.leads:
@@ -160,7 +171,7 @@ def assemble(ctx: Context, model: ModelConfig, loader: Loader, plan: Plan, mesh:
 
 def run_job(
     ctx: Context, job: TrainJob, servers: Served | None, plan: Plan, events: EventLog, model: ModelConfig, *, parent: Checkpoint | None,
-    recorded: bool,
+    recorded: bool, private: bool = False,
 ) -> None:  # fmt: skip
     """The loop with its hooks, until the end or a signal; what goes wrong is in the event log before it is raised."""
     recipe, run, world = ctx.recipe, ctx.run, ctx.world
@@ -187,7 +198,7 @@ def run_job(
     keep: dict[str, Any] = {
         "keep_last": recipe.train.keep_last, "keep_every": recipe.train.keep_every, "parent": parent.hash if parent else None,
     }  # fmt: skip
-    if recipe.privacy is not None and recipe.privacy.promises:
+    if private:
         keep["on_saved"] = lambda saved: events.log("saved", step=saved.step)
     every = recipe.parallel.every if isinstance(recipe.parallel, LowCommunication) else 1
     with (
@@ -195,7 +206,10 @@ def run_job(
         StopSignal(world, every=every).listening() as stop,
         servers or nullcontext(),
     ):
-        watch = TrainingRecord(recipe.train, ctx.splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example)
+        watch = TrainingRecord(
+            recipe.train, ctx.splits, plan, events, trackers, writer, about, ctx.tell, flops=plan.flops_per_example,
+            publish=partial(publish, ctx) if private else None,
+        )  # fmt: skip
         watch.begin(job)
         try:
             if job.step == 0 and servers is None and not isinstance(recipe.parallel, LowCommunication):

@@ -42,6 +42,9 @@ class Batch:
     reference: Tensor | None = None
     """Of preferences: log-probabilities of both answers by the model that training starts from, B2 (float32), chosen first. Inputs,
     targets, weights and segments are then B2T."""
+    draws: Tensor | None = None
+    """Of private training: a number for each row, B (int64), from which its dropout and masks are drawn (`models.randomness`), whatever other
+    rows are there."""
 
     def __len__(self) -> int:
         return self.inputs.shape[0]

@@ -38,15 +38,19 @@ __all__ = ["TrainingRecord"]
 
 
 class TrainingRecord:
-    """The hooks of one training run. State that must survive a resume is in `job.notes`."""
+    """The hooks of one training run. State that must survive a resume is in `job.notes`.
+
+    `publish`: given the step and the state of a checkpoint, says what of it the checkpoint may hold, and keeps the rest elsewhere.
+    """
 
     def __init__(
         self, config: TrainConfig, splits: DataSplits, plan: Plan, events: EventLog, trackers: Sequence[Tracker], writer: CheckpointWriter,
         about: dict[str, Any], tell: Callable[..., None], *, flops: float,
+        publish: Callable[[int, dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:  # fmt: skip
         self.config, self.splits, self.plan = config, splits, plan
         self.events, self.trackers, self.writer = events, trackers, writer
-        self.about, self.tell = about, tell
+        self.about, self.tell, self.publish = about, tell, publish
         self.meter = Meter(flops)
         self.saved = -1
         self.at_most: int | None = None
@@ -158,7 +162,8 @@ class TrainingRecord:
         if self.saved == job.step:
             return
         groups, state = job_state(job)
-        self.writer.save(job.step, groups, state | self.about | {"precision": job.precision.name})
+        state = state | self.about | {"precision": job.precision.name}
+        self.writer.save(job.step, groups, state if self.publish is None else self.publish(job.step, state))
         self.saved = job.step
         self.events.log("checkpoint", step=job.step)
         self.tell("checkpoint", step=job.step)

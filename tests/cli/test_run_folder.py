@@ -162,7 +162,7 @@ def test_the_cost_of_privacy_is_that_of_the_folder_given(tauon: Tauon, tmp_path:
         before = {p: contents(p) for p in others(Path("runs") / name)}
         assert tauon("privacy", "cost", f"runs/{name}").code == 0
         assert {p: contents(p) for p in others(Path("runs") / name)} == before
-        assert "cost" in json.loads(Path(f"runs/{name}/privacy.json").read_text())
+        assert "accuracy" in json.loads(Path(f"runs/{name}/privacy_cost.json").read_text())
 
 
 def test_what_was_never_trained_says_how_to(tauon: Tauon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

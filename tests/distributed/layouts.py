@@ -44,6 +44,7 @@ class Batches:
             weights = batch.weights.clone()
             weights[0, :5] = 0
             batch = replace(batch, segments=segments, weights=weights)
+        batch = replace(batch, draws=torch.arange(self.rows) + 1000 * step)  # what private steps draw dropout from
         share = self.rows // self.world
         return batch.rows(self.rank * share, (self.rank + 1) * share)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -58,6 +59,33 @@ def test_classification_metrics_equal_scikit_learn(n, classes, ties):
         assert (row["precision"].value, row["recall"].value, row["f1"].value) == pytest.approx([each[i][c] for i in range(3)])
         assert row["support"] == each[3][c]
         assert row["roc_auc"].value == pytest.approx(sk.roc_auc_score(t == c, p[:, c]))
+
+
+def test_of_many_classes_only_what_was_counted_is_kept():
+    """A whole matrix of 10,000 classes would have 1e8 cells, 300 MB of JSON."""
+    sk = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(3)
+    n, classes = 400, 10_000
+    t, guess = rng.integers(0, 40, n) * 7, rng.integers(0, 40, n) * 7
+    p = np.full((n, classes), 0.5 / (classes - 1), np.float32)
+    p[np.arange(n), guess] = 0.5
+    tracemalloc.start()
+    found = classification(p, t, (), **HOW)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 4e8  # the whole matrix alone would be 8e8 bytes
+    confusion = found["confusion"]
+    assert len(confusion["labels"]) == classes and "counts" not in confusion and len(json.dumps(confusion)) < 250_000
+    dense = sk.confusion_matrix(t, guess, labels=np.arange(280))
+    assert sorted(map(tuple, confusion["cells"])) == [(i, j, dense[i, j]) for i, j in np.argwhere(dense).tolist()]
+    assert found["metrics"]["f1_weighted"].value == pytest.approx(sk.f1_score(t, guess, average="weighted", zero_division=0))
+
+
+def test_averages_do_not_depend_on_how_many_draws_are_held_at_a_time(monkeypatch):
+    p, t = simulated(200, 5, seed=4)
+    whole = classification(p, t, (), **HOW)["metrics"]
+    monkeypatch.setattr("tauon.evaluate.classification._AT_ONCE", 100)
+    assert classification(p, t, (), **HOW)["metrics"] == whole
 
 
 def test_every_interval_holds_its_value():

@@ -112,7 +112,7 @@ def test_every_place_reads_each_of_its_keys(kind: str, job: Job) -> None:
         "memory": "1GiB", "constraint": "c", "requeue": False, "seeds": [3], "setup": ["true"], "container": "i", "container_engine": "apptainer",
         "mounts": ["/a:/b"], "python": "py", "engine": "jobset", "image": "i", "namespace": "n", "cpu": 2, "shared_memory": "1GiB", "volume": "v", "user": 7,
         "mount": "/m", "node_selector": {"a": "b"}, "service_account": "s", "secrets": ["s"], "address": "h:1", "cpus_per_worker": 2,
-        "gpus_per_worker": 0.5,
+        "gpus_per_worker": 0.5, "read_only": False,
     }  # fmt: skip
     fields = set(registered("launch")[kind].model_fields)
     assert fields <= set(values), fields - set(values)

@@ -244,6 +244,30 @@ def test_pods_own_their_volume(engine: str) -> None:
     assert "--uid 1000" in (HERE.parents[1] / "Dockerfile").read_text()
 
 
+@pytest.mark.parametrize("engine", ["trainjob", "jobset", "rayjob"])
+def test_pods_have_no_more_rights_than_they_need(engine: str) -> None:
+    section: dict[str, Any] = {"kind": "k8s", "engine": engine, "image": "x"}
+    for more in ({}, {"volume": "d"}, {"read_only": False}, {"user": 0}, {"service_account": "trainer"}):
+        for pod in pods(shown(section | more)):
+            (container,) = pod["containers"]
+            rights, owner = container["securityContext"], pod["securityContext"]
+            assert rights["allowPrivilegeEscalation"] is False and rights["capabilities"] == {"drop": ["ALL"]}
+            assert owner["runAsNonRoot"] is (more != {"user": 0}) and owner["seccompProfile"] == {"type": "RuntimeDefault"}
+            if engine != "rayjob":
+                assert pod.get("automountServiceAccountToken") is (None if "service_account" in more else False)
+            may_write = {m["mountPath"] for m in container["volumeMounts"] if not m.get("readOnly")}
+            environment = {e["name"]: e["value"] for e in container["env"]}
+            if more == {"read_only": False}:
+                assert rights["readOnlyRootFilesystem"] is False and "/tmp" not in may_write and "HOME" not in environment
+                continue
+            # everything that is written by default lies where the pod may write
+            assert rights["readOnlyRootFilesystem"] is True and "/tmp" in may_write and environment["HOME"] == "/tmp"
+            if "volume" in more:
+                assert "/data" in may_write and "TAUON_CACHE" not in environment  # the image's: /data/.cache/tauon
+            else:
+                assert environment["TAUON_CACHE"].startswith("/tmp/")
+
+
 def test_the_projects_image_can_submit_a_rayjob_and_run_every_shipped_recipe() -> None:
     root = HERE.parents[1]
     extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]

@@ -51,11 +51,14 @@ class Mechanism:
 
 
 def canaries(m: int, included: np.ndarray, background: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(x, y) of a data set: `background` examples in 10 coordinates in front, then each included canary, 100 long, in its own."""
+    """(x, y) of a data set: `background` examples in 10 coordinates in front, then each canary, 100 long, in its own. One that is not included is a
+    row of nothing, whose gradient is zero: the same number of rows, rate and divisor in both worlds of its coin.
+    """
     rng = np.random.default_rng([seed, 3])
-    x = np.zeros((background + int(included.sum()), 10 + m))
+    x = np.zeros((background + m, 10 + m))
     x[:background, :10] = rng.normal(size=(background, 10))
-    x[np.arange(background, len(x)), 10 + np.flatnonzero(included)] = 100.0
+    there = np.flatnonzero(included)
+    x[background + there, 10 + there] = 100.0
     y = np.concatenate([(x[:background, 0] > 0).astype(float), np.zeros(len(x) - background)])
     return x, y
 

@@ -33,11 +33,13 @@ from tauon.privacy.accounting import (
     guarantee,
     refuse_delta,
     refuse_epsilon,
+    relation_of,
     trade_off,
 )
 from tauon.privacy.accounting.loss import event_of, rounded
 from tauon.privacy.accounting.release import grouped, plain
 from tauon.privacy.accounting.spectral import connect_dots
+from tauon.privacy.fitting import total_epsilon
 
 
 def poisson(z: float, q: float, n: int = 1) -> Release:
@@ -263,8 +265,37 @@ def test_fixed_batches_are_those_of_dp_accounting_for_a_replaced_example() -> No
     assert epsilon(run, 1e-5, accountant="rdp") == pytest.approx(theirs)
     with pytest.raises(RecipeError, match=r"accountant: rdp"):
         epsilon(run, 1e-5)
-    with pytest.raises(RecipeError, match=r"replaced example is not an added one"):
-        epsilon([run, poisson(1.0, 0.1)], 1e-5, accountant="rdp")
+
+
+def test_fixed_batches_and_coins_are_one_sum_for_a_zeroed_out_example() -> None:
+    """By hand: the Renyi divergences of both, order by order. Replacing one contains zeroing it out, so that the sum is for that."""
+    fixed, coins, answer = Release(4.0, "fixed-size", 0.01, 1000), poisson(1.1, 0.01, 1000), Release(20.0, "full")
+    rule = dp_accounting.rdp.rdp_privacy_accountant
+    replaced = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE).compose(
+        dp_accounting.SelfComposedDpEvent(dp_accounting.SampledWithoutReplacementDpEvent(100, 1, dp_accounting.GaussianDpEvent(2.0)), 1000)
+    )
+    zeroed = RdpAccountant().compose(
+        dp_accounting.SelfComposedDpEvent(dp_accounting.PoissonSampledDpEvent(0.01, dp_accounting.GaussianDpEvent(1.1)), 1000)
+    )
+    by_hand = rule.compute_epsilon(replaced.orders, replaced.rdp + zeroed.rdp, 1e-5)[0]
+    assert epsilon([fixed, coins], 1e-5, accountant="rdp") == pytest.approx(by_hand)
+    assert relation_of([fixed]) == "replace one"
+    assert {relation_of([*many, answer]) for many in ([fixed], [coins], [fixed, coins], [])} == {"zero out one"}
+    stated = guarantee([fixed, answer], 1e-5, accountant="rdp")
+    assert stated.neighbouring == "zero out one" and "set to nothing" in stated.assumptions[0]
+    assert delta_at([fixed, answer], stated.epsilon, accountant="rdp") == pytest.approx(1e-5, rel=1e-3)
+    assert charge_search([fixed, answer], 1e-5, mean_trials=10) > stated.epsilon
+    with pytest.raises(RecipeError, match=r"both poisson and fixed-size steps"):
+        charge_search([fixed, coins], 1e-5, mean_trials=10)
+
+
+def test_a_ledgers_total_is_for_one_relation_and_the_smaller_of_two_bounds() -> None:
+    fixed, coins = Release(4.0, "fixed-size", 0.01, 1000), poisson(1.1, 0.01, 1000)
+    summed = epsilon(fixed, 5e-6, accountant="rdp") + epsilon(coins, 5e-6)
+    together = epsilon([fixed, coins], 1e-5, accountant="rdp")
+    assert total_epsilon([fixed, coins], 1e-5, "rdp") == together
+    assert total_epsilon([fixed, coins], 1e-5, "pld") == min(summed, together)
+    assert total_epsilon([fixed], 1e-5, "pld") == epsilon(fixed, 1e-5, accountant="rdp")
 
 
 # ---------------------------------------------------------------------------------------------- calibration
@@ -340,7 +371,10 @@ def test_a_guarantee_survives_json_and_says_what_it_assumes() -> None:
     assert Guarantee.from_json(json.loads(json.dumps(stated.to_json()))) == stated
     assert stated.epsilon == pytest.approx(epsilon(run, 1e-5))
     assert max(stated.epsilons) <= 1e-5 and stated.epsilons[1e-6] > stated.epsilon
-    assert "patient" in stated.sentence() and "add or remove one" in stated.sentence()
+    assert "patient" in stated.sentence() and "zero out one" in stated.sentence()
+    assert any("set to nothing" in a and "same number N" in a for a in stated.assumptions) and not any(
+        "more or less" in a for a in stated.assumptions
+    )
     assert any("independent coin" in a for a in stated.assumptions) and stated.assumptions[-1] == "b"
     assert any("search" in n for n in stated.not_covered)
     assert stated.curve[0] == (0.0, pytest.approx(1.0, abs=1e-3)) and stated.curve[-1][0] == 1.0

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tauon.auditing import plant
 from tauon.config import parse
 from tauon.data import DataConfig, DataSplits, HalfConfig, Loader, half_of, plain, prepare
 from tauon.errors import DataError, RecipeError
+from tauon.privacy import PrivateLoader
 from tauon.privacy.audit import Canaries, CanaryConfig, GradientCanaries, Secret, canary_dataset, canary_key, with_canaries
 from toy import words
 
@@ -36,11 +39,34 @@ def all_of(dataset: Any, epoch: int = 0) -> Any:
     return dataset.batch(np.arange(len(dataset)), epoch=epoch)
 
 
-def test_mislabelled_examples_stay_or_go_by_their_coins() -> None:
+def test_mislabelled_examples_stay_or_are_zeroed_by_their_coins() -> None:
+    """Both worlds of a coin are neighbours as the guarantee says: the same N, so the same rate and divisor, and one row set to nothing."""
     train = iris().train
     config = asked(canaries=40)
     planted, record = with_canaries(train, config, key=canary_key(config))
     assert record.rows is not None and record.labels is not None
+    assert len(planted) == len(train) and record.to_json()["absent"] == "zeroed"
+    before, after = all_of(train), all_of(planted)
+    kept = np.setdiff1d(np.arange(len(train)), record.rows)
+    there = torch.from_numpy(record.included)
+    rows = slice(len(kept), None)
+    assert torch.equal(after.weights[: len(kept)], before.weights[kept]) and torch.equal(after.weights[rows] > 0, there)
+    assert torch.equal(after.inputs[rows][there], before.inputs[record.rows[record.included]])
+    assert torch.equal(after.targets[rows][there], torch.from_numpy(record.labels[record.included]))
+    assert (after.inputs[rows][~there] == before.inputs[kept[0]]).all()  # nothing of one that is not there is seen
+    other, _ = with_canaries(train, asked(canaries=40, seed=6), key=canary_key(asked(seed=6)))
+    assert len(other) == len(planted)
+    for data in (planted, other):
+        loader = PrivateLoader(data, batch=16, sampling="poisson", key=bytes(32))
+        assert loader.rate(0) == 16 / len(train)
+
+
+def test_canaries_that_an_earlier_version_left_out_are_read_as_they_were() -> None:
+    train = iris().train
+    config = asked(canaries=40)
+    planted, record = with_canaries(train, config, key=canary_key(config), absent="left-out")
+    assert record.rows is not None and record.labels is not None and "absent" not in record.to_json()
+    assert Canaries.from_json(record.to_json()).absent == "left-out"
     assert len(planted) == len(train) - 40 + record.included.sum() and len(set(record.rows.tolist())) == 40
     before, after = all_of(train), all_of(planted)
     kept = np.setdiff1d(np.arange(len(train)), record.rows)
@@ -53,6 +79,18 @@ def test_mislabelled_examples_stay_or_go_by_their_coins() -> None:
     assert torch.equal(shown.inputs, before.inputs[record.rows]) and shown.targets.tolist() == record.labels.tolist()
     with Loader(planted, batch=16, seed=1) as loader:
         assert len(loader.batch_at(0)) == 16
+
+
+def test_a_run_goes_on_with_the_canaries_that_it_began_with(tmp_path: Path) -> None:
+    splits, config = iris(), asked(canaries=40)
+    old = with_canaries(splits.train, config, key=canary_key(config), absent="left-out")[1]
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit/canaries.json").write_text(json.dumps(old.to_json()))
+    began = plant(splits, config, tmp_path)
+    assert len(began.train) == len(splits.train) - 40 + old.included.sum()
+    new = plant(splits, config, tmp_path / "new")
+    assert len(new.train) == len(splits.train) == len(plant(splits, config, tmp_path / "new").train)
+    assert new.fingerprint == began.fingerprint
 
 
 def test_coins_are_fair_come_from_the_key_alone_and_survive_json() -> None:
@@ -79,12 +117,14 @@ def test_secrets_are_rows_of_their_own_as_often_as_asked(tmp_path: Any) -> None:
         ids = added.targets[row][added.weights[row] > 0]
         found.append(splits.tokenizer.decode(ids.numpy()))  # type: ignore[union-attr]
     times = {s.text: s.repeats * bool(there) for s, there in zip(record.secrets, record.included, strict=True)}
-    assert {t: found.count(t) for t in times} == times and len(found) == sum(times.values())
+    assert {t: found.count(t) for t in times} == times and len(found) == sum(s.repeats for s in record.secrets)
+    assert [t for t in found if t] == [t for t in found if times.get(t)]
     assert {s.repeats for s in record.secrets} == {1, 3} and len({s.prefix for s in record.secrets}) == 12
     assert all(len(s.secret) == 4 and s.secret.isdigit() and s.candidates == 10_000 for s in record.secrets)
     first = splits.train.batch(np.arange(n), epoch=2)
     assert torch.equal(planted.batch(np.arange(n), epoch=2).inputs, first.inputs)
-    assert all(row[0] == splits.tokenizer.bos for row in added.inputs[n:].tolist())  # type: ignore[union-attr]
+    there = (added.weights.sum(1) > 0)[n:].tolist()
+    assert all(row[0] == splits.tokenizer.bos for row, shown in zip(added.inputs[n:].tolist(), there, strict=True) if shown)  # type: ignore[union-attr]
 
 
 def test_a_tokenizer_without_digits_gets_letters(tmp_path: Any) -> None:

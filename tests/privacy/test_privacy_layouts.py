@@ -40,6 +40,21 @@ TWO = {
     "fsdp, units, accumulation": case({"shard": 2}, micro=4, how={"rows_per_unit": 2}),
     "tensor, units": case({"tensor": 2}, how={"rows_per_unit": 4}),
 }
+BERT = {"kind": "bert", "layers": 2, "width": 32, "heads": 4, "dropout": 0.3}
+LORA = {**GPT, "adapt": {"kind": "lora", "rank": 4, "dropout": 0.5}}
+DROPS = {**GPT, "dropout": 0.3}
+TWO |= {
+    "ddp, dropout": case({"replicate": 2}, DROPS),
+    "fsdp, dropout, accumulation": case({"shard": 2}, DROPS, micro=4),
+    "fsdp, dropout, checkpointing": case({"shard": 2}, DROPS, checkpointing=True),
+    "tensor, dropout": case({"tensor": 2}, DROPS),
+    "ddp, bert": case({"replicate": 2}, BERT),
+    "fsdp, bert, accumulation": case({"shard": 2}, BERT, micro=4),
+    "ddp, lora": case({"replicate": 2}, LORA),
+    "fsdp, lora": case({"shard": 2}, LORA),
+    "fsdp, lora, checkpointing": case({"shard": 2}, LORA, micro=4, checkpointing=True),
+    "ddp, ema": case({"replicate": 2}, DROPS, ema=0.9),
+}  # fmt: skip
 FOUR = {
     "fsdp and tensor": case({"shard": 2, "tensor": 2}),
     "ddp and tensor": case({"replicate": 2, "tensor": 2}),

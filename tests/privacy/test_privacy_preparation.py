@@ -12,7 +12,7 @@ from scipy import stats
 
 pytest.importorskip("dp_accounting")
 
-from tauon.errors import DataError, RecipeError
+from tauon.errors import DataError, PrivacyError, RecipeError
 from tauon.privacy.accounting import Release, epsilon
 from tauon.privacy.noise import NoiseSource
 from tauon.privacy.preparation import (
@@ -25,7 +25,8 @@ from tauon.privacy.preparation import (
 )
 
 TINY = 1e-9
-SOURCE = NoiseSource.seeded(0)
+SOURCE = NoiseSource(bytes(32), secret=False, repeats=True)
+"""Of tests that ask the same thing several times."""
 
 
 def test_statistics_are_numpys_where_noise_is_small_and_nothing_is_clipped() -> None:
@@ -158,3 +159,55 @@ def test_a_vocabulary_holds_what_many_have_and_counts_each_person_once() -> None
 def test_what_cannot_be_answered_is_refused(act: object, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         act()  # type: ignore[operator]
+
+
+# ---------------------------------------------------------------------------------------------- no noise is used twice
+
+ROWS = np.random.default_rng(2).random(50)
+ASKED = {
+    "statistics": lambda x, source, **name: private_statistics(x[:, None], (0, 1), noise=5.0, source=source, **name)[0].mean,
+    "quantiles": lambda x, source, **name: private_quantiles(x, [0.5, 0.5], (0, 1), epsilon=1.0, source=source, **name)[0],
+    "quantile_search": lambda x, source, **name: private_quantile_search(x, 0.5, (0, 1), noise=5.0, source=source, **name)[0],
+    "histogram": lambda x, source, **name: private_histogram((3 * x).astype(int), 3, noise=5.0, source=source, **name)[0],
+    "vocabulary": lambda x, source, **name: private_vocabulary(
+        [[int(3 * v), 9] for v in x], noise=5.0, delta=0.1, most=2, source=source, **name
+    )[0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ASKED)
+@pytest.mark.parametrize("same_data", [True, False])
+def test_a_second_answer_with_the_noise_of_the_first_is_refused(what: str, same_data: bool) -> None:
+    """Whatever the data: that the same data is let pass would tell that it is the same. Two sources of one key are one."""
+    key = np.random.default_rng(len(what)).bytes(32) + bytes([same_data])
+    ask = ASKED[what]
+    one, other = NoiseSource(key[1:]), NoiseSource(key[1:])
+    first = ask(ROWS, one)
+    for source in (one, other):
+        with pytest.raises(
+            PrivacyError, match=rf"private_{what} drew its noise under the name '\w+' from this key before.*Give name= a name"
+        ):
+            ask(ROWS if same_data else ROWS[1:], source)
+    again = ask(ROWS, other, name="second")
+    assert np.asarray(first).shape != np.asarray(again).shape or not np.array_equal(first, again)
+    ask(ROWS, NoiseSource.secure())
+
+
+def test_a_name_is_used_by_an_answer_and_not_by_what_was_refused() -> None:
+    source = NoiseSource.secure()
+    with pytest.raises(DataError):
+        private_histogram([4], 4, noise=1.0, source=source)
+    with pytest.raises(RecipeError):
+        private_histogram([1], 4, noise=0.0, source=source)
+    private_histogram([1], 4, noise=1.0, source=source)
+    private_statistics([[0.5]], (0, 1), noise=1.0, source=source, name="histogram")  # another question's names are its own
+
+
+def test_two_quantiles_of_one_share_are_drawn_apart() -> None:
+    values = [private_quantiles(ROWS, [0.5, 0.5], (0, 1), epsilon=0.5, source=NoiseSource.secure())[0] for _ in range(20)]
+    assert all(a != b for a, b in values)
+
+
+def test_steps_of_training_are_drawn_again_on_purpose() -> None:
+    one, other = NoiseSource(bytes(32)), NoiseSource(bytes(32))
+    assert (one.normal(3, "weight", (5,)) == other.normal(3, "weight", (5,))).all()

@@ -80,7 +80,7 @@ def test_noise_has_the_standard_deviation_that_was_asked_for() -> None:
 
 def test_one_example_more_moves_the_sum_by_the_bound_at_most() -> None:
     """The sensitivity that the accountant takes for granted, with examples made as extreme as they come."""
-    job = private(job_of(CNN, IMAGES), multiplier=1e-12)
+    job = private(job_of(CNN | {"dropout": 0.5}, IMAGES), multiplier=1e-12)
     batch = job.loader.batch_at(0)
     wild = replace(batch, inputs=batch.inputs * torch.logspace(-3, 6, len(batch))[:, None, None, None])
     whole = gradients(job, wild)
@@ -88,8 +88,11 @@ def test_one_example_more_moves_the_sum_by_the_bound_at_most() -> None:
         weights = wild.weights.clone()
         weights[i] = 0
         without = gradients(job, replace(wild, weights=weights))
-        moved = math.sqrt(sum(float((8 * (whole[n] - g)).double().square().sum()) for n, g in without.items()))
-        assert moved <= 1.0 + 1e-5
+        kept = [j for j in range(len(wild)) if j != i]
+        shorter = gradients(job, replace(wild, **{k: getattr(wild, k)[kept] for k in ("inputs", "targets", "weights", "draws")}))
+        for other in (without, shorter):  # zeroed out, and not drawn
+            moved = math.sqrt(sum(float((8 * (whole[n] - g)).double().square().sum()) for n, g in other.items()))
+            assert moved <= 1.0 + 1e-5
 
 
 def test_an_empty_batch_is_noise_alone() -> None:
@@ -110,11 +113,13 @@ def test_two_lines_make_a_recipe_private_and_the_promise_is_on_record(tmp_path: 
     done = run(recipe, root=tmp_path / "runs", tell=lambda kind, **facts: told.append((kind, facts)))
     record = read_json(done.folder / "privacy.json")
     assert record["steps"] == 12 and 3.9 < record["guarantee"]["epsilon"] <= 4.0
+    assert record["guarantee"]["neighbouring"] == "zero out one" and record["sampling"] == "poisson"
     settings = {d["path"]: d["value"] for kind, facts in told if kind == "derived" for d in facts["settings"]}
     assert settings["privacy.noise_multiplier"] == pytest.approx(record["noise_multiplier"], abs=1e-4)
     assert done.manifest()["privacy"]["epsilon"] == record["guarantee"]["epsilon"]
     assert not (done.folder / "privacy.key").exists()
     page = (done.folder / "report.html").read_text()
+    assert "zero out one" in page and "one unit whose data is set to nothing" in page
     assert "differential privacy for one sequence of 16 tokens" in page and "Not covered" in page
 
 

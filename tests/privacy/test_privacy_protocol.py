@@ -307,7 +307,7 @@ def test_a_second_release_is_paid_for(tmp_path: Path, ledgers: Path) -> None:
     dear = recipe(tmp_path, privacy={"budget": {"epsilon": 3.9, "delta": 1e-3}, "noise_multiplier": 0.5}, name="dear")
     with pytest.raises(PrivacyError, match=r"budget of data set"):
         train(dear, tmp_path)
-    assert not keys_in(tmp_path) and not list((tmp_path / "runs/dear").rglob("step-*"))
+    assert not keys_in(tmp_path) and not list((tmp_path / "runs/dear").rglob("checkpoints/step-*"))
 
 
 def test_a_second_release_over_budget_is_refused_before_anything_happens(tmp_path: Path, ledgers: Path) -> None:
@@ -349,7 +349,7 @@ def test_a_key_is_not_used_for_another_training(change: str, budget: bool, tmp_p
         other = recipe(tmp_path, change, privacy=privacy)
     with pytest.raises(RunError, match=r"was used for another training.*--fresh"):
         train(other, tmp_path)
-    assert key.read_bytes() == before and not list(folder.rglob("step-*"))
+    assert key.read_bytes() == before and not list(folder.rglob("checkpoints/step-*"))
     assert not budget or actions(ledgers) == ["open", "reserve"]
     train(other, tmp_path, fresh=True)  # the way out
     assert not keys_in(tmp_path)
@@ -542,6 +542,17 @@ def test_a_finished_run_needs_no_key(change: str, tmp_path: Path, ledgers: Path)
     assert all(torch.equal(before[k], v) for k, v in weights(folder).items()) and not keys_in(folder)
     assert read_json(folder / "privacy.json") == account
     assert actions(ledgers) == ["open", "reserve", "settle"]
+
+
+def test_a_run_that_stopped_early_is_finished(tmp_path: Path, ledgers: Path) -> None:
+    """Fewer steps than were reserved, and no checkpoint of the last: it needs no key, and pays for what it made."""
+    early = {"early_stopping.patience": 1, "validate_every": 1, "steps": 40, "checkpoint_every": 20}
+    made = recipe(tmp_path, *[f"train.{k}={v}" for k, v in early.items()], "optim.lr=1000")
+    folder = train(made, tmp_path).folder
+    steps = read_json(folder / "privacy.json")["steps"]
+    assert steps < 40 and not keys_in(folder)
+    train(recipe(tmp_path, *[f"train.{k}={v}" for k, v in early.items()], "optim.lr=1000", "track=[csv]"), tmp_path)
+    assert actions(ledgers) == ["open", "reserve", "settle"] and entries(ledgers)[2].releases[1].count == steps
 
 
 def test_a_finished_run_that_was_settled_by_hand_ends_right(tmp_path: Path, ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,20 @@ def test_the_confusion_matrix_shows_every_count(tmp_path):
     assert shown == np.array(json.loads((folder / "evaluation.json").read_text())["confusion"]["counts"]).ravel().tolist()
 
 
+def test_of_many_classes_the_report_shows_the_most_frequent_confusions(tmp_path):
+    folder = made.classifier(tmp_path, 3, 200)
+    record = json.loads((folder / "evaluation.json").read_text())
+    record["confusion"] = {"labels": [f"class {i}" for i in range(400)], "cells": [[7, 7, 3], [7, 399, 9], [0, 12, 1]]}
+    (folder / "evaluation.json").write_text(json.dumps(record))
+    page = render(folder).read_text()
+    assert "400 classes: too many to read as a matrix" in page and '<table class="confusion">' not in page
+    assert page.index("class 399</td>") < page.index("class 12</td>") and "75.0%" in page
+    for odd in ({"labels": ["a"], "cells": [[0, 5, 1]]}, {"labels": ["a"], "counts": 3}, {"labels": None, "cells": [["x", 0, 0]]}):
+        record["confusion"] = odd
+        (folder / "evaluation.json").write_text(json.dumps(record))
+        page_of(folder)
+
+
 def test_a_language_model_shows_curves_and_samples(tmp_path):
     page = page_of(made.language_model(tmp_path))
     for part in (

@@ -137,7 +137,7 @@ def _tell_standing(ledger: Ledger) -> None:
     s = ledger.standing()
     click.echo(f"data set {ledger.data[:16]}: budget epsilon {s.budget[0]:g} at delta {s.budget[1]:g}; spent {s.spent:.4g}", nl=False)
     click.echo(f", with {len(s.open)} open reservations {s.reserved:.4g}" if s.open else "", nl=False)
-    click.echo(f"; at least {s.left:.4g} is left")
+    click.echo(f"; at least {s.left:.4g} is left (neighbours: {s.neighbouring})")
 
 
 @privacy_command.command("remaining")
@@ -152,7 +152,7 @@ def remaining_command(dataset: str, folder: Path | None, as_json: bool) -> None:
     s = ledger.standing()
     if as_json:
         values = {"data": ledger.data, "budget": {"epsilon": s.budget[0], "delta": s.budget[1]}, "spent": s.spent, "reserved": s.reserved}
-        click.echo(json.dumps(values | {"left": s.left, "open": [e.number for e in s.open]}))
+        click.echo(json.dumps(values | {"left": s.left, "open": [e.number for e in s.open], "neighbouring": s.neighbouring}))
         return
     _tell_standing(ledger)
 
@@ -177,6 +177,9 @@ def spend_command(
 ) -> None:  # fmt: skip
     """Charge something by hand: a statistic that was published, an analysis made elsewhere. Over budget it is
     refused with exit code 9, and nothing is written.
+
+    Its epsilon and delta must hold for one person whose data is set to nothing while the number of people stays public. What is
+    proven for one replaced by any other holds; so does what is proven for one more or less, where a person without data counts as absent.
     """
     from tauon.privacy.accounting import Release
     from tauon.privacy.ledger import Opening
@@ -228,7 +231,7 @@ def settle_command(run: Path) -> None:
 def cost_command(run: str, root: Path, quiet: bool, as_json: bool) -> None:
     """Train the recipe of RUN without its privacy section in RUN/without-privacy, evaluate both, and tell what privacy cost.
 
-    Writes the figures into privacy.json and the report. The twin is not private: it must not leave the house. Stopped, it goes on.
+    Writes the figures into privacy_cost.json and the report. The twin is not private: it must not leave the house. Stopped, it goes on.
     """
     from rich.table import Table
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tauon.data.cache import make_folder
-from tauon.data.files import open_bytes, raw_bytes, read_bytes, sha256_bytes
+from tauon.data.files import open_bytes, raw_bytes, read_bytes, refuse_bomb, sha256_bytes
 from tauon.data.progress import report
 from tauon.errors import ChecksumError, DataError
 
@@ -65,6 +65,7 @@ def members_digest(content: bytes) -> str:
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as z:
+            refuse_bomb("the zip file", sum(i.file_size for i in z.infolist()), len(content))
             for name in sorted((n for n in z.namelist() if n.lower().endswith(".wav")), key=lambda n: n.rsplit("/", 1)[-1]):
                 digest.update(name.rsplit("/", 1)[-1].encode() + b"\0" + hashlib.sha256(z.read(name)).digest())
     except (zipfile.BadZipFile, EOFError):

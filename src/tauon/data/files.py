@@ -24,6 +24,51 @@ from tauon.errors import DataError, MissingExtra
 __all__ = ["decode", "expand", "raw_bytes", "read_bytes", "sha256_bytes", "sha256_file", "write_json"]
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_PIECE = 2**12
+"""Bytes of zstd that are unpacked at a time: to 128 MiB at most, of blocks that repeat one byte."""
+ALWAYS = 2**30
+"""Bytes that any file may unpack to: so much memory is there."""
+TIMES = 100
+"""How many times its own size a larger one may unpack to. Text packs to a tenth; only what was made for it, or is empty, to a hundredth."""
+VARIABLE = "TAUON_MAX_UNPACKED"
+"""Environment variable: another bound, in bytes."""
+
+
+def most_unpacked(packed: int) -> int:
+    """Bytes that a file of `packed` bytes may unpack to. Raises DataError for a TAUON_MAX_UNPACKED that is no number of bytes."""
+    asked = os.environ.get(VARIABLE)
+    if asked is None:
+        return max(ALWAYS, TIMES * packed)
+    if not asked.isdecimal() or not int(asked):
+        raise DataError(f"{VARIABLE} is {asked!r}: expected a number of bytes above 0, 10000000000 say")
+    return int(asked)
+
+
+def refuse_bomb(where: object, unpacked: int, packed: int) -> None:
+    """DataError where a file, `packed` bytes long, unpacks to more than it may."""
+    most = most_unpacked(packed)
+    if unpacked > most:
+        raise DataError(
+            f"{where}: {packed:,} bytes that unpack to more than {most:,}: damaged, or made to fill the memory. If it is what it should be, unpack "
+            f"it first, or set the environment variable {VARIABLE} to a larger number of bytes"
+        )
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that ends with an error where it gives more than a file of its size may."""
+
+    def __init__(self, stream: BinaryIO, path: Path, packed: int) -> None:
+        self.stream, self.path, self.packed, self.given = stream, path, packed, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.stream.read(len(buffer))
+        self.given += len(data)
+        refuse_bomb(self.path, self.given, self.packed)
+        buffer[: len(data)] = data
+        return len(data)
 
 
 @contextlib.contextmanager
@@ -35,7 +80,7 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
             raw.seek(0)
             if head[:2] == _GZIP:
                 with gzip.GzipFile(fileobj=raw) as unpacked:
-                    yield io.BufferedReader(unpacked)
+                    yield io.BufferedReader(_Bounded(unpacked, path, os.fstat(raw.fileno()).st_size), 2**17)  # type: ignore[arg-type]
             elif head == _ZSTD:
                 yield io.BytesIO(_unzstd(raw.read(), path))
             else:
@@ -57,14 +102,17 @@ def _unzstd(packed: bytes, path: Path) -> bytes:
         import zstandard
     except ImportError as err:
         raise MissingExtra(f"{path}: reading .zst", "zstd") from err
-    parts = []
+    parts, given, at = [], 0, 0
     try:
-        while packed:  # frames may follow one another; a reader that does not ask for `eof` takes a torn one as whole
+        while at < len(packed):  # frames may follow one another; a reader that does not ask for `eof` takes a torn one as whole
             frame = zstandard.ZstdDecompressor().decompressobj()
-            parts.append(frame.decompress(packed))
+            while not frame.eof and at < len(packed):
+                parts.append(frame.decompress(packed[at : at + _PIECE]))
+                at, given = at + _PIECE, given + len(parts[-1])
+                refuse_bomb(path, given, len(packed))
             if not frame.eof:
                 raise DataError(f"{path}: truncated zstd. Copy or download the file again")
-            packed = frame.unused_data
+            at = min(at, len(packed)) - len(frame.unused_data)
     except zstandard.ZstdError as err:
         raise DataError(f"{path}: damaged zstd ({err}). Copy or download the file again") from None
     return b"".join(parts)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,16 @@ from tauon.errors import DataError
 from tauon.evaluate.evaluation import Metric
 from tauon.evaluate.intervals import absolute_sum_interval, area_interval, generator, percentile, resample_cells, resample_sums, wilson
 
-__all__ = ["BINS", "MANY", "checked_probabilities", "classification", "one_class", "placements", "variance"]
+__all__ = ["BINS", "MANY", "WHOLE", "ConfusionCounts", "checked_probabilities", "classification", "one_class", "placements", "variance"]
 
 BINS = 15
 """Equal-width bins of confidence (Guo et al. 2017, arXiv:1706.04599)."""
 MANY = 20
 """Classes from which top-5 accuracy is told without being asked for."""
+WHOLE = 300
+"""Classes up to which the whole confusion matrix is kept."""
+_AT_ONCE = 4_000_000
+"""Resampled counts held at a time (32 MB an array)."""
 _TINY = float(np.finfo(np.float32).tiny)
 _LOSS_ABOUT = "mean -log p(true class), nats"
 
@@ -46,26 +50,25 @@ def classification(
     if p_NC is None:
         return _broken(n, broken, names)
     predicted_N = p_NC.argmax(1)
-    counts_CC = np.bincount(targets_N * classes + predicted_N, minlength=classes * classes).reshape(classes, classes)
-    tables = _resampled_tables(counts_CC, resamples, seed)
+    counts = ConfusionCounts.of(targets_N, predicted_N, classes)
     areas = _areas(p_NC, targets_N, confidence)
     calibration, losses = _probabilistic(p_NC, targets_N, predicted_N, confidence, resamples, seed)
-    metrics = {"accuracy": _accuracy(counts_CC, confidence)}
+    metrics = {"accuracy": _accuracy(counts, confidence)}
     metrics |= _ranking(p_NC, targets_N, top_k if top_k is not None else (5,) if classes >= MANY else (), confidence, resamples, seed)
-    metrics |= _averages(counts_CC, tables, confidence)
+    metrics |= _averages(counts, _resampled_averages(counts, resamples, seed), confidence)
     metrics["roc_auc"] = areas.pop()
     metrics |= losses
     per_class = [
-        {"label": names[c], "support": int(counts_CC[c].sum()), "predicted": int(counts_CC[:, c].sum())}
-        | one_class(counts_CC, c, confidence)
+        {"label": names[c], "support": support, "predicted": predicted}
+        | one_class(hits, support, predicted, confidence)
         | {"roc_auc": areas[c]}
-        for c in range(classes)
+        for c, (hits, support, predicted) in enumerate(zip(*(a.tolist() for a in counts.by_class()), strict=True))
     ]
     return {
         "primary": "accuracy",
         "metrics": metrics,
         "per_class": per_class,
-        "confusion": {"labels": names, "counts": counts_CC.tolist()},
+        "confusion": {"labels": names} | counts.to_json(),
         "calibration": calibration,
     }
 
@@ -97,17 +100,52 @@ def _broken(n: int, broken: int, names: list[str]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- from the confusion matrix
 
 
-def _accuracy(counts_CC: np.ndarray, confidence: float) -> Metric:
-    n, right = int(counts_CC.sum()), int(np.trace(counts_CC))
+@dataclass(frozen=True)
+class ConfusionCounts:
+    """A confusion matrix as its cells that are not empty, K at most as many as examples: of 10,000 classes the whole one would have 1e8."""
+
+    classes: int
+    true_K: np.ndarray
+    guess_K: np.ndarray
+    """Rising by (true, guess)."""
+    count_K: np.ndarray
+
+    @classmethod
+    def of(cls, targets_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> ConfusionCounts:
+        """Counted from the true and the predicted class of each example."""
+        cell_K, count_K = np.unique(targets_N.astype(np.int64) * classes + predicted_N, return_counts=True)
+        return cls(classes, cell_K // classes, cell_K % classes, count_K)
+
+    def by_class(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(hits, support, predicted), C each."""
+        same = self.true_K == self.guess_K
+        hits, support, predicted = (np.zeros(self.classes, np.int64) for _ in range(3))
+        hits[self.true_K[same]] = self.count_K[same]
+        np.add.at(support, self.true_K, self.count_K)
+        np.add.at(predicted, self.guess_K, self.count_K)
+        return hits, support, predicted
+
+    def to_json(self) -> dict[str, Any]:
+        """`counts[true][predicted]`; above `WHOLE` classes `cells`, [true, predicted, count] of those that are not empty."""
+        if self.classes > WHOLE:
+            return {"cells": np.stack([self.true_K, self.guess_K, self.count_K], 1).tolist()}
+        counts_CC = np.zeros((self.classes, self.classes), np.int64)
+        counts_CC[self.true_K, self.guess_K] = self.count_K
+        return {"counts": counts_CC.tolist()}
+
+
+def _accuracy(counts: ConfusionCounts, confidence: float) -> Metric:
+    n, right = int(counts.count_K.sum()), int(counts.by_class()[0].sum())
     about = "share of examples whose most probable class is the true one"
     return Metric(right / n, *wilson(right, n, confidence), n, "Wilson", "higher", about)
 
 
-def one_class(counts_CC: np.ndarray, c: int, confidence: float) -> dict[str, Metric]:
-    """Precision and recall are proportions (of the predicted, of the true): Wilson. F1 = 2 J / (1 + J) rises with
+def one_class(hit: int, support: int, predicted: int, confidence: float) -> dict[str, Metric]:
+    """Of a class with `support` examples that was predicted `predicted` times, `hit` of them rightly.
+
+    Precision and recall are proportions (of the predicted, of the true): Wilson. F1 = 2 J / (1 + J) rises with
     J = TP / (TP + FP + FN), a proportion too (Hand et al. 2021, arXiv:2008.00103): Wilson's ends, carried over.
     """
-    hit, support, predicted = int(counts_CC[c, c]), int(counts_CC[c].sum()), int(counts_CC[:, c].sum())
     either = support + predicted - hit
     found = {}
     for name, of, about, empty in (
@@ -130,20 +168,24 @@ def one_class(counts_CC: np.ndarray, c: int, confidence: float) -> dict[str, Met
     return found
 
 
-def _resampled_tables(counts_CC: np.ndarray, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(hits, support, predicted), each resamples x C, of the examples drawn again."""
-    classes = len(counts_CC)
-    true, guess = np.nonzero(counts_CC)
-    drawn = resample_cells(counts_CC[true, guess], resamples, generator(seed, "confusion"))
-    hits, support, predicted = (np.zeros((resamples, classes)) for _ in range(3))
-    same = true == guess
-    hits[:, true[same]] = drawn[:, same]
-    rows, first = np.unique(true, return_index=True)  # nonzero() walks row by row: cells of one row are neighbours
-    support[:, rows] = np.add.reduceat(drawn, first, axis=1)
-    order = np.argsort(guess, kind="stable")
-    columns, first = np.unique(guess[order], return_index=True)
-    predicted[:, columns] = np.add.reduceat(drawn[:, order], first, axis=1)
-    return hits, support, predicted
+def _resampled_averages(counts: ConfusionCounts, resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """By name (`f1_macro`, ...): each average of the examples drawn again, `resamples` values; some draws at a time."""
+    rng, true, guess = generator(seed, "confusion"), counts.true_K, counts.guess_K
+    same, order = true == guess, np.argsort(guess, kind="stable")
+    rows, first_of_row = np.unique(true, return_index=True)  # cells of one row are neighbours
+    columns, first_of_column = np.unique(guess[order], return_index=True)
+    step = max(1, _AT_ONCE // (counts.classes + len(true)))
+    found: list[dict[str, np.ndarray]] = []
+    for start in range(0, resamples, step):
+        drawn = resample_cells(counts.count_K, min(step, resamples - start), rng)
+        hits, support, predicted = (np.zeros((len(drawn), counts.classes)) for _ in range(3))
+        hits[:, true[same]] = drawn[:, same]
+        support[:, rows] = np.add.reduceat(drawn, first_of_row, axis=1)
+        predicted[:, columns] = np.add.reduceat(drawn[:, order], first_of_column, axis=1)
+        weights = {"macro": (support > 0).astype(np.float64), "weighted": support}
+        ours = _scores(hits, support, predicted)
+        found.append({f"{k}_{how}": (v * w).sum(1) / w.sum(1) for how, w in weights.items() for k, v in ours.items()})
+    return {name: np.concatenate([f[name] for f in found]) for name in found[0]} if found else {}
 
 
 def _scores(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
@@ -155,25 +197,24 @@ def _scores(hits: np.ndarray, support: np.ndarray, predicted: np.ndarray) -> dic
     }
 
 
-def _averages(counts_CC: np.ndarray, tables: tuple[np.ndarray, np.ndarray, np.ndarray], confidence: float) -> dict[str, Metric]:
+def _averages(counts: ConfusionCounts, drawn: dict[str, np.ndarray], confidence: float) -> dict[str, Metric]:
     """Macro (plain mean over classes with examples) and weighted (by support) precision, recall, F1."""
-    hits, support, predicted = (a.astype(np.float64) for a in (counts_CC.diagonal(), counts_CC.sum(1), counts_CC.sum(0)))
-    n = int(counts_CC.sum())
+    hits, support, predicted = (a.astype(np.float64) for a in counts.by_class())
+    n = int(support.sum())
     absent = int((support == 0).sum())
     silent = int(((support > 0) & (predicted == 0)).sum())
-    ours, drawn = _scores(hits, support, predicted), _scores(*tables)
+    ours = _scores(hits, support, predicted)
     found = {}
     for how in ("macro", "weighted"):
         weights = (support > 0).astype(np.float64) if how == "macro" else support
-        drawn_weights = (tables[1] > 0).astype(np.float64) if how == "macro" else tables[1]
         for name in ("precision", "recall", "f1"):
             value = math.fsum(ours[name] * weights) / math.fsum(weights)
-            values = (drawn[name] * drawn_weights).sum(1) / drawn_weights.sum(1)
             about = f"mean of the classes' {name.replace('f1', 'F1')}" + (", weighted by their examples" if how == "weighted" else "")
             said = [f"{absent} classes without examples are left out"] if absent else []
             if silent and name == "precision":
                 said.append(f"{silent} classes that were never predicted count as 0")
-            found[f"{name}_{how}"] = Metric.bootstrapped(value, percentile(values, confidence), n, "higher", about, "; ".join(said))
+            interval = percentile(drawn.get(f"{name}_{how}", np.empty(0)), confidence)
+            found[f"{name}_{how}"] = Metric.bootstrapped(value, interval, n, "higher", about, "; ".join(said))
     return found
 
 

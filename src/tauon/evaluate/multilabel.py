@@ -45,10 +45,12 @@ def multi_label(
     metrics |= _counted(truth, guess, confidence, resamples, seed)
     per_class = []
     for k in range(K):
-        table = np.bincount(truth[:, k] * 2 + guess[:, k], minlength=4).reshape(2, 2)
-        row = {"label": names[k], "support": int(truth[:, k].sum()), "predicted": int(guess[:, k].sum())}
+        hits, support, predicted = int((truth[:, k] & guess[:, k]).sum()), int(truth[:, k].sum()), int(guess[:, k].sum())
+        row = {"label": names[k], "support": support, "predicted": predicted}
         per_class.append(
-            row | one_class(table, 1, confidence) | {"average_precision": own[k], "roc_auc": _area(scores_NK, truth, k, confidence)}
+            row
+            | one_class(hits, support, predicted, confidence)
+            | {"average_precision": own[k], "roc_auc": _area(scores_NK, truth, k, confidence)}
         )
     return {"primary": "map", "metrics": metrics, "per_class": per_class}
 

@@ -24,6 +24,8 @@ _ABOUT: dict[str, tuple[Better, str]] = {
     "rank_mae_macro": ("lower", "mean over the classes of their own mean |predicted - true|: seldom classes count as much"),
     "kappa_quadratic": ("higher", "1 - sum of squared distances / those of chance agreement (Cohen's kappa, quadratic weights)"),
 }
+_AT_ONCE = 4_000_000
+"""Resampled counts held at a time (32 MB)."""
 
 
 def ordinal(
@@ -39,8 +41,7 @@ def ordinal(
         return {"primary": "rank_mae", "metrics": gone, "notes": [reason]}
     predicted_N = (p_NC.cumsum(1) < 0.5 * p_NC.sum(1, keepdims=True)).sum(1).clip(max=classes - 1)
     counts_CC = np.bincount(targets_N * classes + predicted_N, minlength=classes * classes).reshape(classes, classes)
-    drawn = resample_cells(counts_CC.ravel(), resamples, generator(seed, "ordinal")).reshape(resamples, classes, classes)
-    ours, theirs = _figures(counts_CC[None]), _figures(drawn)
+    ours, theirs = _figures(counts_CC[None]), _resampled(counts_CC, resamples, seed)
     metrics: dict[str, Metric] = {}
     for name, (better, about) in _ABOUT.items():
         if np.isnan(ours[name][0]):
@@ -56,11 +57,21 @@ def ordinal(
         metrics[name] = Metric(right / n, *wilson(right, n, confidence), n, "Wilson", "higher", about)
     per_class = [
         {"label": names[c], "support": int(counts_CC[c].sum()), "predicted": int(counts_CC[:, c].sum())}
-        | one_class(counts_CC, c, confidence)
+        | one_class(int(counts_CC[c, c]), int(counts_CC[c].sum()), int(counts_CC[:, c].sum()), confidence)
         for c in range(classes)
     ]
     confusion = {"labels": names, "counts": counts_CC.tolist()}
     return {"primary": "rank_mae", "metrics": metrics, "per_class": per_class, "confusion": confusion}
+
+
+def _resampled(counts_CC: np.ndarray, resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """`_figures` of the examples drawn again, some draws at a time."""
+    rng, step = generator(seed, "ordinal"), max(1, _AT_ONCE // counts_CC.size)
+    parts = [
+        _figures(resample_cells(counts_CC.ravel(), min(step, resamples - start), rng).reshape(-1, *counts_CC.shape))
+        for start in range(0, resamples, step)
+    ]
+    return {name: np.concatenate([p[name] for p in parts]) for name in _ABOUT}
 
 
 def _figures(counts_RCC: np.ndarray) -> dict[str, np.ndarray]:

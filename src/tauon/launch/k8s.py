@@ -62,7 +62,9 @@ class K8s(Cluster):
     node_selector: dict[str, str] = Field(default_factory=dict)
     """Labels that the machines must have."""
     service_account: str | None = Field(None, pattern=_DNS)
-    """Account that the pods run under."""
+    """Account that the pods run under. Left out: none; they get no token for the API server."""
+    read_only: bool = True
+    """The pods may write to their volume, /tmp and /dev/shm alone. False for an image that writes elsewhere."""
     secrets: tuple[str, ...] = ()
     """Secrets whose entries become environment variables of the workers."""
 
@@ -162,8 +164,18 @@ class K8s(Cluster):
         if shared:
             mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
             volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": quantity(shared)}})
-        whole = {"image": self.image, **container, "volumeMounts": mounts, **self.resources(), **self.environment_of_pods()}
-        owner = {"runAsUser": self.user, "runAsGroup": self.user, "fsGroup": self.user, "fsGroupChangePolicy": "OnRootMismatch"}
+        if self.read_only and self.mount != "/tmp":  # noqa: S108
+            mounts.append({"name": "tmp", "mountPath": "/tmp"})  # noqa: S108
+            volumes.append({"name": "tmp", "emptyDir": {}})
+        rights = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": self.read_only}
+        whole = {
+            "image": self.image, **container, "securityContext": rights, "volumeMounts": mounts, **self.resources(),
+            **self.environment_of_pods(),
+        }  # fmt: skip
+        owner = {
+            "runAsNonRoot": self.user > 0, "runAsUser": self.user, "runAsGroup": self.user, "fsGroup": self.user,
+            "fsGroupChangePolicy": "OnRootMismatch", "seccompProfile": {"type": "RuntimeDefault"},
+        }  # fmt: skip
         spec: dict[str, Any] = {
             "containers": [whole], "volumes": volumes, "securityContext": owner,
             "terminationGracePeriodSeconds": int(self.grace) + 30, **rest,
@@ -172,6 +184,8 @@ class K8s(Cluster):
             spec["nodeSelector"] = dict(self.node_selector)
         if self.service_account:
             spec["serviceAccountName"] = self.service_account
+        elif self.engine != "rayjob":  # an elastic Ray cluster gets an account of KubeRay's, whose token its autoscaler needs
+            spec["automountServiceAccountToken"] = False
         return spec
 
     def resources(self) -> dict[str, Any]:
@@ -189,7 +203,8 @@ class K8s(Cluster):
     def environment_of_pods(self) -> dict[str, Any]:
         agent = {} if self.engine == "rayjob" else {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.grace)), **TORCHRUN}
         kept = {"TAUON_LEDGER": f"{self.mount.rstrip('/')}/ledger"} if self.volume else {}  # a pod's home is gone with it
-        values = {**agent, **kept, **self.environment()}
+        home = {"HOME": "/tmp", **({} if self.volume else {"TAUON_CACHE": "/tmp/.cache/tauon"})} if self.read_only else {}  # noqa: S108
+        values = {**agent, **kept, **home, **self.environment()}
         found: dict[str, Any] = {
             "env": [{"name": k, "value": v.replace("$(", "$$(")} for k, v in values.items()]
         }  # $(X) is expanded by Kubernetes

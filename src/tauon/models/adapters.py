@@ -23,6 +23,7 @@ from tauon.config import Count, Fraction, Registered, register
 from tauon.distributed import is_dtensor
 from tauon.errors import Problem, RecipeError
 from tauon.models.nf4 import BLOCK, Rounded, dequantize, nf4_linear, quantize
+from tauon.models.randomness import dropout
 
 __all__ = [
     "LEAVES",
@@ -158,7 +159,7 @@ class AdaptedLinear(nn.Linear):
         if self._may_merge(x):
             out: Tensor = _MergedForOnce.apply(x, self.weight, self.bias, self.lora_a, self.lora_b, self.scale)
             return out
-        h = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)
+        h = F.linear(dropout(x, self.dropout, self.training), self.lora_a)
         if self.magnitude is None:
             return self.frozen(x, self.bias) + F.linear(h, self.lora_b * self.scale)
         y = self.frozen(x, None) + F.linear(h, self.lora_b * self.scale)

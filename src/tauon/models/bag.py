@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
 from tauon.models.base import Model, ModelConfig, Size
+from tauon.models.randomness import dropout
 from tauon.types import DataSpec
 
 __all__ = ["TextBag", "TextBagConfig"]
@@ -115,9 +116,9 @@ class TextBag(Model):
 
     def _sum(self, table: nn.Embedding, ids_BG: Tensor, weight_BG: Tensor) -> Tensor:
         if self.training and self.dropout:
-            weight_BG = F.dropout(weight_BG, self.dropout)
+            weight_BG = dropout(weight_BG, self.dropout)
         if self.training and self.number_dropout:
-            numbers_BGD = F.dropout(table(ids_BG), self.number_dropout)
+            numbers_BGD = dropout(table(ids_BG), self.number_dropout)
             dropped: Tensor = torch.einsum("bgd,bg->bd", numbers_BGD, weight_BG)
             return dropped
         return F.embedding_bag(ids_BG, table.weight, mode="sum", per_sample_weights=weight_BG)

@@ -20,6 +20,7 @@ from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
 from tauon.models.base import Model, Size, block_number
 from tauon.models.gpt import TransformerConfig
+from tauon.models.randomness import attention, dropout
 from tauon.models.transformer import MLP, Attention, as_bias, positions_in_segments
 from tauon.types import DataSpec
 
@@ -74,7 +75,7 @@ class EncoderAttention(Attention):
     ) -> Tensor:  # fmt: skip
         q, k, v = q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2)
         share = self.dropout if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=share).transpose(1, 2)
+        return attention(q, k, v, attn_mask=mask, dropout_p=share).transpose(1, 2)
 
 
 class EncoderBlock(nn.Module):
@@ -89,8 +90,8 @@ class EncoderBlock(nn.Module):
         self.dropout = dropout
 
     def forward(self, x_BTD: Tensor, mask: Tensor | None) -> Tensor:
-        x_BTD = self.attention_norm(x_BTD + F.dropout(self.attention(x_BTD, None, mask), self.dropout, self.training))
-        out: Tensor = self.mlp_norm(x_BTD + F.dropout(self.mlp(x_BTD), self.dropout, self.training))
+        x_BTD = self.attention_norm(x_BTD + dropout(self.attention(x_BTD, None, mask), self.dropout, self.training))
+        out: Tensor = self.mlp_norm(x_BTD + dropout(self.mlp(x_BTD), self.dropout, self.training))
         return out
 
 
@@ -142,7 +143,7 @@ class BERT(Model):
             raise ValueError(f"{T} tokens, the model takes at most seq_len={self.seq_len}")
         at = torch.arange(T, device=tokens_BT.device).expand_as(tokens_BT) if segments_BT is None else positions_in_segments(segments_BT)
         x_BTD = self.embed(tokens_BT) + self.positions(at) + self.types(torch.zeros_like(tokens_BT))
-        x_BTD = F.dropout(self.embed_norm(x_BTD), self.dropout, self.training)
+        x_BTD = dropout(self.embed_norm(x_BTD), self.dropout, self.training)
         mask = None if segments_BT is None else segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
         if mask is not None and mask.device.type == "cuda":
             mask = as_bias(mask, torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x_BTD.dtype)
@@ -151,7 +152,7 @@ class BERT(Model):
         if self.outputs is None:
             out: Tensor = self.transform_norm(F.gelu(self.transform(x_BTD)))
             return out
-        pooled_BD = F.dropout(torch.tanh(self.pooler(x_BTD[:, 0])), self.dropout, self.training)
+        pooled_BD = dropout(torch.tanh(self.pooler(x_BTD[:, 0])), self.dropout, self.training)
         logits_BC: Tensor = self.head(pooled_BD)
         return logits_BC
 

@@ -19,6 +19,7 @@ from tauon.errors import Problem, RecipeError
 from tauon.models.base import Model, ModelConfig, Size
 from tauon.models.mlp import array_sizes
 from tauon.models.norm import StandardisedConv2d, tempered_sigmoid
+from tauon.models.randomness import dropout
 from tauon.types import DataSpec
 
 __all__ = ["CNN", "CNNConfig"]
@@ -111,7 +112,7 @@ class CNN(Model):
             x_BCHW = F.relu(norm(conv(x_BCHW))) if self.temper is None else tempered_sigmoid(norm(conv(x_BCHW)), *self.temper)
             if (i + 1) % self.convs_per_stage == 0:
                 x_BCHW = F.max_pool2d(x_BCHW, 2)
-        out: Tensor = self.head(F.dropout(x_BCHW.mean((2, 3)), self.dropout, self.training))
+        out: Tensor = self.head(dropout(x_BCHW.mean((2, 3)), self.dropout, self.training))
         return out
 
     def init_parameter(self, name: str, p: Tensor, g: torch.Generator) -> None:

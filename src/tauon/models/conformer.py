@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tauon.config import Count, register
 from tauon.models.base import Size
 from tauon.models.mel import SpeechConfig, SpeechModel, frame_mask
+from tauon.models.randomness import attention, dropout
 from tauon.types import DataSpec
 
 __all__ = ["Conformer", "ConformerConfig"]
@@ -59,8 +60,8 @@ class FeedForward(nn.Module):
         self.norm, self.up, self.down, self.drop = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width), drop
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        hidden = F.dropout(F.silu(self.up(self.norm(x_BSD))), self.drop, self.training)
-        return F.dropout(self.down(hidden), self.drop, self.training)
+        hidden = dropout(F.silu(self.up(self.norm(x_BSD))), self.drop, self.training)
+        return dropout(self.down(hidden), self.drop, self.training)
 
 
 class SelfAttention(nn.Module):
@@ -76,9 +77,9 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(self.norm(x_BSD)).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         q, k = rotated(q), rotated(k)
         seen = (mask_BS > 0)[:, None, None, :]
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=self.drop if self.training else 0.0)
+        y = attention(q, k, v, attn_mask=seen, dropout_p=self.drop if self.training else 0.0)
         out: Tensor = self.out(y.transpose(1, 2).reshape(B, S, D))
-        return F.dropout(out, self.drop, self.training)
+        return dropout(out, self.drop, self.training)
 
 
 class Convolution(nn.Module):
@@ -94,7 +95,7 @@ class Convolution(nn.Module):
     def forward(self, x_BSD: Tensor, mask_BS: Tensor) -> Tensor:
         y = F.glu(self.up(self.norm(x_BSD)), -1) * mask_BS.unsqueeze(-1)
         y = self.depthwise(y.transpose(1, 2)).transpose(1, 2)
-        return F.dropout(self.down(F.silu(self.middle(y))), self.drop, self.training)
+        return dropout(self.down(F.silu(self.middle(y))), self.drop, self.training)
 
 
 class Block(nn.Module):
@@ -140,7 +141,7 @@ class Conformer(SpeechModel):
         for conv in self.subsample:
             x = F.relu(conv(x * frame_mask(frames_B, x.shape[2])[:, None, :, None]))
             frames_B = (frames_B + 1) // 2
-        x = F.dropout(self.embed(x.transpose(1, 2).flatten(2)), self.drop, self.training)
+        x = dropout(self.embed(x.transpose(1, 2).flatten(2)), self.drop, self.training)
         mask_BS = frame_mask(frames_B, x.shape[1])
         for block in self.blocks:
             x = block(x, mask_BS)

@@ -7,13 +7,13 @@ Shapes: B batch, T context, F columns read, H horizon, D width, K targets, O out
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Count, Fraction, register
 from tauon.models.base import Model, Size
 from tauon.models.forecast import ForecasterConfig, backward_scale, forward_scale
+from tauon.models.randomness import dropout
 from tauon.types import DataSpec
 
 __all__ = ["LSTMConfig", "LSTMForecaster"]
@@ -54,7 +54,7 @@ class LSTMForecaster(Model):
             x_BTF, mean, deviation = forward_scale(x_BTF)
         h = x_BTF
         for layer in self.layers:
-            h = F.dropout(layer(h)[0], self.dropout, self.training)
+            h = dropout(layer(h)[0], self.dropout, self.training)
         out: Tensor = self.head(h[:, -1]).view(len(x_BTF), H, O)
         return backward_scale(out, mean, deviation, K) if self.revin else out
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tauon.config import Count, Fraction
 from tauon.errors import Problem, RecipeError
 from tauon.models.base import Model, ModelConfig, Size
+from tauon.models.randomness import uniform_rows
 from tauon.types import DataSpec
 
 __all__ = ["LogMel", "SpeechConfig", "SpeechModel", "frame_mask", "mel_filters", "spec_augment"]
@@ -150,8 +151,8 @@ def spec_augment(mel_BSM: Tensor, frames_B: Tensor, freq_masks: int, time_masks:
         at = torch.arange(along, device=mel_BSM.device)
         valid_B = torch.full((B,), M, device=mel_BSM.device) if along == M else frames_B
         for _ in range(number):
-            width_B = torch.rand(B, device=mel_BSM.device) * most * valid_B
-            first_B = torch.rand(B, device=mel_BSM.device) * (valid_B - width_B)
+            width_B = uniform_rows(B, mel_BSM.device) * most * valid_B
+            first_B = uniform_rows(B, mel_BSM.device) * (valid_B - width_B)
             hidden = (at >= first_B[:, None]) & (at < (first_B + width_B)[:, None])
             keep = keep * (~hidden).float().unsqueeze(1 if along == M else 2)
     return mel_BSM * keep

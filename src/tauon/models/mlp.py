@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tauon.config import Fraction, register
 from tauon.models.base import Model, Size
 from tauon.models.columns import ColumnsInput, TabularConfig, array_sizes
+from tauon.models.randomness import dropout
 
 __all__ = ["LinearConfig", "LogisticConfig", "MLPConfig", "Perceptron", "array_sizes"]
 
@@ -85,9 +86,9 @@ class Perceptron(Model):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1) if self.columns is None else self.columns(x)
-        x = F.dropout(x, self.input_dropout, self.training)
+        x = dropout(x, self.input_dropout, self.training)
         for layer in self.layers[:-1]:
-            x = F.dropout(self.activation(layer(x)), self.dropout, self.training)
+            x = dropout(self.activation(layer(x)), self.dropout, self.training)
         out: Tensor = self.layers[-1](x)
         return out
 

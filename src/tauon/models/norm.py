@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tauon.distributed.statistics import batch_norm_over
 from tauon.errors import TrainingError
+from tauon.models.randomness import uniform_rows
 
 __all__ = ["BatchNorm", "StandardisedConv2d", "drop_path", "norm_of", "still", "tempered_sigmoid"]
 
@@ -95,7 +96,7 @@ def drop_path(x: Tensor, share: float, training: bool) -> Tensor:
     """
     if share == 0 or not training:
         return x
-    kept = torch.rand([len(x)] + [1] * (x.ndim - 1), device=x.device) >= share
+    kept = uniform_rows(len(x), x.device).view(-1, *(1 for _ in x.shape[1:])) >= share
     return x * (kept.to(x.dtype) / (1 - share))
 
 

@@ -20,6 +20,7 @@ from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
 from tauon.models.base import Model, Size
 from tauon.models.forecast import ForecasterConfig, backward_scale, forward_scale
+from tauon.models.randomness import dropout
 from tauon.types import DataSpec
 
 __all__ = ["PatchTST", "PatchTSTConfig"]
@@ -88,9 +89,9 @@ class _Block(nn.Module):
         B, N, D = x_BND.shape
         q, k, v = (m(x_BND).view(B, N, self.heads, D // self.heads).transpose(1, 2) for m in (self.q, self.k, self.v))
         mixed = self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, N, D))
-        x_BND = self.attention_norm(x_BND + F.dropout(mixed, self.dropout, self.training))
-        h = self.down(F.dropout(F.gelu(self.up(x_BND)), self.dropout, self.training))
-        out: Tensor = self.mlp_norm(x_BND + F.dropout(h, self.dropout, self.training))
+        x_BND = self.attention_norm(x_BND + dropout(mixed, self.dropout, self.training))
+        h = self.down(dropout(F.gelu(self.up(x_BND)), self.dropout, self.training))
+        out: Tensor = self.mlp_norm(x_BND + dropout(h, self.dropout, self.training))
         return out
 
 
@@ -125,10 +126,10 @@ class PatchTST(Model):
         x_BKNP = x_BKT[:, :, start:].unfold(2, self.patch, self.stride)
         B = len(x_BTF)
         h = self.embed(x_BKNP).flatten(0, 1) + self.positions
-        h = F.dropout(h, self.dropout, self.training)
+        h = dropout(h, self.dropout, self.training)
         for block in self.blocks:
             h = block(h)
-        out = self.head(F.dropout(h.flatten(1), self.head_dropout, self.training))
+        out = self.head(dropout(h.flatten(1), self.head_dropout, self.training))
         out_BHO = out.view(B, K, H, Q).permute(0, 2, 1, 3).reshape(B, H, K * Q)
         return backward_scale(out_BHO, mean, deviation, K) if self.revin else out_BHO
 

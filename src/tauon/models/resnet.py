@@ -24,6 +24,7 @@ from tauon.errors import Problem, RecipeError
 from tauon.models.base import Model, ModelConfig, Size
 from tauon.models.mlp import array_sizes
 from tauon.models.norm import BatchNorm, drop_path, norm_of
+from tauon.models.randomness import dropout
 from tauon.types import DataSpec
 
 __all__ = ["ResNet", "ResNetConfig", "published_resnet"]
@@ -249,7 +250,7 @@ class ResNet(Model):
             x_BCHW = F.max_pool2d(x_BCHW, 3, 2, 1)
         for block in self.blocks_to_compile():
             x_BCHW = block(x_BCHW)
-        out: Tensor = self.fc(F.dropout(x_BCHW.mean((2, 3)), self.dropout, self.training))
+        out: Tensor = self.fc(dropout(x_BCHW.mean((2, 3)), self.dropout, self.training))
         return out
 
     def blocks_to_compile(self) -> list[nn.Module]:

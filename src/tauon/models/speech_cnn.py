@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tauon.config import Count, register
 from tauon.models.base import Size
 from tauon.models.mel import SpeechConfig, SpeechModel, frame_mask
+from tauon.models.randomness import dropout
 from tauon.types import DataSpec
 
 __all__ = ["SpeechCNN", "SpeechCNNConfig"]
@@ -63,7 +64,7 @@ class SpeechCNN(SpeechModel):
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             mask = frame_mask(frames_B, x.shape[1]).unsqueeze(-1)
             y = F.gelu(norm(conv((x * mask).transpose(1, 2)).transpose(1, 2)))
-            x = x + F.dropout(y, self.drop, self.training) if i % self.per_stage else y
+            x = x + dropout(y, self.drop, self.training) if i % self.per_stage else y
             if (i + 1) % self.per_stage == 0 and i // self.per_stage < 2:
                 mask = frame_mask(frames_B, x.shape[1]).unsqueeze(-1)
                 x = F.max_pool1d((x * mask).transpose(1, 2), 2, ceil_mode=True).transpose(1, 2)
@@ -71,7 +72,7 @@ class SpeechCNN(SpeechModel):
         return x, frames_B
 
     def outputs(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.head(F.dropout(hidden, self.drop, self.training))
+        out: Tensor = self.head(dropout(hidden, self.drop, self.training))
         return out
 
     def init_parameter(self, name: str, p: Tensor, g: torch.Generator) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tauon.config import Count, Fraction, register
 from tauon.models.base import Model, Size
 from tauon.models.columns import ColumnsInput, TabularConfig
+from tauon.models.randomness import attention, dropout
 from tauon.types import DataSpec
 
 __all__ = ["FTTransformer", "FTTransformerConfig", "WideAndDeep", "WideAndDeepConfig"]
@@ -72,7 +73,7 @@ class WideAndDeep(Model):
     def forward(self, x_BF: Tensor) -> Tensor:
         h = self.columns(x_BF)
         for layer in self.deep:
-            h = F.dropout(F.relu(layer(h)), self.dropout, self.training)
+            h = dropout(F.relu(layer(h)), self.dropout, self.training)
         out: Tensor = self.out(h)
         if self.wide_numbers is not None:
             out = out + self.wide_numbers(x_BF[:, self.columns.numbers])
@@ -146,11 +147,11 @@ class _Block(nn.Module):
         B, T, D = x_BFD.shape
         h = x_BFD if self.attention_norm is None else self.attention_norm(x_BFD)
         q, k, v = (m(h).view(B, T, self.heads, D // self.heads).transpose(1, 2) for m in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attention_dropout if self.training else 0.0)
-        x_BFD = x_BFD + F.dropout(self.o(mixed.transpose(1, 2).reshape(B, T, D)), self.residual_dropout, self.training)
+        mixed = attention(q, k, v, dropout_p=self.attention_dropout if self.training else 0.0)
+        x_BFD = x_BFD + dropout(self.o(mixed.transpose(1, 2).reshape(B, T, D)), self.residual_dropout, self.training)
         a, b = self.up(self.mlp_norm(x_BFD)).chunk(2, dim=-1)
-        h = self.down(F.dropout(a * F.relu(b), self.mlp_dropout, self.training))
-        return x_BFD + F.dropout(h, self.residual_dropout, self.training)
+        h = self.down(dropout(a * F.relu(b), self.mlp_dropout, self.training))
+        return x_BFD + dropout(h, self.residual_dropout, self.training)
 
 
 class FTTransformer(Model):

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Config, Count
+from tauon.models.randomness import dropout
 
 if TYPE_CHECKING:
     from tauon.models.gpt import KVCache
@@ -83,8 +84,8 @@ class Block(nn.Module):
     def forward(
         self, x_BTD: Tensor, rotate: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: tuple[KVCache, int] | None = None
     ) -> Tensor:
-        x_BTD = x_BTD + F.dropout(self.attention(self.attention_norm(x_BTD), rotate, mask, cache), self.dropout, self.training)
-        return x_BTD + F.dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, self.training)
+        x_BTD = x_BTD + dropout(self.attention(self.attention_norm(x_BTD), rotate, mask, cache), self.dropout, self.training)
+        return x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, self.training)
 
 
 class Attention(nn.Module):

@@ -24,6 +24,7 @@ from tauon.errors import Problem, RecipeError
 from tauon.models.base import Model, ModelConfig, Size, block_number
 from tauon.models.mlp import array_sizes
 from tauon.models.norm import drop_path
+from tauon.models.randomness import dropout
 from tauon.models.transformer import Attention
 from tauon.types import DataSpec
 
@@ -128,7 +129,7 @@ class _Block(nn.Module):
         return x_BTD + self._thinned(self.mlp(self.mlp_norm(x_BTD)))
 
     def _thinned(self, x_BTD: Tensor) -> Tensor:
-        return drop_path(F.dropout(x_BTD, self.dropout, self.training), self.drop_path, self.training)
+        return drop_path(dropout(x_BTD, self.dropout, self.training), self.drop_path, self.training)
 
 
 class ViT(Model):
@@ -174,7 +175,7 @@ class ViT(Model):
         x_BND = self.patches(x)
         first_B1D = self.first(torch.zeros(B, 1, dtype=torch.int64, device=x.device)).to(x_BND.dtype)
         x_BTD = torch.cat([first_B1D, x_BND], dim=1) + self.positions(at)
-        x_BTD = F.dropout(x_BTD, self.dropout, self.training)
+        x_BTD = dropout(x_BTD, self.dropout, self.training)
         for block in self.layers:
             x_BTD = block(x_BTD)
         out: Tensor = self.head(self.norm(x_BTD[:, 0]))

@@ -6,6 +6,7 @@ from tauon.privacy.config import PrivacyConfig
 from tauon.privacy.keys import Key, bind_key, discard_key, read_key, run_key, seeded_key
 from tauon.privacy.ledger import SEEDED, Owner
 from tauon.privacy.private import PrivateGradients, make_private
+from tauon.privacy.published import read_internal, split, write_internal
 from tauon.privacy.run import PrivateRun, refuse_combinations
 from tauon.privacy.sampling import PrivateLoader
 from tauon.privacy.statistics import (
@@ -41,6 +42,7 @@ __all__ = [
     "give_up",
     "make_private",
     "original_of",
+    "read_internal",
     "read_key",
     "read_statistics",
     "refuse_combinations",
@@ -50,5 +52,7 @@ __all__ = [
     "run_key",
     "seeded_key",
     "settle",
+    "split",
     "steps_done",
+    "write_internal",
 ]

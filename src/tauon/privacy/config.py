@@ -26,8 +26,8 @@ class Budget(Config):
 
 
 class PrivacyConfig(Config):
-    """Differential privacy of the training set: with probability 1 - delta, nobody's presence changes the odds of any result by more than
-    exp(epsilon).
+    """Differential privacy of the training set: with probability 1 - delta, setting one's data to nothing changes the odds of any result by no
+    more than exp(epsilon).
     """
 
     target_epsilon: float | None = Field(None, gt=0, le=1000)
@@ -98,9 +98,6 @@ class PrivacyConfig(Config):
                     "statistics",
                     f"are proven for single rows, and {unit}s are protected here. Take data.normalize=bounds, or unit=example.",
                 )
-            if self.peek("sampling") == "fixed-size":
-                said = "are told of neighbours with one example more or less, and fixed-size sampling's have one replaced: nothing is proven of both."
-                yield "statistics", f"{said} Take sampling=poisson."
         if self.peek("sampling") == "fixed-size" and self.peek("accountant") != "rdp":
             yield "accountant", "pld is not proven for fixed-size sampling. Take accountant=rdp, or sampling=poisson."
         if self.peek("noise").kind_ == "correlated":

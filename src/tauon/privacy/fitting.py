@@ -1,4 +1,14 @@
-"""What all releases of a data set cost together, and what still fits into its budget. Knows no file."""
+"""What all releases of a data set cost together, and what still fits into its budget. Knows no file.
+
+One figure needs one relation of neighbours, and a ledger's is **zero out one**: the same number of units, one of them set to nothing. Where
+mechanisms M_1 ... M_k are each proven for it, Renyi divergences of one order add up (Mironov 2017, arXiv:1702.07476, proposition 1), and so do
+epsilons and deltas (Dwork & Roth 2014, theorem 3.16), whatever they are, also where each may look at the answers before it.
+
+Fixed-size sampling is proven for replacing one example by any other, also by one without data, whose gradient is zero: over a domain with such
+an example every pair of zero-out neighbours is a pair of replace-one neighbours, so that its figure holds for zero-out and enters the sum as it
+is. The other way round nothing follows but at the price of two steps (zeroed out, then filled in again), so that a sum is never for replace-one
+unless all of it is.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +22,17 @@ __all__ = ["total_epsilon", "what_fits"]
 
 
 def total_epsilon(releases: Sequence[Release], delta: float, accountant: Accountant) -> float:
-    """Epsilon of all of them: in one composition per kind of neighbours, the two figures added at half of delta each."""
+    """Epsilon of all of them together, for one unit zeroed out. Fixed-size ones, which `pld` cannot take, are added by Renyi divergence in one
+    sum, or by basic composition at half of delta each: both are upper bounds, and the smaller one is given.
+    """
     replaced = [r for r in releases if r.sampling == "fixed-size"]
     others = [r for r in releases if r.sampling != "fixed-size"]
-    if replaced and others:
-        return epsilon(replaced, delta / 2, accountant="rdp") + epsilon(others, delta / 2, accountant=accountant)
-    return epsilon(replaced, delta, accountant="rdp") if replaced else epsilon(others, delta, accountant=accountant)
+    if not replaced:
+        return epsilon(others, delta, accountant=accountant)
+    together = epsilon(releases, delta, accountant="rdp")
+    if accountant == "rdp" or not others:
+        return together
+    return min(together, epsilon(replaced, delta / 2, accountant="rdp") + epsilon(others, delta / 2, accountant=accountant))
 
 
 def what_fits(before: Sequence[Release], wanted: Sequence[Release], budget: tuple[float, float], accountant: Accountant) -> str:
@@ -42,7 +57,7 @@ def _noise_that_fits(
     before: Sequence[Release], wanted: Sequence[Release], budget: tuple[float, float], accountant: Accountant
 ) -> float | None:
     """By how much the noise of `wanted` must be multiplied to fit; None where no noise is enough."""
-    if any(r.sampling in ("known", "fixed-size") for r in [*before, *wanted]):
+    if any(r.sampling == "known" or (r.sampling == "fixed-size" and accountant == "pld") for r in [*before, *wanted]):
         return None
     try:
         return calibrate(

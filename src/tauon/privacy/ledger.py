@@ -10,8 +10,8 @@ file (`journal`), `<folder>/<identity>.jsonl`:
               training in its folder; one of which nothing is known stays charged in full
     spend     anything else: a statistic, an analysis made elsewhere, a federated round
 
-All releases are composed as one list (`accounting`), which costs less than adding up epsilons; those for replaced examples (fixed-size
-sampling) are composed among themselves, and the two figures added. Runs whose settings were chosen by looking at earlier results are composed
+All releases are composed as one list (`accounting`), which costs less than adding up epsilons, for one unit zeroed out; the figures of fixed-size
+sampling, which are for one replaced, hold for that too (`fitting.py`). Runs whose settings were chosen by looking at earlier results are composed
 adaptively: proven for Renyi divergence (`rdp`; Feldman & Zrnic 2021, arXiv:2008.11193), usual but not proven in general for `pld`.
 """
 
@@ -29,7 +29,7 @@ from typing import Any
 from tauon.artifacts import sha256_file
 from tauon.data import SourceConfig
 from tauon.errors import DataError, PrivacyError, Problem, RecipeError, RunError
-from tauon.privacy.accounting import Accountant, Release, refuse_delta, refuse_epsilon
+from tauon.privacy.accounting import ZERO_OUT, Accountant, Release, refuse_delta, refuse_epsilon
 from tauon.privacy.fitting import total_epsilon, what_fits
 from tauon.privacy.journal import Entry, Journal, is_identity
 
@@ -87,6 +87,8 @@ class Standing:
     """Epsilon of that and all open reservations together: what counts against the budget."""
     open: tuple[Entry, ...]
     """Reservations that are not settled."""
+    neighbouring: str = ZERO_OUT
+    """What neighbouring data sets are, for all figures here: the same number of units, one of them set to nothing."""
 
     @property
     def left(self) -> float:

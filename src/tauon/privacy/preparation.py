@@ -1,7 +1,12 @@
 """What preparation learns from the data, under the same budget as training: means and deviations, quantiles, histograms, vocabularies.
 
 Each function gives (value, releases): the releases go to the accountant and the ledger with those of the training steps. Bounds and lists that
-a person states are public; taking them from the data without noise is what this file is there to avoid. N, the number of examples, is public.
+a person states are public; taking them from the data without noise is what this file is there to avoid. N, the number of examples, is public, and
+neighbours differ by one example that counts nothing.
+
+No noise is used twice: two answers with the same noise differ by exactly what the data differs by. Each question claims its name from the source,
+and a name that was claimed before from this key is refused, whatever the data (that it was let pass where the data is the same would tell that
+it is the same). Another question, and the same one once more, take a `name` of their own.
 
     statistics   one Gaussian answer for all features together: sums of values clipped to bounds, and of their squares
     quantiles    the exponential mechanism over the gaps between values (Smith 2011), or a binary search with noisy counts
@@ -67,7 +72,7 @@ def private_statistics(
         bounds: public lower and upper bound of each column, or of all; values beyond are clipped.
         noise: multiplier: standard deviation over what one example can add.
         source: of the noise.
-        name: distinguishes several answers from one source.
+        name: of the draw; used once.
         least: smallest standard deviation that is given back, as a share of the half-width. Noise can make a variance small, or negative,
             and what is divided by it enormous; left out: the deviation whose variance is as large as the noise in it, at least 0.001.
     """
@@ -86,7 +91,7 @@ def private_statistics(
     u = np.clip((x - middle) / half, -1.0, 1.0)
     most = math.sqrt(1.25 * width)
     release = Release(noise, "full")
-    drawn = _normal(source, f"{name}/moments", 2 * width) * noise * most
+    drawn = _normal(source, _claimed(source, "statistics", name), 2 * width) * noise * most
     first = (u.sum(0) + drawn[:width]) / count
     second = ((u**2 - 0.5).sum(0) + drawn[width:]) / count + 0.5
     first = np.clip(first, -1.0, 1.0)
@@ -119,16 +124,18 @@ def private_quantiles(
         raise DataError("quantiles need at least one value, all of them finite.")
     edges = np.concatenate([[low], x, [high]])
     length = np.diff(edges)
-    found = []
     for q in quantiles:
         if not 0 <= q <= 1:
             raise RecipeError(f"quantile {q:g} is not between 0 and 1.")
+    found = []
+    stream = _claimed(source, "quantiles", name)
+    for place, q in enumerate(quantiles):
         score = -np.abs(np.arange(len(length)) - q * len(x))
         with np.errstate(divide="ignore"):
             weight = np.log(length) + 0.5 * epsilon * score
-        gumbel = -np.log(-np.log(_uniform(source, f"{name}/{q}/gap", len(length))))
+        gumbel = -np.log(-np.log(_uniform(source, f"{stream}/{place}/gap", len(length))))
         gap = int(np.argmax(np.where(length > 0, weight + gumbel, -np.inf)))  # as if drawn with these probabilities
-        found.append(float(edges[gap] + length[gap] * _uniform(source, f"{name}/{q}/place", 1)[0]))
+        found.append(float(edges[gap] + length[gap] * _uniform(source, f"{stream}/{place}/place", 1)[0]))
     if list(quantiles) == sorted(quantiles):
         found.sort()  # free: nothing is looked at again
     return found, [Release(0.0, "known", count=len(found), known=(float(epsilon), 0.0))] if found else []
@@ -153,7 +160,7 @@ def private_quantile_search(
             f"got bounds {low:g} to {high:g}, quantile {quantile:g}, {halvings} halvings: expected low < high, 0 <= q <= 1, and at least one."
         )
     x = np.sort(np.clip(np.asarray(values, dtype=np.float64), low, high))
-    drawn = _normal(source, f"{name}/{quantile}", halvings) * noise
+    drawn = _normal(source, _claimed(source, "quantile_search", name), halvings) * noise
     for turn in range(halvings):
         middle = 0.5 * (low + high)
         below = float(np.searchsorted(x, middle, side="right")) + drawn[turn]
@@ -169,7 +176,8 @@ def private_histogram(
     if counted.size and (counted.min() < 0 or counted.max() >= size):
         raise DataError(f"codes run from {counted.min()} to {counted.max()}, and there are {size} categories.")
     exact = np.bincount(counted, minlength=size).astype(np.float64)
-    return exact + noise * _normal(source, name, size), [Release(noise, "full")]
+    release = Release(noise, "full")
+    return exact + noise * _normal(source, _claimed(source, "histogram", name), size), [release]
 
 
 def threshold_for(delta: float, noise: float, most: int) -> float:
@@ -205,27 +213,35 @@ def private_vocabulary(
         most: items that one person may contribute.
         source: of noise and choices.
         size: items that are kept, at most.
-        name: distinguishes several answers from one source.
+        name: of the draw; used once.
 
     Items are strings or numbers. What is shown does not depend on the order of `people`, but for the choice among too many items.
     """
     if most < 1:
         raise RecipeError(f"most={most}: a person must be allowed at least one item.")
+    limit = threshold_for(delta, noise, most)
+    stream = _claimed(source, "vocabulary", name)
     weights: dict[Any, float] = defaultdict(float)
     for number, items in enumerate(people):
         own = sorted(set(items), key=repr)
         if len(own) > most:
-            keys = _uniform(source, f"{name}/choice/{number}", len(own))
+            keys = _uniform(source, f"{stream}/choice/{number}", len(own))
             own = [own[i] for i in sorted(np.argsort(keys)[:most])]
         for item in own:
             weights[item] += 1 / math.sqrt(len(own))
-    limit = threshold_for(delta, noise, most)
     items = sorted(weights, key=repr)
-    noisy = np.array([weights[i] for i in items]) + noise * _normal(source, name, len(items)) if items else np.empty(0)
+    noisy = np.array([weights[i] for i in items]) + noise * _normal(source, f"{stream}/weights", len(items)) if items else np.empty(0)
     shown = sorted(
         ((item, float(w)) for item, w in zip(items, noisy, strict=True) if w >= limit), key=lambda pair: (-pair[1], repr(pair[0]))
     )
     return shown[:size], [Release(noise, "full"), Release(0.0, "known", known=(0.0, delta))]
+
+
+def _claimed(source: NoiseSource, what: str, name: str) -> str:
+    """The stream of one question, which nobody has drawn from."""
+    stream = f"{what}/{name}"
+    source.claim(f"preparation/{stream}", f"private_{what} drew its noise under the name {name!r} from this key before", "name=")
+    return stream
 
 
 def _normal(source: NoiseSource, name: str, count: int) -> Array:

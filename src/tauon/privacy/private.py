@@ -2,6 +2,9 @@
 
     g = ( sum_i min(1, C / ||g_i||) g_i  +  N(0, (z C)^2) ) / expected batch
 
+What an example draws inside the model (dropout, dropped paths, masks) is a function of the run's key, the step and the example, whatever the
+other examples, the microbatches and the processes are (`models.randomness`): else one example more would change the gradients of all others.
+
 One draw of noise a step, whatever the microbatches and processes are: it is a function of (key, step, parameter, block of rows), and each
 process adds what falls on the part that it holds. The divisor is the expected batch, never the drawn one, whose size is a secret too.
 """
@@ -20,12 +23,13 @@ from torch import Tensor, nn
 from tauon.distributed import reshard, synchronising
 from tauon.distributed.pieces import is_dtensor, local_part, local_slices
 from tauon.errors import Problem, RecipeError
+from tauon.models.randomness import key_layers, keyed_rows
 from tauon.privacy.audit import GradientCanaries
 from tauon.privacy.clipped import ClippedSum, ClippingConfig
 from tauon.privacy.clipped.tensor import refuse_parts
 from tauon.privacy.exchange import norms_over, place_over, sum_over
 from tauon.privacy.noise import GradientNorm, NoisePlan, NoiseSource, Query, ValidationLoss
-from tauon.train import TrainJob
+from tauon.train import TrainJob, step_seed
 from tauon.types import Batch
 
 __all__ = ["PrivateGradients", "make_private"]
@@ -64,6 +68,7 @@ def make_private(
         gradients.canaries = canaries
         job.extra["canaries"] = canaries
     job.make = gradients
+    job.health.by_loss = False
     if gradients.state:
         job.extra["clipping"] = gradients
     job.after.append(partial(gradients.look_at, validation))
@@ -80,6 +85,7 @@ class PrivateGradients:
         mesh = job.mesh
         if mesh.layout.tensor > 1:
             refuse_parts(job.model)
+        key_layers(job.model)
         self.clipped = ClippedSum(job.model, rows_per_unit=rows_per_unit, place=partial(place_over, mesh))
         self.rows_per_unit = rows_per_unit
         self.clipping, self.noise, self.source, self.expected = clipping, noise, source, expected
@@ -100,10 +106,14 @@ class PrivateGradients:
         progress = job.step / job.total_steps
         bound = self.clipping.sensitivity(self.state, progress)
         loss, seen = torch.zeros((), device=job.device), torch.zeros(3, device=job.device)
+        draw_seed = step_seed(job.seed, job.step)
         for rows in pieces(batch, job.microbatch, self.rows_per_unit):
-            with synchronising(job.model, now=False), self.clipped.recording(len(rows)):
+            # One seed for all microbatches and processes: what an example draws depends on the example, not on where it is computed.
+            seeds_B = rows.index if rows.draws is None else rows.draws
+            with synchronising(job.model, now=False), self.clipped.recording(len(rows)), keyed_rows(seeds_B, draw_seed) as draws:
                 with job.precision.context():
                     total, _ = job.task.loss(job.model, rows)
+                draws.refuse_others()
                 total.backward()  # type: ignore[no-untyped-call]
             squared = norms_over(mesh, self.clipped.squared_norms(), self.named)
             with gathered(job.model, needed=self.clipped.reads_weights):
@@ -132,7 +142,8 @@ class PrivateGradients:
             part = local_part(p.grad)
             part.add_(noise_like(p, name, partial(self.noise.draw, self.source, job.step)), alpha=std).div_(expected)
         if self.canaries is not None:
-            self.canaries.observe({n: p.grad for n, p in self.named.items()}, norm=bound / expected)
+            stated = None if self.noise.correlated else self.noise.multiplier(job.step)
+            self.canaries.observe({n: p.grad for n, p in self.named.items()}, norm=bound / expected, noise=stated)
         job.measured["noise"] = std / expected
         for group in job.optimizer.param_groups:
             if "noise" in group:  # an optimizer that takes it into account
@@ -166,7 +177,7 @@ class PrivateGradients:
             with job.precision.context():
                 loss_B, weight_B = job.task.losses(job.model, batch.to(job.device))
             each = (loss_B / weight_B.clamp(min=1e-9)).clamp(0, query.bound) * (weight_B > 0)
-            total, examples = total + float(each.double().sum()), examples + int((weight_B > 0).sum())
+            total, examples = total + float(each.double().sum()), examples + len(loss_B)  # all rows: N is public, who has data is not
         job.model.train(was)
         reshard(job.model)
         self._observe(job, query, total, max(1, examples))

@@ -22,6 +22,7 @@ from tauon.privacy.audit import Canaries, GradientCanaries
 from tauon.privacy.config import PrivacyConfig
 from tauon.privacy.noise import NoisePlan, NoiseSource
 from tauon.privacy.private import make_private
+from tauon.privacy.published import fitted_without_noise
 from tauon.privacy.sampling import PrivateLoader
 from tauon.privacy.statistics import draw_statistics, scaled_columns
 from tauon.privacy.units import protect
@@ -80,6 +81,7 @@ class PrivateRun:
         """
         self.config, self.key = config, key
         self._scaled_by: Mapping[str, Any] = (preprocess or {}).get("normalize", {})
+        self._fitted = fitted_without_noise(preprocess or {}, noisy_scaling=config.statistics is not None)
         self._public_targets = (preprocess or {}).get("target_scale", {"public": True})["public"]
         self.columns = scaled_columns(preprocess or {}) if config.statistics is not None else 0
         self.protected = protect(train, config.unit, config.rows_per_unit)
@@ -157,7 +159,10 @@ class PrivateRun:
     def draw_statistics(self, folder: Path, splits: DataSplits) -> dict[str, Any]:
         """Means and deviations of the columns, with noise from the run's key; in `folder` they stay. Only once they are reserved."""
         assert self.config.statistics is not None
-        return draw_statistics(folder, splits, self.config.statistics, NoiseSource(self.key, secret=self.config.generator == "secure"))
+        source = NoiseSource(
+            self.key, secret=self.config.generator == "secure", repeats=True
+        )  # the same rows each time, and kept at the first
+        return draw_statistics(folder, splits, self.config.statistics, source)
 
     def _noise(self, multiplier: float, steps: int) -> NoisePlan:
         return NoisePlan(self.config.noise, multiplier, steps)
@@ -188,7 +193,7 @@ class PrivateRun:
     def dress(self, job: TrainJob, validation: Dataset | None = None, canaries: Canaries | None = None) -> TrainJob:
         """The job, private. `canaries`: what an audit planted; only those that are gradients matter here."""
         source = NoiseSource(self.key, secret=self.config.generator == "secure")
-        job.examples_at = self.loader.present
+        job.examples_at = self.loader.expected
         held_out = None if validation is None else partial(batches_of, validation, job.microbatch)
         watched = None if canaries is None or canaries.kind != "gradient" else self._gradients(job, canaries)
         return make_private(
@@ -234,9 +239,10 @@ class PrivateRun:
             else "Noise and sampling come from a key of the operating system that was never in a checkpoint and is thrown away."
         )
         stated = ["Bounds of the columns were stated without looking at the data."] if "limits" in self._scaled_by else []
+        held = [f"In this run's checkpoints without noise, because the model needs it: {'; '.join(self._fitted)}."] if self._fitted else []
         return guarantee(
             releases, self.delta, accountant=self.config.accountant, unit=self.unit, examples=self.units, assumptions=[said, *stated],
-            not_covered=uncovered(self._scaling()),
+            not_covered=[*held, *uncovered(self._scaling())],
         )  # fmt: skip
 
     def _scaling(self) -> Scaling:

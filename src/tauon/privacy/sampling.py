@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
 from tauon.data import Loader
+from tauon.data.counter import bits
 from tauon.errors import Problem, RecipeError
 from tauon.privacy.units import Units
 from tauon.types import Batch, Dataset
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["PrivateLoader", "Sampling"]
 
@@ -96,9 +100,11 @@ class PrivateLoader(Loader):
         size = int(draws.binomial(self.count, expected / self.count)) if self.sampling == "poisson" else expected
         return draws.choice(self.count, size, replace=False, shuffle=False).astype(np.int64)
 
+    def _digest(self, purpose: str) -> int:
+        return int.from_bytes(hashlib.blake2b(purpose.encode(), key=self.key[:64], digest_size=32).digest(), "little")
+
     def _generator(self, purpose: str) -> np.random.Generator:
-        digest = hashlib.blake2b(purpose.encode(), key=self.key[:64], digest_size=32).digest()
-        return np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
+        return np.random.Generator(np.random.PCG64(self._digest(purpose)))
 
     @property
     def rows_per_unit(self) -> int:
@@ -113,14 +119,16 @@ class PrivateLoader(Loader):
         share = max(1, -(-self.size(step) // self.world))
         return np.arange(self.rank * share, (self.rank + 1) * share, dtype=np.int64)
 
-    def present(self, step: int) -> int:
-        """Examples that step `step` really has, all ranks together: of units, their rows."""
-        return self.size(step) if self.units is None else int((self._rows_of_units(step) >= 0).sum())
+    def expected(self, step: int) -> int:
+        """Units that step `step` is expected to have: what is counted and told, for how many it really has is a secret."""
+        return super().size(step)
 
     def _rows_of_units(self, step: int) -> np.ndarray:
         """(U, rows) examples of the units of a step, of all ranks, -1 where a unit has no more; the same draws in every layout."""
         chosen = self.chosen(step)
-        return chosen[:, None] if self.units is None else self.units.rows(chosen, self._generator(f"rows/{step}"))
+        if self.units is None:
+            return chosen[:, None]
+        return self.units.rows(chosen, lambda unit: self._generator(f"rows/{step}/{unit}"))
 
     def examples_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(epoch, example) of this rank's rows; -1 where there is none to fill a unit's rows, or the rank's."""
@@ -135,9 +143,17 @@ class PrivateLoader(Loader):
     def _make(self, step: int) -> Batch:
         epoch, example = self.examples_at(step)
         missing = example < 0
-        batch = self._read(epoch, np.where(missing, max(0, int(example.max())), example))
+        batch = replace(self._read(epoch, np.where(missing, max(0, int(example.max())), example)), draws=self._draws(step, example))
         if missing.any():
             weights = batch.weights.clone()
             weights[missing.tolist()] = 0
             batch = replace(batch, weights=weights)
         return batch
+
+    def _draws(self, step: int, example: np.ndarray) -> Tensor:
+        """(B) int64: what each row's dropout is drawn from, a function of (key, step, example, view) and of nothing else."""
+        import torch
+
+        view = np.tile(np.arange(self.views), len(example) // self.views)
+        seeds = bits(self._digest(f"draws/{step}") % 2**64, (example * self.views + view).astype(np.uint64))
+        return torch.from_numpy(seeds.view(np.int64))

@@ -7,6 +7,7 @@ is for all that a unit has brought, at the price of fewer units than rows (user-
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,13 +39,15 @@ class Units:
         """Units of which only some rows take part in a step."""
         return int((np.diff(self._starts) > self.most).sum())
 
-    def rows(self, units_U: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-        """(U, most) numbers of rows, -1 where a unit has no more; of a unit with more of them, so many drawn without replacement."""
+    def rows(self, units_U: NDArray[np.int64], generator: Callable[[int], np.random.Generator]) -> NDArray[np.int64]:
+        """(U, most) numbers of rows, -1 where a unit has no more; of a unit with more of them, so many drawn without replacement by the
+        generator of its number: a unit's draw does not depend on which others are there, nor on how many rows these have.
+        """
         found = np.full((len(units_U), self.most), -1, np.int64)
         for at, unit in enumerate(units_U.tolist()):
             mine = self._rows[self._starts[unit] : self._starts[unit + 1]]
             if len(mine) > self.most:
-                mine = generator.choice(mine, self.most, replace=False)
+                mine = generator(unit).choice(mine, self.most, replace=False)
             found[at, : len(mine)] = mine
         return found
 

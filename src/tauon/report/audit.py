@@ -78,7 +78,22 @@ def _proofs(found: Mapping[str, Any], canaries: Mapping[str, Any]) -> str:
         ("Coins guessed", ""), ("Right", "num"), ("Epsilon is at least", "num"), ("if noise is Gaussian", "num"), ("Promised", "num"),
         (f"The promise, at {level:.0%}", ""),
     ]  # fmt: skip
-    return "<h3>What was proven</h3>" + table(head, rows, "What was proven")
+    return "<h3>What was proven</h3>" + table(head, rows, "What was proven") + _noise(canaries.get("noise"))
+
+
+def _noise(noise: Any) -> str:
+    """Whether the noise in the updates is as large as was stated."""
+    if not isinstance(noise, dict) or number(noise.get("ratio")) is None:
+        return ""
+    most, level = figure(number(noise.get("at_most")), 3), number(noise.get("confidence")) or 0.99
+    said = (
+        f"<b>Noise.</b> At the coordinates of canaries that were not included, the updates have {figure(number(noise['ratio']), 4)} times the stated "
+        f"standard deviation ({count(number(noise.get('draws')) or 0)} draws; what the examples add is in it). The noise is at most {most} of what was "
+        f"stated, at {level:.0%} confidence: "
+    )
+    p = number(noise.get("p_of_claim"))
+    end = f'<b class="tone-bad">refuted (p = {p or 0.0:.1e})</b>' if noise.get("contradicts") else f"not refuted (p = {p or 0.0:.2g})"
+    return f"<p>{said}{end}.</p>"
 
 
 def _attacks(attacks: Sequence[Mapping[str, Any]], level: float) -> str:

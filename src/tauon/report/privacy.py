@@ -33,7 +33,7 @@ def privacy(records: Records) -> Section | None:
     curve = _curve(promise)
     noise = _noise(records)
     html += f'<div class="charts">{curve}{noise}</div>' if curve or noise else ""
-    html += _cost(found.get("cost"))
+    html += _cost(records.json("privacy_cost.json", found.get("cost")))  # older runs kept it in privacy.json
     for key, title in (("assumptions", "Assumed"), ("not_covered", "Not covered")):
         said = "".join(f"<li>{escape(line)}</li>" for line in promise.get(key, []))
         html += f"<h3>{title}</h3><ul>{said}</ul>" if said else ""

@@ -119,22 +119,30 @@ def _metric_table(metrics: dict[str, Any], bars: dict[str, str], level: float, e
 
 
 def _confusion(confusion: Any) -> str:
-    if not isinstance(confusion, dict) or not isinstance(confusion.get("counts"), list):
+    if not isinstance(confusion, dict):
         return ""
-    counts = [[int(number(c) or 0) for c in row] for row in confusion["counts"] if isinstance(row, list)]
-    size = len(counts)
-    if not size or any(len(row) != size for row in counts):
-        return missing("The confusion matrix is not square and is left out.")
-    given = confusion.get("labels")
-    labels = [str(x) for x in given] if isinstance(given, list) and len(given) == size else [str(i) for i in range(size)]
-    head = "<h3>Confusion matrix</h3>"
-    if size <= _MATRIX:
-        return head + _matrix(counts, labels) + _most_confused(counts, labels, 5 if size > 2 else 0)
-    return (
-        head
-        + missing(f"{count(size)} classes: too many to read as a matrix. The whole one is in evaluation.json.")
-        + _most_confused(counts, labels, 20)
-    )
+    given, head = confusion.get("labels"), "<h3>Confusion matrix</h3>"
+    if isinstance(confusion.get("cells"), list):
+        labels = [str(x) for x in given] if isinstance(given, list) else []
+        cells = [[int(number(v) or 0) for v in c] for c in confusion["cells"] if isinstance(c, list) and len(c) == 3]
+        if any(not (0 <= i < len(labels) and 0 <= j < len(labels)) for i, j, _ in cells):
+            return missing("The confusion matrix speaks of classes without a name and is left out.")
+        size = len(labels)
+    else:
+        counts = [[int(number(c) or 0) for c in row] for row in _listed(confusion.get("counts")) if isinstance(row, list)]
+        size = len(counts)
+        if not size or any(len(row) != size for row in counts):
+            return missing("The confusion matrix is not square and is left out.") if _listed(confusion.get("counts")) else ""
+        labels = [str(x) for x in given] if isinstance(given, list) and len(given) == size else [str(i) for i in range(size)]
+        cells = [[i, j, c] for i, row in enumerate(counts) for j, c in enumerate(row) if c]
+        if size <= _MATRIX:
+            return head + _matrix(counts, labels) + _most_confused(cells, labels, 5 if size > 2 else 0)
+    said = f"{count(size)} classes: too many to read as a matrix. What was counted is in evaluation.json."
+    return head + missing(said) + _most_confused(cells, labels, 20)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _matrix(counts: list[list[int]], labels: list[str]) -> str:
@@ -158,13 +166,15 @@ def _matrix(counts: list[list[int]], labels: list[str]) -> str:
     return scroll(html, "Confusion matrix") + missing("Rows: true class; columns: predicted class. Shading: share of the row.")
 
 
-def _most_confused(counts: list[list[int]], labels: list[str], most: int) -> str:
-    pairs = sorted(
-        ((c, i, j) for i, row in enumerate(counts) for j, c in enumerate(row) if i != j and c), key=lambda p: (-p[0], p[1], p[2])
-    )[:most]
+def _most_confused(cells: list[list[int]], labels: list[str], most: int) -> str:
+    """The pairs [true, predicted, count] that are confused most often."""
+    totals: dict[int, int] = {}
+    for i, _, c in cells:
+        totals[i] = totals.get(i, 0) + c
+    pairs = sorted(((c, i, j) for i, j, c in cells if i != j and c), key=lambda p: (-p[0], p[1], p[2]))[:most]
     if not pairs:
         return ""
-    rows = [[escape(labels[i], 80), escape(labels[j], 80), count(c), f"{c / sum(counts[i]):.1%}"] for c, i, j in pairs]
+    rows = [[escape(labels[i], 80), escape(labels[j], 80), count(c), f"{c / totals[i]:.1%}"] for c, i, j in pairs]
     return "<h3>Most frequent confusions</h3>" + table(
         [("True class", ""), ("Taken for", "any"), ("Count", "num"), ("Of the class", "num")], rows, "Most frequent confusions", ""
     )

@@ -25,11 +25,13 @@ class GradientHealth:
         self.good = 0
         self.bad_in_a_row = 0
         self.skipped = 0
+        self.by_loss = True
+        """Whether a loss that is not finite skips a step. Of a private run it must not: one example would decide, and every weight would show it."""
 
     def check(self, step: int, loss: float, norm: float) -> str | None:
         """`norm` is the gradient's L2 norm before clipping. Good norms enter a running mean (decay 0.95)."""
         reason = None
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        if (self.by_loss and not math.isfinite(loss)) or not math.isfinite(norm):
             reason = f"loss {loss:g}, gradient norm {norm:g}: not finite"
         elif self.spike_factor is not None and self.good >= SETTLE and norm > self.spike_factor * self.mean:
             reason = f"gradient norm {norm:g} is over {self.spike_factor:g} times its running mean {self.mean:g}"

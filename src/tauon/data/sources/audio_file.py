@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.data.files import read_bytes
+from tauon.data.files import most_unpacked, read_bytes, refuse_bomb
 from tauon.errors import DataError, MissingExtra
 
 __all__ = ["AUDIO_SUFFIXES", "read_wav"]
@@ -89,9 +89,13 @@ def _by_soundfile(content: bytes, name: str) -> tuple[NDArray[np.float32], int]:
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             said, rate = file.frames, file.samplerate
-            values_NC = file.read(dtype="float32", always_2d=True)
+            known = said < 2**62  # of some streams the length is not known before the end
+            frame, packed = 4 * file.channels, len(content)
+            refuse_bomb(name, frame * said if known else 0, packed)
+            values_NC = file.read(said if known else most_unpacked(packed) // frame + 1, dtype="float32", always_2d=True)
+            refuse_bomb(name, values_NC.nbytes, packed)
     except (soundfile.LibsndfileError, RuntimeError, ValueError, TypeError) as err:
         raise DataError(f"{name}: not a whole recording ({str(err).partition(': ')[2] or err}). {_WAY_OUT}") from None
-    if len(values_NC) < said and said < 2**62:  # of some streams the length is not known before the end
+    if known and len(values_NC) < said:
         raise DataError(f"{name}: {len(values_NC):,} samples, its header says {said:,}. {_WAY_OUT}")
     return values_NC.mean(1, dtype=np.float32), rate

@@ -6,6 +6,7 @@ Arrays of Python objects are refused: reading them would run a pickle.
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.config import register
-from tauon.data.files import expand, read_bytes
+from tauon.data.files import expand, read_bytes, refuse_bomb
 from tauon.data.sources.base import Arrays, Kind, SourceConfig, class_targets
 from tauon.errors import DataError
 
@@ -129,19 +130,34 @@ def _find(archive: Any, part: str | None) -> tuple[str, str] | None:
 
 
 def _open(content: bytes, path: Path | str) -> Any:
+    if content.startswith(b"\x93NUMPY"):  # not opened: numpy would take the memory that its header asks for
+        raise DataError(f"{path}: a single array (.npy), expected a .npz archive with features and targets")
     try:
-        archive = np.load(io.BytesIO(content), allow_pickle=False)
+        archive: Any = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as err:
         raise DataError(f"{path}: not a .npz file, or a damaged one ({err})") from None
-    if not hasattr(archive, "files"):
-        raise DataError(f"{path}: a single array (.npy), expected a .npz archive with features and targets")
+    members: list[zipfile.ZipInfo] = archive.zip.infolist()
+    refuse_bomb(path, sum(m.file_size for m in members), len(content))
     return archive
+
+
+def _refuse_wrong_size(archive: Any, key: str) -> None:
+    """ValueError where an array's header asks for more memory than the archive holds of it: numpy would take it before it reads."""
+    name = key if key in archive.zip.namelist() else f"{key}.npy"
+    with archive.zip.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(member)
+    wanted, held = math.prod(shape) * dtype.itemsize, archive.zip.getinfo(name).file_size
+    if wanted > held and not dtype.hasobject:
+        raise ValueError(f"its header asks for {wanted:,} bytes, it holds {held:,}")
 
 
 def _read(archive: Any, key: str, path: Path | str) -> NDArray[Any]:
     if key not in archive.files:
         raise DataError(f"{path}: no array {key!r}. There are: {', '.join(archive.files)}")
     try:
+        _refuse_wrong_size(archive, key)
         array: NDArray[Any] = archive[key]
     except (ValueError, zipfile.BadZipFile, zlib.error, OSError, EOFError) as err:
         reason = "it holds Python objects, which are not read since that could run code" if "pickle" in str(err) else f"damaged ({err})"

@@ -16,7 +16,7 @@ from pydantic import Field
 from tauon.config import register
 from tauon.data.cache import cache_root
 from tauon.data.download import fetch, members_digest
-from tauon.data.files import canonical, decode
+from tauon.data.files import canonical, decode, refuse_bomb
 from tauon.data.sources.base import (
     Arrays,
     Conversation,
@@ -112,6 +112,7 @@ class PublicConfig(SourceConfig):
         folder = cache_root() / "public" / self.name
         content, where = fetch(file.mirror, file.urls, file.sha256, file.bytes, folder / file.mirror.split("/")[-1], members_digest)
         with zipfile.ZipFile(io.BytesIO(content)) as z:
+            refuse_bomb(where, sum(i.file_size for i in z.infolist()), len(content))
             files: dict[str, bytes | Path] = {n: z.read(n) for n in sorted(z.namelist()) if n.lower().endswith(".wav")}
         labels = sorted({p["label"] for p in named_parts(list(files), known.pattern, where).values()})
         spelled = dict(zip(labels, known.label_names, strict=True))

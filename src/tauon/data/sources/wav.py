@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tauon.config import register
+from tauon.data.files import refuse_bomb
 from tauon.data.sources.audio_file import AUDIO_SUFFIXES, read_wav
 from tauon.data.sources.base import Kind, Signals, SourceConfig
 from tauon.data.sources.left_out import LeftOut, refuse_vanished
@@ -125,6 +126,7 @@ def _found(place: str | Path) -> tuple[dict[str, bytes | Path], LeftOut]:
         try:
             with zipfile.ZipFile(root) as z:
                 inside = sorted(n for n in z.namelist() if not n.endswith("/"))
+                refuse_bomb(root, sum(z.getinfo(n).file_size for n in inside if is_recording(n)), root.stat().st_size)
                 found: dict[str, bytes | Path] = {n: z.read(n) for n in inside if is_recording(n)}
         except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as err:  # RuntimeError: it has a password
             raise DataError(f"{root}: not a whole zip file ({err}). Give a folder of recordings, or a zip of one") from None

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tauon.errors import RecipeError
 from tauon.privacy.accounting.loss import Accountant, dp_accounting, epsilons, event_of, trade_off
-from tauon.privacy.accounting.release import Release, as_releases, plain, refuse_delta, relation_of
+from tauon.privacy.accounting.release import ZERO_OUT, Release, as_releases, plain, refuse_delta, relation_of
 
 __all__ = ["NOT_COVERED", "Guarantee", "Scaling", "charge_search", "compose_basic", "guarantee", "uncovered"]
 
@@ -55,7 +55,8 @@ class Guarantee:
     epsilon: float
     delta: float
     neighbouring: str
-    """What neighbouring data sets are: "add or remove one", "zero out one", "replace one"."""
+    """What neighbouring data sets are: "zero out one" (N the same, one unit's data set to nothing), or "replace one", which contains it. Records
+    of before may say "add or remove one"."""
     accountant: str
     """pld or rdp."""
     unit: str
@@ -119,24 +120,33 @@ def guarantee(
     refuse_delta(delta, examples)
     deltas = sorted({delta, *(d for d in (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4) if examples is None or d < 1 / examples)})
     found = epsilons(releases, deltas, accountant=accountant)
+    relation = relation_of(releases)
     betas = trade_off(releases, ALPHAS, accountant=accountant)
     return Guarantee(
-        epsilon=found[delta], delta=delta, neighbouring=relation_of(releases), accountant=accountant, unit=unit, epsilons=found,
+        epsilon=found[delta], delta=delta, neighbouring=relation, accountant=accountant, unit=unit, epsilons=found,
         curve=list(zip(ALPHAS, betas, strict=True)), releases=list(releases),
-        assumptions=[*(ASSUMED[kind] for kind in ASSUMED if any(r.sampling == kind for r in releases)), *COMMON, *assumptions],
+        assumptions=[
+            NEIGHBOURS if relation == ZERO_OUT else REPLACED,
+            *(ASSUMED[kind] for kind in ASSUMED if any(r.sampling == kind for r in releases)), *COMMON, *assumptions,
+        ],
         not_covered=list(not_covered),
     )  # fmt: skip
 
 
 ASSUMED = {
-    "poisson": "Each example entered each step by an independent coin; neighbouring data sets differ by one example more or less.",
+    "poisson": "Each example entered each step by an independent coin, of a probability that follows from N and the batch alone.",
     "full": "Each such release used every example at most once.",
-    "shuffled": "An example was in one step of each pass, counted as one Gaussian release a pass; nothing is gained from the secret order. "
-    "Neighbouring data sets differ by one example's values set to nothing.",
-    "fixed-size": "Batches of exactly the stated size were drawn without replacement; neighbouring data sets differ by one example replaced "
-    "by another, and N is public.",
-    "known": "Some answers came from mechanisms of which only their own (epsilon, delta) is used.",
+    "shuffled": "An example was in one step of each pass, counted as one Gaussian release a pass; nothing is gained from the secret order.",
+    "fixed-size": "Batches of exactly the stated size were drawn without replacement. Their figure is for one example replaced by another, which "
+    "one that is set to nothing is a case of.",
+    "known": "Some answers came from mechanisms of which only their own (epsilon, delta) is used; it must hold for one unit set to nothing.",
 }
+NEIGHBOURS = (
+    "Neighbouring data sets have the same number N of units, and differ by one unit whose data is set to nothing, so that its gradient is zero "
+    "(zero-out; Kairouz et al. 2021, arXiv:2103.00039). N is public, and so are the sampling rate, the number of steps, the divisor and delta, "
+    "which follow from it."
+)
+REPLACED = "Neighbouring data sets have the same number N of examples, and differ by one example replaced by another. N is public."
 COMMON = (
     "Each unit's gradient was clipped to the norm that the noise is measured in, and the noise is Gaussian, independent of the data.",
     "All intermediate weights may be public; each step may depend on what came before.",
@@ -148,8 +158,8 @@ def charge_search(releases: Release | Iterable[Release], delta: float, *, mean_t
 
     Papernot & Steinke 2022, arXiv:2110.03620, by Renyi divergence: the number of trials has to be drawn at random beforehand, from a truncated
     negative binomial law with this mean and shape (1: geometric; 0: logarithmic; infinite: Poisson), and every trial, whatever settings
-    it takes, releases at most `releases`, its score included. A number that was fixed, or grew until the result pleased, is not covered:
-    then each run is charged in full.
+    it takes, releases at most `releases`, its score included; for neighbours as `relation_of` says. A number that was fixed, or grew until the
+    result pleased, is not covered: then each run is charged in full.
 
     >>> one = Release(2.0, "poisson", 0.01, 1000)
     >>> from tauon.privacy.accounting.loss import epsilon
@@ -163,14 +173,20 @@ def charge_search(releases: Release | Iterable[Release], delta: float, *, mean_t
     steps = plain(as_releases(releases))
     if any(r.known is not None and r.known[1] > 0 for r in steps):
         raise RecipeError("a mechanism with a delta of its own cannot be charged inside a search. Take it out of the trials.")
+    fixed = any(r.sampling == "fixed-size" for r in steps)
+    if fixed and any(r.sampling == "poisson" and r.rate < 1 for r in steps):
+        raise RecipeError(
+            "a trial with both poisson and fixed-size steps cannot be charged inside a search: its moments are not computed as one mechanism's. Draw "
+            "all steps of a trial the same way, or charge every trial in full."
+        )
     neighbours = library.NeighboringRelation
-    relation = neighbours.REPLACE_ONE if relation_of(steps) == "replace one" else neighbours.ADD_OR_REMOVE_ONE
+    relation = neighbours.REPLACE_ONE if fixed else neighbours.ADD_OR_REMOVE_ONE
     event = library.dp_event.RepeatAndSelectDpEvent(event_of(steps), mean_trials, shape)
     found = library.rdp.RdpAccountant(neighboring_relation=relation).compose(event).get_epsilon(delta)
     return float(found) if not math.isnan(found) else math.inf
 
 
 def compose_basic(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
-    """(sum of epsilons, sum of deltas): holds for any mechanisms, also of different neighbouring relations if all hold for the unit meant."""
+    """(sum of epsilons, sum of deltas): holds for any mechanisms that are all proven for one relation (replacing one contains zeroing one out)."""
     total = list(pairs)
     return sum(e for e, _ in total), min(1.0, sum(d for _, d in total))

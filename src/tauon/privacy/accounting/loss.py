@@ -13,14 +13,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tauon.errors import MissingExtra, RecipeError
-from tauon.privacy.accounting.release import Release, as_releases, grouped, plain, refuse_delta, relation_of
+from tauon.privacy.accounting.release import Release, as_releases, grouped, plain, refuse_delta
 from tauon.privacy.accounting.spectral import compose_poisson, spacing
 
 __all__ = ["Accountant", "composed_loss", "delta_at", "epsilon", "epsilons", "rounded", "trade_off"]
@@ -77,7 +77,6 @@ def composed_loss(releases: Release | Iterable[Release], *, width: float = FINE)
             "sampling 'fixed-size' has no privacy-loss distribution that is proven to dominate over several steps "
             "(Lebeda et al. 2024, arXiv:2405.20769). Take accountant: rdp, or sampling: poisson."
         )
-    relation_of(steps)
     steps = [r for r in steps if not math.isinf(r.noise_multiplier) or r.sampling == "known"]
     full = [r for r in steps if r.sampling in ("full", "poisson") and r.rate == 1]
     poisson = [r for r in steps if r.sampling == "poisson" and r.rate < 1]
@@ -100,27 +99,56 @@ def composed_loss(releases: Release | Iterable[Release], *, width: float = FINE)
     return total
 
 
-def _renyi(releases: Sequence[Release]) -> tuple[Any, float]:
-    """(dp-accounting's RDP accountant with all releases in it, delta spent besides)."""
+@dataclass(frozen=True)
+class _Renyi:
+    """Renyi divergences of all releases together, order by order."""
+
+    orders: Any
+    divergences: Any
+    besides: float
+    """Delta that is spent besides."""
+
+    def epsilon(self, delta: float) -> float:
+        """At `delta`, what is spent besides taken off first."""
+        if delta <= self.besides:
+            return math.inf
+        return float(
+            max(0.0, dp_accounting().rdp.rdp_privacy_accountant.compute_epsilon(self.orders, self.divergences, delta - self.besides)[0])
+        )
+
+    def delta(self, epsilon: float) -> float:
+        return float(
+            min(
+                1.0,
+                float(dp_accounting().rdp.rdp_privacy_accountant.compute_delta(self.orders, self.divergences, epsilon)[0]) + self.besides,
+            )
+        )
+
+
+def _renyi(releases: Sequence[Release]) -> _Renyi:
+    """All releases in one sum. Those of fixed-size sampling are computed for a replaced example, the others for one that is zeroed out (for which
+    those of adding and removing one are right, see `release.py`); as the first contains the second, the sum holds for zeroing out.
+    """
     library = dp_accounting()
     steps = plain(releases)
-    relation = relation_of(steps)
     if len(steps) > FEW_RDP:
         steps = rounded(steps, 1e-3)
         if len(steps) > FEW_RDP:
             steps = rounded(steps, 1e-2)
     neighbours = library.NeighboringRelation
-    accountant = library.rdp.RdpAccountant(
-        neighboring_relation=neighbours.REPLACE_ONE if relation == "replace one" else neighbours.ADD_OR_REMOVE_ONE
-    )
+    fixed, others = ([r for r in steps if (r.sampling == "fixed-size") is wanted] for wanted in (True, False))
+    parts = []
     log = logging.getLogger("absl")
     level = log.level
     log.setLevel(logging.ERROR)  # it tells of each order that it leaves out, which only raises epsilon
     try:
-        accountant.compose(event_of(steps))
+        for mine, relation in ((fixed, neighbours.REPLACE_ONE), (others, neighbours.ADD_OR_REMOVE_ONE)):
+            if mine:
+                parts.append(library.rdp.RdpAccountant(neighboring_relation=relation).compose(event_of(mine)))
     finally:
         log.setLevel(level)
-    return accountant, sum(r.count * r.known[1] for r in steps if r.known is not None)
+    besides = sum(r.count * r.known[1] for r in steps if r.known is not None)
+    return _Renyi(parts[0].orders, sum(p.rdp for p in parts), besides)
 
 
 def event_of(steps: Iterable[Release]) -> Any:
@@ -178,8 +206,8 @@ def epsilons(
     if not releases:
         return dict.fromkeys(deltas, 0.0)
     if accountant == "rdp":
-        renyi, besides = _renyi(releases)
-        return {d: float(max(0.0, renyi.get_epsilon(d - besides))) if d > besides else math.inf for d in deltas}
+        renyi = _renyi(releases)
+        return {d: renyi.epsilon(d) for d in deltas}
     if min(deltas) < LEAST_DELTA:
         raise RecipeError(f"delta {min(deltas):g} is below {LEAST_DELTA:g}, what the pld accountant resolves. Take accountant: rdp.")
     loss = composed_loss(releases, width=width)
@@ -194,8 +222,7 @@ def delta_at(releases: Release | Iterable[Release], epsilon: float, *, accountan
     if not releases:
         return 0.0
     if accountant == "rdp":
-        renyi, besides = _renyi(releases)
-        return float(min(1.0, renyi.get_delta(epsilon) + besides))
+        return _renyi(releases).delta(epsilon)
     return float(composed_loss(releases).get_delta_for_epsilon(epsilon))
 
 
@@ -221,6 +248,6 @@ def _profile(releases: Sequence[Release], accountant: Accountant, points: int = 
     most = epsilon(releases, 1e-10, accountant=accountant)
     eps_E = np.linspace(0.0, min(most, 500.0) if math.isfinite(most) else 50.0, points)
     if accountant == "rdp":
-        renyi, besides = _renyi(releases)
-        return eps_E, np.array([min(1.0, float(renyi.get_delta(e)) + besides) for e in eps_E])
+        renyi = _renyi(releases)
+        return eps_E, np.array([renyi.delta(e) for e in eps_E])
     return eps_E, np.clip(np.asarray(composed_loss(releases).get_delta_for_epsilon(eps_E), dtype=np.float64), 0.0, 1.0)

@@ -4,17 +4,25 @@ Nothing is computed about epsilon here (`loss.py`); here releases are checked, g
 reason.
 
 Conventions. The noise multiplier z is the noise's standard deviation divided by the clipping norm C, so by what ONE example can add.
-How the example got into the step decides what is proven and for which neighbours:
+Neighbouring data sets differ by one unit whose data is set to nothing, so that its gradient, or what it adds to an answer, is zero: **zero
+out one** (Kairouz et al. 2021, arXiv:2103.00039). N stays as it is and is public, and with it all that is computed from N: the sampling rate
+batch / N, the number of steps, the divisor, delta. "One unit more or less" would change everybody's rate, and is not what a run promises.
 
-    poisson     each example enters each step by an independent coin of probability `rate`; neighbours differ by one example more or less
-                (Mironov et al. 2019, arXiv:1908.10530; Zhu, Dong & Wang 2022, arXiv:2106.08567, theorem 11).
-    full        every example is in every step, rate 1; neighbours as above.
+How the example got into the step decides what is proven:
+
+    poisson     each example enters each step by an independent coin of probability `rate`. A unit that is zeroed out is drawn as before and
+                adds nothing, so that the two sums have the laws N(0, z^2) and (1 - rate) N(0, z^2) + rate N(1, z^2) at worst, in either order:
+                the dominating pair that is proven for adding and removing one at a fixed rate (Mironov et al. 2019, arXiv:1908.10530; Zhu, Dong
+                & Wang 2022, arXiv:2106.08567, theorem 11).
+    full        every example is in every step, rate 1.
     shuffled    whole passes, in any order: an example is in one step a pass. Counted as one Gaussian release a pass (parallel composition
-                inside a pass), without any credit for the secret order, for which no useful bound on a trained model is proven; neighbours
-                differ by one example's values set to nothing (zero-out), because taking one away would shift the others.
-    fixed-size  exactly `rate` N examples, drawn without replacement; neighbours differ by one example replaced by another, so that the
-                sensitivity is 2C (Wang, Balle & Kasiviswanathan 2019, arXiv:1808.00087). By RDP only.
-    known       another mechanism, of which no more is known than that it is (`known[0]`, `known[1]`)-differentially private.
+                inside a pass), without any credit for the secret order, for which no useful bound on a trained model is proven.
+    fixed-size  exactly `rate` N examples, drawn without replacement. Proven for one example **replaced** by another, so that the sensitivity
+                is 2C (Wang, Balle & Kasiviswanathan 2019, arXiv:1808.00087). Replaced by one whose gradient is zero, it is zeroed out: the figure
+                holds for zero-out, too, and may be composed with the others' for that. By RDP only.
+    known       another mechanism, of which no more is known than that it is (`known[0]`, `known[1]`)-differentially private when one unit is
+                zeroed out. What is proven for one replaced by any other says that. What is proven for adding and removing one says it where
+                the mechanism treats a unit without data as if it were not there, and takes N as public.
 """
 
 from __future__ import annotations
@@ -26,18 +34,33 @@ from typing import Any, Literal
 
 from tauon.errors import RecipeError
 
-__all__ = ["RELATION", "Release", "Sampling", "as_releases", "grouped", "plain", "refuse_delta", "refuse_epsilon", "relation_of"]
+__all__ = [
+    "RELATION",
+    "REPLACE",
+    "ZERO_OUT",
+    "Release",
+    "Sampling",
+    "as_releases",
+    "grouped",
+    "plain",
+    "refuse_delta",
+    "refuse_epsilon",
+    "relation_of",
+]
 
 Sampling = Literal["poisson", "fixed-size", "shuffled", "full", "known"]
 
+ZERO_OUT, REPLACE = "zero out one", "replace one"
+
 RELATION: dict[str, str] = {
-    "poisson": "add or remove one",
-    "full": "add or remove one",
-    "known": "add or remove one",
-    "shuffled": "zero out one",
-    "fixed-size": "replace one",
+    "poisson": ZERO_OUT,
+    "full": ZERO_OUT,
+    "known": ZERO_OUT,
+    "shuffled": ZERO_OUT,
+    "fixed-size": REPLACE,
 }
-"""What neighbouring data sets are, by how examples are drawn."""
+"""What neighbouring data sets are, by how examples are drawn. Replacing one contains zeroing one out. (Records of before say "add or remove
+one" of the first three.)"""
 
 
 @dataclass(frozen=True)
@@ -163,16 +186,11 @@ def _least_noise(run: Sequence[Release], steps: int) -> list[Release]:
 
 
 def relation_of(releases: Iterable[Release]) -> str:
-    """What neighbours are, for all of them together. Where some say zero-out, all do: what holds for add-or-remove holds for it too
-    (the example's contribution is there, or it is zero). `RecipeError` where replace-one meets another.
+    """What neighbours are, for all of them together: "replace one" where all are of fixed-size sampling, else "zero out one", which what holds
+    for a replaced one implies (it may be replaced by one that adds nothing).
     """
     kinds = {RELATION[r.sampling] for r in releases}
-    if "replace one" in kinds and len(kinds) > 1:
-        raise RecipeError(
-            f"releases for different neighbours ({', '.join(sorted(kinds))}) cannot be composed as one: a replaced example is not an added one. "
-            "Draw all of them the same way, or add up epsilons and deltas (compose_basic)."
-        )
-    return "zero out one" if "zero out one" in kinds else kinds.pop() if kinds else "add or remove one"
+    return REPLACE if kinds == {REPLACE} else ZERO_OUT
 
 
 def refuse_delta(delta: float, examples: int | None = None) -> None:

@@ -23,6 +23,7 @@ from tauon.privacy.audit.curve import (
 )
 from tauon.privacy.audit.extraction import SkewNormal, exposure, extract, fit_skew_normal, surprise
 from tauon.privacy.audit.lira import LiraMode, difficulty_calibrated, lira
+from tauon.privacy.audit.noise_level import NoiseLevel, noise_level
 from tauon.privacy.audit.one_run import Guesses, OneRun, audit_scores, epsilon_lower_bound, group_delta, guess, p_value, pairs_as_coins
 from tauon.privacy.audit.roc import Attack, Rate, epsilon_of_rates, roc_points, score_attack
 from tauon.privacy.audit.secrets import Secret, SecretRows
@@ -38,6 +39,7 @@ __all__ = [
     "GradientCanaries",
     "Guesses",
     "LiraMode",
+    "NoiseLevel",
     "OneRun",
     "Rate",
     "Secret",
@@ -69,6 +71,7 @@ __all__ = [
     "guess",
     "judge",
     "lira",
+    "noise_level",
     "p_value",
     "pairs_as_coins",
     "points_curve",

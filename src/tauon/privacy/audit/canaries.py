@@ -3,10 +3,13 @@ anybody (Steinke, Nasr & Jagielski 2023, arXiv:2305.08846; secrets: Carlini et a
 
 The coins come from a key that never enters a checkpoint: who holds the model must not hold them. Three kinds:
 
-mislabelled   training examples whose class is replaced by another: half of them stay, the others are left out; for classification
+mislabelled   training examples whose class is replaced by another: half of them stay, the others are set to nothing; for classification
 gradient      no examples: a gradient of the full clipping norm along a coordinate of its own, put into the private sum beside the examples';
               the strongest test there is of noise, sampling and accounting, and blind to how examples are clipped
 secret        sentences with random digits, for language models; some of them several times
+
+A canary that is not included keeps its place in the data set with weight zero, so that both worlds of its coin are neighbours as the guarantee
+says: one unit set to nothing, the same N, rate, divisor and number of steps. (Records of before left it out: they are read as they were.)
 
 Everything is a pure function of the key. Trains nothing.
 """
@@ -101,12 +104,16 @@ class Canaries:
     """mislabelled: the wrong classes, (M)."""
     secrets: tuple[Secret, ...] = ()
     """secret: the sentences, (M)."""
+    absent: Literal["zeroed", "left-out"] = "zeroed"
+    """What became of canaries that are not included: rows of weight zero, or (planted by earlier versions) none at all."""
 
     def __len__(self) -> int:
         return len(self.included)
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = {"kind": self.kind, "key": self.key.hex(), "included": self.included.astype(int).tolist()}
+        if self.absent != "left-out":
+            found["absent"] = self.absent
         if self.rows is not None and self.labels is not None:
             found |= {"rows": self.rows.tolist(), "labels": self.labels.tolist()}
         return found | ({"secrets": [s.to_json() for s in self.secrets]} if self.secrets else {})
@@ -117,21 +124,27 @@ class Canaries:
         try:
             rows, labels = (np.array(data[k], np.int64) if k in data else None for k in ("rows", "labels"))
             secrets = tuple(Secret(**s) for s in data.get("secrets", ()))
-            return cls(str(data["kind"]), bytes.fromhex(data["key"]), np.array(data["included"], bool), rows, labels, secrets)
+            absent: Any = data.get("absent", "left-out")
+            if absent not in ("zeroed", "left-out"):
+                raise ValueError(f"absent={absent!r}")
+            return cls(str(data["kind"]), bytes.fromhex(data["key"]), np.array(data["included"], bool), rows, labels, secrets, absent)
         except (KeyError, TypeError, ValueError) as err:
             raise DataError(f"not a record of canaries ({type(err).__name__}: {err}). Restore it from a copy of the run") from None
 
 
-def with_canaries(dataset: Dataset, config: CanaryConfig, *, key: bytes) -> tuple[Dataset, Canaries]:
-    """The training data with the canaries whose coin says so, and the record of them.
+def with_canaries(
+    dataset: Dataset, config: CanaryConfig, *, key: bytes, absent: Literal["zeroed", "left-out"] = "zeroed"
+) -> tuple[Dataset, Canaries]:
+    """The training data with canaries, and the record of them. How many rows there are does not depend on the coins.
 
-    mislabelled: as many examples of `dataset` are taken out; those included come back with a wrong class, behind the others. secret: rows
-    are added. gradient: the data stays (`GradientCanaries` is what a step needs). Raises `RecipeError` where the data cannot hold them.
+    mislabelled: as many examples of `dataset` come back with a wrong class, behind the others; secret: rows are added. Those whose coin says no
+    are rows of weight zero. gradient: the data stays (`GradientCanaries` is what a step needs). `absent`: "left-out" repeats what earlier
+    versions planted. Raises `RecipeError` where the data cannot hold them.
     """
     n = config.canaries
     included = coins(key, n)
     if config.kind == "gradient":
-        return dataset, Canaries("gradient", key, included)
+        return dataset, Canaries("gradient", key, included, absent=absent)
     for name, what in (("order", "sampling: balanced"), ("mixer", "mix")):
         if getattr(dataset, name, None) is not None:
             raise _refused(
@@ -148,8 +161,10 @@ def with_canaries(dataset: Dataset, config: CanaryConfig, *, key: bytes) -> tupl
             raise _refused("kind", "secret is for language models, and this data is no running text. Take mislabelled or gradient")
         secrets = make_secrets(n, alphabet_of(tokenizer), config.digits, config.template, config.repeats, drawn(key, "secrets"))
         rows = SecretRows(secrets, tokenizer, dataset.spec, segments=dataset.batch(np.array([0])).segments is not None)
-        times = np.repeat(np.arange(n), np.where(included, [s.repeats for s in secrets], 0))
-        return WithCanaries(dataset, np.arange(len(dataset)), rows, times), Canaries("secret", key, included, secrets=tuple(secrets))
+        repeats = np.array([s.repeats for s in secrets], np.int64)
+        times = np.repeat(np.arange(n), repeats if absent == "zeroed" else np.where(included, repeats, 0))
+        planted = WithCanaries(dataset, np.arange(len(dataset)), rows, times, included[times])
+        return planted, Canaries("secret", key, included, secrets=tuple(secrets), absent=absent)
     classes = len(dataset.spec.labels)
     if classes < 2 or dataset.batch(np.array([0])).targets.ndim != 1:
         raise _refused("kind", "mislabelled needs classes, and this data has none. Take gradient, or secret for language models")
@@ -159,8 +174,9 @@ def with_canaries(dataset: Dataset, config: CanaryConfig, *, key: bytes) -> tupl
     true = targets_of(dataset, which)
     wrong = (true + drawn(key, "labels").integers(1, classes, n)) % classes
     kept = np.setdiff1d(np.arange(len(dataset)), which)
-    found = Canaries("mislabelled", key, included, which, wrong)
-    return WithCanaries(dataset, kept, CanaryExamples(dataset, found), np.flatnonzero(included)), found
+    found = Canaries("mislabelled", key, included, which, wrong, absent=absent)
+    rows_at = np.arange(n) if absent == "zeroed" else np.flatnonzero(included)
+    return WithCanaries(dataset, kept, CanaryExamples(dataset, found), rows_at, included[rows_at]), found
 
 
 def _refused(name: str, message: str) -> RecipeError:
@@ -203,12 +219,19 @@ class CanaryExamples:
 class WithCanaries:
     """Examples of a data set, then canaries. Example i of epoch e is a pure function of the two, and of the key."""
 
-    def __init__(self, dataset: Dataset, kept: NDArray[np.int64], canaries: Dataset, which: NDArray[np.int64]) -> None:
-        """`kept`: examples of `dataset` that stay; `which`: canaries that are there, those that are there several times several times."""
+    def __init__(
+        self, dataset: Dataset, kept: NDArray[np.int64], canaries: Dataset, which: NDArray[np.int64], included: NDArray[np.bool_]
+    ) -> None:
+        """`kept`: examples of `dataset` that stay; `which`: canaries that have a row, those that have several several times; `included`: which
+        of these rows are there. The others have weight zero and the contents of the first example, so that nothing is seen of them.
+        """
         from tauon.data import ChosenExamples
 
         self.base, self.canaries, self.kept = dataset, canaries, kept
-        self._examples = ChosenExamples([dataset, canaries], np.concatenate([kept, len(dataset) + which]))
+        rows = np.concatenate([kept, len(dataset) + which])
+        self._zeroed = np.concatenate([np.zeros(len(kept), bool), ~included])
+        rows[self._zeroed] = rows[0]
+        self._examples = ChosenExamples([dataset, canaries], rows)
         self.spec = dataset.spec
         self.facts: dict[str, Any] = dict(dataset.facts) | {"with_canaries": len(self._examples)}
 
@@ -221,9 +244,20 @@ class WithCanaries:
             raise AttributeError(name)
         return getattr(self._examples, name)
 
+    def answers(self, row: int) -> Any:
+        """Of conversations: what the loss of a row must cover; None where nothing is known, or nothing is there."""
+        return None if self._zeroed[row] else self._examples.answers(row)
+
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
         """Examples and canaries by number."""
-        return self._examples.batch(index, epoch=epoch)
+        import torch
+
+        found = self._examples.batch(index, epoch=epoch)
+        zeroed = self._zeroed[np.asarray(index, np.int64)]
+        if not zeroed.any():
+            return found
+        there_B = torch.from_numpy(~zeroed).to(found.weights.dtype)
+        return replace(found, weights=found.weights * there_B.view(-1, *(1 for _ in found.weights.shape[1:])))
 
 
 @dataclass
@@ -245,10 +279,14 @@ class GradientCanaries:
     change: NDArray[np.float64] = field(init=False)
     """(M) sum of squares of the change from step to step: gives away noise that is used again."""
     last: NDArray[np.float64] = field(init=False)
+    squares: NDArray[np.float64] | None = field(init=False)
+    """(M) sum over the steps of (what was seen / the noise's stated standard deviation)^2; None in checkpoints of older versions."""
+    looked: int = 0
+    """Steps that are in `squares`: those whose noise is independent of the other steps'."""
     steps: int = 0
 
     def __post_init__(self) -> None:
-        self.total, self.change, self.last = (np.zeros(len(self.included)) for _ in range(3))
+        self.total, self.change, self.last, self.squares = (np.zeros(len(self.included)) for _ in range(4))
 
     @classmethod
     def of(cls, canaries: Canaries, sizes: Mapping[str, int], *, rate: Callable[[int], float]) -> GradientCanaries:
@@ -279,8 +317,10 @@ class GradientCanaries:
             here = there[who]
             flat[torch.from_numpy(at[here]).to(flat.device)] += norm
 
-    def observe(self, sums: Mapping[str, Any], *, norm: float) -> None:
-        """See the noised sums, as whoever is given every update does; `norm` as in `insert`."""
+    def observe(self, sums: Mapping[str, Any], *, norm: float, noise: float | None = None) -> None:
+        """See the noised sums, as whoever is given every update does; `norm` as in `insert`. `noise`: its stated standard deviation, in clipping
+        norms; None where it depends on other steps' noise.
+        """
         import torch
 
         seen = np.zeros(len(self.included))
@@ -288,6 +328,9 @@ class GradientCanaries:
             flat = sums[name].detach().reshape(-1)
             seen[who] = flat[torch.from_numpy(at).to(flat.device)].double().cpu().numpy() / norm
         self.total += seen
+        if noise is not None and self.squares is not None:
+            self.squares += (seen / noise) ** 2
+            self.looked += 1
         if self.steps:
             self.change += (seen - self.last) ** 2
         self.last, self.steps = seen, self.steps + 1
@@ -301,12 +344,16 @@ class GradientCanaries:
         import torch
 
         found = {"total": self.total, "change": self.change, "last": self.last, "steps": np.array([float(self.steps)])}
+        if self.squares is not None:
+            found |= {"squares": self.squares, "looked": np.array([float(self.looked)])}
         return {name: torch.from_numpy(value.copy()) for name, value in found.items()}
 
     def load(self, tensors: Mapping[str, Any]) -> None:
         """Put back what `tensors` gave."""
         self.total, self.change, self.last = (tensors[name].numpy().copy() for name in ("total", "change", "last"))
         self.steps = int(tensors["steps"][0])
+        self.squares = tensors["squares"].numpy().copy() if "squares" in tensors else None
+        self.looked = int(tensors["looked"][0]) if "looked" in tensors else 0
 
 
 def canary_dataset(dataset: Dataset, canaries: Canaries, *, segments: bool = False) -> Dataset:

@@ -1,8 +1,8 @@
 """A check before training: no example reaches another, and the loss is a sum over examples. Without both, clipping bounds nobody's influence.
 
-One example of a small batch is replaced by another, and then taken out by its weight, with the same random draws: the losses of all others
-must stay as they are. What such a trial can see, it sees at the weights that the model has then. Layers known to mix are refused earlier,
-by `ClippedSum`.
+One example of a small batch is replaced by another, taken out by its weight, and taken away altogether, with the same random draws: the losses
+of all others must stay as they are, so that draws by the place in the batch are found, too. What such a trial can see, it sees at the weights
+that the model has then. Layers known to mix are refused earlier, by `ClippedSum`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tauon.errors import RecipeError
+from tauon.models.randomness import key_layers, keyed_rows
 from tauon.tasks import Task
 from tauon.types import Batch
 
@@ -32,6 +33,7 @@ def check_independent(model: nn.Module, task: Task, batch: Batch, *, tolerance: 
         return
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     try:
+        key_layers(model)
         with torch.no_grad(), torch.random.fork_rng([batch.inputs.device] if batch.inputs.is_cuda else []):
             _compare(model, task, batch, tolerance)
     finally:
@@ -42,18 +44,20 @@ def check_independent(model: nn.Module, task: Task, batch: Batch, *, tolerance: 
 
 def _compare(model: nn.Module, task: Task, batch: Batch, tolerance: float) -> None:
     n = len(batch)
+    if batch.draws is None:
+        batch = replace(batch, draws=torch.arange(n, device=batch.inputs.device))
 
     def losses(of: Batch) -> Tensor:
-        torch.manual_seed(0)
-        return task.losses(model, of)[0].double()
+        with keyed_rows(of.draws, 0):
+            return task.losses(model, of)[0].double()
 
     loss_B = losses(batch)
     if loss_B.shape != (n,):
         raise RecipeError(
             f"the task's losses have shape {tuple(loss_B.shape)} for {n} examples. Private training needs one for each example."
         )
-    torch.manual_seed(0)
-    total = float(task.loss(model, batch)[0])
+    with keyed_rows(batch.draws, 0):
+        total = float(task.loss(model, batch)[0])
     size = float(loss_B.abs().mean()) + 1e-12
     if abs(total - float(loss_B.sum())) > tolerance * size * n:
         raise RecipeError(
@@ -62,14 +66,19 @@ def _compare(model: nn.Module, task: Task, batch: Batch, tolerance: float) -> No
         )
     for i in (0, n - 1):
         others = [j for j in range(n) if j != i]
-        for what, changed in (("replaced", _with(batch, i, others[len(others) // 2])), ("taken out by its weight", _without(batch, i))):
-            moved = (losses(changed) - loss_B)[others].abs()
+        for what, changed, at in (
+            ("replaced", _with(batch, i, others[len(others) // 2]), others),
+            ("taken out by its weight", _without(batch, i), others),
+            ("taken away", _map(batch, lambda x, others=others: x[others]), list(range(n - 1))),
+        ):
+            moved = (losses(changed)[at] - loss_B[others]).abs()
             if not bool(moved.isfinite().all()) or float(moved.max()) > tolerance * size:
                 j = others[int(moved.nan_to_num(torch.inf).argmax())]
                 raise RecipeError(
                     f"the loss of example {j} changed by {float(moved.max()):.3g} when example {i} was {what}: in this model or task one example "
                     "reaches another, so that clipping bounds nobody's influence. Look for norms over the batch (take group or layer norm), for "
-                    "losses divided by the batch's weight, and for losses that contrast examples."
+                    "losses divided by the batch's weight, for losses that contrast examples, and for random draws by the place in the batch (take "
+                    "dropout, attention and uniform_rows of tauon.models.randomness in place of torch's)."
                 )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tauon.distributed.pieces import is_dtensor, local_part
 from tauon.errors import RecipeError
+from tauon.models.randomness import first_row_alone
 from tauon.privacy.clipped.record import Record, tap
 from tauon.privacy.clipped.rules.base import rule_of
 from tauon.privacy.clipped.rules.embedding import bag, look_up
@@ -100,7 +101,7 @@ def _begin(model: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwa
     record.calibrating, record.rows = True, 1
     devices = [first.device] if first.device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"), first_row_alone():
             run(model, *(alone(v) for v in args), **{k: alone(v) for k, v in kwargs.items()})
         record.known = {kind: record.alone} if len(record.known) > KINDS else {**record.known, kind: record.alone}
     finally:

@@ -142,9 +142,10 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        kept = ctx.saved_tensors  # read once: activation checkpointing gives them out once
         with torch.autocast(grads[0].device.type, enabled=False):
-            ctx.done(grads[0], *ctx.saved_tensors)
-        return (grads[0], None, None, *(None for _ in ctx.saved_tensors))
+            ctx.done(grads[0], *kept)
+        return (grads[0], None, None, *(None for _ in kept))
 
 
 def tap(record: Record, y: Tensor, done: Callable[..., None], *kept: Tensor) -> Tensor:

@@ -7,6 +7,10 @@ installed, else, and on accelerators, by torch's integer operations: the same bi
 bits in the radius (so up to 9.3 standard deviations) and 32 in the angle, in float32; it is not the discrete Gaussian, and what an
 adversary could learn from rounding (Mironov 2012) is not covered.
 
+Repeating is on purpose in training, where a resume takes the same step again. Where it would be a leak (two answers about the data with one
+noise differ by exactly what the data differs by), whoever draws claims the name first (`claim`), which is possible once for each key in a
+process, however many sources are made of it. Nobody knows what another process has drawn from the same key: give a key to one of them.
+
 What is secret is the key: `secure` takes it from the operating system, `seeded` makes it from a number that anybody may know.
 """
 
@@ -15,10 +19,13 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from tauon.errors import PrivacyError
 
 __all__ = ["NoiseSource"]
 
@@ -31,6 +38,11 @@ TOGETHER = 16
 """Pieces that a CPU makes at once: enough for torch to share them among its threads, few enough for the caches."""
 
 
+_CLAIMED: dict[bytes, set[str]] = {}
+"""Names that were claimed in this process, by a digest of their key: of the process, as two sources may be made of one key."""
+_LOCK = threading.Lock()
+
+
 class NoiseSource:
     """Normal numbers from a key.
 
@@ -39,12 +51,14 @@ class NoiseSource:
     True
     """
 
-    def __init__(self, key: bytes, *, secret: bool = True) -> None:
-        """`key`: 32 bytes; `secret`: whether nobody else knows it (told in the report, nothing else)."""
+    def __init__(self, key: bytes, *, secret: bool = True, repeats: bool = False) -> None:
+        """`key`: 32 bytes; `secret`: whether nobody else knows it (told in the report, nothing else); `repeats`: the caller sees to it that a name
+        is drawn from again only for the same question about the same data (a run that goes on), so that names may be claimed again.
+        """
         if len(key) != 32:
             raise ValueError(f"a key has 32 bytes, got {len(key)}")
         self._key = key
-        self.secret = secret
+        self.secret, self.repeats = secret, repeats
 
     @classmethod
     def seeded(cls, seed: int) -> NoiseSource:
@@ -61,6 +75,19 @@ class NoiseSource:
         """What a report says of the noise's origin."""
         stream = "Normal numbers (float32, Box-Muller) from ChaCha20 under a 256-bit key"
         return f"{stream} from the operating system." if self.secret else f"{stream} made from a seed: for tests, not a protection."
+
+    def claim(self, name: str, message: str = "this noise was drawn before", way_out: str = "the draw") -> None:
+        """Claim the draws called `name`, once for each key. Raises `PrivacyError` where they were claimed before."""
+        if self.repeats:
+            return
+        with _LOCK:
+            mine = _CLAIMED.setdefault(hashlib.blake2b(self._key, digest_size=32, person=b"claimed").digest(), set())
+            if name in mine:
+                raise PrivacyError(
+                    f"{message}: two answers with the same noise differ by exactly what the data differs by, and no noise would hide it. Give "
+                    f"{way_out} a name of its own, or take another key (NoiseSource.secure())."
+                )
+            mine.add(name)
 
     def normal(self, step: int, name: str, shape: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
         """Standard normal numbers of `shape`, float32, on `device`: always the same for the same (step, name)."""

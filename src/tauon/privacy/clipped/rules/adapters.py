@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tauon.models.adapters import AdaptedLinear
+from tauon.models.randomness import dropout
 from tauon.privacy.clipped.record import Record, tap
 from tauon.privacy.clipped.rules.base import bare, register_rule, spread, weight_of
 
@@ -75,7 +76,7 @@ def _apart(layer: AdaptedLinear, record: Record, x: Tensor, bias: Tensor | None)
     """The adapter beside the base: bf16, dropout, DoRA, NF4."""
     a, b, magnitude = (weight_of(layer, n) for n in ("lora_a", "lora_b", "magnitude"))
     scale = layer.scale
-    dropped = F.dropout(x, layer.dropout, layer.training)
+    dropped = dropout(x, layer.dropout, layer.training)
 
     def inner(g: Tensor, x: Tensor) -> None:
         if record.wants(layer, "lora_a"):

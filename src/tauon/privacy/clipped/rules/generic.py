@@ -1,7 +1,7 @@
 """Any module that has no rule: run with a weight of its own for each unit, under `torch.func.vmap`.
 
 Exact wherever the module treats rows alike and vmap knows its operations; each unit's gradient of each weight exists, so it takes memory of
-units x weights. Draws (dropout) differ from unit to unit, as they do in a batch.
+units x weights. Draws (dropout) differ from unit to unit, as they do in a batch; keyed ones (`models.randomness`) stay what they are.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tauon.errors import RecipeError
+from tauon.models.randomness import part_of_rows, seeds_of_rows
 from tauon.privacy.clipped.record import Record, tap
 
 __all__ = ["whole"]
@@ -45,13 +46,17 @@ def whole(layer: nn.Module, record: Record, *args: Any, **kwargs: Any) -> Any:
     cut = [_cut(record, v, type(layer).__name__) if isinstance(v, Tensor) and v.ndim else v for v in values]
     dims = [0 if isinstance(v, Tensor) and v.ndim else None for v in values]
 
-    def one(weights: dict[str, Tensor], *flat: Any) -> Any:
+    seeds = seeds_of_rows()
+    seeds_UR = None if seeds is None else seeds.view(units, -1)
+
+    def one(weights: dict[str, Tensor], seeds_R: Tensor | None, *flat: Any) -> Any:
         a, k = pytree.tree_unflatten(list(flat), spec)
-        with _plainly(layer):
+        with _plainly(layer), part_of_rows(seeds_R):
             return torch.func.functional_call(layer, {**plain, **buffers, **weights}, a, k)
 
     try:
-        out = torch.func.vmap(one, in_dims=(0, *dims), randomness="different")(each, *cut)
+        in_dims, how = (0, None if seeds is None else 0, *dims), "different" if seeds is None else "same"  # keyed: the call's number is one
+        out = torch.func.vmap(one, in_dims=in_dims, randomness=how)(each, seeds_UR, *cut)
     except (RuntimeError, ValueError, NotImplementedError) as err:
         raise RecipeError(
             f"{type(layer).__name__} cannot be run with a weight for each example ({str(err).splitlines()[0]}). "

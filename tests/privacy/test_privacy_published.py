@@ -1,0 +1,170 @@
+"""What a private run's checkpoints hold: nothing that was computed from examples without noise, but what is listed and named."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tauon.artifacts import load_checkpoint, read_json
+from tauon.errors import CheckpointError, Interrupted
+from tauon.pipeline import run
+from tauon.privacy.published import GROUPS, STATE, leaves, origin_of, split
+from tauon.recipe import load_recipe
+from toy import contents, merged, table_recipe, text_recipe
+
+PRIVATE = {"target_epsilon": 4.0, "delta": 1e-3, "generator": "seeded"}
+EARLY = {"validate_every": 2, "checkpoint_every": 2, "early_stopping": {"patience": 50}, "keep_last": 20, "ema": 0.9, "watch_layers": 2}
+
+
+def csv_recipe(folder: Path, *, flip: int | None = None, **sections: Any) -> Path:
+    """A table with words, gaps and numbers. `flip`: the row whose numbers and label are other ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draws = np.random.default_rng(0)
+    x, word = draws.normal(size=(240, 2)), draws.integers(0, 3, 240)
+    label = (x[:, 0] + 0.3 * word > 0.3).astype(int)
+    if flip is not None:
+        x[flip], label[flip] = -x[flip] * 3, 1 - label[flip]
+    gap = np.arange(240) % 40 == 3
+    rows = [
+        f"{'' if g else f'{a:.4f}'},{b:.4f},{['red', 'green', 'blue'][w]},{y}" for (a, b), g, w, y in zip(x, gap, word, label, strict=True)
+    ]
+    (folder / "people.csv").write_text("a,b,colour,y\n" + "\n".join(rows) + "\n")
+    data = {
+        "source": {"kind": "csv", "path": str(folder / "people.csv"), "label": "y"}, "normalize": "bounds", "bounds": {"*": [-4, 4]},
+        "table": {"impute": "constant"}, "split": {"validation": "10%", "test": "10%"},
+    }  # fmt: skip
+    base = {"data": data, "model": {"kind": "wide-and-deep", "hidden": [8]}, "privacy": PRIVATE, "train": EARLY}
+    return table_recipe(folder, **merged(base, sections))
+
+
+RUNS: dict[str, dict[str, Any]] = {
+    "table": {},
+    "statistics, adaptive clipping": {
+        "data": {"normalize": "standard"}, "privacy": {"statistics": {}, "clipping": {"kind": "adaptive", "norm": 1.0}},
+    },
+    "plateau": {"optim": {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "schedule": {"kind": "plateau", "patience": 1}}},
+    "noise that looks": {"privacy": {"noise": {"kind": "validation-loss", "every": 2}}},
+    "canaries": {"privacy": {"audit": {"kind": "gradient", "canaries": 10, "seed": 1}}},
+}  # fmt: skip
+
+
+def folders(path: Path) -> list[Path]:
+    found = sorted(path.glob("checkpoints/step-*"))
+    assert len(found) > 2
+    return found
+
+
+def check_every_byte(folder: Path) -> None:
+    """Every file of a checkpoint, every key, every tensor is on the list, and there is nothing between them."""
+    parameters = set(load_checkpoint(folder).tensors("model"))
+    for file in folder.iterdir():
+        if file.name == "manifest.json":
+            assert set(read_json(file)) == {"format", "step", "parent", "files", "aliases", "sha256"}  # hashes of what is listed here
+        elif file.name == "state.json":
+            for path, value in leaves(read_json(file)):
+                field = origin_of(path)
+                assert value in ({}, []) or field is not None, (path, value)
+                assert field is None or not field.why.startswith("always") or not value, (path, value)
+        else:
+            group = origin_of(file.name.removesuffix(".safetensors"), GROUPS)
+            assert group is not None, file
+            raw = file.read_bytes()
+            (length,) = struct.unpack("<Q", raw[:8])
+            header = json.loads(raw[8 : 8 + length])
+            assert header.pop("__metadata__", {"format": "pt"}) == {"format": "pt"}
+            spans = sorted(t["data_offsets"] for t in header.values())
+            ends = [0, *(end for _, end in spans)]
+            assert [start for start, _ in spans] == ends[:-1] and 8 + length + ends[-1] == len(raw)
+            own = {"clipping": {"norm"}, "canaries": {"total", "change", "last", "steps", "squares", "looked"}}.get(group.path, parameters)
+            assert {name.rpartition("/")[0] or name for name in header} <= own | {"__metadata__"}, file
+
+
+@pytest.mark.parametrize("kind", [*RUNS, "text"])
+def test_every_byte_of_a_private_checkpoint_is_on_the_list(kind: str, tmp_path: Path) -> None:
+    path = text_recipe(tmp_path, privacy=PRIVATE, train=EARLY) if kind == "text" else csv_recipe(tmp_path, **RUNS[kind])
+    folder = run(load_recipe(path), root=tmp_path / "runs", stages=("prepare", "train")).folder
+    for each in folders(folder):
+        check_every_byte(each)
+    if kind == "table":
+        said = read_json(folder / "privacy.json")["guarantee"]["not_covered"]
+        assert any("the categories of colour" in line and "what a gap becomes of a" in line for line in said)
+
+
+def test_the_list_says_of_each_place_where_it_comes_from_and_why() -> None:
+    assert len({f.path for f in STATE}) == len(STATE) and all(f.why for f in (*STATE, *GROUPS))
+    assert origin_of("notes.best.loss") is None and origin_of("notes.since_best") is None and origin_of("class_counts.0") is None
+    public, internal = split({"step": 1, "class_counts": [3, 4], "notes": {"best": {"loss": 0.5}, "privacy": {"best": 1.0}}})
+    assert public == {"step": 1, "notes": {"privacy": {"best": 1.0}}}
+    assert internal == {"class_counts": [3, 4], "notes": {"best": {"loss": 0.5}}}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_another_person_changes_nothing_but_what_had_noise(kind: str, tmp_path: Path) -> None:
+    """The same key, the same steps, one row of training other: of all that is not a tensor, only what the list calls noised may differ."""
+    states = []
+    for at, flip in enumerate((None, 17)):
+        place = tmp_path / str(at)
+        path = csv_recipe(place, flip=flip, **RUNS[kind])
+        folder = run(load_recipe(path), root=place / "runs", stages=("prepare", "train")).folder
+        states.append([dict(leaves(read_json(f / "state.json"))) for f in folders(folder)])
+    assert any(a != b for a, b in zip(*states, strict=True))  # the noised norms do: so the row was one of training's
+    for a, b in zip(*states, strict=True):
+        assert a.keys() == b.keys()
+        for path, value in a.items():
+            field = origin_of(path)
+            assert value == b[path] or (field is not None and field.origin == "noised") or path.startswith("preprocess.normalize"), path
+
+
+def test_early_stopping_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best loss is in no checkpoint, and a resume knows it all the same: bit for bit as one run."""
+    path = csv_recipe(tmp_path, train={"steps": 12, "early_stopping": {"patience": 2}}, optim={"lr": 0.3})
+    whole = run(load_recipe(path, ["name=whole"]), root=tmp_path / "runs", stages=("prepare", "train")).folder
+
+    def stopped(job: Any) -> str | None:
+        return "SIGTERM" if job.step == 5 else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tauon.train.StopSignal.heard", lambda self, job: stopped(job))
+        with pytest.raises(Interrupted):
+            run(load_recipe(path, ["name=parts"]), root=tmp_path / "runs", stages=("prepare", "train"))
+    parts = run(load_recipe(path, ["name=parts"]), root=tmp_path / "runs", stages=("prepare", "train")).folder
+    assert {k: v for k, v in contents(parts / "checkpoints").items() if "manifest" not in k and "step-000005" not in k} == {
+        k: v for k, v in contents(whole / "checkpoints").items() if "manifest" not in k
+    }
+    assert read_json(parts / "manifest.json")["checkpoint"]["step"] == read_json(whole / "manifest.json")["checkpoint"]["step"]
+    left = {p.stem for p in (parts / "internal").glob("*.json")}
+    assert left and (parts / "internal").stat().st_mode & 0o077 == 0
+    assert "do not give this file away" in read_json(next((parts / "internal").glob("*.json")))["warning"]
+
+
+def test_without_what_it_has_seen_early_stopping_does_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = csv_recipe(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("tauon.train.StopSignal.heard", lambda self, job: "SIGTERM" if job.step == 5 else None)
+        with pytest.raises(Interrupted):
+            run(load_recipe(path), root=tmp_path / "runs", stages=("prepare", "train"))
+    (tmp_path / "runs/table/internal/step-000005.json").unlink()
+    with pytest.raises(CheckpointError, match="holds what early stopping"):
+        run(load_recipe(path), root=tmp_path / "runs", stages=("prepare", "train"))
+
+
+def test_examples_are_counted_as_expected_not_as_drawn(tmp_path: Path) -> None:
+    folder = run(load_recipe(csv_recipe(tmp_path)), root=tmp_path / "runs", stages=("prepare", "train")).folder
+    assert [read_json(f / "state.json")["examples"] for f in folders(folder)] == [16 * s for s in (2, 4, 6, 8, 10, 12)]
+
+
+def test_a_loss_that_is_not_finite_skips_no_private_step(tmp_path: Path) -> None:
+    """Whether one example's loss overflows must not decide whether the weights move."""
+    from tauon.train.health import GradientHealth
+
+    health = GradientHealth(None, 3)
+    assert health.check(1, float("inf"), 1.0) is not None
+    health.by_loss = False
+    assert health.check(2, float("nan"), 1.0) is None and health.check(3, 1.0, float("inf")) is not None
+    assert torch.isfinite(torch.tensor(health.mean))
