@@ -24,7 +24,7 @@ RUN pip install --no-cache-dir -c constraints.txt ".${EXTRAS:+[$EXTRAS]}"
 RUN useradd --create-home --uid 1000 tauon && mkdir /data && chown tauon /data
 USER tauon
 WORKDIR /data
-# The cache of prepared data: on a volume where there is one
-ENV PYTHONUNBUFFERED=1 TAUON_CACHE=/data/.cache/tauon
+# The cache of prepared data, and the ledgers of private runs: on a volume where there is one
+ENV PYTHONUNBUFFERED=1 TAUON_CACHE=/data/.cache/tauon TAUON_LEDGER=/data/ledger
 ENTRYPOINT ["tauon"]
 CMD ["--help"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,15 +15,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, more threads t
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Prepared data goes to a temporary folder, never to the user's."""
-    before = os.environ.get("TAUON_CACHE")
-    os.environ["TAUON_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    if before is None:
-        os.environ.pop("TAUON_CACHE")
-    else:
-        os.environ["TAUON_CACHE"] = before
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prepared data and the ledgers of what fixtures train go to temporary folders, never to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TAUON_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TAUON_LEDGER", str(tmp_path_factory.mktemp("ledger")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def ledgers(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Folder of the ledgers, one for each test and never the user's; made by the first that is opened."""
+    place = tmp_path_factory.getbasetemp() / "ledgers" / hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:16]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TAUON_LEDGER", str(place))
+        yield place
 
 
 @pytest.fixture(scope="session")

@@ -19,13 +19,13 @@ LEVELS = {
     "privacy": 4, "evaluate": 4, "explain": 4, "compress": 4,
     "federated": 5, "export": 5, "tune": 5,
     "serve": 6, "launch": 6,
-    "recipe": 7, "answers": 7, "watch": 7, "folds": 7, "pipeline": 7, "context": 7, "training": 7, "check": 7, "starter": 7, "auditing": 7, "privacy_cost": 7,
+    "recipe": 7, "answers": 7, "watch": 7, "folds": 7, "pipeline": 7, "context": 7, "training": 7, "check": 7, "starter": 7, "auditing": 7, "privacy_cost": 7, "private_training": 7,
     "cli": 8, "testing": 8, "__main__": 9,
 }  # fmt: skip
 TOGETHER = [
     {"errors", "types", "units", "yaml_text", "config", "artifacts", "tracking"},
-    {"recipe", "answers", "watch", "folds", "pipeline", "context", "training", "check", "starter", "auditing", "privacy_cost"},
-]
+    {"recipe", "answers", "watch", "folds", "pipeline", "context", "training", "check", "starter", "auditing", "privacy_cost", "private_training"},
+]  # fmt: skip
 """Rooms of one level that may import each other: the nouns of level 0, and the files of the pipeline."""
 
 

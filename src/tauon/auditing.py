@@ -239,6 +239,11 @@ def with_references(
     }  # fmt: skip
 
 
+def is_reference_model(recipe: Recipe, folder: Path) -> bool:
+    """Whether `folder` is where an audit trains a reference model, and `recipe` that of one."""
+    return recipe.data.half is not None and folder.parent.name == FOLDER and (folder.parent.parent / "recipe.yaml").is_file()
+
+
 def shadow_recipe(recipe: Recipe, number: int, seed: int) -> Recipe:
     """The same recipe for a random half of the examples. It is for the attacker's eyes: no tracker, no ledger, no canaries, one process."""
     whole = dump(recipe)

@@ -73,6 +73,8 @@ class Context:
     tell: Tell
     world: World = field(default_factory=World)
     heart: Heartbeat = field(default_factory=lambda: Heartbeat(World()))
+    prepared: str = ""
+    """Fingerprint of the splits as they were prepared, before private statistics scaled them."""
 
     def is_done(self, stage: StageName) -> bool:
         """Whether the stage was done before, from the same inputs. `RunError` where its data or its base changed under a training."""
@@ -117,6 +119,7 @@ class Context:
 
     def _with_statistics(self, splits: DataSplits) -> DataSplits:
         """Scaled by the run's private statistics, once training has drawn them."""
+        self.prepared = splits.fingerprint
         config = None if self.recipe.privacy is None else self.recipe.privacy.statistics
         if config is None:
             return splits

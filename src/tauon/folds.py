@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tauon.artifacts import Run, atomic_write, read_json, write_json
+from tauon.privacy import give_up
 from tauon.recipe import Recipe, StageName, to_yaml
 
 __all__ = ["run_folds"]
@@ -33,6 +34,7 @@ def run_folds(recipe: Recipe, *, folder: Path, stages: tuple[StageName, ...] | N
     assert folds is not None
     with Run.open(folder) as record:
         if fresh and record.recipe_path.exists():
+            give_up(record.folder, lambda said: tell("note", message=f"privacy: {said}"))
             tell("aside", folder=str(record.set_aside()))
         each = [one_fold(recipe, fold) for fold in range(folds)]
         Context(recipe, record, tell).refuse_another_recipe()

@@ -37,6 +37,7 @@ from tauon.models import (
     refuse_misfits,
     saved_start,
 )
+from tauon.privacy import give_up
 from tauon.recipe import SECTIONS, Recipe, StageName, fingerprint, to_yaml
 from tauon.report import render
 from tauon.tasks import CountingBytes, LanguageModelling
@@ -95,6 +96,7 @@ def _run(recipe: Recipe, folder: Path, wanted: tuple[StageName, ...], heart: Hea
 
         def begin() -> None:
             if fresh and (record.recipe_path.exists() or record.checkpoints.exists()):
+                give_up(record.folder, lambda said: tell("note", message=f"privacy: {said}"))
                 tell("aside", folder=str(record.set_aside()))
             context.refuse_another_recipe()
             atomic_write(record.recipe_path, to_yaml(recipe))

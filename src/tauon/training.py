@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tauon.artifacts import Checkpoint, CheckpointWriter, latest_checkpoint, load_checkpoint, steps_in, write_json
+from tauon.artifacts import Checkpoint, CheckpointWriter, latest_checkpoint, load_checkpoint, write_json
 from tauon.auditing import planted
 from tauon.config import dump
 from tauon.data import Loader
@@ -28,26 +28,20 @@ from tauon.distributed import (
 )
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, Start, fit
-from tauon.optim import Plateau
-from tauon.privacy import (
-    PrivateRun,
-    apply_statistics,
-    check_independent,
-    discard_key,
-    discard_statistics,
-    read_internal,
-    reserve,
-    run_key,
-    seeded_key,
-    settle,
-    split,
-    steps_done,
-    write_internal,
+from tauon.privacy import PrivateRun, check_independent
+from tauon.private_training import (
+    charge,
+    draw_statistics,
+    finish,
+    is_finished,
+    private_run,
+    publish,
+    remember,
+    write_account,
 )
 from tauon.tasks import Task
 from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
-    PLATEAU,
     Derived,
     Hook,
     Moved,
@@ -86,12 +80,12 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     ctx.world.lead(ctx.refuse_changed_data)
     ctx.world.lead(ctx.refuse_changed_start)
     started = ctx.world.lead(lambda: ctx.run.manifest().get("training")) or {}
-    private = private_run(ctx)
+    checkpoint = newest(ctx)
+    private, key = private_run(ctx, checkpoint)
     model, loader, plan, mesh = decide(ctx, started, private)
     job, servers = assemble(ctx, model, loader, plan, mesh)
     if private is not None:
         job = private.dress(job, ctx.splits.validation, canaries=planted(ctx.run.folder) if private.config.audit is not None else None)
-    checkpoint = newest(ctx)
     with EventLog(ctx.run.events_path) if ctx.world.leads else nothing_logged() as events:
         if checkpoint is not None:
             found = checkpoint
@@ -100,83 +94,25 @@ def train_stage(ctx: Context) -> dict[str, Any]:
                 ctx.world.agree(lambda: remember(ctx, job))
             events.log("resume", step=job.step)
             ctx.tell("resume", step=job.step, total_steps=job.total_steps)
-        if private is not None:
-            charge(ctx, private, plan.steps)
+        charged = private is None or is_finished(ctx, checkpoint) or charge(ctx, private, key, plan, job.step)
         try:
-            if private is not None:
+            if private is not None and charged:
                 draw_statistics(ctx, private)
-            run_job(ctx, job, servers, plan, events, model, parent=checkpoint, recorded=bool(started), private=private is not None)
+            if charged:
+                run_job(ctx, job, servers, plan, events, model, parent=checkpoint, recorded=bool(started), private=private is not None)
         finally:
             loader.close()
-            if private is not None and ctx.world.leads:
+            if private is not None and charged and ctx.world.leads:
                 write_account(ctx, private, job)
+    if not charged:
+        return train_stage(ctx)  # with a new key
     if private is not None and ctx.world.leads:
-        settle(ctx.run, private.releases(job.step))
-        discard_key(ctx.run.folder)
+        finish(ctx, private, job.step)
     best = job.notes.get("best") if ctx.recipe.train.early_stopping is not None else None
     step = best["step"] if best else job.step
     final = load_checkpoint(ctx.run.checkpoints / f"step-{step:06d}", verify=False)
     ctx.run.update_manifest(checkpoint={"step": step, "hash": final.hash, "parent": final.parent})
     return {"checkpoint": final.path.name, "hash": final.hash, "steps": job.step}
-
-
-def private_run(ctx: Context) -> PrivateRun | None:
-    """What the recipe's `privacy` section asks for, with the run's key; None where there is none."""
-    config = ctx.recipe.privacy
-    if config is None or not config.promises:
-        return None
-    if config.generator == "seeded":
-        key = seeded_key(ctx.recipe.seed)
-        ctx.tell("warning", message="privacy.generator is seeded: whoever knows the seed can take the noise off again. For tests only.")
-    else:
-        key = bytes.fromhex(ctx.world.lead(lambda: run_key(ctx.run.folder, goes_on=bool(steps_in(ctx.run.checkpoints))).hex()))
-    return PrivateRun(config, key=key, train=ctx.splits.train, preprocess=ctx.splits.preprocess)
-
-
-def charge(ctx: Context, private: PrivateRun, steps: int) -> None:
-    """Reserve what the run may tell, before it tells anything. Over budget: refused."""
-    config, source = private.config, ctx.data.source
-    said = ctx.world.lead(
-        lambda: reserve(ctx.run, config, source, private.releases(steps, done=0), examples=private.units, unit=private.unit)
-    )
-    ctx.tell("note", message=f"privacy budget: {said}")
-
-
-def draw_statistics(ctx: Context, private: PrivateRun) -> None:
-    """Means and deviations with noise, now that they are reserved, unless an earlier part of this run has drawn them."""
-    splits = ctx.splits
-    if private.config.statistics is None or splits.preprocess["normalize"]["kind"] != "bounds":
-        return
-    record = ctx.world.lead(lambda: private.draw_statistics(ctx.run.folder, splits))
-    ctx.splits = apply_statistics(splits, record)
-    ctx.world.same("the statistics", ctx.splits.fingerprint[:12], "Start over with --fresh.")
-    ctx.tell("note", message="privacy: means and deviations of the columns were drawn, with noise (statistics.json)")
-
-
-def write_account(ctx: Context, private: PrivateRun, job: TrainJob) -> None:
-    """`privacy.json`: what the steps that were done promise, whatever ended them. A run that failed before its first has told nothing."""
-    if not job.step and not steps_done(ctx.run.folder):
-        discard_statistics(ctx.run.folder)
-        settle(ctx.run, [])
-    elif job.step:
-        record = private.record(job.step)
-        write_json(ctx.run.folder / "privacy.json", record)
-        promise = {k: record["guarantee"][k] for k in ("epsilon", "delta", "unit", "neighbouring", "accountant")}
-        ctx.run.update_manifest(privacy=(ctx.run.manifest().get("privacy") or {}) | promise)
-
-
-def publish(ctx: Context, step: int, state: dict[str, Any]) -> dict[str, Any]:
-    """What the checkpoint of a private run may hold of its state; the rest is kept in the run's folder, for a resume."""
-    public, internal = split(state)
-    if ctx.world.leads:
-        write_internal(ctx.run.folder, step, internal, checkpoints=ctx.run.checkpoints)
-    return public
-
-
-def remember(ctx: Context, job: TrainJob) -> None:
-    """Put back what the checkpoint of a private run does not hold."""
-    needed = ctx.recipe.train.early_stopping is not None or isinstance(job.schedule, Plateau)
-    job.notes = read_internal(ctx.run.folder, job.step, needed=needed and PLATEAU not in job.notes and "best" not in job.notes) | job.notes
 
 
 def decide(ctx: Context, started: dict[str, Any], private: PrivateRun | None = None) -> tuple[ModelConfig, Loader, Plan, Mesh]:
@@ -259,7 +195,11 @@ def run_job(
             if not recorded:
                 ctx.record_training(plan)
 
-    keep = {"keep_last": recipe.train.keep_last, "keep_every": recipe.train.keep_every, "parent": parent.hash if parent else None}
+    keep: dict[str, Any] = {
+        "keep_last": recipe.train.keep_last, "keep_every": recipe.train.keep_every, "parent": parent.hash if parent else None,
+    }  # fmt: skip
+    if private:
+        keep["on_saved"] = lambda saved: events.log("saved", step=saved.step)
     every = recipe.parallel.every if isinstance(recipe.parallel, LowCommunication) else 1
     with (
         checkpoint_writer(run.checkpoints, world, **keep) as writer,

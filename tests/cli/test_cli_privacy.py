@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tauon.privacy.accounting import Release, epsilon
 from tauon.privacy.ledger import Ledger, data_identity
 from tauon.recipe import load_recipe
 from tauon.tracking import EventLog
+from tauon.train import Ramps
 from toy import Tauon, table_recipe
 
 DATA = "ab" * 32
@@ -52,6 +54,19 @@ def test_it_finds_the_noise_of_a_schedule_for_a_target_and_draws_the_curve(tauon
     assert epsilon(steps, 1e-5) == pytest.approx(2, rel=5e-3)
     page = (tmp_path / "plot.html").read_text()
     assert "Was somebody in the data?" in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_it_counts_the_steps_that_training_makes(tauon: Tauon) -> None:
+    """Epochs become whole steps, never fewer: by the very function of `train.epochs`."""
+    shown = tauon("privacy", "epsilon", "--noise", "1", "--batch", "80", "--examples", "100", "--epochs", "1", "--delta", "1e-3", "--json")
+    assert json.loads(shown.out)["steps"] == 2 == Ramps(80).steps_for(1.0 * 100)
+    for batch, examples, epochs in ((7, 100, 1), (10, 100, 0.31), (1, 3, 0.01), (33, 1000, 2.5), (1000, 1000, 3), (64, 60_000, 0.0001)):
+        args = ["--noise", "9", "--batch", str(batch), "--examples", str(examples), "--epochs", str(epochs), "--json"]
+        values = json.loads(tauon("privacy", "epsilon", *args).out)
+        assert values["steps"] == Ramps(batch).steps_for(epochs * examples), args
+        assert values["steps"] * batch >= epochs * examples - 1e-6
+    values = json.loads(tauon("privacy", "epsilon", "--noise", "1", "--rate", "0.8", "--epochs", "1", "--json").out)
+    assert values["steps"] == 2
 
 
 @pytest.mark.parametrize(
@@ -93,6 +108,21 @@ def test_spending_by_hand_and_what_remains(tauon: Tauon) -> None:
         assert "give either --epsilon" in tauon("privacy", "spend", "abab", *wrong).err
 
 
+def test_verbs_and_runs_agree_on_the_ledger(tauon: Tauon, tmp_path: Path, ledgers: Path) -> None:
+    """Without --ledger: the account beside the runs, where there is one; else that of the user."""
+    budget = ["--budget", "3", "1e-5", "--examples", "9000"]
+    assert tauon("privacy", "spend", DATA, "--epsilon", "0.5", *budget).code == 0
+    assert Ledger(ledgers, DATA).exists() and not (tmp_path / "runs").exists()
+    other = "cd" * 32
+    assert tauon("privacy", "spend", other, "--epsilon", "0.5", "--ledger", "runs/ledger", *budget).code == 0
+    for data, folder in ((DATA, ledgers), (other, Path("runs/ledger"))):
+        assert tauon("privacy", "spend", data[:8], "--epsilon", "0.5").code == 0
+        assert [e.action for e in Ledger(folder, data).entries()] == ["open", "spend", "spend"]
+    for verb in ("ledger", "remaining", "spend"):
+        said = " ".join(tauon("privacy", verb, "--help").out.split())
+        assert "TAUON_LEDGER, or tauon/ledger in XDG_DATA_HOME (~/.local/share): one for all your runs" in said, said
+
+
 def test_a_data_set_may_be_named_by_recipe_run_or_digits(tauon: Tauon, tmp_path: Path) -> None:
     recipe = table_recipe(tmp_path / "r")
     data = data_identity(load_recipe(recipe).data.source)
@@ -115,6 +145,10 @@ def test_a_data_set_may_be_named_by_recipe_run_or_digits(tauon: Tauon, tmp_path:
     assert values["spent"] == pytest.approx(epsilon(Release(4.0, "poisson", 0.1, 20), 1e-4)) and math.isclose(
         values["spent"], values["reserved"]
     )
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "runs" / "mine", copy)
+    ended = tauon("privacy", "settle", copy)
+    assert ended.code == 5 and "is a copy of" in ended.err.replace("\n", " "), ended
     for wrong, says in (("nothing-there", "no recipe, no private run"), ("abcdef", "no recipe, no private run")):
         ended = tauon("privacy", "ledger", wrong)
         assert ended.code == 2 and says in ended.err

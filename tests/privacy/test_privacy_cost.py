@@ -94,13 +94,13 @@ def test_only_a_finished_private_run_has_a_cost(tmp_path: Path) -> None:
         cost_of(prepared, tell=quiet)
 
 
-def test_all_folds_are_charged_to_the_ledger_beside_the_run(tmp_path: Path) -> None:
+def test_all_folds_are_charged_to_the_ledger_of_all_runs(tmp_path: Path, ledgers: Path) -> None:
     """A fold's folder lies in the run's, and its account does not: else every cross-validation would have a budget of its own."""
     folds = {"data": {"split": {"folds": 2, "validation": 0}}, "train": {"validate_every": None}}
     path = table_recipe(tmp_path, privacy=PRIVACY | {"budget": {"epsilon": 20, "delta": 1e-3}}, **folds)
     run(load_recipe(path), root=tmp_path / "runs", stages=("train",))
-    assert not (tmp_path / "runs/table/ledger").exists()
-    (ledger,) = find_ledgers(tmp_path / "runs/ledger", "")
+    assert not (tmp_path / "runs/table/ledger").exists() and not (tmp_path / "runs/ledger").exists()
+    (ledger,) = find_ledgers(ledgers, "")
     assert [e.values["run"] for e in ledger.entries() if e.action == "reserve"] == ["table/fold-0", "table/fold-1"]
     assert not ledger.standing().open and ledger.standing().spent > 4.1
     tight = load_recipe(path, ["name=other", "seed=1", "privacy.target_epsilon=19"])

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from tauon.artifacts import Run
 from tauon.config import parse
 from tauon.data import SourceConfig
 from tauon.errors import DataError, PrivacyError, RecipeError, RunError
-from tauon.privacy import ledger as module
+from tauon.privacy import journal as module
+from tauon.privacy import ledger as of_ledger
 from tauon.privacy.accounting import Release, epsilon
 from tauon.privacy.charge import first_steps, settle_run, steps_done
-from tauon.privacy.ledger import Ledger, data_identity, find_ledgers
+from tauon.privacy.ledger import SEEDED, Ledger, Opening, Owner, data_identity, find_ledgers, ledger_for, user_folder
 from tauon.tracking import EventLog
 
 DATA, OTHER = "a" * 64, "b" * 64
@@ -146,13 +148,18 @@ def test_runs_with_fixed_batches_enter_one_sum_for_one_relation(ledger: Ledger) 
     assert standing.spent > max(epsilon(RUN, 1e-5), epsilon(fixed, 1e-5, accountant="rdp"))
 
 
-def test_a_changed_data_set_under_a_running_run_is_refused(ledger: Ledger) -> None:
-    ledger.reserve("mine", RUN)
-    other = Ledger(ledger.folder, OTHER)
-    other.open((3.0, 1e-5), examples=50_000)
-    with pytest.raises(RunError, match=r"mine has reserved on data set aaaaaaaaaaaa.*its data is now bbbbbbbbbbbb: it changed"):
-        other.reserve("mine", RUN)
-    other.reserve("another", RUN)
+def test_a_damaged_ledger_stops_nobody_but_its_own_data_set(ledger: Ledger) -> None:
+    broken = {"c" * 64: b"", "d" * 64: b"{}\n", "e" * 64: b"\xff\xfe\n\n", "f" * 64: b"\0" * 4096}
+    for data, content in broken.items():
+        Ledger(ledger.folder, data).open((3.0, 1e-5), examples=50_000)
+        (ledger.folder / f"{data}.jsonl").write_bytes(content)
+        with pytest.raises(DataError, match=r"line 1: is no entry|its end was cut off"):
+            Ledger(ledger.folder, data).reserve("mine", RUN)
+    (ledger.folder / "notes.jsonl").write_text("no ledger")
+    made = ledger.reserve("mine", RUN)
+    ledger.settle(made.number, RUN)
+    ledger.spend([Release(50.0, "full")], what="x")
+    assert len(find_ledgers(ledger.folder, "")) == 5
 
 
 # ---------------------------------------------------------------------------------------------- edited, cut, torn
@@ -300,6 +307,266 @@ def test_a_process_that_is_killed_while_writing_leaves_a_usable_ledger(ledger: L
     assert [e.values.get("run") for e in ledger.entries()] == [None, "next"]
 
 
+def open_or_be_refused(folder: Path, number: int, results: Any) -> None:
+    """One opens each ledger, the others are refused and take away what they made, all at the same moment."""
+    of_ledger.total_epsilon = lambda releases, delta, accountant: float(sum(r.count for r in releases))  # type: ignore[assignment]
+    wrong = []
+    for i in range(60):
+        ledger, told = Ledger(folder / str(i), DATA), Release(0.0, "known", known=(1.0, 0.0), count=1 if i % 4 == number else 99)
+        try:
+            ledger.spend([told], what=str(number), opening=Opening((3.0, 1e-5), 50_000))
+        except PrivacyError:
+            if i % 4 == number:
+                wrong.append(i)
+        except Exception as err:
+            wrong.append(f"{i}: {type(err).__name__} {err}")
+    results.put(wrong)
+
+
+def test_refused_and_accepted_at_once_leave_what_was_accepted(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    workers = [context.Process(target=open_or_be_refused, args=(tmp_path, n, results)) for n in range(4)]
+    for w in workers:
+        w.start()
+    assert [results.get(timeout=120) for _ in workers] == [[]] * 4
+    for w in workers:
+        w.join(60)
+    for i in range(60):
+        assert [e.action for e in Ledger(tmp_path / str(i), DATA).entries()] == ["open", "spend"]
+
+
+def append_in_a_loop(folder: Path, stop: Any) -> None:
+    ledger = Ledger(folder, DATA)
+    while not stop.is_set():
+        ledger.spend([Release(500.0, "full")], what="x")
+
+
+def test_a_reader_without_a_lock_never_sees_a_torn_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside one that appends as fast as it can, from before the first line."""
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(of_ledger, "total_epsilon", lambda releases, delta, accountant: 0.1)  # time goes into writing
+    read = 0
+    for part in range(4):
+        stop = context.Event()
+        ledger = Ledger(tmp_path / str(part), DATA)
+        worker = context.Process(target=open_and_append, args=(ledger.folder, stop))
+        worker.start()
+        before = 0
+        while before < 60:
+            now = len(ledger.entries())
+            assert now >= before
+            before, read = now, read + 1
+        stop.set()
+        worker.join(60)
+        assert worker.exitcode == 0
+    assert read > 100
+
+
+def open_and_append(folder: Path, stop: Any) -> None:
+    Ledger(folder, DATA).open((3.0, 1e-5), examples=50_000)
+    append_in_a_loop(folder, stop)
+
+
+def test_every_state_between_two_writes_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process would see at each write, exactly: never an error, never fewer entries."""
+    seen: list[int] = []
+    reader = Ledger(tmp_path / "ledger", DATA)
+
+    def looking(name: str) -> Any:
+        whole = getattr(os, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            seen.append(len(reader.entries()))
+            done = whole(*args, **more)
+            seen.append(len(reader.entries()))
+            return done
+
+        return call
+
+    for name in ("write", "replace", "fsync", "unlink", "ftruncate"):
+        monkeypatch.setattr(os, name, looking(name))
+    writer = Ledger(tmp_path / "ledger", DATA)
+    with pytest.raises(RecipeError):
+        writer.open((0.0, 1e-5), examples=10)
+    writer.open((3.0, 1e-5), examples=50_000)
+    writer.settle(writer.reserve("one", RUN).number, RUN)
+    assert seen == sorted(seen) and {0, 1, 2, 3} == set(seen)
+
+
+def test_a_ledger_is_read_where_nothing_may_be_written(ledger: Ledger) -> None:
+    filled(ledger)
+    for path in (ledger.path, ledger.head_path):
+        path.chmod(0o444)
+    ledger.folder.chmod(0o555)
+    try:
+        assert len(ledger.entries()) == 7 and ledger.standing().spent > 0
+        assert {p.name for p in ledger.folder.iterdir()} == {ledger.path.name, ledger.head_path.name}
+    finally:
+        ledger.folder.chmod(0o755)
+
+
+def die_at(folder: Path, at: int) -> None:
+    count = 0
+
+    def dying(whole: Any) -> Any:
+        def call(*args: Any, **more: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == at:
+                if whole.__name__ == "write":
+                    whole(args[0], bytes(args[1])[: len(args[1]) // 2])
+                os._exit(17)
+            return whole(*args, **more)
+
+        return call
+
+    for name in ("write", "replace", "fsync", "unlink", "mkdir"):
+        setattr(os, name, dying(getattr(os, name)))
+    opening = Opening((3.0, 1e-5), 50_000)
+    ledger = Ledger(folder, DATA)
+    ledger.settle(ledger.reserve("one", RUN, owner=OWNER, opening=opening).number, RUN)
+    os._exit(0)
+
+
+def test_killed_at_any_write_of_a_new_ledger_the_same_again_goes_on(tmp_path: Path) -> None:
+    at = 0
+    code: int | None = 17
+    while code == 17:
+        at += 1
+        ledger = Ledger(tmp_path / str(at) / "ledger", DATA)
+        worker = multiprocessing.get_context("fork").Process(target=die_at, args=(ledger.folder, at))
+        worker.start()
+        worker.join(60)
+        code = worker.exitcode
+        ledger.entries()
+        made = ledger.reserve("one", RUN, owner=OWNER, opening=Opening((3.0, 1e-5), 50_000))
+        ledger.settle(made.number, RUN)
+        assert [e.action for e in ledger.entries()] == ["open", "reserve", "settle"]
+    assert at > 15 and code == 0
+
+
+def test_what_cannot_be_written_is_not_charged(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk at every write of an entry: an error, and the ledger as it was."""
+    before = ledger.path.read_bytes(), ledger.head_path.read_bytes()
+    for name, at in (("write", 1), ("fsync", 1), ("write", 2), ("fsync", 2), ("replace", 1)):
+        count, there = 0, getattr(os, name)
+
+        def full(*args: Any, whole: Any = there, at: int = at, **more: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == at:
+                raise OSError(28, "No space left on device")
+            return whole(*args, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, full)
+            with pytest.raises(RunError, match=r"Nothing was charged; free some space"):
+                ledger.spend([Release(50.0, "full")], what="x")
+        assert (ledger.path.read_bytes(), ledger.head_path.read_bytes()) == before, (name, at)
+    assert ledger.spend([Release(50.0, "full")], what="x").number == 2
+
+
+# ---------------------------------------------------------------------------------------------- whose a reservation is
+
+OWNER = Owner("k" * 64, "t" * 64, "/runs/mine")
+"""A training that goes on: its key is there."""
+
+
+def test_a_key_pays_once_and_for_one_training(ledger: Ledger) -> None:
+    first = ledger.reserve("mine", RUN, owner=OWNER)
+    assert ledger.reserve("mine", RUN, owner=OWNER) == first  # the manifest was not written any more
+    assert ledger.reserve("moved", RUN, owner=replace(OWNER, place="/runs/moved")) == first
+    for other, releases in ((replace(OWNER, training="u" * 64), RUN), (OWNER, [Release(2.0, "poisson", 0.01, 500)])):
+        with pytest.raises(RunError, match=r"has reserved already \(entry 2"):
+            ledger.reserve("mine", releases, owner=other)
+    second = ledger.reserve("mine", RUN, owner=replace(OWNER, key="l" * 64))
+    assert second.number == 3  # other noise
+    ledger.settle(first.number, RUN)
+    assert ledger.reserve("mine", RUN, owner=OWNER) == first  # the same draws again tell nothing new
+    ledger.settle(second.number, first_steps(RUN, 100))
+    with pytest.raises(RunError, match=r"was settled by entry 5 .* before it was done, so it cannot go on"):
+        ledger.reserve("mine", RUN, owner=replace(OWNER, key="l" * 64))
+    third = ledger.reserve("mine", [Release(9.0, "poisson", 0.01, 10)], owner=replace(OWNER, key="m" * 64))
+    ledger.settle(third.number, [])
+    assert ledger.reserve("mine", [Release(9.0, "poisson", 0.01, 10)], owner=replace(OWNER, key="m" * 64)).number == third.number + 2
+
+
+def test_seeded_runs_have_one_key_and_pay_each(ledger: Ledger) -> None:
+    small = [Release(9.0, "poisson", 0.01, 10)]
+    one = ledger.reserve("one", small, owner=replace(OWNER, key=SEEDED))
+    two = ledger.reserve("two", small, owner=Owner(SEEDED, "t" * 64, "/runs/two"))
+    assert one.number != two.number and ledger.reserve("one", small, owner=replace(OWNER, key=SEEDED)) == one
+    ledger.settle(one.number, small)
+    assert ledger.reserve("one", small, owner=replace(OWNER, key=SEEDED)) == one  # the very same draws
+    assert ledger.reserve("one", small, owner=replace(OWNER, key=SEEDED, training="u" * 64)).number == 5
+
+
+def test_entries_of_earlier_versions_name_no_key(ledger: Ledger) -> None:
+    """They go on with the number in the manifest and a key that was there before; a new key pays."""
+    old = ledger.reserve("mine", RUN)
+    assert ledger.reserve("mine", RUN, resumes=old.number, owner=OWNER) == old
+    assert ledger.reserve("mine", RUN, resumes=old.number, owner=replace(OWNER, key="n" * 64, unused=True)).number == 3
+    ledger.settle(old.number, first_steps(RUN, 3))
+    with pytest.raises(RunError, match=r"was settled by entry 4"):
+        ledger.reserve("mine", RUN, resumes=old.number, owner=OWNER)
+
+
+def test_nothing_is_made_by_what_is_refused(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "not" / "there", DATA)
+    opening = Opening((1.0, 1e-5), 50_000)
+    refused: list[tuple[type[Exception], Any]] = [
+        (RecipeError, lambda: ledger.spend(RUN, what="x")),
+        (RecipeError, lambda: ledger.reserve("x", RUN)),
+        (RunError, lambda: ledger.settle(2, RUN)),
+        (RecipeError, lambda: ledger.open((0.0, 1e-5), examples=10)),
+        (RecipeError, lambda: ledger.reserve("x", RUN, opening=replace(opening, examples=10**6))),
+        (PrivacyError, lambda: ledger.reserve("x", RUN, opening=opening)),
+        (PrivacyError, lambda: ledger.spend(RUN, what="x", opening=opening)),
+    ]
+    for error, act in refused:
+        with pytest.raises(error):
+            act()
+        assert list(tmp_path.iterdir()) == []
+    assert not ledger.exists()
+    for act in (ledger.opening, ledger.standing):
+        with pytest.raises(DataError, match="no account yet"):
+            act()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"cannot be made.*TAUON_LEDGER"):
+        Ledger(tmp_path / "file" / "below", DATA).open((1.0, 1e-5), examples=10)
+
+
+def test_where_ledgers_are_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TAUON_LEDGER", "~/mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_folder() == tmp_path / "mine"
+    monkeypatch.delenv("TAUON_LEDGER")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert user_folder() == tmp_path / "data/tauon/ledger"
+    monkeypatch.setenv("XDG_DATA_HOME", "not/absolute")  # which its specification says to ignore
+    assert user_folder() == tmp_path / ".local/share/tauon/ledger"
+    monkeypatch.delenv("XDG_DATA_HOME")
+    assert user_folder() == tmp_path / ".local/share/tauon/ledger"
+    assert ledger_for(DATA, tmp_path, said="said", recorded="there")[0].folder == Path("said")
+    Ledger(tmp_path / "there", DATA).open((1.0, 1e-5), examples=10)
+    assert ledger_for(DATA, tmp_path, recorded=tmp_path / "there")[0].folder == tmp_path / "there"
+    assert ledger_for(DATA, tmp_path, recorded=tmp_path / "gone")[0].folder == user_folder()
+
+
+def test_without_a_home_the_place_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TAUON_LEDGER")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(RunError, match="Set TAUON_LEDGER"):
+        user_folder()
+
+
 # ---------------------------------------------------------------------------------------------- runs and data sets
 
 
@@ -317,7 +584,9 @@ def killed_run(folder: Path, ledger: Ledger, steps: int) -> Path:
 def test_a_killed_run_is_charged_for_its_steps(ledger: Ledger, tmp_path: Path) -> None:
     folder = killed_run(tmp_path / "runs" / "killed", ledger, 40)
     assert steps_done(folder) == 40
-    _, entry, done = settle_run(folder)
+    found = settle_run(folder)
+    assert found is not None
+    _, entry, done = found
     assert done == 40 and entry.releases == [Release(1.0, "poisson", 0.01, 40)]
     (folder / "checkpoints" / "step-000060").mkdir(parents=True)
     assert steps_done(folder) == 60

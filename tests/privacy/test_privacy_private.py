@@ -16,7 +16,7 @@ from tauon.artifacts import load_checkpoint, read_json
 from tauon.errors import PrivacyError, RecipeError, RunError
 from tauon.pipeline import run
 from tauon.privacy.keys import run_key
-from tauon.privacy.ledger import Ledger
+from tauon.privacy.ledger import Ledger, find_ledgers
 from tauon.recipe import load_recipe
 from tauon.train import TrainJob
 from tauon.types import Batch
@@ -158,7 +158,7 @@ def test_a_run_that_lost_its_key_does_not_go_on(tmp_path: Path) -> None:
     with pytest.raises(InterruptedError):
         run(load_recipe(path), root=tmp_path / "runs", stages=("train",), tell=stop)
     key = tmp_path / "runs/toy/privacy.key"
-    assert key.stat().st_mode & 0o777 == 0o600 and len(key.read_bytes()) == 32
+    assert key.stat().st_mode & 0o777 == 0o600 and len(bytes.fromhex(read_json(key)["key"])) == 32
     kept = key.read_bytes()
     key.unlink()
     with pytest.raises(RunError, match=r"privacy\.key is gone"):
@@ -216,14 +216,14 @@ def test_events_say_how_much_noise_a_step_had(tmp_path: Path) -> None:
     assert noise[-1] == pytest.approx(0.5 * noise[0]) and noise == sorted(noise, reverse=True)
 
 
-def test_a_data_set_has_one_budget_for_all_its_runs(tmp_path: Path) -> None:
+def test_a_data_set_has_one_budget_for_all_its_runs(tmp_path: Path, ledgers: Path) -> None:
     budget = {"epsilon": 4.3, "delta": 1e-3}
     path = text_recipe(tmp_path, privacy=PRIVATE | {"budget": budget})
     root = tmp_path / "runs"
     told: list[str] = []
     first = run(load_recipe(path, ["name=first"]), root=root, stages=("train",), tell=lambda k, **f: told.append(str(f.get("message"))))
     assert any("privacy budget: epsilon 4 of 4.3 at delta 0.001" in t for t in told)
-    ledger = Ledger(root / "ledger", first.manifest()["privacy"]["data"])
+    ledger = Ledger(ledgers, first.manifest()["privacy"]["data"])
     assert [e.action for e in ledger.entries()] == ["open", "reserve", "settle"]
     with pytest.raises(PrivacyError, match=r"(?s)budget of data set .* times the noise \(epsilon [\d.]+ at delta 0.001 alone\)"):
         run(load_recipe(path, ["name=second"]), root=root, stages=("train",))
@@ -234,7 +234,7 @@ def test_a_data_set_has_one_budget_for_all_its_runs(tmp_path: Path) -> None:
     assert 4.0 < standing.spent <= 4.3 and not standing.open
 
 
-def test_a_stopped_run_keeps_its_reservation_and_pays_once(tmp_path: Path) -> None:
+def test_a_stopped_run_keeps_its_reservation_and_pays_once(tmp_path: Path, ledgers: Path) -> None:
     path = text_recipe(tmp_path, privacy=PRIVATE | {"budget": {"epsilon": 4.5, "delta": 1e-3}})
     root = tmp_path / "runs"
 
@@ -248,11 +248,11 @@ def test_a_stopped_run_keeps_its_reservation_and_pays_once(tmp_path: Path) -> No
     with pytest.raises(Stop):
         run(load_recipe(path), root=root, stages=("train",), tell=stop)
     done = run(load_recipe(path), root=root, stages=("train",))
-    ledger = Ledger(root / "ledger", done.manifest()["privacy"]["data"])
+    ledger = Ledger(ledgers, done.manifest()["privacy"]["data"])
     assert [e.action for e in ledger.entries()] == ["open", "reserve", "settle"] and ledger.standing().spent <= 4.0
 
 
-def test_a_run_that_fails_before_its_first_step_pays_nothing(tmp_path: Path) -> None:
+def test_a_run_that_fails_before_its_first_step_pays_nothing(tmp_path: Path, ledgers: Path) -> None:
     path = text_recipe(tmp_path, privacy=PRIVATE | {"budget": {"epsilon": 4.5, "delta": 1e-3}})
 
     def fail(kind: str, **facts: Any) -> None:
@@ -261,8 +261,8 @@ def test_a_run_that_fails_before_its_first_step_pays_nothing(tmp_path: Path) -> 
 
     with pytest.raises(RuntimeError, match="the disk is full"):
         run(load_recipe(path), root=tmp_path / "runs", stages=("train",), tell=fail)
-    [ledger] = (tmp_path / "runs/ledger").glob("*.jsonl")
-    assert Ledger(ledger.parent, ledger.stem).standing().reserved == 0
+    [ledger] = find_ledgers(ledgers, "")
+    assert ledger.standing().reserved == 0
     run(load_recipe(path), root=tmp_path / "runs", stages=("train",))
 
 

@@ -93,21 +93,21 @@ def test_what_is_not_covered_is_true_of_the_recipe(tmp_path: Path) -> None:
     assert "came with noise" in said["noisy"] and "it was stated, not fitted" in said["public"] and said["fitted"].startswith("Statistics,")
 
 
-def test_the_ledger_counts_them_before_they_are_drawn_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ledger_counts_them_before_they_are_drawn_and_after(tmp_path: Path, ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tauon.privacy import run as of_run
 
     seen: list[Any] = []
     whole = of_run.draw_statistics
 
     def looking(*args: Any) -> Any:
-        (ledger,) = find_ledgers(tmp_path / "ledger", "")
+        (ledger,) = find_ledgers(ledgers, "")
         seen.extend(entry.releases[0] for entry in ledger.standing().open)
         return whole(*args)
 
     monkeypatch.setattr(of_run, "draw_statistics", looking)
     folder = run(toy(tmp_path, privacy={"budget": {"epsilon": 5, "delta": 1e-3}}), root=tmp_path, stages=("train",)).folder
     assert seen == [Release(4.0, "full")]  # reserved by the time that they are told
-    (ledger,) = find_ledgers(tmp_path / "ledger", "")
+    (ledger,) = find_ledgers(ledgers, "")
     settled = next(e for e in ledger.entries() if e.action == "settle")
     assert [r.to_json() for r in settled.releases] == read_json(folder / "privacy.json")["guarantee"]["releases"]
     over = toy(tmp_path, "name=over", privacy={"budget": {"epsilon": 5, "delta": 1e-3}})
@@ -221,14 +221,14 @@ def test_a_resumed_run_goes_on_with_the_very_same(generator: str, tmp_path: Path
         assert ours.keys() == theirs.keys() and all((ours[n] == theirs[n]).all() for n in ours)
 
 
-def test_a_run_that_fails_before_its_first_step_has_told_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_before_its_first_step_has_told_nothing(tmp_path: Path, ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = toy(tmp_path, privacy={"budget": {"epsilon": 4.1, "delta": 1e-3}})
     with monkeypatch.context() as patch:
         stop_at(0, patch)
         with pytest.raises(Stopped):
             run(recipe, root=tmp_path, stages=("train",))
     assert not (tmp_path / "table" / "statistics.json").exists()
-    (ledger,) = find_ledgers(tmp_path / "ledger", "")
+    (ledger,) = find_ledgers(ledgers, "")
     assert ledger.standing().spent == 0 and not ledger.standing().open
     folder = run(recipe, root=tmp_path, stages=("train",)).folder
     assert ledger.standing().spent == pytest.approx(read_json(folder / "privacy.json")["guarantee"]["epsilon"])

@@ -2,7 +2,7 @@
 
 from tauon.artifacts.checkpoint import Checkpoint, Groups, latest_checkpoint, load_checkpoint, save_checkpoint, steps_in
 from tauon.artifacts.environment import code_fingerprint, environment
-from tauon.artifacts.files import atomic_write, folder_atomically, read_json, remove_leftovers, sha256_file, write_json
+from tauon.artifacts.files import atomic_write, erase, folder_atomically, read_json, remove_leftovers, sha256_file, write_json
 from tauon.artifacts.find import find_checkpoint
 from tauon.artifacts.run import Run, list_runs
 from tauon.artifacts.writer import CheckpointWriter
@@ -15,6 +15,7 @@ __all__ = [
     "atomic_write",
     "code_fingerprint",
     "environment",
+    "erase",
     "find_checkpoint",
     "folder_atomically",
     "latest_checkpoint",

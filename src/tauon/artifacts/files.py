@@ -24,7 +24,17 @@ from typing import Any
 
 from tauon.errors import DataError, RunError
 
-__all__ = ["atomic_write", "folder_atomically", "from_json", "read_json", "remove_leftovers", "sha256_file", "to_json", "write_json"]
+__all__ = [
+    "atomic_write",
+    "erase",
+    "folder_atomically",
+    "from_json",
+    "read_json",
+    "remove_leftovers",
+    "sha256_file",
+    "to_json",
+    "write_json",
+]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _FOREIGN_AGE = 24 * 3600.0
@@ -121,9 +131,9 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """A new file (it must not exist) with `data`, forced to disk. Not atomic: for use inside `folder_atomically`."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         write_all(fd, data)
         os.fsync(fd)
@@ -144,8 +154,9 @@ def cannot_write(path: Path, err: OSError) -> str:
     return f"{path}: cannot be written: {reason}. Nothing half-written was left, what was there before is untouched. {way_out}."
 
 
-def atomic_write(path: Path | str, data: bytes | str) -> None:
-    """Replace `path` by `data` (text is UTF-8) in one step: a reader sees the old file or the new one, whole.
+def atomic_write(path: Path | str, data: bytes | str, *, mode: int = 0o666) -> None:
+    """Replace `path` by `data` (text is UTF-8) in one step: a reader sees the old file or the new one, whole. `mode`: who may read and write
+    it, less what the process's umask takes away.
 
     Raises `RunError` when it cannot be written (disk full, say); then no temporary file is left, the old file is untouched.
     """
@@ -154,13 +165,37 @@ def atomic_write(path: Path | str, data: bytes | str) -> None:
     temporary = _beside(path, "tmp")
     try:
         try:
-            write_file(temporary, raw)
+            write_file(temporary, raw, mode)
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
         sync_folder(path.parent)
+    except OSError as err:
+        raise RunError(cannot_write(path, err)) from err
+
+
+def erase(path: Path | str) -> None:
+    """Remove a file that held a secret: first its name, then its bytes. A kill in between leaves a name that the next `remove_leftovers` takes.
+
+    What a file system or a disk keeps of old blocks (copies on write, wear levelling, backups) stays beyond reach. Raises `RunError`.
+    """
+    path = Path(path)
+    aside = _beside(path, "tmp")
+    try:
+        os.replace(path, aside)
+        sync_folder(path.parent)
+        size = aside.stat().st_size
+        fd = os.open(aside, os.O_WRONLY)
+        try:
+            write_all(fd, secrets.token_bytes(size))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+            aside.unlink()
+    except FileNotFoundError:
+        return
     except OSError as err:
         raise RunError(cannot_write(path, err)) from err
 

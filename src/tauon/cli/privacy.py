@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["privacy_command"]
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
+RUNS = Path("runs")
+PLACES = (
+    "the run's or the recipe's; runs/ledger, if the data set has its account there; else TAUON_LEDGER, or tauon/ledger in XDG_DATA_HOME "
+    "(~/.local/share): one for all your runs."
+)
 SAMPLING = click.Choice(["poisson", "shuffled", "fixed-size", "full"])
 ACCOUNTANT = click.Choice(["pld", "rdp"])
 
@@ -54,9 +59,7 @@ def _dataset(verb: Any) -> Any:
     """The argument and options of verbs that look up a ledger."""
     for wrap in (
         click.argument("dataset"),
-        click.option(
-            "--ledger", "folder", type=FOLDER, default=None, help="Folder of the ledgers. Default: the run's or recipe's, or runs/ledger."
-        ),
+        click.option("--ledger", "folder", type=FOLDER, default=None, help=f"Folder of the ledgers. Default: {PLACES}"),
         click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts."),
     ):
         verb = wrap(verb)
@@ -69,33 +72,33 @@ def _find(dataset: str, folder: Path | None) -> Ledger:
 
     from tauon.artifacts import Run
     from tauon.errors import RecipeError
-    from tauon.privacy.ledger import Ledger, data_identity, find_ledgers
+    from tauon.privacy.ledger import data_identity, find_ledgers, ledger_for, user_folder
 
     path = Path(dataset)
     if (path / "manifest.json").is_file():
         where = Run.read(path).manifest().get("privacy") or {}
         if not {"ledger", "data"} <= set(where):
-            raise RecipeError(f"{dataset} is a run without privacy: it has charged no ledger.")
-        return Ledger(folder or Path(where["ledger"]), where["data"])
+            raise RecipeError(f"{dataset} is a run without privacy, or without a ledger: it has charged none.")
+        return ledger_for(where["data"], path.resolve().parent, said=folder, recorded=where["ledger"])[0]
+    folders = [folder] if folder is not None else [user_folder(), RUNS / "ledger"]
     if re.fullmatch(r"[0-9a-f]{4,64}", dataset):
-        found = find_ledgers(folder or Path("runs/ledger"), dataset)
-        if len(found) == 1:
-            return found[0]
+        found = {x.data for f in folders for x in find_ledgers(f, dataset)}
+        if len(found) == 1 or len(dataset) == 64:
+            return ledger_for(next(iter(found), dataset), RUNS, said=folder)[0]
         if len(found) > 1:
             raise RecipeError(
-                f"{dataset} begins the identities of {len(found)} data sets: {', '.join(x.data[:16] for x in found)}. Give more digits."
+                f"{dataset} begins the identities of {len(found)} data sets: {', '.join(x[:16] for x in sorted(found))}. Give more digits."
             )
-        if len(dataset) == 64:
-            return Ledger(folder or Path("runs/ledger"), dataset)
     from tauon.recipe import load_recipe
 
     try:
         recipe: Any = load_recipe(dataset)
     except RecipeError as err:
-        raise RecipeError(f"{dataset!r} is no recipe, no private run, and no data set of {folder or Path('runs/ledger')}: {err}") from None
+        there = " or ".join(str(f) for f in folders)
+        raise RecipeError(f"{dataset!r} is no recipe, no private run, and no data set of {there}: {err}") from None
     section = recipe.__dict__.get("privacy")
     said = section.__dict__.get("ledger") if section is not None else None
-    return Ledger(folder or Path(said or "runs/ledger"), data_identity(recipe.data.source))
+    return ledger_for(data_identity(recipe.data.source), RUNS, said=folder or said)[0]
 
 
 @privacy_command.command("ledger")
@@ -179,19 +182,19 @@ def spend_command(
     proven for one replaced by any other holds; so does what is proven for one more or less, where a person without data counts as absent.
     """
     from tauon.privacy.accounting import Release
+    from tauon.privacy.ledger import Opening
 
     if (epsilon is None) == (noise is None):
         raise click.UsageError("give either --epsilon (with --delta), or --noise (with --rate, --steps)")
     if (budget is None) != (examples is None):
         raise click.UsageError("--budget and --examples go together: delta must be below 1 / examples")
     ledger = _find(dataset, folder)
-    if budget is not None and examples is not None:
-        ledger.open(budget, examples=examples)
+    opening = Opening(budget, examples) if budget is not None and examples is not None else None
     if noise is not None:
         release = Release(noise, "full" if rate == 1 and sampling == "poisson" else sampling, rate, steps)
     else:
         release = Release(0.0, "known", count=steps, known=(epsilon or 0.0, delta))
-    entry = ledger.spend([release], what=what, note=note)
+    entry = ledger.spend([release], what=what, note=note, opening=opening)
     if as_json:
         click.echo(json.dumps({"number": entry.number, "epsilon": entry.values["epsilon"], "hash": entry.hash}))
         return
@@ -204,13 +207,18 @@ def spend_command(
 def settle_command(run: Path) -> None:
     """Charge a killed run for the steps that it made, by its events and checkpoints, and free the rest of its reservation.
 
-    Do not settle a run that will go on: a run settles itself when it ends.
+    Its key is thrown away, so that nobody can take its noise off again: it cannot go on, and its checkpoints stay. Do not settle a run that
+    will go on: a run settles itself when it ends. A copy of a run is refused; a run that was moved is not.
     """
     from tauon.artifacts import Run
     from tauon.privacy.charge import settle_run
 
     with Run.open(run):  # nobody is at work in it
-        ledger, entry, done = settle_run(run)
+        found = settle_run(run)
+    if found is None:
+        click.echo(f"{run.name}: is charged in no ledger; its key was thrown away, so that it cannot go on")
+        return
+    ledger, entry, done = found
     click.echo(f"{run.name}: {done} steps, epsilon {entry.values['epsilon']:.4g} alone (entry {entry.number} of {ledger.path})")
     _tell_standing(ledger)
 
@@ -259,7 +267,10 @@ def cost_command(run: str, root: Path, quiet: bool, as_json: bool) -> None:
 @click.option("--examples", type=click.IntRange(min=1), default=None, help="Examples in the data; delta is then checked against 1/N.")
 @click.option("--steps", type=click.IntRange(min=1), default=None, help="Steps.")
 @click.option(
-    "--epochs", type=click.FloatRange(min=0, min_open=True), default=None, help="Or: passes over the data, each of 1 / rate steps."
+    "--epochs",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Or: passes over the data, each of 1 / rate steps, rounded up as training does.",
 )
 @click.option("--delta", "deltas", type=float, multiple=True, help="Probability that the promise fails; may be given several times.")
 @click.option("--sampling", type=SAMPLING, default="poisson", show_default=True, help="How a step's examples are drawn.")
@@ -278,6 +289,7 @@ def epsilon_command(
     from tauon.config import parse, read_yaml
     from tauon.privacy.accounting import calibrate, guarantee
     from tauon.privacy.noise import NoiseConfig, NoisePlan
+    from tauon.train import steps_for
 
     if (noise is None) == (target is None):
         raise click.UsageError("give either --noise or --target")
@@ -288,7 +300,10 @@ def epsilon_command(
     if (steps is None) == (epochs is None):
         raise click.UsageError("give either --steps or --epochs")
     share = rate if rate is not None else (batch or 1) / (examples or 1)
-    count = steps if steps is not None else max(1, round((epochs or 0) / share))
+    if batch is not None and examples is not None and epochs is not None:
+        count = steps_for(epochs * examples, batch)
+    else:
+        count = steps if steps is not None else steps_for(epochs or 0, share)
     deltas = deltas or ((min(1e-5, 0.1 / examples),) if examples is not None else (1e-5,))
     config = parse(NoiseConfig, _kind(read_yaml(schedule))) if schedule else parse(NoiseConfig, {"kind": "constant"})
 

@@ -202,8 +202,9 @@ class K8s(Cluster):
 
     def environment_of_pods(self) -> dict[str, Any]:
         agent = {} if self.engine == "rayjob" else {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.grace)), **TORCHRUN}
+        kept = {"TAUON_LEDGER": f"{self.mount.rstrip('/')}/ledger"} if self.volume else {}  # a pod's home is gone with it
         home = {"HOME": "/tmp", **({} if self.volume else {"TAUON_CACHE": "/tmp/.cache/tauon"})} if self.read_only else {}  # noqa: S108
-        values = {**agent, **home, **self.environment()}
+        values = {**agent, **kept, **home, **self.environment()}
         found: dict[str, Any] = {
             "env": [{"name": k, "value": v.replace("$(", "$$(")} for k, v in values.items()]
         }  # $(X) is expanded by Kubernetes

@@ -52,7 +52,8 @@ class PrivacyConfig(Config):
     """Of the data set, over all runs: {epsilon: 8, delta: 1e-5}. Opens its ledger at the first use, and stays; a run that would exceed it does
     not start. Left out: the budget that was set, or none."""
     ledger: str | None = None
-    """Folder of the ledgers. Left out: `ledger` beside the runs."""
+    """Folder of the ledgers. Left out: TAUON_LEDGER, else `tauon/ledger` in XDG_DATA_HOME (~/.local/share), one for all runs of a user; but
+    `ledger` beside the runs, where the data set has its account there."""
     unit: Literal["example", "document", "group"] = "example"
     """Who is protected. example: one row, picture, conversation, or sequence of tokens; document (text): all of one document; group (tables):
     all rows of one patient or customer, as data.table.group says. `train.batch` counts units."""

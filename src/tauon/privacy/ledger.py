@@ -1,14 +1,13 @@
 """The ledger: one append-only account for each data set, so that no number of runs together tells more of anybody than its budget.
 
-A data set is known by the content of its source (`data_identity`), not by how a recipe splits, cuts or normalises it. Its account is a file
-of JSON lines, `<folder>/<identity>.jsonl`, each with the SHA-256 of the line before it: an edited, removed or inserted line breaks the chain,
-and `<identity>.head` remembers how many lines there were, so that a cut-off end is noticed, too. (Who can write both files can forge both;
-keep the folder where runs may append and people may not edit, or compare the head with the copy that each run keeps.)
+A data set is known by the content of its source (`data_identity`), not by how a recipe splits, cuts or normalises it. Its account is a chained
+file (`journal`), `<folder>/<identity>.jsonl`:
 
     open      the data set, its budget (epsilon, delta), whom it protects: at first use, never changed
-    reserve   before a run: what it will release at most; counts in full until settled
-    settle    after it: what it really released. A run that was killed is settled by `tauon privacy settle` or by the next run of that name;
-              one of which nothing is known stays charged in full
+    reserve   before a run: what it will release at most; counts in full until settled. It names the hash of the key that noise is drawn from
+              and what is trained with it: another key is another release, and pays again; one key is never used for two trainings
+    settle    after it: what it really released. A run that was killed is settled by `tauon privacy settle`, by `--fresh`, or by the next
+              training in its folder; one of which nothing is known stays charged in full
     spend     anything else: a statistic, an analysis made elsewhere, a federated round
 
 All releases are composed as one list (`accounting`), which costs less than adding up epsilons, for one unit zeroed out; the figures of fixed-size
@@ -18,51 +17,63 @@ adaptively: proven for Renyi divergence (`rdp`; Feldman & Zrnic 2021, arXiv:2008
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import os
 import shlex
 import socket
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tauon.artifacts import atomic_write, sha256_file
+from tauon.artifacts import sha256_file
 from tauon.data import SourceConfig
 from tauon.errors import DataError, PrivacyError, Problem, RecipeError, RunError
 from tauon.privacy.accounting import ZERO_OUT, Accountant, Release, refuse_delta, refuse_epsilon
 from tauon.privacy.fitting import total_epsilon, what_fits
+from tauon.privacy.journal import Entry, Journal, is_identity
 
-__all__ = ["Entry", "Ledger", "Standing", "data_identity", "find_ledgers"]
+__all__ = [
+    "SEEDED",
+    "Entry",
+    "Ledger",
+    "Opening",
+    "Owner",
+    "Standing",
+    "data_identity",
+    "find_ledgers",
+    "ledger_for",
+    "settlement",
+    "user_folder",
+]
 
-START = "0" * 64
-SKEW = 2.0
-"""Seconds by which clocks of machines that share a ledger may differ."""
+SEEDED = "seeded"
+"""What stands in the place of a key's hash where anybody can make the key again."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line of a ledger."""
+class Owner:
+    """Which training a reservation is for."""
 
-    number: int
-    """From 1."""
-    time: str
-    """ISO 8601, UTC."""
-    action: str
-    """open, reserve, settle, spend."""
-    values: dict[str, Any]
-    """What it says: run, kind, releases, of (the number of the reservation that it settles), note, ..."""
-    previous: str
-    hash: str
+    key: str
+    """Hash of the key that its noise and sampling are drawn from (`keys.key_hash`), or `SEEDED`."""
+    training: str
+    """Stands for everything that is drawn for: recipe, data, steps, noise."""
+    place: str
+    """Absolute path of the run's folder."""
+    unused: bool = False
+    """The key was made just now: no earlier reservation can be its own."""
 
-    @property
-    def releases(self) -> list[Release]:
-        """What was, or may be, released."""
-        return [Release.from_json(r) for r in self.values.get("releases", [])]
+
+@dataclass(frozen=True)
+class Opening:
+    """What a data set's account is opened with, at its first use."""
+
+    budget: tuple[float, float]
+    examples: int
+    unit: str = "example"
+    name: str = ""
+    accountant: Accountant = "pld"
 
 
 @dataclass(frozen=True)
@@ -94,72 +105,14 @@ def data_identity(source: SourceConfig) -> str:
     return hashlib.sha256("/".join(digests or [source.fingerprint()]).encode()).hexdigest()
 
 
-class Ledger:
-    """The account of one data set.
-
-    Every change happens under a file lock, is forced to disk, and is checked against the whole chain first.
-    """
-
-    def __init__(self, folder: Path | str, data: str) -> None:
-        """`folder`: of all ledgers; `data`: the data set's identity, hexadecimal digits."""
-        if not (8 <= len(data) <= 64 and all(c in "0123456789abcdef" for c in data)):
-            raise DataError(f"{data!r} is no identity of a data set: expected 8 to 64 hexadecimal digits, as data_identity gives them.")
-        self.folder, self.data = Path(folder), data
-        self.path = self.folder / f"{data}.jsonl"
-        self.head_path = self.folder / f"{data}.head"
-
-    # ------------------------------------------------------------------------------------------ reading
-
-    def exists(self) -> bool:
-        """Whether the data set has an account. `DataError` where there was one, and its file is gone."""
-        if not self.path.exists() and self.head_path.exists():
-            raise DataError(f"{self.path}: is gone, and {self.head_path.name} says that it held entries. Restore it from a backup.")
-        return self.path.exists()
-
-    def entries(self) -> list[Entry]:
-        """All lines, the chain checked. Raises `DataError` naming the first line that is not what was written."""
-        return self._read()[0] if self.exists() else []
-
-    def _read(self) -> tuple[list[Entry], int]:
-        """(entries, bytes that hold them): less than the file has where the last line was cut while being written."""
-        raw = self.path.read_bytes()
-        whole = raw.rfind(b"\n") + 1
-        entries: list[Entry] = []
-        previous = START
-        for number, line in enumerate(raw[:whole].splitlines(), start=1):
-            where = f"{self.path}, line {number}"
-            try:
-                values = json.loads(line)
-                entry = Entry(values["number"], values["time"], values["action"], values["values"], values["previous"], values["hash"])
-            except (ValueError, KeyError, TypeError) as err:
-                raise DataError(f"{where}: is no entry of a ledger ({err}). It was edited: {_RESTORE}") from None
-            if entry.number != number or entry.previous != previous or _hash(entry) != entry.hash:
-                what = "an entry is missing or was put in before it" if _hash(entry) == entry.hash else "it was edited"
-                raise DataError(f"{where}: the hash chain is broken: {what}. {_RESTORE}")
-            entries.append(entry)
-            previous = entry.hash
-        head = self._head()
-        known = int(head["entries"])
-        if len(entries) < known or (known and entries[known - 1].hash != head["hash"]):
-            raise DataError(
-                f"{self.path}: ends after line {len(entries)}, and {known} were written: its end was cut off or replaced. {_RESTORE}"
-            )
-        return entries, whole
-
-    def _head(self) -> dict[str, Any]:
-        if not self.head_path.exists():
-            if self.path.stat().st_size == 0:
-                return {"entries": 0, "hash": START}
-            raise DataError(f"{self.head_path}: is gone, so nobody knows whether the ledger is whole. {_RESTORE}")
-        try:
-            head = json.loads(self.head_path.read_text())
-            return {"entries": int(head["entries"]), "hash": str(head["hash"])}
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{self.head_path}: was edited. {_RESTORE}") from None
+class Ledger(Journal):
+    """The account of one data set. Every change happens under a file lock, is forced to disk, and is checked against the whole chain first."""
 
     def opening(self) -> Entry:
         """The first entry, with the budget."""
-        entries = self.entries()
+        return self._first_of(self.entries())
+
+    def _first_of(self, entries: Sequence[Entry]) -> Entry:
         if not entries:
             raise DataError(f"{self.path}: the data set has no account yet. A private run opens it; so does tauon privacy spend --budget.")
         return entries[0]
@@ -167,8 +120,9 @@ class Ledger:
     def standing(self, entries: Sequence[Entry] | None = None) -> Standing:
         """What is spent, and what counts."""
         entries = self.entries() if entries is None else entries
-        budget = _budget(entries[0])
-        accountant: Accountant = entries[0].values["accountant"]
+        first = self._first_of(entries)
+        budget = _budget(first)
+        accountant: Accountant = first.values["accountant"]
         settled = {e.values["of"] for e in entries if e.action == "settle"}
         waiting = tuple(e for e in entries if e.action == "reserve" and e.number not in settled)
         spent = [r for e in entries if e.action in ("settle", "spend") for r in e.releases]
@@ -182,56 +136,45 @@ class Ledger:
         self, budget: tuple[float, float], *, examples: int, unit: str = "example", name: str = "", accountant: Accountant = "pld"
     ) -> Entry:
         """Set the data set's budget at first use; later, check that nobody means another one (`RecipeError`)."""
-        refuse_epsilon(budget[0])
-        refuse_delta(budget[1], examples)
-        with self._writing() as entries:
-            if entries:
-                there = _budget(entries[0])
-                if there != (float(budget[0]), float(budget[1])):
-                    said = (
-                        f"epsilon {budget[0]:g}, delta {budget[1]:g}, but this data set's budget was set to epsilon {there[0]:g}, delta "
-                        f"{there[1]:g} on {entries[0].time[:10]} and stays. Drop the key, or write that."
-                    )
-                    raise RecipeError([Problem("privacy.budget", said)])
-                return entries[0]
-            return self._append(
-                entries, "open", data=self.data, name=name, budget={"epsilon": float(budget[0]), "delta": float(budget[1])},
-                examples=int(examples), unit=unit, accountant=accountant,
-            )  # fmt: skip
+        opening = Opening(budget, examples, unit, name, accountant)
+        with self._writing(create=True) as entries:
+            self._opened(entries, opening)
+            return entries[0] if entries else self._append(entries, "open", **self._first(opening))
 
     def reserve(
-        self, run: str, releases: Iterable[Release], *, kind: str = "training", note: str = "", resumes: int | None = None
-    ) -> Entry:
-        """Set aside what a run may release.
+        self, run: str, releases: Iterable[Release], *, kind: str = "training", note: str = "", resumes: int | None = None,
+        owner: Owner | None = None, opening: Opening | None = None,
+    ) -> Entry:  # fmt: skip
+        """Set aside what a run may release, once: what was reserved before for the same key and training is given back.
 
         Args:
             run: its name.
             releases: all that it can release, in the order of its steps.
             kind: training, federated-round, audit, ...
             note: for a reader.
-            resumes: the reservation that this very run has made before (from its manifest): given back if it is open and for the same releases.
+            resumes: the reservation that this very run has made before (from its manifest).
+            owner: which training it is for. None: known by its name alone, of which there is then one open reservation at a time.
+            opening: opens the account, if this is its first use and the run is not refused.
 
         Raises:
             PrivacyError: over budget, with the arithmetic and what still fits.
-            RunError: the run has a reservation on other data, or another one here that is not settled; or the clock went back.
+            RunError: the run's key was used for something else, or its reservation was settled before it was done; or the clock went back.
+            RecipeError: no account, and no `opening`; or an `opening` with another budget.
         """
         plain = [r.to_json() for r in releases]
-        with self._writing() as entries:
-            self._must_be_open(entries)
-            mine = [e for e in self.standing(entries).open if e.values["run"] == run]
-            for entry in mine:
-                if (entry.number, entry.values["releases"], entry.values["kind"]) == (resumes, plain, kind):
-                    return entry
-            if mine:
-                raise RunError(
-                    f"a run {run} has reserved already (entry {mine[0].number} of {self.path}) and is not settled: it was killed, set aside, or had "
-                    f"other settings. Settle it first: tauon privacy settle, with its folder. Or give this run another name."
-                )
-            self._refuse_other_data(run)
+        with self._writing(create=opening is not None) as entries:
+            opened = self._opened(entries, opening)
+            same = {"kind": kind, "releases": plain} | ({} if owner is None else {"training": owner.training})
+            before = self._reserved_before(entries, run, same, resumes, owner)
+            if before is not None:
+                return before
             wanted = [Release.from_json(r) for r in plain]
-            self._refuse_overspending(entries, run, wanted)
-            own = total_epsilon(wanted, _budget(entries[0])[1], entries[0].values["accountant"])
-            return self._append(entries, "reserve", run=run, kind=kind, note=note, releases=plain, epsilon=own, by=_who())
+            self._refuse_overspending(opened, run, wanted)
+            own = total_epsilon(wanted, _budget(opened[0])[1], opened[0].values["accountant"])
+            if not entries and opening is not None:
+                self._append(entries, "open", **self._first(opening))
+            who = {} if owner is None else {"key": owner.key, "training": owner.training, "place": owner.place}
+            return self._append(entries, "reserve", run=run, kind=kind, note=note, releases=plain, epsilon=own, by=_who(), **who)
 
     def settle(self, reservation: int, releases: Iterable[Release], *, note: str = "") -> Entry:
         """Replace a reservation by what was really released. Settling twice with the same is nothing, with other releases a `RunError`."""
@@ -241,7 +184,7 @@ class Ledger:
             if made is None:
                 look = f"tauon privacy ledger {self.data[:12]} --ledger {shlex.quote(str(self.folder))}"
                 raise RunError(f"{self.path}: entry {reservation} is no reservation. To see them: {look}")
-            before = next((e for e in entries if e.action == "settle" and e.values["of"] == reservation), None)
+            before = settlement(entries, reservation)
             if before is not None:
                 if before.values["releases"] == plain:
                     return before
@@ -251,87 +194,77 @@ class Ledger:
                 entries, "settle", of=reservation, run=made.values["run"], kind=made.values["kind"], note=note, releases=plain, epsilon=own,
             )  # fmt: skip
 
-    def spend(self, releases: Iterable[Release], *, what: str, kind: str = "manual", note: str = "") -> Entry:
-        """Charge something that is already clear, a noisy statistic or an analysis made elsewhere. Over budget: `PrivacyError`."""
+    def spend(
+        self, releases: Iterable[Release], *, what: str, kind: str = "manual", note: str = "", opening: Opening | None = None
+    ) -> Entry:
+        """Charge something that is already clear, a noisy statistic or an analysis made elsewhere. Over budget: `PrivacyError`, and nothing
+        is written, not even by an `opening`.
+        """
         wanted = list(releases)
-        with self._writing() as entries:
-            self._must_be_open(entries)
-            self._refuse_overspending(entries, what, wanted)
-            own = total_epsilon(wanted, _budget(entries[0])[1], entries[0].values["accountant"])
+        with self._writing(create=opening is not None) as entries:
+            opened = self._opened(entries, opening)
+            self._refuse_overspending(opened, what, wanted)
+            own = total_epsilon(wanted, _budget(opened[0])[1], opened[0].values["accountant"])
+            if not entries and opening is not None:
+                self._append(entries, "open", **self._first(opening))
             return self._append(
                 entries, "spend", run=what, kind=kind, note=note, releases=[r.to_json() for r in wanted], epsilon=own, by=_who()
             )
 
-    # ------------------------------------------------------------------------------------------ how it is written
+    # ------------------------------------------------------------------------------------------ what is refused
 
-    @contextmanager
-    def _writing(self) -> Iterator[list[Entry]]:
-        """The checked entries, while no other process writes. Ends of lines that a kill cut off are removed: nobody was told of them."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.exists()
-        try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError as err:
-            raise RunError(f"{self.path}: cannot be written: {err.strerror or err}. Check the folder, or set privacy.ledger.") from err
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            except OSError as err:
-                raise RunError(
-                    f"{self.path}: cannot be locked: {err.strerror or err}. Put the ledger on a file system that knows flock."
-                ) from err
-            entries, whole = self._read()
-            if whole < os.fstat(fd).st_size:
-                os.ftruncate(fd, whole)
-            self._fd = fd
-            yield entries
-        finally:
-            os.close(fd)  # lets the lock go
+    def _first(self, opening: Opening) -> dict[str, Any]:
+        """What the first entry says."""
+        budget = {"epsilon": float(opening.budget[0]), "delta": float(opening.budget[1])}
+        return {
+            "data": self.data, "name": opening.name, "budget": budget, "examples": int(opening.examples), "unit": opening.unit,
+            "accountant": opening.accountant,
+        }  # fmt: skip
 
-    def _append(self, entries: list[Entry], action: str, **values: Any) -> Entry:
-        now = datetime.now(UTC)
-        if entries:
-            last = datetime.fromisoformat(entries[-1].time)
-            behind = (last - now).total_seconds()
-            if behind > SKEW:
-                raise RunError(
-                    f"{self.path}: the last entry is of {entries[-1].time}, and this machine's clock says {now.isoformat(timespec='seconds')}: it went "
-                    f"back by {behind:.0f} s. Set the clock; a ledger is written in the order of time."
-                )
-            now = max(now, last)
-        values = json.loads(json.dumps(values, allow_nan=False))
-        previous = entries[-1].hash if entries else START
-        entry = Entry(len(entries) + 1, now.isoformat(timespec="microseconds"), action, values, previous, "")
-        entry = replace(entry, hash=_hash(entry))
-        line = (json.dumps(_body(entry) | {"hash": entry.hash}, sort_keys=True, ensure_ascii=False) + "\n").encode()
-        try:
-            view = memoryview(line)
-            while view:
-                view = view[os.write(self._fd, view) :]
-            os.fsync(self._fd)
-        except OSError as err:
-            raise RunError(f"{self.path}: cannot be written: {err.strerror or err}. Nothing was charged; free some space.") from err
-        atomic_write(self.head_path, json.dumps({"entries": entry.number, "hash": entry.hash}) + "\n")
-        entries.append(entry)
-        return entry
-
-    def _must_be_open(self, entries: Sequence[Entry]) -> None:
+    def _opened(self, entries: list[Entry], opening: Opening | None) -> list[Entry]:
+        """The entries, or, before the first use, what they would be with `opening`. `RecipeError` for none, or another budget."""
+        if opening is None:
+            if not entries:
+                said = f"is missing, and this is the first use of data set {self.data[:12]}. Say epsilon and delta."
+                raise RecipeError([Problem("privacy.budget", said)])
+            return entries
+        refuse_epsilon(opening.budget[0])
+        refuse_delta(opening.budget[1], opening.examples)
         if not entries:
-            raise RecipeError(
-                [Problem("privacy.budget", f"is missing, and this is the first use of data set {self.data[:12]}. Say epsilon and delta.")]
+            return [Entry(1, "", "open", self._first(opening), "", "")]
+        there = _budget(entries[0])
+        if there != (float(opening.budget[0]), float(opening.budget[1])):
+            said = (
+                f"epsilon {opening.budget[0]:g}, delta {opening.budget[1]:g}, but this data set's budget was set to epsilon {there[0]:g}, delta "
+                f"{there[1]:g} on {entries[0].time[:10]} and stays ({self.path}). Drop the key, or write that."
             )
+            raise RecipeError([Problem("privacy.budget", said)])
+        return entries
 
-    def _refuse_other_data(self, run: str) -> None:
-        for path in sorted(self.folder.glob("*.jsonl")):
-            if path.stem == self.data:
-                continue
-            other = Ledger(self.folder, path.stem)
-            for e in other.standing().open if other.entries() else ():
-                if e.values["run"] == run:
+    def _reserved_before(
+        self, entries: Sequence[Entry], run: str, same: dict[str, Any], resumes: int | None, owner: Owner | None
+    ) -> Entry | None:
+        """The reservation of the very same draws, open or paid; None where a new one is needed. `RunError` where a key would be used twice."""
+        secret = owner is None or owner.key != SEEDED
+        for made in reversed([e for e in entries if e.action == "reserve" and _is_own(e, run, resumes, owner)]):
+            alike = all(made.values.get(k, v) == v for k, v in same.items())
+            settled = settlement(entries, made.number)
+            if settled is None:
+                if alike and (owner is not None or made.number == resumes):
+                    return made
+                if secret:
                     raise RunError(
-                        f"run {run} has reserved on data set {path.stem[:12]} (entry {e.number}), and its data is now {self.data[:12]}: it changed. Put "
-                        f"the old data back, or settle that run (tauon privacy settle, with its folder) and start over with --fresh."
+                        f"a run {run} has reserved already (entry {made.number} of {self.path}) and is not settled: it was killed, set aside, or had "
+                        f"other settings. Settle it first: tauon privacy settle, with its folder. Or give this run another name."
                     )
+            elif owner is not None and settled.values["releases"] == same["releases"] and alike:
+                return made
+            elif owner is not None and secret and settled.values["releases"]:
+                raise RunError(
+                    f"run {run} was settled by entry {settled.number} of {self.path} before it was done, so it cannot go on: its noise was counted "
+                    f"for what it had made by then. Start over with --fresh, or give this run another name (name=...)."
+                )
+        return None
 
     def _refuse_overspending(self, entries: Sequence[Entry], run: str, wanted: list[Release]) -> None:
         standing, accountant = self.standing(entries), entries[0].values["accountant"]
@@ -354,15 +287,21 @@ class Ledger:
         raise PrivacyError(f"{'; '.join(words)}. {way}{waiting}")
 
 
-_RESTORE = "Restore it from a backup; without one, the data set's budget must count as spent."
+def settlement(entries: Sequence[Entry], reservation: int) -> Entry | None:
+    """The entry that settles a reservation; None while it is open."""
+    return next((e for e in entries if e.action == "settle" and e.values["of"] == reservation), None)
 
 
-def _body(entry: Entry) -> dict[str, Any]:
-    return {"number": entry.number, "time": entry.time, "action": entry.action, "values": entry.values, "previous": entry.previous}
-
-
-def _hash(entry: Entry) -> str:
-    return hashlib.sha256(json.dumps(_body(entry), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+def _is_own(made: Entry, run: str, resumes: int | None, owner: Owner | None) -> bool:
+    """Whether a reservation is that of the training which asks. Keys tell; entries of earlier versions do not name any."""
+    if owner is None:
+        return bool(made.values["run"] == run)
+    key = made.values.get("key")
+    if key is None:
+        return made.number == resumes and not owner.unused
+    if key != owner.key:
+        return False
+    return key != SEEDED or made.number == resumes or made.values["place"] == owner.place
 
 
 def _budget(opening: Entry) -> tuple[float, float]:
@@ -373,9 +312,41 @@ def _who() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": socket.gethostname()}
 
 
-# ------------------------------------------------------------------------------------------------ finding, settling
+# ------------------------------------------------------------------------------------------------ where they are
+
+
+def user_folder() -> Path:
+    """Folder of the ledgers of whoever works here: TAUON_LEDGER; else `tauon/ledger` in XDG_DATA_HOME, or in ~/.local/share."""
+    said, data = os.environ.get("TAUON_LEDGER"), os.environ.get("XDG_DATA_HOME", "")
+    try:
+        if said:
+            return Path(said).expanduser()
+        return Path(data if os.path.isabs(data) else "~/.local/share").expanduser() / "tauon" / "ledger"
+    except RuntimeError as err:  # a container's user, say
+        raise RunError(f"the folder of the ledgers is not known: {err} Set TAUON_LEDGER to one that stays.") from None
+
+
+def ledger_for(data: str, root: Path, *, said: Path | str | None = None, recorded: Path | str | None = None) -> tuple[Ledger, str]:
+    """(the ledger that a data set is charged in, what a person should know of that choice, or "").
+
+    In this order: the folder that somebody has `said`; the one that the run has `recorded`, and `root/ledger`, beside the runs, where earlier
+    versions kept them, if the data set has an account there; else `user_folder()`, one for all roots.
+    """
+    if said is not None:
+        return Ledger(said, data), ""
+    own = Ledger(user_folder(), data)
+    if recorded is not None and (there := Ledger(recorded, data)).exists():
+        return there, ""
+    beside = Ledger(root / "ledger", data)
+    if beside.path.resolve() == own.path.resolve() or not beside.exists():
+        return own, ""
+    note = f"the data set has its account beside the runs, in {beside.folder}: it goes on there"
+    if own.exists():
+        note += f". There is another one in {own.folder}, and neither counts the other: take the one that should stay (privacy.ledger)"
+    return beside, note
 
 
 def find_ledgers(folder: Path | str, prefix: str) -> list[Ledger]:
     """Ledgers whose data set's identity begins with `prefix`, by identity."""
-    return [Ledger(folder, p.stem) for p in sorted(Path(folder).glob("*.jsonl")) if p.stem.startswith(prefix)]
+    names = (p.stem for p in sorted(Path(folder).glob("*.jsonl")))
+    return [Ledger(folder, name) for name in names if name.startswith(prefix) and is_identity(name)]

@@ -20,7 +20,7 @@ from tauon.train.precision import (
     dress,
     gather_dtype,
 )
-from tauon.train.ramp import Ramps
+from tauon.train.ramp import Ramps, steps_for
 from tauon.train.rounding import sensitivity, square_of_most
 from tauon.train.served_job import Served, served
 from tauon.train.share import RecipeWork, Work
@@ -76,6 +76,7 @@ __all__ = [
     "served",
     "square_of_most",
     "step_seed",
+    "steps_for",
     "train",
     "train_step",
     "trainable",

@@ -11,7 +11,7 @@ from tauon.train.config import TrainConfig
 from tauon.train.step import BatchSource
 from tauon.types import Batch
 
-__all__ = ["Ramps", "Shortened"]
+__all__ = ["Ramps", "Shortened", "steps_for"]
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,16 @@ class Ramps:
             done += each(step)
             if done >= wanted - 1e-9:
                 return step + 1
-        full = each(rising)
-        return max(1, rising + -int(-(wanted - done - 1e-9 * wanted) // full))
+        return max(1, rising + _ceil(wanted - done - 1e-9 * wanted, each(rising)))
+
+
+def steps_for(wanted: float, each: float) -> int:
+    """Steps of `each` examples after which `wanted` were taken: whole steps, never fewer. What a run of so many epochs makes."""
+    return max(1, _ceil(wanted - 1e-9 * wanted, each))
+
+
+def _ceil(wanted: float, each: float) -> int:
+    return -int(-wanted // each)
 
 
 class Shortened:

@@ -1,0 +1,206 @@
+"""What the training stage does for privacy, in this order: the run's key, what the run may tell reserved, statistics drawn, the account written,
+settled, the key thrown away; and what its checkpoints leave out. What a kill in between leaves is in `privacy/charge.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tauon.artifacts import Checkpoint, code_fingerprint, read_json, steps_in, write_json
+from tauon.auditing import is_reference_model
+from tauon.errors import PrivacyError, RecipeError, RunError
+from tauon.optim import Plateau
+from tauon.privacy import (
+    SEEDED,
+    Key,
+    Owner,
+    PrivateRun,
+    apply_statistics,
+    bind_key,
+    discard_key,
+    discard_statistics,
+    original_of,
+    read_internal,
+    read_key,
+    reserve,
+    run_key,
+    seeded_key,
+    settle,
+    split,
+    steps_done,
+    write_internal,
+)
+from tauon.tracking import read_events
+from tauon.train import PLATEAU, Plan, TrainJob
+
+if TYPE_CHECKING:
+    from tauon.context import Context
+
+__all__ = ["charge", "draw_statistics", "finish", "is_finished", "private_run", "publish", "remember", "write_account"]
+
+
+def is_finished(ctx: Context, checkpoint: Checkpoint | None) -> bool:
+    """Whether no step is left to make after this checkpoint."""
+    if checkpoint is None:
+        return False
+    notes = checkpoint.state.get("notes", {}) | read_internal(ctx.run.folder, checkpoint.step, needed=False)
+    return checkpoint.step >= checkpoint.state["total_steps"] or bool(notes.get("stopped"))
+
+
+def private_run(ctx: Context, checkpoint: Checkpoint | None) -> tuple[PrivateRun | None, Key | None]:
+    """(what the recipe's `privacy` section asks for, with the run's key; its secret key). (None, None) where nothing is private; no secret key
+    where anybody can make it, and where nothing is drawn any more, as the last step is there.
+    """
+    config = ctx.recipe.privacy
+    if config is None or not config.promises:
+        return None, None
+    key = None
+    _ = (
+        config.ledger,
+        config.budget and (config.budget.epsilon, config.budget.delta),
+    )  # read by `charge`, to which a finished run does not come
+    if config.generator == "seeded":
+        secret = seeded_key(ctx.recipe.seed)
+        ctx.tell("warning", message="privacy.generator is seeded: whoever knows the seed can take the noise off again. For tests only.")
+    elif is_finished(ctx, checkpoint):
+        secret = os.urandom(32)
+    else:
+        key = ctx.world.lead_first(lambda: own_key(ctx) if ctx.world.leads else read_key(ctx.run.folder))
+        ctx.world.same("the key of the noise", key.hash[:12], "Every process must see the same run folder: put it on a shared file system.")
+        secret = key.secret
+    return PrivateRun(config, key=secret, train=ctx.splits.train, preprocess=ctx.splits.preprocess), key
+
+
+def own_key(ctx: Context) -> Key:
+    """The run's key; a copy of a run does not draw from the original's. No process tells it to another: they read the file."""
+    key = run_key(ctx.run.folder, goes_on=bool(steps_in(ctx.run.checkpoints)))
+    original = None if key.unused else original_of(ctx.run)
+    if original is not None:
+        raise RunError(
+            f"{ctx.run.folder} is a copy of {original}, key included: two runs would have the same noise. Go on with the original; or start over "
+            "here with --fresh."
+        )
+    return key
+
+
+def charge(ctx: Context, private: PrivateRun, key: Key | None, plan: Plan, start: int) -> bool:
+    """Bind the key to this training, and reserve what the run may tell, before it tells anything. Over budget: refused. False where the key was
+    for something else of which nothing is left: it was thrown away, and the stage is to begin again with a new one.
+    """
+    training, how = training_of(ctx, private, plan)
+
+    def bound_and_reserved() -> str | None:
+        bound = key
+        if key is not None:
+            if key.training not in (None, training) and steps_done(ctx.run.folder) == 0:
+                discard_key(ctx.run.folder)
+                return None
+            refuse_second_use(ctx, key, training, how, start)
+            bound = bind_key(ctx.run.folder, key, training, how, start)
+        return reserved(ctx, private, bound, plan, training)
+
+    said = ctx.world.lead(bound_and_reserved)
+    if said is not None:
+        ctx.tell("note", message=f"privacy budget: {said}")
+    return said is not None
+
+
+def reserved(ctx: Context, private: PrivateRun, key: Key | None, plan: Plan, training: str) -> str:
+    """How the data set stands, once the run's releases are reserved. A new key of a run that is refused goes."""
+    if is_reference_model(ctx.recipe, ctx.run.folder):
+        return "none: a reference model of an audit is charged nothing, and like the data it must not be given away"
+    folder, unused = ctx.run.folder, key is not None and key.unused
+    owner = Owner(SEEDED if key is None else key.hash, training, os.path.realpath(folder), unused=unused)
+    try:
+        return reserve(
+            ctx.run, private.config, ctx.data.source, private.releases(plan.steps, done=0), examples=private.units, unit=private.unit,
+            owner=owner, tell=lambda said: ctx.tell("note", message=f"privacy budget: {said}"),
+        )  # fmt: skip
+    except (PrivacyError, RecipeError):
+        if unused:
+            discard_key(folder)
+        raise
+
+
+def training_of(ctx: Context, private: PrivateRun, plan: Plan) -> tuple[str, str]:
+    """(what stands for all that decides which numbers the steps are, what stands for how they are rounded: layout, precision, versions)."""
+    base = None if ctx.start is None else ctx.start.fingerprint
+    releases = [r.to_json() for r in private.releases(plan.steps, done=0)]
+    what: list[Any] = [ctx.recipe_fingerprint("train"), ctx.prepared, base, plan.steps, releases]
+    how: list[Any] = [plan.record(), code_fingerprint(), torch.__version__]
+    training, way = (hashlib.sha256(json.dumps(x, sort_keys=True).encode()).hexdigest() for x in (what, how))
+    return training, way
+
+
+def refuse_second_use(ctx: Context, key: Key, training: str, how: str, start: int) -> None:
+    """`RunError` where the key was used for another training, or where steps that a checkpoint held would be computed again in another way:
+    the same noise on sums that differ shows the difference, exactly.
+    """
+    folder = ctx.run.folder
+    begun = ctx.run.manifest().get("training") is not None
+    if key.training not in (None, training) or (key.training is None and not key.unused and not begun and steps_done(folder) != 0):
+        raise RunError(
+            f"{folder / 'privacy.key'} was used for another training (recipe, data, steps or noise): the same noise twice would show the "
+            "difference. Put the recipe and the checkpoints back; or start over with --fresh, or another name (name=...), with a new key."
+        )
+    if key.unused:
+        return
+    saved = [int(e["step"]) for e in read_events(ctx.run.events_path) if e["kind"] == "saved"]  # whole, on disk
+    reached = max(saved, default=0)
+    if key.ways(start, reached) - {how}:
+        raise RunError(
+            f"{folder}: steps {start + 1} to {reached} were in checkpoints that are gone, and would be computed again in another way (processes, "
+            "precision, threads, device, or the version of Tauon or torch): with the same noise, that shows how the sums differ. Restore the "
+            "checkpoints, train as before, or start over with --fresh."
+        )
+
+
+def draw_statistics(ctx: Context, private: PrivateRun) -> None:
+    """Means and deviations with noise, now that they are reserved, unless an earlier part of this run has drawn them."""
+    splits = ctx.splits
+    if private.config.statistics is None or splits.preprocess["normalize"]["kind"] != "bounds":
+        return
+    record = ctx.world.lead(lambda: private.draw_statistics(ctx.run.folder, splits))
+    ctx.splits = apply_statistics(splits, record)
+    ctx.world.same("the statistics", ctx.splits.fingerprint[:12], "Start over with --fresh.")
+    ctx.tell("note", message="privacy: means and deviations of the columns were drawn, with noise (statistics.json)")
+
+
+def write_account(ctx: Context, private: PrivateRun, job: TrainJob) -> None:
+    """`privacy.json`: what the steps that were done promise, whatever ended them. A run that failed before its first has told nothing."""
+    if not job.step and not steps_done(ctx.run.folder):
+        discard_statistics(ctx.run.folder)
+        settle(ctx.run, [])
+    elif job.step:
+        record, path = private.record(job.step), ctx.run.folder / "privacy.json"
+        before = read_json(path) if path.exists() else {}
+        if "cost" in before and before["guarantee"] == record["guarantee"]:
+            record |= {"cost": before["cost"]}  # of a finished run that comes here again
+        write_json(path, record)
+        promise = {k: record["guarantee"][k] for k in ("epsilon", "delta", "unit", "neighbouring", "accountant")}
+        ctx.run.update_manifest(privacy=(ctx.run.manifest().get("privacy") or {}) | promise)
+
+
+def publish(ctx: Context, step: int, state: dict[str, Any]) -> dict[str, Any]:
+    """What the checkpoint of a private run may hold of its state; the rest is kept in the run's folder, for a resume."""
+    public, internal = split(state)
+    if ctx.world.leads:
+        write_internal(ctx.run.folder, step, internal, checkpoints=ctx.run.checkpoints)
+    return public
+
+
+def remember(ctx: Context, job: TrainJob) -> None:
+    """Put back what the checkpoint of a private run does not hold."""
+    needed = ctx.recipe.train.early_stopping is not None or isinstance(job.schedule, Plateau)
+    job.notes = read_internal(ctx.run.folder, job.step, needed=needed and PLATEAU not in job.notes and "best" not in job.notes) | job.notes
+
+
+def finish(ctx: Context, private: PrivateRun, steps: int) -> None:
+    """All steps are made: settled by what they told, and the key thrown away. Done again after a kill, it is nothing."""
+    settle(ctx.run, private.releases(steps))
+    discard_key(ctx.run.folder)
