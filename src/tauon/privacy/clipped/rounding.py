@@ -165,7 +165,8 @@ def pair(a: Gram, g: Gram) -> Pair:
     if unit := a.unit + g.unit:
         both = sum_of_products(a.values.abs(), g.values.abs()).float()
         error = (error + 1.01 * (unit + unit * unit) * both) * (1 + unit)
-    return Pair(sum_of_products(a.values, g.values).float(), error, rows, of_g.sqrt())
+    moved = (of_g * (1 + 2 * g.unit) + gamma(g.depth + 2) * rows * columns).sqrt()
+    return Pair(sum_of_products(a.values, g.values).float(), error, rows, moved)
 
 
 def _weighted(x_UTS: Tensor, rows_UT: Tensor, columns_US: Tensor) -> Tensor:

@@ -244,11 +244,23 @@ class Dense(Term):
         self._measured(torch.cat([sum_of_squares(p) for p in pieces]))
 
     def _measured(self, squared: Tensor) -> None:
-        """Keep the norms. Factors are rounded as they are multiplied, and operands where products are coarse."""
+        """Keep the norms; their bounds follow where they are asked for, as most parameters are used once (`bounded`)."""
         self.squared = squared.float()
-        self.error = self.squared * gamma(ROW + 8)
-        self.size = (self.squared + self.error).sqrt()
-        self.rounding = self.size * (4 * UNIT + 2.1 * coarseness(squared.device))
+
+    @property
+    def error(self) -> Tensor:  # type: ignore[override]
+        """See `Term`."""
+        return self.squared * gamma(ROW + 8)
+
+    @property
+    def size(self) -> Tensor:  # type: ignore[override]
+        """See `Term`."""
+        return (self.squared + self.error).sqrt()
+
+    @property
+    def rounding(self) -> Tensor:  # type: ignore[override]
+        """See `Term`: factors are rounded as they are multiplied, and operands where products are coarse."""
+        return self.size * (4 * UNIT + 2.1 * coarseness(self.squared.device))
 
     @classmethod
     def of(cls, g: Tensor) -> Dense:
@@ -315,9 +327,8 @@ class Bound:
 def bounded(terms: Sequence[Term]) -> Bound:
     """The uses of one parameter together: tied weights, layers used again."""
     if len(terms) == 1 and isinstance(terms[0], Dense):
-        only = terms[0]
-        assert only.error is not None
-        return Bound(only.squared, (only.squared + only.error) * (1 + 2.1 * (4 * UNIT + 2.1 * coarseness(only.squared.device))), None)
+        only = terms[0].squared
+        return Bound(only, only * ((1 + gamma(ROW + 8)) * (1 + 2.1 * (4 * UNIT + 2.1 * coarseness(only.device)))), None)
     if any(t.error is None for t in terms):
         nothing = torch.full_like(terms[0].squared, torch.inf)
         return Bound(nothing, nothing, torch.ones_like(nothing, dtype=torch.bool))
