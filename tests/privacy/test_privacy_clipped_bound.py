@@ -20,6 +20,7 @@ from tauon.config import parse
 from tauon.models.adapters import AdaptedLinear, DoraConfig, LoraConfig
 from tauon.models.transformer import MLP, Attention, RMSNorm
 from tauon.privacy.clipped import ClippedSum, ClippingConfig
+from tauon.privacy.clipped.rounding import bf16_operands, coarseness
 from tauon.privacy.clipped.rules import head as head_rules
 from tauon.privacy.clipped.rules import registered_rules
 from tauon.tasks.losses import linear_cross_entropy, token_nll
@@ -268,6 +269,20 @@ def test_no_unit_adds_more_than_the_bound(name: str, bf16: bool) -> None:
             assert clipped <= ALLOWED, f"{clipped} of the bound {C} in {mode}, trial {i}, {units} rows a unit"
             if mode == "flat" and whole * C < 1e18:  # beyond, squares overflow, and the factor is zero
                 assert clipped >= 0.97 * min(1.0, whole), f"{clipped} of {whole}, trial {i}"
+
+
+@pytest.mark.parametrize("name", ["linear", "linear-formed", "linear-one-position", "conv2d-gram", "embedding", "lora", "tied"])
+def test_products_that_round_their_operands_first_are_allowed_for(name: str) -> None:
+    """`torch.set_float32_matmul_precision("medium")`: float32 products of bf16 operands, where the processor has them."""
+    r, g = random.Random(name), torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    for i in range(8):
+        model, forward, w = CASES[name](r, g)
+        with bf16_operands():
+            assert coarseness(torch.device("cpu")) > 0
+            for clipped, _ in contributions(model, forward, w, 1e-3, mode=MODES[i % 4]):
+                assert clipped <= ALLOWED
+        assert coarseness(torch.device("cpu")) == 0
 
 
 def test_every_registered_rule_is_attacked() -> None:

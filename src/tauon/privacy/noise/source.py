@@ -139,8 +139,8 @@ def _radius(high: Tensor, low: Tensor) -> Tensor:
 
     if radius.device.type != "cpu":  # all of them: an accelerator would have to wait for their number
         return torch.where(near_one, exactly(high, fine), radius)
-    radius[near_one] = exactly(high[near_one], fine[near_one])
-    return radius
+    at = near_one.nonzero(as_tuple=True)
+    return radius.index_put_(at, exactly(high[at], fine[at]))
 
 
 def _words(key: bytes, device: torch.device | str) -> Words:
