@@ -84,7 +84,22 @@ def test_the_tail_reaches_as_far_as_62_bits_let_it() -> None:
     out = torch.empty(2, 2)
     source._box_muller(torch.tensor([[0, 2**31 - 1], [0, -1], [0, 0]], dtype=torch.int32), out)
     assert out[0, 0] == pytest.approx(math.sqrt(2 * 63 * math.log(2)), rel=1e-4)
-    assert torch.isfinite(out).all() and out[0, 1] == 0
+    assert torch.isfinite(out).all() and 0 < out[0, 1] < 1e-4
+
+
+def test_no_number_is_zero_because_it_was_rounded() -> None:
+    """The radius for u next to 1, where float32 has few numbers, is that of float64; the angle is never a whole turn or a half."""
+    high = (2**31 - 1 - torch.cat([torch.arange(0, 5000, 7), torch.arange(2**20, 2**23, 2**16 + 1)])).to(torch.int32)
+    low, turn = torch.full_like(high, 12345), torch.zeros_like(high)
+    out = torch.empty(2, len(high))
+    source._box_muller(torch.stack([high, low, turn]), out)
+    complement = (2**31 - 1 - high.double()) * 2.0**-31 + (2.0**-31 - 12345.5 * 2.0**-62)  # 1 - u, as exactly as float64 has it
+    torch.testing.assert_close(out[0].double(), (-2 * torch.log1p(-complement)).sqrt(), rtol=1e-6, atol=0)
+    assert bool((out != 0).all())
+    half = torch.tensor([-(2**31), -1, 0, 2**31 - 1], dtype=torch.int32)
+    found = torch.empty(2, 4)
+    source._box_muller(torch.stack([torch.full_like(half, 5), half, half]), found)
+    assert bool((found != 0).all())
 
 
 def test_a_number_is_a_function_of_key_step_and_name_alone() -> None:

@@ -115,8 +115,8 @@ class PrivateGradients:
                     total, _ = job.task.loss(job.model, rows)
                 draws.refuse_others()
                 total.backward()  # type: ignore[no-untyped-call]
-            squared = norms_over(mesh, self.clipped.squared_norms(), self.named)
             with gathered(job.model, needed=self.clipped.reads_weights):
+                squared = norms_over(mesh, self.clipped.squared_norms(), self.named)
                 self.clipped.add(self.clipping.factors(squared, self.state, progress))
             self.clipped.forget()
             present_U = present(rows.weights).view(-1, self.rows_per_unit).any(1)

@@ -21,14 +21,16 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from tauon.distributed import is_dtensor
 from tauon.errors import RecipeError
 from tauon.privacy.clipped.reading import plain_again, recorded_class, rule_for
 from tauon.privacy.clipped.record import Record
+from tauon.privacy.clipped.rounding import unit_of
 from tauon.privacy.clipped.rules.norm import refusal
-from tauon.privacy.clipped.terms import Outer, Term, joint
+from tauon.privacy.clipped.terms import PIECE, Outer, Term, bounded, formed, norms_of
 
 __all__ = ["ClippedSum", "place"]
 
@@ -77,6 +79,8 @@ class ClippedSum:
         if not names:
             raise RecipeError("no parameter of the model trains, so that there is nothing to clip.")
         self.record = Record(rows_per_unit, names)
+        self._formed: dict[str, tuple[Tensor, Tensor]] = {}
+        """By parameter: units whose gradient is formed, and the norms that were told of it."""
 
     @contextmanager
     def recording(self, examples: int | None = None) -> Iterator[None]:
@@ -88,7 +92,7 @@ class ClippedSum:
         """
         if self.record.on:
             raise RecipeError("recording() inside recording(): record one microbatch at a time.")
-        self.record.clear()
+        self.forget()
         self.record.on, self.record.examples = True, examples
         before = {name: _mark(p) for name, p in self._current().items()}
         changed: list[nn.Module] = []
@@ -109,19 +113,58 @@ class ClippedSum:
             self.record.on = False
         leaked = [name for name, p in self._current().items() if _mark(p) != before[name]]
         if leaked:
-            self.record.clear()
+            self.forget()
             raise RecipeError(
                 f"{', '.join(leaked[:4])} got a gradient outside the layers that are recorded: a loss that reads parameters (a penalty, say), or "
                 "a module that keeps them elsewhere. Only losses that are a sum over examples can be clipped; take weight decay as the optimizer's."
             )
 
     def squared_norms(self) -> dict[str, Tensor]:
-        """U, float32: squared norm of each unit's gradient, of each trainable parameter by its name; zeros where it was not used."""
-        U = self.record.units
+        """U, float32: squared norm of what each unit adds to each trainable parameter's sum for a factor of 1, by the parameter's name; zeros
+        where it was not used.
+
+        Never less than that norm, whatever was rounded on the way here and is rounded in `add`; more by what the bounds of rounding say, at
+        most 2% of the norm. Where they say more (positions that cancel) the gradient is formed, now and in `add`, and its own norm is told.
+        """
+        U, self._formed = self.record.units, {}
         device = next(iter(self.parameters.values())).device
-        return {
-            name: joint(self.record.terms[name]) if name in self.record.terms else torch.zeros(U, device=device) for name in self.parameters
-        }
+        with torch.no_grad():
+            bounds = {name: bounded(terms) for name, terms in self.record.terms.items()}
+            found = {name: bounds[name].squared if name in bounds else torch.zeros(U, device=device) for name in self.parameters}
+            loose = {name: self._agreed(name, b.loose) for name, b in bounds.items() if b.loose is not None}
+            if loose and bool((any_of := torch.stack(list(loose.values())).any(1)).any()):
+                for name in [n for n, there in zip(loose, any_of.tolist(), strict=True) if there]:
+                    self._measure(name, loose[name].nonzero()[:, 0], found)
+            for name, p in self.parameters.items():
+                if unit := unit_of(p.dtype):  # its .grad is rounded to it
+                    found[name] = found[name] * (1 + unit) ** 2 * (1 + 1e-6)
+        return found
+
+    def estimates(self) -> dict[str, Tensor]:
+        """The same as they were computed, without bounds of rounding: what tests compare with other ways. Not for clipping by."""
+        with torch.no_grad():
+            return {name: bounded(terms).estimate for name, terms in self.record.terms.items()}
+
+    def _agreed(self, name: str, loose_U: Tensor) -> Tensor:
+        """The same for all processes that must form gradients together."""
+        for group in {id(t.group): t.group for t in self.record.terms[name] if t.group is not None}.values():
+            together = loose_U.to(torch.int32)
+            dist.all_reduce(together, op=dist.ReduceOp.MAX, group=group)
+            loose_U = together > 0
+        return loose_U
+
+    def _pieces(self, name: str, units: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(place of the first in `units`, gradients of some of them), as many at a time as memory is lent."""
+        terms = self.record.terms[name]
+        step = max(1, PIECE // max(1, self.parameters[name].numel()))
+        for start in range(0, len(units), step):
+            yield start, formed(terms, units[start : start + step])
+
+    def _measure(self, name: str, units: Tensor, found: dict[str, Tensor]) -> None:
+        """Norms of gradients as they are formed, in place of bounds."""
+        norms = torch.cat([norms_of(whole) for _, whole in self._pieces(name, units)])
+        self._formed[name] = units, norms
+        found[name] = found[name].index_copy(0, units, (norms.square() * (1 + 1e-6)).float())
 
     @property
     def reads_weights(self) -> bool:
@@ -140,16 +183,25 @@ class ClippedSum:
             for name, parameter in self._current().items():
                 factors = factors_U[name] if isinstance(factors_U, dict) else factors_U
                 terms = self.record.terms.get(name, [])
+                units, norms = self._formed.get(name, (None, None))
+                together = factors if units is None else factors.index_fill(0, units, 0.0)
                 in_place = not is_dtensor(parameter) and parameter.dtype == torch.float32
                 out = parameter.grad if in_place else None
                 for t in terms:
-                    again = scaled if not isinstance(factors_U, dict) and isinstance(t, Outer) and uses[t.key] > 1 else None
-                    out = _added(t, factors, out, again)
+                    shared = not isinstance(factors_U, dict) and units is None and isinstance(t, Outer) and uses[t.key] > 1
+                    out = _added(t, together, out, scaled if shared else None)
+                if units is not None and norms is not None and out is not None:
+                    for start, whole in self._pieces(name, units):
+                        told = norms[start : start + len(whole)]
+                        # formed once more it has the same norm, or it is made to have
+                        ratio = (told / norms_of(whole)).nan_to_num(nan=1.0, posinf=1.0).clamp(max=1.0).to(factors.dtype)
+                        out.view(-1).addmv_(whole.flatten(1).t(), factors[units[start : start + len(whole)]] * ratio)
                 self.place(parameter, torch.zeros(parameter.shape, device=factors.device) if out is None else out)
 
     def forget(self) -> None:
         """Free everything that was kept of the microbatch."""
         self.record.clear()
+        self._formed = {}
 
     def detach(self) -> None:
         """Leave the model as it was found."""

@@ -257,7 +257,7 @@ def _matmul(x: Tensor, weight: Tapped) -> Tensor:
 
     def done(g: Tensor, x: Tensor) -> None:
         name = record.name(layer, leaf)
-        a, b = (record.by_unit(v, name).flatten(1, -2) for v in (x, g))
+        a, b = (record.by_unit(v, name).flatten(1, -2) for v in (x.to(g.dtype), g))
         each = torch.bmm(a.mT, b).float()
         record.keep(layer, leaf, _pulled(steps, base, each) if steps else each)
 

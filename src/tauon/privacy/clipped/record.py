@@ -116,7 +116,12 @@ class Record:
             term = term.dense() if isinstance(term, Term) else term.float()
             dist.all_reduce(term, group=self.added_over[id(layer)])
         found = term if isinstance(term, Term) else Dense.of(term)
-        self.terms.setdefault(self.name(layer, leaf), []).append(found)
+        uses = self.terms.setdefault(self.name(layer, leaf), [])
+        for i, before in enumerate(uses):
+            if isinstance(before, Dense) and isinstance(found, Dense) and (both := before.plus(found)) is not None:
+                uses[i] = both
+                return
+        uses.append(found)
 
     def keep_outer(self, layer: nn.Module, leaf: str, a: Tensor, g: Tensor, *, shape: tuple[int, ...] | None = None) -> None:
         """One more use of a matrix, from what came in, (rows, ..., I), and the gradient of what came out, (rows, ..., O)."""

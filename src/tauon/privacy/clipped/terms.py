@@ -5,22 +5,44 @@
 `Rows`   vectors that are added to rows of a table: never units x table
 `Dense`  each unit's gradient itself: where that is less work, or nothing better is known
 
-Knows no layer and no clipping. Shapes: U units (examples, or users of several rows each), T positions, I inputs, O outputs, V rows of a table,
-D their width. Products run in the dtype of their factors; squares and sums are float32.
+A norm that is computed otherwise than the sum is not exactly the norm of what is added: Gram matrices cancel where positions do. So each term
+says how far its square may be off (`error`) and how far what it adds may be off (`rounding`); `bounded` makes an upper bound of them
+(`rounding.py` has the constants). Knows no layer and no clipping. Shapes: U units (examples, or users of several rows each), T positions,
+I inputs, O outputs, V rows of a table, D their width. Products run in the dtype of their factors; squares and sums are float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Dense", "Grams", "Outer", "Rows", "Term", "joint", "outer"]
+from tauon.privacy.clipped.rounding import (
+    MINUTE,
+    ROW,
+    UNIT,
+    Gram,
+    add_product,
+    coarseness,
+    gamma,
+    pair,
+    sum_of_products,
+    sum_of_squares,
+    unit_of,
+)
+
+__all__ = ["Bound", "Dense", "Grams", "Outer", "Rows", "Term", "bounded", "formed", "norms_of", "outer"]
 
 Scaled = dict[tuple[object, ...], Tensor]
 PIECE = 2**22
 """Numbers in one piece of per-unit gradients, 16 MiB: larger ones the C library takes from, and returns to, the system each time."""
+SHORTER = 0.02
+"""Share of a gradient by which the bounds of rounding may shorten it; beyond, the gradient is formed, and its own norm taken."""
+FLOOR = 1e-10
+"""Norms up to which no gradient is formed for its accuracy's sake."""
 
 
 class Term:
@@ -28,34 +50,44 @@ class Term:
 
     squared: Tensor
     """U: squared norm of this use's gradient, float32."""
+    error: Tensor | None = None
+    """U: how far `squared` may be off. None: nothing is known, so that each unit's gradient is formed (`dense`), measured and added as it is."""
+    size: Tensor
+    """U: sum over positions of |a_t| |g_t|, or another bound of the norm of each sum of the same numbers with other signs."""
+    rounding: Tensor
+    """U: how far, in norm, what `add` adds may be from the gradient that `squared` is of, for a factor of 1."""
     reads_weight: bool = False
-    """Whether `add` computes with the weight once more: it must be there then, also where shards are gathered for a pass alone."""
+    """Whether `add` or `dense` compute with the weight once more: it must be there then, also where shards are gathered for a pass alone."""
+    group: Any = None
+    """Processes that must all call `dense` for the same units, where they compute it together."""
 
     def add(self, factors_U: Tensor, out: Tensor | None) -> Tensor:
         """`out` + sum_u factor_u g_u, in place where `out` is given; float32, in the weight's shape."""
         raise NotImplementedError
 
-    def dense(self) -> Tensor:
-        """Each unit's gradient, (U, *shape of the weight), float32."""
+    def dense(self, units: Tensor | None = None) -> Tensor:
+        """The gradient of each of `units` (their numbers; None: all), (units, *shape of the weight), float32."""
         raise NotImplementedError
 
-    def inner(self, other: Term) -> Tensor:
-        """U: inner products with another use's gradients, float32."""
-        return (self.dense() * other.dense()).flatten(1).sum(1)
+    def inner(self, other: Term) -> tuple[Tensor, Tensor]:
+        """U: inner products with another use's gradients, float32, and how far they may be off."""
+        mine, theirs = (x.reshape(len(x), -1, x.shape[-1] if x.ndim > 1 else 1) for x in (self.dense(), other.dense()))
+        off = gamma(mine.shape[2] + 8) * (sum_of_squares(mine) * sum_of_squares(theirs)).sqrt()
+        return sum_of_products(mine, theirs), off + self.rounding * other.size + other.rounding * self.size
 
 
 class Grams:
     """The Gram matrices of inputs that several layers share (queries, keys and values; gate and up), each made once."""
 
     def __init__(self) -> None:
-        self.last: list[tuple[Tensor, Tensor]] = []
+        self.last: list[tuple[Tensor, Gram]] = []
 
-    def __call__(self, x_UTI: Tensor) -> Tensor:
-        """UTT: x x^T."""
+    def __call__(self, x_UTI: Tensor) -> Gram:
+        """Of x with itself."""
         for other, gram in self.last:
             if same(other, x_UTI):
                 return gram
-        gram = torch.bmm(x_UTI, x_UTI.mT)
+        gram = Gram.of(x_UTI)
         self.last = [*self.last[-1:], (x_UTI, gram)]
         return gram
 
@@ -94,11 +126,19 @@ class Outer(Term):
 
     def __init__(self, a_UTI: Tensor, g_UTO: Tensor, grams: Grams | None = None, shape: Sequence[int] | None = None) -> None:
         self.a, self.g, self.shape = a_UTI, g_UTO, shape
-        if a_UTI.shape[1] == 1:
-            self.squared = a_UTI.float().square().sum((1, 2)) * g_UTO.float().square().sum((1, 2))
+        T = a_UTI.shape[1]
+        if T == 1:
+            of_a, of_g = (sum_of_squares(x) + MINUTE for x in (a_UTI, g_UTO))
+            self.squared = (of_a * of_g).float()
+            self.error = self.squared * gamma(2 * ROW + 16)
+            self.size = moved = (self.squared + self.error).sqrt()
         else:
-            inputs = grams(a_UTI) if grams is not None else torch.bmm(a_UTI, a_UTI.mT)
-            self.squared = total(inputs, torch.bmm(g_UTO, g_UTO.mT))
+            found = pair(grams(a_UTI) if grams is not None else Gram.of(a_UTI), Gram.of(g_UTO))
+            self.squared, self.error, self.size, moved = found.value, found.error, found.size, found.moved
+        # inputs are multiplied by the factor, which rounds each number, and then summed over positions
+        self.rounding = gamma(T + 4) * self.size + gamma(1, unit_of(a_UTI.dtype)) * moved
+        if coarseness(a_UTI.device) and a_UTI.dtype == torch.float32:
+            self.error = None
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -110,30 +150,30 @@ class Outer(Term):
         a, g = self.a, self.g
         if scaled is not None and self.key in scaled:
             a = scaled[self.key]
-        elif scaled is None and g.shape[2] < a.shape[2]:
-            g = g * factors_U.to(g.dtype)[:, None, None]
+        elif scaled is None and g.shape[2] < a.shape[2] and g.dtype == torch.float32:
+            g = g * factors_U[:, None, None]
         else:
-            a = a * factors_U.to(a.dtype)[:, None, None]
+            a = (a * factors_U[:, None, None]).to(a.dtype)
             if scaled is not None:
                 scaled[self.key] = a
         g_NO, a_NI = g.flatten(0, 1), a.flatten(0, 1)
-        if g_NO.dtype != torch.float32:
-            whole = (g_NO.t() @ a_NI).float()
-            whole = whole if self.shape is None else whole.view(self.shape)
-            return whole if out is None else out.add_(whole)
-        if out is None:
+        if out is None and g_NO.dtype == torch.float32:
             whole = g_NO.t() @ a_NI
             return whole if self.shape is None else whole.view(self.shape)
-        out.view(g_NO.shape[1], a_NI.shape[1]).addmm_(g_NO.t(), a_NI)
+        if out is None:
+            out = torch.zeros(self.shape or (g_NO.shape[1], a_NI.shape[1]), dtype=torch.float32, device=a.device)
+        add_product(out.view(g_NO.shape[1], a_NI.shape[1]), g_NO, a_NI)
         return out
 
-    def dense(self) -> Tensor:
-        whole = torch.bmm(self.g.mT, self.a).float()
+    def dense(self, units: Tensor | None = None) -> Tensor:
+        a, g = (x if units is None else x[units] for x in (self.a, self.g))
+        whole = torch.bmm(g.mT.float(), a.float())
         return whole if self.shape is None else whole.view(-1, *self.shape)
 
-    def inner(self, other: Term) -> Tensor:
+    def inner(self, other: Term) -> tuple[Tensor, Tensor]:
         if isinstance(other, Outer):
-            return total(torch.bmm(self.a, other.a.mT), torch.bmm(self.g, other.g.mT))
+            found = pair(Gram.between(self.a, other.a), Gram.between(self.g, other.g))
+            return found.value, found.error
         return other.inner(self)
 
 
@@ -146,46 +186,81 @@ class Rows(Term):
         self.ids, self.g, self.rows = ids_UT, g_UTD, rows
         U, T = ids_UT.shape
         if T == 1:
-            self.squared = g_UTD.float().square().sum((1, 2))
+            self.squared = sum_of_squares(g_UTD).float()
+            self.error = self.squared * gamma(ROW + 8)
+            self.size = (self.squared + self.error).sqrt()
+            self.rounding = 4 * UNIT * self.size
             return
         # vectors of one unit with one row are added up before they are squared
         key = ids_UT + rows * torch.arange(U, device=ids_UT.device)[:, None]
-        keys, at = key.flatten().unique(return_inverse=True)
+        keys, at, counts = key.flatten().unique(return_inverse=True, return_counts=True)
+        unit = keys // rows
         sums = torch.zeros(len(keys), g_UTD.shape[2], dtype=torch.float32, device=g_UTD.device).index_add_(
             0, at, g_UTD.flatten(0, 1).float()
         )
-        self.squared = torch.zeros(U, device=g_UTD.device).index_add_(0, keys // rows, sums.square().sum(1))
+        lengths_UT = torch.linalg.vector_norm(g_UTD, dim=2, dtype=torch.float32).double() * (1 + gamma(g_UTD.shape[2] + 4))
+        by_key = torch.zeros(len(keys), dtype=torch.float64, device=g_UTD.device).index_add_(0, at, lengths_UT.flatten())
+        by_unit = torch.zeros(2, U, dtype=torch.float64, device=g_UTD.device)
+        by_unit.index_add_(1, unit, torch.stack([sum_of_squares(sums), by_key.square()]))
+        self.squared, spread = by_unit[0].float(), by_unit[1].sqrt().float()
+        most = torch.zeros(U, dtype=counts.dtype, device=counts.device).scatter_reduce_(0, unit, counts, "amax")
+        self.rounding = 1.01 * UNIT * (most + 2).float() * spread  # each vector of a row is added to the others of it
+        self.error = self.squared * gamma(ROW + 8) + (2 * self.squared.sqrt() + self.rounding) * self.rounding
+        self.size = lengths_UT.sum(1).float()
 
     def add(self, factors_U: Tensor, out: Tensor | None) -> Tensor:
         if out is None:
             out = torch.zeros(self.rows, self.g.shape[2], dtype=torch.float32, device=self.g.device)
         return out.index_add_(0, self.ids.flatten(), (self.g.float() * factors_U[:, None, None]).flatten(0, 1))
 
-    def dense(self) -> Tensor:
-        U, _, D = self.g.shape
-        key = self.ids + self.rows * torch.arange(U, device=self.ids.device)[:, None]
-        whole = torch.zeros(U * self.rows, D, dtype=torch.float32, device=self.g.device)
-        return whole.index_add_(0, key.flatten(), self.g.flatten(0, 1).float()).view(U, self.rows, D)
+    def dense(self, units: Tensor | None = None) -> Tensor:
+        ids, g = (x if units is None else x[units] for x in (self.ids, self.g))
+        U, _, D = g.shape
+        key = ids + self.rows * torch.arange(U, device=ids.device)[:, None]
+        whole = torch.zeros(U * self.rows, D, dtype=torch.float32, device=g.device)
+        return whole.index_add_(0, key.flatten(), g.flatten(0, 1).float()).view(U, self.rows, D)
 
-    def inner(self, other: Term) -> Tensor:
+    def inner(self, other: Term) -> tuple[Tensor, Tensor]:
+        D, g = self.g.shape[2], self.g.float()
         if isinstance(other, Rows):
-            alike = (self.ids[:, :, None] == other.ids[:, None, :]).to(self.g.dtype)
-            return total(alike, torch.bmm(self.g, other.g.mT))
-        if isinstance(other, Outer):  # a head that is also the embedding: sum_ts g_s[id_t] (a_s . e_t)
+            alike = (self.ids[:, :, None] == other.ids[:, None, :]).float()
+            found, S = sum_of_products(alike, torch.bmm(g, other.g.float().mT)), other.ids.shape[1]
+        elif isinstance(other, Outer):  # a head that is also the embedding: sum_ts g_s[id_t] (a_s . e_t)
             at = self.ids[:, None, :].expand(-1, other.g.shape[1], -1)
-            return total(other.g.gather(2, at), torch.bmm(other.a, self.g.to(other.a.dtype).mT))
-        if isinstance(other, Dense):
-            picked = other.dense().gather(1, self.ids[:, :, None].expand(-1, -1, self.g.shape[2]))
-            return (picked * self.g.float()).sum((1, 2))
-        return other.inner(self)
+            found, S = sum_of_products(other.g.gather(2, at), torch.bmm(other.a.float(), g.mT)), self.ids.shape[1]
+        elif isinstance(other, Dense):
+            picked = other.dense().gather(1, self.ids[:, :, None].expand(-1, -1, D))
+            found, S = sum_of_products(picked, g), D
+        else:
+            return other.inner(self)
+        return found.float(), gamma(D + S + 8) * self.size * other.size
 
 
 class Dense(Term):
-    """Each unit's gradient, in pieces along U."""
+    """Each unit's gradient, in pieces along U. What is added is what was measured."""
 
     def __init__(self, pieces: list[Tensor]) -> None:
         self.pieces = pieces
-        self.squared = torch.cat([torch.linalg.vector_norm(p.flatten(1), dim=1).square() for p in pieces])
+        self._measured(torch.cat([sum_of_squares(p) for p in pieces]))
+
+    def _measured(self, squared: Tensor) -> None:
+        """Keep the norms; their bounds follow where they are asked for, as most parameters are used once (`bounded`)."""
+        self.squared = squared.float()
+
+    @property
+    def error(self) -> Tensor:  # type: ignore[override]
+        """See `Term`."""
+        return self.squared * gamma(ROW + 8)
+
+    @property
+    def size(self) -> Tensor:  # type: ignore[override]
+        """See `Term`."""
+        return (self.squared + self.error).sqrt()
+
+    @property
+    def rounding(self) -> Tensor:  # type: ignore[override]
+        """See `Term`: factors are rounded as they are multiplied, and operands where products are coarse."""
+        return self.size * (4 * UNIT + 2.1 * coarseness(self.squared.device))
 
     @classmethod
     def of(cls, g: Tensor) -> Dense:
@@ -202,15 +277,21 @@ class Dense(Term):
         term.pieces, squared = [], []
         for u in range(0, U, step):
             piece = torch.bmm(g_UTO[u : u + step].mT, a_UTI[u : u + step]).float()
-            squared.append(torch.linalg.vector_norm(piece, dim=(1, 2)).square())
+            squared.append(sum_of_squares(piece))
             term.pieces.append(piece if shape is None else piece.view(-1, *shape))
-        term.squared = torch.cat(squared)
+        term._measured(torch.cat(squared))
         return term
+
+    def plus(self, other: Dense) -> Dense | None:
+        """Both as one, where they are cut alike."""
+        if type(self) is not Dense or type(other) is not Dense or [p.shape for p in self.pieces] != [p.shape for p in other.pieces]:
+            return None
+        return Dense([p + q for p, q in zip(self.pieces, other.pieces, strict=True)])
 
     def add(self, factors_U: Tensor, out: Tensor | None) -> Tensor:
         u = 0
         for piece in self.pieces:
-            flat, factors = piece.flatten(1), factors_U[u : u + len(piece)]
+            flat, factors = piece.reshape(len(piece), -1), factors_U[u : u + len(piece)]
             u += len(piece)
             if out is None:
                 out = torch.mv(flat.t(), factors).view(piece.shape[1:])
@@ -219,27 +300,68 @@ class Dense(Term):
         assert out is not None
         return out
 
-    def dense(self) -> Tensor:
-        return self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces)
+    def dense(self, units: Tensor | None = None) -> Tensor:
+        if units is None:
+            return self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces)
+        size = len(self.pieces[0])  # all but the last are as long
+        return torch.stack([self.pieces[u // size][u % size] for u in units.tolist()])
 
-    def inner(self, other: Term) -> Tensor:
+    def inner(self, other: Term) -> tuple[Tensor, Tensor]:
         if isinstance(other, Rows):
             return other.inner(self)
-        return (self.dense() * other.dense()).flatten(1).sum(1)
+        return super().inner(other)
 
 
-def total(x_UTS: Tensor, y_UTS: Tensor) -> Tensor:
-    """U: sum of the products of two matrices' entries, float32."""
-    if x_UTS.dtype == y_UTS.dtype == torch.float32:
-        return torch.bmm(x_UTS.flatten(1)[:, None], y_UTS.flatten(1)[:, :, None]).flatten()
-    return (x_UTS.float() * y_UTS.float()).sum((1, 2))
+@dataclass(frozen=True)
+class Bound:
+    """What is known of the norm of what each unit adds to one parameter, for a factor of 1."""
+
+    estimate: Tensor
+    """U: its square, as it was computed."""
+    squared: Tensor
+    """U: at least its square."""
+    loose: Tensor | None
+    """U: whether that is much more than the square, so that the gradient is better formed. None: it never is."""
 
 
-def joint(terms: Sequence[Term]) -> Tensor:
-    """U: squared norm of the sum of several uses' gradients: tied weights, layers used again."""
-    squared = terms[0].squared.clone()
+def bounded(terms: Sequence[Term]) -> Bound:
+    """The uses of one parameter together: tied weights, layers used again."""
+    if len(terms) == 1 and isinstance(terms[0], Dense):
+        only = terms[0].squared
+        return Bound(only, only * ((1 + gamma(ROW + 8)) * (1 + 2.1 * (4 * UNIT + 2.1 * coarseness(only.device)))), None)
+    if any(t.error is None for t in terms):
+        nothing = torch.full_like(terms[0].squared, torch.inf)
+        return Bound(nothing, nothing, torch.ones_like(nothing, dtype=torch.bool))
+    squared, error = (sum_([x for t in terms if (x := getattr(t, what)) is not None]) for what in ("squared", "error"))
+    rounding = sum_([t.rounding for t in terms])
+    if len(terms) > 1:  # one after the other is added to the sum
+        rounding += gamma(2 * len(terms)) * sum_([t.size for t in terms])
     for i, term in enumerate(terms[1:], 1):
-        squared += term.squared
         for before in terms[:i]:
-            squared += 2 * before.inner(term)
-    return squared.clamp_(min=0)
+            product, off = before.inner(term)
+            squared += 2 * product.double()
+            error += 2 * off.double()
+    most = (squared + error).clamp(min=0).sqrt() + rounding
+    tight = (most - squared.clamp(min=0).sqrt() <= SHORTER * most) & most.isfinite()
+    return Bound(squared.clamp(min=0).float(), (most.square() * (1 + 4 * UNIT)).float(), ~(tight | (most <= FLOOR)))
+
+
+def sum_(found: Sequence[Tensor]) -> Tensor:
+    """U, float64."""
+    return torch.stack(list(found)).double().sum(0)
+
+
+def formed(terms: Sequence[Term], units: Tensor) -> Tensor:
+    """The gradient of one parameter of each of `units`, all uses added up: (units, *shape), float32."""
+    whole = terms[0].dense(units)
+    for term in terms[1:]:
+        whole = whole + term.dense(units)
+    return whole
+
+
+def norms_of(whole: Tensor) -> Tensor:
+    """At least the norm of each unit's gradient as it stands, float64, also where squares overflow."""
+    found = (sum_of_squares(whole) * (1 + gamma(ROW + 8))).sqrt()
+    if not bool(found.isfinite().all()):
+        found = torch.linalg.vector_norm(whole.reshape(len(whole), -1), dim=1, dtype=torch.float64) * (1 + 1e-6)
+    return found * (1 + 8 * UNIT + 2.1 * coarseness(whole.device))

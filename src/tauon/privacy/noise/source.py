@@ -4,8 +4,8 @@ second look at an earlier step draws the same ones.
 The bits are those of ChaCha20 (RFC 8439), a cryptographic stream: who has seen any amount of noise cannot tell the rest from random bits
 without the key. Each (step, name) has a key of its own, BLAKE2b of it under the source's 256-bit key. By OpenSSL where `cryptography` is
 installed, else, and on accelerators, by torch's integer operations: the same bits. Box and Muller's transform makes them normal, with 62
-bits in the radius (so up to 9.3 standard deviations) and 32 in the angle, in float32; it is not the discrete Gaussian, and what an
-adversary could learn from rounding (Mironov 2012) is not covered.
+bits in the radius (so up to 9.3 standard deviations) and 32 in the angle, in float32; no number is zero because it was rounded. It is not the
+discrete Gaussian, and what an adversary could learn from rounding (Mironov 2012) is not covered: docs/privacy.md says how much that is.
 
 Repeating is on purpose in training, where a resume takes the same step again. Where it would be a leak (two answers about the data with one
 noise differ by exactly what the data differs by), whoever draws claims the name first (`claim`), which is possible once for each key in a
@@ -144,14 +144,30 @@ def _box_muller(bits: Sequence[Tensor], out: Sequence[Tensor]) -> None:
     """Two normal numbers (cosines, sines) from each place of three tensors of words: radius sqrt(-2 log u), angle uniform."""
     high, low, turn = bits
     cosines, sines = out
-    # u is uniform in (0, 1] with 62 bits: a float's mantissa moves with the number, so that small ones, the tail, are as fine as large ones
-    fine = low.bitwise_and(0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-62)
-    radius = high.bitwise_and(0x7FFFFFFF).to(torch.float32).mul_(2.0**-31).add_(fine).clamp_(max=1.0).log_().mul_(-2).sqrt_()
-    angle = turn.to(torch.float32).mul_(math.pi * 2.0**-31)
+    radius = _radius(high.bitwise_and(0x7FFFFFFF), low.bitwise_and(0x7FFFFFFF))
+    angle = turn.to(torch.float32).add_(0.5).mul_(math.pi * 2.0**-31)
     torch.cos(angle, out=cosines)
     torch.sin(angle, out=sines)
     cosines.mul_(radius)
     sines.mul_(radius)
+
+
+def _radius(high: Tensor, low: Tensor) -> Tensor:
+    """sqrt(-2 log u), u uniform in (0, 1) with 62 bits: a float's mantissa moves with the number, so that small ones, the tail, are as fine as large
+    ones. Next to 1, where floats are coarse (one u in 2^25 would be rounded to 1, which is no noise at all), it is made of 1 - u.
+    """
+    fine = low.to(torch.float32).add_(0.5).mul_(2.0**-62)
+    radius = high.to(torch.float32).mul_(2.0**-31).add_(fine).clamp_(max=1.0).log_().mul_(-2).sqrt_()
+    near_one = high >= 2**31 - 2**24
+
+    def exactly(high: Tensor, fine: Tensor) -> Tensor:
+        complement = (0x7FFFFFFF - high).to(torch.float32).mul_(2.0**-31).add_(2.0**-31 - fine).clamp_(min=2.0**-63)
+        return complement.neg_().log1p_().mul_(-2).sqrt_()
+
+    if radius.device.type != "cpu":  # all of them: an accelerator would have to wait for their number
+        return torch.where(near_one, exactly(high, fine), radius)
+    at = near_one.nonzero(as_tuple=True)
+    return radius.index_put_(at, exactly(high[at], fine[at]))
 
 
 def _words(key: bytes, device: torch.device | str) -> Words:

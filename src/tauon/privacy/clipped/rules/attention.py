@@ -25,6 +25,9 @@ class _Stacked(Term):
     def __init__(self, parts: list[Term], sizes: list[int]) -> None:
         self.parts, self.sizes = parts, sizes
         self.squared = cast(Tensor, sum(p.squared for p in parts))
+        errors = [p.error for p in parts if p.error is not None]
+        self.error = cast(Tensor, sum(errors)) if len(errors) == len(parts) else None
+        self.size, self.rounding = (cast(Tensor, sum(getattr(p, what) for p in parts)) for what in ("size", "rounding"))
 
     def add(self, factors_U: Tensor, out: Tensor | None) -> Tensor:
         if out is None:
@@ -33,8 +36,8 @@ class _Stacked(Term):
             part.add(factors_U, rows)
         return out
 
-    def dense(self) -> Tensor:
-        return torch.cat([p.dense() for p in self.parts], 1)
+    def dense(self, units: Tensor | None = None) -> Tensor:
+        return torch.cat([p.dense(units) for p in self.parts], 1)
 
 
 @register_rule(nn.MultiheadAttention, forward=True)

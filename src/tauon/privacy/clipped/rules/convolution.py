@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tauon.privacy.clipped.record import Record
+from tauon.privacy.clipped.rounding import ROW, Gram, coarseness, gamma, pair, sum_of_squares
 from tauon.privacy.clipped.rules.base import bare, register_rule, spread, weight_of
-from tauon.privacy.clipped.terms import Dense, Term, total
+from tauon.privacy.clipped.terms import Dense, Term
 
 __all__ = ["kernel_gradients"]
 
@@ -132,7 +133,7 @@ class _Kernels(Dense):
         self.kernel = each.shape[3:]
         if not self.raw.is_contiguous():
             self.raw = self.raw.contiguous()
-        self.squared = torch.linalg.vector_norm(self.raw, dim=(2, 3)).square().sum(0)
+        self._measured(sum_of_squares(self.raw.flatten(0, 1)).view(self.raw.shape[:2]).sum(0))
 
     def add(self, factors_U: Tensor, out: Tensor | None) -> Tensor:
         K, U, O, C = self.raw.shape
@@ -140,34 +141,47 @@ class _Kernels(Dense):
         whole = summed.permute(-2, -1, *range(len(self.kernel)))
         return whole.contiguous() if out is None else out.add_(whole)
 
-    def dense(self) -> Tensor:
-        each: Tensor = self.raw.unflatten(0, self.kernel)
+    def dense(self, units: Tensor | None = None) -> Tensor:
+        each: Tensor = (self.raw if units is None else self.raw[:, units]).unflatten(0, self.kernel)
         K = len(self.kernel)
         whole: Tensor = each.permute(K, K + 1, K + 2, *range(K)).contiguous()
         return whole
 
-    def inner(self, other: Term) -> Tensor:
-        return (self.dense() * other.dense()).flatten(1).sum(1)
-
 
 class _Whole(Term):
-    """A kernel whose gradients are too large to keep: squared by Gram matrices, summed by torch's own kernel."""
+    """A kernel whose gradients are too large to keep: squared by Gram matrices, summed by torch's own kernel on a CPU, which multiplies and
+    adds one by one. What an accelerator's kernels do (Winograd, TF32) is not known: there each gradient is formed again, a piece at a time.
+    """
 
-    def __init__(self, squared_U: Tensor, x: Tensor, g: Tensor, weight: Tensor, how: tuple[Sizes, Sizes, Sizes, int]) -> None:
+    def __init__(
+        self, squared_U: Tensor, error_U: Tensor, x: Tensor, g: Tensor, weight: Tensor, how: tuple[Sizes, Sizes, Sizes, int]
+    ) -> None:
         self.squared, self.x, self.g, self.weight, self.how = squared_U, x, g, weight, how
+        U = len(squared_U)
+        # each number of x is seen from as many places as a kernel has: sum |patch_l| |g_l| <= sqrt(K) |x| |g|
+        of_x, of_g = (sum_of_squares(v).view(U, -1) for v in (x, g))
+        self.size = ((of_x * of_g).sqrt().sum(1) * (1.001 * math.prod(weight.shape[2:]) ** 0.5)).float()
+        terms = len(g) // U * math.prod(g.shape[2:])
+        self.rounding = gamma(2 * terms + 8) * self.size  # in the norm, and in what is added
+        certain = x.device.type == "cpu" and not coarseness(x.device)
+        self.error = error_U + self.rounding * (2 * squared_U.clamp(min=0).sqrt() + self.rounding) if certain else None
 
     def add(self, factors_U: Tensor, out: Tensor | None) -> Tensor:
         stride, padding, dilation, groups = self.how
-        each = factors_U.repeat_interleave(len(self.g) // len(factors_U)).to(self.g.dtype).view(-1, *([1] * (self.g.ndim - 1)))
+        each = factors_U.repeat_interleave(len(self.g) // len(factors_U)).view(-1, *([1] * (self.g.ndim - 1)))
         none = [0] * (self.g.ndim - 2)
+        sizes = (list(stride), list(padding), list(dilation))
         whole: Tensor = torch.ops.aten.convolution_backward(
-            self.g * each, self.x, self.weight.to(self.g.dtype), None, list(stride), list(padding), list(dilation), False, none, groups, [False, True, False]
-        )[1].float()  # fmt: skip
+            self.g.float() * each, self.x.float(), self.weight.float(), None, *sizes, False, none, groups, [False, True, False]
+        )[1]
         return whole if out is None else out.add_(whole)
 
-    def dense(self) -> Tensor:
-        each = kernel_gradients(self.x, self.g, tuple(self.weight.shape[2:]), *self.how).float()
+    def dense(self, units: Tensor | None = None) -> Tensor:
         U = len(self.squared)
+        x, g = (v.unflatten(0, (U, -1)) for v in (self.x, self.g))
+        x, g = (v.flatten(0, 1) if units is None else v[units].flatten(0, 1) for v in (x, g))
+        each = kernel_gradients(x.float(), g.float(), tuple(self.weight.shape[2:]), *self.how)
+        U = U if units is None else len(units)
         return each.reshape(U, len(each) // U, *each.shape[1:]).sum(1)
 
 
@@ -188,12 +202,14 @@ def _term(record: Record, name: str, x: Tensor, g: Tensor, weight: Tensor, how: 
         step = max(1, 2**22 // (numbers * per_row))
         for u in range(0, units, step):
             rows = slice(u * per_row, min(units, u + step) * per_row)
-            each = kernel_gradients(x[rows], g[rows], kernel, *how).float()
-            squared.append(each.reshape(-1, per_row, *each.shape[1:]).sum(1).flatten(1).square().sum(1))
-        return _Whole(torch.cat(squared), x, g, weight, how)
+            each = kernel_gradients(x[rows].float(), g[rows].float(), kernel, *how)
+            squared.append(sum_of_squares(each.reshape(-1, per_row, *each.shape[1:]).sum(1)))
+        found = torch.cat(squared).float()
+        return _Whole(found, found * gamma(ROW + 8), x, g, weight, how)
     places = record.by_unit(unfold(padded(x, padding), kernel, stride, dilation, tuple(g.shape[2:])).mT, name).flatten(1, 2)
     g_ULO = record.by_unit(g.flatten(2).mT, name).flatten(1, 2)
-    return _Whole(total(torch.bmm(places, places.mT), torch.bmm(g_ULO, g_ULO.mT)), x, g, weight, how)
+    both = pair(Gram.of(places), Gram.of(g_ULO))
+    return _Whole(both.value, both.error, x, g, weight, how)
 
 
 class _Convolution(torch.autograd.Function):

@@ -19,7 +19,20 @@ from torch import Tensor, nn
 from tauon.distributed.pieces import is_dtensor, local_slices
 from tauon.errors import Problem, RecipeError
 from tauon.privacy.clipped.record import Record
-from tauon.privacy.clipped.terms import Outer, Rows, Term, total
+from tauon.privacy.clipped.rounding import (
+    ROW,
+    UNIT,
+    Gram,
+    add_product,
+    coarseness,
+    gamma,
+    lengths_of,
+    pair,
+    sum_of_products,
+    sum_of_squares,
+    unit_of,
+)
+from tauon.privacy.clipped.terms import Outer, Rows, Term
 from tauon.tasks.losses import chunk_rows, softmax_and_nll
 
 __all__ = ["Head"]
@@ -95,51 +108,64 @@ class _Scored:
             [] if self.p is not None else [(i, h_ND.new_empty(self.U, self.T, i.shape[1])) for i in ids]
         )
         self.grad_h = torch.empty_like(h_ND)
-        self.squared = torch.zeros(self.U, dtype=torch.float32, device=h_ND.device)
         self.loss = torch.zeros((), dtype=torch.float32, device=h_ND.device)
-        by_gradient = self.T * (V + h_ND.shape[1]) > V * h_ND.shape[1] or self.T * V > AT_ONCE
-        if by_gradient:
+        self.by_gradient = self.T * (V + h_ND.shape[1]) > V * h_ND.shape[1] or self.T * V > AT_ONCE
+        self.alone = self.by_gradient and unit_of(h_ND.dtype) > 0
+        """Whether the sum is made of each unit's gradient, formed again as its norm was taken of it, and then scaled: bf16 rounds what is scaled
+        before. Of short units that is allowed for in the norm."""
+        self.squared, self.error, self.size, self.moved = torch.zeros(4, self.U, dtype=torch.float32, device=h_ND.device)
+        if self.by_gradient:
             for u in range(self.U):
                 self._unit(u)
-            self._add_parts()
-            return
-        for u, rows, p, nll in self.chunks(self.p):
-            n = len(p) // self.T
-            self._row_results(rows, p, nll)
-            p_UTV, h_UTD = p.view(n, self.T, V), (self.h[rows] * c_N[rows, None].to(p.dtype)).view(n, self.T, -1)
-            self.squared[u : u + n] = total(torch.bmm(p_UTV, p_UTV.mT), torch.bmm(h_UTD, h_UTD.mT))
-            for i, out in self.picked:
-                torch.gather(p_UTV, 2, i[u : u + n, None, :].expand(-1, self.T, -1), out=out[u : u + n])
-        self._add_parts()
-
-    def _add_parts(self) -> None:
-        """Each process's rows of the head add to the gradient of h."""
-        if self.head.parts is not None:
+        else:
+            for u, rows, p, nll in self._chunks(self.p):
+                self._row_results(rows, p, nll)
+                self._short_units(u, rows, p)
+        # what is added: formed once more, or all positions of all units at once
+        self.rounding = 8 * UNIT * self.size if self.alone else gamma(self.T + 8) * self.size + gamma(1, unit_of(h_ND.dtype)) * self.moved
+        if self.head.parts is not None:  # each process's rows of the head add to the gradient of h
             dist.all_reduce(self.grad_h, group=self.head.parts[1])
 
     def _row_results(self, rows: slice, p: Tensor, nll: Tensor) -> None:
         self.loss += (nll[:, 0] * self.c[rows]).sum()
         torch.mm(p, self.w, out=self.grad_h[rows]).mul_(self.c[rows, None].to(p.dtype))
 
+    def _short_units(self, u: int, rows: slice, p: Tensor) -> None:
+        """A chunk of whole units: Gram matrices."""
+        n = len(p) // self.T
+        p_UTV, h_UTD, c_UT = p.view(n, self.T, -1), self.h[rows].view(n, self.T, -1), self.c[rows].view(n, self.T)
+        found = pair(Gram.of(h_UTD).scaled(c_UT), Gram.of(p_UTV))
+        units = slice(u, u + n)
+        self.squared[units], self.error[units], self.size[units], self.moved[units] = found.value, found.error, found.size, found.moved
+        for i, out in self.picked:
+            torch.gather(p_UTV, 2, i[units, None, :].expand(-1, self.T, -1), out=out[units])
+
     def _unit(self, u: int) -> None:
         """A long unit: its gradient itself, piece by piece."""
-        whole = torch.zeros_like(self.w, dtype=torch.float32)
-        for rows, p, nll in self.pieces(u * self.T, (u + 1) * self.T, self.p):
+        whole = torch.zeros(self.w.shape, dtype=torch.float32, device=self.w.device)
+        for rows, p, nll in self._pieces(u, self.p):
             self._row_results(rows, p, nll)
-            _add_product(whole, p, self.h[rows] * self.c[rows, None].to(p.dtype))
+            add_product(whole, p, self.scaled(rows, self.c))
+            self.size[u] += (lengths_of(p[None]) * lengths_of(self.h[None, rows]) * self.c[rows].abs() * (1 + 4 * UNIT)).sum()
             for i, out in self.picked:
                 first = rows.start - u * self.T
                 out[u, first : first + len(p)] = p[:, i[u]]
-        self.squared[u] = torch.linalg.vector_norm(whole).square()
+        self.squared[u] = sum_of_squares(whole[None])[0]
+        off = 0 if self.alone else gamma(self.T + 8) * self.size[u]
+        self.error[u] = gamma(ROW + 8) * self.squared[u] + (2 * self.squared[u].sqrt() + off) * off
 
-    def pieces(self, start: int, stop: int, into: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(rows, p less one at the target, nll) for rows [start, stop)."""
-        step = chunk_rows(stop - start, len(self.w), self.h.device)
-        for first in range(start, stop, step):
-            rows = slice(first, min(stop, first + step))
+    def scaled(self, rows: slice, by_N: Tensor) -> Tensor:
+        """Rows of h, times their own factor."""
+        return (self.h[rows] * by_N[rows, None]).to(self.h.dtype)
+
+    def _pieces(self, u: int, into: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows, p less one at the target, nll) of a unit's rows."""
+        step = chunk_rows(self.T, len(self.w), self.h.device)
+        for first in range(u * self.T, (u + 1) * self.T, step):
+            rows = slice(first, min((u + 1) * self.T, first + step))
             yield rows, *self._softmax(rows, into)
 
-    def chunks(self, into: Tensor | None) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
+    def _chunks(self, into: Tensor | None) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
         """(first unit, rows, p less one at the target, nll) chunk by chunk of whole units."""
         step = max(1, chunk_rows(len(self.h), len(self.w), self.h.device) // self.T)
         for u in range(0, self.U, step):
@@ -162,12 +188,21 @@ class _Scored:
         return p, nll
 
     def again(self) -> Iterator[tuple[int, slice, Tensor]]:
-        """(first unit, rows, p) of all units: what was kept, or formed again."""
+        """(first unit, rows, p) of whole units, or of a part of one: what was kept, or formed again, by the same products in the same pieces, as
+        other ones would round otherwise.
+        """
         if self.p is not None:
-            yield 0, slice(0, len(self.h)), self.p
-            return
-        for u, rows, p, _ in self.chunks(None):
-            yield u, rows, p
+            step = 1 if self.by_gradient else self.U
+            for u in range(0, self.U, step):
+                rows = slice(u * self.T, (u + step) * self.T)
+                yield u, rows, self.p[rows]
+        elif self.by_gradient:
+            for u in range(self.U):
+                for rows, p, _ in self._pieces(u, None):
+                    yield u, rows, p
+        else:
+            for u, rows, p, _ in self._chunks(None):
+                yield u, rows, p
 
 
 class _HeadTerm(Term):
@@ -175,55 +210,86 @@ class _HeadTerm(Term):
 
     def __init__(self, scored: _Scored, scale: Tensor) -> None:
         self.scored, self.scale = scored, scale
-        self.squared = scored.squared * scale.float().square()
+        length = scale.float().abs()
+        self.squared, self.error = scored.squared * length.square(), scored.error * length.square() * (1 + 8 * UNIT)
+        self.size, self.rounding = scored.size * length, scored.rounding * length * (1 + 8 * UNIT)
         self.reads_weight = scored.p is None
+        self.group = None if scored.head.parts is None else scored.head.parts[1]
+        if coarseness(scored.h.device) and scored.h.dtype == torch.float32:
+            self.error = None
 
     def add(self, factors_U: Tensor, out: Tensor | None) -> Tensor:
         s = self.scored
         if out is None:
             out = torch.zeros(s.w.shape, dtype=torch.float32, device=s.w.device)
+        if s.alone:
+            for u, whole in self._each():
+                out.add_(whole.mul_(factors_U[u] * self.scale))
+            return out
         c_N = (s.c.view(s.U, s.T) * (factors_U * self.scale)[:, None]).flatten()
         for _, rows, p in s.again():
-            _add_product(out, p, s.h[rows] * c_N[rows, None].to(p.dtype))
+            add_product(out, p, s.scaled(rows, c_N))
         return out
 
-    def _hidden(self) -> Tensor:
+    def _each(self) -> Iterator[tuple[int, Tensor]]:
+        """(u, its gradient before it is scaled) of long units, as `_Scored._unit` forms them."""
         s = self.scored
-        return (s.h * (s.c * self.scale)[:, None].to(s.h.dtype)).view(s.U, s.T, -1)
+        whole, rows_done = torch.empty(0), 0
+        for u, rows, p in s.again():
+            if not rows_done:
+                whole = torch.zeros(s.w.shape, dtype=torch.float32, device=s.w.device)
+            for at in range(0, len(p), chunk_rows(s.T, len(s.w), s.h.device)):  # what was kept: in the same pieces
+                part = slice(at, at + chunk_rows(s.T, len(s.w), s.h.device))
+                here = slice(rows.start + at, min(rows.stop, rows.start + part.stop))
+                add_product(whole, p[part], s.scaled(here, s.c))
+            rows_done += len(p)
+            if rows_done == s.T:
+                yield u, whole
+                rows_done = 0
 
-    def dense(self) -> Tensor:
-        h_UTD, parts = self._hidden(), []
-        for u, _, p in self.scored.again():
-            n = len(p) // self.scored.T
-            parts.append(torch.bmm(p.view(n, self.scored.T, -1).mT, h_UTD[u : u + n]).float())
-        return torch.cat(parts)
+    def dense(self, units: Tensor | None = None) -> Tensor:
+        s = self.scored
+        wanted = list(range(s.U)) if units is None else units.tolist()
+        whole = torch.zeros(len(wanted), *s.w.shape, dtype=torch.float32, device=s.w.device)
+        at = {u: i for i, u in enumerate(wanted)}
+        by_N = s.c * self.scale.float()
+        for first, rows, p in s.again():
+            n = max(1, len(p) // s.T)
+            for u in range(first, first + n):
+                if u in at:
+                    size = len(p) // n
+                    part = slice((u - first) * size, (u - first + 1) * size)
+                    here = slice(rows.start + part.start, rows.start + part.stop)
+                    whole[at[u]].addmm_(p[part].float().t(), s.h[here].float() * by_N[here, None])
+        return whole
 
-    def inner(self, other: Term) -> Tensor:
-        s, h_UTD, found = self.scored, self._hidden(), []
+    def inner(self, other: Term) -> tuple[Tensor, Tensor]:
+        s = self.scored
+        if not isinstance(other, (Rows, Outer)):
+            return super().inner(other)
+        c_UT, scale = s.c.view(s.U, s.T), self.scale.float()
+        off = self.size * other.size
         if isinstance(other, Rows):
-            against = torch.bmm(h_UTD, other.g.to(h_UTD.dtype).mT)
+            against = torch.bmm(s.h.view(s.U, s.T, -1).float(), other.g.float().mT) * c_UT[:, :, None]
+            off = off * gamma(s.h.shape[1] + other.ids.shape[1] + s.T + 16)
             for i, picked in s.picked:
                 if i.shape == other.ids.shape and torch.equal(i, other.ids):
-                    return total(picked, against)
-            for u, _, p in s.again():
-                n = len(p) // s.T
-                at = other.ids[u : u + n, None, :].expand(-1, s.T, -1)
-                found.append(total(p.view(n, s.T, -1).gather(2, at), against[u : u + n]))
-            return torch.cat(found)
-        if isinstance(other, Outer):
-            for u, _, p in s.again():
-                n = len(p) // s.T
-                products = torch.bmm(p.view(n, s.T, -1), other.g[u : u + n].to(p.dtype).mT)
-                found.append(total(products, torch.bmm(h_UTD[u : u + n], other.a[u : u + n].mT.to(p.dtype))))
-            return torch.cat(found)
-        return super().inner(other)
-
-
-def _add_product(out: Tensor, p: Tensor, h: Tensor) -> None:
-    if p.dtype == torch.float32:
-        out.addmm_(p.t(), h)
-    else:
-        out += p.t() @ h
+                    return (sum_of_products(picked, against) * scale).float(), off
+        else:
+            off = off * gamma(s.h.shape[1] + len(s.w) + other.g.shape[1] + s.T + 16)
+        found = torch.zeros(s.U, dtype=torch.float64, device=s.h.device)
+        for u, rows, p in s.again():
+            n = max(1, len(p) // s.T)
+            units, p_UTV = slice(u, u + n), p.view(n, len(p) // n, -1)
+            if isinstance(other, Rows):
+                at = other.ids[units, None, :].expand(-1, p_UTV.shape[1], -1)
+                here = against.flatten(0, 1)[rows].view(n, p_UTV.shape[1], -1)
+                found[units] += sum_of_products(p_UTV.gather(2, at), here)
+            else:
+                h_UTD = (s.h[rows].float() * s.c[rows, None]).view(n, p_UTV.shape[1], -1)
+                products = torch.bmm(p_UTV.float(), other.g[units].float().mT)
+                found[units] += sum_of_products(products, torch.bmm(h_UTD, other.a[units].mT.float()))
+        return (found * scale).float(), off
 
 
 class _Summed(torch.autograd.Function):
