@@ -371,17 +371,52 @@ def test_a_gradient_beyond_the_range_of_squares_adds_no_more_than_the_bound() ->
             assert clipped <= ALLOWED
 
 
-def test_a_gradient_that_is_not_finite_is_not_hidden() -> None:
-    """The step sees it, and is skipped, as in plain training."""
-    for wrong in (torch.inf, torch.nan):
-        model, x = nn.Linear(4, 4), torch.ones(2, 3, 4)
+@pytest.mark.parametrize("mode", ["flat", "per-layer", "automatic", "adaptive"])
+@pytest.mark.parametrize("wrong", [torch.inf, torch.nan, 3e38])
+@pytest.mark.parametrize("name", ["linear", "positions", "embedding and head", "convolution", "norm"])
+def test_a_gradient_that_is_not_finite_is_left_out(name: str, wrong: float, mode: str) -> None:
+    """Whether one example overflows must not show: the sum is that of the others, to the last bits, and finite."""
+    torch.manual_seed(0)
+    g = torch.Generator().manual_seed(1)
+    if name == "linear":
+        model, x = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)), torch.randn(5, 4, generator=g)
+    elif name == "positions":
+        model, x = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)), torch.randn(5, 7, 4, generator=g)
+    elif name == "embedding and head":
+        model, x = TiedHead(), torch.randint(0, 6, (5, 3), generator=g)
+    elif name == "convolution":
+        model, x = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 4)), torch.randn(5, 2, 4, 4, generator=g)
+    else:
+        model, x = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)), torch.randn(5, 3, 4, generator=g)
+    weights = torch.ones(5, 1)
+    weights[2] = wrong  # of the loss: its gradient overflows, or has no value
+    config = parse(ClippingConfig, {"kind": mode})
+    state = config.start({n: p.numel() for n, p in model.named_parameters()})
+
+    def summed(rows: list[int]) -> dict[str, torch.Tensor]:
+        model.zero_grad(set_to_none=True)
         clipped = ClippedSum(model)
-        x[0, 0, 0] = wrong
         with clipped.recording():
-            model(x).sum().backward()
-        config = parse(ClippingConfig, {"kind": "flat"})
-        clipped.add(config.factors(clipped.squared_norms(), {}))
-        assert not bool(model.weight.grad.isfinite().all())
+            (model(x[rows]).flatten(1).square() * weights[rows]).sum().backward()
+        clipped.add(config.factors(clipped.squared_norms(), state))
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    whole, others, none = summed([0, 1, 2, 3, 4]), summed([0, 1, 3, 4]), summed([2])
+    for n, p in whole.items():
+        assert bool(p.isfinite().all()), n
+        torch.testing.assert_close(p, others[n], rtol=1e-5, atol=1e-6 * float(others[n].abs().max()))
+        assert not bool(none[n].any()), n
+
+
+class TiedHead(nn.Module):
+    """A head that is the embedding, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(6, 4)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(self.table(ids), self.table.weight)
 
 
 def test_a_layer_of_an_example_that_cancels_costs_the_others_nothing() -> None:

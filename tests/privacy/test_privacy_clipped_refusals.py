@@ -137,6 +137,17 @@ def test_examples_that_reach_each_other_are_found_before_training() -> None:
         check_independent(model, Penalised(), batch)
 
 
+def test_an_example_that_overflows_is_no_reason_to_refuse_a_model_and_none_to_trust_it() -> None:
+    batch = tiny_batch(IMAGES, 5)
+    batch.inputs[1] = torch.inf
+    torch.manual_seed(0)
+    model = materialize(CNNConfig(channels=(8,)).resolve(IMAGES), seed=0)
+    nn.init.normal_(model.get_parameter("head.weight"))
+    check_independent(model, Classification(), batch)
+    with pytest.raises(RecipeError, match=r"loss of example 0 is nan beside others, and a finite number alone"):
+        check_independent(Mixing(), Classification(), batch)
+
+
 def test_the_check_leaves_no_trace_and_stands_dropout() -> None:
     model = materialize(CNNConfig(channels=(8,), dropout=0.5).resolve(IMAGES), seed=0)
     nn.init.normal_(model.get_parameter("head.weight"))

@@ -159,6 +159,48 @@ def test_examples_are_counted_as_expected_not_as_drawn(tmp_path: Path) -> None:
     assert [read_json(f / "state.json")["examples"] for f in folders(folder)] == [16 * s for s in (2, 4, 6, 8, 10, 12)]
 
 
+def test_a_row_that_overflows_does_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss and its gradient are no numbers. A skipped step, or weights that are none, would say that it is there."""
+    from dataclasses import replace
+
+    from tauon.privacy import run as private_run
+
+    rng, protect = np.random.default_rng(0), private_run.protect
+    x = rng.normal(size=(80, 3)).astype(np.float32)
+    x[5] = 3e38
+    np.savez(tmp_path / "x.npz", x=x, y=rng.integers(0, 2, 80))
+
+    class Nothing:
+        """The row's data set to nothing."""
+
+        def __init__(self, dataset: Any) -> None:
+            self.dataset, self.spec = dataset, dataset.spec
+
+        def __len__(self) -> int:
+            return len(self.dataset)
+
+        def batch(self, index: Any, *, epoch: int = 0) -> Any:
+            found = self.dataset.batch(index, epoch=epoch)
+            odd = (found.inputs.abs() > 1e30).any(1)
+            return replace(found, inputs=found.inputs.masked_fill(odd[:, None], 0), weights=found.weights.masked_fill(odd, 0))
+
+    weights = []
+    for name in ("there", "nothing"):
+        recipe = table_recipe(
+            tmp_path, name=name, privacy=PRIVATE, train={"steps": 8, "validate_every": None, "batch": 40},
+            data={"source": {"kind": "npz", "path": str(tmp_path / "x.npz")}, "normalize": "none", "split": {"validation": 0, "test": 0}},
+        )  # fmt: skip
+        if name == "nothing":
+            monkeypatch.setattr(private_run, "protect", lambda *a: replace(found := protect(*a), dataset=Nothing(found.dataset)))
+        done = run(load_recipe(recipe), root=tmp_path / "runs", stages=("prepare", "train"))
+        checkpoint = load_checkpoint(done.checkpoints / "step-000008")
+        assert checkpoint.state["health"]["skipped"] == 0
+        weights.append(checkpoint.tensors("model"))
+    for key, there in weights[0].items():
+        assert torch.isfinite(there).all()
+        torch.testing.assert_close(there, weights[1][key], rtol=1e-4, atol=1e-5)
+
+
 def test_a_loss_that_is_not_finite_skips_no_private_step(tmp_path: Path) -> None:
     """Whether one example's loss overflows must not decide whether the weights move."""
     from tauon.train.health import GradientHealth

@@ -81,6 +81,8 @@ class ClippedSum:
         self.record = Record(rows_per_unit, names)
         self._formed: dict[str, tuple[Tensor, Tensor]] = {}
         """By parameter: units whose gradient is formed, and the norms that were told of it."""
+        self._lost: set[str] = set()
+        """Parameters of which some unit's gradient is not finite: all others are formed, and nothing else is added."""
 
     @contextmanager
     def recording(self, examples: int | None = None) -> Iterator[None]:
@@ -125,8 +127,10 @@ class ClippedSum:
 
         Never less than that norm, whatever was rounded on the way here and is rounded in `add`; more by what the bounds of rounding say, at
         most 2% of the norm. Where they say more (positions that cancel) the gradient is formed, now and in `add`, and its own norm is told.
+
+        A gradient that is not finite has an infinite norm, and `add` leaves it out: whether one example overflows must not show in the sum.
         """
-        U, self._formed = self.record.units, {}
+        U, self._formed, self._lost = self.record.units, {}, set()
         device = next(iter(self.parameters.values())).device
         with torch.no_grad():
             bounds = {name: bounded(terms) for name, terms in self.record.terms.items()}
@@ -135,6 +139,7 @@ class ClippedSum:
             if loose and bool((any_of := torch.stack(list(loose.values())).any(1)).any()):
                 for name in [n for n, there in zip(loose, any_of.tolist(), strict=True) if there]:
                     self._measure(name, loose[name].nonzero()[:, 0], found)
+            self._leave_out(found)
             for name, p in self.parameters.items():
                 if unit := unit_of(p.dtype):  # its .grad is rounded to it
                     found[name] = found[name] * (1 + unit) ** 2 * (1 + 1e-6)
@@ -153,6 +158,21 @@ class ClippedSum:
             loose_U = together > 0
         return loose_U
 
+    def _leave_out(self, found: dict[str, Tensor]) -> None:
+        """Gradients that are not finite, parameter by parameter. What is kept of the others is multiplied together with theirs, where zero times
+        infinity is no number: so the others are formed.
+        """
+        wrong = {name: ~found[name].isfinite() for name in self.record.terms}
+        wrong = {name: self._agreed(name, w) for name, w in wrong.items()}
+        if not wrong or not bool(torch.stack(list(wrong.values())).any()):
+            return
+        for name, wrong_U in wrong.items():
+            if bool(wrong_U.any()):
+                self._lost.add(name)
+                self._formed.pop(name, None)
+                self._measure(name, (~wrong_U).nonzero()[:, 0], found)
+                found[name] = found[name].masked_fill(wrong_U, torch.inf)
+
     def _pieces(self, name: str, units: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(place of the first in `units`, gradients of some of them), as many at a time as memory is lent."""
         terms = self.record.terms[name]
@@ -162,7 +182,8 @@ class ClippedSum:
 
     def _measure(self, name: str, units: Tensor, found: dict[str, Tensor]) -> None:
         """Norms of gradients as they are formed, in place of bounds."""
-        norms = torch.cat([norms_of(whole) for _, whole in self._pieces(name, units)])
+        none = torch.zeros(0, dtype=torch.float64, device=units.device)
+        norms = torch.cat([none, *(norms_of(whole) for _, whole in self._pieces(name, units))])
         self._formed[name] = units, norms
         found[name] = found[name].index_copy(0, units, (norms.square() * (1 + 1e-6)).float())
 
@@ -187,9 +208,11 @@ class ClippedSum:
                 together = factors if units is None else factors.index_fill(0, units, 0.0)
                 in_place = not is_dtensor(parameter) and parameter.dtype == torch.float32
                 out = parameter.grad if in_place else None
-                for t in terms:
+                for t in terms if name not in self._lost else ():
                     shared = not isinstance(factors_U, dict) and units is None and isinstance(t, Outer) and uses[t.key] > 1
                     out = _added(t, together, out, scaled if shared else None)
+                if name in self._lost and out is None:
+                    out = torch.zeros(parameter.shape, device=factors.device)
                 if units is not None and norms is not None and out is not None:
                     for start, whole in self._pieces(name, units):
                         told = norms[start : start + len(whole)]
@@ -201,7 +224,7 @@ class ClippedSum:
     def forget(self) -> None:
         """Free everything that was kept of the microbatch."""
         self.record.clear()
-        self._formed = {}
+        self._formed, self._lost = {}, set()
 
     def detach(self) -> None:
         """Leave the model as it was found."""

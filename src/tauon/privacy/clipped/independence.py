@@ -7,6 +7,7 @@ that the model has then. Layers known to mix are refused earlier, by `ClippedSum
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -56,6 +57,12 @@ def _compare(model: nn.Module, task: Task, batch: Batch, tolerance: float) -> No
         raise RecipeError(
             f"the task's losses have shape {tuple(loss_B.shape)} for {n} examples. Private training needs one for each example."
         )
+    if not bool(loss_B.isfinite().all()):
+        batch = _finite(batch, loss_B, losses)
+        n = len(batch)
+        if n < 2:
+            return
+        loss_B = losses(batch)
     with keyed_rows(batch.draws, 0):
         total = float(task.loss(model, batch)[0])
     size = float(loss_B.abs().mean()) + 1e-12
@@ -80,6 +87,18 @@ def _compare(model: nn.Module, task: Task, batch: Batch, tolerance: float) -> No
                     "losses divided by the batch's weight, for losses that contrast examples, and for random draws by the place in the batch (take "
                     "dropout, attention and uniform_rows of tauon.models.randomness in place of torch's)."
                 )
+
+
+def _finite(batch: Batch, loss_B: Tensor, losses: Callable[[Batch], Tensor]) -> Batch:
+    """The rows whose loss is a finite number. One that is not in the batch and is alone has been reached by another."""
+    for j in (~loss_B.isfinite()).nonzero()[:, 0].tolist():
+        if bool(losses(batch.rows(j, j + 1)).isfinite().all()):
+            raise RecipeError(
+                f"the loss of example {j} is {float(loss_B[j]):g} beside others, and a finite number alone: in this model or task one example reaches "
+                "another, so that clipping bounds nobody's influence. Look for norms over the batch (take group or layer norm)."
+            )
+    kept = loss_B.isfinite().nonzero()[:, 0]
+    return _map(batch, lambda x: x[kept.to(x.device)])
 
 
 def _with(batch: Batch, i: int, source: int) -> Batch:
