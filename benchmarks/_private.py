@@ -56,7 +56,7 @@ def case_of(name: str) -> Case:
     model = materialize(config.resolve(spec), seed=0, weights={})
     with torch.no_grad():
         for p in model.parameters():
-            if p.requires_grad:
+            if p.requires_grad or not p.any():  # a frozen head of zeros would leave no gradient at all
                 p.add_(torch.randn_like(p) * 0.02)
     return Case(model, LanguageModelling(), tiny_batch(spec, rows), "text")
 

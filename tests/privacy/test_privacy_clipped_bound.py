@@ -7,6 +7,7 @@ and not on the gradients that they stand for.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable
 from functools import partial
@@ -59,6 +60,8 @@ def contributions(
         alone[u] = 1.0
         norms, unclipped = added(factors, alone), float(added(alone, alone).norm()) / C
         assert bool(norms.isfinite().all())
+        if not isinstance(factors, dict) and not factors[u]:  # its squares overflow, so that it is left out, unclipped as well
+            unclipped = math.inf
         each = float((norms / (C * state["shares"])).max()) if mode == "per-layer" else 0.0
         found.append((max(each, float(norms.norm()) / C), unclipped))
     clipped.detach()

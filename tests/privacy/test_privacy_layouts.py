@@ -55,6 +55,7 @@ TWO |= {
     "fsdp, lora, checkpointing": case({"shard": 2}, LORA, micro=4, checkpointing=True),
     "ddp, ema": case({"replicate": 2}, DROPS, ema=0.9),
 }  # fmt: skip
+REFUSED = {"tensor, bert": case({"tensor": 2}, BERT)}
 FOUR = {
     "fsdp and tensor": case({"shard": 2, "tensor": 2}),
     "ddp and tensor": case({"replicate": 2, "tensor": 2}),
@@ -78,7 +79,7 @@ def compare(found: Any, case: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def two() -> dict[str, Any]:
-    return run_processes(run_cases, 2, 300, TWO)[0]
+    return run_processes(run_cases, 2, 300, TWO | REFUSED)[0]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,11 @@ def four() -> dict[str, Any]:
 @pytest.mark.parametrize("name", TWO)
 def test_two_processes_compute_what_one_does(two: dict[str, Any], name: str) -> None:
     compare(two[name], TWO[name])
+
+
+def test_a_head_in_parts_whose_loss_is_of_some_positions_is_refused_with_the_way_out(two: dict[str, Any]) -> None:
+    said = two["tensor, bert"]
+    assert isinstance(said, str) and "RecipeError" in said and "parallel.tensor" in said and "Take parallel.shard" in said
 
 
 @pytest.mark.slow

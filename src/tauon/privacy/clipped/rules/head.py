@@ -79,6 +79,7 @@ class Head:
 
     def of_examples(self, hidden_ND: Tensor, bias_V: Tensor | None, example_N: Tensor) -> Tensor:
         """H W^T + b for rows of which row n belongs to example `example_N[n]`, rising: as many of each as there are."""
+        self._whole("a loss of some positions")
         if bias_V is not None:
             bias_V = cast(Any, bias_V).plain
         out: Tensor = _Ragged.apply(hidden_ND, self.weight, bias_V, example_N, self.record.here(hidden_ND.device), self)
