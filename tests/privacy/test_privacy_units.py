@@ -238,7 +238,7 @@ def test_every_token_of_a_document_is_predicted_once_and_no_sequence_has_two_doc
 def test_a_run_promises_for_documents(task: str, tmp_path: Path, documents: Path) -> None:
     more: dict[str, Any] = {}
     if task != "language-modelling":
-        more = {"model": {"kind": "bert"}, "evaluate": {"samples": None, "prompts": None}}
+        more = {"model": {"kind": "bert", "layers": 1, "width": 32, "heads": 2}, "evaluate": {"samples": None, "prompts": None}}
     recipe = text(tmp_path, documents, task=task, privacy={"rows_per_unit": 2}, **more)
     done = run(recipe, root=tmp_path / "runs", stages=("prepare", "train"))
     record = read_json(done.folder / "privacy.json")
