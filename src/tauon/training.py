@@ -195,14 +195,16 @@ def run_job(
             if not recorded:
                 ctx.record_training(plan)
 
-    keep: dict[str, Any] = {
-        "keep_last": recipe.train.keep_last, "keep_every": recipe.train.keep_every, "parent": parent.hash if parent else None,
-    }  # fmt: skip
-    if private:
-        keep["on_saved"] = lambda saved: events.log("saved", step=saved.step)
     every = recipe.parallel.every if isinstance(recipe.parallel, LowCommunication) else 1
     with (
-        checkpoint_writer(run.checkpoints, world, **keep) as writer,
+        checkpoint_writer(
+            run.checkpoints,
+            world,
+            keep_last=recipe.train.keep_last,
+            keep_every=recipe.train.keep_every,
+            parent=parent.hash if parent else None,
+            on_saved=(lambda saved: events.log("saved", step=saved.step)) if private else None,
+        ) as writer,
         StopSignal(world, every=every).listening() as stop,
         servers or nullcontext(),
     ):

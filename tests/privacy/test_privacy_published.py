@@ -16,7 +16,7 @@ from tauon.errors import CheckpointError, Interrupted
 from tauon.pipeline import run
 from tauon.privacy.published import GROUPS, STATE, leaves, origin_of, split
 from tauon.recipe import load_recipe
-from toy import contents, merged, table_recipe, text_recipe
+from toy import Tauon, contents, merged, table_recipe, text_recipe
 
 PRIVATE = {"target_epsilon": 4.0, "delta": 1e-3, "generator": "seeded"}
 EARLY = {"validate_every": 2, "checkpoint_every": 2, "early_stopping": {"patience": 50}, "keep_last": 20, "ema": 0.9, "watch_layers": 2}
@@ -41,6 +41,11 @@ def csv_recipe(folder: Path, *, flip: int | None = None, **sections: Any) -> Pat
     }  # fmt: skip
     base = {"data": data, "model": {"kind": "wide-and-deep", "hidden": [8]}, "privacy": PRIVATE, "train": EARLY}
     return table_recipe(folder, **merged(base, sections))
+
+
+@pytest.fixture
+def tauon(capsys: pytest.CaptureFixture[str]) -> Tauon:
+    return Tauon(capsys)
 
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -107,18 +112,42 @@ def test_the_list_says_of_each_place_where_it_comes_from_and_why() -> None:
 @pytest.mark.parametrize("kind", RUNS)
 def test_another_person_changes_nothing_but_what_had_noise(kind: str, tmp_path: Path) -> None:
     """The same key, the same steps, one row of training other: of all that is not a tensor, only what the list calls noised may differ."""
-    states = []
+    states, promises = [], []
     for at, flip in enumerate((None, 17)):
         place = tmp_path / str(at)
         path = csv_recipe(place, flip=flip, **RUNS[kind])
         folder = run(load_recipe(path), root=place / "runs", stages=("prepare", "train")).folder
         states.append([dict(leaves(read_json(f / "state.json"))) for f in folders(folder)])
+        promises.append(read_json(folder / "privacy.json"))
+    assert promises[0] == promises[1] or kind == "noise that looks"  # which counts what it decided by noisy answers
     assert any(a != b for a, b in zip(*states, strict=True))  # the noised norms do: so the row was one of training's
     for a, b in zip(*states, strict=True):
         assert a.keys() == b.keys()
         for path, value in a.items():
             field = origin_of(path)
             assert value == b[path] or (field is not None and field.origin == "noised") or path.startswith("preprocess.normalize"), path
+
+
+def test_of_an_export_nothing_but_the_weights_knows_the_data(tauon: Tauon, tmp_path: Path) -> None:
+    """Two texts of one length, under one key."""
+    made = []
+    for name in ("a", "b"):
+        place = tmp_path / name
+        path = text_recipe(place, privacy=PRIVATE, train={"steps": 4})
+        if name == "b":
+            text = (place / "text.txt").read_text()
+            (place / "text.txt").write_text(text.replace("heavy", "light"))
+        folder = run(load_recipe(path), root=place / "runs", stages=("prepare", "train")).folder
+        ended = tauon("export", folder, "--to", place / "out")
+        assert ended.code == 0, ended
+        made.append(contents(place / "out"))
+    assert made[0].keys() == made[1].keys() and made[0]["model.safetensors"] != made[1]["model.safetensors"]
+    for name, raw in made[0].items():
+        if name.endswith(".safetensors"):
+            (length,) = struct.unpack("<Q", raw[:8])
+            assert raw[: 8 + length] == made[1][name][: 8 + length] and len(raw) == len(made[1][name])
+        else:
+            assert raw == made[1][name], name
 
 
 def test_early_stopping_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
