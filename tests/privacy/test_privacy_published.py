@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from tauon.artifacts import load_checkpoint, read_json
+from tauon.config import parse
+from tauon.data import DataConfig, prepare
 from tauon.errors import CheckpointError, Interrupted
 from tauon.pipeline import run
-from tauon.privacy.published import GROUPS, STATE, leaves, origin_of, split
+from tauon.privacy.published import GROUPS, STATE, fitted_without_noise, leaves, origin_of, split
 from tauon.recipe import load_recipe
 from toy import Tauon, contents, merged, table_recipe, text_recipe
 
@@ -99,6 +101,40 @@ def test_every_byte_of_a_private_checkpoint_is_on_the_list(kind: str, tmp_path: 
     if kind == "table":
         said = read_json(folder / "privacy.json")["guarantee"]["not_covered"]
         assert any("the categories of colour" in line and "what a gap becomes of a" in line for line in said)
+
+
+def chat_data(folder: Path) -> dict[str, Any]:
+    rows = [{"messages": [{"role": "user", "content": f"how much is {i}"}, {"role": "assistant", "content": str(i)}]} for i in range(20)]
+    (folder / "chat.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    return {"source": {"kind": "chat", "path": str(folder / "chat.jsonl")}, "tokenizer": "bytes"}
+
+
+def labelled_data(folder: Path) -> dict[str, Any]:
+    (folder / "said.csv").write_text("text,label\n" + "\n".join(f"word {i} of many,{'ab'[i % 2]}" for i in range(40)))
+    return {"source": {"kind": "csv", "path": str(folder / "said.csv"), "label": "label", "text": "text"}, "tokenizer": "bytes"}
+
+
+def series_data(folder: Path) -> dict[str, Any]:
+    hours = np.datetime64("2024-01-01T00") + np.arange(300)
+    (folder / "load.csv").write_text("date,load\n" + "\n".join(f"{h},{i % 24}.5" for i, h in enumerate(hours)))
+    return {"source": {"kind": "series", "path": str(folder / "load.csv")}, "window": {"context": 24, "horizon": 6, "calendar": ["hour"]}}
+
+
+def pictures_data(folder: Path) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    np.savez(folder / "x.npz", x=rng.integers(0, 4000, (40, 1, 6, 6)).astype(np.uint16), y=rng.integers(0, 2, 40))
+    return {"source": {"kind": "npz", "path": str(folder / "x.npz")}}
+
+
+@pytest.mark.parametrize(
+    ("make", "needs"), [(chat_data, "chat"), (labelled_data, "labelled-text"), (series_data, "series"), (pictures_data, "arrays")]
+)
+def test_what_every_kind_of_data_keeps_is_on_the_list(make: Any, needs: str, tmp_path: Path) -> None:
+    config = parse(DataConfig, make(tmp_path) | {"cache": str(tmp_path / "cache")})
+    preprocess = split({"preprocess": prepare(config, seed=0, needs=needs).preprocess})[0]["preprocess"]
+    assert not [p for p, v in leaves({"preprocess": preprocess}) if origin_of(p) is None and v not in ({}, [], ())]
+    assert not any("this kind of data keeps" in said for said in fitted_without_noise(preprocess))
+    assert "what this kind of data keeps as own_counts" in fitted_without_noise(preprocess | {"own_counts": [3, 4]})
 
 
 def test_the_list_says_of_each_place_where_it_comes_from_and_why() -> None:

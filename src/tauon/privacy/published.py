@@ -6,7 +6,8 @@
               by the guarantee, and named in `not_covered` of the run's privacy.json
 
 What is on no list does not go into a checkpoint: `split` takes it out, and what a resume needs of it lies in `internal/` of the run's folder,
-which is not to be given away.
+which is not to be given away. One exception: fields of `preprocess` that a plug-in's kind of data brings stay, as nobody could use the model
+without them; they are named in `not_covered`, too.
 """
 
 from __future__ import annotations
@@ -208,7 +209,15 @@ def fitted_without_noise(preprocess: Mapping[str, Any], *, noisy_scaling: bool =
         said.append(f"the names of the classes ({_some([str(v) for v in preprocess['labels']])})")
     if preprocess.get("tokenizer") is not None:
         said.append("the tokenizer, unless it was published elsewhere")
+    if odd := _unlisted(preprocess):
+        said.append(f"what this kind of data keeps as {_some(odd)}")
     return said
+
+
+def _unlisted(preprocess: Mapping[str, Any]) -> list[str]:
+    """Fields of `preprocess` that are on no list, by their first key."""
+    odd = {path.split(".")[1] for path, v in leaves({"preprocess": preprocess}) if origin_of(path) is None and v not in ({}, [], ())}
+    return sorted(odd)
 
 
 def _some(names: list[str]) -> str:
