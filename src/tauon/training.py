@@ -197,14 +197,7 @@ def run_job(
 
     every = recipe.parallel.every if isinstance(recipe.parallel, LowCommunication) else 1
     with (
-        checkpoint_writer(
-            run.checkpoints,
-            world,
-            keep_last=recipe.train.keep_last,
-            keep_every=recipe.train.keep_every,
-            parent=parent.hash if parent else None,
-            on_saved=(lambda saved: events.log("saved", step=saved.step)) if private else None,
-        ) as writer,
+        own_writer(ctx, parent, events, private=private) as writer,
         StopSignal(world, every=every).listening() as stop,
         servers or nullcontext(),
     ):
@@ -328,6 +321,20 @@ def newest(ctx: Context) -> Checkpoint | None:
     if ctx.world.leads or name is None:
         return mine[0]
     return load_checkpoint(ctx.run.checkpoints / name, verify=False)
+
+
+def own_writer(ctx: Context, parent: Checkpoint | None, events: EventLog, *, private: bool) -> CheckpointWriter:
+    """The writer of the run's checkpoints. Of a private run it is logged which of them became whole: what was released must be known."""
+    config = ctx.recipe.train
+    saved = (lambda saved: events.log("saved", step=saved.step)) if private else None
+    return checkpoint_writer(
+        ctx.run.checkpoints,
+        ctx.world,
+        keep_last=config.keep_last,
+        keep_every=config.keep_every,
+        parent=parent.hash if parent else None,
+        on_saved=saved,
+    )
 
 
 def checkpoint_writer(folder: Path, world: World, **options: Any) -> CheckpointWriter:
