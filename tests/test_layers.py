@@ -12,7 +12,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "tauon"
 
 LEVELS = {
-    "errors": 0, "types": 0, "units": 0, "yaml_text": 0, "config": 0, "artifacts": 0, "tracking": 0,
+    "errors": 0, "types": 0, "config": 0, "artifacts": 0, "tracking": 0,
     "distributed": 1, "report": 1,
     "data": 2, "models": 2, "optim": 2, "tasks": 2,
     "train": 3, "generate": 3, "plan": 3,
@@ -23,7 +23,7 @@ LEVELS = {
     "cli": 8, "testing": 8, "__main__": 9,
 }  # fmt: skip
 TOGETHER = [
-    {"errors", "types", "units", "yaml_text", "config", "artifacts", "tracking"},
+    {"errors", "types", "config", "artifacts", "tracking"},
     {"recipe", "answers", "watch", "folds", "pipeline", "context", "training", "check", "starter", "auditing", "privacy_cost", "private_training"},
 ]  # fmt: skip
 """Rooms of one level that may import each other: the nouns of level 0, and the files of the pipeline."""

@@ -125,14 +125,27 @@ for cls, taken in ((FactorizationMachineConfig, "mlp"), (SignumConfig, "adamw"),
         assert name in done.stdout
 
 
-@pytest.mark.parametrize(
-    "fault", ["import a_library_that_is_not_here", "from tauon.config import register\nregister('mlp')(FactorizationMachineConfig)"]
-)
-def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path, fault: str) -> None:
+def test_a_package_that_cannot_be_imported_is_named_where_its_part_is_asked_for(tmp_path: Path) -> None:
     env = install(tmp_path)
-    with (tmp_path / "toy_plugin" / "model.py").open("a") as f:
-        f.write(f"\n{fault}\n")
+    (tmp_path / "toy_plugin" / "model.py").write_text("import a_library_that_is_not_here\n")
     done = tauon(env, "recipe", "check", str(EXAMPLE / "recipe.yaml"))
     assert done.returncode == 2
-    assert "'toy-plugin'" in done.stderr and "tauon.model: toy_plugin.model" in done.stderr
+    assert "'toy-plugin'" in done.stderr and "tauon.model: toy_plugin.model" in done.stderr and "a_library_that_is_not_here" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_one_broken_part_of_a_package_is_named_and_the_rest_works(tmp_path: Path) -> None:
+    env = install(tmp_path)
+    (tmp_path / "toy_plugin" / "model.py").write_text("import a_library_that_is_not_here\n")
+    done = tauon(env, "recipe", "check", str(EXAMPLE / "recipe.yaml"), "--set", "model={kind: mlp}")
+    assert done.returncode == 0, done.stderr
+    assert "warning" in done.stderr and "'toy-plugin'" in done.stderr and "a_library_that_is_not_here" in done.stderr
+
+
+def test_two_packages_that_bring_one_name_are_both_named(tmp_path: Path) -> None:
+    env = install(tmp_path)
+    with (tmp_path / "toy_plugin" / "optimizer.py").open("a") as f:
+        f.write("\nregister('moons')  # of another family: no clash\nregister('adamw')(SignumConfig)\n")
+    done = tauon(env, "recipe", "check", str(EXAMPLE / "recipe.yaml"), "--set", "optim={kind: adamw}")
+    assert done.returncode == 0, done.stderr
+    assert "'toy-plugin'" in done.stderr and "'adamw' is already tauon.optim." in done.stderr

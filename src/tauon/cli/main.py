@@ -95,7 +95,17 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     with interruptible():
-        _main(argv)
+        try:
+            _main(argv)
+        finally:
+            _name_failed_plugins()
+
+
+def _name_failed_plugins() -> None:
+    """Say which installed packages brought parts that could not be loaded."""
+    config = sys.modules.get("tauon.config")
+    for message in getattr(config, "FAILED_PLUGINS", {}).values():
+        click.echo(f"{click.style('warning', fg='yellow')}: {message}", err=True)
 
 
 def _main(argv: list[str] | None) -> NoReturn:

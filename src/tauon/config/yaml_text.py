@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from tauon.config.units import LONGEST, lower_first, short
 from tauon.errors import Problem, RecipeError
-from tauon.units import LONGEST, lower_first, short
 
 __all__ = ["override", "read_yaml", "write_yaml"]
 

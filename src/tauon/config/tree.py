@@ -1,0 +1,233 @@
+"""The typed tree behind every recipe: `Config` (frozen, unknown keys forbidden) and open families of parts (`Registered`, `register`).
+
+Knows no model, no data source and no stage by name. The tree's root is `tauon.recipe.Recipe`; `parse` builds it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError, core_schema
+
+from tauon.config.units import short
+
+__all__ = [
+    "FAILED_PLUGINS",
+    "Config",
+    "Registered",
+    "children",
+    "dump",
+    "families",
+    "forget_reads",
+    "join",
+    "key_of",
+    "nearest",
+    "register",
+    "registered",
+    "unread_keys",
+]
+
+R = TypeVar("R", bound="type[Registered]")
+
+
+class Config(BaseModel):
+    """A node of the tree: frozen, unknown keys forbidden, each field documented by the string below it.
+
+    Remembers which of its fields were read, so that a key that nothing consumed is an error (`unread_keys`), never a
+    silent ignore.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=(),
+        populate_by_name=True,
+    )  # fmt: skip
+    __slots__ = ("_reads",)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _switches_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML's yes, no, on, off and true would pass for 1 and 0 where a number is expected."""
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise PydanticCustomError(
+                "unit", "got {value} (also written yes, on, no, off), expected a number or a name", {"value": repr(value).lower()}
+            )
+        return value
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if not name.startswith("_") and name in type(self).__pydantic_fields__:
+            try:
+                object.__getattribute__(self, "_reads").add(name)
+            except AttributeError:
+                object.__setattr__(self, "_reads", {name})
+        return value
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> typing.Self:
+        """A copy with some values changed, not checked again. What is read of the copy counts as read of the original."""
+        copy = super().model_copy(update=update, deep=deep)
+        if not hasattr(self, "_reads"):
+            object.__setattr__(self, "_reads", set())
+        object.__setattr__(copy, "_reads", object.__getattribute__(self, "_reads"))
+        return copy
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(field, message) of each combination of this node's own values that cannot work. Run before any stage."""
+        return iter(())
+
+    def peek(self, name: str) -> Any:
+        """The value of a field, without counting as consumption: for checks and printing."""
+        return self.__dict__[name]
+
+
+class Registered(Config):
+    """Base of an open family: `class ModelConfig(Registered, family="model")`. Members join with `@register("kind")`.
+
+    In a recipe a member is `{kind: adamw, lr: 1e-3}`, or just `adamw` when its defaults will do. Another package joins
+    through the entry-point group `tauon.<family>`, or `tauon.plugins` for several at once: `load_plugins` imports them.
+    """
+
+    _family: ClassVar[str] = ""
+    _default: ClassVar[str] = ""
+    """The kind that is meant where none is given; "": one must be."""
+    _members: ClassVar[dict[str, type[Registered]]] = {}
+    kind_: ClassVar[str] = ""
+    """The name it was registered by."""
+
+    def __init_subclass__(cls, family: str = "", default: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if family:
+            cls._family, cls._members, cls._default = family, {}, default
+            _FAMILIES[family] = cls
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        if "_family" not in cls.__dict__:
+            return handler(source)
+        return core_schema.no_info_plain_validator_function(
+            cls._choose,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda v, info: dump(v, info.mode), info_arg=True, return_schema=core_schema.any_schema()
+            ),
+            metadata={"pydantic_js_functions": [lambda _s, _h: {"x-family": cls._family}]},  # a $ref in `json_schema`
+        )
+
+    @classmethod
+    def _choose(cls, data: Any) -> Registered:
+        """A member from `kind` or `{kind: ..., ...}`."""
+        if isinstance(data, cls):
+            return data
+        if isinstance(data, str):
+            data = {"kind": data}
+        what, kinds = {"family": cls._family}, " | ".join(sorted(cls._members))
+        if not isinstance(data, Mapping):
+            raise PydanticCustomError("kind", "got {value}, expected one of {kinds}", what | {"value": short(data), "kinds": kinds})
+        if "kind" not in data and cls._default:
+            data = {"kind": cls._default, **data}
+        if "kind" not in data:
+            raise PydanticCustomError("kind", "say which {family}: kind: {kinds}", what | {"kinds": kinds})
+        kind = data["kind"]
+        member = cls._members.get(kind) if isinstance(kind, str) else None
+        if member is None:
+            raise PydanticCustomError(
+                "kind", "no {family} is called {value}{nearest} There are: {kinds}{failed}",
+                what | {"value": short(kind), "nearest": nearest(str(kind), cls._members) or ".", "kinds": ", ".join(sorted(cls._members)),
+                        "failed": "".join(f". {message}" for message in FAILED_PLUGINS.values())},
+            )  # fmt: skip
+        try:
+            return member.model_validate({k: v for k, v in data.items() if k != "kind"})
+        except ValidationError as err:  # carried whole, so that `parse` can show each problem at its own path
+            raise PydanticCustomError("nested", "{count} problems", {"count": err.error_count(), "error": err, "cls": member}) from None
+
+
+_FAMILIES: dict[str, type[Registered]] = {}
+FAILED_PLUGINS: dict[str, str] = {}
+"""Installed packages whose parts could not be loaded, and why (`load_plugins`)."""
+
+
+def register(kind: str) -> typing.Callable[[R], R]:
+    """Class decorator: the class becomes the member `kind` of the nearest family above it.
+
+    Registering another class under a taken name is a `ValueError`: two packages must not fight silently.
+    """
+
+    def enrol(cls: R) -> R:
+        family: Any = next((c for c in cls.__mro__ if "_family" in c.__dict__ and c is not Registered), None)
+        if family is None:
+            raise TypeError(f"{cls.__name__} belongs to no family: derive from ModelConfig, OptimConfig, ...")
+        taken = family._members.get(kind)
+        if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(f"{family._family} {kind!r} is already {taken.__module__}.{taken.__qualname__}")
+        cls.kind_ = kind
+        family._members[kind] = cls
+        return cls
+
+    return enrol
+
+
+def registered(family: str) -> dict[str, type[Registered]]:
+    """Every member of a family by name, in order of registration."""
+    return dict(_FAMILIES[family]._members)
+
+
+def families() -> dict[str, type[Registered]]:
+    """Every family by name."""
+    return dict(_FAMILIES)
+
+
+def dump(node: Config, mode: str = "json") -> dict[str, Any]:
+    """The complete tree as plain data, defaults included: what `parse` turns back into an equal tree."""
+    plain: dict[str, Any] = node.model_dump(mode=mode, by_alias=True)
+    return {"kind": node.kind_, **plain} if isinstance(node, Registered) else plain
+
+
+def children(tree: Config) -> Iterator[tuple[str, Config]]:
+    """(key, node) of the nodes right below; a list's are `key.0`, `key.1`."""
+    for name, value in tree.__dict__.items():
+        if isinstance(value, Config):
+            yield name, value
+        elif isinstance(value, (tuple, list)):
+            yield from ((f"{name}.{i}", v) for i, v in enumerate(value) if isinstance(v, Config))
+
+
+def forget_reads(tree: Config) -> None:
+    object.__setattr__(tree, "_reads", set())
+    for _, child in children(tree):
+        forget_reads(child)
+
+
+def unread_keys(tree: Config, path: str = "") -> list[str]:
+    """Dotted keys that somebody set and nothing read since `parse`."""
+    reads: set[str] = getattr(tree, "_reads", set())
+    nodes = dict(children(tree))
+    found = []
+    for name in sorted(tree.model_fields_set):
+        below = {k: n for k, n in nodes.items() if k == name or k.startswith(f"{name}.")}
+        if name not in reads:
+            found.append(join(path, key_of(type(tree), name)))
+        else:
+            found += [key for k, node in below.items() for key in unread_keys(node, join(path, k))]
+    return found
+
+
+def key_of(cls: type[Config], name: str) -> str:
+    """How a field is called in a recipe: by its alias where its name is a word of Python (`from`)."""
+    return cls.model_fields[name].alias or name
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(_takes_bool(arg) for arg in typing.get_args(annotation))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Words for a message: `; did you mean 'adamw'?`, or nothing where no known name is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def join(*parts: str) -> str:
+    """A dotted key from its parts, empty ones left out."""
+    return ".".join(p for p in parts if p)
