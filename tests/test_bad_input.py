@@ -113,10 +113,12 @@ def test_fresh_and_resume_exclude_each_other(tauon: Tauon, tmp_path: Path) -> No
         ({"optim": {"schedule": {"kind": "cosine", "warmup": 12, "final": 0.5}}}, "optim.schedule.final"),
     ],
 )
-def test_a_key_that_nothing_reads_is_an_error_at_the_first_step(tauon: Tauon, tmp_path: Path, sections: dict[str, Any], key: str) -> None:
+def test_a_key_that_nothing_reads_is_an_error_before_the_first_step(
+    tauon: Tauon, tmp_path: Path, sections: dict[str, Any], key: str
+) -> None:
     recipe = text_recipe(tmp_path, train={"checkpoint_every": 1}, **sections)
     refused(tauon("train", recipe), RECIPE, key, "nothing in stage train read it", "Remove it")
-    assert not steps_in(Path("runs/toy/checkpoints"))
+    assert not steps_in(Path("runs/toy/checkpoints")) and "step" not in [e["kind"] for e in read_events(Path("runs/toy/events.jsonl"))]
     assert tauon("train", recipe, f"{key}={0 if 'wsd' in str(sections) else 0.1}").code == 0  # its default: as if not set
 
 
@@ -458,8 +460,8 @@ class Stopped(BaseException):
 
 def stop_after(tauon: Tauon, recipe: Path, step: int) -> None:
     """Train until `step` is done and its checkpoint written, then die."""
-    from tauon import watch
     from tauon.cli.main import cli
+    from tauon.stages import training_record as watch
 
     original = watch.TrainingRecord.save
 
@@ -662,15 +664,15 @@ def test_losses_that_are_not_finite_are_skipped_logged_and_end_training(tauon: T
 def test_ctrl_c_leaves_nothing_half_written_and_the_same_command_goes_on(
     tauon: Tauon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    from tauon import pipeline
     from tauon.data.shards import Shards, ShardWriter
+    from tauon.stages import report, samples
 
     target: tuple[Any, str] = {
         "tokenise": (ShardWriter, "finish"),
         "verify": (Shards, "verify"),
         "evaluate": (LanguageModelling, "predict"),
-        "sample": (pipeline, "generate"),
-        "report": (pipeline, "render"),
+        "sample": (samples, "generate"),
+        "report": (report, "render"),
     }[where]  # fmt: skip
 
     def ctrl_c(*_: Any, **__: Any) -> Any:

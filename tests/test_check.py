@@ -10,14 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tauon.check import Finding, compare, first_divergent, reference, scaled_down
 from tauon.config import dump, parse
-from tauon.context import quiet
 from tauon.distributed import World
 from tauon.errors import RecipeError
 from tauon.models import GPT
 from tauon.pipeline import run
 from tauon.recipe import Recipe, load_recipe
+from tauon.stages.check import Finding, compare, first_divergent, reference, scaled_down
+from tauon.stages.context import null_callback
 from tauon.testing.processes import run_processes
 from tones import tone, write_wav
 from toy import Tauon, table_recipe, text_recipe, words, write
@@ -32,7 +32,7 @@ def on_the_layout(folder: str, recipe: dict[str, Any], sabotage: str) -> tuple[l
     if sabotage == "plan":  # heads are cut, and the weight that is applied to each of them is taken for one that sees them all
         GPT.shard_plan = {k: v for k, v in GPT.shard_plan.items() if v != "per-head"}
     elif sabotage == "layer" and dist.get_rank() == 1:
-        import tauon.check as check
+        import tauon.stages.check as check
 
         take = check._outputs
 
@@ -45,7 +45,7 @@ def on_the_layout(folder: str, recipe: dict[str, Any], sabotage: str) -> tuple[l
 
         check._outputs = spoilt
     elif sabotage == "update":  # one process decays its weights, the other does not
-        import tauon.check as check
+        import tauon.stages.check as check
 
         build = check._job
 
@@ -63,7 +63,7 @@ def on_the_layout(folder: str, recipe: dict[str, Any], sabotage: str) -> tuple[l
 
         check._job = undecayed
     world = World(dist.get_rank(), dist.get_world_size())
-    findings, sent, _ = compare(parse(Recipe, recipe), Path(folder), world, tell=quiet)
+    findings, sent, _ = compare(parse(Recipe, recipe), Path(folder), world, on_event=null_callback)
     return [f.to_json() for f in findings], sent
 
 
@@ -84,7 +84,7 @@ def test_findings(tmp_path: Path, parallel: dict[str, Any], sabotage: str, begin
     """Muon iterates in bf16, which makes much of rounding; a true difference is found all the same."""
     path = text_recipe(tmp_path, model=GPT_TOY, optim={"kind": optim}, parallel={"kind": "mesh", **parallel}, train={"batch": 8})
     recipe = load_recipe(path)
-    reference(recipe, tmp_path, steps=2, processes=2, tell=quiet)
+    reference(recipe, tmp_path, steps=2, processes=2, on_event=null_callback)
     ranks = run_processes(on_the_layout, 2, 400, str(tmp_path), dump(recipe), sabotage)
     assert ranks[0] == ranks[1] or ranks[0][0] == ranks[1][0]
     found = [Finding(**{k: v for k, v in f.items() if k != "fine"}) for f in ranks[0][0]]
@@ -128,7 +128,7 @@ def test_a_large_layout_is_scaled_down_to_what_is_here(tmp_path: Path) -> None:
 def test_what_cannot_work_is_told_before_any_work(tmp_path: Path) -> None:
     recipe = load_recipe(text_recipe(tmp_path, model=GPT_TOY), ["parallel.tensor=3"])
     with pytest.raises(RecipeError, match="3 does not divide the model's 4 heads"):
-        reference(recipe, tmp_path, steps=1, processes=3, tell=quiet)
+        reference(recipe, tmp_path, steps=1, processes=3, on_event=null_callback)
     assert not list(tmp_path.glob("step-*"))
 
 
@@ -138,7 +138,7 @@ def on_pictures(folder: str, recipe: dict[str, Any], sabotage: bool) -> list[dic
         from tauon.train import assemble
 
         assemble.share_statistics = lambda model, mesh: None
-    findings, _, _ = compare(parse(Recipe, recipe), Path(folder), World(dist.get_rank(), dist.get_world_size()), tell=quiet)
+    findings, _, _ = compare(parse(Recipe, recipe), Path(folder), World(dist.get_rank(), dist.get_world_size()), on_event=null_callback)
     return [f.to_json() for f in findings]
 
 
@@ -160,7 +160,7 @@ def test_batch_norm_over_processes_is_what_one_process_computes(tmp_path: Path, 
         tmp_path, data=data, model=model, parallel={"kind": "mesh", **parallel}, optim={"kind": "sgd", "lr": 0.05}, train={"batch": 12}
     )
     recipe = load_recipe(path)
-    reference(recipe, tmp_path, steps=2, processes=2, tell=quiet)
+    reference(recipe, tmp_path, steps=2, processes=2, on_event=null_callback)
     ranks = run_processes(on_pictures, 2, 400, str(tmp_path), dump(recipe), sabotage)
     bad = first_divergent([Finding(**{k: v for k, v in f.items() if k != "fine"}) for f in ranks[0]])
     assert (bad is not None) == sabotage, bad
@@ -168,7 +168,7 @@ def test_batch_norm_over_processes_is_what_one_process_computes(tmp_path: Path, 
 
 def toy_layout(folder: str, recipe: dict[str, Any]) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
-    findings, _, _ = compare(parse(Recipe, recipe), Path(folder), World(dist.get_rank(), dist.get_world_size()), tell=quiet)
+    findings, _, _ = compare(parse(Recipe, recipe), Path(folder), World(dist.get_rank(), dist.get_world_size()), on_event=null_callback)
     return [f.to_json() for f in findings]
 
 
@@ -198,7 +198,7 @@ def preferred(folder: Path) -> Path:
 def test_masks_are_off_and_a_pair_is_two_rows(tmp_path: Path, make: Any) -> None:
     recipe = load_recipe(make(tmp_path))
     said: list[str] = []
-    reference(recipe, tmp_path, steps=2, processes=2, tell=lambda kind, **facts: said.append(facts.get("message", "")))
+    reference(recipe, tmp_path, steps=2, processes=2, on_event=lambda kind, **facts: said.append(facts.get("message", "")))
     if make is spoken:
         assert any("freq_masks" in s and "dropout" in s for s in said)
     ranks = run_processes(toy_layout, 2, 100, str(tmp_path), dump(recipe))
@@ -206,4 +206,10 @@ def test_masks_are_off_and_a_pair_is_two_rows(tmp_path: Path, make: Any) -> None
     assert first_divergent(found) is None and sum(f.what == "output" for f in found) > 0
     if make is preferred:
         with pytest.raises(RecipeError, match="reads two rows at once"):
-            reference(load_recipe(tmp_path / "prefer.yaml", ["parallel.tensor=2"]), tmp_path / "tensor", steps=1, processes=2, tell=quiet)
+            reference(
+                load_recipe(tmp_path / "prefer.yaml", ["parallel.tensor=2"]),
+                tmp_path / "tensor",
+                steps=1,
+                processes=2,
+                on_event=null_callback,
+            )

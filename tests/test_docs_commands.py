@@ -180,7 +180,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(load_recipe(mine), root=runs)
     killed = load_recipe(mine, ["name=killed", "privacy.target_epsilon=2"])
     with pytest.raises(KeyboardInterrupt):
-        run(killed, root=runs, stages=("prepare", "train"), tell=stop_at(2))
+        run(killed, root=runs, stages=("prepare", "train"), on_event=stop_at(2))
     return folder
 
 

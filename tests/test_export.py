@@ -16,8 +16,9 @@ from tauon.data.tokenizer import SubwordTokenizer
 from tauon.export import export_checkpoint
 from tauon.generate import generate
 from tauon.models import open_start
-from tauon.pipeline import load_model, run
+from tauon.pipeline import run
 from tauon.recipe import Recipe
+from tauon.stages.load import load_model
 from toy import Tauon, words
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from tauon.artifacts import Run, latest_checkpoint, load_checkpoint
-from tauon.check import reference
 from tauon.config import parse
-from tauon.context import quiet
 from tauon.errors import CheckpointError, RecipeError, RunError, TauonError, TrainingError
 from tauon.export import export_checkpoint, merge_adapter
 from tauon.models import open_start
-from tauon.pipeline import load_model, run
+from tauon.pipeline import run
 from tauon.recipe import Recipe, load_recipe
+from tauon.stages.check import reference
+from tauon.stages.context import null_callback
+from tauon.stages.load import load_model
 from tauon.tracking import read_events
 from toy import Tauon, words
 
@@ -250,7 +251,7 @@ def test_qlora_runs_goes_on_and_merges(world: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(whole.logits(whole(ids)), apart.logits(apart(ids)), rtol=0, atol=1e-5)
     tree = recipe(world, "x", adapt=adapt, parallel={"kind": "mesh", "tensor": 2})
     with pytest.raises(RecipeError, match=r"parallel.tensor: 2, and adapt.quantize"):
-        reference(tree, tmp_path, steps=1, processes=2, tell=quiet)
+        reference(tree, tmp_path, steps=1, processes=2, on_event=null_callback)
 
 
 def test_a_run_with_adapters_is_itself_a_start(world: Path) -> None:

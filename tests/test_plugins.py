@@ -58,6 +58,70 @@ def test_a_recipe_of_three_parts_from_outside_runs_to_the_end(tmp_path: Path) ->
     assert all(e["state"] == "done before" for line in again.stdout.splitlines() if (e := json.loads(line))["kind"] == "stage")
 
 
+def test_a_stage_from_outside_has_a_verb_a_section_and_a_part_of_the_report(tmp_path: Path) -> None:
+    env, recipe, root = install(tmp_path / "site"), str(EXAMPLE / "recipe.yaml"), str(tmp_path / "runs")
+    folder = tmp_path / "runs" / "toy-plugin"
+    assert "boundary" in tauon(env, "--help").stdout
+    assert "changes its mind" in tauon(env, "boundary", "--help").stdout
+    assert "boundary" in json.loads(tauon(env, "recipe", "schema").stdout)["properties"]
+    early = tauon(env, "boundary", recipe, "--root", root)
+    assert early.returncode == 5 and "no run yet" in early.stderr
+    done = tauon(env, "run", recipe, "boundary.points=11", "--root", root, "--json")  # given its section, it is one of the run's stages
+    assert done.returncode == 0, done.stderr
+    stages = [e["name"] for line in done.stdout.splitlines() if (e := json.loads(line))["kind"] == "stage" and e["state"] == "done"]
+    assert stages == ["prepare", "train", "evaluate", "boundary", "report"]
+    assert json.loads((folder / "boundary.json").read_text())["points"] == 11
+    assert "changes its mind at" in (folder / "report.html").read_text()
+    again = tauon(env, "boundary", str(folder), "boundary.points=21", "--json")  # another setting: done again, by itself
+    assert again.returncode == 0, again.stderr
+    assert json.loads((folder / "boundary.json").read_text())["points"] == 21
+    states = {
+        e["name"]: e["state"]
+        for line in tauon(env, "run", str(folder), "--json").stdout.splitlines()
+        if (e := json.loads(line))["kind"] == "stage"
+    }
+    assert states == {
+        "prepare": "done before",
+        "train": "done before",
+        "evaluate": "done before",
+        "boundary": "done before",
+        "report": "done",
+    }
+    wrong = tauon(env, "recipe", "check", recipe, "--set", "boundary.point=3")
+    assert wrong.returncode == 2 and "did you mean 'points'" in wrong.stderr
+    absent = tauon(
+        os.environ | {"PYTHONPATH": str(ROOT / "src")}, "recipe", "check", "quickstart", "--set", "stages=[prepare, train, boundry]"
+    )
+    assert absent.returncode == 2 and "no stage is called 'boundry'" in absent.stderr and "There are: prepare" in absent.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ('inputs=("train",)', 'inputs=("train", "boundary")', ),
+        ('    "boundary",\n', '    "evaluate",\n'),
+        ("from tauon.stages.table import Stage", "import a_library_that_is_not_here"),
+        ('inputs=("train",)', 'inputs=("trane",)'),
+    ],
+)  # fmt: skip
+def test_a_stage_that_cannot_be_added_is_named_and_the_rest_works(tmp_path: Path, change: str, named: str) -> None:
+    env = install(tmp_path)
+    path = tmp_path / "toy_plugin" / "stage.py"
+    text = path.read_text()
+    assert change in text
+    path.write_text(text.replace(change, named))
+    words = {
+        "trane": "no such stage",
+        "evaluate": "is there already",
+        "library": "a_library_that_is_not_here",
+        '"boundary")': "cycle: boundary -> boundary",
+    }
+    expected = next(message for part, message in words.items() if part in named)
+    done = tauon(env, "recipe", "check", str(EXAMPLE / "recipe.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert "'toy-plugin'" in done.stderr and expected in done.stderr and "Traceback" not in done.stderr
+
+
 def test_parts_from_outside_keep_the_contracts(tmp_path: Path) -> None:
     code = """
 from tauon.config import load_plugins, parse

@@ -22,8 +22,8 @@ from tauon.artifacts import read_json
 from tauon.config import dump
 from tauon.data import prepare
 from tauon.pipeline import run
-from tauon.privacy_cost import cost_of
 from tauon.recipe import Recipe, load_recipe, shipped_recipes, to_yaml
+from tauon.stages.privacy_cost import cost_of
 
 NAMES = sorted(shipped_recipes())
 TEXT = ["data.tokenizer={kind: bpe, vocab: 300}", "data.seq_len=16", "model.layers=1", "model.width=16", "model.heads=2"]
@@ -131,7 +131,7 @@ def test_a_shipped_recipe_runs_through_all_its_stages_at_toy_size(name: str, tmp
         if kind == "stage":
             told.append((kind, facts["name"], facts["state"]))
 
-    folder = run(recipe, root=tmp_path, tell=tell).folder
+    folder = run(recipe, root=tmp_path, on_event=tell).folder
     for one in run_folders(recipe, folder):
         steps = [e for e in map(json.loads, (one / "events.jsonl").read_text().splitlines()) if e["kind"] == "step"]
         assert [e["step"] for e in steps] == [1, 2, 3, 4]
@@ -147,7 +147,7 @@ def test_a_shipped_recipe_runs_through_all_its_stages_at_toy_size(name: str, tmp
     assert (folder / "report.html").exists()
 
     told.clear()
-    run(recipe, root=tmp_path, tell=tell)
+    run(recipe, root=tmp_path, on_event=tell)
     assert told
     assert {state for _, _, state in told} == {"done before"}
 
@@ -258,7 +258,7 @@ def test_credit_risk_private_costs_less_than_three_points_of_area(seed: int, tmp
         promise = read_json(each / "privacy.json")["guarantee"]
         assert promise["epsilon"] <= 3 and promise["delta"] == 1e-5
         assert any(line.startswith("Statistics") for line in promise["not_covered"])
-    area = cost_of(folder, tell=quiet)["roc_auc"]
+    area = cost_of(folder, on_event=quiet)["roc_auc"]
     assert area["private"] >= area["plain"] - 0.03 and area["private"] >= 0.797 - 0.03  # the twin's, and that of credit-risk
 
 
@@ -268,7 +268,7 @@ def test_credit_risk_private_costs_less_than_three_points_of_area(seed: int, tmp
 def test_chest_xray_private_costs_less_than_three_points_of_area(seed: int, tmp_path: Path, with_data: Any) -> None:
     folder, _ = full_size("chest-xray-private", tmp_path, with_data, f"seed={seed}")
     assert_promised(folder, epsilon=3, units=4_708)
-    area = cost_of(folder, tell=quiet)["roc_auc"]
+    area = cost_of(folder, on_event=quiet)["roc_auc"]
     assert area["private"] >= area["plain"] - 0.03
 
 

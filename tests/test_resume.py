@@ -156,8 +156,8 @@ def test_a_signal_saves_first_and_the_same_command_goes_on(place: Path, number: 
 
 def test_a_run_that_an_earlier_version_began_is_the_same_recipe(place: Path) -> None:
     """That version did not know some keys, which have their default today: it is done, it goes on; another value is another recipe."""
-    import tauon.context
     import tauon.recipe
+    import tauon.stages.context
     from tauon.config import dump
     from tauon.errors import RunError
     from tauon.pipeline import run
@@ -177,13 +177,13 @@ def test_a_run_that_an_earlier_version_began_is_the_same_recipe(place: Path) -> 
             told.append((str(facts["name"]), str(facts["state"])))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tauon.context, "dump", earlier)
+        patch.setattr(tauon.stages.context, "dump", earlier)
         patch.setattr(tauon.recipe, "dump", earlier)
         done = run(recipe, root=place / "runs", stages=("prepare", "train"))
     before = final_files(place, "old", 14)
     for _ in range(2):
         told.clear()
-        run(recipe, root=place / "runs", stages=("prepare", "train"), tell=tell)
+        run(recipe, root=place / "runs", stages=("prepare", "train"), on_event=tell)
         assert told == [("prepare", "done before"), ("train", "done before")]
     shutil.rmtree(done.checkpoints / "step-000014")
     (done.folder / "stages.json").unlink()

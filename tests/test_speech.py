@@ -50,7 +50,7 @@ def test_tones_are_told_apart_and_training_goes_on_bit_for_bit(tmp_path: Path) -
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        go(path, "name=again", tell=stop)
+        go(path, "name=again", on_event=stop)
     again = go(path, "name=again")
     last = "step-000030/model.safetensors"
     assert (again.checkpoints / last).read_bytes() == (done.checkpoints / last).read_bytes()

@@ -14,8 +14,9 @@ import torch
 from tauon.artifacts import Checkpoint, read_json
 from tauon.config import parse
 from tauon.data import DataSplits, inputs_from_records, outputs_in_units, prepare
-from tauon.pipeline import load_model, run
+from tauon.pipeline import run
 from tauon.recipe import Recipe
+from tauon.stages.load import load_model
 from tauon.testing import check_model
 from tauon.types import Batch
 

@@ -16,8 +16,9 @@ from tauon.artifacts import latest_checkpoint, read_json
 from tauon.config import parse
 from tauon.data import TargetScale, inputs_from_records, outputs_in_units, prepare
 from tauon.errors import RecipeError, RunError
-from tauon.pipeline import load_model, run
+from tauon.pipeline import run
 from tauon.recipe import Recipe, load_recipe
+from tauon.stages.load import load_model
 from tauon.starter import draft, write_draft
 
 

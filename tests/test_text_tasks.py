@@ -13,11 +13,12 @@ import torch
 
 from tauon.artifacts import Run, latest_checkpoint, load_checkpoint, read_json
 from tauon.config import parse
-from tauon.context import Context
 from tauon.errors import RecipeError, TrainingError
 from tauon.export import merge_adapter
-from tauon.pipeline import load_model, run
+from tauon.pipeline import run
 from tauon.recipe import Recipe
+from tauon.stages.context import Context
+from tauon.stages.load import load_model
 from tauon.tracking import read_events
 from toy import words
 

@@ -13,8 +13,9 @@ from tauon.artifacts import Run, latest_checkpoint, load_checkpoint
 from tauon.config import parse
 from tauon.export import export_checkpoint, merge_adapter
 from tauon.models import materialize, open_start
-from tauon.pipeline import load_model, run
+from tauon.pipeline import run
 from tauon.recipe import Recipe
+from tauon.stages.load import load_model
 
 
 def test_a_tied_model_trained_with_an_average_is_evaluated_with_the_average(tmp_path: Path) -> None:

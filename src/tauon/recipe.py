@@ -9,29 +9,37 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
-from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml, registered, write_yaml
-from tauon.data import DataConfig, problems_for
+import tauon.data.rules
+import tauon.models.rules
+import tauon.optim.rules
+import tauon.privacy.rules
+import tauon.tasks.rules
+import tauon.train.rules  # noqa: F401  rules that join by being imported
+from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml, recipe_rules, write_yaml
+from tauon.data import DataConfig
 from tauon.distributed import AutoParallel, ParallelConfig
 from tauon.errors import RecipeError
 from tauon.evaluate import EvaluateConfig
 from tauon.launch import Here, LaunchConfig, choose
 from tauon.models import AdaptConfig, ModelConfig
 from tauon.optim import AdamWConfig, OptimConfig
-from tauon.privacy import PrivacyConfig, refuse_combinations, refuse_statistics
+from tauon.privacy import PrivacyConfig
+from tauon.stages.table import BUILT_IN, CORE, Stage, leave_out, load, stage_table, unknown_stage
 from tauon.tasks import Task
 from tauon.tracking import TrackerConfig
 from tauon.train import TrainConfig
 
 __all__ = [
     "NAME",
-    "STAGES",
     "Recipe",
+    "child_tree",
     "find_recipe",
     "folder_of",
     "load_recipe",
@@ -43,15 +51,6 @@ __all__ = [
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Names of runs."""
-StageName = Literal["prepare", "train", "evaluate", "report"]
-STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "report")
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "prepare": ("data",),
-    "train": ("data", "task", "model", "adapt", "optim", "train", "privacy", "parallel", "track"),
-    "evaluate": ("evaluate",),
-    "report": (),
-}
-"""Which sections of the recipe each stage consumes."""
 FREE = ("parallel", "launch", "track")
 """Sections that may change between two parts of one run: they say how, not what, is trained."""
 
@@ -63,8 +62,8 @@ class Recipe(Config):
     """Name of the run, and of its folder: letters, digits, `.`, `_`, `-`."""
     seed: Count = Field(0, ge=0)
     """Every random draw is a function of it: data order, augmentation, dropout, initial weights."""
-    stages: tuple[StageName, ...] = STAGES
-    """What `tauon run` does, in this order."""
+    stages: tuple[str, ...] = CORE
+    """What `tauon run` does, in this order. Left out: prepare, train, evaluate, report, and each stage whose section the recipe has."""
     data: DataConfig
     """What to learn from."""
     task: Task
@@ -89,78 +88,73 @@ class Recipe(Config):
     """Where else to log, beside `events.jsonl`: tensorboard, mlflow, wandb, csv."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What cannot work together, as far as it can be told without opening the data."""
-        task, model, train, stages = self.peek("task"), self.peek("model"), self.peek("train"), self.peek("stages")
-        data: DataConfig = self.peek("data")
-        for name, message in problems_for(data, task.needs):
-            yield f"data.{name}", message
-        if task.needs not in (model.needs if isinstance(model.needs, tuple) else (model.needs,)):
-            readers = {k: getattr(m, "needs", ()) for k, m in registered("model").items()}
-            fit = ", ".join(k for k, n in readers.items() if task.needs in ((n,) if isinstance(n, str) else n))
-            reads = model.needs if isinstance(model.needs, str) else " or ".join(model.needs)
-            yield (
-                "model.kind",
-                f"{model.kind_} reads {reads}, and task {task.kind_} gives it {task.needs}. Take one of {fit}, or another task.",
-            )
-        if task.family not in ("classification", "ordinal"):
-            for name in ("mix", "sampling", "class_weights", "label_order"):
-                if task.needs == "arrays" and data.peek(name) != DataConfig.model_fields[name].default:
-                    yield f"data.{name}", f"is for classes, and the task is {task.kind_}. Drop it."
-        if model.peek("adapt") is not None:
-            yield "model.adapt", "is a section of its own. Write adapt: beside model:, not inside it."
-        if self.peek("adapt") is not None and model.peek("from_") is None:
-            yield "adapt", "needs model.from, the trained model that it is put beside. Give one, or drop this section."
-        if train.peek("tokens") is not None and task.needs not in ("tokens", "masked-tokens", "chat"):
-            yield "train.tokens", f"task {task.kind_} has no tokens. Give steps, epochs or time."
-        if len(set(stages)) != len(stages) or list(stages) != [s for s in STAGES if s in stages]:
-            yield "stages", f"{list(stages)} is not an order that works. Take some of {list(STAGES)}, in this order, each once."
-        if not stages:
-            yield "stages", f"is empty, so there is nothing to do. Take some of {list(STAGES)}."
-        optional = {n for n, info in type(self).model_fields.items() if not info.is_required()}  # others cannot be dropped
-        for stage, sections in SECTIONS.items():
-            for section in sorted(optional & self.model_fields_set & set(sections)):
-                if stages and not any(section in SECTIONS[s] for s in stages):
-                    yield section, f"nothing will read it: stage {stage} is not among stages {list(stages)}. Add it, or drop this section."
-        optim = self.peek("optim")
-        for name in ("batch", "batch_warmup") if optim.full_batch else ():
-            if name in train.model_fields_set:
-                yield f"train.{name}", f"{optim.kind_} takes the whole training set at every step. Drop it, or take optim.kind=sgd."
-        if optim.for_noise and (self.peek("privacy") is None or not self.peek("privacy").promises):
-            yield (
-                "optim.kind",
-                f"{optim.kind_} takes the noise of private training into account, and there is none. Take adamw, or add privacy.",
-            )
-        if task.needs == "pairs" and model.peek("from_") is None:
-            yield (
-                "model.from",
-                f"is missing: {task.kind_} begins with a model that answers already. Give one that was tuned on instructions.",
-            )
-        if task.needs == "pairs" and self.peek("parallel").kind_ == "parameter-server":
-            yield (
-                "parallel.kind",
-                f"parameter-server, whose workers have no reference model, and task {task.kind_} needs one. Take replicate.",
-            )
-        if task.needs not in ("tokens", "chat", "pairs"):
-            for name in ("prompts", "samples"):
-                if name in self.peek("evaluate").model_fields_set:
-                    yield f"evaluate.{name}", f"is for language models, and the task is {task.kind_}. Drop it."
-        if self.peek("privacy") is not None and self.peek("privacy").peek("views") > 1:
-            if not self.peek("privacy").promises:
-                yield "privacy.views", "is for private training, and neither epsilon nor noise is given. Drop it."
-            elif not data.peek("augment"):
-                yield "privacy.views", "shows an example several times in a step, each time the same: set data.augment, or drop it."
-        if self.peek("privacy") is not None and self.peek("privacy").promises:
-            yield from refuse_combinations(data, task, optim, self.peek("parallel"))
-            if self.peek("privacy").peek("statistics") is not None:
-                yield from refuse_statistics(data, task.needs)
-        for name in ("early_stopping", "validate_every", "validate_examples"):
-            if train.peek(name) is not None and self._holds_nothing_out():
-                yield f"train.{name}", "needs validation data, and data.split.validation is 0. Hold some out, or drop it."
+        """What cannot work together, as far as it can be told without opening the data: every package says what it knows."""
+        for rule in recipe_rules():
+            yield from rule(self)
+        yield from self._problems_of_stages()
 
-    def _holds_nothing_out(self) -> bool:
-        data: DataConfig = self.peek("data")
-        split: Any = data.peek("split")
-        return data.peek("validation") is None and split.peek("folds") is None and split.peek("validation") == 0
+    def _problems_of_stages(self) -> Iterator[tuple[str, str]]:
+        table, stages = stage_table(), self.peek("stages")
+        unknown = [(name, message) for name in stages if (message := unknown_stage(name))]
+        yield from (("stages", message) for _, message in unknown)
+        if unknown:
+            return
+        if len(set(stages)) != len(stages) or list(stages) != [s for s in table if s in stages]:
+            yield "stages", f"{list(stages)} is not an order that works. Take some of {list(table)}, in this order, each once."
+        if not stages:
+            yield "stages", f"is empty, so there is nothing to do. Take some of {list(table)}."
+        wanted = self.wanted_stages()
+        optional = {n for n, info in type(self).model_fields.items() if not info.is_required()}  # others cannot be dropped
+        for stage in table.values():
+            for section in sorted(optional & self.model_fields_set & set(stage.reads)):
+                if stages and not any(section in table[s].reads for s in wanted):
+                    yield (
+                        section,
+                        f"nothing will read it: stage {stage.name} is not among stages {list(stages)}. Add it, or drop this section.",
+                    )
+
+    def wanted_stages(self) -> tuple[str, ...]:
+        """What `tauon run` does: the recipe's `stages`; where it leaves them out, the usual ones and those whose section it has."""
+        stages: tuple[str, ...] = self.peek("stages")
+        if "stages" in self.model_fields_set:
+            return stages
+        own = {s.name for s in stage_table().values() if s.config and self.__dict__.get(s.name) is not None}
+        return tuple(name for name in stage_table() if name in stages or name in own)
+
+    def with_section(self, name: str, section: Config) -> Recipe:
+        """The same recipe with the section of a stage replaced."""
+        return self.model_copy(update={name: section})
+
+
+def child_tree(recipe: Recipe, name: str, stages: Sequence[str]) -> dict[str, Any]:
+    """Plain data of the recipe of a run inside another: some stages, in this process, with no tracker and no section of other stages."""
+    other = {s.name for s in stage_table().values() if s.config and s.name not in stages}
+    whole = {k: v for k, v in dump(recipe).items() if k not in other}
+    return whole | {"name": name, "stages": list(stages), "track": [], "launch": "here"}
+
+
+def join_sections(cls: type[Recipe], stages: Iterable[Stage]) -> None:
+    """Give the tree the sections of these stages that have one: a section that is left out is None."""
+    missing = [s for s in stages if s.config and s.name not in cls.model_fields]
+    for stage in missing:
+        kind = load(stage.config, extra=stage.extra) | None
+        cls.__annotations__[stage.name] = kind
+        cls.__pydantic_fields__[stage.name] = FieldInfo(annotation=kind, default=None, description=stage.help)
+    if missing:
+        cls.model_rebuild(force=True)
+
+
+join_sections(Recipe, BUILT_IN)
+
+
+def load_parts() -> None:
+    """Everything that installed packages bring: parts of all families, and stages with their sections."""
+    load_plugins()
+    for stage in list(stage_table().values()):
+        try:
+            join_sections(Recipe, [stage])
+        except Exception as err:  # another's code: anything may be wrong with it
+            leave_out(stage, err)
 
 
 def fingerprint(recipe: Recipe, sections: Iterable[str], *upstream: str, spelled: Mapping[str, Any] | None = None) -> str:
@@ -181,7 +175,7 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
 
 def recipe_schema() -> dict[str, Any]:
     """JSON Schema of a recipe, every installed part included."""
-    load_plugins()
+    load_parts()
     return json_schema(Recipe)
 
 
@@ -249,7 +243,7 @@ def load_recipe(ref: str | Path, assignments: Iterable[str] = (), *, on: str | N
         assignments: `a.b=c`, each over what stands there.
         on: where the processes are started, as `--on` says it. A section `launch` of the same kind is kept, and changed by this.
     """
-    load_plugins()
+    load_parts()
     text, where = read_recipe(str(ref))
     data = read_yaml(text, where)
     if not isinstance(data, dict):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tauon.cli import main
-from tauon.cli.main import VERBS
+from tauon.cli.main import verbs
 from toy import table_recipe, text_recipe
 
 WORDS = "naïve 中文 … λ – 😀 "
@@ -42,7 +42,7 @@ def test_every_verb_prints_in_a_locale_without_utf8(encoding: str, tmp_path: Pat
         assert ended[0] == code, ended
         return ended[1] + ended[2]
 
-    for verb in VERBS:
+    for verb in verbs():
         tauon(verb, "--help")
     recipe = text_recipe(tmp_path, evaluate={"prompts": [WORDS]})
     (tmp_path / "text.txt").write_text(WORDS * 300, encoding="utf-8")

@@ -172,3 +172,15 @@ def test_what_was_never_trained_says_how_to(tauon: Tauon, tmp_path: Path, monkey
     assert ended.code == 5
     said = ended.err.split("Train it first: ")[1].strip()
     assert said == f"tauon train '{recipe}' --root 'my runs'"
+
+
+def test_a_folder_of_a_newer_format_says_which_version_reads_it(tauon: Tauon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = text_recipe(tmp_path)
+    assert tauon("train", recipe, "--quiet").code == 0
+    manifest = tmp_path / "runs/toy/manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99, "tauon": "7.1.0"}))
+    for verb in (("train", recipe), ("evaluate", recipe), ("generate", tmp_path / "runs/toy"), ("audit", tmp_path / "runs/toy")):
+        ended = tauon(*verb)
+        assert ended.code == 5 and "written by Tauon 7.1.0 in format 99" in ended.err and "reads formats up to 1" in ended.err, ended
+    assert tauon("runs", "list").code == 0

@@ -32,7 +32,7 @@ def stage(data: dict[str, Any], root: str, stop_at: int | None = None) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        run(parse(Recipe, data), root=root, stages=("prepare", "train"), tell=tell)
+        run(parse(Recipe, data), root=root, stages=("prepare", "train"), on_event=tell)
     except Interrupted:
         assert stop_at is not None
 

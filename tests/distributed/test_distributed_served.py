@@ -317,7 +317,7 @@ def test_workers_killed_and_servers_killed_five_times_change_no_bit(ray: Any) ->
         if step in (5, 9):
             ray.kill(servers.fleet.members[step % 2].actor)
 
-    job, ours = run(work, parallel, each=each, tell=told.append)
+    job, ours = run(work, parallel, each=each, on_event=told.append)
     assert [m["loss"] for m in ours] == [m["loss"] for m in log] and equal(job, undisturbed)
     assert sum("server" in t for t in told) == 5 and sum("worker" in t for t in told) == 2, told
     assert max(m.get("restarts", 0) for m in ours) == 7
@@ -347,7 +347,7 @@ def test_without_restarts_the_workers_that_are_left_do_all_the_work(ray: Any) ->
             ray.kill(servers.fleet.members[1].actor)
 
     told: list[str] = []
-    job, ours = run(work, config(workers=2, max_restarts=0), each=each, tell=told.append)
+    job, ours = run(work, config(workers=2, max_restarts=0), each=each, on_event=told.append)
     assert [m["loss"] for m in ours] == [m["loss"] for m in log] and equal(job, whole)
     assert len(told) == 1 and "1 workers go on without it" in told[0]
 

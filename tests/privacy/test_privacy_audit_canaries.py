@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from tauon.auditing import plant
 from tauon.config import parse
 from tauon.data import DataConfig, DataSplits, HalfConfig, Loader, half_of, plain, prepare
 from tauon.errors import DataError, RecipeError
 from tauon.privacy import PrivateLoader
 from tauon.privacy.audit import Canaries, CanaryConfig, GradientCanaries, Secret, canary_dataset, canary_key, with_canaries
+from tauon.stages.extensions.canaries import plant
 from toy import words
 
 

@@ -151,8 +151,8 @@ def test_canaries_alone_are_no_privacy(tauon: Tauon, tmp_path: Path) -> None:
 
 def test_a_reference_model_of_a_private_run_plants_nothing_and_is_charged_to_no_ledger(tmp_path: Path) -> None:
     """It is as private as the run, for half the examples; it stays with whoever audits."""
-    from tauon.auditing import shadow_recipe
     from tauon.recipe import load_recipe
+    from tauon.stages.audit import shadow_recipe
 
     whole = load_recipe(recipe(tmp_path, privacy={"budget": {"epsilon": 8, "delta": 1e-4}, "ledger": str(tmp_path / "ledger")}))
     one = shadow_recipe(whole, 3, 5)

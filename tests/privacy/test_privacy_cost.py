@@ -17,8 +17,8 @@ from tauon.config import dump
 from tauon.errors import PrivacyError, RunError
 from tauon.pipeline import run
 from tauon.privacy.ledger import find_ledgers
-from tauon.privacy_cost import cost_of, twin_of
 from tauon.recipe import differences, load_recipe
+from tauon.stages.privacy_cost import cost_of, twin_of
 
 PRIVACY = {"target_epsilon": 4.0, "delta": 1e-3, "generator": "seeded"}
 
@@ -76,7 +76,7 @@ def test_folds_have_a_promise_each_and_the_mean_cost(tmp_path: Path) -> None:
     whole = read_json(folder / "privacy.json")
     assert whole["guarantee"]["epsilon"] == max(e["guarantee"]["epsilon"] for e in each)
     assert any("2 folds by itself" in line for line in whole["guarantee"]["not_covered"])
-    cost = cost_of(folder, tell=quiet)
+    cost = cost_of(folder, on_event=quiet)
     assert cost["log_loss"]["private"] == pytest.approx(read_json(folder / "folds.json")["mean"]["log_loss"])
     assert cost["log_loss"]["plain"] == pytest.approx(read_json(folder / "without-privacy/folds.json")["mean"]["log_loss"])
     run(recipe, root=tmp_path / "runs")
@@ -88,10 +88,10 @@ def test_only_a_finished_private_run_has_a_cost(tmp_path: Path) -> None:
     path = table_recipe(tmp_path, privacy=PRIVACY)
     plain = run(load_recipe(path, ["privacy=null", "name=plain"]), root=tmp_path / "runs").folder
     with pytest.raises(RunError, match="without privacy, so that privacy has cost nothing"):
-        cost_of(plain, tell=quiet)
+        cost_of(plain, on_event=quiet)
     prepared = run(load_recipe(path), root=tmp_path / "runs", stages=("prepare",)).folder
     with pytest.raises(RunError, match=r"not trained to its end\. First: tauon train"):
-        cost_of(prepared, tell=quiet)
+        cost_of(prepared, on_event=quiet)
 
 
 def test_all_folds_are_charged_to_the_ledger_of_all_runs(tmp_path: Path, ledgers: Path) -> None:

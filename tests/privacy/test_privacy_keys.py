@@ -124,7 +124,7 @@ def heard_by(path: str, root: str, roots: list[str], stale: str = "") -> tuple[s
 
     said = "done"
     try:
-        run(load_recipe(path), root=roots[dist.get_rank()], stages=("prepare", "train"), tell=tell)
+        run(load_recipe(path), root=roots[dist.get_rank()], stages=("prepare", "train"), on_event=tell)
     except RunError as err:
         said = str(err)
     if dist.get_rank() == 0 and said == "done":

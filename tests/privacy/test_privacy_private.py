@@ -139,7 +139,7 @@ PRIVATE = {"target_epsilon": 4.0, "delta": 1e-3, "generator": "seeded"}
 def test_two_lines_make_a_recipe_private_and_the_promise_is_on_record(tmp_path: Path) -> None:
     told: list[tuple[str, dict[str, Any]]] = []
     recipe = load_recipe(text_recipe(tmp_path, privacy={"target_epsilon": 4.0, "delta": 1e-3}))
-    done = run(recipe, root=tmp_path / "runs", tell=lambda kind, **facts: told.append((kind, facts)))
+    done = run(recipe, root=tmp_path / "runs", on_event=lambda kind, **facts: told.append((kind, facts)))
     record = read_json(done.folder / "privacy.json")
     assert record["steps"] == 12 and 3.9 < record["guarantee"]["epsilon"] <= 4.0
     assert record["guarantee"]["neighbouring"] == "zero out one" and record["sampling"] == "poisson"
@@ -168,7 +168,7 @@ def test_a_stopped_private_run_goes_on_to_the_same_bits(tmp_path: Path, noise: s
             raise Stop
 
     with pytest.raises(Stop):
-        run(recipe, root=tmp_path / "runs", stages=("train",), tell=stop)
+        run(recipe, root=tmp_path / "runs", stages=("train",), on_event=stop)
     assert read_json(tmp_path / "runs/parts/privacy.json")["steps"] == 7
     parts = run(recipe, root=tmp_path / "runs", stages=("train",))
     for group in ("model", "optim"):
@@ -185,7 +185,7 @@ def test_a_run_that_lost_its_key_does_not_go_on(tmp_path: Path) -> None:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        run(load_recipe(path), root=tmp_path / "runs", stages=("train",), tell=stop)
+        run(load_recipe(path), root=tmp_path / "runs", stages=("train",), on_event=stop)
     key = tmp_path / "runs/toy/privacy.key"
     assert key.stat().st_mode & 0o777 == 0o600 and len(bytes.fromhex(read_json(key)["key"])) == 32
     kept = key.read_bytes()
@@ -250,7 +250,7 @@ def test_a_data_set_has_one_budget_for_all_its_runs(tmp_path: Path, ledgers: Pat
     path = text_recipe(tmp_path, privacy=PRIVATE | {"budget": budget})
     root = tmp_path / "runs"
     told: list[str] = []
-    first = run(load_recipe(path, ["name=first"]), root=root, stages=("train",), tell=lambda k, **f: told.append(str(f.get("message"))))
+    first = run(load_recipe(path, ["name=first"]), root=root, stages=("train",), on_event=lambda k, **f: told.append(str(f.get("message"))))
     assert any("privacy budget: epsilon 4 of 4.3 at delta 0.001" in t for t in told)
     ledger = Ledger(ledgers, first.manifest()["privacy"]["data"])
     assert [e.action for e in ledger.entries()] == ["open", "reserve", "settle"]
@@ -275,7 +275,7 @@ def test_a_stopped_run_keeps_its_reservation_and_pays_once(tmp_path: Path, ledge
             raise Stop
 
     with pytest.raises(Stop):
-        run(load_recipe(path), root=root, stages=("train",), tell=stop)
+        run(load_recipe(path), root=root, stages=("train",), on_event=stop)
     done = run(load_recipe(path), root=root, stages=("train",))
     ledger = Ledger(ledgers, done.manifest()["privacy"]["data"])
     assert [e.action for e in ledger.entries()] == ["open", "reserve", "settle"] and ledger.standing().spent <= 4.0
@@ -289,7 +289,7 @@ def test_a_run_that_fails_before_its_first_step_pays_nothing(tmp_path: Path, led
             raise RuntimeError("the disk is full")
 
     with pytest.raises(RuntimeError, match="the disk is full"):
-        run(load_recipe(path), root=tmp_path / "runs", stages=("train",), tell=fail)
+        run(load_recipe(path), root=tmp_path / "runs", stages=("train",), on_event=fail)
     [ledger] = find_ledgers(ledgers, "")
     assert ledger.standing().reserved == 0
     run(load_recipe(path), root=tmp_path / "runs", stages=("train",))

@@ -113,7 +113,7 @@ def killed(made: Recipe, folder: Path, step: int) -> Path:
                     time.sleep(0.002)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        train(made, folder, tell=tell)
+        train(made, folder, on_event=tell)
 
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()
@@ -367,7 +367,7 @@ def test_a_key_from_which_nothing_came_does_not_bind_a_changed_recipe(tmp_path: 
         if kind == "step":
             seen.append(read_json(key)["key"])
 
-    train(recipe(tmp_path, "optim.lr=0.5"), tmp_path, tell=look)
+    train(recipe(tmp_path, "optim.lr=0.5"), tmp_path, on_event=look)
     assert set(seen) and before not in seen
     assert actions(ledgers) == ["open", "reserve", "settle", "reserve", "settle"]
     assert [r.sampling for r in entries(ledgers)[2].releases] == ["full"]  # of the statistics nobody knows
@@ -375,7 +375,7 @@ def test_a_key_from_which_nothing_came_does_not_bind_a_changed_recipe(tmp_path: 
 
 def test_steps_that_were_in_checkpoints_are_not_computed_again_in_another_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other threads, layouts or versions round in another way, and the same noise would show it. From the newest checkpoint on, they may."""
-    from tauon import private_training
+    from tauon.stages.extensions import privacy as private_training
 
     made = recipe(tmp_path)
     folder = killed(made, tmp_path, 3)
@@ -393,7 +393,7 @@ def test_steps_that_were_in_checkpoints_are_not_computed_again_in_another_way(tm
 
 def test_a_checkpoint_that_was_never_whole_was_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine dies while a checkpoint is written, and others go on in another layout."""
-    from tauon import private_training
+    from tauon.stages.extensions import privacy as private_training
 
     made = recipe(tmp_path)
     folder = killed(made, tmp_path, 3)
@@ -413,7 +413,7 @@ def test_a_key_that_was_deleted_with_the_checkpoints_is_settled_for_what_it_made
         train(made, tmp_path)
     shutil.rmtree(folder / "checkpoints")
     told: list[str] = []
-    train(made, tmp_path, tell=lambda kind, **facts: told.append(str(facts.get("message"))))
+    train(made, tmp_path, on_event=lambda kind, **facts: told.append(str(facts.get("message"))))
     assert any("was settled: 3 steps, entry 3" in t for t in told)
     assert [[r.count for r in e.releases] for e in entries(ledgers) if e.action == "settle"] == [[1, 3], [1, 4]]
 
@@ -557,7 +557,7 @@ def test_a_run_that_stopped_early_is_finished(tmp_path: Path, ledgers: Path) -> 
 
 def test_a_finished_run_that_was_settled_by_hand_ends_right(tmp_path: Path, ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise that follows what it sees is settled by hand for the worst that could have come."""
-    from tauon import private_training
+    from tauon.stages.extensions import privacy as private_training
 
     noise = {"kind": "validation-loss", "every": 1, "patience": 1, "query_noise": 50.0}
     made = recipe(tmp_path, privacy={"noise": noise, "accountant": "rdp"})
@@ -590,7 +590,7 @@ def test_two_roots_may_train_runs_of_one_name_at_once(tmp_path: Path, ledgers: P
     made = recipe(tmp_path)
     for root in ("a", "b"):
         with pytest.raises(Stop):
-            run(made, root=tmp_path / root, stages=("train",), tell=stop_at(3))
+            run(made, root=tmp_path / root, stages=("train",), on_event=stop_at(3))
     for root in ("b", "a"):
         run(made, root=tmp_path / root, stages=("train",))
     assert actions(ledgers) == ["open", "reserve", "reserve", "settle", "settle"]
@@ -604,7 +604,7 @@ def test_a_ledger_beside_the_runs_goes_on_and_is_told(tmp_path: Path, ledgers: P
     old = Ledger(tmp_path / "runs/ledger", data)
     old.open((3.9, 1e-3), examples=108)
     told: list[str] = []
-    train(made, tmp_path, tell=lambda kind, **facts: told.append(str(facts.get("message"))))
+    train(made, tmp_path, on_event=lambda kind, **facts: told.append(str(facts.get("message"))))
     assert [e.action for e in old.entries()] == ["open", "reserve", "settle"] and not ledgers.exists()
     assert any(f"beside the runs, in {old.folder}: it goes on there" in t for t in told)
     Ledger(ledgers, data).open((3.9, 1e-3), examples=108)
@@ -698,7 +698,7 @@ def test_a_killed_run_of_an_earlier_version_goes_on_or_is_settled(tmp_path: Path
         if kind == "step":
             seen.append(read_json(folder / "privacy.key")["key"])
 
-    train(made, tmp_path, tell=look)
+    train(made, tmp_path, on_event=look)
     assert (
         set(seen) == {secret} and [e.action for e in ledger.entries()] == ["open", "reserve", "settle"] and not keys_in(tmp_path / "runs")
     )
@@ -730,9 +730,10 @@ def test_a_finished_run_of_an_earlier_version_pays_again_where_it_trains_again(t
 
 
 def test_reference_models_of_an_audit_are_charged_nothing(tmp_path: Path, ledgers: Path) -> None:
-    from tauon.auditing import audit_run
+    from tauon.privacy.audit import AuditConfig
+    from tauon.stages.audit import audit_run
 
     folder = run(recipe(tmp_path), root=tmp_path / "runs").folder
-    audit_run(folder, tell=lambda kind, **facts: None, shadows=2)
+    audit_run(folder, AuditConfig(shadows=2), on_event=lambda kind, **facts: None)
     assert (folder / "audit/shadow-001/checkpoints/step-000004").is_dir()
     assert actions(ledgers) == ["open", "reserve", "settle"] and not keys_in(folder)

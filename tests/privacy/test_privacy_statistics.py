@@ -21,7 +21,6 @@ pytest.importorskip("sklearn")
 
 from tauon.artifacts import Run, latest_checkpoint, load_checkpoint, read_json
 from tauon.config import parse
-from tauon.context import Context
 from tauon.data import DataConfig, Normalizer, inputs_from_records, prepare
 from tauon.errors import DataError, Interrupted, PrivacyError, RecipeError, RunError
 from tauon.pipeline import run
@@ -30,6 +29,7 @@ from tauon.privacy.ledger import find_ledgers
 from tauon.privacy.noise import NoiseSource
 from tauon.privacy.statistics import StatisticsConfig, apply_statistics, draw_statistics
 from tauon.recipe import Recipe, load_recipe
+from tauon.stages.context import Context
 from tauon.testing.processes import run_processes
 
 dp_accounting: Any = pytest.importorskip("dp_accounting")
@@ -264,7 +264,7 @@ def on_two_ranks(path: str, root: str) -> tuple[str, bytes]:
 
     said = "done"
     try:
-        run(recipe, root=root, stages=("prepare", "train"), tell=tell)
+        run(recipe, root=root, stages=("prepare", "train"), on_event=tell)
     except Interrupted as err:
         said = str(err)
     return said, (Path(root) / "table" / "statistics.json").read_bytes()
@@ -292,23 +292,24 @@ def test_each_fold_draws_its_own(tmp_path: Path) -> None:
 
 
 def test_canaries_are_among_the_rows_and_reference_models_take_the_targets_statistics(tmp_path: Path) -> None:
-    from tauon.auditing import audit_run
+    from tauon.privacy.audit import AuditConfig
+    from tauon.stages.audit import audit_run
 
     recipe = toy(tmp_path, "train.steps=3", privacy={"audit": {"canaries": 10, "kind": "mislabelled"}})
     folder = run(recipe, root=tmp_path).folder
     train = context(recipe, folder).splits.train
     assert drawn(folder)["examples"] == len(train) == read_json(folder / "privacy.json")["units"]
-    audit_run(folder, tell=lambda kind, **facts: None, shadows=2)
+    audit_run(folder, AuditConfig(shadows=2), on_event=lambda kind, **facts: None)
     for k in range(2):
         assert drawn(folder / f"audit/shadow-00{k}")["mean"] == drawn(folder)["mean"]
         assert np.array_equal(scale_of(folder / f"audit/shadow-00{k}").center, scale_of(folder).center)
 
 
 def test_the_twin_without_privacy_has_exact_ones(tmp_path: Path) -> None:
-    from tauon.privacy_cost import cost_of
+    from tauon.stages.privacy_cost import cost_of
 
     folder = run(toy(tmp_path, "train.steps=2"), root=tmp_path).folder
-    cost_of(folder, tell=lambda kind, **facts: None)
+    cost_of(folder, on_event=lambda kind, **facts: None)
     twin = folder / "without-privacy"
     assert not (twin / "statistics.json").exists() and "statistics" not in " ".join(contents(twin))
     assert np.abs(scale_of(twin).center - scale_of(folder).center).max() > 0

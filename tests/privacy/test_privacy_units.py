@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from tauon.artifacts import latest_checkpoint, read_json
-from tauon.context import Context
 from tauon.data import DocumentDataset, MaskedDataset, TokenDataset
 from tauon.errors import DataError, RecipeError
 from tauon.models import materialize
@@ -20,6 +19,7 @@ from tauon.pipeline import run
 from tauon.privacy import PrivateLoader, seeded_key
 from tauon.privacy.units import Units, protect
 from tauon.recipe import Recipe, load_recipe
+from tauon.stages.context import Context
 from toy import merged, text_recipe, words, write
 
 PRIVATE: dict[str, Any] = {"noise_multiplier": 1.0, "delta": 1e-4, "generator": "seeded"}

@@ -49,9 +49,9 @@ def test_rows_of_an_example_lie_together_and_are_augmented_each_by_itself() -> N
 def test_a_step_is_the_mean_of_views_clipped_example_by_example(microbatch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a loop over single examples; the noise is taken out, to see what it hides."""
     from tauon.artifacts import latest_checkpoint
-    from tauon.context import Context
     from tauon.models import materialize
     from tauon.privacy import seeded_key
+    from tauon.stages.context import Context
 
     monkeypatch.setattr("tauon.privacy.private.noise_like", lambda p, name, draw: torch.zeros_like(p))
     found = recipe(tmp_path, train={"steps": 1, "checkpoint_every": 1, "microbatch": microbatch})

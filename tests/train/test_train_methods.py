@@ -90,7 +90,7 @@ def test_what_schedule_free_saves_is_the_average_and_it_goes_on_bit_for_bit(tmp_
     whole = go(text_recipe(tmp_path / "a", **options))
     half = text_recipe(tmp_path / "b", **options)
     with pytest.raises(KeyboardInterrupt):
-        go(half, tell=_stop_at(8))
+        go(half, on_event=_stop_at(8))
     resumed = go(half)
     last = "step-000012/model.safetensors"
     assert (whole.checkpoints / last).read_bytes() == (resumed.checkpoints / last).read_bytes()
@@ -117,7 +117,7 @@ def test_every_optimizer_goes_on_bit_for_bit(tmp_path: Path, kind: str) -> None:
         path.write_text(path.read_text().replace("  lr: null\n", ""))
     whole = go(paths[0])
     with pytest.raises(KeyboardInterrupt):
-        go(paths[1], tell=_stop_at(8))
+        go(paths[1], on_event=_stop_at(8))
     last = "step-000012/model.safetensors"
     assert (whole.checkpoints / last).read_bytes() == (go(paths[1]).checkpoints / last).read_bytes()
 
@@ -173,7 +173,7 @@ def test_trouble_is_told_when_it_lasts_and_not_of_a_head_that_starts_at_zero() -
 def test_a_deep_narrow_network_is_told_that_its_gradients_vanish(tmp_path: Path) -> None:
     told: list[str] = []
     path = table_recipe(tmp_path, model={"hidden": [3] * 60, "activation": "tanh"}, train={"steps": 6, "watch_layers": 2})
-    go(path, tell=lambda kind, **facts: told.append(facts["message"]) if kind == "warning" else None)
+    go(path, on_event=lambda kind, **facts: told.append(facts["message"]) if kind == "warning" else None)
     assert any("vanishing gradients in layers.0.weight" in t for t in told), told
 
 

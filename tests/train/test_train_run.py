@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from tauon import watch
 from tauon.artifacts import Run, load_checkpoint, read_json, steps_in
 from tauon.errors import Interrupted
-from tauon.pipeline import load_model, run
+from tauon.pipeline import run
 from tauon.recipe import load_recipe
+from tauon.stages import training_record as watch
+from tauon.stages.load import load_model
 from tauon.tracking import read_events, timeline
 from tauon.train import StopSignal, loop
 from toy import table_recipe, text_recipe
@@ -82,7 +83,7 @@ def test_a_run_that_is_done_is_not_done_again(tmp_path: Path) -> None:
         if p.suffix in (".safetensors", ".jsonl", ".html") or p.name == "evaluation.json"
     }
     told: list[tuple[str, Any]] = []
-    second = go(path, stages=None, tell=lambda kind, /, **facts: told.append((kind, facts.get("state"))))
+    second = go(path, stages=None, on_event=lambda kind, /, **facts: told.append((kind, facts.get("state"))))
     assert told == [("stage", "done before")] * 4
     assert {p: p.stat().st_mtime_ns for p in before} == before and second.stage("report") == first.stage("report")
 
@@ -96,7 +97,7 @@ def test_a_stage_is_done_again_when_what_it_depends_on_changed(tmp_path: Path) -
         if kind == "stage" and facts["state"] != "done":
             told.append((facts["name"], facts["state"]))
 
-    changed = go(path, "evaluate.confidence=80%", stages=None, tell=tell)
+    changed = go(path, "evaluate.confidence=80%", stages=None, on_event=tell)
     assert told == [("prepare", "done before"), ("train", "done before"), ("evaluate", "begins"), ("report", "begins")]
     assert read_json(changed.folder / "evaluation.json")["confidence"] == 0.8
 
@@ -215,7 +216,7 @@ def test_the_average_is_what_is_measured_unless_the_raw_weights_are_asked_for(tm
 
 def test_progress_is_told_with_throughput_and_time_left(tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
-    go(text_recipe(tmp_path), tell=lambda kind, /, **facts: told.append(facts) if kind == "step" else None)
+    go(text_recipe(tmp_path), on_event=lambda kind, /, **facts: told.append(facts) if kind == "step" else None)
     assert [t["step"] for t in told] == list(range(1, 13))
     last = told[-1]
     assert last["tokens_per_s"] == pytest.approx(16 * last["examples_per_s"])

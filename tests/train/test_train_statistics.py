@@ -95,8 +95,8 @@ def images(folder: Path, rows: int = 96) -> dict[str, Any]:
 
 @pytest.mark.parametrize("ema", [None, 0.8])
 def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, ema: float | None) -> None:
-    from tauon import watch
     from tauon.cli.main import cli
+    from tauon.stages import training_record as watch
 
     class Stopped(BaseException):
         pass

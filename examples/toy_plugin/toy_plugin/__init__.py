@@ -1,1 +1,1 @@
-"""Parts for Tauon from outside: a model, an optimizer, a data source."""
+"""Parts for Tauon from outside, one file each, by entry points alone."""

@@ -22,7 +22,10 @@ from typing import Any
 from tauon.artifacts.files import cannot_write, read_json, remove_leftovers, write_json
 from tauon.errors import RunError
 
-__all__ = ["Run", "list_runs"]
+__all__ = ["RUN_FORMAT", "Run", "list_runs"]
+
+RUN_FORMAT = 1
+"""Version of how a run's folder is laid out. Raised where an earlier version of Tauon could not read what is written now."""
 
 _LOCK = ".lock"
 _STAGES = "stages.json"
@@ -53,6 +56,11 @@ class Run:
         """Make the folder if need be and take it. `RunError` when another process holds it, or it cannot be written."""
         run = cls(folder)
         run._take()
+        try:
+            run._refuse_newer()
+        except RunError:
+            run.close()
+            raise
         # A forked child (a data worker) would keep the lock alive after its parent was killed.
         os.register_at_fork(after_in_child=partial(_forget_lock, weakref.ref(run)))
         remove_leftovers(run.folder)
@@ -64,7 +72,19 @@ class Run:
         run = cls(folder)
         if not _is_run(run.folder):
             raise RunError(f"{folder}: no run there (none of {', '.join(_SIGNS)}). `tauon runs list` shows those that exist.")
+        run._refuse_newer()
         return run
+
+    def _refuse_newer(self) -> None:
+        """`RunError` where a later version of Tauon wrote the folder in a way that this one does not know."""
+        manifest = self.manifest()
+        written = manifest.get("format", 1)
+        if isinstance(written, int) and written > RUN_FORMAT:
+            by = manifest.get("tauon", "a later version")
+            raise RunError(
+                f"{self.folder} was written by Tauon {by} in format {written}, and this version reads formats up to {RUN_FORMAT}. "
+                f"Open it with Tauon {by} or newer: pip install -U tauon"
+            )
 
     @classmethod
     def follow(cls, folder: Path | str) -> Run:

@@ -39,7 +39,7 @@ ABOUT = """
     type=click.FloatRange(0.5, 0.9999),
     default=0.95,
     show_default=True,
-    help="Of intervals, of bounds, and of a refutation.",
+    help="Confidence level of the intervals and tests.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Which examples, pairs and halves are drawn.")
 @click.option("--slices/--no-slices", default=True, help="Also each class by itself.")
@@ -52,24 +52,29 @@ def audit_command(
 
     Writes audit.json and adds a section to report.html. Ends with exit code 9 where the guarantee of a private run is refuted.
     """
-    from tauon.auditing import audit_run, refuse_broken
-    from tauon.pipeline import report_stage_of
+    from tauon.artifacts import read_json
+    from tauon.config import parse
+    from tauon.privacy.audit import AuditConfig
+    from tauon.stages.audit import GuaranteeRefuted, audit_run
 
     if shadows % 2:
         raise click.UsageError(
             f"--shadows {shadows} is odd: halves come in pairs, so that each example is in half of them. Give an even number"
         )
+    asked = {"shadows": shadows, "examples": examples, "confidence": confidence, "seed": seed, "slices": slices}
     show = pick_show(quiet, as_json)
+    refuted: GuaranteeRefuted | None = None
     with show:
-        record = audit_run(
-            run, tell=show.tell, shadows=shadows, examples=examples, confidence=confidence, seed=seed, slices=slices
-        )  # fmt: skip
-        report_stage_of(run, show.tell)
+        try:
+            record = audit_run(run, parse(AuditConfig, asked), on_event=show.tell)
+        except GuaranteeRefuted as err:
+            refuted, record = err, read_json(run / "audit.json")
         if as_json:
             show.tell("audit", **{k: v for k, v in record.items() if k not in ("attacks", "format", "time")})
     if not as_json:
         print_figures(show, record)
-    refuse_broken(run, record)
+    if refuted is not None:
+        raise refuted
 
 
 def print_figures(show: Show, record: dict[str, Any]) -> None:

@@ -53,23 +53,23 @@ def check_command(
 def take_part(tree: Recipe, saved: Path) -> None:
     """One process of the layout."""
     from tauon.artifacts import write_json
-    from tauon.check import compare
-    from tauon.context import quiet
     from tauon.distributed import join
+    from tauon.stages.check import compare
+    from tauon.stages.context import null_callback
 
     with join(tree.train.peek("device")) as world:
-        findings, sent, layout = compare(tree, saved, world, tell=quiet)
+        findings, sent, layout = compare(tree, saved, world, on_event=null_callback)
         if world.leads:
             write_json(saved / "findings.json", {"findings": [f.to_json() for f in findings], "sent": sent, "layout": layout})
 
 
 def check(tree: Recipe, show: Show, *, steps: int, processes: int | None, as_json: bool) -> None:
     from tauon.artifacts import read_json
-    from tauon.check import Finding, first_divergent, reference, scaled_down
     from tauon.config import parse
     from tauon.errors import TrainingError
     from tauon.launch import Job, LaunchConfig, WorkerFailed, launch
     from tauon.recipe import to_yaml
+    from tauon.stages.check import Finding, first_divergent, reference, scaled_down
 
     wanted = tree.launch.peek("workers") if "workers" in type(tree.launch).model_fields else None
     tree, n, said = scaled_down(tree, wanted, processes or max(2, wanted or 0 if tree.launch.kind_ == "local" else 0, _here(tree)))
@@ -79,7 +79,7 @@ def check(tree: Recipe, show: Show, *, steps: int, processes: int | None, as_jso
         show.tell("note", message=said)
     with tempfile.TemporaryDirectory(prefix="tauon-check-") as folder:
         show.tell("note", message=f"one process, {steps} steps")
-        reference(tree, Path(folder), steps=steps, processes=n, tell=show.tell)
+        reference(tree, Path(folder), steps=steps, processes=n, on_event=show.tell)
         show.tell("note", message=f"{n} processes, the same steps")
         job = Job(tree.name, "check", to_yaml(tree), Path(folder), ("--reference", folder, "--quiet"), device=tree.train.peek("device"))
         try:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
-
-if TYPE_CHECKING:
-    from tauon.data import Tokenizer
 
 __all__ = ["generate_command"]
 
@@ -41,46 +36,22 @@ def generate_command(
 ) -> None:
     """Let the language model in the folder RUN continue a text, token by token; one that was tuned to answer answers."""
     from tauon.artifacts import Run
-    from tauon.context import Context, quiet
-    from tauon.data import Tokenizer
-    from tauon.errors import RunError
-    from tauon.generate import generate
-    from tauon.models import GPT
-    from tauon.pipeline import load_model
     from tauon.recipe import load_recipe
+    from tauon.stages.context import Context, null_callback
+    from tauon.stages.generate import Sampling, TextGenerator
 
-    recipe = load_recipe(run)
-    checkpoint = Context(recipe, Run.read(run), quiet).final_checkpoint
-    model, precision = load_model(checkpoint, recipe, weights=recipe.evaluate.weights)
-    if not isinstance(model, GPT):
-        raise RunError(f"{run} trained a {recipe.model.kind_}, which writes no text. Take a run of task language-modelling.")
-    tokenizer = Tokenizer.from_json(checkpoint.state["preprocess"]["tokenizer"])
+    sampling = Sampling(tokens, samples, temperature, top_k, top_p, seed)
+    writer = TextGenerator(Context(load_recipe(run), Run.read(run), null_callback))
     text = _text_of(prompt)
-    ids, stops, before = _asked(checkpoint.state["preprocess"], tokenizer, text, plain)
-    shown = ""
-    live = samples == 1
-    so_far: list[int] = []
-
-    def stream(_: int, token: int) -> None:
-        nonlocal shown
-        so_far.append(token)
-        now = tokenizer.decode(so_far)
-        if not now.endswith("�"):  # half a character: wait for the rest
-            click.echo(now[len(shown) :], nl=False)
-            shown = now
-
-    if live:
+    before = "" if writer.answers(plain=plain) else text
+    if samples == 1:
         click.echo(before, nl=False)
-    out = generate(
-        model, ids, max_tokens=tokens, samples=samples, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        stop_id=stops, context=precision.context, on_token=stream if live else None,
-    )  # fmt: skip
-    if live:
-        click.echo(tokenizer.decode(out[0])[len(shown) :])
+        writer.write(text, sampling, plain=plain, on_text=lambda piece: click.echo(piece, nl=False))
+        click.echo()
         return
-    for i, new in enumerate(out):
+    for i, new in enumerate(writer.write(text, sampling, plain=plain)):
         click.secho(f"----- {i + 1}", dim=True)
-        click.echo(before + tokenizer.decode(new))
+        click.echo(before + new)
 
 
 def _text_of(prompt: str) -> str:
@@ -92,19 +63,3 @@ def _text_of(prompt: str) -> str:
     except UnicodeError as err:
         raise DataError(f"the prompt is not UTF-8 ({err}). Convert it first.") from None
     return text
-
-
-def _asked(preprocess: Mapping[str, Any], tokenizer: Tokenizer, text: str, plain: bool) -> tuple[list[int], set[int], str]:
-    """(tokens to begin with, tokens that end the text, what is shown before what the model writes)."""
-    from tauon.data import Message, chat_prompt
-    from tauon.errors import DataError
-
-    stops = {tokenizer.bos, tokenizer.eos}
-    if preprocess.get("kind") not in ("chat", "pairs") or plain:
-        return [tokenizer.bos, *tokenizer.encode(text).tolist()], stops, text
-    if not text.strip():
-        raise DataError(
-            "this model was tuned to answer, and there is no question. Give one with --prompt, or continue a text with --plain."
-        )
-    ids, end = chat_prompt(preprocess, [Message("user", text)])
-    return ids, stops | {end}, ""

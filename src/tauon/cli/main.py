@@ -16,11 +16,9 @@ from tauon.errors import TauonError
 
 __all__ = ["main"]
 
-VERBS = {
+BY_HAND = {
     "run": ("tauon.cli.run", "Every stage that a recipe names: data, training, evaluation, report."),
     "train": ("tauon.cli.run", "Prepare the data and train; goes on where it stopped."),
-    "evaluate": ("tauon.cli.run", "Measure a trained run, every figure with its interval."),
-    "report": ("tauon.cli.run", "Write the run's report, one HTML page."),
     "generate": ("tauon.cli.generate", "Let a trained language model continue a text."),
     "export": ("tauon.cli.export", "Write a trained model for transformers or PEFT."),
     "adapter": ("tauon.cli.export", "Put trained adapters into the weights of their base."),
@@ -54,29 +52,42 @@ Shell completion: eval "$(_TAUON_COMPLETE=bash_source tauon)"   (or zsh_source, 
 """
 
 
+def verbs() -> dict[str, str]:
+    """Every verb and what it does: those written by hand, and one for each other stage, in the order in which people need them."""
+    from tauon.stages.table import stage_table
+
+    stages = {stage.name: stage.help for stage in stage_table().values() if stage.name not in BY_HAND}
+    first = {name: about for name, (_, about) in BY_HAND.items() if name in ("run", "train")}
+    return first | stages | {name: about for name, (_, about) in BY_HAND.items()}
+
+
 class LazyVerbs(click.Group):
     """A group that imports a verb when it is called, so that `tauon --help` and completion are quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(verbs())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        if cmd_name in BY_HAND:
+            command: click.Command = getattr(importlib.import_module(BY_HAND[cmd_name][0]), f"{cmd_name}_command")
+            return command
+        if cmd_name not in verbs():
             return None
-        command: click.Command = getattr(importlib.import_module(VERBS[cmd_name][0]), f"{cmd_name}_command")
-        return command
+        from tauon.cli.run import stage_command
+
+        return stage_command(cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
-            formatter.write_dl([(name, about) for name, (_, about) in VERBS.items()])
+            formatter.write_dl(list(verbs().items()))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         import difflib
 
-        name = args[0]
-        if name not in VERBS:
-            close = difflib.get_close_matches(name, VERBS, n=1)
-            ctx.fail(f"no verb {name!r}" + (f"; did you mean {close[0]!r}?" if close else f". There are: {', '.join(VERBS)}"))
+        name, known = args[0], verbs()
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            ctx.fail(f"no verb {name!r}" + (f"; did you mean {close[0]!r}?" if close else f". There are: {', '.join(known)}"))
         return super().resolve_command(ctx, args)
 
 
@@ -102,9 +113,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _name_failed_plugins() -> None:
-    """Say which installed packages brought parts that could not be loaded."""
-    config = sys.modules.get("tauon.config")
-    for message in getattr(config, "FAILED_PLUGINS", {}).values():
+    """Say which installed packages announced parts or stages that could not be loaded."""
+    config, stages = sys.modules.get("tauon.config"), sys.modules.get("tauon.stages.table")
+    for message in [*getattr(config, "FAILED_PLUGINS", {}).values(), *getattr(stages, "FAILED_STAGES", {}).values()]:
         click.echo(f"{click.style('warning', fg='yellow')}: {message}", err=True)
 
 

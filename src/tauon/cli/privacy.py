@@ -236,12 +236,12 @@ def cost_command(run: str, root: Path, quiet: bool, as_json: bool) -> None:
     from rich.table import Table
 
     from tauon.cli.show import pick_show
-    from tauon.privacy_cost import cost_of
+    from tauon.stages.privacy_cost import cost_of
 
     folder = Path(run) if (Path(run) / "recipe.yaml").is_file() else root / run
     show = pick_show(quiet, as_json)
     with show:
-        cost = cost_of(folder, tell=show.tell)
+        cost = cost_of(folder, on_event=show.tell)
         if as_json:
             show.tell("cost", **cost)
     if as_json:
@@ -323,7 +323,7 @@ def epsilon_command(
         "accountant": accountant,
     }
     if plot is not None:
-        from tauon.report import trade_off_page
+        from tauon.privacy.trade_off_page import trade_off_page
 
         page = trade_off_page(
             f"Privacy: {found[0].sentence()}", found[0].curve, facts | {"epsilon": found[0].epsilon, "delta": found[0].delta}

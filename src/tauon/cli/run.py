@@ -1,9 +1,10 @@
-"""`tauon run`, `train`, `evaluate`, `report`: the pipeline, whole or in part."""
+"""`tauon run`, `tauon train`, and the verbs of all stages that need nothing but a recipe: the pipeline, whole or in part."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import click
 from tauon.cli.launch import PLACES, launch_elsewhere, launch_options
 from tauon.cli.show import Show, pick_show
 
-__all__ = ["evaluate_command", "report_command", "run_command", "train_command"]
+__all__ = ["Asked", "go", "place_of_run", "recipe_arguments", "run_command", "stage_command", "train_command"]
 
 EPILOG = """\b
 RECIPE: a YAML file (- for standard input), the name of a shipped recipe (tauon recipe list), or a run's folder.
@@ -44,23 +45,38 @@ def _complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str
     return [*names, CompletionItem(incomplete, type="file")]
 
 
-def go(
-    recipe: str, assignments: tuple[str, ...], root: Path | None, show: Show, *, stages: tuple[Any, ...] | None, fresh: bool = False,
-    verb: str | None = None, on: str | None = None, dry_run: bool = False,
-) -> None:  # fmt: skip
+@dataclass(frozen=True)
+class Asked:
+    """What a person gave on the command line."""
+
+    recipe: str
+    assignments: tuple[str, ...]
+    root: Path | None
+    fresh: bool = False
+    on: str | None = None
+    dry_run: bool = False
+
+
+def go(asked: Asked, show: Show, *, verb: str, stages: tuple[str, ...] | None) -> None:
+    """Do what a verb asks for, here or where the processes are launched."""
     from tauon.errors import RunError
     from tauon.pipeline import run
     from tauon.recipe import load_recipe
+    from tauon.stages.table import stage_table
 
-    tree = load_recipe(recipe, assignments, on=on)
-    folder = place_of_run(recipe, tree.name, root, assignments)
-    if stages is not None and "train" not in stages and not (folder / "recipe.yaml").is_file():
-        again = ["tauon", "train", recipe, *assignments, *(["--root", str(root)] if root is not None else [])]
+    tree = load_recipe(asked.recipe, asked.assignments, on=asked.on)
+    folder = place_of_run(asked.recipe, tree.name, asked.root, asked.assignments)
+    together = stages is None or any(stage_table()[s].collective for s in stages)
+    if not together and not (folder / "recipe.yaml").is_file():
+        again = ["tauon", "train", asked.recipe, *asked.assignments, *(["--root", str(asked.root)] if asked.root is not None else [])]
         raise RunError(f"{folder} has no run yet. Train it first: {shlex.join(again)}")
     with show:
-        if verb is not None and launch_elsewhere(tree, verb, folder, show, options=show.flags, fresh=fresh, dry_run=dry_run):
+        launched = together and launch_elsewhere(
+            tree, verb, folder, show, options=show.flags, fresh=asked.fresh, dry_run=asked.dry_run
+        )  # fmt: skip
+        if launched:
             return
-        done = run(tree, folder=folder, stages=stages, fresh=fresh, tell=show.tell)
+        done = run(tree, folder=folder, stages=stages, fresh=asked.fresh, on_event=show.tell)
         show.finish(done, trained=stages is None or "train" in stages, whole=stages is None)
 
 
@@ -98,8 +114,8 @@ def run_command(
     resume: bool,
 ) -> None:  # fmt: skip
     """Take RECIPE through every stage it names. A stage that is done is not done again."""
-    show = pick_show(quiet, as_json)
-    go(recipe, assignments, root, show, stages=None, fresh=_one(fresh, resume), verb="run", on=on, dry_run=dry_run)
+    asked = Asked(recipe, assignments, root, _one(fresh, resume), on, dry_run)
+    go(asked, pick_show(quiet, as_json), verb="run", stages=None)
 
 
 @click.command("train", epilog=EPILOG + PLACES)
@@ -112,19 +128,21 @@ def train_command(
     resume: bool,
 ) -> None:  # fmt: skip
     """Prepare the data and train. Killed or stopped, the same command goes on, to the same weights bit for bit."""
-    show, stages = pick_show(quiet, as_json), ("prepare", "train")
-    go(recipe, assignments, root, show, stages=stages, fresh=_one(fresh, resume), verb="train", on=on, dry_run=dry_run)
+    asked = Asked(recipe, assignments, root, _one(fresh, resume), on, dry_run)
+    go(asked, pick_show(quiet, as_json), verb="train", stages=("prepare", "train"))
 
 
-@click.command("evaluate", epilog=EPILOG)
-@recipe_arguments
-def evaluate_command(recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool) -> None:
-    """Measure what RECIPE trained: every figure with a 95% interval, on the test part of the data, or on validation."""
-    go(recipe, assignments, root, pick_show(quiet, as_json), stages=("evaluate",))
+def stage_command(name: str) -> click.Command:
+    """The verb of a stage that has none written by hand: `tauon NAME RECIPE [a.b=c]...`."""
+    from tauon.stages.table import stage_table
 
+    stage = stage_table()[name]
+    example = "\b\n" + f"  tauon {name} runs/mine" + (f"\n  tauon {name} runs/mine {name}.KEY=VALUE" if stage.config else "") + "\n\n"
 
-@click.command("report", epilog=EPILOG)
-@recipe_arguments
-def report_command(recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool) -> None:
-    """Write report.html: data, curves, figures, samples, recipe, environment, on one page that needs no network."""
-    go(recipe, assignments, root, pick_show(quiet, as_json), stages=("report",))
+    @click.command(name, help=stage.details or stage.help, epilog=example + EPILOG)
+    @recipe_arguments
+    def command(recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool) -> None:
+        go(Asked(recipe, assignments, root), pick_show(quiet, as_json), verb=name, stages=(name,))
+
+    made: click.Command = command
+    return made

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -69,13 +69,13 @@ def tune_command(
 
 def range_test(tree: Recipe, show: Show, *, low: float, high: float, steps: int) -> RangeTest:
     """The test on one process, with the recipe's data, model, batch and optimizer."""
-    from tauon.context import Context
     from tauon.data import Loader
     from tauon.distributed import World
+    from tauon.stages.context import Context
     from tauon.train import TrainConfig, build_job, make_plan
     from tauon.tune import lr_range
 
-    ctx: Any = Context(tree, None, show.tell, World())  # type: ignore[arg-type]  # nothing is recorded in a run
+    ctx = Context(tree, None, show.tell, World())
     spec = ctx.splits.spec
     config: TrainConfig = ctx.train.model_copy(update={"steps": steps, "epochs": None, "tokens": None, "time": None, "ema": None})
     model = ctx.model

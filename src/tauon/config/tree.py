@@ -20,6 +20,7 @@ __all__ = [
     "Config",
     "Registered",
     "children",
+    "count_as_read",
     "dump",
     "families",
     "forget_reads",
@@ -197,6 +198,13 @@ def forget_reads(tree: Config) -> None:
     object.__setattr__(tree, "_reads", set())
     for _, child in children(tree):
         forget_reads(child)
+
+
+def count_as_read(tree: Config) -> None:
+    """Count every key below as read: for a part that is given to what uses it later."""
+    object.__setattr__(tree, "_reads", {*type(tree).model_fields})
+    for _, child in children(tree):
+        count_as_read(child)
 
 
 def unread_keys(tree: Config, path: str = "") -> list[str]:

@@ -7,25 +7,28 @@ from pathlib import Path
 
 import tauon
 from tauon.artifacts import atomic_write
-from tauon.report.audit import audit
 from tauon.report.facts import data, environment, lineage, recipe
 from tauon.report.headline import headline
 from tauon.report.page import Section, document, missing
-from tauon.report.privacy import privacy
 from tauon.report.records import Records
 from tauon.report.results import evaluation, folds, samples
 from tauon.report.text import escape
 from tauon.report.training import training
 
-__all__ = ["MOST_BYTES", "SECTIONS", "render"]
+__all__ = ["MOST_BYTES", "SECTIONS", "SectionMaker", "core_sections", "render"]
 
 MOST_BYTES = 5_000_000
 """Size that a report never exceeds: it must open at once and travel by mail."""
 
 SectionMaker = Callable[[Records], Section | None]
 
-SECTIONS: tuple[SectionMaker, ...] = (evaluation, privacy, audit, folds, training, samples, data, recipe, environment, lineage)
-"""The page from top to bottom. A room with more to say adds a function: `render(folder, [*SECTIONS, privacy])`."""
+SECTIONS: tuple[SectionMaker, ...] = (evaluation, folds, training, samples, data, recipe, environment, lineage)
+"""What every run has to show, from top to bottom. A package with more to say gives a function: `render(folder, [*SECTIONS, privacy])`."""
+
+
+def core_sections() -> tuple[list[SectionMaker], list[SectionMaker]]:
+    """(the results, all that comes below what other packages have to say)."""
+    return [evaluation], list(SECTIONS[1:])
 
 
 def render(folder: Path | str, sections: Sequence[SectionMaker] = SECTIONS) -> Path:

@@ -11,6 +11,7 @@ from tauon.privacy.audit.canaries import (
     canary_key,
     with_canaries,
 )
+from tauon.privacy.audit.config import AuditConfig
 from tauon.privacy.audit.curve import (
     CurveAudit,
     TradeOff,
@@ -32,6 +33,7 @@ from tauon.privacy.audit.verdict import Verdict, judge
 
 __all__ = [
     "Attack",
+    "AuditConfig",
     "Canaries",
     "CanaryConfig",
     "CanaryExamples",

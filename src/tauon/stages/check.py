@@ -19,7 +19,6 @@ depends on the example alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from torch import Tensor, nn
 
 from tauon.artifacts import Checkpoint, load_checkpoint, save_checkpoint
 from tauon.config import dump
-from tauon.context import Context
 from tauon.data import Loader
 from tauon.distributed import (
     Layout,
@@ -48,6 +46,8 @@ from tauon.distributed.pieces import first_holder
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, from_record, parameter_count
 from tauon.recipe import Recipe
+from tauon.stages.context import Context, EventCallback
+from tauon.stages.layout import choose_mesh, refuse_cut_pairs
 from tauon.train import (
     Plan,
     TrainJob,
@@ -60,7 +60,6 @@ from tauon.train import (
     step_seed,
     train_step,
 )
-from tauon.training import choose_mesh, refuse_cut_pairs
 from tauon.types import Batch
 
 __all__ = ["Finding", "compare", "first_divergent", "reference", "scaled_down"]
@@ -117,14 +116,14 @@ def scaled_down(recipe: Recipe, wanted: int | None, here: int) -> tuple[Recipe, 
     return recipe.model_copy(update={"parallel": parallel.model_copy(update=kept)}), math.prod(kept.values()), said
 
 
-def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell: Callable[..., None]) -> Checkpoint:
+def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, on_event: EventCallback) -> Checkpoint:
     """Take `steps` steps in this process and leave in `folder` what `compare` needs."""
-    ctx = Context(recipe, None, tell)  # type: ignore[arg-type]  # nothing is recorded in a run
+    ctx = Context(recipe, None, on_event)
     model, changed = small_and_still(recipe, ctx, processes)
     if changed:
-        tell("note", message=changed)
+        on_event("note", message=changed)
     if recipe.privacy is not None:
-        tell("note", message="privacy is left out here: the plain step is compared")
+        on_event("note", message="privacy is left out here: the plain step is compared")
     train, seq_len = ctx.train, ctx.splits.spec.seq_len
     layout, _ = choose_layout(recipe.parallel, processes)  # what cannot work is told before any work
     refuse_cut_pairs(recipe.task, layout)
@@ -156,10 +155,10 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
     return save_checkpoint(folder, 0, groups, state)
 
 
-def compare(recipe: Recipe, folder: Path, world: World, *, tell: Callable[..., None]) -> tuple[list[Finding], dict[str, int], str]:
+def compare(recipe: Recipe, folder: Path, world: World, *, on_event: EventCallback) -> tuple[list[Finding], dict[str, int], str]:
     """Collective: take the same steps on the recipe's layout. (findings, bytes sent in a step by kind, layout), the same on every rank."""
     saved = load_checkpoint(folder / "step-000000", verify=False)
-    ctx = Context(recipe, None, tell, world)  # type: ignore[arg-type]
+    ctx = Context(recipe, None, on_event, world)
     model = from_record(saved.state["model"])
     mesh, _ = choose_mesh(model, ctx.train, recipe.parallel, ctx.splits.spec, world)
     job, loader = _job(recipe, ctx, model, mesh, saved.state["steps"])

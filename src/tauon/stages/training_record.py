@@ -1,6 +1,6 @@
 """What is recorded while a job trains: hooks that log, validate, stop early, and the saving of checkpoints.
 
-Sits beside `pipeline.py`: the loop knows no hook by name, and these know no model and no data source.
+The loop knows no hook by name, and these know no model and no data source.
 """
 
 from __future__ import annotations

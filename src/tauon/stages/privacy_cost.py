@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tauon.artifacts import Run, read_json, write_json
-from tauon.config import dump, parse
+from tauon.config import parse
 from tauon.errors import RunError
-from tauon.recipe import Recipe, load_recipe
-
-if TYPE_CHECKING:
-    from tauon.context import Tell
+from tauon.recipe import Recipe, child_tree, load_recipe
+from tauon.stages.context import EventCallback
+from tauon.stages.engine import run_recipe
+from tauon.stages.report import write_report
 
 __all__ = ["COST", "PLAIN", "cost_of", "twin_of"]
 
@@ -34,17 +33,16 @@ WARNING = (
 
 def twin_of(recipe: Recipe) -> Recipe:
     """The same recipe without privacy, one process, no tracker."""
-    whole = {k: v for k, v in dump(recipe).items() if k != "privacy"}
-    whole |= {"name": PLAIN, "stages": ["prepare", "train", "evaluate", "report"], "track": [], "launch": "here"}
-    return parse(Recipe, whole, f"the recipe of {recipe.name} without privacy")
+    tree = child_tree(recipe, PLAIN, ("prepare", "train", "evaluate", "report"))
+    return parse(Recipe, {k: v for k, v in tree.items() if k != "privacy"}, f"the recipe of {recipe.name} without privacy")
 
 
-def cost_of(folder: Path, *, tell: Tell) -> dict[str, dict[str, float | None]]:
+def cost_of(folder: Path, *, on_event: EventCallback) -> dict[str, dict[str, float | None]]:
     """Train the twin of the private run in `folder` as far as that is not done, measure both, and write `privacy_cost.json`.
 
     Args:
         folder: of a private run that has been trained.
-        tell: told what happens.
+        on_event: called with what happens.
 
     Returns:
         metric to {private, plain, difference}; difference is private less plain, None where either has no value.
@@ -52,8 +50,6 @@ def cost_of(folder: Path, *, tell: Tell) -> dict[str, dict[str, float | None]]:
     Raises:
         RunError: no run, no private one, or not trained to its end.
     """
-    from tauon.pipeline import report_stage_of, run
-
     recipe = load_recipe(folder)
     if recipe.privacy is None or not recipe.privacy.promises:
         raise RunError(f"{folder} is a run without privacy, so that privacy has cost nothing. Give the folder of a private run.")
@@ -61,17 +57,17 @@ def cost_of(folder: Path, *, tell: Tell) -> dict[str, dict[str, float | None]]:
     for each in private:
         if not (each / "privacy.json").is_file() or Run.read(each).stage("train") is None:
             raise RunError(f"{each} is not trained to its end. First: tauon train {shlex.quote(str(folder))}")
-    tell("warning", message=f"{folder / PLAIN} {WARNING}")
-    run(recipe, folder=folder.resolve(), stages=("evaluate",), tell=tell)
+    on_event("warning", message=f"{folder / PLAIN} {WARNING}")
+    run_recipe(recipe, folder.resolve(), stages=("evaluate",), on_event=on_event)
     with Run.open(folder):  # nobody trains it meanwhile
-        run(twin_of(recipe), root=folder, tell=tell)
+        run_recipe(twin_of(recipe), folder.resolve() / PLAIN, on_event=on_event)
         plain = private_folders(recipe, folder / PLAIN)
         pairs = [compare(figures_of(a), figures_of(b)) for a, b in zip(private, plain, strict=True)]
         found = mean_of(pairs)
         costs = dict(zip(private, pairs, strict=True)) | {folder: found}
         for each, cost in costs.items():
             write_json(each / COST, cost)
-            report_stage_of(each, tell)
+            write_report(each, on_event)
     return found
 
 

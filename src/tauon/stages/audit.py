@@ -1,25 +1,23 @@
 """The audit of a run: its model, its training and its held-out examples back from recipe and checkpoint, attacked; `audit.json`.
 
-Sits beside `pipeline.py`. The attacks and what they prove are in `privacy/audit`; here they are given what they need: the examples, the
-outputs of the model and of reference models (each an ordinary run below `audit/`, so that it resumes as any run does), the canaries' record.
+The attacks and what they prove are in `privacy/audit`; here they are given what they need: the examples, the outputs of the model and of
+reference models (each an ordinary run below `audit/`, so that it resumes as any run does), the canaries' record.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tauon.artifacts import Checkpoint, Run, read_json, write_json
-from tauon.config import dump, parse
+from tauon.config import parse
 from tauon.data import ChosenExamples, DataSplits, HalfConfig, half_of, plain, pool_of
 from tauon.errors import DataError, PrivacyError, RunError
 from tauon.evaluate.tiles import predict_all
@@ -27,15 +25,14 @@ from tauon.privacy import copy_statistics
 from tauon.privacy.accounting import Guarantee, trade_off
 from tauon.privacy.audit import (
     Attack,
+    AuditConfig,
     Canaries,
-    CanaryConfig,
     Signals,
     TradeOff,
     Verdict,
     WithCanaries,
     attack_scores,
     canary_dataset,
-    canary_key,
     difficulty_calibrated,
     exposure,
     extract,
@@ -46,46 +43,23 @@ from tauon.privacy.audit import (
     points_curve,
     score_attack,
     statistic,
-    with_canaries,
 )
-from tauon.recipe import Recipe, load_recipe
+from tauon.recipe import Recipe, child_tree, load_recipe
+from tauon.stages.context import Context, EventCallback
+from tauon.stages.engine import do_stage, run_recipe
+from tauon.stages.extensions.canaries import FOLDER, planted
+from tauon.stages.load import load_model
+from tauon.stages.report import write_report
 from tauon.types import Dataset
 
-if TYPE_CHECKING:
-    from tauon.context import Context, Tell
+__all__ = ["GuaranteeRefuted", "audit_run", "audit_stage"]
 
-__all__ = ["audit_run", "plant", "planted"]
-
-FOLDER, CANARIES, RECORD = "audit", "canaries.json", "audit.json"
+RECORD = "audit.json"
 FORMAT = "tauon-audit-1"
 
 
-# ---------------------------------------------------------------------------------------------- planting, before training
-
-
-def plant(splits: DataSplits, config: CanaryConfig, folder: Path) -> DataSplits:
-    """The splits with canaries in the training part. What was drawn lies in the run's folder, for its owner alone, and is the
-    same when the run goes on; it is in no checkpoint.
-    """
-    path = folder / FOLDER / CANARIES
-    before = Canaries.from_json(read_json(path)) if path.exists() else None
-    key, absent = (canary_key(config), "zeroed") if before is None else (before.key, before.absent)
-    train, found = with_canaries(splits.train, config, key=key, absent=absent)  # type: ignore[arg-type]
-    if before is not None and before.to_json() != found.to_json():
-        raise RunError(f"{path}: other canaries than the recipe plants. Start over with --fresh, or give another name (name=...).")
-    if before is None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_json(path, found.to_json())
-        os.chmod(path, 0o600)
-    said = {"kind": config.kind, "coins": len(found)}
-    fingerprint = hashlib.sha256(f"{splits.fingerprint}/canaries/{hashlib.sha256(found.key).hexdigest()}".encode()).hexdigest()
-    return replace(splits, train=train, facts=splits.facts | {"canaries": said}, fingerprint=fingerprint)
-
-
-def planted(folder: Path) -> Canaries | None:
-    """The canaries of a run; None where there are none."""
-    path = folder / FOLDER / CANARIES
-    return Canaries.from_json(read_json(path)) if path.exists() else None
+class GuaranteeRefuted(PrivacyError):
+    """An audit proves more than was promised."""
 
 
 # ---------------------------------------------------------------------------------------------- the audit
@@ -107,56 +81,72 @@ class Examples:
     """Whether the split was drawn at random, example by example."""
 
 
-def audit_run(
-    folder: Path, *, tell: Tell, shadows: int = 0, examples: int = 10_000, confidence: float = 0.95, seed: int = 0, slices: bool = True
-) -> dict[str, Any]:
-    """Attack the run in `folder` every way that applies, write `audit.json` into it, and return the record.
+def audit_stage(ctx: Context) -> dict[str, Any]:
+    """Checkpoint -> `audit.json`. `GuaranteeRefuted` where the audit refutes the guarantee: the report with the evidence is written before."""
+    config = ctx.section("audit", AuditConfig)
+    record = audit(ctx, config)
+    if record["contradicts"]:
+        write_report(ctx.run.folder, ctx.on_event)
+        refuse_broken(ctx.run.folder, record)
+    return {"checkpoint": record["checkpoint"], "summary": record["summary"]}
+
+
+def audit_run(folder: Path, config: AuditConfig, *, on_event: EventCallback) -> dict[str, Any]:
+    """Attack the run in `folder` every way that applies, also where that was done before, and write the report.
 
     Args:
         folder: of a trained run.
-        tell: told of progress.
-        shadows: reference models, an even number; trained by the same recipe where they are not there yet.
-        examples: members, and held-out examples, that are looked at: at most so many of each, drawn by `seed`.
-        confidence: of intervals, bounds, and of a refutation.
-        seed: of what is drawn here, and of the reference models' halves.
-        slices: look at each class by itself, too.
+        config: what to try.
+        on_event: called with what happens.
+
+    Returns:
+        The record, `audit.json`.
 
     Raises:
         RunError: no such run, not trained, or its data changed.
         RecipeError: nothing was held out.
+        GuaranteeRefuted: with the proof. Records and report are written.
     """
-    from tauon.context import Context
-
-    recipe = load_recipe(folder)
+    recipe = load_recipe(folder).with_section("audit", config)
     with Run.open(folder) as run:
-        ctx = Context(recipe, run, tell)
-        checkpoint = ctx.final_checkpoint
-        ctx.refuse_changed_data()
-        chosen = choose_examples(ctx.splits, examples, seed)
-        signals = read_signals(ctx, checkpoint, chosen.dataset, "the model's answers")
-        scores = dict(attack_scores(signals))
-        if shadows:
-            scores |= with_references(recipe, run, ctx, chosen, signals, shadows, seed)
-        promise = guarantee_of(run)
-        delta = float(promise["delta"]) if promise else min(1e-5, 0.1 / max(1, len(ctx.splits.train)))
-        groups = classes_of(ctx.splits, signals, chosen.members) if slices else {}
-        attacks = [
-            score_attack(name, about, s[: chosen.members], s[chosen.members :], confidence=confidence, delta=delta, groups=groups)
-            for name, (about, s) in scores.items()
-        ]
-        record: dict[str, Any] = {
-            "format": FORMAT, "time": time.time(), "seed": seed, "confidence": confidence, "checkpoint": checkpoint.hash, "guarantee": promise,
-            "delta": delta, "shadows": shadows, "held_out": chosen.held, "random_split": chosen.random,
-            "attacks": [a.to_json() for a in attacks],
-        }  # fmt: skip
-        canaries = planted(run.folder)
-        each = 1 - (1 - confidence) / 2 if canaries is not None and chosen.random else confidence  # two proofs, two chances to be unlucky
-        pairs = audit_pairs(scores, chosen, signals, promise, delta, each, seed)
-        record["pairs"] = None if pairs is None else pairs.to_json()
-        if canaries is not None:
-            record["canaries"] = audit_canaries(ctx, checkpoint, canaries, promise, delta, each)
-        record |= conclude(record, attacks)
-        write_json(run.folder / RECORD, record)
+        ctx = Context(recipe, run, on_event)
+        do_stage(ctx, "audit")
+        write_report(folder, on_event)
+    record: dict[str, Any] = read_json(run.folder / RECORD)
+    return record
+
+
+def audit(ctx: Context, config: AuditConfig) -> dict[str, Any]:
+    """The attacks, `audit.json` written, and returned."""
+    recipe, run = ctx.recipe, ctx.run
+    checkpoint = ctx.final_checkpoint
+    ctx.refuse_changed_data()
+    chosen = choose_examples(ctx.splits, config.examples, config.seed)
+    signals = read_signals(ctx, checkpoint, chosen.dataset, "the model's answers")
+    scores = dict(attack_scores(signals))
+    if config.shadows:
+        scores |= with_references(recipe, run, ctx, chosen, signals, config.shadows, config.seed)
+    promise = guarantee_of(run)
+    delta = float(promise["delta"]) if promise else min(1e-5, 0.1 / max(1, len(ctx.splits.train)))
+    groups = classes_of(ctx.splits, signals, chosen.members) if config.slices else {}
+    attacks = [
+        score_attack(name, about, s[: chosen.members], s[chosen.members :], confidence=config.confidence, delta=delta, groups=groups)
+        for name, (about, s) in scores.items()
+    ]
+    record: dict[str, Any] = {
+        "format": FORMAT, "time": time.time(), "seed": config.seed, "confidence": config.confidence, "checkpoint": checkpoint.hash,
+        "guarantee": promise, "delta": delta, "shadows": config.shadows, "held_out": chosen.held, "random_split": chosen.random,
+        "attacks": [a.to_json() for a in attacks],
+    }  # fmt: skip
+    canaries = planted(run.folder)
+    two_proofs = canaries is not None and chosen.random  # two chances to be unlucky
+    each = 1 - (1 - config.confidence) / 2 if two_proofs else config.confidence
+    pairs = audit_pairs(scores, chosen, signals, promise, delta, each, config.seed)
+    record["pairs"] = None if pairs is None else pairs.to_json()
+    if canaries is not None:
+        record["canaries"] = audit_canaries(ctx, checkpoint, canaries, promise, delta, each)
+    record |= conclude(record, attacks)
+    write_json(run.folder / RECORD, record)
     return record
 
 
@@ -177,15 +167,13 @@ def choose_examples(splits: DataSplits, most: int, seed: int) -> Examples:
 
 def read_signals(ctx: Context, checkpoint: Checkpoint, dataset: Dataset, what: str) -> dict[str, NDArray[Any]]:
     """What the model of a checkpoint says of each example."""
-    from tauon.pipeline import load_model
-
     recipe = ctx.recipe
     model, precision = load_model(checkpoint, recipe, weights=recipe.evaluate.weights)
     tokenizer = ctx.splits.tokenizer
     decode = None if tokenizer is None else lambda ids: tokenizer.decode(np.asarray(ids))
     found, weights = predict_all(
         model, Signals(recipe.task, decode), dataset, batch=recipe.evaluate.batch, context=precision.context, device=precision.device,
-        progress=lambda done, total: ctx.tell("progress", what=what, done=done, total=total),
+        progress=lambda done, total: ctx.on_event("progress", what=what, done=done, total=total),
     )  # fmt: skip
     bad = int((~np.isfinite(found["loss"])).sum())
     if bad or not (weights > 0).all():
@@ -215,17 +203,14 @@ def with_references(
     recipe: Recipe, run: Run, ctx: Context, chosen: Examples, signals: Mapping[str, NDArray[Any]], shadows: int, seed: int
 ) -> dict[str, tuple[str, NDArray[np.float64]]]:
     """The attacks that need reference models, which are trained where they are not there yet."""
-    from tauon.context import Context
-    from tauon.pipeline import run as pipeline
-
     target = statistic(dict(signals))
     reference, included = np.empty((len(target), shadows)), np.empty((len(target), shadows), bool)
     for k in range(shadows):
-        ctx.tell("note", message=f"reference model {k + 1} of {shadows}")
+        ctx.on_event("note", message=f"reference model {k + 1} of {shadows}")
         one = shadow_recipe(recipe, k, seed)
         copy_statistics(run.folder, run.folder / FOLDER / one.name, HalfConfig(number=k, seed=seed))
-        done = pipeline(one, root=run.folder / FOLDER, stages=("prepare", "train"), tell=ctx.tell)
-        theirs = Context(one, done, ctx.tell)
+        done = run_recipe(one, run.folder / FOLDER / one.name, stages=("prepare", "train"), on_event=ctx.on_event)
+        theirs = Context(one, done, ctx.on_event)
         answers = read_signals(theirs, theirs.final_checkpoint, chosen.dataset, f"answers of reference model {k + 1}")
         reference[:, k] = statistic(answers)
         included[:, k] = half_of(chosen.pool, HalfConfig(number=k, seed=seed))[chosen.rows]
@@ -239,21 +224,10 @@ def with_references(
     }  # fmt: skip
 
 
-def is_reference_model(recipe: Recipe, folder: Path) -> bool:
-    """Whether `folder` is where an audit trains a reference model, and `recipe` that of one."""
-    return recipe.data.half is not None and folder.parent.name == FOLDER and (folder.parent.parent / "recipe.yaml").is_file()
-
-
 def shadow_recipe(recipe: Recipe, number: int, seed: int) -> Recipe:
     """The same recipe for a random half of the examples. It is for the attacker's eyes: no tracker, no ledger, no canaries, one process."""
-    whole = dump(recipe)
-    whole |= {
-        "name": f"shadow-{number:03d}",
-        "seed": recipe.seed + 1 + number,
-        "stages": ["prepare", "train"],
-        "track": [],
-        "launch": "here",
-    }
+    whole = child_tree(recipe, f"shadow-{number:03d}", ("prepare", "train"))
+    whole["seed"] = recipe.seed + 1 + number
     whole["data"] = whole["data"] | {"half": {"number": number, "seed": seed}}
     if isinstance(whole.get("privacy"), dict):
         whole["privacy"] = {k: v for k, v in whole["privacy"].items() if k not in ("audit", "budget", "ledger")}
@@ -318,8 +292,6 @@ def audit_canaries(
 
 def audit_secrets(ctx: Context, checkpoint: Checkpoint, canaries: Canaries) -> dict[str, Any]:
     """Exposure of each secret, planted or not, and whether the model tells it."""
-    from tauon.pipeline import load_model
-
     model, precision = load_model(checkpoint, ctx.recipe, weights=ctx.recipe.evaluate.weights)
     tokenizer, rows = ctx.splits.tokenizer, []
     for i, (secret, there) in enumerate(zip(canaries.secrets, canaries.included.tolist(), strict=True)):
@@ -336,7 +308,7 @@ def audit_secrets(ctx: Context, checkpoint: Checkpoint, canaries: Canaries) -> d
             }
             | told
         )
-        ctx.tell("progress", what="exposure of secrets", done=i + 1, total=len(canaries))
+        ctx.on_event("progress", what="exposure of secrets", done=i + 1, total=len(canaries))
     return {"secrets": rows, "extracted": sum(r["included"] and (r["greedy"] or r["beam"]) for r in rows)}
 
 
@@ -393,6 +365,6 @@ def conclude(record: Mapping[str, Any], attacks: list[Attack]) -> dict[str, Any]
 
 
 def refuse_broken(folder: Path, record: Mapping[str, Any]) -> None:
-    """`PrivacyError` where the audit refutes the guarantee."""
+    """`GuaranteeRefuted` where that is so."""
     if record["contradicts"]:
-        raise PrivacyError(f"{folder}: {record['summary']} Do not publish this model. {folder / RECORD} has the evidence.")
+        raise GuaranteeRefuted(f"{folder}: {record['summary']} Do not publish this model. {folder / RECORD} has the evidence.")

@@ -1,5 +1,5 @@
-"""What the training stage does for privacy, in this order: the run's key, what the run may tell reserved, statistics drawn, the account written,
-settled, the key thrown away; and what its checkpoints leave out. What a kill in between leaves is in `privacy/charge.py`.
+"""Private training (`privacy:`), in this order: the run's key, what the run may tell reserved in the ledger, statistics drawn, the account
+written, settled, the key thrown away; and what its checkpoints leave out. What a kill in between leaves is in `privacy/charge.py`.
 """
 
 from __future__ import annotations
@@ -7,12 +7,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tauon.artifacts import Checkpoint, code_fingerprint, read_json, steps_in, write_json
-from tauon.auditing import is_reference_model
+from tauon.config import count_as_read
+from tauon.data import Loader
+from tauon.distributed import reshard
 from tauon.errors import PrivacyError, RecipeError, RunError
 from tauon.optim import Plateau
 from tauon.privacy import (
@@ -22,6 +25,7 @@ from tauon.privacy import (
     PrivateRun,
     apply_statistics,
     bind_key,
+    check_independent,
     discard_key,
     discard_statistics,
     original_of,
@@ -35,13 +39,88 @@ from tauon.privacy import (
     steps_done,
     write_internal,
 )
+from tauon.recipe import Recipe
+from tauon.stages.extensions.base import StartAgain, TrainExtension
+from tauon.stages.extensions.canaries import FOLDER as AUDIT_FOLDER
+from tauon.stages.extensions.canaries import planted
 from tauon.tracking import read_events
-from tauon.train import PLATEAU, Plan, TrainJob
+from tauon.train import PLATEAU, Derived, Plan, TrainJob
+from tauon.types import Dataset
 
 if TYPE_CHECKING:
-    from tauon.context import Context
+    from tauon.stages.context import Context
 
-__all__ = ["charge", "draw_statistics", "finish", "is_finished", "private_run", "publish", "remember", "write_account"]
+__all__ = [
+    "PrivateTraining",
+    "charge",
+    "draw_statistics",
+    "is_finished",
+    "is_reference_model",
+    "privacy",
+    "private_run",
+    "publish",
+    "remember",
+]
+
+
+def privacy(ctx: Context, checkpoint: Checkpoint | None) -> PrivateTraining | None:
+    """Where the recipe promises privacy."""
+    run, key = private_run(ctx, checkpoint)
+    return None if run is None else PrivateTraining(ctx, run, key, is_finished(ctx, checkpoint))
+
+
+class PrivateTraining(TrainExtension):
+    """Training under differential privacy. `ended` and `finish` write what was told of the data, whatever ended the run."""
+
+    logs_saved = True  # what was released must be known
+
+    def __init__(self, ctx: Context, private: PrivateRun, key: Key | None, finished: bool) -> None:
+        self.ctx, self.private, self.key = ctx, private, key
+        self.charged = finished
+        self.settled: Plan
+
+    def loader(self, train: Dataset, **share: Any) -> Loader:
+        return self.private.load(**share)
+
+    def plan(self, plan: Plan) -> None:
+        self.settled = plan
+        plan.derived += [Derived(*d) for d in self.private.settle(plan.steps)]
+
+    def wrap(self, job: TrainJob) -> TrainJob:
+        count_as_read(self.private.config.clipping)  # it reads its keys itself, at each step
+        canaries = planted(self.ctx.run.folder) if self.private.config.audit is not None else None
+        return self.private.dress(job, self.ctx.splits.validation, canaries=canaries)
+
+    def restored(self, job: TrainJob) -> None:
+        self.ctx.world.agree(lambda: remember(self.ctx, job))
+
+    def before_first_step(self, job: TrainJob) -> None:
+        if not self.charged and not charge(self.ctx, self.private, self.key, self.settled, job.step):
+            raise StartAgain  # with a new key
+        self.charged = True
+        draw_statistics(self.ctx, self.private)
+
+    def sanity_checks(self, job: TrainJob) -> None:
+        check_independent(job.model, job.task, job.loader.batch_at(0).to(job.device))
+        reshard(job.model)
+
+    def checkpoint_state(self, step: int, state: dict[str, Any]) -> dict[str, Any]:
+        return publish(self.ctx, step, state)
+
+    def ended(self, job: TrainJob) -> None:
+        if self.charged and self.ctx.world.leads:
+            write_account(self.ctx, self.private, job)
+
+    def finish(self, job: TrainJob) -> None:
+        """Settled by what the steps told, and the key thrown away. Done again after a kill, it is nothing."""
+        if self.ctx.world.leads:
+            settle(self.ctx.run, self.private.releases(job.step))
+            discard_key(self.ctx.run.folder)
+
+
+def is_reference_model(recipe: Recipe, folder: Path) -> bool:
+    """Whether `folder` is where an audit trains a reference model, and `recipe` that of one."""
+    return recipe.data.half is not None and folder.parent.name == AUDIT_FOLDER and (folder.parent.parent / "recipe.yaml").is_file()
 
 
 def is_finished(ctx: Context, checkpoint: Checkpoint | None) -> bool:
@@ -66,7 +145,7 @@ def private_run(ctx: Context, checkpoint: Checkpoint | None) -> tuple[PrivateRun
     )  # read by `charge`, to which a finished run does not come
     if config.generator == "seeded":
         secret = seeded_key(ctx.recipe.seed)
-        ctx.tell("warning", message="privacy.generator is seeded: whoever knows the seed can take the noise off again. For tests only.")
+        ctx.on_event("warning", message="privacy.generator is seeded: whoever knows the seed can take the noise off again. For tests only.")
     elif is_finished(ctx, checkpoint):
         secret = os.urandom(32)
     else:
@@ -106,7 +185,7 @@ def charge(ctx: Context, private: PrivateRun, key: Key | None, plan: Plan, start
 
     said = ctx.world.lead(bound_and_reserved)
     if said is not None:
-        ctx.tell("note", message=f"privacy budget: {said}")
+        ctx.on_event("note", message=f"privacy budget: {said}")
     return said is not None
 
 
@@ -119,7 +198,7 @@ def reserved(ctx: Context, private: PrivateRun, key: Key | None, plan: Plan, tra
     try:
         return reserve(
             ctx.run, private.config, ctx.data.source, private.releases(plan.steps, done=0), examples=private.units, unit=private.unit,
-            owner=owner, tell=lambda said: ctx.tell("note", message=f"privacy budget: {said}"),
+            owner=owner, tell=lambda said: ctx.on_event("note", message=f"privacy budget: {said}"),
         )  # fmt: skip
     except (PrivacyError, RecipeError):
         if unused:
@@ -168,7 +247,7 @@ def draw_statistics(ctx: Context, private: PrivateRun) -> None:
     record = ctx.world.lead(lambda: private.draw_statistics(ctx.run.folder, splits))
     ctx.splits = apply_statistics(splits, record)
     ctx.world.same("the statistics", ctx.splits.fingerprint[:12], "Start over with --fresh.")
-    ctx.tell("note", message="privacy: means and deviations of the columns were drawn, with noise (statistics.json)")
+    ctx.on_event("note", message="privacy: means and deviations of the columns were drawn, with noise (statistics.json)")
 
 
 def write_account(ctx: Context, private: PrivateRun, job: TrainJob) -> None:
@@ -198,9 +277,3 @@ def remember(ctx: Context, job: TrainJob) -> None:
     """Put back what the checkpoint of a private run does not hold."""
     needed = ctx.recipe.train.early_stopping is not None or isinstance(job.schedule, Plateau)
     job.notes = read_internal(ctx.run.folder, job.step, needed=needed and PLATEAU not in job.notes and "best" not in job.notes) | job.notes
-
-
-def finish(ctx: Context, private: PrivateRun, steps: int) -> None:
-    """All steps are made: settled by what they told, and the key thrown away. Done again after a kill, it is nothing."""
-    settle(ctx.run, private.releases(steps))
-    discard_key(ctx.run.folder)

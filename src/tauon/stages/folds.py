@@ -7,12 +7,16 @@ their mean and their standard deviation. Each fold is a whole run that can be op
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tauon.artifacts import Run, atomic_write, read_json, write_json
 from tauon.privacy import give_up
-from tauon.recipe import Recipe, StageName, to_yaml
+from tauon.recipe import Recipe, to_yaml
+from tauon.stages.context import Context, EventCallback
+from tauon.stages.evaluate import evaluation_of
+from tauon.stages.report import write_report
 
 __all__ = ["run_folds"]
 
@@ -25,28 +29,27 @@ def one_fold(recipe: Recipe, fold: int) -> Recipe:
     return recipe.model_copy(update={"name": f"fold-{fold}", "data": recipe.data.model_copy(update={"split": split})})
 
 
-def run_folds(recipe: Recipe, *, folder: Path, stages: tuple[StageName, ...] | None, fresh: bool, tell: Any) -> Run:
-    """Run every fold, then gather. The same call again goes on with the folds that are not done."""
-    from tauon.context import Context
-    from tauon.pipeline import evaluation_of, report_stage_of, run
-
+def run_folds(
+    recipe: Recipe, folder: Path, *, stages: tuple[str, ...], fresh: bool, on_event: EventCallback, run_child: Callable[..., Run]
+) -> Run:
+    """Run every fold, then gather. The same call again goes on with the folds that are not done. `run_child` runs one recipe."""
     folds = recipe.data.split.folds
     assert folds is not None
     with Run.open(folder) as record:
         if fresh and record.recipe_path.exists():
-            give_up(record.folder, lambda said: tell("note", message=f"privacy: {said}"))
-            tell("aside", folder=str(record.set_aside()))
+            give_up(record.folder, lambda message: on_event("note", message=f"privacy: {message}"))
+            on_event("aside", folder=str(record.set_aside()))
         each = [one_fold(recipe, fold) for fold in range(folds)]
-        Context(recipe, record, tell).refuse_another_recipe()
+        Context(recipe, record, on_event).refuse_another_recipe()
         for one in each:
             if (record.folder / one.name / "recipe.yaml").is_file():
-                Context(one, Run.read(record.folder / one.name), tell).refuse_another_recipe()
+                Context(one, Run.read(record.folder / one.name), on_event).refuse_another_recipe()
         atomic_write(record.recipe_path, to_yaml(recipe))
         done = []
         for fold, one in enumerate(each):
-            tell("note", message=f"fold {fold + 1} of {folds}")
-            done.append(run(one, root=record.folder, stages=stages, tell=tell))
-        results = [(fold, evaluation_of(r)) for fold, r in enumerate(done)]
+            on_event("note", message=f"fold {fold + 1} of {folds}")
+            done.append(run_child(one, record.folder / one.name, stages=stages, on_event=on_event))
+        results = [(fold, evaluation_of(r.folder)) for fold, r in enumerate(done)]
         figures = [(fold, {k: m.value for k, m in e.metrics.items()}) for fold, e in results if e is not None]
         if figures:
             names = list(figures[0][1])
@@ -54,11 +57,11 @@ def run_folds(recipe: Recipe, *, folder: Path, stages: tuple[StageName, ...] | N
             mean = {k: math.fsum(v) / len(v) for k, v in columns.items() if v}
             std = {k: math.sqrt(math.fsum((x - mean[k]) ** 2 for x in v) / (len(v) - 1)) for k, v in columns.items() if len(v) > 1}
             write_json(record.folder / "folds.json", {"folds": [{"fold": f, "metrics": m} for f, m in figures], "mean": mean, "std": std})
-            tell("folds", mean=mean, std=std, folds=len(figures))
+            on_event("folds", mean=mean, std=std, folds=len(figures))
         if recipe.privacy is not None and all((r.folder / PRIVACY).is_file() for r in done):
             write_json(record.folder / PRIVACY, promise_of_folds(record.folder, [r.folder for r in done]))
-        if "report" in (stages or recipe.stages):
-            report_stage_of(record.folder, tell)
+        if "report" in stages:
+            write_report(record.folder, on_event)
     return record
 
 

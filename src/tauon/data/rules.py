@@ -1,0 +1,29 @@
+"""What a recipe's data cannot be together with its task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tauon.config import recipe_rule
+from tauon.data.config import DataConfig, problems_for
+
+__all__: list[str] = []
+
+
+@recipe_rule
+def data_fits_the_task(recipe: Any) -> Iterator[tuple[str, str]]:
+    """Keys that are for another kind of data."""
+    for name, message in problems_for(recipe.peek("data"), recipe.peek("task").needs):
+        yield f"data.{name}", message
+
+
+@recipe_rule
+def keys_of_classes(recipe: Any) -> Iterator[tuple[str, str]]:
+    """Keys that are for classes, where there are none."""
+    task, data = recipe.peek("task"), recipe.peek("data")
+    if task.family in ("classification", "ordinal") or task.needs != "arrays":
+        return
+    for name in ("mix", "sampling", "class_weights", "label_order"):
+        if data.peek(name) != DataConfig.model_fields[name].default:
+            yield f"data.{name}", f"is for classes, and the task is {task.kind_}. Drop it."

@@ -1,0 +1,30 @@
+"""What a recipe's optimizer cannot be together with its batches and its privacy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tauon.config import recipe_rule
+
+__all__: list[str] = []
+
+
+@recipe_rule
+def full_batch_has_no_batch(recipe: Any) -> Iterator[tuple[str, str]]:
+    """Gradient descent takes the whole training set."""
+    optim, train = recipe.peek("optim"), recipe.peek("train")
+    for name in ("batch", "batch_warmup") if optim.full_batch else ():
+        if name in train.model_fields_set:
+            yield f"train.{name}", f"{optim.kind_} takes the whole training set at every step. Drop it, or take optim.kind=sgd."
+
+
+@recipe_rule
+def corrected_noise_needs_noise(recipe: Any) -> Iterator[tuple[str, str]]:
+    """An optimizer that corrects for the noise of private training."""
+    optim, privacy = recipe.peek("optim"), recipe.peek("privacy")
+    if optim.for_noise and (privacy is None or not privacy.promises):
+        yield (
+            "optim.kind",
+            f"{optim.kind_} takes the noise of private training into account, and there is none. Take adamw, or add privacy.",
+        )

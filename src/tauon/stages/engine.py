@@ -1,0 +1,121 @@
+"""Takes a recipe through its stages: which are done, which are to be done, in what order, and on which processes.
+
+A run is a folder. A stage reads the records of the stages before it and leaves its own; one whose inputs have not changed is not done again.
+Knows no stage but by the table. A stage that needs whole runs of its own (an audit's reference models, say) asks `run_recipe` for them.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tauon import __version__
+from tauon.artifacts import RUN_FORMAT, Run, atomic_write, code_fingerprint, environment
+from tauon.distributed import Heartbeat, World, join
+from tauon.errors import Problem, RecipeError, RunError
+from tauon.privacy import give_up
+from tauon.recipe import Recipe, fingerprint, to_yaml
+from tauon.stages.context import Context, EventCallback, null_callback
+from tauon.stages.folds import run_folds
+from tauon.stages.table import check_names, load, stage_table
+from tauon.stages.unread import refuse_unread
+
+__all__ = ["do_stage", "run_recipe"]
+
+
+def run_recipe(
+    recipe: Recipe, folder: Path, *, stages: tuple[str, ...] | None = None, fresh: bool = False, on_event: EventCallback = null_callback
+) -> Run:
+    """Take a recipe through its stages in `folder`; returns the run, closed. The same call again does only what is not done.
+
+    Args:
+        recipe: what to do.
+        folder: of the run.
+        stages: some stages, by name; those of the recipe if left out.
+        fresh: set the existing run aside (renamed, never deleted) and start over.
+        on_event: called with what happens, as it happens; on rank 0 only.
+
+    Raises:
+        TauonError: with what is wrong and the way out. Nothing half-written stays.
+    """
+    wanted = stages or recipe.wanted_stages()
+    check_names(wanted)
+    with join(recipe.train.peek("device")) as world, Heartbeat(world) as heartbeat:
+        try:
+            return _run(recipe, folder, wanted, heartbeat, fresh=fresh, on_event=on_event if world.leads else null_callback)
+        except RuntimeError as err:
+            failure = heartbeat.failure(err)
+            if failure is None:
+                raise
+            raise failure from err
+
+
+def _run(
+    recipe: Recipe, folder: Path, wanted: tuple[str, ...], heartbeat: Heartbeat, *, fresh: bool, on_event: EventCallback
+) -> Run:  # fmt: skip
+    """One process's part of a run. Rank 0 writes the records and does alone what is not collective."""
+    world, table = heartbeat.world, stage_table()
+    if not any(table[name].collective for name in wanted) and not (folder / "recipe.yaml").is_file():
+        raise RunError(f"{folder} has no run yet. Train it first: the same command with train in the place of {wanted[0]}.")
+    if recipe.data.split.folds is not None and recipe.data.split.fold is None:
+        if world.size > 1:
+            raise RecipeError([Problem("data.split.folds", "folds are trained one after the other in one process. Start without --on.")])
+        return run_folds(recipe, folder, stages=wanted, fresh=fresh, on_event=on_event, run_child=run_recipe)
+    refuse_other_code(recipe, world)
+    with world.agree(lambda: Run.open(folder) if world.leads else Run.follow(folder)) as record:
+        ctx = Context(recipe, record, on_event, world, heartbeat)
+        world.lead(lambda: _begin(ctx, fresh=fresh))
+        for i, name in enumerate(wanted):
+            if not table[name].collective:
+                if not world.leads:
+                    break
+                ctx.world = World()  # from here on rank 0 is alone
+            if ctx.world.lead(lambda name=name: ctx.is_done(name)):  # type: ignore[misc]
+                on_event("stage", name=name, state="done before")
+            else:
+                do_stage(ctx, name, later=wanted[i + 1 :])
+    return record
+
+
+def _begin(ctx: Context, *, fresh: bool) -> None:
+    """The folder becomes this recipe's, unless it holds the training of another."""
+    record, recipe = ctx.run, ctx.recipe
+    if fresh and (record.recipe_path.exists() or record.checkpoints.exists()):
+        give_up(record.folder, lambda message: ctx.on_event("note", message=f"privacy: {message}"))
+        ctx.on_event("aside", folder=str(record.set_aside()))
+    ctx.refuse_another_recipe()
+    atomic_write(record.recipe_path, to_yaml(recipe))
+    record.update_manifest(format=RUN_FORMAT, tauon=__version__, seed=recipe.seed, environment=environment())
+
+
+def do_stage(ctx: Context, name: str, *, later: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Do one stage, also where it was done before, and mark it as done; returns what it says of its result.
+
+    `later` stages of the same call may read keys of the recipe that this one did not.
+    """
+    stage, began = stage_table()[name], time.perf_counter()
+    ctx.on_event("stage", name=name, state="begins")
+    inputs: dict[str, str | None] = ctx.world.lead(lambda: ctx.inputs_of(name))
+    threads = torch.get_num_threads()
+    try:
+        facts: dict[str, Any] = load(stage.run, extra=stage.extra)(ctx)
+    finally:
+        torch.set_num_threads(threads)  # training may have chosen another number, for itself
+    refuse_unread(ctx.recipe, name, later)
+    seconds = time.perf_counter() - began
+    if ctx.world.leads:
+        ctx.mark_done(name, facts, inputs=inputs, seconds=seconds)
+    ctx.on_event("stage", name=name, state="done", seconds=seconds, **facts)
+    return facts
+
+
+def refuse_other_code(recipe: Recipe, world: World) -> None:
+    """Every rank must have the same recipe, code and torch: `RunError` on all of them where one differs."""
+    if world.size == 1:
+        return
+    world.same("the recipe", fingerprint(recipe, stage_table()["train"].reads)[:12], "Give every process the same recipe and assignments.")
+    world.same("Tauon's code", code_fingerprint()[:12], "Install the same version everywhere.")
+    world.same("the version of torch", torch.__version__, "Install the same version everywhere.")

@@ -1,0 +1,54 @@
+"""The stage that measures a trained model: checkpoint -> `evaluation.json`, and for language models `samples.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tauon.artifacts import read_json, write_json
+from tauon.errors import Problem, RecipeError
+from tauon.evaluate import Evaluation, evaluate
+from tauon.models import GPT
+from tauon.stages.context import Context
+from tauon.stages.load import load_model
+from tauon.stages.samples import sample_answers, sample_texts
+from tauon.tasks import CountingBytes, LanguageModelling
+
+__all__ = ["evaluate_stage", "evaluation_of"]
+
+
+def evaluate_stage(ctx: Context) -> dict[str, Any]:
+    """Every figure of the task with its interval, on the test part, or on the one that the recipe names."""
+    recipe, config, splits = ctx.recipe, ctx.recipe.evaluate, ctx.splits
+    checkpoint = ctx.final_checkpoint
+    ctx.refuse_changed_data()
+    model, precision = load_model(checkpoint, recipe, weights=config.weights)
+    name = config.split if config.split != "auto" else "test" if splits.test is not None else "validation"
+    dataset = splits.test if name == "test" else splits.validation
+    if dataset is None:
+        raise RecipeError([Problem("evaluate.split", f"{name}, but the data has no such part. Hold some out: data.split.{name}=10%.")])
+    task: Any = recipe.task
+    if isinstance(task, LanguageModelling):
+        task = CountingBytes(task, torch.as_tensor(dataset.token_bytes))  # type: ignore[attr-defined]
+
+    def progress(done: int, total: int) -> None:
+        ctx.on_event("progress", what=f"evaluating on {name}", done=done, total=total)
+
+    result = evaluate(
+        model, task, dataset, config, seed=recipe.seed, split=name, context=precision.context, device=precision.device, progress=progress
+    )
+    write_json(ctx.run.folder / "evaluation.json", result.to_json())
+    ctx.on_event("evaluation", result=result)
+    if isinstance(model, GPT):
+        text = recipe.task.needs == "tokens"
+        samples = sample_texts(ctx, model, precision) if text else sample_answers(ctx, model, precision, dataset)
+        write_json(ctx.run.folder / "samples.json", samples)
+    return {"checkpoint": checkpoint.hash, "split": name}
+
+
+def evaluation_of(folder: Path) -> Evaluation | None:
+    """The evaluation that a run's folder holds, if any."""
+    path = folder / "evaluation.json"
+    return Evaluation.from_json(read_json(path)) if path.exists() else None

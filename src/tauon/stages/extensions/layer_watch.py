@@ -1,0 +1,34 @@
+"""A look at every layer's weights, gradients and updates, every so many steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tauon.artifacts import Checkpoint
+from tauon.distributed import ParameterServer
+from tauon.stages.extensions.base import TrainExtension
+from tauon.train import Plan, TrainJob, watch_layers
+
+if TYPE_CHECKING:
+    from tauon.stages.context import Context
+
+__all__ = ["LayerWatch", "layer_watch"]
+
+
+def layer_watch(ctx: Context, checkpoint: Checkpoint | None) -> LayerWatch | None:
+    """Always, but where the weights are updated elsewhere."""
+    return None if isinstance(ctx.recipe.parallel, ParameterServer) else LayerWatch(ctx)
+
+
+class LayerWatch(TrainExtension):
+    """As often as the recipe says, or as the model is validated."""
+
+    def __init__(self, ctx: Context) -> None:
+        self.every = ctx.train.watch_layers
+
+    def plan(self, plan: Plan) -> None:
+        self.every = self.every or plan.validate_every
+
+    def wrap(self, job: TrainJob) -> TrainJob:
+        assert self.every is not None
+        return watch_layers(job, self.every)

@@ -1,0 +1,98 @@
+"""A trained language model writes text: its model, tokenizer and chat template back from the run's checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tauon.data import Message, Tokenizer, chat_prompt
+from tauon.errors import DataError, RunError
+from tauon.generate import generate
+from tauon.models import GPT
+from tauon.stages.context import Context
+from tauon.stages.load import load_model
+
+__all__ = ["Sampling", "TextGenerator"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    max_tokens: int = 200
+    samples: int = 1
+    """How many texts."""
+    temperature: float = 0.8
+    """0 takes the most likely token each time."""
+    top_k: int | None = None
+    """Only among the k most likely tokens."""
+    top_p: float | None = 0.95
+    """Only among the most likely tokens of this joint probability."""
+    seed: int = 0
+    """The same seed writes the same text."""
+
+
+class TextGenerator:
+    """The language model of a run, ready to write. `RunError` where the run trained another kind of model."""
+
+    def __init__(self, ctx: Context) -> None:
+        checkpoint, recipe = ctx.final_checkpoint, ctx.recipe
+        model, self.precision = load_model(checkpoint, recipe, weights=recipe.evaluate.weights)
+        if not isinstance(model, GPT):
+            folder = ctx.run.folder
+            raise RunError(f"{folder} trained a {recipe.model.kind_}, which writes no text. Take a run of task language-modelling.")
+        self.model = model
+        self.preprocess: dict[str, Any] = checkpoint.state["preprocess"]
+        self.tokenizer = Tokenizer.from_json(self.preprocess["tokenizer"])
+
+    def answers(self, *, plain: bool) -> bool:
+        """Whether a prompt is a question to be answered, and not a text to be continued."""
+        return self.preprocess.get("kind") in ("chat", "pairs") and not plain
+
+    def write(
+        self, prompt: str, sampling: Sampling, *, plain: bool = False, on_text: Callable[[str], None] | None = None
+    ) -> list[str]:  # fmt: skip
+        """What the model writes after `prompt`, once for each sample.
+
+        Args:
+            prompt: a text to continue, or a question to a model that was tuned to answer.
+            sampling: how tokens are chosen.
+            plain: continue the text as it is, also where the model was tuned to answer.
+            on_text: called with each new piece of a single sample, as it is written.
+
+        Raises:
+            DataError: no question for a model that was tuned to answer.
+        """
+        ids, stops = self._begin(prompt, plain)
+        tokens: list[int] = []
+        shown = ""
+
+        def stream(_: int, token: int) -> None:
+            nonlocal shown
+            tokens.append(token)
+            text = self.tokenizer.decode(tokens)
+            if not text.endswith("�") and on_text is not None:  # half a character: wait for the rest
+                on_text(text[len(shown) :])
+                shown = text
+
+        live = sampling.samples == 1 and on_text is not None
+        out = generate(
+            self.model, ids, stop_id=stops, context=self.precision.context, on_token=stream if live else None, **asdict(sampling)
+        )  # fmt: skip
+        texts = [self.tokenizer.decode(new) for new in out]
+        if live and on_text is not None:
+            on_text(texts[0][len(shown) :])
+        return texts
+
+    def _begin(self, text: str, plain: bool) -> tuple[list[int], set[int]]:
+        """(tokens to begin with, tokens that end the text)."""
+        stops = {self.tokenizer.bos, self.tokenizer.eos}
+        if not self.answers(plain=plain):
+            return [self.tokenizer.bos, *self.tokenizer.encode(text).tolist()], stops
+        if not text.strip():
+            raise DataError(
+                "this model was tuned to answer, and there is no question. Give one with --prompt, or continue a text with --plain."
+            )
+        ids, end = chat_prompt(self.preprocess, [Message("user", text)])
+        return ids, stops | {end}

@@ -1,0 +1,29 @@
+"""The layout of processes that a run takes, refused on every rank where model, batch and processes do not fit it."""
+
+from __future__ import annotations
+
+from tauon.distributed import Layout, Mesh, ParallelConfig, World, choose_layout, refuse_layout
+from tauon.errors import Problem, RecipeError
+from tauon.models import ModelConfig
+from tauon.tasks import Task
+from tauon.train import Derived, TrainConfig, choose_device, fits_whole
+from tauon.types import DataSpec
+
+__all__ = ["choose_mesh", "refuse_cut_pairs"]
+
+
+def choose_mesh(model: ModelConfig, config: TrainConfig, parallel: ParallelConfig, spec: DataSpec, world: World) -> tuple[Mesh, Derived]:
+    """The layout that `parallel` asks for or leaves open, refused on every rank where model, batch and processes do not fit it."""
+    device, _ = choose_device(config.device)
+    fits = fits_whole(model, config, device, world.local_size)
+    layout, why = choose_layout(parallel, world.size, fits=all(world.gather(fits)))
+    refuse_layout(model.bare(), layout, parallel, batch=config.batch, seq_len=spec.seq_len, microbatch=config.peek("microbatch"))
+    return Mesh(layout, world, device.type), Derived("parallel", str(layout), why)
+
+
+def refuse_cut_pairs(task: Task, layout: Layout) -> None:
+    """`RecipeError` where a layout would cut the two rows that one example of preferences is."""
+    for name in ("pipeline", "context", "tensor"):
+        if task.needs == "pairs" and getattr(layout, name) > 1:
+            message = f"task {task.kind_} reads two rows at once, which this layout cuts. Take replicate or shard."
+            raise RecipeError([Problem(f"parallel.{name}", message)])

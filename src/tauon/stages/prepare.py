@@ -1,0 +1,45 @@
+"""The stage that reads, cleans and splits the data: raw files -> shards or arrays, with `data.json` for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tauon.artifacts import atomic_write, write_json
+from tauon.data import DataStamp, picture_sheet
+from tauon.errors import DataError
+from tauon.stages.context import Context
+
+__all__ = ["prepare_stage"]
+
+
+def prepare_stage(ctx: Context) -> dict[str, Any]:
+    """The data as the recipe says it. On several processes all take part, and rank 0 writes."""
+    files = stamp_of(ctx) if ctx.world.leads else None  # before they are read: what changes meanwhile is noticed
+    splits = ctx.splits
+    if ctx.world.leads:
+        write_json(ctx.run.folder / "data.json", splits.facts)
+        report_facts(splits.facts, ctx.on_event)
+        sheet = picture_sheet(splits.train, ctx.recipe.seed)
+        if sheet is not None:
+            atomic_write(ctx.run.folder / "examples.png", sheet)
+    ctx.run.update_manifest(data={"fingerprint": splits.fingerprint} | ({"files": files.to_json()} if files is not None else {}))
+    return {"data": ctx.prepared}
+
+
+def report_facts(facts: Mapping[str, Any], on_event: Callable[..., None], most: int = 10) -> None:
+    """What the data's facts say that a person should know now: what was left out, how it was read, what looks wrong."""
+    left_out = [f"left out ({part}): {line}" for part, lines in facts.get("left_out", {}).items() for line in lines]
+    for kind, messages in (("note", left_out), ("note", facts.get("notes", [])), ("warning", facts.get("warnings", []))):
+        for message in messages[:most]:
+            on_event(kind, message=message)
+        if len(messages) > most:
+            on_event(kind, message=f"and {len(messages) - most:,} more of the kind: see data.json")
+
+
+def stamp_of(ctx: Context) -> DataStamp | None:
+    """The data's files as they are now; None where they cannot be looked at, which reading them says better."""
+    try:
+        return DataStamp.of(ctx.recipe.data)
+    except DataError:
+        return None

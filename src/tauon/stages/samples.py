@@ -1,0 +1,51 @@
+"""What a language model writes after training: texts that it continues, and answers to held-out questions, as samples for the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tauon.data import Message, chat_prompt
+from tauon.generate import generate
+from tauon.models import GPT
+from tauon.stages.context import Context
+from tauon.train import Precision
+
+__all__ = ["sample_answers", "sample_texts"]
+
+_ASKED = 2
+_MAX_TOKENS = 160
+
+
+def sample_texts(ctx: Context, model: GPT, precision: Precision) -> list[dict[str, Any]]:
+    """What the model writes after each prompt; without prompts, from the start of a document."""
+    config, tokenizer = ctx.recipe.evaluate, ctx.splits.tokenizer
+    assert tokenizer is not None
+    out: list[dict[str, Any]] = []
+    for prompt in config.prompts or ("",):
+        ids = [tokenizer.bos, *tokenizer.encode(prompt).tolist()]
+        for new in generate(
+            model, ids, max_tokens=_MAX_TOKENS, samples=config.samples, temperature=0.8, top_p=0.95, seed=ctx.recipe.seed,
+            stop_id={tokenizer.bos, tokenizer.eos}, context=precision.context,
+        ) if config.samples else []:  # fmt: skip
+            out.append({"prompt": prompt, "text": tokenizer.decode(new), "temperature": 0.8, "top_p": 0.95})
+            ctx.on_event("sample", **out[-1])
+    return out
+
+
+def sample_answers(ctx: Context, model: GPT, precision: Precision, dataset: Any) -> list[dict[str, Any]]:
+    """What the model answers to each prompt; without prompts, to the first questions of the part that it is measured on."""
+    config, splits = ctx.recipe.evaluate, ctx.splits
+    tokenizer = splits.tokenizer
+    assert tokenizer is not None
+    asked = [(Message("user", p),) for p in config.prompts] or dataset.prompts(_ASKED)
+    out: list[dict[str, Any]] = []
+    for messages in asked if config.samples else ():
+        ids, end = chat_prompt(splits.preprocess, messages)
+        for new in generate(
+            model, ids, max_tokens=_MAX_TOKENS, samples=config.samples, temperature=0.8, top_p=0.95, seed=ctx.recipe.seed, stop_id=end,
+            context=precision.context,
+        ):  # fmt: skip
+            question = "\n".join(m.content for m in messages if m.role != "system")
+            out.append({"prompt": question, "text": tokenizer.decode(new), "temperature": 0.8, "top_p": 0.95})
+            ctx.on_event("sample", **out[-1])
+    return out

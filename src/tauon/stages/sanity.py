@@ -1,0 +1,34 @@
+"""What goes wrong in fine-tuning without a sign: checked before the first step, and during it."""
+
+from __future__ import annotations
+
+from tauon.stages.context import Context
+from tauon.tracking import EventLog
+from tauon.train import Moved, TrainJob, refuse_leaks, refuse_wrong_mask, watch_first_step
+
+__all__ = ["sanity_checks"]
+
+
+def sanity_checks(ctx: Context, job: TrainJob, events: EventLog) -> None:
+    """Of fine-tuning, what goes wrong without a sign: checked before the first step, and during it."""
+    recipe = ctx.recipe
+    if recipe.task.needs in ("chat", "pairs"):
+        covers = refuse_wrong_mask(job, ctx.splits.train)
+        events.log("checked", mask=covers)
+        ctx.on_event("note", message=f"mask: {covers}")
+    if ctx.start is None and not recipe.train.freeze:
+        return
+    if ctx.splits.spec.vocab is not None:
+        packing = refuse_leaks(job)
+        events.log("checked", packing=packing)
+        ctx.on_event("note", message=f"packing: {packing}")
+
+    def report(moved: Moved) -> None:
+        events.log("checked", moved=moved.moved, frozen=moved.frozen, still=moved.still)
+        words = f"first step: {moved.moved} parameters moved, {moved.frozen} frozen ones did not"
+        for reason in sorted({*moved.still.values()}):
+            names = [n for n, why in moved.still.items() if why == reason]
+            words += f"; {len(names)} did not, as {reason} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        ctx.on_event("note", message=words)
+
+    watch_first_step(job, report)

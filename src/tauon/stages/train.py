@@ -1,0 +1,301 @@
+"""The training stage: choices, a job, the loop, and what is recorded meanwhile; on one process or many.
+
+Knows no way of training but the plain one: what changes it is an extension (`extensions/`), which is asked at each step of `train_stage`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+from tauon.artifacts import Checkpoint, CheckpointWriter, latest_checkpoint, load_checkpoint, write_json
+from tauon.config import dump
+from tauon.data import Loader
+from tauon.distributed import Mesh, MeshCheckpointWriter, World
+from tauon.models import ModelConfig, Start, fit
+from tauon.stages.context import Context
+from tauon.stages.extensions import StartAgain, TrainExtension, train_extensions
+from tauon.stages.layout import choose_mesh, refuse_cut_pairs
+from tauon.stages.sanity import sanity_checks
+from tauon.stages.training_record import TrainingRecord
+from tauon.stages.unread import refuse_unread, refuse_unread_before_training
+from tauon.tracking import EventLog, Tracker, guard, nothing_logged
+from tauon.train import Derived, Hook, Plan, Ramps, StopSignal, TrainJob, build_job, make_plan, restore, train
+from tauon.types import StepInfo
+
+__all__ = ["newest", "train_stage"]
+
+
+@dataclass
+class Training:
+    """One attempt at training: what was chosen, and what takes part."""
+
+    ctx: Context
+    extensions: list[TrainExtension]
+    checkpoint: Checkpoint | None
+    """What it goes on from."""
+    model: ModelConfig
+    loader: Loader
+    plan: Plan
+    mesh: Mesh
+
+
+def train_stage(ctx: Context) -> dict[str, Any]:
+    """Data -> checkpoints. Goes on from the newest whole checkpoint of the same run."""
+    while True:
+        try:
+            return train_once(ctx)
+        except StartAgain:
+            continue
+
+
+def train_once(ctx: Context) -> dict[str, Any]:
+    """Choose, build, restore, train; whatever ends it, each extension is told."""
+    _ = ctx.splits  # all ranks open the data together: rank 0 must not begin alone, inside what it does alone
+    ctx.world.lead(ctx.refuse_changed_data)
+    ctx.world.lead(ctx.refuse_changed_start)
+    recorded = ctx.world.lead(lambda: ctx.run.manifest().get("training")) or {}
+    training = resolve_settings(ctx, recorded.get("plan"))
+    job, extensions = build(training), training.extensions
+    with EventLog(ctx.run.events_path) if ctx.world.leads else nothing_logged() as events:
+        if (checkpoint := training.checkpoint) is not None:
+            ctx.world.agree(lambda: restore(job, checkpoint))
+            for extension in extensions:
+                extension.restored(job)
+            events.log("resume", step=job.step)
+            ctx.on_event("resume", step=job.step, total_steps=job.total_steps)
+        try:
+            for extension in extensions:
+                extension.before_first_step(job)
+            run_job(training, job, events, recorded=bool(recorded))
+        finally:
+            training.loader.close()
+            for extension in extensions:
+                extension.ended(job)
+    for extension in extensions:
+        extension.finish(job)
+    best = job.notes.get("best") if ctx.recipe.train.early_stopping is not None else None
+    step = best["step"] if best else job.step
+    final = load_checkpoint(ctx.run.checkpoints / f"step-{step:06d}", verify=False)
+    ctx.run.update_manifest(checkpoint={"step": step, "hash": final.hash, "parent": final.parent})
+    return {"checkpoint": final.path.name, "hash": final.hash, "steps": job.step}
+
+
+# ---------------------------------------------------------------------------------------------- choices
+
+
+def resolve_settings(ctx: Context, recorded: dict[str, Any] | None) -> Training:
+    """Every choice that the recipe leaves open, told with its reason. `recorded`: those that an earlier part of this run made."""
+    recipe, spec = ctx.recipe, ctx.splits.spec
+    checkpoint = newest(ctx)
+    extensions = train_extensions(ctx, checkpoint)
+    model = ctx.model
+    own = (e.mesh(model) for e in extensions)
+    mesh, layout = next(filter(None, own), None) or choose_mesh(model, ctx.train, recipe.parallel, spec, ctx.world)
+    refuse_cut_pairs(recipe.task, mesh.layout)
+    loader = make_loader(ctx, extensions, mesh)
+    plan = make_plan(
+        model, recipe.optim, ctx.train, recipe.task, spec, examples=loader.count, loader=loader, seed=recipe.seed,
+        recorded=recorded, tell=lambda m: ctx.on_event("note", message=m), mesh=mesh, parallel=recipe.parallel,
+    )  # fmt: skip
+    plan.derived.insert(1, layout)
+    for extension in extensions:
+        extension.plan(plan)
+    if ctx.start is not None:
+        plan.derived[1:1] = [
+            Derived("model", model.kind_, f"{recipe.model.from_}"),
+            Derived("model.from", *started_with(ctx.start, model, ctx.splits.spec.labels)),
+        ]
+    derived = [d.to_json() for d in plan.derived]
+    if ctx.world.leads:
+        write_json(ctx.run.folder / "derived.json", derived)
+    ctx.on_event("derived", settings=derived)
+    return Training(ctx, extensions, checkpoint, model, loader, plan, mesh)
+
+
+def make_loader(ctx: Context, extensions: list[TrainExtension], mesh: Mesh) -> Loader:
+    """What gives this process its batches."""
+    ramps = Ramps.of(ctx.train, ctx.splits.spec.seq_len) if ctx.train.batch_warmup is not None else None
+    share: dict[str, Any] = {
+        "batch": ctx.train.batch, "workers": ctx.recipe.data.workers, "rank": mesh.data_rank, "world": mesh.layout.data, "sizes": ramps,
+    }  # fmt: skip
+    own = (e.loader(ctx.splits.train, **share) for e in extensions)
+    return next(filter(None, own), None) or Loader(ctx.splits.train, seed=ctx.recipe.seed, **share)
+
+
+def build(training: Training) -> TrainJob:
+    """The job at step 0, as the extensions want it."""
+    ctx, recipe = training.ctx, training.ctx.recipe
+    mesh = reduce(lambda mesh, extension: extension.compute_mesh(mesh), training.extensions, training.mesh)
+    job = build_job(
+        training.model, recipe.optim, ctx.train, recipe.task, ctx.splits.spec, training.loader, training.plan, seed=recipe.seed,
+        mesh=mesh, parallel=recipe.parallel,
+    )  # fmt: skip
+    return reduce(lambda job, extension: extension.wrap(job), training.extensions, job)
+
+
+# ---------------------------------------------------------------------------------------------- the loop
+
+
+def run_job(training: Training, job: TrainJob, events: EventLog, *, recorded: bool) -> None:
+    """The loop with its hooks, until the end or a signal; what goes wrong is in the event log before it is raised."""
+    ctx, plan, extensions = training.ctx, training.plan, training.extensions
+    trackers = make_trackers(ctx)
+    with ExitStack() as held:
+        writer = held.enter_context(own_writer(training, events))
+        stop = held.enter_context(StopSignal(ctx.world, every=max([1, *(e.stop_every for e in extensions)])).listening())
+        for extension in extensions:
+            held.enter_context(extension.running())
+        record = TrainingRecord(
+            ctx.recipe.train, ctx.splits, plan, events, trackers, writer, what_it_is(training), ctx.on_event, flops=plan.flops_per_example,
+            publish=partial(_checkpoint_state, extensions),
+        )  # fmt: skip
+        record.begin(job)
+        try:
+            if job.step == 0:
+                for extension in extensions:
+                    extension.sanity_checks(job)
+                if all(e.takes_plain_steps for e in extensions):
+                    sanity_checks(ctx, job, events)
+            plain = all(e.takes_plain_steps for e in extensions) and job.mesh.layout.pipeline == job.mesh.layout.context == 1
+            ctx.world.agree(lambda: refuse_unread_before_training(ctx.recipe, job, whole_model=plain))
+            first = first_step_hook(training, job.step + 1, recorded=recorded)
+            hooks: list[Hook] = [lambda job, info: ctx.heartbeat.beat(info.step), first, *record.hooks()]
+            loop: Callable[[], object] = partial(
+                train, job, hooks=hooks, save=record.save, save_every=plan.checkpoint_every, stop=stop
+            )  # fmt: skip
+            back = partial(back_to_checkpoint, ctx, job, writer, record, events)
+            for extension in reversed(extensions):
+                loop = partial(extension.run, loop, back)
+            loop()
+        except RuntimeError as err:
+            failure = ctx.heartbeat.failure(err, ending=stop.name is not None)
+            events.log("interrupted", step=job.step, reason=str(failure or err) or type(err).__name__)
+            if failure is None:
+                raise
+            raise failure from err
+        except BaseException as err:
+            events.log("interrupted", step=job.step, reason=str(err) or type(err).__name__)
+            raise
+        finally:
+            for tracker in trackers:
+                tracker.close()
+
+
+def first_step_hook(training: Training, first_step: int, *, recorded: bool) -> Hook:
+    """After the first step, from which on the folder is this recipe's: no key is left unread, those of a loss included."""
+    ctx = training.ctx
+
+    def begin(job: TrainJob, info: StepInfo) -> None:
+        if info.step == first_step:
+            ctx.world.agree(lambda: refuse_unread(ctx.recipe, "train"))
+            if not recorded:
+                ctx.record_training(training.plan)
+
+    return begin
+
+
+def make_trackers(ctx: Context) -> list[Tracker]:
+    """Where else the run is logged. One that fails is warned of once, and training goes on."""
+    recipe, folder = ctx.recipe, ctx.run.folder
+    if not ctx.world.leads:
+        return []
+    return [guard(t.build(folder, recipe.name, dump(recipe)), lambda m: ctx.on_event("warning", message=m)) for t in recipe.track]
+
+
+def _checkpoint_state(extensions: list[TrainExtension], step: int, state: dict[str, Any]) -> dict[str, Any]:
+    return reduce(lambda state, extension: extension.checkpoint_state(step, state), extensions, state)
+
+
+def back_to_checkpoint(ctx: Context, job: TrainJob, writer: CheckpointWriter, record: TrainingRecord, events: EventLog, why: str) -> bool:
+    """Put the job back to the newest whole checkpoint, and say so; False where there is none."""
+    writer.wait()
+    checkpoint = newest(ctx)
+    if checkpoint is None:
+        return False
+    restore(job, checkpoint)
+    events.log("resume", step=job.step, reason=why)
+    ctx.on_event("note", message=f"{why} Going on from the checkpoint of step {job.step}.")
+    record.begin(job)
+    return True
+
+
+# ---------------------------------------------------------------------------------------------- checkpoints
+
+
+def newest(ctx: Context) -> Checkpoint | None:
+    """The newest whole checkpoint. Rank 0 looks and checks every byte; the others open what it found."""
+    mine: list[Checkpoint | None] = [None]
+
+    def look() -> str | None:
+        mine[0] = latest_checkpoint(ctx.run.checkpoints, warn=lambda m: ctx.on_event("warning", message=m))
+        return None if mine[0] is None else mine[0].path.name
+
+    name = ctx.world.lead(look)
+    if ctx.world.leads or name is None:
+        return mine[0]
+    return load_checkpoint(ctx.run.checkpoints / name, verify=False)
+
+
+def own_writer(training: Training, events: EventLog) -> CheckpointWriter:
+    """The writer of the run's checkpoints; where an extension asks for it, it is logged which of them became whole."""
+    ctx, config, parent = training.ctx, training.ctx.recipe.train, training.checkpoint
+    logged = any(e.logs_saved for e in training.extensions)
+    return checkpoint_writer(
+        ctx.run.checkpoints,
+        ctx.world,
+        keep_last=config.keep_last,
+        keep_every=config.keep_every,
+        parent=parent.hash if parent else None,
+        on_saved=(lambda saved: events.log("saved", step=saved.step)) if logged else None,
+    )
+
+
+def checkpoint_writer(folder: Path, world: World, **options: Any) -> CheckpointWriter:
+    """Of one process, or of several that write together."""
+    return CheckpointWriter(folder, **options) if world.size == 1 else MeshCheckpointWriter(folder, world, **options)
+
+
+def what_it_is(training: Training) -> dict[str, Any]:
+    """What a checkpoint holds beside weights and counters, so that nothing else is needed to use the model."""
+    ctx = training.ctx
+    about = {
+        "model": model_record(training.model, ctx.start),
+        "task": dump(ctx.recipe.task),
+        "spec": spec_record(ctx.splits.spec),
+        "preprocess": ctx.splits.preprocess,
+    }
+    return about if ctx.start is None else about | {"base": ctx.start.reference}
+
+
+def started_with(start: Start, model: ModelConfig, labels: tuple[str, ...]) -> tuple[str, str]:
+    """(weights taken, and what is not, in words; where they come from). `labels`: names of the data's classes."""
+    found = fit(model.bare(), start)
+    said = found.said()
+    if labels and start.labels and labels != start.labels and not found.fresh:
+        said += f"; its head was trained for the classes {', '.join(start.labels[:4])}, these are {', '.join(labels[:4])}"
+    return said, f"{start.layout}, {start.fingerprint[:12]}"
+
+
+def model_record(model: ModelConfig, start: Start | None) -> dict[str, Any]:
+    """What a checkpoint keeps of the architecture. One of adapters needs its base again; any other is complete."""
+    base = str(start.path) if start is not None and model.adapt is not None else None
+    adapt = None if model.adapt is None else model.adapt.model_copy(update={"from_": None})
+    return dump(model.model_copy(update={"from_": base, "adapt": adapt}))
+
+
+def spec_record(spec: Any) -> dict[str, Any]:
+    """A `DataSpec` as JSON."""
+    return {
+        "vocab": spec.vocab,
+        "seq_len": spec.seq_len,
+        "input_shape": spec.input_shape,
+        "outputs": spec.outputs,
+        "labels": list(spec.labels),
+        "categories": list(spec.categories),
+        "horizon": spec.horizon,
+    }

@@ -1,0 +1,22 @@
+"""What a recipe's training cannot do without validation data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tauon.config import recipe_rule
+
+__all__: list[str] = []
+
+
+@recipe_rule
+def validation_needs_data(recipe: Any) -> Iterator[tuple[str, str]]:
+    """Settings of validation, where nothing is held out."""
+    data, train = recipe.peek("data"), recipe.peek("train")
+    split = data.peek("split")
+    if data.peek("validation") is not None or split.peek("folds") is not None or split.peek("validation") != 0:
+        return
+    for name in ("early_stopping", "validate_every", "validate_examples"):
+        if train.peek(name) is not None:
+            yield f"train.{name}", "needs validation data, and data.split.validation is 0. Hold some out, or drop it."
