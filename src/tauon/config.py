@@ -27,6 +27,7 @@ __all__ = [
     "Count",
     "Duration",
     "Fraction",
+    "Pluggable",
     "Registered",
     "families",
     "json_schema",
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 T = TypeVar("T", bound="Config")
-R = TypeVar("R", bound="type[Registered]")
+R = TypeVar("R", bound="type[Registered] | type[Pluggable]")
 
 
 # ---------------------------------------------------------------------------------------------- the tree
@@ -157,7 +158,25 @@ class Registered(Config):
             raise PydanticCustomError("nested", "{count} problems", {"count": err.error_count(), "error": err, "cls": member}) from None
 
 
-_FAMILIES: dict[str, type[Registered]] = {}
+class Pluggable:
+    """Base of an open family whose members are no part of a recipe: `class DataKind(Pluggable, family="data_kind")`.
+
+    Members join as those of a `Registered` family do: with `@register("name")`, and from other packages by entry points.
+    """
+
+    _family: ClassVar[str] = ""
+    _members: ClassVar[dict[str, type[Any]]] = {}
+    kind_: ClassVar[str] = ""
+    """The name it was registered by."""
+
+    def __init_subclass__(cls, family: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if family:
+            cls._family, cls._members = family, {}
+            _FAMILIES[family] = cls
+
+
+_FAMILIES: dict[str, type[Any]] = {}
 
 
 def register(kind: str) -> typing.Callable[[R], R]:
@@ -167,7 +186,7 @@ def register(kind: str) -> typing.Callable[[R], R]:
     """
 
     def enrol(cls: R) -> R:
-        family: Any = next((c for c in cls.__mro__ if "_family" in c.__dict__ and c is not Registered), None)
+        family: Any = next((c for c in cls.__mro__ if "_family" in c.__dict__ and c not in (Registered, Pluggable)), None)
         if family is None:
             raise TypeError(f"{cls.__name__} belongs to no family: derive from ModelConfig, OptimConfig, ...")
         taken = family._members.get(kind)
@@ -373,6 +392,8 @@ def json_schema(cls: type[Config]) -> dict[str, Any]:
     root = cls.model_json_schema(ref_template="#/$defs/{model}")
     defs: dict[str, Any] = root.pop("$defs", {})
     for family, base in _FAMILIES.items():
+        if not issubclass(base, Registered):  # chosen by the data, not by a key of the recipe
+            continue
         choices: list[dict[str, Any]] = [{"enum": sorted(base._members)}]
         for kind, member in sorted(base._members.items()):
             one = member.model_json_schema(ref_template="#/$defs/{model}")
