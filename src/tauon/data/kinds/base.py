@@ -128,12 +128,16 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
             if part in rows:
                 parts[part] = Rows(main, rows[part])
             elif part in whole:
-                parts[part] = Rows(whole[part], np.arange(len(self.strata(whole[part])), dtype=np.int64))
+                parts[part] = Rows(whole[part], np.arange(self.count(whole[part]), dtype=np.int64))
         return parts, facts | {"own_parts": request.own_parts}
 
     def strata(self, data: T) -> NDArray[Any]:
         """One value an example: of class numbers each part gets its share, of zeros it is dealt by chance alone."""
         raise NotImplementedError(f"{type(self).__name__} writes neither `strata` nor `split`")
+
+    def count(self, data: T) -> int:
+        """How many examples a source gave, which the split deals."""
+        return len(self.strata(data))
 
     def groups(self, data: T) -> NDArray[np.int64] | None:
         """Whose each example is, where all examples of one person must be in one part. None: each is its own."""

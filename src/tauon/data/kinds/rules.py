@@ -60,7 +60,5 @@ def _kinds_for(needs: str) -> list[Kind]:
 def _unknown(needs: str) -> str:
     known = dict.fromkeys(kind.needs for kind in data_kinds().values())
     close = get_close_matches(needs, known, n=2, cutoff=0.5)
-    nearest = f"; the nearest are {' and '.join(map(repr, close))}" if close else ""
-    return (
-        f"the task needs {needs!r}, and no installed kind of data is that{nearest}. There are: {', '.join(known)}. Install what brings it"
-    )
+    nearest = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+    return f"the task needs {needs!r}, and no installed kind of data is that{nearest} There are: {', '.join(known)}. Install what brings it"

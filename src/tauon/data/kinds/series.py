@@ -65,6 +65,9 @@ class SeriesKind(DataKind[Series]):
         n = source.limit
         return series if n is None else replace(series, times=series.times[:n], values=series.values[:n])
 
+    def count(self, data: Series) -> int:
+        return len(data)
+
     def split(self, whole: Mapping[Part, Series], request: Request) -> tuple[Parts[Series], dict[str, Any]]:
         """By time: a part's rows are its moments."""
         series, window = whole["train"], request.config.window
