@@ -9,7 +9,9 @@ from pathlib import Path
 import tauon.data
 
 PACKAGE = Path(tauon.data.__file__).parent
-FILES = {".".join(["tauon", "data", *p.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): p for p in PACKAGE.rglob("*.py")}
+FILES = {
+    ".".join(["tauon", "data", *p.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): p for p in PACKAGE.rglob("*.py")
+}
 
 
 def imports(path: Path) -> set[str]:
