@@ -53,7 +53,7 @@ def _arrays(tmp: Path) -> Iterator[DataExample]:
         "class_weights": "balanced", "label_order": ["2", "0", "1"],
     }  # fmt: skip
     yield DataExample({"source": pictures[0], "split": HELD_OUT}, pictures[1], changes)
-    yield DataExample({"source": pictures[0], "split": HELD_OUT, "sampling": "balanced"}, pictures[1], {})
+    yield DataExample({"source": pictures[0], "split": HELD_OUT, "sampling": "balanced", "augment": [{"kind": "shift"}]}, pictures[1], {})
     rows = [_npz(tmp, name, rng.normal(size=(60, 3)), rng.normal(10, 5, 60)) for name in "cd"]
     changes = {"bounds": {"bounds": {"*": [-3, 3], "y0": [-20, 40]}, "normalize": "bounds"}, "normalize_targets": "none"}
     yield DataExample({"source": rows[0], "split": HELD_OUT}, rows[1], changes, scale_targets=True)
@@ -85,7 +85,7 @@ def _series(tmp: Path) -> Iterator[DataExample]:
         rows = [f"2020-01-01 {i // 60:02d}:{i % 60:02d}:00,{a:.3f},{b:.3f}" for i, (a, b) in enumerate(values)]
         (tmp / f"{name}.csv").write_text("date,a,b\n" + "\n".join(rows))
         sources.append({"kind": "series", "path": str(tmp / f"{name}.csv")})
-    data = {"source": sources[0], "split": HELD_OUT, "window": {"context": 16, "horizon": 4}}
+    data = {"source": sources[0], "split": HELD_OUT, "window": {"context": 16, "horizon": 4}, "augment": [{"kind": "scaling"}]}
     changes = {"normalize": "robust", "augment": [{"kind": "jitter"}], "window": {"context": 12, "horizon": 4}}
     yield DataExample(data, sources[1], changes)
 
@@ -96,7 +96,7 @@ def _signals(tmp: Path) -> Iterator[DataExample]:
             write_wav(tmp / folder / f"{'xy'[i % 2]}_{i}.wav", tone(base + 10 * i, 0.02, 8000), 8000)
     sources = [{"kind": "wav", "path": str(tmp / f), "pattern": "{label}_{take}"} for f in "ab"]
     changes = {"augment": [{"kind": "gain"}], "signal": {"target": "transcript"}}
-    yield DataExample({"source": sources[0], "split": HELD_OUT}, sources[1], changes)
+    yield DataExample({"source": sources[0], "split": HELD_OUT, "augment": [{"kind": "speed"}]}, sources[1], changes)
 
 
 def _labelled(tmp: Path) -> Iterator[DataExample]:
@@ -105,7 +105,7 @@ def _labelled(tmp: Path) -> Iterator[DataExample]:
         rows = [f"{' '.join(rng.choice(WORDS, 6))} {i},{'np'[i % 2]}" for i in range(60)]
         (tmp / f"{name}.csv").write_text("t,y\n" + "\n".join(rows))
         sources.append({"kind": "csv", "path": str(tmp / f"{name}.csv"), "label": "y", "text": "t"})
-    data = {"source": sources[0], "split": HELD_OUT, "tokenizer": "bytes", "seq_len": 32}
+    data = {"source": sources[0], "split": HELD_OUT, "tokenizer": "bytes", "seq_len": 32, "augment": [{"kind": "drop-tokens"}]}
     yield DataExample(data, sources[1], {"tokenizer": "chars", "seq_len": 24, "augment": [{"kind": "mask-tokens"}]})
 
 
@@ -295,6 +295,16 @@ class Sociable(WalksKind):
         return made
 
 
+class Restless(WalksKind):
+    """Changes examples in every epoch, and cannot leave that."""
+
+    def dataset(self, walks: list[list[int]], scale: float) -> WalkDataset:
+        made = super().dataset(walks, scale)
+        batch = made.batch
+        made.batch = lambda index, epoch=0: replace(batch(index), inputs=batch(index).inputs + epoch)  # type: ignore[method-assign]
+        return made
+
+
 class Secretive(WalksKind):
     def fit(self, parts: Any, request: Request) -> Fitted:
         made = super().fit(parts, request)
@@ -322,6 +332,7 @@ class Timeless(WalksKind):
         ),
         (Silent, WALKS, r"does not say that it reads \['seq_len'\]"),
         (Sociable, WALKS, "depends on what else is in its batch"),
+        (Restless, WALKS, "inputs change from epoch to epoch though nothing is augmented"),
         (Secretive, WALKS, "not JSON serializable"),
         (Timeless, WALKS, "the same fingerprint"),
     ],

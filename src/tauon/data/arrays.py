@@ -5,9 +5,10 @@ Shape legend: N examples, B batch, F features, C channels, H height, W width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -332,6 +333,12 @@ class ArrayDataset:
     def scale_by(self, normalizer: Normalizer) -> None:
         """Scale by another one from now on: of statistics that are known only after the data sets were made."""
         self._normalizer = normalizer
+
+    def without_augmentation(self) -> Self:
+        """The same examples as they are, in every epoch: none changed, mixed, or weighed."""
+        shown = copy.copy(self)
+        shown._augments, shown._weights, shown.order, shown.mixer = (), None, None, None
+        return shown
 
     def like(self, other: ArrayDataset) -> ArrayDataset:
         """The rows of `other` as training examples of this data set's kind: augmented, weighed and mixed as its own are."""

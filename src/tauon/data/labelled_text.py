@@ -5,8 +5,9 @@ Shape legend: B batch, T time.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,12 @@ class LabelledTextDataset:
 
     def __len__(self) -> int:
         return len(self._targets)
+
+    def without_augmentation(self) -> Self:
+        """The same examples as they are, in every epoch."""
+        shown = copy.copy(self)
+        shown._augments = ()
+        return shown
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
         """The texts `index`: inputs BT int64, targets B int64, weights B of 1, segments BT int32, -1 where nothing is."""

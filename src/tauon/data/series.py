@@ -5,8 +5,9 @@ Shape legend: N moments, B batch, T context, H horizon, C columns of values, F c
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +60,12 @@ class SeriesDataset:
     def origin(self, i: int) -> str:
         """Date of the first moment that example `i` predicts."""
         return str(self._times[self._starts[i] + self._context])
+
+    def without_augmentation(self) -> Self:
+        """The same examples as they are, in every epoch."""
+        shown = copy.copy(self)
+        shown._augments = ()
+        return shown
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
         """The windows `index`: inputs BTF and targets BHK float32, weights B of 1."""

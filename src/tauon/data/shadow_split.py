@@ -83,16 +83,14 @@ def shadow_split(splits: DataSplits, config: HalfConfig) -> DataSplits:
 
 def without_augmentation(dataset: Dataset) -> Dataset:
     """The same examples as they are: not augmented, not mixed, every weight one, windows of text side by side from the start on."""
-    if isinstance(dataset, MaskedDataset):
-        shown: Any = copy.copy(dataset)
-        shown.tokens = without_augmentation(dataset.tokens)
-        return shown  # type: ignore[no-any-return]
-    shown = copy.copy(dataset)
-    for name, value in (("_augments", ()), ("_weights", None), ("order", None), ("mixer", None)):
+    own = getattr(type(dataset), "without_augmentation", None)  # of the class: what wraps a data set passes on what it does not have
+    if own is not None:
+        plain: Dataset = own(dataset)
+        return plain
+    shown: Any = copy.copy(dataset)
+    for name in ("order", "mixer"):
         if hasattr(shown, name):
-            setattr(shown, name, value)
-    if isinstance(shown, TokenDataset):
-        shown.hold_still()
+            setattr(shown, name, None)
     return shown  # type: ignore[no-any-return]
 
 

@@ -7,8 +7,9 @@ Shape legend: B batch, T samples, U characters.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,12 @@ class SignalDataset:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def without_augmentation(self) -> Self:
+        """The same examples as they are, in every epoch."""
+        shown = copy.copy(self)
+        shown._augments = ()
+        return shown
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
         """The recordings `index`: inputs BT float32 in [-1, 1], targets B or BU int64, lengths B, weights B of 1."""

@@ -26,6 +26,7 @@ from tauon.data import (
     kind_for,
     prepare,
     problems_for,
+    without_augmentation,
 )
 from tauon.types import Batch, Dataset
 
@@ -69,6 +70,7 @@ def check_data_kind(kind: Kind, *examples: DataExample) -> None:
         for part in _parts(splits).values():
             _check_batches(part)
         _check_order(splits.train)
+        _check_plain(splits.train)
         _check_resumed(splits.train, _prepare(kind, parse(DataConfig, json.loads(json.dumps(dump(config)))), example).train)
         _check_fingerprint(kind, config, example, splits.fingerprint)
         _check_shadow_split(kind, example, splits)
@@ -147,6 +149,21 @@ def _check_batches(dataset: Dataset) -> None:
     if spec.vocab is not None:
         assert whole.inputs.shape[-1] == spec.seq_len, f"rows have {whole.inputs.shape[-1]} tokens, and the spec says {spec.seq_len}"
         assert 0 <= int(whole.inputs.min()) <= int(whole.inputs.max()) < spec.vocab, "a token is beyond the vocabulary of the spec"
+
+
+def _check_plain(dataset: Dataset) -> None:
+    """What an audit looks at: as many examples, none weighed by its class, each the same in every epoch (but for what masking hides)."""
+    plain = without_augmentation(dataset)
+    assert len(plain) == len(dataset), "without augmentation there are other examples"
+    index = np.arange(len(plain))
+    one, two = plain.batch(index, epoch=0), plain.batch(index, epoch=3)
+    assert torch.equal(one.targets, two.targets), (
+        "targets change from epoch to epoch though nothing is augmented: write `without_augmentation`"
+    )
+    masked = not torch.equal(one.weights, two.weights)
+    assert masked or torch.equal(one.inputs, two.inputs), (
+        "inputs change from epoch to epoch though nothing is augmented: write `without_augmentation`"
+    )
 
 
 def _check_order(dataset: Dataset) -> None:

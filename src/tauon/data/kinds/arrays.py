@@ -73,6 +73,7 @@ class ArraysKind(DataKind[Arrays]):
     def fit(self, parts: Parts[Arrays], request: Request) -> Fitted:
         config = request.config
         parts, pixel_range = _as_pixels(parts)
+        raw_shape = list(parts["train"].data.features.shape[1:])
         if config.scattering is not None:
             scattering = config.scattering
             parts = changed(parts, lambda table, part: with_features(table, scattering, part))
@@ -103,7 +104,7 @@ class ArraysKind(DataKind[Arrays]):
         preprocess = {
             "kind": "arrays", "normalize": normalizer.to_json(), "labels": list(main.label_names), "features": list(main.feature_names),
             "input_shape": list(main.features.shape[1:]), "targets": "classes" if main.classes else "values",
-        } | scattered | pixel_range | scaled  # fmt: skip
+        } | scattered | ({"picture_shape": raw_shape} if scattered else {}) | pixel_range | scaled  # fmt: skip
         decides = [normalizer.to_json(), steps, request.seed, *chosen_how.values(), *scaled.values()]
         return Fitted({**datasets}, content, decides, preprocess, facts)
 

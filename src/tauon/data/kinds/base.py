@@ -109,10 +109,11 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
         fitted = self.fit(parts, request)
         facts = self.facts(fitted, split_facts, request)
         fingerprint = hashlib.sha256(canonical([fitted.content, *fitted.decides]).encode()).hexdigest()
-        datasets = fitted.datasets
+        datasets, per_example = fitted.datasets, request.sources["train"].per_example()
+        preprocess = fitted.preprocess | ({"source": per_example} if per_example else {})
         train = datasets["train"]
         return DataSplits(
-            train, datasets.get("validation"), datasets.get("test"), train.spec, facts, fingerprint, fitted.tokenizer, fitted.preprocess
+            train, datasets.get("validation"), datasets.get("test"), train.spec, facts, fingerprint, fitted.tokenizer, preprocess
         )
 
     def read(self, source: SourceConfig, part: Part, request: Request) -> T:

@@ -72,10 +72,11 @@ class TokensKind(DataKind[Any]):
             "seq_len": {"value": seq_len, "why": why}, "mask_documents": several, "overlap": overlap,
             "parts": {p: d.facts for p, d in parts.items()}, "content": made_of, "cache": {"folder": str(folder), "reused": reused},
         }  # fmt: skip
+        preprocess = {"kind": "tokens", "tokenizer": tokenizer.to_json(), "seq_len": seq_len}
         decides = [made_of, made["tokenizer"]["sha256"], seq_len, several, overlap, seed]
         return DataSplits(
             parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
-            hashlib.sha256(canonical(decides).encode()).hexdigest(), tokenizer, {"kind": "tokens", "tokenizer": tokenizer.to_json()},
+            hashlib.sha256(canonical(decides).encode()).hexdigest(), tokenizer, preprocess,
         )  # fmt: skip
 
 

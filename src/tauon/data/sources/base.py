@@ -277,6 +277,10 @@ class SourceConfig(Registered, family="source"):
         """The source's own held-out part of that name, where it was published with one."""
         return None
 
+    def per_example(self) -> dict[str, Any]:
+        """What its settings do to each example, where a prediction must do it to a raw one, too: `preprocess["source"]`. JSON values only."""
+        return {}
+
     def files(self) -> list[tuple[Path, str]]:
         """(path, name) of the files it reads; none where it reads none."""
         return []
