@@ -30,6 +30,7 @@ from tauon.data import (
     TokenDataset,
     TokenizerConfig,
     has_tokenizer,
+    keys_of_kinds,
     prepare,
     tokenizer_of,
 )
@@ -323,7 +324,7 @@ def with_tokenizer_of(start: Start, recipe: Recipe) -> DataConfig:
     """The recipe's `data` with the tokenizer of the trained model, where the recipe names none."""
     data = recipe.data
     asked: TokenizerConfig = data.peek("tokenizer")
-    if recipe.task.needs in ("arrays", "series", "signals"):
+    if "tokenizer" not in keys_of_kinds(recipe.task.needs):
         return data
     if not isinstance(asked, FromModelConfig):
         if "tokenizer" in data.model_fields_set or not has_tokenizer(start.path):

@@ -94,7 +94,8 @@ class Recipe(Config):
         data: DataConfig = self.peek("data")
         for name, message in problems_for(data, task.needs):
             yield f"data.{name}", message
-        if task.needs not in (model.needs if isinstance(model.needs, tuple) else (model.needs,)):
+        reads_it = task.needs in (model.needs if isinstance(model.needs, tuple) else (model.needs,))
+        if not reads_it and model.kind_ != "checkpoint":  # what a checkpoint reads is known when it is opened
             readers = {k: getattr(m, "needs", ()) for k, m in registered("model").items()}
             fit = ", ".join(k for k, n in readers.items() if task.needs in ((n,) if isinstance(n, str) else n))
             reads = model.needs if isinstance(model.needs, str) else " or ".join(model.needs)

@@ -258,6 +258,24 @@ def test_the_section_is_flat_and_has_every_key_that_a_kind_reads() -> None:
     assert keys <= set(dump(parse(DataConfig, {"source": {"kind": "python-stdlib"}})))
 
 
+def test_what_a_source_does_to_each_example_is_kept_for_predicting(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="pictures need Pillow")
+    for i in range(30):
+        (tmp_path / "signs" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        image.new("L", (9 + i % 3, 8), 8 * i).save(tmp_path / "signs" / "ab"[i % 2] / f"{i}.png")
+    pictures = {"kind": "folder", "path": str(tmp_path / "signs"), "size": 8, "fit": "pad"}
+    kept = prepare(parse(DataConfig, {"source": pictures}), seed=0, needs="arrays").preprocess
+    assert (kept["source"], kept["input_shape"]) == ({"fit": "pad"}, [1, 8, 8])
+    kept = prepare(parse(DataConfig, {"source": pictures, "scattering": {}}), seed=0, needs="arrays").preprocess
+    assert (kept["picture_shape"], kept["input_shape"]) == ([1, 8, 8], [81, 2, 2])
+    (labelled, *_) = _labelled(tmp_path)
+    kept = prepare(parse(DataConfig, labelled.data), seed=0, needs="labelled-text").preprocess
+    assert kept["source"] == {"text": ["t"]}
+    (tmp_path / "texts").mkdir()
+    (text, *_) = _text(tmp_path / "texts")
+    assert prepare(parse(DataConfig, text.data), seed=0, needs="masked-tokens").preprocess["seq_len"] == 16
+
+
 # ---------------------------------------------------------------------------------------------- what the contract finds
 
 

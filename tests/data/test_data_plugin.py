@@ -52,6 +52,25 @@ print(all(row.numpy().tobytes() in again for row in test.batch(np.arange(len(tes
     assert shown.stdout.split() == ["True", "120"], shown.stderr
 
 
+def test_what_is_made_for_every_kind_works_for_it(tmp_path: Path) -> None:
+    """Training that starts from a trained model, cross-validation, privacy."""
+    env = install(tmp_path / "site")
+    root, short = ("--root", str(tmp_path / "runs")), ("train.epochs=null", "train.steps=6")
+    first = tauon(env, "train", str(RECIPE), *root, "name=first", *short)
+    assert first.returncode == 0, first.stderr
+    more = tauon(env, "run", str(RECIPE), *root, "name=more", f"model={{from: {tmp_path / 'runs' / 'first'}}}", *short)
+    assert more.returncode == 0, more.stderr
+    folds = tauon(env, "run", str(RECIPE), *root, "name=folds", "data.split={folds: 2}", *short)
+    assert folds.returncode == 0, folds.stderr
+    tests = [
+        json.loads((p / "data.json").read_text())["parts"]["test"]["sequences"] for p in sorted((tmp_path / "runs").glob("folds/fold-*"))
+    ]
+    assert tests == [300, 300]
+    private = tauon(env, "run", str(RECIPE), *root, "name=private", "privacy={target_epsilon: 8, delta: 1e-4}", "train.epochs=1")
+    assert private.returncode == 0, private.stderr
+    assert json.loads((tmp_path / "runs" / "private" / "privacy.json").read_text())["guarantee"]["epsilon"] <= 8
+
+
 def test_it_keeps_the_contracts_by_the_test_that_it_brings(tmp_path: Path) -> None:
     env = install(tmp_path / "site")
     code = "import sys, pytest; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-c', '/dev/null', sys.argv[1]]))"

@@ -24,7 +24,7 @@ from tauon.types import Batch, DataSpec
 
 __all__ = ["ChatDataset", "packed"]
 
-_TOLD = 1000
+_REPORT_EVERY = 1000
 """Conversations between two reports of progress."""
 
 
@@ -38,7 +38,7 @@ class ChatDataset:
         self._encoded: list[Encoded] = []
         for c in conversations:
             self._encoded.append(encoder.fitted(c.messages, c.place, spec.seq_len + 1))
-            if len(self._encoded) % _TOLD == 0:
+            if len(self._encoded) % _REPORT_EVERY == 0:
                 report(f"{name}: conversations to tokens", len(self._encoded), len(conversations))
         self._rows = packed([len(e.ids) - 1 for e in self._encoded], spec.seq_len)
         covered = sum(int(e.covered.sum()) for e in self._encoded)

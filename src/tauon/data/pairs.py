@@ -32,7 +32,7 @@ from tauon.types import Batch, DataSpec
 __all__ = ["PairDataset", "with_reference"]
 
 _VERSION = 1
-_TOLD = 1000
+_REPORT_EVERY = 1000
 """Pairs between two reports of progress."""
 
 
@@ -47,7 +47,7 @@ class PairDataset:
         for p in pairs:
             both = [encoder.fitted([*p.prompt, Message(ANSWER, answer)], p.place, most) for answer in (p.chosen, p.rejected)]
             self._encoded.append(_alike(p, both, encoder, most))
-            if len(self._encoded) % _TOLD == 0:
+            if len(self._encoded) % _REPORT_EVERY == 0:
                 report(f"{name}: pairs to tokens", len(self._encoded), len(pairs))
         self.reference: NDArray[np.float32] | None = None
         """Log-probabilities of both answers by the reference model, N2."""

@@ -18,7 +18,7 @@ from tauon.data.balance import reorder_classes
 from tauon.data.bounds import limits_of
 from tauon.data.choice import choice_facts, training_options
 from tauon.data.config import DataConfig
-from tauon.data.facts import content_of, feature_facts, told, warnings_of
+from tauon.data.facts import content_of, feature_facts, notices, warnings_of
 from tauon.data.files import canonical
 from tauon.data.image_features import with_features
 from tauon.data.kinds.base import DataKind, Fitted, Parts, Request, Rows, changed, own_data
@@ -96,7 +96,7 @@ class ArraysKind(DataKind[Arrays]):
         facts = {
             "sources": {p: s.describe() | {"sha256": contents[p]} for p, s in request.sources.items()},
             "split": {"rows_also_in_train": _also_in_train(parts, train_features)}, "normalize": scaling, "augment": steps,
-            **scattered, **chosen_how, **pixel_range, **_told(parts, request, train_features, [*target_notes, *_depth_notes(pixel_range)]),
+            **scattered, **chosen_how, **pixel_range, **_notices(parts, request, train_features, [*target_notes, *_depth_notes(pixel_range)]),
             "features": feature_facts(train_features, main.feature_names), **target_facts,
             "input_shape": list(main.features.shape[1:]), "labels": list(main.label_names),
         }  # fmt: skip
@@ -156,11 +156,11 @@ def _also_in_train(parts: Parts[Arrays], train_features: NDArray[Any]) -> dict[s
     return {p: count_repeats(train_features, features_of(rows)) for p, rows in parts.items() if p != "train"}
 
 
-def _told(parts: Parts[Arrays], request: Request, train_features: NDArray[Any], notes: list[str]) -> dict[str, Any]:
+def _notices(parts: Parts[Arrays], request: Request, train_features: NDArray[Any], notes: list[str]) -> dict[str, Any]:
     tables, main = own_data(parts, request), parts["train"].data
     warnings = [message for table in tables.values() for message in table.warnings]
     warnings += warnings_of(main, train_features, parts["train"].index)
-    return told({p: table.left_out for p, table in tables.items()}, notes, warnings)
+    return notices({p: table.left_out for p, table in tables.items()}, notes, warnings)
 
 
 def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:

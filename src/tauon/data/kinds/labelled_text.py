@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tauon.config import register
 from tauon.data.config import DataConfig
-from tauon.data.facts import told
+from tauon.data.facts import notices
 from tauon.data.files import canonical
 from tauon.data.kinds.base import DataKind, Fitted, Parts, Request, own_data
 from tauon.data.kinds.steps import augment_steps, refuse_split_by_document
@@ -121,7 +121,7 @@ def _label_facts(parts: Parts[LabelledTexts], request: Request) -> dict[str, Any
     main = parts["train"].data
     every = [label for mine in own_data(parts, request).values() for label in mine.labels]
     spelt, warnings = label_facts(every, main.label_names, f"column {main.label!r}") if every else ({}, [])
-    return ({"label_spelling": spelt} if spelt else {}) | told({}, (), warnings)
+    return ({"label_spelling": spelt} if spelt else {}) | notices({}, (), warnings)
 
 
 def _refuse_empty(found: LabelledTexts, part: str) -> None:

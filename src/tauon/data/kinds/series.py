@@ -18,7 +18,7 @@ import numpy as np
 from tauon.config import dump, register
 from tauon.data.arrays import Normalizer
 from tauon.data.config import DataConfig
-from tauon.data.facts import feature_facts, told
+from tauon.data.facts import feature_facts, notices
 from tauon.data.files import canonical
 from tauon.data.kinds.base import DataKind, Fitted, Parts, Request, Rows
 from tauon.data.kinds.steps import augment_steps
@@ -100,7 +100,7 @@ class SeriesKind(DataKind[Series]):
             "parts": {p: {k: v for k, v in d.facts.items() if k not in shared} for p, d in datasets.items()},
             "normalize": {"kind": kind, "why": "as set" if config.normalize != "auto" else "the default for series"}, "augment": steps,
             "features": feature_facts(series.values[:stop], series.names),
-            **({"zone": "UTC"} if series.zoned else {}), **told({"train": series.left_out}, series.notes, series.warnings),
+            **({"zone": "UTC"} if series.zoned else {}), **notices({"train": series.left_out}, series.notes, series.warnings),
         }  # fmt: skip
         decides = [dump(window), normalizer.to_json(), steps, request.seed]
         return Fitted({**datasets}, content, decides, _preprocess(series, normalizer, request), facts)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tauon.config import register
 from tauon.data.audio_augment import AudioAugmentConfig
 from tauon.data.config import DataConfig
-from tauon.data.facts import told
+from tauon.data.facts import notices
 from tauon.data.files import canonical
 from tauon.data.kinds.base import DataKind, Fitted, Parts, Request, Rows, own_data
 from tauon.data.kinds.steps import augment_steps
@@ -81,7 +81,7 @@ class SignalsKind(DataKind[Signals]):
             "labels": list(named.labels), "augment": steps,
         }  # fmt: skip
         alike = [] if spelled else classes_alike(named.labels, "the labels")
-        facts |= told({p: s.left_out for p, s in own_data(parts, request).items()}, (), alike)
+        facts |= notices({p: s.left_out for p, s in own_data(parts, request).items()}, (), alike)
         preprocess = {
             "kind": "signals", "sample_rate": main.rate, "samples": samples, "labels": list(named.labels), "spelled": spelled,
             "targets": "transcripts" if spelled else "classes",

@@ -21,7 +21,7 @@ from tauon.data.bounds import limits_of
 from tauon.data.choice import choice_facts, training_options
 from tauon.data.columns import Encoder, take
 from tauon.data.config import DataConfig
-from tauon.data.facts import content_of, feature_facts, told
+from tauon.data.facts import content_of, feature_facts, notices
 from tauon.data.files import canonical
 from tauon.data.kinds.base import DataKind, Fitted, Parts, Request, Rows, own_data
 from tauon.data.kinds.steps import FEATURE_KEYS, augment_steps, fit_targets, refuse_arrays_by_document
@@ -132,7 +132,7 @@ class TablesKind(DataKind[_Read]):
             "columns": encoder.facts(), "unseen_categories": {p: counts for p, counts in encoded.unseen.items() if counts},
             "normalize": scaling, **target_facts, "table": dump(config.table), "augment": steps,
             **chosen_how, "features": feature_facts(features["train"], encoder.names),
-            "input_shape": [len(encoder.names)], "labels": list(main.label_names), **_told(parts, request, encoded, target_notes),
+            "input_shape": [len(encoder.names)], "labels": list(main.label_names), **_notices(parts, request, encoded, target_notes),
         }  # fmt: skip
         scaled = {} if target_scale is None else {"target_scale": target_scale.to_json()}
         preprocess = {
@@ -153,8 +153,8 @@ def _decided(tables: dict[Part, Table], config: DataConfig) -> dict[Part, _Read]
     numbers = read_numbers(tables["train"], _places(tables["train"], np.arange(len(tables["train"]))))
     tables["train"] = reorder_classes(numbers.table, config.label_order)
     notes += [note for table in tables.values() for note in table.notes]
-    said = (*notes, *numbers.notes), (*warnings, *numbers.warnings)
-    return {p: _Read(t, group_N, numbers.forms, *said, facts) if p == "train" else _Read(t) for p, t in tables.items()}
+    shown = (*notes, *numbers.notes), (*warnings, *numbers.warnings)
+    return {p: _Read(t, group_N, numbers.forms, *shown, facts) if p == "train" else _Read(t) for p, t in tables.items()}
 
 
 def _encode(parts: Parts[_Read], request: Request) -> _Encoded:
@@ -201,14 +201,14 @@ def _datasets(
     return datasets
 
 
-def _told(parts: Parts[_Read], request: Request, encoded: _Encoded, target_notes: list[str]) -> dict[str, Any]:
+def _notices(parts: Parts[_Read], request: Request, encoded: _Encoded, target_notes: list[str]) -> dict[str, Any]:
     """What is to be told of how the files were read, and of the columns."""
     read, encoder = parts["train"].data, encoded.encoder
     classes = len(read.table.label_names) if read.table.classes else 0
     left_out = {p: r.table.left_out for p, r in own_data(parts, request).items()}
     notes = [*read.notes, *target_notes, *_odd_categories(encoder)]
     warnings = [*read.warnings, *_suspects(encoded.features["train"], encoded.targets["train"], encoder, classes)]
-    return {**read.facts, **told(left_out, notes, warnings)}
+    return {**read.facts, **notices(left_out, notes, warnings)}
 
 
 def _encoded(table: Table, rows: NDArray[np.int64], encoder: Encoder, part: Part) -> tuple[NDArray[np.float64], dict[str, int]]:
@@ -231,8 +231,8 @@ def _suspects(features_NF: NDArray[np.float64], targets: NDArray[Any], encoder: 
 def _odd_categories(encoder: Encoder) -> list[str]:
     """A note on categories that may be missing values."""
     odd = [f"{word!r} in {c.name}" for c in encoder.columns for word in c.categories if stands_for_missing(word)]
-    said = ", ".join(odd[:10]) + (f" and {len(odd) - 10:,} more" if len(odd) > 10 else "")
-    return [f"{said}: counted as categories. If they stand for missing values, name them under data.source.missing"] if odd else []
+    listed = ", ".join(odd[:10]) + (f" and {len(odd) - 10:,} more" if len(odd) > 10 else "")
+    return [f"{listed}: counted as categories. If they stand for missing values, name them under data.source.missing"] if odd else []
 
 
 def _refuse_changing_codes(config: DataConfig, encoder: Encoder) -> None:
