@@ -194,7 +194,7 @@ def main() -> None:
     import torch
 
     from tauon.config import parse
-    from tauon.data import ArrayDataset, Arrays, AugmentConfig, Normalizer
+    from tauon.data import ArrayDataset, Arrays, AugmentConfig, Normalizer, TrainingOptions
 
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -202,7 +202,9 @@ def main() -> None:
     photos = np.clip(coarse + rng.normal(0, 10, coarse.shape), 0, 255).astype(np.uint8)
     scale = Normalizer("standard", 255 * MEAN[:, None, None], 255 * STD[:, None, None])
     table = Arrays(np.ascontiguousarray(photos.transpose(0, 3, 1, 2)), np.arange(N) % 2, (), ("a", "b"))
-    sets = {n: ArrayDataset(table, np.arange(N), scale, augments=[parse(AugmentConfig, v)]) for n, v in OURS.items()}
+    sets = {
+        n: ArrayDataset(table, np.arange(N), scale, training=TrainingOptions(augments=[parse(AugmentConfig, v)])) for n, v in OURS.items()
+    }
     index, rounds = np.arange(N), 5 if args.quick else 21
     times: dict[str, dict[str, list[float]]] = {n: {"ours": [], "peer": []} for n in OURS}
     for r in range(rounds + 2):

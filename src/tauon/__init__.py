@@ -7,16 +7,12 @@
     run = tauon.open_run("runs/quickstart")               # later, or elsewhere
     run.generate("def ")
 
-Names are imported when they are used, so that `import tauon` costs nothing.
+Names are imported when they are used, so that `import tauon` costs nothing; `__init__.pyi` tells type checkers what they are.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from tauon.api import Run, open_run, run
-    from tauon.recipe import Recipe, load_recipe
+from typing import Any
 
 __version__ = "0.1.0"
 __all__ = ["Recipe", "Run", "__version__", "load_recipe", "open_run", "run"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tauon.config import parse, registered
-from tauon.data import ArrayDataset, Arrays, AugmentConfig, Draws, Normalizer
+from tauon.data import ArrayDataset, Arrays, AugmentConfig, Draws, Normalizer, TrainingOptions
 from tauon.data.arrays import check_arrays
 from tauon.data.augment import augment
 from tauon.errors import DataError
@@ -157,14 +157,14 @@ def test_every_registered_augmentation_is_tried_here() -> None:
 def test_an_example_comes_out_the_same_in_every_batch(steps: list[AugmentConfig]) -> None:
     """Bit for bit: alone, in another order, with other companions."""
     data = ArrayDataset(
-        table(IMAGES, np.arange(40) % 2, ("a", "b")), np.arange(40), Normalizer.fit(IMAGES, "standard"), seed=3, augments=steps
+        table(IMAGES, np.arange(40) % 2, ("a", "b")), np.arange(40), Normalizer.fit(IMAGES, "standard"), training=TrainingOptions(3, steps)
     )
     whole = data.batch(np.arange(40), epoch=2).inputs
     for index in ([7], [39, 7, 0], [*range(40)][::-1], [7] * 9):
         assert torch.equal(data.batch(np.array(index), epoch=2).inputs, whole[index])
     assert not torch.equal(data.batch(np.arange(40), epoch=3).inputs, whole)
     other = ArrayDataset(
-        table(IMAGES, np.arange(40) % 2, ("a", "b")), np.arange(40), Normalizer.fit(IMAGES, "standard"), seed=4, augments=steps
+        table(IMAGES, np.arange(40) % 2, ("a", "b")), np.arange(40), Normalizer.fit(IMAGES, "standard"), training=TrainingOptions(4, steps)
     )
     assert not torch.equal(other.batch(np.arange(40), epoch=2).inputs, whole)
 
@@ -232,7 +232,10 @@ def test_what_comes_in_at_the_edge_is_a_raw_zero_after_normalising() -> None:
     black = np.zeros((4, 1, 8, 8), np.uint8)
     sample = np.concatenate([black, black + 200])
     data = ArrayDataset(
-        table(sample, np.arange(8) % 2, ("a", "b")), np.arange(8), Normalizer.fit(sample, "standard"), augments=[step("shift", pixels=3)]
+        table(sample, np.arange(8) % 2, ("a", "b")),
+        np.arange(8),
+        Normalizer.fit(sample, "standard"),
+        training=TrainingOptions(augments=[step("shift", pixels=3)]),
     )
     plain = ArrayDataset(table(sample, np.arange(8) % 2, ("a", "b")), np.arange(8), Normalizer.fit(sample, "standard"))
     assert torch.allclose(data.batch(np.arange(4)).inputs, plain.batch(np.arange(4)).inputs, atol=1e-5)
@@ -241,7 +244,10 @@ def test_what_comes_in_at_the_edge_is_a_raw_zero_after_normalising() -> None:
 def test_images_are_needed_where_points_move() -> None:
     with pytest.raises(DataError, match=r"data\.augment\.1: affine needs images .* shape \(3,\)"):
         ArrayDataset(
-            table(np.zeros((2, 3)), [0, 1], ("a", "b")), np.arange(2), Normalizer.fit(np.ones((2, 3)), "none"), augments=[ALL[4], ALL[1]]
+            table(np.zeros((2, 3)), [0, 1], ("a", "b")),
+            np.arange(2),
+            Normalizer.fit(np.ones((2, 3)), "none"),
+            training=TrainingOptions(augments=[ALL[4], ALL[1]]),
         )
 
 

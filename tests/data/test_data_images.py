@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tauon.config import parse
-from tauon.data import ArrayDataset, Arrays, AugmentConfig, Draws, Normalizer, pictures
+from tauon.data import ArrayDataset, Arrays, AugmentConfig, Draws, Normalizer, TrainingOptions, pictures
 from tauon.data.augment import augment
 from tauon.errors import DataError, RecipeError
 
@@ -64,7 +64,7 @@ def unit(image: Any) -> np.ndarray:
 
 def data_of(photos: np.ndarray, steps: list[AugmentConfig], normalize: Any = "standard", seed: int = 3) -> ArrayDataset:
     table = Arrays(photos, np.arange(len(photos)) % 2, (), ("a", "b"))
-    return ArrayDataset(table, np.arange(len(photos)), Normalizer.fit(photos, normalize), seed=seed, augments=steps)
+    return ArrayDataset(table, np.arange(len(photos)), Normalizer.fit(photos, normalize), training=TrainingOptions(seed, steps))
 
 
 # ---------------------------------------------------------------------------------------------- Pillow's formulas

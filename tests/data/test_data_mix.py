@@ -20,6 +20,7 @@ from tauon.data import (
     MixConfig,
     Mixer,
     Normalizer,
+    TrainingOptions,
     class_weights,
     prepare,
 )
@@ -36,9 +37,8 @@ def dataset(mix: dict[str, Any] | None = None, *, balanced: bool = False, weight
     mixer = None if mix is None else Mixer(parse(MixConfig, mix), seed=5, classes=3, shape=(1, 8, 6))
     order = BalancedOrder(CLASSES, 5) if balanced else None
     steps = [parse(AugmentConfig, a) for a in augments]
-    return ArrayDataset(
-        table, np.arange(50), Normalizer.fit(PICTURES, "unit"), seed=5, augments=steps, weights=weights, order=order, mixer=mixer
-    )
+    training = TrainingOptions(seed=5, augments=steps, weights=weights, order=order, mixer=mixer)
+    return ArrayDataset(table, np.arange(50), Normalizer.fit(PICTURES, "unit"), training=training)
 
 
 @pytest.mark.parametrize("mix", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0, "share": 0.6}], ids=str)

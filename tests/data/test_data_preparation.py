@@ -85,7 +85,7 @@ def test_text_becomes_parts_that_together_are_the_text(corpus: Path) -> None:
 
 def test_done_work_is_found_again_and_equal(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = prepare(text_config(corpus), seed=0, needs="tokens")
-    monkeypatch.setattr("tauon.data.preparation._build", lambda *a: pytest.fail("prepared twice"))
+    monkeypatch.setattr("tauon.data.kinds.tokens._build", lambda *a: pytest.fail("prepared twice"))
     two = prepare(text_config(corpus), seed=0, needs="tokens")
     assert (one.facts["cache"]["reused"], two.facts["cache"]["reused"]) == (False, True)
     assert one.fingerprint == two.fingerprint

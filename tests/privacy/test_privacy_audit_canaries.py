@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tauon.config import parse
-from tauon.data import DataConfig, DataSplits, HalfConfig, Loader, half_of, plain, prepare
+from tauon.data import DataConfig, DataSplits, HalfConfig, Loader, half_of, prepare, without_augmentation
 from tauon.errors import DataError, RecipeError
 from tauon.privacy import PrivateLoader
 from tauon.privacy.audit import Canaries, CanaryConfig, GradientCanaries, Secret, canary_dataset, canary_key, with_canaries
@@ -207,7 +207,7 @@ def test_a_half_trains_on_its_examples_and_tests_on_the_others(kind: str, tmp_pa
         half = prepare(parse(DataConfig, config), seed=3, needs="tokens")
     held: Any = whole.test if kind == "arrays" else whole.validation
     mine = half_of(len(whole.train) + len(held), HalfConfig(number=1, seed=4))
-    pool = torch.cat([all_of(plain(whole.train)).inputs, all_of(plain(held)).inputs])
+    pool = torch.cat([all_of(without_augmentation(whole.train)).inputs, all_of(without_augmentation(held)).inputs])
     assert torch.equal(all_of(half.train).inputs, pool[mine]) and torch.equal(all_of(half.test).inputs, pool[~mine])
     assert half.fingerprint != whole.fingerprint and half.preprocess == whole.preprocess
     some = np.array([5, 0, len(half.train) - 1, 5])
@@ -216,8 +216,8 @@ def test_a_half_trains_on_its_examples_and_tests_on_the_others(kind: str, tmp_pa
 
 def test_a_plain_view_is_not_augmented_and_the_data_set_still_is() -> None:
     splits = iris(augment=[{"kind": "noise", "std": 1.0}], class_weights=[1.0, 2.0, 3.0])
-    clean, noisy = all_of(plain(splits.train)), all_of(splits.train, epoch=1)
-    assert torch.equal(clean.inputs, all_of(plain(splits.train), epoch=7).inputs) and (clean.weights == 1).all()
+    clean, noisy = all_of(without_augmentation(splits.train)), all_of(splits.train, epoch=1)
+    assert torch.equal(clean.inputs, all_of(without_augmentation(splits.train), epoch=7).inputs) and (clean.weights == 1).all()
     assert not torch.equal(clean.inputs, noisy.inputs) and set(noisy.weights.tolist()) == {1.0, 2.0, 3.0}
     half = iris(augment=[{"kind": "noise", "std": 1.0}], class_weights=[1.0, 2.0, 3.0], half={"number": 0}).train
     a, b = all_of(half, epoch=0), all_of(half, epoch=1)

@@ -7,6 +7,7 @@ from tauon.config.schema import json_schema
 from tauon.config.tree import (
     FAILED_PLUGINS,
     Config,
+    Pluggable,
     Registered,
     children,
     count_as_read,
@@ -28,6 +29,7 @@ __all__ = [
     "Count",
     "Duration",
     "Fraction",
+    "Pluggable",
     "Registered",
     "children",
     "count_as_read",

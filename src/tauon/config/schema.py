@@ -5,7 +5,7 @@ from __future__ import annotations
 import typing
 from typing import Any
 
-from tauon.config.tree import Config, families
+from tauon.config.tree import Config, Registered, families
 
 __all__ = ["json_schema"]
 
@@ -15,6 +15,8 @@ def json_schema(cls: type[Config]) -> dict[str, Any]:
     root = cls.model_json_schema(ref_template="#/$defs/{model}")
     defs: dict[str, Any] = root.pop("$defs", {})
     for family, base in families().items():
+        if not issubclass(base, Registered):  # chosen by the data, not by a key of the recipe
+            continue
         choices: list[dict[str, Any]] = [{"enum": sorted(base._members)}]
         for kind, member in sorted(base._members.items()):
             one = member.model_json_schema(ref_template="#/$defs/{model}")

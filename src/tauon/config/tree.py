@@ -18,6 +18,7 @@ from tauon.config.units import short
 __all__ = [
     "FAILED_PLUGINS",
     "Config",
+    "Pluggable",
     "Registered",
     "children",
     "count_as_read",
@@ -32,7 +33,7 @@ __all__ = [
     "unread_keys",
 ]
 
-R = TypeVar("R", bound="type[Registered]")
+R = TypeVar("R", bound="type[Registered] | type[Pluggable]")
 
 
 class Config(BaseModel):
@@ -144,7 +145,25 @@ class Registered(Config):
             raise PydanticCustomError("nested", "{count} problems", {"count": err.error_count(), "error": err, "cls": member}) from None
 
 
-_FAMILIES: dict[str, type[Registered]] = {}
+class Pluggable:
+    """Base of an open family whose members are no part of a recipe: `class DataKind(Pluggable, family="data_kind")`.
+
+    Members join as those of a `Registered` family do: with `@register("name")`, and from other packages by entry points.
+    """
+
+    _family: ClassVar[str] = ""
+    _members: ClassVar[dict[str, type[Any]]] = {}
+    kind_: ClassVar[str] = ""
+    """The name it was registered by."""
+
+    def __init_subclass__(cls, family: str = "", **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if family:
+            cls._family, cls._members = family, {}
+            _FAMILIES[family] = cls
+
+
+_FAMILIES: dict[str, type[Any]] = {}
 FAILED_PLUGINS: dict[str, str] = {}
 """Installed packages whose parts could not be loaded, and why (`load_plugins`)."""
 
@@ -156,7 +175,7 @@ def register(kind: str) -> typing.Callable[[R], R]:
     """
 
     def enrol(cls: R) -> R:
-        family: Any = next((c for c in cls.__mro__ if "_family" in c.__dict__ and c is not Registered), None)
+        family: Any = next((c for c in cls.__mro__ if "_family" in c.__dict__ and c not in (Registered, Pluggable)), None)
         if family is None:
             raise TypeError(f"{cls.__name__} belongs to no family: derive from ModelConfig, OptimConfig, ...")
         taken = family._members.get(kind)
@@ -174,7 +193,7 @@ def registered(family: str) -> dict[str, type[Registered]]:
     return dict(_FAMILIES[family]._members)
 
 
-def families() -> dict[str, type[Registered]]:
+def families() -> dict[str, type[Any]]:
     """Every family by name."""
     return dict(_FAMILIES)
 
@@ -239,3 +258,33 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def join(*parts: str) -> str:
     """A dotted key from its parts, empty ones left out."""
     return ".".join(p for p in parts if p)
+
+
+# ---------------------------------------------------------------------------------------------- JSON Schema
+
+
+def json_schema(cls: type[Config]) -> dict[str, Any]:
+    """JSON Schema of a tree, every registered member of every family included: for editors."""
+    root = cls.model_json_schema(ref_template="#/$defs/{model}")
+    defs: dict[str, Any] = root.pop("$defs", {})
+    for family, base in _FAMILIES.items():
+        if not issubclass(base, Registered):  # chosen by the data, not by a key of the recipe
+            continue
+        choices: list[dict[str, Any]] = [{"enum": sorted(base._members)}]
+        for kind, member in sorted(base._members.items()):
+            one = member.model_json_schema(ref_template="#/$defs/{model}")
+            defs |= one.pop("$defs", {})
+            one["properties"] = {"kind": {"const": kind}} | one.get("properties", {})
+            one["required"] = [*(["kind"] if kind != base._default else []), *one.get("required", [])]
+            defs[f"{family}.{kind}"] = one
+            choices.append({"$ref": f"#/$defs/{family}.{kind}"})
+        defs[family] = {"anyOf": choices, "description": (base.__doc__ or "").strip().split("\n")[0]}
+    whole = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | root | {"$defs": defs}
+    return typing.cast(dict[str, Any], _refer(whole))
+
+
+def _refer(node: Any) -> Any:
+    if isinstance(node, dict):
+        ref = {"$ref": f"#/$defs/{node['x-family']}"} if "x-family" in node else {}
+        return {k: _refer(v) for k, v in node.items() if k != "x-family"} | ref
+    return [_refer(v) for v in node] if isinstance(node, list) else node

@@ -1,36 +1,38 @@
 """Data: sources, splits, tokenizers, shards, normalising, encoding, augmenting, order, batches. The verb is `prepare`.
 
-Knows no model and no task: a task says whether it needs tokens, arrays or a series, and that is all.
+Knows no model and no task: a task says which kind of data it needs, and that is all.
 """
 
-from tauon.data.arrays import ArrayDataset, Normalizer
+from tauon.data.arrays import ArrayDataset, Normalizer, TrainingOptions
 from tauon.data.audio_augment import AudioAugmentConfig
 from tauon.data.augment import AugmentConfig, Draws, Pixels, Points
 from tauon.data.augment_images import RandAugmentConfig  # registers every augmentation of pictures
+from tauon.data.balance import BalancedOrder, class_weights
 from tauon.data.chat import ChatDataset
 from tauon.data.chat_encoder import Encoder as ChatEncoder
 from tauon.data.chat_encoder import chat_prompt, template_for
 from tauon.data.chat_export import jinja_of
 from tauon.data.chat_template import ChatConfig, RoleConfig
-from tauon.data.choice import BalancedOrder, class_weights
 from tauon.data.columns import ColumnsConfig, Encoder
-from tauon.data.config import DataConfig, problems_for
+from tauon.data.config import DataConfig
 from tauon.data.documents import DocumentDataset
 from tauon.data.grid import picture_sheet
-from tauon.data.half import ChosenExamples, HalfConfig, half_of, halve, plain, pool_of
 from tauon.data.image_features import ScatteringConfig, features_of
 from tauon.data.inspection import ColumnLook, TableLook, inspect_table
+from tauon.data.kinds.base import DataKind, Fitted, Parts, Request, Rows
+from tauon.data.kinds.rules import data_kinds, keys_of_kinds, kind_for, problems_for
 from tauon.data.labelled_text import LabelledTextDataset, inputs_from_texts
 from tauon.data.loader import Loader
 from tauon.data.masking import MaskedDataset
 from tauon.data.mix import MixConfig, Mixer
 from tauon.data.order import example_at, permute
 from tauon.data.pairs import PairDataset, with_reference
-from tauon.data.preparation import DataSplits, prepare
+from tauon.data.preparation import prepare
 from tauon.data.progress import Progress, bar
 from tauon.data.replay import inputs_from_pictures, inputs_from_records, outputs_in_units
 from tauon.data.series import SeriesDataset
 from tauon.data.series_augment import SeriesAugmentConfig
+from tauon.data.shadow_split import ChosenExamples, HalfConfig, half_of, pool_of, shadow_split, without_augmentation
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.signal_config import SignalConfig
 from tauon.data.signals import BLANK, SignalDataset, inputs_from_waves
@@ -38,6 +40,7 @@ from tauon.data.sources import Arrays, Conversation, Document, LabelledTexts, Me
 from tauon.data.sources.picture_file import PICTURE_SUFFIXES
 from tauon.data.sources.wav import is_recording, read_wav
 from tauon.data.split import SplitConfig
+from tauon.data.splits import DataSplits
 from tauon.data.stamp import DataStamp
 from tauon.data.targets import TargetScale
 from tauon.data.text_augment import TextAugmentConfig
@@ -63,12 +66,14 @@ __all__ = [
     "ColumnsConfig",
     "Conversation",
     "DataConfig",
+    "DataKind",
     "DataSplits",
     "DataStamp",
     "Document",
     "DocumentDataset",
     "Draws",
     "Encoder",
+    "Fitted",
     "FromModelConfig",
     "HalfConfig",
     "LabelledTextDataset",
@@ -81,11 +86,14 @@ __all__ = [
     "Normalizer",
     "Pair",
     "PairDataset",
+    "Parts",
     "Pixels",
     "Points",
     "Progress",
     "RandAugmentConfig",
+    "Request",
     "RoleConfig",
+    "Rows",
     "ScatteringConfig",
     "Series",
     "SeriesAugmentConfig",
@@ -104,14 +112,15 @@ __all__ = [
     "TokenDataset",
     "Tokenizer",
     "TokenizerConfig",
+    "TrainingOptions",
     "WindowConfig",
     "bar",
     "chat_prompt",
     "class_weights",
+    "data_kinds",
     "example_at",
     "features_of",
     "half_of",
-    "halve",
     "has_tokenizer",
     "inputs_from_pictures",
     "inputs_from_records",
@@ -120,15 +129,18 @@ __all__ = [
     "inspect_table",
     "is_recording",
     "jinja_of",
+    "keys_of_kinds",
+    "kind_for",
     "outputs_in_units",
     "permute",
     "picture_sheet",
-    "plain",
     "pool_of",
     "prepare",
     "problems_for",
     "read_wav",
+    "shadow_split",
     "template_for",
     "tokenizer_of",
     "with_reference",
+    "without_augmentation",
 ]

@@ -5,9 +5,10 @@ Shape legend: N examples, B batch, F features, C channels, H height, W width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +22,10 @@ from tauon.types import Batch, DataSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tauon.data.choice import BalancedOrder
+    from tauon.data.balance import BalancedOrder
     from tauon.data.mix import Mixer
 
-__all__ = ["ArrayDataset", "Normalizer", "check_arrays"]
+__all__ = ["ArrayDataset", "Normalizer", "TrainingOptions", "check_arrays", "count_repeats"]
 
 NormalizeKind = Literal["none", "standard", "minmax", "unit", "robust", "quantile", "bounds"]
 
@@ -252,6 +253,20 @@ def count_repeats(train: NDArray[Any], held: NDArray[Any]) -> int:
     return sum(hash(row.tobytes()) in seen for row in held)
 
 
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What training does to examples that a held-out part must not have done."""
+
+    seed: int = 0
+    augments: Sequence[AugmentConfig] = ()
+    weights: NDArray[np.float32] | None = None
+    """Of each class in the loss, (C)."""
+    order: BalancedOrder | None = None
+    """What the loader asks for where some examples come more often; None: each once an epoch."""
+    mixer: Mixer | None = None
+    """What the loader mixes rows by."""
+
+
 class ArrayDataset:
     """Rows of a table or images. Example `i` of epoch `e` is a pure function of (seed, e, i); threads may share it."""
 
@@ -261,24 +276,21 @@ class ArrayDataset:
         rows: NDArray[np.int64],
         normalizer: Normalizer,
         *,
-        seed: int = 0,
-        augments: Sequence[AugmentConfig] = (),
-        weights: NDArray[np.float32] | None = None,
-        order: BalancedOrder | None = None,
-        mixer: Mixer | None = None,
+        training: TrainingOptions | None = None,
         categories: tuple[int, ...] = (),
         groups: NDArray[np.int64] | None = None,
         target_scale: TargetScale | None = None,
     ) -> None:
-        """`rows` are those of `table` that belong to this part; nothing is copied. `weights`: of each class in the loss, (C). `order`,
-        `mixer`: what the loader asks for. `categories`: `DataSpec.categories`. `groups`: whose each of these rows is. `target_scale`: of
-        numbers to predict, on which batches give them.
+        """`rows` are those of `table` that belong to this part; nothing is copied. `categories`: `DataSpec.categories`. `groups`: whose each
+        of these rows is. `target_scale`: of numbers to predict, on which batches give them.
         """
+        options = TrainingOptions() if training is None else training
         self._pixels = table.pixels or table.features.dtype == np.uint8
-        check_shape(augments, table.features.shape[1:], np.uint8 if self._pixels else table.features.dtype)
-        self._weights, self.order, self.mixer, self.groups = weights, order, mixer, groups
+        check_shape(options.augments, table.features.shape[1:], np.uint8 if self._pixels else table.features.dtype)
+        self._weights, self.order, self.mixer, self.groups = options.weights, options.order, options.mixer, groups
         self._target_scale = target_scale
-        self._table, self._rows, self._normalizer, self._seed, self._augments = table, rows, normalizer, seed, tuple(augments)
+        self._table, self._rows, self._normalizer = table, rows, normalizer
+        self._seed, self._augments = options.seed, tuple(options.augments)
         targets = table.targets
         outputs = len(table.label_names) if table.classes else (targets.shape[1] if targets.ndim == 2 else 1)
         self.spec = DataSpec(
@@ -322,12 +334,18 @@ class ArrayDataset:
         """Scale by another one from now on: of statistics that are known only after the data sets were made."""
         self._normalizer = normalizer
 
+    def without_augmentation(self) -> Self:
+        """The same examples as they are, in every epoch: none changed, mixed, or weighed."""
+        shown = copy.copy(self)
+        shown._augments, shown._weights, shown.order, shown.mixer = (), None, None, None
+        return shown
+
     def like(self, other: ArrayDataset) -> ArrayDataset:
         """The rows of `other` as training examples of this data set's kind: augmented, weighed and mixed as its own are."""
+        options = TrainingOptions(seed=self._seed, augments=self._augments, weights=self._weights, mixer=self.mixer)
         return ArrayDataset(
-            other._table, other._rows, self._normalizer, seed=self._seed, augments=self._augments, weights=self._weights, mixer=self.mixer,
-            categories=self.spec.categories, target_scale=self._target_scale,
-        )  # fmt: skip
+            other._table, other._rows, self._normalizer, training=options, categories=self.spec.categories, target_scale=self._target_scale
+        )
 
     def as_bytes(self, inputs: Tensor) -> NDArray[np.uint8]:
         """Pictures (B, C, H, W) as they were before normalising, for people to see: from 0 to 255 where they were so, else stretched to it."""

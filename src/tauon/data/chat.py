@@ -1,4 +1,4 @@
-"""Conversations -> packed rows of tokens whose loss covers the answers, and nothing else.
+"""Conversations as training examples: packed rows of tokens whose loss covers the answers, and nothing else.
 
 Each conversation is what its chat template writes (`chat_encoder.py`); whole conversations are packed into rows of one length, a segment each.
 One that is longer loses the beginning of what stands before its last answer; an answer that is too long by itself loses its end.
@@ -9,121 +9,23 @@ Shape legend: B batch, T time.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.config import dump
-from tauon.data.chat_encoder import RENDERS, Encoded, Encoder, template_for
+from tauon.data.chat_encoder import Encoded, Encoder
 from tauon.data.chat_template import ANSWER
-from tauon.data.config import DataConfig
-from tauon.data.files import canonical
-from tauon.data.own_tokenizer import SEQ_LEN_DEFAULT, digest_of, tokenizer_for
-from tauon.data.preparation import DataSplits
 from tauon.data.progress import report
-from tauon.data.sources.base import Conversation, Message, SourceConfig
-from tauon.data.split import PARTS, Part, split_rows
-from tauon.data.text_files import refuse_surrogates
+from tauon.data.sources.base import Conversation, Message
 from tauon.errors import DataError
 from tauon.types import Batch, DataSpec
 
-__all__ = ["ChatDataset", "count_ignored", "prepare_chat"]
+__all__ = ["ChatDataset", "packed"]
 
-_VERSION = 1
-_TOLD = 1000
+_REPORT_EVERY = 1000
 """Conversations between two reports of progress."""
-
-
-def prepare_chat(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
-    """Read, split by conversation, write with the template, pack."""
-    held = {part: _read(source, part, config.chat.empty_answers) for part, source in sources.items()}
-    main, _ = held["train"]
-    rows, split_facts = split_rows(np.zeros(len(main)), config.split, [p for p in PARTS if p not in sources])
-    chosen: dict[Part, list[Conversation]] = {}
-    for part in PARTS:
-        if part in rows:
-            chosen[part] = [main[i] for i in rows[part]]
-        elif part in held:
-            chosen[part] = held[part][0]
-    tokenizer, made = tokenizer_for(config, [m.content for c in chosen["train"] for m in c.messages])
-    template = template_for(config.chat)
-    encoder = Encoder(template, tokenizer)
-    seq_len, why = (config.seq_len, "as set") if config.seq_len is not None else (SEQ_LEN_DEFAULT, "default")
-    spec = DataSpec(vocab=tokenizer.vocab_size, seq_len=seq_len)
-    parts = {part: ChatDataset(found, encoder, spec, name=part) for part, found in chosen.items()}
-    content = [
-        [c.place.rpartition(", ")[2], [(m.role, m.content) if m.learn else (m.role, m.content, 0) for m in c.messages]]
-        for found in chosen.values()
-        for c in found
-    ]
-    made_of = hashlib.sha256(canonical([_VERSION, content, {p: len(c) for p, c in chosen.items()}]).encode()).hexdigest()
-    written = digest_of([str(d.facts["sha256"]) for d in parts.values()])
-    facts = {
-        "kind": "chat", "sources": {p: s.describe() for p, s in sources.items()}, "tokenizer": made, "template": template.name,
-        "end_token": encoder.end, "left_out_empty": {p: n for p, (_, n) in held.items()}, "split": split_facts,
-        "ignored_keys": {p: count_ignored(found) for p, (found, _) in held.items()},
-        "seq_len": {"value": seq_len, "why": why}, "parts": {p: d.facts for p, d in parts.items()}, "content": made_of,
-    }  # fmt: skip
-    facts["notes"] = _notes(facts)
-    preprocess = {
-        "kind": "chat", "tokenizer": tokenizer.to_json(), "seq_len": seq_len, "end": encoder.end,
-        "chat": dump(config.chat), "renders": RENDERS,
-    }  # fmt: skip
-    return DataSplits(
-        parts["train"], parts.get("validation"), parts.get("test"), spec, facts,
-        hashlib.sha256(canonical([made_of, written, tokenizer.sha256, seq_len, seed]).encode()).hexdigest(), tokenizer, preprocess,
-    )  # fmt: skip
-
-
-def _read(source: SourceConfig, part: str, empty: str) -> tuple[list[Conversation], int]:
-    """(conversations with answers, how many were left out)."""
-    report(f"read {part}", 0)
-    found = source.conversations()
-    if source.limit is not None:
-        found = found[: source.limit]
-    kept = []
-    for c in found:
-        for m in c.messages:
-            refuse_surrogates(m.content, c.place)
-        blank = next((i for i, m in enumerate(c.messages) if m.role == ANSWER and m.learn and not m.content.strip()), None)
-        if blank is None:
-            kept.append(c)
-        elif empty == "refuse":
-            n = sum(any(m.role == ANSWER and m.learn and not m.content.strip() for m in c.messages) for c in found)
-            what = "the last answer" if blank == len(c.messages) - 1 else f"the answer in message {blank}"
-            raise DataError(
-                f"{c.place}: {what} is empty ({n} such conversations), and the model would learn to say nothing. Fill it in, give it weight 0, or set "
-                "data.chat.empty_answers: drop"
-            )
-    if not kept:
-        raise DataError(f"the {part} source has no conversation with an answer. Check its path and its limit")
-    return kept, len(found) - len(kept)
-
-
-def count_ignored(rows: Sequence[Any]) -> dict[str, int]:
-    """How often each key of the rows was not read."""
-    return dict(Counter(k for row in rows for k in row.ignored).most_common())
-
-
-def _notes(facts: dict[str, Any]) -> list[str]:
-    """What was left out, in words."""
-    notes = [f"{n:,} conversations of the {p} source with an empty answer are left out" for p, n in facts["left_out_empty"].items() if n]
-    keys = sorted({k for found in facts["ignored_keys"].values() for k in found})
-    notes += [f"keys of the rows that are not read: {', '.join(keys)}"] if keys else []
-    for part, d in facts["parts"].items():
-        cut = [
-            (d["prompts_cut"], "lost the beginning of what stands before the last answer"),
-            (d["answers_cut"], "lost the end of an answer"),
-        ]
-        notes += [f"{n:,} conversations of the {part} part {what}: they are longer than data.seq_len" for n, what in cut if n]
-        if d["answers_rewritten"]:
-            notes.append(
-                f"{d['answers_rewritten']:,} answers of the {part} part are context only: the chat template writes them otherwise when others follow"
-            )
-    return notes
 
 
 class ChatDataset:
@@ -136,7 +38,7 @@ class ChatDataset:
         self._encoded: list[Encoded] = []
         for c in conversations:
             self._encoded.append(encoder.fitted(c.messages, c.place, spec.seq_len + 1))
-            if len(self._encoded) % _TOLD == 0:
+            if len(self._encoded) % _REPORT_EVERY == 0:
                 report(f"{name}: conversations to tokens", len(self._encoded), len(conversations))
         self._rows = packed([len(e.ids) - 1 for e in self._encoded], spec.seq_len)
         covered = sum(int(e.covered.sum()) for e in self._encoded)

@@ -1,4 +1,8 @@
-"""The `data` section of a recipe: what to read, what to hold out, how to turn it into examples."""
+"""The `data` section of a recipe: what to read, what to hold out, how to turn it into examples.
+
+Keys stand in groups, by what they are about; in a recipe they are one flat section. Which keys are for which kind of data, and what cannot
+work with it, each kind says itself (`kinds/`).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,9 @@ from tauon.data.augment import AugmentConfig
 from tauon.data.bounds import wrong_bounds
 from tauon.data.chat_template import ChatConfig
 from tauon.data.columns import ColumnsConfig
-from tauon.data.half import HalfConfig
 from tauon.data.image_features import ScatteringConfig
 from tauon.data.mix import MixConfig
+from tauon.data.shadow_split import HalfConfig
 from tauon.data.signal_config import SignalConfig
 from tauon.data.sources.base import SourceConfig
 from tauon.data.split import SplitConfig
@@ -22,13 +26,11 @@ from tauon.data.targets import TargetKind
 from tauon.data.tokenizer_config import BpeConfig, TokenizerConfig
 from tauon.data.window import WindowConfig
 
-__all__ = ["DataConfig", "problems_for"]
+__all__ = ["DataConfig"]
 
 
-class DataConfig(Config):
-    """Data and how it becomes examples. Text for language models, arrays for classification and regression, series for forecasting,
-    texts with labels, recordings, conversations, preferences.
-    """
+class SourceKeys(Config):
+    """Where the data comes from, and what is held out."""
 
     source: SourceConfig
     """Where the data comes from."""
@@ -39,6 +41,23 @@ class DataConfig(Config):
     split: SplitConfig = SplitConfig()
     """How to hold data out where no source of its own is given."""
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        split: SplitConfig = self.peek("split")
+        for name in ("validation", "test"):
+            if self.peek(name) is not None and split.peek(name) not in (0, SplitConfig.model_fields[name].default):
+                yield f"split.{name}", f"has no effect, since data.{name} names a source of its own; drop one of the two"
+        if self.peek("test") is not None and split.peek("folds") is not None:
+            yield "test", "with split.folds the test part is one of the folds; drop data.test or split.folds"
+        given = {n: self.peek(n).gives() for n in ("source", "validation", "test") if self.peek(n) is not None}
+        for name in ("validation", "test"):
+            if name in given and given[name] != given["source"]:
+                yield name, f"gives {given[name]}, but data.source gives {given['source']}; both must be the same"
+
+
+class TextKeys(Config):
+    """How text becomes tokens, and tokens examples."""
+
     tokenizer: TokenizerConfig = BpeConfig()
     """Text of any kind: how it becomes tokens."""
     seq_len: Count | None = Field(default=None, ge=1, le=2**24)
@@ -48,6 +67,10 @@ class DataConfig(Config):
     overlap: Fraction = Field(default=0.0, ge=0, lt=1)
     """Text only: share of each held-out window that repeats the one before as context, not counted again. 0 is fastest;
     0.5 measures each token with at least half a window before it."""
+
+
+class FeatureKeys(Config):
+    """How numbers are scaled and changed."""
 
     normalize: Literal["auto", "none", "standard", "robust", "minmax", "quantile", "unit", "bounds"] = "auto"
     """Arrays and series. standard: mean 0, variance 1; robust: median 0, quartiles 1 apart; minmax: 0 to 1; quantile (tables): normal
@@ -66,6 +89,22 @@ class DataConfig(Config):
     scattering: ScatteringConfig | None = None
     """Pictures only: learn from wavelet scattering coefficients instead of pixels: fixed features, which private training on few data
     lacks. Left out: pixels."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if self.peek("scattering") is not None and self.peek("augment"):
+            yield "augment", "changes pixels, and data.scattering is worked out once for each picture. Drop one of the two"
+        bounds, kind = self.peek("bounds"), self.peek("normalize")
+        yield from ((f"bounds.{name}", message) for name, message in wrong_bounds(bounds))
+        if kind == "bounds" and not bounds:
+            yield "bounds", 'normalize: bounds needs the range of each column: {age: [18, 100], "*": [0, 1]}; give it, or take standard'
+        if bounds and kind not in ("bounds", "standard"):
+            yield "bounds", f"clip values for normalize: bounds or standard, and it is {kind}; take one of these, or drop them"
+
+
+class ClassKeys(Config):
+    """How examples of classes are chosen, weighed, mixed and numbered."""
+
     mix: MixConfig | None = None
     """Classes only: mix training examples in pairs (mixup, CutMix). Left out: none."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
@@ -75,6 +114,16 @@ class DataConfig(Config):
     Left out: all weigh alike. Validation and evaluation count every example once."""
     label_order: tuple[str, ...] = ()
     """Classes only: their names in the order that their numbers shall have, lowest first for ordinal targets. Left out: by name."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        if self.peek("sampling") == "balanced" and self.peek("class_weights") == "balanced":
+            yield "class_weights", "balanced, and so is sampling: seldom classes would count twice. Take one of the two"
+
+
+class KindKeys(Config):
+    """Sections for one kind of data each."""
+
     table: ColumnsConfig = ColumnsConfig()
     """Tables (csv, jsonl, parquet) only: categories, missing values, dates."""
     window: WindowConfig = WindowConfig()
@@ -84,100 +133,15 @@ class DataConfig(Config):
     chat: ChatConfig = ChatConfig()
     """Conversations and preferences only: how roles are written."""
 
+
+class DataConfig(KindKeys, ClassKeys, FeatureKeys, TextKeys, SourceKeys):  # pydantic lists the keys of the last base first
+    """Data and how it becomes examples. Text for language models, arrays for classification and regression, series for forecasting,
+    texts with labels, recordings, conversations, preferences.
+    """
+
     half: HalfConfig | None = None
     """Of reference models in an audit: train on a random half of the training and the held-out examples. Left out: on the training part."""
     workers: int = Field(default=0, ge=0, le=64)
     """Threads that prepare batches ahead; the batches are the same whatever their number."""
     cache: str | None = None
     """Folder for prepared data and downloads. None: TAUON_CACHE, else ~/.cache/tauon."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        split: SplitConfig = self.peek("split")
-        if self.peek("sampling") == "balanced" and self.peek("class_weights") == "balanced":
-            yield "class_weights", "balanced, and so is sampling: seldom classes would count twice. Take one of the two"
-        if self.peek("scattering") is not None and self.peek("augment"):
-            yield "augment", "changes pixels, and data.scattering is worked out once for each picture. Drop one of the two"
-        bounds, kind = self.peek("bounds"), self.peek("normalize")
-        yield from ((f"bounds.{name}", message) for name, message in wrong_bounds(bounds))
-        if kind == "bounds" and not bounds:
-            yield "bounds", 'normalize: bounds needs the range of each column: {age: [18, 100], "*": [0, 1]}; give it, or take standard'
-        if bounds and kind not in ("bounds", "standard"):
-            yield "bounds", f"clip values for normalize: bounds or standard, and it is {kind}; take one of these, or drop them"
-        for name in ("validation", "test"):
-            if self.peek(name) is not None and split.peek(name) not in (0, SplitConfig.model_fields[name].default):
-                yield f"split.{name}", f"has no effect, since data.{name} names a source of its own; drop one of the two"
-        if self.peek("test") is not None and split.peek("folds") is not None:
-            yield "test", "with split.folds the test part is one of the folds; drop data.test or split.folds"
-        given = {n: self.peek(n).gives() for n in ("source", "validation", "test") if self.peek(n) is not None}
-        for name in ("validation", "test"):
-            if name in given and given[name] != given["source"]:
-                yield name, f"gives {given[name]}, but data.source gives {given['source']}; both must be the same"
-
-
-_FOR: dict[str, tuple[str, ...]] = {
-    "tokenizer": ("tokens", "labelled-text", "chat", "pairs"),
-    "seq_len": ("tokens", "labelled-text", "chat", "pairs"),
-    "mask_documents": ("tokens",),
-    "overlap": ("tokens",),
-    "normalize": ("arrays", "series"),
-    "bounds": ("arrays",),
-    "normalize_targets": ("arrays",),
-    "augment": ("arrays", "series", "signals", "labelled-text"),
-    "scattering": ("arrays",),
-    "mix": ("arrays",),
-    "sampling": ("arrays",),
-    "class_weights": ("arrays",),
-    "label_order": ("arrays",),
-    "table": ("arrays",),
-    "window": ("series",),
-    "signal": ("signals",),
-    "chat": ("chat", "pairs"),
-}
-"""Keys of a `data` section that are for some kinds of data only."""
-_WORDS = {
-    "tokens": "text", "arrays": "features and targets", "series": "a time series", "signals": "recordings",
-    "labelled-text": "texts with labels", "chat": "conversations", "pairs": "preferences",
-}  # fmt: skip
-"""What a source gives, in words, for each thing that a task may need."""
-
-
-def problems_for(config: DataConfig, needs: str) -> Iterator[tuple[str, str]]:
-    """(key below `data`, message) of each setting that cannot work with a task that needs tokens, arrays or a series."""
-    needs = "tokens" if needs == "masked-tokens" else needs
-    source: SourceConfig = config.peek("source")
-    gives = {"text": "tokens"}.get(source.gives(), source.gives())
-    if gives != needs:
-        got = f"{_WORDS.get(gives, gives)}, but the task needs {_WORDS.get(needs, needs)}"
-        yield "source", f"{source.kind_!r} gives {got}; choose another source or another task"
-    for name, kinds in _FOR.items():
-        if needs not in kinds and config.peek(name) != DataConfig.model_fields[name].get_default(
-            call_default_factory=True
-        ):  # by value: a full recipe sets every key
-            yield name, f"is for {' and '.join('text' if k == 'tokens' else k for k in kinds)}, and the task needs {needs}; drop it"
-    if config.peek("table") != ColumnsConfig() and needs == "arrays" and not source.tabular():
-        yield "table", f"is for tables (csv, jsonl, parquet), and {source.kind_!r} gives numbers; drop it"
-    if config.peek("scattering") is not None and needs == "arrays" and source.tabular():
-        yield "scattering", f"is for pictures, and {source.kind_!r} gives a table; drop it"
-    split: SplitConfig = config.peek("split")
-    by = split.peek("by")
-    if by == "document" and needs in ("labelled-text", "chat", "pairs"):
-        yield "split.by", f"document is for running text; {_WORDS[needs]} are split by row or position"
-    if by == "row" and needs == "tokens":
-        yield "split.by", "row is for arrays; text is split by document or position"
-    if by == "document" and needs == "arrays":
-        yield "split.by", "document is for text; arrays are split by row or position"
-    if needs == "series":
-        if by in ("row", "document"):
-            yield "split.by", f"{by} would train on what comes after the held-out part; a series is split by position"
-        if split.peek("folds") is not None:
-            yield "split.folds", "would train on what comes after the held-out part; a series is held out from its end"
-        for name in ("validation", "test"):
-            if config.peek(name) is not None:
-                yield name, "a series is one: its end is held out (data.split), so that its context reaches back; drop it"
-        if config.peek("normalize") == "bounds":
-            yield "normalize", "bounds is for tables; of a series take standard, robust or minmax"
-        if config.peek("normalize") in ("quantile", "unit"):
-            yield (
-                "normalize",
-                f"{config.peek('normalize')} has no straight way back to the units of a series; take standard, robust or minmax",
-            )

@@ -6,7 +6,7 @@ Shape legend: B batch, T time.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,10 @@ class DocumentDataset:
 
     def __len__(self) -> int:
         return len(self.document)
+
+    def without_augmentation(self) -> Self:
+        """Itself: nothing changes an example."""
+        return self
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
         """The sequences `index`, in every epoch the same. Inputs, targets (B, T) int64; weights (B, T) float32."""

@@ -15,7 +15,7 @@ from tauon.data.sources.base import Arrays
 from tauon.data.spelling import classes_alike
 from tauon.data.split import Part
 
-__all__ = ["content_of", "feature_facts", "told", "warnings_of"]
+__all__ = ["content_of", "feature_facts", "notices", "warnings_of"]
 
 
 def content_of(table: Arrays) -> str:
@@ -27,7 +27,7 @@ def content_of(table: Arrays) -> str:
     return digest.hexdigest()
 
 
-def told(left_out: Mapping[Part, Sequence[str]], notes: Sequence[str] = (), warnings: Sequence[str] = ()) -> dict[str, Any]:
+def notices(left_out: Mapping[Part, Sequence[str]], notes: Sequence[str] = (), warnings: Sequence[str] = ()) -> dict[str, Any]:
     """What a person must be told of the data, as facts: `prepare_stage` says it in the terminal, too. `left_out` is by part."""
     by_part = {part: [*lines] for part, lines in left_out.items() if lines}
     found: dict[str, Any] = {"left_out": by_part, "notes": [*dict.fromkeys(notes)], "warnings": [*dict.fromkeys(warnings)]}

@@ -1,113 +1,25 @@
-"""Texts with labels -> rows of tokens of one length: [BOS] text, cut at the end, filled up behind it (segment -1).
-
-The tokenizer is made of the training texts alone; so is the length, where the recipe leaves it open.
+"""Texts with labels as training examples: rows of tokens of one length: [BOS] text, cut at the end, filled up behind it (segment -1).
 
 Shape legend: B batch, T time.
 """
 
 from __future__ import annotations
 
-import hashlib
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.config import dump
 from tauon.data.augment import Draws
-from tauon.data.config import DataConfig
-from tauon.data.facts import told
-from tauon.data.files import canonical
-from tauon.data.labels import label_facts, renumbered
-from tauon.data.masking import mask_token
-from tauon.data.own_tokenizer import digest_of, tokenizer_for
-from tauon.data.preparation import DataSplits, count_as_read
-from tauon.data.progress import report
-from tauon.data.sources.base import LabelledTexts, SourceConfig
-from tauon.data.split import PARTS, Part, refuse_new_classes, split_rows
 from tauon.data.text_augment import TextAugmentConfig
 from tauon.data.text_files import refuse_surrogates
 from tauon.data.tokenizer import Tokenizer
 from tauon.errors import DataError
 from tauon.types import Batch, DataSpec
 
-__all__ = ["LabelledTextDataset", "inputs_from_texts", "prepare_labelled_text"]
-
-_VERSION = 1
-_SHARE, _MOST = 95, 512
-
-
-def prepare_labelled_text(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
-    """Read, split by row (each class in proportion), make the tokenizer, settle the length, encode."""
-    held: dict[Part, LabelledTexts] = {}
-    for part, source in sources.items():
-        report(f"read {part}", 0)
-        found = source.labelled_texts()
-        held[part] = found if source.limit is None else found.first(source.limit)
-        _refuse_empty(held[part], part)
-        for said, where in zip(held[part].texts, held[part].places, strict=True):
-            refuse_surrogates(said, where)
-        for label in held[part].label_names:
-            refuse_surrogates(label, f"the {part} source, label {label!a}")
-    main = held["train"]
-    rows, split_facts = split_rows(main.targets, config.split, [p for p in PARTS if p not in sources])
-    if len(np.unique(main.targets[rows["train"]])) < 2:
-        name = main.label_names[main.targets[rows["train"][0]]]
-        raise DataError(f"every training text has the label {name!r}: with one class there is nothing to learn. Check data.source.label")
-    refuse_new_classes(main.targets, main.label_names, rows, "the texts")
-    chosen: dict[Part, tuple[Sequence[str], NDArray[np.int64]]] = {}
-    for part in PARTS:
-        if part in rows:
-            chosen[part] = ([main.texts[i] for i in rows[part]], main.targets[rows[part]])
-        elif part in held:
-            chosen[part] = (held[part].texts, renumbered(held[part].targets, held[part].label_names, main.label_names, part))
-
-    tokenizer, made = tokenizer_for(config, chosen["train"][0])
-    mask, vocab = mask_token(tokenizer)
-    ids = {part: tokenizer.encode_many(list(texts)) for part, (texts, _) in chosen.items()}
-    seq_len, why = config.seq_len, "as set"
-    if seq_len is None:
-        seq_len = min(_MOST, int(np.percentile([len(i) + 1 for i in ids["train"]], _SHARE)))
-        why = f"{_SHARE}% of the training texts are not longer, or the most that is taken unasked ({_MOST})"
-    steps = [dump(a) for a in config.augment]
-    for place, step in enumerate(config.augment):
-        if not isinstance(step, TextAugmentConfig):
-            raise DataError(f"data.augment.{place}: {step.kind_} is not for texts. There are mask-tokens and drop-tokens")
-    count_as_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])
-    spec = DataSpec(vocab=vocab, seq_len=seq_len, outputs=len(main.label_names), labels=main.label_names)
-    parts: dict[Part, LabelledTextDataset] = {}
-    for part, (texts, targets) in chosen.items():
-        augments = cast("tuple[TextAugmentConfig, ...]", config.augment) if part == "train" else ()
-        parts[part] = LabelledTextDataset(ids[part], targets, spec, tokenizer.bos, mask, seed=seed, augments=augments, texts=texts)
-    train_texts = set(chosen["train"][0])
-    also = {part: sum(t in train_texts for t in texts) for part, (texts, _) in chosen.items() if part != "train"}
-    content = [_VERSION, main.label_names, {p: [digest_of(texts), targets.tolist()] for p, (texts, targets) in chosen.items()}]
-    every = [label for part in held.values() for label in part.labels]
-    spelt, warnings = label_facts(every, main.label_names, f"column {main.label!r}") if every else ({}, [])
-    made_of = hashlib.sha256(canonical(content).encode()).hexdigest()
-    facts = {
-        "kind": "labelled-text", "sources": {p: s.describe() for p, s in sources.items()}, "tokenizer": made,
-        "split": split_facts | {"own_parts": [p for p in sources if p != "train"], "rows_also_in_train": also},
-        "seq_len": {"value": seq_len, "why": why}, "labels": list(main.label_names), "parts": {p: d.facts for p, d in parts.items()},
-        "augment": steps, "content": made_of, **({"label_spelling": spelt} if spelt else {}), **told({}, (), warnings),
-    }  # fmt: skip
-    preprocess = {
-        "kind": "labelled-text", "tokenizer": tokenizer.to_json(), "seq_len": seq_len, "labels": list(main.label_names), "targets": "classes",
-        "mask_token": mask,
-    }  # fmt: skip
-    return DataSplits(
-        parts["train"], parts.get("validation"), parts.get("test"), spec, facts,
-        hashlib.sha256(canonical([made_of, tokenizer.sha256, seq_len, steps, seed]).encode()).hexdigest(), tokenizer, preprocess,
-    )  # fmt: skip
-
-
-def _refuse_empty(found: LabelledTexts, part: str) -> None:
-    if not len(found):
-        raise DataError(f"the {part} source has no texts. Check its path and its limit")
-    empty = next((place for text, place in zip(found.texts, found.places, strict=True) if not text.strip()), None)
-    if empty is not None:
-        raise DataError(f"{empty}: the text is empty, so nothing tells its class. Fill it in or drop the row")
+__all__ = ["LabelledTextDataset", "inputs_from_texts", "rows_of"]
 
 
 class LabelledTextDataset:
@@ -135,6 +47,12 @@ class LabelledTextDataset:
 
     def __len__(self) -> int:
         return len(self._targets)
+
+    def without_augmentation(self) -> Self:
+        """The same examples as they are, in every epoch."""
+        shown = copy.copy(self)
+        shown._augments = ()
+        return shown
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
         """The texts `index`: inputs BT int64, targets B int64, weights B of 1, segments BT int32, -1 where nothing is."""

@@ -8,8 +8,9 @@ Shape legend: B batch, T time.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,12 @@ class MaskedDataset:
     def shards(self) -> Any:
         """Where the tokens lie."""
         return self.tokens.shards
+
+    def without_augmentation(self) -> Self:
+        """The same windows in every epoch. What is hidden in them depends on the epoch still: that is what is learned."""
+        shown = copy.copy(self)
+        shown.tokens = self.tokens.without_augmentation()
+        return shown
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
         """The windows `index`: inputs, targets (B, T) int64; weights (B, T) float32; segments (B, T) int32 or None."""

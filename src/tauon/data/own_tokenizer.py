@@ -13,8 +13,8 @@ from tauon.config import dump
 from tauon.data.cache import cache_root, obtain
 from tauon.data.config import DataConfig
 from tauon.data.files import canonical, read_bytes, sha256_file, write_json
-from tauon.data.preparation import count_as_read, reads
 from tauon.data.progress import report
+from tauon.data.read_keys import count_as_read, reads
 from tauon.data.tokenizer import Tokenizer, read_json
 from tauon.errors import ChecksumError
 

@@ -1,4 +1,4 @@
-"""Preferences -> pairs of rows: one prompt with the answer that was preferred, and with the one that was not.
+"""Preferences as training examples, pairs of rows: one prompt with the answer that was preferred, and with the one that was not.
 
 Each row is [BOS], the prompt and an answer as a chat template writes them; weights are one on the answer's tokens. A row that is too long
 loses the beginning of its prompt first, then the end of its answer. What the reference model thinks of the answers is computed once,
@@ -18,88 +18,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.config import dump
 from tauon.data.cache import cache_in, cache_root, obtain
-from tauon.data.chat import count_ignored
-from tauon.data.chat_encoder import RENDERS, Encoded, Encoder, template_for
+from tauon.data.chat_encoder import Encoded, Encoder
 from tauon.data.chat_template import ANSWER
 from tauon.data.config import DataConfig
 from tauon.data.files import canonical, sha256_file, write_json
-from tauon.data.own_tokenizer import SEQ_LEN_DEFAULT, tokenizer_for
-from tauon.data.preparation import DataSplits
 from tauon.data.progress import report
-from tauon.data.sources.base import Message, Pair, SourceConfig
-from tauon.data.split import PARTS, Part, split_rows
-from tauon.data.text_files import refuse_surrogates
+from tauon.data.sources.base import Message, Pair
+from tauon.data.splits import DataSplits
 from tauon.errors import ChecksumError, DataError
 from tauon.types import Batch, DataSpec
 
-__all__ = ["PairDataset", "prepare_pairs", "with_reference"]
+__all__ = ["PairDataset", "with_reference"]
 
 _VERSION = 1
-_TOLD = 1000
+_REPORT_EVERY = 1000
 """Pairs between two reports of progress."""
-
-
-def prepare_pairs(config: DataConfig, sources: dict[Part, SourceConfig], seed: int) -> DataSplits:
-    """Read, split by pair, write with the template."""
-    held = {part: _read(source, part, config.chat.empty_answers) for part, source in sources.items()}
-    main, _ = held["train"]
-    rows, split_facts = split_rows(np.zeros(len(main)), config.split, [p for p in PARTS if p not in sources])
-    chosen: dict[Part, list[Pair]] = {}
-    for part in PARTS:
-        if part in rows:
-            chosen[part] = [main[i] for i in rows[part]]
-        elif part in held:
-            chosen[part] = held[part][0]
-    texts = [t for p in chosen["train"] for t in (*(m.content for m in p.prompt), p.chosen, p.rejected)]
-    tokenizer, made = tokenizer_for(config, texts)
-    template = template_for(config.chat)
-    encoder = Encoder(template, tokenizer)
-    seq_len, why = (config.seq_len, "as set") if config.seq_len is not None else (SEQ_LEN_DEFAULT, "default")
-    spec = DataSpec(vocab=tokenizer.vocab_size, seq_len=seq_len)
-    parts = {part: PairDataset(found, encoder, spec, name=part) for part, found in chosen.items()}
-    made_of = hashlib.sha256(canonical([_VERSION, {p: d.facts["sha256"] for p, d in parts.items()}]).encode()).hexdigest()
-    facts: dict[str, Any] = {
-        "kind": "pairs", "sources": {p: s.describe() for p, s in sources.items()}, "tokenizer": made, "template": template.name,
-        "end_token": encoder.end, "left_out_empty": {p: n for p, (_, n) in held.items()}, "split": split_facts,
-        "ignored_keys": {p: count_ignored(found) for p, (found, _) in held.items()},
-        "seq_len": {"value": seq_len, "why": why}, "parts": {p: d.facts for p, d in parts.items()}, "content": made_of,
-    }  # fmt: skip
-    facts["notes"] = [f"{n:,} pairs of the {p} source with an empty answer are left out" for p, (_, n) in held.items() if n]
-    for part, d in facts["parts"].items():
-        cut = [(d["prompts_cut"], "pairs", "the beginning of their prompt"), (d["answers_cut"], "answers", "their end")]
-        facts["notes"] += [f"{n:,} {what} of the {part} part lost {lost}: they are longer than data.seq_len" for n, what, lost in cut if n]
-    keys = sorted({k for found in facts["ignored_keys"].values() for k in found})
-    facts["notes"] += [f"keys of the rows that are not read: {', '.join(keys)}"] if keys else []
-    preprocess = {
-        "kind": "pairs", "tokenizer": tokenizer.to_json(), "seq_len": seq_len, "end": encoder.end,
-        "chat": dump(config.chat), "renders": RENDERS,
-    }  # fmt: skip
-    return DataSplits(
-        parts["train"], parts.get("validation"), parts.get("test"), spec, facts,
-        hashlib.sha256(canonical([made_of, tokenizer.sha256, seq_len, seed]).encode()).hexdigest(), tokenizer, preprocess,
-    )  # fmt: skip
-
-
-def _read(source: SourceConfig, part: str, empty: str) -> tuple[list[Pair], int]:
-    """(pairs, how many were left out)."""
-    report(f"read {part}", 0)
-    found = source.pairs()
-    if source.limit is not None:
-        found = found[: source.limit]
-    for p in found:
-        for text in (p.chosen, p.rejected, *(m.content for m in p.prompt)):
-            refuse_surrogates(text, p.place)
-    kept = [p for p in found if p.chosen.strip() and p.rejected.strip()]
-    if len(kept) < len(found) and empty == "refuse":
-        place = next(p.place for p in found if not (p.chosen.strip() and p.rejected.strip()))
-        raise DataError(
-            f"{place}: an answer is empty ({len(found) - len(kept)} such pairs). Fill it in, or set data.chat.empty_answers: drop"
-        )
-    if not kept:
-        raise DataError(f"the {part} source has no pairs. Check its path and its limit")
-    return kept, len(found) - len(kept)
 
 
 class PairDataset:
@@ -113,7 +47,7 @@ class PairDataset:
         for p in pairs:
             both = [encoder.fitted([*p.prompt, Message(ANSWER, answer)], p.place, most) for answer in (p.chosen, p.rejected)]
             self._encoded.append(_alike(p, both, encoder, most))
-            if len(self._encoded) % _TOLD == 0:
+            if len(self._encoded) % _REPORT_EVERY == 0:
                 report(f"{name}: pairs to tokens", len(self._encoded), len(pairs))
         self.reference: NDArray[np.float32] | None = None
         """Log-probabilities of both answers by the reference model, N2."""

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from tauon.config import recipe_rule
-from tauon.data.config import DataConfig, problems_for
+from tauon.data.config import DataConfig
+from tauon.data.kinds.rules import problems_for
 
 __all__: list[str] = []
 

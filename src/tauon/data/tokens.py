@@ -7,7 +7,8 @@ place. Held-out windows start at 0, and every token but the first BOS is predict
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,9 +69,11 @@ class TokenDataset:
             "bytes_per_token": round(self.n_bytes / max(counts["tokens"], 1), 4),
         }  # fmt: skip
 
-    def hold_still(self) -> None:
-        """Let training windows lie side by side from the start of the stream, the same in every epoch."""
-        self._training = False
+    def without_augmentation(self) -> Self:
+        """The same text in windows that lie side by side from the start of the stream, the same in every epoch."""
+        shown = copy.copy(self)
+        shown._training = False
+        return shown
 
     def __len__(self) -> int:
         return self._windows

@@ -14,8 +14,8 @@ __all__: list[str] = []
 def model_reads_what_the_task_gives(recipe: Any) -> Iterator[tuple[str, str]]:
     """A model reads one kind of input, or several."""
     task, model = recipe.peek("task"), recipe.peek("model")
-    if task.needs in (model.needs if isinstance(model.needs, tuple) else (model.needs,)):
-        return
+    if model.kind_ == "checkpoint" or task.needs in (model.needs if isinstance(model.needs, tuple) else (model.needs,)):
+        return  # what a checkpoint reads is known when it is opened
     readers = {k: getattr(m, "needs", ()) for k, m in registered("model").items()}
     fit = ", ".join(k for k, n in readers.items() if task.needs in ((n,) if isinstance(n, str) else n))
     reads = model.needs if isinstance(model.needs, str) else " or ".join(model.needs)

@@ -78,6 +78,8 @@ STATE: tuple[Field, ...] = (
     Field("preprocess.pixel_range.high", "fitted", "of the files' depth, or fitted"),
     Field("preprocess.pixel_range.clip", "public", "of the recipe"),
     Field("preprocess.scattering.**", "public", "of the recipe"),
+    Field("preprocess.picture_shape.*", "public", "pixels"),
+    Field("preprocess.source.**", "public", "of the recipe"),
     Field("preprocess.tokenizer.**", "fitted", "of a published tokenizer, or fitted"),
     Field("preprocess.mask_token", "public", "of the tokenizer"),
     Field("preprocess.end", "public", "of the tokenizer and the recipe"),

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from tauon.artifacts import read_json, write_json
 from tauon.config import Config, dump
-from tauon.data import ArrayDataset, DataConfig, DataSplits, HalfConfig, Normalizer, plain
+from tauon.data import ArrayDataset, DataConfig, DataSplits, HalfConfig, Normalizer, without_augmentation
 from tauon.errors import DataError, Problem, RecipeError, RunError
 from tauon.privacy.accounting import Release
 from tauon.privacy.noise import NoiseSource
@@ -190,7 +190,7 @@ def _half(facts: Mapping[str, Any] | None) -> list[int] | None:
 
 def _unit_features(train: Dataset, columns: NDArray[np.int64]) -> NDArray[np.float64]:
     """(N, K) features of all training examples as they are, between -1 and 1."""
-    shown = plain(train)
+    shown = without_augmentation(train)
     pieces = [shown.batch(np.arange(i, min(i + 4096, len(shown)))).inputs.numpy()[:, columns] for i in range(0, len(shown), 4096)]
     return np.concatenate(pieces).astype(np.float64)
 

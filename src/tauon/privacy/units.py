@@ -96,9 +96,7 @@ def _still(dataset: Dataset) -> Dataset:
     tokens = dataset.tokens if isinstance(dataset, MaskedDataset) else dataset
     if not isinstance(tokens, TokenDataset):
         return dataset
-    still = copy.copy(tokens)
-    still.hold_still()
-    return _over(dataset, still)
+    return _over(dataset, tokens.without_augmentation())
 
 
 def _by_document(dataset: Dataset) -> tuple[Dataset, NDArray[np.int64]] | None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tauon.artifacts import Checkpoint, Run, read_json, write_json
 from tauon.config import parse
-from tauon.data import ChosenExamples, DataSplits, HalfConfig, half_of, plain, pool_of
+from tauon.data import ChosenExamples, DataSplits, HalfConfig, half_of, pool_of, without_augmentation
 from tauon.errors import DataError, PrivacyError, RunError
 from tauon.evaluate.tiles import predict_all
 from tauon.privacy import copy_statistics
@@ -162,7 +162,8 @@ def choose_examples(splits: DataSplits, most: int, seed: int) -> Examples:
     rows = np.concatenate([mine, len(base) + theirs])
     facts = splits.facts.get("split", {})
     drawn = facts.get("by") == "row" and name not in facts.get("own_parts", ()) and splits.facts.get("kind") not in ("tokens", "series")
-    return Examples(ChosenExamples([plain(base), plain(held)], rows), len(mine), len(theirs), rows, len(base) + len(held), name, drawn)
+    shown = ChosenExamples([without_augmentation(base), without_augmentation(held)], rows)
+    return Examples(shown, len(mine), len(theirs), rows, len(base) + len(held), name, drawn)
 
 
 def read_signals(ctx: Context, checkpoint: Checkpoint, dataset: Dataset, what: str) -> dict[str, NDArray[Any]]:

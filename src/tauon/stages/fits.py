@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tauon.data import DataConfig, DataSplits, FromModelConfig, TokenizerConfig, has_tokenizer, tokenizer_of
+from tauon.data import DataConfig, DataSplits, FromModelConfig, TokenizerConfig, has_tokenizer, keys_of_kinds, tokenizer_of
 from tauon.errors import Problem, RecipeError
 from tauon.models import Start
 from tauon.recipe import Recipe
@@ -36,7 +36,7 @@ def with_tokenizer_of(start: Start, recipe: Recipe) -> DataConfig:
     """The recipe's `data` with the tokenizer of the trained model, where the recipe names none."""
     data = recipe.data
     asked: TokenizerConfig = data.peek("tokenizer")
-    if recipe.task.needs in ("arrays", "series", "signals"):
+    if "tokenizer" not in keys_of_kinds(recipe.task.needs):
         return data
     if not isinstance(asked, FromModelConfig):
         if "tokenizer" in data.model_fields_set or not has_tokenizer(start.path):

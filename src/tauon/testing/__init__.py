@@ -1,15 +1,18 @@
-"""For tests, public, so that a third party can check its own parts: contract suites of models, optimizers, sources and tasks;
+"""For tests, public, so that a third party can check its own parts: contract suites of models, optimizers, sources, kinds of data and tasks;
 several processes at once.
 """
 
 from tauon.testing.clipping import check_clipping, gradients_one_by_one
 from tauon.testing.contracts import check_model, check_optimizer, check_source, tiny_batch
+from tauon.testing.data_kinds import DataExample, check_data_kind
 from tauon.testing.processes import ProcessFailure, run_processes
 from tauon.testing.tasks import check_task
 
 __all__ = [
+    "DataExample",
     "ProcessFailure",
     "check_clipping",
+    "check_data_kind",
     "check_model",
     "check_optimizer",
     "check_source",

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import fnmatch
 import json
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tauon.config import dump
-from tauon.data import Arrays, Series, SourceConfig, Table
+from tauon.data import Arrays, DataConfig, Request, Series, SourceConfig, Table, data_kinds
 from tauon.models import Model, ModelConfig, from_record, load_weights, materialize
 from tauon.optim import OptimConfig, load_optimizer, optimizer_tensors
 from tauon.tasks import AudioClassification, Classification, Forecasting, LanguageModelling, MaskedLanguageModelling, Regression, Task
@@ -199,60 +201,89 @@ def check_optimizer(config: OptimConfig, *, steps: int = 300, fall: float = 0.2)
 
 def check_source(config: SourceConfig) -> None:
     """A data source: gives what it says, the same each time, with a fingerprint that is the same each time."""
-    assert config.gives() in ("text", "arrays", "series", "signals", "labelled-text", "chat", "pairs")
+    gives = config.gives()
+    known = {kind.gives: kind for kind in reversed(data_kinds().values())}
+    assert gives in known, f"gives {gives!r}, which no kind of data is made of: {', '.join(known)}"
     assert config.fingerprint() == config.fingerprint(), "the fingerprint changes"
     json.dumps(config.describe())
-    if config.gives() == "text":
-        first, second = list(config.documents()), list(config.documents())
-        assert first, "no document"
-        assert first == second, "documents differ from one reading to the next"
-        assert all(isinstance(d.text, str) and d.name for d in first), "each document needs a text and a name"
+    check = "table" if config.tabular() else gives
+    if check in _SOURCE_CHECKS:
+        _SOURCE_CHECKS[check](config)
         return
-    if config.gives() == "series":
-        a, b = config.series(), config.series()
-        assert isinstance(a, Series), f"series() gave {type(a).__name__}"
-        assert len(a) > 0, "no moment"
-        assert a.values.shape == (len(a), len(a.names)), "values must be moments x columns, each with a name"
-        assert 0 < a.targets <= len(a.names), "the columns to predict come first, and there is at least one"
-        assert (np.diff(a.times.astype(np.int64)) > 0).all(), "moments must be in order, each once"
-        assert np.isfinite(a.values).all(), "values must be finite"
-        np.testing.assert_array_equal(a.values, b.values)
-        np.testing.assert_array_equal(a.times, b.times)
-        return
-    if config.gives() == "labelled-text":
-        read, reread = config.labelled_texts(), config.labelled_texts()
-        assert len(read) > 0, "no text"
-        assert list(read.texts) == list(reread.texts), "texts differ from one reading to the next"
-        assert len(read.texts) == len(read.targets) == len(read.places), "each text needs a class and a place"
-        assert int(read.targets.max()) < len(read.label_names), "a class has no name"
-        np.testing.assert_array_equal(read.targets, reread.targets)
-        return
-    if config.gives() in ("chat", "pairs"):
-        rows, same_rows = (config.conversations() if config.gives() == "chat" else config.pairs() for _ in range(2))
-        assert rows, "no row"
-        assert rows == same_rows, "rows differ from one reading to the next"
-        assert all(r.place for r in rows), "each row needs a place, for messages"
-        return
-    if config.tabular():
-        x, y = config.table(), config.table()
-        assert isinstance(x, Table), f"table() gave {type(x).__name__}"
-        assert len(x) > 0, "no row"
-        assert all(len(values) == len(x) for values in x.columns.values()), "every column needs a value, or None, in each row"
-        assert y is not None
-        assert x.columns == y.columns, "columns differ from one reading to the next"
-        np.testing.assert_array_equal(x.targets, y.targets)
-        if x.classes:
-            assert int(x.targets.max()) < len(x.label_names), "a class has no name"
-        return
-    if config.gives() == "signals":
-        heard, again = config.signals(), config.signals()
-        assert len(heard) > 0, "no recording"
-        assert heard.rate == again.rate, "another sampling rate from one reading to the next"
-        assert list(heard.names) == list(again.names), "recordings differ from one reading to the next"
-        for wave, same in zip(heard.waves, again.waves, strict=True):
-            np.testing.assert_array_equal(wave, same)
-        assert (heard.targets is None) == bool(heard.transcripts), "each recording needs a class, or a transcript"
-        return
+    request = Request(DataConfig(source=config), {"train": config}, seed=0)
+    first, second = (known[gives]().read(config, "train", request) for _ in range(2))
+    assert _same(first, second), "what is read differs from one reading to the next"
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two things that were read are equal, to the last value."""
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b)
+    if is_dataclass(a):
+        return type(a) is type(b) and all(_same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
+
+
+def _check_documents(config: SourceConfig) -> None:
+    first, second = list(config.documents()), list(config.documents())
+    assert first, "no document"
+    assert first == second, "documents differ from one reading to the next"
+    assert all(isinstance(d.text, str) and d.name for d in first), "each document needs a text and a name"
+
+
+def _check_series(config: SourceConfig) -> None:
+    a, b = config.series(), config.series()
+    assert isinstance(a, Series), f"series() gave {type(a).__name__}"
+    assert len(a) > 0, "no moment"
+    assert a.values.shape == (len(a), len(a.names)), "values must be moments x columns, each with a name"
+    assert 0 < a.targets <= len(a.names), "the columns to predict come first, and there is at least one"
+    assert (np.diff(a.times.astype(np.int64)) > 0).all(), "moments must be in order, each once"
+    assert np.isfinite(a.values).all(), "values must be finite"
+    np.testing.assert_array_equal(a.values, b.values)
+    np.testing.assert_array_equal(a.times, b.times)
+
+
+def _check_labelled_texts(config: SourceConfig) -> None:
+    read, reread = config.labelled_texts(), config.labelled_texts()
+    assert len(read) > 0, "no text"
+    assert list(read.texts) == list(reread.texts), "texts differ from one reading to the next"
+    assert len(read.texts) == len(read.targets) == len(read.places), "each text needs a class and a place"
+    assert int(read.targets.max()) < len(read.label_names), "a class has no name"
+    np.testing.assert_array_equal(read.targets, reread.targets)
+
+
+def _check_dialogues(config: SourceConfig) -> None:
+    rows, same_rows = (config.conversations() if config.gives() == "chat" else config.pairs() for _ in range(2))
+    assert rows, "no row"
+    assert rows == same_rows, "rows differ from one reading to the next"
+    assert all(r.place for r in rows), "each row needs a place, for messages"
+
+
+def _check_table(config: SourceConfig) -> None:
+    x, y = config.table(), config.table()
+    assert isinstance(x, Table), f"table() gave {type(x).__name__}"
+    assert len(x) > 0, "no row"
+    assert all(len(values) == len(x) for values in x.columns.values()), "every column needs a value, or None, in each row"
+    assert y is not None
+    assert x.columns == y.columns, "columns differ from one reading to the next"
+    np.testing.assert_array_equal(x.targets, y.targets)
+    if x.classes:
+        assert int(x.targets.max()) < len(x.label_names), "a class has no name"
+
+
+def _check_signals(config: SourceConfig) -> None:
+    heard, again = config.signals(), config.signals()
+    assert len(heard) > 0, "no recording"
+    assert heard.rate == again.rate, "another sampling rate from one reading to the next"
+    assert list(heard.names) == list(again.names), "recordings differ from one reading to the next"
+    for wave, same in zip(heard.waves, again.waves, strict=True):
+        np.testing.assert_array_equal(wave, same)
+    assert (heard.targets is None) == bool(heard.transcripts), "each recording needs a class, or a transcript"
+
+
+def _check_arrays(config: SourceConfig) -> None:
     one, two = config.arrays(), config.arrays()
     assert isinstance(one, Arrays), f"arrays() gave {type(one).__name__}"
     assert len(one) > 0, "no row"
@@ -261,3 +292,10 @@ def check_source(config: SourceConfig) -> None:
     np.testing.assert_array_equal(one.targets, two.targets)
     if one.classes and one.label_names:
         assert int(one.targets.max()) < len(one.label_names), "a class has no name"
+
+
+_SOURCE_CHECKS: dict[str, Callable[[SourceConfig], None]] = {
+    "text": _check_documents, "series": _check_series, "labelled-text": _check_labelled_texts, "chat": _check_dialogues,
+    "pairs": _check_dialogues, "table": _check_table, "signals": _check_signals, "arrays": _check_arrays,
+}  # fmt: skip
+"""Of what Tauon's own kinds of data are made of; sources of others are read as their kind reads them."""

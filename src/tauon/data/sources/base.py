@@ -1,7 +1,8 @@
 """What a data source is: something that yields documents (text), one table of features and targets (arrays), or one series.
 
 A new source, here or in another package, is one class: derive from `SourceConfig`, decorate with `@register("name")`, set
-`provides`, write `documents`, `arrays` or `series`. Splitting, limits, tokenising, normalising and caching are not its business.
+`provides`, write `documents`, `arrays` or `series`; of a new kind of data, the method that its `DataKind.read` calls. Splitting, limits,
+tokenising, normalising and caching are not its business.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tauon.errors import DataError
 __all__ = ["Arrays", "Conversation", "Document", "Kind", "LabelledTexts", "Message", "Pair", "Series", "Signals", "SourceConfig", "Table"]
 
 Kind = str
-"""text, arrays, series, signals, labelled-text, chat, pairs: what a source gives."""
+"""What a source gives: text, arrays, series, signals, labelled-text, chat, pairs, or what an installed kind of data is given."""
 
 
 @dataclass(frozen=True)
@@ -276,6 +277,10 @@ class SourceConfig(Registered, family="source"):
         """The source's own held-out part of that name, where it was published with one."""
         return None
 
+    def per_example(self) -> dict[str, Any]:
+        """What its settings do to each example, where a prediction must do it to a raw one, too: `preprocess["source"]`. JSON values only."""
+        return {}
+
     def files(self) -> list[tuple[Path, str]]:
         """(path, name) of the files it reads; none where it reads none."""
         return []
@@ -303,28 +308,37 @@ class SourceConfig(Registered, family="source"):
         for path, name in listed:
             digest.update(f"\0{name}\0{sha256_file(path)}".encode())
         if not listed:
-            self._hash_content(digest)
+            self.hash_content(digest)
         return digest.hexdigest()
 
-    def _hash_content(self, digest: Any) -> None:
-        if self.gives() == "text":
+    def hash_content(self, digest: Any) -> None:
+        """Put all that it gives into `digest` (of hashlib). Called where there are no `files`; a source of a new kind of data writes its own."""
+        gives = self.gives()
+        if gives == "text":
             for document in self.documents():
                 digest.update(f"\0{document.name}\0{len(document.text)}\0".encode() + document.text.encode("utf-8", "surrogatepass"))
-        elif self.gives() == "series":
-            found = self.series()
-            for array in (found.times.astype(np.int64), found.values):
+        elif gives == "series":
+            series = self.series()
+            for array in (series.times.astype(np.int64), series.values):
                 digest.update(f"\0{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-            digest.update("\0".join(found.names).encode())
-        elif self.gives() == "signals":
+            digest.update("\0".join(series.names).encode())
+        elif gives == "signals":
             waves = self.signals()
             for wave, name in zip(waves.waves, waves.names, strict=True):
                 digest.update(f"\0{name}\0{waves.rate}".encode() + np.ascontiguousarray(wave).tobytes())
             digest.update(repr([waves.targets, waves.label_names, list(waves.transcripts)]).encode())
-        else:
+        elif gives == "arrays":
             table = self.arrays()
             for array in (table.features, table.targets):
                 digest.update(f"\0{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
             digest.update("\0".join((*table.feature_names, "", *table.label_names)).encode())
+        elif gives == "labelled-text":
+            texts = self.labelled_texts()
+            digest.update(repr([list(texts.texts), texts.targets.tolist(), texts.label_names]).encode())
+        elif gives in ("chat", "pairs"):
+            digest.update(repr(self.conversations() if gives == "chat" else self.pairs()).encode())
+        else:
+            raise NotImplementedError(f"{type(self).__name__} gives {gives} and names no files: write `files`, or `hash_content`")
 
 
 _PLACES = frozenset({"path", "images", "labels"})

@@ -74,6 +74,9 @@ class FolderConfig(SourceConfig):
             return None
         return self.model_copy(update={"split": name, "limit": None})
 
+    def per_example(self) -> dict[str, Any]:
+        return {"fit": self.peek("fit") if self.peek("size") is not None else None}
+
     def files(self) -> list[tuple[Path, str]]:
         """(path, class/name) of every picture, classes and names in natural order."""
         root = self._root()

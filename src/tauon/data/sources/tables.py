@@ -102,6 +102,11 @@ class TableConfig(SourceConfig):
             return "text"
         return "arrays" if self.peek("text") is None else "labelled-text"
 
+    def per_example(self) -> dict[str, Any]:
+        """Of texts with labels: the columns that a text is read from, joined by an empty line."""
+        text = self.peek("text")
+        return {"text": [nfc(c) for c in ((text,) if isinstance(text, str) else text)]} if self.gives() == "labelled-text" else {}
+
     def files(self) -> list[tuple[Path, str]]:
         return expand(self.path)
 

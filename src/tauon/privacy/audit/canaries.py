@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tauon.config import Config, Count
-from tauon.data import permute, plain
+from tauon.data import permute, without_augmentation
 from tauon.errors import DataError, Problem, RecipeError
 from tauon.privacy.audit.secrets import Secret, SecretRows, alphabet_of, make_secrets
 from tauon.types import Batch, Dataset
@@ -204,7 +204,7 @@ class CanaryExamples:
     def plain(self) -> CanaryExamples:
         """The canaries as they are, without augmentation."""
         other = object.__new__(CanaryExamples)
-        other.__dict__ |= self.__dict__ | {"_dataset": plain(self._dataset)}
+        other.__dict__ |= self.__dict__ | {"_dataset": without_augmentation(self._dataset)}
         return other
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
@@ -359,6 +359,6 @@ class GradientCanaries:
 def canary_dataset(dataset: Dataset, canaries: Canaries, *, segments: bool = False) -> Dataset:
     """All canaries as examples, to be shown to a model: example i is canary i. `dataset`: the training data without them."""
     if canaries.kind == "mislabelled":
-        return CanaryExamples(plain(dataset), canaries)
+        return CanaryExamples(without_augmentation(dataset), canaries)
     tokenizer: Any = dataset.tokenizer  # type: ignore[attr-defined]
     return SecretRows(list(canaries.secrets), tokenizer, dataset.spec, segments=segments)

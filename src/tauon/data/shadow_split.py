@@ -12,7 +12,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,12 @@ from tauon.data.arrays import ArrayDataset
 from tauon.data.counter import key
 from tauon.data.masking import MaskedDataset
 from tauon.data.order import permute
+from tauon.data.splits import DataSplits
 from tauon.data.tokens import TokenDataset
 from tauon.errors import Problem, RecipeError
 from tauon.types import Batch, Dataset
 
-if TYPE_CHECKING:
-    from tauon.data.preparation import DataSplits
-
-__all__ = ["ChosenExamples", "HalfConfig", "half_of", "halve", "plain", "pool_of"]
+__all__ = ["ChosenExamples", "HalfConfig", "half_of", "pool_of", "shadow_split", "without_augmentation"]
 
 
 class HalfConfig(Config):
@@ -58,7 +56,7 @@ def pool_of(splits: DataSplits) -> tuple[Dataset, Dataset, str]:
     return splits.train, held, name
 
 
-def halve(splits: DataSplits, config: HalfConfig) -> DataSplits:
+def shadow_split(splits: DataSplits, config: HalfConfig) -> DataSplits:
     """The splits of reference model `config.number`: half of training and held-out examples to train on, the others to test."""
     train, held, _ = pool_of(splits)
     if getattr(train, "order", None) is not None:
@@ -66,7 +64,7 @@ def halve(splits: DataSplits, config: HalfConfig) -> DataSplits:
             [Problem("data.sampling", "balanced draws classes by all rows, and half of them are left out here. Take shuffle.")]
         )
     if isinstance(train, (TokenDataset, MaskedDataset)):
-        parts = [plain(train), plain(held)]  # windows that shift would reach into those that are left out
+        parts = [without_augmentation(train), without_augmentation(held)]  # windows that shift would reach into those that are left out
     elif isinstance(train, ArrayDataset) and isinstance(held, ArrayDataset):
         parts = [train, train.like(held)]
     else:
@@ -79,22 +77,20 @@ def halve(splits: DataSplits, config: HalfConfig) -> DataSplits:
     fingerprint = hashlib.sha256(f"{splits.fingerprint}/half/{config.seed}/{config.number}".encode()).hexdigest()
     chosen = ChosenExamples(parts, np.flatnonzero(mine))
     facts = splits.facts | {"half": {"number": config.number, "seed": config.seed, "examples": len(chosen)}}
-    left = ChosenExamples([plain(train), plain(held)], np.flatnonzero(~mine))
+    left = ChosenExamples([without_augmentation(train), without_augmentation(held)], np.flatnonzero(~mine))
     return replace(splits, train=chosen, test=left, facts=facts, fingerprint=fingerprint)
 
 
-def plain(dataset: Dataset) -> Dataset:
+def without_augmentation(dataset: Dataset) -> Dataset:
     """The same examples as they are: not augmented, not mixed, every weight one, windows of text side by side from the start on."""
-    if isinstance(dataset, MaskedDataset):
-        shown: Any = copy.copy(dataset)
-        shown.tokens = plain(dataset.tokens)
-        return shown  # type: ignore[no-any-return]
-    shown = copy.copy(dataset)
-    for name, value in (("_augments", ()), ("_weights", None), ("order", None), ("mixer", None)):
+    own = getattr(type(dataset), "without_augmentation", None)  # of the class: what wraps a data set passes on what it does not have
+    if own is not None:
+        plain: Dataset = own(dataset)
+        return plain
+    shown: Any = copy.copy(dataset)
+    for name in ("order", "mixer"):
         if hasattr(shown, name):
-            setattr(shown, name, value)
-    if isinstance(shown, TokenDataset):
-        shown.hold_still()
+            setattr(shown, name, None)
     return shown  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,56 @@
+"""Steps and rules that several kinds of data share: augmentations, the scale of targets, what cannot be split by document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tauon.config import dump
+from tauon.data.augment import AugmentConfig
+from tauon.data.config import DataConfig
+from tauon.data.kinds.base import Request
+from tauon.data.read_keys import count_as_read
+from tauon.data.spelling import nfc
+from tauon.data.split import SplitConfig
+from tauon.data.targets import TargetScale, fit_target_scale
+from tauon.errors import DataError
+
+__all__ = ["FEATURE_KEYS", "augment_steps", "fit_targets", "refuse_arrays_by_document", "refuse_split_by_document"]
+
+FEATURE_KEYS = ("normalize", "bounds", "normalize_targets", "augment", "mix", "sampling", "class_weights", "label_order")
+"""Keys of `data` that rows of features with a class or a value read, whether they are arrays or tables."""
+
+
+def augment_steps(config: DataConfig, fits: Callable[[AugmentConfig], bool] | None = None, refusal: str = "") -> list[dict[str, Any]]:
+    """`data.augment` as plain data. One that does not fit is a `DataError`: its name and `refusal` ("is not for texts. There are ...")."""
+    steps = [dump(step) for step in config.augment]
+    for place, step in enumerate(config.augment):
+        if fits is not None and not fits(step):
+            raise DataError(f"data.augment.{place}: {step.kind_} {refusal}")
+    count_as_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])  # by each training batch, later
+    return steps
+
+
+def refuse_split_by_document(config: DataConfig, words: str) -> Iterator[tuple[str, str]]:
+    """Rows of text have no documents: what `problems` of such kinds say."""
+    split: SplitConfig = config.peek("split")
+    if split.peek("by") == "document":
+        yield "split.by", f"document is for running text; {words} are split by row or position"
+
+
+def refuse_arrays_by_document(config: DataConfig) -> Iterator[tuple[str, str]]:
+    """Rows of features have no documents: what `problems` of such kinds say."""
+    split: SplitConfig = config.peek("split")
+    if split.peek("by") == "document":
+        yield "split.by", "document is for text; arrays are split by row or position"
+
+
+def fit_targets(request: Request, targets: NDArray[Any], labels: tuple[str, ...]) -> tuple[TargetScale | None, dict[str, Any], list[str]]:
+    """`fit_target_scale` as the recipe asks for it, where the task wants its targets scaled."""
+    if not request.scale_targets:
+        return None, {}, []
+    config = request.config
+    bounds = {nfc(n): b for n, b in config.bounds.items()}
+    return fit_target_scale(targets, labels, kind=config.normalize_targets, normalize=config.normalize, bounds=bounds)

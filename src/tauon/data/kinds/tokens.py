@@ -1,0 +1,202 @@
+"""Running text -> a stream of tokens on disk, read in windows of one length. Tokenised once: the result lies in the cache under a
+fingerprint of everything that went into it, and is found there the next time. Whole texts are never in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tauon.config import dump, register
+from tauon.data.cache import cache_root, obtain
+from tauon.data.config import DataConfig
+from tauon.data.files import canonical, read_bytes, sha256_file, write_json
+from tauon.data.kinds.base import DataKind, Request
+from tauon.data.own_tokenizer import SEQ_LEN_DEFAULT
+from tauon.data.progress import report
+from tauon.data.read_keys import count_as_read, reads
+from tauon.data.shards import Shards, ShardWriter
+from tauon.data.sources.base import Document, SourceConfig, limited
+from tauon.data.split import PARTS, Part, SplitConfig, TextStat, split_text
+from tauon.data.splits import DataSplits
+from tauon.data.text_files import refuse_surrogates
+from tauon.data.tokenizer import Tokenizer
+from tauon.data.tokens import TokenDataset
+from tauon.errors import ChecksumError, DataError
+
+__all__ = ["TokensKind"]
+
+_VERSION = 1  # of what is written below: part of the fingerprint
+_CACHED = 2  # of tokens in the cache: raised where a tokenizer is made otherwise. The fingerprint holds the tokenizer itself
+_DONE = "preparation.json"
+
+
+@register("tokens")
+class TokensKind(DataKind[Any]):
+    """Windows of running text."""
+
+    needs, gives, words = "tokens", "text", "text"
+    reads = ("tokenizer", "seq_len", "mask_documents", "overlap")
+
+    @classmethod
+    def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
+        split: SplitConfig = config.peek("split")
+        if split.peek("by") == "row":
+            yield "split.by", "row is for arrays; text is split by document or position"
+
+    def prepare(self, request: Request) -> DataSplits:
+        config = request.config
+        content = _content(request)
+        made_of = hashlib.sha256(canonical(content).encode()).hexdigest()
+        beside = map(sha256_file, config.tokenizer.beside())
+        names = hashlib.sha256(canonical([_CACHED, made_of, config.tokenizer.names(), *beside]).encode()).hexdigest()
+        folder = cache_root() / "tokens" / names[:32]
+        reused = obtain(folder, _DONE, lambda temporary: _build(temporary, request, content))
+        made = _read(folder / _DONE)
+        count_as_read(config, made["read"])
+        tokenizer = _tokenizer(folder, made["tokenizer"]["sha256"])
+
+        seq_len, why = (config.seq_len, "as set") if config.seq_len is not None else (SEQ_LEN_DEFAULT, "default")
+        shards = {part: Shards(folder / part) for part in PARTS if (folder / part).is_dir()}
+        several = config.mask_documents and any(len(s.starts) > 1 for s in shards.values())
+        overlap, seed = config.overlap, request.seed
+        parts = {
+            part: TokenDataset(s, tokenizer, seq_len, seed=seed, training=part == "train", segments=several, overlap=overlap, name=part)
+            for part, s in shards.items()
+        }
+        facts = {
+            "kind": "tokens", "sources": made["sources"], "split": made["split"], "tokenizer": made["tokenizer"],
+            "seq_len": {"value": seq_len, "why": why}, "mask_documents": several, "overlap": overlap,
+            "parts": {p: d.facts for p, d in parts.items()}, "content": made_of, "cache": {"folder": str(folder), "reused": reused},
+        }  # fmt: skip
+        preprocess = {"kind": "tokens", "tokenizer": tokenizer.to_json(), "seq_len": seq_len}
+        decides = [made_of, made["tokenizer"]["sha256"], seq_len, several, overlap, seed]
+        return DataSplits(
+            parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
+            hashlib.sha256(canonical(decides).encode()).hexdigest(), tokenizer, preprocess,
+        )  # fmt: skip
+
+
+def _content(request: Request) -> dict[str, Any]:
+    """What the tokens in the cache are made of."""
+    asked = request.config.tokenizer
+    return {
+        "version": _VERSION, "sources": {p: s.fingerprint() for p, s in request.sources.items()}, "split": dump(request.config.split),
+        "tokenizer": {k: v for k, v in dump(asked).items() if k not in ("path", "eos")},
+        "tokenizer_files": [sha256_file(path) for path, _ in asked.files()],
+    }  # fmt: skip
+
+
+def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.load(path)
+    except DataError as err:
+        raise ChecksumError(f"{err}. Delete {folder}, so that it is prepared again") from None
+    if tokenizer.sha256 != sha256:
+        raise ChecksumError(f"{path}: not the tokenizer that was written. Delete {folder}, so that it is prepared again")
+    return tokenizer
+
+
+def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
+    """Three passes over the text, a document in memory at a time: measure and split, train the tokenizer, write tokens."""
+    config, sources = request.config, request.sources
+    held = {digest for p, s in sources.items() if p != "train" for digest in (t.digest for t in _measure(s, p))}
+    stats = _measure(sources["train"], "train")
+    kept = [t.digest not in held for t in stats]  # a copy of a held-out document must not be trained on
+    left = [t for t, keep in zip(stats, kept, strict=True) if keep]
+    if not left:
+        raise DataError("every training document is also in the validation or test source. Give other sources, or drop data.validation")
+    pieces, split_facts = split_text(left, config.split, request.to_split)
+    split_facts |= {"own_parts": request.own_parts, "left_out_as_held_out": len(stats) - len(left)}
+
+    def documents() -> Iterator[tuple[Part, Document]]:
+        number = 0
+        for i, document in enumerate(_limited(sources["train"])):
+            if i >= len(stats) or len(document.text) != stats[i].chars:
+                raise DataError(f"{document.name}: changed while it was being prepared. Start again when nothing writes to it")
+            if not kept[i]:
+                continue
+            cuts = pieces[number]
+            number += 1
+            for part, a, b in cuts:
+                yield part, document if len(cuts) == 1 else Document(document.text[a:b], f"{document.name}[{a}:{b}]")
+        for own in ("validation", "test"):
+            if own in sources:
+                yield from ((own, document) for document in _limited(sources[own]))
+
+    report("tokenizer", 0)
+    tokenizer = config.tokenizer.build(lambda: (d.text for p, d in documents() if p == "train"))
+    tokenizer.save(folder / "tokenizer.json")
+    unknown = _write(folder, documents(), tokenizer, content, total=len(left))
+    facts = {
+        "version": _VERSION, "content": content, "sources": {p: s.describe() for p, s in sources.items()}, "split": split_facts,
+        "tokenizer": {
+            "kind": config.tokenizer.kind_, "vocab": tokenizer.vocab_size, "bos": tokenizer.bos,
+            "sha256": tokenizer.sha256, "unknown": unknown,
+        },
+        "read": reads(config),
+    }  # fmt: skip
+    write_json(folder / _DONE, facts)
+
+
+def _limited(source: SourceConfig) -> Iterator[Document]:
+    return limited(source.documents(), source.limit)
+
+
+def _measure(source: SourceConfig, part: Part) -> list[TextStat]:
+    stats = []
+    for document in _limited(source):
+        data = refuse_surrogates(document.text, document.name).encode()
+        stats.append(TextStat(hashlib.sha256(data).digest(), len(document.text)))
+        report(f"read {part}", len(stats))
+    if not any(t.chars for t in stats):
+        raise DataError(f"source {source.kind_!r} ({part}) has no text: {len(stats)} documents, all empty. Check its path and its limit")
+    return stats
+
+
+_GROUP_CHARS = 1 << 22
+
+
+def _write(
+    folder: Path, documents: Iterator[tuple[Part, Document]], tokenizer: Tokenizer, content: dict[str, Any], total: int
+) -> dict[str, int]:
+    """Encode in groups (every core has work, memory stays bounded) and write each part's shards. Counts unknown tokens by part."""
+    writers: dict[Part, ShardWriter] = {}
+    unknown_id = getattr(tokenizer, "unknown", None)
+    unknown: dict[str, int] = {}
+    group: list[tuple[Part, Document]] = []
+
+    def flush() -> None:
+        for (part, document), ids in zip(group, tokenizer.encode_many([d.text for _, d in group]), strict=True):
+            if part not in writers:
+                writers[part] = ShardWriter(folder / part, vocab=tokenizer.vocab_size, bos=tokenizer.bos)
+            text = document.text
+            writers[part].add(document.name, ids, n_bytes=len(text.encode()), n_words=len(text.split()), n_lines=text.count("\n"))
+            if unknown_id is not None:
+                unknown[part] = unknown.get(part, 0) + int((ids == unknown_id).sum())
+        group.clear()
+
+    size = 0
+    for done, item in enumerate(documents, 1):
+        group.append(item)
+        size += len(item[1].text)
+        if size >= _GROUP_CHARS:
+            flush()
+            size = 0
+            report("tokenise", done, max(total, done))
+    flush()
+    for part, writer in writers.items():
+        writer.finish(tokenizer_sha256=tokenizer.sha256, content=content, part=part)
+        Shards(folder / part).verify()  # what was written is read back once; from now on only sizes are checked
+    return unknown
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(read_bytes(path))
+    except ValueError as err:
+        raise ChecksumError(f"{path}: not JSON any more ({err}). Delete {path.parent}, so that it is prepared again") from None

@@ -1,0 +1,25 @@
+"""Which keys of a recipe a preparation read: kept with its result, so that finding it done does not make its keys look unused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tauon.config import Config, children
+
+__all__ = ["count_as_read", "reads"]
+
+
+def reads(config: Config) -> list[list[str]]:
+    """Path of every key that has been read: what a preparation consumed is kept with it."""
+    mine = [[name] for name in sorted(getattr(config, "_reads", set()))]
+    return mine + [[*key.split("."), *below] for key, node in children(config) for below in reads(node)]
+
+
+def count_as_read(config: Config, paths: list[list[str]]) -> None:
+    """Count as read what the preparation had read: finding it done must not make its keys look unused."""
+    for path in paths:
+        node: Any = config
+        for part in path:
+            node = node[int(part)] if part.isdigit() else getattr(node, part, None)
+            if node is None:
+                break
