@@ -21,6 +21,7 @@ VERBS = {
     "train": ("tauon.cli.run", "Prepare the data and train; goes on where it stopped."),
     "evaluate": ("tauon.cli.run", "Measure a trained run, every figure with its interval."),
     "report": ("tauon.cli.run", "Write the run's report, one HTML page."),
+    "predict": ("tauon.cli.predict", "Use a trained model on new data: files of rows, pictures, recordings, texts, a series."),
     "generate": ("tauon.cli.generate", "Let a trained language model continue a text."),
     "export": ("tauon.cli.export", "Write a trained model for transformers or PEFT."),
     "adapter": ("tauon.cli.export", "Put trained adapters into the weights of their base."),

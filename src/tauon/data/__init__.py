@@ -28,7 +28,7 @@ from tauon.data.order import example_at, permute
 from tauon.data.pairs import PairDataset, with_reference
 from tauon.data.preparation import DataSplits, prepare
 from tauon.data.progress import Progress, bar
-from tauon.data.replay import inputs_from_pictures, inputs_from_records, outputs_in_units
+from tauon.data.replay import Replay, Rows, inputs_from_pictures, inputs_from_records, outputs_in_units, register_replay, replay_of
 from tauon.data.series import SeriesDataset
 from tauon.data.series_augment import SeriesAugmentConfig
 from tauon.data.shards import Shards, ShardWriter
@@ -85,7 +85,9 @@ __all__ = [
     "Points",
     "Progress",
     "RandAugmentConfig",
+    "Replay",
     "RoleConfig",
+    "Rows",
     "ScatteringConfig",
     "Series",
     "SeriesAugmentConfig",
@@ -128,6 +130,8 @@ __all__ = [
     "prepare",
     "problems_for",
     "read_wav",
+    "register_replay",
+    "replay_of",
     "template_for",
     "tokenizer_of",
     "with_reference",

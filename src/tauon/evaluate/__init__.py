@@ -3,6 +3,6 @@
 from tauon.evaluate.config import EvaluateConfig
 from tauon.evaluate.evaluation import Difference, Evaluation, Metric, compare
 from tauon.evaluate.run import evaluate
-from tauon.evaluate.tiles import Predictor, predict_all
+from tauon.tasks.tiles import Predictor, predict_all
 
 __all__ = ["Difference", "EvaluateConfig", "Evaluation", "Metric", "Predictor", "compare", "evaluate", "predict_all"]

@@ -26,7 +26,7 @@ from tauon.evaluate.preference import preference
 from tauon.evaluate.quantiles import quantile_regression
 from tauon.evaluate.regression import regression
 from tauon.evaluate.speech import speech_recognition
-from tauon.evaluate.tiles import Predictor, predict_all, predict_each
+from tauon.tasks.tiles import Predictor, predict_all, predict_each
 from tauon.types import Dataset
 
 if TYPE_CHECKING:

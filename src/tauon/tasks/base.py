@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from tauon.config import Registered
+from tauon.tasks.answers import Answers, OutputMeaning, columns_of_anything
 from tauon.types import Batch, DataSpec
 
 __all__ = ["Task"]
@@ -44,6 +46,14 @@ class Task(Registered, family="task"):
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Per-example outputs to be scored, B first: what `evaluate` says for this family."""
         raise NotImplementedError
+
+    def infer(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """What is predicted of examples whose targets nobody knows (the batch's are filler of the right shape): B first."""
+        return {name: value for name, value in self.predict(model, batch).items() if name != "targets"}
+
+    def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
+        """The columns that a person reads, from what `infer` gave: predictions, probabilities, quantiles, in the units of the data."""
+        return columns_of_anything(outputs, meaning)
 
     def observe(self, model: nn.Module, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """What validation logs beside the loss: name to (sum, sum of weights), scalars. Nothing, for most tasks."""

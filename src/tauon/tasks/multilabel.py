@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Fraction, register
+from tauon.tasks.answers import Answers, OutputMeaning, label_columns
 from tauon.tasks.base import Task
 from tauon.types import Batch, DataSpec
 
@@ -37,6 +39,9 @@ class MultiLabel(Task):
         """scores: BK, probability of each label; targets: BK of 0 and 1."""
         scores_BK = model(batch.inputs).float().sigmoid()
         return {"scores": scores_BK, "targets": batch.targets.float().view_as(scores_BK)}
+
+    def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
+        return label_columns(outputs["scores"], meaning.labels)
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.outputs is None:

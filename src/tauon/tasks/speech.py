@@ -5,14 +5,16 @@ Shape legend: B batch, S frames, C classes or characters, U characters of a tran
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Fraction, register
+from tauon.tasks.answers import Answers, OutputMeaning, class_columns
 from tauon.tasks.base import Task
 from tauon.types import Batch, DataSpec
 
@@ -40,6 +42,9 @@ class AudioClassification(Task):
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """scores: BC, probabilities; targets: B."""
         return {"scores": model(batch.inputs, batch.lengths).float().softmax(-1), "targets": batch.targets}
+
+    def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
+        return class_columns(outputs["scores"], meaning.labels)
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.labels[:1] == (BLANK,):
@@ -74,6 +79,15 @@ class SpeechRecognition(Task):
         assert batch.lengths is not None
         names = ("character_errors", "characters", "word_errors", "words")
         return {name: found[:, i] for i, name in enumerate(names)} | {"samples": batch.lengths}
+
+    def infer(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """path: BS, the likeliest output of each frame; frames: B, how many count."""
+        logits_BSC, frames_B = model(batch.inputs, batch.lengths, frames=True)
+        return {"path": logits_BSC.float().argmax(-1), "frames": frames_B}
+
+    def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
+        rows = zip(outputs["path"].tolist(), outputs["frames"].tolist(), strict=True)
+        return {"prediction": ["".join(meaning.labels[c] for c in spoken(path[:n])).strip() for path, n in rows]}
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.labels[:1] != (BLANK,):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Fraction, register
+from tauon.tasks.answers import Answers, OutputMeaning, class_columns
 from tauon.tasks.base import Task
 from tauon.types import Batch, DataSpec
 
@@ -33,6 +35,9 @@ class TextClassification(Task):
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """scores: BC, probabilities; targets: B."""
         return {"scores": model(batch.inputs, batch.segments).float().softmax(-1), "targets": batch.targets}
+
+    def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
+        return class_columns(outputs["scores"], meaning.labels)
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.vocab is None or spec.outputs is None:
