@@ -13,18 +13,18 @@ SRC = Path(__file__).parents[1] / "src" / "tauon"
 
 LEVELS = {
     "errors": 0, "types": 0, "units": 0, "yaml_text": 0, "config": 0, "artifacts": 0, "tracking": 0,
-    "distributed": 1, "report": 1,
+    "distributed": 1, "report": 1, "metrics": 1,
     "data": 2, "models": 2, "optim": 2, "tasks": 2,
     "train": 3, "generate": 3, "plan": 3,
     "privacy": 4, "evaluate": 4, "explain": 4, "compress": 4,
     "federated": 5, "export": 5, "tune": 5,
     "serve": 6, "launch": 6,
-    "recipe": 7, "answers": 7, "watch": 7, "folds": 7, "pipeline": 7, "context": 7, "training": 7, "check": 7, "starter": 7, "auditing": 7, "privacy_cost": 7, "private_training": 7,
+    "recipe": 7, "predict": 7, "answers": 7, "watch": 7, "folds": 7, "pipeline": 7, "context": 7, "training": 7, "check": 7, "starter": 7, "auditing": 7, "privacy_cost": 7, "private_training": 7,
     "cli": 8, "testing": 8, "__main__": 9,
 }  # fmt: skip
 TOGETHER = [
     {"errors", "types", "units", "yaml_text", "config", "artifacts", "tracking"},
-    {"recipe", "answers", "watch", "folds", "pipeline", "context", "training", "check", "starter", "auditing", "privacy_cost", "private_training"},
+    {"recipe", "predict", "answers", "watch", "folds", "pipeline", "context", "training", "check", "starter", "auditing", "privacy_cost", "private_training"},
 ]  # fmt: skip
 """Rooms of one level that may import each other: the nouns of level 0, and the files of the pipeline."""
 

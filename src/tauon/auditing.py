@@ -22,7 +22,7 @@ from tauon.artifacts import Checkpoint, Run, read_json, write_json
 from tauon.config import dump, parse
 from tauon.data import ChosenExamples, DataSplits, HalfConfig, half_of, plain, pool_of
 from tauon.errors import DataError, PrivacyError, RunError
-from tauon.tasks.tiles import predict_all
+from tauon.evaluate.tiles import predict_all
 from tauon.privacy import copy_statistics
 from tauon.privacy.accounting import Guarantee, trade_off
 from tauon.privacy.audit import (

@@ -78,7 +78,7 @@ def test_other_ways_to_write_a_table(tmp_path: Path) -> None:
     for data, how in [
         (b"\xef\xbb\xbf" + text.encode(), {}), (text.encode("utf-16"), {}), (text.encode(), {"header": False}),
         (text.replace(",", ";").encode(), {"delimiter": ";"}), (text.replace("x", "é").encode("latin-1"), {"encoding": "latin-1"}),
-        ("a b y\n 1  x 2\n3 4\t5\n".encode(), {"delimiter": "blanks"}), (gzip.compress(text.encode()), {}), (b"", {}),
+        (b"a b y\n 1  x 2\n3 4\t5\n", {"delimiter": "blanks"}), (gzip.compress(text.encode()), {}), (b"", {}),
     ]:  # fmt: skip
         path.write_bytes(data)
         assert in_pieces(path, **how) == whole(path, **how), data  # type: ignore[arg-type]

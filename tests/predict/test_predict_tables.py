@@ -20,10 +20,10 @@ from tauon.artifacts import read_json
 from tauon.config import parse
 from tauon.data import prepare
 from tauon.errors import DataError, RecipeError
+from tauon.evaluate.tiles import predict_all
 from tauon.pipeline import load_model, run
 from tauon.predict import Predictor, files, open_trained, predict_file, predict_rows, predict_stream
 from tauon.recipe import Recipe
-from tauon.tasks.tiles import predict_all
 from toy import Tauon
 
 TOWNS = ("Bonn", "Kiel", "Ulm, Donau", 'the "old" town')
@@ -40,7 +40,15 @@ def write_people(path: Path, n: int, seed: int, *, decimal: str = ".", delimiter
             age, amount = int(rng.integers(20, 70)), rng.normal()
             paid = ("no", "often", "seldom")[int(rng.integers(3)) if rng.random() < 0.3 else TOWNS.index(town) % 3]
             price = 50 + age + 10 * amount + rng.normal()
-            cells = [i, "" if i % 9 == 0 else age, "" if i % 11 == 0 else town, f"2020-{i % 12 + 1:02d}-03", f"{amount:.4f}", paid, f"{price:.3f}"]
+            cells = [
+                i,
+                "" if i % 9 == 0 else age,
+                "" if i % 11 == 0 else town,
+                f"2020-{i % 12 + 1:02d}-03",
+                f"{amount:.4f}",
+                paid,
+                f"{price:.3f}",
+            ]
             out.writerow([str(c).replace(".", decimal) if k in (4, 6) else c for k, c in enumerate(cells)])
     return path
 
@@ -198,7 +206,9 @@ def test_an_error_names_row_and_column_and_leaves_no_file(payers: tuple[Path, Pa
             continue  # a missing amount was never seen, but impute: median fills it
         with pytest.raises(DataError) as err:
             predict_file(folder, path, tmp_path / "out.csv")
-        assert all(word.replace("line 4", "line 3") in str(err.value) if suffix == "jsonl" else word in str(err.value) for word in said), err.value
+        assert all(word.replace("line 4", "line 3") in str(err.value) if suffix == "jsonl" else word in str(err.value) for word in said), (
+            err.value
+        )
         assert {p.name for p in tmp_path.iterdir()} <= {"bad.csv", "bad.jsonl"}
 
 
@@ -245,9 +255,16 @@ def test_the_command_line_answers_files_and_rows(payers: tuple[Path, Path], tmp_
     assert tauon("predict", folder, "--data", test).code == 2
     assert tauon("predict", tmp_path, "--data", test, "--to", tmp_path / "o.csv").code == 5
     assert tauon("predict", folder, "--data", tmp_path / "no.csv", "--to", tmp_path / "o.csv").code == 3
-    rows = [{"age": "41", "town": "Bonn", "since": "2020-02-03", "amount": 1}, {"age": None, "town": "?", "since": "2020-02-03", "amount": 2}]
+    rows = [
+        {"age": "41", "town": "Bonn", "since": "2020-02-03", "amount": 1},
+        {"age": None, "town": "?", "since": "2020-02-03", "amount": 2},
+    ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tauon", "predict", str(folder), "--json"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-m", "tauon", "predict", str(folder), "--json"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ,
     )
     assert process.stdin is not None and process.stdout is not None
     expected = predict_rows(folder, rows)

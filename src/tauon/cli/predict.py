@@ -38,7 +38,11 @@ quantiles. The label may be missing. Memory does not grow with the file. The out
 @click.option("--batch", default=65536, show_default=True, type=click.IntRange(1), help="Rows held at a time. No prediction depends on it.")
 @click.option("--device", help="cpu, cuda, cuda:1, ... Default: as the recipe says.")
 @click.option(
-    "--weights", default="auto", show_default=True, type=click.Choice(["auto", "raw", "ema"]), help="auto: the average where training kept one."
+    "--weights",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "raw", "ema"]),
+    help="auto: the average where training kept one.",
 )
 @click.option("--delimiter", help="Separator of the file, where it is not that of the training file; `blanks`, or \\t.")
 @click.option("--encoding", help="Encoding of the file, where it is not that of the training file.")

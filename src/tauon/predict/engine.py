@@ -16,9 +16,9 @@ from tauon.data import Replay, Rows, outputs_in_units, replay_of
 from tauon.data.replay import named, rows_of
 from tauon.data.spelling import nfc
 from tauon.errors import DataError
+from tauon.evaluate.tiles import infer_all
 from tauon.predict.load import Trained, open_trained
 from tauon.tasks.answers import Answers, OutputMeaning
-from tauon.tasks.tiles import infer_all
 
 __all__ = ["Predictor", "predict_rows", "predict_stream"]
 
@@ -82,7 +82,6 @@ class Predictor:
         rows = rows_of(given, self._columns_of(given))
         answers = self(rows)
         return as_records(answers, len(records))
-
 
     def _columns_of(self, records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         """Whole examples may come as arrays where their columns have names."""

@@ -51,7 +51,8 @@ def predict_file(
         keep: which of the file's columns to write; None: all.
         columns: which columns of predictions to write; None: all.
         every: of a series: forecast from every so many of its moments, too, not only behind its end.
-        delimiter, encoding: of the file, where they are not those of the training file.
+        delimiter: of the file, where it is not that of the training file.
+        encoding: likewise.
         progress: told (what, done, in all).
 
     Raises:
@@ -118,7 +119,9 @@ class _Output:
             self.names = output_names(shown, kept)
             self.done.columns = [*self.names.values()]
             if any(a != b for a, b in self.names.items()):
-                self.done.notes.append(f"the file has columns of these names, so that those added are called {', '.join(self.names.values())}")
+                self.done.notes.append(
+                    f"the file has columns of these names, so that those added are called {', '.join(self.names.values())}"
+                )
         self.writer.add({name: rows.columns[name] for name in kept} | {self.names[name]: answers[name] for name in shown})
         self.done.rows += len(rows)
 

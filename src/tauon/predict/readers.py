@@ -5,7 +5,7 @@ size of pictures), the file's name says what it is. Predicts nothing.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -263,8 +263,12 @@ class ArrayReader(Reader):
         for start in range(0, len(features), step):
             part = features[start : start + step]
             rows = list(range(start, start + len(part)))
-            yield Rows({"row": rows, "array": part}, lambda i, column, start=start: f"{path}, row {start + i}: column {column!r}", frozenset({"array"}))  # type: ignore[misc]
+            yield Rows({"row": rows, "array": part}, _row_of(path, start), frozenset({"array"}))
             self.done = start + len(part)
+
+
+def _row_of(path: Path, start: int) -> Callable[[int, str], str]:
+    return lambda i, column: f"{path}, row {start + i}: column {column!r}"
 
 
 def _array_of(path: Path, source: Any) -> Any:
@@ -280,7 +284,9 @@ def _array_of(path: Path, source: Any) -> Any:
     loose = [n for n in archive.files if n in ("x_test", "X_test", "test_x", "test_images", "images_test", "test_features")]
     names += loose
     if not names:
-        raise DataError(f"{path}: no array of features (x, X, images, features, data, or x_test, ...). There are: {', '.join(archive.files)}")
+        raise DataError(
+            f"{path}: no array of features (x, X, images, features, data, or x_test, ...). There are: {', '.join(archive.files)}"
+        )
     values = _read(archive, names[0], path)
     if values.ndim == 3:
         return values[:, None]
@@ -305,7 +311,11 @@ def open_reader(data: Path | str, reads: str, reading: Reading) -> Reader:
         return TableReader([p for p, _ in expand(str(data)) if not folder or suffix_of(p) in _TABLES], reading)
     if reads == "texts":
         files = [p for p, _ in expand(str(data)) if not is_system_file(p.name)]
-        return TableReader(files, reading) if suffix_of(files[0]) in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet") else TextReader(files, reading)
+        return (
+            TableReader(files, reading)
+            if suffix_of(files[0]) in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+            else TextReader(files, reading)
+        )
     if reads in ("pictures", "recordings"):
         if path.suffix.lower() in (".npz", ".npy") and reads == "pictures":
             return ArrayReader([path], reading)

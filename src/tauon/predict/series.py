@@ -30,7 +30,9 @@ def read_series(path: Path | str, preprocess: Mapping[str, Any], source: Any) ->
         told["date_format"] = preprocess["date_format"]
     series = parse(SourceConfig, told | asked).series()
     if len(series) > 1 and preprocess["step"] not in ("?", series.step):
-        raise DataError(f"{path}: the step is {series.step}, and the model was trained on steps of {preprocess['step']}. Resample the series")
+        raise DataError(
+            f"{path}: the step is {series.step}, and the model was trained on steps of {preprocess['step']}. Resample the series"
+        )
     return series
 
 

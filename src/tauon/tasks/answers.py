@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Answers", "OutputMeaning", "class_columns", "label_columns", "columns_of_anything", "named_columns", "names_of", "quantile_columns", "value_columns"]
+__all__ = [
+    "Answers", "OutputMeaning", "class_columns", "columns_of_anything", "label_columns", "named_columns", "names_of", "quantile_columns", "value_columns",
+]  # fmt: skip
 
 Answers = dict[str, Any]
 """Columns by name, one value an example: arrays, or lists of text."""
@@ -62,7 +64,7 @@ def named_columns(name: str, values_BK: np.ndarray, labels: Sequence[str]) -> An
 
 
 def value_columns(values_BK: np.ndarray, meaning: OutputMeaning) -> Answers:
-    """prediction of each target, in the units of the data."""
+    """Prediction of each target, in the units of the data."""
     return named_columns("prediction", meaning.units(values_BK), meaning.labels)
 
 

@@ -13,10 +13,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Fraction, register
+from tauon.metrics import Scorer, Scoring
 from tauon.tasks.answers import Answers, OutputMeaning, names_of
 from tauon.tasks.base import Task
 from tauon.tasks.quantiles import pinball, problems_of_quantiles
-from tauon.types import Batch, DataSpec
+from tauon.tasks.scorers import ForecastScorer
+from tauon.types import Batch, Dataset, DataSpec
 
 __all__ = ["Forecasting"]
 
@@ -82,6 +84,9 @@ class Forecasting(Task):
         listed = torch.tensor(levels, device=out.device).expand(len(out), -1)
         median = out[..., min(range(len(levels)), key=lambda i: abs(levels[i] - 0.5))]
         return {"predictions": median, "targets": batch.targets, "quantiles": out, "crossed": share, "levels": listed}
+
+    def scorer(self, dataset: Dataset, scoring: Scoring) -> Scorer:
+        return ForecastScorer(self.family, dataset, scoring)
 
     def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
         """Columns of H values a window: the forecast of each target, and its quantiles."""

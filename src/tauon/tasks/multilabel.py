@@ -10,6 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Fraction, register
+from tauon.metrics import Scores, Scoring, need
+from tauon.metrics.multilabel import multi_label
 from tauon.tasks.answers import Answers, OutputMeaning, label_columns
 from tauon.tasks.base import Task
 from tauon.types import Batch, DataSpec
@@ -39,6 +41,10 @@ class MultiLabel(Task):
         """scores: BK, probability of each label; targets: BK of 0 and 1."""
         scores_BK = model(batch.inputs).float().sigmoid()
         return {"scores": scores_BK, "targets": batch.targets.float().view_as(scores_BK)}
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        scores, targets = need(outputs, self.family, "scores"), need(outputs, self.family, "targets")
+        return multi_label(scores, targets, scoring.spec.labels, **scoring.how)
 
     def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
         return label_columns(outputs["scores"], meaning.labels)

@@ -14,6 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Fraction, register
+from tauon.metrics import Scores, Scoring, need
+from tauon.metrics.classification import classification
+from tauon.metrics.speech import speech_recognition
 from tauon.tasks.answers import Answers, OutputMeaning, class_columns
 from tauon.tasks.base import Task
 from tauon.types import Batch, DataSpec
@@ -42,6 +45,10 @@ class AudioClassification(Task):
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """scores: BC, probabilities; targets: B."""
         return {"scores": model(batch.inputs, batch.lengths).float().softmax(-1), "targets": batch.targets}
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        scores, targets = need(outputs, self.family, "scores"), need(outputs, self.family, "targets").astype(np.int64)
+        return classification(scores, targets, scoring.spec.labels, **scoring.how, top_k=scoring.top_k)
 
     def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
         return class_columns(outputs["scores"], meaning.labels)
@@ -84,6 +91,11 @@ class SpeechRecognition(Task):
         """path: BS, the likeliest output of each frame; frames: B, how many count."""
         logits_BSC, frames_B = model(batch.inputs, batch.lengths, frames=True)
         return {"path": logits_BSC.float().argmax(-1), "frames": frames_B}
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        names = ("character_errors", "characters", "word_errors", "words", "samples")
+        found = {name: need(outputs, self.family, name) for name in names}
+        return speech_recognition(found, seconds=scoring.seconds, rate=scoring.spec.sample_rate, **scoring.how)
 
     def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
         rows = zip(outputs["path"].tolist(), outputs["frames"].tolist(), strict=True)

@@ -6,7 +6,7 @@ read: that is the business of whoever has the rows (`tauon.predict`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -57,7 +57,9 @@ class Rows:
         """`DataError` that names the first of these columns that is not here, and its nearest neighbour."""
         missing = [name for name in names if name not in self.columns]
         if missing:
-            raise DataError(f"{self.where(0, missing[0]).rpartition(': ')[0]}: {no_column(missing[0], [*self.columns])}. The model reads it")
+            raise DataError(
+                f"{self.where(0, missing[0]).rpartition(': ')[0]}: {no_column(missing[0], [*self.columns])}. The model reads it"
+            )
 
 
 def _joined(a: Any, b: Any) -> Any:

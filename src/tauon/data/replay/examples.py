@@ -37,7 +37,10 @@ class SignalReplay(Replay):
                     f"{where}: {its:,} samples a second, and the model was trained on {rate:,}. Convert it, for example: ffmpeg -i in.wav -ar {rate} out.wav"
                 )
             waves.append(np.asarray(wave, np.float32))
-        self.say("recordings longer than those in training, of which the middle was heard", sum(len(w) > self.preprocess["samples"] for w in waves))
+        self.say(
+            "recordings longer than those in training, of which the middle was heard",
+            sum(len(w) > self.preprocess["samples"] for w in waves),
+        )
         inputs, lengths = fitted(waves, self.preprocess["samples"])
         return Batch(torch.from_numpy(inputs), self.filler(len(rows)), torch.ones(len(rows)), lengths=torch.from_numpy(lengths))
 

@@ -18,25 +18,34 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from tauon.errors import DataError
+from tauon.metrics import Scorer, Scoring
 from tauon.types import Batch, Dataset
 
 if TYPE_CHECKING:
     from torch import Tensor, device, nn
 
-__all__ = ["ARRAY_ROWS", "TOKEN_ROWS", "Predictor", "infer_all", "predict_all", "predict_each", "tile_rows"]
+__all__ = ["ARRAY_ROWS", "TOKEN_ROWS", "Predictor", "ScoredTask", "infer_all", "predict_all", "predict_each", "tile_rows"]
 
 TOKEN_ROWS = 8
 ARRAY_ROWS = 64
 
 
 class Predictor(Protocol):
-    """The part of a task that is used here."""
+    """What gives predictions to be scored: of a task, this part."""
 
     family: str
-    """classification | regression | quantile-regression | forecasting | language-modelling"""
+    """How they are scored; part of the record."""
 
     def predict(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """One row an example, B first."""
+        ...
+
+
+class ScoredTask(Predictor, Protocol):
+    """The part of a task that evaluation uses."""
+
+    def scorer(self, dataset: Dataset, scoring: Scoring) -> Scorer:
+        """What makes metrics of its predictions on this data set."""
         ...
 
 

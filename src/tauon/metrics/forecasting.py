@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from tauon.errors import DataError
-from tauon.evaluate.evaluation import Better, Metric
-from tauon.evaluate.intervals import generator, percentile, resample_sums
+from tauon.metrics.intervals import generator, percentile, resample_sums
+from tauon.metrics.metric import Better, Metric, Scores
 
 __all__ = ["ForecastSums"]
 
@@ -68,7 +68,7 @@ class ForecastSums:
                 self.blocks[block] += np.concatenate([[1.0], rows[i].ravel()])
             self.windows += 1
 
-    def finish(self, *, confidence: float, resamples: int, seed: int) -> dict[str, Any]:
+    def finish(self, *, confidence: float, resamples: int, seed: int) -> Scores:
         """The fields of an `Evaluation`."""
         counts = {"windows": self.windows, "steps": self.windows * self._horizon, "targets": len(self.labels)}
         if self.broken:
