@@ -24,7 +24,15 @@ TRAIN = {"steps": 30, "batch": 16, "validate_every": None}
 
 
 def trained(folder: Path, data: dict[str, Any], task: Any, model: dict[str, Any], **more: Any) -> Path:
-    recipe = {"name": "toy", "data": data, "task": task, "model": model, "optim": {"kind": "adam", "lr": 0.01}, "train": TRAIN, "evaluate": {"resamples": 100}}
+    recipe = {
+        "name": "toy",
+        "data": data,
+        "task": task,
+        "model": model,
+        "optim": {"kind": "adam", "lr": 0.01},
+        "train": TRAIN,
+        "evaluate": {"resamples": 100},
+    }
     return run(parse(Recipe, recipe | more), root=folder / "runs").folder
 
 
@@ -64,12 +72,16 @@ def draw(folder: Path, n: int, seed: int, size: tuple[int, int], mode: str = "RG
         image.fromarray(pixels).save(path)
 
 
-@pytest.mark.parametrize(("sizes", "setting"), [((12, 12), {}), ((17, 14), {"size": 12, "fit": "pad"})], ids=["one size", "brought to a size"])
+@pytest.mark.parametrize(
+    ("sizes", "setting"), [((12, 12), {}), ((17, 14), {"size": 12, "fit": "pad"})], ids=["one size", "brought to a size"]
+)
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_a_folder_of_pictures(tmp_path: Path, sizes: tuple[int, int], setting: dict[str, Any], mode: str) -> None:
     draw(tmp_path / "p" / "train", 60, 0, (12, 12), mode)
     draw(tmp_path / "p" / "test", 75, 1, sizes, mode)
-    folder = trained(tmp_path, {"source": {"kind": "folder", "path": str(tmp_path / "p"), **setting}}, "classification", {"kind": "cnn", "channels": [8]})
+    folder = trained(
+        tmp_path, {"source": {"kind": "folder", "path": str(tmp_path / "p"), **setting}}, "classification", {"kind": "cnn", "channels": [8]}
+    )
     done = predict_file(folder, tmp_path / "p" / "test", tmp_path / "out.csv")
     rows = rows_of(tmp_path / "out.csv")
     assert done.rows == 75
@@ -94,7 +106,9 @@ def test_pictures_and_features_in_archives(tmp_path: Path) -> None:
     y = rng.integers(0, 3, 170)
     x = (rng.integers(0, 150, (170, 8, 8, 3)) + 30 * y[:, None, None, None]).astype(np.uint8)
     np.savez(tmp_path / "t.npz", x_train=x[:100], y_train=y[:100], x_test=x[100:], y_test=y[100:])
-    folder = trained(tmp_path, {"source": {"kind": "npz", "path": str(tmp_path / "t.npz")}}, "classification", {"kind": "cnn", "channels": [8]})
+    folder = trained(
+        tmp_path, {"source": {"kind": "npz", "path": str(tmp_path / "t.npz")}}, "classification", {"kind": "cnn", "channels": [8]}
+    )
     np.savez(tmp_path / "new.npz", x=x[100:])
     for source in ("new.npz", "t.npz"):  # a file without targets; the test part of one with parts
         predict_file(folder, tmp_path / source, tmp_path / "out.csv", batch=1)
@@ -218,7 +232,11 @@ def write_series(path: Path, n: int, columns: int = 1) -> np.ndarray:
 @pytest.mark.parametrize("task", ["forecasting", {"kind": "forecasting", "loss_kind": "quantile"}], ids=["mean", "quantiles"])
 def test_a_series(tmp_path: Path, task: Any) -> None:
     values = write_series(tmp_path / "s.csv", 300)
-    data = {"source": {"kind": "series", "path": str(tmp_path / "s.csv")}, "window": {"context": 24, "horizon": 6, "calendar": ["hour"]}, "split": {"test": 0.2}}
+    data = {
+        "source": {"kind": "series", "path": str(tmp_path / "s.csv")},
+        "window": {"context": 24, "horizon": 6, "calendar": ["hour"]},
+        "split": {"test": 0.2},
+    }
     folder = trained(tmp_path, data, task, {"kind": "lstm", "width": 8})
     predict_file(folder, tmp_path / "s.csv", tmp_path / "next.csv")
     rows = rows_of(tmp_path / "next.csv")
