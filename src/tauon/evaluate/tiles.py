@@ -118,11 +118,12 @@ def infer_all(
     import torch
 
     rows, n = tile_rows(batch), len(batch)
+    values = {f.name: v for f in fields(Batch) if (v := getattr(batch, f.name)) is not None}
     found: dict[str, list[np.ndarray]] = {}
     with torch.no_grad():
         for start in range(0, n, rows):
             valid = min(rows, n - start)
-            tile = batch.rows(start, start + valid)
+            tile = Batch(**{name: value[start : start + valid] for name, value in values.items()})
             tile = tile if valid == rows else _pad(tile, rows)
             with (context or nullcontext)():
                 outputs = infer(model, tile if str(device) == "cpu" else tile.to(device))

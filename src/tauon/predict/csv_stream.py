@@ -154,7 +154,7 @@ class CsvStream:
 
 def _odd_ends(data: bytes) -> bool:
     """Whether lines end at a carriage return alone."""
-    return data.removesuffix(b"\r").count(b"\r") != data.count(b"\r\n")
+    return b"\r" in data and data.removesuffix(b"\r").count(b"\r") != data.count(b"\r\n")
 
 
 class _Prefixed(io.RawIOBase):

@@ -47,7 +47,7 @@ class CsvWriter(Writer):
             self.begun = True
             names = self._quoted(pa.array(list(columns), pa.string()))
             self.file.write((self.delimiter.join(names.to_pylist()) + "\n").encode())
-        texts = [self._quoted(_text(values)) for values in columns.values()]
+        texts = [_text(values) if _plain_numbers(values) else self._quoted(_text(values)) for values in columns.values()]
         lines = pc.binary_join_element_wise(*texts, self.delimiter) if len(texts) > 1 else texts[0]
         if len(lines):
             ended = pc.binary_join_element_wise(lines, "", "\n").cast(pa.large_string())
@@ -56,6 +56,9 @@ class CsvWriter(Writer):
     def _quoted(self, texts: Any) -> Any:
         import pyarrow.compute as pc
 
+        held = bytes(_bytes_of(texts)) if len(texts) else b""
+        if not any(mark in held for mark in (b'"', b"\n", b"\r", self.delimiter.encode())):
+            return texts
         marks = pc.match_substring_regex(texts, f'["\r\n{_escaped(self.delimiter)}]')
         if not pc.any(marks, min_count=0).as_py():
             return texts
@@ -67,9 +70,16 @@ def _escaped(delimiter: str) -> str:
     return "\\" + delimiter if delimiter in "|^]\\-" else delimiter
 
 
+def _plain_numbers(values: Any) -> bool:
+    """Whether no text of a column can need quotes."""
+    return isinstance(values, np.ndarray) and values.dtype.kind in "fiu"
+
+
 def _bytes_of(texts: Any) -> memoryview:
     """All texts of an array, one behind the other: they lie so in memory."""
-    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    offsets = np.frombuffer(texts.buffers()[1], np.int64 if str(texts.type) == "large_string" else np.int32)[
+        texts.offset : texts.offset + len(texts) + 1
+    ]
     return memoryview(texts.buffers()[2])[offsets[0] : offsets[-1]]
 
 

@@ -147,8 +147,9 @@ def _arrow_floats(values: Any, missing: frozenset[str]) -> Floats | None:
 
     text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
     if text:
-        gone = pc.is_in(values, value_set=pa.array(sorted(missing), values.type))
-        values = pc.if_else(gone, pa.scalar(None, values.type), values) if pc.any(gone).as_py() else values
+        if missing != {""} or pc.any(pc.equal(pc.binary_length(values), 0)).as_py():
+            gone = pc.is_in(values, value_set=pa.array(sorted(missing), values.type))
+            values = pc.if_else(gone, pa.scalar(None, values.type), values)
     elif missing - {""} or not (pa.types.is_integer(values.type) or pa.types.is_float32(values.type) or pa.types.is_float64(values.type)):
         return None
     try:
