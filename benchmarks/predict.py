@@ -80,6 +80,13 @@ def by_hand(predictor: Any, data: Path, to: Path) -> None:
     csv.write_csv(table, to)
 
 
+MEASURED = """import resource, sys
+from tauon.cli import main
+try: main(sys.argv[1:])
+except SystemExit: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
 def memory(args: argparse.Namespace) -> None:
     """Peak resident memory of `tauon predict` on files of several sizes."""
     with tempfile.TemporaryDirectory() as name:
@@ -88,8 +95,17 @@ def memory(args: argparse.Namespace) -> None:
         for rows in (args.rows // 10, args.rows):
             write_table(folder / "new.csv", rows, 1, label=False)
             began = time.perf_counter()
-            code = "import resource, sys\nfrom tauon.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"  # fmt: skip
-            words = [sys.executable, "-c", code, "predict", str(run), "--data", str(folder / "new.csv"), "--to", str(folder / "out.csv")]
+            words = [
+                sys.executable,
+                "-c",
+                MEASURED,
+                "predict",
+                str(run),
+                "--data",
+                str(folder / "new.csv"),
+                "--to",
+                str(folder / "out.csv"),
+            ]
             done = subprocess.run(words, capture_output=True, text=True, check=True)
             seconds, peak = time.perf_counter() - began, int(done.stdout.split()[-1]) / 1024
             print(
@@ -104,7 +120,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="fewer rows and rounds")
     args = parser.parse_args()
+    if args.quick:
+        args.rows, args.rounds = min(args.rows, 100_000), 2
     if args.memory:
         memory(args)
         return

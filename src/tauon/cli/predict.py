@@ -14,11 +14,11 @@ __all__ = ["predict_command"]
 
 EPILOG = """\b
 Examples:
-  tauon predict runs/loans --data new.csv --to answers.csv
-  tauon predict runs/loans --data new.jsonl --to answers.parquet --keep id --columns prediction
-  tauon predict runs/signs --data photos/ --to signs.csv          a folder of pictures
-  tauon predict runs/load --data load.csv --to next-day.csv       what follows a series
-  echo '{"age": 41, "town": "Bonn"}' | tauon predict runs/loans --json
+  tauon predict runs/patients --data patients.csv --to answers.csv
+  tauon predict runs/patients --data patients.csv --to answers.parquet --keep age --columns prediction
+  tauon predict runs/photos --data images/ --to photos.csv      a folder of pictures; of recordings likewise
+  tauon predict runs/load --data load.csv --to next-day.csv     what follows a series
+  echo '{"age": 41, "dose": 0.3}' | tauon predict runs/patients --json
 
 \b
 The file is read as the training file was: separator, encoding, decimal mark, spellings of a missing value come with the run.

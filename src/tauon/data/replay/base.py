@@ -43,15 +43,14 @@ class Rows:
     def part(self, start: int, stop: int) -> Rows:
         """Rows [start, stop)."""
         cut = {name: values[start:stop] for name, values in self.columns.items()}
-        return Rows(cut, lambda i, column: self.where(start + i, column), self.hidden)
+        return Rows(cut, _Places(_spans(self.where, len(self))).part(start, stop), self.hidden)
 
     def then(self, other: Rows) -> Rows:
         """These rows, then the others, which have the same columns."""
         if not len(self):
             return other
-        n = len(self)
         joined = {name: _joined(values, other.columns[name]) for name, values in self.columns.items()}
-        return Rows(joined, lambda i, column: self.where(i, column) if i < n else other.where(i - n, column), self.hidden)
+        return Rows(joined, _Places(_spans(self.where, len(self)) + _spans(other.where, len(other))), self.hidden)
 
     def need(self, names: Sequence[str]) -> None:
         """`DataError` that names the first of these columns that is not here, and its nearest neighbour."""
@@ -60,6 +59,39 @@ class Rows:
             raise DataError(
                 f"{self.where(0, missing[0]).rpartition(': ')[0]}: {no_column(missing[0], [*self.columns])}. The model reads it"
             )
+
+
+_Span = tuple[int, int, Place]
+"""(rows, number of the first in its own file or piece, how that calls its cells)."""
+
+
+@dataclass(frozen=True)
+class _Places:
+    """How rows of several pieces call their cells. Holds no row: pieces that were cut off must not stay in memory."""
+
+    spans: tuple[_Span, ...]
+
+    def __call__(self, i: int, column: str) -> str:
+        for n, first, place in self.spans:
+            if i < n:
+                return place(first + i, column)
+            i -= n
+        return _record(i, column)
+
+    def part(self, start: int, stop: int) -> _Places:
+        """Of rows [start, stop)."""
+        found: list[_Span] = []
+        at = 0
+        for n, first, place in self.spans:
+            a, b = max(start - at, 0), min(stop - at, n)
+            if a < b:
+                found.append((b - a, first + a, place))
+            at += n
+        return _Places(tuple(found))
+
+
+def _spans(where: Place, n: int) -> tuple[_Span, ...]:
+    return where.spans if isinstance(where, _Places) else ((n, 0, where),)
 
 
 def _joined(a: Any, b: Any) -> Any:
