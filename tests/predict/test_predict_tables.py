@@ -18,10 +18,10 @@ import pytest
 
 from tauon.artifacts import read_json
 from tauon.config import parse
-from tauon.data import prepare
+from tauon.data import DataConfig, inputs_from_records, prepare
 from tauon.errors import DataError, RecipeError
 from tauon.evaluate.tiles import predict_all
-from tauon.pipeline import load_model, run
+from tauon.pipeline import run
 from tauon.predict import Predictor, files, open_trained, predict_file, predict_rows, predict_stream
 from tauon.recipe import Recipe
 from toy import Tauon
@@ -138,6 +138,20 @@ def test_decimal_commas_are_read_as_training_read_them(tmp_path: Path) -> None:
         rows = list(csv.DictReader(f, delimiter=";"))
     _, said = evaluated(folder)
     np.testing.assert_array_equal(np.array([r["probability_no"] for r in rows], np.float32), said["scores"][:, 0])
+
+
+def test_a_number_may_be_missing_where_commas_are_decimal_marks(tmp_path: Path) -> None:
+    """Held-out rows and new ones alike: the second of three becomes the median."""
+    (tmp_path / "a.csv").write_text("a;y\n" + "".join(f"{i},5;{'pq'[i % 2]}\n" for i in range(40)))
+    (tmp_path / "b.csv").write_text("a;y\n1,5;p\n;q\n20;q\n")
+    source = {"kind": "csv", "path": str(tmp_path / "a.csv"), "label": "y", "delimiter": ";"}
+    config = parse(DataConfig, {"source": source, "test": source | {"path": str(tmp_path / "b.csv")}, "table": {"impute": "median"}})
+    made = prepare(config, seed=0, needs="arrays")
+    assert made.test is not None
+    seen = made.test.batch(np.arange(3)).inputs.numpy()
+    given = [{"a": "1,5"}, {"a": ""}, {"a": 20.0}]
+    np.testing.assert_array_equal(inputs_from_records(made.preprocess, given), seen)
+    assert seen[1] == seen[2] or abs(seen[1] - seen[2]) < 0.2  # the median of the training rows is near 20
 
 
 def test_neither_batch_nor_format_nor_company_changes_a_prediction(payers: tuple[Path, Path], tmp_path: Path) -> None:
@@ -310,4 +324,3 @@ def test_a_model_of_named_numbers_reads_a_table_of_them(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(",".join(f'"{n}"' for n in names) + "\n1,2,,4\n")
     with pytest.raises(DataError, match=r"line 2: column .* is missing"):
         predict_file(folder, tmp_path / "t.csv", tmp_path / "out.csv")
-    assert load_model is not None

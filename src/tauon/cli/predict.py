@@ -6,9 +6,12 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from tauon.predict import FileOptions
 
 __all__ = ["predict_command"]
 
@@ -62,14 +65,14 @@ def predict_command(
         return
     assert data is not None
     assert to is not None
-    options: dict[str, Any] = {
+    options: FileOptions = {
         "batch": batch, "keep": _names(keep), "columns": _names(columns), "every": every, "delimiter": "\t" if delimiter == "\\t" else delimiter,
         "encoding": encoding,
     }  # fmt: skip
     _predict(predictor, data, to, options, quiet)
 
 
-def _predict(predictor: Any, data: str, to: str, options: dict[str, Any], quiet: bool) -> None:
+def _predict(predictor: Any, data: str, to: str, options: FileOptions, quiet: bool) -> None:
     from tauon.data import bar
     from tauon.predict import predict_file
 

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from tauon.data import TargetScale
 from tauon.evaluate.config import EvaluateConfig
 from tauon.evaluate.evaluation import Evaluation
-from tauon.evaluate.tiles import ScoredTask, predict_each
+from tauon.evaluate.tiles import ScoredTask, Where, predict_each
 from tauon.metrics import Scoring
 from tauon.types import Dataset, DataSpec
 
 if TYPE_CHECKING:
-    from torch import device, nn
+    from torch import nn
 
 __all__ = ["evaluate"]
 
@@ -34,21 +33,20 @@ def evaluate(
     *,
     seed: int,
     split: str | None = None,
-    context: Callable[[], AbstractContextManager[Any]] | None = None,
-    device: device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    **where: Unpack[Where],
 ) -> Evaluation:
     """Measure `model` on `dataset`, every metric with an interval at `config.confidence`.
 
     Examples of weight zero count nowhere; every other weight counts as one (weights shape the loss in training; the metrics describe the
     data as they are). The values depend neither on `config.batch` nor on what ran before. `split` names the data in the record (default:
-    `config.split`). `context` opens around each forward pass; the model must be on `device` already.
+    `config.split`). `where`: `context` opens around each forward pass; the model must be on `device` already.
 
     Raises DataError where the data set is empty, all weights are zero, or predictions do not fit the targets.
     """
     scoring = Scoring(config.confidence, config.resamples, seed, config.top_k, dataset.spec, dataset.facts, _units(dataset.spec))
     began, scorer = time.perf_counter(), task.scorer(dataset, scoring)
-    for outputs, weights in predict_each(model, task, dataset, batch=config.batch, context=context, device=device, progress=progress):
+    for outputs, weights in predict_each(model, task, dataset, batch=config.batch, progress=progress, **where):
         scorer.add(outputs, weights)
     found: dict[str, Any] = dict(scorer.finish(time.perf_counter() - began))
     return Evaluation(family=task.family, split=split or config.split, **scoring.how, **found)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -24,10 +24,19 @@ from tauon.types import Batch, Dataset
 if TYPE_CHECKING:
     from torch import Tensor, device, nn
 
-__all__ = ["ARRAY_ROWS", "TOKEN_ROWS", "Predictor", "ScoredTask", "infer_all", "predict_all", "predict_each", "tile_rows"]
+__all__ = ["ARRAY_ROWS", "TOKEN_ROWS", "Predictor", "ScoredTask", "Where", "infer_all", "predict_all", "predict_each", "tile_rows"]
 
 TOKEN_ROWS = 8
 ARRAY_ROWS = 64
+
+
+class Where(TypedDict, total=False):
+    """Where a model runs."""
+
+    context: Callable[[], AbstractContextManager[Any]] | None
+    """Opened around every forward pass: autocast, say."""
+    device: device | str
+    """On which the model is; the CPU if left out."""
 
 
 class Predictor(Protocol):

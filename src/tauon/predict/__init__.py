@@ -8,7 +8,7 @@ figures that `tauon evaluate` reports.
 """
 
 from tauon.predict.engine import Predictor, predict_rows, predict_stream
-from tauon.predict.files import Done, predict_file
+from tauon.predict.files import Done, FileOptions, predict_file
 from tauon.predict.load import Trained, open_trained
 
-__all__ = ["Done", "Predictor", "Trained", "open_trained", "predict_file", "predict_rows", "predict_stream"]
+__all__ = ["Done", "FileOptions", "Predictor", "Trained", "open_trained", "predict_file", "predict_rows", "predict_stream"]

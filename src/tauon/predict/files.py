@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from tauon.predict.readers import Reader, Reading, TableReader, open_reader
 from tauon.predict.series import Windows, read_series
 from tauon.predict.writers import Writer, open_writer, output_names
 
-__all__ = ["Done", "predict_file"]
+__all__ = ["Done", "FileOptions", "predict_file"]
 
 BATCH = 65536
 """Rows that are held at a time: what bounds memory, whatever the size of the file. A CSV is read in pieces of 8 MB besides."""
@@ -36,37 +36,47 @@ class Done:
     notes: list[str] = field(default_factory=list)
 
 
+class FileOptions(TypedDict, total=False):
+    """What can be asked of `predict_file`."""
+
+    batch: int
+    """Rows that are held at a time; 65,536 if left out. No prediction depends on it."""
+    keep: Sequence[str] | None
+    """Which of the file's columns to write; None: all."""
+    columns: Sequence[str] | None
+    """Which columns of predictions to write; None: all."""
+    every: int | None
+    """Of a series: forecast from every so many of its moments, too, not only behind its end."""
+    delimiter: str | None
+    """Of the file, where it is not that of the training file."""
+    encoding: str | None
+    """Likewise."""
+
+
 def predict_file(
-    run: Path | str | Predictor, data: Path | str, to: Path | str, *, batch: int = BATCH, keep: Sequence[str] | None = None,
-    columns: Sequence[str] | None = None, every: int | None = None, delimiter: str | None = None, encoding: str | None = None,
-    progress: Progress | None = None,
-) -> Done:  # fmt: skip
+    run: Path | str | Predictor, data: Path | str, to: Path | str, *, progress: Progress | None = None, **options: Unpack[FileOptions]
+) -> Done:
     """Write the rows of `data` with their predictions to `to`, whose ending says the format.
 
     Args:
         run: the folder of a trained run or checkpoint, or an open `Predictor`.
         data: a file (CSV, JSON lines, Parquet; .gz), or a folder: of such files, of pictures, of recordings, of texts; a .npz; a series.
         to: the file to write. It takes its place at the end; after an error nothing is left.
-        batch: rows that are held at a time. No prediction depends on it.
-        keep: which of the file's columns to write; None: all.
-        columns: which columns of predictions to write; None: all.
-        every: of a series: forecast from every so many of its moments, too, not only behind its end.
-        delimiter: of the file, where it is not that of the training file.
-        encoding: likewise.
         progress: told (what, done, in all).
+        options: `FileOptions`: batch, keep, columns, every, delimiter, encoding.
 
     Raises:
         DataError: a file or a value that the model cannot read, by place.
         RecipeError: an option that cannot be.
     """
     predictor = run if isinstance(run, Predictor) else Predictor.open(run)
-    done = Done(to=str(to))
+    done, batch, delimiter = Done(to=str(to)), options.get("batch", BATCH), options.get("delimiter")
     with open_writer(to, _delimiter_of(data, predictor, delimiter)) as writer:
-        out = _Output(writer, done, keep, columns)
+        out = _Output(writer, done, options.get("keep"), options.get("columns"))
         if predictor.replay.reads == "series":
-            _forecast(predictor, data, every, out)
+            _forecast(predictor, data, options.get("every"), out)
         else:
-            reading = Reading(predictor.trained.source, max(_TILE, batch), delimiter, encoding)
+            reading = Reading(predictor.trained.source, max(_TILE, batch), delimiter, options.get("encoding"))
             reader = open_reader(data, predictor.replay.reads, reading)
             _refuse_missing(reader, predictor)
             for rows in _in_tiles(iter(reader), max(_TILE, -(-batch // _TILE) * _TILE)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,16 +13,25 @@ from tauon.metrics import Scores, Scoring, need
 from tauon.metrics.forecasting import ForecastSums
 from tauon.types import Dataset
 
-if TYPE_CHECKING:
-    from tauon.tasks.base import Task
+__all__ = ["ForecastScorer", "Measured", "WholeScorer"]
 
-__all__ = ["ForecastScorer", "WholeScorer"]
+
+class Measured(Protocol):
+    """The part of a task that is used here."""
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        """Of the examples that count."""
+        ...
+
+    def counted(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Which examples count, of those whose weight is not zero."""
+        ...
 
 
 class WholeScorer:
     """Keeps every prediction, and asks `task.metrics` at the end. Examples of weight zero count nowhere; every other weight counts as one."""
 
-    def __init__(self, task: Task, scoring: Scoring) -> None:
+    def __init__(self, task: Measured, scoring: Scoring) -> None:
         self.task, self.scoring = task, scoring
         self.parts: dict[str, list[np.ndarray]] = {}
         self.weights: list[np.ndarray] = []
