@@ -178,10 +178,28 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     private = {"target_epsilon": 4, "delta": 1e-3, "budget": {"epsilon": 20, "delta": 1e-3}}
     mine = table_recipe(folder / "t", name="mine", train={"steps": 4, "validate_every": None}, privacy=private)
     run(load_recipe(mine), root=runs)
+    for_prediction(folder)
     killed = load_recipe(mine, ["name=killed", "privacy.target_epsilon=2"])
     with pytest.raises(KeyboardInterrupt):
         run(killed, root=runs, stages=("prepare", "train"), on_event=stop_at(2))
     return folder
+
+
+def for_prediction(folder: Path) -> None:
+    """Runs whose models read the files of this folder."""
+    from tauon.pipeline import run
+
+    few = {"train": {"steps": 2, "batch": 4}, "evaluate": {"resamples": 100}, "optim": {"kind": "adamw", "lr": 1e-3}}
+    recipes: dict[str, dict[str, Any]] = {
+        "patients": {"data": {"source": {"kind": "csv", "path": str(folder / "patients.csv"), "label": "died"}}, "task": "classification",
+                     "model": {"kind": "mlp", "hidden": [8]}},
+        "photos": {"data": {"source": {"kind": "folder", "path": str(folder / "images")}}, "task": "classification",
+                   "model": {"kind": "cnn", "channels": [8]}},
+        "load": {"data": {"source": {"kind": "series", "path": str(folder / "load.csv")}}, "task": "forecasting", "model": "dlinear"},
+    }  # fmt: skip
+    for name, tree in recipes.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name} | tree | few))
+        run(load_recipe(folder / f"{name}.yaml"), root=folder / "runs")
 
 
 def load_yaml(name: str, assignments: list[str]) -> str:

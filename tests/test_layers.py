@@ -15,14 +15,14 @@ SRC = Path(__file__).parents[1] / "src" / "tauon"
 
 LEVELS = {
     "errors": 0, "types": 0, "config": 0, "artifacts": 0, "tracking": 0,
-    "distributed": 1, "launch": 1,
+    "distributed": 1, "launch": 1, "metrics": 1,
     "data": 2, "models": 2, "optim": 2, "tasks": 2,
     "report": 3, "plan": 3,
-    "train": 4, "generate": 4, "evaluate": 4, "predict": 4,
+    "train": 4, "generate": 4, "evaluate": 4,
     "privacy": 5, "explain": 5, "compress": 5,
     "federated": 6, "export": 6, "tune": 6, "serve": 6,
     "recipe": 7, "stages": 7,
-    "pipeline": 8, "starter": 8, "testing": 8,
+    "pipeline": 8, "predict": 8, "starter": 8, "testing": 8,
     "api": 9, "cli": 9,
     "__init__": 10, "__main__": 10,
 }  # fmt: skip

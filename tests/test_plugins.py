@@ -122,20 +122,48 @@ def test_a_stage_that_cannot_be_added_is_named_and_the_rest_works(tmp_path: Path
     assert "'toy-plugin'" in done.stderr and expected in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_task_from_outside_is_scored_by_a_metric_of_its_own(tmp_path: Path) -> None:
+    from sklearn.metrics import matthews_corrcoef
+
+    env = install(tmp_path / "site")
+    done = tauon(env, "run", str(EXAMPLE / "recipe.yaml"), "task=focal", "name=focal", "--root", str(tmp_path / "runs"), "--json")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "focal"
+    found = json.loads((folder / "evaluation.json").read_text())
+    counts = found["confusion"]["counts"]
+    cells = [(t, g) for t, row in enumerate(counts) for g, n in enumerate(row) for _ in range(n)]
+    metric = found["metrics"]["matthews"]
+    assert found["primary"] == "matthews"
+    assert metric["value"] == pytest.approx(matthews_corrcoef(*zip(*cells, strict=True)), abs=1e-12)
+    assert metric["low"] <= metric["value"] <= metric["high"]
+    assert "matthews" in (folder / "report.html").read_text().lower()
+    (tmp_path / "new.csv").write_text("x,y\n0.5,0.9\n0.6,-0.4\n")
+    done = tauon(env, "predict", str(folder), "--data", str(tmp_path / "new.csv"), "--to", str(tmp_path / "out.csv"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.csv").read_text().splitlines()[0] == "x,y,prediction,probability_upper,probability_lower"
+
+
 def test_parts_from_outside_keep_the_contracts(tmp_path: Path) -> None:
     code = """
 from tauon.config import load_plugins, parse
 from tauon.data import SourceConfig
 from tauon.models import ModelConfig
 from tauon.optim import OptimConfig
-from tauon.testing import check_model, check_optimizer, check_source
+from tauon.models import MLPConfig
+from tauon.tasks import Task
+from tauon.testing import check_model, check_optimizer, check_source, check_task
 from tauon.types import DataSpec
+from torch.nn.functional import cross_entropy
 import sys
 assert "toy_plugin" not in sys.modules
 load_plugins()
 check_model(parse(ModelConfig, {"kind": "factorization-machine"}), DataSpec(input_shape=(7,), outputs=3))
 check_optimizer(parse(OptimConfig, {"kind": "signum", "lr": 0.02}))
 check_source(parse(SourceConfig, {"kind": "moons", "rows": 20}))
+check_task(parse(Task, {"kind": "focal"}), MLPConfig(hidden=(8,)), DataSpec(input_shape=(7,), outputs=3))
+def plain(model, batch):
+    return cross_entropy(model(batch.inputs), batch.targets, reduction="none")
+check_task(parse(Task, {"kind": "focal", "gamma": 0}), MLPConfig(hidden=(8,)), DataSpec(input_shape=(7,), outputs=3), reference=plain)
 """
     done = python(code, install(tmp_path))
     assert done.returncode == 0, done.stderr
@@ -146,7 +174,7 @@ def test_parts_from_outside_are_in_the_schema_and_in_the_messages(tmp_path: Path
     schema = tauon(env, "recipe", "schema")
     assert schema.returncode == 0, schema.stderr
     defs = json.loads(schema.stdout)["$defs"]
-    assert {"model.factorization-machine", "optim.signum", "source.moons"} <= set(defs)
+    assert {"model.factorization-machine", "optim.signum", "source.moons", "task.focal"} <= set(defs)
     wrong = tauon(env, "recipe", "check", str(EXAMPLE / "recipe.yaml"), "--set", "optim.kind=sinum", "--set", "model.ranks=3")
     assert wrong.returncode == 2
     assert "did you mean 'signum'" in wrong.stderr

@@ -11,7 +11,7 @@ import tauon
 from tauon.artifacts import read_json
 from tauon.errors import RecipeError, RunError
 from tauon.tracking import read_events
-from toy import text_recipe
+from toy import table_recipe, text_recipe
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +48,17 @@ def test_generating_is_what_the_command_writes(run: tauon.Run, capsys: pytest.Ca
         main(["generate", str(run.folder), "-p", "the heavy", "-n", "12", "--seed", "3"])
     assert capsys.readouterr().out == "the heavy" + text + "\n"
     assert len(run.generate("the", max_tokens=4, samples=3)) == 3
+
+
+def test_predicting_is_what_the_command_writes(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    from tauon.predict import predict_rows
+
+    done = tauon.run(table_recipe(tmp_path), root=tmp_path / "runs")
+    names = ("sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)")
+    rows = [dict(zip(names, values, strict=True)) for values in ((5.1, 3.5, 1.4, 0.2), (6.3, 3.3, 6.0, 2.5))]
+    assert done.predict(rows) == predict_rows(done.folder, rows) == done.predict(pa.Table.from_pylist(rows))
 
 
 def test_a_run_shows_itself_in_a_notebook(run: tauon.Run) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tauon.config import dump, json_schema, parse, register, registered
-from tauon.data import DataConfig, DataKind, Fitted, Parts, Request, Rows, SourceConfig, data_kinds, prepare, problems_for
+from tauon.data import ChosenRows, DataConfig, DataKind, Fitted, Parts, Request, SourceConfig, data_kinds, prepare, problems_for
 from tauon.errors import RecipeError
 from tauon.testing import DataExample, check_data_kind, check_source
 from tauon.types import Batch, DataSpec
@@ -200,7 +200,7 @@ class WalksKind(DataKind[list[list[int]]]):
         content = "".join(request.sources[p].fingerprint() for p in request.sources) + str({p: r.index.tolist() for p, r in parts.items()})
         return Fitted({**datasets}, content, [scale, request.seed], {"kind": "walks", "scale": scale})
 
-    def chosen(self, rows: Rows[list[list[int]]]) -> list[list[int]]:
+    def chosen(self, rows: ChosenRows[list[list[int]]]) -> list[list[int]]:
         return [rows.data[i] for i in rows.index]
 
     def dataset(self, walks: list[list[int]], scale: float) -> WalkDataset:
@@ -288,7 +288,7 @@ class Overlapping(WalksKind):
 class Forgetful(WalksKind):
     def split(self, whole: Mapping[Any, Any], request: Request) -> Any:
         parts, facts = super().split(whole, request)
-        return parts | {"train": Rows(parts["train"].data, parts["train"].index[1:])}, facts
+        return parts | {"train": ChosenRows(parts["train"].data, parts["train"].index[1:])}, facts
 
 
 class Boastful(WalksKind):

@@ -13,7 +13,7 @@ from torch import nn
 
 from tauon.errors import DataError
 from tauon.evaluate import EvaluateConfig, Evaluation, evaluate
-from tauon.evaluate.forecasting import ForecastSums, intervals_of
+from tauon.metrics.forecasting import ForecastSums, intervals_of
 from tauon.tasks import Forecasting, QuantileRegression
 from tauon.types import Batch, DataSpec
 

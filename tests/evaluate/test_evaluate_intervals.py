@@ -7,10 +7,10 @@ import time
 import numpy as np
 import pytest
 
-from tauon.evaluate.classification import classification, placements, variance
-from tauon.evaluate.intervals import absolute_sum_interval, area_interval, generator, percentile, resample_cells, resample_sums, wilson
-from tauon.evaluate.language import language_modelling
-from tauon.evaluate.regression import regression
+from tauon.metrics.classification import classification, placements, variance
+from tauon.metrics.intervals import absolute_sum_interval, area_interval, generator, percentile, resample_cells, resample_sums, wilson
+from tauon.metrics.language import language_modelling
+from tauon.metrics.regression import regression
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 7), (1, 10), (9, 10), (10, 10), (263, 500)])
@@ -64,7 +64,7 @@ def test_resampled_sums_have_the_mean_and_variance_of_drawing_with_replacement()
 def test_resampled_sums_do_not_depend_on_the_chunk(monkeypatch):
     x = np.random.default_rng(1).normal(size=(50, 3))
     whole = resample_sums(x, 40, generator(5, "test"))
-    monkeypatch.setattr("tauon.evaluate.intervals._CHUNK", 150)
+    monkeypatch.setattr("tauon.metrics.intervals._CHUNK", 150)
     np.testing.assert_allclose(resample_sums(x, 40, generator(5, "test")), whole, rtol=1e-12)
 
 

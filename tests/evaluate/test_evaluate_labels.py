@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tauon.errors import DataError
-from tauon.evaluate.classification import classification
-from tauon.evaluate.multilabel import average_precision, multi_label
-from tauon.evaluate.ordinal import ordinal
+from tauon.metrics.classification import classification
+from tauon.metrics.multilabel import average_precision, multi_label
+from tauon.metrics.ordinal import ordinal
 
 metrics = pytest.importorskip("sklearn.metrics", reason="the reference is scikit-learn")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tauon.evaluate.masked import masked_language_modelling
+from tauon.metrics.masked import masked_language_modelling
 from tauon.models import BERTConfig, materialize
 from tauon.tasks import MaskedLanguageModelling
 from tauon.testing import tiny_batch

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from tauon.errors import DataError
-from tauon.evaluate.classification import classification
-from tauon.evaluate.evaluation import Evaluation, Metric, compare
-from tauon.evaluate.language import language_modelling
-from tauon.evaluate.regression import regression
+from tauon.evaluate.evaluation import Evaluation, compare
+from tauon.metrics import Metric
+from tauon.metrics.classification import classification
+from tauon.metrics.language import language_modelling
+from tauon.metrics.regression import regression
 
 HOW = {"confidence": 0.95, "resamples": 200, "seed": 3}
 
@@ -84,7 +85,7 @@ def test_of_many_classes_only_what_was_counted_is_kept():
 def test_averages_do_not_depend_on_how_many_draws_are_held_at_a_time(monkeypatch):
     p, t = simulated(200, 5, seed=4)
     whole = classification(p, t, (), **HOW)["metrics"]
-    monkeypatch.setattr("tauon.evaluate.classification._AT_ONCE", 100)
+    monkeypatch.setattr("tauon.metrics.classification._AT_ONCE", 100)
     assert classification(p, t, (), **HOW)["metrics"] == whole
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tauon.evaluate.speech import speech_recognition
+from tauon.metrics.speech import speech_recognition
 
 
 def test_rates_are_errors_over_lengths_added_up() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from tauon.config import parse
 from tauon.errors import DataError, RecipeError
 from tauon.evaluate import EvaluateConfig, evaluate, predict_all
+from tauon.tasks import Classification, LanguageModelling, Regression, Task
 from tauon.types import Batch, DataSpec
 
 
@@ -37,23 +38,17 @@ class Tokens(Arrays):
         return Batch(self.x[i, :-1], self.x[i, 1:], self.weights[i], segments=torch.zeros_like(self.x[i, :-1], dtype=torch.int32), index=i)
 
 
-class Classify:
-    family = "classification"
-
+class Classify(Classification):
     def predict(self, model, batch):
         return {"scores": model(batch.inputs).float().softmax(-1), "targets": batch.targets}
 
 
-class Regress:
-    family = "regression"
-
+class Regress(Regression):
     def predict(self, model, batch):
         return {"predictions": model(batch.inputs)[:, 0].float(), "targets": batch.targets}
 
 
-class Speak:
-    family = "language-modelling"
-
+class Speak(LanguageModelling):
     def predict(self, model, batch):
         log_p = model(batch.inputs).float().log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
         counted = (batch.weights > 0).double()
@@ -217,10 +212,12 @@ def test_nothing_to_evaluate_on_is_refused(arrays, mlp):
 
 
 def test_a_family_without_metrics_is_refused(arrays, mlp):
-    task = Classify()
-    task.family = "divination"
+    class Divine(Task):
+        family = "divination"
+        predict = Classify.predict
+
     with pytest.raises(DataError, match="divination"):
-        evaluate(mlp, task, Arrays(*arrays), config(64), seed=0)
+        evaluate(mlp, Divine(), Arrays(*arrays), config(64), seed=0)
 
 
 def test_a_task_that_breaks_its_contract_is_named(arrays, mlp):

@@ -41,7 +41,7 @@ def test_roc_and_area_are_scikit_learns() -> None:
 
 def test_the_interval_of_the_area_is_evaluations() -> None:
     """DeLong's, as evaluation has it for a classifier of two classes."""
-    from tauon.evaluate.classification import classification
+    from tauon.metrics.classification import classification
 
     members, others = shifted(120, 200, 0.9, seed=2)
     p = 1 / (1 + np.exp(-np.r_[others, members]))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tauon.evaluate.classification import classification
 from tauon.evaluate.evaluation import Evaluation
-from tauon.evaluate.language import language_modelling
-from tauon.evaluate.regression import regression
+from tauon.metrics.classification import classification
+from tauon.metrics.language import language_modelling
+from tauon.metrics.regression import regression
 
 HOW = {"confidence": 0.95, "resamples": 200, "seed": 7}
 START = 1_753_000_000.0

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tauon.config import parse
-from tauon.evaluate.preference import preference
+from tauon.metrics.preference import preference
 from tauon.models import Model, ModelConfig, materialize
 from tauon.tasks import DPO, Task, answer_log_probs
 from tauon.types import Batch, DataSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from tauon.artifacts import Run as RunFolder
 from tauon.errors import RunError
 from tauon.evaluate import Evaluation, Metric
 from tauon.pipeline import run as run_stages
+from tauon.predict import Predictor
 from tauon.recipe import Recipe, find_recipe, folder_of, load_recipe
 from tauon.stages.context import Context, null_callback
 from tauon.stages.evaluate import evaluation_of
@@ -81,6 +82,7 @@ class Run:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
+        self._predictors: dict[tuple[str, str | None], Predictor] = {}
 
     def __repr__(self) -> str:
         return f"tauon.open_run({str(self.folder)!r})"
@@ -142,6 +144,26 @@ class Run:
         ctx = self._context
         model: nn.Module = load_model(ctx.final_checkpoint, ctx.recipe, weights=weights)[0]
         return model
+
+    def predict(self, rows: Any, *, weights: str = "auto", device: str | None = None) -> list[dict[str, Any]]:
+        """What the trained model makes of new rows: for each its prediction, and probabilities or intervals where the model gives them.
+
+        Args:
+            rows: a list of dictionaries by column, a pandas DataFrame or a pyarrow table, as the training data had them; the label may be
+                missing. For files of any size: `tauon predict`, or `tauon.predict.predict_file`.
+            weights: auto (the moving average where training kept one), raw, or ema.
+            device: cpu, cuda, cuda:1, ...; left out: the recipe's.
+
+        Raises:
+            DataError: a value that cannot be read, by row and column.
+
+        >>> tauon.open_run("runs/loans").predict([{"age": 41, "town": "Bonn"}])      # doctest: +SKIP
+        [{'prediction': 'yes', 'probability_no': 0.12, 'probability_yes': 0.88}]
+        """
+        if (weights, device) not in self._predictors:
+            self._predictors[weights, device] = Predictor.open(self.folder, weights=weights, device=device)
+        to_records = getattr(rows, "to_pylist", None) or (partial(rows.to_dict, "records") if hasattr(rows, "to_dict") else None)
+        return self._predictors[weights, device].records(rows if to_records is None else to_records())
 
     def generate(self, prompt: str = "", *, plain: bool = False, **sampling: Any) -> list[str]:
         """What the language model of this run writes after `prompt`, or answers to it; one text a sample.

@@ -19,6 +19,7 @@ __all__ = ["main"]
 BY_HAND = {
     "run": ("tauon.cli.run", "Every stage that a recipe names: data, training, evaluation, report."),
     "train": ("tauon.cli.run", "Prepare the data and train; goes on where it stopped."),
+    "predict": ("tauon.cli.predict", "Use a trained model on new data: files of rows, pictures, recordings, texts, a series."),
     "generate": ("tauon.cli.generate", "Let a trained language model continue a text."),
     "export": ("tauon.cli.export", "Write a trained model for transformers or PEFT."),
     "adapter": ("tauon.cli.export", "Put trained adapters into the weights of their base."),

@@ -19,7 +19,7 @@ from tauon.data.documents import DocumentDataset
 from tauon.data.grid import picture_sheet
 from tauon.data.image_features import ScatteringConfig, features_of
 from tauon.data.inspection import ColumnLook, TableLook, inspect_table
-from tauon.data.kinds.base import DataKind, Fitted, Parts, Request, Rows
+from tauon.data.kinds.base import ChosenRows, DataKind, Fitted, Parts, Request
 from tauon.data.kinds.rules import data_kinds, keys_of_kinds, kind_for, problems_for
 from tauon.data.labelled_text import LabelledTextDataset, inputs_from_texts
 from tauon.data.loader import Loader
@@ -29,7 +29,7 @@ from tauon.data.order import example_at, permute
 from tauon.data.pairs import PairDataset, with_reference
 from tauon.data.preparation import prepare
 from tauon.data.progress import Progress, bar
-from tauon.data.replay import inputs_from_pictures, inputs_from_records, outputs_in_units
+from tauon.data.replay import Replay, Rows, inputs_from_pictures, inputs_from_records, outputs_in_units, register_replay, replay_of
 from tauon.data.series import SeriesDataset
 from tauon.data.series_augment import SeriesAugmentConfig
 from tauon.data.shadow_split import ChosenExamples, HalfConfig, half_of, pool_of, shadow_split, without_augmentation
@@ -62,6 +62,7 @@ __all__ = [
     "ChatDataset",
     "ChatEncoder",
     "ChosenExamples",
+    "ChosenRows",
     "ColumnLook",
     "ColumnsConfig",
     "Conversation",
@@ -91,6 +92,7 @@ __all__ = [
     "Points",
     "Progress",
     "RandAugmentConfig",
+    "Replay",
     "Request",
     "RoleConfig",
     "Rows",
@@ -138,6 +140,8 @@ __all__ = [
     "prepare",
     "problems_for",
     "read_wav",
+    "register_replay",
+    "replay_of",
     "shadow_split",
     "template_for",
     "tokenizer_of",

@@ -178,7 +178,7 @@ def as_numbers(
     values: Sequence[Any] | Floats, where: Callable[[int], str], form: NumberForm = CANONICAL, missing: Collection[str] = ("",)
 ) -> Floats:
     """float64, missing ones (None) as NaN; `DataError` that names the first that is no number. `missing`: the spellings set, for advice."""
-    found = all_floats(values) if form == CANONICAL else None
+    found = all_floats(values) if form == CANONICAL or isinstance(values, np.ndarray) else None
     if found is not None:
         return found
     out = np.empty(len(values))

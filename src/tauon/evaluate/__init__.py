@@ -1,8 +1,9 @@
 """Measures a trained model: every metric with a confidence interval, the same to the last bit for every batch size."""
 
 from tauon.evaluate.config import EvaluateConfig
-from tauon.evaluate.evaluation import Difference, Evaluation, Metric, compare
+from tauon.evaluate.evaluation import Difference, Evaluation, compare
 from tauon.evaluate.run import evaluate
-from tauon.evaluate.tiles import Predictor, predict_all
+from tauon.evaluate.tiles import Predictor, ScoredTask, predict_all
+from tauon.metrics import Metric
 
-__all__ = ["Difference", "EvaluateConfig", "Evaluation", "Metric", "Predictor", "compare", "evaluate", "predict_all"]
+__all__ = ["Difference", "EvaluateConfig", "Evaluation", "Metric", "Predictor", "ScoredTask", "compare", "evaluate", "predict_all"]

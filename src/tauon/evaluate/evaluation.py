@@ -1,62 +1,17 @@
-"""What an evaluation found: `Metric` (a value, its interval, how both were made) and `Evaluation`, the record that becomes
-`runs/<name>/evaluation.json`; `compare` sets two of them side by side. Computes no metric and writes no file.
+"""What an evaluation found: `Evaluation`, the record that becomes `runs/<name>/evaluation.json`; `compare` sets two of them side by side. Computes
+no metric and writes no file.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tauon.errors import DataError
+from tauon.metrics import Metric
 
-__all__ = ["Difference", "Evaluation", "Metric", "compare"]
-
-Better = Literal["higher", "lower"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One number with its interval. `value` None: undefined, and `reason` says why; `low` None: no interval, likewise."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    """Examples (sequences, for language models) that the number is made of."""
-    method: str
-    """How the interval was made."""
-    better: Better
-    about: str
-    """What the number is: formula and unit."""
-    reason: str = ""
-    """Why something is None, or what the convention behind the value was."""
-
-    @classmethod
-    def undefined(cls, reason: str, *, n: int, better: Better, about: str) -> Metric:
-        return cls(None, None, None, n, "none", better, about, reason)
-
-    @classmethod
-    def bootstrapped(
-        cls, value: float, interval: tuple[float, float] | None, n: int, better: Better, about: str, said: str = "", unit: str = "examples"
-    ) -> Metric:
-        """A metric with its percentile interval; without one, the reason. `said`: what else the reader must know."""
-        if interval is None:
-            gone = "no interval: every resample gives the same value, which says nothing about unseen examples"
-            return cls(value, None, None, n, "none", better, about, "; ".join(filter(None, (said, gone))))
-        return cls(value, *interval, n, f"percentile bootstrap over {unit}", better, about, said)
-
-    def to_json(self) -> dict[str, Any]:
-        plain = {k: (v if not isinstance(v, float) or math.isfinite(v) else None) for k, v in asdict(self).items()}
-        return plain if self.reason else {k: v for k, v in plain.items() if k != "reason"}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Metric:
-        return cls(
-            value=data["value"], low=data["low"], high=data["high"], n=data["n"], method=data["method"],
-            better=data.get("better", "higher"), about=data.get("about", ""), reason=data.get("reason", ""),
-        )  # fmt: skip
+__all__ = ["Difference", "Evaluation", "compare"]
 
 
 @dataclass(frozen=True)

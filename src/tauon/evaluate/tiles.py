@@ -13,30 +13,48 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 import numpy as np
 
 from tauon.errors import DataError
+from tauon.metrics import Scorer, Scoring
 from tauon.types import Batch, Dataset
 
 if TYPE_CHECKING:
     from torch import Tensor, device, nn
 
-__all__ = ["ARRAY_ROWS", "TOKEN_ROWS", "Predictor", "predict_all", "predict_each"]
+__all__ = ["ARRAY_ROWS", "TOKEN_ROWS", "Predictor", "ScoredTask", "Where", "infer_all", "predict_all", "predict_each", "tile_rows"]
 
 TOKEN_ROWS = 8
 ARRAY_ROWS = 64
 
 
+class Where(TypedDict, total=False):
+    """Where a model runs."""
+
+    context: Callable[[], AbstractContextManager[Any]] | None
+    """Opened around every forward pass: autocast, say."""
+    device: device | str
+    """On which the model is; the CPU if left out."""
+
+
 class Predictor(Protocol):
-    """The part of a task that is used here."""
+    """What gives predictions to be scored: of a task, this part."""
 
     family: str
-    """classification | regression | quantile-regression | forecasting | language-modelling"""
+    """How they are scored; part of the record."""
 
     def predict(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """One row an example, B first."""
+        ...
+
+
+class ScoredTask(Predictor, Protocol):
+    """The part of a task that evaluation uses."""
+
+    def scorer(self, dataset: Dataset, scoring: Scoring) -> Scorer:
+        """What makes metrics of its predictions on this data set."""
         ...
 
 
@@ -88,18 +106,56 @@ def predict_each(
         for tile, valid in _tiles(dataset, batch):
             with (context or nullcontext)():
                 outputs = task.predict(model, tile.to(device))
-            made: dict[str, np.ndarray] = {}
-            for name, value in outputs.items():
-                if value.shape[:1] != (len(tile),):
-                    raise TypeError(
-                        f"task.predict gave {name!r} of shape {tuple(value.shape)} for {len(tile)} examples; expected {len(tile)} first"
-                    )
-                value = value.float() if value.dtype in (torch.bfloat16, torch.float16) else value  # numpy has no bfloat16
-                made[name] = value[:valid].detach().cpu().numpy()
+            made = _as_arrays(outputs, len(tile), valid)
             yield made, tile.weights[:valid].reshape(valid, -1).amax(1).cpu().numpy().astype(np.float64)
             done += valid
             if progress is not None:
                 progress(done, total)
+
+
+def infer_all(
+    model: nn.Module,
+    infer: Callable[[Any, Batch], dict[str, Tensor]],
+    batch: Batch,
+    *,
+    context: Callable[[], AbstractContextManager[Any]] | None = None,
+    device: device | str = "cpu",
+) -> dict[str, np.ndarray]:
+    """What `infer` (of a task) gives for every row of one batch, in the tiles in which `predict_each` would compute it, where the batch begins
+    at a multiple of them. The model must be in evaluation mode.
+    """
+    import torch
+
+    rows, n = tile_rows(batch), len(batch)
+    values = {f.name: v for f in fields(Batch) if (v := getattr(batch, f.name)) is not None}
+    found: dict[str, list[np.ndarray]] = {}
+    with torch.no_grad():
+        for start in range(0, n, rows):
+            valid = min(rows, n - start)
+            tile = Batch(**{name: value[start : start + valid] for name, value in values.items()})
+            tile = tile if valid == rows else _pad(tile, rows)
+            with (context or nullcontext)():
+                outputs = infer(model, tile if str(device) == "cpu" else tile.to(device))
+            for name, value in _as_arrays(outputs, rows, valid).items():
+                found.setdefault(name, []).append(value)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def tile_rows(batch: Batch) -> int:
+    """Rows of a tile of such examples."""
+    return ARRAY_ROWS if batch.inputs.is_floating_point() else TOKEN_ROWS
+
+
+def _as_arrays(outputs: dict[str, Tensor], rows: int, valid: int) -> dict[str, np.ndarray]:
+    import torch
+
+    made: dict[str, np.ndarray] = {}
+    for name, value in outputs.items():
+        if value.shape[:1] != (rows,):
+            raise TypeError(f"task.predict gave {name!r} of shape {tuple(value.shape)} for {rows} examples; expected {rows} first")
+        value = value.float() if value.dtype in (torch.bfloat16, torch.float16) else value  # numpy has no bfloat16
+        made[name] = value[:valid].detach().cpu().numpy()
+    return made
 
 
 def _tiles(dataset: Dataset, batch: int) -> Iterator[tuple[Batch, int]]:
@@ -108,7 +164,7 @@ def _tiles(dataset: Dataset, batch: int) -> Iterator[tuple[Batch, int]]:
     count, rows, total = 0, 0, len(dataset)
     for start in range(0, total, batch):
         new = dataset.batch(np.arange(start, min(start + batch, total), dtype=np.int64))
-        rows = rows or (ARRAY_ROWS if new.inputs.is_floating_point() else TOKEN_ROWS)
+        rows = rows or tile_rows(new)
         waiting.append(new)
         count += len(new)
         if count >= rows:

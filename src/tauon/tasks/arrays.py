@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Fraction, register
+from tauon.metrics import Scores, Scoring, need
+from tauon.metrics.classification import classification
+from tauon.metrics.regression import regression
+from tauon.tasks.answers import Answers, OutputMeaning, class_columns, value_columns
 from tauon.tasks.base import Task
 from tauon.types import Batch, DataSpec
 
@@ -34,6 +39,13 @@ class Classification(Task):
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """scores: BC, probabilities; targets: B."""
         return {"scores": model(batch.inputs).float().softmax(-1), "targets": batch.targets}
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        scores, targets = need(outputs, self.family, "scores"), need(outputs, self.family, "targets").astype(np.int64)
+        return classification(scores, targets, scoring.spec.labels, **scoring.how, top_k=scoring.top_k)
+
+    def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
+        return class_columns(outputs["scores"], meaning.labels)
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.outputs is None:
@@ -64,6 +76,13 @@ class Regression(Task):
         """predictions: BK; targets: BK, on the scale of `DataSpec.target_scale`."""
         out_BK = model(batch.inputs).float()
         return {"predictions": out_BK, "targets": batch.targets.float().view_as(out_BK)}
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        predictions, targets = (scoring.units(need(outputs, self.family, k)) for k in ("predictions", "targets"))
+        return regression(predictions, targets, scoring.spec.labels, **scoring.how)
+
+    def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
+        return value_columns(outputs["predictions"], meaning)
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.outputs is None:

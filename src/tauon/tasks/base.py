@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from tauon.config import Registered
-from tauon.types import Batch, DataSpec
+from tauon.errors import DataError
+from tauon.metrics import Scorer, Scores, Scoring
+from tauon.tasks.answers import Answers, OutputMeaning, columns_of_anything
+from tauon.tasks.scorers import WholeScorer
+from tauon.types import Batch, Dataset, DataSpec
 
 __all__ = ["Task"]
 
@@ -17,8 +22,7 @@ class Task(Registered, family="task"):
     """What is learned."""
 
     family: ClassVar[str]
-    """How predictions are scored: classification, multi-label, ordinal, regression, quantile-regression, forecasting, language-modelling,
-    masked-language-modelling, speech-recognition, preference."""
+    """What kind of figures it has: runs of one family can be compared. classification, regression, language-modelling, ..., or a word of yours."""
     needs: ClassVar[str]
     """What the data must be made of: tokens, masked-tokens, arrays, series, signals, labelled-text, chat, pairs (`data/` has a preparation for each)."""
 
@@ -42,8 +46,30 @@ class Task(Registered, family="task"):
         return batch.weights.sum()
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Per-example outputs to be scored, B first: what `evaluate` says for this family."""
+        """What is scored of each example, B first; `metrics` takes it."""
         raise NotImplementedError
+
+    def infer(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """What is predicted of examples whose targets nobody knows (the batch's are filler of the right shape): B first."""
+        return {name: value for name, value in self.predict(model, batch).items() if name != "targets"}
+
+    def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
+        """The columns that a person reads, from what `infer` gave: predictions, probabilities, quantiles, in the units of the data."""
+        return columns_of_anything(outputs, meaning)
+
+    def scorer(self, dataset: Dataset, scoring: Scoring) -> Scorer:
+        """What makes metrics of predictions on `dataset`: keeps them all and calls `metrics`. A task whose figures add up gives one of its own."""
+        return WholeScorer(self, scoring)
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        """The metrics of the examples that count, with intervals, from all that `predict` gave for them."""
+        raise DataError(
+            f"no metrics for a task of family {self.family!r}: define `metrics` in {type(self).__name__} (docs/adding-a-task.md)"
+        )
+
+    def counted(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Which examples count, of those whose weight is not zero."""
+        return np.ones(len(next(iter(outputs.values()))), bool)
 
     def observe(self, model: nn.Module, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """What validation logs beside the loss: name to (sum, sum of weights), scalars. Nothing, for most tasks."""

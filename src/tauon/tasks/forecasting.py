@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Fraction, register
+from tauon.metrics import Scorer, Scoring
+from tauon.tasks.answers import Answers, OutputMeaning, names_of
 from tauon.tasks.base import Task
 from tauon.tasks.quantiles import pinball, problems_of_quantiles
-from tauon.types import Batch, DataSpec
+from tauon.tasks.scorers import ForecastScorer
+from tauon.types import Batch, Dataset, DataSpec
 
 __all__ = ["Forecasting"]
 
@@ -80,6 +84,23 @@ class Forecasting(Task):
         listed = torch.tensor(levels, device=out.device).expand(len(out), -1)
         median = out[..., min(range(len(levels)), key=lambda i: abs(levels[i] - 0.5))]
         return {"predictions": median, "targets": batch.targets, "quantiles": out, "crossed": share, "levels": listed}
+
+    def scorer(self, dataset: Dataset, scoring: Scoring) -> Scorer:
+        return ForecastScorer(self.family, dataset, scoring)
+
+    def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
+        """Columns of H values a window: the forecast of each target, and its quantiles."""
+        found: Answers = {}
+        values_BHK = meaning.units(outputs["predictions"])
+        names = names_of(meaning.labels, values_BHK.shape[2])
+        for k, name in enumerate(names):
+            found["prediction" if len(names) == 1 else f"prediction_{name}"] = values_BHK[:, :, k]
+        if "quantiles" in outputs:
+            values_BHKQ = meaning.units(outputs["quantiles"])
+            for q, level in enumerate(self.levels):
+                for k, name in enumerate(names):
+                    found[f"quantile_{level:g}" + ("" if len(names) == 1 else f"_{name}")] = values_BHKQ[:, :, k, q]
+        return found
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.horizon is None:

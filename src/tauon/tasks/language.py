@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import register
 from tauon.distributed import is_dtensor
+from tauon.metrics import Scorer, Scores, Scoring, need
+from tauon.metrics.language import language_modelling
 from tauon.tasks.base import Task
 from tauon.tasks.losses import linear_cross_entropy, token_nll
-from tauon.types import Batch, DataSpec
+from tauon.types import Batch, Dataset, DataSpec
 
 __all__ = ["CountingBytes", "InstructionTuning", "LanguageModelling"]
 
@@ -58,6 +61,14 @@ class LanguageModelling(Task):
         nll_BT = token_nll(hidden_BTD.flatten(0, 1), head.weight, batch.targets.flatten()).view_as(batch.weights)
         return {"nll": (nll_BT.double() * batch.weights).sum(1), "tokens": (batch.weights > 0).sum(1)}
 
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        nll, tokens, n_bytes = (need(outputs, self.family, k) for k in ("nll", "tokens", "bytes"))
+        return language_modelling(nll, tokens, n_bytes, scoring.facts, **scoring.how)
+
+    def counted(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        counts: np.ndarray = need(outputs, self.family, "tokens") > 0
+        return counts
+
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.vocab is None:
             yield (
@@ -85,3 +96,7 @@ class CountingBytes:
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         counts_BT = self.token_bytes_V.to(batch.targets.device)[batch.targets] * (batch.weights > 0)
         return self.task.predict(model, batch) | {"bytes": counts_BT.sum(1)}
+
+    def scorer(self, dataset: Dataset, scoring: Scoring) -> Scorer:
+        """The task's own: its predictions now have the bytes that it needs."""
+        return self.task.scorer(dataset, scoring)

@@ -5,14 +5,17 @@ Shapes: B batch, T time, N hidden tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tauon.config import register
 from tauon.distributed import is_dtensor
+from tauon.metrics import Scores, Scoring, need
+from tauon.metrics.masked import masked_language_modelling
 from tauon.tasks.base import Task
 from tauon.tasks.losses import chunk_rows
 from tauon.types import Batch, DataSpec
@@ -39,6 +42,14 @@ class MaskedLanguageModelling(Task):
             "tokens": (batch.weights > 0).sum(1),
             "correct": (hit_BT & (batch.weights > 0)).sum(1),
         }
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        nll, tokens, correct = (need(outputs, self.family, k) for k in ("nll", "tokens", "correct"))
+        return masked_language_modelling(nll, tokens, correct, **scoring.how)
+
+    def counted(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        counts: np.ndarray = need(outputs, self.family, "tokens") > 0
+        return counts
 
     def _scored(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(-log p, whether the likeliest token is it), BT, where a token was hidden; zero elsewhere. Only there are logits formed."""

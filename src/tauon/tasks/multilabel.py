@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Fraction, register
+from tauon.metrics import Scores, Scoring, need
+from tauon.metrics.multilabel import multi_label
+from tauon.tasks.answers import Answers, OutputMeaning, label_columns
 from tauon.tasks.base import Task
 from tauon.types import Batch, DataSpec
 
@@ -37,6 +41,13 @@ class MultiLabel(Task):
         """scores: BK, probability of each label; targets: BK of 0 and 1."""
         scores_BK = model(batch.inputs).float().sigmoid()
         return {"scores": scores_BK, "targets": batch.targets.float().view_as(scores_BK)}
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        scores, targets = need(outputs, self.family, "scores"), need(outputs, self.family, "targets")
+        return multi_label(scores, targets, scoring.spec.labels, **scoring.how)
+
+    def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
+        return label_columns(outputs["scores"], meaning.labels)
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.outputs is None:

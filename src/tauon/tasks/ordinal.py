@@ -14,14 +14,18 @@ Shapes: B batch, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tauon.config import register
+from tauon.metrics import Scores, Scoring, need
+from tauon.metrics.ordinal import median_class, ordinal
+from tauon.tasks.answers import Answers, OutputMeaning, class_columns
 from tauon.tasks.base import Task
 from tauon.types import Batch, DataSpec
 
@@ -54,6 +58,14 @@ class Ordinal(Task):
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """scores: BC, probabilities in the order of the classes; targets: B."""
         return {"scores": model(batch.inputs).float().softmax(-1), "targets": batch.targets}
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        scores, targets = need(outputs, self.family, "scores"), need(outputs, self.family, "targets").astype(np.int64)
+        return ordinal(scores, targets, scoring.spec.labels, **scoring.how)
+
+    def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
+        scores_BC = outputs["scores"]
+        return class_columns(scores_BC, meaning.labels, median_class(scores_BC.astype(np.float64)))
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.outputs is None:

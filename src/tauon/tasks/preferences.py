@@ -8,14 +8,17 @@ Shapes: B pairs, 2 chosen and rejected, T time, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Fraction, register
+from tauon.metrics import Scores, Scoring, need
+from tauon.metrics.preference import preference
 from tauon.tasks.base import Task
 from tauon.tasks.losses import token_nll
 from tauon.types import Batch, DataSpec
@@ -51,6 +54,9 @@ class DPO(Task):
         margin_B = rewards_B2[:, 0] - rewards_B2[:, 1]
         loss_B = -(1 - self.label_smoothing) * F.logsigmoid(margin_B) - self.label_smoothing * F.logsigmoid(-margin_B)
         return {"rewards": rewards_B2, "loss": loss_B}
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        return preference(need(outputs, self.family, "rewards"), need(outputs, self.family, "loss"), **scoring.how)
 
     def rewards(self, model: nn.Module, batch: Batch) -> Tensor:
         """Beta (log p - log p_ref) of both answers, B2."""

@@ -6,13 +6,17 @@ Fernandez-Val & Galichon 2010), and the share that had to be is reported. Shapes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tauon.config import Fraction, register
+from tauon.metrics import Scores, Scoring, need
+from tauon.metrics.quantiles import quantile_regression
+from tauon.tasks.answers import Answers, OutputMeaning, quantile_columns
 from tauon.tasks.base import Task
 from tauon.types import Batch, DataSpec
 
@@ -76,6 +80,14 @@ class QuantileRegression(Task):
         target_BK = batch.targets.float().reshape(len(batch), -1)
         out_BKQ = model(batch.inputs).float().view(*target_BK.shape, len(self.quantiles))
         return out_BKQ, target_BK
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        values = {k: scoring.units(need(outputs, self.family, k)) for k in ("quantiles", "targets")}
+        values |= {k: need(outputs, self.family, k) for k in ("levels", "crossed")}
+        return quantile_regression(values, scoring.spec.labels, **scoring.how)
+
+    def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
+        return quantile_columns(outputs["quantiles"], self.quantiles, meaning)
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.outputs is None:

@@ -5,14 +5,19 @@ Shape legend: B batch, S frames, C classes or characters, U characters of a tran
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Fraction, register
+from tauon.metrics import Scores, Scoring, need
+from tauon.metrics.classification import classification
+from tauon.metrics.speech import speech_recognition
+from tauon.tasks.answers import Answers, OutputMeaning, class_columns
 from tauon.tasks.base import Task
 from tauon.types import Batch, DataSpec
 
@@ -40,6 +45,13 @@ class AudioClassification(Task):
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """scores: BC, probabilities; targets: B."""
         return {"scores": model(batch.inputs, batch.lengths).float().softmax(-1), "targets": batch.targets}
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        scores, targets = need(outputs, self.family, "scores"), need(outputs, self.family, "targets").astype(np.int64)
+        return classification(scores, targets, scoring.spec.labels, **scoring.how, top_k=scoring.top_k)
+
+    def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
+        return class_columns(outputs["scores"], meaning.labels)
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.labels[:1] == (BLANK,):
@@ -74,6 +86,20 @@ class SpeechRecognition(Task):
         assert batch.lengths is not None
         names = ("character_errors", "characters", "word_errors", "words")
         return {name: found[:, i] for i, name in enumerate(names)} | {"samples": batch.lengths}
+
+    def infer(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """path: BS, the likeliest output of each frame; frames: B, how many count."""
+        logits_BSC, frames_B = model(batch.inputs, batch.lengths, frames=True)
+        return {"path": logits_BSC.float().argmax(-1), "frames": frames_B}
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        names = ("character_errors", "characters", "word_errors", "words", "samples")
+        found = {name: need(outputs, self.family, name) for name in names}
+        return speech_recognition(found, seconds=scoring.seconds, rate=scoring.spec.sample_rate, **scoring.how)
+
+    def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
+        rows = zip(outputs["path"].tolist(), outputs["frames"].tolist(), strict=True)
+        return {"prediction": ["".join(meaning.labels[c] for c in spoken(path[:n])).strip() for path, n in rows]}
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.labels[:1] != (BLANK,):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tauon.config import dump, parse
 from tauon.evaluate import EvaluateConfig, evaluate
 from tauon.models import Model, ModelConfig, materialize
-from tauon.tasks import Task
+from tauon.tasks import CountingBytes, LanguageModelling, Task
+from tauon.tasks.answers import OutputMeaning
 from tauon.testing.contracts import tiny_batch
 from tauon.types import Batch, DataSpec
 
@@ -36,12 +39,19 @@ class _Few:
         return replace(self.whole, **{k: v[rows] for k, v in values.items() if v is not None})
 
 
-def check_task(task: Task, model: ModelConfig, spec: DataSpec, batch: Batch | None = None) -> None:
-    """A task: comes back from its record; the loss of a batch is the sum of its examples' and takes rows of weight zero for nothing;
-    every parameter gets a gradient; predictions have one row an example, and metrics follow from them.
+def check_task(
+    task: Task, model: ModelConfig, spec: DataSpec, batch: Batch | None = None, *, reference: Callable[[Model, Batch], Tensor] | None = None
+) -> None:
+    """A task: comes back from its record; the loss of a batch is the sum of its examples', each of which is what it is alone, and takes rows of
+    weight zero for nothing; every parameter gets a gradient; predictions have one row an example and do not look at targets; metrics follow from
+    them, with intervals or the reason why there is none, whatever the batch size.
 
-    `spec` is the data's, as the source tells it; what the model is told of it is the task's `shape`. `batch`: examples, where random
-    ones (`tiny_batch`) make no sense.
+    Args:
+        task: with its settings.
+        model: one that it can train.
+        spec: the data's, as the source tells it; what the model is told of it is the task's `shape`.
+        batch: examples, where random ones (`tiny_batch`) make no sense.
+        reference: the loss of each example by another way, from the model in evaluation mode.
     """
     again = parse(Task, json.loads(json.dumps(dump(task))))
     assert again == task, "the record does not come back"
@@ -52,22 +62,62 @@ def check_task(task: Task, model: ModelConfig, spec: DataSpec, batch: Batch | No
             if p.ndim >= 2 and not p.any():
                 p.normal_(0, 0.1, generator=torch.Generator().manual_seed(i))
     batch = tiny_batch(spec, 40) if batch is None else batch
-    rows = len(batch)
     _check_loss(task, net, batch)
     net.eval()
     with torch.no_grad():
-        said = task.predict(net, batch)
+        loss_B = task.losses(net, batch)[0]
+        for i in range(min(4, len(batch))):
+            alone = task.losses(net, batch.rows(i, i + 1))[0]
+            torch.testing.assert_close(
+                alone[0], loss_B[i], rtol=1e-3, atol=1e-4, msg=lambda m: f"an example's loss depends on its neighbours: {m}"
+            )
+        if reference is not None:
+            torch.testing.assert_close(loss_B, reference(net, batch).float() * _weights(batch), rtol=1e-4, atol=1e-5)
+        _check_predictions(task, net, batch, spec)
+    _check_metrics(task, net, batch, spec)
+
+
+def _weights(batch: Batch) -> Tensor:
+    return batch.weights if batch.weights.ndim == 1 else torch.ones(len(batch))
+
+
+def _check_predictions(task: Task, net: Model, batch: Batch, spec: DataSpec) -> None:
+    rows = len(batch)
+    said = task.predict(net, batch)
     for name, value in said.items():
         assert value.shape[:1] == (rows,), f"predict gave {name!r} of shape {tuple(value.shape)} for {rows} examples"
         assert torch.isfinite(value).all(), f"predict gave {name!r} that is not finite"
-    if task.family == "language-modelling":
-        return  # bits per byte need a tokenizer
-    predictor: Any = task
-    found = evaluate(net, predictor, _Few(batch, spec), EvaluateConfig(resamples=100), seed=0, split="test")
-    json.dumps(found.to_json(), allow_nan=False)
+    if task.needs in ("tokens", "masked-tokens", "chat", "pairs"):
+        return  # targets are the inputs, moved: there is nothing to predict of others
+    moved = replace(batch, targets=batch.targets.roll(1, 0))
+    inferred, elsewhere = task.infer(net, batch), task.infer(net, moved)
+    assert "targets" not in inferred, "infer gives back targets, which nobody knows"
+    for name, value in inferred.items():
+        assert torch.equal(value, elsewhere[name]), f"infer: {name!r} depends on the targets"
+    outputs = {name: value.numpy() for name, value in inferred.items()}
+    columns = task.answers(outputs, OutputMeaning(spec.labels))
+    assert columns, "answers gave no column"
+    for name, column in columns.items():
+        assert len(column) == rows, f"answers gave {len(column)} values of {name!r} for {rows} examples"
+
+
+def _check_metrics(task: Task, net: Model, batch: Batch, spec: DataSpec) -> None:
+    scored: Any = CountingBytes(task, torch.ones(spec.vocab or 1)) if isinstance(task, LanguageModelling) else task
+    first: dict[str, Any] | None = None
+    for size in (64, 7, 1):
+        found = evaluate(net, scored, _Few(batch, spec), EvaluateConfig(resamples=100, batch=size), seed=0, split="test")
+        record = found.to_json() | {"notes": []}  # a note may say how long it took
+        json.dumps(record, allow_nan=False)
+        first = first or record
+        assert record == first, "metrics depend on how many examples are read at a time"
     primary = found.metrics[found.primary]
     assert primary.value is not None, f"{found.primary}: {primary.reason}"
     assert math.isfinite(primary.value)
+    for name, metric in found.metrics.items():
+        assert metric.about, f"{name} does not say what it is"
+        assert metric.low is not None or metric.reason, f"{name} has neither an interval nor a reason why"
+        if metric.low is not None and metric.value is not None and metric.high is not None:
+            assert metric.low <= metric.value <= metric.high or "bootstrap" in metric.method, f"{name} lies outside its interval"
 
 
 def _check_loss(task: Task, net: Model, batch: Batch) -> None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from tauon.config import register
-from tauon.data import DataKind, Fitted, Parts, Request, Rows, SourceConfig
+from tauon.data import ChosenRows, DataKind, Fitted, Parts, Request, SourceConfig
 from tauon.errors import DataError
 from tauon.types import Batch, DataSpec
 from toy_plugin.events.source import Log, Logs
@@ -57,7 +57,7 @@ class EventsKind(DataKind[Logs]):
 class EventDataset:
     """Sequences of one length. Example `i` is the same in every epoch."""
 
-    def __init__(self, preprocess: Mapping[str, Any], rows: Rows[Logs]) -> None:
+    def __init__(self, preprocess: Mapping[str, Any], rows: ChosenRows[Logs]) -> None:
         logs, labels = _chosen(rows), tuple(preprocess["labels"])
         self._inputs_NTF = torch.from_numpy(inputs_from_logs(preprocess, logs))
         self._targets_N = torch.tensor([rows.data.targets[i] for i in rows.index])
@@ -88,5 +88,5 @@ def inputs_from_logs(preprocess: Mapping[str, Any], logs: Sequence[Log]) -> NDAr
     return inputs
 
 
-def _chosen(rows: Rows[Logs]) -> list[Log]:
+def _chosen(rows: ChosenRows[Logs]) -> list[Log]:
     return [rows.data.logs[i] for i in rows.index]

@@ -21,7 +21,7 @@ from tauon.data.config import DataConfig
 from tauon.data.facts import content_of, feature_facts, notices, warnings_of
 from tauon.data.files import canonical
 from tauon.data.image_features import with_features
-from tauon.data.kinds.base import DataKind, Fitted, Parts, Request, Rows, changed, own_data
+from tauon.data.kinds.base import ChosenRows, DataKind, Fitted, Parts, Request, changed, own_data
 from tauon.data.kinds.steps import FEATURE_KEYS, augment_steps, fit_targets, refuse_arrays_by_document
 from tauon.data.labels import renumbered
 from tauon.data.pixel_range import PixelRange
@@ -149,7 +149,7 @@ def _normalize(config: DataConfig, table: Arrays) -> tuple[NormalizeKind, str]:
 
 
 def _also_in_train(parts: Parts[Arrays], train_features: NDArray[Any]) -> dict[str, int]:
-    def features_of(rows: Rows[Arrays]) -> NDArray[Any]:
+    def features_of(rows: ChosenRows[Arrays]) -> NDArray[Any]:
         whole = rows.data.features
         return whole if len(rows.index) == len(whole) else whole[rows.index]
 

@@ -23,7 +23,7 @@ from tauon.data.splits import DataSplits
 from tauon.data.tokenizer import Tokenizer
 from tauon.types import Dataset
 
-__all__ = ["DataKind", "Fitted", "Parts", "Request", "Rows", "own_data"]
+__all__ = ["ChosenRows", "DataKind", "Fitted", "Parts", "Request", "own_data"]
 
 T = TypeVar("T")
 
@@ -51,14 +51,14 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Rows(Generic[T]):
+class ChosenRows(Generic[T]):
     """The examples of one part: some rows of what a source gave. Parts of one source share it; nothing is copied."""
 
     data: T
     index: NDArray[np.int64]
 
 
-Parts = dict[Part, Rows[T]]
+Parts = dict[Part, ChosenRows[T]]
 """Every part that there is, in the order of `PARTS`."""
 
 
@@ -127,9 +127,9 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
         parts: Parts[T] = {}
         for part in PARTS:
             if part in rows:
-                parts[part] = Rows(main, rows[part])
+                parts[part] = ChosenRows(main, rows[part])
             elif part in whole:
-                parts[part] = Rows(whole[part], np.arange(self.count(whole[part]), dtype=np.int64))
+                parts[part] = ChosenRows(whole[part], np.arange(self.count(whole[part]), dtype=np.int64))
         return parts, facts | {"own_parts": request.own_parts}
 
     def strata(self, data: T) -> NDArray[Any]:

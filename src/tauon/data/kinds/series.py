@@ -20,7 +20,7 @@ from tauon.data.arrays import Normalizer
 from tauon.data.config import DataConfig
 from tauon.data.facts import feature_facts, notices
 from tauon.data.files import canonical
-from tauon.data.kinds.base import DataKind, Fitted, Parts, Request, Rows
+from tauon.data.kinds.base import ChosenRows, DataKind, Fitted, Parts, Request
 from tauon.data.kinds.steps import augment_steps
 from tauon.data.progress import report
 from tauon.data.series import SeriesDataset, seasonal_naive_scale
@@ -75,7 +75,7 @@ class SeriesKind(DataKind[Series]):
         _check_lengths(spans, window.context, window.horizon, len(series))
         why = "a series is split by time; held-out contexts reach back"
         facts = {"by": "position", "why": why, "spans": {p: list(s) for p, s in spans.items()}}
-        return {part: Rows(series, np.arange(*span, dtype=np.int64)) for part, span in spans.items()}, facts
+        return {part: ChosenRows(series, np.arange(*span, dtype=np.int64)) for part, span in spans.items()}, facts
 
     def fit(self, parts: Parts[Series], request: Request) -> Fitted:
         config, window, series = request.config, request.config.window, parts["train"].data

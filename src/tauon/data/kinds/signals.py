@@ -15,7 +15,7 @@ from tauon.data.audio_augment import AudioAugmentConfig
 from tauon.data.config import DataConfig
 from tauon.data.facts import notices
 from tauon.data.files import canonical
-from tauon.data.kinds.base import DataKind, Fitted, Parts, Request, Rows, own_data
+from tauon.data.kinds.base import ChosenRows, DataKind, Fitted, Parts, Request, own_data
 from tauon.data.kinds.steps import augment_steps
 from tauon.data.labels import renumbered
 from tauon.data.progress import report
@@ -176,7 +176,7 @@ def _said(signals: Signals, i: int) -> str:
     return name
 
 
-def _numbers(texts: Sequence[str], alphabet: Sequence[str], rows: Rows[Signals], part: str) -> NDArray[np.int64]:
+def _numbers(texts: Sequence[str], alphabet: Sequence[str], rows: ChosenRows[Signals], part: str) -> NDArray[np.int64]:
     """(N, U) numbers of characters, -1 behind the end."""
     number = {c: i for i, c in enumerate(alphabet)}
     found = np.full((len(texts), max(map(len, texts))), -1, np.int64)

@@ -23,7 +23,7 @@ from tauon.data.columns import Encoder, take
 from tauon.data.config import DataConfig
 from tauon.data.facts import content_of, feature_facts, notices
 from tauon.data.files import canonical
-from tauon.data.kinds.base import DataKind, Fitted, Parts, Request, Rows, own_data
+from tauon.data.kinds.base import ChosenRows, DataKind, Fitted, Parts, Request, own_data
 from tauon.data.kinds.steps import FEATURE_KEYS, augment_steps, fit_targets, refuse_arrays_by_document
 from tauon.data.label_leaks import suspects
 from tauon.data.labels import decide_labels, label_facts, read_labels, renumbered
@@ -110,7 +110,7 @@ class TablesKind(DataKind[_Read]):
         mine = {part: rows.index for part, rows in parts.items() if rows.data is read["train"]}
         refuse_new_classes(main.targets, main.label_names, mine, f"column {main.label!r}")
         aligned = {p: r if p == "train" else replace(r, table=_aligned(r.table, main, p)) for p, r in read.items()}
-        return {p: Rows(aligned[p] if p in aligned else aligned["train"], rows.index) for p, rows in parts.items()}, facts
+        return {p: ChosenRows(aligned[p] if p in aligned else aligned["train"], rows.index) for p, rows in parts.items()}, facts
 
     def fit(self, parts: Parts[_Read], request: Request) -> Fitted:
         config, main, train_rows = request.config, parts["train"].data.table, parts["train"].index

@@ -9,15 +9,14 @@ Legend: N examples, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from tauon.evaluate.classification import checked_probabilities, one_class
-from tauon.evaluate.evaluation import Better, Metric
-from tauon.evaluate.intervals import generator, percentile, resample_cells, wilson
+from tauon.metrics.classification import checked_probabilities, one_class
+from tauon.metrics.intervals import generator, percentile, resample_cells, wilson
+from tauon.metrics.metric import Better, Metric, Scores
 
-__all__ = ["ordinal"]
+__all__ = ["median_class", "ordinal"]
 
 _ABOUT: dict[str, tuple[Better, str]] = {
     "rank_mae": ("lower", "mean |predicted class - true class|, in classes"),
@@ -28,9 +27,7 @@ _AT_ONCE = 4_000_000
 """Resampled counts held at a time (32 MB)."""
 
 
-def ordinal(
-    scores_NC: np.ndarray, targets_N: np.ndarray, labels: Sequence[str], *, confidence: float, resamples: int, seed: int
-) -> dict[str, Any]:
+def ordinal(scores_NC: np.ndarray, targets_N: np.ndarray, labels: Sequence[str], *, confidence: float, resamples: int, seed: int) -> Scores:
     """The fields of an `Evaluation` that belong to an ordinal task; scores are probabilities, columns in the order of the classes."""
     n, classes = scores_NC.shape
     names = [str(label) for label in labels] if len(labels) == classes else [str(c) for c in range(classes)]
@@ -39,7 +36,7 @@ def ordinal(
         reason = f"{int((~np.isfinite(scores_NC)).any(1).sum())} of {n} examples have probabilities that are not finite"
         gone = {k: Metric.undefined(reason, n=n, better=b, about=a) for k, (b, a) in _ABOUT.items()}
         return {"primary": "rank_mae", "metrics": gone, "notes": [reason]}
-    predicted_N = (p_NC.cumsum(1) < 0.5 * p_NC.sum(1, keepdims=True)).sum(1).clip(max=classes - 1)
+    predicted_N = median_class(p_NC)
     counts_CC = np.bincount(targets_N * classes + predicted_N, minlength=classes * classes).reshape(classes, classes)
     ours, theirs = _figures(counts_CC[None]), _resampled(counts_CC, resamples, seed)
     metrics: dict[str, Metric] = {}
@@ -62,6 +59,12 @@ def ordinal(
     ]
     confusion = {"labels": names, "counts": counts_CC.tolist()}
     return {"primary": "rank_mae", "metrics": metrics, "per_class": per_class, "confusion": confusion}
+
+
+def median_class(p_NC: np.ndarray) -> np.ndarray:
+    """The class at which the cumulative probability (float64) reaches a half: it minimises the expected distance."""
+    found: np.ndarray = (p_NC.cumsum(1) < 0.5 * p_NC.sum(1, keepdims=True)).sum(1).clip(max=p_NC.shape[1] - 1)
+    return found
 
 
 def _resampled(counts_CC: np.ndarray, resamples: int, seed: int) -> dict[str, np.ndarray]:

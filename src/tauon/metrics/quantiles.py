@@ -12,18 +12,16 @@ from typing import Any
 import numpy as np
 
 from tauon.errors import DataError
-from tauon.evaluate.evaluation import Metric
-from tauon.evaluate.forecasting import intervals_of
-from tauon.evaluate.intervals import generator, percentile, resample_sums, wilson
+from tauon.metrics.forecasting import intervals_of
+from tauon.metrics.intervals import generator, percentile, resample_sums, wilson
+from tauon.metrics.metric import Metric, Scores
 
 __all__ = ["quantile_regression"]
 
 _PINBALL = "mean of max(q e, (q - 1) e), e = truth - prediction, over quantiles, in the unit of the targets"
 
 
-def quantile_regression(
-    outputs: dict[str, np.ndarray], labels: Sequence[str], *, confidence: float, resamples: int, seed: int
-) -> dict[str, Any]:
+def quantile_regression(outputs: dict[str, np.ndarray], labels: Sequence[str], *, confidence: float, resamples: int, seed: int) -> Scores:
     """The fields of an `Evaluation`. outputs: quantiles N K Q rising, targets N K, levels N Q, crossed N."""
     q_NKQ, t_NK = (np.asarray(outputs[k], np.float64) for k in ("quantiles", "targets"))
     levels = tuple(float(round(v, 6)) for v in outputs["levels"][0])

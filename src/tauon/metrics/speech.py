@@ -5,12 +5,10 @@ Rates are errors over length, added up over all recordings before dividing, as N
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from tauon.evaluate.evaluation import Metric
-from tauon.evaluate.intervals import generator, percentile, resample_sums
+from tauon.metrics.intervals import generator, percentile, resample_sums
+from tauon.metrics.metric import Metric, Scores
 
 __all__ = ["speech_recognition"]
 
@@ -20,7 +18,7 @@ _EXACT = "share of recordings without an error"
 
 def speech_recognition(
     found: dict[str, np.ndarray], *, seconds: float | None, rate: int | None, confidence: float, resamples: int, seed: int
-) -> dict[str, Any]:
+) -> Scores:
     """The fields of an `Evaluation`.
 
     found: character_errors, characters, word_errors, words, samples: N each. `seconds`: what recognising took; `rate`: samples a second.

@@ -6,12 +6,11 @@ Intervals resample whole sequences, as the hidden tokens of one depend on one an
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
-from tauon.evaluate.evaluation import Metric
-from tauon.evaluate.intervals import generator, percentile, resample_sums
+from tauon.metrics.intervals import generator, percentile, resample_sums
+from tauon.metrics.metric import Metric, Scores
 
 __all__ = ["masked_language_modelling"]
 
@@ -24,7 +23,7 @@ _ABOUT = {
 
 def masked_language_modelling(
     nll_N: np.ndarray, tokens_N: np.ndarray, correct_N: np.ndarray, *, confidence: float, resamples: int, seed: int
-) -> dict[str, Any]:
+) -> Scores:
     """The fields of an `Evaluation`. nll: nats summed over a sequence's hidden tokens; tokens: how many; correct: how many were found."""
     n, total = len(nll_N), int(tokens_N.sum())
     counts = {"sequences": n, "hidden_tokens": total}

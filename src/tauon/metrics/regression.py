@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from tauon.errors import DataError
-from tauon.evaluate.evaluation import Better, Metric
-from tauon.evaluate.intervals import generator, percentile, resample_sums
+from tauon.metrics.intervals import generator, percentile, resample_sums
+from tauon.metrics.metric import Better, Metric, Scores
 
 __all__ = ["regression"]
 
@@ -28,7 +28,7 @@ _ABOUT: dict[str, tuple[Better, str]] = {
 
 def regression(
     predictions: np.ndarray, targets: np.ndarray, labels: Sequence[str], *, confidence: float, resamples: int, seed: int
-) -> dict[str, Any]:
+) -> Scores:
     """The fields of an `Evaluation` that belong to a regression. predictions, targets: N or N x K. Raises DataError for targets
     that are not finite.
     """

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from tauon.errors import DataError
-from tauon.evaluate.classification import one_class, placements, variance
-from tauon.evaluate.evaluation import Metric
-from tauon.evaluate.intervals import area_interval, generator, percentile, resample_sums, wilson
+from tauon.metrics.classification import one_class, placements, variance
+from tauon.metrics.intervals import area_interval, generator, percentile, resample_sums, wilson
+from tauon.metrics.metric import Metric, Scores
 
 __all__ = ["average_precision", "multi_label"]
 
@@ -29,7 +28,7 @@ _ABOUT_AP = "sum over scores of precision times the step in recall"
 
 def multi_label(
     scores_NK: np.ndarray, targets_NK: np.ndarray, labels: Sequence[str], *, confidence: float, resamples: int, seed: int
-) -> dict[str, Any]:
+) -> Scores:
     """The fields of an `Evaluation` that belong to a multi-label task. scores: probabilities; targets: 0 and 1, else DataError."""
     n, K = scores_NK.shape
     names = [str(label) for label in labels] if len(labels) == K else [str(k) for k in range(K)]

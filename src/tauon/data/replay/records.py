@@ -12,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.data.arrays import Normalizer
-from tauon.data.columns import Encoder
 from tauon.data.dates import has_zone, is_date, moments
-from tauon.data.numbers import CANONICAL, NumberForm, number_of
+from tauon.data.numbers import number_of
 from tauon.data.pixel_range import PixelRange
+from tauon.data.replay.base import Rows
+from tauon.data.replay.tables import TableReplay
 from tauon.data.spelling import is_missing, nfc
 from tauon.data.targets import TargetScale
 from tauon.data.window import calendar_columns
 from tauon.errors import DataError
 
-__all__ = ["inputs_from_pictures", "inputs_from_records", "outputs_in_units"]
+__all__ = ["inputs_from_pictures", "inputs_from_records", "named", "outputs_in_units", "rows_of"]
 
 Record = Mapping[str, Any]
 
@@ -33,25 +34,29 @@ def inputs_from_records(preprocess: Mapping[str, Any], records: Sequence[Record]
     (1, context, F): the last moments in order of time, with their dates where the model reads the calendar. Keys that the model does
     not read are passed over. Raises `DataError` that names the record, the key, and what is wrong with it.
     """
-    if not records:
-        raise DataError("no record was given, expected at least one")
-    records = [{nfc(str(name)): value for name, value in record.items()} for record in records]
+    records = named(records)
     kind = preprocess.get("kind")
     normalizer = Normalizer.from_json(preprocess["normalize"])
     if kind == "table":
-        encoder = Encoder.from_json(preprocess["columns"])
-        missing = frozenset(preprocess["missing"])
-        columns: dict[str, list[Any]] = {c.name: [_value(r, c.name, i, missing) for i, r in enumerate(records)] for c in encoder.columns}
-        for c in encoder.columns:
-            if c.kind == "number":
-                columns[c.name] = [None if v is None else _number(v, c.name, i, c.form) for i, v in enumerate(columns[c.name])]
-        return normalizer(encoder(columns, lambda i, column: f"record {i}: column {column!r}"))
+        return TableReplay(preprocess).inputs(rows_of(records, TableReplay(preprocess).columns))
     if kind == "arrays" and preprocess.get("features"):
         names = preprocess["features"]
         return normalizer(np.array([[_number(_value(r, n, i), n, i) for n in names] for i, r in enumerate(records)], np.float64))
     if kind == "series":
         return _window(preprocess, records, normalizer)
     raise DataError(f"records of named values make no inputs for data of kind {kind!r}")
+
+
+def named(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The records with their keys as columns are compared: letters with accents as one character."""
+    if not records:
+        raise DataError("no record was given, expected at least one")
+    return [{nfc(str(name)): value for name, value in record.items()} for record in records]
+
+
+def rows_of(records: Sequence[Record], columns: Sequence[str]) -> Rows:
+    """These columns of the records. `DataError` that names the record which lacks one."""
+    return Rows({name: [_value(r, name, i, frozenset()) for i, r in enumerate(records)] for name in columns})
 
 
 def inputs_from_pictures(preprocess: Mapping[str, Any], pictures: NDArray[Any]) -> NDArray[np.float32]:
@@ -124,9 +129,8 @@ def _value(record: Record, name: str, i: int, missing: frozenset[str] = frozense
     return None if is_missing(value, missing) else value
 
 
-def _number(value: Any, name: str, i: int, form: NumberForm = CANONICAL) -> float:
-    number = number_of(value, form)
+def _number(value: Any, name: str, i: int) -> float:
+    number = number_of(value)
     if number is None:
-        written = f" ({form.words()})" if form.words() else ""
-        raise DataError(f"record {i}: column {name!r} is {value!r}, expected a number{written}, or null where it is missing")
+        raise DataError(f"record {i}: column {name!r} is {value!r}, expected a number, or null where it is missing")
     return number

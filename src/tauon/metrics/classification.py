@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from tauon.errors import DataError
-from tauon.evaluate.evaluation import Metric
-from tauon.evaluate.intervals import absolute_sum_interval, area_interval, generator, percentile, resample_cells, resample_sums, wilson
+from tauon.metrics.intervals import absolute_sum_interval, area_interval, generator, percentile, resample_cells, resample_sums, wilson
+from tauon.metrics.metric import Metric, Scores
 
 __all__ = ["BINS", "MANY", "WHOLE", "ConfusionCounts", "checked_probabilities", "classification", "one_class", "placements", "variance"]
 
@@ -37,7 +37,7 @@ _LOSS_ABOUT = "mean -log p(true class), nats"
 def classification(
     scores_NC: np.ndarray, targets_N: np.ndarray, labels: Sequence[str], *, confidence: float, resamples: int, seed: int,
     top_k: Sequence[int] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> Scores:  # fmt: skip
     """The fields of an `Evaluation` that belong to a classifier.
 
     scores: probabilities, rows sum to 1. targets: class indices. Raises DataError for scores that are no probabilities and for
@@ -90,7 +90,7 @@ def checked_probabilities(scores_NC: np.ndarray, targets_N: np.ndarray) -> np.nd
     return p_NC
 
 
-def _broken(n: int, broken: int, names: list[str]) -> dict[str, Any]:
+def _broken(n: int, broken: int, names: list[str]) -> Scores:
     reason = f"{broken} of {n} examples have probabilities that are not finite"
     about = {"accuracy": "share of examples whose most probable class is the true one", "log_loss": _LOSS_ABOUT}
     metrics = {k: Metric.undefined(reason, n=n, better="higher" if k == "accuracy" else "lower", about=a) for k, a in about.items()}

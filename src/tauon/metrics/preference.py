@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from tauon.errors import DataError
-from tauon.evaluate.evaluation import Metric
-from tauon.evaluate.intervals import generator, percentile, resample_sums
+from tauon.metrics.intervals import generator, percentile, resample_sums
+from tauon.metrics.metric import Metric, Scores
 
 __all__ = ["preference"]
 
@@ -21,7 +19,7 @@ _ABOUT = {
 }
 
 
-def preference(rewards_N2: np.ndarray, loss_N: np.ndarray, *, confidence: float, resamples: int, seed: int) -> dict[str, Any]:
+def preference(rewards_N2: np.ndarray, loss_N: np.ndarray, *, confidence: float, resamples: int, seed: int) -> Scores:
     """The fields of an `Evaluation` that belong to preferences. rewards: chosen first. Intervals resample pairs."""
     if not (np.isfinite(rewards_N2).all() and np.isfinite(loss_N).all()):
         raise DataError("rewards are not finite: training went astray. Look at the loss curve, and take a smaller optim.lr")

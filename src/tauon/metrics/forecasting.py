@@ -10,14 +10,14 @@ Legend: B windows of a tile, H horizon, K targets, Q quantiles, R blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from tauon.errors import DataError
-from tauon.evaluate.evaluation import Better, Metric
-from tauon.evaluate.intervals import generator, percentile, resample_sums
+from tauon.metrics.intervals import generator, percentile, resample_sums
+from tauon.metrics.metric import Better, Metric, Scores
 
 __all__ = ["ForecastSums"]
 
@@ -68,7 +68,7 @@ class ForecastSums:
                 self.blocks[block] += np.concatenate([[1.0], rows[i].ravel()])
             self.windows += 1
 
-    def finish(self, *, confidence: float, resamples: int, seed: int) -> dict[str, Any]:
+    def finish(self, *, confidence: float, resamples: int, seed: int) -> Scores:
         """The fields of an `Evaluation`."""
         counts = {"windows": self.windows, "steps": self.windows * self._horizon, "targets": len(self.labels)}
         if self.broken:
@@ -106,21 +106,34 @@ class ForecastSums:
         else:
             reason = "the training part is no longer than a season, or repeats itself exactly"
             metrics["mase"] = Metric.undefined(reason, n=self.windows, better="lower", about=about)
-        notes = []
-        Q = len(self.levels)
+        Q, notes = len(self.levels), []
         if Q:
-            pinball = mean_KC[:, 2 : 2 + Q].mean()
-            metrics["pinball"] = metric("pinball", float(pinball), drawn_RKC[:, :, 2 : 2 + Q].mean((1, 2)))
-            for i, (_, _, nominal) in enumerate(intervals_of(self.levels)):
-                at = 2 + Q + i
-                said = f"should be {nominal:.0%}"
-                name, what = f"coverage_{nominal * 100:g}", f"share of values inside the {nominal:.0%} interval"
-                metrics[name] = metric(name, float(mean_KC[:, at].mean()), drawn_RKC[:, :, at].mean(1), "higher", what, said)
+            metrics |= self._of_quantiles(mean_KC, drawn_RKC, metric)
             notes.append(f"{self.crossed / self.windows:.2%} of neighbouring quantiles crossed and were sorted.")
         scale = self.facts.get("scale") or [1.0] * K
         if K == 1:
             about = "mean |forecast - truth| in the unit of the series"
             metrics["mae_in_units"] = metric("mae", float(mean_KC[0, 1]) * scale[0], drawn_RKC[:, 0, 1] * scale[0], about=about)
+        rows = self._by_target(mean_KC, drawn_RKC, metric, about) if K > 1 else []
+        primary = "pinball" if Q else "mse"
+        return {"primary": primary, "metrics": metrics, "per_class": rows, "counts": counts, "notes": notes}
+
+    def _of_quantiles(self, mean_KC: np.ndarray, drawn_RKC: np.ndarray, metric: Callable[..., Metric]) -> dict[str, Metric]:
+        """Pinball loss, and how often each interval holds the truth."""
+        Q = len(self.levels)
+        found = {"pinball": metric("pinball", float(mean_KC[:, 2 : 2 + Q].mean()), drawn_RKC[:, :, 2 : 2 + Q].mean((1, 2)))}
+        for i, (_, _, nominal) in enumerate(intervals_of(self.levels)):
+            at = 2 + Q + i
+            name, what = f"coverage_{nominal * 100:g}", f"share of values inside the {nominal:.0%} interval"
+            said = f"should be {nominal:.0%}"
+            found[name] = metric(name, float(mean_KC[:, at].mean()), drawn_RKC[:, :, at].mean(1), "higher", what, said)
+        return found
+
+    def _by_target(self, mean_KC: np.ndarray, drawn_RKC: np.ndarray, metric: Callable[..., Metric], about: str) -> list[dict[str, Any]]:
+        """One row a target. `about`: what MASE is."""
+        K = len(self.labels)
+        naive: list[float | None] = self.facts.get("seasonal_naive_mae") or [None] * K
+        scale = self.facts.get("scale") or [1.0] * K
         rows: list[dict[str, Any]] = []
         for k, label in enumerate(self.labels):
             row: dict[str, Any] = {
@@ -135,8 +148,7 @@ class ForecastSums:
             )
             row["mae_in_units"] = float(mean_KC[k, 1]) * scale[k]
             rows.append(row)
-        primary = "pinball" if Q else "mse"
-        return {"primary": primary, "metrics": metrics, "per_class": rows if K > 1 else [], "counts": counts, "notes": notes}
+        return rows
 
 
 _ABOUT = {

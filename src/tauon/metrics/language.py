@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tauon.evaluate.evaluation import Metric
-from tauon.evaluate.intervals import generator, percentile, resample_sums
+from tauon.metrics.intervals import generator, percentile, resample_sums
+from tauon.metrics.metric import Metric, Scores
 
 __all__ = ["language_modelling"]
 
@@ -25,7 +25,7 @@ _WORD = "exp(total -log p in nats / words of the text): comparable across tokeni
 
 def language_modelling(
     nll_N: np.ndarray, tokens_N: np.ndarray, bytes_N: np.ndarray, facts: Mapping[str, Any], *, confidence: float, resamples: int, seed: int
-) -> dict[str, Any]:
+) -> Scores:
     """The fields of an `Evaluation` that belong to a language model.
 
     nll: sum of -log p over a sequence's counted tokens (nats); tokens, bytes: how many those are. facts: of the data set;

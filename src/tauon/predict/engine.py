@@ -1,0 +1,130 @@
+"""Raw rows in, columns of predictions out: preprocessing replayed, the model run in evaluation's tiles, outputs named and in the units of the data.
+
+Reads and writes no file. A row's prediction does not depend on how many rows are given at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tauon.data import Replay, Rows, outputs_in_units, replay_of
+from tauon.data.replay import named, rows_of
+from tauon.data.spelling import nfc
+from tauon.errors import DataError
+from tauon.evaluate.tiles import infer_all
+from tauon.predict.load import Trained, open_trained
+from tauon.tasks.answers import Answers, OutputMeaning
+
+__all__ = ["Predictor", "predict_rows", "predict_stream"]
+
+ROWS = 4096
+"""Rows that `predict_stream` holds at a time; a multiple of the tiles."""
+
+
+@dataclass
+class Predictor:
+    """A trained model, ready for new rows."""
+
+    trained: Trained
+    replay: Replay = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.replay = replay_of(self.trained.preprocess)
+
+    @classmethod
+    def open(cls, run: Path | str, *, weights: str = "auto", device: str | None = None) -> Predictor:
+        """Of a run's folder, or of a checkpoint's."""
+        return cls(open_trained(run, weights=weights, device=device))
+
+    @property
+    def meaning(self) -> OutputMeaning:
+        """Names and units of what the model computes."""
+        preprocess = self.trained.preprocess
+        labels = preprocess.get("labels") or (preprocess["columns"][: preprocess["targets"]] if preprocess.get("kind") == "series" else ())
+        return OutputMeaning(tuple(map(str, labels)), lambda outputs: outputs_in_units(preprocess, outputs))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of a row that are read: of texts, those that the training source named."""
+        if self.replay.reads != "texts":
+            return self.replay.columns
+        asked = getattr(self.trained.source, "text", None) or "text"
+        return tuple(nfc(name) for name in ((asked,) if isinstance(asked, str) else asked))
+
+    def _joined(self, rows: Rows) -> Rows:
+        """The text of each row: several columns with a blank line between them, as training joined them."""
+        names = self.columns
+        if "text" in rows.hidden or names == ("text",):
+            return rows
+        rows.need(names)
+        cells = [values if isinstance(values, list) else values.to_pylist() for values in (rows.columns[name] for name in names)]
+        for j, values in enumerate(cells):
+            odd = next((i for i, v in enumerate(values) if not isinstance(v, str)), None)
+            if odd is not None:
+                raise DataError(f"{rows.where(odd, names[j])} is {values[odd]!r}, expected text")
+        return Rows({"text": ["\n\n".join(parts) for parts in zip(*cells, strict=True)]}, lambda i, _: rows.where(i, names[0]))
+
+    def __call__(self, rows: Rows) -> Answers:
+        """Columns of predictions, one value a row. Raises `DataError` that names row and column of what the model cannot read."""
+        task, precision = self.trained.task, self.trained.precision
+        batch = self.replay.batch(self._joined(rows) if self.replay.reads == "texts" else rows)
+        outputs = infer_all(self.trained.model, task.infer, batch, context=precision.context, device=precision.device)
+        return task.answers(outputs, self.meaning)
+
+    def records(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """`predict_rows` with the model already open."""
+        given = named(records)
+        rows = rows_of(given, self._columns_of(given))
+        answers = self(rows)
+        return as_records(answers, len(records))
+
+    def _columns_of(self, records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+        """Whole examples may come as arrays where their columns have names."""
+        return ("array",) if "array" in records[0] and self.replay.reads in ("pictures", "arrays") else self.columns
+
+
+def as_records(columns: Answers, n: int) -> list[dict[str, Any]]:
+    """One dictionary a row, of values that JSON has."""
+    lists = {name: json_values(values) for name, values in columns.items()}
+    return [{name: values[i] for name, values in lists.items()} for i in range(n)]
+
+
+def json_values(values: Any) -> list[Any]:
+    """As JSON has them. A float32 comes with as many digits as tell it from its neighbours."""
+    if isinstance(values, np.ndarray) and values.dtype == np.float32:
+        flat = [float(str(v)) for v in values.ravel()]
+        return np.array(flat).reshape(values.shape).tolist()  # type: ignore[no-any-return]
+    return values.tolist() if isinstance(values, np.ndarray) else list(values)
+
+
+def predict_rows(run: Path | str | Predictor, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Predictions for rows, as JSON has them: a dictionary a row in, a dictionary a row out.
+
+    Args:
+        run: the folder of a trained run or checkpoint, or a `Predictor`, which is opened once.
+        rows: values by column, as the training file had them; None where one is missing. The label need not be there.
+
+    Raises:
+        DataError: a column is missing, or a value is not what the model reads; the message names row and column.
+    """
+    predictor = run if isinstance(run, Predictor) else Predictor.open(run)
+    return predictor.records(rows)
+
+
+def predict_stream(run: Path | str | Predictor, rows: Iterable[Mapping[str, Any]], *, batch: int = ROWS) -> Iterator[dict[str, Any]]:
+    """`predict_rows` for rows that come one after the other: `batch` of them are held at a time, rounded up to a multiple of 64."""
+    predictor = run if isinstance(run, Predictor) else Predictor.open(run)
+    size = -(-max(1, batch) // 64) * 64
+    held: list[Mapping[str, Any]] = []
+    for row in rows:
+        held.append(row)
+        if len(held) == size:
+            yield from predictor.records(held)
+            held = []
+    if held:
+        yield from predictor.records(held)

@@ -1,0 +1,58 @@
+"""A trained run -> what predicts: its model in evaluation mode, its task, how its training data was prepared and read.
+
+The one place that knows how a run is opened and its weights are loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tauon.artifacts import Run, load_checkpoint
+from tauon.data import SourceConfig
+from tauon.errors import CheckpointError, RunError
+from tauon.recipe import load_recipe
+from tauon.stages.context import Context, null_callback
+from tauon.stages.load import load_model
+from tauon.tasks import Task
+
+__all__ = ["Trained", "open_trained"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model, and all that is needed to give it new data."""
+
+    model: Any
+    task: Task
+    precision: Any
+    preprocess: Mapping[str, Any]
+    source: SourceConfig
+    """Where the training data came from: how such files are read (delimiter, encoding, size of pictures)."""
+    where: str
+
+
+def open_trained(place: Path | str, *, weights: str = "auto", device: str | None = None) -> Trained:
+    """What the folder of a run, or of one of its checkpoints, holds.
+
+    Args:
+        place: a run's folder, or a checkpoint's in it (`runs/x/checkpoints/step-000500`).
+        weights: auto (the moving average where training kept one), raw, or ema.
+        device: cpu, cuda, cuda:1, ...; left out: the recipe's `train.device`.
+    """
+    place = Path(place)
+    chosen = place.resolve().parents[1] if place.resolve().parent.name == "checkpoints" else None
+    folder = chosen or place
+    if not (folder / "recipe.yaml").is_file():
+        raise RunError(f"{folder} is no run: it has no recipe.yaml. Give the folder of a trained run; `tauon runs list` shows them.")
+    recipe = load_recipe(folder, [] if device is None else [f"train.device={device}"])
+    checkpoint = load_checkpoint(place) if chosen else Context(recipe, Run.read(folder), null_callback).final_checkpoint
+    preprocess = checkpoint.state.get("preprocess")
+    if not preprocess:
+        raise CheckpointError(
+            f"{checkpoint.path} does not say how its data was prepared: an older version wrote it. Train it again: tauon train {folder} --fresh"
+        )
+    model, precision = load_model(checkpoint, recipe, weights=weights)
+    return Trained(model.eval(), recipe.task, precision, preprocess, recipe.data.source, str(folder))

@@ -1,0 +1,87 @@
+"""A series in a file -> windows for a forecaster, and its forecasts as rows: one row a moment that is predicted. The file is held whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tauon.config import dump, parse
+from tauon.data import Normalizer, Rows, Series, SourceConfig
+from tauon.data.sources.time_grid import grid_of
+from tauon.data.window import calendar_columns
+from tauon.errors import DataError
+
+__all__ = ["Windows", "read_series"]
+
+_SHARED = ("date_format", "fill", "missing", "numbers", "season", "delimiter", "encoding")
+
+
+def read_series(path: Path | str, preprocess: Mapping[str, Any], source: Any) -> Series:
+    """The series in a file, checked and filled as the training file was; its columns those of training."""
+    columns, K = tuple(preprocess["columns"]), preprocess["targets"]
+    told = {k: v for k, v in dump(source).items() if k in _SHARED} if source.kind_ == "series" else {}
+    asked = {"kind": "series", "path": str(path), "date": preprocess["date"], "targets": columns[:K], "inputs": columns[K:]}
+    if preprocess.get("date_format"):
+        told["date_format"] = preprocess["date_format"]
+    series = parse(SourceConfig, told | asked).series()
+    if len(series) > 1 and preprocess["step"] not in ("?", series.step):
+        raise DataError(
+            f"{path}: the step is {series.step}, and the model was trained on steps of {preprocess['step']}. Resample the series"
+        )
+    return series
+
+
+@dataclass
+class Windows:
+    """Windows of a series that end where a forecast begins."""
+
+    series: Series
+    preprocess: Mapping[str, Any]
+    every: int | None = None
+    """Forecast from every so many moments of the file, too; None: only behind its end."""
+
+    def __post_init__(self) -> None:
+        T, n = self.preprocess["context"], len(self.series)
+        if n < T:
+            raise DataError(f"the series has {n} moments, and the model reads the last {T}. Give as many, in order of time")
+        values = Normalizer.from_json(self.preprocess["normalize"])(self.series.values)
+        self.columns = np.concatenate([values, calendar_columns(self.series.times, tuple(self.preprocess["calendar"]))], axis=1)
+        self.origins = np.array([n], np.int64) if self.every is None else np.arange(T, n + 1, self.every)
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.int64], Rows]]:
+        """(first moment that each predicts, the windows), a few hundred at a time."""
+        T = self.preprocess["context"]
+        for start in range(0, len(self.origins), 512):
+            origins = self.origins[start : start + 512]
+            windows = self.columns[(origins - T)[:, None] + np.arange(T)]
+            yield origins, Rows({"window": windows})
+
+    def dates(self, origins: NDArray[np.int64]) -> NDArray[np.datetime64]:
+        """B H: the moment of each step of each forecast; beyond the file by its own step."""
+        at = origins[:, None] + np.arange(self.preprocess["horizon"])
+        return self._times(int(at.max()) + 1)[at]
+
+    def _times(self, n: int) -> NDArray[np.datetime64]:
+        times = self.series.times
+        if n <= len(times):
+            return times
+        grid, step, _ = grid_of(times, "the series")
+        more = np.arange(len(times), n)
+        if "month" in step and len(times) > 1:
+            stride = int((times[-1].astype("datetime64[M]") - times[0].astype("datetime64[M]")).astype(int)) // int(grid[-1])
+            months = times[0].astype("datetime64[M]") + more * stride
+            ends = (times.astype("datetime64[D]") + 1).astype("datetime64[M]") > times.astype("datetime64[M]")
+            if ends.all():
+                later = (months + 1).astype("datetime64[D]").astype(times.dtype) - (
+                    (times[0].astype("datetime64[M]") + 1).astype("datetime64[D]").astype(times.dtype) - times[0]
+                )
+            else:
+                later = months.astype(times.dtype) + (times[0] - times[0].astype("datetime64[M]").astype(times.dtype))
+        else:
+            later = times[-1] + (times[1] - times[0] if len(times) > 1 else 0) * (more - len(times) + 1)
+        return np.concatenate([times, later.astype(times.dtype)])

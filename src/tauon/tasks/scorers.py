@@ -1,0 +1,115 @@
+"""How a task's predictions are collected: whole, where metrics need all of them; or added up as they come. Runs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from tauon.errors import DataError
+from tauon.metrics import Scores, Scoring, need
+from tauon.metrics.forecasting import ForecastSums
+from tauon.types import Dataset
+
+__all__ = ["ForecastScorer", "Measured", "WholeScorer"]
+
+
+class Measured(Protocol):
+    """The part of a task that is used here."""
+
+    def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
+        """Of the examples that count."""
+        ...
+
+    def counted(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Which examples count, of those whose weight is not zero."""
+        ...
+
+
+class WholeScorer:
+    """Keeps every prediction, and asks `task.metrics` at the end. Examples of weight zero count nowhere; every other weight counts as one."""
+
+    def __init__(self, task: Measured, scoring: Scoring) -> None:
+        self.task, self.scoring = task, scoring
+        self.parts: dict[str, list[np.ndarray]] = {}
+        self.weights: list[np.ndarray] = []
+
+    def add(self, outputs: Mapping[str, np.ndarray], weights: np.ndarray) -> None:
+        for name, value in outputs.items():
+            self.parts.setdefault(name, []).append(value)
+        self.weights.append(weights)
+
+    def finish(self, seconds: float | None = None) -> Scores:
+        outputs = {name: np.concatenate(parts) for name, parts in self.parts.items()}
+        weights = np.concatenate(self.weights)
+        if (weights < 0).any() or not np.isfinite(weights).all():
+            raise DataError(
+                f"{int((~(weights >= 0)).sum())} of {len(weights)} examples have a weight below zero or not finite; weights are 0 or more"
+            )
+        keep = (weights > 0) & self.task.counted(outputs)
+        if not keep.any():
+            raise DataError(f"all {len(weights)} examples have weight zero: nothing to evaluate on")
+        notes: list[str] = []
+        if not keep.all():
+            notes.append(f"{int((~keep).sum())} of {len(keep)} examples have weight zero and are left out.")
+        if not np.isin(weights, (0.0, 1.0)).all():
+            notes.append("Weights other than 0 and 1 shape the loss in training only: here every example counts once.")
+        found = self.task.metrics({name: value[keep] for name, value in outputs.items()}, replace(self.scoring, seconds=seconds))
+        found["notes"] = notes + found.get("notes", [])
+        found["n"] = int(keep.sum())
+        found.setdefault("counts", {"examples": found["n"]})
+        return found
+
+
+class ForecastScorer:
+    """Adds up forecasts from every origin of a data set; keeps a few whole, to be drawn."""
+
+    def __init__(self, family: str, dataset: Dataset, scoring: Scoring) -> None:
+        self.family, self.dataset, self.scoring = family, dataset, scoring
+        spec, facts = dataset.spec, dataset.facts
+        horizon, reach = spec.horizon or 1, (spec.input_shape or (0,))[0]
+        self.sums = ForecastSums(spec.labels, facts, length=-(-(horizon + reach) // facts.get("every", 1)))
+        self.drawn = sorted({round(i * (len(dataset) - 1) / max(1, _SHOWN - 1)) for i in range(_SHOWN)})
+        self.kept: list[dict[str, Any]] = []
+        self.at = 0
+
+    def add(self, outputs: Mapping[str, np.ndarray], weights: np.ndarray) -> None:
+        if not (weights == 1).all():
+            raise DataError("windows of a series have weight 1; weights other than that have no meaning here")
+        need(outputs, self.family, "predictions")
+        self.sums.add(dict(outputs))
+        for i in (j for j in self.drawn if self.at <= j < self.at + len(weights)):
+            window = {k: v[i - self.at] for k, v in outputs.items()}
+            if all(np.isfinite(v).all() for v in window.values()):
+                self.kept.append(_window(self.dataset, i, window, self.dataset.spec.labels))
+        self.at += len(weights)
+
+    def finish(self, seconds: float | None = None) -> Scores:
+        found = self.sums.finish(**self.scoring.how)
+        found["n"], found["forecasts"] = self.sums.windows, self.kept
+        return found
+
+
+_SHOWN = 3
+_DRAWN = 8  # targets that are drawn
+
+
+def _window(dataset: Dataset, i: int, outputs: dict[str, np.ndarray], labels: Sequence[str]) -> dict[str, Any]:
+    """One window as plain numbers, on the normalised scale: its end of context, what came, what was forecast."""
+    inputs = dataset.batch(np.array([i])).inputs[0].numpy()
+    T, H = len(inputs), len(outputs["targets"])
+    shown = min(T, 2 * H)
+    origin: Any = getattr(dataset, "origin", None)
+    rows = []
+    for k, label in enumerate(labels[:_DRAWN]):
+        row = {
+            "label": label, "context": inputs[T - shown :, k].tolist(), "truth": outputs["targets"][:, k].tolist(),
+            "forecast": outputs["predictions"][:, k].tolist(),
+        }  # fmt: skip
+        if "quantiles" in outputs and outputs["quantiles"].shape[-1] > 1:
+            row |= {"low": outputs["quantiles"][:, k, 0].tolist(), "high": outputs["quantiles"][:, k, -1].tolist()}
+            row["levels"] = [round(float(v), 6) for v in outputs["levels"][[0, -1]]]
+        rows.append(row)
+    return {"origin": origin(i) if origin is not None else str(i), "targets": rows}
