@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 SEQ, VOCAB = 256, 8192
@@ -76,7 +76,9 @@ def _private(job: Any, batch: int) -> Any:
     from tauon.privacy.clipped import FlatClipping
     from tauon.privacy.noise import Constant, NoisePlan, NoiseSource
 
-    return make_private(job, FlatClipping(), NoisePlan(Constant(), 1.0, job.total_steps), NoiseSource.secure(), expected=lambda step: batch)
+    return make_private(
+        job, FlatClipping(), NoisePlan(Constant(), 1.0, job.policy.total_steps), NoiseSource.secure(), expected=lambda step: batch
+    )
 
 
 def steps(job: Any, n: int) -> dict[str, float]:
@@ -85,10 +87,10 @@ def steps(job: Any, n: int) -> dict[str, float]:
     from tauon.train import train_step
 
     held = [0]
-    exchange = job.exchange
+    functions = job.functions
 
     def look(job: Any) -> None:
-        exchange(job)
+        functions.exchange(job)
         tensors = [t for p in job.model.parameters() for t in (p, p.grad, *job.optimizer.state.get(p, {}).values()) if t is not None]
         held[0] = sum(local_part(t).numel() * t.element_size() for t in tensors)
 
@@ -96,9 +98,9 @@ def steps(job: Any, n: int) -> dict[str, float]:
     metrics: dict[str, Any] = {}
     for i in range(n):
         if i == n - 1:
-            job.exchange = look
+            job.functions = replace(functions, exchange=look)
         metrics = train_step(job, job.loader.batch_at(job.step))
-    job.exchange = exchange
+    job.functions = functions
     return {"seconds": time.perf_counter() - began, "loss": metrics["loss"], "held": float(held[0])}
 
 

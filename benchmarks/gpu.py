@@ -293,7 +293,7 @@ def lora(size: Size, device: Any, clock: Clock) -> dict[str, Any]:
     from tauon.data import Loader
     from tauon.optim import AdamWConfig
     from tauon.tasks import LanguageModelling
-    from tauon.train import GradientHealth, Precision, TrainJob, choose_compile, dress, train
+    from tauon.train import GradientHealth, Precision, StepPolicy, TrainJob, choose_compile, dress, train
 
     windows, optim = Windows(size), AdamWConfig(weight_decay=0.0)
     model = adapted(size, device)
@@ -301,11 +301,11 @@ def lora(size: Size, device: Any, clock: Clock) -> dict[str, Any]:
     dress(model, checkpointing=False, compiled=compiled)
     trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with Loader(windows, batch=size.batch, seed=0, workers=2) as loader:
-        job = TrainJob(
-            model=model, optimizer=optim.build(model), schedule=optim.schedule, loader=loader, task=LanguageModelling(), total_steps=clock.total,
-            seed=0, precision=Precision("bf16", str(device)), device=device, microbatch=size.microbatch, health=GradientHealth(None, 3),
-            clip_norm=optim.clip_norm, clip_value=optim.clip_value,
+        policy = StepPolicy(
+            total_steps=clock.total, seed=0, schedule=optim.schedule, precision=Precision("bf16", str(device)), device=device,
+            microbatch=size.microbatch, clip_norm=optim.clip_norm, clip_value=optim.clip_value, reads_late=device.type != "cpu",
         )  # fmt: skip
+        job = TrainJob(model, optim.build(model), loader, LanguageModelling(), policy, GradientHealth(None, 3))
         train(job, hooks=[lambda job, info: clock()])  # type: ignore[func-returns-value]
     whole = size.config().bare()
     multiply = sum(p.numel() for b in whole.blocks_to_compile() for p in b.parameters() if p.ndim == 2) + whole.head.weight.numel()

@@ -191,7 +191,7 @@ def tauon(text: str, seed: int, more: list[str]) -> Outcome:
         job.model.eval()
         parts = []
         for w in windows.split(256):
-            with job.precision.context():
+            with job.policy.precision.context():
                 logits = job.model.logits(job.model(w[:, :-1]))
             parts.append(F.cross_entropy(logits.float().flatten(0, 1), w[:, 1:].flatten(), reduction="sum").item())
         found = sum(parts) / windows[:, 1:].numel()

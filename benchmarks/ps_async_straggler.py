@@ -15,6 +15,7 @@ import os
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from typing import Any
 
 from tauon.train import RecipeWork
@@ -35,7 +36,7 @@ class Straggling(RecipeWork):
 
     def job(self, worker: int) -> Any:
         job = super().job(worker)
-        make = job.make
+        make = job.functions.make
         if worker == 0:
 
             def slowly(job: Any, batch: Any) -> Any:
@@ -44,7 +45,7 @@ class Straggling(RecipeWork):
                 time.sleep(3 * (time.perf_counter() - began))
                 return loss
 
-            job.make = slowly
+            job.functions = replace(job.functions, make=slowly)
         return job
 
 

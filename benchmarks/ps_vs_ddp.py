@@ -93,7 +93,7 @@ def ddp_rank(rank: int, port: int, pipe: Any) -> None:
             loss = model(source.batch_at(step))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
-            factor = job.schedule.factor(step, job.total_steps)
+            factor = job.policy.schedule.factor(step, job.policy.total_steps)
             for group in job.optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
             job.optimizer.step()

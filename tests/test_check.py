@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,14 @@ def on_the_layout(folder: str, recipe: dict[str, Any], sabotage: str) -> tuple[l
 
         def undecayed(*args: Any) -> Any:
             job, loader = build(*args)
-            update = job.update
+            update = job.functions.update
 
             def stronger(job: Any) -> None:
                 update(job)
                 with torch.no_grad():
                     job.model.blocks[0].mlp.up.weight.mul_(0.99)
 
-            job.update = stronger
+            job.functions = replace(job.functions, update=stronger)
             return job, loader
 
         check._job = undecayed

@@ -200,7 +200,7 @@ def test_a_parameter_that_should_move_and_does_not_is_found(world: Path, monkeyp
             job.model.blocks[0].attention.q.weight.add_(1e-3)
 
     build = assemble.TrainJob
-    monkeypatch.setattr(assemble, "TrainJob", lambda **kw: build(**kw, update=cut))
+    monkeypatch.setattr(assemble, "TrainJob", lambda **kw: build(**kw, functions=step.StepFunctions(update=cut)))
     with pytest.raises(TrainingError, match=r"blocks.0.attention.q.weight is frozen and moved"):
         go(world, "odd", adapt=LORA)
 

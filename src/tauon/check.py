@@ -135,12 +135,12 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
     rows, share = _rows(recipe, ctx.train.batch, layout.data), -(-train.batch // layout.data)
     picked = [r for rank in range(layout.data) for r in range(rank * share, min(rank * share + rows, train.batch))]
     batch = loader.batch_at(0)
-    few = _pick(batch, picked).to(job.device)
+    few = _pick(batch, picked).to(job.policy.device)
     outputs = _outputs(job, few)
     losses, gradients = _take(job, loader, steps)
     weights = {name: p.detach() for name, p in job.model.named_parameters()}
     groups = {"outputs": outputs, "gradients": gradients, "start": start, "weights": weights}
-    noise = _tight(job.precision.name, model)
+    noise = _tight(job.policy.precision.name, model)
     found = [
         sensitivity(lambda: _job(recipe, ctx, model, Mesh(Layout()), steps), steps, start, weights, noise, draw) for draw in range(_DRAWS)
     ]
@@ -148,7 +148,7 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
         "losses": losses,
         "order": list(outputs),
         "model": dump(model),
-        "precision": job.precision.name,
+        "precision": job.policy.precision.name,
         "steps": steps,
         "rows": picked,
         "sensitivity": {name: max(one[name] for one in found) for name in found[0]},
@@ -168,7 +168,7 @@ def compare(recipe: Recipe, folder: Path, world: World, *, tell: Callable[..., N
     share = -(-ctx.train.batch // mesh.layout.data)
     first = mesh.data_rank * share
     mine = [i for i, row in enumerate(saved.state["rows"]) if first <= row < first + share]
-    few = _pick(loader.batch_at(0), [saved.state["rows"][i] - first for i in mine]).to(job.device)
+    few = _pick(loader.batch_at(0), [saved.state["rows"][i] - first for i in mine]).to(job.policy.device)
     parts: list[dict[str, Any]] = []
     lazy = saved.lazy("outputs")
     for name, got in _outputs(job, few).items():
@@ -252,29 +252,29 @@ def _stir(job: TrainJob) -> None:
         if job.mesh.world.size > 1:
             job.mesh.sum(zero, "replicate", "shard", "context", "tensor")
         if p.ndim >= 2 and zero.item() == 0:
-            g = torch.Generator().manual_seed(step_seed(job.seed, 0, sum(name.encode())))
+            g = torch.Generator().manual_seed(step_seed(job.policy.seed, 0, sum(name.encode())))
             fill(p, torch.randn(p.shape, generator=g) * 0.02)
 
 
 def _take(job: TrainJob, loader: Loader, steps: int, sent: Any = None) -> tuple[list[float], dict[str, Tensor]]:
     """(losses, gradients of the first step) of `steps` steps."""
     gradients: dict[str, Tensor] = {}
-    exchange = job.exchange
+    functions = job.functions
 
     def keep(job: TrainJob) -> None:
-        exchange(job)
+        functions.exchange(job)
         if job.step == 0:
             for name, p in job.model.named_parameters():
                 if p.grad is not None:
                     gradients[name] = p.grad.detach().clone()
 
-    job.exchange = keep
+    job.functions = replace(functions, exchange=keep)
     losses: list[float] = []
     for step in range(steps):
         if sent is not None:
             sent.clear()  # the last step's are what is reported: the first exchange shapes, too
-        losses.append(float(train_step(job, loader.batch_at(step).to(job.device))["loss"]))
-    job.exchange = exchange
+        losses.append(float(train_step(job, loader.batch_at(step).to(job.policy.device))["loss"]))
+    job.functions = functions
     return losses, gradients
 
 
@@ -292,7 +292,7 @@ def _outputs(job: TrainJob, batch: Batch) -> dict[str, Tensor]:
     job.model.eval()
     try:
         with torch.no_grad():
-            job.score(job, batch)
+            job.functions.score(job, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -196,7 +196,7 @@ def publish(ctx: Context, step: int, state: dict[str, Any]) -> dict[str, Any]:
 
 def remember(ctx: Context, job: TrainJob) -> None:
     """Put back what the checkpoint of a private run does not hold."""
-    needed = ctx.recipe.train.early_stopping is not None or isinstance(job.schedule, Plateau)
+    needed = ctx.recipe.train.early_stopping is not None or isinstance(job.policy.schedule, Plateau)
     job.notes = read_internal(ctx.run.folder, job.step, needed=needed and PLATEAU not in job.notes and "best" not in job.notes) | job.notes
 
 

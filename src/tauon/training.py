@@ -93,7 +93,7 @@ def train_stage(ctx: Context) -> dict[str, Any]:
             if private is not None:
                 ctx.world.agree(lambda: remember(ctx, job))
             events.log("resume", step=job.step)
-            ctx.tell("resume", step=job.step, total_steps=job.total_steps)
+            ctx.tell("resume", step=job.step, total_steps=job.policy.total_steps)
         charged = private is None or is_finished(ctx, checkpoint) or charge(ctx, private, key, plan, job.step)
         try:
             if private is not None and charged:
@@ -233,7 +233,7 @@ def look_closely(ctx: Context, job: TrainJob, events: EventLog) -> None:
     """Of fine-tuning, what goes wrong without a sign: checked before the first step, and during it."""
     recipe = ctx.recipe
     if recipe.privacy is not None and recipe.privacy.promises:
-        check_independent(job.model, job.task, job.loader.batch_at(0).to(job.device))
+        check_independent(job.model, job.task, job.loader.batch_at(0).to(job.policy.device))
         reshard(job.model)
     if recipe.task.needs in ("chat", "pairs"):
         covers = refuse_wrong_mask(job, ctx.splits.train)

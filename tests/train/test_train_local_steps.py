@@ -188,7 +188,7 @@ def test_a_replica_that_was_not_there_starts_from_the_anchor() -> None:
     other.loop = Third()
     checkpoint: Any = Saved(groups, state)
     restore(second, checkpoint)
-    close(weights(second), dict(first.shown.anchor))  # type: ignore[union-attr]
+    close(weights(second), dict(first.eval_weights.anchor))  # type: ignore[union-attr]
     momentum = {n: second.optimizer.state[p]["momentum_buffer"] for n, p in second.model.named_parameters()}
     close(momentum, {n: first.optimizer.state[p]["momentum_buffer"] for n, p in first.model.named_parameters()})
 

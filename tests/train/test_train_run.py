@@ -30,7 +30,7 @@ def go(path: Path, *assignments: str, stages: Any = ("prepare", "train"), **more
 
 def stopped_at(step: int, monkeypatch: pytest.MonkeyPatch, path: Path, *assignments: str) -> None:
     """Ctrl-C during `step`, which is finished and saved first."""
-    original = loop.train_step
+    original = loop.launch_step
 
     with monkeypatch.context() as patch:
         signals: list[StopSignal] = []
@@ -40,13 +40,13 @@ def stopped_at(step: int, monkeypatch: pytest.MonkeyPatch, path: Path, *assignme
             signals.append(self)
             return listening(self)
 
-        def train_step(job: Any, batch: Any) -> Any:
+        def launch_step(job: Any, batch: Any) -> Any:
             if job.step + 1 == step:
                 signals[0].name = "SIGINT"
             return original(job, batch)
 
         patch.setattr(StopSignal, "listening", listen)
-        patch.setattr(loop, "train_step", train_step)
+        patch.setattr(loop, "launch_step", launch_step)
         with pytest.raises(Interrupted, match=f"SIGINT: saved at step {step} of 12"):
             go(path, *assignments)
 

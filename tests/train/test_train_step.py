@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,7 +87,7 @@ def weights(j: TrainJob) -> dict[str, Tensor]:
 @pytest.mark.parametrize("microbatch", [1, 2, 3, 4, 8])
 def test_accumulation_equals_the_large_batch_though_microbatches_weigh_differently(microbatch: int) -> None:
     one, many = job(rows=8), job(rows=8)
-    many.microbatch = microbatch  # 3 does not divide 8: the last one is short
+    many.policy = replace(many.policy, microbatch=microbatch)  # 3 does not divide 8: the last one is short
     batch = one.loader.batch_at(0)
     losses = plain_gradients(one, batch), plain_gradients(many, batch)
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
@@ -96,7 +97,7 @@ def test_accumulation_equals_the_large_batch_though_microbatches_weigh_different
 
 def test_the_gradient_is_that_of_the_mean_over_counted_tokens() -> None:
     j = job(rows=8)
-    j.microbatch = 2
+    j.policy = replace(j.policy, microbatch=2)
     batch = j.loader.batch_at(0)
     loss = plain_gradients(j, batch)
     logits = j.model.logits(j.model(batch.inputs))  # type: ignore[operator]
@@ -225,14 +226,14 @@ def test_a_skipped_step_moves_neither_weights_nor_state_nor_average() -> None:
     assert j.ema is not None
     before, shadow = weights(j), {k: v.clone() for k, v in j.ema.shadow.items()}
     moments = {n: {k: torch.as_tensor(v).clone() for k, v in j.optimizer.state[p].items()} for n, p in j.model.named_parameters()}
-    original = j.make
+    original = j.functions
 
     def poisoned(job: TrainJob, batch: Batch) -> Tensor:
-        loss = original(job, batch)
+        loss = original.make(job, batch)
         next(iter(job.model.parameters())).grad.mul_(1e9)  # type: ignore[union-attr]
         return loss
 
-    j.make = poisoned
+    j.functions = replace(original, make=poisoned)
     metrics = train_step(j, j.loader.batch_at(25))
     assert "running mean" in metrics["skipped"] and j.step == 26
     assert all(torch.equal(p, before[n]) for n, p in weights(j).items())
@@ -240,7 +241,7 @@ def test_a_skipped_step_moves_neither_weights_nor_state_nor_average() -> None:
     for name, p in j.model.named_parameters():
         assert p.grad is None
         assert all(torch.equal(torch.as_tensor(v), moments[name][k]) for k, v in j.optimizer.state[p].items())
-    j.make = original
+    j.functions = original
     assert "skipped" not in train_step(j, j.loader.batch_at(26))
 
 

@@ -21,7 +21,7 @@ from tauon.data.half import ChosenExamples, HalfConfig, half_of, halve, plain, p
 from tauon.data.image_features import ScatteringConfig, features_of
 from tauon.data.inspection import ColumnLook, TableLook, inspect_table
 from tauon.data.labelled_text import LabelledTextDataset, inputs_from_texts
-from tauon.data.loader import Loader
+from tauon.data.loader import DeviceBatches, Loader
 from tauon.data.masking import MaskedDataset
 from tauon.data.mix import MixConfig, Mixer
 from tauon.data.order import example_at, permute
@@ -65,6 +65,7 @@ __all__ = [
     "DataConfig",
     "DataSplits",
     "DataStamp",
+    "DeviceBatches",
     "Document",
     "DocumentDataset",
     "Draws",

@@ -5,7 +5,7 @@ Level 1: knows modules, tensors and processes; no recipe, no dataset, no loop.
 
 from tauon.distributed.checkpoint import MeshCheckpointWriter
 from tauon.distributed.config import AutoParallel, MeshParallel, ParallelConfig
-from tauon.distributed.context import my_targets
+from tauon.distributed.context import shard_targets
 from tauon.distributed.data_parallel import apply_data, reshard, synchronising
 from tauon.distributed.heartbeat import Heartbeat, is_collective_failure
 from tauon.distributed.hooks import Int8Gradients, PowerSGD, register_hook
@@ -66,7 +66,6 @@ __all__ = [
     "launched",
     "local_part",
     "local_slices",
-    "my_targets",
     "needs_batch_statistics",
     "outer_gradient",
     "parallelize",
@@ -76,6 +75,7 @@ __all__ = [
     "refuse_running_statistics",
     "register_hook",
     "reshard",
+    "shard_targets",
     "share_statistics",
     "stages_of",
     "synchronising",

@@ -24,7 +24,20 @@ from tauon.train.ramp import Ramps, steps_for
 from tauon.train.rounding import sensitivity, square_of_most
 from tauon.train.served_job import Served, served
 from tauon.train.share import RecipeWork, Work
-from tauon.train.step import PLATEAU, BatchSource, TrainJob, mesh_exchange, optimizer_update, plain_gradients, step_seed, train_step
+from tauon.train.step import (
+    PLATEAU,
+    BatchSource,
+    LaunchedStep,
+    StepFunctions,
+    StepPolicy,
+    TrainJob,
+    launch_step,
+    mesh_exchange,
+    optimizer_update,
+    plain_gradients,
+    step_seed,
+    train_step,
+)
 
 __all__ = [
     "EMA",
@@ -35,6 +48,7 @@ __all__ = [
     "EarlyStopping",
     "GradientHealth",
     "Hook",
+    "LaunchedStep",
     "LayerLook",
     "Meter",
     "Moved",
@@ -43,6 +57,8 @@ __all__ = [
     "Ramps",
     "RecipeWork",
     "Served",
+    "StepFunctions",
+    "StepPolicy",
     "StopSignal",
     "TrainConfig",
     "TrainJob",
@@ -63,6 +79,7 @@ __all__ = [
     "job_state",
     "largest_divisor",
     "lasting_complaints",
+    "launch_step",
     "local_steps",
     "make_plan",
     "memory_mb",

@@ -87,7 +87,7 @@ class ServedAsItComes(Served):
 
     def all_of(self, job: TrainJob) -> int:
         """Batches of the whole run."""
-        return job.total_steps
+        return job.policy.total_steps
 
     def task(self, job: TrainJob, batch: int) -> Task:
         return Task(batch, 0, 1, self.attempt)
@@ -141,7 +141,7 @@ class ServedRounds(ServedAsItComes):
             job.traffic.add("pull", done.pulled)
             self.left = [list(pair) for pair in done.each]
         loss, self.norm = self.left.pop(0)
-        return torch.tensor(loss, device=job.device)
+        return torch.tensor(loss, device=job.policy.device)
 
     def exchange(self, job: TrainJob) -> None:
         """At the first step of a round the servers take it in, unless it came to nothing finite."""
@@ -181,11 +181,11 @@ class ServedRounds(ServedAsItComes):
 
     def all_of(self, job: TrainJob) -> int:
         """Rounds of the whole run."""
-        return math.ceil(job.total_steps / self.every)
+        return math.ceil(job.policy.total_steps / self.every)
 
     def task(self, job: TrainJob, batch: int) -> Task:
         first = batch * self.every
-        return Task(batch, 0, 1, self.attempt, (first, min(first + self.every, job.total_steps)))
+        return Task(batch, 0, 1, self.attempt, (first, min(first + self.every, job.policy.total_steps)))
 
     def server_state(self, job: TrainJob) -> tuple[dict[str, Any], dict[str, Any]]:
         return {f"{name}/{entry}": t.numpy() for key, t in self.outer.items() for entry, _, name in [key.partition("/")]}, {}

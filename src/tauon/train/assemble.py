@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,11 +26,11 @@ from tauon.distributed import (
     World,
     apply_data,
     cut_blocks,
-    my_targets,
     needs_batch_statistics,
     parallelize,
     pieces_of_batch,
     register_hook,
+    shard_targets,
     share_statistics,
     stages_of,
 )
@@ -46,7 +46,7 @@ from tauon.train.precision import available_memory, batch_that_fits, choose_comp
 from tauon.train.ramp import Ramps, Shortened
 from tauon.train.staged import staged
 from tauon.train.statistics import RunningStatistics, running_statistics
-from tauon.train.step import BatchSource, TrainJob, train_step
+from tauon.train.step import BatchSource, StepPolicy, TrainJob, train_step
 from tauon.types import DataSpec
 
 __all__ = ["Derived", "Plan", "build_job", "fits_whole", "make_plan", "weights_are_few"]
@@ -327,28 +327,22 @@ def build_job(
     job = TrainJob(
         model=net,
         optimizer=optimizer,
-        schedule=optim.schedule,
         loader=Shortened(loader, ramps) if ramps.seq_steps else loader,
         task=task,
-        total_steps=plan.steps,
-        seed=seed,
-        precision=precision,
-        device=plan.device,
-        microbatch=plan.microbatch,
+        policy=StepPolicy(
+            total_steps=plan.steps, seed=seed, schedule=optim.schedule, precision=precision, device=plan.device, microbatch=plan.microbatch,
+            clip_norm=optim.clip_norm, clip_value=optim.clip_value, clip_layer=optim.clip_layer, clip_adaptive=optim.clip_adaptive,
+            examples_at=ramps.size, reads_late=plan.device.type != "cpu",
+        ),
         health=GradientHealth(config.spike_factor, config.max_bad_steps),
-        clip_norm=optim.clip_norm,
-        clip_value=optim.clip_value,
-        clip_layer=optim.clip_layer,
-        clip_adaptive=optim.clip_adaptive,
         ema=EMA(net, config.ema) if config.ema is not None else None,
         statistics=RunningStatistics(net) if running_statistics(net) else None,
         mesh=mesh,
-        examples_at=ramps.size,
-    )
-    job.shown = optim.standing(net, job.optimizer)
-    if job.shown is not None and job.ema is not None:
+    )  # fmt: skip
+    job.eval_weights = optim.averaged_weights(net, job.optimizer)
+    if job.eval_weights is not None and job.ema is not None:
         raise RecipeError([Problem("train.ema", f"{optim.kind_} averages the weights already. Drop it.")])
-    if job.shown is not None and needs_batch_statistics(net):
+    if job.eval_weights is not None and needs_batch_statistics(net):
         said = f"{optim.kind_} evaluates an average whose activations batch norm has never counted. Take model.norm=group, or another optimizer."
         raise RecipeError([Problem("optim.kind", said)])
     if mesh.world.size > 1 and mesh.replicas_only:
@@ -389,10 +383,10 @@ def _settle_buckets(job: TrainJob) -> None:
     two ranks depend on the arrangement: without this, a run that goes on would differ in last bits from one that was never stopped.
     """
     job.model.train()
-    batch = job.loader.batch_at(job.step).rows(0, 1).to(job.device)
+    batch = job.loader.batch_at(job.step).rows(0, 1).to(job.policy.device)
     with still(job.model):
-        with job.precision.context():
-            total, _ = job.task.loss(job.model, my_targets(batch, job.mesh.at["context"], job.mesh.layout.context))
+        with job.policy.precision.context():
+            total, _ = job.task.loss(job.model, shard_targets(batch, job.mesh.at["context"], job.mesh.layout.context))
         total.backward()  # type: ignore[no-untyped-call]
     job.optimizer.zero_grad(set_to_none=True)
     job.traffic.take()
@@ -402,12 +396,12 @@ def _settle_buckets(job: TrainJob) -> None:
 def _seconds_a_step(job: TrainJob, budget: float, world: World) -> float:
     """Median seconds of a step after two that warm up, within about `budget` seconds: rank 0's. The job is spent by it."""
     job.model.train()
-    job.total_steps = 10**9
+    job.policy = replace(job.policy, total_steps=10**9)
     times: list[float] = []
     steps = 3
     while len(times) < steps:
         start = time.perf_counter()
-        train_step(job, job.loader.batch_at(job.step).to(job.device))
+        train_step(job, job.loader.batch_at(job.step).to(job.policy.device))
         times.append(time.perf_counter() - start)
         if len(times) == 3:  # as many steps on every rank
             steps = world.gather(max(3, min(50, int(budget / max(times[2], 1e-6)))))[0]

@@ -35,18 +35,22 @@ class Moved:
 
 
 def watch_first_step(job: TrainJob, done: Callable[[Moved], None]) -> None:
-    """Before the job's first update, note every weight; after it, `done` is told what moved. Replaces the seam for one step.
+    """Before the job's first update, note every weight; after it, `done` is told what moved. Replaces the seam for one step, which waits for the
+    device: a step that it skips must not be taken for one that moves nothing.
 
     Raises `TrainingError`, from the step, where a frozen parameter moved, or one that trains did not although it had a gradient.
     """
-    update = job.update
+    update, late = job.functions.update, job.policy.reads_late
 
     def watched(job: TrainJob) -> None:
-        job.update = update
+        job.functions = replace(job.functions, update=update)
+        job.policy = replace(job.policy, reads_late=late)
         named = list(job.model.named_parameters())
         before = [_sum(p) for _, p in named]
         rates = {
-            id(p): g["peak_lr"] * job.schedule.factor(job.step, job.total_steps) for g in job.optimizer.param_groups for p in g["params"]
+            id(p): g["peak_lr"] * job.policy.schedule.factor(job.step, job.policy.total_steps)
+            for g in job.optimizer.param_groups
+            for p in g["params"]
         }
         parts = getattr(job.optimizer, "parts", [job.optimizer])
         waits = {id(p) for part in parts if not getattr(part, "first_step_moves", True) for g in part.param_groups for p in g["params"]}
@@ -55,7 +59,8 @@ def watch_first_step(job: TrainJob, done: Callable[[Moved], None]) -> None:
         after = [_sum(p) for _, p in named]
         done(_judged([(n, p.requires_grad) for n, p in named], before, after, reasons))
 
-    job.update = watched
+    job.functions = replace(job.functions, update=watched)
+    job.policy = replace(job.policy, reads_late=False)
 
 
 def _judged(named: list[tuple[str, bool]], before: list[Tensor | None], after: list[Tensor | None], reasons: list[str | None]) -> Moved:
@@ -166,7 +171,7 @@ def refuse_leaks(job: TrainJob) -> str:
     rows = batch.inputs.shape[0]
     counts = torch.stack([(segments[i, 1:] != segments[i, :-1]).sum() for i in range(rows)])
     row = int(counts.argmax())
-    one = batch.rows(row, row + 1).to(job.device)
+    one = batch.rows(row, row + 1).to(job.policy.device)
     assert one.segments is not None
     kept = one.segments == one.segments[one.segments >= 0][-1]  # the last: earlier ones could not see it anyway where attention is causal
     others = ~kept
@@ -177,7 +182,7 @@ def refuse_leaks(job: TrainJob) -> str:
     was = job.model.training
     job.model.eval()
     try:
-        with torch.compiler.set_stance("force_eager"), job.precision.context():
+        with torch.compiler.set_stance("force_eager"), job.policy.precision.context():
             outputs = [job.model(b.inputs, b.segments).float() for b in (one, changed)]
     finally:
         job.model.train(was)
@@ -186,7 +191,7 @@ def refuse_leaks(job: TrainJob) -> str:
     if a.shape[:2] == kept.shape:  # an output a position
         a, b = a[kept], b[kept]
     off = float((a - b).abs().max()) if a.numel() else 0.0
-    allowed = (1e-2 if job.precision.name == "bf16" else 1e-4) * max(1.0, float(a.abs().max()) if a.numel() else 1.0)
+    allowed = (1e-2 if job.policy.precision.name == "bf16" else 1e-4) * max(1.0, float(a.abs().max()) if a.numel() else 1.0)
     if not off <= allowed:
         raise TrainingError(
             f"packing leaks: with other tokens in the other documents of a row, a document's outputs move by {off:.3g}. This model does "

@@ -7,16 +7,18 @@ It wraps two seams of a job: between clipping and update it changes nothing.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tauon.distributed.pieces import is_dtensor
+from tauon.distributed import is_dtensor, local_part
+from tauon.train.readback import HostCopy
 from tauon.train.step import TrainJob
 
-__all__ = ["LayerLook", "complaints", "lasting_complaints", "watch_layers"]
+__all__ = ["LayerLook", "LayerNorms", "complaints", "lasting_complaints", "watch_layers"]
 
 VANISHED, EXPLODED = 1e-7, 1e3
 """Gradient of a layer for its weights: below the one as a share of the greatest layer's, or above the other as a multiple of the median
@@ -45,59 +47,74 @@ class LayerLook:
         return {k: v if v is not None and math.isfinite(v) else None for k, v in shown.items()}
 
 
+class LayerNorms:
+    """One look, on its way to the host: joins the metrics of its step, which read it."""
+
+    def __init__(self, named: Sequence[tuple[str, Tensor]]) -> None:
+        """Before clipping by norm: gradients are there, and weights not moved yet."""
+        looked = [(n, p, p.grad) for n, p in named if p.grad is not None]
+        self.named = [(n, p) for n, p, _ in looked]
+        self.before = HostCopy(_stacked([v for _, p, g in looked for v in (_norm(g), _norm(p))])) if looked else None
+        self.updates: HostCopy | None = None
+
+    def moved_from(self, before: dict[str, Tensor]) -> None:
+        """After the update: how far the weights are from where they were."""
+        if self.named:
+            self.updates = HostCopy(_stacked([_moved(p, before[n]) for n, p in self.named]))
+
+    def read(self, *, skipped: bool) -> dict[str, LayerLook]:
+        """By parameter name."""
+        numbers = self.before.tolist() if self.before is not None else []
+        updates = [None] * len(self.named) if self.updates is None or skipped else self.updates.tolist()
+        pairs = zip(numbers[::2], numbers[1::2], updates, strict=True)
+        return {n: LayerLook(g, w, u) for (n, _), (g, w, u) in zip(self.named, pairs, strict=True)}
+
+
 def watch_layers(job: TrainJob, every: int) -> TrainJob:
     """The job, with `measured["layers"]` (name to `LayerLook`) after the first step and each step that `every` divides."""
-    clip, update = job.clip, job.update
+    clip, update = job.functions.clip, job.functions.update
     named = [(n, p) for n, p in job.model.named_parameters() if p.requires_grad]
-    copies = sum(_here(p).numel() for _, p in named) <= COPIES_UP_TO
-    seen: dict[str, Any] = {}
+    copies = sum(local_part(p).numel() for _, p in named) <= COPIES_UP_TO
 
     def due(job: TrainJob) -> bool:
         return job.step == 0 or (job.step + 1) % every == 0
 
     def clip_and_look(job: TrainJob) -> Tensor:
         if due(job):
-            found = {n: torch.linalg.vector_norm(p.grad, dtype=torch.float32) for n, p in named if p.grad is not None}
-            seen["gradients"] = {n: _number(t) for n, t in found.items()}
-            job.measured["layers"] = {n: LayerLook(g, _norm(p), None) for n, p in named if (g := seen["gradients"].get(n)) is not None}
+            job.measured["layers"] = LayerNorms(named)
         return clip(job)
 
     def update_and_look(job: TrainJob) -> None:
         if not due(job) or not copies:
             update(job)
             return
-        before = {n: _here(p).detach().clone() for n, p in named}
+        before = {n: local_part(p).detach().clone() for n, p in named}
         update(job)
-        for n, p in named:
-            if n in job.measured["layers"]:
-                look = job.measured["layers"][n]
-                job.measured["layers"][n] = LayerLook(look.gradient, look.weight, _moved(p, before[n]))
+        job.measured["layers"].moved_from(before)
 
-    job.clip, job.update = clip_and_look, update_and_look
+    job.functions = replace(job.functions, clip=clip_and_look, update=update_and_look)
     return job
 
 
 @torch.no_grad()
-def _norm(p: Tensor) -> float:
-    return _number(torch.linalg.vector_norm(p, dtype=torch.float32))
+def _norm(t: Tensor) -> Tensor:
+    """Of the whole tensor, wherever its pieces lie, as one number on the device."""
+    norm = torch.linalg.vector_norm(t, dtype=torch.float32)
+    whole: Tensor = norm.full_tensor() if is_dtensor(norm) else norm
+    return whole
 
 
 @torch.no_grad()
-def _moved(p: Tensor, before: Tensor) -> float:
+def _moved(p: Tensor, before: Tensor) -> Tensor:
     if not is_dtensor(p):
-        return float(torch.linalg.vector_norm(p - before, dtype=torch.float32))
+        return _norm(p - before)
     from torch.distributed.tensor import DTensor
 
-    moved = DTensor.from_local(_here(p) - before, p.device_mesh, p.placements, shape=p.shape, stride=p.stride(), run_check=False)
-    return _norm(moved)
+    return _norm(DTensor.from_local(local_part(p) - before, p.device_mesh, p.placements, shape=p.shape, stride=p.stride(), run_check=False))
 
 
-def _here(p: Tensor) -> Tensor:
-    return p.to_local() if is_dtensor(p) else p
-
-
-def _number(t: Tensor) -> float:
-    return float(t.full_tensor() if is_dtensor(t) else t)
+def _stacked(numbers: list[Tensor]) -> Tensor:
+    return torch.stack([n.detach() for n in numbers])
 
 
 def lasting_complaints(layers: dict[str, LayerLook], notes: dict[str, Any]) -> list[str]:

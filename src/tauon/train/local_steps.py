@@ -7,6 +7,7 @@ holds the outer optimizer's state (the same everywhere), group `replica` each pr
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,17 +41,17 @@ def local_steps(job: TrainJob, config: LowCommunication, group: dist.ProcessGrou
             [Problem("train.ema", "every replica would average its own weights. Drop it: the anchor that is evaluated is an average.")]
         )
 
-    if job.shown is not None:
+    if job.eval_weights is not None:
         raise RecipeError(
             [Problem("optim.kind", "every replica would average its own weights, and the outer step averages them too. Take adamw.")]
         )
 
     def outer(job: TrainJob) -> None:
-        loop.after(job.step, last=job.step == job.total_steps)
+        loop.after(job.step, last=job.step == job.policy.total_steps)
 
-    job.replicas = loop.replicas
-    job.after.append(outer)
-    job.shown = loop
+    job.policy = replace(job.policy, replicas=loop.replicas)
+    job.functions = replace(job.functions, after=(*job.functions.after, outer))
+    job.eval_weights = loop
     job.extra["outer"] = loop  # before `replica`: it takes the anchor from the model before that is given its own weights
     job.extra["replica"] = Replica(job, loop)
     return job

@@ -38,7 +38,7 @@ class Meter:
         if info.tokens:
             info.metrics["tokens_per_s"] = sum(r[2] for r in recent) / seconds
         info.metrics["tflops"] = examples * self.flops / 1e12
-        info.metrics["memory_mb"] = memory_mb(job.device)
+        info.metrics["memory_mb"] = memory_mb(job.policy.device)
         info.metrics["eta_s"] = (info.total_steps - info.step) * seconds / len(recent)
 
 

@@ -94,10 +94,10 @@ WHERE_DATA_IS = ("TAUON_DATA", "TAUON_CACHE")
 def refuse_on_servers(job: TrainJob, optim: OptimConfig) -> None:
     """Raise `RecipeError` for what needs whole weights in one place at every step."""
     wrong = []
-    if job.shown is not None or hasattr(job.optimizer, "packed"):
+    if job.eval_weights is not None or hasattr(job.optimizer, "packed"):
         wrong.append(Problem("optim.kind", f"{optim.kind_} does not run on parameter servers. Take adamw, or parallel: replicate."))
     for name in ("clip_layer", "clip_adaptive"):
-        if getattr(job, name) is not None:
+        if getattr(job.policy, name) is not None:
             wrong.append(
                 Problem(f"optim.{name}", "servers hold pieces of layers. Take optim.clip_norm or clip_value, or parallel: replicate.")
             )
@@ -122,7 +122,7 @@ class Served:
         self.settle()
         self.blueprint = Blueprint(
             self.partition, self.names, OptimizerOf(dump(optim)) if config.outer is None else None, config.outer, config.push, config.pull,
-            clip_value=job.clip_value if config.outer is None else None,
+            clip_value=job.policy.clip_value if config.outer is None else None,
             compensation=config.delay_compensation if config.mode != "sync" else 0.0,
         )  # fmt: skip
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -135,7 +135,10 @@ class Served:
         self.gathered = -1
         self.group: Any = None
         self.fleet: Any = None
-        job.make, job.exchange, job.clip, job.update, job.gather = self.make, self.exchange, self.clip, self.update, self.gather
+        job.functions = replace(
+            job.functions, make=self.make, exchange=self.exchange, clip=self.clip, update=self.update, gather=self.gather
+        )
+        job.policy = replace(job.policy, reads_late=False)  # servers are told by this process whether a step counts
         if config.push.feedback:
             job.extra[FEEDBACK] = LeftOut(self)
 
@@ -181,7 +184,7 @@ class Served:
 
     def start_worker(self, number: int) -> Any:
         options: dict[str, Any] = {"num_cpus": self.threads, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        if self.job.device.type == "cuda":
+        if self.job.policy.device.type == "cuda":
             options["num_gpus"] = 1
         if self.config.address is None:  # a Ray that ran before this process set them would not tell its workers
             options["runtime_env"] = {"env_vars": {k: v for k, v in os.environ.items() if k in WHERE_DATA_IS}}
@@ -237,7 +240,7 @@ class Served:
         self.results = self.collect(job)
         weight = sum(r.done.weight for r in self.results)
         self.rescale = self.nominal / weight if weight else 0.0
-        loss = torch.zeros((), device=job.device)
+        loss = torch.zeros((), device=job.policy.device)
         for r in self.results:
             loss += r.done.loss
             job.traffic.add("push", r.done.pushed)
@@ -307,7 +310,7 @@ class Served:
         ordered = [parts[n] for n in self.names.trained]
         each = torch.stack([torch.tensor(v[0]) if len(v) == 1 else torch.linalg.vector_norm(torch.tensor(v)) for v in ordered])
         norm: Tensor = torch.linalg.vector_norm(each)
-        self.scale = torch.clamp(job.clip_norm / (norm + 1e-6), max=1.0).item() if job.clip_norm is not None else 1.0
+        self.scale = torch.clamp(job.policy.clip_norm / (norm + 1e-6), max=1.0).item() if job.policy.clip_norm is not None else 1.0
         return norm
 
     def update(self, job: TrainJob) -> None:

@@ -173,14 +173,14 @@ class Gradients:
         began = time.perf_counter()
         pulled = self.take(version, weights)
         job = self.job
-        batch = self.source(share, shares).batch_at(step).to(job.device)
+        batch = self.source(share, shares).batch_at(step).to(job.policy.device)
         weight = job.task.weight(batch).item()
         job.step = step
-        torch.manual_seed(step_seed(job.seed, step, share))
+        torch.manual_seed(step_seed(job.policy.seed, step, share))
         task = job.task
         job.task = ShareOfTask(task, nominal)  # type: ignore[assignment]
         try:
-            loss = job.make(job, batch)
+            loss = job.functions.make(job, batch)
         finally:
             job.task = task
         pushes = self.pack(share)
@@ -197,7 +197,7 @@ class Gradients:
         job.step = first
         each = []
         for step in range(first, last):
-            metrics = train_step(job, source.batch_at(step).to(job.device))
+            metrics = train_step(job, source.batch_at(step).to(job.policy.device))
             each.append((metrics["loss"], metrics["grad_norm"]))
         with torch.no_grad():
             for pieces, size, payload in zip(self.partition.shards, self.partition.sizes, weights, strict=True):

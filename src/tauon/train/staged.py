@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tauon.distributed import Stages, my_targets, pieces_of_batch
+from tauon.distributed import Stages, pieces_of_batch, shard_targets
 from tauon.train.step import REDUCED, TrainJob
 from tauon.types import Batch
 
@@ -38,23 +38,23 @@ def staged(job: TrainJob, stages: Stages) -> TrainJob:
 
         def loss(hidden: Tensor, rows: Tensor) -> Tensor:
             part = batch.rows(int(rows[0]), int(rows[-1]) + 1)
-            with job.precision.context():
+            with job.policy.precision.context():
                 found: Tensor = task_loss(_Answered(last, hidden), part)
             return found
 
-        with job.precision.context():
+        with job.policy.precision.context():
             return stages.run(batch.inputs, extra, len(batch), pieces, loss, backward=backward)
 
     def make(job: TrainJob, batch: Batch) -> Tensor:
         mesh = job.mesh
-        batch = my_targets(batch, mesh.at["context"], mesh.layout.context)
+        batch = shard_targets(batch, mesh.at["context"], mesh.layout.context)
         weight = mesh.sum(job.task.weight(batch), *REDUCED).clamp(min=1e-9)
         scale = mesh.reduce_size
         total = run(batch, lambda model, part: job.task.loss(model, part)[0] / weight * scale, backward=True)
         return total / scale
 
     def score(job: TrainJob, batch: Batch) -> tuple[Tensor, Tensor]:
-        batch = my_targets(batch, job.mesh.at["context"], job.mesh.layout.context)
+        batch = shard_targets(batch, job.mesh.at["context"], job.mesh.layout.context)
         found: list[Tensor] = []
 
         def losses(model: Any, part: Batch) -> Tensor:
@@ -62,7 +62,8 @@ def staged(job: TrainJob, stages: Stages) -> TrainJob:
             return found[-1]
 
         run(batch, losses, backward=False)
-        total = torch.stack(found).sum() if found else torch.zeros((), dtype=torch.float64, device=job.device)
+        total = torch.stack(found).sum() if found else torch.zeros((), dtype=torch.float64, device=job.policy.device)
         return total, job.task.weight(batch).double()
 
-    return replace(job, make=make, score=score)
+    job.functions = replace(job.functions, make=make, score=score)
+    return job
