@@ -55,8 +55,9 @@ def make_job(setting: Setting, rank: int) -> Any:
     from tauon.distributed import Layout, Mesh, MeshParallel, World
     from tauon.models import ModelConfig
     from tauon.optim import AdamWConfig
+    from tauon.plan import Plan, weights_are_few
     from tauon.tasks import LanguageModelling
-    from tauon.train import Plan, TrainConfig, build_job, weights_are_few
+    from tauon.train import JobConfig, TrainConfig, build_job
     from tauon.types import DataSpec
 
     mesh = Mesh(Layout(**setting.layout), World(rank, setting.processes, rank, setting.processes))
@@ -66,7 +67,7 @@ def make_job(setting: Setting, rank: int) -> Any:
     source = Tokens(setting.batch, mesh.data_rank, mesh.layout.data)
     spec, model = DataSpec(vocab=VOCAB, seq_len=SEQ), parse(ModelConfig, setting.sizes)
     plan.reshard_after_forward = not weights_are_few(model.resolve(spec), plan.device, mesh.layout, setting.processes)
-    job = build_job(model, AdamWConfig(), config, LanguageModelling(), spec, source, plan, seed=0, mesh=mesh, parallel=MeshParallel())
+    job = build_job(JobConfig(model, AdamWConfig(), config, LanguageModelling(), spec, 0), source, plan, mesh=mesh, parallel=MeshParallel())
     job.model.train()
     return _private(job, setting.batch) if setting.private else job
 

@@ -149,14 +149,15 @@ def ours(size: Size, device: Any, clock: Clock) -> dict[str, Any]:
     """Tauon as a recipe runs it. Returns what was chosen, and the model FLOPs of an example."""
     from tauon.data import Loader
     from tauon.optim import AdamWConfig
+    from tauon.plan import make_plan
     from tauon.tasks import LanguageModelling
-    from tauon.train import Meter, TrainConfig, build_job, make_plan, train
+    from tauon.train import JobConfig, Meter, TrainConfig, build_job, train
 
     windows, model, optim, task = Windows(size), size.config(), AdamWConfig(), LanguageModelling()
     config = TrainConfig(steps=clock.total, batch=size.batch, microbatch=size.microbatch, device=str(device), precision="bf16")
     with Loader(windows, batch=size.batch, seed=0, workers=2) as loader:
-        plan = make_plan(model, optim, config, task, windows.spec, examples=len(windows), loader=loader, seed=0)
-        job = build_job(model, optim, config, task, windows.spec, loader, plan, seed=0)
+        plan = make_plan(JobConfig(model, optim, config, task, windows.spec, 0), examples=len(windows))
+        job = build_job(JobConfig(model, optim, config, task, windows.spec, 0), loader, plan)
         train(job, hooks=[Meter(plan.flops_per_example), lambda job, info: clock()])  # type: ignore[func-returns-value]
     return {"flops": plan.flops_per_example, "compile": plan.compile, "parameters": sum(p.numel() for p in job.model.parameters())}
 
@@ -292,13 +293,14 @@ def lora(size: Size, device: Any, clock: Clock) -> dict[str, Any]:
     """`train_step` on the adapted model: Tauon's blocks, compiled one by one, its loss, its optimizer."""
     from tauon.data import Loader
     from tauon.optim import AdamWConfig
+    from tauon.plan import choose_compile
     from tauon.tasks import LanguageModelling
-    from tauon.train import GradientHealth, Precision, StepPolicy, TrainJob, choose_compile, dress, train
+    from tauon.train import GradientHealth, Precision, StepPolicy, TrainJob, apply_checkpointing_and_compile, train
 
     windows, optim = Windows(size), AdamWConfig(weight_decay=0.0)
     model = adapted(size, device)
     compiled, _ = choose_compile("auto", device, model, None)
-    dress(model, checkpointing=False, compiled=compiled)
+    apply_checkpointing_and_compile(model, checkpointing=False, compiled=compiled)
     trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with Loader(windows, batch=size.batch, seed=0, workers=2) as loader:
         policy = StepPolicy(

@@ -18,7 +18,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from tauon.train import RecipeWork
+from tauon.train import JobConfig, RecipeWork
 
 BATCH, STEPS, BAND = 256, 150, 0.01
 SECTIONS = {
@@ -61,10 +61,9 @@ def one_run(mode: str, splits: Any, recipe: Any, spec: Any, plan: Any) -> tuple[
 
     model = recipe.model.resolve(spec)
     loader = Loader(splits.train, batch=BATCH, seed=recipe.seed)
-    job = build_job(model, recipe.optim, recipe.train, recipe.task, spec, loader, plan, seed=recipe.seed)
-    work = Straggling.of(
-        model, recipe.optim, recipe.train, recipe.task, recipe.data, spec=spec, plan=plan, seed=recipe.seed, fingerprint=splits.fingerprint
-    )
+    job = build_job(JobConfig(model, recipe.optim, recipe.train, recipe.task, spec, recipe.seed), loader, plan)
+    config = JobConfig(model, recipe.optim, recipe.train, recipe.task, spec, recipe.seed)
+    work = Straggling.of(config, recipe.data, plan, splits.fingerprint)
     servers = served(job, ParameterServer(workers=2, servers=1, mode=mode, threads=1), recipe.optim, work)
     clock: list[tuple[float, int]] = []
 
@@ -95,20 +94,17 @@ def main() -> None:
     import torch
 
     from tauon.config import parse
-    from tauon.data import Loader, prepare
+    from tauon.data import prepare
     from tauon.distributed.ray_session import ray_session
+    from tauon.plan import make_plan
     from tauon.recipe import Recipe
-    from tauon.train import make_plan
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as cache:
         recipe = parse(Recipe, SECTIONS | {"data": {**SECTIONS["data"], "cache": cache}})
         splits = prepare(recipe.data, seed=recipe.seed, needs="arrays")
-        loader = Loader(splits.train, batch=BATCH, seed=recipe.seed)
-        plan = make_plan(
-            recipe.model.resolve(splits.spec), recipe.optim, recipe.train, recipe.task, splits.spec, examples=len(splits.train),
-            loader=loader, seed=recipe.seed,
-        )  # fmt: skip
+        config = JobConfig(recipe.model.resolve(splits.spec), recipe.optim, recipe.train, recipe.task, splits.spec, recipe.seed)
+        plan = make_plan(config, examples=len(splits.train))
         results: dict[str, list[tuple[float, float]]] = {"sync": [], "async": []}
         with ray_session(None, cpus=4):  # one Ray for all runs
             for _ in range(1 if args.quick else 3):

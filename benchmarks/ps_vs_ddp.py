@@ -51,13 +51,14 @@ class Work:
         from tauon.config import parse
         from tauon.models import ModelConfig
         from tauon.optim import AdamWConfig
+        from tauon.plan import Plan
         from tauon.tasks import LanguageModelling
-        from tauon.train import Plan, TrainConfig, build_job
+        from tauon.train import JobConfig, TrainConfig, build_job
         from tauon.types import DataSpec
 
         plan = Plan(10**6, torch.device("cpu"), "fp32", False, BATCH, 1, 1, 1)
         spec, config = DataSpec(vocab=VOCAB, seq_len=SEQ), TrainConfig(steps=10**6, batch=BATCH, compile=False, precision="fp32")
-        return build_job(parse(ModelConfig, SIZES), AdamWConfig(), config, LanguageModelling(), spec, Tokens(), plan, seed=0)
+        return build_job(JobConfig(parse(ModelConfig, SIZES), AdamWConfig(), config, LanguageModelling(), spec, 0), Tokens(), plan)
 
     def source(self, share: int, shares: int) -> Tokens:
         return Tokens(share, shares)

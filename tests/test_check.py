@@ -136,9 +136,9 @@ def test_what_cannot_work_is_told_before_any_work(tmp_path: Path) -> None:
 def on_pictures(folder: str, recipe: dict[str, Any], sabotage: bool) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     if sabotage:  # every process normalises by its own rows
-        from tauon.train import assemble
+        from tauon.train import build
 
-        assemble.share_statistics = lambda model, mesh: None
+        build.share_statistics = lambda model, mesh: None
     findings, _, _ = compare(parse(Recipe, recipe), Path(folder), World(dist.get_rank(), dist.get_world_size()), tell=quiet)
     return [f.to_json() for f in findings]
 

@@ -192,15 +192,15 @@ def test_a_model_that_leaks_is_found_before_it_trains(world: Path, monkeypatch: 
 
 
 def test_a_parameter_that_should_move_and_does_not_is_found(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tauon.train import assemble, step
+    from tauon.train import build, step
 
     def cut(job: Any) -> None:
         step.optimizer_update(job)
         with torch.no_grad():
             job.model.blocks[0].attention.q.weight.add_(1e-3)
 
-    build = assemble.TrainJob
-    monkeypatch.setattr(assemble, "TrainJob", lambda **kw: build(**kw, functions=step.StepFunctions(update=cut)))
+    made = build.TrainJob
+    monkeypatch.setattr(build, "TrainJob", lambda **kw: made(**kw, functions=step.StepFunctions(update=cut)))
     with pytest.raises(TrainingError, match=r"blocks.0.attention.q.weight is frozen and moved"):
         go(world, "odd", adapt=LORA)
 

@@ -17,9 +17,10 @@ from tauon.config import dump
 from tauon.data import DataConfig, DataSplits, Message, PairDataset, chat_prompt, with_reference
 from tauon.generate import generate
 from tauon.models import GPT, ModelConfig, Start, materialize
+from tauon.plan import choose_device, choose_precision
 from tauon.recipe import Recipe
 from tauon.tasks import answer_log_probs
-from tauon.train import Precision, choose_device, choose_precision
+from tauon.train import Precision
 
 __all__ = ["attach_reference", "sample_answers"]
 

@@ -47,19 +47,9 @@ from tauon.distributed import (
 from tauon.distributed.pieces import first_holder
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, from_record, parameter_count
+from tauon.plan import Plan, available_memory, choose_device, choose_precision
 from tauon.recipe import Recipe
-from tauon.train import (
-    Plan,
-    TrainJob,
-    available_memory,
-    build_job,
-    choose_device,
-    choose_precision,
-    sensitivity,
-    square_of_most,
-    step_seed,
-    train_step,
-)
+from tauon.train import JobConfig, TrainJob, build_job, sensitivity, square_of_most, step_seed, train_step
 from tauon.training import choose_mesh, refuse_cut_pairs
 from tauon.types import Batch
 
@@ -238,7 +228,9 @@ def _job(recipe: Recipe, ctx: Context, model: ModelConfig, mesh: Mesh, steps: in
     loader = Loader(ctx.splits.train, batch=ctx.train.batch, seed=recipe.seed, rank=mesh.data_rank, world=mesh.layout.data)
     share = -(-ctx.train.batch // mesh.layout.data)
     plan = Plan(steps, device, precision.name, False, min(share, recipe.train.microbatch or share), 1, 1, torch.get_num_threads())
-    job = build_job(model, recipe.optim, ctx.train, recipe.task, spec, loader, plan, seed=recipe.seed, mesh=mesh, parallel=recipe.parallel)
+    job = build_job(
+        JobConfig(model, recipe.optim, ctx.train, recipe.task, spec, recipe.seed), loader, plan, mesh=mesh, parallel=recipe.parallel
+    )
     _stir(job)
     job.model.train()
     return job, loader

@@ -44,13 +44,11 @@ from tauon.models import (
     resolved,
     start_of,
 )
+from tauon.plan import Plan
 from tauon.privacy import announced, apply_statistics, fits_nothing, read_statistics
 from tauon.recipe import FREE, SECTIONS, Recipe, StageName, differences, fingerprint
 from tauon.tasks import Task
-from tauon.train import (
-    Plan,
-    TrainConfig,
-)
+from tauon.train import TrainConfig
 
 __all__ = ["Context", "Tell", "quiet"]
 

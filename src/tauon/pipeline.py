@@ -37,15 +37,12 @@ from tauon.models import (
     refuse_misfits,
     saved_start,
 )
+from tauon.plan import choose_device, choose_precision
 from tauon.privacy import give_up
 from tauon.recipe import SECTIONS, Recipe, StageName, fingerprint, to_yaml
 from tauon.report import render
 from tauon.tasks import CountingBytes, LanguageModelling
-from tauon.train import (
-    Precision,
-    choose_device,
-    choose_precision,
-)
+from tauon.train import Precision
 from tauon.training import train_stage
 
 __all__ = ["Tell", "load_model", "run"]

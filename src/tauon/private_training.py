@@ -15,6 +15,7 @@ from tauon.artifacts import Checkpoint, code_fingerprint, read_json, steps_in, w
 from tauon.auditing import is_reference_model
 from tauon.errors import PrivacyError, RecipeError, RunError
 from tauon.optim import Plateau
+from tauon.plan import Plan
 from tauon.privacy import (
     SEEDED,
     Key,
@@ -36,7 +37,7 @@ from tauon.privacy import (
     write_internal,
 )
 from tauon.tracking import read_events
-from tauon.train import PLATEAU, Plan, TrainJob
+from tauon.train import PLATEAU, TrainJob
 
 if TYPE_CHECKING:
     from tauon.context import Context

@@ -28,6 +28,7 @@ from tauon.distributed import (
 )
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, Start, fit
+from tauon.plan import Derived, Plan, choose_device, fits_whole, make_plan
 from tauon.privacy import PrivateRun, check_independent
 from tauon.private_training import (
     charge,
@@ -42,24 +43,21 @@ from tauon.private_training import (
 from tauon.tasks import Task
 from tauon.tracking import EventLog, guard, nothing_logged
 from tauon.train import (
-    Derived,
+    BatchSizeScheduler,
     Hook,
+    JobConfig,
     Moved,
-    Plan,
-    Ramps,
     RecipeWork,
     Served,
     StopSignal,
     TrainConfig,
     TrainJob,
     build_job,
-    choose_device,
-    fits_whole,
     local_steps,
-    make_plan,
     refuse_leaks,
     refuse_wrong_mask,
     restore,
+    seconds_a_step,
     served,
     train,
     watch_first_step,
@@ -121,15 +119,16 @@ def decide(ctx: Context, started: dict[str, Any], private: PrivateRun | None = N
     model = ctx.model
     mesh, chosen = choose_mesh(model, ctx.train, recipe.parallel, spec, ctx.world)
     refuse_cut_pairs(recipe.task, mesh.layout)
+    config = JobConfig(model, recipe.optim, ctx.train, recipe.task, spec, recipe.seed)
     share: dict[str, Any] = {
         "batch": ctx.train.batch, "workers": recipe.data.workers, "rank": mesh.data_rank, "world": mesh.layout.data,
-        "sizes": Ramps.of(ctx.train, spec.seq_len) if ctx.train.batch_warmup is not None else None,
+        "sizes": BatchSizeScheduler.of(ctx.train, spec.seq_len) if ctx.train.batch_warmup is not None else None,
     }  # fmt: skip
     train = ctx.splits.train
     loader = Loader(train, seed=recipe.seed, **share) if private is None else private.load(**share)
     plan = make_plan(
-        model, recipe.optim, ctx.train, recipe.task, spec, examples=loader.count, loader=loader, seed=recipe.seed,
-        recorded=started.get("plan"), tell=lambda m: ctx.tell("note", message=m), mesh=mesh, parallel=recipe.parallel,
+        config, examples=loader.count, recorded=started.get("plan"), tell=lambda m: ctx.tell("note", message=m), mesh=mesh,
+        parallel=recipe.parallel, measure=partial(seconds_a_step, config, loader, mesh, recipe.parallel),
     )  # fmt: skip
     plan.derived.insert(1, chosen)
     if private is not None:
@@ -150,10 +149,8 @@ def assemble(ctx: Context, model: ModelConfig, loader: Loader, plan: Plan, mesh:
     """The job at step 0, and the servers that hold its weights where there are any."""
     recipe, spec = ctx.recipe, ctx.splits.spec
     alone = isinstance(recipe.parallel, LowCommunication)  # each process computes its own steps whole
-    job = build_job(
-        model, recipe.optim, ctx.train, recipe.task, spec, loader, plan, seed=recipe.seed,
-        mesh=Mesh(Layout()) if alone else mesh, parallel=recipe.parallel,
-    )  # fmt: skip
+    config = JobConfig(model, recipe.optim, ctx.train, recipe.task, spec, recipe.seed)
+    job = build_job(config, loader, plan, mesh=Mesh(Layout()) if alone else mesh, parallel=recipe.parallel)
     if isinstance(recipe.parallel, LowCommunication):
         job = local_steps(job, recipe.parallel)
     if not isinstance(recipe.parallel, ParameterServer):
@@ -161,10 +158,7 @@ def assemble(ctx: Context, model: ModelConfig, loader: Loader, plan: Plan, mesh:
     if recipe.optim.layer_decay is not None or recipe.optim.lr_scale:
         message = "servers give every weight the same learning rate. Drop optim.layer_decay and optim.lr_scale, or take another layout."
         raise RecipeError([Problem("parallel.kind", message)])
-    work = RecipeWork.of(
-        model, recipe.optim, ctx.train, recipe.task, ctx.data, spec=spec, plan=plan, seed=recipe.seed,
-        fingerprint=ctx.splits.fingerprint,
-    )  # fmt: skip
+    work = RecipeWork.of(config, ctx.data, plan, ctx.splits.fingerprint)
     servers = served(job, recipe.parallel, recipe.optim, work, tell=lambda m: ctx.tell("note", message=m))
     return servers.job, servers
 

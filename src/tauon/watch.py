@@ -15,6 +15,7 @@ import numpy as np
 from tauon.artifacts import CheckpointWriter
 from tauon.data import DataSplits
 from tauon.optim import Plateau
+from tauon.plan import Plan
 from tauon.tasks import Task
 from tauon.tracking import EventLog, Tracker
 from tauon.train import (
@@ -23,7 +24,6 @@ from tauon.train import (
     Hook,
     LayerLook,
     Meter,
-    Plan,
     TrainConfig,
     TrainJob,
     every,

@@ -25,6 +25,7 @@ from tauon.models import ModelConfig, randomness
 from tauon.models.norm import drop_path
 from tauon.models.randomness import KeyedDropout, attention, dropout, key_layers, keyed_rows, uniform_rows
 from tauon.optim import OptimConfig
+from tauon.plan import Plan
 from tauon.privacy.clipped import check_independent
 from tauon.tasks import (
     AudioClassification,
@@ -37,7 +38,7 @@ from tauon.tasks import (
     TextClassification,
 )
 from tauon.testing import tiny_batch
-from tauon.train import Plan, StepFunctions, TrainConfig, TrainJob, build_job
+from tauon.train import JobConfig, StepFunctions, TrainConfig, TrainJob, build_job
 from tauon.types import Batch, DataSpec
 
 ROWS = 9
@@ -82,10 +83,7 @@ def job_of(name: str, micro: int = 64, *, checkpointing: bool = False) -> tuple[
     batch = replace(batch, draws=torch.arange(1, ROWS + 1) * 7919)
     plan = Plan(4, torch.device("cpu"), "fp32", False, micro, 1, 1, 1)
     train = TrainConfig(steps=4, batch=ROWS, activation_checkpointing=checkpointing)
-    job = build_job(
-        config, parse(OptimConfig, SGD), train, task, spec, None, plan, seed=3, mesh=Mesh(Layout()),  # type: ignore[arg-type]
-        parallel=parse(ParallelConfig, {"kind": "mesh"}),
-    )  # fmt: skip
+    job = build_job(JobConfig(config, parse(OptimConfig, SGD), train, task, spec, 3), None, plan, mesh=Mesh(Layout()), parallel=parse(ParallelConfig, {"kind": "mesh"}))  # fmt: skip
     with torch.no_grad():
         for p in job.model.parameters():  # a head at zero would hide what lies behind it
             p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))

@@ -20,22 +20,11 @@ from tauon.config import parse
 from tauon.errors import RecipeError
 from tauon.models import GPT2Config, GPTConfig, Model, ModelConfig
 from tauon.optim import OptimConfig, load_optimizer, optimizer_tensors
+from tauon.plan import choose_compile, choose_device
 from tauon.tasks import LanguageModelling
 from tauon.tasks.losses import chunk_rows
 from tauon.testing import tiny_batch
-from tauon.train import (
-    EMA,
-    GradientHealth,
-    Precision,
-    StepPolicy,
-    TrainJob,
-    choose_compile,
-    choose_device,
-    gather_dtype,
-    launch_step,
-    train_step,
-    validation_loss,
-)
+from tauon.train import EMA, GradientHealth, Precision, StepPolicy, TrainJob, gather_dtype, launch_step, train_step, validation_loss
 from tauon.types import Batch, DataSpec
 
 SPEC = DataSpec(vocab=31, seq_len=12)

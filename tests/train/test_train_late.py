@@ -21,11 +21,12 @@ from tauon.config import parse
 from tauon.errors import Interrupted, TrainingError
 from tauon.models import ModelConfig
 from tauon.optim import OptimConfig, can_skip_on_device, optimizer_tensors
+from tauon.plan import Plan
 from tauon.tasks import Classification, LanguageModelling, losses
 from tauon.testing import tiny_batch
 from tauon.train import (
     GradientHealth,
-    Plan,
+    JobConfig,
     StopSignal,
     TrainConfig,
     TrainJob,
@@ -67,10 +68,7 @@ def job(kind: str, *, late: bool, spec: DataSpec = IMAGES, batches: Batches | No
     model = {"kind": "resnet20"} if spec is IMAGES else {"kind": "gpt", "layers": 2, "width": 16, "heads": 2, "dropout": 0.1}
     if kind == "schedule-free":
         model |= {"norm": "group"}
-    made = build_job(
-        parse(ModelConfig, model).resolve(spec), parse(OptimConfig, {"kind": kind}), TrainConfig(**settings),
-        Classification() if spec is IMAGES else LanguageModelling(), spec, batches or Batches(spec), plan, seed=0,
-    )  # fmt: skip
+    made = build_job(JobConfig(parse(ModelConfig, model).resolve(spec), parse(OptimConfig, {"kind": kind}), TrainConfig(**settings), Classification() if spec is IMAGES else LanguageModelling(), spec, 0), batches or Batches(spec), plan)  # fmt: skip
     made.policy = replace(made.policy, reads_late=late)
     clip = made.functions.clip
     if spec is IMAGES:

@@ -181,11 +181,11 @@ def test_early_stopping_survives_an_interruption(tmp_path: Path, monkeypatch: py
 
 def test_steps_from_a_time_are_recorded_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = text_recipe(tmp_path, train={"steps": None, "time": 0.2, "checkpoint_every": 1})
-    from tauon.train import assemble
+    from tauon.train import timing
 
-    monkeypatch.setattr(assemble, "_seconds_a_step", lambda job, budget, world: 0.2 / 12)
+    monkeypatch.setattr(timing, "_timed", lambda job, budget, world: 0.2 / 12)
     stopped_at(5, monkeypatch, path)
-    monkeypatch.setattr(assemble, "_seconds_a_step", lambda job, budget, world: 1 / 0)
+    monkeypatch.setattr(timing, "_timed", lambda job, budget, world: 1 / 0)
     done = go(path)
     assert done.stage("train")["steps"] == 12  # type: ignore[index]
     assert done.manifest()["training"]["plan"]["steps"] == 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,21 +15,20 @@ from torch import Tensor
 from tauon.errors import RecipeError, TrainingError
 from tauon.models import GPTConfig, MLPConfig, materialize
 from tauon.optim import AdamWConfig, Constant, SGDConfig
+from tauon.plan import Plan, choose_compile, choose_precision, make_plan
 from tauon.tasks import Classification, LanguageModelling
 from tauon.train import (
     EMA,
     STOP,
     GradientHealth,
-    Plan,
+    JobConfig,
     TrainConfig,
     TrainJob,
     build_job,
-    choose_compile,
-    choose_precision,
     every,
     largest_divisor,
-    make_plan,
     plain_gradients,
+    seconds_a_step,
     step_seed,
     train,
     train_step,
@@ -62,8 +62,8 @@ def job(
     model = model or GPTConfig(layers=2, width=16, heads=2, vocab=31, seq_len=12)
     config = TrainConfig(**({"steps": steps, "batch": rows, "precision": "fp32", "compile": False} | train_settings))
     loader, task, optim = Batches(rows, spec), task or LanguageModelling(), optim or AdamWConfig(lr=1e-2)
-    plan = make_plan(model, optim, config, task, spec, examples=100, loader=loader, seed=5)
-    built = build_job(model, optim, config, task, spec, loader, plan, seed=5)
+    plan = make_plan(JobConfig(model, optim, config, task, spec, 5), examples=100)
+    built = build_job(JobConfig(model, optim, config, task, spec, 5), loader, plan)
     head = getattr(built.model, "head", None)
     if head is not None:
         with torch.no_grad():
@@ -293,7 +293,8 @@ def test_the_learning_rate_follows_the_schedule_in_every_group() -> None:
 def plan_of(config: TrainConfig, spec: DataSpec = SPEC, model: Any = None, **more: Any) -> Plan:
     model = model or GPTConfig(layers=1, width=16, heads=2, vocab=31, seq_len=12)
     task = LanguageModelling() if spec.vocab else Classification()
-    return make_plan(model, AdamWConfig(), config, task, spec, examples=100, loader=Batches(config.batch, spec), seed=0, **more)
+    made = JobConfig(model, AdamWConfig(), config, task, spec, 0)
+    return make_plan(made, examples=100, measure=partial(seconds_a_step, made, Batches(config.batch, spec), None, None), **more)
 
 
 @pytest.mark.parametrize(

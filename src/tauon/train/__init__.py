@@ -1,6 +1,6 @@
 """Training: the step with its three seams, the loop, hooks. Knows no model and no dataset by name."""
 
-from tauon.train.assemble import Derived, Plan, build_job, fits_whole, make_plan, weights_are_few
+from tauon.train.build import JobConfig, JobSettings, build_job
 from tauon.train.config import EarlyStopping, TrainConfig, WarmUp, largest_divisor
 from tauon.train.ema import EMA
 from tauon.train.first_step import Moved, refuse_leaks, refuse_wrong_mask, watch_first_step
@@ -10,20 +10,11 @@ from tauon.train.layers import LayerLook, complaints, lasting_complaints, watch_
 from tauon.train.local_steps import local_steps
 from tauon.train.loop import STOP, Hook, StopSignal, every, job_state, restore, train, validation_loss, validation_marks
 from tauon.train.meter import Meter, memory_mb
-from tauon.train.precision import (
-    Precision,
-    available_memory,
-    batch_that_fits,
-    choose_compile,
-    choose_device,
-    choose_precision,
-    dress,
-    gather_dtype,
-)
-from tauon.train.ramp import Ramps, steps_for
+from tauon.train.precision import Precision, apply_checkpointing_and_compile, gather_dtype
 from tauon.train.rounding import sensitivity, square_of_most
 from tauon.train.served_job import Served, served
 from tauon.train.share import RecipeWork, Work
+from tauon.train.sizes import BatchSizeScheduler, SeqLenTruncation, steps_for
 from tauon.train.step import (
     PLATEAU,
     BatchSource,
@@ -38,24 +29,26 @@ from tauon.train.step import (
     step_seed,
     train_step,
 )
+from tauon.train.timing import seconds_a_step
 
 __all__ = [
     "EMA",
     "PLATEAU",
     "STOP",
+    "BatchSizeScheduler",
     "BatchSource",
-    "Derived",
     "EarlyStopping",
     "GradientHealth",
     "Hook",
+    "JobConfig",
+    "JobSettings",
     "LaunchedStep",
     "LayerLook",
     "Meter",
     "Moved",
-    "Plan",
     "Precision",
-    "Ramps",
     "RecipeWork",
+    "SeqLenTruncation",
     "Served",
     "StepFunctions",
     "StepPolicy",
@@ -64,16 +57,10 @@ __all__ = [
     "TrainJob",
     "WarmUp",
     "Work",
-    "available_memory",
-    "batch_that_fits",
+    "apply_checkpointing_and_compile",
     "build_job",
-    "choose_compile",
-    "choose_device",
-    "choose_precision",
     "complaints",
-    "dress",
     "every",
-    "fits_whole",
     "freeze",
     "gather_dtype",
     "job_state",
@@ -81,7 +68,6 @@ __all__ = [
     "lasting_complaints",
     "launch_step",
     "local_steps",
-    "make_plan",
     "memory_mb",
     "mesh_exchange",
     "optimizer_update",
@@ -89,6 +75,7 @@ __all__ = [
     "refuse_leaks",
     "refuse_wrong_mask",
     "restore",
+    "seconds_a_step",
     "sensitivity",
     "served",
     "square_of_most",
@@ -101,5 +88,4 @@ __all__ = [
     "validation_marks",
     "watch_first_step",
     "watch_layers",
-    "weights_are_few",
 ]

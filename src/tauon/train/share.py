@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from tauon.errors import DataError
 from tauon.models import ModelConfig
 from tauon.optim import OptimConfig
 from tauon.tasks import Task
-from tauon.train.assemble import Plan, build_job
+from tauon.train.build import JobConfig, JobSettings, build_job
 from tauon.train.config import TrainConfig
 from tauon.train.step import BatchSource, TrainJob, step_seed, train_step
 from tauon.types import Batch, DataSpec
@@ -51,7 +51,7 @@ class RecipeWork:
     sections: dict[str, Any]
     """`model` (resolved), `optim`, `train`, `task`, `data`: each as `dump` gives it."""
     spec: DataSpec
-    plan: Plan
+    settings: JobSettings
     seed: int
     fingerprint: str
     """Of the data that the driver prepared."""
@@ -59,21 +59,23 @@ class RecipeWork:
     """Read by the worker when it first needs them."""
 
     @classmethod
-    def of(
-        cls, model: ModelConfig, optim: OptimConfig, config: TrainConfig, task: Task, data: DataConfig, *, spec: DataSpec, plan: Plan, seed: int,
-        fingerprint: str,
-    ) -> RecipeWork:  # fmt: skip
-        named = {"model": model, "optim": optim, "train": config, "task": task, "data": data}
-        plan = replace(plan, derived=[], device=torch.device(plan.device.type))  # which card, each worker sees for itself
-        return cls({k: dump(v) for k, v in named.items()}, spec, plan, seed, fingerprint)
+    def of(cls, config: JobConfig, data: DataConfig, settings: JobSettings, fingerprint: str) -> RecipeWork:
+        named = {"model": config.model, "optim": config.optim, "train": config.train, "task": config.task, "data": data}
+        plain = {f.name: getattr(settings, f.name) for f in fields(JobSettings)}
+        plain["device"] = torch.device(settings.device.type)  # which card, each worker sees for itself
+        return cls({k: dump(v) for k, v in named.items()}, config.spec, JobSettings(**plain), config.seed, fingerprint)
 
     def job(self, worker: int) -> TrainJob:
         load_plugins()
-        config = parse(TrainConfig, self.sections["train"]).model_copy(update={"ema": None})  # the driver averages
-        return build_job(
-            parse(ModelConfig, self.sections["model"]), parse(OptimConfig, self.sections["optim"]), config, parse(Task, self.sections["task"]),
-            self.spec, self.source(0, 1), self.plan, seed=self.seed,
-        )  # fmt: skip
+        config = JobConfig(
+            parse(ModelConfig, self.sections["model"]),
+            parse(OptimConfig, self.sections["optim"]),
+            parse(TrainConfig, self.sections["train"]).model_copy(update={"ema": None}),  # the driver averages
+            parse(Task, self.sections["task"]),
+            self.spec,
+            self.seed,
+        )
+        return build_job(config, self.source(0, 1), self.settings)
 
     def source(self, share: int, shares: int) -> BatchSource:
         data = parse(DataConfig, self.sections["data"])

@@ -11,11 +11,11 @@ from tauon.train.config import TrainConfig
 from tauon.train.step import BatchSource
 from tauon.types import Batch
 
-__all__ = ["Ramps", "Shortened", "steps_for"]
+__all__ = ["BatchSizeScheduler", "SeqLenTruncation", "steps_for"]
 
 
 @dataclass(frozen=True)
-class Ramps:
+class BatchSizeScheduler:
     """Straight lines from where the warm-ups start to the full sizes; afterwards every step is of one size."""
 
     batch: int
@@ -29,7 +29,7 @@ class Ramps:
     """0: no warm-up of the sequence length."""
 
     @classmethod
-    def of(cls, config: TrainConfig, seq_len: int | None) -> Ramps:
+    def of(cls, config: TrainConfig, seq_len: int | None) -> BatchSizeScheduler:
         b, s = config.batch_warmup, config.seq_len_warmup
         return cls(config.batch, seq_len or 1, *((b.start, b.steps) if b else (0, 0)), *((s.start, s.steps) if s else (0, 0)))
 
@@ -71,13 +71,13 @@ def _ceil(wanted: float, each: float) -> int:
     return -int(-wanted // each)
 
 
-class Shortened:
+class SeqLenTruncation:
     """Batches cut to the length that their step takes; the rest of each row is not seen at this step."""
 
-    def __init__(self, source: BatchSource, ramps: Ramps) -> None:
-        self.source, self.ramps = source, ramps
+    def __init__(self, source: BatchSource, sizes: BatchSizeScheduler) -> None:
+        self.source, self.sizes = source, sizes
 
     def batch_at(self, step: int) -> Batch:
-        batch, n = self.source.batch_at(step), self.ramps.length(step)
+        batch, n = self.source.batch_at(step), self.sizes.length(step)
         segments = None if batch.segments is None else batch.segments[:, :n]
         return replace(batch, inputs=batch.inputs[:, :n], targets=batch.targets[:, :n], weights=batch.weights[:, :n], segments=segments)
