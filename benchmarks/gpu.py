@@ -267,7 +267,7 @@ def adapted(size: Size, device: Any) -> Any:
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(x, self.weight) + F.linear(F.linear(x, self.down), self.up) * (ALPHA / RANK)
 
-    model = size.config().bare()
+    model = size.config().build_on_meta()
     for p in model.parameters():
         p.data, p.requires_grad = p.data.bfloat16(), False
     for block in model.blocks_to_compile():
@@ -309,7 +309,7 @@ def lora(size: Size, device: Any, clock: Clock) -> dict[str, Any]:
         )  # fmt: skip
         job = TrainJob(model, optim.build(model), loader, LanguageModelling(), policy, GradientHealth(None, 3))
         train(job, hooks=[lambda job, info: clock()])  # type: ignore[func-returns-value]
-    whole = size.config().bare()
+    whole = size.config().build_on_meta()
     multiply = sum(p.numel() for b in whole.blocks_to_compile() for p in b.parameters() if p.ndim == 2) + whole.head.weight.numel()
     attention = 6.0 * size.layers * size.seq * size.width
     return {"flops": (4.0 * multiply + attention + 6.0 * trains) * size.seq, "trains": trains, "compile": compiled}

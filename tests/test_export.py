@@ -15,7 +15,7 @@ from tauon.data import Message, Tokenizer, chat_prompt, tokenizer_of
 from tauon.data.tokenizer import SubwordTokenizer
 from tauon.export import export_checkpoint
 from tauon.generate import generate
-from tauon.models import open_start
+from tauon.models import open_model_folder
 from tauon.pipeline import load_model, run
 from tauon.recipe import Recipe
 from toy import Tauon, words
@@ -174,7 +174,7 @@ def test_an_exported_folder_is_a_start_with_the_same_tokenizer(world: Path, expo
     assert isinstance(again, SubwordTokenizer) and isinstance(was, SubwordTokenizer)
     assert (again.named, again.bos, again.eos) == (was.named, was.bos, was.eos)
     assert again.encode("Is it? ").tolist() == was.encode("Is it? ").tolist()
-    assert open_start(str(exported / name)).config.kind_ == "gpt"
+    assert open_model_folder(str(exported / name)).config.kind_ == "gpt"
 
 
 def test_adapters_for_peft_bring_the_tokenizer_and_the_template(world: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from tauon.config import dump
 from tauon.data import DataConfig, DataSplits, Message, PairDataset, chat_prompt, with_reference
 from tauon.generate import generate
-from tauon.models import GPT, ModelConfig, Start, materialize
+from tauon.models import GPT, ModelConfig, PretrainedModel, materialize
 from tauon.plan import choose_device, choose_precision
 from tauon.recipe import Recipe
 from tauon.tasks import answer_log_probs
@@ -28,7 +28,7 @@ _ROWS = 8
 _ASKED = 2
 
 
-def attach_reference(recipe: Recipe, data: DataConfig, model: ModelConfig, start: Start | None, splits: DataSplits) -> None:
+def attach_reference(recipe: Recipe, data: DataConfig, model: ModelConfig, start: PretrainedModel | None, splits: DataSplits) -> None:
     """Give every pair the log-probabilities of its answers by the model that training starts from: computed once, kept in the cache.
 
     The model is whole in one process while that is done. Adapters to start from count as a part of it; new ones change nothing.

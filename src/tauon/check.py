@@ -118,7 +118,7 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, tell:
     train, seq_len = ctx.train, ctx.splits.spec.seq_len
     layout, _ = choose_layout(recipe.parallel, processes)  # what cannot work is told before any work
     refuse_cut_pairs(recipe.task, layout)
-    refuse_layout(model.bare(), layout, recipe.parallel, batch=train.batch, seq_len=seq_len, microbatch=train.peek("microbatch"))
+    refuse_layout(model.build_on_meta(), layout, recipe.parallel, batch=train.batch, seq_len=seq_len, microbatch=train.peek("microbatch"))
     job, loader = _job(recipe, ctx, model, Mesh(Layout()), steps)
     with torch.no_grad():
         start = {name: p.clone() for name, p in job.model.named_parameters()}
@@ -185,7 +185,7 @@ def compare(recipe: Recipe, folder: Path, world: World, *, tell: Callable[..., N
 
 def _tight(precision: str, model: ModelConfig) -> float:
     """Share of the largest output by which rounding explains a difference: c u sqrt(L + 1)."""
-    depth = max(1, len(model.bare().blocks_to_compile()))
+    depth = max(1, len(model.build_on_meta().blocks_to_compile()))
     return (32 if precision == "fp32" else 8) * UNIT[precision] * math.sqrt(depth + 1)
 
 
@@ -212,7 +212,7 @@ def small_and_still(recipe: Recipe, ctx: Context, processes: int) -> tuple[Model
         off["adapt"] = model.adapt.model_copy(update={"dropout": 0.0})
     model = model.model_copy(update=off)
     free = available_memory(choose_device(recipe.train.device)[0])
-    needed = parameter_count(model.bare()) * 4.0 * 8 * (processes + 1)
+    needed = parameter_count(model.build_on_meta()) * 4.0 * 8 * (processes + 1)
     if free is not None and needed > free and "layers" in type(model).model_fields and model.from_ is None:
         stages = 2 * (recipe.parallel.peek("pipeline") if isinstance(recipe.parallel, MeshParallel) else 1)
         if stages < model.peek("layers"):
@@ -224,7 +224,7 @@ def small_and_still(recipe: Recipe, ctx: Context, processes: int) -> tuple[Model
 def _job(recipe: Recipe, ctx: Context, model: ModelConfig, mesh: Mesh, steps: int) -> tuple[TrainJob, Loader]:
     spec = ctx.splits.spec
     device, _ = choose_device(recipe.train.device)
-    precision, _ = choose_precision(recipe.train.precision, device, model.bare())
+    precision, _ = choose_precision(recipe.train.precision, device, model.build_on_meta())
     loader = Loader(ctx.splits.train, batch=ctx.train.batch, seed=recipe.seed, rank=mesh.data_rank, world=mesh.layout.data)
     share = -(-ctx.train.batch // mesh.layout.data)
     plan = Plan(steps, device, precision.name, False, min(share, recipe.train.microbatch or share), 1, 1, torch.get_num_threads())

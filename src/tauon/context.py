@@ -37,12 +37,12 @@ from tauon.distributed import Heartbeat, World
 from tauon.errors import CheckpointError, DataError, Problem, RecipeError, RunError
 from tauon.models import (
     ModelConfig,
-    Start,
+    PretrainedModel,
     adapt_like,
     is_checkpoint,
+    open_pretrained,
     refuse_codes,
     resolved,
-    start_of,
 )
 from tauon.plan import Plan
 from tauon.privacy import announced, apply_statistics, fits_nothing, read_statistics
@@ -129,9 +129,9 @@ class Context:
         return splits if record is None else apply_statistics(splits, record)
 
     @cached_property
-    def start(self) -> Start | None:
+    def start(self) -> PretrainedModel | None:
         """The trained model that `model.from` names, opened."""
-        return start_of(self.recipe.model)
+        return open_pretrained(self.recipe.model)
 
     @cached_property
     def data(self) -> DataConfig:
@@ -317,7 +317,7 @@ def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:
     return []
 
 
-def with_tokenizer_of(start: Start, recipe: Recipe) -> DataConfig:
+def with_tokenizer_of(start: PretrainedModel, recipe: Recipe) -> DataConfig:
     """The recipe's `data` with the tokenizer of the trained model, where the recipe names none."""
     data = recipe.data
     asked: TokenizerConfig = data.peek("tokenizer")
@@ -332,7 +332,7 @@ def with_tokenizer_of(start: Start, recipe: Recipe) -> DataConfig:
     return data.model_copy(update={"tokenizer": asked.model_copy(update={"path": str(start.path)})})
 
 
-def refuse_another_task(start: Start | None, task: Task) -> None:
+def refuse_another_task(start: PretrainedModel | None, task: Task) -> None:
     """A model that cannot learn what the recipe asks for is a `RecipeError`, before any data is read."""
     if start is None:
         return
@@ -342,7 +342,7 @@ def refuse_another_task(start: Start | None, task: Task) -> None:
         raise RecipeError([Problem("model.from", message)])
 
 
-def refuse_another_tokenizer(start: Start | None, splits: DataSplits) -> None:
+def refuse_another_tokenizer(start: PretrainedModel | None, splits: DataSplits) -> None:
     """A model reads the ids of the tokenizer that it was trained with: `RecipeError` where the data has other ones."""
     if start is None or splits.tokenizer is None:
         return

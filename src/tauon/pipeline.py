@@ -33,9 +33,9 @@ from tauon.generate import generate
 from tauon.models import (
     GPT,
     from_record,
+    frozen_base_weights,
     materialize,
     refuse_misfits,
-    saved_start,
 )
 from tauon.plan import choose_device, choose_precision
 from tauon.privacy import give_up
@@ -242,12 +242,12 @@ def load_model(checkpoint: Checkpoint, recipe: Recipe, *, weights: str = "auto")
         )
     config = from_record(checkpoint.state["model"])
     own = checkpoint.lazy("model")
-    refuse_misfits(config.bare(), own, where=str(checkpoint.path))
+    refuse_misfits(config.build_on_meta(), own, where=str(checkpoint.path))
     given: dict[str, Any] = dict(own)
     if group == "ema":  # over the raw weights, of buffers an average holds running statistics only, and of a tied weight one
         given |= checkpoint.lazy("ema")
     if config.adapt is not None:
-        given = dict(saved_start(config, checkpoint)) | given
+        given = dict(frozen_base_weights(config, checkpoint)) | given
     model = materialize(config, seed=0, device=device, weights=given)
     precision, _ = choose_precision(checkpoint.state["precision"], device, model)
     return model.eval(), precision

@@ -27,7 +27,7 @@ from tauon.distributed import (
     reshard,
 )
 from tauon.errors import Problem, RecipeError
-from tauon.models import ModelConfig, Start, fit
+from tauon.models import ModelConfig, PretrainedModel, match_weights
 from tauon.plan import Derived, Plan, choose_device, fits_whole, make_plan
 from tauon.privacy import PrivateRun, check_independent
 from tauon.private_training import (
@@ -264,16 +264,16 @@ def back_to_checkpoint(ctx: Context, job: TrainJob, writer: CheckpointWriter, wa
     return True
 
 
-def started_with(start: Start, model: ModelConfig, labels: tuple[str, ...]) -> tuple[str, str]:
+def started_with(start: PretrainedModel, model: ModelConfig, labels: tuple[str, ...]) -> tuple[str, str]:
     """(weights taken, and what is not, in words; where they come from). `labels`: names of the data's classes."""
-    found = fit(model.bare(), start)
-    said = found.said()
+    found = match_weights(model.build_on_meta(), start)
+    said = found.describe()
     if labels and start.labels and labels != start.labels and not found.fresh:
         said += f"; its head was trained for the classes {', '.join(start.labels[:4])}, these are {', '.join(labels[:4])}"
     return said, f"{start.layout}, {start.fingerprint[:12]}"
 
 
-def model_record(model: ModelConfig, start: Start | None) -> dict[str, Any]:
+def model_record(model: ModelConfig, start: PretrainedModel | None) -> dict[str, Any]:
     """What a checkpoint keeps of the architecture. One of adapters needs its base again; any other is complete."""
     base = str(start.path) if start is not None and model.adapt is not None else None
     adapt = None if model.adapt is None else model.adapt.model_copy(update={"from_": None})
@@ -291,7 +291,7 @@ def choose_mesh(model: ModelConfig, config: TrainConfig, parallel: ParallelConfi
         return Mesh(Layout(), world, device.type), Derived("parallel", what, "asked for")
     fits = fits_whole(model, config, device, world.local_size)
     layout, why = choose_layout(parallel, world.size, fits=all(world.gather(fits)))
-    refuse_layout(model.bare(), layout, parallel, batch=config.batch, seq_len=spec.seq_len, microbatch=config.peek("microbatch"))
+    refuse_layout(model.build_on_meta(), layout, parallel, batch=config.batch, seq_len=spec.seq_len, microbatch=config.peek("microbatch"))
     return Mesh(layout, world, device.type), Derived("parallel", str(layout), why)
 
 

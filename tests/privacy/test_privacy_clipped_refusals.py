@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from tauon.errors import RecipeError
 from tauon.models import materialize
-from tauon.models.cnn import CNNConfig
-from tauon.models.gpt import GPTConfig
+from tauon.models.families.cnn import CNNConfig
+from tauon.models.families.gpt import GPTConfig
 from tauon.privacy.clipped import ClippedSum, check_independent
 from tauon.tasks import Classification, LanguageModelling
 from tauon.testing import check_clipping, gradients_one_by_one, tiny_batch

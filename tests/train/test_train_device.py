@@ -69,7 +69,7 @@ class Source:
 
 def job_on(device: torch.device, model: ModelConfig, optim: OptimConfig, *, ema: bool = False, clip: bool = True) -> TrainJob:
     """As `build_job` makes it, on a device that holds no numbers."""
-    net: Model = model.bare() if device.type == "meta" else model.build()
+    net: Model = model.build_on_meta() if device.type == "meta" else model.build()
     if device.type != "meta":
         with torch.no_grad():
             for p in net.parameters():
@@ -155,7 +155,7 @@ def test_weights_are_gathered_in_bf16_only_where_a_gpu_computes_in_it() -> None:
 
 
 def test_a_gpu_without_triton_or_a_compiler_is_not_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, bare = torch.device("cuda"), GPT.bare()
+    gpu, bare = torch.device("cuda"), GPT.build_on_meta()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/gcc")

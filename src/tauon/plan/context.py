@@ -77,7 +77,7 @@ class PlanContext:
     @cached_property
     def model(self) -> Model:
         """The model without numbers, with what does not train frozen."""
-        bare = self.config.model.bare()
+        bare = self.config.model.build_on_meta()
         freeze(bare, self.config.train.freeze)
         return bare
 

@@ -94,7 +94,7 @@ def fits_whole(model: ModelConfig, config: TrainConfig, device: torch.device, pr
     free = available_memory(device)
     if free is None:
         return True
-    return weight_bytes(model.bare(), config) < 0.5 * free / (processes if device.type == "cpu" else 1)
+    return weight_bytes(model.build_on_meta(), config) < 0.5 * free / (processes if device.type == "cpu" else 1)
 
 
 def weights_are_few(model: ModelConfig, device: torch.device, layout: Layout, processes: int) -> bool:
@@ -102,7 +102,7 @@ def weights_are_few(model: ModelConfig, device: torch.device, layout: Layout, pr
     free = available_memory(device)
     if free is None:
         return False
-    whole = parameter_count(model.bare()) * 4.0 / (layout.tensor * layout.pipeline)
+    whole = parameter_count(model.build_on_meta()) * 4.0 / (layout.tensor * layout.pipeline)
     return whole < 0.1 * free / (processes if device.type == "cpu" else 1)
 
 

@@ -29,7 +29,7 @@ from tauon.distributed import (
     stages_of,
 )
 from tauon.errors import Problem, RecipeError
-from tauon.models import Model, ModelConfig, materialize, still
+from tauon.models import Model, ModelConfig, freeze_running_stats, materialize
 from tauon.optim import Muon, OptimConfig, scale_rates
 from tauon.tasks import Task
 from tauon.train.config import TrainConfig
@@ -85,7 +85,7 @@ def build_job(
     half = settings.precision == "bf16" and mesh.replicas_only
     net: Model = materialize(
         config.model, seed=config.seed, device=settings.device, half=half,
-        dress=lambda bare: parts.extend(transform(bare, config, settings, mesh, asked)),
+        transform=lambda bare: parts.extend(transform(bare, config, settings, mesh, asked)),
     )  # fmt: skip
     optimizer = config.optim.build(net)
     scale_rates(optimizer, net, net.layer_of, config.optim.layer_decay, config.optim.lr_scale)
@@ -196,7 +196,7 @@ def _settle_buckets(job: TrainJob) -> None:
     """
     job.model.train()
     batch = job.loader.batch_at(job.step).rows(0, 1).to(job.policy.device)
-    with still(job.model):
+    with freeze_running_stats(job.model):
         with job.policy.precision.context():
             total, _ = job.task.loss(job.model, shard_targets(batch, job.mesh.at["context"], job.mesh.layout.context))
         total.backward()  # type: ignore[no-untyped-call]

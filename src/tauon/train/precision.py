@@ -10,7 +10,7 @@ import torch
 
 from tauon.distributed import needs_batch_statistics
 from tauon.errors import Problem, RecipeError
-from tauon.models import Model, still
+from tauon.models import Model, freeze_running_stats
 
 __all__ = ["Precision", "apply_checkpointing_and_compile", "gather_dtype"]
 
@@ -54,7 +54,7 @@ def _recomputed(block):  # type: ignore[no-untyped-def]
     forward = block.forward
     more: Any = {}
     if needs_batch_statistics(block):  # the second pass must not move running statistics again
-        more["context_fn"] = lambda: (nullcontext(), still(block))
+        more["context_fn"] = lambda: (nullcontext(), freeze_running_stats(block))
 
     def run(*args):  # type: ignore[no-untyped-def]
         # Random numbers are restored for the second pass, so that dropout is the same both times.

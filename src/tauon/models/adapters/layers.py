@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tauon.config import Count, Fraction, Registered, register
 from tauon.distributed import is_dtensor
 from tauon.errors import Problem, RecipeError
-from tauon.models.nf4 import BLOCK, Rounded, dequantize, nf4_linear, quantize
+from tauon.models.adapters.nf4 import BLOCK, Rounded, dequantize, nf4_linear, quantize
 from tauon.models.randomness import dropout
 
 __all__ = [
@@ -69,7 +69,7 @@ class AdaptConfig(Registered, family="adapt"):
         """What an adapter's output is multiplied by."""
         return (self.alpha if self.alpha is not None else 2.0 * self.rank) / self.rank
 
-    def dress(self, model: nn.Module, layers: Mapping[str, nn.Linear], trains: Iterable[str]) -> None:
+    def inject_adapters(self, model: nn.Module, layers: Mapping[str, nn.Linear], trains: Iterable[str]) -> None:
         """Adapt, in place, those of `layers` that are meant; nothing else trains but what `trains` and `also` name (patterns)."""
         chosen = {n: layer for n, layer in layers.items() if _meant(n, self.target)}
         idle = [t for t in self.target if not any(_meant(n, (t,)) for n in layers)]
@@ -78,7 +78,7 @@ class AdaptConfig(Registered, family="adapt"):
             what = f"{', '.join(map(repr, idle))} names no linear layer of this model's blocks" if idle else "is empty"
             raise RecipeError([Problem("adapt.target", f"{what}. There are: {', '.join(there) or 'none'}.")])
         for layer in chosen.values():
-            AdaptedLinear.dress(layer, self)
+            AdaptedLinear.wrap(layer, self)
         named = list(model.named_parameters(remove_duplicate=False))  # a tied weight by each of its names
         for pattern in self.also:
             if not any(fnmatch.fnmatchcase(n, pattern) for n, _ in named):
@@ -127,7 +127,7 @@ def saved_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 class AdaptedLinear(nn.Linear):
-    """A linear layer with an adapter. Made of a layer that is there already (`dress`), which keeps its place and its hooks."""
+    """A linear layer with an adapter. Made of a layer that is there already (`wrap`), which keeps its place and its hooks."""
 
     lora_a: nn.Parameter
     """R I."""
@@ -145,7 +145,7 @@ class AdaptedLinear(nn.Linear):
     largest: Tensor
 
     @classmethod
-    def dress(cls, layer: nn.Linear, config: AdaptConfig) -> None:
+    def wrap(cls, layer: nn.Linear, config: AdaptConfig) -> None:
         """Give `layer` an adapter, whose weights are empty."""
         like: dict[str, Any] = {"device": layer.weight.device, "dtype": torch.float32}
         layer.__class__ = cls

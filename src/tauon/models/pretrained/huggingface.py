@@ -1,7 +1,7 @@
 """Hugging Face folders, read: config.json with model.safetensors, or in shards with an index, or pytorch_model.bin. `huggingface_write.py` writes them.
 
 Reading opens the files and looks at their headers; a tensor, or the slice of it that a process wants, is read when it is asked for. No code
-of a folder is run: safetensors and JSON, and `torch.load(weights_only=True)`. Names and sizes are those of `published.py`.
+of a folder is run: safetensors and JSON, and `torch.load(weights_only=True)`. Names and sizes are those of `formats.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from tauon.artifacts.tensor_file import open_tensors
 from tauon.config import dump, parse
 from tauon.errors import CheckpointError, DataError, RecipeError
 from tauon.models.base import ModelConfig
-from tauon.models.gpt import GPTConfig
-from tauon.models.published import CLASSIFIERS, FAMILIES, HEADS, REQUIRED, At, Family
+from tauon.models.families.gpt import GPTConfig
+from tauon.models.pretrained.formats import CLASSIFIERS, FAMILIES, HEADS, REQUIRED, At, Family
 
 __all__ = [
     "Folder",

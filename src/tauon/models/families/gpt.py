@@ -2,7 +2,7 @@
 
 `gpt`   RMSNorm before each part, rotary positions (RoPE, arXiv:2104.09864), QK-norm (arXiv:2302.05442), grouped-query
         attention (arXiv:2305.13245), SwiGLU (arXiv:2002.05202) or squared ReLU (arXiv:2109.08668). `llama`, `mistral`, `qwen2`
-        and `qwen3` are the same with what those families chose: their published weights load (`published.py`).
+        and `qwen3` are the same with what those families chose: their published weights load (`formats.py`).
 `gpt2`  LayerNorm, learned positions, GELU (tanh), biases, tied head, as GPT-2 has them.
 
 Forward returns the last hidden states, not logits: the task multiplies by `head.weight` chunk by chunk, so that the
@@ -13,7 +13,6 @@ Shapes: B batch, T time, D width, H heads, G key-value heads, K head size, V voc
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from typing import ClassVar, Literal, Self, cast
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
 from tauon.models.base import Model, ModelConfig, Size, block_number
-from tauon.models.transformer import (
+from tauon.models.families.transformer import (
     MLP,
     Attention,
     Block,
@@ -37,9 +36,10 @@ from tauon.models.transformer import (
     rope_frequencies,
     window_mask,
 )
+from tauon.models.kv_cache import KVCache
 from tauon.types import DataSpec
 
-__all__ = ["GPT", "GPT2Config", "GPTConfig", "KVCache", "LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config"]
+__all__ = ["GPT", "GPT2Config", "GPTConfig", "LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config"]
 
 
 class TransformerConfig(ModelConfig):
@@ -214,36 +214,6 @@ class GPT2Config(TransformerConfig):
             for _ in range(self.layers)
         ]
         return GPT(blocks, nn.LayerNorm(self.width), vocab, seq_len, self.width, tied=True, rope=None)
-
-
-class KVCache:
-    """Keys and values of the tokens so far, one pair a layer: B G T K, allocated once for `max_len` tokens."""
-
-    def __init__(self, model: GPT, batch: int, max_len: int, dtype: torch.dtype | None = None) -> None:
-        first = model.layers[0].attention
-        shape = (batch, first.kv_heads, max_len, first.head_size)
-        device = model.embed.weight.device
-        dtype = dtype or model.embed.weight.dtype
-        self.layers = [
-            (torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)) for _ in model.blocks
-        ]
-        self.length = 0
-
-    def copy(self) -> KVCache:
-        """A cache of its own with the same content: several texts may go on from one beginning."""
-        twin = copy.copy(self)
-        twin.layers = [(k.clone(), v.clone()) for k, v in self.layers]
-        return twin
-
-    def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Put new keys and values behind the old; returns all of them. `length` moves when the last layer has written."""
-        keys, values = self.layers[layer]
-        end = self.length + k_BGTK.shape[2]
-        keys[:, :, self.length : end] = k_BGTK
-        values[:, :, self.length : end] = v_BGTK
-        if layer == len(self.layers) - 1:
-            self.length = end
-        return keys[:, :, :end].to(k_BGTK.dtype), values[:, :, :end].to(v_BGTK.dtype)
 
 
 class GPT(Model):

@@ -22,9 +22,9 @@ from tauon.artifacts.tensor_file import open_tensors
 from tauon.errors import CheckpointError, DataError, Problem, RecipeError
 from tauon.models.adapters import AdaptConfig, DoraConfig, LoraConfig, is_adapter
 from tauon.models.base import Model, ModelConfig
-from tauon.models.huggingface import View, family_of, is_tied, names_of
-from tauon.models.huggingface_write import joined
-from tauon.models.published import At
+from tauon.models.pretrained.formats import At
+from tauon.models.pretrained.huggingface import View, family_of, is_tied, names_of
+from tauon.models.pretrained.huggingface_write import joined
 
 __all__ = ["adapt_like", "peft_kind", "read_peft", "write_peft"]
 
@@ -81,7 +81,7 @@ def adapt_like(adapt: AdaptConfig, config: ModelConfig) -> AdaptConfig:
     there = set(_tensors(path))
     layers = [ours for ours, at in _layers(config).items() if f"{at.name}.lora_A.weight" in there]
     short = sorted({ours.rpartition(".")[2] for ours in layers})
-    alike = [ours for ours in config.bare().linear_layers() if ours.rpartition(".")[2] in short]
+    alike = [ours for ours in config.build_on_meta().linear_layers() if ours.rpartition(".")[2] in short]
     found: dict[str, Any] = {
         "rank": int(raw["r"]), "alpha": float(raw.get("lora_alpha", 8)), "target": tuple(short if set(alike) == {*layers} else layers),
     }  # fmt: skip
@@ -240,7 +240,7 @@ def write_peft(
 
 def _beside(config: ModelConfig, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     """What trained beside adapters, by their names. `CheckpointError` where PEFT has no place for it."""
-    family, model_names = family_of(config), {n for n, _ in config.bare().named_parameters(remove_duplicate=False)}
+    family, model_names = family_of(config), {n for n, _ in config.build_on_meta().named_parameters(remove_duplicate=False)}
     names = names_of(family, config)
     theirs: dict[str, list[tuple[str, At]]] = {}
     for name in (n for n in tensors if not is_adapter(n)):

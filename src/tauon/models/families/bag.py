@@ -75,7 +75,7 @@ class TextBag(Model):
         "embed.weight": "replicate", "runs.weight": "replicate", "embed_score.weight": "replicate", "runs_score.weight": "replicate",
         "head.*": "replicate",
     }  # fmt: skip
-    own_head = ("head.*",)
+    modules_to_save = ("head.*",)
 
     def __init__(
         self, vocab: int, width: int, ngrams: int, buckets: int, dropout: float, number_dropout: float, outputs: int, *,

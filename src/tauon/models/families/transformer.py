@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Config, Count
+from tauon.models.kv_cache import KVCache
 from tauon.models.randomness import dropout
-
-if TYPE_CHECKING:
-    from tauon.models.gpt import KVCache
 
 __all__ = [
     "MLP",

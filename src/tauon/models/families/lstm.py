@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tauon.config import Count, Fraction, register
 from tauon.models.base import Model, Size
-from tauon.models.forecast import ForecasterConfig, backward_scale, forward_scale
+from tauon.models.families.forecast import ForecasterConfig, backward_scale, forward_scale
 from tauon.models.randomness import dropout
 from tauon.types import DataSpec
 

@@ -12,7 +12,7 @@ Shapes: B batch, N patches, T = N + 1 positions, D width, H heads, K head size, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Self, cast
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,14 +22,12 @@ from torch import Tensor, nn
 from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
 from tauon.models.base import Model, ModelConfig, Size, block_number
-from tauon.models.mlp import array_sizes
+from tauon.models.families.mlp import array_sizes
+from tauon.models.families.transformer import Attention
+from tauon.models.kv_cache import KVCache
 from tauon.models.norm import drop_path
 from tauon.models.randomness import dropout
-from tauon.models.transformer import Attention
 from tauon.types import DataSpec
-
-if TYPE_CHECKING:
-    from tauon.models.gpt import KVCache
 
 __all__ = ["ViT", "ViTConfig"]
 
@@ -135,7 +133,7 @@ class _Block(nn.Module):
 class ViT(Model):
     """BCHW -> B outputs."""
 
-    own_head = ("head.*",)
+    modules_to_save = ("head.*",)
     shard_plan = {  # noqa: RUF012 - plain data, read only
         "patches.*": "replicate",
         "first.weight": "replicate",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tauon.config import Count, register
 from tauon.models.base import Size
-from tauon.models.mel import SpeechConfig, SpeechModel, frame_mask
+from tauon.models.families.mel import SpeechConfig, SpeechModel, frame_mask
 from tauon.models.randomness import dropout
 from tauon.types import DataSpec
 
@@ -40,7 +40,7 @@ class SpeechCNNConfig(SpeechConfig):
 class SpeechCNN(SpeechModel):
     """See `SpeechCNNConfig`."""
 
-    own_head = ("head.*",)
+    modules_to_save = ("head.*",)
     shard_plan = {"*": "replicate"}  # noqa: RUF012 - plain data
 
     def __init__(self, config: SpeechCNNConfig) -> None:

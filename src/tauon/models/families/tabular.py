@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tauon.config import Count, Fraction, register
 from tauon.models.base import Model, Size
-from tauon.models.columns import ColumnsInput, TabularConfig
+from tauon.models.families.columns import ColumnsInput, TabularConfig
 from tauon.models.randomness import attention, dropout
 from tauon.types import DataSpec
 
@@ -157,7 +157,7 @@ class _Block(nn.Module):
 class FTTransformer(Model):
     """BF -> BC: what a token that stands for the answer has read from the columns."""
 
-    own_head = ("head.*",)
+    modules_to_save = ("head.*",)
     shard_plan = {"*": "replicate"}  # noqa: RUF012 - plain data, read only
 
     def __init__(self, inputs: int, outputs: int, categories: tuple[int, ...], width: int, blocks: list[_Block]) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tauon.config import Fraction, register
 from tauon.errors import Problem, RecipeError
 from tauon.models.base import Model, ModelConfig, Size
-from tauon.models.mlp import array_sizes
+from tauon.models.families.mlp import array_sizes
 from tauon.models.norm import BatchNorm, drop_path, norm_of
 from tauon.models.randomness import dropout
 from tauon.types import DataSpec
@@ -78,7 +78,7 @@ class ResNetConfig(ModelConfig):
             shape, outputs, blocks, widths, groups=groups, dropout=self.dropout, drop_path=self.drop_path, zero_init=self.zero_init, **how
         )
 
-    def published(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    def convert_state_dict(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
         return published_resnet(tensors)
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -212,7 +212,7 @@ class _Block(nn.Module):
 class ResNet(Model):
     """BCHW -> B outputs. Parameters are named as torchvision names them."""
 
-    own_head = ("fc.*",)
+    modules_to_save = ("fc.*",)
     compiling_pays = False  # convolutions are library calls, and blocks of many shapes are compiled many times (docs/experiments.md)
     shard_plan = {  # noqa: RUF012 - plain data, read only
         "*conv*": "replicate",

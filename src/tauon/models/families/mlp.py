@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tauon.config import Fraction, register
 from tauon.models.base import Model, Size
-from tauon.models.columns import ColumnsInput, TabularConfig, array_sizes
+from tauon.models.families.columns import ColumnsInput, TabularConfig, array_sizes
 from tauon.models.randomness import dropout
 
 __all__ = ["LinearConfig", "LogisticConfig", "MLPConfig", "Perceptron", "array_sizes"]
@@ -79,7 +79,7 @@ class Perceptron(Model):
         super().__init__()
         self.columns = columns
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.own_head = (f"layers.{len(sizes) - 2}.*",)
+        self.modules_to_save = (f"layers.{len(sizes) - 2}.*",)
         activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh, "silu": F.silu}
         self.activation = activations[activation]
         self.dropout, self.input_dropout = dropout, input_dropout

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
 from tauon.models.base import Model, Size, block_number
-from tauon.models.gpt import TransformerConfig
+from tauon.models.families.gpt import TransformerConfig
+from tauon.models.families.transformer import MLP, Attention, as_bias, positions_in_segments
 from tauon.models.randomness import attention, dropout
-from tauon.models.transformer import MLP, Attention, as_bias, positions_in_segments
 from tauon.types import DataSpec
 
 __all__ = ["BERT", "BERTConfig"]
@@ -125,11 +125,11 @@ class BERT(Model):
             self.transform_norm = nn.LayerNorm(width, eps=eps)
             self.head = nn.Linear(width, vocab)
             self.head.weight = self.embed.weight
-            self.own_head = ("transform*", "head.bias")
+            self.modules_to_save = ("transform*", "head.bias")
         else:
             self.pooler = nn.Linear(width, width)
             self.head = nn.Linear(width, outputs)
-            self.own_head = ("pooler.*", "head.*")
+            self.modules_to_save = ("pooler.*", "head.*")
 
     @property
     def layers(self) -> list[EncoderBlock]:

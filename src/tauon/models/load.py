@@ -1,7 +1,7 @@
 """Where a model's first weights come from, when they are not drawn: a run or a checkpoint of Tauon, a Hugging Face folder, a name on its hub.
 
-`open_start` finds and opens it; `resolved` turns a recipe's `model` section into the architecture that the checkpoint has, refusing
-what contradicts it; `starting_weights` says which tensor goes where. Tensors are read when they are asked for, by slices.
+`open_model_folder` finds and opens it; `resolved` turns a recipe's `model` section into the architecture that the checkpoint has, refusing
+what contradicts it; `initial_weights` says which tensor goes where. Tensors are read when they are asked for, by slices.
 """
 
 from __future__ import annotations
@@ -13,25 +13,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from tauon.artifacts import Checkpoint, find_checkpoint
 from tauon.config import Fraction, register
+from tauon.distributed import fill
 from tauon.errors import CheckpointError, MissingExtra, Problem, RecipeError
-from tauon.models.adapters import is_adapter, merged
+from tauon.models.adapters import is_adapter, merged, saved_weights
 from tauon.models.base import Model, ModelConfig, Size, from_record
-from tauon.models.huggingface import fingerprint_of, is_huggingface, open_huggingface, open_weights
+from tauon.models.pretrained.huggingface import fingerprint_of, is_huggingface, open_huggingface, open_weights
+from tauon.models.pretrained.peft import read_peft
 from tauon.types import DataSpec
 
 __all__ = [
     "CheckpointConfig",
-    "Fit",
-    "Start",
-    "fit",
+    "LoadReport",
+    "PretrainedModel",
+    "frozen_base_weights",
+    "initial_weights",
     "is_checkpoint",
-    "open_start",
+    "load_weights",
+    "match_weights",
+    "open_model_folder",
+    "open_pretrained",
+    "refuse_misfits",
     "resolved",
-    "saved_start",
-    "start_of",
-    "starting_weights",
 ]
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
@@ -58,7 +65,7 @@ class CheckpointConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
-class Start:
+class PretrainedModel:
     """A trained model on disk."""
 
     path: Path
@@ -85,7 +92,7 @@ class Start:
         return {"path": str(self.path), "fingerprint": self.fingerprint}
 
 
-def open_start(ref: str) -> Start:
+def open_model_folder(ref: str) -> PretrainedModel:
     """Open what `model.from` names. Raises `CheckpointError` where there is nothing, or nothing that can be read."""
     path = _found(ref)
     if path.is_file():
@@ -95,7 +102,9 @@ def open_start(ref: str) -> Start:
     if is_huggingface(path):
         f = open_huggingface(path)
         labels = tuple(str(v) for _, v in sorted((f.raw.get("id2label") or {}).items(), key=lambda kv: int(kv[0])))
-        return Start(path, "huggingface", f.config, f.tensors, f.fingerprint, labels, f.called, tuple(f.unknown), tuple(f.dropped))
+        return PretrainedModel(
+            path, "huggingface", f.config, f.tensors, f.fingerprint, labels, f.called, tuple(f.unknown), tuple(f.dropped)
+        )
     checkpoint = find_checkpoint(path)
     record = checkpoint.state.get("model")
     if record is None:
@@ -104,11 +113,11 @@ def open_start(ref: str) -> Start:
     labels = tuple((checkpoint.state.get("spec") or {}).get("labels") or ())
     tensors = weights_of(checkpoint)
     if config.adapt is None:
-        return Start(path, "tauon", config, tensors, checkpoint.hash, labels, {n: n for n in tensors})
+        return PretrainedModel(path, "tauon", config, tensors, checkpoint.hash, labels, {n: n for n in tensors})
     base = base_of(checkpoint)
     tensors = merged(base.tensors, tensors, config.adapt.scale, rounded=config.adapt.quantize == "nf4")
     config = config.model_copy(update={"from_": None, "adapt": None})
-    return Start(path, "tauon", config, tensors, checkpoint.hash, labels, {n: n for n in tensors})
+    return PretrainedModel(path, "tauon", config, tensors, checkpoint.hash, labels, {n: n for n in tensors})
 
 
 def is_weights(ref: str) -> bool:
@@ -123,15 +132,15 @@ def is_checkpoint(ref: str) -> bool:
     return path.is_dir() and not is_huggingface(path)
 
 
-def start_of(config: ModelConfig) -> Start | None:
+def open_pretrained(config: ModelConfig) -> PretrainedModel | None:
     """What a recipe's `model` starts from, opened; None where it starts from nothing."""
     if config.from_ is None:
         return None
     if not is_weights(config.from_) or isinstance(config, CheckpointConfig):
-        return open_start(config.from_)
+        return open_model_folder(config.from_)
     path = _found(config.from_)
-    tensors = dict(config.published(open_weights(path)))
-    return Start(path, "weights", config, tensors, fingerprint_of([path]), (), {n: n for n in tensors})
+    tensors = dict(config.convert_state_dict(open_weights(path)))
+    return PretrainedModel(path, "weights", config, tensors, fingerprint_of([path]), (), {n: n for n in tensors})
 
 
 def weights_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -143,17 +152,17 @@ def weights_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return tensors
 
 
-def base_of(checkpoint: Checkpoint) -> Start:
+def base_of(checkpoint: Checkpoint) -> PretrainedModel:
     """The model that a checkpoint's adapters belong to. `CheckpointError` where it is gone, or another one lies there."""
     said = checkpoint.state.get("base") or {}
-    start = start_of(from_record(checkpoint.state["model"]).model_copy(update={"from_": str(said.get("path"))}))
-    assert start is not None
-    if start.fingerprint != said.get("fingerprint"):
+    pretrained = open_pretrained(from_record(checkpoint.state["model"]).model_copy(update={"from_": str(said.get("path"))}))
+    assert pretrained is not None
+    if pretrained.fingerprint != said.get("fingerprint"):
         raise CheckpointError(
             f"{checkpoint.path} holds adapters for another base: {said['path']} was {str(said.get('fingerprint'))[:12]} when they were "
-            f"trained, and is {start.fingerprint[:12]}. Put back the model that they belong to."
+            f"trained, and is {pretrained.fingerprint[:12]}. Put back the model that they belong to."
         )
-    return start
+    return pretrained
 
 
 def _found(ref: str) -> Path:
@@ -198,8 +207,8 @@ def resolved(config: ModelConfig, spec: DataSpec) -> ModelConfig:
     """The config with sizes from the checkpoint that it starts from, then from the data. `RecipeError` lists contradictions."""
     if config.from_ is None or (is_weights(config.from_) and not isinstance(config, CheckpointConfig)):
         return config.resolve(spec)
-    start = open_start(config.from_)
-    base = start.config
+    pretrained = open_model_folder(config.from_)
+    base = pretrained.config
     if isinstance(config, CheckpointConfig):
         given = {n for n in ("dropout", "seq_len") if getattr(config, n) is not None}
     elif type(config) is not type(base):
@@ -230,7 +239,7 @@ def resolved(config: ModelConfig, spec: DataSpec) -> ModelConfig:
 
 
 @dataclass(frozen=True)
-class Fit:
+class LoadReport:
     """How a checkpoint's weights fit a model."""
 
     taken: dict[str, Any]
@@ -240,7 +249,7 @@ class Fit:
     dropped: tuple[str, ...]
     """Weights of the checkpoint's head that the model has no use for."""
 
-    def said(self) -> str:
+    def describe(self) -> str:
         """In words, for the person whose run it is."""
         parts = [f"{len(self.taken):,} tensors"]
         if self.fresh:
@@ -250,19 +259,19 @@ class Fit:
         return "; ".join(parts)
 
 
-def fit(model: Model, start: Start) -> Fit:
+def match_weights(model: Model, pretrained: PretrainedModel) -> LoadReport:
     """Match names and shapes. Missing, left-over and mis-shaped weights are a `CheckpointError` that lists them all."""
     own = {name: tuple(t.shape) for name, t in model.state_dict().items() if not is_adapter(name)}
-    tensors = dict(start.tensors)
+    tensors = dict(pretrained.tensors)
 
     def heads(name: str) -> list[str]:
-        return [p for p in model.own_head if fnmatch.fnmatchcase(name, p)]
+        return [p for p in model.modules_to_save if fnmatch.fnmatchcase(name, p)]
 
     anew: set[str] = set()
     wrong: list[str] = []
     for name, shape in own.items():
         there = tuple(tensors[name].shape) if name in tensors else None
-        called = start.called.get(name, name)
+        called = pretrained.called.get(name, name)
         if there is None:
             anew.update(heads(name))
             wrong += [] if heads(name) else [f"missing {called} {shape}"]
@@ -273,29 +282,57 @@ def fit(model: Model, start: Start) -> Fit:
     fresh = [n for n in own if any(fnmatch.fnmatchcase(n, p) for p in anew)]
     over = [n for n in tensors if n not in own]
     dropped = [n for n in over if n.partition(".")[0] in ("head", "pooler", "transform", "transform_norm")]
-    wrong += [f"left over {start.called.get(n, n)} {tuple(tensors[n].shape)}" for n in over if n not in dropped]
-    wrong += [f"left over {n}" for n in start.unknown]
+    wrong += [f"left over {pretrained.called.get(n, n)} {tuple(tensors[n].shape)}" for n in over if n not in dropped]
+    wrong += [f"left over {n}" for n in pretrained.unknown]
     if wrong:
         more = f" (and {len(wrong) - 12} more)" if len(wrong) > 12 else ""
-        raise CheckpointError(f"{start.path} is not what its config says, or of another architecture: {'; '.join(wrong[:12])}{more}.")
+        raise CheckpointError(f"{pretrained.path} is not what its config says, or of another architecture: {'; '.join(wrong[:12])}{more}.")
     tied = {n: t for n, t in tensors.items() if n in own and n not in fresh}
-    return Fit(tied, tuple(fresh), (*dropped, *start.dropped))
+    return LoadReport(tied, tuple(fresh), (*dropped, *pretrained.dropped))
 
 
-def saved_start(config: ModelConfig, checkpoint: Checkpoint) -> Mapping[str, Any]:
+def frozen_base_weights(config: ModelConfig, checkpoint: Checkpoint) -> Mapping[str, Any]:
     """The frozen weights that belong to a checkpoint of adapters."""
-    return fit(config.bare(), base_of(checkpoint)).taken
+    return match_weights(config.build_on_meta(), base_of(checkpoint)).taken
 
 
-def starting_weights(config: ModelConfig, model: Model) -> Mapping[str, Any]:
+def initial_weights(config: ModelConfig, model: Model) -> Mapping[str, Any]:
     """What `materialize` puts into a model on the meta device before anything cuts it: nothing where the config starts from nowhere."""
     if config.from_ is None:
         return {}
-    start = start_of(config)
-    assert start is not None
-    found = fit(model, start).taken
+    pretrained = open_pretrained(config)
+    assert pretrained is not None
+    found = match_weights(model, pretrained).taken
     if config.adapt is not None and config.adapt.from_ is not None:
-        from tauon.models.peft import read_peft
-
-        found |= read_peft(Path(config.adapt.from_), config, model, start.fingerprint)
+        found |= read_peft(Path(config.adapt.from_), config, model, pretrained.fingerprint)
     return found
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Any], *, where: str = "checkpoint", partial: bool = False) -> None:
+    """Copy tensors into the model by name. Missing, left-over or mis-shaped weights are a `CheckpointError` that lists them.
+
+    `tensors`: tensors, or what reads them from a file when asked (`Checkpoint.lazy`): of a sharded model, each process reads its part.
+    Of a model with adapters, those, and what trains beside them: the frozen base is not in a checkpoint.
+    `partial`: the model is one stage of a pipeline, and the others' weights are no left-overs.
+    """
+    refuse_misfits(model, tensors, where=where, partial=partial)
+    with torch.no_grad():
+        for k, t in saved_weights(model).items():
+            fill(t, tensors[k])
+
+
+def refuse_misfits(model: nn.Module, tensors: Mapping[str, Any], *, where: str = "checkpoint", partial: bool = False) -> None:
+    """`CheckpointError` that lists weights which the model has and `tensors` has not, the other way round, or in another shape."""
+    own = saved_weights(model)
+    wrong = [f"missing {k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors]
+    wrong += [f"left over {k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own and not partial]
+    wrong += [
+        f"{k} has shape {tuple(v.shape)}, the model's is {tuple(own[k].shape)}"
+        for k, v in tensors.items()
+        if k in own and tuple(v.shape) != tuple(own[k].shape)
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 8} more)" if len(wrong) > 8 else ""
+        raise CheckpointError(
+            f"{where} is of another architecture: " + "; ".join(wrong[:8]) + more + ". Use the recipe it was trained with."
+        )

@@ -1,5 +1,5 @@
 """Hugging Face folders, written: config.json, model.safetensors (in shards with an index where it is large), and what else transformers wants
-to find beside them. `huggingface.py` reads them; names and sizes are those of `published.py`.
+to find beside them. `huggingface.py` reads them; names and sizes are those of `formats.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from tauon.artifacts import folder_atomically
 from tauon.errors import CheckpointError
 from tauon.models.base import ModelConfig
-from tauon.models.huggingface import family_of, is_tied, names_of
-from tauon.models.published import At, Family
+from tauon.models.pretrained.formats import At, Family
+from tauon.models.pretrained.huggingface import family_of, is_tied, names_of
 
 __all__ = ["joined", "write_huggingface"]
 

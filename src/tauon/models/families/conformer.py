@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tauon.config import Count, register
 from tauon.models.base import Size
-from tauon.models.mel import SpeechConfig, SpeechModel, frame_mask
+from tauon.models.families.mel import SpeechConfig, SpeechModel, frame_mask
 from tauon.models.randomness import attention, dropout
 from tauon.types import DataSpec
 
@@ -119,7 +119,7 @@ class Block(nn.Module):
 class Conformer(SpeechModel):
     """See `ConformerConfig`."""
 
-    own_head = ("head.*",)
+    modules_to_save = ("head.*",)
     shard_plan = {"*": "replicate"}  # noqa: RUF012 - plain data
 
     def __init__(self, config: ConformerConfig) -> None:

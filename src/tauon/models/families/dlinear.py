@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tauon.config import Count, register
 from tauon.models.base import Model
-from tauon.models.forecast import ForecasterConfig, backward_scale, forward_scale
+from tauon.models.families.forecast import ForecasterConfig, backward_scale, forward_scale
 from tauon.types import DataSpec
 
 __all__ = ["DLinear", "DLinearConfig"]

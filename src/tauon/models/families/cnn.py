@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
 from tauon.models.base import Model, ModelConfig, Size
-from tauon.models.mlp import array_sizes
+from tauon.models.families.mlp import array_sizes
 from tauon.models.norm import StandardisedConv2d, tempered_sigmoid
 from tauon.models.randomness import dropout
 from tauon.types import DataSpec
@@ -90,7 +90,7 @@ class CNNConfig(ModelConfig):
 class CNN(Model):
     """BCHW -> B outputs."""
 
-    own_head = ("head.*",)
+    modules_to_save = ("head.*",)
     shard_plan = {"convs.*": "replicate", "norms.*": "replicate", "head.*": "replicate"}  # noqa: RUF012 - plain data
 
     def __init__(
