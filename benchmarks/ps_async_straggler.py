@@ -57,18 +57,18 @@ def one_run(mode: str, splits: Any, recipe: Any, spec: Any, plan: Any) -> tuple[
     from benchmarks.ps_async_straggler import Straggling  # by a name that the workers know, not as __main__
     from tauon.data import Loader
     from tauon.distributed import ParameterServer
-    from tauon.train import build_job, job_state, served, train
+    from tauon.train import build_job, job_state, train, use_parameter_server
 
     model = recipe.model.resolve(spec)
     loader = Loader(splits.train, batch=BATCH, seed=recipe.seed)
     job = build_job(JobConfig(model, recipe.optim, recipe.train, recipe.task, spec, recipe.seed), loader, plan)
     config = JobConfig(model, recipe.optim, recipe.train, recipe.task, spec, recipe.seed)
     work = Straggling.of(config, recipe.data, plan, splits.fingerprint)
-    servers = served(job, ParameterServer(workers=2, servers=1, mode=mode, threads=1), recipe.optim, work)
+    servers = use_parameter_server(job, ParameterServer(workers=2, servers=1, mode=mode, threads=1), recipe.optim, work)
     clock: list[tuple[float, int]] = []
 
     def hook(job: Any, info: Any) -> None:
-        if clock or all(m.about and m.pulled is not None for m in servers.fleet.members.values()):
+        if clock or all(m.about and m.pulled is not None for m in servers.pool.workers.values()):
             clock.append((time.perf_counter(), info.examples))
 
     with servers:

@@ -146,7 +146,7 @@ def main() -> None:
     from benchmarks.ps_vs_ddp import Work  # by a name that the workers know, not as __main__
     from tauon.distributed import ParameterServer
     from tauon.optim import AdamWConfig
-    from tauon.train import served, train_step
+    from tauon.train import train_step, use_parameter_server
 
     torch.set_num_threads(1)
     rounds, block = (3 if args.quick else 8), 6
@@ -154,7 +154,7 @@ def main() -> None:
     job = work.job(-1)
     parameters = sum(p.numel() for p in job.model.parameters())
     peer = Peer()
-    servers = served(job, ParameterServer(workers=WORKERS, servers=args.servers, threads=1), AdamWConfig(), work)
+    servers = use_parameter_server(job, ParameterServer(workers=WORKERS, servers=args.servers, threads=1), AdamWConfig(), work)
     ours_s: list[float] = []
     peer_s: list[float] = []
     with servers:

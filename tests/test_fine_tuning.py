@@ -177,7 +177,7 @@ def test_frozen_parameters_stay_and_the_rest_moves(world: Path) -> None:
 
 
 def test_a_model_that_leaks_is_found_before_it_trains(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tauon.models import gpt
+    from tauon.models.families import gpt
 
     (world / "docs").mkdir()
     for i in range(60):

@@ -15,7 +15,7 @@ import torch
 
 from tauon.config import dump
 from tauon.data import DataConfig, DataSplits, Message, PairDataset, chat_prompt, with_reference
-from tauon.generate import generate
+from tauon.generate import Sampling, generate
 from tauon.models import GPT, ModelConfig, PretrainedModel, materialize
 from tauon.plan import choose_device, choose_precision
 from tauon.recipe import Recipe
@@ -67,12 +67,12 @@ def sample_answers(
     assert tokenizer is not None
     asked = [(Message("user", p),) for p in config.prompts] or dataset.prompts(_ASKED)
     out: list[dict[str, Any]] = []
+    how = Sampling(temperature=0.8, top_p=0.95, seed=recipe.seed)
     for messages in asked if config.samples else ():
         ids, end = chat_prompt(splits.preprocess, messages)
         for new in generate(
-            model, ids, max_tokens=max_tokens, samples=config.samples, temperature=0.8, top_p=0.95, seed=recipe.seed, stop_id=end,
-            context=precision.context,
-        ):  # fmt: skip
+            model, ids, max_tokens=max_tokens, samples=config.samples, sampling=how, stop_id=end, context=precision.context
+        ):
             said = "\n".join(m.content for m in messages if m.role != "system")
             out.append({"prompt": said, "text": tokenizer.decode(new), "temperature": 0.8, "top_p": 0.95})
             tell("sample", **out[-1])

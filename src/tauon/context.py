@@ -111,8 +111,10 @@ class Context:
         """The data. With several processes, rank 0 prepares it first, and what each of them then has must be the same."""
         if self.world.size == 1:
             return self._with_statistics(self._prepared())
-        splits = self.world.lead_first(self._prepared)
-        self.world.same("the data", splits.fingerprint[:12], "Every rank must see the same files: copy them, or share a file system.")
+        splits = self.world.rank0_first(self._prepared)
+        self.world.assert_same(
+            "the data", splits.fingerprint[:12], "Every rank must see the same files: copy them, or share a file system."
+        )
         return self._with_statistics(splits)
 
     def _with_statistics(self, splits: DataSplits) -> DataSplits:
@@ -125,7 +127,7 @@ class Context:
         def drawn() -> dict[str, Any] | None:
             return read_statistics(self.run.folder, splits, config, needed=self.run.manifest().get("training") is not None)
 
-        record = self.world.lead(drawn)
+        record = self.world.rank0_broadcast(drawn)
         return splits if record is None else apply_statistics(splits, record)
 
     @cached_property

@@ -29,7 +29,7 @@ from tauon.data import DataStamp, picture_sheet
 from tauon.distributed import Heartbeat, World, join
 from tauon.errors import DataError, Problem, RecipeError, RunError
 from tauon.evaluate import Evaluation, evaluate
-from tauon.generate import generate
+from tauon.generate import Sampling, generate
 from tauon.models import (
     GPT,
     from_record,
@@ -88,7 +88,7 @@ def _run(recipe: Recipe, folder: Path, wanted: tuple[StageName, ...], heart: Hea
             raise RecipeError([Problem("data.split.folds", "folds are trained one after the other in one process. Start without --on.")])
         return run_folds(recipe, folder=folder, stages=wanted, fresh=fresh, tell=tell)
     refuse_strangers(recipe, world)
-    with world.agree(lambda: Run.open(folder) if world.leads else Run.follow(folder)) as record:
+    with world.all_or_raise(lambda: Run.open(folder) if world.leads else Run.follow(folder)) as record:
         context = Context(recipe, record, tell, world, heart)
 
         def begin() -> None:
@@ -99,14 +99,14 @@ def _run(recipe: Recipe, folder: Path, wanted: tuple[StageName, ...], heart: Hea
             atomic_write(record.recipe_path, to_yaml(recipe))
             record.update_manifest(tauon=__version__, seed=recipe.seed, environment=environment())
 
-        world.lead(begin)
+        world.rank0_broadcast(begin)
         for i, stage in enumerate(wanted):
             if stage not in TOGETHER:
                 if not world.leads:
                     break
                 context.world = World()  # from here on rank 0 is alone
             began = time.perf_counter()
-            if context.world.lead(lambda stage=stage: context.is_done(stage)):  # type: ignore[misc]
+            if context.world.rank0_broadcast(lambda stage=stage: context.is_done(stage)):  # type: ignore[misc]
                 tell("stage", name=stage, state="done before")
                 continue
             tell("stage", name=stage, state="begins")
@@ -129,9 +129,9 @@ def refuse_strangers(recipe: Recipe, world: World) -> None:
     """Every rank must have the same recipe, code and torch: `RunError` on all of them where one differs."""
     if world.size == 1:
         return
-    world.same("the recipe", fingerprint(recipe, SECTIONS["train"])[:12], "Give every process the same recipe and assignments.")
-    world.same("Tauon's code", code_fingerprint()[:12], "Install the same version everywhere.")
-    world.same("the version of torch", torch.__version__, "Install the same version everywhere.")
+    world.assert_same("the recipe", fingerprint(recipe, SECTIONS["train"])[:12], "Give every process the same recipe and assignments.")
+    world.assert_same("Tauon's code", code_fingerprint()[:12], "Install the same version everywhere.")
+    world.assert_same("the version of torch", torch.__version__, "Install the same version everywhere.")
 
 
 def prepare_stage(ctx: Context) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def sample_texts(ctx: Context, model: GPT, precision: Precision, max_tokens: int
     for prompt in config.prompts or ("",):
         ids = [tokenizer.bos, *tokenizer.encode(prompt).tolist()]
         for new in generate(
-            model, ids, max_tokens=max_tokens, samples=config.samples, temperature=0.8, top_p=0.95, seed=ctx.recipe.seed,
+            model, ids, max_tokens=max_tokens, samples=config.samples, sampling=Sampling(temperature=0.8, top_p=0.95, seed=ctx.recipe.seed),
             stop_id={tokenizer.bos, tokenizer.eos}, context=precision.context,
         ) if config.samples else []:  # fmt: skip
             out.append({"prompt": prompt, "text": tokenizer.decode(new), "temperature": 0.8, "top_p": 0.95})

@@ -71,8 +71,10 @@ def private_run(ctx: Context, checkpoint: Checkpoint | None) -> tuple[PrivateRun
     elif is_finished(ctx, checkpoint):
         secret = os.urandom(32)
     else:
-        key = ctx.world.lead_first(lambda: own_key(ctx) if ctx.world.leads else read_key(ctx.run.folder))
-        ctx.world.same("the key of the noise", key.hash[:12], "Every process must see the same run folder: put it on a shared file system.")
+        key = ctx.world.rank0_first(lambda: own_key(ctx) if ctx.world.leads else read_key(ctx.run.folder))
+        ctx.world.assert_same(
+            "the key of the noise", key.hash[:12], "Every process must see the same run folder: put it on a shared file system."
+        )
         secret = key.secret
     return PrivateRun(config, key=secret, train=ctx.splits.train, preprocess=ctx.splits.preprocess), key
 
@@ -105,7 +107,7 @@ def charge(ctx: Context, private: PrivateRun, key: Key | None, plan: Plan, start
             bound = bind_key(ctx.run.folder, key, training, how, start)
         return reserved(ctx, private, bound, plan, training)
 
-    said = ctx.world.lead(bound_and_reserved)
+    said = ctx.world.rank0_broadcast(bound_and_reserved)
     if said is not None:
         ctx.tell("note", message=f"privacy budget: {said}")
     return said is not None
@@ -166,9 +168,9 @@ def draw_statistics(ctx: Context, private: PrivateRun) -> None:
     splits = ctx.splits
     if private.config.statistics is None or splits.preprocess["normalize"]["kind"] != "bounds":
         return
-    record = ctx.world.lead(lambda: private.draw_statistics(ctx.run.folder, splits))
+    record = ctx.world.rank0_broadcast(lambda: private.draw_statistics(ctx.run.folder, splits))
     ctx.splits = apply_statistics(splits, record)
-    ctx.world.same("the statistics", ctx.splits.fingerprint[:12], "Start over with --fresh.")
+    ctx.world.assert_same("the statistics", ctx.splits.fingerprint[:12], "Start over with --fresh.")
     ctx.tell("note", message="privacy: means and deviations of the columns were drawn, with noise (statistics.json)")
 
 

@@ -48,8 +48,8 @@ from tauon.train import (
     JobConfig,
     Moved,
     RecipeWork,
-    Served,
     StopSignal,
+    SyncParameterServer,
     TrainConfig,
     TrainJob,
     build_job,
@@ -58,8 +58,8 @@ from tauon.train import (
     refuse_wrong_mask,
     restore,
     seconds_a_step,
-    served,
     train,
+    use_parameter_server,
     watch_first_step,
     watch_layers,
 )
@@ -75,9 +75,9 @@ __all__ = ["choose_mesh", "newest", "refuse_cut_pairs", "train_stage"]
 def train_stage(ctx: Context) -> dict[str, Any]:
     """Data -> checkpoints. Goes on from the newest whole checkpoint of the same run."""
     _ = ctx.splits  # all ranks open the data together: rank 0 must not begin alone, inside what it does alone
-    ctx.world.lead(ctx.refuse_changed_data)
-    ctx.world.lead(ctx.refuse_changed_start)
-    started = ctx.world.lead(lambda: ctx.run.manifest().get("training")) or {}
+    ctx.world.rank0_broadcast(ctx.refuse_changed_data)
+    ctx.world.rank0_broadcast(ctx.refuse_changed_start)
+    started = ctx.world.rank0_broadcast(lambda: ctx.run.manifest().get("training")) or {}
     checkpoint = newest(ctx)
     private, key = private_run(ctx, checkpoint)
     model, loader, plan, mesh = decide(ctx, started, private)
@@ -87,9 +87,9 @@ def train_stage(ctx: Context) -> dict[str, Any]:
     with EventLog(ctx.run.events_path) if ctx.world.leads else nothing_logged() as events:
         if checkpoint is not None:
             found = checkpoint
-            ctx.world.agree(lambda: restore(job, found))
+            ctx.world.all_or_raise(lambda: restore(job, found))
             if private is not None:
-                ctx.world.agree(lambda: remember(ctx, job))
+                ctx.world.all_or_raise(lambda: remember(ctx, job))
             events.log("resume", step=job.step)
             ctx.tell("resume", step=job.step, total_steps=job.policy.total_steps)
         charged = private is None or is_finished(ctx, checkpoint) or charge(ctx, private, key, plan, job.step)
@@ -145,7 +145,7 @@ def decide(ctx: Context, started: dict[str, Any], private: PrivateRun | None = N
     return model, loader, plan, mesh
 
 
-def assemble(ctx: Context, model: ModelConfig, loader: Loader, plan: Plan, mesh: Mesh) -> tuple[TrainJob, Served | None]:
+def assemble(ctx: Context, model: ModelConfig, loader: Loader, plan: Plan, mesh: Mesh) -> tuple[TrainJob, SyncParameterServer | None]:
     """The job at step 0, and the servers that hold its weights where there are any."""
     recipe, spec = ctx.recipe, ctx.splits.spec
     alone = isinstance(recipe.parallel, LowCommunication)  # each process computes its own steps whole
@@ -159,12 +159,12 @@ def assemble(ctx: Context, model: ModelConfig, loader: Loader, plan: Plan, mesh:
         message = "servers give every weight the same learning rate. Drop optim.layer_decay and optim.lr_scale, or take another layout."
         raise RecipeError([Problem("parallel.kind", message)])
     work = RecipeWork.of(config, ctx.data, plan, ctx.splits.fingerprint)
-    servers = served(job, recipe.parallel, recipe.optim, work, tell=lambda m: ctx.tell("note", message=m))
+    servers = use_parameter_server(job, recipe.parallel, recipe.optim, work, tell=lambda m: ctx.tell("note", message=m))
     return servers.job, servers
 
 
 def run_job(
-    ctx: Context, job: TrainJob, servers: Served | None, plan: Plan, events: EventLog, model: ModelConfig, *, parent: Checkpoint | None,
+    ctx: Context, job: TrainJob, servers: SyncParameterServer | None, plan: Plan, events: EventLog, model: ModelConfig, *, parent: Checkpoint | None,
     recorded: bool, private: bool = False,
 ) -> None:  # fmt: skip
     """The loop with its hooks, until the end or a signal; what goes wrong is in the event log before it is raised."""
@@ -185,7 +185,7 @@ def run_job(
     def begin(job: TrainJob, info: StepInfo) -> None:
         """After the first step: every key has had its chance to be read. From here on the folder is this recipe's."""
         if info.step == first_step:
-            world.agree(lambda: ctx.refuse_unread("train"))
+            world.all_or_raise(lambda: ctx.refuse_unread("train"))
             if not recorded:
                 ctx.record_training(plan)
 
@@ -311,7 +311,7 @@ def newest(ctx: Context) -> Checkpoint | None:
         mine[0] = latest_checkpoint(ctx.run.checkpoints, warn=lambda m: ctx.tell("warning", message=m))
         return None if mine[0] is None else mine[0].path.name
 
-    name = ctx.world.lead(look)
+    name = ctx.world.rank0_broadcast(look)
     if ctx.world.leads or name is None:
         return mine[0]
     return load_checkpoint(ctx.run.checkpoints / name, verify=False)

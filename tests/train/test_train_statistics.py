@@ -19,8 +19,8 @@ from tauon.plan import Plan
 from tauon.tasks import Classification
 from tauon.testing import tiny_batch
 from tauon.train import JobConfig, TrainConfig, TrainJob, build_job, train_step
-from tauon.train.local_steps import local_steps
-from tauon.train.served_job import served
+from tauon.train.local_sgd import local_steps
+from tauon.train.parameter_server import use_parameter_server
 from tauon.types import Batch, DataSpec
 from toy import Tauon, table_recipe
 
@@ -145,7 +145,7 @@ def test_what_cannot_keep_running_statistics_is_refused() -> None:
             local_steps(job(), parse(ParallelConfig, parallel))  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="parameter-server cannot keep running statistics"):
         optim = parse(OptimConfig, {"kind": "sgd"})
-        served(job(), parse(ParallelConfig, {"kind": "parameter-server"}), optim, None)  # type: ignore[arg-type]
+        use_parameter_server(job(), parse(ParallelConfig, {"kind": "parameter-server"}), optim, None)  # type: ignore[arg-type]
 
 
 def test_layouts_that_would_count_fillers_or_cut_nothing_are_refused() -> None:

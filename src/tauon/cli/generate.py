@@ -44,7 +44,7 @@ def generate_command(
     from tauon.context import Context, quiet
     from tauon.data import Tokenizer
     from tauon.errors import RunError
-    from tauon.generate import generate
+    from tauon.generate import Sampling, generate
     from tauon.models import GPT
     from tauon.pipeline import load_model
     from tauon.recipe import load_recipe
@@ -71,9 +71,10 @@ def generate_command(
 
     if live:
         click.echo(before, nl=False)
+    how = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     out = generate(
-        model, ids, max_tokens=tokens, samples=samples, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        stop_id=stops, context=precision.context, on_token=stream if live else None,
+        model, ids, max_tokens=tokens, samples=samples, sampling=how, stop_id=stops, context=precision.context,
+        on_token=stream if live else None,
     )  # fmt: skip
     if live:
         click.echo(tokenizer.decode(out[0])[len(shown) :])

@@ -6,7 +6,7 @@
 
 `OuterLoop` does the outer part on named tensors: it keeps the anchor (the weights that all replicas agree on, and that are
 validated and saved), exchanges outer gradients, and moves anchor and local weights. It knows no model, optimizer or data; the
-inner steps are anybody's. `tauon.train.local_steps` puts it around a training job.
+inner steps are anybody's. `tauon.train.local_sgd` puts it around a training job.
 """
 
 from __future__ import annotations

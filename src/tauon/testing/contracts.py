@@ -199,60 +199,74 @@ def check_optimizer(config: OptimConfig, *, steps: int = 300, fall: float = 0.2)
 
 def check_source(config: SourceConfig) -> None:
     """A data source: gives what it says, the same each time, with a fingerprint that is the same each time."""
-    assert config.gives() in ("text", "arrays", "series", "signals", "labelled-text", "chat", "pairs")
+    checks = {
+        "text": _check_documents, "series": _check_series, "labelled-text": _check_labelled_texts, "chat": _check_rows, "pairs": _check_rows,
+        "signals": _check_signals, "arrays": _check_table if config.tabular() else _check_arrays,
+    }  # fmt: skip
+    assert config.gives() in checks
     assert config.fingerprint() == config.fingerprint(), "the fingerprint changes"
     json.dumps(config.describe())
-    if config.gives() == "text":
-        first, second = list(config.documents()), list(config.documents())
-        assert first, "no document"
-        assert first == second, "documents differ from one reading to the next"
-        assert all(isinstance(d.text, str) and d.name for d in first), "each document needs a text and a name"
-        return
-    if config.gives() == "series":
-        a, b = config.series(), config.series()
-        assert isinstance(a, Series), f"series() gave {type(a).__name__}"
-        assert len(a) > 0, "no moment"
-        assert a.values.shape == (len(a), len(a.names)), "values must be moments x columns, each with a name"
-        assert 0 < a.targets <= len(a.names), "the columns to predict come first, and there is at least one"
-        assert (np.diff(a.times.astype(np.int64)) > 0).all(), "moments must be in order, each once"
-        assert np.isfinite(a.values).all(), "values must be finite"
-        np.testing.assert_array_equal(a.values, b.values)
-        np.testing.assert_array_equal(a.times, b.times)
-        return
-    if config.gives() == "labelled-text":
-        read, reread = config.labelled_texts(), config.labelled_texts()
-        assert len(read) > 0, "no text"
-        assert list(read.texts) == list(reread.texts), "texts differ from one reading to the next"
-        assert len(read.texts) == len(read.targets) == len(read.places), "each text needs a class and a place"
-        assert int(read.targets.max()) < len(read.label_names), "a class has no name"
-        np.testing.assert_array_equal(read.targets, reread.targets)
-        return
-    if config.gives() in ("chat", "pairs"):
-        rows, same_rows = (config.conversations() if config.gives() == "chat" else config.pairs() for _ in range(2))
-        assert rows, "no row"
-        assert rows == same_rows, "rows differ from one reading to the next"
-        assert all(r.place for r in rows), "each row needs a place, for messages"
-        return
-    if config.tabular():
-        x, y = config.table(), config.table()
-        assert isinstance(x, Table), f"table() gave {type(x).__name__}"
-        assert len(x) > 0, "no row"
-        assert all(len(values) == len(x) for values in x.columns.values()), "every column needs a value, or None, in each row"
-        assert y is not None
-        assert x.columns == y.columns, "columns differ from one reading to the next"
-        np.testing.assert_array_equal(x.targets, y.targets)
-        if x.classes:
-            assert int(x.targets.max()) < len(x.label_names), "a class has no name"
-        return
-    if config.gives() == "signals":
-        heard, again = config.signals(), config.signals()
-        assert len(heard) > 0, "no recording"
-        assert heard.rate == again.rate, "another sampling rate from one reading to the next"
-        assert list(heard.names) == list(again.names), "recordings differ from one reading to the next"
-        for wave, same in zip(heard.waves, again.waves, strict=True):
-            np.testing.assert_array_equal(wave, same)
-        assert (heard.targets is None) == bool(heard.transcripts), "each recording needs a class, or a transcript"
-        return
+    checks[config.gives()](config)
+
+
+def _check_documents(config: SourceConfig) -> None:
+    first, second = list(config.documents()), list(config.documents())
+    assert first, "no document"
+    assert first == second, "documents differ from one reading to the next"
+    assert all(isinstance(d.text, str) and d.name for d in first), "each document needs a text and a name"
+
+
+def _check_series(config: SourceConfig) -> None:
+    a, b = config.series(), config.series()
+    assert isinstance(a, Series), f"series() gave {type(a).__name__}"
+    assert len(a) > 0, "no moment"
+    assert a.values.shape == (len(a), len(a.names)), "values must be moments x columns, each with a name"
+    assert 0 < a.targets <= len(a.names), "the columns to predict come first, and there is at least one"
+    assert (np.diff(a.times.astype(np.int64)) > 0).all(), "moments must be in order, each once"
+    assert np.isfinite(a.values).all(), "values must be finite"
+    np.testing.assert_array_equal(a.values, b.values)
+    np.testing.assert_array_equal(a.times, b.times)
+
+
+def _check_labelled_texts(config: SourceConfig) -> None:
+    read, reread = config.labelled_texts(), config.labelled_texts()
+    assert len(read) > 0, "no text"
+    assert list(read.texts) == list(reread.texts), "texts differ from one reading to the next"
+    assert len(read.texts) == len(read.targets) == len(read.places), "each text needs a class and a place"
+    assert int(read.targets.max()) < len(read.label_names), "a class has no name"
+    np.testing.assert_array_equal(read.targets, reread.targets)
+
+
+def _check_rows(config: SourceConfig) -> None:
+    rows, same_rows = (config.conversations() if config.gives() == "chat" else config.pairs() for _ in range(2))
+    assert rows, "no row"
+    assert rows == same_rows, "rows differ from one reading to the next"
+    assert all(r.place for r in rows), "each row needs a place, for messages"
+
+
+def _check_table(config: SourceConfig) -> None:
+    x, y = config.table(), config.table()
+    assert isinstance(x, Table), f"table() gave {type(x).__name__}"
+    assert len(x) > 0, "no row"
+    assert all(len(values) == len(x) for values in x.columns.values()), "every column needs a value, or None, in each row"
+    assert y is not None
+    assert x.columns == y.columns, "columns differ from one reading to the next"
+    np.testing.assert_array_equal(x.targets, y.targets)
+    if x.classes:
+        assert int(x.targets.max()) < len(x.label_names), "a class has no name"
+
+
+def _check_signals(config: SourceConfig) -> None:
+    heard, again = config.signals(), config.signals()
+    assert len(heard) > 0, "no recording"
+    assert heard.rate == again.rate, "another sampling rate from one reading to the next"
+    assert list(heard.names) == list(again.names), "recordings differ from one reading to the next"
+    for wave, same in zip(heard.waves, again.waves, strict=True):
+        np.testing.assert_array_equal(wave, same)
+    assert (heard.targets is None) == bool(heard.transcripts), "each recording needs a class, or a transcript"
+
+
+def _check_arrays(config: SourceConfig) -> None:
     one, two = config.arrays(), config.arrays()
     assert isinstance(one, Arrays), f"arrays() gave {type(one).__name__}"
     assert len(one) > 0, "no row"

@@ -3,17 +3,25 @@
 from tauon.train.build import JobConfig, JobSettings, build_job
 from tauon.train.config import EarlyStopping, TrainConfig, WarmUp, largest_divisor
 from tauon.train.ema import EMA
-from tauon.train.first_step import Moved, refuse_leaks, refuse_wrong_mask, watch_first_step
 from tauon.train.freeze import freeze, trainable
 from tauon.train.health import GradientHealth
-from tauon.train.layers import LayerLook, complaints, lasting_complaints, watch_layers
-from tauon.train.local_steps import local_steps
+from tauon.train.hooks import (
+    LayerLook,
+    Meter,
+    Moved,
+    complaints,
+    lasting_complaints,
+    memory_mb,
+    refuse_leaks,
+    refuse_wrong_mask,
+    watch_first_step,
+    watch_layers,
+)
+from tauon.train.local_sgd import local_steps
 from tauon.train.loop import STOP, Hook, StopSignal, every, job_state, restore, train, validation_loss, validation_marks
-from tauon.train.meter import Meter, memory_mb
+from tauon.train.parameter_server import RecipeWork, SyncParameterServer, Work, use_parameter_server
 from tauon.train.precision import Precision, apply_checkpointing_and_compile, gather_dtype
 from tauon.train.rounding import sensitivity, square_of_most
-from tauon.train.served_job import Served, served
-from tauon.train.share import RecipeWork, Work
 from tauon.train.sizes import BatchSizeScheduler, SeqLenTruncation, steps_for
 from tauon.train.step import (
     PLATEAU,
@@ -49,10 +57,10 @@ __all__ = [
     "Precision",
     "RecipeWork",
     "SeqLenTruncation",
-    "Served",
     "StepFunctions",
     "StepPolicy",
     "StopSignal",
+    "SyncParameterServer",
     "TrainConfig",
     "TrainJob",
     "WarmUp",
@@ -77,13 +85,13 @@ __all__ = [
     "restore",
     "seconds_a_step",
     "sensitivity",
-    "served",
     "square_of_most",
     "step_seed",
     "steps_for",
     "train",
     "train_step",
     "trainable",
+    "use_parameter_server",
     "validation_loss",
     "validation_marks",
     "watch_first_step",

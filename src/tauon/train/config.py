@@ -70,7 +70,7 @@ class ComputeConfig(StepsConfig):
 
 
 class TrainConfig(ComputeConfig):
-    """The training run: a flat section of the recipe, with what its bases say in front."""
+    """The training run."""
 
     validate_every: Count | None = Field(None, ge=1)
     """Steps between validations. Left out: ten in a run."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,13 @@ from tauon.distributed.server_group import ATTEMPTS, Blueprint, ServerDied, Serv
 from tauon.distributed.statistics import refuse_running_statistics
 from tauon.errors import Problem, RecipeError, TrainingError
 from tauon.optim import OptimConfig, load_optimizer, optimizer_tensors
-from tauon.train.fleet import Fleet, Member, Result, Task
-from tauon.train.share import Gradients, Work
+from tauon.train.parameter_server.shape_only import ShapeOnlyLoader
+from tauon.train.parameter_server.worker import Gradients, Work
+from tauon.train.parameter_server.worker_pool import Result, Task, Worker, WorkerPool
 from tauon.train.step import TrainJob
 from tauon.types import Batch
 
-__all__ = ["OptimizerOf", "Outline", "Served", "served"]
+__all__ = ["FEEDBACK", "NOTE", "ErrorFeedbackState", "OptimizerOf", "SyncParameterServer"]
 
 NOTE = "parameter_server"
 FEEDBACK = "push_feedback"
@@ -49,42 +50,6 @@ class OptimizerOf:
     def __call__(self, model: nn.Module) -> Optimizer:
         load_plugins()
         return parse(OptimConfig, self.record).build(model)
-
-
-class Outline:
-    """Batches of the right shape with nothing in them: the driver counts examples and reads none."""
-
-    def __init__(self, like: Batch) -> None:
-        def hollow(t: Tensor | None) -> Tensor | None:
-            return None if t is None else torch.zeros((), dtype=t.dtype).expand(t.shape)
-
-        named = {f.name: hollow(getattr(like, f.name)) for f in fields(like)}
-        self.batch = replace(like, **named)  # type: ignore[arg-type]
-
-    def batch_at(self, step: int) -> Batch:
-        return self.batch
-
-
-def served(
-    job: TrainJob, config: ParameterServer, optim: OptimConfig, work: Work, *, tell: Callable[[str], None] = lambda _: None
-) -> Served:
-    """Replace the job's seams. Restore it afterwards, if at all; train it inside `with`, where the processes run.
-
-    Args:
-        job: as `build_job` made it, on step 0.
-        config: the recipe's `parallel`.
-        optim: what the job's optimizer was built by.
-        work: how a worker builds the same job.
-        tell: told when processes die and are replaced.
-
-    Raises:
-        RecipeError: the model or the batch cannot be shared out so.
-        MissingExtra: Ray is not installed.
-    """
-    from tauon.train.as_it_comes import ServedAsItComes, ServedRounds
-
-    kind = Served if config.mode == "sync" else ServedAsItComes if config.outer is None else ServedRounds
-    return kind(job, config, optim, work, tell)
 
 
 WHERE_DATA_IS = ("TAUON_DATA", "TAUON_CACHE")
@@ -105,7 +70,7 @@ def refuse_on_servers(job: TrainJob, optim: OptimConfig) -> None:
         raise RecipeError(wrong)
 
 
-class Served:
+class SyncParameterServer:
     """The synchronous mode, and what all modes share."""
 
     def __init__(self, job: TrainJob, config: ParameterServer, optim: OptimConfig, work: Work, tell: Callable[[str], None]) -> None:
@@ -118,7 +83,7 @@ class Served:
         first = job.loader.batch_at(0)
         self.rows = len(first)
         self.nominal = max(job.task.weight(first).item(), 1.0)  # of batch 0, whatever step a resume begins at: the same division everywhere
-        job.loader = Outline(first)
+        job.loader = ShapeOnlyLoader(first)
         self.settle()
         self.blueprint = Blueprint(
             self.partition, self.names, OptimizerOf(dump(optim)) if config.outer is None else None, config.outer, config.push, config.pull,
@@ -134,13 +99,13 @@ class Served:
         self.begun = False
         self.gathered = -1
         self.group: Any = None
-        self.fleet: Any = None
+        self.pool: Any = None
         job.functions = replace(
             job.functions, make=self.make, exchange=self.exchange, clip=self.clip, update=self.update, gather=self.gather
         )
         job.policy = replace(job.policy, reads_late=False)  # servers are told by this process whether a step counts
         if config.push.feedback:
-            job.extra[FEEDBACK] = LeftOut(self)
+            job.extra[FEEDBACK] = ErrorFeedbackState(self)
 
     def settle(self) -> None:
         """What only this mode reads of its settings."""
@@ -166,7 +131,7 @@ class Served:
             self.group = ServerGroup(
                 self.ray, self.blueprint, replicas=config.replicas, timeout=config.timeout, may_restart=self.may_restart
             )
-            self.fleet = Fleet(
+            self.pool = WorkerPool(
                 self.ray, self.start_worker, config.workers, shards=config.servers, timeout=config.timeout, may_restart=self.may_restart,
                 greet=self.greet, tell=self.tell,
             )  # fmt: skip
@@ -176,7 +141,7 @@ class Served:
         return self.job
 
     def __exit__(self, *about: Any) -> None:
-        workers = [m.actor for m in self.fleet.members.values()] if self.fleet is not None else []
+        workers = [m.actor for m in self.pool.workers.values()] if self.pool is not None else []
         servers = self.group.actors if self.group is not None else []
         for actor in [*workers, *servers]:
             self.ray.kill(actor)
@@ -201,16 +166,16 @@ class Served:
             self.tell(f"{what} died; another takes its place")
         return True
 
-    def greet(self, member: Member) -> None:
+    def greet(self, worker: Worker) -> None:
         """What a new worker needs beside weights."""
-        member.actor.fixed.remote(self.fixed)
-        self.bring_left_out(member)
+        worker.actor.fixed.remote(self.fixed)
+        self.bring_left_out(worker)
 
-    def bring_left_out(self, member: Member) -> None:
+    def bring_left_out(self, worker: Worker) -> None:
         """What a checkpoint kept of a worker's error feedback."""
         kept = self.job.extra.get(FEEDBACK)
-        if isinstance(kept, LeftOut) and member.number in kept.saved:
-            member.actor.put_back.remote(self.share_of(member.number), kept.saved.pop(member.number))
+        if isinstance(kept, ErrorFeedbackState) and worker.number in kept.saved:
+            worker.actor.put_back.remote(self.share_of(worker.number), kept.saved.pop(worker.number))
 
     def share_of(self, number: int) -> int:
         """The share whose left-out parts worker `number` keeps."""
@@ -227,9 +192,9 @@ class Served:
         self.group.load(scatter(self.partition, weights, tensors, numbers, job.step))
         self.gathered = self.group.version
         self.begun = True
-        for member in self.fleet.members.values():
-            if member.starting is None:
-                self.bring_left_out(member)
+        for worker in self.pool.workers.values():
+            if worker.starting is None:
+                self.bring_left_out(worker)
 
     # ---------------------------------------------------------------------------------------- the seams
 
@@ -253,12 +218,12 @@ class Served:
         waiting = list(range(shares))
         found: dict[int, Result] = {}
         while len(found) < self.needed:
-            for member in self.fleet.idle:
-                share = self.pick(member, waiting)
+            for worker in self.pool.idle:
+                share = self.pick(worker, waiting)
                 if share is not None:
                     waiting.remove(share)
-                    self.fleet.give(
-                        member, Task(job.step, share, shares, self.attempt), self.nominal, self.group.version, self.group.weights
+                    self.pool.give(
+                        worker, Task(job.step, share, shares, self.attempt), self.nominal, self.group.version, self.group.weights
                     )
             results, again = self.wait()
             found |= {r.task.share: r for r in results if r.task.step == job.step and r.task.attempt == self.attempt}
@@ -268,17 +233,17 @@ class Served:
             job.measured["dropped_examples"] = (shares - len(kept)) * (self.rows // shares)
         return [found[s] for s in kept]
 
-    def pick(self, member: Member, waiting: list[int]) -> int | None:
+    def pick(self, worker: Worker, waiting: list[int]) -> int | None:
         """Its own share first. A share that leaves something out belongs to the worker that keeps it, while there is one."""
-        if member.number in waiting:
-            return member.number
-        free = [s for s in waiting if not (self.config.push.feedback and s in self.fleet.members)]
+        if worker.number in waiting:
+            return worker.number
+        free = [s for s in waiting if not (self.config.push.feedback and s in self.pool.workers)]
         return free[0] if free else None
 
     def wait(self) -> tuple[list[Result], list[Task]]:
-        """`Fleet.wait`, with the servers healed where they were the reason."""
+        """`WorkerPool.wait`, with the servers healed where they were the reason."""
         try:
-            happened: tuple[list[Result], list[Task]] = self.fleet.wait()
+            happened: tuple[list[Result], list[Task]] = self.pool.wait()
             return happened
         except ServerDied as err:
             self.group.heal()
@@ -370,10 +335,10 @@ class Served:
         self.attempt += 1
 
 
-class LeftOut:
+class ErrorFeedbackState:
     """What the workers' error feedback has not sent yet, as a part of the job's state: an exact resume needs it."""
 
-    def __init__(self, owner: Served) -> None:
+    def __init__(self, owner: SyncParameterServer) -> None:
         self.owner = owner
         self.saved: dict[int, list[Floats]] = {}
 
@@ -382,11 +347,11 @@ class LeftOut:
         out: dict[str, Tensor] = {}
         for number in range(owner.config.workers):
             kept = [np.zeros(n, np.float32) for n in owner.partition.sizes]
-            member = owner.fleet.members.get(number)
-            if member is not None and member.starting is None:
+            worker = owner.pool.workers.get(number)
+            if worker is not None and worker.starting is None:
                 limit = owner.config.timeout
                 try:
-                    kept = owner.ray.get(member.actor.left_out.remote(owner.share_of(number)), timeout=limit)
+                    kept = owner.ray.get(worker.actor.left_out.remote(owner.share_of(number)), timeout=limit)
                 except owner.ray.exceptions.GetTimeoutError:
                     said = f"worker {number} has not answered for {limit:g} s (parallel.timeout)."
                     raise TrainingError(f"{said} The same command goes on from the last checkpoint.") from None

@@ -1,6 +1,6 @@
 """What a worker of the parameter server does: builds the job by itself, takes weights, makes the gradient of a share of a batch, packs it.
 
-A plain class: Ray makes an actor of it (`served_job.py`), tests call it directly. It decides nothing: which share of which step, and when, it is told.
+A plain class: Ray makes an actor of it (`sync.py`), tests call it directly. It decides nothing: which share of which step, and when, it is told.
 """
 
 from __future__ import annotations

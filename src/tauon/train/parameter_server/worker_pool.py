@@ -12,9 +12,9 @@ from typing import Any
 
 from tauon.distributed.server_group import ServerDied, check_version
 from tauon.errors import TauonError, TrainingError
-from tauon.train.share import Done, versions
+from tauon.train.parameter_server.worker import Done, versions
 
-__all__ = ["Fleet", "Member", "Result", "Task"]
+__all__ = ["Result", "Task", "Worker", "WorkerPool"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Result:
 
 
 @dataclass
-class Member:
+class Worker:
     """A worker's process."""
 
     number: int
@@ -64,45 +64,45 @@ class Member:
         return self.starting is None and self.task is None
 
 
-class Fleet:
+class WorkerPool:
     """Workers by number."""
 
     def __init__(
         self, ray: Any, start: Callable[[int], Any], count: int, *, shards: int, timeout: float, may_restart: Callable[[str], bool],
-        greet: Callable[[Member], None], tell: Callable[[str], None],
+        greet: Callable[[Worker], None], tell: Callable[[str], None],
     ) -> None:  # fmt: skip
         """`start(number)` makes the actor; `greet` is called with each that is ready, before it gets work."""
         self.ray, self.start, self.shards, self.timeout = ray, start, shards, timeout
         self.may_restart, self.greet, self.tell = may_restart, greet, tell
-        self.members: dict[int, Member] = {}
+        self.workers: dict[int, Worker] = {}
         for number in range(count):
             self.join(number)
 
     def join(self, number: int) -> None:
         """One more worker: it gets work when its process is ready."""
         actor = self.start(number)
-        self.members[number] = Member(number, actor, actor.set_up.remote())
+        self.workers[number] = Worker(number, actor, actor.set_up.remote())
 
     def leave(self, number: int) -> Task | None:
         """Let a worker go. What it was doing comes back."""
-        member = self.members.pop(number)
-        self.ray.kill(member.actor)
-        return member.task
+        worker = self.workers.pop(number)
+        self.ray.kill(worker.actor)
+        return worker.task
 
     @property
-    def idle(self) -> list[Member]:
-        return [m for _, m in sorted(self.members.items()) if m.idle]
+    def idle(self) -> list[Worker]:
+        return [m for _, m in sorted(self.workers.items()) if m.idle]
 
-    def give(self, member: Member, task: Task, nominal: float, version: int, weights: list[Any]) -> None:
+    def give(self, worker: Worker, task: Task, nominal: float, version: int, weights: list[Any]) -> None:
         """Let an idle worker make a gradient at `weights`."""
-        assert member.idle
-        member.task, member.pulled, member.version = task, weights, version
+        assert worker.idle
+        worker.task, worker.pulled, worker.version = task, weights, version
         at = (task.attempt, version)
         if task.local is not None:
-            member.refs = member.actor.round.options(num_returns=1 + self.shards).remote(*task.local, at, *weights)
+            worker.refs = worker.actor.round.options(num_returns=1 + self.shards).remote(*task.local, at, *weights)
             return
-        call = member.actor.gradient.options(num_returns=1 + self.shards)
-        member.refs = call.remote(task.step, task.share, task.shares, nominal, at, *weights)
+        call = worker.actor.gradient.options(num_returns=1 + self.shards)
+        worker.refs = call.remote(task.step, task.share, task.shares, nominal, at, *weights)
 
     def wait(self) -> tuple[list[Result], list[Task]]:
         """(what is done, what must be done again because its worker died), as soon as anything happened.
@@ -112,7 +112,7 @@ class Fleet:
             TauonError: what a worker raised.
             TrainingError: nothing came for as long as the time-out, or no worker is left.
         """
-        watched = {(m.refs[0] if m.starting is None else m.starting): m for m in self.members.values() if not m.idle}
+        watched = {(m.refs[0] if m.starting is None else m.starting): m for m in self.workers.values() if not m.idle}
         if not watched:
             raise TrainingError(
                 "no worker is left, and parallel.max_restarts is used up. The same command goes on from the last checkpoint."
@@ -126,32 +126,32 @@ class Fleet:
         again: list[Task] = []
         trouble: ServerDied | None = None
         for ref in ready:
-            member = watched[ref]
+            worker = watched[ref]
             try:
-                self.take(member, self.value(ref, member), results)
+                self.take(worker, self.value(ref, worker), results)
             except ServerDied as err:
                 trouble = err
-                again += [member.task] if member.task else []
-                member.task = None
+                again += [worker.task] if worker.task else []
+                worker.task = None
             except self.ray.exceptions.RayError as err:
-                again += self.bury(member, err)
+                again += self.bury(worker, err)
         if trouble is not None:
             trouble.results, trouble.again = results, again  # type: ignore[attr-defined]
             raise trouble
         return results, again
 
-    def take(self, member: Member, value: Any, results: list[Result]) -> None:
+    def take(self, worker: Worker, value: Any, results: list[Result]) -> None:
         """A worker's answer: it is ready, or a gradient is."""
-        if member.starting is not None:
-            check_version(value["versions"], versions(), f"worker {member.number} on {value['node']}")
-            member.about, member.starting = value, None
-            self.greet(member)
+        if worker.starting is not None:
+            check_version(value["versions"], versions(), f"worker {worker.number} on {value['node']}")
+            worker.about, worker.starting = value, None
+            self.greet(worker)
             return
-        assert member.task is not None
-        results.append(Result(member.task, value, member.refs[1:], member.pulled, member.version))
-        member.task, member.refs, member.pulled = None, [], []
+        assert worker.task is not None
+        results.append(Result(worker.task, value, worker.refs[1:], worker.pulled, worker.version))
+        worker.task, worker.refs, worker.pulled = None, [], []
 
-    def value(self, ref: Any, member: Member) -> Any:
+    def value(self, ref: Any, worker: Worker) -> Any:
         exceptions = self.ray.exceptions
         try:
             return self.ray.get(ref, timeout=self.timeout)
@@ -160,49 +160,49 @@ class Fleet:
             if isinstance(cause, exceptions.RayError):
                 raise ServerDied(str(cause).splitlines()[0]) from err
             if isinstance(cause, TauonError):
-                cause.add_note(f"raised by worker {member.number}{self.place(member)}")
+                cause.add_note(f"raised by worker {worker.number}{self.place(worker)}")
                 raise cause from None
             first = str(cause).splitlines()[0] if str(cause) else ""
-            raise TrainingError(f"worker {member.number}{self.place(member)}: {type(cause).__name__}: {first}") from err
+            raise TrainingError(f"worker {worker.number}{self.place(worker)}: {type(cause).__name__}: {first}") from err
         except exceptions.RayActorError as err:
             if "creation task" in str(err):
                 last = str(err).strip().splitlines()[-1]
                 raise TrainingError(
-                    f"worker {member.number} could not be started: {last}. Install what this process has everywhere."
+                    f"worker {worker.number} could not be started: {last}. Install what this process has everywhere."
                 ) from err
-            if self.alive(member):  # what died is the server that it was to read weights from
+            if self.alive(worker):  # what died is the server that it was to read weights from
                 raise ServerDied(str(err).splitlines()[0]) from err
             raise
 
-    def alive(self, member: Member) -> bool:
+    def alive(self, worker: Worker) -> bool:
         try:
-            self.ray.get(member.actor.ping.remote(), timeout=self.timeout)
+            self.ray.get(worker.actor.ping.remote(), timeout=self.timeout)
         except self.ray.exceptions.RayError:
             return False
         return True
 
-    def bury(self, member: Member, err: Exception) -> list[Task]:
+    def bury(self, worker: Worker, err: Exception) -> list[Task]:
         """A worker died: replace it, if that may be; returns what it was doing."""
-        del self.members[member.number]
-        what = f"worker {member.number}{self.place(member)}"
+        del self.workers[worker.number]
+        what = f"worker {worker.number}{self.place(worker)}"
         if self.may_restart(what):
-            self.join(member.number)
+            self.join(worker.number)
             self.tell(f"{what} died; another takes its place, and its share of the step is made again")
         else:
-            self.tell(f"{what} died, and parallel.max_restarts is used up; {len(self.members)} workers go on without it")
-        return [member.task] if member.task is not None else []
+            self.tell(f"{what} died, and parallel.max_restarts is used up; {len(self.workers)} workers go on without it")
+        return [worker.task] if worker.task is not None else []
 
     @staticmethod
-    def place(member: Member) -> str:
-        return f" (pid {member.about['pid']} on {member.about['node']})" if member.about else ""
+    def place(worker: Worker) -> str:
+        return f" (pid {worker.about['pid']} on {worker.about['node']})" if worker.about else ""
 
-    def stuck(self, members: list[Member]) -> str:
+    def stuck(self, workers: list[Worker]) -> str:
         doing = ", ".join(
             f"worker {m.number}{self.place(m)} " + ("starting" if m.task is None else f"at batch {m.task.step}, share {m.task.share}")
-            for m in members
+            for m in workers
         )
         hint = ""
-        if all(m.starting is not None for m in members):
+        if all(m.starting is not None for m in workers):
             cpus = self.ray.cluster_resources().get("CPU", 0)
             hint = f" Ray has {cpus:g} CPUs in all: are there enough free ones for a worker?"
         return f"nothing came for {self.timeout:g} s (parallel.timeout) from: {doing}.{hint} The same command goes on from the last checkpoint."
