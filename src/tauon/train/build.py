@@ -141,7 +141,7 @@ def step_policy(config: JobConfig, settings: JobSettings, sizes: BatchSizeSchedu
         clip_layer=optim.clip_layer,
         clip_adaptive=optim.clip_adaptive,
         examples_at=sizes.size,
-        reads_late=settings.device.type != "cpu",
+        reads_late=settings.device.type == "cuda",  # of other accelerators, fused kernels that skip are not tried
     )
 
 
@@ -184,13 +184,13 @@ def connect_replicas(job: TrainJob, asked: MeshParallel) -> None:
         if kept is not None:
             job.extra["compression"] = kept
         elif mesh.reduce_size > 2:
-            _settle_buckets(job)
+            _warm_up_buckets(job)
     for part in getattr(job.optimizer, "parts", [job.optimizer]):
         if isinstance(part, Muon):  # one process computes each matrix's step
             part.traffic, part.group = job.traffic, replicas
 
 
-def _settle_buckets(job: TrainJob) -> None:
+def _warm_up_buckets(job: TrainJob) -> None:
     """A backward pass whose gradients are thrown away. DDP arranges its buckets anew after a process's first, and sums over more than
     two ranks depend on the arrangement: without this, a run that goes on would differ in last bits from one that was never stopped.
     """

@@ -15,7 +15,7 @@ from tauon.errors import TrainingError
 
 __all__ = ["GradientHealth"]
 
-SETTLE = 20
+WARM_UP = 20
 """Good steps before a spike can be told from the ordinary."""
 
 
@@ -40,7 +40,7 @@ class GradientHealth:
         """Why step `step` must be skipped, or None. `norm` is the gradient's L2 norm before clipping. Good norms enter a running mean (decay 0.95)."""
         self._on_device = None
         bad = (self.by_loss and not math.isfinite(loss)) or not math.isfinite(norm)
-        bad = bad or (self.spike_factor is not None and self.good >= SETTLE and norm > self.spike_factor * self.mean)
+        bad = bad or (self.spike_factor is not None and self.good >= WARM_UP and norm > self.spike_factor * self.mean)
         return self.record(step, loss, norm, bad)
 
     def record(self, step: int, loss: float, norm: float, bad: bool) -> str | None:
@@ -76,7 +76,7 @@ class GradientHealth:
         if self.by_loss:
             bad = bad | ~loss.isfinite()
         if self.spike_factor is not None:
-            bad = bad | ((good >= SETTLE) & (length > self.spike_factor * mean))
+            bad = bad | ((good >= WARM_UP) & (length > self.spike_factor * mean))
         moved = torch.where(good == 0, length, 0.95 * mean + 0.05 * length)
         self._on_device = torch.where(bad, mean, moved), torch.where(bad, good, good + 1)
         return bad.float()

@@ -71,12 +71,7 @@ class ResNetConfig(ModelConfig):
         return self.input_shape, self.outputs
 
     def _net(self, blocks: tuple[int, ...], **how: Any) -> ResNet:
-        shape, outputs = self._sizes()
-        widths = tuple(self.width << i for i in range(len(blocks)))
-        groups = self.groups if self.norm == "group" else None
-        return ResNet(
-            shape, outputs, blocks, widths, groups=groups, dropout=self.dropout, drop_path=self.drop_path, zero_init=self.zero_init, **how
-        )
+        return ResNet(self, blocks, **how)
 
     def convert_state_dict(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
         return published_resnet(tensors)
@@ -222,12 +217,16 @@ class ResNet(Model):
     }
 
     def __init__(
-        self, shape: tuple[int, int, int], outputs: int, blocks: tuple[int, ...], widths: tuple[int, ...], *,
-        stem: Literal["imagenet", "small"], bottleneck: bool, groups: int | None, dropout: float, drop_path: float, zero_init: bool,
-        option_a: bool = False,
-    ) -> None:  # fmt: skip
+        self, config: ResNetConfig, blocks: tuple[int, ...], *, stem: Literal["imagenet", "small"], bottleneck: bool, option_a: bool = False
+    ) -> None:
+        """`config`: resolved; `blocks`: how many each stage has, whose channels double from stage to stage."""
         super().__init__()
-        self.image, self.stem, self.dropout, self.zero_init, self.bottleneck = shape, stem, dropout, zero_init, bottleneck
+        shape, outputs = config._sizes()
+        widths = tuple(config.width << i for i in range(len(blocks)))
+        groups = config.groups if config.norm == "group" else None
+        drop_path = config.drop_path
+        self.image, self.stem, self.bottleneck = shape, stem, bottleneck
+        self.dropout, self.zero_init = config.dropout, config.zero_init
         large = stem == "imagenet"
         self.conv1 = nn.Conv2d(shape[0], widths[0], 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False)
         self.bn1 = norm_of(widths[0], groups)

@@ -15,7 +15,7 @@ class AsyncParameterServer(SyncParameterServer):
     Every batch below `total_steps` is applied once, whatever dies: only their order differs from `sync`.
     """
 
-    def settle(self) -> None:
+    def read_settings(self) -> None:
         self.staleness = self.config.staleness if self.config.mode == "ssp" else None
         self.needed = 1
         self.next = 0

@@ -28,8 +28,8 @@ class AsyncDiLoCo(AsyncParameterServer):
     checkpoint: after a resume they begin afresh, as that of a worker does which joins late.
     """
 
-    def settle(self) -> None:
-        super().settle()
+    def read_settings(self) -> None:
+        super().read_settings()
         if self.job.ema is not None:
             raise RecipeError(
                 [Problem("train.ema", "averages every step's weights, and with parallel.outer they move every round. Drop it.")]

@@ -84,7 +84,7 @@ class SyncParameterServer:
         self.rows = len(first)
         self.nominal = max(job.task.weight(first).item(), 1.0)  # of batch 0, whatever step a resume begins at: the same division everywhere
         job.loader = ShapeOnlyLoader(first)
-        self.settle()
+        self.read_settings()
         self.blueprint = Blueprint(
             self.partition, self.names, OptimizerOf(dump(optim)) if config.outer is None else None, config.outer, config.push, config.pull,
             clip_value=job.policy.clip_value if config.outer is None else None,
@@ -107,7 +107,7 @@ class SyncParameterServer:
         if config.push.feedback:
             job.extra[FEEDBACK] = ErrorFeedbackState(self)
 
-    def settle(self) -> None:
+    def read_settings(self) -> None:
         """What only this mode reads of its settings."""
         config = self.config
         if self.rows % config.workers:
