@@ -20,9 +20,9 @@ from tauon.config import register
 from tauon.distributed import Traffic, is_dtensor, local_part
 from tauon.errors import Problem, RecipeError
 from tauon.optim.base import Decay, OptimConfig, decay_groups
+from tauon.optim.multi import MultiOptimizer, inner_matrices
 from tauon.optim.owners import orthogonalized
 from tauon.optim.skip import put_unless
-from tauon.optim.together import Together, inner_matrices
 
 __all__ = ["Muon", "MuonConfig"]
 
@@ -66,7 +66,7 @@ class MuonConfig(OptimConfig):
             groups = decay_groups(embed, self.embed_lr or self.adamw_lr, self.weight_decay)
             groups += decay_groups([(n, p) for n, p in rest if not embed or n != "embed.weight"], self.adamw_lr, self.weight_decay)
             parts.append(AdamW(groups, betas=self.betas, eps=self.eps, fused=True))
-        return Together(parts)
+        return MultiOptimizer(parts)
 
 
 class Muon(TorchMuon):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["Together", "inner_matrices"]
+__all__ = ["MultiOptimizer", "inner_matrices"]
 
 OUTER = ("embed.", "positions.", "head.", "layers.0.")
 """Names of matrices that face the input or the output."""
@@ -24,7 +24,7 @@ def inner_matrices(model: nn.Module) -> tuple[list[tuple[str, nn.Parameter]], li
     return [(n, p) for n, p in named if n in inner], [(n, p) for n, p in named if n not in inner]
 
 
-class Together(Optimizer):
+class MultiOptimizer(Optimizer):
     """Several optimizers over disjoint parameters, as one. Groups are the parts' own, so a learning rate set here is theirs."""
 
     def __init__(self, parts: list[Optimizer]) -> None:
