@@ -18,7 +18,7 @@ from tauon.distributed import (
     Mesh,
     MeshParallel,
     ParallelConfig,
-    Stages,
+    PipelineStages,
     apply_data,
     cut_blocks,
     needs_batch_statistics,
@@ -36,9 +36,9 @@ from tauon.train.config import TrainConfig
 from tauon.train.ema import EMA
 from tauon.train.freeze import freeze
 from tauon.train.health import GradientHealth
+from tauon.train.pipeline_parallel import through_pipeline
 from tauon.train.precision import Precision, apply_checkpointing_and_compile, gather_dtype
 from tauon.train.sizes import BatchSizeScheduler, SeqLenTruncation
-from tauon.train.staged import staged
 from tauon.train.statistics import RunningStatistics, running_statistics
 from tauon.train.step import BatchSource, StepPolicy, TrainJob
 from tauon.types import DataSpec
@@ -103,7 +103,7 @@ def build_job(
     )
     refuse_two_averages(job, config.optim)
     connect_replicas(job, asked)
-    return staged(job, Stages(asked, mesh, parts, settings.device)) if parts else job
+    return through_pipeline(job, PipelineStages(asked, mesh, parts, settings.device)) if parts else job
 
 
 def transform(bare: Model, config: JobConfig, settings: JobSettings, mesh: Mesh, asked: MeshParallel) -> list[Model]:

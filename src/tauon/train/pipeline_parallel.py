@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tauon.distributed import Stages, pieces_of_batch, shard_targets
+from tauon.distributed import PipelineStages, pieces_of_batch, shard_targets
 from tauon.train.step import REDUCED, TrainJob
 from tauon.types import Batch
 
-__all__ = ["staged"]
+__all__ = ["through_pipeline"]
 
 
 class _Answered:
@@ -28,7 +28,7 @@ class _Answered:
         return getattr(self._model, name)
 
 
-def staged(job: TrainJob, stages: Stages) -> TrainJob:
+def through_pipeline(job: TrainJob, stages: PipelineStages) -> TrainJob:
     """The job, with gradients made by the pipeline."""
 
     def run(batch: Batch, task_loss: Any, *, backward: bool) -> Tensor:

@@ -17,7 +17,7 @@ from tauon.distributed.config import MeshParallel
 from tauon.distributed.mesh import Mesh
 from tauon.errors import Problem, RecipeError
 
-__all__ = ["Stages", "cut_blocks", "pieces_of_batch", "refuse_odd_stages", "stages_of"]
+__all__ = ["PipelineStages", "cut_blocks", "pieces_of_batch", "refuse_odd_stages", "stages_of"]
 
 PER_PROCESS = {"1f1b": 1, "gpipe": 1, "interleaved-1f1b": 2, "zero-bubble": 2}
 
@@ -82,7 +82,7 @@ def pieces_of_batch(config: MeshParallel, rows: int) -> int:
     return found
 
 
-class Stages:
+class PipelineStages:
     """The stages that one process holds, and the schedules that run them: one for training, one for evaluation."""
 
     def __init__(self, config: MeshParallel, mesh: Mesh, parts: Sequence[nn.Module], device: torch.device) -> None:
