@@ -36,8 +36,8 @@ def case_of(name: str) -> Case:
 
     from tauon.models import materialize
     from tauon.models.adapters import LoraConfig
-    from tauon.models.cnn import CNNConfig
-    from tauon.models.gpt import GPTConfig
+    from tauon.models.families.cnn import CNNConfig
+    from tauon.models.families.gpt import GPTConfig
     from tauon.tasks import Classification, LanguageModelling
     from tauon.testing import tiny_batch
     from tauon.types import DataSpec
@@ -120,7 +120,7 @@ def peers_model(case: Case) -> Any:
     from torch import nn
 
     from tauon.models.adapters import AdaptedLinear
-    from tauon.models.transformer import RMSNorm
+    from tauon.models.families.transformer import RMSNorm
 
     class Lora(nn.Module):
         def __init__(self, layer: Any) -> None:

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 SEQ, VOCAB = 256, 8192
@@ -55,8 +55,9 @@ def make_job(setting: Setting, rank: int) -> Any:
     from tauon.distributed import Layout, Mesh, MeshParallel, World
     from tauon.models import ModelConfig
     from tauon.optim import AdamWConfig
+    from tauon.plan import Plan, weights_are_few
     from tauon.tasks import LanguageModelling
-    from tauon.train import Plan, TrainConfig, build_job, weights_are_few
+    from tauon.train import JobConfig, TrainConfig, build_job
     from tauon.types import DataSpec
 
     mesh = Mesh(Layout(**setting.layout), World(rank, setting.processes, rank, setting.processes))
@@ -66,7 +67,7 @@ def make_job(setting: Setting, rank: int) -> Any:
     source = Tokens(setting.batch, mesh.data_rank, mesh.layout.data)
     spec, model = DataSpec(vocab=VOCAB, seq_len=SEQ), parse(ModelConfig, setting.sizes)
     plan.reshard_after_forward = not weights_are_few(model.resolve(spec), plan.device, mesh.layout, setting.processes)
-    job = build_job(model, AdamWConfig(), config, LanguageModelling(), spec, source, plan, seed=0, mesh=mesh, parallel=MeshParallel())
+    job = build_job(JobConfig(model, AdamWConfig(), config, LanguageModelling(), spec, 0), source, plan, mesh=mesh, parallel=MeshParallel())
     job.model.train()
     return _private(job, setting.batch) if setting.private else job
 
@@ -76,7 +77,9 @@ def _private(job: Any, batch: int) -> Any:
     from tauon.privacy.clipped import FlatClipping
     from tauon.privacy.noise import Constant, NoisePlan, NoiseSource
 
-    return make_private(job, FlatClipping(), NoisePlan(Constant(), 1.0, job.total_steps), NoiseSource.secure(), expected=lambda step: batch)
+    return make_private(
+        job, FlatClipping(), NoisePlan(Constant(), 1.0, job.policy.total_steps), NoiseSource.secure(), expected=lambda step: batch
+    )
 
 
 def steps(job: Any, n: int) -> dict[str, float]:
@@ -85,10 +88,10 @@ def steps(job: Any, n: int) -> dict[str, float]:
     from tauon.train import train_step
 
     held = [0]
-    exchange = job.exchange
+    functions = job.functions
 
     def look(job: Any) -> None:
-        exchange(job)
+        functions.exchange(job)
         tensors = [t for p in job.model.parameters() for t in (p, p.grad, *job.optimizer.state.get(p, {}).values()) if t is not None]
         held[0] = sum(local_part(t).numel() * t.element_size() for t in tensors)
 
@@ -96,9 +99,9 @@ def steps(job: Any, n: int) -> dict[str, float]:
     metrics: dict[str, Any] = {}
     for i in range(n):
         if i == n - 1:
-            job.exchange = look
+            job.functions = replace(functions, exchange=look)
         metrics = train_step(job, job.loader.batch_at(job.step))
-    job.exchange = exchange
+    job.functions = functions
     return {"seconds": time.perf_counter() - began, "loss": metrics["loss"], "held": float(held[0])}
 
 

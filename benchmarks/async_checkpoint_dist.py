@@ -40,7 +40,7 @@ def block(job: Any, n: int, folder: str | None) -> dict[str, float]:
     writer.save(job.step, groups, state)
     copied = time.perf_counter() - began
     steps(job, n)
-    job.mesh.world.agree(writer.wait)
+    job.mesh.world.all_or_raise(writer.wait)
     return {"seconds": time.perf_counter() - began, "copy": copied}
 
 

@@ -47,8 +47,9 @@ def make_job() -> Any:
     from tauon.config import parse
     from tauon.models import ModelConfig
     from tauon.optim import AdamWConfig
+    from tauon.plan import make_plan
     from tauon.tasks import LanguageModelling
-    from tauon.train import TrainConfig, build_job, make_plan
+    from tauon.train import JobConfig, TrainConfig, build_job
     from tauon.types import DataSpec
 
     spec = DataSpec(vocab=VOCAB, seq_len=SEQ)
@@ -60,8 +61,8 @@ def make_job() -> Any:
         LanguageModelling(),
     )
     loader = Random()
-    plan = make_plan(model, optim, config, task, spec, examples=10**6, loader=loader, seed=0)
-    return build_job(model, optim, config, task, spec, loader, plan, seed=0)
+    plan = make_plan(JobConfig(model, optim, config, task, spec, 0), examples=10**6)
+    return build_job(JobConfig(model, optim, config, task, spec, 0), loader, plan)
 
 
 def main() -> None:

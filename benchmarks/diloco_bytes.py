@@ -68,8 +68,9 @@ def one(kind: str, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     from tauon.distributed import LowCommunication, ParallelConfig, register_hook
     from tauon.models import ModelConfig
     from tauon.optim import OptimConfig
+    from tauon.plan import make_plan
     from tauon.tasks import LanguageModelling
-    from tauon.train import TrainConfig, build_job, local_steps, make_plan, train, validation_loss
+    from tauon.train import JobConfig, TrainConfig, build_job, local_steps, train, validation_loss
     from tauon.types import Batch, DataSpec
 
     characters, _ = text()
@@ -81,8 +82,8 @@ def one(kind: str, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     model = parse(ModelConfig, {"kind": "gpt", "layers": 2, "width": 64, "heads": 2}).resolve(spec)
     optim = parse(OptimConfig, {"kind": "adamw", "lr": 8e-3, "schedule": {"kind": "wsd", "warmup": 0.05, "decay": 0.5}})
     config, task = TrainConfig(steps=steps, batch=BATCH, precision="fp32", compile=False, device="cpu"), LanguageModelling()
-    plan = make_plan(model, optim, config, task, spec, examples=len(ids), loader=loader, seed=0)
-    job = build_job(model, optim, config, task, spec, loader, plan, seed=0)
+    plan = make_plan(JobConfig(model, optim, config, task, spec, 0), examples=len(ids))
+    job = build_job(JobConfig(model, optim, config, task, spec, 0), loader, plan)
     parameters = sum(p.numel() for p in job.model.parameters())
     if kind == "ddp":
         replicate(job.model)

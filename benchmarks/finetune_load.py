@@ -42,8 +42,9 @@ def job(folder: Path, adapt: bool) -> Any:
     from tauon.config import parse
     from tauon.models import AdaptConfig, ModelConfig, resolved
     from tauon.optim import AdamWConfig
+    from tauon.plan import Plan
     from tauon.tasks import LanguageModelling
-    from tauon.train import Plan, TrainConfig, build_job
+    from tauon.train import JobConfig, TrainConfig, build_job
     from tauon.types import DataSpec
 
     spec = DataSpec(vocab=SIZES["vocab"], seq_len=SEQ)
@@ -51,7 +52,7 @@ def job(folder: Path, adapt: bool) -> Any:
     if adapt:
         config = config.model_copy(update={"adapt": parse(AdaptConfig, {"kind": "lora", "rank": 16})})
     plan = Plan(10, torch.device("cpu"), "fp32", False, 1, 1, 1, torch.get_num_threads())
-    return build_job(config, AdamWConfig(), TrainConfig(steps=10, batch=1), LanguageModelling(), spec, Batches(), plan, seed=0)
+    return build_job(JobConfig(config, AdamWConfig(), TrainConfig(steps=10, batch=1), LanguageModelling(), spec, 0), Batches(), plan)
 
 
 def step(made: Any) -> None:

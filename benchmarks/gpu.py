@@ -149,14 +149,15 @@ def ours(size: Size, device: Any, clock: Clock) -> dict[str, Any]:
     """Tauon as a recipe runs it. Returns what was chosen, and the model FLOPs of an example."""
     from tauon.data import Loader
     from tauon.optim import AdamWConfig
+    from tauon.plan import make_plan
     from tauon.tasks import LanguageModelling
-    from tauon.train import Meter, TrainConfig, build_job, make_plan, train
+    from tauon.train import JobConfig, Meter, TrainConfig, build_job, train
 
     windows, model, optim, task = Windows(size), size.config(), AdamWConfig(), LanguageModelling()
     config = TrainConfig(steps=clock.total, batch=size.batch, microbatch=size.microbatch, device=str(device), precision="bf16")
     with Loader(windows, batch=size.batch, seed=0, workers=2) as loader:
-        plan = make_plan(model, optim, config, task, windows.spec, examples=len(windows), loader=loader, seed=0)
-        job = build_job(model, optim, config, task, windows.spec, loader, plan, seed=0)
+        plan = make_plan(JobConfig(model, optim, config, task, windows.spec, 0), examples=len(windows))
+        job = build_job(JobConfig(model, optim, config, task, windows.spec, 0), loader, plan)
         train(job, hooks=[Meter(plan.flops_per_example), lambda job, info: clock()])  # type: ignore[func-returns-value]
     return {"flops": plan.flops_per_example, "compile": plan.compile, "parameters": sum(p.numel() for p in job.model.parameters())}
 
@@ -266,7 +267,7 @@ def adapted(size: Size, device: Any) -> Any:
         def forward(self, x: Tensor) -> Tensor:
             return F.linear(x, self.weight) + F.linear(F.linear(x, self.down), self.up) * (ALPHA / RANK)
 
-    model = size.config().bare()
+    model = size.config().build_on_meta()
     for p in model.parameters():
         p.data, p.requires_grad = p.data.bfloat16(), False
     for block in model.blocks_to_compile():
@@ -292,22 +293,23 @@ def lora(size: Size, device: Any, clock: Clock) -> dict[str, Any]:
     """`train_step` on the adapted model: Tauon's blocks, compiled one by one, its loss, its optimizer."""
     from tauon.data import Loader
     from tauon.optim import AdamWConfig
+    from tauon.plan import choose_compile
     from tauon.tasks import LanguageModelling
-    from tauon.train import GradientHealth, Precision, TrainJob, choose_compile, dress, train
+    from tauon.train import GradientHealth, Precision, StepPolicy, TrainJob, apply_checkpointing_and_compile, train
 
     windows, optim = Windows(size), AdamWConfig(weight_decay=0.0)
     model = adapted(size, device)
     compiled, _ = choose_compile("auto", device, model, None)
-    dress(model, checkpointing=False, compiled=compiled)
+    apply_checkpointing_and_compile(model, checkpointing=False, compiled=compiled)
     trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with Loader(windows, batch=size.batch, seed=0, workers=2) as loader:
-        job = TrainJob(
-            model=model, optimizer=optim.build(model), schedule=optim.schedule, loader=loader, task=LanguageModelling(), total_steps=clock.total,
-            seed=0, precision=Precision("bf16", str(device)), device=device, microbatch=size.microbatch, health=GradientHealth(None, 3),
-            clip_norm=optim.clip_norm, clip_value=optim.clip_value,
+        policy = StepPolicy(
+            total_steps=clock.total, seed=0, schedule=optim.schedule, precision=Precision("bf16", str(device)), device=device,
+            microbatch=size.microbatch, clip_norm=optim.clip_norm, clip_value=optim.clip_value, reads_late=device.type != "cpu",
         )  # fmt: skip
+        job = TrainJob(model, optim.build(model), loader, LanguageModelling(), policy, GradientHealth(None, 3))
         train(job, hooks=[lambda job, info: clock()])  # type: ignore[func-returns-value]
-    whole = size.config().bare()
+    whole = size.config().build_on_meta()
     multiply = sum(p.numel() for b in whole.blocks_to_compile() for p in b.parameters() if p.ndim == 2) + whole.head.weight.numel()
     attention = 6.0 * size.layers * size.seq * size.width
     return {"flops": (4.0 * multiply + attention + 6.0 * trains) * size.seq, "trains": trains, "compile": compiled}

@@ -54,9 +54,10 @@ class Ours:
     def __init__(self, precision: str, folder: Path) -> None:
         from tauon.config import parse
         from tauon.data import Loader, prepare
+        from tauon.plan import make_plan
         from tauon.recipe import Recipe
         from tauon.tracking import EventLog
-        from tauon.train import Meter, build_job, make_plan
+        from tauon.train import JobConfig, Meter, build_job
 
         x, y = pictures()
         np.savez(folder / "pictures.npz", x=x, y=y)
@@ -76,8 +77,8 @@ class Ours:
         )  # fmt: skip
         splits = prepare(r.data, seed=0, needs="arrays")
         loader, config = Loader(splits.train, batch=BATCH, seed=0), r.model.resolve(splits.spec)
-        self.plan = make_plan(config, r.optim, r.train, r.task, splits.spec, examples=len(splits.train), loader=loader, seed=0)
-        self.job = build_job(config, r.optim, r.train, r.task, splits.spec, loader, self.plan, seed=0)
+        self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, splits.spec, 0), examples=len(splits.train))
+        self.job = build_job(JobConfig(config, r.optim, r.train, r.task, splits.spec, 0), loader, self.plan)
         self.meter, self.events = Meter(self.plan.flops_per_example), EventLog(folder / f"{precision}.jsonl")
         self.times: list[tuple[float, float]] = []
 

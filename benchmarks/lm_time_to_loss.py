@@ -168,8 +168,9 @@ def nanogpt(text: str, seed: int, iterations: int = 2000) -> Outcome:
 
 def tauon(text: str, seed: int, more: list[str]) -> Outcome:
     from tauon.data import Loader, prepare
+    from tauon.plan import make_plan
     from tauon.recipe import load_recipe
-    from tauon.train import STOP, Meter, build_job, make_plan, train
+    from tauon.train import STOP, JobConfig, Meter, build_job, train
     from tauon.train import every as each
 
     r = load_recipe("shakespeare-char", [f"seed={seed}", *more])
@@ -178,8 +179,8 @@ def tauon(text: str, seed: int, more: list[str]) -> Outcome:
     assert tokenizer is not None
     windows = held_out(text, tokenizer.encode)
     loader, config = Loader(made.train, batch=r.train.batch, seed=seed), r.model.resolve(spec)
-    plan = make_plan(config, r.optim, r.train, r.task, spec, examples=len(made.train), loader=loader, seed=seed)
-    job = build_job(config, r.optim, r.train, r.task, spec, loader, plan, seed=seed)
+    plan = make_plan(JobConfig(config, r.optim, r.train, r.task, spec, seed), examples=len(made.train))
+    job = build_job(JobConfig(config, r.optim, r.train, r.task, spec, seed), loader, plan)
     clock, found = Clock(), math.inf
 
     @torch.no_grad()
@@ -191,7 +192,7 @@ def tauon(text: str, seed: int, more: list[str]) -> Outcome:
         job.model.eval()
         parts = []
         for w in windows.split(256):
-            with job.precision.context():
+            with job.policy.precision.context():
                 logits = job.model.logits(job.model(w[:, :-1]))
             parts.append(F.cross_entropy(logits.float().flatten(0, 1), w[:, 1:].flatten(), reduction="sum").item())
         found = sum(parts) / windows[:, 1:].numel()

@@ -69,15 +69,16 @@ class Ours:
 
     def __init__(self, name: str, model: str, precision: str, folder: Path) -> None:
         from tauon.data import Loader, prepare
+        from tauon.plan import make_plan
         from tauon.tracking import EventLog
-        from tauon.train import Meter, build_job, make_plan
+        from tauon.train import JobConfig, Meter, build_job
 
         self.name, r = name, recipe(model, precision)
         self.splits = prepare(r.data, seed=0, needs="tokens")
         spec, train = self.splits.spec, self.splits.train
         loader, config = Loader(train, batch=BATCH, seed=0), r.model.resolve(spec)
-        self.plan = make_plan(config, r.optim, r.train, r.task, spec, examples=len(train), loader=loader, seed=0)
-        self.job = build_job(config, r.optim, r.train, r.task, spec, loader, self.plan, seed=0)
+        self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, spec, 0), examples=len(train))
+        self.job = build_job(JobConfig(config, r.optim, r.train, r.task, spec, 0), loader, self.plan)
         self.meter, self.events = Meter(self.plan.flops_per_example), EventLog(folder / f"{name}.jsonl")
         self.times: list[tuple[float, float]] = []
 

@@ -15,9 +15,10 @@ import os
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from typing import Any
 
-from tauon.train import RecipeWork
+from tauon.train import JobConfig, RecipeWork
 
 BATCH, STEPS, BAND = 256, 150, 0.01
 SECTIONS = {
@@ -35,7 +36,7 @@ class Straggling(RecipeWork):
 
     def job(self, worker: int) -> Any:
         job = super().job(worker)
-        make = job.make
+        make = job.functions.make
         if worker == 0:
 
             def slowly(job: Any, batch: Any) -> Any:
@@ -44,7 +45,7 @@ class Straggling(RecipeWork):
                 time.sleep(3 * (time.perf_counter() - began))
                 return loss
 
-            job.make = slowly
+            job.functions = replace(job.functions, make=slowly)
         return job
 
 
@@ -56,19 +57,18 @@ def one_run(mode: str, splits: Any, recipe: Any, spec: Any, plan: Any) -> tuple[
     from benchmarks.ps_async_straggler import Straggling  # by a name that the workers know, not as __main__
     from tauon.data import Loader
     from tauon.distributed import ParameterServer
-    from tauon.train import build_job, job_state, served, train
+    from tauon.train import build_job, job_state, train, use_parameter_server
 
     model = recipe.model.resolve(spec)
     loader = Loader(splits.train, batch=BATCH, seed=recipe.seed)
-    job = build_job(model, recipe.optim, recipe.train, recipe.task, spec, loader, plan, seed=recipe.seed)
-    work = Straggling.of(
-        model, recipe.optim, recipe.train, recipe.task, recipe.data, spec=spec, plan=plan, seed=recipe.seed, fingerprint=splits.fingerprint
-    )
-    servers = served(job, ParameterServer(workers=2, servers=1, mode=mode, threads=1), recipe.optim, work)
+    job = build_job(JobConfig(model, recipe.optim, recipe.train, recipe.task, spec, recipe.seed), loader, plan)
+    config = JobConfig(model, recipe.optim, recipe.train, recipe.task, spec, recipe.seed)
+    work = Straggling.of(config, recipe.data, plan, splits.fingerprint)
+    servers = use_parameter_server(job, ParameterServer(workers=2, servers=1, mode=mode, threads=1), recipe.optim, work)
     clock: list[tuple[float, int]] = []
 
     def hook(job: Any, info: Any) -> None:
-        if clock or all(m.about and m.pulled is not None for m in servers.fleet.members.values()):
+        if clock or all(m.about and m.pulled is not None for m in servers.pool.workers.values()):
             clock.append((time.perf_counter(), info.examples))
 
     with servers:
@@ -94,20 +94,17 @@ def main() -> None:
     import torch
 
     from tauon.config import parse
-    from tauon.data import Loader, prepare
+    from tauon.data import prepare
     from tauon.distributed.ray_session import ray_session
+    from tauon.plan import make_plan
     from tauon.recipe import Recipe
-    from tauon.train import make_plan
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as cache:
         recipe = parse(Recipe, SECTIONS | {"data": {**SECTIONS["data"], "cache": cache}})
         splits = prepare(recipe.data, seed=recipe.seed, needs="arrays")
-        loader = Loader(splits.train, batch=BATCH, seed=recipe.seed)
-        plan = make_plan(
-            recipe.model.resolve(splits.spec), recipe.optim, recipe.train, recipe.task, splits.spec, examples=len(splits.train),
-            loader=loader, seed=recipe.seed,
-        )  # fmt: skip
+        config = JobConfig(recipe.model.resolve(splits.spec), recipe.optim, recipe.train, recipe.task, splits.spec, recipe.seed)
+        plan = make_plan(config, examples=len(splits.train))
         results: dict[str, list[tuple[float, float]]] = {"sync": [], "async": []}
         with ray_session(None, cpus=4):  # one Ray for all runs
             for _ in range(1 if args.quick else 3):

@@ -51,13 +51,14 @@ class Work:
         from tauon.config import parse
         from tauon.models import ModelConfig
         from tauon.optim import AdamWConfig
+        from tauon.plan import Plan
         from tauon.tasks import LanguageModelling
-        from tauon.train import Plan, TrainConfig, build_job
+        from tauon.train import JobConfig, TrainConfig, build_job
         from tauon.types import DataSpec
 
         plan = Plan(10**6, torch.device("cpu"), "fp32", False, BATCH, 1, 1, 1)
         spec, config = DataSpec(vocab=VOCAB, seq_len=SEQ), TrainConfig(steps=10**6, batch=BATCH, compile=False, precision="fp32")
-        return build_job(parse(ModelConfig, SIZES), AdamWConfig(), config, LanguageModelling(), spec, Tokens(), plan, seed=0)
+        return build_job(JobConfig(parse(ModelConfig, SIZES), AdamWConfig(), config, LanguageModelling(), spec, 0), Tokens(), plan)
 
     def source(self, share: int, shares: int) -> Tokens:
         return Tokens(share, shares)
@@ -93,7 +94,7 @@ def ddp_rank(rank: int, port: int, pipe: Any) -> None:
             loss = model(source.batch_at(step))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
-            factor = job.schedule.factor(step, job.total_steps)
+            factor = job.policy.schedule.factor(step, job.policy.total_steps)
             for group in job.optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
             job.optimizer.step()
@@ -145,7 +146,7 @@ def main() -> None:
     from benchmarks.ps_vs_ddp import Work  # by a name that the workers know, not as __main__
     from tauon.distributed import ParameterServer
     from tauon.optim import AdamWConfig
-    from tauon.train import served, train_step
+    from tauon.train import train_step, use_parameter_server
 
     torch.set_num_threads(1)
     rounds, block = (3 if args.quick else 8), 6
@@ -153,7 +154,7 @@ def main() -> None:
     job = work.job(-1)
     parameters = sum(p.numel() for p in job.model.parameters())
     peer = Peer()
-    servers = served(job, ParameterServer(workers=WORKERS, servers=args.servers, threads=1), AdamWConfig(), work)
+    servers = use_parameter_server(job, ParameterServer(workers=WORKERS, servers=args.servers, threads=1), AdamWConfig(), work)
     ours_s: list[float] = []
     peer_s: list[float] = []
     with servers:

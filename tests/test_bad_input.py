@@ -604,10 +604,10 @@ def test_a_full_disk_ends_training_keeps_what_is_whole_and_the_same_command_goes
 
 
 def test_a_microbatch_that_does_not_fit_names_one_that_does(tauon: Tauon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tauon.train import precision
+    from tauon.plan import memory
 
     recipe = text_recipe(tmp_path)
-    monkeypatch.setattr(precision, "available_memory", lambda device: 3_000_000)
+    monkeypatch.setattr(memory, "available_memory", lambda device: 3_000_000)
     ended = tauon("train", recipe, "train.batch=96", "train.microbatch=96")
     refused(ended, RECIPE, "train.microbatch", "96 does not fit", "GiB free")
     fits = int(ended.err.split("microbatch=")[1].split()[0])
@@ -616,7 +616,7 @@ def test_a_microbatch_that_does_not_fit_names_one_that_does(tauon: Tauon, tmp_pa
     assert tauon("train", recipe, "train.batch=96", "name=derived").code == 0
     derived = {d["path"]: d for d in json.loads(Path("runs/derived/derived.json").read_text())}
     assert derived["train.microbatch"]["value"] == fits and "divisor of 96" in derived["train.microbatch"]["source"]
-    monkeypatch.setattr(precision, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
     refused(tauon("train", recipe, "name=tiny"), RECIPE, "train.batch", "not even one example fits", "smaller model")
 
 

@@ -40,7 +40,7 @@ def test_it_runs_in_toy_sizes_and_says_what_it_measured(capsys: pytest.CaptureFi
 
 def test_the_three_models_are_of_one_size_and_their_flops_are_the_stated_formula() -> None:
     size = gpu.DENSE
-    model = size.config().bare()
+    model = size.config().build_on_meta()
     block = 4 * size.width**2 + 3 * size.width * size.hidden
     weights = size.layers * block + size.vocab * size.width
     assert parameter_count(model) == weights + size.vocab * size.width + (2 * size.layers + 1) * size.width == 1_059_137_536
@@ -48,7 +48,7 @@ def test_the_three_models_are_of_one_size_and_their_flops_are_the_stated_formula
 
     formula = (6 * weights + 6 * size.layers * size.seq * size.width) * size.seq
     assert model.flops_per_example(DataSpec(vocab=size.vocab, seq_len=size.seq)) == formula
-    assert parameter_count(gpu.LLAMA_3_8B.config().bare()) == 8_030_261_248, "Llama-3-8B's"
+    assert parameter_count(gpu.LLAMA_3_8B.config().build_on_meta()) == 8_030_261_248, "Llama-3-8B's"
     transformers = pytest.importorskip("transformers", reason="the peer is not installed")
     with torch.device("meta"):
         theirs = transformers.LlamaForCausalLM(

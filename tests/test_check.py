@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,14 @@ def on_the_layout(folder: str, recipe: dict[str, Any], sabotage: str) -> tuple[l
 
         def undecayed(*args: Any) -> Any:
             job, loader = build(*args)
-            update = job.update
+            update = job.functions.update
 
             def stronger(job: Any) -> None:
                 update(job)
                 with torch.no_grad():
                     job.model.blocks[0].mlp.up.weight.mul_(0.99)
 
-            job.update = stronger
+            job.functions = replace(job.functions, update=stronger)
             return job, loader
 
         check._job = undecayed
@@ -135,9 +136,9 @@ def test_what_cannot_work_is_told_before_any_work(tmp_path: Path) -> None:
 def on_pictures(folder: str, recipe: dict[str, Any], sabotage: bool) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     if sabotage:  # every process normalises by its own rows
-        from tauon.train import assemble
+        from tauon.train import build
 
-        assemble.share_statistics = lambda model, mesh: None
+        build.share_statistics = lambda model, mesh: None
     findings, _, _ = compare(parse(Recipe, recipe), Path(folder), World(dist.get_rank(), dist.get_world_size()), on_event=null_callback)
     return [f.to_json() for f in findings]
 

@@ -208,7 +208,7 @@ def test_rooms_and_their_levels_are_those_that_the_test_of_layers_knows() -> Non
     text = (ROOT / "docs" / "architecture.md").read_text()
     rows = {
         room: int(level)
-        for level, rooms in re.findall(r"^\| (\d) \| ([^|]*) \|", text, re.MULTILINE)
+        for level, rooms in re.findall(r"^\| (\d+) \| ([^|]*) \|", text, re.MULTILINE)
         for room in re.findall(r"`(\w+)`", rooms)
     }
     there = {p.name.removesuffix(".py") for p in SRC.iterdir() if not p.name.startswith(("_", ".")) and (p.suffix == ".py" or p.is_dir())}

@@ -14,8 +14,8 @@ from tauon.config import parse
 from tauon.data import Message, Tokenizer, chat_prompt, tokenizer_of
 from tauon.data.tokenizer import SubwordTokenizer
 from tauon.export import export_checkpoint
-from tauon.generate import generate
-from tauon.models import open_start
+from tauon.generate import Sampling, generate
+from tauon.models import open_model_folder
 from tauon.pipeline import run
 from tauon.recipe import Recipe
 from tauon.stages.load import load_model
@@ -132,7 +132,7 @@ def test_a_language_model_of_the_default_architecture_writes_the_same_text_and_e
         assert ids[0].tolist() == [tokenizer.bos, *tokenizer.encode(text).tolist()]
         with torch.no_grad():
             torch.testing.assert_close(model(ids).logits, mine.logits(mine(ids)), rtol=0, atol=1e-4)
-        ours = generate(mine, ids[0].tolist(), max_tokens=40, temperature=0, stop_id=tokenizer.bos)[0]
+        ours = generate(mine, ids[0].tolist(), max_tokens=40, sampling=Sampling(temperature=0), stop_id=tokenizer.bos)[0]
         theirs = model.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1] :].tolist()
         assert theirs == [*ours, tokenizer.eos][:40]
     assert len(theirs) < 40  # it stopped
@@ -150,7 +150,7 @@ def test_an_answer_is_asked_for_and_ends_as_in_training(world: Path, exported: P
         )
         prompt, stop = chat_prompt(preprocess, [Message("user", f"Is {i} fine?")])
         assert (asked["input_ids"][0].tolist(), stop) == (prompt, end)
-        ours = generate(mine, prompt, max_tokens=40, temperature=0, stop_id=stop)[0]
+        ours = generate(mine, prompt, max_tokens=40, sampling=Sampling(temperature=0), stop_id=stop)[0]
         theirs = model.generate(**asked, max_new_tokens=40, do_sample=False)[0, len(prompt) :].tolist()
         assert theirs == [*ours, end]
         assert tokenizer.decode(ours).strip() == "No."
@@ -175,7 +175,7 @@ def test_an_exported_folder_is_a_start_with_the_same_tokenizer(world: Path, expo
     assert isinstance(again, SubwordTokenizer) and isinstance(was, SubwordTokenizer)
     assert (again.named, again.bos, again.eos) == (was.named, was.bos, was.eos)
     assert again.encode("Is it? ").tolist() == was.encode("Is it? ").tolist()
-    assert open_start(str(exported / name)).config.kind_ == "gpt"
+    assert open_model_folder(str(exported / name)).config.kind_ == "gpt"
 
 
 def test_adapters_for_peft_bring_the_tokenizer_and_the_template(world: Path, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_model_whose_text_ends_with_another_token_than_it_begins_with_stops_th
     with torch.no_grad():
         mine.head.weight.zero_()
         mine.head.weight[tokenizer.eos] = mine(torch.tensor([[1]]))[0, -1]  # whatever comes, its end is likeliest
-    assert generate(mine, [1], max_tokens=9, temperature=0, stop_id={tokenizer.bos, tokenizer.eos}) == [[]]
+    assert generate(mine, [1], max_tokens=9, sampling=Sampling(temperature=0), stop_id={tokenizer.bos, tokenizer.eos}) == [[]]
     export_checkpoint(done.folder, world / "out-further", format="huggingface")
     model = transformers.AutoModelForCausalLM.from_pretrained(world / "out-further")
     assert model.generation_config.eos_token_id == [2, 1]

@@ -16,7 +16,7 @@ from tauon.artifacts import Run, latest_checkpoint, load_checkpoint
 from tauon.config import parse
 from tauon.errors import CheckpointError, RecipeError, RunError, TauonError, TrainingError
 from tauon.export import export_checkpoint, merge_adapter
-from tauon.models import open_start
+from tauon.models import open_model_folder
 from tauon.pipeline import run
 from tauon.recipe import Recipe, load_recipe
 from tauon.stages.check import reference
@@ -75,7 +75,7 @@ def weights(done: Run) -> dict[str, torch.Tensor]:
 
 def test_a_run_starts_from_the_weights_and_the_tokenizer_of_another(world: Path) -> None:
     done = go(world, "further", train={"steps": 1}, optim={"lr": 1e-12, "weight_decay": 0.0})
-    start = open_start(str(world / "runs/base")).tensors
+    start = open_model_folder(str(world / "runs/base")).tensors
     for name, t in weights(done).items():
         torch.testing.assert_close(t, start[name].read(), rtol=0, atol=1e-7)
     settings = {d["path"]: d for d in json.loads((done.folder / "derived.json").read_text())}
@@ -96,7 +96,7 @@ def test_a_folder_of_hugging_face_gives_the_same_run_as_the_run_it_came_from(wor
 
 def test_a_checkpoint_of_the_run_will_do_too(world: Path) -> None:
     at = sorted((world / "runs/base/checkpoints").iterdir())[-1]
-    assert open_start(str(at)).fingerprint == open_start(str(world / "runs/base")).fingerprint
+    assert open_model_folder(str(at)).fingerprint == open_model_folder(str(world / "runs/base")).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_frozen_parameters_stay_and_the_rest_moves(world: Path) -> None:
     done = go(
         world, "frozen", train={"freeze": ["embed.*", "blocks.0.*"]}, optim={"lr": 0.01, "layer_decay": 0.5, "lr_scale": {"head.*": 4.0}}
     )
-    start = open_start(str(world / "runs/base")).tensors
+    start = open_model_folder(str(world / "runs/base")).tensors
     moved = {n for n, t in weights(done).items() if not torch.equal(t, start[n].read())}
     assert moved == {n for n in weights(done) if not n.startswith(("embed.", "blocks.0."))}
     found = latest_checkpoint(done.checkpoints)
@@ -178,7 +178,7 @@ def test_frozen_parameters_stay_and_the_rest_moves(world: Path) -> None:
 
 
 def test_a_model_that_leaks_is_found_before_it_trains(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tauon.models import gpt
+    from tauon.models.families import gpt
 
     (world / "docs").mkdir()
     for i in range(60):
@@ -193,15 +193,15 @@ def test_a_model_that_leaks_is_found_before_it_trains(world: Path, monkeypatch: 
 
 
 def test_a_parameter_that_should_move_and_does_not_is_found(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tauon.train import assemble, step
+    from tauon.train import build, step
 
     def cut(job: Any) -> None:
         step.optimizer_update(job)
         with torch.no_grad():
             job.model.blocks[0].attention.q.weight.add_(1e-3)
 
-    build = assemble.TrainJob
-    monkeypatch.setattr(assemble, "TrainJob", lambda **kw: build(**kw, update=cut))
+    made = build.TrainJob
+    monkeypatch.setattr(build, "TrainJob", lambda **kw: made(**kw, functions=step.StepFunctions(update=cut)))
     with pytest.raises(TrainingError, match=r"blocks.0.attention.q.weight is frozen and moved"):
         go(world, "odd", adapt=LORA)
 
@@ -223,7 +223,7 @@ def test_merged_exported_and_apart_give_the_same_answers(world: Path, tmp_path: 
     whole, _ = load_model(load_checkpoint(merged), recipe(world, "x"))
     with torch.no_grad():
         torch.testing.assert_close(whole.logits(whole(ids)), want, rtol=0, atol=1e-5)
-    assert open_start(str(tmp_path / "merged")).config.kind_ == "llama"
+    assert open_model_folder(str(tmp_path / "merged")).config.kind_ == "llama"
 
     export_checkpoint(done.folder, tmp_path / "hf", format="huggingface")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
@@ -358,5 +358,5 @@ def test_the_page_on_fine_tuning_works_from_its_first_line_to_its_last(
         ids = transformers.AutoTokenizer.from_pretrained(folder)("a heavy lepton", return_tensors="pt")["input_ids"]
         with torch.no_grad():
             torch.testing.assert_close(theirs(ids).logits, mine.logits(mine(ids)), rtol=0, atol=1e-4)
-    merged, again = (open_start(name) for name in ("notes-merged", "again"))
+    merged, again = (open_model_folder(name) for name in ("notes-merged", "again"))
     assert all((t.read() - again.tensors[n].read()).abs().max() < 1e-6 for n, t in merged.tensors.items())

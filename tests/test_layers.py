@@ -17,14 +17,15 @@ LEVELS = {
     "errors": 0, "types": 0, "config": 0, "artifacts": 0, "tracking": 0,
     "distributed": 1, "launch": 1, "metrics": 1,
     "data": 2, "models": 2, "optim": 2, "tasks": 2,
-    "report": 3, "plan": 3,
+    "report": 3,
     "train": 4, "generate": 4, "evaluate": 4,
-    "privacy": 5, "explain": 5, "compress": 5,
-    "federated": 6, "export": 6, "tune": 6, "serve": 6,
-    "recipe": 7, "stages": 7,
-    "pipeline": 8, "predict": 8, "starter": 8, "testing": 8,
-    "api": 9, "cli": 9,
-    "__init__": 10, "__main__": 10,
+    "plan": 5,
+    "privacy": 6, "explain": 6, "compress": 6,
+    "federated": 7, "export": 7, "tune": 7, "serve": 7,
+    "recipe": 8, "stages": 8,
+    "pipeline": 9, "predict": 9, "starter": 9, "testing": 9,
+    "api": 10, "cli": 10,
+    "__init__": 11, "__main__": 11,
 }  # fmt: skip
 TOGETHER = [{"errors", "types", "config", "artifacts", "tracking"}, {"recipe", "stages"}]
 """Packages of one level that may import each other."""

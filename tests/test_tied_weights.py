@@ -12,7 +12,7 @@ import torch
 from tauon.artifacts import Run, latest_checkpoint, load_checkpoint
 from tauon.config import parse
 from tauon.export import export_checkpoint, merge_adapter
-from tauon.models import materialize, open_start
+from tauon.models import materialize, open_model_folder
 from tauon.pipeline import run
 from tauon.recipe import Recipe
 from tauon.stages.load import load_model
@@ -81,7 +81,7 @@ def test_a_tied_weight_trains_once_by_whichever_name_it_is_named(base: Path, kin
     done = tuned(base, f"also-{kind}-{'-'.join(also).replace('*', 'all')}", adapt=adapt(kind, *also))
     found = latest_checkpoint(done.checkpoints)
     assert found is not None
-    start, held = open_start(str(base / "hf")).tensors["embed.weight"].read(), found.tensors("model")
+    start, held = open_model_folder(str(base / "hf")).tensors["embed.weight"].read(), found.tensors("model")
     assert not torch.equal(held["embed.weight"], start)
     assert held["embed.weight"].data_ptr() == held["head.weight"].data_ptr()  # one tensor in the file
     assert sum(n.startswith(TIED) for n in found.tensors("optim")) == sum(n.startswith("embed.weight") for n in found.tensors("optim")) > 0
@@ -123,7 +123,7 @@ def test_a_tied_weight_beside_adapters_is_merged_and_exported_as_one(base: Path,
     model, _ = load_model(checkpoint, parse(Recipe, _tree(done)))
     with torch.no_grad():
         want = model.logits(model(ids))
-        start = open_start(str(merge_adapter(done.folder, tmp_path / "merged")))
+        start = open_model_folder(str(merge_adapter(done.folder, tmp_path / "merged")))
         alone = materialize(start.config, seed=0, weights=start.tensors).eval()
         assert alone.head.weight is alone.embed.weight  # type: ignore[union-attr]
         torch.testing.assert_close(alone.logits(alone(ids)), want, rtol=0, atol=1e-5)
@@ -150,10 +150,10 @@ def test_rates_and_freezing_know_both_names_of_a_tied_weight(base: Path) -> None
         )
         assert found is not None
         moved[name] = float(
-            (found.tensors("model")["embed.weight"] - open_start(str(base / "hf")).tensors["embed.weight"].read()).abs().max()
+            (found.tensors("model")["embed.weight"] - open_model_folder(str(base / "hf")).tensors["embed.weight"].read()).abs().max()
         )
     assert moved["slow"] < 1e-4 < moved["usual"]
     for pattern in TIED:
         frozen = tuned(base, f"frozen-{pattern[:4]}", train={"steps": 2, "batch": 4, "freeze": [pattern]})
         held = load_checkpoint(sorted(frozen.checkpoints.iterdir())[-1]).tensors("model")
-        assert torch.equal(held["head.weight"], open_start(str(base / "hf")).tensors["embed.weight"].read())
+        assert torch.equal(held["head.weight"], open_model_folder(str(base / "hf")).tensors["embed.weight"].read())

@@ -58,6 +58,10 @@ class Batch:
             moved = {k: v.pin_memory() if v.device.type == "cpu" else v for k, v in moved.items()}
         return replace(self, **{k: v.to(device, non_blocking=True) for k, v in moved.items()})
 
+    def tensors(self) -> list[Tensor]:
+        """All that there are."""
+        return [v for f in fields(self) if (v := getattr(self, f.name)) is not None]
+
     def rows(self, start: int, stop: int) -> Batch:
         """Rows [start, stop) as a batch of its own (views, no copy)."""
         cut = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -16,7 +16,7 @@ from tauon.privacy.accounting import Release, epsilon
 from tauon.privacy.ledger import Ledger, data_identity
 from tauon.recipe import load_recipe
 from tauon.tracking import EventLog
-from tauon.train import Ramps
+from tauon.train import BatchSizeScheduler
 from toy import Tauon, table_recipe
 
 DATA = "ab" * 32
@@ -59,11 +59,11 @@ def test_it_finds_the_noise_of_a_schedule_for_a_target_and_draws_the_curve(tauon
 def test_it_counts_the_steps_that_training_makes(tauon: Tauon) -> None:
     """Epochs become whole steps, never fewer: by the very function of `train.epochs`."""
     shown = tauon("privacy", "epsilon", "--noise", "1", "--batch", "80", "--examples", "100", "--epochs", "1", "--delta", "1e-3", "--json")
-    assert json.loads(shown.out)["steps"] == 2 == Ramps(80).steps_for(1.0 * 100)
+    assert json.loads(shown.out)["steps"] == 2 == BatchSizeScheduler(80).steps_for(1.0 * 100)
     for batch, examples, epochs in ((7, 100, 1), (10, 100, 0.31), (1, 3, 0.01), (33, 1000, 2.5), (1000, 1000, 3), (64, 60_000, 0.0001)):
         args = ["--noise", "9", "--batch", str(batch), "--examples", str(examples), "--epochs", str(epochs), "--json"]
         values = json.loads(tauon("privacy", "epsilon", *args).out)
-        assert values["steps"] == Ramps(batch).steps_for(epochs * examples), args
+        assert values["steps"] == BatchSizeScheduler(batch).steps_for(epochs * examples), args
         assert values["steps"] * batch >= epochs * examples - 1e-6
     values = json.loads(tauon("privacy", "epsilon", "--noise", "1", "--rate", "0.8", "--epochs", "1", "--json").out)
     assert values["steps"] == 2

@@ -54,7 +54,7 @@ def build(size: str, rank: int) -> dict[str, Any]:
     began = time.perf_counter()
     mesh = Mesh(layout, World(rank, layout.world))
     parallel = MeshParallel(**shape, sequence_parallel=layout.tensor > 1)
-    model = config.bare()
+    model = config.build_on_meta()
     total = parameter_count(model)
     refuse_layout(model, layout, parallel, batch=2048, seq_len=spec.seq_len)
     whole = {name: tuple(p.shape) for name, p in model.named_parameters()}

@@ -12,9 +12,10 @@ from tauon.config import parse
 from tauon.distributed import Layout, Mesh, ParallelConfig, World, local_part, local_slices, reshard
 from tauon.models import ModelConfig
 from tauon.optim import OptimConfig
+from tauon.plan import Plan
 from tauon.tasks import Classification, LanguageModelling, MaskedLanguageModelling
 from tauon.testing import tiny_batch
-from tauon.train import Plan, TrainConfig, TrainJob, build_job, train_step
+from tauon.train import JobConfig, TrainConfig, TrainJob, build_job, train_step
 from tauon.types import Batch, DataSpec
 
 TEXT = DataSpec(vocab=51, seq_len=16)  # a vocabulary that two processes cannot share evenly
@@ -52,6 +53,7 @@ class Batches:
 def make_job(
     sizes: dict[str, int], parallel: dict[str, Any], model: dict[str, Any], optim: dict[str, Any], spec: DataSpec, *, rows: int = 8,
     micro: int = 8, packed: bool = True, steps: int = 10, ema: float | None = None, checkpointing: bool = False, freeze: tuple[str, ...] = (),
+    precision: str = "fp32",
 ) -> TrainJob:  # fmt: skip
     """A job for this process of the layout; `micro` counts examples of all processes together."""
     world = World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
@@ -60,10 +62,14 @@ def make_job(
     masked = "masked-tokens" in config.needs
     task = MaskedLanguageModelling() if masked else LanguageModelling() if spec.vocab else Classification()
     source = Batches(spec, rows, mesh.data_rank, mesh.layout.data, packed, masked)
-    plan = Plan(steps, torch.device("cpu"), "fp32", False, max(1, micro // mesh.layout.data), 1, 1, 1)
+    plan = Plan(steps, torch.device("cpu"), precision, False, max(1, micro // mesh.layout.data), 1, 1, 1)
     train = TrainConfig(steps=steps, batch=rows, ema=ema, activation_checkpointing=checkpointing, freeze=freeze)
     return build_job(
-        config, parse(OptimConfig, optim), train, task, spec, source, plan, seed=3, mesh=mesh, parallel=parse(ParallelConfig, parallel)
+        JobConfig(config, parse(OptimConfig, optim), train, task, spec, 3),
+        source,
+        plan,
+        mesh=mesh,
+        parallel=parse(ParallelConfig, parallel),
     )
 
 

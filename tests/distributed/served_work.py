@@ -10,8 +10,9 @@ import torch
 
 from tauon.models import GPTConfig, MLPConfig
 from tauon.optim import OptimConfig
+from tauon.plan import Plan
 from tauon.tasks import Classification, LanguageModelling
-from tauon.train import Plan, TrainConfig, TrainJob, build_job
+from tauon.train import JobConfig, TrainConfig, TrainJob, build_job
 from tauon.types import Batch, DataSpec
 
 SEQ, VOCAB = 12, 64
@@ -74,7 +75,7 @@ class ToyWork:
         spec = DataSpec(vocab=VOCAB, seq_len=SEQ) if self.kind == "gpt" else DataSpec(input_shape=(10,), outputs=3)
         plan = Plan(self.steps, torch.device("cpu"), "fp32", False, self.microbatch, 1, 1, 1)
         config = TrainConfig(steps=self.steps, batch=self.batch, precision="fp32", compile=False)
-        return build_job(model, self.optim, config, task, spec, self.source(0, 1), plan, seed=5)
+        return build_job(JobConfig(model, self.optim, config, task, spec, 5), self.source(0, 1), plan)
 
     def source(self, share: int, shares: int) -> Rows:
         seconds = self.slow[self.worker] if 0 <= self.worker < len(self.slow) else 0.0

@@ -23,15 +23,14 @@ pytestmark = pytest.mark.distributed
 
 def trained(sizes: dict[str, int], gathered: bool, micro: int) -> tuple[list[float], dict[str, Any], dict[str, int]]:
     """(losses, weights, bytes of the last step) of four steps in bf16; `gathered`: as on a GPU."""
-    from tauon.train import Precision, assemble, train_step
+    from tauon.train import build, train_step
 
-    before = assemble.gather_dtype, assemble.choose_precision
-    assemble.gather_dtype = lambda *_: torch.bfloat16 if gathered else None
-    assemble.choose_precision = lambda *_: (Precision("bf16", "cpu"), "for the test")
+    before = build.gather_dtype
+    build.gather_dtype = lambda *_: torch.bfloat16 if gathered else None
     try:
-        job = make_job(sizes, {"kind": "mesh"}, GPT, ADAMW, TEXT, micro=micro, packed=False)
+        job = make_job(sizes, {"kind": "mesh"}, GPT, ADAMW, TEXT, micro=micro, packed=False, precision="bf16")
     finally:
-        assemble.gather_dtype, assemble.choose_precision = before
+        build.gather_dtype = before
     losses = []
     for step in range(4):
         with counted() as sent:

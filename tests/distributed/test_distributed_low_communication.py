@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tauon.config import parse, unread_keys
 from tauon.distributed import AverageOuter, DiLoCo, LowCommunication, NesterovOuter, OuterConfig, OuterLoop, ParallelConfig, Traffic
-from tauon.distributed.low_communication import split_evenly
+from tauon.distributed.low_communication import Rhythm, split_evenly
 from tauon.errors import RecipeError
 from tauon.testing import run_processes
 
@@ -94,7 +94,7 @@ def on_two_ranks() -> dict[str, Any]:
     averaged = trained(6, config)
     pair = dist.new_group([0, 1])
     weights = start()
-    loop = OuterLoop(weights, AverageOuter(), every=1, group=pair)
+    loop = OuterLoop(weights, AverageOuter(), Rhythm(1), group=pair)
     inner_step(weights, dist.get_rank(), 0)
     loop.after(1)
     return {

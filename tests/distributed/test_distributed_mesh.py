@@ -82,13 +82,13 @@ def test_microbatches_of_a_pipeline() -> None:
 
 def test_gathered_weights_are_kept_where_they_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     from tauon.models import GPTConfig, parameter_count
-    from tauon.train import assemble, weights_are_few
+    from tauon.plan import memory, weights_are_few
 
     model = GPTConfig(layers=2, width=32, heads=2, vocab=64, seq_len=8)
-    whole = parameter_count(model.bare()) * 4
+    whole = parameter_count(model.build_on_meta()) * 4
     cpu, layout = torch.device("cpu"), Layout(shard=2)
-    monkeypatch.setattr(assemble, "available_memory", lambda device: 20 * whole + 100)
+    monkeypatch.setattr(memory, "available_memory", lambda device: 20 * whole + 100)
     assert weights_are_few(model, cpu, layout, processes=2) and not weights_are_few(model, cpu, layout, processes=3)
     assert weights_are_few(model, cpu, Layout(shard=2, tensor=2), processes=4)  # a tensor-parallel process has half of them
-    monkeypatch.setattr(assemble, "available_memory", lambda device: None)
+    monkeypatch.setattr(memory, "available_memory", lambda device: None)
     assert not weights_are_few(model, cpu, layout, processes=1)

@@ -27,7 +27,7 @@ from tauon.optim import OptimConfig
 from tauon.pipeline import run as run_recipe
 from tauon.recipe import load_recipe
 from tauon.tracking import read_events, timeline
-from tauon.train import TrainJob, job_state, served, train
+from tauon.train import TrainJob, job_state, train, use_parameter_server
 from toy import table_recipe, text_recipe
 
 pytest.importorskip("ray", reason="the parameter server needs tauon[ray]")
@@ -60,7 +60,7 @@ def config(**settings: Any) -> ParameterServer:
 
 def train_served(work: ToyWork, parallel: ParameterServer, each: Any = None, tell: Any = print) -> tuple[TrainJob, list[dict[str, Any]]]:
     job, log = work.alone(), []
-    servers = served(job, parallel, work.optim, work, tell=tell)
+    servers = use_parameter_server(job, parallel, work.optim, work, tell=tell)
 
     def hook(job: TrainJob, info: Any) -> None:
         log.append({**info.metrics})
@@ -92,7 +92,7 @@ def test_processes_killed_change_no_bit_of_what_one_process_computes(ray: Any, k
         if step in (3, 7, 11, 15, 19)[:kills]:
             os.kill(ray.get(servers.group.actors[step // 4 % 2].ping.remote()), signal.SIGKILL)
         if step == 5:
-            os.kill(next(m.about["pid"] for m in servers.fleet.members.values() if m.about), signal.SIGKILL)
+            os.kill(next(m.about["pid"] for m in servers.pool.workers.values() if m.about), signal.SIGKILL)
 
     job, log = train_served(work, config(workers=2, servers=2, replicas=1), each, told.append)
     assert [m["loss"] for m in log] == losses and equal(job, alone)
@@ -113,7 +113,10 @@ def test_ray_s_processes_listen_on_loopback_alone(ray: Any) -> None:
 def test_what_a_worker_raises_is_raised_here_with_its_number(ray: Any) -> None:
     job = ToyWork("mlp", ADAMW).alone()
     work = ToyWork("mlp", ADAMW, breaks="no such disk")
-    with pytest.raises(TrainingError, match=r"worker \d: RuntimeError: no such disk"), served(job, config(workers=1), ADAMW, work):
+    with (
+        pytest.raises(TrainingError, match=r"worker \d: RuntimeError: no such disk"),
+        use_parameter_server(job, config(workers=1), ADAMW, work),
+    ):
         train(job)
 
 

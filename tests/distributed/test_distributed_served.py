@@ -25,7 +25,8 @@ from tauon.optim import OptimConfig
 from tauon.pipeline import run as run_recipe
 from tauon.recipe import load_recipe
 from tauon.tracking import read_events, timeline
-from tauon.train import EMA, TrainJob, job_state, restore, served, served_job, train, validation_loss
+from tauon.train import EMA, TrainJob, job_state, restore, train, use_parameter_server, validation_loss
+from tauon.train.parameter_server import sync
 from toy import text_recipe
 
 ADAMW = parse(OptimConfig, {"kind": "adamw", "lr": 1e-2})
@@ -40,8 +41,8 @@ def ray(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Thre
     def session(address: str | None, *, cpus: int) -> Iterator[ThreadsAsRay]:
         yield threads
 
-    monkeypatch.setattr(served_job, "ray_session", session)
-    monkeypatch.setattr(served_job, "import_ray", lambda: threads)
+    monkeypatch.setattr(sync, "ray_session", session)
+    monkeypatch.setattr(sync, "import_ray", lambda: threads)
     torch.set_num_threads(1)
     return threads
 
@@ -56,7 +57,7 @@ def run(
     """Train it; (the job with everything gathered, metrics of each step)."""
     job = work.alone()
     log: list[dict[str, Any]] = []
-    servers = served(job, parallel, work.optim, work, **more)
+    servers = use_parameter_server(job, parallel, work.optim, work, **more)
 
     def hook(job: TrainJob, info: Any) -> str | None:
         log.append({**info.metrics, "step": info.step})
@@ -141,7 +142,7 @@ def test_validation_and_averaged_weights_see_the_servers_weights(ray: Any) -> No
         if parallel is None:
             train(job, hooks=[hook])
         else:
-            with served(job, parallel, work.optim, work):
+            with use_parameter_server(job, parallel, work.optim, work):
                 train(job, hooks=[hook])
     np.testing.assert_allclose(found[:2], found[2:], rtol=1e-5)
 
@@ -152,14 +153,14 @@ def test_a_resume_is_exact_also_with_other_numbers_of_servers(ray: Any, tmp_path
     parallel = {"workers": 2, "push": push}
     whole, log = run(work, config(**parallel, servers=1))
     half = work.alone()
-    servers = served(half, config(**parallel, servers=1), work.optim, work)
+    servers = use_parameter_server(half, config(**parallel, servers=1), work.optim, work)
     with servers, CheckpointWriter(tmp_path) as writer:
         train(half, hooks=[lambda j, info: "stop" if info.step == 5 else None])
         half.notes.clear()
         groups, state = job_state(half)
         writer.save(5, groups, state)
     again = work.alone()
-    servers = served(again, config(**parallel, servers=1 if push == "top-k" else 2), work.optim, work)
+    servers = use_parameter_server(again, config(**parallel, servers=1 if push == "top-k" else 2), work.optim, work)
     restore(again, load_checkpoint(tmp_path / "step-000005"))
     losses = []
     with servers:
@@ -221,19 +222,19 @@ def test_staleness_stays_within_its_bound_though_one_worker_is_slow(ray: Any) ->
 def test_async_resumes_with_the_batches_of_a_slow_worker_that_were_open(ray: Any, tmp_path: Path) -> None:
     work = ToyWork("mlp", ADAMW, steps=16, slow=(0.1, 0.0))
     half = work.alone()
-    with served(half, config(workers=2, mode="async"), work.optim, work), CheckpointWriter(tmp_path) as writer:
+    with use_parameter_server(half, config(workers=2, mode="async"), work.optim, work), CheckpointWriter(tmp_path) as writer:
         train(half, hooks=[lambda j, info: "stop" if info.step == 7 else None])
         half.notes.pop("stopped")
         writer.save(7, *job_state(half))
     note = half.notes["parameter_server"]
     assert note["applied"] == 7 and len(note["open"]) >= 1 and note["next"] == 7 + len(note["open"])
     again = work.alone()
-    servers = served(again, config(workers=2, mode="async"), work.optim, work)
+    servers = use_parameter_server(again, config(workers=2, mode="async"), work.optim, work)
     restore(again, load_checkpoint(tmp_path / "step-000007"))
     taken: list[int] = []
     with servers:
-        original = servers.fleet.give
-        servers.fleet.give = lambda member, task, *a: (taken.append(task.step), original(member, task, *a))
+        original = servers.pool.give
+        servers.pool.give = lambda member, task, *a: (taken.append(task.step), original(member, task, *a))
         train(again)
     assert sorted(taken) == sorted([*note["open"], *range(note["next"], 16)])
 
@@ -272,7 +273,7 @@ def test_rounds_of_several_workers_learn_and_survive_deaths(ray: Any) -> None:
         if step in (12, 33):
             ray.kill(servers.group.actors[step % 2])
         if step == 22:
-            ray.kill(servers.fleet.members[0].actor)
+            ray.kill(servers.pool.workers[0].actor)
 
     outer = {"kind": "delayed-nesterov", "delay": 2, "momentum": 0.5}
     job, ours = run(work, config(workers=2, servers=2, replicas=1, mode="async", every=5, outer=outer), each=each)
@@ -288,12 +289,12 @@ def test_rounds_resume_in_the_middle_of_one(ray: Any, tmp_path: Path) -> None:
     parallel = config(workers=1, servers=2, mode="ssp", staleness=0, every=4, outer={"kind": "nesterov", "momentum": 0.5})
     whole, log = run(work, parallel)
     half = work.alone()
-    with served(half, parallel, sgd, work), CheckpointWriter(tmp_path) as writer:
+    with use_parameter_server(half, parallel, sgd, work), CheckpointWriter(tmp_path) as writer:
         train(half, hooks=[lambda j, info: "stop" if info.step == 6 else None])
         half.notes.pop("stopped")
         writer.save(6, *job_state(half))
     again = work.alone()
-    servers = served(again, parallel, sgd, work)
+    servers = use_parameter_server(again, parallel, sgd, work)
     restore(again, load_checkpoint(tmp_path / "step-000006"))
     losses: list[float] = []
     with servers:
@@ -315,7 +316,7 @@ def test_workers_killed_and_servers_killed_five_times_change_no_bit(ray: Any) ->
         if step % 4 == 2 and step < 20:
             ray.kill(servers.group.actors[step // 4 % 3])
         if step in (5, 9):
-            ray.kill(servers.fleet.members[step % 2].actor)
+            ray.kill(servers.pool.workers[step % 2].actor)
 
     job, ours = run(work, parallel, each=each, on_event=told.append)
     assert [m["loss"] for m in ours] == [m["loss"] for m in log] and equal(job, undisturbed)
@@ -330,7 +331,7 @@ def test_asynchronous_runs_survive_deaths_and_apply_every_batch_once(ray: Any) -
         if step in (4, 9, 14):
             ray.kill(servers.group.actors[step % 2])
         if step in (6, 12):
-            ray.kill(servers.fleet.members[1].actor)
+            ray.kill(servers.pool.workers[1].actor)
 
     for settings in ({"mode": "async", "delay_compensation": 0.1}, {"mode": "ssp", "staleness": 0}):
         job, log = run(work, config(workers=2, servers=2, replicas=1, **settings), each=each)
@@ -344,7 +345,7 @@ def test_without_restarts_the_workers_that_are_left_do_all_the_work(ray: Any) ->
 
     def each(servers: Any, step: int) -> None:
         if step == 3:
-            ray.kill(servers.fleet.members[1].actor)
+            ray.kill(servers.pool.workers[1].actor)
 
     told: list[str] = []
     job, ours = run(work, config(workers=2, max_restarts=0), each=each, on_event=told.append)
@@ -354,7 +355,7 @@ def test_without_restarts_the_workers_that_are_left_do_all_the_work(ray: Any) ->
 
 def test_the_last_worker_s_death_ends_the_run_in_words(ray: Any) -> None:
     with pytest.raises(TrainingError, match=r"no worker is left, and parallel.max_restarts is used up"):
-        run(ToyWork("mlp", ADAMW), config(workers=1, max_restarts=0), each=lambda s, step: ray.kill(s.fleet.members[0].actor))
+        run(ToyWork("mlp", ADAMW), config(workers=1, max_restarts=0), each=lambda s, step: ray.kill(s.pool.workers[0].actor))
 
 
 def test_workers_may_join_and_leave(ray: Any) -> None:
@@ -363,9 +364,9 @@ def test_workers_may_join_and_leave(ray: Any) -> None:
 
     def each(servers: Any, step: int) -> None:
         if step == 2:
-            servers.fleet.leave(0)
+            servers.pool.leave(0)
         if step == 4:
-            servers.fleet.join(7)
+            servers.pool.join(7)
 
     job, _ = run(work, config(workers=2), each=each)
     assert equal(job, whole)
@@ -375,7 +376,7 @@ def test_a_shard_that_nobody_else_holds_is_lost_and_comes_back_from_a_checkpoint
     work = ToyWork("gpt", ADAMW, steps=12)
     whole, _ = run(work, config(workers=2, servers=2))
     job = work.alone()
-    servers = served(job, config(workers=2, servers=2), work.optim, work)
+    servers = use_parameter_server(job, config(workers=2, servers=2), work.optim, work)
     with servers, CheckpointWriter(tmp_path) as writer:
 
         def hook(j: TrainJob, info: Any) -> None:
@@ -429,7 +430,10 @@ def test_a_recipe_goes_back_to_its_checkpoint_by_itself(ray: Any, tmp_path: Path
 def test_what_a_worker_raises_is_raised_here_with_its_number(ray: Any) -> None:
     work = ToyWork("mlp", ADAMW, breaks="no such disk")
     job = ToyWork("mlp", ADAMW).alone()
-    with pytest.raises(TrainingError, match=r"worker \d: RuntimeError: no such disk"), served(job, config(workers=2), ADAMW, work):
+    with (
+        pytest.raises(TrainingError, match=r"worker \d: RuntimeError: no such disk"),
+        use_parameter_server(job, config(workers=2), ADAMW, work),
+    ):
         train(job)
 
 
@@ -483,10 +487,10 @@ def test_an_update_that_a_cut_took_from_one_server_is_noticed(ray: Any, replicas
 def test_what_cannot_be_shared_out_is_refused_before_anything_starts() -> None:
     job = ToyWork("mlp", ADAMW).alone()
     with pytest.raises(RecipeError, match=r"train.batch: 8 examples cannot be shared evenly by parallel.workers=3"):
-        served(job, config(workers=3), ADAMW, ToyWork("mlp", ADAMW))
+        use_parameter_server(job, config(workers=3), ADAMW, ToyWork("mlp", ADAMW))
     with pytest.raises(RecipeError, match=r"parallel.servers: 300 servers"):
-        served(ToyWork("mlp", ADAMW).alone(), config(servers=300), ADAMW, ToyWork("mlp", ADAMW))
+        use_parameter_server(ToyWork("mlp", ADAMW).alone(), config(servers=300), ADAMW, ToyWork("mlp", ADAMW))
     job = ToyWork("mlp", ADAMW).alone()
     job.model = torch.nn.Sequential(torch.nn.Linear(10, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
     with pytest.raises(RecipeError, match=r"parallel.kind: .*running statistics, and the model has them \(1"):
-        served(job, config(), ADAMW, ToyWork("mlp", ADAMW))
+        use_parameter_server(job, config(), ADAMW, ToyWork("mlp", ADAMW))

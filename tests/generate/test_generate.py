@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tauon.errors import CheckpointError, DataError
-from tauon.generate import generate, next_token_distribution
+from tauon.generate import Sampling, generate, next_token_distribution
 from tauon.models import GPT, GPT2Config, GPTConfig, materialize
 
 
@@ -73,7 +73,7 @@ def test_temperature_zero_is_the_likeliest_and_tiny_ones_are_near_it() -> None:
 @pytest.mark.parametrize("layout", ["gpt", "gpt2"])
 def test_greedy_text_is_what_recomputing_everything_gives(layout: str) -> None:
     model = small(layout)
-    (out,) = generate(model, [1, 2, 3], max_tokens=20, temperature=0)
+    (out,) = generate(model, [1, 2, 3], max_tokens=20, sampling=Sampling(temperature=0))
     ids = [1, 2, 3]
     with torch.no_grad():
         for _ in range(20):
@@ -85,7 +85,7 @@ def test_sampled_tokens_follow_the_distribution() -> None:
     model = small()
     with torch.no_grad():
         p = next_token_distribution(model.logits(model.eval()(torch.tensor([[5, 6]])))[0, -1], 1.0, None, None)
-    out = generate(model, [5, 6], max_tokens=1, samples=4000, temperature=1.0, seed=3)
+    out = generate(model, [5, 6], max_tokens=1, samples=4000, sampling=Sampling(temperature=1.0, seed=3))
     counts = torch.bincount(torch.tensor([o[0] for o in out]), minlength=29).double()
     chi2 = ((counts - 4000 * p) ** 2 / (4000 * p)).sum().item()
     assert chi2 < 28 + 4 * math.sqrt(2 * 28)  # 28 degrees of freedom: mean 28, standard deviation 7.5
@@ -93,19 +93,19 @@ def test_sampled_tokens_follow_the_distribution() -> None:
 
 def test_a_seed_writes_the_same_text_whatever_the_number_of_samples() -> None:
     model = small()
-    one = generate(model, [1], max_tokens=15, samples=1, seed=7)
-    four = generate(model, [1], max_tokens=15, samples=4, seed=7)
+    one = generate(model, [1], max_tokens=15, samples=1, sampling=Sampling(seed=7))
+    four = generate(model, [1], max_tokens=15, samples=4, sampling=Sampling(seed=7))
     assert one[0] == four[0] and len({tuple(t) for t in four}) == 4
-    assert generate(model, [1], max_tokens=15, samples=4, seed=7) == four
-    assert generate(model, [1], max_tokens=15, samples=1, seed=8) != one
-    assert generate(model, [1], max_tokens=5, samples=1, seed=7)[0] == one[0][:5]  # nor on how much is asked for
+    assert generate(model, [1], max_tokens=15, samples=4, sampling=Sampling(seed=7)) == four
+    assert generate(model, [1], max_tokens=15, samples=1, sampling=Sampling(seed=8)) != one
+    assert generate(model, [1], max_tokens=5, samples=1, sampling=Sampling(seed=7))[0] == one[0][:5]  # nor on how much is asked for
 
 
 def test_nor_does_it_where_every_token_is_about_equally_likely() -> None:
     model = small()
     with torch.no_grad():
         model.head.weight.mul_(1e-6)  # which tokens are the last in the top p hangs on the last bits
-    one, four = (generate(model, [1], max_tokens=40, samples=n, seed=1, top_p=0.9) for n in (1, 4))
+    one, four = (generate(model, [1], max_tokens=40, samples=n, sampling=Sampling(seed=1, top_p=0.9)) for n in (1, 4))
     assert one[0] == four[0]
 
 
@@ -121,9 +121,9 @@ def test_nothing_else_in_the_process_decides_the_text() -> None:
 
 def test_a_sample_ends_at_the_stop_token_and_the_others_go_on() -> None:
     model = small()
-    free = generate(model, [1], max_tokens=20, samples=3, seed=2)
+    free = generate(model, [1], max_tokens=20, samples=3, sampling=Sampling(seed=2))
     stop = free[0][4]
-    ended = generate(model, [1], max_tokens=20, samples=3, seed=2, stop_id=stop)
+    ended = generate(model, [1], max_tokens=20, samples=3, sampling=Sampling(seed=2), stop_id=stop)
     for a, b in zip(free, ended, strict=True):
         assert b == (a[: a.index(stop)] if stop in a else a)
 
@@ -131,7 +131,7 @@ def test_a_sample_ends_at_the_stop_token_and_the_others_go_on() -> None:
 @pytest.mark.parametrize("layout", ["gpt", "gpt2"])
 def test_text_longer_than_the_models_longest_sequence_goes_on(layout: str) -> None:
     model = small(layout, seq_len=8)
-    (out,) = generate(model, [1, 2], max_tokens=30, temperature=0)
+    (out,) = generate(model, [1, 2], max_tokens=30, sampling=Sampling(temperature=0))
     assert len(out) == 30
     whole, at = [1, 2, *out], 8  # where the first window was full, the last half of it is the context
     with torch.no_grad():
@@ -144,7 +144,9 @@ def test_text_longer_than_the_models_longest_sequence_goes_on(layout: str) -> No
 def test_a_long_prompt_is_cut_to_its_end() -> None:
     model = small(seq_len=8)
     prompt = [i % 29 for i in range(40)]
-    assert generate(model, prompt, max_tokens=1, temperature=0) == generate(model, prompt[-8:], max_tokens=1, temperature=0)
+    assert generate(model, prompt, max_tokens=1, sampling=Sampling(temperature=0)) == generate(
+        model, prompt[-8:], max_tokens=1, sampling=Sampling(temperature=0)
+    )
 
 
 def test_each_token_is_told_as_it_comes() -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tauon.launch.ray import Relay, refusal
+from tauon.launch.ray import refusal
+from tauon.launch.ray_relay import Relay
 
 STANDIN = Path(__file__).parent / "standin.py"
 on_ray = [pytest.mark.distributed, pytest.mark.slow]

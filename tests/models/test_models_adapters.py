@@ -18,7 +18,7 @@ from tauon.models import (
     adapt_like,
     materialize,
     merged,
-    open_start,
+    open_model_folder,
     read_peft,
     resolved,
     saved_weights,
@@ -50,7 +50,7 @@ def adapted(folder: Path, adapt: dict[str, Any], spec: DataSpec = SPEC) -> tuple
 def test_a_new_adapter_changes_nothing_and_a_merged_one_answers_as_it_did_apart(kind: str, case: str, tmp_path: Path) -> None:
     folder = save(theirs(case), tmp_path / "base")
     spec = SPEC if case != "bert-classes" else DataSpec(vocab=61, seq_len=32, outputs=3)
-    start = open_start(str(folder))
+    start = open_model_folder(str(folder))
     config = resolved(parse(ModelConfig, {"from": str(folder)}), spec)
     plain = materialize(config, seed=0).eval()
     fresh = materialize(config.model_copy(update={"adapt": parse(AdaptConfig, {"kind": kind, "rank": 3})}), seed=0).eval()
@@ -70,7 +70,7 @@ def test_a_merged_weight_is_read_by_slices(kind: str, tmp_path: Path) -> None:
     folder = save(theirs("gpt2"), tmp_path / "base")
     config, model = adapted(folder, {"kind": kind, "rank": 3})
     assert config.adapt is not None
-    whole = merged(open_start(str(folder)).tensors, saved_weights(model), config.adapt.scale)["blocks.1.mlp.up.weight"]
+    whole = merged(open_model_folder(str(folder)).tensors, saved_weights(model), config.adapt.scale)["blocks.1.mlp.up.weight"]
     assert torch.equal(whole[slice(3, 9), slice(4, 20)], whole.read()[3:9, 4:20])
 
 
@@ -170,7 +170,7 @@ def test_an_adapter_written_here_gives_its_outputs_in_peft_and_comes_back(case: 
     kind = "dora" if dora else "lora"
     config, model = adapted(folder, {"kind": kind, "rank": 3, "alpha": 5.0, "target": TARGETS[case][0]})
     want = logits(model, tokens())
-    start = open_start(str(folder))
+    start = open_model_folder(str(folder))
     write_peft(tmp_path / "adapter", config, saved_weights(model), base=str(folder), fingerprint=start.fingerprint)
     _, again = adapted(folder, {"kind": kind, "from": str(tmp_path / "adapter")})
     torch.testing.assert_close(logits(again, tokens()), want, rtol=0, atol=1e-6)
@@ -183,7 +183,7 @@ def test_an_adapter_written_here_gives_its_outputs_in_peft_and_comes_back(case: 
 def test_part_of_gpt2s_joined_matrix_goes_out_and_comes_back(tmp_path: Path) -> None:
     folder = save(theirs("gpt2"), tmp_path / "base")
     config, model = adapted(folder, {"kind": "lora", "rank": 3, "target": ["q", "v"]})
-    write_peft(tmp_path / "adapter", config, saved_weights(model), base="x", fingerprint=open_start(str(folder)).fingerprint)
+    write_peft(tmp_path / "adapter", config, saved_weights(model), base="x", fingerprint=open_model_folder(str(folder)).fingerprint)
     _, again = adapted(folder, {"kind": "lora", "from": str(tmp_path / "adapter")})
     torch.testing.assert_close(logits(again, tokens()), logits(model, tokens()), rtol=0, atol=1e-6)
     peft = pytest.importorskip("peft", reason="peft is not installed")
@@ -214,7 +214,7 @@ def test_the_published_format_is_written_by_the_letter(tmp_path: Path) -> None:
 def test_an_adapter_for_another_base_is_refused(tmp_path: Path) -> None:
     folder, other = save(theirs("llama"), tmp_path / "base"), save(theirs("llama", seed=1), tmp_path / "other")
     config, model = adapted(folder, {"kind": "lora", "rank": 3})
-    write_peft(tmp_path / "adapter", config, saved_weights(model), base="x", fingerprint=open_start(str(folder)).fingerprint)
+    write_peft(tmp_path / "adapter", config, saved_weights(model), base="x", fingerprint=open_model_folder(str(folder)).fingerprint)
     with pytest.raises(CheckpointError, match=r"is an adapter for another base .* Give the base it belongs to"):
         adapted(other, {"kind": "lora", "from": str(tmp_path / "adapter")})
     wide = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL | {"intermediate_size": 24}))
@@ -228,14 +228,14 @@ def test_an_adapter_for_another_base_is_refused(tmp_path: Path) -> None:
 def test_what_an_adapter_says_of_itself_may_not_be_contradicted(tmp_path: Path) -> None:
     folder = save(theirs("llama"), tmp_path / "base")
     config, model = adapted(folder, {"kind": "lora", "rank": 3})
-    write_peft(tmp_path / "adapter", config, saved_weights(model), base="x", fingerprint=open_start(str(folder)).fingerprint)
+    write_peft(tmp_path / "adapter", config, saved_weights(model), base="x", fingerprint=open_model_folder(str(folder)).fingerprint)
     with pytest.raises(RecipeError) as caught:
         adapted(folder, {"kind": "dora", "rank": 8, "from": str(tmp_path / "adapter")})
     assert "adapt.kind: dora" in str(caught.value) and "adapt.rank: 8" in str(caught.value)
     raw = json.loads((tmp_path / "adapter/adapter_config.json").read_text()) | {"use_rslora": True}
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(raw))
     with pytest.raises(CheckpointError, match="use_rslora"):
-        read_peft(tmp_path / "adapter", config, config.bare())
+        read_peft(tmp_path / "adapter", config, config.build_on_meta())
 
 
 def test_the_product_with_the_merged_matrix_has_the_gradients_of_the_two_apart() -> None:
@@ -246,7 +246,7 @@ def test_the_product_with_the_merged_matrix_has_the_gradients_of_the_two_apart()
     torch.manual_seed(0)
     layer = nn.Linear(6, 8)
     layer.weight.requires_grad_(False)
-    AdaptedLinear.dress(layer, LoraConfig(rank=2, alpha=3.0))
+    AdaptedLinear.wrap(layer, LoraConfig(rank=2, alpha=3.0))
     with torch.no_grad():
         for p in (layer.lora_a, layer.lora_b):
             p.normal_()
@@ -265,7 +265,7 @@ def test_the_product_with_the_merged_matrix_has_the_gradients_of_the_two_apart()
 def test_frozen_matrices_in_bf16_give_what_autocast_gives(tmp_path: Path) -> None:
     folder = save(theirs("llama"), tmp_path / "base")
     config, model = adapted(folder, {"kind": "lora", "rank": 3})
-    half = materialize(config, seed=0, weights=dict(open_start(str(folder)).tensors) | saved_weights(model), half=True).eval()
+    half = materialize(config, seed=0, weights=dict(open_model_folder(str(folder)).tensors) | saved_weights(model), half=True).eval()
     assert half.blocks[0].mlp.up.weight.dtype == torch.bfloat16 and half.head.weight.dtype == half.norm.weight.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(logits(half, tokens()), logits(model, tokens()))
@@ -275,7 +275,7 @@ def test_frozen_matrices_in_bf16_give_what_autocast_gives(tmp_path: Path) -> Non
 
 
 def test_nf4_rounds_each_weight_to_the_nearest_of_sixteen_by_the_block() -> None:
-    from tauon.models.nf4 import CODES, dequantize, quantize
+    from tauon.models.adapters.nf4 import CODES, dequantize, quantize
 
     torch.manual_seed(0)
     for shape in ((8, 64), (5, 37)):
@@ -293,7 +293,7 @@ def test_nf4_rounds_each_weight_to_the_nearest_of_sixteen_by_the_block() -> None
 @pytest.mark.filterwarnings("ignore")  # torchao's own
 def test_nf4_is_that_of_torchao() -> None:
     nf4 = pytest.importorskip("torchao.quantization.quantize_.workflows.nf4.nf4_tensor", reason="torchao has no NF4 here")
-    from tauon.models.nf4 import CODES, dequantize, quantize
+    from tauon.models.adapters.nf4 import CODES, dequantize, quantize
 
     w = torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
     theirs = nf4.to_nf4(w, block_size=64, scaler_block_size=128)
@@ -304,13 +304,13 @@ def test_nf4_is_that_of_torchao() -> None:
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_an_adapter_beside_nf4_is_one_beside_the_rounded_base(kind: str, tmp_path: Path) -> None:
-    from tauon.models.nf4 import Rounded
+    from tauon.models.adapters.nf4 import Rounded
 
     folder = save(theirs("llama"), tmp_path / "base")
     config, model = adapted(folder, {"kind": kind, "rank": 3, "quantize": "nf4"})
     layer = model.blocks[0].mlp.up
     assert layer.rounded and not hasattr(layer, "weight") and layer.codes.numel() == layer.lora_b.shape[0] * layer.lora_a.shape[1] // 2
-    base = dict(open_start(str(folder)).tensors)
+    base = dict(open_model_folder(str(folder)).tensors)
     for name in list(base):
         if name.startswith("blocks") and ".attention." in name + "." and name.endswith("weight") and "norm" not in name:
             base[name] = Rounded(base[name])
@@ -328,6 +328,6 @@ def test_an_adapter_beside_nf4_is_one_beside_the_rounded_base(kind: str, tmp_pat
     ):  # fmt: skip
         assert p.grad is not None and q.grad is not None
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-3, atol=1e-4 * float(q.grad.abs().max()), msg=name)
-    whole = merged(open_start(str(folder)).tensors, saved_weights(model), config.adapt.scale, rounded=True)
+    whole = merged(open_model_folder(str(folder)).tensors, saved_weights(model), config.adapt.scale, rounded=True)
     alone = materialize(config.model_copy(update={"adapt": None, "from_": None}), seed=1, weights=whole).eval()
     torch.testing.assert_close(logits(alone, tokens()), logits(model, tokens()), rtol=0, atol=1e-5)

@@ -40,7 +40,7 @@ def test_dlinear_is_the_authors() -> None:
     model = materialize(DLinearConfig().resolve(ETT), seed=0).eval()
     assert parameter_count(model) == 2 * (96 * 96 + 96) == 18_624
     far = DataSpec(input_shape=(96, 7), outputs=7, labels=tuple("abcdefg"), horizon=720)
-    assert parameter_count(DLinearConfig().resolve(far).bare()) == 139_680  # the paper says 139.7K
+    assert parameter_count(DLinearConfig().resolve(far).build_on_meta()) == 139_680  # the paper says 139.7K
     x = windows()
     with torch.no_grad():
         torch.testing.assert_close(model(x), TheirDLinear(model.trend[0], model.rest[0])(x), rtol=1e-5, atol=1e-4)
@@ -111,7 +111,7 @@ def test_patchtst_has_the_papers_parameters() -> None:
     layer = 4 * (D * D + D) + (D * hidden + hidden) + (hidden * D + D) + 2 * 2 * D  # two BatchNorms there, two LayerNorms here
     assert patches == 42  # "PatchTST/42" with 336 steps
     expected = (16 * D + D) + patches * D + 3 * layer + (D * patches * 96 + 96)
-    assert parameter_count(PatchTSTConfig().resolve(spec).bare()) == expected
+    assert parameter_count(PatchTSTConfig().resolve(spec).build_on_meta()) == expected
 
 
 @pytest.mark.parametrize("kind", ["dlinear", "patchtst"])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tauon.errors import CheckpointError
 from tauon.models import GPT, GPT2Config, GPTConfig, KVCache, load_weights, materialize, parameter_count
-from tauon.models.transformer import apply_rope, as_bias, document_mask, positions_in_segments
+from tauon.models.families.transformer import apply_rope, as_bias, document_mask, positions_in_segments
 from tauon.tasks import LanguageModelling
 from tauon.types import Batch
 

@@ -12,7 +12,7 @@ import torch
 
 from tauon.config import dump, parse
 from tauon.errors import CheckpointError, RecipeError
-from tauon.models import ModelConfig, materialize, open_huggingface, open_start, parameter_count, resolved, write_huggingface
+from tauon.models import ModelConfig, materialize, open_huggingface, open_model_folder, parameter_count, resolved, write_huggingface
 from tauon.types import DataSpec
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -72,7 +72,7 @@ def spec_of(config: ModelConfig) -> DataSpec:
 
 def ours(path: Path) -> Any:
     """The model that a folder holds, as a run starts from it."""
-    config = open_start(str(path)).config
+    config = open_model_folder(str(path)).config
     start = parse(ModelConfig, {"from": str(path)})
     return materialize(resolved(start, spec_of(config)), seed=0).eval()
 
@@ -92,7 +92,7 @@ def test_outputs_equal_transformers_and_a_folder_written_here_loads_there(case: 
         want = model(ids).logits
     assert (logits(mine, ids) - want).abs().max() < 1e-5
 
-    start = open_start(str(folder))
+    start = open_model_folder(str(folder))
     write_huggingface(tmp_path / "again", start.config, dict(mine.state_dict()), labels=start.labels)
     back, said = type(model).from_pretrained(tmp_path / "again", output_loading_info=True)
     assert not said["missing_keys"] and not said["unexpected_keys"] and not said["mismatched_keys"]
@@ -117,7 +117,7 @@ def test_vit_gives_the_logits_of_transformers_both_ways(tmp_path: Path) -> None:
     with torch.no_grad():
         want = model(pictures).logits
         torch.testing.assert_close(mine(pictures), want, rtol=0, atol=1e-5)
-    write_huggingface(tmp_path / "again", open_start(str(folder)).config, dict(mine.state_dict()), labels=tuple("abcde"))
+    write_huggingface(tmp_path / "again", open_model_folder(str(folder)).config, dict(mine.state_dict()), labels=tuple("abcde"))
     back = transformers.ViTForImageClassification.from_pretrained(tmp_path / "again").eval()
     with torch.no_grad():
         torch.testing.assert_close(back(pictures).logits, want, rtol=0, atol=1e-5)
@@ -193,7 +193,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_number_of_parameters_is_the_published_one(name: str) -> None:
     record, count = PUBLISHED[name]
-    assert parameter_count(parse(ModelConfig, record).bare()) == count
+    assert parameter_count(parse(ModelConfig, record).build_on_meta()) == count
 
 
 @pytest.mark.parametrize("case", ["llama", "gpt2", "qwen2"])
@@ -212,8 +212,8 @@ def test_shards_and_pickled_weights_load_as_one_file_does(case: str, tmp_path: P
 def test_a_folder_of_several_shards_is_written_and_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = theirs("llama"), tokens()
     mine = ours(save(model, tmp_path / "one"))
-    monkeypatch.setattr("tauon.models.huggingface_write._SHARD", 20_000)
-    write_huggingface(tmp_path / "many", open_start(str(tmp_path / "one")).config, dict(mine.state_dict()))
+    monkeypatch.setattr("tauon.models.pretrained.huggingface_write._SHARD", 20_000)
+    write_huggingface(tmp_path / "many", open_model_folder(str(tmp_path / "one")).config, dict(mine.state_dict()))
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
     back = type(model).from_pretrained(tmp_path / "many").eval()
     with torch.no_grad():
@@ -338,38 +338,38 @@ def test_only_the_part_that_is_asked_for_is_read(tmp_path: Path) -> None:
 
 
 def test_another_number_of_classes_starts_a_new_head_and_the_rest_is_kept(tmp_path: Path) -> None:
-    from tauon.models import fit
+    from tauon.models import match_weights
 
     folder = save(theirs("bert-classes"), tmp_path / "m")
     config = resolved(parse(ModelConfig, {"from": str(folder)}), DataSpec(vocab=61, seq_len=32, outputs=5))
-    found = fit(config.bare(), open_start(str(folder)))
+    found = match_weights(config.build_on_meta(), open_model_folder(str(folder)))
     assert found.fresh == ("head.weight", "head.bias") and not found.dropped
     model = materialize(config, seed=0)
     assert model.head.weight.shape == (5, 32)
     masked = save(theirs("bert-mlm"), tmp_path / "masked")
     config = resolved(parse(ModelConfig, {"from": str(masked)}), DataSpec(vocab=61, seq_len=32, outputs=5))
-    found = fit(config.bare(), open_start(str(masked)))
+    found = match_weights(config.build_on_meta(), open_model_folder(str(masked)))
     assert set(found.fresh) == {"head.weight", "head.bias", "pooler.weight", "pooler.bias"}
     assert {n.partition(".")[0] for n in found.dropped} == {"transform", "transform_norm"}
 
 
 def test_another_model_has_another_fingerprint(tmp_path: Path) -> None:
-    prints = [open_start(str(save(theirs("llama", seed), tmp_path / str(seed)))).fingerprint for seed in (0, 1)]
+    prints = [open_model_folder(str(save(theirs("llama", seed), tmp_path / str(seed)))).fingerprint for seed in (0, 1)]
     assert prints[0] != prints[1]
-    assert open_start(str(tmp_path / "0")).fingerprint == prints[0]
+    assert open_model_folder(str(tmp_path / "0")).fingerprint == prints[0]
 
 
 def test_a_name_that_is_neither_folder_nor_on_the_hub_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="there is no folder nowhere"):
-        open_start("nowhere")
+        open_model_folder("nowhere")
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="is a file. Give a folder"):
-        open_start("file")
+        open_model_folder("file")
 
     def offline(*_: Any, **__: Any) -> str:
         raise OSError("offline")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(CheckpointError, match=r"no folder org/name, and the Hugging Face hub does not give it .*offline"):
-        open_start("org/name")
+        open_model_folder("org/name")

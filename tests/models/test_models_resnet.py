@@ -22,9 +22,8 @@ from tauon.models import (
     parameter_count,
     published_resnet,
     record,
-    still,
 )
-from tauon.models.norm import drop_path
+from tauon.models.norm import drop_path, freeze_running_stats
 from tauon.types import DataSpec
 
 CIFAR = DataSpec(input_shape=(3, 32, 32), outputs=10)
@@ -46,7 +45,7 @@ def config(kind: str, spec: DataSpec = CIFAR, **values: Any) -> Any:
     ],
 )
 def test_published_numbers_of_parameters(kind: str, spec: DataSpec, count: int) -> None:
-    assert parameter_count(config(kind, spec).bare()) == count
+    assert parameter_count(config(kind, spec).build_on_meta()) == count
 
 
 def test_published_numbers_of_operations() -> None:
@@ -55,7 +54,7 @@ def test_published_numbers_of_operations() -> None:
     for kind, spec, wanted in (
         ("resnet18", large, 1.814e9), ("resnet34", large, 3.664e9), ("resnet50", large, 4.089e9), ("resnet20", CIFAR, 40.55e6),
     ):  # fmt: skip
-        assert config(kind, spec).bare().flops_per_example(spec) / 6 == pytest.approx(wanted, rel=1e-3)
+        assert config(kind, spec).build_on_meta().flops_per_example(spec) / 6 == pytest.approx(wanted, rel=1e-3)
 
 
 def as_hugging_face(name: str) -> str:
@@ -150,7 +149,7 @@ def test_published_weights_of_another_network_are_named(mirror: Path) -> None:
 
 
 def test_torchvisions_names() -> None:
-    names = set(config("resnet50", DataSpec(input_shape=(3, 224, 224), outputs=1000)).bare().state_dict())
+    names = set(config("resnet50", DataSpec(input_shape=(3, 224, 224), outputs=1000)).build_on_meta().state_dict())
     for name in ("conv1.weight", "bn1.running_mean", "layer1.0.downsample.0.weight", "layer1.0.downsample.1.running_var",
                  "layer3.5.bn3.bias", "layer4.2.conv3.weight", "fc.weight"):  # fmt: skip
         assert name in names
@@ -239,7 +238,7 @@ def test_batch_norm_is_torchs() -> None:
 def test_inside_still_running_statistics_do_not_move() -> None:
     model = materialize(config("resnet20"), seed=0).train()
     before = {k: v.clone() for k, v in model.state_dict().items() if "running" in k}
-    with still(model):
+    with freeze_running_stats(model):
         model(torch.randn(4, 3, 32, 32))
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
     model(torch.randn(4, 3, 32, 32))

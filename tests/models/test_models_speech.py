@@ -11,7 +11,7 @@ from torch import nn
 
 from tauon.config import parse
 from tauon.models import LogMel, ModelConfig, materialize, mel_filters
-from tauon.models.mel import frame_mask, spec_augment
+from tauon.models.families.mel import frame_mask, spec_augment
 from tauon.tasks import SpeechRecognition
 from tauon.tasks.speech import distance, spoken
 from tauon.types import Batch, DataSpec

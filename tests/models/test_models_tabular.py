@@ -33,7 +33,7 @@ def rtdl_count(numbers: int, codes: tuple[int, ...], outputs: int, d: int = 192,
 def test_ft_transformer_has_rtdls_parameters(numbers: int, codes: tuple[int, ...], outputs: int) -> None:
     categories = (*(0 for _ in range(numbers)), *codes) if codes else ()
     spec = DataSpec(input_shape=(numbers + len(codes),), outputs=outputs, categories=categories)
-    assert parameter_count(FTTransformerConfig().resolve(spec).bare()) == rtdl_count(numbers, codes, outputs)
+    assert parameter_count(FTTransformerConfig().resolve(spec).build_on_meta()) == rtdl_count(numbers, codes, outputs)
 
 
 def test_ft_transformer_is_torchs_attention_over_column_tokens() -> None:

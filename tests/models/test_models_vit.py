@@ -21,7 +21,7 @@ def config(spec: DataSpec = SMALL, **values: Any) -> Any:
 
 def test_vit_b_16_has_its_published_number_of_parameters() -> None:
     spec = DataSpec(input_shape=(3, 224, 224), outputs=1000)
-    model = config(spec).bare()
+    model = config(spec).build_on_meta()
     assert parameter_count(model) == 86_567_656
     assert model.flops_per_example(spec) / 6 == pytest.approx(17.58e9, rel=2e-3)  # multiply-adds (torchvision's documentation: 17.56)
 

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from tauon.distributed import Traffic
 from tauon.optim import MuonConfig, load_optimizer, optimizer_tensors
-from tauon.optim.muon import Muon, Together
+from tauon.optim.muon import MultiOptimizer, Muon
 from tauon.optim.owners import shard_size
 from tauon.testing import run_processes
 
@@ -43,7 +43,7 @@ def gradient(name: str, shape: torch.Size, step: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(step * 100 + sum(map(ord, name))))
 
 
-def run(net: nn.Module, optimizer: Together, first: int = 0, last: int = STEPS) -> nn.Module:
+def run(net: nn.Module, optimizer: MultiOptimizer, first: int = 0, last: int = STEPS) -> nn.Module:
     """Steps with gradients that depend on the name and step alone, placed as the parameters are."""
     for step in range(first, last):
         for name, p in net.named_parameters():
@@ -65,13 +65,13 @@ def whole(net: nn.Module) -> dict[str, Tensor]:
     return {n: p.full_tensor().detach() if isinstance(p, DTensor) else p.detach().clone() for n, p in net.named_parameters()}
 
 
-def build(net: nn.Module) -> Together:
+def build(net: nn.Module) -> MultiOptimizer:
     optimizer = CONFIG.build(net)
-    assert isinstance(optimizer, Together)
+    assert isinstance(optimizer, MultiOptimizer)
     return optimizer
 
 
-def spread(net: nn.Module, traffic: Traffic) -> Together:
+def spread(net: nn.Module, traffic: Traffic) -> MultiOptimizer:
     optimizer = build(net)
     for part in optimizer.parts:
         if isinstance(part, Muon):

@@ -152,7 +152,7 @@ def test_schedule_free_is_the_authors_own_in_training_and_in_what_is_evaluated()
     descend(two, reference)
     same(one, two)
     reference.eval()
-    standing = config.standing(one, mine)
+    standing = config.averaged_weights(one, mine)
     assert standing is not None
     held = {n: p.detach().clone() for n, p in one.named_parameters()}
     with standing.swapped_in():
@@ -166,7 +166,7 @@ def test_schedule_free_goes_on_from_saved_averages_bit_for_bit() -> None:
     config = parse(OptimConfig, {"kind": "schedule-free", "lr": 0.01})
     mine = config.build(one)
     descend(one, mine, 7)
-    standing = config.standing(one, mine)
+    standing = config.averaged_weights(one, mine)
     assert standing is not None
     tensors, numbers = optimizer_tensors(mine, one)
     tensors = {k: t.clone() for k, t in tensors.items()}

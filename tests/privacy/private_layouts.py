@@ -28,7 +28,7 @@ def private(
     rows_per_unit: int = 1,
 ) -> TrainJob:  # fmt: skip
     """The job, private, with noise that can be drawn again."""
-    plan = NoisePlan(parse(NoiseConfig, {"kind": noise}), multiplier, job.total_steps)
+    plan = NoisePlan(parse(NoiseConfig, {"kind": noise}), multiplier, job.policy.total_steps)
     plan.releases(rows / 64, "shuffled" if plan.correlated else "poisson")
     return make_private(
         job, parse(ClippingConfig, {"kind": clipping}), plan, NoiseSource.seeded(seed), expected=lambda step: rows / rows_per_unit,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tauon.models import materialize
-from tauon.models.gpt import GPT2Config, GPTConfig
+from tauon.models.families.gpt import GPT2Config, GPTConfig
 from tauon.tasks import LanguageModelling
 from tauon.testing import check_clipping, tiny_batch
 from tauon.types import DataSpec

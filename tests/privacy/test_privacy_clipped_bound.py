@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tauon.config import parse
 from tauon.models.adapters import AdaptedLinear, DoraConfig, LoraConfig
-from tauon.models.transformer import MLP, Attention, RMSNorm
+from tauon.models.families.transformer import MLP, Attention, RMSNorm
 from tauon.privacy.clipped import ClippedSum, ClippingConfig
 from tauon.privacy.clipped.rounding import bf16_operands, coarseness
 from tauon.privacy.clipped.rules import head as head_rules

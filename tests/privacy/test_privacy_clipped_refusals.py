@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from tauon.errors import RecipeError
 from tauon.models import materialize
-from tauon.models.cnn import CNNConfig
-from tauon.models.gpt import GPTConfig
+from tauon.models.families.cnn import CNNConfig
+from tauon.models.families.gpt import GPTConfig
 from tauon.privacy.clipped import ClippedSum, check_independent
 from tauon.tasks import Classification, LanguageModelling
 from tauon.testing import check_clipping, gradients_one_by_one, tiny_batch
-from tauon.train.precision import dress
+from tauon.train.precision import apply_checkpointing_and_compile
 from tauon.types import Batch, DataSpec
 
 TEXT = DataSpec(vocab=50, seq_len=16)
@@ -168,7 +168,7 @@ def language_model(**more: Any) -> nn.Module:
 
 def test_activation_checkpointing_changes_nothing() -> None:
     model, batch, task = language_model(), tiny_batch(TEXT, 4), LanguageModelling()
-    dress(model, checkpointing=True, compiled=False)  # type: ignore[arg-type]
+    apply_checkpointing_and_compile(model, checkpointing=True, compiled=False)  # type: ignore[arg-type]
     check_clipping(model, lambda m, a, b: task.loss(m, batch.rows(a, b))[0], 4)
 
 
@@ -176,7 +176,7 @@ def test_activation_checkpointing_changes_nothing() -> None:
 @pytest.mark.filterwarnings("ignore")  # torch's own, inside its compiler
 def test_compiled_blocks_change_nothing() -> None:
     model, batch, task = language_model(), tiny_batch(TEXT, 4), LanguageModelling()
-    dress(model, checkpointing=False, compiled=True)  # type: ignore[arg-type]
+    apply_checkpointing_and_compile(model, checkpointing=False, compiled=True)  # type: ignore[arg-type]
     with torch.no_grad():
         plain = task.loss(model, batch)[0]
     check_clipping(model, lambda m, a, b: task.loss(m, batch.rows(a, b))[0], 4)

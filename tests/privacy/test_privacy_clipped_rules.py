@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tauon.models.adapters import AdaptedLinear, DoraConfig, LoraConfig
-from tauon.models.transformer import MLP, Attention, RMSNorm
+from tauon.models.families.transformer import MLP, Attention, RMSNorm
 from tauon.privacy.clipped import ClippedSum, register_rule, registered_rules
 from tauon.testing import check_clipping, gradients_one_by_one
 

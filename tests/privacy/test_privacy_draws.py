@@ -25,6 +25,7 @@ from tauon.models import ModelConfig, randomness
 from tauon.models.norm import drop_path
 from tauon.models.randomness import KeyedDropout, attention, dropout, key_layers, keyed_rows, uniform_rows
 from tauon.optim import OptimConfig
+from tauon.plan import Plan
 from tauon.privacy.clipped import check_independent
 from tauon.tasks import (
     AudioClassification,
@@ -37,7 +38,7 @@ from tauon.tasks import (
     TextClassification,
 )
 from tauon.testing import tiny_batch
-from tauon.train import Plan, TrainConfig, TrainJob, build_job
+from tauon.train import JobConfig, StepFunctions, TrainConfig, TrainJob, build_job
 from tauon.types import Batch, DataSpec
 
 ROWS = 9
@@ -82,10 +83,7 @@ def job_of(name: str, micro: int = 64, *, checkpointing: bool = False) -> tuple[
     batch = replace(batch, draws=torch.arange(1, ROWS + 1) * 7919)
     plan = Plan(4, torch.device("cpu"), "fp32", False, micro, 1, 1, 1)
     train = TrainConfig(steps=4, batch=ROWS, activation_checkpointing=checkpointing)
-    job = build_job(
-        config, parse(OptimConfig, SGD), train, task, spec, None, plan, seed=3, mesh=Mesh(Layout()),  # type: ignore[arg-type]
-        parallel=parse(ParallelConfig, {"kind": "mesh"}),
-    )  # fmt: skip
+    job = build_job(JobConfig(config, parse(OptimConfig, SGD), train, task, spec, 3), None, plan, mesh=Mesh(Layout()), parallel=parse(ParallelConfig, {"kind": "mesh"}))  # fmt: skip
     with torch.no_grad():
         for p in job.model.parameters():  # a head at zero would hide what lies behind it
             p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
@@ -103,7 +101,7 @@ def sums(job: TrainJob, batch: Batch, step: int = 0) -> Tensor:
     """The sum of clipped gradients, flat."""
     job.step = step
     job.model.zero_grad(set_to_none=True)
-    job.make(job, batch)
+    job.functions.make(job, batch)
     return torch.cat([p.grad.flatten().double() for p in job.model.parameters() if p.grad is not None])
 
 
@@ -183,7 +181,7 @@ class Scaled(nn.Module):
 def own_job(drop: Any, rows_per_unit: int = 1) -> tuple[TrainJob, Batch]:
     job, batch = job_of("mlp")
     torch.manual_seed(0)
-    plain = replace(job, model=Own(drop).train(), make=None, after=[])  # type: ignore[arg-type]
+    plain = replace(job, model=Own(drop).train(), functions=StepFunctions())
     return private(plain, rows=rows_per_unit, multiplier=1e-12, rows_per_unit=rows_per_unit), batch
 
 
@@ -202,7 +200,7 @@ def test_draws_by_the_place_in_the_batch_are_refused(drop: Any) -> None:
     with pytest.raises(RecipeError, match=r"example 0 was taken away.*one example reaches another"):
         check_independent(job.model, job.task, replace(batch, draws=None))
     with pytest.raises(RecipeError, match=r"draws random numbers by itself .* Take dropout, attention and uniform_rows"):
-        job.make(job, batch)
+        job.functions.make(job, batch)
 
 
 @pytest.mark.parametrize("drop", [nn.Dropout(0.5), lambda x: dropout(x, 0.5), Scaled(lambda x: dropout(x, 0.5))])
@@ -227,7 +225,7 @@ def test_layers_that_draw_by_themselves_are_refused_by_name(layer: nn.Module) ->
 def test_a_batch_that_does_not_say_which_examples_it_has_cannot_be_dropped_from() -> None:
     job, batch = job_of("mlp")
     with pytest.raises(RecipeError, match=r"does not say which examples its rows are.*Batch\.draws or Batch\.index"):
-        job.make(job, replace(batch, draws=None))
+        job.functions.make(job, replace(batch, draws=None))
     known = replace(batch, draws=None, index=torch.arange(ROWS))
     whole = sums(job, known)
     assert float((whole - sums(job, known.rows(1, ROWS))).norm()) <= 1 + 1e-3

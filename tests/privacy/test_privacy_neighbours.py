@@ -123,7 +123,7 @@ def zero_each(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             weights[first : first + self.rows_per_unit] = 0
             others.append(sums(replace(batch, weights=weights)))
         whole = sums(batch)
-        bound = self.clipping.sensitivity(self.state, job.step / job.total_steps)
+        bound = self.clipping.sensitivity(self.state, job.step / job.policy.total_steps)
         moved.extend(float((whole[1:] - other).norm()) / bound for other in others)
         return whole[0].float()
 

@@ -30,7 +30,7 @@ def job_of(model: dict[str, Any] = GPT, spec: Any = TEXT, **more: Any) -> TrainJ
 def gradients(job: TrainJob, batch: Batch) -> dict[str, torch.Tensor]:
     job.model.train()
     job.model.zero_grad(set_to_none=True)
-    job.make(job, batch)
+    job.functions.make(job, batch)
     return {n: p.grad.clone() for n, p in job.model.named_parameters() if p.grad is not None}
 
 

@@ -20,10 +20,11 @@ from tauon.config import parse
 from tauon.errors import RecipeError
 from tauon.models import GPT2Config, GPTConfig, Model, ModelConfig
 from tauon.optim import OptimConfig, load_optimizer, optimizer_tensors
+from tauon.plan import choose_compile, choose_device
 from tauon.tasks import LanguageModelling
 from tauon.tasks.losses import chunk_rows
 from tauon.testing import tiny_batch
-from tauon.train import EMA, GradientHealth, Precision, TrainJob, choose_compile, choose_device, gather_dtype, train_step, validation_loss
+from tauon.train import EMA, GradientHealth, Precision, StepPolicy, TrainJob, gather_dtype, launch_step, train_step, validation_loss
 from tauon.types import Batch, DataSpec
 
 SPEC = DataSpec(vocab=31, seq_len=12)
@@ -48,6 +49,8 @@ class Watch(TorchDispatchMode):
         name = func._schema.name.split("::")[1]
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if name == "_to_copy" and tensors[0].device.type == "meta" and str((kwargs or {}).get("device")) == "cpu":
+            if (kwargs or {}).get("non_blocking"):  # read when it has come: a step that was not skipped
+                return torch.zeros(tensors[0].shape, dtype=(kwargs or {}).get("dtype") or tensors[0].dtype)
             self.waits["_to_copy to the CPU"] += 1
             return torch.ones(tensors[0].shape, dtype=(kwargs or {}).get("dtype") or tensors[0].dtype)
         if name in READS:
@@ -66,17 +69,19 @@ class Source:
 
 def job_on(device: torch.device, model: ModelConfig, optim: OptimConfig, *, ema: bool = False, clip: bool = True) -> TrainJob:
     """As `build_job` makes it, on a device that holds no numbers."""
-    net: Model = model.bare() if device.type == "meta" else model.build()
+    net: Model = model.build_on_meta() if device.type == "meta" else model.build()
     if device.type != "meta":
         with torch.no_grad():
             for p in net.parameters():
                 p.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
         net.init_buffers()
-    return TrainJob(
-        model=net, optimizer=optim.build(net), schedule=optim.schedule, loader=Source(), task=LanguageModelling(), total_steps=5, seed=0,
-        precision=Precision("fp32", device.type), device=device, microbatch=2, health=GradientHealth(None, 3),
-        clip_norm=1.0 if clip else None, ema=EMA(net, 0.9) if ema else None,
+    policy = StepPolicy(
+        total_steps=5, seed=0, schedule=optim.schedule, precision=Precision("fp32", device.type), device=device, microbatch=2,
+        clip_norm=1.0 if clip else None, reads_late=device.type != "cpu",
     )  # fmt: skip
+    return TrainJob(
+        net, optim.build(net), Source(), LanguageModelling(), policy, GradientHealth(None, 3), ema=EMA(net, 0.9) if ema else None
+    )
 
 
 GPT = GPTConfig(layers=2, width=16, heads=4, kv_heads=2, mlp="swiglu", vocab=31, seq_len=12)
@@ -85,15 +90,25 @@ GPT = GPTConfig(layers=2, width=16, heads=4, kv_heads=2, mlp="swiglu", vocab=31,
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
 @pytest.mark.parametrize("model", [GPT, GPT2Config(layers=2, width=16, heads=2, vocab=31, seq_len=12)], ids=["gpt", "gpt2"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_step_on_another_device_leaves_nothing_on_the_cpu_and_waits_twice(model: ModelConfig, optim: str, packed: bool) -> None:
+def test_a_step_on_another_device_leaves_nothing_on_the_cpu_and_waits_for_nothing(model: ModelConfig, optim: str, packed: bool) -> None:
     job = job_on(META, model, parse(OptimConfig, {"kind": optim}), ema=True)
     batch = job.loader.batch_at(0)
     if packed:
         batch = Batch(batch.inputs, batch.targets, batch.weights, (torch.arange(12) // 5).int().expand(4, -1))
     moved = batch.to(META)
     with Watch() as watch:
-        train_step(job, moved)
+        launched = launch_step(job, moved)
+    assert not watch.waits
+    assert launched.late
+    launched.read()
+
+
+def test_a_step_of_an_optimizer_that_counts_on_the_host_waits_once() -> None:
+    job = job_on(META, GPT, parse(OptimConfig, {"kind": "schedule-free"}))
+    with Watch() as watch:
+        launched = launch_step(job, job.loader.batch_at(0).to(META))
     assert watch.waits == {"_local_scalar_dense": 2}, "the loss and the gradient's norm, read one after the other: one wait"
+    assert not launched.late
 
 
 def test_validation_waits_once_a_batch() -> None:
@@ -140,7 +155,7 @@ def test_weights_are_gathered_in_bf16_only_where_a_gpu_computes_in_it() -> None:
 
 
 def test_a_gpu_without_triton_or_a_compiler_is_not_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu, bare = torch.device("cuda"), GPT.bare()
+    gpu, bare = torch.device("cuda"), GPT.build_on_meta()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/gcc")

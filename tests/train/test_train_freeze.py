@@ -9,7 +9,7 @@ from torch import nn
 from tauon.errors import RecipeError, TrainingError
 from tauon.models import GPTConfig, materialize
 from tauon.train import freeze, trainable
-from tauon.train.first_step import _judged
+from tauon.train.hooks.first_step import _judged
 
 
 def test_patterns_freeze_by_name() -> None:

@@ -14,9 +14,10 @@ from tauon.distributed import AverageOuter, DiLoCo, LocalSGD, LowCommunication
 from tauon.errors import RecipeError
 from tauon.models import GPTConfig, MLPConfig
 from tauon.optim import AdamWConfig, Constant, OptimConfig, SGDConfig
+from tauon.plan import make_plan
 from tauon.tasks import Classification, LanguageModelling
 from tauon.testing import run_processes
-from tauon.train import TrainConfig, TrainJob, build_job, job_state, local_steps, make_plan, restore, train, train_step, validation_loss
+from tauon.train import JobConfig, TrainConfig, TrainJob, build_job, job_state, local_steps, restore, train, train_step, validation_loss
 from tauon.types import Batch, DataSpec
 
 TABLE = DataSpec(input_shape=(5,), outputs=3, labels=("a", "b", "c"))
@@ -49,8 +50,8 @@ def make(optim: OptimConfig, steps: int, loader: Any, spec: DataSpec = TABLE, **
     )
     task: Any = Classification() if spec is TABLE else LanguageModelling()
     config = TrainConfig(**({"steps": steps, "batch": 8, "precision": "fp32", "compile": False} | settings))
-    plan = make_plan(model, optim, config, task, spec, examples=100, loader=loader, seed=5)
-    return build_job(model, optim, config, task, spec, loader, plan, seed=5)
+    plan = make_plan(JobConfig(model, optim, config, task, spec, 5), examples=100)
+    return build_job(JobConfig(model, optim, config, task, spec, 5), loader, plan)
 
 
 def mine(optim: OptimConfig, steps: int, config: LowCommunication, spec: DataSpec = TABLE, **loader: Any) -> TrainJob:
@@ -188,7 +189,7 @@ def test_a_replica_that_was_not_there_starts_from_the_anchor() -> None:
     other.loop = Third()
     checkpoint: Any = Saved(groups, state)
     restore(second, checkpoint)
-    close(weights(second), dict(first.shown.anchor))  # type: ignore[union-attr]
+    close(weights(second), dict(first.eval_weights.anchor))  # type: ignore[union-attr]
     momentum = {n: second.optimizer.state[p]["momentum_buffer"] for n, p in second.model.named_parameters()}
     close(momentum, {n: first.optimizer.state[p]["momentum_buffer"] for n, p in first.model.named_parameters()})
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tauon.data import Loader
-from tauon.train.ramp import Ramps, Shortened
+from tauon.train.sizes import BatchSizeScheduler, SeqLenTruncation
 from tauon.types import Batch, DataSpec
 
 
@@ -26,7 +26,7 @@ class Numbers:
         return Batch(x, x, torch.ones(len(index)), index=x)
 
 
-RAMPS = Ramps(8, 64, 2, 4, 16, 6)
+RAMPS = BatchSizeScheduler(8, 64, 2, 4, 16, 6)
 
 
 def test_sizes_grow_to_the_full_batch_and_lengths_to_the_full_length() -> None:
@@ -46,7 +46,7 @@ def test_the_number_of_steps_is_the_least_that_takes_enough(wanted: int) -> None
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_growing_batch_sees_each_example_once_an_epoch(world: int) -> None:
-    loaders = [Loader(Numbers(), batch=8, seed=3, rank=r, world=world, sizes=Ramps(8, 1, 2, 4)) for r in range(world)]  # type: ignore[arg-type]
+    loaders = [Loader(Numbers(), batch=8, seed=3, rank=r, world=world, sizes=BatchSizeScheduler(8, 1, 2, 4)) for r in range(world)]  # type: ignore[arg-type]
     seen: list[int] = []
     for step in range(5):
         parts = [loader.batch_at(step) for loader in loaders]
@@ -61,7 +61,7 @@ def test_a_shortened_batch_is_the_beginning_of_each_row() -> None:
             x = torch.arange(128).view(2, 64)
             return Batch(x, x + 1, torch.ones(2, 64), segments=torch.zeros(2, 64, dtype=torch.int32))
 
-    cut = Shortened(Rows(), RAMPS).batch_at(1)
+    cut = SeqLenTruncation(Rows(), RAMPS).batch_at(1)
     assert (
         cut.inputs.shape == cut.targets.shape == cut.weights.shape == (2, 24) and cut.segments is not None and cut.segments.shape == (2, 24)
     )

@@ -31,7 +31,7 @@ def go(path: Path, *assignments: str, stages: Any = ("prepare", "train"), **more
 
 def stopped_at(step: int, monkeypatch: pytest.MonkeyPatch, path: Path, *assignments: str) -> None:
     """Ctrl-C during `step`, which is finished and saved first."""
-    original = loop.train_step
+    original = loop.launch_step
 
     with monkeypatch.context() as patch:
         signals: list[StopSignal] = []
@@ -41,13 +41,13 @@ def stopped_at(step: int, monkeypatch: pytest.MonkeyPatch, path: Path, *assignme
             signals.append(self)
             return listening(self)
 
-        def train_step(job: Any, batch: Any) -> Any:
+        def launch_step(job: Any, batch: Any) -> Any:
             if job.step + 1 == step:
                 signals[0].name = "SIGINT"
             return original(job, batch)
 
         patch.setattr(StopSignal, "listening", listen)
-        patch.setattr(loop, "train_step", train_step)
+        patch.setattr(loop, "launch_step", launch_step)
         with pytest.raises(Interrupted, match=f"SIGINT: saved at step {step} of 12"):
             go(path, *assignments)
 
@@ -182,11 +182,11 @@ def test_early_stopping_survives_an_interruption(tmp_path: Path, monkeypatch: py
 
 def test_steps_from_a_time_are_recorded_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = text_recipe(tmp_path, train={"steps": None, "time": 0.2, "checkpoint_every": 1})
-    from tauon.train import assemble
+    from tauon.train import timing
 
-    monkeypatch.setattr(assemble, "_seconds_a_step", lambda job, budget, world: 0.2 / 12)
+    monkeypatch.setattr(timing, "_timed", lambda job, budget, world: 0.2 / 12)
     stopped_at(5, monkeypatch, path)
-    monkeypatch.setattr(assemble, "_seconds_a_step", lambda job, budget, world: 1 / 0)
+    monkeypatch.setattr(timing, "_timed", lambda job, budget, world: 1 / 0)
     done = go(path)
     assert done.stage("train")["steps"] == 12  # type: ignore[index]
     assert done.manifest()["training"]["plan"]["steps"] == 12

@@ -15,11 +15,12 @@ from tauon.distributed import Layout, ParallelConfig, refuse_layout
 from tauon.errors import RecipeError
 from tauon.models import ModelConfig, materialize
 from tauon.optim import OptimConfig
+from tauon.plan import Plan
 from tauon.tasks import Classification
 from tauon.testing import tiny_batch
-from tauon.train import Plan, TrainConfig, TrainJob, build_job, train_step
-from tauon.train.local_steps import local_steps
-from tauon.train.served_job import served
+from tauon.train import JobConfig, TrainConfig, TrainJob, build_job, train_step
+from tauon.train.local_sgd import local_steps
+from tauon.train.parameter_server import use_parameter_server
 from tauon.types import Batch, DataSpec
 from toy import Tauon, table_recipe
 
@@ -42,7 +43,7 @@ def job(poisoned: tuple[int, ...] = (), **train: Any) -> TrainJob:
     plan = Plan(10, torch.device("cpu"), "fp32", False, 8, 1, 1, 1)
     model = parse(ModelConfig, {"kind": "resnet20"}).resolve(SPEC)
     optim = parse(OptimConfig, {"kind": "sgd", "lr": 0.05})
-    made = build_job(model, optim, config, Classification(), SPEC, Batches(poisoned), plan, seed=0)
+    made = build_job(JobConfig(model, optim, config, Classification(), SPEC, 0), Batches(poisoned), plan)
     made.model.train()
     return made
 
@@ -144,7 +145,7 @@ def test_what_cannot_keep_running_statistics_is_refused() -> None:
             local_steps(job(), parse(ParallelConfig, parallel))  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="parameter-server cannot keep running statistics"):
         optim = parse(OptimConfig, {"kind": "sgd"})
-        served(job(), parse(ParallelConfig, {"kind": "parameter-server"}), optim, None)  # type: ignore[arg-type]
+        use_parameter_server(job(), parse(ParallelConfig, {"kind": "parameter-server"}), optim, None)  # type: ignore[arg-type]
 
 
 def test_layouts_that_would_count_fillers_or_cut_nothing_are_refused() -> None:
@@ -162,8 +163,8 @@ def test_layouts_that_would_count_fillers_or_cut_nothing_are_refused() -> None:
 
 
 def test_compiling_what_recomputes_with_batch_norm_is_refused() -> None:
-    from tauon.train.precision import dress
+    from tauon.train.precision import apply_checkpointing_and_compile
 
     model = materialize(parse(ModelConfig, {"kind": "resnet20"}).resolve(SPEC), seed=0)
     with pytest.raises(RecipeError, match="train.compile: cannot be true together with activation_checkpointing"):
-        dress(model, checkpointing=True, compiled=True)
+        apply_checkpointing_and_compile(model, checkpointing=True, compiled=True)

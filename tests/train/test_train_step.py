@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,21 +15,20 @@ from torch import Tensor
 from tauon.errors import RecipeError, TrainingError
 from tauon.models import GPTConfig, MLPConfig, materialize
 from tauon.optim import AdamWConfig, Constant, SGDConfig
+from tauon.plan import Plan, choose_compile, choose_precision, make_plan
 from tauon.tasks import Classification, LanguageModelling
 from tauon.train import (
     EMA,
     STOP,
     GradientHealth,
-    Plan,
+    JobConfig,
     TrainConfig,
     TrainJob,
     build_job,
-    choose_compile,
-    choose_precision,
     every,
     largest_divisor,
-    make_plan,
     plain_gradients,
+    seconds_a_step,
     step_seed,
     train,
     train_step,
@@ -61,8 +62,8 @@ def job(
     model = model or GPTConfig(layers=2, width=16, heads=2, vocab=31, seq_len=12)
     config = TrainConfig(**({"steps": steps, "batch": rows, "precision": "fp32", "compile": False} | train_settings))
     loader, task, optim = Batches(rows, spec), task or LanguageModelling(), optim or AdamWConfig(lr=1e-2)
-    plan = make_plan(model, optim, config, task, spec, examples=100, loader=loader, seed=5)
-    built = build_job(model, optim, config, task, spec, loader, plan, seed=5)
+    plan = make_plan(JobConfig(model, optim, config, task, spec, 5), examples=100)
+    built = build_job(JobConfig(model, optim, config, task, spec, 5), loader, plan)
     head = getattr(built.model, "head", None)
     if head is not None:
         with torch.no_grad():
@@ -86,7 +87,7 @@ def weights(j: TrainJob) -> dict[str, Tensor]:
 @pytest.mark.parametrize("microbatch", [1, 2, 3, 4, 8])
 def test_accumulation_equals_the_large_batch_though_microbatches_weigh_differently(microbatch: int) -> None:
     one, many = job(rows=8), job(rows=8)
-    many.microbatch = microbatch  # 3 does not divide 8: the last one is short
+    many.policy = replace(many.policy, microbatch=microbatch)  # 3 does not divide 8: the last one is short
     batch = one.loader.batch_at(0)
     losses = plain_gradients(one, batch), plain_gradients(many, batch)
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
@@ -96,7 +97,7 @@ def test_accumulation_equals_the_large_batch_though_microbatches_weigh_different
 
 def test_the_gradient_is_that_of_the_mean_over_counted_tokens() -> None:
     j = job(rows=8)
-    j.microbatch = 2
+    j.policy = replace(j.policy, microbatch=2)
     batch = j.loader.batch_at(0)
     loss = plain_gradients(j, batch)
     logits = j.model.logits(j.model(batch.inputs))  # type: ignore[operator]
@@ -225,14 +226,14 @@ def test_a_skipped_step_moves_neither_weights_nor_state_nor_average() -> None:
     assert j.ema is not None
     before, shadow = weights(j), {k: v.clone() for k, v in j.ema.shadow.items()}
     moments = {n: {k: torch.as_tensor(v).clone() for k, v in j.optimizer.state[p].items()} for n, p in j.model.named_parameters()}
-    original = j.make
+    original = j.functions
 
     def poisoned(job: TrainJob, batch: Batch) -> Tensor:
-        loss = original(job, batch)
+        loss = original.make(job, batch)
         next(iter(job.model.parameters())).grad.mul_(1e9)  # type: ignore[union-attr]
         return loss
 
-    j.make = poisoned
+    j.functions = replace(original, make=poisoned)
     metrics = train_step(j, j.loader.batch_at(25))
     assert "running mean" in metrics["skipped"] and j.step == 26
     assert all(torch.equal(p, before[n]) for n, p in weights(j).items())
@@ -240,7 +241,7 @@ def test_a_skipped_step_moves_neither_weights_nor_state_nor_average() -> None:
     for name, p in j.model.named_parameters():
         assert p.grad is None
         assert all(torch.equal(torch.as_tensor(v), moments[name][k]) for k, v in j.optimizer.state[p].items())
-    j.make = original
+    j.functions = original
     assert "skipped" not in train_step(j, j.loader.batch_at(26))
 
 
@@ -292,7 +293,8 @@ def test_the_learning_rate_follows_the_schedule_in_every_group() -> None:
 def plan_of(config: TrainConfig, spec: DataSpec = SPEC, model: Any = None, **more: Any) -> Plan:
     model = model or GPTConfig(layers=1, width=16, heads=2, vocab=31, seq_len=12)
     task = LanguageModelling() if spec.vocab else Classification()
-    return make_plan(model, AdamWConfig(), config, task, spec, examples=100, loader=Batches(config.batch, spec), seed=0, **more)
+    made = JobConfig(model, AdamWConfig(), config, task, spec, 0)
+    return make_plan(made, examples=100, measure=partial(seconds_a_step, made, Batches(config.batch, spec), None, None), **more)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ from tauon.api.notebook import run_html
 from tauon.artifacts import Run as RunFolder
 from tauon.errors import RunError
 from tauon.evaluate import Evaluation, Metric
+from tauon.generate import Sampling
 from tauon.pipeline import run as run_stages
 from tauon.predict import Predictor
 from tauon.recipe import Recipe, find_recipe, folder_of, load_recipe
 from tauon.stages.context import Context, null_callback
 from tauon.stages.evaluate import evaluation_of
-from tauon.stages.generate import Sampling, TextGenerator
+from tauon.stages.generate import TextGenerator
 from tauon.stages.load import load_model
 from tauon.stages.report import write_report
 from tauon.tracking import read_events
@@ -165,18 +166,21 @@ class Run:
         to_records = getattr(rows, "to_pylist", None) or (partial(rows.to_dict, "records") if hasattr(rows, "to_dict") else None)
         return self._predictors[weights, device].records(rows if to_records is None else to_records())
 
-    def generate(self, prompt: str = "", *, plain: bool = False, **sampling: Any) -> list[str]:
+    def generate(self, prompt: str = "", *, max_tokens: int = 200, samples: int = 1, plain: bool = False, **sampling: Any) -> list[str]:
         """What the language model of this run writes after `prompt`, or answers to it; one text a sample.
 
         Args:
             prompt: a text to continue, or a question to a model that was tuned to answer.
+            max_tokens: most tokens that are written.
+            samples: how many texts.
             plain: continue the text as it is, also where the model was tuned to answer.
-            sampling: `max_tokens`, `samples`, `temperature`, `top_k`, `top_p`, `seed` (see `Sampling`).
+            sampling: `temperature` (0.8), `top_k`, `top_p` (0.95), `seed` (0), as `tauon.generate.Sampling` has them.
 
         Raises:
             RunError: the run trained another kind of model.
         """
-        return self._generator.write(prompt, Sampling(**sampling), plain=plain)
+        how = Sampling(**{"top_p": 0.95, **sampling})
+        return self._generator.write(prompt, max_tokens=max_tokens, samples=samples, sampling=how, plain=plain)
 
     @cached_property
     def _generator(self) -> TextGenerator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -36,20 +37,24 @@ def generate_command(
 ) -> None:
     """Let the language model in the folder RUN continue a text, token by token; one that was tuned to answer answers."""
     from tauon.artifacts import Run
+    from tauon.generate import Sampling
     from tauon.recipe import load_recipe
     from tauon.stages.context import Context, null_callback
-    from tauon.stages.generate import Sampling, TextGenerator
+    from tauon.stages.generate import TextGenerator
 
-    sampling = Sampling(tokens, samples, temperature, top_k, top_p, seed)
+    asked: dict[str, Any] = {
+        "max_tokens": tokens, "samples": samples, "plain": plain,
+        "sampling": Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+    }  # fmt: skip
     writer = TextGenerator(Context(load_recipe(run), Run.read(run), null_callback))
     text = _text_of(prompt)
     before = "" if writer.answers(plain=plain) else text
     if samples == 1:
         click.echo(before, nl=False)
-        writer.write(text, sampling, plain=plain, on_text=lambda piece: click.echo(piece, nl=False))
+        writer.write(text, **asked, on_text=lambda piece: click.echo(piece, nl=False))
         click.echo()
         return
-    for i, new in enumerate(writer.write(text, sampling, plain=plain)):
+    for i, new in enumerate(writer.write(text, **asked)):
         click.secho(f"----- {i + 1}", dim=True)
         click.echo(before + new)
 

@@ -71,8 +71,9 @@ def range_test(tree: Recipe, show: Show, *, low: float, high: float, steps: int)
     """The test on one process, with the recipe's data, model, batch and optimizer."""
     from tauon.data import Loader
     from tauon.distributed import World
+    from tauon.plan import make_plan
     from tauon.stages.context import Context
-    from tauon.train import TrainConfig, build_job, make_plan
+    from tauon.train import JobConfig, TrainConfig, build_job
     from tauon.tune import lr_range
 
     ctx = Context(tree, None, show.tell, World())
@@ -80,11 +81,9 @@ def range_test(tree: Recipe, show: Show, *, low: float, high: float, steps: int)
     config: TrainConfig = ctx.train.model_copy(update={"steps": steps, "epochs": None, "tokens": None, "time": None, "ema": None})
     model = ctx.model
     with Loader(ctx.splits.train, batch=config.batch, seed=tree.seed, workers=tree.data.workers) as loader:
-        plan = make_plan(
-            model, tree.optim, config, tree.task, spec, examples=len(ctx.splits.train), loader=loader, seed=tree.seed,
-            tell=lambda m: show.tell("note", message=m),
-        )  # fmt: skip
-        job = build_job(model, tree.optim, config, tree.task, spec, loader, plan, seed=tree.seed)
+        job_config = JobConfig(model, tree.optim, config, tree.task, spec, tree.seed)
+        plan = make_plan(job_config, examples=len(ctx.splits.train), tell=lambda m: show.tell("note", message=m))
+        job = build_job(job_config, loader, plan)
         show.tell("training", step=0, total_steps=steps)
         return lr_range(
             job, low=low, high=high, steps=steps,

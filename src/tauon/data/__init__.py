@@ -22,7 +22,7 @@ from tauon.data.inspection import ColumnLook, TableLook, inspect_table
 from tauon.data.kinds.base import ChosenRows, DataKind, Fitted, Parts, Request
 from tauon.data.kinds.rules import data_kinds, keys_of_kinds, kind_for, problems_for
 from tauon.data.labelled_text import LabelledTextDataset, inputs_from_texts
-from tauon.data.loader import Loader
+from tauon.data.loader import DeviceBatches, Loader
 from tauon.data.masking import MaskedDataset
 from tauon.data.mix import MixConfig, Mixer
 from tauon.data.order import example_at, permute
@@ -70,6 +70,7 @@ __all__ = [
     "DataKind",
     "DataSplits",
     "DataStamp",
+    "DeviceBatches",
     "Document",
     "DocumentDataset",
     "Draws",

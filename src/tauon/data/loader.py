@@ -21,9 +21,11 @@ from tauon.types import Batch, Dataset
 if TYPE_CHECKING:
     from types import TracebackType
 
+    import torch
+
     from tauon.data.mix import Mixer
 
-__all__ = ["Loader"]
+__all__ = ["DeviceBatches", "Loader"]
 
 
 class Sizes(Protocol):
@@ -146,6 +148,47 @@ class Loader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class BatchAt(Protocol):
+    """Where batches come from: a `Loader`, or what stands for one."""
+
+    def batch_at(self, step: int) -> Batch: ...
+
+
+class DeviceBatches:
+    """The batches of a loader on a device. To a GPU the next one is copied, from pinned memory, while the step before it computes.
+
+    Elsewhere each is read when it is asked for.
+    """
+
+    def __init__(self, source: BatchAt, device: torch.device, total_steps: int) -> None:
+        self.source, self.device, self.total_steps = source, device, total_steps
+        self._next: tuple[int, Batch] | None = None
+        self._stream: Any = None
+
+    def batch_at(self, step: int) -> Batch:
+        """The batch of step `step`, on the device."""
+        ready, self._next = self._next, None
+        if ready is None or ready[0] != step:
+            return self.source.batch_at(step).to(self.device)
+        import torch
+
+        now: Any = torch.cuda.current_stream(self.device)
+        now.wait_stream(self._stream)  # the device waits for the copy, not the host
+        for tensor in ready[1].tensors():
+            tensor.record_stream(now)  # its memory is not given away before the step that reads it is done
+        return ready[1]
+
+    def prefetch(self, step: int) -> None:
+        """Begin to copy the batch of step `step`, where there is one."""
+        if self.device.type != "cuda" or step >= self.total_steps:
+            return
+        import torch
+
+        self._stream = self._stream or torch.cuda.Stream(self.device)
+        with torch.cuda.stream(self._stream):
+            self._next = step, self.source.batch_at(step).to(self.device)
 
 
 def _picked(batch: Batch, rows: np.ndarray) -> Batch:

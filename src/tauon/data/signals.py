@@ -1,6 +1,6 @@
 """Waveforms as training examples of one length, padded at the end; augmented in training.
 
-No statistics are fitted: what a model hears is normalised by itself, recording by recording (`models/mel.py`).
+No statistics are fitted: what a model hears is normalised by itself, recording by recording (`models/families/mel.py`).
 
 Shape legend: B batch, T samples, U characters.
 """

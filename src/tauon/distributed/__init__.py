@@ -5,7 +5,7 @@ Level 1: knows modules, tensors and processes; no recipe, no dataset, no loop.
 
 from tauon.distributed.checkpoint import MeshCheckpointWriter
 from tauon.distributed.config import AutoParallel, MeshParallel, ParallelConfig
-from tauon.distributed.context import my_targets
+from tauon.distributed.context import shard_targets
 from tauon.distributed.data_parallel import apply_data, reshard, synchronising
 from tauon.distributed.heartbeat import Heartbeat, is_collective_failure
 from tauon.distributed.hooks import Int8Gradients, PowerSGD, register_hook
@@ -23,8 +23,8 @@ from tauon.distributed.outer import (
 from tauon.distributed.parallelize import parallelize, refuse_layout
 from tauon.distributed.parameter_server import ParameterServer
 from tauon.distributed.pieces import fill, is_dtensor, local_part, local_slices, whole_gradients
+from tauon.distributed.pipeline_parallel import PER_PROCESS, PipelineStages, cut_blocks, pieces_of_batch, refuse_odd_stages, stages_of
 from tauon.distributed.server_group import ServerLost
-from tauon.distributed.stages import PER_PROCESS, Stages, cut_blocks, pieces_of_batch, refuse_odd_stages, stages_of
 from tauon.distributed.statistics import needs_batch_statistics, refuse_running_statistics, share_statistics
 from tauon.distributed.traffic import Traffic, counted
 from tauon.distributed.world import World, join, launched
@@ -50,9 +50,9 @@ __all__ = [
     "OuterLoop",
     "ParallelConfig",
     "ParameterServer",
+    "PipelineStages",
     "PowerSGD",
     "ServerLost",
-    "Stages",
     "Traffic",
     "World",
     "apply_data",
@@ -66,7 +66,6 @@ __all__ = [
     "launched",
     "local_part",
     "local_slices",
-    "my_targets",
     "needs_batch_statistics",
     "outer_gradient",
     "parallelize",
@@ -76,6 +75,7 @@ __all__ = [
     "refuse_running_statistics",
     "register_hook",
     "reshard",
+    "shard_targets",
     "share_statistics",
     "stages_of",
     "synchronising",

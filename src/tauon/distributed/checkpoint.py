@@ -83,7 +83,7 @@ class MeshCheckpointWriter(CheckpointWriter):
 
     def save(self, step: int, groups: Groups, state: Mapping[str, Any]) -> None:
         """As `CheckpointWriter.save`; tensors may be DTensors, or held whole by several ranks, of which one then writes."""
-        self.world.agree(self.wait)
+        self.world.all_or_raise(self.wait)
         layouts, mine = self._plan(groups)
         text = state_bytes(state)
         copies: dict[str, dict[str, memoryview]] = {}
@@ -109,11 +109,11 @@ class MeshCheckpointWriter(CheckpointWriter):
         self._thread = threading.Thread(target=write, name=f"checkpoint-{step}", daemon=False)
         self._thread.start()
         if not self.background:
-            self.world.agree(self.wait)
+            self.world.all_or_raise(self.wait)
 
     def close(self) -> None:
         try:
-            self.world.agree(self.wait)
+            self.world.all_or_raise(self.wait)
         finally:
             self._buffers.clear()
 

@@ -19,7 +19,7 @@ from torch.distributed import ProcessGroup
 from tauon.errors import Problem, RecipeError
 from tauon.types import Batch
 
-__all__ = ["cut_positions", "exchange_heads", "my_targets", "refuse_odd_heads"]
+__all__ = ["cut_positions", "exchange_heads", "refuse_odd_heads", "shard_targets"]
 
 
 class _AllToAll(torch.autograd.Function):
@@ -77,7 +77,7 @@ def _exchanged(attend: Any, group: ProcessGroup, size: int) -> Any:
     return run
 
 
-def my_targets(batch: Batch, rank: int, size: int) -> Batch:
+def shard_targets(batch: Batch, rank: int, size: int) -> Batch:
     """The batch as process `rank` of `size` scores it: all inputs, and the targets and weights of its own positions."""
     if size == 1:
         return batch

@@ -6,7 +6,7 @@
 
 `OuterLoop` does the outer part on named tensors: it keeps the anchor (the weights that all replicas agree on, and that are
 validated and saved), exchanges outer gradients, and moves anchor and local weights. It knows no model, optimizer or data; the
-inner steps are anybody's. `tauon.train.local_steps` puts it around a training job.
+inner steps are anybody's. `tauon.train.local_sgd` puts it around a training job.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tauon.distributed.outer import AverageOuter, NesterovOuter, OuterConfig
 from tauon.distributed.traffic import Traffic
 from tauon.errors import Problem, RecipeError
 
-__all__ = ["DiLoCo", "LocalSGD", "LowCommunication", "OuterLoop"]
+__all__ = ["DiLoCo", "LocalSGD", "LowCommunication", "OuterLoop", "Rhythm"]
 
 Compression = Literal["none", "bf16", "int8"]
 
@@ -54,7 +54,7 @@ class LocalSGD(LowCommunication):
     """Steps that a replica takes on its own between two exchanges (H)."""
 
     def build(self, weights: Mapping[str, Tensor], *, group: dist.ProcessGroup | None = None, traffic: Traffic | None = None) -> OuterLoop:
-        return OuterLoop(weights, AverageOuter(), every=self.every, compression=self.compression, group=group, traffic=traffic)
+        return OuterLoop(weights, AverageOuter(), Rhythm(self.every), compression=self.compression, group=group, traffic=traffic)
 
 
 @register("diloco")
@@ -82,10 +82,22 @@ class DiLoCo(LowCommunication):
     def build(self, weights: Mapping[str, Tensor], *, group: dist.ProcessGroup | None = None, traffic: Traffic | None = None) -> OuterLoop:
         overlap = self.overlap
         mix = 0.0 if overlap == 0 else 0.5 if self.mix is None else self.mix
-        return OuterLoop(
-            weights, self.outer, every=self.every, fragments=self.fragments, overlap=overlap, mix=mix, compression=self.compression,
-            group=group, traffic=traffic,
-        )  # fmt: skip
+        rhythm = Rhythm(self.every, self.fragments, overlap, mix)
+        return OuterLoop(weights, self.outer, rhythm, compression=self.compression, group=group, traffic=traffic)
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """When what is exchanged."""
+
+    every: int
+    """Steps between two exchanges of the same weights."""
+    fragments: int = 1
+    """Parts of the model that are exchanged in turn."""
+    overlap: int = 0
+    """Steps that training goes on while a part is on its way."""
+    mix: float = 0.0
+    """Share of a replica's own weights when a part arrives."""
 
 
 @dataclass
@@ -106,18 +118,20 @@ class OuterLoop:
     """The outer part of training with little communication. Collective: all replicas make the same calls in the same order."""
 
     def __init__(
-        self, weights: Mapping[str, Tensor], outer: OuterConfig, *, every: int, fragments: int = 1, overlap: int = 0, mix: float = 0.0,
-        compression: Compression = "none", group: dist.ProcessGroup | None = None, traffic: Traffic | None = None,
+        self, weights: Mapping[str, Tensor], outer: OuterConfig, rhythm: Rhythm, *, compression: Compression = "none",
+        group: dist.ProcessGroup | None = None, traffic: Traffic | None = None,
     ) -> None:  # fmt: skip
         """`weights` must start the same on all replicas. `group` None: all processes, or this one where there is no group."""
-        if fragments > len(weights):
-            raise RecipeError([Problem("parallel.fragments", f"{fragments}, but the model has {len(weights)} parameters. Take fewer.")])
+        if rhythm.fragments > len(weights):
+            raise RecipeError(
+                [Problem("parallel.fragments", f"{rhythm.fragments}, but the model has {len(weights)} parameters. Take fewer.")]
+            )
         self.local = {name: w.detach() for name, w in weights.items()}
         self.anchor: Mapping[str, Tensor] = {name: w.clone() for name, w in self.local.items()}
         self.outer, self.state = outer, outer.state(self.anchor)
-        self.every, self.overlap, self.mix, self.compression = every, overlap, mix, compression
+        self.every, self.overlap, self.mix, self.compression = rhythm.every, rhythm.overlap, rhythm.mix, compression
         self.group, self.traffic = group, traffic or Traffic()
-        self.fragments = split_evenly({name: w.numel() for name, w in self.local.items()}, fragments)
+        self.fragments = split_evenly({name: w.numel() for name, w in self.local.items()}, rhythm.fragments)
         self.sending: dict[int, Sending] = {}
 
     @property

@@ -11,8 +11,8 @@ from typing import Any
 from tauon.distributed.config import MeshParallel, ParallelConfig
 from tauon.distributed.context import cut_positions, exchange_heads, refuse_odd_heads
 from tauon.distributed.mesh import Layout, Mesh
+from tauon.distributed.pipeline_parallel import pieces_of_batch, refuse_odd_stages
 from tauon.distributed.shards import refuse_odd_shards
-from tauon.distributed.stages import pieces_of_batch, refuse_odd_stages
 from tauon.distributed.statistics import needs_batch_statistics
 from tauon.errors import Problem, RecipeError
 

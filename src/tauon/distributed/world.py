@@ -56,7 +56,7 @@ class World:
         dist.all_gather(parts, padded)
         return [json.loads(p[:n].numpy().tobytes()) for p, n in zip(parts, lengths.tolist(), strict=True)]
 
-    def agree(self, work: Callable[[], T]) -> T:
+    def all_or_raise(self, work: Callable[[], T]) -> T:
         """Do `work` on every rank. What fails on one is raised on all, naming the rank, so that nobody waits for the dead."""
         if self.size == 1:
             return work()
@@ -76,23 +76,23 @@ class World:
             raise _from_json(failures, self.size) from cause
         return result  # type: ignore[return-value]
 
-    def lead(self, work: Callable[[], T]) -> T:
+    def rank0_broadcast(self, work: Callable[[], T]) -> T:
         """Do `work` on rank 0 alone and give its JSON result to all; its error is everybody's."""
         if self.size == 1:
             return work()
-        value = self.agree(lambda: work() if self.leads else None)
+        value = self.all_or_raise(lambda: work() if self.leads else None)
         found: T = self.gather(value)[0]
         return found
 
-    def lead_first(self, work: Callable[[], T]) -> T:
+    def rank0_first(self, work: Callable[[], T]) -> T:
         """Do `work` on rank 0, then on the others: what it leaves on disk is made once."""
         if self.size == 1:
             return work()
-        made = self.agree(lambda: work() if self.leads else None)
-        rest = self.agree(lambda: None if self.leads else work())
+        made = self.all_or_raise(lambda: work() if self.leads else None)
+        rest = self.all_or_raise(lambda: None if self.leads else work())
         return made if self.leads else rest  # type: ignore[return-value]
 
-    def same(self, what: str, value: str, way_out: str) -> None:
+    def assert_same(self, what: str, value: str, way_out: str) -> None:
         """`RunError` on every rank when `value` differs between ranks."""
         values = self.gather(value)
         odd = [r for r, v in enumerate(values) if v != values[0]]

@@ -15,11 +15,11 @@ from tauon.export.companions import Companions, companions
 from tauon.models import (
     AdaptConfig,
     ModelConfig,
-    Start,
+    PretrainedModel,
     adapt_like,
     from_record,
     merged,
-    open_start,
+    open_model_folder,
     peft_kind,
     read_peft,
     refuse_misfits,
@@ -48,7 +48,7 @@ def export_checkpoint(path: Path, to: Path, *, format: Literal["huggingface", "p
         return write_peft(
             to, config, tensors, base=base["path"], fingerprint=base["fingerprint"], text=text, files=_files(checkpoint.state, beside).files
         )
-    start = open_start(str(path))
+    start = open_model_folder(str(path))
     record = {} if start.layout == "huggingface" else find_checkpoint(path).state
     beside = start.path if start.layout == "huggingface" else _folder_of((record.get("base") or {}).get("path"))
     found = _files(record, beside)
@@ -79,7 +79,7 @@ def merge_adapter(path: Path, to: Path, *, base: Path | None = None) -> Path:
     if (path / "adapter_config.json").is_file():
         if base is None:
             raise CheckpointError(f"{path} is a PEFT adapter, which does not hold its base. Give it: --base FOLDER.")
-        start = open_start(str(base))
+        start = open_model_folder(str(base))
         tensors, record = _with_peft(path, start)
     else:
         checkpoint = find_checkpoint(path)
@@ -87,22 +87,22 @@ def merge_adapter(path: Path, to: Path, *, base: Path | None = None) -> Path:
             raise CheckpointError(f"{path} has no adapters, so there is nothing to merge.")
         if base is not None:
             raise CheckpointError(f"{path} knows its base. Drop --base: it is for PEFT folders.")
-        start = open_start(str(path))
+        start = open_model_folder(str(path))
         tensors = dict(start.tensors)
         record = {k: checkpoint.state[k] for k in ("task", "spec", "preprocess", "precision", "base") if k in checkpoint.state}
     config = start.config.model_copy(update={"from_": None, "adapt": None})
-    bare = config.bare()
+    bare = config.build_on_meta()
     refuse_misfits(bare, tensors, where=str(path))
     whole = {name: tensors[name].read() if not hasattr(tensors[name], "numel") else tensors[name] for name in bare.state_dict()}
     return save_checkpoint(to, 0, {"model": whole}, {"model": dump(config), "merged": str(path), **record}).path
 
 
-def _with_peft(path: Path, start: Start) -> tuple[dict[str, Any], dict[str, Any]]:
+def _with_peft(path: Path, start: PretrainedModel) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the base's weights with a PEFT adapter in them, what is known of the base)."""
     kind: type[AdaptConfig] = peft_kind(path)
     adapt = adapt_like(kind(from_=str(path)), start.config)
     config: ModelConfig = start.config.model_copy(update={"adapt": adapt})
-    found = read_peft(path, config, config.bare(), start.fingerprint)
+    found = read_peft(path, config, config.build_on_meta(), start.fingerprint)
     record = {"base": start.reference}
     if start.layout == "tauon":
         state = find_checkpoint(start.path).state

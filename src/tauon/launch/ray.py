@@ -18,7 +18,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,11 @@ from tauon.errors import Interrupted, LaunchError, MissingExtra
 from tauon.launch.config import Tell, Workers
 from tauon.launch.job import Job
 from tauon.launch.logs import Console, log_path, print_line
-from tauon.launch.outcome import STOPPED, cause, ended, failed, is_final, still_at_work
+from tauon.launch.outcome import STOPPED, cause, ended, failed, still_at_work
+from tauon.launch.ray_relay import POLL_S, Relay
 from tauon.launch.worker import HEADER
 
 __all__ = ["Ray"]
-
-POLL_S = 0.3
-"""Seconds between two looks of a worker at its process, and of the driver at what workers said."""
 
 
 @register("ray")
@@ -94,7 +92,6 @@ class Ray(Workers):
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
         relay = ray.remote(num_cpus=0)(Relay).remote()
-        console = Console(functools.partial(print_line, json="--json" in job.options))
         low, workers, high = group
         told = {
             "command": job.command(), "folder": os.getcwd(), "grace": self.grace, "relay": relay, "env": self.environment(),
@@ -110,6 +107,11 @@ class Ray(Workers):
                 name="ray", storage_path=str(job.folder / "launch"), failure_config=FailureConfig(max_failures=self.max_restarts)
             ),
         )
+        self._follow(ray, trainer, relay, job, workers, tell)
+
+    def _follow(self, ray: Any, trainer: Any, relay: Any, job: Job, workers: int, tell: Tell) -> None:
+        """Run the trainer and show what its workers say, until they end or a signal comes."""
+        console = Console(functools.partial(print_line, json="--json" in job.options))
         found: dict[str, Any] = {}
 
         def fit() -> None:
@@ -144,74 +146,28 @@ class Ray(Workers):
                 time.sleep(POLL_S)
         codes: dict[int, int] = ray.get(relay.codes.remote())
         if asked:
-            saved = not thread.is_alive() and codes and all(c in (0, STOPPED) for c in codes.values())
-            rest = still_at_work(job.folder, len(codes), workers) if begun else ["none had begun"]
-            ways = ", ".join([*(ended(rank, code) for rank, code in sorted(codes.items())), *rest])
-            how = f"all {len(codes)} workers saved and ended" if saved else f"not every worker saved: {ways}"
-            raise Interrupted(f"{asked}: {how}. The same command goes on from the last checkpoint.")
-        bad = {rank: code for rank, code in codes.items() if code != 0}
-        if bad:
-            if bad[cause(bad)] == STOPPED:
-                raise Interrupted(
-                    f"{ended(cause(bad), STOPPED)}: it was stopped from outside, and saved. The same command goes on from there."
-                )
-            raise failed(bad, job.logs, restarts)
+            raise _interrupted(job, asked, codes, workers, all_ended=not thread.is_alive(), begun=begun)
+        refuse_failures(job, codes, restarts)
         if "error" in found:
             raise LaunchError(f"Ray could not run the workers: {str(found['error']).strip().splitlines()[-1]}") from found["error"]
 
 
-class Relay:
-    """An actor between the workers and who started them: lines one way, the wish to stop the other."""
-
-    def __init__(self) -> None:
-        self.events: list[dict[str, Any]] = []
-        self.stop_at: float | None = None
-        self.failed: dict[int, int] = {}
-        self.attempt = -1
-
-    def begin(self, rank: int, size: int) -> int:
-        """A worker of a new group begins; returns how often the group was started again."""
-        if rank == 0:
-            self.attempt += 1
-            if self.attempt:
-                bad = {r: c for r, c in self.failed.items() if c != 0}
-                words = ended(cause(bad), bad[cause(bad)]) if bad else "a worker was lost"
-                self.events.append({"kind": "restart", "restart": self.attempt, "words": words})
-            self.failed = {}
-        return self.attempt
-
-    def say(self, rank: int, lines: list[str]) -> float | None:
-        """Lines of a worker; returns in how many seconds it should stop, None for not at all."""
-        if lines:
-            self.events.append({"kind": "lines", "rank": rank, "lines": lines})
-        if is_final_of(self.failed):
-            return 0.0
-        return None if self.stop_at is None else max(0.0, self.stop_at - time.monotonic())
-
-    def ended(self, rank: int, code: int) -> bool:
-        """A worker's process ended; returns whether nothing is to be tried again."""
-        if code in (0, STOPPED) or not is_final_of(self.failed):  # else it ended because another failed
-            self.failed[rank] = code
-        return self.stop_at is not None or is_final_of(self.failed)
-
-    def ask_to_stop(self) -> None:
-        """All workers get SIGTERM soon, and together: one that has saved and is just ending would die of a signal that comes late."""
-        self.stop_at = time.monotonic() + 3 * POLL_S
-
-    def take(self) -> list[dict[str, Any]]:
-        """What was said since the last call."""
-        events, self.events = self.events, []
-        return events
-
-    def codes(self) -> dict[int, int]:
-        """Exit code of each rank whose process ended, of the last group."""
-        return dict(self.failed)
+def _interrupted(job: Job, asked: str, codes: dict[int, int], workers: int, *, all_ended: bool, begun: bool) -> Interrupted:
+    """After a signal: whether all workers saved."""
+    saved = all_ended and codes and all(c in (0, STOPPED) for c in codes.values())
+    rest = still_at_work(job.folder, len(codes), workers) if begun else ["none had begun"]
+    ways = ", ".join([*(ended(rank, code) for rank, code in sorted(codes.items())), *rest])
+    how = f"all {len(codes)} workers saved and ended" if saved else f"not every worker saved: {ways}"
+    return Interrupted(f"{asked}: {how}. The same command goes on from the last checkpoint.")
 
 
-def is_final_of(codes: Mapping[int, int]) -> bool:
-    """Whether some rank failed in a way that no restart mends."""
+def refuse_failures(job: Job, codes: dict[int, int], restarts: int) -> None:
+    """Raise what workers ended with, where it was not well."""
     bad = {rank: code for rank, code in codes.items() if code != 0}
-    return bool(bad) and is_final(bad)
+    if bad:
+        if bad[cause(bad)] == STOPPED:
+            raise Interrupted(f"{ended(cause(bad), STOPPED)}: it was stopped from outside, and saved. The same command goes on from there.")
+        raise failed(bad, job.logs, restarts)
 
 
 def be_a_worker(told: dict[str, Any]) -> None:
@@ -233,30 +189,9 @@ def be_a_worker(told: dict[str, Any]) -> None:
         store = meeting_point(host)
         meeting = {"host": host, "port": store.port, "restart": ray.get(relay.begin.remote(rank, size))}
     meeting = broadcast_from_rank_zero(meeting)
-    cores = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(cores),
-        **({"GLOO_SOCKET_IFNAME": "lo"} if told["loopback"] else {}),
-        "RANK": str(rank),
-        "WORLD_SIZE": str(size),
-        "LOCAL_RANK": str(context.get_local_rank()),
-        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
-        "GROUP_RANK": str(context.get_node_rank()),
-        "MASTER_ADDR": meeting["host"],
-        "MASTER_PORT": str(meeting["port"]),
-        "TORCHELASTIC_RESTART_COUNT": str(meeting["restart"]),
-        "TORCHELASTIC_MAX_RESTARTS": str(told["restarts"]),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RUN_ID": ray.get_runtime_context().get_job_id(),
-        # Ray ends a group by killing its actors; their processes must go at once, before the next group takes the folder.
-        "TAUON_PARENT": f"{os.getpid()}:{int(signal.SIGKILL)}",
-        "PYTHONUNBUFFERED": "1",
-        **told["env"],
-    }
     process = subprocess.Popen(  # noqa: S603
-        told["command"], env=env, cwd=told["folder"] if os.path.isdir(told["folder"]) else None, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
+        told["command"], env=_worker_environment(told, context, meeting), cwd=told["folder"] if os.path.isdir(told["folder"]) else None,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     lines: list[str] = [
         f"{HEADER} {rank} of {size}, process {process.pid}, restart {meeting['restart']}, {time.strftime('%FT%TZ', time.gmtime())}"
@@ -284,6 +219,33 @@ def be_a_worker(told: dict[str, Any]) -> None:
     del store  # until here: the others may still be meeting
     if not ray.get(relay.ended.remote(rank, code)) and code != 0:
         raise RuntimeError(ended(rank, code))  # so that Ray Train starts the group again
+
+
+def _worker_environment(told: dict[str, Any], context: Any, meeting: dict[str, Any]) -> dict[str, str]:
+    """Of this worker's process: torchrun's, and the launch's own."""
+    import ray
+
+    cores = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(cores),
+        **({"GLOO_SOCKET_IFNAME": "lo"} if told["loopback"] else {}),
+        "RANK": str(context.get_world_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "GROUP_RANK": str(context.get_node_rank()),
+        "MASTER_ADDR": meeting["host"],
+        "MASTER_PORT": str(meeting["port"]),
+        "TORCHELASTIC_RESTART_COUNT": str(meeting["restart"]),
+        "TORCHELASTIC_MAX_RESTARTS": str(told["restarts"]),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RUN_ID": ray.get_runtime_context().get_job_id(),
+        # Ray ends a group by killing its actors; their processes must go at once, before the next group takes the folder.
+        "TAUON_PARENT": f"{os.getpid()}:{int(signal.SIGKILL)}",
+        "PYTHONUNBUFFERED": "1",
+        **told["env"],
+    }
 
 
 def meeting_point(host: str) -> Any:

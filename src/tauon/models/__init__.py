@@ -1,38 +1,70 @@
 """Models: one file a family, plain single-device code. `materialize(config, seed=...)` builds and initialises, or loads."""
 
 from tauon.models.adapters import AdaptConfig, AdaptedLinear, DoraConfig, LoraConfig, is_adapter, merged, saved_weights
-from tauon.models.bag import TextBag, TextBagConfig
-from tauon.models.base import (
-    Model,
-    ModelConfig,
-    Shard,
-    from_record,
-    load_weights,
-    materialize,
-    parameter_count,
-    record,
-    refuse_misfits,
+from tauon.models.base import Model, ModelConfig, Shard, from_record, parameter_count, record
+from tauon.models.families import (
+    BERT,
+    CNN,
+    GPT,
+    BERTConfig,
+    CNNConfig,
+    ColumnsInput,
+    Conformer,
+    ConformerConfig,
+    DLinear,
+    DLinearConfig,
+    ForecasterConfig,
+    FTTransformer,
+    FTTransformerConfig,
+    GPT2Config,
+    GPTConfig,
+    LinearConfig,
+    LlamaConfig,
+    LogisticConfig,
+    LogMel,
+    LSTMConfig,
+    LSTMForecaster,
+    MistralConfig,
+    MLPConfig,
+    PatchTST,
+    PatchTSTConfig,
+    Perceptron,
+    Qwen2Config,
+    Qwen3Config,
+    ResNet,
+    ResNetConfig,
+    SpeechCNN,
+    SpeechCNNConfig,
+    SpeechConfig,
+    TabularConfig,
+    TextBag,
+    TextBagConfig,
+    ViT,
+    ViTConfig,
+    WideAndDeep,
+    WideAndDeepConfig,
+    mel_filters,
+    published_resnet,
+    refuse_codes,
 )
-from tauon.models.bert import BERT, BERTConfig
-from tauon.models.cnn import CNN, CNNConfig
-from tauon.models.columns import ColumnsInput, TabularConfig, refuse_codes
-from tauon.models.conformer import Conformer, ConformerConfig
-from tauon.models.dlinear import DLinear, DLinearConfig
-from tauon.models.forecast import ForecasterConfig
-from tauon.models.gpt import GPT, GPT2Config, GPTConfig, KVCache, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
-from tauon.models.huggingface import open_huggingface
-from tauon.models.huggingface_write import write_huggingface
-from tauon.models.lstm import LSTMConfig, LSTMForecaster
-from tauon.models.mel import LogMel, SpeechConfig, mel_filters
-from tauon.models.mlp import LinearConfig, LogisticConfig, MLPConfig, Perceptron
-from tauon.models.norm import BatchNorm, still
-from tauon.models.patchtst import PatchTST, PatchTSTConfig
-from tauon.models.peft import adapt_like, peft_kind, read_peft, write_peft
-from tauon.models.resnet import ResNet, ResNetConfig, published_resnet
-from tauon.models.speech_cnn import SpeechCNN, SpeechCNNConfig
-from tauon.models.start import CheckpointConfig, Start, fit, is_checkpoint, open_start, resolved, saved_start, start_of
-from tauon.models.tabular import FTTransformer, FTTransformerConfig, WideAndDeep, WideAndDeepConfig
-from tauon.models.vit import ViT, ViTConfig
+from tauon.models.kv_cache import KVCache
+from tauon.models.load import (
+    CheckpointConfig,
+    PretrainedModel,
+    frozen_base_weights,
+    is_checkpoint,
+    load_weights,
+    match_weights,
+    open_model_folder,
+    open_pretrained,
+    refuse_misfits,
+    resolved,
+)
+from tauon.models.materialize import materialize
+from tauon.models.norm import BatchNorm, freeze_running_stats
+from tauon.models.pretrained.huggingface import open_huggingface
+from tauon.models.pretrained.huggingface_write import write_huggingface
+from tauon.models.pretrained.peft import adapt_like, peft_kind, read_peft, write_peft
 
 __all__ = [
     "BERT",
@@ -70,6 +102,7 @@ __all__ = [
     "PatchTST",
     "PatchTSTConfig",
     "Perceptron",
+    "PretrainedModel",
     "Qwen2Config",
     "Qwen3Config",
     "ResNet",
@@ -78,7 +111,6 @@ __all__ = [
     "SpeechCNN",
     "SpeechCNNConfig",
     "SpeechConfig",
-    "Start",
     "TabularConfig",
     "TextBag",
     "TextBagConfig",
@@ -87,16 +119,19 @@ __all__ = [
     "WideAndDeep",
     "WideAndDeepConfig",
     "adapt_like",
-    "fit",
+    "freeze_running_stats",
     "from_record",
+    "frozen_base_weights",
     "is_adapter",
     "is_checkpoint",
     "load_weights",
+    "match_weights",
     "materialize",
     "mel_filters",
     "merged",
     "open_huggingface",
-    "open_start",
+    "open_model_folder",
+    "open_pretrained",
     "parameter_count",
     "peft_kind",
     "published_resnet",
@@ -105,10 +140,7 @@ __all__ = [
     "refuse_codes",
     "refuse_misfits",
     "resolved",
-    "saved_start",
     "saved_weights",
-    "start_of",
-    "still",
     "write_huggingface",
     "write_peft",
 ]

@@ -1,5 +1,4 @@
-"""What every model family shares: its config, its shard plan as plain data, and initial weights that are a pure
-function of (seed, parameter name), so that every layout and every order of building starts from the same numbers.
+"""What every model family shares: its config, its shard plan as plain data, and how each weight starts (`materialize.py` does it).
 
 Knows no family. A model is plain single-device code; precision, compile and parallelism are applied from outside.
 """
@@ -7,8 +6,7 @@ Knows no family. A model is plain single-device code; precision, compile and par
 from __future__ import annotations
 
 import fnmatch
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -16,10 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Count, Registered, dump, parse
-from tauon.distributed.pieces import fill, is_dtensor
-from tauon.errors import CheckpointError, Problem, RecipeError
-from tauon.models.adapters import AdaptConfig, AdaptedLinear, init_adapter, is_adapter, saved_weights
-from tauon.models.nf4 import Rounded
+from tauon.errors import Problem, RecipeError
+from tauon.models.adapters import AdaptConfig
 from tauon.types import DataSpec
 
 __all__ = [
@@ -29,10 +25,8 @@ __all__ = [
     "Size",
     "block_number",
     "from_record",
-    "load_weights",
-    "materialize",
     "parameter_count",
-    "refuse_misfits",
+    "record",
 ]
 
 Shard = Literal["colwise", "rowwise", "vocab", "replicate", "per-head"]
@@ -56,14 +50,14 @@ class Model(nn.Module):
     slices: int = 1
     """Processes that share each sequence: the hidden states which a later stage of a pipeline is given are one slice of as many."""
 
-    own_head: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
     """Parameters (patterns) that belong to one set of classes or targets: started anew for others, and trained beside adapters."""
 
     def linear_layers(self) -> dict[str, nn.Linear]:
         """By name, the linear layers that an adapter may be put beside: those of the blocks, or else all but the head."""
         blocks = {id(m) for block in self.blocks_to_compile() for m in block.modules()}
         found = {n: m for n, m in self.named_modules() if isinstance(m, nn.Linear) and (not blocks or id(m) in blocks)}
-        return {n: m for n, m in found.items() if not any(fnmatch.fnmatchcase(f"{n}.weight", p) for p in self.own_head)}
+        return {n: m for n, m in found.items() if not any(fnmatch.fnmatchcase(f"{n}.weight", p) for p in self.modules_to_save)}
 
     def layer_of(self, name: str) -> tuple[int, int]:
         """(layer, number of layers) of a parameter: 0 before the blocks, 1 for the first, the last behind them. (0, 0): no blocks."""
@@ -137,7 +131,7 @@ class ModelConfig(Registered, family="model"):
             data = {"kind": "checkpoint", **data}
         return super()._choose(data)
 
-    def published(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    def convert_state_dict(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
         """Weights by our names, from a published file of weights of this family, where those have other ones."""
         return tensors
 
@@ -150,7 +144,7 @@ class ModelConfig(Registered, family="model"):
         """Fields by which training draws at random inside the model (dropout, dropped paths): 0 switches each off."""
         return tuple(k for k in cls.model_fields if k.endswith("dropout") or k == "drop_path")
 
-    def bare(self) -> Model:
+    def build_on_meta(self) -> Model:
         """The module on the meta device, with its adapters: shapes without memory. Raises `RecipeError` for sizes that cannot be."""
         with torch.device("meta"):
             try:
@@ -158,7 +152,7 @@ class ModelConfig(Registered, family="model"):
             except RuntimeError as err:  # a size that overflows 63 bits
                 raise RecipeError([Problem("model", f"cannot be built ({str(err).splitlines()[0]}). Take smaller sizes.")]) from None
             if self.adapt is not None:
-                self.adapt.dress(model, model.linear_layers(), model.own_head)
+                self.adapt.inject_adapters(model, model.linear_layers(), model.modules_to_save)
         return model
 
     def build(self) -> Model:
@@ -166,138 +160,9 @@ class ModelConfig(Registered, family="model"):
         raise NotImplementedError
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
-    digest = hashlib.blake2b(f"{seed}/init/{name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-def materialize(
-    config: ModelConfig, *, seed: int, device: torch.device | str = "cpu", dress: Callable[[Model], None] | None = None,
-    weights: Mapping[str, Any] | None = None, half: bool = False,
-) -> Model:  # fmt: skip
-    """Build on the meta device, allocate on `device`, and fill: with the weights that it starts from, else drawn from (seed, name).
-
-    Args:
-        config: a resolved config.
-        seed: of what is drawn.
-        device: where the parameters live.
-        dress: called with the model on the meta device: parallelism cuts it there, and each process then allocates and keeps its own
-            part of the same numbers.
-        weights: tensors by name, or what reads them from a file (`Checkpoint.lazy`). Left out: those of `config.from_`.
-        half: keep frozen matrices that have an adapter in bfloat16, for matrix products that round to it anyway.
-    """
-    model = config.bare()
-    if weights is None:
-        from tauon.models.start import starting_weights
-
-        weights = starting_weights(config, model)
-    if half:
-        _halve(model)
-    rounded = config.adapt is not None and config.adapt.quantize == "nf4"
-    if rounded:
-        for layer in model.modules():
-            if isinstance(layer, AdaptedLinear):
-                layer.round_weight()
-    if dress is not None:
-        dress(model)
-    tied = _tied(model)
-    model.to_empty(device=device)  # gives each name a tensor of its own
-    for name, first in tied.items():
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if name in weights:
-                _take(p, weights[name])
-                continue
-            start = torch.empty(p.shape, dtype=p.dtype)  # drawn on the CPU: the same numbers for every device
-            if is_adapter(name):
-                beside = weights.get(f"{name.rpartition('.')[0]}.weight") if name.endswith("magnitude") else None
-                beside = Rounded(beside) if beside is not None and rounded else beside
-                init_adapter(name, start, _generator(seed, name), None if beside is None else _whole(beside))
-            else:
-                model.init_parameter(name, start, _generator(seed, name))
-            fill(p, start)
-        for b in model.buffers():
-            b.zero_()
-    names = {module: name for name, module in model.named_modules()}
-    for module in model.modules():
-        if isinstance(module, Model):
-            module.init_buffers()
-        if isinstance(module, AdaptedLinear) and module.rounded:
-            module.fill_rounded(_whole(weights[f"{names[module]}.weight"]))
-    kept = model.state_dict()
-    with torch.no_grad():
-        for name, b in model.named_buffers():
-            if name in kept and name in weights:
-                fill(b, weights[name])
-    return model
-
-
-def _take(p: nn.Parameter, source: Any) -> None:
-    """Copy this process's part of `source` into `p`. What does not train and lies in a file as it is wanted is mapped, not copied."""
-    if not p.requires_grad and p.device.type == "cpu" and not is_dtensor(p) and not isinstance(source, Tensor):
-        whole = source.read()
-        if whole.dtype == p.dtype:
-            p.data = whole
-            return
-        source = whole
-    fill(p, source)
-
-
-def _whole(source: Any) -> Tensor:
-    whole: Tensor = source if isinstance(source, Tensor) else source.read()
-    return whole
-
-
-def _halve(model: Model) -> None:
-    """Frozen matrices with a LoRA adapter, on the meta device, in bfloat16."""
-    for name, p in list(model.named_parameters()):
-        owner, _, leaf = name.rpartition(".")
-        layer = model.get_submodule(owner)
-        if leaf == "weight" and isinstance(layer, AdaptedLinear) and layer.magnitude is None and not p.requires_grad:
-            layer.weight = nn.Parameter(p.detach().to(torch.bfloat16), requires_grad=False)
-
-
-def _tied(model: nn.Module) -> dict[str, str]:
-    """Name of each parameter that is another's tensor -> the first name of it."""
-    first: dict[int, str] = {}
-    return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False) if first.setdefault(id(p), name) != name}
-
-
 def from_record(record: dict[str, object]) -> ModelConfig:
     """The config back from what a checkpoint recorded (`dump(config)`)."""
     return parse(ModelConfig, record, "checkpoint")
-
-
-def load_weights(model: nn.Module, tensors: Mapping[str, Any], *, where: str = "checkpoint", partial: bool = False) -> None:
-    """Copy tensors into the model by name. Missing, left-over or mis-shaped weights are a `CheckpointError` that lists them.
-
-    `tensors`: tensors, or what reads them from a file when asked (`Checkpoint.lazy`): of a sharded model, each process reads its part.
-    Of a model with adapters, those, and what trains beside them: the frozen base is not in a checkpoint.
-    `partial`: the model is one stage of a pipeline, and the others' weights are no left-overs.
-    """
-    refuse_misfits(model, tensors, where=where, partial=partial)
-    with torch.no_grad():
-        for k, t in saved_weights(model).items():
-            fill(t, tensors[k])
-
-
-def refuse_misfits(model: nn.Module, tensors: Mapping[str, Any], *, where: str = "checkpoint", partial: bool = False) -> None:
-    """`CheckpointError` that lists weights which the model has and `tensors` has not, the other way round, or in another shape."""
-    own = saved_weights(model)
-    wrong = [f"missing {k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors]
-    wrong += [f"left over {k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own and not partial]
-    wrong += [
-        f"{k} has shape {tuple(v.shape)}, the model's is {tuple(own[k].shape)}"
-        for k, v in tensors.items()
-        if k in own and tuple(v.shape) != tuple(own[k].shape)
-    ]
-    if wrong:
-        more = f" (and {len(wrong) - 8} more)" if len(wrong) > 8 else ""
-        raise CheckpointError(
-            f"{where} is of another architecture: " + "; ".join(wrong[:8]) + more + ". Use the recipe it was trained with."
-        )
 
 
 def parameter_count(model: nn.Module) -> int:

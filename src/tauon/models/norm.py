@@ -20,7 +20,7 @@ from tauon.distributed.statistics import batch_norm_over
 from tauon.errors import TrainingError
 from tauon.models.randomness import uniform_rows
 
-__all__ = ["BatchNorm", "StandardisedConv2d", "drop_path", "norm_of", "still", "tempered_sigmoid"]
+__all__ = ["BatchNorm", "StandardisedConv2d", "drop_path", "freeze_running_stats", "norm_of", "tempered_sigmoid"]
 
 
 class BatchNorm(nn.Module):
@@ -101,7 +101,7 @@ def drop_path(x: Tensor, share: float, training: bool) -> Tensor:
 
 
 @contextmanager
-def still(model: nn.Module) -> Iterator[None]:
+def freeze_running_stats(model: nn.Module) -> Iterator[None]:
     """Inside, training passes leave the running statistics as they are: for passes that do not count, or that are made again."""
     layers = [m for m in model.modules() if isinstance(m, BatchNorm)]
     before = [m.moves for m in layers]

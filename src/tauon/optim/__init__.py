@@ -4,7 +4,7 @@ from tauon.optim.adam import AdamConfig, AdamWConfig
 from tauon.optim.adam_bc import AdamBC, AdamBCConfig
 from tauon.optim.adamw8bit import AdamW8bitConfig
 from tauon.optim.adaptive import AdafactorConfig, AdagradConfig, RMSpropConfig
-from tauon.optim.base import OptimConfig, Standing, decay_groups
+from tauon.optim.base import AveragedWeights, OptimConfig, decay_groups
 from tauon.optim.clip import clip_adaptive, clip_gradients, clip_layers
 from tauon.optim.decays import CosineRestarts, Exponential, OneCycle, Plateau, Polynomial, StepDecay
 from tauon.optim.gd import GDConfig
@@ -14,6 +14,7 @@ from tauon.optim.rates import scale_rates
 from tauon.optim.schedule import WSD, Constant, Cosine, Linear, ScheduleConfig
 from tauon.optim.schedule_free import ScheduleFree, ScheduleFreeConfig
 from tauon.optim.sgd import SGDConfig
+from tauon.optim.skip import can_skip_on_device, skipped_where
 from tauon.optim.soap import SOAP, SOAPConfig
 from tauon.optim.state import load_optimizer, optimizer_tensors
 
@@ -27,6 +28,7 @@ __all__ = [
     "AdamConfig",
     "AdamW8bitConfig",
     "AdamWConfig",
+    "AveragedWeights",
     "Constant",
     "Cosine",
     "CosineRestarts",
@@ -47,8 +49,8 @@ __all__ = [
     "ScheduleConfig",
     "ScheduleFree",
     "ScheduleFreeConfig",
-    "Standing",
     "StepDecay",
+    "can_skip_on_device",
     "clip_adaptive",
     "clip_gradients",
     "clip_layers",
@@ -56,4 +58,5 @@ __all__ = [
     "load_optimizer",
     "optimizer_tensors",
     "scale_rates",
+    "skipped_where",
 ]

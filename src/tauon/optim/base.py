@@ -16,13 +16,13 @@ from tauon.distributed import is_dtensor
 from tauon.errors import Problem, RecipeError
 from tauon.optim.schedule import Cosine, ScheduleConfig
 
-__all__ = ["Decay", "OptimConfig", "Standing", "decay_groups", "refuse_pieces"]
+__all__ = ["AveragedWeights", "Decay", "OptimConfig", "decay_groups", "refuse_pieces"]
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 """How much of a running mean is kept from step to step."""
 
 
-class Standing(Protocol):
+class AveragedWeights(Protocol):
     """Weights that stand for a model which holds others while it trains: they are validated, and saved as the model's."""
 
     @property
@@ -90,7 +90,7 @@ class OptimConfig(Registered, family="optim", default="adamw"):
         """The optimizer over the model's trainable parameters. Each group has `peak_lr`; the loop sets `lr` from it."""
         raise NotImplementedError
 
-    def standing(self, model: nn.Module, optimizer: Optimizer) -> Standing | None:
+    def averaged_weights(self, model: nn.Module, optimizer: Optimizer) -> AveragedWeights | None:
         """What is to be validated and saved instead of the weights that train; None: those themselves."""
         return None
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tauon.config import register
+from tauon.distributed import local_part
 from tauon.optim.base import Decay, OptimConfig, decay_groups
+from tauon.optim.skip import put_unless
 
 __all__ = ["Lion", "LionConfig"]
 
@@ -38,6 +40,10 @@ class Lion(Optimizer):
     def __init__(self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
+    skips_on_device = True
+    found_inf: Tensor | None = None
+    """1 on the device where the step must do nothing (`optim.skip`)."""
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         loss = None
@@ -56,6 +62,12 @@ class Lion(Optimizer):
             momenta = [self.state[p]["exp_avg"] for p in trained]
             steps = torch._foreach_lerp(momenta, grads, 1 - b1)
             torch._foreach_sign_(steps)
+            if self.found_inf is not None:
+                for p, m, g, step in zip(trained, momenta, grads, steps, strict=True):
+                    moved = p * (1 - lr * group["weight_decay"])
+                    put_unless(self.found_inf, local_part(p), local_part(moved.add_(step, alpha=-lr)))
+                    put_unless(self.found_inf, local_part(m), local_part(m.lerp(g, 1 - b2)))
+                continue
             torch._foreach_mul_(trained, 1 - lr * group["weight_decay"])
             torch._foreach_add_(trained, steps, alpha=-lr)
             torch._foreach_lerp_(momenta, grads, 1 - b2)

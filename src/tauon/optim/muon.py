@@ -17,11 +17,12 @@ from torch.optim import Muon as TorchMuon
 from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
 from tauon.config import register
-from tauon.distributed import Traffic, is_dtensor
+from tauon.distributed import Traffic, is_dtensor, local_part
 from tauon.errors import Problem, RecipeError
 from tauon.optim.base import Decay, OptimConfig, decay_groups
+from tauon.optim.multi import MultiOptimizer, inner_matrices
 from tauon.optim.owners import orthogonalized
-from tauon.optim.together import Together, inner_matrices
+from tauon.optim.skip import put_unless
 
 __all__ = ["Muon", "MuonConfig"]
 
@@ -65,7 +66,7 @@ class MuonConfig(OptimConfig):
             groups = decay_groups(embed, self.embed_lr or self.adamw_lr, self.weight_decay)
             groups += decay_groups([(n, p) for n, p in rest if not embed or n != "embed.weight"], self.adamw_lr, self.weight_decay)
             parts.append(AdamW(groups, betas=self.betas, eps=self.eps, fused=True))
-        return Together(parts)
+        return MultiOptimizer(parts)
 
 
 class Muon(TorchMuon):
@@ -77,11 +78,14 @@ class Muon(TorchMuon):
     """The replicas that hold plain parameters (DDP): their gradients must be the same. None: every process computes them all."""
     traffic: Traffic | None = None
     """Where bytes sent are added."""
+    skips_on_device = True
+    found_inf: Tensor | None = None
+    """1 on the device where the step must do nothing (`optim.skip`)."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         spread = self.group is not None and dist.get_world_size(self.group) > 1
-        if not spread and not any(is_dtensor(p) for g in self.param_groups for p in g["params"]):
+        if self.found_inf is None and not spread and not any(is_dtensor(p) for g in self.param_groups for p in g["params"]):
             alone: float | None = super().step(closure)
             return alone
         loss = None
@@ -101,13 +105,14 @@ class Muon(TorchMuon):
         momentum, lr = group["momentum"], float(group["lr"])
         updates = []
         for grad, buffer in zip(grads, buffers, strict=True):
-            buffer.lerp_(grad, 1 - momentum)
-            updates.append(grad.lerp(buffer, momentum) if group["nesterov"] else buffer)
+            moved = buffer.lerp(grad, 1 - momentum)
+            updates.append(grad.lerp(moved, momentum) if group["nesterov"] else moved)
+            put_unless(self.found_inf, local_part(buffer), local_part(moved))
 
         def newton_schulz(matrix: Tensor) -> Tensor:
             return _zeropower_via_newtonschulz(matrix, group["ns_coefficients"], group["ns_steps"], group["eps"])
 
         for p, update in zip(params, orthogonalized(updates, newton_schulz, self.group, self.traffic), strict=True):
-            mine = p.to_local() if is_dtensor(p) else p
-            mine.mul_(1 - lr * group["weight_decay"])
-            mine.add_(update, alpha=-_adjust_lr(lr, group["adjust_lr_fn"], p.shape))
+            mine = local_part(p)
+            moved = mine * (1 - lr * group["weight_decay"])
+            put_unless(self.found_inf, mine, moved.add_(update, alpha=-_adjust_lr(lr, group["adjust_lr_fn"], p.shape)))

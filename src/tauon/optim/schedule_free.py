@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tauon.config import register
-from tauon.optim.base import Decay, OptimConfig, Standing, decay_groups
+from tauon.optim.base import AveragedWeights, Decay, OptimConfig, decay_groups
 from tauon.optim.schedule import Constant, ScheduleConfig
 
 __all__ = ["ScheduleFree", "ScheduleFreeConfig"]
@@ -52,7 +52,7 @@ class ScheduleFreeConfig(OptimConfig):
         groups = decay_groups(model.named_parameters(), self.peak, self.weight_decay)
         return ScheduleFree(groups, lr=self.peak, betas=self.betas, eps=self.eps)
 
-    def standing(self, model: nn.Module, optimizer: Optimizer) -> Standing | None:
+    def averaged_weights(self, model: nn.Module, optimizer: Optimizer) -> AveragedWeights | None:
         assert isinstance(optimizer, ScheduleFree)
         return Average(model, optimizer)
 

@@ -16,7 +16,7 @@ from torch.optim import AdamW, Optimizer
 
 from tauon.config import Count, register
 from tauon.optim.base import Decay, OptimConfig, decay_groups, refuse_pieces
-from tauon.optim.together import Together, inner_matrices
+from tauon.optim.multi import MultiOptimizer, inner_matrices
 
 __all__ = ["SOAP", "SOAPConfig"]
 
@@ -53,7 +53,7 @@ class SOAPConfig(OptimConfig):
             )  # fmt: skip
         if rest:
             parts.append(AdamW(decay_groups(rest, self.peak, self.weight_decay), betas=self.betas, eps=self.eps, fused=True))
-        return Together(parts)
+        return MultiOptimizer(parts)
 
 
 class SOAP(Optimizer):

@@ -67,11 +67,10 @@ def make_private(
     if canaries is not None:
         gradients.canaries = canaries
         job.extra["canaries"] = canaries
-    job.make = gradients
+    job.functions = replace(job.functions, make=gradients, after=(*job.functions.after, partial(gradients.look_at, validation)))
     job.health.by_loss = False
     if gradients.state:
         job.extra["clipping"] = gradients
-    job.after.append(partial(gradients.look_at, validation))
     return job
 
 
@@ -103,15 +102,15 @@ class PrivateGradients:
             batch = replace(batch, weights=mean_over_units(batch.weights, self.rows_per_unit))
         query = self.noise.query(job.step)
         looks = query if query is not None and query.what == GradientNorm.kind_ else None
-        progress = job.step / job.total_steps
+        progress = job.step / job.policy.total_steps
         bound = self.clipping.sensitivity(self.state, progress)
-        loss, seen = torch.zeros((), device=job.device), torch.zeros(3, device=job.device)
-        draw_seed = step_seed(job.seed, job.step)
-        for rows in pieces(batch, job.microbatch, self.rows_per_unit):
+        loss, seen = torch.zeros((), device=job.policy.device), torch.zeros(3, device=job.policy.device)
+        draw_seed = step_seed(job.policy.seed, job.step)
+        for rows in pieces(batch, job.policy.microbatch, self.rows_per_unit):
             # One seed for all microbatches and processes: what an example draws depends on the example, not on where it is computed.
             seeds_B = rows.index if rows.draws is None else rows.draws
             with synchronising(job.model, now=False), self.clipped.recording(len(rows)), keyed_rows(seeds_B, draw_seed) as draws:
-                with job.precision.context():
+                with job.policy.precision.context():
                     total, _ = job.task.loss(job.model, rows)
                 draws.refuse_others()
                 total.backward()  # type: ignore[no-untyped-call]
@@ -174,8 +173,8 @@ class PrivateGradients:
         was, total, examples = job.model.training, 0.0, 0
         job.model.eval()
         for batch in validation():
-            with job.precision.context():
-                loss_B, weight_B = job.task.losses(job.model, batch.to(job.device))
+            with job.policy.precision.context():
+                loss_B, weight_B = job.task.losses(job.model, batch.to(job.policy.device))
             each = (loss_B / weight_B.clamp(min=1e-9)).clamp(0, query.bound) * (weight_B > 0)
             total, examples = total + float(each.double().sum()), examples + len(loss_B)  # all rows: N is public, who has data is not
         job.model.train(was)

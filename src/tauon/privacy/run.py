@@ -193,8 +193,8 @@ class PrivateRun:
     def dress(self, job: TrainJob, validation: Dataset | None = None, canaries: Canaries | None = None) -> TrainJob:
         """The job, private. `canaries`: what an audit planted; only those that are gradients matter here."""
         source = NoiseSource(self.key, secret=self.config.generator == "secure")
-        job.examples_at = self.loader.expected
-        held_out = None if validation is None else partial(batches_of, validation, job.microbatch)
+        job.policy = replace(job.policy, examples_at=self.loader.expected)
+        held_out = None if validation is None else partial(batches_of, validation, job.policy.microbatch)
         watched = None if canaries is None or canaries.kind != "gradient" else self._gradients(job, canaries)
         return make_private(
             job, self.config.clipping, self.noise, source, expected=lambda step: self.loader.rate(step) * self.units, validation=held_out,

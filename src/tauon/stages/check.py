@@ -45,21 +45,11 @@ from tauon.distributed import (
 from tauon.distributed.pieces import first_holder
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig, from_record, parameter_count
+from tauon.plan import Plan, available_memory, choose_device, choose_precision
 from tauon.recipe import Recipe
 from tauon.stages.context import Context, EventCallback
 from tauon.stages.layout import choose_mesh, refuse_cut_pairs
-from tauon.train import (
-    Plan,
-    TrainJob,
-    available_memory,
-    build_job,
-    choose_device,
-    choose_precision,
-    sensitivity,
-    square_of_most,
-    step_seed,
-    train_step,
-)
+from tauon.train import JobConfig, TrainJob, build_job, sensitivity, square_of_most, step_seed, train_step
 from tauon.types import Batch
 
 __all__ = ["Finding", "compare", "first_divergent", "reference", "scaled_down"]
@@ -127,19 +117,19 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, on_ev
     train, seq_len = ctx.train, ctx.splits.spec.seq_len
     layout, _ = choose_layout(recipe.parallel, processes)  # what cannot work is told before any work
     refuse_cut_pairs(recipe.task, layout)
-    refuse_layout(model.bare(), layout, recipe.parallel, batch=train.batch, seq_len=seq_len, microbatch=train.peek("microbatch"))
+    refuse_layout(model.build_on_meta(), layout, recipe.parallel, batch=train.batch, seq_len=seq_len, microbatch=train.peek("microbatch"))
     job, loader = _job(recipe, ctx, model, Mesh(Layout()), steps)
     with torch.no_grad():
         start = {name: p.clone() for name, p in job.model.named_parameters()}
     rows, share = _rows(recipe, ctx.train.batch, layout.data), -(-train.batch // layout.data)
     picked = [r for rank in range(layout.data) for r in range(rank * share, min(rank * share + rows, train.batch))]
     batch = loader.batch_at(0)
-    few = _pick(batch, picked).to(job.device)
+    few = _pick(batch, picked).to(job.policy.device)
     outputs = _outputs(job, few)
     losses, gradients = _take(job, loader, steps)
     weights = {name: p.detach() for name, p in job.model.named_parameters()}
     groups = {"outputs": outputs, "gradients": gradients, "start": start, "weights": weights}
-    noise = _tight(job.precision.name, model)
+    noise = _tight(job.policy.precision.name, model)
     found = [
         sensitivity(lambda: _job(recipe, ctx, model, Mesh(Layout()), steps), steps, start, weights, noise, draw) for draw in range(_DRAWS)
     ]
@@ -147,7 +137,7 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, on_ev
         "losses": losses,
         "order": list(outputs),
         "model": dump(model),
-        "precision": job.precision.name,
+        "precision": job.policy.precision.name,
         "steps": steps,
         "rows": picked,
         "sensitivity": {name: max(one[name] for one in found) for name in found[0]},
@@ -167,7 +157,7 @@ def compare(recipe: Recipe, folder: Path, world: World, *, on_event: EventCallba
     share = -(-ctx.train.batch // mesh.layout.data)
     first = mesh.data_rank * share
     mine = [i for i, row in enumerate(saved.state["rows"]) if first <= row < first + share]
-    few = _pick(loader.batch_at(0), [saved.state["rows"][i] - first for i in mine]).to(job.device)
+    few = _pick(loader.batch_at(0), [saved.state["rows"][i] - first for i in mine]).to(job.policy.device)
     parts: list[dict[str, Any]] = []
     lazy = saved.lazy("outputs")
     for name, got in _outputs(job, few).items():
@@ -194,7 +184,7 @@ def compare(recipe: Recipe, folder: Path, world: World, *, on_event: EventCallba
 
 def _tight(precision: str, model: ModelConfig) -> float:
     """Share of the largest output by which rounding explains a difference: c u sqrt(L + 1)."""
-    depth = max(1, len(model.bare().blocks_to_compile()))
+    depth = max(1, len(model.build_on_meta().blocks_to_compile()))
     return (32 if precision == "fp32" else 8) * UNIT[precision] * math.sqrt(depth + 1)
 
 
@@ -221,7 +211,7 @@ def small_and_still(recipe: Recipe, ctx: Context, processes: int) -> tuple[Model
         off["adapt"] = model.adapt.model_copy(update={"dropout": 0.0})
     model = model.model_copy(update=off)
     free = available_memory(choose_device(recipe.train.device)[0])
-    needed = parameter_count(model.bare()) * 4.0 * 8 * (processes + 1)
+    needed = parameter_count(model.build_on_meta()) * 4.0 * 8 * (processes + 1)
     if free is not None and needed > free and "layers" in type(model).model_fields and model.from_ is None:
         stages = 2 * (recipe.parallel.peek("pipeline") if isinstance(recipe.parallel, MeshParallel) else 1)
         if stages < model.peek("layers"):
@@ -233,11 +223,13 @@ def small_and_still(recipe: Recipe, ctx: Context, processes: int) -> tuple[Model
 def _job(recipe: Recipe, ctx: Context, model: ModelConfig, mesh: Mesh, steps: int) -> tuple[TrainJob, Loader]:
     spec = ctx.splits.spec
     device, _ = choose_device(recipe.train.device)
-    precision, _ = choose_precision(recipe.train.precision, device, model.bare())
+    precision, _ = choose_precision(recipe.train.precision, device, model.build_on_meta())
     loader = Loader(ctx.splits.train, batch=ctx.train.batch, seed=recipe.seed, rank=mesh.data_rank, world=mesh.layout.data)
     share = -(-ctx.train.batch // mesh.layout.data)
     plan = Plan(steps, device, precision.name, False, min(share, recipe.train.microbatch or share), 1, 1, torch.get_num_threads())
-    job = build_job(model, recipe.optim, ctx.train, recipe.task, spec, loader, plan, seed=recipe.seed, mesh=mesh, parallel=recipe.parallel)
+    job = build_job(
+        JobConfig(model, recipe.optim, ctx.train, recipe.task, spec, recipe.seed), loader, plan, mesh=mesh, parallel=recipe.parallel
+    )
     _stir(job)
     job.model.train()
     return job, loader
@@ -251,29 +243,29 @@ def _stir(job: TrainJob) -> None:
         if job.mesh.world.size > 1:
             job.mesh.sum(zero, "replicate", "shard", "context", "tensor")
         if p.ndim >= 2 and zero.item() == 0:
-            g = torch.Generator().manual_seed(step_seed(job.seed, 0, sum(name.encode())))
+            g = torch.Generator().manual_seed(step_seed(job.policy.seed, 0, sum(name.encode())))
             fill(p, torch.randn(p.shape, generator=g) * 0.02)
 
 
 def _take(job: TrainJob, loader: Loader, steps: int, sent: Any = None) -> tuple[list[float], dict[str, Tensor]]:
     """(losses, gradients of the first step) of `steps` steps."""
     gradients: dict[str, Tensor] = {}
-    exchange = job.exchange
+    functions = job.functions
 
     def keep(job: TrainJob) -> None:
-        exchange(job)
+        functions.exchange(job)
         if job.step == 0:
             for name, p in job.model.named_parameters():
                 if p.grad is not None:
                     gradients[name] = p.grad.detach().clone()
 
-    job.exchange = keep
+    job.functions = replace(functions, exchange=keep)
     losses: list[float] = []
     for step in range(steps):
         if sent is not None:
             sent.clear()  # the last step's are what is reported: the first exchange shapes, too
-        losses.append(float(train_step(job, loader.batch_at(step).to(job.device))["loss"]))
-    job.exchange = exchange
+        losses.append(float(train_step(job, loader.batch_at(step).to(job.policy.device))["loss"]))
+    job.functions = functions
     return losses, gradients
 
 
@@ -291,7 +283,7 @@ def _outputs(job: TrainJob, batch: Batch) -> dict[str, Tensor]:
     job.model.eval()
     try:
         with torch.no_grad():
-            job.score(job, batch)
+            job.functions.score(job, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -15,25 +15,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tauon.artifacts import (
-    Checkpoint,
-    Run,
-    code_fingerprint,
-    latest_checkpoint,
-    load_checkpoint,
-    read_json,
-    sha256_file,
-)
+from tauon.artifacts import Checkpoint, Run, code_fingerprint, latest_checkpoint, load_checkpoint, read_json, sha256_file
 from tauon.config import Config, dump, parse
 from tauon.data import DataConfig, DataSplits, DataStamp, TokenDataset, prepare
 from tauon.distributed import Heartbeat, World
 from tauon.errors import CheckpointError, DataError, Problem, RecipeError, RunError
-from tauon.models import ModelConfig, Start, adapt_like, is_checkpoint, refuse_codes, resolved, start_of
+from tauon.models import ModelConfig, PretrainedModel, adapt_like, is_checkpoint, open_pretrained, refuse_codes, resolved
+from tauon.plan import Plan
 from tauon.recipe import FREE, Recipe, differences, fingerprint
 from tauon.stages.extensions import SplitTransform, split_transforms
 from tauon.stages.fits import refuse_another_task, refuse_another_tokenizer, targets_that_do_not_fit, with_tokenizer_of
 from tauon.stages.table import all_inputs, stage_table
-from tauon.train import Plan, TrainConfig
+from tauon.train import TrainConfig
 
 __all__ = ["Context", "EventCallback", "null_callback"]
 
@@ -169,8 +162,10 @@ class Context:
         if self.world.size == 1:
             splits = self._prepared()
         else:
-            splits = self.world.lead_first(self._prepared)
-            self.world.same("the data", splits.fingerprint[:12], "Every rank must see the same files: copy them, or share a file system.")
+            splits = self.world.rank0_first(self._prepared)
+            self.world.assert_same(
+                "the data", splits.fingerprint[:12], "Every rank must see the same files: copy them, or share a file system."
+            )
         self.prepared = splits.fingerprint
         for transform in self._transforms:
             splits = transform.agreed(splits)
@@ -204,9 +199,9 @@ class Context:
         return splits
 
     @cached_property
-    def start(self) -> Start | None:
+    def start(self) -> PretrainedModel | None:
         """The trained model that `model.from` names, opened."""
-        return start_of(self.recipe.model)
+        return open_pretrained(self.recipe.model)
 
     @cached_property
     def data(self) -> DataConfig:

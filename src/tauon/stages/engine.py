@@ -62,18 +62,20 @@ def _run(
         raise RunError(f"{folder} has no run yet. Train it first: the same command with train in the place of {wanted[0]}.")
     if recipe.data.split.folds is not None and recipe.data.split.fold is None:
         if world.size > 1:
-            raise RecipeError([Problem("data.split.folds", "folds are trained one after the other in one process. Start without --on.")])
+            raise RecipeError(
+                [Problem("data.split.folds", "folds are trained one after the other in one process. PretrainedModel without --on.")]
+            )
         return run_folds(recipe, folder, stages=wanted, fresh=fresh, on_event=on_event, run_child=run_recipe)
     refuse_other_code(recipe, world)
-    with world.agree(lambda: Run.open(folder) if world.leads else Run.follow(folder)) as record:
+    with world.all_or_raise(lambda: Run.open(folder) if world.leads else Run.follow(folder)) as record:
         ctx = Context(recipe, record, on_event, world, heartbeat)
-        world.lead(lambda: _begin(ctx, fresh=fresh))
+        world.rank0_broadcast(lambda: _begin(ctx, fresh=fresh))
         for i, name in enumerate(wanted):
             if not table[name].collective:
                 if not world.leads:
                     break
                 ctx.world = World()  # from here on rank 0 is alone
-            if ctx.world.lead(lambda name=name: ctx.is_done(name)):  # type: ignore[misc]
+            if ctx.world.rank0_broadcast(lambda name=name: ctx.is_done(name)):  # type: ignore[misc]
                 on_event("stage", name=name, state="done before")
             else:
                 do_stage(ctx, name, later=wanted[i + 1 :])
@@ -98,7 +100,7 @@ def do_stage(ctx: Context, name: str, *, later: tuple[str, ...] = ()) -> dict[st
     """
     stage, began = stage_table()[name], time.perf_counter()
     ctx.on_event("stage", name=name, state="begins")
-    inputs: dict[str, str | None] = ctx.world.lead(lambda: ctx.inputs_of(name))
+    inputs: dict[str, str | None] = ctx.world.rank0_broadcast(lambda: ctx.inputs_of(name))
     threads = torch.get_num_threads()
     try:
         facts: dict[str, Any] = load(stage.run, extra=stage.extra)(ctx)
@@ -116,6 +118,8 @@ def refuse_other_code(recipe: Recipe, world: World) -> None:
     """Every rank must have the same recipe, code and torch: `RunError` on all of them where one differs."""
     if world.size == 1:
         return
-    world.same("the recipe", fingerprint(recipe, stage_table()["train"].reads)[:12], "Give every process the same recipe and assignments.")
-    world.same("Tauon's code", code_fingerprint()[:12], "Install the same version everywhere.")
-    world.same("the version of torch", torch.__version__, "Install the same version everywhere.")
+    world.assert_same(
+        "the recipe", fingerprint(recipe, stage_table()["train"].reads)[:12], "Give every process the same recipe and assignments."
+    )
+    world.assert_same("Tauon's code", code_fingerprint()[:12], "Install the same version everywhere.")
+    world.assert_same("the version of torch", torch.__version__, "Install the same version everywhere.")

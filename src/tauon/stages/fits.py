@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tauon.data import DataConfig, DataSplits, FromModelConfig, TokenizerConfig, has_tokenizer, keys_of_kinds, tokenizer_of
 from tauon.errors import Problem, RecipeError
-from tauon.models import Start
+from tauon.models import PretrainedModel
 from tauon.recipe import Recipe
 from tauon.tasks import Task
 
@@ -32,7 +32,7 @@ def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:
     return []
 
 
-def with_tokenizer_of(start: Start, recipe: Recipe) -> DataConfig:
+def with_tokenizer_of(start: PretrainedModel, recipe: Recipe) -> DataConfig:
     """The recipe's `data` with the tokenizer of the trained model, where the recipe names none."""
     data = recipe.data
     asked: TokenizerConfig = data.peek("tokenizer")
@@ -47,7 +47,7 @@ def with_tokenizer_of(start: Start, recipe: Recipe) -> DataConfig:
     return data.model_copy(update={"tokenizer": asked.model_copy(update={"path": str(start.path)})})
 
 
-def refuse_another_task(start: Start | None, task: Task) -> None:
+def refuse_another_task(start: PretrainedModel | None, task: Task) -> None:
     """A model that cannot learn what the recipe asks for is a `RecipeError`, before any data is read."""
     if start is None:
         return
@@ -57,7 +57,7 @@ def refuse_another_task(start: Start | None, task: Task) -> None:
         raise RecipeError([Problem("model.from", message)])
 
 
-def refuse_another_tokenizer(start: Start | None, splits: DataSplits) -> None:
+def refuse_another_tokenizer(start: PretrainedModel | None, splits: DataSplits) -> None:
     """A model reads the ids of the tokenizer that it was trained with: `RecipeError` where the data has other ones."""
     if start is None or splits.tokenizer is None:
         return

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from tauon.data import Message, Tokenizer, chat_prompt
 from tauon.errors import DataError, RunError
-from tauon.generate import generate
+from tauon.generate import Sampling, generate
 from tauon.models import GPT
 from tauon.stages.context import Context
 from tauon.stages.load import load_model
 
-__all__ = ["Sampling", "TextGenerator"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen."""
-
-    max_tokens: int = 200
-    samples: int = 1
-    """How many texts."""
-    temperature: float = 0.8
-    """0 takes the most likely token each time."""
-    top_k: int | None = None
-    """Only among the k most likely tokens."""
-    top_p: float | None = 0.95
-    """Only among the most likely tokens of this joint probability."""
-    seed: int = 0
-    """The same seed writes the same text."""
+__all__ = ["TextGenerator"]
 
 
 class TextGenerator:
@@ -51,13 +33,16 @@ class TextGenerator:
         return self.preprocess.get("kind") in ("chat", "pairs") and not plain
 
     def write(
-        self, prompt: str, sampling: Sampling, *, plain: bool = False, on_text: Callable[[str], None] | None = None
+        self, prompt: str, *, max_tokens: int = 200, samples: int = 1, sampling: Sampling | None = None, plain: bool = False,
+        on_text: Callable[[str], None] | None = None,
     ) -> list[str]:  # fmt: skip
         """What the model writes after `prompt`, once for each sample.
 
         Args:
             prompt: a text to continue, or a question to a model that was tuned to answer.
-            sampling: how tokens are chosen.
+            max_tokens: most tokens that are written.
+            samples: how many texts.
+            sampling: how tokens are chosen. Left out: at temperature 0.8 among the most likely 95%.
             plain: continue the text as it is, also where the model was tuned to answer.
             on_text: called with each new piece of a single sample, as it is written.
 
@@ -76,9 +61,10 @@ class TextGenerator:
                 on_text(text[len(shown) :])
                 shown = text
 
-        live = sampling.samples == 1 and on_text is not None
+        live = samples == 1 and on_text is not None
         out = generate(
-            self.model, ids, stop_id=stops, context=self.precision.context, on_token=stream if live else None, **asdict(sampling)
+            self.model, ids, max_tokens=max_tokens, samples=samples, sampling=sampling or Sampling(top_p=0.95), stop_id=stops, context=self.precision.context,
+            on_token=stream if live else None,
         )  # fmt: skip
         texts = [self.tokenizer.decode(new) for new in out]
         if live and on_text is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from tauon.distributed import Layout, Mesh, ParallelConfig, World, choose_layout, refuse_layout
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig
+from tauon.plan import Derived, choose_device, fits_whole
 from tauon.tasks import Task
-from tauon.train import Derived, TrainConfig, choose_device, fits_whole
+from tauon.train import TrainConfig
 from tauon.types import DataSpec
 
 __all__ = ["choose_mesh", "refuse_cut_pairs"]
@@ -17,7 +18,7 @@ def choose_mesh(model: ModelConfig, config: TrainConfig, parallel: ParallelConfi
     device, _ = choose_device(config.device)
     fits = fits_whole(model, config, device, world.local_size)
     layout, why = choose_layout(parallel, world.size, fits=all(world.gather(fits)))
-    refuse_layout(model.bare(), layout, parallel, batch=config.batch, seq_len=spec.seq_len, microbatch=config.peek("microbatch"))
+    refuse_layout(model.build_on_meta(), layout, parallel, batch=config.batch, seq_len=spec.seq_len, microbatch=config.peek("microbatch"))
     return Mesh(layout, world, device.type), Derived("parallel", str(layout), why)
 
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from tauon.artifacts import Checkpoint
 from tauon.errors import Problem, RecipeError
-from tauon.models import from_record, materialize, refuse_misfits, saved_start
+from tauon.models import from_record, frozen_base_weights, materialize, refuse_misfits
+from tauon.plan import choose_device, choose_precision
 from tauon.recipe import Recipe
-from tauon.train import Precision, choose_device, choose_precision
+from tauon.train import Precision
 
 __all__ = ["load_model"]
 
@@ -23,12 +24,12 @@ def load_model(checkpoint: Checkpoint, recipe: Recipe, *, weights: str = "auto")
         )
     config = from_record(checkpoint.state["model"])
     own = checkpoint.lazy("model")
-    refuse_misfits(config.bare(), own, where=str(checkpoint.path))
+    refuse_misfits(config.build_on_meta(), own, where=str(checkpoint.path))
     given: dict[str, Any] = dict(own)
     if group == "ema":  # over the raw weights, of buffers an average holds running statistics only, and of a tied weight one
         given |= checkpoint.lazy("ema")
     if config.adapt is not None:
-        given = dict(saved_start(config, checkpoint)) | given
+        given = dict(frozen_base_weights(config, checkpoint)) | given
     model = materialize(config, seed=0, device=device, weights=given)
     precision, _ = choose_precision(checkpoint.state["precision"], device, model)
     return model.eval(), precision

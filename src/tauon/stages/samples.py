@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tauon.data import Message, chat_prompt
-from tauon.generate import generate
+from tauon.generate import Sampling, generate
 from tauon.models import GPT
 from tauon.stages.context import Context
 from tauon.train import Precision
@@ -24,8 +24,8 @@ def sample_texts(ctx: Context, model: GPT, precision: Precision) -> list[dict[st
     for prompt in config.prompts or ("",):
         ids = [tokenizer.bos, *tokenizer.encode(prompt).tolist()]
         for new in generate(
-            model, ids, max_tokens=_MAX_TOKENS, samples=config.samples, temperature=0.8, top_p=0.95, seed=ctx.recipe.seed,
-            stop_id={tokenizer.bos, tokenizer.eos}, context=precision.context,
+            model, ids, max_tokens=_MAX_TOKENS, samples=config.samples, sampling=_sampling(ctx), stop_id={tokenizer.bos, tokenizer.eos},
+            context=precision.context,
         ) if config.samples else []:  # fmt: skip
             out.append({"prompt": prompt, "text": tokenizer.decode(new), "temperature": 0.8, "top_p": 0.95})
             ctx.on_event("sample", **out[-1])
@@ -42,10 +42,13 @@ def sample_answers(ctx: Context, model: GPT, precision: Precision, dataset: Any)
     for messages in asked if config.samples else ():
         ids, end = chat_prompt(splits.preprocess, messages)
         for new in generate(
-            model, ids, max_tokens=_MAX_TOKENS, samples=config.samples, temperature=0.8, top_p=0.95, seed=ctx.recipe.seed, stop_id=end,
-            context=precision.context,
+            model, ids, max_tokens=_MAX_TOKENS, samples=config.samples, sampling=_sampling(ctx), stop_id=end, context=precision.context,
         ):  # fmt: skip
             question = "\n".join(m.content for m in messages if m.role != "system")
             out.append({"prompt": question, "text": tokenizer.decode(new), "temperature": 0.8, "top_p": 0.95})
             ctx.on_event("sample", **out[-1])
     return out
+
+
+def _sampling(ctx: Context) -> Sampling:
+    return Sampling(temperature=0.8, top_p=0.95, seed=ctx.recipe.seed)

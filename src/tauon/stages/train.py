@@ -16,7 +16,8 @@ from tauon.artifacts import Checkpoint, CheckpointWriter, latest_checkpoint, loa
 from tauon.config import dump
 from tauon.data import Loader
 from tauon.distributed import Mesh, MeshCheckpointWriter, World
-from tauon.models import ModelConfig, Start, fit
+from tauon.models import ModelConfig, PretrainedModel, match_weights
+from tauon.plan import Derived, Plan, make_plan
 from tauon.stages.context import Context
 from tauon.stages.extensions import StartAgain, TrainExtension, train_extensions
 from tauon.stages.layout import choose_mesh, refuse_cut_pairs
@@ -24,7 +25,7 @@ from tauon.stages.sanity import sanity_checks
 from tauon.stages.training_record import TrainingRecord
 from tauon.stages.unread import refuse_unread, refuse_unread_before_training
 from tauon.tracking import EventLog, Tracker, guard, nothing_logged
-from tauon.train import Derived, Hook, Plan, Ramps, StopSignal, TrainJob, build_job, make_plan, restore, train
+from tauon.train import BatchSizeScheduler, Hook, JobConfig, StopSignal, TrainJob, build_job, restore, seconds_a_step, train
 from tauon.types import StepInfo
 
 __all__ = ["newest", "train_stage"]
@@ -56,18 +57,18 @@ def train_stage(ctx: Context) -> dict[str, Any]:
 def train_once(ctx: Context) -> dict[str, Any]:
     """Choose, build, restore, train; whatever ends it, each extension is told."""
     _ = ctx.splits  # all ranks open the data together: rank 0 must not begin alone, inside what it does alone
-    ctx.world.lead(ctx.refuse_changed_data)
-    ctx.world.lead(ctx.refuse_changed_start)
-    recorded = ctx.world.lead(lambda: ctx.run.manifest().get("training")) or {}
+    ctx.world.rank0_broadcast(ctx.refuse_changed_data)
+    ctx.world.rank0_broadcast(ctx.refuse_changed_start)
+    recorded = ctx.world.rank0_broadcast(lambda: ctx.run.manifest().get("training")) or {}
     training = resolve_settings(ctx, recorded.get("plan"))
     job, extensions = build(training), training.extensions
     with EventLog(ctx.run.events_path) if ctx.world.leads else nothing_logged() as events:
         if (checkpoint := training.checkpoint) is not None:
-            ctx.world.agree(lambda: restore(job, checkpoint))
+            ctx.world.all_or_raise(lambda: restore(job, checkpoint))
             for extension in extensions:
                 extension.restored(job)
             events.log("resume", step=job.step)
-            ctx.on_event("resume", step=job.step, total_steps=job.total_steps)
+            ctx.on_event("resume", step=job.step, total_steps=job.policy.total_steps)
         try:
             for extension in extensions:
                 extension.before_first_step(job)
@@ -98,9 +99,10 @@ def resolve_settings(ctx: Context, recorded: dict[str, Any] | None) -> Training:
     mesh, layout = next(filter(None, own), None) or choose_mesh(model, ctx.train, recipe.parallel, spec, ctx.world)
     refuse_cut_pairs(recipe.task, mesh.layout)
     loader = make_loader(ctx, extensions, mesh)
+    config = job_config(ctx, model)
     plan = make_plan(
-        model, recipe.optim, ctx.train, recipe.task, spec, examples=loader.count, loader=loader, seed=recipe.seed,
-        recorded=recorded, tell=lambda m: ctx.on_event("note", message=m), mesh=mesh, parallel=recipe.parallel,
+        config, examples=loader.count, recorded=recorded, tell=lambda m: ctx.on_event("note", message=m), mesh=mesh, parallel=recipe.parallel,
+        measure=partial(seconds_a_step, config, loader, mesh, recipe.parallel),
     )  # fmt: skip
     plan.derived.insert(1, layout)
     for extension in extensions:
@@ -117,9 +119,15 @@ def resolve_settings(ctx: Context, recorded: dict[str, Any] | None) -> Training:
     return Training(ctx, extensions, checkpoint, model, loader, plan, mesh)
 
 
+def job_config(ctx: Context, model: ModelConfig) -> JobConfig:
+    """What is trained, on what, and how, as the recipe says it."""
+    recipe = ctx.recipe
+    return JobConfig(model, recipe.optim, ctx.train, recipe.task, ctx.splits.spec, recipe.seed)
+
+
 def make_loader(ctx: Context, extensions: list[TrainExtension], mesh: Mesh) -> Loader:
     """What gives this process its batches."""
-    ramps = Ramps.of(ctx.train, ctx.splits.spec.seq_len) if ctx.train.batch_warmup is not None else None
+    ramps = BatchSizeScheduler.of(ctx.train, ctx.splits.spec.seq_len) if ctx.train.batch_warmup is not None else None
     share: dict[str, Any] = {
         "batch": ctx.train.batch, "workers": ctx.recipe.data.workers, "rank": mesh.data_rank, "world": mesh.layout.data, "sizes": ramps,
     }  # fmt: skip
@@ -131,10 +139,7 @@ def build(training: Training) -> TrainJob:
     """The job at step 0, as the extensions want it."""
     ctx, recipe = training.ctx, training.ctx.recipe
     mesh = reduce(lambda mesh, extension: extension.compute_mesh(mesh), training.extensions, training.mesh)
-    job = build_job(
-        training.model, recipe.optim, ctx.train, recipe.task, ctx.splits.spec, training.loader, training.plan, seed=recipe.seed,
-        mesh=mesh, parallel=recipe.parallel,
-    )  # fmt: skip
+    job = build_job(job_config(ctx, training.model), training.loader, training.plan, mesh=mesh, parallel=recipe.parallel)
     return reduce(lambda job, extension: extension.wrap(job), training.extensions, job)
 
 
@@ -162,7 +167,7 @@ def run_job(training: Training, job: TrainJob, events: EventLog, *, recorded: bo
                 if all(e.takes_plain_steps for e in extensions):
                     sanity_checks(ctx, job, events)
             plain = all(e.takes_plain_steps for e in extensions) and job.mesh.layout.pipeline == job.mesh.layout.context == 1
-            ctx.world.agree(lambda: refuse_unread_before_training(ctx.recipe, job, whole_model=plain))
+            ctx.world.all_or_raise(lambda: refuse_unread_before_training(ctx.recipe, job, whole_model=plain))
             first = first_step_hook(training, job.step + 1, recorded=recorded)
             hooks: list[Hook] = [lambda job, info: ctx.heartbeat.beat(info.step), first, *record.hooks()]
             loop: Callable[[], object] = partial(
@@ -192,7 +197,7 @@ def first_step_hook(training: Training, first_step: int, *, recorded: bool) -> H
 
     def begin(job: TrainJob, info: StepInfo) -> None:
         if info.step == first_step:
-            ctx.world.agree(lambda: refuse_unread(ctx.recipe, "train"))
+            ctx.world.all_or_raise(lambda: refuse_unread(ctx.recipe, "train"))
             if not recorded:
                 ctx.record_training(training.plan)
 
@@ -235,7 +240,7 @@ def newest(ctx: Context) -> Checkpoint | None:
         mine[0] = latest_checkpoint(ctx.run.checkpoints, warn=lambda m: ctx.on_event("warning", message=m))
         return None if mine[0] is None else mine[0].path.name
 
-    name = ctx.world.lead(look)
+    name = ctx.world.rank0_broadcast(look)
     if ctx.world.leads or name is None:
         return mine[0]
     return load_checkpoint(ctx.run.checkpoints / name, verify=False)
@@ -272,16 +277,16 @@ def what_it_is(training: Training) -> dict[str, Any]:
     return about if ctx.start is None else about | {"base": ctx.start.reference}
 
 
-def started_with(start: Start, model: ModelConfig, labels: tuple[str, ...]) -> tuple[str, str]:
+def started_with(start: PretrainedModel, model: ModelConfig, labels: tuple[str, ...]) -> tuple[str, str]:
     """(weights taken, and what is not, in words; where they come from). `labels`: names of the data's classes."""
-    found = fit(model.bare(), start)
-    said = found.said()
+    found = match_weights(model.build_on_meta(), start)
+    said = found.describe()
     if labels and start.labels and labels != start.labels and not found.fresh:
         said += f"; its head was trained for the classes {', '.join(start.labels[:4])}, these are {', '.join(labels[:4])}"
     return said, f"{start.layout}, {start.fingerprint[:12]}"
 
 
-def model_record(model: ModelConfig, start: Start | None) -> dict[str, Any]:
+def model_record(model: ModelConfig, start: PretrainedModel | None) -> dict[str, Any]:
     """What a checkpoint keeps of the architecture. One of adapters needs its base again; any other is complete."""
     base = str(start.path) if start is not None and model.adapt is not None else None
     adapt = None if model.adapt is None else model.adapt.model_copy(update={"from_": None})

@@ -15,6 +15,7 @@ import numpy as np
 from tauon.artifacts import CheckpointWriter
 from tauon.data import DataSplits
 from tauon.optim import Plateau
+from tauon.plan import Plan
 from tauon.tasks import Task
 from tauon.tracking import EventLog, Tracker
 from tauon.train import (
@@ -23,7 +24,6 @@ from tauon.train import (
     Hook,
     LayerLook,
     Meter,
-    Plan,
     TrainConfig,
     TrainJob,
     every,
@@ -62,9 +62,11 @@ class TrainingRecord:
 
     def begin(self, job: TrainJob) -> None:
         self.saved = job.step if job.step else -1
-        if self.splits.validation is not None and isinstance(job.schedule, Plateau):
-            job.schedule.observe(math.inf, None)  # reads its keys: without validation nothing does, and they are told to be without effect
-        self.tell("training", step=job.step, total_steps=job.total_steps)
+        if self.splits.validation is not None and isinstance(job.policy.schedule, Plateau):
+            job.policy.schedule.observe(
+                math.inf, None
+            )  # reads its keys: without validation nothing does, and they are told to be without effect
+        self.tell("training", step=job.step, total_steps=job.policy.total_steps)
 
     def hooks(self) -> list[Hook]:
         """In order: measure, log, validate (and stop early)."""
@@ -113,9 +115,9 @@ class TrainingRecord:
         for tracker in self.trackers:
             tracker.log(info.step, {"validation_loss": loss} | {f"validation_{k}": v for k, v in marks.items()})
         self.tell("validate", step=info.step, loss=loss, **marks)
-        if isinstance(job.schedule, Plateau):
+        if isinstance(job.policy.schedule, Plateau):
             before = job.notes.get(PLATEAU, {"factor": 1.0})["factor"]
-            job.notes[PLATEAU] = job.schedule.observe(loss, job.notes.get(PLATEAU))
+            job.notes[PLATEAU] = job.policy.schedule.observe(loss, job.notes.get(PLATEAU))
             if job.notes[PLATEAU]["factor"] < before:
                 self.tell(
                     "note", message=f"validation loss has not fallen: the rate goes down to {job.notes[PLATEAU]['factor']:.3g} of its peak"
@@ -145,7 +147,7 @@ class TrainingRecord:
         assert dataset is not None
         n = min(len(dataset), self.at_most or len(dataset))
         # A pipeline cuts the rows as it cuts those of a training batch.
-        rows = job.microbatch if job.mesh.layout.pipeline > 1 else max(1, min(job.microbatch, 512))
+        rows = job.policy.microbatch if job.mesh.layout.pipeline > 1 else max(1, min(job.policy.microbatch, 512))
         turns, turn = job.mesh.layout.data, job.mesh.data_rank
         rounds = -(-n // (rows * turns))
         for start in range(turn * rows, rounds * turns * rows, turns * rows):
@@ -162,7 +164,7 @@ class TrainingRecord:
         if self.saved == job.step:
             return
         groups, state = job_state(job)
-        state = state | self.about | {"precision": job.precision.name}
+        state = state | self.about | {"precision": job.policy.precision.name}
         self.writer.save(job.step, groups, state if self.publish is None else self.publish(job.step, state))
         self.saved = job.step
         self.events.log("checkpoint", step=job.step)

@@ -6,7 +6,7 @@ import torch
 
 from tauon.config import unread_keys
 from tauon.errors import Problem, RecipeError
-from tauon.models import still
+from tauon.models import freeze_running_stats
 from tauon.recipe import Recipe
 from tauon.stages.table import stage_table
 from tauon.train import TrainJob
@@ -33,7 +33,7 @@ def refuse_unread_before_training(recipe: Recipe, job: TrainJob, *, whole_model:
     such a key is open and this process can compute it (`whole_model`); otherwise the first step shows it.
     """
     if whole_model and any(k.startswith("task.") for k in unread_in(recipe, "train")):
-        batch = job.loader.batch_at(job.step).rows(0, 1).to(job.device)
-        with torch.no_grad(), still(job.model), job.precision.context():
+        batch = job.loader.batch_at(job.step).rows(0, 1).to(job.policy.device)
+        with torch.no_grad(), freeze_running_stats(job.model), job.policy.precision.context():
             job.task.loss(job.model, batch)
     refuse_unread(recipe, "train", but="-" if whole_model else "task.")

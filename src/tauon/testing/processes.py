@@ -79,14 +79,7 @@ def run_processes(fn: Callable[..., Any], world: int, timeout: float, *args: Any
             processes.append(process)
             ends[mine] = rank
         outcomes = _collect(ends, time.monotonic() + timeout)
-        late = [p for rank, p in enumerate(processes) if rank not in outcomes and p.is_alive()]
-        for process in late:
-            assert process.pid is not None
-            os.kill(process.pid, signal.SIGUSR1)  # it writes its stack; or ends, where it had not begun
-        if late:
-            time.sleep(0.5)
-            for path in sorted(stacks.iterdir()):
-                print(f"rank {path.name} of {world}:\n{path.read_text()}", file=sys.stderr)
+        _show_stacks([p for rank, p in enumerate(processes) if rank not in outcomes and p.is_alive()], stacks, world)
         for rank in range(world):
             if isinstance(outcomes.get(rank), _Gone):
                 processes[rank].join(GRACE)
@@ -103,6 +96,22 @@ def run_processes(fn: Callable[..., Any], world: int, timeout: float, *args: Any
             end.close()
         shutil.rmtree(stacks, ignore_errors=True)
         del store
+    return _values(outcomes, world, timeout)
+
+
+def _show_stacks(late: list[Any], stacks: Path, world: int) -> None:
+    """Where processes that are not done stand, on stderr."""
+    for process in late:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGUSR1)  # it writes its stack; or ends, where it had not begun
+    if late:
+        time.sleep(0.5)
+        for path in sorted(stacks.iterdir()):
+            print(f"rank {path.name} of {world}:\n{path.read_text()}", file=sys.stderr)
+
+
+def _values(outcomes: dict[int, Any], world: int, timeout: float) -> list[Any]:
+    """What each rank returned; or the error of the one that caused the others'."""
     failed = [(rank, o) for rank, o in sorted(outcomes.items()) if isinstance(o, _Failed)]
     if failed:  # a rank that was killed, or else the first that failed, is the cause; the others usually only lost their peer
         rank, failure = min(failed, key=lambda f: (not isinstance(f[1].error, ProcessFailure), f[1].at))

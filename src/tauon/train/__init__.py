@@ -1,70 +1,81 @@
 """Training: the step with its three seams, the loop, hooks. Knows no model and no dataset by name."""
 
-from tauon.train.assemble import Derived, Plan, build_job, fits_whole, make_plan, weights_are_few
+from tauon.train.build import JobConfig, JobSettings, build_job
 from tauon.train.config import EarlyStopping, TrainConfig, WarmUp, largest_divisor
 from tauon.train.ema import EMA
-from tauon.train.first_step import Moved, refuse_leaks, refuse_wrong_mask, watch_first_step
 from tauon.train.freeze import freeze, trainable
 from tauon.train.health import GradientHealth
-from tauon.train.layers import LayerLook, complaints, lasting_complaints, watch_layers
-from tauon.train.local_steps import local_steps
-from tauon.train.loop import STOP, Hook, StopSignal, every, job_state, restore, train, validation_loss, validation_marks
-from tauon.train.meter import Meter, memory_mb
-from tauon.train.precision import (
-    Precision,
-    available_memory,
-    batch_that_fits,
-    choose_compile,
-    choose_device,
-    choose_precision,
-    dress,
-    gather_dtype,
+from tauon.train.hooks import (
+    LayerLook,
+    Meter,
+    Moved,
+    complaints,
+    lasting_complaints,
+    memory_mb,
+    refuse_leaks,
+    refuse_wrong_mask,
+    watch_first_step,
+    watch_layers,
 )
-from tauon.train.ramp import Ramps, steps_for
+from tauon.train.local_sgd import local_steps
+from tauon.train.loop import STOP, Hook, StopSignal, every, job_state, restore, train, validation_loss, validation_marks
+from tauon.train.parameter_server import RecipeWork, SyncParameterServer, Work, use_parameter_server
+from tauon.train.precision import Precision, apply_checkpointing_and_compile, gather_dtype
 from tauon.train.rounding import sensitivity, square_of_most
-from tauon.train.served_job import Served, served
-from tauon.train.share import RecipeWork, Work
-from tauon.train.step import PLATEAU, BatchSource, TrainJob, mesh_exchange, optimizer_update, plain_gradients, step_seed, train_step
+from tauon.train.sizes import BatchSizeScheduler, SeqLenTruncation, steps_for
+from tauon.train.step import (
+    PLATEAU,
+    BatchSource,
+    LaunchedStep,
+    StepFunctions,
+    StepPolicy,
+    TrainJob,
+    launch_step,
+    mesh_exchange,
+    optimizer_update,
+    plain_gradients,
+    step_seed,
+    train_step,
+)
+from tauon.train.timing import seconds_a_step
 
 __all__ = [
     "EMA",
     "PLATEAU",
     "STOP",
+    "BatchSizeScheduler",
     "BatchSource",
-    "Derived",
     "EarlyStopping",
     "GradientHealth",
     "Hook",
+    "JobConfig",
+    "JobSettings",
+    "LaunchedStep",
     "LayerLook",
     "Meter",
     "Moved",
-    "Plan",
     "Precision",
-    "Ramps",
     "RecipeWork",
-    "Served",
+    "SeqLenTruncation",
+    "StepFunctions",
+    "StepPolicy",
     "StopSignal",
+    "SyncParameterServer",
     "TrainConfig",
     "TrainJob",
     "WarmUp",
     "Work",
-    "available_memory",
-    "batch_that_fits",
+    "apply_checkpointing_and_compile",
     "build_job",
-    "choose_compile",
-    "choose_device",
-    "choose_precision",
     "complaints",
-    "dress",
     "every",
-    "fits_whole",
     "freeze",
     "gather_dtype",
     "job_state",
     "largest_divisor",
     "lasting_complaints",
+    "launch_step",
     "local_steps",
-    "make_plan",
     "memory_mb",
     "mesh_exchange",
     "optimizer_update",
@@ -72,17 +83,17 @@ __all__ = [
     "refuse_leaks",
     "refuse_wrong_mask",
     "restore",
+    "seconds_a_step",
     "sensitivity",
-    "served",
     "square_of_most",
     "step_seed",
     "steps_for",
     "train",
     "train_step",
     "trainable",
+    "use_parameter_server",
     "validation_loss",
     "validation_marks",
     "watch_first_step",
     "watch_layers",
-    "weights_are_few",
 ]

@@ -31,8 +31,8 @@ class WarmUp(Config):
     """Steps until the full size is reached."""
 
 
-class TrainConfig(Config):
-    """The training run."""
+class StepsConfig(Config):
+    """How many steps, and how much each of them takes."""
 
     steps: Count | None = Field(None, ge=1)
     """Optimizer steps. Give one of steps, epochs, tokens, time."""
@@ -50,6 +50,11 @@ class TrainConfig(Config):
     """Text only: cut examples to `start` tokens at first, and let them grow to `data.seq_len` (arXiv:2108.06084). Left out: whole."""
     microbatch: Count | None = Field(None, ge=1)
     """Examples in one forward and backward pass. Left out: the whole batch, or the most that fits in memory."""
+
+
+class ComputeConfig(StepsConfig):
+    """What trains, where, and in what numbers."""
+
     freeze: tuple[str, ...] = ()
     """Parameters that do not train, by name: ["embed.*", "blocks.0.*"]."""
     device: str = "auto"
@@ -62,6 +67,11 @@ class TrainConfig(Config):
     """Keep only each block's input and compute the rest again in the backward pass: less memory, a third more time."""
     ema: Fraction | None = Field(None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then what is evaluated (0.999). Left out: none."""
+
+
+class TrainConfig(ComputeConfig):
+    """The training run."""
+
     validate_every: Count | None = Field(None, ge=1)
     """Steps between validations. Left out: ten in a run."""
     validate_examples: Count | None = Field(None, ge=1)

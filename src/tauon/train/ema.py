@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from tauon.distributed import local_part
 from tauon.train.statistics import running_statistics
 
 __all__ = ["EMA"]
@@ -27,9 +28,14 @@ class EMA:
         self.shadow: dict[str, Tensor] = {k: p.clone() for k, p in self.live.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after update number `step` (from 0)."""
+    def update(self, step: int, bad: Tensor | None = None) -> None:
+        """Take in the weights after update number `step` (from 0); not where `bad`, a number on the device, is 1."""
         d = min(self.decay, (1 + step) / (10 + step))
+        if bad is not None:  # a share of 0 leaves the average as it is: the weights are finite, as the step was skipped
+            share = (1 - bad) * (1 - d)
+            for k, p in self.live.items():
+                local_part(self.shadow[k]).lerp_(local_part(p), share.to(p.dtype))
+            return
         torch._foreach_lerp_([self.shadow[k] for k in self.parameters], list(self.parameters.values()), 1 - d)
         if self.statistics:  # apart from the weights, which may be DTensors
             torch._foreach_lerp_([self.shadow[k] for k in self.statistics], list(self.statistics.values()), 1 - d)

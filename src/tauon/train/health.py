@@ -8,16 +8,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from tauon.errors import TrainingError
 
 __all__ = ["GradientHealth"]
 
-SETTLE = 20
+WARM_UP = 20
 """Good steps before a spike can be told from the ordinary."""
 
 
 class GradientHealth:
-    """`check` says why a step must be skipped, or None. Raises `TrainingError` after `max_bad` skipped steps in a row."""
+    """Which steps must be skipped. Decided on the host (`check`), or on the device (`judge`) and counted when the host reads it (`record`).
+
+    Both raise `TrainingError` after `max_bad` skipped steps in a row.
+    """
 
     def __init__(self, spike_factor: float | None, max_bad: int) -> None:
         self.spike_factor, self.max_bad = spike_factor, max_bad
@@ -27,19 +33,26 @@ class GradientHealth:
         self.skipped = 0
         self.by_loss = True
         """Whether a loss that is not finite skips a step. Of a private run it must not: one example would decide, and every weight would show it."""
+        self._on_device: tuple[Tensor, Tensor] | None = None
+        """Mean and number of good norms on the device, which is ahead of the host's by the steps that the host has not read."""
 
     def check(self, step: int, loss: float, norm: float) -> str | None:
-        """`norm` is the gradient's L2 norm before clipping. Good norms enter a running mean (decay 0.95)."""
-        reason = None
-        if (self.by_loss and not math.isfinite(loss)) or not math.isfinite(norm):
-            reason = f"loss {loss:g}, gradient norm {norm:g}: not finite"
-        elif self.spike_factor is not None and self.good >= SETTLE and norm > self.spike_factor * self.mean:
-            reason = f"gradient norm {norm:g} is over {self.spike_factor:g} times its running mean {self.mean:g}"
-        if reason is None:
+        """Why step `step` must be skipped, or None. `norm` is the gradient's L2 norm before clipping. Good norms enter a running mean (decay 0.95)."""
+        self._on_device = None
+        bad = (self.by_loss and not math.isfinite(loss)) or not math.isfinite(norm)
+        bad = bad or (self.spike_factor is not None and self.good >= WARM_UP and norm > self.spike_factor * self.mean)
+        return self.record(step, loss, norm, bad)
+
+    def record(self, step: int, loss: float, norm: float, bad: bool) -> str | None:
+        """Count a step that was decided, and say why it was skipped."""
+        if not bad:
             self.mean = norm if self.good == 0 else 0.95 * self.mean + 0.05 * norm
             self.good += 1
             self.bad_in_a_row = 0
             return None
+        reason = f"loss {loss:g}, gradient norm {norm:g}: not finite"
+        if math.isfinite(norm) and (math.isfinite(loss) or not self.by_loss):
+            reason = f"gradient norm {norm:g} is over {self.spike_factor:g} times its running mean {self.mean:g}"
         self.bad_in_a_row += 1
         self.skipped += 1
         if self.bad_in_a_row >= self.max_bad:
@@ -49,9 +62,29 @@ class GradientHealth:
             )
         return reason
 
+    def judge(self, loss: Tensor, norm: Tensor) -> Tensor:
+        """`check` on the device, without reading anything: 1 where the step must be skipped, else 0 (float32)."""
+        wide = torch.float32 if norm.device.type == "mps" else torch.float64  # as Python computes; MPS has no float64
+        if self._on_device is None:  # filled on the device: a copy from the host would make it wait
+            self._on_device = (
+                torch.full((), self.mean, dtype=wide, device=norm.device),
+                torch.full((), self.good, dtype=torch.int64, device=norm.device),
+            )
+        mean, good = self._on_device
+        length = norm.to(wide)
+        bad = ~length.isfinite()
+        if self.by_loss:
+            bad = bad | ~loss.isfinite()
+        if self.spike_factor is not None:
+            bad = bad | ((good >= WARM_UP) & (length > self.spike_factor * mean))
+        moved = torch.where(good == 0, length, 0.95 * mean + 0.05 * length)
+        self._on_device = torch.where(bad, mean, moved), torch.where(bad, good, good + 1)
+        return bad.float()
+
     def state(self) -> dict[str, Any]:
         return {"mean": self.mean, "good": self.good, "bad_in_a_row": self.bad_in_a_row, "skipped": self.skipped}
 
     def load(self, state: dict[str, Any]) -> None:
         self.mean, self.good = state["mean"], state["good"]
         self.bad_in_a_row, self.skipped = state["bad_in_a_row"], state["skipped"]
+        self._on_device = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -31,18 +32,18 @@ def sensitivity(
         draw: number of the draw.
     """
     job, loader = build()
-    exchange = job.exchange
+    exchange = job.functions.exchange
 
     def disturb(job: TrainJob) -> None:
         exchange(job)
         for name, p in job.model.named_parameters():
             if p.grad is not None:
-                g = torch.Generator().manual_seed(step_seed(job.seed, job.step, sum(name.encode()) + 1000 * (draw + 1)))
+                g = torch.Generator().manual_seed(step_seed(job.policy.seed, job.step, sum(name.encode()) + 1000 * (draw + 1)))
                 p.grad += (noise * torch.randn(p.grad.shape, generator=g)).to(p.grad) * _size(p.grad)
 
-    job.exchange = disturb
+    job.functions = replace(job.functions, exchange=disturb)
     for step in range(steps):
-        train_step(job, loader.batch_at(step).to(job.device))
+        train_step(job, loader.batch_at(step).to(job.policy.device))
     found: dict[str, float] = {}
     for name, p in job.model.named_parameters():
         off, moved = square_of_most(p.detach() - weights[name]), (weights[name] - start[name]).double().square().sum().item()

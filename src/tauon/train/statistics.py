@@ -27,6 +27,8 @@ class RunningStatistics:
             torch._foreach_copy_(self.kept, self.live)
 
     @torch.no_grad()
-    def put_back(self) -> None:
+    def put_back(self, bad: Tensor | None = None) -> None:
+        """Where `bad`, a number on the device, is 1; None: in any case."""
         if self.live:
-            torch._foreach_copy_(self.live, self.kept)
+            kept = self.kept if bad is None else [torch.where(bad > 0, k, b) for k, b in zip(self.kept, self.live, strict=True)]
+            torch._foreach_copy_(self.live, kept)

@@ -1,6 +1,12 @@
-"""One optimizer step, whole. Three seams and no others: make gradients, exchange them, update.
+"""One optimizer step. Three seams and no others: make gradients, exchange them, update.
 
-A wrapper (privacy, parallelism, a parameter server) replaces one seam of the job and returns the job.
+A job is its state, a frozen set of step functions, and a frozen policy. A wrapper (privacy, parallelism, a parameter server) replaces some of
+the functions and returns the job.
+
+On an accelerator the host never waits for the device inside a step: `launch_step` leaves loss and norm there, and what it returns is read
+when the next step is on its way. Whether the step counts is then decided on the device (`GradientHealth.judge`), and a step that does not
+leaves weights, optimizer, averages and running statistics as they were. Where the optimizer cannot do that (`tauon.optim.skip` says which), and on
+a CPU, the host reads loss and norm before the update, and decides.
 """
 
 from __future__ import annotations
@@ -14,12 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tauon.distributed import Layout, Mesh, Traffic, my_targets, synchronising, whole_gradients
-from tauon.optim import ScheduleConfig, Standing, clip_adaptive, clip_gradients, clip_layers
+from tauon.distributed import Layout, Mesh, Traffic, shard_targets, synchronising, whole_gradients
+from tauon.optim import AveragedWeights, ScheduleConfig, can_skip_on_device, clip_adaptive, clip_gradients, clip_layers, skipped_where
 from tauon.tasks import Task
 from tauon.train.ema import EMA
 from tauon.train.health import GradientHealth
 from tauon.train.precision import Precision
+from tauon.train.readback import HostCopy
 from tauon.train.statistics import RunningStatistics
 from tauon.types import Batch
 
@@ -27,11 +34,17 @@ __all__ = [
     "PLATEAU",
     "REDUCED",
     "BatchSource",
+    "LaunchedStep",
+    "MeasuredLate",
     "Stateful",
+    "StepFunctions",
+    "StepPolicy",
     "TrainJob",
+    "launch_step",
     "mesh_exchange",
     "optimizer_update",
     "plain_gradients",
+    "plain_scores",
     "step_seed",
     "train_step",
 ]
@@ -53,28 +66,34 @@ class BatchSource(Protocol):
         ...
 
 
-class Make(Protocol):
-    """The first seam."""
+class GradientFn(Protocol):
+    """The first seam: gradients of the batch into `.grad`; returns this process's share of the mean loss."""
 
     def __call__(self, job: TrainJob, batch: Batch) -> Tensor: ...
 
 
-class Score(Protocol):
-    """The loss without gradients."""
+class ScoreFn(Protocol):
+    """(sum of losses, sum of weights) of a batch, without gradients."""
 
     def __call__(self, job: TrainJob, batch: Batch) -> tuple[Tensor, Tensor]: ...
 
 
-class Act(Protocol):
+class StepFn(Protocol):
     """The second and the third seam."""
 
     def __call__(self, job: TrainJob) -> None: ...
 
 
-class Measure(Protocol):
-    """Between the second and the third seam: clip the gradient, and say its norm before clipping by norm."""
+class ClipFn(Protocol):
+    """Between the second and the third seam: clip the gradient, and return its norm before clipping by norm."""
 
     def __call__(self, job: TrainJob) -> Tensor: ...
+
+
+class MeasuredLate(Protocol):
+    """A value of `TrainJob.measured` that is read when the step's metrics are."""
+
+    def read(self, *, skipped: bool) -> Any: ...
 
 
 class Stateful(Protocol):
@@ -96,14 +115,14 @@ def plain_gradients(job: TrainJob, batch: Batch) -> Tensor:
     parallelism equal the large batch.
     """
     mesh = job.mesh
-    batch = my_targets(batch, mesh.at["context"], mesh.layout.context)
+    batch = shard_targets(batch, mesh.at["context"], mesh.layout.context)
     weight = mesh.sum(job.task.weight(batch), *REDUCED).clamp(min=1e-9)
-    loss = torch.zeros((), device=job.device)
-    for start in range(0, len(batch), job.microbatch):
-        with job.precision.context():
-            total, _ = job.task.loss(job.model, batch.rows(start, start + job.microbatch))
+    loss = torch.zeros((), device=job.policy.device)
+    for start in range(0, len(batch), job.policy.microbatch):
+        with job.policy.precision.context():
+            total, _ = job.task.loss(job.model, batch.rows(start, start + job.policy.microbatch))
         share = total / weight
-        with synchronising(job.model, now=start + job.microbatch >= len(batch)):
+        with synchronising(job.model, now=start + job.policy.microbatch >= len(batch)):
             # Processes average their gradients; what is wanted is the sum of their shares.
             (share if mesh.reduce_size == 1 else share * mesh.reduce_size).backward()  # type: ignore[no-untyped-call]
         loss += share.detach()
@@ -112,8 +131,8 @@ def plain_gradients(job: TrainJob, batch: Batch) -> Tensor:
 
 def plain_scores(job: TrainJob, batch: Batch) -> tuple[Tensor, Tensor]:
     """(sum of losses, sum of weights) of this process's part of the batch, float64, without gradients."""
-    batch = my_targets(batch, job.mesh.at["context"], job.mesh.layout.context)
-    with job.precision.context():
+    batch = shard_targets(batch, job.mesh.at["context"], job.mesh.layout.context)
+    with job.policy.precision.context():
         loss_B, weight_B = job.task.losses(job.model, batch)
     return loss_B.double().sum(), weight_B.double().sum()
 
@@ -124,18 +143,18 @@ def mesh_exchange(job: TrainJob) -> None:
         whole_gradients(job.model)
 
 
-def clip_here(job: TrainJob) -> Tensor:
+def clip_local_gradients(job: TrainJob) -> Tensor:
     """Where the gradients are in `.grad`: by value, by layer, by unit, by norm, as far as each is asked for."""
-    if job.clip_value is not None and (job.clip_layer is not None or job.clip_adaptive is not None):
-        clip_gradients(job.model.parameters(), None, job.clip_value, job.mesh)
-    if job.clip_layer is not None:
-        clip_layers(job.model.parameters(), job.clip_layer)
-    if job.clip_adaptive is not None:
-        clip_adaptive(job.model.named_parameters(), job.clip_adaptive)
-    return clip_gradients(job.model.parameters(), job.clip_norm, job.clip_value, job.mesh)
+    if job.policy.clip_value is not None and (job.policy.clip_layer is not None or job.policy.clip_adaptive is not None):
+        clip_gradients(job.model.parameters(), None, job.policy.clip_value, job.mesh)
+    if job.policy.clip_layer is not None:
+        clip_layers(job.model.parameters(), job.policy.clip_layer)
+    if job.policy.clip_adaptive is not None:
+        clip_adaptive(job.model.named_parameters(), job.policy.clip_adaptive)
+    return clip_gradients(job.model.parameters(), job.policy.clip_norm, job.policy.clip_value, job.mesh)
 
 
-def all_is_here(job: TrainJob) -> None:
+def no_gather(job: TrainJob) -> None:
     """Weights and optimizer state of one process are where they belong."""
 
 
@@ -145,42 +164,63 @@ def optimizer_update(job: TrainJob) -> None:
     job.optimizer.step()
 
 
-@dataclass
-class TrainJob:
-    """Everything that a step needs, and the little state that moves. Wrappers take one and return one."""
+@dataclass(frozen=True)
+class StepFunctions:
+    """What a step does. A wrapper puts its own in place: `job.functions = replace(job.functions, make=...)`."""
 
-    model: nn.Module
-    optimizer: Optimizer
-    schedule: ScheduleConfig
-    loader: BatchSource
-    task: Task
+    make: GradientFn = plain_gradients
+    exchange: StepFn = mesh_exchange
+    clip: ClipFn = clip_local_gradients
+    update: StepFn = optimizer_update
+    after: tuple[StepFn, ...] = ()
+    """Called when a step is done, skipped or not (an outer step, say): what all replicas must do, whatever their gradients were."""
+    gather: StepFn = no_gather
+    """Bring weights and optimizer state into `model` and `optimizer`, where they are kept elsewhere: called before anything reads them."""
+    score: ScoreFn = plain_scores
+    """How validation computes a loss."""
+
+
+@dataclass(frozen=True)
+class StepPolicy:
+    """How a job steps; the same from its first step to its last."""
+
     total_steps: int
     seed: int
+    schedule: ScheduleConfig
     precision: Precision
     device: torch.device
     microbatch: int
-    health: GradientHealth
+    """Examples in one forward and backward pass."""
     clip_norm: float | None = None
     clip_value: float | None = None
     clip_layer: float | None = None
     clip_adaptive: float | None = None
-    ema: EMA | None = None
-    statistics: RunningStatistics | None = None
-    """Of models that keep running ones (batch norm)."""
-    mesh: Mesh = field(default_factory=lambda: Mesh(Layout()))
-    """This process's place among those that compute together."""
     examples_at: Callable[[int], int] | None = None
     """Examples of step n, all processes together. None: as many as each of them has."""
     replicas: int = 1
     """Jobs like this one that train beside it on other rows of the batch, itself included (local SGD, DiLoCo)."""
-    make: Make = plain_gradients
-    exchange: Act = mesh_exchange
-    update: Act = optimizer_update
-    clip: Measure = clip_here
-    gather: Act = all_is_here
-    """Bring weights and optimizer state into `model` and `optimizer`, where they are kept elsewhere: called before anything reads them."""
-    score: Score = plain_scores
-    """How validation computes a loss."""
+    reads_late: bool = False
+    """Whether the host reads loss and norm only after the step, which the device itself skips where they are bad."""
+
+
+@dataclass
+class TrainJob:
+    """A training in progress: the state that moves, the functions that move it, and the policy. Wrappers take one and return one."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    loader: BatchSource
+    task: Task
+    policy: StepPolicy
+    health: GradientHealth
+    functions: StepFunctions = field(default_factory=StepFunctions)
+    mesh: Mesh = field(default_factory=lambda: Mesh(Layout()))
+    """This process's place among those that compute together."""
+    ema: EMA | None = None
+    statistics: RunningStatistics | None = None
+    """Of models that keep running ones (batch norm)."""
+    eval_weights: AveragedWeights | None = None
+    """Weights that are validated and saved; None: the model's own."""
     step: int = 0
     """Steps done."""
     examples: int = 0
@@ -192,20 +232,45 @@ class TrainJob:
     traffic: Traffic = field(default_factory=Traffic)
     """Bytes sent."""
     measured: dict[str, Any] = field(default_factory=dict)
-    """What a seam has to tell of this step (staleness, say): joins the step's metrics."""
-    after: list[Act] = field(default_factory=list)
-    """Called when a step is done, skipped or not (an outer step, say): what all replicas must do, whatever their gradients were."""
-    shown: Standing | None = None
-    """Weights that are validated and saved; None: the model's own."""
+    """More metrics of this step, from its functions (staleness, say): numbers, or `MeasuredLate`."""
 
     def set_rate(self) -> float:
         """Give every group of parameters the learning rate of this step; returns it as a share of the peak."""
-        factor = self.schedule.factor(self.step, self.total_steps)
+        factor = self.policy.schedule.factor(self.step, self.policy.total_steps)
         if PLATEAU in self.notes:
             factor *= self.notes[PLATEAU]["factor"]
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
         return factor
+
+
+@dataclass
+class LaunchedStep:
+    """A step that was given to the device. `read` says what came of it."""
+
+    step: int
+    """Steps done with this one, and examples and tokens seen: the job's counters when it was launched."""
+    examples: int
+    tokens: int
+    health: GradientHealth
+    metrics: dict[str, Any]
+    numbers: HostCopy | None
+    """Loss, norm, and whether the device skipped the step, on their way; None: they are in `metrics`."""
+
+    @property
+    def late(self) -> bool:
+        """Whether the host would wait for the device to read it now."""
+        return self.numbers is not None
+
+    def read(self) -> dict[str, Any]:
+        """The step's metrics as plain numbers. Read each step once, in order: raises `TrainingError` where too many in a row were skipped."""
+        metrics = self.metrics
+        if self.numbers is not None:
+            loss, norm, bad = self.numbers.tolist()
+            reason = self.health.record(self.step, loss, norm, bad > 0)
+            metrics = {"loss": loss, "grad_norm": norm} | ({} if reason is None else {"skipped": reason}) | metrics
+        skipped = "skipped" in metrics
+        return {k: v.read(skipped=skipped) if hasattr(v, "read") else v for k, v in metrics.items()}
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -215,36 +280,67 @@ def step_seed(seed: int, step: int, rank: int = 0) -> int:
 
 
 def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
-    """Make, exchange, clip, check, update: the step that every recipe takes. Metrics are plain numbers."""
-    torch.manual_seed(step_seed(job.seed, job.step, job.mesh.draws))
+    """A step, and its metrics as plain numbers: waits for the device."""
+    return launch_step(job, batch).read()
+
+
+def launch_step(job: TrainJob, batch: Batch) -> LaunchedStep:
+    """Make, exchange, clip, check, update: the step that every recipe takes."""
+    run = job.functions
+    torch.manual_seed(step_seed(job.policy.seed, job.step, job.mesh.draws))
     if job.statistics is not None:
         job.statistics.remember()
-    loss = job.make(job, batch)
-    job.exchange(job)
-    norm = job.clip(job)
+    loss = run.make(job, batch)
+    run.exchange(job)
+    norm = run.clip(job)
     loss = job.mesh.sum(loss, *REDUCED, "pipeline")
-    metrics: dict[str, Any] = {"loss": loss.item(), "grad_norm": norm.item()}  # the step's one wait for the device
-    skip = job.health.check(job.step + 1, metrics["loss"], metrics["grad_norm"])
-    if skip is None:
-        job.update(job)
-        if job.ema is not None:
-            job.ema.update(job.step)
-    else:
-        metrics["skipped"] = skip
-        if job.statistics is not None:
-            job.statistics.put_back()
+    late = job.policy.reads_late and can_skip_on_device(job.optimizer)
+    metrics, numbers = ({}, _update_late(job, loss, norm)) if late else (_update_now(job, loss, norm), None)
     job.optimizer.zero_grad(set_to_none=True)  # None, not zero: saves one write over all parameters
-    examples = job.examples_at(job.step) if job.examples_at is not None else len(batch) * job.mesh.layout.data * job.replicas
-    job.step += 1
-    job.examples += examples
-    job.tokens += (
-        examples * batch.targets.shape[1] if batch.targets.dtype == torch.int64 and batch.targets.ndim == 2 and batch.lengths is None else 0
-    )
+    _count(job, batch)
     metrics["lr"] = job.optimizer.param_groups[0]["lr"]
-    for act in job.after:
+    for act in job.functions.after:
         act(job)
     if sent := job.traffic.take():
         metrics["sent_bytes"], metrics["sent"] = sum(sent.values()), sent
     metrics |= job.measured
     job.measured.clear()
+    return LaunchedStep(job.step, job.examples, job.tokens, job.health, metrics, numbers)
+
+
+def _update_now(job: TrainJob, loss: Tensor, norm: Tensor) -> dict[str, Any]:
+    """Read loss and norm, then update unless they are bad; the step's first metrics."""
+    metrics: dict[str, Any] = {"loss": loss.item(), "grad_norm": norm.item()}  # the step's one wait for the device
+    reason = job.health.check(job.step + 1, metrics["loss"], metrics["grad_norm"])
+    if reason is None:
+        job.functions.update(job)
+        if job.ema is not None:
+            job.ema.update(job.step)
+    else:
+        metrics["skipped"] = reason
+        if job.statistics is not None:
+            job.statistics.put_back()
     return metrics
+
+
+def _update_late(job: TrainJob, loss: Tensor, norm: Tensor) -> HostCopy:
+    """The same without reading: the device does nothing where it finds loss or norm bad. Returns loss, norm and that, on their way to the host."""
+    norm = norm.to(loss.device)  # of a model without any gradient it is a zero of the host
+    bad = job.health.judge(loss, norm)
+    with skipped_where(job.optimizer, bad):
+        job.functions.update(job)
+    if job.statistics is not None:  # before the average takes them in
+        job.statistics.put_back(bad)
+    if job.ema is not None:
+        job.ema.update(job.step, bad)
+    return HostCopy(torch.stack([loss.detach().float(), norm.float(), bad]))
+
+
+def _count(job: TrainJob, batch: Batch) -> None:
+    """Step, examples and tokens, now that the step is on its way."""
+    at = job.policy.examples_at
+    examples = at(job.step) if at is not None else len(batch) * job.mesh.layout.data * job.policy.replicas
+    job.step += 1
+    job.examples += examples
+    is_text = batch.targets.dtype == torch.int64 and batch.targets.ndim == 2 and batch.lengths is None
+    job.tokens += examples * batch.targets.shape[1] if is_text else 0

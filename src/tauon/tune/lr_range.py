@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tauon.errors import TrainingError
@@ -75,14 +75,14 @@ def lr_range(
     found, mean = RangeTest(), 0.0
     lead = job.optimizer.param_groups[0]["peak_lr"]
     share = [g["peak_lr"] / lead for g in job.optimizer.param_groups]
-    job.schedule, job.total_steps = Constant(warmup=0), 2**40
+    job.policy = replace(job.policy, schedule=Constant(warmup=0), total_steps=2**40)
     job.health.spike_factor, job.health.max_bad = None, 2**40
     job.model.train()
     for step in range(steps):
         rate = low * (high / low) ** (step / max(1, steps - 1))
         for group, proportion in zip(job.optimizer.param_groups, share, strict=True):
             group["peak_lr"] = rate * proportion
-        loss = float(train_step(job, job.loader.batch_at(job.step).to(job.device))["loss"])
+        loss = float(train_step(job, job.loader.batch_at(job.step).to(job.policy.device))["loss"])
         found.rates.append(rate)
         found.losses.append(loss)
         if not math.isfinite(loss):

@@ -22,7 +22,7 @@ from tauon.config import Count, register
 from tauon.data.pixel_range import PixelRange
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, Kind, SourceConfig
-from tauon.data.sources.left_out import LeftOut, refuse_vanished
+from tauon.data.sources.left_out import ErrorFeedbackState, refuse_vanished
 from tauon.data.sources.picture_file import PICTURE_SUFFIXES, decode_picture, import_pillow
 from tauon.data.sources.system_files import is_system_file
 from tauon.errors import DataError
@@ -180,11 +180,11 @@ class FolderConfig(SourceConfig):
             raise DataError(f"data.source.value_range is for pictures deeper than 8 bits, and {example} has bytes. Drop it")
         return None
 
-    def _left_out(self, root: Path, broken: dict[Path, str]) -> LeftOut:
+    def _left_out(self, root: Path, broken: dict[Path, str]) -> ErrorFeedbackState:
         """Damaged files, and whatever else lies below the folder."""
         taken = {path for path, _ in self.files()}
         others = [p.relative_to(root).as_posix() for p in sorted(root.rglob("*")) if p not in taken and p.is_file()]
-        found = LeftOut().add("not whole pictures", [f"{p}: {why}" for p, why in broken.items()])
+        found = ErrorFeedbackState().add("not whole pictures", [f"{p}: {why}" for p, why in broken.items()])
         found.add("files that systems leave behind", [n for n in others if is_system_file(n)])
         return found.add("not pictures by their names", [n for n in others if not is_system_file(n)])
 

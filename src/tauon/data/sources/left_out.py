@@ -9,23 +9,23 @@ from numpy.typing import NDArray
 
 from tauon.errors import DataError
 
-__all__ = ["LeftOut", "refuse_vanished"]
+__all__ = ["ErrorFeedbackState", "refuse_vanished"]
 
 _LISTED = 20
 """Names of each reason that are given."""
 
 
-class LeftOut:
+class ErrorFeedbackState:
     """Names of what was not taken, by reason.
 
-    >>> LeftOut().add("not pictures by their names", ["a/notes.txt"]).lines()
+    >>> ErrorFeedbackState().add("not pictures by their names", ["a/notes.txt"]).lines()
     ('not pictures by their names (1): a/notes.txt',)
     """
 
     def __init__(self) -> None:
         self.names: dict[str, list[str]] = {}
 
-    def add(self, reason: str, names: Sequence[str]) -> LeftOut:
+    def add(self, reason: str, names: Sequence[str]) -> ErrorFeedbackState:
         """`names` were not taken, because they are `reason`."""
         if names:
             self.names.setdefault(reason, []).extend(names)

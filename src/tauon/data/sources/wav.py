@@ -20,7 +20,7 @@ from tauon.config import register
 from tauon.data.files import refuse_bomb
 from tauon.data.sources.audio_file import AUDIO_SUFFIXES, read_wav
 from tauon.data.sources.base import Kind, Signals, SourceConfig
-from tauon.data.sources.left_out import LeftOut, refuse_vanished
+from tauon.data.sources.left_out import ErrorFeedbackState, refuse_vanished
 from tauon.data.sources.system_files import is_system_file
 from tauon.data.sources.transcripts import read_transcripts
 from tauon.data.spelling import nfc
@@ -97,7 +97,7 @@ class WavConfig(SourceConfig):
 
 def labelled(
     files: Mapping[str, bytes | Path], where: str, pattern: str, only: Choice, without: Choice, *, skip: bool = False,
-    label_names: Mapping[str, str] | None = None, left_out: LeftOut | None = None,
+    label_names: Mapping[str, str] | None = None, left_out: ErrorFeedbackState | None = None,
 ) -> Signals:  # fmt: skip
     """Files whose names say their class. `label_names`: what to call each label, where the name has a code. `left_out`: what is already."""
     parts = chosen(named_parts(list(files), pattern, where), only, without, where)
@@ -107,7 +107,7 @@ def labelled(
     before, targets = (np.array([number[parts[n]["label"]] for n in some], np.int64) for some in (parts, names))
     shown = tuple((label_names or {}).get(label, label) for label in labels)
     refuse_vanished(shown, before, targets, where, "no whole recording", corrupt[0] if corrupt else "")
-    left_out = left_out or LeftOut()
+    left_out = left_out or ErrorFeedbackState()
     for label in labels:
         mine = [n for n in corrupt if parts[n]["label"] == label]
         left_out.add(f"no whole recordings, class {label}", mine)
@@ -119,7 +119,7 @@ def wav_files(place: str | Path) -> dict[str, bytes | Path]:
     return _found(place)[0]
 
 
-def _found(place: str | Path) -> tuple[dict[str, bytes | Path], LeftOut]:
+def _found(place: str | Path) -> tuple[dict[str, bytes | Path], ErrorFeedbackState]:
     """(`wav_files`, what else is there)."""
     root = Path(place).expanduser()
     if root.is_file():
@@ -139,7 +139,7 @@ def _found(place: str | Path) -> tuple[dict[str, bytes | Path], LeftOut]:
     if not found:
         raise DataError(f"{root}: holds no recording ({', '.join(AUDIO_SUFFIXES[:5])}, ...). Check data.source.path")
     others = [n for n in inside if n not in found]
-    left_out = LeftOut().add("files that systems leave behind", [n for n in others if is_system_file(n)])
+    left_out = ErrorFeedbackState().add("files that systems leave behind", [n for n in others if is_system_file(n)])
     return found, left_out.add("not recordings by their names", [n for n in others if not is_system_file(n)])
 
 

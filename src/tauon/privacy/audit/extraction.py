@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tauon.generate import generate
+from tauon.generate import Sampling, generate
 from tauon.privacy.audit.secrets import Secret, sentence_ids
 from tauon.tasks import token_nll
 
@@ -143,7 +143,7 @@ def extract(
     """Whether the model writes the secret behind its prefix: `greedy`, and `beam` (among the 16 likeliest texts)."""
     prefix = sentence_ids(tokenizer, secret.prefix).tolist()
     length = len(sentence_ids(tokenizer, secret.text)) - len(prefix) + 2  # tokens may be cut otherwise behind a prefix that ends
-    written = generate(model, prefix, max_tokens=max(1, length), temperature=0.0, context=context)[0]
+    written = generate(model, prefix, max_tokens=max(1, length), sampling=Sampling(temperature=0.0), context=context)[0]
     greedy = tokenizer.decode(np.asarray(written)).startswith(secret.secret)
     return {"greedy": greedy, "beam": greedy or secret.secret in beam(model, tokenizer, prefix, secret, max(1, length), context)}
 

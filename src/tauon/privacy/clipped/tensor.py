@@ -35,7 +35,7 @@ def in_parts(p: Tensor | None) -> bool:
 
 def refuse_parts(model: nn.Module) -> None:
     """`RecipeError` for a layer that cannot be clipped in parts."""
-    from tauon.models.transformer import RMSNorm
+    from tauon.models.families.transformer import RMSNorm
 
     fine = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, RMSNorm)
     for name, module in model.named_modules():

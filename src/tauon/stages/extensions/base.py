@@ -9,7 +9,8 @@ from typing import Any
 from tauon.data import DataConfig, DataSplits, Loader
 from tauon.distributed import Mesh
 from tauon.models import ModelConfig
-from tauon.train import Derived, Plan, TrainJob
+from tauon.plan import Derived, Plan
+from tauon.train import TrainJob
 from tauon.types import Dataset
 
 __all__ = ["SplitTransform", "StartAgain", "TrainExtension"]

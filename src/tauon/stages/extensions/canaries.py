@@ -47,7 +47,9 @@ def plant(splits: DataSplits, config: CanaryConfig, folder: Path) -> DataSplits:
     key, absent = (canary_key(config), "zeroed") if before is None else (before.key, before.absent)
     train, drawn = with_canaries(splits.train, config, key=key, absent=absent)  # type: ignore[arg-type]
     if before is not None and before.to_json() != drawn.to_json():
-        raise RunError(f"{path}: other canaries than the recipe plants. Start over with --fresh, or give another name (name=...).")
+        raise RunError(
+            f"{path}: other canaries than the recipe plants. PretrainedModel over with --fresh, or give another name (name=...)."
+        )
     if before is None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_json(path, drawn.to_json())

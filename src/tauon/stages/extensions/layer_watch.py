@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from tauon.artifacts import Checkpoint
 from tauon.distributed import ParameterServer
+from tauon.plan import Plan
 from tauon.stages.extensions.base import TrainExtension
-from tauon.train import Plan, TrainJob, watch_layers
+from tauon.train import TrainJob, watch_layers
 
 if TYPE_CHECKING:
     from tauon.stages.context import Context

@@ -10,8 +10,9 @@ from tauon.artifacts import Checkpoint
 from tauon.distributed import Layout, Mesh, ParameterServer
 from tauon.errors import Problem, RecipeError
 from tauon.models import ModelConfig
+from tauon.plan import Derived, Plan, choose_device
 from tauon.stages.extensions.base import TrainExtension
-from tauon.train import Derived, Plan, RecipeWork, Served, TrainJob, choose_device, served
+from tauon.train import JobConfig, RecipeWork, SyncParameterServer, TrainJob, use_parameter_server
 
 if TYPE_CHECKING:
     from tauon.stages.context import Context
@@ -33,14 +34,12 @@ class ServerTraining(TrainExtension):
     def __init__(self, ctx: Context, config: ParameterServer) -> None:
         self.ctx, self.config = ctx, config
         self.settled: Plan
-        self.servers: Served
+        self.servers: SyncParameterServer
 
     def mesh(self, model: ModelConfig) -> tuple[Mesh, Derived]:
         world, parallel = self.ctx.world, self.config
         if world.size > 1:
-            message = (
-                f"parameter-server starts its workers by itself, and {world.size} processes were started. Start one process: without --on."
-            )
+            message = f"parameter-server starts its workers by itself, and {world.size} processes were started. PretrainedModel one process: without --on."
             raise RecipeError([Problem("parallel.kind", message)])
         layout = f"parameter server: {parallel.workers} workers, {parallel.servers} servers, {parallel.mode}"
         device, _ = choose_device(self.ctx.train.device)
@@ -54,11 +53,9 @@ class ServerTraining(TrainExtension):
         if recipe.optim.layer_decay is not None or recipe.optim.lr_scale:
             message = "servers give every weight the same learning rate. Drop optim.layer_decay and optim.lr_scale, or take another layout."
             raise RecipeError([Problem("parallel.kind", message)])
-        work = RecipeWork.of(
-            ctx.model, recipe.optim, ctx.train, recipe.task, ctx.data, spec=ctx.splits.spec, plan=self.settled, seed=recipe.seed,
-            fingerprint=ctx.splits.fingerprint,
-        )  # fmt: skip
-        self.servers = served(job, self.config, recipe.optim, work, tell=lambda m: ctx.on_event("note", message=m))
+        config = JobConfig(ctx.model, recipe.optim, ctx.train, recipe.task, ctx.splits.spec, recipe.seed)
+        work = RecipeWork.of(config, ctx.data, self.settled, ctx.splits.fingerprint)
+        self.servers = use_parameter_server(job, self.config, recipe.optim, work, tell=lambda m: ctx.on_event("note", message=m))
         return self.servers.job
 
     def running(self) -> AbstractContextManager[Any]:

@@ -18,6 +18,7 @@ from tauon.data import Loader
 from tauon.distributed import reshard
 from tauon.errors import PrivacyError, RecipeError, RunError
 from tauon.optim import Plateau
+from tauon.plan import Derived, Plan
 from tauon.privacy import (
     SEEDED,
     Key,
@@ -44,7 +45,7 @@ from tauon.stages.extensions.base import StartAgain, TrainExtension
 from tauon.stages.extensions.canaries import FOLDER as AUDIT_FOLDER
 from tauon.stages.extensions.canaries import planted
 from tauon.tracking import read_events
-from tauon.train import PLATEAU, Derived, Plan, TrainJob
+from tauon.train import PLATEAU, TrainJob
 from tauon.types import Dataset
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class PrivateTraining(TrainExtension):
         return self.private.dress(job, self.ctx.splits.validation, canaries=canaries)
 
     def restored(self, job: TrainJob) -> None:
-        self.ctx.world.agree(lambda: remember(self.ctx, job))
+        self.ctx.world.all_or_raise(lambda: remember(self.ctx, job))
 
     def before_first_step(self, job: TrainJob) -> None:
         if not self.charged and not charge(self.ctx, self.private, self.key, self.settled, job.step):
@@ -101,7 +102,7 @@ class PrivateTraining(TrainExtension):
         draw_statistics(self.ctx, self.private)
 
     def sanity_checks(self, job: TrainJob) -> None:
-        check_independent(job.model, job.task, job.loader.batch_at(0).to(job.device))
+        check_independent(job.model, job.task, job.loader.batch_at(0).to(job.policy.device))
         reshard(job.model)
 
     def checkpoint_state(self, step: int, state: dict[str, Any]) -> dict[str, Any]:
@@ -149,8 +150,10 @@ def private_run(ctx: Context, checkpoint: Checkpoint | None) -> tuple[PrivateRun
     elif is_finished(ctx, checkpoint):
         secret = os.urandom(32)
     else:
-        key = ctx.world.lead_first(lambda: own_key(ctx) if ctx.world.leads else read_key(ctx.run.folder))
-        ctx.world.same("the key of the noise", key.hash[:12], "Every process must see the same run folder: put it on a shared file system.")
+        key = ctx.world.rank0_first(lambda: own_key(ctx) if ctx.world.leads else read_key(ctx.run.folder))
+        ctx.world.assert_same(
+            "the key of the noise", key.hash[:12], "Every process must see the same run folder: put it on a shared file system."
+        )
         secret = key.secret
     return PrivateRun(config, key=secret, train=ctx.splits.train, preprocess=ctx.splits.preprocess), key
 
@@ -183,7 +186,7 @@ def charge(ctx: Context, private: PrivateRun, key: Key | None, plan: Plan, start
             bound = bind_key(ctx.run.folder, key, training, how, start)
         return reserved(ctx, private, bound, plan, training)
 
-    said = ctx.world.lead(bound_and_reserved)
+    said = ctx.world.rank0_broadcast(bound_and_reserved)
     if said is not None:
         ctx.on_event("note", message=f"privacy budget: {said}")
     return said is not None
@@ -244,9 +247,9 @@ def draw_statistics(ctx: Context, private: PrivateRun) -> None:
     splits = ctx.splits
     if private.config.statistics is None or splits.preprocess["normalize"]["kind"] != "bounds":
         return
-    record = ctx.world.lead(lambda: private.draw_statistics(ctx.run.folder, splits))
+    record = ctx.world.rank0_broadcast(lambda: private.draw_statistics(ctx.run.folder, splits))
     ctx.splits = apply_statistics(splits, record)
-    ctx.world.same("the statistics", ctx.splits.fingerprint[:12], "Start over with --fresh.")
+    ctx.world.assert_same("the statistics", ctx.splits.fingerprint[:12], "PretrainedModel over with --fresh.")
     ctx.on_event("note", message="privacy: means and deviations of the columns were drawn, with noise (statistics.json)")
 
 
@@ -275,5 +278,5 @@ def publish(ctx: Context, step: int, state: dict[str, Any]) -> dict[str, Any]:
 
 def remember(ctx: Context, job: TrainJob) -> None:
     """Put back what the checkpoint of a private run does not hold."""
-    needed = ctx.recipe.train.early_stopping is not None or isinstance(job.schedule, Plateau)
+    needed = ctx.recipe.train.early_stopping is not None or isinstance(job.policy.schedule, Plateau)
     job.notes = read_internal(ctx.run.folder, job.step, needed=needed and PLATEAU not in job.notes and "best" not in job.notes) | job.notes

@@ -11,11 +11,12 @@ import torch
 
 from tauon.config import dump
 from tauon.data import DataConfig, DataSplits, PairDataset, with_reference
-from tauon.models import ModelConfig, Start, materialize
+from tauon.models import ModelConfig, PretrainedModel, materialize
+from tauon.plan import choose_device, choose_precision
 from tauon.recipe import Recipe
 from tauon.stages.extensions.base import SplitTransform
 from tauon.tasks import answer_log_probs
-from tauon.train import Precision, choose_device, choose_precision
+from tauon.train import Precision
 
 if TYPE_CHECKING:
     from tauon.stages.context import Context
@@ -42,7 +43,7 @@ class ReferenceModel(SplitTransform):
         return splits
 
 
-def attach_reference(recipe: Recipe, data: DataConfig, model: ModelConfig, start: Start | None, splits: DataSplits) -> None:
+def attach_reference(recipe: Recipe, data: DataConfig, model: ModelConfig, start: PretrainedModel | None, splits: DataSplits) -> None:
     """Give every pair the log-probabilities of its answers by the model that training starts from: computed once, kept in the cache.
 
     The model is whole in one process while that is done. Adapters to start from count as a part of it; new ones change nothing.

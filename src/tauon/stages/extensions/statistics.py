@@ -42,5 +42,5 @@ class NoisyStatistics(SplitTransform):
             run = self.ctx.run
             return read_statistics(run.folder, splits, self.config, needed=run.manifest().get("training") is not None)
 
-        record = self.ctx.world.lead(drawn)
+        record = self.ctx.world.rank0_broadcast(drawn)
         return splits if record is None else apply_statistics(splits, record)

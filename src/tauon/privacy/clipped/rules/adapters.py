@@ -1,4 +1,4 @@
-"""Adapters (`models/adapters.py`): of LoRA's two thin matrices each unit's gradient is formed, as thin as they are; DoRA's magnitudes are vectors.
+"""Adapters (`models/adapters/layers.py`): of LoRA's two thin matrices each unit's gradient is formed, as thin as they are; DoRA's magnitudes are vectors.
 
 The frozen base costs nothing. Where the base's own weight or bias trains, too, it is a linear layer's. Shapes: I inputs, O outputs, R rank.
 """

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tauon.errors import RecipeError
+from tauon.models.families.transformer import RMSNorm
 from tauon.models.norm import BatchNorm
-from tauon.models.transformer import RMSNorm
 from tauon.privacy.clipped.record import Record
 from tauon.privacy.clipped.rules.base import bare, register_rule, spread, weight_of
 

@@ -1,0 +1,42 @@
+"""Keys and values that generation has computed already."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["KVCache"]
+
+
+class KVCache:
+    """Keys and values of the tokens so far, one pair a layer: B G T K, allocated once for `max_len` tokens."""
+
+    def __init__(self, model: Any, batch: int, max_len: int, dtype: torch.dtype | None = None) -> None:
+        """`model`: a `GPT`, whose attentions say how many heads there are, and how wide."""
+        first = model.layers[0].attention
+        shape = (batch, first.kv_heads, max_len, first.head_size)
+        device = model.embed.weight.device
+        dtype = dtype or model.embed.weight.dtype
+        self.layers = [
+            (torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype)) for _ in model.blocks
+        ]
+        self.length = 0
+
+    def copy(self) -> KVCache:
+        """A cache of its own with the same content: several texts may go on from one beginning."""
+        twin = copy.copy(self)
+        twin.layers = [(k.clone(), v.clone()) for k, v in self.layers]
+        return twin
+
+    def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Put new keys and values behind the old; returns all of them. `length` moves when the last layer has written."""
+        keys, values = self.layers[layer]
+        end = self.length + k_BGTK.shape[2]
+        keys[:, :, self.length : end] = k_BGTK
+        values[:, :, self.length : end] = v_BGTK
+        if layer == len(self.layers) - 1:
+            self.length = end
+        return keys[:, :, :end].to(k_BGTK.dtype), values[:, :, :end].to(v_BGTK.dtype)

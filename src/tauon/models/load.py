@@ -1,0 +1,338 @@
+"""Where a model's first weights come from, when they are not drawn: a run or a checkpoint of Tauon, a Hugging Face folder, a name on its hub.
+
+`open_model_folder` finds and opens it; `resolved` turns a recipe's `model` section into the architecture that the checkpoint has, refusing
+what contradicts it; `initial_weights` says which tensor goes where. Tensors are read when they are asked for, by slices.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tauon.artifacts import Checkpoint, find_checkpoint
+from tauon.config import Fraction, register
+from tauon.distributed import fill
+from tauon.errors import CheckpointError, MissingExtra, Problem, RecipeError
+from tauon.models.adapters import is_adapter, merged, saved_weights
+from tauon.models.base import Model, ModelConfig, Size, from_record
+from tauon.models.pretrained.huggingface import fingerprint_of, is_huggingface, open_huggingface, open_weights
+from tauon.models.pretrained.peft import read_peft
+from tauon.types import DataSpec
+
+__all__ = [
+    "CheckpointConfig",
+    "LoadReport",
+    "PretrainedModel",
+    "frozen_base_weights",
+    "initial_weights",
+    "is_checkpoint",
+    "load_weights",
+    "match_weights",
+    "open_model_folder",
+    "open_pretrained",
+    "refuse_misfits",
+    "resolved",
+]
+
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
+_FILES = (".safetensors", ".pt", ".pth", ".th", ".bin")
+"""Names of files of weights end so."""
+_FREE = ("from_", "adapt", "dropout", "input_dropout", "seq_len", "outputs", "drop_path")
+"""Fields that may differ from the checkpoint's, or that shapes decide."""
+
+
+@register("checkpoint")
+class CheckpointConfig(ModelConfig):
+    """Whatever model `from` holds: what is meant where no kind is given."""
+
+    needs = ("tokens", "masked-tokens", "labelled-text", "chat", "pairs", "arrays", "series", "signals")
+
+    dropout: Fraction | None = None
+    """Share of activations dropped in training. Left out: the checkpoint's."""
+    seq_len: Size | None = None
+    """Longest sequence in tokens, for models whose positions are rotary. Left out: the checkpoint's."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.peek("from_") is None:
+            yield "from", "is missing: kind checkpoint takes its architecture from there. Give a run or a folder, or another kind."
+
+
+@dataclass(frozen=True)
+class PretrainedModel:
+    """A trained model on disk."""
+
+    path: Path
+    layout: str
+    """`tauon`, `huggingface`, or `weights`: a file of them alone."""
+    config: ModelConfig
+    """Its architecture, without adapters."""
+    tensors: Mapping[str, Any]
+    """Weights by our names, read when asked for."""
+    fingerprint: str
+    """Stands for its weights."""
+    labels: tuple[str, ...]
+    """Names of its classes, where it has some and says them."""
+    called: Mapping[str, str]
+    """Our name of a weight -> how the file calls it."""
+    unknown: tuple[str, ...] = ()
+    """Weights in the file that no table knows."""
+    dropped: tuple[str, ...] = ()
+    """Weights in the file that belong to another task's head."""
+
+    @property
+    def reference(self) -> dict[str, str]:
+        """What a checkpoint of adapters keeps of the base that they belong to."""
+        return {"path": str(self.path), "fingerprint": self.fingerprint}
+
+
+def open_model_folder(ref: str) -> PretrainedModel:
+    """Open what `model.from` names. Raises `CheckpointError` where there is nothing, or nothing that can be read."""
+    path = _found(ref)
+    if path.is_file():
+        raise CheckpointError(
+            f"model.from: {ref} is a file of weights, which says nothing of the architecture. Give model.kind and its sizes."
+        )
+    if is_huggingface(path):
+        f = open_huggingface(path)
+        labels = tuple(str(v) for _, v in sorted((f.raw.get("id2label") or {}).items(), key=lambda kv: int(kv[0])))
+        return PretrainedModel(
+            path, "huggingface", f.config, f.tensors, f.fingerprint, labels, f.called, tuple(f.unknown), tuple(f.dropped)
+        )
+    checkpoint = find_checkpoint(path)
+    record = checkpoint.state.get("model")
+    if record is None:
+        raise CheckpointError(f"{checkpoint.path}: does not say which model it is of. Give the checkpoint of a run.")
+    config = from_record(record)
+    labels = tuple((checkpoint.state.get("spec") or {}).get("labels") or ())
+    tensors = weights_of(checkpoint)
+    if config.adapt is None:
+        return PretrainedModel(path, "tauon", config, tensors, checkpoint.hash, labels, {n: n for n in tensors})
+    base = base_of(checkpoint)
+    tensors = merged(base.tensors, tensors, config.adapt.scale, rounded=config.adapt.quantize == "nf4")
+    config = config.model_copy(update={"from_": None, "adapt": None})
+    return PretrainedModel(path, "tauon", config, tensors, checkpoint.hash, labels, {n: n for n in tensors})
+
+
+def is_weights(ref: str) -> bool:
+    """Whether `model.from` names a file of weights alone."""
+    path = Path(ref).expanduser()
+    return path.is_file() and path.suffix in _FILES
+
+
+def is_checkpoint(ref: str) -> bool:
+    """Whether `model.from` names a run or a checkpoint of Tauon that is there."""
+    path = Path(ref).expanduser()
+    return path.is_dir() and not is_huggingface(path)
+
+
+def open_pretrained(config: ModelConfig) -> PretrainedModel | None:
+    """What a recipe's `model` starts from, opened; None where it starts from nothing."""
+    if config.from_ is None:
+        return None
+    if not is_weights(config.from_) or isinstance(config, CheckpointConfig):
+        return open_model_folder(config.from_)
+    path = _found(config.from_)
+    tensors = dict(config.convert_state_dict(open_weights(path)))
+    return PretrainedModel(path, "weights", config, tensors, fingerprint_of([path]), (), {n: n for n in tensors})
+
+
+def weights_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What is evaluated of a checkpoint: the average where there is one."""
+    tensors: dict[str, Any] = dict(checkpoint.lazy("model"))
+    if "ema" in checkpoint.groups():
+        tensors |= checkpoint.lazy("ema")
+        tensors |= {name: tensors[kept] for name, kept in checkpoint.manifest["aliases"].get("model", {}).items()}
+    return tensors
+
+
+def base_of(checkpoint: Checkpoint) -> PretrainedModel:
+    """The model that a checkpoint's adapters belong to. `CheckpointError` where it is gone, or another one lies there."""
+    said = checkpoint.state.get("base") or {}
+    pretrained = open_pretrained(from_record(checkpoint.state["model"]).model_copy(update={"from_": str(said.get("path"))}))
+    assert pretrained is not None
+    if pretrained.fingerprint != said.get("fingerprint"):
+        raise CheckpointError(
+            f"{checkpoint.path} holds adapters for another base: {said['path']} was {str(said.get('fingerprint'))[:12]} when they were "
+            f"trained, and is {pretrained.fingerprint[:12]}. Put back the model that they belong to."
+        )
+    return pretrained
+
+
+def _found(ref: str) -> Path:
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.is_file() and path.suffix in _FILES:
+        return path.resolve()
+    if path.exists():
+        kinds = ", ".join(_FILES)
+        raise CheckpointError(
+            f"model.from: {ref} is a file. Give a folder: a run, a checkpoint, one with a config.json; or weights ({kinds})."
+        )
+    if _HUB.fullmatch(ref) is None:
+        raise CheckpointError(
+            f"model.from: there is no folder {ref}. Give a run, a checkpoint, a Hugging Face folder, or org/name on the hub."
+        )
+    return _from_hub(ref)
+
+
+def _from_hub(ref: str) -> Path:
+    """Download `org/name` or `org/name@revision`, or find it in the hub's own cache."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as err:
+        raise MissingExtra(f"model.from: there is no folder {ref}, and reading it from the Hugging Face hub", "hub") from err
+    name, _, revision = ref.partition("@")
+    patterns = ["*.json", "*.safetensors", "*.jinja", "vocab.txt"]
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except Exception as err:  # its errors are many: offline, not there, not allowed
+        raise CheckpointError(
+            f"model.from: there is no folder {ref}, and the Hugging Face hub does not give it ({type(err).__name__}: {str(err).splitlines()[0]}). "
+            "Check the name and the network, or give a folder."
+        ) from None
+
+
+# ---------------------------------------------------------------------------------------------- architecture
+
+
+def resolved(config: ModelConfig, spec: DataSpec) -> ModelConfig:
+    """The config with sizes from the checkpoint that it starts from, then from the data. `RecipeError` lists contradictions."""
+    if config.from_ is None or (is_weights(config.from_) and not isinstance(config, CheckpointConfig)):
+        return config.resolve(spec)
+    pretrained = open_model_folder(config.from_)
+    base = pretrained.config
+    if isinstance(config, CheckpointConfig):
+        given = {n for n in ("dropout", "seq_len") if getattr(config, n) is not None}
+    elif type(config) is not type(base):
+        message = f"{config.kind_}, but {config.from_} holds a {base.kind_}. Leave it out: the checkpoint says what it is."
+        raise RecipeError([Problem("model.kind", message)])
+    else:
+        given = config.model_fields_set - {"from_", "adapt"}
+    wrong = []
+    changed: dict[str, Any] = {"from_": config.from_, "adapt": None}
+    for name in sorted(given):
+        value = getattr(config, name)
+        if name not in type(base).model_fields:
+            wrong.append(Problem(f"model.{name}", f"a {base.kind_} has none. Drop it."))
+        elif name in _FREE:
+            changed[name] = value
+        elif value != base.peek(name):
+            wrong.append(
+                Problem(f"model.{name}", f"{value}, but {config.from_} has {base.peek(name)}. Leave it out: the checkpoint decides.")
+            )
+    if wrong:
+        raise RecipeError(wrong)
+    if "outputs" in type(base).model_fields and "outputs" not in given:
+        changed["outputs"] = None  # the data's: another number of classes gets a new head
+    return base.model_copy(update=changed).resolve(spec)
+
+
+# ---------------------------------------------------------------------------------------------- weights
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How a checkpoint's weights fit a model."""
+
+    taken: dict[str, Any]
+    """Weights of the model that the checkpoint has."""
+    fresh: tuple[str, ...]
+    """Weights of the model's head that start anew: other classes, another task, or a head that the checkpoint has not."""
+    dropped: tuple[str, ...]
+    """Weights of the checkpoint's head that the model has no use for."""
+
+    def describe(self) -> str:
+        """In words, for the person whose run it is."""
+        parts = [f"{len(self.taken):,} tensors"]
+        if self.fresh:
+            parts.append(f"initialised anew: {', '.join(self.fresh)}")
+        if self.dropped:
+            parts.append(f"left out: {', '.join(self.dropped)}")
+        return "; ".join(parts)
+
+
+def match_weights(model: Model, pretrained: PretrainedModel) -> LoadReport:
+    """Match names and shapes. Missing, left-over and mis-shaped weights are a `CheckpointError` that lists them all."""
+    own = {name: tuple(t.shape) for name, t in model.state_dict().items() if not is_adapter(name)}
+    tensors = dict(pretrained.tensors)
+
+    def heads(name: str) -> list[str]:
+        return [p for p in model.modules_to_save if fnmatch.fnmatchcase(name, p)]
+
+    anew: set[str] = set()
+    wrong: list[str] = []
+    for name, shape in own.items():
+        there = tuple(tensors[name].shape) if name in tensors else None
+        called = pretrained.called.get(name, name)
+        if there is None:
+            anew.update(heads(name))
+            wrong += [] if heads(name) else [f"missing {called} {shape}"]
+        elif there != shape:
+            resized = bool(heads(name)) and there[1:] == shape[1:]
+            anew.update(heads(name) if resized else ())
+            wrong += [] if resized else [f"{called} has shape {there}, the model's is {shape}"]
+    fresh = [n for n in own if any(fnmatch.fnmatchcase(n, p) for p in anew)]
+    over = [n for n in tensors if n not in own]
+    dropped = [n for n in over if n.partition(".")[0] in ("head", "pooler", "transform", "transform_norm")]
+    wrong += [f"left over {pretrained.called.get(n, n)} {tuple(tensors[n].shape)}" for n in over if n not in dropped]
+    wrong += [f"left over {n}" for n in pretrained.unknown]
+    if wrong:
+        more = f" (and {len(wrong) - 12} more)" if len(wrong) > 12 else ""
+        raise CheckpointError(f"{pretrained.path} is not what its config says, or of another architecture: {'; '.join(wrong[:12])}{more}.")
+    tied = {n: t for n, t in tensors.items() if n in own and n not in fresh}
+    return LoadReport(tied, tuple(fresh), (*dropped, *pretrained.dropped))
+
+
+def frozen_base_weights(config: ModelConfig, checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The frozen weights that belong to a checkpoint of adapters."""
+    return match_weights(config.build_on_meta(), base_of(checkpoint)).taken
+
+
+def initial_weights(config: ModelConfig, model: Model) -> Mapping[str, Any]:
+    """What `materialize` puts into a model on the meta device before anything cuts it: nothing where the config starts from nowhere."""
+    if config.from_ is None:
+        return {}
+    pretrained = open_pretrained(config)
+    assert pretrained is not None
+    found = match_weights(model, pretrained).taken
+    if config.adapt is not None and config.adapt.from_ is not None:
+        found |= read_peft(Path(config.adapt.from_), config, model, pretrained.fingerprint)
+    return found
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Any], *, where: str = "checkpoint", partial: bool = False) -> None:
+    """Copy tensors into the model by name. Missing, left-over or mis-shaped weights are a `CheckpointError` that lists them.
+
+    `tensors`: tensors, or what reads them from a file when asked (`Checkpoint.lazy`): of a sharded model, each process reads its part.
+    Of a model with adapters, those, and what trains beside them: the frozen base is not in a checkpoint.
+    `partial`: the model is one stage of a pipeline, and the others' weights are no left-overs.
+    """
+    refuse_misfits(model, tensors, where=where, partial=partial)
+    with torch.no_grad():
+        for k, t in saved_weights(model).items():
+            fill(t, tensors[k])
+
+
+def refuse_misfits(model: nn.Module, tensors: Mapping[str, Any], *, where: str = "checkpoint", partial: bool = False) -> None:
+    """`CheckpointError` that lists weights which the model has and `tensors` has not, the other way round, or in another shape."""
+    own = saved_weights(model)
+    wrong = [f"missing {k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors]
+    wrong += [f"left over {k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own and not partial]
+    wrong += [
+        f"{k} has shape {tuple(v.shape)}, the model's is {tuple(own[k].shape)}"
+        for k, v in tensors.items()
+        if k in own and tuple(v.shape) != tuple(own[k].shape)
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 8} more)" if len(wrong) > 8 else ""
+        raise CheckpointError(
+            f"{where} is of another architecture: " + "; ".join(wrong[:8]) + more + ". Use the recipe it was trained with."
+        )

@@ -1,0 +1,23 @@
+"""Plan: every setting that a recipe leaves open, decided before the first step, with its reason. The verb is `make_plan`."""
+
+from tauon.plan.context import Decision, PlanContext
+from tauon.plan.device import choose_device
+from tauon.plan.make import make_plan
+from tauon.plan.memory import available_memory, batch_that_fits, fits_whole, weights_are_few
+from tauon.plan.plan import Derived, Plan
+from tauon.plan.precision import choose_compile, choose_precision
+
+__all__ = [
+    "Decision",
+    "Derived",
+    "Plan",
+    "PlanContext",
+    "available_memory",
+    "batch_that_fits",
+    "choose_compile",
+    "choose_device",
+    "choose_precision",
+    "fits_whole",
+    "make_plan",
+    "weights_are_few",
+]

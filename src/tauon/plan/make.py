@@ -1,0 +1,78 @@
+"""The plan: each setting by its decider, in a fixed order, every one with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tauon.distributed import Layout, Mesh, ParallelConfig
+from tauon.plan import device, memory, precision, steps
+from tauon.plan.context import Decision, Measure, PlanContext
+from tauon.plan.plan import Derived, Plan
+from tauon.train import JobConfig
+
+__all__ = ["make_plan"]
+
+DECIDERS: tuple[tuple[str, Callable[[PlanContext], Decision | None]], ...] = (
+    ("train.device", device.device),
+    ("train.parameters", steps.parameters),
+    ("train.trainable", steps.trainable_parameters),
+    ("train.precision", precision.precision),
+    ("train.microbatch", memory.microbatch),
+    ("model.statistics", memory.batch_statistics),
+    ("train.steps", steps.steps),
+    ("train.threads", device.threads),
+    ("train.tflop_per_step", steps.tflop_per_step),
+    ("train.compile", precision.compiled),
+    ("train.validate_every", steps.validate_every),
+    ("train.checkpoint_every", steps.checkpoint_every),
+    ("optim.lr", steps.learning_rate),
+    ("optim.schedule", steps.schedule),
+    ("parallel.reshard_after_forward", memory.reshard_after_forward),
+)
+"""In this order: each may read what those before it decided."""
+
+
+def make_plan(
+    config: JobConfig, *, examples: int, recorded: Mapping[str, Any] | None = None, tell: Callable[[str], None] = lambda _: None,
+    mesh: Mesh | None = None, parallel: ParallelConfig | None = None, measure: Measure | None = None,
+) -> Plan:  # fmt: skip
+    """Decide every setting that the recipe leaves open. Collective over the processes of `mesh`: rank 0's choices are everybody's.
+
+    Args:
+        config: what is to be trained.
+        examples: of the training data.
+        recorded: an earlier `Plan.record()` of the same run, which holds.
+        tell: told what takes a while.
+        mesh: this process's place; None: alone.
+        parallel: the recipe's section; None: nothing asked for.
+        measure: seconds of a step, for `train.time` (`tauon.train.seconds_a_step`); needed for nothing else.
+    """
+    ctx = PlanContext(config, examples, mesh or Mesh(Layout()), parallel, recorded or {}, measure, tell)
+    derived: list[Derived] = []
+    for path, decide in DECIDERS:
+        decision = decide(ctx)
+        if decision is None:
+            continue
+        ctx.decided[path] = decision.value
+        if decision.reason is not None:
+            derived.append(Derived(path, decision.value if decision.shown is None else decision.shown, decision.reason))
+    names = ("steps", "device", "precision", "compile", "microbatch", "validate_every", "checkpoint_every", "threads")
+    plan = Plan(
+        **{name: ctx.decided[f"train.{name}"] for name in names}, flops_per_example=ctx.flops_per_example, derived=derived, layout=ctx.layout,
+        reshard_after_forward=ctx.decided.get("parallel.reshard_after_forward", True),
+    )  # fmt: skip
+    agree(plan, ctx)
+    return plan
+
+
+def agree(plan: Plan, ctx: PlanContext) -> None:
+    """Machines may differ in free memory and speed: all take rank 0's choices, and the smallest microbatch."""
+    world = ctx.mesh.world
+    if world.size == 1:
+        return
+    names = ("steps", "precision", "compile", "validate_every", "checkpoint_every")
+    first = world.gather([getattr(plan, name) for name in names])[0]
+    for name, value in zip(names, first, strict=True):
+        setattr(plan, name, value)
+    plan.microbatch = min(world.gather(plan.microbatch))

@@ -1,0 +1,41 @@
+"""What was decided before the first step, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tauon.distributed import Layout
+from tauon.train import JobSettings
+
+__all__ = ["Derived", "Plan"]
+
+RECORDED = ("steps", "precision", "compile", "microbatch", "threads")
+"""What a run records at its start and keeps when it resumes, so that the second half computes as the first did."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A setting that nobody wrote: what it is, and where it comes from."""
+
+    path: str
+    value: Any
+    source: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"path": self.path, "value": self.value, "source": self.source}
+
+
+@dataclass
+class Plan(JobSettings):
+    """Every choice made before the first step: what a job must know, and what goes on around it."""
+
+    validate_every: int
+    checkpoint_every: int
+    threads: int
+    flops_per_example: float = 0.0
+    derived: list[Derived] = field(default_factory=list)
+    layout: Layout = field(default_factory=Layout)
+
+    def record(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in RECORDED} | {"device": self.device.type, "layout": self.layout.to_json()}
