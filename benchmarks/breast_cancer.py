@@ -27,7 +27,7 @@ def peer_accuracy(recipe, fold: int) -> tuple[float, float]:  # type: ignore[no-
     from tauon.data import prepare
 
     split = recipe.data.split.model_copy(update={"fold": fold})
-    splits = prepare(recipe.data.model_copy(update={"split": split, "normalize": "none"}), seed=recipe.seed, needs="arrays")
+    splits = prepare(recipe.data.model_copy(update={"split": split, "normalize": "none"}), seed=recipe.seed, input_kind="arrays")
     assert splits.test is not None
     train, test = (part.batch(np.arange(len(part))) for part in (splits.train, splits.test))
     model = make_pipeline(

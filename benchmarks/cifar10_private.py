@@ -32,7 +32,7 @@ def opacus_accuracy(recipe: Any, *, noise_multiplier: float, steps: int, physica
     from tauon.models import materialize
     from tauon.train import EMA
 
-    splits = prepare(recipe.data, seed=recipe.seed, needs="arrays")
+    splits = prepare(recipe.data, seed=recipe.seed, input_kind="arrays")
     assert splits.test is not None
     train, test = (part.batch(np.arange(len(part))) for part in (splits.train, splits.test))
     model = materialize(recipe.model.resolve(splits.spec), seed=recipe.seed)

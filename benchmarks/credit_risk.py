@@ -29,7 +29,7 @@ def peer_areas(recipe, fold: int) -> dict[str, float]:  # type: ignore[no-untype
     split = recipe.data.split.model_copy(update={"fold": fold})
     table = ColumnsConfig(categories="onehot")
     data = recipe.data.model_copy(update={"split": split, "normalize": "standard", "table": table})
-    splits = prepare(data, seed=recipe.seed, needs="arrays")
+    splits = prepare(data, seed=recipe.seed, input_kind="arrays")
     assert splits.test is not None
     train, test = (part.batch(np.arange(len(part))) for part in (splits.train, splits.test))
     x, y, held, truth = train.inputs.numpy(), train.targets.numpy(), test.inputs.numpy(), test.targets.numpy()

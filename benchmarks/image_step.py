@@ -75,7 +75,7 @@ class Ours:
                 "train": {"steps": 100_000, "batch": BATCH, "precision": precision},
             },
         )  # fmt: skip
-        splits = prepare(r.data, seed=0, needs="arrays")
+        splits = prepare(r.data, seed=0, input_kind="arrays")
         loader, config = Loader(splits.train, batch=BATCH, seed=0), r.model.resolve(splits.spec)
         self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, splits.spec, 0), examples=len(splits.train))
         self.job = build_job(JobConfig(config, r.optim, r.train, r.task, splits.spec, 0), loader, self.plan)

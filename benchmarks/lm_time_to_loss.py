@@ -174,7 +174,7 @@ def tauon(text: str, seed: int, more: list[str]) -> Outcome:
     from tauon.train import every as each
 
     r = load_recipe("shakespeare-char", [f"seed={seed}", *more])
-    made = prepare(r.data, seed=seed, needs="tokens")
+    made = prepare(r.data, seed=seed, input_kind="tokens")
     spec, tokenizer = made.spec, made.tokenizer
     assert tokenizer is not None
     windows = held_out(text, tokenizer.encode)

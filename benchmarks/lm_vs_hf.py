@@ -74,7 +74,7 @@ class Ours:
         from tauon.train import JobConfig, Meter, build_job
 
         self.name, r = name, recipe(model, precision)
-        self.splits = prepare(r.data, seed=0, needs="tokens")
+        self.splits = prepare(r.data, seed=0, input_kind="tokens")
         spec, train = self.splits.spec, self.splits.train
         loader, config = Loader(train, batch=BATCH, seed=0), r.model.resolve(spec)
         self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, spec, 0), examples=len(train))

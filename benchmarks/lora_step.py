@@ -70,7 +70,7 @@ class Ours:
         from tauon.train import JobConfig, Meter, build_job
 
         r = recipe(folder)
-        self.splits = prepare(r.data, seed=0, needs="tokens")
+        self.splits = prepare(r.data, seed=0, input_kind="tokens")
         spec, train = self.splits.spec, self.splits.train
         loader = Loader(train, batch=BATCH, seed=0)
         config = resolved(r.model, spec).model_copy(update={"adapt": r.adapt})

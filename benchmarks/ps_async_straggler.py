@@ -102,7 +102,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as cache:
         recipe = parse(Recipe, SECTIONS | {"data": {**SECTIONS["data"], "cache": cache}})
-        splits = prepare(recipe.data, seed=recipe.seed, needs="arrays")
+        splits = prepare(recipe.data, seed=recipe.seed, input_kind="arrays")
         config = JobConfig(recipe.model.resolve(splits.spec), recipe.optim, recipe.train, recipe.task, splits.spec, recipe.seed)
         plan = make_plan(config, examples=len(splits.train))
         results: dict[str, list[tuple[float, float]]] = {"sync": [], "async": []}

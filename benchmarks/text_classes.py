@@ -25,7 +25,7 @@ def peers(recipe: Recipe) -> tuple[float, float]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    splits = prepare(recipe.data, seed=recipe.seed, needs="labelled-text")
+    splits = prepare(recipe.data, seed=recipe.seed, input_kind="labelled-text")
     parts: list[Any] = [splits.train, splits.validation, splits.test]
     assert all(isinstance(p, LabelledTextDataset) for p in parts)
     train, validation, test = parts

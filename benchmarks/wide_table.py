@@ -40,7 +40,7 @@ def ours(path: Path) -> np.ndarray:
     from tauon.data import DataConfig, prepare
 
     config = parse(DataConfig, {"source": {"kind": "csv", "path": str(path), "label": "y"}, "split": {"validation": 0}})
-    train = prepare(config, seed=0, needs="arrays").train
+    train = prepare(config, seed=0, input_kind="arrays").train
     return train.batch(np.arange(len(train))).inputs.numpy()
 
 

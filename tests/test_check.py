@@ -116,7 +116,7 @@ def test_the_command_prints_what_was_compared_and_what_a_step_sends(tmp_path: Pa
 def test_a_large_layout_is_scaled_down_to_what_is_here(tmp_path: Path) -> None:
     path = text_recipe(tmp_path, model=GPT_TOY, parallel={"kind": "mesh", "shard": 8, "tensor": 4, "pipeline": 2})
     small, n, said = scaled_down(load_recipe(path), 64, 4)
-    assert (n, small.parallel.peek("tensor"), small.parallel.peek("pipeline"), small.parallel.peek("shard")) == (4, 2, 2, 1)
+    assert (n, small.parallel.raw_value("tensor"), small.parallel.raw_value("pipeline"), small.parallel.raw_value("shard")) == (4, 2, 2, 1)
     assert "shard not checked" in said
     other = load_recipe(path, ["parallel=diloco"])
     with pytest.raises(RecipeError, match="no mesh"):

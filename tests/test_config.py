@@ -54,8 +54,8 @@ class Bird(Animal):
     """Another animal."""
 
     def problems(self) -> Any:
-        if self.peek("legs") > 2:
-            yield "legs", f"{self.peek('legs')} is more than birds have. Take 2."
+        if self.raw_value("legs") > 2:
+            yield "legs", f"{self.raw_value('legs')} is more than birds have. Take 2."
 
 
 class Units(Config):
@@ -228,7 +228,7 @@ def test_what_was_set_and_not_read_is_listed() -> None:
     tree = parse(House, {"pet": {"kind": "cat", "lives": 3, "legs": 3}, "units": {"count": 2, "size": 4096}})
     assert unread_keys(tree) == ["pet", "units"]
     assert isinstance(tree.pet, Cat)
-    assert (tree.pet.lives, tree.units.peek("size")) == (3, 4096)
+    assert (tree.pet.lives, tree.units.raw_value("size")) == (3, 4096)
     assert unread_keys(tree) == ["pet.legs", "units.count", "units.size"]  # a look is no use
 
 

@@ -190,8 +190,8 @@ def test_every_part_of_data_that_comes_along_is_on_its_page(family: str) -> None
 
 def test_every_kind_of_data_is_explained() -> None:
     text = (ROOT / "docs" / "data.md").read_text()
-    needs = {n for m in registered("task").values() for n in [getattr(m, "needs", "")]} - {"tokens", "masked-tokens"}
-    assert [n for n in sorted(needs | {"text"}) if f"**{n}**" not in text] == []
+    input_kind = {n for m in registered("task").values() for n in [getattr(m, "input_kind", "")]} - {"tokens", "masked-tokens"}
+    assert [n for n in sorted(input_kind | {"text"}) if f"**{n}**" not in text] == []
 
 
 def test_every_section_and_family_is_on_the_page_of_recipes() -> None:

@@ -209,11 +209,11 @@ def load_yaml(name: str, assignments: list[str]) -> str:
 
 
 def stop_at(step: int) -> Any:
-    def tell(kind: str, /, **facts: Any) -> None:
+    def on_event(kind: str, /, **facts: Any) -> None:
         if kind == "step" and facts["step"] == step:
             raise KeyboardInterrupt
 
-    return tell
+    return on_event
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def toy(name: str, folder: Path) -> Recipe:
     `folder`, as tiny."""
     source = yaml.safe_load(shipped_recipes()[name].read_text())["data"]["source"]
     recipe = load_recipe(name)
-    small = {"tokens": TEXT, "labelled-text": SORTED, "chat": ANSWERS, "pairs": ANSWERS}.get(recipe.task.needs, ARRAYS)
+    small = {"tokens": TEXT, "labelled-text": SORTED, "chat": ANSWERS, "pairs": ANSWERS}.get(recipe.task.input_kind, ARRAYS)
     if recipe.model.from_ is not None:
         base = Path(recipe.model.from_).name
         if not (folder / base).exists():
@@ -54,7 +54,7 @@ def toy(name: str, folder: Path) -> Recipe:
     if recipe.model.kind_.startswith("resnet"):
         small = [*small, "model.width=4"]
     given = source if isinstance(source, dict) else {"kind": source}
-    limited = given | {"limit": LIMIT[recipe.data.source.gives()]}
+    limited = given | {"limit": LIMIT[recipe.data.source.output_kind()]}
     if given["kind"] == "folder":
         limited["path"] = str(pictures())
     if given.get("name") == "cifar10":  # the whole of it is not in the mirror
@@ -67,7 +67,7 @@ def toy(name: str, folder: Path) -> Recipe:
     for part in ("validation", "test"):  # published parts of their own, which a limit of the source does not shorten
         own = recipe.data.source.part(part)  # type: ignore[arg-type]
         if own is not None:
-            small = [*small, f"data.{part}={json.dumps(dump(own) | {'limit': LIMIT[own.gives()]})}"]
+            small = [*small, f"data.{part}={json.dumps(dump(own) | {'limit': LIMIT[own.output_kind()]})}"]
     if recipe.data.split.folds is not None:
         small = [*small, "data.split.folds=2"]
     held_out = recipe.data.validation is not None or recipe.data.split.validation > 0
@@ -127,11 +127,11 @@ def test_a_shipped_recipe_runs_through_all_its_stages_at_toy_size(name: str, tmp
     recipe = toy(name, tmp_path)
     told: list[tuple[str, Any, Any]] = []
 
-    def tell(kind: str, /, **facts: Any) -> None:
+    def on_event(kind: str, /, **facts: Any) -> None:
         if kind == "stage":
             told.append((kind, facts["name"], facts["state"]))
 
-    folder = run(recipe, root=tmp_path, on_event=tell).folder
+    folder = run(recipe, root=tmp_path, on_event=on_event).folder
     for one in run_folders(recipe, folder):
         steps = [e for e in map(json.loads, (one / "events.jsonl").read_text().splitlines()) if e["kind"] == "step"]
         assert [e["step"] for e in steps] == [1, 2, 3, 4]
@@ -142,12 +142,12 @@ def test_a_shipped_recipe_runs_through_all_its_stages_at_toy_size(name: str, tmp
         page = (one / "report.html").read_text(encoding="utf-8")
         assert recipe.task.kind_ in page
         assert len(page) <= 5e6
-        if recipe.task.needs in ("tokens", "chat", "pairs"):
+        if recipe.task.input_kind in ("tokens", "chat", "pairs"):
             assert read_json(one / "samples.json")
     assert (folder / "report.html").exists()
 
     told.clear()
-    run(recipe, root=tmp_path, on_event=tell)
+    run(recipe, root=tmp_path, on_event=on_event)
     assert told
     assert {state for _, _, state in told} == {"done before"}
 
@@ -322,7 +322,7 @@ def test_quickstart_says_more_about_held_out_files_than_xz_does(tmp_path: Path) 
     began = time.perf_counter()
     folder = run(recipe, root=tmp_path).folder
     seconds = time.perf_counter() - began
-    made = prepare(recipe.data, seed=recipe.seed, needs="tokens")
+    made = prepare(recipe.data, seed=recipe.seed, input_kind="tokens")
     assert made.tokenizer is not None
     files = [made.tokenizer.decode(d).encode() for d in made.validation.shards.documents()]  # type: ignore[union-attr]
     evaluation = read_json(folder / "evaluation.json")

@@ -172,7 +172,7 @@ def test_a_run_that_an_earlier_version_began_is_the_same_recipe(place: Path) -> 
     recipe = tauon.recipe.load_recipe(place / "recipe.yaml")
     told: list[tuple[str, str]] = []
 
-    def tell(kind: str, /, **facts: object) -> None:
+    def on_event(kind: str, /, **facts: object) -> None:
         if kind == "stage":
             told.append((str(facts["name"]), str(facts["state"])))
 
@@ -183,7 +183,7 @@ def test_a_run_that_an_earlier_version_began_is_the_same_recipe(place: Path) -> 
     before = final_files(place, "old", 14)
     for _ in range(2):
         told.clear()
-        run(recipe, root=place / "runs", stages=("prepare", "train"), on_event=tell)
+        run(recipe, root=place / "runs", stages=("prepare", "train"), on_event=on_event)
         assert told == [("prepare", "done before"), ("train", "done before")]
     shutil.rmtree(done.checkpoints / "step-000014")
     (done.folder / "stages.json").unlink()

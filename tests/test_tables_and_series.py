@@ -30,7 +30,7 @@ def finished(recipe: dict[str, Any], folder: Path) -> tuple[Recipe, Path, Checkp
 
     checkpoint = latest_checkpoint(done.checkpoints)
     assert checkpoint is not None
-    return whole, done.folder, checkpoint, prepare(whole.data, seed=whole.seed, needs=whole.task.needs)
+    return whole, done.folder, checkpoint, prepare(whole.data, seed=whole.seed, input_kind=whole.task.input_kind)
 
 
 def predicted(recipe: Recipe, checkpoint: Checkpoint, inputs: Any) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def test_prices_around_270_000_are_learned_as_well_as_by_scikit_learn(model: Any
     linear_model = pytest.importorskip("sklearn.linear_model")
     done = run(recipe(tmp_path, model=model), root=tmp_path / "runs")
     found = metrics(done.folder)
-    splits = prepare(recipe(tmp_path).data, seed=0, needs="arrays")
+    splits = prepare(recipe(tmp_path).data, seed=0, input_kind="arrays")
     train, test = ((d._table.features[d._rows], d._table.targets[d._rows]) for d in (splits.train, splits.test))  # type: ignore[union-attr,attr-defined]
     theirs = linear_model.LinearRegression().fit(*train)
     assert found["r2"] > theirs.score(*test) - 0.01
@@ -77,8 +77,8 @@ def test_predictions_from_a_checkpoint_are_in_the_units_of_the_data(tmp_path: Pa
 
 
 def test_scale_is_fitted_on_the_training_part_alone(tmp_path: Path) -> None:
-    made = prepare(recipe(tmp_path).data, seed=0, needs="arrays", scale_targets=True)
-    raw = prepare(recipe(tmp_path).data, seed=0, needs="arrays")
+    made = prepare(recipe(tmp_path).data, seed=0, input_kind="arrays", scale_targets=True)
+    raw = prepare(recipe(tmp_path).data, seed=0, input_kind="arrays")
     learned = made.train.batch(np.arange(len(made.train))).targets.double().numpy()
     assert abs(learned.mean()) < 1e-6
     assert learned.std() == pytest.approx(1, abs=1e-6)
@@ -102,8 +102,8 @@ def test_intervals_of_quantiles_hold_what_they_should_in_the_units_of_the_data(t
 def test_bounds_of_a_target_scale_it_and_clip_nothing(tmp_path: Path) -> None:
     bounds = {"*": (-10.0, 300.0), "price": (200_000.0, 300_000.0)}
     config = recipe(tmp_path).data.model_copy(update={"normalize": "bounds", "bounds": bounds})
-    made = prepare(config, seed=0, needs="arrays", scale_targets=True)
-    raw = prepare(recipe(tmp_path).data, seed=0, needs="arrays")
+    made = prepare(config, seed=0, input_kind="arrays", scale_targets=True)
+    raw = prepare(recipe(tmp_path).data, seed=0, input_kind="arrays")
     a, b = (s.train.batch(np.arange(len(s.train))).targets.double().numpy() for s in (made, raw))
     np.testing.assert_allclose(a, (b - 250_000) / 50_000, atol=1e-6)
     assert np.abs(a).max() > 1
@@ -113,8 +113,8 @@ def test_bounds_of_a_target_scale_it_and_clip_nothing(tmp_path: Path) -> None:
 def test_scaling_by_bounds_refuses_to_learn_the_scale_of_the_target(tmp_path: Path) -> None:
     config = recipe(tmp_path).data.model_copy(update={"normalize": "bounds", "bounds": {"*": (0.0, 300.0)}})
     with pytest.raises(RecipeError, match=r"no range for price.*data.bounds: \{price: \[low, high\]\}.*normalize_targets: none"):
-        prepare(config, seed=0, needs="arrays", scale_targets=True)
-    as_it_is = prepare(config.model_copy(update={"normalize_targets": "none"}), seed=0, needs="arrays", scale_targets=True)
+        prepare(config, seed=0, input_kind="arrays", scale_targets=True)
+    as_it_is = prepare(config.model_copy(update={"normalize_targets": "none"}), seed=0, input_kind="arrays", scale_targets=True)
     assert as_it_is.spec.target_scale == ()
 
 

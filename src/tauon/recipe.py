@@ -94,7 +94,7 @@ class Recipe(Config):
         yield from self._problems_of_stages()
 
     def _problems_of_stages(self) -> Iterator[tuple[str, str]]:
-        table, stages = stage_table(), self.peek("stages")
+        table, stages = stage_table(), self.raw_value("stages")
         unknown = [(name, message) for name in stages if (message := unknown_stage(name))]
         yield from (("stages", message) for _, message in unknown)
         if unknown:
@@ -115,7 +115,7 @@ class Recipe(Config):
 
     def wanted_stages(self) -> tuple[str, ...]:
         """What `tauon run` does: the recipe's `stages`; where it leaves them out, the usual ones and those whose section it has."""
-        stages: tuple[str, ...] = self.peek("stages")
+        stages: tuple[str, ...] = self.raw_value("stages")
         if "stages" in self.model_fields_set:
             return stages
         own = {s.name for s in stage_table().values() if s.config and self.__dict__.get(s.name) is not None}

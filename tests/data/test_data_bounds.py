@@ -36,7 +36,7 @@ def table(folder: Path, records: list[dict[str, Any]], **data: Any) -> DataSplit
     names = list(records[0])
     (folder / "t.csv").write_text("\n".join([",".join(names), *(",".join(str(r[n]) for n in names) for r in records)]))
     config = {"source": {"kind": "csv", "path": str(folder / "t.csv"), "label": "paid"}, "split": {"test": 0.2, "validation": 0.1}} | data
-    return prepare(parse(DataConfig, config), seed=0, needs="arrays")
+    return prepare(parse(DataConfig, config), seed=0, input_kind="arrays")
 
 
 def whole(splits: DataSplits, part: str) -> np.ndarray:
@@ -106,7 +106,7 @@ def test_arrays_have_bounds_by_name_too() -> None:
                 "bounds": {iris.feature_names[0]: [5, 7], "*": [0, 10]},
             },
         ),
-        seed=0, needs="arrays",
+        seed=0, input_kind="arrays",
     )  # fmt: skip
     normalizer = Normalizer.from_json(json.loads(json.dumps(made.preprocess["normalize"])))
     x = iris.data
@@ -157,4 +157,4 @@ def test_pictures_have_no_bounds(tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", x=np.zeros((40, 3, 8, 8), np.uint8), y=np.arange(40) % 2)
     source = {"kind": "npz", "path": str(tmp_path / "p.npz"), "features": "x", "targets": "y"}
     with pytest.raises(RecipeError, match=r"data\.bounds: are for tables, and examples have shape \(3, 8, 8\)"):
-        prepare(parse(DataConfig, {"source": source, "normalize": "bounds", "bounds": {"*": (0, 255)}}), seed=0, needs="arrays")
+        prepare(parse(DataConfig, {"source": source, "normalize": "bounds", "bounds": {"*": (0, 255)}}), seed=0, input_kind="arrays")

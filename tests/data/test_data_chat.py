@@ -29,10 +29,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAUON_CACHE", str(tmp_path / "cache"))
 
 
-def made(tmp_path: Path, rows: list[Any], needs: str = "chat", **more: Any) -> DataSplits:
+def made(tmp_path: Path, rows: list[Any], input_kind: str = "chat", **more: Any) -> DataSplits:
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    source = {"kind": needs, "path": str(tmp_path / "rows.json")}
-    return prepare(parse(DataConfig, {"source": source, "tokenizer": "bytes", "seq_len": 256} | more), seed=1, needs=needs)
+    source = {"kind": input_kind, "path": str(tmp_path / "rows.json")}
+    return prepare(parse(DataConfig, {"source": source, "tokenizer": "bytes", "seq_len": 256} | more), seed=1, input_kind=input_kind)
 
 
 def written(config: dict[str, Any], messages: list[Message]) -> str:
@@ -363,11 +363,13 @@ def test_the_prompt_of_a_checkpoint_is_what_training_saw_before_the_answer(tmp_p
 def test_alpaca_and_dpo_demo_are_read_whole(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAUON_DATA", str(mirror))
     config = {"source": {"kind": "public", "name": "alpaca-5k"}, "tokenizer": "bytes", "seq_len": 512, "chat": {"empty_answers": "drop"}}
-    chat = prepare(parse(DataConfig, config), seed=0, needs="chat")
+    chat = prepare(parse(DataConfig, config), seed=0, input_kind="chat")
     assert chat.facts["left_out_empty"] == {"train": 2}
     assert sum(p["conversations"] for p in chat.facts["parts"].values()) == 4_998
     pairs = prepare(
-        parse(DataConfig, {"source": {"kind": "public", "name": "dpo-demo"}, "tokenizer": "bytes", "seq_len": 1024}), seed=0, needs="pairs"
+        parse(DataConfig, {"source": {"kind": "public", "name": "dpo-demo"}, "tokenizer": "bytes", "seq_len": 1024}),
+        seed=0,
+        input_kind="pairs",
     )
     assert sum(p["pairs"] for p in pairs.facts["parts"].values()) == 300
     first = json.loads(gzip.decompress((mirror / "preference-dpo" / "dpo_en_demo.json.gz").read_bytes()))[0]

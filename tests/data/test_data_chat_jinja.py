@@ -423,7 +423,7 @@ def test_rows_are_packed_cut_and_counted(tmp_path: Path, monkeypatch: pytest.Mon
         "source": {"kind": "chat", "path": str(tmp_path / "rows.json")}, "tokenizer": {"kind": "file", "path": str(tmp_path)}, "seq_len": 128,
         "chat": {"jinja": without_tags(QWEN3)}, "split": {"validation": 0},
     }  # fmt: skip
-    splits = prepare(parse(DataConfig, config), seed=0, needs="chat")
+    splits = prepare(parse(DataConfig, config), seed=0, input_kind="chat")
     part = splits.facts["parts"]["train"]
     assert (part["answers_rewritten"], part["prompts_cut"], part["answers_cut"]) == (12, 1, 0)
     assert splits.facts["notes"] == [

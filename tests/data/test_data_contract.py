@@ -119,17 +119,17 @@ def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def content(source: SourceConfig) -> list[Any]:
-    if source.gives() == "text":
+    if source.output_kind() == "text":
         return [(d.name, d.text) for d in source.documents()]
-    if source.gives() == "series":
+    if source.output_kind() == "series":
         series = source.series()
         return [series.times.tolist(), series.values.tolist(), series.names, series.step, series.season]
-    if source.gives() == "signals":
+    if source.output_kind() == "signals":
         heard = source.signals()
         return [[w.tolist() for w in heard.waves], heard.rate, list(heard.names), heard.label_names]
-    if source.gives() == "chat":
+    if source.output_kind() == "chat":
         return [(c.place, [(m.role, m.content) for m in c.messages]) for c in source.conversations()]
-    if source.gives() == "pairs":
+    if source.output_kind() == "pairs":
         return [(p.place, p.prompt, p.chosen, p.rejected) for p in source.pairs()]
     table = source.arrays()
     return [table.features.tolist(), table.targets.tolist(), table.feature_names, table.label_names]
@@ -142,7 +142,7 @@ def test_a_source_gives_the_same_each_time(source: SourceConfig) -> None:
     assert content(again) == first
     assert again.fingerprint() == source.fingerprint()
     assert len(source.fingerprint()) == 64
-    if source.gives() == "text":
+    if source.output_kind() == "text":
         names = [n for n, _ in first]
         assert len(set(names)) == len(names)
 
@@ -153,17 +153,17 @@ def test_a_source_describes_itself_in_json(source: SourceConfig) -> None:
 
 
 def test_ranks_are_disjoint_and_a_resumed_stream_is_the_same(source: SourceConfig) -> None:
-    needs = {"text": "tokens"}.get(source.gives(), source.gives())
-    settings = {"tokenizer": "bytes", "seq_len": 16} if needs in ("tokens", "chat", "pairs") else {}
-    settings |= {"seq_len": 200} if needs == "pairs" else {}
+    input_kind = {"text": "tokens"}.get(source.output_kind(), source.output_kind())
+    settings = {"tokenizer": "bytes", "seq_len": 16} if input_kind in ("tokens", "chat", "pairs") else {}
+    settings |= {"seq_len": 200} if input_kind == "pairs" else {}
     tree = parse(DataConfig, {"source": dump(source), **settings})
-    made = prepare(tree, seed=1, needs=needs)
+    made = prepare(tree, seed=1, input_kind=input_kind)
     n = len(made.train)
     batch = max(2, n // 3 // 2 * 2)
     ranks = [Loader(made.train, batch=batch, seed=1, rank=r, world=2) for r in range(2)]
     seen = [np.concatenate([loader.batch_at(s).index.numpy() for s in range(2)]) for loader in ranks]  # type: ignore[union-attr]
     assert set(seen[0]).isdisjoint(seen[1])  # two steps lie within the first epoch
-    again = prepare(parse(DataConfig, {"source": dump(source), **settings}), seed=1, needs=needs)
+    again = prepare(parse(DataConfig, {"source": dump(source), **settings}), seed=1, input_kind=input_kind)
     resumed = Loader(again.train, batch=batch, seed=1, rank=1, world=2, workers=1)
     for step in (3, 4):
         one, two = ranks[1].batch_at(step), resumed.batch_at(step)

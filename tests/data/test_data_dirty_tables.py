@@ -29,7 +29,7 @@ def made(folder: Path, text: str | bytes, *, kind: str = "csv", other: str | Non
     if other is not None:
         (folder / f"o.{kind}").write_text(other)
         whole["test"] = source | {"path": str(folder / f"o.{kind}")}
-    return prepare(parse(DataConfig, whole), seed=0, needs="arrays")
+    return prepare(parse(DataConfig, whole), seed=0, input_kind="arrays")
 
 
 def seen(splits: DataSplits, part: str = "train") -> np.ndarray:
@@ -435,7 +435,7 @@ def test_archives_follow_the_same_rules(tmp_path: Path) -> None:
 
     def archive(y: Any, x: Any = x) -> DataSplits:
         np.savez(tmp_path / "a.npz", x=x, y=y)
-        return prepare(parse(DataConfig, {"source": {"kind": "npz", "path": str(tmp_path / "a.npz")}}), seed=0, needs="arrays")
+        return prepare(parse(DataConfig, {"source": {"kind": "npz", "path": str(tmp_path / "a.npz")}}), seed=0, input_kind="arrays")
 
     assert archive(np.array([("yes", " yes", "no", "TRUE")[i % 4] for i in range(40)])).spec.labels == ("no", "true", "yes")
     assert archive(np.arange(40) % 2 == 0).spec.labels == ("false", "true")

@@ -56,7 +56,9 @@ def test_hidden_and_other_files_are_no_pictures_and_are_counted(tmp_path: Path) 
         "files that systems leave behind (4): __MACOSX/class1/._1.png, class1/.DS_Store, class1/._1.png, class1/Thumbs.db",
         "not pictures by their names (3): README.md, class1/notes.txt, class1/scan.dcm",
     )
-    made = prepare(parse(DataConfig, {"source": {"kind": "folder", "path": str(root)}, "split": {"validation": 0}}), seed=0, needs="arrays")
+    made = prepare(
+        parse(DataConfig, {"source": {"kind": "folder", "path": str(root)}, "split": {"validation": 0}}), seed=0, input_kind="arrays"
+    )
     assert made.facts["left_out"]["train"] == [*table.left_out]
 
 
@@ -90,7 +92,9 @@ def deep(folder: Path, values: list[int | float], kind: Any, suffix: str = ".png
 
 def learned(folder: Path, **more: Any) -> Any:
     return prepare(
-        parse(DataConfig, {"source": {"kind": "folder", "path": str(folder), **more}, "split": {"validation": 0}}), seed=0, needs="arrays"
+        parse(DataConfig, {"source": {"kind": "folder", "path": str(folder), **more}, "split": {"validation": 0}}),
+        seed=0,
+        input_kind="arrays",
     )
 
 
@@ -138,7 +142,7 @@ def test_deep_pictures_are_augmented_as_bytes_are(tmp_path: Path) -> None:
             Image.fromarray(array).save(path)
     config = {"split": {"validation": 0}, "normalize": "standard", "augment": [{"kind": "colour", "brightness": 0.3}, "flip"]}
     one, two = (
-        prepare(parse(DataConfig, config | {"source": {"kind": "folder", "path": str(tmp_path / f)}}), seed=1, needs="arrays")
+        prepare(parse(DataConfig, config | {"source": {"kind": "folder", "path": str(tmp_path / f)}}), seed=1, input_kind="arrays")
         for f in ("deep", "bytes")
     )
     a, b = (s.train.batch(np.arange(6), epoch=3).inputs.numpy() for s in (one, two))
@@ -183,7 +187,7 @@ def test_subfolders_of_parts_are_published_parts(tmp_path: Path, names: tuple[st
             for j in range(i + 1):
                 save(tmp_path / "whole" / name / c / f"{j}.png", (i, 10 * j, 0))
     del root
-    splits = prepare(parse(DataConfig, {"source": {"kind": "folder", "path": str(tmp_path / "whole")}}), seed=0, needs="arrays")
+    splits = prepare(parse(DataConfig, {"source": {"kind": "folder", "path": str(tmp_path / "whole")}}), seed=0, input_kind="arrays")
     assert [len(p) for p in (splits.train, splits.validation, splits.test)] == [3, 6, 9]  # type: ignore[arg-type]
     only = source(tmp_path / "whole", split="test")
     assert len(only.arrays()) == 9 and only.part("test") is None
@@ -198,7 +202,7 @@ def test_a_class_that_only_the_test_folder_has_is_an_error(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"the test source has the label 'c', which training never sees. It has a, b"):
         prepare(
             parse(DataConfig, {"source": {"kind": "folder", "path": str(tmp_path / "whole")}, "split": {"validation": 0}}),
-            seed=0, needs="arrays",
+            seed=0, input_kind="arrays",
         )  # fmt: skip
 
 
@@ -323,7 +327,7 @@ def test_skipping_leaves_out_and_counts(tmp_path: Path) -> None:
     assert len(table.left_out) == 1 and "class2/2.png: not a whole picture" in table.left_out[0]
     splits = prepare(
         parse(DataConfig, {"source": {"kind": "folder", "path": str(root), "on_corrupt": "skip"}, "split": {"validation": 0}}),
-        seed=0, needs="arrays",
+        seed=0, input_kind="arrays",
     )  # fmt: skip
     assert splits.facts["left_out"]["train"] == list(table.left_out)
     for name in ("class1/1.png", "class1/2.png", "class10/1.png", "class10/2.png"):

@@ -184,7 +184,7 @@ class WalkDataset:
 class WalksKind(DataKind[list[list[int]]]):
     """Walks, scaled by the longest way of the training part."""
 
-    needs, gives, words = "walks", "walks", "random walks"
+    input_kind, output_kind, words = "walks", "walks", "random walks"
     reads = ("seq_len",)
 
     def read(self, source: SourceConfig, part: str, request: Request) -> list[list[int]]:
@@ -222,7 +222,7 @@ def walks(monkeypatch: pytest.MonkeyPatch) -> type[DataKind[Any]]:
 def test_a_kind_that_no_file_knows_is_prepared_checked_and_keeps_the_contract(walks: type[DataKind[Any]]) -> None:
     check_data_kind(walks, WALKS)
     check_source(parse(SourceConfig, {"kind": "walks"}))
-    splits = prepare(parse(DataConfig, WALKS.data), seed=0, needs="walks")
+    splits = prepare(parse(DataConfig, WALKS.data), seed=0, input_kind="walks")
     assert splits.facts["kind"] == "walks" and splits.facts["sources"]["train"]["kind"] == "walks"
     assert (len(splits.train), splits.facts["split"]["stratified"]) == (24, True)
 
@@ -244,9 +244,9 @@ def test_a_kind_that_is_not_installed_is_an_error_that_names_the_nearest() -> No
     with pytest.raises(
         RecipeError, match=r"needs 'signal', and no installed kind of data is that; did you mean 'signals'.*There are: tokens, arrays"
     ):
-        prepare(config, seed=0, needs="signal")
+        prepare(config, seed=0, input_kind="signal")
     with pytest.raises(RecipeError, match=r"needs 'zzz', and no installed kind of data is that\. There are: tokens, arrays, series"):
-        prepare(config, seed=0, needs="zzz")
+        prepare(config, seed=0, input_kind="zzz")
 
 
 def test_kinds_of_data_are_no_part_of_a_recipe() -> None:
@@ -264,16 +264,16 @@ def test_what_a_source_does_to_each_example_is_kept_for_predicting(tmp_path: Pat
         (tmp_path / "signs" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         image.new("L", (9 + i % 3, 8), 8 * i).save(tmp_path / "signs" / "ab"[i % 2] / f"{i}.png")
     pictures = {"kind": "folder", "path": str(tmp_path / "signs"), "size": 8, "fit": "pad"}
-    kept = prepare(parse(DataConfig, {"source": pictures}), seed=0, needs="arrays").preprocess
+    kept = prepare(parse(DataConfig, {"source": pictures}), seed=0, input_kind="arrays").preprocess
     assert (kept["source"], kept["input_shape"]) == ({"fit": "pad"}, [1, 8, 8])
-    kept = prepare(parse(DataConfig, {"source": pictures, "scattering": {}}), seed=0, needs="arrays").preprocess
+    kept = prepare(parse(DataConfig, {"source": pictures, "scattering": {}}), seed=0, input_kind="arrays").preprocess
     assert (kept["picture_shape"], kept["input_shape"]) == ([1, 8, 8], [81, 2, 2])
     (labelled, *_) = _labelled(tmp_path)
-    kept = prepare(parse(DataConfig, labelled.data), seed=0, needs="labelled-text").preprocess
+    kept = prepare(parse(DataConfig, labelled.data), seed=0, input_kind="labelled-text").preprocess
     assert kept["source"] == {"text": ["t"]}
     (tmp_path / "texts").mkdir()
     (text, *_) = _text(tmp_path / "texts")
-    assert prepare(parse(DataConfig, text.data), seed=0, needs="masked-tokens").preprocess["seq_len"] == 16
+    assert prepare(parse(DataConfig, text.data), seed=0, input_kind="masked-tokens").preprocess["seq_len"] == 16
 
 
 # ---------------------------------------------------------------------------------------------- what the contract finds

@@ -37,7 +37,7 @@ def write(path: Path, found: list[tuple[str, str]]) -> Path:
 def made(path: Path, **more: Any) -> DataSplits:
     source = {"kind": "jsonl" if path.suffix == ".jsonl" else "csv", "path": str(path), "text": "text", "label": "label"}
     settings = {"source": source, "tokenizer": {"kind": "bpe", "vocab": 300}} | more
-    return prepare(parse(DataConfig, settings), seed=3, needs="labelled-text")
+    return prepare(parse(DataConfig, settings), seed=3, input_kind="labelled-text")
 
 
 def test_csv_and_json_lines_give_the_same_examples(tmp_path: Path) -> None:
@@ -148,14 +148,16 @@ def test_ag_news_and_sst2_have_their_published_counts(mirror: Path, monkeypatch:
     news = prepare(
         parse(DataConfig, {"source": {"kind": "public", "name": "ag-news"}, "split": {"test": 0.2}, "tokenizer": "bytes"}),
         seed=0,
-        needs="labelled-text",
+        input_kind="labelled-text",
     )
     assert sum(len(p) for p in (news.train, news.validation, news.test) if p is not None) == 7600
     assert set(news.facts["parts"]["test"]["classes"].values()) == {380}
     with gzip.open(mirror / "ag_news" / "ag_news_test.csv.gz", "rt") as f:
         first = next(csv.reader(f))
     assert any(t == f"{first[1]}\n\n{first[2]}" for p in (news.train, news.validation, news.test) for t in p.texts)  # type: ignore[union-attr]
-    films = prepare(parse(DataConfig, {"source": {"kind": "public", "name": "sst2"}, "tokenizer": "bytes"}), seed=0, needs="labelled-text")
+    films = prepare(
+        parse(DataConfig, {"source": {"kind": "public", "name": "sst2"}, "tokenizer": "bytes"}), seed=0, input_kind="labelled-text"
+    )
     assert [len(p) for p in (films.train, films.validation, films.test) if p is not None] == [6920, 872, 1821]
     assert films.spec.labels == ("negative", "positive")
 

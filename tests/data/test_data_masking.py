@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 
 def prepared(data: DataConfig, seed: int = 0) -> MaskedDataset:
-    found = prepare(data, seed=seed, needs="masked-tokens")
+    found = prepare(data, seed=seed, input_kind="masked-tokens")
     assert isinstance(found.train, MaskedDataset) and found.spec.vocab == 258 and found.preprocess["mask_token"] == 257
     return found.train
 
@@ -62,7 +62,7 @@ def test_what_is_hidden_is_a_function_of_seed_epoch_and_window(data: DataConfig)
 
 
 def test_held_out_windows_hide_the_same_tokens_each_time(data: DataConfig) -> None:
-    found = prepare(data, seed=0, needs="masked-tokens")
+    found = prepare(data, seed=0, input_kind="masked-tokens")
     assert found.validation is not None
     index = np.arange(4)
     one = found.validation.batch(index)
@@ -88,5 +88,5 @@ def test_a_tokenizer_with_a_mask_token_uses_it(tmp_path: Path, data: DataConfig)
     config = data.model_copy(
         update={"tokenizer": parse(DataConfig, {"source": "python-stdlib", "tokenizer": {"kind": "file", "path": str(tmp_path)}}).tokenizer}
     )
-    found = prepare(config, seed=0, needs="masked-tokens")
+    found = prepare(config, seed=0, input_kind="masked-tokens")
     assert isinstance(found.train, MaskedDataset) and (found.train.mask, found.spec.vocab) == (2, 5)

@@ -117,11 +117,11 @@ def test_only_training_examples_are_mixed(tmp_path: Any) -> None:
     config = parse(
         DataConfig, {"source": {"kind": "npz", "path": str(tmp_path / "a.npz")}, "mix": {"mixup": 0.2}, "split": {"validation": 0.2}}
     )
-    splits = prepare(config, seed=0, needs="arrays")
+    splits = prepare(config, seed=0, input_kind="arrays")
     assert splits.train.mixer is not None and splits.validation.mixer is None  # type: ignore[union-attr, attr-defined]
     assert splits.validation.batch(np.arange(2)).targets.dtype == torch.int64  # type: ignore[union-attr]
     assert splits.facts["mix"] == {"mixup": 0.2, "cutmix": None, "share": 1.0}
-    other = prepare(config.model_copy(update={"mix": None}), seed=0, needs="arrays")
+    other = prepare(config.model_copy(update={"mix": None}), seed=0, input_kind="arrays")
     assert other.fingerprint != splits.fingerprint
 
 
@@ -179,12 +179,12 @@ def pictures(tmp_path: Any, **data: Any) -> DataConfig:
 
 
 def test_weights_and_order_are_of_the_training_part_alone(tmp_path: Any) -> None:
-    splits = prepare(pictures(tmp_path, class_weights="balanced", split={"validation": 0.2}), seed=0, needs="arrays")
+    splits = prepare(pictures(tmp_path, class_weights="balanced", split={"validation": 0.2}), seed=0, input_kind="arrays")
     counts = splits.facts["parts"]["train"]["classes"]
     rows = sum(counts.values())
     assert splits.facts["class_weights"] == pytest.approx({k: rows / (3 * n) for k, n in counts.items()}, rel=1e-5)
     assert splits.validation.batch(np.arange(5)).weights.tolist() == [1.0] * 5  # type: ignore[union-attr]
-    given = prepare(pictures(tmp_path, class_weights=[1, 2, 3]), seed=0, needs="arrays")
+    given = prepare(pictures(tmp_path, class_weights=[1, 2, 3]), seed=0, input_kind="arrays")
     assert given.facts["class_weights"] == {"0": 1, "1": 2, "2": 3}
 
 
@@ -203,7 +203,7 @@ def test_data_that_a_choice_does_not_fit_is_named(tmp_path: Any, data: dict[str,
     if "source" in data:
         pytest.importorskip("sklearn")
     with pytest.raises(DataError, match=says):
-        prepare(pictures(tmp_path, **data) if "source" not in data else parse(DataConfig, data), seed=0, needs="arrays")
+        prepare(pictures(tmp_path, **data) if "source" not in data else parse(DataConfig, data), seed=0, input_kind="arrays")
 
 
 @pytest.mark.parametrize(
@@ -222,10 +222,10 @@ def test_settings_without_sense_are_refused(tmp_path: Any, data: dict[str, Any],
 def test_a_class_that_only_held_out_rows_have_is_an_error(tmp_path: Any) -> None:
     config = pictures(tmp_path, split={"by": "position", "validation": 0, "test": 0.1})  # the rows lie class by class
     with pytest.raises(DataError, match=r"the test part has the class '2', which no training row has"):
-        prepare(config, seed=0, needs="arrays")
+        prepare(config, seed=0, input_kind="arrays")
     np.savez(tmp_path / "b.npz", x_train=PICTURES[:45], y_train=CLASSES[:45], x_test=PICTURES[40:], y_test=CLASSES[40:])
     with pytest.raises(DataError, match=r"the test source has the label '2', which training never sees"):
-        prepare(parse(DataConfig, {"source": {"kind": "npz", "path": str(tmp_path / "b.npz")}}), seed=0, needs="arrays")
+        prepare(parse(DataConfig, {"source": {"kind": "npz", "path": str(tmp_path / "b.npz")}}), seed=0, input_kind="arrays")
 
 
 def test_classes_are_numbered_in_the_order_given(tmp_path: Any) -> None:
@@ -234,7 +234,7 @@ def test_classes_are_numbered_in_the_order_given(tmp_path: Any) -> None:
     )
     source = {"kind": "csv", "path": str(tmp_path / "t.csv"), "label": "size"}
     splits = prepare(
-        parse(DataConfig, {"source": source, "label_order": ["low", "mid", "high"], "normalize": "none"}), seed=0, needs="arrays"
+        parse(DataConfig, {"source": source, "label_order": ["low", "mid", "high"], "normalize": "none"}), seed=0, input_kind="arrays"
     )
     assert splits.spec.labels == ("low", "mid", "high") == tuple(splits.preprocess["labels"])
     batch = splits.train.batch(np.arange(len(splits.train)))

@@ -68,7 +68,7 @@ def decoded(data: Any) -> list[str]:
 
 
 def test_text_becomes_parts_that_together_are_the_text(corpus: Path) -> None:
-    made = prepare(text_config(corpus, split={"validation": 0.2, "test": 0.1}), seed=0, needs="tokens")
+    made = prepare(text_config(corpus, split={"validation": 0.2, "test": 0.1}), seed=0, input_kind="tokens")
     parts = {"train": decoded(made.train), "validation": decoded(made.validation), "test": decoded(made.test)}
     everything = sorted(p.read_text() for p in corpus.iterdir())
     assert sorted(t for texts in parts.values() for t in texts) == everything
@@ -84,14 +84,14 @@ def test_text_becomes_parts_that_together_are_the_text(corpus: Path) -> None:
 
 
 def test_done_work_is_found_again_and_equal(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = prepare(text_config(corpus), seed=0, needs="tokens")
+    one = prepare(text_config(corpus), seed=0, input_kind="tokens")
     monkeypatch.setattr("tauon.data.kinds.tokens._build", lambda *a: pytest.fail("prepared twice"))
-    two = prepare(text_config(corpus), seed=0, needs="tokens")
+    two = prepare(text_config(corpus), seed=0, input_kind="tokens")
     assert (one.facts["cache"]["reused"], two.facts["cache"]["reused"]) == (False, True)
     assert one.fingerprint == two.fingerprint
     assert one.tokenizer == two.tokenizer
     assert torch.equal(one.train.batch(np.arange(5)).inputs, two.train.batch(np.arange(5)).inputs)
-    longer = prepare(text_config(corpus, seq_len=48, mask_documents=False), seed=0, needs="tokens")  # windows are not on disk
+    longer = prepare(text_config(corpus, seq_len=48, mask_documents=False), seed=0, input_kind="tokens")  # windows are not on disk
     assert longer.facts["cache"]["reused"]
     assert longer.fingerprint != one.fingerprint
     assert longer.train.batch(np.arange(1)).segments is None
@@ -99,7 +99,7 @@ def test_done_work_is_found_again_and_equal(corpus: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("change", ["content", "tokenizer", "split", "seed"])
 def test_the_fingerprint_changes_with_whatever_changes_the_examples(corpus: Path, change: str) -> None:
-    one = prepare(text_config(corpus), seed=0, needs="tokens")
+    one = prepare(text_config(corpus), seed=0, input_kind="tokens")
     values: dict[str, Any] = {}
     if change == "content":
         (corpus / "00.txt").write_text("another text\n")
@@ -107,7 +107,7 @@ def test_the_fingerprint_changes_with_whatever_changes_the_examples(corpus: Path
         values["tokenizer"] = {"kind": "bpe", "vocab": 301}
     elif change == "split":
         values["split"] = {"seed": 1}
-    two = prepare(text_config(corpus, **values), seed=int(change == "seed"), needs="tokens")
+    two = prepare(text_config(corpus, **values), seed=int(change == "seed"), input_kind="tokens")
     assert one.fingerprint != two.fingerprint
     assert two.facts["cache"]["reused"] == (change == "seed")
 
@@ -116,7 +116,7 @@ def test_the_tokenizer_never_sees_held_out_text(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("abc " * 300 + "xyz " * 30)
     made = prepare(
         config(source={"kind": "text", "path": str(tmp_path / "t.txt")}, tokenizer="chars", split={"validation": 0.1}, seq_len=8),
-        seed=0, needs="tokens",
+        seed=0, input_kind="tokens",
     )  # fmt: skip
     assert made.preprocess["tokenizer"]["alphabet"] == " abc"
     assert made.facts["tokenizer"]["unknown"] == {"train": 0, "validation": 90}
@@ -125,7 +125,7 @@ def test_the_tokenizer_never_sees_held_out_text(tmp_path: Path) -> None:
 
 def test_segments_are_there_for_all_parts_or_for_none(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "v.txt").write_text("the quiet river " * 50)
-    made = prepare(text_config(corpus, validation={"kind": "text", "path": str(tmp_path / "v.txt")}), seed=0, needs="tokens")
+    made = prepare(text_config(corpus, validation={"kind": "text", "path": str(tmp_path / "v.txt")}), seed=0, input_kind="tokens")
     assert made.validation is not None
     assert made.train.batch(np.arange(1)).segments is not None
     assert made.validation.batch(np.arange(1)).segments is not None
@@ -136,7 +136,7 @@ def test_held_out_sources_of_their_own_are_used_and_cannot_leak(corpus: Path, tm
     held.mkdir()
     (held / "a.txt").write_text((corpus / "07.txt").read_text())  # 07 and copy are its equals
     (held / "b.txt").write_text("something of its own " * 30)
-    made = prepare(text_config(corpus, validation={"kind": "text", "path": str(held)}), seed=0, needs="tokens")
+    made = prepare(text_config(corpus, validation={"kind": "text", "path": str(held)}), seed=0, input_kind="tokens")
     assert sorted(decoded(made.validation)) == sorted(p.read_text() for p in held.iterdir())
     assert len(decoded(made.train)) == 29
     assert not set(decoded(made.train)) & set(decoded(made.validation))
@@ -146,11 +146,13 @@ def test_held_out_sources_of_their_own_are_used_and_cannot_leak(corpus: Path, tm
 
 def test_training_text_that_is_all_held_out_is_an_error(corpus: Path) -> None:
     with pytest.raises(DataError, match="every training document is also in the validation or test source"):
-        prepare(text_config(corpus, validation={"kind": "text", "path": str(corpus)}), seed=0, needs="tokens")
+        prepare(text_config(corpus, validation={"kind": "text", "path": str(corpus)}), seed=0, input_kind="tokens")
 
 
 def test_the_limit_takes_the_first_documents(corpus: Path) -> None:
-    made = prepare(config(source={"kind": "text", "path": str(corpus), "limit": 3}, tokenizer="bytes", seq_len=16), seed=0, needs="tokens")
+    made = prepare(
+        config(source={"kind": "text", "path": str(corpus), "limit": 3}, tokenizer="bytes", seq_len=16), seed=0, input_kind="tokens"
+    )
     assert "".join(decoded(made.train) + decoded(made.validation)) == "".join((corpus / f"0{i}.txt").read_text() for i in range(3))
 
 
@@ -167,7 +169,7 @@ def test_wrong_text_is_named_and_leaves_nothing(tmp_path: Path, cache: Path, con
     (tmp_path / "t.txt").write_bytes(content)
     made = {"source": {"kind": "text", "path": str(tmp_path / "t.txt")}, "tokenizer": "bytes", "seq_len": 4} | values
     with pytest.raises(DataError, match=message):
-        prepare(config(**made), seed=0, needs="tokens")
+        prepare(config(**made), seed=0, input_kind="tokens")
     left = [p for p in cache.rglob("*") if ".tmp-" in p.name]
     assert left == []
 
@@ -175,7 +177,7 @@ def test_wrong_text_is_named_and_leaves_nothing(tmp_path: Path, cache: Path, con
 def test_a_lone_surrogate_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": "ok"}\n{"text": "a\\ud800"}\n')
     with pytest.raises(DataError, match=r"t\.jsonl#1: character 1 is a lone surrogate"):
-        prepare(config(source={"kind": "jsonl", "path": str(tmp_path / "t.jsonl")}), seed=0, needs="tokens")
+        prepare(config(source={"kind": "jsonl", "path": str(tmp_path / "t.jsonl")}), seed=0, input_kind="tokens")
 
 
 def test_text_that_changes_while_it_is_read_is_an_error(cache: Path) -> None:
@@ -191,7 +193,7 @@ def test_text_that_changes_while_it_is_read_is_an_error(cache: Path) -> None:
 
     try:
         with pytest.raises(DataError, match=r"grows\.txt: changed while it was being prepared"):
-            prepare(config(source="toy-growing", tokenizer="chars", seq_len=8), seed=0, needs="tokens")
+            prepare(config(source="toy-growing", tokenizer="chars", seq_len=8), seed=0, input_kind="tokens")
         assert [p.name for p in (cache / "tokens").iterdir() if not p.name.endswith(".lock")] == []
     finally:
         del SourceConfig._members["toy-growing"]
@@ -204,18 +206,18 @@ def test_a_full_disk_is_said_and_nothing_stays(corpus: Path, cache: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr("numpy.save", full)
         with pytest.raises(DataError, match=r"cannot be written \(No space left on device\)\. Free some space"):
-            prepare(text_config(corpus), seed=0, needs="tokens")
+            prepare(text_config(corpus), seed=0, input_kind="tokens")
     assert [p.name for p in (cache / "tokens").iterdir() if not p.name.endswith(".lock")] == []
-    assert not prepare(text_config(corpus), seed=0, needs="tokens").facts["cache"]["reused"]
+    assert not prepare(text_config(corpus), seed=0, input_kind="tokens").facts["cache"]["reused"]
 
 
 def test_a_damaged_preparation_is_refused_with_the_way_out(corpus: Path) -> None:
-    made = prepare(text_config(corpus), seed=0, needs="tokens")
+    made = prepare(text_config(corpus), seed=0, input_kind="tokens")
     folder = Path(made.facts["cache"]["folder"])
     path = folder / "train" / "tokens-00000.npy"
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(ChecksumError, match=r"tokens-00000\.npy: has .* Delete .*prepared again"):
-        prepare(text_config(corpus), seed=0, needs="tokens")
+        prepare(text_config(corpus), seed=0, input_kind="tokens")
     other = folder / "tokenizer.json"
     whole = other.read_text()
     for text, message in (
@@ -225,19 +227,19 @@ def test_a_damaged_preparation_is_refused_with_the_way_out(corpus: Path) -> None
     ):
         other.write_text(text)
         with pytest.raises(ChecksumError, match=rf"tokenizer\.json: {message}.* Delete .*prepared again"):
-            prepare(text_config(corpus), seed=0, needs="tokens")
+            prepare(text_config(corpus), seed=0, input_kind="tokens")
 
 
 def test_what_a_dead_process_left_is_cleared(corpus: Path, cache: Path) -> None:
-    folder = Path(prepare(text_config(corpus), seed=0, needs="tokens").facts["cache"]["folder"])
+    folder = Path(prepare(text_config(corpus), seed=0, input_kind="tokens").facts["cache"]["folder"])
     dead = folder.parent / f".{folder.name}.tmp-dead"
     folder.rename(dead)  # as kill -9 would leave it: all written, never renamed
-    assert not prepare(text_config(corpus), seed=0, needs="tokens").facts["cache"]["reused"]
+    assert not prepare(text_config(corpus), seed=0, input_kind="tokens").facts["cache"]["reused"]
     assert not dead.exists()
 
 
 def _prepare_in_child(corpus: str, queue: Any) -> None:
-    made = prepare(text_config(Path(corpus)), seed=0, needs="tokens")
+    made = prepare(text_config(Path(corpus)), seed=0, input_kind="tokens")
     queue.put((made.fingerprint, made.facts["cache"]["reused"]))
 
 
@@ -277,24 +279,24 @@ def test_without_locks_the_loser_uses_the_winners(tmp_path: Path, monkeypatch: p
 
 
 def test_cache_folders_are_private(corpus: Path, cache: Path) -> None:
-    folder = Path(prepare(text_config(corpus), seed=0, needs="tokens").facts["cache"]["folder"])
+    folder = Path(prepare(text_config(corpus), seed=0, input_kind="tokens").facts["cache"]["folder"])
     assert {oct(p.stat().st_mode & 0o777) for p in (cache, folder, folder / "train")} == {"0o700"}
 
 
 def test_the_recipes_cache_comes_before_the_environments(corpus: Path, tmp_path: Path, cache: Path) -> None:
-    made = prepare(text_config(corpus, cache=str(tmp_path / "mine")), seed=0, needs="tokens")
+    made = prepare(text_config(corpus, cache=str(tmp_path / "mine")), seed=0, input_kind="tokens")
     assert Path(made.facts["cache"]["folder"]).is_relative_to(tmp_path / "mine")
     assert not cache.exists()
 
 
 def test_progress_is_told(corpus: Path) -> None:
     told: list[str] = []
-    prepare(text_config(corpus), seed=0, needs="tokens", progress=lambda what, done, total: told.append(what))
+    prepare(text_config(corpus), seed=0, input_kind="tokens", progress=lambda what, done, total: told.append(what))
     assert {"read train", "tokenizer"} <= set(told)
 
 
 def test_what_is_needed_later_replays_the_tokenizer(corpus: Path) -> None:
-    made = prepare(text_config(corpus), seed=0, needs="tokens")
+    made = prepare(text_config(corpus), seed=0, input_kind="tokens")
     again = Tokenizer.from_json(json.loads(json.dumps(made.preprocess["tokenizer"])))
     assert again == made.tokenizer
     assert again.sha256 == made.facts["tokenizer"]["sha256"]
@@ -312,7 +314,7 @@ def blobs(tmp_path: Path, n: int = 200, **more: Any) -> str:
 
 def test_statistics_are_those_of_the_training_rows(tmp_path: Path) -> None:
     made = prepare(
-        config(source={"kind": "npz", "path": blobs(tmp_path)}, split={"test": 0.2}, normalize="standard"), seed=0, needs="arrays"
+        config(source={"kind": "npz", "path": blobs(tmp_path)}, split={"test": 0.2}, normalize="standard"), seed=0, input_kind="arrays"
     )
     train = made.train.batch(np.arange(len(made.train))).inputs
     assert torch.allclose(train.mean(0), torch.zeros(4), atol=1e-5)
@@ -330,24 +332,24 @@ def test_statistics_are_those_of_the_training_rows(tmp_path: Path) -> None:
 
 
 def test_auto_normalising_says_what_it_chose(tmp_path: Path) -> None:
-    made = prepare(config(source={"kind": "npz", "path": blobs(tmp_path)}), seed=0, needs="arrays")
+    made = prepare(config(source={"kind": "npz", "path": blobs(tmp_path)}), seed=0, input_kind="arrays")
     assert made.facts["normalize"] == {"kind": "standard", "why": "features are not bytes"}
     np.savez(tmp_path / "b.npz", x=np.arange(40, dtype=np.uint8).reshape(20, 2), y=np.arange(20) % 2)
-    bytes_ = prepare(config(source={"kind": "npz", "path": str(tmp_path / "b.npz")}), seed=0, needs="arrays")
+    bytes_ = prepare(config(source={"kind": "npz", "path": str(tmp_path / "b.npz")}), seed=0, input_kind="arrays")
     assert bytes_.facts["normalize"]["kind"] == "unit"
 
 
 def test_a_files_own_parts_are_used_and_their_labels_matched_by_name(tmp_path: Path) -> None:
     x = np.arange(24.0).reshape(12, 2)
     np.savez(tmp_path / "p.npz", x_train=x, y_train=np.arange(12) % 3 + 5, x_test=x[:4] + 0.5, y_test=np.array([7, 6, 7, 6]))
-    made = prepare(config(source={"kind": "npz", "path": str(tmp_path / "p.npz")}, split={"validation": 0}), seed=0, needs="arrays")
+    made = prepare(config(source={"kind": "npz", "path": str(tmp_path / "p.npz")}, split={"validation": 0}), seed=0, input_kind="arrays")
     assert made.spec.labels == ("5", "6", "7")
     assert made.test is not None
     assert made.test.batch(np.arange(4)).targets.tolist() == [2, 1, 2, 1]
     assert made.validation is None
     np.savez(tmp_path / "p.npz", x_train=x, y_train=np.arange(12) % 3, x_test=x[:4], y_test=np.array([0, 9, 0, 9]))
     with pytest.raises(DataError, match="test source has the label '9', which training never sees"):
-        prepare(config(source={"kind": "npz", "path": str(tmp_path / "p.npz")}), seed=0, needs="arrays")
+        prepare(config(source={"kind": "npz", "path": str(tmp_path / "p.npz")}), seed=0, input_kind="arrays")
 
 
 def test_parts_of_different_make_are_refused(tmp_path: Path) -> None:
@@ -355,19 +357,19 @@ def test_parts_of_different_make_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"validation source has examples of shape \(3,\), the training source \(4,\)"):
         prepare(
             config(source={"kind": "npz", "path": blobs(tmp_path)}, validation={"kind": "npz", "path": str(tmp_path / "a.npz")}),
-            seed=0, needs="arrays",
+            seed=0, input_kind="arrays",
         )  # fmt: skip
     for name, header in (("a", "p,q,y"), ("b", "p,r,y")):
         (tmp_path / f"{name}.csv").write_text(header + "\n" + "\n".join(f"{i},{i},{i % 2}" for i in range(20)))
     sources = {k: {"kind": "csv", "path": str(tmp_path / f"{n}.csv"), "label": "y"} for k, n in (("source", "a"), ("validation", "b"))}
     with pytest.raises(DataError, match="the validation source has no column 'q', and the training source has. It has p, r"):
-        prepare(config(**sources), seed=0, needs="arrays")
+        prepare(config(**sources), seed=0, input_kind="arrays")
 
 
 def test_array_fingerprints_follow_what_decides_the_examples(tmp_path: Path) -> None:
     def of(seed: int = 0, **values: Any) -> str:
         return prepare(
-            config(source={"kind": "npz", "path": blobs(tmp_path)} | values.pop("src", {}), **values), seed=seed, needs="arrays"
+            config(source={"kind": "npz", "path": blobs(tmp_path)} | values.pop("src", {}), **values), seed=seed, input_kind="arrays"
         ).fingerprint
 
     prints = [
@@ -382,12 +384,12 @@ def test_array_fingerprints_follow_what_decides_the_examples(tmp_path: Path) -> 
 def test_held_out_rows_that_training_has_too_are_counted(tmp_path: Path) -> None:
     x = np.arange(40.0).reshape(20, 2)
     np.savez(tmp_path / "d.npz", x_train=x, y_train=np.arange(20) % 2, x_test=np.concatenate([x[:3], x[:2] + 0.5]), y_test=[0, 1, 0, 1, 0])
-    made = prepare(config(source={"kind": "npz", "path": str(tmp_path / "d.npz")}, split={"validation": 0}), seed=0, needs="arrays")
+    made = prepare(config(source={"kind": "npz", "path": str(tmp_path / "d.npz")}, split={"validation": 0}), seed=0, input_kind="arrays")
     assert made.facts["split"]["rows_also_in_train"] == {"test": 3}
 
 
 def test_only_training_examples_are_augmented(tmp_path: Path) -> None:
-    made = prepare(config(source={"kind": "npz", "path": blobs(tmp_path)}, augment=["noise"]), seed=0, needs="arrays")
+    made = prepare(config(source={"kind": "npz", "path": blobs(tmp_path)}, augment=["noise"]), seed=0, input_kind="arrays")
     assert made.validation is not None
     assert not torch.equal(made.train.batch(np.arange(3), epoch=0).inputs, made.train.batch(np.arange(3), epoch=1).inputs)
     assert torch.equal(made.validation.batch(np.arange(3), epoch=0).inputs, made.validation.batch(np.arange(3), epoch=1).inputs)
@@ -398,7 +400,9 @@ def test_five_folds_test_every_row_once() -> None:
     tested = []
     for fold in range(5):
         made = prepare(
-            config(source={"kind": "sklearn", "name": "iris"}, split={"folds": 5, "fold": fold, "validation": 0}), seed=0, needs="arrays"
+            config(source={"kind": "sklearn", "name": "iris"}, split={"folds": 5, "fold": fold, "validation": 0}),
+            seed=0,
+            input_kind="arrays",
         )
         assert made.test is not None
         assert made.facts["parts"]["test"]["classes"] == {"setosa": 10, "versicolor": 10, "virginica": 10}
@@ -410,7 +414,7 @@ def test_five_folds_test_every_row_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "needs", "key"),
+    ("values", "input_kind", "key"),
     [
         ({"source": "python-stdlib"}, "arrays", "source"),
         ({"source": {"kind": "sklearn", "name": "iris"}}, "tokens", "source"),
@@ -422,11 +426,11 @@ def test_five_folds_test_every_row_once() -> None:
         ({"source": {"kind": "sklearn", "name": "iris"}, "split": {"by": "document"}}, "arrays", "split.by"),
     ],
 )
-def test_settings_that_do_not_fit_the_task_are_refused(values: dict[str, Any], needs: Any, key: str) -> None:
+def test_settings_that_do_not_fit_the_task_are_refused(values: dict[str, Any], input_kind: Any, key: str) -> None:
     tree = config(**values)
-    assert [k for k, _ in problems_for(tree, needs)] == [key]
+    assert [k for k, _ in problems_for(tree, input_kind)] == [key]
     with pytest.raises(RecipeError, match=f"data.{key}: "):
-        prepare(tree, seed=0, needs=needs)
+        prepare(tree, seed=0, input_kind=input_kind)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +460,7 @@ def test_every_key_that_was_set_is_consumed_also_when_found_done(corpus: Path, t
     for _ in range(2):
         tree = fresh()
         assert unread_keys(tree)
-        prepare(tree, seed=0, needs="tokens")
+        prepare(tree, seed=0, input_kind="tokens")
         assert unread_keys(tree) == []
 
 
@@ -466,7 +470,7 @@ def test_keys_of_arrays_are_consumed(tmp_path: Path) -> None:
         split={"folds": 3, "fold": 1, "validation": 0.1, "seed": 2, "by": "row"}, normalize="standard",
         augment=[{"kind": "noise", "std": 0.3}],
     )  # fmt: skip
-    prepare(tree, seed=0, needs="arrays")  # augmentation is read here, though it acts on batches that are drawn later
+    prepare(tree, seed=0, input_kind="arrays")  # augmentation is read here, though it acts on batches that are drawn later
     assert set(unread_keys(tree)) <= {"source.split"}
 
 
@@ -480,13 +484,13 @@ def test_a_source_from_another_package_needs_one_class(cache: Path) -> None:
 
     try:
         tree = config(source={"kind": "toy-primes", "upto": 500}, tokenizer="chars", seq_len=32)
-        made = prepare(tree, seed=0, needs="tokens")
+        made = prepare(tree, seed=0, input_kind="tokens")
         assert decoded(made.train)[0].startswith("2 3 5 7 11 13")
         assert unread_keys(tree) == []
-        assert prepare(tree, seed=0, needs="tokens").facts["cache"]["reused"]
-        assert not prepare(config(source={"kind": "toy-primes", "upto": 600}, tokenizer="chars", seq_len=32), seed=0, needs="tokens").facts[
-            "cache"
-        ]["reused"]
+        assert prepare(tree, seed=0, input_kind="tokens").facts["cache"]["reused"]
+        assert not prepare(
+            config(source={"kind": "toy-primes", "upto": 600}, tokenizer="chars", seq_len=32), seed=0, input_kind="tokens"
+        ).facts["cache"]["reused"]
         assert "toy-primes" in json.dumps(json_schema(DataConfig))
     finally:
         del SourceConfig._members["toy-primes"]
@@ -512,7 +516,7 @@ def test_every_node_documents_its_fields() -> None:
 
 
 def test_the_whole_way_gives_batches_for_any_world(corpus: Path) -> None:
-    made: DataSplits = prepare(text_config(corpus), seed=7, needs="tokens")
+    made: DataSplits = prepare(text_config(corpus), seed=7, input_kind="tokens")
     one = Loader(made.train, batch=4, seed=7)
     two = [Loader(made.train, batch=4, seed=7, rank=r, world=2) for r in range(2)]
     for s in range(2 * one.steps_per_epoch):

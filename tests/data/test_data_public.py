@@ -202,7 +202,7 @@ def test_every_registered_file_is_in_the_mirror_as_registered() -> None:
                     assert file.urls, f"{file.mirror} is neither in the mirror nor at an address"
                     continue
                 content = read_bytes(root / file.mirror)
-                if known.gives == "signals":  # a zip, known by what is in it
+                if known.output_kind == "signals":  # a zip, known by what is in it
                     assert members_digest(content) == file.sha256 and len(content) < file.bytes
                     continue
                 assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)

@@ -28,7 +28,7 @@ def recordings(folder: Path, takes: int = 3) -> Path:
 
 def prepared(folder: Path, **source: Any) -> Any:
     data = {"source": {"kind": "wav", "path": str(folder), **source}, "split": {"validation": 0}}
-    return prepare(parse(DataConfig, data), seed=0, needs="signals")
+    return prepare(parse(DataConfig, data), seed=0, input_kind="signals")
 
 
 # ---------------------------------------------------------------------------------------------- formats

@@ -93,9 +93,9 @@ def pictures(tmp_path: Path, **more: Any) -> DataConfig:
 
 def test_a_recipes_features_are_worked_out_once_and_kept(tmp_path: Path) -> None:
     config = pictures(tmp_path)
-    splits = prepare(config, seed=0, needs="arrays")
+    splits = prepare(config, seed=0, input_kind="arrays")
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("features.npy")}
-    again = prepare(pictures(tmp_path), seed=0, needs="arrays")
+    again = prepare(pictures(tmp_path), seed=0, input_kind="arrays")
     assert len(made) == 1 and made == {p: p.stat().st_mtime_ns for p in made}
     x = np.load(tmp_path / "p.npz")["x"]
     batch = splits.train.batch(np.arange(len(splits.train)))
@@ -105,7 +105,7 @@ def test_a_recipes_features_are_worked_out_once_and_kept(tmp_path: Path) -> None
     assert all(row.astype(np.float16).tobytes() in found for row in batch.inputs.numpy())
     assert again.fingerprint == splits.fingerprint and splits.preprocess["scattering"]["angles"] == 4
     assert splits.facts["normalize"]["kind"] == "none" and "picture by picture" in splits.facts["normalize"]["why"]
-    other = prepare(pictures(tmp_path, scattering={"angles": 8, "groups": 27}), seed=0, needs="arrays")
+    other = prepare(pictures(tmp_path, scattering={"angles": 8, "groups": 27}), seed=0, input_kind="arrays")
     assert other.fingerprint != splits.fingerprint
     normed = other.train.batch(np.arange(5)).inputs.reshape(5, 27, -1)
     assert normed.mean(2).abs().max() < 1e-2 and normed.var(2, correction=0).max() < 1.01 and normed.var(2, correction=0)[:, 0].min() > 0.99
@@ -114,7 +114,7 @@ def test_a_recipes_features_are_worked_out_once_and_kept(tmp_path: Path) -> None
 def test_settings_count_as_read_where_the_cache_has_the_features(tmp_path: Path) -> None:
     for _ in range(2):  # worked out, then found
         config = pictures(tmp_path, scattering={"scales": 2, "angles": 4, "groups": 5})
-        prepare(config, seed=0, needs="arrays")
+        prepare(config, seed=0, input_kind="arrays")
         assert not [k for k in unread_keys(config) if k.startswith("scattering")]
 
 
@@ -128,4 +128,4 @@ def test_settings_count_as_read_where_the_cache_has_the_features(tmp_path: Path)
 )
 def test_what_cannot_be_is_refused(more: dict[str, Any], error: type[Exception], says: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=says):
-        prepare(pictures(tmp_path, **more), seed=0, needs="arrays")
+        prepare(pictures(tmp_path, **more), seed=0, input_kind="arrays")

@@ -40,7 +40,7 @@ def series(path: Path, **values: Any) -> Any:
 def made(path: Path, **data: Any) -> DataSplits:
     source = {"kind": "series", "path": str(path)} | data.pop("source", {})
     base = {"source": source, "split": {"validation": 0.2, "test": 0.2}, "window": {"context": 12, "horizon": 4}}
-    return prepare(parse(DataConfig, base | data), seed=0, needs="series")
+    return prepare(parse(DataConfig, base | data), seed=0, input_kind="series")
 
 
 def every(splits: DataSplits, part: str = "train") -> Any:
@@ -155,7 +155,7 @@ def test_the_literatures_split_of_etth1(mirror: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("TAUON_DATA", str(mirror))
     source = {"kind": "public", "name": "etth1", "limit": 14400}
     config = {"source": source, "split": {"validation": 0.2, "test": 0.2}, "window": {"context": 96, "horizon": 96}}
-    splits = prepare(parse(DataConfig, config), seed=0, needs="series")
+    splits = prepare(parse(DataConfig, config), seed=0, input_kind="series")
     sizes = [len(getattr(splits, p)) for p in ("train", "validation", "test")]
     assert sizes == [8449, 2785, 2785]  # Dataset_ETT_hour of Informer and its heirs: border - seq_len - pred_len + 1
     # means and deviations of the first 8,640 rows, by pandas: what its StandardScaler holds
@@ -303,7 +303,7 @@ def test_a_column_that_never_moves_is_refused(tmp_path: Path) -> None:
 def test_series_steps_are_not_for_tables(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     with pytest.raises(DataError, match="jitter is for time series"):
-        prepare(parse(DataConfig, {"source": {"kind": "sklearn", "name": "iris"}, "augment": ["jitter"]}), seed=0, needs="arrays")
+        prepare(parse(DataConfig, {"source": {"kind": "sklearn", "name": "iris"}, "augment": ["jitter"]}), seed=0, input_kind="arrays")
 
 
 # ------------------------------------------------------------------------------------------------ as people have them

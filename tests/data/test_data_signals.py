@@ -33,7 +33,7 @@ def config(folder: Path, **more: Any) -> DataConfig:
 
 
 def prepared(folder: Path, **more: Any) -> Any:
-    return prepare(config(folder, **more), seed=0, needs="signals")
+    return prepare(config(folder, **more), seed=0, input_kind="signals")
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
@@ -60,7 +60,7 @@ def test_names_say_class_and_who_is_held_out(tmp_path: Path) -> None:
         parse(DataConfig, {
             "source": {"kind": "wav", "path": str(tmp_path), "pattern": "{label}_{speaker}_{take}", "without": {"speaker": ["b"]}},
             "test": {"kind": "wav", "path": str(tmp_path), "pattern": "{label}_{speaker}_{take}", "only": {"speaker": ["b"]}},
-        }), seed=0, needs="signals",
+        }), seed=0, input_kind="signals",
     )  # fmt: skip
     assert whole.test is not None and len(whole.test) == 6
     assert whole.test.facts["classes"] == {"high": 3, "low": 3}
@@ -71,7 +71,7 @@ def test_folders_are_classes_unless_told_otherwise(tmp_path: Path) -> None:
         for i in range(3):
             write_wav(tmp_path / label / f"{i}.wav", tone(200 + 300 * i, 0.05, 8000), 8000)
     splits = prepare(
-        parse(DataConfig, {"source": {"kind": "wav", "path": str(tmp_path)}, "split": {"validation": 0}}), seed=0, needs="signals"
+        parse(DataConfig, {"source": {"kind": "wav", "path": str(tmp_path)}, "split": {"validation": 0}}), seed=0, input_kind="signals"
     )
     assert splits.spec.labels == ("cat", "dog")
 
@@ -210,7 +210,7 @@ def test_a_transcript_with_a_letter_that_training_never_saw_is_named(tmp_path: P
         "split": {"validation": 0},
     }
     with pytest.raises(DataError, match="low_b_1.wav: the test transcript has 'v'"):
-        prepare(parse(DataConfig, data), seed=0, needs="signals")
+        prepare(parse(DataConfig, data), seed=0, input_kind="signals")
 
 
 def test_what_is_said_is_never_cut_off(tmp_path: Path) -> None:
@@ -220,12 +220,14 @@ def test_what_is_said_is_never_cut_off(tmp_path: Path) -> None:
 
 def test_the_public_recordings_have_their_official_split(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAUON_DATA", str(mirror))
-    splits = prepare(parse(DataConfig, {"source": {"kind": "public", "name": "fsdd"}, "split": {"validation": 0}}), seed=0, needs="signals")
+    splits = prepare(
+        parse(DataConfig, {"source": {"kind": "public", "name": "fsdd"}, "split": {"validation": 0}}), seed=0, input_kind="signals"
+    )
     assert splits.test is not None
     assert (len(splits.train), len(splits.test)) == (2700, 300) and splits.spec.labels[3] == "three" and splits.spec.sample_rate == 8000
     held = {"kind": "public", "name": "fsdd", "split": "all"}
     data = {"source": held | {"without": {"speaker": ["theo"]}}, "test": held | {"only": {"speaker": ["theo"]}}, "split": {"validation": 0}}
-    apart = prepare(parse(DataConfig, data), seed=0, needs="signals")
+    apart = prepare(parse(DataConfig, data), seed=0, input_kind="signals")
     assert apart.test is not None and (len(apart.train), len(apart.test)) == (2500, 500)
 
 

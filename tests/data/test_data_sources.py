@@ -186,7 +186,7 @@ def test_text_columns_of_jsonl_csv_and_parquet_agree(tmp_path: Path) -> None:
         assert [t for _, t in texts(src)] == [r["text"] for r in rows]
         both = source(kind, path=str(tmp_path / f"t.{kind}"), text=["title", "text"])
         assert [t for _, t in texts(both)] == ['A\n\nHe said "no",\ntwice', "B\n\nß€𝄞"]
-        assert src.gives() == "text"
+        assert src.output_kind() == "text"
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_features_and_labels_of_jsonl_csv_and_parquet_agree(tmp_path: Path) -> N
     for kind in ("jsonl", "csv", "parquet"):
         src = source(kind, path=str(tmp_path / f"t.{kind}"), label="kind")
         table = src.arrays()
-        assert src.gives() == "arrays"
+        assert src.output_kind() == "arrays"
         assert table.features.tolist() == [[1.5, 2], [-3.25, 4], [0, 6]]
         assert (table.targets.tolist(), table.label_names, table.feature_names) == ([0, 1, 0], ("x", "y"), ("a", "b"))
         one = source(kind, path=str(tmp_path / f"t.{kind}"), label="a", features=["b"]).arrays()

@@ -49,7 +49,7 @@ def table(tmp_path: Path, records: list[dict[str, Any]] | None = None, **data: A
     if "features" in source:
         source.pop("drop")
     config = {"source": source, "split": {"test": 0.2, "validation": 0.1}} | data
-    return prepare(parse(DataConfig, config), seed=0, needs="arrays")
+    return prepare(parse(DataConfig, config), seed=0, input_kind="arrays")
 
 
 def whole(splits: DataSplits, part: str = "train") -> np.ndarray:
@@ -251,7 +251,7 @@ def test_parquet_and_json_lines_give_what_the_csv_gives(tmp_path: Path) -> None:
     for kind in ("parquet", "jsonl"):
         source = {"kind": kind, "path": str(tmp_path / f"t.{kind}"), "label": "paid"}
         config = {"source": source, "split": {"test": 0.2, "validation": 0.1}, "table": settings["table"]}
-        np.testing.assert_array_equal(whole(prepare(parse(DataConfig, config), seed=0, needs="arrays")), expected)
+        np.testing.assert_array_equal(whole(prepare(parse(DataConfig, config), seed=0, input_kind="arrays")), expected)
 
 
 def test_records_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_records_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 def test_plain_arrays_take_records_by_the_names_of_their_features(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    made = prepare(parse(DataConfig, {"source": {"kind": "sklearn", "name": "iris"}}), seed=0, needs="arrays")
+    made = prepare(parse(DataConfig, {"source": {"kind": "sklearn", "name": "iris"}}), seed=0, input_kind="arrays")
     raw = dict(zip(made.preprocess["features"], (5.1, 3.5, 1.4, 0.2), strict=True))
     expected = Normalizer.from_json(made.preprocess["normalize"])(np.array([[5.1, 3.5, 1.4, 0.2]]))
     np.testing.assert_array_equal(inputs_from_records(made.preprocess, [raw]), expected)
@@ -298,7 +298,7 @@ def test_files_without_header_and_columns_apart_by_blanks(tmp_path: Path) -> Non
         "names": ["a", "b", "y"],
         "label": "y",
     }
-    made = prepare(parse(DataConfig, {"source": source}), seed=0, needs="arrays")
+    made = prepare(parse(DataConfig, {"source": source}), seed=0, input_kind="arrays")
     assert made.spec.categories == (4, 0)
     assert made.spec.labels == ("1", "2")
 
@@ -306,7 +306,7 @@ def test_files_without_header_and_columns_apart_by_blanks(tmp_path: Path) -> Non
 def test_german_credit_is_read_whole(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAUON_DATA", str(mirror))
     config = parse(DataConfig, {"source": {"kind": "public", "name": "german-credit"}, "split": {"validation": 0}})
-    made = prepare(config, seed=0, needs="arrays")
+    made = prepare(config, seed=0, input_kind="arrays")
     assert made.spec.labels == ("good", "bad")
     assert made.train.facts["classes"] == {"good": 700, "bad": 300}
     assert sum(c > 0 for c in made.spec.categories) == 13
@@ -349,7 +349,7 @@ def test_so_is_one_of_plain_arrays(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.arange(40.0).reshape(20, 2), y=np.array([0, 1] * 9 + [2, 2]))
     config = {"source": {"kind": "npz", "path": str(tmp_path / "a.npz")}, "split": {"by": "position", "validation": 0.1}}
     with pytest.raises(DataError, match="the validation part has the class '2', which no training row has"):
-        prepare(parse(DataConfig, config), seed=0, needs="arrays")
+        prepare(parse(DataConfig, config), seed=0, input_kind="arrays")
 
 
 def test_sources_of_their_own_take_the_training_columns_and_classes(tmp_path: Path) -> None:
@@ -359,15 +359,15 @@ def test_sources_of_their_own_take_the_training_columns_and_classes(tmp_path: Pa
         (tmp_path / f"{name}.csv").write_text("\n".join([",".join(keys), *(",".join(str(r[k] or "") for k in keys) for r in some)]))
     base = {"kind": "csv", "label": "paid"}
     config = {"source": base | {"path": str(tmp_path / "a.csv")}, "test": base | {"path": str(tmp_path / "b.csv")}}
-    made = prepare(parse(DataConfig, config), seed=0, needs="arrays")
+    made = prepare(parse(DataConfig, config), seed=0, input_kind="arrays")
     raw = [{k: r[k] for k in ("income", "town")} for r in records[90:]]
     np.testing.assert_array_equal(whole(made, "test"), inputs_from_records(made.preprocess, raw))
     (tmp_path / "b.csv").write_text("income,paid\n1,yes\n2,no\n")
     with pytest.raises(DataError, match="the test source has no column 'town'"):
-        prepare(parse(DataConfig, config), seed=0, needs="arrays")
+        prepare(parse(DataConfig, config), seed=0, input_kind="arrays")
     (tmp_path / "b.csv").write_text("income,town,paid\n1,Ulm,yes\n2,Ulm,perhaps\n")
     with pytest.raises(DataError, match="the test source has the label 'perhaps', which training never sees"):
-        prepare(parse(DataConfig, config), seed=0, needs="arrays")
+        prepare(parse(DataConfig, config), seed=0, input_kind="arrays")
 
 
 def test_numbers_are_not_augmented_where_codes_are_among_them(tmp_path: Path) -> None:
@@ -407,10 +407,10 @@ def test_a_feature_far_from_zero_keeps_its_digits_in_every_way_in(tmp_path: Path
         for kind in ("standard", "robust", "minmax", "quantile", "bounds"):
             bounds = {"bounds": {"*": (1e9 - 4, 1e9 + 4)}} if kind == "bounds" else {}
             config = parse(DataConfig, {"source": source, "split": {"validation": 0}, "normalize": kind} | bounds)
-            made = prepare(config, seed=0, needs="arrays")
+            made = prepare(config, seed=0, input_kind="arrays")
             seen = made.train.batch(np.arange(100)).inputs.numpy()[:, 0]
             near = prepare(
-                parse(DataConfig, {"source": source, "split": {"validation": 0}, "normalize": "none"}), seed=0, needs="arrays"
+                parse(DataConfig, {"source": source, "split": {"validation": 0}, "normalize": "none"}), seed=0, input_kind="arrays"
             ).train
             assert near.batch(np.arange(3)).inputs.dtype == torch.float32
             assert np.array_equal(np.argsort(seen), np.argsort(x)), (source["kind"], kind)

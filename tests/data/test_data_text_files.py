@@ -48,12 +48,12 @@ def source(kind: str, path: Path, **settings: Any) -> SourceConfig:
 
 
 def said_in(config: SourceConfig) -> list[str]:
-    gives = config.gives()
-    if gives == "text":
+    output_kind = config.output_kind()
+    if output_kind == "text":
         return [d.text for d in config.documents()]
-    if gives == "labelled-text":
+    if output_kind == "labelled-text":
         return list(config.labelled_texts().texts)
-    if gives == "chat":
+    if output_kind == "chat":
         return [c.messages[-1].content for c in config.conversations()]
     return [p.chosen for p in config.pairs()]
 
@@ -117,10 +117,10 @@ def test_half_a_surrogate_pair_is_named_with_its_row(kind: str, tmp_path: Path, 
     monkeypatch.setenv("TAUON_CACHE", str(tmp_path / "cache"))
     text = rows_of(kind, "some text SURROGATE more").replace("SURROGATE", "\\ud83d", 1)
     (tmp_path / "f").write_text(text)
-    needs = {"jsonl": "tokens", "labelled": "labelled-text", "chat list": "chat"}.get(kind, kind)
+    input_kind = {"jsonl": "tokens", "labelled": "labelled-text", "chat list": "chat"}.get(kind, kind)
     config = {"source": {**dump_source(source(kind, tmp_path / "f"))}, "tokenizer": "bytes", "seq_len": 64}
     with pytest.raises(DataError, match=r"f(#0|, line 1|, item 0).*: character 10 is a lone surrogate"):
-        prepare(parse(DataConfig, config), seed=0, needs=needs)
+        prepare(parse(DataConfig, config), seed=0, input_kind=input_kind)
     whole = text.replace("\\ud83d", "\\ud83d\\ude00")
     (tmp_path / "f").write_text(whole)
     assert any("😀" in s for s in said_in(source(kind, tmp_path / "f")))
@@ -130,7 +130,7 @@ def test_half_a_surrogate_pair_in_a_label_is_named(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("\n".join(json.dumps({"text": f"t {i}", "label": "a\ud800" if i % 2 else "b"}) for i in range(20)))
     config = {"source": dump_source(source("labelled", tmp_path / "f")), "tokenizer": "bytes"}
     with pytest.raises(DataError, match=r"column 'label': the label .* holds half a character"):
-        prepare(parse(DataConfig, config), seed=0, needs="labelled-text")
+        prepare(parse(DataConfig, config), seed=0, input_kind="labelled-text")
 
 
 def dump_source(config: SourceConfig) -> dict[str, Any]:

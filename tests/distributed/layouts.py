@@ -59,7 +59,7 @@ def make_job(
     world = World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
     mesh = Mesh(Layout(**sizes), world)
     config = parse(ModelConfig, model).resolve(spec)
-    masked = "masked-tokens" in config.needs
+    masked = "masked-tokens" in config.input_kind
     task = MaskedLanguageModelling() if masked else LanguageModelling() if spec.vocab else Classification()
     source = Batches(spec, rows, mesh.data_rank, mesh.layout.data, packed, masked)
     plan = Plan(steps, torch.device("cpu"), precision, False, max(1, micro // mesh.layout.data), 1, 1, 1)

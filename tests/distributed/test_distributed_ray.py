@@ -58,9 +58,11 @@ def config(**settings: Any) -> ParameterServer:
     return parse(ParameterServer, {"threads": 1, "timeout": 800} | settings)
 
 
-def train_served(work: ToyWork, parallel: ParameterServer, each: Any = None, tell: Any = print) -> tuple[TrainJob, list[dict[str, Any]]]:
+def train_served(
+    work: ToyWork, parallel: ParameterServer, each: Any = None, on_event: Any = print
+) -> tuple[TrainJob, list[dict[str, Any]]]:
     job, log = work.alone(), []
-    servers = use_parameter_server(job, parallel, work.optim, work, tell=tell)
+    servers = use_parameter_server(job, parallel, work.optim, work, on_note=on_event)
 
     def hook(job: TrainJob, info: Any) -> None:
         log.append({**info.metrics})

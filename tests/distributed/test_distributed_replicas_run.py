@@ -27,12 +27,12 @@ INT8 = {"kind": "mesh", "replicate": 2, "compression": "int8"}
 
 
 def stage(data: dict[str, Any], root: str, stop_at: int | None = None) -> None:
-    def tell(kind: str, /, **facts: Any) -> None:
+    def on_event(kind: str, /, **facts: Any) -> None:
         if kind == "step" and facts["step"] == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        run(parse(Recipe, data), root=root, stages=("prepare", "train"), on_event=tell)
+        run(parse(Recipe, data), root=root, stages=("prepare", "train"), on_event=on_event)
     except Interrupted:
         assert stop_at is not None
 

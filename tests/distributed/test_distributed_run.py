@@ -55,12 +55,12 @@ def stage(data: dict[str, Any], root: str, stop_at: int | None = None) -> str:
     os.environ["TAUON_CACHE"] = root + "/cache"
     torch.set_num_threads(1)
 
-    def tell(kind: str, /, **facts: Any) -> None:
+    def on_event(kind: str, /, **facts: Any) -> None:
         if kind == "step" and facts["step"] == stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
     try:
-        run(parse(Recipe, data), root=root, stages=("prepare", "train"), on_event=tell)
+        run(parse(Recipe, data), root=root, stages=("prepare", "train"), on_event=on_event)
     except Interrupted as err:
         return str(err)
     return "done"

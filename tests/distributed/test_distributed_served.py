@@ -318,7 +318,7 @@ def test_workers_killed_and_servers_killed_five_times_change_no_bit(ray: Any) ->
         if step in (5, 9):
             ray.kill(servers.pool.workers[step % 2].actor)
 
-    job, ours = run(work, parallel, each=each, on_event=told.append)
+    job, ours = run(work, parallel, each=each, on_note=told.append)
     assert [m["loss"] for m in ours] == [m["loss"] for m in log] and equal(job, undisturbed)
     assert sum("server" in t for t in told) == 5 and sum("worker" in t for t in told) == 2, told
     assert max(m.get("restarts", 0) for m in ours) == 7
@@ -348,7 +348,7 @@ def test_without_restarts_the_workers_that_are_left_do_all_the_work(ray: Any) ->
             ray.kill(servers.pool.workers[1].actor)
 
     told: list[str] = []
-    job, ours = run(work, config(workers=2, max_restarts=0), each=each, on_event=told.append)
+    job, ours = run(work, config(workers=2, max_restarts=0), each=each, on_note=told.append)
     assert [m["loss"] for m in ours] == [m["loss"] for m in log] and equal(job, whole)
     assert len(told) == 1 and "1 workers go on without it" in told[0]
 
@@ -417,7 +417,7 @@ def test_a_recipe_goes_back_to_its_checkpoint_by_itself(ray: Any, tmp_path: Path
         load_recipe(path, ["name=two", parallel]),
         root=root,
         stages=("prepare", "train"),
-        tell=lambda kind, **f: told.append(str(f.get("message"))),
+        on_event=lambda kind, **f: told.append(str(f.get("message"))),
     )
     assert killed and any("Going on from the checkpoint of step 8" in t for t in told)
     np.testing.assert_allclose(losses_of(two), losses_of(one), rtol=1e-5)

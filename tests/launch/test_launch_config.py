@@ -41,7 +41,7 @@ def test_words_of_on_become_a_section(words: str) -> None:
     image = ["launch.image=i"] if kind == "k8s" else []
     tree = load_recipe("breast-cancer", [assignment, *image])
     assert tree.launch.kind_ == kind
-    assert not count or tree.launch.peek("workers") == int(count)
+    assert not count or tree.launch.raw_value("workers") == int(count)
     assert load_recipe("breast-cancer", [assignment, *image]) == tree
 
 
@@ -55,8 +55,13 @@ def test_on_keeps_a_section_of_the_same_kind_and_the_shared_words_of_another() -
     section = {"kind": "slurm", "partition": "gpu", "max_restarts": 9, "workers": 64, "env": {"A": "b"}}
     same = load_recipe("breast-cancer", choose("slurm:8", section)).launch
     other = load_recipe("breast-cancer", choose("local", section)).launch
-    assert (same.peek("partition"), same.peek("workers"), same.peek("max_restarts")) == ("gpu", 8, 9)
-    assert (other.kind_, other.peek("max_restarts"), other.peek("env"), other.peek("workers")) == ("local", 9, {"A": "b"}, None)
+    assert (same.raw_value("partition"), same.raw_value("workers"), same.raw_value("max_restarts")) == ("gpu", 8, 9)
+    assert (other.kind_, other.raw_value("max_restarts"), other.raw_value("env"), other.raw_value("workers")) == (
+        "local",
+        9,
+        {"A": "b"},
+        None,
+    )
 
 
 @pytest.mark.parametrize(

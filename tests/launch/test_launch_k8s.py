@@ -161,7 +161,7 @@ if (here / "answer").exists():
 def apply(folder: Path) -> list[str]:
     told: list[str] = []
     section = {"kind": "k8s", "image": "i", "volume": "v", "workers": 2}
-    launch(parse(LaunchConfig, section), Job("toy", "train", RECIPE, folder), tell=lambda _kind, message: told.append(message))
+    launch(parse(LaunchConfig, section), Job("toy", "train", RECIPE, folder), on_event=lambda _kind, message: told.append(message))
     return told
 
 
@@ -200,7 +200,7 @@ def test_pods_without_a_volume_are_warned_of(kubectl: Path) -> None:
     launch(
         parse(LaunchConfig, {"kind": "k8s", "image": "i"}),
         Job("toy", "train", RECIPE, kubectl),
-        tell=lambda kind, message: told.append((kind, message)),
+        on_event=lambda kind, message: told.append((kind, message)),
     )
     assert told[0][0] == "warning" and "launch.volume" in told[0][1]
 

@@ -55,7 +55,7 @@ class Told(list[tuple[str, str]]):
 def run(folder: Path, *options: str, **section: Any) -> Told:
     told = Told()
     job = Job("toy", "train", RECIPE, folder / "runs", options=options, words=(sys.executable, str(STANDIN), str(folder)))
-    launch(parse(LaunchConfig, {"kind": "local", "workers": 2, "timeout": 30, "grace": 10} | section), job, tell=told)
+    launch(parse(LaunchConfig, {"kind": "local", "workers": 2, "timeout": 30, "grace": 10} | section), job, on_event=told)
     return told
 
 

@@ -109,7 +109,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_submitting_writes_script_and_recipe_and_tells_the_number(cluster: Path) -> None:
     told: list[str] = []
     job = Job("toy", "train", RECIPE, cluster / "runs")
-    launch(parse(LaunchConfig, {"kind": "slurm", "workers": 2}), job, tell=lambda _kind, message: told.append(message))
+    launch(parse(LaunchConfig, {"kind": "slurm", "workers": 2}), job, on_event=lambda _kind, message: told.append(message))
     script = cluster / "runs/toy/launch/job.sbatch"
     assert (cluster / "sbatch.txt").read_text().split() == ["--parsable", f"--output={job.logs}/slurm-%j.out", str(script)]
     assert "job 4242" in told[0] and "scancel 4242" in told[0]

@@ -43,7 +43,7 @@ def figures(folder: Path) -> dict[str, float]:
 def on_test(folder: Path) -> dict[str, Any]:
     """What the run's model says of its test part."""
     recipe, it = load_recipe(folder), open_trained(folder)
-    splits = prepare(recipe.data, seed=recipe.seed, needs=recipe.task.needs, scale_targets=recipe.task.scales_targets)
+    splits = prepare(recipe.data, seed=recipe.seed, input_kind=recipe.task.input_kind, scale_targets=recipe.task.scales_targets)
     assert splits.test is not None
     return predict_all(it.model, recipe.task, splits.test, batch=64, context=it.precision.context)[0]
 

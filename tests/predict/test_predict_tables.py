@@ -76,7 +76,7 @@ def evaluated(folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
 
     metrics = {k: m["value"] for k, m in read_json(folder / "evaluation.json")["metrics"].items()}
     recipe, it = load_recipe(folder), open_trained(folder)
-    splits = prepare(recipe.data, seed=recipe.seed, needs=recipe.task.needs, scale_targets=recipe.task.scales_targets)
+    splits = prepare(recipe.data, seed=recipe.seed, input_kind=recipe.task.input_kind, scale_targets=recipe.task.scales_targets)
     assert splits.test is not None
     return metrics, predict_all(it.model, recipe.task, splits.test, batch=64, context=it.precision.context)[0]
 
@@ -146,7 +146,7 @@ def test_a_number_may_be_missing_where_commas_are_decimal_marks(tmp_path: Path) 
     (tmp_path / "b.csv").write_text("a;y\n1,5;p\n;q\n20;q\n")
     source = {"kind": "csv", "path": str(tmp_path / "a.csv"), "label": "y", "delimiter": ";"}
     config = parse(DataConfig, {"source": source, "test": source | {"path": str(tmp_path / "b.csv")}, "table": {"impute": "median"}})
-    made = prepare(config, seed=0, needs="arrays")
+    made = prepare(config, seed=0, input_kind="arrays")
     assert made.test is not None
     seen = made.test.batch(np.arange(3)).inputs.numpy()
     given = [{"a": "1,5"}, {"a": ""}, {"a": 20.0}]

@@ -22,13 +22,13 @@ from toy import words
 
 def iris(**more: Any) -> DataSplits:
     config = {"source": {"kind": "sklearn", "name": "iris"}, "split": {"test": "20%", "validation": 0}} | more
-    return prepare(parse(DataConfig, config), seed=3, needs="arrays")
+    return prepare(parse(DataConfig, config), seed=3, input_kind="arrays")
 
 
 def text(tmp_path: Any, tokenizer: str = "bytes") -> DataSplits:
     (tmp_path / "text.txt").write_text(words(3000))
     config = {"source": {"kind": "text", "path": str(tmp_path / "text.txt")}, "tokenizer": tokenizer, "seq_len": 64, "cache": str(tmp_path)}
-    return prepare(parse(DataConfig, config), seed=3, needs="tokens")
+    return prepare(parse(DataConfig, config), seed=3, input_kind="tokens")
 
 
 def asked(**fields: Any) -> CanaryConfig:
@@ -204,7 +204,7 @@ def test_a_half_trains_on_its_examples_and_tests_on_the_others(kind: str, tmp_pa
         whole = text(tmp_path)
         source = {"kind": "text", "path": str(tmp_path / "text.txt")}
         config = {"source": source, "tokenizer": "bytes", "seq_len": 64, "cache": str(tmp_path), "half": {"number": 1, "seed": 4}}
-        half = prepare(parse(DataConfig, config), seed=3, needs="tokens")
+        half = prepare(parse(DataConfig, config), seed=3, input_kind="tokens")
     held: Any = whole.test if kind == "arrays" else whole.validation
     mine = half_of(len(whole.train) + len(held), HalfConfig(number=1, seed=4))
     pool = torch.cat([all_of(without_augmentation(whole.train)).inputs, all_of(without_augmentation(held)).inputs])

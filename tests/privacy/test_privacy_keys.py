@@ -118,13 +118,13 @@ def heard_by(path: str, root: str, roots: list[str], stale: str = "") -> tuple[s
 
     World.gather = gather  # type: ignore[method-assign]
 
-    def tell(kind: str, **facts: Any) -> None:
+    def on_event(kind: str, **facts: Any) -> None:
         if kind == "step":
             keys.add(read_json(Path(root) / "table/privacy.key")["key"])
 
     said = "done"
     try:
-        run(load_recipe(path), root=roots[dist.get_rank()], stages=("prepare", "train"), on_event=tell)
+        run(load_recipe(path), root=roots[dist.get_rank()], stages=("prepare", "train"), on_event=on_event)
     except RunError as err:
         said = str(err)
     if dist.get_rank() == 0 and said == "done":

@@ -92,11 +92,11 @@ class Stop(Exception):
 
 
 def stop_at(step: int) -> Callable[..., None]:
-    def tell(kind: str, **facts: Any) -> None:
+    def on_event(kind: str, **facts: Any) -> None:
         if kind == "step" and facts["step"] == step:
             raise Stop
 
-    return tell
+    return on_event
 
 
 def killed(made: Recipe, folder: Path, step: int) -> Path:
@@ -105,7 +105,7 @@ def killed(made: Recipe, folder: Path, step: int) -> Path:
     until = time.monotonic() + 60
 
     def work() -> None:
-        def tell(kind: str, **facts: Any) -> None:
+        def on_event(kind: str, **facts: Any) -> None:
             if kind == "training" and not step:
                 os.kill(os.getpid(), signal.SIGKILL)
             if kind == "step" and facts["step"] == step:
@@ -113,7 +113,7 @@ def killed(made: Recipe, folder: Path, step: int) -> Path:
                     time.sleep(0.002)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        train(made, folder, on_event=tell)
+        train(made, folder, on_event=on_event)
 
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()

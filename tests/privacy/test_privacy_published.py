@@ -127,11 +127,11 @@ def pictures_data(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("make", "needs"), [(chat_data, "chat"), (labelled_data, "labelled-text"), (series_data, "series"), (pictures_data, "arrays")]
+    ("make", "input_kind"), [(chat_data, "chat"), (labelled_data, "labelled-text"), (series_data, "series"), (pictures_data, "arrays")]
 )
-def test_what_every_kind_of_data_keeps_is_on_the_list(make: Any, needs: str, tmp_path: Path) -> None:
+def test_what_every_kind_of_data_keeps_is_on_the_list(make: Any, input_kind: str, tmp_path: Path) -> None:
     config = parse(DataConfig, make(tmp_path) | {"cache": str(tmp_path / "cache")})
-    preprocess = split({"preprocess": prepare(config, seed=0, needs=needs).preprocess})[0]["preprocess"]
+    preprocess = split({"preprocess": prepare(config, seed=0, input_kind=input_kind).preprocess})[0]["preprocess"]
     assert not [p for p, v in leaves({"preprocess": preprocess}) if origin_of(p) is None and v not in ({}, [], ())]
     assert not any("this kind of data keeps" in said for said in fitted_without_noise(preprocess))
     assert "what this kind of data keeps as own_counts" in fitted_without_noise(preprocess | {"own_counts": [3, 4]})

@@ -130,10 +130,10 @@ def test_statistics_that_cost_all_there_is_are_refused_in_words(tmp_path: Path) 
 
 
 def test_little_noise_gives_the_statistics_of_clipped_values(tmp_path: Path) -> None:
-    prepared = prepare(parse(DataConfig, IRIS), seed=0, needs="arrays")
+    prepared = prepare(parse(DataConfig, IRIS), seed=0, input_kind="arrays")
     config = StatisticsConfig.model_construct(noise=1e-9)  # no recipe may say so
     splits = apply_statistics(prepared, draw_statistics(tmp_path, prepared, config, NoiseSource.seeded(0)))
-    exact = prepare(parse(DataConfig, IRIS | {"normalize": "standard"}), seed=0, needs="arrays")
+    exact = prepare(parse(DataConfig, IRIS | {"normalize": "standard"}), seed=0, input_kind="arrays")
     ours, theirs = (Normalizer.from_json(s.preprocess["normalize"]) for s in (splits, exact))
     np.testing.assert_allclose(ours.center, theirs.center, rtol=1e-6)
     np.testing.assert_allclose(ours.scale, theirs.scale, rtol=1e-5)
@@ -144,7 +144,7 @@ def test_little_noise_gives_the_statistics_of_clipped_values(tmp_path: Path) -> 
 
 
 def test_noise_is_as_large_as_it_says_and_other_data_draw_other_noise(tmp_path: Path) -> None:
-    splits = prepare(parse(DataConfig, IRIS), seed=0, needs="arrays")
+    splits = prepare(parse(DataConfig, IRIS), seed=0, input_kind="arrays")
     found = []
     for i in range(200):
         other, folder = replace(splits, facts=splits.facts | {"content": str(i)}), tmp_path / str(i)  # under one key
@@ -258,13 +258,13 @@ def on_two_ranks(path: str, root: str) -> tuple[str, bytes]:
     torch.set_num_threads(1)
     recipe = load_recipe(path)
 
-    def tell(kind: str, /, **facts: Any) -> None:
+    def on_event(kind: str, /, **facts: Any) -> None:
         if kind == "step" and facts["step"] == 6:
             os.kill(os.getpid(), signal.SIGTERM)
 
     said = "done"
     try:
-        run(recipe, root=root, stages=("prepare", "train"), on_event=tell)
+        run(recipe, root=root, stages=("prepare", "train"), on_event=on_event)
     except Interrupted as err:
         said = str(err)
     return said, (Path(root) / "table" / "statistics.json").read_bytes()

@@ -31,7 +31,7 @@ def recipe(folder: Path, **sections: Any) -> Recipe:
 
 def test_rows_of_an_example_lie_together_and_are_augmented_each_by_itself() -> None:
     config = {"source": {"kind": "sklearn", "name": "digits", "limit": 200}, "augment": [{"kind": "noise", "std": 0.5}]}
-    data = prepare(parse(DataConfig, config), seed=3, needs="arrays").train
+    data = prepare(parse(DataConfig, config), seed=3, input_kind="arrays").train
     one, many = (PrivateLoader(data, batch=30, sampling="poisson", key=b"k" * 32, views=k) for k in (1, 4))
     for step in range(3):
         single, several = one.batch_at(step), many.batch_at(step)

@@ -100,11 +100,11 @@ def test_what_schedule_free_saves_is_the_average_and_it_goes_on_bit_for_bit(tmp_
 
 
 def _stop_at(step: int) -> Any:
-    def tell(kind: str, **facts: Any) -> None:
+    def on_event(kind: str, **facts: Any) -> None:
         if kind == "checkpoint" and facts["step"] == step:
             raise KeyboardInterrupt
 
-    return tell
+    return on_event
 
 
 @pytest.mark.parametrize("kind", ["soap", "adamw8bit", "lion", "adafactor", "rmsprop", "adagrad"])

@@ -93,11 +93,11 @@ def test_a_stage_is_done_again_when_what_it_depends_on_changed(tmp_path: Path) -
     go(path, stages=None)
     told: list[tuple[str, str]] = []
 
-    def tell(kind: str, /, **facts: Any) -> None:
+    def on_event(kind: str, /, **facts: Any) -> None:
         if kind == "stage" and facts["state"] != "done":
             told.append((facts["name"], facts["state"]))
 
-    changed = go(path, "evaluate.confidence=80%", stages=None, on_event=tell)
+    changed = go(path, "evaluate.confidence=80%", stages=None, on_event=on_event)
     assert told == [("prepare", "done before"), ("train", "done before"), ("evaluate", "begins"), ("report", "begins")]
     assert read_json(changed.folder / "evaluation.json")["confidence"] == 0.8
 

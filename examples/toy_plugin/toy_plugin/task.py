@@ -28,7 +28,7 @@ class Focal(Task):
     """(1 - p)^gamma times cross-entropy, p the probability of the true class."""
 
     family = "classification"
-    needs = "arrays"
+    input_kind = "arrays"
 
     gamma: float = Field(2.0, ge=0)
     """How much less an example weighs that is right already; 0: cross-entropy."""

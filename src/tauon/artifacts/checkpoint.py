@@ -242,12 +242,12 @@ def latest_checkpoint(folder: Path | str, *, warn: Callable[[str], None] | None 
     that are gone are removed first.
     """
     folder = Path(folder)
-    tell = warn or (lambda text: warnings.warn(text, RuntimeWarning, stacklevel=3))
+    on_event = warn or (lambda text: warnings.warn(text, RuntimeWarning, stacklevel=3))
     if folder.is_dir():
         remove_leftovers(folder)
     for _, path in reversed(steps_in(folder)):
         try:
             return load_checkpoint(path, verify=verify)
         except CheckpointError as err:
-            tell(f"checkpoint skipped: {err}")
+            on_event(f"checkpoint skipped: {err}")
     return None

@@ -66,11 +66,11 @@ def audit_command(
     refuted: GuaranteeRefuted | None = None
     with show:
         try:
-            record = audit_run(run, parse(AuditConfig, asked), on_event=show.tell)
+            record = audit_run(run, parse(AuditConfig, asked), on_event=show.on_event)
         except GuaranteeRefuted as err:
             refuted, record = err, read_json(run / "audit.json")
         if as_json:
-            show.tell("audit", **{k: v for k, v in record.items() if k not in ("attacks", "format", "time")})
+            show.on_event("audit", **{k: v for k, v in record.items() if k not in ("attacks", "format", "time")})
     if not as_json:
         print_figures(show, record)
     if refuted is not None:

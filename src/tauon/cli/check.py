@@ -57,7 +57,7 @@ def take_part(tree: Recipe, saved: Path) -> None:
     from tauon.stages.check import compare
     from tauon.stages.context import null_callback
 
-    with join(tree.train.peek("device")) as world:
+    with join(tree.train.raw_value("device")) as world:
         findings, sent, layout = compare(tree, saved, world, on_event=null_callback)
         if world.leads:
             write_json(saved / "findings.json", {"findings": [f.to_json() for f in findings], "sent": sent, "layout": layout})
@@ -71,19 +71,21 @@ def check(tree: Recipe, show: Show, *, steps: int, processes: int | None, as_jso
     from tauon.recipe import to_yaml
     from tauon.stages.check import Finding, first_divergent, reference, scaled_down
 
-    wanted = tree.launch.peek("workers") if "workers" in type(tree.launch).model_fields else None
+    wanted = tree.launch.raw_value("workers") if "workers" in type(tree.launch).model_fields else None
     tree, n, said = scaled_down(tree, wanted, processes or max(2, wanted or 0 if tree.launch.kind_ == "local" else 0, _here(tree)))
     local = parse(LaunchConfig, {"kind": "local", "workers": n, "max_restarts": 0})
     tree = tree.model_copy(update={"launch": local})
     if said:
-        show.tell("note", message=said)
+        show.on_event("note", message=said)
     with tempfile.TemporaryDirectory(prefix="tauon-check-") as folder:
-        show.tell("note", message=f"one process, {steps} steps")
-        reference(tree, Path(folder), steps=steps, processes=n, on_event=show.tell)
-        show.tell("note", message=f"{n} processes, the same steps")
-        job = Job(tree.name, "check", to_yaml(tree), Path(folder), ("--reference", folder, "--quiet"), device=tree.train.peek("device"))
+        show.on_event("note", message=f"one process, {steps} steps")
+        reference(tree, Path(folder), steps=steps, processes=n, on_event=show.on_event)
+        show.on_event("note", message=f"{n} processes, the same steps")
+        job = Job(
+            tree.name, "check", to_yaml(tree), Path(folder), ("--reference", folder, "--quiet"), device=tree.train.raw_value("device")
+        )
         try:
-            launch(local, job, tell=show.tell)
+            launch(local, job, on_event=show.on_event)
         except WorkerFailed as err:  # the log that it names goes with the folder
             raise WorkerFailed(str(err).partition("\n(its whole log:")[0], err.exit_code) from None
         found = read_json(Path(folder) / "findings.json")
@@ -108,7 +110,7 @@ def _here(tree: Recipe) -> int:
 
     import torch
 
-    if tree.train.peek("device") in ("auto", "cuda") and torch.cuda.is_available():
+    if tree.train.raw_value("device") in ("auto", "cuda") and torch.cuda.is_available():
         return torch.cuda.device_count()
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 

@@ -39,7 +39,7 @@ def next_steps(run: Run, *, trained: bool, whole: bool) -> Iterator[tuple[str, s
         yield f"tauon evaluate {folder}", "measure it"
     if not whole and not trained and not run.report_path.exists():
         yield f"tauon report {folder}", "one page with all of it"
-    if recipe.task.needs == "tokens" and run.stage("train") is not None:
+    if recipe.task.input_kind == "tokens" and run.stage("train") is not None:
         prompt = next((p for p in recipe.evaluate.prompts if p.strip() and p.isprintable()), None)
         yield f"tauon generate {folder}" + (f" --prompt {shlex.quote(prompt)}" if prompt else ""), "let it write"
     yield with_root("tauon runs list", run.folder.parent), "what has been trained here"
@@ -48,10 +48,10 @@ def next_steps(run: Run, *, trained: bool, whole: bool) -> Iterator[tuple[str, s
 def longer_training(recipe: Recipe) -> str:
     """The assignment that doubles the length of a training; "" where it says none that can be doubled."""
     train = recipe.train
-    for name, value in (("steps", train.peek("steps")), ("epochs", train.peek("epochs")), ("tokens", train.peek("tokens"))):
+    for name, value in (("steps", train.raw_value("steps")), ("epochs", train.raw_value("epochs")), ("tokens", train.raw_value("tokens"))):
         if value is not None:
             return f"train.{name}={2 * value:g}" if isinstance(value, float) else f"train.{name}={2 * value}"
-    return f"train.time={2 * train.peek('time'):g}s" if train.peek("time") is not None else ""
+    return f"train.time={2 * train.raw_value('time'):g}s" if train.raw_value("time") is not None else ""
 
 
 def free_name(run: Run) -> str:

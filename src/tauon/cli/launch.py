@@ -58,14 +58,14 @@ def launch_elsewhere(
     if folder.name != tree.name and not isinstance(config, Here):
         said = f"{folder} cannot be started elsewhere under this name. Rename it: letters, digits, '.', '_' and '-', at most 100."
         raise RecipeError(said)
-    job = Job(tree.name, verb, to_yaml(tree), folder.parent, options, device=tree.train.peek("device"))
+    job = Job(tree.name, verb, to_yaml(tree), folder.parent, options, device=tree.train.raw_value("device"))
     if fresh:
         if config.kind_ == "k8s":
             raise RecipeError("--fresh cannot set aside a folder inside the cluster. Give this run another name (name=...).")
         if not dry_run and job.folder.exists():
             with Run.open(job.folder) as record:  # once, and not again whenever workers start again
-                show.tell("aside", folder=str(record.set_aside()))
-    text = launch(config, job, dry_run=dry_run, tell=show.tell)
+                show.on_event("aside", folder=str(record.set_aside()))
+    text = launch(config, job, dry_run=dry_run, on_event=show.on_event)
     if dry_run:
         click.echo(text, nl=False)
     return True

@@ -241,9 +241,9 @@ def cost_command(run: str, root: Path, quiet: bool, as_json: bool) -> None:
     folder = Path(run) if (Path(run) / "recipe.yaml").is_file() else root / run
     show = pick_show(quiet, as_json)
     with show:
-        cost = cost_of(folder, on_event=show.tell)
+        cost = cost_of(folder, on_event=show.on_event)
         if as_json:
-            show.tell("cost", **cost)
+            show.on_event("cost", **cost)
     if as_json:
         return
     table = Table(box=None, padding=(0, 2))

@@ -76,7 +76,7 @@ def go(asked: Asked, show: Show, *, verb: str, stages: tuple[str, ...] | None) -
         )  # fmt: skip
         if launched:
             return
-        done = run(tree, folder=folder, stages=stages, fresh=asked.fresh, on_event=show.tell)
+        done = run(tree, folder=folder, stages=stages, fresh=asked.fresh, on_event=show.on_event)
         show.finish(done, trained=stages is None or "train" in stages, whole=stages is None)
 
 

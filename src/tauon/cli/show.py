@@ -54,7 +54,7 @@ class Show:
     def stop(self) -> None:
         """Put the terminal back in order."""
 
-    def tell(self, kind: str, /, **facts: Any) -> None:
+    def on_event(self, kind: str, /, **facts: Any) -> None:
         getattr(self, f"on_{kind}", lambda **_: None)(**facts)
 
     def on_warning(self, message: str, **_: Any) -> None:
@@ -207,7 +207,7 @@ class JsonShow(Show):
 
     flags = ("--json",)
 
-    def tell(self, kind: str, /, **facts: Any) -> None:
+    def on_event(self, kind: str, /, **facts: Any) -> None:
         from tauon.artifacts.files import to_json
 
         if kind == "evaluation":
@@ -216,7 +216,7 @@ class JsonShow(Show):
         print(json.dumps(to_json({"kind": kind, **facts}), ensure_ascii=not utf8), flush=True)
 
     def finish(self, run: Run, *, trained: bool, whole: bool) -> None:
-        self.tell("finished", folder=str(run.folder))
+        self.on_event("finished", folder=str(run.folder))
 
 
 def _plain(text: str) -> str:

@@ -76,18 +76,18 @@ def range_test(tree: Recipe, show: Show, *, low: float, high: float, steps: int)
     from tauon.train import JobConfig, TrainConfig, build_job
     from tauon.tune import lr_range
 
-    ctx = Context(tree, None, show.tell, World())
+    ctx = Context(tree, None, show.on_event, World())
     spec = ctx.splits.spec
     config: TrainConfig = ctx.train.model_copy(update={"steps": steps, "epochs": None, "tokens": None, "time": None, "ema": None})
     model = ctx.model
     with Loader(ctx.splits.train, batch=config.batch, seed=tree.seed, workers=tree.data.workers) as loader:
         job_config = JobConfig(model, tree.optim, config, tree.task, spec, tree.seed)
-        plan = make_plan(job_config, examples=len(ctx.splits.train), tell=lambda m: show.tell("note", message=m))
+        plan = make_plan(job_config, examples=len(ctx.splits.train), on_note=lambda m: show.on_event("note", message=m))
         job = build_job(job_config, loader, plan)
-        show.tell("training", step=0, total_steps=steps)
+        show.on_event("training", step=0, total_steps=steps)
         return lr_range(
             job, low=low, high=high, steps=steps,
-            tell=lambda step, rate, loss: show.tell("step", step=step + 1, total_steps=steps, loss=loss, lr=rate),
+            on_step=lambda step, rate, loss: show.on_event("step", step=step + 1, total_steps=steps, loss=loss, lr=rate),
         )  # fmt: skip
 
 

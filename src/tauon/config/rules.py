@@ -1,6 +1,6 @@
 """Rules about settings that cannot work together. Each lives in the package that knows it, and joins with `@recipe_rule`.
 
-A rule is a function of the whole recipe that yields (dotted key, message) for each problem. It reads values by `peek`, so that a check does
+A rule is a function of the whole recipe that yields (dotted key, message) for each problem. It reads values by `raw_value`, so that a check does
 not count as use, and opens neither data nor device.
 """
 

@@ -80,7 +80,7 @@ class Config(BaseModel):
         """(field, message) of each combination of this node's own values that cannot work. Run before any stage."""
         return iter(())
 
-    def peek(self, name: str) -> Any:
+    def raw_value(self, name: str) -> Any:
         """The value of a field, without counting as consumption: for checks and printing."""
         return self.__dict__[name]
 

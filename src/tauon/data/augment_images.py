@@ -35,7 +35,7 @@ class CropConfig(AugmentConfig):
     space = "any"
 
     def refuse(self, shape: tuple[int, ...], where: str) -> None:
-        if self.peek("fill") == "reflect" and self.peek("padding") >= min(shape[1:]):
+        if self.raw_value("fill") == "reflect" and self.raw_value("padding") >= min(shape[1:]):
             raise DataError(f"{where}: {self.padding} pixels cannot be mirrored into {shape[1]} x {shape[2]}. Take fewer, or fill: edge")
 
     def change(self, features: Tensor, draws: Draws) -> Tensor:
@@ -71,7 +71,7 @@ class ResizedCropConfig(AugmentConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         for name in ("area", "ratio"):
-            low, high = self.peek(name)
+            low, high = self.raw_value(name)
             if not 0 < low <= high:
                 yield name, f"[{low:g}, {high:g}] is no range above 0. Give the smaller number first."
 
@@ -115,13 +115,13 @@ class ColourConfig(AugmentConfig):
     space = "pixels"
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if not any(self.peek(n) for n in ("brightness", "contrast", "saturation", "hue")):
+        if not any(self.raw_value(n) for n in ("brightness", "contrast", "saturation", "hue")):
             yield "brightness", "all four amounts are 0, so nothing changes. Set one, or leave colour out."
 
     def refuse(self, shape: tuple[int, ...], where: str) -> None:
         if shape[0] not in (1, 3):
             raise DataError(f"{where} knows pictures of 1 or 3 channels, and these have {shape[0]}. Leave it out")
-        if shape[0] == 1 and (self.peek("saturation") or self.peek("hue")):
+        if shape[0] == 1 and (self.raw_value("saturation") or self.raw_value("hue")):
             raise DataError(f"{where}: grey pictures have neither saturation nor hue. Set both to 0")
 
     def change(self, features: Tensor, draws: Draws) -> Tensor:
@@ -150,7 +150,7 @@ class EraseConfig(AugmentConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         for name in ("area", "ratio"):
-            low, high = self.peek(name)
+            low, high = self.raw_value(name)
             if not 0 < low <= high:
                 yield name, f"[{low:g}, {high:g}] is no range above 0. Give the smaller number first."
 

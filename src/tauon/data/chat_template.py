@@ -88,18 +88,18 @@ class ChatConfig(Config):
     """What to do with a conversation that has an empty answer to be learned."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        roles, jinja = self.peek("roles"), self.peek("jinja")
+        roles, jinja = self.raw_value("roles"), self.raw_value("jinja")
         if roles and jinja is not None:
             yield "jinja", "and roles are two templates; give one of them"
-        if (roles or jinja is not None) and "template" in self.model_fields_set and self.peek("template") != "alpaca":
+        if (roles or jinja is not None) and "template" in self.model_fields_set and self.raw_value("template") != "alpaca":
             yield "template", "has no effect beside roles or jinja; drop it"
-        if self.peek("date") is not None:
+        if self.raw_value("date") is not None:
             if jinja is None:
                 yield "date", "is for data.chat.jinja; drop it"
             try:
-                datetime.date.fromisoformat(self.peek("date"))
+                datetime.date.fromisoformat(self.raw_value("date"))
             except ValueError as err:
-                yield "date", f"{self.peek('date')!r} is no date ({err}). Write year-month-day: 2026-01-31"
+                yield "date", f"{self.raw_value('date')!r} is no date ({err}). Write year-month-day: 2026-01-31"
         if roles and ANSWER not in roles:
             yield "roles", f"has no {ANSWER!r}: answers are what is learned; add it. There are: {', '.join(roles)}"
 

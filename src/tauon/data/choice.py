@@ -43,12 +43,12 @@ def training_options(
 def choice_facts(config: DataConfig, labels: Sequence[str], options: TrainingOptions) -> dict[str, Any]:
     """What the report says of it, where anything was chosen."""
     facts: dict[str, Any] = {}
-    if config.peek("sampling") != "shuffle":
-        facts["sampling"] = config.peek("sampling")
+    if config.raw_value("sampling") != "shuffle":
+        facts["sampling"] = config.raw_value("sampling")
     if options.weights is not None:
         facts["class_weights"] = dict(zip(labels, options.weights.tolist(), strict=True))
-    if config.peek("mix") is not None:
-        facts["mix"] = dump(config.peek("mix"))
-    if config.peek("label_order"):
-        facts["label_order"] = list(config.peek("label_order"))
+    if config.raw_value("mix") is not None:
+        facts["mix"] = dump(config.raw_value("mix"))
+    if config.raw_value("label_order"):
+        facts["label_order"] = list(config.raw_value("label_order"))
     return facts

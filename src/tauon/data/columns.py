@@ -59,13 +59,13 @@ class ColumnsConfig(Config):
     privacy.unit=group protects them together."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        how = self.peek("categories")
-        if self.peek("order") and how != "ordinal":
+        how = self.raw_value("categories")
+        if self.raw_value("order") and how != "ordinal":
             yield "order", f"is for categories: ordinal, and they are {how}; drop it"
-        if self.peek("smooth") is not None and how != "target":
+        if self.raw_value("smooth") is not None and how != "target":
             yield "smooth", f"is for categories: target, and they are {how}; drop it"
-        if self.peek("fill") != 0 and self.peek("impute") != "constant":
-            yield "fill", f"is for impute: constant, and it is {self.peek('impute')}; drop it"
+        if self.raw_value("fill") != 0 and self.raw_value("impute") != "constant":
+            yield "fill", f"is for impute: constant, and it is {self.raw_value('impute')}; drop it"
 
 
 # ---------------------------------------------------------------------------------------------- values as they are found

@@ -43,13 +43,13 @@ class SourceKeys(Config):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        split: SplitConfig = self.peek("split")
+        split: SplitConfig = self.raw_value("split")
         for name in ("validation", "test"):
-            if self.peek(name) is not None and split.peek(name) not in (0, SplitConfig.model_fields[name].default):
+            if self.raw_value(name) is not None and split.raw_value(name) not in (0, SplitConfig.model_fields[name].default):
                 yield f"split.{name}", f"has no effect, since data.{name} names a source of its own; drop one of the two"
-        if self.peek("test") is not None and split.peek("folds") is not None:
+        if self.raw_value("test") is not None and split.raw_value("folds") is not None:
             yield "test", "with split.folds the test part is one of the folds; drop data.test or split.folds"
-        given = {n: self.peek(n).gives() for n in ("source", "validation", "test") if self.peek(n) is not None}
+        given = {n: self.raw_value(n).output_kind() for n in ("source", "validation", "test") if self.raw_value(n) is not None}
         for name in ("validation", "test"):
             if name in given and given[name] != given["source"]:
                 yield name, f"gives {given[name]}, but data.source gives {given['source']}; both must be the same"
@@ -92,9 +92,9 @@ class FeatureKeys(Config):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        if self.peek("scattering") is not None and self.peek("augment"):
+        if self.raw_value("scattering") is not None and self.raw_value("augment"):
             yield "augment", "changes pixels, and data.scattering is worked out once for each picture. Drop one of the two"
-        bounds, kind = self.peek("bounds"), self.peek("normalize")
+        bounds, kind = self.raw_value("bounds"), self.raw_value("normalize")
         yield from ((f"bounds.{name}", message) for name, message in wrong_bounds(bounds))
         if kind == "bounds" and not bounds:
             yield "bounds", 'normalize: bounds needs the range of each column: {age: [18, 100], "*": [0, 1]}; give it, or take standard'
@@ -117,7 +117,7 @@ class ClassKeys(Config):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        if self.peek("sampling") == "balanced" and self.peek("class_weights") == "balanced":
+        if self.raw_value("sampling") == "balanced" and self.raw_value("class_weights") == "balanced":
             yield "class_weights", "balanced, and so is sampling: seldom classes would count twice. Take one of the two"
 
 

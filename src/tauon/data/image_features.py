@@ -42,7 +42,7 @@ class ScatteringConfig(Config):
     def problems(self) -> Iterator[tuple[str, str]]:
         from tauon.data.scattering import coefficients
 
-        groups, K = self.peek("groups"), coefficients(self.peek("scales"), self.peek("angles"))
+        groups, K = self.raw_value("groups"), coefficients(self.raw_value("scales"), self.raw_value("angles"))
         if groups is not None and K % groups:
             yield "groups", f"{groups} groups of {K} coefficients come out uneven. Take a divisor of {K}."
 

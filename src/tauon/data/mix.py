@@ -41,7 +41,7 @@ class MixConfig(Config):
     """Share of the rows that are mixed at all."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.peek("mixup") is None and self.peek("cutmix") is None:
+        if self.raw_value("mixup") is None and self.raw_value("cutmix") is None:
             yield "mixup", "neither mixup nor cutmix is set, so nothing is mixed. Set one (mixup: 0.2, say), or drop data.mix."
 
 

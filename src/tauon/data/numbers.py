@@ -37,8 +37,8 @@ class NumbersConfig(Config):
     """What stands between groups of three digits (or two, as in India: 1,00,000). A blank is also a no-break one."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.peek("decimal") == self.peek("thousands"):
-            yield "thousands", f"{self.peek('thousands')!r} is the decimal mark, too; give another, or leave it out"
+        if self.raw_value("decimal") == self.raw_value("thousands"):
+            yield "thousands", f"{self.raw_value('thousands')!r} is the decimal mark, too; give another, or leave it out"
 
     def form(self) -> NumberForm:
         return NumberForm(self.decimal, self.thousands)

@@ -19,13 +19,13 @@ from tauon.errors import Problem, RecipeError
 __all__ = ["prepare"]
 
 
-def prepare(config: DataConfig, *, seed: int, needs: str, scale_targets: bool = False, progress: Progress | None = None) -> DataSplits:
+def prepare(config: DataConfig, *, seed: int, input_kind: str, scale_targets: bool = False, progress: Progress | None = None) -> DataSplits:
     """Read, split, tokenise or normalise. Done work is found by its fingerprint and not done again.
 
     Args:
         config: the recipe's `data` section.
         seed: the run's seed: moves windows and augmentation, not the split (that is `split.seed`).
-        needs: what the task learns from (`Task.needs`): tokens, arrays, series, or what an installed kind of data is called.
+        input_kind: what the task learns from (`Task.input_kind`): tokens, arrays, series, or what an installed kind of data is called.
         scale_targets: of arrays whose targets are numbers: put them on the scale of `data.normalize_targets` (a task says whether it wants that).
         progress: told (what, done, total) during long steps.
 
@@ -35,12 +35,12 @@ def prepare(config: DataConfig, *, seed: int, needs: str, scale_targets: bool = 
     """
     if config.half is not None:
         whole = config.model_copy(update={"half": None})
-        return shadow_split(prepare(whole, seed=seed, needs=needs, scale_targets=scale_targets, progress=progress), config.half)
-    wrong = [Problem(f"data.{name}", message) for name, message in problems_for(config, needs)]
+        return shadow_split(prepare(whole, seed=seed, input_kind=input_kind, scale_targets=scale_targets, progress=progress), config.half)
+    wrong = [Problem(f"data.{name}", message) for name, message in problems_for(config, input_kind)]
     if wrong:
         raise RecipeError(wrong)
     with listening(progress), cache_in(config.cache):
-        return kind_for(needs, config.source)().prepare(Request(config, sources_of(config), seed, scale_targets))
+        return kind_for(input_kind, config.source)().prepare(Request(config, sources_of(config), seed, scale_targets))
 
 
 def sources_of(config: DataConfig) -> dict[Part, SourceConfig]:

@@ -15,16 +15,16 @@ __all__: list[str] = []
 @recipe_rule
 def data_fits_the_task(recipe: Any) -> Iterator[tuple[str, str]]:
     """Keys that are for another kind of data."""
-    for name, message in problems_for(recipe.peek("data"), recipe.peek("task").needs):
+    for name, message in problems_for(recipe.raw_value("data"), recipe.raw_value("task").input_kind):
         yield f"data.{name}", message
 
 
 @recipe_rule
 def keys_of_classes(recipe: Any) -> Iterator[tuple[str, str]]:
     """Keys that are for classes, where there are none."""
-    task, data = recipe.peek("task"), recipe.peek("data")
-    if task.family in ("classification", "ordinal") or task.needs != "arrays":
+    task, data = recipe.raw_value("task"), recipe.raw_value("data")
+    if task.family in ("classification", "ordinal") or task.input_kind != "arrays":
         return
     for name in ("mix", "sampling", "class_weights", "label_order"):
-        if data.peek(name) != DataConfig.model_fields[name].default:
+        if data.raw_value(name) != DataConfig.model_fields[name].default:
             yield f"data.{name}", f"is for classes, and the task is {task.kind_}. Drop it."

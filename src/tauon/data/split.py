@@ -45,7 +45,7 @@ class SplitConfig(Config):
     """Decides who is held out, apart from the training seed, so that runs with other seeds can be compared."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        folds, fold, validation, test = (self.peek(n) for n in ("folds", "fold", "validation", "test"))
+        folds, fold, validation, test = (self.raw_value(n) for n in ("folds", "fold", "validation", "test"))
         if folds is not None and folds < 2:
             yield "folds", f"{folds} folds leave nothing to train on; give at least 2, or drop it and use test: 20%"
         elif folds is not None and fold is not None and fold >= folds:

@@ -58,10 +58,10 @@ class DataStamp:
 
 def _files(config: DataConfig) -> Iterator[Path]:
     """Every file that the section's sources and tokenizer read."""
-    for source in (config.peek("source"), config.peek("validation"), config.peek("test")):
+    for source in (config.raw_value("source"), config.raw_value("validation"), config.raw_value("test")):
         if source is not None:
             yield from source.reads()
     try:
-        yield from (path for path, _ in config.peek("tokenizer").files())
+        yield from (path for path, _ in config.raw_value("tokenizer").files())
     except DataError:
         return  # that of the model that training starts from: watched with the model

@@ -32,8 +32,8 @@ class WindowConfig(Config):
     """What the model reads of each date beside the values: minute, hour, weekday, day, yearday, month; each from -0.5 to 0.5."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if len(set(self.peek("calendar"))) != len(self.peek("calendar")):
-            yield "calendar", f"names a part twice: {list(self.peek('calendar'))}"
+        if len(set(self.raw_value("calendar"))) != len(self.raw_value("calendar")):
+            yield "calendar", f"names a part twice: {list(self.raw_value('calendar'))}"
 
 
 def calendar_columns(times: NDArray[np.datetime64], parts: tuple[CalendarPart, ...]) -> NDArray[np.float32]:

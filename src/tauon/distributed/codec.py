@@ -114,7 +114,7 @@ class TopK(CodecConfig):
     """How many of a shard's entries are sent: a share of them if below 1 (1%), else a number."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        k = self.peek("k")
+        k = self.raw_value("k")
         if isinstance(k, float) and k >= 1 and (k == 1 or not k.is_integer()):
             yield "k", f"{k:g} is neither a share below 100% nor a whole number of entries. Write it like 1%, or like 1000."
 

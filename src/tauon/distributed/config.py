@@ -51,16 +51,19 @@ class MeshParallel(ParallelConfig):
     """With compression powersgd: rank of the factors. More is nearer and sends more."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.peek("sequence_parallel") and self.peek("tensor") == 1:
+        if self.raw_value("sequence_parallel") and self.raw_value("tensor") == 1:
             yield "sequence_parallel", "needs tensor above 1. Set tensor, or drop it."
-        if self.peek("pipeline") == 1 and self.peek("stage_microbatches") is not None:
+        if self.raw_value("pipeline") == 1 and self.raw_value("stage_microbatches") is not None:
             yield "stage_microbatches", "needs pipeline above 1. Set pipeline, or drop it."
-        if self.peek("compression") != "none":
-            above = [k for k in ("shard", "context", "tensor", "pipeline") if (self.peek(k) or 1) > 1]
+        if self.raw_value("compression") != "none":
+            above = [k for k in ("shard", "context", "tensor", "pipeline") if (self.raw_value(k) or 1) > 1]
             if above:
                 yield (
                     "compression",
-                    f"{self.peek('compression')} is of DDP's gradients, and {above[0]} is above 1. Use replicate alone, or none.",
+                    f"{self.raw_value('compression')} is of DDP's gradients, and {above[0]} is above 1. Use replicate alone, or none.",
                 )
-        if self.peek("compression") != "powersgd" and self.peek("powersgd_rank") != 4:
-            yield "powersgd_rank", f"is of compression powersgd, got {self.peek('compression')}. Set compression: powersgd, or drop it."
+        if self.raw_value("compression") != "powersgd" and self.raw_value("powersgd_rank") != 4:
+            yield (
+                "powersgd_rank",
+                f"is of compression powersgd, got {self.raw_value('compression')}. Set compression: powersgd, or drop it.",
+            )

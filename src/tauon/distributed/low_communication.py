@@ -71,12 +71,12 @@ class DiLoCo(LowCommunication):
     """With `overlap`: share of a replica's own weights when a fragment arrives (alpha); the rest is the anchor. Left out: 50%."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        every, fragments, overlap = self.peek("every"), self.peek("fragments"), self.peek("overlap")
+        every, fragments, overlap = self.raw_value("every"), self.raw_value("fragments"), self.raw_value("overlap")
         if fragments > every:
             yield "fragments", f"{fragments} are more than the {every} steps that they are spread over. Take at most parallel.every."
         if overlap >= every:
             yield "overlap", f"{overlap} steps, but a fragment goes out again after {every}. Take fewer than parallel.every."
-        if self.peek("mix") is not None and overlap == 0:
+        if self.raw_value("mix") is not None and overlap == 0:
             yield "mix", "needs overlap above 0: without, the weights that arrive replace a replica's own. Set overlap, or drop it."
 
     def build(self, weights: Mapping[str, Tensor], *, group: dist.ProcessGroup | None = None, traffic: Traffic | None = None) -> OuterLoop:

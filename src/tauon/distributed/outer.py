@@ -101,8 +101,8 @@ class AdamOuter(OuterConfig):
     """Adaptivity (tau in the paper): elements whose gradient is far below it move in proportion to the gradient."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if not all(0 <= b < 1 for b in self.peek("betas")):
-            yield "betas", f"{self.peek('betas')}: each must be at least 0 and below 1."
+        if not all(0 <= b < 1 for b in self.raw_value("betas")):
+            yield "betas", f"{self.raw_value('betas')}: each must be at least 0 and below 1."
 
     def state(self, anchor: Weights) -> dict[str, Tensor]:
         first = {f"mean/{name}": torch.zeros_like(x) for name, x in anchor.items()}
@@ -136,8 +136,8 @@ class DelayedNesterovOuter(OuterConfig):
     """Share of the momentum that each answer applies (c), at most 1 / delay."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.peek("activation") > 1 / self.peek("delay") + 1e-9:
-            yield "activation", f"{self.peek('activation'):g} is above 1 / delay = {1 / self.peek('delay'):g}. Take at most that."
+        if self.raw_value("activation") > 1 / self.raw_value("delay") + 1e-9:
+            yield "activation", f"{self.raw_value('activation'):g} is above 1 / delay = {1 / self.raw_value('delay'):g}. Take at most that."
 
     def state(self, anchor: Weights) -> dict[str, Tensor]:
         state = {f"momentum/{name}": torch.zeros_like(x) for name, x in anchor.items()}

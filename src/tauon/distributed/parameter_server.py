@@ -58,37 +58,37 @@ class ParameterServer(ParallelConfig):
     """How long nothing may come from any worker or server before the run ends with an error."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        mode, workers = self.peek("mode"), self.peek("workers")
-        if self.peek("backup_workers") and mode != "sync":
+        mode, workers = self.raw_value("mode"), self.raw_value("workers")
+        if self.raw_value("backup_workers") and mode != "sync":
             yield "backup_workers", f"is for mode sync, and mode is {mode}, where nobody waits for the slowest. Drop it."
-        elif self.peek("backup_workers") >= workers:
+        elif self.raw_value("backup_workers") >= workers:
             yield (
                 "backup_workers",
-                f"{self.peek('backup_workers')} of {workers} workers leaves none to wait for. Take at most {workers - 1}.",
+                f"{self.raw_value('backup_workers')} of {workers} workers leaves none to wait for. Take at most {workers - 1}.",
             )
-        if mode == "ssp" and self.peek("staleness") is None:
+        if mode == "ssp" and self.raw_value("staleness") is None:
             yield "staleness", "missing: with mode ssp, say by how many clocks workers may be apart. 2 to 4 is usual."
-        if mode != "ssp" and self.peek("staleness") is not None:
+        if mode != "ssp" and self.raw_value("staleness") is not None:
             yield "staleness", f"is for mode ssp, and mode is {mode}. Drop it, or take mode=ssp."
-        if mode == "sync" and self.peek("delay_compensation"):
+        if mode == "sync" and self.raw_value("delay_compensation"):
             yield "delay_compensation", "is for modes async and ssp: in sync nothing is delayed. Drop it."
-        if self.peek("outer") is None and self.peek("every") > 1:
+        if self.raw_value("outer") is None and self.raw_value("every") > 1:
             yield (
                 "every",
-                f"{self.peek('every')} steps on its own need an outer optimizer for what comes of them. Set outer=delayed-nesterov, or drop it.",
+                f"{self.raw_value('every')} steps on its own need an outer optimizer for what comes of them. Set outer=delayed-nesterov, or drop it.",
             )
-        if self.peek("outer") is not None and mode == "sync":
+        if self.raw_value("outer") is not None and mode == "sync":
             yield "outer", "is for modes async and ssp. Synchronous DiLoCo is parallel.kind=diloco."
-        if self.peek("outer") is not None and self.peek("delay_compensation"):
+        if self.raw_value("outer") is not None and self.raw_value("delay_compensation"):
             yield "delay_compensation", "corrects gradients, and with outer none is pushed. Drop it."
-        if self.peek("pull").feedback:
-            yield "pull", f"{self.peek('pull').kind_} sends part of a vector, and weights are needed whole. Take none, bf16 or int8."
-        if self.peek("replicas") >= self.peek("servers"):
+        if self.raw_value("pull").feedback:
+            yield "pull", f"{self.raw_value('pull').kind_} sends part of a vector, and weights are needed whole. Take none, bf16 or int8."
+        if self.raw_value("replicas") >= self.raw_value("servers"):
             yield (
                 "replicas",
-                f"{self.peek('replicas')} copies need as many further servers, and there are {self.peek('servers')} in all. Raise servers.",
+                f"{self.raw_value('replicas')} copies need as many further servers, and there are {self.raw_value('servers')} in all. Raise servers.",
             )
-        address = self.peek("address")
+        address = self.raw_value("address")
         if address is not None and address.startswith("ray://"):
             yield (
                 "address",

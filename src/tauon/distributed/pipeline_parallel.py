@@ -72,11 +72,11 @@ def pieces_of_batch(config: MeshParallel, rows: int) -> int:
     order = [asked] if asked is not None else [*range(min(rows, wanted), 0, -1), *range(wanted + 1, rows + 1)]
     found = next((n for n in order if will_do(n)), None)
     if found is None:
-        needs = f"a multiple of {config.pipeline}" if two else f"{config.pipeline} at least"
+        input_kind = f"a multiple of {config.pipeline}" if two else f"{config.pipeline} at least"
         got = f"{asked} pieces" if asked is not None else f"{rows} examples, which divide into no such number"
         field = "parallel.stage_microbatches" if asked is not None else "train.batch"
         raise RecipeError(
-            [Problem(field, f"schedule {config.schedule} on {config.pipeline} stages cuts the examples of a process into {needs}, and "
+            [Problem(field, f"schedule {config.schedule} on {config.pipeline} stages cuts the examples of a process into {input_kind}, and "
                      f"got {got}. Take {2 * config.pipeline}, say, or another parallel.schedule.")]
         )  # fmt: skip
     return found

@@ -33,13 +33,13 @@ class EvaluateConfig(Config):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Values that no evaluation can work with."""
-        if (batch := self.peek("batch")) < 1:
+        if (batch := self.raw_value("batch")) < 1:
             yield "batch", f"got {batch}, expected at least 1 example"
-        if (resamples := self.peek("resamples")) < 100:
+        if (resamples := self.raw_value("resamples")) < 100:
             yield "resamples", f"got {resamples}, expected at least 100: fewer leave the ends of a 95% interval to chance"
-        if not 0.5 <= (confidence := self.peek("confidence")) < 1:
+        if not 0.5 <= (confidence := self.raw_value("confidence")) < 1:
             yield "confidence", f"got {confidence}, expected a level from 0.5 up to, not including, 1; write 95% or 0.95"
-        if any(k < 1 for k in self.peek("top_k") or ()):
-            yield "top_k", f"got {list(self.peek('top_k'))}, expected numbers of classes, each at least 1"
-        if (samples := self.peek("samples")) < 0:
+        if any(k < 1 for k in self.raw_value("top_k") or ()):
+            yield "top_k", f"got {list(self.raw_value('top_k'))}, expected numbers of classes, each at least 1"
+        if (samples := self.raw_value("samples")) < 0:
             yield "samples", f"got {samples}, expected 0 or more"

@@ -42,7 +42,7 @@ def export_checkpoint(path: Path, to: Path, *, format: Literal["huggingface", "p
         config, base = from_record(checkpoint.state["model"]), checkpoint.state.get("base") or {}
         if config.adapt is None:
             raise CheckpointError(f"{path} has no adapters. Export it whole: --format huggingface.")
-        text = "tokens" in config.needs
+        text = "tokens" in config.input_kind
         tensors = checkpoint.lazy("model") | (checkpoint.lazy("ema") if "ema" in checkpoint.groups() else {})
         beside = _folder_of(base["path"])
         return write_peft(
@@ -62,8 +62,8 @@ def _folder_of(path: Any) -> Path | None:
 
 
 def _files(record: dict[str, Any], beside: Path | None) -> Companions:
-    needs = (record.get("preprocess") or {}).get("kind")
-    return companions(record, beside) if needs in ("tokens", "chat", "pairs", "labelled-text") else Companions()
+    input_kind = (record.get("preprocess") or {}).get("kind")
+    return companions(record, beside) if input_kind in ("tokens", "chat", "pairs", "labelled-text") else Companions()
 
 
 def merge_adapter(path: Path, to: Path, *, base: Path | None = None) -> Path:

@@ -30,7 +30,7 @@ class LaunchConfig(Registered, family="launch", default="here"):
         """What `start` would start or submit, as text. Nothing is written."""
         raise NotImplementedError(type(self).__name__)
 
-    def start(self, job: Job, tell: Tell) -> None:
+    def start(self, job: Job, on_event: Tell) -> None:
         """Start the workers and see them to their end, or hand the job to a scheduler. Raises `TauonError`."""
         raise NotImplementedError(type(self).__name__)
 
@@ -42,7 +42,7 @@ class Here(LaunchConfig):
     def show(self, job: Job) -> str:
         return f"nothing to submit: this process does it\n{job.shell()}\n"
 
-    def start(self, job: Job, tell: Tell) -> None:
+    def start(self, job: Job, on_event: Tell) -> None:
         raise AssertionError("the command line runs the pipeline itself")
 
 
@@ -66,14 +66,14 @@ class Workers(LaunchConfig):
     """Environment variables of the workers. Not for secrets: they are printed by --dry-run and kept in the run's recipe."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        low, n, high = self.peek("min_workers"), self.peek("workers"), self.peek("max_workers")
+        low, n, high = self.raw_value("min_workers"), self.raw_value("workers"), self.raw_value("max_workers")
         if low is not None and high is not None and low > high:
             yield "min_workers", f"{low} is more than max_workers {high}. Take at most {high}."
         if n is not None and low is not None and low > n:
             yield "min_workers", f"{low} is more than workers {n}. Take at most {n}, or drop it."
         if n is not None and high is not None and high < n:
             yield "max_workers", f"{high} is less than workers {n}. Take at least {n}, or drop it."
-        for name, value in self.peek("env").items():
+        for name, value in self.raw_value("env").items():
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 yield "env", f"{name!r} is no name of an environment variable: letters, digits and _, no digit first."
             elif name in _OURS:
@@ -108,17 +108,17 @@ class Cluster(Workers):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        each = self.each(self.peek)
-        workers, nodes = self.peek("workers"), self.peek("nodes")
+        each = self.each(self.raw_value)
+        workers, nodes = self.raw_value("workers"), self.raw_value("nodes")
         if workers is not None and nodes is not None and workers != nodes * each:
             yield "workers", f"{workers} is not nodes x workers_per_node = {nodes} x {each} = {nodes * each}. Leave one of them out."
         for name in ("workers", "min_workers", "max_workers"):
-            value = self.peek(name)
+            value = self.raw_value(name)
             if value is not None and value % each and (name != "workers" or nodes is None):
                 yield name, f"{value} does not divide by {each}, the processes of a node. Take a multiple, or set workers_per_node."
 
     def each(self, get: Callable[[str], Any]) -> int:
-        """Processes on a node; `get` reads a field (`self.peek` does not count as use)."""
+        """Processes on a node; `get` reads a field (`self.raw_value` does not count as use)."""
         gpus = get("gpus_per_node") if "gpus_per_node" in type(self).model_fields else None
         return int(get("workers_per_node") or gpus or 1)
 
@@ -135,7 +135,7 @@ def in_a_worker(environ: Mapping[str, str] = os.environ) -> bool:
     return "WORLD_SIZE" in environ and "RANK" in environ
 
 
-def launch(config: LaunchConfig, job: Job, *, dry_run: bool = False, tell: Tell = lambda _kind, **_: None) -> str:
+def launch(config: LaunchConfig, job: Job, *, dry_run: bool = False, on_event: Tell = lambda _kind, **_: None) -> str:
     """Start `job` where `config` says, or with `dry_run` only say what would be started; returns that text.
 
     Raises:
@@ -149,7 +149,7 @@ def launch(config: LaunchConfig, job: Job, *, dry_run: bool = False, tell: Tell 
     if ignored:
         raise RecipeError([Problem(f"launch.{k}", f"was set, and launch {config.kind_} does not use it here. Drop it.") for k in ignored])
     if not dry_run:
-        config.start(job, tell)
+        config.start(job, on_event)
     return shown
 
 

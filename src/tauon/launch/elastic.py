@@ -64,7 +64,7 @@ class Loopback(RendezvousHandler):
 
 
 class Agent(LocalElasticAgent):
-    tell: Tell = staticmethod(lambda *_, **__: None)
+    on_event: Tell = staticmethod(lambda *_, **__: None)
     """Told of restarts."""
     max_restarts = 0
     restarted = 0
@@ -98,7 +98,7 @@ class Agent(LocalElasticAgent):
             elif self._remaining_restarts > 0:
                 self.restarted += 1
                 words = ended(cause(self.codes), self.codes[cause(self.codes)])
-                self.tell(
+                self.on_event(
                     "warning",
                     message=f"{words}: all start again from the last checkpoint ({self.restarted} of {self.max_restarts} restarts)",
                 )
@@ -115,7 +115,7 @@ class Agent(LocalElasticAgent):
             self._pcontext.close(signal.SIGKILL, 5)
 
 
-def make_agent(command: list[str], workers: int, port: int | None, max_restarts: int, grace: float, tell: Tell, *, numa: bool) -> Agent:
+def make_agent(command: list[str], workers: int, port: int | None, max_restarts: int, grace: float, on_event: Tell, *, numa: bool) -> Agent:
     """The agent that runs `command` in `workers` processes."""
     spec = WorkerSpec(
         role="worker", local_world_size=workers, entrypoint=command[0], args=tuple(command[1:]), rdzv_handler=Loopback(port),
@@ -123,5 +123,5 @@ def make_agent(command: list[str], workers: int, port: int | None, max_restarts:
         numa_options=NumaOptions(affinity_mode=AffinityMode.NODE, should_fall_back_if_binding_fails=True) if numa and shutil.which("numactl") else None,
     )  # fmt: skip
     agent = Agent(spec, DefaultLogsSpecs(), shutdown_timeout=int(grace))
-    agent.tell, agent.max_restarts = tell, max_restarts  # type: ignore[method-assign]
+    agent.on_event, agent.max_restarts = on_event, max_restarts  # type: ignore[method-assign]
     return agent

@@ -70,28 +70,32 @@ class K8s(Cluster):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        for i, name in enumerate(self.peek("secrets")):
+        for i, name in enumerate(self.raw_value("secrets")):
             if not re.fullmatch(_DNS, name):
                 yield f"secrets.{i}", f"{name!r} is no name of a Secret: lower case letters, digits, - and dots."
-        elastic = any(self.peek(k) is not None for k in ("min_workers", "max_workers"))
-        if elastic and self.peek("engine") == "trainjob":
+        elastic = any(self.raw_value(k) is not None for k in ("min_workers", "max_workers"))
+        if elastic and self.raw_value("engine") == "trainjob":
             yield "engine", "trainjob cannot grow or shrink. Drop min_workers and max_workers, or take engine: jobset or rayjob."
-        if self.peek("engine") == "jobset" and self.peek("max_workers") is not None and self.peek("max_workers") != self.peek("workers"):
+        if (
+            self.raw_value("engine") == "jobset"
+            and self.raw_value("max_workers") is not None
+            and self.raw_value("max_workers") != self.raw_value("workers")
+        ):
             yield "max_workers", "a jobset does not grow: it starts `workers`, and goes on with min_workers. Drop max_workers."
-        if self.peek("volume") is None and "mount" in self.model_fields_set:
+        if self.raw_value("volume") is None and "mount" in self.model_fields_set:
             yield "mount", "needs volume. Set it, or drop this."
 
     def show(self, job: Job) -> str:
-        needs = ", ".join(extras_of(read_yaml(job.recipe, "recipe"), self.engine)) or "none"
-        head = f"# optional libraries that the image needs (docker build --build-arg EXTRAS=...): {needs}\n"
+        input_kind = ", ".join(extras_of(read_yaml(job.recipe, "recipe"), self.engine)) or "none"
+        head = f"# optional libraries that the image needs (docker build --build-arg EXTRAS=...): {input_kind}\n"
         return head + "---\n".join(as_yaml(m) for m in self.manifests(job))
 
-    def start(self, job: Job, tell: Tell) -> None:
+    def start(self, job: Job, on_event: Tell) -> None:
         text = self.show(job)
         if shutil.which("kubectl") is None:
             raise LaunchError("kubectl is not on this machine, so nothing was applied. Install it, or print the manifests with --dry-run.")
         if self.volume is None:
-            tell("warning", message="launch.volume is not set: checkpoints are gone with the pods, and a restart begins at step 0")
+            on_event("warning", message="launch.volume is not set: checkpoints are gone with the pods, and a restart begins at step 0")
         for words in (["--dry-run=server"], []):
             command = ["kubectl", "apply", "--request-timeout=30s", *words, "-f", "-"]
             done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)  # noqa: S603
@@ -105,9 +109,9 @@ class K8s(Cluster):
         label = f"job-name={name}" if self.engine == "rayjob" else f"jobset.sigs.k8s.io/jobset-name={name}"
         here = f"kubectl -n {self.namespace}"
         made = " ".join(f"{m['kind'].lower()}/{name}" for m in reversed(self.manifests(job)))
-        tell("note", message=f"applied. To look: {here} get {made}")
-        tell("note", message=f"logs of all: {here} logs -f -l {label} --prefix --max-log-requests 50")
-        tell("note", message=f"to stop: {here} delete {made}")
+        on_event("note", message=f"applied. To look: {here} get {made}")
+        on_event("note", message=f"logs of all: {here} logs -f -l {label} --prefix --max-log-requests 50")
+        on_event("note", message=f"to stop: {here} delete {made}")
 
     # ------------------------------------------------------------------------------------------ manifests
 

@@ -54,25 +54,25 @@ class Local(Workers):
         lines += [f"export {job.shell([f'{k}={v}'])}" for k, v in env.items()]
         return "\n".join([*lines, f"{job.shell()}   # {shares.workers} times, with torchrun's RANK, WORLD_SIZE, ..."]) + "\n"
 
-    def start(self, job: Job, tell: Tell) -> None:
+    def start(self, job: Job, on_event: Tell) -> None:
         shares = self.shares(job)
         for reason in shares.reasons:
             message = reason.removeprefix("warning: ")
-            tell("warning" if message != reason else "note", message=message)
+            on_event("warning" if message != reason else "note", message=message)
         job.write()
         follower = Follower(job.logs, Console(functools.partial(print_line, json="--json" in job.options)))
         workers = shares.workers
         with follower.following():
             while True:
                 try:
-                    return self._run(job, shares, workers, tell)
+                    return self._run(job, shares, workers, on_event)
                 except _UsedUp as err:
                     if workers <= (self.min_workers or shares.workers):
                         raise err.error from None
                     workers -= 1
-                    tell("warning", message=f"{err.words}, and restarts are used up: going on with {workers} workers (min_workers)")
+                    on_event("warning", message=f"{err.words}, and restarts are used up: going on with {workers} workers (min_workers)")
 
-    def _run(self, job: Job, shares: Shares, workers: int, tell: Tell) -> None:
+    def _run(self, job: Job, shares: Shares, workers: int, on_event: Tell) -> None:
         """One life of the agent. Raises `Interrupted`, `_UsedUp`, or what a worker failed of."""
         from torch.distributed.elastic.multiprocessing.api import SignalException
 
@@ -92,7 +92,7 @@ class Local(Workers):
             from tauon.launch.elastic import make_agent
 
             agent: Any = make_agent(
-                command, workers, self.port, self.max_restarts, self.grace, tell, numa=shares.gpus and self.pin is not False
+                command, workers, self.port, self.max_restarts, self.grace, on_event, numa=shares.gpus and self.pin is not False
             )
             try:
                 result = agent.run()

@@ -69,7 +69,7 @@ class Ray(Workers):
         """What Ray keeps for a worker."""
         return {"CPU": self.cpus_per_worker or 1.0, **({"GPU": self.gpus_per_worker or gpus} if self.gpus_per_worker or gpus else {})}
 
-    def start(self, job: Job, tell: Tell) -> None:
+    def start(self, job: Job, on_event: Tell) -> None:
         job.write()
         with connected(self.address, self.workers or self.max_workers) as ray:
             has = ray.cluster_resources()
@@ -83,10 +83,10 @@ class Ray(Workers):
                     f"{ ({k: has.get(k, 0.0) for k in each}) } and so room for {fit}. Take fewer (--on ray:N), or less for each."
                 )
             why = "asked for" if self.workers else f"what fits, {each} each"
-            tell("note", message=f"{workers} workers: {why}" + (f"; {low} to {high} as Ray has room" if low < high else ""))
-            self._fit(ray, job, (low, workers, high), each, tell)
+            on_event("note", message=f"{workers} workers: {why}" + (f"; {low} to {high} as Ray has room" if low < high else ""))
+            self._fit(ray, job, (low, workers, high), each, on_event)
 
-    def _fit(self, ray: Any, job: Job, group: tuple[int, int, int], each: dict[str, float], tell: Tell) -> None:
+    def _fit(self, ray: Any, job: Job, group: tuple[int, int, int], each: dict[str, float], on_event: Tell) -> None:
         """Ray Train's run in a thread, so that signals come to us; what workers say is read here."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -107,9 +107,9 @@ class Ray(Workers):
                 name="ray", storage_path=str(job.folder / "launch"), failure_config=FailureConfig(max_failures=self.max_restarts)
             ),
         )
-        self._follow(ray, trainer, relay, job, workers, tell)
+        self._follow(ray, trainer, relay, job, workers, on_event)
 
-    def _follow(self, ray: Any, trainer: Any, relay: Any, job: Job, workers: int, tell: Tell) -> None:
+    def _follow(self, ray: Any, trainer: Any, relay: Any, job: Job, workers: int, on_event: Tell) -> None:
         """Run the trainer and show what its workers say, until they end or a signal comes."""
         console = Console(functools.partial(print_line, json="--json" in job.options))
         found: dict[str, Any] = {}
@@ -134,7 +134,7 @@ class Ray(Workers):
                     if event["kind"] == "lines":
                         _keep(job, event["rank"], event["lines"], console)
                     elif event["kind"] == "restart":
-                        tell(
+                        on_event(
                             "warning",
                             message=f"{event['words']}: all start again from the last checkpoint ({event['restart']} of {self.max_restarts} restarts)",
                         )

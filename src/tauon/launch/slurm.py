@@ -68,24 +68,24 @@ class Slurm(Cluster):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        if self.peek("container") is None:
+        if self.raw_value("container") is None:
             for name in ("mounts", "container_engine"):
                 if name in self.model_fields_set:
                     yield name, "needs container. Set it, or drop this."
-        for i, line in enumerate(self.peek("setup")):
+        for i, line in enumerate(self.raw_value("setup")):
             if line.lstrip().startswith("#SBATCH") or "\n" in line:
                 yield f"setup.{i}", "is one line of bash, and #SBATCH lines are no longer read there. Use the keys of launch."
-        for i, mount in enumerate(self.peek("mounts")):
+        for i, mount in enumerate(self.raw_value("mounts")):
             if ":" not in mount or "," in mount:
                 yield f"mounts.{i}", f"{mount!r} is not SOURCE:TARGET."
-        seeds = self.peek("seeds")
+        seeds = self.raw_value("seeds")
         if len(set(seeds)) != len(seeds):
             yield "seeds", f"{list(seeds)} names one twice. Give each once."
 
     def show(self, job: Job) -> str:
         return self.script(job)
 
-    def start(self, job: Job, tell: Tell) -> None:
+    def start(self, job: Job, on_event: Tell) -> None:
         if shutil.which("sbatch") is None:
             raise LaunchError(
                 "sbatch is not on this machine, so no job was submitted. Run this on a login node of the cluster, "
@@ -102,7 +102,7 @@ class Slurm(Cluster):
             raise LaunchError(f"sbatch refused {path}: {done.stderr.strip() or done.stdout.strip()}")
         number = done.stdout.strip().split(";")[0]
         log_at = shlex.quote(f"{job.logs}/slurm-{number}") + "*.out"
-        tell("note", message=f"submitted job {number}: squeue -j {number}; log: {log_at}; to stop: scancel {number}")
+        on_event("note", message=f"submitted job {number}: squeue -j {number}; log: {log_at}; to stop: scancel {number}")
 
     def script(self, job: Job) -> str:
         """The whole batch script. It needs no file beside it: the recipe is in it, and it makes its folders."""

@@ -114,8 +114,8 @@ def block_number(name: str, depth: int) -> tuple[int, int]:
 class ModelConfig(Registered, family="model"):
     """A model family and its sizes."""
 
-    needs: ClassVar[str | tuple[str, ...]] = "arrays"
-    """What its inputs are (`Task.needs`); several where it takes any of them."""
+    input_kind: ClassVar[str | tuple[str, ...]] = "arrays"
+    """What its inputs are (`Task.input_kind`); several where it takes any of them."""
     reads_codes: ClassVar[bool] = False
     """Arrays: whether it embeds columns of codes (`DataSpec.categories`). Others would multiply them, and are refused such data."""
 

@@ -52,7 +52,7 @@ _FREE = ("from_", "adapt", "dropout", "input_dropout", "seq_len", "outputs", "dr
 class CheckpointConfig(ModelConfig):
     """Whatever model `from` holds: what is meant where no kind is given."""
 
-    needs = ("tokens", "masked-tokens", "labelled-text", "chat", "pairs", "arrays", "series", "signals")
+    input_kind = ("tokens", "masked-tokens", "labelled-text", "chat", "pairs", "arrays", "series", "signals")
 
     dropout: Fraction | None = None
     """Share of activations dropped in training. Left out: the checkpoint's."""
@@ -60,7 +60,7 @@ class CheckpointConfig(ModelConfig):
     """Longest sequence in tokens, for models whose positions are rotary. Left out: the checkpoint's."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.peek("from_") is None:
+        if self.raw_value("from_") is None:
             yield "from", "is missing: kind checkpoint takes its architecture from there. Give a run or a folder, or another kind."
 
 
@@ -224,9 +224,9 @@ def resolved(config: ModelConfig, spec: DataSpec) -> ModelConfig:
             wrong.append(Problem(f"model.{name}", f"a {base.kind_} has none. Drop it."))
         elif name in _FREE:
             changed[name] = value
-        elif value != base.peek(name):
+        elif value != base.raw_value(name):
             wrong.append(
-                Problem(f"model.{name}", f"{value}, but {config.from_} has {base.peek(name)}. Leave it out: the checkpoint decides.")
+                Problem(f"model.{name}", f"{value}, but {config.from_} has {base.raw_value(name)}. Leave it out: the checkpoint decides.")
             )
     if wrong:
         raise RecipeError(wrong)

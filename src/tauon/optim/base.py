@@ -74,7 +74,7 @@ class OptimConfig(Registered, family="optim", default="adamw"):
         return self.lr if self.lr is not None else self.default_lr
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        for pattern, factor in self.peek("lr_scale").items():
+        for pattern, factor in self.raw_value("lr_scale").items():
             if not factor > 0:
                 yield "lr_scale", f"{pattern!r} has factor {factor:g}. Give one above 0; what must not train at all is train.freeze."
 

@@ -27,7 +27,7 @@ class StepDecay(ScheduleConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        at = self.peek("at")
+        at = self.raw_value("at")
         if not at:
             yield "at", "no milestone. Name one (50%), or take constant."
         elif any((a < 1) != (at[0] < 1) for a in at) or list(at) != sorted(set(at)) or at[0] <= 0:

@@ -13,7 +13,7 @@ __all__: list[str] = []
 @recipe_rule
 def full_batch_has_no_batch(recipe: Any) -> Iterator[tuple[str, str]]:
     """Gradient descent takes the whole training set."""
-    optim, train = recipe.peek("optim"), recipe.peek("train")
+    optim, train = recipe.raw_value("optim"), recipe.raw_value("train")
     for name in ("batch", "batch_warmup") if optim.full_batch else ():
         if name in train.model_fields_set:
             yield f"train.{name}", f"{optim.kind_} takes the whole training set at every step. Drop it, or take optim.kind=sgd."
@@ -22,7 +22,7 @@ def full_batch_has_no_batch(recipe: Any) -> Iterator[tuple[str, str]]:
 @recipe_rule
 def corrected_noise_needs_noise(recipe: Any) -> Iterator[tuple[str, str]]:
     """An optimizer that corrects for the noise of private training."""
-    optim, privacy = recipe.peek("optim"), recipe.peek("privacy")
+    optim, privacy = recipe.raw_value("optim"), recipe.raw_value("privacy")
     if optim.for_noise and (privacy is None or not privacy.promises):
         yield (
             "optim.kind",

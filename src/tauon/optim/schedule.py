@@ -22,7 +22,7 @@ class ScheduleConfig(Registered, family="schedule", default="cosine"):
     """Linear rise from zero: a share of all steps if below 1 (5%), else a number of steps."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        warmup = self.peek("warmup")
+        warmup = self.raw_value("warmup")
         if isinstance(warmup, float) and warmup >= 1 and (warmup == 1 or not warmup.is_integer()):
             yield "warmup", f"{warmup:g} is neither a share below 100% nor a whole number of steps. Write it like 5%, or like 200."
 

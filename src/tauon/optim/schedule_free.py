@@ -40,13 +40,13 @@ class ScheduleFreeConfig(OptimConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        if self.peek("schedule").kind_ != "constant":
+        if self.raw_value("schedule").kind_ != "constant":
             yield (
                 "schedule",
-                f"got {self.peek('schedule').kind_}, and the average does a schedule's work. Take constant, with a warm-up, or drop it.",
+                f"got {self.raw_value('schedule').kind_}, and the average does a schedule's work. Take constant, with a warm-up, or drop it.",
             )
-        if not 0 < self.peek("betas")[0] < 1:
-            yield "betas", f"the first, {self.peek('betas')[0]:g}, must lie above 0 and below 1: 0.9 is usual."
+        if not 0 < self.raw_value("betas")[0] < 1:
+            yield "betas", f"the first, {self.raw_value('betas')[0]:g}, must lie above 0 and below 1: 0.9 is usual."
 
     def build(self, model: nn.Module) -> Optimizer:
         groups = decay_groups(model.named_parameters(), self.peak, self.weight_decay)

@@ -29,7 +29,7 @@ class SGDConfig(OptimConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        if self.peek("nesterov") and self.peek("momentum") == 0:
+        if self.raw_value("nesterov") and self.raw_value("momentum") == 0:
             yield "nesterov", "needs momentum above 0, got 0. Set momentum: 0.9, or drop nesterov."
 
     def build(self, model: nn.Module) -> Optimizer:

@@ -43,7 +43,7 @@ class PlanContext:
     recorded: Mapping[str, Any]
     """An earlier `Plan.record()` of the same run; empty where there is none."""
     measure: Measure | None
-    tell: Callable[[str], None]
+    on_note: Callable[[str], None]
     decided: dict[str, Any] = field(default_factory=dict)
     """Values by path, of the deciders before."""
     timed: bool = False

@@ -34,7 +34,7 @@ DECIDERS: tuple[tuple[str, Callable[[PlanContext], Decision | None]], ...] = (
 
 
 def make_plan(
-    config: JobConfig, *, examples: int, recorded: Mapping[str, Any] | None = None, tell: Callable[[str], None] = lambda _: None,
+    config: JobConfig, *, examples: int, recorded: Mapping[str, Any] | None = None, on_note: Callable[[str], None] = lambda _: None,
     mesh: Mesh | None = None, parallel: ParallelConfig | None = None, measure: Measure | None = None,
 ) -> Plan:  # fmt: skip
     """Decide every setting that the recipe leaves open. Collective over the processes of `mesh`: rank 0's choices are everybody's.
@@ -43,12 +43,12 @@ def make_plan(
         config: what is to be trained.
         examples: of the training data.
         recorded: an earlier `Plan.record()` of the same run, which holds.
-        tell: told what takes a while.
+        on_note: told what takes a while.
         mesh: this process's place; None: alone.
         parallel: the recipe's section; None: nothing asked for.
         measure: seconds of a step, for `train.time` (`tauon.train.seconds_a_step`); needed for nothing else.
     """
-    ctx = PlanContext(config, examples, mesh or Mesh(Layout()), parallel, recorded or {}, measure, tell)
+    ctx = PlanContext(config, examples, mesh or Mesh(Layout()), parallel, recorded or {}, measure, on_note)
     derived: list[Derived] = []
     for path, decide in DECIDERS:
         decision = decide(ctx)

@@ -134,7 +134,7 @@ def batch_statistics(ctx: PlanContext) -> Decision | None:
     """Of how many examples batch norm takes its statistics."""
     if not needs_batch_statistics(ctx.model):
         return None
-    if ctx.layout.data > 1 and ctx.config.train.peek("batch_warmup") is not None:
+    if ctx.layout.data > 1 and ctx.config.train.raw_value("batch_warmup") is not None:
         message = "batches that grow do not divide among processes, and batch norm would count what fills them up. Drop it, or take model.norm=group."
         raise RecipeError([Problem("train.batch_warmup", message)])
     rows = ctx.decided["train.microbatch"] * ctx.layout.data

@@ -65,7 +65,7 @@ def by_time(ctx: PlanContext, time: float) -> Decision:
     compiled = ctx.device.type != "cpu" and choose_compile(ctx.asked["compile"], ctx.device, ctx.model, None)[0]
     threads = torch.get_num_threads()
     trial = Plan(10**9, ctx.device, ctx.decided["train.precision"], compiled, ctx.decided["train.microbatch"], 1, 1, threads)
-    ctx.tell(f"measuring the time of a step, to fit {time:,.0f} s")
+    ctx.on_note(f"measuring the time of a step, to fit {time:,.0f} s")
     # Half the threads too: where something else uses the cores, threads that wait for one another are slower than fewer.
     counts = {threads, max(1, threads // 2)} if ctx.device.type == "cpu" else {threads}
     timed: dict[int, float] = {}
@@ -102,7 +102,7 @@ def checkpoint_every(ctx: PlanContext) -> Decision:
 def learning_rate(ctx: PlanContext) -> Decision | None:
     """The optimizer's own, where the recipe gives none."""
     optim = ctx.config.optim
-    if optim.peek("lr") is not None:  # a look, no use: whether the optimizer reads it is for `build` to show
+    if optim.raw_value("lr") is not None:  # a look, no use: whether the optimizer reads it is for `build` to show
         return None
     return Decision(optim.peak, f"the usual peak rate of {optim.kind_}")
 

@@ -177,6 +177,6 @@ def _position(file: Any) -> int:
     """Bytes of the file as it lies that have been read: of a packed one, of the packed bytes."""
     packed = getattr(getattr(file, "raw", None), "stream", None)
     try:
-        return int((packed.fileobj if packed is not None else file).tell())
+        return int((packed.fileobj if packed is not None else file).on_event())
     except (OSError, ValueError, AttributeError):
         return 0

@@ -86,7 +86,7 @@ def _is_of(made: Entry, where: Mapping[str, Any], place: str) -> bool:
 
 def reserve(
     run: Run, config: PrivacyConfig, source: SourceConfig, releases: list[Release], *, examples: int, unit: str, owner: Owner,
-    tell: Tell = lambda said: None,
+    on_note: Tell = lambda said: None,
 ) -> str:  # fmt: skip
     """Set aside what the run may tell; says how the data set stands. Once for a run, however often it is resumed.
 
@@ -108,9 +108,9 @@ def reserve(
     if opening is None and not entries:
         return "none: the data set has no ledger, so that nothing counts what other runs on it tell (privacy.budget opens one)"
     if note:
-        tell(note)
+        on_note(note)
     if not entries:
-        tell(f"first use of data set {data[:12]} in {ledger.folder}. If it has an account elsewhere, name that folder: TAUON_LEDGER")
+        on_note(f"first use of data set {data[:12]} in {ledger.folder}. If it has an account elsewhere, name that folder: TAUON_LEDGER")
     counted = entries[0].values["unit"] if entries else unit
     if not same_unit(counted, unit):
         message = (
@@ -118,7 +118,7 @@ def reserve(
             "of the budget, or a ledger of its own (privacy.ledger)."
         )
         raise RecipeError([Problem("privacy.unit", message)])
-    mine = _settle_earlier(run, releases, owner, tell)
+    mine = _settle_earlier(run, releases, owner, on_note)
     where = before | {"ledger": str(ledger.folder.resolve()), "data": data, "key": owner.key}
     if mine is None:
         where.pop("reservation", None)
@@ -155,7 +155,7 @@ def _refuse_lost_ledger(run: Run, before: Mapping[str, Any], ledger: Ledger, ent
         )
 
 
-def _settle_earlier(run: Run, releases: Sequence[Release], owner: Owner, tell: Tell) -> int | None:
+def _settle_earlier(run: Run, releases: Sequence[Release], owner: Owner, on_note: Tell) -> int | None:
     """The number of this training's own reservation, if its manifest names one. An open one of an earlier training in this folder, whose
     key is gone or which made no step, is settled first by what it made.
     """
@@ -175,7 +175,7 @@ def _settle_earlier(run: Run, releases: Sequence[Release], owner: Owner, tell: T
     if account.settled is None:
         settled, done = _settle_by_steps(run, account)
         what = "all that it may have made" if done is None else f"{done} steps"
-        tell(f"an earlier training in {run.folder} was settled: {what}, entry {settled.number} of {account.ledger.path}")
+        on_note(f"an earlier training in {run.folder} was settled: {what}, entry {settled.number} of {account.ledger.path}")
     return None
 
 
@@ -230,7 +230,7 @@ def settle_run(folder: Path | str) -> tuple[Ledger, Entry, int] | None:
     return account.ledger, entry, done or 0
 
 
-def give_up(folder: Path | str, tell: Tell) -> None:
+def give_up(folder: Path | str, on_note: Tell) -> None:
     """Before a run is set aside (`--fresh`): settle it, and its folds, by what they made, in full where that is not known, and throw away every
     key in it. What cannot be settled stays charged in full, and is told.
     """
@@ -244,9 +244,9 @@ def give_up(folder: Path | str, tell: Tell) -> None:
             if account is not None and account.settled is None and original_of(run, account) is None:
                 entry, done = _settle_by_steps(run, account)
                 what = "all that it may have made" if done is None else f"{done} steps"
-                tell(f"{each} was settled: {what}, entry {entry.number} of {account.ledger.path}. It cannot go on any more")
+                on_note(f"{each} was settled: {what}, entry {entry.number} of {account.ledger.path}. It cannot go on any more")
         except TauonError as err:
-            tell(f"what {each} has reserved stays charged in full: {err}")
+            on_note(f"what {each} has reserved stays charged in full: {err}")
     for key in folder.rglob(f"*{KEY}"):
         erase(key)
 

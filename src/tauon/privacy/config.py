@@ -73,24 +73,24 @@ class PrivacyConfig(Config):
     @property
     def promises(self) -> bool:
         """Whether anything is: with canaries alone a run is as any other."""
-        return self.peek("target_epsilon") is not None or self.peek("noise_multiplier") is not None
+        return self.raw_value("target_epsilon") is not None or self.raw_value("noise_multiplier") is not None
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        given = [k for k in ("target_epsilon", "noise_multiplier") if self.peek(k) is not None]
-        canaries = self.peek("audit")
-        if canaries is not None and canaries.peek("kind") == "gradient" and (not given or self.peek("sampling") != "poisson"):
+        given = [k for k in ("target_epsilon", "noise_multiplier") if self.raw_value(k) is not None]
+        canaries = self.raw_value("audit")
+        if canaries is not None and canaries.raw_value("kind") == "gradient" and (not given or self.raw_value("sampling") != "poisson"):
             yield (
                 "audit.kind",
                 "gradient takes part in private steps whose examples are drawn by coins. Take sampling=poisson, or another kind.",
             )
         if len(given) != 1 and not (canaries is not None and not given):
             yield "target_epsilon", f"give exactly one of target_epsilon, noise_multiplier; got {' and '.join(given) or 'none'}"
-        unit, rows = self.peek("unit"), self.peek("rows_per_unit")
+        unit, rows = self.raw_value("unit"), self.raw_value("rows_per_unit")
         if unit == "example" and rows > 1:
             yield "rows_per_unit", f"{rows}, and an example is one row. Take unit=document or unit=group, or drop it."
         if unit != "example" and canaries is not None:
             yield "audit", f"plants examples, and {unit}s are protected here. Drop it, or take unit=example."
-        if self.peek("statistics") is not None:
+        if self.raw_value("statistics") is not None:
             if not given:
                 yield "statistics", "cost epsilon, and nothing is promised here. Give target_epsilon or noise_multiplier, or drop them."
             if unit != "example":
@@ -98,10 +98,13 @@ class PrivacyConfig(Config):
                     "statistics",
                     f"are proven for single rows, and {unit}s are protected here. Take data.normalize=bounds, or unit=example.",
                 )
-        if self.peek("sampling") == "fixed-size" and self.peek("accountant") != "rdp":
+        if self.raw_value("sampling") == "fixed-size" and self.raw_value("accountant") != "rdp":
             yield "accountant", "pld is not proven for fixed-size sampling. Take accountant=rdp, or sampling=poisson."
-        if self.peek("noise").kind_ == "correlated":
-            if self.peek("sampling") != "shuffled":
-                yield "sampling", f"correlated noise is for whole passes, got {self.peek('sampling')}. Take shuffled, or another noise."
-            if self.peek("clipping").kind_ == "adaptive" or self.peek("clipping").peek("final_norm") is not None:
+        if self.raw_value("noise").kind_ == "correlated":
+            if self.raw_value("sampling") != "shuffled":
+                yield (
+                    "sampling",
+                    f"correlated noise is for whole passes, got {self.raw_value('sampling')}. Take shuffled, or another noise.",
+                )
+            if self.raw_value("clipping").kind_ == "adaptive" or self.raw_value("clipping").raw_value("final_norm") is not None:
                 yield "clipping", "changes its bound, and correlated noise takes off in one step what it put on in another. Take one bound."

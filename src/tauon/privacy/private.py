@@ -96,7 +96,7 @@ class PrivateGradients:
         """Clipped and noised mean gradient into `.grad`; returns this process's share of the mean loss of the batch that was drawn."""
         self._remember(job)
         mesh, expected = job.mesh, self.expected(job.step)
-        if job.task.needs in PER_TOKEN:
+        if job.task.input_kind in PER_TOKEN:
             batch = replace(batch, weights=batch.weights / batch.weights.sum(1, keepdim=True).clamp(min=1e-9))
         if self.rows_per_unit > 1:
             batch = replace(batch, weights=mean_over_units(batch.weights, self.rows_per_unit))

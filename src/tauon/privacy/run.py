@@ -49,12 +49,12 @@ def refuse_combinations(data: Any, task: Any, optim: Any, parallel: Any) -> Iter
         yield "parallel.sequence_parallel", "cuts an example over processes, whose parts cannot be clipped alone. Drop it."
     if parallel.__dict__.get("compression", "none") != "none":
         yield "parallel.compression", "is of DDP's gradients, and private ones are summed after clipping, without it. Set none."
-    if task.needs == "pairs":
+    if task.input_kind == "pairs":
         yield (
             "privacy",
             f"task {task.kind_} compares an example with a reference model's answers; it has no private form here. Take instruction-tuning.",
         )
-    if data.peek("mix") is not None:
+    if data.raw_value("mix") is not None:
         yield "data.mix", "mixes examples, so that none of them can be clipped alone. Drop it, or drop privacy."
     if optim.full_batch:
         yield "optim.kind", f"{optim.kind_} takes the whole training set at every step. Take sgd and the batch that you can afford."
@@ -190,7 +190,7 @@ class PrivateRun:
                 found.append((rate, 1))
         return found
 
-    def dress(self, job: TrainJob, validation: Dataset | None = None, canaries: Canaries | None = None) -> TrainJob:
+    def make_private(self, job: TrainJob, validation: Dataset | None = None, canaries: Canaries | None = None) -> TrainJob:
         """The job, private. `canaries`: what an audit planted; only those that are gradients matter here."""
         source = NoiseSource(self.key, secret=self.config.generator == "secure")
         job.policy = replace(job.policy, examples_at=self.loader.expected)

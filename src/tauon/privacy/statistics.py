@@ -59,19 +59,19 @@ class StatisticsConfig(Config):
         return Release(self.noise, "full")
 
 
-def refuse_statistics(data: DataConfig, needs: str) -> Iterator[tuple[str, str]]:
+def refuse_statistics(data: DataConfig, input_kind: str) -> Iterator[tuple[str, str]]:
     """(field, message) of settings of `data` that private statistics cannot work with."""
-    kind = data.peek("normalize")
-    if needs != "arrays":
-        yield "privacy.statistics", f"are means and deviations of a table's columns, and the task needs {needs}. Drop them."
+    kind = data.raw_value("normalize")
+    if input_kind != "arrays":
+        yield "privacy.statistics", f"are means and deviations of a table's columns, and the task needs {input_kind}. Drop them."
     elif kind == "bounds":
         yield "privacy.statistics", "are not needed: data.normalize is bounds, which learns nothing from the data. Drop one of the two."
     elif kind != "standard":
         yield "data.normalize", f"is {kind}, and privacy.statistics are means and deviations. Set standard, or drop them."
-    elif not data.peek("bounds"):
+    elif not data.raw_value("bounds"):
         said = 'are missing, and without them noise would have to be without bounds, too. Say what is known: {age: [18, 100], "*": [0, 1]}.'
         yield "data.bounds", f"{said} Needed by privacy.statistics."
-    if data.peek("normalize_targets") == "standard":
+    if data.raw_value("normalize_targets") == "standard":
         said = "learns the mean and the deviation of the target without noise. Take bounds, and give the target's range in data.bounds."
         yield "data.normalize_targets", f"standard {said}"
 

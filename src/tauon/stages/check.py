@@ -89,10 +89,10 @@ def scaled_down(recipe: Recipe, wanted: int | None, here: int) -> tuple[Recipe, 
                                        "Check a mesh (auto, or replicate, shard, context, tensor, pipeline).")])  # fmt: skip
         n = min(wanted or here, here)
         return recipe, n, "" if wanted in (None, n) else f"{n} processes instead of {wanted}"
-    if parallel.peek("compression") != "none":
-        message = f"{parallel.peek('compression')} rounds gradients on purpose, so they differ. Check with parallel.compression=none."
+    if parallel.raw_value("compression") != "none":
+        message = f"{parallel.raw_value('compression')} rounds gradients on purpose, so they differ. Check with parallel.compression=none."
         raise RecipeError([Problem("parallel.compression", message)])
-    asked = {k: parallel.peek(k) or 1 for k in ("pipeline", "tensor", "context", "shard", "replicate")}
+    asked = {k: parallel.raw_value(k) or 1 for k in ("pipeline", "tensor", "context", "shard", "replicate")}
     if math.prod(asked.values()) <= here:
         return recipe, wanted or math.prod(asked.values()), ""
     kept, left = {}, here
@@ -109,7 +109,7 @@ def scaled_down(recipe: Recipe, wanted: int | None, here: int) -> tuple[Recipe, 
 def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, on_event: EventCallback) -> Checkpoint:
     """Take `steps` steps in this process and leave in `folder` what `compare` needs."""
     ctx = Context(recipe, None, on_event)
-    model, changed = small_and_still(recipe, ctx, processes)
+    model, changed = deterministic_small_model(recipe, ctx, processes)
     if changed:
         on_event("note", message=changed)
     if recipe.privacy is not None:
@@ -117,7 +117,9 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, on_ev
     train, seq_len = ctx.train, ctx.splits.spec.seq_len
     layout, _ = choose_layout(recipe.parallel, processes)  # what cannot work is told before any work
     refuse_cut_pairs(recipe.task, layout)
-    refuse_layout(model.build_on_meta(), layout, recipe.parallel, batch=train.batch, seq_len=seq_len, microbatch=train.peek("microbatch"))
+    refuse_layout(
+        model.build_on_meta(), layout, recipe.parallel, batch=train.batch, seq_len=seq_len, microbatch=train.raw_value("microbatch")
+    )
     job, loader = _job(recipe, ctx, model, Mesh(Layout()), steps)
     with torch.no_grad():
         start = {name: p.clone() for name, p in job.model.named_parameters()}
@@ -200,11 +202,11 @@ def first_divergent(findings: list[Finding]) -> Finding | None:
 # ---------------------------------------------------------------------------------------------- the steps
 
 
-def small_and_still(recipe: Recipe, ctx: Context, processes: int) -> tuple[ModelConfig, str]:
+def deterministic_small_model(recipe: Recipe, ctx: Context, processes: int) -> tuple[ModelConfig, str]:
     """The model without dropout, with fewer layers where two copies of it and its optimizer would not fit in memory."""
     model = ctx.model
     said = []
-    off: dict[str, Any] = {k: 0 for k in model.random_fields() if model.peek(k)}
+    off: dict[str, Any] = {k: 0 for k in model.random_fields() if model.raw_value(k)}
     if off:
         said.append(f"{' and '.join(off)} off")
     if model.adapt is not None:
@@ -213,9 +215,9 @@ def small_and_still(recipe: Recipe, ctx: Context, processes: int) -> tuple[Model
     free = available_memory(choose_device(recipe.train.device)[0])
     needed = parameter_count(model.build_on_meta()) * 4.0 * 8 * (processes + 1)
     if free is not None and needed > free and "layers" in type(model).model_fields and model.from_ is None:
-        stages = 2 * (recipe.parallel.peek("pipeline") if isinstance(recipe.parallel, MeshParallel) else 1)
-        if stages < model.peek("layers"):
-            said.append(f"{stages} layers instead of {model.peek('layers')}: the whole model does not fit {processes + 1} times")
+        stages = 2 * (recipe.parallel.raw_value("pipeline") if isinstance(recipe.parallel, MeshParallel) else 1)
+        if stages < model.raw_value("layers"):
+            said.append(f"{stages} layers instead of {model.raw_value('layers')}: the whole model does not fit {processes + 1} times")
             model = model.model_copy(update={"layers": stages})
     return model, "for the check: " + ", ".join(said) if said else ""
 
@@ -230,13 +232,13 @@ def _job(recipe: Recipe, ctx: Context, model: ModelConfig, mesh: Mesh, steps: in
     job = build_job(
         JobConfig(model, recipe.optim, ctx.train, recipe.task, spec, recipe.seed), loader, plan, mesh=mesh, parallel=recipe.parallel
     )
-    _stir(job)
+    init_zero_params(job)
     job.model.train()
     return job, loader
 
 
 @torch.no_grad()
-def _stir(job: TrainJob) -> None:
+def init_zero_params(job: TrainJob) -> None:
     """Matrices that start at zero (an output head) would hide every gradient behind them: here they start small, by (seed, name)."""
     for name, p in job.model.named_parameters():
         zero = torch.tensor(float(local_part(p).count_nonzero()))
@@ -290,7 +292,7 @@ def _outputs(job: TrainJob, batch: Batch) -> dict[str, Tensor]:
         job.model.train()
         reshard(job.model)
     # A pipeline's first pass runs a stage once more, to learn its shapes: the rows that count come last.
-    if job.task.needs == "pairs":  # an example is two rows
+    if job.task.input_kind == "pairs":  # an example is two rows
         return {name: torch.cat(parts)[-2 * len(batch) :].unflatten(0, (len(batch), 2)) for name, parts in seen.items()}
     return {name: torch.cat(parts)[-len(batch) :] for name, parts in seen.items()}
 
@@ -303,8 +305,8 @@ def _pick(batch: Batch, rows: list[int]) -> Batch:
 def _rows(recipe: Recipe, batch: int, data: int) -> int:
     """Rows of each data-parallel process whose layer outputs are compared."""
     parallel, share = recipe.parallel, -(-batch // data)
-    if isinstance(parallel, MeshParallel) and parallel.peek("pipeline") > 1:
-        return int(parallel.peek("stage_microbatches") or min(share, 2 * parallel.peek("pipeline")))
+    if isinstance(parallel, MeshParallel) and parallel.raw_value("pipeline") > 1:
+        return int(parallel.raw_value("stage_microbatches") or min(share, 2 * parallel.raw_value("pipeline")))
     return min(share, 2)
 
 

@@ -183,7 +183,7 @@ class Context:
         refuse_another_task(self.start, task)
         for transform in self._transforms:
             data = transform.before(data)
-        splits = prepare(data, seed=self.recipe.seed, needs=task.needs, scale_targets=task.scales_targets, progress=progress)
+        splits = prepare(data, seed=self.recipe.seed, input_kind=task.input_kind, scale_targets=task.scales_targets, progress=progress)
         refuse_another_tokenizer(self.start, splits)
         refuse_codes(self.recipe.model, splits.spec)
         splits.spec = task.shape(splits.spec)
@@ -267,7 +267,7 @@ class Context:
     def refuse_another_recipe(self) -> None:
         """A folder that holds the training of another recipe is not overwritten: `RunError` lists what differs."""
         split = self.recipe.data.split
-        if (self.run.folder / "fold-0").is_dir() and (split.peek("folds") is None or split.peek("fold") is not None):
+        if (self.run.folder / "fold-0").is_dir() and (split.raw_value("folds") is None or split.raw_value("fold") is not None):
             raise RunError(
                 f"{self.run.folder} holds the folds of a cross-validation (data.split.folds). Give this run another name (name=...), "
                 "or --fresh to set the old one aside."

@@ -43,7 +43,7 @@ def run_recipe(
     """
     wanted = stages or recipe.wanted_stages()
     check_names(wanted)
-    with join(recipe.train.peek("device")) as world, Heartbeat(world) as heartbeat:
+    with join(recipe.train.raw_value("device")) as world, Heartbeat(world) as heartbeat:
         try:
             return _run(recipe, folder, wanted, heartbeat, fresh=fresh, on_event=on_event if world.leads else null_callback)
         except RuntimeError as err:

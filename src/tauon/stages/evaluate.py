@@ -42,7 +42,7 @@ def evaluate_stage(ctx: Context) -> dict[str, Any]:
     write_json(ctx.run.folder / "evaluation.json", result.to_json())
     ctx.on_event("evaluation", result=result)
     if isinstance(model, GPT):
-        text = recipe.task.needs == "tokens"
+        text = recipe.task.input_kind == "tokens"
         samples = sample_texts(ctx, model, precision) if text else sample_answers(ctx, model, precision, dataset)
         write_json(ctx.run.folder / "samples.json", samples)
     return {"checkpoint": checkpoint.hash, "split": name}

@@ -35,8 +35,8 @@ def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:
 def with_tokenizer_of(start: PretrainedModel, recipe: Recipe) -> DataConfig:
     """The recipe's `data` with the tokenizer of the trained model, where the recipe names none."""
     data = recipe.data
-    asked: TokenizerConfig = data.peek("tokenizer")
-    if "tokenizer" not in keys_of_kinds(recipe.task.needs):
+    asked: TokenizerConfig = data.raw_value("tokenizer")
+    if "tokenizer" not in keys_of_kinds(recipe.task.input_kind):
         return data
     if not isinstance(asked, FromModelConfig):
         if "tokenizer" in data.model_fields_set or not has_tokenizer(start.path):
@@ -51,8 +51,8 @@ def refuse_another_task(start: PretrainedModel | None, task: Task) -> None:
     """A model that cannot learn what the recipe asks for is a `RecipeError`, before any data is read."""
     if start is None:
         return
-    needs = start.config.needs
-    if task.needs not in (needs if isinstance(needs, tuple) else (needs,)):
+    input_kind = start.config.input_kind
+    if task.input_kind not in (input_kind if isinstance(input_kind, tuple) else (input_kind,)):
         message = f"{start.path} holds a {start.config.kind_}, which does not learn {task.kind_}. Take another task or checkpoint."
         raise RecipeError([Problem("model.from", message)])
 

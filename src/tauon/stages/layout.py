@@ -18,13 +18,15 @@ def choose_mesh(model: ModelConfig, config: TrainConfig, parallel: ParallelConfi
     device, _ = choose_device(config.device)
     fits = fits_whole(model, config, device, world.local_size)
     layout, why = choose_layout(parallel, world.size, fits=all(world.gather(fits)))
-    refuse_layout(model.build_on_meta(), layout, parallel, batch=config.batch, seq_len=spec.seq_len, microbatch=config.peek("microbatch"))
+    refuse_layout(
+        model.build_on_meta(), layout, parallel, batch=config.batch, seq_len=spec.seq_len, microbatch=config.raw_value("microbatch")
+    )
     return Mesh(layout, world, device.type), Derived("parallel", str(layout), why)
 
 
 def refuse_cut_pairs(task: Task, layout: Layout) -> None:
     """`RecipeError` where a layout would cut the two rows that one example of preferences is."""
     for name in ("pipeline", "context", "tensor"):
-        if task.needs == "pairs" and getattr(layout, name) > 1:
+        if task.input_kind == "pairs" and getattr(layout, name) > 1:
             message = f"task {task.kind_} reads two rows at once, which this layout cuts. Take replicate or shard."
             raise RecipeError([Problem(f"parallel.{name}", message)])

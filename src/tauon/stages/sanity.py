@@ -12,7 +12,7 @@ __all__ = ["sanity_checks"]
 def sanity_checks(ctx: Context, job: TrainJob, events: EventLog) -> None:
     """Of fine-tuning, what goes wrong without a sign: checked before the first step, and during it."""
     recipe = ctx.recipe
-    if recipe.task.needs in ("chat", "pairs"):
+    if recipe.task.input_kind in ("chat", "pairs"):
         covers = refuse_wrong_mask(job, ctx.splits.train)
         events.log("checked", mask=covers)
         ctx.on_event("note", message=f"mask: {covers}")

@@ -101,7 +101,7 @@ def resolve_settings(ctx: Context, recorded: dict[str, Any] | None) -> Training:
     loader = make_loader(ctx, extensions, mesh)
     config = job_config(ctx, model)
     plan = make_plan(
-        config, examples=loader.count, recorded=recorded, tell=lambda m: ctx.on_event("note", message=m), mesh=mesh, parallel=recipe.parallel,
+        config, examples=loader.count, recorded=recorded, on_note=lambda m: ctx.on_event("note", message=m), mesh=mesh, parallel=recipe.parallel,
         measure=partial(seconds_a_step, config, loader, mesh, recipe.parallel),
     )  # fmt: skip
     plan.derived.insert(1, layout)

@@ -45,12 +45,12 @@ class TrainingRecord:
 
     def __init__(
         self, config: TrainConfig, splits: DataSplits, plan: Plan, events: EventLog, trackers: Sequence[Tracker], writer: CheckpointWriter,
-        about: dict[str, Any], tell: Callable[..., None], *, flops: float,
+        about: dict[str, Any], on_event: Callable[..., None], *, flops: float,
         publish: Callable[[int, dict[str, Any]], dict[str, Any]] | None = None,
     ) -> None:  # fmt: skip
         self.config, self.splits, self.plan = config, splits, plan
         self.events, self.trackers, self.writer = events, trackers, writer
-        self.about, self.tell, self.publish = about, tell, publish
+        self.about, self.on_event, self.publish = about, on_event, publish
         self.meter = Meter(flops)
         self.saved = -1
         self.at_most: int | None = None
@@ -66,7 +66,7 @@ class TrainingRecord:
             job.policy.schedule.observe(
                 math.inf, None
             )  # reads its keys: without validation nothing does, and they are told to be without effect
-        self.tell("training", step=job.step, total_steps=job.policy.total_steps)
+        self.on_event("training", step=job.step, total_steps=job.policy.total_steps)
 
     def hooks(self) -> list[Hook]:
         """In order: measure, log, validate (and stop early)."""
@@ -80,7 +80,7 @@ class TrainingRecord:
         metrics = dict(info.metrics)
         if "skipped" in metrics:
             self.events.log("skip", step=info.step, reason=metrics.pop("skipped"))
-            self.tell("skip", step=info.step, reason=info.metrics["skipped"])
+            self.on_event("skip", step=info.step, reason=info.metrics["skipped"])
         metrics.pop("eta_s", None)
         sent = metrics.pop("sent", None)
         if sent and sent != job.notes.get("sent"):  # by kind when it changes; in all at every step
@@ -93,7 +93,7 @@ class TrainingRecord:
             tracker.log(info.step, metrics)
         info.metrics.pop("sent", None)
         info.metrics.pop("layers", None)
-        self.tell("step", step=info.step, total_steps=info.total_steps, **info.metrics)
+        self.on_event("step", step=info.step, total_steps=info.total_steps, **info.metrics)
 
     def layers(self, job: TrainJob, info: StepInfo, layers: dict[str, LayerLook]) -> None:
         """A look at every layer, and what is wrong with some for several looks: told once for each kind of trouble."""
@@ -104,7 +104,7 @@ class TrainingRecord:
             kind = complaint.partition(" in ")[0]
             if kind not in known:
                 known.append(kind)
-                self.tell("warning", message=f"step {info.step}: {complaint}")
+                self.on_event("warning", message=f"step {info.step}: {complaint}")
 
     def validate(self, job: TrainJob, info: StepInfo) -> str | None:
         """Validation loss; with early stopping, keep the best and say when to stop."""
@@ -114,12 +114,12 @@ class TrainingRecord:
         self.events.log("validate", step=info.step, loss=loss, **marks)
         for tracker in self.trackers:
             tracker.log(info.step, {"validation_loss": loss} | {f"validation_{k}": v for k, v in marks.items()})
-        self.tell("validate", step=info.step, loss=loss, **marks)
+        self.on_event("validate", step=info.step, loss=loss, **marks)
         if isinstance(job.policy.schedule, Plateau):
             before = job.notes.get(PLATEAU, {"factor": 1.0})["factor"]
             job.notes[PLATEAU] = job.policy.schedule.observe(loss, job.notes.get(PLATEAU))
             if job.notes[PLATEAU]["factor"] < before:
-                self.tell(
+                self.on_event(
                     "note", message=f"validation loss has not fallen: the rate goes down to {job.notes[PLATEAU]['factor']:.3g} of its peak"
                 )
         if self.config.early_stopping is None:
@@ -135,7 +135,9 @@ class TrainingRecord:
         job.notes["since_best"] = job.notes.get("since_best", 0) + 1
         if job.notes["since_best"] < self.patience:
             return None
-        self.tell("note", message=f"validation loss has not fallen for {self.patience} validations; the best was at step {best['step']}")
+        self.on_event(
+            "note", message=f"validation loss has not fallen for {self.patience} validations; the best was at step {best['step']}"
+        )
         return STOP
 
     def validation_batches(self, job: TrainJob) -> Iterator[Batch]:
@@ -168,4 +170,4 @@ class TrainingRecord:
         self.writer.save(job.step, groups, state if self.publish is None else self.publish(job.step, state))
         self.saved = job.step
         self.events.log("checkpoint", step=job.step)
-        self.tell("checkpoint", step=job.step)
+        self.on_event("checkpoint", step=job.step)

@@ -26,7 +26,7 @@ class Classification(Task):
     """Softmax cross-entropy over classes, averaged over examples. Targets are classes, or shares of classes where examples are mixed."""
 
     family = "classification"
-    needs = "arrays"
+    input_kind = "arrays"
 
     label_smoothing: Fraction = Field(0.0, ge=0, lt=1)
     """Share of each target spread evenly over all classes (arXiv:1512.00567)."""
@@ -59,7 +59,7 @@ class Regression(Task):
     """Predict numbers: squared or absolute error, averaged over examples (and summed over targets)."""
 
     family = "regression"
-    needs = "arrays"
+    input_kind = "arrays"
     scales_targets = True
 
     loss_kind: Literal["mse", "mae", "huber"] = "mse"

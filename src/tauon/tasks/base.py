@@ -23,7 +23,7 @@ class Task(Registered, family="task"):
 
     family: ClassVar[str]
     """What kind of figures it has: runs of one family can be compared. classification, regression, language-modelling, ..., or a word of yours."""
-    needs: ClassVar[str]
+    input_kind: ClassVar[str]
     """What the data must be made of: tokens, masked-tokens, arrays, series, signals, labelled-text, chat, pairs (`data/` has a preparation for each)."""
 
     scales_targets: ClassVar[bool] = False

@@ -30,7 +30,7 @@ class Forecasting(Task):
     """Squared, absolute, Huber or pinball error, averaged over windows, steps and targets alike."""
 
     family = "forecasting"
-    needs = "series"
+    input_kind = "series"
 
     loss_kind: Literal["mse", "mae", "huber", "quantile"] = "mse"
     """`mse` squared error, `mae` absolute error, `huber` squared near zero and absolute beyond `delta`, `quantile` pinball."""
@@ -40,8 +40,8 @@ class Forecasting(Task):
     """quantile: which, rising; 0.5 among them is the forecast. Left out: 0.1, 0.5, 0.9."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        kind, quantiles = self.peek("loss_kind"), self.peek("quantiles")
-        if kind != "huber" and self.peek("delta") != 1.0:
+        kind, quantiles = self.raw_value("loss_kind"), self.raw_value("quantiles")
+        if kind != "huber" and self.raw_value("delta") != 1.0:
             yield "delta", f"is for loss_kind: huber, and it is {kind}; drop it"
         if quantiles and kind != "quantile":
             yield "quantiles", f"is for loss_kind: quantile, and it is {kind}; drop it"

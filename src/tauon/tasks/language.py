@@ -26,7 +26,7 @@ class LanguageModelling(Task):
     """Cross-entropy of the next token, averaged over tokens of weight one."""
 
     family = "language-modelling"
-    needs = "tokens"
+    input_kind = "tokens"
 
     z_loss: float = Field(0.0, ge=0)
     """Weight of log(Z)^2, which keeps the softmax normaliser near one in long bf16 runs (PaLM, arXiv:2204.02311); 1e-4 is usual."""
@@ -81,7 +81,7 @@ class LanguageModelling(Task):
 class InstructionTuning(LanguageModelling):
     """Cross-entropy of the next token of answers alone: what is asked is read, not learned (weights are the data's)."""
 
-    needs = "chat"
+    input_kind = "chat"
 
 
 @dataclass(frozen=True)

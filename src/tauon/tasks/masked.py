@@ -28,7 +28,7 @@ class MaskedLanguageModelling(Task):
     """Cross-entropy of hidden tokens, averaged over them."""
 
     family = "masked-language-modelling"
-    needs = "masked-tokens"
+    input_kind = "masked-tokens"
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         nll_BT, _ = self._scored(model, batch)

@@ -24,7 +24,7 @@ class MultiLabel(Task):
     """A sigmoid for each label: binary cross-entropy, the mean over labels, averaged over examples. Targets are columns of 0 and 1."""
 
     family = "multi-label"
-    needs = "arrays"
+    input_kind = "arrays"
 
     label_smoothing: Fraction = Field(0.0, ge=0, lt=1)
     """Targets are drawn towards 1/2 by this share."""

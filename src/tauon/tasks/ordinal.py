@@ -37,7 +37,7 @@ class Ordinal(Task):
     """Classes in an order: a loss that grows with the distance from the true one. Name the order with data.label_order."""
 
     family = "ordinal"
-    needs = "arrays"
+    input_kind = "arrays"
 
     loss_kind: Literal["cumulative", "rps"] = "cumulative"
     """cumulative: binary cross-entropy of each step between classes; rps: ranked probability score, milder on outliers."""

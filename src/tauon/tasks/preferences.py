@@ -31,7 +31,7 @@ class DPO(Task):
     """Prefer chosen answers over rejected ones, and stay near the model that training starts from."""
 
     family = "preference"
-    needs = "pairs"
+    input_kind = "pairs"
 
     beta: float = Field(0.1, gt=0)
     """How strongly the model is held to where it started: less lets it go further."""

@@ -49,14 +49,14 @@ class QuantileRegression(Task):
     """Predict quantiles of numbers: pinball loss, averaged over examples and quantiles (and summed over targets)."""
 
     family = "quantile-regression"
-    needs = "arrays"
+    input_kind = "arrays"
     scales_targets = True
 
     quantiles: tuple[Fraction, ...] = (0.1, 0.5, 0.9)
     """Which, rising, between 0 and 1. 0.1 and 0.9 bound an interval that should hold 80%."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        yield from (("quantiles", message) for message in problems_of_quantiles(self.peek("quantiles")))
+        yield from (("quantiles", message) for message in problems_of_quantiles(self.raw_value("quantiles")))
 
     def shape(self, spec: DataSpec) -> DataSpec:
         return spec if spec.outputs is None else replace(spec, outputs=spec.outputs * len(self.quantiles))

@@ -32,7 +32,7 @@ class AudioClassification(Task):
     """Softmax cross-entropy over classes of whole recordings."""
 
     family = "classification"
-    needs = "signals"
+    input_kind = "signals"
 
     label_smoothing: Fraction = Field(0.0, ge=0, lt=1)
     """Share of each target spread evenly over all classes (arXiv:1512.00567)."""
@@ -63,7 +63,7 @@ class SpeechRecognition(Task):
     """Connectionist temporal classification of characters (Graves et al. 2006); read out greedily. Scored by word and character error rate."""
 
     family = "speech-recognition"
-    needs = "signals"
+    input_kind = "signals"
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Each recording's -log p of its transcript, divided by its number of characters."""

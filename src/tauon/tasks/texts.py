@@ -24,7 +24,7 @@ class TextClassification(Task):
     """Softmax cross-entropy over classes of whole texts."""
 
     family = "classification"
-    needs = "labelled-text"
+    input_kind = "labelled-text"
 
     label_smoothing: Fraction = Field(0.0, ge=0, lt=1)
     """Share of each target spread evenly over all classes (arXiv:1512.00567)."""

@@ -91,7 +91,7 @@ def check_model(config: ModelConfig, spec: DataSpec, *, steps: int = 150) -> Non
     record = json.loads(json.dumps(dump(config)))
     copy = materialize(from_record(record), seed=9)
     load_weights(copy, dict(model.state_dict()))
-    masked = "masked-tokens" in config.needs and spec.outputs is None
+    masked = "masked-tokens" in config.input_kind and spec.outputs is None
     batch, task = tiny_batch(spec, masked=masked), _task(spec, masked)
     for m in (model, copy):
         m.eval()
@@ -201,17 +201,17 @@ def check_optimizer(config: OptimConfig, *, steps: int = 300, fall: float = 0.2)
 
 def check_source(config: SourceConfig) -> None:
     """A data source: gives what it says, the same each time, with a fingerprint that is the same each time."""
-    gives = config.gives()
-    known = {kind.gives: kind for kind in reversed(data_kinds().values())}
-    assert gives in known, f"gives {gives!r}, which no kind of data is made of: {', '.join(known)}"
+    output_kind = config.output_kind()
+    known = {kind.output_kind: kind for kind in reversed(data_kinds().values())}
+    assert output_kind in known, f"gives {output_kind!r}, which no kind of data is made of: {', '.join(known)}"
     assert config.fingerprint() == config.fingerprint(), "the fingerprint changes"
     json.dumps(config.describe())
-    check = "table" if config.tabular() else gives
+    check = "table" if config.tabular() else output_kind
     if check in _SOURCE_CHECKS:
         _SOURCE_CHECKS[check](config)
         return
     request = Request(DataConfig(source=config), {"train": config}, seed=0)
-    first, second = (known[gives]().read(config, "train", request) for _ in range(2))
+    first, second = (known[output_kind]().read(config, "train", request) for _ in range(2))
     assert _same(first, second), "what is read differs from one reading to the next"
 
 
@@ -255,7 +255,7 @@ def _check_labelled_texts(config: SourceConfig) -> None:
 
 
 def _check_dialogues(config: SourceConfig) -> None:
-    rows, same_rows = (config.conversations() if config.gives() == "chat" else config.pairs() for _ in range(2))
+    rows, same_rows = (config.conversations() if config.output_kind() == "chat" else config.pairs() for _ in range(2))
     assert rows, "no row"
     assert rows == same_rows, "rows differ from one reading to the next"
     assert all(r.place for r in rows), "each row needs a place, for messages"

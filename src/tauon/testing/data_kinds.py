@@ -62,8 +62,12 @@ def check_data_kind(kind: Kind, *examples: DataExample) -> None:
     assert not unread, f"{kind.kind_} does not say that it reads {sorted(unread)}: add them to its `reads`"
     for example in examples:
         config = _config(example)
-        assert kind_for(kind.needs, config.peek("source")) is kind, f"such a source is of kind {kind_for(kind.needs, config.source).kind_}"
-        assert config.peek("source").gives() == kind.gives, f"the source gives {config.source.gives()}, and the kind is of {kind.gives}"
+        assert kind_for(kind.input_kind, config.raw_value("source")) is kind, (
+            f"such a source is of kind {kind_for(kind.input_kind, config.source).kind_}"
+        )
+        assert config.raw_value("source").output_kind() == kind.output_kind, (
+            f"the source gives {config.source.output_kind()}, and the kind is of {kind.output_kind}"
+        )
         splits = _prepare(kind, config, example)
         _check_records(splits)
         _check_split(kind, config, example, splits)
@@ -82,7 +86,7 @@ def _config(example: DataExample, **changes: Any) -> DataConfig:
 
 
 def _prepare(kind: Kind, config: DataConfig, example: DataExample) -> DataSplits:
-    return prepare(config, seed=1, needs=kind.needs, scale_targets=example.scale_targets)
+    return prepare(config, seed=1, input_kind=kind.input_kind, scale_targets=example.scale_targets)
 
 
 def _parts(splits: DataSplits) -> dict[str, Dataset]:
@@ -230,9 +234,9 @@ _OTHERS: dict[str, dict[str, Any]] = {
 
 
 def _check_refusals(kind: Kind, example: DataExample) -> None:
-    mine = keys_of_kinds(kind.needs)
+    mine = keys_of_kinds(kind.input_kind)
     for key in sorted({key for other in data_kinds().values() for key in other.reads} - mine):
         config = parse(DataConfig, {"source": example.data["source"], **_OTHERS[key]})
-        refused = [name for name, _ in problems_for(config, kind.needs)]
+        refused = [name for name, _ in problems_for(config, kind.input_kind)]
         assert key in refused, f"{key} is for other kinds of data, and nothing refuses it"
-    assert not list(problems_for(_config(example), kind.needs)), "the example itself is refused"
+    assert not list(problems_for(_config(example), kind.input_kind)), "the example itself is refused"

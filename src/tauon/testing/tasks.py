@@ -87,7 +87,7 @@ def _check_predictions(task: Task, net: Model, batch: Batch, spec: DataSpec) -> 
     for name, value in said.items():
         assert value.shape[:1] == (rows,), f"predict gave {name!r} of shape {tuple(value.shape)} for {rows} examples"
         assert torch.isfinite(value).all(), f"predict gave {name!r} that is not finite"
-    if task.needs in ("tokens", "masked-tokens", "chat", "pairs"):
+    if task.input_kind in ("tokens", "masked-tokens", "chat", "pairs"):
         return  # targets are the inputs, moved: there is nothing to predict of others
     moved = replace(batch, targets=batch.targets.roll(1, 0))
     inferred, elsewhere = task.infer(net, batch), task.infer(net, moved)

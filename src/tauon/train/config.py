@@ -93,14 +93,14 @@ class TrainConfig(ComputeConfig):
     """Skipped steps in a row before training stops with an error."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        given = [k for k in ("steps", "epochs", "tokens", "time") if self.peek(k) is not None]
+        given = [k for k in ("steps", "epochs", "tokens", "time") if self.raw_value(k) is not None]
         if len(given) != 1:
             yield (given[1] if given else "steps"), f"give exactly one of steps, epochs, tokens, time; got {' and '.join(given) or 'none'}"
-        micro, batch = self.peek("microbatch"), self.peek("batch")
+        micro, batch = self.raw_value("microbatch"), self.raw_value("batch")
         if micro is not None and (micro > batch or batch % micro):
             yield "microbatch", f"{micro} does not divide batch {batch}. Take a divisor, {largest_divisor(batch, micro)} say."
-        if (warmup := self.peek("batch_warmup")) is not None and warmup.peek("start") >= batch:
-            yield "batch_warmup.start", f"{warmup.peek('start')} is not below batch {batch}. Start lower, or drop batch_warmup."
+        if (warmup := self.raw_value("batch_warmup")) is not None and warmup.raw_value("start") >= batch:
+            yield "batch_warmup.start", f"{warmup.raw_value('start')} is not below batch {batch}. Start lower, or drop batch_warmup."
 
 
 def largest_divisor(n: int, at_most: int) -> int:

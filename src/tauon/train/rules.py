@@ -13,10 +13,10 @@ __all__: list[str] = []
 @recipe_rule
 def validation_needs_data(recipe: Any) -> Iterator[tuple[str, str]]:
     """Settings of validation, where nothing is held out."""
-    data, train = recipe.peek("data"), recipe.peek("train")
-    split = data.peek("split")
-    if data.peek("validation") is not None or split.peek("folds") is not None or split.peek("validation") != 0:
+    data, train = recipe.raw_value("data"), recipe.raw_value("train")
+    split = data.raw_value("split")
+    if data.raw_value("validation") is not None or split.raw_value("folds") is not None or split.raw_value("validation") != 0:
         return
     for name in ("early_stopping", "validate_every", "validate_examples"):
-        if train.peek(name) is not None:
+        if train.raw_value(name) is not None:
             yield f"train.{name}", "needs validation data, and data.split.validation is 0. Hold some out, or drop it."

@@ -63,7 +63,12 @@ class RangeTest:
 
 
 def lr_range(
-    job: TrainJob, *, low: float = 1e-6, high: float = 10.0, steps: int = 100, tell: Callable[[int, float, float], None] = lambda *_: None
+    job: TrainJob,
+    *,
+    low: float = 1e-6,
+    high: float = 10.0,
+    steps: int = 100,
+    on_step: Callable[[int, float, float], None] = lambda *_: None,
 ) -> RangeTest:
     """Train `job` for up to `steps` steps at rates from `low` to `high`, evenly spaced in their logarithm; stops where it diverges.
 
@@ -92,7 +97,7 @@ def lr_range(
             break
         mean = SMOOTH * mean + (1 - SMOOTH) * loss
         found.smoothed.append(mean / (1 - SMOOTH ** (step + 1)))
-        tell(step, rate, found.smoothed[-1])
+        on_step(step, rate, found.smoothed[-1])
         if found.diverged:
             break
     return found

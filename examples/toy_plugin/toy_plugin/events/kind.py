@@ -26,7 +26,7 @@ __all__ = ["EventDataset", "EventsKind", "inputs_from_logs"]
 class EventsKind(DataKind[Logs]):
     """Sequences of events, each with a class."""
 
-    needs, gives, words = "events", "events", "sequences of events"
+    input_kind, output_kind, words = "events", "events", "sequences of events"
     reads = ("seq_len",)
 
     def read(self, source: SourceConfig, part: str, request: Request) -> Logs:

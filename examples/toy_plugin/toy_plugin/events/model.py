@@ -22,7 +22,7 @@ __all__ = ["EventGru", "EventGruConfig"]
 class EventGruConfig(ModelConfig):
     """Reads events one by one."""
 
-    needs = "events"
+    input_kind = "events"
 
     width: Count = Field(32, ge=1)
     """Size of the state, D."""

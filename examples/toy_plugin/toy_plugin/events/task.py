@@ -12,4 +12,4 @@ __all__ = ["EventClassification"]
 class EventClassification(Classification):
     """What a sequence of events is of."""
 
-    needs = "events"
+    input_kind = "events"

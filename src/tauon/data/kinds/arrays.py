@@ -40,7 +40,7 @@ _VERSION = 1
 class ArraysKind(DataKind[Arrays]):
     """Rows of numbers, or pictures, each with a class or a value."""
 
-    needs, gives, words = "arrays", "arrays", "features and targets"
+    input_kind, output_kind, words = "arrays", "arrays", "features and targets"
     reads = (*FEATURE_KEYS, "scattering")
 
     @classmethod
@@ -49,8 +49,8 @@ class ArraysKind(DataKind[Arrays]):
 
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
-        if config.peek("table") != DataConfig.model_fields["table"].default:
-            yield "table", f"is for tables (csv, jsonl, parquet), and {config.peek('source').kind_!r} gives numbers; drop it"
+        if config.raw_value("table") != DataConfig.model_fields["table"].default:
+            yield "table", f"is for tables (csv, jsonl, parquet), and {config.raw_value('source').kind_!r} gives numbers; drop it"
         yield from refuse_arrays_by_document(config)
 
     def read(self, source: SourceConfig, part: Part, request: Request) -> Arrays:

@@ -1,7 +1,7 @@
 """What a kind of data is: how what a source gives becomes examples for training, validation and test.
 
-A new kind, here or in another package, is one class: derive from `DataKind`, decorate with `@register("name")`, say what a task `needs` and
-a source `gives`, write `read` and `fit`. Splitting, the facts of the report, the fingerprint and the rules of the recipe come with it.
+A new kind, here or in another package, is one class: derive from `DataKind`, decorate with `@register("name")`, say what a task `input_kind` and
+a source `output_kind`, write `read` and `fit`. Splitting, the facts of the report, the fingerprint and the rules of the recipe come with it.
 """
 
 from __future__ import annotations
@@ -81,20 +81,20 @@ class Fitted:
 class DataKind(Pluggable, Generic[T], family="data_kind"):
     """A kind of data. T is what a source of it gives, whole: all parts of it that need not be split share one. Has no state."""
 
-    needs: ClassVar[str]
-    """What a task that learns from it says it needs (`Task.needs`)."""
-    gives: ClassVar[str]
-    """What a source of it says it gives (`SourceConfig.gives`)."""
+    input_kind: ClassVar[str]
+    """What a task that learns from it says it needs (`Task.input_kind`)."""
+    output_kind: ClassVar[str]
+    """What a source of it says it gives (`SourceConfig.output_kind`)."""
     words: ClassVar[str]
     """The same in words, for messages: "a time series"."""
     title: ClassVar[str] = ""
-    """What messages call it where that is not `needs`."""
+    """What messages call it where that is not `input_kind`."""
     reads: ClassVar[tuple[str, ...]] = ()
     """Keys of the `data` section that only some kinds read, this one among them. Each must be able to change the examples."""
 
     @classmethod
     def takes(cls, source: SourceConfig) -> bool:
-        """Whether it is the kind for that source, where several have the same `needs`; must not open a file."""
+        """Whether it is the kind for that source, where several have the same `input_kind`; must not open a file."""
         return True
 
     @classmethod

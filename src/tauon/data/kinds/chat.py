@@ -28,7 +28,7 @@ _VERSION = 1
 class ChatKind(DialogueKind[Conversation]):
     """Conversations."""
 
-    needs, gives, words = "chat", "chat", "conversations"
+    input_kind, output_kind, words = "chat", "chat", "conversations"
 
     def rows_of(self, source: SourceConfig) -> list[Conversation]:
         return source.conversations()

@@ -79,7 +79,7 @@ class DialogueKind(DataKind[Dialogues[R]], Generic[R]):
             rows = rows[: source.limit]
         kept = self.with_answer(rows, request.config.chat.empty_answers)
         if not kept:
-            what = "conversation with an answer" if self.gives == "chat" else "pairs"
+            what = "conversation with an answer" if self.output_kind == "chat" else "pairs"
             raise DataError(f"the {part} source has no {what}. Check its path and its limit")
         return Dialogues(kept, len(rows) - len(kept))
 

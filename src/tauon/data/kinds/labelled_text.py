@@ -37,7 +37,7 @@ _SHARE, _MOST = 95, 512
 class LabelledTextKind(DataKind[LabelledTexts]):
     """Texts, each with a class."""
 
-    needs, gives, words = "labelled-text", "labelled-text", "texts with labels"
+    input_kind, output_kind, words = "labelled-text", "labelled-text", "texts with labels"
     reads = ("tokenizer", "seq_len", "augment")
 
     @classmethod

@@ -19,7 +19,7 @@ __all__ = ["MaskedTokensKind"]
 class MaskedTokensKind(TokensKind):
     """The same windows with tokens hidden. Records call it tokens, too."""
 
-    needs, title = "masked-tokens", "tokens"
+    input_kind, title = "masked-tokens", "tokens"
 
     def prepare(self, request: Request) -> DataSplits:
         splits = super().prepare(request)

@@ -26,7 +26,7 @@ _VERSION = 1
 class PairsKind(DialogueKind[Pair]):
     """Preferences between two answers."""
 
-    needs, gives, words = "pairs", "pairs", "preferences"
+    input_kind, output_kind, words = "pairs", "pairs", "preferences"
 
     def rows_of(self, source: SourceConfig) -> list[Pair]:
         return source.pairs()

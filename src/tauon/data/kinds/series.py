@@ -40,19 +40,19 @@ _VERSION = 2
 class SeriesKind(DataKind[Series]):
     """Windows of one series."""
 
-    needs, gives, words = "series", "series", "a time series"
+    input_kind, output_kind, words = "series", "series", "a time series"
     reads = ("normalize", "augment", "window")
 
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
-        split: SplitConfig = config.peek("split")
-        by, normalize = split.peek("by"), config.peek("normalize")
+        split: SplitConfig = config.raw_value("split")
+        by, normalize = split.raw_value("by"), config.raw_value("normalize")
         if by in ("row", "document"):
             yield "split.by", f"{by} would train on what comes after the held-out part; a series is split by position"
-        if split.peek("folds") is not None:
+        if split.raw_value("folds") is not None:
             yield "split.folds", "would train on what comes after the held-out part; a series is held out from its end"
         for name in ("validation", "test"):
-            if config.peek(name) is not None:
+            if config.raw_value(name) is not None:
                 yield name, "a series is one: its end is held out (data.split), so that its context reaches back; drop it"
         if normalize == "bounds":
             yield "normalize", "bounds is for tables; of a series take standard, robust or minmax"

@@ -36,7 +36,7 @@ _SHARE = 95
 class SignalsKind(DataKind[Signals]):
     """Recordings, each with a class or a transcript."""
 
-    needs, gives, words = "signals", "signals", "recordings"
+    input_kind, output_kind, words = "signals", "signals", "recordings"
     reads = ("augment", "signal")
 
     def read(self, source: SourceConfig, part: Part, request: Request) -> Signals:

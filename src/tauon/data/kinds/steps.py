@@ -35,15 +35,15 @@ def augment_steps(config: DataConfig, fits: Callable[[AugmentConfig], bool] | No
 
 def refuse_split_by_document(config: DataConfig, words: str) -> Iterator[tuple[str, str]]:
     """Rows of text have no documents: what `problems` of such kinds say."""
-    split: SplitConfig = config.peek("split")
-    if split.peek("by") == "document":
+    split: SplitConfig = config.raw_value("split")
+    if split.raw_value("by") == "document":
         yield "split.by", f"document is for running text; {words} are split by row or position"
 
 
 def refuse_arrays_by_document(config: DataConfig) -> Iterator[tuple[str, str]]:
     """Rows of features have no documents: what `problems` of such kinds say."""
-    split: SplitConfig = config.peek("split")
-    if split.peek("by") == "document":
+    split: SplitConfig = config.raw_value("split")
+    if split.raw_value("by") == "document":
         yield "split.by", "document is for text; arrays are split by row or position"
 
 

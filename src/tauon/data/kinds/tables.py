@@ -70,7 +70,7 @@ class _Encoded:
 class TablesKind(DataKind[_Read]):
     """Rows of columns that may be words, dates or have gaps, each with a class or a value."""
 
-    needs, gives, words = "arrays", "arrays", "features and targets"
+    input_kind, output_kind, words = "arrays", "arrays", "features and targets"
     reads = (*FEATURE_KEYS, "table")
 
     @classmethod
@@ -79,8 +79,8 @@ class TablesKind(DataKind[_Read]):
 
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
-        if config.peek("scattering") is not None:
-            yield "scattering", f"is for pictures, and {config.peek('source').kind_!r} gives a table; drop it"
+        if config.raw_value("scattering") is not None:
+            yield "scattering", f"is for pictures, and {config.raw_value('source').kind_!r} gives a table; drop it"
         yield from refuse_arrays_by_document(config)
 
     def read(self, source: SourceConfig, part: Part, request: Request) -> _Read:

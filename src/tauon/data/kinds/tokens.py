@@ -38,13 +38,13 @@ _DONE = "preparation.json"
 class TokensKind(DataKind[Any]):
     """Windows of running text."""
 
-    needs, gives, words = "tokens", "text", "text"
+    input_kind, output_kind, words = "tokens", "text", "text"
     reads = ("tokenizer", "seq_len", "mask_documents", "overlap")
 
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
-        split: SplitConfig = config.peek("split")
-        if split.peek("by") == "row":
+        split: SplitConfig = config.raw_value("split")
+        if split.raw_value("by") == "row":
             yield "split.by", "row is for arrays; text is split by document or position"
 
     def prepare(self, request: Request) -> DataSplits:

@@ -233,17 +233,17 @@ class SourceConfig(Registered, family="source"):
     later: ClassVar[tuple[str, ...]] = ()
     """Settings that came in a later version: at their default they are left out of the fingerprint, so that data prepared before is found."""
 
-    def gives(self) -> Kind:
+    def output_kind(self) -> Kind:
         """What comes out, where the settings decide it; must not open a file."""
         return self.provides
 
     def documents(self) -> Iterable[Document]:
         """Each document, in an order that never changes. May be called more than once."""
-        raise DataError(f"source {self.kind_!r} has no text; it gives {self.gives()}")
+        raise DataError(f"source {self.kind_!r} has no text; it gives {self.output_kind()}")
 
     def arrays(self) -> Arrays:
         """The whole table."""
-        raise DataError(f"source {self.kind_!r} has no features and targets; it gives {self.gives()}")
+        raise DataError(f"source {self.kind_!r} has no features and targets; it gives {self.output_kind()}")
 
     def tabular(self) -> bool:
         """Whether there is a `table`; must not open a file."""
@@ -255,23 +255,23 @@ class SourceConfig(Registered, family="source"):
 
     def series(self) -> Series:
         """The whole series."""
-        raise DataError(f"source {self.kind_!r} has no series; it gives {self.gives()}")
+        raise DataError(f"source {self.kind_!r} has no series; it gives {self.output_kind()}")
 
     def signals(self) -> Signals:
         """All waveforms."""
-        raise DataError(f"source {self.kind_!r} has no waveforms; it gives {self.gives()}")
+        raise DataError(f"source {self.kind_!r} has no waveforms; it gives {self.output_kind()}")
 
     def labelled_texts(self) -> LabelledTexts:
         """All texts with their classes."""
-        raise DataError(f"source {self.kind_!r} has no texts with labels; it gives {self.gives()}")
+        raise DataError(f"source {self.kind_!r} has no texts with labels; it gives {self.output_kind()}")
 
     def conversations(self) -> list[Conversation]:
         """All conversations."""
-        raise DataError(f"source {self.kind_!r} has no conversations; it gives {self.gives()}")
+        raise DataError(f"source {self.kind_!r} has no conversations; it gives {self.output_kind()}")
 
     def pairs(self) -> list[Pair]:
         """All preferences."""
-        raise DataError(f"source {self.kind_!r} has no preferences; it gives {self.gives()}")
+        raise DataError(f"source {self.kind_!r} has no preferences; it gives {self.output_kind()}")
 
     def part(self, name: Literal["validation", "test"]) -> SourceConfig | None:
         """The source's own held-out part of that name, where it was published with one."""
@@ -302,7 +302,7 @@ class SourceConfig(Registered, family="source"):
 
         Paths are left out, so that a moved folder is not prepared again.
         """
-        unsaid = {k for k in self.later if self.peek(k) == type(self).model_fields[k].get_default(call_default_factory=True)}
+        unsaid = {k for k in self.later if self.raw_value(k) == type(self).model_fields[k].get_default(call_default_factory=True)}
         digest = hashlib.sha256(canonical({k: v for k, v in dump(self).items() if k not in _PLACES | unsaid}).encode())
         listed = self.files()
         for path, name in listed:
@@ -313,32 +313,32 @@ class SourceConfig(Registered, family="source"):
 
     def hash_content(self, digest: Any) -> None:
         """Put all that it gives into `digest` (of hashlib). Called where there are no `files`; a source of a new kind of data writes its own."""
-        gives = self.gives()
-        if gives == "text":
+        output_kind = self.output_kind()
+        if output_kind == "text":
             for document in self.documents():
                 digest.update(f"\0{document.name}\0{len(document.text)}\0".encode() + document.text.encode("utf-8", "surrogatepass"))
-        elif gives == "series":
+        elif output_kind == "series":
             series = self.series()
             for array in (series.times.astype(np.int64), series.values):
                 digest.update(f"\0{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
             digest.update("\0".join(series.names).encode())
-        elif gives == "signals":
+        elif output_kind == "signals":
             waves = self.signals()
             for wave, name in zip(waves.waves, waves.names, strict=True):
                 digest.update(f"\0{name}\0{waves.rate}".encode() + np.ascontiguousarray(wave).tobytes())
             digest.update(repr([waves.targets, waves.label_names, list(waves.transcripts)]).encode())
-        elif gives == "arrays":
+        elif output_kind == "arrays":
             table = self.arrays()
             for array in (table.features, table.targets):
                 digest.update(f"\0{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
             digest.update("\0".join((*table.feature_names, "", *table.label_names)).encode())
-        elif gives == "labelled-text":
+        elif output_kind == "labelled-text":
             texts = self.labelled_texts()
             digest.update(repr([list(texts.texts), texts.targets.tolist(), texts.label_names]).encode())
-        elif gives in ("chat", "pairs"):
-            digest.update(repr(self.conversations() if gives == "chat" else self.pairs()).encode())
+        elif output_kind in ("chat", "pairs"):
+            digest.update(repr(self.conversations() if output_kind == "chat" else self.pairs()).encode())
         else:
-            raise NotImplementedError(f"{type(self).__name__} gives {gives} and names no files: write `files`, or `hash_content`")
+            raise NotImplementedError(f"{type(self).__name__} gives {output_kind} and names no files: write `files`, or `hash_content`")
 
 
 _PLACES = frozenset({"path", "images", "labels"})

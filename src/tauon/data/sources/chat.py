@@ -26,7 +26,7 @@ class JsonFilesConfig(SourceConfig):
     """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        yield from wrong_encoding(self.peek("encoding"))
+        yield from wrong_encoding(self.raw_value("encoding"))
 
     def files(self) -> list[tuple[Path, str]]:
         return expand(self.path)

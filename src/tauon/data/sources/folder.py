@@ -58,13 +58,13 @@ class FolderConfig(SourceConfig):
     later: ClassVar[tuple[str, ...]] = ("value_range",)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        size = self.peek("size")
+        size = self.raw_value("size")
         if size is not None and min(size if isinstance(size, tuple) else (size,)) < 1:
             yield "size", f"got {size}, expected pixels: 32, or [height, width]"
-        levels = self.peek("value_range")
+        levels = self.raw_value("value_range")
         if levels is not None and not levels[0] < levels[1]:
             yield "value_range", f"got {list(levels)}, expected the value of black, then a larger one of white: [0, 4095]"
-        if size is None and self.peek("fit") != "crop":
+        if size is None and self.raw_value("fit") != "crop":
             yield "fit", "has no effect without size. Set size, or drop it."
 
     def part(self, name: Literal["validation", "test"]) -> SourceConfig | None:
@@ -75,7 +75,7 @@ class FolderConfig(SourceConfig):
         return self.model_copy(update={"split": name, "limit": None})
 
     def per_example(self) -> dict[str, Any]:
-        return {"fit": self.peek("fit") if self.peek("size") is not None else None}
+        return {"fit": self.raw_value("fit") if self.raw_value("size") is not None else None}
 
     def files(self) -> list[tuple[Path, str]]:
         """(path, class/name) of every picture, classes and names in natural order."""

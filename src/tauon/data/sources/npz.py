@@ -49,9 +49,9 @@ class NpzConfig(SourceConfig):
     provides: ClassVar[Kind] = "arrays"
 
     def problems(self) -> Any:
-        if (self.peek("features") is None) != (self.peek("targets") is None):
-            yield "features" if self.peek("features") else "targets", "name both keys, features and targets, or neither"
-        if self.peek("features") is not None and self.peek("split") != "auto":
+        if (self.raw_value("features") is None) != (self.raw_value("targets") is None):
+            yield "features" if self.raw_value("features") else "targets", "name both keys, features and targets, or neither"
+        if self.raw_value("features") is not None and self.raw_value("split") != "auto":
             yield "split", "has no effect where features and targets name their keys; drop one or the other"
 
     def files(self) -> list[tuple[Path, str]]:

@@ -62,24 +62,24 @@ class PublicConfig(SourceConfig):
     """Of recordings: leave those out."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        name, split = self.peek("name"), self.peek("split")
+        name, split = self.raw_value("name"), self.raw_value("split")
         if name not in PUBLIC:
             close = difflib.get_close_matches(name, PUBLIC, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             yield "name", f"no public set is called {name!r}{hint} There are: {', '.join(PUBLIC)}"
         elif split != "auto" and split not in PUBLIC[name].parts:
             yield "split", f"{name} was published without a part {split!r}; it has {', '.join(PUBLIC[name].parts)}"
-        elif PUBLIC[name].gives != "signals":
-            yield from ((key, f"is for recordings, and {name} has none; drop it") for key in ("only", "without") if self.peek(key))
+        elif PUBLIC[name].output_kind != "signals":
+            yield from ((key, f"is for recordings, and {name} has none; drop it") for key in ("only", "without") if self.raw_value(key))
 
-    def gives(self) -> Kind:
-        known = PUBLIC.get(self.peek("name"))
-        return known.gives if known else "text"
+    def output_kind(self) -> Kind:
+        known = PUBLIC.get(self.raw_value("name"))
+        return known.output_kind if known else "text"
 
     def part(self, name: Literal["validation", "test"]) -> SourceConfig | None:
         if self.split != "auto" or name not in self._set().parts:
             return None
-        return type(self)(name=self.peek("name"), split=name, only=self.only, without=self.without)
+        return type(self)(name=self.raw_value("name"), split=name, only=self.only, without=self.without)
 
     def documents(self) -> Iterator[Document]:
         known = self._set()
@@ -88,7 +88,7 @@ class PublicConfig(SourceConfig):
             yield from cut(decode(content, where), file.mirror.removesuffix(".gz"), known.document_start)
 
     def tabular(self) -> bool:
-        known = PUBLIC.get(self.peek("name"))
+        known = PUBLIC.get(self.raw_value("name"))
         return known is not None and bool(known.columns)
 
     def table(self) -> Table | None:
@@ -129,13 +129,13 @@ class PublicConfig(SourceConfig):
         return published(decode(content, where), where, known.form, known.label_names)
 
     def conversations(self) -> list[Conversation]:
-        if self._set().gives != "chat":
+        if self._set().output_kind != "chat":
             return super().conversations()
         content, where = self._content(self._files()[0])
         return [conversation(row, at) for at, row in json_rows(decode(content, where), where)]
 
     def pairs(self) -> list[Pair]:
-        if self._set().gives != "pairs":
+        if self._set().output_kind != "pairs":
             return super().pairs()
         content, where = self._content(self._files()[0])
         return [pair(row, at) for at, row in json_rows(decode(content, where), where)]
@@ -169,7 +169,7 @@ class PublicConfig(SourceConfig):
 
     def fingerprint(self) -> str:
         """From the published hashes: nothing is read, since whatever is read later is checked against them."""
-        limit, known = self.peek("limit"), self._set()
+        limit, known = self.raw_value("limit"), self._set()
         facts = ["public", [f.sha256 for f in self._files()], known.document_start, known.label_names, limit]
         if known.layout in ("npz", "cifar"):
             facts.append(self._part())  # one file holds all parts

@@ -34,7 +34,7 @@ class PublicSet:
     title: str
     licence: str
     home: str
-    gives: Kind
+    output_kind: Kind
     parts: dict[Part, tuple[PublicFile, ...]]
     """Published parts: one text file, table or series each, (images, labels) in IDX, or the one file that holds all of them."""
     layout: Literal["other", "idx", "npz", "cifar"] = "other"
@@ -104,7 +104,7 @@ PUBLIC: dict[str, PublicSet] = {
         title="Tiny Shakespeare: 40,000 lines of his plays",
         licence="text in the public domain; the repository states no licence",
         home="https://github.com/karpathy/char-rnn",
-        gives="text",
+        output_kind="text",
         parts={
             "train": (
                 PublicFile(
@@ -120,7 +120,7 @@ PUBLIC: dict[str, PublicSet] = {
         title="WikiText-2 (v1, word level, with <unk>): 720 articles of Wikipedia",
         licence="CC BY-SA 3.0",
         home="https://huggingface.co/datasets/Salesforce/wikitext",
-        gives="text",
+        output_kind="text",
         document_start=r"^ \n = (?!= )[^\n]*(?<! =) = \n \n",
         parts={
             "train": _wikitext("train", "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f", 10_797_148),
@@ -132,7 +132,7 @@ PUBLIC: dict[str, PublicSet] = {
         title="MNIST: handwritten digits, 28 x 28 grey",
         licence="commonly given as CC BY-SA 3.0",
         home="http://yann.lecun.com/exdb/mnist/",
-        gives="arrays",
+        output_kind="arrays",
         layout="idx",
         label_names=tuple("0123456789"),
         parts={
@@ -150,7 +150,7 @@ PUBLIC: dict[str, PublicSet] = {
         title="CIFAR-10: 60,000 pictures of ten classes, 32 x 32 colour (binary version)",
         licence="none stated by the authors; free for research with citation (Krizhevsky 2009)",
         home="https://www.cs.toronto.edu/~kriz/cifar.html",
-        gives="arrays",
+        output_kind="arrays",
         layout="cifar",
         label_names=_CIFAR10,
         parts={"train": _CIFAR10_BINARY, "test": _CIFAR10_BINARY},
@@ -159,7 +159,7 @@ PUBLIC: dict[str, PublicSet] = {
         title="CIFAR-10, 10,000 + 2,000 pictures recompressed as JPEG: harder than the original, for tests",
         licence="none stated by the authors; free for research with citation (Krizhevsky 2009)",
         home="https://www.cs.toronto.edu/~kriz/cifar.html",
-        gives="arrays",
+        output_kind="arrays",
         layout="npz",
         label_names=_CIFAR10,
         parts={"train": _CIFAR10_SUBSET, "test": _CIFAR10_SUBSET},
@@ -168,7 +168,7 @@ PUBLIC: dict[str, PublicSet] = {
         title="PneumoniaMNIST (MedMNIST v2): chest X-rays of children, normal or pneumonia, 28 x 28 grey",
         licence="CC BY 4.0",
         home="https://medmnist.com",
-        gives="arrays",
+        output_kind="arrays",
         layout="npz",
         label_names=("normal", "pneumonia"),
         parts={"train": _PNEUMONIA, "validation": _PNEUMONIA, "test": _PNEUMONIA},
@@ -177,7 +177,7 @@ PUBLIC: dict[str, PublicSet] = {
         title="Statlog German Credit: 1,000 loans of a bank, 20 columns, paid back or not",
         licence="CC BY 4.0",
         home="https://archive.ics.uci.edu/dataset/144/statlog+german+credit+data",
-        gives="arrays",
+        output_kind="arrays",
         columns=(
             *("checking", "months", "history", "purpose", "amount", "savings", "employed", "rate", "status", "others", "residence"),
             *("property", "age", "plans", "housing", "credits", "job", "dependants", "telephone", "foreign", "class"),
@@ -199,7 +199,7 @@ PUBLIC: dict[str, PublicSet] = {
         title="Free Spoken Digit Dataset: 3,000 recordings of ten digits by six speakers, 8 kHz",
         licence="CC BY-SA 4.0",
         home="https://github.com/Jakobovski/free-spoken-digit-dataset",
-        gives="signals",
+        output_kind="signals",
         pattern="{label}_{speaker}_{take}",
         label_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
         only={"train": {"take": tuple(map(str, range(5, 50)))}, "test": {"take": tuple(map(str, range(5)))}},
@@ -209,7 +209,7 @@ PUBLIC: dict[str, PublicSet] = {
         title="ETTh1: load and oil temperature of an electricity transformer, hourly, July 2016 to June 2018",
         licence="CC BY-ND 4.0",
         home="https://github.com/zhouhaoyi/ETDataset",
-        gives="series",
+        output_kind="series",
         date="date",
         parts={
             "train": (
@@ -226,7 +226,7 @@ PUBLIC: dict[str, PublicSet] = {
         title="AG News, the test part as a small set of its own: 7,600 news items, four topics",
         licence="non-commercial research",
         home="https://huggingface.co/datasets/fancyzhx/ag_news",
-        gives="labelled-text",
+        output_kind="labelled-text",
         form="class-title-text",
         label_names=("World", "Sports", "Business", "Sci/Tech"),
         parts={
@@ -244,7 +244,7 @@ PUBLIC: dict[str, PublicSet] = {
         title="SST-2: 9,613 sentences of film reviews, good or bad",
         licence="none stated by the authors; research use (Socher et al. 2013)",
         home="https://nlp.stanford.edu/sentiment/",
-        gives="labelled-text",
+        output_kind="labelled-text",
         form="class-sentence",
         label_names=("negative", "positive"),
         parts={
@@ -278,7 +278,7 @@ PUBLIC: dict[str, PublicSet] = {
         title="Stanford Alpaca, its authors' early subset: 5,000 instructions with answers",
         licence="CC BY-NC 4.0, research only",
         home="https://github.com/tatsu-lab/stanford_alpaca",
-        gives="chat",
+        output_kind="chat",
         parts={
             "train": (
                 PublicFile(
@@ -294,7 +294,7 @@ PUBLIC: dict[str, PublicSet] = {
         title="300 conversations, each with a preferred and a rejected reply (LLaMA-Factory's demo)",
         licence="Apache-2.0 (repository); replies by several models, whose terms vary",
         home="https://github.com/hiyouga/LLaMA-Factory",
-        gives="pairs",
+        output_kind="pairs",
         parts={
             "train": (
                 PublicFile(

@@ -64,8 +64,8 @@ class SeriesConfig(SourceConfig):
     provides: ClassVar[Kind] = "series"
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        yield from wrong_encoding(self.peek("encoding"))
-        date, targets, inputs = self.peek("date"), self.peek("targets"), self.peek("inputs")
+        yield from wrong_encoding(self.raw_value("encoding"))
+        date, targets, inputs = self.raw_value("date"), self.raw_value("targets"), self.raw_value("inputs")
         for name, chosen in (("targets", targets), ("inputs", inputs)):
             if date in chosen:
                 yield name, f"has the column of dates {date!r} among them; it has no value to predict"
@@ -74,10 +74,10 @@ class SeriesConfig(SourceConfig):
         both = sorted({*targets} & {*inputs})
         if both:
             yield "inputs", f"{both[0]!r} is among the targets, too; a column that is predicted is read as context anyway"
-        if wrong := wrong_date_format(self.peek("date_format")):
+        if wrong := wrong_date_format(self.raw_value("date_format")):
             yield "date_format", wrong
-        if len(self.peek("delimiter")) != 1 and self.peek("delimiter") != "blanks":
-            yield "delimiter", f"{self.peek('delimiter')!r} is not one character, nor blanks"
+        if len(self.raw_value("delimiter")) != 1 and self.raw_value("delimiter") != "blanks":
+            yield "delimiter", f"{self.raw_value('delimiter')!r} is not one character, nor blanks"
 
     def files(self) -> list[tuple[Path, str]]:
         return expand(self.path)

@@ -31,7 +31,7 @@ class JsonlConfig(TableConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        yield from wrong_encoding(self.peek("encoding"))
+        yield from wrong_encoding(self.raw_value("encoding"))
 
     def columns(self, path: Path) -> list[str]:
         known: dict[str, None] = {}
@@ -63,10 +63,10 @@ class CsvConfig(TableConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        yield from wrong_encoding(self.peek("encoding"))
-        if len(self.peek("delimiter")) != 1 and self.peek("delimiter") != "blanks":
-            yield "delimiter", f"{self.peek('delimiter')!r} is not one character, nor blanks"
-        if self.peek("names") and self.peek("header"):
+        yield from wrong_encoding(self.raw_value("encoding"))
+        if len(self.raw_value("delimiter")) != 1 and self.raw_value("delimiter") != "blanks":
+            yield "delimiter", f"{self.raw_value('delimiter')!r} is not one character, nor blanks"
+        if self.raw_value("names") and self.raw_value("header"):
             yield "names", "the first line names the columns already; say header: false, or drop names"
 
     def columns(self, path: Path) -> list[str]:

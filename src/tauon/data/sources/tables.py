@@ -72,40 +72,40 @@ class TableConfig(SourceConfig):
     """Whether rows name their own columns, so that one may lack what another has."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        label, text = self.peek("label"), self.peek("text")
+        label, text = self.raw_value("label"), self.raw_value("text")
         if label is not None and text is not None:
             for name in ("features", "drop", "categorical", "numbers", "keep_index"):
-                if self.peek(name) != type(self).model_fields[name].default:
+                if self.raw_value(name) != type(self).model_fields[name].default:
                     yield name, "has no effect beside text: texts are all that is learned from; drop it, or drop text"
-            if self.peek("target") == "value":
+            if self.raw_value("target") == "value":
                 yield "target", "value, but texts are sorted into classes; drop it, or drop text"
         if label is None:
             for name in ("features", "target", "drop", "categorical", "missing", "numbers", "keep_index"):
-                if self.peek(name) != type(self).model_fields[name].default:
+                if self.raw_value(name) != type(self).model_fields[name].default:
                     yield name, "has no effect without label, the column to predict; add label or drop it"
-        elif label in self.peek("features"):
+        elif label in self.raw_value("features"):
             yield "features", f"has the label {label!r} among them; a column cannot predict itself"
-        features, drop = frozenset(self.peek("features")), frozenset(self.peek("drop"))
+        features, drop = frozenset(self.raw_value("features")), frozenset(self.raw_value("drop"))
         if features and drop:
             yield "drop", "features names the columns to use already; give one of the two"
-        if features and self.peek("keep_index"):
+        if features and self.raw_value("keep_index"):
             yield "keep_index", "features names the columns to use already; drop it"
         for name in ("drop", "categorical"):
-            if label is not None and label in self.peek(name):
+            if label is not None and label in self.raw_value(name):
                 yield name, f"has the label {label!r} among them; it is what is predicted"
-        odd = [c for c in self.peek("categorical") if (features and c not in features) or c in drop]
+        odd = [c for c in self.raw_value("categorical") if (features and c not in features) or c in drop]
         if odd:
             yield "categorical", f"has {odd[0]!r}, which is not among the columns to predict from; drop it here, or use the column"
 
-    def gives(self) -> Kind:
-        if self.peek("label") is None:
+    def output_kind(self) -> Kind:
+        if self.raw_value("label") is None:
             return "text"
-        return "arrays" if self.peek("text") is None else "labelled-text"
+        return "arrays" if self.raw_value("text") is None else "labelled-text"
 
     def per_example(self) -> dict[str, Any]:
         """Of texts with labels: the columns that a text is read from, joined by an empty line."""
-        text = self.peek("text")
-        return {"text": [nfc(c) for c in ((text,) if isinstance(text, str) else text)]} if self.gives() == "labelled-text" else {}
+        text = self.raw_value("text")
+        return {"text": [nfc(c) for c in ((text,) if isinstance(text, str) else text)]} if self.output_kind() == "labelled-text" else {}
 
     def files(self) -> list[tuple[Path, str]]:
         return expand(self.path)
@@ -153,7 +153,7 @@ class TableConfig(SourceConfig):
         return LabelledTexts(texts, targets, names, places, labels, label)
 
     def tabular(self) -> bool:
-        return self.gives() == "arrays"
+        return self.output_kind() == "arrays"
 
     def table(self) -> Table | None:
         if self.label is None:

@@ -30,8 +30,8 @@ class TextConfig(SourceConfig):
     `\n\n+` cuts at blank lines. Nothing is lost: the documents joined are the file. None: a document is a file."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        yield from wrong_encoding(self.peek("encoding"))
-        start = self.peek("document_start")
+        yield from wrong_encoding(self.raw_value("encoding"))
+        start = self.raw_value("document_start")
         if start is not None:
             try:
                 re.compile(start, re.MULTILINE)

@@ -56,23 +56,26 @@ class WavConfig(SourceConfig):
     later: ClassVar[tuple[str, ...]] = ("encoding",)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        yield from wrong_encoding(self.peek("encoding"))
-        if self.peek("encoding") != "utf-8" and self.peek("transcripts") is None:
+        yield from wrong_encoding(self.raw_value("encoding"))
+        if self.raw_value("encoding") != "utf-8" and self.raw_value("transcripts") is None:
             yield "encoding", "is that of the list of transcripts, and none is given. Drop it."
         try:
-            names = set(re.findall(r"\{(\w+)\}", self.peek("pattern")))
-            matcher(self.peek("pattern"))
+            names = set(re.findall(r"\{(\w+)\}", self.raw_value("pattern")))
+            matcher(self.raw_value("pattern"))
         except (ValueError, re.error) as err:
-            yield "pattern", f"{self.peek('pattern')!r} cannot be read ({err}). Write it like {{label}}_{{speaker}}_{{take}}."
+            yield "pattern", f"{self.raw_value('pattern')!r} cannot be read ({err}). Write it like {{label}}_{{speaker}}_{{take}}."
             return
-        if self.peek("transcripts") is None and "label" not in names:
-            yield "pattern", f"{self.peek('pattern')!r} has no {{label}}. Say which part of the name is the class, or give transcripts."
+        if self.raw_value("transcripts") is None and "label" not in names:
+            yield (
+                "pattern",
+                f"{self.raw_value('pattern')!r} has no {{label}}. Say which part of the name is the class, or give transcripts.",
+            )
         for key in ("only", "without"):
-            for part in self.peek(key):
+            for part in self.raw_value(key):
                 if part not in names:
-                    yield f"{key}.{part}", f"no part of pattern {self.peek('pattern')!r}. There are: {', '.join(sorted(names))}."
+                    yield f"{key}.{part}", f"no part of pattern {self.raw_value('pattern')!r}. There are: {', '.join(sorted(names))}."
 
-    def gives(self) -> Kind:
+    def output_kind(self) -> Kind:
         return "signals"
 
     def reads(self) -> list[Path]:

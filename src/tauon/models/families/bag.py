@@ -30,7 +30,7 @@ __all__ = ["TextBag", "TextBagConfig"]
 class TextBagConfig(ModelConfig):
     """fastText's bag of n-grams of tokens: quick, and hard to beat with little data."""
 
-    needs = "labelled-text"
+    input_kind = "labelled-text"
 
     width: Size = 16
     """Numbers that stand for an n-gram, D."""

@@ -31,7 +31,7 @@ __all__ = ["BERT", "BERTConfig"]
 class BERTConfig(TransformerConfig):
     """BERT's encoder, with a head for hidden tokens, or for classes where the data has some. Defaults are BERT-base's."""
 
-    needs = ("masked-tokens", "labelled-text")
+    input_kind = ("masked-tokens", "labelled-text")
 
     layers: Count = Field(12, ge=1, le=10_000)
     width: Size = 768

@@ -50,16 +50,16 @@ class CNNConfig(ModelConfig):
     """Classes or targets. Left out: the data's."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        groups = self.peek("groups")
-        for i, c in enumerate(self.peek("channels")):
+        groups = self.raw_value("groups")
+        for i, c in enumerate(self.raw_value("channels")):
             if c % groups:
                 yield f"channels.{i}", f"{c} is not divisible into groups={groups}. Take a multiple, or lower groups."
-        s, T, _ = self.peek("temper")
-        if self.peek("temper") != (2.0, 2.0, 1.0) and self.peek("activation") != "tempered-sigmoid":
-            yield "temper", f"is for activation: tempered-sigmoid, and it is {self.peek('activation')}. Drop one of the two."
+        s, T, _ = self.raw_value("temper")
+        if self.raw_value("temper") != (2.0, 2.0, 1.0) and self.raw_value("activation") != "tempered-sigmoid":
+            yield "temper", f"is for activation: tempered-sigmoid, and it is {self.raw_value('activation')}. Drop one of the two."
         if s <= 0 or T <= 0:
             yield "temper", f"s {s:g} and T {T:g} must be above 0."
-        if not self.peek("channels"):
+        if not self.raw_value("channels"):
             yield "channels", "is empty; give one number of channels a stage, [16, 32, 64] say."
 
     def resolve(self, spec: DataSpec) -> Self:

@@ -42,11 +42,11 @@ class ConformerConfig(SpeechConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        width, heads = self.peek("width"), self.peek("heads")
+        width, heads = self.raw_value("width"), self.raw_value("heads")
         if width % (2 * heads):
             yield "heads", f"{heads} heads do not cut width {width} into even parts. Take a divisor of {width // 2}."
-        if self.peek("mels") < 4:
-            yield "mels", f"{self.peek('mels')} bands are quartered before the first block. Take at least 4."
+        if self.raw_value("mels") < 4:
+            yield "mels", f"{self.raw_value('mels')} bands are quartered before the first block. Take at least 4."
 
     def build(self) -> Conformer:
         return Conformer(self)

@@ -34,8 +34,11 @@ class DLinearConfig(ForecasterConfig):
     """Scale each window to mean 0 and variance 1 first, and the forecast back (not in the paper)."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.peek("kernel") % 2 == 0:
-            yield "kernel", f"{self.peek('kernel')} is even, so that the average would have no middle. Take {self.peek('kernel') + 1}."
+        if self.raw_value("kernel") % 2 == 0:
+            yield (
+                "kernel",
+                f"{self.raw_value('kernel')} is even, so that the average would have no middle. Take {self.raw_value('kernel') + 1}.",
+            )
 
     def resolve(self, spec: DataSpec) -> Self:
         resolved = super().resolve(spec)

@@ -21,7 +21,7 @@ __all__ = ["ForecasterConfig", "backward_scale", "forward_scale"]
 class ForecasterConfig(ModelConfig):
     """Base of models that predict a series: their sizes are the data's."""
 
-    needs = "series"
+    input_kind = "series"
 
     context: Size | None = None
     """Steps read, T. Left out: the data's."""

@@ -45,7 +45,7 @@ __all__ = ["GPT", "GPT2Config", "GPTConfig", "LlamaConfig", "MistralConfig", "Qw
 class TransformerConfig(ModelConfig):
     """Sizes that both layouts share."""
 
-    needs: ClassVar[str | tuple[str, ...]] = ("tokens", "chat", "pairs")
+    input_kind: ClassVar[str | tuple[str, ...]] = ("tokens", "chat", "pairs")
 
     layers: Count = Field(6, ge=1, le=10_000)
     """Number of blocks."""
@@ -61,7 +61,7 @@ class TransformerConfig(ModelConfig):
     """Share of activations dropped after attention and after the MLP, in training."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        width, heads = self.peek("width"), self.peek("heads")
+        width, heads = self.raw_value("width"), self.raw_value("heads")
         if width % heads and self.__dict__.get("head_size") is None:
             yield "heads", f"{heads} heads do not divide width {width}. Take a divisor of {width}."
 
@@ -129,7 +129,7 @@ class GPTConfig(TransformerConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        width, heads, kv, size = self.peek("width"), self.peek("heads"), self.peek("kv_heads"), self.peek("head_size")
+        width, heads, kv, size = self.raw_value("width"), self.raw_value("heads"), self.raw_value("kv_heads"), self.raw_value("head_size")
         if kv is not None and heads % kv:
             yield "kv_heads", f"{kv} key-value heads do not divide {heads} heads. Take a divisor of {heads}."
         if size is not None and size % 2:

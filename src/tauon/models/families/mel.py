@@ -29,7 +29,7 @@ __all__ = ["LogMel", "SpeechConfig", "SpeechModel", "frame_mask", "mel_filters",
 class SpeechConfig(ModelConfig):
     """What every model of recordings shares: features, and sizes that the data gives."""
 
-    needs = "signals"
+    input_kind = "signals"
 
     mels: Size = 40
     """Mel bands."""
@@ -51,10 +51,10 @@ class SpeechConfig(ModelConfig):
     """Classes, or characters with CTC's blank. Left out: the data's."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.peek("hop_ms") > self.peek("window_ms"):
+        if self.raw_value("hop_ms") > self.raw_value("window_ms"):
             yield (
                 "hop_ms",
-                f"{self.peek('hop_ms'):g} is longer than window_ms {self.peek('window_ms'):g}: sound between frames would be lost.",
+                f"{self.raw_value('hop_ms'):g} is longer than window_ms {self.raw_value('window_ms'):g}: sound between frames would be lost.",
             )
 
     @classmethod

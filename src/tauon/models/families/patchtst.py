@@ -52,7 +52,7 @@ class PatchTSTConfig(ForecasterConfig):
     """Scale each window to mean 0 and variance 1 first, and the forecast back."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        width, heads = self.peek("width"), self.peek("heads")
+        width, heads = self.raw_value("width"), self.raw_value("heads")
         if width % heads:
             yield "heads", f"{heads} heads do not divide width {width}. Take a divisor of {width}."
 

@@ -77,8 +77,8 @@ class ResNetConfig(ModelConfig):
         return published_resnet(tensors)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        groups, channels = self.peek("groups"), self.peek("width")
-        if self.peek("norm") == "group" and channels % groups:
+        groups, channels = self.raw_value("groups"), self.raw_value("width")
+        if self.raw_value("norm") == "group" and channels % groups:
             yield "groups", f"{groups} does not divide the first stage's {channels} channels. Take a divisor."
 
 

@@ -40,7 +40,7 @@ class WideAndDeepConfig(TabularConfig):
     """Share of hidden activations dropped in training."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if not self.peek("hidden"):
+        if not self.raw_value("hidden"):
             yield "hidden", "is empty, so there is no deep part. Give one layer, or take logistic or linear."
 
     def build(self) -> WideAndDeep:
@@ -118,7 +118,7 @@ class FTTransformerConfig(TabularConfig):
     """Share of each branch's output dropped in training."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        width, heads = self.peek("width"), self.peek("heads")
+        width, heads = self.raw_value("width"), self.raw_value("heads")
         if width % heads:
             yield "heads", f"{heads} heads do not divide width {width}. Take a divisor of {width}."
 

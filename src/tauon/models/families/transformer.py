@@ -52,8 +52,8 @@ class RopeScaling(Config):
     """Length in tokens of the sequences that the model was first trained on."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.peek("high") <= self.peek("low"):
-            yield "high", f"{self.peek('high')} is not above low={self.peek('low')}. Llama 3.1 has low 1, high 4."
+        if self.raw_value("high") <= self.raw_value("low"):
+            yield "high", f"{self.raw_value('high')} is not above low={self.raw_value('low')}. Llama 3.1 has low 1, high 4."
 
 
 class RMSNorm(nn.Module):

@@ -59,7 +59,7 @@ class ViTConfig(ModelConfig):
     """Classes or targets. Left out: the data's."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        width, heads = self.peek("width"), self.peek("heads")
+        width, heads = self.raw_value("width"), self.raw_value("heads")
         if width % heads:
             yield "heads", f"{heads} heads do not divide width {width}. Take a divisor of {width}."
 

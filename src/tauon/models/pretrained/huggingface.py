@@ -276,8 +276,8 @@ def family_of(config: ModelConfig) -> Family:
 
 
 def _causal_family(config: GPTConfig) -> Family:
-    squared = config.peek("mlp") == "relu2"
-    qk_norm, bias, window, scaled = (config.peek(k) for k in ("qk_norm", "qkv_bias", "window", "rope_scaling"))
+    squared = config.raw_value("mlp") == "relu2"
+    qk_norm, bias, window, scaled = (config.raw_value(k) for k in ("qk_norm", "qkv_bias", "window", "rope_scaling"))
     wrong = []
     if squared:
         model_type = "apertus" if qk_norm else "arcee"
@@ -289,7 +289,7 @@ def _causal_family(config: GPTConfig) -> Family:
         model_type = "qwen3" if qk_norm else "qwen2" if bias else "mistral" if window else "llama"
         if sum(bool(x) for x in (qk_norm, bias, window)) > 1:
             wrong.append("it mixes qk_norm, qkv_bias and window, of which a published one has one at most")
-        if model_type == "qwen2" and config.peek("head_size") not in (None, config.peek("width") // config.peek("heads")):
+        if model_type == "qwen2" and config.raw_value("head_size") not in (None, config.raw_value("width") // config.raw_value("heads")):
             wrong.append("Qwen 2 has heads of width / heads")
         if model_type != "llama" and scaled is not None:
             wrong.append("rope_scaling is Llama's")
@@ -305,7 +305,7 @@ def names_of(family: Family, config: ModelConfig) -> dict[str, str | At]:
         table = {k: v for k, v in table.items() if not k.startswith(("transform", "head"))} | CLASSIFIERS[family.model_type]
     out: dict[str, str | At] = {}
     for ours, at in table.items():
-        numbers = range(config.peek("layers")) if "{i}" in ours else range(1)
+        numbers = range(config.raw_value("layers")) if "{i}" in ours else range(1)
         for i in numbers:
             name = at.name if isinstance(at, At) else at
             theirs = name.replace("{i}", str(i))
@@ -315,4 +315,4 @@ def names_of(family: Family, config: ModelConfig) -> dict[str, str | At]:
 
 def is_tied(config: ModelConfig) -> bool:
     """Whether a model's output head is its embedding."""
-    return config.kind_ == "gpt2" or (config.kind_ == "bert" and config.peek("outputs") is None) or bool(config.__dict__.get("tied"))
+    return config.kind_ == "gpt2" or (config.kind_ == "bert" and config.raw_value("outputs") is None) or bool(config.__dict__.get("tied"))

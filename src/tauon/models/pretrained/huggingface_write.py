@@ -45,16 +45,16 @@ def write_config(
         "dtype": "float32",
     }
     sizes: dict[str, Any] = {
-        "kv_heads": config.__dict__.get("kv_heads") or config.peek("heads"), "mlp_width": shapes["blocks.0.mlp.up.weight"][0],
-        "head_size": config.__dict__.get("head_size") or config.peek("width") // config.peek("heads"),
+        "kv_heads": config.__dict__.get("kv_heads") or config.raw_value("heads"), "mlp_width": shapes["blocks.0.mlp.up.weight"][0],
+        "head_size": config.__dict__.get("head_size") or config.raw_value("width") // config.raw_value("heads"),
     }  # fmt: skip
     for key in family.keys:
-        raw[key.theirs] = sizes[key.ours] if key.ours in sizes else config.peek(key.ours)
+        raw[key.theirs] = sizes[key.ours] if key.ours in sizes else config.raw_value(key.ours)
     raw |= {name: allowed[0] for name, allowed in family.fixed.items()}
     if "rope_base" in config.__dict__:
-        scaling = config.peek("rope_scaling")
-        raw["rope_theta"] = config.peek("rope_base")
-        raw["rope_parameters"] = {"rope_type": "default", "rope_theta": config.peek("rope_base")}
+        scaling = config.raw_value("rope_scaling")
+        raw["rope_theta"] = config.raw_value("rope_base")
+        raw["rope_parameters"] = {"rope_type": "default", "rope_theta": config.raw_value("rope_base")}
         if scaling is not None:
             raw["rope_scaling"] = {
                 "rope_type": "llama3", "factor": scaling.factor, "low_freq_factor": scaling.low, "high_freq_factor": scaling.high,
@@ -62,12 +62,12 @@ def write_config(
             }  # fmt: skip
             raw["rope_parameters"] |= raw["rope_scaling"]
     if family.kind == "vit":
-        channels, height, width = config.peek("input_shape")
+        channels, height, width = config.raw_value("input_shape")
         raw |= {"num_channels": channels, "image_size": height if height == width else [height, width]}
     if family.kind in ("bert", "vit"):
-        raw["attention_probs_dropout_prob"] = config.peek("dropout")
+        raw["attention_probs_dropout_prob"] = config.raw_value("dropout")
     if family.kind == "gpt2":
-        raw |= {"embd_pdrop": config.peek("dropout"), "attn_pdrop": 0.0, "n_inner": None}
+        raw |= {"embd_pdrop": config.raw_value("dropout"), "attn_pdrop": 0.0, "n_inner": None}
     if outputs:
         names = labels or tuple(f"LABEL_{i}" for i in range(outputs))
         raw |= {

@@ -258,7 +258,7 @@ def _beside(config: ModelConfig, tensors: Mapping[str, Any]) -> dict[str, Tensor
         trained = sorted(wanted[module] & set(tensors))
         if len(trained) < len([n for n in wanted[module] if n in model_names]):
             raise CheckpointError(f"of {module} only {', '.join(trained)} trained, and PEFT keeps whole layers. Take --format huggingface.")
-    raw = {"num_channels": config.peek("input_shape")[0], "patch_size": config.peek("patch")} if family.kind == "vit" else {}
+    raw = {"num_channels": config.raw_value("input_shape")[0], "patch_size": config.raw_value("patch")} if family.kind == "vit" else {}
     return {name: joined(parts, tensors, raw) for name, parts in theirs.items()}
 
 

@@ -61,14 +61,14 @@ class CanaryConfig(Config):
     """Decides the coins, for tests. Left out: drawn by the operating system, kept in the run's folder and in no checkpoint."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.peek("kind") != "secret":
+        if self.raw_value("kind") != "secret":
             for name in ("repeats", "digits", "template"):
-                if self.peek(name) != type(self).model_fields[name].default:
-                    yield name, f"is for kind: secret, and the kind is {self.peek('kind')}. Drop it."
-        template = self.peek("template")
+                if self.raw_value(name) != type(self).model_fields[name].default:
+                    yield name, f"is for kind: secret, and the kind is {self.raw_value('kind')}. Drop it."
+        template = self.raw_value("template")
         if template.count("{secret}") != 1 or not template.endswith("{secret}") or template.count("{name}") != 1:
             yield "template", f"{template!r} needs {{name}} once, and {{secret}} once, at its end."
-        if not self.peek("repeats") or min(self.peek("repeats"), default=0) < 1:
+        if not self.raw_value("repeats") or min(self.raw_value("repeats"), default=0) < 1:
             yield "repeats", "is empty or holds a number below 1. Give one number or several, [1, 4, 16] say."
 
 

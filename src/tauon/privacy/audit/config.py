@@ -26,6 +26,6 @@ class AuditConfig(Config):
     """Also each class by itself."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        shadows = self.peek("shadows")
+        shadows = self.raw_value("shadows")
         if shadows % 2:
             yield "shadows", f"{shadows} is odd: halves come in pairs, so that each example is in half of them. Give an even number."

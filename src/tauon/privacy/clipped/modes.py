@@ -117,7 +117,7 @@ class AdaptiveClipping(ClippingConfig):
     """Standard deviation of the noise on the number of examples below, in examples. The paper: a twentieth of the batch."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.peek("final_norm") is not None:
+        if self.raw_value("final_norm") is not None:
             yield "final_norm", "is for bounds that are fixed beforehand, and adaptive follows the gradients; drop it"
 
     def start(self, sizes: Mapping[str, int]) -> State:

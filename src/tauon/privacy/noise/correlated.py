@@ -43,8 +43,8 @@ class Correlated(NoiseConfig):
     """Where the coefficients come from: the square root of the prefix sum, or the best found from there for this length of run."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        if self.peek("form") == "optimised" and self.peek("bands") > 64:
-            yield "bands", f"{self.peek('bands')} are too many to optimise over. Take at most 64, or form=square-root."
+        if self.raw_value("form") == "optimised" and self.raw_value("bands") > 64:
+            yield "bands", f"{self.raw_value('bands')} are too many to optimise over. Take at most 64, or form=square-root."
 
     def factor(self, step: int, total: int, seen: Mapping[str, Any] | None = None) -> float:
         return 1.0

@@ -79,7 +79,7 @@ class Steps(NoiseConfig):
     """Factor at each milestone; above 1 the noise grows."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        at = self.peek("at")
+        at = self.raw_value("at")
         if not at:
             yield "at", "no milestone. Name one (50%), or take constant."
         elif any((a < 1) != (at[0] < 1) for a in at) or list(at) != sorted(set(at)) or at[0] <= 0:

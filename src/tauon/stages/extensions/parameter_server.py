@@ -55,7 +55,7 @@ class ServerTraining(TrainExtension):
             raise RecipeError([Problem("parallel.kind", message)])
         config = JobConfig(ctx.model, recipe.optim, ctx.train, recipe.task, ctx.splits.spec, recipe.seed)
         work = RecipeWork.of(config, ctx.data, self.settled, ctx.splits.fingerprint)
-        self.servers = use_parameter_server(job, self.config, recipe.optim, work, tell=lambda m: ctx.on_event("note", message=m))
+        self.servers = use_parameter_server(job, self.config, recipe.optim, work, on_note=lambda m: ctx.on_event("note", message=m))
         return self.servers.job
 
     def running(self) -> AbstractContextManager[Any]:

@@ -90,7 +90,7 @@ class PrivateTraining(TrainExtension):
     def wrap(self, job: TrainJob) -> TrainJob:
         count_as_read(self.private.config.clipping)  # it reads its keys itself, at each step
         canaries = planted(self.ctx.run.folder) if self.private.config.audit is not None else None
-        return self.private.dress(job, self.ctx.splits.validation, canaries=canaries)
+        return self.private.make_private(job, self.ctx.splits.validation, canaries=canaries)
 
     def restored(self, job: TrainJob) -> None:
         self.ctx.world.all_or_raise(lambda: remember(self.ctx, job))
@@ -201,7 +201,7 @@ def reserved(ctx: Context, private: PrivateRun, key: Key | None, plan: Plan, tra
     try:
         return reserve(
             ctx.run, private.config, ctx.data.source, private.releases(plan.steps, done=0), examples=private.units, unit=private.unit,
-            owner=owner, tell=lambda said: ctx.on_event("note", message=f"privacy budget: {said}"),
+            owner=owner, on_note=lambda said: ctx.on_event("note", message=f"privacy budget: {said}"),
         )  # fmt: skip
     except (PrivacyError, RecipeError):
         if unused:

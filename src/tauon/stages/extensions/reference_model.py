@@ -28,7 +28,7 @@ _ROWS = 8
 
 def reference_model(ctx: Context) -> ReferenceModel | None:
     """Where the task compares two answers."""
-    return ReferenceModel(ctx) if ctx.recipe.task.needs == "pairs" else None
+    return ReferenceModel(ctx) if ctx.recipe.task.input_kind == "pairs" else None
 
 
 class ReferenceModel(SplitTransform):

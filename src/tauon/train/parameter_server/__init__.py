@@ -20,7 +20,7 @@ __all__ = ["AsyncDiLoCo", "AsyncParameterServer", "RecipeWork", "SyncParameterSe
 
 
 def use_parameter_server(
-    job: TrainJob, config: ParameterServer, optim: OptimConfig, work: Work, *, tell: Callable[[str], None] = lambda _: None
+    job: TrainJob, config: ParameterServer, optim: OptimConfig, work: Work, *, on_note: Callable[[str], None] = lambda _: None
 ) -> SyncParameterServer:
     """Replace the job's seams. Restore it afterwards, if at all; train it inside `with`, where the processes run.
 
@@ -29,11 +29,11 @@ def use_parameter_server(
         config: the recipe's `parallel`.
         optim: what the job's optimizer was built by.
         work: how a worker builds the same job.
-        tell: told when processes die and are replaced.
+        on_note: told when processes die and are replaced.
 
     Raises:
         RecipeError: the model or the batch cannot be shared out so.
         MissingExtra: Ray is not installed.
     """
     kind = SyncParameterServer if config.mode == "sync" else AsyncParameterServer if config.outer is None else AsyncDiLoCo
-    return kind(job, config, optim, work, tell)
+    return kind(job, config, optim, work, on_note)

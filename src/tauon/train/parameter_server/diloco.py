@@ -82,7 +82,7 @@ class AsyncDiLoCo(AsyncParameterServer):
             if self.config.replicas:
                 job.traffic.add("replica", self.config.replicas * self.results[0].done.pushed)
         else:
-            self.tell(f"round {self.results[0].task.step} came to weights that are not finite, and is left out")
+            self.on_note(f"round {self.results[0].task.step} came to weights that are not finite, and is left out")
         self.open.remove(self.results[0].task.step)
         self.results = []
         self.fill(job)

@@ -73,9 +73,9 @@ def refuse_on_servers(job: TrainJob, optim: OptimConfig) -> None:
 class SyncParameterServer:
     """The synchronous mode, and what all modes share."""
 
-    def __init__(self, job: TrainJob, config: ParameterServer, optim: OptimConfig, work: Work, tell: Callable[[str], None]) -> None:
+    def __init__(self, job: TrainJob, config: ParameterServer, optim: OptimConfig, work: Work, on_note: Callable[[str], None]) -> None:
         import_ray()
-        self.job, self.config, self.work, self.tell = job, config, work, tell
+        self.job, self.config, self.work, self.on_note = job, config, work, on_note
         refuse_on_servers(job, optim)
         self.names = Names.of(job.model)
         self.partition = partition(self.names.trained, config.servers, rows_may_part=optim.elementwise or config.outer is not None)
@@ -133,7 +133,7 @@ class SyncParameterServer:
             )
             self.pool = WorkerPool(
                 self.ray, self.start_worker, config.workers, shards=config.servers, timeout=config.timeout, may_restart=self.may_restart,
-                greet=self.greet, tell=self.tell,
+                greet=self.greet, on_note=self.on_note,
             )  # fmt: skip
         except BaseException as err:
             self.__exit__(type(err), err, None)
@@ -163,7 +163,7 @@ class SyncParameterServer:
         self.restarts += 1
         self.job.measured["restarts"] = self.restarts
         if what.startswith("server"):
-            self.tell(f"{what} died; another takes its place")
+            self.on_note(f"{what} died; another takes its place")
         return True
 
     def greet(self, worker: Worker) -> None:

@@ -81,7 +81,7 @@ class RecipeWork:
         data = parse(DataConfig, self.sections["data"])
         if self.splits is None:
             task = parse(Task, self.sections["task"])
-            self.splits = prepare(data, seed=self.seed, needs=task.needs, scale_targets=task.scales_targets)
+            self.splits = prepare(data, seed=self.seed, input_kind=task.input_kind, scale_targets=task.scales_targets)
             if self.splits.fingerprint != self.fingerprint:
                 raise DataError(
                     f"worker on {platform.node()}: its data is not the driver's (fingerprint {self.splits.fingerprint[:12]}, expected "

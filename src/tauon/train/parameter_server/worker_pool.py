@@ -69,11 +69,11 @@ class WorkerPool:
 
     def __init__(
         self, ray: Any, start: Callable[[int], Any], count: int, *, shards: int, timeout: float, may_restart: Callable[[str], bool],
-        greet: Callable[[Worker], None], tell: Callable[[str], None],
+        greet: Callable[[Worker], None], on_note: Callable[[str], None],
     ) -> None:  # fmt: skip
         """`start(number)` makes the actor; `greet` is called with each that is ready, before it gets work."""
         self.ray, self.start, self.shards, self.timeout = ray, start, shards, timeout
-        self.may_restart, self.greet, self.tell = may_restart, greet, tell
+        self.may_restart, self.greet, self.on_note = may_restart, greet, on_note
         self.workers: dict[int, Worker] = {}
         for number in range(count):
             self.join(number)
@@ -187,9 +187,9 @@ class WorkerPool:
         what = f"worker {worker.number}{self.place(worker)}"
         if self.may_restart(what):
             self.join(worker.number)
-            self.tell(f"{what} died; another takes its place, and its share of the step is made again")
+            self.on_note(f"{what} died; another takes its place, and its share of the step is made again")
         else:
-            self.tell(f"{what} died, and parallel.max_restarts is used up; {len(self.workers)} workers go on without it")
+            self.on_note(f"{what} died, and parallel.max_restarts is used up; {len(self.workers)} workers go on without it")
         return [worker.task] if worker.task is not None else []
 
     @staticmethod
