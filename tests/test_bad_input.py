@@ -119,6 +119,7 @@ def test_a_key_that_nothing_reads_is_an_error_before_the_first_step(
     recipe = text_recipe(tmp_path, train={"checkpoint_every": 1}, **sections)
     refused(tauon("train", recipe), RECIPE, key, "nothing in stage train read it", "Remove it")
     assert not steps_in(Path("runs/toy/checkpoints")) and "step" not in [e["kind"] for e in read_events(Path("runs/toy/events.jsonl"))]
+    refused(tauon("recipe", "check", recipe, "--data"), RECIPE, key, "nothing in stage train read it")
     assert tauon("train", recipe, f"{key}={0 if 'wsd' in str(sections) else 0.1}").code == 0  # its default: as if not set
 
 

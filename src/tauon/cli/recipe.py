@@ -72,13 +72,27 @@ def show_command(recipe: str, assignments: tuple[str, ...], source: bool) -> Non
 @recipe_command.command("check")
 @click.argument("recipes", nargs=-1, required=True)
 @click.option("--set", "assignments", multiple=True, metavar="a.b=c", help="Change a setting first; may be repeated.")
-def check_command(recipes: tuple[str, ...], assignments: tuple[str, ...]) -> None:
-    """Check recipes without opening their data: every problem, each with its key and the way out."""
+@click.option(
+    "--data",
+    "with_data",
+    is_flag=True,
+    help="Also open the data, build the model, and print every setting that was left open. Trains nothing.",
+)
+def check_command(recipes: tuple[str, ...], assignments: tuple[str, ...], with_data: bool) -> None:
+    """Check recipes: every problem, each with its key and how to fix it. The data is not opened, except with --data.
+
+    With --data, everything happens that `tauon train` does before its first step, so that keys without effect are found, too.
+    """
     from tauon.recipe import load_recipe
 
     for recipe in recipes:
         tree = load_recipe(recipe, assignments)
-        click.echo(f"{recipe}: fine ({tree.task.kind_} with {tree.model.kind_}, stages {', '.join(tree.stages)})")
+        if with_data:
+            from tauon.stages.dry_run import dry_run
+
+            for setting in dry_run(tree):
+                click.echo(f"  {setting.path:<24} {setting.value!s:<16} {setting.source}")
+        click.echo(f"{recipe}: fine ({tree.task.kind_} with {tree.model.kind_}, stages {', '.join(tree.wanted_stages())})")
 
 
 @recipe_command.command("schema")

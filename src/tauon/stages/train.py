@@ -113,7 +113,7 @@ def resolve_settings(ctx: Context, recorded: dict[str, Any] | None) -> Training:
             Derived("model.from", *started_with(ctx.start, model, ctx.splits.spec.labels)),
         ]
     derived = [d.to_json() for d in plan.derived]
-    if ctx.world.leads:
+    if ctx.world.leads and not ctx.detached:
         write_json(ctx.run.folder / "derived.json", derived)
     ctx.on_event("derived", settings=derived)
     return Training(ctx, extensions, checkpoint, model, loader, plan, mesh)
@@ -166,8 +166,8 @@ def run_job(training: Training, job: TrainJob, events: EventLog, *, recorded: bo
                     extension.sanity_checks(job)
                 if all(e.takes_plain_steps for e in extensions):
                     sanity_checks(ctx, job, events)
-            plain = all(e.takes_plain_steps for e in extensions) and job.mesh.layout.pipeline == job.mesh.layout.context == 1
-            ctx.world.all_or_raise(lambda: refuse_unread_before_training(ctx.recipe, job, whole_model=plain))
+            whole_model = takes_whole_steps(training, job)
+            ctx.world.all_or_raise(lambda: refuse_unread_before_training(ctx.recipe, job, whole_model=whole_model))
             first = first_step_hook(training, job.step + 1, recorded=recorded)
             hooks: list[Hook] = [lambda job, info: ctx.heartbeat.beat(info.step), first, *record.hooks()]
             loop: Callable[[], object] = partial(
@@ -189,6 +189,12 @@ def run_job(training: Training, job: TrainJob, events: EventLog, *, recorded: bo
         finally:
             for tracker in trackers:
                 tracker.close()
+
+
+def takes_whole_steps(training: Training, job: TrainJob) -> bool:
+    """Whether this process can compute the loss of an example by itself."""
+    layout = job.mesh.layout
+    return all(e.takes_plain_steps for e in training.extensions) and layout.pipeline == layout.context == 1
 
 
 def first_step_hook(training: Training, first_step: int, *, recorded: bool) -> Hook:
@@ -234,6 +240,8 @@ def back_to_checkpoint(ctx: Context, job: TrainJob, writer: CheckpointWriter, re
 
 def newest(ctx: Context) -> Checkpoint | None:
     """The newest whole checkpoint. Rank 0 looks and checks every byte; the others open what it found."""
+    if ctx.detached:
+        return None
     mine: list[Checkpoint | None] = [None]
 
     def look() -> str | None:

@@ -89,7 +89,8 @@ class PrivateTraining(TrainExtension):
 
     def wrap(self, job: TrainJob) -> TrainJob:
         count_as_read(self.private.config.clipping)  # it reads its keys itself, at each step
-        canaries = planted(self.ctx.run.folder) if self.private.config.audit is not None else None
+        audited = self.private.config.audit is not None and not self.ctx.detached
+        canaries = planted(self.ctx.run.folder) if audited else None
         return self.private.make_private(job, self.ctx.splits.validation, canaries=canaries)
 
     def restored(self, job: TrainJob) -> None:
@@ -147,7 +148,7 @@ def private_run(ctx: Context, checkpoint: Checkpoint | None) -> tuple[PrivateRun
     if config.generator == "seeded":
         secret = seeded_key(ctx.recipe.seed)
         ctx.on_event("warning", message="privacy.generator is seeded: whoever knows the seed can take the noise off again. For tests only.")
-    elif is_finished(ctx, checkpoint):
+    elif ctx.detached or is_finished(ctx, checkpoint):
         secret = os.urandom(32)
     else:
         key = ctx.world.rank0_first(lambda: own_key(ctx) if ctx.world.leads else read_key(ctx.run.folder))
