@@ -65,12 +65,22 @@ def plain(command: str) -> str:
         "RECIPE": "quickstart",
         "RUN RUN": "runs/quickstart runs/longer",
         "DATASET": "mnist-private",
+        "FILE-OR-FOLDER": "patients.csv",
+        "FILE": "made.csv",
         "FOLDER": "made",
         "DATA": "patients.csv",
     }
     for word, what in meant.items():
         command = re.sub(rf"\b{word}\b", what, command)
-    run = "runs/mine" if re.search(r"privacy|audit", command) else "runs/notes-lora" if "adapter" in command else "runs/quickstart"
+    run = (
+        "runs/patients"
+        if "predict" in command
+        else "runs/mine"
+        if re.search(r"privacy|audit", command)
+        else "runs/notes-lora"
+        if "adapter" in command
+        else "runs/quickstart"
+    )
     return re.sub(r"\bRUN\b", "runs/killed" if "settle" in command else run, command)
 
 
@@ -198,8 +208,9 @@ def for_prediction(folder: Path) -> None:
         "load": {"data": {"source": {"kind": "series", "path": str(folder / "load.csv")}}, "task": "forecasting", "model": "dlinear"},
     }  # fmt: skip
     for name, tree in recipes.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name} | tree | few))
-        run(load_recipe(folder / f"{name}.yaml"), root=folder / "runs")
+        path = folder / f"trained-{name}.yaml"  # `tauon recipe new` writes NAME.yaml
+        path.write_text(yaml.safe_dump({"name": name} | tree | few))
+        run(load_recipe(path), root=folder / "runs")
 
 
 def load_yaml(name: str, assignments: list[str]) -> str:
