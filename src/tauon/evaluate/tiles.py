@@ -28,6 +28,9 @@ __all__ = ["ARRAY_ROWS", "TOKEN_ROWS", "Predictor", "ScoredTask", "Where", "infe
 
 TOKEN_ROWS = 8
 ARRAY_ROWS = 64
+ONE_THREAD = 400_000
+"""Parameters up to which a model of flat rows computes a tile on one CPU thread: several would wait for one another longer than they compute
+(on two busy cores a tile took 50 times as long)."""
 
 
 class Where(TypedDict, total=False):
@@ -98,13 +101,13 @@ def predict_each(
     """What `predict_all` gives, tile by tile and in order: for those who only add up."""
     import torch
 
-    total = len(dataset)
+    total, one_thread = len(dataset), _is_small(model, device)
     if total == 0:
         raise DataError("the data set to evaluate on holds no example; give its split some data")
     done = 0
     with torch.no_grad(), _evaluating(model):
         for tile, valid in _tiles(dataset, batch):
-            with (context or nullcontext)():
+            with (context or nullcontext)(), _threads(one_thread and tile.inputs.ndim == 2):
                 outputs = task.predict(model, tile.to(device))
             made = _as_arrays(outputs, len(tile), valid)
             yield made, tile.weights[:valid].reshape(valid, -1).amax(1).cpu().numpy().astype(np.float64)
@@ -129,7 +132,7 @@ def infer_all(
     rows, n = tile_rows(batch), len(batch)
     values = {f.name: v for f in fields(Batch) if (v := getattr(batch, f.name)) is not None}
     found: dict[str, list[np.ndarray]] = {}
-    with torch.no_grad():
+    with torch.no_grad(), _threads(_is_small(model, device) and batch.inputs.ndim == 2):
         for start in range(0, n, rows):
             valid = min(rows, n - start)
             tile = Batch(**{name: value[start : start + valid] for name, value in values.items()})
@@ -205,6 +208,26 @@ def _pad(short: Batch, rows: int) -> Batch:
     weights = full.weights.clone()
     weights[len(short) :] = 0
     return replace(full, weights=weights)
+
+
+def _is_small(model: nn.Module, device: device | str) -> bool:
+    return str(device) == "cpu" and sum(p.numel() for p in model.parameters()) <= ONE_THREAD
+
+
+@contextmanager
+def _threads(one: bool) -> Iterator[None]:
+    """One thread inside, where `one`; as many as before afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    if not one or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
