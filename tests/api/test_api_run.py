@@ -61,6 +61,14 @@ def test_predicting_is_what_the_command_writes(tmp_path: Path) -> None:
     assert done.predict(rows) == predict_rows(done.folder, rows) == done.predict(pa.Table.from_pylist(rows))
 
 
+def test_a_cross_validation_has_folds_and_their_means(tmp_path: Path) -> None:
+    done = tauon.run(table_recipe(tmp_path, data={"split": {"folds": 3}}), root=tmp_path / "runs")
+    assert [fold.name for fold in done.folds] == ["fold-0", "fold-1", "fold-2"]
+    mean = sum(fold.metrics["accuracy"].value or 0.0 for fold in done.folds) / 3
+    assert done.metrics["accuracy"].value == pytest.approx(mean, abs=1e-12) and "mean over 3 folds" in done.metrics["accuracy"].method
+    assert "Cross-validated: 3 folds" in done._repr_html_() and "accuracy" in done._repr_html_().lower()
+
+
 def test_a_run_shows_itself_in_a_notebook(run: tauon.Run) -> None:
     html = run._repr_html_()
     assert "Finished: 8 steps" in html and "<svg" in html and "perplexity" in html.lower()

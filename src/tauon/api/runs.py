@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,9 +109,23 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """Each figure by name, with its interval: `run.metrics["accuracy"].value`, `.low`, `.high`. Empty before the evaluation."""
-        found = self.evaluation
-        return {} if found is None else dict(found.metrics)
+        """Each figure by name, with its interval: `run.metrics["accuracy"].value`, `.low`, `.high`. Empty before the evaluation. Of a
+        cross-validation, means over the folds.
+        """
+        evaluation, folds = self.evaluation, self.folder / "folds.json"
+        if evaluation is not None or not folds.exists():
+            return {} if evaluation is None else dict(evaluation.metrics)
+        record, first = json.loads(folds.read_text()), self.folds[0].metrics
+        return {
+            name: _mean_over_folds(first[name], mean, record["std"].get(name), len(record["folds"]))
+            for name, mean in record["mean"].items()
+        }
+
+    @property
+    def folds(self) -> list[Run]:
+        """The runs of a cross-validation, one a fold; empty for any other run."""
+        found = [p for p in self.folder.glob("fold-*") if (p / "recipe.yaml").is_file()]
+        return [Run(p) for p in sorted(found, key=lambda p: int(p.name.removeprefix("fold-")))]
 
     @property
     def events(self) -> pa.Table:
@@ -191,6 +206,11 @@ class Run:
         if not (self.folder / "recipe.yaml").is_file():
             raise RunError(f"{self.folder} has no recipe.yaml: it is the folder of no run. `tauon runs list` shows the runs.")
         return Context(self.recipe, RunFolder.read(self.folder), null_callback)
+
+
+def _mean_over_folds(of_one: Metric, mean: float, std: float | None, folds: int) -> Metric:
+    spread = "" if std is None else f", standard deviation {std:.4g}"
+    return replace(of_one, value=mean, low=None, high=None, n=folds, method=f"mean over {folds} folds{spread}")
 
 
 def _column(values: list[Any]) -> Any:
