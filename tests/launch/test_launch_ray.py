@@ -29,7 +29,7 @@ from tauon.launch import Job, LaunchConfig, launch
 folder, section = Path(sys.argv[1]), json.loads(sys.argv[3])
 job = Job("toy", "train", "name: toy", folder / "runs", options=tuple(sys.argv[4:]), words=(sys.executable, sys.argv[2], str(folder)))
 try:
-    launch(parse(LaunchConfig, section), job, tell=lambda kind, message: print(f"{kind}: {message}"))
+    launch(parse(LaunchConfig, section), job, on_event=lambda kind, message: print(f"{kind}: {message}"))
 except TauonError as err:
     print(f"{type(err).__name__}: {err}", file=sys.stderr)
     sys.exit(err.exit_code)
