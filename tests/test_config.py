@@ -137,7 +137,7 @@ def test_units(key: str, text: Any, value: float) -> None:
         ("count", "1.0001k", "not a whole number"),
         ("count", "5 apples", "'apples' of a count is not one of k, m"),
         ("count", "many", "write it like 64, 64k"),
-        ("count", True, "got true (also written yes, on, no, off), expected a number"),
+        ("count", True, "got true (in YAML also yes, on, no, off), expected a number"),
         ("count", 1.5, "1.5"),
         ("count", "1e99999", "not a count"),
         ("count", "9" * 5000, "not a count"),
@@ -247,7 +247,7 @@ def test_numbers_are_read_as_people_mean_them() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a: 1\nb: 2\na: 3", "'a' is given twice at line 3"),
+        ("a: 1\nb: 2\na: 3", "'a' occurs twice at line 3"),
         ("a: [b", "at line 1"),
         ("a: !!python/object:os.system x", "tag"),
         ("a: !!bool maybe", "does not fit its tag"),

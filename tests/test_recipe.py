@@ -45,7 +45,7 @@ def problems(text: str, *assignments: str) -> dict[str, str]:
         (TEXT, ["data.source.kind=txt"], "data.source", "did you mean 'text'"),
         (TEXT, ["optim.kind=adamm"], "optim", "did you mean 'adam'"),
         (TEXT, ["optim.schedule=cosin"], "optim.schedule", "did you mean 'cosine'"),
-        (TEXT, ["task=classify"], "task", "There are: audio-classification, classification, "),
+        (TEXT, ["task=classify"], "task", "Available: audio-classification, classification, "),
         (TEXT, ["train.steps=three"], "train.steps", "'three' is not a count"),
         (TEXT, ["train.steps=0"], "train.steps", "got 0"),
         (TEXT, ["train.steps=null"], "train.steps", "give exactly one of steps, epochs, tokens, time; got none"),
@@ -69,7 +69,7 @@ def problems(text: str, *assignments: str) -> dict[str, str]:
         (TEXT, ["model.layers=1M"], "model.layers", "less than or equal"),
         (TEXT, ["model.width=1T"], "model.width", "less than or equal"),
         (TEXT, ["model=mlp"], "model.kind", "mlp reads arrays"),
-        (TEXT, ["task=classification"], "data.source", "gives text"),
+        (TEXT, ["task=classification"], "data.source", "provides text"),
         (TEXT, ["stages=[evaluate, train]"], "stages", "is not an order that works"),
         (TEXT, ["stages=[train, train]"], "stages", "each once"),
         (TEXT, ["stages=[]"], "stages", "is empty"),
@@ -89,8 +89,8 @@ def problems(text: str, *assignments: str) -> dict[str, str]:
         (TABLE, ["model.kind=cnn", "model.channels=[]"], "model.channels", "is empty"),
         (TABLE, ["optim.momentum=0", "optim.nesterov=true"], "optim.nesterov", "needs momentum above 0"),
         (TABLE, ["train.epochs=1e300"], "train.epochs", "less than or equal"),
-        (TABLE, ["data.seq_len=8"], "data.seq_len", "is for text"),
-        (TABLE, ["data.split.folds=1"], "data.split.folds", "leave nothing to train on"),
+        (TABLE, ["data.seq_len=8"], "data.seq_len", "is only for"),
+        (TABLE, ["data.split.folds=1"], "data.split.folds", "leave no data to train on"),
     ],
 )  # fmt: skip
 def test_refused_with_the_key_and_the_way_out(text: str, assignments: list[str], key: str, says: str) -> None:
@@ -150,7 +150,7 @@ def test_where_a_recipe_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
         (b"hello", "got str"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"a: [1", "not YAML"),
-        (TEXT.encode() + b"train: {steps: 5}\n", "'train' is given twice"),
+        (TEXT.encode() + b"train: {steps: 5}\n", "'train' occurs twice"),
         (b"\xef\xbb\xbf" + TEXT.encode() + b"x: 1\n", "x: unknown key"),
     ],
 )

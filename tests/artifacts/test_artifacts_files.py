@@ -60,7 +60,7 @@ def test_atomic_write_obeys_the_umask_and_follows_links(tmp_path):
 def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, full_disk):
     path = tmp_path / "a.json"
     path.write_text("old")
-    with pytest.raises(RunError, match=r"a\.json: cannot be written: No space left.*MiB free.*Free some space"):
+    with pytest.raises(RunError, match=r"a\.json: cannot be written: No space left.*MiB free.*Free disk space"):
         atomic_write(path, "new" * 1000)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["a.json"]

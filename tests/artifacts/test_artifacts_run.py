@@ -138,7 +138,7 @@ def test_where_things_lie(tmp_path):
 
 
 def test_what_is_no_run_is_said_to_be_none(tmp_path):
-    with pytest.raises(RunError, match="no run there"):
+    with pytest.raises(RunError, match="not a run"):
         Run.read(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file"):
