@@ -73,7 +73,7 @@ def test_settings_that_cannot_work(tauon: Tauon, tmp_path: Path, assignment: str
     ("data", "says"),
     [
         ("", "expected keys and values"),
-        ("a: [", "not YAML"),
+        ("a: [", "not valid YAML"),
         ("name: a\nname: b\n", "'name' occurs twice at line 2"),
         ("- 1\n", "got list"),
     ],

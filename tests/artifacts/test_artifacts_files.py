@@ -95,7 +95,7 @@ def test_no_room_in_the_block_is_a_run_error(tmp_path):
 def test_an_existing_folder_is_replaced_only_when_asked(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("1")
-    with pytest.raises(RunError, match="nothing is overwritten unasked"), folder_atomically(tmp_path / "out"):
+    with pytest.raises(RunError, match="exists already"), folder_atomically(tmp_path / "out"):
         pass
     assert names(tmp_path / "out") == ["old"]
     with folder_atomically(tmp_path / "out", replace=True) as folder:
@@ -194,10 +194,10 @@ def test_reading_what_is_not_there_or_not_json_says_so(tmp_path):
     with pytest.raises(DataError, match=r"a\.json: cannot be read: No such file"):
         read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_bytes(b'{"a": 1')
-    with pytest.raises(DataError, match=r"a\.json: not JSON"):
+    with pytest.raises(DataError, match=r"a\.json: not valid JSON"):
         read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"a\.json: not JSON"):
+    with pytest.raises(DataError, match=r"a\.json: not valid JSON"):
         read_json(tmp_path / "a.json")
 
 
