@@ -268,6 +268,6 @@ def _write(path: Path, text: str) -> Path:
 def test_a_recipe_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
     made = draft(table(tmp_path / "t.csv"), label="outcome", name="mine")
     target = write_draft(made, tmp_path / "mine.yaml")
-    with pytest.raises(RecipeError, match="is there already"):
+    with pytest.raises(RecipeError, match="exists already"):
         write_draft(made, target)
     assert write_draft(made, target, force=True).read_text().startswith("# outcome from")

@@ -258,7 +258,7 @@ def test_a_series(tmp_path: Path, task: Any) -> None:
         predict_file(folder, tmp_path / "short.csv", tmp_path / "no.csv")
     lines = (tmp_path / "s.csv").read_text().split("\n")
     (tmp_path / "sparse.csv").write_text("\n".join(lines[:1] + lines[1::2]) + "\n")
-    with pytest.raises(DataError, match="the step is 2 h, and the model was trained on steps of 1 h"):
+    with pytest.raises(DataError, match="the time step is 2 h, but the model was trained on steps of 1 h"):
         predict_file(folder, tmp_path / "sparse.csv", tmp_path / "no.csv")
 
 

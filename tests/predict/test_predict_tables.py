@@ -245,7 +245,7 @@ def test_columns_that_collide_are_renamed_and_others_can_be_left_out(payers: tup
     assert (tmp_path / "out.csv").read_text().splitlines()[0] == "town,prediction,probability_no"
     with pytest.raises(RecipeError, match="--keep: no column 'city'"):
         predict_file(folder, tmp_path / "t.csv", tmp_path / "out.csv", keep=["city"])
-    with pytest.raises(RecipeError, match="ending"):
+    with pytest.raises(RecipeError, match="suffix must be one of"):
         predict_file(folder, tmp_path / "t.csv", tmp_path / "out.xlsx")
 
 
