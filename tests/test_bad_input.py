@@ -73,8 +73,8 @@ def test_settings_that_cannot_work(tauon: Tauon, tmp_path: Path, assignment: str
     ("data", "says"),
     [
         ("", "expected keys and values"),
-        ("a: [", "not YAML"),
-        ("name: a\nname: b\n", "'name' is given twice at line 2"),
+        ("a: [", "not valid YAML"),
+        ("name: a\nname: b\n", "'name' occurs twice at line 2"),
         ("- 1\n", "got list"),
     ],
 )
@@ -205,7 +205,7 @@ def bad_text(folder: Path, what: str) -> tuple[dict[str, Any], list[str]]:
         path.write_text("only a few words here")
         return {"source": source, "split": {"validation": 0}, "seq_len": 64}, [
             "fewer than one sequence of seq_len=64",
-            "Shorten data.seq_len",
+            "Lower data.seq_len",
         ]
     if what == "no match":
         return {"source": source | {"path": str(folder / "*.nothing")}}, ["*.nothing", "no file matches"]
@@ -216,12 +216,15 @@ def bad_text(folder: Path, what: str) -> tuple[dict[str, Any], list[str]]:
         path.write_text("abab" * 100)
         return {"source": source, "tokenizer": {"kind": "file", "path": str(folder / "tokenizer.json")}}, [
             "tokenizer.json",
-            "Name one with bos:",
+            "Set data.tokenizer.bos",
         ]
     if what == "tokenizer":
         (folder / "tokenizer.json").write_text("{")
         path.write_text(words(100))
-        return {"source": source, "tokenizer": {"kind": "file", "path": str(folder / "tokenizer.json")}}, ["tokenizer.json", "not JSON"]
+        return {"source": source, "tokenizer": {"kind": "file", "path": str(folder / "tokenizer.json")}}, [
+            "tokenizer.json",
+            "not valid JSON",
+        ]
     assert what == "folder"
     path.mkdir()
     return {"source": source}, [str(path), "no file that matches"]
@@ -290,8 +293,8 @@ TABLE = {
     "a constant column": ("a,b,y\n" + "".join(f"7,w,{i % 2}\n" for i in range(30)), {}, ["no column is left", "a is 7", "b is 'w'"]),
     "all values missing": ("a,b,y\n" + "".join(f"{i},,{i % 2}\n" for i in range(30)), {}, ["column 'b'", "have no value", "drop: [b]"]),
     "a label missing": ("a,y\n" + "".join(f"{i},{'' if i == 9 else i % 2}\n" for i in range(30)), {}, ["line 11", "column 'y'", "expected a label"]),
-    "one class only": ("a,y\n" + "".join(f"{i},good\n" for i in range(30)), {}, ["every row has the label 'good'", "nothing to learn"]),
-    "a class that training never sees": (
+    "only one class": ("a,y\n" + "".join(f"{i},good\n" for i in range(30)), {}, ["every row has the label 'good'", "at least two classes"]),
+    "a class that training does not have": (
         "a,y\n" + "".join(f"{i},{'new' if i > 27 else i % 2}\n" for i in range(30)), {"split": {"by": "position"}}, ["class 'new'", "no training row"],
     ),
     "a missing number": ("a,y\n" + "".join(f"{'' if i == 3 else i},{i % 2}\n" for i in range(30)), {}, ["column 'a' is missing", "impute: median"]),
@@ -326,13 +329,13 @@ def test_codes_are_refused_by_models_that_would_multiply_them(tauon: Tauon, tmp_
 DAYS = [f"2020-01-{i + 1:02d},{i},{i * i % 7}" for i in range(31)]
 SERIES: dict[str, tuple[list[str], list[str]]] = {
     "dates out of order": ([*DAYS[:9], DAYS[10], DAYS[9], *DAYS[11:]], ["dates out of order", "2020-01-10", "row 10", "Sort"]),
-    "a moment twice": ([*DAYS[:9], DAYS[8], *DAYS[9:]], ["2020-01-09", "there twice", "rows 8 and 9"]),
-    "a gap": (DAYS[:9] + DAYS[11:], ["2 moments are missing", "2020-01-09", "fill: forward"]),
+    "a moment twice": ([*DAYS[:9], DAYS[8], *DAYS[9:]], ["2020-01-09", "occurs twice", "rows 8 and 9"]),
+    "a gap": (DAYS[:9] + DAYS[11:], ["2 time steps are missing", "2020-01-09", "fill: forward"]),
     "shorter than its window": (DAYS[:12], ["the train part has 11 of the series' 12 moments", "a window of 10 + 3 steps"]),
     "a missing value": ([*DAYS[:9], "2020-01-10,,3", *DAYS[10:]], ["1 values are missing", "column 'a'", "fill: forward"]),
     "a constant column": ([f"2020-01-{i + 1:02d},4,{i}" for i in range(30)], ["column 'a' is 4 at all", "targets: [...]"]),
-    "all values missing": ([f"2020-01-{i + 1:02d},,{i}" for i in range(30)], ["column 'a' has no value at all"]),
-    "no dates": ([f"day {i},{i},{i}" for i in range(30)], ["'day 0'", "is no date", "date_format"]),
+    "all values missing": ([f"2020-01-{i + 1:02d},,{i}" for i in range(30)], ["column 'a' has no values"]),
+    "no dates": ([f"day {i},{i},{i}" for i in range(30)], ["'day 0'", "is not a date", "date_format"]),
 }
 
 
@@ -351,10 +354,12 @@ def test_a_table_is_no_series_and_a_series_no_table(tauon: Tauon, tmp_path: Path
         tauon("run", table_recipe(tmp_path / "r", data=series)),
         RECIPE,
         "data.source",
-        "'series' gives a time series",
+        "'series' provides a time series",
         "features and targets",
     )
-    refused(tauon("run", table_recipe(tmp_path / "r", task="forecasting", model="dlinear")), RECIPE, "'sklearn' gives features and targets")
+    refused(
+        tauon("run", table_recipe(tmp_path / "r", task="forecasting", model="dlinear")), RECIPE, "'sklearn' provides features and targets"
+    )
     refused(
         tauon("run", table_recipe(tmp_path / "r", data=series, task="forecasting")),
         RECIPE,
@@ -367,11 +372,11 @@ def test_a_table_is_no_series_and_a_series_no_table(tauon: Tauon, tmp_path: Path
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        ("torn", ["a/0.png: not a whole picture", "on_corrupt=skip"]),
-        ("one class", ["one class only (a)", "a subfolder for each class"]),
+        ("torn", ["a/0.png: damaged or not an image", "on_corrupt=skip"]),
+        ("one class", ["only one class (a)", "a subfolder for each class"]),
         ("empty class", ["/c: the class has no picture"]),
         ("sizes", ["3 x 3 pixels", "data.source.size"]),
-        ("a class only the test part has", ["the test source has the label 'c', which training never sees"]),
+        ("a class only the test part has", ["the test source has the label 'c', which the training data does not have"]),
     ],
 )
 def test_folders_of_pictures_that_make_no_sense(tauon: Tauon, tmp_path: Path, what: str, says: list[str]) -> None:
@@ -591,7 +596,7 @@ def test_a_full_disk_ends_training_keeps_what_is_whole_and_the_same_command_goes
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", FullDisk(n))
         ended = tauon("train", recipe)
-    refused(ended, CHECKPOINT, "cannot be written", "No space left on device", "Free some space")
+    refused(ended, CHECKPOINT, "cannot be written", "No space left on device", "Free disk space")
     done = [step for step, _ in steps_in(Path("runs/toy/checkpoints"))]
     assert len(done) < 2 or max(done) < 12
     assert "train" not in json.loads(Path("runs/toy/stages.json").read_text())

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from task_references import REFERENCES
 from tauon.config import parse, registered
 from tauon.data import SourceConfig
 from tauon.models import ModelConfig
@@ -204,7 +205,7 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
 def test_every_registered_part_has_a_case_here() -> None:
     assert set(registered("model")) - {"checkpoint"} == set(MODELS)  # kind checkpoint is whatever `from` holds
     assert set(registered("optim")) == set(OPTIMIZERS)
-    assert set(registered("task")) == set(TASKS)
+    assert set(registered("task")) == set(TASKS) == set(REFERENCES)
 
 
 @pytest.mark.parametrize(("kind", "settings", "spec"), [(k, s, d) for k, cases in MODELS.items() for s, d in cases])
@@ -216,7 +217,8 @@ def test_model_contract(kind: str, settings: dict[str, Any], spec: DataSpec) -> 
 @pytest.mark.parametrize(("kind", "case"), [(k, case) for k, cases in TASKS.items() for case in cases])
 def test_task_contract(kind: str, case: tuple[Any, ...]) -> None:
     settings, model, spec, *batch = case
-    check_task(parse(Task, {"kind": kind, **settings}), parse(ModelConfig, model), spec, *batch)
+    task = parse(Task, {"kind": kind, **settings})
+    check_task(task, parse(ModelConfig, model), spec, *batch, reference=lambda net, rows: REFERENCES[kind](task, net, rows))
 
 
 @pytest.mark.parametrize(("kind", "settings"), [(k, s) for k, cases in OPTIMIZERS.items() for s in cases])

@@ -169,9 +169,9 @@ def test_a_folder_of_pictures_becomes_a_classifier(tmp_path: Path, parts: bool) 
 
 def test_pictures_without_classes_are_asked_for_them(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "shapes") / "square"
-    with pytest.raises(DataError, match="expected a subfolder for each class"):
+    with pytest.raises(DataError, match="expected at least two subfolders of images"):
         draft(folder)
-    with pytest.raises(DataError, match="the label of pictures is their folder"):
+    with pytest.raises(DataError, match="the label of images is their folder"):
         draft(folder.parent, label="name")
 
 
@@ -245,13 +245,13 @@ def test_conversations_and_preferences_tune_the_model_that_is_named(tmp_path: Pa
 @pytest.mark.parametrize(
     ("make", "label", "said"),
     [
-        (lambda f: _write(f / "x.jsonl", "\n".join(json.dumps(r | {"label": "good"}) for r in films())), None, "nothing to tell apart"),
+        (lambda f: _write(f / "x.jsonl", "\n".join(json.dumps(r | {"label": "good"}) for r in films())), None, "expected at least two"),
         (lambda f: f / "nothing", None, "no such file or folder"),
-        (lambda f: _write(f / "x.bin", "?"), None, "cannot tell what this is"),
-        (lambda f: _write(f / "x.csv", "a,b\n1,2\n3,4\n5,1\n"), None, "which column is to be predicted"),
-        (lambda f: _write(f / "x.csv", "a,b\n1,2\n3,4\n5,1\n"), "c", r"no column 'c'. There are: a \(number\), b \(number\)"),
+        (lambda f: _write(f / "x.bin", "?"), None, "unknown kind of data"),
+        (lambda f: _write(f / "x.csv", "a,b\n1,2\n3,4\n5,1\n"), None, "cannot decide which column to predict"),
+        (lambda f: _write(f / "x.csv", "a,b\n1,2\n3,4\n5,1\n"), "c", r"no column 'c'. Available: a \(number\), b \(number\)"),
         (lambda f: _write(f / "x.csv", "a,y\n1,2\n3,\n5,1\n"), None, "1 rows have no 'y'"),
-        (lambda f: _write(f / "x.jsonl", "{"), None, "line 1: not JSON"),
+        (lambda f: _write(f / "x.jsonl", "{"), None, "line 1: not valid JSON"),
         (lambda f: _write(f / "x.txt", "abc"), "y", "running text has no label"),
     ],
 )
@@ -268,6 +268,6 @@ def _write(path: Path, text: str) -> Path:
 def test_a_recipe_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
     made = draft(table(tmp_path / "t.csv"), label="outcome", name="mine")
     target = write_draft(made, tmp_path / "mine.yaml")
-    with pytest.raises(RecipeError, match="is there already"):
+    with pytest.raises(RecipeError, match="exists already"):
         write_draft(made, target)
     assert write_draft(made, target, force=True).read_text().startswith("# outcome from")

@@ -209,7 +209,7 @@ def test_dpo_goes_on_bit_for_bit_after_a_stop(world: Path) -> None:
     [
         ({"model": GPT}, "model.from: is missing"),
         ({"model": {"from": "x"}, "parallel": {"kind": "parameter-server"}}, "no reference model"),
-        ({"model": {"from": "x"}, "task": "text-classification"}, "gives preferences, but the task needs texts with labels"),
+        ({"model": {"from": "x"}, "task": "text-classification"}, "provides preferences, but the task needs texts with labels"),
         ({"model": {"from": "x"}, "train": {"tokens": 100, "steps": None}}, "train.tokens"),
     ],
 )

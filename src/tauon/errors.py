@@ -1,18 +1,18 @@
-"""Every error that Tauon raises on purpose. One tree, so that a caller can catch as much of it as it wants:
+"""Every error that Tauon raises on purpose, as one tree, so that a caller can catch as much of it as it wants:
 
     TauonError                  exit code
     ├── RecipeError                 2      the recipe is wrong: every problem found, at once
     ├── DataError                   3      a file, a row, a value in the data is wrong
     │   └── ChecksumError           3      bytes on disk are not the bytes that were written
-    ├── CheckpointError             4      a checkpoint is torn, missing, or of another model
-    ├── RunError                    5      the run folder is taken, locked, or of another recipe
-    ├── TrainingError               6      training cannot go on (loss is not finite, memory does not suffice)
+    ├── CheckpointError             4      a checkpoint is incomplete, missing, or of another model
+    ├── RunError                    5      the run folder is in use, locked, or of another recipe
+    ├── TrainingError               6      training cannot continue (loss is not finite, out of memory)
     ├── MissingExtra                7      an optional library is not installed
     ├── LaunchError                 8      workers cannot be started (no scheduler, a port taken, another version of Ray)
-    ├── PrivacyError                9      an audit refutes what was promised; a privacy budget does not suffice
+    ├── PrivacyError                9      an audit contradicts the privacy guarantee; a privacy budget is exceeded
     └── Interrupted               130      Ctrl-C or SIGTERM: everything was saved first
 
-A message names what was got, what was expected, and the way out. `assert` is for our own bugs.
+A message says what was got, what was expected, and how to fix it. `assert` is for our own bugs.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ __all__ = [
 
 
 class TauonError(Exception):
-    """Root of the tree. `exit_code` is what the command line ends with."""
+    """Root of the tree. `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a recipe: `path` is the dotted key ("" for the whole), `message` says what and the way out."""
+    """One problem in a recipe: `path` is the dotted key ("" for the whole recipe), `message` says what is wrong and how to fix it."""
 
     path: str
     message: str
@@ -54,7 +54,7 @@ class Problem:
 
 
 class RecipeError(TauonError):
-    """The recipe is wrong. `problems` lists everything that was found, not only the first."""
+    """The recipe is wrong. `problems` lists all problems, not only the first."""
 
     exit_code = 2
 
@@ -69,7 +69,7 @@ class RecipeError(TauonError):
 
 
 class DataError(TauonError):
-    """Data cannot be read or is not what the recipe says."""
+    """Data cannot be read or does not match the recipe."""
 
     exit_code = 3
 
@@ -79,19 +79,19 @@ class ChecksumError(DataError):
 
 
 class CheckpointError(TauonError):
-    """A checkpoint is torn, missing, or belongs to another model."""
+    """A checkpoint is incomplete, missing, or belongs to another model."""
 
     exit_code = 4
 
 
 class RunError(TauonError):
-    """A run folder is taken by another process, or holds another recipe."""
+    """A run folder is in use by another process, or has another recipe."""
 
     exit_code = 5
 
 
 class TrainingError(TauonError):
-    """Training cannot go on; the last whole checkpoint is kept."""
+    """Training cannot continue; the last complete checkpoint is kept."""
 
     exit_code = 6
 
@@ -106,18 +106,18 @@ class MissingExtra(TauonError):
 
 
 class LaunchError(TauonError):
-    """Workers cannot be started where the recipe says; nothing ran."""
+    """Workers cannot be started as the recipe asks; nothing ran."""
 
     exit_code = 8
 
 
 class PrivacyError(TauonError):
-    """What was promised of privacy does not hold, or would not: an audit refutes it, or a budget does not suffice."""
+    """A privacy guarantee does not hold, or would not: an audit contradicts it, or a budget is exceeded."""
 
     exit_code = 9
 
 
 class Interrupted(TauonError):
-    """Stopped from outside (Ctrl-C, SIGTERM). Everything was saved first; the same command goes on."""
+    """Stopped from outside (Ctrl-C, SIGTERM). Everything was saved first; run the same command again to continue."""
 
     exit_code = 130

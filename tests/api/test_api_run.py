@@ -100,7 +100,7 @@ def test_a_tree_from_python_runs_as_the_file_does(run: tauon.Run, recipe: Path) 
 
 
 def test_what_is_not_there_is_said(tmp_path: Path, recipe: Path) -> None:
-    with pytest.raises(RunError, match="no run there"):
+    with pytest.raises(RunError, match="not a run"):
         tauon.open_run(tmp_path)
     with pytest.raises(RecipeError, match="did you mean 'steps'"):
         tauon.run(recipe, "train.stps=3", root=tmp_path)

@@ -188,13 +188,13 @@ def test_adamw_goes_on_bit_for_bit(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"g": {"x": 3}}, "group 'g', tensor 'x': got int.*belong into `state`"),
+        ({"g": {"x": 3}}, "group 'g', tensor 'x': got int.*Put plain values into `state`"),
         ({"g": {"x": torch.empty(2, device="meta")}}, "meta cannot be saved"),
         ({"g": {"x": torch.eye(2).to_sparse()}}, "sparse_coo"),
         ({"g": {"x": torch.zeros(2, dtype=torch.complex128)}}, "complex128"),
         ({"g": {"__metadata__": torch.zeros(2)}}, "Rename it"),
-        ({"../g": {}}, "'../g': a group's name is a file name"),
-        ({"": {}}, "a group's name is a file name"),
+        ({"../g": {}}, "'../g': the name is used as a file name"),
+        ({"": {}}, "the name is used as a file name"),
     ],
 )
 def test_what_cannot_be_saved_is_named_and_nothing_is_written(tmp_path, bad, message):
@@ -206,7 +206,7 @@ def test_what_cannot_be_saved_is_named_and_nothing_is_written(tmp_path, bad, mes
 
 
 def test_state_that_is_no_json_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"state: rng\.torch: Tensor cannot be kept as JSON"):
+    with pytest.raises(CheckpointError, match=r"state: rng\.torch: Tensor cannot be stored as JSON"):
         save_checkpoint(tmp_path, 1, {}, {"rng": {"torch": torch.zeros(3)}})
 
 
@@ -300,7 +300,7 @@ def test_no_checkpoint_is_none_and_a_wrong_path_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         load_checkpoint(tmp_path / "nowhere")
     checkpoint = save_checkpoint(tmp_path, 1, groups(), {})
-    with pytest.raises(CheckpointError, match=r"no group 'ema'\. There are: model, optim"):
+    with pytest.raises(CheckpointError, match=r"no group 'ema'\. Available: model, optim"):
         checkpoint.tensors("ema")
 
 
@@ -429,7 +429,7 @@ def test_a_full_disk_is_told_once_and_the_last_whole_checkpoint_stays(tmp_path, 
     writer.wait()
     with monkeypatch.context() as patch:
         patch.setattr(tensor_file, "write_all", no_space)
-        with pytest.raises(CheckpointError, match=r"step-000002: cannot be written: No space left.*Free some space"):
+        with pytest.raises(CheckpointError, match=r"step-000002: cannot be written: No space left.*Free disk space"):
             save_and_wait(writer, 2, groups(2.0))
     assert names(tmp_path) == ["step-000001"]
     assert latest_checkpoint(tmp_path).tensors("model")["w"].eq(1).all()

@@ -138,7 +138,7 @@ def test_where_things_lie(tmp_path):
 
 
 def test_what_is_no_run_is_said_to_be_none(tmp_path):
-    with pytest.raises(RunError, match="no run there"):
+    with pytest.raises(RunError, match="not a run"):
         Run.read(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file"):
@@ -151,7 +151,7 @@ def test_what_is_no_run_is_said_to_be_none(tmp_path):
 def test_a_damaged_manifest_is_named(tmp_path):
     with Run.open(tmp_path / "r") as run:
         run.manifest_path.write_text("[1]")
-        with pytest.raises(RunError, match=r"manifest\.json: holds list"):
+        with pytest.raises(RunError, match=r"manifest\.json: contains list"):
             run.manifest()
 
 

@@ -150,7 +150,7 @@ def test_json_mode_prints_one_object_a_line_for_a_whole_run(tauon: Tauon, tmp_pa
 
 def test_json_mode_of_a_run_that_fails_keeps_standard_output_clean(tauon: Tauon, tmp_path: Path) -> None:
     ended = tauon("run", text_recipe(tmp_path), "data.seq_len=1M", "--json")
-    assert ended.code == 3 and "Shorten data.seq_len" in ended.err
+    assert ended.code == 3 and "Lower data.seq_len" in ended.err
     assert all(json.loads(line)["kind"] for line in ended.out.splitlines())
 
 

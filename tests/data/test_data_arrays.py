@@ -58,7 +58,7 @@ def test_images_are_normalised_by_channel(kind: Any) -> None:
 def test_unit_divides_bytes_by_255_and_refuses_other_ranges() -> None:
     assert np.array_equal(Normalizer.fit(IMAGES, "unit")(IMAGES), IMAGES.astype(np.float32) / np.float32(255))
     assert np.array_equal(Normalizer.fit(IMAGES, "none")(IMAGES), IMAGES.astype(np.float32))
-    with pytest.raises(DataError, match=r"unit divides bytes by 255, but features go from -1"):
+    with pytest.raises(DataError, match=r"unit divides bytes by 255, but features range from -1"):
         Normalizer.fit(np.array([[-1.0], [3.0]], np.float32), "unit")
 
 
@@ -94,9 +94,9 @@ def table(features: Any, targets: Any, labels: tuple[str, ...] = (), names: tupl
         (table(np.zeros((0, 3)), []), r"no rows"),
         (table([[1.0], [2.0]], [1]), r"2 rows of features but 1 targets"),
         (table([1.0, 2.0], [0, 1]), r"features have shape \(2,\)"),
-        (table([["a"], ["b"]], [0, 1]), r"features are <U1, expected numbers"),
+        (table([["a"], ["b"]], [0, 1]), r"features have type <U1, expected numbers"),
         (table([[1.0], [2.0]], [1, 1], ("a", "b")), r"every row has the label 'b'"),
-        (table([[1.0], [2.0]], [0, 2], ("a", "b")), r"label 2 of row 1 is out of range 0 to 1"),
+        (table([[1.0], [2.0]], [0, 2], ("a", "b")), r"label 2 of row 1 is out of range, expected 0 to 1"),
         (table([[1.0], [2.0]], [0, -1], ("a", "b")), r"label -1 of row 1 is out of range"),
         (table([[1.0], [2.0]], [[0], [1]], ("a", "b")), r"class labels have shape \(2, 1\)"),
         (table([[1.0], [2.0]], np.zeros((2, 2, 2))), r"targets have shape"),

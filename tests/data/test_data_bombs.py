@@ -59,7 +59,7 @@ def test_a_bomb_is_refused_with_its_bound_before_memory_is_full(
     assert bound < 16 * MIB
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match=f"{path.name}: .* unpack to more than {bound:,}: .*{VARIABLE}"):
+        with pytest.raises(DataError, match=f"{path.name}: .* decompress to more than {bound:,}: .*{VARIABLE}"):
             read(path)
         # what was unpacked so far, once more as a buffer that grows; of zstd one piece of 4 KiB packed beside it
         assert tracemalloc.get_traced_memory()[1] < 4 * bound + (128 * MIB if pack is packed_zst else 0)
@@ -75,11 +75,11 @@ def test_the_bound_can_be_moved_by_who_knows_the_file(
     monkeypatch.setenv(VARIABLE, str(64 * MIB))
     assert len(read_bytes(path)) == 64 * MIB
     monkeypatch.setenv(VARIABLE, str(64 * MIB - 1))
-    with pytest.raises(DataError, match="unpack to more than"):
+    with pytest.raises(DataError, match="decompress to more than"):
         read_bytes(path)
     for odd in ("", "64GiB", "-1", "0"):
         monkeypatch.setenv(VARIABLE, odd)
-        with pytest.raises(DataError, match=f"{VARIABLE} is '{odd}': expected a number of bytes"):
+        with pytest.raises(DataError, match=f"{VARIABLE} is '{odd}', expected a number of bytes"):
             read_bytes(path)
 
 
@@ -107,7 +107,7 @@ def test_a_zip_of_recordings_that_is_a_bomb_is_refused_unread(tmp_path: Path, mo
         for i in range(8):
             z.writestr(f"dog/{i}.wav", bytes(2 * MIB))
     monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("was unpacked"))
-    with pytest.raises(DataError, match=r"sound\.zip: .* unpack to more than 4,194,304"):
+    with pytest.raises(DataError, match=r"sound\.zip: .* decompress to more than 4,194,304"):
         wav_files(path)
 
 
@@ -115,7 +115,7 @@ def test_an_archive_of_arrays_that_is_a_bomb_is_refused_unread(tmp_path: Path) -
     path = tmp_path / "a.npz"
     np.savez_compressed(path, x_train=np.zeros((4, 2**20)), y_train=np.zeros(4, np.int64))
     source = parse(SourceConfig, {"kind": "npz", "path": str(path)})
-    with pytest.raises(DataError, match=r"a\.npz: .* unpack to more than 4,194,304"):
+    with pytest.raises(DataError, match=r"a\.npz: .* decompress to more than 4,194,304"):
         source.arrays()
 
 
@@ -128,7 +128,9 @@ def test_an_array_whose_header_asks_for_more_than_there_is_takes_no_memory(tmp_p
         labels = io.BytesIO()
         np.save(labels, np.zeros(4, np.int64))
         z.writestr("y_train.npy", labels.getvalue())
-    with pytest.raises(DataError, match=r"array 'x_train' cannot be read: damaged \(its header asks for 8,796,093,022,208 bytes, it holds"):
+    with pytest.raises(
+        DataError, match=r"array 'x_train' cannot be read: damaged \(its header asks for 8,796,093,022,208 bytes, but it has"
+    ):
         parse(SourceConfig, {"kind": "npz", "path": str(path)}).arrays()
 
 
@@ -142,7 +144,7 @@ def test_a_recording_whose_header_says_more_than_there_is_takes_no_memory() -> N
     raw = bytearray(held.getvalue())
     raw[40:44] = (2**32 - 2).to_bytes(4, "little")  # bytes of sound, as the header says
     tracemalloc.start()
-    with pytest.raises(DataError, match="its header says 4,294,967,294"):
+    with pytest.raises(DataError, match="the header says 4,294,967,294"):
         read_wav(bytes(raw), "long.wav")
     assert tracemalloc.get_traced_memory()[1] < MIB
     tracemalloc.stop()
@@ -152,5 +154,5 @@ def test_a_packed_recording_that_is_a_bomb_is_refused() -> None:
     soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed")
     held = io.BytesIO()
     soundfile.write(held, np.zeros(32 * MIB, np.float32), 8000, format="FLAC")
-    with pytest.raises(DataError, match=r"quiet\.flac: .* unpack to more than"):
+    with pytest.raises(DataError, match=r"quiet\.flac: .* decompress to more than"):
         read_wav(held.getvalue(), "quiet.flac")

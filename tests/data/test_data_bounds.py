@@ -120,13 +120,13 @@ def test_arrays_have_bounds_by_name_too() -> None:
     ("data", "said"),
     [
         ({"normalize": "bounds"}, "bounds needs the range of each column"),
-        ({"normalize": "bounds", "bounds": {"age": AGE}}, r"data\.bounds: no bounds are given for income.*\"\*\""),
+        ({"normalize": "bounds", "bounds": {"age": AGE}}, r"data\.bounds: no bounds are set for income.*\"\*\""),
         ({"normalize": "bounds", "bounds": {"age": AGE, "income": INCOME, "incom": (0, 1)}}, r"data\.bounds\.incom: .*did you mean 'income'"),
-        ({"normalize": "bounds", "bounds": {"*": INCOME, "town": (0, 1)}}, r"data\.bounds\.town: holds categories"),
-        ({"normalize": "bounds", "bounds": {"*": (1, 1)}}, r"bounds\.\*: got 1 to 1: the lower bound must be below"),
+        ({"normalize": "bounds", "bounds": {"*": INCOME, "town": (0, 1)}}, r"data\.bounds\.town: has categories"),
+        ({"normalize": "bounds", "bounds": {"*": (1, 1)}}, r"bounds\.\*: got 1 to 1: expected the lower bound first"),
         ({"normalize": "bounds", "bounds": {"age": (60, 20), "*": INCOME}}, r"bounds\.age: got 60 to 20"),
-        ({"normalize": "bounds", "bounds": {"*": (0, 1e300)}}, r"bounds\.\*: .*finite numbers that float32 holds"),
-        ({"normalize": "robust", "bounds": {"*": INCOME}}, "clip values for normalize: bounds or standard, and it is robust"),
+        ({"normalize": "bounds", "bounds": {"*": (0, 1e300)}}, r"bounds\.\*: .*finite numbers within the range of float32"),
+        ({"normalize": "robust", "bounds": {"*": INCOME}}, "has no effect with normalize: robust; set normalize to bounds or standard"),
         ({"normalize": "bounds", "bounds": {"*": (0, float("inf"))}}, "finite number"),
         ({"normalize": "bounds", "bounds": {"age": 3}}, "bounds: .*got 3"),
     ],
@@ -145,7 +145,7 @@ def test_a_column_that_says_nothing_may_have_bounds(tmp_path: Path) -> None:
 def test_dates_have_bounds_by_their_parts(tmp_path: Path) -> None:
     records = [r | {"since": f"20{10 + i % 9}-0{1 + i % 9}-01"} for i, r in enumerate(rows())]
     table_of = {"dates": ["year", "month"]}
-    with pytest.raises(RecipeError, match=r"data\.bounds\.since: becomes the columns since\.year, since\.month"):
+    with pytest.raises(RecipeError, match=r"data\.bounds\.since: is encoded as the columns since\.year, since\.month"):
         table(tmp_path, records, normalize="bounds", bounds={"*": INCOME, "since": (0, 1)}, table=table_of)
     made = table(tmp_path, records, normalize="bounds", bounds={"*": INCOME, "since.month": (1, 12)}, table=table_of)
     month = made.preprocess["features"].index("since.month")
@@ -156,5 +156,5 @@ def test_dates_have_bounds_by_their_parts(tmp_path: Path) -> None:
 def test_pictures_have_no_bounds(tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", x=np.zeros((40, 3, 8, 8), np.uint8), y=np.arange(40) % 2)
     source = {"kind": "npz", "path": str(tmp_path / "p.npz"), "features": "x", "targets": "y"}
-    with pytest.raises(RecipeError, match=r"data\.bounds: are for tables, and examples have shape \(3, 8, 8\)"):
+    with pytest.raises(RecipeError, match=r"data\.bounds: are only for tables, but examples have shape \(3, 8, 8\)"):
         prepare(parse(DataConfig, {"source": source, "normalize": "bounds", "bounds": {"*": (0, 255)}}), seed=0, input_kind="arrays")

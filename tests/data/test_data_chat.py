@@ -80,8 +80,8 @@ def test_forms_of_one_preference_are_the_same() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "hello"}, "are no conversation"),
-        ({"messages": [{"role": "user", "content": "Hi"}]}, "no message is the assistant's"),
+        ({"text": "hello"}, "are not a conversation"),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "no message has the role assistant"),
         ({"messages": [{"content": "Hi"}]}, "message 0 has no role"),
         ({"instruction": 3, "output": "x"}, "instruction is int, expected text"),
     ],
@@ -101,7 +101,7 @@ def user_says(content: Any, **more: Any) -> dict[str, Any]:
         (user_says(None), r"content of message 1 \(assistant\) is null or missing"),
         (
             user_says(None, tool_calls=[{"id": 1}]),
-            r"message 1 \(assistant\): tool_calls is \[\{'id': 1\}\], which no chat template here writes",
+            r"message 1 \(assistant\): tool_calls is \[\{'id': 1\}\], which no chat template writes",
         ),
         (user_says("", tool_calls=[{"id": 1}]), "tool_calls is"),
         (user_says("x", function_call={"name": "f"}), "function_call is"),
@@ -110,14 +110,14 @@ def user_says(content: Any, **more: Any) -> dict[str, Any]:
         (user_says([{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {}}]), "has a part of type 'image_url'"),
         (user_says(["a"]), "has a part of type 'str'"),
         (user_says("x", weight=0.5), "message 1 has weight 0.5, expected 0"),
-        (user_says("x", weight=0), "every answer has weight 0, so there is nothing to learn"),
+        (user_says("x", weight=0), "every answer has weight 0, so there is nothing to train on"),
         ({"instruction": "a", "output": "b", "history": [["c"]]}, r"history is \[\['c'\]\], expected a list of \[question, answer\]"),
         ({"instruction": "a", "output": "b", "history": "c"}, "history is 'c'"),
         ({"prompt": "a", "completion": None}, "completion is null or missing"),
-        ({"prompt": "a", "response": "b"}, "keys prompt, response are no conversation"),
+        ({"prompt": "a", "response": "b"}, "keys prompt, response are not a conversation"),
         (
             user_says("x") | {"system": "S", "messages": [{"role": "system", "content": "T"}, *user_says("x")["messages"]]},
-            "another system message",
+            "two different system messages",
         ),
     ],
 )
@@ -151,11 +151,11 @@ def test_keys_that_are_not_read_are_named_and_counted(tmp_path: Path) -> None:
     rows = [user_says(f"It is {i}.", name="Bob") | {"id": i, "source": "here", "score": None} for i in range(1, 20)]
     facts = made(tmp_path, rows, split={"validation": 0}).facts
     assert facts["ignored_keys"] == {"train": {"name": 19, "id": 19, "source": 19}}
-    assert facts["notes"] == ["keys of the rows that are not read: id, name, source"]
+    assert facts["notes"] == ["keys of the rows that were not read: id, name, source"]
     strange = [{"instruction": "a", "output": "b", "\ud800": 1}] * 12
-    assert made(tmp_path, strange).facts["notes"] == ["keys of the rows that are not read: \\ud800"]
+    assert made(tmp_path, strange).facts["notes"] == ["keys of the rows that were not read: \\ud800"]
     pairs = [{"prompt": "Hi", "chosen": f"a{i}", "rejected": "b", "margin": 2} for i in range(12)]
-    assert made(tmp_path, pairs, "pairs").facts["notes"] == ["keys of the rows that are not read: margin"]
+    assert made(tmp_path, pairs, "pairs").facts["notes"] == ["keys of the rows that were not read: margin"]
 
 
 def test_answers_of_weight_zero_are_context_and_the_others_are_learned(tmp_path: Path) -> None:
@@ -187,13 +187,13 @@ def test_an_empty_answer_in_the_middle_is_refused_or_left_out_and_counted(tmp_pa
         made(tmp_path, rows)
     facts = made(tmp_path, rows, chat={"empty_answers": "drop"}).facts
     assert facts["left_out_empty"] == {"train": 2}
-    assert facts["notes"] == ["2 conversations of the train source with an empty answer are left out"]
+    assert facts["notes"] == ["2 conversations of the train source are left out, because an answer is empty"]
 
 
 def test_pairs_that_prefer_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="are the same text"):
         pair({"prompt": "Hi", "chosen": "a", "rejected": "a"}, "x")
-    with pytest.raises(DataError, match="chosen is a message of the role 'user', expected the assistant's"):
+    with pytest.raises(DataError, match="chosen is a message with role 'user', expected role assistant"):
         pair({"prompt": "Hi", "chosen": {"from": "human", "value": "a"}, "rejected": "b"}, "x")
     with pytest.raises(DataError, match="no rejected"):
         pair({"prompt": "Hi", "chosen": "a"}, "x")
@@ -250,8 +250,11 @@ def test_presets_write_what_the_published_jinja_template_writes(preset: str, jin
             r"drops or repeats the content of message 0 \(system\)",
         ),
         ("{{ messages[0]['content'] }}{{ messages[0]['content'] }}", "drops or repeats"),
-        ("{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}", "refuses the roles system, user"),
-        ("{% for m in messages %}", "not a template"),
+        (
+            "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}",
+            "raised an error for the roles system, user",
+        ),
+        ("{% for m in messages %}", "not a valid Jinja template"),
     ],
 )
 def test_a_jinja_template_that_drops_something_is_refused(jinja: str, message: str) -> None:
@@ -271,14 +274,14 @@ def test_a_jinja_template_cannot_reach_out() -> None:
 def test_a_template_of_roles_that_lacks_one_is_refused(tmp_path: Path) -> None:
     roles = {"user": {"before": "Q: ", "after": "\n"}, "assistant": {"before": "A: ", "after": "{end}\n"}}
     row = {"messages": [{"role": "tool", "content": "42"}, {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}
-    with pytest.raises(DataError, match="no role 'tool', so that message would be dropped"):
+    with pytest.raises(DataError, match="no role 'tool', so the message would be dropped"):
         made(tmp_path, [row] * 20, chat={"roles": roles})
     with pytest.raises(RecipeError, match="has no 'assistant'"):
         parse(ChatConfig, {"roles": {"user": {}}})
 
 
 def test_markers_must_be_tokens_of_the_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"'<\|im_start\|>', which is no token of this tokenizer \(257 ids\)"):
+    with pytest.raises(DataError, match=r"'<\|im_start\|>', which is not a token of this tokenizer \(257 ids\)"):
         made(tmp_path, ALPACA, chat={"template": "chatml"})
 
 
@@ -333,7 +336,7 @@ def test_long_rows_lose_the_beginning_of_the_prompt_then_the_end_of_the_answer(t
     part = splits.facts["parts"]["train"]
     assert (part["prompts_cut"], part["answers_cut"]) == (2, 1)
     assert [n.partition(":")[0] for n in splits.facts["notes"]] == [
-        "2 conversations of the train part lost the beginning of what stands before the last answer",
+        "2 conversations of the train part lost the beginning of the text before the last answer",
         "1 conversations of the train part lost the end of an answer",
     ]
 

@@ -288,7 +288,7 @@ def test_whatever_is_said_becomes_the_tokens_of_transformers(name: str, said: li
     if any(not m.content.strip() for m in messages if m.role == "assistant"):
         if name == "qwen-3":  # it writes its empty thoughts; that an answer is empty is seen before (`chat.py`)
             return
-        with pytest.raises(DataError, match="leaves nothing of the answer"):
+        with pytest.raises(DataError, match="removes all of the answer"):
             ours(name, False).encode(messages, "here")
         return
     found = ours(name, False).encode(messages, "here")
@@ -317,7 +317,7 @@ def test_thoughts_that_a_template_drops_everywhere_are_not_learned() -> None:
     found = ours("deepseek", False).encode(THOUGHT, "here")
     assert found.ids.tolist() == theirs("deepseek", THOUGHT)[0]
     assert found.answers == ("\n\nHello!", "\n\n408")
-    with pytest.raises(DataError, match="leaves nothing of the answer in message 1"):
+    with pytest.raises(DataError, match="removes all of the answer in message 1"):
         ours("deepseek", False).encode(talk("Hi", "<think>Only this</think>"), "here")
 
 
@@ -363,7 +363,7 @@ def test_a_template_that_does_not_end_its_answers_is_refused() -> None:
     jinja = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     for tokenizer in (ByteTokenizer(), byte_level("<s>", "</s>")):
         encoder = ChatEncoder(template_for(parse(ChatConfig, {"jinja": jinja})), tokenizer)
-        with pytest.raises(DataError, match=r"a\.json, item 3: behind the answer in message 1 .* would not learn to stop"):
+        with pytest.raises(DataError, match=r"a\.json, item 3: after the answer in message 1 .* would not learn to stop"):
             encoder.encode(talk("Hi", "Hello!"), "a.json, item 3")
 
 
@@ -383,9 +383,9 @@ def test_a_template_that_writes_the_date_needs_one() -> None:
     encoder = ChatEncoder(template_for(parse(ChatConfig, {"jinja": without_tags(LLAMA31)})), FAMILIES["llama-3.1"][1]())
     with pytest.raises(DataError, match=r"x: the chat template writes today's date .* data\.chat\.date: 2026-01-31"):
         encoder.encode(talk("Hi", "Hello!"), "x")
-    with pytest.raises(RecipeError, match="is no date"):
+    with pytest.raises(RecipeError, match="is not a date"):
         parse(ChatConfig, {"jinja": "x", "date": "2026-02-31"})
-    with pytest.raises(RecipeError, match=r"date: is for data\.chat\.jinja"):
+    with pytest.raises(RecipeError, match=r"date: has no effect without data\.chat\.jinja"):
         parse(ChatConfig, {"date": "2026-02-01"})
 
 
@@ -407,7 +407,7 @@ def test_a_template_that_writes_the_date_needs_one() -> None:
 )
 def test_a_template_cannot_reach_out_and_fails_by_row(hostile: str) -> None:
     jinja = hostile + "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
-    with pytest.raises(DataError, match=r"item 3|data\.chat\.jinja: not a template"):
+    with pytest.raises(DataError, match=r"item 3|data\.chat\.jinja: not a valid Jinja template"):
         ChatEncoder(template_for(parse(ChatConfig, {"jinja": jinja})), ByteTokenizer()).encode(talk("Hi", "Hello!"), "a.json, item 3")
 
 
@@ -427,8 +427,8 @@ def test_rows_are_packed_cut_and_counted(tmp_path: Path, monkeypatch: pytest.Mon
     part = splits.facts["parts"]["train"]
     assert (part["answers_rewritten"], part["prompts_cut"], part["answers_cut"]) == (12, 1, 0)
     assert splits.facts["notes"] == [
-        "1 conversations of the train part lost the beginning of what stands before the last answer: they are longer than data.seq_len",
-        "12 answers of the train part are context only: the chat template writes them otherwise when others follow",
+        "1 conversations of the train part lost the beginning of the text before the last answer: they are longer than data.seq_len",
+        "12 answers of the train part are context only (no loss): the chat template writes them differently when others follow",
     ]
     data: Any = splits.train
     batch = data.batch(np.arange(len(data)))

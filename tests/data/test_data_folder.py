@@ -53,8 +53,8 @@ def test_hidden_and_other_files_are_no_pictures_and_are_counted(tmp_path: Path) 
     table = source(root).arrays()
     assert len(table) == 9 and table.label_names == ("class1", "class2", "class10")
     assert table.left_out == (
-        "files that systems leave behind (4): __MACOSX/class1/._1.png, class1/.DS_Store, class1/._1.png, class1/Thumbs.db",
-        "not pictures by their names (3): README.md, class1/notes.txt, class1/scan.dcm",
+        "files made by the operating system (4): __MACOSX/class1/._1.png, class1/.DS_Store, class1/._1.png, class1/Thumbs.db",
+        "not images by their names (3): README.md, class1/notes.txt, class1/scan.dcm",
     )
     made = prepare(
         parse(DataConfig, {"source": {"kind": "folder", "path": str(root)}, "split": {"validation": 0}}), seed=0, input_kind="arrays"
@@ -127,7 +127,7 @@ def test_the_range_of_deep_pictures_is_that_of_the_training_part(tmp_path: Path)
     deep(tmp_path / "x" / "test", [60000, 10], np.uint16)
     made = learned(tmp_path / "x")
     assert made.facts["pixel_range"]["high"] == 4095
-    assert made.facts["notes"] == ["pictures: black is 0 and white 4095 (12 bits are in use in the training pictures)"]
+    assert made.facts["notes"] == ["images: black is 0 and white 4095 (12 bits are in use in the training pictures)"]
     assert made.test._table.features.max() == pytest.approx(60000 * 255 / 4095)
     stated = learned(tmp_path / "x", value_range=[1000, 2000])
     assert sorted({*stated.train._table.features[:, 0, 3, 3].tolist()}) == [0, 255]
@@ -157,14 +157,14 @@ def test_deep_pictures_are_resized_without_losing_levels(tmp_path: Path) -> None
 def test_depths_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
     root = deep(tmp_path / "x", [4000, 300], np.uint16)
     deep(root, [0, 0, 0.5, 0.25], np.float32, ".tif")
-    with pytest.raises(DataError, match=r"holds float32 values and .* uint16.*Convert them to one depth"):
+    with pytest.raises(DataError, match=r"has float32 values and .* uint16.*Convert all images to one depth"):
         source(root).arrays()
-    with pytest.raises(DataError, match="value_range is for pictures deeper than 8 bits"):
+    with pytest.raises(DataError, match="value_range is only for images deeper than 8 bits"):
         source(folder(tmp_path), value_range=[0, 100]).arrays()
     with pytest.raises(RecipeError, match="value_range"):
         source(root, value_range=[5, 5])
     nan = deep(tmp_path / "n", [np.nan, 1], np.float32, ".tif")
-    with pytest.raises(DataError, match=r"0.tif: 15 of its values are not finite"):
+    with pytest.raises(DataError, match=r"0.tif: 15 of its values are NaN or infinite"):
         source(nan).arrays()
 
 
@@ -173,7 +173,7 @@ def test_a_class_of_which_nothing_is_whole_is_an_error(tmp_path: Path) -> None:
     for p in (root / "class2").iterdir():
         p.write_bytes(b"broken")
     with pytest.raises(
-        DataError, match=r"class 'class2' has 3 files and no whole picture among them.*The first: .*1.png: not a whole picture"
+        DataError, match=r"class 'class2' has 3 files but no readable image among them.*The first: .*1.png: damaged or not an image"
     ):
         source(root, on_corrupt="skip").arrays()
 
@@ -199,7 +199,7 @@ def test_a_class_that_only_the_test_folder_has_is_an_error(tmp_path: Path) -> No
     for part, classes in (("train", "ab"), ("test", "abc")):
         for c in classes:
             save(tmp_path / "whole" / part / c / "0.png")
-    with pytest.raises(DataError, match=r"the test source has the label 'c', which training never sees. It has a, b"):
+    with pytest.raises(DataError, match=r"the test source has the label 'c', which the training data does not have. Training labels: a, b"):
         prepare(
             parse(DataConfig, {"source": {"kind": "folder", "path": str(tmp_path / "whole")}, "split": {"validation": 0}}),
             seed=0, input_kind="arrays",
@@ -271,31 +271,31 @@ def broken(root: Path, what: str) -> str:
     path = root / "class2" / "2.png"
     if what == "truncated":
         path.write_bytes(path.read_bytes()[:-20])
-        return r"class2/2\.png: not a whole picture .*on_corrupt=skip"
+        return r"class2/2\.png: damaged or not an image .*on_corrupt=skip"
     if what == "no picture":
         path.write_bytes(b"<html>Not found</html>")
-        return r"class2/2\.png: not a whole picture \(cannot identify image file"
+        return r"class2/2\.png: damaged or not an image \(cannot identify image file"
     if what == "nothing":
         path.write_bytes(b"")
-        return r"class2/2\.png: not a whole picture"
+        return r"class2/2\.png: damaged or not an image"
     if what == "another size":
         save(path, size=(9, 9))
-        return r"class2/2\.png: 9 x 9 pixels, and .*class1/1\.png has 6 x 4.*set data\.source\.size"
+        return r"class2/2\.png: 9 x 9 pixels, but .*class1/1\.png has 6 x 4.*set data\.source\.size"
     if what == "one class":
         for name in ("class2", "class10"):
             for p in (root / name).iterdir():
                 p.unlink()
             (root / name).rmdir()
-        return r"signs: one class only \(class1\)"
+        return r"signs: only one class \(class1\)"
     if what == "empty class":
         for p in (root / "class2").iterdir():
             p.unlink()
-        return r"signs/class2: the class has no picture"
+        return r"signs/class2: this class folder has no image"
     if what == "no classes":
         save(root.parent / "signs2" / "0.png")
         os.rename(root, root.parent / "old")
         os.rename(root.parent / "signs2", root)
-        return r"signs: 0\.png lies in no class. Expected signs/<class>/<picture>"
+        return r"signs: 0\.png is not in a class folder. Expected signs/<class>/<picture>"
     assert what == "missing"
     os.rename(root, root.parent / "old")
     return r"signs: no such folder. Relative paths start at"
@@ -315,7 +315,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path: Path, what: str) -> None
 def test_a_picture_that_may_not_be_read(tmp_path: Path) -> None:
     root = folder(tmp_path)
     (root / "class1" / "1.png").chmod(0)
-    with pytest.raises(DataError, match=r"1\.png: may not be read"):
+    with pytest.raises(DataError, match=r"1\.png: cannot be read: permission denied"):
         source(root).arrays()
 
 
@@ -324,7 +324,7 @@ def test_skipping_leaves_out_and_counts(tmp_path: Path) -> None:
     broken(root, "truncated")
     table = source(root, on_corrupt="skip").arrays()
     assert np.bincount(table.targets).tolist() == [3, 2, 3]
-    assert len(table.left_out) == 1 and "class2/2.png: not a whole picture" in table.left_out[0]
+    assert len(table.left_out) == 1 and "class2/2.png: damaged or not an image" in table.left_out[0]
     splits = prepare(
         parse(DataConfig, {"source": {"kind": "folder", "path": str(root), "on_corrupt": "skip"}, "split": {"validation": 0}}),
         seed=0, input_kind="arrays",
@@ -332,7 +332,7 @@ def test_skipping_leaves_out_and_counts(tmp_path: Path) -> None:
     assert splits.facts["left_out"]["train"] == list(table.left_out)
     for name in ("class1/1.png", "class1/2.png", "class10/1.png", "class10/2.png"):
         (root / name).write_bytes(b"x")
-    with pytest.raises(DataError, match=r"5 of 9 files are no whole pictures, too many to leave out"):
+    with pytest.raises(DataError, match=r"5 of 9 files are damaged images, too many to skip"):
         source(root, on_corrupt="skip").arrays()
 
 

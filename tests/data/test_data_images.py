@@ -241,11 +241,11 @@ def test_grey_pictures_work_where_colours_are_not_needed() -> None:
 @pytest.mark.parametrize(
     ("values", "photos", "says"),
     [
-        ({"kind": "colour", "saturation": 0.2}, photographs(2, channels=1), r"data\.augment\.0: colour: grey pictures have neither"),
-        ({"kind": "colour"}, np.zeros((2, 2, 8, 8), np.uint8), "1 or 3 channels, and these have 2"),
-        ({"kind": "randaugment"}, np.zeros((2, 4, 8, 8), np.uint8), "1 or 3 channels, and these have 4"),
+        ({"kind": "colour", "saturation": 0.2}, photographs(2, channels=1), r"data\.augment\.0: colour: grey images have neither"),
+        ({"kind": "colour"}, np.zeros((2, 2, 8, 8), np.uint8), "1 or 3 channels, but these have 2"),
+        ({"kind": "randaugment"}, np.zeros((2, 4, 8, 8), np.uint8), "1 or 3 channels, but these have 4"),
         ({"kind": "colour"}, np.zeros((2, 3, 8, 8), np.float32), "needs images of bytes .0 to 255., but the features are float32"),
-        ({"kind": "crop", "padding": 8, "fill": "reflect"}, np.zeros((2, 3, 8, 8), np.uint8), "cannot be mirrored into 8 x 8"),
+        ({"kind": "crop", "padding": 8, "fill": "reflect"}, np.zeros((2, 3, 8, 8), np.uint8), "cannot be mirrored in an image of 8 x 8"),
         ({"kind": "erase"}, np.zeros((2, 5), np.uint8), r"erase needs images .* shape \(5,\)"),
     ],
 )

@@ -61,7 +61,7 @@ def test_a_word_among_numbers_is_pointed_out(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,y\n" + "".join(f"{'oops' if i == 4 else i % 5},{'no' if i % 2 else 'yes'}\n" for i in range(20)))
     first = inspect_table(tmp_path / "t.csv").columns[0]
     assert first.kind == "category"
-    assert "1 of 20 values are no numbers ('oops')" in first.why
+    assert "1 of 20 values are not numbers ('oops')" in first.why
 
 
 def test_a_word_that_stands_for_a_missing_number_is_named(tmp_path: Path) -> None:

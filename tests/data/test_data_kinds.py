@@ -230,22 +230,22 @@ def test_a_kind_that_no_file_knows_is_prepared_checked_and_keeps_the_contract(wa
 def test_its_source_is_refused_by_other_tasks_in_its_own_words(walks: type[DataKind[Any]]) -> None:
     config = parse(DataConfig, {"source": {"kind": "walks"}})
     assert dict(problems_for(config, "arrays")) == {
-        "source": "'walks' gives random walks, but the task needs features and targets; choose another source or another task"
+        "source": "'walks' provides random walks, but the task needs features and targets; choose another source or another task"
     }
     other = parse(DataConfig, {"source": {"kind": "python-stdlib"}, "normalize": "standard"})
     assert dict(problems_for(other, "walks")) == {
-        "source": "'python-stdlib' gives text, but the task needs random walks; choose another source or another task",
-        "normalize": "is for arrays and series, and the task needs walks; drop it",
+        "source": "'python-stdlib' provides text, but the task needs random walks; choose another source or another task",
+        "normalize": "is only for arrays and series, but the task needs walks; remove it",
     }
 
 
 def test_a_kind_that_is_not_installed_is_an_error_that_names_the_nearest() -> None:
     config = parse(DataConfig, {"source": {"kind": "python-stdlib"}})
     with pytest.raises(
-        RecipeError, match=r"needs 'signal', and no installed kind of data is that; did you mean 'signals'.*There are: tokens, arrays"
+        RecipeError, match=r"needs 'signal', and no installed kind of data is that; did you mean 'signals'.*Available: tokens, arrays"
     ):
         prepare(config, seed=0, input_kind="signal")
-    with pytest.raises(RecipeError, match=r"needs 'zzz', and no installed kind of data is that\. There are: tokens, arrays, series"):
+    with pytest.raises(RecipeError, match=r"needs 'zzz', and no installed kind of data is that\. Available: tokens, arrays, series"):
         prepare(config, seed=0, input_kind="zzz")
 
 

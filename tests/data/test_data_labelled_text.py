@@ -130,7 +130,7 @@ def test_bad_rows_are_named(tmp_path: Path, found: list[tuple[str, str]], messag
 
 def test_a_class_that_training_never_sees_is_refused(tmp_path: Path) -> None:
     test = write(tmp_path / "b.csv", [("odd", "strange"), ("fine", "good")])
-    with pytest.raises(DataError, match="'strange', which training never sees"):
+    with pytest.raises(DataError, match="'strange', which the training data does not have"):
         made(write(tmp_path / "a.csv", rows()), test={"kind": "csv", "path": str(test), "text": "text", "label": "label"})
     with pytest.raises(DataError, match="'strange', which no training row has"):
         made(write(tmp_path / "c.csv", [*rows(), ("odd", "strange")]), split={"by": "position", "test": 0.1, "validation": 0})
@@ -139,7 +139,7 @@ def test_a_class_that_training_never_sees_is_refused(tmp_path: Path) -> None:
 def test_images_are_not_augmented_like_texts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="flip is not for texts"):
         made(write(tmp_path / "a.csv", rows()), augment=["flip"])
-    with pytest.raises(RecipeError, match="document is for running text"):
+    with pytest.raises(RecipeError, match="document is only for running text"):
         made(tmp_path / "a.csv", split={"by": "document"})
 
 
@@ -168,5 +168,5 @@ def test_the_tokenizer_is_read_from_the_cache_as_it_was_made(tmp_path: Path) -> 
     assert isinstance(two.tokenizer, Tokenizer)
     found = next((tmp_path / "cache" / "tokenizers").glob("*/tokenizer.json"))
     found.write_text(found.read_text().replace('"splittable": true', '"splittable": false'))
-    with pytest.raises(DataError, match="not the tokenizer that was written"):
+    with pytest.raises(DataError, match="the tokenizer file has changed since it was written"):
         made(tmp_path / "a.csv")

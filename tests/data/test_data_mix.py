@@ -210,7 +210,7 @@ def test_data_that_a_choice_does_not_fit_is_named(tmp_path: Any, data: dict[str,
     ("data", "says"),
     [
         ({"mix": {}}, "neither mixup nor cutmix is set"),
-        ({"sampling": "balanced", "class_weights": "balanced"}, "would count twice"),
+        ({"sampling": "balanced", "class_weights": "balanced"}, "would be weighted twice"),
         ({"mix": {"mixup": -1}}, "mixup"),
     ],
 )
@@ -224,7 +224,7 @@ def test_a_class_that_only_held_out_rows_have_is_an_error(tmp_path: Any) -> None
     with pytest.raises(DataError, match=r"the test part has the class '2', which no training row has"):
         prepare(config, seed=0, input_kind="arrays")
     np.savez(tmp_path / "b.npz", x_train=PICTURES[:45], y_train=CLASSES[:45], x_test=PICTURES[40:], y_test=CLASSES[40:])
-    with pytest.raises(DataError, match=r"the test source has the label '2', which training never sees"):
+    with pytest.raises(DataError, match=r"the test source has the label '2', which the training data does not have"):
         prepare(parse(DataConfig, {"source": {"kind": "npz", "path": str(tmp_path / "b.npz")}}), seed=0, input_kind="arrays")
 
 

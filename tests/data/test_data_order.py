@@ -141,7 +141,7 @@ def test_a_batch_that_does_not_divide_is_filled_up_at_weight_zero() -> None:
 
 
 def test_a_batch_smaller_than_the_ranks_is_refused() -> None:
-    with pytest.raises(RecipeError, match="take at least 3"):
+    with pytest.raises(RecipeError, match="set train.batch to at least 3"):
         Loader(Numbers(10), batch=2, seed=0, world=3)
 
 

@@ -41,7 +41,7 @@ from tauon.artifacts import find_checkpoint
 from tauon.recipe import load_recipe
 from tauon.data import prepare
 recipe = load_recipe(sys.argv[1])
-test = prepare(recipe.data, seed=recipe.seed, needs=recipe.task.needs).test
+test = prepare(recipe.data, seed=recipe.seed, input_kind=recipe.task.input_kind).test
 from toy_plugin.events.kind import inputs_from_logs
 preprocess = find_checkpoint(Path(sys.argv[1])).state["preprocess"]
 logs = recipe.data.source.logs().logs
@@ -82,10 +82,10 @@ def test_another_task_and_a_key_of_other_kinds_are_refused(tmp_path: Path) -> No
     env = install(tmp_path / "site")
     wrong = tauon(env, "recipe", "check", str(RECIPE), "--set", "task=classification", "--set", "model=mlp")
     assert wrong.returncode == 2
-    assert "'machine-log' gives sequences of events, but the task needs features and targets" in wrong.stderr
+    assert "'machine-log' provides sequences of events, but the task needs features and targets" in wrong.stderr
     wrong = tauon(env, "recipe", "check", str(RECIPE), "--set", "data.normalize=standard", "--set", "data.seq_len=8")
     assert wrong.returncode == 2
-    assert "data.normalize: is for arrays and series, and the task needs events; drop it" in wrong.stderr
+    assert "data.normalize: is only for arrays and series, but the task needs events; remove it" in wrong.stderr
     assert "seq_len" not in wrong.stderr, "the kind says that it reads it"
 
 
@@ -99,7 +99,7 @@ def test_half_of_it_is_an_error_that_names_what_there_is(tmp_path: Path) -> None
     wrong = tauon(install(tmp_path / "site", points=points), "recipe", "check", str(RECIPE))
     assert wrong.returncode == 2
     assert "the task needs 'events', and no installed kind of data is that" in wrong.stderr
-    assert "There are: tokens, arrays, series" in wrong.stderr
+    assert "Available: tokens, arrays, series" in wrong.stderr
     assert "Traceback" not in wrong.stderr
 
 

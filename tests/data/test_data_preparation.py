@@ -159,7 +159,7 @@ def test_the_limit_takes_the_first_documents(corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "values", "message"),
     [
-        (b"", {}, r"source 'text' \(train\) has no text: 1 documents, all empty"),
+        (b"", {}, r"source 'text' \(train\) has no text: all 1 documents are empty"),
         (b"too short", {"seq_len": 100}, r"the train part has 10 tokens \(BOS included\), fewer than one sequence of seq_len=100"),
         (b"x", {}, r"the train part is empty|the validation part is empty"),
         (b"\xffhello", {}, r"not utf-8 at byte 0"),
@@ -192,7 +192,7 @@ def test_text_that_changes_while_it_is_read_is_an_error(cache: Path) -> None:
             return "0" * 64
 
     try:
-        with pytest.raises(DataError, match=r"grows\.txt: changed while it was being prepared"):
+        with pytest.raises(DataError, match=r"grows\.txt: the file changed while it was being prepared"):
             prepare(config(source="toy-growing", tokenizer="chars", seq_len=8), seed=0, input_kind="tokens")
         assert [p.name for p in (cache / "tokens").iterdir() if not p.name.endswith(".lock")] == []
     finally:
@@ -205,7 +205,7 @@ def test_a_full_disk_is_said_and_nothing_stays(corpus: Path, cache: Path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr("numpy.save", full)
-        with pytest.raises(DataError, match=r"cannot be written \(No space left on device\)\. Free some space"):
+        with pytest.raises(DataError, match=r"cannot be written \(No space left on device\)\. Free disk space"):
             prepare(text_config(corpus), seed=0, input_kind="tokens")
     assert [p.name for p in (cache / "tokens").iterdir() if not p.name.endswith(".lock")] == []
     assert not prepare(text_config(corpus), seed=0, input_kind="tokens").facts["cache"]["reused"]
@@ -223,7 +223,7 @@ def test_a_damaged_preparation_is_refused_with_the_way_out(corpus: Path) -> None
     for text, message in (
         (whole.replace("river", "revir"), "not a tokenizer"),
         (whole.replace("number", "bumner"), "."),
-        (whole[:-5], "not JSON"),
+        (whole[:-5], "not valid JSON"),
     ):
         other.write_text(text)
         with pytest.raises(ChecksumError, match=rf"tokenizer\.json: {message}.* Delete .*prepared again"):
@@ -348,13 +348,13 @@ def test_a_files_own_parts_are_used_and_their_labels_matched_by_name(tmp_path: P
     assert made.test.batch(np.arange(4)).targets.tolist() == [2, 1, 2, 1]
     assert made.validation is None
     np.savez(tmp_path / "p.npz", x_train=x, y_train=np.arange(12) % 3, x_test=x[:4], y_test=np.array([0, 9, 0, 9]))
-    with pytest.raises(DataError, match="test source has the label '9', which training never sees"):
+    with pytest.raises(DataError, match="test source has the label '9', which the training data does not have"):
         prepare(config(source={"kind": "npz", "path": str(tmp_path / "p.npz")}), seed=0, input_kind="arrays")
 
 
 def test_parts_of_different_make_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.ones((9, 3)) * np.arange(9)[:, None], y=np.arange(9) % 2)
-    with pytest.raises(DataError, match=r"validation source has examples of shape \(3,\), the training source \(4,\)"):
+    with pytest.raises(DataError, match=r"validation source has examples of shape \(3,\), but the training source has \(4,\)"):
         prepare(
             config(source={"kind": "npz", "path": blobs(tmp_path)}, validation={"kind": "npz", "path": str(tmp_path / "a.npz")}),
             seed=0, input_kind="arrays",
@@ -362,7 +362,7 @@ def test_parts_of_different_make_are_refused(tmp_path: Path) -> None:
     for name, header in (("a", "p,q,y"), ("b", "p,r,y")):
         (tmp_path / f"{name}.csv").write_text(header + "\n" + "\n".join(f"{i},{i},{i % 2}" for i in range(20)))
     sources = {k: {"kind": "csv", "path": str(tmp_path / f"{n}.csv"), "label": "y"} for k, n in (("source", "a"), ("validation", "b"))}
-    with pytest.raises(DataError, match="the validation source has no column 'q', and the training source has. It has p, r"):
+    with pytest.raises(DataError, match="the validation source has no column 'q', which the training source has. Its columns: p, r"):
         prepare(config(**sources), seed=0, input_kind="arrays")
 
 
@@ -437,8 +437,8 @@ def test_settings_that_do_not_fit_the_task_are_refused(values: dict[str, Any], i
     ("values", "message"),
     [
         ({"validation": "python-stdlib", "split": {"validation": 0.2}}, r"split\.validation: has no effect"),
-        ({"test": "python-stdlib", "split": {"folds": 3}}, r"test: with split\.folds"),
-        ({"validation": {"kind": "sklearn", "name": "iris"}}, r"validation: gives arrays, but data\.source gives text"),
+        ({"test": "python-stdlib", "split": {"folds": 3}}, r"test: has no effect with split\.folds"),
+        ({"validation": {"kind": "sklearn", "name": "iris"}}, r"validation: provides arrays, but data\.source provides text"),
         ({"overlap": 1.0}, "overlap"),
         ({"seq_len": 0}, "seq_len"),
     ],

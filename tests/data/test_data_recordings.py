@@ -76,7 +76,7 @@ def test_damaged_recordings_are_named(tmp_path: Path) -> None:
                 samples, _ = read_wav(whole[:cut], "take7")
                 raise AssertionError(f"{format_} cut at {cut} gave {len(samples)} samples")
     soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan, 0.5], np.float32), RATE, subtype="FLOAT")
-    with pytest.raises(DataError, match="nan.wav: 1 of its samples are not finite"):
+    with pytest.raises(DataError, match="nan.wav: 1 of its samples are NaN or infinite"):
         read_wav(tmp_path / "nan.wav", "nan.wav")
 
 
@@ -103,7 +103,7 @@ def test_what_systems_leave_behind_is_skipped_and_counted(tmp_path: Path, packed
     made = prepared(place)
     assert made.train.facts["classes"] == {"high": 3, "low": 3, "middle": 3}
     assert made.facts["left_out"]["train"] == [
-        "files that systems leave behind (3): __MACOSX/low/._0.wav, low/._0.wav, low/Thumbs.db",
+        "files made by the operating system (3): __MACOSX/low/._0.wav, low/._0.wav, low/Thumbs.db",
         "not recordings by their names (1): low/notes.txt",
     ]
 
@@ -112,13 +112,13 @@ def test_damaged_recordings_that_are_left_out_are_counted_by_class(tmp_path: Pat
     recordings(tmp_path, takes=4)
     for name in ("high/0.wav", "high/1.wav", "low/3.wav"):
         (tmp_path / name).write_bytes(b"RIFF")
-    with pytest.raises(DataError, match="high/0.wav: not a whole"):
+    with pytest.raises(DataError, match="high/0.wav: damaged WAV file"):
         prepared(tmp_path)
     made = prepared(tmp_path, on_corrupt="skip")
     assert made.train.facts["classes"] == {"high": 2, "low": 3, "middle": 4}
     assert made.facts["left_out"]["train"] == [
-        "no whole recordings, class high (2): high/0.wav, high/1.wav",
-        "no whole recordings, class low (1): low/3.wav",
+        "damaged recordings, class high (2): high/0.wav, high/1.wav",
+        "damaged recordings, class low (1): low/3.wav",
     ]
 
 
@@ -126,7 +126,7 @@ def test_a_class_of_which_no_recording_is_whole_is_an_error(tmp_path: Path) -> N
     recordings(tmp_path)
     for p in (tmp_path / "low").iterdir():
         p.write_bytes(p.read_bytes()[:30])
-    with pytest.raises(DataError, match="class 'low' has 3 files and no whole recording among them.*The first: low/0.wav"):
+    with pytest.raises(DataError, match="class 'low' has 3 files but no readable recording among them.*The first: low/0.wav"):
         prepared(tmp_path, on_corrupt="skip")
 
 
@@ -134,7 +134,7 @@ def test_half_of_all_files_are_too_many_to_leave_out(tmp_path: Path) -> None:
     recordings(tmp_path, takes=2)
     for p in tmp_path.glob("*/0.wav"):
         p.write_bytes(b"RIFF")
-    with pytest.raises(DataError, match="3 of 6 files are no whole recordings, too many to leave out. The first: high/0.wav"):
+    with pytest.raises(DataError, match="3 of 6 files are damaged recordings, too many to skip. The first: high/0.wav"):
         prepared(tmp_path, on_corrupt="skip")
 
 
@@ -177,16 +177,16 @@ def test_transcripts_are_what_json_says(tmp_path: Path) -> None:
         ("s.jsonl", '{"file": "0.wav", "text": 5}', "line 1: text is 5, expected text in quotes"),
         ("s.jsonl", '{"file": "0.wav", "text": " "}', "line 1: text is empty"),
         ("s.jsonl", '["0.wav", "a"]', "line 1: a JSON list, expected an object"),
-        ("s.jsonl", '{"file": "0.wav",', "line 1: not JSON"),
+        ("s.jsonl", '{"file": "0.wav",', "line 1: not valid JSON"),
         ("s.jsonl", '{"file": "0.wav", "text": "a"}\n\n{"file": "./0.wav", "text": "b"}', "line 3: '0.wav' is listed a second time, first in line 1"),
         ("s.csv", "file,text\n0.wav,a\n0.wav,b", "line 3: '0.wav' is listed a second time, first in line 2"),
         ("s.csv", "file,text\n0.wav", "line 2: has no text"),
         ("s.csv", "file,text\n0.wav,", "line 2: text is empty"),
-        ("s.csv", "file,text\n0.wav,one, two", "line 2: 3 cells, and the header names 2"),
-        ("s.csv", "path,words\n0.wav,a", "its columns are path, words; expected `file` and `text`"),
-        ("s.csv", 'file,text\n0.wav,"a', "line 2: not CSV .unexpected end of data"),
-        ("s.csv", "file,text\n", "lists nothing"),
-        ("s.csv", "", "its columns are none"),
+        ("s.csv", "file,text\n0.wav,one, two", "line 2: 3 cells, but the header has 2"),
+        ("s.csv", "path,words\n0.wav,a", "columns are path, words, expected `file` and `text`"),
+        ("s.csv", 'file,text\n0.wav,"a', "line 2: not valid CSV .unexpected end of data"),
+        ("s.csv", "file,text\n", "the list is empty"),
+        ("s.csv", "", "columns are none"),
     ],
 )  # fmt: skip
 def test_a_row_that_cannot_be_read_is_refused_by_row(tmp_path: Path, name: str, content: str, said: str) -> None:

@@ -121,9 +121,9 @@ def test_settings_count_as_read_where_the_cache_has_the_features(tmp_path: Path)
 @pytest.mark.parametrize(
     ("more", "error", "says"),
     [
-        ({"scattering": {"groups": 5}}, RecipeError, "come out uneven"),
-        ({"augment": ["shift"]}, RecipeError, "worked out once"),
-        ({"scattering": {"scales": 4, "angles": 4, "groups": None}}, DataError, "needs pictures"),
+        ({"scattering": {"groups": 5}}, RecipeError, "does not divide the 81 coefficients"),
+        ({"augment": ["shift"]}, RecipeError, "computed once per image"),
+        ({"scattering": {"scales": 4, "angles": 4, "groups": None}}, DataError, "needs images"),
     ],
 )
 def test_what_cannot_be_is_refused(more: dict[str, Any], error: type[Exception], says: str, tmp_path: Path) -> None:

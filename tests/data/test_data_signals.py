@@ -98,7 +98,7 @@ def test_later_recordings_become_the_same_inputs(tmp_path: Path) -> None:
     waves = [read_wav(tmp_path / n, n)[0] for n in names]
     inputs, lengths = inputs_from_waves(splits.preprocess, waves, 8000)
     assert np.array_equal(inputs, batch.inputs.numpy()) and batch.lengths is not None and lengths.tolist() == batch.lengths.tolist()
-    with pytest.raises(DataError, match="16,000 samples a second, and the model was trained on 8,000"):
+    with pytest.raises(DataError, match="sampling rate 16,000 Hz, but the model was trained on 8,000"):
         inputs_from_waves(splits.preprocess, waves, 16000)
 
 
@@ -162,12 +162,12 @@ def broken(folder: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("cut", "low_a_0.wav: .*bytes of sound, its header says"),
-        ("text", "low_a_0.wav: not a recording"),
-        ("rate", r"16,000 samples a second|8,000 samples a second"),
-        ("name", "odd.wav does not fit data.source.pattern"),
+        ("cut", "low_a_0.wav: .*bytes of audio, but the header says"),
+        ("text", "low_a_0.wav: not an audio file"),
+        ("rate", r"sampling rate 16,000 Hz|sampling rate 8,000 Hz"),
+        ("name", "odd.wav does not match data.source.pattern"),
         ("one class", "every training recording has the label 'low'"),
-        ("empty", "holds no recording"),
+        ("empty", "has no recording"),
     ],
 )
 def test_bad_recordings_are_named(tmp_path: Path, what: str, said: str) -> None:
@@ -182,7 +182,7 @@ def test_corrupt_recordings_are_left_out_where_that_is_asked_for(tmp_path: Path)
 
 
 def test_a_speaker_that_is_not_there_is_named_with_those_who_are(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"only.speaker: no file has 'c'. There are: a, b"):
+    with pytest.raises(DataError, match=r"only.speaker: no file has 'c'. Values found: a, b"):
         prepared(recordings(tmp_path), source={"only": {"speaker": ["c"]}})
 
 
@@ -190,8 +190,8 @@ def test_a_speaker_that_is_not_there_is_named_with_those_who_are(tmp_path: Path)
     ("settings", "said"),
     [
         ({"pattern": "{speaker}_{take}"}, "has no {label}"),
-        ({"pattern": "plain"}, "cannot be read"),
-        ({"only": {"town": ["x"]}}, "no part of pattern"),
+        ({"pattern": "plain"}, "is not a valid pattern"),
+        ({"only": {"town": ["x"]}}, "is not a part of pattern"),
     ],
 )
 def test_a_pattern_that_cannot_be_is_refused(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
@@ -214,7 +214,7 @@ def test_a_transcript_with_a_letter_that_training_never_saw_is_named(tmp_path: P
 
 
 def test_what_is_said_is_never_cut_off(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="what is said at its end would be lost"):
+    with pytest.raises(DataError, match="speech at its end would be lost"):
         prepared(recordings(tmp_path), signal={"target": "transcript", "seconds": 0.05})
 
 

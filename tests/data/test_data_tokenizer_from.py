@@ -53,11 +53,11 @@ def test_the_published_vocabulary_of_bert_reads_as_in_transformers(tmp_path: Pat
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"14 token ids, and the model beside it has 9"):
+    with pytest.raises(DataError, match=r"14 token ids, but the model beside it has 9"):
         tokenizer_of(bert(tmp_path / "a", SMALL, vocab_size=9))
-    with pytest.raises(DataError, match=r"bos_token_id=99, and the tokenizer beside it has no such token"):
+    with pytest.raises(DataError, match=r"bos_token_id=99, but the tokenizer beside it has no such token"):
         tokenizer_of(bert(tmp_path / "b", SMALL, bos_token_id=99))
-    with pytest.raises(DataError, match=r"expected a token a line"):
+    with pytest.raises(DataError, match=r"expected one token per line"):
         tokenizer_of(bert(tmp_path / "c", SMALL[2:]))
     folder = bert(tmp_path / "d", SMALL)
     shutil.move(folder / "vocab.txt", folder / "other.txt")
@@ -142,7 +142,7 @@ def test_the_end_can_be_named_and_does_not_change_which_ids_a_text_becomes(tmp_p
     assert (plain.eos, other.eos, plain.bos, other.bos) == (257, 258, 256, 256)
     assert plain == other
     assert isinstance(other, SubwordTokenizer) and other.named == {"bos_token": "<s>", "eos_token": "<x>"}
-    with pytest.raises(DataError, match=r"has no token '<y>'. Name one with eos:"):
+    with pytest.raises(DataError, match=r"has no token '<y>'. Set data.tokenizer.eos"):
         parse(TokenizerConfig, {"kind": "file", "path": str(folder), "eos": "<y>"}).build(lambda: iter(()))
 
 

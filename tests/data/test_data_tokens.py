@@ -108,12 +108,12 @@ def test_a_folder_without_manifest_or_with_another_format_is_refused(tmp_path: P
 
 def test_ids_over_the_vocabulary_are_refused_in_and_out(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path / "s", vocab=257, bos=256)
-    with pytest.raises(DataError, match=r"bad\.txt: token id 300 is over the vocabulary of 257"):
+    with pytest.raises(DataError, match=r"bad\.txt: token id 300 is outside the vocabulary of 257"):
         writer.add("bad.txt", np.array([1, 300]), n_bytes=2, n_words=1, n_lines=0)
     write(tmp_path / "t", TEXTS)
     manifest = tmp_path / "t" / "shards.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"vocab": 200}))
-    with pytest.raises(DataError, match="over the vocabulary of 200"):
+    with pytest.raises(DataError, match="outside the vocabulary of 200"):
         Shards(tmp_path / "t").verify()
 
 
@@ -165,7 +165,7 @@ def test_a_text_of_exactly_one_sequence_trains_and_a_shorter_one_is_refused(tmp_
     data = TokenDataset(shards, TOK, 16, training=True, name="train")
     assert len(data) == 1
     assert {data.offset(e) for e in range(50)} == {0}
-    with pytest.raises(DataError, match=r"the train part has 17 tokens .* seq_len=17.*Shorten data\.seq_len"):
+    with pytest.raises(DataError, match=r"the train part has 17 tokens .* seq_len=17.*Lower data\.seq_len"):
         TokenDataset(shards, TOK, 17, training=True, name="train")
     assert len(TokenDataset(shards, TOK, 17)) == 1  # held out, it is padded
 

@@ -88,7 +88,7 @@ def test_a_folder_of_pictures(tmp_path: Path, sizes: tuple[int, int], setting: d
     assert sum(r["prediction"] == Path(r["file"]).parent.name for r in rows) / 75 == figures(folder)["accuracy"]
     if not setting:
         draw(tmp_path / "wrong", 2, 2, (9, 12), mode)
-        with pytest.raises(DataError, match=r"wrong/cat/0.png: 12 x 9 pixels, and the model was trained on 12 x 12"):
+        with pytest.raises(DataError, match=r"wrong/cat/0.png: 12 x 9 pixels, but the model was trained on 12 x 12"):
             predict_file(folder, tmp_path / "wrong", tmp_path / "no.csv")
     names = "id,file\n" + "".join(f"{i},p/test/{r['file']}\n" for i, r in enumerate(rows))
     (tmp_path / "list.csv").write_text(names)
@@ -96,7 +96,7 @@ def test_a_folder_of_pictures(tmp_path: Path, sizes: tuple[int, int], setting: d
     listed = rows_of(tmp_path / "listed.csv")
     assert [r["prediction"] for r in listed] == [r["prediction"] for r in rows] and [*listed[0]][:3] == ["id", "file", "prediction"]
     (tmp_path / "p" / "test" / "cat" / "0.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"cat/0.png: not a whole picture"):
+    with pytest.raises(DataError, match=r"cat/0.png: damaged or not an image"):
         predict_file(folder, tmp_path / "p" / "test", tmp_path / "no.csv")
     assert not (tmp_path / "no.csv").exists()
 
@@ -165,7 +165,7 @@ def test_recordings(tmp_path: Path) -> None:
     np.testing.assert_array_equal(probabilities(rows), on_test(folder)["scores"])
     assert sum(r["prediction"] == Path(r["file"]).parent.name for r in rows) / 70 == figures(folder)["accuracy"]
     record(tmp_path / "other", 2, 0, rate=16000)
-    with pytest.raises(DataError, match=r"other/no/1.wav: 16,000 samples a second, and the model was trained on 8,000"):
+    with pytest.raises(DataError, match=r"other/no/1.wav: sampling rate 16,000 Hz, but the model was trained on 8,000"):
         predict_file(folder, tmp_path / "other", tmp_path / "out.csv")
     (answer,) = predict_rows(folder, [{"recording": (tone(600, 0.1, 8000), 8000)}])
     assert answer["prediction"] in ("yes", "no")
@@ -254,11 +254,11 @@ def test_a_series(tmp_path: Path, task: Any) -> None:
     if task != "forecasting":
         assert all(float(r["quantile_0.1"]) <= float(r["prediction"]) <= float(r["quantile_0.9"]) for r in rows)
     (tmp_path / "short.csv").write_text("\n".join((tmp_path / "s.csv").read_text().split("\n")[:20]) + "\n")
-    with pytest.raises(DataError, match="19 moments, and the model reads the last 24"):
+    with pytest.raises(DataError, match="19 time steps, but the model reads the last 24"):
         predict_file(folder, tmp_path / "short.csv", tmp_path / "no.csv")
     lines = (tmp_path / "s.csv").read_text().split("\n")
     (tmp_path / "sparse.csv").write_text("\n".join(lines[:1] + lines[1::2]) + "\n")
-    with pytest.raises(DataError, match="the step is 2 h, and the model was trained on steps of 1 h"):
+    with pytest.raises(DataError, match="the time step is 2 h, but the model was trained on steps of 1 h"):
         predict_file(folder, tmp_path / "sparse.csv", tmp_path / "no.csv")
 
 

@@ -63,5 +63,5 @@ def test_a_checkpoint_is_opened_as_well_as_its_run(tmp_path: Path) -> None:
     steps = dict(steps_in(folder / "checkpoints"))
     assert predict_rows(steps[max(steps)], rows) == predict_rows(folder, rows)
     assert predict_rows(steps[min(steps)], rows) != predict_rows(folder, rows)
-    with pytest.raises(RunError, match="no run"):
+    with pytest.raises(RunError, match="is not a run"):
         predict_rows(tmp_path / "nowhere", rows)

@@ -132,8 +132,8 @@ def test_an_ordinal_run_from_data_to_report(tmp_path: Path, monkeypatch: pytest.
         ("multi-label", "classes", {}, "multi-label needs one column of 0 and 1 a label"),
         ("multi-label", "large", {}, "they run from 0 to 5"),
         ("ordinal", "large", {}, "ordinal needs classes in an order"),
-        ("multi-label", "labels", {"sampling": "balanced"}, "data.sampling: is for classes, and the task is multi-label"),
-        ("regression", "labels", {"mix": {"mixup": 0.2}}, "data.mix: is for classes, and the task is regression"),
+        ("multi-label", "labels", {"sampling": "balanced"}, "data.sampling: is only for classes, but the task is multi-label"),
+        ("regression", "labels", {"mix": {"mixup": 0.2}}, "data.mix: is only for classes, but the task is regression"),
     ],
 )
 def test_data_that_a_task_cannot_learn_from_is_refused(
@@ -158,5 +158,5 @@ def test_choices_of_examples_belong_to_arrays() -> None:
         "model": "gpt",
         "train": {"steps": 1},
     }
-    with pytest.raises(RecipeError, match="data.class_weights: is for arrays"):
+    with pytest.raises(RecipeError, match="data.class_weights: is only for arrays"):
         parse(Recipe, text)

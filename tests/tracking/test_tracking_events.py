@@ -285,7 +285,7 @@ def test_a_full_disk_stops_no_log_call_loses_nothing_and_is_told_by_flush(tmp_pa
         for i in range(10):
             log.log("step", i=i)
             time.sleep(0.01)  # the thread meets the full disk again and again
-        with pytest.raises(RunError, match=r"No space left on device.*kept in memory.*free some space"):
+        with pytest.raises(RunError, match=r"No space left on device.*kept in memory.*Free disk space"):
             log.flush()
     assert (tmp_path / "e").stat().st_size == 30
     log.close()

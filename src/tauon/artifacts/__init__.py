@@ -1,4 +1,4 @@
-"""What a run leaves on disk: its folder, its checkpoints, and the files that are whole or absent. torch is imported in use only."""
+"""Files of a run: its folder, its checkpoints, and atomic writes. torch is imported only when it is used."""
 
 from tauon.artifacts.checkpoint import Checkpoint, Groups, latest_checkpoint, load_checkpoint, save_checkpoint, steps_in
 from tauon.artifacts.environment import code_fingerprint, environment

@@ -1,7 +1,7 @@
-"""Checkpoints: one safetensors file a group of tensors, `state.json`, and `manifest.json`, which is written last.
+"""Checkpoints: one safetensors file per group of tensors, `state.json`, and `manifest.json`, which is written last.
 
-A folder `step-000500` is renamed into place when every byte of it is on disk, so it is whole or absent; the checksums in
-the manifest find what went wrong later. Knows nothing of models and optimizers: a group is a mapping of names to tensors.
+A folder `step-000500` is renamed into place when every byte of it is on disk, so it is complete or absent; the checksums in
+the manifest detect later damage. Independent of models and optimizers: a group is a mapping of names to tensors.
 Writing in the background is `tauon.artifacts.writer`.
 """
 
@@ -46,24 +46,24 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk. Tensors are read when asked for."""
+    """A complete checkpoint on disk. Tensors are read on request."""
 
     path: Path
     step: int
     state: dict[str, Any]
-    """What was given as `state`, from JSON: tuples have become lists."""
+    """The `state` given to `save`, from JSON: tuples have become lists."""
     manifest: dict[str, Any]
     """`format`, `step`, `parent`, `files` (name to `sha256` and `bytes`), `aliases`, and `sha256` of all these."""
     hash: str = field(init=False)
-    """The manifest's `sha256`: stands for every byte of the checkpoint and, through `parent`, of what it came from.
-    Holds no time and no path, so that two runs that computed the same have the same hash."""
+    """The manifest's `sha256`: covers every byte of the checkpoint and, through `parent`, of its ancestors.
+    Contains no time and no path, so that two equal computations have the same hash."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hash", self.manifest["sha256"])
 
     @property
     def parent(self) -> str | None:
-        """Hash of the checkpoint that this one came from."""
+        """Hash of the checkpoint from which training continued."""
         parent: str | None = self.manifest["parent"]
         return parent
 
@@ -72,12 +72,12 @@ class Checkpoint:
         return tuple(name.removesuffix(_SUFFIX) for name in self.manifest["files"] if name.endswith(_SUFFIX))
 
     def tensors(self, group: str) -> dict[str, Tensor]:
-        """The tensors of a group, on the CPU; names that were tied share one tensor again.
+        """Return the tensors of a group, on the CPU; tied names share one tensor again.
 
-        Raises `CheckpointError` when there is no such group or its file cannot be read.
+        Raises `CheckpointError` if there is no such group or its file cannot be read.
         """
         if group not in self.groups():
-            raise CheckpointError(f"{self.path}: no group {group!r}. There are: {', '.join(self.groups())}.")
+            raise CheckpointError(f"{self.path}: no group {group!r}. Available: {', '.join(self.groups())}.")
         import safetensors
         import safetensors.torch
 
@@ -91,9 +91,9 @@ class Checkpoint:
         return tensors
 
     def lazy(self, group: str) -> dict[str, LazyTensor]:
-        """As `tensors`, but each is read, whole or in part, when it is asked for: for processes that hold parts."""
+        """Like `tensors`, but each is read, whole or in part, on request: for processes that need only parts."""
         if group not in self.groups():
-            raise CheckpointError(f"{self.path}: no group {group!r}. There are: {', '.join(self.groups())}.")
+            raise CheckpointError(f"{self.path}: no group {group!r}. Available: {', '.join(self.groups())}.")
         return open_tensors(self.path / (group + _SUFFIX), self.manifest["aliases"].get(group, {}))
 
 
@@ -104,7 +104,7 @@ def save_checkpoint(folder: Path | str, step: int, groups: Groups, state: Mappin
     """Write `folder/step-<step>` and return when it is on disk. An older checkpoint of the same step is replaced.
 
     `state` takes JSON values; inf and nan survive. Tensors on an accelerator are copied one at a time. Raises
-    `CheckpointError` for what cannot be saved, or when the disk is full; then nothing half-written is left.
+    `CheckpointError` if something cannot be saved, or if the disk is full; then nothing half-written is left.
     """
     layouts = plan(groups)
     parts = ((name, layout, pieces(layout, groups[name])) for name, layout in layouts.items())
@@ -112,7 +112,7 @@ def save_checkpoint(folder: Path | str, step: int, groups: Groups, state: Mappin
 
 
 def streaming(parts: Iterable[tuple[str, Layout, Iterable[memoryview]]]) -> Callable[[Path], dict[str, dict[str, Any]]]:
-    """Writes the parts (group, layout, bytes in file order) one after the other."""
+    """Write the parts (group, layout, bytes in file order) one after the other."""
 
     def write(folder: Path) -> dict[str, dict[str, Any]]:
         files = {}
@@ -125,19 +125,19 @@ def streaming(parts: Iterable[tuple[str, Layout, Iterable[memoryview]]]) -> Call
 
 
 def plan(groups: Groups) -> dict[str, Layout]:
-    """A file layout for each group; `CheckpointError` for names that are no file names."""
+    """Return a file layout for each group; `CheckpointError` for names that are not file names."""
     for name in groups:
         if not _FILE.fullmatch(name):
-            raise CheckpointError(f"group {name!r}: a group's name is a file name. Use letters, digits, '_', '-' and '.'.")
+            raise CheckpointError(f"group {name!r}: the name is used as a file name. Use letters, digits, '_', '-' and '.'.")
     return {name: lay_out(tensors, name) for name, tensors in groups.items()}
 
 
 def state_bytes(state: Mapping[str, Any]) -> bytes:
-    """`state` as it goes into the file; `CheckpointError` naming the place of a value that JSON does not know."""
+    """Return `state` as JSON text; `CheckpointError` with the place of a value that JSON does not support."""
     try:
         return json_bytes(dict(state))
     except TypeError as err:
-        raise CheckpointError(f"state: {err}. Tensors belong into a group.") from None
+        raise CheckpointError(f"state: {err}. Put tensors into a group.") from None
 
 
 def write_checkpoint(
@@ -148,7 +148,7 @@ def write_checkpoint(
     state: bytes,
     parent: str | None,
 ) -> Checkpoint:
-    """Make `folder/step-<step>`, the manifest last. `write` puts the tensor files into a folder and returns the manifest's entries."""
+    """Create `folder/step-<step>`, the manifest last. `write` puts the tensor files into a folder and returns the manifest's entries."""
     if step < 0:
         raise CheckpointError(f"step {step}: expected 0 or more.")
     final = folder / f"step-{step:06d}"
@@ -169,7 +169,7 @@ def write_checkpoint(
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of the manifest's content without `sha256` itself, in one canonical spelling."""
+    """Return the SHA-256 of the manifest's content without `sha256` itself, in canonical form."""
     content = {k: v for k, v in manifest.items() if k != "sha256"}
     return hashlib.sha256(json.dumps(to_json(content), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -180,7 +180,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 def load_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:
     """Open the checkpoint in folder `path`. `verify` reads every byte and compares checksums; without it, only sizes.
 
-    Raises `CheckpointError` naming the file, what was expected, what was got.
+    Raises `CheckpointError` with the file, the expected and the actual content.
     """
     path = Path(path)
     manifest = _manifest(path)
@@ -189,13 +189,13 @@ def load_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:
         try:
             size = file.stat().st_size
             if size != entry["bytes"]:
-                raise CheckpointError(f"{file}: has {size} bytes, expected {entry['bytes']}. {_WAY_OUT}")
+                raise CheckpointError(f"{file}: has {size} bytes, expected {entry['bytes']}. {_HINT}")
             if verify and (got := sha256_file(file)) != entry["sha256"]:
-                raise CheckpointError(f"{file}: SHA-256 is {got}, expected {entry['sha256']}: its bytes have changed. {_WAY_OUT}")
+                raise CheckpointError(f"{file}: SHA-256 is {got}, expected {entry['sha256']}: its bytes have changed. {_HINT}")
         except FileNotFoundError:
-            raise CheckpointError(f"{file}: missing, expected {entry['bytes']} bytes. {_WAY_OUT}") from None
+            raise CheckpointError(f"{file}: missing, expected {entry['bytes']} bytes. {_HINT}") from None
         except (OSError, DataError) as err:
-            raise CheckpointError(f"{file}: cannot be read: {err}. {_WAY_OUT}") from err
+            raise CheckpointError(f"{file}: cannot be read: {err}. {_HINT}") from err
     try:
         state = read_json(path / "state.json")
     except DataError as err:
@@ -203,31 +203,31 @@ def load_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:
     return Checkpoint(path, manifest["step"], state, manifest)
 
 
-_WAY_OUT = "Use an earlier checkpoint, or restore this one from a copy."
+_HINT = "Use an earlier checkpoint, or restore this one from a copy."
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     file = path / "manifest.json"
     if not file.is_file():
-        what = "no manifest.json, so it was never finished" if path.is_dir() else "no such folder"
-        raise CheckpointError(f"{path}: {what}. {_WAY_OUT if path.is_dir() else 'Check the path.'}")
+        problem = "no manifest.json, so it was never finished" if path.is_dir() else "no such folder"
+        raise CheckpointError(f"{path}: {problem}. {_HINT if path.is_dir() else 'Check the path.'}")
     try:
         manifest = read_json(file)
     except DataError as err:
-        raise CheckpointError(f"{err} {_WAY_OUT}") from err
+        raise CheckpointError(f"{err} {_HINT}") from err
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise CheckpointError(f"{file}: format is {got!r}, expected {FORMAT!r}. Read it with the version that wrote it.")
     if (got := _digest(manifest)) != manifest.get("sha256"):
-        raise CheckpointError(f"{file}: SHA-256 of its content is {got}, expected {manifest.get('sha256')}: it has changed. {_WAY_OUT}")
+        raise CheckpointError(f"{file}: SHA-256 of its content is {got}, expected {manifest.get('sha256')}: it has changed. {_HINT}")
     names = manifest["files"]
-    if not all(_FILE.fullmatch(name) for name in names) or "state.json" not in names:  # a path out of the folder
-        raise CheckpointError(f"{file}: lists files {', '.join(map(repr, names))}; expected plain names, state.json among them. {_WAY_OUT}")
+    if not all(_FILE.fullmatch(name) for name in names) or "state.json" not in names:  # a path outside the folder
+        raise CheckpointError(f"{file}: lists files {', '.join(map(repr, names))}; expected plain names, including state.json. {_HINT}")
     return manifest
 
 
 def steps_in(folder: Path | str) -> list[tuple[int, Path]]:
-    """(step, path) of every checkpoint folder, by step; whether they are whole is not looked at."""
+    """Return (step, path) of every checkpoint folder, by step, without checking whether they are complete."""
     folder = Path(folder)
     if not folder.is_dir():
         return []
@@ -236,10 +236,10 @@ def steps_in(folder: Path | str) -> list[tuple[int, Path]]:
 
 
 def latest_checkpoint(folder: Path | str, *, warn: Callable[[str], None] | None = None, verify: bool = True) -> Checkpoint | None:
-    """The newest whole checkpoint in `folder`, or None.
+    """Return the newest complete checkpoint in `folder`, or None.
 
-    A torn one is skipped; what is wrong with it goes to `warn` (default: `warnings.warn`). Temporary folders of processes
-    that are gone are removed first.
+    An incomplete one is skipped, with a message to `warn` (default: `warnings.warn`). Temporary folders of processes
+    that have ended are removed first.
     """
     folder = Path(folder)
     on_event = warn or (lambda text: warnings.warn(text, RuntimeWarning, stacklevel=3))

@@ -1,6 +1,6 @@
-"""What a run ran on: versions, processor, memory, the user's own code. Measured once, kept in the manifest.
+"""The environment of a run: versions, processor, memory, the user's own code. Measured once, stored in the manifest.
 
-Leaves out what may be secret or is nobody's business: environment variables, command lines, addresses of git remotes,
+Leaves out everything that may be secret or private: environment variables, command lines, addresses of git remotes,
 the names of the machine and of the user.
 """
 
@@ -26,8 +26,8 @@ _FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16
 def environment() -> dict[str, Any]:
     """JSON values: `python`, `tauon`, `libraries`, `platform`, `cpu`, `flags`, `cores`, `memory` (bytes), `accelerators`, `git`.
 
-    `cores` are those that this process may use. `git` is the commit of the current directory and whether it was changed
-    since; None outside a repository. Imports nothing heavy: `accelerators` is filled only where torch is loaded already.
+    `cores` are those that this process may use. `git` is the commit of the current directory and whether it has uncommitted changes;
+    None outside a repository. Imports nothing heavy: `accelerators` is filled only if torch is loaded already.
     """
     cpu, flags = _cpu()
     return {
@@ -45,7 +45,7 @@ def environment() -> dict[str, Any]:
 
 
 def code_fingerprint() -> str:
-    """sha256 of every source file of the package: two processes with the same one run the same code."""
+    """Return the sha256 of every source file of the package: equal in two processes means the same code."""
     digest = hashlib.sha256()
     root = Path(tauon.__file__).parent
     for path in sorted(root.rglob("*.py")):
@@ -71,7 +71,7 @@ def _cpu() -> tuple[str, list[str]]:
 
 
 def _memory() -> int | None:
-    """Bytes that this process may use: the machine's, or the control group's limit where that is smaller."""
+    """Return the bytes that this process may use: the machine's, or the control group's limit if that is smaller."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -94,7 +94,7 @@ def _accelerators() -> list[str]:
 
 def _git() -> dict[str, Any] | None:
     def ask(*words: str) -> str:
-        # Without optional locks, so that looking never disturbs a git command of the user's.
+        # Without optional locks, so that this never disturbs a git command of the user.
         command = ["git", "--no-optional-locks", *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()  # noqa: S603 - fixed words
 

@@ -1,8 +1,8 @@
-"""Files that are whole or absent: atomic writes of a file or a folder, JSON in which inf and nan survive, checksums.
+"""Atomic writes of a file or a folder, JSON that preserves inf and nan, checksums.
 
 Everything is written under a temporary name in the same folder, forced to disk, and renamed. A temporary name carries the
-process that made it, so that what a killed process left behind can be told from what a live one is still writing.
-Knows nothing of runs and checkpoints. POSIX only (rename over an open file, fsync of a folder).
+process that made it, so that leftovers of a killed process can be told from files that a live one is still writing.
+Independent of runs and checkpoints. POSIX only (rename over an open file, fsync of a folder).
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ __all__ = [
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _FOREIGN_AGE = 24 * 3600.0
-"""Seconds after which a leftover of another machine counts as dead: its processes cannot be asked."""
+"""Seconds after which a leftover of another machine is removed: its processes cannot be checked."""
 
 
 # ---------------------------------------------------------------------------------------------- temporary names
 
 
 def _start_ticks(pid: int) -> int:
-    """When a process started, in clock ticks since boot (proc(5), field 22); 0 where that is not known.
+    """Return when a process started, in clock ticks since boot (proc(5), field 22); 0 if that is unknown.
 
-    A process number alone is used again, in a container after every restart.
+    A process number alone is reused, in a container after every restart.
     """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
@@ -61,13 +61,13 @@ def _host() -> str:
 
 
 def _beside(path: Path, what: str) -> Path:
-    """A free name in the folder of `path`: `.tmp.<pid>-<start>.<host>.<random>.<name>`; `what` is tmp or old."""
+    """Return a free name in the folder of `path`: `.tmp.<pid>-<start>.<host>.<random>.<name>`; `what` is tmp or old."""
     pid = os.getpid()
     return path.with_name(f".{what}.{pid}-{_start_ticks(pid)}.{_host()}.{secrets.token_hex(4)}.{path.name}")
 
 
 _LEFTOVER = re.compile(r"\.(?P<what>tmp|old)\.(?P<pid>\d+)-(?P<start>\d+)\.(?P<host>[A-Za-z0-9_-]+)\.[0-9a-f]{8}\.(?P<name>.+)")
-"""What `_beside` makes, and nothing that a person would."""
+"""Matches names from `_beside`."""
 
 
 def _maker_is_dead(leftover: Path, pid: int, start: int, host: str) -> bool:
@@ -81,14 +81,14 @@ def _maker_is_dead(leftover: Path, pid: int, start: int, host: str) -> bool:
     except ProcessLookupError:
         return True
     except (PermissionError, OverflowError):
-        pass  # alive, of another user; or no process number at all
+        pass  # alive, of another user; or not a process number
     return start != _start_ticks(pid)
 
 
 def remove_leftovers(folder: Path) -> list[str]:
-    """Remove what killed processes left half-written in `folder`, and undo a replacement that was cut in the middle.
+    """Remove half-written files of killed processes in `folder`, and undo an interrupted replacement.
 
-    Returns what was done, one line each. Files of live processes are left alone; where the folder may not be written
+    Returns what was done, one line each. Files of live processes are not touched; if the folder is not writable
     (a reader's view of another person's run), nothing happens.
     """
     done = []
@@ -100,13 +100,13 @@ def remove_leftovers(folder: Path) -> list[str]:
         try:
             if what == "old" and not final.exists():
                 path.rename(final)
-                done.append(f"{final}: put back, a process was killed while replacing it")
+                done.append(f"{final}: restored, because a process was killed while replacing it")
                 continue
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
-            done.append(f"{path}: removed, left half-written by a process that is gone")
+            done.append(f"{path}: removed, because a process that has ended left it half-written")
         except OSError:
             continue
     return done
@@ -116,14 +116,14 @@ def remove_leftovers(folder: Path) -> list[str]:
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:
-    """Write every byte of `data` (`os.write` may write fewer). The one place where bytes of artifacts reach a disk."""
+    """Write every byte of `data` (`os.write` may write fewer). The only place where bytes of artifacts reach a disk."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk: without it a rename may be forgotten by a power cut."""
+    """Force the names in a folder to disk: otherwise a power failure may undo a rename."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -132,7 +132,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """A new file (it must not exist) with `data`, forced to disk. Not atomic: for use inside `folder_atomically`."""
+    """Create a new file (it must not exist) with `data`, forced to disk. Not atomic: for use inside `folder_atomically`."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         write_all(fd, data)
@@ -142,23 +142,23 @@ def write_file(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 
 def cannot_write(path: Path, err: OSError) -> str:
-    """What went wrong, what is left, the way out: the text of the error that is raised for a failed write."""
+    """Return the error text for a failed write: what went wrong, what is left, how to fix it."""
     reason = err.strerror or str(err)
     if err.errno in (errno.ENOSPC, errno.EDQUOT):
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(path if path.is_dir() else path.parent).free
             reason += f" ({free / 2**20:.1f} MiB free there)"
-        way_out = "Free some space or choose another folder"
+        advice = "Free disk space or choose another folder"
     else:
-        way_out = "Check that the folder exists and may be written, or choose another one"
-    return f"{path}: cannot be written: {reason}. Nothing half-written was left, what was there before is untouched. {way_out}."
+        advice = "Check that the folder exists and is writable, or choose another one"
+    return f"{path}: cannot be written: {reason}. No half-written file was left, and earlier files are unchanged. {advice}."
 
 
 def atomic_write(path: Path | str, data: bytes | str, *, mode: int = 0o666) -> None:
-    """Replace `path` by `data` (text is UTF-8) in one step: a reader sees the old file or the new one, whole. `mode`: who may read and write
-    it, less what the process's umask takes away.
+    """Replace `path` by `data` (text is UTF-8) in one step: a reader sees the complete old file or the complete new one. `mode`: permissions,
+    reduced by the process's umask.
 
-    Raises `RunError` when it cannot be written (disk full, say); then no temporary file is left, the old file is untouched.
+    Raises `RunError` if it cannot be written (disk full, for example); then no temporary file is left, and the old file is unchanged.
     """
     path = Path(os.path.realpath(path))  # through a link, not over it
     raw = data.encode("utf-8") if isinstance(data, str) else data
@@ -177,9 +177,9 @@ def atomic_write(path: Path | str, data: bytes | str, *, mode: int = 0o666) -> N
 
 
 def erase(path: Path | str) -> None:
-    """Remove a file that held a secret: first its name, then its bytes. A kill in between leaves a name that the next `remove_leftovers` takes.
+    """Remove a file with a secret: first its name, then its bytes. After a kill in between, the next `remove_leftovers` removes the rest.
 
-    What a file system or a disk keeps of old blocks (copies on write, wear levelling, backups) stays beyond reach. Raises `RunError`.
+    Old blocks that a file system or a disk keeps (copy on write, wear levelling, backups) cannot be removed. Raises `RunError`.
     """
     path = Path(path)
     aside = _beside(path, "tmp")
@@ -204,15 +204,15 @@ def erase(path: Path | str) -> None:
 def folder_atomically(final: Path | str, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder beside `final`; at the end force its files to disk and rename it to `final`.
 
-    An exception in the block removes the temporary folder and goes through; a full disk becomes a `RunError`. An existing
-    `final` is a `RunError` unless `replace`; a replacement that is cut in the middle is undone by `remove_leftovers`.
+    An exception in the block removes the temporary folder and is raised; a full disk becomes a `RunError`. An existing
+    `final` is a `RunError` unless `replace`; an interrupted replacement is undone by `remove_leftovers`.
     """
     final = Path(final)
     temporary = _beside(final, "tmp")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         if not replace and final.exists():
-            raise RunError(f"{final}: exists already, and nothing is overwritten unasked. Choose another name or remove it.")
+            raise RunError(f"{final}: exists already. Choose another name, or remove it.")
         temporary.mkdir()
         try:
             yield temporary
@@ -243,7 +243,7 @@ def _rename_folder(temporary: Path, final: Path, replace: bool) -> None:
     if not (replace and final.exists()):
         os.rename(temporary, final)
         return
-    old = _beside(final, "old")  # a folder cannot be renamed over a full one: two renames, and remove_leftovers knows both names
+    old = _beside(final, "old")  # a folder cannot be renamed over a non-empty one: two renames, and remove_leftovers handles both names
     os.rename(final, old)
     try:
         os.rename(temporary, final)
@@ -254,7 +254,7 @@ def _rename_folder(temporary: Path, final: Path, replace: bool) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that nobody ever sees half of it under its own name: rename first."""
+    """Remove a folder so that no process ever sees half of it under its own name: rename first."""
     doomed = _beside(folder, "tmp")
     os.rename(folder, doomed)
     shutil.rmtree(doomed)
@@ -268,11 +268,11 @@ _ESCAPED = re.compile(r"\\*(?:NaN|-?Infinity)")
 
 
 def to_json(value: Any, where: str = "") -> Any:
-    """Plain JSON data for `value`. inf and nan become the strings "Infinity", "-Infinity", "NaN", which every JSON reader takes.
+    """Return plain JSON data for `value`. inf and nan become the strings "Infinity", "-Infinity", "NaN", which every JSON reader accepts.
 
-    A string that reads like one of them gets a backslash in front, so that `from_json` gives back exactly what was put in
+    A string that equals one of them gets a backslash in front, so that `from_json` returns exactly the original
     (tuples come back as lists, paths as strings, numpy and torch scalars as numbers). Anything else is a `TypeError`
-    naming its place.
+    with its place.
     """
     if value is None or isinstance(value, (bool, int)):
         return value
@@ -283,7 +283,7 @@ def to_json(value: Any, where: str = "") -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise TypeError(f"{where or 'value'}: key {key!r} is {type(key).__name__}; JSON knows only strings as keys")
+                raise TypeError(f"{where or 'value'}: key {key!r} is {type(key).__name__}; JSON keys must be strings")
         return {str(k): to_json(v, f"{where}.{k}" if where else str(k)) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(v, f"{where}[{i}]") for i, v in enumerate(value)]
@@ -291,7 +291,7 @@ def to_json(value: Any, where: str = "") -> Any:
         return os.fspath(value)
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return to_json(value.item(), where)
-    raise TypeError(f"{where or 'value'}: {type(value).__name__} cannot be kept as JSON; give numbers, strings, lists or mappings")
+    raise TypeError(f"{where or 'value'}: {type(value).__name__} cannot be stored as JSON; use numbers, strings, lists or mappings")
 
 
 def from_json(value: Any) -> Any:
@@ -306,27 +306,27 @@ def from_json(value: Any) -> Any:
 
 
 def json_bytes(value: Any, *, indent: int | None = 2) -> bytes:
-    """`value` as UTF-8 JSON text that ends with a line break."""
+    """Return `value` as UTF-8 JSON text that ends with a line break."""
     plain = to_json(value)
     try:
         return (json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
-    except UnicodeEncodeError:  # a lone surrogate, from a file name that is not UTF-8, say
+    except UnicodeEncodeError:  # a lone surrogate, for example from a file name that is not UTF-8
         return (json.dumps(plain, indent=indent, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write `value` as JSON, atomically; see `to_json` for what is taken and `atomic_write` for errors."""
+    """Write `value` as JSON, atomically; see `to_json` for supported values and `atomic_write` for errors."""
     atomic_write(path, json_bytes(value))
 
 
 def read_json(path: Path | str) -> Any:
-    """What `write_json` wrote. `DataError` when the file is missing or not JSON."""
+    """Return what `write_json` wrote. `DataError` if the file is missing or not JSON."""
     try:
         return from_json(json.loads(Path(path).read_bytes()))
     except OSError as err:
         raise DataError(f"{path}: cannot be read: {err.strerror or err}") from err
     except (ValueError, RecursionError) as err:
-        raise DataError(f"{path}: not JSON ({err}). It was cut or changed by hand: restore it, or remove it and run again.") from None
+        raise DataError(f"{path}: not valid JSON ({err}). It was truncated or edited: restore it, or remove it and run again.") from None
 
 
 def sha256_file(path: Path | str) -> str:

@@ -1,4 +1,4 @@
-"""Which checkpoint a folder means: itself, or the final one of a run."""
+"""Find the checkpoint of a folder: the folder itself, or the final one of a run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["find_checkpoint"]
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, or what the run there came to; of one that is not finished, the newest. Its bytes are not checked.
+    """Return the checkpoint at `path`, or the final one of the run there; if the run is not finished, the newest. Its bytes are not checked.
 
-    Raises `CheckpointError` where there is none.
+    Raises `CheckpointError` if there is none.
     """
     if (path / "state.json").is_file():
         return load_checkpoint(path, verify=False)
@@ -29,7 +29,5 @@ def find_checkpoint(path: Path) -> Checkpoint:
             return load_checkpoint(folder / str(done["checkpoint"]), verify=False)
     newest = latest_checkpoint(folder, warn=lambda _: None, verify=False)
     if newest is None:
-        raise CheckpointError(
-            f"{path} holds neither a config.json nor a checkpoint of Tauon. Give a run that was trained, or a Hugging Face folder."
-        )
+        raise CheckpointError(f"{path} has neither a config.json nor a checkpoint of Tauon. Give a trained run, or a Hugging Face folder.")
     return newest

@@ -1,5 +1,5 @@
-"""A run's folder: where each record lies, one process at a time, which stages are done. Writes no record of its own
-beyond `manifest.json` and `stages.json`; knows no stage by name.
+"""A run's folder: paths of its records, a lock for one process at a time, and which stages are done. Writes only
+`manifest.json` and `stages.json`; independent of the stages.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tauon.errors import RunError
 __all__ = ["RUN_FORMAT", "Run", "list_runs"]
 
 RUN_FORMAT = 1
-"""Version of how a run's folder is laid out. Raised where an earlier version of Tauon could not read what is written now."""
+"""Version of the layout of a run's folder. Raised if an earlier version of Tauon could not read the new layout."""
 
 _LOCK = ".lock"
 _STAGES = "stages.json"
@@ -33,7 +33,7 @@ _SIGNS = ("manifest.json", "recipe.yaml", _STAGES, "events.jsonl")
 
 
 class Run:
-    """One run's folder. `Run.open` makes it and holds it until `close`; `Run.read` only looks.
+    """One run's folder. `Run.open` creates and locks it until `close`; `Run.read` opens it read-only.
 
     >>> import tempfile
     >>> with Run.open(Path(tempfile.mkdtemp()) / "first") as run:
@@ -53,7 +53,7 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path | str) -> Run:
-        """Make the folder if need be and take it. `RunError` when another process holds it, or it cannot be written."""
+        """Create the folder if necessary and lock it. `RunError` if another process has the lock, or it cannot be written."""
         run = cls(folder)
         run._take()
         try:
@@ -68,33 +68,33 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path | str) -> Run:
-        """An existing run, to be read only, even while another process writes it. `RunError` when there is none."""
+        """Open an existing run read-only, even while another process writes it. `RunError` if there is none."""
         run = cls(folder)
         if not _is_run(run.folder):
-            raise RunError(f"{folder}: no run there (none of {', '.join(_SIGNS)}). `tauon runs list` shows those that exist.")
+            raise RunError(f"{folder}: not a run (it has none of {', '.join(_SIGNS)}). `tauon runs list` shows all runs.")
         run._refuse_newer()
         return run
 
     def _refuse_newer(self) -> None:
-        """`RunError` where a later version of Tauon wrote the folder in a way that this one does not know."""
+        """Raise `RunError` if a later version of Tauon wrote the folder in a format that this one cannot read."""
         manifest = self.manifest()
         written = manifest.get("format", 1)
         if isinstance(written, int) and written > RUN_FORMAT:
             by = manifest.get("tauon", "a later version")
             raise RunError(
-                f"{self.folder} was written by Tauon {by} in format {written}, and this version reads formats up to {RUN_FORMAT}. "
+                f"{self.folder} was written by Tauon {by} in format {written}, but this version reads formats up to {RUN_FORMAT}. "
                 f"Open it with Tauon {by} or newer: pip install -U tauon"
             )
 
     @classmethod
     def follow(cls, folder: Path | str) -> Run:
-        """A run that another process of the same launch holds and writes: what this one would write is left to that one."""
+        """Open a run that another process of the same launch has locked and writes: this process writes nothing."""
         run = cls(folder)
         run._follows = True
         return run
 
     def close(self) -> None:
-        """Let the folder go. Closing twice does no harm."""
+        """Release the folder. Closing twice is safe."""
         with self._mutex:
             if self._lock_fd is not None:
                 with contextlib.suppress(OSError):
@@ -121,14 +121,14 @@ class Run:
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             except FileNotFoundError:
-                continue  # another process set the folder aside in between
+                continue  # another process renamed the folder in between
             except OSError as err:
                 raise RunError(cannot_write(self.folder, err)) from err
             if self._lock(fd, path):
                 break
-            os.close(fd)  # set aside between opening and locking: the lock is that of the old folder
+            os.close(fd)  # renamed between opening and locking: the lock is that of the old folder
         else:
-            raise RunError(f"{self.folder}: is renamed again and again by another process. Give this run another name (name=...).")
+            raise RunError(f"{self.folder}: another process keeps renaming the folder. Give this run another name (name=...).")
         self._lock_fd = fd
         try:
             os.ftruncate(fd, 0)
@@ -148,14 +148,14 @@ class Run:
             _, holder = _holder(fd)
             os.close(fd)
             raise RunError(
-                f"{self.folder}: another process writes this run ({holder}). "
+                f"{self.folder}: another process is writing this run ({holder}). "
                 "Wait until it ends, stop it, or give this run another name (name=...)."
             ) from None
         except OSError as err:  # a file system without locks
             os.close(fd)
-            raise RunError(f"{path}: cannot be locked: {err.strerror or err}. Put the run on a file system that knows flock.") from err
+            raise RunError(f"{path}: cannot be locked: {err.strerror or err}. Put the run on a file system that supports flock.") from err
 
-    # ------------------------------------------------------------------------------------------ where things lie
+    # ------------------------------------------------------------------------------------------ paths
 
     @property
     def name(self) -> str:
@@ -190,7 +190,7 @@ class Run:
     # ------------------------------------------------------------------------------------------ manifest and stages
 
     def manifest(self) -> dict[str, Any]:
-        """What `update_manifest` has gathered; {} before the first entry."""
+        """Return all entries of `update_manifest`; {} before the first."""
         return _read_mapping(self.manifest_path)
 
     def update_manifest(self, **entries: Any) -> None:
@@ -198,12 +198,12 @@ class Run:
         self._merge(self.manifest_path, lambda old: old | entries)
 
     def stage(self, name: str) -> dict[str, Any] | None:
-        """What `mark_stage` kept of a stage that is done: `fingerprint`, `time` (ISO 8601, UTC), facts; None if it is not."""
+        """Return the entry of `mark_stage` for a finished stage: `fingerprint`, `time` (ISO 8601, UTC), facts; None if it is not finished."""
         found = _read_mapping(self.folder / _STAGES).get(name)
         return dict(found) if found is not None else None
 
     def mark_stage(self, name: str, fingerprint: str, **facts: Any) -> None:
-        """Remember that a stage is done. `fingerprint` stands for all that its result depends on: another one, another result."""
+        """Record that a stage is done. `fingerprint` covers everything that its result depends on."""
         self._merge(self.folder / _STAGES, lambda old: old | {name: {"fingerprint": fingerprint, "time": _now(), **facts}})
 
     def _merge(self, path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -215,12 +215,12 @@ class Run:
 
     def _must_hold(self) -> None:
         if self._lock_fd is None:
-            raise RunError(f"{self.folder}: opened for reading, or closed. Use Run.open to write.")
+            raise RunError(f"{self.folder}: the run is read-only or closed. Use Run.open to write.")
 
     def set_aside(self) -> Path:
-        """Rename the folder to `<name>.1` (or `.2`, ...) and go on with an empty one; the new place of the old is returned.
+        """Rename the folder to `<name>.1` (or `.2`, ...) and continue with an empty one; return the new path of the old one.
 
-        Nothing is deleted: that is what `--fresh` does before it starts over.
+        Nothing is deleted: `--fresh` uses this before it starts again.
         """
         with self._mutex:
             self._must_hold()
@@ -241,7 +241,7 @@ class Run:
 
 
 def list_runs(root: Path | str) -> list[Run]:
-    """Every run right below `root`, by name, to be read; [] when there is no such folder."""
+    """Return every run directly below `root`, by name, read-only; [] if there is no such folder."""
     root = Path(root)
     if not root.is_dir():
         return []
@@ -257,7 +257,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         return {}
     found = read_json(path)
     if not isinstance(found, dict):
-        raise RunError(f"{path}: holds {type(found).__name__}, expected names and values. Restore it, or remove it and run again.")
+        raise RunError(f"{path}: contains {type(found).__name__}, expected names and values. Restore it, or remove it and run again.")
     return found
 
 
@@ -271,7 +271,7 @@ def _forget_lock(ref: weakref.ref[Run]) -> None:
 
 
 def _flock(fd: int) -> None:
-    """Lock, or `BlockingIOError` at once; but wait up to two seconds for a holder that is dead already.
+    """Lock, or raise `BlockingIOError` at once; but wait up to two seconds for a holder that is already dead.
 
     A child that was forked right before its parent was killed has the lock until it runs for the first time.
     """
@@ -285,8 +285,8 @@ def _flock(fd: int) -> None:
 
 
 def _holder(fd: int) -> tuple[bool, str]:
-    """Who wrote the lock file: whether that process is known to be dead, and who it is in words."""
-    for _ in range(20):  # the holder locks first and writes right after
+    """Return (whether the process in the lock file is known to be dead, its description)."""
+    for _ in range(20):  # the holder locks first and writes its name afterwards
         try:
             who = json.loads(os.pread(fd, 4096, 0))
             words = f"process {who['pid']} on {who['host']}, since {who['since']}"

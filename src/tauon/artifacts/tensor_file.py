@@ -1,7 +1,7 @@
 """The safetensors format, written as a stream: eight bytes of header length, a JSON header, raw little-endian bytes.
 
-`safetensors.torch.save_file` needs the tensors a second time as bytes; here they go chunk by chunk through SHA-256 to
-the disk, from a buffer that is laid out like the file. Reading is left to the `safetensors` library.
+`safetensors.torch.save_file` needs the tensors a second time as bytes; here chunks are hashed (SHA-256) and written
+from a buffer that is laid out like the file. Reading uses the `safetensors` library.
 Format: https://github.com/huggingface/safetensors#format
 """
 
@@ -45,12 +45,12 @@ _DTYPES = {
     "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
 _CHUNK = 4 << 20
-"""Bytes between two looks at the interpreter: hashing and writing a chunk run without the interpreter lock."""
+"""Bytes between two checks by the interpreter: hashing and writing a chunk run without the interpreter lock."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each tensor of a group lies in its file."""
+    """Position of each tensor of a group in its file."""
 
     header: bytes
     """The first bytes of the file: length, JSON, padding."""
@@ -63,10 +63,10 @@ class Layout:
 
 
 def lay_out(tensors: Mapping[str, Tensor], what: str) -> Layout:
-    """Plan the file of a group of tensors; `what` names the group in errors.
+    """Plan the file of a group of tensors; `what` is the group's name in errors.
 
-    Raises `CheckpointError` for what the format cannot hold: something that is no tensor, a meta or sparse tensor, a dtype
-    that safetensors does not know.
+    Raises `CheckpointError` for what the format does not support: values that are not tensors, meta or sparse tensors, an unsupported
+    dtype.
     """
     kept: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}
@@ -84,21 +84,21 @@ def lay_out(tensors: Mapping[str, Tensor], what: str) -> Layout:
 
 
 Entry = tuple[str, str, tuple[int, ...], int]
-"""(name, safetensors dtype, shape, bytes an element)."""
+"""(name, safetensors dtype, shape, bytes per element)."""
 
 
 def entry_of(name: str, tensor: Tensor, what: str) -> Entry:
-    """What the file's header says of a tensor; `CheckpointError` for one that the format cannot hold."""
+    """Return the header entry of a tensor; `CheckpointError` for one that the format does not support."""
     import torch
 
     place = f"group {what!r}, tensor {name!r}"
     if not isinstance(tensor, torch.Tensor):
-        raise CheckpointError(f"{place}: got {type(tensor).__name__}, expected a tensor. Plain values belong into `state`.")
+        raise CheckpointError(f"{place}: got {type(tensor).__name__}, expected a tensor. Put plain values into `state`.")
     code = _DTYPES.get(str(tensor.dtype).removeprefix("torch."))
     if code is None or tensor.layout != torch.strided or tensor.device.type == "meta":
         raise CheckpointError(
             f"{place}: a {tensor.layout} {tensor.dtype} tensor on {tensor.device.type} cannot be saved. "
-            f"Give a dense tensor with memory behind it, of dtype {', '.join(_DTYPES)}."
+            f"Use a dense tensor with allocated memory, of dtype {', '.join(_DTYPES)}."
         )
     if not isinstance(name, str) or name == "__metadata__":
         raise CheckpointError(f"{place}: a name must be a string, and not '__metadata__'. Rename it.")
@@ -106,7 +106,7 @@ def entry_of(name: str, tensor: Tensor, what: str) -> Entry:
 
 
 def lay_out_entries(entries: Iterable[Entry], aliases: Mapping[str, str]) -> Layout:
-    """The layout of a file that holds these tensors, whoever has them."""
+    """Return the layout of a file with these tensors, independent of which process has them."""
     # Wide dtypes first, as the library does: then every tensor starts at a multiple of its element size.
     ordered = sorted(entries, key=lambda e: (-e[3], e[0]))
     # The metadata of tied tensors is what `safetensors.torch.save_model` writes.
@@ -123,21 +123,21 @@ def lay_out_entries(entries: Iterable[Entry], aliases: Mapping[str, str]) -> Lay
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
-    """The tensor's elements as a flat uint8 tensor on its own device; a view where it is contiguous."""
+    """Return the tensor's elements as a flat uint8 tensor on its own device; a view if it is contiguous."""
     import torch
 
     return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def pieces(layout: Layout, tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    """The tensors' bytes in file order, straight from their memory."""
+    """Yield the tensors' bytes in file order, directly from their memory."""
     for name in layout.offsets:
         yield as_bytes(tensors[name]).cpu().numpy().data
 
 
 def write_tensors(path: Path, layout: Layout, data: Iterable[memoryview]) -> tuple[str, int]:
-    """Write a new file and force it to disk; returns its SHA-256 and its size in bytes."""
-    if sys.byteorder != "little":  # pragma: no cover - no such machine runs torch today
+    """Write a new file and force it to disk; return its SHA-256 and its size in bytes."""
+    if sys.byteorder != "little":  # pragma: no cover - torch runs on no such machine today
         raise CheckpointError("safetensors files are little-endian; this machine is not.")
     digest = hashlib.sha256(layout.header)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -155,7 +155,7 @@ def write_tensors(path: Path, layout: Layout, data: Iterable[memoryview]) -> tup
 
 
 class SnapshotBuffer:
-    """Memory for a copy of one group, laid out like its file, kept from save to save so that pages are touched only once."""
+    """Memory for a copy of one group, laid out like its file, reused by every save so that pages are allocated only once."""
 
     def __init__(self) -> None:
         self._flat: Tensor | None = None
@@ -185,7 +185,7 @@ def _allocate(size: int, pinned: bool) -> Tensor:
 
 
 class LazyTensor:
-    """A tensor in a file. Indexed by slices, it reads that part alone; `read` gives all of it."""
+    """A tensor in a file. Indexing with slices reads that part alone; `read` returns all of it."""
 
     def __init__(self, file: Any, name: str) -> None:
         self._file, self._name = file, name
@@ -193,23 +193,23 @@ class LazyTensor:
 
     def __getitem__(self, where: tuple[slice, ...]) -> Tensor:
         if all(s.indices(n) == (0, n, 1) for s, n in zip(where, self.shape, strict=False)):
-            return self.read()  # a view of the mapped file, where a slice would be copied out of it first
+            return self.read()  # a view of the mapped file; a slice would be copied
         part: Tensor = self._file.get_slice(self._name)[where]
         return part
 
     def read(self) -> Tensor:
-        """The whole tensor."""
+        """Return the whole tensor."""
         whole: Tensor = self._file.get_tensor(self._name)
         return whole
 
 
 def open_tensors(path: Path, aliases: Mapping[str, str]) -> dict[str, LazyTensor]:
-    """The tensors of a safetensors file by name, none of them read yet. Raises `CheckpointError` when it cannot be opened."""
+    """Return the tensors of a safetensors file by name, not yet read. `CheckpointError` if it cannot be opened."""
     import safetensors
 
     try:
         file = safetensors.safe_open(path, framework="pt")
-        found = {name: LazyTensor(file, name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        found = {name: LazyTensor(file, name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (OSError, safetensors.SafetensorError) as err:
         raise CheckpointError(f"{path}: cannot be read: {err}. Use an earlier checkpoint.") from err
     return found | {name: found[kept] for name, kept in aliases.items()}

@@ -1,7 +1,7 @@
-"""Saving checkpoints while training goes on: copy now, hash and write in a thread of low priority, prune afterwards.
+"""Save checkpoints while training continues: copy now, hash and write in a thread of low priority, prune afterwards.
 
-`save` costs one copy of the tensors into memory that is kept. At most one write is in flight, so memory is bounded by one
-copy; a save that comes too early waits. A failed write never touches the last whole checkpoint.
+`save` costs one copy of the tensors into reused memory. At most one write is in progress, so memory is bounded by one
+copy; a save that comes too early waits. A failed write never affects the last complete checkpoint.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class CheckpointWriter:
     """Writes checkpoints into `folder`; a context manager that waits for the last write.
 
     Keeps the `keep_last` newest (None: all), every step that `keep_every` divides, and each protected step; checkpoints of
-    later steps than the one just saved are another attempt's and are left alone. `parent` is the hash of the checkpoint
-    that this run came from; each checkpoint's parent is the one before it. `on_saved` is called with each checkpoint when
+    later steps than the one just saved belong to another attempt and are kept. `parent` is the hash of the checkpoint
+    from which this run started; each checkpoint's parent is the one before it. `on_saved` is called with each checkpoint when
     it is on disk, in the writing thread.
     """
 
@@ -57,7 +57,7 @@ class CheckpointWriter:
         for name, value in {"keep_last": keep_last, "keep_every": keep_every}.items():
             if value is not None and value < 1:
                 raise CheckpointError(
-                    f"{name} is {value}: expected 1 or more, or none to {'keep all' if name == 'keep_last' else 'leave it out'}."
+                    f"{name} is {value}: expected 1 or more, or none to {'keep all' if name == 'keep_last' else 'turn it off'}."
                 )
         self.folder = Path(folder)
         self.keep_last, self.keep_every, self.background = keep_last, keep_every, background
@@ -75,8 +75,8 @@ class CheckpointWriter:
     def save(self, step: int, groups: Groups, state: Mapping[str, Any]) -> None:
         """Copy everything and return; the tensors may change right away.
 
-        Waits for the write before it, and raises that one's error (`CheckpointError`) if it failed: then nothing of this
-        call is saved, and the next call starts afresh.
+        Waits for the previous write, and raises its error (`CheckpointError`) if it failed: then nothing of this
+        call is saved, and the next call starts again.
         """
         self.wait()
         if not self.background:
@@ -94,7 +94,7 @@ class CheckpointWriter:
             lower_priority()
             self._finish(lambda: write_checkpoint(self.folder, step, streaming(copies), layouts, text, parent))
 
-        # Not a daemon: an interpreter that ends (by an exception, say) first finishes the write.
+        # Not a daemon: an interpreter that ends (by an exception, for example) first finishes the write.
         self._thread = threading.Thread(target=write, name=f"checkpoint-{step}", daemon=False)
         self._thread.start()
 
@@ -105,7 +105,7 @@ class CheckpointWriter:
             if self._on_saved:
                 self._on_saved(saved)
             self._prune(saved.step)
-        except BaseException as err:  # kept for the caller's thread
+        except BaseException as err:  # stored for the caller's thread
             self._error = err
 
     def _raise_error(self) -> None:
@@ -119,7 +119,7 @@ class CheckpointWriter:
         raise CheckpointError(f"{self.folder}: after saving: {type(err).__name__}: {err}. The checkpoint itself is on disk.") from err
 
     def wait(self) -> None:
-        """Return when nothing is in flight; raises what went wrong in the background (`CheckpointError`), once."""
+        """Return when no write is in progress; raises an error of the background thread (`CheckpointError`), once."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -147,11 +147,11 @@ class CheckpointWriter:
     # ------------------------------------------------------------------------------------------ pruning
 
     def protect(self, step: int) -> None:
-        """Never prune this step (the best one so far, say), in this process or a later one that writes here."""
+        """Never prune this step (the best one so far, for example), in this process or a later one that writes here."""
         self._change_protected(self._protected | {step})
 
     def release(self, step: int) -> None:
-        """Undo `protect`: the step is pruned like any other, at the next save."""
+        """Undo `protect`: from the next save on, the step is pruned like any other."""
         self._change_protected(self._protected - {step})
 
     def _change_protected(self, steps: set[int]) -> None:
@@ -172,7 +172,7 @@ class CheckpointWriter:
 
 
 def _looks_whole(path: Path) -> bool:
-    """A torn folder must not count as one of the newest: it would push a whole one out."""
+    """An incomplete folder must not count as one of the newest: it would displace a complete one."""
     try:
         load_checkpoint(path, verify=False)
     except CheckpointError:
@@ -181,7 +181,7 @@ def _looks_whole(path: Path) -> bool:
 
 
 def lower_priority() -> None:
-    """Let the training threads go first. On Linux a thread has a nice value of its own (setpriority(2), "C library/kernel differences")."""
+    """Give the training threads priority. On Linux each thread has its own nice value (setpriority(2), "C library/kernel differences")."""
     if sys.platform == "linux":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)

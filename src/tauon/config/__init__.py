@@ -1,4 +1,4 @@
-"""The typed tree behind every recipe: nodes, open families of parts, values with units, YAML, JSON Schema, and what checks them."""
+"""The typed tree behind every recipe: nodes, open families of parts, values with units, YAML, JSON Schema, and recipe rules."""
 
 from tauon.config.parse import parse, problems_in
 from tauon.config.plugins import load_plugin, load_plugins

@@ -1,4 +1,4 @@
-"""From plain data to a tree: `parse` builds it, or raises one `RecipeError` that lists everything wrong at once."""
+"""Parse plain data into a config tree: `parse` builds it, or raises one `RecipeError` that lists all problems."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T", bound="Config")
 def parse(cls: type[T], data: Any, where: str = "") -> T:
     """Build a tree from plain data. Raises `RecipeError` listing each problem with its dotted key.
 
-    Checks types, units and names, then each node's own `problems()`. `where` (a file, say) heads the message.
+    Checks types, units and names, then each node's own `problems()`. `where` (a file, for example) starts the message.
     """
     if not isinstance(data, Mapping):
         raise RecipeError(f"expected keys and values, got {type(data).__name__} ({short(data)})", where)
@@ -43,7 +43,7 @@ def parse(cls: type[T], data: Any, where: str = "") -> T:
 
 
 def problems_in(tree: Config, path: str = "") -> Iterator[Problem]:
-    """Each node's own impossible combinations, over the whole tree."""
+    """Yield each node's own impossible combinations, over the whole tree."""
     for name, message in tree.problems():
         yield Problem(join(path, name), message)
     for name, child in children(tree):
@@ -51,7 +51,7 @@ def problems_in(tree: Config, path: str = "") -> Iterator[Problem]:
 
 
 def _forget_defaults(tree: Config) -> None:
-    """A key that was given its default value counts as not set: the complete tree, written out, must read back the same."""
+    """A key that was set to its default value counts as not set: the complete tree, written out, must parse to an equal tree."""
     for name, info in type(tree).model_fields.items():
         if name in tree.model_fields_set and not info.is_required() and info.get_default(call_default_factory=True) == tree.__dict__[name]:
             tree.model_fields_set.discard(name)
@@ -60,7 +60,7 @@ def _forget_defaults(tree: Config) -> None:
 
 
 def _problems(err: ValidationError, cls: type[Config], path: str) -> Iterator[Problem]:
-    choices: dict[str, list[str]] = {}  # of a value that may be this or that, each refusal at one key
+    choices: dict[str, list[str]] = {}  # for a value of several possible types: the messages of each type, by key
     for e in err.errors(include_url=False):
         ctx, kind = e.get("ctx", {}), e["type"]
         loc, chosen = _keys_in(e["loc"], cls, unknown_last=kind == "extra_forbidden")
@@ -71,7 +71,7 @@ def _problems(err: ValidationError, cls: type[Config], path: str) -> Iterator[Pr
             owner = _class_at(cls, e["loc"][:-1])
             known = [key_of(owner, n) for n in owner.model_fields] if owner else []
             name = str(e["loc"][-1])
-            there = "" if nearest(name, known) or not known else f". There are: {', '.join(known)}"
+            there = "" if nearest(name, known) or not known else f". Available: {', '.join(known)}"
             yield Problem(at, f"unknown key{nearest(name, known)}{there}")
         elif kind == "missing":
             yield Problem(at, "missing, and it has no default")
@@ -85,7 +85,7 @@ def _problems(err: ValidationError, cls: type[Config], path: str) -> Iterator[Pr
 
 
 def _keys_in(loc: Sequence[str | int], cls: type[Config], unknown_last: bool) -> tuple[list[str | int], bool]:
-    """A path without the names that pydantic gives to the branches of a union, and whether it had any."""
+    """Return a path without the names that pydantic gives to the branches of a union, and whether it had any."""
     here: type[Config] | None = cls
     keys: list[str | int] = []
     for i, part in enumerate(loc):
@@ -98,7 +98,7 @@ def _keys_in(loc: Sequence[str | int], cls: type[Config], unknown_last: bool) ->
 
 
 def _class_at(cls: type[Config], loc: Sequence[str | int]) -> type[Config] | None:
-    """The class of the node at `loc`, following field annotations."""
+    """Return the class of the node at `loc`, following field annotations."""
     for part in loc:
         if isinstance(part, int):
             continue
@@ -111,7 +111,7 @@ def _class_at(cls: type[Config], loc: Sequence[str | int]) -> type[Config] | Non
 
 
 def _field(cls: type[Config], key: str) -> Any:
-    """The field that a recipe calls `key`."""
+    """Return the field that a recipe calls `key`."""
     return cls.model_fields.get(key) or next((info for info in cls.model_fields.values() if info.alias == key), None)
 
 

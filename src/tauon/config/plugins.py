@@ -1,4 +1,4 @@
-"""Parts from other packages, which announce them by entry points."""
+"""Plugins: parts from other packages, found by entry points."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["load_plugin", "load_plugins"]
 
 
 def load_plugins() -> dict[str, str]:
-    """Import every installed package that announces parts for Tauon (entry-point groups `tauon.<family>`, `tauon.plugins`).
+    """Import every installed package with plugins for Tauon (entry-point groups `tauon.<family>`, `tauon.plugins`).
 
-    One that cannot be imported, or takes a name that is taken, is left out and the others work: returned is, by package, what is wrong
-    with it. A recipe that asks for one of its parts is told the same.
+    A package that fails to import, or registers a name that is taken, is skipped; the others work. Returns the problem of each failed package,
+    by name. A recipe that uses a part of a failed package gets the same message.
     """
     for group in ("plugins", *families()):
         for point in entry_points(group=f"tauon.{group}"):
@@ -22,14 +22,14 @@ def load_plugins() -> dict[str, str]:
 
 
 def load_plugin(point: EntryPoint) -> object | None:
-    """What an entry point names; None where it cannot be imported, which `FAILED_PLUGINS` then says."""
+    """Return the object of an entry point; None if it cannot be imported (then `FAILED_PLUGINS` has the reason)."""
     package = point.dist.name if point.dist else "?"
     try:
         loaded: object = point.load()
-    except Exception as err:  # another's code: anything may be wrong with it
+    except Exception as err:  # third-party code: any exception is possible
         FAILED_PLUGINS[package] = (
-            f"the installed package {package!r} announces parts for Tauon ({point.group}: {point.value}) and cannot be "
-            f"imported: {type(err).__name__}: {err}. Update it, or: pip uninstall {package}"
+            f"the installed package {package!r} has plugins for Tauon ({point.group}: {point.value}), but cannot be "
+            f"imported: {type(err).__name__}: {err}. Update it, or remove it: pip uninstall {package}"
         )
         return None
     return loaded

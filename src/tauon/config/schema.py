@@ -1,4 +1,4 @@
-"""JSON Schema of a tree, every registered member of every family included: for editors."""
+"""JSON Schema of a config tree, including every registered member of every family, for editors."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["json_schema"]
 
 
 def json_schema(cls: type[Config]) -> dict[str, Any]:
-    """JSON Schema of a tree, every registered member of every family included: for editors."""
+    """Return the JSON Schema of a tree, including every registered member of every family, for editors."""
     root = cls.model_json_schema(ref_template="#/$defs/{model}")
     defs: dict[str, Any] = root.pop("$defs", {})
     for family, base in families().items():
-        if not issubclass(base, Registered):  # chosen by the data, not by a key of the recipe
+        if not issubclass(base, Registered):  # selected by the data, not by a key of the recipe
             continue
         choices: list[dict[str, Any]] = [{"enum": sorted(base._members)}]
         for kind, member in sorted(base._members.items()):

@@ -1,6 +1,6 @@
 """The typed tree behind every recipe: `Config` (frozen, unknown keys forbidden) and open families of parts (`Registered`, `register`).
 
-Knows no model, no data source and no stage by name. The tree's root is `tauon.recipe.Recipe`; `parse` builds it.
+Independent of models, data sources and stages. The tree's root is `tauon.recipe.Recipe`; `parse` builds it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ R = TypeVar("R", bound="type[Registered] | type[Pluggable]")
 class Config(BaseModel):
     """A node of the tree: frozen, unknown keys forbidden, each field documented by the string below it.
 
-    Remembers which of its fields were read, so that a key that nothing consumed is an error (`unread_keys`), never a
-    silent ignore.
+    Records which fields were read, so that a key that nothing used is an error (`unread_keys`) and never silently ignored.
     """
 
     model_config = ConfigDict(
@@ -52,10 +51,10 @@ class Config(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _switches_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        """YAML's yes, no, on, off and true would pass for 1 and 0 where a number is expected."""
+        """Reject YAML's yes, no, on, off and true, which would pass for 1 and 0 where a number is expected."""
         if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
             raise PydanticCustomError(
-                "unit", "got {value} (also written yes, on, no, off), expected a number or a name", {"value": repr(value).lower()}
+                "unit", "got {value} (in YAML also yes, on, no, off), expected a number or a name", {"value": repr(value).lower()}
             )
         return value
 
@@ -69,7 +68,7 @@ class Config(BaseModel):
         return value
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> typing.Self:
-        """A copy with some values changed, not checked again. What is read of the copy counts as read of the original."""
+        """Return a copy with some values changed, without checks. Values read from the copy count as read from the original."""
         copy = super().model_copy(update=update, deep=deep)
         if not hasattr(self, "_reads"):
             object.__setattr__(self, "_reads", set())
@@ -77,27 +76,27 @@ class Config(BaseModel):
         return copy
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """(field, message) of each combination of this node's own values that cannot work. Run before any stage."""
+        """Yield (field, message) for each combination of this node's own values that cannot work. Run before any stage."""
         return iter(())
 
     def raw_value(self, name: str) -> Any:
-        """The value of a field, without counting as consumption: for checks and printing."""
+        """Return the value of a field without counting it as used: for checks and printing."""
         return self.__dict__[name]
 
 
 class Registered(Config):
-    """Base of an open family: `class ModelConfig(Registered, family="model")`. Members join with `@register("kind")`.
+    """Base class of an open family: `class ModelConfig(Registered, family="model")`. Members register with `@register("kind")`.
 
-    In a recipe a member is `{kind: adamw, lr: 1e-3}`, or just `adamw` when its defaults will do. Another package joins
+    In a recipe a member is `{kind: adamw, lr: 1e-3}`, or just `adamw` with all defaults. Another package adds members
     through the entry-point group `tauon.<family>`, or `tauon.plugins` for several at once: `load_plugins` imports them.
     """
 
     _family: ClassVar[str] = ""
     _default: ClassVar[str] = ""
-    """The kind that is meant where none is given; "": one must be."""
+    """The kind used if none is set; "": it must be set."""
     _members: ClassVar[dict[str, type[Registered]]] = {}
     kind_: ClassVar[str] = ""
-    """The name it was registered by."""
+    """The name under which it is registered."""
 
     def __init_subclass__(cls, family: str = "", default: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -119,7 +118,7 @@ class Registered(Config):
 
     @classmethod
     def _choose(cls, data: Any) -> Registered:
-        """A member from `kind` or `{kind: ..., ...}`."""
+        """Return a member from `kind` or `{kind: ..., ...}`."""
         if isinstance(data, cls):
             return data
         if isinstance(data, str):
@@ -130,31 +129,31 @@ class Registered(Config):
         if "kind" not in data and cls._default:
             data = {"kind": cls._default, **data}
         if "kind" not in data:
-            raise PydanticCustomError("kind", "say which {family}: kind: {kinds}", what | {"kinds": kinds})
+            raise PydanticCustomError("kind", "missing kind. Set it to one of {kinds}", what | {"kinds": kinds})
         kind = data["kind"]
         member = cls._members.get(kind) if isinstance(kind, str) else None
         if member is None:
             raise PydanticCustomError(
-                "kind", "no {family} is called {value}{nearest} There are: {kinds}{failed}",
+                "kind", "no {family} is called {value}{nearest} Available: {kinds}{failed}",
                 what | {"value": short(kind), "nearest": nearest(str(kind), cls._members) or ".", "kinds": ", ".join(sorted(cls._members)),
                         "failed": "".join(f". {message}" for message in FAILED_PLUGINS.values())},
             )  # fmt: skip
         try:
             return member.model_validate({k: v for k, v in data.items() if k != "kind"})
-        except ValidationError as err:  # carried whole, so that `parse` can show each problem at its own path
+        except ValidationError as err:  # passed on whole, so that `parse` can show each problem at its own path
             raise PydanticCustomError("nested", "{count} problems", {"count": err.error_count(), "error": err, "cls": member}) from None
 
 
 class Pluggable:
-    """Base of an open family whose members are no part of a recipe: `class DataKind(Pluggable, family="data_kind")`.
+    """Base class of an open family whose members do not occur in a recipe: `class DataKind(Pluggable, family="data_kind")`.
 
-    Members join as those of a `Registered` family do: with `@register("name")`, and from other packages by entry points.
+    Members register like those of a `Registered` family: with `@register("name")`, and from other packages by entry points.
     """
 
     _family: ClassVar[str] = ""
     _members: ClassVar[dict[str, type[Any]]] = {}
     kind_: ClassVar[str] = ""
-    """The name it was registered by."""
+    """The name under which it is registered."""
 
     def __init_subclass__(cls, family: str = "", **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -165,13 +164,13 @@ class Pluggable:
 
 _FAMILIES: dict[str, type[Any]] = {}
 FAILED_PLUGINS: dict[str, str] = {}
-"""Installed packages whose parts could not be loaded, and why (`load_plugins`)."""
+"""Installed packages whose plugins could not be loaded, with the reason (`load_plugins`)."""
 
 
 def register(kind: str) -> typing.Callable[[R], R]:
-    """Class decorator: the class becomes the member `kind` of the nearest family above it.
+    """Class decorator: register the class as member `kind` of the nearest family above it.
 
-    Registering another class under a taken name is a `ValueError`: two packages must not fight silently.
+    `ValueError` if another class has the name: two packages must not overwrite each other silently.
     """
 
     def enrol(cls: R) -> R:
@@ -189,23 +188,23 @@ def register(kind: str) -> typing.Callable[[R], R]:
 
 
 def registered(family: str) -> dict[str, type[Registered]]:
-    """Every member of a family by name, in order of registration."""
+    """Return every member of a family by name, in order of registration."""
     return dict(_FAMILIES[family]._members)
 
 
 def families() -> dict[str, type[Any]]:
-    """Every family by name."""
+    """Return every family by name."""
     return dict(_FAMILIES)
 
 
 def dump(node: Config, mode: str = "json") -> dict[str, Any]:
-    """The complete tree as plain data, defaults included: what `parse` turns back into an equal tree."""
+    """Return the complete tree as plain data, including defaults: `parse` turns it back into an equal tree."""
     plain: dict[str, Any] = node.model_dump(mode=mode, by_alias=True)
     return {"kind": node.kind_, **plain} if isinstance(node, Registered) else plain
 
 
 def children(tree: Config) -> Iterator[tuple[str, Config]]:
-    """(key, node) of the nodes right below; a list's are `key.0`, `key.1`."""
+    """Return (key, node) of the direct child nodes; those of a list are `key.0`, `key.1`."""
     for name, value in tree.__dict__.items():
         if isinstance(value, Config):
             yield name, value
@@ -220,14 +219,14 @@ def forget_reads(tree: Config) -> None:
 
 
 def count_as_read(tree: Config) -> None:
-    """Count every key below as read: for a part that is given to what uses it later."""
+    """Count every key below as read: for a node that is passed to code that uses it later."""
     object.__setattr__(tree, "_reads", {*type(tree).model_fields})
     for _, child in children(tree):
         count_as_read(child)
 
 
 def unread_keys(tree: Config, path: str = "") -> list[str]:
-    """Dotted keys that somebody set and nothing read since `parse`."""
+    """Return dotted keys that were set in the recipe and not read since `parse`."""
     reads: set[str] = getattr(tree, "_reads", set())
     nodes = dict(children(tree))
     found = []
@@ -241,7 +240,7 @@ def unread_keys(tree: Config, path: str = "") -> list[str]:
 
 
 def key_of(cls: type[Config], name: str) -> str:
-    """How a field is called in a recipe: by its alias where its name is a word of Python (`from`)."""
+    """Return the name of a field in a recipe: its alias if its name is a Python keyword (`from`)."""
     return cls.model_fields[name].alias or name
 
 
@@ -250,13 +249,13 @@ def _takes_bool(annotation: Any) -> bool:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Words for a message: `; did you mean 'adamw'?`, or nothing where no known name is near."""
+    """Return a hint for a message: `; did you mean 'adamw'?`, or "" if no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def join(*parts: str) -> str:
-    """A dotted key from its parts, empty ones left out."""
+    """Return a dotted key from its parts, without empty ones."""
     return ".".join(p for p in parts if p)
 
 
@@ -264,11 +263,11 @@ def join(*parts: str) -> str:
 
 
 def json_schema(cls: type[Config]) -> dict[str, Any]:
-    """JSON Schema of a tree, every registered member of every family included: for editors."""
+    """Return the JSON Schema of a tree, including every registered member of every family, for editors."""
     root = cls.model_json_schema(ref_template="#/$defs/{model}")
     defs: dict[str, Any] = root.pop("$defs", {})
     for family, base in _FAMILIES.items():
-        if not issubclass(base, Registered):  # chosen by the data, not by a key of the recipe
+        if not issubclass(base, Registered):  # selected by the data, not by a key of the recipe
             continue
         choices: list[dict[str, Any]] = [{"enum": sorted(base._members)}]
         for kind, member in sorted(base._members.items()):

@@ -1,4 +1,4 @@
-"""Values with units, as people write them in a recipe: `64k`, `1GiB`, `2h`, `5%`. Exact: 1.001k is 1001."""
+"""Values with units, as written in a recipe: `64k`, `1GiB`, `2h`, `5%`. Exact: 1.001k is 1001."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _IEC = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _NUMBER = re.compile(r"([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,2})?)\s*([A-Za-z%]*)", re.ASCII)
 LONGEST = 60
-"""Characters of a value that is still shown whole, and of a number that is still read."""
+"""Most characters of a value in a message, and of a number that is parsed."""
 _LARGEST = 2**63 - 1
 
 
 def _split(value: str, what: str, example: str) -> tuple[Exact, str]:
-    """(number, unit); exact, since 1.001k is 1001 and in floating point is not."""
+    """Return (number, unit); exact, since 1.001k is 1001 and in floating point is not."""
     match = _NUMBER.fullmatch(value.strip()) if len(value) <= LONGEST else None
     if not match:
         raise PydanticCustomError(
@@ -46,7 +46,7 @@ def _no_bool(value: Any, what: str) -> None:
 
 
 def _whole(value: Any, text: Any) -> Any:
-    """`value` as an int where it is a whole number of at most 63 bits; what is no number goes on to the type check."""
+    """Return `value` as an int if it is a whole number of at most 63 bits; other types are passed to the type check."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, Exact) and value.denominator != 1:
@@ -108,7 +108,7 @@ Fraction = Annotated[float, BeforeValidator(_fraction), _schema("number", r"^[0-
 def short(value: Any) -> str:
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an int of thousands of digits, say
+    except (ValueError, RecursionError):  # an int of thousands of digits, for example
         return f"a {type(value).__name__} too long to show"
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 

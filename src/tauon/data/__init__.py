@@ -1,6 +1,6 @@
-"""Data: sources, splits, tokenizers, shards, normalising, encoding, augmenting, order, batches. The verb is `prepare`.
+"""Data: sources, splits, tokenizers, shards, normalising, encoding, augmenting, order, batches. The entry point is `prepare`.
 
-Knows no model and no task: a task says which kind of data it needs, and that is all.
+Independent of models and tasks: a task only names the kind of data that it needs.
 """
 
 from tauon.data.arrays import ArrayDataset, Normalizer, TrainingOptions

@@ -30,7 +30,7 @@ __all__ = ["ArrayDataset", "Normalizer", "TrainingOptions", "check_arrays", "cou
 NormalizeKind = Literal["none", "standard", "minmax", "unit", "robust", "quantile", "bounds"]
 
 _QUANTILES = 1000
-_EDGE = 1e-7  # probabilities nearer to 0 or 1 are cut: the normal distribution has no end
+_EDGE = 1e-7  # probabilities nearer to 0 or 1 are clipped: the normal distribution is unbounded
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Normalizer:
     quantiles: NDArray[np.float64] | None = None
     """quantile: (Q, columns) values at evenly spaced probabilities from 0 to 1."""
     columns: NDArray[np.int64] | None = None
-    """The features that `quantiles` or `limits` are of; the others stay."""
+    """Features that `quantiles` or `limits` belong to; the others are unchanged."""
     limits: NDArray[Any] | None = None
     """(2, columns) values beyond these are clipped first."""
 
@@ -57,7 +57,7 @@ class Normalizer:
         cls, features: NDArray[Any], kind: NormalizeKind, only: NDArray[np.bool_] | None = None, limits: NDArray[np.float64] | None = None
     ) -> Normalizer:
         """standard: mean 0, variance 1; robust: median 0, quartiles 1 apart; minmax: 0 to 1; unit: bytes / 255; bounds: from -1 to 1, by
-        `limits` alone; none: as it is. A constant feature becomes 0. `only`: the features of a table (F) that are scaled; the others stay as
+        `limits` alone; none: unchanged. A constant feature becomes 0. `only`: the features of a table (F) that are scaled; the others stay as
         they are. `limits`: (2, scaled features) public lowest and highest values: what lies beyond is clipped before anything is fitted.
         """
         if limits is not None:
@@ -82,7 +82,7 @@ class Normalizer:
             low, high = float(features.min()), float(features.max())
             if low < 0 or high > 255:
                 raise DataError(
-                    f"data.normalize: unit divides bytes by 255, but features go from {low:g} to {high:g}. Use standard or minmax"
+                    f"data.normalize: unit divides bytes by 255, but features range from {low:g} to {high:g}. Use standard or minmax"
                 )
             center, scale = np.zeros(1), np.full(1, 255.0)
         else:
@@ -113,16 +113,18 @@ class Normalizer:
     @classmethod
     def _fit_quantiles(cls, features: NDArray[Any], only: NDArray[np.bool_] | None) -> Normalizer:
         if features.ndim != 2:
-            raise DataError(f"data.normalize: quantile is for tables, and examples have shape {features.shape[1:]}. Use standard or minmax")
+            raise DataError(
+                f"data.normalize: quantile is only for tables, but examples have shape {features.shape[1:]}. Use standard or minmax"
+            )
         columns = np.arange(features.shape[1]) if only is None else np.flatnonzero(only)
         at = np.linspace(0, 1, min(_QUANTILES, len(features)))
         found = np.percentile(features[:, columns].astype(np.float64), at * 100, axis=0)
-        found = np.maximum.accumulate(found, axis=0)  # rounding may have put neighbours out of order
+        found = np.maximum.accumulate(found, axis=0)  # rounding may have swapped neighbours
         zeros = np.zeros(features.shape[1])
         return cls("quantile", zeros, zeros + 1, found, columns)
 
     def _to_normal(self, features: NDArray[Any]) -> NDArray[np.float32]:
-        """Each chosen column, in place, through its distribution function, then the inverse of the normal one."""
+        """Map each chosen column, in place, through its distribution function, then the inverse of the normal one."""
         import torch
 
         assert self.quantiles is not None
@@ -140,7 +142,7 @@ class Normalizer:
         return features.astype(np.float32, copy=False)
 
     def __call__(self, features: NDArray[Any]) -> NDArray[np.float32]:
-        """(B, ...) as float32, normalised; a copy."""
+        """Return (B, ...) as float32, normalised; a copy."""
         out: NDArray[Any] = features.astype(self.center.dtype)
         if self.quantiles is not None:
             return self._to_normal(out)
@@ -152,7 +154,7 @@ class Normalizer:
         return out.astype(np.float32, copy=False)
 
     def to_json(self) -> dict[str, Any]:
-        """All that `from_json` needs; JSON values only."""
+        """Return all that `from_json` needs; JSON values only."""
         some = {"quantiles": self.quantiles, "columns": self.columns, "limits": self.limits}
         dtype = {"dtype": "float64"} if self.center.dtype == np.float64 else {}
         return (
@@ -179,30 +181,30 @@ class Normalizer:
 
 
 def _mean_square(features: NDArray[Any], axes: tuple[int, ...]) -> NDArray[np.float64]:
-    """In pieces of rows, so that a large set of bytes is never copied as float64."""
+    """Process in chunks of rows, so that a large set of bytes is never copied as float64."""
     pieces = [features[i : i + 4096] for i in range(0, len(features), 4096)]
     total = sum(np.square(p, dtype=np.float64).sum(axis=axes) for p in pieces)
     return np.asarray(total / (features.size / features.shape[1]))
 
 
 def check_arrays(table: Arrays, where: str, *, training: bool = True) -> Arrays:
-    """The table with features as uint8, float32 or (no images) float64, and targets as int64 or float64; `DataError` for whatever
-    cannot be learned from. What a model reads is float32, but only after normalising (`ArrayDataset.batch`).
+    """Return the table with features as uint8, float32 or (not images) float64, and targets as int64 or float64. `DataError` for data that
+    cannot be trained on. Models read float32, but only after normalising (`ArrayDataset.batch`).
     """
     features, targets = table.features, table.targets
     if not len(features):
         raise DataError(f"{where}: no rows. Check the file, the columns and data.source.limit")
     if len(features) != len(targets):
-        raise DataError(f"{where}: {len(features):,} rows of features but {len(targets):,} targets; each row needs one")
+        raise DataError(f"{where}: {len(features):,} rows of features but {len(targets):,} targets, expected one per row")
     if features.ndim < 2 or not np.prod(features.shape[1:]):
         raise DataError(f"{where}: features have shape {features.shape}, expected (rows, features) or (rows, channels, height, width)")
     for array, what in ((features, "features"), (targets, "targets")):
         if array.dtype.kind not in "fiub":
-            raise DataError(f"{where}: {what} are {array.dtype}, expected numbers")
+            raise DataError(f"{where}: {what} have type {array.dtype}, expected numbers")
         if array.dtype.kind == "f":
             _refuse_nan(array, table.feature_names if what == "features" else table.label_names, f"{where}: {what}")
     if features.dtype != np.uint8:
-        with np.errstate(over="ignore"):  # a float64 too large for float32 is named below
+        with np.errstate(over="ignore"):  # a float64 too large for float32 is an error below
             narrow = features.astype(np.float32, copy=False)
         _refuse_nan(narrow, table.feature_names, f"{where}: features as float32")
         exact = features.ndim == 2 and features.dtype != np.float16 and features.dtype != np.float32
@@ -228,7 +230,7 @@ def _refuse_nan(array: NDArray[Any], names: Sequence[str], where: str) -> None:
         )
         raise DataError(
             f"{where}: row {row}, {column} is {array[(row, *rest)]} ({count:,} such values in {rows:,} rows). "
-            "Fill these values in or drop the rows or columns"
+            "Fill these values in, or remove the rows or columns"
         )
 
 
@@ -237,16 +239,16 @@ def _check_classes(targets: NDArray[np.int64], names: Sequence[str], where: str,
         raise DataError(f"{where}: class labels have shape {targets.shape}, expected one number per row")
     bad = np.flatnonzero((targets < 0) | (targets >= max(len(names), 1)) if names else targets < 0)
     if bad.size:
-        raise DataError(f"{where}: label {targets[bad[0]]} of row {bad[0]} is out of range 0 to {len(names) - 1}")
+        raise DataError(f"{where}: label {targets[bad[0]]} of row {bad[0]} is out of range, expected 0 to {len(names) - 1}")
     if training and np.all(targets == targets[0]):
         name = names[targets[0]] if names else targets[0]
         raise DataError(
-            f"{where}: every row has the label {name!r}: with one class there is nothing to learn. Check the label column and the limit"
+            f"{where}: every row has the label {name!r}, expected at least two classes. Check the label column and data.source.limit"
         )
 
 
 def count_repeats(train: NDArray[Any], held: NDArray[Any]) -> int:
-    """Rows of `held` that are in `train` too, value for value: the held-out score flatters by about their share."""
+    """Return the number of rows of `held` that are exact copies of rows of `train`; the held-out score is too good by about their share."""
     kind = np.result_type(train, held)
     train, held = train.astype(kind, copy=False), held.astype(kind, copy=False)
     seen = {hash(row.tobytes()) for row in train}
@@ -255,20 +257,20 @@ def count_repeats(train: NDArray[Any], held: NDArray[Any]) -> int:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What training does to examples that a held-out part must not have done."""
+    """Options of training that held-out parts must not use."""
 
     seed: int = 0
     augments: Sequence[AugmentConfig] = ()
     weights: NDArray[np.float32] | None = None
-    """Of each class in the loss, (C)."""
+    """Weight of each class in the loss, (C)."""
     order: BalancedOrder | None = None
-    """What the loader asks for where some examples come more often; None: each once an epoch."""
+    """Order for the loader if some examples are sampled more often; None: each once per epoch."""
     mixer: Mixer | None = None
-    """What the loader mixes rows by."""
+    """Mixing of rows in the loader."""
 
 
 class ArrayDataset:
-    """Rows of a table or images. Example `i` of epoch `e` is a pure function of (seed, e, i); threads may share it."""
+    """Rows of a table or images. Example `i` of epoch `e` is a pure function of (seed, e, i); safe to share between threads."""
 
     def __init__(
         self,
@@ -281,8 +283,8 @@ class ArrayDataset:
         groups: NDArray[np.int64] | None = None,
         target_scale: TargetScale | None = None,
     ) -> None:
-        """`rows` are those of `table` that belong to this part; nothing is copied. `categories`: `DataSpec.categories`. `groups`: whose each
-        of these rows is. `target_scale`: of numbers to predict, on which batches give them.
+        """`rows` are the rows of `table` in this part; nothing is copied. `categories`: `DataSpec.categories`. `groups`: group of each of
+        these rows. `target_scale`: of regression targets, in which batches return them.
         """
         options = TrainingOptions() if training is None else training
         self._pixels = table.pixels or table.features.dtype == np.uint8
@@ -309,7 +311,7 @@ class ArrayDataset:
         return len(self._rows)
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
-        """The examples `index`: inputs (B, F) or (B, C, H, W) float32; targets (B) int64, or float32 (B) or (B, C); weights (B) of 1."""
+        """Return the examples `index`: inputs (B, F) or (B, C, H, W) float32; targets (B) int64, or float32 (B) or (B, C); weights (B) of 1."""
         import torch
 
         index = np.asarray(index, np.int64)
@@ -327,28 +329,28 @@ class ArrayDataset:
 
     @property
     def normalizer(self) -> Normalizer:
-        """What its features are scaled by."""
+        """The scaler of its features."""
         return self._normalizer
 
     def scale_by(self, normalizer: Normalizer) -> None:
-        """Scale by another one from now on: of statistics that are known only after the data sets were made."""
+        """Replace the scaler, for statistics that are known only after the data sets were made."""
         self._normalizer = normalizer
 
     def without_augmentation(self) -> Self:
-        """The same examples as they are, in every epoch: none changed, mixed, or weighed."""
+        """Return the same examples without augmentation, mixing or weights."""
         shown = copy.copy(self)
         shown._augments, shown._weights, shown.order, shown.mixer = (), None, None, None
         return shown
 
     def like(self, other: ArrayDataset) -> ArrayDataset:
-        """The rows of `other` as training examples of this data set's kind: augmented, weighed and mixed as its own are."""
+        """Return the rows of `other` as training examples: augmented, weighted and mixed as its own are."""
         options = TrainingOptions(seed=self._seed, augments=self._augments, weights=self._weights, mixer=self.mixer)
         return ArrayDataset(
             other._table, other._rows, self._normalizer, training=options, categories=self.spec.categories, target_scale=self._target_scale
         )
 
     def as_bytes(self, inputs: Tensor) -> NDArray[np.uint8]:
-        """Pictures (B, C, H, W) as they were before normalising, for people to see: from 0 to 255 where they were so, else stretched to it."""
+        """Return images (B, C, H, W) before normalising, for display: from 0 to 255 if they were so, else stretched to that range."""
         values = inputs.numpy() * self._normalizer.scale + self._normalizer.center
         if not self._pixels:
             low, high = float(values.min()), float(values.max())
@@ -357,7 +359,7 @@ class ArrayDataset:
         return pixels
 
     def _augmented(self, features: NDArray[Any], epoch: int, index: NDArray[np.int64]) -> Tensor:
-        """Normalised and augmented, in one order or the other: pictures that are changed as pictures are normalised last."""
+        """Normalise and augment, in the order that the augmentations need: those that work on raw images run before normalising."""
         import torch
 
         pixels = Pixels(self._normalizer.center, self._normalizer.scale)

@@ -1,6 +1,6 @@
 """Augmentation of recordings: speed, gain, shift, noise. Deterministic in (seed, place in the list, epoch, example).
 
-Masks of the spectrogram (SpecAugment) belong to the models, which make it. Sources: Ko et al. 2015 (speed perturbation).
+Masks of the spectrogram (SpecAugment) are applied inside the models, which compute it. Sources: Ko et al. 2015 (speed perturbation).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Waves = Sequence[NDArray[np.float32]]
 
 
 class AudioAugmentConfig(AugmentConfig):
-    """One random change of recordings."""
+    """Base class of random changes of recordings."""
 
     def play(self, waves: Waves, rate: int, draws: Draws) -> list[NDArray[np.float32]]:
-        """The recordings, changed; those given stay as they are."""
+        """Return the changed recordings; the input is not modified."""
         raise NotImplementedError
 
 
 @register("speed")
 class SpeedConfig(AudioAugmentConfig):
-    """Play faster or slower, pitch with it: resampled along straight lines between samples."""
+    """Play faster or slower, which changes the pitch too; linear resampling."""
 
     by: Fraction = Field(0.1, gt=0, lt=0.9)
-    """The factor is drawn evenly from 1 - by to 1 + by."""
+    """The factor is drawn uniformly from 1 - by to 1 + by."""
 
     def play(self, waves: Waves, rate: int, draws: Draws) -> list[NDArray[np.float32]]:
         factors = draws.uniform(1, 1 - self.by, 1 + self.by)[:, 0]
@@ -48,7 +48,7 @@ class GainConfig(AudioAugmentConfig):
     """Louder or softer."""
 
     decibels: float = Field(6.0, gt=0, le=60)
-    """Drawn evenly from -decibels to decibels."""
+    """Drawn uniformly from -decibels to decibels."""
 
     def play(self, waves: Waves, rate: int, draws: Draws) -> list[NDArray[np.float32]]:
         factors = 10 ** (draws.uniform(1, -self.decibels, self.decibels)[:, 0] / 20)
@@ -57,10 +57,10 @@ class GainConfig(AudioAugmentConfig):
 
 @register("shift-audio")
 class AudioShiftConfig(AudioAugmentConfig):
-    """Begin earlier or later: silence before the beginning, or part of it cut off."""
+    """Start earlier or later: add silence at the start, or cut part of it off."""
 
     seconds: float = Field(0.05, gt=0, le=60)
-    """Drawn evenly from -seconds to seconds."""
+    """Drawn uniformly from -seconds to seconds."""
 
     def play(self, waves: Waves, rate: int, draws: Draws) -> list[NDArray[np.float32]]:
         by = np.round(draws.uniform(1, -self.seconds, self.seconds)[:, 0] * rate).astype(int)
@@ -72,10 +72,10 @@ class AudioShiftConfig(AudioAugmentConfig):
 
 @register("noise-audio")
 class AudioNoiseConfig(AudioAugmentConfig):
-    """White noise below the loudness of the recording."""
+    """Add white noise at a random signal-to-noise ratio."""
 
     decibels: tuple[float, float] = (15.0, 40.0)
-    """Signal-to-noise ratio, drawn evenly between the two."""
+    """Range of the signal-to-noise ratio, drawn uniformly."""
 
     def play(self, waves: Waves, rate: int, draws: Draws) -> list[NDArray[np.float32]]:
         low, high = self.decibels

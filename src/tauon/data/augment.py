@@ -1,10 +1,9 @@
 """Augmentation: small random changes of the training images, deterministic in (seed, epoch, example).
 
-The whole batch is changed at once, with elementwise operations and one resampling only, so that an example comes out the same
-whatever batch it is in. Consecutive geometric augmentations move the sampling points one after the other and the image is
-resampled once: cheaper, and less blurred, than once for each. What changes colours works on pictures from 0 to 1 (bytes / 255), as
-Pillow's formulas do; everything else on normalised features. Pictures' own augmentations are in `augment_images.py`.
-
+The whole batch is changed at once, with elementwise operations and one resampling only, so that an example does not depend on the batch
+it is in. Consecutive geometric augmentations move the sampling points one after the other and the image is resampled once: cheaper, and
+less blurred, than once for each. Colour augmentations work on images from 0 to 1 (bytes / 255), like Pillow's formulas; all others on
+normalised features. Augmentations for images only are in `augment_images.py`.
 Shape legend: B batch, C channels, H height, W width.
 """
 
@@ -41,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers of one augmentation: a pure function of (seed, place in the list, epoch, example)."""
+    """Random numbers of one augmentation: a pure function of (seed, position in the list, epoch, example)."""
 
     seed: int
     place: int
@@ -49,10 +48,10 @@ class Draws:
     index: NDArray[np.int64]
     """Examples of the batch, (B)."""
     outside: Tensor | None = None
-    """What lies outside a picture, in the units of the features, (C, 1, 1); None: 0."""
+    """Value outside an image, in the units of the features, (C, 1, 1); None: 0."""
 
     def part(self, rows: NDArray[np.bool_]) -> Draws:
-        """The draws of some rows of the batch."""
+        """Return the draws of some rows of the batch."""
         return replace(self, index=self.index[rows])
 
     def _counters(self, n: int) -> NDArray[np.uint64]:
@@ -70,27 +69,27 @@ class Draws:
 
 @dataclass(frozen=True)
 class Pixels:
-    """How normalised features and pictures from 0 to 1 become one another."""
+    """Converts between normalised features and images from 0 to 1."""
 
     center: NDArray[np.float32]
     """(C, 1, 1), of the normaliser, as is `scale`."""
     scale: NDArray[np.float32]
 
     def normal(self, pictures: Tensor) -> Tensor:
-        """Normalised features of pictures from 0 to 1; in place."""
+        """Convert images from 0 to 1 to normalised features, in place."""
         import torch
 
         scale = torch.from_numpy(self.scale)
         return pictures.mul_(255 / scale).sub_(torch.from_numpy(self.center) / scale)
 
     def unit(self, features: Tensor) -> Tensor:
-        """The reverse; a copy."""
+        """Convert normalised features to images from 0 to 1; a copy."""
         import torch
 
         return (features * (torch.from_numpy(self.scale) / 255)).add_(torch.from_numpy(self.center) / 255).clamp_(0, 1)
 
     def outside(self) -> Tensor | None:
-        """A byte of 0, normalised; None where that is 0."""
+        """Return a byte of 0, normalised; None if that is 0."""
         import torch
 
         return torch.from_numpy(-self.center / self.scale) if self.center.any() else None
@@ -98,9 +97,9 @@ class Pixels:
 
 @dataclass
 class Points:
-    """Where each pixel of the batch is read from: a matrix for each example, and a displacement for each pixel.
+    """Where each pixel of the batch is read from: a matrix per example, and a displacement per pixel.
 
-    In pixels from the image's middle, to the right and down. Kept apart until the end: a matrix costs nothing.
+    In pixels from the image centre, to the right and down. Kept separate until the end: a matrix costs nothing.
     """
 
     matrix: NDArray[np.float64]
@@ -111,7 +110,7 @@ class Points:
     """(B, 2, H, W), x before y."""
 
     def transform(self, matrix: NDArray[np.float64]) -> None:
-        """Send each point p of example b to matrix[b] @ (p, 1); matrix is (B, 2, 3)."""
+        """Map each point p of example b to matrix[b] @ (p, 1); matrix is (B, 2, 3)."""
         import torch
 
         moved = matrix[:, :, :2] @ self.matrix
@@ -127,7 +126,7 @@ class Points:
         self.displaced = by if self.displaced is None else self.displaced + by
 
     def grid(self) -> Tensor:
-        """(B, H, W, 2) as grid_sample wants it with align_corners=False: -1 and 1 are the image's outer edges."""
+        """Return (B, H, W, 2) in the convention of grid_sample with align_corners=False: -1 and 1 are the outer edges of the image."""
         import torch
 
         unit = np.array([2 / self.width, 2 / self.height])[None, :, None]
@@ -143,26 +142,26 @@ class Points:
 
 
 class AugmentConfig(Registered, family="augment"):
-    """One random change of an example. Members override `move` (geometric) or `change`."""
+    """Base class of random changes of an example. Subclasses override `move` (geometric) or `change`."""
 
     geometric: ClassVar[bool] = False
     """Whether it moves sampling points (`move`) instead of changing values (`change`). Needs images."""
     images_only: ClassVar[bool] = False
     space: ClassVar[Literal["normal", "pixels", "any"]] = "normal"
-    """What `change` works on: normalised features; pictures from 0 to 1, for which it needs images of bytes; or either."""
+    """Input of `change`: normalised features; images from 0 to 1, which needs images of bytes; or either."""
 
     def refuse(self, shape: tuple[int, ...], where: str) -> None:
-        """`DataError` where it cannot work on images of `shape`."""
+        """Raise `DataError` if it cannot work on images of `shape`."""
 
     series_only: ClassVar[bool] = False
-    """Whether it changes a window of a series, its context and what follows together: see `series_augment.py`."""
+    """Whether it changes a window of a series, context and future together: see `series_augment.py`."""
 
     def move(self, points: Points, draws: Draws) -> None:
-        """Move the sampling points. They run against the picture: to turn it to the right, turn the points to the left."""
+        """Move the sampling points. They move against the image: to rotate it to the right, rotate the points to the left."""
         raise NotImplementedError
 
     def change(self, features: Tensor, draws: Draws) -> Tensor:
-        """Features (B, ...), float32, in the space that the class names."""
+        """Change features (B, ...), float32, in the space that the class declares."""
         raise NotImplementedError
 
 
@@ -172,8 +171,8 @@ def augment(
 ) -> Tensor:  # fmt: skip
     """Apply `steps` in turn to a batch of float32 features. Points outside an image read as `outside` (C, 1, 1), default 0.
 
-    `pixels` is needed by steps that work on pictures from 0 to 1; with `unit`, `features` are such pictures to begin with. What comes
-    out is normalised.
+    `pixels` is needed by steps that work on images from 0 to 1; with `unit`, `features` are such images to begin with. The result is
+    normalised.
     """
     at = 0
     while at < len(steps):
@@ -195,20 +194,20 @@ def augment(
 
 
 def check_shape(steps: Sequence[AugmentConfig], shape: tuple[int, ...], dtype: Any = np.uint8) -> None:
-    """`DataError` if a step needs images, or images of bytes, and examples of `shape` are none."""
+    """Raise `DataError` if a step needs images, or images of bytes, and examples of `shape` are not."""
     for place, step in enumerate(steps):
         where = f"data.augment.{place}: {step.kind_}"
         if step.series_only:
-            raise DataError(f"{where} is for time series. Leave it out")
+            raise DataError(f"{where} is only for time series. Remove it")
         if (step.geometric or step.images_only or step.space == "pixels") and len(shape) != 3:
-            raise DataError(f"{where} needs images (channels, height, width), but an example has shape {shape}. Leave it out")
+            raise DataError(f"{where} needs images (channels, height, width), but an example has shape {shape}. Remove it")
         if step.space == "pixels" and dtype != np.uint8:
-            raise DataError(f"{where} needs images of bytes (0 to 255), but the features are {np.dtype(dtype)}. Leave it out")
+            raise DataError(f"{where} needs images of bytes (0 to 255), but the features are {np.dtype(dtype)}. Remove it")
         step.refuse(shape, where)
 
 
 def resample(images: Tensor, points: Points) -> Tensor:
-    """The images read at these points, bilinear; outside them 0."""
+    """Sample the images at these points, bilinear; 0 outside."""
     from torch.nn.functional import grid_sample
 
     return grid_sample(images, points.grid(), mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -216,10 +215,10 @@ def resample(images: Tensor, points: Points) -> Tensor:
 
 @register("shift")
 class ShiftConfig(AugmentConfig):
-    """Move by whole pixels, each direction drawn evenly; what comes in is 0."""
+    """Shift by whole pixels, uniform in each direction; new pixels are 0."""
 
     pixels: int = Field(default=2, ge=1)
-    """Largest move, in pixels."""
+    """Largest shift, in pixels."""
     geometric: ClassVar[bool] = True
 
     def move(self, points: Points, draws: Draws) -> None:
@@ -231,23 +230,23 @@ class ShiftConfig(AugmentConfig):
 
 @register("affine")
 class AffineConfig(AugmentConfig):
-    """Rotate, scale, shear and move; each amount drawn evenly from its range. Bilinear."""
+    """Rotate, scale, shear and shift; each amount uniform in its range. Bilinear."""
 
     degrees: float = Field(default=10.0, ge=0, le=180)
-    """Largest rotation either way."""
+    """Largest rotation in either direction, in degrees."""
     scale: Fraction = Field(default=0.1, ge=0, lt=1)
     """Size between 1 - scale and 1 + scale."""
     shear: float = Field(default=0.0, ge=0, lt=90)
-    """Largest slant either way, in degrees."""
+    """Largest shear in either direction, in degrees."""
     translate: Fraction = Field(default=0.0, ge=0, lt=1)
-    """Largest move either way, as a share of width and height."""
+    """Largest shift in either direction, as a share of width and height."""
     geometric: ClassVar[bool] = True
 
     def move(self, points: Points, draws: Draws) -> None:
         u = draws.uniform(5, -1, 1).astype(np.float64)
         angle, slant, size = np.radians(u[:, 0] * self.degrees), np.tan(np.radians(u[:, 1] * self.shear)), 1 + u[:, 2] * self.scale
         cos, sin = np.cos(angle) / size, np.sin(angle) / size
-        # points turn by -angle, shrink by the size, then slant: x + slant * y
+        # points rotate by -angle, shrink by the size, then shear: x + shear * y
         linear = np.stack([np.stack([cos - slant * sin, sin + slant * cos], -1), np.stack([-sin, cos], -1)], 1)
         away = u[:, 3:] * self.translate * [points.width, points.height]
         points.transform(np.concatenate([linear, -np.einsum("bij,bj->bi", linear, away)[:, :, None]], axis=2))
@@ -255,8 +254,8 @@ class AffineConfig(AugmentConfig):
 
 @register("elastic")
 class ElasticConfig(AugmentConfig):
-    """Bend smoothly, as handwriting varies (Simard, Steinkraus & Platt 2003): a random displacement at each point of a coarse
-    lattice, spread over the pixels by cubic B-splines.
+    """Deform smoothly, as handwriting varies (Simard, Steinkraus & Platt 2003): a random displacement at each point of a coarse
+    lattice, interpolated by cubic B-splines.
     """
 
     pixels: float = Field(default=1.0, gt=0)
@@ -271,7 +270,7 @@ class ElasticConfig(AugmentConfig):
         rows, cols = _spline(points.height, self.spacing), _spline(points.width, self.spacing)
         B, h, w = len(draws.index), len(rows), len(cols)
         knots = torch.from_numpy(draws.normal(2 * h * w).reshape(B, 2, h, w) * np.float32(self.pixels))
-        # sums written out term by term: a matrix product may round an example differently in another batch
+        # explicit sums: a matrix product may round an example differently in another batch
         along = torch.zeros(B, 2, h, points.width)
         for j, (near, weights) in enumerate(cols):
             along[..., near].addcmul_(knots[:, :, :, j, None], weights)
@@ -282,7 +281,7 @@ class ElasticConfig(AugmentConfig):
 
 
 def _spline(n: int, spacing: float) -> list[tuple[slice, Tensor]]:
-    """For each knot of a uniform cubic B-spline over n pixels: the pixels it reaches, and its weights there.
+    """Return, for each knot of a uniform cubic B-spline over n pixels, the pixels that it affects and its weights there.
 
     Scaled so that unit normal knots give unit variance at each pixel.
     """
@@ -302,7 +301,7 @@ def _spline(n: int, spacing: float) -> list[tuple[slice, Tensor]]:
 
 @register("flip")
 class FlipConfig(AugmentConfig):
-    """Mirror left and right, or top and bottom."""
+    """Mirror horizontally or vertically."""
 
     share: Fraction = Field(default=0.5, gt=0, le=1)
     """Share of the images that are mirrored."""

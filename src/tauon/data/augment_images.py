@@ -1,5 +1,5 @@
-"""Augmentations of pictures: crops, rotation, colours, erasing, RandAugment. Each draw is a function of (seed, epoch, example), the
-work is done for the whole batch; formulas are in `pictures.py`, geometry in `augment.py`.
+"""Augmentations of images: crops, rotation, colours, erasing, RandAugment. Each draw is a function of (seed, epoch, example), computed
+for the whole batch; formulas are in `pictures.py`, geometry in `augment.py`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ __all__ = ["ColourConfig", "CropConfig", "CutoutConfig", "EraseConfig", "RandAug
 
 @register("crop")
 class CropConfig(AugmentConfig):
-    """Pad every side, then cut a picture of the old size out of it at a place drawn evenly (He et al. 2015 pad CIFAR by 4)."""
+    """Pad every side, then crop the original size at a uniformly random place (He et al. 2015 pad CIFAR by 4)."""
 
     padding: Count = Field(default=4, ge=1, le=4096)
     """Pixels on every side."""
     fill: Literal["black", "reflect", "edge"] = "black"
-    """What the padding is: black, the picture mirrored at its edge, or its edge repeated."""
+    """Content of the padding: black, the image mirrored at its edge, or its edge repeated."""
     images_only: ClassVar[bool] = True
     space = "any"
 
     def refuse(self, shape: tuple[int, ...], where: str) -> None:
         if self.raw_value("fill") == "reflect" and self.raw_value("padding") >= min(shape[1:]):
-            raise DataError(f"{where}: {self.padding} pixels cannot be mirrored into {shape[1]} x {shape[2]}. Take fewer, or fill: edge")
+            raise DataError(
+                f"{where}: {self.padding} pixels of padding cannot be mirrored in an image of {shape[1]} x {shape[2]}. Lower padding, or set fill: edge"
+            )
 
     def change(self, features: Tensor, draws: Draws) -> Tensor:
         import torch
@@ -61,19 +63,19 @@ class CropConfig(AugmentConfig):
 
 @register("resized-crop")
 class ResizedCropConfig(AugmentConfig):
-    """A rectangle of random area and shape, scaled to the whole picture (Szegedy et al. 2014, arXiv:1409.4842). Bilinear."""
+    """Crop a rectangle of random area and aspect ratio and resize it to the whole image (Szegedy et al. 2014, arXiv:1409.4842). Bilinear."""
 
     area: tuple[Fraction, Fraction] = (0.08, 1.0)
-    """Least and largest share of the picture's area."""
+    """Smallest and largest share of the image area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and largest width / height of the rectangle, drawn evenly on a log scale."""
+    """Smallest and largest width / height of the rectangle, uniform on a log scale."""
     geometric: ClassVar[bool] = True
 
     def problems(self) -> Iterator[tuple[str, str]]:
         for name in ("area", "ratio"):
             low, high = self.raw_value(name)
             if not 0 < low <= high:
-                yield name, f"[{low:g}, {high:g}] is no range above 0. Give the smaller number first."
+                yield name, f"[{low:g}, {high:g}] is not a range above 0. Give two positive numbers, the smaller first."
 
     def move(self, points: Points, draws: Draws) -> None:
         u = draws.uniform(4).astype(np.float64)
@@ -89,10 +91,10 @@ class ResizedCropConfig(AugmentConfig):
 
 @register("rotate")
 class RotateConfig(AugmentConfig):
-    """Turn about the middle by an angle drawn evenly; what comes in is black. Bilinear."""
+    """Rotate about the centre by a uniform random angle; new pixels are black. Bilinear."""
 
     degrees: float = Field(default=15.0, gt=0, le=180)
-    """Largest angle either way."""
+    """Largest angle in either direction, in degrees."""
     geometric: ClassVar[bool] = True
 
     def move(self, points: Points, draws: Draws) -> None:
@@ -101,28 +103,28 @@ class RotateConfig(AugmentConfig):
 
 @register("colour")
 class ColourConfig(AugmentConfig):
-    """Change brightness, contrast, saturation and hue, in this order, each by a factor drawn evenly from 1 - amount to 1 + amount."""
+    """Change brightness, contrast, saturation and hue, in this order, each by a factor drawn uniformly from 1 - amount to 1 + amount."""
 
     brightness: float = Field(default=0.2, ge=0, le=1)
     """Amount of brightness; 0: none."""
     contrast: float = Field(default=0.2, ge=0, le=1)
-    """Amount of contrast, about the picture's mean grey."""
+    """Amount of contrast, about the image's mean grey."""
     saturation: float = Field(default=0.0, ge=0, le=1)
     """Amount of saturation. Needs colours."""
     hue: Fraction = Field(default=0.0, ge=0, le=0.5)
-    """Largest turn of the hue either way, as a share of the circle. Needs colours."""
+    """Largest rotation of the hue in either direction, as a share of the circle. Needs colours."""
     images_only: ClassVar[bool] = True
     space = "pixels"
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not any(self.raw_value(n) for n in ("brightness", "contrast", "saturation", "hue")):
-            yield "brightness", "all four amounts are 0, so nothing changes. Set one, or leave colour out."
+            yield "brightness", "all four amounts are 0, so nothing changes. Set one, or remove colour."
 
     def refuse(self, shape: tuple[int, ...], where: str) -> None:
         if shape[0] not in (1, 3):
-            raise DataError(f"{where} knows pictures of 1 or 3 channels, and these have {shape[0]}. Leave it out")
+            raise DataError(f"{where} works on images of 1 or 3 channels, but these have {shape[0]}. Remove it")
         if shape[0] == 1 and (self.raw_value("saturation") or self.raw_value("hue")):
-            raise DataError(f"{where}: grey pictures have neither saturation nor hue. Set both to 0")
+            raise DataError(f"{where}: grey images have neither saturation nor hue. Set both to 0")
 
     def change(self, features: Tensor, draws: Draws) -> Tensor:
         import torch
@@ -138,21 +140,21 @@ class ColourConfig(AugmentConfig):
 
 @register("erase")
 class EraseConfig(AugmentConfig):
-    """Put a rectangle of random area, shape and place to 0, the mean after normalize: standard (Zhong et al. 2017, arXiv:1708.04896)."""
+    """Set a rectangle of random area, shape and place to 0, the mean after normalize: standard (Zhong et al. 2017, arXiv:1708.04896)."""
 
     share: Fraction = Field(default=0.5, gt=0, le=1)
-    """Share of the pictures in which it happens."""
+    """Share of the images in which it happens."""
     area: tuple[Fraction, Fraction] = (0.02, 0.33)
-    """Least and largest share of the picture's area."""
+    """Smallest and largest share of the image area."""
     ratio: tuple[float, float] = (0.3, 3.3)
-    """Least and largest height / width of the rectangle, drawn evenly on a log scale."""
+    """Smallest and largest height / width of the rectangle, uniform on a log scale."""
     images_only: ClassVar[bool] = True
 
     def problems(self) -> Iterator[tuple[str, str]]:
         for name in ("area", "ratio"):
             low, high = self.raw_value(name)
             if not 0 < low <= high:
-                yield name, f"[{low:g}, {high:g}] is no range above 0. Give the smaller number first."
+                yield name, f"[{low:g}, {high:g}] is not a range above 0. Give two positive numbers, the smaller first."
 
     def change(self, features: Tensor, draws: Draws) -> Tensor:
         H, W = features.shape[2:]
@@ -168,7 +170,7 @@ class EraseConfig(AugmentConfig):
 
 @register("cutout")
 class CutoutConfig(AugmentConfig):
-    """Put a square about a random pixel to 0, the mean after normalize: standard; it may reach over the edge (arXiv:1708.04552)."""
+    """Set a square about a random pixel to 0, the mean after normalize: standard; it may extend over the edge (arXiv:1708.04552)."""
 
     size: Count = Field(default=8, ge=1, le=4096)
     """Side of the square, in pixels."""
@@ -187,14 +189,14 @@ _COLOURS = ("identity", "brightness", "saturation", "contrast", "sharpness", "po
 
 @register("randaugment")
 class RandAugmentConfig(AugmentConfig):
-    """Some changes in turn, each drawn for each picture from 14 of one strength (Cubuk et al. 2019, arXiv:1909.13719; torchvision's ranges).
+    """Several changes in turn, each drawn for each image from 14 of one strength (Cubuk et al. 2019, arXiv:1909.13719; torchvision's ranges).
 
-    identity, shear and move along both axes, rotate, brightness, saturation, contrast, sharpness, posterize, solarize, autocontrast,
+    identity, shear and shift along both axes, rotate, brightness, saturation, contrast, sharpness, posterize, solarize, autocontrast,
     equalize. Bilinear, black outside.
     """
 
     changes: Count = Field(default=2, ge=1, le=16)
-    """Changes of each picture (N)."""
+    """Number of changes per image (N)."""
     magnitude: float = Field(default=9.0, ge=0, le=30)
     """Strength of each (M), 0 to 30."""
     images_only: ClassVar[bool] = True
@@ -202,7 +204,7 @@ class RandAugmentConfig(AugmentConfig):
 
     def refuse(self, shape: tuple[int, ...], where: str) -> None:
         if shape[0] not in (1, 3):
-            raise DataError(f"{where} knows pictures of 1 or 3 channels, and these have {shape[0]}. Leave it out")
+            raise DataError(f"{where} works on images of 1 or 3 channels, but these have {shape[0]}. Remove it")
 
     def change(self, features: Tensor, draws: Draws) -> Tensor:
         u = draws.uniform(2 * self.changes)
@@ -251,7 +253,7 @@ class RandAugmentConfig(AugmentConfig):
 
 
 def _turned(angle_B: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(B, 2, 3): points turned about the middle by -angle, the picture so by +angle."""
+    """Return (B, 2, 3): points rotated about the centre by -angle, so that the image rotates by +angle."""
     cos, sin, zero = np.cos(angle_B), np.sin(angle_B), np.zeros_like(angle_B)
     return np.stack([np.stack([cos, sin, zero], -1), np.stack([-sin, cos, zero], -1)], 1)
 
@@ -259,7 +261,7 @@ def _turned(angle_B: NDArray[np.float64]) -> NDArray[np.float64]:
 def _without(
     x: Tensor, top: NDArray[np.float64], bottom: NDArray[np.float64], left: NDArray[np.float64], right: NDArray[np.float64]
 ) -> Tensor:
-    """Rectangles of each picture put to 0."""
+    """Set rectangles of each image to 0."""
     import torch
 
     y, column = np.arange(x.shape[2]), np.arange(x.shape[3])

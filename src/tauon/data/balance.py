@@ -1,9 +1,8 @@
-"""Which example stands where so that every class comes as often as every other; how much each class weighs in the loss; and how classes
-are numbered. Pure functions of the targets.
+"""Balanced order of examples, class weights in the loss, and the numbering of classes. Pure functions of the targets.
 
-Balanced order: the endless stream is dealt in rounds of one example of each class, the classes of a round in shuffled order, and each
-class goes through its own examples in shuffled order, again and again. Like the plain order it is a pure function of the position, with
-no state. An example's epoch is then that of its class, so that an example that comes again is augmented anew.
+Balanced order: the endless stream consists of rounds of one example of each class, the classes of a round in shuffled order; each class
+repeats its own examples in shuffled order. Like the plain order it is a pure function of the position, with no state. An example's epoch
+is then that of its class, so that a repeated example gets a new augmentation.
 
 Class weights are scikit-learn's "balanced": rows / (classes * rows of the class), whose mean over the rows is 1.
 """
@@ -28,7 +27,7 @@ T = TypeVar("T", Arrays, Table)
 
 
 class BalancedOrder:
-    """`at(position)` gives (epoch, example): of any `classes` consecutive positions from a multiple of it, one of each class."""
+    """`at(position)` returns (epoch, example): every round of `classes` consecutive positions has one example of each class."""
 
     def __init__(self, targets: NDArray[np.int64], seed: int) -> None:
         """`targets` are the classes of the examples, (N); classes without an example are left out."""
@@ -37,7 +36,7 @@ class BalancedOrder:
         self.seed = seed
 
     def at(self, position: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(epoch of the class, example) of each position, any order."""
+        """Return (epoch of the class, example) of each position, in any order."""
         C = len(self.members)
         turn, place = position // C, position % C
         epoch, example = np.empty_like(position), np.empty_like(position)
@@ -55,7 +54,7 @@ class BalancedOrder:
 
 
 def class_weights(targets: NDArray[np.int64], asked: str | Sequence[float], labels: Sequence[str]) -> NDArray[np.float32]:
-    """Weight of each class, (C) float32: as asked, or by how seldom the class is among `targets`.
+    """Return the weight of each class, (C) float32: as set, or by how rare the class is among `targets`.
 
     >>> class_weights(np.array([0, 0, 0, 1]), "balanced", ("a", "b")).tolist()
     [0.6666666865348816, 2.0]
@@ -63,7 +62,7 @@ def class_weights(targets: NDArray[np.int64], asked: str | Sequence[float], labe
     classes = len(labels)
     if not isinstance(asked, str):
         if len(asked) != classes:
-            raise DataError(f"data.class_weights: {len(asked)} weights for {classes} classes ({', '.join(labels[:8])}). Give one each")
+            raise DataError(f"data.class_weights: {len(asked)} weights for {classes} classes ({', '.join(labels[:8])}). Give one per class")
         return np.array(asked, np.float32)
     counts = np.bincount(targets, minlength=classes)
     there = np.maximum(counts, 1)
@@ -71,13 +70,15 @@ def class_weights(targets: NDArray[np.int64], asked: str | Sequence[float], labe
 
 
 def reorder_classes(table: T, order: tuple[str, ...]) -> T:
-    """The classes numbered as `data.label_order` says; as they are where it is empty."""
+    """Renumber the classes in the order of `data.label_order`; unchanged if it is empty."""
     if not order:
         return table
     if not table.classes:
-        raise DataError("data.label_order: the targets are numbers, not classes. Drop it")
+        raise DataError("data.label_order: the targets are numbers, not classes. Remove it")
     if sorted(order) != sorted(table.label_names):
         odd = next(iter(set(order) ^ set(table.label_names)), order[0])
-        raise DataError(f"data.label_order: {odd!r} is not in both it and the data ({', '.join(table.label_names)}). Name each class once")
+        raise DataError(
+            f"data.label_order: {odd!r} is not in both the setting and the data ({', '.join(table.label_names)}). List each class once"
+        )
     number = np.array([order.index(name) for name in table.label_names], np.int64)
     return replace(table, targets=number[table.targets], label_names=order)

@@ -1,7 +1,7 @@
-"""Where prepared data and downloads lie, and how two processes that want the same thing at once do not hurt each other.
+"""Locations of prepared data and downloads, and how two processes that want the same entry at once are kept apart.
 
-A thing is built in a folder with a temporary name and renamed when whole; whoever comes second finds it there, or, where
-locks do not work (some network file systems), loses the race of renames and uses the winner's.
+An entry is built in a folder with a temporary name and renamed when complete. A second process finds it, or, if locks do not work (some
+network file systems), loses the race of renames and uses the winner's.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _chosen: ContextVar[str | None] = ContextVar("tauon_data_cache", default=None)
 
 
 def cache_root() -> Path:
-    """The folder of the `cache_in` block around, else the environment variable TAUON_CACHE, else ~/.cache/tauon."""
+    """Return the folder of the enclosing `cache_in` block, else the environment variable TAUON_CACHE, else ~/.cache/tauon."""
     return Path(_chosen.get() or os.environ.get("TAUON_CACHE") or "~/.cache/tauon").expanduser()
 
 
 @contextlib.contextmanager
 def cache_in(folder: str | None) -> Iterator[None]:
-    """Within the block the cache is `folder`, for sources too, which know no recipe; None changes nothing."""
+    """Within the block the cache is `folder`, also for sources, which do not see the recipe; None changes nothing."""
     token = _chosen.set(folder or _chosen.get())
     try:
         yield
@@ -37,25 +37,25 @@ def cache_in(folder: str | None) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder that only this user may enter (mode 0700), with its parents."""
+    """Create a folder that only this user may enter (mode 0700), with its parents."""
     try:
         missing = [p for p in (path, *path.parents) if not p.exists()]
         for folder in reversed(missing):
             folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as err:
         raise DataError(
-            f"{path}: the cache folder cannot be made ({err.strerror or err}). Set data.cache or TAUON_CACHE to a folder of yours"
+            f"{path}: cannot create the cache folder ({err.strerror or err}). Set data.cache or TAUON_CACHE to a folder that you may write"
         ) from None
     if not path.is_dir():
-        raise DataError(f"{path}: is a file, expected the cache folder. Set data.cache or TAUON_CACHE to another place")
+        raise DataError(f"{path}: is a file, expected a folder for the cache. Set data.cache or TAUON_CACHE to another folder")
     return path
 
 
 def obtain(folder: Path, done: str, build: Callable[[Path], None]) -> bool:
-    """Make sure that `folder` is there and whole; True if it already was.
+    """Make sure that `folder` exists and is complete; return True if it already was.
 
-    `build(temporary)` fills a temporary folder beside it, whose last file is `done`; then it is renamed. An error in
-    `build` leaves nothing behind.
+    `build(temporary)` fills a temporary folder beside it, whose last file is `done`; then it is renamed. If `build` fails, nothing is
+    left behind.
     """
     if (folder / done).is_file():
         return True
@@ -63,7 +63,7 @@ def obtain(folder: Path, done: str, build: Callable[[Path], None]) -> bool:
     with _locked(folder.parent / f".{folder.name}.lock") as alone:
         if (folder / done).is_file():
             return True
-        if alone:  # whatever has our temporary name was left by a process that died
+        if alone:  # folders with our temporary prefix were left by processes that died
             for left in folder.parent.glob(f".{folder.name}.tmp-*"):
                 shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.tmp-", dir=folder.parent))  # mkdtemp's mode is 0700
@@ -78,7 +78,7 @@ def obtain(folder: Path, done: str, build: Callable[[Path], None]) -> bool:
             if isinstance(err, (FileNotFoundError, FileExistsError)):
                 raise
             raise DataError(
-                f"{folder}: cannot be written ({err.strerror or err}). Free some space, or set data.cache to another disk"
+                f"{folder}: cannot be written ({err.strerror or err}). Free disk space, or set data.cache to another disk"
             ) from err
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -87,10 +87,10 @@ def obtain(folder: Path, done: str, build: Callable[[Path], None]) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Hold an exclusive lock, waiting for it; False where the file system has none. The system drops it if we die."""
+    """Hold an exclusive lock, waiting for it; yield False if the file system has no locks. The system releases it if the process dies."""
     try:
         import fcntl
-    except ImportError:  # not a Unix: the renames alone protect
+    except ImportError:  # not Unix: only the renames protect
         yield False
         return
     with open(path, "a", encoding="ascii") as file:
@@ -99,4 +99,4 @@ def _locked(path: Path) -> Iterator[bool]:
         except OSError:
             yield False
             return
-        yield True  # closing the file drops the lock; the file stays, since removing it would race with those who wait
+        yield True  # closing the file releases the lock; the file stays, because removing it would race with waiting processes

@@ -1,7 +1,7 @@
-"""Conversations as training examples: packed rows of tokens whose loss covers the answers, and nothing else.
+"""Conversations as training examples: packed rows of tokens with a loss on the answers only.
 
-Each conversation is what its chat template writes (`chat_encoder.py`); whole conversations are packed into rows of one length, a segment each.
-One that is longer loses the beginning of what stands before its last answer; an answer that is too long by itself loses its end.
+Each conversation is written by its chat template (`chat_encoder.py`); whole conversations are packed into rows of one length, a segment each.
+A conversation that is too long loses the start of the text before its last answer; an answer that is too long by itself loses its end.
 
 Shape legend: B batch, T time.
 """
@@ -25,11 +25,11 @@ from tauon.types import Batch, DataSpec
 __all__ = ["ChatDataset", "packed"]
 
 _REPORT_EVERY = 1000
-"""Conversations between two reports of progress."""
+"""Conversations between two progress reports."""
 
 
 class ChatDataset:
-    """Packed rows of conversations. Example `i` is the same in every epoch: a pure function of the data; threads may share it."""
+    """Packed rows of conversations. Example `i` is the same in every epoch: a pure function of the data; safe to share between threads."""
 
     def __init__(self, conversations: Sequence[Conversation], encoder: Encoder, spec: DataSpec, *, name: str = "data") -> None:
         assert spec.seq_len is not None
@@ -44,7 +44,7 @@ class ChatDataset:
         covered = sum(int(e.covered.sum()) for e in self._encoded)
         tokens = sum(len(e.ids) - 1 for e in self._encoded)
         if not covered:
-            raise DataError(f"the {name} part has no answer within data.seq_len {spec.seq_len}. Give more tokens to an example")
+            raise DataError(f"the {name} part has no answer within data.seq_len {spec.seq_len}. Raise data.seq_len")
         digest = hashlib.sha256()
         for e in self._encoded:
             digest.update(e.ids.tobytes() + e.covered.tobytes())
@@ -64,7 +64,7 @@ class ChatDataset:
         return self.tokenizer.token_bytes
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
-        """The rows `index`: inputs, targets BT int64; weights BT, one where the target is an answer's; segments BT, -1 for padding."""
+        """Return the rows `index`: inputs, targets BT int64; weights BT, one if the target belongs to an answer; segments BT, -1 for padding."""
         import torch
 
         index = np.asarray(index, np.int64)
@@ -82,13 +82,13 @@ class ChatDataset:
         return Batch(*(torch.from_numpy(a) for a in (inputs, targets, weights, segments, index.copy())))
 
     def answers(self, row: int) -> list[list[str]] | None:
-        """What the loss of a row must cover, as text: the answers of each conversation in it; None where one of them may be cut."""
+        """Return the text that the loss of a row must cover: the answers of each conversation in it; None if one of them may be cut."""
         found = [list(self._encoded[i].answers) for i in self._rows[row]]
         cut = (e.cut_answer or (e.cut and len(f) > 1) for e, f in zip((self._encoded[i] for i in self._rows[row]), found, strict=True))
         return None if any(cut) else found
 
     def prompts(self, n: int) -> list[tuple[Message, ...]]:
-        """What stands before the last answer of the first n conversations."""
+        """Return the text before the last answer of the first n conversations."""
         found = []
         for c in self._conversations[:n]:
             last = max(i for i, m in enumerate(c.messages) if m.role == ANSWER)
@@ -97,7 +97,7 @@ class ChatDataset:
 
 
 def packed(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Which items lie in each row of `size`, none of them divided: best fit, the longest first (at most 11/9 of the fewest rows)."""
+    """Pack items into rows of `size` without dividing any: best fit decreasing (at most 11/9 of the fewest rows)."""
     rows: list[list[int]] = []
     room: dict[int, list[int]] = {}  # free places -> rows that have as many
     free: list[int] = []

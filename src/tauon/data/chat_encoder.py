@@ -1,8 +1,8 @@
 """Messages to tokens, with a chat template and a tokenizer.
 
-A template of plain data is [BOS] and pieces, each tokenised by itself: what somebody says cannot join with markup. A Hugging Face template is
-rendered whole and tokenised whole, as transformers does, and nothing is put before it; what somebody says that looks like a special token
-stays text.
+A template of plain data is [BOS] and pieces, each tokenised by itself: message content cannot merge with markup. A Hugging Face template
+is rendered and tokenised as a whole, like transformers does, without adding BOS; message content that looks like a special token stays
+plain text.
 """
 
 from __future__ import annotations
@@ -25,45 +25,45 @@ from tauon.errors import DataError
 __all__ = ["RENDERS", "Encoded", "Encoder", "chat_prompt", "template_for"]
 
 RENDERS = 2
-"""How Hugging Face templates are written, kept with a checkpoint. 1: piece by piece, BOS before all."""
+"""Version of how Hugging Face templates are rendered, saved with a checkpoint. 1: piece by piece, BOS first."""
 ENDS = ("<|eot_id|>", "<|im_end|>", "</s>", "<|endoftext|>", "<eos>", "<|end_of_text|>")
-"""Usual names of the token that ends an answer, where the tokenizer has one; else it is the tokenizer's own."""
+"""Usual names of the token that ends an answer; used if the tokenizer has one, otherwise its own end token."""
 _STAND_INS = {"bos_token": "\U0010f000", "eos_token": "\U0010f001"}
-"""What stands in a text for the tokens of a tokenizer whose tokens have no text."""
+"""Placeholder text for tokens of a tokenizer whose tokens have no text."""
 
 
 def template_for(config: ChatConfig) -> PlainTemplate | JinjaTemplate:
-    """The template that a recipe's `data.chat` means."""
+    """Return the template of a recipe's `data.chat`."""
     jinja, roles = config.jinja, config.roles
     if jinja is not None:
         return JinjaTemplate(jinja, None if config.date is None else datetime.date.fromisoformat(config.date))
     if roles:
         for role in roles.values():
-            _: Any = (role.before, role.after)  # read here, whichever roles the data has
+            _: Any = (role.before, role.after)  # read the settings even if the data does not have the role
         return PlainTemplate("data.chat.roles", Preset(roles))
     return PlainTemplate(config.template, PRESETS[config.template])
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation in tokens, no longer than a row."""
+    """A conversation in tokens, at most a row long."""
 
     ids: NDArray[np.uint32]
     """(n)."""
     covered: NDArray[np.bool_]
-    """Which of them are an answer's, (n)."""
+    """Which of them belong to an answer, (n)."""
     cut: int = 0
-    """Tokens lost before the last answer."""
+    """Number of tokens cut before the last answer."""
     cut_answer: int = 0
-    """Tokens lost at its end."""
+    """Number of tokens cut at its end."""
     answers: tuple[str, ...] = ()
-    """What is learned, as text."""
+    """The trained part as text."""
     rewritten: int = 0
-    """Answers that are not learned because the template writes them otherwise than when they are the last."""
+    """Answers without loss, because the template writes them differently than when they are last."""
 
 
 class Encoder:
-    """Messages to tokens, with one template and one tokenizer."""
+    """Converts messages to tokens, with one template and one tokenizer."""
 
     def __init__(self, template: PlainTemplate | JinjaTemplate, tokenizer: Tokenizer) -> None:
         self.template, self.tokenizer = template, tokenizer
@@ -81,7 +81,7 @@ class Encoder:
             self.end = self._end_of(template)
 
     def _end_of(self, template: JinjaTemplate) -> int:
-        """The token that a template writes behind an answer; where it does not say, the tokenizer's own."""
+        """Return the token that a template writes after an answer, by default the tokenizer's own end token."""
         try:
             messages = [Message("user", "a"), Message(ANSWER, "b")]
             ids, covered, _ = self._whole(template.write(messages, "the chat template", self._tokens, self._special, [*self._ends]))
@@ -95,7 +95,7 @@ class Encoder:
         return self.tokenizer.id_of(name) if isinstance(self.tokenizer, SubwordTokenizer) else None
 
     def encode(self, messages: Sequence[Message], where: str) -> Encoded:
-        """All of a conversation. Raises `DataError` where the template does not write all of it."""
+        """Encode a whole conversation. `DataError` if the template does not write all of it."""
         if isinstance(self.template, JinjaTemplate):
             written = self.template.write(messages, where, self._tokens, self._special, [*self._ends])
             ids, covered, answers = self._whole(written)
@@ -104,13 +104,13 @@ class Encoder:
         return Encoded(ids, covered, answers=tuple(m.content for m in messages if m.role == ANSWER and m.learn))
 
     def prompt(self, messages: Sequence[Message], where: str) -> NDArray[np.uint32]:
-        """What stands before the answer that comes next."""
+        """Encode the text before the next answer."""
         if isinstance(self.template, JinjaTemplate):
             return self._whole(self.template.prompt(messages, where, self._tokens, self._special))[0]
         return self.tokens(self.template.prompt(messages, where))[0]
 
     def fitted(self, messages: Sequence[Message], where: str, most: int) -> Encoded:
-        """At most `most` tokens of a conversation."""
+        """Return at most `most` tokens of a conversation."""
         whole = self.encode(messages, where)
         over = len(whole.ids) - most
         if over <= 0:
@@ -119,7 +119,7 @@ class Encoder:
         edges = np.flatnonzero(covered[1:] & ~covered[:-1]) + 1
         last = int(edges[-1]) if len(edges) else len(ids)
         kept = int(ids[0] == self.tokenizer.bos)
-        cut = min(over, last - 1 - kept)  # BOS and the token before the answer stay
+        cut = min(over, last - 1 - kept)  # keep BOS and the token before the answer
         ids, covered = np.delete(ids, slice(kept, kept + cut)), np.delete(covered, slice(kept, kept + cut))
         return Encoded(ids[:most], covered[:most], cut, over - cut, whole.answers, whole.rewritten)
 
@@ -131,21 +131,21 @@ class Encoder:
         found = self._id(text)
         if found is None:
             raise DataError(
-                f"the chat template {self.template.name} writes {text!r}, which is no token of this tokenizer "
-                f"({self.tokenizer.vocab_size:,} ids): the model would read its letters. Take data.chat.template: alpaca, which has no "
-                "markers, or the model that the template belongs to"
+                f"the chat template {self.template.name} writes {text!r}, which is not a token of this tokenizer "
+                f"({self.tokenizer.vocab_size:,} ids): the model would read it letter by letter. Set data.chat.template: alpaca, which has no "
+                "markers, or use the model that the template belongs to"
             )
         return found
 
     def tokens(self, pieces: Sequence[Piece]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
-        """(ids n, covered n) of pieces, BOS first."""
+        """Return (ids n, covered n) of pieces, BOS first."""
         ids: list[int] = [self.tokenizer.bos]
         covered = [False]
         for piece in pieces:
             for text in piece.markers if piece.message is None else [piece.text]:
                 if piece.message is None and is_marker(text):
                     if text == BEGIN and len(ids) == 1:
-                        continue  # it is there already
+                        continue  # already written
                     new = [self._marker(text)]
                 else:
                     new = self.tokenizer.encode(text).tolist()
@@ -156,7 +156,7 @@ class Encoder:
     # ------------------------------------------------------------------------------------------ rendered texts
 
     def _whole(self, written: Written) -> tuple[NDArray[np.uint32], NDArray[np.bool_], tuple[str, ...]]:
-        """(ids n, covered n, what is learned as text) of a rendered conversation: a token is covered where it has a learned character."""
+        """Return (ids n, covered n, trained text) of a rendered conversation: a token is covered if it has a covered character."""
         ids, at = self._read(written)
         learned = np.zeros(len(written.text) + 1, bool)
         for first, last in written.learned:
@@ -167,12 +167,12 @@ class Encoder:
         return ids, covered, answers
 
     def _said(self, text: str) -> str:
-        """A part of a rendered text without the token that ends it."""
+        """Return part of a rendered text without the token that ends it."""
         end = next((s for s in sorted(self._ends, key=len, reverse=True) if text.endswith(s)), "")
         return text.removesuffix(end)
 
     def _read(self, written: Written) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """(ids n, first and last character n2)."""
+        """Return (ids n, first and last character n2)."""
         ids: list[int] = []
         at: list[tuple[int, int]] = []
         start = 0
@@ -191,7 +191,7 @@ class Encoder:
         ids: list[int] = []
         at: list[tuple[int, int]] = []
         own = {} if as_text else {_STAND_INS["bos_token"]: self.tokenizer.bos, _STAND_INS["eos_token"]: self.tokenizer.eos}
-        for i, character in enumerate(text):  # a character or its bytes: nothing joins
+        for i, character in enumerate(text):  # a character or its bytes: tokens never merge
             new = [own[character]] if character in own else self.tokenizer.encode(character).tolist()
             ids += new
             at += [(i, i + 1)] * len(new)
@@ -199,10 +199,10 @@ class Encoder:
 
 
 def chat_prompt(preprocess: Mapping[str, Any], messages: Sequence[Message]) -> tuple[list[int], int]:
-    """(tokens that stand before the answer to `messages`, token that ends it), as a checkpoint's `preprocess` has it."""
+    """Return (tokens before the answer to `messages`, token that ends it), for a checkpoint's `preprocess`."""
     config = parse(ChatConfig, preprocess["chat"])
     encoder = Encoder(template_for(config), Tokenizer.from_json(preprocess["tokenizer"]))
     ids = encoder.prompt(messages, "the conversation").tolist()
     if config.jinja is not None and preprocess.get("renders", 1) < RENDERS and ids[:1] != [encoder.tokenizer.bos]:
-        ids = [encoder.tokenizer.bos, *ids]  # trained by an earlier version, which put BOS before all
+        ids = [encoder.tokenizer.bos, *ids]  # trained by an earlier version, which always added BOS
     return ids, int(preprocess.get("end", encoder.end))

@@ -1,4 +1,4 @@
-"""A run's chat template as Hugging Face's (Jinja), for programs that load what was exported. Knows no file."""
+"""Convert a run's chat template to Hugging Face's format (Jinja), for programs that load exported models. Reads no file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["jinja_of"]
 
 
 def jinja_of(preprocess: Mapping[str, Any]) -> str | None:
-    """The template of a checkpoint of conversations or preferences; None: its tokenizer has no tokens that a template could write."""
+    """Return the template of a checkpoint of conversations or preferences; None if its tokenizer has no tokens that a template could write."""
     config = parse(ChatConfig, preprocess["chat"])
     tokenizer = Tokenizer.from_json(preprocess["tokenizer"])
     if not isinstance(tokenizer, SubwordTokenizer):
@@ -30,7 +30,7 @@ def jinja_of(preprocess: Mapping[str, Any]) -> str | None:
 
 
 def _written(template: PlainTemplate, bos: str, end: str) -> str:
-    """Markup before and behind each role, as Jinja."""
+    """Markup before and after each role, as Jinja."""
 
     def text(markup: str) -> str:
         return json.dumps(markup.replace(END, end).replace(BEGIN, bos), ensure_ascii=False)

@@ -1,12 +1,12 @@
 r"""Hugging Face chat templates (Jinja): rendered as transformers' `apply_chat_template` renders them, in the same sandbox, with the same
 extensions: `{% generation %}`, `{% break %}`, `{% continue %}`, `tojson`, `raise_exception`, `strftime_now`.
 
-What an answer's loss covers: with `{% generation %}`, what it encloses. Otherwise what the template writes behind the prompt that it writes for
-this answer (`add_generation_prompt`), or where it knows no such prompt, the answer as it is written; and the marker behind it. An answer that the
-template writes otherwise while others follow it (Qwen 3 and DeepSeek drop their thoughts) is not what the model should have said then: it is
-context, and is not learned. Which characters are an answer's is found by rendering again with another text in its place.
+The loss of an answer covers what `{% generation %}` encloses. Without it: what the template writes after the prompt for this answer
+(`add_generation_prompt`), or without such a prompt, the answer itself; plus the end marker after it. An answer that the template writes
+differently when others follow it (Qwen 3 and DeepSeek remove their thoughts) is not what the model should generate at that point: it is
+context without loss. Which characters belong to an answer is found by rendering again with another text instead of it.
 
-Knows no tokens (`chat_encoder.py` does) and no file.
+Does not depend on tokens (`chat_encoder.py` does) or files.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ __all__ = ["JinjaTemplate", "Written"]
 
 @dataclass(frozen=True)
 class Written:
-    """A conversation as a template writes it."""
+    """A conversation as rendered by a template."""
 
     text: str
     learned: tuple[tuple[int, int], ...]
-    """Characters that the loss covers, from and to."""
+    """Character ranges that the loss covers."""
     plain: tuple[tuple[int, int], ...] = ()
-    """Characters that somebody said and that look like a special token: they stay text."""
+    """Character ranges of message content that looks like a special token: they stay plain text."""
     rewritten: int = 0
-    """Answers that are not learned because the template writes them otherwise than when they are the last."""
+    """Answers without loss, because the template writes them differently than when they are last."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a template writes for some roles, whatever is said: cut before and behind each message's content."""
+    """What a template writes for given roles, independent of content: the markup between the contents."""
 
     parts: tuple[str | int, ...]
-    """Markup, and numbers of messages."""
+    """Markup, and message numbers."""
     leads: Mapping[int, str] = field(default_factory=dict)
-    """Of each answer: what stands behind its prompt and before its content, and is the model's to write."""
+    """For each answer: the text between its prompt and its content, which the model generates."""
     last_leads: Mapping[int, str] = field(default_factory=dict)
-    """The same, where the conversation ends with it."""
+    """The same, if the conversation ends with that answer."""
 
 
 class JinjaTemplate:
-    """Messages -> a text, and which of its characters are learned."""
+    """Renders messages to text, and finds which characters are trained."""
 
     name = "jinja"
 
     def __init__(self, source: str, date: datetime.date | None = None) -> None:
-        """`date`: what `strftime_now` tells. Raises `DataError` for what is no template."""
+        """`date`: the date for `strftime_now`. `DataError` if the template is invalid."""
         try:
             from jinja2 import TemplateError
         except ImportError as err:
@@ -67,14 +67,14 @@ class JinjaTemplate:
         try:
             self._render = compiled(source, self._strftime)
         except TemplateError as err:
-            raise DataError(f"data.chat.jinja: not a template ({err})") from None
+            raise DataError(f"data.chat.jinja: not a valid Jinja template ({err})") from None
         self._tags = re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
         self._layouts: dict[tuple[Any, ...], Layout] = {}
 
     def _strftime(self, form: str) -> str:
         if self._date is None:
             raise DataError(
-                "the chat template writes today's date (strftime_now), so that the data would be other data tomorrow. Say which date it shall "
+                "the chat template writes today's date (strftime_now), so the data would change every day. Fix the date that it should "
                 "write: data.chat.date: 2026-01-31"
             )
         return datetime.datetime.combine(self._date, datetime.time()).strftime(form)
@@ -82,13 +82,13 @@ class JinjaTemplate:
     def write(
         self, messages: Sequence[Message], where: str, tokens: Mapping[str, str], special: Sequence[str] = (), ends: Sequence[str] = (),
     ) -> Written:  # fmt: skip
-        """A whole conversation.
+        """Render a whole conversation.
 
         Args:
-            messages: in turn.
-            where: its place, for messages.
+            messages: in order.
+            where: its location, for messages.
             tokens: `bos_token`, `eos_token` and the like.
-            special: texts of the tokenizer's special tokens: where somebody says one, it stays text.
+            special: texts of the tokenizer's special tokens: in message content they stay plain text.
             ends: texts of tokens that may end an answer.
         """
         joined = joined_inputs(messages)
@@ -104,12 +104,12 @@ class JinjaTemplate:
         return Written(text, tuple(learned), tuple(plain), rewritten)
 
     def prompt(self, messages: Sequence[Message], where: str, tokens: Mapping[str, str], special: Sequence[str] = ()) -> Written:
-        """What stands before the answer that comes next."""
+        """Render the text before the next answer."""
         joined = joined_inputs(messages)
         said, shielded = _shield([m.content for m in joined], special, where)
         scene = _Scene(self, joined, said, where, tokens)
         text, plain_text = (scene.render(range(len(joined)), prompt=p) for p in (True, False))
-        if text == plain_text:  # it knows no prompt: then what it writes before an answer, blanks aside
+        if text == plain_text:  # the template has no generation prompt: use the text before an answer, without blanks
             mark = _mark(len(joined))
             longer = _Scene(self, [*joined, Message(ANSWER, "")], [*said, mark], where, tokens)
             before = longer.render(range(len(joined) + 1)).partition(mark)[0]
@@ -120,18 +120,20 @@ class JinjaTemplate:
     def render(
         self, messages: Sequence[dict[str, str]], where: str, tokens: Mapping[str, str], prompt: bool
     ) -> tuple[str, list[tuple[int, int]]]:
-        """(text, what `{% generation %}` encloses)."""
+        """Return (text, ranges that `{% generation %}` encloses)."""
         values = {**tokens, "messages": messages, "tools": None, "documents": None, "add_generation_prompt": prompt}
         try:
             return self._render(values)
         except DataError as err:
             raise DataError(f"{where}: {err}") from None
-        except Exception as err:  # whatever a template runs into: its own raise_exception, the sandbox, a filter on the wrong type
+        except Exception as err:  # templates can fail in many ways: raise_exception, the sandbox, a filter on the wrong type
             roles = ", ".join(m["role"] for m in messages)
-            raise DataError(f"{where}: the chat template refuses the roles {roles} ({err})") from None
+            raise DataError(
+                f"{where}: the chat template raised an error for the roles {roles} ({err}). Correct the roles, or use another template"
+            ) from None
 
     def layout(self, roles: tuple[str, ...], where: str, tokens: Mapping[str, str]) -> Layout:
-        """What is written for these roles. Raises `DataError` where the template drops a message or writes it twice."""
+        """Return the layout for these roles. `DataError` if the template drops or repeats a message."""
         key = (roles, tuple(sorted(tokens.items())))
         if key not in self._layouts:
             self._layouts[key] = self._laid_out(roles, where, tokens)
@@ -146,7 +148,7 @@ class JinjaTemplate:
         if sorted(found) != list(numbers):
             lost = [f"{i} ({roles[i]})" for i in numbers if found.count(i) != 1]
             raise DataError(
-                f"{where}: the chat template drops or repeats the content of message {', '.join(lost)}. Mend data.chat.jinja, or leave such "
+                f"{where}: the chat template drops or repeats the content of message {', '.join(lost)}. Correct data.chat.jinja, or remove such "
                 "conversations out"
             )
         leads: dict[int, str] = {}
@@ -155,16 +157,16 @@ class JinjaTemplate:
             content, here = text.index(_mark(i)), scene.lead(text, i)
             last = here
             if i < len(roles) - 1:
-                with suppress(DataError):  # the template refuses to end there
+                with suppress(DataError):  # the template does not allow the conversation to end there
                     last = scene.lead(scene.render(range(i + 1)), i)
-            if here is None:  # the prompt was another while nothing followed: what follows moved something
+            if here is None:  # the prompt changed because messages follow
                 here = last if last is not None and text.endswith(last, 0, content) else ""
             leads[i], last_leads[i] = here, here if last is None else last
         return Layout(tuple(int(p) if n % 2 else p for n, p in enumerate(split)), leads, last_leads)
 
 
 class _Scene:
-    """One conversation before one template."""
+    """One conversation rendered by one template."""
 
     def __init__(
         self, template: JinjaTemplate, messages: Sequence[Message], said: Sequence[str], where: str, tokens: Mapping[str, str]
@@ -181,7 +183,7 @@ class _Scene:
         return self.template.render(self._given(numbers, instead or {}), self.where, self.tokens, prompt)[0]
 
     def answers(self, text: str, ends: Sequence[str]) -> tuple[list[tuple[int, int]], int]:
-        """(characters of `text` that are learned, answers that are not because they are written otherwise than when last)."""
+        """Return (covered characters of `text`, answers without loss because they are written differently than when last)."""
         layout = self.template.layout(tuple(m.role for m in self.messages), self.where, self.tokens)
         exact = text == "".join(p if isinstance(p, str) else self.said[p] for p in layout.parts)
         starts, at = {}, 0
@@ -201,11 +203,11 @@ class _Scene:
                 alone = self._when_last(i)
                 same = alone is None or alone.strip() == text[first:last].strip()
                 if alone is not None and same and text.endswith(alone, 0, last):
-                    first = last - len(alone)  # with the blanks that stand behind its prompt
+                    first = last - len(alone)  # with the blanks after its prompt
             if last <= first or not text[first:last].strip():
                 raise DataError(
-                    f"{self.where}: the chat template leaves nothing of the answer in message {i} ({_short(self.said[i])}), so that only its end "
-                    "would be learned. Leave such conversations out"
+                    f"{self.where}: the chat template removes all of the answer in message {i} ({_short(self.said[i])}), so only the end token "
+                    "would be trained on. Remove such conversations"
                 )
             if same:
                 learned.append((first, last + self._end(text[last:], i, ends)))
@@ -213,19 +215,19 @@ class _Scene:
         return learned, rewritten
 
     def _end(self, markup: str, i: int, ends: Sequence[str]) -> int:
-        """Length of the token that ends answer `i`, with blanks before it, of the markup behind it."""
+        """Return the length of the token that ends answer `i`, with blanks before it, within the markup after it."""
         blanks = len(markup) - len(markup.lstrip())
         found = max((s for s in ends if markup.startswith(s, blanks)), key=len, default=None)
         if found is None:
             raise DataError(
-                f"{self.where}: behind the answer in message {i} the chat template writes {_short(markup[:20])}, which does not begin with a token of "
-                "this tokenizer's own, so that the model would not learn to stop. Write {{ eos_token }} behind an answer, or take the model that the "
+                f"{self.where}: after the answer in message {i} the chat template writes {_short(markup[:20])}, which does not begin with a token of "
+                "this tokenizer, so the model would not learn to stop. Write {{ eos_token }} after an answer, or use the model that the "
                 "template belongs to"
             )
         return blanks + len(found)
 
     def _when_last(self, i: int) -> str | None:
-        """What is written for answer `i` where the conversation ends with it; None: the template refuses to end there, or it does end there."""
+        """Return the text for answer `i` if the conversation ended with it; None if the template does not allow that, or if it does end there."""
         if i == len(self.messages) - 1:
             return None
         try:
@@ -236,30 +238,32 @@ class _Scene:
         return shorter[first:last]
 
     def place(self, text: str, numbers: Sequence[int], i: int) -> tuple[int, int]:
-        """(first character, behind the last one) of what is written for answer `i`."""
+        """Return (first character, end) of the text for answer `i`."""
         mark = _mark(len(self.messages))
         before, found, after = self.render(numbers, instead={i: mark}).partition(mark)
         if not found or mark in after:
-            raise DataError(f"{self.where}: the chat template drops or repeats the content of message {i} ({ANSWER}). Mend data.chat.jinja")
+            raise DataError(
+                f"{self.where}: the chat template drops or repeats the content of message {i} ({ANSWER}). Correct data.chat.jinja"
+            )
         start = self._after_prompt(text, i, len(before)) if text.startswith(before) else self._after_prompt(text, i, None)
         first = start if start is not None else len(before) if text.startswith(before) else None
         if first is None or not text.endswith(after):
             raise DataError(
-                f"{self.where}: the chat template writes the rest of the conversation otherwise because of what is said in message {i} ({ANSWER}), so "
-                "that its answer cannot be told from it. Mark it in the template: {% generation %} ... {% endgeneration %}"
+                f"{self.where}: the chat template writes the rest of the conversation differently depending on the content of message {i} ({ANSWER}), so "
+                "the answer cannot be located. Mark it in the template: {% generation %} ... {% endgeneration %}"
             )
         return first, len(text) - len(after)
 
     def lead(self, text: str, i: int) -> str | None:
-        """What stands in `text` between the prompt for answer `i` and its content, which is a mark; None: it has no prompt of that form."""
+        """Return the text between the prompt for answer `i` and its content (a placeholder) in `text`; None if there is no such prompt."""
         content = text.index(self.said[i])
         start = self._after_prompt(text, i, content)
         return None if start is None else text[start:content]
 
     def _after_prompt(self, text: str, i: int, content: int | None) -> int | None:
-        """Where in `text` the prompt for answer `i` ends; None: the template knows none of that form. `content`: where the answer's content begins.
+        """Return where the prompt for answer `i` ends in `text`; None if there is no such prompt. `content`: where the answer's content begins.
 
-        The prompt is what `add_generation_prompt` adds; where it adds nothing, the conversation so far, if only blanks stand before the content.
+        The prompt is what `add_generation_prompt` adds; if it adds nothing, the conversation so far, if only blanks are before the content.
         """
         if not i:
             return None
@@ -274,7 +278,7 @@ class _Scene:
 
 
 def joined_inputs(messages: Sequence[Message]) -> list[Message]:
-    """Messages with each input as a part of the one before it."""
+    """Return the messages with each input merged into the message before it."""
     out: list[Message] = []
     for m in messages:
         if m.role == "input" and out:
@@ -285,18 +289,18 @@ def joined_inputs(messages: Sequence[Message]) -> list[Message]:
 
 
 def _of_answers(spans: Sequence[tuple[int, int]], messages: Sequence[Message], where: str) -> list[tuple[int, int]]:
-    """What `{% generation %}` encloses, without answers of weight 0."""
+    """Return the ranges that `{% generation %}` encloses, without answers of weight 0."""
     answers = [m for m in messages if m.role == ANSWER]
     if not spans:
         raise DataError(
-            f"{where}: {{% generation %}} of the chat template encloses nothing, so there is nothing to learn. Mend data.chat.jinja"
+            f"{where}: {{% generation %}} of the chat template encloses nothing, so there is nothing to train on. Correct data.chat.jinja"
         )
     if all(m.learn for m in answers):
         return list(spans)
     if len(spans) != len(answers):
         raise DataError(
             f"{where}: some answers have weight 0, and the chat template's {{% generation %}} encloses {len(spans)} parts for {len(answers)} answers. "
-            "Leave such conversations out"
+            "Remove such conversations"
         )
     return [span for span, m in zip(spans, answers, strict=True) if m.learn]
 
@@ -312,7 +316,7 @@ _MARKED = re.compile("\ue000(\\d+)\ue001")
 
 
 def _shield(said: Sequence[str], special: Sequence[str], where: str) -> tuple[list[str], dict[str, str]]:
-    """What is said, with characters of private use for those that look like a special token; which stand for which. Lengths stay."""
+    """Replace characters that look like a special token with private-use characters; return the text and the mapping. Lengths do not change."""
     found = sorted({s for s in special if s and any(s in text for text in said)}, key=lambda s: (-len(s), s))
     if not found:
         return list(said), {}
@@ -328,7 +332,7 @@ def _shield(said: Sequence[str], special: Sequence[str], where: str) -> tuple[li
 
 
 def _unshield(text: str, stand_for: Mapping[str, str]) -> tuple[str, list[tuple[int, int]]]:
-    """(the text with what was said in it, where that looks like a special token)."""
+    """Return the text with the original characters restored."""
     if not stand_for:
         return text, []
     pattern = re.compile("|".join(map(re.escape, stand_for)))

@@ -1,10 +1,10 @@
-"""Chat templates as plain data: how the roles of a conversation are written. Those of Hugging Face (Jinja) are in `chat_jinja.py`.
+"""Chat templates as plain data: how the roles of a conversation are written. Hugging Face templates (Jinja) are in `chat_jinja.py`.
 
-A conversation becomes pieces: markup of the template, and contents of the messages, which are tokenised apart, so that nothing that
-somebody says can look like markup. Markers (`<|im_end|>`, `{end}`) are single tokens of the tokenizer. What an answer's loss covers is
-its content and the marker behind it: to say where an answer ends is a part of it.
+A conversation becomes pieces: markup of the template and contents of the messages, which are tokenised separately, so that message
+content can never become markup. Markers (`<|im_end|>`, `{end}`) are single tokens of the tokenizer. The loss covers an answer's content
+and the marker after it: the model must learn to stop.
 
-Knows no token ids (`chat_encoder.py` does) and no file.
+Does not depend on token ids (`chat_encoder.py` does) or files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["ANSWER", "BEGIN", "END", "PRESETS", "ChatConfig", "Piece", "PlainTem
 
 ANSWER = "assistant"
 END, BEGIN = "{end}", "{bos}"
-"""Markers that stand for the tokenizer's own token at the end of an answer, and at the beginning of a text."""
+"""Markers for the tokenizer's own end-of-answer token and beginning-of-text token."""
 _MARKER = re.compile(r"\{end\}|\{bos\}|<\|[^|<>\s]+\|>|</?s>|\[/?INST\]")
 
 
@@ -35,20 +35,20 @@ class RoleConfig(Config):
     before: str = ""
     """Markup before its content."""
     after: str = ""
-    """Markup behind it."""
+    """Markup after its content."""
 
 
 @dataclass(frozen=True)
 class Preset:
     roles: dict[str, RoleConfig]
     opening: str = ""
-    """Where no system message is there."""
+    """Text used if there is no system message."""
     opening_with_input: str | None = None
-    """The same, where an input is there."""
+    """The same, if there is an input."""
 
 
 def _alpaca() -> Preset:
-    """Stanford Alpaca's prompts, to the letter (github.com/tatsu-lab/stanford_alpaca, `PROMPT_DICT`)."""
+    """Stanford Alpaca's prompts, verbatim (github.com/tatsu-lab/stanford_alpaca, `PROMPT_DICT`)."""
     about = "Below is an instruction that describes a task"
     ask = "Write a response that appropriately completes the request.\n\n"
     roles = {
@@ -75,49 +75,49 @@ class ChatConfig(Config):
     """How conversations are written, and which are left out."""
 
     template: Literal["alpaca", "chatml", "llama-3"] = "alpaca"
-    """alpaca: plain headings, for models that know no markers; chatml, llama-3: markers, which the tokenizer must have as tokens."""
+    """alpaca: plain headings, for models without markers; chatml, llama-3: markers, which the tokenizer must have as tokens."""
     roles: dict[str, RoleConfig] = Field(default_factory=dict)
     """A template of your own, role by role: {user: {before: "Q: ", after: "\\n"}, assistant: {before: "A: ", after: "{end}"}}. `{end}` is
     the tokenizer's token for the end."""
     jinja: str | None = None
     """A Hugging Face chat template (`chat_template` of tokenizer_config.json), as text."""
     date: str | None = Field(None, pattern=r"^\d{4}-\d{2}-\d{2}$")
-    """The date that `strftime_now` of a Hugging Face template writes: 2026-01-31. A template that asks for it needs it: today's would make other
-    data tomorrow."""
+    """The date that `strftime_now` of a Hugging Face template returns: 2026-01-31. Required if the template uses it: today's date would change
+    the data every day."""
     empty_answers: Literal["refuse", "drop"] = "refuse"
-    """What to do with a conversation that has an empty answer to be learned."""
+    """What to do with a conversation that has an empty answer to train on."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         roles, jinja = self.raw_value("roles"), self.raw_value("jinja")
         if roles and jinja is not None:
-            yield "jinja", "and roles are two templates; give one of them"
+            yield "jinja", "and roles are two templates; set one of them"
         if (roles or jinja is not None) and "template" in self.model_fields_set and self.raw_value("template") != "alpaca":
-            yield "template", "has no effect beside roles or jinja; drop it"
+            yield "template", "has no effect with roles or jinja; remove it"
         if self.raw_value("date") is not None:
             if jinja is None:
-                yield "date", "is for data.chat.jinja; drop it"
+                yield "date", "has no effect without data.chat.jinja; remove it"
             try:
                 datetime.date.fromisoformat(self.raw_value("date"))
             except ValueError as err:
-                yield "date", f"{self.raw_value('date')!r} is no date ({err}). Write year-month-day: 2026-01-31"
+                yield "date", f"{self.raw_value('date')!r} is not a date ({err}). Write year-month-day: 2026-01-31"
         if roles and ANSWER not in roles:
-            yield "roles", f"has no {ANSWER!r}: answers are what is learned; add it. There are: {', '.join(roles)}"
+            yield "roles", f"has no {ANSWER!r}, the role to train on; add it. Roles found: {', '.join(roles)}"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a conversation as it is written."""
+    """One piece of a written conversation."""
 
     text: str
     """Markup, or the content of a message."""
     message: int | None = None
-    """Which message it is the content of; None: markup."""
+    """Number of the message whose content this is; None: markup."""
     covered: bool = False
-    """Whether it is a part of an answer."""
+    """Whether it belongs to an answer."""
 
     @property
     def markers(self) -> list[str]:
-        """Markup cut before and behind each marker."""
+        """Split markup before and after each marker."""
         cut, at = [], 0
         for found in _MARKER.finditer(self.text):
             cut += [self.text[at : found.start()], found.group()]
@@ -126,24 +126,24 @@ class Piece:
 
 
 def is_marker(text: str) -> bool:
-    """Whether a part of markup is one token."""
+    """Whether a piece of markup is one token."""
     return _MARKER.fullmatch(text) is not None
 
 
 class PlainTemplate:
-    """Messages -> pieces: markup before and behind each role. `name` is for messages."""
+    """Converts messages to pieces: markup before and after each role. `name` is for messages."""
 
     def __init__(self, name: str, preset: Preset) -> None:
         self.name, self.preset = name, preset
 
     def prompt(self, messages: Sequence[Message], where: str) -> list[Piece]:
-        """What stands before the answer that comes next."""
+        """Return the pieces before the next answer."""
         whole = self.pieces([*messages, Message(ANSWER, "")], where)
         last = max(i for i, p in enumerate(whole) if p.message == len(messages))
         return whole[:last]
 
     def pieces(self, messages: Sequence[Message], where: str) -> list[Piece]:
-        """All of a conversation. Raises `DataError` for a role that the template does not write."""
+        """Return all pieces of a conversation. `DataError` for a role that the template does not have."""
         roles = self.preset.roles
         out: list[Piece] = []
         if messages[0].role != "system":
@@ -153,14 +153,14 @@ class PlainTemplate:
         for i, m in enumerate(messages):
             role = roles.get(m.role)
             if role is None and m.role == "input" and i and messages[i - 1].role == "user":
-                # the content of an instruction goes on: in front of the markup behind it
+                # the content of an instruction continues: insert before the markup after it
                 at = max(j for j, p in enumerate(out) if p.message == i - 1) + 1
                 out[at:at] = [Piece("\n\n"), Piece(m.content, i)]
                 continue
             if role is None:
                 raise DataError(
-                    f"{where}: the chat template {self.name} has no role {m.role!r}, so that message would be dropped. It has "
-                    f"{', '.join(roles)}; write one with data.chat.roles, or rename the role"
+                    f"{where}: the chat template {self.name} has no role {m.role!r}, so the message would be dropped. Its roles are "
+                    f"{', '.join(roles)}. Add the role in data.chat.roles, or rename it in the data"
                 )
             answer = m.role == ANSWER and m.learn
             out += [Piece(role.before)] if role.before else []
@@ -170,7 +170,7 @@ class PlainTemplate:
 
 
 def behind_answer(markup: str) -> list[Piece]:
-    """Markup behind an answer: where it begins with a marker, that belongs to the answer, with blanks before it."""
+    """Split markup after an answer: a marker at its start belongs to the answer, with blanks before it."""
     found = _MARKER.search(markup)
     if found is None or markup[: found.start()].strip():
         return [Piece(markup)] if markup else []

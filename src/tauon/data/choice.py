@@ -23,13 +23,13 @@ __all__ = ["choice_facts", "training_options"]
 def training_options(
     config: DataConfig, main: Arrays | Table, rows: NDArray[np.int64], shape: tuple[int, ...], seed: int
 ) -> TrainingOptions:
-    """How training chooses, weighs, mixes and augments its examples. `rows`: of `main`, the training part; `shape` is that of an example."""
+    """How training samples, weights, mixes and augments examples. `rows`: of `main`, the training part; `shape` is that of an example."""
     asked, weights, mix = config.sampling, config.class_weights, config.mix
     plain = TrainingOptions(seed=seed, augments=config.augment)
     if not main.classes:
         for name, used in (("sampling", asked != "shuffle"), ("class_weights", weights is not None), ("mix", mix is not None)):
             if used:
-                raise DataError(f"data.{name} needs classes, and the targets are numbers. Drop it, or set data.source.target=class")
+                raise DataError(f"data.{name} needs classes, but the targets are numbers. Remove it, or set data.source.target=class")
         return plain
     targets, classes = main.targets[rows], len(main.label_names)
     return replace(
@@ -41,7 +41,7 @@ def training_options(
 
 
 def choice_facts(config: DataConfig, labels: Sequence[str], options: TrainingOptions) -> dict[str, Any]:
-    """What the report says of it, where anything was chosen."""
+    """Facts for the report, if anything was chosen."""
     facts: dict[str, Any] = {}
     if config.raw_value("sampling") != "shuffle":
         facts["sampling"] = config.raw_value("sampling")

@@ -1,8 +1,8 @@
-"""Columns of a table -> numbers: numbers, categories and dates; missing values; encodings. Fitted on the training rows alone, kept as
-JSON, and done again to the last bit on whatever comes later (`Encoder.from_json`).
+"""Columns of a table -> numbers: numbers, categories and dates; missing values; encodings. Fitted on the training rows alone, saved as
+JSON, and applied bit-identically to later rows (`Encoder.from_json`).
 
-What a number is, is decided in `numbers.py`, one spelling of a category in `spelling.py`, dates in `dates.py`. Scaling is not its business
-(`Normalizer` in `arrays.py`). Encodings follow scikit-learn where it has them: `onehot` is OneHotEncoder
+Numbers are defined in `numbers.py`, spellings of a category in `spelling.py`, dates in `dates.py`. Scaling is done by `Normalizer` in
+`arrays.py`. Encodings follow scikit-learn if it has them: `onehot` is OneHotEncoder
 with unknown categories as zeros, `target` is TargetEncoder (Micci-Barreca 2001, empirical Bayes), out of fold for the training rows.
 """
 
@@ -28,11 +28,11 @@ __all__ = ["ColumnsConfig", "Encoder", "kind_of_values", "take"]
 ColumnKind = Literal["number", "category", "date"]
 Floats = NDArray[np.float64]
 Values = Sequence[Any] | Floats
-"""Of one column: as they were found, None where one is missing; or numbers, NaN where one is."""
+"""Values of one column: raw values, None if missing; or numbers, NaN if missing."""
 
 
 class ColumnsConfig(Config):
-    """How columns of a table become numbers."""
+    """How columns of a table are encoded as numbers."""
 
     categories: Literal["codes", "onehot", "ordinal", "target"] = "codes"
     """codes: a number for each category, for models that embed it; onehot: a column for each category; ordinal: its place in
@@ -40,39 +40,39 @@ class ColumnsConfig(Config):
     min_count: Count = Field(1, ge=1)
     """A category with fewer training rows counts as unseen."""
     order: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """ordinal: categories from low to high, by column. Columns left out: in order of the alphabet."""
+    """ordinal: categories from low to high, by column. Default for other columns: alphabetical order."""
     smooth: float | None = Field(None, ge=0)
-    """target: training rows' worth of the overall mean mixed into each category's. Left out: by empirical Bayes."""
+    """target: weight of the overall mean in each category's mean, in training rows. Default: by empirical Bayes."""
     impute: Literal["refuse", "median", "mean", "most_frequent", "constant"] = "refuse"
-    """What a missing number becomes. refuse: an error that names the first. Missing categories have a code of their own."""
+    """Replacement of a missing number. refuse: an error that names the first. Missing categories have a code of their own."""
     fill: float = 0.0
     """constant: the number."""
     fill_categories: bool = False
-    """A missing category becomes the most frequent one, instead of code 0 (no column, with onehot)."""
+    """Replace a missing category by the most frequent one, instead of code 0 (no column, with onehot)."""
     indicators: bool = False
-    """Beside each column with values missing in training, a column that says 1 where they were."""
+    """Add, for each column with missing values in training, a column that is 1 where they were missing."""
     dates: tuple[DatePart, ...] = ()
-    """What columns of dates become: days (since 1970), year, month, day, weekday (Monday 0), hour. None given: they are refused."""
+    """Encoding of date columns: days (since 1970), year, month, day, weekday (Monday 0), hour. Default: date columns are an error."""
 
     group: str | None = None
-    """Column that says whose a row is (a patient, a customer). It is no feature; all rows of one are held out together, and
+    """Column with the group of each row (a patient, a customer). It is not a feature; all rows of a group are in the same part, and
     privacy.unit=group protects them together."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         how = self.raw_value("categories")
         if self.raw_value("order") and how != "ordinal":
-            yield "order", f"is for categories: ordinal, and they are {how}; drop it"
+            yield "order", f"has no effect with categories: {how}; remove it, or set categories: ordinal"
         if self.raw_value("smooth") is not None and how != "target":
-            yield "smooth", f"is for categories: target, and they are {how}; drop it"
+            yield "smooth", f"has no effect with categories: {how}; remove it, or set categories: target"
         if self.raw_value("fill") != 0 and self.raw_value("impute") != "constant":
-            yield "fill", f"is for impute: constant, and it is {self.raw_value('impute')}; drop it"
+            yield "fill", f"has no effect with impute: {self.raw_value('impute')}; remove it, or set impute: constant"
 
 
-# ---------------------------------------------------------------------------------------------- values as they are found
+# ---------------------------------------------------------------------------------------------- raw values
 
 
 def kind_of_values(values: Values, rule: NumberForm | None = None) -> tuple[ColumnKind, str, NumberForm]:
-    """(kind, reason, how its numbers are written) from the values that are there. Words that stand for missing values decide nothing."""
+    """Return (kind, reason, how its numbers are written) from the values that are not missing. Spellings of missing values are ignored."""
     if isinstance(values, np.ndarray):
         return "number", "its values are numbers", CANONICAL
     there = [v for v in values if v is not None]
@@ -92,12 +92,12 @@ def kind_of_values(values: Values, rule: NumberForm | None = None) -> tuple[Colu
 
 
 def take(values: Values, rows: NDArray[np.int64]) -> Values:
-    """The values of some rows."""
+    """Return the values of some rows."""
     return values[rows] if isinstance(values, np.ndarray) else [values[i] for i in rows.tolist()]
 
 
 def _lost(values: Values) -> NDArray[np.bool_]:
-    """Which values are missing."""
+    """Return which values are missing."""
     return np.isnan(values) if isinstance(values, np.ndarray) else np.array([v is None for v in values], bool)
 
 
@@ -106,39 +106,39 @@ def _lost(values: Values) -> NDArray[np.bool_]:
 
 @dataclass
 class Column:
-    """What was learned of one column. Fields that its kind has no use for stay empty."""
+    """The fitted encoding of one column. Fields that its kind does not use stay empty."""
 
     name: str
     kind: ColumnKind
     why: str
     missing: int
-    """Missing values among the training rows."""
+    """Number of missing values among the training rows."""
     fill: float | None = None
-    """What a missing number becomes; None: it is refused."""
+    """Replacement of a missing number; None: an error."""
     indicator: bool = False
     categories: tuple[str, ...] = ()
-    """Known ones; code i + 1 is categories[i]."""
+    """Categories seen in training; code i + 1 is categories[i]."""
     most_frequent: int = 0
-    """Code that a missing category becomes; 0: its own."""
+    """Code of a missing category; 0: a code of its own."""
     encoding: str = ""
     means: tuple[tuple[float, ...], ...] = ()
     """target: mean of the target for code 0 (overall), 1, 2, ..., a number for each class but binary (one) or for the value (one)."""
     parts: tuple[DatePart, ...] = ()
     form: NumberForm = CANONICAL
-    """How its numbers are written, where they come as text."""
+    """How its numbers are written, if they are text."""
 
     def codes(self, values: Values) -> NDArray[np.int64]:
-        """0 for missing and unseen."""
+        """Return codes; 0 for missing and unseen categories."""
         number = {nfc(c): i + 1 for i, c in enumerate(self.categories)}
         return np.array([self.most_frequent if v is None else number.get(spelling(v), 0) for v in values], np.int64).reshape(len(values))
 
     def unseen(self, values: Values) -> int:
-        """Values that are there and were not among the training rows' (or too rare)."""
+        """Return which values are neither missing nor known from the training rows (or too rare there)."""
         known = {*map(nfc, self.categories)}
         return sum(v is not None and spelling(v) not in known for v in values)
 
     def outputs(self) -> list[tuple[str, int, bool]]:
-        """(name, number of codes, whether it is scaled) of each column that comes out."""
+        """(name, number of codes, whether it is scaled) of each encoded column."""
         out: list[tuple[str, int, bool]] = []
         if self.kind == "number":
             out.append((self.name, 0, True))
@@ -156,7 +156,7 @@ class Column:
         return out + ([(f"{self.name} missing", 0, False)] if self.indicator else [])
 
     def encode(self, values: Values, where: Callable[[int], str]) -> Floats:
-        """(N, outputs) before scaling."""
+        """Return (N, outputs) before scaling."""
         out: Floats
         if self.kind == "number":
             numbers = as_numbers(values, where, self.form)
@@ -183,10 +183,10 @@ class Column:
             return numbers
         if self.fill is None:
             i = int(np.argmax(lost))
-            become = "say what they become (data.table.impute: median), " if self.kind == "number" else ""
+            advice = "set data.table.impute (median, for example), " if self.kind == "number" else ""
             raise DataError(
-                f"{where(i)} is missing ({int(lost.sum()):,} of {len(numbers):,} rows). Fill these values in, {become}"
-                "or leave the column out with features: [...]"
+                f"{where(i)} is missing ({int(lost.sum()):,} of {len(numbers):,} rows). Fill these values in, {advice}"
+                "or leave the column out with data.source.drop"
             )
         return np.where(lost, self.fill, numbers)
 
@@ -206,11 +206,11 @@ class Column:
 
 @dataclass
 class Encoder:
-    """Raw columns -> (N, F) numbers, before scaling."""
+    """The fitted encoder of a table: raw columns -> (N, F) numbers, before scaling."""
 
     columns: tuple[Column, ...]
     dropped: dict[str, str]
-    """Columns that the training rows say nothing with, and why."""
+    """Columns that are constant in training and were dropped, with the reason."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -224,7 +224,7 @@ class Encoder:
 
     @property
     def scaled(self) -> NDArray[np.bool_]:
-        """Which columns that come out are numbers to be scaled: not codes, zeros and ones."""
+        """Which encoded columns are numbers to scale: not codes, zeros and ones."""
         return np.array([s for c in self.columns for _, _, s in c.outputs()], bool)
 
     @classmethod
@@ -232,8 +232,8 @@ class Encoder:
         cls, columns: Mapping[str, Values], targets: NDArray[Any], settings: ColumnsConfig, *, declared: Sequence[str] = (),
         classes: int = 0, where: Callable[[int, str], str], seed: int = 0, forms: Mapping[str, NumberForm] | None = None,
     ) -> tuple[Encoder, Floats]:  # fmt: skip
-        """(encoder, the training rows encoded). `columns` and `targets` are the training rows'; `classes`: 0 where targets are values.
-        `forms`: how numbers are written that come as numbers already.
+        """Return (encoder, the encoded training rows). `columns` and `targets` are the training rows'; `classes`: 0 if targets are values.
+        `forms`: how numbers are written in columns that are numbers already.
 
         The training rows of a target encoding are encoded out of fold, so that no row's own target is in its features.
         """
@@ -259,21 +259,21 @@ class Encoder:
             found.append(column)
             blocks.append(block)
         if not found:
-            raise DataError(f"no column is left to predict from: {'; '.join(f'{k} {v}' for k, v in dropped.items())}. Give other columns")
+            raise DataError(f"no column is left to predict from: {'; '.join(f'{k} {v}' for k, v in dropped.items())}. Use other columns")
         return cls(tuple(found), dropped), np.concatenate(blocks, axis=1)
 
     def __call__(self, columns: Mapping[str, Values], where: Callable[[int, str], str]) -> Floats:
-        """(N, F) of rows that the encoder was not fitted on."""
+        """Return (N, F) for rows outside training."""
         blocks = [c.encode(columns[c.name], lambda i, name=c.name: where(i, name)) for c in self.columns]  # type: ignore[misc]
         return np.concatenate(blocks, axis=1)
 
     def unseen(self, columns: Mapping[str, Values]) -> dict[str, int]:
-        """Values of each column whose category the training rows did not have: they get code 0."""
+        """Return the number of values in each column with a category unseen in training: they get code 0."""
         counts = {c.name: c.unseen(columns[c.name]) for c in self.columns if c.kind == "category"}
         return {k: n for k, n in counts.items() if n}
 
     def facts(self) -> list[dict[str, Any]]:
-        """For the report: one row a column, those that were dropped too."""
+        """Return one row per column for the report, including dropped ones."""
         rows = [
             {
                 "column": c.name,
@@ -289,7 +289,7 @@ class Encoder:
         return rows + [{"column": k, "why": v} | gone for k, v in self.dropped.items()]
 
     def to_json(self) -> dict[str, Any]:
-        """All that `from_json` needs; JSON values only."""
+        """Return all that `from_json` needs; JSON values only."""
         return {"columns": [c.to_json() for c in self.columns], "dropped": self.dropped}
 
     @classmethod
@@ -298,12 +298,12 @@ class Encoder:
 
 
 def _fit_column(name: str, values: Values, settings: ColumnsConfig, declared: bool, where: Callable[[int], str]) -> Column | str:
-    """The column, or why it is dropped."""
+    """Return the fitted column, or the reason why it is dropped."""
     lost = int(_lost(values).sum())
     if lost == len(values):
         raise DataError(
-            f"column {name!r}: all {len(values):,} training rows have no value, so there is nothing to learn from it. "
-            f"Leave it out (drop: [{in_recipe(name)}]), or check how missing values are spelt"
+            f"column {name!r}: all {len(values):,} training rows have no value. "
+            f"Leave it out (data.source.drop: [{in_recipe(name)}]), or check data.source.missing"
         )
     kind: ColumnKind
     kind, why, form = ("category", "declared", CANONICAL) if declared else kind_of_values(values)
@@ -319,12 +319,12 @@ def _fit_column(name: str, values: Values, settings: ColumnsConfig, declared: bo
         column.parts = settings.dates
         if not column.parts:
             raise DataError(
-                f"column {name!r} holds dates. Say what they become (data.table.dates: [month, weekday]), or leave it out (drop: [{in_recipe(name)}])"
+                f"column {name!r} has dates. Set their encoding (data.table.dates: [month, weekday]), or leave it out (data.source.drop: [{in_recipe(name)}])"
             )
         column.indicator = settings.indicators and lost > 0
         if lost and settings.impute != "refuse":
             raise DataError(
-                f"column {name!r}: {lost:,} dates are missing, and no date can be made up. Leave it out (drop: [{in_recipe(name)}])"
+                f"column {name!r}: {lost:,} dates are missing, and dates cannot be imputed. Leave it out (data.source.drop: [{in_recipe(name)}])"
             )
     else:
         spelt = [spelling(v) for v in values if v is not None]
@@ -336,14 +336,14 @@ def _fit_column(name: str, values: Values, settings: ColumnsConfig, declared: bo
         if not declared and len(counts) > 50 and 2 * len(counts) > len(values):
             raise DataError(
                 f"column {name!r} looks like an identifier or free text: {len(counts):,} different values in {len(values):,} rows. "
-                f"Leave it out (drop: [{in_recipe(name)}]), or name it under categorical:"
+                f"Leave it out (data.source.drop: [{in_recipe(name)}]), or list it in data.source.categorical"
             )
         column.categories = tuple(sorted(c for c, n in counts.items() if n >= settings.min_count))
         column.encoding = settings.categories
         if column.encoding == "ordinal" and (order := _order(settings, name)):
             new = sorted({*counts} - {*order})
             if new:
-                raise DataError(f"data.table.order of {name!r} does not have {new[0]!r}, which the training rows have. Complete it")
+                raise DataError(f"data.table.order of {name!r} lacks {new[0]!r}, which the training rows have. Add it")
             column.categories = order
         column.indicator = settings.indicators and lost > 0
         if settings.fill_categories:
@@ -360,7 +360,7 @@ def _fill(there: Floats, settings: ColumnsConfig) -> float:
     how = settings.impute
     if how == "constant":
         return settings.fill
-    if how == "most_frequent":  # the smallest of equals, as scikit-learn's SimpleImputer
+    if how == "most_frequent":  # ties: the smallest, like scikit-learn's SimpleImputer
         values, counts = np.unique(there, return_counts=True)
         return float(values[np.argmax(counts)])
     return float(np.median(there) if how == "median" else there.mean())

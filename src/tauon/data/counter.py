@@ -18,7 +18,7 @@ _MASK = 2**64 - 1
 
 
 def key(seed: int, *parts: int | str) -> int:
-    """64 bits that stand for (seed, parts); another order or another word gives unrelated bits."""
+    """Return 64 bits that stand for (seed, parts); another order or another word gives unrelated bits."""
     state = _mix(seed & _MASK)
     for part in parts:
         number = int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "little") if isinstance(part, str) else part
@@ -34,7 +34,7 @@ def _mix(z: int) -> int:
 
 
 def bits(key: int, counter: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """64 random bits for each counter (uint64, any shape but 0-d: numpy warns when scalars wrap)."""
+    """Return 64 random bits for each counter (uint64, any shape but 0-d: numpy warns when scalars wrap)."""
     z = mix(counter ^ np.uint64(_mix(key)))  # mixed first: keys that differ in one bit must not visit the same numbers
     return mix(z)  # twice: counters are small consecutive numbers, and one pass leaves weak correlations
 

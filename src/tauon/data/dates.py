@@ -1,4 +1,4 @@
-"""Dates in text: ISO 8601 as pyarrow reads it, or a form of yours; zones become UTC; parts of dates as numbers."""
+"""Dates in text: ISO 8601 as pyarrow reads it, or a given format; time zones become UTC; parts of dates as numbers."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ _ZONE = re.compile(r"(?:[zZ]|[+-]\d{2}(?::?\d{2})?)$")
 
 
 def is_date(text: str) -> bool:
-    """Whether a text begins as ISO 8601 dates do: 2016-07-01."""
+    """Return whether a text begins like an ISO 8601 date: 2016-07-01."""
     text = text.strip()
     return len(text) >= 10 and text[4] == text[7] == "-" and text[:4].isdigit() and text[5:7].isdigit() and text[8:10].isdigit()
 
 
 def has_zone(text: str) -> bool:
-    """Whether an ISO date says its zone: 2024-10-20T00:00:00Z, 2024-10-20 00:00+02:00."""
+    """Return whether an ISO date has a time zone: 2024-10-20T00:00:00Z, 2024-10-20 00:00+02:00."""
     text = text.strip()
     return len(text) > 10 and bool(_ZONE.search(text[10:]))
 
 
 def wrong_date_format(format_: str | None) -> str | None:
-    """What is wrong with a `date_format`, or None."""
+    """Return what is wrong with a `date_format`, or None."""
     if format_ is not None and "%Z" in format_:
-        return "names of zones (%Z) are ambiguous. Write a fixed name out ('%d.%m.%Y %H:%M UTC'), or use %z, which reads +0200"
+        return "names of time zones (%Z) are ambiguous. Write a fixed name out ('%d.%m.%Y %H:%M UTC'), or use %z, which reads +0200"
     return None
 
 
 def moments(texts: Sequence[str], where: str, format_: str | None = None) -> Moments:
-    """Dates as datetime64 of the coarsest unit (s, ms, us, ns) that loses nothing; times with a zone become UTC.
+    """Return dates as datetime64 of the coarsest unit (s, ms, us, ns) that loses nothing; times with a zone become UTC.
 
-    Raises `DataError` that names the first text that is no date. Dates with and without a zone do not go together.
+    Raises `DataError` with the first text that is not a date. All dates must have a time zone, or none.
     """
     return _coarse(_iso(texts, where) if format_ is None else _formatted(texts, where, format_))
 
@@ -64,7 +64,9 @@ def _formatted(texts: Sequence[str], where: str, format_: str) -> Moments:
         try:
             read = datetime.strptime(text.strip(), format_)
         except ValueError:
-            raise DataError(f"{where}: {text!r} in row {i} is no date of the form {format_!r}") from None
+            raise DataError(
+                f"{where}: {text!r} in row {i} is not a date of the format {format_!r}. Correct the row, or date_format"
+            ) from None
         zoned = read.tzinfo is not None if zoned is None else zoned
         out[i] = np.datetime64(read.astimezone(UTC).replace(tzinfo=None) if read.tzinfo is not None else read, "us")
     return out
@@ -87,8 +89,12 @@ def _iso(texts: Sequence[str], where: str) -> Moments:
     if odd is None:
         i = next((i for i, text in enumerate(texts) if has_zone(text) != has_zone(texts[0])), 0)
         a, b = ("with", "without") if has_zone(texts[0]) else ("without", "with")
-        raise DataError(f"{where}: {texts[0]!r} in row 0 is {a} a zone, {texts[i]!r} in row {i} {b} one. Give all of them one, or none")
-    raise DataError(f"{where}: {texts[odd]!r} in row {odd} is no date (2016-07-01 00:00:00). For another form say date_format: '%d.%m.%Y'")
+        raise DataError(
+            f"{where}: {texts[0]!r} in row 0 is {a} a time zone, but {texts[i]!r} in row {i} {b}. Give all dates a time zone, or none"
+        )
+    raise DataError(
+        f"{where}: {texts[odd]!r} in row {odd} is not a date like 2016-07-01 00:00:00. For another format set data.source.date_format: '%d.%m.%Y'"
+    )
 
 
 def _reads(text: str) -> bool:
@@ -103,7 +109,7 @@ def _reads(text: str) -> bool:
 
 
 def date_parts(values: Sequence[Any], parts: Sequence[DatePart], where: Callable[[int], str]) -> list[NDArray[np.float64]]:
-    """Each part of dates as numbers; missing ones (None) as NaN."""
+    """Return each part of dates as numbers; missing ones (None) as NaN."""
     lost = np.array([v is None for v in values], bool)
     texts = [str(v).strip() for v in values if v is not None]
     there = np.flatnonzero(~lost)
@@ -123,7 +129,7 @@ def date_parts(values: Sequence[Any], parts: Sequence[DatePart], where: Callable
 def _named(texts: Sequence[str], there: NDArray[np.int64], values: Sequence[Any], where: Callable[[int], str], err: DataError) -> DataError:
     for i, text in zip(there.tolist(), texts, strict=True):
         if not _reads(text):
-            said = f" If it stands for a missing value, say so (missing: ['', {text!r}])" if stands_for_missing(text) else ""
+            said = f" If it means a missing value, set data.source.missing: ['', {text!r}]" if stands_for_missing(text) else ""
             return DataError(f"{where(i)} is {shorten(values[i])}, expected a date (2016-07-01 or 2016-07-01 00:00:00).{said}")
     return DataError(f"{where(int(there[0]))}{err}")
 

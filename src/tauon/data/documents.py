@@ -1,5 +1,5 @@
-"""Tokens as training examples that each lie in one document: what a promise for a whole document needs. Windows over the stream of all
-documents (`tokens.py`) waste nothing, but join the end of one with the start of the next.
+"""Token sequences that never cross a document border: required if the privacy unit is a document. Windows over the stream of all
+documents (`tokens.py`) waste no tokens, but join the end of one document with the start of the next.
 
 Shape legend: B batch, T time.
 """
@@ -19,15 +19,15 @@ __all__ = ["DocumentDataset"]
 
 
 class DocumentDataset:
-    """Sequences of `seq_len` tokens, a document's one behind the other; the last one's rest is padding of weight 0."""
+    """Consecutive sequences of `seq_len` tokens of each document; the last one is padded with weight 0."""
 
     def __init__(self, shards: Shards, tokenizer: Tokenizer, seq_len: int) -> None:
         self.shards, self.tokenizer, self.seq_len = shards, tokenizer, seq_len
         self.spec = DataSpec(vocab=tokenizer.vocab_size, seq_len=seq_len)
-        ends = np.append(shards.starts[1:], len(shards) - 1)  # the BOS behind a document is its last target
+        ends = np.append(shards.starts[1:], len(shards) - 1)  # the BOS after a document is its last target
         pieces = -(-(ends - shards.starts) // seq_len)
         self.document: NDArray[np.int64] = np.repeat(np.arange(len(ends)), pieces)
-        """(N) number of the document of each sequence."""
+        """(N) document number of each sequence."""
         within = np.arange(len(self.document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
         self._starts = shards.starts[self.document] + within * seq_len
         self._ends = ends[self.document]
@@ -37,11 +37,11 @@ class DocumentDataset:
         return len(self.document)
 
     def without_augmentation(self) -> Self:
-        """Itself: nothing changes an example."""
+        """Return the data set itself: it has no augmentation."""
         return self
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
-        """The sequences `index`, in every epoch the same. Inputs, targets (B, T) int64; weights (B, T) float32."""
+        """Return the sequences `index`, the same in every epoch. Inputs, targets (B, T) int64; weights (B, T) float32."""
         import torch
 
         index = np.asarray(index, np.int64)

@@ -1,4 +1,4 @@
-"""Facts of data for `data.json` and the report: what it holds, what a person must be told of it."""
+"""Facts about the data for `data.json` and the report: contents, notes, warnings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def content_of(table: Arrays) -> str:
 
 
 def notices(left_out: Mapping[Part, Sequence[str]], notes: Sequence[str] = (), warnings: Sequence[str] = ()) -> dict[str, Any]:
-    """What a person must be told of the data, as facts: `prepare_stage` says it in the terminal, too. `left_out` is by part."""
+    """Return notes and warnings about the data, as facts; `prepare_stage` prints them in the terminal, too. `left_out` is by part."""
     by_part = {part: [*lines] for part, lines in left_out.items() if lines}
     found: dict[str, Any] = {"left_out": by_part, "notes": [*dict.fromkeys(notes)], "warnings": [*dict.fromkeys(warnings)]}
     return {name: lines for name, lines in found.items() if lines}
@@ -38,7 +38,7 @@ _SHOWN = 64
 
 
 def feature_facts(features: np.ndarray, names: tuple[str, ...]) -> dict[str, Any]:
-    """Mean, standard deviation and range: of each column of a small table, of everything otherwise."""
+    """Return mean, standard deviation and range: of each column of a small table, of everything otherwise."""
     if features.ndim == 2 and features.shape[1] <= _SHOWN:
         wide = features.astype(np.float64)
         listed = names or tuple(f"x{i}" for i in range(features.shape[1]))
@@ -48,7 +48,7 @@ def feature_facts(features: np.ndarray, names: tuple[str, ...]) -> dict[str, Any
 
 
 def warnings_of(table: Arrays, features: NDArray[Any], rows: NDArray[np.int64]) -> list[str]:
-    """Classes that look alike, and columns that give the label away. `features` and `rows` are the training rows'."""
+    """Return warnings: classes with similar spellings, and columns that leak the label. `features` and `rows` are the training rows'."""
     found = classes_alike(table.label_names, "the labels") if table.classes else []
     if features.ndim != 2:
         return found

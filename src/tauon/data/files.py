@@ -1,7 +1,7 @@
-"""Reading files that people hand in, and writing files that must never be half there.
+"""Read user files, and write files atomically.
 
-`.gz` and `.zst` are recognised by their first bytes and read as if unpacked. Everything that can be wrong with a file is a
-`DataError` that names it. Knows nothing of what is inside.
+`.gz` and `.zst` are recognised by their first bytes and decompressed while reading. Any problem with a file is a `DataError` that names
+it. Independent of the content.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ __all__ = ["decode", "expand", "raw_bytes", "read_bytes", "sha256_bytes", "sha25
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PIECE = 2**12
-"""Bytes of zstd that are unpacked at a time: to 128 MiB at most, of blocks that repeat one byte."""
+"""Bytes of zstd that are decompressed at a time: to 128 MiB at most, for blocks that repeat one byte."""
 ALWAYS = 2**30
-"""Bytes that any file may unpack to: so much memory is there."""
+"""Bytes that any file may expand to."""
 TIMES = 100
-"""How many times its own size a larger one may unpack to. Text packs to a tenth; only what was made for it, or is empty, to a hundredth."""
+"""Factor by which a larger file may expand. Text compresses to a tenth; only malicious or empty files to a hundredth."""
 VARIABLE = "TAUON_MAX_UNPACKED"
-"""Environment variable: another bound, in bytes."""
+"""Environment variable with another limit, in bytes."""
 
 
 def most_unpacked(packed: int) -> int:
-    """Bytes that a file of `packed` bytes may unpack to. Raises DataError for a TAUON_MAX_UNPACKED that is no number of bytes."""
+    """Return the bytes that a file of `packed` bytes may expand to. DataError if TAUON_MAX_UNPACKED is not a number of bytes."""
     asked = os.environ.get(VARIABLE)
     if asked is None:
         return max(ALWAYS, TIMES * packed)
     if not asked.isdecimal() or not int(asked):
-        raise DataError(f"{VARIABLE} is {asked!r}: expected a number of bytes above 0, 10000000000 say")
+        raise DataError(f"{VARIABLE} is {asked!r}, expected a number of bytes above 0, for example 10000000000")
     return int(asked)
 
 
 def refuse_bomb(where: object, unpacked: int, packed: int) -> None:
-    """DataError where a file, `packed` bytes long, unpacks to more than it may."""
+    """Raise DataError if a file of `packed` bytes expands to more than its limit."""
     most = most_unpacked(packed)
     if unpacked > most:
         raise DataError(
-            f"{where}: {packed:,} bytes that unpack to more than {most:,}: damaged, or made to fill the memory. If it is what it should be, unpack "
+            f"{where}: {packed:,} bytes that decompress to more than {most:,}: damaged, or a decompression bomb. If the file is correct, decompress "
             f"it first, or set the environment variable {VARIABLE} to a larger number of bytes"
         )
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that ends with an error where it gives more than a file of its size may."""
+    """A stream that raises an error if it yields more than a file of its size may."""
 
     def __init__(self, stream: BinaryIO, path: Path, packed: int) -> None:
         self.stream, self.path, self.packed, self.given = stream, path, packed, 0
@@ -73,7 +73,7 @@ class _Bounded(io.RawIOBase):
 
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """The file's bytes as a stream, unpacked if they are gzip or zstd. A truncated stream is a `DataError` when it ends."""
+    """Open a file as a stream, decompressed if it is gzip or zstd. A truncated stream is a `DataError` when it ends."""
     try:
         with open(path, "rb") as raw:
             head = raw.read(4)
@@ -90,7 +90,7 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
     except IsADirectoryError:
         raise DataError(f"{path}: is a folder, expected a file") from None
     except PermissionError:
-        raise DataError(f"{path}: may not be read by this user (permission denied); check its mode and owner") from None
+        raise DataError(f"{path}: permission denied. Check its mode and owner") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as err:
         raise DataError(f"{path}: damaged or truncated gzip ({err}). Copy or download the file again") from None
     except OSError as err:
@@ -104,7 +104,7 @@ def _unzstd(packed: bytes, path: Path) -> bytes:
         raise MissingExtra(f"{path}: reading .zst", "zstd") from err
     parts, given, at = [], 0, 0
     try:
-        while at < len(packed):  # frames may follow one another; a reader that does not ask for `eof` takes a torn one as whole
+        while at < len(packed):  # several frames may follow each other; `eof` must be checked, or a truncated one looks complete
             frame = zstandard.ZstdDecompressor().decompressobj()
             while not frame.eof and at < len(packed):
                 parts.append(frame.decompress(packed[at : at + _PIECE]))
@@ -119,13 +119,13 @@ def _unzstd(packed: bytes, path: Path) -> bytes:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The whole file, unpacked."""
+    """Return the whole file, decompressed."""
     with open_bytes(path) as file:
         return file.read()
 
 
 def raw_bytes(path: Path) -> bytes:
-    """The whole file as it lies, packed or not."""
+    """Return the whole file as stored, compressed or not."""
     try:
         return path.read_bytes()
     except OSError as err:
@@ -133,23 +133,23 @@ def raw_bytes(path: Path) -> bytes:
 
 
 def decode(data: bytes, where: str, encoding: str = "utf-8") -> str:
-    """Text from bytes, strictly: the byte offset of the first wrong one is in the error."""
+    """Decode text strictly: an error has the byte offset of the first invalid byte."""
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as err:
         bad = data[err.start : err.start + 4].hex(" ")
         raise DataError(
             f"{where}: not {encoding} at byte {err.start:,} ({bad}: {err.reason}). "
-            "Convert the file, or name its encoding (encoding: latin-1, say)"
+            "Convert the file, or set its encoding (encoding: latin-1, for example)"
         ) from None
     except LookupError:
-        raise DataError(f"{where}: Python knows no encoding {encoding!r}; utf-8, latin-1 and utf-16 are common") from None
+        raise DataError(f"{where}: unknown encoding {encoding!r}. Common ones are utf-8, latin-1 and utf-16") from None
 
 
 def expand(paths: str | Sequence[str], pattern: str = "**/*") -> list[tuple[Path, str]]:
-    """(file, name) of everything that `paths` mean, sorted by name, each file once.
+    """Return (file, name) of all files that `paths` match, sorted by name, each file once.
 
-    A path is a file, a glob, or a folder: then every file below it that matches `pattern`, hidden ones excepted. Names are
+    A path is a file, a glob, or a folder: then every file below it that matches `pattern`, except hidden ones. Names are
     relative to the folder given, so that they do not change when the folder moves.
     """
     found: dict[Path, str] = {}
@@ -188,7 +188,7 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
-    """Of the bytes as they lie on disk, not unpacked."""
+    """Return the sha256 of the bytes on disk, not decompressed."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -199,12 +199,12 @@ def sha256_file(path: Path) -> str:
 
 
 def canonical(value: Any) -> str:
-    """JSON in one spelling, for hashing: sorted keys, no spaces, ASCII."""
+    """Return canonical JSON, for hashing: sorted keys, no spaces, ASCII."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write to a temporary name, flush to disk, rename: readers see all of it or nothing."""
+    """Write to a temporary name, flush to disk, rename: readers see the complete file or none."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""A sheet of training pictures as the model is given them, augmented and mixed, as PNG: what a person should look at before training.
+"""A sheet of training images as the model sees them, augmented and mixed, as PNG, to check by eye before training.
 
 The PNG is written here (zlib and four chunks), so that no image library is needed. Format: W3C PNG, third edition.
 """
@@ -21,7 +21,7 @@ _ROWS, _COLUMNS, _LARGEST = 4, 8, 96
 
 
 def picture_sheet(dataset: Dataset, seed: int) -> bytes | None:
-    """PNG of the first 32 training examples in the order of the run; None where examples are no pictures of 1 or 3 channels."""
+    """Return a PNG of the first 32 training examples in the order of the run; None if examples are not images of 1 or 3 channels."""
     shape = dataset.spec.input_shape
     if not isinstance(dataset, ArrayDataset) or shape is None or len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < 4:
         return None
@@ -38,7 +38,7 @@ def picture_sheet(dataset: Dataset, seed: int) -> bytes | None:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """(H, W, 1 or 3) bytes as a PNG, grey or RGB, 8 bits a value."""
+    """Encode (H, W, 1 or 3) bytes as a PNG, grey or RGB, 8 bits per value."""
     height, width, channels = pixels.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)  # each row begins with its filter: none
     head = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)

@@ -1,6 +1,6 @@
-"""Pictures as fixed features: `data.scattering`. Worked out once for each picture by itself, kept in the cache, and learned from instead of pixels.
+"""Images as fixed features: `data.scattering`. Computed once per image, stored in the cache, and used for training instead of pixels.
 
-Nothing is fitted, so that nothing is spent of a privacy budget, and a linear model of these features is better than a private network of the
+Nothing is fitted, so no privacy budget is spent, and a linear model of these features is better than a private network on the
 pixels (Tramèr & Boneh 2021, arXiv:2011.11660). The transform is in `scattering.py`.
 """
 
@@ -30,25 +30,25 @@ _VERSION = 1
 
 
 class ScatteringConfig(Config):
-    """Wavelet scattering coefficients of pictures (C, H, W) -> (C K, H / 2^scales, W / 2^scales), K = 1 + L J + L^2 J (J - 1) / 2."""
+    """Wavelet scattering coefficients of images (C, H, W) -> (C K, H / 2^scales, W / 2^scales), K = 1 + L J + L^2 J (J - 1) / 2."""
 
     scales: Count = Field(2, ge=1, le=6)
-    """J: the picture is averaged over 2^J pixels."""
+    """J: the image is averaged over 2^J pixels."""
     angles: Count = Field(8, ge=1, le=32)
-    """L: directions of the wavelets."""
+    """L: number of wavelet directions."""
     groups: Count | None = Field(27, ge=1)
-    """Coefficients are normalised in so many groups, each picture by itself, as group norm does. None: left as they are."""
+    """Number of groups for normalising the coefficients, per image, like group norm. None: no normalising."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         from tauon.data.scattering import coefficients
 
         groups, K = self.raw_value("groups"), coefficients(self.raw_value("scales"), self.raw_value("angles"))
         if groups is not None and K % groups:
-            yield "groups", f"{groups} groups of {K} coefficients come out uneven. Take a divisor of {K}."
+            yield "groups", f"{groups} does not divide the {K} coefficients. Use a divisor of {K}."
 
 
 def features_of(pictures: NDArray[Any], config: ScatteringConfig, *, pixels: bool = False) -> NDArray[np.float32]:
-    """Coefficients of pictures (B, C, H, W), bytes (or numbers as these: `pixels`) or numbers from 0 to 1: float32."""
+    """Return coefficients of images (B, C, H, W), bytes (or numbers like these: `pixels`) or numbers from 0 to 1: float32."""
     import torch
     from torch.nn.functional import group_norm
 
@@ -57,7 +57,7 @@ def features_of(pictures: NDArray[Any], config: ScatteringConfig, *, pixels: boo
     transform = Scattering(*pictures.shape[-2:], J=config.scales, L=config.angles)
     found = np.empty((len(pictures), *transform.shape(pictures.shape[1])), np.float32)
     for start in range(0, len(pictures), _ROWS):
-        x = torch.from_numpy(np.array(pictures[start : start + _ROWS])).float()  # a copy: what a file gave may be read only
+        x = torch.from_numpy(np.array(pictures[start : start + _ROWS])).float()  # a copy: arrays from files may be read-only
         out = transform(x / 255 if pixels or pictures.dtype == np.uint8 else x)
         if config.groups is not None:
             out = group_norm(out, config.groups * pictures.shape[1])
@@ -66,14 +66,18 @@ def features_of(pictures: NDArray[Any], config: ScatteringConfig, *, pixels: boo
 
 
 def with_features(table: Arrays, config: ScatteringConfig, what: str) -> Arrays:
-    """The table with features in place of its pictures, float16 on disk: worked out once, found in the cache afterwards."""
+    """Return the table with features instead of images, float16 on disk: computed once, found in the cache afterwards."""
     pictures = table.features
     if pictures.ndim != 4 or min(pictures.shape[2:]) < 2 ** (config.scales + 1):
         raise DataError(
-            f"data.scattering: needs pictures (channels, height, width) of {2 ** (config.scales + 1)} pixels at least, and an example has shape "
-            f"{pictures.shape[1:]}. Take fewer scales, or leave it out"
+            f"data.scattering: needs images (channels, height, width) of at least {2 ** (config.scales + 1)} pixels per side, but an example has shape "
+            f"{pictures.shape[1:]}. Lower scales, or remove data.scattering"
         )
-    how = {"scales": config.scales, "angles": config.angles, "groups": config.groups}  # read, also where all is in the cache
+    how = {
+        "scales": config.scales,
+        "angles": config.angles,
+        "groups": config.groups,
+    }  # read the settings even if the result is in the cache
     digest = hashlib.sha256(canonical([_VERSION, how, str(pictures.dtype), list(pictures.shape), *(["pixels"] * table.pixels)]).encode())
     digest.update(np.ascontiguousarray(pictures).data)
     folder = cache_root() / "features" / digest.hexdigest()[:32]

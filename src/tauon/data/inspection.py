@@ -1,5 +1,5 @@
-"""A first look at a table in a text file: how it is cut, and for each column what it seems to be, with the reason. For people and programs that
-must write a recipe; preparing data does not use it, since a recipe says what is what.
+"""A first look at a table in a text file: delimiter, header, and the probable type of each column, with the reason. For people and programs
+that write a recipe; preparing data does not use it, because the recipe decides.
 """
 
 from __future__ import annotations
@@ -24,39 +24,39 @@ __all__ = ["ColumnLook", "TableLook", "inspect_table"]
 LookKind = Literal["number", "category", "date", "text", "identifier", "constant"]
 
 _NO_CATEGORY = ("?", "NaN", "nan", "N/A", "n/a", "#N/A", "<NA>")
-"""Written as no category would be: they stand for a missing value in a column of words, too."""
+"""Never spellings of a category: they mean a missing value even in a text column."""
 _DELIMITERS = (",", ";", "\t", "|", "blanks")
 
 
 @dataclass(frozen=True)
 class ColumnLook:
-    """What a column seems to be."""
+    """Probable type of a column."""
 
     name: str
     kind: LookKind
     missing: int
-    """Rows without a value."""
+    """Number of rows without a value."""
     distinct: int
-    """Different values, missing left out."""
+    """Number of distinct values, without missing ones."""
     why: str
     examples: tuple[str, ...]
     """The most frequent values, at most five."""
     numbers: str = ""
-    """How its numbers are written, where that is not the usual way."""
+    """How its numbers are written, if not in the usual way."""
 
 
 @dataclass(frozen=True)
 class TableLook:
-    """What a table seems to be."""
+    """Result of inspecting a table."""
 
     path: str
     rows: int
     delimiter: str
-    """As `source.delimiter` takes it."""
+    """Value for `source.delimiter`."""
     header: bool
     """Whether the first line names the columns."""
     missing: tuple[str, ...]
-    """Spellings of a missing value that were found, the empty cell first."""
+    """Spellings of a missing value in the table, the empty cell first."""
     columns: tuple[ColumnLook, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -65,14 +65,14 @@ class TableLook:
 
 
 def inspect_table(path: Path | str, *, limit: int | None = None, encoding: str = "utf-8") -> TableLook:
-    r"""Look at a text file of rows and columns (CSV and its like, packed or not); at its first `limit` rows.
+    r"""Inspect a text file of rows and columns (CSV and similar, compressed or not), up to its first `limit` rows.
 
     >>> import tempfile; place = Path(tempfile.mkdtemp()) / "t.csv"
     >>> _ = place.write_text("id,age,town,paid\n1,31,Bonn,yes\n2,45,Kiel,no\n3,,Bonn,yes\n4,45,Kiel,no\n")
     >>> [(c.name, c.kind, c.missing, c.distinct) for c in inspect_table(place).columns]
     [('id', 'identifier', 0, 4), ('age', 'number', 1, 2), ('town', 'category', 0, 2), ('paid', 'category', 0, 2)]
 
-    Raises `DataError` for a file that cannot be read, has no rows, or whose lines differ in number of values.
+    Raises `DataError` if the file cannot be read, has no rows, or if its lines differ in number of values.
     """
     path = Path(path)
     text = read_text(read_bytes(path), str(path), encoding)
@@ -90,7 +90,7 @@ def inspect_table(path: Path | str, *, limit: int | None = None, encoding: str =
     names = column_names(lines[0], str(path)) if header else [f"c{i}" for i in range(wide)]
     body = lines[1:] if header else lines[: limit or None]
     if not body:
-        raise DataError(f"{path}: no rows below the names of the columns. Check the file")
+        raise DataError(f"{path}: no rows below the header. Check the file")
     columns = list(zip(*body, strict=True))
     missing = ("", *sorted({word for column in columns for word in _missing_in(column)}))
     marks = decimal_marks({n: [v for v in c if v.strip() not in missing] for n, c in zip(names, columns, strict=True)})
@@ -99,13 +99,13 @@ def inspect_table(path: Path | str, *, limit: int | None = None, encoding: str =
 
 
 def _delimiter(text: str, where: str) -> str:
-    """That which cuts the first lines into most cells, as many in each."""
+    """Return the delimiter that splits the first lines into most cells, the same number in each."""
     head = "\n".join(text.removeprefix("\ufeff").splitlines()[:50])
     best, most = ",", 1
     for delimiter in _DELIMITERS:
         try:
             counts = [len(cells) for _, cells in separated(head, where, delimiter)]
-        except DataError:  # a quote that is no quote with this one, or is still open after 50 lines
+        except DataError:  # with this delimiter a quote is misplaced, or still open after 50 lines
             continue
         if counts and min(counts) == max(counts) > most:
             best, most = delimiter, counts[0]
@@ -113,7 +113,7 @@ def _delimiter(text: str, where: str) -> str:
 
 
 def _has_header(lines: Sequence[Sequence[str]]) -> bool:
-    """The first line names the columns if no cell of it is a number, or comes again below, or is empty above anything but row numbers."""
+    """The first line is a header if no cell of it is a number, or occurs again below, or is empty except above row numbers."""
     first, rest = lines[0], lines[1:]
     if not any(c.strip() for c in first) or any(is_number(c) for c in first):
         return False
@@ -123,7 +123,7 @@ def _has_header(lines: Sequence[Sequence[str]]) -> bool:
 
 
 def _missing_in(column: Sequence[str]) -> set[str]:
-    """Spellings of a missing value in a column: the odd ones out among numbers or dates, and those that no category has."""
+    """Return spellings of a missing value in a column: exceptions among numbers or dates, and words that no category has."""
     words = {v for v in column if v and stands_for_missing(v)}
     if not words:
         return set()
@@ -141,14 +141,14 @@ def _look(name: str, values: Sequence[str], missing: set[str], marks: set[str]) 
     examples = tuple(sorted(counts, key=lambda v: (-counts[v], v))[:5])
     if is_nameless(name) and numbers_rows(values):
         kind: LookKind = "identifier" if there else "constant"
-        why, written = "it has no name and numbers the rows, as pandas writes its index" if there else "no row has a value", ""
+        why, written = "it has no name and numbers the rows, like the index that pandas writes" if there else "no row has a value", ""
     else:
         kind, why, written = _kind(name, there, counts, len(values), marks)
     return ColumnLook(name, kind, len(values) - len(there), len(counts), why, examples, written)
 
 
 def _kind(name: str, there: Sequence[str], counts: dict[str, int], rows: int, marks: set[str]) -> tuple[LookKind, str, str]:
-    """(kind, reason, how numbers are written)."""
+    """Return (kind, reason, how numbers are written)."""
     n, distinct = len(there), len(counts)
     if distinct == 0:
         return "constant", "no row has a value", ""
@@ -168,12 +168,12 @@ def _kind(name: str, there: Sequence[str], counts: dict[str, int], rows: int, ma
     if words >= 5:
         return "text", f"{words:.0f} words a value", ""
     if distinct == n and n > 2 and _named_as_id(name):
-        return "identifier", "a value of its own in each row, and a name that says so", ""
+        return "identifier", "a distinct value in each row, and a name of an identifier", ""
     if distinct > 50 and 2 * distinct > rows and not look.mostly:
         return "identifier", f"{distinct:,} different values in {rows:,} rows", ""
     if look.mostly:
         odd = next(v for v in there if number_of(v, look.form) is None)
-        said = f"{look.others:,} of {n:,} values are no numbers ({odd[:40]!r}): if they stand for missing ones, name them under missing"
+        said = f"{look.others:,} of {n:,} values are not numbers ({odd[:40]!r}): if they mean missing values, list them in missing"
         return "category", said, ""
     return "category", f"{distinct} different words", ""
 
@@ -183,9 +183,9 @@ def _number_kind(name: str, numbers: Sequence[float], distinct: int) -> tuple[Lo
     if whole and distinct == n and n > 2:
         in_turn = all(b - a == 1 for a, b in pairwise(numbers))
         if in_turn or _named_as_id(name) or name.lower() in ("index", "no", "nr"):
-            return "identifier", "a whole number of its own in each row" + (", counting up" if in_turn else "")
+            return "identifier", "a distinct whole number in each row" + (", counting up" if in_turn else "")
     if whole and distinct <= 10 and 10 * distinct <= n:
-        return "number", f"only {distinct} different whole numbers: if they are codes, name the column under categorical"
+        return "number", f"only {distinct} different whole numbers: if they are codes, list the column in categorical"
     return "number", "every value is a number"
 
 

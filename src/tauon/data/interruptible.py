@@ -1,7 +1,7 @@
 """Long calls into a library that Ctrl-C and SIGTERM can stop.
 
-Python handles signals in its main thread, between two instructions of its own: a call that computes for minutes inside a library delays
-them as long. Here such a call runs in another thread, and the main thread waits for it. Knows nothing of what is computed.
+Python handles signals in its main thread, between two of its instructions: a call that runs for minutes inside a library delays them
+that long. Here such a call runs in another thread, and the main thread waits for it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ __all__ = ["interruptible"]
 
 T = TypeVar("T")
 _GRACE = 0.3
-"""Seconds that a call gets to end by itself after a signal, before it is left behind. It dies with the process."""
+"""Seconds for a call to end after a signal, before it is abandoned. Its thread ends with the process."""
 
 
 def interruptible(call: Callable[[], T]) -> T:
-    """What `call()` returns or raises. A signal's exception (KeyboardInterrupt) is raised here within about a second."""
+    """Return or raise what `call()` does. A signal's exception (KeyboardInterrupt) is raised here within about a second."""
     if threading.current_thread() is not threading.main_thread():
-        return call()  # signals are not this thread's
+        return call()  # signals are only delivered to the main thread
     results: list[T] = []
     errors: list[BaseException] = []
     context = contextvars.copy_context()

@@ -1,6 +1,6 @@
-"""The sandbox in which Hugging Face chat templates run, as transformers sets it up (`transformers/utils/chat_template_utils.py`): values cannot be
-changed, private names are not there, and beside Jinja's own there are `{% generation %}`, loop controls, `tojson` without escapes for HTML,
-`raise_exception` and `strftime_now`. Knows no messages.
+"""The sandbox for Hugging Face chat templates, as in transformers (`transformers/utils/chat_template_utils.py`): values are immutable,
+private names do not exist, and Jinja is extended by `{% generation %}`, loop controls, `tojson` without HTML escapes,
+`raise_exception` and `strftime_now`. Independent of messages.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 __all__ = ["Rendered", "compiled"]
 
 Rendered = tuple[str, list[tuple[int, int]]]
-"""A text, and which of its characters `{% generation %}` encloses, from and to."""
+"""A text, and the character ranges that `{% generation %}` encloses."""
 
 
 def compiled(source: str, strftime_now: Callable[[str], str]) -> Callable[[dict[str, Any]], Rendered]:
-    """What renders a template. Raises jinja2's errors."""
+    """Return a function that renders a template. Raises jinja2's errors."""
     import jinja2
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -36,7 +36,7 @@ def compiled(source: str, strftime_now: Callable[[str], str]) -> Callable[[dict[
         blocks: list[str] = []
         with extension.noting(blocks) as spans:
             for block in template.generate(**values):
-                blocks.append(block)  # one by one: the extension counts what is written so far
+                blocks.append(block)  # one by one: the extension counts the characters written so far
         return "".join(blocks), list(spans)
 
     return render
@@ -48,7 +48,7 @@ def _generation() -> Any:
     from jinja2.ext import Extension
 
     class Generation(Extension):
-        tags = {"generation"}  # noqa: RUF012 - as jinja2 has it
+        tags = {"generation"}  # noqa: RUF012 - declared like in jinja2
         blocks: list[str] | None = None
         spans: list[tuple[int, int]]
 
@@ -76,7 +76,7 @@ def _generation() -> Any:
 
 
 class _Dict:
-    """`dict(...)` without the class's other attributes."""
+    """`dict(...)` without the other class attributes."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -86,7 +86,7 @@ class _Dict:
 
 
 def _namespace() -> Any:
-    """`namespace(...)` that takes no private names."""
+    """`namespace(...)` without private names."""
     import jinja2
 
     def refuse_private(name: Any) -> None:

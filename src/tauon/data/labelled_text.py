@@ -1,4 +1,4 @@
-"""Texts with labels as training examples: rows of tokens of one length: [BOS] text, cut at the end, filled up behind it (segment -1).
+"""Texts with labels as training examples: rows of tokens of one length: [BOS] text, truncated at the end or padded (segment -1).
 
 Shape legend: B batch, T time.
 """
@@ -23,13 +23,13 @@ __all__ = ["LabelledTextDataset", "inputs_from_texts", "rows_of"]
 
 
 class LabelledTextDataset:
-    """Texts as rows of tokens. Example `i` of epoch `e` is a pure function of (seed, e, i); threads may share it."""
+    """Texts as rows of tokens. Example `i` of epoch `e` is a pure function of (seed, e, i); safe to share between threads."""
 
     def __init__(
         self, ids: Sequence[NDArray[np.uint32]], targets: NDArray[np.int64], spec: DataSpec, bos: int, mask: int, *, seed: int = 0,
         augments: Sequence[TextAugmentConfig] = (), texts: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """`ids` of each text without BOS; `texts`: what they were, for who wants to read them."""
+        """`ids` of each text without BOS; `texts`: the original texts, for display."""
         assert spec.seq_len is not None
         self.spec, self._targets, self._bos, self._mask, self._seed, self._augments = spec, targets, bos, mask, seed, tuple(augments)
         self.texts = texts
@@ -49,13 +49,13 @@ class LabelledTextDataset:
         return len(self._targets)
 
     def without_augmentation(self) -> Self:
-        """The same examples as they are, in every epoch."""
+        """Return the same examples without augmentation."""
         shown = copy.copy(self)
         shown._augments = ()
         return shown
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
-        """The texts `index`: inputs BT int64, targets B int64, weights B of 1, segments BT int32, -1 where nothing is."""
+        """Return the texts `index`: inputs BT int64, targets B int64, weights B of 1, segments BT int32, -1 for padding."""
         import torch
 
         index = np.asarray(index, np.int64)
@@ -71,7 +71,7 @@ class LabelledTextDataset:
 
 
 def rows_of(ids: Sequence[NDArray[np.uint32]], seq_len: int, bos: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """(tokens NT, lengths N): [BOS] text, the end cut off, BOS behind it."""
+    """Return (tokens NT, lengths N): [BOS] text, truncated at the end, padded with BOS."""
     tokens = np.full((len(ids), seq_len), bos, np.uint32)
     lengths = np.array([min(len(i) + 1, seq_len) for i in ids], np.int64)
     for row, (i, n) in enumerate(zip(ids, lengths.tolist(), strict=True)):
@@ -80,9 +80,9 @@ def rows_of(ids: Sequence[NDArray[np.uint32]], seq_len: int, bos: int) -> tuple[
 
 
 def inputs_from_texts(preprocess: Mapping[str, Any], texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """(inputs BT, segments BT) of texts that come later, as a checkpoint's `preprocess` has it. Raises `DataError` for an empty one."""
+    """Return (inputs BT, segments BT) of new texts, from a checkpoint's `preprocess`. Raises `DataError` for an empty one."""
     if not texts or any(not t.strip() for t in texts):
-        raise DataError("a text is empty, expected at least one word" if texts else "no text was given, expected at least one")
+        raise DataError("a text is empty, expected at least one word" if texts else "got no texts, expected at least one")
     for i, text in enumerate(texts):
         refuse_surrogates(text, f"text {i}")
     tokenizer = Tokenizer.from_json(preprocess["tokenizer"])

@@ -1,5 +1,5 @@
-"""Labels as a table has them -> class numbers with names, or values. Decided over all parts at once, so that a test file whose labels
-happen to look otherwise is read as the training file is.
+"""Labels of a table -> class numbers with names, or values. Decided over all parts at once, so that a test file with labels that happen to
+look different is read like the training file.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Asked = Literal["auto", "class", "value"]
 
 @dataclass(frozen=True)
 class LabelKind:
-    """What labels are."""
+    """How the labels are read."""
 
     values: bool
-    """Numbers to predict; otherwise classes."""
+    """Whether they are numbers to predict; otherwise classes."""
     form: NumberForm = CANONICAL
     """How they are written, if they are numbers."""
 
@@ -34,17 +34,17 @@ class LabelKind:
 def decide_labels(
     labels: Sequence[Any], asked: Asked, where: str, rule: NumberForm | None = None, marks: Callable[[], Collection[str]] = tuple
 ) -> LabelKind:
-    """What the labels of all parts are. auto: values if all are numbers and one has a fraction, classes otherwise.
+    """Decide how the labels of all parts are read. auto: values if all are numbers and one has a fraction, classes otherwise.
 
     Args:
-        labels: as they were found.
-        asked: what they were said to be.
+        labels: raw labels.
+        asked: the setting `target`.
         where: file and column, for messages.
-        rule: how numbers are written, where that was said.
-        marks: the decimal marks that the other columns show; asked for where the labels have two readings.
+        rule: how numbers are written, if set.
+        marks: the decimal marks in the other columns; used if the labels can be read in two ways.
 
     Raises:
-        DataError: numbers in two readings, between which nothing decides.
+        DataError: the labels can be read as numbers in two ways, and no other column decides.
     """
     if asked == "class":
         return LabelKind(False)
@@ -65,7 +65,7 @@ def decide_labels(
 
 
 def read_labels(labels: Sequence[Any], kind: LabelKind, where: str) -> tuple[NDArray[Any], tuple[str, ...]]:
-    """Class numbers (int64) with the names of the classes, or values (float64) with none."""
+    """Return class numbers (int64) with the names of the classes, or values (float64) with none."""
     if not kind.values:
         return class_numbers(labels, where)
     found = all_floats(labels) if kind.form == CANONICAL else None
@@ -75,31 +75,33 @@ def read_labels(labels: Sequence[Any], kind: LabelKind, where: str) -> tuple[NDA
     for i, label in enumerate(labels):
         number = number_of(label, kind.form)
         if number is None:
-            raise DataError(f"{where}: {shorten(label)} is not a number, as values are (row {i}). For classification say target: class")
+            raise DataError(
+                f"{where}: {shorten(label)} (row {i}) is not a number, but target: value needs numbers. For classification set data.source.target: class"
+            )
         out[i] = number
     return out, ()
 
 
 def class_numbers(labels: Sequence[Any], where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Class of each label, and the names: in order of number where all are whole numbers, else of the alphabet. Nothing is rounded."""
+    """Return the class of each label, and the names: in numerical order if all are whole numbers, else alphabetical. Nothing is rounded."""
     numbers = all_floats(labels)
     odd = np.flatnonzero(numbers != np.floor(numbers)) if numbers is not None else np.empty(0)
     if odd.size:
         raise DataError(
-            f"{where}: label {labels[int(odd[0])]} of row {odd[0]} is not a whole number, as classes are. For regression say target: value"
+            f"{where}: label {labels[int(odd[0])]} of row {odd[0]} is not a whole number, but classes must be. For regression set data.source.target: value"
         )
     spelt = [spelling(v) for v in labels]
     distinct = {*spelt}
     for name in distinct:
         if not name.isascii() and not name.isprintable() and any("\ud800" <= c <= "\udfff" for c in name):
-            raise DataError(f"{where}: the label {name!r} holds half a character (a lone surrogate), which no text has. Repair the file")
+            raise DataError(f"{where}: the label {name!r} has half a character (a lone surrogate), which is invalid text. Repair the file")
     names = tuple(sorted(distinct, key=Decimal) if all(map(whole_number, distinct)) else sorted(distinct))
     number = {name: i for i, name in enumerate(names)}
     return np.array([number[s] for s in spelt], np.int64), names
 
 
 def label_facts(labels: Sequence[Any], names: Sequence[str], column: str) -> tuple[dict[str, Any], list[str]]:
-    """(facts, warnings) of classes: the rule by which spellings are one, and which were."""
+    """Return (facts, warnings) about classes: the rule by which spellings are equal, and which were merged."""
     merged: dict[str, list[str]] = {}
     for text in dict.fromkeys(map(str, labels)):
         merged.setdefault(spelling(text), []).append(text)
@@ -108,7 +110,7 @@ def label_facts(labels: Sequence[Any], names: Sequence[str], column: str) -> tup
 
 
 def renumbered(targets: NDArray[np.int64], names: Sequence[str], training: Sequence[str], part: str) -> NDArray[np.int64]:
-    """Classes of another part with the numbers that training gives them. `DataError`: a class that training never sees.
+    """Return the classes of another part with their numbers from training. `DataError` for a class that training does not have.
 
     >>> renumbered(np.array([0, 1]), ("b", "a"), ("a", "b"), "test").tolist()
     [1, 0]
@@ -116,6 +118,8 @@ def renumbered(targets: NDArray[np.int64], names: Sequence[str], training: Seque
     number = {name: i for i, name in enumerate(training)}
     new = [name for name in names if name not in number]
     if new:
-        raise DataError(f"the {part} source has the label {new[0]!r}, which training never sees. It has {', '.join(training)}")
+        raise DataError(
+            f"the {part} source has the label {new[0]!r}, which the training data does not have. Training labels: {', '.join(training)}"
+        )
     found: NDArray[np.int64] = np.array([number[name] for name in names], np.int64)[targets]
     return found

@@ -1,7 +1,7 @@
-"""From a data set to the batch of a step. The only state is the step's number.
+"""Batches of a data set for each training step. The only state is the step number.
 
 Batches are a pure function of (data set, seed, batch size, step): a rank takes its contiguous slice of the global batch, and
-worker threads only prepare ahead what would be computed anyway.
+worker threads only prepare ahead of time.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ __all__ = ["DeviceBatches", "Loader"]
 
 
 class Sizes(Protocol):
-    """How large the batch of each step is, where it is not always the same: pure functions of the step."""
+    """Batch size of each step, if it varies: pure functions of the step."""
 
     def size(self, step: int) -> int: ...
 
     def first(self, step: int) -> int:
-        """Examples before this step."""
+        """Return the number of examples before this step."""
         ...
 
 
 class Loader:
-    """Batches of training examples in shuffled order, epoch after epoch without a gap.
+    """Batches of training examples in shuffled order, over consecutive epochs.
 
-    The last batch of an epoch is filled up with the first examples of the next, so that every batch has the same size and each
-    example is seen exactly once an epoch. A data set that has an `order` of its own is followed in it; one that has a `mixer` has its
-    rows mixed in pairs.
+    The last batch of an epoch is completed with the first examples of the next, so that every batch has the same size and each
+    example is seen exactly once per epoch. A data set with an `order` of its own is read in that order; the rows of one with a `mixer` are
+    mixed in pairs.
     """
 
     def __init__(
         self, dataset: Dataset, *, batch: int, seed: int, rank: int = 0, world: int = 1, workers: int = 0, sizes: Sizes | None = None
     ) -> None:
-        """`batch` counts the examples of all `world` ranks together; `workers` threads prepare the next steps.
+        """`batch` is the number of examples over all `world` ranks; `workers` threads prepare the next steps.
 
-        Every rank gets as many rows: where the batch does not divide, the last ranks' are filled up at weight zero. `sizes`: how large
-        each step's batch is, where it grows; None: all of them are `batch`.
+        Every rank gets equally many rows: if the batch does not divide, the last ranks' rows are padded with weight zero. `sizes`: the
+        batch size of each step, if it grows; None: always `batch`.
         """
         least = batch if sizes is None else sizes.size(0)
         if least < world:
-            raise RecipeError(f"a batch of {least} examples for {world} ranks leaves some without any; take at least {world}")
+            raise RecipeError(f"a batch of {least} examples is too small for {world} ranks; set train.batch to at least {world}")
         if not 0 <= rank < world:
             raise RecipeError(f"rank {rank} of {world} does not exist")
         self.dataset, self.batch, self.seed, self.rank, self.world = dataset, batch, seed, rank, world
@@ -68,38 +68,40 @@ class Loader:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps after which every example was seen at least once."""
+        """Number of steps after which every example was seen at least once."""
         return math.ceil(self.count / self.batch)
 
     def steps_for(self, epochs: float) -> int:
-        """Steps that go `epochs` times through the data; the last may run into the next epoch."""
+        """Number of steps for `epochs` passes over the data; the last may reach into the next epoch."""
         return max(1, math.ceil(epochs * self.count / self.batch - 1e-9))
 
     def examples_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(epoch, example) of this rank's rows of step `step` (0 is the first), ceil(B / world) int64 each; the last may be repeated."""
+        """Return (epoch, example) of this rank's rows of step `step` (from 0), ceil(B / world) int64 each; the last may be repeated."""
         return self._at(step, np.minimum(self.rows(step), self.size(step) - 1))
 
     def _at(self, step: int, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(epoch, example) of rows of the global batch."""
-        order = getattr(self.dataset, "order", None)  # a data set may say that some examples come more often
+        """Return (epoch, example) of rows of the global batch."""
+        order = getattr(self.dataset, "order", None)  # a data set may sample some examples more often
         position = (step * self.batch if self.sizes is None else self.sizes.first(step)) + row
         return example_at(position, len(self.dataset), self.seed) if order is None else order.at(position)
 
     def size(self, step: int) -> int:
-        """Examples of step `step`, all ranks together."""
+        """Return the number of examples of step `step`, over all ranks."""
         return self.batch if self.sizes is None else self.sizes.size(step)
 
     def rows(self, step: int) -> np.ndarray:
-        """Numbers of this rank's rows in the batch of step `step`; those from its size on are there only to fill up."""
+        """Return this rank's row numbers in the batch of step `step`; numbers from the batch size on are padding."""
         share = -(-self.size(step) // self.world)
         return np.arange(self.rank * share, (self.rank + 1) * share, dtype=np.int64)
 
     def batch_at(self, step: int) -> Batch:
-        """The rank's rows of the batch of step `step`, on the CPU."""
+        """Return the rank's rows of the batch of step `step`, on the CPU."""
         if self._pool is None:
             return self._make(step)
         wanted = self._coming.pop(step, None)
-        for other in [s for s in self._coming if not step < s <= step + self._ahead]:  # the caller jumped: these come no more
+        for other in [
+            s for s in self._coming if not step < s <= step + self._ahead
+        ]:  # the caller jumped to another step: these are not needed
             self._coming.pop(other).cancel()
         for later in range(step + 1, step + 1 + self._ahead):
             if later not in self._coming:
@@ -118,17 +120,17 @@ class Loader:
         return batch
 
     def _read(self, epoch: np.ndarray, example: np.ndarray) -> Batch:
-        """These examples in this order, each as its epoch has it."""
+        """Return these examples in this order, each from its epoch."""
         epochs = np.unique(epoch)
         batch = _joined([self.dataset.batch(example[epoch == e], epoch=int(e)) for e in epochs])
-        if len(epochs) > 1 and (np.diff(epoch) < 0).any():  # of classes that each have their own
+        if len(epochs) > 1 and (np.diff(epoch) < 0).any():  # with balanced sampling, classes have epochs of their own
             back = np.empty(len(epoch), np.int64)
             back[np.argsort(epoch, kind="stable")] = np.arange(len(epoch))
             batch = _picked(batch, back)
         return batch
 
     def _mixed(self, step: int, mixer: Mixer) -> Batch:
-        """The rank's rows, each mixed with its partner among those of all ranks."""
+        """Return the rank's rows, each mixed with its partner from any rank."""
         size = self.size(step)
         rows = np.minimum(self.rows(step), size - 1)
         how = mixer.plan(step, size)
@@ -138,7 +140,7 @@ class Loader:
         return mixer.mix(_picked(read, at[: len(rows)]), _picked(read, at[len(rows) :]), how.own[rows], box)
 
     def close(self) -> None:
-        """Stop the worker threads. Using the loader again afterwards works, without them."""
+        """Stop the worker threads. The loader still works afterwards, without them."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool, self._coming = None, {}
@@ -151,15 +153,15 @@ class Loader:
 
 
 class BatchAt(Protocol):
-    """Where batches come from: a `Loader`, or what stands for one."""
+    """Interface of a `Loader` and its substitutes."""
 
     def batch_at(self, step: int) -> Batch: ...
 
 
 class DeviceBatches:
-    """The batches of a loader on a device. To a GPU the next one is copied, from pinned memory, while the step before it computes.
+    """Batches of a loader on a device. For a GPU the next batch is copied from pinned memory during the current step.
 
-    Elsewhere each is read when it is asked for.
+    On other devices each batch is read when it is requested.
     """
 
     def __init__(self, source: BatchAt, device: torch.device, total_steps: int) -> None:
@@ -168,7 +170,7 @@ class DeviceBatches:
         self._stream: Any = None
 
     def batch_at(self, step: int) -> Batch:
-        """The batch of step `step`, on the device."""
+        """Return the batch of step `step`, on the device."""
         ready, self._next = self._next, None
         if ready is None or ready[0] != step:
             return self.source.batch_at(step).to(self.device)
@@ -177,11 +179,11 @@ class DeviceBatches:
         now: Any = torch.cuda.current_stream(self.device)
         now.wait_stream(self._stream)  # the device waits for the copy, not the host
         for tensor in ready[1].tensors():
-            tensor.record_stream(now)  # its memory is not given away before the step that reads it is done
+            tensor.record_stream(now)  # its memory is not reused before the step that reads it is done
         return ready[1]
 
     def prefetch(self, step: int) -> None:
-        """Begin to copy the batch of step `step`, where there is one."""
+        """Start to copy the batch of step `step`, if it exists."""
         if self.device.type != "cuda" or step >= self.total_steps:
             return
         import torch

@@ -1,7 +1,7 @@
-"""Masked language modelling: some tokens of a window are hidden, and are what is to be found (Devlin et al. 2018, arXiv:1810.04805, 3.1).
+"""Masked language modelling: the model predicts masked tokens of a window (Devlin et al. 2018, arXiv:1810.04805, 3.1).
 
-15% of the tokens are chosen; of these 80% become the mask token, 10% a random token, 10% stay. What is chosen in window i of epoch e is a
-pure function of (seed, e, i): each epoch hides others, held-out windows always the same. Special tokens are never chosen.
+15% of the tokens are chosen; of these 80% become the mask token, 10% a random token, 10% stay. The choice in window i of epoch e is a
+pure function of (seed, e, i): different in each epoch, always the same in held-out windows. Special tokens are never chosen.
 
 Shape legend: B batch, T time.
 """
@@ -27,7 +27,7 @@ RATE, BECOMES_MASK, BECOMES_RANDOM = 0.15, 0.8, 0.1
 
 
 def mask_token(tokenizer: Tokenizer) -> tuple[int, int]:
-    """(id of the mask token, number of ids): the tokenizer's own, or one behind all of its ids where it has none."""
+    """Return (id of the mask token, number of ids): the tokenizer's own, or a new id after all others."""
     if isinstance(tokenizer, SubwordTokenizer):
         for name in MASKS:
             found = tokenizer.id_of(name)
@@ -37,7 +37,7 @@ def mask_token(tokenizer: Tokenizer) -> tuple[int, int]:
 
 
 class MaskedDataset:
-    """Windows of tokens with some hidden. Inputs: what is seen; targets: what is there; weights: one where a token was chosen."""
+    """Windows of tokens with some masked. Inputs: masked tokens; targets: original tokens; weights: one at chosen tokens."""
 
     def __init__(self, tokens: TokenDataset, *, seed: int, name: str) -> None:
         self.tokens, self._seed, self._name = tokens, seed, name
@@ -50,17 +50,17 @@ class MaskedDataset:
 
     @property
     def shards(self) -> Any:
-        """Where the tokens lie."""
+        """The folder of the tokens."""
         return self.tokens.shards
 
     def without_augmentation(self) -> Self:
-        """The same windows in every epoch. What is hidden in them depends on the epoch still: that is what is learned."""
+        """Return the same windows in every epoch. The masked tokens still depend on the epoch: they are the training task."""
         shown = copy.copy(self)
         shown.tokens = self.tokens.without_augmentation()
         return shown
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
-        """The windows `index`: inputs, targets (B, T) int64; weights (B, T) float32; segments (B, T) int32 or None."""
+        """Return the windows `index`: inputs, targets (B, T) int64; weights (B, T) float32; segments (B, T) int32 or None."""
         import torch
 
         whole = self.tokens.batch(index, epoch=epoch)

@@ -1,8 +1,8 @@
-"""What a number is: one rule for features, targets, values of series, labels, `inspect_table` and what `tauon recipe new` writes.
+"""Parsing of numbers: one rule for features, targets, values of series, labels, `inspect_table` and `tauon recipe new`.
 
 The canonical form is ASCII digits with an optional sign, decimal point and exponent: 12, -0.5, .5, 1e-3. Underscores, hexadecimal, digits
-of other scripts, inf and nan are words. Other forms (decimal comma, thousands, percent, currency) are found over a column as a whole, or
-stated by `numbers:`. A column that can be read in two ways is never guessed at.
+of other scripts, inf and nan are text. Other forms (decimal comma, thousands, percent, currency) are detected for a column as a whole, or
+set by `numbers:`. A column that can be read in two ways is an error, never a guess.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class NumbersConfig(Config):
     decimal: Literal[".", ","] = "."
     """The decimal mark."""
     thousands: Literal["", ".", ",", " ", "'"] = ""
-    """What stands between groups of three digits (or two, as in India: 1,00,000). A blank is also a no-break one."""
+    """Separator of groups of three digits (or two, as in India: 1,00,000). A blank also matches a no-break one."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.raw_value("decimal") == self.raw_value("thousands"):
-            yield "thousands", f"{self.raw_value('thousands')!r} is the decimal mark, too; give another, or leave it out"
+            yield "thousands", f"{self.raw_value('thousands')!r} is also the decimal mark; set another, or remove it"
 
     def form(self) -> NumberForm:
         return NumberForm(self.decimal, self.thousands)
@@ -53,10 +53,10 @@ class NumberForm:
     percent: bool = False
     """Every value ends with a percent sign; 50% is 0.5."""
     currency: str = ""
-    """A sign that may stand before or behind a value."""
+    """A sign that may come before or after a value."""
 
     def value(self, text: str) -> float | None:
-        """The number that a text is in this form, or None."""
+        """Return the number that a text is in this form, or None."""
         text = text.strip().replace("\u2212", "-")
         if self.currency:
             text = _without_sign(text, self.currency)
@@ -75,14 +75,14 @@ class NumberForm:
         return number / 100 if self.percent else number
 
     def words(self) -> str:
-        """For people: decimal ',', thousands '.', percent."""
-        said = [f"decimal {self.decimal!r}"] if self.decimal != "." or self.thousands else []
-        said += [f"thousands {self.thousands!r}"] if self.thousands else []
-        said += ["percent (50% is 0.5)"] if self.percent else []
-        return ", ".join(said + ([f"currency {self.currency!r}"] if self.currency else []))
+        """Return a description: decimal ',', thousands '.', percent."""
+        parts = [f"decimal {self.decimal!r}"] if self.decimal != "." or self.thousands else []
+        parts += [f"thousands {self.thousands!r}"] if self.thousands else []
+        parts += ["percent (50% is 0.5)"] if self.percent else []
+        return ", ".join(parts + ([f"currency {self.currency!r}"] if self.currency else []))
 
     def setting(self) -> str:
-        """As a recipe says it."""
+        """Return the setting for a recipe."""
         thousands = f', thousands: "{self.thousands}"' if self.thousands else ""
         return f'numbers: {{decimal: "{self.decimal}"{thousands}}}'
 
@@ -97,7 +97,7 @@ _DIGIT = re.compile("[0-9]")
 _BLANKS = re.compile("[ \u00a0\u2009\u202f]")
 _SIGNS = ("$", "€", "£", "¥", "₹", "₽", "₩", "₺", "₴", "zł", "kr", "Fr", "R$", "US$", "USD", "EUR", "GBP", "CHF", "JPY", "CNY", "INR")
 _MARKS = ((".", ""), (",", ""), (".", ","), (",", "."), (",", " "), (".", " "), (".", "'"), (",", "'"))
-"""(decimal, thousands) that are tried."""
+"""(decimal, thousands) pairs to try."""
 
 _MISSING = frozenset([
     "", "na", "n/a", "n.a.", "nan", "-nan", "null", "none", "nil", "?", "-", "--", "\u2013", "\u2014", ".", "..", "...", "#n/a", "#na",
@@ -121,12 +121,12 @@ def _without_sign(text: str, sign: str) -> str:
 
 
 def stands_for_missing(text: str) -> bool:
-    """Whether a word is one that people write where a value is missing: NA, n/a, null, NaN, ?, -."""
+    """Return whether a word usually means a missing value: NA, n/a, null, NaN, ?, -."""
     return text.strip().casefold() in _MISSING
 
 
 def number_of(value: Any, form: NumberForm = CANONICAL) -> float | None:
-    """The finite number that a value is, or its text in this form; None where it is none."""
+    """Return the finite number that a value is, or its text in this form; None if it is not a number."""
     if isinstance(value, str):
         return form.value(value)
     try:
@@ -137,7 +137,7 @@ def number_of(value: Any, form: NumberForm = CANONICAL) -> float | None:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value, or the text of it in the canonical form, is a finite number.
+    """Return whether a value, or its text in the canonical form, is a finite number.
 
     >>> [is_number(v) for v in ("12", "-.5", "1e3", True, "1_000", "0x10", "nan", "1,5", "٣")]
     [True, True, True, True, False, False, False, False, False]
@@ -146,14 +146,14 @@ def is_number(value: Any) -> bool:
 
 
 def all_floats(values: Sequence[Any] | Floats) -> Floats | None:
-    """All at once where each is a canonical number or None (NaN), several times faster than one by one; None: look at each."""
+    """Convert all at once if each is a canonical number or None (NaN), several times faster than one by one; otherwise return None."""
     if isinstance(values, np.ndarray):
         return values
     try:
         texts = "".join(values if None not in values else [v for v in values if v is not None])
-    except TypeError:  # not all of them are text
+    except TypeError:  # some values are not text
         texts = "".join([v for v in values if v.__class__ is str])
-    if not texts.isascii() or "_" in texts:  # Python's float takes digits of all scripts, and 1_000
+    if not texts.isascii() or "_" in texts:  # Python's float accepts digits of all scripts, and 1_000
         return None
     try:
         found = np.array([math.nan if v is None else float(v) for v in values] if None in values else [*map(float, values)], np.float64)
@@ -166,7 +166,7 @@ def all_floats(values: Sequence[Any] | Floats) -> Floats | None:
 
 
 def plain_floats(values: Sequence[Any]) -> tuple[Floats | None, bool]:
-    """(`all_floats`, whether one is text with a decimal point); none where 1.200 may be 1200, since every point stands before three last digits."""
+    """Return (`all_floats`, whether a text has a decimal point); None if 1.200 may mean 1200, because every point is before three last digits."""
     numbers = all_floats(values)
     dotted = numbers is not None and any(v.__class__ is str and "." in v for v in values)
     if dotted and all(_POINTS.value(v) is not None for v in values if isinstance(v, str)):
@@ -177,7 +177,7 @@ def plain_floats(values: Sequence[Any]) -> tuple[Floats | None, bool]:
 def as_numbers(
     values: Sequence[Any] | Floats, where: Callable[[int], str], form: NumberForm = CANONICAL, missing: Collection[str] = ("",)
 ) -> Floats:
-    """float64, missing ones (None) as NaN; `DataError` that names the first that is no number. `missing`: the spellings set, for advice."""
+    """Return float64, missing ones (None) as NaN. `DataError` with the first that is not a number. `missing`: the spellings set, for advice."""
     found = all_floats(values) if form == CANONICAL or isinstance(values, np.ndarray) else None
     if found is not None:
         return found
@@ -192,23 +192,23 @@ def as_numbers(
 
 def _no_number(values: Sequence[Any] | Floats, i: int, where: str, form: NumberForm, missing: Collection[str]) -> str:
     value = values[i]
-    said = f" ({form.words()})" if form.words() else ""
+    form_text = f" ({form.words()})" if form.words() else ""
     if not isinstance(value, str) or not stands_for_missing(value):
         listed = [*dict.fromkeys((*missing, str(value)))]
         return (
-            f"{where} is {shorten(value)}, expected a number{said}. If it stands for a missing value, say so (missing: {shorten(listed, 200)}); "
-            "if the column holds categories, name it under categorical:; or leave the column out with features: [...]"
+            f"{where} is {shorten(value)}, expected a number{form_text}. If it means a missing value, set data.source.missing: {shorten(listed, 200)}; "
+            "if the column has categories, list it in data.source.categorical; or leave the column out with data.source.drop"
         )
     words = [*dict.fromkeys(v for v in values if isinstance(v, str) and number_of(v, form) is None and stands_for_missing(v))]
     count = sum(isinstance(v, str) and v in words for v in values)
     return (
-        f"{where} is {shorten(value)}, expected a number{said}: {count:,} of {len(values):,} values of the column seem to be missing. "
-        f"If so, say it (missing: {shorten([*dict.fromkeys((*missing, *words))], 200)}); if they are categories, name the column under categorical:"
+        f"{where} is {shorten(value)}, expected a number{form_text}: {count:,} of {len(values):,} values seem to be missing. "
+        f"If so, set data.source.missing: {shorten([*dict.fromkeys((*missing, *words))], 200)}; for categories, list the column in data.source.categorical"
     )
 
 
 def shorten(value: Any, most: int = 40) -> str:
-    """A value as an error shows it."""
+    """Return a value as error messages show it."""
     text = repr(value)
     return text if len(text) <= most else text[: most - 3] + "..."
 
@@ -218,35 +218,35 @@ def shorten(value: Any, most: int = 40) -> str:
 
 @dataclass(frozen=True)
 class Look:
-    """How the numbers of a column seem to be written."""
+    """Detected form of the numbers of a column."""
 
     form: NumberForm
     numbers: int
-    """Values that are numbers in this form."""
+    """Number of values that are numbers in this form."""
     others: int
-    """Values that are none, those left out that stand for missing ones."""
+    """Number of values that are not, except spellings of missing ones."""
     rival: NumberForm | None = None
-    """Reads as many values, as other numbers."""
+    """Another form that reads as many values, as other numbers."""
     example: str = ""
     """A text that `form` and `rival` read differently."""
     doubtful: bool = False
-    """Whether `rival` is the likelier one, though `form` is the canonical one."""
+    """Whether `rival` is more likely, although `form` is the canonical one."""
     marks: frozenset[str] = field(default_factory=frozenset)
-    """Decimal marks that the column shows beyond doubt."""
+    """Decimal marks that the column shows unambiguously."""
 
     @property
     def mostly(self) -> bool:
-        """Whether it is a column of numbers: at least half of what does not stand for a missing value is."""
+        """Return whether it is a column of numbers: at least half of the values that are not missing are numbers."""
         return self.numbers > 0 and self.numbers >= self.others
 
     @property
     def ambiguous(self) -> bool:
-        """Whether it can be read in two ways, and the canonical one is none of them, or not the likelier one."""
+        """Return whether it can be read in two ways, and the canonical one is not one of them, or not the more likely one."""
         return self.rival is not None and (self.doubtful or (self.form.decimal, self.form.thousands) != (".", ""))
 
     def decided(self, marks: Collection[str]) -> NumberForm | None:
-        """The one form that it is; of two, that whose decimal mark is the only one that the other columns of the file show, or, of amounts
-        of money, that in which three digits are no fraction. None: it is ambiguous, and nothing tells.
+        """Return the one form; of two, the one whose decimal mark is the only one in the other columns of the file, or, for amounts of money,
+        the one in which three digits are not a fraction. None: ambiguous.
         """
         if self.rival is None:
             return self.form
@@ -259,7 +259,7 @@ class Look:
         return grouped[0] if not marks and len(grouped) == 1 else None
 
     def two_ways(self) -> str:
-        """What an error says of an ambiguous column."""
+        """Return the message for an ambiguous column."""
         assert self.rival is not None
         return (
             f"{self.example!r} is {self.form.value(self.example):,g} or {self.rival.value(self.example):,g}. "
@@ -268,7 +268,7 @@ class Look:
 
 
 def look_at(values: Sequence[Any], rule: NumberForm | None = None) -> Look:
-    """How a column's numbers are written: as `rule` says where it reads at least as many as any other way, else by the values alone."""
+    """Detect how a column's numbers are written: by `rule` if it reads at least as many as any other form, else from the values alone."""
     texts = [v for v in values if isinstance(v, str)]
     told = sum(v is not None and not isinstance(v, str) and number_of(v) is not None for v in values)
     odd = sum(v is not None and not isinstance(v, str) for v in values) - told
@@ -309,7 +309,7 @@ _Reading = tuple[NumberForm, int, list[float | None]]
 
 
 def _must_be_thousands(reading: _Reading, texts: Sequence[str]) -> bool:
-    """Whether 950 stands beside 1,200: as decimals, 1,200 would most likely have been written 1,2 or 950 as 950,000."""
+    """Return whether 950 occurs beside 1,200: as decimals, 1,200 would probably have been written 1,2 or 950 as 950,000."""
     form, _, values = reading
     if not form.thousands or None in values or form.decimal in "".join(texts):
         return False
@@ -323,7 +323,7 @@ def _marks(rule: NumberForm | None) -> Sequence[tuple[str, str]]:
 
 
 def _currency(counts: dict[str, int], total: int) -> str:
-    """The sign that most of at least half of the values carry."""
+    """Return the sign that at least half of the values have."""
     found: dict[str, int] = {}
     for text, n in counts.items():
         bare = text.strip().lstrip("-").strip()

@@ -1,12 +1,12 @@
 """The order of training examples: a pure function of (seed, epoch, position), with no shuffled array and no state.
 
-Position p of the endless stream of examples lies in epoch p // N; within it, a permutation of [0, N) keyed by (seed, epoch)
-says which example it is. The permutation is an alternating Feistel network over the smallest power of two above N, with
+Position p of the endless stream of examples is in epoch p // N; within it, a permutation of [0, N) keyed by (seed, epoch)
+maps it to an example. The permutation is an alternating Feistel network over the smallest power of two above N, with
 cycle walking back into [0, N) (Black & Rogaway 2002, "Ciphers with arbitrary finite domains"): O(1) memory, any position at
 once, and the same whatever the world size or the number of workers. Up to 1,024 examples, where such a network reaches too few
 of the permutations, the numbers are sorted by a hash instead.
 
-Knows nothing of data sets: it maps numbers to numbers.
+Independent of data sets: it maps numbers to numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SMALL = 1024
 
 
 def permute(x: NDArray[np.int64], n: int, key_: int) -> NDArray[np.int64]:
-    """Where each number of `x`, all in [0, n), goes under the permutation of [0, n) that `key_` chooses.
+    """Return the image of each number of `x`, all in [0, n), under the permutation of [0, n) that `key_` selects.
 
     >>> sorted(permute(np.arange(10), 10, key_=1).tolist()) == list(range(10))
     True
@@ -45,14 +45,14 @@ def permute(x: NDArray[np.int64], n: int, key_: int) -> NDArray[np.int64]:
 
     out = network(x.astype(np.uint64))
     outside = np.flatnonzero(out >= n)
-    while outside.size:  # the walk comes back: x itself is a point of its cycle that lies inside
+    while outside.size:  # the walk ends: x itself is a point of its cycle inside the range
         out[outside] = network(out[outside])
         outside = outside[out[outside] >= n]
     return out.astype(np.int64)
 
 
 def example_at(position: NDArray[np.int64], n: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(epoch, example) of each position of the endless stream over `n` examples. Positions may be in any order."""
+    """Return (epoch, example) of each position of the endless stream over `n` examples. Positions may be in any order."""
     epoch = position // n
     example = np.empty_like(position)
     for e in np.unique(epoch).tolist():

@@ -1,5 +1,5 @@
-"""The tokenizer of texts that are kept as rows (labelled texts, conversations, preferences): made once of the training part, and kept
-in the cache under a fingerprint of that text and of the settings. Running text has its own way (`preparation.py`), with its tokens.
+"""The tokenizer of texts in rows (labelled texts, conversations, preferences): trained once on the training part, and stored in the cache
+under a fingerprint of that text and the settings. The tokenizer of running text is stored with its tokens (`kinds/tokens.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SEQ_LEN_DEFAULT = 256
 
 
 def digest_of(texts: Sequence[str]) -> str:
-    """sha256 of texts, in order."""
+    """Return the sha256 of texts, in order."""
     digest = hashlib.sha256()
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
@@ -35,7 +35,7 @@ def digest_of(texts: Sequence[str]) -> str:
 
 
 def tokenizer_for(config: DataConfig, texts: Sequence[str]) -> tuple[Tokenizer, dict[str, Any]]:
-    """(tokenizer, facts): trained on `texts`, the training part, where it is one that is trained."""
+    """Return (tokenizer, facts). A tokenizer that needs training is trained on `texts`, the training part."""
     asked = config.tokenizer
     made_of = {
         "version": _VERSION, "texts": digest_of(texts), "tokenizer": {k: v for k, v in dump(asked).items() if k != "path"},
@@ -54,7 +54,7 @@ def tokenizer_for(config: DataConfig, texts: Sequence[str]) -> tuple[Tokenizer, 
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     if tokenizer.sha256 != done["sha256"]:
         raise ChecksumError(
-            f"{folder / 'tokenizer.json'}: not the tokenizer that was written. Delete {folder}, so that it is prepared again"
+            f"{folder / 'tokenizer.json'}: the tokenizer file has changed since it was written. Delete {folder}, and it is prepared again"
         )
     count_as_read(asked, done["read"])
     return tokenizer, {"kind": asked.kind_, "vocab": tokenizer.vocab_size, "bos": tokenizer.bos, "sha256": tokenizer.sha256}

@@ -1,8 +1,8 @@
-"""Preferences as training examples, pairs of rows: one prompt with the answer that was preferred, and with the one that was not.
+"""Preferences as training examples, pairs of rows: one prompt with the preferred answer, and with the rejected one.
 
 Each row is [BOS], the prompt and an answer as a chat template writes them; weights are one on the answer's tokens. A row that is too long
-loses the beginning of its prompt first, then the end of its answer. What the reference model thinks of the answers is computed once,
-elsewhere, and attached (`with_reference`).
+loses the beginning of its prompt first, then the end of its answer. The reference model's log-probabilities are computed once, elsewhere,
+and attached (`with_reference`).
 
 Shape legend: B pairs, 2 chosen and rejected, T time.
 """
@@ -33,11 +33,11 @@ __all__ = ["PairDataset", "with_reference"]
 
 _VERSION = 1
 _REPORT_EVERY = 1000
-"""Pairs between two reports of progress."""
+"""Pairs between two progress reports."""
 
 
 class PairDataset:
-    """Pairs of rows. Example `i` is the same in every epoch; threads may share it."""
+    """Pairs of rows. Example `i` is the same in every epoch; safe to share between threads."""
 
     def __init__(self, pairs: Sequence[Pair], encoder: Encoder, spec: DataSpec, *, name: str = "data") -> None:
         assert spec.seq_len is not None
@@ -58,8 +58,8 @@ class PairDataset:
         same = sum(np.array_equal(a.ids, b.ids) for a, b in self._encoded)
         if same:
             raise DataError(
-                f"the {name} part has {same} pairs whose answers are the same within data.seq_len {spec.seq_len}: what sets them apart was cut. "
-                "Give more tokens to an example"
+                f"the {name} part has {same} pairs whose answers are the same within data.seq_len {spec.seq_len}: their difference was cut. "
+                "Raise data.seq_len"
             )
         self.facts: dict[str, Any] = {
             "pairs": len(pairs), "answer_tokens": [int(sum(b[i].covered.sum() for b in self._encoded)) for i in (0, 1)],
@@ -71,7 +71,7 @@ class PairDataset:
         return len(self._encoded)
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
-        """The pairs `index`: inputs, targets B2T int64; weights B2T, one where the target is an answer's; segments B2T, -1 for padding."""
+        """Return the pairs `index`: inputs, targets B2T int64; weights B2T, one if the target belongs to an answer; segments B2T, -1 for padding."""
         import torch
 
         index = np.asarray(index, np.int64)
@@ -88,18 +88,18 @@ class PairDataset:
         return replace(Batch(*tensors), reference=reference)
 
     def answers(self, row: int) -> list[list[str]] | None:
-        """What the loss of a pair must cover, as text: both answers; None where one was cut."""
+        """Return the text that the loss of a pair must cover: both answers; None if one was cut."""
         if any(e.cut_answer for e in self._encoded[row]):
             return None
         return [list(e.answers) for e in self._encoded[row]]
 
     def prompts(self, n: int) -> list[tuple[Message, ...]]:
-        """What stands before the answers of the first n pairs."""
+        """Return the text before the answers of the first n pairs."""
         return [p.prompt for p in self._pairs[:n]]
 
 
 def _alike(pair: Pair, both: list[Encoded], encoder: Encoder, most: int) -> tuple[Encoded, Encoded]:
-    """Both rows with the same prompt: cut for both as the longer one needs; earlier answers are not what is compared."""
+    """Encode both rows with the same prompt: cut for both as the longer one needs. Earlier answers are not compared."""
     cut = max(e.cut for e in both)
     out = []
     for answer in (pair.chosen, pair.rejected):
@@ -116,9 +116,9 @@ def _alike(pair: Pair, both: list[Encoded], encoder: Encoder, most: int) -> tupl
 def with_reference(
     splits: DataSplits, config: DataConfig, decides: Sequence[Any], compute: Callable[[PairDataset], NDArray[np.float32]]
 ) -> None:
-    """Attach the reference's log-probabilities to every part: found in the cache, or computed and kept there.
+    """Attach the reference's log-probabilities to every part: from the cache, or computed and stored there.
 
-    `decides`: what else they depend on, beside the data: the reference model, how it computes. `compute` gives N2 of a part.
+    `decides`: what else they depend on beside the data: the reference model and how it computes. `compute` returns N2 of a part.
     """
     key = hashlib.sha256(canonical([_VERSION, splits.fingerprint, list(decides)]).encode()).hexdigest()
     held = {"train": splits.train, "validation": splits.validation, "test": splits.test}
@@ -127,12 +127,10 @@ def with_reference(
     def build(temporary: Path) -> None:
         digests = {}
         for name, part in parts.items():
-            report(f"what the model that training starts from thinks of the {name} answers", 0)
+            report(f"log-probabilities of the {name} answers by the reference model", 0)
             found = compute(part)
             if not np.isfinite(found).all():
-                raise DataError(
-                    f"the model that training starts from gives log-probabilities that are not finite ({name} part). Check model.from"
-                )
+                raise DataError(f"log-probabilities of the reference model are not finite ({name} part). Check model.from")
             np.save(temporary / f"{name}.npy", found.astype(np.float32), allow_pickle=False)
             digests[name] = sha256_file(temporary / f"{name}.npy")
         write_json(temporary / "done.json", {"of": key, "sha256": digests})
@@ -143,8 +141,6 @@ def with_reference(
     for name, part in parts.items():
         found = np.load(folder / f"{name}.npy", allow_pickle=False)
         if found.shape != (len(part), 2):
-            raise ChecksumError(
-                f"{folder / name}.npy: {found.shape}, expected {(len(part), 2)}. Delete {folder}, so that it is computed again"
-            )
+            raise ChecksumError(f"{folder / name}.npy: {found.shape}, expected {(len(part), 2)}. Delete {folder}, and it is computed again")
         part.reference = found
     splits.facts["reference"] = {"of": key, "folder": str(folder)}

@@ -1,7 +1,7 @@
-"""What is done to pictures' values, a whole batch at once: Pillow's formulas (ImageEnhance, ImageOps), on values from 0 to 1.
+"""Operations on the values of images, a whole batch at once: Pillow's formulas (ImageEnhance, ImageOps), on values from 0 to 1.
 
-Every picture comes out the same whatever batch it is in: sums over a picture are taken over whole numbers, where no order of adding
-can round. Draws nothing: each amount is given, one a picture.
+An image's result does not depend on its batch: sums over an image are over whole numbers, where the order of adding
+cannot change the rounding. Draws no random numbers: each amount is an argument, one per image.
 
 Shape legend: B batch, C channels (1 or 3), H height, W width.
 """
@@ -21,24 +21,24 @@ def _each(amount_B: Tensor) -> Tensor:
 
 
 def blend(x: Tensor, plain: Tensor, factor_B: Tensor) -> Tensor:
-    """Plain + factor (x - plain), cut to [0, 1]: 1 leaves the picture, 0 gives the plain one, above 1 exaggerates."""
+    """Return plain + factor (x - plain), clipped to [0, 1]: 1 leaves the image, 0 gives the plain one, above 1 exaggerates."""
     import torch
 
     return torch.lerp(plain.expand_as(x), x, _each(factor_B)).clamp_(0, 1)
 
 
 def grey(x: Tensor) -> Tensor:
-    """(B, 1, H, W): luma 0.299 R + 0.587 G + 0.114 B (ITU-R 601-2); grey pictures as they are."""
+    """(B, 1, H, W): luma 0.299 R + 0.587 G + 0.114 B (ITU-R 601-2); grey images unchanged."""
     return x if x.shape[1] == 1 else (x[:, :1] * 0.299).add_(x[:, 1:2], alpha=0.587).add_(x[:, 2:], alpha=0.114)
 
 
 def brightness(x: Tensor, factor_B: Tensor) -> Tensor:
-    """Factor x, cut to [0, 1]."""
+    """Return factor x, clipped to [0, 1]."""
     return (x * _each(factor_B)).clamp_(0, 1)
 
 
 def contrast(x: Tensor, factor_B: Tensor) -> Tensor:
-    """Away from, or towards, the picture's mean grey, which is rounded to a byte as Pillow does."""
+    """Away from, or towards, the image's mean grey, which is rounded to a byte like in Pillow."""
     bytes_ = (grey(x) * 255).round_().long()
     n = bytes_[0].numel()
     mean_B = (2 * bytes_.flatten(1).sum(1) + n) // (2 * n)  # whole numbers: the mean does not depend on the order of adding
@@ -46,12 +46,12 @@ def contrast(x: Tensor, factor_B: Tensor) -> Tensor:
 
 
 def saturation(x: Tensor, factor_B: Tensor) -> Tensor:
-    """Away from, or towards, the picture in grey."""
+    """Away from, or towards, the grey image."""
     return blend(x, grey(x), factor_B)
 
 
 def hue(x: Tensor, turn_B: Tensor) -> Tensor:
-    """Turn the hue by a share of the circle, -0.5 to 0.5: to HSV, and back (Smith 1978)."""
+    """Rotate the hue by a share of the circle, -0.5 to 0.5: to HSV, and back (Smith 1978)."""
     import torch
 
     r, g, b = x.unbind(1)
@@ -67,7 +67,7 @@ def hue(x: Tensor, turn_B: Tensor) -> Tensor:
 
 
 def sharpness(x: Tensor, factor_B: Tensor) -> Tensor:
-    """Away from, or towards, the smoothed picture: the mean of 3 x 3 pixels in which the middle counts five times. Edges stay."""
+    """Away from, or towards, the smoothed image: the mean of 3 x 3 pixels with weight five for the centre. Edges are unchanged."""
     if min(x.shape[2:]) < 3:
         return x
     down = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
@@ -78,7 +78,7 @@ def sharpness(x: Tensor, factor_B: Tensor) -> Tensor:
 
 
 def solarize(x: Tensor, threshold_B: Tensor) -> Tensor:
-    """1 - x where x is at least the threshold."""
+    """1 - x if x is at least the threshold."""
     import torch
 
     return torch.where(x >= _each(threshold_B), 1 - x, x)
@@ -102,7 +102,7 @@ def autocontrast(x: Tensor) -> Tensor:
 
 
 def equalize(x: Tensor) -> Tensor:
-    """Even out each channel's histogram of bytes, by Pillow's rule: steps of the count of all but the lightest value / 255."""
+    """Equalise each channel's histogram of bytes by Pillow's rule: steps of the count of all but the lightest value / 255."""
     import torch
 
     B, C, H, W = x.shape

@@ -1,7 +1,7 @@
-"""Pictures deeper than 8 bits: one range of values for the whole set, so that a dark picture stays darker than a bright one.
+"""Images deeper than 8 bits: one range of values for the whole data set, so that a dark image stays darker than a bright one.
 
-The range is stated (`data.source.value_range`) or measured over the training part, and kept in `data.json` and in every checkpoint. Values
-become numbers from 0 (black) to 255 (white) without being rounded to bytes, so that 12 bits keep their 4,096 levels.
+The range is set (`data.source.value_range`) or measured over the training part, and saved in `data.json` and in every checkpoint. Values
+become numbers from 0 (black) to 255 (white) without rounding to bytes, so that 12 bits keep their 4,096 levels.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class PixelRange:
     high: float
     why: str
     clip: bool = False
-    """Whether values beyond become black or white: where a person stated the range."""
+    """Whether values outside become black or white: if the range was set in the recipe."""
 
     @classmethod
     def measure(cls, pictures: NDArray[Any], by: Literal["bits", "values"]) -> PixelRange:
-        """The range of training pictures (N, C, H, W).
+        """Return the range of training images (N, C, H, W).
 
         Args:
-            pictures: their values as they are.
-            by: bits: 0 to the largest number of as many bits as are in use, where nothing is negative; values: 0 to 1 or 0 to 255 where they
-                fit in, else from the lowest to the highest value.
+            pictures: their raw values.
+            by: bits: 0 to the largest number with the bits in use, if no value is negative; values: 0 to 1 or 0 to 255 if all values
+                fit, else from the lowest to the highest value.
 
         >>> PixelRange.measure(np.array([[[[17, 4000]]]]), "bits").high
         4095.0
@@ -48,9 +48,9 @@ class PixelRange:
         return cls(low, high if high > low else low + 1, "lowest and highest value of the training pictures")
 
     def __call__(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
-        """Float32 from 0 to 255; beyond, where a picture that was not measured goes beyond and nothing is clipped."""
+        """Return float32 from 0 to 255; outside that range if a new image exceeds the measured range and there is no clipping."""
         out = np.empty(pictures.shape, np.float32)
-        for start in range(0, len(pictures), 256):  # in pieces: float64 would be eight times the bytes of the set
+        for start in range(0, len(pictures), 256):  # in chunks: float64 would need eight times the bytes of the data set
             part = (pictures[start : start + 256].astype(np.float64) - self.low) * (255.0 / (self.high - self.low))
             out[start : start + 256] = np.clip(part, 0, 255) if self.clip else part
         return out

@@ -1,6 +1,6 @@
-"""The package's verb: `prepare(config)` turns a `data` section into data sets for training, validation and test.
+"""The package's entry point: `prepare(config)` turns a `data` section into data sets for training, validation and test.
 
-How one kind of data is read, split and fitted is its own file's business (`kinds/`). Nothing here knows a kind by name.
+Each kind of data implements reading, splitting and fitting (`kinds/`). Nothing here depends on a kind by name.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ __all__ = ["prepare"]
 
 
 def prepare(config: DataConfig, *, seed: int, input_kind: str, scale_targets: bool = False, progress: Progress | None = None) -> DataSplits:
-    """Read, split, tokenise or normalise. Done work is found by its fingerprint and not done again.
+    """Read, split, tokenise or normalise. Finished work is found by its fingerprint and not repeated.
 
     Args:
         config: the recipe's `data` section.
-        seed: the run's seed: moves windows and augmentation, not the split (that is `split.seed`).
-        input_kind: what the task learns from (`Task.input_kind`): tokens, arrays, series, or what an installed kind of data is called.
-        scale_targets: of arrays whose targets are numbers: put them on the scale of `data.normalize_targets` (a task says whether it wants that).
-        progress: told (what, done, total) during long steps.
+        seed: the run's seed: decides windows and augmentation, not the split (that is `split.seed`).
+        input_kind: kind of data that the task trains on (`Task.input_kind`): tokens, arrays, series, or the name of a plugin's kind.
+        scale_targets: for arrays with regression targets: scale them by `data.normalize_targets` (the task decides).
+        progress: called with (what, done, total) during long steps.
 
     Raises:
-        RecipeError: settings that cannot work with such a task.
-        DataError: whatever is wrong with the data, by file and place.
+        RecipeError: settings that cannot work with the task.
+        DataError: a problem in the data, with file and place.
     """
     if config.half is not None:
         whole = config.model_copy(update={"half": None})
@@ -44,7 +44,7 @@ def prepare(config: DataConfig, *, seed: int, input_kind: str, scale_targets: bo
 
 
 def sources_of(config: DataConfig) -> dict[Part, SourceConfig]:
-    """Each part that has a source of its own: named in the recipe, or published with the training set."""
+    """Return each part with a source of its own: set in the recipe, or published with the training set."""
     sources: dict[Part, SourceConfig] = {"train": config.source}
     for name in ("validation", "test"):
         own = getattr(config, name)

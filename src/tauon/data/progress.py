@@ -1,6 +1,6 @@
-"""Telling whoever waits how far a long step is: a source deep inside calls `report`, and does not know who listens.
+"""Progress reports of long steps: code anywhere calls `report`, independent of the listener.
 
-A listener is any callable `(what, done, total)`, total None where it is unknown. `bar()` is one that draws with rich.
+A listener is any callable `(what, done, total)`, total None if unknown. `bar()` is one that draws with rich.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _listener: ContextVar[Progress | None] = ContextVar("tauon_data_progress", defau
 
 
 def report(what: str, done: int, total: int | None = None) -> None:
-    """Say that `done` of `total` units (bytes, documents) of `what` are through."""
+    """Report that `done` of `total` units (bytes, documents) of `what` are finished."""
     listener = _listener.get()
     if listener is not None:
         listener(what, done, total)
@@ -25,7 +25,7 @@ def report(what: str, done: int, total: int | None = None) -> None:
 
 @contextlib.contextmanager
 def listening(listener: Progress | None) -> Iterator[None]:
-    """Within the block, reports go to `listener`; None keeps the one of the block around it."""
+    """Within the block, reports go to `listener`; None keeps the enclosing block's listener."""
     if listener is None:
         yield
         return
@@ -38,7 +38,7 @@ def listening(listener: Progress | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bar() -> Iterator[Progress]:
-    """A rich progress bar on standard error, one line for each `what`, gone when the block ends."""
+    """A rich progress bar on standard error, one line for each `what`, removed when the block ends."""
     from rich.console import Console
     from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # fmt: skip
     from rich.progress import Progress as Bar

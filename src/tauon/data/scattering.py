@@ -1,9 +1,9 @@
 """The wavelet scattering transform of images (Bruna & Mallat 2013, arXiv:1203.1513): convolve with oriented Morlet wavelets, take the
-modulus, once more, and average: features that need no data to be learned, which is what private training on few data lacks (Tramer &
+modulus, repeat, and average: features that need no training data, which helps private training on little data (Tramer &
 Boneh 2021, arXiv:2011.11660).
 
-The filters and the padding are Kymatio's Scattering2D (Andreux et al. 2018, arXiv:1812.11214), so that its coefficients are those. Fixed
-numbers: nothing here is fitted and nothing trains.
+The filters and the padding are those of Kymatio's Scattering2D (Andreux et al. 2018, arXiv:1812.11214), so the coefficients are equal.
+All numbers are fixed: nothing is fitted or trained.
 
 Shapes: B batch, C channels, H height, W width, K coefficients = 1 + L J + L^2 J (J - 1) / 2.
 """
@@ -21,17 +21,17 @@ __all__ = ["Scattering", "coefficients", "padded_size"]
 
 
 def coefficients(J: int, L: int) -> int:
-    """Coefficients of orders 0, 1 and 2."""
+    """Number of coefficients of orders 0, 1 and 2."""
     return int(1 + L * J + L * L * J * (J - 1) // 2)
 
 
 def padded_size(n: int, J: int) -> int:
-    """Pixels of a side after padding: room for the averaging filter on both sides, a multiple of 2^J."""
+    """Pixels of a side after padding: space for the averaging filter on both sides, a multiple of 2^J."""
     return int(((n + 2**J) // 2**J + 1) * 2**J)
 
 
 def gabor(M: int, N: int, sigma: float, theta: float, xi: float, slant: float) -> np.ndarray:
-    """A Gaussian of width sigma, longer by 1/slant along its waves, times a wave of frequency xi: (M, N) complex128, periodic."""
+    """A Gaussian of width sigma, stretched by 1/slant along its waves, times a wave of frequency xi: (M, N) complex128, periodic."""
     rotation = np.array([[math.cos(theta), -math.sin(theta)], [math.sin(theta), math.cos(theta)]])
     curve = rotation @ np.diag([1.0, slant * slant]) @ rotation.T / (2 * sigma * sigma)
     found = np.zeros((M, N), np.complex128)
@@ -45,14 +45,14 @@ def gabor(M: int, N: int, sigma: float, theta: float, xi: float, slant: float) -
 
 
 def morlet(M: int, N: int, sigma: float, theta: float, xi: float, slant: float) -> np.ndarray:
-    """A Gabor wavelet without its mean: (M, N) complex128."""
+    """A Gabor wavelet minus its mean: (M, N) complex128."""
     wave, bump = gabor(M, N, sigma, theta, xi, slant), gabor(M, N, sigma, theta, 0.0, slant)
     found: np.ndarray = wave - wave.sum() / bump.sum() * bump
     return found
 
 
 class Scattering(nn.Module):
-    """BCHW -> B (C K) H/2^J W/2^J. Each channel by itself; coefficients in the order of Kymatio: by order, then scale, then angle."""
+    """BCHW -> B (C K) H/2^J W/2^J. Each channel separately; coefficients in the order of Kymatio: by order, then scale, then angle."""
 
     def __init__(self, height: int, width: int, *, J: int = 2, L: int = 8) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ class Scattering(nn.Module):
         self.fill()
 
     def shape(self, channels: int) -> tuple[int, int, int]:
-        """Of the coefficients of a picture."""
+        """Shape of the coefficients of an image."""
         M, N = (side // 2**self.J - 2 for side in self.padded)
         return channels * coefficients(self.J, self.L), M, N
 
     def fill(self) -> None:
-        """Work the filters out, in the Fourier domain; at a coarser resolution a filter's spectrum is folded."""
+        """Compute the filters in the Fourier domain; at a coarser resolution a filter's spectrum is folded."""
         M, N = self.padded
         J, L = self.J, self.L
         for j in range(J):
@@ -125,7 +125,7 @@ def averaging(side: int, J: int, res: int) -> np.ndarray:
     sigma = 0.8 * 2 ** (J - 1)
     bump = sum(np.exp(-((np.arange(side) + e * side) ** 2) / (2 * sigma**2)) for e in range(-2, 3)) / math.sqrt(2 * math.pi * sigma**2)
     spectrum = np.real(np.fft.fft(bump))
-    if res:  # frequencies that a signal of every 2^res-th place cannot hold
+    if res:  # frequencies above the Nyquist limit after subsampling by 2^res
         start = side // 2 ** (res + 1)
         spectrum[start : start + side - side // 2**res] = 0
     kernel = np.real(np.fft.ifft(spectrum.reshape(2**res, -1).sum(0)))
@@ -135,8 +135,8 @@ def averaging(side: int, J: int, res: int) -> np.ndarray:
 
 
 def folded(spectra: np.ndarray, res: int) -> np.ndarray:
-    """Filters for a signal that has every 2^res-th place only, (..., M / 2^res, N / 2^res): the frequencies that such a signal cannot hold
-    are taken out, as Kymatio does, and the parts of the spectrum added.
+    """Return the filters for a signal subsampled by 2^res, (..., M / 2^res, N / 2^res): frequencies above its Nyquist limit are removed, as in
+    Kymatio, and the parts of the spectrum are added.
     """
     k = 2**res
     *lead, M, N = spectra.shape
@@ -157,7 +157,7 @@ def fold(spectrum: Tensor, filter_: Tensor, step: int) -> Tensor:
     M, N = (n // step for n in spectrum.shape[-2:])
     parts = [(..., slice(i * M, i * M + M), slice(j * N, j * N + N)) for i in range(step) for j in range(step)]
     total = spectrum[parts[0]] * filter_[parts[0]]
-    for part in parts[1:]:  # filtered part by part: nothing of the full size is written
+    for part in parts[1:]:  # part by part, so that no full-size array is allocated
         total = total + spectrum[part] * filter_[part]
     signal: Tensor = torch.fft.ifft2(total / step**2 if step > 1 else total)
     return signal

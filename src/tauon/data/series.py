@@ -1,6 +1,6 @@
-"""Windows of a series as training examples: each reads a context and predicts what follows. The series is kept once, windows are views.
+"""Windows of a series as training examples: each has a context and the values that follow. The series is stored once, windows are views.
 
-Shape legend: N moments, B batch, T context, H horizon, C columns of values, F columns read (values, then calendar), K targets.
+Shape legend: N time steps, B batch, T context, H horizon, C columns of values, F columns read (values, then calendar), K targets.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["SeriesDataset", "seasonal_naive_scale"]
 
 
 def seasonal_naive_scale(values: NDArray[np.float32], season: int) -> list[float | None]:
-    """Mean |y_t - y_(t - season)| of each column: what MASE divides by (Hyndman & Koehler 2006). None: shorter than a season, or zero."""
+    """Mean |y_t - y_(t - season)| of each column: the denominator of MASE (Hyndman & Koehler 2006). None: shorter than a season, or zero."""
     if len(values) <= season:
         return [None] * values.shape[1]
     wide = values.astype(np.float64)
@@ -31,7 +31,7 @@ def seasonal_naive_scale(values: NDArray[np.float32], season: int) -> list[float
 
 
 class SeriesDataset:
-    """Windows of one series. Example `i` of epoch `e` is a pure function of (seed, e, i); threads may share it."""
+    """Windows of one series. Example `i` of epoch `e` is a pure function of (seed, e, i); safe to share between threads."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class SeriesDataset:
         seed: int = 0,
         augments: Sequence[SeriesAugmentConfig] = (),
     ) -> None:
-        """`columns` (N, F), normalised; `starts`: first moment of each window's context."""
+        """`columns` (N, F), normalised; `starts`: first time step of each window's context."""
         self._columns, self._starts, self._times, self._values = columns, starts, series.times, series.values.shape[1]
         self._context, self._horizon, self._targets = window.context, window.horizon, series.targets
         self._seed, self._augments = seed, tuple(augments)
@@ -58,17 +58,17 @@ class SeriesDataset:
         return len(self._starts)
 
     def origin(self, i: int) -> str:
-        """Date of the first moment that example `i` predicts."""
+        """Return the date of the first time step that example `i` predicts."""
         return str(self._times[self._starts[i] + self._context])
 
     def without_augmentation(self) -> Self:
-        """The same examples as they are, in every epoch."""
+        """Return the same examples without augmentation."""
         shown = copy.copy(self)
         shown._augments = ()
         return shown
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
-        """The windows `index`: inputs BTF and targets BHK float32, weights B of 1."""
+        """Return the windows `index`: inputs BTF and targets BHK float32, weights B of 1."""
         import torch
 
         index = np.asarray(index, np.int64)

@@ -1,7 +1,7 @@
-"""Augmentation of windows of a series: jitter, scaling, window slicing. Deterministic in (seed, place in the list, epoch, example).
+"""Augmentation of windows of a series: jitter, scaling, window slicing. Deterministic in (seed, position in the list, epoch, example).
 
-Each changes the context and what follows it together, so that the pair stays one that could have been measured; only `jitter`, which
-is noise of the reading, leaves what is to be predicted alone. Columns of the calendar are never changed. Sources: Um et al. 2017
+Context and future are changed together, so that the pair stays realistic; only `jitter`, which is measurement noise, leaves the targets
+unchanged. Calendar columns are never changed. Sources: Um et al. 2017
 (arXiv:1706.00527; jitter, scaling); Le Guennec, Malinowski & Tavenard 2016 (window slicing).
 
 Shape legend: B batch, W steps of context and horizon together, C columns.
@@ -23,18 +23,18 @@ __all__ = ["JitterConfig", "ScalingConfig", "SeriesAugmentConfig", "WindowSliceC
 
 
 class SeriesAugmentConfig(AugmentConfig):
-    """One random change of a window."""
+    """Base class of random changes of a window."""
 
     series_only: ClassVar[bool] = True
 
     def warp(self, window_BWC: Tensor, context: int, draws: Draws) -> Tensor:
-        """Normalised values BWC; the first `context` steps are read, the others predicted."""
+        """Change normalised values BWC; the first `context` steps are the input, the others the target."""
         raise NotImplementedError
 
 
 @register("jitter")
 class JitterConfig(SeriesAugmentConfig):
-    """Add independent normal noise to what is read."""
+    """Add independent normal noise to the context."""
 
     std: float = Field(0.03, gt=0)
     """Standard deviation, in units of the normalised values."""
@@ -63,7 +63,7 @@ class ScalingConfig(SeriesAugmentConfig):
 
 @register("window-slice")
 class WindowSliceConfig(SeriesAugmentConfig):
-    """Take a slice of the window and stretch it to the whole length, by linear interpolation."""
+    """Cut a slice of the window and stretch it to the whole length, by linear interpolation."""
 
     keep: Fraction = Field(0.9, gt=0, lt=1)
     """Length of the slice, as a share of the window's."""

@@ -1,9 +1,9 @@
-"""Reference models of an audit train on random halves of all examples, those that were held out included; and an example as it is,
-without augmentation: what an attacker would ask a model about.
+"""Splits for the reference models of an audit, which train on random halves of all examples, including held-out ones; and examples
+without augmentation, as an attacker would query a model.
 
-A half is a pure function of (seed, number). Numbers come in pairs, 2k and 2k + 1: the second is what the first leaves out, so that of an
-even number of reference models exactly half were trained on each example (as in Carlini et al. 2022, arXiv:2112.03570). What was fitted
-on the training part (statistics, vocabulary) stays: whoever attacks a model has it from the checkpoint.
+A half is a pure function of (seed, number). Numbers come in pairs: half 2k + 1 is the complement of half 2k, so that with an even number
+of reference models exactly half were trained on each example (as in Carlini et al. 2022, arXiv:2112.03570). Preprocessing fitted on the
+training part (statistics, vocabulary) is reused: an attacker has it from the checkpoint.
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ class HalfConfig(Config):
     """Train on a random half of the training and the held-out examples: reference models of an audit (`tauon audit`)."""
 
     number: Count = Field(ge=0, le=9999)
-    """Which half; 2k + 1 is what 2k leaves out."""
+    """Number of the half; 2k + 1 is the complement of 2k."""
     seed: Count = Field(0, ge=0)
-    """Decides all halves of one audit."""
+    """Seed of all halves of one audit."""
 
 
 def half_of(n: int, config: HalfConfig) -> NDArray[np.bool_]:
-    """Which of n examples reference model `config.number` trains on; n / 2 of them, rounded one way or the other."""
+    """Return which of n examples reference model `config.number` trains on: n / 2 of them, rounded up or down."""
     order = permute(np.arange(n, dtype=np.int64), n, key(config.seed, "half", config.number // 2))
     first: NDArray[np.bool_] = order < n // 2
     return first if config.number % 2 == 0 else ~first
 
 
 def pool_of(splits: DataSplits) -> tuple[Dataset, Dataset, str]:
-    """(training part, held-out part, its name): the examples of an audit. Test where there is one, as in evaluation, else validation."""
+    """Return (training part, held-out part, its name): the examples of an audit. The test part if there is one, else validation."""
     held, name = (splits.test, "test") if splits.test is not None else (splits.validation, "validation")
     if held is None:
-        message = "nothing is held out, so there is nothing to tell the training examples from. Hold some out: data.split.test=10%."
+        message = "no data is held out, so there are no non-members to compare training examples with. Hold some out: data.split.test=10%."
         raise RecipeError([Problem("data.split", message)])
     return splits.train, held, name
 
 
 def shadow_split(splits: DataSplits, config: HalfConfig) -> DataSplits:
-    """The splits of reference model `config.number`: half of training and held-out examples to train on, the others to test."""
+    """Return the splits of reference model `config.number`: half of training and held-out examples to train on, the others to test."""
     train, held, _ = pool_of(splits)
     if getattr(train, "order", None) is not None:
         raise RecipeError(
-            [Problem("data.sampling", "balanced draws classes by all rows, and half of them are left out here. Take shuffle.")]
+            [Problem("data.sampling", "balanced samples classes from all rows, but a reference model trains on half of them. Set shuffle.")]
         )
     if isinstance(train, (TokenDataset, MaskedDataset)):
-        parts = [without_augmentation(train), without_augmentation(held)]  # windows that shift would reach into those that are left out
+        parts = [without_augmentation(train), without_augmentation(held)]  # shifted windows would reach into left-out ones
     elif isinstance(train, ArrayDataset) and isinstance(held, ArrayDataset):
         parts = [train, train.like(held)]
     else:
@@ -82,8 +82,8 @@ def shadow_split(splits: DataSplits, config: HalfConfig) -> DataSplits:
 
 
 def without_augmentation(dataset: Dataset) -> Dataset:
-    """The same examples as they are: not augmented, not mixed, every weight one, windows of text side by side from the start on."""
-    own = getattr(type(dataset), "without_augmentation", None)  # of the class: what wraps a data set passes on what it does not have
+    """Return the same examples without augmentation, mixing or weights; windows of text contiguous from the start."""
+    own = getattr(type(dataset), "without_augmentation", None)  # looked up on the class: wrappers forward missing attributes
     if own is not None:
         plain: Dataset = own(dataset)
         return plain
@@ -95,10 +95,10 @@ def without_augmentation(dataset: Dataset) -> Dataset:
 
 
 class ChosenExamples:
-    """Some examples of one or several data sets, numbered anew. Example i of epoch e is what its own data set says."""
+    """A subset of the examples of one or several data sets, renumbered. Epochs are those of the original data sets."""
 
     def __init__(self, parts: Sequence[Dataset], rows: NDArray[np.int64]) -> None:
-        """`rows`: numbers in the parts one behind the other."""
+        """`rows`: numbers in the concatenated parts."""
         self.parts, self.rows = list(parts), np.asarray(rows, np.int64)
         self._edges = np.cumsum([0, *(len(p) for p in parts)])
         self.spec = parts[0].spec
@@ -109,25 +109,25 @@ class ChosenExamples:
         return len(self.rows)
 
     def __getattr__(self, name: str) -> Any:
-        """What a data set of its kind offers besides (a tokenizer, the bytes of tokens): the first part's."""
+        """Forward other attributes (a tokenizer, the bytes of tokens) to the first part."""
         if name.startswith("_") or name in ("parts", "order", "shards", "tokens", "groups"):
             raise AttributeError(name)
         return getattr(self.parts[0], name)
 
     def answers(self, row: int) -> list[list[str]] | None:
-        """Of conversations: what the loss of a row must cover."""
+        """For conversations: the text that the loss of a row must cover."""
         part, at = self._place(np.array([row]))
         found: list[list[str]] | None = self.parts[int(part[0])].answers(int(at[0]))  # type: ignore[attr-defined]
         return found
 
     def _place(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(part, example in it) of each number."""
+        """Return (part, example in it) of each number."""
         rows = self.rows[index]
         part = np.searchsorted(self._edges, rows, side="right") - 1
         return part, rows - self._edges[part]
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
-        """The examples `index`, each as its own data set gives it."""
+        """Return the examples `index`, each from its own data set."""
         import torch
 
         index = np.asarray(index, np.int64)
@@ -142,7 +142,7 @@ class ChosenExamples:
 
 
 def joined(parts: Sequence[Batch]) -> Batch:
-    """Batches one behind the other; segments that only some have are zeros in the others (a row that is one document)."""
+    """Concatenate batches; segments that only some have are zeros in the others (a row that is one document)."""
     import torch
 
     if len(parts) == 1:

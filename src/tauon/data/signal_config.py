@@ -12,11 +12,11 @@ __all__ = ["SignalConfig"]
 
 
 class SignalConfig(Config):
-    """Length of an example, and what its target is."""
+    """Length of an example, and its target."""
 
     seconds: float | None = Field(None, gt=0, le=3600)
-    """Shorter recordings are padded to this, longer ones lose both ends. Left out: the length that 95% of training recordings do not
-    exceed; with transcripts, the longest one, since nothing that is said may be lost."""
+    """Shorter recordings are padded to this, longer ones are cut at both ends. Default: the length that 95% of training recordings do not
+    exceed; with transcripts, the longest one, so that no speech is lost."""
     target: Literal["auto", "class", "transcript"] = "auto"
-    """class: what the recording is of; transcript: what is said, in characters. `transcript` of recordings with classes spells the class's
-    name. auto: what the source has."""
+    """class: the class of the recording; transcript: its transcript, in characters. `transcript` for recordings with classes spells the
+    class name. auto: what the source has."""

@@ -1,6 +1,6 @@
 """Waveforms as training examples of one length, padded at the end; augmented in training.
 
-No statistics are fitted: what a model hears is normalised by itself, recording by recording (`models/families/mel.py`).
+No statistics are fitted: models normalise each recording by itself (`models/families/mel.py`).
 
 Shape legend: B batch, T samples, U characters.
 """
@@ -23,11 +23,11 @@ from tauon.types import Batch, DataSpec
 __all__ = ["BLANK", "SignalDataset", "fitted", "inputs_from_waves"]
 
 BLANK = "<blank>"
-"""Name of output 0 where outputs are characters (CTC's blank). Output 1 is the space, whether or not there is one."""
+"""Name of output 0 if outputs are characters (CTC's blank). Output 1 is always the space."""
 
 
 class SignalDataset:
-    """Recordings of one length. Example `i` of epoch `e` is a pure function of (seed, e, i); threads may share it."""
+    """Recordings of one length. Example `i` of epoch `e` is a pure function of (seed, e, i); safe to share between threads."""
 
     def __init__(
         self, signals: Signals, rows: NDArray[np.int64], targets: NDArray[np.int64], spec: DataSpec, *, spelled: bool, seed: int = 0,
@@ -50,13 +50,13 @@ class SignalDataset:
         return len(self._rows)
 
     def without_augmentation(self) -> Self:
-        """The same examples as they are, in every epoch."""
+        """Return the same examples without augmentation."""
         shown = copy.copy(self)
         shown._augments = ()
         return shown
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
-        """The recordings `index`: inputs BT float32 in [-1, 1], targets B or BU int64, lengths B, weights B of 1."""
+        """Return the recordings `index`: inputs BT float32 in [-1, 1], targets B or BU int64, lengths B, weights B of 1."""
         import torch
 
         index = np.asarray(index, np.int64)
@@ -71,7 +71,7 @@ class SignalDataset:
 
 
 def fitted(waves: Sequence[NDArray[np.float32]], samples: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(BT, lengths B): zeros behind the end of short ones, both ends cut off long ones."""
+    """Return (BT, lengths B): short ones are padded with zeros, long ones are cut at both ends."""
     out = np.zeros((len(waves), samples), np.float32)
     lengths = np.minimum([len(w) for w in waves], samples).astype(np.int64)
     for row, wave in enumerate(waves):
@@ -83,9 +83,9 @@ def fitted(waves: Sequence[NDArray[np.float32]], samples: int) -> tuple[NDArray[
 def inputs_from_waves(
     preprocess: Mapping[str, Any], waves: Sequence[NDArray[np.float32]], rate: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(inputs BT, lengths B) of recordings that come later, as a checkpoint's `preprocess` has it. Raises `DataError` for another rate."""
+    """Return (inputs BT, lengths B) of new recordings, from a checkpoint's `preprocess`. Raises `DataError` for another sampling rate."""
     if rate != preprocess["sample_rate"]:
         raise DataError(
-            f"{rate:,} samples a second, and the model was trained on {preprocess['sample_rate']:,}. Convert the recording first"
+            f"sampling rate {rate:,} Hz, but the model was trained on {preprocess['sample_rate']:,} Hz. Convert the recording first"
         )
     return fitted(waves, preprocess["samples"])

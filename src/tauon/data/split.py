@@ -1,6 +1,6 @@
-"""What is held out: documents, the last share of the text, or rows. Pure functions of (settings, split seed, content).
+"""Which data is held out: documents, the last share of the text, or rows. Pure functions of (settings, split seed, content).
 
-Documents are dealt by a hash of their content, so that equal texts always land on the same side: held-out text cannot leak
+Documents are assigned by a hash of their content, so that equal texts are always in the same part: held-out text cannot leak
 into training through a second copy. The split has its own seed: runs with other training seeds stay comparable.
 """
 
@@ -28,7 +28,7 @@ _MANY = 10
 
 
 class SplitConfig(Config):
-    """How to hold data out for validation and test. A source of its own (`data.validation`, `data.test`) comes first."""
+    """How to hold data out for validation and test. A separate source (`data.validation`, `data.test`) takes precedence."""
 
     validation: Fraction = Field(default=0.1, ge=0, lt=1)
     """Share for validation: of the text's length, or of the rows."""
@@ -36,34 +36,34 @@ class SplitConfig(Config):
     """Share for test."""
     by: Literal["auto", "document", "position", "row"] = "auto"
     """document: whole documents; position: the last share of the text (train, then validation, then test, as nanoGPT does);
-    row: rows of a table, each class in proportion. auto: row for arrays, document where there are ten or more, else position."""
+    row: rows of a table, each class in proportion. auto: row for arrays, document if there are ten or more, else position."""
     folds: int | None = None
     """Cut everything into this many folds: one is the test part, the rest are for training."""
     fold: int | None = Field(default=None, ge=0)
-    """Which fold is the test part, from 0. None: each in turn, a run a fold."""
+    """Which fold is the test part, from 0. None: each in turn, one run per fold."""
     seed: int = Field(default=0, ge=0)
-    """Decides who is held out, apart from the training seed, so that runs with other seeds can be compared."""
+    """Seed of the split, separate from the training seed, so that runs with other seeds can be compared."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         folds, fold, validation, test = (self.raw_value(n) for n in ("folds", "fold", "validation", "test"))
         if folds is not None and folds < 2:
-            yield "folds", f"{folds} folds leave nothing to train on; give at least 2, or drop it and use test: 20%"
+            yield "folds", f"{folds} folds leave no data to train on; set at least 2, or remove it and set test: 20%"
         elif folds is not None and fold is not None and fold >= folds:
-            yield "fold", f"fold {fold} of {folds} does not exist; they count from 0 to {folds - 1}"
+            yield "fold", f"fold {fold} of {folds} does not exist; folds are 0 to {folds - 1}"
         if folds is None and fold is not None:
-            yield "fold", "has no effect without folds; add folds: 5, say"
+            yield "fold", "has no effect without folds; set folds (5, for example), or remove it"
         if folds is not None and test > 0:
-            yield "test", f"the test part is one of the {folds} folds already; drop test or folds"
+            yield "test", f"has no effect with folds, because the test part is one of the {folds} folds; remove test or folds"
         if validation + test >= 1:
-            yield "validation", f"validation ({validation:g}) and test ({test:g}) leave nothing to train on; together they must be below 1"
+            yield "validation", f"validation ({validation:g}) and test ({test:g}) leave no data to train on; their sum must be below 1"
 
 
 @dataclass(frozen=True)
 class TextStat:
-    """What the split must know of a document."""
+    """Properties of a document that the split needs."""
 
     digest: bytes
-    """Of its content: equal for equal texts."""
+    """Hash of its content."""
     chars: int
 
 
@@ -72,9 +72,9 @@ Pieces = Mapping[int, Sequence[tuple[Part, int, int]]]
 
 
 def split_text(stats: Sequence[TextStat], config: SplitConfig, wanted: Sequence[Part]) -> tuple[Pieces, dict[str, Any]]:
-    """Which part each document, or piece of one, belongs to; and facts that say what was done.
+    """Return the part of each document, or piece of one; and facts about the split.
 
-    `wanted` are the held-out parts that the settings must supply (those without a source of their own).
+    `wanted` are the held-out parts without a separate source.
     """
     by, why = config.by, "as set"
     distinct = len({s.digest for s in stats})
@@ -82,7 +82,7 @@ def split_text(stats: Sequence[TextStat], config: SplitConfig, wanted: Sequence[
         by = "document" if distinct >= _MANY else "position"
         why = f"{distinct} distinct documents" + ("" if distinct >= _MANY else f", fewer than {_MANY}")
     if by == "row":
-        raise DataError("split.by=row is for arrays, but the data is text. Use document or position")
+        raise DataError("split.by=row is only for arrays, but the data is text. Use document or position")
     total = sum(s.chars for s in stats)
     edges = list(_edges(config, wanted))
     facts = {"by": by, "why": why, "seed": config.seed, "shares": [[p, round(b - a, 6)] for p, a, b in edges]}
@@ -95,19 +95,19 @@ def split_text(stats: Sequence[TextStat], config: SplitConfig, wanted: Sequence[
         if not sizes[part]:
             raise DataError(
                 f"the {part} part is empty: {len(stats)} documents ({distinct} distinct), {total:,} characters, split by {by}. "
-                + ("Use split.by=position, or give more documents" if by == "document" else "Give more text, or a larger share")
+                + ("Use split.by=position, or add documents" if by == "document" else "Add text, or raise the share in data.split")
             )
     return pieces, facts
 
 
 def _edges(config: SplitConfig, wanted: Sequence[Part]) -> Iterator[tuple[Part, float, float]]:
-    """The parts as intervals of [0, 1), in the order of position."""
+    """Return the parts as intervals of [0, 1), in the order of position."""
     validation = config.validation if "validation" in wanted else 0.0
     if config.folds is not None and "test" in wanted:
         fold = config.fold or 0
         a, b = fold / config.folds, (fold + 1) / config.folds
         rest = [(0.0, a), (b, 1.0)]
-        if fold == config.folds - 1:  # validation is the end of what the test fold leaves
+        if fold == config.folds - 1:  # validation is the end of the data outside the test fold
             rest = [(0.0, 0.0), (0.0, a)]
         held = min(validation * (1 - (b - a)), rest[1][1] - rest[1][0])
         spans: list[tuple[Part, float, float]] = [
@@ -136,7 +136,7 @@ def _by_position(stats: Sequence[TextStat], edges: Sequence[tuple[Part, float, f
 
 
 def _by_document(stats: Sequence[TextStat], edges: Sequence[tuple[Part, float, float]], seed: int) -> Pieces:
-    """Deal the distinct contents in order of a keyed hash; a content belongs to the part in which its middle lies."""
+    """Assign the distinct contents in order of a keyed hash; a content belongs to the part that contains its middle."""
     chars: dict[bytes, int] = {}
     for stat in stats:
         chars[stat.digest] = chars.get(stat.digest, 0) + stat.chars
@@ -154,10 +154,10 @@ def _by_document(stats: Sequence[TextStat], edges: Sequence[tuple[Part, float, f
 def split_rows(
     targets: NDArray[Any], config: SplitConfig, wanted: Sequence[Part], whose: NDArray[np.int64] | None = None
 ) -> tuple[dict[Part, NDArray[np.int64]], dict[str, Any]]:
-    """Row numbers of each part, ascending; and facts. Each class is held out in proportion where targets are classes (int).
+    """Return the row numbers of each part, ascending; and facts. Each class is held out in proportion if targets are classes (int).
 
-    Sizes are exact: round(share * rows) rows, classes by largest remainder. `whose`: number of whom each row is of, from 0; then the
-    shares are of them, all rows of one are in one part, and classes come out as they do.
+    Sizes are exact: round(share * rows) rows, classes by largest remainder. `whose`: group number of each row, from 0; then the
+    shares are of groups, all rows of a group are in one part, and classes are not balanced.
     """
     if whose is not None and config.by != "position":
         of_them, facts = split_rows(np.zeros(int(whose.max()) + 1), config, wanted)
@@ -166,7 +166,7 @@ def split_rows(
     by = "row" if config.by == "auto" else config.by
     why = "as set" if config.by != "auto" else "the default for arrays"
     if by == "document":
-        raise DataError("split.by=document is for text, but the data is arrays. Use row or position")
+        raise DataError("split.by=document is only for text, but the data is arrays. Use row or position")
     stratify = by == "row" and targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer)
     groups = [np.flatnonzero(targets == c) for c in np.unique(targets)] if stratify else [np.arange(n)]
     if by == "row":
@@ -193,13 +193,13 @@ def split_rows(
     rows: dict[Part, NDArray[np.int64]] = {p: np.sort(taken[p]) for p in PARTS if p in taken}
     for part, held in rows.items():
         if not len(held):
-            raise DataError(f"the {part} part is empty: {n} rows are too few for the split. Give more rows, or another share")
+            raise DataError(f"the {part} part is empty: {n} rows are too few for the split. Add rows, or raise the share in data.split")
     facts = {"by": by, "why": why, "stratified": bool(stratify), "seed": config.seed, "folds": config.folds}
     return rows, facts | ({"fold": config.fold or 0} if config.folds is not None else {})
 
 
 def refuse_new_classes(targets: NDArray[Any], names: tuple[str, ...], rows: dict[Part, NDArray[np.int64]], where: str) -> None:
-    """A class that training never sees cannot be told: `DataError` names the first one held out."""
+    """Raise `DataError` for the first held-out class that training does not have: it cannot be predicted."""
     if not np.issubdtype(targets.dtype, np.integer) or targets.ndim != 1:
         return
     seen = np.unique(targets[rows["train"]])
@@ -208,8 +208,8 @@ def refuse_new_classes(targets: NDArray[Any], names: tuple[str, ...], rows: dict
         if new.size:
             name = names[int(new[0])] if names else new[0]
             raise DataError(
-                f"{where}: the {part} part has the class {name!r}, which no training row has. Give more rows of it, "
-                "take split.by: row, or leave it out"
+                f"{where}: the {part} part has the class {name!r}, which no training row has. Add rows of it, "
+                "set data.split.by: row, or remove the class"
             )
 
 
@@ -218,7 +218,7 @@ def _shuffled(rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
 
 
 def _proportional(sizes: Sequence[int], total: int) -> list[int]:
-    """`total` dealt in proportion to `sizes`, by largest remainder (Hamilton's method)."""
+    """Divide `total` in proportion to `sizes`, by largest remainder (Hamilton's method)."""
     whole = max(sum(sizes), 1)
     exact = [s * total / whole for s in sizes]
     counts = [int(e) for e in exact]

@@ -1,4 +1,4 @@
-"""What preparing data gives: up to three data sets, and all that a report and a later prediction must know of them."""
+"""Result of preparing data: up to three data sets, and everything that a report and a later prediction need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["DataSplits"]
 
 @dataclass
 class DataSplits:
-    """The prepared data: up to three data sets, and all that a report and a later prediction must know."""
+    """The prepared data: up to three data sets, and everything that a report and a later prediction need."""
 
     train: Dataset
     validation: Dataset | None
@@ -25,4 +25,4 @@ class DataSplits:
     """sha256 over everything that decides the examples: content, split, tokenizer, length, normalising, augmenting, seed."""
     tokenizer: Tokenizer | None = None
     preprocess: dict[str, Any] = field(default_factory=dict)
-    """What must be done again to data that comes later: the tokenizer, or the normaliser and the label names. JSON values only."""
+    """Preprocessing for later data: the tokenizer, or the normaliser and the label names. JSON values only."""

@@ -1,6 +1,6 @@
-"""Whether the files behind a recipe's data are those that were prepared: looked at by size and time, and by content where these differ.
+"""Detect whether the files of a recipe's data have changed since preparation: by size and time, and by content if these differ.
 
-Public sets are checked against their published sha256 whenever they are read; sources without files have nothing to look at.
+Public sets are checked against their published sha256 whenever they are read; sources without files have nothing to check.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ __all__ = ["DataStamp"]
 
 @dataclass(frozen=True)
 class DataStamp:
-    """The files that a data section reads, as they were at one moment."""
+    """State of the files of a data section at one time."""
 
     files: int
     bytes: int
     stat: str
-    """sha256 over path, size and time of change of each file."""
+    """sha256 over path, size and modification time of each file."""
     content: str
-    """sha256 over content of each file, and its path from the folder that all of them are in: a project that moved as a whole is the same."""
+    """sha256 over content of each file, and its path relative to their common folder: a project that was moved as a whole is unchanged."""
 
     @classmethod
     def of(cls, config: DataConfig, before: DataStamp | None = None) -> DataStamp:
-        """The stamp of today's files. Where sizes and times are those of `before`, its content is taken as it is. `DataError`: a file is gone."""
+        """Return the stamp of the current files. If sizes and times equal those of `before`, its content hash is reused. `DataError`: a file is missing."""
         paths = sorted({path.absolute() for path in _files(config)})
         try:
             looks = [(str(p), s.st_size, s.st_mtime_ns) for p in paths for s in [p.stat()]]
@@ -57,11 +57,11 @@ class DataStamp:
 
 
 def _files(config: DataConfig) -> Iterator[Path]:
-    """Every file that the section's sources and tokenizer read."""
+    """Return every file that the section's sources and tokenizer read."""
     for source in (config.raw_value("source"), config.raw_value("validation"), config.raw_value("test")):
         if source is not None:
             yield from source.reads()
     try:
         yield from (path for path, _ in config.raw_value("tokenizer").files())
     except DataError:
-        return  # that of the model that training starts from: watched with the model
+        return  # the tokenizer of model.from: checked with the model

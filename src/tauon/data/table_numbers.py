@@ -1,5 +1,5 @@
-"""The columns of a table that are numbers, read as numbers: how each is written is found over the column as a whole, and a column that can
-be read in two ways is decided by what the others of the file show, or refused.
+"""Convert the number columns of a table: how numbers are written is detected for each column as a whole; a column that can be read in two
+ways is decided by the other columns of the file, or is an error.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from tauon.errors import DataError
 __all__ = ["NumbersRead", "decimal_marks", "forms_in_words", "read_columns", "read_numbers"]
 
 _EXACT = 2.0**53
-"""Beyond it, float64 does not have every whole number."""
+"""Above it, float64 cannot represent every whole number."""
 
 
 @dataclass
 class NumbersRead:
-    """A table whose columns of numbers are arrays, and what to say of it."""
+    """A table whose number columns are arrays, with notes."""
 
     table: Table
     forms: dict[str, NumberForm]
-    """How the columns are written that are not in the canonical form."""
+    """Form of the columns that are not in the canonical form."""
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
 def read_numbers(table: Table, where: Callable[[int, str], str]) -> NumbersRead:
-    """Columns of numbers as float64. `DataError`: a value in such a column that is none, or a column that can be read in two ways."""
+    """Convert number columns to float64. `DataError` for a value that is not a number, or a column that can be read in two ways."""
     declared = frozenset(table.categorical)
     open_ones = {n: v for n, v in table.columns.items() if n not in declared and not isinstance(v, np.ndarray)}
     made = NumbersRead(table, {})
-    way_out = "; if it holds categories, name it under categorical:"
+    advice = "; if it has categories, list it in data.source.categorical"
     columns = dict(table.columns)
-    for name, (form, numbers) in read_columns(open_ones, table.numbers, lambda n: f"column {n!r}", made.warnings, way_out).items():
+    for name, (form, numbers) in read_columns(open_ones, table.numbers, lambda n: f"column {n!r}", made.warnings, advice).items():
         values = table.columns[name]
         if numbers is None:
             numbers = as_numbers(values, lambda i, name=name: where(i, name), form, table.missing)  # type: ignore[misc]
@@ -48,8 +48,8 @@ def read_numbers(table: Table, where: Callable[[int, str], str]) -> NumbersRead:
             made.forms[name] = form
         elif _merges(values, numbers):
             made.warnings.append(
-                f"column {name!r}: whole numbers beyond 2^53 become one another as numbers. Name it under categorical: "
-                f"or leave it out (drop: [{in_recipe(name)}])"
+                f"column {name!r}: whole numbers above 2^53 cannot be told apart as float64. List it in data.source.categorical, "
+                f"or leave it out (data.source.drop: [{in_recipe(name)}])"
             )
         columns[name] = numbers
     made.table = replace(table, columns=columns)
@@ -58,11 +58,11 @@ def read_numbers(table: Table, where: Callable[[int, str], str]) -> NumbersRead:
 
 
 def read_columns(
-    columns: Mapping[str, Sequence[Any]], rule: NumberForm | None, where: Callable[[str], str], warnings: list[str], way_out: str = ""
+    columns: Mapping[str, Sequence[Any]], rule: NumberForm | None, where: Callable[[str], str], warnings: list[str], advice: str = ""
 ) -> dict[str, tuple[NumberForm, NDArray[np.float64] | None]]:
-    """(how its numbers are written, the numbers where they are plain) of each column that is one of numbers, in the order given.
+    """Return (form of its numbers, the numbers if they are canonical) of each number column, in order.
 
-    A column with two readings is decided by the decimal marks that the others show; `DataError` where they do not tell.
+    A column with two readings is decided by the decimal marks of the others; `DataError` if they do not decide.
     """
     plain: dict[str, NDArray[np.float64]] = {}
     looks: dict[str, Look] = {}
@@ -77,12 +77,12 @@ def read_columns(
         if look.mostly:
             looks[name] = look
             marks |= look.marks
-    forms = {name: _decided(where(name), look, marks, warnings, way_out) for name, look in looks.items()}
+    forms = {name: _decided(where(name), look, marks, warnings, advice) for name, look in looks.items()}
     return {n: (forms.get(n, CANONICAL), plain.get(n)) for n in columns if n in plain or n in forms}
 
 
 def decimal_marks(columns: Mapping[str, Sequence[Any] | NDArray[np.float64]], rule: NumberForm | None = None) -> set[str]:
-    """The decimal marks that columns of numbers show beyond doubt."""
+    """Return the decimal marks that number columns show unambiguously."""
     marks: set[str] = set()
     for values in columns.values():
         if isinstance(values, np.ndarray):
@@ -95,11 +95,11 @@ def decimal_marks(columns: Mapping[str, Sequence[Any] | NDArray[np.float64]], ru
     return marks
 
 
-def _decided(where: str, look: Look, marks: Collection[str], warnings: list[str], way_out: str) -> NumberForm:
-    """The form of a column: where it has a rival, by the decimal marks that the file's columns show. `DataError` where they do not tell."""
+def _decided(where: str, look: Look, marks: Collection[str], warnings: list[str], advice: str) -> NumberForm:
+    """Return the form of a column: if it has a rival, by the decimal marks of the file's columns. `DataError` if they do not decide."""
     form = look.decided(marks)
     if form is None:
-        raise DataError(f"{where}: {look.two_ways()}{way_out}")
+        raise DataError(f"{where}: {look.two_ways()}{advice}")
     if look.rival is None or form != look.form:
         return form
     if not marks and look.numbers >= 3 and not look.ambiguous:
@@ -117,7 +117,7 @@ def _merges(values: Sequence[Any] | NDArray[np.float64], numbers: NDArray[np.flo
 
 
 def forms_in_words(forms: Mapping[str, NumberForm], columns: Mapping[str, Sequence[Any] | NDArray[np.float64]]) -> list[str]:
-    """One line for each form, not for each column."""
+    """Return one note for each form, not for each column."""
     by_form: dict[NumberForm, list[str]] = {}
     for name, form in ((n, f) for n, f in forms.items() if f != CANONICAL):
         by_form.setdefault(form, []).append(name)

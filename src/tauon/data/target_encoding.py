@@ -1,6 +1,6 @@
 """A category as the mean target of its training rows, shrunk by empirical Bayes (Micci-Barreca 2001), as scikit-learn's TargetEncoder.
 
-Knows codes and targets only; which column is encoded so is said by `columns.py`.
+Independent of tables: `columns.py` decides which column is encoded this way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 def category_means(
     codes: NDArray[np.int64], targets: NDArray[Any], known: int, classes: int, smooth: float | None
 ) -> tuple[tuple[float, ...], ...]:
-    """Mean target of code 0 (overall), 1, ..., `known`, shrunk towards the overall mean; one column, or one for each of > 2 classes.
+    """Return the mean target of code 0 (overall), 1, ..., `known`, shrunk towards the overall mean; one column, or one for each of > 2 classes.
 
     Empirical Bayes (Micci-Barreca 2001): lambda = n v / (n v + v_c), v the variance of the targets, v_c that within the category.
     """
@@ -50,7 +50,7 @@ _FOLDS = 5
 def out_of_fold(
     codes: NDArray[np.int64], targets: NDArray[Any], known: int, classes: int, smooth: float | None, seed: int
 ) -> Floats:  # fmt: skip
-    """Each row encoded by the rows of the other four folds."""
+    """Return each row encoded from the rows of the other four folds."""
     fold = np.empty(len(codes), np.int64)
     fold[np.argsort(bits(key(seed, "target encoding"), np.arange(len(codes), dtype=np.uint64)), kind="stable")] = (
         np.arange(len(codes)) % _FOLDS

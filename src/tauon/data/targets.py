@@ -1,7 +1,7 @@
-"""Numbers to predict (regression) on a scale that a model can learn: (target - center) / scale, from the training part alone.
+"""Regression targets scaled to order 1: (target - center) / scale, from the training part alone.
 
-The scale is in `DataSpec`, from where evaluation takes its figures back into the units of the data, and in `DataSplits.preprocess`, from
-where whoever uses the model does (`replay.outputs_in_units`). A series scales its columns itself (`series.py`); classes have no scale.
+The scale is in `DataSpec`, for evaluation in the units of the data, and in `DataSplits.preprocess`, for prediction
+(`replay.outputs_in_units`). A series scales its columns itself (`series.py`); classes have no scale.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class TargetScale:
     center: tuple[float, ...]
     scale: tuple[float, ...]
     public: bool = False
-    """Whether it follows from what a person stated, so that it tells nothing of the data."""
+    """Whether it follows from the recipe, so that it reveals nothing about the data."""
 
     @classmethod
     def fit(cls, targets: NDArray[Any]) -> TargetScale:
-        """Mean and standard deviation of each column of N or N x K targets. A constant target is only centred.
+        """Return mean and standard deviation of each column of N or N x K targets. A constant target is only centred.
 
         >>> TargetScale.fit(np.array([1.0, 3.0]))
         TargetScale(center=(2.0,), scale=(1.0,), public=False)
@@ -44,7 +44,7 @@ class TargetScale:
 
     @classmethod
     def within(cls, limits: Sequence[tuple[float, float]]) -> TargetScale:
-        """The stated (lowest, highest) value of each target becomes -1 and 1. Nothing is clipped.
+        """Map the (lowest, highest) value of each target to -1 and 1. Nothing is clipped.
 
         >>> TargetScale.within([(0.0, 10.0)])
         TargetScale(center=(5.0,), scale=(5.0,), public=True)
@@ -52,12 +52,12 @@ class TargetScale:
         return cls(tuple((low + high) / 2 for low, high in limits), tuple((high - low) / 2 for low, high in limits), public=True)
 
     def __call__(self, targets: NDArray[Any]) -> NDArray[np.float32]:
-        """N or N x K targets as the model learns them."""
+        """Return N or N x K targets in the model's scale."""
         center, scale = self._as_columns(targets.ndim - 1)
         return ((targets.astype(np.float64) - center) / scale).astype(np.float32)
 
     def undo(self, outputs: NDArray[Any]) -> NDArray[np.float64]:
-        """Outputs N, N x K or N x K x ... (quantiles) in the units of the data.
+        """Return outputs N, N x K or N x K x ... (quantiles) in the units of the data.
 
         >>> TargetScale((5.0,), (2.0,)).undo(np.array([[1.0], [-1.0]])).tolist()
         [[7.0], [3.0]]
@@ -81,7 +81,7 @@ class TargetScale:
 
 
 def target_names(labels: Sequence[str], outputs: int) -> tuple[str, ...]:
-    """Names of the target columns, as `data.bounds` calls them: the source's, or target, target0, target1, ...
+    """Return names of the target columns, as `data.bounds` uses them: the source's, or target, target0, target1, ...
 
     >>> target_names((), 2)
     ('target0', 'target1')
@@ -94,13 +94,13 @@ def target_names(labels: Sequence[str], outputs: int) -> tuple[str, ...]:
 def fit_target_scale(
     targets: NDArray[Any], labels: Sequence[str], *, kind: TargetKind, normalize: str, bounds: Mapping[str, tuple[float, float]]
 ) -> tuple[TargetScale | None, dict[str, Any], list[str]]:
-    """(scale, what `data.json` says of it, what a person is told) of the numbers to predict; no scale where they are learned as they are, and of classes.
+    """Return (scale, facts for `data.json`, note) of regression targets; no scale for classes, and if targets are not scaled.
 
     Args:
         targets: the training part's, N or N x K, in the units of the data.
         labels: names of the target columns.
         kind: `data.normalize_targets`.
-        normalize: `data.normalize`; `bounds` promises that nothing about scaling is learned from the data.
+        normalize: `data.normalize`; with `bounds` nothing about scaling may be estimated from the data.
         bounds: `data.bounds`.
 
     Raises:
@@ -113,14 +113,14 @@ def fit_target_scale(
     if resolved == "none":
         return None, {"normalize_targets": {"kind": "none", "why": why}}, []
     scale = TargetScale.within([bounds[n] for n in names]) if resolved == "bounds" else TargetScale.fit(targets)
-    shown = [f"{n} is learned as (value - {c:.6g}) / {s:.6g}" for n, c, s in zip(names, scale.center, scale.scale, strict=True)][:4]
+    shown = [f"{n} is scaled as (value - {c:.6g}) / {s:.6g}" for n, c, s in zip(names, scale.center, scale.scale, strict=True)][:4]
     more = f"; and {len(names) - 4} more" if len(names) > 4 else ""
-    note = f"{'; '.join(shown)}{more} (data.normalize_targets: {resolved}, {why}). Figures and predictions are in its own units."
+    note = f"{'; '.join(shown)}{more} (data.normalize_targets: {resolved}, {why}). Metrics and predictions are in the original units."
     return scale, {"normalize_targets": {"kind": resolved, "why": why, "names": list(names)} | scale.to_json()}, [note]
 
 
 def _resolve(kind: TargetKind, names: Sequence[str], normalize: str, bounds: Mapping[str, tuple[float, float]]) -> tuple[TargetKind, str]:
-    """(kind without auto, why)."""
+    """Return (kind without auto, reason)."""
     missing = [n for n in names if n not in bounds]
     if kind == "auto" and not missing:
         return "bounds", "data.bounds gives the range"
@@ -128,8 +128,8 @@ def _resolve(kind: TargetKind, names: Sequence[str], normalize: str, bounds: Map
         return "standard", "the default for numbers to predict"
     if missing and kind in ("auto", "bounds"):
         said = (
-            f"has no range for {', '.join(missing[:8])}, the number to predict, and how it is scaled must not be learned from the data. "
-            f"State it (data.bounds: {{{missing[0]}: [low, high]}}), or set data.normalize_targets: none where it is of order 1 already."
+            f"has no range for the target {', '.join(missing[:8])}, and with normalize: bounds no scale may be estimated from the data. "
+            f"Set it (data.bounds: {{{missing[0]}: [low, high]}}), or set data.normalize_targets: none if its values are of order 1."
         )
         raise RecipeError([Problem("data.bounds", said)])
     return kind, "as set"

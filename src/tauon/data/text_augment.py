@@ -1,6 +1,6 @@
-"""Augmentation of tokens: some are hidden, some left out. Deterministic in (seed, place in the list, epoch, example).
+"""Augmentation of tokens: mask some, remove some. Deterministic in (seed, position in the list, epoch, example).
 
-The first token (BOS, where an encoder reads the answer) and padding stay. Shape legend: B batch, T time.
+The first token (BOS, where an encoder reads the answer) and padding are unchanged. Shape legend: B batch, T time.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ Tokens = NDArray[np.int64]
 
 
 class TextAugmentConfig(AugmentConfig):
-    """One random change of tokens."""
+    """Base class of random changes of tokens."""
 
     def rewrite(self, tokens_BT: Tokens, lengths_B: Tokens, mask: int, draws: Draws) -> tuple[Tokens, Tokens]:
-        """(tokens BT, lengths B), changed; those given stay as they are. What lies behind a length is of no account."""
+        """Return changed (tokens BT, lengths B); the input is not modified. Tokens after a length are ignored."""
         raise NotImplementedError
 
 
 @register("mask-tokens")
 class MaskTokensConfig(TextAugmentConfig):
-    """Put the mask token in place of some, as masked language modelling does."""
+    """Replace some by the mask token, as masked language modelling does."""
 
     share: Fraction = Field(0.1, gt=0, lt=1)
-    """Of the tokens."""
+    """Share of the tokens."""
 
     def rewrite(self, tokens_BT: Tokens, lengths_B: Tokens, mask: int, draws: Draws) -> tuple[Tokens, Tokens]:
         hidden_BT = draws.uniform(tokens_BT.shape[1]) < self.share
@@ -40,10 +40,10 @@ class MaskTokensConfig(TextAugmentConfig):
 
 @register("drop-tokens")
 class DropTokensConfig(TextAugmentConfig):
-    """Leave some out: the others move together."""
+    """Remove some; the others close the gaps."""
 
     share: Fraction = Field(0.1, gt=0, lt=1)
-    """Of the tokens."""
+    """Share of the tokens."""
 
     def rewrite(self, tokens_BT: Tokens, lengths_B: Tokens, mask: int, draws: Draws) -> tuple[Tokens, Tokens]:
         T = tokens_BT.shape[1]

@@ -1,7 +1,7 @@
-r"""Text and JSON in files that people hand in: encodings and byte order marks, lines, rows. Knows nothing of what the text means.
+r"""Text and JSON in user files: encodings and byte order marks, lines, rows. Independent of the meaning of the text.
 
-One rule for all sources: a byte order mark says the encoding and is dropped; otherwise `encoding` does, strictly. Lines end at \n alone, for a
-string of JSON may hold every other line separator of Unicode. What is wrong is a `DataError` that names file and row.
+One rule for all sources: a byte order mark decides the encoding and is removed; otherwise `encoding` does, strictly. Lines end at \n only,
+because a JSON string may contain every other line separator of Unicode. Problems are a `DataError` with file and row.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _MARKS = (
     (b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe\x00\x00", "utf-32-le"), (b"\x00\x00\xfe\xff", "utf-32-be"),
     (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"),
 )  # fmt: skip
-"""Byte order marks. None of them is a character of a text, and none but the first could begin a text in UTF-8."""
+"""Byte order marks. None of them is a valid character, and only the first could start a text in UTF-8."""
 
 
 def _marked(data: bytes, encoding: str) -> tuple[int, str]:
-    """(length of the byte order mark, encoding): what the mark says, or the zeros of UTF-16, where the encoding named does not contradict it."""
+    """Return (length of the byte order mark, encoding): from the mark, or from the zeros of UTF-16, if that does not contradict `encoding`."""
     family = encoding.lower().replace("_", "-").removesuffix("-sig").removesuffix("-le").removesuffix("-be")
     for mark, name in _MARKS:
         if data.startswith(mark) and (family in ("utf-8", "utf8") or name.startswith(family)):
@@ -41,13 +41,13 @@ def _marked(data: bytes, encoding: str) -> tuple[int, str]:
 
 
 def read_text(data: bytes, where: str, encoding: str = "utf-8") -> str:
-    """Text from the bytes of a file, strictly. A byte order mark says the encoding, and is dropped."""
+    """Decode the bytes of a file strictly. A byte order mark decides the encoding, and is removed."""
     length, encoding = _marked(data, encoding)
     return decode(data[length:], where, encoding)
 
 
 def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
-    r"""(number from 1, line without its end) of each line, decoded line by line. Lines end at \n alone; a mark is read as `read_text` reads it."""
+    r"""Yield (number from 1, line without its end) of each line, decoded line by line. Lines end at \n only; a mark is handled as in `read_text`."""
     with open_bytes(path) as file:
         first = file.readline()
         length, encoding = _marked(first, encoding)
@@ -63,7 +63,7 @@ def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]
 
 
 def _wide(encoding: str) -> bool:
-    """Whether a line's end is more than the byte 10 in this encoding."""
+    """Return whether a line end is more than the byte 10 in this encoding."""
     try:
         return "\n".encode(encoding) != b"\n"
     except LookupError:
@@ -71,33 +71,33 @@ def _wide(encoding: str) -> bool:
 
 
 def wrong_encoding(encoding: str) -> Iterator[tuple[str, str]]:
-    """What is wrong with a setting `encoding`, as `Config.problems` says it."""
+    """Yield problems of a setting `encoding`, for `Config.problems`."""
     try:
         text = codecs.lookup(encoding)._is_text_encoding
     except LookupError:
         text = False
     if not text:
-        yield "encoding", f"Python knows no encoding {encoding!r}; utf-8, latin-1, cp1252, gb18030 and utf-16 are common"
+        yield "encoding", f"unknown encoding {encoding!r}; common ones are utf-8, latin-1, cp1252, gb18030 and utf-16"
 
 
 def refuse_surrogates(text: str, where: str) -> str:
-    r"""The text itself. `DataError` where it holds half of a pair of UTF-16 (`\ud83d` in JSON), which is no character."""
+    r"""Return the text itself. `DataError` if it has half of a UTF-16 pair (`\ud83d` in JSON), which is not a character."""
     try:
         text.encode()
     except UnicodeEncodeError as err:
         raise DataError(
-            f"{where}: character {err.start:,} is a lone surrogate ({text[err.start]!a}), which no text has. Repair the file"
+            f"{where}: character {err.start:,} is a lone surrogate ({text[err.start]!a}), which is invalid text. Repair the file"
         ) from None
     return text
 
 
 def json_rows(text: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    r"""(place, object) of each row: of a list, or of lines. Lines end at \n alone: a string of JSON may hold other line separators."""
+    r"""Yield (place, object) of each row: of a list, or of lines. Lines end at \n only: a JSON string may contain other line separators."""
     if text.lstrip().startswith("["):
         try:
             rows = json.loads(text, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as err:
-            raise DataError(f"{where}: begins like a list and is not JSON ({err})") from None
+            raise DataError(f"{where}: starts like a JSON list, but is not valid JSON ({err})") from None
         except _KeyTwice as err:
             raise DataError(f"{where}: {err}") from None
         found: Iterator[tuple[str, Any]] = ((f"{where}, item {i}", row) for i, row in enumerate(rows))
@@ -114,7 +114,7 @@ def json_rows(text: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def json_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of each line of a file, one at a time."""
+    """Yield (place, object) of each line of a file, one at a time."""
     yield from _parsed(text_lines(path, encoding), str(path))
 
 
@@ -126,23 +126,23 @@ def _parsed(lines: Iterable[tuple[int, str]], where: str) -> Iterator[tuple[str,
 
 
 class _KeyTwice(Exception):
-    """An object has a key twice, of which JSON readers keep the last without a word."""
+    """Error for an object with a duplicate key, of which JSON readers silently keep the last."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [nfc(k) for k, _ in pairs]
     if len({*names}) < len(names):
-        raise _KeyTwice(f"the key {next(n for n in names if names.count(n) > 1)!r} is there twice in one object; rename one")
+        raise _KeyTwice(f"the key {next(n for n in names if names.count(n) > 1)!r} occurs twice in one object; rename one")
     return dict(zip(names, (v for _, v in pairs), strict=True))
 
 
 def json_line(line: str, where: str) -> dict[str, Any]:
-    """The object that a line is. `DataError`: none, or one with a key twice."""
+    """Return the JSON object in a line. `DataError` if there is none, or if it has a duplicate key."""
     try:
         row = json.loads(line, object_pairs_hook=_unique)
     except json.JSONDecodeError as err:
-        hint = "It looks like UTF-16: name it (encoding: utf-16-le)" if "\0" in line else "Each line must be one JSON object"
-        raise DataError(f"{where}: not JSON at column {err.colno} ({err.msg}). {hint}") from None
+        hint = "It looks like UTF-16: set encoding: utf-16-le" if "\0" in line else "Each line must be one JSON object"
+        raise DataError(f"{where}: not valid JSON at column {err.colno} ({err.msg}). {hint}") from None
     except ValueError as err:  # a whole number of more digits than Python converts
         raise DataError(f"{where}: {err}. Write it as text") from None
     except _KeyTwice as err:

@@ -1,7 +1,7 @@
 """Tokenizers: text to token ids and back, and how many bytes of text each token stands for.
 
-Characters, bytes, and subwords (by the `tokenizers` library). Special tokens are never recognised inside text: only the data
-room puts a BOS between documents. How a tokenizer is made is in `tokenizer_config.py`.
+Characters, bytes, and subwords (by the `tokenizers` library). Special tokens are never recognised inside text: only this
+package puts a BOS between documents. How a tokenizer is trained or read is in `tokenizer_config.py`.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ KNOWN_BOS = (BOS, "<|endoftext|>", "<|begin_of_text|>", "<s>", "<bos>", "[CLS]",
 
 
 class Tokenizer(ABC):
-    """Text to ids and back. Equal tokenizers have equal `sha256`."""
+    """Converts text to token ids and back. Equal tokenizers have equal `sha256`."""
 
     kind: ClassVar[str]
     vocab_size: int
     bos: int
-    """Id of the token that stands before each document."""
+    """Id of the token before each document."""
 
     @property
     def eos(self) -> int:
@@ -45,32 +45,32 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> NDArray[np.uint32]:
-        """Token ids of `text`, without BOS."""
+        """Return token ids of `text`, without BOS."""
 
     def encode_many(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """`encode` of each; subclasses may use several cores."""
+        """Encode each text; subclasses may use several cores."""
         return [self.encode(text) for text in texts]
 
     @abstractmethod
     def decode(self, ids: Any) -> str:
-        """Text of the ids (any sequence of integers); special tokens are left out, broken UTF-8 becomes U+FFFD."""
+        """Return the text of the ids (any sequence of integers); special tokens are skipped, broken UTF-8 becomes U+FFFD."""
 
     @property
     @abstractmethod
     def token_bytes(self) -> NDArray[np.int64]:
-        """(V) UTF-8 bytes of text that each token stands for; 0 for special tokens. Divides loss into bits per byte."""
+        """(V) UTF-8 bytes of text that each token stands for; 0 for special tokens. Used for bits per byte."""
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """All that `from_json` needs; JSON values only."""
+        """Return all that `from_json` needs; JSON values only."""
 
     @staticmethod
     def from_json(data: Any, where: str = "tokenizer") -> Tokenizer:
-        """The tokenizer that `to_json` described."""
+        """Return the tokenizer that `to_json` described."""
         kinds = {c.kind: c for c in (CharTokenizer, ByteTokenizer, SubwordTokenizer)}
         if not isinstance(data, dict) or data.get("format") != _FORMAT or data.get("kind") not in kinds:
             raise DataError(
-                f"{where}: not a tokenizer written by Tauon, expected format {_FORMAT!r}. A Hugging Face file is read with kind: file"
+                f"{where}: not a tokenizer written by Tauon, expected format {_FORMAT!r}. For a Hugging Face file set data.tokenizer: {{kind: file, path: ...}}"
             )
         try:
             return kinds[data["kind"]]._from_json(data, where)
@@ -83,7 +83,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def sha256(self) -> str:
-        """Of what decides which ids a text becomes. Names of tokens (`named`) do not."""
+        """sha256 over what decides the ids of a text. Names of tokens (`named`) are not part of it."""
         return sha256_bytes(canonical({k: v for k, v in self.to_json().items() if k != "named"}).encode())
 
     def save(self, path: Path) -> None:
@@ -103,7 +103,7 @@ class Tokenizer(ABC):
 
 
 class CharTokenizer(Tokenizer):
-    """Id 0 is BOS, id 1 stands for every character outside the alphabet, the rest are characters in order of code point."""
+    """Id 0 is BOS, id 1 is every character outside the alphabet, the rest are characters in order of code point."""
 
     kind = "chars"
 
@@ -168,9 +168,9 @@ class SubwordTokenizer(Tokenizer):
     def __init__(
         self, json_text: str, bos: str | None = None, where: str = "tokenizer", splittable: bool = False, named: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
-        """`bos` names the special token to put before documents (None: a usual one). `splittable`: a long text may be
-        encoded in pieces cut where `pieces` cuts, with the same result. `named`: `bos_token` and `eos_token` as its publisher names them (None: `bos`,
-        and the one that usually goes with it).
+        """`bos`: the special token before documents (None: a usual one). `splittable`: a long text may be encoded in pieces cut as in `pieces`,
+        with the same result. `named`: `bos_token` and `eos_token` as named by the publisher (None: `bos`, and the one that usually belongs
+        to it).
         """
         import tokenizers
 
@@ -178,7 +178,7 @@ class SubwordTokenizer(Tokenizer):
             self._tok = tokenizers.Tokenizer.from_str(json_text)
         except Exception as err:  # the library raises bare Exception
             raise DataError(f"{where}: not a tokenizer.json that the tokenizers library can read ({err})") from None
-        self._tok.encode_special_tokens = True  # text that looks like a special token stays text
+        self._tok.encode_special_tokens = True  # text that looks like a special token stays plain text
         self._tok.no_truncation()
         self._tok.no_padding()
         said = {k: t for k, t in (named or {}).items() if self._tok.token_to_id(t) is not None}
@@ -189,7 +189,7 @@ class SubwordTokenizer(Tokenizer):
         if set(said) == {"bos_token"}:
             said["eos_token"] = self._usual["eos_token"]
         self.named = said or self._usual
-        """`bos_token` and `eos_token`, where it has them: what chat templates write."""
+        """`bos_token` and `eos_token`, if it has them: chat templates write them."""
 
     @property
     def eos(self) -> int:
@@ -212,12 +212,12 @@ class SubwordTokenizer(Tokenizer):
         return [np.concatenate([np.array(next(done).ids, np.uint32) for _ in ps]) for ps in cut]
 
     def added(self, *, special: bool = False) -> dict[str, int]:
-        """Tokens that stand beside the vocabulary that was learned, by their text: all of them, or the special ones alone."""
+        """Tokens added to the learned vocabulary, by their text: all of them, or only the special ones."""
         return {t.content: i for i, t in self._tok.get_added_tokens_decoder().items() if t.special or not special}
 
     def encode_rendered(self, text: str, *, as_text: bool = False, goes_on: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
-        """(ids, first and last character of each) of a text in which special tokens are meant, unless `as_text`. `goes_on`: it is not the
-        beginning, before which SentencePiece would put a blank: it is read behind a line end, as transformers does.
+        """Return (ids, first and last character of each) of a text. Special tokens are recognised, unless `as_text`. `goes_on`: the text is not
+        the start of a document, before which SentencePiece would add a blank: it is encoded as if after a line end, as transformers does.
         """
         tok = self._tok if as_text else self._open
         found = tok.encode(text, add_special_tokens=False)
@@ -230,7 +230,7 @@ class SubwordTokenizer(Tokenizer):
 
     @cached_property
     def _open(self) -> Any:
-        """The same tokenizer, which reads special tokens where they stand in a text."""
+        """The same tokenizer, which recognises special tokens in a text."""
         import tokenizers
 
         tok = tokenizers.Tokenizer.from_str(self._tok.to_str())
@@ -261,17 +261,17 @@ class SubwordTokenizer(Tokenizer):
         }
 
     def id_of(self, token: str) -> int | None:
-        """Id of a token by its text, special ones too; None where there is none."""
+        """Return the id of a token by its text, including special ones; None if there is none."""
         found: int | None = self._tok.token_to_id(token)
         return found
 
     def text_of(self, i: int) -> str | None:
-        """The token with this id, as its vocabulary spells it."""
+        """Return the token with this id, as in the vocabulary."""
         found: str | None = self._tok.id_to_token(i)
         return found
 
     def hugging_face_json(self) -> str:
-        """The text of a tokenizer.json that the `tokenizers` and `transformers` libraries read."""
+        """Return the text of a tokenizer.json for the `tokenizers` and `transformers` libraries."""
         return str(self._tok.to_str())
 
     @classmethod
@@ -284,7 +284,7 @@ _HEX_BYTE = re.compile(r"^<0x[0-9A-Fa-f]{2}>$")
 
 
 def _stands_for(token: str, byte_level: bool) -> int:
-    """Bytes of text behind one vocabulary entry: GPT-2's byte alphabet, SentencePiece's U+2581 and <0x0A>, WordPiece's ##."""
+    """Return the bytes of text of one vocabulary entry: GPT-2's byte alphabet, SentencePiece's U+2581 and <0x0A>, WordPiece's ##."""
     if byte_level and _BYTE_ALPHABET.issuperset(token):
         return len(token)  # each character of the alphabet is one byte
     if _HEX_BYTE.match(token):
@@ -293,28 +293,28 @@ def _stands_for(token: str, byte_level: bool) -> int:
 
 
 def _find_bos(tok: Any, wanted: str | None, where: str, named: Mapping[str, str]) -> tuple[str, int]:
-    """The token before documents: the one that is wanted, a usual one, or where there is none, one that its publisher names."""
+    """Return the token before documents: `wanted`, a usual one, or else the one that the publisher names."""
     for name in (wanted,) if wanted else (*KNOWN_BOS, *named.values()):
         found = tok.token_to_id(name)
         if found is not None:
             return name, int(found)
     special = sorted(t.content for t in tok.get_added_tokens_decoder().values() if t.special)
     missing = f"has no token {wanted!r}" if wanted else f"has none of {', '.join(KNOWN_BOS)} to put before a document"
-    raise DataError(f"{where}: {missing}. Name one with bos: (its special tokens: {', '.join(special) or 'none'})")
+    raise DataError(f"{where}: {missing}. Set data.tokenizer.bos to one of its special tokens ({', '.join(special) or 'none'})")
 
 
 _PARTNERS = {"<s>": "</s>", "<bos>": "<eos>", "<|begin_of_text|>": "<|end_of_text|>", "<|startoftext|>": "<|endoftext|>", "[CLS]": "[SEP]"}
 
 
 def _partner(tok: Any, bos: str) -> str:
-    """The token that usually ends what `bos` begins, where the tokenizer has it; else `bos` itself, as in GPT-2."""
+    """Return the token that usually ends a text started by `bos`, if the tokenizer has it; else `bos` itself, as in GPT-2."""
     found = _PARTNERS.get(bos)
     return found if found is not None and tok.token_to_id(found) is not None else bos
 
 
 @contextlib.contextmanager
 def parallel() -> Iterator[None]:
-    """Several cores while we encode; afterwards the variable is as before, so that a later fork gets no thread pool unasked."""
+    """Use several cores while encoding; afterwards restore the variable, so that a later fork gets no thread pool by accident."""
     name = "TOKENIZERS_PARALLELISM"
     if name in os.environ:
         yield
@@ -327,9 +327,9 @@ def parallel() -> Iterator[None]:
 
 
 def pieces(text: str, size: int = 1 << 17) -> list[str]:
-    """A long text cut into pieces of about `size` characters where no pattern of ours joins the two sides, so that the tokens are those of the
-    whole text, while every core has work and memory stays small: before blanks that follow an ASCII letter; where there is none for
-    `FAR` characters, before a blank or a mark that follows a letter of any script. A text with neither stays whole.
+    """Yield a long text in pieces of about `size` characters, cut where no pre-tokenisation pattern joins the two sides, so that the tokens
+    equal those of the whole text, while every core has work and memory stays small: before blanks that follow an ASCII letter; if there is
+    none within `FAR` characters, before a blank or a mark that follows a letter of any script. A text with neither is not cut.
     """
     cuts, at = [0], size
     while at < len(text) - size:
@@ -342,17 +342,17 @@ def pieces(text: str, size: int = 1 << 17) -> list[str]:
 
 
 FAR = 1 << 16
-"""Characters that are searched for the usual place to cut."""
+"""Number of characters that are searched for the usual cut."""
 _CUT = re.compile(r"[A-Za-z](?=[ \n])")
 _LETTERS = "A-Za-zÀ-ÖØ-öø-ʯΑ-ΡΣ-Ωα-ωА-яёЁא-תء-غف-ي一-鿿ぁ-ゖァ-ヺ가-힣"
-"""Ranges that are letters (\\p{L}) in every version of Unicode that a library may know."""
+"""Ranges that are letters (\\p{L}) in every version of Unicode that a library may use."""
 _OTHER_CUT = re.compile(rf"[{_LETTERS}](?=[ \t\r\n,.;:!?()、。，．！？；：（）「」…—])")
 _LONG = 1 << 18
-"""Characters whose encoding takes a noticeable part of a second."""
+"""Number of characters whose encoding takes a noticeable part of a second."""
 
 
 def read_json(data: bytes, where: str) -> Any:
     try:
         return json.loads(decode(data, where))
     except json.JSONDecodeError as err:
-        raise DataError(f"{where}: not JSON at line {err.lineno}, column {err.colno} ({err.msg})") from None
+        raise DataError(f"{where}: not valid JSON at line {err.lineno}, column {err.colno} ({err.msg})") from None

@@ -1,5 +1,5 @@
-"""How a tokenizer is made: trained byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; GPT-2's byte alphabet), characters,
-bytes, or a published file. Training sees the training part only.
+"""Configs of tokenizers: trained byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909; GPT-2's byte alphabet), characters,
+bytes, or a published file. Training uses the training part only.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["BpeConfig", "BytesConfig", "CharsConfig", "FileConfig", "TokenizerCo
 
 
 class TokenizerConfig(Registered, family="tokenizer", default="bpe"):
-    """How text becomes tokens."""
+    """Base class of tokenizer configs."""
 
     def files(self) -> list[tuple[Path, str]]:
-        """(path, name) of what it reads: their content is part of the fingerprint."""
+        """(path, name) of the files that it reads: their content is part of the fingerprint."""
         return []
 
     def beside(self) -> list[Path]:
-        """Files that name its tokens without deciding which ids a text becomes."""
+        """Files that name its tokens without affecting the ids of a text."""
         return []
 
     def names(self) -> dict[str, str]:
@@ -36,7 +36,7 @@ class TokenizerConfig(Registered, family="tokenizer", default="bpe"):
         return {}
 
     def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
-        """The tokenizer. `texts()` gives the training part, a document at a time; held-out text is never seen."""
+        """Return the tokenizer. `texts()` yields the training part, one document at a time; held-out text is never used."""
         raise NotImplementedError
 
 
@@ -48,17 +48,17 @@ _PATTERNS = {
 
 @register("bpe")
 class BpeConfig(TokenizerConfig):
-    """Byte-level byte-pair encoding, trained on the training part: any text can be written, nothing is unknown."""
+    """Byte-level byte-pair encoding, trained on the training part: any text can be encoded, no token is unknown."""
 
     vocab: Count = Field(default=4096, ge=257, le=2**31)
-    """Number of tokens, the 256 bytes and BOS included. A small text may give fewer."""
+    """Number of tokens, including the 256 bytes and BOS. A small text may give fewer."""
     pattern: Literal["gpt2", "gpt4"] = "gpt4"
-    """How text is cut into words before pairs are joined; `gpt4` (cl100k) keeps line ends with the indent and caps numbers at
+    """How text is split into words before merges; `gpt4` (cl100k) keeps line ends with the indent and limits numbers to
     three digits."""
     sample: Bytes = Field(default=8 * 2**20, ge=1)
-    """Train on about this much text (bytes of UTF-8), spread evenly over the training part."""
+    """Train on about this much text (bytes of UTF-8), sampled evenly over the training part."""
     min_count: Count = Field(default=2, ge=1)
-    """Join a pair only if it occurs this often."""
+    """Merge a pair only if it occurs this often."""
 
     def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
         import tokenizers
@@ -74,7 +74,7 @@ class BpeConfig(TokenizerConfig):
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         )  # fmt: skip
         chosen = list(_sample(texts, self.sample))
-        report("join pairs of tokens", 0)
+        report("merge pairs of tokens", 0)
         with parallel():
             interruptible(lambda: tok.train_from_iterator(chosen, trainer=trainer))
         tok.pre_tokenizer = pre_tokenizers.Sequence([split, letters])
@@ -82,19 +82,19 @@ class BpeConfig(TokenizerConfig):
 
 
 _LONGEST_WORD = 256
-"""Characters. Longer words (scripts without blanks, base64) are cut in training: each join of a pair goes over all of every word that has
-it, so that the time would grow with the square of their length. Encoding cuts nothing: its time grows with n log n."""
+"""Characters. Longer words (scripts without blanks, base64) are cut in training: each merge visits all of every word that contains the
+pair, so the time would grow with the square of their length. Encoding does not cut: its time grows with n log n."""
 _SAMPLED = 1 << 12
 
 
 def _sample(texts: Callable[[], Iterator[str]], size: int) -> Iterator[str]:
-    """About `size` bytes in pieces spread evenly: each k-th piece of the whole."""
+    """Yield about `size` bytes in pieces, evenly spaced: each k-th piece of the whole."""
     total = sum(_bytes(t) for t in texts())
     every = max(1, -(-total // size))
     n = done = 0
     for text in texts():
         for piece in pieces(text, _SAMPLED):
-            step = _SAMPLED if len(piece) > FAR else len(piece)  # a text with no place to cut
+            step = _SAMPLED if len(piece) > FAR else len(piece)  # a text that could not be cut
             for at in range(0, len(piece), step or 1):
                 if n % every == 0:
                     yield piece[at : at + step]
@@ -109,7 +109,7 @@ def _bytes(text: str) -> int:
 
 @register("chars")
 class CharsConfig(TokenizerConfig):
-    """One token a character of the training part, as in nanoGPT's Shakespeare; a character seen only in held-out text is unknown."""
+    """One token per character of the training part, as in nanoGPT's Shakespeare; a character that occurs only in held-out text is unknown."""
 
     def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
         alphabet: set[str] = set()
@@ -120,7 +120,7 @@ class CharsConfig(TokenizerConfig):
 
 @register("bytes")
 class BytesConfig(TokenizerConfig):
-    """One token a byte of UTF-8: nothing to train."""
+    """One token per byte of UTF-8, without training."""
 
     def build(self, texts: Callable[[], Iterator[str]]) -> Tokenizer:
         return ByteTokenizer()
@@ -128,14 +128,14 @@ class BytesConfig(TokenizerConfig):
 
 @register("file")
 class FileConfig(TokenizerConfig):
-    """A published tokenizer: Hugging Face's tokenizer.json, GPT-2's encoder.json with vocab.bpe, or BERT's vocab.txt (plain or packed)."""
+    """A published tokenizer: Hugging Face's tokenizer.json, GPT-2's encoder.json with vocab.bpe, or BERT's vocab.txt (plain or compressed)."""
 
     path: str
     """The tokenizer.json, or a folder with it, with encoder.json and vocab.bpe (also vocab.json and merges.txt), or with BERT's vocab.txt."""
     bos: str | None = None
-    """The special token to put before each document. None: <|endoftext|>, <s> or another usual name."""
+    """The special token before each document. None: <|endoftext|>, <s> or another usual name."""
     eos: str | None = None
-    """The special token that ends a text. None: as tokenizer_config.json beside the file says, or the one that goes with `bos`."""
+    """The special token that ends a text. None: from tokenizer_config.json beside the file, or the one that belongs to `bos`."""
 
     def files(self) -> list[tuple[Path, str]]:
         path = Path(self.path).expanduser()
@@ -161,7 +161,7 @@ class FileConfig(TokenizerConfig):
         if listed[0][1] == "vocab.txt":
             text = wordpiece_json(listed[0][0])
         elif len(listed) == 1:
-            read_json(read_bytes(listed[0][0]), where)  # a better message than the library's where it is not even JSON
+            read_json(read_bytes(listed[0][0]), where)  # a better message than the library's for invalid JSON
             text = read_bytes(listed[0][0]).decode()
         else:
             text = _gpt2_json(listed[0][0], listed[1][0])
@@ -171,7 +171,7 @@ class FileConfig(TokenizerConfig):
         made = SubwordTokenizer(text, self.bos, where, named=named)
         if self.eos is not None and made.id_of(self.eos) is None:
             raise DataError(
-                f"{where}: has no token {self.eos!r}. Name one with eos: (its special tokens: {', '.join(made.added()) or 'none'})"
+                f"{where}: has no token {self.eos!r}. Set data.tokenizer.eos to one of its special tokens ({', '.join(made.added()) or 'none'})"
             )
         return made
 
@@ -180,7 +180,7 @@ CONFIG = "tokenizer_config.json"
 
 
 def named_tokens(folder: Path) -> dict[str, str] | None:
-    """`bos_token` and `eos_token` as a folder's tokenizer_config.json names them; None: it has none, or names neither."""
+    """Return `bos_token` and `eos_token` from a folder's tokenizer_config.json; None if there is no file, or it names neither."""
     file = folder / CONFIG
     if not file.is_file():
         return None
@@ -199,22 +199,22 @@ def _packed(path: Path) -> Path | None:
 
 
 def _lines(path: Path) -> list[str]:
-    r"""Lines end at \n alone: other line separators of Unicode may be tokens."""
+    r"""Split at \n only: other line separators of Unicode may be tokens."""
     text = decode(read_bytes(path), str(path)).replace("\r\n", "\n")
     return text.removesuffix("\n").split("\n") if text else []
 
 
 def wordpiece_json(vocab_at: Path) -> str:
-    """tokenizer.json from BERT's vocab.txt (a token a line): WordPiece, in lower case where no token has a capital (A to Z)."""
+    """Convert BERT's vocab.txt (one token per line) to tokenizer.json: WordPiece, in lower case if no token has a capital (A to Z)."""
     import tokenizers
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
     lines = _lines(vocab_at)
     special = [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in lines]
     if len(special) < 5 or len(set(lines)) < len(lines):
-        raise DataError(f"{vocab_at}: expected a token a line, each once, [PAD], [UNK], [CLS], [SEP] and [MASK] among them")
+        raise DataError(f"{vocab_at}: expected one token per line, no duplicates, including [PAD], [UNK], [CLS], [SEP] and [MASK]")
     lower = not any("A" <= c <= "Z" for t in lines if not t.startswith("[") for c in t)
-    tok = tokenizers.Tokenizer(models.WordPiece({t: i for i, t in enumerate(lines)}, unk_token="[UNK]"))  # noqa: S106 - no password
+    tok = tokenizers.Tokenizer(models.WordPiece({t: i for i, t in enumerate(lines)}, unk_token="[UNK]"))  # noqa: S106 - not a password
     tok.normalizer = normalizers.BertNormalizer(lowercase=lower)
     tok.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tok.decoder = decoders.WordPiece()
@@ -223,7 +223,7 @@ def wordpiece_json(vocab_at: Path) -> str:
 
 
 def _gpt2_json(vocab_at: Path, merges_at: Path) -> str:
-    """tokenizer.json from GPT-2's two files (Radford et al. 2019): ids by token, and pairs in order of joining."""
+    """Convert GPT-2's two files (Radford et al. 2019) to tokenizer.json: ids by token, and pairs in order of merging."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
@@ -237,12 +237,12 @@ def _gpt2_json(vocab_at: Path, merges_at: Path) -> str:
             continue
         pair = line.split(" ")
         if len(pair) != 2:
-            raise DataError(f"{merges_at}: line {number} is {line!r}, expected two tokens with a blank between")
+            raise DataError(f"{merges_at}: line {number} is {line!r}, expected two tokens separated by a blank")
         merges.append((pair[0], pair[1]))
     try:
         tok = tokenizers.Tokenizer(models.BPE(vocab, merges))
     except Exception as err:  # the library raises bare Exception
-        raise DataError(f"{merges_at}: does not fit {vocab_at} ({err})") from None
+        raise DataError(f"{merges_at}: does not match {vocab_at} ({err}). Use two files of the same tokenizer") from None
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens([t for t in KNOWN_BOS if t in vocab])

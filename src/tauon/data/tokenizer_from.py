@@ -1,4 +1,4 @@
-"""The tokenizer of a trained model: what its checkpoint recorded, or the tokenizer.json in its Hugging Face folder."""
+"""The tokenizer of a trained model: recorded in its checkpoint, or the tokenizer.json in its Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["FromModelConfig", "has_tokenizer", "tokenizer_of"]
 
 @register("from-model")
 class FromModelConfig(TokenizerConfig):
-    """The tokenizer of a trained model. What is meant where `model.from` is given and no tokenizer is."""
+    """The tokenizer of a trained model. Default if `model.from` is set and `data.tokenizer` is not."""
 
     path: str | None = None
-    """A run, a checkpoint, or a Hugging Face folder. Left out: `model.from`."""
+    """A run, a checkpoint, or a Hugging Face folder. Default: `model.from`."""
 
     def files(self) -> list[tuple[Path, str]]:
         path = self._folder()
@@ -38,7 +38,7 @@ class FromModelConfig(TokenizerConfig):
 
     def _folder(self) -> Path:
         if self.path is None:
-            raise DataError("tokenizer from-model: of which model? Set model.from, or the tokenizer's path.")
+            raise DataError("data.tokenizer from-model has no model. Set model.from, or data.tokenizer.path.")
         return Path(self.path).expanduser()
 
 
@@ -47,7 +47,7 @@ def _is_huggingface(path: Path) -> bool:
 
 
 def has_tokenizer(path: Path) -> bool:
-    """Whether a trained model comes with its tokenizer."""
+    """Return whether a trained model includes its tokenizer."""
     if _is_huggingface(path):
         return any((path / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
     try:
@@ -57,21 +57,23 @@ def has_tokenizer(path: Path) -> bool:
 
 
 def tokenizer_of(path: Path) -> Tokenizer:
-    """The tokenizer beside a trained model. Raises `DataError` where there is none, or its ids do not fit the model."""
+    """Return the tokenizer of a trained model. `DataError` if there is none, or its ids do not match the model."""
     if not _is_huggingface(path):
         record = (find_checkpoint(path).state.get("preprocess") or {}).get("tokenizer")
         if record is None:
-            raise DataError(f"{path}: was not trained on text, so it has no tokenizer. Give data.tokenizer.")
+            raise DataError(f"{path}: was not trained on text, so it has no tokenizer. Set data.tokenizer.")
         return Tokenizer.from_json(record, str(path))
     file = _file(path)
     config = read_json(read_bytes(path / "config.json"), str(path / "config.json"))
     text = wordpiece_json(file) if file.name == "vocab.txt" else read_bytes(file).decode()
-    read_json(text.encode(), str(file))  # a better message than the library's where it is not even JSON
+    read_json(text.encode(), str(file))  # a better message than the library's for invalid JSON
     bos = _bos(text, config, path)
     tokenizer = SubwordTokenizer(text, bos, str(file), named=_named(text, config, path))
     vocab = config.get("vocab_size")
     if isinstance(vocab, int) and tokenizer.vocab_size > vocab:
-        raise DataError(f"{file}: {tokenizer.vocab_size:,} token ids, and the model beside it has {vocab:,}. They do not belong together.")
+        raise DataError(
+            f"{file}: {tokenizer.vocab_size:,} token ids, but the model beside it has {vocab:,}. Use the tokenizer of this model."
+        )
     return tokenizer
 
 
@@ -80,22 +82,22 @@ def _file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     missing = path / "tokenizer.json"
-    raise DataError(f"{missing}: missing. Download it beside the weights, or give data.tokenizer: {{kind: file, path: ...}}.")
+    raise DataError(f"{missing}: missing. Download it to the folder of the weights, or set data.tokenizer: {{kind: file, path: ...}}.")
 
 
 def _bos(text: str, config: dict[str, Any], path: Path) -> str | None:
-    """The token that the model was trained to see before a document: what its config says by number, or its tokenizer by name."""
+    """Return the token before documents in the model's training: by id in its config, or by name in its tokenizer."""
     import tokenizers
 
     said = config.get("bos_token_id")
     if isinstance(said, int):
         try:
             name = tokenizers.Tokenizer.from_str(text).id_to_token(said)
-        except Exception:  # not a tokenizer at all: the caller's reading says so better
+        except Exception:  # not a tokenizer at all: the caller reports it better
             return None
         if name is None:
             raise DataError(
-                f"{path}: config.json says bos_token_id={said}, and the tokenizer beside it has no such token. They do not belong together."
+                f"{path}: config.json has bos_token_id={said}, but the tokenizer beside it has no such token. Use the tokenizer of this model."
             )
         return str(name)
     beside = path / "tokenizer_config.json"
@@ -110,7 +112,7 @@ def _bos(text: str, config: dict[str, Any], path: Path) -> str | None:
 
 
 def _named(text: str, config: dict[str, Any], path: Path) -> dict[str, str] | None:
-    """`bos_token` and `eos_token` as the publisher names them: in tokenizer_config.json, else by number in config.json."""
+    """Return `bos_token` and `eos_token` as the publisher names them: in tokenizer_config.json, else by id in config.json."""
     import tokenizers
 
     said = named_tokens(path) or {}

@@ -1,8 +1,8 @@
 """Tokens as training examples: windows of `seq_len` tokens over a stream of documents.
 
-Shape legend: B batch, T time. A window predicts each next token: inputs are places s..s+T-1 of the stream, targets s+1..s+T.
-Training windows lie side by side, shifted by another random offset each epoch, so that a token is not always seen at the same
-place. Held-out windows start at 0, and every token but the first BOS is predicted exactly once.
+Shape legend: B batch, T time. A window predicts each next token: inputs are positions s..s+T-1 of the stream, targets s+1..s+T.
+Training windows are contiguous, shifted by another random offset each epoch, so that a token is not always at the same
+position. Held-out windows start at 0, and every token but the first BOS is predicted exactly once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["TokenDataset"]
 
 
 class TokenDataset:
-    """Windows over token shards. Example `i` of epoch `e` is a pure function of (seed, e, i); threads may share it."""
+    """Windows over token shards. Example `i` of epoch `e` is a pure function of (seed, e, i); safe to share between threads."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class TokenDataset:
         """
         if shards.vocab != tokenizer.vocab_size:
             raise DataError(
-                f"{shards.folder}: made for {shards.vocab} tokens, but the tokenizer has {tokenizer.vocab_size}. Prepare the data again"
+                f"{shards.folder}: made for {shards.vocab} tokens, but the tokenizer has {tokenizer.vocab_size}. Delete the folder to prepare it again"
             )
         self.shards, self.tokenizer, self.seq_len = shards, tokenizer, seq_len
         self._seed, self._training, self._segments = seed, training, segments
@@ -54,9 +54,9 @@ class TokenDataset:
             if self._targets < seq_len:
                 raise DataError(
                     f"the {name} part has {len(shards):,} tokens (BOS included), "
-                    f"fewer than one sequence of seq_len={seq_len} and the token after it. Shorten data.seq_len or add text"
+                    f"fewer than one sequence of seq_len={seq_len} and the token after it. Lower data.seq_len, or add text"
                 )
-            self._windows = max(1, (self._targets - seq_len + 1) // seq_len)  # as many as fit behind the largest offset
+            self._windows = max(1, (self._targets - seq_len + 1) // seq_len)  # as many as fit after the largest offset
             self._offsets = min(seq_len, self._targets - self._windows * seq_len + 1)
         else:
             self._windows = 1 + max(0, -(-(self._targets - seq_len) // self._stride))
@@ -70,7 +70,7 @@ class TokenDataset:
         }  # fmt: skip
 
     def without_augmentation(self) -> Self:
-        """The same text in windows that lie side by side from the start of the stream, the same in every epoch."""
+        """Return the same text in contiguous windows from the start of the stream, the same in every epoch."""
         shown = copy.copy(self)
         shown._training = False
         return shown
@@ -80,17 +80,17 @@ class TokenDataset:
 
     @property
     def token_bytes(self) -> NDArray[np.int64]:
-        """(V) bytes of text that each token stands for, 0 for BOS: turns loss per token into bits per byte."""
+        """(V) bytes of text that each token stands for, 0 for BOS: converts loss per token to bits per byte."""
         return self.tokenizer.token_bytes
 
     def offset(self, epoch: int) -> int:
-        """Where the first window of an epoch begins in the stream."""
+        """Return the position of the first window of an epoch in the stream."""
         if not self._training:
             return 0
         return int(bits(key(self._seed, "window"), np.array([epoch], np.uint64))[0] % np.uint64(self._offsets))
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
-        """The windows `index`. Inputs, targets (B, T) int64; weights (B, T) float32; segments (B, T) int32 or None."""
+        """Return the windows `index`. Inputs, targets (B, T) int64; weights (B, T) float32; segments (B, T) int32 or None."""
         import torch
 
         index = np.asarray(index, np.int64)
@@ -113,7 +113,7 @@ class TokenDataset:
         )
 
     def _numbered(self, starts: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Document number within the row of each input. The closing BOS and the padding behind it are a document of their own."""
+        """Return the document number within the row of each input. The closing BOS and the padding after it are a document of their own."""
         place = np.minimum(starts[:, None] + np.arange(self.seq_len), len(self.shards) - 1)
         number = self.shards.document_at(place) + (place == len(self.shards) - 1)
         relative: NDArray[np.int32] = (number - number[:, :1]).astype(np.int32)

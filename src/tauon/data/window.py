@@ -1,4 +1,4 @@
-"""How a series is cut into examples, and what the calendar says of a moment. Values only; `series.py` does the cutting."""
+"""How a series is cut into examples, and calendar features of a date. Values only; `series.py` does the cutting."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ _SPAN: dict[str, int] = {"minute": 59, "hour": 23, "weekday": 6, "day": 30, "yea
 
 
 class WindowConfig(Config):
-    """Windows of a series: so many steps are read (the context), so many are predicted (the horizon)."""
+    """Windows of a series: the number of input steps (context) and predicted steps (horizon)."""
 
     context: Count = Field(96, ge=1, le=10**6)
     """Steps that the model reads, T."""
     horizon: Count = Field(24, ge=1, le=10**6)
     """Steps that follow and are predicted, H."""
     stride: Count = Field(1, ge=1)
-    """Steps between the beginnings of training windows."""
+    """Steps between the starts of training windows."""
     origins: Count = Field(1, ge=1)
-    """Steps between the moments from which held-out parts are forecast (rolling origin). 1: from every one."""
+    """Steps between forecast origins in held-out parts (rolling origin). 1: from every step."""
     calendar: tuple[CalendarPart, ...] = ()
-    """What the model reads of each date beside the values: minute, hour, weekday, day, yearday, month; each from -0.5 to 0.5."""
+    """Calendar inputs beside the values: minute, hour, weekday, day, yearday, month; each from -0.5 to 0.5."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if len(set(self.raw_value("calendar"))) != len(self.raw_value("calendar")):
-            yield "calendar", f"names a part twice: {list(self.raw_value('calendar'))}"
+            yield "calendar", f"has a part twice: {list(self.raw_value('calendar'))}"
 
 
 def calendar_columns(times: NDArray[np.datetime64], parts: tuple[CalendarPart, ...]) -> NDArray[np.float32]:
-    """(N, parts) of datetime64 (N): the place of each moment within its hour, day, week, month or year, from -0.5 to 0.5."""
+    """Return (N, parts) for datetime64 (N): the position of each time within its hour, day, week, month or year, from -0.5 to 0.5."""
     times = times.astype("datetime64[s]")
     day, month, year = (times.astype(f"datetime64[{u}]") for u in "DMY")
     found = {

@@ -1,4 +1,4 @@
-"""Measures a trained model: every metric with a confidence interval, the same to the last bit for every batch size."""
+"""Measure a trained model: every metric with a confidence interval, bit-identical for every batch size."""
 
 from tauon.evaluate.config import EvaluateConfig
 from tauon.evaluate.evaluation import Difference, Evaluation, compare

@@ -1,4 +1,4 @@
-"""The recipe's `evaluate:` node. Holds values only; `run.py` and the pipeline read them."""
+"""The recipe's `evaluate:` node. Values only; `run.py` and the pipeline read them."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ __all__ = ["EvaluateConfig"]
 
 
 class EvaluateConfig(Config):
-    """How a trained model is measured: on which split, with which weights, how certain the intervals are."""
+    """How a trained model is evaluated: data split, weights, confidence intervals."""
 
     split: Literal["auto", "test", "validation"] = "auto"
-    """Which part of the data: auto is the test split where there is one, else validation."""
+    """Which part of the data: auto is the test split if there is one, else validation."""
     batch: Count = 64
-    """Examples read from the data set at a time. No score depends on it: forward passes are made in fixed tiles."""
+    """Examples read from the data set at once. No metric depends on it: forward passes use fixed tiles."""
     resamples: Count = 1000
     """Bootstrap resamples behind each bootstrap interval; at least 100."""
     confidence: Fraction = 0.95
     """Confidence level of every interval, between 0.5 and 1."""
     weights: Literal["auto", "raw", "ema"] = "auto"
-    """Which weights are measured: auto is the moving average where training kept one, else the raw ones."""
+    """Which weights are evaluated: auto is the moving average if training kept one, else the raw ones."""
     top_k: tuple[Count, ...] | None = None
-    """Classes only: also the share of examples whose true class is among the k most probable. Left out: 5 where there are 20 classes or
+    """Classes only: also report the share of examples whose true class is among the k most probable. Default: 5 for 20 classes or
     more."""
     samples: Count = 4
-    """Texts to generate from each prompt, for language models; 0: none."""
+    """Number of texts to generate from each prompt, for language models; 0: none."""
     prompts: tuple[str, ...] = ()
-    """Texts to continue; none given: the start of a document."""
+    """Texts to continue. Default: the start of a document."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Values that no evaluation can work with."""
+        """Yield settings that no evaluation can work with."""
         if (batch := self.raw_value("batch")) < 1:
             yield "batch", f"got {batch}, expected at least 1 example"
         if (resamples := self.raw_value("resamples")) < 100:
-            yield "resamples", f"got {resamples}, expected at least 100: fewer leave the ends of a 95% interval to chance"
+            yield "resamples", f"got {resamples}, expected at least 100: with fewer the ends of a 95% interval are random"
         if not 0.5 <= (confidence := self.raw_value("confidence")) < 1:
             yield "confidence", f"got {confidence}, expected a level from 0.5 up to, not including, 1; write 95% or 0.95"
         if any(k < 1 for k in self.raw_value("top_k") or ()):
-            yield "top_k", f"got {list(self.raw_value('top_k'))}, expected numbers of classes, each at least 1"
+            yield "top_k", f"got {list(self.raw_value('top_k'))}, expected values of k, each at least 1"
         if (samples := self.raw_value("samples")) < 0:
             yield "samples", f"got {samples}, expected 0 or more"

@@ -1,5 +1,5 @@
-"""What an evaluation found: `Evaluation`, the record that becomes `runs/<name>/evaluation.json`; `compare` sets two of them side by side. Computes
-no metric and writes no file.
+"""`Evaluation`, the result that becomes `runs/<name>/evaluation.json`; `compare` puts two of them side by side. Computes no metric and
+writes no file.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Evaluation:
     """classification | regression | quantile-regression | forecasting | language-modelling"""
     split: str
     n: int
-    """Examples that counted."""
+    """Number of examples with non-zero weight."""
     primary: str
-    """The metric to lead with."""
+    """The main metric."""
     metrics: dict[str, Metric]
     confidence: float
     resamples: int
@@ -32,17 +32,17 @@ class Evaluation:
     counts: dict[str, int] = field(default_factory=dict)
     """Totals behind the metrics: examples, tokens, bytes, words, ..."""
     per_class: list[dict[str, Any]] = field(default_factory=list)
-    """One row a class (or regression target): its label, counts, and metrics."""
+    """One row per class (or regression target): its label, counts, and metrics."""
     confusion: dict[str, Any] | None = None
     """`labels`, and `counts[true][predicted]`."""
     calibration: dict[str, Any] | None = None
     """`bins` of the reliability diagram: confidence against accuracy."""
     notes: list[str] = field(default_factory=list)
     forecasts: list[dict[str, Any]] = field(default_factory=list)
-    """Of series: a few windows, whole, to be drawn: `origin`, and for each target `context`, `truth`, `forecast`, `low`, `high`."""
+    """For series: a few complete windows to plot: `origin`, and for each target `context`, `truth`, `forecast`, `low`, `high`."""
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values only; no NaN and no infinity among them (an undefined number is null with a reason)."""
+        """Return JSON values, without NaN and infinity (an undefined number is null with a reason)."""
         return {
             "family": self.family,
             "split": self.split,
@@ -61,7 +61,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, data: Any) -> Evaluation:
-        """The record back from `to_json`. Raises `DataError` when `data` is not such a record."""
+        """Return the evaluation from `to_json`. Raises `DataError` if `data` is not an evaluation."""
         try:
             plain = dict(data)
             plain["metrics"] = {k: Metric.from_json(m) for k, m in plain["metrics"].items()}
@@ -71,26 +71,26 @@ class Evaluation:
             ]
             return cls(**plain)
         except (TypeError, ValueError, KeyError, AttributeError) as err:
-            raise DataError(f"not an evaluation record ({type(err).__name__}: {err}); evaluate the run again to write a new one") from None
+            raise DataError(f"not an evaluation record ({type(err).__name__}: {err}). Write a new one: tauon evaluate RUN") from None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of two evaluations. `b - a`; None where either is undefined."""
+    """One metric of two evaluations: `b - a`; None if either is undefined."""
 
     name: str
     a: Metric
     b: Metric
     difference: float | None
     overlap: bool | None
-    """Whether the intervals meet. Apart: the difference is real at (at least) the intervals' level. Meeting: it may still be,
-    since both were measured on the same examples; this comparison does not pair them."""
+    """Whether the intervals overlap. If not, the difference is significant at (at least) the intervals' level. If so, it may still be,
+    because both were measured on the same examples and this comparison is not paired."""
     winner: Literal["a", "b", "even"] | None
-    """Which of the two is ahead, taking the intervals into account: even where they meet."""
+    """Which of the two is better: even if the intervals overlap."""
 
 
 def compare(a: Evaluation, b: Evaluation) -> list[Difference]:
-    """Metrics that both evaluations have, in `a`'s order. Raises `DataError` when they measured different kinds of task."""
+    """Return the metrics that both evaluations have, in `a`'s order. Raises `DataError` if their tasks are of different families."""
     if a.family != b.family:
         raise DataError(f"cannot compare {a.family} with {b.family}: choose two runs of one task")
     return [_difference(name, m, b.metrics[name]) for name, m in a.metrics.items() if name in b.metrics]

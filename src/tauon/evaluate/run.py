@@ -1,7 +1,7 @@
 """`evaluate`: a model, a task, a data set in; an `Evaluation` with intervals out.
 
-Iterates over tiles and hands predictions to the task's scorer: what a metric is, tasks know. Chooses no split and loads no weights (the pipeline does),
-trains nothing, writes no file.
+Iterates over tiles and passes predictions to the task's scorer, which defines the metrics. Chooses no split and loads no weights (the pipeline
+does), trains nothing, writes no file.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def evaluate(
 ) -> Evaluation:
     """Measure `model` on `dataset`, every metric with an interval at `config.confidence`.
 
-    Examples of weight zero count nowhere; every other weight counts as one (weights shape the loss in training; the metrics describe the
-    data as they are). The values depend neither on `config.batch` nor on what ran before. `split` names the data in the record (default:
-    `config.split`). `where`: `context` opens around each forward pass; the model must be on `device` already.
+    Examples of weight zero are excluded; all other weights count as one (weights shape the loss in training; the metrics describe the
+    data as it is). Values depend neither on `config.batch` nor on earlier runs. `split` is the name of the data in the record (default:
+    `config.split`). `where`: `context` is entered around each forward pass; the model must be on `device` already.
 
-    Raises DataError where the data set is empty, all weights are zero, or predictions do not fit the targets.
+    Raises DataError if the data set is empty, all weights are zero, or predictions do not match the targets.
     """
     scoring = Scoring(config.confidence, config.resamples, seed, config.top_k, dataset.spec, dataset.facts, _units(dataset.spec))
     began, scorer = time.perf_counter(), task.scorer(dataset, scoring)
@@ -53,5 +53,5 @@ def evaluate(
 
 
 def _units(spec: DataSpec) -> Callable[[np.ndarray], np.ndarray]:
-    """From the scale that the model learns to that of the data."""
+    """Convert from the model's target scale to the units of the data."""
     return TargetScale(spec.target_center, spec.target_scale).undo if spec.target_scale else lambda values: values

@@ -1,9 +1,9 @@
-"""Predictions for every example of a data set, the same to the last bit whatever the batch size.
+"""Predictions for every example of a data set, bit-identical for every batch size.
 
 Matrix kernels choose their blocking by shape, so that one example's output changes in its last bits with the number of rows
-beside it. Therefore the model only ever sees one shape: tiles of R rows (8 for token batches, 64 for arrays). Example i is
-computed in tile i // R, slot i % R; a last, short tile is filled up with copies of its last row at weight zero, whose outputs
-are dropped. The batch size says how many examples are read at a time; it is no part of the arithmetic.
+beside it. Therefore the model only ever gets one shape: tiles of R rows (8 for token batches, 64 for arrays). Example i is
+computed in tile i // R, slot i % R; a last, short tile is padded with copies of its last row at weight zero, whose outputs
+are dropped. The batch size is only the number of examples read at once; results do not depend on it.
 
 Computes no metric.
 """
@@ -37,19 +37,19 @@ class Where(TypedDict, total=False):
     """Where a model runs."""
 
     context: Callable[[], AbstractContextManager[Any]] | None
-    """Opened around every forward pass: autocast, say."""
+    """Entered around every forward pass: autocast, for example."""
     device: device | str
-    """On which the model is; the CPU if left out."""
+    """Device of the model; default: the CPU."""
 
 
 class Predictor(Protocol):
-    """What gives predictions to be scored: of a task, this part."""
+    """The part of a task that predicts."""
 
     family: str
-    """How they are scored; part of the record."""
+    """Family of metrics; part of the record."""
 
     def predict(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        """One row an example, B first."""
+        """Return one row per example, B first."""
         ...
 
 
@@ -57,7 +57,7 @@ class ScoredTask(Predictor, Protocol):
     """The part of a task that evaluation uses."""
 
     def scorer(self, dataset: Dataset, scoring: Scoring) -> Scorer:
-        """What makes metrics of its predictions on this data set."""
+        """Return the object that computes metrics from its predictions on this data set."""
         ...
 
 
@@ -71,10 +71,10 @@ def predict_all(
     device: device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What `task` predicts for each example, and each example's weight.
+    """Return the predictions of `task` for each example, and each example's weight.
 
-    `context` opens around every forward pass (autocast, say); `progress` is told (examples done, examples in all). The model is
-    put in evaluation mode and every module's training flag is restored, also after an error.
+    `context` is entered around every forward pass (autocast, for example); `progress` is called with (examples done, all examples). The model
+    is put in evaluation mode and every module's training flag is restored, also after an error.
 
     Returns ({name: N...}, weights N): the weight of a row of tokens is the largest of its tokens' weights.
     Raises DataError when examples differ in shape.
@@ -98,12 +98,12 @@ def predict_each(
     device: device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """What `predict_all` gives, tile by tile and in order: for those who only add up."""
+    """Yield the results of `predict_all` tile by tile and in order: for callers that only sum up."""
     import torch
 
     total, one_thread = len(dataset), _is_small(model, device)
     if total == 0:
-        raise DataError("the data set to evaluate on holds no example; give its split some data")
+        raise DataError("the data set to evaluate on is empty. Hold some data out (data.split), or choose another evaluate.split")
     done = 0
     with torch.no_grad(), _evaluating(model):
         for tile, valid in _tiles(dataset, batch):
@@ -124,8 +124,8 @@ def infer_all(
     context: Callable[[], AbstractContextManager[Any]] | None = None,
     device: device | str = "cpu",
 ) -> dict[str, np.ndarray]:
-    """What `infer` (of a task) gives for every row of one batch, in the tiles in which `predict_each` would compute it, where the batch begins
-    at a multiple of them. The model must be in evaluation mode.
+    """Return the results of `infer` (of a task) for every row of one batch, in the same tiles as `predict_each`, if the batch starts at a
+    multiple of the tile size. The model must be in evaluation mode.
     """
     import torch
 
@@ -145,7 +145,7 @@ def infer_all(
 
 
 def tile_rows(batch: Batch) -> int:
-    """Rows of a tile of such examples."""
+    """Number of rows of a tile of such examples."""
     return ARRAY_ROWS if batch.inputs.is_floating_point() else TOKEN_ROWS
 
 
@@ -155,14 +155,16 @@ def _as_arrays(outputs: dict[str, Tensor], rows: int, valid: int) -> dict[str, n
     made: dict[str, np.ndarray] = {}
     for name, value in outputs.items():
         if value.shape[:1] != (rows,):
-            raise TypeError(f"task.predict gave {name!r} of shape {tuple(value.shape)} for {rows} examples; expected {rows} first")
+            raise TypeError(
+                f"task.predict returned {name!r} of shape {tuple(value.shape)} for {rows} examples; expected {rows} as the first dimension"
+            )
         value = value.float() if value.dtype in (torch.bfloat16, torch.float16) else value  # numpy has no bfloat16
         made[name] = value[:valid].detach().cpu().numpy()
     return made
 
 
 def _tiles(dataset: Dataset, batch: int) -> Iterator[tuple[Batch, int]]:
-    """(tile of exactly R rows, how many of them are examples), reading `batch` examples at a time."""
+    """Yield (tile of exactly R rows, number of real examples), reading `batch` examples at once."""
     waiting: list[Batch] = []
     count, rows, total = 0, 0, len(dataset)
     for start in range(0, total, batch):
@@ -199,7 +201,7 @@ def _join(parts: list[Batch]) -> Batch:
 
 
 def _pad(short: Batch, rows: int) -> Batch:
-    """`short` filled up to `rows` with copies of its last row, weight zero."""
+    """Return `short` padded to `rows` with copies of its last row, weight zero."""
     import torch
 
     pick = torch.arange(rows).clamp(max=len(short) - 1)
@@ -232,7 +234,7 @@ def _threads(one: bool) -> Iterator[None]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every module's own training flag afterwards (a frozen batch norm stays frozen)."""
+    """Evaluation mode within the block; afterwards every module's training flag is restored (a frozen batch norm stays frozen)."""
     flags = [(m, m.training) for m in model.modules()]
     model.eval()
     try:

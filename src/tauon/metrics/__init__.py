@@ -1,4 +1,4 @@
-"""Metrics, one file a family: arrays of predictions and targets in, numbers with confidence intervals out. Knows no model, task or data set."""
+"""Metrics, one file per family: arrays of predictions and targets in, numbers with confidence intervals out. Independent of models, tasks and data sets."""
 
 from tauon.metrics.metric import Better, Metric, Scores
 from tauon.metrics.scoring import Scorer, Scoring, need

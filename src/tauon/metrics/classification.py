@@ -1,8 +1,8 @@
 """Metrics of a classifier from its probabilities: accuracy, precision, recall, F1, ROC-AUC, log loss, Brier, calibration.
 
-Conventions (scikit-learn's where it has one): the predicted class is the most probable, the first of equals; macro averages run
-over classes that have examples; a class that was never predicted counts as precision 0 in the macro average, and the metric says
-so; what is undefined is None with its reason. Runs no model.
+Conventions (scikit-learn's if it has one): the predicted class is the most probable, the first of ties; macro averages are
+over classes that have examples; a class that was never predicted counts as precision 0 in the macro average, with a note;
+an undefined metric is None with its reason. Runs no model.
 
 Legend: N examples, C classes.
 """
@@ -25,11 +25,11 @@ __all__ = ["BINS", "MANY", "WHOLE", "ConfusionCounts", "checked_probabilities", 
 BINS = 15
 """Equal-width bins of confidence (Guo et al. 2017, arXiv:1706.04599)."""
 MANY = 20
-"""Classes from which top-5 accuracy is told without being asked for."""
+"""Number of classes from which top-5 accuracy is reported by default."""
 WHOLE = 300
-"""Classes up to which the whole confusion matrix is kept."""
+"""Number of classes up to which the whole confusion matrix is stored."""
 _AT_ONCE = 4_000_000
-"""Resampled counts held at a time (32 MB an array)."""
+"""Resampled counts in memory at once (32 MB per array)."""
 _TINY = float(np.finfo(np.float32).tiny)
 _LOSS_ABOUT = "mean -log p(true class), nats"
 
@@ -38,10 +38,10 @@ def classification(
     scores_NC: np.ndarray, targets_N: np.ndarray, labels: Sequence[str], *, confidence: float, resamples: int, seed: int,
     top_k: Sequence[int] | None = None,
 ) -> Scores:  # fmt: skip
-    """The fields of an `Evaluation` that belong to a classifier.
+    """Return the fields of an `Evaluation` for a classifier.
 
-    scores: probabilities, rows sum to 1. targets: class indices. Raises DataError for scores that are no probabilities and for
-    targets out of range.
+    scores: probabilities, rows sum to 1. targets: class indices. Raises DataError if scores are not probabilities and if
+    targets are out of range.
     """
     n, classes = scores_NC.shape
     names = [str(label) for label in labels] if len(labels) == classes else [str(c) for c in range(classes)]
@@ -74,11 +74,11 @@ def classification(
 
 
 def checked_probabilities(scores_NC: np.ndarray, targets_N: np.ndarray) -> np.ndarray | None:
-    """Scores in float64; None where some are not finite. Raises DataError for targets out of range and for what are no probabilities."""
+    """Return scores in float64; None if some are not finite. DataError for targets out of range and scores that are not probabilities."""
     classes = scores_NC.shape[1]
     if targets_N.min() < 0 or targets_N.max() >= classes:
         raise DataError(
-            f"class indices run from {targets_N.min()} to {targets_N.max()}; the model has {classes} classes, 0 to {classes - 1}"
+            f"class indices range from {targets_N.min()} to {targets_N.max()}, but the model has {classes} classes, 0 to {classes - 1}"
         )
     if not np.isfinite(scores_NC).all():
         return None
@@ -102,12 +102,12 @@ def _broken(n: int, broken: int, names: list[str]) -> Scores:
 
 @dataclass(frozen=True)
 class ConfusionCounts:
-    """A confusion matrix as its cells that are not empty, K at most as many as examples: of 10,000 classes the whole one would have 1e8."""
+    """A confusion matrix as its non-empty cells, at most as many as examples: with 10,000 classes the full one would have 1e8."""
 
     classes: int
     true_K: np.ndarray
     guess_K: np.ndarray
-    """Rising by (true, guess)."""
+    """Sorted by (true, guess)."""
     count_K: np.ndarray
 
     @classmethod
@@ -126,7 +126,7 @@ class ConfusionCounts:
         return hits, support, predicted
 
     def to_json(self) -> dict[str, Any]:
-        """`counts[true][predicted]`; above `WHOLE` classes `cells`, [true, predicted, count] of those that are not empty."""
+        """`counts[true][predicted]`; above `WHOLE` classes `cells`, [true, predicted, count] of non-empty cells."""
         if self.classes > WHOLE:
             return {"cells": np.stack([self.true_K, self.guess_K, self.count_K], 1).tolist()}
         counts_CC = np.zeros((self.classes, self.classes), np.int64)
@@ -141,7 +141,7 @@ def _accuracy(counts: ConfusionCounts, confidence: float) -> Metric:
 
 
 def one_class(hit: int, support: int, predicted: int, confidence: float) -> dict[str, Metric]:
-    """Of a class with `support` examples that was predicted `predicted` times, `hit` of them rightly.
+    """Metrics of a class with `support` examples that was predicted `predicted` times, `hit` of them correctly.
 
     Precision and recall are proportions (of the predicted, of the true): Wilson. F1 = 2 J / (1 + J) rises with
     J = TP / (TP + FP + FN), a proportion too (Hand et al. 2021, arXiv:2008.00103): Wilson's ends, carried over.
@@ -169,7 +169,7 @@ def one_class(hit: int, support: int, predicted: int, confidence: float) -> dict
 
 
 def _resampled_averages(counts: ConfusionCounts, resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """By name (`f1_macro`, ...): each average of the examples drawn again, `resamples` values; some draws at a time."""
+    """By name (`f1_macro`, ...): each average over resampled examples, `resamples` values; in chunks."""
     rng, true, guess = generator(seed, "confusion"), counts.true_K, counts.guess_K
     same, order = true == guess, np.argsort(guess, kind="stable")
     rows, first_of_row = np.unique(true, return_index=True)  # cells of one row are neighbours
@@ -224,8 +224,8 @@ def _averages(counts: ConfusionCounts, drawn: dict[str, np.ndarray], confidence:
 def _ranking(
     p_NC: np.ndarray, targets_N: np.ndarray, top_k: Sequence[int], confidence: float, resamples: int, seed: int
 ) -> dict[str, Metric]:
-    """How far down the list of classes the true one stands: top-k accuracy, and with it the mean reciprocal rank. Of equals the first
-    is counted as ahead, as for the predicted class.
+    """Rank of the true class among all classes: top-k accuracy, and with it the mean reciprocal rank. Of ties the first class
+    ranks higher, as for the predicted class.
     """
     n, classes = p_NC.shape
     if not top_k:
@@ -245,7 +245,7 @@ def _ranking(
 
 
 def _areas(p_NC: np.ndarray, targets_N: np.ndarray, confidence: float) -> list[Metric]:
-    """ROC-AUC of each class against the rest, then the one to report: class 1's for two classes, the macro mean otherwise.
+    """ROC-AUC of each class against the rest, and the main one: class 1's for two classes, the macro mean otherwise.
 
     The mean's variance is DeLong's, with every class's placement values added up per example before squaring, so that the
     areas' covariances are in it; for two classes it is DeLong's formula.
@@ -284,7 +284,7 @@ def _areas(p_NC: np.ndarray, targets_N: np.ndarray, confidence: float) -> list[M
 
 
 def placements(score_N: np.ndarray, positive_N: np.ndarray) -> tuple[float, np.ndarray]:
-    """The area, and each example's influence on it: (placement - area) / size of its own side. Sum of squares ~ variance."""
+    """Return the area, and each example's influence on it: (placement - area) / size of its own side. Sum of squares ~ variance."""
     pos, neg = np.sort(score_N[positive_N]), np.sort(score_N[~positive_N])
     below = np.searchsorted(neg, score_N[positive_N], "left") + np.searchsorted(neg, score_N[positive_N], "right")
     area = int(below.sum()) / (2 * len(pos) * len(neg))  # whole numbers until the one division

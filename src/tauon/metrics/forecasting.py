@@ -1,7 +1,7 @@
-"""Metrics of forecasts from a rolling origin: MSE, MAE, MASE; with quantiles the pinball loss and how often intervals hold the truth.
+"""Metrics of forecasts from a rolling origin: MSE, MAE, MASE; with quantiles the pinball loss and interval coverage.
 
 Every window counts (the literature's loaders dropped the last batch: Qiu et al. 2024, arXiv:2403.20150), every step and target alike.
-Sums are kept, never predictions: memory is O(targets), whatever the number of windows. Windows overlap, so that intervals come from
+Only sums are stored, no predictions: memory is O(targets), for any number of windows. Windows overlap, so intervals come from
 resampling blocks of neighbours as long as context and horizon together, not single windows. Runs no model.
 
 Legend: B windows of a tile, H horizon, K targets, Q quantiles, R blocks.
@@ -22,29 +22,29 @@ from tauon.metrics.metric import Better, Metric, Scores
 __all__ = ["ForecastSums"]
 
 _MOST_BLOCKS = 4096
-_FLOOR_BLOCKS = 8  # fewer say nothing about how much another period would differ
+_FLOOR_BLOCKS = 8  # fewer blocks cannot estimate how much another period would differ
 
 
 class ForecastSums:
-    """Adds up what tiles of predictions say; `finish` makes metrics of it."""
+    """Sums up tiles of predictions; `finish` returns the metrics."""
 
     def __init__(self, labels: Sequence[str], facts: dict[str, Any], *, length: int) -> None:
-        """`facts`: of the data set: seasonal_naive_mae, season, scale, by target. `length`: windows of a block."""
+        """`facts` of the data set: seasonal_naive_mae, season, scale, by target. `length`: windows per block."""
         self.labels, self.facts = list(labels), facts
         self.windows = 0
         self.broken = 0
         self.length = max(1, length)
         self.blocks: list[np.ndarray] = []
-        """Of each block: windows, then for each target: squared errors, absolute errors, pinball of each quantile, inside each interval."""
+        """For each block: windows, then for each target: squared errors, absolute errors, pinball of each quantile, inside each interval."""
         self.levels: tuple[float, ...] = ()
         self.crossed = 0.0
         self._horizon = 0
 
     def add(self, outputs: dict[str, np.ndarray]) -> None:
-        """One tile: predictions and targets BHK; quantiles BHKQ, crossed B and levels BQ where there are any."""
+        """Add one tile: predictions and targets BHK; optionally quantiles BHKQ, crossed B and levels BQ."""
         p, t = (np.asarray(outputs[k], np.float64) for k in ("predictions", "targets"))
         if p.shape != t.shape:
-            raise DataError(f"the model predicts {p.shape[1:]} (steps, targets) a window, the data set has {t.shape[1:]}")
+            raise DataError(f"the model predicts {p.shape[1:]} (steps, targets) per window, but the data set has {t.shape[1:]}")
         self._horizon = p.shape[1]
         parts = [np.square(p - t).mean(1), np.abs(p - t).mean(1)]
         if "quantiles" in outputs:
@@ -59,7 +59,7 @@ class ForecastSums:
         for i in range(len(rows)):
             block = self.windows // self.length
             if block == len(self.blocks):
-                if block == _MOST_BLOCKS:  # neighbours join: half as many, twice as long
+                if block == _MOST_BLOCKS:  # merge neighbours: half as many blocks, twice as long
                     self.blocks = [a + b for a, b in zip(self.blocks[::2], self.blocks[1::2], strict=True)]
                     self.length *= 2
                     block = self.windows // self.length
@@ -69,7 +69,7 @@ class ForecastSums:
             self.windows += 1
 
     def finish(self, *, confidence: float, resamples: int, seed: int) -> Scores:
-        """The fields of an `Evaluation`."""
+        """Return the fields of an `Evaluation`."""
         counts = {"windows": self.windows, "steps": self.windows * self._horizon, "targets": len(self.labels)}
         if self.broken:
             reason = f"{self.broken} of {self.windows} windows have forecasts that are not finite"
@@ -119,7 +119,7 @@ class ForecastSums:
         return {"primary": primary, "metrics": metrics, "per_class": rows, "counts": counts, "notes": notes}
 
     def _of_quantiles(self, mean_KC: np.ndarray, drawn_RKC: np.ndarray, metric: Callable[..., Metric]) -> dict[str, Metric]:
-        """Pinball loss, and how often each interval holds the truth."""
+        """Return pinball loss and interval coverage."""
         Q = len(self.levels)
         found = {"pinball": metric("pinball", float(mean_KC[:, 2 : 2 + Q].mean()), drawn_RKC[:, :, 2 : 2 + Q].mean((1, 2)))}
         for i, (_, _, nominal) in enumerate(intervals_of(self.levels)):
@@ -130,7 +130,7 @@ class ForecastSums:
         return found
 
     def _by_target(self, mean_KC: np.ndarray, drawn_RKC: np.ndarray, metric: Callable[..., Metric], about: str) -> list[dict[str, Any]]:
-        """One row a target. `about`: what MASE is."""
+        """Return one row per target. `about`: definition of MASE."""
         K = len(self.labels)
         naive: list[float | None] = self.facts.get("seasonal_naive_mae") or [None] * K
         scale = self.facts.get("scale") or [1.0] * K
@@ -160,7 +160,7 @@ _ABOUT = {
 
 
 def intervals_of(levels: Sequence[float]) -> list[tuple[int, int, float]]:
-    """(lower, upper, what it should hold) of each pair of quantiles that lie symmetrically around the median.
+    """Return (lower, upper, nominal coverage) of each pair of quantiles that are symmetric around the median.
 
     >>> intervals_of((0.1, 0.5, 0.9))
     [(0, 2, 0.8)]

@@ -2,7 +2,7 @@
 
 Sources: Wilson 1927; DeLong, DeLong & Clarke-Pearson 1988 (Biometrics 44); Birnbaum & Klose 1957 (variance bound of the area);
 Pepe 2003 (logit scale); Efron & Tibshirani 1993 (bootstrap).
-Every draw is a function of (seed, purpose). Knows no metric by name.
+Every draw is a function of (seed, purpose). Independent of specific metrics.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["absolute_sum_interval", "area_interval", "generator", "percentile", 
 Interval = tuple[float, float]
 
 _CHUNK = 4_000_000
-"""Draws held at a time (about 64 MB)."""
+"""Draws in memory at once (about 64 MB)."""
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
-    """A stream of its own for (seed, purpose), whatever was drawn before."""
+    """Return a random stream for (seed, purpose), independent of earlier draws."""
     digest = hashlib.sha256(f"{seed}:evaluate:{purpose}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
@@ -33,7 +33,7 @@ def z_score(confidence: float) -> float:
 
 
 def wilson(successes: float, n: float, confidence: float) -> Interval:
-    """Wilson's score interval of a proportion: all p with |successes/n - p| <= z sqrt(p (1 - p) / n). Never outside [0, 1].
+    """Return Wilson's score interval of a proportion: all p with |successes/n - p| <= z sqrt(p (1 - p) / n). Never outside [0, 1].
 
     >>> [round(x, 4) for x in wilson(9, 10, 0.95)]
     [0.5958, 0.9821]
@@ -49,7 +49,7 @@ def wilson(successes: float, n: float, confidence: float) -> Interval:
 
 
 def area_interval(area: float, variance: float, smaller: int, confidence: float) -> tuple[Interval, str]:
-    """Interval of an area under a ROC curve from DeLong's variance, symmetric on the logit scale, and the method's name.
+    """Return the interval of an area under a ROC curve from DeLong's variance, symmetric on the logit scale, and the method's name.
 
     The logit keeps it inside (0, 1) and covers better than the symmetric interval near 1. Where DeLong's variance is zero or
     undefined (perfect separation, a class of one example), Wilson's interval with n = the size of the `smaller` class:
@@ -67,7 +67,7 @@ def _sigmoid(x: float) -> float:
 
 
 def resample_sums(columns: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Sums of each column over `resamples` draws of N rows with replacement.
+    """Return sums of each column over `resamples` draws of N rows with replacement.
 
     columns: N x K float64. Returns resamples x K. One draw serves all columns, so that ratios of sums stay paired.
     """
@@ -77,24 +77,24 @@ def resample_sums(columns: np.ndarray, resamples: int, rng: np.random.Generator)
     for first in range(0, resamples, step):
         count = min(step, resamples - first)
         drawn = rng.integers(0, n, size=(count, n), dtype=np.int64)
-        drawn += (np.arange(count) * n)[:, None]  # one histogram for the whole chunk instead of one a resample
+        drawn += (np.arange(count) * n)[:, None]  # one histogram for the whole chunk instead of one per resample
         times = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
         sums[first : first + count] = times.astype(np.float64) @ columns
     return sums
 
 
 def resample_cells(counts: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Resampled counts of the cells of a table (any shape, flattened): what drawing the examples again would put there.
+    """Return resampled counts of the cells of a table (any shape, flattened), as if the examples were drawn again.
 
-    counts: cells (int). Returns resamples x cells. A multinomial draw: the same distribution as drawing examples, at the price
-    of one draw a cell.
+    counts: cells (int). Returns resamples x cells. A multinomial draw: the same distribution as drawing examples, at the cost
+    of one draw per cell.
     """
     n = int(counts.sum())
     return rng.multinomial(n, counts / n, size=resamples)
 
 
 def percentile(values: np.ndarray, confidence: float) -> Interval | None:
-    """Central `confidence` share of the resampled values (undefined ones left out); None when all of them agree."""
+    """Return the central `confidence` share of the resampled values (without undefined ones); None if all of them are equal."""
     kept = values[~np.isnan(values)]
     if len(kept) < 2:
         return None
@@ -104,10 +104,10 @@ def percentile(values: np.ndarray, confidence: float) -> Interval | None:
 
 
 def absolute_sum_interval(parts_B: np.ndarray, drawn_RB: np.ndarray, n: int, confidence: float, upper: float) -> Interval | None:
-    """Interval of sum_b |x_b| from the measured `parts` x and their resampled values, within [0, `upper`]; holds the measured sum.
+    """Return the interval of sum_b |x_b| from the measured `parts` x and their resampled values, within [0, `upper`]; includes the measured sum.
 
-    |.| turns noise into size, so that sums of resampled absolute values lie above the measured one, which lies above the true one:
-    the percentile interval can miss both. Here a part whose sign is sure (beyond sqrt(log n) standard errors, as in moment
+    Noise increases |.|, so that sums of resampled absolute values exceed the measured one, which exceeds the true one:
+    the percentile interval can miss both. Here a part whose sign is certain (beyond sqrt(log n) standard errors, as in moment
     selection, Andrews & Soares 2010) errs with its sign, any other errs by |noise|: |x_b| - |true_b| <= |x_b - true_b|.
     """
     noise = drawn_RB - parts_B

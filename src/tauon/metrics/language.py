@@ -1,7 +1,7 @@
-"""Metrics of a language model from the surprise of each sequence: loss, perplexity, bits per byte, word perplexity.
+"""Metrics of a language model from the loss of each sequence: loss, perplexity, bits per byte, word perplexity.
 
-Intervals resample whole sequences, not tokens: the surprises of one sequence's tokens depend on one another (one topic, one
-author, one copied passage), so that tokens drawn one by one would pretend to more evidence than there is. Runs no model.
+Intervals resample whole sequences, not tokens: the losses of one sequence's tokens depend on one another (one topic, one
+author, one copied passage), so resampling single tokens would give intervals that are too narrow. Runs no model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tauon.metrics.metric import Metric, Scores
 __all__ = ["language_modelling"]
 
 _WHOLE = 0.999
-"""Share of the text's bytes that must have been predicted for word perplexity: the first token has nothing before it."""
+"""Share of the text's bytes that must have been predicted for word perplexity: the first token has no context."""
 _PERPLEXITY, _BITS = "exp(loss): perplexity per token of this tokenizer", "total -log2 p / UTF-8 bytes of the predicted text"
 _WORD = "exp(total -log p in nats / words of the text): comparable across tokenizers"
 
@@ -26,9 +26,9 @@ _WORD = "exp(total -log p in nats / words of the text): comparable across tokeni
 def language_modelling(
     nll_N: np.ndarray, tokens_N: np.ndarray, bytes_N: np.ndarray, facts: Mapping[str, Any], *, confidence: float, resamples: int, seed: int
 ) -> Scores:
-    """The fields of an `Evaluation` that belong to a language model.
+    """Return the fields of an `Evaluation` for a language model.
 
-    nll: sum of -log p over a sequence's counted tokens (nats); tokens, bytes: how many those are. facts: of the data set;
+    nll: sum of -log p over a sequence's counted tokens (nats); tokens, bytes: their numbers. facts of the data set;
     `n_words` or `words` (with `n_bytes` or `bytes`, to check that the whole text was predicted) lead to word perplexity.
     """
     n = len(nll_N)
@@ -75,7 +75,7 @@ def language_modelling(
 
 
 def _exponential(loss: Metric, about: str) -> Metric:
-    """Exp of a loss and of its interval's ends: a monotone map carries a percentile interval over exactly."""
+    """Return exp of a loss and of its interval's ends: a monotone map transforms a percentile interval exactly."""
     assert loss.value is not None
     if loss.value > 700:
         return Metric.undefined(f"exp({loss.value:.4g}) is larger than a float64 holds", n=loss.n, better="lower", about=about)

@@ -1,6 +1,6 @@
-"""Metrics of a masked language model: loss, perplexity and accuracy at the hidden tokens. Runs no model.
+"""Metrics of a masked language model: loss, perplexity and accuracy at the masked tokens. Runs no model.
 
-Intervals resample whole sequences, as the hidden tokens of one depend on one another.
+Intervals resample whole sequences, because the masked tokens of one depend on one another.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ABOUT = {
 def masked_language_modelling(
     nll_N: np.ndarray, tokens_N: np.ndarray, correct_N: np.ndarray, *, confidence: float, resamples: int, seed: int
 ) -> Scores:
-    """The fields of an `Evaluation`. nll: nats summed over a sequence's hidden tokens; tokens: how many; correct: how many were found."""
+    """The fields of an `Evaluation`. nll: nats summed over a sequence's masked tokens; tokens: their number; correct: number of correct ones."""
     n, total = len(nll_N), int(tokens_N.sum())
     counts = {"sequences": n, "hidden_tokens": total}
     broken = int((~np.isfinite(nll_N)).sum())

@@ -1,4 +1,4 @@
-"""`Metric`: one number with its interval, and how both were made; `Scores`: what a task's metrics are together. Computes nothing."""
+"""`Metric`: one number with its interval and their definitions; `Scores`: all metrics of a task. Computes nothing."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Better = Literal["higher", "lower"]
 
 @dataclass(frozen=True)
 class Metric:
-    """One number with its interval. `value` None: undefined, and `reason` says why; `low` None: no interval, likewise."""
+    """One number with its interval. `value` None: undefined, with `reason`; `low` None: no interval, likewise."""
 
     value: float | None
     low: float | None
     high: float | None
     n: int
-    """Examples (sequences, for language models) that the number is made of."""
+    """Number of examples (sequences, for language models) behind the number."""
     method: str
-    """How the interval was made."""
+    """Method of the interval."""
     better: Better
     about: str
-    """What the number is: formula and unit."""
+    """Definition: formula and unit."""
     reason: str = ""
-    """Why something is None, or what the convention behind the value was."""
+    """Why a value is None, or the convention behind it."""
 
     @classmethod
     def undefined(cls, reason: str, *, n: int, better: Better, about: str) -> Metric:
@@ -37,7 +37,7 @@ class Metric:
     def bootstrapped(
         cls, value: float, interval: tuple[float, float] | None, n: int, better: Better, about: str, said: str = "", unit: str = "examples"
     ) -> Metric:
-        """A metric with its percentile interval; without one, the reason. `said`: what else the reader must know."""
+        """Return a metric with its percentile interval; without one, the reason. `said`: a note for the reader."""
         if interval is None:
             gone = "no interval: every resample gives the same value, which says nothing about unseen examples"
             return cls(value, None, None, n, "none", better, about, "; ".join(filter(None, (said, gone))))
@@ -56,7 +56,7 @@ class Metric:
 
 
 class Scores(TypedDict, total=False):
-    """What is said of a model on some examples: `primary` and `metrics` always, the rest where there is any. See `tauon.evaluate.Evaluation`."""
+    """Metrics of a model on some examples: `primary` and `metrics` always, the rest if it applies. See `tauon.evaluate.Evaluation`."""
 
     primary: str
     metrics: dict[str, Metric]

@@ -1,6 +1,6 @@
 """Metrics of a multi-label classifier: mean average precision, F1 over all labels and by label, subset accuracy, Hamming loss.
 
-A label is predicted where its probability is at least one half. Conventions are scikit-learn's: average precision is the sum of
+A label is predicted if its probability is at least one half. Conventions are scikit-learn's: average precision is the sum of
 precision over steps of recall, equal scores taken together; micro averages count all pairs of example and label, macro averages run over
 the labels that have examples. Runs no model.
 
@@ -22,18 +22,18 @@ from tauon.metrics.metric import Metric, Scores
 __all__ = ["average_precision", "multi_label"]
 
 _CHUNK = 8_000_000
-"""Resampled weights held at a time."""
+"""Resampled weights in memory at once."""
 _ABOUT_AP = "sum over scores of precision times the step in recall"
 
 
 def multi_label(
     scores_NK: np.ndarray, targets_NK: np.ndarray, labels: Sequence[str], *, confidence: float, resamples: int, seed: int
 ) -> Scores:
-    """The fields of an `Evaluation` that belong to a multi-label task. scores: probabilities; targets: 0 and 1, else DataError."""
+    """Return the fields of an `Evaluation` for a multi-label task. scores: probabilities; targets: 0 and 1, else DataError."""
     n, K = scores_NK.shape
     names = [str(label) for label in labels] if len(labels) == K else [str(k) for k in range(K)]
     if not np.isin(targets_NK, (0.0, 1.0)).all():
-        raise DataError("the labels to measure against are not all 0 or 1; shares of a label can be trained on, not measured")
+        raise DataError("the labels to evaluate on are not all 0 or 1. Fractional labels can be used in training only")
     broken = int((~np.isfinite(scores_NK)).any(1).sum())
     if broken:
         reason = f"{broken} of {n} examples have probabilities that are not finite"
@@ -55,20 +55,20 @@ def multi_label(
 
 
 def average_precision(score_N: np.ndarray, truth_N: np.ndarray) -> float:
-    """Of one label that has at least one example; scikit-learn's `average_precision_score`."""
+    """Average precision of a label that has at least one example; scikit-learn's `average_precision_score`."""
     order, ends = _sorted(score_N)
     return float(_weighted_precision(truth_N[order].astype(np.float64)[None], np.ones((1, len(order))), ends)[0])
 
 
 def _sorted(score_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(examples from the highest score down, last place of each run of equal scores)."""
+    """Return (examples from the highest score down, last position of each run of ties)."""
     order = np.argsort(-score_N, kind="stable")
     ranked = score_N[order]
     return order, np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
 
 
 def _weighted_precision(truth_RN: np.ndarray, weight_RN: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Average precision of examples that count `weight` times, in the order of their scores; NaN where no example has the label."""
+    """Return the average precision of examples that count `weight` times, in the order of their scores; NaN if no example has the label."""
     hits = (truth_RN * weight_RN).cumsum(1)[:, ends]
     shown = weight_RN.cumsum(1)[:, ends]
     total = hits[:, -1:]
@@ -79,7 +79,7 @@ def _weighted_precision(truth_RN: np.ndarray, weight_RN: np.ndarray, ends: np.nd
 
 
 def _precision(p_NK: np.ndarray, truth: np.ndarray, confidence: float, resamples: int, seed: int) -> tuple[dict[str, Metric], list[Metric]]:
-    """(mean average precision, each label's own)."""
+    """Return (mean average precision, each label's own)."""
     n, K = p_NK.shape
     present = [k for k in range(K) if truth[:, k].any()]
     sortings = {k: _sorted(p_NK[:, k]) for k in present}
@@ -105,7 +105,7 @@ def _precision(p_NK: np.ndarray, truth: np.ndarray, confidence: float, resamples
     if not present:
         return {"map": Metric.undefined("no label has an example", n=n, better="higher", about=about)}, own
     said = f"{K - len(present)} labels without examples are left out" if len(present) < K else ""
-    known = ~np.isnan(drawn)  # a resample may hold no example of a rare label: it is left out of that mean
+    known = ~np.isnan(drawn)  # a resample may have no example of a rare label: the label is left out of that mean
     counts = known.sum(1)
     means = np.divide(np.where(known, drawn, 0).sum(1), counts, out=np.full(resamples, np.nan), where=counts > 0)
     mean = math.fsum(values.values()) / len(values)
@@ -113,7 +113,7 @@ def _precision(p_NK: np.ndarray, truth: np.ndarray, confidence: float, resamples
 
 
 def _counted(truth: np.ndarray, guess: np.ndarray, confidence: float, resamples: int, seed: int) -> dict[str, Metric]:
-    """From true positives, predictions and supports alone: O(K)."""
+    """Computed from true positives, predictions and supports alone: O(K)."""
     n, K = truth.shape
     hit, columns = truth & guess, []
     for part in (hit, guess, truth):

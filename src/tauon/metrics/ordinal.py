@@ -1,4 +1,4 @@
-"""Metrics of classes that have an order: mean distance of ranks, quadratic-weighted kappa (Cohen 1968), accuracy.
+"""Metrics of ordered classes: mean distance of ranks, quadratic-weighted kappa (Cohen 1968), accuracy.
 
 The predicted class is the median of the probabilities: the first class at which their sum reaches one half. All follows from the
 confusion matrix. Runs no model.
@@ -24,11 +24,11 @@ _ABOUT: dict[str, tuple[Better, str]] = {
     "kappa_quadratic": ("higher", "1 - sum of squared distances / those of chance agreement (Cohen's kappa, quadratic weights)"),
 }
 _AT_ONCE = 4_000_000
-"""Resampled counts held at a time (32 MB)."""
+"""Resampled counts in memory at once (32 MB)."""
 
 
 def ordinal(scores_NC: np.ndarray, targets_N: np.ndarray, labels: Sequence[str], *, confidence: float, resamples: int, seed: int) -> Scores:
-    """The fields of an `Evaluation` that belong to an ordinal task; scores are probabilities, columns in the order of the classes."""
+    """Return the fields of an `Evaluation` for an ordinal task; scores are probabilities, columns in the order of the classes."""
     n, classes = scores_NC.shape
     names = [str(label) for label in labels] if len(labels) == classes else [str(c) for c in range(classes)]
     p_NC = checked_probabilities(scores_NC, targets_N)
@@ -62,13 +62,13 @@ def ordinal(scores_NC: np.ndarray, targets_N: np.ndarray, labels: Sequence[str],
 
 
 def median_class(p_NC: np.ndarray) -> np.ndarray:
-    """The class at which the cumulative probability (float64) reaches a half: it minimises the expected distance."""
+    """Return the class at which the cumulative probability (float64) reaches a half: it minimises the expected distance."""
     found: np.ndarray = (p_NC.cumsum(1) < 0.5 * p_NC.sum(1, keepdims=True)).sum(1).clip(max=p_NC.shape[1] - 1)
     return found
 
 
 def _resampled(counts_CC: np.ndarray, resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """`_figures` of the examples drawn again, some draws at a time."""
+    """Return `_figures` of resampled examples, in chunks."""
     rng, step = generator(seed, "ordinal"), max(1, _AT_ONCE // counts_CC.size)
     parts = [
         _figures(resample_cells(counts_CC.ravel(), min(step, resamples - start), rng).reshape(-1, *counts_CC.shape))
@@ -78,7 +78,7 @@ def _resampled(counts_CC: np.ndarray, resamples: int, seed: int) -> dict[str, np
 
 
 def _figures(counts_RCC: np.ndarray) -> dict[str, np.ndarray]:
-    """Each figure of each table; NaN where it is undefined."""
+    """Return each metric of each table; NaN if it is undefined."""
     classes = counts_RCC.shape[1]
     counts = counts_RCC.astype(np.float64)
     away = np.abs(np.arange(classes)[:, None] - np.arange(classes)).astype(np.float64)

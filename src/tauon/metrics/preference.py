@@ -1,4 +1,4 @@
-"""Metrics of preferences: how far chosen answers are rewarded above rejected ones, and how often. Runs no model."""
+"""Metrics of preferences: the reward of chosen answers over rejected ones, and how often it is higher. Runs no model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _ABOUT = {
 
 
 def preference(rewards_N2: np.ndarray, loss_N: np.ndarray, *, confidence: float, resamples: int, seed: int) -> Scores:
-    """The fields of an `Evaluation` that belong to preferences. rewards: chosen first. Intervals resample pairs."""
+    """Return the fields of an `Evaluation` for preferences. rewards: chosen first. Intervals resample pairs."""
     if not (np.isfinite(rewards_N2).all() and np.isfinite(loss_N).all()):
-        raise DataError("rewards are not finite: training went astray. Look at the loss curve, and take a smaller optim.lr")
+        raise DataError("rewards are not finite: training diverged. Check the loss curve, and lower optim.lr")
     n = len(loss_N)
     margin = rewards_N2[:, 0].astype(np.float64) - rewards_N2[:, 1]
     right = np.where(margin == 0, 0.5, (margin > 0).astype(np.float64))

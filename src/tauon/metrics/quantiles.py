@@ -1,4 +1,4 @@
-"""Metrics of a quantile regression: pinball loss, how often intervals hold the truth, absolute error of the median. Runs no model.
+"""Metrics of a quantile regression: pinball loss, interval coverage, absolute error of the median. Runs no model.
 
 Legend: N examples, K targets, Q quantiles.
 """
@@ -22,7 +22,7 @@ _PINBALL = "mean of max(q e, (q - 1) e), e = truth - prediction, over quantiles,
 
 
 def quantile_regression(outputs: dict[str, np.ndarray], labels: Sequence[str], *, confidence: float, resamples: int, seed: int) -> Scores:
-    """The fields of an `Evaluation`. outputs: quantiles N K Q rising, targets N K, levels N Q, crossed N."""
+    """Return the fields of an `Evaluation`. outputs: quantiles N K Q ascending, targets N K, levels N Q, crossed N."""
     q_NKQ, t_NK = (np.asarray(outputs[k], np.float64) for k in ("quantiles", "targets"))
     levels = tuple(float(round(v, 6)) for v in outputs["levels"][0])
     n, K, _ = q_NKQ.shape
@@ -57,7 +57,7 @@ def quantile_regression(outputs: dict[str, np.ndarray], labels: Sequence[str], *
     for a, b, nominal in pairs:
         inside = (t_NK >= q_NKQ[:, :, a]) & (t_NK <= q_NKQ[:, :, b])
         share, what = float(inside.mean()), f"share of values inside the {nominal:.0%} interval"
-        low, high = wilson(share * n, n, confidence)  # of n examples: an example's targets are no independent draws
+        low, high = wilson(share * n, n, confidence)  # n counts examples: an example's targets are not independent
         metrics[f"coverage_{nominal * 100:g}"] = Metric(share, low, high, n, "Wilson", "higher", what, f"should be {nominal:.0%}")
     notes = [f"{float(outputs['crossed'].mean()):.2%} of neighbouring quantiles crossed and were sorted."] if len(levels) > 1 else []
     rows: list[dict[str, Any]] = []

@@ -29,12 +29,12 @@ _ABOUT: dict[str, tuple[Better, str]] = {
 def regression(
     predictions: np.ndarray, targets: np.ndarray, labels: Sequence[str], *, confidence: float, resamples: int, seed: int
 ) -> Scores:
-    """The fields of an `Evaluation` that belong to a regression. predictions, targets: N or N x K. Raises DataError for targets
+    """Return the fields of an `Evaluation` for a regression. predictions, targets: N or N x K. Raises DataError for targets
     that are not finite.
     """
     p_NK, t_NK = (np.asarray(a, dtype=np.float64).reshape(len(a), -1) for a in (predictions, targets))
     if p_NK.shape != t_NK.shape:
-        raise DataError(f"the model predicts {p_NK.shape[1]} values an example, the data set has {t_NK.shape[1]}")
+        raise DataError(f"the model predicts {p_NK.shape[1]} values per example, but the data set has {t_NK.shape[1]}")
     n, outputs = p_NK.shape
     if not np.isfinite(t_NK).all():
         raise DataError(
@@ -64,9 +64,9 @@ def _one_target(p_N: np.ndarray, t_N: np.ndarray) -> dict[str, float | None]:
 
 
 def _resampled(p_NK: np.ndarray, t_NK: np.ndarray, resamples: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Each metric of each target, resamples x K; NaN where R2 is undefined."""
+    """Return each metric of each target, resamples x K; NaN if R2 is undefined."""
     n, outputs = p_NK.shape
-    centred = t_NK - t_NK.mean(0)  # small numbers: the difference of squares below cancels less
+    centred = t_NK - t_NK.mean(0)  # centred values reduce cancellation in the difference of squares below
     error = p_NK - t_NK
     sums = resample_sums(np.concatenate([np.abs(error), error**2, centred, centred**2], axis=1), resamples, rng)
     absolute, squared, first, second = (sums[:, i * outputs : (i + 1) * outputs] for i in range(4))

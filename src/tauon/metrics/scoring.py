@@ -1,4 +1,4 @@
-"""What scoring needs to know beside predictions, and how it goes: predictions come tile by tile, and become `Scores` at the end."""
+"""Inputs of scoring beside predictions, and its protocol: predictions come tile by tile, and become `Scores` at the end."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ def _as_they_are(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How a task's metrics are made."""
+    """Settings for computing a task's metrics."""
 
     confidence: float = 0.95
     """Confidence level of every interval."""
     resamples: int = 1000
-    """Of each bootstrap interval."""
+    """Number of resamples of each bootstrap interval."""
     seed: int = 0
     top_k: tuple[int, ...] | None = None
-    """Classes only: which top-k accuracies, too; None: as the metric chooses."""
+    """Classes only: additional top-k accuracies; None: the metric's default."""
     spec: DataSpec = field(default_factory=DataSpec)
-    """Of the data set."""
+    """Facts of the data set."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Of the data set."""
+    """Labels of the data set."""
     units: Callable[[np.ndarray], np.ndarray] = _as_they_are
-    """From the scale on which targets are learned to the units of the data."""
+    """Conversion from the training scale of targets to the units of the data."""
     seconds: float | None = None
-    """What predicting took, reading included; known at the end."""
+    """Seconds for prediction, including reading; known at the end."""
 
     @property
     def how(self) -> dict[str, Any]:
-        """Keyword arguments that every metric with intervals takes."""
+        """Keyword arguments for every metric with intervals."""
         return {"confidence": self.confidence, "resamples": self.resamples, "seed": self.seed}
 
 
 class Scorer(Protocol):
-    """Takes predictions as they come. One scorer a set of examples: for a slice, make another and give it the slice's rows."""
+    """Collects predictions. One scorer per set of examples: for a slice, make another and give it the slice's rows."""
 
     def add(self, outputs: Mapping[str, np.ndarray], weights: np.ndarray) -> None:
-        """The predictions of some examples, and their weights; in the order of the data set."""
+        """Add the predictions of some examples, and their weights; in the order of the data set."""
         ...
 
     def finish(self, seconds: float | None = None) -> Scores:
-        """The metrics of all that was added. Raises DataError where nothing counts."""
+        """Return the metrics of all that was added. DataError if no example counts."""
         ...
 
 
 def need(outputs: Mapping[str, np.ndarray], family: str, name: str) -> np.ndarray:
-    """One output; `TypeError` for a task that does not give it."""
+    """Return one output; `TypeError` if the task does not return it."""
     if name not in outputs:
-        raise TypeError(f"task.predict of a {family} task must give {name!r}; it gave {sorted(outputs)}")
+        raise TypeError(f"task.predict of a {family} task must return {name!r}; it returned {sorted(outputs)}")
     return outputs[name]

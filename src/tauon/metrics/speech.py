@@ -1,6 +1,6 @@
-"""Word and character error rate of a recogniser, and how its time compares with that of the recordings. Runs no model.
+"""Word and character error rate of a recogniser, and its time relative to the length of the recordings. Runs no model.
 
-Rates are errors over length, added up over all recordings before dividing, as NIST's sclite does. Intervals resample recordings.
+Rates are errors over length, summed over all recordings before dividing, as NIST's sclite does. Intervals resample recordings.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _EXACT = "share of recordings without an error"
 def speech_recognition(
     found: dict[str, np.ndarray], *, seconds: float | None, rate: int | None, confidence: float, resamples: int, seed: int
 ) -> Scores:
-    """The fields of an `Evaluation`.
+    """Return the fields of an `Evaluation`.
 
-    found: character_errors, characters, word_errors, words, samples: N each. `seconds`: what recognising took; `rate`: samples a second.
+    found: character_errors, characters, word_errors, words, samples: N each. `seconds`: time of recognition; `rate`: sampling rate.
     """
     n = len(found["words"])
     columns = np.stack([found[k] for k in ("word_errors", "words", "character_errors", "characters")], axis=1).astype(np.float64)

@@ -3,8 +3,8 @@
     from tauon.predict import predict_rows
     predict_rows("runs/loans", [{"age": 41, "town": "Bonn"}])      # [{"prediction": "yes", "probability_no": 0.12, ...}]
 
-What was done to the training data is done again (`tauon.data.replay`), and the model runs as in evaluation: predictions of the test rows give the
-figures that `tauon evaluate` reports.
+The preprocessing of the training data is replayed (`tauon.data.replay`), and the model runs as in evaluation: predictions of the test rows
+give the metrics that `tauon evaluate` reports.
 """
 
 from tauon.predict.engine import Predictor, predict_rows, predict_stream

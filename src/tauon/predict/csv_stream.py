@@ -1,6 +1,6 @@
-"""CSV files of any size, a piece at a time, cell for cell as `data.sources.separated` reads them.
+"""Read CSV files of any size in chunks, with the same cells as `data.sources.separated`.
 
-Pieces without a quote are cut by pyarrow; from the first quote on, and where pyarrow stumbles, Python's `csv` reads, which also words the errors.
+Chunks without quotes are split by pyarrow; from the first quote on, and if pyarrow fails, Python's `csv` reads and words the errors.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ from tauon.errors import DataError
 __all__ = ["CsvStream"]
 
 PIECE = 1 << 23
-"""Bytes that are read at a time."""
+"""Bytes that are read at once."""
 _MOST_CELL = 1 << 28
 
 
 @dataclass
 class CsvStream:
-    """One file. Text in cells stays as it is."""
+    """One file. Text in cells is not changed."""
 
     path: Path
     delimiter: str = ","
     encoding: str = "utf-8"
     header: bool = True
     given: tuple[str, ...] = ()
-    """Names of the columns of a file without a header."""
+    """Column names of a file without a header."""
     rows: int = 65536
-    """Rows that Python's reader gives at a time."""
+    """Rows per chunk of Python's reader."""
     done: int = 0
-    """Bytes of the file, packed as it lies, that have been read."""
+    """Bytes of the file on disk (compressed or not) that have been read."""
     _head: int = 0
 
     def names(self) -> list[str]:
-        """The columns, as they are compared."""
+        """The normalised column names."""
         with open_bytes(self.path) as file:
             first = next(self._by_python(file, b"", 0), None)
         if first is None:
             raise DataError(f"{self.path}: the file is empty")
         self._head = first[0] if self.header else 0
         names = first[1] if self.header else list(self.given) or [f"c{i}" for i in range(len(first[1]))]
-        return column_names(names, str(self.path), ", or say header: false" if self.header else "")
+        return column_names(names, str(self.path), ", or set header: false" if self.header else "")
 
     def __iter__(self) -> Iterator[Rows]:
         csv.field_size_limit(max(csv.field_size_limit(), _MOST_CELL))
@@ -83,7 +83,7 @@ class CsvStream:
                 data, ended = rest + block, not block
 
     def _piece(self, piece: bytes, names: list[str], line: int) -> Iterator[Rows]:
-        """The rows of whole lines without a quote; `line`: lines before them."""
+        """Return the rows of whole lines without a quote; `line`: number of lines before them."""
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
 
@@ -97,14 +97,14 @@ class CsvStream:
             )
         except pa.ArrowInvalid:
             table = None
-        if table is None or table.num_rows != lines:  # a line of another length, or an empty one
+        if table is None or table.num_rows != lines:  # a line with another number of values, or an empty one
             yield from self._numbered(self._by_python(io.BytesIO(b""), piece, line), names, skip=False)
             return
         columns = {name: pa.concat_arrays(column.chunks) for name, column in zip(names, table.columns, strict=True)}
         yield Rows(columns, self._where(range(line + 1, line + 1 + lines)))
 
     def _by_python(self, file: BinaryIO, before: bytes, line: int) -> Iterator[tuple[int, list[str]]]:
-        """(number of the line, cells) of each line that is not empty. `before`: bytes that were read already; `line`: lines before them."""
+        """Yield (line number, cells) of each line that is not empty. `before`: bytes that were read already; `line`: lines before them."""
         encoding, head = self.encoding, before
         if not line:
             head = before if len(before) >= 4 else before + file.read(4 - len(before))
@@ -123,11 +123,11 @@ class CsvStream:
                     self.done = _position(file)
                     yield number, cells
         except csv.Error as err:
-            raise DataError(f"{self.path}, line {number + 1}: not CSV ({err})") from None
+            raise DataError(f"{self.path}, line {number + 1}: not valid CSV ({err})") from None
         except UnicodeDecodeError as err:
             bad = err.object[err.start : err.start + 4].hex(" ")
             raise DataError(
-                f"{self.path}: behind line {number}: not {encoding} ({bad}: {err.reason}). Convert the file, or name its encoding (--encoding latin-1, say)"
+                f"{self.path}: after line {number}: not {encoding} ({bad}: {err.reason}). Convert the file, or set its encoding: --encoding latin-1"
             ) from None
         finally:
             text.detach()
@@ -153,12 +153,12 @@ class CsvStream:
 
 
 def _odd_ends(data: bytes) -> bool:
-    """Whether lines end at a carriage return alone."""
+    """Return whether lines end at a carriage return alone."""
     return b"\r" in data and data.removesuffix(b"\r").count(b"\r") != data.count(b"\r\n")
 
 
 class _Prefixed(io.RawIOBase):
-    """Some bytes, then a stream, which is not closed."""
+    """Some bytes, followed by a stream, which is not closed."""
 
     def __init__(self, before: bytes, stream: BinaryIO) -> None:
         self._before, self._stream = memoryview(before), stream
@@ -174,7 +174,7 @@ class _Prefixed(io.RawIOBase):
 
 
 def _position(file: Any) -> int:
-    """Bytes of the file as it lies that have been read: of a packed one, of the packed bytes."""
+    """Count the bytes read from disk: of a compressed file, the compressed bytes."""
     packed = getattr(getattr(file, "raw", None), "stream", None)
     try:
         return int((packed.fileobj if packed is not None else file).on_event())

@@ -1,6 +1,6 @@
-"""Raw rows in, columns of predictions out: preprocessing replayed, the model run in evaluation's tiles, outputs named and in the units of the data.
+"""Predict raw rows: preprocessing is replayed, the model runs in the tiles of evaluation, outputs get names and the units of the data.
 
-Reads and writes no file. A row's prediction does not depend on how many rows are given at a time.
+Reads and writes no file. A row's prediction does not depend on the batch size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tauon.tasks.answers import Answers, OutputMeaning
 __all__ = ["Predictor", "predict_rows", "predict_stream"]
 
 ROWS = 4096
-"""Rows that `predict_stream` holds at a time; a multiple of the tiles."""
+"""Rows that `predict_stream` keeps in memory at once; a multiple of the tiles."""
 
 
 @dataclass
@@ -38,26 +38,26 @@ class Predictor:
 
     @classmethod
     def open(cls, run: Path | str, *, weights: str = "auto", device: str | None = None) -> Predictor:
-        """Of a run's folder, or of a checkpoint's."""
+        """Open a run's folder, or a checkpoint's."""
         return cls(open_trained(run, weights=weights, device=device))
 
     @property
     def meaning(self) -> OutputMeaning:
-        """Names and units of what the model computes."""
+        """Names and units of the model's outputs."""
         preprocess = self.trained.preprocess
         labels = preprocess.get("labels") or (preprocess["columns"][: preprocess["targets"]] if preprocess.get("kind") == "series" else ())
         return OutputMeaning(tuple(map(str, labels)), lambda outputs: outputs_in_units(preprocess, outputs))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of a row that are read: of texts, those that the training source named."""
+        """Columns of a row that are read: for texts, those of the training source."""
         if self.replay.reads != "texts":
             return self.replay.columns
         asked = getattr(self.trained.source, "text", None) or "text"
         return tuple(nfc(name) for name in ((asked,) if isinstance(asked, str) else asked))
 
     def _joined(self, rows: Rows) -> Rows:
-        """The text of each row: several columns with a blank line between them, as training joined them."""
+        """Return the text of each row: several columns joined by a blank line, as in training."""
         names = self.columns
         if "text" in rows.hidden or names == ("text",):
             return rows
@@ -70,7 +70,7 @@ class Predictor:
         return Rows({"text": ["\n\n".join(parts) for parts in zip(*cells, strict=True)]}, lambda i, _: rows.where(i, names[0]))
 
     def __call__(self, rows: Rows) -> Answers:
-        """Columns of predictions, one value a row. Raises `DataError` that names row and column of what the model cannot read."""
+        """Return columns of predictions, one value per row. `DataError` with row and column of a value that the model cannot read."""
         task, precision = self.trained.task, self.trained.precision
         batch = self.replay.batch(self._joined(rows) if self.replay.reads == "texts" else rows)
         outputs = infer_all(self.trained.model, task.infer, batch, context=precision.context, device=precision.device)
@@ -84,18 +84,18 @@ class Predictor:
         return as_records(answers, len(records))
 
     def _columns_of(self, records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-        """Whole examples may come as arrays where their columns have names."""
+        """Accept whole examples as arrays in place of named columns."""
         return ("array",) if "array" in records[0] and self.replay.reads in ("pictures", "arrays") else self.columns
 
 
 def as_records(columns: Answers, n: int) -> list[dict[str, Any]]:
-    """One dictionary a row, of values that JSON has."""
+    """Return one dictionary per row, of JSON values."""
     lists = {name: json_values(values) for name, values in columns.items()}
     return [{name: values[i] for name, values in lists.items()} for i in range(n)]
 
 
 def json_values(values: Any) -> list[Any]:
-    """As JSON has them. A float32 comes with as many digits as tell it from its neighbours."""
+    """Convert to JSON values. A float32 gets the fewest digits that identify it."""
     if isinstance(values, np.ndarray) and values.dtype == np.float32:
         flat = [float(str(v)) for v in values.ravel()]
         return np.array(flat).reshape(values.shape).tolist()  # type: ignore[no-any-return]
@@ -103,21 +103,21 @@ def json_values(values: Any) -> list[Any]:
 
 
 def predict_rows(run: Path | str | Predictor, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Predictions for rows, as JSON has them: a dictionary a row in, a dictionary a row out.
+    """Predict rows of JSON values: one dictionary per row in, one per row out.
 
     Args:
-        run: the folder of a trained run or checkpoint, or a `Predictor`, which is opened once.
-        rows: values by column, as the training file had them; None where one is missing. The label need not be there.
+        run: the folder of a trained run or checkpoint, or an open `Predictor`.
+        rows: values by column, as in the training file; None if missing. The label may be left out.
 
     Raises:
-        DataError: a column is missing, or a value is not what the model reads; the message names row and column.
+        DataError: a column is missing, or a value is invalid; the message has row and column.
     """
     predictor = run if isinstance(run, Predictor) else Predictor.open(run)
     return predictor.records(rows)
 
 
 def predict_stream(run: Path | str | Predictor, rows: Iterable[Mapping[str, Any]], *, batch: int = ROWS) -> Iterator[dict[str, Any]]:
-    """`predict_rows` for rows that come one after the other: `batch` of them are held at a time, rounded up to a multiple of 64."""
+    """`predict_rows` for a stream of rows: `batch` of them are in memory at once, rounded up to a multiple of 64."""
     predictor = run if isinstance(run, Predictor) else Predictor.open(run)
     size = -(-max(1, batch) // 64) * 64
     held: list[Mapping[str, Any]] = []

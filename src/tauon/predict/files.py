@@ -19,7 +19,7 @@ from tauon.predict.writers import Writer, open_writer, output_names
 __all__ = ["Done", "FileOptions", "predict_file"]
 
 BATCH = 65536
-"""Rows that are held at a time: what bounds memory, whatever the size of the file. A CSV is read in pieces of 8 MB besides."""
+"""Rows in memory at once, which bounds memory for files of any size. A CSV is also read in chunks of 8 MB."""
 _TILE = 64
 
 Progress = Callable[[str, int, int | None], None]
@@ -27,28 +27,28 @@ Progress = Callable[[str, int, int | None], None]
 
 @dataclass
 class Done:
-    """What came of it."""
+    """Result of `predict_file`."""
 
     rows: int = 0
     to: str = ""
     columns: list[str] = field(default_factory=list)
-    """Names of the columns that were added."""
+    """Names of the added columns."""
     notes: list[str] = field(default_factory=list)
 
 
 class FileOptions(TypedDict, total=False):
-    """What can be asked of `predict_file`."""
+    """Options of `predict_file`."""
 
     batch: int
-    """Rows that are held at a time; 65,536 if left out. No prediction depends on it."""
+    """Rows in memory at once; default 65,536. Predictions do not depend on it."""
     keep: Sequence[str] | None
-    """Which of the file's columns to write; None: all."""
+    """Columns of the input file to write; None: all."""
     columns: Sequence[str] | None
-    """Which columns of predictions to write; None: all."""
+    """Columns of predictions to write; None: all."""
     every: int | None
-    """Of a series: forecast from every so many of its moments, too, not only behind its end."""
+    """For a series: also forecast from every so many time steps, not only after its end."""
     delimiter: str | None
-    """Of the file, where it is not that of the training file."""
+    """Delimiter of the file, if it differs from the training file's."""
     encoding: str | None
     """Likewise."""
 
@@ -56,18 +56,18 @@ class FileOptions(TypedDict, total=False):
 def predict_file(
     run: Path | str | Predictor, data: Path | str, to: Path | str, *, progress: Progress | None = None, **options: Unpack[FileOptions]
 ) -> Done:
-    """Write the rows of `data` with their predictions to `to`, whose ending says the format.
+    """Write the rows of `data` with their predictions to `to`, whose suffix decides the format.
 
     Args:
         run: the folder of a trained run or checkpoint, or an open `Predictor`.
-        data: a file (CSV, JSON lines, Parquet; .gz), or a folder: of such files, of pictures, of recordings, of texts; a .npz; a series.
-        to: the file to write. It takes its place at the end; after an error nothing is left.
-        progress: told (what, done, in all).
+        data: a file (CSV, JSON lines, Parquet; .gz), or a folder: of such files, of images, of recordings, of texts; a .npz; a series.
+        to: the file to write. It is created at the end; after an error nothing is left.
+        progress: called with (what, done, total).
         options: `FileOptions`: batch, keep, columns, every, delimiter, encoding.
 
     Raises:
-        DataError: a file or a value that the model cannot read, by place.
-        RecipeError: an option that cannot be.
+        DataError: a file or a value that the model cannot read, with its place.
+        RecipeError: an invalid option.
     """
     predictor = run if isinstance(run, Predictor) else Predictor.open(run)
     done, batch, delimiter = Done(to=str(to)), options.get("batch", BATCH), options.get("delimiter")
@@ -88,20 +88,20 @@ def predict_file(
 
 
 def _delimiter_of(data: Path | str, predictor: Predictor, asked: str | None) -> str:
-    """Of the output: the input's, where it is one character."""
+    """Delimiter of the output: the input's, if it is one character."""
     found: str = str(asked or getattr(predictor.trained.source, "delimiter", ","))
     return found if len(found) == 1 else ","
 
 
 def _refuse_missing(reader: Reader, predictor: Predictor) -> None:
-    """A column that the model reads and the file does not have, before anything is read."""
+    """Raise an error for a column that the model reads and the file does not have, before any row is read."""
     if isinstance(reader, TableReader):
         names = reader.columns()
         Rows({name: [] for name in names}, lambda _, column: f"{reader.files[0]}: column {column!r}").need(predictor.columns)
 
 
 def _in_tiles(parts: Iterator[Rows], size: int) -> Iterator[Rows]:
-    """The rows again, each piece but the last a multiple of the tiles, so that they are computed as in one piece. At most `size` of them."""
+    """Yield the rows again in chunks of at most `size`, each but the last a multiple of the tiles, so that results equal those of one chunk."""
     held: Rows | None = None
     for rows in parts:
         held = rows if held is None or not len(held) else held.then(rows)
@@ -114,14 +114,14 @@ def _in_tiles(parts: Iterator[Rows], size: int) -> Iterator[Rows]:
 
 
 class _Output:
-    """Chooses and names columns, and hands them to the writer."""
+    """Selects and names columns, and passes them to the writer."""
 
     def __init__(self, writer: Writer, done: Done, keep: Sequence[str] | None, columns: Sequence[str] | None) -> None:
         self.writer, self.done, self.keep, self.columns = writer, done, keep, columns
         self.names: dict[str, str] | None = None
 
     def add(self, rows: Rows, answers: dict[str, Any]) -> None:
-        """Some rows and their predictions."""
+        """Write some rows and their predictions."""
         there = [name for name in rows.columns if name not in rows.hidden]
         kept = there if self.keep is None else _chosen(self.keep, there, "--keep")
         shown = list(answers) if self.columns is None else _chosen(self.columns, list(answers), "--columns")
@@ -130,7 +130,7 @@ class _Output:
             self.done.columns = [*self.names.values()]
             if any(a != b for a, b in self.names.items()):
                 self.done.notes.append(
-                    f"the file has columns of these names, so that those added are called {', '.join(self.names.values())}"
+                    f"the file already has columns with these names, so the added columns are {', '.join(self.names.values())}"
                 )
         self.writer.add({name: rows.columns[name] for name in kept} | {self.names[name]: answers[name] for name in shown})
         self.done.rows += len(rows)
@@ -139,7 +139,7 @@ class _Output:
 def _chosen(wanted: Sequence[str], there: list[str], option: str) -> list[str]:
     odd = [name for name in wanted if name not in there]
     if odd:
-        raise RecipeError(f"{option}: no column {odd[0]!r}. There are: {', '.join(there[:20])}{', ...' if len(there) > 20 else ''}")
+        raise RecipeError(f"{option}: no column {odd[0]!r}. Available: {', '.join(there[:20])}{', ...' if len(there) > 20 else ''}")
     return list(wanted)
 
 

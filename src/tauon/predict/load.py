@@ -1,6 +1,6 @@
-"""A trained run -> what predicts: its model in evaluation mode, its task, how its training data was prepared and read.
+"""Open a trained run for prediction: its model in evaluation mode, its task, how its training data was read and prepared.
 
-The one place that knows how a run is opened and its weights are loaded.
+The only place that opens a run and loads its weights for prediction.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ __all__ = ["Trained", "open_trained"]
 
 @dataclass(frozen=True)
 class Trained:
-    """A model, and all that is needed to give it new data."""
+    """A model, and everything needed to give it new data."""
 
     model: Any
     task: Task
     precision: Any
     preprocess: Mapping[str, Any]
     source: SourceConfig
-    """Where the training data came from: how such files are read (delimiter, encoding, size of pictures)."""
+    """Source of the training data: how such files are read (delimiter, encoding, size of images)."""
     where: str
 
 
 def open_trained(place: Path | str, *, weights: str = "auto", device: str | None = None) -> Trained:
-    """What the folder of a run, or of one of its checkpoints, holds.
+    """Open the folder of a run, or of one of its checkpoints.
 
     Args:
         place: a run's folder, or a checkpoint's in it (`runs/x/checkpoints/step-000500`).
-        weights: auto (the moving average where training kept one), raw, or ema.
-        device: cpu, cuda, cuda:1, ...; left out: the recipe's `train.device`.
+        weights: auto (the moving average if training kept one), raw, or ema.
+        device: cpu, cuda, cuda:1, ...; default: the recipe's `train.device`.
     """
     place = Path(place)
     chosen = place.resolve().parents[1] if place.resolve().parent.name == "checkpoints" else None
     folder = chosen or place
     if not (folder / "recipe.yaml").is_file():
-        raise RunError(f"{folder} is no run: it has no recipe.yaml. Give the folder of a trained run; `tauon runs list` shows them.")
+        raise RunError(f"{folder} is not a run: it has no recipe.yaml. Give the folder of a trained run; `tauon runs list` shows them.")
     recipe = load_recipe(folder, [] if device is None else [f"train.device={device}"])
     checkpoint = load_checkpoint(place) if chosen else Context(recipe, Run.read(folder), null_callback).final_checkpoint
     preprocess = checkpoint.state.get("preprocess")
     if not preprocess:
         raise CheckpointError(
-            f"{checkpoint.path} does not say how its data was prepared: an older version wrote it. Train it again: tauon train {folder} --fresh"
+            f"{checkpoint.path} has no record of how its data was prepared, because an older version wrote it. Train again: tauon train {folder} --fresh"
         )
     model, precision = load_model(checkpoint, recipe, weights=weights)
     return Trained(model.eval(), recipe.task, precision, preprocess, recipe.data.source, str(folder))

@@ -1,5 +1,5 @@
-"""A file or folder -> raw rows, some at a time, read as the training data was: the run's `data.source` says how (delimiter, spelling of names,
-size of pictures), the file's name says what it is. Predicts nothing.
+"""Read raw rows from a file or folder in chunks, in the same way as the training data: the run's `data.source` has the settings (delimiter,
+spelling of names, size of images), the file's name decides the format. Predicts nothing.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ __all__ = ["Reading", "open_reader"]
 
 _PACKED = (".gz", ".zst")
 _FILE_COLUMNS = ("file", "path", "filename", "file_name", "name", "image", "picture", "recording", "audio", "wav")
-"""Names under which a list of files has them."""
+"""Column names of file paths in a list of files."""
 _MEDIA_ROWS = 256
 
 
 @dataclass
 class Reading:
-    """How files are to be read."""
+    """How to read files."""
 
     source: Any
     """The run's `data.source`."""
     rows: int = 65536
-    """Rows that are held at a time."""
+    """Rows in memory at once."""
     delimiter: str | None = None
     encoding: str | None = None
 
     def setting(self, name: str, default: Any) -> Any:
-        """What the training source says, where it has such a setting."""
+        """Return a setting of the training source, if it has it."""
         return getattr(self.source, name, default)
 
     def csv(self, path: Path) -> CsvStream:
-        """The file as training would read it."""
+        """Return a source that reads the file like training would."""
         table = self.source.kind_ in ("csv", "series")
         found = self.delimiter or (self.setting("delimiter", ",") if table else "\t" if suffix_of(path) == ".tsv" else ",")
         encoding = self.encoding or self.setting("encoding", "utf-8")
@@ -57,14 +57,14 @@ class Reading:
 
 
 def suffix_of(path: Path) -> str:
-    """The ending that says what a file is: of data.csv.gz, .csv."""
+    """Return the suffix that decides the format: of data.csv.gz, .csv."""
     name = Path(path.stem) if path.suffix.lower() in _PACKED else path
     return name.suffix.lower()
 
 
 @dataclass
 class Reader:
-    """Rows of some files, one after the other."""
+    """Rows of several files, in order."""
 
     files: list[Path]
     reading: Reading
@@ -74,7 +74,7 @@ class Reader:
     _before: int = field(default=0, repr=False)
 
     def columns(self) -> list[str]:
-        """Those of the first file, in order."""
+        """Columns of the first file, in order."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Rows]:
@@ -106,7 +106,7 @@ class TableReader(Reader):
             odd = sorted({*names} ^ {*mine})
             if odd and kind not in (".jsonl", ".ndjson"):
                 has, lacks = (path, self.files[0]) if odd[0] in mine else (self.files[0], path)
-                raise DataError(f"{has} has a column {odd[0]!r}, and {lacks} has none. Predict them one by one")
+                raise DataError(f"{has} has a column {odd[0]!r}, but {lacks} does not. Predict the files one by one")
             parts = _of_parquet if kind == ".parquet" else self._of_json if kind in (".jsonl", ".ndjson") else None
             if parts is None:
                 stream = self.reading.csv(path)
@@ -167,7 +167,7 @@ def _of_parquet(path: Path, names: list[str], size: int) -> Iterator[tuple[Rows,
 
 
 class MediaReader(Reader):
-    """Pictures or recordings: a file, a folder, or a list of them in a table."""
+    """Images or recordings: a file, a folder, or a list of files in a table."""
 
     kind = "pictures"
     listing: TableReader | None = None
@@ -192,7 +192,9 @@ class MediaReader(Reader):
             self.total, self.unit = self.listing.total, "bytes"
             column = next((c for c in _FILE_COLUMNS if c in rows.columns), None)
             if column is None:
-                raise DataError(f"{self.listing.files[0]}: {no_column('file', [*rows.columns])}. It names the files to predict")
+                raise DataError(
+                    f"{self.listing.files[0]}: {no_column('file', [*rows.columns])}. It must have the paths of the files to predict"
+                )
             for start in range(0, len(rows), _MEDIA_ROWS):
                 part = rows.part(start, min(start + _MEDIA_ROWS, len(rows)))
                 names = [str(v) for v in _plain(part.columns[column])]
@@ -222,12 +224,12 @@ class MediaReader(Reader):
             found = list(pool.map(lambda path: decode_picture(path, size, fit, shown), files))
         for path, picture in zip(files, found, strict=True):
             if isinstance(picture, str):
-                raise DataError(f"{path}: {picture}. Replace it, or move it away")
+                raise DataError(f"{path}: {picture}. Replace it, or move it out of the folder")
         return found
 
 
 class TextReader(Reader):
-    """Text files: each is one text."""
+    """Text files, one text per file."""
 
     unit = "files"
 
@@ -248,7 +250,7 @@ class TextReader(Reader):
 
 
 class ArrayReader(Reader):
-    """A .npz archive, or one array in a .npy file. Held whole."""
+    """A .npz archive, or one array in a .npy file. Kept in memory whole."""
 
     unit = "rows"
 
@@ -272,7 +274,7 @@ def _row_of(path: Path, start: int) -> Callable[[int, str], str]:
 
 
 def _array_of(path: Path, source: Any) -> Any:
-    """The features in an archive, as `NpzConfig` finds them; targets need not be there. Pictures with channels first."""
+    """Return the features in an archive, found like `NpzConfig` does; targets are not needed. Images with channels first."""
     with open_bytes(path) as file:
         content = file.read()
     archive = _open(content, path)
@@ -285,7 +287,7 @@ def _array_of(path: Path, source: Any) -> Any:
     names += loose
     if not names:
         raise DataError(
-            f"{path}: no array of features (x, X, images, features, data, or x_test, ...). There are: {', '.join(archive.files)}"
+            f"{path}: no array of features (x, X, images, features, data, or x_test, ...). Available: {', '.join(archive.files)}"
         )
     values = _read(archive, names[0], path)
     if values.ndim == 3:
@@ -304,7 +306,7 @@ _TABLES = (".csv", ".tsv", ".txt", ".data", ".jsonl", ".ndjson", ".parquet")
 
 
 def open_reader(data: Path | str, reads: str, reading: Reading) -> Reader:
-    """What reads `data` for a model whose examples are `reads` (`Replay.reads`). `DataError` for what such a model cannot read."""
+    """Return the reader of `data` for a model whose examples are `reads` (`Replay.reads`). `DataError` if such a model cannot read it."""
     path = Path(data).expanduser()
     folder = path.is_dir()
     if reads == "rows":
@@ -322,7 +324,7 @@ def open_reader(data: Path | str, reads: str, reading: Reading) -> Reader:
         return _media(path, reads, reading)
     if reads == "arrays":
         return ArrayReader([p for p, _ in expand(str(data))], reading)
-    raise DataError(f"data of {reads!r} is not read from files; give rows to tauon.predict.predict_rows")
+    raise DataError(f"data of {reads!r} cannot be read from files. Pass rows to tauon.predict.predict_rows")
 
 
 def _media(path: Path, kind: str, reading: Reading) -> Reader:
@@ -335,11 +337,11 @@ def _media(path: Path, kind: str, reading: Reading) -> Reader:
         else:
             found = [held for held in wav_files(path).values() if isinstance(held, Path)]
         if not found:
-            raise DataError(f"{path}: holds no {'picture' if kind == 'pictures' else 'recording'}. Check --data")
+            raise DataError(f"{path}: has no {'image' if kind == 'pictures' else 'recording'}. Check --data")
         reader.files, reader.reading_root = found, path
         return reader
     if not path.exists():
-        expand(str(path))  # says what is wrong
+        expand(str(path))  # raises the right error
     if path.suffix.lower() in PICTURE_SUFFIXES or is_recording(path.name):
         reader.files, reader.reading_root = [path], path.parent
         return reader
@@ -348,6 +350,6 @@ def _media(path: Path, kind: str, reading: Reading) -> Reader:
 
 
 class _PlainSource:
-    """A list of files is a CSV as it usually is, whatever the training source was."""
+    """A list of files is usually a plain CSV, whatever the training source was."""
 
     kind_ = ""

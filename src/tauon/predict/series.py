@@ -1,4 +1,4 @@
-"""A series in a file -> windows for a forecaster, and its forecasts as rows: one row a moment that is predicted. The file is held whole."""
+"""Windows of a series in a file for a forecaster, and its forecasts as rows: one row per predicted time step. The file is kept in memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHARED = ("date_format", "fill", "missing", "numbers", "season", "delimiter", "
 
 
 def read_series(path: Path | str, preprocess: Mapping[str, Any], source: Any) -> Series:
-    """The series in a file, checked and filled as the training file was; its columns those of training."""
+    """Return the series in the file, checked and filled like the training file, with the training columns."""
     columns, K = tuple(preprocess["columns"]), preprocess["targets"]
     told = {k: v for k, v in dump(source).items() if k in _SHARED} if source.kind_ == "series" else {}
     asked = {"kind": "series", "path": str(path), "date": preprocess["date"], "targets": columns[:K], "inputs": columns[K:]}
@@ -31,7 +31,7 @@ def read_series(path: Path | str, preprocess: Mapping[str, Any], source: Any) ->
     series = parse(SourceConfig, told | asked).series()
     if len(series) > 1 and preprocess["step"] not in ("?", series.step):
         raise DataError(
-            f"{path}: the step is {series.step}, and the model was trained on steps of {preprocess['step']}. Resample the series"
+            f"{path}: the time step is {series.step}, but the model was trained on steps of {preprocess['step']}. Resample the series"
         )
     return series
 
@@ -43,18 +43,18 @@ class Windows:
     series: Series
     preprocess: Mapping[str, Any]
     every: int | None = None
-    """Forecast from every so many moments of the file, too; None: only behind its end."""
+    """Also forecast from every so many time steps of the file; None: only after its end."""
 
     def __post_init__(self) -> None:
         T, n = self.preprocess["context"], len(self.series)
         if n < T:
-            raise DataError(f"the series has {n} moments, and the model reads the last {T}. Give as many, in order of time")
+            raise DataError(f"the series has {n} time steps, but the model reads the last {T}. Give at least that many, in order of time")
         values = Normalizer.from_json(self.preprocess["normalize"])(self.series.values)
         self.columns = np.concatenate([values, calendar_columns(self.series.times, tuple(self.preprocess["calendar"]))], axis=1)
         self.origins = np.array([n], np.int64) if self.every is None else np.arange(T, n + 1, self.every)
 
     def __iter__(self) -> Iterator[tuple[NDArray[np.int64], Rows]]:
-        """(first moment that each predicts, the windows), a few hundred at a time."""
+        """Yield (first time step that each predicts, the windows), a few hundred at once."""
         T = self.preprocess["context"]
         for start in range(0, len(self.origins), 512):
             origins = self.origins[start : start + 512]
@@ -62,7 +62,7 @@ class Windows:
             yield origins, Rows({"window": windows})
 
     def dates(self, origins: NDArray[np.int64]) -> NDArray[np.datetime64]:
-        """B H: the moment of each step of each forecast; beyond the file by its own step."""
+        """Return B H: the date of each step of each forecast; beyond the file extrapolated by its own step."""
         at = origins[:, None] + np.arange(self.preprocess["horizon"])
         return self._times(int(at.max()) + 1)[at]
 

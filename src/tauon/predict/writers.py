@@ -1,4 +1,4 @@
-"""Rows and their predictions -> a file: CSV, JSON lines or Parquet, by its name. It appears whole, when the last row is written, or not at all."""
+"""Write rows with predictions to a file: CSV, JSON lines or Parquet, by its name. The file appears when the last row is written, or not at all."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 class Writer:
-    """Takes columns, some rows at a time."""
+    """Base class: takes columns, some rows at once."""
 
     def add(self, columns: Mapping[str, Any]) -> None:
-        """Some rows more; the columns are the same each time."""
+        """Write more rows; the columns are the same each time."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """After the last row."""
+        """Finish after the last row."""
 
 
 class CsvWriter(Writer):
-    """Cells of text as they were found; quoted where they must be (RFC 4180)."""
+    """Writes CSV. Text cells are not changed; quoted if necessary (RFC 4180)."""
 
     def __init__(self, file: Any, delimiter: str) -> None:
         self.file, self.delimiter, self.begun = file, delimiter, False
@@ -71,12 +71,12 @@ def _escaped(delimiter: str) -> str:
 
 
 def _plain_numbers(values: Any) -> bool:
-    """Whether no text of a column can need quotes."""
+    """Return whether no text of a column needs quotes."""
     return isinstance(values, np.ndarray) and values.dtype.kind in "fiu"
 
 
 def _bytes_of(texts: Any) -> memoryview:
-    """All texts of an array, one behind the other: they lie so in memory."""
+    """Return the concatenated text of an array: it is contiguous in memory."""
     offsets = np.frombuffer(texts.buffers()[1], np.int64 if str(texts.type) == "large_string" else np.int32)[
         texts.offset : texts.offset + len(texts) + 1
     ]
@@ -84,7 +84,7 @@ def _bytes_of(texts: Any) -> memoryview:
 
 
 def _text(values: Any) -> Any:
-    """A column as text: numbers as short as tells them from their neighbours."""
+    """Return a column as text: numbers with the fewest digits that identify them."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -107,7 +107,7 @@ def _word(value: Any) -> str:
 
 
 class JsonWriter(Writer):
-    """One object a row. A key that the row did not have is not there."""
+    """Writes one JSON object per row. A key that the row did not have is left out."""
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -120,7 +120,7 @@ class JsonWriter(Writer):
 
 
 class ParquetWriter(Writer):
-    """Types are those of the first rows."""
+    """Writes Parquet. Types are those of the first rows."""
 
     def __init__(self, file: Any, where: str) -> None:
         self.file, self.where = file, where
@@ -139,7 +139,7 @@ class ParquetWriter(Writer):
                 arrays[name] = made.cast(pa.string()) if wanted is None and pa.types.is_null(made.type) else made
             except (pa.ArrowInvalid, pa.ArrowTypeError) as err:
                 raise DataError(
-                    f"{self.where}: column {name!r} cannot be one type from the first row to the last ({err}). Write .csv or .jsonl"
+                    f"{self.where}: column {name!r} has different types in different rows ({err}). Write .csv or .jsonl instead"
                 ) from None
         table = pa.table(arrays)
         if self.inner is None:
@@ -153,15 +153,15 @@ class ParquetWriter(Writer):
 
 @contextlib.contextmanager
 def open_writer(to: Path | str, delimiter: str = ",") -> Iterator[Writer]:
-    """A writer of the file `to`, which takes its place when the block ends well; after an error or Ctrl-C nothing is left.
+    """Open a writer of the file `to`, which is created when the block succeeds; after an error or Ctrl-C nothing is left.
 
-    Raises `RecipeError` for a name that does not say which format, `DataError` where the file cannot be written.
+    Raises `RecipeError` if the name does not decide a format, `DataError` if the file cannot be written.
     """
     path = Path(to).expanduser()
     packed = path.suffix.lower() == ".gz"
     kind = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
     if kind not in _SUFFIXES or (packed and kind == ".parquet"):
-        raise RecipeError(f"--to {path}: its ending must say what it is to be: .csv, .tsv, .jsonl, .parquet, or .csv.gz, .jsonl.gz")
+        raise RecipeError(f"--to {path}: the suffix must be one of .csv, .tsv, .jsonl, .parquet, or .csv.gz, .jsonl.gz")
     if path.is_dir():
         raise RecipeError(f"--to {path}: is a folder, expected a file")
     temporary = _beside(path, "tmp")
@@ -187,7 +187,7 @@ def open_writer(to: Path | str, delimiter: str = ",") -> Iterator[Writer]:
 
 
 def output_names(names: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
-    """What each column of predictions is called in a file that has columns of its own: `tauon_` stands before all of them where one is taken.
+    """Return the name of each prediction column in a file with columns of its own: all get the prefix `tauon_` if one name is taken.
 
     >>> output_names(["prediction"], ["age", "prediction"])
     {'prediction': 'tauon_prediction'}

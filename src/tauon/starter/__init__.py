@@ -1,7 +1,7 @@
-"""`tauon recipe new`: look at somebody's files, and write a recipe for them that trains as it stands, its choices explained.
+"""`tauon recipe new`: inspect a user's files, and write a runnable recipe for them, with a reason for each choice.
 
-Looks, decides, writes; trains nothing. Each kind of data has a file that makes a `Draft` of it: sections of a recipe, and a sentence
-for each choice. What it cannot tell (which column is the label, say) it asks for by an error that lists what there is.
+Trains nothing. Each kind of data has a file that makes a `Draft` of it: sections of a recipe, and a sentence for each choice. If it
+cannot decide something (which column is the label, for example), it raises an error that lists the options.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, str | None, str], Dra
     (is_pictures, pictures),
     (is_text, text),
 )
-"""What data may be, tried in turn. A new kind is one more file and one more line."""
+"""Kinds of data, tried in order. A new kind is one more file and one more line."""
 
 
 def draft(path: Path | str, *, label: str | None = None, name: str | None = None, model: str | None = None) -> Draft:
-    """Look at `path` and decide. `label`: `folder`, a column, or the pattern of names of recordings (`{label}_{speaker}`).
-    `model`: the trained model that conversations or preferences are to tune.
+    """Inspect `path` and draft a recipe. `label`: `folder`, a column, or the pattern of names of recordings (`{label}_{speaker}`).
+    `model`: the trained model to tune on conversations or preferences.
 
-    Raises `DataError` for data of no kind that is known, and where the label must be named; `RecipeError` for a name that runs cannot have.
+    Raises `DataError` for unknown kinds of data, and if the label must be named; `RecipeError` for an invalid run name.
     """
     place = Path(path)
     if name is not None and not re.fullmatch(NAME, name):
-        said = f"--name {name!r} is no name of a run: ASCII letters, digits, '.', '_' and '-', at most 100, a letter or a digit first."
-        raise RecipeError(f"{said} Take {name_of(Path(name))!r} perhaps; the file may be called as you like (--to).")
+        message = (
+            f"--name {name!r} is not a valid run name: use ASCII letters, digits, '.', '_' and '-', at most 100, a letter or a digit first."
+        )
+        raise RecipeError(f"{message} For example: --name {name_of(Path(name))}. The file name is free (--to).")
     if not place.exists():
         raise DataError(f"{place}: no such file or folder")
     name = name or name_of(place)
@@ -52,21 +54,21 @@ def draft(path: Path | str, *, label: str | None = None, name: str | None = None
             if make is jsonl:
                 made = jsonl(place, label, name, model)
             elif model is not None:
-                raise DataError(f"{place}: --model is for conversations and preferences in .jsonl")
+                raise DataError(f"{place}: --model is only for conversations and preferences in .jsonl")
             else:
                 made = make(place, label, name)
             parse(Recipe, yaml.safe_load(made.to_yaml()), "the drafted recipe")
             return made
     raise DataError(
-        f"{place}: cannot tell what this is. Known are folders of pictures, of .wav files and of .txt files, and .csv, .tsv, .jsonl, .parquet and "
-        ".txt files. For anything else begin with `tauon recipe show breast-cancer --source`."
+        f"{place}: unknown kind of data. Supported are folders of images, of .wav files and of .txt files, and .csv, .tsv, .jsonl, .parquet and "
+        ".txt files. For anything else start from `tauon recipe show breast-cancer --source`."
     )
 
 
 def write_draft(made: Draft, target: Path, *, force: bool = False) -> Path:
-    """Write the recipe; one that is there stays, unless `force`. Raises `RecipeError`."""
+    """Write the recipe; an existing file is an error, unless `force`. Raises `RecipeError`."""
     if target.exists() and not force:
-        raise RecipeError(f"{target} is there already. Name another file with --to, or overwrite it with --force")
+        raise RecipeError(f"{target} exists already. Name another file with --to, or overwrite it with --force")
     target.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(target, made.to_yaml())
     load_recipe(target)

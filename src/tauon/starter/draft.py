@@ -1,4 +1,4 @@
-"""What every kind of data shares: a recipe in the making, and the sizes that are chosen by how much there is."""
+"""Shared by all kinds of data: a recipe draft, and sizes that depend on the amount of data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Draft", "held_out", "name_of", "suffixes", "training"]
 
 @dataclass
 class Draft:
-    """A recipe in the making."""
+    """A recipe draft."""
 
     name: str
     about: str
@@ -30,7 +30,7 @@ class Draft:
         self.why[section] = list(why)
 
     def to_yaml(self) -> str:
-        """The recipe with its comments, as a person would write it."""
+        """Return the recipe with its comments."""
         lines = [
             f"# {self.about}",
             "# Written by looking at the data: every choice below can be changed.",
@@ -53,7 +53,7 @@ def name_of(place: Path) -> str:
 
 
 def training(examples: int, *, batch: int, seen: int, most: int = 200) -> tuple[dict[str, Any], str]:
-    """Batch and epochs: about `seen` examples in all, at least 3 epochs."""
+    """Return batch and epochs: about `seen` examples in all, at least 3 epochs."""
     batch = max(2, min(batch, examples // 10 or 2))
     epochs = max(3, min(most, round(seen / max(1, examples))))
     return {"epochs": epochs, "batch": batch}, f"{examples:,} examples: {epochs} epochs; more help until validation loss rises."

@@ -1,4 +1,4 @@
-"""A folder of pictures, a subfolder a class."""
+"""A folder of images, one subfolder per class."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def is_pictures(place: Path) -> bool:
 def pictures(place: Path, label: str | None, name: str) -> Draft:
     if label not in (None, "folder"):
         raise DataError(
-            f"the label of pictures is their folder: --label-from folder, got {label!r}. Sort them into a subfolder for each class"
+            f"the label of images is their folder: expected --label-from folder, got {label!r}. Sort the images into one subfolder per class"
         )
     train = next((place / n for n in ("train", "training") if (place / n).is_dir()), place)
     classes = {d.name: [p for p in d.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES] for d in sorted(train.iterdir()) if d.is_dir()}
     classes = {c: files for c, files in classes.items() if files}
     if len(classes) < 2:
-        raise DataError(f"{train}: expected a subfolder for each class, found {', '.join(classes) or 'none'} with pictures")
+        raise DataError(f"{train}: expected at least two subfolders of images, one per class, found {', '.join(classes) or 'none'}")
     counts = {c: len(files) for c, files in classes.items()}
     total = sum(counts.values())
     sides = _sides([f for files in classes.values() for f in files])
@@ -44,7 +44,7 @@ def pictures(place: Path, label: str | None, name: str) -> Draft:
         {"kind": "affine", "degrees": 10, "scale": "10%", "translate": "5%"},
         {"kind": "colour", "brightness": 0.2, "contrast": 0.2},
     ]
-    why.append("Small turns, sizes and lights are drawn anew each epoch. Add `flip` where a mirrored picture is still the same thing.")
+    why.append("Small turns, sizes and lights are drawn again each epoch. Add `flip` if a mirrored image has the same class.")
     if max(counts.values()) > 1.5 * min(counts.values()):
         data["class_weights"] = "balanced"
         few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
@@ -64,23 +64,23 @@ def pictures(place: Path, label: str | None, name: str) -> Draft:
 
 
 def _sides(files: list[Path]) -> list[int]:
-    """The shorter side of some of the pictures, in pixels."""
+    """Return the shorter side of some of the images, in pixels."""
     try:
         from PIL import Image
     except ImportError:
         from tauon.errors import MissingExtra
 
-        raise MissingExtra("reading pictures", "images") from None
+        raise MissingExtra("reading images", "images") from None
     step = max(1, len(files) // 50)
     found = []
     for path in files[::step]:
         try:
             with Image.open(path) as picture:
                 found.append(min(picture.size))
-        except OSError:  # damaged: training will name it
+        except OSError:  # damaged: training reports it
             continue
     if not found:
-        raise DataError(f"{files[0]}: not a picture that can be read, nor is any other that was tried")
+        raise DataError(f"{files[0]}: not a readable image, and neither are the other images that were tried")
     return sorted(found)
 
 

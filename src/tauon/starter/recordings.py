@@ -1,4 +1,4 @@
-"""Recordings in a folder or a zip; the class in the folder, or in the name."""
+"""Recordings in a folder or a zip; the class is the folder, or part of the file name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def recordings(place: Path, label: str | None, name: str) -> Draft:
         if label is None and len(folders) < 2:
             example = names[0].rsplit("/", 1)[-1]
             raise DataError(
-                f"{place}: the recordings lie in one folder, so their names must say the class. Which part? Name it, for {example!r} perhaps: "
+                f"{place}: all recordings are in one folder, so the class must be part of their names. Set the pattern, for {example!r} probably: "
                 f"--label-from '{_guess_pattern(example)}'"
             )
         pattern = "{label}/{name}"
@@ -49,7 +49,7 @@ def recordings(place: Path, label: str | None, name: str) -> Draft:
     augment: list[Any] = [{"kind": "speed", "by": "10%"}, "gain", "shift-audio", "noise-audio"]
     parts = [p for p in re.findall(r"\{(\w+)\}", pattern) if p not in ("label", "name")]
     more = (
-        [f"To measure on voices never heard: without: {{{parts[0]}: [...]}} here, and data.test with only: {{{parts[0]}: [...]}}."]
+        [f"To test on unseen speakers: without: {{{parts[0]}: [...]}} here, and data.test with only: {{{parts[0]}: [...]}}."]
         if parts
         else []
     )
@@ -57,7 +57,7 @@ def recordings(place: Path, label: str | None, name: str) -> Draft:
         "data",
         {"source": source, "split": split, "augment": augment},
         sentence,
-        "Speed, loudness, beginning and noise are drawn anew each epoch.",
+        "Speed, loudness, beginning and noise are drawn again each epoch.",
         *more,
     )
     made.set("task", "audio-classification")

@@ -1,4 +1,4 @@
-"""CSV and its like: rows with a label, or a date and numbers: a time series."""
+"""CSV and similar: rows with a label, or a date and numbers (a time series)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["LABELS", "is_table", "table"]
 _TWO_READINGS = "two readings"
 TABLES = (".csv", ".tsv", ".data")
 LABELS = ("label", "target", "class", "y", "outcome", "diagnosis", "category", "result", "churn", "default", "sentiment")
-"""Names of columns that are likely to be what is to be predicted."""
+"""Column names that are probably labels."""
 
 
 def is_table(place: Path) -> bool:
@@ -47,11 +47,11 @@ def _label(place: Path, look: TableLook, label: str | None) -> ColumnLook:
     listed = ", ".join(f"{c.name} ({c.kind})" for c in look.columns)
     if label is not None:
         if label not in by_name:
-            raise DataError(f"{place}: no column {label!r}. There are: {listed}")
+            raise DataError(f"{place}: no column {label!r}. Available: {listed}")
         return by_name[label]
     found = [c for c in look.columns if c.name.lower() in LABELS]
     if len(found) != 1:
-        raise DataError(f"{place}: which column is to be predicted? Name it with --label-from. There are: {listed}")
+        raise DataError(f"{place}: cannot decide which column to predict. Name it with --label-from. Available: {listed}")
     return found[0]
 
 
@@ -68,11 +68,9 @@ def _rows(place: Path, look: TableLook, target: ColumnLook, name: str) -> Draft:
     dropped = [c for c in look.columns if c.kind in ("identifier", "text", "constant") and c is not target]
     classes = target.kind == "category" or (target.kind == "number" and target.distinct <= 20 and target.distinct * 10 <= look.rows)
     if target.missing:
-        raise DataError(
-            f"{place}: {target.missing:,} rows have no {target.name!r}. Remove them first: what is to be predicted must be known"
-        )
+        raise DataError(f"{place}: {target.missing:,} rows have no {target.name!r}. Remove them first: the label must be known")
     if target.kind in ("identifier", "constant", "text", "date"):
-        raise DataError(f"{place}: column {target.name!r} cannot be predicted: it is {target.kind} ({target.why})")
+        raise DataError(f"{place}: column {target.name!r} cannot be predicted: it is of kind {target.kind} ({target.why})")
     if _TWO_READINGS in target.why:
         raise DataError(f"{place}: column {target.name!r} cannot be predicted yet: {target.why}. Write its numbers in one way")
     source = _of_file(look, place, "csv") | {"label": target.name, "target": "class" if classes else "value"}
@@ -106,7 +104,9 @@ def _rows(place: Path, look: TableLook, target: ColumnLook, name: str) -> Draft:
     made.set(
         "model",
         model,
-        "Words have embeddings, beside a linear model of everything." if words else "All inputs are numbers: two hidden layers.",
+        "Text columns have embeddings, in addition to a linear model of all columns."
+        if words
+        else "All inputs are numbers: two hidden layers.",
     )
     made.set("optim", {"kind": "adamw", "lr": 0.003, "schedule": {"kind": "cosine", "warmup": "5%", "final": 0}})
     train, sentence = training(look.rows, batch=64, seen=60_000, most=100)
@@ -134,11 +134,11 @@ def _series(place: Path, look: TableLook, date: ColumnLook, name: str) -> Draft:
         if "fill: forward" not in str(err):
             raise
         source["fill"] = "forward"
-        why.append("It has gaps: they are filled with what came before.")
+        why.append("It has gaps: they are filled with the previous value.")
     split, window = {"validation": "10%", "test": "20%"}, {"context": context, "horizon": horizon}
     made.set("data", {"source": source, "split": split, "window": window}, *why)
     made.set("task", "forecasting")
-    made.set("model", "dlinear", "A linear map of trend and remainder: hard to beat, and quick. patchtst wants longer series.")
+    made.set("model", "dlinear", "A linear map of trend and remainder: hard to beat, and fast. patchtst needs longer series.")
     made.set("optim", {"kind": "adam", "lr": 0.003, "schedule": {"kind": "cosine", "warmup": 0, "final": 0}})
     train, sentence = training(max(1, round(look.rows * 0.7) - context - horizon), batch=32, seen=60_000, most=30)
     made.set("train", train, sentence)

@@ -17,9 +17,9 @@ from tauon.starter.text_tasks import ANSWER_KEYS, CHAT_KEYS, PAIR_KEYS, answers,
 __all__ = ["is_jsonl", "is_text", "jsonl", "text", "text_classes"]
 
 LABELS = ("label", "target", "class", "y", "outcome", "category", "sentiment", "topic")
-"""Keys that are likely to be what is to be predicted."""
+"""Keys that are probably labels."""
 LOOKED_AT = 2000
-"""Lines that are opened."""
+"""Number of lines that are read."""
 
 
 def is_jsonl(place: Path) -> bool:
@@ -29,7 +29,7 @@ def is_jsonl(place: Path) -> bool:
 def _first_rows(place: Path) -> list[dict[str, Any]]:
     rows = [row for _, row in islice(json_lines(place), LOOKED_AT)]
     if not rows:
-        raise DataError(f"{place}: expected one JSON object a line")
+        raise DataError(f"{place}: expected one JSON object per line")
     return rows
 
 
@@ -41,22 +41,22 @@ def jsonl(place: Path, label: str | None, name: str, model: str | None = None) -
     if label is None and (set(keys) & {*CHAT_KEYS} or any(all(k in keys for k in both) for both in (PAIR_KEYS, ANSWER_KEYS))):
         return answers(place, keys, len(rows), name, model)
     if model is not None:
-        raise DataError(f"{place}: --model is for conversations and preferences. Its keys: {', '.join(keys)}")
+        raise DataError(f"{place}: --model is only for conversations and preferences. Its keys: {', '.join(keys)}")
     if label is None and len(texts) == 1 and len(keys) == 1:
         return language(place, {"kind": "jsonl", "path": str(place), "text": texts[0]}, sum(len(str(r[texts[0]])) for r in rows), name)
     named = [k for k in keys if k.lower() in LABELS]
     label = label or (named[0] if len(named) == 1 else None)
     if label is None:
-        raise DataError(f"{place}: which key is to be predicted? Name it with --label-from. There are: {', '.join(keys)}")
+        raise DataError(f"{place}: cannot decide which key to predict. Name it with --label-from. Available: {', '.join(keys)}")
     if label not in keys:
-        raise DataError(f"{place}: no key {label!r} in every row. There are: {', '.join(keys)}")
+        raise DataError(f"{place}: no key {label!r} in every row. Available: {', '.join(keys)}")
     values = [str(r[label]) for r in rows]
     if len(texts) == 1:
         look = ColumnLook(label, "category", 0, len(set(values)), "", ())
         return text_classes(place, None, texts[0], look, name, examples=len(rows))
     numbers = [k for k in known if k != label and _numbers(r.get(k) for r in rows)]
     if not numbers:
-        raise DataError(f"{place}: beside {label!r} there is no text and no number to learn from")
+        raise DataError(f"{place}: has no text and no number to predict {label!r} from")
     classes = not all(map(is_number, values)) or len(set(values)) <= 20
     made = Draft(name, f"{label} from {len(numbers)} numbers of {place.name}")
     source: dict[str, Any] = {"kind": "jsonl", "path": str(place), "label": label, "target": "class" if classes else "value"}
@@ -75,19 +75,17 @@ def jsonl(place: Path, label: str | None, name: str, model: str | None = None) -
 
 
 def _numbers(values: Iterable[Any]) -> bool:
-    """Whether all values that are there are numbers, and there is one."""
+    """Return whether all values that are not missing are numbers, and there is one."""
     there = [v for v in values if v is not None]
     return bool(there) and all(isinstance(v, int | float) for v in there)
 
 
 def text_classes(place: Path, look: TableLook | None, key: str, target: ColumnLook, name: str, *, examples: int = 0) -> Draft:
-    """Texts with a label, in a table or in JSON lines (no `look`)."""
+    """Draft for texts with a label, in a table or in JSON lines (no `look`)."""
     source: dict[str, Any] = {"kind": "jsonl" if look is None else "csv", "path": str(place), "text": key, "label": target.name}
     if look is not None:
         if target.missing:
-            raise DataError(
-                f"{place}: {target.missing:,} rows have no {target.name!r}. Remove them first: what is to be predicted must be known"
-            )
+            raise DataError(f"{place}: {target.missing:,} rows have no {target.name!r}. Remove them first: the label must be known")
         if look.delimiter != ",":
             source["delimiter"] = look.delimiter
         if not look.header:

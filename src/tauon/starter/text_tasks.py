@@ -1,4 +1,4 @@
-"""Texts with a label, conversations, preferences: recipes for them."""
+"""Drafts for texts with a label, conversations, preferences."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tauon.starter.draft import Draft, held_out, training
 __all__ = ["ANSWER_KEYS", "CHAT_KEYS", "PAIR_KEYS", "answers", "classes"]
 
 CHAT_KEYS = ("messages", "conversations", "instruction")
-"""A row of JSON with one of these is a conversation; with both of those below, a preference, or a question with its answer."""
+"""A row of JSON with one of these is a conversation; with both keys below it is a preference, or a question with its answer."""
 PAIR_KEYS = ("chosen", "rejected")
 ANSWER_KEYS = ("prompt", "completion")
 
 
 def classes(place: Path, source: dict[str, Any], *, examples: int, distinct: int, name: str) -> Draft:
-    """Texts to be sorted. `source` says file, text and label; `distinct`: how many labels there are."""
+    """Draft for texts to classify. `source` has file, text and label; `distinct`: number of labels."""
     if distinct < 2:
-        raise DataError(f"{place}: every row has the same {source['label']!r}, so there is nothing to tell apart")
+        raise DataError(f"{place}: every row has the same {source['label']!r}, expected at least two")
     if distinct * 2 > examples:
         raise DataError(
-            f"{place}: {source['label']!r} has {distinct} values in {examples} rows: too few of each to learn. Name another label"
+            f"{place}: {source['label']!r} has {distinct} values in {examples} rows: too few rows per class. Name another label with --label-from"
         )
     made = Draft(name, f"{source['label']} of the texts in {place.name}, {examples:,} rows")
     split, sentence = held_out(examples)
@@ -42,12 +42,12 @@ def classes(place: Path, source: dict[str, Any], *, examples: int, distinct: int
 
 
 def answers(place: Path, keys: list[str], examples: int, name: str, model: str | None) -> Draft:
-    """Conversations, or preferences: a trained model learns from them."""
+    """Draft for conversations or preferences, to tune a trained model."""
     pairs = all(k in keys for k in PAIR_KEYS)
     what = "preferences" if pairs else "conversations"
     if model is None:
         raise DataError(
-            f"{place}: these are {what} ({', '.join(keys)}), from which a trained model learns further. Name it with --model: a run, a folder of "
+            f"{place}: these are {what} ({', '.join(keys)}), to tune a trained model. Name it with --model: a run, a folder of "
             "Hugging Face, or a name on its hub"
         )
     made = Draft(name, f"{'Preference' if pairs else 'Instruction'} tuning of {model} on {place.name}, {examples:,} {what}")

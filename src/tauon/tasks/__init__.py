@@ -1,4 +1,4 @@
-"""Tasks: what is learned. Each says its loss, its predictions, and how they are scored."""
+"""Tasks: the training objectives. Each defines its loss, its predictions, and its metrics."""
 
 from tauon.tasks.arrays import Classification, Regression
 from tauon.tasks.base import Task

@@ -1,4 +1,4 @@
-"""Predictions as columns that a person reads: names of classes, probabilities, numbers in the units of the data. Runs no model.
+"""Predictions as readable columns: class names, probabilities, numbers in the units of the data. Runs no model.
 
 Shapes: B examples, C classes, K targets, Q quantiles.
 """
@@ -16,7 +16,7 @@ __all__ = [
 ]  # fmt: skip
 
 Answers = dict[str, Any]
-"""Columns by name, one value an example: arrays, or lists of text."""
+"""Columns by name, one value per example: arrays, or lists of text."""
 
 
 def _as_they_are(outputs: np.ndarray) -> np.ndarray:
@@ -25,21 +25,21 @@ def _as_they_are(outputs: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class OutputMeaning:
-    """What the numbers that a model computes stand for."""
+    """Meaning of a model's outputs."""
 
     labels: tuple[str, ...] = ()
     """Names of the classes, or of the targets."""
     units: Callable[[np.ndarray], np.ndarray] = _as_they_are
-    """From the scale that the model learns on to the units of the data."""
+    """Conversion from the model's scale to the units of the data."""
 
 
 def names_of(labels: Sequence[str], n: int) -> list[str]:
-    """The labels, or numbers where there are none."""
+    """Return the labels, or numbers if there are none."""
     return [str(label) for label in labels] if len(labels) == n else [str(i) for i in range(n)]
 
 
 def class_columns(scores_BC: np.ndarray, labels: Sequence[str], predicted_B: np.ndarray | None = None) -> Answers:
-    """prediction: the most probable class, the first of equals, or the one given; probability_<class> of each.
+    """prediction: the most probable class (the first of ties), or the given one; probability_<class> of each.
 
     >>> class_columns(np.array([[0.25, 0.75]]), ("no", "yes"))["prediction"].tolist()
     ['yes']
@@ -51,25 +51,25 @@ def class_columns(scores_BC: np.ndarray, labels: Sequence[str], predicted_B: np.
 
 
 def label_columns(scores_BK: np.ndarray, labels: Sequence[str]) -> Answers:
-    """prediction_<label>: whether it is likelier than not, as 0 or 1; probability_<label>."""
+    """prediction_<label>: 1 if its probability is above one half, else 0; probability_<label>."""
     names = names_of(labels, scores_BK.shape[1])
     found: Answers = {f"prediction_{name}": (scores_BK[:, k] >= 0.5).astype(np.int64) for k, name in enumerate(names)}
     return found | {f"probability_{name}": scores_BK[:, k] for k, name in enumerate(names)}
 
 
 def named_columns(name: str, values_BK: np.ndarray, labels: Sequence[str]) -> Answers:
-    """One column where there is one target, else one for each, called after it."""
+    """Return one column for one target, else one per target, named after it."""
     K = values_BK.shape[1]
     return {name: values_BK[:, 0]} if K == 1 else {f"{name}_{label}": values_BK[:, k] for k, label in enumerate(names_of(labels, K))}
 
 
 def value_columns(values_BK: np.ndarray, meaning: OutputMeaning) -> Answers:
-    """Prediction of each target, in the units of the data."""
+    """Return the prediction of each target, in the units of the data."""
     return named_columns("prediction", meaning.units(values_BK), meaning.labels)
 
 
 def quantile_columns(quantiles_BKQ: np.ndarray, levels: Sequence[float], meaning: OutputMeaning) -> Answers:
-    """prediction: the median, where it is among the quantiles; quantile_<level> of each target. In the units of the data."""
+    """prediction: the median, if it is among the quantiles; quantile_<level> of each target. In the units of the data."""
     found: Answers = {}
     values = meaning.units(quantiles_BKQ)
     middle = next((q for q, level in enumerate(levels) if abs(level - 0.5) < 1e-6), None)
@@ -81,7 +81,7 @@ def quantile_columns(quantiles_BKQ: np.ndarray, levels: Sequence[float], meaning
 
 
 def columns_of_anything(outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
-    """What a task that says nothing about its answers predicts: each output by its name, numbered where there are several numbers."""
+    """Default for tasks that do not define `answers`: each output by its name, numbered if there are several numbers."""
     found: Answers = {}
     for name, value in outputs.items():
         flat = value.reshape(len(value), -1)

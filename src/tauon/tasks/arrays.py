@@ -23,13 +23,13 @@ __all__ = ["Classification", "Regression"]
 
 @register("classification")
 class Classification(Task):
-    """Softmax cross-entropy over classes, averaged over examples. Targets are classes, or shares of classes where examples are mixed."""
+    """Softmax cross-entropy over classes, averaged over examples. Targets are classes, or shares of classes if examples are mixed."""
 
     family = "classification"
     input_kind = "arrays"
 
     label_smoothing: Fraction = Field(0.0, ge=0, lt=1)
-    """Share of each target spread evenly over all classes (arXiv:1512.00567)."""
+    """Label smoothing: share of each target spread evenly over all classes (arXiv:1512.00567)."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits_BC = model(batch.inputs).float()
@@ -49,9 +49,9 @@ class Classification(Task):
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.outputs is None:
-            yield "task", "classification needs examples with labels, and this data source gives text. Take language-modelling."
+            yield "task", "classification needs examples with labels, but this data source provides text. Set task: language-modelling."
         elif not spec.labels and spec.outputs < 2:
-            yield "task", "classification needs at least two classes. If the target is a number, take regression."
+            yield "task", "classification needs at least two classes. If the target is a number, set task: regression."
 
 
 @register("regression")
@@ -86,4 +86,4 @@ class Regression(Task):
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.outputs is None:
-            yield "task", "regression needs examples with targets, and this data source gives text. Take language-modelling."
+            yield "task", "regression needs examples with targets, but this data source provides text. Set task: language-modelling."

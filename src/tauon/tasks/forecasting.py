@@ -35,16 +35,16 @@ class Forecasting(Task):
     loss_kind: Literal["mse", "mae", "huber", "quantile"] = "mse"
     """`mse` squared error, `mae` absolute error, `huber` squared near zero and absolute beyond `delta`, `quantile` pinball."""
     delta: float = Field(1.0, gt=0)
-    """huber: where squared becomes absolute, in units of the normalised values."""
+    """huber: the error where squared becomes absolute, in units of the normalised values."""
     quantiles: tuple[Fraction, ...] = ()
-    """quantile: which, rising; 0.5 among them is the forecast. Left out: 0.1, 0.5, 0.9."""
+    """quantile: levels, ascending; must include 0.5, the forecast. Default: 0.1, 0.5, 0.9."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         kind, quantiles = self.raw_value("loss_kind"), self.raw_value("quantiles")
         if kind != "huber" and self.raw_value("delta") != 1.0:
-            yield "delta", f"is for loss_kind: huber, and it is {kind}; drop it"
+            yield "delta", f"has no effect with loss_kind: {kind}; remove it, or set loss_kind: huber"
         if quantiles and kind != "quantile":
-            yield "quantiles", f"is for loss_kind: quantile, and it is {kind}; drop it"
+            yield "quantiles", f"has no effect with loss_kind: {kind}; remove it, or set loss_kind: quantile"
         if quantiles:
             yield from (("quantiles", message) for message in problems_of_quantiles(quantiles))
             if 0.5 not in quantiles:
@@ -52,7 +52,7 @@ class Forecasting(Task):
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """Quantiles that are predicted; none for a single number."""
+        """Predicted quantiles; empty for a single number."""
         if self.loss_kind != "quantile":
             return ()
         return self.quantiles or _QUANTILES
@@ -71,7 +71,7 @@ class Forecasting(Task):
         return error.flatten(1).mean(1) * batch.weights, batch.weights
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """predictions: BHK, in the units that the model was trained in; targets: BHK; with quantiles also quantiles BHKQ, rising, and
+        """predictions: BHK, in the model's scale; targets: BHK; with quantiles also quantiles BHKQ, ascending, and
         crossed B, the share of neighbours that were not; levels BQ, the same in each row.
         """
         out_BHO, levels = model(batch.inputs).float(), self.levels
@@ -89,7 +89,7 @@ class Forecasting(Task):
         return ForecastScorer(self.family, dataset, scoring)
 
     def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
-        """Columns of H values a window: the forecast of each target, and its quantiles."""
+        """Return columns of H values per window: the forecast of each target, and its quantiles."""
         found: Answers = {}
         values_BHK = meaning.units(outputs["predictions"])
         names = names_of(meaning.labels, values_BHK.shape[2])
@@ -104,4 +104,7 @@ class Forecasting(Task):
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.horizon is None:
-            yield "task", "forecasting needs a time series, and this data source gives none. Take source: series, or another task."
+            yield (
+                "task",
+                "forecasting needs a time series, but this data source does not provide one. Set data.source: series, or choose another task.",
+            )

@@ -55,7 +55,7 @@ class LanguageModelling(Task):
         return self.z_loss * logits_BTV.logsumexp(-1).square()
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """nll: B, nats summed over tokens of weight one (float64); tokens: B, how many."""
+        """nll: B, nats summed over tokens of weight one (float64); tokens: B, their number."""
         hidden_BTD = model(batch.inputs, batch.segments)
         head: Any = model.head
         nll_BT = token_nll(hidden_BTD.flatten(0, 1), head.weight, batch.targets.flatten()).view_as(batch.weights)
@@ -73,20 +73,20 @@ class LanguageModelling(Task):
         if spec.vocab is None:
             yield (
                 "task",
-                "language-modelling needs text, and this data source gives arrays. Take classification or regression, or a text source.",
+                "language-modelling needs text, but this data source provides arrays. Set task: classification or regression, or use a text source.",
             )
 
 
 @register("instruction-tuning")
 class InstructionTuning(LanguageModelling):
-    """Cross-entropy of the next token of answers alone: what is asked is read, not learned (weights are the data's)."""
+    """Cross-entropy of the next token on answers only: prompts are context (the weights come from the data)."""
 
     input_kind = "chat"
 
 
 @dataclass(frozen=True)
 class CountingBytes:
-    """A language-modelling task whose predictions also count the UTF-8 bytes that the targets stand for: bits per byte need them."""
+    """A language-modelling task whose predictions include the UTF-8 bytes of the targets, for bits per byte."""
 
     task: LanguageModelling
     token_bytes_V: Tensor
@@ -98,5 +98,5 @@ class CountingBytes:
         return self.task.predict(model, batch) | {"bytes": counts_BT.sum(1)}
 
     def scorer(self, dataset: Dataset, scoring: Scoring) -> Scorer:
-        """The task's own: its predictions now have the bytes that it needs."""
+        """The task's own metrics: its predictions now include the bytes."""
         return self.task.scorer(dataset, scoring)

@@ -1,7 +1,7 @@
-"""Linear cross-entropy: the loss of `softmax(h W^T)` without the logits ever existing whole.
+"""Linear cross-entropy: the loss of `softmax(h W^T)` without ever storing all logits.
 
-Chunk by chunk of rows, the logits are formed, turned into their own gradient, and multiplied back at once, so that the
-peak memory is one chunk and the backward pass only scales what is there (Wijmans et al. 2024, arXiv:2411.09009; Liger
+Chunk by chunk of rows, the logits are computed, turned into their own gradient, and multiplied back at once, so that the
+peak memory is one chunk and the backward pass only scales stored gradients (Wijmans et al. 2024, arXiv:2411.09009; Liger
 kernel, Hsu et al. 2024, arXiv:2410.10989). torch's own chunked `F.linear_cross_entropy` computes bf16 in fp32 on a CPU,
 which costs the speed of bf16 hardware, and returns the loss rounded to bf16: hence this one.
 
@@ -23,8 +23,8 @@ __all__ = ["chunk_rows", "linear_cross_entropy", "softmax_and_nll", "token_nll"]
 
 
 def chunk_rows(rows: int, vocab: int, device: torch.device) -> int:
-    """Rows of logits that exist at a time: 16 MiB of fp32 on a CPU (stays in cache), more up to 128 rows and 256 MiB, as each chunk reads
-    all of the weights; 512 MiB on a GPU. A function of shapes alone.
+    """Return the number of rows of logits that exist at once: 16 MiB of fp32 on a CPU (stays in cache), more up to 128 rows and 256 MiB,
+    because each chunk reads all of the weights; 512 MiB on a GPU. A function of shapes alone.
     """
     if device.type == "cpu":
         return max(1, min(rows, max(2**22 // vocab, min(128, 2**26 // vocab))))
@@ -33,7 +33,7 @@ def chunk_rows(rows: int, vocab: int, device: torch.device) -> int:
 
 
 def softmax_and_nll(z_NV: Tensor, at_N1: Tensor, h_ND: Tensor, w_VD: Tensor) -> tuple[Tensor, Tensor]:
-    """(probabilities, -log p of `at`: N1) of logits z = h w^T, which they overwrite on a CPU; where p is too small for its log, z is formed again."""
+    """Return (probabilities, -log p of `at`: N1) of logits z = h w^T, which they overwrite on a CPU; if p is too small for its log, z is recomputed."""
     if z_NV.device.type != "cpu":
         top, of_target = z_NV.amax(1, keepdim=True), z_NV.gather(1, at_N1)
         p_NV = z_NV.softmax(1)
@@ -67,7 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total += (nll * g).sum()
             if not (want_h or want_w):
                 continue
-            # d loss / d logits = (p - one-hot) g, its rows scaled where D numbers are a row, not V
+            # d loss / d logits = (p - one-hot) g; scale rows of D numbers instead of V
             p = p.scatter_add_(1, at, torch.full_like(nll, -1.0)).to(h.dtype)
             if grad_h is not None:
                 torch.mm(p, w, out=grad_h[start : start + step]).mul_(g)
@@ -92,7 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _VocabularyParallel(torch.autograd.Function):
-    """The same where each process holds some rows of W (Megatron-LM, arXiv:1909.08053 section 3): the softmax's normaliser and the
+    """The same if each process has some rows of W (Megatron-LM, arXiv:1909.08053 section 3): the softmax's normaliser and the
     target's logit are summed over processes, N numbers each, and so is the gradient of `hidden_ND`.
     """
 
@@ -145,7 +145,7 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor,
     """sum_n weight_n * -log softmax(h_n W^T)[target_n], in nats, fp32 scalar.
 
     Matrix products run in the dtype of `hidden_ND` (bf16 under autocast), sums and the softmax in fp32. Gradients flow to
-    `hidden_ND` and `weight_VD`, once (no second derivatives). A weight that is a DTensor cut along V is never gathered.
+    `hidden_ND` and `weight_VD`, once (no second derivatives). A weight that is a DTensor sharded along V is never gathered.
     """
     if (tapped := getattr(weight_VD, "tapped", None)) is not None:  # clipped by example: see tauon.privacy.clipped
         out: Tensor = tapped.linear_cross_entropy(hidden_ND, target_N, token_weight_N)
@@ -160,7 +160,7 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor,
 
 
 def token_nll(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
-    """-log p of each target, N in fp32 nats, differentiable in the ordinary way; chunked, so only one chunk of logits exists without grad."""
+    """Return -log p of each target, N in fp32 nats, with ordinary autograd; chunked, so only one chunk of logits exists without grad."""
     if (tapped := getattr(weight_VD, "tapped", None)) is not None:
         nll_N: Tensor = tapped.token_nll(hidden_ND, target_N)
         return nll_N

@@ -1,6 +1,6 @@
-"""Masked language modelling: find the tokens that were hidden (Devlin et al. 2018). Hiding them is the data's part (`data/masking.py`).
+"""Masked language modelling: predict masked tokens (Devlin et al. 2018). Masking is done by the data package (`data/masking.py`).
 
-Shapes: B batch, T time, N hidden tokens, D width, V vocabulary.
+Shapes: B batch, T time, N masked tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["MaskedLanguageModelling"]
 
 @register("masked-language-modelling")
 class MaskedLanguageModelling(Task):
-    """Cross-entropy of hidden tokens, averaged over them."""
+    """Cross-entropy of masked tokens, averaged over them."""
 
     family = "masked-language-modelling"
     input_kind = "masked-tokens"
@@ -35,7 +35,7 @@ class MaskedLanguageModelling(Task):
         return (nll_BT * batch.weights).sum(1), batch.weights.sum(1)
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """nll: B, nats summed over hidden tokens (float64); tokens: B, how many; correct: B, how many of them were the likeliest."""
+        """nll: B, nats summed over masked tokens (float64); tokens: B, their number; correct: B, number of correct most likely tokens."""
         nll_BT, hit_BT = self._scored(model, batch)
         return {
             "nll": (nll_BT.double() * batch.weights).sum(1),
@@ -52,7 +52,7 @@ class MaskedLanguageModelling(Task):
         return counts
 
     def _scored(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(-log p, whether the likeliest token is it), BT, where a token was hidden; zero elsewhere. Only there are logits formed."""
+        """(-log p, whether the most likely token is correct), BT, at masked tokens; zero elsewhere. Logits are computed only there."""
         hidden_BTD = model(batch.inputs, batch.segments)
         head: Any = model.head
         weight_VD, bias_V = (p.full_tensor() if is_dtensor(p) else p for p in (head.weight, head.bias))
@@ -71,10 +71,10 @@ class MaskedLanguageModelling(Task):
         nll_BT = hidden_BTD.new_zeros(where_BT.shape, dtype=torch.float32)
         if not nll and tapped is not None:
             return nll_BT + 0.0 * hidden_BTD.float().sum(), torch.zeros_like(where_BT)
-        if not nll:  # nothing was hidden: a loss of zero that still has a gradient, as other processes wait for one
+        if not nll:  # no masked token: return a zero loss that still has a gradient, because other ranks wait for one
             return nll_BT + 0.0 * hidden_BTD.float().sum() + 0.0 * (weight_VD.sum() + bias_V.sum()), torch.zeros_like(where_BT)
         return nll_BT.masked_scatter(where_BT, torch.cat(nll)), torch.zeros_like(where_BT).masked_scatter(where_BT, torch.cat(hit))
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.vocab is None:
-            yield "task", "masked-language-modelling needs text, and this data source gives arrays. Take a text source, or another task."
+            yield "task", "masked-language-modelling needs text, but this data source provides arrays. Use a text source, or another task."

@@ -1,4 +1,4 @@
-"""Multi-label classification: any number of labels may be true of an example. Shapes: B batch, K labels."""
+"""Multi-label classification: any number of labels per example. Shapes: B batch, K labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MultiLabel(Task):
     input_kind = "arrays"
 
     label_smoothing: Fraction = Field(0.0, ge=0, lt=1)
-    """Targets are drawn towards 1/2 by this share."""
+    """Label smoothing: targets are moved towards 1/2 by this share."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits_BK = model(batch.inputs).float()
@@ -51,4 +51,4 @@ class MultiLabel(Task):
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.outputs is None:
-            yield "task", "multi-label needs examples with labels, and this data source gives text. Take language-modelling."
+            yield "task", "multi-label needs examples with labels, but this data source provides text. Set task: language-modelling."

@@ -1,7 +1,7 @@
-"""Ordinal regression: classes that have an order, and mistakes that are worse the further off they are.
+"""Ordinal regression: ordered classes, where errors are worse the further off they are.
 
-The model's C outputs are a softmax over the classes. What is scored is its cumulative distribution F(k) = P(class <= k), against that of
-the truth, at each of the C - 1 steps between classes:
+The model's C outputs are a softmax over the classes. The loss compares its cumulative distribution F(k) = P(class <= k) with that of
+the true class, at each of the C - 1 steps between classes:
 
     rps          sum_k (F(k) - 1[y <= k])^2                 ranked probability score, Epstein 1969; squared earth mover's distance
                                                             (Hou, Yu & Samaras 2016, arXiv:1611.05916)
@@ -34,7 +34,7 @@ __all__ = ["Ordinal"]
 
 @register("ordinal")
 class Ordinal(Task):
-    """Classes in an order: a loss that grows with the distance from the true one. Name the order with data.label_order."""
+    """Ordered classes: a loss that grows with the distance from the true one. Set the order with data.label_order."""
 
     family = "ordinal"
     input_kind = "arrays"
@@ -69,6 +69,6 @@ class Ordinal(Task):
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.outputs is None:
-            yield "task", "ordinal needs examples with classes, and this data source gives text. Take language-modelling."
+            yield "task", "ordinal needs examples with classes, but this data source provides text. Set task: language-modelling."
         elif spec.outputs < 2:
-            yield "task", "ordinal needs at least two classes. If the target is a number, take regression."
+            yield "task", "ordinal needs at least two classes. If the target is a number, set task: regression."

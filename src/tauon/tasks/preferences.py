@@ -1,7 +1,7 @@
 """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290).
 
 An answer's reward is r = beta (log p(answer | prompt) - log p_ref(answer | prompt)); the loss of a pair is -log sigmoid(r_chosen - r_rejected).
-p_ref is the model that training starts from, whose log-probabilities come with the data (`Batch.reference`).
+p_ref is the reference model, from which training starts; its log-probabilities come with the data (`Batch.reference`).
 
 Shapes: B pairs, 2 chosen and rejected, T time, D width.
 """
@@ -28,15 +28,15 @@ __all__ = ["DPO", "answer_log_probs"]
 
 @register("dpo")
 class DPO(Task):
-    """Prefer chosen answers over rejected ones, and stay near the model that training starts from."""
+    """Prefer chosen answers over rejected ones, and stay close to the reference model."""
 
     family = "preference"
     input_kind = "pairs"
 
     beta: float = Field(0.1, gt=0)
-    """How strongly the model is held to where it started: less lets it go further."""
+    """Strength of the penalty for leaving the reference model: smaller allows larger changes."""
     label_smoothing: Fraction = Field(0.0, ge=0, lt=0.5)
-    """Share of pairs whose preference may be the wrong way round (conservative DPO)."""
+    """Share of pairs whose preference may be wrong (conservative DPO)."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         rewards_B2 = self.rewards(model, batch)
@@ -59,30 +59,32 @@ class DPO(Task):
         return preference(need(outputs, self.family, "rewards"), need(outputs, self.family, "loss"), **scoring.how)
 
     def rewards(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Beta (log p - log p_ref) of both answers, B2."""
+        """Return beta (log p - log p_ref) of both answers, B2."""
         if batch.reference is None:
-            raise ValueError("pairs without log-probabilities of the reference: attach them to the data first (data.with_reference)")
+            raise ValueError(
+                "the pairs have no log-probabilities of the reference model. Attach them to the data first (data.with_reference)"
+            )
         return self.beta * (answer_log_probs(model, batch) - batch.reference)
 
     def observe(self, model: nn.Module, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         rewards_B2 = self.rewards(model, batch)
         margin_B, counts_B = rewards_B2[:, 0] - rewards_B2[:, 1], pair_weights(batch)
         weight = counts_B.sum()
-        right_B = (margin_B > 0).float() + 0.5 * (margin_B == 0)  # undecided: half right, as at the start all are
+        right_B = (margin_B > 0).float() + 0.5 * (margin_B == 0)  # ties count half, as all pairs are ties at the start
         return {"reward_margin": ((margin_B * counts_B).sum(), weight), "reward_accuracy": ((right_B * counts_B).sum(), weight)}
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.vocab is None:
-            yield "task", "dpo needs pairs of answers, and this data has no text. Take another task, or a source of kind pairs."
+            yield "task", "dpo needs pairs of answers, but this data has no text. Use a source of kind pairs, or another task."
 
 
 def pair_weights(batch: Batch) -> Tensor:
-    """B: 1 where a pair counts, 0 where a row is there to fill up."""
+    """Return B: 1 for real pairs, 0 for padding rows."""
     return (batch.weights.flatten(1).amax(1) > 0).float()
 
 
 def answer_log_probs(model: nn.Module, batch: Batch) -> Tensor:
-    """Log p of the tokens of weight one, summed over each answer: B2, fp32."""
+    """Return log p of the tokens of weight one, summed over each answer: B2, fp32."""
     segments = None if batch.segments is None else batch.segments.flatten(0, 1)
     hidden_NTD = model(batch.inputs.flatten(0, 1), segments)
     head: Any = model.head

@@ -1,7 +1,7 @@
 """Quantile regression: predict several quantiles of a number at once, by the pinball loss (Koenker & Bassett 1978).
 
 Quantiles that were fitted side by side may cross; predictions are therefore sorted, which never makes the loss worse (Chernozhukov,
-Fernandez-Val & Galichon 2010), and the share that had to be is reported. Shapes: B batch, K targets, Q quantiles.
+Fernandez-Val & Galichon 2010), and the share of crossings is reported. Shapes: B batch, K targets, Q quantiles.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["QuantileRegression", "pinball", "problems_of_quantiles"]
 
 
 def pinball(predicted: Tensor, target: Tensor, quantiles: Sequence[float]) -> Tensor:
-    """max(q e, (q - 1) e) with e = target - prediction, of each element of ...Q; its mean is least at the q-quantile.
+    """max(q e, (q - 1) e) with e = target - prediction, of each element of ...Q; its mean is minimal at the q-quantile.
 
     >>> pinball(torch.tensor([[0.0, 0.0]]), torch.tensor([2.0]), (0.1, 0.9))
     tensor([[0.2000, 1.8000]])
@@ -35,13 +35,13 @@ def pinball(predicted: Tensor, target: Tensor, quantiles: Sequence[float]) -> Te
 
 
 def problems_of_quantiles(quantiles: Sequence[float]) -> Iterator[str]:
-    """What is wrong with a list of quantiles."""
+    """Yield what is wrong with a list of quantiles."""
     if not quantiles:
-        yield "is empty; give some between 0 and 1: [0.1, 0.5, 0.9]"
+        yield "is empty; set levels between 0 and 1: [0.1, 0.5, 0.9]"
     if any(not 0 < q < 1 for q in quantiles):
         yield f"{next(q for q in quantiles if not 0 < q < 1):g} is not between 0 and 1"
     if list(quantiles) != sorted(set(quantiles)):
-        yield f"{list(quantiles)} must rise, each once"
+        yield f"{list(quantiles)} must be ascending without duplicates"
 
 
 @register("quantile-regression")
@@ -53,7 +53,7 @@ class QuantileRegression(Task):
     scales_targets = True
 
     quantiles: tuple[Fraction, ...] = (0.1, 0.5, 0.9)
-    """Which, rising, between 0 and 1. 0.1 and 0.9 bound an interval that should hold 80%."""
+    """Levels, ascending, between 0 and 1. 0.1 and 0.9 bound an interval that should contain 80%."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from (("quantiles", message) for message in problems_of_quantiles(self.raw_value("quantiles")))
@@ -66,7 +66,7 @@ class QuantileRegression(Task):
         return pinball(out_BKQ, target_BK, self.quantiles).mean(2).sum(1) * batch.weights, batch.weights
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """quantiles: BKQ, rising; crossed: B, share of neighbours that were not; targets: BK; levels: BQ, the same in each row.
+        """quantiles: BKQ, ascending; crossed: B, share of neighbours that were not; targets: BK; levels: BQ, the same in each row.
 
         Quantiles and targets are on the scale of `DataSpec.target_scale`.
         """
@@ -91,4 +91,7 @@ class QuantileRegression(Task):
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.outputs is None:
-            yield "task", "quantile-regression needs examples with targets, and this data source gives text. Take language-modelling."
+            yield (
+                "task",
+                "quantile-regression needs examples with targets, but this data source provides text. Set task: language-modelling.",
+            )

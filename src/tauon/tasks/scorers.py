@@ -1,4 +1,4 @@
-"""How a task's predictions are collected: whole, where metrics need all of them; or added up as they come. Runs no model."""
+"""How a task's predictions are collected: all of them, if metrics need them; or summed up one by one. Runs no model."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ __all__ = ["ForecastScorer", "Measured", "WholeScorer"]
 
 
 class Measured(Protocol):
-    """The part of a task that is used here."""
+    """The part of a task that scorers use."""
 
     def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
-        """Of the examples that count."""
+        """Metrics of the examples with non-zero weight."""
         ...
 
     def counted(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Which examples count, of those whose weight is not zero."""
+        """Which examples count, among those whose weight is not zero."""
         ...
 
 
 class WholeScorer:
-    """Keeps every prediction, and asks `task.metrics` at the end. Examples of weight zero count nowhere; every other weight counts as one."""
+    """Keeps every prediction, and calls `task.metrics` at the end. Examples of weight zero are excluded; all other weights count as one."""
 
     def __init__(self, task: Measured, scoring: Scoring) -> None:
         self.task, self.scoring = task, scoring
@@ -46,11 +46,11 @@ class WholeScorer:
         weights = np.concatenate(self.weights)
         if (weights < 0).any() or not np.isfinite(weights).all():
             raise DataError(
-                f"{int((~(weights >= 0)).sum())} of {len(weights)} examples have a weight below zero or not finite; weights are 0 or more"
+                f"{int((~(weights >= 0)).sum())} of {len(weights)} examples have a negative or non-finite weight. Weights must be 0 or more"
             )
         keep = (weights > 0) & self.task.counted(outputs)
         if not keep.any():
-            raise DataError(f"all {len(weights)} examples have weight zero: nothing to evaluate on")
+            raise DataError(f"all {len(weights)} examples have weight zero, so there is nothing to evaluate")
         notes: list[str] = []
         if not keep.all():
             notes.append(f"{int((~keep).sum())} of {len(keep)} examples have weight zero and are left out.")
@@ -64,7 +64,7 @@ class WholeScorer:
 
 
 class ForecastScorer:
-    """Adds up forecasts from every origin of a data set; keeps a few whole, to be drawn."""
+    """Sums up forecasts from every origin of a data set; keeps a few complete ones to plot."""
 
     def __init__(self, family: str, dataset: Dataset, scoring: Scoring) -> None:
         self.family, self.dataset, self.scoring = family, dataset, scoring
@@ -77,7 +77,7 @@ class ForecastScorer:
 
     def add(self, outputs: Mapping[str, np.ndarray], weights: np.ndarray) -> None:
         if not (weights == 1).all():
-            raise DataError("windows of a series have weight 1; weights other than that have no meaning here")
+            raise DataError("windows of a series must have weight 1; other weights are not supported")
         need(outputs, self.family, "predictions")
         self.sums.add(dict(outputs))
         for i in (j for j in self.drawn if self.at <= j < self.at + len(weights)):
@@ -93,11 +93,11 @@ class ForecastScorer:
 
 
 _SHOWN = 3
-_DRAWN = 8  # targets that are drawn
+_DRAWN = 8  # targets that are plotted
 
 
 def _window(dataset: Dataset, i: int, outputs: dict[str, np.ndarray], labels: Sequence[str]) -> dict[str, Any]:
-    """One window as plain numbers, on the normalised scale: its end of context, what came, what was forecast."""
+    """Return one window as plain numbers, on the normalised scale: end of its context, true values, forecast."""
     inputs = dataset.batch(np.array([i])).inputs[0].numpy()
     T, H = len(inputs), len(outputs["targets"])
     shown = min(T, 2 * H)

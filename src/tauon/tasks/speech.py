@@ -1,4 +1,4 @@
-"""Recordings: what they are of (audio classification), or what is said in them (speech recognition with CTC).
+"""Recordings: their class (audio classification), or their transcript (speech recognition with CTC).
 
 Shape legend: B batch, S frames, C classes or characters, U characters of a transcript.
 """
@@ -35,7 +35,7 @@ class AudioClassification(Task):
     input_kind = "signals"
 
     label_smoothing: Fraction = Field(0.0, ge=0, lt=1)
-    """Share of each target spread evenly over all classes (arXiv:1512.00567)."""
+    """Label smoothing: share of each target spread evenly over all classes (arXiv:1512.00567)."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits_BC = model(batch.inputs, batch.lengths).float()
@@ -55,18 +55,18 @@ class AudioClassification(Task):
 
     def fits(self, spec: DataSpec) -> Iterator[tuple[str, str]]:
         if spec.labels[:1] == (BLANK,):
-            yield "task", "audio-classification needs classes, and these recordings have transcripts. Take speech-recognition."
+            yield "task", "audio-classification needs classes, but these recordings have transcripts. Set task: speech-recognition."
 
 
 @register("speech-recognition")
 class SpeechRecognition(Task):
-    """Connectionist temporal classification of characters (Graves et al. 2006); read out greedily. Scored by word and character error rate."""
+    """Connectionist temporal classification of characters (Graves et al. 2006); greedy decoding. Scored by word and character error rate."""
 
     family = "speech-recognition"
     input_kind = "signals"
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Each recording's -log p of its transcript, divided by its number of characters."""
+        """Return each recording's -log p of its transcript, divided by its number of characters."""
         logits_BSC, frames_B = model(batch.inputs, batch.lengths, frames=True)
         characters_B = (batch.targets >= 0).sum(1)
         log_SBC = logits_BSC.float().log_softmax(-1).transpose(0, 1)
@@ -74,7 +74,7 @@ class SpeechRecognition(Task):
         return loss_B / characters_B.clamp(min=1) * batch.weights, batch.weights
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Errors in characters and words, and how many of both and of samples there are: B each."""
+        """Return errors in characters and words, and the number of both and of samples: B each."""
         logits_BSC, frames_B = model(batch.inputs, batch.lengths, frames=True)
         best_BS = logits_BSC.float().argmax(-1).cpu()
         rows = []
@@ -88,7 +88,7 @@ class SpeechRecognition(Task):
         return {name: found[:, i] for i, name in enumerate(names)} | {"samples": batch.lengths}
 
     def infer(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """path: BS, the likeliest output of each frame; frames: B, how many count."""
+        """path: BS, the most likely output of each frame; frames: B, number of valid frames."""
         logits_BSC, frames_B = model(batch.inputs, batch.lengths, frames=True)
         return {"path": logits_BSC.float().argmax(-1), "frames": frames_B}
 
@@ -105,17 +105,17 @@ class SpeechRecognition(Task):
         if spec.labels[:1] != (BLANK,):
             yield (
                 "task",
-                "speech-recognition needs transcripts, and these recordings have classes. Take audio-classification, or data.signal.target=transcript.",
+                "speech-recognition needs transcripts, but these recordings have classes. Set task: audio-classification, or data.signal.target=transcript.",
             )
 
 
 def spoken(path: Sequence[int]) -> list[int]:
-    """Characters of a path: repeats are one, blanks (0) are none."""
+    """Collapse a path to characters: merge repeats, remove blanks (0)."""
     return [c for i, c in enumerate(path) if c != 0 and (i == 0 or path[i - 1] != c)]
 
 
 def words_of(characters: Sequence[int]) -> list[tuple[int, ...]]:
-    """Cut at spaces (output 1); empty words are none."""
+    """Split at spaces (output 1), without empty words."""
     words: list[list[int]] = [[]]
     for c in characters:
         if c == SPACE:
@@ -126,7 +126,7 @@ def words_of(characters: Sequence[int]) -> list[tuple[int, ...]]:
 
 
 def distance(a: Sequence[object], b: Sequence[object]) -> int:
-    """Levenshtein's: insertions, deletions and substitutions that make one into the other."""
+    """Levenshtein distance: insertions, deletions and substitutions that turn one into the other."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         diagonal, row[0] = row[0], i

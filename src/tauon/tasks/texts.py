@@ -27,7 +27,7 @@ class TextClassification(Task):
     input_kind = "labelled-text"
 
     label_smoothing: Fraction = Field(0.0, ge=0, lt=1)
-    """Share of each target spread evenly over all classes (arXiv:1512.00567)."""
+    """Label smoothing: share of each target spread evenly over all classes (arXiv:1512.00567)."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         logits_BC = model(batch.inputs, batch.segments).float()
@@ -49,5 +49,5 @@ class TextClassification(Task):
         if spec.vocab is None or spec.outputs is None:
             yield (
                 "task",
-                "text-classification needs texts with labels. Take classification for numbers, language-modelling for running text.",
+                "text-classification needs texts with labels. Set task: classification for numbers, language-modelling for running text.",
             )

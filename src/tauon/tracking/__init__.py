@@ -1,4 +1,4 @@
-"""What happens during a run, as it happens: the event log always, other tools' trackers where the recipe asks for them."""
+"""The event log, which every run writes, and trackers of other tools that a recipe can add."""
 
 from tauon.tracking.events import EventLog, nothing_logged, read_events, timeline
 from tauon.tracking.mlflow import MlflowConfig

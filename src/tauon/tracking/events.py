@@ -1,7 +1,7 @@
-"""The event log: one JSON object a line, appended, readable while it grows. Every number that a run ever shows comes from it.
+"""The event log: one JSON object per line, append-only, readable while it grows. Every number that a run shows comes from it.
 
 `log` only appends to a queue; a thread turns events into text and writes them at least every half second, so a killed
-process loses less than a second. Knows no event by name but one: `resume`, which ends a killed attempt (`timeline`).
+process loses less than a second. Independent of event kinds, except `resume`, which ends a killed attempt (`timeline`).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _PLAIN = frozenset((int, float, str, bool, type(None)))
 
 
 class EventLog:
-    """Append events to the file `path`; a context manager. Threads may share it; a forked child may go on using it.
+    """Append events to the file `path`; a context manager. Safe to share between threads; a forked child may continue to use it.
 
-    A child that ends by `os._exit` (every worker of `multiprocessing` does) must `flush` first. What cannot be written
-    (disk full) is kept in memory and tried again; `flush` and `close` then raise, `log` never does.
+    A child that ends with `os._exit` (every worker of `multiprocessing` does) must `flush` first. Events that cannot be written
+    (disk full) are kept in memory and tried again; `flush` and `close` then raise, `log` never does.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "events.jsonl"
@@ -53,13 +53,15 @@ class EventLog:
             self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
             _mend(self._fd)
         except OSError as err:
-            raise RunError(f"{self.path}: cannot be written: {err.strerror or err}. Check the folder, or choose another one.") from err
+            raise RunError(
+                f"{self.path}: cannot be written: {err.strerror or err}. Check that the folder is writable, or choose another one."
+            ) from err
         self._fresh()
-        os.register_at_fork(after_in_child=partial(_fresh_in_child, weakref.ref(self)))  # cannot be taken back, hence weak
+        os.register_at_fork(after_in_child=partial(_fresh_in_child, weakref.ref(self)))  # cannot be unregistered, hence weak
         atexit.register(self.close)
 
     def _fresh(self) -> None:
-        """The state of a log that nobody has used. In a forked child: the queue is the parent's to write, the thread is gone."""
+        """Return the state of an unused log. In a forked child: the queue is the parent's to write, the thread does not exist."""
         self._queue: deque[tuple[float, str, dict[str, Any]]] = deque()
         self._unwritten = b""
         self._writing = threading.Lock()
@@ -71,7 +73,7 @@ class EventLog:
         """Record an event, with the time. Values: numbers, strings, lists, mappings, tensors and arrays of few elements.
 
         Costs about a microsecond: a tensor on an accelerator is copied there and read later, by the thread. The names
-        `time` and `kind` are taken (`ValueError`).
+        `time` and `kind` are reserved (`ValueError`).
         """
         for value in values.values():
             if value.__class__ not in _PLAIN:
@@ -84,16 +86,16 @@ class EventLog:
             self._start()
 
     def flush(self) -> None:
-        """Hand everything that was logged to the operating system. `RunError` when it does not take it."""
+        """Write everything that was logged to the operating system. `RunError` if that fails."""
         try:
             self._drain()
         except OSError as err:
             raise RunError(
-                f"{self.path}: events cannot be written: {err.strerror or err}. They are kept in memory and tried again; free some space."
+                f"{self.path}: events cannot be written: {err.strerror or err}. They are kept in memory and tried again. Free disk space."
             ) from err
 
     def close(self) -> None:
-        """Flush, force to disk, stop the thread. Closing twice does no harm; an event logged afterwards is a `RunError`."""
+        """Flush, force to disk, stop the thread. Closing twice is safe; an event logged afterwards is a `RunError`."""
         if self._fd < 0:
             return
         self._stop.set()
@@ -126,7 +128,7 @@ class EventLog:
 
     def _write_regularly(self, stop: threading.Event) -> None:
         while not stop.wait(self.flush_seconds):
-            with suppress(OSError):  # kept and tried again; flush and close tell
+            with suppress(OSError):  # kept and tried again; flush and close raise
                 self._drain()
 
     def _drain(self) -> None:
@@ -140,7 +142,7 @@ class EventLog:
 
 
 class _NothingLogged(EventLog):
-    """An event log of a process that is not the one which writes it."""
+    """An event log of a process that does not write."""
 
     def __init__(self) -> None:
         """No file."""
@@ -154,7 +156,7 @@ class _NothingLogged(EventLog):
 
 @contextmanager
 def nothing_logged() -> Iterator[EventLog]:
-    """Stands for `EventLog` in processes other than rank 0."""
+    """Replaces `EventLog` in processes other than rank 0."""
     yield _NothingLogged()
 
 
@@ -165,7 +167,7 @@ def _fresh_in_child(ref: weakref.ref[EventLog]) -> None:
 
 
 def _mend(fd: int) -> None:
-    """Cut off the half line that a killed process left, so that every line of the file is JSON."""
+    """Cut off the incomplete last line of a killed process, so that every line of the file is JSON."""
     size = os.fstat(fd).st_size
     end, tail = size, b""
     while end > 0 and b"\n" not in tail:
@@ -191,7 +193,7 @@ _ESCAPED = re.compile(r"\\*(?:NaN|-?Infinity)")
 
 
 def _freeze(value: Any) -> Any:
-    """A copy that the caller's later changes do not reach; a tensor that would have to be waited for stays a tensor."""
+    """Return a copy that is independent of the caller's later changes; a tensor that is not ready yet stays a tensor."""
     if value.__class__ in _PLAIN:
         return value
     if isinstance(value, Mapping):
@@ -205,7 +207,7 @@ def _freeze(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """JSON data for any value; what JSON does not know becomes its text: a log must not stop a run."""
+    """Return JSON data for any value; values that JSON does not support become text: a log must not stop a run."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, str):
@@ -222,7 +224,7 @@ def _plain(value: Any) -> Any:
 def _line(when: float, kind: str, values: dict[str, Any]) -> bytes:
     try:
         plain = _plain(values)
-    except Exception as err:  # a tensor whose device has failed, say: the other events must still be written
+    except Exception as err:  # for example a tensor whose device has failed: the other events must still be written
         plain = {"unreadable": f"{type(err).__name__}: {err}"}
     record = {"time": round(when, 6), "kind": str(kind)} | plain
     return json.dumps(record, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n"
@@ -242,10 +244,10 @@ def _restore(value: Any) -> Any:
 
 
 def read_events(path: Path | str, *, warn: Callable[[str], None] | None = None) -> list[dict[str, Any]]:
-    """Every event in the file, oldest first; each has `time` (seconds since 1970) and `kind`.
+    """Return every event in the file, oldest first; each has `time` (seconds since 1970) and `kind`.
 
-    A half last line (the writer is at work, or was killed) is skipped. A line that is damaged in the middle of the file
-    is skipped too, and told to `warn` (default: `warnings.warn`). `DataError` when the file cannot be read.
+    An incomplete last line (the writer is at work, or was killed) is skipped. A damaged line in the middle of the file
+    is skipped too, with a message to `warn` (default: `warnings.warn`). `DataError` if the file cannot be read.
     """
     try:
         lines = Path(path).read_bytes().split(b"\n")
@@ -261,7 +263,7 @@ def read_events(path: Path | str, *, warn: Callable[[str], None] | None = None) 
                 raise ValueError("not an event")
         except (ValueError, RecursionError):
             if number < len(lines):
-                text = f"{path}: line {number} is damaged and was left out: {line[:80]!r}"
+                text = f"{path}: line {number} is damaged and was skipped: {line[:80]!r}"
                 (warn or (lambda t: warnings.warn(t, RuntimeWarning, stacklevel=3)))(text)
             continue
         events.append(_restore(record))
@@ -269,9 +271,9 @@ def read_events(path: Path | str, *, warn: Callable[[str], None] | None = None) 
 
 
 def timeline(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The run as if it had never been killed: after `{"kind": "resume", "step": n}` what was logged of later steps is dropped.
+    """Return the events as if the run had never been killed: after `{"kind": "resume", "step": n}`, earlier events of later steps are dropped.
 
-    Events without a `step` stay.
+    Events without a `step` are kept.
 
     >>> killed = [{"kind": "step", "step": s} for s in (1, 2, 3)]
     >>> [e["step"] for e in timeline([*killed, {"kind": "resume", "step": 2}, {"kind": "step", "step": 3}])]

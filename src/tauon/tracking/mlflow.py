@@ -1,6 +1,6 @@
 """MLflow: metrics by step, the recipe as parameters. Without an address, a store inside the run's folder and no network.
 
-Uses the client alone (`mlflow-skinny`), not MLflow's global current run: two runs in one process do not meet.
+Uses only the client (`mlflow-skinny`), not MLflow's global current run, so that two runs in one process stay separate.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from tauon.tracking.tracker import Tracker, TrackerConfig, flatten
 __all__ = ["MlflowConfig"]
 
 _BATCH = 100
-"""MLflow takes at most 100 parameters in a call, and 1000 metrics."""
+"""MLflow accepts at most 100 parameters per call, and 1000 metrics."""
 _LONGEST = 6000
-"""Characters of a parameter's value that MLflow takes."""
+"""Most characters of a parameter's value in MLflow."""
 
 
 @register("mlflow")
@@ -28,14 +28,14 @@ class MlflowConfig(TrackerConfig):
     """MLflow. Needs the extra `mlflow`."""
 
     uri: str | None = None
-    """Address of a tracking server or database, `http://host:5000` say; none: the folder `mlruns` in the run's folder."""
+    """Address of a tracking server or database, for example `http://host:5000`; default: the folder `mlruns` in the run's folder."""
     experiment: str = "tauon"
-    """Name of the experiment; made if it does not exist."""
+    """Name of the experiment; created if it does not exist."""
 
     def build(self, run_folder: Path, name: str, recipe: Mapping[str, Any]) -> Tracker:
         uri = self.uri
         if uri is None:
-            # MLflow 3.7 and later asks for this word before it writes plain files; a database would need more libraries.
+            # MLflow 3.7 and later requires this setting to write plain files; a database would need more libraries.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             uri = (Path(run_folder).absolute() / "mlruns").as_uri()
         try:
@@ -50,7 +50,7 @@ class MlflowConfig(TrackerConfig):
 
 
 class MlflowTracker:
-    """One MLflow run, whose id is kept in the file `id_file`, so that a resumed run goes on with it."""
+    """One MLflow run, whose id is stored in the file `id_file`, so that a resumed run continues it."""
 
     def __init__(self, client: Any, experiment: str, id_file: Path, name: str, recipe: Mapping[str, Any]) -> None:
         self._client = client
@@ -70,7 +70,7 @@ class MlflowTracker:
         id_file.write_text(self._run + "\n", encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Each value as a metric of `step`. MLflow keeps both values of a step that a killed attempt had logged already."""
+        """Log each value as a metric of `step`. MLflow keeps both values of a step that a killed attempt had logged already."""
         from mlflow.entities import Metric
 
         self._step = step
@@ -78,7 +78,7 @@ class MlflowTracker:
         self._client.log_batch(self._run, metrics=[Metric(name, float(value), now, step) for name, value in values.items()])
 
     def summary(self, values: Mapping[str, float]) -> None:
-        """Each value as a metric `summary/<name>` of the last step logged."""
+        """Log each value as a metric `summary/<name>` of the last step logged."""
         self.log(self._step, {f"summary/{name}": value for name, value in values.items()})
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ class TensorBoardConfig(TrackerConfig):
 
     def build(self, run_folder: Path, name: str, recipe: Mapping[str, Any]) -> Tracker:
         try:
-            import tensorboard  # noqa: F401 - torch's writer needs it and says so less clearly
+            import tensorboard  # noqa: F401 - torch's writer needs it, with a less clear error
         except ImportError as err:
             raise MissingExtra("the TensorBoard tracker", "tensorboard") from err
         return TensorBoardTracker(Path(run_folder) / self.folder, recipe)
@@ -37,20 +37,20 @@ class TensorBoardTracker:
         self._step = 0
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Each value as a scalar of `step`."""
+        """Log each value as a scalar of `step`."""
         writer = self._open(step)
         self._step = step
         for name, value in values.items():
             writer.add_scalar(name, float(value), step)
 
     def summary(self, values: Mapping[str, float]) -> None:
-        """Each value as a scalar `summary/<name>`."""
+        """Log each value as a scalar `summary/<name>`."""
         writer = self._open(None)
         for name, value in values.items():
             writer.add_scalar(f"summary/{name}", float(value), self._step)
 
     def close(self) -> None:
-        """Write what is waiting."""
+        """Write buffered values."""
         if self._writer is not None:
             self._writer.close()
 

@@ -1,6 +1,6 @@
-"""Trackers: adapters that show a run's numbers in another tool while it goes on. The family's base, and a CSV file.
+"""Trackers: adapters that show a run's numbers in another tool during the run. The family's base class, and a CSV file.
 
-A tracker is a copy for the eye: the event log stays the record, and a tracker that fails must not stop a run (`guard`).
+A tracker is only a copy: the event log is the record, and a tracker that fails must not stop a run (`guard`).
 Each member is one file; its library is imported when the tracker is built.
 """
 
@@ -20,26 +20,26 @@ __all__ = ["CsvConfig", "Tracker", "TrackerConfig", "flatten", "guard"]
 
 
 class Tracker(Protocol):
-    """What a run tells another tool. Steps never fall, except that a resumed run takes up again after its checkpoint."""
+    """Interface of a tracker. Steps never decrease, except that a resumed run continues from its checkpoint."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of one step."""
+        """Log numbers of one step."""
         ...
 
     def summary(self, values: Mapping[str, float]) -> None:
-        """Numbers of the whole run, at its end."""
+        """Log numbers of the whole run, at its end."""
         ...
 
     def close(self) -> None:
-        """Hand over what is still waiting."""
+        """Send buffered values."""
         ...
 
 
 class TrackerConfig(Registered, family="tracker"):
-    """Where a run's numbers are shown besides its own event log."""
+    """Base class of trackers: where a run's numbers are shown besides its own event log."""
 
     def build(self, run_folder: Path, name: str, recipe: Mapping[str, Any]) -> Tracker:
-        """A tracker for the run `name`; called again with the same folder, it goes on with the same curves.
+        """Return a tracker for the run `name`; with the same folder again, it continues the same curves.
 
         `recipe` is the whole recipe as plain data. Raises `MissingExtra` when the library is not installed.
         """
@@ -47,7 +47,7 @@ class TrackerConfig(Registered, family="tracker"):
 
 
 def flatten(tree: Any, path: str = "") -> dict[str, Any]:
-    """Dotted keys of a tree of mappings and lists.
+    """Return the dotted keys of a tree of mappings and lists.
 
     >>> flatten({"optim": {"kind": "adamw", "betas": [0.9, 0.95]}})
     {'optim.kind': 'adamw', 'optim.betas.0': 0.9, 'optim.betas.1': 0.95}
@@ -62,7 +62,7 @@ def flatten(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def guard(tracker: Tracker, warn: Callable[[str], None]) -> Tracker:
-    """The same tracker, but its first failure (a server that is gone, a full disk) is told to `warn` and ends it quietly."""
+    """Wrap a tracker: its first failure (a server that is down, a full disk) calls `warn` and turns it off."""
     return _Guarded(tracker, warn)
 
 
@@ -89,12 +89,14 @@ class _Guarded:
         except Exception as err:
             name = type(self._tracker).__name__
             self._tracker = None
-            self._warn(f"{name} failed and is left out from here on ({type(err).__name__}: {err}); the event log has everything")
+            self._warn(
+                f"{name} failed and is turned off for the rest of the run ({type(err).__name__}: {err}); the event log has everything"
+            )
 
 
 @register("csv")
 class CsvConfig(TrackerConfig):
-    """A CSV file in the run's folder with columns step, name, value: one row a number, so that new names need no new column."""
+    """A CSV file in the run's folder with columns step, name, value: one row per number, so that new names need no new column."""
 
     file: str = "metrics.csv"
     """Name of the file inside the run's folder."""
@@ -113,11 +115,11 @@ class CsvTracker:
         self._file: io.TextIOWrapper | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One row a value; `RunError` when the file cannot be written."""
+        """Write one row per value; `RunError` if the file cannot be written."""
         self._write([(step, name, float(value)) for name, value in values.items()], step)
 
     def summary(self, values: Mapping[str, float]) -> None:
-        """Rows without a step."""
+        """Write rows without a step."""
         self._write([("", name, float(value)) for name, value in values.items()], None)
 
     def close(self) -> None:
@@ -136,10 +138,10 @@ class CsvTracker:
             csv.writer(self._file).writerows(rows)
             self._file.flush()
         except OSError as err:
-            raise RunError(f"{self.path}: cannot be written: {err.strerror or err}. Free some space or leave the csv tracker out.") from err
+            raise RunError(f"{self.path}: cannot be written: {err.strerror or err}. Free disk space, or remove the csv tracker.") from err
 
     def _rows_before(self, step: int | None) -> bool:
-        """Drop rows of `step` and later, summaries and a half last row; False when there is no file to go on with."""
+        """Drop rows of `step` and later, summaries and an incomplete last row; return False if there is no file to continue."""
         if not self.path.exists() or not self.path.stat().st_size:
             return False
         lines = self.path.read_text(encoding="utf-8").split("\n")

@@ -1,4 +1,4 @@
-"""Weights & Biases. Offline unless the recipe says otherwise: `wandb sync` sends a run later, nothing leaves the machine unasked."""
+"""Weights & Biases. Offline by default: nothing leaves the machine; `wandb sync` uploads a run later."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class WandbConfig(TrackerConfig):
     project: str = "tauon"
     """Name of the project."""
     entity: str | None = None
-    """User or team; none: the default of the account."""
+    """User or team; default: the default of the account."""
     mode: Literal["offline", "online"] = "offline"
     """`offline` writes into the run's folder only; `online` sends to the service, with the key that `wandb login` stored."""
 
@@ -42,7 +42,7 @@ class WandbConfig(TrackerConfig):
                 resume="allow" if self.mode == "online" else None,
                 dir=str(run_folder),
                 config=dict(recipe),
-                reinit="create_new",  # two runs in one process do not meet
+                reinit="create_new",  # two runs in one process stay separate
                 settings=wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True),
             )
         except wandb.errors.Error as err:
@@ -52,19 +52,19 @@ class WandbConfig(TrackerConfig):
 
 
 class WandbTracker:
-    """One W&B run. Values below the last step that the service has seen (a resumed run repeats them) are left out by W&B itself."""
+    """One W&B run. W&B itself drops values below the last step that the service has seen (a resumed run repeats them)."""
 
     def __init__(self, run: Any) -> None:
         self._run = run
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Each value under `step`."""
+        """Log each value under `step`."""
         self._run.log({name: float(value) for name, value in values.items()}, step=step)
 
     def summary(self, values: Mapping[str, float]) -> None:
-        """Each value into the run's summary."""
+        """Write each value into the run's summary."""
         self._run.summary.update({name: float(value) for name, value in values.items()})
 
     def close(self) -> None:
-        """Finish the run; online, waits until everything is sent."""
+        """Finish the run; online, wait until everything is sent."""
         self._run.finish()

@@ -1,4 +1,4 @@
-"""Kinds of data: what one example is, one file each. Every file in this folder is imported here, so that a new one joins by being there."""
+"""Kinds of data: what one example is, one file each. Every file in this folder is imported here, so a new file is registered automatically."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pkgutil
 __all__: list[str] = []
 
 _ORDER = ("tokens", "arrays", "tables", "series", "signals", "labelled_text", "chat", "pairs")
-"""In which messages list them; a file that is not named here comes after."""
+"""Order in which messages list them; a file that is not named here comes last."""
 
 _names = sorted(m.name for m in pkgutil.iter_modules(__path__))
 for _name in sorted(_names, key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER)):

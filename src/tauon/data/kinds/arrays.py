@@ -1,5 +1,5 @@
-"""Arrays that a source gives whole (pictures, archives, a library's sets) -> data sets. Everything is fitted on the training rows alone and
-comes along in `DataSplits.preprocess`. Tables with columns of words are another kind (`tables.py`).
+"""Arrays that a source returns as a whole (images, archives, data sets of a library) -> data sets. Everything is fitted on the training rows
+alone and stored in `DataSplits.preprocess`. Tables with text columns are another kind (`tables.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _VERSION = 1
 
 @register("arrays")
 class ArraysKind(DataKind[Arrays]):
-    """Rows of numbers, or pictures, each with a class or a value."""
+    """Rows of numbers, or images, each with a class or a value."""
 
     input_kind, output_kind, words = "arrays", "arrays", "features and targets"
     reads = (*FEATURE_KEYS, "scattering")
@@ -50,7 +50,10 @@ class ArraysKind(DataKind[Arrays]):
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
         if config.raw_value("table") != DataConfig.model_fields["table"].default:
-            yield "table", f"is for tables (csv, jsonl, parquet), and {config.raw_value('source').kind_!r} gives numbers; drop it"
+            yield (
+                "table",
+                f"is only for tables (csv, jsonl, parquet), but source {config.raw_value('source').kind_!r} provides arrays of numbers; remove it",
+            )
         yield from refuse_arrays_by_document(config)
 
     def read(self, source: SourceConfig, part: Part, request: Request) -> Arrays:
@@ -110,12 +113,12 @@ class ArraysKind(DataKind[Arrays]):
 
 
 def _as_pixels(parts: Parts[Arrays]) -> tuple[Parts[Arrays], dict[str, Any]]:
-    """(pictures of more than 8 bits from 0 to 255 by one range for all parts, that range by its key in `preprocess`); bytes stay."""
+    """Return (images of more than 8 bits scaled to 0 to 255 by one range for all parts, that range by its key in `preprocess`); bytes stay."""
     main, training = parts["train"].data, parts["train"].index
     depths = {p: r.data.pixel_range if isinstance(r.data.pixel_range, str) else type(r.data.pixel_range) for p, r in parts.items()}
     odd = next((part for part, depth in depths.items() if depth != depths["train"]), None)
     if odd is not None:
-        raise DataError(f"the {odd} pictures are of another depth (bits a value) than the training pictures. Convert them to one depth")
+        raise DataError(f"the {odd} images have another depth (bits per value) than the training images. Convert them to one depth")
     if main.pixel_range is None:
         return parts, {}
     scale = PixelRange.measure(main.features[training], main.pixel_range) if isinstance(main.pixel_range, str) else main.pixel_range
@@ -124,15 +127,17 @@ def _as_pixels(parts: Parts[Arrays]) -> tuple[Parts[Arrays], dict[str, Any]]:
 
 
 def _depth_notes(pixel_range: dict[str, Any]) -> list[str]:
-    return [f"pictures: black is {r['low']:g} and white {r['high']:g} ({r['why']})" for r in pixel_range.values()]
+    return [f"images: black is {r['low']:g} and white {r['high']:g} ({r['why']})" for r in pixel_range.values()]
 
 
 def _normalizer(config: DataConfig, main: Arrays, train_features: NDArray[Any]) -> tuple[Normalizer, dict[str, Any]]:
-    """(fitted on the training rows, facts of it)."""
+    """Return (scaler fitted on the training rows, facts about it)."""
     kind, why = _normalize(config, main)
     names = main.feature_names or tuple(f"x{i}" for i in range(main.features.shape[1]))
     if config.bounds and main.features.ndim != 2:
-        message = f"are for tables, and examples have shape {main.features.shape[1:]}. Drop them; for pictures take normalize: unit."
+        message = (
+            f"are only for tables, but examples have shape {main.features.shape[1:]}. Remove them; for images set data.normalize: unit."
+        )
         raise RecipeError([Problem("data.bounds", message)])
     known = () if main.classes else target_names(main.label_names, main.targets.reshape(len(main), -1).shape[1])
     limits = limits_of(config.bounds, names, known=known) if config.bounds or kind == "bounds" else None
@@ -164,19 +169,19 @@ def _notices(parts: Parts[Arrays], request: Request, train_features: NDArray[Any
 
 
 def _aligned(table: Arrays, main: Arrays, part: Part) -> Arrays:
-    """`table` with the training set's class numbers; features and targets must be of the same make."""
+    """Return `table` with the training set's class numbers. Features and targets must have the same shape and type as in training."""
     if table.features.shape[1:] != main.features.shape[1:]:
         raise DataError(
-            f"the {part} source has examples of shape {table.features.shape[1:]}, the training source {main.features.shape[1:]}"
+            f"the {part} source has examples of shape {table.features.shape[1:]}, but the training source has {main.features.shape[1:]}"
         )
     if table.feature_names != main.feature_names:
         odd = next((a, b) for a, b in zip(table.feature_names or ("",), main.feature_names or ("",), strict=True) if a != b)
         raise DataError(
-            f"the {part} source has a column {odd[0]!r} where the training source has {odd[1]!r}; the columns must be the same, in order"
+            f"the {part} source has column {odd[0]!r} where the training source has {odd[1]!r}. Both must have the same columns in the same order"
         )
     if table.classes != main.classes or table.targets.shape[1:] != main.targets.shape[1:]:
         raise DataError(
-            f"the {part} source has targets {table.targets.dtype}, the training source {main.targets.dtype}; both must be of one kind"
+            f"the {part} source has targets of type {table.targets.dtype}, but the training source has {main.targets.dtype}. Both must have the same type"
         )
     if not main.classes or table.label_names == main.label_names:
         return table

@@ -1,7 +1,8 @@
-"""What a kind of data is: how what a source gives becomes examples for training, validation and test.
+"""The base class of kinds of data: how the data of a source becomes examples for training, validation and test.
 
-A new kind, here or in another package, is one class: derive from `DataKind`, decorate with `@register("name")`, say what a task `input_kind` and
-a source `output_kind`, write `read` and `fit`. Splitting, the facts of the report, the fingerprint and the rules of the recipe come with it.
+A new kind, here or in another package, is one class: derive from `DataKind`, decorate with `@register("name")`, set the `input_kind` of
+its tasks and the `output_kind` of its sources, write `read` and `fit`. Splitting, facts for the report, the fingerprint and the recipe
+checks are inherited.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be prepared."""
+    """What to prepare: recipe section, sources, seed."""
 
     config: DataConfig
     sources: Mapping[Part, SourceConfig]
-    """Of each part that has a source of its own; train always has."""
+    """Source of each part that has its own; train always has one."""
     seed: int
     scale_targets: bool = False
-    """Whether the task wants numbers to predict on a scale of order 1."""
+    """Whether the task wants regression targets scaled to order 1."""
 
     @property
     def own_parts(self) -> list[Part]:
@@ -46,64 +47,64 @@ class Request:
 
     @property
     def to_split(self) -> list[Part]:
-        """Held-out parts that are to be taken from the training source."""
+        """Held-out parts that are taken from the training source."""
         return [part for part in PARTS if part not in self.sources]
 
 
 @dataclass(frozen=True)
 class ChosenRows(Generic[T]):
-    """The examples of one part: some rows of what a source gave. Parts of one source share it; nothing is copied."""
+    """The examples of one part: some rows of a source's data. Parts of one source share the data; nothing is copied."""
 
     data: T
     index: NDArray[np.int64]
 
 
 Parts = dict[Part, ChosenRows[T]]
-"""Every part that there is, in the order of `PARTS`."""
+"""Every part that exists, in the order of `PARTS`."""
 
 
 @dataclass
 class Fitted:
-    """What `DataKind.fit` gives: the data sets, and what is to be recorded of them."""
+    """Result of `DataKind.fit`: the data sets, and what is recorded about them."""
 
     datasets: dict[Part, Dataset]
     content: str
-    """sha256 over what the examples are made of: their content, and which part each belongs to."""
+    """sha256 over the raw content of the examples and the part that each belongs to."""
     decides: list[Any]
-    """What else decides the examples: settings, what was fitted, the seed. Goes into the fingerprint. JSON values only."""
+    """Everything else that decides the examples: settings, fitted values, the seed. Part of the fingerprint. JSON values only."""
     preprocess: dict[str, Any]
-    """`DataSplits.preprocess`: all that turns a raw example that comes later into the model's input."""
+    """`DataSplits.preprocess`: everything needed to turn a new raw example into the model's input."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """For the report, beside those that every kind has. JSON values only."""
+    """Facts for the report, in addition to those that every kind has. JSON values only."""
     tokenizer: Tokenizer | None = None
 
 
 class DataKind(Pluggable, Generic[T], family="data_kind"):
-    """A kind of data. T is what a source of it gives, whole: all parts of it that need not be split share one. Has no state."""
+    """A kind of data. T is what its sources return, as a whole: parts taken from one source share one T. Has no state."""
 
     input_kind: ClassVar[str]
-    """What a task that learns from it says it needs (`Task.input_kind`)."""
+    """The `Task.input_kind` of tasks that train on it."""
     output_kind: ClassVar[str]
-    """What a source of it says it gives (`SourceConfig.output_kind`)."""
+    """The `SourceConfig.output_kind` of its sources."""
     words: ClassVar[str]
-    """The same in words, for messages: "a time series"."""
+    """Name for messages: "a time series"."""
     title: ClassVar[str] = ""
-    """What messages call it where that is not `input_kind`."""
+    """Name for messages if it differs from `input_kind`."""
     reads: ClassVar[tuple[str, ...]] = ()
-    """Keys of the `data` section that only some kinds read, this one among them. Each must be able to change the examples."""
+    """Keys of the `data` section that only some kinds read, including this one. Each must be able to change the examples."""
 
     @classmethod
     def takes(cls, source: SourceConfig) -> bool:
-        """Whether it is the kind for that source, where several have the same `input_kind`; must not open a file."""
+        """Return whether this is the kind for that source, if several have the same `input_kind`. Must not open a file."""
         return True
 
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
-        """(key below `data`, message) of each setting that cannot work with data of this kind; must not open a file."""
+        """Yield (key below `data`, message) for each setting that cannot work with this kind of data. Must not open a file."""
         return iter(())
 
     def prepare(self, request: Request) -> DataSplits:
-        """Read, split, fit, record. A kind that does not hold its data in memory writes this anew, and none of the steps."""
+        """Read, split, fit, record. A kind that does not keep its data in memory overrides this instead of the single steps."""
         whole = {part: self.read(source, part, request) for part, source in request.sources.items()}
         parts, split_facts = self.split(whole, request)
         fitted = self.fit(parts, request)
@@ -117,11 +118,11 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
         )
 
     def read(self, source: SourceConfig, part: Part, request: Request) -> T:
-        """All that the source of a part gives, `source.limit` observed. `DataError`: by file and place, what cannot be learned from."""
-        raise NotImplementedError(f"{type(self).__name__} writes neither `read` nor `prepare`")
+        """Return all data of the source of a part, with `source.limit` applied. `DataError` names the file and place of data that is unusable."""
+        raise NotImplementedError(f"{type(self).__name__} implements neither `read` nor `prepare`")
 
     def split(self, whole: Mapping[Part, T], request: Request) -> tuple[Parts[T], dict[str, Any]]:
-        """(every part, facts): rows of the training source are dealt in proportion to `strata`; sources of their own are taken whole."""
+        """Return (every part, facts). Rows of the training source are split in proportion to `strata`; sources of their own are used whole."""
         main = whole["train"]
         rows, facts = split_rows(self.strata(main), request.config.split, request.to_split, self.groups(main))
         parts: Parts[T] = {}
@@ -133,23 +134,23 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
         return parts, facts | {"own_parts": request.own_parts}
 
     def strata(self, data: T) -> NDArray[Any]:
-        """One value an example: of class numbers each part gets its share, of zeros it is dealt by chance alone."""
-        raise NotImplementedError(f"{type(self).__name__} writes neither `strata` nor `split`")
+        """Return one value per example: if they are class numbers, each part gets a proportional share; if zeros, the split is random."""
+        raise NotImplementedError(f"{type(self).__name__} implements neither `strata` nor `split`")
 
     def count(self, data: T) -> int:
-        """How many examples a source gave, which the split deals."""
+        """Return the number of examples of a source, for the split."""
         return len(self.strata(data))
 
     def groups(self, data: T) -> NDArray[np.int64] | None:
-        """Whose each example is, where all examples of one person must be in one part. None: each is its own."""
+        """Return the group of each example, if all examples of one person must be in one part. None: every example is its own group."""
         return None
 
     def fit(self, parts: Parts[T], request: Request) -> Fitted:
-        """Learn from the training part alone what turns raw examples into a model's inputs, and make the data sets."""
-        raise NotImplementedError(f"{type(self).__name__} writes neither `fit` nor `prepare`")
+        """Fit preprocessing on the training part alone, and make the data sets."""
+        raise NotImplementedError(f"{type(self).__name__} implements neither `fit` nor `prepare`")
 
     def facts(self, fitted: Fitted, split_facts: dict[str, Any], request: Request) -> dict[str, Any]:
-        """For the report: what every kind has, and `Fitted.facts` over it. JSON values only."""
+        """Return facts for the report: those that every kind has, updated with `Fitted.facts`. JSON values only."""
         common = {
             "kind": self.kind_, "sources": {p: s.describe() for p, s in request.sources.items()}, "split": split_facts,
             "parts": {p: d.facts for p, d in fitted.datasets.items()}, "content": fitted.content,
@@ -159,12 +160,12 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
 
 
 def own_data(parts: Parts[T], request: Request) -> dict[Part, T]:
-    """What each source gave, by the part that it is of."""
+    """Return the data of each source, by the first part that uses it."""
     return {part: parts[part].data for part in request.sources}
 
 
 def changed(parts: Parts[T], change: Callable[[T, Part], T]) -> Parts[T]:
-    """The same rows of `change(data, part)`, which is called once for each source, with the first part that holds it."""
+    """Return the same rows of `change(data, part)`, which is called once per source, with the first part that uses it."""
     first = {id(rows.data): part for part, rows in reversed(parts.items())}
     done = {of: change(parts[part].data, part) for of, part in first.items()}
     return {part: replace(rows, data=done[id(rows.data)]) for part, rows in parts.items()}

@@ -1,4 +1,4 @@
-"""Conversations -> packed rows of tokens whose loss covers the answers, and nothing else (`ChatDataset`)."""
+"""Conversations -> packed rows of tokens with a loss on the answers only (`ChatDataset`)."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class ChatKind(DialogueKind[Conversation]):
                 kept.append(c)
             elif empty == "refuse":
                 n = sum(any(map(_is_blank, c.messages)) for c in rows)
-                what = "the last answer" if blank == len(c.messages) - 1 else f"the answer in message {blank}"
+                which = "the last answer" if blank == len(c.messages) - 1 else f"the answer in message {blank}"
                 raise DataError(
-                    f"{c.place}: {what} is empty ({n} such conversations), and the model would learn to say nothing. Fill it in, give it weight 0, "
+                    f"{c.place}: {which} is empty ({n} such conversations); empty answers would be trained on. Fill it in, give it weight 0, "
                     "or set data.chat.empty_answers: drop"
                 )
         return kept
@@ -67,22 +67,24 @@ class ChatKind(DialogueKind[Conversation]):
 
     def notes(self, facts: Mapping[str, Any]) -> list[str]:
         notes = [
-            f"{n:,} conversations of the {p} source with an empty answer are left out" for p, n in facts["left_out_empty"].items() if n
+            f"{n:,} conversations of the {p} source are left out, because an answer is empty"
+            for p, n in facts["left_out_empty"].items()
+            if n
         ]
         for part, d in facts["parts"].items():
             cut = [
-                (d["prompts_cut"], "lost the beginning of what stands before the last answer"),
+                (d["prompts_cut"], "lost the beginning of the text before the last answer"),
                 (d["answers_cut"], "lost the end of an answer"),
             ]
             notes += [f"{n:,} conversations of the {part} part {what}: they are longer than data.seq_len" for n, what in cut if n]
             if d["answers_rewritten"]:
                 notes.append(
-                    f"{d['answers_rewritten']:,} answers of the {part} part are context only: the chat template writes them otherwise when others "
+                    f"{d['answers_rewritten']:,} answers of the {part} part are context only (no loss): the chat template writes them differently when others "
                     "follow"
                 )
         return notes
 
 
 def _is_blank(message: Message) -> bool:
-    """Whether it is an answer that the loss covers, and says nothing."""
+    """Return whether this is an empty answer that the loss would cover."""
     return message.role == ANSWER and message.learn and not message.content.strip()

@@ -1,5 +1,5 @@
-"""What conversations and preferences have in common: rows of messages that a chat template writes, dealt by chance, with a tokenizer made of
-the training rows.
+"""Shared by conversations and preferences: rows of messages that a chat template writes, split at random, with a tokenizer trained on the
+training rows.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ R = TypeVar("R", bound=Conversation | Pair)
 
 @dataclass(frozen=True)
 class Dialogues(Generic[R]):
-    """What a source gave."""
+    """The rows of one source."""
 
     rows: Sequence[R]
-    """Those with an answer."""
+    """Rows whose answers are not empty."""
     left_out: int
-    """How many had an empty one."""
+    """Number of rows with an empty answer."""
 
 
 class DialogueKind(DataKind[Dialogues[R]], Generic[R]):
-    """Rows of messages. A member says what its rows are, and which data set they become."""
+    """Base class of rows of messages. A subclass defines what its rows are, and which data set they become."""
 
     reads = ("tokenizer", "seq_len", "chat")
 
@@ -49,27 +49,27 @@ class DialogueKind(DataKind[Dialogues[R]], Generic[R]):
         yield from refuse_split_by_document(config, cls.words)
 
     def rows_of(self, source: SourceConfig) -> list[R]:
-        """Every row that a source gives."""
+        """Yield every row of a source."""
         raise NotImplementedError
 
     def with_answer(self, rows: Sequence[R], empty: str) -> list[R]:
-        """The rows whose answers are not empty. `empty`: refuse (then one that is is a `DataError`) or drop."""
+        """Return the rows whose answers are not empty. `empty`: refuse (an empty one is a `DataError`) or drop."""
         raise NotImplementedError
 
     def texts(self, row: R) -> list[str]:
-        """All that a tokenizer should know."""
+        """Return all texts of a row that the tokenizer is trained on."""
         raise NotImplementedError
 
     def dataset(self, rows: Sequence[R], encoder: Encoder, spec: DataSpec, part: Part) -> Dataset:
-        """The rows as examples."""
+        """Return the rows as a data set."""
         raise NotImplementedError
 
     def identity(self, rows: Mapping[Part, Sequence[R]], datasets: Mapping[Part, Dataset]) -> tuple[str, list[Any]]:
-        """(`Fitted.content`, what the written rows add to `Fitted.decides`)."""
+        """Return (`Fitted.content`, what the written rows add to `Fitted.decides`)."""
         raise NotImplementedError
 
     def notes(self, facts: Mapping[str, Any]) -> list[str]:
-        """What was left out, and what was cut, in words."""
+        """Return notes on what was left out and what was cut."""
         raise NotImplementedError
 
     def read(self, source: SourceConfig, part: Part, request: Request) -> Dialogues[R]:
@@ -79,8 +79,8 @@ class DialogueKind(DataKind[Dialogues[R]], Generic[R]):
             rows = rows[: source.limit]
         kept = self.with_answer(rows, request.config.chat.empty_answers)
         if not kept:
-            what = "conversation with an answer" if self.output_kind == "chat" else "pairs"
-            raise DataError(f"the {part} source has no {what}. Check its path and its limit")
+            rows_name = "conversations with an answer" if self.output_kind == "chat" else "pairs"
+            raise DataError(f"the {part} source has no {rows_name}. Check its path and its limit")
         return Dialogues(kept, len(rows) - len(kept))
 
     def strata(self, data: Dialogues[R]) -> NDArray[Any]:
@@ -102,7 +102,7 @@ class DialogueKind(DataKind[Dialogues[R]], Generic[R]):
             "ignored_keys": {p: _count_ignored(d.rows) for p, d in whole.items()}, "parts": {p: d.facts for p, d in datasets.items()},
         }  # fmt: skip
         keys = sorted({k for counts in facts["ignored_keys"].values() for k in counts})
-        facts["notes"] = self.notes(facts) + ([f"keys of the rows that are not read: {', '.join(keys)}"] if keys else [])
+        facts["notes"] = self.notes(facts) + ([f"keys of the rows that were not read: {', '.join(keys)}"] if keys else [])
         preprocess = {
             "kind": self.kind_, "tokenizer": tokenizer.to_json(), "seq_len": seq_len, "end": encoder.end,
             "chat": dump(config.chat), "renders": RENDERS,
@@ -111,5 +111,5 @@ class DialogueKind(DataKind[Dialogues[R]], Generic[R]):
 
 
 def _count_ignored(rows: Sequence[Any]) -> dict[str, int]:
-    """How often each key of the rows was not read."""
+    """Count how often each key of the rows was not read."""
     return dict(Counter(k for row in rows for k in row.ignored).most_common())

@@ -1,4 +1,4 @@
-"""Texts with labels -> rows of tokens. The tokenizer is made of the training texts alone; so is the length, where the recipe leaves it open."""
+"""Texts with labels -> rows of tokens. The tokenizer is trained on the training texts alone, which also set the default length."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class LabelledTextKind(DataKind[LabelledTexts]):
         return data.targets
 
     def split(self, whole: Mapping[Part, LabelledTexts], request: Request) -> tuple[Parts[LabelledTexts], dict[str, Any]]:
-        """Each class in proportion."""
+        """Split each class in proportion."""
         parts, facts = super().split(whole, request)
         main, rows = whole["train"], {part: p.index for part, p in parts.items() if p.data is whole["train"]}
         if len(np.unique(main.targets[rows["train"]])) < 2:
@@ -101,7 +101,7 @@ class LabelledTextKind(DataKind[LabelledTexts]):
 
 
 def _targets(mine: LabelledTexts, main: LabelledTexts, part: Part) -> NDArray[np.int64]:
-    """Class numbers as the training source has them."""
+    """Return the class numbers of the training source."""
     return mine.targets if mine is main else renumbered(mine.targets, mine.label_names, main.label_names, part)
 
 
@@ -129,4 +129,4 @@ def _refuse_empty(found: LabelledTexts, part: str) -> None:
         raise DataError(f"the {part} source has no texts. Check its path and its limit")
     empty = next((place for text, place in zip(found.texts, found.places, strict=True) if not text.strip()), None)
     if empty is not None:
-        raise DataError(f"{empty}: the text is empty, so nothing tells its class. Fill it in or drop the row")
+        raise DataError(f"{empty}: the text is empty. Fill it in, or remove the row")

@@ -1,4 +1,4 @@
-"""Running text with some tokens hidden, which are what is to be found: the windows of `tokens`, read through `MaskedDataset`."""
+"""Running text with some tokens masked, which the model predicts: the windows of `tokens`, read through `MaskedDataset`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["MaskedTokensKind"]
 
 @register("masked-tokens")
 class MaskedTokensKind(TokensKind):
-    """The same windows with tokens hidden. Records call it tokens, too."""
+    """The same windows with masked tokens. Records call this kind tokens, too."""
 
     input_kind, title = "masked-tokens", "tokens"
 

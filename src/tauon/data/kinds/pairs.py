@@ -1,4 +1,4 @@
-"""Preferences -> pairs of rows, the answer that was preferred and the one that was not (`PairDataset`)."""
+"""Preferences -> pairs of rows: the preferred answer and the rejected one (`PairDataset`)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class PairsKind(DialogueKind[Pair]):
         return hashlib.sha256(canonical([_VERSION, written]).encode()).hexdigest(), []
 
     def notes(self, facts: Mapping[str, Any]) -> list[str]:
-        notes = [f"{n:,} pairs of the {p} source with an empty answer are left out" for p, n in facts["left_out_empty"].items() if n]
+        notes = [f"{n:,} pairs of the {p} source are left out, because an answer is empty" for p, n in facts["left_out_empty"].items() if n]
         for part, d in facts["parts"].items():
             cut = [(d["prompts_cut"], "pairs", "the beginning of their prompt"), (d["answers_cut"], "answers", "their end")]
             notes += [f"{n:,} {what} of the {part} part lost {lost}: they are longer than data.seq_len" for n, what, lost in cut if n]

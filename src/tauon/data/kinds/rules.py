@@ -1,4 +1,4 @@
-"""Which kind of data a task and a source meet in, and what of the recipe's `data` section cannot work with it. Opens no file."""
+"""Which kind of data fits a task and a source, and which settings of the recipe's `data` section cannot work with it. Opens no file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def data_kinds() -> dict[str, Kind]:
 
 
 def keys_of_kinds(input_kind: str) -> frozenset[str]:
-    """Keys of the `data` section that a task which needs this reads, of those that only some kinds read."""
+    """Return the keys of the `data` section that a task with this `input_kind` reads, of those that only some kinds read."""
     return frozenset(key for kind in _kinds_for(input_kind) for key in kind.reads)
 
 
 def kind_for(input_kind: str, source: SourceConfig) -> Kind:
-    """The kind of data that a task learns from such a source. `RecipeError` that names the nearest kinds: none is what the task needs."""
+    """Return the kind of data for a task and a source. `RecipeError` with the nearest kinds if there is none."""
     kinds = _kinds_for(input_kind)
     if not kinds:
         raise RecipeError([Problem("task", _unknown(input_kind))])
@@ -36,7 +36,7 @@ def kind_for(input_kind: str, source: SourceConfig) -> Kind:
 
 
 def problems_for(config: DataConfig, input_kind: str) -> Iterator[tuple[str, str]]:
-    """(key below `data`, message) of each setting that cannot work with a task that needs this kind of data."""
+    """Yield (key below `data`, message) for each setting that cannot work with a task that needs this kind of data."""
     source: SourceConfig = config.raw_value("source")
     if not _kinds_for(input_kind):
         yield "source", _unknown(input_kind)
@@ -44,14 +44,14 @@ def problems_for(config: DataConfig, input_kind: str) -> Iterator[tuple[str, str
     kind, every = kind_for(input_kind, source), data_kinds().values()
     if source.output_kind() != kind.output_kind:
         given = next((k.words for k in every if k.output_kind == source.output_kind()), source.output_kind())
-        yield "source", f"{source.kind_!r} gives {given}, but the task needs {kind.words}; choose another source or another task"
+        yield "source", f"{source.kind_!r} provides {given}, but the task needs {kind.words}; choose another source or another task"
     mine = keys_of_kinds(input_kind)
     for key, info in DataConfig.model_fields.items():
         readers = dict.fromkeys(k.output_kind for k in every if key in k.reads)
         if (
             readers and key not in mine and config.raw_value(key) != info.get_default(call_default_factory=True)
         ):  # a full recipe sets every key
-            yield key, f"is for {' and '.join(readers)}, and the task needs {kind.title or kind.input_kind}; drop it"
+            yield key, f"is only for {' and '.join(readers)}, but the task needs {kind.title or kind.input_kind}; remove it"
     yield from kind.problems(config)
 
 
@@ -63,4 +63,4 @@ def _unknown(input_kind: str) -> str:
     known = dict.fromkeys(kind.input_kind for kind in data_kinds().values())
     close = get_close_matches(input_kind, known, n=2, cutoff=0.5)
     nearest = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
-    return f"the task needs {input_kind!r}, and no installed kind of data is that{nearest} There are: {', '.join(known)}. Install what brings it"
+    return f"the task needs {input_kind!r}, and no installed kind of data is that{nearest} Available: {', '.join(known)}. Install what brings it"

@@ -1,6 +1,6 @@
 """A series -> windows for training, validation and test: split by time, scaled with statistics of the training part alone.
 
-A held-out part is forecast from every one of its moments (rolling origin): its targets lie within it, and their context reaches back
+A held-out part is forecast from every one of its time steps (rolling origin): its targets are within it, and their context reaches back
 into the part before, as in the literature on ETT (Zhou et al. 2021, arXiv:2012.07436).
 
 Shape legend: as in `data/series.py`.
@@ -48,16 +48,19 @@ class SeriesKind(DataKind[Series]):
         split: SplitConfig = config.raw_value("split")
         by, normalize = split.raw_value("by"), config.raw_value("normalize")
         if by in ("row", "document"):
-            yield "split.by", f"{by} would train on what comes after the held-out part; a series is split by position"
+            yield "split.by", f"{by} would train on data from after the held-out part; set split.by: position for a series"
         if split.raw_value("folds") is not None:
-            yield "split.folds", "would train on what comes after the held-out part; a series is held out from its end"
+            yield "split.folds", "would train on data from after the held-out part; remove folds: the end of a series is held out"
         for name in ("validation", "test"):
             if config.raw_value(name) is not None:
-                yield name, "a series is one: its end is held out (data.split), so that its context reaches back; drop it"
+                yield (
+                    name,
+                    "a series cannot have its own held-out source: its end is held out (data.split), so that contexts reach back; remove it",
+                )
         if normalize == "bounds":
-            yield "normalize", "bounds is for tables; of a series take standard, robust or minmax"
+            yield "normalize", "bounds is only for tables; for a series use standard, robust or minmax"
         if normalize in ("quantile", "unit"):
-            yield "normalize", f"{normalize} has no straight way back to the units of a series; take standard, robust or minmax"
+            yield "normalize", f"{normalize} cannot be inverted to the units of a series; use standard, robust or minmax"
 
     def read(self, source: SourceConfig, part: Part, request: Request) -> Series:
         report(f"read {part}", 0)
@@ -69,7 +72,7 @@ class SeriesKind(DataKind[Series]):
         return len(data)
 
     def split(self, whole: Mapping[Part, Series], request: Request) -> tuple[Parts[Series], dict[str, Any]]:
-        """By time: a part's rows are its moments."""
+        """Split by time: the rows of a part are its time steps."""
         series, window = whole["train"], request.config.window
         spans = _spans(request.config, len(series))
         _check_lengths(spans, window.context, window.horizon, len(series))
@@ -85,7 +88,7 @@ class SeriesKind(DataKind[Series]):
         kind = "standard" if config.normalize == "auto" else config.normalize
         normalizer = Normalizer.fit(series.values[:stop], kind)
         values = normalizer(series.values)
-        refusal = "is not for time series. There are jitter, scaling and window-slice"
+        refusal = "is not for time series. Use jitter, scaling or window-slice"
         steps = augment_steps(config, lambda step: step.series_only, refusal)
         shared = {
             "step": series.step, "season": series.season, "seasonal_naive_mae": seasonal_naive_scale(values[:stop, :K], series.season),
@@ -118,7 +121,7 @@ def _preprocess(series: Series, normalizer: Normalizer, request: Request) -> dic
 def _windows(
     part: Part, span: tuple[int, int], columns: np.ndarray, series: Series, shared: dict[str, Any], request: Request
 ) -> SeriesDataset:
-    """Training windows lie within their part; those of a held-out part begin to predict at each of its moments."""
+    """Training windows are inside their part; held-out windows start to predict at each time step of their part."""
     (a, b), window, training = span, request.config.window, part == "train"
     T, H = window.context, window.horizon
     first = np.arange(a + T, b - H + 1, window.stride) if training else np.arange(a, b - H + 1, window.origins)
@@ -156,9 +159,9 @@ def _check_lengths(spans: dict[Part, tuple[int, int]], T: int, H: int, n: int) -
     for part, (a, b) in spans.items():
         need = T + H if part == "train" else H
         if b - a < need:
-            what = f"a window of {T} + {H} steps" if part == "train" else f"a horizon of {H} steps"
+            needed = f"a window of {T} + {H} steps" if part == "train" else f"a horizon of {H} steps"
             raise DataError(
-                f"the {part} part has {b - a} of the series' {n} moments, shorter than {what}. Shorten data.window, or give a longer series"
+                f"the {part} part has {b - a} of the series' {n} time steps, fewer than {needed}. Shorten data.window, or use a longer series"
             )
 
 
@@ -167,6 +170,6 @@ def _refuse_constant(series: Series, stop: int) -> None:
     if still.size:
         j = int(still[0])
         raise DataError(
-            f"column {series.names[j]!r} is {series.values[0, j]:g} at all {stop:,} training moments, so there is nothing to learn from it. "
-            "Leave it out with targets: [...]"
+            f"column {series.names[j]!r} is {series.values[0, j]:g} at all {stop:,} training time steps, so a model cannot learn from it. "
+            "Leave it out with data.source.targets: [...]"
         )

@@ -1,4 +1,4 @@
-"""Recordings -> examples of one length, with the class of each or the characters that are said in it. No statistics are fitted."""
+"""Recordings -> examples of one length, with a class or the characters of a transcript. No statistics are fitted."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class SignalsKind(DataKind[Signals]):
         for part, signals in whole.items():
             if signals.rate != main.rate:
                 raise DataError(
-                    f"the {part} source has {signals.rate:,} samples a second, the training source {main.rate:,}. Convert one of them"
+                    f"the {part} source has sampling rate {signals.rate:,} Hz, but the training source has {main.rate:,} Hz. Convert one of them"
                 )
         spelled = _spelled(request.config, main)
         parts, facts = super().split(whole, request)
@@ -67,7 +67,7 @@ class SignalsKind(DataKind[Signals]):
         spelled = _spelled(config, main)
         samples, why = _length(config, parts, spelled)
         named = _characters(parts) if spelled else _named_classes(parts)
-        refusal = "is not for recordings. There are speed, gain, shift-audio and noise-audio"
+        refusal = "is not for recordings. Use speed, gain, shift-audio or noise-audio"
         steps = augment_steps(config, lambda step: isinstance(step, AudioAugmentConfig), refusal)
         spec = DataSpec(input_shape=(samples,), outputs=len(named.labels), labels=named.labels, sample_rate=main.rate)
         datasets: dict[Part, SignalDataset] = {}
@@ -92,11 +92,11 @@ class SignalsKind(DataKind[Signals]):
 
 @dataclass(frozen=True)
 class _Named:
-    """Outputs by name, and their numbers."""
+    """Outputs by name, with their index."""
 
     labels: tuple[str, ...]
     targets: dict[Part, NDArray[np.int64]]
-    """Of each part: classes (N), or characters (N, U)."""
+    """Targets of each part: classes (N), or characters (N, U)."""
 
 
 def _spelled(config: DataConfig, main: Signals) -> bool:
@@ -104,12 +104,12 @@ def _spelled(config: DataConfig, main: Signals) -> bool:
     asked = config.signal.target
     spelled = asked == "transcript" or (asked == "auto" and main.targets is None)
     if not spelled and main.targets is None:
-        raise DataError("data.signal.target: class, but the recordings have transcripts, not classes. Take transcript")
+        raise DataError("data.signal.target: class, but the recordings have transcripts, not classes. Set transcript")
     return spelled
 
 
 def _length(config: DataConfig, parts: Parts[Signals], spelled: bool) -> tuple[int, str]:
-    """(samples of an example, why)."""
+    """Return (samples per example, reason)."""
     train, seconds = parts["train"], config.signal.seconds
     rate = train.data.rate
     longest = max(len(rows.data.waves[i]) for rows in parts.values() for i in rows.index)
@@ -123,14 +123,14 @@ def _length(config: DataConfig, parts: Parts[Signals], spelled: bool) -> tuple[i
         whole = ((rows.data, i) for rows in parts.values() for i in rows.index)
         signals, i = next((s, i) for s, i in whole if len(s.waves[i]) > samples)
         raise DataError(
-            f"{signals.names[i]}: {len(signals.waves[i]) / rate:.2f} s, longer than data.signal.seconds {samples / rate:g}; what is said at its "
-            "end would be lost. Give more seconds, or cut the recording and its transcript"
+            f"{signals.names[i]}: {len(signals.waves[i]) / rate:.2f} s, longer than data.signal.seconds {samples / rate:g}; speech at its "
+            "end would be lost. Raise data.signal.seconds, or cut the recording and its transcript"
         )
     return samples, "as set"
 
 
 def _characters(parts: Parts[Signals]) -> _Named:
-    """What is said, in the characters of the training transcripts."""
+    """Return the transcripts as characters of the training transcripts."""
     texts = {part: [_said(rows.data, i) for i in rows.index] for part, rows in parts.items()}
     alphabet = (BLANK, " ", *sorted({c for text in texts["train"] for c in text} - {" "}))
     return _Named(alphabet, {part: _numbers(t, alphabet, parts[part], part) for part, t in texts.items()})
@@ -163,9 +163,9 @@ def _refuse_one_class(signals: Signals, rows: NDArray[np.int64]) -> None:
 
 
 def _classes(signals: Signals, main: Signals, part: str) -> NDArray[np.int64]:
-    """Class numbers as the training source has them."""
+    """Return the class numbers of the training source."""
     if signals.targets is None:
-        raise DataError(f"the {part} source has transcripts, the training source classes; both must have the same")
+        raise DataError(f"the {part} source has transcripts, but the training source has classes. Both must have the same")
     return renumbered(signals.targets, signals.label_names, main.label_names, part)
 
 
@@ -177,7 +177,7 @@ def _said(signals: Signals, i: int) -> str:
 
 
 def _numbers(texts: Sequence[str], alphabet: Sequence[str], rows: ChosenRows[Signals], part: str) -> NDArray[np.int64]:
-    """(N, U) numbers of characters, -1 behind the end."""
+    """Return (N, U) character numbers, padded with -1 at the end."""
     number = {c: i for i, c in enumerate(alphabet)}
     found = np.full((len(texts), max(map(len, texts))), -1, np.int64)
     for row, text in enumerate(texts):
@@ -185,7 +185,7 @@ def _numbers(texts: Sequence[str], alphabet: Sequence[str], rows: ChosenRows[Sig
         if new is not None:
             name = rows.data.names[rows.index[row]]
             raise DataError(
-                f"{name}: the {part} transcript has {new!r}, which no training transcript has. Clean it, or train on such text too"
+                f"{name}: the {part} transcript has {new!r}, which no training transcript has. Clean it, or add such text to the training data"
             )
         found[row, : len(text)] = [number[c] for c in text]
     return found

@@ -1,4 +1,4 @@
-"""Steps and rules that several kinds of data share: augmentations, the scale of targets, what cannot be split by document."""
+"""Steps and checks that several kinds of data share: augmentations, the target scale, settings that need documents."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from tauon.errors import DataError
 __all__ = ["FEATURE_KEYS", "augment_steps", "fit_targets", "refuse_arrays_by_document", "refuse_split_by_document"]
 
 FEATURE_KEYS = ("normalize", "bounds", "normalize_targets", "augment", "mix", "sampling", "class_weights", "label_order")
-"""Keys of `data` that rows of features with a class or a value read, whether they are arrays or tables."""
+"""Keys of `data` for features with a class or a value, both arrays and tables."""
 
 
 def augment_steps(config: DataConfig, fits: Callable[[AugmentConfig], bool] | None = None, refusal: str = "") -> list[dict[str, Any]]:
-    """`data.augment` as plain data. One that does not fit is a `DataError`: its name and `refusal` ("is not for texts. There are ...")."""
+    """Return `data.augment` as plain data. `DataError` for one that does not fit: its name and `refusal` ("is not for texts. Use ...")."""
     steps = [dump(step) for step in config.augment]
     for place, step in enumerate(config.augment):
         if fits is not None and not fits(step):
             raise DataError(f"data.augment.{place}: {step.kind_} {refusal}")
-    count_as_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])  # by each training batch, later
+    count_as_read(config, [["augment", str(i), name] for i, step in enumerate(steps) for name in step])  # training batches read them later
     return steps
 
 
 def refuse_split_by_document(config: DataConfig, words: str) -> Iterator[tuple[str, str]]:
-    """Rows of text have no documents: what `problems` of such kinds say."""
+    """Problems of kinds whose texts are rows: they have no documents to split by."""
     split: SplitConfig = config.raw_value("split")
     if split.raw_value("by") == "document":
-        yield "split.by", f"document is for running text; {words} are split by row or position"
+        yield "split.by", f"document is only for running text; {words} are split by row or position"
 
 
 def refuse_arrays_by_document(config: DataConfig) -> Iterator[tuple[str, str]]:
-    """Rows of features have no documents: what `problems` of such kinds say."""
+    """Problems of kinds with rows of features: they have no documents to split by."""
     split: SplitConfig = config.raw_value("split")
     if split.raw_value("by") == "document":
-        yield "split.by", "document is for text; arrays are split by row or position"
+        yield "split.by", "document is only for text; arrays are split by row or position"
 
 
 def fit_targets(request: Request, targets: NDArray[Any], labels: tuple[str, ...]) -> tuple[TargetScale | None, dict[str, Any], list[str]]:
-    """`fit_target_scale` as the recipe asks for it, where the task wants its targets scaled."""
+    """Return `fit_target_scale` with the recipe's settings, if the task wants scaled targets."""
     if not request.scale_targets:
         return None, {}, []
     config = request.config

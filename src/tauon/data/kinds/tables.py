@@ -1,7 +1,7 @@
-"""Tables with columns of numbers, categories and dates -> data sets. Everything is fitted on the training rows alone and comes along in
-`DataSplits.preprocess`, from which a prediction does it again.
+"""Tables with columns of numbers, categories and dates -> data sets. Everything is fitted on the training rows alone and stored in
+`DataSplits.preprocess`, so that prediction applies it again.
 
-Reading files is the sources' business, fitting columns that of `columns.py`, scaling that of `arrays.py`.
+Files are read by the sources, columns are encoded in `columns.py`, scaled in `arrays.py`.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _VERSION = 2
 
 @dataclass(frozen=True)
 class _Read:
-    """The table of a source; of the training one, what was decided of all of them, too."""
+    """The table of a source; for the training source, also what was decided for all of them."""
 
     table: Table
     group_N: NDArray[np.int64] | None = None
-    """Whose each row is."""
+    """Group of each row."""
     forms: Mapping[str, NumberForm] = field(default_factory=dict)
     """How the numbers of its columns are written."""
     notes: tuple[str, ...] = ()
@@ -63,12 +63,12 @@ class _Encoded:
     features: dict[Part, NDArray[np.float64]]
     targets: dict[Part, NDArray[Any]]
     unseen: dict[Part, dict[str, int]]
-    """How many values of each column the encoder had not seen."""
+    """Number of values in each column that were not in training."""
 
 
 @register("table")
 class TablesKind(DataKind[_Read]):
-    """Rows of columns that may be words, dates or have gaps, each with a class or a value."""
+    """Rows with columns of numbers, text, dates or missing values, each with a class or a value."""
 
     input_kind, output_kind, words = "arrays", "arrays", "features and targets"
     reads = (*FEATURE_KEYS, "table")
@@ -80,7 +80,7 @@ class TablesKind(DataKind[_Read]):
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
         if config.raw_value("scattering") is not None:
-            yield "scattering", f"is for pictures, and {config.raw_value('source').kind_!r} gives a table; drop it"
+            yield "scattering", f"is only for images, but source {config.raw_value('source').kind_!r} provides a table; remove it"
         yield from refuse_arrays_by_document(config)
 
     def read(self, source: SourceConfig, part: Part, request: Request) -> _Read:
@@ -88,7 +88,7 @@ class TablesKind(DataKind[_Read]):
         table = source.table()
         if table is None:
             raise DataError(
-                f"the {part} source {source.kind_!r} has no columns of its own, but the training source has; take one of its kind"
+                f"the {part} source {source.kind_!r} has no table columns, but the training source has; use a source of the same kind"
             )
         n = source.limit
         if n is not None:
@@ -103,7 +103,7 @@ class TablesKind(DataKind[_Read]):
         return data.group_N
 
     def split(self, whole: Mapping[Part, _Read], request: Request) -> tuple[Parts[_Read], dict[str, Any]]:
-        """What the labels are is decided over all sources together, then rows are dealt."""
+        """Encode the labels over all sources together, then split the rows."""
         read = _decided({part: r.table for part, r in whole.items()}, request.config)
         main = read["train"].table
         parts, facts = super().split(read, request)
@@ -147,7 +147,7 @@ class TablesKind(DataKind[_Read]):
 
 
 def _decided(tables: dict[Part, Table], config: DataConfig) -> dict[Part, _Read]:
-    """The tables with their labels read, and the columns of numbers of the training one."""
+    """Return the tables with their labels read, and the number columns of the training table."""
     tables, facts, notes, warnings = _same_targets(tables)
     group_N, tables = _grouped(tables, None if config.table.group is None else nfc(config.table.group))
     numbers = read_numbers(tables["train"], _places(tables["train"], np.arange(len(tables["train"]))))
@@ -158,7 +158,7 @@ def _decided(tables: dict[Part, Table], config: DataConfig) -> dict[Part, _Read]
 
 
 def _encode(parts: Parts[_Read], request: Request) -> _Encoded:
-    """Fit the columns on the training rows, and turn every part into numbers."""
+    """Fit the columns on the training rows, and encode every part as numbers."""
     config, train = request.config, parts["train"]
     main, rows = train.data.table, train.index
     encoder, encoded = Encoder.fit(
@@ -175,7 +175,7 @@ def _encode(parts: Parts[_Read], request: Request) -> _Encoded:
 
 
 def _normalizer(config: DataConfig, main: Table, encoded: _Encoded) -> tuple[Normalizer, dict[str, Any]]:
-    """(fitted on the training rows, facts of it)."""
+    """Return (scaler fitted on the training rows, facts about it)."""
     kind, encoder = "standard" if config.normalize == "auto" else config.normalize, encoded.encoder
     bounds = {nfc(name): limits for name, limits in config.bounds.items()}
     known = (*main.columns, *(() if main.classes else main.label_names))
@@ -202,7 +202,7 @@ def _datasets(
 
 
 def _notices(parts: Parts[_Read], request: Request, encoded: _Encoded, target_notes: list[str]) -> dict[str, Any]:
-    """What is to be told of how the files were read, and of the columns."""
+    """Return notes on how the files and columns were read."""
     read, encoder = parts["train"].data, encoded.encoder
     classes = len(read.table.label_names) if read.table.classes else 0
     left_out = {p: r.table.left_out for p, r in own_data(parts, request).items()}
@@ -212,7 +212,7 @@ def _notices(parts: Parts[_Read], request: Request, encoded: _Encoded, target_no
 
 
 def _encoded(table: Table, rows: NDArray[np.int64], encoder: Encoder, part: Part) -> tuple[NDArray[np.float64], dict[str, int]]:
-    """(rows that the encoder was not fitted on as numbers, how many values of each column it has not seen)."""
+    """Return (rows outside training as numbers, number of unseen values of each column)."""
     chosen, where = {c.name: take(table.columns[c.name], rows) for c in encoder.columns}, _places(table, rows)
     for c in (c for c in encoder.columns if c.kind == "number"):
         chosen[c.name] = as_numbers(chosen[c.name], lambda i, name=c.name: where(i, name), c.form, table.missing)  # type: ignore[misc]
@@ -220,7 +220,7 @@ def _encoded(table: Table, rows: NDArray[np.int64], encoder: Encoder, part: Part
 
 
 def _suspects(features_NF: NDArray[np.float64], targets: NDArray[Any], encoder: Encoder, classes: int) -> list[str]:
-    """Columns that give the label away. Those encoded by the target itself are none."""
+    """Return columns that leak the label. Target-encoded columns are not checked."""
     outputs = [(c, codes) for c in encoder.columns for _, codes, _ in c.outputs()]
     own = np.array([c.encoding != "target" for c, _ in outputs], bool)
     names = [c.name for c, _ in outputs if c.encoding != "target"]
@@ -229,22 +229,22 @@ def _suspects(features_NF: NDArray[np.float64], targets: NDArray[Any], encoder: 
 
 
 def _odd_categories(encoder: Encoder) -> list[str]:
-    """A note on categories that may be missing values."""
+    """Return a note on categories that may be missing values."""
     odd = [f"{word!r} in {c.name}" for c in encoder.columns for word in c.categories if stands_for_missing(word)]
     listed = ", ".join(odd[:10]) + (f" and {len(odd) - 10:,} more" if len(odd) > 10 else "")
-    return [f"{listed}: counted as categories. If they stand for missing values, name them under data.source.missing"] if odd else []
+    return [f"{listed}: read as categories. If they mean missing values, list them in data.source.missing"] if odd else []
 
 
 def _refuse_changing_codes(config: DataConfig, encoder: Encoder) -> None:
     for name, used in (("augment", config.augment), ("mix", config.mix)):
         if used and any(encoder.codes):
             raise DataError(
-                f"data.{name} changes numbers, and some columns hold codes of categories. Leave it out, or take categories: onehot"
+                f"data.{name} changes numbers, but some columns are category codes. Remove it, or set data.table.categories: onehot"
             )
 
 
 def _same_targets(tables: dict[Part, Table]) -> tuple[dict[Part, Table], dict[str, Any], list[str], list[str]]:
-    """(the tables, facts, notes, warnings): what the labels are is decided over all parts together."""
+    """Return (tables, facts, notes, warnings). Labels are encoded over all parts together."""
     labelled = {part: t for part, t in tables.items() if len(t.labels)}
     main = labelled.get("train")
     if main is None:
@@ -264,18 +264,20 @@ def _same_targets(tables: dict[Part, Table]) -> tuple[dict[Part, Table], dict[st
 
 
 def _grouped(tables: dict[Part, Table], column: str | None) -> tuple[NDArray[np.int64] | None, dict[Part, Table]]:
-    """(number of whose each training row is, the tables without the column that says so)."""
+    """Return (group number of each training row, tables without the group column)."""
     if column is None:
         return None, tables
     main = tables["train"]
     values = main.columns.get(column)
     if values is None:
-        raise DataError(f"data.table.group: {column!r} is none of the columns that are read: {', '.join(main.columns)}. Add it to features")
+        raise DataError(
+            f"data.table.group: {column!r} is not among the columns that are read: {', '.join(main.columns)}. Add it to data.source.features"
+        )
     if len(main.columns) == 1:
-        raise DataError(f"data.table.group: {column!r} is the only column, and whose a row is is no feature. Read others, too")
+        raise DataError(f"data.table.group: {column!r} is the only column, but the group is not a feature. Read other columns too")
     if None in values:
         at = _places(main, np.arange(len(main)))([*values].index(None), column)
-        raise DataError(f"{at} is missing, and data.table.group needs to know whose each row is. Fill it in, or leave the row out")
+        raise DataError(f"{at} is missing, but data.table.group needs the group of each row. Fill it in, or remove the row")
     _, group_N = np.unique([spelling(v) for v in values], return_inverse=True)
     without: dict[Part, Table] = {}
     for part, table in tables.items():
@@ -285,13 +287,15 @@ def _grouped(tables: dict[Part, Table], column: str | None) -> tuple[NDArray[np.
 
 
 def _aligned(table: Table, main: Table, part: Part) -> Table:
-    """`table` with the training set's class numbers; it must have its columns."""
+    """Return `table` with the training set's class numbers. It must have the training columns."""
     gone = [c for c in main.columns if c not in table.columns]
     if gone:
-        raise DataError(f"the {part} source has no column {gone[0]!r}, and the training source has. It has {', '.join(table.columns)}")
+        raise DataError(
+            f"the {part} source has no column {gone[0]!r}, which the training source has. Its columns: {', '.join(table.columns)}"
+        )
     if table.classes != main.classes:
         raise DataError(
-            f"the {part} source has targets {table.targets.dtype}, the training source {main.targets.dtype}; both must be of one kind"
+            f"the {part} source has targets of type {table.targets.dtype}, but the training source has {main.targets.dtype}. Both must have the same type"
         )
     if not main.classes or table.label_names == main.label_names:
         return table
@@ -313,6 +317,6 @@ def _within_float32(encoded: NDArray[np.float64], encoder: Encoder, part: Part) 
     if bad.any():
         i, j = (int(k) for k in np.argwhere(bad)[0])
         raise DataError(
-            f"the {part} part: row {i}, column {encoder.names[j]!r} is {encoded[i, j]:g}, which no float32 holds. Scale it down"
+            f"the {part} part: row {i}, column {encoder.names[j]!r} is {encoded[i, j]:g}, which is too large for float32. Rescale the column"
         )
     return encoded

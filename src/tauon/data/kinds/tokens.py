@@ -1,5 +1,5 @@
-"""Running text -> a stream of tokens on disk, read in windows of one length. Tokenised once: the result lies in the cache under a
-fingerprint of everything that went into it, and is found there the next time. Whole texts are never in memory.
+"""Running text -> a stream of tokens on disk, read in windows of one length. Tokenised once: the result is stored in the cache under a
+fingerprint of all inputs, and found there the next time. The whole text is never in memory.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from tauon.errors import ChecksumError, DataError
 
 __all__ = ["TokensKind"]
 
-_VERSION = 1  # of what is written below: part of the fingerprint
-_CACHED = 2  # of tokens in the cache: raised where a tokenizer is made otherwise. The fingerprint holds the tokenizer itself
+_VERSION = 1  # version of the files written below: part of the fingerprint
+_CACHED = 2  # version of tokens in the cache: raised if tokenizers are trained differently. The fingerprint covers the tokenizer itself
 _DONE = "preparation.json"
 
 
@@ -45,7 +45,7 @@ class TokensKind(DataKind[Any]):
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
         split: SplitConfig = config.raw_value("split")
         if split.raw_value("by") == "row":
-            yield "split.by", "row is for arrays; text is split by document or position"
+            yield "split.by", "row is only for arrays; text is split by document or position"
 
     def prepare(self, request: Request) -> DataSplits:
         config = request.config
@@ -81,7 +81,7 @@ class TokensKind(DataKind[Any]):
 
 
 def _content(request: Request) -> dict[str, Any]:
-    """What the tokens in the cache are made of."""
+    """What the tokens in the cache depend on."""
     asked = request.config.tokenizer
     return {
         "version": _VERSION, "sources": {p: s.fingerprint() for p, s in request.sources.items()}, "split": dump(request.config.split),
@@ -95,9 +95,9 @@ def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
     try:
         tokenizer = Tokenizer.load(path)
     except DataError as err:
-        raise ChecksumError(f"{err}. Delete {folder}, so that it is prepared again") from None
+        raise ChecksumError(f"{err}. Delete {folder}, and the data is prepared again") from None
     if tokenizer.sha256 != sha256:
-        raise ChecksumError(f"{path}: not the tokenizer that was written. Delete {folder}, so that it is prepared again")
+        raise ChecksumError(f"{path}: the tokenizer file has changed since it was written. Delete {folder}, and the data is prepared again")
     return tokenizer
 
 
@@ -109,7 +109,9 @@ def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
     kept = [t.digest not in held for t in stats]  # a copy of a held-out document must not be trained on
     left = [t for t, keep in zip(stats, kept, strict=True) if keep]
     if not left:
-        raise DataError("every training document is also in the validation or test source. Give other sources, or drop data.validation")
+        raise DataError(
+            "every training document is also in the validation or test source, so none is left to train on. Use other sources, or remove them"
+        )
     pieces, split_facts = split_text(left, config.split, request.to_split)
     split_facts |= {"own_parts": request.own_parts, "left_out_as_held_out": len(stats) - len(left)}
 
@@ -117,7 +119,7 @@ def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
         number = 0
         for i, document in enumerate(_limited(sources["train"])):
             if i >= len(stats) or len(document.text) != stats[i].chars:
-                raise DataError(f"{document.name}: changed while it was being prepared. Start again when nothing writes to it")
+                raise DataError(f"{document.name}: the file changed while it was being prepared. Run again when no program writes to it")
             if not kept[i]:
                 continue
             cuts = pieces[number]
@@ -154,7 +156,7 @@ def _measure(source: SourceConfig, part: Part) -> list[TextStat]:
         stats.append(TextStat(hashlib.sha256(data).digest(), len(document.text)))
         report(f"read {part}", len(stats))
     if not any(t.chars for t in stats):
-        raise DataError(f"source {source.kind_!r} ({part}) has no text: {len(stats)} documents, all empty. Check its path and its limit")
+        raise DataError(f"source {source.kind_!r} ({part}) has no text: all {len(stats)} documents are empty. Check its path and its limit")
     return stats
 
 
@@ -164,7 +166,7 @@ _GROUP_CHARS = 1 << 22
 def _write(
     folder: Path, documents: Iterator[tuple[Part, Document]], tokenizer: Tokenizer, content: dict[str, Any], total: int
 ) -> dict[str, int]:
-    """Encode in groups (every core has work, memory stays bounded) and write each part's shards. Counts unknown tokens by part."""
+    """Encode in batches (uses all cores, bounds memory) and write each part's shards. Counts unknown tokens by part."""
     writers: dict[Part, ShardWriter] = {}
     unknown_id = getattr(tokenizer, "unknown", None)
     unknown: dict[str, int] = {}
@@ -191,7 +193,7 @@ def _write(
     flush()
     for part, writer in writers.items():
         writer.finish(tokenizer_sha256=tokenizer.sha256, content=content, part=part)
-        Shards(folder / part).verify()  # what was written is read back once; from now on only sizes are checked
+        Shards(folder / part).verify()  # the written files are read back once; later only sizes are checked
     return unknown
 
 
@@ -199,4 +201,4 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(read_bytes(path))
     except ValueError as err:
-        raise ChecksumError(f"{path}: not JSON any more ({err}). Delete {path.parent}, so that it is prepared again") from None
+        raise ChecksumError(f"{path}: damaged JSON ({err}). Delete {path.parent}, and the data is prepared again") from None

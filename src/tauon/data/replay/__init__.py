@@ -1,4 +1,4 @@
-"""What was done to the training data, done again to what comes later, one file a kind of data."""
+"""Replay of the training preprocessing on new raw examples, one file per kind of data."""
 
 from tauon.data.replay.arrays import ArrayReplay
 from tauon.data.replay.base import Replay, Rows, register_replay, replay_kinds, replay_of

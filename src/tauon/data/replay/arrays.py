@@ -1,4 +1,4 @@
-"""Features that a source gives whole -> the model's inputs, as `array_preparation.py` made them: named columns of numbers, pictures, arrays."""
+"""Features of array data -> the model's inputs, as `kinds/arrays.py` made them: named number columns, images, arrays."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["ArrayReplay"]
 @register_replay("arrays")
 @dataclass
 class ArrayReplay(Replay):
-    """Rows of named numbers; pictures in a column `picture`, as (H, W, channels); or whole examples in a column `array`."""
+    """Rows of named numbers; images in a column `picture`, as (H, W, channels); or whole examples in a column `array`."""
 
     @property
     def reads(self) -> str:  # type: ignore[override]
@@ -33,7 +33,7 @@ class ArrayReplay(Replay):
 
     @property
     def picture_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of the pictures; of features made of pictures, that is not known."""
+        """(channels, height, width) of the images; unknown for features computed from images."""
         return () if "scattering" in self.preprocess else tuple(self.preprocess["input_shape"])
 
     @property
@@ -45,7 +45,7 @@ class ArrayReplay(Replay):
         return float_batch(self, self.inputs(rows))
 
     def inputs(self, rows: Rows) -> NDArray[np.float32]:
-        """(N, F) or (N, C, H, W), scaled."""
+        """Return (N, F) or (N, C, H, W), scaled."""
         if "array" in rows.columns and self.reads != "rows":
             values = np.asarray(rows.columns["array"])
         elif self.reads == "pictures":
@@ -57,22 +57,22 @@ class ArrayReplay(Replay):
         return self.scaled(values, rows)
 
     def scaled(self, values: NDArray[Any], rows: Rows) -> NDArray[np.float32]:
-        """Raw values, examples first, as the model reads them."""
+        """Return raw values, examples first, as the model reads them."""
         shape, pixels = tuple(self.preprocess["input_shape"]), "pixel_range" in self.preprocess
         if pixels:
             values = PixelRange.from_json(self.preprocess["pixel_range"])(values)
         if "scattering" in self.preprocess:
             made = features_of(values, parse(ScatteringConfig, self.preprocess["scattering"]), pixels=pixels)
-            values = made.astype(np.float16)  # as the cache of features holds them
+            values = made.astype(np.float16)  # the cache of features stores float16
         if values.shape[1:] != shape:
             place = rows.where(0, self.columns[0]).rpartition(": column")[0]
-            raise DataError(f"{place}: an example has shape {values.shape[1:]}, and the model was trained on {shape}")
+            raise DataError(f"{place}: the example has shape {values.shape[1:]}, but the model was trained on {shape}")
         if values.dtype != np.uint8:
             exact = values.ndim == 2 and values.dtype not in (np.float16, np.float32)
             values = values.astype(np.float64 if exact else np.float32, copy=False)
             bad = ~np.isfinite(values.reshape(len(values), -1)).all(1)
             if bad.any():
-                raise DataError(f"{rows.where(int(np.argmax(bad)), self.columns[0])} holds a value that is not a finite number")
+                raise DataError(f"{rows.where(int(np.argmax(bad)), self.columns[0])} has a value that is NaN or infinite")
         return Normalizer.from_json(self.preprocess["normalize"])(values)
 
     def _numbers(self, rows: Rows) -> NDArray[np.float64]:
@@ -81,12 +81,14 @@ class ArrayReplay(Replay):
             numbers = numbers_in(rows.columns[name], lambda i, name=name: rows.where(i, name))  # type: ignore[misc]
             lost = np.isnan(numbers)
             if lost.any():
-                raise DataError(f"{rows.where(int(np.argmax(lost)), name)} is missing, and the model was trained without missing values")
+                raise DataError(
+                    f"{rows.where(int(np.argmax(lost)), name)} is missing, but the model was trained without missing values. Give a value"
+                )
             found.append(numbers)
         return np.stack(found, axis=1)
 
     def _stacked(self, rows: Rows) -> NDArray[Any]:
-        """(N, C, H, W) of pictures (H, W, 1 or 3) that have the size and the depth of those in training."""
+        """Return (N, C, H, W) from images (H, W, 1 or 3) of the training size and depth."""
         C, H, W = self.picture_shape
         deep = "pixel_range" in self.preprocess
         out: NDArray[Any] | None = None
@@ -95,20 +97,20 @@ class ArrayReplay(Replay):
             value = np.asarray(picture)
             value = value[:, :, None] if value.ndim == 2 else value
             if value.ndim != 3 or value.shape[2] not in (1, 3):
-                raise DataError(f"{where}: a picture is (height, width) or (height, width, 1 or 3), and this one has shape {value.shape}")
+                raise DataError(f"{where}: the image has shape {value.shape}, expected (height, width) or (height, width, 1 or 3)")
             if value.shape[:2] != (H, W):
                 raise DataError(
-                    f"{where}: {value.shape[1]} x {value.shape[0]} pixels, and the model was trained on {W} x {H}. Bring it to this size, or "
-                    "train with data.source.size, which is then done here too"
+                    f"{where}: {value.shape[1]} x {value.shape[0]} pixels, but the model was trained on {W} x {H}. Resize it, or "
+                    "train with data.source.size, which also resizes here"
                 )
             if (value.dtype == np.uint8) == deep:
-                a, b = ("8 bits a value", "more") if deep else ("more than 8 bits a value", "8")
-                raise DataError(f"{where}: {a}, and the pictures that the model was trained on have {b}. Convert it")
+                a, b = ("8 bits per value", "more") if deep else ("more than 8 bits per value", "8")
+                raise DataError(f"{where}: {a}, but the training images have {b}. Convert it")
             if C == 1 and value.shape[2] == 3:
                 if not (value == value[:, :, :1]).all():
-                    raise DataError(f"{where}: has colours, and the model was trained on grey pictures. Convert it to grey")
+                    raise DataError(f"{where}: the image has colours, but the model was trained on grey images. Convert it to grey")
                 value = value[:, :, :1]
             out = np.empty((len(rows), C, H, W), value.dtype) if out is None else out
-            out[i] = np.moveaxis(value, -1, 0)  # of one channel for all three
+            out[i] = np.moveaxis(value, -1, 0)  # a grey image is repeated in all channels
         assert out is not None
         return out

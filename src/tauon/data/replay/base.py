@@ -1,7 +1,7 @@
-"""What was done to the training data, done again to what comes later: raw rows in, the batch that a model reads out, one class a kind of data.
+"""Replay of the training preprocessing: raw rows in, a batch for the model out, one class per kind of data.
 
-A kind joins with `@register_replay("kind")`; it is found by `preprocess["kind"]`, which every checkpoint holds. Nothing is fitted here, and no file is
-read: that is the business of whoever has the rows (`tauon.predict`).
+Register a kind with `@register_replay("kind")`; it is found by `preprocess["kind"]` of a checkpoint. Nothing is fitted here, and no file
+is read: callers supply the rows (`tauon.predict`).
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ def _record(i: int, column: str) -> str:
 
 @dataclass(frozen=True)
 class Rows:
-    """Raw rows, column by column: lists, or arrays of pyarrow."""
+    """Raw rows by column: lists, or pyarrow arrays."""
 
     columns: Mapping[str, Any]
-    """By name, of one length. A cell may be a whole picture or recording."""
+    """Columns by name, all of one length. A cell may be a whole image or recording."""
     where: Place = _record
-    """How an error calls a cell: (number of the row, column)."""
+    """Name of a cell in error messages: (row number, column)."""
     hidden: frozenset[str] = frozenset()
-    """Columns that are read and not written: pictures, recordings."""
+    """Columns that are read but not written to the output: images, recordings."""
 
     def __len__(self) -> int:
         return next((len(values) for values in self.columns.values()), 0)
 
     def part(self, start: int, stop: int) -> Rows:
-        """Rows [start, stop)."""
+        """Return rows [start, stop)."""
         cut = {name: values[start:stop] for name, values in self.columns.items()}
         return Rows(cut, _Places(_spans(self.where, len(self))).part(start, stop), self.hidden)
 
     def then(self, other: Rows) -> Rows:
-        """These rows, then the others, which have the same columns."""
+        """Return these rows followed by the others, which have the same columns."""
         if not len(self):
             return other
         joined = {name: _joined(values, other.columns[name]) for name, values in self.columns.items()}
         return Rows(joined, _Places(_spans(self.where, len(self)) + _spans(other.where, len(other))), self.hidden)
 
     def need(self, names: Sequence[str]) -> None:
-        """`DataError` that names the first of these columns that is not here, and its nearest neighbour."""
+        """Raise `DataError` for the first of these columns that is missing, with the closest existing name."""
         missing = [name for name in names if name not in self.columns]
         if missing:
             raise DataError(
@@ -62,12 +62,12 @@ class Rows:
 
 
 _Span = tuple[int, int, Place]
-"""(rows, number of the first in its own file or piece, how that calls its cells)."""
+"""(rows, number of the first in its own file or piece, cell names)."""
 
 
 @dataclass(frozen=True)
 class _Places:
-    """How rows of several pieces call their cells. Holds no row: pieces that were cut off must not stay in memory."""
+    """Cell names for rows joined from several pieces. Keeps no reference to rows, so that discarded pieces can be freed."""
 
     spans: tuple[_Span, ...]
 
@@ -79,7 +79,7 @@ class _Places:
         return _record(i, column)
 
     def part(self, start: int, stop: int) -> _Places:
-        """Of rows [start, stop)."""
+        """Return the names for rows [start, stop)."""
         found: list[_Span] = []
         at = 0
         for n, first, place in self.spans:
@@ -106,17 +106,17 @@ def _joined(a: Any, b: Any) -> Any:
 
 @dataclass
 class Replay:
-    """Raw rows -> the batch that a model reads: the very numbers that the same row had in training."""
+    """Base class: raw rows -> a batch with exactly the numbers that the same row had in training."""
 
     preprocess: Mapping[str, Any]
-    """Of the checkpoint: `checkpoint.state["preprocess"]`."""
+    """`checkpoint.state["preprocess"]`."""
     notes: dict[str, int] = field(default_factory=dict)
-    """What a person should know at the end, with how often it happened."""
+    """Notes to print at the end, with the number of occurrences."""
 
     reads: ClassVar[str] = "rows"
-    """What its examples are, for whoever reads files: rows, pictures, recordings, texts, arrays, series."""
+    """What its examples are, for code that reads files: rows, pictures, recordings, texts, arrays, series."""
     refusal: ClassVar[str] = ""
-    """Why there are no predictions for such data, and the way out."""
+    """Why this kind has no predictions, and what to do instead."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -124,11 +124,11 @@ class Replay:
         raise NotImplementedError
 
     def batch(self, rows: Rows) -> Batch:
-        """The model's inputs, weights of one, and targets that are filler. Raises `DataError` that names row and column."""
+        """Return the model's inputs, with weights of one and dummy targets. `DataError` names row and column."""
         raise NotImplementedError
 
     def filler(self, n: int) -> Any:
-        """Targets of the right shape that mean nothing: tasks look at their shape only."""
+        """Return dummy targets of the right shape: tasks look at their shape only."""
         import torch
 
         kind, labels = self.preprocess.get("targets"), self.preprocess.get("labels", ())
@@ -140,7 +140,7 @@ class Replay:
         return torch.zeros(n, len(scale["center"]) if scale else max(1, len(labels)))
 
     def say(self, note: str, count: int) -> None:
-        """Count something worth a note."""
+        """Count an event for `notes`."""
         if count:
             self.notes[note] = self.notes.get(note, 0) + count
 
@@ -150,7 +150,7 @@ _KINDS: dict[str, type[Replay]] = {}
 
 
 def register_replay(kind: str) -> Callable[[R], R]:
-    """Class decorator: the class makes batches of rows for checkpoints whose `preprocess["kind"]` is `kind`. A taken name is a `ValueError`."""
+    """Class decorator: register a replay for checkpoints whose `preprocess["kind"]` is `kind`. `ValueError` if the name is taken."""
 
     def enrol(cls: R) -> R:
         taken = _KINDS.get(kind)
@@ -163,16 +163,16 @@ def register_replay(kind: str) -> Callable[[R], R]:
 
 
 def replay_kinds() -> dict[str, type[Replay]]:
-    """Every registered kind."""
+    """Return every registered kind."""
     return dict(_KINDS)
 
 
 def replay_of(preprocess: Mapping[str, Any]) -> Replay:
-    """How rows become inputs for this checkpoint. `DataError` for a kind that nobody registered, or that gives no predictions."""
+    """Return the replay for this checkpoint. `DataError` for a kind that is not registered, or that has no predictions."""
     kind = preprocess.get("kind")
     if kind not in _KINDS:
         raise DataError(
-            f"data of kind {kind!r}: how rows of it become inputs is not known ({', '.join(sorted(_KINDS))} are). "
+            f"data of kind {kind!r}: no replay is registered for it (registered: {', '.join(sorted(_KINDS))}). "
             "Install the package that brings this kind, or register it with tauon.data.register_replay"
         )
     cls = _KINDS[str(kind)]
@@ -182,7 +182,7 @@ def replay_of(preprocess: Mapping[str, Any]) -> Replay:
 
 
 def float_batch(replay: Replay, inputs: NDArray[np.float32]) -> Batch:
-    """A batch of features with filler for the rest."""
+    """Return a batch of features with dummy targets."""
     import torch
 
     return Batch(torch.from_numpy(inputs), replay.filler(len(inputs)), torch.ones(len(inputs)))

@@ -1,4 +1,4 @@
-"""Recordings, labelled texts, windows of a series -> the model's inputs; and the kinds that give no predictions, with the way out."""
+"""Recordings, labelled texts, windows of a series -> the model's inputs; and the kinds that have no predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["SeriesReplay", "SignalReplay", "TextReplay"]
 @register_replay("signals")
 @dataclass
 class SignalReplay(Replay):
-    """Recordings in a column `recording`: (samples, samples a second)."""
+    """Recordings in a column `recording`: (samples, sampling rate in Hz)."""
 
     reads = "recordings"
     columns = ("recording",)  # type: ignore[assignment]
@@ -34,11 +34,11 @@ class SignalReplay(Replay):
             if its != rate:
                 where = rows.where(i, "recording").rpartition(": column")[0]
                 raise DataError(
-                    f"{where}: {its:,} samples a second, and the model was trained on {rate:,}. Convert it, for example: ffmpeg -i in.wav -ar {rate} out.wav"
+                    f"{where}: sampling rate {its:,} Hz, but the model was trained on {rate:,} Hz. Convert it, for example: ffmpeg -i in.wav -ar {rate} out.wav"
                 )
             waves.append(np.asarray(wave, np.float32))
         self.say(
-            "recordings longer than those in training, of which the middle was heard",
+            "recordings longer than those in training, of which only the middle was used",
             sum(len(w) > self.preprocess["samples"] for w in waves),
         )
         inputs, lengths = fitted(waves, self.preprocess["samples"])
@@ -69,7 +69,7 @@ class TextReplay(Replay):
             if not isinstance(text, str):
                 raise DataError(f"{rows.where(i, 'text')} is {text!r}, expected text")
             if not text.strip():
-                raise DataError(f"{rows.where(i, 'text')} is empty, so nothing tells its class. Fill it in or drop the row")
+                raise DataError(f"{rows.where(i, 'text')} is empty. Fill it in, or remove the row")
             refuse_surrogates(text, rows.where(i, "text"))
         tokens, lengths = rows_of(self.tokenizer.encode_many(texts), self.preprocess["seq_len"], self.tokenizer.bos)
         there = np.arange(tokens.shape[1]) < lengths[:, None]
@@ -80,7 +80,7 @@ class TextReplay(Replay):
 @register_replay("series")
 @dataclass
 class SeriesReplay(Replay):
-    """Windows in a column `window`: (context, columns), scaled and with the calendar, as `windows` of `tauon.predict` cuts them."""
+    """Windows in a column `window`: (context, columns), scaled and with calendar features, as `windows` of `tauon.predict` cuts them."""
 
     reads = "series"
     columns = ("window",)  # type: ignore[assignment]
@@ -100,7 +100,7 @@ _GENERATE = "a language model continues texts, one token after the other: use it
 class TokenReplay(Replay):
     """Running text."""
 
-    refusal = f"{_GENERATE}. How well it predicts a text is what `tauon evaluate` says"
+    refusal = f"{_GENERATE}. `tauon evaluate` measures how well it predicts a text"
 
 
 @register_replay("chat")
@@ -114,4 +114,4 @@ class ChatReplay(Replay):
 class PairReplay(Replay):
     """Pairs of answers."""
 
-    refusal = _GENERATE.replace("a language model continues texts", "a model that was tuned by preferences answers")
+    refusal = _GENERATE.replace("a language model continues texts", "a model that was tuned on preferences answers")

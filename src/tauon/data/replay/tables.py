@@ -1,6 +1,4 @@
-"""Rows of a table -> features, as `table_preparation.py` made them. Column by column: numbers that parse as numbers are never touched one by one,
-and of categories each distinct spelling is looked at once.
-"""
+"""Rows of a table -> features, as `kinds/tables.py` made them. Vectorised by column: each distinct spelling of a category is handled once."""
 
 from __future__ import annotations
 
@@ -51,7 +49,7 @@ class TableReplay(Replay):
         return float_batch(self, self.inputs(rows))
 
     def inputs(self, rows: Rows) -> NDArray[np.float32]:
-        """(N, F), scaled."""
+        """Return (N, F), scaled."""
         rows.need(self.columns)
         blocks = [self._encoded(c, rows.columns[c.name], lambda i, name=c.name: rows.where(i, name)) for c in self.encoder.columns]  # type: ignore[misc]
         features = np.concatenate(blocks, axis=1)
@@ -60,7 +58,7 @@ class TableReplay(Replay):
         if wide.any():
             i, j = (int(k) for k in np.argwhere(wide)[0])
             name = self.encoder.names[j]
-            raise DataError(f"{rows.where(i, name)} is {features[i, j]:g}, which no float32 holds")
+            raise DataError(f"{rows.where(i, name)} is {features[i, j]:g}, which is too large for float32")
         return self.normalizer(features)
 
     def _encoded(self, column: Column, values: Any, where: Where) -> Floats:
@@ -73,15 +71,15 @@ class TableReplay(Replay):
         words = _cleaned(distinct, lambda i: where(int(first[i])), self.missing)
         known = {*map(nfc, column.categories)}
         unseen = np.array([w is not None and spelling(w) not in known for w in words], bool)
-        self.say(f"values of {column.name!r} that training never saw", int(unseen[index].sum()))
+        self.say(f"values of {column.name!r} that were not in the training data", int(unseen[index].sum()))
         return column.encode(words, lambda i: where(int(first[i])))[index]
 
 
-# ---------------------------------------------------------------------------------------------- values as they are found
+# ---------------------------------------------------------------------------------------------- raw values
 
 
 def python_values(values: Any) -> list[Any]:
-    """Cells as Python has them; moments as ISO 8601 text, as the reader of Parquet files gives them."""
+    """Return cells as Python values; timestamps as ISO 8601 text, like the reader of Parquet files."""
     if isinstance(values, list):
         return values
     if hasattr(values, "to_pylist"):
@@ -93,7 +91,7 @@ def python_values(values: Any) -> list[Any]:
 
 
 def _cleaned(values: Sequence[Any], where: Where, missing: frozenset[str]) -> list[Any]:
-    """None for a missing value; `DataError` for what is neither number nor word."""
+    """Return None for a missing value. `DataError` for a value that is neither number nor text."""
     for i, v in enumerate(values):
         if isinstance(v, (list, dict, bytes)):
             raise DataError(f"{where(i)} is {shorten(v)}, expected a number or a word")
@@ -101,7 +99,7 @@ def _cleaned(values: Sequence[Any], where: Where, missing: frozenset[str]) -> li
 
 
 def _distinct(values: Any) -> tuple[list[Any], NDArray[np.int64], NDArray[np.int64]]:
-    """(each distinct value, which one each row has, the first row that has it)."""
+    """Return (distinct values, index of each row's value, first row of each)."""
     if hasattr(values, "dictionary_encode"):
         coded = values if hasattr(values, "indices") else values.dictionary_encode(null_encoding="encode")
         index = np.asarray(coded.indices.to_numpy(zero_copy_only=False), np.int64)
@@ -120,7 +118,7 @@ def _distinct(values: Any) -> tuple[list[Any], NDArray[np.int64], NDArray[np.int
 
 
 def numbers_in(values: Any, where: Where, form: NumberForm = CANONICAL, missing: frozenset[str] = frozenset({""})) -> Floats:
-    """float64 of a column, NaN where it is missing. `DataError` that names the first cell that is no number."""
+    """Return a column as float64, NaN if missing. `DataError` with the first cell that is not a number."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiu" and not np.isinf(values).any():
         return values.astype(np.float64)
     fast = _arrow_floats(values, missing) if form == CANONICAL and hasattr(values, "type") else None
@@ -135,13 +133,13 @@ def numbers_in(values: Any, where: Where, form: NumberForm = CANONICAL, missing:
         number = np.nan if value is None else number_of(value, form)
         if number is None:
             written = f" ({form.words()})" if form.words() else ""
-            raise DataError(f"{where(i)} is {value!r}, expected a number{written}, or null where it is missing")
+            raise DataError(f"{where(i)} is {value!r}, expected a number{written}, or null if it is missing")
         out[i] = number
     return out
 
 
 def _arrow_floats(values: Any, missing: frozenset[str]) -> Floats | None:
-    """All at once where each is a canonical number or missing; None: look at each. The same bits as Python's `float`."""
+    """Convert all at once if each is a canonical number or missing; otherwise None. Bit-identical to Python's `float`."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,8 +1,8 @@
-"""What a data source is: something that yields documents (text), one table of features and targets (arrays), or one series.
+"""The base class of data sources, and what sources return: documents (text), a table of features and targets (arrays), a series, and so on.
 
 A new source, here or in another package, is one class: derive from `SourceConfig`, decorate with `@register("name")`, set
-`provides`, write `documents`, `arrays` or `series`; of a new kind of data, the method that its `DataKind.read` calls. Splitting, limits,
-tokenising, normalising and caching are not its business.
+`provides`, write `documents`, `arrays` or `series`; for a new kind of data, the method that its `DataKind.read` calls. Splitting, limits,
+tokenising, normalising and caching are done elsewhere.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from tauon.errors import DataError
 __all__ = ["Arrays", "Conversation", "Document", "Kind", "LabelledTexts", "Message", "Pair", "Series", "Signals", "SourceConfig", "Table"]
 
 Kind = str
-"""What a source gives: text, arrays, series, signals, labelled-text, chat, pairs, or what an installed kind of data is given."""
+"""The kind of data that a source returns: text, arrays, series, signals, labelled-text, chat, pairs, or a kind that a plugin registers."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text that belongs together. Attention never leaves it, and the split never divides it (but by position)."""
+    """One text. Attention never crosses its border, and the split never divides it (except a split by position)."""
 
     text: str
     name: str
@@ -47,45 +47,45 @@ class LabelledTexts:
     """Class of each, (N)."""
     label_names: tuple[str, ...]
     places: Sequence[str]
-    """Where each is (file and line), for messages."""
+    """File and line of each text, for messages."""
     labels: Sequence[Any] = ()
-    """The labels as they were found, where `targets` were made of them."""
+    """The labels as read, if `targets` were made from them."""
     label: str = ""
-    """The column of labels, for messages."""
+    """Name of the label column, for messages."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def first(self, n: int) -> LabelledTexts:
-        """The first n."""
+        """Return the first `n` texts."""
         return replace(self, texts=self.texts[:n], targets=self.targets[:n], places=self.places[:n], labels=self.labels[:n])
 
 
 @dataclass(frozen=True)
 class Message:
-    """What one side of a conversation says."""
+    """One message of a conversation."""
 
     role: str
-    """system, user, input (what an instruction is about), assistant, or another that the chat template knows."""
+    """system, user, input (the text that an instruction refers to), assistant, or another role of the chat template."""
     content: str
     learn: bool = True
-    """Of the assistant's: whether the loss covers it (OpenAI's `weight`)."""
+    """For the assistant's messages: whether the loss covers them (OpenAI's `weight`)."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in turn."""
+    """Messages in order."""
 
     messages: tuple[Message, ...]
     place: str
-    """Where it is (file and number), for messages."""
+    """File and row number, for messages."""
     ignored: tuple[str, ...] = ()
     """Keys of the row that were not read."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one conversation, of which one was preferred."""
+    """Two answers to one conversation, one of them preferred."""
 
     prompt: tuple[Message, ...]
     chosen: str
@@ -97,7 +97,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Arrays:
-    """N examples. Targets decide the task: int64 (N) are classes, floats (N) or (N, C) are values, in float64."""
+    """N examples. The targets decide the task: int64 (N) are classes, floats (N) or (N, C) are values, in float64."""
 
     features: NDArray[Any]
     """(N, F) of a table, (N, channels, height, width) of images; uint8, float32, or float64 where the source has it."""
@@ -106,14 +106,14 @@ class Arrays:
     label_names: tuple[str, ...] = ()
     """Names of the classes in index order, or of the target columns."""
     left_out: tuple[str, ...] = ()
-    """What was found and not taken, with the reason."""
+    """Columns or files that were left out, with the reason."""
     warnings: tuple[str, ...] = ()
-    """What a person should be told of it."""
+    """Warnings to show to the user."""
     pixel_range: PixelRange | Literal["bits", "values"] | None = None
-    """Of pictures deeper than 8 bits, whose features are their values as they are: how they become numbers from 0 to 255; measured over the
-    training part by the bits in use (whole numbers) or by the values."""
+    """For images deeper than 8 bits, whose features keep the raw values: how they are scaled to 0 to 255. Measured over the training part,
+    by the bits in use (whole numbers) or by the values."""
     pixels: bool = False
-    """Whether features are pictures from 0 (black) to 255 (white), though no bytes."""
+    """Whether features are images from 0 (black) to 255 (white) although they are not bytes."""
 
     def __len__(self) -> int:
         return len(self.features)
@@ -129,33 +129,33 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Table:
-    """N rows of a table as they were found: numbers, words, nothing. What is a number and what a category is decided later, by
+    """N rows of a table as read: numbers, text, missing values. Which columns are numbers and which are categories is decided later, from
     the training rows alone (`data/columns.py`).
     """
 
     columns: dict[str, Sequence[Any] | NDArray[np.float64]]
-    """Values of each column, by name; None: missing. Once they are read as numbers (`table_numbers.py`), an array, with NaN."""
+    """Values of each column, by name; None: missing. After conversion to numbers (`table_numbers.py`), an array with NaN."""
     targets: NDArray[Any]
-    """As those of `Arrays`."""
+    """As in `Arrays`."""
     label_names: tuple[str, ...]
     categorical: tuple[str, ...] = ()
-    """Columns that were declared to be categories."""
+    """Columns that the recipe declares as categories."""
     places: Sequence[str] = ()
-    """Where each row is (file and line), for messages."""
+    """File and line of each row, for messages."""
     label: str = ""
-    """The column to predict, for messages."""
+    """Name of the column to predict, for messages."""
     missing: tuple[str, ...] = ("",)
     """Spellings of a missing value."""
     labels: Sequence[Any] = ()
-    """The labels as they were found, where `targets` were made of them; then all parts are decided on together (`labels.py`)."""
+    """The labels as read, if `targets` were made from them; then the labels of all parts are encoded together (`labels.py`)."""
     target: Literal["auto", "class", "value"] = "auto"
-    """What the labels were said to be."""
+    """The setting `target`: whether labels are classes or values."""
     numbers: NumberForm | None = None
-    """How numbers are written, where that was said."""
+    """How numbers are written, if the recipe says so."""
     left_out: tuple[str, ...] = ()
-    """What was found and not taken, with the reason."""
+    """Columns or files that were left out, with the reason."""
     notes: tuple[str, ...] = ()
-    """What a person should be told of how it was read."""
+    """Notes on how the table was read, to show to the user."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -168,34 +168,34 @@ class Table:
 
 @dataclass(frozen=True)
 class Signals:
-    """N waveforms of one sampling rate, each as long as it is."""
+    """N waveforms of one sampling rate, of any lengths."""
 
     waves: Sequence[NDArray[np.float32]]
     """Samples in [-1, 1], one dimension each."""
     rate: int
-    """Samples a second."""
+    """Sampling rate in Hz."""
     names: Sequence[str]
-    """Where each comes from, for messages."""
+    """File of each waveform, for messages."""
     targets: NDArray[np.int64] | None = None
-    """Class of each, or none where there are transcripts."""
+    """Class of each waveform; None if there are transcripts."""
     label_names: tuple[str, ...] = ()
     transcripts: Sequence[str] = ()
-    """What is said in each."""
+    """Transcript of each waveform."""
     left_out: tuple[str, ...] = ()
-    """What was found and not taken, with the reason."""
+    """Files that were left out, with the reason."""
 
     def __len__(self) -> int:
         return len(self.waves)
 
     def first(self, n: int) -> Signals:
-        """The first n."""
+        """Return the first `n` waveforms."""
         targets = None if self.targets is None else self.targets[:n]
         return replace(self, waves=self.waves[:n], names=self.names[:n], targets=targets, transcripts=self.transcripts[:n])
 
 
 @dataclass(frozen=True)
 class Series:
-    """One multivariate series: N moments in order, C columns."""
+    """One multivariate series: N time steps in order, C columns."""
 
     times: NDArray[np.datetime64]
     """(N), datetime64[s] (or of a finer unit, where a fraction of a second is needed), strictly ascending, without gaps."""
@@ -204,19 +204,19 @@ class Series:
     names: tuple[str, ...]
     """Of the columns."""
     targets: int
-    """How many of them, from the first, are predicted; the others are only read."""
+    """Number of columns, counted from the first, that are predicted; the others are inputs only."""
     step: str
-    """Time between two moments, in words: 1 h, 15 min, 1 month."""
+    """Time step in words: 1 h, 15 min, 1 month."""
     season: int
-    """Steps after which it is likely to repeat: of hours 24, of days 7."""
+    """Number of steps after which the series probably repeats: 24 for hours, 7 for days."""
     filled: int = 0
-    """Moments and values that were missing and were filled with what came before."""
+    """Number of missing time steps and values that were filled with the previous value."""
     zoned: bool = False
-    """Whether the dates had a zone, and were brought to UTC."""
+    """Whether the dates had a time zone and were converted to UTC."""
     left_out: tuple[str, ...] = ()
-    """Columns that were found and not taken, with the reason."""
+    """Columns that were left out, with the reason."""
     notes: tuple[str, ...] = ()
-    """What a person should be told of how it was read."""
+    """Notes on how the series was read, to show to the user."""
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -224,69 +224,69 @@ class Series:
 
 
 class SourceConfig(Registered, family="source"):
-    """Where the data comes from."""
+    """Base class of data sources: where the data comes from."""
 
     limit: Count | None = Field(default=None, ge=1)
-    """Take only the first this many documents or rows."""
+    """Use only the first this many documents or rows."""
 
     provides: ClassVar[Kind] = "text"
     later: ClassVar[tuple[str, ...]] = ()
-    """Settings that came in a later version: at their default they are left out of the fingerprint, so that data prepared before is found."""
+    """Settings added in a later version: at their default they are left out of the fingerprint, so that data prepared before is found."""
 
     def output_kind(self) -> Kind:
-        """What comes out, where the settings decide it; must not open a file."""
+        """Return the kind of data, if the settings decide it. Must not open a file."""
         return self.provides
 
     def documents(self) -> Iterable[Document]:
-        """Each document, in an order that never changes. May be called more than once."""
-        raise DataError(f"source {self.kind_!r} has no text; it gives {self.output_kind()}")
+        """Yield each document, in an order that never changes. May be called more than once."""
+        raise DataError(f"source {self.kind_!r} has no text, it provides {self.output_kind()}")
 
     def arrays(self) -> Arrays:
-        """The whole table."""
-        raise DataError(f"source {self.kind_!r} has no features and targets; it gives {self.output_kind()}")
+        """Return the whole table as numbers."""
+        raise DataError(f"source {self.kind_!r} has no features and targets, it provides {self.output_kind()}")
 
     def tabular(self) -> bool:
-        """Whether there is a `table`; must not open a file."""
+        """Return whether the source has a `table`. Must not open a file."""
         return False
 
     def table(self) -> Table | None:
-        """The rows as they are, where columns may be numbers or categories; None: there are only `arrays`."""
+        """Return the raw rows if columns may be numbers or categories; None if the source only has `arrays`."""
         return None
 
     def series(self) -> Series:
-        """The whole series."""
-        raise DataError(f"source {self.kind_!r} has no series; it gives {self.output_kind()}")
+        """Return the whole series."""
+        raise DataError(f"source {self.kind_!r} has no series, it provides {self.output_kind()}")
 
     def signals(self) -> Signals:
-        """All waveforms."""
-        raise DataError(f"source {self.kind_!r} has no waveforms; it gives {self.output_kind()}")
+        """Return all waveforms."""
+        raise DataError(f"source {self.kind_!r} has no waveforms, it provides {self.output_kind()}")
 
     def labelled_texts(self) -> LabelledTexts:
-        """All texts with their classes."""
-        raise DataError(f"source {self.kind_!r} has no texts with labels; it gives {self.output_kind()}")
+        """Return all texts with their classes."""
+        raise DataError(f"source {self.kind_!r} has no texts with labels, it provides {self.output_kind()}")
 
     def conversations(self) -> list[Conversation]:
-        """All conversations."""
-        raise DataError(f"source {self.kind_!r} has no conversations; it gives {self.output_kind()}")
+        """Return all conversations."""
+        raise DataError(f"source {self.kind_!r} has no conversations, it provides {self.output_kind()}")
 
     def pairs(self) -> list[Pair]:
-        """All preferences."""
-        raise DataError(f"source {self.kind_!r} has no preferences; it gives {self.output_kind()}")
+        """Return all preferences."""
+        raise DataError(f"source {self.kind_!r} has no preferences, it provides {self.output_kind()}")
 
     def part(self, name: Literal["validation", "test"]) -> SourceConfig | None:
-        """The source's own held-out part of that name, where it was published with one."""
+        """Return the source's own held-out part of that name, if it was published with one."""
         return None
 
     def per_example(self) -> dict[str, Any]:
-        """What its settings do to each example, where a prediction must do it to a raw one, too: `preprocess["source"]`. JSON values only."""
+        """Per-example settings that prediction must apply to a raw example too: `preprocess["source"]`. JSON values only."""
         return {}
 
     def files(self) -> list[tuple[Path, str]]:
-        """(path, name) of the files it reads; none where it reads none."""
+        """(path, name) of the files that the source reads; empty if it reads no files."""
         return []
 
     def reads(self) -> list[Path]:
-        """Files whose change is a change of the data, held-out parts of its own included."""
+        """Files whose change means that the data changed, including the source's own held-out parts."""
         return [path for path, _ in self.files()]
 
     def describe(self) -> dict[str, Any]:
@@ -298,9 +298,9 @@ class SourceConfig(Registered, family="source"):
         return facts
 
     def fingerprint(self) -> str:
-        """sha256 over the settings and the content: equal where and only where the data is the same.
+        """Return the sha256 over settings and content: equal if and only if the data is the same.
 
-        Paths are left out, so that a moved folder is not prepared again.
+        Paths are not part of it, so a moved folder is not prepared again.
         """
         unsaid = {k for k in self.later if self.raw_value(k) == type(self).model_fields[k].get_default(call_default_factory=True)}
         digest = hashlib.sha256(canonical({k: v for k, v in dump(self).items() if k not in _PLACES | unsaid}).encode())
@@ -312,7 +312,7 @@ class SourceConfig(Registered, family="source"):
         return digest.hexdigest()
 
     def hash_content(self, digest: Any) -> None:
-        """Put all that it gives into `digest` (of hashlib). Called where there are no `files`; a source of a new kind of data writes its own."""
+        """Update `digest` (of hashlib) with all the data. Called if there are no `files`; a source of a new kind of data writes its own."""
         output_kind = self.output_kind()
         if output_kind == "text":
             for document in self.documents():
@@ -338,14 +338,14 @@ class SourceConfig(Registered, family="source"):
         elif output_kind in ("chat", "pairs"):
             digest.update(repr(self.conversations() if output_kind == "chat" else self.pairs()).encode())
         else:
-            raise NotImplementedError(f"{type(self).__name__} gives {output_kind} and names no files: write `files`, or `hash_content`")
+            raise NotImplementedError(f"{type(self).__name__} returns {output_kind} and has no files. Implement `files` or `hash_content`")
 
 
 _PLACES = frozenset({"path", "images", "labels"})
 
 
 def class_targets(values: NDArray[Any], where: str, names: tuple[str, ...] = ()) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Class numbers 0..C-1 and their names. With `names` given, the values must already be such numbers."""
+    """Return class numbers 0..C-1 and their names. If `names` is given, the values must already be such numbers."""
     if values.ndim == 1 and not names and values.dtype.kind in "USb":
         return class_numbers([v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values.tolist()], where)
     if values.ndim != 1:
@@ -354,16 +354,18 @@ def class_targets(values: NDArray[Any], where: str, names: tuple[str, ...] = ())
         odd = np.flatnonzero(~np.isfinite(values) | (values != np.floor(values)))
         if odd.size:
             raise DataError(
-                f"{where}: label {values[odd[0]]} of row {odd[0]} is not a whole number, as classes are. For regression say target: value"
+                f"{where}: label {values[odd[0]]} of row {odd[0]} is not a whole number, but classes must be. For regression set target: value"
             )
         values = values.astype(np.int64)
     if names:
         if values.dtype.kind not in "iub":
-            raise DataError(f"{where}: labels are {values.dtype}, expected numbers 0 to {len(names) - 1}, since their names are given")
+            raise DataError(
+                f"{where}: labels have type {values.dtype}, expected class numbers 0 to {len(names) - 1}, since class names are given"
+            )
         bad = np.flatnonzero((values < 0) | (values >= len(names)))
         if bad.size:
             raise DataError(
-                f"{where}: label {values[bad[0]]} of row {bad[0]} is out of range; {len(names)} names are given, so 0 to {len(names) - 1}"
+                f"{where}: label {values[bad[0]]} of row {bad[0]} is out of range: {len(names)} class names are given, expected 0 to {len(names) - 1}"
             )
         return values.astype(np.int64), names
     distinct, index = np.unique(values, return_inverse=True)
@@ -371,7 +373,7 @@ def class_targets(values: NDArray[Any], where: str, names: tuple[str, ...] = ())
 
 
 def limited(documents: Iterable[Document], limit: int | None) -> Iterator[Document]:
-    """The first `limit` documents."""
+    """Yield the first `limit` documents."""
     for i, document in enumerate(documents):
         if limit is not None and i >= limit:
             return

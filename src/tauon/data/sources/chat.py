@@ -1,5 +1,5 @@
-"""Conversations and preferences in JSON, read from files. What a row means is in `chat_rows.py`; how roles are written is a chat template's
-business (`chat_template.py`).
+"""Conversations and preferences in JSON files. The form of a row is read by `chat_rows.py`; how roles are written as text is decided by the
+chat template (`chat_template.py`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["ChatSourceConfig", "PairsConfig"]
 
 
 class JsonFilesConfig(SourceConfig):
-    """Files of JSON: a list of objects, or an object a line."""
+    """JSON files: a list of objects, or one object per line."""
 
     path: str | tuple[str, ...]
-    """A file, a folder or a glob, or several of them; packed files (.gz, .zst) are read as they are."""
+    """A file, a folder or a glob, or several of them; compressed files (.gz, .zst) are read directly."""
     encoding: str = "utf-8"
-    """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
+    """Text encoding, read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) takes precedence."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from wrong_encoding(self.raw_value("encoding"))

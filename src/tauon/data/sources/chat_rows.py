@@ -7,7 +7,7 @@
     {"prompt": ..., "chosen": ..., "rejected": ...}                                   preferences; each a text or a list of messages,
     {"conversations": [...], "chosen": {...}, "rejected": {...}}                      or LLaMA-Factory's form
 
-A key that changes what is said and cannot be written (calls of tools, pictures) is refused; others are named in `ignored`. Opens no file.
+A key that changes the conversation and that no chat template writes (tool calls, images) is an error; others are listed in `ignored`. Opens no file.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _SAYS_MORE = (
     "audio",
     "images",
 )
-"""Keys of a row or a message that hold something which is said beside `content`, or decides how it is written."""
+"""Keys of a row or a message with content beside `content`, or that decide how it is written."""
 _READ = ("role", "from", "content", "value", "weight")
 
 
 def conversation(row: dict[str, Any], where: str) -> Conversation:
-    """The messages of one row, whatever its form. Raises `DataError` where it has none, or no answer."""
+    """Return the messages of one row, in any of the forms. Raises `DataError` if there is no message or no answer."""
     ignored: list[str] = []
     if "messages" in row or "conversations" in row:
         used = ["messages" if "messages" in row else "conversations"]
@@ -54,28 +54,30 @@ def conversation(row: dict[str, Any], where: str) -> Conversation:
         found = _said(row["prompt"], "user", where, "prompt", ignored) + _said(row["completion"], "assistant", where, "completion", ignored)
     else:
         raise DataError(
-            f"{where}: keys {', '.join(row) or 'none'} are no conversation. Known are instruction and output (Alpaca), messages (OpenAI), "
-            "conversations (ShareGPT), prompt and completion. Rename the keys"
+            f"{where}: keys {', '.join(row) or 'none'} are not a conversation. Expected instruction and output (Alpaca), messages (OpenAI), "
+            "conversations (ShareGPT), or prompt and completion. Rename the keys"
         )
     found = _with_system(row, found, where)
     ignored += _left(row, (*used, "system"), where)
     if not any(m.role == "assistant" for m in found):
         raise DataError(
-            f"{where}: no message is the assistant's, so there is no answer to learn. Its roles: {', '.join(m.role for m in found)}"
+            f"{where}: no message has the role assistant, so there is no answer to train on. Roles found: {', '.join(m.role for m in found)}"
         )
     if not any(m.role == "assistant" and m.learn for m in found):
-        raise DataError(f"{where}: every answer has weight 0, so there is nothing to learn. Drop the row, or give an answer weight 1")
+        raise DataError(
+            f"{where}: every answer has weight 0, so there is nothing to train on. Remove the row, or set weight 1 for an answer"
+        )
     return Conversation(tuple(found), where, tuple(ignored))
 
 
 def pair(row: dict[str, Any], where: str) -> Pair:
-    """Prompt and two answers of one row. Raises `DataError` where one is missing, or both are the same."""
+    """Return the prompt and two answers of one row. Raises `DataError` if one is missing, or if both answers are the same."""
     absent = [k for k in ("chosen", "rejected") if k not in row]
     used = next((k for k in ("conversations", "messages", "prompt", "instruction", "question") if k in row), None)
     if absent or used is None:
         raise DataError(
-            f"{where}: no {absent[0] if absent else 'prompt'}. A preference has prompt (or conversations), chosen and rejected; "
-            f"this has {', '.join(row) or 'none'}"
+            f"{where}: no {absent[0] if absent else 'prompt'}. A preference needs prompt (or conversations), chosen and rejected; "
+            f"this row has {', '.join(row) or 'no keys'}"
         )
     ignored: list[str] = []
     if used == "instruction":
@@ -85,7 +87,7 @@ def pair(row: dict[str, Any], where: str) -> Pair:
     prompt = _with_system(row, prompt, where)
     chosen, rejected = (_answer(row[k], prompt, where, k, ignored) for k in ("chosen", "rejected"))
     if chosen == rejected:
-        raise DataError(f"{where}: chosen and rejected are the same text, so nothing is preferred. Drop the row")
+        raise DataError(f"{where}: chosen and rejected are the same text, so there is no preference to learn. Remove the row")
     more = ("input", "history") if used == "instruction" else ()
     ignored += _left(row, (used, "chosen", "rejected", "system", *more), where)
     return Pair(tuple(prompt), chosen, rejected, where, tuple(ignored))
@@ -98,7 +100,7 @@ def _asked(row: dict[str, Any], where: str) -> list[Message]:
 
 
 def _turns(history: Any, where: str) -> list[Message]:
-    """Alpaca's `history`: questions with their answers, which came before."""
+    """Alpaca's `history`: earlier questions with their answers."""
     if history is None:
         return []
     if not isinstance(history, list) or not all(isinstance(t, list) and len(t) == 2 for t in history):
@@ -115,74 +117,72 @@ def _with_system(row: dict[str, Any], found: list[Message], where: str) -> list[
         return found
     if found[0].role == "system":
         if found[0].content != system:
-            raise DataError(f"{where}: it has a key system, and its first message is another system message. Keep one of them")
+            raise DataError(f"{where}: the key system and the first message are two different system messages. Keep one of them")
         return found
     return [Message("system", _text(system, where, "system")), *found]
 
 
 def _left(row: dict[str, Any], used: tuple[str, ...], where: str) -> list[str]:
-    """Keys of a row that are not read. `DataError` where one says something that would be lost."""
+    """Return the keys of a row that are not read. `DataError` if one has content that would be lost."""
     left = [k for k, v in row.items() if k not in used and v not in (None, "", [], {})]
     lost = next((k for k in left if k in _SAYS_MORE), None)
     if lost is not None:
-        raise DataError(f"{where}: {lost} is {_shown(row[lost])}, which no chat template here writes. {_WAY_OUT}")
+        raise DataError(f"{where}: {lost} is {_shown(row[lost])}, which no chat template writes, so it would be lost. {_HINT}")
     return [k.encode("utf-8", "backslashreplace").decode() for k in left]
 
 
-_WAY_OUT = "Write it into a message's content, as the model shall see it, or leave such rows out"
+_HINT = "Write it into the message's content as the model should see it, or remove such rows"
 
 
 def _messages(value: Any, where: str, ignored: list[str]) -> list[Message]:
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: messages are {_shown(value)}, expected a list of at least one")
+        raise DataError(f"{where}: messages is {_shown(value)}, expected a list with at least one message")
     found = []
     for i, one in enumerate(value):
         role = one.get("role", one.get("from")) if isinstance(one, dict) else None
         if not isinstance(role, str):
-            raise DataError(f"{where}: message {i} has no role. A message is {{role, content}} or {{from, value}}")
+            raise DataError(f"{where}: message {i} has no role. Expected {{role, content}} or {{from, value}}")
         ignored += _left(one, _READ, f"{where}, message {i} ({role})")
         content = _text(one.get("content", one.get("value")), where, f"content of message {i} ({role})")
         weight = one.get("weight")
         if weight not in (None, 0, 1):
-            raise DataError(f"{where}: message {i} has weight {_shown(weight)}, expected 0 (not learned) or 1")
+            raise DataError(f"{where}: message {i} has weight {_shown(weight)}, expected 0 (not trained on) or 1")
         found.append(Message(_CALLED.get(role, role), content, weight is None or bool(weight)))
     return found
 
 
 def _said(value: Any, role: str, where: str, name: str, ignored: list[str]) -> list[Message]:
-    """Messages of a text, of one message, or of a list of them."""
+    """Return the messages of a text, of one message, or of a list of them."""
     if isinstance(value, list | dict):
         return _messages(value if isinstance(value, list) else [value], where, ignored)
     return [Message(role, _text(value, where, name))]
 
 
 def _answer(value: Any, prompt: list[Message], where: str, name: str, ignored: list[str]) -> str:
-    """The text of an answer: as it is, in a message, or at the end of a conversation that repeats the prompt (Anthropic's form)."""
+    """Return the text of an answer: a text, one message, or the last message of a conversation that repeats the prompt (Anthropic's form)."""
     if not isinstance(value, list):
         found = _said(
             {"role": "assistant", **value} if isinstance(value, dict) and "from" not in value else value, "assistant", where, name, ignored
         )[0]
         if found.role != "assistant":
-            raise DataError(f"{where}: {name} is a message of the role {found.role!r}, expected the assistant's")
+            raise DataError(f"{where}: {name} is a message with role {found.role!r}, expected role assistant")
         return found.content
     whole = _messages(value, where, ignored)
     if whole[:-1] not in ([], prompt) or whole[-1].role != "assistant":
-        raise DataError(f"{where}: {name} is a conversation that does not end with one answer to the prompt")
+        raise DataError(f"{where}: {name} is a conversation, expected the prompt's messages followed by one assistant message")
     return whole[-1].content
 
 
 def _text(value: Any, where: str, name: str) -> str:
-    """A text, or OpenAI's list of parts that are all text."""
+    """Return a text, or the joined parts of OpenAI's list of text parts."""
     if isinstance(value, list) and value:
         kinds = [p.get("type") if isinstance(p, dict) else type(p).__name__ for p in value]
         odd = next((k for p, k in zip(value, kinds, strict=True) if k != "text" or not isinstance(p.get("text"), str)), None)
         if odd is not None:
-            raise DataError(f"{where}: {name} has a part of type {odd!r}, expected parts of text alone. Leave such rows out")
+            raise DataError(f"{where}: {name} has a part of type {odd!r}, expected only parts of type 'text'. Remove such rows")
         value = "".join(p["text"] for p in value)
     if value is None:
-        raise DataError(
-            f'{where}: {name} is null or missing, expected text. Give it a text ("" where nothing is said), or leave the row out'
-        )
+        raise DataError(f'{where}: {name} is null or missing, expected text. Write a text ("" for an empty one), or remove the row')
     if not isinstance(value, str):
         raise DataError(f"{where}: {name} is {type(value).__name__}, expected text")
     return refuse_surrogates(value, f"{where}: {name}")

@@ -1,8 +1,8 @@
-"""A folder of pictures, one subfolder a class: PNG, JPEG and whatever else Pillow reads.
+"""A folder of images with one subfolder per class: PNG, JPEG and all other formats that Pillow reads.
 
-Classes are the subfolders, in natural order (sign2 before sign10), files likewise, those in subfolders of a class too. Subfolders called
-train, val (valid, validation) and test are published parts. Decoding one file is the business of `picture_file.py`. Damaged, empty and
-unreadable files are named, or left out and counted; files that are no pictures by their names are counted.
+Classes are the subfolders, in natural order (sign2 before sign10); so are the files, including those in subfolders of a class. Subfolders
+named train, val (valid, validation) and test are published parts. One file is decoded in `picture_file.py`. Damaged, empty and unreadable
+files are an error or are skipped and counted; files that are not images by their names are counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tauon.config import Count, register
 from tauon.data.pixel_range import PixelRange
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, Kind, SourceConfig
-from tauon.data.sources.left_out import ErrorFeedbackState, refuse_vanished
+from tauon.data.sources.left_out import SkippedFiles, refuse_vanished
 from tauon.data.sources.picture_file import PICTURE_SUFFIXES, decode_picture, import_pillow
 from tauon.data.sources.system_files import is_system_file
 from tauon.errors import DataError
@@ -34,25 +34,25 @@ _PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "valida
 
 @register("folder")
 class FolderConfig(SourceConfig):
-    """Pictures in subfolders, one a class. Needs `pip install 'tauon[images]'`. A `limit` takes from every class alike."""
+    """Images in subfolders, one per class. Needs `pip install 'tauon[images]'`. A `limit` takes equally many from every class."""
 
     path: str
     """The folder: `path/<class>/<picture>`, or `path/train/<class>/<picture>` with `val` and `test` beside `train`. Subfolders of a class
     belong to it."""
     split: Literal["auto", "train", "validation", "test"] = "auto"
-    """Which subfolder of parts. auto: `train` where there is one, with `val` and `test` as its held-out parts; else the folder itself."""
+    """Which part to read. auto: the subfolder `train` if it exists, with `val` and `test` as held-out parts; otherwise the folder itself."""
     size: Count | tuple[Count, Count] | None = None
-    """Side in pixels, or [height, width], that every picture is brought to. Left out: all must have one size already."""
+    """Side in pixels, or [height, width], to which every image is resized. Default: no resizing; all images must have one size."""
     fit: Literal["crop", "stretch", "pad"] = "crop"
-    """How a picture of another shape comes to `size`. crop: the shorter side is scaled and the middle is kept; stretch: both sides are
-    scaled; pad: the longer side is scaled and the rest is black."""
+    """How an image of another aspect ratio is fitted to `size`. crop: scale the shorter side, keep the middle; stretch: scale both sides;
+    pad: scale the longer side and fill with black."""
     colours: Literal["auto", "rgb", "grey"] = "auto"
-    """Channels. auto: grey where every picture is grey, else rgb. Transparent pixels become black."""
+    """Channels. auto: grey if every image is grey, otherwise rgb. Transparent pixels become black."""
     value_range: tuple[float, float] | None = None
-    """Values of black and white in pictures deeper than 8 bits; what lies beyond is cut off. Left out: one range for the whole set, measured
+    """Values of black and white in images deeper than 8 bits; values outside are clipped. Default: one range for the whole data set, measured
     over the training part (whole numbers: the bits in use)."""
     on_corrupt: Literal["error", "skip"] = "error"
-    """What a file that is no whole picture does. skip: it is left out and counted; when half of the files are, it is an error all the same."""
+    """What to do with a file that is not a complete image. skip: leave it out and count it; if half of the files are damaged, it is an error anyway."""
 
     provides: ClassVar[Kind] = "arrays"
     later: ClassVar[tuple[str, ...]] = ("value_range",)
@@ -65,7 +65,7 @@ class FolderConfig(SourceConfig):
         if levels is not None and not levels[0] < levels[1]:
             yield "value_range", f"got {list(levels)}, expected the value of black, then a larger one of white: [0, 4095]"
         if size is None and self.raw_value("fit") != "crop":
-            yield "fit", "has no effect without size. Set size, or drop it."
+            yield "fit", "has no effect without size. Set size, or remove fit."
 
     def part(self, name: Literal["validation", "test"]) -> SourceConfig | None:
         if self.split != "auto" or _part(Path(self.path).expanduser(), "train") is None:
@@ -78,11 +78,13 @@ class FolderConfig(SourceConfig):
         return {"fit": self.raw_value("fit") if self.raw_value("size") is not None else None}
 
     def files(self) -> list[tuple[Path, str]]:
-        """(path, class/name) of every picture, classes and names in natural order."""
+        """(path, class/name) of every image, classes and names in natural order."""
         root = self._root()
         found = [(p, p.relative_to(root).as_posix()) for folder in _classes(root) for p in _pictures(folder)]
         if not found:
-            raise DataError(f"{root}: no picture in it ({', '.join(PICTURE_SUFFIXES[:4])}, ...). Expected {root.name}/<class>/<picture>")
+            raise DataError(
+                f"{root}: no image in this folder ({', '.join(PICTURE_SUFFIXES[:4])}, ...). Expected {root.name}/<class>/<picture>"
+            )
         return found
 
     def reads(self) -> list[Path]:
@@ -96,12 +98,12 @@ class FolderConfig(SourceConfig):
         for number, folder in enumerate(folders):
             inside = _pictures(folder)
             if not inside:
-                raise DataError(f"{folder}: the class has no picture. Remove the folder, or put some in")
+                raise DataError(f"{folder}: this class folder has no image. Remove the folder, or add images")
             files += inside
             targets += [number] * len(inside)
         if len(folders) == 1 and self.split in ("auto", "train"):
             raise DataError(
-                f"{root}: one class only ({folders[0].name}): there is nothing to tell apart. Expected a subfolder for each class"
+                f"{root}: only one class ({folders[0].name}), expected at least two. Put the images of each class in a subfolder of its own"
             )
         if self.limit is not None and self.limit < len(files):
             keep = _evenly(np.array(targets), self.limit)
@@ -110,7 +112,7 @@ class FolderConfig(SourceConfig):
         pictures, broken = self._decoded(files)
         whole = np.array([i for i, p in enumerate(files) if p not in broken], np.int64)
         first = next((f"{p}: {why}" for p, why in broken.items()), "")
-        refuse_vanished(names, classes, classes[whole], str(root), "no whole picture", first)
+        refuse_vanished(names, classes, classes[whole], str(root), "no readable image", first)
         features, mixed = self._stacked([files[i] for i in whole], pictures)
         return Arrays(features, classes[whole], (), names, self._left_out(root, broken).lines(), mixed, self._range(features, files[0]))
 
@@ -125,14 +127,14 @@ class FolderConfig(SourceConfig):
         return found or base
 
     def _decoded(self, files: list[Path]) -> tuple[list[NDArray[Any]], dict[Path, str]]:
-        """(picture of each file that is whole, what is wrong with each of the others)."""
+        """Return (the decoded images, what is wrong with each damaged file)."""
         import_pillow()
         size = self.size if isinstance(self.size, tuple) or self.size is None else (self.size, self.size)
         fit, colours = self.fit, None if self.colours == "auto" else self.colours
-        _ = self.on_corrupt  # read, too, where no picture is broken
+        _ = self.on_corrupt  # read the setting even if no image is damaged
         report("read pictures", 0, len(files))
         found: list[NDArray[Any] | str] = []
-        # Pillow decodes without the interpreter lock. Its warnings are silenced here, once: filters are not the threads' own.
+        # Pillow decodes without the interpreter lock. Warning filters are shared by all threads, so they are set here once.
         with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for answer in pool.map(lambda path: decode_picture(path, size, fit, colours), files):
                 found.append(answer)
@@ -145,7 +147,7 @@ class FolderConfig(SourceConfig):
         return [a for a in found if not isinstance(a, str)], broken
 
     def _stacked(self, files: list[Path], pictures: list[NDArray[Any]]) -> tuple[NDArray[Any], tuple[str, ...]]:
-        """((N, C, H, W), warnings) of pictures that must have one size; of several depths, 8 and 16 bits alone."""
+        """Return ((N, C, H, W), warnings). All images must have one size; a mix of depths may only be of 8 and 16 bits."""
         colours = self.colours
         grey = colours == "grey" or (colours == "auto" and all(p.shape[2] == 1 for p in pictures))
         shapes = {p.shape[:2] for p in pictures}
@@ -153,7 +155,7 @@ class FolderConfig(SourceConfig):
             odd = next(i for i, p in enumerate(pictures) if p.shape[:2] != pictures[0].shape[:2])
             (h, w), (h1, w1) = pictures[odd].shape[:2], pictures[0].shape[:2]
             raise DataError(
-                f"{files[odd]}: {w} x {h} pixels, and {files[0]} has {w1} x {h1}. All must be of one size: set data.source.size"
+                f"{files[odd]}: {w} x {h} pixels, but {files[0]} has {w1} x {h1}. All images must have one size: set data.source.size"
             )
         first = {p.dtype: f for p, f in zip(reversed(pictures), reversed(files), strict=True)}
         said: tuple[str, ...] = ()
@@ -161,14 +163,16 @@ class FolderConfig(SourceConfig):
             (a, file_a), (b, file_b) = sorted(((str(d), f) for d, f in first.items()))[:2]
             if {*first} != {np.dtype(np.uint8), np.dtype(np.uint16)}:
                 raise DataError(
-                    f"{file_a} holds {a} values and {file_b} {b}: which are as bright as which, no one can tell. Convert them to one depth"
+                    f"{file_a} has {a} values and {file_b} has {b}, so their brightness cannot be compared. Convert all images to one depth"
                 )
             count = sum(p.dtype == np.uint16 for p in pictures)
-            said = (f"{count:,} of {len(pictures):,} pictures have 16 bits, the others 8: 65535 counts as 255, by the depth of each file",)
+            said = (
+                f"{count:,} of {len(pictures):,} images have 16 bits, the others 8: each is scaled by the depth of its file, so 65535 becomes 255",
+            )
             pictures = [p if p.dtype == np.uint8 else np.rint(p / 257).astype(np.uint8) for p in pictures]
         out = np.empty((len(pictures), 1 if grey else 3, *pictures[0].shape[:2]), pictures[0].dtype)
         for i, p in enumerate(pictures):
-            out[i] = np.moveaxis(p, -1, 0)  # of one channel for all three, where others are coloured
+            out[i] = np.moveaxis(p, -1, 0)  # a grey image is repeated in all three channels if other images are coloured
         return out, said
 
     def _range(self, features: NDArray[Any], example: Path) -> PixelRange | Literal["bits", "values"] | None:
@@ -177,31 +181,29 @@ class FolderConfig(SourceConfig):
             measured: Literal["bits", "values"] = "bits" if features.dtype.kind in "iu" else "values"
             return measured if stated is None else PixelRange(*stated, "as set", clip=True)
         if stated is not None:
-            raise DataError(f"data.source.value_range is for pictures deeper than 8 bits, and {example} has bytes. Drop it")
+            raise DataError(f"data.source.value_range is only for images deeper than 8 bits, but {example} has 8 bits. Remove value_range")
         return None
 
-    def _left_out(self, root: Path, broken: dict[Path, str]) -> ErrorFeedbackState:
-        """Damaged files, and whatever else lies below the folder."""
+    def _left_out(self, root: Path, broken: dict[Path, str]) -> SkippedFiles:
+        """Damaged files, and all other files below the folder."""
         taken = {path for path, _ in self.files()}
         others = [p.relative_to(root).as_posix() for p in sorted(root.rglob("*")) if p not in taken and p.is_file()]
-        found = ErrorFeedbackState().add("not whole pictures", [f"{p}: {why}" for p, why in broken.items()])
-        found.add("files that systems leave behind", [n for n in others if is_system_file(n)])
-        return found.add("not pictures by their names", [n for n in others if not is_system_file(n)])
+        found = SkippedFiles().add("damaged images", [f"{p}: {why}" for p, why in broken.items()])
+        found.add("files made by the operating system", [n for n in others if is_system_file(n)])
+        return found.add("not images by their names", [n for n in others if not is_system_file(n)])
 
     def _refuse_broken(self, broken: dict[Path, str], total: int) -> None:
         path, why = next(iter(broken.items()))
         if self.on_corrupt == "error":
-            more = f" ({len(broken)} such files of {total:,})" if len(broken) > 1 else ""
-            raise DataError(f"{path}: {why}{more}. Replace it, or leave such files out with data.source.on_corrupt=skip")
+            more = f" ({len(broken)} of {total:,} files are damaged)" if len(broken) > 1 else ""
+            raise DataError(f"{path}: {why}{more}. Replace it, or skip damaged files with data.source.on_corrupt=skip")
         if 2 * len(broken) >= total:
-            raise DataError(
-                f"{path}: {why}; {len(broken):,} of {total:,} files are no whole pictures, too many to leave out. Check the folder"
-            )
-        report(f"left out {len(broken)} files that are no whole pictures", len(broken), total)
+            raise DataError(f"{path}: {why}; {len(broken):,} of {total:,} files are damaged images, too many to skip. Check the folder")
+        report(f"skipped {len(broken)} damaged images", len(broken), total)
 
 
 def _natural(path: Path) -> tuple[list[Any], str]:
-    """Numbers in a name count as numbers."""
+    """Sort key in which numbers in a name count as numbers."""
     return [(1, int(t), "") if t.isdigit() else (0, 0, t.lower()) for t in re.split(r"(\d+)", path.name) if t], path.name
 
 
@@ -209,11 +211,11 @@ def _visible(folder: Path) -> list[Path]:
     try:
         return sorted((p for p in folder.iterdir() if not is_system_file(p.name)), key=_natural)
     except OSError as err:
-        raise DataError(f"{folder}: cannot be listed ({err.strerror or err})") from None
+        raise DataError(f"{folder}: the folder cannot be read ({err.strerror or err})") from None
 
 
 def _part(base: Path, name: str) -> Path | None:
-    """The subfolder of a part, in any usual spelling; only where `train` is among the subfolders they are parts at all."""
+    """The subfolder of a part, in any usual spelling. Without a subfolder `train` there are no parts."""
     inside = {p.name.lower(): p for p in _visible(base) if p.is_dir()} if base.is_dir() else {}
     if not any(spelt in inside for spelt in _PARTS["train"]):
         return None
@@ -224,20 +226,20 @@ def _classes(root: Path) -> list[Path]:
     found = [p for p in _visible(root) if p.is_dir()]
     if not found:
         loose = next((p for p in _visible(root) if p.suffix.lower() in PICTURE_SUFFIXES), None)
-        lies = f"{loose.name} lies in no class" if loose is not None else "it has no subfolder"
-        raise DataError(f"{root}: {lies}. Expected {root.name}/<class>/<picture>, a subfolder for each class")
+        problem = f"{loose.name} is not in a class folder" if loose is not None else "it has no subfolder"
+        raise DataError(f"{root}: {problem}. Expected {root.name}/<class>/<picture>, a subfolder for each class")
     return found
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """Those of a class in natural order, then those of each of its subfolders."""
+    """The images of a class in natural order, then those of each of its subfolders."""
     inside = _visible(folder)
     found = [p for p in inside if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()]
     return found + [p for below in inside if below.is_dir() for p in _pictures(below)]
 
 
 def _evenly(targets: NDArray[np.int64], limit: int) -> list[int]:
-    """The first files of every class in turn, `limit` in all: the first of the whole list would be of one class."""
+    """Indices of the first files of every class in turn, `limit` in all: the first of the whole list would all be of one class."""
     turn = np.empty(len(targets), np.int64)
     for c in np.unique(targets):
         mine = np.flatnonzero(targets == c)

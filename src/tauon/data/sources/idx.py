@@ -40,7 +40,7 @@ def parse_idx(data: bytes, where: str) -> NDArray[Any]:
     expected = head + math.prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise DataError(
-            f"{where}: the IDX header says {' x '.join(map(str, shape))} {dtype.name}, {expected:,} bytes in all, "
+            f"{where}: the IDX header announces {' x '.join(map(str, shape))} {dtype.name}, {expected:,} bytes in all, "
             f"but the file has {len(data):,}. Copy or download the file again"
         )
     return np.frombuffer(data, dtype, offset=head).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
@@ -55,7 +55,7 @@ class IdxConfig(SourceConfig):
     labels: str
     """File of the class numbers: (N)."""
     label_names: tuple[str, ...] = ()
-    """Names of the classes 0, 1, ...; with them, a label outside is an error."""
+    """Names of the classes 0, 1, ...; if set, a label outside is an error."""
 
     provides: ClassVar[Kind] = "arrays"
 
@@ -73,8 +73,7 @@ def idx_arrays(images: bytes, labels: bytes, images_at: str, labels_at: str, nam
         raise DataError(f"{images_at}: {features.ndim} dimensions, expected 2 (rows), 3 (grey images) or 4 (images with channels)")
     if len(features) != len(values):
         raise DataError(
-            f"{images_at} has {len(features):,} examples, but {labels_at} has {len(values):,} labels. "
-            "They must be the two halves of one set"
+            f"{images_at} has {len(features):,} examples, but {labels_at} has {len(values):,} labels. Give the two files of one data set"
         )
     if features.ndim == 3:
         features = features[:, None]

@@ -1,4 +1,4 @@
-"""A column without a name that numbers the rows: the index that pandas writes unless told not to. As a feature it would give away order."""
+"""A column without a name that numbers the rows: the index that pandas writes by default. As a feature it would leak the order of the rows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _NAMELESS = re.compile(r"(Unnamed: \d+(_level_\d+)?(\.\d+)*|__index_level_\d+__)
 
 
 def is_nameless(name: str) -> bool:
-    """Whether a column has no name, or the one that pandas gives to such: when read and written again, or in Parquet."""
+    """Return whether a column has no name, or the name that pandas gives such a column when it is read and written again, or in Parquet."""
     return bool(_NAMELESS.fullmatch(name))
 
 
 def numbers_rows(values: Sequence[Any]) -> bool:
-    """Whether these are row numbers: whole, no two the same; or nothing at all, as a delimiter at the end of each line leaves."""
+    """Return whether these are row numbers (whole, all different) or all empty, as a delimiter at the end of each line leaves."""
     there = [v for v in values if v is not None and v != ""]
     if not there:
         return True
@@ -28,7 +28,7 @@ def numbers_rows(values: Sequence[Any]) -> bool:
 
 
 def left_out_as_index(name: str, values: Sequence[Any]) -> str:
-    """What is said of it."""
+    """The note that such a column was left out."""
     if any(v is not None and v != "" for v in values):
-        return f"column {name!r}: it has no name and numbers the rows, as pandas writes its index. keep_index: true keeps it"
-    return f"column {name!r}: it has no name and no value"
+        return f"column {name!r}: it has no name and numbers the rows, like the index that pandas writes. To use it: keep_index: true"
+    return f"column {name!r}: it has no name and no values"

@@ -1,4 +1,4 @@
-"""Texts with labels as two public sets were published. CSV and JSON lines of one's own are read by `tables.py`."""
+"""Texts with labels in the formats of two public data sets. CSV and JSON lines of your own are read by `tables.py`."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ class NpzConfig(SourceConfig):
     path: str
     """The file."""
     split: Split = "auto"
-    """Which part the keys name. auto: the training part, and the file's own validation and test parts where it has them and the
-    recipe names no other; the whole file where keys name no parts. all: every part, one after the other."""
+    """Which part to read. auto: the training part, with the file's own validation and test parts as held-out data unless the recipe names
+    others; the whole file if its keys name no parts. all: every part, one after the other."""
     features: str | None = None
     """Key of the features, if it has another name. Images may have channels last: (N, H, W, 1 to 4)."""
     targets: str | None = None
@@ -50,9 +50,9 @@ class NpzConfig(SourceConfig):
 
     def problems(self) -> Any:
         if (self.raw_value("features") is None) != (self.raw_value("targets") is None):
-            yield "features" if self.raw_value("features") else "targets", "name both keys, features and targets, or neither"
+            yield "features" if self.raw_value("features") else "targets", "set both keys, features and targets, or neither"
         if self.raw_value("features") is not None and self.raw_value("split") != "auto":
-            yield "split", "has no effect where features and targets name their keys; drop one or the other"
+            yield "split", "has no effect if features and targets name their keys; remove one or the other"
 
     def files(self) -> list[tuple[Path, str]]:
         return [(expand(self.path)[0][0], "npz")]
@@ -79,11 +79,13 @@ class NpzConfig(SourceConfig):
         chosen = (parts if split == "all" else ["train"] if split == "auto" else [split]) if parts else [None]
         found = [_find(archive, p) for p in chosen]
         if not parts and split not in ("auto", "all"):
-            raise DataError(f"{path}: its keys name no parts, so there is no part {split!r}. There are: {', '.join(archive.files)}")
+            raise DataError(f"{path}: has no part {split!r}, since its keys name no parts. Its keys: {', '.join(archive.files)}")
         missing = [str(p) for p, f in zip(chosen, found, strict=True) if f is None]
         if missing:
-            what = f"no part {missing[0]!r}" if parts else "no features and targets under a usual name"
-            raise DataError(f"{path}: {what}. There are: {', '.join(archive.files)}. Name the keys with features: and targets:")
+            what = f"has no part {missing[0]!r}" if parts else "has no features and targets under a usual name"
+            raise DataError(
+                f"{path}: {what}. Its keys: {', '.join(archive.files)}. Set data.source.features and data.source.targets to the keys"
+            )
         return [f for f in found if f is not None]
 
 
@@ -92,16 +94,16 @@ def npz_part(content: bytes, where: str, part: str, label_names: tuple[str, ...]
     archive = _open(content, where)
     keys = _find(archive, part)
     if keys is None:
-        raise DataError(f"{where}: no part {part!r}. There are: {', '.join(archive.files)}")
+        raise DataError(f"{where}: has no part {part!r}. Its keys: {', '.join(archive.files)}")
     return _together(archive, [keys], where, "class", label_names)
 
 
 def _together(archive: Any, keys: list[tuple[str, str]], path: Path | str, target: str, label_names: tuple[str, ...]) -> Arrays:
-    """The parts of these keys one after the other, images with channels first."""
+    """Return the parts of these keys, concatenated, images with channels first."""
     pairs = [(_read(archive, x, path), _read(archive, y, path)) for x, y in keys]
     shapes = {x.shape[1:] for x, _ in pairs}
     if len(shapes) > 1:
-        raise DataError(f"{path}: the parts have examples of different shapes ({', '.join(map(str, shapes))})")
+        raise DataError(f"{path}: the parts have examples of different shapes ({', '.join(map(str, shapes))}), expected one shape")
     features, values = np.concatenate([x for x, _ in pairs]), np.concatenate([y for _, y in pairs])
     if features.ndim == 3:
         features = features[:, None]
@@ -119,7 +121,7 @@ def _together(archive: Any, keys: list[tuple[str, str]], path: Path | str, targe
 
 
 def _find(archive: Any, part: str | None) -> tuple[str, str] | None:
-    """Keys of (features, targets) of a part, in any usual spelling."""
+    """Return the keys of (features, targets) of a part, in any usual spelling."""
     words = _SPELT[part] if part else (None,)
     for word in words:
         for x, y in ((x, y) for x in _FEATURES for y in _TARGETS):
@@ -130,19 +132,19 @@ def _find(archive: Any, part: str | None) -> tuple[str, str] | None:
 
 
 def _open(content: bytes, path: Path | str) -> Any:
-    if content.startswith(b"\x93NUMPY"):  # not opened: numpy would take the memory that its header asks for
-        raise DataError(f"{path}: a single array (.npy), expected a .npz archive with features and targets")
+    if content.startswith(b"\x93NUMPY"):  # not opened: numpy would allocate whatever its header asks for
+        raise DataError(f"{path}: is a single array (.npy), expected a .npz archive with features and targets")
     try:
         archive: Any = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as err:
-        raise DataError(f"{path}: not a .npz file, or a damaged one ({err})") from None
+        raise DataError(f"{path}: not a .npz file, or damaged ({err})") from None
     members: list[zipfile.ZipInfo] = archive.zip.infolist()
     refuse_bomb(path, sum(m.file_size for m in members), len(content))
     return archive
 
 
 def _refuse_wrong_size(archive: Any, key: str) -> None:
-    """ValueError where an array's header asks for more memory than the archive holds of it: numpy would take it before it reads."""
+    """Raise ValueError if an array's header asks for more memory than the archive has data for it: numpy would allocate it before it reads."""
     name = key if key in archive.zip.namelist() else f"{key}.npy"
     with archive.zip.open(name) as member:
         version = np.lib.format.read_magic(member)
@@ -150,17 +152,21 @@ def _refuse_wrong_size(archive: Any, key: str) -> None:
         shape, _, dtype = read_header(member)
     wanted, held = math.prod(shape) * dtype.itemsize, archive.zip.getinfo(name).file_size
     if wanted > held and not dtype.hasobject:
-        raise ValueError(f"its header asks for {wanted:,} bytes, it holds {held:,}")
+        raise ValueError(f"its header asks for {wanted:,} bytes, but it has {held:,}")
 
 
 def _read(archive: Any, key: str, path: Path | str) -> NDArray[Any]:
     if key not in archive.files:
-        raise DataError(f"{path}: no array {key!r}. There are: {', '.join(archive.files)}")
+        raise DataError(f"{path}: has no array {key!r}. Its keys: {', '.join(archive.files)}")
     try:
         _refuse_wrong_size(archive, key)
         array: NDArray[Any] = archive[key]
     except (ValueError, zipfile.BadZipFile, zlib.error, OSError, EOFError) as err:
-        reason = "it holds Python objects, which are not read since that could run code" if "pickle" in str(err) else f"damaged ({err})"
+        reason = (
+            "it contains Python objects, which are not read because loading them could run code"
+            if "pickle" in str(err)
+            else f"damaged ({err})"
+        )
         raise DataError(f"{path}: array {key!r} cannot be read: {reason}") from None
     if array.ndim == 0:
         raise DataError(f"{path}: array {key!r} is a single number, expected one entry per example")

@@ -1,7 +1,7 @@
-"""One file -> one picture as an array: upright as its EXIF says, in one mode and one size. Needs Pillow.
+"""Decode one file into an image array: upright according to EXIF, in one mode and one size. Needs Pillow.
 
-8 bits stay bytes. Deeper pictures (16 and 32 bits, float) keep their values: what is black and what is white is a matter of the whole set
-(`data/pixel_range.py`), not of one picture.
+8-bit images stay bytes. Deeper images (16 and 32 bits, float) keep their values: which values are black and white is decided for the whole
+data set (`data/pixel_range.py`), not per image.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PICTURE_SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".jp2", ".j2k", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga",
 )  # fmt: skip
-"""Names of files that are read as pictures."""
+"""File suffixes that are read as images."""
 _MOST_PIXELS = 178_956_970
 """Pillow's own limit, beyond which a picture is a decompression bomb."""
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
@@ -32,7 +32,7 @@ _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
 def import_pillow() -> Any:
-    """`PIL.Image`; raises `MissingExtra`."""
+    """Return the module `PIL.Image`. Raises `MissingExtra`."""
     try:
         from PIL import Image
     except ImportError as err:
@@ -41,16 +41,16 @@ def import_pillow() -> Any:
 
 
 def decode_picture(path: Path, size: tuple[int, int] | None, fit: str, colours: str | None) -> NDArray[Any] | str:
-    """The picture in a file, or why there is none.
+    """Return the image in a file, or a text that says why it cannot be read.
 
     Args:
         path: the file.
-        size: (height, width) that it is brought to; None: its own.
-        fit: `crop`, `stretch` or `pad`, where its shape is another.
-        colours: `rgb`, `grey`, or None for whichever loses nothing.
+        size: (height, width) to resize to; None: no resizing.
+        fit: `crop`, `stretch` or `pad`, used if the aspect ratio differs.
+        colours: `rgb`, `grey`, or None for the mode that loses nothing.
 
     Returns:
-        (H, W, 1 or 3) uint8; (H, W, 1) uint16, int32 or float32 of a deeper picture; or a text that says what is wrong.
+        (H, W, 1 or 3) uint8; (H, W, 1) uint16, int32 or float32 for deeper images; or a text with the reason.
     """
     from PIL import Image, ImageOps
 
@@ -58,13 +58,13 @@ def decode_picture(path: Path, size: tuple[int, int] | None, fit: str, colours: 
         content = io.BytesIO(path.read_bytes())
         if path.suffix.lower() in (".png", ".apng"):
             with Image.open(content) as file:
-                file.verify()  # its checksums: decoding alone would not look at them
+                file.verify()  # its checksums: decoding alone does not verify them
             content.seek(0)
         with Image.open(content) as file:
             if file.width * file.height > _MOST_PIXELS:
-                return f"{file.width:,} x {file.height:,} pixels are more than any picture has"
+                return f"{file.width:,} x {file.height:,} pixels are more than the limit of {_MOST_PIXELS:,}"
             if size is not None and file.format == "JPEG":
-                file.draft(None, (2 * size[1], 2 * size[0]))  # decodes at a half, a quarter, where that is still twice what is wanted
+                file.draft(None, (2 * size[1], 2 * size[0]))  # decode at 1/2 or 1/4 of the size if that is still twice the target
             file.load()
             picture: Image.Image = ImageOps.exif_transpose(file)
         if picture.mode in _DEEP:
@@ -74,20 +74,20 @@ def decode_picture(path: Path, size: tuple[int, int] | None, fit: str, colours: 
             picture = _at_size(picture, size, fit)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as err:
         if isinstance(err, PermissionError):
-            return "may not be read by this user (permission denied)"
-        return f"not a whole picture ({str(err).partition(chr(10))[0]})"
+            return "cannot be read: permission denied"
+        return f"damaged or not an image ({str(err).partition(chr(10))[0]})"
     pixels = np.asarray(picture, np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def _deep(picture: Image, size: tuple[int, int] | None, fit: str, *, netpbm: bool) -> NDArray[Any] | str:
-    """Values as they are; resized as float32, which holds each 16-bit value exactly. `netpbm`: Pillow brings these to 16 bits."""
+    """Return the values without scaling; resized as float32, which represents each 16-bit value exactly. `netpbm`: Pillow scales these to 16 bits."""
     from PIL import Image as images
 
     values = np.asarray(picture)
     kind: Any = np.float32 if values.dtype.kind == "f" else np.uint16 if values.dtype.itemsize == 2 or netpbm else np.int32
     if not np.isfinite(values).all():
-        return f"{int((~np.isfinite(values)).sum()):,} of its values are not finite numbers"
+        return f"{int((~np.isfinite(values)).sum()):,} of its values are NaN or infinite"
     if size is not None and values.shape != size:
         values = np.asarray(_at_size(images.fromarray(values.astype(np.float32)), size, fit))
     values = values if kind is np.float32 else np.rint(values)
@@ -96,7 +96,7 @@ def _deep(picture: Image, size: tuple[int, int] | None, fit: str, *, netpbm: boo
 
 
 def _in_mode(picture: Image, colours: str | None) -> Image:
-    """RGB or L. Of `colours` None, whichever loses nothing."""
+    """Convert to RGB or L. If `colours` is None, to the mode that loses nothing."""
     from PIL import Image as images
 
     if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
@@ -110,7 +110,7 @@ def _in_mode(picture: Image, colours: str | None) -> Image:
 
 
 def _at_size(picture: Image, size: tuple[int, int], fit: str) -> Image:
-    """Height and width `size`, bilinear over the whole source area (antialiased)."""
+    """Resize to height and width `size`, bilinear with antialiasing."""
     from PIL import Image as images
     from PIL import ImageOps
 

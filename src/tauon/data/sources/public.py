@@ -1,4 +1,4 @@
-"""Public data sets by name: looked up in `registry.py`, fetched and verified by `download.py`."""
+"""Public data sets by name: defined in `registry.py`, downloaded and verified by `download.py`."""
 
 from __future__ import annotations
 
@@ -48,29 +48,31 @@ __all__ = ["PublicConfig"]
 
 @register("public")
 class PublicConfig(SourceConfig):
-    """A named public set: from the folder in TAUON_DATA, else the cache, else the network; always verified by its sha256."""
+    """A public data set by name: from the folder TAUON_DATA, the cache, or the network, in this order; always verified by its sha256."""
 
     name: str
     """tinyshakespeare, wikitext-2 (text); mnist, cifar10, cifar10-subset, pneumoniamnist (images); german-credit (a table), etth1 (a
     series), fsdd (recordings), ag-news, sst2 (texts with labels), alpaca-5k (conversations), dpo-demo (preferences)."""
     split: Literal["auto", "train", "validation", "test", "all"] = "auto"
-    """Which published part. `auto`: the training part, and the set's own validation and test parts where it has them and the
-    recipe names no other. `all`: of recordings, every one."""
+    """Which published part. `auto`: the training part, with the set's own validation and test parts as held-out data unless the recipe names
+    others. `all`: for recordings, every one."""
     only: Choice = Field(default_factory=dict)
-    """Of recordings: take those whose part of the name is one of these: `{speaker: [theo]}`."""
+    """For recordings: keep those whose part of the name is one of these: `{speaker: [theo]}`."""
     without: Choice = Field(default_factory=dict)
-    """Of recordings: leave those out."""
+    """For recordings: leave these out."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         name, split = self.raw_value("name"), self.raw_value("split")
         if name not in PUBLIC:
             close = difflib.get_close_matches(name, PUBLIC, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            yield "name", f"no public set is called {name!r}{hint} There are: {', '.join(PUBLIC)}"
+            yield "name", f"no public set is called {name!r}{hint} Available: {', '.join(PUBLIC)}"
         elif split != "auto" and split not in PUBLIC[name].parts:
-            yield "split", f"{name} was published without a part {split!r}; it has {', '.join(PUBLIC[name].parts)}"
+            yield "split", f"{name} has no part {split!r}; its parts: {', '.join(PUBLIC[name].parts)}"
         elif PUBLIC[name].output_kind != "signals":
-            yield from ((key, f"is for recordings, and {name} has none; drop it") for key in ("only", "without") if self.raw_value(key))
+            yield from (
+                (key, f"is only for recordings, and {name} has none; remove it") for key in ("only", "without") if self.raw_value(key)
+            )
 
     def output_kind(self) -> Kind:
         known = PUBLIC.get(self.raw_value("name"))
@@ -150,7 +152,7 @@ class PublicConfig(SourceConfig):
     def arrays(self) -> Arrays:
         known = self._set()
         if known.columns:
-            raise DataError(f"{self.name} has columns of words; they become numbers with data.table")
+            raise DataError(f"{self.name} has text columns; data.table encodes them as numbers")
         files = [self._content(f) for f in self._files()]
         if known.layout == "idx":
             (images, images_at), (labels, labels_at) = files
@@ -168,7 +170,7 @@ class PublicConfig(SourceConfig):
         }  # fmt: skip
 
     def fingerprint(self) -> str:
-        """From the published hashes: nothing is read, since whatever is read later is checked against them."""
+        """Return the published hashes: no file is read here, since every file is checked against them when it is read."""
         limit, known = self.raw_value("limit"), self._set()
         facts = ["public", [f.sha256 for f in self._files()], known.document_start, known.label_names, limit]
         if known.layout in ("npz", "cifar"):
@@ -177,7 +179,7 @@ class PublicConfig(SourceConfig):
 
     def _set(self) -> PublicSet:
         if self.name not in PUBLIC:
-            raise DataError(f"no public set is called {self.name!r}. There are: {', '.join(PUBLIC)}")
+            raise DataError(f"no public set is called {self.name!r}. Available: {', '.join(PUBLIC)}")
         return PUBLIC[self.name]
 
     def _part(self) -> Literal["train", "validation", "test", "all"]:

@@ -1,4 +1,4 @@
-"""The public data sets that Tauon knows by name: where they are, what they weigh, what they may be used for.
+"""The public data sets that Tauon knows by name: addresses, sizes, licences.
 
 A table, nothing else. `sha256` and `bytes` are of the unpacked content: an address may serve the file packed or not.
 """
@@ -24,9 +24,9 @@ class PublicFile:
     sha256: str
     bytes: int
     packed: bool = False
-    """`sha256` and `bytes` are of the packed file, which is kept as it is."""
+    """`sha256` and `bytes` are of the compressed file, which is stored as it is."""
     md5: str | None = None
-    """Of the content at the addresses, where that is another than the mirror's and only its MD5 was published: no guard against forgery."""
+    """MD5 of the content at the addresses, if it differs from the mirror's and only its MD5 was published: no protection against forgery."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,22 @@ class PublicSet:
     parts: dict[Part, tuple[PublicFile, ...]]
     """Published parts: one text file, table or series each, (images, labels) in IDX, or the one file that holds all of them."""
     layout: Literal["other", "idx", "npz", "cifar"] = "other"
-    """Of images, what the files are: npz with x_train, train_images, ...; cifar: the binary version of CIFAR-10 in its tar."""
+    """For images, the format of the files: npz with x_train, train_images, ...; cifar: the binary version of CIFAR-10 in its tar."""
     document_start: str | None = None
-    """Where a document begins within a file (regular expression)."""
+    """Regular expression that matches the start of a document within a file."""
     label_names: tuple[str, ...] = field(default=())
     columns: tuple[str, ...] = ()
-    """Of a table: names of its columns, which the file does not name. The file is text, columns apart by blanks."""
+    """For a table: names of its columns, if the file has no header. The file is text with columns separated by blanks."""
     label: str = ""
-    """Of a table: the column to predict. Its values in order are called `label_names`."""
+    """For a table: the column to predict. Its sorted values are called `label_names`."""
     form: Literal["", "class-title-text", "class-sentence"] = ""
-    """Of texts with labels: CSV rows of class, title and text, classes from 1; or lines of class and sentence, from 0."""
+    """For texts with labels: CSV rows of class, title and text, classes from 1; or lines of class and sentence, from 0."""
     pattern: str = ""
-    """Of recordings in a zip: how they are called (`sources/wav.py`). `label_names` are then of the labels in order."""
+    """For recordings in a zip: the pattern of their names (`sources/wav.py`). `label_names` are the names of the sorted labels."""
     only: dict[Part, dict[str, tuple[str, ...]]] = field(default_factory=dict)
-    """Of recordings: which belong to a part; the part `all` has every one."""
+    """For recordings: which belong to a part; the part `all` has every one."""
     date: str = ""
-    """Of a series: the column of dates of a CSV file; all others are values."""
+    """For a series: the column of dates in a CSV file; all others are values."""
 
 
 _CHAR_RNN = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

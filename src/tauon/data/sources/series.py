@@ -1,7 +1,7 @@
-"""A time series in a CSV file: one column of dates, the others values, one row a moment.
+"""A time series in a CSV file: one column of dates, value columns, one row per time step.
 
-Checks what a model would silently learn wrongly from: dates out of order, the same moment twice, gaps. Cutting the series into
-windows and holding its end out is `data/series.py`'s business. Dates are read by `data/dates.py`.
+Checks for errors that a model would silently learn from: dates out of order, duplicate dates, gaps. Cutting the series into windows and
+holding out its end is done in `data/series.py`. Dates are read by `data/dates.py`.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ class SeriesConfig(SourceConfig):
     """A multivariate time series in a CSV file: a column of dates in order, without gaps, and columns of numbers."""
 
     path: str
-    """The CSV file; packed files (.gz, .zst) are read as they are."""
+    """The CSV file; compressed files (.gz, .zst) are read directly."""
     date: str = "date"
     """Column of dates."""
     date_format: str | None = None
-    """As `strptime` writes it: "%d.%m.%Y %H:%M", with %z for a zone. Left out: ISO 8601 (2016-07-01 00:00:00, 2016-07-01T00:00:00.000Z).
-    Dates with a zone are brought to UTC."""
+    """Format of the dates for `strptime`: "%d.%m.%Y %H:%M", with %z for a time zone. Default: ISO 8601 (2016-07-01 00:00:00,
+    2016-07-01T00:00:00.000Z). Dates with a time zone are converted to UTC."""
     targets: tuple[str, ...] = ()
-    """Columns to predict. Left out: all, but `inputs`."""
+    """Columns to predict. Default: all except `inputs`."""
     inputs: tuple[str, ...] = ()
-    """Columns that are only read, as context: weather measured beside the load, say."""
+    """Columns that are inputs only: weather measured beside the load, for example."""
     fill: Literal["refuse", "forward"] = "refuse"
-    """Missing moments and values: `refuse` names them, `forward` repeats what came before (the past alone, so nothing leaks)."""
+    """Missing time steps and values: `refuse` is an error that names them, `forward` repeats the previous value (only the past, so nothing leaks)."""
     missing: tuple[str, ...] = ("",)
     """Spellings of a missing value."""
     numbers: NumbersConfig | None = None
-    """How numbers are written: {decimal: ",", thousands: "."}. Left out: found over each column as a whole, and said."""
+    """How numbers are written: {decimal: ",", thousands: "."}. Default: detected for each column as a whole, and reported in a note."""
     season: Count | None = Field(None, ge=1, le=10**6)
-    """Steps after which the series is likely to repeat: what MASE compares with. Left out: from the step (of hours 24)."""
+    """Number of steps after which the series probably repeats: MASE compares with it. Default: from the time step (24 for hours)."""
     delimiter: str = ","
     """One character; `blanks`: any run of blanks and tabs."""
     encoding: str = "utf-8"
-    """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
+    """Text encoding, read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) takes precedence."""
 
     later: ClassVar[tuple[str, ...]] = ("numbers",)
     provides: ClassVar[Kind] = "series"
@@ -68,16 +68,16 @@ class SeriesConfig(SourceConfig):
         date, targets, inputs = self.raw_value("date"), self.raw_value("targets"), self.raw_value("inputs")
         for name, chosen in (("targets", targets), ("inputs", inputs)):
             if date in chosen:
-                yield name, f"has the column of dates {date!r} among them; it has no value to predict"
+                yield name, f"includes the date column {date!r}, which has no value to predict"
             if len(set(chosen)) != len(chosen):
-                yield name, f"names a column twice: {list(chosen)}"
+                yield name, f"has a column twice: {list(chosen)}"
         both = sorted({*targets} & {*inputs})
         if both:
-            yield "inputs", f"{both[0]!r} is among the targets, too; a column that is predicted is read as context anyway"
+            yield "inputs", f"{both[0]!r} is also in targets; target columns are inputs anyway, so remove it here"
         if wrong := wrong_date_format(self.raw_value("date_format")):
             yield "date_format", wrong
         if len(self.raw_value("delimiter")) != 1 and self.raw_value("delimiter") != "blanks":
-            yield "delimiter", f"{self.raw_value('delimiter')!r} is not one character, nor blanks"
+            yield "delimiter", f"{self.raw_value('delimiter')!r} is neither one character nor 'blanks'"
 
     def files(self) -> list[tuple[Path, str]]:
         return expand(self.path)
@@ -85,7 +85,7 @@ class SeriesConfig(SourceConfig):
     def series(self) -> Series:
         found = self.files()
         if len(found) != 1:
-            raise DataError(f"{self.path}: {len(found)} files, expected one: a series is one file. Join them in order of time")
+            raise DataError(f"{self.path}: {len(found)} files, expected one file per series. Join them in order of time")
         path = found[0][0]
         text = read_text(read_bytes(path), str(path), self.encoding)
         return series_of(csv_columns(text, str(path), self.delimiter), self, str(path))
@@ -111,26 +111,28 @@ def csv_columns(text: str, where: str, delimiter: str = ",") -> dict[str, list[s
 
 
 def series_of(columns: dict[str, list[str]], config: SeriesConfig, where: str) -> Series:
-    """The series in these columns, checked; `config` says which are what."""
+    """Return the series in these columns, checked; `config` says which columns are targets and inputs."""
     date, inputs = nfc(config.date), tuple(map(nfc, config.inputs))
     for name in (date, *map(nfc, config.targets), *inputs):
         if name not in columns:
             raise DataError(f"{where}: {no_column(name, [*columns])}")
     targets = tuple(map(nfc, config.targets)) or tuple(c for c in columns if c != date and c not in inputs)
     index = [c for c in targets if not config.targets and is_nameless(c) and numbers_rows(columns[c])]
-    left_out = tuple(f"column {c!r}: it has no name and numbers the rows; to predict it, name it in targets" for c in index)
+    left_out = tuple(f"column {c!r}: it has no name and numbers the rows; to use it, list it in targets" for c in index)
     targets = tuple(c for c in targets if c not in index)
     if not targets:
-        raise DataError(f"{where}: no column is left to predict. There are: {', '.join(columns)}")
+        raise DataError(f"{where}: no column is left to predict. Columns: {', '.join(columns)}")
     times = moments(columns[date], f"{where}: column {date!r}", config.date_format)
     zoned = has_zone(columns[date][0]) if config.date_format is None else "%z" in config.date_format
     names = (*targets, *inputs)
     values, notes, warnings = _values(columns, names, config, where)
     if zoned:
-        notes.append(f"dates in {date!r} have a zone and are brought to UTC")
+        notes.append(f"dates in {date!r} have a time zone and are converted to UTC")
     for j, name in enumerate(names):
         if np.isnan(values[:, j]).all():
-            raise DataError(f"{where}: column {name!r} has no value at all: all {len(values):,} are missing. Name other columns")
+            raise DataError(
+                f"{where}: column {name!r} has no values: all {len(values):,} are missing. Choose other columns with data.source.targets and inputs"
+            )
     check_order(times, where)
     at, step, season = grid_of(times, where)
     filled = int(at[-1]) + 1 - len(at)
@@ -138,8 +140,8 @@ def series_of(columns: dict[str, list[str]], config: SeriesConfig, where: str) -
     if gaps.size and fill == "refuse":
         i = int(gaps[0])
         raise DataError(
-            f"{where}: {filled:,} moments are missing, the first after {times[i]} (the next is {times[i + 1]}, and the step is {step}). "
-            "Complete the file, or say fill: forward"
+            f"{where}: {filled:,} time steps are missing, the first after {times[i]} (the next row is {times[i + 1]}, the step is {step}). "
+            "Complete the file, or set data.source.fill: forward"
         )
     if gaps.size:
         whole = np.full((int(at[-1]) + 1, len(names)), np.nan)
@@ -152,11 +154,13 @@ def series_of(columns: dict[str, list[str]], config: SeriesConfig, where: str) -
         if fill == "refuse":
             raise DataError(
                 f"{where}: {int(lost.sum()):,} values are missing, the first in column {names[j]!r} at {times[i]}. "
-                "Complete the file, or say fill: forward"
+                "Complete the file, or set data.source.fill: forward"
             )
         if lost[0].any():
             j = int(np.argmax(lost[0]))
-            raise DataError(f"{where}: column {names[j]!r} begins with a missing value, and nothing comes before it. Drop the first rows")
+            raise DataError(
+                f"{where}: column {names[j]!r} starts with a missing value, so there is no earlier value to repeat. Remove the first rows"
+            )
         filled += int(lost.sum()) - (len(values) - len(at)) * len(names)
         last = np.maximum.accumulate(np.where(lost, 0, np.arange(len(values))[:, None]), axis=0)
         values = np.take_along_axis(values, last, axis=0)
@@ -166,7 +170,7 @@ def series_of(columns: dict[str, list[str]], config: SeriesConfig, where: str) -
 def _values(
     columns: dict[str, list[str]], names: Sequence[str], config: SeriesConfig, where: str
 ) -> tuple[NDArray[np.float64], list[str], list[str]]:
-    """(values (N, C) with NaN for missing ones, notes, warnings): how numbers are written is found over each column as a whole."""
+    """Return (values (N, C) with NaN for missing, notes, warnings). How numbers are written is detected for each column as a whole."""
     missing, rule = frozenset(config.missing), None if config.numbers is None else config.numbers.form()
     cells = {n: [None if is_missing(v, missing) else v for v in columns[n]] for n in names}
     warnings: list[str] = []
@@ -179,7 +183,7 @@ def _values(
         if lost:
             odd = columns[name][lost[0]]
             raise DataError(
-                f"{where}: column {name!r}: {shorten(odd)} in row {lost[0]} is not a number. If it stands for a missing value, say so "
-                f"(missing: {[*dict.fromkeys((*config.missing, odd.strip()))]}); or leave the column out with targets: [...]"
+                f"{where}: column {name!r}: {shorten(odd)} in row {lost[0]} is not a number. If it means a missing value, set "
+                f"data.source.missing: {[*dict.fromkeys((*config.missing, odd.strip()))]}; or leave the column out with targets: [...]"
             )
     return values, forms_in_words({n: form for n, (form, _) in found.items()}, columns), warnings

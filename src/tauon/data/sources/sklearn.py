@@ -15,7 +15,7 @@ __all__ = ["SklearnConfig"]
 
 @register("sklearn")
 class SklearnConfig(SourceConfig):
-    """A table that comes with scikit-learn."""
+    """A table that scikit-learn includes."""
 
     name: Literal["breast_cancer", "iris", "wine", "digits", "diabetes"]
     """Classification: breast_cancer (569 x 30), iris (150 x 4), wine (178 x 13), digits (1,797 images of 8 x 8). Regression:

@@ -1,4 +1,4 @@
-"""The source code of the Python standard library that runs this: real text that every machine has."""
+"""The source code of the Python standard library of this interpreter: real text that every machine has."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PythonStdlibConfig(SourceConfig):
         kept.sort()
         if not kept:
             raise DataError(
-                f"{root}: no source file of the standard library is here (a stripped or zipped Python?). Use source: text instead"
+                f"{root}: found no source files of the standard library (a stripped or zipped Python?). Use data.source: text instead"
             )
         return [(p, name) for name, p in kept]
 

@@ -1,4 +1,4 @@
-"""Files that operating systems and archivers leave behind, which no person means as data: `._a.wav`, `__MACOSX/`, `Thumbs.db`, hidden files."""
+"""Files of operating systems and archivers that are never data: `._a.wav`, `__MACOSX/`, `Thumbs.db`, hidden files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FOLDERS = frozenset({"__macosx", "@eadir"})
 
 
 def is_system_file(path: PurePath | str) -> bool:
-    """Whether a path, relative to the folder that a person named, is one of these or lies below one.
+    """Return whether a path, relative to the data folder, is such a file or is below such a folder.
 
     >>> [is_system_file(p) for p in ("a/1.png", "__MACOSX/a/._1.png", "a/Thumbs.db", ".git/x", "a/._1.wav")]
     [False, True, True, True, True]

@@ -1,4 +1,4 @@
-"""How three kinds of files are cut into rows: JSON lines, CSV, Parquet."""
+"""How rows are read from three kinds of files: JSON lines, CSV, Parquet."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["CsvConfig", "JsonlConfig", "ParquetConfig"]
 
 @register("jsonl")
 class JsonlConfig(TableConfig):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     later: ClassVar[tuple[str, ...]] = (*TableConfig.later, "encoding")
 
     encoding: str = "utf-8"
-    """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
+    """Text encoding, read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) takes precedence."""
 
     keys_vary: ClassVar[bool] = True
 
@@ -55,19 +55,19 @@ class CsvConfig(TableConfig):
     delimiter: str = ","
     """One character: "\\t" for tabs, ";" for semicolons; or `blanks`: any run of blanks and tabs, without quotes."""
     header: bool = True
-    """Whether the first line names the columns. If not, `names` does, or they are called c0, c1, ..."""
+    """Whether the first line has the column names. If not, `names` gives them, or they are c0, c1, ..."""
     names: tuple[str, ...] = ()
-    """Names of the columns of a file without header line."""
+    """Column names of a file without header line."""
     encoding: str = "utf-8"
-    """Read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
+    """Text encoding, read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) takes precedence."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
         yield from wrong_encoding(self.raw_value("encoding"))
         if len(self.raw_value("delimiter")) != 1 and self.raw_value("delimiter") != "blanks":
-            yield "delimiter", f"{self.raw_value('delimiter')!r} is not one character, nor blanks"
+            yield "delimiter", f"{self.raw_value('delimiter')!r} is neither one character nor 'blanks'"
         if self.raw_value("names") and self.raw_value("header"):
-            yield "names", "the first line names the columns already; say header: false, or drop names"
+            yield "names", "conflicts with the header line, which names the columns already; set header: false, or remove names"
 
     def columns(self, path: Path) -> list[str]:
         return self._named(path, next(self._lines(path), None))
@@ -91,7 +91,7 @@ class CsvConfig(TableConfig):
         if first is None:
             raise DataError(f"{path}: the file is empty")
         names = first[1] if self.header else list(self.names) or [f"c{i}" for i in range(len(first[1]))]
-        return column_names(names, str(path), ", or say header: false" if self.header else "")
+        return column_names(names, str(path), ", or set header: false" if self.header else "")
 
     def _lines(self, path: Path) -> Iterator[tuple[int, list[str]]]:
         return separated(read_text(read_bytes(path), str(path), self.encoding), str(path), self.delimiter)
@@ -99,7 +99,7 @@ class CsvConfig(TableConfig):
 
 @register("parquet")
 class ParquetConfig(TableConfig):
-    """Apache Parquet files (they pack their columns themselves; a .gz around one is not read)."""
+    """Apache Parquet files (compressed internally; a .gz around one is not read)."""
 
     def columns(self, path: Path) -> list[str]:
         with _parquet(path) as file:
@@ -117,7 +117,7 @@ class ParquetConfig(TableConfig):
 
 
 def _plain(column: Any) -> list[Any]:
-    """Values as Python has them. Moments as ISO 8601 text, in UTC where they have a zone: Python's own have no nanoseconds."""
+    """Python values. Timestamps become ISO 8601 text, in UTC if they have a time zone: Python's datetime has no nanoseconds."""
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
@@ -131,7 +131,7 @@ def _plain(column: Any) -> list[Any]:
 
 
 class _parquet:
-    """An open Parquet file, with the library's errors as ours."""
+    """An open Parquet file. Errors of the library become `DataError`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,7 +1,7 @@
-"""Tables in files: JSON lines, CSV, Parquet. One column of text gives documents; a label column gives features and targets; both
+"""Tables in files: JSON lines, CSV, Parquet. A text column gives documents; a label column gives features and targets; both
 give texts with labels.
 
-Knows rows and columns; how a file is cut into them is said by the three classes in `table_files.py`.
+Works on rows and columns; how a file is split into them is in `table_files.py`.
 """
 
 from __future__ import annotations
@@ -26,76 +26,76 @@ from tauon.errors import DataError
 __all__ = ["ABSENT", "Row", "TableConfig", "no_column"]
 
 Row = tuple[str, Sequence[Any]]
-"""(where it is, values in the order of the columns asked for)."""
+"""(file and line, values in the order of the requested columns)."""
 
 
 class _Absent:
-    """A key that a row does not have."""
+    """The value of a key that a row does not have."""
 
     def __repr__(self) -> str:
-        return "not there"
+        return "missing"
 
 
 ABSENT = _Absent()
 
 _ROWS = 4096
-"""Read at a time."""
+"""Rows that are read at once."""
 
 
 class TableConfig(SourceConfig):
-    """What all table files share. With `label` it gives features and targets, with `text` text, with both texts and their labels."""
+    """Settings that all table files share. With `label` it gives features and targets, with `text` text, with both texts and their labels."""
 
     later: ClassVar[tuple[str, ...]] = ("numbers", "keep_index")
 
     path: str | tuple[str, ...]
-    """A file, a folder or a glob, or several of them; packed files (.gz, .zst) are read as they are."""
+    """A file, a folder or a glob, or several of them; compressed files (.gz, .zst) are read directly."""
     text: str | tuple[str, ...] | None = None
-    """Column of text; several are joined by a blank line. Default: `text`, unless `label` is given. With `label`: texts to be sorted."""
+    """Column of text; several are joined by a blank line. Default: `text`, unless `label` is set. With `label`: the texts to classify."""
     label: str | None = None
     """Column of the class or value to predict."""
     features: tuple[str, ...] = ()
-    """Columns to predict from. Default: all but the label."""
+    """Columns to predict from. Default: all except the label."""
     drop: tuple[str, ...] = ()
-    """Columns to leave out: identifiers, say."""
+    """Columns to leave out, for example identifiers."""
     categorical: tuple[str, ...] = ()
-    """Columns that are categories although they look like numbers (a postcode). Columns of words are categories anyway."""
+    """Columns that are categories although they look like numbers (a postcode). Text columns are categories anyway."""
     missing: tuple[str, ...] = ("",)
     """Spellings of a missing value: ["", "?", "NA"]."""
     target: Literal["auto", "class", "value"] = "auto"
-    """What the label is. auto: a value if all labels are numbers and one has a fraction, a class otherwise."""
+    """Type of the label. auto: a value if all labels are numbers and one has a fraction, a class otherwise."""
     numbers: NumbersConfig | None = None
-    """How numbers are written: {decimal: ",", thousands: "."}. Left out: found over each column as a whole, and said."""
+    """How numbers are written: {decimal: ",", thousands: "."}. Default: detected for each column as a whole, and reported in a note."""
     keep_index: bool = False
-    """Keep a column without a name that numbers the rows, as pandas writes its index. Otherwise it is left out, and that is said."""
+    """Keep a column without a name that numbers the rows, as pandas writes its index. By default it is left out, with a note."""
 
     keys_vary: ClassVar[bool] = False
-    """Whether rows name their own columns, so that one may lack what another has."""
+    """Whether each row names its own columns, so that a row may lack a column that another has."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         label, text = self.raw_value("label"), self.raw_value("text")
         if label is not None and text is not None:
             for name in ("features", "drop", "categorical", "numbers", "keep_index"):
                 if self.raw_value(name) != type(self).model_fields[name].default:
-                    yield name, "has no effect beside text: texts are all that is learned from; drop it, or drop text"
+                    yield name, "has no effect with text: the model is trained on the text alone; remove it, or remove text"
             if self.raw_value("target") == "value":
-                yield "target", "value, but texts are sorted into classes; drop it, or drop text"
+                yield "target", "is value, but texts can only be sorted into classes; remove it, or remove text"
         if label is None:
             for name in ("features", "target", "drop", "categorical", "missing", "numbers", "keep_index"):
                 if self.raw_value(name) != type(self).model_fields[name].default:
-                    yield name, "has no effect without label, the column to predict; add label or drop it"
+                    yield name, "has no effect without label, the column to predict; set label, or remove it"
         elif label in self.raw_value("features"):
-            yield "features", f"has the label {label!r} among them; a column cannot predict itself"
+            yield "features", f"includes the label {label!r}; a column cannot predict itself"
         features, drop = frozenset(self.raw_value("features")), frozenset(self.raw_value("drop"))
         if features and drop:
-            yield "drop", "features names the columns to use already; give one of the two"
+            yield "drop", "has no effect with features, which lists the columns to use; remove one of the two"
         if features and self.raw_value("keep_index"):
-            yield "keep_index", "features names the columns to use already; drop it"
+            yield "keep_index", "has no effect with features, which lists the columns to use; remove it"
         for name in ("drop", "categorical"):
             if label is not None and label in self.raw_value(name):
-                yield name, f"has the label {label!r} among them; it is what is predicted"
+                yield name, f"includes the label {label!r}, the column to predict"
         odd = [c for c in self.raw_value("categorical") if (features and c not in features) or c in drop]
         if odd:
-            yield "categorical", f"has {odd[0]!r}, which is not among the columns to predict from; drop it here, or use the column"
+            yield "categorical", f"includes {odd[0]!r}, which is not among the columns to predict from; remove it here, or use the column"
 
     def output_kind(self) -> Kind:
         if self.raw_value("label") is None:
@@ -103,7 +103,7 @@ class TableConfig(SourceConfig):
         return "arrays" if self.raw_value("text") is None else "labelled-text"
 
     def per_example(self) -> dict[str, Any]:
-        """Of texts with labels: the columns that a text is read from, joined by an empty line."""
+        """For texts with labels: the columns that a text is read from, joined by an empty line."""
         text = self.raw_value("text")
         return {"text": [nfc(c) for c in ((text,) if isinstance(text, str) else text)]} if self.output_kind() == "labelled-text" else {}
 
@@ -111,11 +111,11 @@ class TableConfig(SourceConfig):
         return expand(self.path)
 
     def columns(self, path: Path) -> list[str]:
-        """The file's columns: where rows name their own, all that any of them has."""
+        """Return the file's columns; if rows name their own, all that occur in any row."""
         raise NotImplementedError
 
     def rows(self, path: Path, columns: Sequence[str], optional: frozenset[str] = frozenset()) -> Iterator[Row]:
-        """The values of `columns`, row by row; `ABSENT` where a row does not have one of the `optional` ones."""
+        """Yield the values of `columns`, row by row; `ABSENT` if a row does not have one of the `optional` ones."""
         raise NotImplementedError
 
     def documents(self) -> Iterator[Document]:
@@ -180,12 +180,12 @@ class TableConfig(SourceConfig):
             raise DataError(f"{self.files()[0][0]}: no rows. Check the file")
         left_out = [left_out_as_index(name, columns.pop(name)) for name in index]
         if not columns:
-            raise DataError(f"{self.files()[0][0]}: no column is left to predict from. There are: {', '.join((*features, label))}")
+            raise DataError(f"{self.files()[0][0]}: no column is left to predict from. Columns: {', '.join((*features, label))}")
         where = f"{self.files()[0][0]}: column {label!r}"
         form = None if rule is None else rule.form()
         targets, names = read_labels(labels, decide_labels(labels, asked, where, form, lambda: decimal_marks(columns, form)), where)
         lacking = [f"{name!r} ({n:,} of {len(labels):,} rows)" for name, n in absent.items()]
-        notes = [f"keys that some rows do not have count as missing values: {', '.join(lacking[:10])}"] if lacking else []
+        notes = [f"keys that are missing in some rows are read as missing values: {', '.join(lacking[:10])}"] if lacking else []
         return Table(
             dict(columns),
             targets,
@@ -204,7 +204,7 @@ class TableConfig(SourceConfig):
     def arrays(self) -> Arrays:
         table = self.table()
         if table is None:
-            raise DataError(f"source {self.kind_!r} has no label column; name the column to predict with label:")
+            raise DataError(f"source {self.kind_!r} has no label column; set data.source.label to the column to predict")
 
         def where(i: int, column: str) -> str:
             return f"{table.places[i]}: column {column!r}"
@@ -214,14 +214,14 @@ class TableConfig(SourceConfig):
         return Arrays(np.stack(numbers, axis=1), table.targets, tuple(read), table.label_names, table.left_out)
 
     def _check(self, path: Path, wanted: Sequence[str]) -> None:
-        """Every file has the columns; where rows name their own, each row is checked as it is read."""
+        """Check that every file has the columns; if rows name their own, each row is checked as it is read."""
         known = None if self.keys_vary else self.columns(path)
         missing = [] if known is None else [c for c in wanted if c not in {*known}]
         if missing:
             raise DataError(f"{path}: {no_column(missing[0], known or ())}")
 
     def _features(self, label: str) -> tuple[tuple[str, ...], bool]:
-        """(columns to read, whether a nameless one stays) over all files."""
+        """Return (columns to read, whether to keep a nameless one) over all files."""
         chosen, drop, declared = (tuple(map(nfc, names)) for names in (self.features, self.drop, self.categorical))
         dropped, keep = frozenset(drop), self.keep_index or bool(chosen)
         known: dict[str, Path] = {}
@@ -235,7 +235,7 @@ class TableConfig(SourceConfig):
                 if other:
                     has, lacks = (path, next(iter(known.values()))) if other[0] in mine else (next(iter(known.values())), path)
                     raise DataError(
-                        f"{has} has a column {other[0]!r}, and {lacks} has none. Name the columns to read (features: [...]), or leave it out "
+                        f"{has} has a column {other[0]!r}, but {lacks} does not. List the columns to read (features: [...]), or leave this one out "
                         f"(drop: [{in_recipe(other[0])}])"
                     )
             known |= {c: path for c in mine if c not in known}
@@ -244,27 +244,29 @@ class TableConfig(SourceConfig):
             raise DataError(f"{self.files()[0][0]}: {no_column(wanted[0], [*known])}")
         features = chosen or tuple(c for c in known if c != label and c not in dropped)
         if not features:
-            raise DataError(f"{self.files()[0][0]}: no column is left to predict from. There are: {', '.join(known)}")
+            raise DataError(f"{self.files()[0][0]}: no column is left to predict from. Columns: {', '.join(known)}")
         return features, keep
 
 
 def no_column(column: str, known: Sequence[str], what: str = "column") -> str:
-    """What an error says of a column that there is not."""
+    """Return the message for a column that does not exist."""
     close = get_close_matches(column, known, n=1, cutoff=0.4)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     apart = next((d for d in ";\t|" if len(known) == 1 and d in known[0]), None)
-    cut = "" if apart is None else f". Columns seem to be apart by {apart!r}: set delimiter"
-    return f"no {what} {column!r}{hint} There are: {', '.join(known) or 'none'}{cut}"
+    cut = "" if apart is None else f". The columns seem to be separated by {apart!r}: set data.source.delimiter"
+    return f"no {what} {column!r}{hint} Available: {', '.join(known) or 'none'}{cut}"
 
 
 def _cleaned(column: Sequence[Any], missing: frozenset[str], wheres: Sequence[str], name: str, absent: dict[str, int]) -> Sequence[Any]:
-    """The values with None for a missing one; `DataError` for what is neither number nor word. Counts keys that rows do not have."""
+    """Return the values with None for missing; `DataError` for a value that is neither number nor text. Counts keys that rows do not have."""
     kinds = {*map(type, column)}
     if kinds == {str} and not any(word in column for word in missing) and not _has_outer_blanks(column):
         return column
     if kinds & {list, dict, bytes}:
         i = next(i for i, v in enumerate(column) if isinstance(v, (list, dict, bytes)))
-        raise DataError(f"{wheres[i]}: column {name!r} is {shorten(column[i])}, expected a number or a word. Leave it out with drop:")
+        raise DataError(
+            f"{wheres[i]}: column {name!r} is {shorten(column[i])}, expected a number or a word. Leave the column out with data.source.drop"
+        )
     if _Absent in kinds:
         absent[name] = absent.get(name, 0) + sum(v is ABSENT for v in column)
     return [None if v is ABSENT or is_missing(v, missing) else v for v in column]
@@ -272,12 +274,12 @@ def _cleaned(column: Sequence[Any], missing: frozenset[str], wheres: Sequence[st
 
 def _has_outer_blanks(column: Sequence[str]) -> bool:
     together = "".join(column)
-    if " " not in together and together.isprintable():  # no blank of any kind: the usual column of numbers, at the speed of C
+    if " " not in together and together.isprintable():  # fast path for the usual column of numbers without any whitespace
         return False
     return any(v != v.strip() for v in column)
 
 
 def _label(value: Any, where: str, column: str, missing: frozenset[str]) -> Any:
     if isinstance(value, (list, dict)) or is_missing(value, missing | {""}):
-        raise DataError(f"{where}: column {column!r} is {shorten(value)}, expected a label. Fill it in or drop the row")
+        raise DataError(f"{where}: column {column!r} is {shorten(value)}, expected a label. Write one, or remove the row")
     return value

@@ -17,17 +17,17 @@ __all__ = ["TextConfig", "cut"]
 
 @register("text")
 class TextConfig(SourceConfig):
-    """Text files, as they are: no line end is translated, no blank trimmed. A byte order mark is dropped."""
+    """Text files, read without any change: line ends and blanks are kept. A byte order mark is removed."""
 
     path: str | tuple[str, ...]
-    """A file, a folder or a glob, or several of them. `~` is your home."""
+    """A file, a folder or a glob, or several of them. `~` is your home folder."""
     pattern: str = "**/*"
-    """Which files of a folder: `**/*.txt`, say. Hidden files are left out."""
+    """Pattern of files to read in a folder: `**/*.txt`, for example. Hidden files are left out."""
     encoding: str = "utf-8"
-    """Read strictly: a byte that does not fit is an error that says where. A byte order mark (UTF-8, UTF-16, UTF-32) comes before it."""
+    """Text encoding, read strictly: an invalid byte is an error with its position. A byte order mark (UTF-8, UTF-16, UTF-32) takes precedence."""
     document_start: str | None = None
-    r"""Regular expression (multi-line): a document begins wherever it matches. `^ = [^=]` cuts WikiText into articles,
-    `\n\n+` cuts at blank lines. Nothing is lost: the documents joined are the file. None: a document is a file."""
+    r"""Regular expression (multi-line) that matches where a document begins. `^ = [^=]` cuts WikiText into articles,
+    `\n\n+` cuts at blank lines. No text is lost: the documents joined are the file. None: each file is a document."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from wrong_encoding(self.raw_value("encoding"))
@@ -48,7 +48,7 @@ class TextConfig(SourceConfig):
 
 
 def cut(text: str, name: str, start: str | None) -> Iterator[Document]:
-    """The documents of one text; pieces are named `name#0`, `name#1`, ..."""
+    """Yield the documents of one text, named `name#0`, `name#1`, ..."""
     if start is None:
         yield Document(text, name)
         return

@@ -1,4 +1,4 @@
-"""The regular grid that the moments of a series lie on: order, step, usual season."""
+"""The regular time grid of a series: order, time step, usual season."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_order(times: NDArray[np.datetime64], where: str) -> None:
         return
     i = int(bad[0])
     if steps[i] == 0:
-        raise DataError(f"{where}: the moment {times[i]} is there twice (rows {i} and {i + 1}). Keep one row a moment")
+        raise DataError(f"{where}: the date {times[i]} occurs twice (rows {i} and {i + 1}). Keep one row per date")
     raise DataError(f"{where}: dates out of order: {times[i + 1]} (row {i + 1}) comes after {times[i]}. Sort the rows by date")
 
 
@@ -28,12 +28,12 @@ _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def ticks_a_second(times: NDArray[np.datetime64]) -> int:
-    """How many units of these moments' type make a second."""
+    """Return how many units of this datetime type make a second."""
     return _TICKS[np.datetime_data(times.dtype)[0]]
 
 
 def grid_of(times: NDArray[np.datetime64], where: str) -> tuple[NDArray[np.int64], str, int]:
-    """(number of each moment on a regular grid from 0, step in words, usual season). A `DataError` where there is no such grid."""
+    """Return (index of each time on a regular grid from 0, step in words, usual season). `DataError` if there is no such grid."""
     if len(times) < 2:
         return np.zeros(len(times), np.int64), "?", 1
     ticks, second = times.astype(np.int64), ticks_a_second(times)
@@ -53,7 +53,7 @@ def grid_of(times: NDArray[np.datetime64], where: str) -> tuple[NDArray[np.int64
     if off.any():
         i = int(np.argmax(off != 0))
         raise DataError(
-            f"{where}: dates are not evenly spaced: {times[i]} (row {i}) is no multiple of the usual step of {_words(step, second)} after "
+            f"{where}: dates are not evenly spaced: {times[i]} (row {i}) is not a multiple of the usual step of {_words(step, second)} after "
             f"{times[0]}. Resample the series"
         )
     if step < day:
@@ -69,7 +69,7 @@ def _words(step: int, second: int) -> str:
 
 
 def between(start: Any, stop: Any, n: int) -> NDArray[np.datetime64]:
-    """`n` moments from `start` on, evenly, `stop` excluded."""
+    """Return `n` times from `start`, evenly spaced, `stop` excluded."""
     a, b = start.astype(np.int64), stop.astype(np.int64)
     found: NDArray[np.datetime64] = (a + (b - a) * np.arange(n) // n).astype(start.dtype)
     return found

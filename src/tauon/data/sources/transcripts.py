@@ -1,4 +1,4 @@
-"""A list of what is said in recordings: CSV (or TSV) with columns `file` and `text`, or JSONL of objects with these keys."""
+"""A list of transcripts: CSV (or TSV) with columns `file` and `text`, or JSONL of objects with these keys."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _BREAK = re.compile(r"[ \t]*[\n\r\t\v\f\x85\u2028\u2029]\s*")
 
 
 def read_transcripts(path: Path, encoding: str = "utf-8") -> dict[str, str]:
-    """File name -> text, in order. A line break inside a transcript is a blank: speech has none.
+    """Return file name -> transcript, in order. A line break inside a transcript becomes a blank.
 
     Names are compared in one Unicode form (NFC), with `/` between folders, without a leading `./`.
 
     Raises:
-        DataError: by row: a name or a text that is missing, empty or no text; a file that is listed twice; a row with too many cells.
+            DataError: with the row: a name or text that is missing, empty or not text; a file that is listed twice; a row with too many cells.
     """
     text = read_text(read_bytes(path), str(path), encoding)
     rows = _json_rows(text, path) if path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")) else _csv_rows(text, path)
@@ -40,18 +40,18 @@ def read_transcripts(path: Path, encoding: str = "utf-8") -> dict[str, str]:
             )
         said[name], places[name] = _BREAK.sub(" ", words), where
     if not said:
-        raise DataError(f"{path}: lists nothing. Expected a row for each recording: its file, and the text of what is said")
+        raise DataError(f"{path}: the list is empty. Expected one row per recording with its `file` and its transcript `text`")
     return said
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if key not in row or value is None:
-        raise DataError(f"{where}: has no {key}. Each row needs `file` and `text`; leave the row out where nothing is said")
+        raise DataError(f"{where}: has no {key}. Each row needs `file` and `text`; remove the row of a recording without speech")
     if not isinstance(value, str):
         raise DataError(f"{where}: {key} is {json.dumps(value)[:40]}, expected text in quotes")
     if not value.strip():
-        raise DataError(f"{where}: {key} is empty. Leave the row out where nothing is said")
+        raise DataError(f"{where}: {key} is empty. Remove the row of a recording without speech")
     return value.strip()
 
 
@@ -67,9 +67,9 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     rows = separated(text, str(path), "\t" if tabs else ",")
     head = column_names([cell.strip() for cell in next(rows, (0, []))[1]], str(path))
     if not {"file", "text"} <= {*head}:
-        raise DataError(f"{path}: its columns are {', '.join(head) or 'none'}; expected `file` and `text`")
+        raise DataError(f"{path}: columns are {', '.join(head) or 'none'}, expected `file` and `text`")
     for number, cells in rows:
         where = f"{path}, line {number}"
         if len(cells) > len(head):
-            raise DataError(f"{where}: {len(cells)} cells, and the header names {len(head)}. Put a text that holds the separator in quotes")
+            raise DataError(f"{where}: {len(cells)} cells, but the header has {len(head)}. Put text that contains the separator in quotes")
         yield where, dict(zip(head, cells, strict=False))
