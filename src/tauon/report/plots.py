@@ -199,13 +199,13 @@ def _readout(pieces: Sequence[Line | Band | Mark], x: Scale, x_label: str) -> st
     return json.dumps({"x": [x.low, x.high], "u": x_label, "s": series}, separators=(",", ":"))
 
 
-def frame(identity: str, title: str, desc: str, drawing: str, x: Scale, y: Scale, *, x_label: str, y_label: str, css: str = "") -> str:
+def frame(identity: str, title: str, desc: str, drawing: str, x: Scale, y: Scale, *, x_label: str, y_label: str) -> str:
     """The axes around a drawing in WIDTH x HEIGHT units."""
     grid = "".join(f"M0 {_n((1 - at) * HEIGHT)}H{_n(WIDTH)}" for at, _ in y.labels())
     left = "".join(f'<span style="top:{(1 - at) * 100:.2f}%">{escape(t)}</span>' for at, t in y.labels())
     below = "".join(f'<span style="left:{at * 100:.2f}%">{escape(t)}</span>' for at, t in x.labels())
     return (
-        f'<div class="frame {css}"><div class="axis-name">{escape(y_label)}{" (log scale)" if y.log else ""}</div>'
+        f'<div class="frame"><div class="axis-name">{escape(y_label)}{" (log scale)" if y.log else ""}</div>'
         f'<div class="y-axis" aria-hidden="true">{left}</div><div class="plot">'
         f'<svg viewBox="0 0 {_n(WIDTH)} {_n(HEIGHT)}" preserveAspectRatio="none" role="img" aria-labelledby="{identity}-t {identity}-d">'
         f'<title id="{identity}-t">{escape(title)}</title><desc id="{identity}-d">{escape(desc)}</desc>'
@@ -223,13 +223,12 @@ def chart(
     y_label: str,
     zero: bool = False,
     log: bool | None = None,
-    x_range: tuple[float, float] | None = None,
     note: str = "",
 ) -> str:
     """A figure with title, legend, axes and read-out. `note`: a plain sentence below."""
     drawn = [p for p in pieces if isinstance(p, Mark) or any(q is not None for q in p.points)]
     spots = [q for p in drawn if not isinstance(p, Mark) for q in p.points if q is not None]
-    x = scale([*(q[0] for q in spots), *(x_range or ())], pad=0.0, log=False, most=5)
+    x = scale([q[0] for q in spots], pad=0.0, log=False, most=5)
     y = scale((v for q in spots for v in q[1:]), zero=zero, log=log)
     order = {Band: 0, Mark: 1, Line: 2}
     drawing = ""

@@ -22,7 +22,7 @@ from tauon.stages.context import Context
 from tauon.stages.extensions import StartAgain, TrainExtension, train_extensions
 from tauon.stages.layout import choose_mesh, refuse_cut_pairs
 from tauon.stages.sanity import sanity_checks
-from tauon.stages.training_record import TrainingRecord
+from tauon.stages.training_record import Checkpoints, Logs, TrainingRecord
 from tauon.stages.unread import refuse_unread, refuse_unread_before_training
 from tauon.tracking import EventLog, Tracker, guard, nothing_logged
 from tauon.train import BatchSizeScheduler, Hook, JobConfig, StopSignal, TrainJob, build_job, restore, seconds_a_step, train
@@ -155,10 +155,8 @@ def run_job(training: Training, job: TrainJob, events: EventLog, *, recorded: bo
         stop = held.enter_context(StopSignal(ctx.world, every=max([1, *(e.stop_every for e in extensions)])).listening())
         for extension in extensions:
             held.enter_context(extension.running())
-        record = TrainingRecord(
-            ctx.recipe.train, ctx.splits, plan, events, trackers, writer, what_it_is(training), ctx.on_event, flops=plan.flops_per_example,
-            publish=partial(_checkpoint_state, extensions),
-        )  # fmt: skip
+        checkpoints = Checkpoints(writer, checkpoint_metadata(training), partial(_checkpoint_state, extensions))
+        record = TrainingRecord(ctx.recipe.train, ctx.splits, plan, Logs(events, trackers, ctx.on_event), checkpoints)
         record.begin(job)
         try:
             if job.step == 0:
@@ -265,16 +263,16 @@ def checkpoint_writer(folder: Path, world: World, **options: Any) -> CheckpointW
     return CheckpointWriter(folder, **options) if world.size == 1 else MeshCheckpointWriter(folder, world, **options)
 
 
-def what_it_is(training: Training) -> dict[str, Any]:
-    """What a checkpoint holds beside weights and counters, so that nothing else is needed to use the model."""
+def checkpoint_metadata(training: Training) -> dict[str, Any]:
+    """What a checkpoint holds beside weights and counters, so that the model can be used with nothing else."""
     ctx = training.ctx
-    about = {
+    metadata = {
         "model": model_record(training.model, ctx.start),
         "task": dump(ctx.recipe.task),
         "spec": spec_record(ctx.splits.spec),
         "preprocess": ctx.splits.preprocess,
     }
-    return about if ctx.start is None else about | {"base": ctx.start.reference}
+    return metadata if ctx.start is None else metadata | {"base": ctx.start.reference}
 
 
 def started_with(start: PretrainedModel, model: ModelConfig, labels: tuple[str, ...]) -> tuple[str, str]:
