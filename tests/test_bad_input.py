@@ -437,7 +437,7 @@ def test_a_changed_byte_in_the_newest_checkpoint_falls_back_to_the_one_before(ta
     flip(Path("runs/toy/checkpoints/step-000008/model.safetensors"))
     ended = tauon("train", recipe)
     assert ended.code == 0 and "warning" in ended.err and "step-000008" in ended.err
-    assert "going on at step 4" in ended.out
+    assert "resuming at step 4" in ended.out
     for group in ("model", "optim"):
         a, b = (Path(f"runs/{n}/checkpoints/step-000012/{group}.safetensors").read_bytes() for n in ("whole", "toy"))
         assert a == b
@@ -682,7 +682,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(*target, ctrl_c)
         ended = tauon("run", recipe)
-    refused(ended, 130, "the same command goes on")
+    refused(ended, 130, "the same command resumes")
     nothing_half_written(tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.tmp-*"))
     for path in Path("runs/toy").glob("*.json"):

@@ -124,7 +124,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: 
         with pytest.raises(Stopped):
             cli.main(["train", str(recipe)], standalone_mode=False)
     ended = tauon("run", recipe)
-    assert ended.code == 0 and "going on at step 4" in ended.out, ended
+    assert ended.code == 0 and "resuming at step 4" in ended.out, ended
     for group in ("model", "optim", *(["ema"] if ema else [])):
         a, b = (Path(f"runs/{n}/checkpoints/step-000006/{group}.safetensors").read_bytes() for n in ("whole", "pictures"))
         assert a == b
