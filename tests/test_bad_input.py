@@ -52,7 +52,7 @@ def refused(ended: Ended, code: int, *says: str) -> None:
         ("train.steps=-5", ["train.steps", "-5"]),
         ("train.time=5 parsec", ["train.time", "'parsec'"]),
         ("model.heads=3", ["model.heads", "3 heads do not divide width 16"]),
-        ("stages=[evaluate,train]", ["stages", "not an order that works"]),
+        ("stages=[evaluate,train]", ["stages", "not a valid order"]),
         ("train.microbatch=3", ["train.microbatch", "does not divide batch 4"]),
         ("train.device=tpu9000", ["train.device", "'tpu9000'", "auto or cpu"]),
         ("train.device=meta", ["train.device", "'meta'", "auto or cpu"]),
@@ -87,7 +87,7 @@ def test_files_that_are_no_recipe(tauon: Tauon, tmp_path: Path, data: str, says:
 def test_a_folder_that_is_no_run_and_a_recipe_that_is_not_there(tauon: Tauon, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for verb in ("run", "train", "evaluate", "report", "generate"):
-        refused(tauon(verb, "empty"), RECIPE, "empty is a folder without recipe.yaml")
+        refused(tauon(verb, "empty"), RECIPE, "empty is not a run: it has no recipe.yaml")
     refused(tauon("run", "quikstart"), RECIPE, "'quikstart'", "quickstart")
     refused(tauon("generate", "nowhere"), RECIPE, "'nowhere' does not exist")
     assert not Path("runs").exists()
@@ -117,14 +117,14 @@ def test_a_key_that_nothing_reads_is_an_error_before_the_first_step(
     tauon: Tauon, tmp_path: Path, sections: dict[str, Any], key: str
 ) -> None:
     recipe = text_recipe(tmp_path, train={"checkpoint_every": 1}, **sections)
-    refused(tauon("train", recipe), RECIPE, key, "nothing in stage train read it", "Remove it")
+    refused(tauon("train", recipe), RECIPE, key, "nothing in stage train reads it", "Remove it")
     assert not steps_in(Path("runs/toy/checkpoints")) and "step" not in [e["kind"] for e in read_events(Path("runs/toy/events.jsonl"))]
     assert tauon("train", recipe, f"{key}={0 if 'wsd' in str(sections) else 0.1}").code == 0  # its default: as if not set
 
 
 def test_a_learning_rate_of_a_part_that_is_not_there_is_a_key_that_nothing_reads(tauon: Tauon, tmp_path: Path) -> None:
     recipe = table_recipe(tmp_path, model="logistic", optim={"kind": "muon", "lr": 0.5})  # no inner matrix: all is AdamW's
-    refused(tauon("train", recipe), RECIPE, "optim.lr", "nothing in stage train read it")
+    refused(tauon("train", recipe), RECIPE, "optim.lr", "nothing in stage train reads it")
 
 
 def test_a_batch_larger_than_the_data_set_goes_through_it_more_than_once(tauon: Tauon, tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_masks_are_off_and_a_pair_is_two_rows(tmp_path: Path, make: Any) -> None
     found = [Finding(**{k: v for k, v in f.items() if k != "fine"}) for f in ranks[0]]
     assert first_divergent(found) is None and sum(f.what == "output" for f in found) > 0
     if make is preferred:
-        with pytest.raises(RecipeError, match="reads two rows at once"):
+        with pytest.raises(RecipeError, match="reads pairs of rows"):
             reference(
                 load_recipe(tmp_path / "prefer.yaml", ["parallel.tensor=2"]),
                 tmp_path / "tensor",

@@ -384,4 +384,4 @@ def test_two_processes_compute_on_every_shipped_recipe_what_one_does(
     assert ended.code == 0 and "computes the same as one process" in ended.out, ended
     if name == "prefer-dpo":
         ended = tauon("check", name, "--on", "local:2", "parallel.tensor=2", *small(name))
-        assert ended.code == 2 and "reads two rows at once" in ended.err
+        assert ended.code == 2 and "reads pairs of rows" in ended.err

@@ -209,7 +209,7 @@ def test_generate_answers_a_question_and_stops(tauon: Tauon, name: str) -> None:
 
 def test_a_question_is_needed_where_the_model_answers(tauon: Tauon) -> None:
     code, _, err = tauon("generate", "runs/answers")
-    assert code == 3 and "there is no question. Give one with --prompt, or continue a text with --plain" in err
+    assert code == 3 and "the prompt is empty. Give a question with --prompt, or generate plain text with --plain" in err
     assert tauon("generate", "runs/texts", "--tokens", "2")[0] == 0
 
 

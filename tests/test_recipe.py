@@ -70,11 +70,11 @@ def problems(text: str, *assignments: str) -> dict[str, str]:
         (TEXT, ["model.width=1T"], "model.width", "less than or equal"),
         (TEXT, ["model=mlp"], "model.kind", "mlp reads arrays"),
         (TEXT, ["task=classification"], "data.source", "gives text"),
-        (TEXT, ["stages=[evaluate, train]"], "stages", "is not an order that works"),
+        (TEXT, ["stages=[evaluate, train]"], "stages", "is not a valid order"),
         (TEXT, ["stages=[train, train]"], "stages", "each once"),
         (TEXT, ["stages=[]"], "stages", "is empty"),
-        (TEXT, ["stages=[prepare, train]", "evaluate.confidence=90%"], "evaluate", "stage evaluate is not among stages"),
-        (TEXT, ["stages=[prepare]", "track=[tensorboard]"], "track", "stage train is not among stages"),
+        (TEXT, ["stages=[prepare, train]", "evaluate.confidence=90%"], "evaluate", "stage evaluate is not in stages"),
+        (TEXT, ["stages=[prepare]", "track=[tensorboard]"], "track", "stage train is not in stages"),
         (TEXT, ["train.early_stopping={}", "data.split.validation=0"], "train.early_stopping", "needs validation data"),
         (TEXT, ["train.validate_every=2", "data.split.validation=0"], "train.validate_every", "needs validation data"),
         (TEXT, ["train.validate_examples=2", "data.split.validation=0"], "train.validate_examples", "needs validation data"),
@@ -136,7 +136,7 @@ def test_where_a_recipe_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     assert find_recipe("run").read_text() == TEXT
     assert find_recipe("quickstart") == shipped_recipes()["quickstart"]
     (tmp_path / "empty").mkdir()
-    for ref, says in [("empty", "is no run"), ("quikstart", "Shipped recipes: "), ("x" * 5000, "cannot be looked up"), ("a\0b", "")]:
+    for ref, says in [("empty", "is not a run"), ("quikstart", "Shipped recipes: "), ("x" * 5000, "cannot be opened"), ("a\0b", "")]:
         with pytest.raises(RecipeError) as caught:
             find_recipe(ref)
         assert says in str(caught.value)

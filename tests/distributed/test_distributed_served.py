@@ -419,7 +419,7 @@ def test_a_recipe_goes_back_to_its_checkpoint_by_itself(ray: Any, tmp_path: Path
         stages=("prepare", "train"),
         on_event=lambda kind, **f: told.append(str(f.get("message"))),
     )
-    assert killed and any("Going on from the checkpoint of step 8" in t for t in told)
+    assert killed and any("Resuming from the checkpoint of step 8" in t for t in told)
     np.testing.assert_allclose(losses_of(two), losses_of(one), rtol=1e-5)
     assert [e["step"] for e in read_events(two.events_path) if e["kind"] == "resume"] == [8]
 

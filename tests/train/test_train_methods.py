@@ -140,7 +140,7 @@ def test_the_log_tells_of_every_layer_and_the_report_draws_it(tmp_path: Path) ->
     total = math.sqrt(sum(x["gradient"] ** 2 for x in looks[0]["layers"].values()))
     assert total == pytest.approx(events(done, "step")[0]["grad_norm"], rel=1e-5)
     page = (done.folder / "report.html").read_text()
-    assert "Update for weights, by layer" in page and "layers.1.weight" in page
+    assert "Update / weights, by layer" in page and "layers.1.weight" in page
 
 
 def test_layers_that_vanish_or_explode_are_named_with_remedies() -> None:
