@@ -202,7 +202,7 @@ def test_a_parameter_that_should_move_and_does_not_is_found(world: Path, monkeyp
 
     made = build.TrainJob
     monkeypatch.setattr(build, "TrainJob", lambda **kw: made(**kw, functions=step.StepFunctions(update=cut)))
-    with pytest.raises(TrainingError, match=r"blocks.0.attention.q.weight is frozen and moved"):
+    with pytest.raises(TrainingError, match=r"blocks.0.attention.q.weight is frozen, but it changed"):
         go(world, "odd", adapt=LORA)
 
 

@@ -48,7 +48,7 @@ def problems(text: str, *assignments: str) -> dict[str, str]:
         (TEXT, ["task=classify"], "task", "There are: audio-classification, classification, "),
         (TEXT, ["train.steps=three"], "train.steps", "'three' is not a count"),
         (TEXT, ["train.steps=0"], "train.steps", "got 0"),
-        (TEXT, ["train.steps=null"], "train.steps", "give exactly one of steps, epochs, tokens, time; got none"),
+        (TEXT, ["train.steps=null"], "train.steps", "set exactly one of train.steps, epochs, tokens, time; got none"),
         (TEXT, ["train.time=2h"], "train.time", "got steps and time"),
         (TEXT, ["train.microbatch=3"], "train.microbatch", "3 does not divide batch 2"),
         (TEXT, ["train.batch=1999999973", "train.microbatch=1999999972"], "train.microbatch", "Take a divisor, 1 say"),

@@ -50,10 +50,10 @@ def test_the_judge_of_the_first_step() -> None:
     found = _judged([("w", True), ("z", True), ("f", False)], [a, a, a], [b, a, a], [None, "its gradient is zero", None])
     assert (found.moved, found.frozen, found.still) == (1, 1, {"z": "its gradient is zero"})
     for trains, new, reason, says in (
-        (False, b, None, "w is frozen and moved"),
-        (True, a, None, "had a gradient, and did not move"),
-        (True, a, "is unknown to the optimizer", "w trains, is unknown to the optimizer, and did not move"),
-        (True, a, "is reached by no gradient", "w trains, is reached by no gradient"),
+        (False, b, None, "w is frozen, but it changed"),
+        (True, a, None, "did not change (it has a gradient)"),
+        (True, a, "it is not in the optimizer", "w should train, but it did not change (it is not in the optimizer)"),
+        (True, a, "no gradient reaches it", "w should train, but it did not change (no gradient reaches it)"),
     ):
         with pytest.raises(TrainingError, match=says):
             _judged([("w", trains)], [a], [new], [reason])

@@ -147,7 +147,7 @@ def test_layers_that_vanish_or_explode_are_named_with_remedies() -> None:
     healthy = {f"blocks.{i}.weight": LayerLook(0.1, 10.0, 0.01) for i in range(5)}
     assert complaints(healthy) == []
     dead = complaints(healthy | {"first.weight": LayerLook(1e-12, 10.0, 0.0)})
-    assert len(dead) == 1 and "vanishing gradients in first.weight" in dead[0] and "Residual" in dead[0]
+    assert len(dead) == 1 and "vanishing gradients in first.weight" in dead[0] and "residual" in dead[0]
     wild = complaints(healthy | {"last.weight": LayerLook(1e5, 10.0, 1.0)})
     assert len(wild) == 1 and "exploding gradients in last.weight" in wild[0] and "clip" in wild[0]
     broken = complaints(healthy | {"odd.weight": LayerLook(math.nan, 10.0, None)})

@@ -166,5 +166,5 @@ def test_compiling_what_recomputes_with_batch_norm_is_refused() -> None:
     from tauon.train.precision import apply_checkpointing_and_compile
 
     model = materialize(parse(ModelConfig, {"kind": "resnet20"}).resolve(SPEC), seed=0)
-    with pytest.raises(RecipeError, match="train.compile: cannot be true together with activation_checkpointing"):
+    with pytest.raises(RecipeError, match="train.compile: cannot be combined with train.activation_checkpointing"):
         apply_checkpointing_and_compile(model, checkpointing=True, compiled=True)
