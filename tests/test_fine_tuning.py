@@ -136,7 +136,7 @@ def test_a_base_that_changed_is_noticed(world: Path) -> None:
         go(world, "watched", adapt=LORA, model={"from": str(world / "runs/moving")})
     checkpoint = latest_checkpoint(world / "runs/watched/checkpoints")
     assert checkpoint is not None
-    with pytest.raises(CheckpointError, match="holds adapters for another base"):
+    with pytest.raises(CheckpointError, match="has adapters for another base"):
         load_model(checkpoint, recipe(world, "watched", adapt=LORA))
 
 

@@ -158,7 +158,7 @@ def test_layouts_that_would_count_fillers_or_cut_nothing_are_refused() -> None:
         if layout.pipeline == 1:
             with pytest.raises(RecipeError, match=says):
                 refuse_layout(model, layout, mesh, batch=8, seq_len=None)
-    with pytest.raises(RecipeError, match="cannot be cut into stages"):
+    with pytest.raises(RecipeError, match="cannot be split into pipeline stages"):
         model.keep_stages([(0, 4)])
 
 

@@ -86,7 +86,7 @@ def tempered_sigmoid(x: Tensor, s: float, T: float, o: float) -> Tensor:
 
 
 def norm_of(channels: int, groups: int | None) -> nn.Module:
-    """Batch norm, or with `groups` group norm."""
+    """Return batch norm, or group norm if `groups` is set."""
     return BatchNorm(channels) if groups is None else nn.GroupNorm(groups, channels)
 
 
@@ -102,7 +102,7 @@ def drop_path(x: Tensor, share: float, training: bool) -> Tensor:
 
 @contextmanager
 def freeze_running_stats(model: nn.Module) -> Iterator[None]:
-    """Inside, training passes leave the running statistics as they are: for passes that do not count, or that are made again."""
+    """Inside the context, training passes do not update running statistics: for passes that do not count, or that are recomputed."""
     layers = [m for m in model.modules() if isinstance(m, BatchNorm)]
     before = [m.moves for m in layers]
     for m in layers:

@@ -48,7 +48,7 @@ class Rows:
     """What draws are made from inside `keyed_rows`."""
 
     seeds_B: Tensor | None
-    """One for each example that the model is given; None: nobody knows which they are, and whatever draws is refused."""
+    """Seed of each example that the model gets; None: the examples are unknown, and every draw is refused."""
     call_seed: int = 0
     accelerator: Tensor | None = None
     """State of the accelerator's generator at the beginning."""
@@ -64,9 +64,9 @@ class Rows:
             moved = False
         if moved or not torch.equal(torch.get_rng_state(), _state_after(self.call_seed, self.calls)):
             raise RecipeError(
-                "the model or the task draws random numbers by itself (F.dropout, torch.rand, attention with dropout): by the place in the batch, "
-                "so that one example more changes the draws of the others, and clipping bounds nobody's influence. Take dropout, attention and "
-                "uniform_rows of tauon.models.randomness in place of torch's, or set it to 0."
+                "the model or the task draws random numbers itself (F.dropout, torch.rand, attention with dropout). Such draws depend on the position "
+                "in the batch: one more example changes those of the others, so clipping does not bound its influence. Use dropout, attention and "
+                "uniform_rows of tauon.models.randomness instead of torch's, or set it to 0."
             )
 
 

@@ -4,7 +4,7 @@ LoRA   y = x W^T + s (x A^T) B^T, s = alpha / rank, B zero at the start (Hu et a
 DoRA   V = W + s B A, y = x (m / ||V|| V)^T, ||V|| by row and without gradient, m starts as ||W|| (Liu et al. 2024, arXiv:2402.09353)
 
 An adapted layer is the linear layer that it was, with more parameters: names of the base's weights stay, so that the base loads as
-ever, and every layout cuts it as it did. Knows no model and no file. Shapes: R rank, I inputs, O outputs.
+ever, and every layout cuts it as it did. Does not depend on models or files. Shapes: R rank, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class AdaptedLinear(nn.Linear):
     scale: float
     dropout: float
     will_round: bool
-    """Whether the matrix is to be kept in NF4."""
+    """Whether the matrix will be stored in NF4."""
     rounded: bool
     """Whether it is: in the buffers `codes` and `largest`, and `weight` is gone."""
     codes: Tensor
@@ -173,7 +173,7 @@ class AdaptedLinear(nn.Linear):
         return F.linear(x, self.weight, bias)
 
     def round_weight(self) -> None:
-        """Make room for the matrix in NF4 in place of `weight`; on the meta device, `fill_rounded` gives the numbers."""
+        """Replace `weight` by buffers for the matrix in NF4, on the meta device; `fill_rounded` fills them."""
         device, elements = self.weight.device, self.weight.numel()
         blocks = -(-elements // BLOCK)
         del self.weight

@@ -33,7 +33,7 @@ _LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "magnitude": "l
 
 
 def _layers(config: ModelConfig) -> dict[str, At]:
-    """Our name of each linear layer -> where it lies in theirs."""
+    """Our name of each linear layer -> its position in the Hugging Face layer."""
     found = {}
     for ours, at in names_of(family_of(config), config).items():
         if ours.endswith(".weight"):
@@ -199,7 +199,7 @@ def write_peft(
 
     adapt = config.adapt
     if adapt is None:
-        raise CheckpointError("this model has no adapters. Export it whole: --format huggingface.")
+        raise CheckpointError("this model has no adapters. Export the whole model: --format huggingface.")
     places = _layers(config)
     parts: dict[str, dict[int, dict[str, Tensor]]] = {}
     for name, value in tensors.items():
@@ -246,7 +246,7 @@ def _beside(config: ModelConfig, tensors: Mapping[str, Any]) -> dict[str, Tensor
     for name in (n for n in tensors if not is_adapter(n)):
         if name not in names:
             raise CheckpointError(
-                f"{name} trained, and is no weight of its own in Hugging Face's {family.model_type}. Take --format huggingface."
+                f"{name} trained, but it is not a separate weight in Hugging Face's {family.model_type}. Use --format huggingface."
             )
         at = names[name]
         at = at if isinstance(at, At) else At(at)
