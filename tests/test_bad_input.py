@@ -60,7 +60,7 @@ def refused(ended: Ended, code: int, *says: str) -> None:
         ("model.vocab=100", ["model.vocab", "100 is less than the tokenizer's 257"]),
         ("train.batch=2G", ["train.batch", "GiB are free", "would fit"]),
         ("model.width=200M", ["train.batch", "not even one example fits"]),
-        ("evaluate.split=test", ["evaluate.split", "no such part", "data.split.test=10%"]),
+        ("evaluate.split=test", ["evaluate.split", "no test part", "data.split.test=10%"]),
         ("nonsense", ["'nonsense' is not an assignment"]),
     ],
 )
@@ -263,7 +263,7 @@ def bad_table(folder: Path, what: str) -> tuple[dict[str, Any], str, list[str]]:
         says = ["every row has the label '0'"]
     elif what == "values for classes":
         y = y + 0.25
-        says = ["task", "classification needs classes", "Take regression"]
+        says = ["task", "classification needs classes", "Use task=regression"]
     elif what == "classes for values":
         task = "regression"
         says = ["task", "regression needs numbers", "2 classes", "data.source.target=value"]
@@ -468,7 +468,7 @@ def stop_after(tauon: Tauon, recipe: Path, step: int) -> None:
     def save(self: Any, job: Any) -> None:
         original(self, job)
         if job.step == step:
-            self.writer.wait()
+            self.checkpoints.writer.wait()
             raise Stopped
 
     watch.TrainingRecord.save = save  # type: ignore[method-assign]
@@ -559,7 +559,7 @@ def test_data_that_changed_since_the_run_began(tauon: Tauon, tmp_path: Path, mom
 
 def test_generating_from_a_run_that_writes_no_text(tauon: Tauon, tmp_path: Path) -> None:
     assert tauon("train", table_recipe(tmp_path)).code == 0
-    refused(tauon("generate", "runs/table"), RUN, "runs/table trained a mlp", "writes no text")
+    refused(tauon("generate", "runs/table"), RUN, "runs/table trained a mlp", "cannot generate text")
 
 
 # ------------------------------------------------------------------------------------------------ disk full
