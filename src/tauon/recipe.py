@@ -160,7 +160,7 @@ def load_parts() -> None:
 def fingerprint(recipe: Recipe, sections: Iterable[str], *upstream: str, spelled: Mapping[str, Any] | None = None) -> str:
     """Return the sha256 of what a stage's result depends on: its sections, the seed, and fingerprints of earlier stages.
 
-    `spelled`: the recipe as plain data, if it is to be written as in an older version.
+    `spelled`: the recipe as plain data, if it must be written as in an older version.
     """
     tree = dump(recipe) if spelled is None else spelled
     text = json.dumps([{s: tree[s] for s in sections}, tree["seed"], *upstream], sort_keys=True)

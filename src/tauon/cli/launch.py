@@ -44,7 +44,7 @@ def launch_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 def launch_elsewhere(
     tree: Recipe, verb: str, folder: Path, show: Show, *, options: tuple[str, ...], fresh: bool, dry_run: bool
 ) -> bool:  # fmt: skip
-    """Start the recipe's processes as its `launch` section says. Return False if they are not to be launched: `here`, or already a worker."""
+    """Start the recipe's processes as its `launch` section says. Return False if nothing is launched: `here`, or already a worker."""
     from tauon.artifacts import Run
     from tauon.errors import RecipeError
     from tauon.launch import Here, Job, in_a_worker, launch

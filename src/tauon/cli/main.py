@@ -35,8 +35,8 @@ EPILOG = """\b
 First steps:
   tauon run quickstart                      train a small GPT on Python's own source
   tauon run quickstart name=mine train.time=10m
-  tauon recipe list                         list the recipes that ship with Tauon
-  tauon runs list                           list the runs in ./runs
+  tauon recipe list                         the recipes that ship with Tauon
+  tauon runs list                           the runs in ./runs
 
 \b
 RECIPE is a YAML file, the name of a shipped recipe, or the folder of a run.

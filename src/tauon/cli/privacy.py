@@ -32,7 +32,7 @@ by at most a factor e^epsilon, except with probability delta. Epsilon 1 is stron
 
 \b
   tauon privacy epsilon --noise 1.1 --batch 256 --examples 60000 --epochs 15 --delta 1e-5
-  tauon privacy epsilon --target 3 --batch 1024 --examples 60000 --epochs 40 --delta 1e-5     how much noise?
+  tauon privacy epsilon --target 3 --batch 1024 --examples 60000 --epochs 40 --delta 1e-5     noise for an epsilon
   tauon privacy ledger mnist-private       list the ledger of its data set
   tauon privacy remaining runs/mine        print the remaining budget
   tauon privacy spend runs/mine --epsilon 0.1 --delta 1e-8 --note "histogram of ages, for the board"
