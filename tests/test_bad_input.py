@@ -468,7 +468,7 @@ def stop_after(tauon: Tauon, recipe: Path, step: int) -> None:
     def save(self: Any, job: Any) -> None:
         original(self, job)
         if job.step == step:
-            self.checkpoints.writer.wait()
+            self.writer.wait()
             raise Stopped
 
     watch.TrainingRecord.save = save  # type: ignore[method-assign]

@@ -51,7 +51,7 @@ def problems(text: str, *assignments: str) -> dict[str, str]:
         (TEXT, ["train.steps=null"], "train.steps", "set exactly one of train.steps, epochs, tokens, time; got none"),
         (TEXT, ["train.time=2h"], "train.time", "got steps and time"),
         (TEXT, ["train.microbatch=3"], "train.microbatch", "3 does not divide batch 2"),
-        (TEXT, ["train.batch=1999999973", "train.microbatch=1999999972"], "train.microbatch", "Take a divisor, 1 say"),
+        (TEXT, ["train.batch=1999999973", "train.microbatch=1999999972"], "train.microbatch", "Use a divisor, for example 1"),
         (TEXT, ["train.ema=1"], "train.ema", "less than 1"),
         (TEXT, ["train.precision=fp8"], "train.precision", "'fp8'"),
         (TEXT, ["train.compile=perhaps"], "train.compile", "got 'perhaps'"),

@@ -123,7 +123,7 @@ def test_every_optimizer_goes_on_bit_for_bit(tmp_path: Path, kind: str) -> None:
 
 
 def test_schedule_free_and_an_average_of_weights_exclude_each_other(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"train.ema: schedule-free averages"):
+    with pytest.raises(RecipeError, match=r"train.ema: schedule-free already averages"):
         go(text_recipe(tmp_path, optim={"kind": "schedule-free"}, train={"ema": 0.9}))
 
 

@@ -62,7 +62,7 @@ class TrainingRecord:
     ) -> None:  # fmt: skip
         self.config, self.splits, self.plan, self.checkpoints = config, splits, plan, checkpoints
         self.events, self.trackers, self.on_event = logs.events, logs.trackers, logs.on_event
-        self.meter = Meter(plan.flops_per_example)
+        self.writer, self.meter = checkpoints.writer, Meter(plan.flops_per_example)
         self.saved = -1
         self.at_most: int | None = None
         self.patience, self.min_delta = math.inf, 0.0
@@ -138,9 +138,9 @@ class TrainingRecord:
         if loss < best["loss"] - self.min_delta:
             job.notes |= {"best": {"loss": loss, "step": info.step}, "since_best": 0}
             self.save(job)
-            self.checkpoints.writer.protect(info.step)
+            self.writer.protect(info.step)
             if best["step"]:
-                self.checkpoints.writer.release(best["step"])
+                self.writer.release(best["step"])
             return None
         job.notes["since_best"] = job.notes.get("since_best", 0) + 1
         if job.notes["since_best"] < self.patience:
@@ -178,7 +178,7 @@ class TrainingRecord:
             return
         groups, state = job_state(job)
         state = state | self.checkpoints.metadata | {"precision": job.policy.precision.name}
-        self.checkpoints.writer.save(job.step, groups, self.checkpoints.filter_state(job.step, state))
+        self.writer.save(job.step, groups, self.checkpoints.filter_state(job.step, state))
         self.saved = job.step
         self.events.log("checkpoint", step=job.step)
         self.on_event("checkpoint", step=job.step)
