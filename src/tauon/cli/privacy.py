@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from tauon.privacy.accounting import Release
+    from tauon.privacy.accounting import Guarantee, Release
     from tauon.privacy.ledger import Ledger
 
 __all__ = ["privacy_command"]
@@ -314,7 +314,6 @@ def epsilon_command(
     epochs: float | None, deltas: tuple[float, ...], sampling: Any, schedule: str | None, accountant: Any, plot: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Compute epsilon from noise and steps; or, with --target, the noise for an epsilon. Reads no data and no ledger."""
-    from tauon.artifacts import atomic_write
     from tauon.config import parse, read_yaml
     from tauon.privacy.accounting import calibrate, guarantee
     from tauon.privacy.noise import NoiseConfig, NoisePlan
@@ -352,15 +351,7 @@ def epsilon_command(
         "accountant": accountant,
     }
     if plot is not None:
-        from tauon.privacy.trade_off_page import trade_off_page
-
-        page = trade_off_page(
-            f"Privacy: {guarantees[0].sentence()}",
-            guarantees[0].curve,
-            facts | {"epsilon": guarantees[0].epsilon, "delta": guarantees[0].delta},
-        )
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(plot, page)
+        _write_curve(plot, guarantees[0], facts)
     if as_json:
         click.echo(
             json.dumps({k.replace(" ", "_"): v for k, v in facts.items()} | {"epsilons": [[g.delta, g.epsilon] for g in guarantees]})
@@ -374,6 +365,17 @@ def epsilon_command(
     click.echo(f"{count:,} steps, {sampling} sampling at rate {share:.4g}; neighbours: {neighbours}; accountant: {accountant}")
     if plot is not None:
         click.echo(f"curve: {plot}")
+
+
+def _write_curve(path: Path, guarantee: Guarantee, facts: dict[str, Any]) -> None:
+    """Write the trade-off curve of a guarantee as an HTML page."""
+    from tauon.artifacts import atomic_write
+    from tauon.privacy.trade_off_page import trade_off_page
+
+    epsilon = {"epsilon": guarantee.epsilon, "delta": guarantee.delta}
+    page = trade_off_page(f"Privacy: {guarantee.sentence()}", guarantee.curve, facts | epsilon)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, page)
 
 
 def _with_kind(value: Any) -> Any:
