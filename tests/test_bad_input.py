@@ -52,7 +52,7 @@ def refused(ended: Ended, code: int, *says: str) -> None:
         ("train.steps=-5", ["train.steps", "-5"]),
         ("train.time=5 parsec", ["train.time", "'parsec'"]),
         ("model.heads=3", ["model.heads", "3 heads do not divide width 16"]),
-        ("stages=[evaluate,train]", ["stages", "not an order that works"]),
+        ("stages=[evaluate,train]", ["stages", "not a valid order"]),
         ("train.microbatch=3", ["train.microbatch", "does not divide batch 4"]),
         ("train.device=tpu9000", ["train.device", "'tpu9000'", "auto or cpu"]),
         ("train.device=meta", ["train.device", "'meta'", "auto or cpu"]),
@@ -60,7 +60,7 @@ def refused(ended: Ended, code: int, *says: str) -> None:
         ("model.vocab=100", ["model.vocab", "100 is less than the tokenizer's 257"]),
         ("train.batch=2G", ["train.batch", "GiB are free", "would fit"]),
         ("model.width=200M", ["train.batch", "not even one example fits"]),
-        ("evaluate.split=test", ["evaluate.split", "no such part", "data.split.test=10%"]),
+        ("evaluate.split=test", ["evaluate.split", "no test part", "data.split.test=10%"]),
         ("nonsense", ["'nonsense' is not an assignment"]),
     ],
 )
@@ -87,7 +87,7 @@ def test_files_that_are_no_recipe(tauon: Tauon, tmp_path: Path, data: str, says:
 def test_a_folder_that_is_no_run_and_a_recipe_that_is_not_there(tauon: Tauon, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for verb in ("run", "train", "evaluate", "report", "generate"):
-        refused(tauon(verb, "empty"), RECIPE, "empty is a folder without recipe.yaml")
+        refused(tauon(verb, "empty"), RECIPE, "empty is not a run: it has no recipe.yaml")
     refused(tauon("run", "quikstart"), RECIPE, "'quikstart'", "quickstart")
     refused(tauon("generate", "nowhere"), RECIPE, "'nowhere' does not exist")
     assert not Path("runs").exists()
@@ -117,7 +117,7 @@ def test_a_key_that_nothing_reads_is_an_error_before_the_first_step(
     tauon: Tauon, tmp_path: Path, sections: dict[str, Any], key: str
 ) -> None:
     recipe = text_recipe(tmp_path, train={"checkpoint_every": 1}, **sections)
-    refused(tauon("train", recipe), RECIPE, key, "nothing in stage train read it", "Remove it")
+    refused(tauon("train", recipe), RECIPE, key, "nothing in stage train reads it", "Remove it")
     assert not steps_in(Path("runs/toy/checkpoints")) and "step" not in [e["kind"] for e in read_events(Path("runs/toy/events.jsonl"))]
     refused(tauon("recipe", "check", recipe, "--data"), RECIPE, key, "nothing in stage train read it")
     assert tauon("train", recipe, f"{key}={0 if 'wsd' in str(sections) else 0.1}").code == 0  # its default: as if not set
@@ -125,7 +125,7 @@ def test_a_key_that_nothing_reads_is_an_error_before_the_first_step(
 
 def test_a_learning_rate_of_a_part_that_is_not_there_is_a_key_that_nothing_reads(tauon: Tauon, tmp_path: Path) -> None:
     recipe = table_recipe(tmp_path, model="logistic", optim={"kind": "muon", "lr": 0.5})  # no inner matrix: all is AdamW's
-    refused(tauon("train", recipe), RECIPE, "optim.lr", "nothing in stage train read it")
+    refused(tauon("train", recipe), RECIPE, "optim.lr", "nothing in stage train reads it")
 
 
 def test_a_batch_larger_than_the_data_set_goes_through_it_more_than_once(tauon: Tauon, tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def bad_table(folder: Path, what: str) -> tuple[dict[str, Any], str, list[str]]:
         says = ["every row has the label '0'"]
     elif what == "values for classes":
         y = y + 0.25
-        says = ["task", "classification needs classes", "Take regression"]
+        says = ["task", "classification needs classes", "Use task=regression"]
     elif what == "classes for values":
         task = "regression"
         says = ["task", "regression needs numbers", "2 classes", "data.source.target=value"]
@@ -443,7 +443,7 @@ def test_a_changed_byte_in_the_newest_checkpoint_falls_back_to_the_one_before(ta
     flip(Path("runs/toy/checkpoints/step-000008/model.safetensors"))
     ended = tauon("train", recipe)
     assert ended.code == 0 and "warning" in ended.err and "step-000008" in ended.err
-    assert "going on at step 4" in ended.out
+    assert "resuming at step 4" in ended.out
     for group in ("model", "optim"):
         a, b = (Path(f"runs/{n}/checkpoints/step-000012/{group}.safetensors").read_bytes() for n in ("whole", "toy"))
         assert a == b
@@ -565,7 +565,7 @@ def test_data_that_changed_since_the_run_began(tauon: Tauon, tmp_path: Path, mom
 
 def test_generating_from_a_run_that_writes_no_text(tauon: Tauon, tmp_path: Path) -> None:
     assert tauon("train", table_recipe(tmp_path)).code == 0
-    refused(tauon("generate", "runs/table"), RUN, "runs/table trained a mlp", "writes no text")
+    refused(tauon("generate", "runs/table"), RUN, "runs/table trained a mlp", "cannot generate text")
 
 
 # ------------------------------------------------------------------------------------------------ disk full
@@ -688,7 +688,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(*target, ctrl_c)
         ended = tauon("run", recipe)
-    refused(ended, 130, "the same command goes on")
+    refused(ended, 130, "the same command resumes")
     nothing_half_written(tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.tmp-*"))
     for path in Path("runs/toy").glob("*.json"):

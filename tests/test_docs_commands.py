@@ -392,7 +392,7 @@ def test_two_processes_compute_on_every_shipped_recipe_what_one_does(
     more = ["data.source.path=GTSRB/Final_Training/Images"] if name == "traffic-signs" else []
     toy = [] if name == "quickstart" else small(name)
     ended = tauon("check", name, "--on", "local:2", *more, *toy)
-    assert ended.code == 0 and "computes what one process computes" in ended.out, ended
+    assert ended.code == 0 and "computes the same as one process" in ended.out, ended
     if name == "prefer-dpo":
         ended = tauon("check", name, "--on", "local:2", "parallel.tensor=2", *small(name))
-        assert ended.code == 2 and "reads two rows at once" in ended.err
+        assert ended.code == 2 and "reads pairs of rows" in ended.err

@@ -209,7 +209,7 @@ def test_generate_answers_a_question_and_stops(tauon: Tauon, name: str) -> None:
 
 def test_a_question_is_needed_where_the_model_answers(tauon: Tauon) -> None:
     code, _, err = tauon("generate", "runs/answers")
-    assert code == 3 and "there is no question. Give one with --prompt, or continue a text with --plain" in err
+    assert code == 3 and "the prompt is empty. Give a question with --prompt, or generate plain text with --plain" in err
     assert tauon("generate", "runs/texts", "--tokens", "2")[0] == 0
 
 
@@ -234,6 +234,6 @@ def test_a_tokenizer_that_transformers_has_not_is_said_to_be_left_out(world: Pat
     go(world, "bytes", data=text, model=GPT, train={"steps": 1})
     code, out, err = tauon("export", "runs/bytes", "--to", "bytes-hf")
     assert code == 0 and "model.safetensors" in out
-    assert "no tokenizer.json: transformers has no tokenizer of characters or bytes alone" in err
+    assert "no tokenizer.json was written: transformers has no tokenizer of single characters or bytes" in err
     code, out, err = tauon("export", "runs/texts", "--to", "texts-hf")
     assert (code, err) == (0, "") and "tokenizer.json" in out

@@ -111,8 +111,8 @@ def test_a_stage_that_cannot_be_added_is_named_and_the_rest_works(tmp_path: Path
     assert change in text
     path.write_text(text.replace(change, named))
     words = {
-        "trane": "no such stage",
-        "evaluate": "is there already",
+        "trane": "is not a stage",
+        "evaluate": "already exists",
         "library": "a_library_that_is_not_here",
         '"boundary")': "cycle: boundary -> boundary",
     }

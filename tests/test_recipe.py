@@ -48,10 +48,10 @@ def problems(text: str, *assignments: str) -> dict[str, str]:
         (TEXT, ["task=classify"], "task", "Available: audio-classification, classification, "),
         (TEXT, ["train.steps=three"], "train.steps", "'three' is not a count"),
         (TEXT, ["train.steps=0"], "train.steps", "got 0"),
-        (TEXT, ["train.steps=null"], "train.steps", "give exactly one of steps, epochs, tokens, time; got none"),
+        (TEXT, ["train.steps=null"], "train.steps", "set exactly one of train.steps, epochs, tokens, time; got none"),
         (TEXT, ["train.time=2h"], "train.time", "got steps and time"),
         (TEXT, ["train.microbatch=3"], "train.microbatch", "3 does not divide batch 2"),
-        (TEXT, ["train.batch=1999999973", "train.microbatch=1999999972"], "train.microbatch", "Take a divisor, 1 say"),
+        (TEXT, ["train.batch=1999999973", "train.microbatch=1999999972"], "train.microbatch", "Use a divisor, for example 1"),
         (TEXT, ["train.ema=1"], "train.ema", "less than 1"),
         (TEXT, ["train.precision=fp8"], "train.precision", "'fp8'"),
         (TEXT, ["train.compile=perhaps"], "train.compile", "got 'perhaps'"),
@@ -70,11 +70,11 @@ def problems(text: str, *assignments: str) -> dict[str, str]:
         (TEXT, ["model.width=1T"], "model.width", "less than or equal"),
         (TEXT, ["model=mlp"], "model.kind", "mlp reads arrays"),
         (TEXT, ["task=classification"], "data.source", "provides text"),
-        (TEXT, ["stages=[evaluate, train]"], "stages", "is not an order that works"),
+        (TEXT, ["stages=[evaluate, train]"], "stages", "is not a valid order"),
         (TEXT, ["stages=[train, train]"], "stages", "each once"),
         (TEXT, ["stages=[]"], "stages", "is empty"),
-        (TEXT, ["stages=[prepare, train]", "evaluate.confidence=90%"], "evaluate", "stage evaluate is not among stages"),
-        (TEXT, ["stages=[prepare]", "track=[tensorboard]"], "track", "stage train is not among stages"),
+        (TEXT, ["stages=[prepare, train]", "evaluate.confidence=90%"], "evaluate", "stage evaluate is not in stages"),
+        (TEXT, ["stages=[prepare]", "track=[tensorboard]"], "track", "stage train is not in stages"),
         (TEXT, ["train.early_stopping={}", "data.split.validation=0"], "train.early_stopping", "needs validation data"),
         (TEXT, ["train.validate_every=2", "data.split.validation=0"], "train.validate_every", "needs validation data"),
         (TEXT, ["train.validate_examples=2", "data.split.validation=0"], "train.validate_examples", "needs validation data"),
@@ -136,7 +136,7 @@ def test_where_a_recipe_is_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     assert find_recipe("run").read_text() == TEXT
     assert find_recipe("quickstart") == shipped_recipes()["quickstart"]
     (tmp_path / "empty").mkdir()
-    for ref, says in [("empty", "is no run"), ("quikstart", "Shipped recipes: "), ("x" * 5000, "cannot be looked up"), ("a\0b", "")]:
+    for ref, says in [("empty", "is not a run"), ("quikstart", "Shipped recipes: "), ("x" * 5000, "cannot be opened"), ("a\0b", "")]:
         with pytest.raises(RecipeError) as caught:
             find_recipe(ref)
         assert says in str(caught.value)

@@ -219,5 +219,5 @@ def test_what_cannot_work_is_refused_before_anything_is_opened(world: Path, sect
 
 
 def test_a_tokenizer_of_another_vocabulary_is_refused(world: Path) -> None:
-    with pytest.raises(RecipeError, match="is not that of"):
+    with pytest.raises(RecipeError, match="is not the tokenizer of"):
         chat(world, "strange", data={"tokenizer": "bytes"})

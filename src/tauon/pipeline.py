@@ -1,4 +1,4 @@
-"""The whole path: recipe -> stages -> run. Read this file first, then `stages/table.py` and the files that it names.
+"""The pipeline: recipe -> stages -> run. Read this file first, then `stages/table.py` and the files that it names.
 
     recipe = load_recipe("quickstart", ["train.steps=500"])     # recipe.py: YAML, Python and a.b=c build the same typed tree
     run(recipe)                                                 # stages/engine.py: each stage that is not done, in the table's order
@@ -8,8 +8,8 @@
     evaluate   checkpoint -> evaluation.json                    stages/evaluate.py   evaluate/ tasks/
     report     records -> report.html                           stages/report.py     report/
 
-A run is a folder. Each stage reads the records of the stages before it and leaves its own; a stage whose inputs have not changed is not done
-again; training that was stopped, or killed, goes on where it was.
+A run is a folder. Each stage reads the records of the stages before it and writes its own; a stage whose inputs have not changed is skipped;
+training that was stopped or killed resumes where it was.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ def run(
     recipe: Recipe, *, root: Path | str = "runs", stages: tuple[str, ...] | None = None, fresh: bool = False,
     on_event: EventCallback = null_callback, folder: Path | None = None,
 ) -> Run:  # fmt: skip
-    """Take a recipe through its stages; returns the run, closed. The same call again does only what is not done.
+    """Run the stages of a recipe and return the run, closed. The same call again skips the stages that are done.
 
     Args:
-        recipe: what to do.
-        root: folder of the runs; this one's is `root/<name>`.
-        stages: some stages, by name; those of the recipe if left out.
-        fresh: set the existing run aside (renamed, never deleted) and start over.
-        on_event: called with what happens, as it happens.
-        folder: this run's, where it is not `root/<name>`.
+        recipe: the recipe to run.
+        root: folder of the runs; this run is in `root/<name>`.
+        stages: names of the stages to run; default: those of the recipe.
+        fresh: rename the existing run (it is never deleted) and start over.
+        on_event: called with each event.
+        folder: folder of this run, if it is not `root/<name>`.
 
     Raises:
-        TauonError: with what is wrong and the way out. Nothing half-written stays.
+        TauonError: with the reason and how to fix it. No half-written file remains.
     """
     return run_recipe(recipe, folder or Path(root) / recipe.name, stages=stages, fresh=fresh, on_event=on_event)

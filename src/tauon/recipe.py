@@ -1,6 +1,6 @@
-"""The recipe: one typed tree for a whole run, and how it is found, read, checked and written.
+"""The recipe: one typed tree for a whole run; functions to find, read, check and write it.
 
-YAML, Python and `a.b=c` build the same tree. What can be checked before any work is checked here, all of it at once.
+YAML, Python and `a.b=c` build the same tree. Everything that can be checked before any work is checked here, all problems at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import tauon.models.rules
 import tauon.optim.rules
 import tauon.privacy.rules
 import tauon.tasks.rules
-import tauon.train.rules  # noqa: F401  rules that join by being imported
+import tauon.train.rules  # noqa: F401  importing a rules module registers its rules
 from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml, recipe_rules, write_yaml
 from tauon.data import DataConfig
 from tauon.distributed import AutoParallel, ParallelConfig
@@ -50,9 +50,9 @@ __all__ = [
 ]
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-"""Names of runs."""
+"""Pattern of valid run names."""
 FREE = ("parallel", "launch", "track")
-"""Sections that may change between two parts of one run: they say how, not what, is trained."""
+"""Sections that may change on resume: they set how, not what, is trained."""
 
 
 class Recipe(Config):
@@ -88,7 +88,7 @@ class Recipe(Config):
     """Where else to log, beside `events.jsonl`: tensorboard, mlflow, wandb, csv."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """What cannot work together, as far as it can be told without opening the data: every package says what it knows."""
+        """Yield every problem that can be found without opening the data; each package registers its own rules."""
         for rule in recipe_rules():
             yield from rule(self)
         yield from self._problems_of_stages()
@@ -100,21 +100,21 @@ class Recipe(Config):
         if unknown:
             return
         if len(set(stages)) != len(stages) or list(stages) != [s for s in table if s in stages]:
-            yield "stages", f"{list(stages)} is not an order that works. Take some of {list(table)}, in this order, each once."
+            yield "stages", f"{list(stages)} is not a valid order. Use stages of {list(table)}, in this order, each once."
         if not stages:
-            yield "stages", f"is empty, so there is nothing to do. Take some of {list(table)}."
+            yield "stages", f"is empty, so there is nothing to do. Use stages of {list(table)}."
         wanted = self.wanted_stages()
-        optional = {n for n, info in type(self).model_fields.items() if not info.is_required()}  # others cannot be dropped
+        optional = {n for n, info in type(self).model_fields.items() if not info.is_required()}  # the others are required
         for stage in table.values():
             for section in sorted(optional & self.model_fields_set & set(stage.reads)):
                 if stages and not any(section in table[s].reads for s in wanted):
                     yield (
                         section,
-                        f"nothing will read it: stage {stage.name} is not among stages {list(stages)}. Add it, or drop this section.",
+                        f"would not be used: stage {stage.name} is not in stages {list(stages)}. Add the stage, or remove this section.",
                     )
 
     def wanted_stages(self) -> tuple[str, ...]:
-        """What `tauon run` does: the recipe's `stages`; where it leaves them out, the usual ones and those whose section it has."""
+        """Return the stages that `tauon run` does: the recipe's `stages`; by default the core ones and those whose section it has."""
         stages: tuple[str, ...] = self.raw_value("stages")
         if "stages" in self.model_fields_set:
             return stages
@@ -122,19 +122,19 @@ class Recipe(Config):
         return tuple(name for name in stage_table() if name in stages or name in own)
 
     def with_section(self, name: str, section: Config) -> Recipe:
-        """The same recipe with the section of a stage replaced."""
+        """Return the same recipe with the section of a stage replaced."""
         return self.model_copy(update={name: section})
 
 
 def child_tree(recipe: Recipe, name: str, stages: Sequence[str]) -> dict[str, Any]:
-    """Plain data of the recipe of a run inside another: some stages, in this process, with no tracker and no section of other stages."""
+    """Return, as plain data, the recipe of a child run: some stages, in this process, without trackers and sections of other stages."""
     other = {s.name for s in stage_table().values() if s.config and s.name not in stages}
-    whole = {k: v for k, v in dump(recipe).items() if k not in other}
-    return whole | {"name": name, "stages": list(stages), "track": [], "launch": "here"}
+    tree = {k: v for k, v in dump(recipe).items() if k not in other}
+    return tree | {"name": name, "stages": list(stages), "track": [], "launch": "here"}
 
 
 def join_sections(cls: type[Recipe], stages: Iterable[Stage]) -> None:
-    """Give the tree the sections of these stages that have one: a section that is left out is None."""
+    """Add the sections of these stages to the recipe's type; a section that a recipe leaves out is None."""
     missing = [s for s in stages if s.config and s.name not in cls.model_fields]
     for stage in missing:
         kind = load(stage.config, extra=stage.extra) | None
@@ -148,74 +148,75 @@ join_sections(Recipe, BUILT_IN)
 
 
 def load_parts() -> None:
-    """Everything that installed packages bring: parts of all families, and stages with their sections."""
+    """Load the plug-ins of installed packages: parts of all families, and stages with their sections."""
     load_plugins()
     for stage in list(stage_table().values()):
         try:
             join_sections(Recipe, [stage])
-        except Exception as err:  # another's code: anything may be wrong with it
+        except Exception as err:  # code of another package can raise anything
             leave_out(stage, err)
 
 
 def fingerprint(recipe: Recipe, sections: Iterable[str], *upstream: str, spelled: Mapping[str, Any] | None = None) -> str:
-    """sha256 of what a stage's result depends on: its sections, the seed, and what came before. `spelled`: the recipe as plain data, where an
-    earlier version wrote it.
+    """Return the sha256 of what a stage's result depends on: its sections, the seed, and fingerprints of earlier stages.
+
+    `spelled`: the recipe as plain data, if it must be written as in an older version.
     """
-    whole = dump(recipe) if spelled is None else spelled
-    text = json.dumps([{s: whole[s] for s in sections}, whole["seed"], *upstream], sort_keys=True)
+    tree = dump(recipe) if spelled is None else spelled
+    text = json.dumps([{s: tree[s] for s in sections}, tree["seed"], *upstream], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
-    """Dotted keys at which two plain trees differ, with both values."""
+    """Return the dotted keys at which two plain trees differ, with both values."""
     if isinstance(a, dict) and isinstance(b, dict):
         return [d for k in sorted({*a, *b}) for d in differences(a.get(k), b.get(k), f"{path}.{k}" if path else str(k))]
     return [] if a == b else [f"{path}: {a!r} -> {b!r}"]
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON Schema of a recipe, every installed part included."""
+    """Return the JSON Schema of recipes, including all installed parts."""
     load_parts()
     return json_schema(Recipe)
 
 
 def to_yaml(recipe: Recipe) -> str:
-    """The complete recipe as YAML, defaults included: enough to run it again."""
+    """Return the complete recipe as YAML, with defaults: enough to run it again."""
     return write_yaml(dump(recipe))
 
 
 def recipe_folder() -> Path:
-    """Where the recipes that come with Tauon lie: in the package, or beside it in a source checkout."""
+    """Return the folder of the shipped recipes: in the package, or next to it in a source checkout."""
     packaged = Path(__file__).parent / "_recipes"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
 
 
 def shipped_recipes() -> dict[str, Path]:
-    """Name to path of each recipe that comes with Tauon."""
+    """Return name -> path of each recipe that ships with Tauon."""
     return {p.stem: p for p in sorted(recipe_folder().glob("*.yaml"))}
 
 
 def find_recipe(ref: str) -> Path:
-    """The file that a person means: a file or pipe, a run's folder, or the name of a shipped recipe. Raises `RecipeError`."""
+    """Return the recipe file that `ref` names: a file or pipe, a run's folder, or a shipped recipe. Raises `RecipeError`."""
     path = Path(ref)
     try:
         if path.is_dir():
             inside = path / "recipe.yaml"
             if inside.is_file():
                 return inside
-            raise RecipeError(f"{ref} is a folder without recipe.yaml, so it is no run. `tauon runs list` shows the runs.")
+            raise RecipeError(f"{ref} is not a run: it has no recipe.yaml. `tauon runs list` shows the runs.")
         if path.exists():
             return path
-    except (OSError, ValueError) as err:  # a name too long, a folder that may not be entered
-        raise RecipeError(f"{ref[:60]!r} cannot be looked up: {getattr(err, 'strerror', None) or err}. Check the path.") from None
+    except (OSError, ValueError) as err:  # a name that is too long, a folder without permission
+        raise RecipeError(f"{ref[:60]!r} cannot be opened: {getattr(err, 'strerror', None) or err}. Check the path.") from None
     shipped = shipped_recipes()
     if ref in shipped:
         return shipped[ref]
-    raise RecipeError(f"no file, run or shipped recipe is called {ref!r}. Shipped recipes: {', '.join(shipped) or 'none'}.")
+    raise RecipeError(f"no file, run or shipped recipe is called {ref!r}. Check the path. Shipped recipes: {', '.join(shipped) or 'none'}.")
 
 
 def read_recipe(ref: str) -> tuple[str, str]:
-    """(text, where it is from) of the recipe that a person means; `-` is standard input. A pipe can be read once. Raises `RecipeError`."""
+    """Return (text, origin) of the recipe that `ref` names; `-` is standard input. A pipe can be read once. Raises `RecipeError`."""
     path = Path("/dev/stdin") if ref == "-" else find_recipe(ref)
     where = "standard input" if ref == "-" else str(path)
     try:
@@ -226,22 +227,22 @@ def read_recipe(ref: str) -> tuple[str, str]:
 
 
 def folder_of(ref: str | Path) -> Path | None:
-    """The run's folder that `ref` is, absolute, links resolved; None where it is no folder of a run."""
+    """Return `ref` as an absolute path without links if it is the folder of a run, else None."""
     try:
         return Path(ref).resolve() if (Path(ref) / "recipe.yaml").is_file() else None
-    except (OSError, ValueError, RuntimeError):  # `find_recipe` says what is wrong with it
+    except (OSError, ValueError, RuntimeError):  # `find_recipe` raises the error for it
         return None
 
 
 def load_recipe(ref: str | Path, assignments: Iterable[str] = (), *, on: str | None = None) -> Recipe:
-    """Read, override, check. Raises `RecipeError` with every problem found.
+    """Read a recipe, apply assignments, and check it. Raises `RecipeError` with every problem.
 
-    A run's folder may have been copied or renamed: its recipe is named as the folder is, where that can be a name.
+    A run's folder may have been copied or renamed: the recipe gets the folder's name if that is a valid run name.
 
     Args:
         ref: a file, `-` for standard input, a run's folder, or the name of a shipped recipe.
-        assignments: `a.b=c`, each over what stands there.
-        on: where the processes are started, as `--on` says it. A section `launch` of the same kind is kept, and changed by this.
+        assignments: `a.b=c`, each replaces the recipe's value.
+        on: where the processes are started, as in `--on`. If the recipe's `launch` section has the same kind, its other keys are kept.
     """
     load_parts()
     text, where = read_recipe(str(ref))

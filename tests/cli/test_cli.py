@@ -346,6 +346,6 @@ def test_a_signal_outside_of_training_leaves_nothing_half_written(tmp_path: Path
     process.send_signal(number)
     message = process.communicate(timeout=600)[1]
     assert process.returncode == 130
-    assert "Traceback" not in message and "the same command goes on" in message
+    assert "Traceback" not in message and "the same command resumes" in message
     nothing_half_written(tmp_path / "runs")
     assert not list((tmp_path / "cache").rglob("*.tmp-*"))

@@ -120,13 +120,13 @@ def test_verbs_and_runs_agree_on_the_ledger(tauon: Tauon, tmp_path: Path, ledger
         assert [e.action for e in Ledger(folder, data).entries()] == ["open", "spend", "spend"]
     for verb in ("ledger", "remaining", "spend"):
         said = " ".join(tauon("privacy", verb, "--help").out.split())
-        assert "TAUON_LEDGER, or tauon/ledger in XDG_DATA_HOME (~/.local/share): one for all your runs" in said, said
+        assert "TAUON_LEDGER, or tauon/ledger in XDG_DATA_HOME (~/.local/share), shared by all your runs" in said, said
 
 
 def test_a_data_set_may_be_named_by_recipe_run_or_digits(tauon: Tauon, tmp_path: Path) -> None:
     recipe = table_recipe(tmp_path / "r")
     data = data_identity(load_recipe(recipe).data.source)
-    assert "has no account" in tauon("privacy", "ledger", recipe).out
+    assert "has no ledger" in tauon("privacy", "ledger", recipe).out
     ended = tauon("privacy", "remaining", recipe)
     assert ended.code == 3 and "no account yet" in ended.err
     ledger = Ledger(tmp_path / "runs" / "ledger", data)
@@ -149,7 +149,7 @@ def test_a_data_set_may_be_named_by_recipe_run_or_digits(tauon: Tauon, tmp_path:
     shutil.copytree(tmp_path / "runs" / "mine", copy)
     ended = tauon("privacy", "settle", copy)
     assert ended.code == 5 and "is a copy of" in ended.err.replace("\n", " "), ended
-    for wrong, says in (("nothing-there", "no recipe, no private run"), ("abcdef", "no recipe, no private run")):
+    for wrong, says in (("nothing-there", "not a recipe, not a private run"), ("abcdef", "not a recipe, not a private run")):
         ended = tauon("privacy", "ledger", wrong)
         assert ended.code == 2 and says in ended.err
     with Run.open(tmp_path / "runs" / "plain") as run:

@@ -1,4 +1,4 @@
-"""What is printed to be typed next can be pasted: every command of `To try next`, and those in messages, runs as it stands."""
+"""What is printed to be typed next can be pasted: every command of `Try next`, and those in messages, runs as it stands."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def timed(folder: Path) -> Path:
 
 
 def tries(out: str) -> list[str]:
-    lines = out.split("To try next:\n")[1].splitlines()
+    lines = out.split("Try next:\n")[1].splitlines()
     return [line.strip().split("  ")[0] for line in lines if line.startswith("  tauon ")]
 
 
@@ -78,11 +78,11 @@ def test_commands_in_messages_can_be_pasted(tauon: Tauon, tmp_path: Path) -> Non
     assert tauon(*command[1:]).code == 0
     ended = tauon("train", recipe, "name=b", "seed=4", "--root", "my runs")
     ended = tauon("runs", "compare", "my runs/toy", "my runs/b")
-    for each in ended.out.split("To do it: ")[1].strip().split(" && "):
+    for each in ended.out.split("Evaluate: ")[1].strip().split(" && "):
         assert tauon(*shlex.split(each)[1:]).code == 0
     assert "bits per byte" in tauon("runs", "compare", "my runs/toy", "my runs/b").out
     ended = tauon("runs", "list", "--root", "none yet")
-    assert ended.out.strip().endswith("To make one: tauon run quickstart --root 'none yet'")
+    assert ended.out.strip().endswith("Start one: tauon run quickstart --root 'none yet'")
     Path("d.csv").write_text("a,b,y\n" + "".join(f"{i % 7},{i % 5},{'ab'[i % 2]}\n" for i in range(60)))
     ended = tauon("recipe", "new", "--from", "d.csv", "--label-from", "y", "--to", "new recipes/of mine.yaml")
     command = shlex.split(ended.err.split("Next: ")[1])

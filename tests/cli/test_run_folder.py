@@ -124,7 +124,7 @@ def test_a_given_folder_goes_on_and_starts_over_in_its_place(tauon: Tauon, place
     undo(given, "checkpoints/step-000012", "train")
     before = {p: contents(p) for p in others(given)}
     ended = tauon("train", given)
-    assert ended.code == 0 and "going on at step 8" in ended.out and find_checkpoint(given).hash == whole.hash
+    assert ended.code == 0 and "resuming at step 8" in ended.out and find_checkpoint(given).hash == whole.hash
     real = given.resolve()
     ended = tauon("train", given, "--fresh")
     assert ended.code == 0 and f"{real.name}.1" in ended.out.replace("\n", "")
@@ -138,7 +138,7 @@ def test_a_given_folder_can_be_trained_by_several_processes(tauon: Tauon, place:
     assert f"runs/{name}/logs" in shown and "runs/toy/" not in shown
     assert {p: contents(p) for p in others(Path("runs") / name)} == before
     ended = tauon("train", "runs/my run (copy)", "--on", "local:2")
-    assert ended.code == 2 and "Rename it" in ended.err
+    assert ended.code == 2 and "Rename the folder" in ended.err
 
 
 def test_a_copied_run_of_folds_keeps_to_itself(tauon: Tauon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,7 @@ def test_a_version_that_reads_the_same_files_otherwise_says_so(tauon: Tauon, tmp
     manifest["training"] |= {"data": "what an earlier version made of it", "code": "of an earlier version"}
     Path("runs/r/manifest.json").write_text(json.dumps(manifest))
     ended = tauon("evaluate", recipe)
-    assert ended.code == 5 and "makes other examples of the same files" in ended.err.replace("\n", " ")
+    assert ended.code == 5 and "makes other examples from the same files" in ended.err.replace("\n", " ")
 
 
 def test_data_that_is_gone_is_said_and_what_is_done_stays_done(tauon: Tauon, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_data_that_is_gone_is_said_and_what_is_done_stays_done(tauon: Tauon, tmp
     assert tauon("run", recipe).code == 0
     (tmp_path / "d.csv").unlink()
     ended = tauon("run", recipe)
-    assert ended.code == 0 and ended.out.count("done before") == 4 and "cannot be looked at" in ended.err and "d.csv" in ended.err
+    assert ended.code == 0 and ended.out.count("done before") == 4 and "cannot be checked for changes" in ended.err and "d.csv" in ended.err
 
 
 def test_before_training_changed_data_is_prepared_again_and_said(tauon: Tauon, tmp_path: Path) -> None:

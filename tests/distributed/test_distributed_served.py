@@ -350,7 +350,7 @@ def test_without_restarts_the_workers_that_are_left_do_all_the_work(ray: Any) ->
     told: list[str] = []
     job, ours = run(work, config(workers=2, max_restarts=0), each=each, on_note=told.append)
     assert [m["loss"] for m in ours] == [m["loss"] for m in log] and equal(job, whole)
-    assert len(told) == 1 and "1 workers go on without it" in told[0]
+    assert len(told) == 1 and "1 workers continue without it" in told[0]
 
 
 def test_the_last_worker_s_death_ends_the_run_in_words(ray: Any) -> None:
@@ -419,7 +419,7 @@ def test_a_recipe_goes_back_to_its_checkpoint_by_itself(ray: Any, tmp_path: Path
         stages=("prepare", "train"),
         on_event=lambda kind, **f: told.append(str(f.get("message"))),
     )
-    assert killed and any("Going on from the checkpoint of step 8" in t for t in told)
+    assert killed and any("Resuming from the checkpoint of step 8" in t for t in told)
     np.testing.assert_allclose(losses_of(two), losses_of(one), rtol=1e-5)
     assert [e["step"] for e in read_events(two.events_path) if e["kind"] == "resume"] == [8]
 
@@ -439,14 +439,14 @@ def test_what_a_worker_raises_is_raised_here_with_its_number(ray: Any) -> None:
 
 def test_nothing_for_too_long_from_a_slow_worker_is_an_error_that_says_who_was_at_what(ray: Any) -> None:
     work = ToyWork("mlp", ADAMW, steps=100, slow=(0.0, 4.0))  # until the slow one is up, the other does its share, too
-    with pytest.raises(TrainingError, match=r"nothing came for 1 s .*worker 1 \(pid \d+ on .*\) at batch \d+, share \d"):
+    with pytest.raises(TrainingError, match=r"timed out after 1 s .*worker 1 \(pid \d+ on .*\) at batch \d+, share \d"):
         run(work, config(workers=2, timeout=1))
 
 
 def test_asynchronous_training_does_without_a_slow_worker_until_only_its_batch_is_left(ray: Any) -> None:
     work = ToyWork("mlp", ADAMW, steps=20, slow=(0.05, 4.0))
     done: list[int] = []
-    with pytest.raises(TrainingError, match=r"nothing came for 1 s .*worker 1 \(pid \d+ on .*\) at batch \d+, share 0"):
+    with pytest.raises(TrainingError, match=r"timed out after 1 s .*worker 1 \(pid \d+ on .*\) at batch \d+, share 0"):
         run(work, config(workers=2, timeout=1, mode="async"), each=lambda servers, step: done.append(step))
     assert done[-1] == work.steps - 1
 
@@ -486,7 +486,7 @@ def test_an_update_that_a_cut_took_from_one_server_is_noticed(ray: Any, replicas
 
 def test_what_cannot_be_shared_out_is_refused_before_anything_starts() -> None:
     job = ToyWork("mlp", ADAMW).alone()
-    with pytest.raises(RecipeError, match=r"train.batch: 8 examples cannot be shared evenly by parallel.workers=3"):
+    with pytest.raises(RecipeError, match=r"train.batch: 8 examples do not divide evenly among parallel.workers=3"):
         use_parameter_server(job, config(workers=3), ADAMW, ToyWork("mlp", ADAMW))
     with pytest.raises(RecipeError, match=r"parallel.servers: 300 servers"):
         use_parameter_server(ToyWork("mlp", ADAMW).alone(), config(servers=300), ADAMW, ToyWork("mlp", ADAMW))

@@ -163,7 +163,9 @@ def test_training_mode_is_put_back() -> None:
     assert model.training
 
 
-@pytest.mark.parametrize(("prompt", "says"), [([], "no token"), ([3, 29], "knows 0 to 28"), ([3, -1], "token -1, the model knows 0 to 28")])
+@pytest.mark.parametrize(
+    ("prompt", "says"), [([], "no token"), ([3, 29], "ids are 0 to 28"), ([3, -1], "token id -1, but the model's ids are 0 to 28")]
+)
 def test_prompts_that_cannot_be_continued(prompt: list[int], says: str) -> None:
     with pytest.raises(DataError, match=says):
         generate(small(), prompt, max_tokens=2)

@@ -131,7 +131,7 @@ def test_all_that_trained_beside_adapters_is_in_pefts_folder_or_refused(tmp_path
     config, model = adapted(
         save(theirs("bert-mlm"), tmp_path / "bert"), {"kind": "lora", "rank": 2, "target": ["q"], "also": ["embed.weight"]}
     )
-    with pytest.raises(CheckpointError, match=r"head.weight trained, and is no weight of its own in Hugging Face's bert"):
+    with pytest.raises(CheckpointError, match=r"head.weight trained, but it is not a separate weight in Hugging Face's bert"):
         write_peft(tmp_path / "no", config, saved_weights(model), base="x", fingerprint="y")
 
 

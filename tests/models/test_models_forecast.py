@@ -164,7 +164,7 @@ def test_the_lstm_is_torchs_and_reads_every_column() -> None:
 def test_forecasters_refuse_what_they_cannot_read() -> None:
     covariates = DataSpec(input_shape=(48, 9), outputs=7, labels=tuple("abcdefg"), horizon=12)
     for kind in ("dlinear", "patchtst"):
-        with pytest.raises(RecipeError, match=r"2 columns of inputs or calendar come along.*take lstm"):
+        with pytest.raises(RecipeError, match=r"2 columns of inputs or calendar.*use lstm"):
             parse(ModelConfig, {"kind": kind}).resolve(covariates)
     with pytest.raises(RecipeError, match="16 steps, longer than the context of 9"):
         PatchTSTConfig().resolve(DataSpec(input_shape=(9, 1), outputs=1, labels=("a",), horizon=2))

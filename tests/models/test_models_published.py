@@ -145,7 +145,7 @@ def test_a_file_of_weights_fills_a_model_whose_sizes_are_given(suffix: str, tmp_
     assert all(torch.equal(v, made.state_dict()[k]) for k, v in mine.state_dict().items())
     other = materialize(resolved(parse(ModelConfig, start), DataSpec(input_shape=(3, 32, 32), outputs=3)), seed=0)
     assert other.fc.weight.shape[0] == 3 and torch.equal(other.conv1.weight, made.conv1.weight)
-    with pytest.raises(CheckpointError, match="says nothing of the architecture"):
+    with pytest.raises(CheckpointError, match="a file of weights without the architecture"):
         resolved(parse(ModelConfig, {"from": str(tmp_path / f"w{suffix}")}), spec)
     with pytest.raises(CheckpointError, match=r"missing layer1.3"):
         materialize(resolved(parse(ModelConfig, {**start, "kind": "resnet32"}), spec), seed=0)
@@ -371,5 +371,5 @@ def test_a_name_that_is_neither_folder_nor_on_the_hub_says_so(tmp_path: Path, mo
         raise OSError("offline")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(CheckpointError, match=r"no folder org/name, and the Hugging Face hub does not give it .*offline"):
+    with pytest.raises(CheckpointError, match=r"no folder org/name, and it could not be downloaded from the Hugging Face hub .*offline"):
         open_model_folder("org/name")

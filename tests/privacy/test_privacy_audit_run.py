@@ -50,7 +50,7 @@ def test_a_model_that_learned_by_heart_is_found_out_and_reference_models_resume(
         "ROC of the attacks",
         "log scale",
         "By class",
-        "Nothing was promised",
+        "has no privacy guarantee",
         "Likelihood" if False else "Carlini",
     ):
         assert part in page

@@ -46,7 +46,7 @@ def test_cost_trains_the_twin_and_says_what_privacy_cost(tauon: Tauon, tmp_path:
     before = read_json(folder / "privacy.json")
     ended = tauon("privacy", "cost", "table")
     assert ended.code == 0, ended
-    assert "Do not hand it on" in ended.err
+    assert "Do not share it" in ended.err
     cost = read_json(folder / "privacy_cost.json")
     assert read_json(folder / "privacy.json") == before  # which an auditor may be given: it holds no exact figure
     figures = {where: {k: m["value"] for k, m in read_json(where / "evaluation.json")["metrics"].items()} for where in (folder, plain)}
@@ -75,7 +75,7 @@ def test_folds_have_a_promise_each_and_the_mean_cost(tmp_path: Path) -> None:
     each = [read_json(folder / f"fold-{i}" / "privacy.json") for i in range(2)]
     whole = read_json(folder / "privacy.json")
     assert whole["guarantee"]["epsilon"] == max(e["guarantee"]["epsilon"] for e in each)
-    assert any("2 folds by itself" in line for line in whole["guarantee"]["not_covered"])
+    assert any("2 folds separately" in line for line in whole["guarantee"]["not_covered"])
     cost = cost_of(folder, on_event=quiet)
     assert cost["log_loss"]["private"] == pytest.approx(read_json(folder / "folds.json")["mean"]["log_loss"])
     assert cost["log_loss"]["plain"] == pytest.approx(read_json(folder / "without-privacy/folds.json")["mean"]["log_loss"])
@@ -87,10 +87,10 @@ def test_folds_have_a_promise_each_and_the_mean_cost(tmp_path: Path) -> None:
 def test_only_a_finished_private_run_has_a_cost(tmp_path: Path) -> None:
     path = table_recipe(tmp_path, privacy=PRIVACY)
     plain = run(load_recipe(path, ["privacy=null", "name=plain"]), root=tmp_path / "runs").folder
-    with pytest.raises(RunError, match="without privacy, so that privacy has cost nothing"):
+    with pytest.raises(RunError, match="without privacy, so privacy cost nothing"):
         cost_of(plain, on_event=quiet)
     prepared = run(load_recipe(path), root=tmp_path / "runs", stages=("prepare",)).folder
-    with pytest.raises(RunError, match=r"not trained to its end\. First: tauon train"):
+    with pytest.raises(RunError, match=r"is not done\. Finish it first: tauon train"):
         cost_of(prepared, on_event=quiet)
 
 

@@ -307,4 +307,4 @@ def test_adam_is_told_of_the_noise(tmp_path: Path) -> None:
 
 def test_a_range_test_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ended = Tauon(capsys)("tune", text_recipe(tmp_path, privacy=PRIVATE), "--lr-range", "--root", tmp_path / "runs")
-    assert ended.code == 2 and "would be taken without privacy" in ended.err
+    assert ended.code == 2 and "trains without privacy" in ended.err

@@ -79,7 +79,7 @@ def test_a_stage_with_a_section_is_done_where_the_section_is_given(tmp_path: Pat
 
 
 def test_a_section_of_a_stage_that_is_not_among_the_stages_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="audit: nothing will read it"):
+    with pytest.raises(RecipeError, match="audit: would not be used"):
         load_recipe(text_recipe(tmp_path), ["audit.examples=10", "stages=[prepare, train]"])
 
 

@@ -129,9 +129,9 @@ def test_an_ordinal_run_from_data_to_report(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("task", "targets", "more", "says"),
     [
-        ("multi-label", "classes", {}, "multi-label needs one column of 0 and 1 a label"),
-        ("multi-label", "large", {}, "they run from 0 to 5"),
-        ("ordinal", "large", {}, "ordinal needs classes in an order"),
+        ("multi-label", "classes", {}, "multi-label needs one column of 0 and 1 per label"),
+        ("multi-label", "large", {}, "they range from 0 to 5"),
+        ("ordinal", "large", {}, "ordinal needs ordered classes"),
         ("multi-label", "labels", {"sampling": "balanced"}, "data.sampling: is only for classes, but the task is multi-label"),
         ("regression", "labels", {"mix": {"mixup": 0.2}}, "data.mix: is only for classes, but the task is regression"),
     ],

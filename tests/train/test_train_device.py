@@ -161,14 +161,14 @@ def test_a_gpu_without_triton_or_a_compiler_is_not_compiled_for(monkeypatch: pyt
     monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/gcc")
     assert choose_compile("auto", gpu, bare, None) == (True, "a GPU gains from fused kernels")
     monkeypatch.setattr("shutil.which", lambda _: None)
-    assert choose_compile("auto", gpu, bare, None) == (False, "no C compiler (gcc) was found, which Triton calls")
+    assert choose_compile("auto", gpu, bare, None) == (False, "no C compiler (gcc), which Triton needs, was found")
     with pytest.raises(RecipeError, match="no C compiler"):
         choose_compile(True, gpu, bare, None)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert choose_compile("auto", gpu, bare, None) == (False, "Triton is not installed")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (6, 1))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GTX 1080")
-    assert choose_compile("auto", gpu, bare, None)[1].startswith("GTX 1080 is older than Triton knows")
+    assert choose_compile("auto", gpu, bare, None)[1].startswith("GTX 1080 is too old for Triton")
 
 
 def test_each_process_is_given_the_card_that_join_chose(monkeypatch: pytest.MonkeyPatch) -> None:

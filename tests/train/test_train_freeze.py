@@ -39,9 +39,9 @@ def test_a_frozen_batch_norm_keeps_its_statistics_and_others_do_not() -> None:
 
 
 def test_what_freezes_nothing_or_everything_is_refused() -> None:
-    with pytest.raises(RecipeError, match="'odd' names no parameter. There are: weight, bias"):
+    with pytest.raises(RecipeError, match="'odd' matches no parameter. There are: weight, bias"):
         freeze(nn.Linear(2, 2), ["odd"])
-    with pytest.raises(RecipeError, match="freezes everything"):
+    with pytest.raises(RecipeError, match="freezes all parameters"):
         freeze(nn.Linear(2, 2), ["*"])
 
 
@@ -50,10 +50,10 @@ def test_the_judge_of_the_first_step() -> None:
     found = _judged([("w", True), ("z", True), ("f", False)], [a, a, a], [b, a, a], [None, "its gradient is zero", None])
     assert (found.moved, found.frozen, found.still) == (1, 1, {"z": "its gradient is zero"})
     for trains, new, reason, says in (
-        (False, b, None, "w is frozen and moved"),
-        (True, a, None, "had a gradient, and did not move"),
-        (True, a, "is unknown to the optimizer", "w trains, is unknown to the optimizer, and did not move"),
-        (True, a, "is reached by no gradient", "w trains, is reached by no gradient"),
+        (False, b, None, "w is frozen, but it changed"),
+        (True, a, None, r"did not change \(it has a gradient\)"),
+        (True, a, "it is not in the optimizer", r"w should train, but it did not change \(it is not in the optimizer\)"),
+        (True, a, "no gradient reaches it", r"w should train, but it did not change \(no gradient reaches it\)"),
     ):
         with pytest.raises(TrainingError, match=says):
             _judged([("w", trains)], [a], [new], [reason])

@@ -216,5 +216,5 @@ def test_one_process_alone_needs_no_group() -> None:
 def test_what_cannot_work_together_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"train\.ema"):
         local_steps(make(SGD, 6, Rows(TABLE), ema=0.9), LocalSGD())
-    with pytest.raises(RecipeError, match="shares a batch among 2, and there are 1 replicas"):
+    with pytest.raises(RecipeError, match="divides a batch among 2 processes, but there are 1 replicas"):
         local_steps(make(SGD, 6, Rows(TABLE, 0, 2)), LocalSGD())

@@ -123,7 +123,7 @@ def test_every_optimizer_goes_on_bit_for_bit(tmp_path: Path, kind: str) -> None:
 
 
 def test_schedule_free_and_an_average_of_weights_exclude_each_other(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"train.ema: schedule-free averages"):
+    with pytest.raises(RecipeError, match=r"train.ema: schedule-free already averages"):
         go(text_recipe(tmp_path, optim={"kind": "schedule-free"}, train={"ema": 0.9}))
 
 
@@ -140,14 +140,14 @@ def test_the_log_tells_of_every_layer_and_the_report_draws_it(tmp_path: Path) ->
     total = math.sqrt(sum(x["gradient"] ** 2 for x in looks[0]["layers"].values()))
     assert total == pytest.approx(events(done, "step")[0]["grad_norm"], rel=1e-5)
     page = (done.folder / "report.html").read_text()
-    assert "Update for weights, by layer" in page and "layers.1.weight" in page
+    assert "Update / weights, by layer" in page and "layers.1.weight" in page
 
 
 def test_layers_that_vanish_or_explode_are_named_with_remedies() -> None:
     healthy = {f"blocks.{i}.weight": LayerLook(0.1, 10.0, 0.01) for i in range(5)}
     assert complaints(healthy) == []
     dead = complaints(healthy | {"first.weight": LayerLook(1e-12, 10.0, 0.0)})
-    assert len(dead) == 1 and "vanishing gradients in first.weight" in dead[0] and "Residual" in dead[0]
+    assert len(dead) == 1 and "vanishing gradients in first.weight" in dead[0] and "residual" in dead[0]
     wild = complaints(healthy | {"last.weight": LayerLook(1e5, 10.0, 1.0)})
     assert len(wild) == 1 and "exploding gradients in last.weight" in wild[0] and "clip" in wild[0]
     broken = complaints(healthy | {"odd.weight": LayerLook(math.nan, 10.0, None)})

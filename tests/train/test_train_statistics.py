@@ -124,7 +124,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: 
         with pytest.raises(Stopped):
             cli.main(["train", str(recipe)], standalone_mode=False)
     ended = tauon("run", recipe)
-    assert ended.code == 0 and "going on at step 4" in ended.out, ended
+    assert ended.code == 0 and "resuming at step 4" in ended.out, ended
     for group in ("model", "optim", *(["ema"] if ema else [])):
         a, b = (Path(f"runs/{n}/checkpoints/step-000006/{group}.safetensors").read_bytes() for n in ("whole", "pictures"))
         assert a == b
@@ -158,7 +158,7 @@ def test_layouts_that_would_count_fillers_or_cut_nothing_are_refused() -> None:
         if layout.pipeline == 1:
             with pytest.raises(RecipeError, match=says):
                 refuse_layout(model, layout, mesh, batch=8, seq_len=None)
-    with pytest.raises(RecipeError, match="cannot be cut into stages"):
+    with pytest.raises(RecipeError, match="cannot be split into pipeline stages"):
         model.keep_stages([(0, 4)])
 
 
@@ -166,5 +166,5 @@ def test_compiling_what_recomputes_with_batch_norm_is_refused() -> None:
     from tauon.train.precision import apply_checkpointing_and_compile
 
     model = materialize(parse(ModelConfig, {"kind": "resnet20"}).resolve(SPEC), seed=0)
-    with pytest.raises(RecipeError, match="train.compile: cannot be true together with activation_checkpointing"):
+    with pytest.raises(RecipeError, match="train.compile: cannot be combined with train.activation_checkpointing"):
         apply_checkpointing_and_compile(model, checkpointing=True, compiled=True)

@@ -1,4 +1,4 @@
-"""How a run shows itself in a notebook: how it ended, its main figures with intervals, its loss curve. Loads nothing from anywhere."""
+"""HTML of a run in a notebook: status, main metrics with intervals, loss curve. Loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_POINTS = 400
 
 
 def run_html(run: Any) -> str:
-    """A run as a piece of HTML."""
+    """Return a run as a piece of HTML."""
     records = Records.read(run.folder)
     _, sentence = status(records)
     html = f"<b>{escape(run.name)}</b> <span>{escape(sentence)}</span>"
@@ -36,7 +36,7 @@ def _row(name: str, metric: Metric) -> list[str]:
 
 
 def _curve(records: Records) -> str:
-    """Training and validation loss by step."""
+    """Plot training and validation loss by step."""
     lines = []
     for kind, name, tone in (("step", "training loss", "a"), ("validate", "validation loss", "b")):
         points = [

@@ -1,4 +1,4 @@
-"""`run` and `open_run`, and the `Run` that both return: a run's records, its model and what the model can do."""
+"""`run` and `open_run`, and the `Run` that both return: a run's records, its model, predictions and generated text."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def run(
     recipe: Recipe | str | Path, *assignments: str, root: Path | str | None = None, stages: tuple[str, ...] | None = None, fresh: bool = False,
     on_event: Callable[..., None] = null_callback,
 ) -> Run:  # fmt: skip
-    """Take a recipe through its stages, here, and return the run. The same call again does only what is not done.
+    """Run the stages of a recipe in this process and return the run. The same call again skips the stages that are done.
 
     Args:
-        recipe: a tree (`Recipe`, `load_recipe`), a YAML file, the name of a shipped recipe, or the folder of a run.
+        recipe: a `Recipe`, a YAML file, the name of a shipped recipe, or the folder of a run.
         assignments: settings to change, as on the command line: `"train.steps=500"`, `"optim.lr=1e-3"`.
-        root: folder of the runs: `root/<name>` is this one's. Default: `runs`, or where the given run lies.
-        stages: some stages, by name; those of the recipe if left out.
-        fresh: set the existing run aside (renamed, never deleted) and start over.
-        on_event: called with what happens, as it happens: `on_event("step", step=10, loss=2.3, ...)`.
+        root: folder of the runs; this run is in `root/<name>`. Default: `runs`, or the parent of the given run.
+        stages: names of the stages to run; default: those of the recipe.
+        fresh: rename the existing run (it is never deleted) and start over.
+        on_event: called with each event: `on_event("step", step=10, loss=2.3, ...)`.
 
     Returns:
-        The run, with its figures, its model and its records.
+        The run, with its metrics, its model and its records.
 
     Raises:
-        RecipeError: the recipe is wrong: every problem, with its key.
+        RecipeError: the recipe is wrong; lists every problem with its key.
         DataError: a file or a value in the data is wrong.
-        TauonError: any other reason, with the way out. Nothing half-written stays.
+        TauonError: any other reason, with how to fix it. No half-written file remains.
 
     >>> import tauon                                                    # doctest: +SKIP
     >>> run = tauon.run("quickstart", "train.time=1m")                  # doctest: +SKIP
@@ -60,7 +60,7 @@ def run(
     """
     if isinstance(recipe, Recipe):
         if assignments:
-            raise TypeError("assignments are for a recipe that is loaded here: give them to load_recipe, or change the tree")
+            raise TypeError("assignments cannot be applied to a Recipe object: pass them to load_recipe, or change the object")
         tree, given = recipe, None
     else:
         tree, given = load_recipe(recipe, assignments), folder_of(recipe)
@@ -71,16 +71,16 @@ def run(
 
 
 def open_run(path: Path | str) -> Run:
-    """The run in a folder, whether it is finished, going on, or was stopped. Only reads.
+    """Return the run in a folder, whether it is finished, still training, or was stopped. Only reads.
 
     Raises:
-        RunError: no run is there.
+        RunError: the folder is not a run.
     """
     return Run(RunFolder.read(path).folder)
 
 
 class Run:
-    """A run's folder as Python sees it. Everything is read when it is asked for; nothing is kept open."""
+    """A run in its folder. Everything is read on access; no file stays open."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -104,7 +104,7 @@ class Run:
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """All that the evaluation found; None before it."""
+        """The complete evaluation; None if the run has not been evaluated."""
         return evaluation_of(self.folder)
 
     @property
@@ -129,7 +129,7 @@ class Run:
 
     @property
     def events(self) -> pa.Table:
-        """The event log: a row an event, a column a key; what is nested is JSON text. `.to_pandas()` where pandas is installed."""
+        """The event log: one row per event, one column per key; nested values are JSON text. `.to_pandas()` if pandas is installed."""
         import pyarrow as pa
 
         path = self.folder / "events.jsonl"
@@ -139,39 +139,39 @@ class Run:
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
-        """What each stage that is done says of itself, by name."""
+        """The record of each finished stage, by name."""
         path = self.folder / "stages.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
     @property
     def report(self) -> Path:
-        """The report, one HTML page; written now where it is not there yet."""
+        """The report, one HTML page; it is written now if it does not exist."""
         path = self.folder / "report.html"
         if not path.exists():
             write_report(self.folder, null_callback)
         return path
 
     def model(self, *, weights: str = "auto") -> nn.Module:
-        """The trained model, in evaluation mode: on the recipe's device, averaged weights where training kept them (`weights`: ema, raw).
+        """Return the trained model in evaluation mode, on the recipe's device. `weights`: auto (ema if training kept it), raw, or ema.
 
         Raises:
-            RunError: nothing was trained yet.
+            RunError: the run has no checkpoint yet.
         """
         ctx = self._context
         model: nn.Module = load_model(ctx.final_checkpoint, ctx.recipe, weights=weights)[0]
         return model
 
     def predict(self, rows: Any, *, weights: str = "auto", device: str | None = None) -> list[dict[str, Any]]:
-        """What the trained model makes of new rows: for each its prediction, and probabilities or intervals where the model gives them.
+        """Return a prediction for each row, with probabilities or intervals if the model gives them.
 
         Args:
-            rows: a list of dictionaries by column, a pandas DataFrame or a pyarrow table, as the training data had them; the label may be
-                missing. For files of any size: `tauon predict`, or `tauon.predict.predict_file`.
-            weights: auto (the moving average where training kept one), raw, or ema.
-            device: cpu, cuda, cuda:1, ...; left out: the recipe's.
+            rows: a list of dictionaries by column, a pandas DataFrame or a pyarrow table, with the columns of the training data; the label
+                may be missing. For large files: `tauon predict`, or `tauon.predict.predict_file`.
+            weights: auto (the moving average if training kept one), raw, or ema.
+            device: cpu, cuda, cuda:1, ...; default: the recipe's.
 
         Raises:
-            DataError: a value that cannot be read, by row and column.
+            DataError: a value cannot be read; names the row and column.
 
         >>> tauon.open_run("runs/loans").predict([{"age": 41, "town": "Bonn"}])      # doctest: +SKIP
         [{'prediction': 'yes', 'probability_no': 0.12, 'probability_yes': 0.88}]
@@ -182,20 +182,20 @@ class Run:
         return self._predictors[weights, device].records(rows if to_records is None else to_records())
 
     def generate(self, prompt: str = "", *, max_tokens: int = 200, samples: int = 1, plain: bool = False, **sampling: Any) -> list[str]:
-        """What the language model of this run writes after `prompt`, or answers to it; one text a sample.
+        """Return texts that the run's language model generates after `prompt`, one for each sample.
 
         Args:
-            prompt: a text to continue, or a question to a model that was tuned to answer.
-            max_tokens: most tokens that are written.
-            samples: how many texts.
-            plain: continue the text as it is, also where the model was tuned to answer.
-            sampling: `temperature` (0.8), `top_k`, `top_p` (0.95), `seed` (0), as `tauon.generate.Sampling` has them.
+            prompt: a text to continue, or a question to a chat model.
+            max_tokens: most tokens to generate.
+            samples: number of texts.
+            plain: continue the prompt as plain text, without the chat template.
+            sampling: `temperature` (0.8), `top_k`, `top_p` (0.95), `seed` (0), as in `tauon.generate.Sampling`.
 
         Raises:
-            RunError: the run trained another kind of model.
+            RunError: the run did not train a language model.
         """
-        how = Sampling(**{"top_p": 0.95, **sampling})
-        return self._generator.write(prompt, max_tokens=max_tokens, samples=samples, sampling=how, plain=plain)
+        settings = Sampling(**{"top_p": 0.95, **sampling})
+        return self._generator.write(prompt, max_tokens=max_tokens, samples=samples, sampling=settings, plain=plain)
 
     @cached_property
     def _generator(self) -> TextGenerator:
@@ -204,7 +204,7 @@ class Run:
     @property
     def _context(self) -> Context:
         if not (self.folder / "recipe.yaml").is_file():
-            raise RunError(f"{self.folder} has no recipe.yaml: it is the folder of no run. `tauon runs list` shows the runs.")
+            raise RunError(f"{self.folder} is not a run: it has no recipe.yaml. `tauon runs list` shows the runs.")
         return Context(self.recipe, RunFolder.read(self.folder), null_callback)
 
 
@@ -214,7 +214,7 @@ def _mean_over_folds(of_one: Metric, mean: float, std: float | None, folds: int)
 
 
 def _column(values: list[Any]) -> Any:
-    """Values of one key as they are where they are all of one plain kind; as JSON text otherwise."""
+    """Return the values of one key as an array: as they are if all have the same plain type, as JSON text otherwise."""
     import pyarrow as pa
 
     kinds = {type(v) for v in values if v is not None}

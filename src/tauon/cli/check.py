@@ -1,4 +1,4 @@
-"""`tauon check`: prove on a recipe that a layout computes what one process computes."""
+"""`tauon check`: compare a parallel layout with one process, on a recipe."""
 
 from __future__ import annotations
 
@@ -27,17 +27,22 @@ ABOUT = """
 
 @click.command("check", epilog=EPILOG + ABOUT)
 @recipe_arguments
-@click.option("--on", "on", metavar="PLACE", help="As in `tauon train`: what will be used. The check itself runs on this machine.")
-@click.option("--steps", type=click.IntRange(1, 1000), default=3, show_default=True, help="Steps that both take.")
-@click.option("--processes", type=click.IntRange(1, 64), help="Processes at most on this machine. Default: cores or GPUs, at least 2.")
+@click.option(
+    "--on", "on", metavar="PLACE", help="Where the training will run, as in `tauon train`. The check itself runs on this machine."
+)
+@click.option("--steps", type=click.IntRange(1, 1000), default=3, show_default=True, help="Number of steps to compare.")
+@click.option(
+    "--processes", type=click.IntRange(1, 64), help="Most processes to start on this machine. Default: cores or GPUs, at least 2."
+)
 @click.option("--reference", "saved", type=click.Path(path_type=Path), hidden=True)
 def check_command(
     recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, on: str | None, steps: int,
     processes: int | None, saved: Path | None,
 ) -> None:  # fmt: skip
-    """Compare a layout with one process: losses, layer outputs, gradients, updates, each against what rounding explains.
+    """Take the same steps on one process and on a parallel layout; compare losses, layer outputs, gradients and updates.
 
-    Ends with exit code 6, naming the first layer that is off, where they differ by more. Also prints what a step communicates.
+    If they differ by more than rounding explains, the first layer that differs is named and the exit code is 6. Also prints
+    the bytes that a step communicates.
     """
     from tauon.recipe import load_recipe
 
@@ -45,13 +50,13 @@ def check_command(
     show = pick_show(quiet, as_json)
     with show:
         if saved is not None:
-            take_part(tree, saved)
+            compare_as_worker(tree, saved)
         else:
             check(tree, show, steps=steps, processes=processes, as_json=as_json)
 
 
-def take_part(tree: Recipe, saved: Path) -> None:
-    """One process of the layout."""
+def compare_as_worker(tree: Recipe, saved: Path) -> None:
+    """Do the part of one process of the layout; rank 0 writes the findings."""
     from tauon.artifacts import write_json
     from tauon.distributed import join
     from tauon.stages.check import compare
@@ -72,11 +77,12 @@ def check(tree: Recipe, show: Show, *, steps: int, processes: int | None, as_jso
     from tauon.stages.check import Finding, first_divergent, reference, scaled_down
 
     wanted = tree.launch.raw_value("workers") if "workers" in type(tree.launch).model_fields else None
-    tree, n, said = scaled_down(tree, wanted, processes or max(2, wanted or 0 if tree.launch.kind_ == "local" else 0, _here(tree)))
+    most = processes or max(2, wanted or 0 if tree.launch.kind_ == "local" else 0, _local_processes(tree))
+    tree, n, note = scaled_down(tree, wanted, most)
     local = parse(LaunchConfig, {"kind": "local", "workers": n, "max_restarts": 0})
     tree = tree.model_copy(update={"launch": local})
-    if said:
-        show.on_event("note", message=said)
+    if note:
+        show.on_event("note", message=note)
     with tempfile.TemporaryDirectory(prefix="tauon-check-") as folder:
         show.on_event("note", message=f"one process, {steps} steps")
         reference(tree, Path(folder), steps=steps, processes=n, on_event=show.on_event)
@@ -86,26 +92,26 @@ def check(tree: Recipe, show: Show, *, steps: int, processes: int | None, as_jso
         )
         try:
             launch(local, job, on_event=show.on_event)
-        except WorkerFailed as err:  # the log that it names goes with the folder
+        except WorkerFailed as err:  # the log file that it names is deleted with the folder
             raise WorkerFailed(str(err).partition("\n(its whole log:")[0], err.exit_code) from None
-        found = read_json(Path(folder) / "findings.json")
-    findings = [Finding(**{k: v for k, v in f.items() if k != "fine"}) for f in found["findings"]]
+        result = read_json(Path(folder) / "findings.json")
+    findings = [Finding(**{k: v for k, v in f.items() if k != "fine"}) for f in result["findings"]]
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(result))
     else:
-        print_findings(show, findings, found["sent"], found["layout"])
+        print_findings(show, findings, result["sent"], result["layout"])
     bad = first_divergent(findings)
     if bad is not None:
         raise TrainingError(
-            f"{found['layout']} does not compute what one process computes. It begins at {bad.what} of {bad.name}: "
-            f"off by {bad.relative:.2g} of its size, rounding explains {bad.allowed:.2g}."
+            f"{result['layout']} does not compute the same as one process. First difference: {bad.what} of {bad.name}, relative error "
+            f"{bad.relative:.2g}, of which rounding explains {bad.allowed:.2g}. Do not train with this layout; choose another `parallel`."
         )
     if not as_json:
-        click.echo(f"{found['layout']} computes what one process computes ({len(findings)} comparisons)")
+        click.echo(f"{result['layout']} computes the same as one process ({len(findings)} comparisons)")
 
 
-def _here(tree: Recipe) -> int:
-    """Processes that this machine has room for: one a GPU, or one a core, up to 8."""
+def _local_processes(tree: Recipe) -> int:
+    """Processes to start on this machine: one per GPU, or one per core up to 8."""
     import os
 
     import torch
@@ -116,7 +122,7 @@ def _here(tree: Recipe) -> int:
 
 
 def print_findings(show: Show, findings: list[Any], sent: dict[str, int], layout: str) -> None:
-    """A row for each kind of thing, and one for each that is off."""
+    """Print a row for each kind of tensor, and a line for each tensor that differs."""
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2))
@@ -131,13 +137,13 @@ def print_findings(show: Show, findings: list[Any], sent: dict[str, int], layout
                 "losses" if what == "loss" else f"{what}s",
                 str(len(these)),
                 *row,
-                "[green]fine[/]" if worst.fine else f"[red]off[/]: {worst.name}",
+                "[green]fine[/]" if worst.fine else f"[red]differs[/]: {worst.name}",
             )
     show.console.print(table)
-    off = [f for f in findings if not f.fine]
-    for f in off[:12]:
+    differing = [f for f in findings if not f.fine]
+    for f in differing[:12]:
         show.console.print(f"  {f.what} {f.name}: {f.relative:.2g}, allowed {f.allowed:.2g}")
-    if len(off) > 12:
-        show.console.print(f"  and {len(off) - 12} more")
-    words = ", ".join(f"{kind} {size / 1e6:,.2f} MB" for kind, size in sorted(sent.items())) or "nothing"
-    show.console.print(f"a step sends, from each process: {words}")
+    if len(differing) > 12:
+        show.console.print(f"  and {len(differing) - 12} more")
+    sizes = ", ".join(f"{kind} {size / 1e6:,.2f} MB" for kind, size in sorted(sent.items())) or "nothing"
+    show.console.print(f"each process sends per step: {sizes}")

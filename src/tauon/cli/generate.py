@@ -1,4 +1,4 @@
-"""`tauon generate`: let a trained language model continue a text."""
+"""`tauon generate`: continue a text with a trained language model."""
 
 from __future__ import annotations
 
@@ -15,51 +15,49 @@ __all__ = ["generate_command"]
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
     "--prompt", "-p", default="",
-    help="Text to continue, or a question to a model that was tuned to answer. Default: the start of a document. `-` reads standard input.",
+    help="Text to continue, or a question to a chat model. Default: the start of a document. `-` reads standard input.",
 )  # fmt: skip
-@click.option("--plain", is_flag=True, help="Continue the text as it is, also where the model was tuned to answer with a chat template.")
-@click.option("--tokens", "-n", default=200, show_default=True, type=click.IntRange(1), help="Most tokens to write.")
-@click.option("--samples", "-s", default=1, show_default=True, type=click.IntRange(1), help="How many continuations.")
-@click.option(
-    "--temperature", "-t", default=0.8, show_default=True, type=click.FloatRange(0), help="0 takes the likeliest token each time."
-)
-@click.option("--top-k", type=click.IntRange(1), help="Only among the k likeliest tokens.")
+@click.option("--plain", is_flag=True, help="Continue the prompt as plain text, without the model's chat template.")
+@click.option("--tokens", "-n", default=200, show_default=True, type=click.IntRange(1), help="Most tokens to generate.")
+@click.option("--samples", "-s", default=1, show_default=True, type=click.IntRange(1), help="Number of continuations.")
+@click.option("--temperature", "-t", default=0.8, show_default=True, type=click.FloatRange(0), help="0 always takes the most likely token.")
+@click.option("--top-k", type=click.IntRange(1), help="Sample only from the k most likely tokens.")
 @click.option(
     "--top-p",
     default=0.95,
     show_default=True,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Only among the likeliest tokens of this joint share.",
+    help="Sample only from the most likely tokens that add up to this probability.",
 )
-@click.option("--seed", default=0, show_default=True, help="The same seed writes the same text.")
+@click.option("--seed", default=0, show_default=True, help="The same seed generates the same text.")
 def generate_command(
     run: Path, prompt: str, plain: bool, tokens: int, samples: int, temperature: float, top_k: int | None, top_p: float, seed: int
 ) -> None:
-    """Let the language model in the folder RUN continue a text, token by token; one that was tuned to answer answers."""
+    """Continue a text with the language model in the folder RUN. A chat model answers the prompt."""
     from tauon.artifacts import Run
     from tauon.generate import Sampling
     from tauon.recipe import load_recipe
     from tauon.stages.context import Context, null_callback
     from tauon.stages.generate import TextGenerator
 
-    asked: dict[str, Any] = {
+    options: dict[str, Any] = {
         "max_tokens": tokens, "samples": samples, "plain": plain,
         "sampling": Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
     }  # fmt: skip
     writer = TextGenerator(Context(load_recipe(run), Run.read(run), null_callback))
-    text = _text_of(prompt)
-    before = "" if writer.answers(plain=plain) else text
+    text = _read_prompt(prompt)
+    prefix = "" if writer.answers(plain=plain) else text
     if samples == 1:
-        click.echo(before, nl=False)
-        writer.write(text, **asked, on_text=lambda piece: click.echo(piece, nl=False))
+        click.echo(prefix, nl=False)
+        writer.write(text, **options, on_text=lambda piece: click.echo(piece, nl=False))
         click.echo()
         return
-    for i, new in enumerate(writer.write(text, **asked)):
+    for i, new in enumerate(writer.write(text, **options)):
         click.secho(f"----- {i + 1}", dim=True)
-        click.echo(before + new)
+        click.echo(prefix + new)
 
 
-def _text_of(prompt: str) -> str:
+def _read_prompt(prompt: str) -> str:
     from tauon.errors import DataError
 
     try:

@@ -1,4 +1,4 @@
-"""What may be typed next: commands that work as they are printed, paths quoted for a shell."""
+"""Hints after a verb: commands to try next, which work as printed, with paths quoted for a shell."""
 
 from __future__ import annotations
 
@@ -15,38 +15,41 @@ __all__ = ["next_steps", "shown_path", "with_root"]
 
 
 def shown_path(path: Path) -> str:
-    """A path as short as may be from here, quoted for a shell."""
+    """Return a path relative to the current folder if it is inside it, quoted for a shell."""
     here = Path.cwd()
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def with_root(command: str, root: Path) -> str:
-    """The command, with --root where the runs do not lie in `runs` here."""
+    """Return the command, with --root if the runs are not in ./runs."""
     return command if root.absolute() == Path("runs").absolute() else f"{command} --root {shown_path(root.absolute())}"
 
 
 def next_steps(run: Run, *, trained: bool, whole: bool) -> Iterator[tuple[str, str]]:
-    """(command, what it does) after a verb. `trained`: the verb trained; `whole`: it did all that the recipe names."""
+    """Yield (command, what it does) after a verb. `trained`: the verb trained; `whole`: it ran all stages of the recipe."""
     from tauon.recipe import load_recipe
 
     recipe, folder = load_recipe(run.folder), shown_path(run.folder)
     if whole:
-        yield f"tauon run {folder}", "again: everything is done, so it only looks"
+        yield f"tauon run {folder}", "run it again: stages that are done are skipped"
         longer = longer_training(recipe)
         if longer and recipe.privacy is None:  # a second private run would be charged to the data set
-            yield f"tauon run {folder} name={free_name(run)} {longer}", "change a setting: here twice the training; optim.lr, model.layers"
+            yield (
+                f"tauon run {folder} name={free_name(run)} {longer}",
+                "change a setting: here train twice as long; also optim.lr, model.layers",
+            )
     elif trained and not (run.folder / "fold-0").is_dir():
-        yield f"tauon evaluate {folder}", "measure it"
+        yield f"tauon evaluate {folder}", "evaluate it"
     if not whole and not trained and not run.report_path.exists():
-        yield f"tauon report {folder}", "one page with all of it"
+        yield f"tauon report {folder}", "write the report"
     if recipe.task.input_kind == "tokens" and run.stage("train") is not None:
         prompt = next((p for p in recipe.evaluate.prompts if p.strip() and p.isprintable()), None)
-        yield f"tauon generate {folder}" + (f" --prompt {shlex.quote(prompt)}" if prompt else ""), "let it write"
-    yield with_root("tauon runs list", run.folder.parent), "what has been trained here"
+        yield f"tauon generate {folder}" + (f" --prompt {shlex.quote(prompt)}" if prompt else ""), "generate text"
+    yield with_root("tauon runs list", run.folder.parent), "list the runs"
 
 
 def longer_training(recipe: Recipe) -> str:
-    """The assignment that doubles the length of a training; "" where it says none that can be doubled."""
+    """Return the assignment that doubles the training; "" if the recipe sets no length that can be doubled."""
     train = recipe.train
     for name, value in (("steps", train.raw_value("steps")), ("epochs", train.raw_value("epochs")), ("tokens", train.raw_value("tokens"))):
         if value is not None:
@@ -55,7 +58,7 @@ def longer_training(recipe: Recipe) -> str:
 
 
 def free_name(run: Run) -> str:
-    """A name that no run beside it has."""
+    """Return a name that no other run in the same folder has."""
     number, name = 1, "longer"
     while (run.folder.parent / name).exists():
         number += 1

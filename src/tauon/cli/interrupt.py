@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM outside of training, which listens for itself: both unwind as KeyboardInterrupt, but never in the middle of an import.
+"""Ctrl-C and SIGTERM outside of training (which handles them itself): both raise KeyboardInterrupt, but never during an import.
 
-Libraries catch what is raised while they are imported and go on half loaded ("cannot load module more than once per process"), or end with
-another error. So a signal that comes during an import waits until that is done, a second or two, and is raised then.
+Libraries catch exceptions that are raised while they are imported, and stay half loaded ("cannot load module more than once per process")
+or end with another error. So a signal that arrives during an import is raised when the import is done, a second or two later.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from types import FrameType
 
 __all__ = ["interruptible"]
 
-LOOK_AGAIN_S = 0.05
+RETRY_S = 0.05
 PATIENCE_S = 30.0
-"""Longest wait for an import: one that hangs (a file system that is gone) must not make a process that cannot be stopped."""
+"""Longest wait for an import: if one hangs (a lost file system), the process can still be stopped."""
 
 
 @contextlib.contextmanager
@@ -34,7 +34,7 @@ def interruptible() -> Iterator[None]:
         first.append(time.monotonic())
         if not is_importing(frame) or time.monotonic() - first[0] > PATIENCE_S:
             raise KeyboardInterrupt
-        timer = threading.Timer(LOOK_AGAIN_S, os.kill, (os.getpid(), number))
+        timer = threading.Timer(RETRY_S, os.kill, (os.getpid(), number))
         timer.daemon = True
         waiting[:] = [timer]
         timer.start()
@@ -42,7 +42,7 @@ def interruptible() -> Iterator[None]:
     before: dict[signal.Signals, signal._HANDLER] = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         if number is signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
-            continue  # a shell's background job: Ctrl-C is not for it
+            continue  # a background job of a shell: Ctrl-C is not meant for it
         before[number] = signal.signal(number, handle)
     try:
         yield
@@ -54,7 +54,7 @@ def interruptible() -> Iterator[None]:
 
 
 def is_importing(frame: FrameType | None) -> bool:
-    """Whether an import is on the stack."""
+    """Return whether an import is on the stack."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True

@@ -16,28 +16,26 @@ __all__ = ["PLACES", "launch_elsewhere", "launch_options"]
 
 PLACES = """
 \b
-PLACE, where the processes are started (launch: in the recipe has every setting, a.b=c changes one):
+PLACE: where the processes are started. The recipe's `launch` section has all settings, a.b=c changes one:
   here                       this process; the default
   local, local:4             this machine: all GPUs or cores, or 4 workers
-  ray, ray:4                 a Ray of its own here, or the cluster at launch.address=HOST:PORT
+  ray, ray:4                 Ray, started here for this run, or the cluster at launch.address=HOST:PORT
   k8s:16 launch.image=...    Kubernetes: launch.engine is trainjob, jobset or rayjob
   slurm:16                   sbatch; launch.partition=..., launch.time=8h, launch.gpus_per_node=8
 
 \b
   tauon train quickstart --on local:2                    two processes, one run
-  tauon train quickstart --on local:2 parallel.shard=2   weights and optimizer cut over both (FSDP2); also tensor, context, pipeline
+  tauon train quickstart --on local:2 parallel.shard=2   weights and optimizer sharded over both (FSDP2); also tensor, context, pipeline
   tauon train quickstart --on slurm:8 --dry-run          print the script, submit nothing
   tauon train quickstart --on local:8 launch.max_restarts=10 launch.min_workers=6
 """
 
 
 def launch_options(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """--on and --dry-run."""
+    """Add --on and --dry-run to a verb."""
     for wrap in (
-        click.option("--dry-run", is_flag=True, help="Print what would be started or submitted, and start nothing."),
-        click.option(
-            "--on", "on", metavar="PLACE", help="Where the processes are started: see below. Default: the recipe's launch section."
-        ),
+        click.option("--dry-run", is_flag=True, help="Print what would be started or submitted, without starting it."),
+        click.option("--on", "on", metavar="PLACE", help="Where to start the processes: see below. Default: the recipe's launch section."),
     ):
         verb = wrap(verb)
     return verb
@@ -46,7 +44,7 @@ def launch_options(verb: Callable[..., Any]) -> Callable[..., Any]:
 def launch_elsewhere(
     tree: Recipe, verb: str, folder: Path, show: Show, *, options: tuple[str, ...], fresh: bool, dry_run: bool
 ) -> bool:  # fmt: skip
-    """Start the recipe in the run's `folder` where its `launch` says. False where that is here, or this process is a worker already."""
+    """Start the recipe's processes as its `launch` section says. Return False if nothing is launched: `here`, or already a worker."""
     from tauon.artifacts import Run
     from tauon.errors import RecipeError
     from tauon.launch import Here, Job, in_a_worker, launch
@@ -56,14 +54,16 @@ def launch_elsewhere(
     if in_a_worker() or (isinstance(config, Here) and not dry_run):
         return False
     if folder.name != tree.name and not isinstance(config, Here):
-        said = f"{folder} cannot be started elsewhere under this name. Rename it: letters, digits, '.', '_' and '-', at most 100."
-        raise RecipeError(said)
+        raise RecipeError(
+            f"{folder}: the folder's name is not a valid run name, which launch: {config.kind_} needs. "
+            "Rename the folder: letters, digits, '.', '_' and '-', at most 100 characters."
+        )
     job = Job(tree.name, verb, to_yaml(tree), folder.parent, options, device=tree.train.raw_value("device"))
     if fresh:
         if config.kind_ == "k8s":
-            raise RecipeError("--fresh cannot set aside a folder inside the cluster. Give this run another name (name=...).")
+            raise RecipeError("--fresh cannot rename a folder inside the cluster. Give this run another name (name=...).")
         if not dry_run and job.folder.exists():
-            with Run.open(job.folder) as record:  # once, and not again whenever workers start again
+            with Run.open(job.folder) as record:  # once, not at every restart of the workers
                 show.on_event("aside", folder=str(record.set_aside()))
     text = launch(config, job, dry_run=dry_run, on_event=show.on_event)
     if dry_run:

@@ -1,4 +1,4 @@
-"""The root command: finds verbs without importing them, turns errors into words and exit codes."""
+"""The root command: imports a verb only when it is called, and turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from tauon.errors import TauonError
 __all__ = ["main"]
 
 BY_HAND = {
-    "run": ("tauon.cli.run", "Every stage that a recipe names: data, training, evaluation, report."),
-    "train": ("tauon.cli.run", "Prepare the data and train; goes on where it stopped."),
-    "predict": ("tauon.cli.predict", "Use a trained model on new data: files of rows, pictures, recordings, texts, a series."),
-    "generate": ("tauon.cli.generate", "Let a trained language model continue a text."),
+    "run": ("tauon.cli.run", "Run all stages of a recipe: prepare data, train, evaluate, report."),
+    "train": ("tauon.cli.run", "Prepare the data and train; resumes where it stopped."),
+    "predict": ("tauon.cli.predict", "Apply a trained model to new data: rows, images, recordings, texts, a time series."),
+    "generate": ("tauon.cli.generate", "Continue a text with a trained language model."),
     "export": ("tauon.cli.export", "Write a trained model for transformers or PEFT."),
-    "adapter": ("tauon.cli.export", "Put trained adapters into the weights of their base."),
-    "audit": ("tauon.cli.audit", "Attack a trained run: what its model tells of its data, beside what was promised."),
+    "adapter": ("tauon.cli.export", "Merge trained adapters into the weights of their base model."),
+    "audit": ("tauon.cli.audit", "Attack a trained model to measure what it reveals about its training data."),
     "runs": ("tauon.cli.runs", "List runs; compare two."),
-    "check": ("tauon.cli.check", "Prove on a recipe that a layout of processes computes what one process does."),
-    "tune": ("tauon.cli.tune", "Try out settings before the real training: learning-rate range test."),
-    "privacy": ("tauon.cli.privacy", "What has been told of a data set's people, what may still be; epsilon of settings."),
-    "recipe": ("tauon.cli.recipe", "Write a recipe for your data; list, show, check recipes; print their JSON Schema."),
+    "check": ("tauon.cli.check", "Check that a parallel layout computes the same as one process."),
+    "tune": ("tauon.cli.tune", "Find settings before training: learning-rate range test."),
+    "privacy": ("tauon.cli.privacy", "Privacy budget of a data set, spent and remaining; epsilon of settings."),
+    "recipe": ("tauon.cli.recipe", "Write a recipe for your data; list, show and check recipes; print their JSON Schema."),
 }
 
 EPILOG = """\b
 First steps:
   tauon run quickstart                      train a small GPT on Python's own source
   tauon run quickstart name=mine train.time=10m
-  tauon recipe list                         the recipes that come along
-  tauon runs list                           what has been trained here
+  tauon recipe list                         the recipes that ship with Tauon
+  tauon runs list                           the runs in ./runs
 
 \b
 RECIPE is a YAML file, the name of a shipped recipe, or the folder of a run.
@@ -44,9 +44,9 @@ a.b=c changes one setting of it: optim.lr=1e-3, train.steps=2k, data.split.valid
 
 \b
 Exit codes: 0 done; 1 a bug in Tauon; 2 the recipe or the command line is wrong; 3 the data;
-4 a checkpoint; 5 the run's folder; 6 training cannot go on; 7 an optional library is missing;
-8 workers cannot be started; 9 privacy: a guarantee is refuted, or a budget does not suffice;
-130 stopped by Ctrl-C or SIGTERM, after saving: the same command goes on.
+4 a checkpoint; 5 the run's folder; 6 training cannot continue; 7 an optional library is missing;
+8 workers cannot be started; 9 privacy: a guarantee is refuted, or the budget is exceeded;
+130 stopped by Ctrl-C or SIGTERM, after saving: the same command resumes.
 
 \b
 Shell completion: eval "$(_TAUON_COMPLETE=bash_source tauon)"   (or zsh_source, fish_source)
@@ -54,7 +54,7 @@ Shell completion: eval "$(_TAUON_COMPLETE=bash_source tauon)"   (or zsh_source, 
 
 
 def verbs() -> dict[str, str]:
-    """Every verb and what it does: those written by hand, and one for each other stage, in the order in which people need them."""
+    """Return every verb and what it does: those written by hand and one for each other stage, in the order of a typical project."""
     from tauon.stages.table import stage_table
 
     stages = {stage.name: stage.help for stage in stage_table().values() if stage.name not in BY_HAND}
@@ -63,7 +63,7 @@ def verbs() -> dict[str, str]:
 
 
 class LazyVerbs(click.Group):
-    """A group that imports a verb when it is called, so that `tauon --help` and completion are quick."""
+    """A group that imports a verb only when it is called, so that `tauon --help` and completion are fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(verbs())
@@ -95,15 +95,15 @@ class LazyVerbs(click.Group):
 @click.group(cls=LazyVerbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="tauon")
 def cli() -> None:
-    """Tauon trains models from one recipe: raw data to a trained, evaluated, reported model."""
+    """Tauon trains models from one recipe: from raw data to a trained and evaluated model with a report."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of the `tauon` command. Ends the process with the exit code of what happened."""
-    # Read by OpenMP when torch is imported: threads that wait for one another soon sleep instead of spinning. On two cores that
-    # something else uses too, a training step was 8 times as long without (docs/experiments.md).
+    """Entry point of the `tauon` command. Ends the process with an exit code (`tauon --help` lists them)."""
+    # Read by OpenMP when torch is imported: threads that wait for one another soon sleep instead of spinning. On two cores shared
+    # with another program, a training step took 8 times as long without this (docs/experiments.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    for stream in (sys.stdout, sys.stderr):  # what a Latin-1 or C locale cannot write, or a file's name that is no UTF-8, comes as \u4e2d
+    for stream in (sys.stdout, sys.stderr):  # characters that the locale cannot write, and file names that are not UTF-8, print as \u4e2d
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     with interruptible():
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _name_failed_plugins() -> None:
-    """Say which installed packages announced parts or stages that could not be loaded."""
+    """Warn about installed packages whose parts or stages could not be loaded."""
     config, stages = sys.modules.get("tauon.config"), sys.modules.get("tauon.stages.table")
     for message in [*getattr(config, "FAILED_PLUGINS", {}).values(), *getattr(stages, "FAILED_STAGES", {}).values()]:
         click.echo(f"{click.style('warning', fg='yellow')}: {message}", err=True)
@@ -128,11 +128,11 @@ def _main(argv: list[str] | None) -> NoReturn:
         err.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped; nothing was left half-written, the same command goes on", err=True)
+        click.echo("stopped; no file is half-written, and the same command resumes", err=True)
         sys.exit(130)
     except TauonError as err:
         click.echo(f"{click.style('error', fg='red', bold=True)}: {err}", err=True)
-        for note in getattr(err, "__notes__", ()):  # what went wrong besides
+        for note in getattr(err, "__notes__", ()):  # further failures
             click.echo(note, err=True)
         sys.exit(err.exit_code)
     except BrokenPipeError:  # `tauon runs list | head`

@@ -12,10 +12,10 @@ __all__ = ["recipe_command"]
 
 EXAMPLES = """
 \b
-  tauon recipe new --from images/ --label-from folder      pictures, a subfolder a class
+  tauon recipe new --from images/ --label-from folder      images, one subfolder per class
   tauon recipe new --from patients.csv --label-from died   a table
   tauon recipe new --from load.csv                         a time series: a date and numbers
-  tauon recipe new --from calls/                           .wav files, a subfolder a class
+  tauon recipe new --from calls/                           .wav files, one subfolder per class
   tauon recipe new --from notes.jsonl                      text, or text with a label
   tauon recipe new --from chats.jsonl --model runs/base    conversations, or preferences
 """
@@ -23,12 +23,12 @@ EXAMPLES = """
 
 @click.group("recipe", context_settings={"help_option_names": ["-h", "--help"]})
 def recipe_command() -> None:
-    """Write a recipe for your data; list, show, check recipes; print their JSON Schema."""
+    """Write a recipe for your data; list, show and check recipes; print their JSON Schema."""
 
 
 @recipe_command.command("list")
 def list_command() -> None:
-    """The recipes that come with Tauon, and what each is for."""
+    """List the recipes that ship with Tauon, and what each is for."""
     from tauon.recipe import shipped_recipes
 
     for name, path in shipped_recipes().items():
@@ -38,15 +38,13 @@ def list_command() -> None:
 
 @recipe_command.command("new", epilog=EXAMPLES)
 @click.option("--from", "path", required=True, type=click.Path(path_type=Path), help="Your data: a folder, or a file.")
-@click.option(
-    "--label-from", "label", help="What is to be predicted: `folder`, a column, or for recordings a pattern like {label}_{speaker}."
-)
-@click.option("--model", help="Trained model that conversations or preferences are to tune: a run, a folder, a name on the hub.")
-@click.option("--name", help="Name of the recipe and its runs. Default: after the data.")
+@click.option("--label-from", "label", help="What to predict: `folder`, a column, or for recordings a pattern like {label}_{speaker}.")
+@click.option("--model", help="Model to fine-tune on conversations or preferences: a run, a folder, a name on the hub.")
+@click.option("--name", help="Name of the recipe and its runs. Default: named after the data.")
 @click.option("--to", "target", type=click.Path(path_type=Path, dir_okay=False), help="File to write. Default: NAME.yaml")
-@click.option("--force", is_flag=True, help="Overwrite the file if it is there.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def new_command(path: Path, label: str | None, model: str | None, name: str | None, target: Path | None, force: bool) -> None:
-    """Look at your files and write a recipe that trains as it stands, its choices explained."""
+    """Inspect your data and write a recipe that is ready to train, with its choices explained."""
     from tauon.starter import draft, write_draft
 
     made = draft(path, label=label, name=name, model=model)
@@ -58,9 +56,9 @@ def new_command(path: Path, label: str | None, model: str | None, name: str | No
 @recipe_command.command("show")
 @click.argument("recipe")
 @click.argument("assignments", nargs=-1, metavar="[a.b=c]...")
-@click.option("--source", is_flag=True, help="The file as it was written, not the complete tree.")
+@click.option("--source", is_flag=True, help="Print the file as written, not the complete recipe.")
 def show_command(recipe: str, assignments: tuple[str, ...], source: bool) -> None:
-    """The complete recipe, every default filled in, as YAML."""
+    """Print the complete recipe as YAML, with every default filled in."""
     from tauon.recipe import load_recipe, read_recipe, to_yaml
 
     if source:
@@ -98,7 +96,7 @@ def check_command(recipes: tuple[str, ...], assignments: tuple[str, ...], with_d
 @recipe_command.command("schema")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to a file instead.")
 def schema_command(out: Path | None) -> None:
-    """JSON Schema of recipes, for editors: `# yaml-language-server: $schema=recipe.schema.json` on a recipe's first line."""
+    """Print the JSON Schema of recipes. Editors use it: first line `# yaml-language-server: $schema=recipe.schema.json`."""
     from tauon.artifacts import atomic_write
     from tauon.recipe import recipe_schema
 

@@ -1,4 +1,4 @@
-"""`tauon run`, `tauon train`, and the verbs of all stages that need nothing but a recipe: the pipeline, whole or in part."""
+"""`tauon run`, `tauon train`, and one verb for each other stage that needs only a recipe."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ import click
 from tauon.cli.launch import PLACES, launch_elsewhere, launch_options
 from tauon.cli.show import Show, pick_show
 
-__all__ = ["Asked", "go", "place_of_run", "recipe_arguments", "run_command", "stage_command", "train_command"]
+__all__ = ["Request", "place_of_run", "recipe_arguments", "run_command", "run_verb", "stage_command", "train_command"]
 
 EPILOG = """\b
 RECIPE: a YAML file (- for standard input), the name of a shipped recipe (tauon recipe list), or a run's folder.
-ASSIGNMENT: a.b=c, for example  train.steps=500  optim.lr=3e-4  data.seq_len=256  name=second-try
+a.b=c changes a setting, for example  train.steps=500  optim.lr=3e-4  data.seq_len=256  name=second-try
 """
 
 
 def recipe_arguments(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """What every verb of this file takes."""
+    """Add the arguments and options that every verb of this file takes."""
     for wrap in (
         click.argument("assignments", nargs=-1, metavar="[a.b=c]..."),
         click.argument("recipe", shell_complete=_complete_recipe),
         click.option(
-            "--root", type=click.Path(path_type=Path), default=None, help="Folder of the runs. Default: runs, or the given run's parent."
+            "--root",
+            type=click.Path(path_type=Path),
+            default=None,
+            help="Folder of the runs. Default: runs, or the parent of the given run.",
         ),
-        click.option("--quiet", "-q", is_flag=True, help="Print nothing but warnings, errors, and the final figures."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for scripts."),
+        click.option("--quiet", "-q", is_flag=True, help="Print only warnings, errors and the final figures."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, for scripts."),
     ):
         verb = wrap(verb)
     return verb
@@ -46,8 +49,8 @@ def _complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a person gave on the command line."""
+class Request:
+    """Arguments of a verb on the command line."""
 
     recipe: str
     assignments: tuple[str, ...]
@@ -57,31 +60,32 @@ class Asked:
     dry_run: bool = False
 
 
-def go(asked: Asked, show: Show, *, verb: str, stages: tuple[str, ...] | None) -> None:
-    """Do what a verb asks for, here or where the processes are launched."""
+def run_verb(request: Request, show: Show, *, verb: str, stages: tuple[str, ...] | None) -> None:
+    """Run stages (None: all that the recipe names) in this process, or launch processes that do."""
     from tauon.errors import RunError
     from tauon.pipeline import run
     from tauon.recipe import load_recipe
     from tauon.stages.table import stage_table
 
-    tree = load_recipe(asked.recipe, asked.assignments, on=asked.on)
-    folder = place_of_run(asked.recipe, tree.name, asked.root, asked.assignments)
-    together = stages is None or any(stage_table()[s].collective for s in stages)
-    if not together and not (folder / "recipe.yaml").is_file():
-        again = ["tauon", "train", asked.recipe, *asked.assignments, *(["--root", str(asked.root)] if asked.root is not None else [])]
-        raise RunError(f"{folder} has no run yet. Train it first: {shlex.join(again)}")
+    tree = load_recipe(request.recipe, request.assignments, on=request.on)
+    folder = place_of_run(request.recipe, tree.name, request.root, request.assignments)
+    collective = stages is None or any(stage_table()[s].collective for s in stages)
+    if not collective and not (folder / "recipe.yaml").is_file():
+        root = ["--root", str(request.root)] if request.root is not None else []
+        command = ["tauon", "train", request.recipe, *request.assignments, *root]
+        raise RunError(f"{folder} has no run yet. Train it first: {shlex.join(command)}")
     with show:
-        launched = together and launch_elsewhere(
-            tree, verb, folder, show, options=show.flags, fresh=asked.fresh, dry_run=asked.dry_run
+        launched = collective and launch_elsewhere(
+            tree, verb, folder, show, options=show.flags, fresh=request.fresh, dry_run=request.dry_run
         )  # fmt: skip
         if launched:
             return
-        done = run(tree, folder=folder, stages=stages, fresh=asked.fresh, on_event=show.on_event)
+        done = run(tree, folder=folder, stages=stages, fresh=request.fresh, on_event=show.on_event)
         show.finish(done, trained=stages is None or "train" in stages, whole=stages is None)
 
 
 def place_of_run(recipe: str, name: str, root: Path | None, assignments: Sequence[str] = ()) -> Path:
-    """The folder that a verb works in: the run's folder that was given, unless another name or root was asked for; else ROOT/NAME."""
+    """Return the folder of the run: the given run's folder, unless another name or root is given; else ROOT/NAME."""
     from tauon.recipe import folder_of
 
     given = folder_of(recipe)
@@ -92,13 +96,13 @@ def place_of_run(recipe: str, name: str, root: Path | None, assignments: Sequenc
     return given
 
 
-fresh_option = click.option("--fresh", is_flag=True, help="Start over. The old run is renamed to NAME.1, never deleted.")
+fresh_option = click.option("--fresh", is_flag=True, help="Start over. The old run is renamed to NAME.1, not deleted.")
 resume_option = click.option(
-    "--resume", is_flag=True, help="Go on where the run stopped. This is the default; --fresh is the other choice."
+    "--resume", is_flag=True, help="Resume where the run stopped. This is the default; the alternative is --fresh."
 )
 
 
-def _one(fresh: bool, resume: bool) -> bool:
+def _is_fresh(fresh: bool, resume: bool) -> bool:
     if fresh and resume:
         raise click.UsageError("--fresh and --resume exclude each other")
     return fresh
@@ -113,9 +117,9 @@ def run_command(
     recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, on: str | None, dry_run: bool, fresh: bool,
     resume: bool,
 ) -> None:  # fmt: skip
-    """Take RECIPE through every stage it names. A stage that is done is not done again."""
-    asked = Asked(recipe, assignments, root, _one(fresh, resume), on, dry_run)
-    go(asked, pick_show(quiet, as_json), verb="run", stages=None)
+    """Run all stages of RECIPE. Stages that are already done are skipped."""
+    request = Request(recipe, assignments, root, _is_fresh(fresh, resume), on, dry_run)
+    run_verb(request, pick_show(quiet, as_json), verb="run", stages=None)
 
 
 @click.command("train", epilog=EPILOG + PLACES)
@@ -127,13 +131,13 @@ def train_command(
     recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, on: str | None, dry_run: bool, fresh: bool,
     resume: bool,
 ) -> None:  # fmt: skip
-    """Prepare the data and train. Killed or stopped, the same command goes on, to the same weights bit for bit."""
-    asked = Asked(recipe, assignments, root, _one(fresh, resume), on, dry_run)
-    go(asked, pick_show(quiet, as_json), verb="train", stages=("prepare", "train"))
+    """Prepare the data and train. After a stop or a crash the same command resumes, to the same weights bit for bit."""
+    request = Request(recipe, assignments, root, _is_fresh(fresh, resume), on, dry_run)
+    run_verb(request, pick_show(quiet, as_json), verb="train", stages=("prepare", "train"))
 
 
 def stage_command(name: str) -> click.Command:
-    """The verb of a stage that has none written by hand: `tauon NAME RECIPE [a.b=c]...`."""
+    """Make the verb of a stage: `tauon NAME RECIPE [a.b=c]...`."""
     from tauon.stages.table import stage_table
 
     stage = stage_table()[name]
@@ -142,7 +146,7 @@ def stage_command(name: str) -> click.Command:
     @click.command(name, help=stage.details or stage.help, epilog=example + EPILOG)
     @recipe_arguments
     def command(recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool) -> None:
-        go(Asked(recipe, assignments, root), pick_show(quiet, as_json), verb=name, stages=(name,))
+        run_verb(Request(recipe, assignments, root), pick_show(quiet, as_json), verb=name, stages=(name,))
 
     made: click.Command = command
     return made

@@ -1,4 +1,4 @@
-"""`tauon runs list|compare`: what has been trained here, and how two runs differ."""
+"""`tauon runs list|compare`: list the runs of a folder, and compare two."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def runs_command() -> None:
 
 
 def _figure(folder: Path) -> tuple[str, str]:
-    """(primary metric, its value with interval) of a run's evaluation."""
+    """Return (primary metric, its value with interval) of a run's evaluation."""
     from tauon.artifacts import read_json
     from tauon.evaluate import Evaluation
 
@@ -40,17 +40,17 @@ def _figure(folder: Path) -> tuple[str, str]:
 
 
 def _mean_figure(folder: Path) -> tuple[str, str]:
-    """The same of a cross-validation: mean and standard deviation over the folds."""
+    """Return (primary metric, mean and standard deviation over the folds) of a cross-validation."""
     from tauon.artifacts import read_json
     from tauon.evaluate import Evaluation
 
-    found = read_json(folder / "folds.json")
+    folds = read_json(folder / "folds.json")
     first = next(iter(sorted(folder.glob("fold-*/evaluation.json"))), None)
-    name = Evaluation.from_json(read_json(first)).primary if first else next(iter(found["mean"]), "")
-    if name not in found["mean"]:
+    name = Evaluation.from_json(read_json(first)).primary if first else next(iter(folds["mean"]), "")
+    if name not in folds["mean"]:
         return name.replace("_", " "), "-"
-    spread = f" (standard deviation {found['std'][name]:.4f})" if name in found["std"] else ""
-    return name.replace("_", " "), f"{found['mean'][name]:.4f}{spread}"
+    spread = f" (standard deviation {folds['std'][name]:.4f})" if name in folds["std"] else ""
+    return name.replace("_", " "), f"{folds['mean'][name]:.4f}{spread}"
 
 
 def _row(run: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _row(run: Any) -> dict[str, Any]:
 
 
 def _row_or_reason(run: Any) -> dict[str, Any]:
-    """One run whose records are damaged must not hide the others."""
+    """Return the row of a run, or of the error if its records are damaged, so that it does not hide the others."""
     from tauon.errors import TauonError
 
     try:
@@ -81,9 +81,9 @@ def _row_or_reason(run: Any) -> dict[str, Any]:
 
 @runs_command.command("list")
 @click.option("--root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Folder of the runs.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, for scripts.")
 def list_command(root: Path, as_json: bool) -> None:
-    """Every run in a folder: how far it is, and its main figure."""
+    """List every run in a folder with its progress and its main metric."""
     from tauon.artifacts import list_runs
 
     rows = [_row_or_reason(run) for run in list_runs(root)]
@@ -92,7 +92,7 @@ def list_command(root: Path, as_json: bool) -> None:
             click.echo(json.dumps(row))
         return
     if not rows:
-        click.echo(f"no run in {root}. To make one: {with_root('tauon run quickstart', root)}")
+        click.echo(f"no run in {root}. Start one: {with_root('tauon run quickstart', root)}")
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for line in listing(rows, width):
@@ -100,7 +100,7 @@ def list_command(root: Path, as_json: bool) -> None:
 
 
 def listing(rows: list[dict[str, str]], width: int | None) -> list[str]:
-    """The rows as lines of a table, at most `width` columns wide: what is least needed goes first; names are never cut."""
+    """Format the rows as a table of at most `width` columns: the least important parts are dropped first, names are never cut."""
     from rich.cells import cell_len
 
     def table(rows: list[dict[str, str]]) -> list[str]:
@@ -115,14 +115,14 @@ def listing(rows: list[dict[str, str]], width: int | None) -> list[str]:
         levels.append([less(row) for row in levels[-1]])
     for shape in (table, _stacked):
         for level in levels:
-            found = shape(level)
-            if max(cell_len(line) for line in found if shape is table or line.startswith(" ")) <= width:
-                return found
-    return found
+            lines = shape(level)
+            if max(cell_len(line) for line in lines if shape is table or line.startswith(" ")) <= width:
+                return lines
+    return lines
 
 
 def _stacked(rows: list[dict[str, str]]) -> list[str]:
-    """Each run on two lines, its name alone on the first."""
+    """Format each run on two lines, with the name alone on the first."""
     return [line for row in rows for line in (row["run"], "  " + "  ".join(v for k, v in row.items() if k != "run" and v))]
 
 
@@ -146,7 +146,7 @@ def _no_metrics(row: dict[str, str]) -> dict[str, str]:
 @click.argument("first", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("second", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def compare_command(first: Path, second: Path) -> None:
-    """What differs between two runs: settings, and each figure with whether the intervals overlap."""
+    """Compare two runs: settings that differ, and each metric, with whether the intervals overlap."""
     from rich.console import Console
     from rich.table import Table
 
@@ -165,13 +165,13 @@ def compare_command(first: Path, second: Path) -> None:
     paths = [folder / "evaluation.json" for folder in (first, second)]
     missing = [str(p.parent) for p in paths if not p.exists()]
     if missing:
-        next_ = " && ".join(f"tauon evaluate {shlex.quote(folder)}" for folder in missing)
-        console.print(f"not evaluated yet: {', '.join(missing)}. To do it: {next_}", markup=False, soft_wrap=True)
+        commands = " && ".join(f"tauon evaluate {shlex.quote(folder)}" for folder in missing)
+        console.print(f"not evaluated yet: {', '.join(missing)}. Evaluate: {commands}", markup=False, soft_wrap=True)
         return
     a, b = (Evaluation.from_json(read_json(p)) for p in paths)
     table = Table(box=None, padding=(0, 2))
-    for head in ("figure", first.name, second.name, "difference", "intervals"):
-        table.add_column(head, justify="left" if head in ("figure", "intervals") else "right")
+    for head in ("metric", first.name, second.name, "difference", "intervals"):
+        table.add_column(head, justify="left" if head in ("metric", "intervals") else "right")
     for d in compare(a, b):
         cells = [f"{v:.4f}" if v is not None else "-" for v in (d.a.value, d.b.value, d.difference)]
         overlap = "" if d.overlap is None else "overlap" if d.overlap else "apart"

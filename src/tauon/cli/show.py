@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line on a terminal, plain lines in a log, JSON lines for a script."""
+"""Output while a run works: a live progress line on a terminal, plain lines in a log file, JSON lines for a script."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["LOG_WIDTH", "Show", "format_duration", "metrics_table", "pick_show"]
 
 LOG_WIDTH = 10_000
-"""Columns of what is no terminal, a pipe or a log file: nothing is cut or wrapped there."""
+"""Columns of output that is not a terminal (a pipe, a log file): nothing is cut or wrapped there."""
 
 
 def pick_show(quiet: bool, as_json: bool) -> Show:
-    """The way to show that fits: JSON, quiet, live on a terminal, plain otherwise. Of several processes, only rank 0 tells."""
+    """Return the output that fits: JSON, quiet, live on a terminal, or plain lines. Of several processes only rank 0 prints."""
     if os.environ.get("RANK", "0") != "0":
         return QuietShow()
     if as_json:
@@ -36,10 +36,10 @@ def pick_show(quiet: bool, as_json: bool) -> Show:
 
 
 class Show:
-    """Told what happens; shows warnings, and the figures at the end."""
+    """Receives events; prints warnings, and the figures at the end."""
 
     flags: tuple[str, ...] = ()
-    """The arguments that ask for it: a worker is started with the same."""
+    """The command-line flags that select this output; workers are started with the same."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, width=None if sys.stdout.isatty() else LOG_WIDTH)
@@ -79,13 +79,13 @@ class Show:
 
 
 class QuietShow(Show):
-    """Only warnings and the final figures."""
+    """Prints only warnings and the final figures."""
 
     flags = ("--quiet",)
 
 
 class PlainShow(Show):
-    """Lines, for a log file: at most one a few seconds."""
+    """Prints lines for a log file, at most one every few seconds."""
 
     seconds = 5.0
 
@@ -97,7 +97,7 @@ class PlainShow(Show):
         self.console.print(text)
 
     def on_aside(self, folder: str, **_: Any) -> None:
-        self.line(f"the old run is now {_plain(folder)}")
+        self.line(f"the old run was renamed to {_plain(folder)}")
 
     def on_note(self, message: str, **_: Any) -> None:
         self.line(f"[dim]{_plain(message)}[/]")
@@ -119,7 +119,7 @@ class PlainShow(Show):
         self.console.print(table)
 
     def on_resume(self, step: int, total_steps: int, **_: Any) -> None:
-        self.line(f"going on at step {step:,} of {total_steps:,}")
+        self.line(f"resuming at step {step:,} of {total_steps:,}")
 
     def on_progress(self, what: str, done: int, total: int | None, **_: Any) -> None:
         now = time.monotonic()
@@ -144,17 +144,17 @@ class PlainShow(Show):
         self.line(f"report: {_plain(path)}")
 
     def finish(self, run: Run, *, trained: bool, whole: bool) -> None:
-        tries = list(next_steps(run, trained=trained, whole=whole))
+        hints = list(next_steps(run, trained=trained, whole=whole))
         if run.report_path.exists():
             self.line(f"\nThe report is [bold]{_plain(shown_path(run.report_path))}[/]: open it in a browser.")
-        self.line("To try next:")
-        width = max(len(command) for command, _ in tries) + 2
-        for command, about in tries:
+        self.line("Try next:")
+        width = max(len(command) for command, _ in hints) + 2
+        for command, about in hints:
             self.console.print(f"  [bold]{_plain(command)}[/]{' ' * (width - len(command))}[dim]{about}[/]", soft_wrap=True)
 
 
 class LiveShow(PlainShow):
-    """A live line on a terminal."""
+    """Prints a live progress line on a terminal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class LiveShow(PlainShow):
 
 
 class JsonShow(Show):
-    """One JSON object a line on standard output: {"kind": ..., facts}."""
+    """Prints one JSON object per line on standard output: {"kind": ..., facts}."""
 
     flags = ("--json",)
 
@@ -220,7 +220,7 @@ class JsonShow(Show):
 
 
 def _plain(text: str) -> str:
-    """Text that rich must not read as markup."""
+    """Escape text that rich must not read as markup."""
     return text.replace("[", r"\[")
 
 
@@ -240,7 +240,7 @@ def _facts(m: dict[str, Any]) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """7 s, 2 min 05 s, 3 h 20 min.
+    """Format a duration: 7 s, 2 min 05 s, 3 h 20 min.
 
     >>> format_duration(125)
     '2 min 05 s'
@@ -254,7 +254,7 @@ def format_duration(seconds: float) -> str:
 
 
 def metrics_table(result: Evaluation) -> Table:
-    """Every figure with its interval."""
+    """Return a table of every metric with its interval."""
     table = Table(box=None, padding=(0, 2), title=None)
     for head in (f"on {result.split}", "value", f"{result.confidence:.0%} interval"):
         table.add_column(head, justify="left" if head.startswith("on ") else "right")

@@ -18,37 +18,41 @@ __all__ = ["tune_command"]
 
 ABOUT = """
 \b
-  tauon tune mnist-mlp --lr-range                      which learning rate?
+  tauon tune mnist-mlp --lr-range                      find a learning rate
   tauon tune mine.yaml --lr-range --high 1 --steps 200
 """
 
 
 @click.command("tune", epilog=EPILOG + ABOUT)
 @recipe_arguments
-@click.option("--lr-range", "lr_range", is_flag=True, help="Learning-rate range test: train while the rate rises, draw the loss.")
-@click.option("--low", type=click.FloatRange(min=0, min_open=True), default=1e-6, show_default=True, help="Rate of the first step.")
-@click.option("--high", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, help="Rate of the last step.")
+@click.option("--lr-range", "lr_range", is_flag=True, help="Learning-rate range test: train with a rising learning rate, plot the loss.")
 @click.option(
-    "--steps", type=click.IntRange(10, 100_000), default=100, show_default=True, help="Steps at most; it ends where loss diverges."
+    "--low", type=click.FloatRange(min=0, min_open=True), default=1e-6, show_default=True, help="Learning rate of the first step."
+)
+@click.option(
+    "--high", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True, help="Learning rate of the last step."
+)
+@click.option(
+    "--steps", type=click.IntRange(10, 100_000), default=100, show_default=True, help="Most steps; the test ends when the loss diverges."
 )
 def tune_command(
     recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, lr_range: bool, low: float, high: float, steps: int
 ) -> None:  # fmt: skip
-    """Try out a recipe's settings before the real training. The recipe's own run is not touched.
+    """Find settings of a recipe before the real training. The recipe's own run is not touched.
 
-    --lr-range writes ROOT/NAME.lr-range.html with the curve, and says which rate to begin with.
+    --lr-range writes ROOT/NAME.lr-range.html with the curve, and prints the learning rates to try first.
     """
     from tauon.errors import Problem, RecipeError
     from tauon.recipe import load_recipe
 
     if not lr_range:
-        raise click.UsageError("say what to tune: --lr-range finds the learning rate")
+        raise click.UsageError("nothing to tune. Give --lr-range to find the learning rate")
     if low >= high:
         raise click.UsageError(f"--low {low:g} is not below --high {high:g}")
     tree = load_recipe(recipe, assignments)
     if tree.privacy is not None and tree.privacy.promises:
-        said = "its steps would be taken without privacy, on the data that the recipe protects. Try on public data, with another recipe."
-        raise RecipeError([Problem("privacy", said)])
+        message = "the range test trains without privacy, on data that this recipe protects. Run it on public data, with another recipe."
+        raise RecipeError([Problem("privacy", message)])
     folder = place_of_run(recipe, tree.name, root, assignments)
     show = pick_show(quiet, as_json)
     with show:
@@ -61,14 +65,14 @@ def tune_command(
         click.echo(json.dumps({"kind": "lr-range", "page": str(page)} | test.to_json()))
         return
     if not test.diverged:
-        click.echo(f"The loss did not diverge up to {test.rates[-1]:g}: try a higher --high to see the edge.")
-    click.echo(f"optim.lr={test.steepest:.2g}   where the loss falls fastest: a rate to begin with")
-    click.echo(f"optim.lr={test.tenth:.2g}   a tenth of where it is least: with a warm-up and a falling schedule")
+        click.echo(f"The loss did not diverge up to {test.rates[-1]:g}. Raise --high to see where it does.")
+    click.echo(f"optim.lr={test.steepest:.2g}   the loss falls fastest here: a rate to try first")
+    click.echo(f"optim.lr={test.tenth:.2g}   a tenth of the rate with the lowest loss: for a schedule with warm-up and decay")
     click.echo(f"curve: {page}")
 
 
 def range_test(tree: Recipe, show: Show, *, low: float, high: float, steps: int) -> RangeTest:
-    """The test on one process, with the recipe's data, model, batch and optimizer."""
+    """Run the test on one process, with the recipe's data, model, batch and optimizer."""
     from tauon.data import Loader
     from tauon.distributed import World
     from tauon.plan import make_plan
@@ -92,7 +96,7 @@ def range_test(tree: Recipe, show: Show, *, low: float, high: float, steps: int)
 
 
 def write_page(path: Path, name: str, test: RangeTest) -> None:
-    """The curve as one offline page. Written whole or not at all."""
+    """Write the curve as one offline page, atomically."""
     from tauon.artifacts import atomic_write
     from tauon.report import range_page
 

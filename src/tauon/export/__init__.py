@@ -1,4 +1,4 @@
-"""Export: a checkpoint becomes something that another program loads. Today: Hugging Face folders, PEFT adapters, merged checkpoints."""
+"""Export: converts a checkpoint for other programs. Formats: Hugging Face folders, PEFT adapters, merged checkpoints."""
 
 from tauon.export.weights import export_checkpoint, merge_adapter
 

@@ -1,7 +1,7 @@
-"""The small files that transformers wants beside the weights of a language model: tokenizer.json, tokenizer_config.json with the chat template,
-generation_config.json with the tokens that end a text. Without them it does not stop where the model was trained to stop.
+"""The small files that transformers needs with a language model: tokenizer.json, tokenizer_config.json with the chat template,
+generation_config.json with the tokens that end a text. Without them, generation does not stop where the model was trained to stop.
 
-What the model that training started from brought along is kept, and changed where training changed it. Writes nothing (`weights.py` does).
+Files of the pretrained model are kept, and changed only where training changed them. This file writes nothing (`weights.py` does).
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ __all__ = ["Companions", "companions"]
 
 @dataclass(frozen=True)
 class Companions:
-    """What belongs beside the weights."""
+    """The files and ids that are exported with the weights."""
 
     ids: dict[str, Any] = field(default_factory=dict)
     """`bos_token_id` and `eos_token_id`, for config.json."""
     files: dict[str, str] = field(default_factory=dict)
-    """Contents by name."""
+    """File name -> content."""
 
 
 def companions(record: Mapping[str, Any], beside: Path | None) -> Companions:
-    """Of a checkpoint.
+    """Return the companion files of a checkpoint.
 
     Args:
-        record: what it holds beside weights (`preprocess`).
-        beside: the Hugging Face folder that training started from.
+        record: the checkpoint's state (`preprocess`).
+        beside: the Hugging Face folder of the pretrained model, if there is one.
     """
     preprocess: Mapping[str, Any] = record.get("preprocess") or {}
     if preprocess.get("tokenizer") is None:
@@ -44,7 +44,7 @@ def companions(record: Mapping[str, Any], beside: Path | None) -> Companions:
     if kind in ("chat", "pairs"):
         ends = [int(preprocess.get("end", tokenizer.eos)), tokenizer.eos]
     elif kind == "tokens" and "mask_token" not in preprocess:
-        ends = [tokenizer.eos, tokenizer.bos]  # in training, the next document begins where one ends
+        ends = [tokenizer.eos, tokenizer.bos]  # in training, the next document follows directly
     else:
         return Companions({"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}, _tokenizer_files(tokenizer, None, None, beside))
     ends = list(dict.fromkeys(ends))
@@ -57,13 +57,14 @@ def companions(record: Mapping[str, Any], beside: Path | None) -> Companions:
 
 def _tokenizer_files(tokenizer: Tokenizer, end: int | None, template: str | None, beside: Path | None) -> dict[str, str]:
     if not isinstance(tokenizer, SubwordTokenizer):
-        return {}  # characters and bytes are no tokenizer of theirs
+        return {}  # transformers has no tokenizer of characters or bytes
     own = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     config = _json(beside, "tokenizer_config.json") or own | tokenizer.named
     if end is not None and (text := tokenizer.text_of(end)) is not None:
         config["eos_token"] = text
-    there = None if beside is None else beside / "tokenizer.json"
-    files = {"tokenizer.json": _own_json(tokenizer) if there is None or not there.is_file() else there.read_text(encoding="utf-8")}
+    original = None if beside is None else beside / "tokenizer.json"
+    has_original = original is not None and original.is_file()
+    files = {"tokenizer.json": original.read_text(encoding="utf-8") if original is not None and has_original else _own_json(tokenizer)}
     if template is not None:
         config["chat_template"] = template
         files["chat_template.jinja"] = template
@@ -71,7 +72,7 @@ def _tokenizer_files(tokenizer: Tokenizer, end: int | None, template: str | None
 
 
 def _own_json(tokenizer: SubwordTokenizer) -> str:
-    """tokenizer.json; of a tokenizer that Tauon made, with the token that stood before each document in training put before each text."""
+    """Return tokenizer.json. A tokenizer trained by Tauon adds its beginning-of-document token before each text, as in training."""
     if not tokenizer.splittable:
         return tokenizer.hugging_face_json()
     import tokenizers
@@ -87,5 +88,5 @@ def _own_json(tokenizer: SubwordTokenizer) -> str:
 def _json(folder: Path | None, name: str) -> dict[str, Any]:
     if folder is None or not (folder / name).is_file():
         return {}
-    found = read_json(folder / name)
-    return dict(found) if isinstance(found, dict) else {}
+    content = read_json(folder / name)
+    return dict(content) if isinstance(content, dict) else {}

@@ -1,6 +1,6 @@
-"""A trained model's weights in another layout: a Hugging Face folder, a PEFT adapter, or a checkpoint with its adapters merged in.
+"""Writes a trained model as a Hugging Face folder, a PEFT adapter, or a checkpoint with its adapters merged.
 
-Nothing is trained and nothing rounded: weights are written in float32, adapters are added in float64. A folder that exists is not touched.
+Weights are written in float32 without rounding; adapters are merged in float64. Existing folders are not touched.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ __all__ = ["export_checkpoint", "merge_adapter"]
 
 
 def export_checkpoint(path: Path, to: Path, *, format: Literal["huggingface", "peft"]) -> list[Path]:
-    """Write the run or checkpoint at `path` as `to`; returns the files. Adapters are merged into their base for `huggingface`.
+    """Write the run or checkpoint at `path` to the folder `to` and return its files. `huggingface` merges adapters into their base.
 
-    Raises `CheckpointError` where the model has no counterpart there, `RunError` where `to` exists.
+    Raises `CheckpointError` if the format has no such model, `RunError` if `to` exists.
     """
     if to.exists():
-        raise RunError(f"{to}: exists already, and nothing is overwritten unasked. Choose another name or remove it.")
+        raise RunError(f"{to}: exists already and is not overwritten. Choose another name or remove it.")
     if format == "peft":
         checkpoint = find_checkpoint(path)
         config, base = from_record(checkpoint.state["model"]), checkpoint.state.get("base") or {}
         if config.adapt is None:
-            raise CheckpointError(f"{path} has no adapters. Export it whole: --format huggingface.")
+            raise CheckpointError(f"{path} has no adapters. Export the whole model: --format huggingface.")
         text = "tokens" in config.input_kind
         tensors = checkpoint.lazy("model") | (checkpoint.lazy("ema") if "ema" in checkpoint.groups() else {})
         beside = _folder_of(base["path"])
@@ -51,14 +51,14 @@ def export_checkpoint(path: Path, to: Path, *, format: Literal["huggingface", "p
     start = open_model_folder(str(path))
     record = {} if start.layout == "huggingface" else find_checkpoint(path).state
     beside = start.path if start.layout == "huggingface" else _folder_of((record.get("base") or {}).get("path"))
-    found = _files(record, beside)
-    return write_huggingface(to, start.config, start.tensors, ids=found.ids, labels=start.labels, beside=beside, files=found.files)
+    extra = _files(record, beside)
+    return write_huggingface(to, start.config, start.tensors, ids=extra.ids, labels=start.labels, beside=beside, files=extra.files)
 
 
 def _folder_of(path: Any) -> Path | None:
-    """The Hugging Face folder that training started from, where it is one and still there."""
-    found = Path(str(path))
-    return found if path is not None and (found / "tokenizer.json").is_file() and (found / "config.json").is_file() else None
+    """Return `path` if it is an existing Hugging Face folder with a tokenizer, else None."""
+    folder = Path(str(path))
+    return folder if path is not None and (folder / "tokenizer.json").is_file() and (folder / "config.json").is_file() else None
 
 
 def _files(record: dict[str, Any], beside: Path | None) -> Companions:
@@ -67,18 +67,18 @@ def _files(record: dict[str, Any], beside: Path | None) -> Companions:
 
 
 def merge_adapter(path: Path, to: Path, *, base: Path | None = None) -> Path:
-    """Write a checkpoint `to` in which adapters are part of the weights; returns its folder.
+    """Write a checkpoint to `to` with the adapters merged into the weights, and return its folder.
 
     Args:
         path: a run or checkpoint with adapters, or a PEFT folder.
         to: a folder that does not exist.
-        base: the model that a PEFT folder belongs to; a checkpoint knows its own.
+        base: the base model of a PEFT folder; a checkpoint records its own.
     """
     if to.exists():
-        raise RunError(f"{to}: exists already, and nothing is overwritten unasked. Choose another name or remove it.")
+        raise RunError(f"{to}: exists already and is not overwritten. Choose another name or remove it.")
     if (path / "adapter_config.json").is_file():
         if base is None:
-            raise CheckpointError(f"{path} is a PEFT adapter, which does not hold its base. Give it: --base FOLDER.")
+            raise CheckpointError(f"{path} is a PEFT adapter without its base model. Give the base: --base FOLDER.")
         start = open_model_folder(str(base))
         tensors, record = _with_peft(path, start)
     else:
@@ -86,25 +86,25 @@ def merge_adapter(path: Path, to: Path, *, base: Path | None = None) -> Path:
         if from_record(checkpoint.state["model"]).adapt is None:
             raise CheckpointError(f"{path} has no adapters, so there is nothing to merge.")
         if base is not None:
-            raise CheckpointError(f"{path} knows its base. Drop --base: it is for PEFT folders.")
+            raise CheckpointError(f"{path} records its own base model. Remove --base, which is for PEFT folders.")
         start = open_model_folder(str(path))
         tensors = dict(start.tensors)
         record = {k: checkpoint.state[k] for k in ("task", "spec", "preprocess", "precision", "base") if k in checkpoint.state}
     config = start.config.model_copy(update={"from_": None, "adapt": None})
-    bare = config.build_on_meta()
-    refuse_misfits(bare, tensors, where=str(path))
-    whole = {name: tensors[name].read() if not hasattr(tensors[name], "numel") else tensors[name] for name in bare.state_dict()}
-    return save_checkpoint(to, 0, {"model": whole}, {"model": dump(config), "merged": str(path), **record}).path
+    model = config.build_on_meta()
+    refuse_misfits(model, tensors, where=str(path))
+    weights = {name: tensors[name].read() if not hasattr(tensors[name], "numel") else tensors[name] for name in model.state_dict()}
+    return save_checkpoint(to, 0, {"model": weights}, {"model": dump(config), "merged": str(path), **record}).path
 
 
 def _with_peft(path: Path, start: PretrainedModel) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the base's weights with a PEFT adapter in them, what is known of the base)."""
+    """Return (the base's weights with a PEFT adapter merged, the record of the base)."""
     kind: type[AdaptConfig] = peft_kind(path)
     adapt = adapt_like(kind(from_=str(path)), start.config)
     config: ModelConfig = start.config.model_copy(update={"adapt": adapt})
-    found = read_peft(path, config, config.build_on_meta(), start.fingerprint)
+    adapters = read_peft(path, config, config.build_on_meta(), start.fingerprint)
     record = {"base": start.reference}
     if start.layout == "tauon":
         state = find_checkpoint(start.path).state
         record |= {k: state[k] for k in ("task", "spec", "preprocess", "precision") if k in state}
-    return merged(start.tensors, found, adapt.scale), record
+    return merged(start.tensors, adapters, adapt.scale), record

@@ -1,4 +1,4 @@
-"""Generation: sampling with a KV cache. Shared by the quickstart's samples, `tauon generate`, and serving."""
+"""Generation: sampling from a language model with a KV cache. Used by the evaluation's samples and `tauon generate`."""
 
 from tauon.generate.sample import Sampling, generate, next_token_distribution
 

@@ -1,7 +1,7 @@
 """Sampling text from a causal language model, token by token, with a KV cache.
 
-Each sample is a pure function of (seed, sample number), however many there are. Works on token ids;
-turning text into ids and back is the tokenizer's work.
+Each sample is a pure function of (seed, sample number), independent of how many are drawn. Works on token ids;
+the tokenizer converts text to ids and back.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ def next_token_distribution(logits_V: Tensor, temperature: float, top_k: int | N
     logits_V = logits_V.double()
     if temperature == 0:
         return torch.nn.functional.one_hot(logits_V.argmax(), logits_V.shape[0]).double()
-    p_V = ((logits_V - logits_V.max()) / temperature).softmax(0)  # the largest at 0: a tiny temperature does not overflow
+    p_V = ((logits_V - logits_V.max()) / temperature).softmax(0)  # maximum at 0, so that a tiny temperature does not overflow
     if top_k is not None and top_k < p_V.shape[0]:
         floor = p_V.topk(top_k).values[-1]
         p_V = torch.where(p_V < floor, 0.0, p_V)
     if top_p is not None:
         sorted_p, order = p_V.sort(descending=True)
-        before = sorted_p.cumsum(0) - sorted_p  # mass of likelier tokens: the first is always kept
+        before = sorted_p.cumsum(0) - sorted_p  # mass of more likely tokens: the first is always kept
         p_V = p_V.index_fill(0, order[before >= top_p * p_V.sum()], 0.0)
     return p_V / p_V.sum()
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen."""
+    """How the next token is sampled."""
 
     temperature: float = 0.8
-    """0: always the most likely one."""
+    """0: always the most likely token."""
     top_k: int | None = None
-    """Only among the k most likely."""
+    """Sample only from the k most likely tokens."""
     top_p: float | None = None
-    """Only among the most likely that hold this much probability together."""
+    """Sample only from the most likely tokens that add up to this probability."""
     seed: int = 0
 
     def generator(self, sample: int) -> torch.Generator:
-        """What sample number `sample` is drawn from."""
+        """Return the random generator of sample number `sample`."""
         digest = hashlib.blake2b(f"{self.seed}/sample/{sample}".encode(), digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -64,22 +64,22 @@ def generate(
     stop_id: int | Collection[int] | None = None, context: Callable[[], AbstractContextManager[object]] = nullcontext,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:  # fmt: skip
-    """Continue `prompt` (at least one token id) `samples` times by up to `max_tokens`; returns the new ids of each sample.
+    """Continue `prompt` (at least one token id) `samples` times by up to `max_tokens`; return the new ids of each sample.
 
-    Ends a sample at `stop_id`, or any of them (not returned). When the model's longest sequence is full, the last half goes on as context.
-    `on_token(sample, id)` is told each token as it comes, sample after sample. Raises `DataError` on an empty prompt or ids outside the vocabulary.
+    A sample ends at `stop_id`, or any of them (not returned). When the context is full, its last half is kept as the new context.
+    `on_token(sample, id)` is called with each token, sample after sample. Raises `DataError` for an empty prompt or ids outside the vocabulary.
     """
     refuse_prompt(prompt, model.embed.num_embeddings)
     stops = {stop_id} if isinstance(stop_id, int) else set(stop_id or ())
-    was = model.training
+    was_training = model.training
     model.eval()
     ids = list(prompt)[-model.seq_len :]
-    room = min(model.seq_len, len(ids) + max_tokens)  # a model for very long texts need not pay for them in short ones
-    start = KVCache(model, 1, room)
+    capacity = min(model.seq_len, len(ids) + max_tokens)  # a short text needs no cache for the longest one
+    start = KVCache(model, 1, capacity)
     try:
         first_V = _next_token(model, ids, start, sampling, context)  # the prompt is read once for all samples
-        # One sample after the other: in a batch, the number of rows would change the last bits of a row, and with them,
-        # where two tokens are about equally likely, the text.
+        # One sample after another: in a batch, the number of rows would change the last bits of a row, and therefore the text
+        # where two tokens are almost equally likely.
         out = []
         for i in range(samples):
             new: list[int] = []
@@ -91,23 +91,23 @@ def generate(
                     on_token(i, token)
             out.append(new)
     finally:
-        model.train(was)
+        model.train(was_training)
     return out
 
 
 def refuse_prompt(prompt: Sequence[int], vocab: int) -> None:
-    """Raise `DataError` for a prompt that is empty or of another vocabulary."""
+    """Raise `DataError` if a prompt is empty or has ids outside the vocabulary."""
     if not len(prompt):
-        raise DataError("the prompt has no token; start from the tokenizer's beginning-of-document token")
+        raise DataError("the prompt has no token. Start with the tokenizer's beginning-of-document token.")
     odd = next((i for i in prompt if not 0 <= i < vocab), None)
     if odd is not None:
-        raise DataError(f"the prompt holds token {odd}, the model knows 0 to {vocab - 1}: use the tokenizer it was trained with")
+        raise DataError(f"the prompt has token id {odd}, but the model's ids are 0 to {vocab - 1}. Use the tokenizer it was trained with.")
 
 
 def _continue(
     model: GPT, ids: list[int], p_V: Tensor, cache: KVCache, sample: int, max_tokens: int, sampling: Sampling, context: Any
 ) -> Iterator[int]:
-    """Tokens of one sample, up to `max_tokens`. `p_V`: of the first, `cache`: of the prompt, which is `ids`."""
+    """Yield the tokens of one sample, up to `max_tokens`. `ids`: the prompt, `cache`: its cache, `p_V`: distribution of the first token."""
     draw = sampling.generator(sample)
     for count in range(1, max_tokens + 1):
         u = torch.rand(1, generator=draw, dtype=torch.float64)
@@ -123,10 +123,12 @@ def _continue(
 
 
 def _next_token(model: GPT, pending: list[int], cache: KVCache, sampling: Sampling, context: Any) -> Tensor:
-    """Probabilities of the token behind `pending`, which go into the cache."""
+    """Return the probabilities of the token after `pending`, and add `pending` to the cache."""
     tokens = torch.tensor([pending], dtype=torch.int64, device=model.embed.weight.device)
     with context():
         logits_V = model.logits(model(tokens, cache=cache)[0, -1]).float().cpu()
     if not torch.isfinite(logits_V).all():
-        raise CheckpointError("the model's logits are not finite: training diverged. Use an earlier checkpoint, or train anew.")
+        raise CheckpointError(
+            "the model's logits are not finite: training diverged. Use an earlier checkpoint, or train again with a lower optim.lr."
+        )
     return next_token_distribution(logits_V, sampling.temperature, sampling.top_k, sampling.top_p)

@@ -1,6 +1,6 @@
-"""What every model family shares: its config, its shard plan as plain data, and how each weight starts (`materialize.py` does it).
+"""Base classes of all model families: config, shard plan as plain data, and initialisation of weights (`materialize.py` runs it).
 
-Knows no family. A model is plain single-device code; precision, compile and parallelism are applied from outside.
+Does not depend on any family. A model is plain single-device code; precision, compile and parallelism are applied from outside.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 Shard = Literal["colwise", "rowwise", "vocab", "replicate", "per-head"]
-"""How tensor parallelism may cut a weight (out, in): its rows, its columns, its vocabulary rows, or not at all; `per-head`: not
-at all, but it is applied to each attention head (B T H K), and heads are cut."""
+"""How tensor parallelism may shard a weight (out, in): its rows, its columns, its vocabulary rows, or not at all; `per-head`: not
+at all, but it is applied to each attention head (B T H K), and heads are sharded."""
 
 
 Size = Annotated[Count, Field(ge=1, le=2**28)]
@@ -39,28 +39,28 @@ Size = Annotated[Count, Field(ge=1, le=2**28)]
 
 
 class Model(nn.Module):
-    """A plain module that also says how its weights start and how they may be sharded."""
+    """A plain module that also defines how its weights are initialised and sharded."""
 
     shard_plan: ClassVar[dict[str, Shard]] = {}
     """Parameter name pattern (fnmatch) to `Shard`, first match wins. Names every parameter."""
 
     compiling_pays: ClassVar[bool] = True
-    """Whether compiling the blocks one by one gains anything; `train.compile: auto` asks."""
+    """Whether compiling the blocks one by one is faster; read by `train.compile: auto`."""
 
     slices: int = 1
-    """Processes that share each sequence: the hidden states which a later stage of a pipeline is given are one slice of as many."""
+    """Number of processes that share each sequence: a later pipeline stage gets hidden states of one of as many slices."""
 
     modules_to_save: tuple[str, ...] = ()
-    """Parameters (patterns) that belong to one set of classes or targets: started anew for others, and trained beside adapters."""
+    """Patterns of parameters that belong to one set of classes or targets: initialised again for others, and trained with adapters."""
 
     def linear_layers(self) -> dict[str, nn.Linear]:
-        """By name, the linear layers that an adapter may be put beside: those of the blocks, or else all but the head."""
+        """Return the linear layers that may get an adapter, by name: those of the blocks, or else all except the head."""
         blocks = {id(m) for block in self.blocks_to_compile() for m in block.modules()}
         found = {n: m for n, m in self.named_modules() if isinstance(m, nn.Linear) and (not blocks or id(m) in blocks)}
         return {n: m for n, m in found.items() if not any(fnmatch.fnmatchcase(f"{n}.weight", p) for p in self.modules_to_save)}
 
     def layer_of(self, name: str) -> tuple[int, int]:
-        """(layer, number of layers) of a parameter: 0 before the blocks, 1 for the first, the last behind them. (0, 0): no blocks."""
+        """Return (layer, number of layers) of a parameter: 0 before the blocks, 1 for the first block, last after them. (0, 0): no blocks."""
         return 0, 0
 
     def init_parameter(self, name: str, p: Tensor, g: torch.Generator) -> None:
@@ -72,34 +72,34 @@ class Model(nn.Module):
             nn.init.uniform_(p, -bound, bound, generator=g)
 
     def init_buffers(self) -> None:
-        """Fill buffers that are not parameters (position tables, say) after the model left the meta device."""
+        """Fill buffers (position tables, for example) after the model left the meta device."""
 
     def attentions(self) -> list[nn.Module]:
-        """Modules whose method `attend(q_BTHK, k_BTGK, v_BTGK, ...) -> BTHK` is all that mixes positions. Empty: sequences cannot be shared."""
+        """Return the modules whose method `attend(q_BTHK, k_BTGK, v_BTGK, ...) -> BTHK` alone mixes positions. Empty: no context parallelism."""
         return []
 
     def head_counts(self) -> list[tuple[str, int]]:
-        """(name, number) of what tensor parallelism must divide evenly, beside the sides of matrices."""
+        """Return (name, number) of everything that tensor parallelism must divide evenly, besides matrix sizes."""
         return []
 
     def keep_stages(self, stages: list[tuple[int, int]]) -> list[Model]:
-        """Keep only what the pipeline stages [first block, last block) need, in place, names unchanged; a module for each stage.
+        """Keep only the parts that the pipeline stages [first block, last block) need, in place, names unchanged; return a module per stage.
 
-        A stage maps the tokens, or the hidden states of the one before it, to hidden states. Raises `RecipeError` where this
-        model cannot be cut into stages.
+        A stage maps the tokens, or the hidden states of the stage before it, to hidden states. Raises `RecipeError` if this
+        model cannot be split into stages.
         """
-        raise RecipeError([Problem("parallel.pipeline", "this model cannot be cut into stages. Take replicate or shard.")])
+        raise RecipeError([Problem("parallel.pipeline", "this model cannot be split into pipeline stages. Use replicate or shard.")])
 
     def blocks_to_compile(self) -> list[nn.Module]:
-        """The repeated blocks, in order: what is compiled and checkpointed one by one. Empty: the model is too small to care."""
+        """Return the repeated blocks in order, which are compiled and checkpointed one by one. Empty: the model is too small."""
         return []
 
     def flops_per_example(self, spec: DataSpec) -> float:
-        """Model FLOPs of forward and backward for one example: 6 for each weight that multiplies, attention added."""
+        """Return the model FLOPs of forward and backward for one example: 6 per weight in matrix products, plus attention."""
         return 6.0 * sum(p.numel() for p in self.parameters() if p.ndim >= 2)
 
     def activations_per_example(self, spec: DataSpec) -> float:
-        """About how many numbers the forward pass keeps for the backward pass, for one example: what decides the microbatch."""
+        """Return about how many numbers the forward pass keeps for the backward pass per example; used to choose the microbatch."""
         return 4.0 * sum(p.shape[0] for p in self.parameters() if p.ndim == 2)
 
 
@@ -115,15 +115,15 @@ class ModelConfig(Registered, family="model"):
     """A model family and its sizes."""
 
     input_kind: ClassVar[str | tuple[str, ...]] = "arrays"
-    """What its inputs are (`Task.input_kind`); several where it takes any of them."""
+    """Kind of its inputs (`Task.input_kind`); several if it accepts any of them."""
     reads_codes: ClassVar[bool] = False
-    """Arrays: whether it embeds columns of codes (`DataSpec.categories`). Others would multiply them, and are refused such data."""
+    """Whether it embeds columns of category codes (`DataSpec.categories`). Other models would treat codes as numbers, and are refused."""
 
     from_: str | None = Field(None, alias="from")
-    """Start from a trained model: a run, a checkpoint, a Hugging Face folder, or a name on its hub (org/name, org/name@revision).
-    Sizes are the checkpoint's."""
+    """Start from a pretrained model: a run, a checkpoint, a Hugging Face folder, or a name on the hub (org/name, org/name@revision).
+    Sizes come from the checkpoint."""
     adapt: AdaptConfig | None = None
-    """Adapters beside frozen weights. In a recipe it is a section of its own: `adapt`."""
+    """Adapters for frozen weights. In a recipe this is the separate section `adapt`."""
 
     @classmethod
     def _choose(cls, data: Any) -> Registered:
@@ -132,44 +132,44 @@ class ModelConfig(Registered, family="model"):
         return super()._choose(data)
 
     def convert_state_dict(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Weights by our names, from a published file of weights of this family, where those have other ones."""
+        """Rename the weights of a published file of this family to our names."""
         return tensors
 
     def resolve(self, spec: DataSpec) -> Self:
-        """The same config with every `auto` filled in from the data. Raises `RecipeError` where they cannot fit."""
+        """Return the config with every `auto` filled in from the data. Raises `RecipeError` if model and data do not fit."""
         return self
 
     @classmethod
     def random_fields(cls) -> tuple[str, ...]:
-        """Fields by which training draws at random inside the model (dropout, dropped paths): 0 switches each off."""
+        """Return the fields of random draws in the model during training (dropout, drop path): 0 switches each off."""
         return tuple(k for k in cls.model_fields if k.endswith("dropout") or k == "drop_path")
 
     def build_on_meta(self) -> Model:
-        """The module on the meta device, with its adapters: shapes without memory. Raises `RecipeError` for sizes that cannot be."""
+        """Build the module with its adapters on the meta device: shapes without memory. Raises `RecipeError` for impossible sizes."""
         with torch.device("meta"):
             try:
                 model = self.build()
             except RuntimeError as err:  # a size that overflows 63 bits
-                raise RecipeError([Problem("model", f"cannot be built ({str(err).splitlines()[0]}). Take smaller sizes.")]) from None
+                raise RecipeError([Problem("model", f"cannot be built ({str(err).splitlines()[0]}). Use smaller sizes.")]) from None
             if self.adapt is not None:
                 self.adapt.inject_adapters(model, model.linear_layers(), model.modules_to_save)
         return model
 
     def build(self) -> Model:
-        """The module, on the current default device, weights not initialised (see `materialize`)."""
+        """Build the module on the default device, without initialising weights (see `materialize`)."""
         raise NotImplementedError
 
 
 def from_record(record: dict[str, object]) -> ModelConfig:
-    """The config back from what a checkpoint recorded (`dump(config)`)."""
+    """Return the config from a checkpoint's record (`dump(config)`)."""
     return parse(ModelConfig, record, "checkpoint")
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Number of distinct parameters (a tied weight counts once)."""
+    """Return the number of distinct parameters (a tied weight counts once)."""
     return sum(p.numel() for p in model.parameters())
 
 
 def record(config: ModelConfig) -> dict[str, object]:
-    """What a checkpoint keeps of a config."""
+    """Return a config as a checkpoint stores it."""
     return dump(config)

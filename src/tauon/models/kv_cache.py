@@ -1,4 +1,4 @@
-"""Keys and values that generation has computed already."""
+"""Cache of the attention keys and values of earlier tokens, for generation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["KVCache"]
 
 
 class KVCache:
-    """Keys and values of the tokens so far, one pair a layer: B G T K, allocated once for `max_len` tokens."""
+    """Keys and values of the tokens so far, one pair per layer: B G T K, allocated once for `max_len` tokens."""
 
     def __init__(self, model: Any, batch: int, max_len: int, dtype: torch.dtype | None = None) -> None:
         """`model`: a `GPT`, whose attentions say how many heads there are, and how wide."""
@@ -26,13 +26,13 @@ class KVCache:
         self.length = 0
 
     def copy(self) -> KVCache:
-        """A cache of its own with the same content: several texts may go on from one beginning."""
+        """Return an independent copy, so that several texts can continue from one prompt."""
         twin = copy.copy(self)
         twin.layers = [(k.clone(), v.clone()) for k, v in self.layers]
         return twin
 
     def append(self, layer: int, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Put new keys and values behind the old; returns all of them. `length` moves when the last layer has written."""
+        """Append new keys and values and return all of them. `length` changes when the last layer has written."""
         keys, values = self.layers[layer]
         end = self.length + k_BGTK.shape[2]
         keys[:, :, self.length : end] = k_BGTK

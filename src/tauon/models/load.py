@@ -1,7 +1,7 @@
-"""Where a model's first weights come from, when they are not drawn: a run or a checkpoint of Tauon, a Hugging Face folder, a name on its hub.
+"""Loads pretrained models: from a run or checkpoint of Tauon, a Hugging Face folder, or a name on its hub.
 
-`open_model_folder` finds and opens it; `resolved` turns a recipe's `model` section into the architecture that the checkpoint has, refusing
-what contradicts it; `initial_weights` says which tensor goes where. Tensors are read when they are asked for, by slices.
+`open_model_folder` finds and opens a model; `resolved` turns a recipe's `model` section into the checkpoint's architecture and refuses
+contradictions; `initial_weights` matches tensors and parameters. Tensors are read lazily, by slices.
 """
 
 from __future__ import annotations
@@ -43,62 +43,63 @@ __all__ = [
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w.-]+)?")
 _FILES = (".safetensors", ".pt", ".pth", ".th", ".bin")
-"""Names of files of weights end so."""
+"""Suffixes of files of weights."""
 _FREE = ("from_", "adapt", "dropout", "input_dropout", "seq_len", "outputs", "drop_path")
-"""Fields that may differ from the checkpoint's, or that shapes decide."""
+"""Fields that may differ from the checkpoint's, or that follow from shapes."""
 
 
 @register("checkpoint")
 class CheckpointConfig(ModelConfig):
-    """Whatever model `from` holds: what is meant where no kind is given."""
+    """The model of a checkpoint (`from`); the default if `from` is set and no kind."""
 
     input_kind = ("tokens", "masked-tokens", "labelled-text", "chat", "pairs", "arrays", "series", "signals")
 
     dropout: Fraction | None = None
     """Share of activations dropped in training. Left out: the checkpoint's."""
     seq_len: Size | None = None
-    """Longest sequence in tokens, for models whose positions are rotary. Left out: the checkpoint's."""
+    """Longest sequence in tokens, for models with rotary positions. Left out: the checkpoint's."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.raw_value("from_") is None:
-            yield "from", "is missing: kind checkpoint takes its architecture from there. Give a run or a folder, or another kind."
+            yield (
+                "from",
+                "is missing: kind checkpoint takes its architecture from it. Set model.from to a run or a folder, or use another kind.",
+            )
 
 
 @dataclass(frozen=True)
 class PretrainedModel:
-    """A trained model on disk."""
+    """A pretrained model on disk."""
 
     path: Path
     layout: str
-    """`tauon`, `huggingface`, or `weights`: a file of them alone."""
+    """`tauon`, `huggingface`, or `weights` (a file of weights only)."""
     config: ModelConfig
     """Its architecture, without adapters."""
     tensors: Mapping[str, Any]
-    """Weights by our names, read when asked for."""
+    """Weights by our names, read lazily."""
     fingerprint: str
-    """Stands for its weights."""
+    """Hash that identifies its weights."""
     labels: tuple[str, ...]
-    """Names of its classes, where it has some and says them."""
+    """Names of its classes, if it records them."""
     called: Mapping[str, str]
-    """Our name of a weight -> how the file calls it."""
+    """Our name of a weight -> its name in the file."""
     unknown: tuple[str, ...] = ()
-    """Weights in the file that no table knows."""
+    """Weights in the file that have no counterpart here."""
     dropped: tuple[str, ...] = ()
     """Weights in the file that belong to another task's head."""
 
     @property
     def reference(self) -> dict[str, str]:
-        """What a checkpoint of adapters keeps of the base that they belong to."""
+        """The reference to the base model that a checkpoint of adapters stores."""
         return {"path": str(self.path), "fingerprint": self.fingerprint}
 
 
 def open_model_folder(ref: str) -> PretrainedModel:
-    """Open what `model.from` names. Raises `CheckpointError` where there is nothing, or nothing that can be read."""
+    """Open the model that `model.from` names. Raises `CheckpointError` if it does not exist or cannot be read."""
     path = _found(ref)
     if path.is_file():
-        raise CheckpointError(
-            f"model.from: {ref} is a file of weights, which says nothing of the architecture. Give model.kind and its sizes."
-        )
+        raise CheckpointError(f"model.from: {ref} is a file of weights without the architecture. Set model.kind and its sizes.")
     if is_huggingface(path):
         f = open_huggingface(path)
         labels = tuple(str(v) for _, v in sorted((f.raw.get("id2label") or {}).items(), key=lambda kv: int(kv[0])))
@@ -108,7 +109,7 @@ def open_model_folder(ref: str) -> PretrainedModel:
     checkpoint = find_checkpoint(path)
     record = checkpoint.state.get("model")
     if record is None:
-        raise CheckpointError(f"{checkpoint.path}: does not say which model it is of. Give the checkpoint of a run.")
+        raise CheckpointError(f"{checkpoint.path}: does not record its model. Use the checkpoint of a run.")
     config = from_record(record)
     labels = tuple((checkpoint.state.get("spec") or {}).get("labels") or ())
     tensors = weights_of(checkpoint)
@@ -121,19 +122,19 @@ def open_model_folder(ref: str) -> PretrainedModel:
 
 
 def is_weights(ref: str) -> bool:
-    """Whether `model.from` names a file of weights alone."""
+    """Return whether `model.from` names a file of weights only."""
     path = Path(ref).expanduser()
     return path.is_file() and path.suffix in _FILES
 
 
 def is_checkpoint(ref: str) -> bool:
-    """Whether `model.from` names a run or a checkpoint of Tauon that is there."""
+    """Return whether `model.from` names an existing run or checkpoint of Tauon."""
     path = Path(ref).expanduser()
     return path.is_dir() and not is_huggingface(path)
 
 
 def open_pretrained(config: ModelConfig) -> PretrainedModel | None:
-    """What a recipe's `model` starts from, opened; None where it starts from nothing."""
+    """Open the pretrained model of a recipe's `model` section; None if it has none."""
     if config.from_ is None:
         return None
     if not is_weights(config.from_) or isinstance(config, CheckpointConfig):
@@ -144,7 +145,7 @@ def open_pretrained(config: ModelConfig) -> PretrainedModel | None:
 
 
 def weights_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What is evaluated of a checkpoint: the average where there is one."""
+    """Return the weights of a checkpoint that are evaluated: the average if there is one."""
     tensors: dict[str, Any] = dict(checkpoint.lazy("model"))
     if "ema" in checkpoint.groups():
         tensors |= checkpoint.lazy("ema")
@@ -153,14 +154,14 @@ def weights_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def base_of(checkpoint: Checkpoint) -> PretrainedModel:
-    """The model that a checkpoint's adapters belong to. `CheckpointError` where it is gone, or another one lies there."""
-    said = checkpoint.state.get("base") or {}
-    pretrained = open_pretrained(from_record(checkpoint.state["model"]).model_copy(update={"from_": str(said.get("path"))}))
+    """Open the base model of a checkpoint's adapters. `CheckpointError` if it is missing or was replaced."""
+    base = checkpoint.state.get("base") or {}
+    pretrained = open_pretrained(from_record(checkpoint.state["model"]).model_copy(update={"from_": str(base.get("path"))}))
     assert pretrained is not None
-    if pretrained.fingerprint != said.get("fingerprint"):
+    if pretrained.fingerprint != base.get("fingerprint"):
         raise CheckpointError(
-            f"{checkpoint.path} holds adapters for another base: {said['path']} was {str(said.get('fingerprint'))[:12]} when they were "
-            f"trained, and is {pretrained.fingerprint[:12]}. Put back the model that they belong to."
+            f"{checkpoint.path} has adapters for another base: {base['path']} had fingerprint {str(base.get('fingerprint'))[:12]} when they "
+            f"were trained, and now has {pretrained.fingerprint[:12]}. Restore that base model."
         )
     return pretrained
 
@@ -184,7 +185,7 @@ def _found(ref: str) -> Path:
 
 
 def _from_hub(ref: str) -> Path:
-    """Download `org/name` or `org/name@revision`, or find it in the hub's own cache."""
+    """Download `org/name` or `org/name@revision`, or find it in the hub's cache."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as err:
@@ -193,9 +194,10 @@ def _from_hub(ref: str) -> Path:
     patterns = ["*.json", "*.safetensors", "*.jinja", "vocab.txt"]
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
-    except Exception as err:  # its errors are many: offline, not there, not allowed
+    except Exception as err:  # it raises many types: offline, not found, no permission
         raise CheckpointError(
-            f"model.from: there is no folder {ref}, and the Hugging Face hub does not give it ({type(err).__name__}: {str(err).splitlines()[0]}). "
+            f"model.from: there is no folder {ref}, and it could not be downloaded from the Hugging Face hub "
+            f"({type(err).__name__}: {str(err).splitlines()[0]}). "
             "Check the name and the network, or give a folder."
         ) from None
 
@@ -240,46 +242,46 @@ def resolved(config: ModelConfig, spec: DataSpec) -> ModelConfig:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How a checkpoint's weights fit a model."""
+    """Result of matching a checkpoint's weights with a model."""
 
     taken: dict[str, Any]
     """Weights of the model that the checkpoint has."""
     fresh: tuple[str, ...]
-    """Weights of the model's head that start anew: other classes, another task, or a head that the checkpoint has not."""
+    """Weights of the model's head that are initialised from scratch: other classes, another task, or no head in the checkpoint."""
     dropped: tuple[str, ...]
-    """Weights of the checkpoint's head that the model has no use for."""
+    """Weights of the checkpoint's head that the model does not use."""
 
     def describe(self) -> str:
-        """In words, for the person whose run it is."""
+        """Return a description for the log."""
         parts = [f"{len(self.taken):,} tensors"]
         if self.fresh:
-            parts.append(f"initialised anew: {', '.join(self.fresh)}")
+            parts.append(f"initialised from scratch: {', '.join(self.fresh)}")
         if self.dropped:
-            parts.append(f"left out: {', '.join(self.dropped)}")
+            parts.append(f"not loaded: {', '.join(self.dropped)}")
         return "; ".join(parts)
 
 
 def match_weights(model: Model, pretrained: PretrainedModel) -> LoadReport:
-    """Match names and shapes. Missing, left-over and mis-shaped weights are a `CheckpointError` that lists them all."""
+    """Match names and shapes. Missing, unexpected and misshaped weights raise a `CheckpointError` that lists them all."""
     own = {name: tuple(t.shape) for name, t in model.state_dict().items() if not is_adapter(name)}
     tensors = dict(pretrained.tensors)
 
     def heads(name: str) -> list[str]:
         return [p for p in model.modules_to_save if fnmatch.fnmatchcase(name, p)]
 
-    anew: set[str] = set()
+    reinitialised: set[str] = set()
     wrong: list[str] = []
     for name, shape in own.items():
-        there = tuple(tensors[name].shape) if name in tensors else None
+        saved_shape = tuple(tensors[name].shape) if name in tensors else None
         called = pretrained.called.get(name, name)
-        if there is None:
-            anew.update(heads(name))
+        if saved_shape is None:
+            reinitialised.update(heads(name))
             wrong += [] if heads(name) else [f"missing {called} {shape}"]
-        elif there != shape:
-            resized = bool(heads(name)) and there[1:] == shape[1:]
-            anew.update(heads(name) if resized else ())
-            wrong += [] if resized else [f"{called} has shape {there}, the model's is {shape}"]
-    fresh = [n for n in own if any(fnmatch.fnmatchcase(n, p) for p in anew)]
+        elif saved_shape != shape:
+            resized = bool(heads(name)) and saved_shape[1:] == shape[1:]
+            reinitialised.update(heads(name) if resized else ())
+            wrong += [] if resized else [f"{called} has shape {saved_shape}, the model's is {shape}"]
+    fresh = [n for n in own if any(fnmatch.fnmatchcase(n, p) for p in reinitialised)]
     over = [n for n in tensors if n not in own]
     dropped = [n for n in over if n.partition(".")[0] in ("head", "pooler", "transform", "transform_norm")]
     wrong += [f"left over {pretrained.called.get(n, n)} {tuple(tensors[n].shape)}" for n in over if n not in dropped]
@@ -292,28 +294,28 @@ def match_weights(model: Model, pretrained: PretrainedModel) -> LoadReport:
 
 
 def frozen_base_weights(config: ModelConfig, checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """The frozen weights that belong to a checkpoint of adapters."""
+    """Return the frozen base weights of a checkpoint of adapters."""
     return match_weights(config.build_on_meta(), base_of(checkpoint)).taken
 
 
 def initial_weights(config: ModelConfig, model: Model) -> Mapping[str, Any]:
-    """What `materialize` puts into a model on the meta device before anything cuts it: nothing where the config starts from nowhere."""
+    """Return the pretrained weights for `materialize`; empty if the config has no `from`."""
     if config.from_ is None:
         return {}
     pretrained = open_pretrained(config)
     assert pretrained is not None
-    found = match_weights(model, pretrained).taken
+    weights = match_weights(model, pretrained).taken
     if config.adapt is not None and config.adapt.from_ is not None:
-        found |= read_peft(Path(config.adapt.from_), config, model, pretrained.fingerprint)
-    return found
+        weights |= read_peft(Path(config.adapt.from_), config, model, pretrained.fingerprint)
+    return weights
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Any], *, where: str = "checkpoint", partial: bool = False) -> None:
-    """Copy tensors into the model by name. Missing, left-over or mis-shaped weights are a `CheckpointError` that lists them.
+    """Copy tensors into the model by name. Missing, unexpected or misshaped weights raise a `CheckpointError` that lists them.
 
-    `tensors`: tensors, or what reads them from a file when asked (`Checkpoint.lazy`): of a sharded model, each process reads its part.
-    Of a model with adapters, those, and what trains beside them: the frozen base is not in a checkpoint.
-    `partial`: the model is one stage of a pipeline, and the others' weights are no left-overs.
+    `tensors`: tensors, or lazy readers (`Checkpoint.lazy`): with a sharded model, each process reads its shards.
+    For a model with adapters: the adapters and other trainable weights, because the frozen base is not in a checkpoint.
+    `partial`: the model is one pipeline stage, so weights of other stages are allowed.
     """
     refuse_misfits(model, tensors, where=where, partial=partial)
     with torch.no_grad():
@@ -322,7 +324,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Any], *, where: str = "
 
 
 def refuse_misfits(model: nn.Module, tensors: Mapping[str, Any], *, where: str = "checkpoint", partial: bool = False) -> None:
-    """`CheckpointError` that lists weights which the model has and `tensors` has not, the other way round, or in another shape."""
+    """Raise `CheckpointError` that lists missing, unexpected and misshaped weights."""
     own = saved_weights(model)
     wrong = [f"missing {k} {tuple(v.shape)}" for k, v in own.items() if k not in tensors]
     wrong += [f"left over {k} {tuple(v.shape)}" for k, v in tensors.items() if k not in own and not partial]

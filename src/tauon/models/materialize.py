@@ -1,6 +1,6 @@
-"""A model in memory: built without numbers, cut by whatever cuts it, allocated, and filled.
+"""Creates a model: builds it on the meta device, applies parallelism, allocates it, and fills its weights.
 
-Initial weights are a pure function of (seed, parameter name), so that every layout and every order of building starts from the same numbers.
+Initial weights are a pure function of (seed, parameter name), so that every layout starts from the same numbers.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def materialize(
     config: ModelConfig, *, seed: int, device: torch.device | str = "cpu", transform: Callable[[Model], None] | None = None,
     weights: Mapping[str, Any] | None = None, half: bool = False,
 ) -> Model:  # fmt: skip
-    """Build on the meta device, allocate on `device`, and fill: with the weights that it starts from, else drawn from (seed, name).
+    """Build on the meta device, allocate on `device`, and fill: with pretrained weights, else with draws from (seed, name).
 
     Args:
         config: a resolved config.
-        seed: of what is drawn.
-        device: where the parameters live.
-        transform: called with the model on the meta device: parallelism cuts it there, and each process then allocates and keeps its own
-            part of the same numbers.
-        weights: tensors by name, or what reads them from a file (`Checkpoint.lazy`). Left out: those of `config.from_`.
-        half: keep frozen matrices that have an adapter in bfloat16, for matrix products that round to it anyway.
+        seed: seed of the draws.
+        device: device of the parameters.
+        transform: called with the model on the meta device: parallelism shards it there, and each process then allocates only its own
+            shards of the same numbers.
+        weights: tensors by name, or lazy readers of them (`Checkpoint.lazy`). Default: those of `config.from_`.
+        half: store frozen matrices that have an adapter in bfloat16, for matrix products that round to it anyway.
     """
     model = config.build_on_meta()
     if weights is None:
@@ -65,7 +65,7 @@ def materialize(
 
 @torch.no_grad()
 def _fill_parameters(model: Model, weights: Mapping[str, Any], seed: int, *, rounded: bool) -> None:
-    """Each from `weights`, or drawn. `rounded`: the bases of adapters are kept in four bits."""
+    """Fill each parameter from `weights`, or with draws. `rounded`: the bases of adapters are stored in four bits."""
     for name, p in model.named_parameters():
         if name in weights:
             _take(p, weights[name])
@@ -81,7 +81,7 @@ def _fill_parameters(model: Model, weights: Mapping[str, Any], seed: int, *, rou
 
 
 def _fill_buffers(model: Model, weights: Mapping[str, Any]) -> None:
-    """Zero, then what the model makes of them, then what was saved."""
+    """Fill buffers: zero, then the model's own initialisation, then saved values."""
     with torch.no_grad():
         for b in model.buffers():
             b.zero_()
@@ -99,7 +99,7 @@ def _fill_buffers(model: Model, weights: Mapping[str, Any]) -> None:
 
 
 def _take(p: nn.Parameter, source: Any) -> None:
-    """Copy this process's part of `source` into `p`. What does not train and lies in a file as it is wanted is mapped, not copied."""
+    """Copy this process's shard of `source` into `p`. A frozen weight whose file has the right type is memory-mapped, not copied."""
     if not p.requires_grad and p.device.type == "cpu" and not is_dtensor(p) and not isinstance(source, Tensor):
         whole = source.read()
         if whole.dtype == p.dtype:
@@ -115,7 +115,7 @@ def _whole(source: Any) -> Tensor:
 
 
 def _halve(model: Model) -> None:
-    """Frozen matrices with a LoRA adapter, on the meta device, in bfloat16."""
+    """Convert frozen matrices with a LoRA adapter, on the meta device, to bfloat16."""
     for name, p in list(model.named_parameters()):
         owner, _, leaf = name.rpartition(".")
         layer = model.get_submodule(owner)
@@ -124,6 +124,6 @@ def _halve(model: Model) -> None:
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Name of each parameter that is another's tensor -> the first name of it."""
+    """Return name of each tied parameter -> the first name of its tensor."""
     first: dict[int, str] = {}
     return {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False) if first.setdefault(id(p), name) != name}

@@ -27,7 +27,7 @@ class BatchNorm(nn.Module):
     """(x - mean) / sqrt(var + eps) * weight + bias for each channel of BC... ; torch's formulas and names, without its step counter."""
 
     track_running_stats = True
-    """As torch's: what looks for running statistics finds them."""
+    """As in torch: marks layers with running statistics."""
 
     def __init__(self, channels: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
         super().__init__()
@@ -40,10 +40,10 @@ class BatchNorm(nn.Module):
         self.momentum, self.eps = momentum, eps
         self.statistics_group: Any = None
         self.moves = True
-        """Whether a training pass moves the running statistics (see `still`)."""
+        """Whether a training pass updates the running statistics (see `freeze_running_stats`)."""
 
     def start(self) -> None:
-        """Running statistics of nothing seen: mean 0, variance 1."""
+        """Reset the running statistics: mean 0, variance 1."""
         self.running_mean.zero_()
         self.running_var.fill_(1)
 
@@ -51,7 +51,7 @@ class BatchNorm(nn.Module):
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         running = (self.running_mean, self.running_var)
-        if not self.moves:  # copies move, not nothing: a second pass must save as many tensors as the first did
+        if not self.moves:  # update copies, because a recomputed pass must save as many tensors as the first one
             running = (self.running_mean.clone(), self.running_var.clone())
         if self.statistics_group is not None:
             return batch_norm_over(self.statistics_group, x, self.weight, self.bias, *running, self.momentum, self.eps)
@@ -86,7 +86,7 @@ def tempered_sigmoid(x: Tensor, s: float, T: float, o: float) -> Tensor:
 
 
 def norm_of(channels: int, groups: int | None) -> nn.Module:
-    """Batch norm, or with `groups` group norm."""
+    """Return batch norm, or group norm if `groups` is set."""
     return BatchNorm(channels) if groups is None else nn.GroupNorm(groups, channels)
 
 
@@ -102,7 +102,7 @@ def drop_path(x: Tensor, share: float, training: bool) -> Tensor:
 
 @contextmanager
 def freeze_running_stats(model: nn.Module) -> Iterator[None]:
-    """Inside, training passes leave the running statistics as they are: for passes that do not count, or that are made again."""
+    """Inside the context, training passes do not update running statistics: for passes that do not count, or that are recomputed."""
     layers = [m for m in model.modules() if isinstance(m, BatchNorm)]
     before = [m.moves for m in layers]
     for m in layers:

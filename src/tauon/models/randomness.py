@@ -1,4 +1,4 @@
-"""Random draws inside a model: dropout, dropped paths, masks. Models take them from here and not from torch.
+"""Random draws inside a model: dropout, drop path, masks. Models use these functions instead of torch's.
 
 Outside `keyed_rows` they are torch's own calls, bit for bit. Inside, which private training opens around each loss, a draw of an example is a
 function of the example's seed, of the call, and of the place of the number inside the example: not of where the example stands in the batch,
@@ -45,18 +45,18 @@ LANES = 2**16
 
 @dataclass
 class Rows:
-    """What draws are made from inside `keyed_rows`."""
+    """State of the draws inside `keyed_rows`."""
 
     seeds_B: Tensor | None
-    """One for each example that the model is given; None: nobody knows which they are, and whatever draws is refused."""
+    """Seed of each example that the model gets; None: the examples are unknown, and every draw is refused."""
     call_seed: int = 0
     accelerator: Tensor | None = None
-    """State of the accelerator's generator at the beginning."""
+    """Initial state of the accelerator's generator."""
     calls: int = 0
-    """Draws of the CPU's generator that were made here."""
+    """Number of draws from the CPU's generator."""
 
     def refuse_others(self) -> None:
-        """Behind the forward pass: `RecipeError` where anything was drawn that was not drawn here."""
+        """Raise `RecipeError`, after the forward pass, if anything was drawn other than through this file."""
         if self.accelerator is not None:
             assert self.seeds_B is not None
             moved = not torch.equal(self.accelerator, torch.cuda.get_rng_state(self.seeds_B.device))
@@ -64,9 +64,9 @@ class Rows:
             moved = False
         if moved or not torch.equal(torch.get_rng_state(), _state_after(self.call_seed, self.calls)):
             raise RecipeError(
-                "the model or the task draws random numbers by itself (F.dropout, torch.rand, attention with dropout): by the place in the batch, "
-                "so that one example more changes the draws of the others, and clipping bounds nobody's influence. Take dropout, attention and "
-                "uniform_rows of tauon.models.randomness in place of torch's, or set it to 0."
+                "the model or the task draws random numbers itself (F.dropout, torch.rand, attention with dropout). Such draws depend on the position "
+                "in the batch: one more example changes those of the others, so clipping does not bound its influence. Use dropout, attention and "
+                "uniform_rows of tauon.models.randomness instead of torch's, or set it to 0."
             )
 
 
@@ -80,7 +80,7 @@ _rows: Rows | None = None
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """`F.dropout(x, p, training)`: numbers of `x` become 0 with probability `p`, the rest grows by 1 / (1 - p)."""
+    """Like `F.dropout(x, p, training)`: elements become 0 with probability `p`, the rest is scaled by 1 / (1 - p)."""
     if not _KEYED:
         return F.dropout(x, p, training)
     if not training or p == 0 or not x.numel():
@@ -89,7 +89,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, dropout_p: float = 0.0) -> Tensor:
-    """`F.scaled_dot_product_attention`. Where dropout is keyed the probabilities are formed, as no fused kernel takes masks from outside."""
+    """Like `F.scaled_dot_product_attention`. Keyed dropout computes the probabilities explicitly: fused kernels do not accept masks."""
     if not _KEYED or dropout_p == 0:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout_p)
     scores = q @ k.mT / math.sqrt(q.shape[-1])
@@ -100,7 +100,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = Non
 
 
 def uniform_rows(count: int, device: torch.device) -> Tensor:
-    """(count) even in [0, 1), float32, one for each row: `torch.rand(count)`."""
+    """Return (count) uniform numbers in [0, 1), float32, one for each row, like `torch.rand(count)`."""
     return _uniform(count, device) if _KEYED else torch.rand(count, device=device)
 
 
@@ -108,14 +108,14 @@ class KeyedDropout(nn.Dropout):
     """`nn.Dropout` whose draws can be keyed."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """As torch's."""
+        """Like torch's dropout."""
         return dropout(input, self.p, self.training)
 
 
 def key_layers(model: nn.Module) -> None:
-    """Let torch's dropout layers in `model` take their draws from here; nothing changes outside `keyed_rows`.
+    """Make torch's dropout layers in `model` draw through this file; nothing changes outside `keyed_rows`.
 
-    Raises `RecipeError` naming each layer that draws by itself in a way that cannot be replaced.
+    Raises `RecipeError` that names each layer whose own draws cannot be replaced.
     """
     wrong = []
     for name, layer in model.named_modules():
@@ -125,8 +125,8 @@ def key_layers(model: nn.Module) -> None:
             wrong.append(f"{name or type(layer).__name__} is a {type(layer).__name__} with {said}")
     if wrong:
         raise RecipeError(
-            f"{'; '.join(wrong)}: torch draws it by the place in the batch, so that one example more changes the masks of the others, and no "
-            "private step can use it. Set it to 0, and put nn.Dropout, or dropout of tauon.models.randomness, behind the layer."
+            f"{'; '.join(wrong)}: torch draws its mask by the position in the batch, so one more example changes the masks of the others, which "
+            "a private step cannot allow. Set it to 0, and use nn.Dropout, or dropout of tauon.models.randomness, after the layer."
         )
 
 
@@ -170,20 +170,20 @@ def _as(rows: Rows | None) -> Iterator[None]:
 
 
 def seeds_of_rows() -> Tensor | None:
-    """The seeds of the examples that the model is given at the moment; None where draws are not keyed, or nothing may be drawn."""
+    """Return the seeds of the examples that the model gets now; None if draws are not keyed, or nothing may be drawn."""
     return None if _rows is None else _rows.seeds_B
 
 
 @contextmanager
 def first_row_alone() -> Iterator[None]:
-    """Inside, the model is given the first example alone."""
+    """Inside the context, the model gets only the first example."""
     with _as(None if _rows is None else Rows(None if _rows.seeds_B is None else _rows.seeds_B[:1])):
         yield
 
 
 @contextmanager
 def part_of_rows(seeds: Tensor | None) -> Iterator[None]:
-    """Inside, a layer is given the examples of `seeds` alone: a part of the batch, under vmap. None: as it was."""
+    """Inside the context, a layer gets only the examples of `seeds`: a part of the batch, under vmap. None: unchanged."""
     if seeds is None or _rows is None:
         yield
         return
@@ -212,8 +212,8 @@ def _dropout(x: Tensor, p: float) -> Tensor:
     rows, B = len(x), len(h_B)
     if rows % B or not B:
         raise RecipeError(
-            f"dropout of {rows} rows for {B} examples: which row is whose cannot be told, and each example needs a mask of its own. Keep the batch "
-            "in the first dimension of what is dropped."
+            f"dropout of {rows} rows for {B} examples: it is unknown which rows belong to which example, and each example needs its own mask. "
+            "Keep the batch in the first dimension of the input of dropout."
         )
     each = x.numel() // B
     least = min(max(1, round(p * LANES)), LANES - 1)
@@ -225,24 +225,26 @@ def _dropout(x: Tensor, p: float) -> Tensor:
 def _uniform(count: int, device: torch.device) -> Tensor:
     h_B = _call()
     if count % len(h_B):
-        raise RecipeError(f"{count} draws for {len(h_B)} examples: which is whose cannot be told. Draw one for each example of the batch.")
+        raise RecipeError(
+            f"{count} draws for {len(h_B)} examples: it is unknown which belong to which example. Draw one for each example of the batch."
+        )
     bits = _mixed(h_B[:, None] ^ _places(count // len(h_B), h_B.device))
     return ((bits >> 40) & 0xFFFFFF).float().mul_(2**-24).view(count).to(device)
 
 
 def _keep_out_of_compiled_code() -> None:
-    """Keyed draws are made eagerly. At the first use, not at import: torch's compiler takes seconds to load."""
+    """Exclude keyed draws from compilation. At first use, not at import: torch's compiler takes seconds to load."""
     global _dropout, _uniform
     if not hasattr(_dropout, "_torchdynamo_disable"):
         _dropout, _uniform = torch.compiler.disable(_dropout), torch.compiler.disable(_uniform)
 
 
 def _call() -> Tensor:
-    """(B) a number for each example, another at each call."""
+    """Return (B) a number for each example, different at each call."""
     assert _rows is not None
     if _rows.seeds_B is None:
         raise RecipeError(
-            "the model draws random numbers, and its batch does not say which examples its rows are: an example's draws must be its own. Fill in "
+            "the model draws random numbers, but the batch does not say which examples its rows are, and each example needs its own draws. Set "
             "Batch.draws or Batch.index (a PrivateLoader does), or set dropout to 0."
         )
     _rows.calls += 1

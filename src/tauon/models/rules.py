@@ -1,4 +1,4 @@
-"""What a recipe's model cannot be together with its task."""
+"""Recipe rules of models: which model fits which task, and where adapters may be used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__: list[str] = []
 
 @recipe_rule
 def model_reads_what_the_task_gives(recipe: Any) -> Iterator[tuple[str, str]]:
-    """A model reads one kind of input, or several."""
+    """Yield a problem if the model does not read the kind of input that the task gives."""
     task, model = recipe.raw_value("task"), recipe.raw_value("model")
     if model.kind_ == "checkpoint" or task.input_kind in (model.input_kind if isinstance(model.input_kind, tuple) else (model.input_kind,)):
         return  # what a checkpoint reads is known when it is opened
@@ -21,15 +21,15 @@ def model_reads_what_the_task_gives(recipe: Any) -> Iterator[tuple[str, str]]:
     reads = model.input_kind if isinstance(model.input_kind, str) else " or ".join(model.input_kind)
     yield (
         "model.kind",
-        f"{model.kind_} reads {reads}, and task {task.kind_} gives it {task.input_kind}. Take one of {fit}, or another task.",
+        f"{model.kind_} reads {reads}, but task {task.kind_} gives {task.input_kind}. Use one of {fit}, or another task.",
     )
 
 
 @recipe_rule
 def adapters_have_a_base(recipe: Any) -> Iterator[tuple[str, str]]:
-    """Adapters are put beside a trained model, in a section of their own."""
+    """Yield a problem if adapters are in the wrong section, or have no base model."""
     model = recipe.raw_value("model")
     if model.raw_value("adapt") is not None:
-        yield "model.adapt", "is a section of its own. Write adapt: beside model:, not inside it."
+        yield "model.adapt", "must be a separate section. Write adapt: next to model:, not inside it."
     if recipe.raw_value("adapt") is not None and model.raw_value("from_") is None:
-        yield "adapt", "needs model.from, the trained model that it is put beside. Give one, or drop this section."
+        yield "adapt", "needs model.from, the pretrained model that it adapts. Set model.from, or remove this section."

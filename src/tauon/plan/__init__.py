@@ -1,4 +1,4 @@
-"""Plan: every setting that a recipe leaves open, decided before the first step, with its reason. The verb is `make_plan`."""
+"""Plan: derives every setting that a recipe leaves open, with its reason, before the first step (`make_plan`)."""
 
 from tauon.plan.context import Decision, PlanContext
 from tauon.plan.device import choose_device

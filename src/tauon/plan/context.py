@@ -1,4 +1,4 @@
-"""What the deciders of a plan read: the recipe's part, where it runs, what an earlier part of the run recorded, and what was decided before them."""
+"""Input of the functions that decide a plan: the recipe, the mesh, settings recorded by this run, and earlier decisions."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ __all__ = ["BY_THIS_RUN", "Decision", "Measure", "PlanContext"]
 
 BY_THIS_RUN = "recorded by this run"
 Measure = Callable[[Any, float], float]
-"""Seconds of a step of the job that a `Plan` makes, measured for about so many seconds: the same number on all processes."""
+"""(plan, seconds) -> measured time of a step of the job with that plan, measured for about so many seconds; equal on all processes."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A value and the reason for it."""
+    """A value and its reason."""
 
     value: Any
     reason: str | None
-    """None: nothing was decided, the recipe says so; it is not told."""
+    """None: the recipe sets the value, so it is not reported."""
     shown: Any = None
-    """What people are told, where it is not the value."""
+    """Value to report, if it is not `value`."""
 
 
 @dataclass
 class PlanContext:
-    """One plan in the making."""
+    """Input of one plan, and the decisions so far."""
 
     config: JobConfig
     examples: int
-    """Of the training data."""
+    """Number of training examples."""
     mesh: Mesh
     parallel: ParallelConfig | None
     recorded: Mapping[str, Any]
-    """An earlier `Plan.record()` of the same run; empty where there is none."""
+    """The `Plan.record()` of the run that is resumed; empty for a new run."""
     measure: Measure | None
     on_note: Callable[[str], None]
     decided: dict[str, Any] = field(default_factory=dict)
-    """Values by path, of the deciders before."""
+    """Path -> value of earlier decisions."""
     timed: bool = False
     """Whether steps were measured."""
 
     def __post_init__(self) -> None:
-        # Read here, whatever this run recorded earlier: what was recorded came from these, and a key that nothing reads is an error.
+        # Read here even if a value is recorded: the recorded value came from these keys, and an unread key is an error.
         names = ("steps", "epochs", "tokens", "time", "precision", "compile", "microbatch")
-        self.asked: dict[str, Any] = {k: getattr(self.config.train, k) for k in names}
+        self.requested: dict[str, Any] = {k: getattr(self.config.train, k) for k in names}
 
     @property
     def layout(self) -> Layout:
@@ -60,26 +60,26 @@ class PlanContext:
 
     @property
     def device(self) -> torch.device:
-        found: torch.device = self.decided["train.device"]
-        return found
+        device: torch.device = self.decided["train.device"]
+        return device
 
     @cached_property
-    def kept(self) -> dict[str, Any]:
-        """What was recorded and holds for this device and layout."""
+    def still_valid(self) -> dict[str, Any]:
+        """The recorded settings that are valid for this device and layout."""
         if self.recorded.get("device") != self.device.type:
             return {}
-        kept = dict(self.recorded)
-        if kept.get("layout", Layout().to_json()) != self.layout.to_json():
-            for name in ("microbatch", "threads"):  # of another number of processes: found anew
-                kept.pop(name, None)
-        return kept
+        valid = dict(self.recorded)
+        if valid.get("layout", Layout().to_json()) != self.layout.to_json():
+            for name in ("microbatch", "threads"):  # they depend on the number of processes: decide again
+                valid.pop(name, None)
+        return valid
 
     @cached_property
     def model(self) -> Model:
-        """The model without numbers, with what does not train frozen."""
-        bare = self.config.model.build_on_meta()
-        freeze(bare, self.config.train.freeze)
-        return bare
+        """The model on the meta device, with `train.freeze` applied."""
+        model = self.config.model.build_on_meta()
+        freeze(model, self.config.train.freeze)
+        return model
 
     @cached_property
     def sizes(self) -> BatchSizeScheduler:
@@ -87,12 +87,12 @@ class PlanContext:
 
     @property
     def neighbours(self) -> int:
-        """Processes that share a machine's memory with this one, itself included; a GPU is never shared."""
+        """Number of processes that share this one's memory, including itself; a GPU is never shared."""
         return self.mesh.world.local_size if self.device.type == "cpu" else 1
 
     @cached_property
     def flops_per_example(self) -> float:
-        """A frozen weight has no gradient: 4 operations of 6."""
+        """Operations per example. A frozen weight has no weight gradient: 4 operations instead of 6."""
         sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters() if p.ndim >= 2]
         frozen = sum(n for n, trains in sizes if not trains) / max(1, sum(n for n, _ in sizes))
         return self.model.flops_per_example(self.config.spec) * (1 - frozen / 3)

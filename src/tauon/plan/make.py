@@ -1,4 +1,4 @@
-"""The plan: each setting by its decider, in a fixed order, every one with its reason."""
+"""Makes the plan: each setting is decided by one function, in a fixed order, with its reason."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ DECIDERS: tuple[tuple[str, Callable[[PlanContext], Decision | None]], ...] = (
     ("optim.schedule", steps.schedule),
     ("parallel.reshard_after_forward", memory.reshard_after_forward),
 )
-"""In this order: each may read what those before it decided."""
+"""In order: each may read the decisions before it."""
 
 
 def make_plan(
     config: JobConfig, *, examples: int, recorded: Mapping[str, Any] | None = None, on_note: Callable[[str], None] = lambda _: None,
     mesh: Mesh | None = None, parallel: ParallelConfig | None = None, measure: Measure | None = None,
 ) -> Plan:  # fmt: skip
-    """Decide every setting that the recipe leaves open. Collective over the processes of `mesh`: rank 0's choices are everybody's.
+    """Decide every setting that the recipe leaves open. Collective over the processes of `mesh`: all take rank 0's decisions.
 
     Args:
-        config: what is to be trained.
-        examples: of the training data.
-        recorded: an earlier `Plan.record()` of the same run, which holds.
-        on_note: told what takes a while.
-        mesh: this process's place; None: alone.
-        parallel: the recipe's section; None: nothing asked for.
-        measure: seconds of a step, for `train.time` (`tauon.train.seconds_a_step`); needed for nothing else.
+        config: the job to train.
+        examples: number of training examples.
+        recorded: the `Plan.record()` of the run that is resumed; its settings are kept.
+        on_note: called with a message before slow work.
+        mesh: this process's mesh; None: one process.
+        parallel: the recipe's section; None: the default.
+        measure: measures the seconds of a step (`tauon.train.seconds_a_step`); needed only for `train.time`.
     """
     ctx = PlanContext(config, examples, mesh or Mesh(Layout()), parallel, recorded or {}, measure, on_note)
     derived: list[Derived] = []
@@ -62,12 +62,12 @@ def make_plan(
         **{name: ctx.decided[f"train.{name}"] for name in names}, flops_per_example=ctx.flops_per_example, derived=derived, layout=ctx.layout,
         reshard_after_forward=ctx.decided.get("parallel.reshard_after_forward", True),
     )  # fmt: skip
-    agree(plan, ctx)
+    use_same_plan(plan, ctx)
     return plan
 
 
-def agree(plan: Plan, ctx: PlanContext) -> None:
-    """Machines may differ in free memory and speed: all take rank 0's choices, and the smallest microbatch."""
+def use_same_plan(plan: Plan, ctx: PlanContext) -> None:
+    """Set rank 0's decisions and the smallest microbatch on all processes: machines may differ in free memory and speed."""
     world = ctx.mesh.world
     if world.size == 1:
         return

@@ -1,4 +1,4 @@
-"""What was decided before the first step, and why."""
+"""The plan: settings decided before the first step, with reasons."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tauon.train import JobSettings
 __all__ = ["Derived", "Plan"]
 
 RECORDED = ("steps", "precision", "compile", "microbatch", "threads")
-"""What a run records at its start and keeps when it resumes, so that the second half computes as the first did."""
+"""Settings that a run records at its start and keeps on resume, so that it continues exactly."""
 
 
 @dataclass(frozen=True)
 class Derived:
-    """A setting that nobody wrote: what it is, and where it comes from."""
+    """A derived setting: its value, and where it comes from."""
 
     path: str
     value: Any
@@ -28,7 +28,7 @@ class Derived:
 
 @dataclass
 class Plan(JobSettings):
-    """Every choice made before the first step: what a job must know, and what goes on around it."""
+    """Every setting decided before the first step: those of the job, and those of the loop around it."""
 
     validate_every: int
     checkpoint_every: int

@@ -1,4 +1,4 @@
-"""In what numbers a job computes, and whether it is compiled."""
+"""Decides the precision of a job, and whether it is compiled."""
 
 from __future__ import annotations
 
@@ -16,76 +16,77 @@ from tauon.train import Precision
 __all__ = ["choose_compile", "choose_precision", "compiled", "precision"]
 
 COMPILE_SECONDS = 60.0
-"""What compiling a transformer block, forward and backward, takes on two cores from a cold cache."""
+"""Seconds to compile a transformer block, forward and backward, on two cores with a cold cache."""
 COMPILE_GAIN = 0.12
-"""Share of step time that it saves on a CPU (docs/experiments.md)."""
+"""Share of step time that compiling saves on a CPU (docs/experiments.md)."""
 CPU_FLOPS = {"fp32": 0.15e12, "bf16": 0.6e12}
-"""Operations a second that two cores reach here: only to guess how long training takes, and so whether compiling pays."""
+"""Operations per second of two cores: a rough estimate of the training time, to decide whether compiling pays."""
 
 
-def choose_precision(asked: str, device: torch.device, model: Model | None) -> tuple[Precision, str]:
-    """(precision, reason): bf16 where the hardware multiplies in it and the model is large enough to gain."""
-    if asked != "auto":
-        return Precision(asked, str(device)), "asked for"
+def choose_precision(requested: str, device: torch.device, model: Model | None) -> tuple[Precision, str]:
+    """Return (precision, reason): bf16 if the hardware has bf16 matrix products and the model is large enough to gain."""
+    if requested != "auto":
+        return Precision(requested, str(device)), "asked for"
     if model is not None and not model.blocks_to_compile():
         return Precision("fp32", str(device)), "the model is too small to gain from bf16"
     if device.type == "cuda":
-        ok = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Precision("bf16" if ok else "fp32", str(device)), f"{torch.cuda.get_device_name(device)} {'has' if ok else 'lacks'} bf16"
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        name = torch.cuda.get_device_name(device)
+        return Precision("bf16" if has_bf16 else "fp32", str(device)), f"{name} {'has' if has_bf16 else 'has no'} bf16"
     if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
         return Precision("bf16", "cpu"), "this CPU multiplies bf16 matrices in hardware (AMX)"
     return Precision("fp32", str(device)), f"this {device.type} has no bf16 matrix unit (AMX), so fp32 is faster"
 
 
 def precision(ctx: PlanContext) -> Decision:
-    """Its name."""
-    chosen, why = choose_precision(ctx.kept.get("precision", ctx.asked["precision"]), ctx.device, ctx.model)
-    return Decision(chosen.name, BY_THIS_RUN if ctx.kept else why)
+    """Decide the name of the precision."""
+    chosen, reason = choose_precision(ctx.still_valid.get("precision", ctx.requested["precision"]), ctx.device, ctx.model)
+    return Decision(chosen.name, BY_THIS_RUN if ctx.still_valid else reason)
 
 
-def choose_compile(asked: str | bool, device: torch.device, model: Model, seconds: float | None) -> tuple[bool, str]:
-    """(compile?, reason). `seconds`: how long training would take without, where that is known."""
+def choose_compile(requested: str | bool, device: torch.device, model: Model, seconds: float | None) -> tuple[bool, str]:
+    """Return (compile?, reason). `seconds`: estimated training time without compiling, or None if unknown."""
     if not model.blocks_to_compile():
-        if asked is True:
-            raise RecipeError([Problem("train.compile", "this model has no repeated blocks to compile. Take auto or false.")])
+        if requested is True:
+            raise RecipeError([Problem("train.compile", "this model has no repeated blocks to compile. Use auto or false.")])
         return False, "the model has no repeated blocks"
-    lacks = _cannot_compile(device)
-    if lacks is not None:
-        if asked is True:
-            raise RecipeError([Problem("train.compile", f"true, but {lacks[0]}. {lacks[1]}, or take auto.")])
-        return False, lacks[0]
-    if asked != "auto":
-        return bool(asked), "asked for"
+    obstacle = _cannot_compile(device)
+    if obstacle is not None:
+        if requested is True:
+            raise RecipeError([Problem("train.compile", f"is true, but {obstacle[0]}. {obstacle[1]}, or use auto.")])
+        return False, obstacle[0]
+    if requested != "auto":
+        return bool(requested), "asked for"
     if not model.compiling_pays:
-        return False, "this kind of model gains nothing from it"
+        return False, "this kind of model does not gain from compiling"
     if device.type != "cpu":
         return True, "a GPU gains from fused kernels"
     if seconds is None:
-        return False, "training time is not known"
+        return False, "the training time is unknown"
     pays = seconds * COMPILE_GAIN > COMPILE_SECONDS
-    return pays, f"about {seconds:,.0f} s of training: saves {seconds * COMPILE_GAIN:,.0f} s, costs {COMPILE_SECONDS:.0f} s"
+    return pays, f"about {seconds:,.0f} s of training: would save {seconds * COMPILE_GAIN:,.0f} s and cost {COMPILE_SECONDS:.0f} s"
 
 
 def _cannot_compile(device: torch.device) -> tuple[str, str] | None:
-    """(what is missing for torch.compile, the way out), or None: C++ on a CPU; on a GPU Triton, and the C compiler that it calls."""
+    """Return (what torch.compile lacks, how to fix it), or None: a CPU needs a C++ compiler; a GPU needs Triton and a C compiler."""
     if device.type == "cpu":
         if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
             return "no C++ compiler (g++) was found", "Install one"
     elif device.type == "cuda":
         if torch.version.hip is None and torch.cuda.get_device_capability(device) < (7, 0):
-            return f"{torch.cuda.get_device_name(device)} is older than Triton knows (compute capability 7.0)", "Take a newer one"
+            return f"{torch.cuda.get_device_name(device)} is too old for Triton (compute capability 7.0)", "Use a newer GPU"
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed", "pip install triton"
         if all(shutil.which(c) is None for c in (os.environ.get("CC", "gcc"), "gcc", "clang")):
-            return "no C compiler (gcc) was found, which Triton calls", "Install one"
+            return "no C compiler (gcc), which Triton needs, was found", "Install one"
     return None
 
 
 def compiled(ctx: PlanContext) -> Decision:
-    """Whether blocks are compiled."""
-    seconds: float | None = ctx.asked["time"]
+    """Decide whether blocks are compiled."""
+    seconds: float | None = ctx.requested["time"]
     if seconds is None and ctx.device.type == "cpu":
         operations = ctx.decided["train.steps"] * ctx.flops_per_example * ctx.config.train.batch
         seconds = operations / CPU_FLOPS[ctx.decided["train.precision"]]
-    chosen, why = choose_compile(ctx.asked["compile"], ctx.device, ctx.model, seconds)
-    return Decision(ctx.kept["compile"], BY_THIS_RUN) if ctx.kept else Decision(chosen, why)
+    chosen, reason = choose_compile(ctx.requested["compile"], ctx.device, ctx.model, seconds)
+    return Decision(ctx.still_valid["compile"], BY_THIS_RUN) if ctx.still_valid else Decision(chosen, reason)

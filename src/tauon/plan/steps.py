@@ -1,4 +1,4 @@
-"""How long a run is, how often it validates and saves, and how its learning rate goes."""
+"""Decides the number of steps, the intervals of validation and checkpoints, and reports the learning rate."""
 
 from __future__ import annotations
 
@@ -26,47 +26,47 @@ __all__ = [
 
 
 def parameters(ctx: PlanContext) -> Decision:
-    """Number of weights."""
+    """Report the number of weights."""
     return Decision(parameter_count(ctx.model), "the model's shapes")
 
 
 def trainable_parameters(ctx: PlanContext) -> Decision | None:
-    """Where not all of them train."""
+    """Report the number of weights that train, if not all do."""
     count = trainable(ctx.model)
-    return Decision(count, "what adapt and train.freeze leave to train") if count < ctx.decided["train.parameters"] else None
+    return Decision(count, "parameters that adapt and train.freeze do not freeze") if count < ctx.decided["train.parameters"] else None
 
 
 def steps(ctx: PlanContext) -> Decision:
-    """From steps, epochs, tokens or time, whichever the recipe gives."""
-    if "threads" in ctx.kept:
-        torch.set_num_threads(ctx.kept["threads"])
-    config, spec, asked = ctx.config.train, ctx.config.spec, ctx.asked
+    """Decide the number of steps from train.steps, epochs, tokens or time."""
+    if "threads" in ctx.still_valid:
+        torch.set_num_threads(ctx.still_valid["threads"])
+    config, spec, requested = ctx.config.train, ctx.config.spec, ctx.requested
     if "steps" in ctx.recorded:
         return Decision(int(ctx.recorded["steps"]), BY_THIS_RUN)
-    if asked["time"] is not None:
-        return by_time(ctx, asked["time"])
-    if asked["epochs"] is not None:
-        epochs = asked["epochs"]
+    if requested["time"] is not None:
+        return by_time(ctx, requested["time"])
+    if requested["epochs"] is not None:
+        epochs = requested["epochs"]
         return Decision(
-            ctx.sizes.steps_for(epochs * ctx.examples), f"{epochs:g} epochs of {ctx.examples:,} examples, {config.batch} a step"
+            ctx.sizes.steps_for(epochs * ctx.examples), f"{epochs:g} epochs of {ctx.examples:,} examples, {config.batch} per step"
         )
-    if asked["tokens"] is not None:
+    if requested["tokens"] is not None:
         if spec.seq_len is None:
-            raise RecipeError([Problem("train.tokens", "this data is not made of tokens. Give steps, epochs or time.")])
-        tokens = asked["tokens"]
-        return Decision(ctx.sizes.steps_for(tokens, tokens=True), f"{tokens:,} tokens, {config.batch * spec.seq_len:,} a step")
-    return Decision(asked["steps"] or 1, "asked for")
+            raise RecipeError([Problem("train.tokens", "this data has no tokens. Use train.steps, epochs or time instead.")])
+        tokens = requested["tokens"]
+        return Decision(ctx.sizes.steps_for(tokens, tokens=True), f"{tokens:,} tokens, {config.batch * spec.seq_len:,} per step")
+    return Decision(requested["steps"] or 1, "asked for")
 
 
 def by_time(ctx: PlanContext, time: float) -> Decision:
-    """As many steps as fit, at the time that one takes here; leaves the number of threads set that was fastest."""
+    """Measure a step and return how many fit in `time`; sets the fastest number of threads."""
     assert ctx.measure is not None, "a plan for a time measures steps: pass `measure`"
-    # On a CPU compiling must first pay for itself; on a GPU it is taken in any case, and changes the time of a step too much to leave out.
-    compiled = ctx.device.type != "cpu" and choose_compile(ctx.asked["compile"], ctx.device, ctx.model, None)[0]
+    # On a CPU, whether to compile is decided later. A GPU always compiles, which changes the time of a step a lot: compile the trial, too.
+    compiled = ctx.device.type != "cpu" and choose_compile(ctx.requested["compile"], ctx.device, ctx.model, None)[0]
     threads = torch.get_num_threads()
     trial = Plan(10**9, ctx.device, ctx.decided["train.precision"], compiled, ctx.decided["train.microbatch"], 1, 1, threads)
-    ctx.on_note(f"measuring the time of a step, to fit {time:,.0f} s")
-    # Half the threads too: where something else uses the cores, threads that wait for one another are slower than fewer.
+    ctx.on_note(f"measuring the time of a step, to plan for {time:,.0f} s")
+    # Try half the threads too: if other programs use the cores, fewer threads are faster.
     counts = {threads, max(1, threads // 2)} if ctx.device.type == "cpu" else {threads}
     timed: dict[int, float] = {}
     for count in sorted(counts, reverse=True):
@@ -75,40 +75,40 @@ def by_time(ctx: PlanContext, time: float) -> Decision:
     seconds, threads = min((s, t) for t, s in timed.items())
     torch.set_num_threads(threads)
     ctx.timed = True
-    return Decision(max(1, int(time / seconds)), f"{time:,.0f} s at {seconds * 1e3:,.0f} ms a step, measured here")
+    return Decision(max(1, int(time / seconds)), f"{time:,.0f} s at {seconds * 1e3:,.0f} ms per step, measured here")
 
 
 def tflop_per_step(ctx: PlanContext) -> Decision:
-    """Of forward and backward."""
-    attention = " + causal attention at half its square, for each token" if ctx.config.spec.seq_len else ", for each example"
+    """Report the model operations of a step, forward and backward."""
+    attention = " + causal attention at half its square, per token" if ctx.config.spec.seq_len else ", per example"
     value = round(ctx.flops_per_example * ctx.config.train.batch / 1e12, 6)
-    return Decision(value, f"model operations of forward and backward: 6 x (weights that multiply){attention}")
+    return Decision(value, f"model operations of forward and backward: 6 x (weights in matrix products){attention}")
 
 
 def validate_every(ctx: PlanContext) -> Decision:
-    """Steps."""
-    asked = ctx.config.train.validate_every
-    every = asked or max(1, math.ceil(ctx.decided["train.steps"] / 10))
-    return Decision(every, "ten validations in a run" if asked is None else None)
+    """Decide the steps between validations."""
+    requested = ctx.config.train.validate_every
+    every = requested or max(1, math.ceil(ctx.decided["train.steps"] / 10))
+    return Decision(every, "ten validations in a run" if requested is None else None)
 
 
 def checkpoint_every(ctx: PlanContext) -> Decision:
-    """Steps."""
-    asked = ctx.config.train.checkpoint_every
-    every = asked or max(1, min(1000, math.ceil(ctx.decided["train.steps"] / 10)))
-    return Decision(every, "ten checkpoints in a run, at most 1,000 steps apart" if asked is None else None)
+    """Decide the steps between checkpoints."""
+    requested = ctx.config.train.checkpoint_every
+    every = requested or max(1, min(1000, math.ceil(ctx.decided["train.steps"] / 10)))
+    return Decision(every, "ten checkpoints in a run, at most 1,000 steps apart" if requested is None else None)
 
 
 def learning_rate(ctx: PlanContext) -> Decision | None:
-    """The optimizer's own, where the recipe gives none."""
+    """Report the optimizer's default learning rate, if the recipe sets none."""
     optim = ctx.config.optim
-    if optim.raw_value("lr") is not None:  # a look, no use: whether the optimizer reads it is for `build` to show
+    if optim.raw_value("lr") is not None:  # does not count as read: only `build` shows whether the optimizer uses it
         return None
-    return Decision(optim.peak, f"the usual peak rate of {optim.kind_}")
+    return Decision(optim.peak, f"the default peak learning rate of {optim.kind_}")
 
 
 def schedule(ctx: PlanContext) -> Decision:
-    """Where the rate ends: of the last step that there is, as a key that no step of so short a run comes to is told to be unread."""
-    how, count = ctx.config.optim.schedule, ctx.decided["train.steps"]
-    rise, last = how.warmup_steps(count), how.factor(count - 1, count)
-    return Decision(f"{how.kind_}, {rise} steps of warm-up", f"ends at {last:.2%} of the peak")
+    """Report the schedule and where it ends. Reads the factor of the run's last step, so that a key that no step uses stays unread."""
+    config, count = ctx.config.optim.schedule, ctx.decided["train.steps"]
+    rise, last = config.warmup_steps(count), config.factor(count - 1, count)
+    return Decision(f"{config.kind_}, {rise} steps of warm-up", f"ends at {last:.2%} of the peak")

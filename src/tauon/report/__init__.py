@@ -1,4 +1,4 @@
-"""A run's records -> one offline HTML page with plots. Reads files, draws them, measures nothing."""
+"""Report: turns a run's records into one offline HTML page with plots. It only reads files and computes no metrics."""
 
 from tauon.report.lr_range import range_page
 from tauon.report.page import Section

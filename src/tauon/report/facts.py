@@ -1,4 +1,4 @@
-"""The sections of record: data facts, the recipe with derived settings, environment, lineage. Draws no plot."""
+"""Sections of facts: data, recipe with derived settings, environment, lineage. No plots."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ __all__ = ["data", "environment", "lineage", "recipe"]
 
 
 def data(records: Records) -> Section | None:
-    """What the run learned from: data.json as it is."""
+    """Return the section about the data: the contents of data.json."""
     if not records.data and records.only_folds:
         return None
     if not records.data:
-        return Section("data", "Data", missing("No data facts are on record: data.json is missing."))
+        return Section("data", "Data", missing("No data facts: data.json is missing."))
     return Section("data", "Data", _pictures(records) + facts_table(records.data, "Data facts"))
 
 
 _MOST_PICTURE = 1_500_000
-"""Bytes of the sheet of examples that a page takes in."""
+"""Largest size in bytes of the sheet of examples in the page."""
 
 
 def _pictures(records: Records) -> str:
-    """The sheet of training pictures, in the page itself; empty where there is none."""
+    """Return the sheet of training images, embedded in the page; empty if there is none."""
     try:
         content = (records.folder / "examples.png").read_bytes()
     except OSError:
         return ""
     if not content.startswith(b"\x89PNG\r\n\x1a\n") or len(content) > _MOST_PICTURE:
-        return missing("examples.png is no PNG of a size that a page can hold; it is left out.")
-    said = "The first training examples of the run, as the model is given them: augmented, and mixed where the recipe mixes."
+        return missing("examples.png is left out: it is not a PNG, or it is too large for this page.")
+    caption = "The first training examples of the run, as the model sees them: with augmentation, and mixed if the recipe uses mixing."
     return (
-        '<figure><figcaption><b>Training examples</b></figcaption><img class="sheet" alt="32 training pictures" '
-        f'src="data:image/png;base64,{base64.b64encode(content).decode()}"><p class="note">{said}</p></figure>'
+        '<figure><figcaption><b>Training examples</b></figcaption><img class="sheet" alt="32 training images" '
+        f'src="data:image/png;base64,{base64.b64encode(content).decode()}"><p class="note">{caption}</p></figure>'
     )
 
 
 def recipe(records: Records) -> Section:
-    """The recipe as it was run, and which settings were worked out from what."""
+    """Return the section with the complete recipe and the derived settings with their reasons."""
     html = ""
     if records.derived:
         rows = [
@@ -50,10 +50,10 @@ def recipe(records: Records) -> Section:
             for d in records.derived[:200]
         ]
         html += "<h3>Derived settings</h3>" + table(
-            [("Setting", ""), ("Value", "any"), ("Worked out from", "any")], rows, "Derived settings", "full stack"
+            [("Setting", ""), ("Value", "any"), ("Derived from", "any")], rows, "Derived settings", "full stack"
         )
     elif not records.only_folds:
-        html += missing("No derived settings are on record: derived.json is missing, or the recipe says everything itself.")
+        html += missing("No derived settings: derived.json is missing, or the recipe sets everything itself.")
     html += "<h3>Complete recipe</h3>" + scroll(f"<pre>{escape(records.recipe_text, 200_000)}</pre>", "Recipe", "tall")
     return Section("recipe", "Recipe", html)
 
@@ -64,25 +64,23 @@ def _short(value: Any) -> str:
 
 
 def environment(records: Records) -> Section | None:
-    """What it ran on: the manifest's `environment`."""
-    found = records.manifest.get("environment")
-    if not found and records.only_folds:
+    """Return the section about hardware and software: the manifest's `environment`."""
+    facts = records.manifest.get("environment")
+    if not facts and records.only_folds:
         return None
-    if not isinstance(found, dict) or not found:
-        return Section(
-            "environment", "Environment", missing("No environment is on record: manifest.json is missing, or says nothing of it.")
-        )
-    return Section("environment", "Environment", facts_table(found, "Environment"))
+    if not isinstance(facts, dict) or not facts:
+        return Section("environment", "Environment", missing("No environment: manifest.json is missing, or does not describe it."))
+    return Section("environment", "Environment", facts_table(facts, "Environment"))
 
 
 def lineage(records: Records) -> Section | None:
-    """Everything else of the manifest: data hashes, seeds, parents, checkpoint, times."""
+    """Return the section with the rest of the manifest: data hashes, seeds, parents, checkpoint, times."""
     rest = {k: v for k, v in records.manifest.items() if k != "environment"}
     if records.stages:
         rest["stages"] = records.stages
     if not rest and records.only_folds:
         return None
     if not rest:
-        return Section("lineage", "Lineage", missing("No lineage is on record: manifest.json is missing, or holds none."))
-    said = "<p>Where this run comes from, and the hashes that prove it: the same recipe, data and seed give the same weights.</p>"
-    return Section("lineage", "Lineage", said + facts_table(rest, "Lineage"))
+        return Section("lineage", "Lineage", missing("No lineage: manifest.json is missing or empty."))
+    intro = "<p>Where this run comes from, with hashes to verify it: the same recipe, data and seed give the same weights.</p>"
+    return Section("lineage", "Lineage", intro + facts_table(rest, "Lineage"))

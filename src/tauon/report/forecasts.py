@@ -1,4 +1,4 @@
-"""A few windows of a series, drawn: what was read, what came, what was forecast, and the interval where there is one."""
+"""Plots of a few forecast windows: context, truth, forecast, and the interval if the model predicts one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WINDOWS, _TARGETS = 3, 3
 
 
 def drawn_forecasts(windows: Any) -> str:
-    """Safe markup of at most three windows of three targets each; "" where the record has none."""
+    """Return safe markup of at most three windows with three targets each; "" if the record has none."""
     windows = [w for w in windows if isinstance(w, dict)] if isinstance(windows, list) else []
     html = ""
     for i, window in enumerate(windows[:_WINDOWS]):
@@ -24,8 +24,8 @@ def drawn_forecasts(windows: Any) -> str:
     if not html:
         return ""
     more = sum(len(w.get("targets") or []) for w in windows) > min(len(windows), _WINDOWS) * _TARGETS
-    said = "Normalised scale; step 0 is the first that is forecast." + (" More targets are in evaluation.json." if more else "")
-    return f'<h3>Forecasts</h3><p class="note">{escape(said)}</p>{html}'
+    note = "Normalised scale; step 0 is the first forecast step." + (" More targets are in evaluation.json." if more else "")
+    return f'<h3>Forecasts</h3><p class="note">{escape(note)}</p>{html}'
 
 
 def _one(identity: str, origin: str, target: dict[str, Any]) -> str:
@@ -42,10 +42,10 @@ def _one(identity: str, origin: str, target: dict[str, Any]) -> str:
     pieces.append(Line("forecast", [(float(i), v) for i, v in enumerate(forecast)], tone="a"))
     if not truth or not forecast:
         return ""
-    pieces.append(Mark("from here on forecast", [0.0], tone="quiet"))
+    pieces.append(Mark("start of the forecast", [0.0], tone="quiet"))
     return chart(identity, f"{target.get('label', '')} from {origin}"[:200], pieces, x_label="step", y_label="value", log=False)
 
 
 def _numbers(values: Any) -> list[float]:
-    found = [number(v) for v in values] if isinstance(values, list) else []
-    return [v for v in found if v is not None] if all(v is not None for v in found) else []
+    numbers = [number(v) for v in values] if isinstance(values, list) else []
+    return [v for v in numbers if v is not None] if all(v is not None for v in numbers) else []

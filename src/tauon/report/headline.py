@@ -1,4 +1,4 @@
-"""The top of the report: what the run is, how it ended, what it reached. Draws no plot."""
+"""The top of the report: name, status, main metrics and facts. No plots."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ __all__ = ["headline", "status"]
 
 
 def status(records: Records) -> tuple[str, str]:
-    """(good | warn | bad | plain, one sentence): how the run ended, from its last events, or that it does not say."""
+    """Return (good | warn | bad | plain, one sentence): how the run ended, according to its last events."""
     last = records.last_step
     ends = ("step", "interrupted", "failed", "error", "finish", "finished", "stop", "resume")
     tail = next((e for e in reversed(records.events) if e.get("kind") in ends), None)
     if tail is None and records.only_folds:
         folds = records.folds["folds"]
-        return "good", f"Cross-validated: {len(folds) if isinstance(folds, list) else 0} folds, each trained and evaluated by itself."
+        return "good", f"Cross-validated: {len(folds) if isinstance(folds, list) else 0} folds, each trained and evaluated separately."
     if tail is None:
-        return ("good", "Evaluated; no training is on record.") if records.evaluation else ("plain", "No training is on record.")
+        return ("good", "Evaluated; no training was recorded.") if records.evaluation else ("plain", "No training was recorded.")
     kind, step, planned = tail.get("kind"), number(tail.get("step")), _planned_steps(records)
     steps = count(step if step is not None else last or 0)
-    why = f": {tail.get('reason') or tail.get('message')}" if tail.get("reason") or tail.get("message") else ""
+    reason = f": {tail.get('reason') or tail.get('message')}" if tail.get("reason") or tail.get("message") else ""
     if kind == "interrupted":
-        return "warn", f"Interrupted at step {steps}{why}. The same command goes on from the last checkpoint."
+        return "warn", f"Interrupted at step {steps}{reason}. The same command resumes from the last checkpoint."
     if kind in ("failed", "error"):
-        return "bad", f"Failed at step {steps}{why}."
+        return "bad", f"Failed at step {steps}{reason}."
     spent = active_seconds(records.events)
     took = f" in {clock(spent)}" if spent > 0 else ""
     reached = planned is not None and last is not None and last >= planned
     if kind == "stop" or ("train" in records.stages and planned is not None and not reached):
         of = f" of {count(planned)} planned" if planned is not None else ""
-        return "good", f"Stopped early after {steps} steps{of}{took}{why}."
+        return "good", f"Stopped early after {steps} steps{of}{took}{reason}."
     if kind in ("finish", "finished") or reached or "train" in records.stages or (records.evaluation and planned is None):
         return "good", f"Finished: {steps} steps{took}."
     when = number(tail.get("time"))
     of = f" of {count(planned)}" if planned else ""
-    return "plain", f"Not finished: {steps}{of} steps" + (f"; last sign of life {stamp(when)}." if when else ".")
+    return "plain", f"Not finished: {steps}{of} steps" + (f"; last event {stamp(when)}." if when else ".")
 
 
 def _planned_steps(records: Records) -> float | None:
-    """Steps that training set out to do: the plan in the manifest, a derived setting, or the recipe."""
+    """Return the planned number of steps: from the plan in the manifest, a derived setting, or the recipe."""
     training = records.manifest.get("training")
     plan = training.get("plan") if isinstance(training, dict) else None
     train = records.recipe.get("train")
-    found = [number(plan.get("steps")) if isinstance(plan, dict) else None]
-    found += [number(d.get("value")) for d in records.derived if d.get("path") == "train.steps"]
-    found.append(number(train.get("steps")) if isinstance(train, dict) else None)
-    return next((f for f in found if f is not None), None)
+    candidates = [number(plan.get("steps")) if isinstance(plan, dict) else None]
+    candidates += [number(d.get("value")) for d in records.derived if d.get("path") == "train.steps"]
+    candidates.append(number(train.get("steps")) if isinstance(train, dict) else None)
+    return next((steps for steps in candidates if steps is not None), None)
 
 
 def active_seconds(events: list[dict[str, Any]]) -> float:
-    """Seconds from the first to the last event, without the time between a killed attempt and its resumption."""
+    """Return the seconds from the first to the last event, without pauses between a stop and a resume."""
     total, before = 0.0, None
     for event in events:
         now = number(event.get("time"))
@@ -66,7 +66,7 @@ def active_seconds(events: list[dict[str, Any]]) -> float:
 
 
 def headline(records: Records) -> str:
-    """Safe markup of the page's head."""
+    """Return safe markup of the page's header."""
     task = records.recipe.get("task")
     task = task.get("kind") if isinstance(task, dict) else task
     kicker = "Tauon report" + (f" · {escape(str(task).replace('-', ' '), 80)}" if isinstance(task, str) else "")
@@ -97,8 +97,8 @@ def _hero(evaluation: dict[str, Any]) -> str:
         value, low, high = (number(m.get(k)) for k in ("value", "low", "high"))
         what = f"{label(str(name))}{where if i == 0 else ''}"
         if value is None:
-            why = escape(m.get("reason") or "undefined", 300)
-            html += f'<div><p class="what">{escape(what)}</p><div class="value">–</div><p class="range">{why}</p></div>'
+            reason = escape(m.get("reason") or "undefined", 300)
+            html += f'<div><p class="what">{escape(what)}</p><div class="value">–</div><p class="range">{reason}</p></div>'
             continue
         shown, bottom, top = spread(value, low, high)
         about = f"{level:.0%} interval {bottom} to {top}" if low is not None and high is not None else str(m.get("reason") or "no interval")
@@ -124,7 +124,7 @@ def _hero_of_folds(folds: dict[str, Any]) -> str:
 
 
 def _facts(records: Records) -> str:
-    """The handful of numbers that most readers look for."""
+    """Return the few numbers that most readers look for."""
     facts: list[tuple[str, ...]] = []
     last = records.last_step
     if last is not None:

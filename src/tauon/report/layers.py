@@ -1,4 +1,4 @@
-"""Layers over a training: how far updates move the weights of each, norms at the last look, and what was found wrong."""
+"""Statistics of layers during training: size of updates relative to weights, and norms at the last measurement."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 60
 
 
 def layers(records: Records) -> str:
-    """The part of the training section that is about layers; empty where none were looked at."""
+    """Return the layers part of the training section; empty if layers were not measured."""
     looks = [
         (step, e["layers"])
         for e in records.of_kind("layers")
@@ -35,25 +35,25 @@ def _share(look: Any) -> float | None:
 def _ratios(looks: list[tuple[float, dict[str, Any]]]) -> str:
     band: list[tuple[float, float, float] | None] = []
     middle: list[tuple[float, float] | None] = []
-    for step, found in looks:
-        shares = sorted(s for look in found.values() if (s := _share(look)) is not None and s > 0)
+    for step, by_layer in looks:
+        shares = sorted(s for look in by_layer.values() if (s := _share(look)) is not None and s > 0)
         if shares:
             band.append((step, shares[0], shares[-1]))
             middle.append((step, shares[len(shares) // 2]))
     if not middle:
         return ""
-    pieces: list[Band | Line] = [Band("least to greatest", band), Line("median layer", middle, dots=len(middle) <= 60)]
-    note = "About 0.001 is usual for Adam; far above, the rate is too high for that layer, far below, it hardly learns."
-    return chart("updates", "Update for weights, by layer", pieces, y_label="norm of the update / norm of the weights", note=note)
+    pieces: list[Band | Line] = [Band("smallest to largest", band), Line("median layer", middle, dots=len(middle) <= 60)]
+    note = "About 0.001 is usual for Adam. Far above, the learning rate is too high for that layer; far below, it hardly learns."
+    return chart("updates", "Update / weights, by layer", pieces, y_label="norm of the update / norm of the weights", note=note)
 
 
-def _last(step: float, found: dict[str, Any]) -> str:
+def _last(step: float, by_layer: dict[str, Any]) -> str:
     rows = []
-    for name, look in list(found.items())[:SHOWN]:
+    for name, look in list(by_layer.items())[:SHOWN]:
         share = _share(look)
         numbers = [number(look.get("gradient")), number(look.get("weight")), share]
         rows.append([escape(name, 120), *(figure(x) if x is not None else "–" for x in numbers)])
-    more = missing(f"… and {count(len(found) - SHOWN)} more, in events.jsonl.") if len(found) > SHOWN else ""
+    more = missing(f"… and {count(len(by_layer) - SHOWN)} more in events.jsonl.") if len(by_layer) > SHOWN else ""
     head = [("Parameter", ""), ("Gradient", "num"), ("Weights", "num"), ("Update / weights", "num")]
     shown = table(head, rows, f"L2 norms at step {count(step)}")
     return f"<details><summary>Every parameter at step {count(step)}</summary>{shown}{more}</details>"

@@ -1,7 +1,7 @@
-"""The HTML around a report: sections, tables, nested facts, the document with its style and script inside. Knows no record.
+"""HTML of a report: sections, tables, nested facts, the document with its style and script. Does not depend on records of runs.
 
-The page loads nothing: a Content-Security-Policy forbids every fetch but of pictures that lie in the page itself, and lets no script
-run but ours (by its hash), so that text from a data set cannot become code even if an escape were forgotten.
+The page loads nothing: a Content-Security-Policy forbids every fetch except images embedded in the page, and every script except ours (by
+its hash), so that text from a data set cannot run as code even if an escape is missing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Section", "document", "facts_table", "missing", "scroll", "table"]
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page. `html` is safe markup: whatever came from a record has been through `escape`."""
+    """One section of the page. `html` is safe markup: everything from a record went through `escape`."""
 
     identity: str
     """Anchor: letters, digits, dashes."""
@@ -36,7 +36,7 @@ def _asset(name: str) -> str:
 
 
 def document(title: str, header: str, sections: Sequence[Section], footer: str) -> str:
-    """The whole page. `header` and `footer` are safe markup; `title` is text."""
+    """Return the complete page. `header` and `footer` are safe markup; `title` is text."""
     script = _asset("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
@@ -55,12 +55,12 @@ def document(title: str, header: str, sections: Sequence[Section], footer: str) 
 
 
 def missing(what: str) -> str:
-    """A sentence in the place of something that the run did not leave. `what` is our own text."""
+    """Return a sentence to show instead of a missing record. `what` is our own text."""
     return f'<p class="missing">{escape(what)}</p>'
 
 
 def scroll(inner: str, name: str, css: str = "") -> str:
-    """A box that scrolls by itself, so that the page never does sideways; `name` is for screen readers."""
+    """Return a box that scrolls sideways, so that the page does not; `name` is for screen readers."""
     return f'<div class="scroll {css}" tabindex="0" role="region" aria-label="{escape(name, 100)}">{inner}</div>'
 
 

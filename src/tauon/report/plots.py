@@ -1,7 +1,7 @@
-"""Plots as inline SVG inside HTML: axes with round ticks, bands, lines, dots, marks, a hover read-out. Knows no record.
+"""Plots as inline SVG inside HTML: axes with round ticks, bands, lines, dots, marks, a hover read-out. Does not depend on records of runs.
 
-The drawing stretches with the page (`preserveAspectRatio="none"`, strokes that do not scale); every word is HTML beside or over
-it, so that text keeps its size from a phone to a desk. `page.js` adds the read-out; without it the plot is whole.
+The drawing stretches with the page (`preserveAspectRatio="none"`, strokes that do not scale). Text is HTML next to or over the drawing, so
+that it keeps its size from a phone to a desktop. `page.js` adds the read-out; the plot is complete without it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Mark:
-    """Places on the x axis where something happened."""
+    """Positions on the x axis where something happened."""
 
     name: str
     xs: Sequence[float]
@@ -55,7 +55,7 @@ class Mark:
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten inside [low, high], at most `most` of them."""
+    """Return at most `most` multiples of 1, 2 or 5 times a power of ten inside [low, high]."""
     if not high > low:
         return [low]
     raw = (high - low) / most
@@ -76,7 +76,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def tick_label(value: float, step: float) -> str:
-    """A tick in as few characters as its distance to the next one allows: 2k, 0.25, 3e-4."""
+    """Format a tick with as few characters as the distance between ticks allows: 2k, 0.25, 3e-4."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -93,7 +93,7 @@ def tick_label(value: float, step: float) -> str:
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to a share of the axis, 0 to 1."""
+    """An axis: maps a value to its position, 0 to 1."""
 
     low: float
     high: float
@@ -107,14 +107,14 @@ class Scale:
         return min(max((value - low) / (high - low), 0.0), 1.0)
 
     def labels(self) -> list[tuple[float, str]]:
-        """(share, text) of each tick."""
+        """Return (position, text) of each tick."""
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 and not self.log else 0.0
         return [(self(t), tick_label(t, step or abs(t))) for t in self.ticks]
 
 
 def scale(values: Iterable[float], *, zero: bool = False, pad: float = 0.05, log: bool | None = None, most: int = 6) -> Scale:
-    """An axis that holds all finite values. log None: logarithmic where all are above 0 and span more than two decades."""
-    # Beyond these sizes the arithmetic of an axis overflows, or underflows.
+    """Return an axis that covers all finite values. log None: logarithmic if all are positive and span more than two decades."""
+    # Larger or smaller values would overflow or underflow.
     finite = [v if abs(v) > 1 / _LARGEST else 0.0 for v in values if abs(v) < _LARGEST] or [0.0, 1.0]
     low, high = min(finite), max(finite)
     if log is None:
@@ -156,14 +156,14 @@ def _line_path(line: Line, x: Scale, y: Scale) -> str:
         placed = [f"{_n(x(p[0]) * WIDTH)} {_n((1 - y(p[1])) * HEIGHT)}" for p in run]
         parts.append("M" + "L".join(placed) if len(placed) > 1 else f"M{placed[0]}h0")
         dots += [f"M{p}h0" for p in placed]
-    found = f'<path class="line tone-{line.tone}{" thin" if line.dots else ""}" d="{"".join(parts)}"/>'
-    return found + (f'<path class="dots tone-{line.tone}" d="{"".join(dots)}"/>' if line.dots else "")
+    path = f'<path class="line tone-{line.tone}{" thin" if line.dots else ""}" d="{"".join(parts)}"/>'
+    return path + (f'<path class="dots tone-{line.tone}" d="{"".join(dots)}"/>' if line.dots else "")
 
 
 def _band_path(band: Band, x: Scale, y: Scale) -> str:
     parts = []
     for run in _runs(band.points):
-        if len(run) == 1:  # one bucket alone has no width: give it a step's
+        if len(run) == 1:  # a single bucket has no width: make it one step wide
             run = [run[0], (run[0][0] + (x.high - x.low) / WIDTH, *run[0][1:])]
         upper = [f"{_n(x(p[0]) * WIDTH)} {_n((1 - y(p[2])) * HEIGHT)}" for p in run]
         lower = [f"{_n(x(p[0]) * WIDTH)} {_n((1 - y(p[1])) * HEIGHT)}" for p in reversed(run)]
@@ -185,7 +185,7 @@ def _legend(pieces: Sequence[Line | Band | Mark]) -> str:
 
 
 def _readout(pieces: Sequence[Line | Band | Mark], x: Scale, x_label: str) -> str:
-    """What `page.js` shows under the pointer, as JSON."""
+    """Return the values that `page.js` shows under the pointer, as JSON."""
 
     def short(v: float) -> float:
         return float(f"{v:.5g}")
@@ -199,13 +199,13 @@ def _readout(pieces: Sequence[Line | Band | Mark], x: Scale, x_label: str) -> st
     return json.dumps({"x": [x.low, x.high], "u": x_label, "s": series}, separators=(",", ":"))
 
 
-def frame(identity: str, title: str, desc: str, drawing: str, x: Scale, y: Scale, *, x_label: str, y_label: str, css: str = "") -> str:
-    """The axes around a drawing in WIDTH x HEIGHT units."""
+def frame(identity: str, title: str, desc: str, drawing: str, x: Scale, y: Scale, *, x_label: str, y_label: str) -> str:
+    """Return the axes around a drawing of WIDTH x HEIGHT units."""
     grid = "".join(f"M0 {_n((1 - at) * HEIGHT)}H{_n(WIDTH)}" for at, _ in y.labels())
     left = "".join(f'<span style="top:{(1 - at) * 100:.2f}%">{escape(t)}</span>' for at, t in y.labels())
     below = "".join(f'<span style="left:{at * 100:.2f}%">{escape(t)}</span>' for at, t in x.labels())
     return (
-        f'<div class="frame {css}"><div class="axis-name">{escape(y_label)}{" (log scale)" if y.log else ""}</div>'
+        f'<div class="frame"><div class="axis-name">{escape(y_label)}{" (log scale)" if y.log else ""}</div>'
         f'<div class="y-axis" aria-hidden="true">{left}</div><div class="plot">'
         f'<svg viewBox="0 0 {_n(WIDTH)} {_n(HEIGHT)}" preserveAspectRatio="none" role="img" aria-labelledby="{identity}-t {identity}-d">'
         f'<title id="{identity}-t">{escape(title)}</title><desc id="{identity}-d">{escape(desc)}</desc>'
@@ -223,13 +223,12 @@ def chart(
     y_label: str,
     zero: bool = False,
     log: bool | None = None,
-    x_range: tuple[float, float] | None = None,
     note: str = "",
 ) -> str:
-    """A figure with title, legend, axes and read-out. `note`: a plain sentence below."""
+    """Return a figure with title, legend, axes and read-out. `note`: a sentence below it."""
     drawn = [p for p in pieces if isinstance(p, Mark) or any(q is not None for q in p.points)]
     spots = [q for p in drawn if not isinstance(p, Mark) for q in p.points if q is not None]
-    x = scale([*(q[0] for q in spots), *(x_range or ())], pad=0.0, log=False, most=5)
+    x = scale([q[0] for q in spots], pad=0.0, log=False, most=5)
     y = scale((v for q in spots for v in q[1:]), zero=zero, log=log)
     order = {Band: 0, Mark: 1, Line: 2}
     drawing = ""
@@ -251,7 +250,7 @@ def chart(
 
 
 def _describe(piece: Line | Band | Mark) -> str:
-    """A plot in words, for those who do not see it."""
+    """Describe a plot in words, for screen readers."""
     if isinstance(piece, Mark):
         return f"{piece.name}: {len(piece.xs)}"
     spots = [p for p in piece.points if p is not None]
@@ -261,7 +260,7 @@ def _describe(piece: Line | Band | Mark) -> str:
 
 
 def interval_bar(value: float, low: float, high: float, start: float, stop: float) -> str:
-    """A value and its interval on the axis [start, stop], which the column's head spells out. Ends beyond it are cut."""
+    """Return a value and its interval on the axis [start, stop], clipped to it; the column's header shows the axis."""
 
     def at(v: float) -> float:
         return min(max((v - start) / (stop - start), 0.0), 1.0) * 100

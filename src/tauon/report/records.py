@@ -1,6 +1,6 @@
-"""A run folder's records as plain data: what was found, what is missing, what could not be read. Draws nothing.
+"""Reads the records of a run folder as plain data. Draws nothing.
 
-Every file but `recipe.yaml` is optional. A record that is damaged is treated as missing and named in `problems`.
+Every file except `recipe.yaml` is optional. A damaged record is treated as missing and named in `problems`.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ __all__ = ["Records", "number"]
 
 @dataclass
 class Records:
-    """What a run left. Empty containers stand for records that are not there."""
+    """The records of a run. A missing record is an empty container."""
 
     folder: Path
     recipe_text: str
     recipe: dict[str, Any]
     derived: list[dict[str, Any]]
-    """{"path", "value", "source"} of each setting that was worked out."""
+    """{"path", "value", "source"} of each derived setting."""
     manifest: dict[str, Any]
     data: dict[str, Any]
     events: list[dict[str, Any]]
-    """The log as if the run had never been killed."""
+    """The event log without the steps that were repeated after a kill."""
     evaluation: dict[str, Any]
     samples: list[dict[str, Any]]
     folds: dict[str, Any]
     stages: dict[str, Any]
-    """What each finished stage left in stages.json, by name."""
+    """Entry of each finished stage in stages.json, by name."""
     problems: list[str] = field(default_factory=list)
-    """One sentence for each record that is there and cannot be used."""
+    """One sentence for each record that exists but cannot be used."""
 
     @classmethod
     def read(cls, folder: Path) -> Records:
-        """Raises RunError when `folder` holds no readable recipe.yaml."""
+        """Read the records of a run. Raises RunError if `folder` has no readable recipe.yaml."""
         problems: list[str] = []
         try:
             text = (folder / "recipe.yaml").read_text(encoding="utf-8", errors="replace")
         except OSError as err:
             raise RunError(
-                f"{folder / 'recipe.yaml'}: {err.strerror or err}. A report needs a run folder: the one that holds recipe.yaml"
+                f"{folder / 'recipe.yaml'}: {err.strerror or err}. A report needs a run's folder, the one with recipe.yaml. `tauon runs list` shows the runs."
             ) from err
         try:
             recipe = read_yaml(text)
         except RecipeError as err:
             recipe = None
-            problems.append(f"recipe.yaml is shown as it is: {err}")
+            problems.append(f"recipe.yaml cannot be parsed and is shown as text: {err}")
 
         def load(name: str, kind: type) -> Any:
             value = _json(folder / name, problems)
             if value is not None and not isinstance(value, kind):
-                problems.append(f"{name} holds a {type(value).__name__}, expected a {kind.__name__}; it is left out.")
+                problems.append(f"{name} contains a {type(value).__name__}, expected a {kind.__name__}; it is left out.")
                 value = None
             return kind() if value is None else value
 
@@ -82,7 +82,7 @@ class Records:
         )
 
     def json(self, name: str, default: Any = None) -> Any:
-        """Any other JSON record of the folder, for sections of other rooms; `default` when it is missing or damaged."""
+        """Return any other JSON record of the folder, for sections of other packages; `default` if it is missing or damaged."""
         value = _json(self.folder / name, self.problems)
         return default if value is None else value
 
@@ -92,31 +92,31 @@ class Records:
 
     @cached_property
     def _kinds(self) -> dict[Any, list[dict[str, Any]]]:
-        found: dict[Any, list[dict[str, Any]]] = {}
+        by_kind: dict[Any, list[dict[str, Any]]] = {}
         for event in self.events:
-            found.setdefault(str(event.get("kind")), []).append(event)
-        return found
+            by_kind.setdefault(str(event.get("kind")), []).append(event)
+        return by_kind
 
     def of_kind(self, *kinds: str) -> list[dict[str, Any]]:
-        """Events of these kinds, oldest first."""
+        """Return the events of these kinds, oldest first."""
         if len(kinds) == 1:
             return self._kinds.get(kinds[0], [])
         return [e for e in self.events if e.get("kind") in kinds]
 
     @property
     def only_folds(self) -> bool:
-        """Whether the folder only gathers the folds of a cross-validation, which keep the other records themselves."""
+        """Whether the folder is that of a cross-validation, whose folds have the other records."""
         return bool(self.folds.get("folds")) and not self.evaluation and not self.events
 
     @property
     def last_step(self) -> int | None:
-        """Number of the last step on record."""
+        """Number of the last recorded step."""
         steps = (s for e in reversed(self.of_kind("step")) if (s := number(e.get("step"))) is not None)
         last = next(steps, None)
         return None if last is None else int(last)
 
     def series(self, key: str, kind: str = "step") -> tuple[list[float], list[float]]:
-        """(steps, values) of one number in the log; values may be NaN or infinite; events without it are passed over."""
+        """Return (steps, values) of one number in the log. Values may be NaN or infinite; events without the number are skipped."""
         xs, ys = [], []
         for x, event in self._steps(kind):
             value = event.get(key)
@@ -127,7 +127,7 @@ class Records:
         return xs, ys
 
     def _steps(self, kind: str) -> list[tuple[float, dict[str, Any]]]:
-        """(step, event) of the events that name a step, worked out once a kind."""
+        """Return (step, event) of each event with a step number, cached by kind."""
         if kind not in self._numbered:
             self._numbered[kind] = [(x, e) for e in self.of_kind(kind) if (x := number(e.get("step"))) is not None]
         return self._numbered[kind]
@@ -137,17 +137,17 @@ class Records:
         return {}
 
 
-_SPELT = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def number(value: Any, *, finite: bool = True) -> float | None:
-    """A number out of a record, where JSON's strings "NaN", "Infinity", "-Infinity" count; None for anything else."""
-    if type(value) is float:  # most of them
+    """Return a number of a record, also from the strings "NaN", "Infinity", "-Infinity"; None for anything else."""
+    if type(value) is float:  # the common case
         return value if not finite or math.isfinite(value) else None
     if isinstance(value, bool):
         return None
     if isinstance(value, str):
-        value = _SPELT.get(value)
+        value = _SPECIAL.get(value)
     if not isinstance(value, (int, float)):
         return None
     try:

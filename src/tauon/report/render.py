@@ -1,4 +1,4 @@
-"""`render`: a run folder's records -> `report.html`, one page that needs nothing else. Measures nothing."""
+"""`render`: a run folder's records -> `report.html`, one self-contained page. Computes no metrics."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from tauon.report.training import training
 __all__ = ["MOST_BYTES", "SECTIONS", "SectionMaker", "core_sections", "render"]
 
 MOST_BYTES = 5_000_000
-"""Size that a report never exceeds: it must open at once and travel by mail."""
+"""Largest size of a report: it must open quickly and fit in an e-mail."""
 
 SectionMaker = Callable[[Records], Section | None]
 
 SECTIONS: tuple[SectionMaker, ...] = (evaluation, folds, training, samples, data, recipe, environment, lineage)
-"""What every run has to show, from top to bottom. A package with more to say gives a function: `render(folder, [*SECTIONS, privacy])`."""
+"""Sections of every report, from top to bottom. A package adds its own with a function: `render(folder, [*SECTIONS, privacy])`."""
 
 
 def core_sections() -> tuple[list[SectionMaker], list[SectionMaker]]:
-    """(the results, all that comes below what other packages have to say)."""
+    """Return (sections of results, sections that come below those of other packages)."""
     return [evaluation], list(SECTIONS[1:])
 
 
 def render(folder: Path | str, sections: Sequence[SectionMaker] = SECTIONS) -> Path:
-    """Write `folder`/report.html (whole or not at all) and return its path.
+    """Write `folder`/report.html atomically and return its path.
 
-    Each section is made from the records alone; None leaves it out. A section that a damaged record breaks says so in its place.
-    Raises RunError when the folder holds no recipe.yaml or cannot be written.
+    Each section is made from the records alone; a maker that returns None adds no section. If a damaged record breaks a section, the page shows
+    the error instead. Raises RunError if the folder has no recipe.yaml or cannot be written.
     """
     folder = Path(folder)
     records = Records.read(folder)
     made = [s for maker in sections if (s := _make(maker, records)) is not None]
     top = _make(_top, records) or Section("top", "", "")
     title = f"{records.name} · Tauon report"
-    footer = f"Made by Tauon {escape(tauon.__version__)} from the records in this run's folder. This page loads nothing from anywhere."
+    footer = f"Made by Tauon {escape(tauon.__version__)} from the records in this run's folder. This page loads nothing from the network."
     page = document(title, top.html, made, footer).encode("utf-8", "replace")
     while len(page) > MOST_BYTES and made:
         big = max(range(len(made)), key=lambda i: len(made[i].html))
         weight = f"{len(made[big].html) / 1e6:.1f} MB"
-        said = f"Left out: its {weight} would make this page larger than {MOST_BYTES / 1e6:.0f} MB. The records are in the run's folder."
-        if len(made[big].html) <= len(missing(said)):
+        note = f"Left out: its {weight} would make this page larger than {MOST_BYTES / 1e6:.0f} MB. The records are in the run's folder."
+        if len(made[big].html) <= len(missing(note)):
             break
-        made[big] = Section(made[big].identity, made[big].title, missing(said))
+        made[big] = Section(made[big].identity, made[big].title, missing(note))
         page = document(title, top.html, made, footer).encode("utf-8", "replace")
     path = folder / "report.html"
     atomic_write(path, page)

@@ -1,6 +1,6 @@
-"""The result sections: metrics with intervals, confusion matrix, reliability, classes, folds, generated samples.
+"""Sections of results: metrics with intervals, confusion matrix, reliability, classes, folds, generated samples.
 
-Reads the evaluation as plain JSON, so that records of older versions and of other tools are shown too.
+Reads the evaluation as plain JSON, so that records of older versions and of other tools can be shown.
 """
 
 from __future__ import annotations
@@ -17,27 +17,31 @@ from tauon.report.text import count, cut, escape, figure, label, spread
 __all__ = ["evaluation", "folds", "samples"]
 
 _MATRIX = 25
-"""Classes up to which the whole confusion matrix can be read."""
+"""Most classes for which the whole confusion matrix is shown."""
 _ROWS = 100
-"""Rows of the table of classes."""
+"""Most rows of the table of classes."""
 
 
 def evaluation(records: Records) -> Section | None:
-    """Everything of evaluation.json; None where only the folds were evaluated."""
+    """Return the section of evaluation.json; None if only the folds were evaluated."""
     e = records.evaluation
-    given = e.get("metrics")
-    metrics = given if isinstance(given, dict) else {}
+    recorded = e.get("metrics")
+    metrics = recorded if isinstance(recorded, dict) else {}
     if not metrics and records.only_folds:
         return None
     if not metrics:
-        return Section("evaluation", "Evaluation", missing("No evaluation is on record: evaluation.json is missing, or holds no metric."))
+        return Section(
+            "evaluation",
+            "Evaluation",
+            missing("Not evaluated: evaluation.json is missing, or has no metric. To evaluate: tauon evaluate RUN."),
+        )
     n, level = number(e.get("n")), number(e.get("confidence")) or 0.95
     unit = {"language-modelling": "sequences", "masked-language-modelling": "sequences", "forecasting": "windows"}.get(
         str(e.get("family")), "examples"
     )
-    said = f"Measured on {count(n) + ' ' + unit if n is not None else 'examples'} of the {e.get('split', 'unnamed')} split. "
-    said += f"Intervals are made to hold the true value in {level:.0%} of repetitions."
-    html = f"<p>{escape(said)}</p>" + _metrics(metrics, level)
+    intro = f"Evaluated on {count(n) + ' ' + unit if n is not None else 'examples'} of the {e.get('split', 'unnamed')} split. "
+    intro += f"Intervals have a confidence level of {level:.0%}."
+    html = f"<p>{escape(intro)}</p>" + _metrics(metrics, level)
     notes = e.get("notes") if isinstance(e.get("notes"), list) else []
     if notes:
         html += '<ul class="plain note">' + "".join(f"<li>{escape(x, 600)}</li>" for x in notes[:20]) + "</ul>"
@@ -56,13 +60,13 @@ def _triple(metric: Any) -> tuple[float | None, float | None, float | None]:
 
 
 def _bounded(metric: Any) -> tuple[float, float, float] | None:
-    """(value, low, high) where all three are there."""
+    """Return (value, low, high), or None if one of them is missing."""
     value, low, high = _triple(metric)
     return None if value is None or low is None or high is None else (value, low, high)
 
 
 def _is_share(metric: Any) -> bool:
-    """Whether a metric belongs on the common axis: higher is better, and it lies between 0 and 1 with its interval."""
+    """Return whether a metric belongs on the common axis: higher is better, and value and interval are between 0 and 1."""
     value = _triple(metric)[0]
     return (
         isinstance(metric, dict)
@@ -73,13 +77,13 @@ def _is_share(metric: Any) -> bool:
 
 
 def _metrics(metrics: dict[str, Any], level: float) -> str:
-    """Shares where more is better on one common axis; the rest by how far the interval reaches from the value, in percent."""
+    """Draw shares on one common axis; for other metrics draw the interval relative to the value, in percent."""
     shares = {k: m for k, m in metrics.items() if _is_share(m)}
     rest = {k: m for k, m in metrics.items() if k not in shares}
     html = ""
     if shares:
         spots = [v for m in shares.values() for v in _triple(m) if v is not None]
-        # The axis begins at the tenth below the lowest end, or the hundredth where all are above 0.9.
+        # The axis begins at the tenth below the lowest end, or at the hundredth if all are above 0.9.
         fine = 100 if 0.9 <= min(spots) < 1 else 10
         start = math.floor(min(spots) * fine) / fine if min(spots) < 1 else 0.9
         stop = min(1.0, math.ceil(max(spots) * 10) / 10)
@@ -121,24 +125,24 @@ def _metric_table(metrics: dict[str, Any], bars: dict[str, str], level: float, e
 def _confusion(confusion: Any) -> str:
     if not isinstance(confusion, dict):
         return ""
-    given, head = confusion.get("labels"), "<h3>Confusion matrix</h3>"
+    names, head = confusion.get("labels"), "<h3>Confusion matrix</h3>"
     if isinstance(confusion.get("cells"), list):
-        labels = [str(x) for x in given] if isinstance(given, list) else []
+        labels = [str(x) for x in names] if isinstance(names, list) else []
         cells = [[int(number(v) or 0) for v in c] for c in confusion["cells"] if isinstance(c, list) and len(c) == 3]
         if any(not (0 <= i < len(labels) and 0 <= j < len(labels)) for i, j, _ in cells):
-            return missing("The confusion matrix speaks of classes without a name and is left out.")
+            return missing("The confusion matrix is left out: some of its classes have no name.")
         size = len(labels)
     else:
         counts = [[int(number(c) or 0) for c in row] for row in _listed(confusion.get("counts")) if isinstance(row, list)]
         size = len(counts)
         if not size or any(len(row) != size for row in counts):
-            return missing("The confusion matrix is not square and is left out.") if _listed(confusion.get("counts")) else ""
-        labels = [str(x) for x in given] if isinstance(given, list) and len(given) == size else [str(i) for i in range(size)]
+            return missing("The confusion matrix is left out: it is not square.") if _listed(confusion.get("counts")) else ""
+        labels = [str(x) for x in names] if isinstance(names, list) and len(names) == size else [str(i) for i in range(size)]
         cells = [[i, j, c] for i, row in enumerate(counts) for j, c in enumerate(row) if c]
         if size <= _MATRIX:
             return head + _matrix(counts, labels) + _most_confused(cells, labels, 5 if size > 2 else 0)
-    said = f"{count(size)} classes: too many to read as a matrix. What was counted is in evaluation.json."
-    return head + missing(said) + _most_confused(cells, labels, 20)
+    note = f"{count(size)} classes are too many for a matrix. All counts are in evaluation.json."
+    return head + missing(note) + _most_confused(cells, labels, 20)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -154,20 +158,20 @@ def _matrix(counts: list[list[int]], labels: list[str]) -> str:
         for j, c in enumerate(row):
             share = c / total if total else 0.0
             css = "deep" if share > 0.55 else "none" if c == 0 else ""
-            said = (
-                f"{labels[i]} taken for {labels[j]}: {c:,} of {total:,} ({share:.1%})"
+            tooltip = (
+                f"{labels[i]} predicted as {labels[j]}: {c:,} of {total:,} ({share:.1%})"
                 if i != j
-                else f"{labels[i]}: {c:,} of {total:,} right ({share:.1%})"
+                else f"{labels[i]}: {c:,} of {total:,} correct ({share:.1%})"
             )
             heat = f' style="--h:{0.06 + 0.84 * share:.3f}"' if c else ""
-            cells += f'<td class="{css}"{heat} title="{escape(said, 300)}">{c:,}</td>'
+            cells += f'<td class="{css}"{heat} title="{escape(tooltip, 300)}">{c:,}</td>'
         body += f'<tr><th scope="row" title="{escape(labels[i], 100)}">{escape(labels[i], 24)}</th>{cells}</tr>'
     html = f'<table class="confusion"><thead><tr><td></td>{top}</tr></thead><tbody>{body}</tbody></table>'
     return scroll(html, "Confusion matrix") + missing("Rows: true class; columns: predicted class. Shading: share of the row.")
 
 
 def _most_confused(cells: list[list[int]], labels: list[str], most: int) -> str:
-    """The pairs [true, predicted, count] that are confused most often."""
+    """Return a table of the classes that are confused most often. `cells`: [true, predicted, count]."""
     totals: dict[int, int] = {}
     for i, _, c in cells:
         totals[i] = totals.get(i, 0) + c
@@ -176,7 +180,7 @@ def _most_confused(cells: list[list[int]], labels: list[str], most: int) -> str:
         return ""
     rows = [[escape(labels[i], 80), escape(labels[j], 80), count(c), f"{c / totals[i]:.1%}"] for c, i, j in pairs]
     return "<h3>Most frequent confusions</h3>" + table(
-        [("True class", ""), ("Taken for", "any"), ("Count", "num"), ("Of the class", "num")], rows, "Most frequent confusions", ""
+        [("True class", ""), ("Predicted as", "any"), ("Count", "num"), ("Share of the class", "num")], rows, "Most frequent confusions", ""
     )
 
 
@@ -202,15 +206,17 @@ def _classes(rows: Any, family: Any) -> str:
                 line.append(escape(count(v) if (v := number(item)) is not None else "–"))
         cells.append(line)
     title = "Targets" if family in ("regression", "quantile-regression", "forecasting") else "Classes"
-    said = missing(f"The {_ROWS} classes of lowest F1, of {count(len(rows))}; all are in evaluation.json.") if len(rows) > _ROWS else ""
-    return f"<h3>{title}</h3>" + said + table([("", ""), *((label(k), "num") for k in columns)], cells, title)
+    note = (
+        missing(f"The {_ROWS} of {count(len(rows))} classes with the lowest F1; all are in evaluation.json.") if len(rows) > _ROWS else ""
+    )
+    return f"<h3>{title}</h3>" + note + table([("", ""), *((label(k), "num") for k in columns)], cells, title)
 
 
 # ---------------------------------------------------------------------------------------------- calibration
 
 
 def _reliability(calibration: Any, level: float) -> str:
-    """Accuracy against confidence with Wilson whiskers, and how many examples each bin holds."""
+    """Plot accuracy against confidence with Wilson intervals, and the number of examples in each bin."""
     bins = calibration.get("bins") if isinstance(calibration, dict) else None
     bins = [b for b in bins if isinstance(b, dict) and (number(b.get("n")) or 0) > 0] if isinstance(bins, list) else []
     if not bins:
@@ -237,13 +243,12 @@ def _reliability(calibration: Any, level: float) -> str:
             y = (1 - sizes(number(b.get("n")) or 0.0)) * HEIGHT
             bars += f"M{low * WIDTH + 4:.1f} {HEIGHT:.0f}V{y:.1f}H{high * WIDTH - 4:.1f}V{HEIGHT:.0f}Z"
     diagram = frame("reliability", "Reliability diagram", words, drawing, unit, unit, x_label="confidence", y_label="accuracy")
-    held = "; ".join(f"from {figure(number(b.get('low')), 2)}: {count(number(b.get('n')) or 0)}" for b in bins)
+    description = "; ".join(f"from {figure(number(b.get('low')), 2)}: {count(number(b.get('n')) or 0)}" for b in bins)
     bar = f'<path class="bar tone-a" d="{bars}"/>'
-    sizes_plot = frame("bins", "Examples per bin of confidence", held, bar, unit, sizes, x_label="confidence", y_label="examples")
+    sizes_plot = frame("bins", "Examples per bin of confidence", description, bar, unit, sizes, x_label="confidence", y_label="examples")
     note = (
-        f"Dots: how often predictions of that confidence were right, with {level:.0%} intervals. On the dashed line, confidence "
-        "means what it says; below it the model is too sure of itself, above it not sure enough. Confidence is the probability of "
-        "the predicted class."
+        f"Dots: share of correct predictions at that confidence, with {level:.0%} intervals. On the dashed line the model is calibrated; "
+        "below it the model is overconfident, above it underconfident. Confidence is the probability of the predicted class."
     )
     return (
         f'<h3>Calibration</h3><div class="pair"><figure class="square"><figcaption><b>Reliability</b></figcaption>{diagram}</figure>'
@@ -256,7 +261,7 @@ def _reliability(calibration: Any, level: float) -> str:
 
 
 def folds(records: Records) -> Section | None:
-    """k-fold cross-validation; None for a run without folds."""
+    """Return the section of a k-fold cross-validation; None for a run without folds."""
     rows = records.folds.get("folds")
     rows = [r for r in rows if isinstance(r, dict) and isinstance(r.get("metrics"), dict)] if isinstance(rows, list) else []
     if not rows:
@@ -279,28 +284,30 @@ def folds(records: Records) -> Section | None:
         *((f"Fold {str(r.get('fold', i))[:20]}", "num") for i, r in enumerate(shown)),
     ]
     html = table(columns, cells, "Folds") + (missing(f"{len(rows) - 20} more folds are in folds.json.") if len(rows) > 20 else "")
-    html += missing("The standard deviation is between folds. Folds share training data, so that it is no confidence interval of the mean.")
+    html += missing(
+        "The standard deviation is between folds. Folds share training data, so it does not give a confidence interval of the mean."
+    )
     reports = [i for i in range(len(shown)) if (records.folder / f"fold-{i}" / "report.html").is_file()]
     if reports:
         links = ", ".join(f'<a href="fold-{i}/report.html">fold {i}</a>' for i in reports)
-        html += f'<p class="note">Each fold was trained and evaluated by itself and has its own report: {links}.</p>'
+        html += f'<p class="note">Each fold was trained and evaluated separately and has its own report: {links}.</p>'
     return Section("folds", f"Cross-validation, {len(rows)} folds", html)
 
 
 def samples(records: Records) -> Section | None:
-    """Generated texts; None where the task makes none."""
+    """Return the section of generated texts; None if the task generates none."""
     if not records.samples:
         if records.evaluation.get("family") != "language-modelling":
             return None
-        return Section("samples", "Samples", missing("No sample is on record: samples.json is missing, or holds none."))
+        return Section("samples", "Samples", missing("No samples: samples.json is missing or empty."))
     html = ""
     for sample in records.samples[:40]:
         prompt, text = str(sample.get("prompt") or ""), str(sample.get("text") or "")
         text = text.removeprefix(prompt)
-        said = ", ".join(
+        settings = ", ".join(
             f"{label(str(k)).lower()} {v}" for k, v in sample.items() if k not in ("prompt", "text") and isinstance(v, (str, int, float))
         )
-        head = f"<figcaption>{escape(said, 200)}</figcaption>" if said else ""
+        head = f"<figcaption>{escape(settings, 200)}</figcaption>" if settings else ""
         html += (
             f'<figure class="sample">{head}<pre><span class="prompt">{escape(cut(prompt, 2000))}</span>{escape(text, 4000)}</pre></figure>'
         )

@@ -1,4 +1,4 @@
-"""Values as a reader sees them: escaped text, numbers with as many digits as they deserve, times, sizes. Knows no record."""
+"""Formats values for a reader: escaped text, numbers with a sensible number of digits, times, sizes. Does not depend on records of runs."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 
 __all__ = ["clock", "count", "cut", "escape", "figure", "human_bytes", "label", "spread", "stamp"]
 
-# Not only what HTML forbids: overrides of the writing direction (U+202A-202E, U+2066-2069) would turn the text around them too.
+# Also characters that HTML allows: overrides of the writing direction (U+202A-202E, U+2066-2069) would reorder the text around them.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufffe\uffff\ud800-\udfff]")
 
 
 def escape(value: Any, most: int = 2000) -> str:
-    """Text that is safe between tags and in quoted attributes; controls, lone surrogates, direction overrides become U+FFFD."""
+    """Make text safe between tags and in quoted attributes; control characters, surrogates and direction overrides become U+FFFD."""
     return html.escape(_CONTROL.sub("\ufffd", cut(str(value), most)))
 
 
 def cut(text: str, most: int) -> str:
-    """`text`, or its beginning and how much more there is."""
+    """Return `text`, or if it is too long its beginning and how many characters follow."""
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
 
 
 def figure(value: float | None, digits: int = 4) -> str:
-    """A number with `digits` significant digits; a dash for None.
+    """Format a number with `digits` significant digits; None is a dash.
 
     >>> figure(0.98712), figure(1234567.0), figure(3e-5), figure(None)
     ('0.9871', '1,234,567', '3.000e-5', '–')
@@ -44,7 +44,7 @@ def figure(value: float | None, digits: int = 4) -> str:
 
 
 def spread(value: float, low: float | None, high: float | None) -> tuple[str, str, str]:
-    """(value, low, high) with the decimals that the interval's width supports: two digits of its half-width.
+    """Format (value, low, high) with decimals that fit the interval's width: two digits of its half-width.
 
     >>> spread(0.98712, 0.98480, 0.98918)
     ('0.9871', '0.9848', '0.9892')
@@ -58,7 +58,7 @@ def spread(value: float, low: float | None, high: float | None) -> tuple[str, st
 
 
 def count(value: float) -> str:
-    """A whole number with thousands marked."""
+    """Format a whole number with thousands separators."""
     return f"{int(value):,}"
 
 
@@ -72,7 +72,7 @@ def human_bytes(size: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A time span in its two largest units: '3 min 41 s'."""
+    """Format a duration in its two largest units: '3 min 41 s'."""
     if not 0 <= seconds < 1e12:
         return "–"
     if seconds < 10:
@@ -84,7 +84,7 @@ def clock(seconds: float) -> str:
 
 
 def stamp(unix: float) -> str:
-    """A moment, UTC."""
+    """Format a Unix time, in UTC."""
     from datetime import UTC, datetime
 
     try:
@@ -103,7 +103,7 @@ _NAMES = {
 
 
 def label(name: str) -> str:
-    """A metric's name in words: `bits_per_byte` -> 'Bits per byte'."""
+    """Return a metric's name for people: `bits_per_byte` -> 'Bits per byte'."""
     if name in _NAMES:
         return _NAMES[name]
     for how in ("macro", "weighted"):

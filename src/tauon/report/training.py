@@ -1,4 +1,4 @@
-"""The training section: loss, learning rate, gradient norm, throughput and memory over steps, and what went wrong on the way."""
+"""The training section: loss, learning rate, gradient norm, throughput and memory by step, and incidents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OTHER = {"step", "time", "kind", "loss", "examples", "tokens", "seconds", "n", 
 
 
 def training(records: Records) -> Section | None:
-    """Curves of the event log; says so where the log has none. None where only the folds were trained."""
+    """Return the section with the curves of the event log; None if only the folds were trained."""
     if records.only_folds:
         return None
     steps = list(records.of_kind("step"))
@@ -27,24 +27,24 @@ def training(records: Records) -> Section | None:
     drawn = "".join(c for c in charts if c)
     html = f'<div class="charts">{drawn}</div>' if drawn else ""
     if not steps:
-        html = missing("No training step is on record: events.jsonl is missing, or holds none.") + html
+        html = missing("No training steps: events.jsonl is missing, or has no step.") + html
     return Section("training", "Training", html + layers(records) + work(records) + _incidents(records))
 
 
 def _span(n: int) -> int:
-    """Steps that the smoothed line averages over: a fortieth of the curve, within reason."""
+    """Return the window of the smoothed line: a fortieth of the curve, between 5 and 500."""
     return max(5, min(500, n // 40))
 
 
 def _measured(xs: Sequence[float], ys: Sequence[float], name: str, tone: str = "a") -> list[Line | Band]:
-    """A noisy curve: its values (or their range, where there are too many to draw) and a smoothed line."""
+    """Return a noisy curve as its values (or their range, if there are too many to draw) and a smoothed line."""
     if len(xs) < 30:
         return [Line(name, thin(xs, ys), tone)]
     span = _span(len(xs))
-    even = Line(f"{name}, mean of {span} records", thin(xs, smooth(ys, span)), tone)
+    smoothed = Line(f"{name}, mean of {span} steps", thin(xs, smooth(ys, span)), tone)
     if len(xs) <= POINTS:
-        return [Line(f"{name}, each record", thin(xs, ys), "quiet"), even]
-    return [Band(f"{name}, range of each {math.ceil(len(xs) / POINTS)} records", envelope(xs, ys), tone), even]
+        return [Line(f"{name}, each step", thin(xs, ys), "quiet"), smoothed]
+    return [Band(f"{name}, range over {math.ceil(len(xs) / POINTS)} steps", envelope(xs, ys), tone), smoothed]
 
 
 def _broken(ys: Sequence[float], what: str) -> str:
@@ -64,7 +64,7 @@ def _loss(records: Records) -> str:
     if vx:
         pieces.append(Line("validation", thin(vx, vy), "b", dots=len(vx) <= 60))
     if not any(isinstance(p, (Line, Band)) and any(q is not None for q in p.points) for p in pieces):
-        return missing("The loss was logged and is never a finite number.") if xs or vx else ""
+        return missing("The logged loss is never finite.") if xs or vx else ""
     note = " ".join(filter(None, (_broken(ys, "losses"), _broken(vy, "validation losses"))))
     unit = "loss, nats" if "language" in str(records.recipe.get("task")) or "classif" in str(records.recipe.get("task")) else "loss"
     return _wide(chart("loss", "Loss", [*pieces, *_resumes(records)], y_label=unit, note=note))
@@ -95,16 +95,16 @@ def _gradients(records: Records) -> str:
 
 
 def _throughput(records: Records) -> list[str]:
-    found: list[str] = []
+    charts: list[str] = []
     for key, title, unit in (
         ("tokens_per_s", "Throughput", "tokens per second"),
         ("examples_per_s", "Throughput", "examples per second"),
         ("tflops", "Model arithmetic", "TFLOP/s"),
     ):
         xs, ys = records.series(key)
-        if any(math.isfinite(y) and y > 0 for y in ys) and not (key == "examples_per_s" and found):
-            found.append(chart(key.replace("_", "-"), title, _measured(xs, ys, unit), y_label=unit, zero=True))
-    return found
+        if any(math.isfinite(y) and y > 0 for y in ys) and not (key == "examples_per_s" and charts):
+            charts.append(chart(key.replace("_", "-"), title, _measured(xs, ys, unit), y_label=unit, zero=True))
+    return charts
 
 
 def _memory(records: Records) -> str:
@@ -116,19 +116,19 @@ def _memory(records: Records) -> str:
 
 
 def _validation(records: Records) -> list[str]:
-    """Other numbers of validation events, one small plot each."""
+    """Return one small plot for each other number of validation events."""
     names = dict.fromkeys(str(k) for e in records.of_kind("validate") for k, v in e.items() if k not in _OTHER and number(v) is not None)
-    found = []
+    charts = []
     for i, name in enumerate(list(names)[:6]):
         xs, ys = records.series(name, "validate")
         if len(xs) >= 2:
             line = Line(label(name), thin(xs, ys), "b", dots=len(xs) <= 60)
-            found.append(chart(f"validation-{i}", f"Validation: {label(name)[:60]}", [line], y_label=label(name)[:60]))
-    return found
+            charts.append(chart(f"validation-{i}", f"Validation: {label(name)[:60]}", [line], y_label=label(name)[:60]))
+    return charts
 
 
 def _incidents(records: Records) -> str:
-    """Skips, resumptions, interruptions and warnings, oldest first."""
+    """Return a table of skipped steps, resumes, interruptions and warnings, oldest first."""
     rows = []
     kinds = {
         "skip": "skipped step",
@@ -140,10 +140,10 @@ def _incidents(records: Records) -> str:
     }
     for event in records.of_kind(*kinds):
         step = number(event.get("step"))
-        said = event.get("reason") or event.get("message") or ""
-        rows.append([escape(kinds[str(event["kind"])]), count(step) if step is not None else "–", escape(said, 500)])
+        detail = event.get("reason") or event.get("message") or ""
+        rows.append([escape(kinds[str(event["kind"])]), count(step) if step is not None else "–", escape(detail, 500)])
     if not rows:
         return ""
-    more = missing(f"… and {count(len(rows) - 60)} between these, in events.jsonl.") if len(rows) > 60 else ""
+    more = missing(f"… and {count(len(rows) - 60)} more between these, in events.jsonl.") if len(rows) > 60 else ""
     shown = rows if len(rows) <= 60 else rows[:30] + rows[-30:]
-    return "<h3>On the way</h3>" + table([("What", ""), ("Step", "num"), ("Detail", "any")], shown, "Incidents") + more
+    return "<h3>Incidents</h3>" + table([("Event", ""), ("Step", "num"), ("Detail", "any")], shown, "Incidents") + more

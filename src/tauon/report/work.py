@@ -1,4 +1,4 @@
-"""What the time and the network were used for: goodput, restarts, bytes sent a step. Part of the training section."""
+"""Use of time and network: goodput, restarts, bytes sent per step. Part of the training section."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["goodput", "work"]
 
 
 def goodput(events: Sequence[dict[str, Any]]) -> dict[str, float] | None:
-    """{"goodput", "productive_s", "wall_s"}: seconds of the steps that count over the seconds from the log's first event to its last.
+    """Return {"goodput", "productive_s", "wall_s"}: seconds of useful steps over the seconds from the first event to the last.
 
-    Steps that were done again after a failure count once; starting, saving, validating, waiting for a restart and what was lost do
-    not count. The time between a stop that was asked for and going on again is nobody's, and is left out. `events`: the timeline.
+    Steps that were repeated after a failure count once; starting, saving, validating, waiting for a restart and lost work do not count as
+    useful. Time between a requested stop and the resume is excluded. `events`: the timeline.
     """
     steps = [e for e in events if e.get("kind") == "step" and number(e.get("seconds")) is not None]
     times = [t for e in events if (t := number(e.get("time"))) is not None]
@@ -37,23 +37,21 @@ def goodput(events: Sequence[dict[str, Any]]) -> dict[str, float] | None:
 
 
 def work(records: Records) -> str:
-    """A table; empty where the log has no step."""
-    found = goodput(records.events)
-    if found is None:
+    """Return a table of time and network use; empty if the log has no step."""
+    use = goodput(records.events)
+    if use is None:
         return ""
-    facts: dict[str, Any] = {
-        "goodput": f"{found['goodput']:.1%} ({found['productive_s']:,.0f} s of steps that count, of {found['wall_s']:,.0f} s)"
-    }
+    facts: dict[str, Any] = {"goodput": f"{use['goodput']:.1%} ({use['productive_s']:,.0f} s of useful steps in {use['wall_s']:,.0f} s)"}
     restarts = len(records.of_kind("resume"))
     if restarts:
-        facts["times that it went on from a checkpoint"] = restarts
+        facts["resumes from a checkpoint"] = restarts
     layout = next((d.get("value") for d in records.derived if d.get("path") == "parallel"), None)
     if layout and layout != "one process":
         facts["layout"] = layout
     sent = records.of_kind("communication")
     if sent and isinstance(sent[-1].get("bytes"), dict):
-        facts["bytes that a process sends in a step that exchanges"] = {k: f"{v:,}" for k, v in sent[-1]["bytes"].items()}
+        facts["bytes sent per process in a step that communicates"] = {k: f"{v:,}" for k, v in sent[-1]["bytes"].items()}
     each = [b for e in records.of_kind("step") if (b := number(e.get("sent_bytes"))) is not None]
     if each:
-        facts["bytes that a process sent in all"] = f"{sum(each):,.0f}"
+        facts["bytes sent per process in total"] = f"{sum(each):,.0f}"
     return "<h3>Time and network</h3>" + facts_table(facts, "Time and network")

@@ -1,7 +1,7 @@
-"""The audit of a run: its model, its training and its held-out examples back from recipe and checkpoint, attacked; `audit.json`.
+"""The audit stage: loads model, training and held-out examples of a run, attacks the model, writes `audit.json`.
 
-The attacks and what they prove are in `privacy/audit`; here they are given what they need: the examples, the outputs of the model and of
-reference models (each an ordinary run below `audit/`, so that it resumes as any run does), the canaries' record.
+The attacks and their statistics are in `privacy/audit`; this file supplies their inputs: examples, outputs of the model and of shadow models
+(each an ordinary run inside `audit/`, which resumes like any run), and the record of canaries.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ FORMAT = "tauon-audit-1"
 
 
 class GuaranteeRefuted(PrivacyError):
-    """An audit proves more than was promised."""
+    """An audit proved that the privacy guarantee is false."""
 
 
 # ---------------------------------------------------------------------------------------------- the audit
@@ -67,22 +67,22 @@ class GuaranteeRefuted(PrivacyError):
 
 @dataclass
 class Examples:
-    """What the attacks are about: some members, then some others."""
+    """The examples that are attacked: first members, then held-out ones."""
 
     dataset: Dataset
     members: int
     others: int
     rows: NDArray[np.int64]
-    """Their numbers in the pool of all training and held-out examples."""
+    """Indices in the pool of all training and held-out examples."""
     pool: int
     held: str
     """Name of the held-out part."""
     random: bool
-    """Whether the split was drawn at random, example by example."""
+    """Whether each example was assigned to its part at random."""
 
 
 def audit_stage(ctx: Context) -> dict[str, Any]:
-    """Checkpoint -> `audit.json`. `GuaranteeRefuted` where the audit refutes the guarantee: the report with the evidence is written before."""
+    """Checkpoint -> `audit.json`. Raises `GuaranteeRefuted` if the audit refutes the guarantee, after writing the report with the evidence."""
     config = ctx.section("audit", AuditConfig)
     record = audit(ctx, config)
     if record["contradicts"]:
@@ -92,20 +92,20 @@ def audit_stage(ctx: Context) -> dict[str, Any]:
 
 
 def audit_run(folder: Path, config: AuditConfig, *, on_event: EventCallback) -> dict[str, Any]:
-    """Attack the run in `folder` every way that applies, also where that was done before, and write the report.
+    """Attack the run in `folder` with every attack that applies, even if it was audited before, and write the report.
 
     Args:
-        folder: of a trained run.
-        config: what to try.
-        on_event: called with what happens.
+        folder: folder of a trained run.
+        config: settings of the audit.
+        on_event: called with each event.
 
     Returns:
         The record, `audit.json`.
 
     Raises:
         RunError: no such run, not trained, or its data changed.
-        RecipeError: nothing was held out.
-        GuaranteeRefuted: with the proof. Records and report are written.
+        RecipeError: no data was held out.
+        GuaranteeRefuted: the guarantee is false. Records and report are written first.
     """
     recipe = load_recipe(folder).with_section("audit", config)
     with Run.open(folder) as run:
@@ -117,21 +117,21 @@ def audit_run(folder: Path, config: AuditConfig, *, on_event: EventCallback) -> 
 
 
 def audit(ctx: Context, config: AuditConfig) -> dict[str, Any]:
-    """The attacks, `audit.json` written, and returned."""
+    """Run the attacks, write `audit.json` and return it."""
     recipe, run = ctx.recipe, ctx.run
     checkpoint = ctx.final_checkpoint
     ctx.refuse_changed_data()
     chosen = choose_examples(ctx.splits, config.examples, config.seed)
-    signals = read_signals(ctx, checkpoint, chosen.dataset, "the model's answers")
+    signals = read_signals(ctx, checkpoint, chosen.dataset, "the model's outputs")
     scores = dict(attack_scores(signals))
     if config.shadows:
-        scores |= with_references(recipe, run, ctx, chosen, signals, config.shadows, config.seed)
+        scores |= shadow_attacks(recipe, run, ctx, chosen, signals, config.shadows, config.seed)
     promise = guarantee_of(run)
     delta = float(promise["delta"]) if promise else min(1e-5, 0.1 / max(1, len(ctx.splits.train)))
     groups = classes_of(ctx.splits, signals, chosen.members) if config.slices else {}
     attacks = [
-        score_attack(name, about, s[: chosen.members], s[chosen.members :], confidence=config.confidence, delta=delta, groups=groups)
-        for name, (about, s) in scores.items()
+        score_attack(name, description, s[: chosen.members], s[chosen.members :], confidence=config.confidence, delta=delta, groups=groups)
+        for name, (description, s) in scores.items()
     ]
     record: dict[str, Any] = {
         "format": FORMAT, "time": time.time(), "seed": config.seed, "confidence": config.confidence, "checkpoint": checkpoint.hash,
@@ -139,7 +139,7 @@ def audit(ctx: Context, config: AuditConfig) -> dict[str, Any]:
         "attacks": [a.to_json() for a in attacks],
     }  # fmt: skip
     canaries = planted(run.folder)
-    two_proofs = canaries is not None and chosen.random  # two chances to be unlucky
+    two_proofs = canaries is not None and chosen.random  # Bonferroni: each test gets half of the error probability
     each = 1 - (1 - config.confidence) / 2 if two_proofs else config.confidence
     pairs = audit_pairs(scores, chosen, signals, promise, delta, each, config.seed)
     record["pairs"] = None if pairs is None else pairs.to_json()
@@ -151,96 +151,99 @@ def audit(ctx: Context, config: AuditConfig) -> dict[str, Any]:
 
 
 def choose_examples(splits: DataSplits, most: int, seed: int) -> Examples:
-    """Some training examples and some held-out ones, as they are, without augmentation; canaries are no members."""
+    """Draw training and held-out examples, without augmentation. Canaries do not count as members."""
     train: Any = splits.train
     base = train.base if isinstance(train, WithCanaries) else train
-    held, name = pool_of(splits)[1:]
-    kept = train.kept if isinstance(train, WithCanaries) else np.arange(len(base))
+    held_out, name = pool_of(splits)[1:]
+    candidates = train.kept if isinstance(train, WithCanaries) else np.arange(len(base))
     rng = np.random.Generator(np.random.Philox(key=seed))
-    mine = np.sort(kept[rng.permutation(len(kept))[:most]])
-    theirs = np.sort(rng.permutation(len(held))[:most])
-    rows = np.concatenate([mine, len(base) + theirs])
+    members = np.sort(candidates[rng.permutation(len(candidates))[:most]])
+    others = np.sort(rng.permutation(len(held_out))[:most])
+    rows = np.concatenate([members, len(base) + others])
     facts = splits.facts.get("split", {})
     drawn = facts.get("by") == "row" and name not in facts.get("own_parts", ()) and splits.facts.get("kind") not in ("tokens", "series")
-    shown = ChosenExamples([without_augmentation(base), without_augmentation(held)], rows)
-    return Examples(shown, len(mine), len(theirs), rows, len(base) + len(held), name, drawn)
+    dataset = ChosenExamples([without_augmentation(base), without_augmentation(held_out)], rows)
+    return Examples(dataset, len(members), len(others), rows, len(base) + len(held_out), name, drawn)
 
 
 def read_signals(ctx: Context, checkpoint: Checkpoint, dataset: Dataset, what: str) -> dict[str, NDArray[Any]]:
-    """What the model of a checkpoint says of each example."""
+    """Return the outputs of a checkpoint's model for each example. `what`: description for the progress bar."""
     recipe = ctx.recipe
     model, precision = load_model(checkpoint, recipe, weights=recipe.evaluate.weights)
     tokenizer = ctx.splits.tokenizer
     decode = None if tokenizer is None else lambda ids: tokenizer.decode(np.asarray(ids))
-    found, weights = predict_all(
+    outputs, weights = predict_all(
         model, Signals(recipe.task, decode), dataset, batch=recipe.evaluate.batch, context=precision.context, device=precision.device,
         progress=lambda done, total: ctx.on_event("progress", what=what, done=done, total=total),
     )  # fmt: skip
-    bad = int((~np.isfinite(found["loss"])).sum())
+    bad = int((~np.isfinite(outputs["loss"])).sum())
     if bad or not (weights > 0).all():
         raise DataError(
-            f"{bad} of {len(weights)} examples have a loss that is not finite, and {int((weights <= 0).sum())} have no weight. "
-            "A model that diverged cannot be audited: use an earlier checkpoint, or train anew"
+            f"{bad} of {len(weights)} examples have a loss that is not finite, and {int((weights <= 0).sum())} have weight zero. "
+            "A model that diverged cannot be audited: use an earlier checkpoint, or train again with a lower optim.lr."
         )
-    return found
+    return outputs
 
 
 def classes_of(
     splits: DataSplits, signals: Mapping[str, NDArray[Any]], members: int
 ) -> dict[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Slices by class, at most 20 of them, the largest first; none where examples have no class."""
+    """Return slices by class, largest first, at most 20; none if examples have no class."""
     if "group" not in signals:
         return {}
     labels, counts = np.unique(signals["group"][:members], return_counts=True)
     names = splits.spec.labels
-    found = {}
+    slices = {}
     for c in labels[np.argsort(-counts, kind="stable")][:20].tolist():
         mask = signals["group"] == c
-        found[names[c] if c < len(names) else str(c)] = (mask[:members], mask[members:])
-    return found
+        slices[names[c] if c < len(names) else str(c)] = (mask[:members], mask[members:])
+    return slices
 
 
-def with_references(
+def shadow_attacks(
     recipe: Recipe, run: Run, ctx: Context, chosen: Examples, signals: Mapping[str, NDArray[Any]], shadows: int, seed: int
 ) -> dict[str, tuple[str, NDArray[np.float64]]]:
-    """The attacks that need reference models, which are trained where they are not there yet."""
+    """Return the attacks that need shadow models; train those that do not exist yet."""
     target = statistic(dict(signals))
     reference, included = np.empty((len(target), shadows)), np.empty((len(target), shadows), bool)
     for k in range(shadows):
-        ctx.on_event("note", message=f"reference model {k + 1} of {shadows}")
+        ctx.on_event("note", message=f"shadow model {k + 1} of {shadows}")
         one = shadow_recipe(recipe, k, seed)
         copy_statistics(run.folder, run.folder / FOLDER / one.name, HalfConfig(number=k, seed=seed))
         done = run_recipe(one, run.folder / FOLDER / one.name, stages=("prepare", "train"), on_event=ctx.on_event)
-        theirs = Context(one, done, ctx.on_event)
-        answers = read_signals(theirs, theirs.final_checkpoint, chosen.dataset, f"answers of reference model {k + 1}")
-        reference[:, k] = statistic(answers)
+        shadow = Context(one, done, ctx.on_event)
+        outputs = read_signals(shadow, shadow.final_checkpoint, chosen.dataset, f"outputs of shadow model {k + 1}")
+        reference[:, k] = statistic(outputs)
         included[:, k] = half_of(chosen.pool, HalfConfig(number=k, seed=seed))[chosen.rows]
     return {
-        "difference": (f"loss less its mean over {shadows // 2} reference models without the example", difficulty_calibrated(target, reference, included)),
+        "difference": (
+            f"loss minus its mean over {shadows // 2} shadow models trained without the example",
+            difficulty_calibrated(target, reference, included),
+        ),
         "lira_offline": (
-            f"likelihood ratio, {shadows // 2} reference models without the example (Carlini et al. 2022)",
+            f"likelihood ratio, {shadows // 2} shadow models trained without the example (Carlini et al. 2022)",
             lira(target, reference, included, mode="offline"),
         ),
-        "lira": (f"likelihood ratio, {shadows} reference models (Carlini et al. 2022)", lira(target, reference, included, mode="online")),
+        "lira": (f"likelihood ratio, {shadows} shadow models (Carlini et al. 2022)", lira(target, reference, included, mode="online")),
     }  # fmt: skip
 
 
 def shadow_recipe(recipe: Recipe, number: int, seed: int) -> Recipe:
-    """The same recipe for a random half of the examples. It is for the attacker's eyes: no tracker, no ledger, no canaries, one process."""
-    whole = child_tree(recipe, f"shadow-{number:03d}", ("prepare", "train"))
-    whole["seed"] = recipe.seed + 1 + number
-    whole["data"] = whole["data"] | {"half": {"number": number, "seed": seed}}
-    if isinstance(whole.get("privacy"), dict):
-        whole["privacy"] = {k: v for k, v in whole["privacy"].items() if k not in ("audit", "budget", "ledger")}
-    whole["evaluate"] = {}
-    return parse(Recipe, whole, f"the recipe of reference model {number}")
+    """Return the recipe of a shadow model, trained on a random half of the examples: no tracker, ledger or canaries, one process."""
+    tree = child_tree(recipe, f"shadow-{number:03d}", ("prepare", "train"))
+    tree["seed"] = recipe.seed + 1 + number
+    tree["data"] = tree["data"] | {"half": {"number": number, "seed": seed}}
+    if isinstance(tree.get("privacy"), dict):
+        tree["privacy"] = {k: v for k, v in tree["privacy"].items() if k not in ("audit", "budget", "ledger")}
+    tree["evaluate"] = {}
+    return parse(Recipe, tree, f"the recipe of shadow model {number}")
 
 
 def audit_pairs(
     scores: Mapping[str, tuple[str, NDArray[np.float64]]], chosen: Examples, signals: Mapping[str, NDArray[Any]],
     promise: Mapping[str, Any] | None, delta: float, confidence: float, seed: int,
 ) -> Verdict | None:  # fmt: skip
-    """What the split itself proves, without any canary: pairs of a member and a held-out example are coins. None where it was not random."""
+    """Test epsilon without canaries: each pair of a member and a held-out example is one coin flip. None if the split was not random."""
     if not chosen.random:
         return None
     groups = signals.get("group")
@@ -248,35 +251,35 @@ def audit_pairs(
     a, b, coins = pairs_as_coins(chosen.members, chosen.others, seed=seed, member_groups=inside, other_groups=outside)
     if len(coins) < 2:
         return None
-    whole = {name: s[a] - s[b] for name, (_, s) in scores.items()}
+    differences = {name: s[a] - s[b] for name, (_, s) in scores.items()}
     claimed = None if promise is None else float(promise["epsilon"])
-    # A coin replaces one example by another: one change where the promise is for that, two (zeroed out, filled in again) where it is for zeroing out.
+    # A coin replaces one example by another: one change under replace-one neighbours, two under zero-out neighbours (out, in again).
     change = 1 if promise is not None and str(promise.get("neighbouring", "")).startswith("replace") else 2
-    return judge(whole, coins, delta=delta, claimed=claimed, confidence=confidence, examples=change)
+    return judge(differences, coins, delta=delta, claimed=claimed, confidence=confidence, examples=change)
 
 
 def audit_canaries(
     ctx: Context, checkpoint: Checkpoint, canaries: Canaries, promise: Mapping[str, Any] | None, delta: float, confidence: float
 ) -> dict[str, Any]:
-    """What the canaries prove."""
+    """Return what the canaries prove."""
     found: dict[str, Any] = {"kind": canaries.kind, "planted": len(canaries), "included": int(canaries.included.sum())}
     included = canaries.included
     if canaries.kind == "gradient":
         state = checkpoint.tensors("canaries")
         scores = {name: state[key].numpy() for name, key in (("sum", "total"), ("change", "change"))}
         if promise is not None and "squares" in state:
-            seen = noise_level(state["squares"].numpy(), int(state["looked"][0]), included, confidence=1 - (1 - confidence) / 5)
-            found["noise"] = None if seen is None else seen.to_json()
+            measured = noise_level(state["squares"].numpy(), int(state["looked"][0]), included, confidence=1 - (1 - confidence) / 5)
+            found["noise"] = None if measured is None else measured.to_json()
     else:
         train: Any = ctx.splits.train
         base = train.base if isinstance(train, WithCanaries) else train
         one = base.batch(np.array([0]))
         dataset = canary_dataset(base, canaries, segments=one.segments is not None)
-        signals = read_signals(ctx, checkpoint, dataset, "the model's answers to canaries")
+        signals = read_signals(ctx, checkpoint, dataset, "the model's outputs for canaries")
         scores = {"loss": statistic(signals)}
         if canaries.kind == "secret":
             found |= audit_secrets(ctx, checkpoint, canaries)
-            once = np.array([s.repeats == 1 for s in canaries.secrets])  # of the others a coin changes several examples
+            once = np.array([s.repeats == 1 for s in canaries.secrets])  # the coin of a repeated secret changes several examples
             exposure = np.array([row["exposure"] for row in found["secrets"]])
             scores, included = {"loss": scores["loss"][once], "exposure": exposure[once]}, included[once]
     if len(included) >= 2:
@@ -292,80 +295,88 @@ def audit_canaries(
 
 
 def audit_secrets(ctx: Context, checkpoint: Checkpoint, canaries: Canaries) -> dict[str, Any]:
-    """Exposure of each secret, planted or not, and whether the model tells it."""
+    """Return the exposure of each secret, inserted or not, and whether it can be extracted."""
     model, precision = load_model(checkpoint, ctx.recipe, weights=ctx.recipe.evaluate.weights)
     tokenizer, rows = ctx.splits.tokenizer, []
-    for i, (secret, there) in enumerate(zip(canaries.secrets, canaries.included.tolist(), strict=True)):
+    for i, (secret, included) in enumerate(zip(canaries.secrets, canaries.included.tolist(), strict=True)):
         bits, how = exposure(model, tokenizer, secret, seed=i, context=precision.context)
-        told = extract(model, tokenizer, secret, context=precision.context)
+        extracted = extract(model, tokenizer, secret, context=precision.context)
         rows.append(
             {
                 "name": secret.prefix,
-                "included": there,
+                "included": included,
                 "repeats": secret.repeats,
                 "exposure": bits,
                 "most": math.log2(secret.candidates),
                 "how": how,
             }
-            | told
+            | extracted
         )
         ctx.on_event("progress", what="exposure of secrets", done=i + 1, total=len(canaries))
     return {"secrets": rows, "extracted": sum(r["included"] and (r["greedy"] or r["beam"]) for r in rows)}
 
 
 def guarantee_of(run: Run) -> dict[str, Any] | None:
-    """What the run promised (`privacy.json`), or None."""
+    """Return the run's privacy guarantee (`privacy.json`), or None if it has none."""
     path = run.folder / "privacy.json"
     if not path.exists():
         return None
-    found = read_json(path).get("guarantee")
-    if not isinstance(found, dict) or not {"epsilon", "delta"} <= set(found):
-        raise RunError(f"{path}: holds no guarantee with epsilon and delta. Restore it, or train anew.")
-    return found
+    guarantee = read_json(path).get("guarantee")
+    if not isinstance(guarantee, dict) or not {"epsilon", "delta"} <= set(guarantee):
+        raise RunError(f"{path}: has no guarantee with epsilon and delta. Restore the file, or train again with --fresh.")
+    return guarantee
 
 
 def claimed_curve(promise: Mapping[str, Any]) -> TradeOff | None:
-    """The guarantee's trade-off curve, worked out anew from what was released: the few points that it keeps are for drawing."""
+    """Compute the guarantee's trade-off curve from its releases: the few points stored in the record are only for plotting."""
     if not promise.get("releases"):
         return None
-    whole = Guarantee.from_json(dict(promise))
+    guarantee = Guarantee.from_json(dict(promise))
     ends = np.geomspace(1e-8, 0.5, 400)
     alphas = np.unique(np.concatenate([[0.0], ends, 1 - ends, [1.0]]))
-    return points_curve(alphas.tolist(), trade_off(whole.releases, alphas, accountant="rdp" if whole.accountant == "rdp" else "pld"))
+    return points_curve(
+        alphas.tolist(), trade_off(guarantee.releases, alphas, accountant="rdp" if guarantee.accountant == "rdp" else "pld")
+    )
 
 
 def conclude(record: Mapping[str, Any], attacks: list[Attack]) -> dict[str, Any]:
-    """The sentence that a reader needs, and whether the guarantee is refuted."""
-    found = {
+    """Return the summary sentence, the lower bound on epsilon, and whether the guarantee is refuted."""
+    verdicts = {
         "canaries": (record.get("canaries") or {}).get("verdict"),
         "pairs of a member and a held-out example": record.get("pairs"),
     }
-    proofs: dict[str, dict[str, Any]] = {k: v for k, v in found.items() if v is not None}
+    proofs: dict[str, dict[str, Any]] = {k: v for k, v in verdicts.items() if v is not None}
     promise, level = record["guarantee"], record["confidence"]
     bound = max((v["bound"]["epsilon"] for v in proofs.values()), default=None)
     broken = [k for k, v in proofs.items() if v["contradicts"]]
     best = max(attacks, key=lambda a: (a.rates[0].value, a.auc))
     rate = best.rates[0]
-    seen = f"the best attack ({best.name}) finds {rate.value:.2%} of members at {rate.fpr:.1%} false positives, area {best.auc:.3f}"
+    attack = (
+        f"the best attack ({best.name}) finds {rate.value:.2%} of members at a false positive rate of {rate.fpr:.1%}, AUC {best.auc:.3f}"
+    )
     proven = (
-        f"epsilon is at least {bound:.2f} at {level:.0%} confidence" if bound is not None else "nothing is proven of epsilon without coins"
+        f"epsilon is at least {bound:.2f} at {level:.0%} confidence"
+        if bound is not None
+        else "no lower bound on epsilon without canaries or a random split"
     )
     noise = (record.get("canaries") or {}).get("noise") or {"contradicts": False}
     if noise["contradicts"]:
-        said = (
+        verdict = (
             f"The audit refutes the guarantee: the noise in the updates is at most {noise['at_most']:.2f} of what was stated (epsilon "
             f"{promise['epsilon']:.3g} was claimed, and {proven})"
         )
     elif broken:
-        said = f"The audit refutes the guarantee: epsilon {promise['epsilon']:.3g} was claimed, and {proven} (by {' and by '.join(broken)})"
+        verdict = (
+            f"The audit refutes the guarantee: epsilon {promise['epsilon']:.3g} was claimed, and {proven} (by {' and by '.join(broken)})"
+        )
     elif promise is not None:
-        said = f"The audit does not contradict epsilon {promise['epsilon']:.3g}: {proven}"
+        verdict = f"The audit does not contradict epsilon {promise['epsilon']:.3g}: {proven}"
     else:
-        said = f"Nothing was promised; {proven}"
-    return {"contradicts": bool(broken) or noise["contradicts"], "epsilon": bound, "summary": f"{said}; {seen}."}
+        verdict = f"This run has no privacy guarantee; {proven}"
+    return {"contradicts": bool(broken) or noise["contradicts"], "epsilon": bound, "summary": f"{verdict}; {attack}."}
 
 
 def refuse_broken(folder: Path, record: Mapping[str, Any]) -> None:
-    """`GuaranteeRefuted` where that is so."""
+    """Raise `GuaranteeRefuted` if the record refutes the guarantee."""
     if record["contradicts"]:
         raise GuaranteeRefuted(f"{folder}: {record['summary']} Do not publish this model. {folder / RECORD} has the evidence.")

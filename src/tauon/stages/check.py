@@ -1,19 +1,19 @@
-"""`tauon check`: does a layout compute what one process computes, on the user's own recipe?
+"""`tauon check`: does a parallel layout compute the same as one process, on the user's own recipe?
 
-One process takes the first steps of the recipe and leaves what it computed: layer outputs of a few rows, losses, gradients,
-weights. Then the processes of the layout take the same steps, and each compares the pieces that it holds. Nothing is gathered.
+One process takes the first steps of the recipe and saves what it computed: layer outputs of a few rows, losses, gradients,
+weights. Then the processes of the layout take the same steps, and each compares its own shards. Nothing is gathered.
 
-Differences are relative to what is compared, and allowed is what rounding explains: with u the unit round-off of the precision
+Differences are relative, and allowed up to what rounding explains: with u the unit round-off of the precision
 (2^-24 for fp32, 2^-8 for bf16), c = 32 for fp32 and 8 for bf16 (whose products are summed in fp32), and L the number of layers,
     outputs, losses   c u sqrt(L + 1)         of the largest element
     gradients         the same, times 4       of the largest element of the parameter's gradient
-    updates           4 s + 4 c u sqrt(L + 1) of the norm of what the steps changed, where s is what the optimizer itself makes of rounding:
-                                              the reference takes its steps again with gradients that are off by as much (`sensitivity`)
-Of an update, the element in 1,000 that differs most is left out: where a gradient is no larger than rounding, Adam goes either way.
-What an optimizer makes of rounding differs: SGD passes it on, Adam divides by the size of a gradient, and Muon, which iterates in bf16, turns
-1e-7 in a gradient into 1e-2 of an update. Matrices that start at zero start small instead, as they would hide the gradients behind them.
-What a model draws at random in training (dropout, masks) is switched off: its draws differ between layouts. Augmentation of data stays: it
-depends on the example alone.
+    updates           4 s + 4 c u sqrt(L + 1) of the norm of the update, where s is how much the optimizer amplifies rounding:
+                                              the reference repeats its steps with gradients perturbed by that much (`sensitivity`)
+The 0.1% of an update's elements that differ most are ignored: for a gradient no larger than rounding, Adam may step in either direction.
+Optimizers amplify rounding differently: SGD not at all, Adam divides by the size of a gradient, and Muon, which iterates in bf16, turns
+1e-7 in a gradient into 1e-2 of an update. Matrices that start at zero start small instead, because zeros would hide earlier gradients.
+Random draws of the model in training (dropout, masks) are switched off: they differ between layouts. Data augmentation stays on: it
+depends only on the example.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ __all__ = ["Finding", "compare", "first_divergent", "reference", "scaled_down"]
 
 UNIT = {"fp32": 2.0**-24, "bf16": 2.0**-8}
 _DRAWS = 2
-"""Of rounding, to see what the optimizer makes of it."""
+"""Draws of perturbed gradients, to measure how much the optimizer amplifies rounding."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was compared."""
+    """Result of one comparison."""
 
     what: str
     """output | loss | gradient | update."""
     name: str
-    """Of the layer, the step, or the parameter."""
+    """Name of the layer, the step or the parameter."""
     absolute: float
-    """Largest difference of an element."""
+    """Largest difference of any element."""
     relative: float
     allowed: float
 
@@ -81,41 +81,43 @@ class Finding:
 
 
 def scaled_down(recipe: Recipe, wanted: int | None, here: int) -> tuple[Recipe, int, str]:
-    """(recipe, processes, what was changed): the recipe's layout with every dimension at most 2, on at most `here` processes."""
+    """Return (recipe, processes, what was changed): the recipe's layout with every dimension at most 2, on at most `here` processes."""
     parallel = recipe.parallel
     if not isinstance(parallel, MeshParallel):
         if parallel.kind_ != "auto":
-            raise RecipeError([Problem("parallel.kind", f"{parallel.kind_} is no mesh of processes that take each step together. "
+            raise RecipeError([Problem("parallel.kind", f"{parallel.kind_} cannot be checked: its processes do not take each step together. "
                                        "Check a mesh (auto, or replicate, shard, context, tensor, pipeline).")])  # fmt: skip
         n = min(wanted or here, here)
         return recipe, n, "" if wanted in (None, n) else f"{n} processes instead of {wanted}"
     if parallel.raw_value("compression") != "none":
-        message = f"{parallel.raw_value('compression')} rounds gradients on purpose, so they differ. Check with parallel.compression=none."
+        message = (
+            f"{parallel.raw_value('compression')} rounds gradients on purpose, so they would differ. Check with parallel.compression=none."
+        )
         raise RecipeError([Problem("parallel.compression", message)])
-    asked = {k: parallel.raw_value(k) or 1 for k in ("pipeline", "tensor", "context", "shard", "replicate")}
-    if math.prod(asked.values()) <= here:
-        return recipe, wanted or math.prod(asked.values()), ""
-    kept, left = {}, here
-    for name, size in asked.items():  # the hardest to get right first
-        kept[name] = 2 if size > 1 and left >= 2 else 1
-        left //= kept[name]
-    dropped = [k for k, n in asked.items() if n > 1 and kept[k] == 1]
-    said = f"{Layout(**kept)} instead of {Layout(**asked)}" + (
-        f"; {' and '.join(dropped)} not checked: --processes says how many to use" if dropped else ""
+    requested = {k: parallel.raw_value(k) or 1 for k in ("pipeline", "tensor", "context", "shard", "replicate")}
+    if math.prod(requested.values()) <= here:
+        return recipe, wanted or math.prod(requested.values()), ""
+    scaled, left = {}, here
+    for name, size in requested.items():  # the hardest to get right first
+        scaled[name] = 2 if size > 1 and left >= 2 else 1
+        left //= scaled[name]
+    dropped = [k for k, n in requested.items() if n > 1 and scaled[k] == 1]
+    note = f"checking {Layout(**scaled)} instead of {Layout(**requested)}" + (
+        f"; {' and '.join(dropped)} not checked: raise --processes to include it" if dropped else ""
     )
-    return recipe.model_copy(update={"parallel": parallel.model_copy(update=kept)}), math.prod(kept.values()), said
+    return recipe.model_copy(update={"parallel": parallel.model_copy(update=scaled)}), math.prod(scaled.values()), note
 
 
 def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, on_event: EventCallback) -> Checkpoint:
-    """Take `steps` steps in this process and leave in `folder` what `compare` needs."""
+    """Take `steps` steps in this process and save what `compare` needs in `folder`."""
     ctx = Context(recipe, None, on_event)
     model, changed = deterministic_small_model(recipe, ctx, processes)
     if changed:
         on_event("note", message=changed)
     if recipe.privacy is not None:
-        on_event("note", message="privacy is left out here: the plain step is compared")
+        on_event("note", message="privacy is left out of the check: the plain step is compared")
     train, seq_len = ctx.train, ctx.splits.spec.seq_len
-    layout, _ = choose_layout(recipe.parallel, processes)  # what cannot work is told before any work
+    layout, _ = choose_layout(recipe.parallel, processes)  # refuse an impossible layout before any work
     refuse_cut_pairs(recipe.task, layout)
     refuse_layout(
         model.build_on_meta(), layout, recipe.parallel, batch=train.batch, seq_len=seq_len, microbatch=train.raw_value("microbatch")
@@ -132,7 +134,7 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, on_ev
     weights = {name: p.detach() for name, p in job.model.named_parameters()}
     groups = {"outputs": outputs, "gradients": gradients, "start": start, "weights": weights}
     noise = _tight(job.policy.precision.name, model)
-    found = [
+    sensitivities = [
         sensitivity(lambda: _job(recipe, ctx, model, Mesh(Layout()), steps), steps, start, weights, noise, draw) for draw in range(_DRAWS)
     ]
     state = {
@@ -142,13 +144,13 @@ def reference(recipe: Recipe, folder: Path, *, steps: int, processes: int, on_ev
         "precision": job.policy.precision.name,
         "steps": steps,
         "rows": picked,
-        "sensitivity": {name: max(one[name] for one in found) for name in found[0]},
+        "sensitivity": {name: max(one[name] for one in sensitivities) for name in sensitivities[0]},
     }
     return save_checkpoint(folder, 0, groups, state)
 
 
 def compare(recipe: Recipe, folder: Path, world: World, *, on_event: EventCallback) -> tuple[list[Finding], dict[str, int], str]:
-    """Collective: take the same steps on the recipe's layout. (findings, bytes sent in a step by kind, layout), the same on every rank."""
+    """Collective: take the same steps on the recipe's layout; return (findings, bytes sent per step by kind, layout), equal on all ranks."""
     saved = load_checkpoint(folder / "step-000000", verify=False)
     ctx = Context(recipe, None, on_event, world)
     model = from_record(saved.state["model"])
@@ -158,12 +160,12 @@ def compare(recipe: Recipe, folder: Path, world: World, *, on_event: EventCallba
 
     share = -(-ctx.train.batch // mesh.layout.data)
     first = mesh.data_rank * share
-    mine = [i for i, row in enumerate(saved.state["rows"]) if first <= row < first + share]
-    few = _pick(loader.batch_at(0), [saved.state["rows"][i] - first for i in mine]).to(job.policy.device)
+    own_rows = [i for i, row in enumerate(saved.state["rows"]) if first <= row < first + share]
+    few = _pick(loader.batch_at(0), [saved.state["rows"][i] - first for i in own_rows]).to(job.policy.device)
     parts: list[dict[str, Any]] = []
     lazy = saved.lazy("outputs")
     for name, got in _outputs(job, few).items():
-        want = lazy[name][(slice(mine[0], mine[-1] + 1),)]
+        want = lazy[name][(slice(own_rows[0], own_rows[-1] + 1),)]
         parts.append(_part("output", name, got, _my_positions(got, want, mesh)))
     with counted() as sent:
         losses, gradients = _take(job, loader, saved.state["steps"], sent)
@@ -178,24 +180,24 @@ def compare(recipe: Recipe, folder: Path, world: World, *, on_event: EventCallba
             parts.append(_part("update", name, local_part(p.detach()) - old, weights[name][where] - old))
     loose = {name: 4 * s + 4 * tight for name, s in saved.state["sensitivity"].items()}
     findings = _together(world.gather(parts), tight, loose, saved.state["order"])
-    for i, (mine_i, want_i) in enumerate(zip(losses, saved.state["losses"], strict=True)):
-        off = abs(mine_i - want_i)
-        findings.append(Finding("loss", f"step {i + 1}", off, off / max(abs(want_i), 1e-12), tight if i == 0 else tight * 4))
+    for i, (loss, want) in enumerate(zip(losses, saved.state["losses"], strict=True)):
+        off = abs(loss - want)
+        findings.append(Finding("loss", f"step {i + 1}", off, off / max(abs(want), 1e-12), tight if i == 0 else tight * 4))
     return findings, dict(sent), str(mesh.layout)
 
 
 def _tight(precision: str, model: ModelConfig) -> float:
-    """Share of the largest output by which rounding explains a difference: c u sqrt(L + 1)."""
+    """Relative difference that rounding explains: c u sqrt(L + 1)."""
     depth = max(1, len(model.build_on_meta().blocks_to_compile()))
     return (32 if precision == "fp32" else 8) * UNIT[precision] * math.sqrt(depth + 1)
 
 
 def first_divergent(findings: list[Finding]) -> Finding | None:
-    """Where it begins: the first output in forward order, or else the first loss, gradient or update, that is off."""
+    """Return the first output in forward order that differs, or else the first loss, gradient or update; None if none differs."""
     for what in ("output", "loss", "gradient", "update"):
-        found = next((f for f in findings if f.what == what and not f.fine), None)
-        if found is not None:
-            return found
+        first = next((f for f in findings if f.what == what and not f.fine), None)
+        if first is not None:
+            return first
     return None
 
 
@@ -203,12 +205,12 @@ def first_divergent(findings: list[Finding]) -> Finding | None:
 
 
 def deterministic_small_model(recipe: Recipe, ctx: Context, processes: int) -> tuple[ModelConfig, str]:
-    """The model without dropout, with fewer layers where two copies of it and its optimizer would not fit in memory."""
+    """Return the model without dropout, with fewer layers if all copies of it with optimizer do not fit in memory, and what was changed."""
     model = ctx.model
-    said = []
+    changes = []
     off: dict[str, Any] = {k: 0 for k in model.random_fields() if model.raw_value(k)}
     if off:
-        said.append(f"{' and '.join(off)} off")
+        changes.append(f"{' and '.join(off)} off")
     if model.adapt is not None:
         off["adapt"] = model.adapt.model_copy(update={"dropout": 0.0})
     model = model.model_copy(update=off)
@@ -217,9 +219,10 @@ def deterministic_small_model(recipe: Recipe, ctx: Context, processes: int) -> t
     if free is not None and needed > free and "layers" in type(model).model_fields and model.from_ is None:
         stages = 2 * (recipe.parallel.raw_value("pipeline") if isinstance(recipe.parallel, MeshParallel) else 1)
         if stages < model.raw_value("layers"):
-            said.append(f"{stages} layers instead of {model.raw_value('layers')}: the whole model does not fit {processes + 1} times")
+            copies = f"{processes + 1} copies of the whole model do not fit in memory"
+            changes.append(f"{stages} layers instead of {model.raw_value('layers')}: {copies}")
             model = model.model_copy(update={"layers": stages})
-    return model, "for the check: " + ", ".join(said) if said else ""
+    return model, "for the check: " + ", ".join(changes) if changes else ""
 
 
 def _job(recipe: Recipe, ctx: Context, model: ModelConfig, mesh: Mesh, steps: int) -> tuple[TrainJob, Loader]:
@@ -239,7 +242,7 @@ def _job(recipe: Recipe, ctx: Context, model: ModelConfig, mesh: Mesh, steps: in
 
 @torch.no_grad()
 def init_zero_params(job: TrainJob) -> None:
-    """Matrices that start at zero (an output head) would hide every gradient behind them: here they start small, by (seed, name)."""
+    """Give matrices that are all zero (an output head) small values by (seed, name): zeros would hide every gradient before them."""
     for name, p in job.model.named_parameters():
         zero = torch.tensor(float(local_part(p).count_nonzero()))
         if job.mesh.world.size > 1:
@@ -250,7 +253,7 @@ def init_zero_params(job: TrainJob) -> None:
 
 
 def _take(job: TrainJob, loader: Loader, steps: int, sent: Any = None) -> tuple[list[float], dict[str, Tensor]]:
-    """(losses, gradients of the first step) of `steps` steps."""
+    """Take `steps` steps; return (losses, gradients of the first step)."""
     gradients: dict[str, Tensor] = {}
     functions = job.functions
 
@@ -265,14 +268,14 @@ def _take(job: TrainJob, loader: Loader, steps: int, sent: Any = None) -> tuple[
     losses: list[float] = []
     for step in range(steps):
         if sent is not None:
-            sent.clear()  # the last step's are what is reported: the first exchange shapes, too
+            sent.clear()  # report the last step: the first one also exchanges shapes
         losses.append(float(train_step(job, loader.batch_at(step).to(job.policy.device))["loss"]))
     job.functions = functions
     return losses, gradients
 
 
 def _outputs(job: TrainJob, batch: Batch) -> dict[str, Tensor]:
-    """Each layer's output for a few rows, in forward order, by name; of this process's slice where it has one."""
+    """Return each layer's output for a few rows by name, in forward order; if sharded, this process's shard."""
     names = {id(m): n for n, m in job.model.named_modules()}
     blocks = job.model.blocks_to_compile()  # type: ignore[operator]
     layers = blocks or [m for m in job.model.modules() if next(m.parameters(recurse=False), None) is not None]
@@ -291,7 +294,7 @@ def _outputs(job: TrainJob, batch: Batch) -> dict[str, Tensor]:
             handle.remove()
         job.model.train()
         reshard(job.model)
-    # A pipeline's first pass runs a stage once more, to learn its shapes: the rows that count come last.
+    # In its first pass a pipeline runs a stage once more to infer shapes: the rows that count come last.
     if job.task.input_kind == "pairs":  # an example is two rows
         return {name: torch.cat(parts)[-2 * len(batch) :].unflatten(0, (len(batch), 2)) for name, parts in seen.items()}
     return {name: torch.cat(parts)[-len(batch) :] for name, parts in seen.items()}
@@ -311,7 +314,7 @@ def _rows(recipe: Recipe, batch: int, data: int) -> int:
 
 
 def _my_positions(got: Tensor, want: Tensor, mesh: Mesh) -> Tensor:
-    """Of whole sequences, the slice that this process's output has: by context, then by tensor (sequence parallelism)."""
+    """Return this process's slice of the full sequences: by context, then by tensor (sequence parallelism)."""
     if got.shape == want.shape or got.ndim < 2:
         return want
     ways = want.shape[1] // got.shape[1]
@@ -325,7 +328,7 @@ def _my_positions(got: Tensor, want: Tensor, mesh: Mesh) -> Tensor:
 
 
 def _part(what: str, name: str, got: Tensor, want: Tensor) -> dict[str, Any]:
-    """What one process says of its piece: the largest difference and value, and sums of squares."""
+    """Compare one process's shard: largest difference and value, and sums of squares."""
     got, want = got.detach().float().cpu(), want.float()
     if not got.numel():
         return {"what": what, "name": name, "absolute": 0.0, "largest": 0.0, "square": 0.0, "of": 0.0}
@@ -337,31 +340,31 @@ def _part(what: str, name: str, got: Tensor, want: Tensor) -> dict[str, Any]:
 
 
 def _finite(x: float) -> float:
-    """JSON knows no infinity; whatever is not finite is as wrong as can be."""
+    """JSON has no infinity: replace what is not finite by a huge number."""
     return x if math.isfinite(x) else 1e300
 
 
 def _together(parts: list[list[dict[str, Any]]], tight: float, loose: dict[str, float], order: list[str]) -> list[Finding]:
-    """Findings of the whole from those of the pieces: outputs in forward order, then gradients, then updates. `loose`: allowed of updates."""
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    """Merge the comparisons of all shards: outputs in forward order, then gradients, then updates. `loose`: allowed for updates."""
+    merged: dict[tuple[str, str], dict[str, float]] = {}
     for part in (part for rank in parts for part in rank):
-        whole = found.setdefault((part["what"], part["name"]), {"absolute": 0.0, "largest": 0.0, "square": 0.0, "of": 0.0})
+        whole = merged.setdefault((part["what"], part["name"]), {"absolute": 0.0, "largest": 0.0, "square": 0.0, "of": 0.0})
         for key in ("absolute", "largest"):
             whole[key] = max(whole[key], part[key])
         for key in ("square", "of"):
             whole[key] += part[key]
-    overall = max((w["largest"] for (what, _), w in found.items() if what == "gradient"), default=0.0)
+    overall = max((w["largest"] for (what, _), w in merged.items() if what == "gradient"), default=0.0)
     findings: list[Finding] = []
     idle: set[str] = set()
-    for (what, name), w in found.items():
+    for (what, name), w in merged.items():
         if what == "update":
             continue
         scale = w["largest"]
         if what == "gradient" and scale < 1e-6 * overall:
-            idle.add(name)  # its true gradient is zero (a key's bias, say): what is there is rounding
+            idle.add(name)  # its true gradient is zero (the bias of a key, say), so its value is rounding
             scale = overall
         findings.append(Finding(what, name, w["absolute"], w["absolute"] / max(scale, 1e-30), tight if what == "output" else 4 * tight))
-    for (what, name), w in found.items():
+    for (what, name), w in merged.items():
         if what == "update" and name not in idle:
             findings.append(
                 Finding(what, name, w["absolute"], math.sqrt(w["square"] / max(w["of"], 1e-60)) if w["square"] else 0.0, loose[name])

@@ -1,7 +1,7 @@
-"""What the stages of one run share: its data, its model, what it was started from, and whether a stage is done.
+"""What the stages of one run share: its data, its model, the pretrained model, and whether a stage is done.
 
-Everything here is worked out once and kept. What disagrees (targets, tokenizers, data that changed under the run) is refused here, before
-anything is trained. The stages themselves are in files of their own beside this one, and `engine.py` does them.
+Everything is computed once and cached. Conflicts (targets, tokenizers, data that changed since the run began) are refused here, before
+training. Each stage is in a file of its own in this package, and `engine.py` runs them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from tauon.train import TrainConfig
 
 __all__ = ["Context", "EventCallback", "null_callback"]
 
-_WAYS_OUT = "Restore it, start over with --fresh, or give another name (name=...)."
+_REMEDY = "Restore it, start over with --fresh, or give the run another name (name=...)."
 
 C = TypeVar("C", bound=Config)
 EventCallback = Callable[..., None]
-"""`on_event(kind, **facts)`: what a person or a script wants to know while a run goes on."""
+"""`on_event(kind, **facts)`: called while a run works, for a person or a script to follow it."""
 
 
 def null_callback(kind: str, /, **facts: Any) -> None:
@@ -47,16 +47,16 @@ class Context:
 
     recipe: Recipe
     folder: Run | None
-    """The run that is written; None where nothing is recorded (a check of a layout, a search for a learning rate)."""
+    """The run that is written; None if nothing is recorded (a layout check, a learning-rate range test)."""
     on_event: EventCallback
     world: World = field(default_factory=World)
     heartbeat: Heartbeat = field(default_factory=lambda: Heartbeat(World()))
     prepared: str = ""
-    """Fingerprint of the splits before what processes agree on was done to them (`SplitTransform.agreed`)."""
+    """Fingerprint of the splits before `SplitTransform.agreed` was applied."""
 
     @property
     def detached(self) -> bool:
-        """Whether nothing is recorded."""
+        """Whether this context has no run, so that nothing is recorded."""
         return self.folder is None
 
     @property
@@ -66,14 +66,14 @@ class Context:
         return self.folder
 
     def section(self, name: str, cls: type[C]) -> C:
-        """The recipe's section of a stage; its defaults where the recipe has none."""
-        found = getattr(self.recipe, name, None)
-        return found if isinstance(found, cls) else parse(cls, {})
+        """Return the recipe's section of a stage, or its defaults if the recipe has none."""
+        section = getattr(self.recipe, name, None)
+        return section if isinstance(section, cls) else parse(cls, {})
 
-    # ------------------------------------------------------------------------------------------ what is done
+    # ------------------------------------------------------------------------------------------ which stages are done
 
     def is_done(self, name: str) -> bool:
-        """Whether a stage was done before, from the same inputs. `RunError` where its data or its base changed under a training."""
+        """Return whether a stage was done with the same inputs. `RunError` if data or base model changed since training began."""
         stage, done = stage_table()[name], self.run.stage(name)
         if done is None or done["fingerprint"] != self.fingerprint(name, times="inputs" not in done):
             return False
@@ -86,19 +86,19 @@ class Context:
         return stage.from_records or not self.data_changed
 
     def inputs_of(self, name: str) -> dict[str, str | None]:
-        """What the stages that a stage reads have left, as hashes."""
+        """Return the hashes of the results that a stage reads, by stage."""
         return {other: self.result_of(other) for other in stage_table()[name].inputs}
 
     def result_of(self, name: str) -> str | None:
-        """Hash of what a stage left; of training that goes on still, that of its newest checkpoint; None where there is nothing."""
+        """Return the hash of a stage's result; for unfinished training, of its newest checkpoint; None if there is no result."""
         record = self.run.stage(name)
         if record is not None:
-            return str(record["result"]) if "result" in record else result_hash(record, {})  # by a version that kept none
+            return str(record["result"]) if "result" in record else result_hash(record, {})  # versions before it was recorded
         newest = latest_checkpoint(self.run.checkpoints) if name == "train" else None
         return None if newest is None else newest.hash
 
     def mark_done(self, name: str, facts: dict[str, Any], *, inputs: dict[str, str | None], seconds: float) -> None:
-        """Remember that a stage is done: from which inputs, and what it left."""
+        """Record that a stage is done, with the hashes of its inputs and of its result."""
         paths = {file: self.run.folder / file for file in stage_table()[name].writes}
         files = {file: content_hash(path) for file, path in paths.items() if path.is_file()}
         self.run.mark_stage(
@@ -106,7 +106,7 @@ class Context:
         )
 
     def fingerprint(self, name: str, *, times: bool = False) -> str:
-        """Of the sections of the recipe that a stage's result depends on, through other stages too. `times`: as earlier versions made it."""
+        """Return the fingerprint of all sections that a stage's result depends on, also through other stages. `times`: as in old versions."""
         upstream = all_inputs(stage_table()[name])
         if times:
             upstream = [s for s in ("prepare", "train", "evaluate") if s in upstream]
@@ -115,56 +115,56 @@ class Context:
         return fingerprint(self.recipe, stage_table()[name].reads, *earlier, spelled=self._spelled)
 
     def recipe_fingerprint(self, name: str) -> str:
-        """Of the sections that a stage itself reads, but for those that say how it runs and not what it makes."""
+        """Return the fingerprint of the sections that a stage itself reads, without those that do not change its result."""
         return fingerprint(self.recipe, [s for s in stage_table()[name].reads if s not in FREE], spelled=self._spelled)
 
     @cached_property
     def _spelled(self) -> dict[str, Any]:
-        """The recipe as plain data; sections that say what the run began with, as it wrote them then: an earlier version did not know keys that
-        came later, and where they have their default, nothing changed.
+        """The recipe as plain data. A section that means the same as when the run began is spelled as it was then: an older version did not
+        write keys that were added later, and at their defaults they change nothing.
         """
         whole = dump(self.recipe)
         began = (self.run.manifest().get("training") or {}).get("sections", {})
         try:
             today = dump(parse(Recipe, whole | began)) if began else whole
-        except RecipeError:  # a key that is gone
+        except RecipeError:  # a key that was removed since
             return whole
         return whole | {s: tree for s, tree in began.items() if today.get(s) == whole.get(s)}
 
     @cached_property
     def data_changed(self) -> bool:
-        """Whether the data's files are others than those that this run prepared: told, and refused where it was trained with them."""
+        """Whether the data files changed since this run prepared them: a note, or `RunError` if the run has trained with them."""
         manifest = self.run.manifest()
         record = manifest.get("data") or {}
         if "files" not in record:
-            return False  # prepared by a version that did not look
+            return False  # prepared by a version that did not record the files
         before = DataStamp.from_json(record["files"])
         try:
             now = DataStamp.of(self.recipe.data, before)
         except DataError as err:
-            self.on_event("warning", message=f"what was done is taken as done, though its data cannot be looked at: {err}")
+            self.on_event("warning", message=f"the data cannot be checked for changes; finished stages are kept: {err}")
             return False
         if now.content == before.content:
-            if now.stat != before.stat:  # copied or touched: not to be read again the next time
+            if now.stat != before.stat:  # copied or touched: store the new stamp, so that it is not read again next time
                 self.run.update_manifest(data=record | {"files": now.to_json()})
             return False
-        said = f"{before} then, {now} now" if str(before) != str(now) else f"{now}, with other content"
+        change = f"{before} then, {now} now" if str(before) != str(now) else f"{now}, with other content"
         if manifest.get("training") is not None:
-            raise RunError(f"{self.run.folder}: the data changed since this run began ({said}). {_WAYS_OUT}")
-        self.on_event("note", message=f"the data changed since it was prepared ({said}): it is prepared again")
+            raise RunError(f"{self.run.folder}: the data changed since this run began ({change}). {_REMEDY}")
+        self.on_event("note", message=f"the data changed since it was prepared ({change}): preparing it again")
         return True
 
     # ------------------------------------------------------------------------------------------ data and model
 
     @cached_property
     def splits(self) -> DataSplits:
-        """The data. With several processes, rank 0 prepares it first, and what each of them then has must be the same."""
+        """The data. With several processes, rank 0 prepares it first; then all must have the same."""
         if self.world.size == 1:
             splits = self._prepared()
         else:
             splits = self.world.rank0_first(self._prepared)
             self.world.assert_same(
-                "the data", splits.fingerprint[:12], "Every rank must see the same files: copy them, or share a file system."
+                "the data", splits.fingerprint[:12], "Every rank must see the same files: copy them, or use a shared file system."
             )
         self.prepared = splits.fingerprint
         for transform in self._transforms:
@@ -193,7 +193,7 @@ class Context:
         for part in (splits.train, splits.validation, splits.test):
             tokens = getattr(part, "tokens", part)  # a masked data set is one over tokens
             if isinstance(tokens, TokenDataset):
-                tokens.shards.verify()  # what lies in the cache may be old: a changed byte must not be trained on
+                tokens.shards.verify()  # cached shards may be damaged: do not train on a changed byte
         for transform in self._transforms:
             splits = transform.after(splits)
         return splits
@@ -205,7 +205,7 @@ class Context:
 
     @cached_property
     def data(self) -> DataConfig:
-        """The recipe's `data`; with the tokenizer of the model that training starts from, where the recipe leaves it open."""
+        """The recipe's `data`, with the tokenizer of the pretrained model if the recipe names none."""
         return self.recipe.data if self.start is None else with_tokenizer_of(self.start, self.recipe)
 
     @cached_property
@@ -214,48 +214,48 @@ class Context:
         return self.model_for(self.splits)
 
     def model_for(self, splits: DataSplits) -> ModelConfig:
-        """The architecture for data that may not be complete yet."""
+        """Return the architecture for splits that may not be complete yet."""
         recipe = self.recipe
         sized = resolved(recipe.model, splits.spec)
         return sized if recipe.adapt is None else sized.model_copy(update={"adapt": adapt_like(recipe.adapt, sized)})
 
     @property
     def train(self) -> TrainConfig:
-        """The recipe's, with the batch that its optimizer takes."""
+        """The recipe's `train` section, with the whole training set as batch if the optimizer needs that."""
         config = self.recipe.train
         return config.model_copy(update={"batch": len(self.splits.train)}) if self.recipe.optim.full_batch else config
 
     # ------------------------------------------------------------------------------------------ what is refused
 
     def refuse_changed_data(self) -> None:
-        """Going on, or measuring, with other data than the run began with would tell nothing: `RunError`."""
+        """Raise `RunError` if the data is not what the run began with: resuming or evaluating would be meaningless."""
         manifest = self.run.manifest()
         started = manifest.get("training")
         if started is None or started.get("data") == self.splits.fingerprint:
             return
-        said = "the data changed since this run began"
+        reason = "the data changed since this run began"
         if started.get("code") != code_fingerprint():
-            said += ", or this version of Tauon, which did not begin it, makes other examples of the same files (see CHANGELOG)"
-        raise RunError(f"{self.run.folder}: {said}. {_WAYS_OUT}")
+            reason += ", or this version of Tauon, not the one that began it, makes other examples from the same files (see CHANGELOG)"
+        raise RunError(f"{self.run.folder}: {reason}. {_REMEDY}")
 
     def refuse_changed_start(self) -> None:
-        """Going on from another model than the run began with would tell nothing: `RunError`."""
+        """Raise `RunError` if the pretrained model is not the one that the run began with."""
         started = self.run.manifest().get("training")
         if started is None or self.start is None or started.get("base") in (None, self.start.reference["fingerprint"]):
             return
-        raise RunError(f"{self.run.folder}: {self.recipe.model.from_} changed since this run began. {_WAYS_OUT}")
+        raise RunError(f"{self.run.folder}: {self.recipe.model.from_} changed since this run began. {_REMEDY}")
 
     def refuse_changed_base(self) -> None:
-        """The same for what is done: a run or checkpoint of Tauon says quickly what it is. One that is gone is no longer needed."""
+        """Call `refuse_changed_start` for finished training if the base is a Tauon checkpoint, which is quick to identify. A deleted one is fine."""
         if self.recipe.model.from_ is None or not is_checkpoint(self.recipe.model.from_):
             return
         try:
             self.refuse_changed_start()
         except CheckpointError as err:
-            self.on_event("warning", message=f"what was done is taken as done, though its base cannot be looked at: {err}")
+            self.on_event("warning", message=f"the base model cannot be checked for changes; finished stages are kept: {err}")
 
     def record_training(self, plan: Plan) -> None:
-        """Remember what this folder trains, and every choice that a resume must make the same way."""
+        """Record what this folder trains, and every derived setting that a resume must repeat."""
         sections = {s: dump(self.recipe)[s] for s in stage_table()["train"].reads if s not in FREE}
         fingerprint = self.recipe_fingerprint("train")
         base = {} if self.start is None else {"base": self.start.fingerprint}
@@ -265,12 +265,12 @@ class Context:
         )
 
     def refuse_another_recipe(self) -> None:
-        """A folder that holds the training of another recipe is not overwritten: `RunError` lists what differs."""
+        """Raise `RunError`, with the differences, if the folder holds the training of another recipe."""
         split = self.recipe.data.split
         if (self.run.folder / "fold-0").is_dir() and (split.raw_value("folds") is None or split.raw_value("fold") is not None):
             raise RunError(
                 f"{self.run.folder} holds the folds of a cross-validation (data.split.folds). Give this run another name (name=...), "
-                "or --fresh to set the old one aside."
+                "or rename the old one with --fresh."
             )
         started = self.run.manifest().get("training")
         if started is None or started["fingerprint"] == self.recipe_fingerprint("train"):
@@ -282,24 +282,24 @@ class Context:
         if not diff:
             return
         raise RunError(
-            f"{self.run.folder} holds the training of another recipe ({'; '.join(diff[:6])}). Give this one another name (name=...), "
-            "or --fresh to set the old run aside."
+            f"{self.run.folder} holds the training of another recipe ({'; '.join(diff[:6])}). Give this run another name (name=...), "
+            "or rename the old one with --fresh."
         )
 
     @property
     def final_checkpoint(self) -> Checkpoint:
-        """What training left: the best where it stopped early, the last otherwise; of a run that is not finished, the newest."""
+        """The checkpoint to use: the best with early stopping, else the last; for an unfinished run, the newest."""
         done = self.run.stage("train")
         if done is not None:
             return load_checkpoint(self.run.checkpoints / done["checkpoint"])
         newest = latest_checkpoint(self.run.checkpoints, warn=lambda m: self.on_event("warning", message=m))
         if newest is None:
-            raise RunError(f"{self.run.folder} has no checkpoint yet. First: tauon train {shlex.quote(str(self.run.folder))}")
+            raise RunError(f"{self.run.folder} has no checkpoint yet. Train it first: tauon train {shlex.quote(str(self.run.folder))}")
         return newest
 
 
 def as_read_today(sections: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Recorded sections of a recipe with the keys that came since, at their defaults: a new key does not make an old run another one."""
+    """Add keys that are new since then, at their defaults, to recorded sections: a new key does not change an old run."""
     try:
         today = dump(parse(Recipe, now | sections))
     except RecipeError:
@@ -308,12 +308,12 @@ def as_read_today(sections: dict[str, Any], now: dict[str, Any]) -> dict[str, An
 
 
 def content_hash(path: Path) -> str:
-    """Of a file that a stage left; of a JSON record, of all but when it was made."""
+    """Return the hash of a file that a stage wrote; for a JSON record, without its times."""
     record = read_json(path) if path.suffix == ".json" else None
     return result_hash(record, {}) if isinstance(record, dict) else sha256_file(path)
 
 
 def result_hash(facts: Mapping[str, Any], files: Mapping[str, str]) -> str:
-    """Of what a stage left: what it said of it, and its files."""
+    """Return the hash of a stage's result: its facts and its files."""
     lasting = {k: v for k, v in facts.items() if k not in ("fingerprint", "time", "seconds")}
     return hashlib.sha256(json.dumps([lasting, dict(files)], sort_keys=True, default=str).encode()).hexdigest()

@@ -8,7 +8,7 @@ from tauon.plan import Derived
 from tauon.recipe import Recipe
 from tauon.stages.context import Context, EventCallback, null_callback
 from tauon.stages.train import Training, build, resolve_settings, takes_whole_steps
-from tauon.stages.training_record import TrainingRecord
+from tauon.stages.training_record import Checkpoints, Logs, TrainingRecord
 from tauon.stages.unread import refuse_unread_before_training
 from tauon.tracking import nothing_logged
 from tauon.train import TrainJob
@@ -49,5 +49,5 @@ def reads_what_the_loop_reads(training: Training, job: TrainJob) -> None:
     _ = config.keep_last, config.keep_every
     no_writer: Any = None  # nothing is saved
     with nothing_logged() as events:
-        record = TrainingRecord(config, ctx.splits, training.plan, events, [], no_writer, {}, null_callback, flops=0.0)
+        record = TrainingRecord(config, ctx.splits, training.plan, Logs(events, [], null_callback), Checkpoints(no_writer, {}))
         record.begin(job)

@@ -1,7 +1,7 @@
-"""Takes a recipe through its stages: which are done, which are to be done, in what order, and on which processes.
+"""Runs the stages of a recipe: decides which are done already, in what order the others run, and on which processes.
 
-A run is a folder. A stage reads the records of the stages before it and leaves its own; one whose inputs have not changed is not done again.
-Knows no stage but by the table. A stage that needs whole runs of its own (an audit's reference models, say) asks `run_recipe` for them.
+A run is a folder. A stage reads the records of the stages before it and writes its own; a stage whose inputs have not changed is skipped.
+Stages are known only through the table. A stage that needs child runs (the shadow models of an audit) calls `run_recipe`.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = ["do_stage", "run_recipe"]
 def run_recipe(
     recipe: Recipe, folder: Path, *, stages: tuple[str, ...] | None = None, fresh: bool = False, on_event: EventCallback = null_callback
 ) -> Run:
-    """Take a recipe through its stages in `folder`; returns the run, closed. The same call again does only what is not done.
+    """Run the stages of a recipe in `folder` and return the run, closed. The same call again skips the stages that are done.
 
     Args:
-        recipe: what to do.
-        folder: of the run.
-        stages: some stages, by name; those of the recipe if left out.
-        fresh: set the existing run aside (renamed, never deleted) and start over.
-        on_event: called with what happens, as it happens; on rank 0 only.
+        recipe: the recipe to run.
+        folder: folder of the run.
+        stages: names of the stages to run; default: those of the recipe.
+        fresh: rename the existing run (it is never deleted) and start over.
+        on_event: called with each event, on rank 0 only.
 
     Raises:
-        TauonError: with what is wrong and the way out. Nothing half-written stays.
+        TauonError: with the reason and how to fix it. No half-written file remains.
     """
     wanted = stages or recipe.wanted_stages()
     check_names(wanted)
@@ -56,15 +56,13 @@ def run_recipe(
 def _run(
     recipe: Recipe, folder: Path, wanted: tuple[str, ...], heartbeat: Heartbeat, *, fresh: bool, on_event: EventCallback
 ) -> Run:  # fmt: skip
-    """One process's part of a run. Rank 0 writes the records and does alone what is not collective."""
+    """Do one process's part of a run. Rank 0 writes the records and runs the stages that are not collective."""
     world, table = heartbeat.world, stage_table()
     if not any(table[name].collective for name in wanted) and not (folder / "recipe.yaml").is_file():
-        raise RunError(f"{folder} has no run yet. Train it first: the same command with train in the place of {wanted[0]}.")
+        raise RunError(f"{folder} has no run yet. Train it first: use the same command with `train` instead of `{wanted[0]}`.")
     if recipe.data.split.folds is not None and recipe.data.split.fold is None:
         if world.size > 1:
-            raise RecipeError(
-                [Problem("data.split.folds", "folds are trained one after the other in one process. PretrainedModel without --on.")]
-            )
+            raise RecipeError([Problem("data.split.folds", "folds are trained one after another in one process. Start it without --on.")])
         return run_folds(recipe, folder, stages=wanted, fresh=fresh, on_event=on_event, run_child=run_recipe)
     refuse_other_code(recipe, world)
     with world.all_or_raise(lambda: Run.open(folder) if world.leads else Run.follow(folder)) as record:
@@ -74,7 +72,7 @@ def _run(
             if not table[name].collective:
                 if not world.leads:
                     break
-                ctx.world = World()  # from here on rank 0 is alone
+                ctx.world = World()  # from here on only rank 0 works
             if ctx.world.rank0_broadcast(lambda name=name: ctx.is_done(name)):  # type: ignore[misc]
                 on_event("stage", name=name, state="done before")
             else:
@@ -83,7 +81,7 @@ def _run(
 
 
 def _begin(ctx: Context, *, fresh: bool) -> None:
-    """The folder becomes this recipe's, unless it holds the training of another."""
+    """Write the recipe and the manifest to the folder. `RunError` if it holds the training of another recipe."""
     record, recipe = ctx.run, ctx.recipe
     if fresh and (record.recipe_path.exists() or record.checkpoints.exists()):
         give_up(record.folder, lambda message: ctx.on_event("note", message=f"privacy: {message}"))
@@ -94,9 +92,9 @@ def _begin(ctx: Context, *, fresh: bool) -> None:
 
 
 def do_stage(ctx: Context, name: str, *, later: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Do one stage, also where it was done before, and mark it as done; returns what it says of its result.
+    """Run one stage, even if it was done before, mark it as done, and return the facts about its result.
 
-    `later` stages of the same call may read keys of the recipe that this one did not.
+    `later` are the stages that follow in the same call: they may read keys of the recipe that this one did not.
     """
     stage, began = stage_table()[name], time.perf_counter()
     ctx.on_event("stage", name=name, state="begins")
@@ -105,7 +103,7 @@ def do_stage(ctx: Context, name: str, *, later: tuple[str, ...] = ()) -> dict[st
     try:
         facts: dict[str, Any] = load(stage.run, extra=stage.extra)(ctx)
     finally:
-        torch.set_num_threads(threads)  # training may have chosen another number, for itself
+        torch.set_num_threads(threads)  # training may have chosen another number
     refuse_unread(ctx.recipe, name, later)
     seconds = time.perf_counter() - began
     if ctx.world.leads:
@@ -115,11 +113,11 @@ def do_stage(ctx: Context, name: str, *, later: tuple[str, ...] = ()) -> dict[st
 
 
 def refuse_other_code(recipe: Recipe, world: World) -> None:
-    """Every rank must have the same recipe, code and torch: `RunError` on all of them where one differs."""
+    """Raise `RunError` on every rank if recipe, code or torch differ between ranks."""
     if world.size == 1:
         return
     world.assert_same(
-        "the recipe", fingerprint(recipe, stage_table()["train"].reads)[:12], "Give every process the same recipe and assignments."
+        "the recipe", fingerprint(recipe, stage_table()["train"].reads)[:12], "Start every process with the same recipe and assignments."
     )
-    world.assert_same("Tauon's code", code_fingerprint()[:12], "Install the same version everywhere.")
-    world.assert_same("the version of torch", torch.__version__, "Install the same version everywhere.")
+    world.assert_same("Tauon's code", code_fingerprint()[:12], "Install the same version on every machine.")
+    world.assert_same("the version of torch", torch.__version__, "Install the same version on every machine.")

@@ -1,4 +1,4 @@
-"""The stage that measures a trained model: checkpoint -> `evaluation.json`, and for language models `samples.json`."""
+"""The evaluate stage: checkpoint -> `evaluation.json`, and for language models `samples.json`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["evaluate_stage", "evaluation_of"]
 
 
 def evaluate_stage(ctx: Context) -> dict[str, Any]:
-    """Every figure of the task with its interval, on the test part, or on the one that the recipe names."""
+    """Compute every metric of the task with its interval, on the test set or the part that the recipe names."""
     recipe, config, splits = ctx.recipe, ctx.recipe.evaluate, ctx.splits
     checkpoint = ctx.final_checkpoint
     ctx.refuse_changed_data()
@@ -28,7 +28,7 @@ def evaluate_stage(ctx: Context) -> dict[str, Any]:
     name = config.split if config.split != "auto" else "test" if splits.test is not None else "validation"
     dataset = splits.test if name == "test" else splits.validation
     if dataset is None:
-        raise RecipeError([Problem("evaluate.split", f"{name}, but the data has no such part. Hold some out: data.split.{name}=10%.")])
+        raise RecipeError([Problem("evaluate.split", f"is {name}, but the data has no {name} part. Hold some out: data.split.{name}=10%.")])
     task: Any = recipe.task
     if isinstance(task, LanguageModelling):
         task = CountingBytes(task, torch.as_tensor(dataset.token_bytes))  # type: ignore[attr-defined]
@@ -49,6 +49,6 @@ def evaluate_stage(ctx: Context) -> dict[str, Any]:
 
 
 def evaluation_of(folder: Path) -> Evaluation | None:
-    """The evaluation that a run's folder holds, if any."""
+    """Return the evaluation of a run, or None if it has not been evaluated."""
     path = folder / "evaluation.json"
     return Evaluation.from_json(read_json(path)) if path.exists() else None

@@ -1,4 +1,4 @@
-"""Whether data, task and the model that training starts from belong together: refused before anything is trained."""
+"""Checks that data, task and pretrained model fit together, before training."""
 
 from __future__ import annotations
 
@@ -12,70 +12,81 @@ __all__ = ["refuse_another_task", "refuse_another_tokenizer", "targets_that_do_n
 
 
 def targets_that_do_not_fit(task: Task, splits: DataSplits) -> list[Problem]:
-    """Numbers where the task needs classes, or the other way round."""
+    """Return a problem if the targets are numbers and the task needs classes, or the other way round."""
     targets = splits.preprocess.get("targets")
     if task.family == "multi-label":
         return _labels_that_do_not_fit(splits, targets)
     if task.family == "ordinal":
         if targets == "values":
-            return [Problem("task", "ordinal needs classes in an order, and the targets are numbers. Take regression, or target=class.")]
+            return [
+                Problem(
+                    "task", "ordinal needs ordered classes, but the targets are numbers. Use task=regression, or data.source.target=class."
+                )
+            ]
         if "label_order" not in splits.facts and any(not name.lstrip("-").isdigit() for name in splits.spec.labels):
             names = ", ".join(splits.spec.labels[:8])
             return [
-                Problem("data.label_order", f"is not set, and names do not say which class is lowest: {names}. List them, lowest first.")
+                Problem(
+                    "data.label_order",
+                    f"is not set, and the order of these classes is not clear from their names: {names}. List them, lowest first.",
+                )
             ]
     if task.family == "classification" and targets == "values":
-        return [Problem("task", "classification needs classes, and the targets are numbers. Take regression, or data.source.target=class.")]
+        return [
+            Problem("task", "classification needs classes, but the targets are numbers. Use task=regression, or data.source.target=class.")
+        ]
     if task.family in ("regression", "quantile-regression") and targets == "classes":
-        what = f"the targets are {len(splits.spec.labels)} classes"
-        return [Problem("task", f"{task.kind_} needs numbers, and {what}. Take classification, or data.source.target=value.")]
+        targets_are = f"the targets are {len(splits.spec.labels)} classes"
+        message = f"{task.kind_} needs numbers, but {targets_are}. Use task=classification, or data.source.target=value."
+        return [Problem("task", message)]
     return []
 
 
 def with_tokenizer_of(start: PretrainedModel, recipe: Recipe) -> DataConfig:
-    """The recipe's `data` with the tokenizer of the trained model, where the recipe names none."""
+    """Return the recipe's `data` with the tokenizer of the pretrained model if the recipe names none."""
     data = recipe.data
-    asked: TokenizerConfig = data.raw_value("tokenizer")
+    tokenizer: TokenizerConfig = data.raw_value("tokenizer")
     if "tokenizer" not in keys_of_kinds(recipe.task.input_kind):
         return data
-    if not isinstance(asked, FromModelConfig):
+    if not isinstance(tokenizer, FromModelConfig):
         if "tokenizer" in data.model_fields_set or not has_tokenizer(start.path):
             return data
-        asked = FromModelConfig()
-    if asked.path is not None:
+        tokenizer = FromModelConfig()
+    if tokenizer.path is not None:
         return data
-    return data.model_copy(update={"tokenizer": asked.model_copy(update={"path": str(start.path)})})
+    return data.model_copy(update={"tokenizer": tokenizer.model_copy(update={"path": str(start.path)})})
 
 
 def refuse_another_task(start: PretrainedModel | None, task: Task) -> None:
-    """A model that cannot learn what the recipe asks for is a `RecipeError`, before any data is read."""
+    """Raise `RecipeError` if the pretrained model cannot learn the task; called before data is read."""
     if start is None:
         return
     input_kind = start.config.input_kind
     if task.input_kind not in (input_kind if isinstance(input_kind, tuple) else (input_kind,)):
-        message = f"{start.path} holds a {start.config.kind_}, which does not learn {task.kind_}. Take another task or checkpoint."
+        message = f"{start.path} is a {start.config.kind_}, which cannot learn {task.kind_}. Use another task or checkpoint."
         raise RecipeError([Problem("model.from", message)])
 
 
 def refuse_another_tokenizer(start: PretrainedModel | None, splits: DataSplits) -> None:
-    """A model reads the ids of the tokenizer that it was trained with: `RecipeError` where the data has other ones."""
+    """Raise `RecipeError` if the data was not tokenized with the pretrained model's tokenizer."""
     if start is None or splits.tokenizer is None:
         return
-    theirs = tokenizer_of(start.path) if has_tokenizer(start.path) else None
-    if theirs is not None and theirs.sha256 != splits.tokenizer.sha256:
+    original = tokenizer_of(start.path) if has_tokenizer(start.path) else None
+    if original is not None and original.sha256 != splits.tokenizer.sha256:
         message = (
-            f"is not that of {start.path} ({splits.tokenizer.vocab_size:,} ids, there {theirs.vocab_size:,}), and its ids mean other words."
+            f"is not the tokenizer of {start.path} ({splits.tokenizer.vocab_size:,} ids instead of {original.vocab_size:,}): "
+            "the model would read the ids as other words. Leave data.tokenizer out, or set kind: from-model."
         )
-        raise RecipeError([Problem("data.tokenizer", f"{message} Leave it out, or set kind: from-model.")])
+        raise RecipeError([Problem("data.tokenizer", message)])
 
 
 def _labels_that_do_not_fit(splits: DataSplits, targets: str | None) -> list[Problem]:
-    """Columns of a multi-label task: values, each 0 or 1 (or a share between)."""
+    """Return a problem if the target columns of a multi-label task are not values of 0 to 1."""
     if targets == "classes":
-        said = "multi-label needs one column of 0 and 1 a label, and the targets are classes. Take classification, or target=value."
-        return [Problem("task", said)]
+        message = "multi-label needs one column of 0 and 1 per label, but the targets are classes. Use classification, or target=value."
+        return [Problem("task", message)]
     facts = splits.facts["parts"]["train"]["targets"]
     low, high = min(facts["min"]), max(facts["max"])
     if low < 0 or high > 1:
-        return [Problem("task", f"multi-label needs targets of 0 and 1, and they run from {low:g} to {high:g}. Take regression.")]
+        return [Problem("task", f"multi-label needs targets of 0 and 1, but they range from {low:g} to {high:g}. Use task=regression.")]
     return []

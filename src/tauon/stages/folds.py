@@ -1,7 +1,7 @@
-"""k-fold cross-validation: one run a fold inside the run's folder, and their figures together.
+"""k-fold cross-validation: one run per fold inside the run's folder, and their metrics together.
 
-`data.split.folds: 5` trains five times, each with another fifth as the test part; `folds.json` holds each fold's figures,
-their mean and their standard deviation. Each fold is a whole run that can be opened, resumed and reported alone.
+`data.split.folds: 5` trains five times, each with another fifth as the test set; `folds.json` has the metrics of each fold,
+their mean and their standard deviation. Each fold is a complete run that can be opened, resumed and reported separately.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PRIVACY = "privacy.json"
 
 
 def one_fold(recipe: Recipe, fold: int) -> Recipe:
-    """The recipe of a single fold, a run of its own."""
+    """Return the recipe of one fold."""
     split = recipe.data.split.model_copy(update={"fold": fold})
     return recipe.model_copy(update={"name": f"fold-{fold}", "data": recipe.data.model_copy(update={"split": split})})
 
@@ -32,7 +32,7 @@ def one_fold(recipe: Recipe, fold: int) -> Recipe:
 def run_folds(
     recipe: Recipe, folder: Path, *, stages: tuple[str, ...], fresh: bool, on_event: EventCallback, run_child: Callable[..., Run]
 ) -> Run:
-    """Run every fold, then gather. The same call again goes on with the folds that are not done. `run_child` runs one recipe."""
+    """Run every fold, then combine their metrics. The same call again resumes unfinished folds. `run_child` runs one recipe."""
     folds = recipe.data.split.folds
     assert folds is not None
     with Run.open(folder) as record:
@@ -66,13 +66,13 @@ def run_folds(
 
 
 def promise_of_folds(folder: Path, folds: list[Path]) -> dict[str, Any]:
-    """`privacy.json` of private folds together: the weakest promise among them, and that it is of each fold alone."""
+    """Return `privacy.json` for private folds: the weakest guarantee among them, with a note that it covers each fold separately."""
     records = [read_json(f / PRIVACY) for f in folds]
     worst = max(records, key=lambda r: float(r["guarantee"]["epsilon"]))
-    said = (
-        f"Each of the {len(records)} folds by itself has this guarantee. An example trains {len(records) - 1} of them: whoever sees all their "
-        "models learns what these tell together."
+    limit = (
+        f"Each of the {len(records)} folds separately has this guarantee. Each example trains {len(records) - 1} of them: anyone who sees "
+        "several models can combine what they reveal."
     )
-    promise = worst["guarantee"] | {"not_covered": [said, *worst["guarantee"]["not_covered"]]}
+    promise = worst["guarantee"] | {"not_covered": [limit, *worst["guarantee"]["not_covered"]]}
     before = read_json(folder / PRIVACY) if (folder / PRIVACY).is_file() else {}
     return {k: v for k, v in worst.items() if k != "cost"} | {"guarantee": promise} | {k: v for k, v in before.items() if k == "cost"}

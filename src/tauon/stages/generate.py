@@ -1,4 +1,4 @@
-"""A trained language model writes text: its model, tokenizer and chat template back from the run's checkpoint."""
+"""Text generation with a run's language model: loads model, tokenizer and chat template from its checkpoint."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ __all__ = ["TextGenerator"]
 
 
 class TextGenerator:
-    """The language model of a run, ready to write. `RunError` where the run trained another kind of model."""
+    """The language model of a run, ready to generate. `RunError` if the run trained another kind of model."""
 
     def __init__(self, ctx: Context) -> None:
         checkpoint, recipe = ctx.final_checkpoint, ctx.recipe
         model, self.precision = load_model(checkpoint, recipe, weights=recipe.evaluate.weights)
         if not isinstance(model, GPT):
             folder = ctx.run.folder
-            raise RunError(f"{folder} trained a {recipe.model.kind_}, which writes no text. Take a run of task language-modelling.")
+            raise RunError(f"{folder} trained a {recipe.model.kind_}, which cannot generate text. Use a run with task language-modelling.")
         self.model = model
         self.preprocess: dict[str, Any] = checkpoint.state["preprocess"]
         self.tokenizer = Tokenizer.from_json(self.preprocess["tokenizer"])
 
     def answers(self, *, plain: bool) -> bool:
-        """Whether a prompt is a question to be answered, and not a text to be continued."""
+        """Return whether the model answers a prompt (a chat model) instead of continuing it."""
         return self.preprocess.get("kind") in ("chat", "pairs") and not plain
 
     def write(
         self, prompt: str, *, max_tokens: int = 200, samples: int = 1, sampling: Sampling | None = None, plain: bool = False,
         on_text: Callable[[str], None] | None = None,
     ) -> list[str]:  # fmt: skip
-        """What the model writes after `prompt`, once for each sample.
+        """Return the generated texts, one for each sample.
 
         Args:
-            prompt: a text to continue, or a question to a model that was tuned to answer.
-            max_tokens: most tokens that are written.
-            samples: how many texts.
-            sampling: how tokens are chosen. Left out: at temperature 0.8 among the most likely 95%.
-            plain: continue the text as it is, also where the model was tuned to answer.
-            on_text: called with each new piece of a single sample, as it is written.
+            prompt: a text to continue, or a question to a chat model.
+            max_tokens: most tokens to generate.
+            samples: number of texts.
+            sampling: how tokens are sampled; default: temperature 0.8, top_p 0.95.
+            plain: continue the prompt as plain text, without the chat template.
+            on_text: called with each new piece of text, if `samples` is 1.
 
         Raises:
-            DataError: no question for a model that was tuned to answer.
+            DataError: the prompt of a chat model is empty.
         """
         ids, stops = self._begin(prompt, plain)
         tokens: list[int] = []
@@ -57,7 +57,7 @@ class TextGenerator:
             nonlocal shown
             tokens.append(token)
             text = self.tokenizer.decode(tokens)
-            if not text.endswith("�") and on_text is not None:  # half a character: wait for the rest
+            if not text.endswith("�") and on_text is not None:  # an incomplete character: wait for the rest
                 on_text(text[len(shown) :])
                 shown = text
 
@@ -72,13 +72,13 @@ class TextGenerator:
         return texts
 
     def _begin(self, text: str, plain: bool) -> tuple[list[int], set[int]]:
-        """(tokens to begin with, tokens that end the text)."""
+        """Return (tokens of the prompt, tokens that end the text)."""
         stops = {self.tokenizer.bos, self.tokenizer.eos}
         if not self.answers(plain=plain):
             return [self.tokenizer.bos, *self.tokenizer.encode(text).tolist()], stops
         if not text.strip():
             raise DataError(
-                "this model was tuned to answer, and there is no question. Give one with --prompt, or continue a text with --plain."
+                "this is a chat model, and the prompt is empty. Give a question with --prompt, or generate plain text with --plain."
             )
         ids, end = chat_prompt(self.preprocess, [Message("user", text)])
         return ids, stops | {end}

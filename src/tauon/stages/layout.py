@@ -1,4 +1,4 @@
-"""The layout of processes that a run takes, refused on every rank where model, batch and processes do not fit it."""
+"""The parallel layout of a run; refused on every rank if model, batch or number of processes do not fit it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["choose_mesh", "refuse_cut_pairs"]
 
 
 def choose_mesh(model: ModelConfig, config: TrainConfig, parallel: ParallelConfig, spec: DataSpec, world: World) -> tuple[Mesh, Derived]:
-    """The layout that `parallel` asks for or leaves open, refused on every rank where model, batch and processes do not fit it."""
+    """Return the layout that `parallel` sets, or the best one, with its reason. `RecipeError` on every rank if it does not fit."""
     device, _ = choose_device(config.device)
     fits = fits_whole(model, config, device, world.local_size)
     layout, why = choose_layout(parallel, world.size, fits=all(world.gather(fits)))
@@ -25,8 +25,8 @@ def choose_mesh(model: ModelConfig, config: TrainConfig, parallel: ParallelConfi
 
 
 def refuse_cut_pairs(task: Task, layout: Layout) -> None:
-    """`RecipeError` where a layout would cut the two rows that one example of preferences is."""
+    """Raise `RecipeError` if a layout would split the two rows of a preference pair."""
     for name in ("pipeline", "context", "tensor"):
         if task.input_kind == "pairs" and getattr(layout, name) > 1:
-            message = f"task {task.kind_} reads two rows at once, which this layout cuts. Take replicate or shard."
+            message = f"task {task.kind_} reads pairs of rows, which this layout would split. Use replicate or shard."
             raise RecipeError([Problem(f"parallel.{name}", message)])

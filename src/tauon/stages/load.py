@@ -1,4 +1,4 @@
-"""A trained model back from its checkpoint, for whatever uses it: evaluation, prediction, generation, audits, export."""
+"""Loads a trained model from its checkpoint: for evaluation, prediction, generation, audits, export."""
 
 from __future__ import annotations
 
@@ -15,21 +15,26 @@ __all__ = ["load_model"]
 
 
 def load_model(checkpoint: Checkpoint, recipe: Recipe, *, weights: str = "auto") -> tuple[Any, Precision]:
-    """(model in eval mode, precision): the weights that a checkpoint holds; `auto` takes the average where there is one."""
+    """Return (model in eval mode, precision) from a checkpoint. `weights`: raw, ema, or auto (ema if the checkpoint has it)."""
     device, _ = choose_device(recipe.train.device)
     group = "ema" if weights == "ema" or (weights == "auto" and "ema" in checkpoint.groups()) else "model"
     if group not in checkpoint.groups():
         raise RecipeError(
-            [Problem("evaluate.weights", f"ema, but {checkpoint.path} holds {', '.join(checkpoint.groups())}. Train with train.ema.")]
+            [
+                Problem(
+                    "evaluate.weights",
+                    f"is ema, but {checkpoint.path} has only {', '.join(checkpoint.groups())}. Train with train.ema, or set evaluate.weights=raw.",
+                )
+            ]
         )
     config = from_record(checkpoint.state["model"])
-    own = checkpoint.lazy("model")
-    refuse_misfits(config.build_on_meta(), own, where=str(checkpoint.path))
-    given: dict[str, Any] = dict(own)
-    if group == "ema":  # over the raw weights, of buffers an average holds running statistics only, and of a tied weight one
-        given |= checkpoint.lazy("ema")
+    saved = checkpoint.lazy("model")
+    refuse_misfits(config.build_on_meta(), saved, where=str(checkpoint.path))
+    tensors: dict[str, Any] = dict(saved)
+    if group == "ema":  # on top of the raw weights: an average has only some of the buffers, and one copy of a tied weight
+        tensors |= checkpoint.lazy("ema")
     if config.adapt is not None:
-        given = dict(frozen_base_weights(config, checkpoint)) | given
-    model = materialize(config, seed=0, device=device, weights=given)
+        tensors = dict(frozen_base_weights(config, checkpoint)) | tensors
+    model = materialize(config, seed=0, device=device, weights=tensors)
     precision, _ = choose_precision(checkpoint.state["precision"], device, model)
     return model.eval(), precision

@@ -1,4 +1,4 @@
-"""The stage that reads, cleans and splits the data: raw files -> shards or arrays, with `data.json` for the report."""
+"""The prepare stage: reads, cleans and splits raw files into shards or arrays, and writes `data.json` for the report."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["prepare_stage"]
 
 
 def prepare_stage(ctx: Context) -> dict[str, Any]:
-    """The data as the recipe says it. On several processes all take part, and rank 0 writes."""
-    files = stamp_of(ctx) if ctx.world.leads else None  # before they are read: what changes meanwhile is noticed
+    """Prepare the data of the recipe. Collective; rank 0 writes the records."""
+    files = stamp_of(ctx) if ctx.world.leads else None  # before reading, so that a change during reading is noticed
     splits = ctx.splits
     if ctx.world.leads:
         write_json(ctx.run.folder / "data.json", splits.facts)
@@ -28,17 +28,17 @@ def prepare_stage(ctx: Context) -> dict[str, Any]:
 
 
 def report_facts(facts: Mapping[str, Any], on_event: Callable[..., None], most: int = 10) -> None:
-    """What the data's facts say that a person should know now: what was left out, how it was read, what looks wrong."""
+    """Report notes and warnings about the data: rows left out, how it was read, what looks wrong."""
     left_out = [f"left out ({part}): {line}" for part, lines in facts.get("left_out", {}).items() for line in lines]
     for kind, messages in (("note", left_out), ("note", facts.get("notes", [])), ("warning", facts.get("warnings", []))):
         for message in messages[:most]:
             on_event(kind, message=message)
         if len(messages) > most:
-            on_event(kind, message=f"and {len(messages) - most:,} more of the kind: see data.json")
+            on_event(kind, message=f"and {len(messages) - most:,} more: see data.json")
 
 
 def stamp_of(ctx: Context) -> DataStamp | None:
-    """The data's files as they are now; None where they cannot be looked at, which reading them says better."""
+    """Return the stamp of the data files; None if they cannot be read (preparing the data then raises a better error)."""
     try:
         return DataStamp.of(ctx.recipe.data)
     except DataError:

@@ -1,7 +1,7 @@
-"""What privacy cost a run: the same recipe without it, trained beside it, and both measured on the same examples; `privacy_cost.json`.
+"""The cost of privacy: trains the same recipe without privacy and evaluates both on the same examples; `privacy_cost.json`.
 
-The twin is an ordinary run in `without-privacy/`, which resumes as any does. It promises nobody anything: it is for those who hold the data,
-and is not to be handed on. With folds, each fold has a twin of its own, and what is told is the mean.
+The twin is an ordinary run in `without-privacy/`, which resumes like any run. It has no privacy guarantee: it must stay with the owners of
+the data. With folds, each fold has its own twin, and the mean is reported.
 """
 
 from __future__ import annotations
@@ -22,78 +22,78 @@ __all__ = ["COST", "PLAIN", "cost_of", "twin_of"]
 PLAIN = "without-privacy"
 """Name and folder of the twin."""
 COST = "privacy_cost.json"
-"""Exact figures of both, so not in `privacy.json`, which an auditor may be given."""
+"""A file of its own because its figures are not private; `privacy.json` can be shared."""
 
 Figures = dict[str, float | None]
 WARNING = (
-    "is trained without privacy: its weights, its figures and its report tell of single examples. Do not hand it on; delete it when the "
+    "is trained without privacy: its weights, metrics and report can reveal single examples. Do not share it, and delete it when the "
     "cost is known."
 )
 
 
 def twin_of(recipe: Recipe) -> Recipe:
-    """The same recipe without privacy, one process, no tracker."""
+    """Return the same recipe without privacy, for one process and without trackers."""
     tree = child_tree(recipe, PLAIN, ("prepare", "train", "evaluate", "report"))
     return parse(Recipe, {k: v for k, v in tree.items() if k != "privacy"}, f"the recipe of {recipe.name} without privacy")
 
 
 def cost_of(folder: Path, *, on_event: EventCallback) -> dict[str, dict[str, float | None]]:
-    """Train the twin of the private run in `folder` as far as that is not done, measure both, and write `privacy_cost.json`.
+    """Train the twin of the private run in `folder` (or resume it), evaluate both, and write `privacy_cost.json`.
 
     Args:
-        folder: of a private run that has been trained.
-        on_event: called with what happens.
+        folder: folder of a private run whose training is done.
+        on_event: called with each event.
 
     Returns:
-        metric to {private, plain, difference}; difference is private less plain, None where either has no value.
+        metric -> {private, plain, difference}; difference is private minus plain, None if either has no value.
 
     Raises:
-        RunError: no run, no private one, or not trained to its end.
+        RunError: not a run, not private, or its training is not done.
     """
     recipe = load_recipe(folder)
     if recipe.privacy is None or not recipe.privacy.promises:
-        raise RunError(f"{folder} is a run without privacy, so that privacy has cost nothing. Give the folder of a private run.")
+        raise RunError(f"{folder} is a run without privacy, so privacy cost nothing. Give the folder of a private run.")
     private = private_folders(recipe, folder)
     for each in private:
         if not (each / "privacy.json").is_file() or Run.read(each).stage("train") is None:
-            raise RunError(f"{each} is not trained to its end. First: tauon train {shlex.quote(str(folder))}")
+            raise RunError(f"the training of {each} is not done. Finish it first: tauon train {shlex.quote(str(folder))}")
     on_event("warning", message=f"{folder / PLAIN} {WARNING}")
     run_recipe(recipe, folder.resolve(), stages=("evaluate",), on_event=on_event)
-    with Run.open(folder):  # nobody trains it meanwhile
+    with Run.open(folder):  # locks the run
         run_recipe(twin_of(recipe), folder.resolve() / PLAIN, on_event=on_event)
         plain = private_folders(recipe, folder / PLAIN)
         pairs = [compare(figures_of(a), figures_of(b)) for a, b in zip(private, plain, strict=True)]
-        found = mean_of(pairs)
-        costs = dict(zip(private, pairs, strict=True)) | {folder: found}
+        mean = mean_of(pairs)
+        costs = dict(zip(private, pairs, strict=True)) | {folder: mean}
         for each, cost in costs.items():
             write_json(each / COST, cost)
             write_report(each, on_event)
-    return found
+    return mean
 
 
 def private_folders(recipe: Recipe, folder: Path) -> list[Path]:
-    """The folders that were trained: the run's own, or one a fold."""
+    """Return the folders with trained models: the run's own, or one per fold."""
     folds = recipe.data.split.folds
     return [folder] if folds is None or recipe.data.split.fold is not None else [folder / f"fold-{i}" for i in range(folds)]
 
 
 def figures_of(folder: Path) -> Figures:
-    """Metric to value, as the evaluation left them."""
+    """Return metric -> value of a run's evaluation."""
     return {name: m["value"] for name, m in read_json(folder / "evaluation.json")["metrics"].items()}
 
 
 def compare(private: Figures, plain: Figures) -> dict[str, dict[str, float | None]]:
-    """The figures side by side, those that both have."""
-    found: dict[str, dict[str, float | None]] = {}
+    """Return the metrics that both have, side by side, with their difference."""
+    compared: dict[str, dict[str, float | None]] = {}
     for name, a in private.items():
         if name in plain:
             b = plain[name]
-            found[name] = {"private": a, "plain": b, "difference": None if a is None or b is None else a - b}
-    return found
+            compared[name] = {"private": a, "plain": b, "difference": None if a is None or b is None else a - b}
+    return compared
 
 
 def mean_of(pairs: list[dict[str, dict[str, float | None]]]) -> dict[str, dict[str, float | None]]:
-    """The mean over folds; None where a fold has no value."""
+    """Return the mean over folds; None if a fold has no value."""
 
     def mean(values: list[float | None]) -> float | None:
         known = [v for v in values if v is not None]

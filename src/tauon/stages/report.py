@@ -1,4 +1,4 @@
-"""The stage that writes the report: records -> `report.html`. Its sections are those of the stages and of the extensions."""
+"""The report stage: records -> `report.html`, with a section for each stage and extension that has one."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ __all__ = ["report_sections", "report_stage", "write_report"]
 
 
 def report_stage(ctx: Context) -> dict[str, Any]:
-    """The page of this run."""
+    """Write the report of this run."""
     return write_report(ctx.run.folder, ctx.on_event)
 
 
 def write_report(folder: Path, on_event: EventCallback) -> dict[str, Any]:
-    """Draw `folder`/report.html from the records that are there."""
+    """Write `folder`/report.html from the records in the folder."""
     path = render(folder, report_sections())
     on_event("report", path=str(path))
     return {"path": path.name}
 
 
 def report_sections() -> list[SectionMaker]:
-    """The page from top to bottom: results, privacy, what further stages found, then training, data and where all of it is from."""
+    """Return the sections from top to bottom: results, privacy, further stages, then training, data and provenance."""
     first, rest = core_sections()
     stages = [load(stage.report, extra=stage.extra) for stage in stage_table().values() if stage.report]
     others = [load(place) for place in REPORT_SECTIONS]

@@ -1,4 +1,4 @@
-"""What a language model writes after training: texts that it continues, and answers to held-out questions, as samples for the report."""
+"""Samples of a language model for the report: continuations of prompts, and answers to held-out questions."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tauon.train import Precision
 
 __all__ = ["sample_answers", "sample_texts"]
 
-_ASKED = 2
+_QUESTIONS = 2
 _MAX_TOKENS = 160
 
 
 def sample_texts(ctx: Context, model: GPT, precision: Precision) -> list[dict[str, Any]]:
-    """What the model writes after each prompt; without prompts, from the start of a document."""
+    """Continue each prompt of the recipe; without prompts, generate from the start of a document."""
     config, tokenizer = ctx.recipe.evaluate, ctx.splits.tokenizer
     assert tokenizer is not None
     out: list[dict[str, Any]] = []
@@ -33,13 +33,13 @@ def sample_texts(ctx: Context, model: GPT, precision: Precision) -> list[dict[st
 
 
 def sample_answers(ctx: Context, model: GPT, precision: Precision, dataset: Any) -> list[dict[str, Any]]:
-    """What the model answers to each prompt; without prompts, to the first questions of the part that it is measured on."""
+    """Answer each prompt of the recipe; without prompts, the first questions of the evaluated part."""
     config, splits = ctx.recipe.evaluate, ctx.splits
     tokenizer = splits.tokenizer
     assert tokenizer is not None
-    asked = [(Message("user", p),) for p in config.prompts] or dataset.prompts(_ASKED)
+    questions = [(Message("user", p),) for p in config.prompts] or dataset.prompts(_QUESTIONS)
     out: list[dict[str, Any]] = []
-    for messages in asked if config.samples else ():
+    for messages in questions if config.samples else ():
         ids, end = chat_prompt(splits.preprocess, messages)
         for new in generate(
             model, ids, max_tokens=_MAX_TOKENS, samples=config.samples, sampling=_sampling(ctx), stop_id=end, context=precision.context,

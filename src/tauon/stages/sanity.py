@@ -1,4 +1,4 @@
-"""What goes wrong in fine-tuning without a sign: checked before the first step, and during it."""
+"""Checks for silent failures of fine-tuning: loss masks, leaks between packed examples, parameters that do not train."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["sanity_checks"]
 
 
 def sanity_checks(ctx: Context, job: TrainJob, events: EventLog) -> None:
-    """Of fine-tuning, what goes wrong without a sign: checked before the first step, and during it."""
+    """Check a fine-tuning job for silent failures, before and during its first step."""
     recipe = ctx.recipe
     if recipe.task.input_kind in ("chat", "pairs"):
         covers = refuse_wrong_mask(job, ctx.splits.train)
@@ -25,10 +25,10 @@ def sanity_checks(ctx: Context, job: TrainJob, events: EventLog) -> None:
 
     def report(moved: Moved) -> None:
         events.log("checked", moved=moved.moved, frozen=moved.frozen, still=moved.still)
-        words = f"first step: {moved.moved} parameters moved, {moved.frozen} frozen ones did not"
+        message = f"first step: {moved.moved} parameters changed, {moved.frozen} frozen ones did not"
         for reason in sorted({*moved.still.values()}):
-            names = [n for n, why in moved.still.items() if why == reason]
-            words += f"; {len(names)} did not, as {reason} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
-        ctx.on_event("note", message=words)
+            names = [n for n, r in moved.still.items() if r == reason]
+            message += f"; {len(names)} did not, because {reason} ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})"
+        ctx.on_event("note", message=message)
 
     watch_first_step(job, report)

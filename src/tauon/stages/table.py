@@ -1,7 +1,7 @@
-"""The table of stages: what a run can do, what each stage reads, and where its parts are. Imports none of them.
+"""The table of stages: what each stage reads and writes, and where its code is. Imports none of that code.
 
-From this table follow the order of work, which sections of a recipe must be read, the verbs of the command line, the parts of the report and
-the JSON Schema. Another package adds a stage by an entry point of the group `tauon.stages` that names a `Stage`.
+The table determines the order of work, the sections of a recipe that must be read, the verbs of the command line, the sections of the report
+and the JSON Schema. Another package adds a stage with an entry point of the group `tauon.stages` that names a `Stage`.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ __all__ = ["BUILT_IN", "CORE", "FAILED_STAGES", "Stage", "all_inputs", "check_na
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run. Places are written `package.module:name` and imported when they are used."""
+    """One stage of a run. Functions and types are named `package.module:name` and imported when they are used."""
 
     name: str
     """Also its verb: `tauon NAME`."""
     run: str
-    """Place of a function of the run's `Context` that returns JSON facts about what it made."""
+    """Function that takes the run's `Context` and returns JSON facts about its result."""
     help: str
     """One sentence, for `tauon --help`."""
     details: str = ""
-    """What `tauon NAME --help` says; `help` where it is left out."""
+    """Text of `tauon NAME --help`; default: `help`."""
     config: str = ""
-    """Place of the type of the recipe's section of this name. "": the stage has none, or it is one of the core's."""
+    """Type of the recipe's section of this name. "": the stage has none, or it is one of the core's."""
     reads: tuple[str, ...] = ()
     """Sections of the recipe that its result depends on."""
     inputs: tuple[str, ...] = ()
-    """Stages whose results it reads: another result makes this stage not done."""
+    """Stages whose results it reads: if one changes, this stage is run again."""
     writes: tuple[str, ...] = ()
-    """Files in the run's folder that it leaves. One that is missing makes the stage not done."""
+    """Files that it writes to the run's folder. If one is missing, the stage is run again."""
     collective: bool = False
-    """Whether all processes of a launch take part. The others are rank 0's alone."""
+    """Whether all processes of a launch take part; otherwise only rank 0 runs it."""
     from_records: bool = False
-    """Whether it reads records of the run alone, so that data that changed since does not matter."""
+    """Whether it reads only records of the run, so that later changes of the data do not matter."""
     report: str = ""
-    """Place of a function from `Records` to its section of report.html, or None where it has nothing to show."""
+    """Function that takes `Records` and returns its section of report.html, or None if it has nothing to show."""
     extra: str = ""
-    """The extra of the package that it needs: `pip install 'tauon[EXTRA]'`."""
+    """Optional dependencies that it needs: `pip install 'tauon[EXTRA]'`."""
 
 
 CORE = ("prepare", "train", "evaluate", "report")
-"""What `tauon run` does where the recipe does not say. A stage with a section of its own joins where the section is given."""
+"""Default stages of `tauon run`. A stage with a section of its own is added if the recipe has that section."""
 
 BUILT_IN = (
     Stage(
@@ -57,34 +57,35 @@ BUILT_IN = (
         reads=("data",), collective=True,
     ),
     Stage(
-        "train", "tauon.stages.train:train_stage", "Prepare the data and train; goes on where it stopped.",
+        "train", "tauon.stages.train:train_stage", "Prepare the data and train; resumes where it stopped.",
         reads=("data", "task", "model", "adapt", "optim", "train", "privacy", "parallel", "track"), inputs=("prepare",), collective=True,
     ),
     Stage(
-        "evaluate", "tauon.stages.evaluate:evaluate_stage", "Measure a trained run, every figure with its interval.",
+        "evaluate", "tauon.stages.evaluate:evaluate_stage", "Evaluate a trained run; every metric has a confidence interval.",
         reads=("evaluate",), inputs=("train",), writes=("evaluation.json",), report="tauon.report.results:evaluation",
-        details="Measure what RECIPE trained: every figure with a 95% interval, on the test part of the data, or on validation.",
+        details="Evaluate the trained model of RECIPE on the test set, or else on the validation set. Every metric has a 95% interval.",
     ),
     Stage(
-        "audit", "tauon.stages.audit:audit_stage", "Attack a trained run: what its model tells of its data, beside what was promised.",
+        "audit", "tauon.stages.audit:audit_stage", "Attack a trained model to measure what it reveals about its training data.",
         config="tauon.privacy.audit.config:AuditConfig", reads=("audit",), inputs=("train",), writes=("audit.json",),
         report="tauon.privacy.audit.report:audit",
     ),
     Stage(
-        "report", "tauon.stages.report:report_stage", "Write the run's report, one HTML page.",
+        "report", "tauon.stages.report:report_stage", "Write the report of a run, one HTML page.",
         inputs=("train", "evaluate", "audit"), writes=("report.html",), from_records=True,
-        details="Write report.html: data, curves, figures, samples, recipe, environment, on one page that needs no network.",
+        details="Write report.html: data, curves, metrics, samples, recipe and environment on one page that works offline.",
     ),
 )  # fmt: skip
 
 FAILED_STAGES: dict[str, str] = {}
-"""Installed packages whose stages could not be added, and why."""
+"""Installed package -> why its stage could not be added."""
 
 
 @cache
 def stage_table() -> dict[str, Stage]:
-    """Every stage by name, in the order of work: inputs first, `report` last. A stage from another package that cannot be added is left out,
-    and `FAILED_STAGES` says why.
+    """Return every stage by name, in the order of work: inputs first, `report` last.
+
+    A stage of another package that cannot be added is left out; `FAILED_STAGES` has the reason.
     """
     from importlib.metadata import entry_points
 
@@ -94,7 +95,7 @@ def stage_table() -> dict[str, Stage]:
         try:
             stage = point.load()
             refuse_stage(stage, table)
-        except Exception as err:  # another's code: anything may be wrong with it
+        except Exception as err:  # code of another package can raise anything
             FAILED_STAGES[package] = _failure(package, f"{point.name} = {point.value}", err)
             continue
         table[stage.name] = stage
@@ -105,36 +106,36 @@ def stage_table() -> dict[str, Stage]:
 
 def _failure(package: str, what: str, err: Exception) -> str:
     return (
-        f"the installed package {package!r} announces a stage for Tauon ({what}) that cannot be added: {type(err).__name__}: {err}. Update it, "
-        f"or: pip uninstall {package}"
+        f"the stage {what} of the installed package {package!r} cannot be added to Tauon: {type(err).__name__}: {err}. "
+        f"Update the package, or: pip uninstall {package}"
     )
 
 
 def leave_out(stage: Stage, err: Exception) -> None:
-    """Take a stage of another package out of the table: its section cannot be loaded."""
+    """Remove a stage of another package, whose section cannot be loaded, from the table."""
     package = stage.run.partition(".")[0]
     FAILED_STAGES[package] = _failure(package, stage.config, err)
     del stage_table()[stage.name]
 
 
 def refuse_stage(stage: Any, table: dict[str, Stage]) -> None:
-    """Raise `ValueError` where a stage from another package cannot join the table."""
+    """Raise `ValueError` if a stage of another package cannot be added to the table."""
     if not isinstance(stage, Stage):
         raise ValueError(f"expected a tauon.stages.table.Stage, got {type(stage).__name__}")
     if stage.name in table:
-        raise ValueError(f"a stage {stage.name!r} is there already ({table[stage.name].run})")
+        raise ValueError(f"a stage {stage.name!r} already exists ({table[stage.name].run})")
     if stage.collective:
-        raise ValueError(f"stage {stage.name!r} is collective, which only preparing and training are")
+        raise ValueError(f"stage {stage.name!r} is collective; only prepare and train may be")
     if "report" in stage.inputs:
         raise ValueError(f"stage {stage.name!r} reads the report, which is written last")
     missing = [name for name in stage.inputs if name not in table and name != stage.name]
     if missing:
-        raise ValueError(f"stage {stage.name!r} reads the results of {', '.join(map(repr, missing))}, and there is no such stage")
+        raise ValueError(f"stage {stage.name!r} reads the results of {', '.join(map(repr, missing))}, which is not a stage")
     in_order(table | {stage.name: stage})
 
 
 def in_order(table: dict[str, Stage]) -> list[Stage]:
-    """The stages, each after its inputs, otherwise as they stand. `ValueError` names a cycle."""
+    """Return the stages, each after its inputs, otherwise in the given order. `ValueError` names a cycle."""
     done: list[Stage] = []
     path: list[str] = []
 
@@ -156,38 +157,38 @@ def in_order(table: dict[str, Stage]) -> list[Stage]:
 
 
 def all_inputs(stage: Stage) -> list[str]:
-    """Names of the stages that a stage depends on, directly or through others, in the order of work."""
-    table, found = stage_table(), set()
+    """Return the names of all stages that a stage depends on, directly or indirectly, in the order of work."""
+    table, inputs = stage_table(), set()
     names = list(stage.inputs)
     while names:
         name = names.pop()
-        if name not in found:
-            found.add(name)
+        if name not in inputs:
+            inputs.add(name)
             names += table[name].inputs
-    return [name for name in table if name in found]
+    return [name for name in table if name in inputs]
 
 
 def unknown_stage(name: str) -> str:
-    """What is wrong with a name of a stage, and the way out; "" where there is such a stage."""
+    """Return an error message if no stage has this name; "" if one has."""
     table = stage_table()
     if name in table:
         return ""
     close = difflib.get_close_matches(name, table, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     failed = "".join(f" {message}" for message in FAILED_STAGES.values())
-    there = f"There are: {', '.join(table)}. A stage of another package is there once that package is installed."
-    return f"no stage is called {name!r}{hint} {there}{failed}"
+    known = f"There are: {', '.join(table)}. Stages of other packages are available when the package is installed."
+    return f"no stage is called {name!r}{hint} {known}{failed}"
 
 
 def check_names(names: Iterable[str]) -> None:
-    """`RecipeError` where a stage is asked for that is not there."""
+    """Raise `RecipeError` if a name is not a stage."""
     problems = [Problem("stages", message) for name in names if (message := unknown_stage(name))]
     if problems:
         raise RecipeError(problems)
 
 
 def load(place: str, *, extra: str = "") -> Any:
-    """Import what `package.module:name` names. `MissingExtra` where a library that belongs to `extra` is not installed."""
+    """Import what `package.module:name` names. `MissingExtra` if a library that belongs to `extra` is not installed."""
     module, _, name = place.partition(":")
     try:
         return getattr(importlib.import_module(module), name)

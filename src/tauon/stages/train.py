@@ -1,6 +1,6 @@
-"""The training stage: choices, a job, the loop, and what is recorded meanwhile; on one process or many.
+"""The training stage: resolve settings, build the job, run the loop, record it; on one process or many.
 
-Knows no way of training but the plain one: what changes it is an extension (`extensions/`), which is asked at each step of `train_stage`.
+It does plain training only. Anything that changes training is an extension (`extensions/`), called at each phase of `train_stage`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tauon.stages.context import Context
 from tauon.stages.extensions import StartAgain, TrainExtension, train_extensions
 from tauon.stages.layout import choose_mesh, refuse_cut_pairs
 from tauon.stages.sanity import sanity_checks
-from tauon.stages.training_record import TrainingRecord
+from tauon.stages.training_record import Checkpoints, Logs, TrainingRecord
 from tauon.stages.unread import refuse_unread, refuse_unread_before_training
 from tauon.tracking import EventLog, Tracker, guard, nothing_logged
 from tauon.train import BatchSizeScheduler, Hook, JobConfig, StopSignal, TrainJob, build_job, restore, seconds_a_step, train
@@ -33,12 +33,12 @@ __all__ = ["newest", "train_stage"]
 
 @dataclass
 class Training:
-    """One attempt at training: what was chosen, and what takes part."""
+    """One attempt at training: its resolved settings and its parts."""
 
     ctx: Context
     extensions: list[TrainExtension]
     checkpoint: Checkpoint | None
-    """What it goes on from."""
+    """The checkpoint to resume from."""
     model: ModelConfig
     loader: Loader
     plan: Plan
@@ -46,7 +46,7 @@ class Training:
 
 
 def train_stage(ctx: Context) -> dict[str, Any]:
-    """Data -> checkpoints. Goes on from the newest whole checkpoint of the same run."""
+    """Data -> checkpoints. Resumes from the newest complete checkpoint of the run."""
     while True:
         try:
             return train_once(ctx)
@@ -55,8 +55,8 @@ def train_stage(ctx: Context) -> dict[str, Any]:
 
 
 def train_once(ctx: Context) -> dict[str, Any]:
-    """Choose, build, restore, train; whatever ends it, each extension is told."""
-    _ = ctx.splits  # all ranks open the data together: rank 0 must not begin alone, inside what it does alone
+    """Resolve settings, build, restore, train. However it ends, `ended` of each extension is called."""
+    _ = ctx.splits  # opening the data is collective: do it here, not inside a function that only rank 0 runs
     ctx.world.rank0_broadcast(ctx.refuse_changed_data)
     ctx.world.rank0_broadcast(ctx.refuse_changed_start)
     recorded = ctx.world.rank0_broadcast(lambda: ctx.run.manifest().get("training")) or {}
@@ -86,11 +86,11 @@ def train_once(ctx: Context) -> dict[str, Any]:
     return {"checkpoint": final.path.name, "hash": final.hash, "steps": job.step}
 
 
-# ---------------------------------------------------------------------------------------------- choices
+# ---------------------------------------------------------------------------------------------- settings
 
 
 def resolve_settings(ctx: Context, recorded: dict[str, Any] | None) -> Training:
-    """Every choice that the recipe leaves open, told with its reason. `recorded`: those that an earlier part of this run made."""
+    """Derive every setting that the recipe leaves open and report it with its reason. `recorded`: settings of the run that is resumed."""
     recipe, spec = ctx.recipe, ctx.splits.spec
     checkpoint = newest(ctx)
     extensions = train_extensions(ctx, checkpoint)
@@ -120,13 +120,13 @@ def resolve_settings(ctx: Context, recorded: dict[str, Any] | None) -> Training:
 
 
 def job_config(ctx: Context, model: ModelConfig) -> JobConfig:
-    """What is trained, on what, and how, as the recipe says it."""
+    """Return the job's configuration from the recipe."""
     recipe = ctx.recipe
     return JobConfig(model, recipe.optim, ctx.train, recipe.task, ctx.splits.spec, recipe.seed)
 
 
 def make_loader(ctx: Context, extensions: list[TrainExtension], mesh: Mesh) -> Loader:
-    """What gives this process its batches."""
+    """Return the loader of this process: that of an extension, or the plain one."""
     ramps = BatchSizeScheduler.of(ctx.train, ctx.splits.spec.seq_len) if ctx.train.batch_warmup is not None else None
     share: dict[str, Any] = {
         "batch": ctx.train.batch, "workers": ctx.recipe.data.workers, "rank": mesh.data_rank, "world": mesh.layout.data, "sizes": ramps,
@@ -136,7 +136,7 @@ def make_loader(ctx: Context, extensions: list[TrainExtension], mesh: Mesh) -> L
 
 
 def build(training: Training) -> TrainJob:
-    """The job at step 0, as the extensions want it."""
+    """Build the job at step 0, wrapped by the extensions."""
     ctx, recipe = training.ctx, training.ctx.recipe
     mesh = reduce(lambda mesh, extension: extension.compute_mesh(mesh), training.extensions, training.mesh)
     job = build_job(job_config(ctx, training.model), training.loader, training.plan, mesh=mesh, parallel=recipe.parallel)
@@ -147,18 +147,16 @@ def build(training: Training) -> TrainJob:
 
 
 def run_job(training: Training, job: TrainJob, events: EventLog, *, recorded: bool) -> None:
-    """The loop with its hooks, until the end or a signal; what goes wrong is in the event log before it is raised."""
+    """Run the loop with its hooks until the end or a signal. An error is logged before it is raised."""
     ctx, plan, extensions = training.ctx, training.plan, training.extensions
     trackers = make_trackers(ctx)
-    with ExitStack() as held:
-        writer = held.enter_context(own_writer(training, events))
-        stop = held.enter_context(StopSignal(ctx.world, every=max([1, *(e.stop_every for e in extensions)])).listening())
+    with ExitStack() as stack:
+        writer = stack.enter_context(own_writer(training, events))
+        stop = stack.enter_context(StopSignal(ctx.world, every=max([1, *(e.stop_every for e in extensions)])).listening())
         for extension in extensions:
-            held.enter_context(extension.running())
-        record = TrainingRecord(
-            ctx.recipe.train, ctx.splits, plan, events, trackers, writer, what_it_is(training), ctx.on_event, flops=plan.flops_per_example,
-            publish=partial(_checkpoint_state, extensions),
-        )  # fmt: skip
+            stack.enter_context(extension.running())
+        checkpoints = Checkpoints(writer, checkpoint_metadata(training), partial(_checkpoint_state, extensions))
+        record = TrainingRecord(ctx.recipe.train, ctx.splits, plan, Logs(events, trackers, ctx.on_event), checkpoints)
         record.begin(job)
         try:
             if job.step == 0:
@@ -198,7 +196,7 @@ def takes_whole_steps(training: Training, job: TrainJob) -> bool:
 
 
 def first_step_hook(training: Training, first_step: int, *, recorded: bool) -> Hook:
-    """After the first step, from which on the folder is this recipe's: no key is left unread, those of a loss included."""
+    """Return a hook that, after the first step, refuses unread keys (also those of a loss) and records what the folder trains."""
     ctx = training.ctx
 
     def begin(job: TrainJob, info: StepInfo) -> None:
@@ -211,7 +209,7 @@ def first_step_hook(training: Training, first_step: int, *, recorded: bool) -> H
 
 
 def make_trackers(ctx: Context) -> list[Tracker]:
-    """Where else the run is logged. One that fails is warned of once, and training goes on."""
+    """Build the trackers. If one fails, there is one warning and training continues."""
     recipe, folder = ctx.recipe, ctx.run.folder
     if not ctx.world.leads:
         return []
@@ -223,14 +221,14 @@ def _checkpoint_state(extensions: list[TrainExtension], step: int, state: dict[s
 
 
 def back_to_checkpoint(ctx: Context, job: TrainJob, writer: CheckpointWriter, record: TrainingRecord, events: EventLog, why: str) -> bool:
-    """Put the job back to the newest whole checkpoint, and say so; False where there is none."""
+    """Restore the job from the newest complete checkpoint; return False if there is none."""
     writer.wait()
     checkpoint = newest(ctx)
     if checkpoint is None:
         return False
     restore(job, checkpoint)
     events.log("resume", step=job.step, reason=why)
-    ctx.on_event("note", message=f"{why} Going on from the checkpoint of step {job.step}.")
+    ctx.on_event("note", message=f"{why} Resuming from the checkpoint of step {job.step}.")
     record.begin(job)
     return True
 
@@ -239,23 +237,23 @@ def back_to_checkpoint(ctx: Context, job: TrainJob, writer: CheckpointWriter, re
 
 
 def newest(ctx: Context) -> Checkpoint | None:
-    """The newest whole checkpoint. Rank 0 looks and checks every byte; the others open what it found."""
+    """Return the newest complete checkpoint. Rank 0 verifies every byte; the other ranks open the same one."""
     if ctx.detached:
         return None
-    mine: list[Checkpoint | None] = [None]
+    verified: list[Checkpoint | None] = [None]
 
     def look() -> str | None:
-        mine[0] = latest_checkpoint(ctx.run.checkpoints, warn=lambda m: ctx.on_event("warning", message=m))
-        return None if mine[0] is None else mine[0].path.name
+        verified[0] = latest_checkpoint(ctx.run.checkpoints, warn=lambda m: ctx.on_event("warning", message=m))
+        return None if verified[0] is None else verified[0].path.name
 
     name = ctx.world.rank0_broadcast(look)
     if ctx.world.leads or name is None:
-        return mine[0]
+        return verified[0]
     return load_checkpoint(ctx.run.checkpoints / name, verify=False)
 
 
 def own_writer(training: Training, events: EventLog) -> CheckpointWriter:
-    """The writer of the run's checkpoints; where an extension asks for it, it is logged which of them became whole."""
+    """Return the writer of the run's checkpoints; if an extension needs it, completed checkpoints are logged."""
     ctx, config, parent = training.ctx, training.ctx.recipe.train, training.checkpoint
     logged = any(e.logs_saved for e in training.extensions)
     return checkpoint_writer(
@@ -269,40 +267,40 @@ def own_writer(training: Training, events: EventLog) -> CheckpointWriter:
 
 
 def checkpoint_writer(folder: Path, world: World, **options: Any) -> CheckpointWriter:
-    """Of one process, or of several that write together."""
+    """Return a writer for one process, or for several that write together."""
     return CheckpointWriter(folder, **options) if world.size == 1 else MeshCheckpointWriter(folder, world, **options)
 
 
-def what_it_is(training: Training) -> dict[str, Any]:
-    """What a checkpoint holds beside weights and counters, so that nothing else is needed to use the model."""
+def checkpoint_metadata(training: Training) -> dict[str, Any]:
+    """What a checkpoint holds beside weights and counters, so that the model can be used with nothing else."""
     ctx = training.ctx
-    about = {
+    metadata = {
         "model": model_record(training.model, ctx.start),
         "task": dump(ctx.recipe.task),
         "spec": spec_record(ctx.splits.spec),
         "preprocess": ctx.splits.preprocess,
     }
-    return about if ctx.start is None else about | {"base": ctx.start.reference}
+    return metadata if ctx.start is None else metadata | {"base": ctx.start.reference}
 
 
 def started_with(start: PretrainedModel, model: ModelConfig, labels: tuple[str, ...]) -> tuple[str, str]:
-    """(weights taken, and what is not, in words; where they come from). `labels`: names of the data's classes."""
-    found = match_weights(model.build_on_meta(), start)
-    said = found.describe()
-    if labels and start.labels and labels != start.labels and not found.fresh:
-        said += f"; its head was trained for the classes {', '.join(start.labels[:4])}, these are {', '.join(labels[:4])}"
-    return said, f"{start.layout}, {start.fingerprint[:12]}"
+    """Return (which weights are loaded and which are not, where they come from). `labels`: names of the data's classes."""
+    loaded = match_weights(model.build_on_meta(), start)
+    description = loaded.describe()
+    if labels and start.labels and labels != start.labels and not loaded.fresh:
+        description += f"; its head was trained for the classes {', '.join(start.labels[:4])}, these are {', '.join(labels[:4])}"
+    return description, f"{start.layout}, {start.fingerprint[:12]}"
 
 
 def model_record(model: ModelConfig, start: PretrainedModel | None) -> dict[str, Any]:
-    """What a checkpoint keeps of the architecture. One of adapters needs its base again; any other is complete."""
+    """Return the architecture as a checkpoint stores it. A checkpoint of adapters refers to its base; any other is complete."""
     base = str(start.path) if start is not None and model.adapt is not None else None
     adapt = None if model.adapt is None else model.adapt.model_copy(update={"from_": None})
     return dump(model.model_copy(update={"from_": base, "adapt": adapt}))
 
 
 def spec_record(spec: Any) -> dict[str, Any]:
-    """A `DataSpec` as JSON."""
+    """Return a `DataSpec` as JSON."""
     return {
         "vocab": spec.vocab,
         "seq_len": spec.seq_len,

@@ -1,13 +1,10 @@
-"""What is recorded while a job trains: hooks that log, validate, stop early, and the saving of checkpoints.
-
-The loop knows no hook by name, and these know no model and no data source.
-"""
+"""Hooks of a training run: log metrics, validate, stop early, save checkpoints. They do not depend on the model or the data source."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,28 +31,42 @@ from tauon.train import (
 )
 from tauon.types import Batch, StepInfo
 
-__all__ = ["TrainingRecord"]
+__all__ = ["Checkpoints", "Logs", "TrainingRecord"]
+
+
+@dataclass(frozen=True)
+class Logs:
+    """Where metrics go: the run's event log, its trackers, and the caller."""
+
+    events: EventLog
+    trackers: Sequence[Tracker]
+    on_event: Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """How checkpoints are written, and what they hold beside weights and counters."""
+
+    writer: CheckpointWriter
+    metadata: dict[str, Any]
+    """The same in every checkpoint: model, task, data spec, preprocessing."""
+    filter_state: Callable[[int, dict[str, Any]], dict[str, Any]] = lambda step, state: state
+    """(step, state) -> the state that may be saved; an extension stores the rest elsewhere."""
 
 
 class TrainingRecord:
-    """The hooks of one training run. State that must survive a resume is in `job.notes`.
-
-    `publish`: given the step and the state of a checkpoint, says what of it the checkpoint may hold, and keeps the rest elsewhere.
-    """
+    """The hooks of one training run. State that must survive a resume is in `job.notes`."""
 
     def __init__(
-        self, config: TrainConfig, splits: DataSplits, plan: Plan, events: EventLog, trackers: Sequence[Tracker], writer: CheckpointWriter,
-        about: dict[str, Any], on_event: Callable[..., None], *, flops: float,
-        publish: Callable[[int, dict[str, Any]], dict[str, Any]] | None = None,
+        self, config: TrainConfig, splits: DataSplits, plan: Plan, logs: Logs, checkpoints: Checkpoints
     ) -> None:  # fmt: skip
-        self.config, self.splits, self.plan = config, splits, plan
-        self.events, self.trackers, self.writer = events, trackers, writer
-        self.about, self.on_event, self.publish = about, on_event, publish
-        self.meter = Meter(flops)
+        self.config, self.splits, self.plan, self.checkpoints = config, splits, plan, checkpoints
+        self.events, self.trackers, self.on_event = logs.events, logs.trackers, logs.on_event
+        self.writer, self.meter = checkpoints.writer, Meter(plan.flops_per_example)
         self.saved = -1
         self.at_most: int | None = None
         self.patience, self.min_delta = math.inf, 0.0
-        if splits.validation is not None:  # read now, so that a key without effect is known to be one
+        if splits.validation is not None:  # read only here, so that keys without effect are reported as unread
             self.at_most = config.validate_examples
             if config.early_stopping is not None:
                 self.patience, self.min_delta = config.early_stopping.patience, config.early_stopping.min_delta
@@ -63,29 +74,27 @@ class TrainingRecord:
     def begin(self, job: TrainJob) -> None:
         self.saved = job.step if job.step else -1
         if self.splits.validation is not None and isinstance(job.policy.schedule, Plateau):
-            job.policy.schedule.observe(
-                math.inf, None
-            )  # reads its keys: without validation nothing does, and they are told to be without effect
+            job.policy.schedule.observe(math.inf, None)  # reads the schedule's keys now; without validation they are reported as unread
         self.on_event("training", step=job.step, total_steps=job.policy.total_steps)
 
     def hooks(self) -> list[Hook]:
-        """In order: measure, log, validate (and stop early)."""
+        """Return the hooks in order: measure, log, validate (and stop early)."""
         hooks: list[Hook] = [self.meter, self.log]
         if self.splits.validation is not None:
             hooks.append(every(self.plan.validate_every, self.validate))
         return hooks
 
     def log(self, job: TrainJob, info: StepInfo) -> None:
-        """Every step into the event log and to the trackers."""
+        """Write the metrics of a step to the event log and the trackers."""
         metrics = dict(info.metrics)
         if "skipped" in metrics:
             self.events.log("skip", step=info.step, reason=metrics.pop("skipped"))
             self.on_event("skip", step=info.step, reason=info.metrics["skipped"])
         metrics.pop("eta_s", None)
-        sent = metrics.pop("sent", None)
-        if sent and sent != job.notes.get("sent"):  # by kind when it changes; in all at every step
-            job.notes["sent"] = sent
-            self.events.log("communication", step=info.step, bytes=sent)
+        bytes_sent = metrics.pop("sent", None)
+        if bytes_sent and bytes_sent != job.notes.get("sent"):  # by kind only when it changes; the total is logged at every step
+            job.notes["sent"] = bytes_sent
+            self.events.log("communication", step=info.step, bytes=bytes_sent)
         if (layers := metrics.pop("layers", None)) is not None:
             self.layers(job, info, layers)
         self.events.log("step", step=info.step, examples=info.examples, tokens=info.tokens, **metrics)
@@ -96,18 +105,18 @@ class TrainingRecord:
         self.on_event("step", step=info.step, total_steps=info.total_steps, **info.metrics)
 
     def layers(self, job: TrainJob, info: StepInfo, layers: dict[str, LayerLook]) -> None:
-        """A look at every layer, and what is wrong with some for several looks: told once for each kind of trouble."""
-        found = lasting_complaints(layers, job.notes)
-        self.events.log("layers", step=info.step, layers={name: look.to_json() for name, look in layers.items()}, complaints=found)
+        """Log the statistics of every layer; warn of a problem that lasts for several measurements, once for each kind of problem."""
+        complaints = lasting_complaints(layers, job.notes)
+        self.events.log("layers", step=info.step, layers={name: look.to_json() for name, look in layers.items()}, complaints=complaints)
         known = job.notes.setdefault("complaints", [])
-        for complaint in found:
+        for complaint in complaints:
             kind = complaint.partition(" in ")[0]
             if kind not in known:
                 known.append(kind)
                 self.on_event("warning", message=f"step {info.step}: {complaint}")
 
     def validate(self, job: TrainJob, info: StepInfo) -> str | None:
-        """Validation loss; with early stopping, keep the best and say when to stop."""
+        """Log the validation loss; with early stopping, save the best checkpoint and return STOP when patience is used up."""
         loss = validation_loss(job, self.validation_batches(job))
         observes = type(job.task).observe is not Task.observe
         marks = validation_marks(job, self.validation_batches(job)) if observes else {}
@@ -120,7 +129,8 @@ class TrainingRecord:
             job.notes[PLATEAU] = job.policy.schedule.observe(loss, job.notes.get(PLATEAU))
             if job.notes[PLATEAU]["factor"] < before:
                 self.on_event(
-                    "note", message=f"validation loss has not fallen: the rate goes down to {job.notes[PLATEAU]['factor']:.3g} of its peak"
+                    "note",
+                    message=f"validation loss has not fallen: learning rate reduced to {job.notes[PLATEAU]['factor']:.3g} of its peak",
                 )
         if self.config.early_stopping is None:
             return None
@@ -136,19 +146,20 @@ class TrainingRecord:
         if job.notes["since_best"] < self.patience:
             return None
         self.on_event(
-            "note", message=f"validation loss has not fallen for {self.patience} validations; the best was at step {best['step']}"
+            "note",
+            message=f"early stopping: validation loss has not fallen for {self.patience} validations; the best was at step {best['step']}",
         )
         return STOP
 
     def validation_batches(self, job: TrainJob) -> Iterator[Batch]:
-        """The validation examples in batches of one shape, so that nothing is compiled again: the last is filled up at weight zero.
+        """Yield the validation examples in batches of one shape, so that nothing is recompiled; the last is padded with weight-zero rows.
 
-        Data-parallel processes take turns, and all of them take as many turns.
+        Batches are dealt to the data-parallel processes in turn; every process gets the same number of batches.
         """
         dataset = self.splits.validation
         assert dataset is not None
         n = min(len(dataset), self.at_most or len(dataset))
-        # A pipeline cuts the rows as it cuts those of a training batch.
+        # A pipeline splits these rows into microbatches as it does those of a training batch.
         rows = job.policy.microbatch if job.mesh.layout.pipeline > 1 else max(1, min(job.policy.microbatch, 512))
         turns, turn = job.mesh.layout.data, job.mesh.data_rank
         rounds = -(-n // (rows * turns))
@@ -162,12 +173,12 @@ class TrainingRecord:
             yield batch
 
     def save(self, job: TrainJob) -> None:
-        """A checkpoint of this step, written in the background; the same step twice is once."""
+        """Save a checkpoint of this step in the background; a second call at the same step does nothing."""
         if self.saved == job.step:
             return
         groups, state = job_state(job)
-        state = state | self.about | {"precision": job.policy.precision.name}
-        self.writer.save(job.step, groups, state if self.publish is None else self.publish(job.step, state))
+        state = state | self.checkpoints.metadata | {"precision": job.policy.precision.name}
+        self.writer.save(job.step, groups, self.checkpoints.filter_state(job.step, state))
         self.saved = job.step
         self.events.log("checkpoint", step=job.step)
         self.on_event("checkpoint", step=job.step)

@@ -1,4 +1,4 @@
-"""Keys of a recipe that somebody set and nothing reads: an error, never ignored, and found before anything is trained."""
+"""Recipe keys that were set but that nothing reads: an error, found before training."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ __all__ = ["refuse_unread", "refuse_unread_before_training", "unread_in"]
 
 
 def unread_in(recipe: Recipe, name: str, later: tuple[str, ...] = ()) -> list[str]:
-    """Dotted keys of the sections that a stage reads which were set and not read, but for those that `later` stages may still read."""
+    """Return the dotted keys that were set but not read by this stage, except those that `later` stages may still read."""
     table = stage_table()
     sections = {*table[name].reads} - {"track"} - {section for s in later for section in table[s].reads}
     return [k for k in unread_keys(recipe) if k.split(".")[0] in sections]
 
 
 def refuse_unread(recipe: Recipe, name: str, later: tuple[str, ...] = (), *, but: str = "-") -> None:
-    """`RecipeError` with each such key. Those that begin with `but` are passed over."""
+    """Raise `RecipeError` that lists each unread key. Keys that begin with `but` are skipped."""
     keys = [k for k in unread_in(recipe, name, later) if not k.startswith(but)]
     if keys:
-        raise RecipeError([Problem(k, f"was set, and nothing in stage {name} read it. Remove it: it has no effect here.") for k in keys])
+        raise RecipeError([Problem(k, f"is set, but nothing in stage {name} reads it, so it has no effect. Remove it.") for k in keys])
 
 
 def refuse_unread_before_training(recipe: Recipe, job: TrainJob, *, whole_model: bool) -> None:
-    """`RecipeError` before the first step. All is read by then but what a task reads in its loss, which is computed once for one example where
-    such a key is open and this process can compute it (`whole_model`); otherwise the first step shows it.
+    """Raise `RecipeError` before the first step if a key is unread.
+
+    Only keys that a task reads in its loss are still open then: for these the loss of one example is computed, if this process has the whole
+    model (`whole_model`); otherwise they are checked after the first step.
     """
     if whole_model and any(k.startswith("task.") for k in unread_in(recipe, "train")):
         batch = job.loader.batch_at(job.step).rows(0, 1).to(job.policy.device)

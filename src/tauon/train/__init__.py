@@ -1,4 +1,4 @@
-"""Training: the step with its three seams, the loop, hooks. Knows no model and no dataset by name."""
+"""Training: the step with its three seams, the loop, hooks. Does not depend on models or data sets."""
 
 from tauon.train.build import JobConfig, JobSettings, build_job
 from tauon.train.config import EarlyStopping, TrainConfig, WarmUp, largest_divisor

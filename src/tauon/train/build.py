@@ -1,8 +1,8 @@
-"""From choices to a job: the one place where a model is transformed, in the fixed order.
+"""Builds a job: the one place where a model is transformed, in a fixed order.
 
 1 build the plain model; 2 choose what trains; 3 layer rules of privacy; 4 tensor, sequence and context parallel; 5 activation
 checkpointing; 6 compile, block by block; 7 data parallel; 8 materialise by (seed, parameter name); 9 the optimizer over what came
-out. Step 3 is `make_private`'s, around the job.
+out. Step 3 is done by `make_private`, around the job.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ __all__ = ["JobConfig", "JobSettings", "build_job"]
 
 @dataclass(frozen=True)
 class JobConfig:
-    """What a job trains, as the recipe says it."""
+    """What a job trains, from the recipe."""
 
     model: ModelConfig
-    """Resolved: no `auto` is left."""
+    """Resolved: without `auto`."""
     optim: OptimConfig
     train: TrainConfig
     task: Task
@@ -62,7 +62,7 @@ class JobConfig:
 
 @dataclass
 class JobSettings:
-    """What the recipe may leave open, and a job must know. `tauon.plan` decides it, and its `Plan` is one of these."""
+    """Settings of a job that a recipe may leave open. `tauon.plan` decides them: its `Plan` is a subclass."""
 
     steps: int
     device: torch.device
@@ -70,13 +70,13 @@ class JobSettings:
     compile: bool
     microbatch: int
     reshard_after_forward: bool = field(default=True, kw_only=True)
-    """Where the recipe leaves it open: free gathered weights of a sharded model between forward and backward."""
+    """Free gathered weights of a sharded model between forward and backward, if the recipe leaves that open."""
 
 
 def build_job(
     config: JobConfig, loader: BatchSource, settings: JobSettings, *, mesh: Mesh | None = None, parallel: ParallelConfig | None = None
 ) -> TrainJob:
-    """A job at step 0. The same arguments give the same weights to the last bit, on every mesh."""
+    """Build a job at step 0. The same arguments give bit-identical weights on every mesh."""
     mesh = mesh or Mesh(Layout())
     asked = parallel if isinstance(parallel, MeshParallel) else MeshParallel()
     sizes = BatchSizeScheduler.of(config.train, config.spec.seq_len)
@@ -107,9 +107,9 @@ def build_job(
 
 
 def transform(bare: Model, config: JobConfig, settings: JobSettings, mesh: Mesh, asked: MeshParallel) -> list[Model]:
-    """Everything that must happen before weights exist, in the fixed order; adapters are there already. Returns this process's pipeline stages."""
+    """Transform the model on the meta device, in the fixed order; adapters exist already. Returns this process's pipeline stages."""
     freeze(bare, config.train.freeze)
-    config.optim.refuse_model(bare)  # while it is whole
+    config.optim.refuse_model(bare)  # before it is sharded
     parts: list[Model] = []
     if mesh.layout.pipeline > 1:
         cuts = cut_blocks(len(bare.blocks_to_compile()), mesh.layout.pipeline * PER_PROCESS[asked.schedule])
@@ -127,7 +127,7 @@ def transform(bare: Model, config: JobConfig, settings: JobSettings, mesh: Mesh,
 
 
 def step_policy(config: JobConfig, settings: JobSettings, sizes: BatchSizeScheduler) -> StepPolicy:
-    """How the job steps."""
+    """Return the policy of the job's steps."""
     optim = config.optim
     return StepPolicy(
         total_steps=settings.steps,
@@ -141,48 +141,48 @@ def step_policy(config: JobConfig, settings: JobSettings, sizes: BatchSizeSchedu
         clip_layer=optim.clip_layer,
         clip_adaptive=optim.clip_adaptive,
         examples_at=sizes.size,
-        reads_late=settings.device.type == "cuda",  # of other accelerators, fused kernels that skip are not tried
+        reads_late=settings.device.type == "cuda",  # fused kernels that skip are not tested on other accelerators
     )
 
 
 def refuse_two_averages(job: TrainJob, optim: OptimConfig) -> None:
-    """Raise `RecipeError` for an average of weights beside another one, or beside running statistics."""
+    """Raise `RecipeError` for two averages of weights, or an average with running statistics."""
     if job.eval_weights is None:
         return
     if job.ema is not None:
-        raise RecipeError([Problem("train.ema", f"{optim.kind_} averages the weights already. Drop it.")])
+        raise RecipeError([Problem("train.ema", f"{optim.kind_} already averages the weights. Remove train.ema.")])
     if needs_batch_statistics(job.model):
-        said = f"{optim.kind_} evaluates an average whose activations batch norm has never counted. Take model.norm=group, or another optimizer."
-        raise RecipeError([Problem("optim.kind", said)])
+        message = (
+            f"{optim.kind_} evaluates averaged weights, for which batch norm has no statistics. Use model.norm=group, or another optimizer."
+        )
+        raise RecipeError([Problem("optim.kind", message)])
 
 
 def refuse_warm_ups(sizes: BatchSizeScheduler, spec: DataSpec, layout: Layout, parallel: ParallelConfig | None) -> None:
-    """Raise `RecipeError` for a warm-up of sizes that the data or the layout cannot follow."""
-    wrong = []
+    """Raise `RecipeError` for a warm-up of batch or sequence length that the data or the layout does not allow."""
+    problems = []
     if sizes.seq_steps and (spec.seq_len is None or sizes.seq_start >= spec.seq_len):
-        asked = "needs text" if spec.seq_len is None else f"{sizes.seq_start} is not below data.seq_len {spec.seq_len}"
-        wrong.append(Problem("train.seq_len_warmup.start", f"{asked}. Start lower, or drop seq_len_warmup."))
+        reason = "needs text" if spec.seq_len is None else f"{sizes.seq_start} is not below data.seq_len {spec.seq_len}"
+        problems.append(Problem("train.seq_len_warmup.start", f"{reason}. Start lower, or remove seq_len_warmup."))
     for name, on in (("batch_warmup", sizes.batch_steps), ("seq_len_warmup", sizes.seq_steps)):
         if on and (layout.pipeline > 1 or layout.context > 1 or not isinstance(parallel, MeshParallel | AutoParallel | None)):
-            wrong.append(
-                Problem(f"train.{name}", "needs parallel: auto, replicate, shard or tensor: others share out steps of one size. Drop it.")
-            )
+            message = "works only with parallel auto, replicate, shard or tensor: other layouts need steps of one size. Remove it."
+            problems.append(Problem(f"train.{name}", message))
     if sizes.batch_steps and sizes.batch_start < layout.data:
-        wrong.append(
-            Problem("train.batch_warmup.start", f"{sizes.batch_start} examples for {layout.data} processes: some would have none.")
-        )
-    if wrong:
-        raise RecipeError(wrong)
+        message = f"{sizes.batch_start} examples are fewer than {layout.data} data-parallel processes. Start at {layout.data} or more."
+        problems.append(Problem("train.batch_warmup.start", message))
+    if problems:
+        raise RecipeError(problems)
 
 
 def connect_replicas(job: TrainJob, asked: MeshParallel) -> None:
-    """What processes that hold the whole model each exchange beside DDP's own sums: compressed gradients, and matrices that one computes for all."""
+    """Set up what replicas exchange in addition to DDP's sums: compressed gradients, and Muon's matrices, each computed by one process."""
     mesh = job.mesh
     replicas = mesh.group("replicate", "context") if mesh.replicas_only else None
     if mesh.world.size > 1 and mesh.replicas_only:
-        kept = register_hook(job.model, asked, job.traffic, replicas)
-        if kept is not None:
-            job.extra["compression"] = kept
+        compression = register_hook(job.model, asked, job.traffic, replicas)
+        if compression is not None:
+            job.extra["compression"] = compression
         elif mesh.reduce_size > 2:
             _warm_up_buckets(job)
     for part in getattr(job.optimizer, "parts", [job.optimizer]):
@@ -191,8 +191,8 @@ def connect_replicas(job: TrainJob, asked: MeshParallel) -> None:
 
 
 def _warm_up_buckets(job: TrainJob) -> None:
-    """A backward pass whose gradients are thrown away. DDP arranges its buckets anew after a process's first, and sums over more than
-    two ranks depend on the arrangement: without this, a run that goes on would differ in last bits from one that was never stopped.
+    """Do a backward pass and discard the gradients. DDP rearranges its buckets after the first pass of a process, and sums over more than
+    two ranks depend on the arrangement: without this, a resumed run would differ in the last bits from one that was never stopped.
     """
     job.model.train()
     batch = job.loader.batch_at(job.step).rows(0, 1).to(job.policy.device)

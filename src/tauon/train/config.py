@@ -1,4 +1,4 @@
-"""How long, in what batches, and how safely a job trains. Only numbers and choices: `loop.py` acts on them."""
+"""Settings of training: length, batches, precision, checkpoints, safety. `loop.py` and `step.py` use them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["EarlyStopping", "TrainConfig"]
 
 
 class EarlyStopping(Config):
-    """Stop when validation loss has not fallen for a while, and keep the best checkpoint."""
+    """Stop when the validation loss has not fallen for some time, and keep the best checkpoint."""
 
     patience: Count = Field(5, ge=1)
     """Validations without improvement before training stops."""
     min_delta: float = Field(0.0, ge=0)
-    """Fall in validation loss that counts as improvement."""
+    """Smallest decrease of the validation loss that counts as an improvement."""
 
 
 class WarmUp(Config):
-    """A size that grows along a straight line during the first steps."""
+    """A size that grows linearly during the first steps."""
 
     start: Count = Field(ge=1)
     """Size at the first step."""
@@ -32,41 +32,41 @@ class WarmUp(Config):
 
 
 class StepsConfig(Config):
-    """How many steps, and how much each of them takes."""
+    """Number and size of steps."""
 
     steps: Count | None = Field(None, ge=1)
-    """Optimizer steps. Give one of steps, epochs, tokens, time."""
+    """Optimizer steps. Set exactly one of steps, epochs, tokens, time."""
     epochs: float | None = Field(None, gt=0, le=1e9)
     """Passes over the training data."""
     tokens: Count | None = Field(None, ge=1)
     """Tokens to train on (100M); text only."""
     time: Duration | None = Field(None, gt=0, le=1e9)
-    """Wall time that the steps should take (2h). Measured once at the start, turned into steps, recorded, and kept on resume."""
+    """Wall time that the steps should take (2h). A step is measured at the start; the number of steps is recorded and kept on resume."""
     batch: Count = Field(64, ge=1, le=2**31)
     """Examples in one optimizer step, all ranks together."""
     batch_warmup: WarmUp | None = None
-    """Grow the batch from `start` examples to `batch` over the first `steps` steps (arXiv:1711.00489). Left out: full from the start."""
+    """Grow the batch from `start` examples to `batch` over the first `steps` steps (arXiv:1711.00489). Left out: full batch from the start."""
     seq_len_warmup: WarmUp | None = None
-    """Text only: cut examples to `start` tokens at first, and let them grow to `data.seq_len` (arXiv:2108.06084). Left out: whole."""
+    """Text only: truncate examples to `start` tokens at first, growing to `data.seq_len` (arXiv:2108.06084). Left out: full length."""
     microbatch: Count | None = Field(None, ge=1)
     """Examples in one forward and backward pass. Left out: the whole batch, or the most that fits in memory."""
 
 
 class ComputeConfig(StepsConfig):
-    """What trains, where, and in what numbers."""
+    """Frozen parameters, device, precision, compilation."""
 
     freeze: tuple[str, ...] = ()
     """Parameters that do not train, by name: ["embed.*", "blocks.0.*"]."""
     device: str = "auto"
-    """`auto` takes the accelerator of this process (its own, where several run on a machine), else the CPU; or a torch device: cuda:1."""
+    """`auto`: the accelerator of this process (each process its own), else the CPU; or a torch device: cuda:1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`bf16`: matrix products in bfloat16, weights and sums in fp32. `auto`: bf16 where the hardware multiplies in it."""
+    """`bf16`: matrix products in bfloat16, weights and sums in fp32. `auto`: bf16 if the hardware has bf16 matrix products."""
     compile: Literal["auto"] | bool = "auto"
-    """Compile block by block with torch.compile. `auto`: where the time saved outweighs the time it takes."""
+    """Compile block by block with torch.compile. `auto`: if it saves more time than it takes."""
     activation_checkpointing: bool = False
-    """Keep only each block's input and compute the rest again in the backward pass: less memory, a third more time."""
+    """Keep only each block's input and recompute the rest in the backward pass: less memory, a third more time."""
     ema: Fraction | None = Field(None, gt=0, lt=1)
-    """Decay of an exponential moving average of the weights, which is then what is evaluated (0.999). Left out: none."""
+    """Decay of an exponential moving average of the weights (0.999), which is then evaluated. Left out: no average."""
 
 
 class TrainConfig(ComputeConfig):
@@ -75,35 +75,38 @@ class TrainConfig(ComputeConfig):
     validate_every: Count | None = Field(None, ge=1)
     """Steps between validations. Left out: ten in a run."""
     validate_examples: Count | None = Field(None, ge=1)
-    """Validate on the first so many examples. Left out: all."""
+    """Number of validation examples to use. Left out: all."""
     checkpoint_every: Count | None = Field(None, ge=1)
     """Steps between checkpoints. Left out: ten in a run, at most 1,000 steps apart."""
     keep_last: Count = Field(2, ge=1)
     """Newest checkpoints to keep."""
     keep_every: Count | None = Field(None, ge=1)
-    """Keep for good each checkpoint whose step divides by this. Left out: none."""
+    """Keep every checkpoint whose step is a multiple of this. Left out: none."""
     early_stopping: EarlyStopping | None = None
     """Left out: train to the end."""
     spike_factor: float | None = Field(None, gt=1)
     """Skip a step whose gradient norm is more than this times the running mean. Left out: only NaN and infinity are skipped."""
     watch_layers: Count | None = Field(None, ge=1)
-    """Steps between two looks at every layer: norms of gradient and weights, size of the update; the log and the report show them, and
-    a layer whose gradient vanishes or explodes is named. Left out: as often as validation."""
+    """Steps between measurements of every layer (norms of gradient and weights, size of the update) for log and report, with a warning if
+    a gradient vanishes or explodes. Left out: as often as validation."""
     max_bad_steps: Count = Field(10, ge=1)
     """Skipped steps in a row before training stops with an error."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         given = [k for k in ("steps", "epochs", "tokens", "time") if self.raw_value(k) is not None]
         if len(given) != 1:
-            yield (given[1] if given else "steps"), f"give exactly one of steps, epochs, tokens, time; got {' and '.join(given) or 'none'}"
+            yield (
+                (given[1] if given else "steps"),
+                f"set exactly one of train.steps, epochs, tokens, time; got {' and '.join(given) or 'none'}",
+            )
         micro, batch = self.raw_value("microbatch"), self.raw_value("batch")
         if micro is not None and (micro > batch or batch % micro):
-            yield "microbatch", f"{micro} does not divide batch {batch}. Take a divisor, {largest_divisor(batch, micro)} say."
+            yield "microbatch", f"{micro} does not divide batch {batch}. Use a divisor, for example {largest_divisor(batch, micro)}."
         if (warmup := self.raw_value("batch_warmup")) is not None and warmup.raw_value("start") >= batch:
-            yield "batch_warmup.start", f"{warmup.raw_value('start')} is not below batch {batch}. Start lower, or drop batch_warmup."
+            yield "batch_warmup.start", f"{warmup.raw_value('start')} is not below batch {batch}. Start lower, or remove batch_warmup."
 
 
 def largest_divisor(n: int, at_most: int) -> int:
-    """The largest divisor of n that is at most `at_most` (at least 1)."""
+    """Return the largest divisor of n that is at most `at_most` (at least 1)."""
     small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     return max(d for d in [*small, *(n // d for d in small)] if d <= max(1, at_most))

@@ -1,4 +1,4 @@
-"""What does not train: parameters frozen by name, and batch statistics of layers that are frozen whole."""
+"""Freezes parameters by name, and batch statistics of layers without trainable parameters."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ __all__ = ["freeze", "trainable"]
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Freeze, in place, the parameters whose names match a pattern. `RecipeError` where one matches none, or nothing is left to train."""
+    """Freeze, in place, the parameters whose names match a pattern. `RecipeError` if a pattern matches none, or all are frozen."""
     if not patterns:
         return
     named = dict(model.named_parameters(remove_duplicate=False))  # a tied weight by either name
     for pattern in patterns:
-        found = [p for n, p in named.items() if fnmatch.fnmatchcase(n, pattern)]
-        if not found:
-            message = f"{pattern!r} names no parameter. There are: {', '.join([*named][:8])}{', ...' if len(named) > 8 else ''}."
+        matches = [p for n, p in named.items() if fnmatch.fnmatchcase(n, pattern)]
+        if not matches:
+            message = f"{pattern!r} matches no parameter. There are: {', '.join([*named][:8])}{', ...' if len(named) > 8 else ''}."
             raise RecipeError([Problem("train.freeze", message)])
-        for p in found:
+        for p in matches:
             p.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
-        raise RecipeError([Problem("train.freeze", f"{list(patterns)} freezes everything, so nothing is left to train. Leave some out.")])
+        raise RecipeError(
+            [Problem("train.freeze", f"{list(patterns)} freezes all parameters, so nothing is left to train. Remove some patterns.")]
+        )
     for module in model.modules():
         own = list(module.parameters(recurse=False))
         if getattr(module, "running_mean", None) is not None and own and not any(p.requires_grad for p in own):
-            module.eval()  # its running statistics would go on moving, and with them what it computes
+            module.eval()  # else its running statistics, and so its output, would keep changing
             module.train = _stay.__get__(module)  # type: ignore[method-assign]
 
 
@@ -38,5 +40,5 @@ def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def trainable(model: nn.Module) -> int:
-    """Number of parameters that train."""
+    """Return the number of trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,6 +1,6 @@
-"""Watching gradients: NaN, infinity and spikes are skipped, counted, and stop training when they do not end.
+"""Gradient health: steps with NaN, infinity or a spike are skipped and counted; too many in a row stop training.
 
-Like PaLM's and OLMo's practice of skipping spikes (arXiv:2204.02311 section 5.1). State goes into the checkpoint.
+PaLM and OLMo skip spikes in the same way (arXiv:2204.02311 section 5.1). The state is saved in checkpoints.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tauon.errors import TrainingError
 __all__ = ["GradientHealth"]
 
 WARM_UP = 20
-"""Good steps before a spike can be told from the ordinary."""
+"""Good steps needed before spikes can be detected."""
 
 
 class GradientHealth:
-    """Which steps must be skipped. Decided on the host (`check`), or on the device (`judge`) and counted when the host reads it (`record`).
+    """Decides which steps are skipped: on the host (`check`), or on the device (`judge`) and counted when the host reads it (`record`).
 
     Both raise `TrainingError` after `max_bad` skipped steps in a row.
     """
@@ -32,19 +32,19 @@ class GradientHealth:
         self.bad_in_a_row = 0
         self.skipped = 0
         self.by_loss = True
-        """Whether a loss that is not finite skips a step. Of a private run it must not: one example would decide, and every weight would show it."""
+        """Whether a loss that is not finite skips a step. Not in a private run: one example would decide, which every weight would reveal."""
         self._on_device: tuple[Tensor, Tensor] | None = None
-        """Mean and number of good norms on the device, which is ahead of the host's by the steps that the host has not read."""
+        """Mean and number of good norms on the device, which is ahead of the host by the steps that the host has not read."""
 
     def check(self, step: int, loss: float, norm: float) -> str | None:
-        """Why step `step` must be skipped, or None. `norm` is the gradient's L2 norm before clipping. Good norms enter a running mean (decay 0.95)."""
+        """Return why step `step` must be skipped, or None. `norm`: L2 norm before clipping. Good norms enter a running mean (decay 0.95)."""
         self._on_device = None
         bad = (self.by_loss and not math.isfinite(loss)) or not math.isfinite(norm)
         bad = bad or (self.spike_factor is not None and self.good >= WARM_UP and norm > self.spike_factor * self.mean)
         return self.record(step, loss, norm, bad)
 
     def record(self, step: int, loss: float, norm: float, bad: bool) -> str | None:
-        """Count a step that was decided, and say why it was skipped."""
+        """Count a step, and return why it was skipped, or None."""
         if not bad:
             self.mean = norm if self.good == 0 else 0.95 * self.mean + 0.05 * norm
             self.good += 1
@@ -58,14 +58,14 @@ class GradientHealth:
         if self.bad_in_a_row >= self.max_bad:
             raise TrainingError(
                 f"step {step}: {self.bad_in_a_row} steps in a row were skipped; the last: {reason}. "
-                "Lower optim.lr, clip gradients (optim.clip_norm=1), warm up longer (optim.schedule.warmup), or look at the data of these steps."
+                "Lower optim.lr, clip gradients (optim.clip_norm=1), warm up longer (optim.schedule.warmup), or check the data of these steps."
             )
         return reason
 
     def judge(self, loss: Tensor, norm: Tensor) -> Tensor:
-        """`check` on the device, without reading anything: 1 where the step must be skipped, else 0 (float32)."""
+        """Like `check`, but on the device and without reading anything: returns 1 if the step must be skipped, else 0 (float32)."""
         wide = torch.float32 if norm.device.type == "mps" else torch.float64  # as Python computes; MPS has no float64
-        if self._on_device is None:  # filled on the device: a copy from the host would make it wait
+        if self._on_device is None:  # created on the device: a copy from the host would wait
             self._on_device = (
                 torch.full((), self.mean, dtype=wide, device=norm.device),
                 torch.full((), self.good, dtype=torch.int64, device=norm.device),

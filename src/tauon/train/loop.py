@@ -1,11 +1,11 @@
-"""The loop: steps, hooks, and saving before anything ends. Knows no model, no dataset, no tracker by name.
+"""The training loop: steps, hooks, and saving before it ends. Does not depend on the model, the data set or trackers.
 
-A hook is called for each step, in order, with the job and what happened; it returns `STOP` to end training early. State that must survive a
-resume lives in the job (`job.notes`), never in a hook.
+Each hook is called after each step, in order, with the job and the step's metrics; it returns `STOP` to end training early. State that must
+survive a resume is in the job (`job.notes`), never in a hook.
 
 On an accelerator a step's metrics are read while the next step computes, so that the device never waits for the host. A hook is then called one step
-late, with the job already one step further. `every(n, hook)` thins a hook out to each n-th step; such a hook, like `save`, finds the job as
-that step left it: the loop reads that step at once.
+late, with the job already one step further. `every(n, hook)` calls a hook at every n-th step; such a hook, like `save`, gets the job in the
+state after that step, because the loop then reads the step immediately.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Hook(Protocol):
 
 
 class every:
-    """The hook at each multiple of `steps`, and after the last step, with the job as that step left it."""
+    """Calls a hook at each multiple of `steps` and after the last step, with the job in the state after that step."""
 
     def __init__(self, steps: int, hook: Hook) -> None:
         self.steps, self.hook = steps, hook
@@ -60,19 +60,19 @@ class StopSignal:
     name: str | None = None
 
     def __init__(self, world: World | None = None, every: int = 1) -> None:
-        """`every`: steps between two looks at what others heard; processes that seldom exchange anything should not do so for this."""
+        """`every`: steps between exchanges of signals among processes; larger for processes that seldom communicate."""
         self.world, self.every = world or World(), every
 
     def heard(self, job: TrainJob) -> str | None:
-        """The signal that any process got, for all of them at the same step."""
+        """Return the name of a signal that any process received, on all processes at the same step."""
         if self.world.size == 1:
             return self.name
         if job.step % self.every:
             return None
-        # On the CPU, so over gloo: read from a GPU, it would make the host wait for the optimizer before each next step.
-        heard = torch.tensor(0.0 if self.name is None else float(signal.Signals[self.name].value))
-        dist.all_reduce(heard, op=dist.ReduceOp.MAX)
-        number = int(heard.item())
+        # On the CPU, over gloo: reading it from a GPU would make the host wait for the optimizer at every step.
+        received = torch.tensor(0.0 if self.name is None else float(signal.Signals[self.name].value))
+        dist.all_reduce(received, op=dist.ReduceOp.MAX)
+        number = int(received.item())
         return signal.Signals(number).name if number else None
 
     @contextmanager
@@ -106,11 +106,11 @@ def train(
 ) -> TrainJob:
     """Run the job from `job.step` to `job.policy.total_steps`. `save` is called every `save_every` steps, at the end, and before an interruption.
 
-    Raises `Interrupted` after saving when `stop` was signalled, and `TrainingError` when gradients stay bad or memory ends.
+    Raises `Interrupted` after saving if `stop` was signalled, and `TrainingError` if too many steps are skipped or memory runs out.
     """
     job.model.train()
     saved = job.step
-    measured_at = job.step + 1  # not the first, which also exchanges shapes and the like
+    measured_at = job.step + 1  # not the first, which also exchanges shapes
     batches = DeviceBatches(job.loader, job.policy.device, job.policy.total_steps)
     report = _Reports(job, hooks)
     while job.step < job.policy.total_steps and not job.notes.get("stopped"):
@@ -128,7 +128,7 @@ def train(
             report.flush()
             if save is not None and saved != job.step:
                 save(job)
-            raise Interrupted(f"{name}: saved at step {job.step} of {job.policy.total_steps}. The same command goes on from there.")
+            raise Interrupted(f"{name}: saved at step {job.step} of {job.policy.total_steps}. The same command resumes from there.")
     report.flush()
     if save is not None and saved != job.step:
         save(job)
@@ -136,16 +136,16 @@ def train(
 
 
 class _Reports:
-    """Reads steps in order, each at once or when the next one is on its way, and calls the hooks with what came of them."""
+    """Reads the metrics of steps in order, immediately or when the next step was launched, and calls the hooks."""
 
     def __init__(self, job: TrainJob, hooks: Sequence[Hook]) -> None:
         self.job, self.hooks = job, hooks
         self.waiting: LaunchedStep | None = None
         self.began = 0.0
-        """When the time began that counts for the step which is read next."""
+        """Start time of the step that is read next."""
 
     def add(self, launched: LaunchedStep, *, at_once: bool) -> None:
-        """`at_once`: the job is looked at as this step left it."""
+        """Queue a step. `at_once`: read it now, because the job is saved in the state after this step."""
         self.flush()
         self.waiting = launched
         total = self.job.policy.total_steps
@@ -153,7 +153,7 @@ class _Reports:
             self.flush()
 
     def flush(self) -> None:
-        """Read the step that waits, if one does."""
+        """Read the waiting step, if there is one."""
         launched, self.waiting = self.waiting, None
         if launched is None:
             return
@@ -162,11 +162,11 @@ class _Reports:
         metrics["seconds"], self.began = now - self.began, now
         info = StepInfo(launched.step, self.job.policy.total_steps, launched.examples, launched.tokens, metrics)
         if STOP in [hook(self.job, info) for hook in self.hooks]:
-            self.job.notes["stopped"] = True  # saved, so that a resume does not go on
+            self.job.notes["stopped"] = True  # saved, so that a resume does not continue training
 
 
 def _launch_counted(job: TrainJob, batch: Batch) -> LaunchedStep:
-    """A step whose bytes are counted, where DDP does not do so by itself; every later one sends the same."""
+    """Launch a step and count the bytes it sends, unless DDP counts them; every later step sends the same."""
     if job.mesh.layout.world == 1 or job.mesh.layout.only_replicas:
         return launch_step(job, batch)
     with counted() as sent:
@@ -178,38 +178,38 @@ def _launch_counted(job: TrainJob, batch: Batch) -> LaunchedStep:
 
 @contextmanager
 def _memory_errors_explained(job: TrainJob) -> Iterator[None]:
-    """Memory that ended is a `TrainingError` that names the setting to change."""
+    """Turn an out-of-memory error into a `TrainingError` that names the setting to change."""
     step = job.step + 1
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as err:
         if not isinstance(err, torch.OutOfMemoryError) and "can't allocate memory" not in str(err):
             raise
-        way_out = f"with microbatch {job.policy.microbatch}. Try train.microbatch={max(1, job.policy.microbatch // 2)}."
+        remedy = f"with microbatch {job.policy.microbatch}. Try train.microbatch={max(1, job.policy.microbatch // 2)}."
         if job.mesh.layout.pipeline > 1:
-            way_out = "in a pipeline. Cut the batch into more pieces: parallel.stage_microbatches."
-        raise TrainingError(f"out of memory at step {step} {way_out}") from err
+            remedy = "in a pipeline. Split the batch into more microbatches: raise parallel.stage_microbatches."
+        raise TrainingError(f"out of memory at step {step} {remedy}") from err
 
 
 @torch.no_grad()
 def validation_loss(job: TrainJob, batches: Sequence[Any] | Iterator[Any]) -> float:
-    """Mean loss over `batches`, weighted by tokens or examples, in eval mode; with the weights that stand for the job: the average
-    where there is an EMA, the anchor where replicas train on their own.
+    """Return the mean loss over `batches`, weighted by tokens or examples, in eval mode and with the evaluation weights: the EMA if there is
+    one, the anchor of local SGD, else the model's own.
 
-    Over a mesh, each data-parallel process is given batches of its own, all of them the same number.
+    Over a mesh, each data-parallel process gets its own batches, and all get the same number.
     """
     job.functions.gather(job)
-    was = job.model.training
+    was_training = job.model.training
     job.model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     try:
-        standing = job.ema or job.eval_weights
-        with standing.swapped_in() if standing is not None else _nothing():
+        average = job.ema or job.eval_weights
+        with average.swapped_in() if average is not None else _nothing():
             for batch in batches:
                 sums += torch.stack(job.functions.score(job, batch.to(job.policy.device))).cpu()
             reshard(job.model)
     finally:
-        job.model.train(was)
+        job.model.train(was_training)
     if not job.mesh.last_stage:
         sums[1] = 0  # losses are known on the last stage only: count weights there
     total, weight = job.mesh.sum(sums, *REDUCED, "pipeline").tolist()
@@ -218,22 +218,22 @@ def validation_loss(job: TrainJob, batches: Sequence[Any] | Iterator[Any]) -> fl
 
 @torch.no_grad()
 def validation_marks(job: TrainJob, batches: Sequence[Any] | Iterator[Any]) -> dict[str, float]:
-    """What the task observes beside the loss, averaged over `batches`; as `validation_loss` in all else. Not for a pipeline of stages."""
+    """Return the task's other validation metrics, averaged over `batches` like `validation_loss`. Not for pipeline parallelism."""
     job.functions.gather(job)
-    was = job.model.training
+    was_training = job.model.training
     job.model.eval()
     sums: dict[str, Tensor] = {}
     try:
-        standing = job.ema or job.eval_weights
-        with standing.swapped_in() if standing is not None else _nothing(), job.policy.precision.context():
+        average = job.ema or job.eval_weights
+        with average.swapped_in() if average is not None else _nothing(), job.policy.precision.context():
             for batch in batches:
                 for name, pair in job.task.observe(job.model, batch.to(job.policy.device)).items():
                     sums[name] = sums.get(name, torch.zeros(2, dtype=torch.float64)) + torch.stack(pair).double().cpu()
             reshard(job.model)
     finally:
-        job.model.train(was)
-    found = {name: job.mesh.sum(pair, *REDUCED).tolist() for name, pair in sums.items()}
-    return {name: total / weight if weight else float("nan") for name, (total, weight) in found.items()}
+        job.model.train(was_training)
+    totals = {name: job.mesh.sum(pair, *REDUCED).tolist() for name, pair in sums.items()}
+    return {name: total / weight if weight else float("nan") for name, (total, weight) in totals.items()}
 
 
 @contextmanager
@@ -242,12 +242,12 @@ def _nothing() -> Iterator[None]:
 
 
 def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """(groups of tensors, JSON state): all that an exact resume needs, and nothing that is a pure function of the step."""
+    """Return (groups of tensors, JSON state): everything an exact resume needs, except pure functions of the step."""
     job.functions.gather(job)
     reshard(job.model)
     optim, numbers = optimizer_tensors(job.optimizer, job.model)
     if "replica" in job.extra:
-        optim = {}  # every replica has its own
+        optim = {}  # each replica saves its own
     groups = {"model": saved_weights(job.model), "optim": optim}
     if job.eval_weights is not None:
         standing = {p: job.eval_weights.anchor[name] for name, p in job.model.named_parameters() if name in job.eval_weights.anchor}
@@ -271,31 +271,31 @@ def job_state(job: TrainJob) -> tuple[dict[str, dict[str, Tensor]], dict[str, An
 
 
 def _kind(job: TrainJob) -> str:
-    """Names of the optimizer classes: their states look alike by name and shape, and mean something else."""
+    """Return the names of the optimizer classes: states of different optimizers can have the same names and shapes."""
     return "+".join(type(part).__name__ for part in getattr(job.optimizer, "parts", [job.optimizer]))
 
 
 def restore(job: TrainJob, checkpoint: Checkpoint) -> None:
-    """Put a job exactly where it was when the checkpoint was saved. Raises `CheckpointError` if it is of another job."""
+    """Restore a job exactly from a checkpoint. Raises `CheckpointError` if the checkpoint belongs to another job."""
     state = checkpoint.state
     partial = job.mesh.layout.pipeline > 1
     load_weights(job.model, checkpoint.lazy("model"), where=str(checkpoint.path), partial=partial)
     if state["optimizer_kind"] != _kind(job):
         raise CheckpointError(
-            f"{checkpoint.path} holds the state of optimizer {state['optimizer_kind']}, and this run has {_kind(job)}. "
+            f"{checkpoint.path} has the state of optimizer {state['optimizer_kind']}, but this run uses {_kind(job)}. "
             "Use the recipe it was trained with, or start over with --fresh."
         )
     if "replica" in checkpoint.groups() and "replica" not in job.extra:
         raise CheckpointError(
-            f"{checkpoint.path} is of replicas that train on their own, each with its optimizer (parallel: local-sgd or diloco), and this run is "
-            "not. Use the same, or start over with --fresh."
+            f"{checkpoint.path} was trained with local steps, one optimizer per replica (parallel: local-sgd or diloco), but this run was "
+            "not. Use the same `parallel`, or start over with --fresh."
         )
-    optim = checkpoint.lazy("optim") if "optim" in checkpoint.groups() else {}  # replicas have theirs among `extra`
+    optim = checkpoint.lazy("optim") if "optim" in checkpoint.groups() else {}  # with replicas, they are in `extra`
     load_optimizer(job.optimizer, job.model, optim, state["optimizer"], partial=partial)
     if (job.ema is not None) != ("ema" in checkpoint.groups()):
-        held, asked = ("no", "is set") if job.ema is not None else ("", "is not set")
+        has, ema = ("no averaged weights", "is set") if job.ema is not None else ("averaged weights", "is not set")
         raise CheckpointError(
-            f"{checkpoint.path} holds {held} averaged weights, and train.ema {asked}. Use the recipe it was trained with, or --fresh."
+            f"{checkpoint.path} has {has}, but train.ema {ema}. Use the recipe it was trained with, or start over with --fresh."
         )
     if job.ema is not None:
         average = checkpoint.lazy("ema")
@@ -303,13 +303,15 @@ def restore(job: TrainJob, checkpoint: Checkpoint) -> None:
             fill(v, average[k])
     if state["total_steps"] != job.policy.total_steps:
         raise CheckpointError(
-            f"{checkpoint.path} is of a run of {state['total_steps']} steps, this one has {job.policy.total_steps}: the learning rate would jump. "
-            "Start over with --fresh, or use the same train.steps."
+            f"{checkpoint.path} is from a run of {state['total_steps']} steps, but this one has {job.policy.total_steps}: the learning rate would "
+            "jump. Use the same train.steps, or start over with --fresh."
         )
     job.step, job.examples, job.tokens = state["step"], state["examples"], state["tokens"]
     job.health.load(state["health"])
     job.notes = dict(state["notes"])
     for name, part in job.extra.items():
         if name not in checkpoint.groups():
-            raise CheckpointError(f"{checkpoint.path} holds no {name!r}: it was trained another way (parallel). Use the same, or --fresh.")
+            raise CheckpointError(
+                f"{checkpoint.path} has no {name!r}: it was trained with another `parallel`. Use the same, or start over with --fresh."
+            )
         part.load(checkpoint.tensors(name))

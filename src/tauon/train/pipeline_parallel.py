@@ -1,4 +1,4 @@
-"""A training job whose model is cut into pipeline stages: the first seam, and evaluation, through a schedule."""
+"""Pipeline parallelism of a job: makes gradients and computes validation losses through a pipeline schedule."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tauon.types import Batch
 __all__ = ["through_pipeline"]
 
 
-class _Answered:
-    """Stands for the model in `task.loss`: its answer is there already, everything else is the last stage's."""
+class _WithHidden:
+    """Replaces the model in `task.loss`: returns hidden states that are already computed; everything else is the last stage's."""
 
     def __init__(self, model: nn.Module, hidden: Tensor) -> None:
         self._model, self._hidden = model, hidden
@@ -29,7 +29,7 @@ class _Answered:
 
 
 def through_pipeline(job: TrainJob, stages: PipelineStages) -> TrainJob:
-    """The job, with gradients made by the pipeline."""
+    """Return the job with gradients made by the pipeline."""
 
     def run(batch: Batch, task_loss: Any, *, backward: bool) -> Tensor:
         extra = {} if batch.segments is None else {"segments_BT": batch.segments}
@@ -39,8 +39,8 @@ def through_pipeline(job: TrainJob, stages: PipelineStages) -> TrainJob:
         def loss(hidden: Tensor, rows: Tensor) -> Tensor:
             part = batch.rows(int(rows[0]), int(rows[-1]) + 1)
             with job.policy.precision.context():
-                found: Tensor = task_loss(_Answered(last, hidden), part)
-            return found
+                value: Tensor = task_loss(_WithHidden(last, hidden), part)
+            return value
 
         with job.policy.precision.context():
             return stages.run(batch.inputs, extra, len(batch), pieces, loss, backward=backward)
@@ -55,14 +55,14 @@ def through_pipeline(job: TrainJob, stages: PipelineStages) -> TrainJob:
 
     def score(job: TrainJob, batch: Batch) -> tuple[Tensor, Tensor]:
         batch = shard_targets(batch, job.mesh.at["context"], job.mesh.layout.context)
-        found: list[Tensor] = []
+        sums: list[Tensor] = []
 
         def losses(model: Any, part: Batch) -> Tensor:
-            found.append(job.task.losses(model, part)[0].double().sum())
-            return found[-1]
+            sums.append(job.task.losses(model, part)[0].double().sum())
+            return sums[-1]
 
         run(batch, losses, backward=False)
-        total = torch.stack(found).sum() if found else torch.zeros((), dtype=torch.float64, device=job.policy.device)
+        total = torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float64, device=job.policy.device)
         return total, job.task.weight(batch).double()
 
     job.functions = replace(job.functions, make=make, score=score)

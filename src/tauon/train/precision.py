@@ -1,4 +1,4 @@
-"""In what numbers a model computes, and what of it is computed twice or compiled. `tauon.plan` chooses, these do it."""
+"""Precision, activation checkpointing and compilation of a model. `tauon.plan` decides the settings; this file applies them."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ __all__ = ["Precision", "apply_checkpointing_and_compile", "gather_dtype"]
 
 @dataclass(frozen=True)
 class Precision:
-    """bf16 or fp32 on a device."""
+    """Precision of matrix products on a device: bf16 or fp32."""
 
     name: str
     device: str
 
     def context(self) -> AbstractContextManager[object]:
-        """What forward passes run under."""
+        """Return the context manager for forward passes."""
         if self.name == "fp32":
             return nullcontext()
         return torch.autocast(torch.device(self.device).type, torch.bfloat16)
 
 
 def gather_dtype(device: torch.device, precision: Precision) -> torch.dtype | None:
-    """In which FSDP2 gathers the weights of blocks: bf16 on GPUs that compute in it. None: as they are kept (on a CPU, so that what a
-    layout computes is what one process computes).
+    """Return the type in which FSDP2 gathers weights: bf16 on GPUs that compute in bf16. None: the stored type (on a CPU, so that a layout
+    computes the same as one process).
     """
     return torch.bfloat16 if device.type == "cuda" and precision.name == "bf16" else None
 
 
 def apply_checkpointing_and_compile(model: Model, *, checkpointing: bool, compiled: bool) -> None:
-    """Activation checkpointing, then compile, block by block and in place: parameter names do not change."""
+    """Apply activation checkpointing, then compile, block by block and in place: parameter names do not change."""
     for block in model.blocks_to_compile():
         if checkpointing:
             if compiled and needs_batch_statistics(block):
-                message = "cannot be true together with activation_checkpointing where a model has batch norm. Set one of them to false."
+                message = "cannot be combined with train.activation_checkpointing for a model with batch norm. Set one of them to false."
                 raise RecipeError([Problem("train.compile", message)])
             block.forward = _recomputed(block)  # type: ignore[method-assign]
         if compiled:
@@ -53,7 +53,7 @@ def _recomputed(block):  # type: ignore[no-untyped-def]
 
     forward = block.forward
     more: Any = {}
-    if needs_batch_statistics(block):  # the second pass must not move running statistics again
+    if needs_batch_statistics(block):  # the second pass must not update running statistics again
         more["context_fn"] = lambda: (nullcontext(), freeze_running_stats(block))
 
     def run(*args):  # type: ignore[no-untyped-def]

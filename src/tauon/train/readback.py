@@ -1,4 +1,4 @@
-"""Reading numbers from an accelerator without making it wait: the copy to the host starts at once, and is read when the next step is on its way."""
+"""Asynchronous copies from an accelerator to the host: the copy starts immediately and is read after the next step was launched."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["HostCopy"]
 
 
 class HostCopy:
-    """Numbers that are being copied to the host. `tolist` waits for them, not for anything that the device was given afterwards."""
+    """Numbers that are being copied to the host. `tolist` waits for the copy, but not for work launched after it."""
 
     def __init__(self, numbers: Tensor) -> None:
         self.copy = numbers.to("cpu", non_blocking=True)  # torch pins the memory that it copies to
@@ -20,8 +20,8 @@ class HostCopy:
             self.arrived = torch.accelerator.current_stream(numbers.device).record_event()
 
     def tolist(self) -> list[Any]:
-        """The numbers, as Python's."""
+        """Return the numbers as Python numbers."""
         if self.arrived is not None:
             self.arrived.synchronize()
-        found: list[Any] = self.copy.tolist()
-        return found
+        numbers: list[Any] = self.copy.tolist()
+        return numbers

@@ -1,4 +1,4 @@
-"""What an optimizer makes of rounding: the measure that `tauon check` allows updates to differ by. Knows no layout."""
+"""Measures how much an optimizer amplifies rounding: `tauon check` allows updates to differ by that much."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["sensitivity", "square_of_most"]
 def sensitivity(
     build: Callable[[], tuple[TrainJob, Loader]], steps: int, start: dict[str, Tensor], weights: dict[str, Tensor], noise: float, draw: int
 ) -> dict[str, float]:
-    """How far each parameter's update moves, as a share of its norm, where the gradients of every step are off by rounding.
+    """Return, for each parameter, the relative change of its update if the gradients of every step are perturbed like rounding.
 
-    Rounding of an element is taken as `noise` times a normal number times the size that sums of products of its row and column have:
-    rms(row) rms(column) / rms(all). Elements of rows without a gradient (tokens that did not occur) stay without.
+    The perturbation of an element is `noise` times a normal number times the typical size of sums of products of its row and column:
+    rms(row) rms(column) / rms(all). Elements of rows without a gradient (tokens that did not occur) stay zero.
 
     Args:
-        build: makes the job of the reference anew.
-        steps: that it takes.
+        build: builds the job of the reference again.
+        steps: number of steps.
         start: weights of the reference before its steps.
-        weights: after them.
-        noise: relative size of the rounding.
-        draw: number of the draw.
+        weights: weights of the reference after its steps.
+        noise: relative size of rounding.
+        draw: number of the random draw.
     """
     job, loader = build()
     exchange = job.functions.exchange
@@ -44,15 +44,15 @@ def sensitivity(
     job.functions = replace(job.functions, exchange=disturb)
     for step in range(steps):
         train_step(job, loader.batch_at(step).to(job.policy.device))
-    found: dict[str, float] = {}
+    changes: dict[str, float] = {}
     for name, p in job.model.named_parameters():
         off, moved = square_of_most(p.detach() - weights[name]), (weights[name] - start[name]).double().square().sum().item()
-        found[name] = min(math.sqrt(off / moved) if moved else 0.0, 1.0)
-    return found
+        changes[name] = min(math.sqrt(off / moved) if moved else 0.0, 1.0)
+    return changes
 
 
 def square_of_most(off: Tensor) -> float:
-    """Sum of squares of the differences but for the largest in 1,000 (one at least, where there are several)."""
+    """Return the sum of squares of the differences without the largest 0.1% (at least one, if there are several)."""
     squares = off.double().square().flatten()
     if not torch.isfinite(squares).all():
         return 1e300
@@ -61,7 +61,7 @@ def square_of_most(off: Tensor) -> float:
 
 
 def _size(grad: Tensor) -> Tensor:
-    """Of what is summed up to each element of a gradient: of a matrix from its row and its column, else the element's own and the mean."""
+    """Return the typical size of the sums in each element of a gradient: from row and column for a matrix, else from the element and the mean."""
     squares = grad.float().square()
     if grad.ndim < 2:
         return (squares + squares.mean()).sqrt().to(grad.dtype)

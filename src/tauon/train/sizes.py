@@ -1,5 +1,5 @@
-"""Warm-up of the batch size and of the sequence length: small and short steps first, where the gradient is plain and noise does not hurt
-(Smith et al. 2018, arXiv:1711.00489; Li et al. 2022, arXiv:2108.06084). How much step n takes is a pure function of n.
+"""Warm-up of batch size and sequence length: small and short steps first, when gradients are large and noise matters little
+(Smith et al. 2018, arXiv:1711.00489; Li et al. 2022, arXiv:2108.06084). The size of step n is a pure function of n.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ __all__ = ["BatchSizeScheduler", "SeqLenTruncation", "steps_for"]
 
 @dataclass(frozen=True)
 class BatchSizeScheduler:
-    """Straight lines from where the warm-ups start to the full sizes; afterwards every step is of one size."""
+    """Sizes of steps: they grow linearly during the warm-ups, then stay constant."""
 
     batch: int
     seq_len: int = 1
-    """Full size; 1 where examples are not made of tokens."""
+    """Full sequence length; 1 if examples have no tokens."""
     batch_start: int = 0
     batch_steps: int = 0
     """0: no warm-up of the batch."""
@@ -34,25 +34,25 @@ class BatchSizeScheduler:
         return cls(config.batch, seq_len or 1, *((b.start, b.steps) if b else (0, 0)), *((s.start, s.steps) if s else (0, 0)))
 
     def size(self, step: int) -> int:
-        """Examples of step `step`, all processes together."""
+        """Return the number of examples of step `step`, all processes together."""
         if step >= self.batch_steps:
             return self.batch
         return self.batch_start + (self.batch - self.batch_start) * step // self.batch_steps
 
     def length(self, step: int) -> int:
-        """Tokens of each example at step `step`: a multiple of 8 on the way, which matrix units like."""
+        """Return the tokens of each example at step `step`; during warm-up a multiple of 8, which is fast on matrix units."""
         if step >= self.seq_steps:
             return self.seq_len
         exact = self.seq_start + (self.seq_len - self.seq_start) * step // self.seq_steps
         return max(self.seq_start, exact // 8 * 8)
 
     def first(self, step: int) -> int:
-        """Examples before step `step`."""
+        """Return the number of examples before step `step`."""
         rising = min(step, self.batch_steps)
         return sum(self.size(s) for s in range(rising)) + (step - rising) * self.batch
 
     def steps_for(self, wanted: float, *, tokens: bool = False) -> int:
-        """Steps after which `wanted` examples, or tokens, were taken."""
+        """Return the number of steps that take `wanted` examples, or tokens."""
         each: Callable[[int], int] = (lambda s: self.size(s) * self.length(s)) if tokens else self.size
         rising, done = max(self.batch_steps, self.seq_steps), 0
         for step in range(rising):
@@ -63,7 +63,7 @@ class BatchSizeScheduler:
 
 
 def steps_for(wanted: float, each: float) -> int:
-    """Steps of `each` examples after which `wanted` were taken: whole steps, never fewer. What a run of so many epochs makes."""
+    """Return the number of whole steps of `each` examples that take at least `wanted` examples."""
     return max(1, _ceil(wanted - 1e-9 * wanted, each))
 
 
@@ -72,7 +72,7 @@ def _ceil(wanted: float, each: float) -> int:
 
 
 class SeqLenTruncation:
-    """Batches cut to the length that their step takes; the rest of each row is not seen at this step."""
+    """Truncates batches to the sequence length of their step; the rest of each row is not used at this step."""
 
     def __init__(self, source: BatchSource, sizes: BatchSizeScheduler) -> None:
         self.source, self.sizes = source, sizes

@@ -1,4 +1,4 @@
-"""Running statistics (batch norm's) beside the weights: a step that is skipped must not leave its mark on them either."""
+"""Running statistics (of batch norm): a skipped step must not change them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["RunningStatistics", "running_statistics"]
 
 
 def running_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that training moves, by name: those of layers that say `track_running_stats`."""
+    """Return the buffers that training updates, by name: those of layers with `track_running_stats`."""
     layers = [(name, m) for name, m in model.named_modules() if getattr(m, "track_running_stats", False)]
     return {f"{name}.{leaf}": b for name, m in layers for leaf, b in m.named_buffers(recurse=False) if b.is_floating_point()}
 
 
 class RunningStatistics:
-    """`remember` before a step, `put_back` where it does not count."""
+    """Copy of the running statistics: call `remember` before a step and `put_back` if it is skipped."""
 
     def __init__(self, model: nn.Module) -> None:
         self.live = list(running_statistics(model).values())
@@ -28,7 +28,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def put_back(self, bad: Tensor | None = None) -> None:
-        """Where `bad`, a number on the device, is 1; None: in any case."""
+        """Restore the statistics if `bad`, a number on the device, is 1; None: always."""
         if self.live:
             kept = self.kept if bad is None else [torch.where(bad > 0, k, b) for k, b in zip(self.kept, self.live, strict=True)]
             torch._foreach_copy_(self.live, kept)

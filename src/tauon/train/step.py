@@ -1,12 +1,12 @@
-"""One optimizer step. Three seams and no others: make gradients, exchange them, update.
+"""One optimizer step. It has three seams: make gradients, exchange them, update.
 
 A job is its state, a frozen set of step functions, and a frozen policy. A wrapper (privacy, parallelism, a parameter server) replaces some of
 the functions and returns the job.
 
-On an accelerator the host never waits for the device inside a step: `launch_step` leaves loss and norm there, and what it returns is read
-when the next step is on its way. Whether the step counts is then decided on the device (`GradientHealth.judge`), and a step that does not
-leaves weights, optimizer, averages and running statistics as they were. Where the optimizer cannot do that (`tauon.optim.skip` says which), and on
-a CPU, the host reads loss and norm before the update, and decides.
+On an accelerator the host never waits for the device inside a step: `launch_step` leaves loss and norm on the device, and they are read after
+the next step was launched. The device decides whether to skip the step (`GradientHealth.judge`); a skipped step leaves weights, optimizer,
+averages and running statistics unchanged. If the optimizer cannot do that (see `tauon.optim.skip`), and on a CPU, the host reads loss and norm
+before the update and decides.
 """
 
 from __future__ import annotations
@@ -51,65 +51,65 @@ __all__ = [
 
 
 REDUCED = ("replicate", "shard", "context")
-"""Dimensions of the mesh whose processes see different tokens."""
+"""Mesh dimensions whose processes have different tokens."""
 
 
 PLATEAU = "plateau"
-"""The note in which a job keeps what the plateau schedule has seen."""
+"""Key of `job.notes` for the state of the plateau schedule."""
 
 
 class BatchSource(Protocol):
-    """Where batches come from: a pure function of the step, so that resuming needs only its number."""
+    """Source of batches: a pure function of the step, so that a resume needs only its number."""
 
     def batch_at(self, step: int) -> Batch:
-        """Batch of step `step` (from 0), this rank's rows."""
+        """Return this rank's rows of the batch of step `step` (from 0)."""
         ...
 
 
 class GradientFn(Protocol):
-    """The first seam: gradients of the batch into `.grad`; returns this process's share of the mean loss."""
+    """First seam: writes the gradients of a batch to `.grad`; returns this process's share of the mean loss."""
 
     def __call__(self, job: TrainJob, batch: Batch) -> Tensor: ...
 
 
 class ScoreFn(Protocol):
-    """(sum of losses, sum of weights) of a batch, without gradients."""
+    """Returns (sum of losses, sum of weights) of a batch, without gradients."""
 
     def __call__(self, job: TrainJob, batch: Batch) -> tuple[Tensor, Tensor]: ...
 
 
 class StepFn(Protocol):
-    """The second and the third seam."""
+    """Second and third seam: exchange gradients; update weights."""
 
     def __call__(self, job: TrainJob) -> None: ...
 
 
 class ClipFn(Protocol):
-    """Between the second and the third seam: clip the gradient, and return its norm before clipping by norm."""
+    """Between second and third seam: clips the gradient and returns its norm before clipping by norm."""
 
     def __call__(self, job: TrainJob) -> Tensor: ...
 
 
 class MeasuredLate(Protocol):
-    """A value of `TrainJob.measured` that is read when the step's metrics are."""
+    """A value of `TrainJob.measured` that is read together with the step's metrics."""
 
     def read(self, *, skipped: bool) -> Any: ...
 
 
 class Stateful(Protocol):
-    """State beside weights and optimizer that a wrapper brings."""
+    """State of a wrapper, besides weights and optimizer."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What to save, by name; the same names every time."""
+        """Return the tensors to save, by name; the same names every time."""
         ...
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` gave, bit for bit."""
+        """Restore the result of `tensors`, bit for bit."""
         ...
 
 
 def plain_gradients(job: TrainJob, batch: Batch) -> Tensor:
-    """Gradient of the mean loss of the batch, microbatch by microbatch, into `.grad`; returns this process's share of the mean loss.
+    """Accumulate the gradient of the mean loss in `.grad`, microbatch by microbatch; return this process's share of the mean loss.
 
     Each microbatch is divided by the whole batch's weight (tokens or examples) over all processes, so that accumulation and data
     parallelism equal the large batch.
@@ -123,14 +123,14 @@ def plain_gradients(job: TrainJob, batch: Batch) -> Tensor:
             total, _ = job.task.loss(job.model, batch.rows(start, start + job.policy.microbatch))
         share = total / weight
         with synchronising(job.model, now=start + job.policy.microbatch >= len(batch)):
-            # Processes average their gradients; what is wanted is the sum of their shares.
+            # Processes average their gradients, but the sum of their shares is needed.
             (share if mesh.reduce_size == 1 else share * mesh.reduce_size).backward()  # type: ignore[no-untyped-call]
         loss += share.detach()
     return loss
 
 
 def plain_scores(job: TrainJob, batch: Batch) -> tuple[Tensor, Tensor]:
-    """(sum of losses, sum of weights) of this process's part of the batch, float64, without gradients."""
+    """Return (sum of losses, sum of weights) of this process's part of the batch, float64, without gradients."""
     batch = shard_targets(batch, job.mesh.at["context"], job.mesh.layout.context)
     with job.policy.precision.context():
         loss_B, weight_B = job.task.losses(job.model, batch)
@@ -138,13 +138,13 @@ def plain_scores(job: TrainJob, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def mesh_exchange(job: TrainJob) -> None:
-    """What backward has not exchanged already: gradients that are still partial sums over tensor-parallel processes."""
+    """Sum the gradients that backward leaves as partial sums over tensor-parallel processes."""
     if job.mesh.layout.tensor > 1:
         whole_gradients(job.model)
 
 
 def clip_local_gradients(job: TrainJob) -> Tensor:
-    """Where the gradients are in `.grad`: by value, by layer, by unit, by norm, as far as each is asked for."""
+    """Clip the gradients in `.grad` by value, layer, unit or norm, as the policy sets; return the norm."""
     if job.policy.clip_value is not None and (job.policy.clip_layer is not None or job.policy.clip_adaptive is not None):
         clip_gradients(job.model.parameters(), None, job.policy.clip_value, job.mesh)
     if job.policy.clip_layer is not None:
@@ -155,34 +155,34 @@ def clip_local_gradients(job: TrainJob) -> Tensor:
 
 
 def no_gather(job: TrainJob) -> None:
-    """Weights and optimizer state of one process are where they belong."""
+    """Do nothing: weights and optimizer state of one process are already in place."""
 
 
 def optimizer_update(job: TrainJob) -> None:
-    """Set the learning rate of this step, then let the optimizer move the weights."""
+    """Set the learning rate of this step, then update the weights."""
     job.set_rate()
     job.optimizer.step()
 
 
 @dataclass(frozen=True)
 class StepFunctions:
-    """What a step does. A wrapper puts its own in place: `job.functions = replace(job.functions, make=...)`."""
+    """The functions of a step. A wrapper replaces some: `job.functions = replace(job.functions, make=...)`."""
 
     make: GradientFn = plain_gradients
     exchange: StepFn = mesh_exchange
     clip: ClipFn = clip_local_gradients
     update: StepFn = optimizer_update
     after: tuple[StepFn, ...] = ()
-    """Called when a step is done, skipped or not (an outer step, say): what all replicas must do, whatever their gradients were."""
+    """Called after each step, also a skipped one (an outer step, for example): all replicas must do them."""
     gather: StepFn = no_gather
-    """Bring weights and optimizer state into `model` and `optimizer`, where they are kept elsewhere: called before anything reads them."""
+    """Copy weights and optimizer state into `model` and `optimizer` if they are kept elsewhere; called before they are read."""
     score: ScoreFn = plain_scores
-    """How validation computes a loss."""
+    """Computes the validation loss."""
 
 
 @dataclass(frozen=True)
 class StepPolicy:
-    """How a job steps; the same from its first step to its last."""
+    """Settings of a job's steps; constant during training."""
 
     total_steps: int
     seed: int
@@ -196,16 +196,16 @@ class StepPolicy:
     clip_layer: float | None = None
     clip_adaptive: float | None = None
     examples_at: Callable[[int], int] | None = None
-    """Examples of step n, all processes together. None: as many as each of them has."""
+    """Examples of step n, all processes together. None: the sum over the processes' batches."""
     replicas: int = 1
-    """Jobs like this one that train beside it on other rows of the batch, itself included (local SGD, DiLoCo)."""
+    """Number of replicas that train on other rows of the batch, including this one (local SGD, DiLoCo)."""
     reads_late: bool = False
-    """Whether the host reads loss and norm only after the step, which the device itself skips where they are bad."""
+    """Whether the host reads loss and norm only after the step, so that the device decides whether to skip it."""
 
 
 @dataclass
 class TrainJob:
-    """A training in progress: the state that moves, the functions that move it, and the policy. Wrappers take one and return one."""
+    """A training in progress: its state, the functions that change it, and the policy. Wrappers take a job and return a job."""
 
     model: nn.Module
     optimizer: Optimizer
@@ -215,10 +215,10 @@ class TrainJob:
     health: GradientHealth
     functions: StepFunctions = field(default_factory=StepFunctions)
     mesh: Mesh = field(default_factory=lambda: Mesh(Layout()))
-    """This process's place among those that compute together."""
+    """This process's position in the layout."""
     ema: EMA | None = None
     statistics: RunningStatistics | None = None
-    """Of models that keep running ones (batch norm)."""
+    """Running statistics of models that have them (batch norm)."""
     eval_weights: AveragedWeights | None = None
     """Weights that are validated and saved; None: the model's own."""
     step: int = 0
@@ -226,16 +226,16 @@ class TrainJob:
     examples: int = 0
     tokens: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
-    """State of hooks (early stopping, say) that must survive a resume. JSON values."""
+    """State of hooks (early stopping, for example) that must survive a resume. JSON values."""
     extra: dict[str, Stateful] = field(default_factory=dict)
-    """More state that a resume needs (an outer optimizer, say): a group of tensors each, by name."""
+    """More state that a resume needs (an outer optimizer, for example): one group of tensors each, by name."""
     traffic: Traffic = field(default_factory=Traffic)
     """Bytes sent."""
     measured: dict[str, Any] = field(default_factory=dict)
-    """More metrics of this step, from its functions (staleness, say): numbers, or `MeasuredLate`."""
+    """More metrics of this step, from its functions (staleness, for example): numbers, or `MeasuredLate`."""
 
     def set_rate(self) -> float:
-        """Give every group of parameters the learning rate of this step; returns it as a share of the peak."""
+        """Set the learning rate of this step in every parameter group; return it as a share of the peak."""
         factor = self.policy.schedule.factor(self.step, self.policy.total_steps)
         if PLATEAU in self.notes:
             factor *= self.notes[PLATEAU]["factor"]
@@ -246,7 +246,7 @@ class TrainJob:
 
 @dataclass
 class LaunchedStep:
-    """A step that was given to the device. `read` says what came of it."""
+    """A step that was launched on the device. `read` returns its metrics."""
 
     step: int
     """Steps done with this one, and examples and tokens seen: the job's counters when it was launched."""
@@ -255,15 +255,15 @@ class LaunchedStep:
     health: GradientHealth
     metrics: dict[str, Any]
     numbers: HostCopy | None
-    """Loss, norm, and whether the device skipped the step, on their way; None: they are in `metrics`."""
+    """Loss, norm, and whether the device skipped the step, being copied to the host; None: they are in `metrics`."""
 
     @property
     def late(self) -> bool:
-        """Whether the host would wait for the device to read it now."""
+        """Whether reading it now would make the host wait for the device."""
         return self.numbers is not None
 
     def read(self) -> dict[str, Any]:
-        """The step's metrics as plain numbers. Read each step once, in order: raises `TrainingError` where too many in a row were skipped."""
+        """Return the step's metrics as plain numbers. Read each step once, in order: raises `TrainingError` if too many in a row were skipped."""
         metrics = self.metrics
         if self.numbers is not None:
             loss, norm, bad = self.numbers.tolist()
@@ -274,18 +274,18 @@ class LaunchedStep:
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """The seed of every random draw inside step `step` (dropout): nothing depends on what ran before."""
+    """Return the seed of every random draw in step `step` (dropout): draws do not depend on earlier steps."""
     digest = hashlib.blake2b(f"{seed}/step/{step}/{rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def train_step(job: TrainJob, batch: Batch) -> dict[str, Any]:
-    """A step, and its metrics as plain numbers: waits for the device."""
+    """Do a step and return its metrics as plain numbers; waits for the device."""
     return launch_step(job, batch).read()
 
 
 def launch_step(job: TrainJob, batch: Batch) -> LaunchedStep:
-    """Make, exchange, clip, check, update: the step that every recipe takes."""
+    """Make, exchange, clip, check, update: the step of every recipe."""
     run = job.functions
     torch.manual_seed(step_seed(job.policy.seed, job.step, job.mesh.draws))
     if job.statistics is not None:
@@ -309,8 +309,8 @@ def launch_step(job: TrainJob, batch: Batch) -> LaunchedStep:
 
 
 def _update_now(job: TrainJob, loss: Tensor, norm: Tensor) -> dict[str, Any]:
-    """Read loss and norm, then update unless they are bad; the step's first metrics."""
-    metrics: dict[str, Any] = {"loss": loss.item(), "grad_norm": norm.item()}  # the step's one wait for the device
+    """Read loss and norm, update unless they are bad, and return the metrics."""
+    metrics: dict[str, Any] = {"loss": loss.item(), "grad_norm": norm.item()}  # the only wait for the device in a step
     reason = job.health.check(job.step + 1, metrics["loss"], metrics["grad_norm"])
     if reason is None:
         job.functions.update(job)
@@ -324,12 +324,12 @@ def _update_now(job: TrainJob, loss: Tensor, norm: Tensor) -> dict[str, Any]:
 
 
 def _update_late(job: TrainJob, loss: Tensor, norm: Tensor) -> HostCopy:
-    """The same without reading: the device does nothing where it finds loss or norm bad. Returns loss, norm and that, on their way to the host."""
-    norm = norm.to(loss.device)  # of a model without any gradient it is a zero of the host
+    """Update unless the device finds loss or norm bad, without reading them. Returns loss, norm and bad, being copied to the host."""
+    norm = norm.to(loss.device)  # a model without any gradient has a zero on the host
     bad = job.health.judge(loss, norm)
     with skipped_where(job.optimizer, bad):
         job.functions.update(job)
-    if job.statistics is not None:  # before the average takes them in
+    if job.statistics is not None:  # before the average includes them
         job.statistics.put_back(bad)
     if job.ema is not None:
         job.ema.update(job.step, bad)
@@ -337,7 +337,7 @@ def _update_late(job: TrainJob, loss: Tensor, norm: Tensor) -> HostCopy:
 
 
 def _count(job: TrainJob, batch: Batch) -> None:
-    """Step, examples and tokens, now that the step is on its way."""
+    """Advance the counters of steps, examples and tokens."""
     at = job.policy.examples_at
     examples = at(job.step) if at is not None else len(batch) * job.mesh.layout.data * job.policy.replicas
     job.step += 1

@@ -1,4 +1,4 @@
-"""How long a step takes here: a few steps of a job that is thrown away. What a run of a given time is planned by."""
+"""Measures how long a step takes, with a few steps of a temporary job; used to plan a run of a given time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["seconds_a_step"]
 def seconds_a_step(
     config: JobConfig, loader: BatchSource, mesh: Mesh | None, parallel: ParallelConfig | None, settings: JobSettings, budget: float
 ) -> float:
-    """Median seconds of a step of this job after two that warm up, within about `budget` seconds: rank 0's. Collective.
+    """Return rank 0's median seconds of a step after two warm-up steps, measured for about `budget` seconds. Collective.
 
-    Where replicas train on their own, or servers hold the weights, the step of one process alone.
+    With local SGD or a parameter server, this is the step of a single process.
     """
-    together = isinstance(parallel, MeshParallel | AutoParallel | None)
-    job = build_job(config, loader, settings, mesh=mesh if together else None, parallel=parallel)
+    collective = isinstance(parallel, MeshParallel | AutoParallel | None)
+    job = build_job(config, loader, settings, mesh=mesh if collective else None, parallel=parallel)
     return _timed(job, budget, mesh.world if mesh is not None else World())
 
 
@@ -33,6 +33,6 @@ def _timed(job: TrainJob, budget: float, world: World) -> float:
         start = time.perf_counter()
         train_step(job, job.loader.batch_at(job.step).to(job.policy.device))
         times.append(time.perf_counter() - start)
-        if len(times) == 3:  # as many steps on every rank
+        if len(times) == 3:  # the same number of steps on every rank
             steps = world.gather(max(3, min(50, int(budget / max(times[2], 1e-6)))))[0]
     return float(world.gather(sorted(times[2:])[len(times[2:]) // 2])[0])

@@ -1,4 +1,4 @@
-"""Finding hyper-parameters. So far: the learning rate, by a range test."""
+"""Hyper-parameter search: the learning rate, by a range test."""
 
 from tauon.tune.lr_range import RangeTest, lr_range
 

@@ -1,5 +1,5 @@
-"""Learning-rate range test (Smith 2017, arXiv:1506.01186): train for a few steps while the rate rises, and see where the loss falls fastest
-and where it begins to diverge. Trains a copy: nothing of it is kept but the curve.
+"""Learning-rate range test (Smith 2017, arXiv:1506.01186): train for a few steps with a rising learning rate, and find where the loss falls
+fastest and where it diverges. Trains a separate model: only the curve is kept.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from tauon.train import TrainJob, train_step
 __all__ = ["RangeTest", "lr_range"]
 
 SMOOTH = 0.9
-"""Decay of the running mean of the loss, corrected for its start."""
+"""Decay of the running mean of the loss, with bias correction."""
 DIVERGED = 4.0
-"""The test ends when the smoothed loss is so many times its least."""
+"""The test ends when the smoothed loss exceeds its minimum by this factor."""
 
 
 @dataclass
 class RangeTest:
-    """The curve and what it says. All lists have one entry a step."""
+    """The curve and the suggested rates. All lists have one entry per step."""
 
     rates: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    """As measured; not finite at the last step where training blew up."""
+    """Measured losses; the last is not finite if training diverged."""
     smoothed: list[float] = field(default_factory=list)
 
     @property
     def diverged(self) -> bool:
-        """Whether the end of the range was too high: the loss left its least far behind."""
+        """Whether the loss diverged before the end of the range."""
         return bool(self.smoothed) and not self.smoothed[-1] <= DIVERGED * min(self.smoothed)
 
     @property
     def steepest(self) -> float:
-        """The rate at which the smoothed loss falls fastest for the logarithm of the rate: a rate to begin with."""
+        """The rate at which the smoothed loss falls fastest by log(rate): a rate to try first."""
         logs = [math.log(r) for r in self.rates]
         fall = [(b - a) / (y - x) for a, b, x, y in zip(self.smoothed, self.smoothed[1:], logs, logs[1:], strict=False)]
         lowest = self.smoothed.index(min(self.smoothed))
-        skip = min(len(fall) // 20, max(0, lowest - 1))  # the first losses move by chance
+        skip = min(len(fall) // 20, max(0, lowest - 1))  # the first losses are noisy
         candidates = range(skip, max(skip + 1, lowest))
         return self.rates[min(candidates, key=lambda i: fall[i])]
 
     @property
     def tenth(self) -> float:
-        """A tenth of the rate at which the smoothed loss is least: nearer to the edge, for schedules that warm up and fall."""
+        """A tenth of the rate with the lowest smoothed loss: higher, for schedules with warm-up and decay."""
         return self.rates[self.smoothed.index(min(self.smoothed))] / 10
 
     def to_json(self) -> dict[str, Any]:
@@ -70,14 +70,14 @@ def lr_range(
     steps: int = 100,
     on_step: Callable[[int, float, float], None] = lambda *_: None,
 ) -> RangeTest:
-    """Train `job` for up to `steps` steps at rates from `low` to `high`, evenly spaced in their logarithm; stops where it diverges.
+    """Train `job` for up to `steps` steps at rates from `low` to `high`, evenly spaced in log(rate); stops when the loss diverges.
 
-    The rate is that of the first group of parameters; others keep their proportion to it. `tell(step, rate, smoothed loss)` after each
-    step. The job is spent. Raises `TrainingError` where not even the first step has a finite loss.
+    The rate is that of the first parameter group; others keep their ratio to it. `on_step(step, rate, smoothed loss)` is called after each
+    step. The job cannot be used afterwards. Raises `TrainingError` if the loss of the first step is not finite.
     """
     if not 0 < low < high:
-        raise TrainingError(f"the range from {low:g} to {high:g} is empty. Take 0 < low < high.")
-    found, mean = RangeTest(), 0.0
+        raise TrainingError(f"the range from {low:g} to {high:g} is empty. Use 0 < low < high.")
+    test, mean = RangeTest(), 0.0
     lead = job.optimizer.param_groups[0]["peak_lr"]
     share = [g["peak_lr"] / lead for g in job.optimizer.param_groups]
     job.policy = replace(job.policy, schedule=Constant(warmup=0), total_steps=2**40)
@@ -88,16 +88,16 @@ def lr_range(
         for group, proportion in zip(job.optimizer.param_groups, share, strict=True):
             group["peak_lr"] = rate * proportion
         loss = float(train_step(job, job.loader.batch_at(job.step).to(job.policy.device))["loss"])
-        found.rates.append(rate)
-        found.losses.append(loss)
+        test.rates.append(rate)
+        test.losses.append(loss)
         if not math.isfinite(loss):
             if step == 0:
-                raise TrainingError("the loss of the first step is not finite: look at the data and at the model before the rate")
-            found.smoothed.append(max(found.smoothed) * 2 * DIVERGED)
+                raise TrainingError("the loss of the first step is not finite, at any learning rate. Check the data and the model first.")
+            test.smoothed.append(max(test.smoothed) * 2 * DIVERGED)
             break
         mean = SMOOTH * mean + (1 - SMOOTH) * loss
-        found.smoothed.append(mean / (1 - SMOOTH ** (step + 1)))
-        on_step(step, rate, found.smoothed[-1])
-        if found.diverged:
+        test.smoothed.append(mean / (1 - SMOOTH ** (step + 1)))
+        on_step(step, rate, test.smoothed[-1])
+        if test.diverged:
             break
-    return found
+    return test

@@ -4,7 +4,7 @@ LoRA   y = x W^T + s (x A^T) B^T, s = alpha / rank, B zero at the start (Hu et a
 DoRA   V = W + s B A, y = x (m / ||V|| V)^T, ||V|| by row and without gradient, m starts as ||W|| (Liu et al. 2024, arXiv:2402.09353)
 
 An adapted layer is the linear layer that it was, with more parameters: names of the base's weights stay, so that the base loads as
-ever, and every layout cuts it as it did. Knows no model and no file. Shapes: R rank, I inputs, O outputs.
+ever, and every layout cuts it as it did. Does not depend on models or files. Shapes: R rank, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ __all__ = [
 ]
 
 LEAVES = ("lora_a", "lora_b", "magnitude")
-"""Names of an adapter's own parameters, behind that of its layer."""
+"""Suffixes of an adapter's parameters, after the name of its layer."""
 
 
 class AdaptConfig(Registered, family="adapt"):
-    """Train a few new weights beside the frozen ones of `model.from`."""
+    """Train a few new weights in addition to the frozen ones of `model.from`."""
 
     magnitudes: ClassVar[bool] = False
 
@@ -54,23 +54,23 @@ class AdaptConfig(Registered, family="adapt"):
     dropout: Fraction = Field(0.0, ge=0, lt=1)
     """Share of an adapter's inputs dropped in training."""
     target: tuple[str, ...] = ("*",)
-    """Linear layers of the blocks that are adapted, by the last part of their name or the whole of it: [q, v], ["blocks.1*.attention.*"].
+    """Linear layers of the blocks to adapt, by the last part of their name or the whole name: [q, v], ["blocks.1*.attention.*"].
     """
     also: tuple[str, ...] = ()
-    """Parameters of the base that train beside the adapters, by name: ["*norm*"]. A weight with two names (an embedding that is the output head, too)
-    trains where either is named. A classifier's head always does."""
+    """Parameters of the base that train too, by name: ["*norm*"]. A weight with two names (an embedding that is also the output head)
+    trains if either is given. A classifier's head always trains."""
     quantize: Literal["none", "nf4"] = "none"
-    """`nf4`: keep the frozen matrices beside adapters in 4.5 bits a weight (QLoRA), rounded when they are loaded."""
+    """`nf4`: store the frozen matrices with 4.5 bits per weight (QLoRA), quantized when they are loaded."""
     from_: str | None = Field(None, alias="from")
-    """Folder of an adapter to start from (PEFT's layout). Left out: a new one, which changes nothing at the start."""
+    """Folder of a pretrained adapter (PEFT's layout). Left out: a new one, which does not change the model's output at first."""
 
     @property
     def scale(self) -> float:
-        """What an adapter's output is multiplied by."""
+        """Factor of an adapter's output."""
         return (self.alpha if self.alpha is not None else 2.0 * self.rank) / self.rank
 
     def inject_adapters(self, model: nn.Module, layers: Mapping[str, nn.Linear], trains: Iterable[str]) -> None:
-        """Adapt, in place, those of `layers` that are meant; nothing else trains but what `trains` and `also` name (patterns)."""
+        """Add adapters, in place, to the layers that `target` names; freeze everything else except `trains` and `also` (patterns)."""
         chosen = {n: layer for n, layer in layers.items() if _meant(n, self.target)}
         idle = [t for t in self.target if not any(_meant(n, (t,)) for n in layers)]
         if idle or not chosen:
@@ -79,7 +79,7 @@ class AdaptConfig(Registered, family="adapt"):
             raise RecipeError([Problem("adapt.target", f"{what}. There are: {', '.join(there) or 'none'}.")])
         for layer in chosen.values():
             AdaptedLinear.wrap(layer, self)
-        named = list(model.named_parameters(remove_duplicate=False))  # a tied weight by each of its names
+        named = list(model.named_parameters(remove_duplicate=False))  # includes every name of a tied weight
         for pattern in self.also:
             if not any(fnmatch.fnmatchcase(n, pattern) for n, _ in named):
                 some = ", ".join(n for n, _ in named[:4])
@@ -98,12 +98,12 @@ class AdaptConfig(Registered, family="adapt"):
 
 @register("lora")
 class LoraConfig(AdaptConfig):
-    """Low-rank adapters: two thin matrices beside each frozen one."""
+    """Low-rank adapters (LoRA): two thin matrices for each frozen one."""
 
 
 @register("dora")
 class DoraConfig(AdaptConfig):
-    """Low-rank adapters for the direction of each row of a frozen matrix, and its length as a weight of its own."""
+    """Low-rank adapters for the direction of each row of a frozen matrix, with its length as a separate weight (DoRA)."""
 
     magnitudes = True
 
@@ -113,12 +113,12 @@ def _meant(name: str, patterns: Iterable[str]) -> bool:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter is an adapter's own."""
+    """Return whether a parameter belongs to an adapter."""
     return name.rpartition(".")[2] in LEAVES
 
 
 def saved_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of a model: all of it; of one with adapters, all but the frozen base. No copies."""
+    """Return the tensors that a checkpoint stores, without copies: all; for a model with adapters, all except the frozen base."""
     state: dict[str, Tensor] = model.state_dict()
     if not any(is_adapter(name) for name in state):
         return state
@@ -127,7 +127,7 @@ def saved_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 class AdaptedLinear(nn.Linear):
-    """A linear layer with an adapter. Made of a layer that is there already (`wrap`), which keeps its place and its hooks."""
+    """A linear layer with an adapter. Made from an existing layer (`wrap`), which keeps its hooks."""
 
     lora_a: nn.Parameter
     """R I."""
@@ -138,15 +138,15 @@ class AdaptedLinear(nn.Linear):
     scale: float
     dropout: float
     will_round: bool
-    """Whether the matrix is to be kept in NF4."""
+    """Whether the matrix will be stored in NF4."""
     rounded: bool
-    """Whether it is: in the buffers `codes` and `largest`, and `weight` is gone."""
+    """Whether it is stored in NF4: in the buffers `codes` and `largest`, without `weight`."""
     codes: Tensor
     largest: Tensor
 
     @classmethod
     def wrap(cls, layer: nn.Linear, config: AdaptConfig) -> None:
-        """Give `layer` an adapter, whose weights are empty."""
+        """Add an adapter with uninitialised weights to `layer`."""
         like: dict[str, Any] = {"device": layer.weight.device, "dtype": torch.float32}
         layer.__class__ = cls
         layer.scale, layer.dropout = config.scale, config.dropout  # type: ignore[assignment]
@@ -167,13 +167,13 @@ class AdaptedLinear(nn.Linear):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def frozen(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """What the layer computes without its adapter."""
+        """Return the layer's output without its adapter."""
         if self.rounded:
             return nf4_linear(x, self.codes, self.largest, (self.out_features, self.in_features), bias)
         return F.linear(x, self.weight, bias)
 
     def round_weight(self) -> None:
-        """Make room for the matrix in NF4 in place of `weight`; on the meta device, `fill_rounded` gives the numbers."""
+        """Replace `weight` by buffers for the matrix in NF4, on the meta device; `fill_rounded` fills them."""
         device, elements = self.weight.device, self.weight.numel()
         blocks = -(-elements // BLOCK)
         del self.weight
@@ -182,12 +182,12 @@ class AdaptedLinear(nn.Linear):
         self.register_buffer("largest", torch.empty(blocks, dtype=torch.float32, device=device), persistent=False)
 
     def fill_rounded(self, weight: Tensor) -> None:
-        """Round a matrix into the buffers."""
+        """Quantize a matrix into the buffers."""
         for buffer, value in zip((self.codes, self.largest), quantize(weight.to(self.codes.device)), strict=True):
             buffer.copy_(value)
 
     def _may_merge(self, x: Tensor) -> bool:
-        """Whether W + s B A may be formed for this one product: in float32, where it rounds no adapter away, for enough rows to pay."""
+        """Return whether to form W + s B A for this product: only in float32, which keeps small adapters exact, and for enough rows."""
         if self.rounded:
             return False
         plain = self.magnitude is None and not (self.training and self.dropout) and not is_dtensor(self.weight)
@@ -196,7 +196,7 @@ class AdaptedLinear(nn.Linear):
 
     @torch.no_grad()
     def row_norms(self) -> Tensor:
-        """O: ||W + s B A|| of each row. A constant to the gradient (DoRA, section 4.3)."""
+        """Return O: ||W + s B A|| of each row, constant for the gradient (DoRA, section 4.3)."""
         with torch.autocast(self.lora_a.device.type, enabled=False):
             shape = (self.out_features, self.in_features)
             weight = dequantize(self.codes, self.largest, shape, torch.float32) if self.rounded else self.weight.float()
@@ -242,7 +242,7 @@ def init_adapter(name: str, p: Tensor, g: torch.Generator, base: Any) -> None:
 
 
 class Merged:
-    """A base's weight with its adapter in it: (W + s B A) m / ||.||. Indexed by slices, it reads what it needs; `read` gives all of it."""
+    """A base weight with its adapter merged: (W + s B A) m / ||.||. Slices read only what they need; `read` returns all of it."""
 
     def __init__(self, base: Any, lora_a: Any, lora_b: Any, magnitude: Any, scale: float) -> None:
         self.base, self.lora_a, self.lora_b, self.magnitude, self.scale = base, lora_a, lora_b, magnitude, scale
@@ -262,12 +262,12 @@ class Merged:
         return out
 
     def read(self) -> Tensor:
-        """The whole matrix, float32."""
+        """Return the whole matrix, float32."""
         return self[tuple(slice(0, n) for n in self.shape)]
 
 
 def merged(base: Mapping[str, Any], adapter: Mapping[str, Any], scale: float, *, rounded: bool = False) -> dict[str, Any]:
-    """The base's weights by name, with the adapter in them; nothing is read yet. `rounded`: the adapter was trained beside NF4."""
+    """Return the base's weights by name, with adapters merged lazily. `rounded`: the adapters were trained with a base in NF4."""
     out = dict(base)
     for name, value in adapter.items():
         if not is_adapter(name):

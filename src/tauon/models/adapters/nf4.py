@@ -1,4 +1,4 @@
-"""NF4: four bits a weight, for the frozen matrices beside adapters (QLoRA, Dettmers et al. 2023, arXiv:2305.14314, section 3 and appendix E).
+"""NF4: four bits per weight, for the frozen matrices of adapted layers (QLoRA, Dettmers et al. 2023, arXiv:2305.14314, section 3 and appendix E).
 
 Weights are cut into blocks of 64; each is divided by its largest magnitude (a float32) and rounded to the nearest of 16 values, the
 quantiles of a normal distribution: 4.5 bits a weight. The magnitudes are not quantised again, as the paper does to save 0.4 bits more.
@@ -36,7 +36,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(packed: Tensor, largest: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The matrix that `quantize` rounded."""
+    """Return the matrix from its codes (the inverse of `quantize`, up to rounding)."""
     values = torch.tensor(CODES, device=packed.device)
     codes = torch.stack((packed & 15, packed >> 4), dim=1).flatten().int()
     whole = (values[codes].view(-1, BLOCK) * largest[:, None]).flatten()
@@ -69,7 +69,7 @@ def nf4_linear(x: Tensor, packed: Tensor, largest: Tensor, shape: tuple[int, int
 
 
 class Rounded:
-    """A weight in a file, as it is after it was rounded. Indexed by slices as others are, though all of it is read."""
+    """A weight in a file, after quantization. It can be indexed by slices, but is always read as a whole."""
 
     def __init__(self, source: Any) -> None:
         self.source, self.shape = source, tuple(source.shape)
@@ -78,7 +78,7 @@ class Rounded:
         return self.read()[where]
 
     def read(self) -> Tensor:
-        """The whole matrix, float32."""
+        """Return the whole matrix, float32."""
         whole = self.source if isinstance(self.source, Tensor) else self.source.read()
         rows, columns = self.shape
         packed, largest = quantize(whole)

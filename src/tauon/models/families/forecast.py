@@ -65,8 +65,8 @@ class ForecasterConfig(ModelConfig):
                 [
                     Problem(
                         "model.kind",
-                        f"{self.kind_} predicts each column from its own past, and {extra} columns of inputs or calendar come along. "
-                        "Leave out data.source.inputs and data.window.calendar, or take lstm.",
+                        f"{self.kind_} predicts each column only from its own past, but the data has {extra} columns of inputs or calendar. "
+                        "Leave out data.source.inputs and data.window.calendar, or use lstm.",
                     )
                 ]
             )

@@ -263,8 +263,8 @@ class GPT(Model):
     def keep_stages(self, stages: list[tuple[int, int]]) -> list[Model]:
         if self.tied:
             raise RecipeError(
-                [Problem("parallel.pipeline", "the embedding is also the output head, and they lie in different stages. "
-                         "Set model.tied=false (gpt), or take replicate or shard.")]
+                [Problem("parallel.pipeline", "the embedding is also the output head, but they are in different stages. "
+                         "Set model.tied=false (gpt), or use replicate or shard.")]
             )  # fmt: skip
         all_blocks = list(self.blocks)
         kept = sorted({i for start, stop in stages for i in range(start, stop)})

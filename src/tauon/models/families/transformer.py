@@ -195,7 +195,7 @@ def window_mask(queries: int, keys: int, window: int, device: torch.device) -> T
 
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where the mask is true, else -inf, to be added to attention's logits. Made once for all layers: of a mask of truth values, the
-    kernels of a GPU make such a bias for themselves, anew in every layer, and keep each for the backward pass.
+    kernels of a GPU compute such a bias themselves, again in every layer, and keep each for the backward pass.
     """
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
 

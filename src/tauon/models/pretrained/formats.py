@@ -1,4 +1,4 @@
-"""What published models call their weights and sizes, as plain data: Hugging Face's layouts of GPT-2, Llama, Mistral, Qwen 2 and 3, Arcee, Apertus,
+"""Names of weights and sizes in published models, as plain data: Hugging Face's layouts of GPT-2, Llama, Mistral, Qwen 2 and 3, Arcee, Apertus,
 BERT, ViT.
 
 A table reads: our name -> theirs, `{i}` being the number of a block. `huggingface.py` reads and writes folders by these tables; nothing
@@ -16,7 +16,7 @@ __all__ = ["CLASSIFIERS", "FAMILIES", "HEADS", "REQUIRED", "At", "Family", "Key"
 
 @dataclass(frozen=True)
 class At:
-    """Where a weight lies in one of theirs."""
+    """Position of a weight in a Hugging Face tensor."""
 
     name: str
     transposed: bool = False

@@ -1,4 +1,4 @@
-"""Hugging Face folders, read: config.json with model.safetensors, or in shards with an index, or pytorch_model.bin. `huggingface_write.py` writes them.
+"""Reads Hugging Face folders: config.json with model.safetensors, or in shards with an index, or pytorch_model.bin. `huggingface_write.py` writes them.
 
 Reading opens the files and looks at their headers; a tensor, or the slice of it that a process wants, is read when it is asked for. No code
 of a folder is run: safetensors and JSON, and `torch.load(weights_only=True)`. Names and sizes are those of `formats.py`.
@@ -49,20 +49,20 @@ class Folder:
     path: Path
     config: ModelConfig
     tensors: dict[str, Any]
-    """By our names; read when asked for."""
+    """Weights by our names, read lazily."""
     raw: dict[str, Any]
     """Its config.json."""
     called: dict[str, str]
-    """Our name -> theirs, of every weight that the model has."""
+    """Our name -> Hugging Face's name of every weight of the model."""
     unknown: list[str]
-    """Their names of weights that no table knows."""
+    """Hugging Face names of weights that have no counterpart here."""
     dropped: list[str]
-    """Their names of weights of another task's head."""
+    """Hugging Face names of weights of another task's head."""
     fingerprint: str
 
 
 class View:
-    """A weight of ours inside one of theirs: a part of its outputs, transposed. Indexed by slices, it reads what it needs."""
+    """One of our weights inside a Hugging Face tensor: a part of its outputs, maybe transposed. Slices read only what they need."""
 
     def __init__(self, source: Any, at: At) -> None:
         self.source, self.at = source, at
@@ -92,12 +92,12 @@ class View:
         return part.t() if self.at.transposed else part
 
     def read(self) -> Tensor:
-        """All of it."""
+        """Return the whole weight."""
         return self[tuple(slice(0, n) for n in self.shape)]
 
 
 def is_huggingface(path: Path) -> bool:
-    """Whether a folder looks like one."""
+    """Return whether a folder looks like a Hugging Face model."""
     return (path / "config.json").is_file()
 
 
@@ -105,7 +105,7 @@ def is_huggingface(path: Path) -> bool:
 
 
 def open_huggingface(path: Path) -> Folder:
-    """Open a folder. Raises `CheckpointError` for an architecture, a size or a file that is not as expected."""
+    """Open a folder. Raises `CheckpointError` for an unknown architecture, an unexpected size or a damaged file."""
     raw = _json(path / "config.json")
     family, config = read_config(raw, str(path / "config.json"))
     files = list(_weight_files(path))
@@ -148,7 +148,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def read_config(raw: Mapping[str, Any], where: str) -> tuple[Family, ModelConfig]:
-    """The architecture that a config.json describes. `CheckpointError` lists all that has no counterpart here."""
+    """Return the architecture that a config.json describes. `CheckpointError` lists everything that has no counterpart here."""
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:
         raise CheckpointError(f"{where}: model_type is {raw.get('model_type')!r}, and there are: {', '.join(FAMILIES)}. Take one of these.")
@@ -223,7 +223,7 @@ def _weight_files(path: Path) -> Iterator[Path]:
 
 
 def open_weights(file: Path) -> Mapping[str, Any]:
-    """The tensors of a file by name: safetensors, or what torch reads as weights alone (also under `state_dict`, as many save them)."""
+    """Return the tensors of a file by name: safetensors, or a torch file of weights only (also under the key `state_dict`)."""
     if file.suffix == ".safetensors":
         return open_tensors(file, {})
     try:
@@ -239,7 +239,7 @@ def open_weights(file: Path) -> Mapping[str, Any]:
 
 
 def fingerprint_of(files: list[Path], config: ModelConfig | None = None) -> str:
-    """sha256 over the architecture, the files' headers and a sample of every tensor's bytes: tells models apart without reading all."""
+    """Return the sha256 of the architecture, the files' headers and a sample of every tensor's bytes, without reading all of them."""
     digest = hashlib.sha256(b"" if config is None else json.dumps(dump(config), sort_keys=True).encode())
     for file in files:
         with file.open("rb") as f:
@@ -265,7 +265,7 @@ def fingerprint_of(files: list[Path], config: ModelConfig | None = None) -> str:
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The published architecture that a model of ours is. Raises `CheckpointError` where it is none of them."""
+    """Return the published architecture of a model. Raises `CheckpointError` if it has none."""
     kind = config.kind_
     if isinstance(config, GPTConfig):  # by what it computes, whatever it is called
         return _causal_family(config)
@@ -299,7 +299,7 @@ def _causal_family(config: GPTConfig) -> Family:
 
 
 def names_of(family: Family, config: ModelConfig) -> dict[str, str | At]:
-    """Our name -> theirs, block by block, for a model with this head."""
+    """Return our name -> Hugging Face's name, block by block, for a model with this head."""
     table = dict(family.names)
     if config.__dict__.get("outputs") is not None:
         table = {k: v for k, v in table.items() if not k.startswith(("transform", "head"))} | CLASSIFIERS[family.model_type]
@@ -314,5 +314,5 @@ def names_of(family: Family, config: ModelConfig) -> dict[str, str | At]:
 
 
 def is_tied(config: ModelConfig) -> bool:
-    """Whether a model's output head is its embedding."""
+    """Return whether a model's output head is its embedding."""
     return config.kind_ == "gpt2" or (config.kind_ == "bert" and config.raw_value("outputs") is None) or bool(config.__dict__.get("tied"))

@@ -1,5 +1,5 @@
-"""Hugging Face folders, written: config.json, model.safetensors (in shards with an index where it is large), and what else transformers wants
-to find beside them. `huggingface.py` reads them; names and sizes are those of `formats.py`.
+"""Writes Hugging Face folders: config.json, model.safetensors (in shards with an index if it is large), and other files that transformers expects
+with them. `huggingface.py` reads them; names and sizes are those of `formats.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tauon.models.pretrained.huggingface import family_of, is_tied, names_of
 __all__ = ["joined", "write_huggingface"]
 
 _SHARD = 4 * 2**30
-"""Bytes of a file of weights at most."""
+"""Largest size in bytes of a file of weights."""
 _BESIDE = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -31,13 +31,13 @@ _BESIDE = (
     "chat_template.jinja",
     "vocab.txt",
 )
-"""Small files that are copied along, from the model that training started from."""
+"""Small files that are copied from the folder of the pretrained model."""
 
 
 def write_config(
     family: Family, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], labels: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Their config.json of a model of ours."""
+    """Return Hugging Face's config.json for a model."""
     outputs = config.__dict__.get("outputs")
     raw: dict[str, Any] = {
         "architectures": [family.architectures[1 if outputs else 0]],
@@ -82,7 +82,7 @@ def write_huggingface(
     to: Path, config: ModelConfig, tensors: Mapping[str, Any], *, ids: Mapping[str, Any] | None = None, labels: tuple[str, ...] = (),
     beside: Path | None = None, files: Mapping[str, str] | None = None,
 ) -> list[Path]:  # fmt: skip
-    """Write a folder that `transformers` loads; returns its files. All of it, or nothing.
+    """Write a folder that `transformers` loads, atomically; return its files.
 
     Args:
         to: the folder, which must not exist.
@@ -142,7 +142,7 @@ def _elements(shape: tuple[int, ...]) -> int:
 
 
 def joined(parts: list[tuple[str, At]], tensors: Mapping[str, Any], raw: Mapping[str, Any]) -> Tensor:
-    """Their weight from the parts of ours; `raw`: their config."""
+    """Return a Hugging Face tensor from our weights. `raw`: the Hugging Face config."""
     ordered = sorted(parts, key=lambda item: item[1].part or (0, 1))
     pieces = []
     for name, at in ordered:

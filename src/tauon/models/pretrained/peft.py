@@ -33,7 +33,7 @@ _LEAVES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "magnitude": "l
 
 
 def _layers(config: ModelConfig) -> dict[str, At]:
-    """Our name of each linear layer -> where it lies in theirs."""
+    """Our name of each linear layer -> its position in the Hugging Face layer."""
     found = {}
     for ours, at in names_of(family_of(config), config).items():
         if ours.endswith(".weight"):
@@ -64,12 +64,12 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def peft_kind(path: Path) -> type[AdaptConfig]:
-    """LoRA or DoRA, as a PEFT folder says."""
+    """Return the config type of a PEFT folder: LoRA or DoRA."""
     return DoraConfig if _config(path.expanduser()).get("use_dora") else LoraConfig
 
 
 def adapt_like(adapt: AdaptConfig, config: ModelConfig) -> AdaptConfig:
-    """`adapt` with the rank, scale and layers of the adapter that it starts from. `RecipeError` where it says otherwise.
+    """Return `adapt` with rank, scale and layers of its pretrained adapter. `RecipeError` if the recipe contradicts them.
 
     `config`: of the base.
     """
@@ -98,7 +98,7 @@ def adapt_like(adapt: AdaptConfig, config: ModelConfig) -> AdaptConfig:
 
 
 def read_peft(path: Path, config: ModelConfig, model: Model, fingerprint: str | None = None) -> dict[str, Any]:
-    """The adapter's tensors by our names, read when asked for.
+    """Return the adapter's tensors by our names, read lazily.
 
     Args:
         path: the folder.
@@ -150,7 +150,7 @@ def read_peft(path: Path, config: ModelConfig, model: Model, fingerprint: str | 
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    """By their names without PEFT's prefix."""
+    """Return the tensors by their names without PEFT's prefix."""
     file = path / "adapter_model.safetensors"
     if not file.is_file():
         raise CheckpointError(f"{file}: missing. An adapter in a pickle (adapter_model.bin) is not read: save it as safetensors.")
@@ -184,7 +184,7 @@ def write_peft(
     to: Path, config: ModelConfig, tensors: Mapping[str, Any], *, base: str, fingerprint: str, text: bool = True,
     files: Mapping[str, str] | None = None,
 ) -> list[Path]:  # fmt: skip
-    """Write the adapters of a model so that PEFT loads them; returns the folder's files. All of it, or nothing.
+    """Write the adapters of a model atomically in PEFT's layout; return the folder's files.
 
     Args:
         to: the folder, which must not exist.
@@ -199,7 +199,7 @@ def write_peft(
 
     adapt = config.adapt
     if adapt is None:
-        raise CheckpointError("this model has no adapters. Export it whole: --format huggingface.")
+        raise CheckpointError("this model has no adapters. Export the whole model: --format huggingface.")
     places = _layers(config)
     parts: dict[str, dict[int, dict[str, Tensor]]] = {}
     for name, value in tensors.items():
@@ -239,14 +239,14 @@ def write_peft(
 
 
 def _beside(config: ModelConfig, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What trained beside adapters, by their names. `CheckpointError` where PEFT has no place for it."""
+    """Return other trained weights by Hugging Face's names. `CheckpointError` if PEFT cannot store them."""
     family, model_names = family_of(config), {n for n, _ in config.build_on_meta().named_parameters(remove_duplicate=False)}
     names = names_of(family, config)
     theirs: dict[str, list[tuple[str, At]]] = {}
     for name in (n for n in tensors if not is_adapter(n)):
         if name not in names:
             raise CheckpointError(
-                f"{name} trained, and is no weight of its own in Hugging Face's {family.model_type}. Take --format huggingface."
+                f"{name} trained, but it is not a separate weight in Hugging Face's {family.model_type}. Use --format huggingface."
             )
         at = names[name]
         at = at if isinstance(at, At) else At(at)
@@ -263,7 +263,7 @@ def _beside(config: ModelConfig, tensors: Mapping[str, Any]) -> dict[str, Tensor
 
 
 def _blocks(pieces: dict[int, dict[str, Tensor]], n: int, theirs: str, magnitudes: bool) -> dict[str, Tensor]:
-    """One adapter of n stacked matrices from an adapter of each of some of them: A over A, B along the diagonal."""
+    """Combine adapters of some of n stacked matrices into one adapter: A stacked, B block-diagonal."""
     if magnitudes and len(pieces) < n:
         raise CheckpointError(
             f"{theirs} is one matrix of {n} of ours in PEFT, of which DoRA adapts {len(pieces)}. Adapt all, or take LoRA."
@@ -281,14 +281,14 @@ def _blocks(pieces: dict[int, dict[str, Tensor]], n: int, theirs: str, magnitude
 
 
 def _suffix(theirs: str) -> str:
-    """A layer's name within its block: `self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
+    """Return a layer's name within its block: `self_attn.q_proj` of `model.layers.3.self_attn.q_proj`."""
     pieces = theirs.split(".")
     at = next((i for i, p in enumerate(pieces) if p.isdigit()), -1)
     return ".".join(pieces[at + 1 :])
 
 
 def _targets(parts: Mapping[str, Any], places: Mapping[str, At]) -> list[str]:
-    """`target_modules`: suffixes where every block's layer of that name is adapted, else whole names."""
+    """Return `target_modules`: suffixes if the layer of that name is adapted in every block, else full names."""
     every = {at.name for at in places.values()}
     out = set()
     for theirs in parts:

@@ -1,6 +1,7 @@
-"""What changes data or training without being a stage: objects that sections of the recipe bring, in an order that is written once, here.
+"""Extensions change data or training without being a stage. The recipe's sections switch them on; their order is set here.
 
-Each place names a function of the run's `Context` that returns its object, or None where the recipe does not ask for it. Imports none of them.
+Each entry names a function that takes the run's `Context` and returns the extension, or None if the recipe does not use it. They are imported
+only when they are called.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ SPLIT_TRANSFORMS = (
     f"{_HERE}.reference_model:reference_model",
     f"{_HERE}.canaries:canaries",
 )
-"""What is done to data: `before` in this order, then the data is prepared, then `after` and `agreed` in this order."""
+"""Changes of data: `before` in this order, then the data is prepared, then `after` and `agreed` in this order."""
 
 TRAIN_EXTENSIONS = (
     f"{_HERE}.local_sgd:local_sgd",
@@ -30,17 +31,17 @@ TRAIN_EXTENSIONS = (
     f"{_HERE}.layer_watch:layer_watch",
     f"{_HERE}.privacy:privacy",
 )
-"""What is done to training, in this order: how gradients or weights are exchanged, what is measured, how gradients are made."""
+"""Changes of training, in this order: how gradients or weights are exchanged, what is measured, how gradients are made."""
 
 REPORT_SECTIONS = ("tauon.privacy.report:privacy",)
-"""Sections of report.html that they draw, from a function of `Records`."""
+"""Functions that take `Records` and return the extensions' sections of report.html."""
 
 
 def split_transforms(ctx: Any) -> list[SplitTransform]:
-    """What the recipe asks to be done to its data."""
-    return [made for place in SPLIT_TRANSFORMS if (made := load(place)(ctx)) is not None]
+    """Return the split transforms that the recipe uses."""
+    return [transform for place in SPLIT_TRANSFORMS if (transform := load(place)(ctx)) is not None]
 
 
 def train_extensions(ctx: Any, checkpoint: Checkpoint | None) -> list[TrainExtension]:
-    """What the recipe asks to be done to its training, which goes on from `checkpoint`."""
-    return [made for place in TRAIN_EXTENSIONS if (made := load(place)(ctx, checkpoint)) is not None]
+    """Return the training extensions that the recipe uses. `checkpoint`: the one that training resumes from."""
+    return [extension for place in TRAIN_EXTENSIONS if (extension := load(place)(ctx, checkpoint)) is not None]

@@ -1,4 +1,4 @@
-"""What an extension may do, and when. Each method's default does nothing, so that an extension says only what it changes."""
+"""Base classes of extensions. By default each method does nothing; an extension overrides those that it needs."""
 
 from __future__ import annotations
 
@@ -17,77 +17,77 @@ __all__ = ["SplitTransform", "StartAgain", "TrainExtension"]
 
 
 class SplitTransform:
-    """Changes data before it is prepared, or after."""
+    """Changes the data before or after it is prepared."""
 
     def before(self, config: DataConfig) -> DataConfig:
-        """The settings that are prepared instead of the recipe's."""
+        """Return the data settings to prepare instead of the recipe's."""
         return config
 
     def after(self, splits: DataSplits) -> DataSplits:
-        """What is trained on instead of what was prepared. Each process does it by itself, and must come to the same."""
+        """Return the splits to use instead of the prepared ones. Runs on each process separately, which must all get the same result."""
         return splits
 
     def agreed(self, splits: DataSplits) -> DataSplits:
-        """Likewise, once all processes hold the same data: here they may talk to one another."""
+        """Like `after`, but called when all processes have the same data: collectives are allowed here."""
         return splits
 
 
 class StartAgain(Exception):
-    """Nothing was trained, and the stage is to begin anew: what it began with has changed (a key that was used up, say)."""
+    """Restart the training stage before its first step, because what it began with has changed (a used key, for example)."""
 
 
 class TrainExtension:
-    """Changes training. Its methods are called in the order in which they stand here."""
+    """Changes training. Methods are called in the order in which they are defined here."""
 
     stop_every = 1
-    """Steps between two looks whether a signal asks for the end."""
+    """Check for a stop signal every this many steps."""
     takes_plain_steps = True
-    """Whether a step here is one backward pass and one update by this process: what is checked around the first step needs that."""
+    """Whether a step is one backward pass and one update in this process; the checks of the first step need that."""
     logs_saved = False
-    """Whether the event log says which checkpoints became whole."""
+    """Whether completed checkpoints are recorded in the event log."""
 
     def mesh(self, model: ModelConfig) -> tuple[Mesh, Derived] | None:
-        """The layout of processes, where it is not the recipe's mesh; with its reason."""
+        """Return the layout of processes and its reason; None for that of the recipe."""
         return None
 
     def loader(self, train: Dataset, **share: Any) -> Loader | None:
-        """What gives the batches, where it is not the plain loader. `share` as `Loader` takes it."""
+        """Return the loader; None for the plain one. `share`: arguments of `Loader`."""
         return None
 
     def plan(self, plan: Plan) -> None:
-        """Add what this extension chooses, with reasons, to `plan.derived`."""
+        """Add the settings that this extension derives, with reasons, to `plan.derived`."""
 
     def compute_mesh(self, mesh: Mesh) -> Mesh:
-        """The processes that take one step together, of those of the layout."""
+        """Return the mesh of the processes that compute one step together."""
         return mesh
 
     def wrap(self, job: TrainJob) -> TrainJob:
-        """The job with other step functions: same type in, same type out."""
+        """Return the job with other step functions: same type in, same type out."""
         return job
 
     def restored(self, job: TrainJob) -> None:
-        """The job was put back to a checkpoint."""
+        """Called after the job was restored from a checkpoint."""
 
     def before_first_step(self, job: TrainJob) -> None:
-        """Last before the loop, also when a run goes on. May refuse, or raise `StartAgain`."""
+        """Called last before the loop, also on resume. May refuse, or raise `StartAgain`."""
 
     def sanity_checks(self, job: TrainJob) -> None:
-        """Look at what goes wrong without a sign: before step 1 only, not when a run goes on."""
+        """Check for silent failures: before step 1 only, not on resume."""
 
     def running(self) -> AbstractContextManager[Any]:
-        """What is held open while the loop runs."""
+        """Return a context manager that is open while the loop runs."""
         return nullcontext()
 
     def run(self, loop: Callable[[], object], back_to_checkpoint: Callable[[str], bool]) -> None:
-        """Run the loop. `back_to_checkpoint(reason)` puts the job back to the newest checkpoint; False where there is none."""
+        """Run the loop. `back_to_checkpoint(reason)` restores the job from the newest checkpoint; it returns False if there is none."""
         loop()
 
     def checkpoint_state(self, step: int, state: dict[str, Any]) -> dict[str, Any]:
-        """What a checkpoint may hold of `state`."""
+        """Return the part of `state` that a checkpoint may hold."""
         return state
 
     def ended(self, job: TrainJob) -> None:
-        """The loop is over, whatever ended it."""
+        """Called when the loop is over, also after an error."""
 
     def finish(self, job: TrainJob) -> None:
-        """All steps are made and saved."""
+        """Called when all steps are done and saved."""

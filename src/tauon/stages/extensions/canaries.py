@@ -1,4 +1,4 @@
-"""Planted examples (`privacy.audit`), by which an audit measures what training tells of one example."""
+"""Canaries (`privacy.audit`): inserted examples with which an audit measures how much training reveals about one example."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FOLDER, _CANARIES = "audit", "canaries.json"
 
 
 def canaries(ctx: Context) -> CanaryTransform | None:
-    """Planted where the recipe says so."""
+    """Return the transform if the recipe has `privacy.audit`."""
     config = None if ctx.recipe.privacy is None else ctx.recipe.privacy.audit
     return None if config is None or ctx.detached else CanaryTransform(config, ctx.run.folder)
 
 
 class CanaryTransform(SplitTransform):
-    """The training part with canaries in it."""
+    """Adds canaries to the training part."""
 
     def __init__(self, config: CanaryConfig, folder: Path) -> None:
         self.config, self.folder = config, folder
@@ -39,8 +39,9 @@ class CanaryTransform(SplitTransform):
 
 
 def plant(splits: DataSplits, config: CanaryConfig, folder: Path) -> DataSplits:
-    """The splits with canaries in the training part. What was drawn lies in the run's folder, for its owner alone, and is the
-    same when the run goes on; it is in no checkpoint.
+    """Return the splits with canaries in the training part.
+
+    The draws are stored in the run's folder, readable only by its owner, so that a resume uses the same; they are in no checkpoint.
     """
     path = folder / FOLDER / _CANARIES
     before = planted(folder)
@@ -48,7 +49,7 @@ def plant(splits: DataSplits, config: CanaryConfig, folder: Path) -> DataSplits:
     train, drawn = with_canaries(splits.train, config, key=key, absent=absent)  # type: ignore[arg-type]
     if before is not None and before.to_json() != drawn.to_json():
         raise RunError(
-            f"{path}: other canaries than the recipe plants. PretrainedModel over with --fresh, or give another name (name=...)."
+            f"{path}: the canaries differ from those of the recipe. Start over with --fresh, or give the run another name (name=...)."
         )
     if before is None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -60,6 +61,6 @@ def plant(splits: DataSplits, config: CanaryConfig, folder: Path) -> DataSplits:
 
 
 def planted(folder: Path) -> Canaries | None:
-    """The canaries of a run; None where there are none."""
+    """Return the canaries of a run; None if it has none."""
     path = folder / FOLDER / _CANARIES
     return Canaries.from_json(read_json(path)) if path.exists() else None

@@ -1,4 +1,4 @@
-"""A look at every layer's weights, gradients and updates, every so many steps."""
+"""Statistics of every layer's weights, gradients and updates, every `train.watch_layers` steps."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["LayerWatch", "layer_watch"]
 
 
 def layer_watch(ctx: Context, checkpoint: Checkpoint | None) -> LayerWatch | None:
-    """Always, but where the weights are updated elsewhere."""
+    """Return the extension, unless the weights are updated by a parameter server."""
     return None if isinstance(ctx.recipe.parallel, ParameterServer) else LayerWatch(ctx)
 
 
 class LayerWatch(TrainExtension):
-    """As often as the recipe says, or as the model is validated."""
+    """Measures layers every `train.watch_layers` steps; by default as often as the model is validated."""
 
     def __init__(self, ctx: Context) -> None:
         self.every = ctx.train.watch_layers

@@ -1,4 +1,4 @@
-"""Training by processes that take steps alone and bring their weights together every so many (`parallel: local-sgd`, `diloco`)."""
+"""Training with local steps: processes train separately and combine their weights every N steps (`parallel: local-sgd`, `diloco`)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["LocalSteps", "local_sgd"]
 
 
 def local_sgd(ctx: Context, checkpoint: Checkpoint | None) -> LocalSteps | None:
-    """Where the recipe takes that layout."""
+    """Return the extension if `parallel` is local-sgd or diloco."""
     parallel = ctx.recipe.parallel
     return LocalSteps(parallel) if isinstance(parallel, LowCommunication) else None
 
 
 class LocalSteps(TrainExtension):
-    """Steps alone, and an outer step every so many."""
+    """Local steps in each process, and an outer step every `config.every`."""
 
     takes_plain_steps = False
 
@@ -30,7 +30,7 @@ class LocalSteps(TrainExtension):
         self.config, self.stop_every = config, config.every
 
     def compute_mesh(self, mesh: Mesh) -> Mesh:
-        return Mesh(Layout())  # each process computes its own steps whole
+        return Mesh(Layout())  # each process computes its steps alone
 
     def wrap(self, job: TrainJob) -> TrainJob:
         return local_steps(job, self.config)

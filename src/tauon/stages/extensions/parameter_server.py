@@ -21,13 +21,13 @@ __all__ = ["ServerTraining", "parameter_server"]
 
 
 def parameter_server(ctx: Context, checkpoint: Checkpoint | None) -> ServerTraining | None:
-    """Where the recipe takes that layout."""
+    """Return the extension if `parallel` is parameter-server."""
     parallel = ctx.recipe.parallel
     return ServerTraining(ctx, parallel) if isinstance(parallel, ParameterServer) else None
 
 
 class ServerTraining(TrainExtension):
-    """One process that starts servers and workers, and leads them."""
+    """One process that starts and coordinates servers and workers."""
 
     takes_plain_steps = False
 
@@ -39,7 +39,7 @@ class ServerTraining(TrainExtension):
     def mesh(self, model: ModelConfig) -> tuple[Mesh, Derived]:
         world, parallel = self.ctx.world, self.config
         if world.size > 1:
-            message = f"parameter-server starts its workers by itself, and {world.size} processes were started. PretrainedModel one process: without --on."
+            message = f"parameter-server starts its own workers, but {world.size} processes were started. Start one process: without --on."
             raise RecipeError([Problem("parallel.kind", message)])
         layout = f"parameter server: {parallel.workers} workers, {parallel.servers} servers, {parallel.mode}"
         device, _ = choose_device(self.ctx.train.device)
@@ -51,7 +51,9 @@ class ServerTraining(TrainExtension):
     def wrap(self, job: TrainJob) -> TrainJob:
         ctx, recipe = self.ctx, self.ctx.recipe
         if recipe.optim.layer_decay is not None or recipe.optim.lr_scale:
-            message = "servers give every weight the same learning rate. Drop optim.layer_decay and optim.lr_scale, or take another layout."
+            message = (
+                "servers use the same learning rate for every weight. Remove optim.layer_decay and optim.lr_scale, or use another layout."
+            )
             raise RecipeError([Problem("parallel.kind", message)])
         config = JobConfig(ctx.model, recipe.optim, ctx.train, recipe.task, ctx.splits.spec, recipe.seed)
         work = RecipeWork.of(config, ctx.data, self.settled, ctx.splits.fingerprint)

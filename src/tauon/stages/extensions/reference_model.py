@@ -1,4 +1,4 @@
-"""The reference that preferences are measured against: log-probabilities of the answers by the model that training starts from."""
+"""Reference model of preference tuning: log-probabilities of the answers under the model that training starts from."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _ROWS = 8
 
 
 def reference_model(ctx: Context) -> ReferenceModel | None:
-    """Where the task compares two answers."""
+    """Return the transform if the task compares two answers."""
     return ReferenceModel(ctx) if ctx.recipe.task.input_kind == "pairs" else None
 
 
 class ReferenceModel(SplitTransform):
-    """Pairs of answers with what the reference model makes of them."""
+    """Adds the reference model's log-probabilities to every pair of answers."""
 
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
@@ -44,19 +44,19 @@ class ReferenceModel(SplitTransform):
 
 
 def attach_reference(recipe: Recipe, data: DataConfig, model: ModelConfig, start: PretrainedModel | None, splits: DataSplits) -> None:
-    """Give every pair the log-probabilities of its answers by the model that training starts from: computed once, kept in the cache.
+    """Add to every pair the log-probabilities of its answers under the model that training starts from: computed once and cached.
 
-    The model is whole in one process while that is done. Adapters to start from count as a part of it; new ones change nothing.
+    The whole model is in one process meanwhile. Pretrained adapters are part of it; new adapters do not change its output.
     """
     device, _ = choose_device(recipe.train.device)
-    asked = recipe.train.precision
-    made: list[tuple[Any, Precision]] = []
+    requested = recipe.train.precision
+    loaded: list[tuple[Any, Precision]] = []
 
     def compute(part: PairDataset) -> np.ndarray[Any, Any]:
-        if not made:
+        if not loaded:
             net = materialize(model, seed=recipe.seed, device=device).eval()
-            made.append((net, choose_precision(asked, device, net)[0]))
-        net, precision = made[0]
+            loaded.append((net, choose_precision(requested, device, net)[0]))
+        net, precision = loaded[0]
         rows = []
         with torch.no_grad(), precision.context():
             for first in range(0, len(part), _ROWS):
@@ -65,10 +65,10 @@ def attach_reference(recipe: Recipe, data: DataConfig, model: ModelConfig, start
         return np.concatenate(rows)
 
     adapter = None if model.adapt is None else [dump(model.adapt), _files_of(model.adapt.from_)]
-    with_reference(splits, data, [None if start is None else start.fingerprint, recipe.seed, adapter, asked, str(device)], compute)
+    with_reference(splits, data, [None if start is None else start.fingerprint, recipe.seed, adapter, requested, str(device)], compute)
 
 
 def _files_of(folder: str | None) -> list[str]:
-    """sha256 of the files of an adapter to start from."""
+    """Return the sha256 of each file of a pretrained adapter."""
     files = [] if folder is None else sorted(p for p in Path(folder).expanduser().glob("adapter*") if p.is_file())
     return [hashlib.sha256(p.read_bytes()).hexdigest() for p in files]

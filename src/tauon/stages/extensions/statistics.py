@@ -1,4 +1,4 @@
-"""Means and deviations of columns with noise (`privacy.statistics`): nothing is fitted on the data before training draws them."""
+"""Noisy means and standard deviations of columns (`privacy.statistics`), drawn by training: data preparation fits nothing."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["NoisyStatistics", "noisy_statistics"]
 
 
 def noisy_statistics(ctx: Context) -> NoisyStatistics | None:
-    """Where the recipe asks for them."""
+    """Return the transform if the recipe has `privacy.statistics`."""
     config = None if ctx.recipe.privacy is None else ctx.recipe.privacy.statistics
     return None if config is None else NoisyStatistics(config, ctx)
 
 
 class NoisyStatistics(SplitTransform):
-    """Data that is scaled by noisy statistics, once training has drawn them."""
+    """Scales the data by noisy statistics once training has drawn them."""
 
     def __init__(self, config: StatisticsConfig, ctx: Context) -> None:
         self.config, self.ctx = config, ctx

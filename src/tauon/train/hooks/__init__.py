@@ -1,4 +1,4 @@
-"""What looks at a training while it goes on, and changes nothing of it: speed, layers, the first step."""
+"""Hooks that observe training without changing it: speed, layers, the first step."""
 
 from tauon.train.hooks.first_step import Moved, refuse_leaks, refuse_wrong_mask, watch_first_step
 from tauon.train.hooks.layers import LayerLook, complaints, lasting_complaints, watch_layers

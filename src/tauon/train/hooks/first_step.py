@@ -1,8 +1,8 @@
-"""What goes wrong silently in fine-tuning, found at the first step: a document that another one leaks into, a parameter that should have
-moved and did not, one that should not have and did.
+"""Finds silent failures of fine-tuning at the first step: leaks between packed documents, trainable parameters that do not change, frozen
+ones that do.
 
-`refuse_leaks` runs two rows through the model, in one of which all other documents have other tokens. `watch_first_step` looks over the
-shoulder of the first update. Each process looks at the pieces that it holds. What is found is a `TrainingError`: nothing was trained yet.
+`refuse_leaks` runs a row through the model twice, the second time with other tokens in all other documents. `watch_first_step` compares the
+weights before and after the first update; each process compares its own shards. A failure is a `TrainingError`, before any real training.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ __all__ = ["Moved", "refuse_leaks", "refuse_wrong_mask", "watch_first_step"]
 
 @dataclass
 class Moved:
-    """What the first update did."""
+    """Which parameters the first update changed."""
 
     moved: int = 0
-    """Parameters that moved."""
+    """Number of parameters that changed."""
     still: dict[str, str] = field(default_factory=dict)
-    """Trainable parameters that did not, and why that is as it should be."""
+    """Trainable parameters that did not change, for a harmless reason: name -> reason."""
     frozen: int = 0
-    """Parameters that must not move, and did not."""
+    """Number of frozen parameters, which did not change."""
 
 
 def watch_first_step(job: TrainJob, done: Callable[[Moved], None]) -> None:
-    """Before the job's first update, note every weight; after it, `done` is told what moved. Replaces the seam for one step, which waits for the
-    device: a step that it skips must not be taken for one that moves nothing.
+    """Compare every weight before and after the job's first update, and call `done` with the result. That step waits for the device, so that a
+    skipped step is not taken for one that changes nothing.
 
-    Raises `TrainingError`, from the step, where a frozen parameter moved, or one that trains did not although it had a gradient.
+    The step raises `TrainingError` if a frozen parameter changed, or a trainable one with a gradient did not.
     """
     update, late = job.functions.update, job.policy.reads_late
 
@@ -64,36 +64,36 @@ def watch_first_step(job: TrainJob, done: Callable[[Moved], None]) -> None:
 
 
 def _judged(named: list[tuple[str, bool]], before: list[Tensor | None], after: list[Tensor | None], reasons: list[str | None]) -> Moved:
-    found = Moved()
-    wrong: list[str] = []
+    result = Moved()
+    failures: list[str] = []
     for (name, trains), old, new, reason in zip(named, before, after, reasons, strict=True):
         if old is None or new is None:
-            continue  # this process holds no piece of it
+            continue  # this process has no shard of it
         moved = not torch.equal(old, new)
         if not trains:
-            found.frozen += not moved
-            wrong += [f"{name} is frozen and moved"] if moved else []
+            result.frozen += not moved
+            failures += [f"{name} is frozen, but it changed"] if moved else []
         elif moved:
-            found.moved += 1
-        elif reason is None or reason in WRONG:
-            wrong.append(f"{name} trains, {reason or 'had a gradient'}, and did not move")
+            result.moved += 1
+        elif reason is None or reason in FAILURES:
+            failures.append(f"{name} should train, but it did not change ({reason or 'it has a gradient'})")
         else:
-            found.still[name] = reason
-    if wrong:
+            result.still[name] = reason
+    if failures:
         raise TrainingError(
-            f"the first step did not do what it should: {'; '.join(wrong[:6])}{'; ...' if len(wrong) > 6 else ''}. "
-            "Freeze what is not meant to train (train.freeze), and look for what cuts the rest off."
+            f"the first step did not change the right parameters: {'; '.join(failures[:6])}{'; ...' if len(failures) > 6 else ''}. "
+            "Freeze parameters that should not train (train.freeze), and check why no gradient reaches the others."
         )
-    return found
+    return result
 
 
-UNREACHED, UNKNOWN = "is reached by no gradient", "is unknown to the optimizer"
-WRONG = (UNREACHED, UNKNOWN)
-WAITS = "its optimizer only prepares in its first step"
+UNREACHED, UNKNOWN = "no gradient reaches it", "it is not in the optimizer"
+FAILURES = (UNREACHED, UNKNOWN)
+WAITS = "its optimizer does not update weights in its first step"
 
 
 def _reason(p: Tensor, rate: float | None) -> str | None:
-    """Why a parameter that trains would stay where it is; None: it has no reason to. `rate`: the learning rate that the optimizer has for it."""
+    """Return why a trainable parameter might not change, or None if it must change. `rate`: its learning rate in the optimizer."""
     if not p.requires_grad:
         return None
     if rate is None:
@@ -103,26 +103,25 @@ def _reason(p: Tensor, rate: float | None) -> str | None:
     part, g = local_part(p.detach()), local_part(p.grad)
     largest = float(g.abs().max()) if g.numel() else 0.0
     if largest == 0:
-        return "its gradient is zero in the first step"
-    step = rate * min(1.0, largest)  # Adam's is about the rate, plain descent's the rate times the gradient
-    return "the first step is below its rounding" if step < float(part.abs().max()) * torch.finfo(part.dtype).eps else None
+        return "the gradient is zero in the first step"
+    step = rate * min(1.0, largest)  # an update of Adam is about the rate, one of SGD the rate times the gradient
+    return "the first update is smaller than rounding" if step < float(part.abs().max()) * torch.finfo(part.dtype).eps else None
 
 
 def _sum(p: Tensor) -> Tensor | None:
-    """Something of this process's piece that changes when any of its bits do: the sum of its elements read as integers."""
+    """Return a checksum of this process's shard: the sum of its elements read as integers."""
     part = local_part(p.detach())
     if not part.numel():
         return None
-    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[part.element_size()]
-    return part.contiguous().view(whole).sum(dtype=torch.int64)
+    integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[part.element_size()]
+    return part.contiguous().view(integer).sum(dtype=torch.int64)
 
 
 def refuse_wrong_mask(job: TrainJob, dataset: Any) -> str:
-    """Check, on the first batch, that the loss covers the answers and nothing else; in words, what was checked.
+    """Check, on the first batch, that the loss covers exactly the answers; return a description of what was checked.
 
-    What is covered is turned back into text and compared with the answers as they were read, blanks aside. `dataset` is one of
-    conversations or preferences: its `answers(row)` are what each document of a row should have, None where something was cut.
-    Raises `TrainingError`.
+    The covered tokens are decoded and compared with the answers as read, ignoring whitespace. `dataset` has conversations or preferences: its
+    `answers(row)` are the expected answers of each document of a row, None if something was truncated. Raises `TrainingError`.
     """
     batch, tokenizer = job.loader.batch_at(job.step), dataset.tokenizer
     segments, index = batch.segments, batch.index
@@ -130,34 +129,34 @@ def refuse_wrong_mask(job: TrainJob, dataset: Any) -> str:
     assert index is not None
     checked = covered = 0
     for row, number in enumerate(index.tolist()):
-        meant = dataset.answers(number)
-        if meant is None or not (batch.weights[row] > 0).any():
+        expected_answers = dataset.answers(number)
+        if expected_answers is None or not (batch.weights[row] > 0).any():
             continue
-        for document, answers in enumerate(meant):
+        for document, answers in enumerate(expected_answers):
             pair = batch.targets.ndim == 3
-            mine = segments[row, document] == 0 if pair else segments[row] == document
+            in_document = segments[row, document] == 0 if pair else segments[row] == document
             weights, targets = (t[row, document] if pair else t[row] for t in (batch.weights, batch.targets))
-            found = targets[mine & (weights > 0)]
-            said = tokenizer.decode(found.numpy())
+            tokens = targets[in_document & (weights > 0)]
+            text = tokenizer.decode(tokens.numpy())
             expected = "".join(tokenizer.decode(tokenizer.encode(a)) for a in answers)
-            if said.split() != expected.split() and "".join(said.split()) != "".join(expected.split()):
+            if text.split() != expected.split() and "".join(text.split()) != "".join(expected.split()):
                 raise TrainingError(
-                    f"the loss covers {said[:80]!r}, and the answer is {expected[:80]!r} (example {number}, document {document}). The chat template "
-                    "and this tokenizer do not work together: take another data.chat.template."
+                    f"the loss covers {text[:80]!r}, but the answer is {expected[:80]!r} (example {number}, document {document}). The chat template "
+                    "does not fit this tokenizer: use another data.chat.template."
                 )
-            checked, covered = checked + 1, covered + len(found)
+            checked, covered = checked + 1, covered + len(tokens)
     return (
         f"{checked} answers of the first batch: the loss covers their {covered:,} tokens and nothing else"
         if checked
-        else "not checked: all answers are cut"
+        else "not checked: all answers are truncated"
     )
 
 
 @torch.no_grad()
 def refuse_leaks(job: TrainJob) -> str:
-    """Check that a document in a packed row is blind to its neighbours, padding included; in words, what was checked.
+    """Check that a document in a packed row does not attend to its neighbours or padding; return a description of what was checked.
 
-    Collective, as a forward pass is. Raises `TrainingError` where outputs move with another document's tokens.
+    Collective, like a forward pass. Raises `TrainingError` if outputs change with the tokens of another document.
     """
     batch = job.loader.batch_at(job.step)
     if batch.segments is None:
@@ -167,34 +166,34 @@ def refuse_leaks(job: TrainJob) -> str:
     segments = batch.segments
     assert segments is not None
     if job.mesh.layout.pipeline > 1 or job.mesh.layout.context > 1:
-        return "not checked: no process sees a whole row"
+        return "not checked: no process has a whole row"
     rows = batch.inputs.shape[0]
     counts = torch.stack([(segments[i, 1:] != segments[i, :-1]).sum() for i in range(rows)])
     row = int(counts.argmax())
     one = batch.rows(row, row + 1).to(job.policy.device)
     assert one.segments is not None
-    kept = one.segments == one.segments[one.segments >= 0][-1]  # the last: earlier ones could not see it anyway where attention is causal
-    others = ~kept
+    last = one.segments == one.segments[one.segments >= 0][-1]  # the last: causal attention hides it from earlier ones anyway
+    others = ~last
     vocab: Any = getattr(getattr(job.model, "embed", None), "num_embeddings", None)
     if vocab is None:
-        return "not checked: this model has no embedding of tokens"
+        return "not checked: this model has no token embedding"
     changed = replace(one, inputs=torch.where(others, (one.inputs + 1 + one.inputs % 7) % vocab, one.inputs))
-    was = job.model.training
+    was_training = job.model.training
     job.model.eval()
     try:
         with torch.compiler.set_stance("force_eager"), job.policy.precision.context():
             outputs = [job.model(b.inputs, b.segments).float() for b in (one, changed)]
     finally:
-        job.model.train(was)
+        job.model.train(was_training)
         reshard(job.model)
     a, b = outputs
-    if a.shape[:2] == kept.shape:  # an output a position
-        a, b = a[kept], b[kept]
+    if a.shape[:2] == last.shape:  # one output per position
+        a, b = a[last], b[last]
     off = float((a - b).abs().max()) if a.numel() else 0.0
     allowed = (1e-2 if job.policy.precision.name == "bf16" else 1e-4) * max(1.0, float(a.abs().max()) if a.numel() else 1.0)
     if not off <= allowed:
         raise TrainingError(
-            f"packing leaks: with other tokens in the other documents of a row, a document's outputs move by {off:.3g}. This model does "
-            "not keep attention inside a segment. Take one that does, or data with one document a row."
+            f"packing leaks: with other tokens in the other documents of a row, a document's outputs change by {off:.3g}. This model does "
+            "not limit attention to a document. Use a model that does, or data with one document per row."
         )
-    return f"{int(others.sum())} of {others.numel()} positions of a row belong to other documents, and changing them moved outputs by {off:.1g}"
+    return f"{int(others.sum())} of {others.numel()} positions of a row belong to other documents, and changing them changed outputs by {off:.1g}"

@@ -1,4 +1,4 @@
-"""How fast it goes: throughput, model TFLOP/s, memory, time left. A hook that adds to what later hooks are told."""
+"""Speed of training: throughput, model TFLOP/s, memory, time left. A hook that adds metrics for the hooks after it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Meter", "memory_mb"]
 
 
 class Meter:
-    """Adds examples_per_s, tokens_per_s, tflops, memory_mb, eta_s over the last `window` steps.
+    """Adds examples_per_s, tokens_per_s, tflops, memory_mb, eta_s, averaged over the last `window` steps.
 
-    tflops is *model* TFLOP/s: the operations that the mathematics asks for (`Model.flops_per_example`: 6 for each weight that
+    tflops is *model* TFLOP/s: the operations of the mathematical model (`Model.flops_per_example`: 6 for each weight that
     multiplies, attention at half its square), not those that recomputation adds.
     """
 
@@ -28,7 +28,7 @@ class Meter:
 
     def __call__(self, job: TrainJob, info: StepInfo) -> None:
         before, self.last = self.last, (info.examples, info.tokens)
-        if before is None:  # the first step warms up, and what came before a resume is not this process's work
+        if before is None:  # the first step warms up; steps before a resume were not done by this process
             return
         self.recent.append((info.metrics["seconds"], info.examples - before[0], info.tokens - before[1]))
         recent = list(self.recent)
@@ -43,7 +43,7 @@ class Meter:
 
 
 def memory_mb(device: torch.device) -> float:
-    """Peak memory in MB (10**6 bytes): of the device, or of this process on a CPU."""
+    """Return the peak memory in MB (10**6 bytes): of the GPU, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,4 +1,4 @@
-"""Local SGD and DiLoCo: replicas that train on their own, with an outer step every so often."""
+"""Local SGD and DiLoCo: replicas train separately, with an outer step every N steps."""
 
 from tauon.train.local_sgd.replica import local_steps
 

@@ -1,7 +1,7 @@
 """Training with a parameter server: a job whose step functions talk to servers and workers instead of computing here.
 
-Three modes, a file each: `sync.py` (every step waits for its shares), `asynchronous.py` (what comes is applied) and `diloco.py` (rounds of local steps).
-`worker.py` is what a worker does, `worker_pool.py` how the driver sees them.
+Three modes, one file each: `sync.py` (a step waits for all its shares), `asynchronous.py` (gradients are applied as they arrive) and
+`diloco.py` (rounds of local steps). `worker.py` is the code of a worker; `worker_pool.py` is the driver's view of the workers.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ __all__ = ["AsyncDiLoCo", "AsyncParameterServer", "RecipeWork", "SyncParameterSe
 def use_parameter_server(
     job: TrainJob, config: ParameterServer, optim: OptimConfig, work: Work, *, on_note: Callable[[str], None] = lambda _: None
 ) -> SyncParameterServer:
-    """Replace the job's seams. Restore it afterwards, if at all; train it inside `with`, where the processes run.
+    """Replace the job's step functions. Restore a checkpoint only afterwards; train inside `with`, which starts the processes.
 
     Args:
-        job: as `build_job` made it, on step 0.
+        job: from `build_job`, at step 0.
         config: the recipe's `parallel`.
-        optim: what the job's optimizer was built by.
+        optim: config of the job's optimizer.
         work: how a worker builds the same job.
-        on_note: told when processes die and are replaced.
+        on_note: called when processes die and are replaced.
 
     Raises:
-        RecipeError: the model or the batch cannot be shared out so.
+        RecipeError: the model or the batch cannot be distributed like this.
         MissingExtra: Ray is not installed.
     """
     kind = SyncParameterServer if config.mode == "sync" else AsyncParameterServer if config.outer is None else AsyncDiLoCo

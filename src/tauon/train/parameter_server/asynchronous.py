@@ -1,4 +1,4 @@
-"""The asynchronous and bounded-staleness modes: what workers push is applied as it comes."""
+"""The asynchronous and bounded-staleness modes: gradients are applied as they arrive."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ __all__ = ["AsyncParameterServer"]
 
 
 class AsyncParameterServer(SyncParameterServer):
-    """Asynchronous and bounded-staleness modes. Batch i is made whole by one worker and applied when it comes; step t is the t-th applied.
+    """Asynchronous and bounded-staleness modes. One worker computes all of batch i; it is applied on arrival; step t is the t-th applied.
 
-    Every batch below `total_steps` is applied once, whatever dies: only their order differs from `sync`.
+    Every batch below `total_steps` is applied exactly once, also after failures: only the order differs from `sync`.
     """
 
     def read_settings(self) -> None:
         self.staleness = self.config.staleness if self.config.mode == "ssp" else None
         self.needed = 1
         self.next = 0
-        """The first batch that nobody has begun."""
+        """The first batch that no worker has begun."""
         self.open: list[int] = []
-        """Batches begun and not applied, those that a dead worker left among them."""
+        """Batches begun and not applied, including those of workers that died."""
         self.arrived: list[Result] = []
 
     def share_of(self, number: int) -> int:
@@ -47,18 +47,18 @@ class AsyncParameterServer(SyncParameterServer):
 
     def exchange(self, job: TrainJob) -> None:
         super().exchange(job)
-        self.open.remove(self.results[0].task.step)  # from here on it counts as done, also where the step is skipped
+        self.open.remove(self.results[0].task.step)  # it now counts as done, even if the step is skipped
 
     def update(self, job: TrainJob) -> None:
         super().update(job)
-        self.fill(job)  # the worker that pushed goes on with the weights that it moved
+        self.fill(job)  # the worker that pushed continues with the updated weights
 
     def gather(self, job: TrainJob) -> None:
         super().gather(job)
         job.notes[NOTE] = {"applied": job.step, "next": self.next, "open": [*self.open]}
 
     def fill(self, job: TrainJob) -> None:
-        """Give every idle worker a batch, as far as the bound on staleness lets it."""
+        """Give every idle worker a batch, within the staleness bound."""
         doing = {m.task.step for m in self.pool.workers.values() if m.task is not None and m.task.attempt == self.attempt} | {
             r.task.step for r in self.arrived
         }
@@ -74,14 +74,14 @@ class AsyncParameterServer(SyncParameterServer):
             self.pool.give(worker, self.task(job, batch), self.nominal, self.group.version, self.group.weights)
 
     def all_of(self, job: TrainJob) -> int:
-        """Batches of the whole run."""
+        """Return the number of batches of the run."""
         return job.policy.total_steps
 
     def task(self, job: TrainJob, batch: int) -> Task:
         return Task(batch, 0, 1, self.attempt)
 
     def allowed(self, batch: int) -> bool:
-        """A clock is one batch a worker: batch b of clock b // workers may begin if no batch of an older clock than staleness is open."""
+        """Return whether a batch may begin: its clock (batch // workers) is at most `staleness` ahead of the oldest open batch's."""
         if self.staleness is None:
             return True
         oldest = min([*self.open, batch])

@@ -1,4 +1,4 @@
-"""Asynchronous DiLoCo: what workers push is what a round of steps of their own did to the weights."""
+"""Asynchronous DiLoCo: workers push the change of weights over a round of local steps."""
 
 from __future__ import annotations
 
@@ -21,22 +21,27 @@ __all__ = ["AsyncDiLoCo"]
 
 
 class AsyncDiLoCo(AsyncParameterServer):
-    """Asynchronous DiLoCo. Round r is steps [r H, r H + H): one worker takes them on its own, from the newest weights on, with its own optimizer,
-    clipping and watch over gradients; the servers' outer optimizer acts on what that did (Liu et al. 2024, arXiv:2401.09135).
+    """Asynchronous DiLoCo. Round r is steps [r H, r H + H): one worker does them alone, from the newest weights, with its own optimizer,
+    clipping and gradient health; the servers' outer optimizer uses the change of weights (Liu et al. 2024, arXiv:2401.09135).
 
-    When a round has come, the loop goes through its H steps and logs them; the servers are asked at the first of them. Workers' own optimizers are in no
-    checkpoint: after a resume they begin afresh, as that of a worker does which joins late.
+    When a round arrives, the loop logs its H steps; the servers apply it at the first of them. The workers' optimizers are not in checkpoints:
+    after a resume they start from scratch, like that of a worker that joins late.
     """
 
     def read_settings(self) -> None:
         super().read_settings()
         if self.job.ema is not None:
             raise RecipeError(
-                [Problem("train.ema", "averages every step's weights, and with parallel.outer they move every round. Drop it.")]
+                [
+                    Problem(
+                        "train.ema",
+                        "averages the weights of every step, but with parallel.outer they change only every round. Remove train.ema.",
+                    )
+                ]
             )
         self.every = self.config.every
         self.left: list[list[float]] = []
-        """Loss and gradient norm of the steps of the round that are not logged yet."""
+        """Loss and gradient norm of the round's steps that are not logged yet."""
         self.arrives = False
         self.norm = 0.0
         self.outer: dict[str, Tensor] = {}
@@ -64,7 +69,7 @@ class AsyncDiLoCo(AsyncParameterServer):
         return torch.tensor(loss, device=job.policy.device)
 
     def exchange(self, job: TrainJob) -> None:
-        """At the first step of a round the servers take it in, unless it came to nothing finite."""
+        """At the first step of a round the servers sum it, unless its weights are not finite."""
         if not self.arrives:
             return
         for _ in range(3):
@@ -82,17 +87,17 @@ class AsyncDiLoCo(AsyncParameterServer):
             if self.config.replicas:
                 job.traffic.add("replica", self.config.replicas * self.results[0].done.pushed)
         else:
-            self.on_note(f"round {self.results[0].task.step} came to weights that are not finite, and is left out")
+            self.on_note(f"round {self.results[0].task.step} is skipped: its weights are not finite")
         self.open.remove(self.results[0].task.step)
         self.results = []
         self.fill(job)
 
     def clip(self, job: TrainJob) -> Tensor:
-        """The worker clipped; this is what it saw."""
+        """Return the gradient norm that the worker measured; the worker clipped already."""
         return torch.tensor(self.norm)
 
     def update(self, job: TrainJob) -> None:
-        """Done at the round's first step, all of it. What is left is to log the learning rate that the worker had."""
+        """Set the learning rate for the log; the weights were updated at the round's first step."""
         job.set_rate()
 
     def gather(self, job: TrainJob) -> None:
@@ -100,7 +105,7 @@ class AsyncDiLoCo(AsyncParameterServer):
         job.notes[NOTE]["left"] = [[*pair] for pair in self.left]
 
     def all_of(self, job: TrainJob) -> int:
-        """Rounds of the whole run."""
+        """Return the number of rounds of the run."""
         return math.ceil(job.policy.total_steps / self.every)
 
     def task(self, job: TrainJob, batch: int) -> Task:
@@ -127,7 +132,7 @@ class OuterState:
         anchor = {n: p for n, p in owner.job.model.named_parameters() if p.requires_grad}
         outer = owner.config.outer
         assert outer is not None
-        return outer.state(anchor) or {"none": torch.zeros(())}  # a group that is there, also of an outer optimizer without state
+        return outer.state(anchor) or {"none": torch.zeros(())}  # the group must exist, also for an outer optimizer without state
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         self.owner.outer = {k: v for k, v in tensors.items() if k != "none"}

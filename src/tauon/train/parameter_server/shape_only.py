@@ -1,4 +1,4 @@
-"""A loader for a process that trains by others' hands: it counts examples and reads none."""
+"""A loader for the driver of a parameter server, which counts examples but does not read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ShapeOnlyLoader"]
 
 
 class ShapeOnlyLoader:
-    """Batches of the right shape with nothing in them: the driver counts examples and reads none."""
+    """Returns zero batches of the right shape, without reading data."""
 
     def __init__(self, like: Batch) -> None:
         def hollow(t: Tensor | None) -> Tensor | None:

@@ -1,10 +1,10 @@
 """Training with a parameter server: a job whose seams talk to servers and workers instead of computing here.
 
-make: workers make gradients, each of a share of the batch (`sync`) or of a batch of its own (`async`, `ssp`); exchange: servers sum what was
-pushed; clip: from the norms that they report; update: they apply it. The loop, its hooks, checkpoints and validation stay as they are, and
-so does what a step is: one update from `train.batch` examples.
+make: workers compute gradients, each of a share of the batch (`sync`) or of its own batch (`async`, `ssp`); exchange: servers sum the pushed
+gradients; clip: from the norms that servers report; update: servers apply it. Loop, hooks, checkpoints and validation are unchanged, and a
+step is still one update from `train.batch` examples.
 
-The driver holds a copy of the model and of the optimizer for them, which `gather` brings up to date. It computes no gradient.
+The driver has a copy of model and optimizer for hooks and checkpoints, which `gather` updates. It computes no gradient.
 """
 
 from __future__ import annotations
@@ -53,25 +53,24 @@ class OptimizerOf:
 
 
 WHERE_DATA_IS = ("TAUON_DATA", "TAUON_CACHE")
-"""What a worker on this machine must find as the driver does."""
+"""Environment variables that a worker on this machine must share with the driver."""
 
 
 def refuse_on_servers(job: TrainJob, optim: OptimConfig) -> None:
-    """Raise `RecipeError` for what needs whole weights in one place at every step."""
-    wrong = []
+    """Raise `RecipeError` for settings that need whole weights in one place at every step."""
+    problems = []
     if job.eval_weights is not None or hasattr(job.optimizer, "packed"):
-        wrong.append(Problem("optim.kind", f"{optim.kind_} does not run on parameter servers. Take adamw, or parallel: replicate."))
+        problems.append(Problem("optim.kind", f"{optim.kind_} does not run on parameter servers. Use adamw, or parallel: replicate."))
     for name in ("clip_layer", "clip_adaptive"):
         if getattr(job.policy, name) is not None:
-            wrong.append(
-                Problem(f"optim.{name}", "servers hold pieces of layers. Take optim.clip_norm or clip_value, or parallel: replicate.")
-            )
-    if wrong:
-        raise RecipeError(wrong)
+            message = "does not work with parameter servers, which hold parts of layers. Use optim.clip_norm or clip_value."
+            problems.append(Problem(f"optim.{name}", message))
+    if problems:
+        raise RecipeError(problems)
 
 
 class SyncParameterServer:
-    """The synchronous mode, and what all modes share."""
+    """The synchronous mode, and the base of the other modes."""
 
     def __init__(self, job: TrainJob, config: ParameterServer, optim: OptimConfig, work: Work, on_note: Callable[[str], None]) -> None:
         import_ray()
@@ -82,7 +81,7 @@ class SyncParameterServer:
         refuse_running_statistics(job.model, "parameter-server")
         first = job.loader.batch_at(0)
         self.rows = len(first)
-        self.nominal = max(job.task.weight(first).item(), 1.0)  # of batch 0, whatever step a resume begins at: the same division everywhere
+        self.nominal = max(job.task.weight(first).item(), 1.0)  # always of batch 0, so that the division is the same after a resume
         job.loader = ShapeOnlyLoader(first)
         self.read_settings()
         self.blueprint = Blueprint(
@@ -103,19 +102,19 @@ class SyncParameterServer:
         job.functions = replace(
             job.functions, make=self.make, exchange=self.exchange, clip=self.clip, update=self.update, gather=self.gather
         )
-        job.policy = replace(job.policy, reads_late=False)  # servers are told by this process whether a step counts
+        job.policy = replace(job.policy, reads_late=False)  # this process decides whether a step is skipped, and tells the servers
         if config.push.feedback:
             job.extra[FEEDBACK] = ErrorFeedbackState(self)
 
     def read_settings(self) -> None:
-        """What only this mode reads of its settings."""
+        """Read the settings of this mode."""
         config = self.config
         if self.rows % config.workers:
             raise RecipeError(
                 [
                     Problem(
                         "train.batch",
-                        f"{self.rows} examples cannot be shared evenly by parallel.workers={config.workers}. Take a multiple.",
+                        f"{self.rows} examples do not divide evenly among parallel.workers={config.workers}. Use a multiple.",
                     )
                 ]
             )
@@ -151,44 +150,44 @@ class SyncParameterServer:
         options: dict[str, Any] = {"num_cpus": self.threads, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
         if self.job.policy.device.type == "cuda":
             options["num_gpus"] = 1
-        if self.config.address is None:  # a Ray that ran before this process set them would not tell its workers
+        if self.config.address is None:  # a Ray that was started earlier does not pass them to its workers
             options["runtime_env"] = {"env_vars": {k: v for k, v in os.environ.items() if k in WHERE_DATA_IS}}
         actor = self.ray.remote(Gradients).options(**options)
         return actor.remote(self.work, number, self.partition, self.config.push, self.config.pull, self.threads)
 
     def may_restart(self, what: str) -> bool:
-        """Count a death against `max_restarts`."""
+        """Count a failure against `max_restarts`; return whether a restart is left."""
         if self.restarts >= self.config.max_restarts:
             return False
         self.restarts += 1
         self.job.measured["restarts"] = self.restarts
         if what.startswith("server"):
-            self.on_note(f"{what} died; another takes its place")
+            self.on_note(f"{what} died; a replacement is started")
         return True
 
     def greet(self, worker: Worker) -> None:
-        """What a new worker needs beside weights."""
+        """Send a new worker what it needs besides weights."""
         worker.actor.fixed.remote(self.fixed)
         self.bring_left_out(worker)
 
     def bring_left_out(self, worker: Worker) -> None:
-        """What a checkpoint kept of a worker's error feedback."""
-        kept = self.job.extra.get(FEEDBACK)
-        if isinstance(kept, ErrorFeedbackState) and worker.number in kept.saved:
-            worker.actor.put_back.remote(self.share_of(worker.number), kept.saved.pop(worker.number))
+        """Send a worker its error feedback from the checkpoint."""
+        feedback = self.job.extra.get(FEEDBACK)
+        if isinstance(feedback, ErrorFeedbackState) and worker.number in feedback.saved:
+            worker.actor.put_back.remote(self.share_of(worker.number), feedback.saved.pop(worker.number))
 
     def share_of(self, number: int) -> int:
-        """The share whose left-out parts worker `number` keeps."""
+        """Return the share whose error feedback worker `number` keeps."""
         return number
 
     def begin(self, job: TrainJob) -> None:
-        """Hand the job's weights and optimizer state to the servers: at the first step, and after going back to a checkpoint."""
+        """Send the job's weights and optimizer state to the servers: at the first step, and after restoring a checkpoint."""
         weights = {n: p.detach().cpu().numpy() for n, p in job.model.named_parameters() if p.requires_grad}
         own = job.model.state_dict()
         tied = self.names.tied
         self.fixed = {n: t.cpu().numpy() for n, t in own.items() if n not in weights and n not in tied}
         tensors, numbers = self.server_state(job)
-        # the servers' count of updates is the job's count of steps less those that were skipped: only differences matter
+        # the servers count updates, the job counts steps including skipped ones: only differences matter
         self.group.load(scatter(self.partition, weights, tensors, numbers, job.step))
         self.gathered = self.group.version
         self.begun = True
@@ -199,7 +198,7 @@ class SyncParameterServer:
     # ---------------------------------------------------------------------------------------- the seams
 
     def make(self, job: TrainJob, batch: Batch) -> Tensor:
-        """The mean loss; the gradients stay on their way to the servers."""
+        """Return the mean loss; the gradients are sent to the servers."""
         if not self.begun:
             self.begin(job)
         self.results = self.collect(job)
@@ -213,11 +212,11 @@ class SyncParameterServer:
         return loss * self.rescale if self.rescale != 1.0 else loss
 
     def collect(self, job: TrainJob) -> list[Result]:
-        """The shares of this step, in order: all of them, or as many as are waited for."""
+        """Return the shares of this step in order: all of them, or as many as the step waits for."""
         shares = self.config.workers
         waiting = list(range(shares))
-        found: dict[int, Result] = {}
-        while len(found) < self.needed:
+        by_share: dict[int, Result] = {}
+        while len(by_share) < self.needed:
             for worker in self.pool.idle:
                 share = self.pick(worker, waiting)
                 if share is not None:
@@ -226,22 +225,22 @@ class SyncParameterServer:
                         worker, Task(job.step, share, shares, self.attempt), self.nominal, self.group.version, self.group.weights
                     )
             results, again = self.wait()
-            found |= {r.task.share: r for r in results if r.task.step == job.step and r.task.attempt == self.attempt}
+            by_share |= {r.task.share: r for r in results if r.task.step == job.step and r.task.attempt == self.attempt}
             waiting += [t.share for t in again if t.step == job.step and t.attempt == self.attempt]
-        kept = sorted(found)[: self.needed] if len(found) > self.needed else sorted(found)
-        if len(kept) < shares:
-            job.measured["dropped_examples"] = (shares - len(kept)) * (self.rows // shares)
-        return [found[s] for s in kept]
+        used = sorted(by_share)[: self.needed] if len(by_share) > self.needed else sorted(by_share)
+        if len(used) < shares:
+            job.measured["dropped_examples"] = (shares - len(used)) * (self.rows // shares)
+        return [by_share[s] for s in used]
 
     def pick(self, worker: Worker, waiting: list[int]) -> int | None:
-        """Its own share first. A share that leaves something out belongs to the worker that keeps it, while there is one."""
+        """Return a share for a worker: its own if possible. With error feedback, a share belongs to its worker while that exists."""
         if worker.number in waiting:
             return worker.number
         free = [s for s in waiting if not (self.config.push.feedback and s in self.pool.workers)]
         return free[0] if free else None
 
     def wait(self) -> tuple[list[Result], list[Task]]:
-        """`WorkerPool.wait`, with the servers healed where they were the reason."""
+        """Call `WorkerPool.wait`; if a server died, replace it."""
         try:
             happened: tuple[list[Result], list[Task]] = self.pool.wait()
             return happened
@@ -250,24 +249,24 @@ class SyncParameterServer:
             return err.results, err.again  # type: ignore[attr-defined]
 
     def exchange(self, job: TrainJob) -> None:
-        """Servers sum the pushes, in the order of shares."""
+        """Let the servers sum the pushed gradients, in the order of shares."""
         for _ in range(ATTEMPTS):
             try:
                 pulled = self.results[0].pulled if self.blueprint.compensation else None
                 self.norms = self.group.reduce([r.pushes for r in self.results], rescale=self.rescale, pulled=pulled)
                 return
             except ServerDied:
-                if not self.group.heal():  # then it is the pushes that are gone, with the machine that they lay on
+                if not self.group.heal():  # no server died: the pushed gradients were lost with their machine
                     self.make(job, job.loader.batch_at(job.step))
         raise self.lost(job)
 
     def lost(self, job: TrainJob) -> TrainingError:
         return TrainingError(
-            f"step {job.step + 1}: gradients were lost on their way three times. The same command goes on from the last checkpoint."
+            f"step {job.step + 1}: gradients were lost in transit three times. The same command resumes from the last checkpoint."
         )
 
     def clip(self, job: TrainJob) -> Tensor:
-        """The global norm from those of the pieces, as `clip_gradients` takes it; the factor for the servers to multiply by."""
+        """Return the global norm, computed from those of the shards as in `clip_gradients`; set the servers' clipping factor."""
         parts: dict[str, list[float]] = {}
         for pieces, norms in zip(self.partition.shards, self.norms, strict=True):
             for piece, length in zip(pieces, norms, strict=True):
@@ -279,7 +278,7 @@ class SyncParameterServer:
         return norm
 
     def update(self, job: TrainJob) -> None:
-        """Servers apply what they summed, at this step's learning rate."""
+        """Let the servers apply the summed gradients at this step's learning rate."""
         factor = job.set_rate()
         self.group.apply(self.scale, factor)
         if self.config.replicas:
@@ -289,17 +288,17 @@ class SyncParameterServer:
             self.gather(job)
 
     def gather(self, job: TrainJob) -> None:
-        """Weights and optimizer state from the servers into the driver's copies."""
+        """Copy weights and optimizer state from the servers to the driver."""
         if not self.begun or self.gathered == self.group.version:
             return
-        in_vain = 0
+        failures = 0
         while True:
             try:
                 states = self.group.states()
                 break
             except ServerDied as err:
-                in_vain += not self.group.heal()
-                if in_vain == ATTEMPTS:
+                failures += not self.group.heal()
+                if failures == ATTEMPTS:
                     raise unreachable(err) from err
         weights, tensors, numbers = gather(self.partition, self.names.trained, states)
         own = dict(job.model.named_parameters())
@@ -310,16 +309,16 @@ class SyncParameterServer:
         self.gathered = self.group.version
 
     def server_state(self, job: TrainJob) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(arrays, numbers) of the servers' rule, as the job has them."""
+        """Return (arrays, numbers): the job's optimizer state for the servers."""
         tensors, numbers = optimizer_tensors(job.optimizer, job.model)
         return {k: v.cpu().numpy() for k, v in tensors.items()}, numbers
 
     def take_server_state(self, job: TrainJob, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """The reverse."""
+        """Set the job's optimizer state from the servers'."""
         load_optimizer(job.optimizer, job.model, tensors, numbers)
 
     def through(self, go: Callable[[], object], back: Callable[[str], bool]) -> None:
-        """`go` until it is through. Where a shard was lost, `back` puts the job back to a checkpoint, told why, and says whether there is one."""
+        """Run `go` to its end. If a shard was lost, call `back(reason)`, which restores a checkpoint, or returns False if there is none."""
         while True:
             try:
                 go()
@@ -330,13 +329,13 @@ class SyncParameterServer:
                 self.start_over()
 
     def start_over(self) -> None:
-        """The job was put back to a checkpoint: the servers follow at its next step."""
+        """Called after the job was restored from a checkpoint: the servers are updated at the next step."""
         self.begun, self.results = False, []
         self.attempt += 1
 
 
 class ErrorFeedbackState:
-    """What the workers' error feedback has not sent yet, as a part of the job's state: an exact resume needs it."""
+    """The workers' error feedback (compression error not sent yet) as part of the job's state: an exact resume needs it."""
 
     def __init__(self, owner: SyncParameterServer) -> None:
         self.owner = owner
@@ -353,9 +352,9 @@ class ErrorFeedbackState:
                 try:
                     kept = owner.ray.get(worker.actor.left_out.remote(owner.share_of(number)), timeout=limit)
                 except owner.ray.exceptions.GetTimeoutError:
-                    said = f"worker {number} has not answered for {limit:g} s (parallel.timeout)."
-                    raise TrainingError(f"{said} The same command goes on from the last checkpoint.") from None
-                except owner.ray.exceptions.RayActorError:  # it died, and what it kept with it
+                    message = f"worker {number} has not answered for {limit:g} s (parallel.timeout)."
+                    raise TrainingError(f"{message} The same command resumes from the last checkpoint.") from None
+                except owner.ray.exceptions.RayActorError:  # it died, and its error feedback is lost
                     pass
             out |= {f"{number}.{shard}": torch.from_numpy(np.array(values)) for shard, values in enumerate(kept)}
         return out

@@ -1,6 +1,6 @@
-"""What a worker of the parameter server does: builds the job by itself, takes weights, makes the gradient of a share of a batch, packs it.
+"""A worker of the parameter server: builds the job, receives weights, computes and packs the gradient of a share of a batch.
 
-A plain class: Ray makes an actor of it (`sync.py`), tests call it directly. It decides nothing: which share of which step, and when, it is told.
+A plain class: Ray makes an actor of it (`sync.py`), tests call it directly. The driver decides which share of which step it computes.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ __all__ = ["Done", "Gradients", "RecipeWork", "ShareOfTask", "Work", "versions"]
 
 
 class Work(Protocol):
-    """How another process builds the same job. Must pickle; the same on every worker."""
+    """How another process builds the same job. Must be picklable; the same on every worker."""
 
     def job(self, worker: int) -> TrainJob:
-        """The job at step 0."""
+        """Return the job at step 0."""
         ...
 
     def source(self, share: int, shares: int) -> BatchSource:
-        """The rows of share `share` of `shares` of every batch."""
+        """Return a source of the rows of share `share` of `shares` of every batch."""
         ...
 
 
 @dataclass
 class RecipeWork:
-    """The job that a recipe says, from plain data: the worker reads the data itself, and refuses where it is other data."""
+    """The job of a recipe, as plain data: the worker reads the training data itself and refuses it if it differs from the driver's."""
 
     sections: dict[str, Any]
     """`model` (resolved), `optim`, `train`, `task`, `data`: each as `dump` gives it."""
@@ -54,15 +54,15 @@ class RecipeWork:
     settings: JobSettings
     seed: int
     fingerprint: str
-    """Of the data that the driver prepared."""
+    """Fingerprint of the data that the driver prepared."""
     splits: DataSplits | None = None
-    """Read by the worker when it first needs them."""
+    """Prepared by the worker when first needed."""
 
     @classmethod
     def of(cls, config: JobConfig, data: DataConfig, settings: JobSettings, fingerprint: str) -> RecipeWork:
         named = {"model": config.model, "optim": config.optim, "train": config.train, "task": config.task, "data": data}
         plain = {f.name: getattr(settings, f.name) for f in fields(JobSettings)}
-        plain["device"] = torch.device(settings.device.type)  # which card, each worker sees for itself
+        plain["device"] = torch.device(settings.device.type)  # each worker chooses its own GPU
         return cls({k: dump(v) for k, v in named.items()}, config.spec, JobSettings(**plain), config.seed, fingerprint)
 
     def job(self, worker: int) -> TrainJob:
@@ -84,8 +84,8 @@ class RecipeWork:
             self.splits = prepare(data, seed=self.seed, input_kind=task.input_kind, scale_targets=task.scales_targets)
             if self.splits.fingerprint != self.fingerprint:
                 raise DataError(
-                    f"worker on {platform.node()}: its data is not the driver's (fingerprint {self.splits.fingerprint[:12]}, expected "
-                    f"{self.fingerprint[:12]}). Put the same files at the same paths on every machine, or run on one."
+                    f"worker on {platform.node()}: its data differs from the driver's (fingerprint {self.splits.fingerprint[:12]}, expected "
+                    f"{self.fingerprint[:12]}). Put the same files at the same paths on every machine, or run on one machine."
                 )
         return Loader(
             self.splits.train, batch=self.sections["train"]["batch"], seed=self.seed, rank=share, world=shares, workers=data.workers
@@ -93,7 +93,7 @@ class RecipeWork:
 
 
 class ShareOfTask:
-    """A task that divides by a nominal weight instead of the batch's own: the gradient of a share is then a term of the whole batch's sum."""
+    """A task that divides by a nominal weight instead of the batch's own, so that gradients of shares add up to that of the batch."""
 
     def __init__(self, task: Any, nominal: float) -> None:
         self.task, self.nominal = task, nominal
@@ -112,33 +112,33 @@ class ShareOfTask:
 
 @dataclass(frozen=True)
 class Done:
-    """What a worker says of a share that is done, beside the gradient itself."""
+    """Result of a share, besides the gradient."""
 
     loss: float
-    """Its term of the mean loss: sum of losses / nominal weight."""
+    """Its part of the mean loss: sum of losses / nominal weight."""
     weight: float
     """Sum of the weights of its tokens or examples."""
     pushed: int
-    """Bytes of its payloads."""
+    """Bytes of the pushed gradients."""
     pulled: int
-    """Bytes of the weights it read; 0 where it had them already."""
+    """Bytes of the weights that were read; 0 if the worker had them already."""
     seconds: float
     each: tuple[tuple[float, float], ...] = ()
-    """Of a round: loss and gradient norm of each of its steps."""
+    """Loss and gradient norm of each step of a round."""
 
 
 class Gradients:
-    """One worker: a job of its own, of which it uses the model, the task and the first seam."""
+    """One worker: it has its own job and uses its model, task and gradient function."""
 
     def __init__(self, work: Work, worker: int, partition: Partition, push: CodecConfig, pull: CodecConfig, threads: int) -> None:
-        """Nothing that takes long or may fail: see `set_up`."""
+        """Store the arguments; slow work that can fail is in `set_up`."""
         self.work, self.worker, self.partition, self.push, self.pull, self.threads = work, worker, partition, push, pull, threads
         self.version: tuple[int, int] | None = None
         self.sources: dict[tuple[int, int], BatchSource] = {}
         self.kept: dict[int, Feedback] = {}
 
     def set_up(self) -> dict[str, Any]:
-        """Build the job. Returns which process this is, and of which versions."""
+        """Build the job; return process id, host name and versions."""
         torch.set_num_threads(self.threads)
         self.job = self.work.job(self.worker)
         self.job.model.train()
@@ -146,7 +146,7 @@ class Gradients:
         return {"pid": os.getpid(), "node": platform.node(), "versions": versions()}
 
     def fixed(self, tensors: dict[str, Floats]) -> None:
-        """Take over what does not train: frozen parameters and buffers."""
+        """Copy frozen parameters and buffers into the model."""
         state = self.job.model.state_dict()
         with torch.no_grad():
             for name, value in tensors.items():
@@ -154,7 +154,7 @@ class Gradients:
 
     @torch.no_grad()
     def take(self, version: tuple[int, int], payloads: tuple[Payload, ...]) -> int:
-        """Copy weights into the model, unless they are those that it has; returns the bytes read."""
+        """Copy weights into the model unless it has this version already; return the bytes read."""
         if version == self.version:
             return 0
         for pieces, size, payload in zip(self.partition.shards, self.partition.sizes, payloads, strict=True):
@@ -164,14 +164,14 @@ class Gradients:
                 rows = whole if piece.whole else whole[piece.row : piece.row + piece.shape[0]]
                 values = flat[piece.offset : piece.end].reshape(piece.shape)
                 if rows.device.type == "cpu":
-                    np.copyto(rows.numpy(), values)  # numpy, as torch does not take memory that may not be written to
+                    np.copyto(rows.numpy(), values)  # numpy, because torch does not accept read-only memory
                 else:
                     rows.copy_(torch.from_numpy(values.copy()))
         self.version = version
         return sum(payload_bytes(p) for p in payloads)
 
     def gradient(self, step: int, share: int, shares: int, nominal: float, version: tuple[int, int], *weights: Payload) -> Any:
-        """The gradient of a share of the batch of `step`: (`Done`, a `Push` for each shard)."""
+        """Compute the gradient of a share of the batch of `step`; return (`Done`, a `Push` for each shard)."""
         began = time.perf_counter()
         pulled = self.take(version, weights)
         job = self.job
@@ -191,7 +191,7 @@ class Gradients:
         return Done(loss.item(), weight, sent, pulled, time.perf_counter() - began), *pushes
 
     def round(self, first: int, last: int, version: tuple[int, int], *weights: Payload) -> Any:
-        """Steps [first, last) of the job as one process takes them, from `weights` on; pushes where it started less where it came to."""
+        """Do steps [first, last) of the job alone, starting from `weights`; push the weights at the start minus those at the end."""
         began = time.perf_counter()
         pulled = self.take(version, weights)
         self.version = None
@@ -208,21 +208,21 @@ class Gradients:
                     p = self.parameters[piece.name]
                     p.grad = torch.empty_like(p) if p.grad is None else p.grad
                     rows = slice(None) if piece.whole else slice(piece.row, piece.row + piece.shape[0])
-                    there = torch.from_numpy(anchor[piece.offset : piece.end].reshape(piece.shape).copy()).to(p.device)
-                    p.grad[rows if p.ndim else ...] = there - p[rows if p.ndim else ...]
+                    old = torch.from_numpy(anchor[piece.offset : piece.end].reshape(piece.shape).copy()).to(p.device)
+                    p.grad[rows if p.ndim else ...] = old - p[rows if p.ndim else ...]
         pushes = self.pack(0)
         job.model.zero_grad(set_to_none=True)
         sent = sum(payload_bytes(p.payload) for p in pushes)
         return Done(each[-1][0], 1.0, sent, pulled, time.perf_counter() - began, tuple(each)), *pushes
 
     def source(self, share: int, shares: int) -> BatchSource:
-        """Rows of every batch, opened when first needed."""
+        """Return the source of a share's rows; opened when first needed."""
         if (share, shares) not in self.sources:
             self.sources[share, shares] = self.work.source(share, shares)
         return self.sources[share, shares]
 
     def pack(self, share: int) -> list[Push]:
-        """`.grad` of every parameter, shard by shard, encoded."""
+        """Encode `.grad` of every parameter, shard by shard."""
         feedback = self.feedback(share)
         pushes = []
         for number, (pieces, size) in enumerate(zip(self.partition.shards, self.partition.sizes, strict=True)):
@@ -240,17 +240,17 @@ class Gradients:
         return pushes
 
     def feedback(self, share: int) -> Feedback:
-        """What pushes of this share have left out so far."""
+        """Return the error feedback of this share."""
         if share not in self.kept:
             self.kept[share] = Feedback(self.push, self.partition.sizes)
         return self.kept[share]
 
     def left_out(self, share: int) -> list[Floats]:
-        """For a checkpoint: what has not been sent yet, of each shard."""
+        """Return, for a checkpoint, the compression error of each shard that has not been sent yet."""
         return self.feedback(share).kept
 
     def put_back(self, share: int, kept: list[Floats]) -> None:
-        """What `left_out` gave."""
+        """Restore the result of `left_out`."""
         self.feedback(share).kept = [np.array(k) for k in kept]
 
     def ping(self) -> int:
@@ -258,7 +258,7 @@ class Gradients:
 
 
 def versions() -> dict[str, str]:
-    """What must be the same in every process of a run."""
+    """Return the versions that must be the same in every process of a run."""
     from tauon import __version__
 
     return {"tauon": __version__, "torch": torch.__version__.split("+")[0], "python": platform.python_version()}

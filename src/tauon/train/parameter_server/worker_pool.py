@@ -1,7 +1,7 @@
-"""The workers of a parameter server as the driver sees them: who is ready, who does what, who died. Decides nothing about steps.
+"""The driver's view of the workers of a parameter server: which are ready, what each computes, which died. Does not decide about steps.
 
-A worker joins when its process is ready, whenever that is; one that dies is replaced while restarts are left, and what it was doing is given
-back. Results arrive in the order in which they are done.
+A worker joins when its process is ready; one that dies is replaced while restarts are left, and its task is returned. Results arrive in the
+order in which they are finished.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ __all__ = ["Result", "Task", "Worker", "WorkerPool"]
 
 @dataclass(frozen=True)
 class Task:
-    """One gradient to make."""
+    """One gradient to compute."""
 
     step: int
-    """Whose batch; in asynchronous modes the number of the batch, or of the round of local steps."""
+    """Step of the batch; in asynchronous modes the number of the batch, or of the round of local steps."""
     share: int
     shares: int
     attempt: int = 0
-    """Times that the run had gone back to a checkpoint: what was begun before counts no more."""
+    """How often the run was restored from a checkpoint: results of earlier attempts are ignored."""
     local: tuple[int, int] | None = None
-    """Steps [first, last) to take on its own, instead of a gradient."""
+    """Local steps [first, last) to do instead of one gradient."""
 
 
 @dataclass
 class Result:
-    """One that was made."""
+    """A computed gradient."""
 
     task: Task
     done: Done
     pushes: list[Any]
     """References to the `Push` for each shard."""
     pulled: list[Any]
-    """References to the weights it was made at."""
+    """References to the weights that it was computed with."""
     version: int
-    """Of those weights."""
+    """Version of those weights."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Worker:
     number: int
     actor: Any
     starting: Any
-    """Reference to the answer of `set_up`; None once it is ready."""
+    """Reference to the result of `set_up`; None when the worker is ready."""
     about: dict[str, Any] = field(default_factory=dict)
     task: Task | None = None
     refs: list[Any] = field(default_factory=list)
@@ -65,13 +65,13 @@ class Worker:
 
 
 class WorkerPool:
-    """Workers by number."""
+    """The workers by number."""
 
     def __init__(
         self, ray: Any, start: Callable[[int], Any], count: int, *, shards: int, timeout: float, may_restart: Callable[[str], bool],
         greet: Callable[[Worker], None], on_note: Callable[[str], None],
     ) -> None:  # fmt: skip
-        """`start(number)` makes the actor; `greet` is called with each that is ready, before it gets work."""
+        """`start(number)` makes an actor; `greet` is called with each worker that is ready, before it gets work."""
         self.ray, self.start, self.shards, self.timeout = ray, start, shards, timeout
         self.may_restart, self.greet, self.on_note = may_restart, greet, on_note
         self.workers: dict[int, Worker] = {}
@@ -79,12 +79,12 @@ class WorkerPool:
             self.join(number)
 
     def join(self, number: int) -> None:
-        """One more worker: it gets work when its process is ready."""
+        """Add a worker; it gets work when its process is ready."""
         actor = self.start(number)
         self.workers[number] = Worker(number, actor, actor.set_up.remote())
 
     def leave(self, number: int) -> Task | None:
-        """Let a worker go. What it was doing comes back."""
+        """Stop a worker and return its task."""
         worker = self.workers.pop(number)
         self.ray.kill(worker.actor)
         return worker.task
@@ -94,7 +94,7 @@ class WorkerPool:
         return [m for _, m in sorted(self.workers.items()) if m.idle]
 
     def give(self, worker: Worker, task: Task, nominal: float, version: int, weights: list[Any]) -> None:
-        """Let an idle worker make a gradient at `weights`."""
+        """Give an idle worker a task with `weights`."""
         assert worker.idle
         worker.task, worker.pulled, worker.version = task, weights, version
         at = (task.attempt, version)
@@ -105,17 +105,17 @@ class WorkerPool:
         worker.refs = call.remote(task.step, task.share, task.shares, nominal, at, *weights)
 
     def wait(self) -> tuple[list[Result], list[Task]]:
-        """(what is done, what must be done again because its worker died), as soon as anything happened.
+        """Wait until something happens; return (results, tasks to repeat because their worker died).
 
         Raises:
-            ServerDied: weights that a worker was to read are gone; its task counts as not done.
-            TauonError: what a worker raised.
-            TrainingError: nothing came for as long as the time-out, or no worker is left.
+            ServerDied: weights that a worker needed are lost; its task is not done.
+            TauonError: an error that a worker raised.
+            TrainingError: timed out, or no worker is left.
         """
         watched = {(m.refs[0] if m.starting is None else m.starting): m for m in self.workers.values() if not m.idle}
         if not watched:
             raise TrainingError(
-                "no worker is left, and parallel.max_restarts is used up. The same command goes on from the last checkpoint."
+                "no worker is left, and parallel.max_restarts is used up. The same command resumes from the last checkpoint."
             )
         ready, _ = self.ray.wait(list(watched), num_returns=len(watched), timeout=0)
         if not ready:
@@ -141,7 +141,7 @@ class WorkerPool:
         return results, again
 
     def take(self, worker: Worker, value: Any, results: list[Result]) -> None:
-        """A worker's answer: it is ready, or a gradient is."""
+        """Handle a worker's answer: the worker is ready, or its gradient is."""
         if worker.starting is not None:
             check_version(value["versions"], versions(), f"worker {worker.number} on {value['node']}")
             worker.about, worker.starting = value, None
@@ -168,9 +168,9 @@ class WorkerPool:
             if "creation task" in str(err):
                 last = str(err).strip().splitlines()[-1]
                 raise TrainingError(
-                    f"worker {worker.number} could not be started: {last}. Install what this process has everywhere."
+                    f"worker {worker.number} could not be started: {last}. Install the same packages on every machine."
                 ) from err
-            if self.alive(worker):  # what died is the server that it was to read weights from
+            if self.alive(worker):  # the server that it reads weights from died
                 raise ServerDied(str(err).splitlines()[0]) from err
             raise
 
@@ -182,14 +182,14 @@ class WorkerPool:
         return True
 
     def bury(self, worker: Worker, err: Exception) -> list[Task]:
-        """A worker died: replace it, if that may be; returns what it was doing."""
+        """Replace a worker that died, if restarts are left; return its task."""
         del self.workers[worker.number]
         what = f"worker {worker.number}{self.place(worker)}"
         if self.may_restart(what):
             self.join(worker.number)
-            self.on_note(f"{what} died; another takes its place, and its share of the step is made again")
+            self.on_note(f"{what} died; a replacement is started, and its share of the step is repeated")
         else:
-            self.on_note(f"{what} died, and parallel.max_restarts is used up; {len(self.workers)} workers go on without it")
+            self.on_note(f"{what} died, and parallel.max_restarts is used up; {len(self.workers)} workers continue without it")
         return [worker.task] if worker.task is not None else []
 
     @staticmethod
@@ -204,5 +204,5 @@ class WorkerPool:
         hint = ""
         if all(m.starting is not None for m in workers):
             cpus = self.ray.cluster_resources().get("CPU", 0)
-            hint = f" Ray has {cpus:g} CPUs in all: are there enough free ones for a worker?"
-        return f"nothing came for {self.timeout:g} s (parallel.timeout) from: {doing}.{hint} The same command goes on from the last checkpoint."
+            hint = f" Ray has {cpus:g} CPUs in total: check that enough are free for a worker."
+        return f"timed out after {self.timeout:g} s (parallel.timeout) waiting for: {doing}.{hint} The same command resumes from the last checkpoint."
