@@ -14,7 +14,7 @@ import torch
 from tauon.config import parse
 from tauon.data import DataConfig, DataSplits, HalfConfig, Loader, half_of, prepare, without_augmentation
 from tauon.errors import DataError, RecipeError
-from tauon.privacy import PrivateLoader
+from tauon.privacy import PrivateLoader, SamplingScheme
 from tauon.privacy.audit import Canaries, CanaryConfig, GradientCanaries, Secret, canary_dataset, canary_key, with_canaries
 from tauon.stages.extensions.canaries import plant
 from toy import words
@@ -57,7 +57,7 @@ def test_mislabelled_examples_stay_or_are_zeroed_by_their_coins() -> None:
     other, _ = with_canaries(train, asked(canaries=40, seed=6), key=canary_key(asked(seed=6)))
     assert len(other) == len(planted)
     for data in (planted, other):
-        loader = PrivateLoader(data, batch=16, sampling="poisson", key=bytes(32))
+        loader = PrivateLoader(data, batch=16, scheme=SamplingScheme("poisson", bytes(32)))
         assert loader.rate(0) == 16 / len(train)
 
 

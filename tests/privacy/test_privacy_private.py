@@ -220,7 +220,7 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
         ({"privacy": {"delta": 1e-5}}, r"privacy\.target_epsilon: give exactly one of"),
         ({"privacy": {"target_epsilon": -1}}, r"privacy\.target_epsilon"),
         ({"privacy": {"noise_multiplier": 0}}, r"privacy\.noise_multiplier"),
-        ({"privacy": PRIVATE, "train": {"batch": 4000}}, r"train\.batch: 4000 is more than the .* examples there are"),
+        ({"privacy": PRIVATE, "train": {"batch": 4000}}, r"train\.batch: is 4000, but there are only .* examples"),
         ({"privacy": PRIVATE | {"noise": {"kind": "correlated"}}}, r"privacy\.sampling: correlated noise is for whole passes"),
         ({"privacy": PRIVATE | {"sampling": "fixed-size"}}, r"privacy\.accountant: pld is not proven for fixed-size"),
         ({"privacy": PRIVATE, "parallel": {"kind": "mesh", "pipeline": 2}}, r"parallel\.pipeline: cuts an example"),

@@ -23,7 +23,7 @@ from tauon.privacy.config import PrivacyConfig
 from tauon.privacy.noise import NoisePlan, NoiseSource
 from tauon.privacy.private import make_private
 from tauon.privacy.published import fitted_without_noise
-from tauon.privacy.sampling import PrivateLoader
+from tauon.privacy.sampling import PrivateLoader, SamplingScheme
 from tauon.privacy.statistics import draw_statistics, scaled_columns
 from tauon.privacy.units import protect
 from tauon.train import TrainJob
@@ -99,9 +99,14 @@ class PrivateRun:
     def load(self, *, batch: int, rank: int, world: int, workers: int, sizes: Sizes | None) -> PrivateLoader:
         """The loader that samples as the guarantee says."""
         self.loader = PrivateLoader(
-            self.protected.dataset, batch=batch, sampling=self.config.sampling, key=self.key, rank=rank, world=world, workers=workers,
-            sizes=sizes, views=self.config.views, units=self.protected.units,
-        )  # fmt: skip
+            self.protected.dataset,
+            batch=batch,
+            scheme=SamplingScheme(self.config.sampling, self.key, views=self.config.views, units=self.protected.units),
+            rank=rank,
+            world=world,
+            workers=workers,
+            sizes=sizes,
+        )
         return self.loader
 
     def settle(self, steps: int) -> list[tuple[str, Any, str]]:

@@ -22,7 +22,7 @@ from tauon.models.randomness import first_row_alone
 from tauon.privacy.clipped.record import Record, tap
 from tauon.privacy.clipped.rules.base import rule_of
 from tauon.privacy.clipped.rules.embedding import bag, look_up
-from tauon.privacy.clipped.rules.generic import whole
+from tauon.privacy.clipped.rules.generic import vmap_rule
 from tauon.privacy.clipped.rules.head import Head
 from tauon.privacy.clipped.rules.linear import linear
 from tauon.privacy.clipped.tensor import in_parts, on_part
@@ -72,7 +72,7 @@ def rule_for(module: nn.Module, leaves: tuple[str, ...]) -> Callable[..., Any] |
     rule = rule_of(module)
     if rule is not None:
         return rule
-    return whole if not any(True for _ in module.children()) else None
+    return vmap_rule if not any(True for _ in module.children()) else None
 
 
 def _begin(model: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

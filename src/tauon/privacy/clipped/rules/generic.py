@@ -15,10 +15,10 @@ from tauon.errors import RecipeError
 from tauon.models.randomness import part_of_rows, seeds_of_rows
 from tauon.privacy.clipped.record import Record, tap
 
-__all__ = ["whole"]
+__all__ = ["vmap_rule"]
 
 
-def whole(layer: nn.Module, record: Record, *args: Any, **kwargs: Any) -> Any:
+def vmap_rule(layer: nn.Module, record: Record, *args: Any, **kwargs: Any) -> Any:
     """Run `layer`, children and all, with weights for each unit."""
     from torch.utils import _pytree as pytree
 
