@@ -148,7 +148,7 @@ def test_two_lines_make_a_recipe_private_and_the_promise_is_on_record(tmp_path: 
     assert done.manifest()["privacy"]["epsilon"] == record["guarantee"]["epsilon"]
     assert not (done.folder / "privacy.key").exists()
     page = (done.folder / "report.html").read_text()
-    assert "zero out one" in page and "one unit whose data is set to nothing" in page
+    assert "zero out one" in page and "one unit whose data is zeroed out" in page
     assert "differential privacy for one sequence of 16 tokens" in page and "Not covered" in page
 
 
@@ -209,7 +209,7 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     run_key(tmp_path)
     assert run_key(tmp_path) == run_key(tmp_path)
     (tmp_path / "privacy.key").chmod(0o644)
-    with pytest.raises(RunError, match="may be read by others"):
+    with pytest.raises(RunError, match="is readable by other users"):
         run_key(tmp_path)
 
 
@@ -223,7 +223,7 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
         ({"privacy": PRIVATE, "train": {"batch": 4000}}, r"train\.batch: is 4000, but there are only .* examples"),
         ({"privacy": PRIVATE | {"noise": {"kind": "correlated"}}}, r"privacy\.sampling: correlated noise is for whole passes"),
         ({"privacy": PRIVATE | {"sampling": "fixed-size"}}, r"privacy\.accountant: pld is not proven for fixed-size"),
-        ({"privacy": PRIVATE, "parallel": {"kind": "mesh", "pipeline": 2}}, r"parallel\.pipeline: cuts an example"),
+        ({"privacy": PRIVATE, "parallel": {"kind": "mesh", "pipeline": 2}}, r"parallel\.pipeline: splits an example"),
         (
             {"privacy": PRIVATE | {"sampling": "shuffled"}, "train": {"batch_warmup": {"start": 2, "steps": 4}}},
             r"train\.batch_warmup: grows from step to step",

@@ -90,7 +90,7 @@ def test_what_is_not_covered_is_true_of_the_recipe(tmp_path: Path) -> None:
         guarantee = read_json(folder / "privacy.json")["guarantee"]
         said[name] = next(line for line in guarantee["not_covered"] if "fitted on the data without noise" in line)
         assert any("stated without looking" in line for line in guarantee["assumptions"])
-    assert "came with noise" in said["noisy"] and "it was stated, not fitted" in said["public"] and said["fitted"].startswith("Statistics,")
+    assert "they have noise" in said["noisy"] and "it was stated, not fitted" in said["public"] and said["fitted"].startswith("Statistics,")
 
 
 def test_the_ledger_counts_them_before_they_are_drawn_and_after(tmp_path: Path, ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,10 +118,8 @@ def test_the_ledger_counts_them_before_they_are_drawn_and_after(tmp_path: Path, 
 
 def test_statistics_that_cost_all_there_is_are_refused_in_words(tmp_path: Path) -> None:
     accountant = dp_accounting.pld.PLDAccountant().compose(dp_accounting.GaussianDpEvent(0.5))
-    alone = re.escape(
-        f"privacy.statistics.noise: 0.5 costs epsilon {accountant.get_epsilon(1e-3):.3g} at delta 0.001 by itself, and the whole"
-    )
-    with pytest.raises(RecipeError, match=alone + r" run may cost 4\. Take about 9\.5"):
+    alone = re.escape(f"privacy.statistics.noise: 0.5 costs epsilon {accountant.get_epsilon(1e-3):.3g} at delta 0.001 alone, but the whole")
+    with pytest.raises(RecipeError, match=alone + r" run may cost 4\. Set it to about 9\.5"):
         run(toy(tmp_path, "privacy.statistics.noise=0.5"), root=tmp_path)
     assert not (tmp_path / "table" / "statistics.json").exists()
 
@@ -180,7 +178,7 @@ def test_the_run_carries_them_from_training_to_inference(tmp_path: Path) -> None
         assert part is not None
         assert all(row.tobytes() in there for row in part.batch(np.arange(len(part))).inputs.numpy())
     assert "noise multiplier of means and deviations" in (done.folder / "report.html").read_text()
-    assert read_json(done.folder / "data.json")["normalize"]["why"].startswith("means and deviations with noise")
+    assert read_json(done.folder / "data.json")["normalize"]["why"].startswith("noisy means and deviations")
 
 
 # ------------------------------------------------------------------------------------------------ once, and the same
@@ -325,8 +323,8 @@ def test_the_twin_without_privacy_has_exact_ones(tmp_path: Path) -> None:
         ({"normalize": "bounds"}, {}, r"privacy\.statistics: are not needed"),
         ({"normalize": None, "bounds": None}, {}, r"data\.normalize: is auto, and privacy\.statistics are means and deviations"),
         ({"normalize": "robust", "bounds": None}, {}, r"data\.normalize: is robust"),
-        ({}, {"target_epsilon": None, "audit": {"canaries": 10}}, r"privacy\.statistics: cost epsilon, and nothing is promised"),
-        ({}, {"unit": "group"}, r"privacy\.statistics: are proven for single rows, and groups are protected"),
+        ({}, {"target_epsilon": None, "audit": {"canaries": 10}}, r"privacy\.statistics: cost epsilon, but the run is not private"),
+        ({}, {"unit": "group"}, r"privacy\.statistics: are private for single rows only, but the protected unit is group"),
         ({}, {"statistics": {"noise": 0}}, r"privacy\.statistics\.noise: .*greater than or equal to 0.1"),
     ],
 )  # fmt: skip

@@ -181,9 +181,9 @@ def test_a_group_that_cannot_be_is_refused(tmp_path: Path) -> None:
         splits_of(table(tmp_path, data={"table": {"group": "doctor"}}), tmp_path)
     with pytest.raises(RecipeError, match=r"privacy.unit.*data.table.group"):
         run(table(tmp_path, data={"table": {"group": None}}), root=tmp_path / "runs", stages=("prepare", "train"))
-    with pytest.raises(RecipeError, match=r"rows_per_unit.*an example is one row"):
+    with pytest.raises(RecipeError, match=r"rows_per_unit.*a unit is one row"):
         table(tmp_path, privacy={"unit": "example"})
-    with pytest.raises(RecipeError, match=r"plants examples, and groups are protected"):
+    with pytest.raises(RecipeError, match=r"plants single examples, but the protected unit is group"):
         table(tmp_path, privacy={"audit": {"canaries": 5}})
     other = tmp_path / "other"
     other.mkdir()

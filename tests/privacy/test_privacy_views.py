@@ -76,7 +76,7 @@ def test_a_step_is_the_mean_of_views_clipped_example_by_example(microbatch: int,
 
 
 def test_views_without_augmentation_or_without_a_promise_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="each time the same"):
+    with pytest.raises(RecipeError, match="repeats each example in a step without augmentation"):
         recipe(tmp_path, data={"augment": []})
-    with pytest.raises(RecipeError, match="neither epsilon nor noise"):
+    with pytest.raises(RecipeError, match="neither target_epsilon nor noise_multiplier"):
         recipe(tmp_path, privacy={"noise_multiplier": None, "delta": None, "generator": None, "audit": {"canaries": 5}})

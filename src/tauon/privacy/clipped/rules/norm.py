@@ -21,18 +21,18 @@ from tauon.privacy.clipped.rules.base import bare, register_rule, spread, weight
 __all__ = ["REFUSED", "refusal"]
 
 REFUSED = (nn.modules.batchnorm._BatchNorm, BatchNorm)
-"""Norms in which examples of a batch reach each other."""
+"""Norms that mix the examples of a batch."""
 
 
 def refusal(name: str, layer: nn.Module) -> str | None:
-    """Why a layer of the model cannot be trained privately, and the way out; None where it can."""
+    """Why a layer cannot be trained privately, and what to use instead; None if it can."""
     if isinstance(layer, REFUSED):
         if not layer.training and not any(p.requires_grad for p in layer.parameters()):
             return None  # frozen: constants
-        out = "Set model.norm=group" if isinstance(layer, BatchNorm) else "Take group norm (nn.GroupNorm) or layer norm"
-        return f"{name} is a batch norm: each example's output depends on the others of its batch, so no example's influence is bounded. {out}."
+        advice = "Set model.norm=group" if isinstance(layer, BatchNorm) else "Use group norm (nn.GroupNorm) or layer norm"
+        return f"{name} is a batch norm: the output of an example depends on the others in its batch, so its influence is not bounded. {advice}."
     if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
-        return f"{name} keeps running statistics of the examples, which no noise covers. Set track_running_stats=False."
+        return f"{name} has running statistics of the examples without noise. Set track_running_stats=False."
     return None
 
 
@@ -81,7 +81,7 @@ def run_ours(layer: RMSNorm, record: Record, x: Tensor) -> Tensor:
 
 @register_rule(nn.RMSNorm, forward=True)
 def run_torch(layer: nn.RMSNorm, record: Record, x: Tensor) -> Tensor:
-    """Torch's RMSNorm, over the last dimension; over more, by its class's generic way."""
+    """Torch's RMSNorm over the last dimension; over more dimensions, by the generic rule."""
     if len(layer.normalized_shape) > 1 and record.wants(layer, "weight"):
         from tauon.privacy.clipped.rules.generic import vmap_rule
 
@@ -202,5 +202,5 @@ def run_instance_norm(layer: nn.InstanceNorm2d, record: Record, input: Tensor) -
     """Torch's InstanceNorm: a group norm of one channel a group."""
     dims = {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
     if input.ndim not in {n for kind, n in dims.items() if isinstance(layer, kind)}:
-        raise RecipeError(f"an InstanceNorm was given {input.ndim} dimensions: keep the batch in the first one.")
+        raise RecipeError(f"an InstanceNorm was called with {input.ndim} dimensions. Keep the batch in the first dimension.")
     return _group(layer, record, input, layer.num_features)
