@@ -230,7 +230,7 @@ def test_fragments_are_about_even_and_hold_every_name_once() -> None:
     ("keys", "message"),
     [
         ({"every": 4, "fragments": 5}, "more than the 4 steps"),
-        ({"every": 4, "overlap": 4}, "goes out again after 4"),
+        ({"every": 4, "overlap": 4}, "is sent again after 4"),
         ({"mix": 0.5}, "needs overlap above 0"),
     ],
 )

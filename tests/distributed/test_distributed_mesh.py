@@ -34,8 +34,8 @@ def test_sizes_that_are_left_out_take_the_rest(config: MeshParallel, world: int,
     ("config", "world", "words"),
     [
         (MeshParallel(tensor=3), 2, "tensor 3 is 3 processes, and 2 are here. Start 3"),
-        (MeshParallel(replicate=2, shard=2), 6, "replicate 2 x shard 2 is 4 processes, and 6 are here"),
-        (MeshParallel(shard=4), 6, "4 processes, and 6 are here"),
+        (MeshParallel(replicate=2, shard=2), 6, "replicate 2 x shard 2 needs 4 processes, but 6 are running"),
+        (MeshParallel(shard=4), 6, "4 processes, but 6 are running"),
         (MeshParallel(pipeline=2), 1, "pipeline 2 is 2 processes, and 1 is here"),
     ],
 )
@@ -72,7 +72,7 @@ def test_microbatches_of_a_pipeline() -> None:
     assert pieces_of_batch(MeshParallel(pipeline=2, stage_microbatches=8), 8) == 8
     with pytest.raises(RecipeError, match="3 does not divide the 8 examples"):
         pieces_of_batch(MeshParallel(pipeline=2, stage_microbatches=3), 8)
-    with pytest.raises(RecipeError, match="into a multiple of 2, and got 7 examples"):
+    with pytest.raises(RecipeError, match="needs a multiple of 2 microbatches per process, but got 7 examples"):
         pieces_of_batch(MeshParallel(pipeline=2, schedule="zero-bubble"), 7)
     with pytest.raises(RecipeError, match="into 2 at least, and got 1 examples"):
         pieces_of_batch(MeshParallel(pipeline=2), 1)

@@ -64,9 +64,9 @@ def test_pinning_is_left_out_with_a_reason_or_refused() -> None:
 
 
 def test_what_the_machine_has_not_is_refused() -> None:
-    with pytest.raises(LaunchError, match="min_workers is 5, and this machine has 4 GPUs"):
+    with pytest.raises(LaunchError, match="min_workers is 5, but this machine has only 4 GPUs"):
         share(None, 5, None, gpus=4)
-    with pytest.raises(LaunchError, match="Take at most 4, or train.device=cpu"):
+    with pytest.raises(LaunchError, match="Set at most 4, or train.device=cpu"):
         share(8, gpus=4)
 
 
