@@ -252,7 +252,7 @@ def test_a_rank_that_was_not_there_owes_nothing(make: Callable[..., Any]) -> Non
 def test_compression_is_of_replicas_alone() -> None:
     assert isinstance(parse(ParallelConfig, {"replicate": 2, "compression": "int8"}), MeshParallel)
     for above in ("shard", "context", "tensor", "pipeline"):
-        with pytest.raises(RecipeError, match=f"and {above} is above 1"):
+        with pytest.raises(RecipeError, match=f"but {above} is above 1"):
             parse(ParallelConfig, {"compression": "bf16", above: 2})
     with pytest.raises(RecipeError, match="is for compression=powersgd"):
         parse(ParallelConfig, {"powersgd_rank": 8})

@@ -167,13 +167,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a mesh that does not multiply": ({"parallel": {"tensor": 3}}, "tensor 3 needs 3 processes, but 2 are running"),
     "heads": (
         {"parallel": {"tensor": 2}, "model": {"kind": "gpt", "layers": 2, "width": 30, "heads": 3}},
-        "2 does not divide the model's 3 heads",
+        "which does not divide the model's 3 heads",
     ),
     "layers": (
         {"parallel": {"pipeline": 2}, "model": {"kind": "gpt", "layers": 1, "width": 32, "heads": 4}},
-        "2 stages, and the model has 1 layers",
+        "needs 2 stages, but the model has only 1 layers",
     ),
-    "a batch smaller than the ranks": ({"train": {"steps": 2, "batch": 1}}, "1 examples for 2 data-parallel processes"),
+    "a batch smaller than the ranks": ({"train": {"steps": 2, "batch": 1}}, "is 1, but there are 2 data-parallel processes"),
     "a batch smaller than the stages": (
         {"parallel": {"pipeline": 2}, "train": {"steps": 2, "batch": 1}},
         "needs at least 2 microbatches per process, but got 1 examples",

@@ -47,7 +47,7 @@ def test_words_of_on_become_a_section(words: str) -> None:
 
 @pytest.mark.parametrize("words", ["locl", "local:0", "local:-1", "local:two", "here:2", "", ":2", "local:2:3"])
 def test_other_words_are_refused_with_the_places_that_there_are(words: str) -> None:
-    with pytest.raises(RecipeError, match="There are: here, k8s, k8s:N, local, local:N"):
+    with pytest.raises(RecipeError, match="Use one of: here, k8s, k8s:N, local, local:N"):
         choose(words)
 
 
@@ -68,13 +68,13 @@ def test_on_keeps_a_section_of_the_same_kind_and_the_shared_words_of_another() -
     ("section", "key", "says"),
     [
         ({"kind": "local", "min_workers": 4, "max_workers": 2}, "launch.min_workers", "Set at most 2"),
-        ({"kind": "local", "workers": 2, "min_workers": 3}, "launch.min_workers", "more than workers 2"),
-        ({"kind": "local", "workers": 2, "max_workers": 1}, "launch.max_workers", "Take at least 2"),
+        ({"kind": "local", "workers": 2, "min_workers": 3}, "launch.min_workers", "more than workers=2"),
+        ({"kind": "local", "workers": 2, "max_workers": 1}, "launch.max_workers", "Set at least 2"),
         ({"kind": "local", "env": {"RANK": "0"}}, "launch.env", "set by the launcher"),
         ({"kind": "local", "env": {"a b": "0"}}, "launch.env", "not a valid environment variable name"),
         ({"kind": "local", "env": {"A": "x\ny"}}, "launch.env", "line break"),
         ({"kind": "local", "port": 70000}, "launch.port", "65535"),
-        ({"kind": "slurm", "workers": 7, "gpus_per_node": 4}, "launch.workers", "does not divide by 4"),
+        ({"kind": "slurm", "workers": 7, "gpus_per_node": 4}, "launch.workers", "not a multiple of 4"),
         ({"kind": "slurm", "workers": 8, "nodes": 3, "gpus_per_node": 4}, "launch.workers", "12"),
         ({"kind": "slurm", "partition": "a b"}, "launch.partition", "a b"),
         ({"kind": "slurm", "account": "x\n#SBATCH --uid=0"}, "launch.account", "should match"),
@@ -83,7 +83,7 @@ def test_on_keeps_a_section_of_the_same_kind_and_the_shared_words_of_another() -
         ({"kind": "slurm", "setup": ["#SBATCH --exclusive"]}, "launch.setup.0", "does not read #SBATCH lines"),
         ({"kind": "k8s"}, "launch.image", "no default"),
         ({"kind": "k8s", "image": "i", "min_workers": 1, "workers": 2}, "launch.engine", "has a fixed size"),
-        ({"kind": "k8s", "image": "i", "engine": "jobset", "workers": 2, "max_workers": 3}, "launch.max_workers", "does not grow"),
+        ({"kind": "k8s", "image": "i", "engine": "jobset", "workers": 2, "max_workers": 3}, "launch.max_workers", "is not supported by a jobset"),
         ({"kind": "k8s", "image": "i", "mount": "/d"}, "launch.mount", "needs launch.volume"),
         ({"kind": "k8s", "image": "i", "namespace": "Lab"}, "launch.namespace", "Lab"),
         ({"kind": "k8s", "image": "i", "secrets": ["Not A Name"]}, "launch.secrets.0", "not a valid Secret name"),
@@ -104,7 +104,7 @@ def test_a_key_without_effect_is_an_error(job: Job) -> None:
         def show(self, job: Job) -> str:
             return f"{self.workers}"
 
-    with pytest.raises(RecipeError, match="launch.port: was set, and launch local does not use it"):
+    with pytest.raises(RecipeError, match="launch.port: is set, but launch local does not use it"):
         launch(Deaf(workers=2, port=1234), job, dry_run=True)
 
 

@@ -59,7 +59,7 @@ def test_pinning_is_left_out_with_a_reason_or_refused() -> None:
     assert one.cpus == () and "one NUMA node" in one.reasons[-1]
     assert share(2, nodes=[[0, 1]], pin=True).cpus == ((0,), (1,))
     assert share(2, pin=False).cpus == ()
-    with pytest.raises(LaunchError, match="3 workers, and 2 cores"):
+    with pytest.raises(LaunchError, match="with 3 workers on 2 cores"):
         share(3, nodes=[[0, 1]], pin=True)
 
 

@@ -96,7 +96,7 @@ class TestOnRay:
     def test_workers_meet_and_a_killed_one_is_started_again(self, tmp_path: Path) -> None:
         code, out, err = run(tmp_path, "20", "0.01", "crash=1@5")
         assert code == 0 and (tmp_path / "step.txt").read_text() == "20", err
-        assert "rank 1 was killed by SIGKILL: all start again from the last checkpoint (1 of 3 restarts)" in out
+        assert "rank 1 was killed by SIGKILL: restarting all workers from the last checkpoint (restart 1 of 3)" in out
         assert "\ndone, rank 0 of 2" in out and "[rank 1] done, rank 1 of 2" in out
         assert "restart 1" in (tmp_path / "runs/toy/logs/rank-1.log").read_text()
 
