@@ -128,7 +128,7 @@ def test_a_data_set_may_be_named_by_recipe_run_or_digits(tauon: Tauon, tmp_path:
     data = data_identity(load_recipe(recipe).data.source)
     assert "has no account" in tauon("privacy", "ledger", recipe).out
     ended = tauon("privacy", "remaining", recipe)
-    assert ended.code == 3 and "no account yet" in ended.err
+    assert ended.code == 3 and "no ledger yet" in ended.err
     ledger = Ledger(tmp_path / "runs" / "ledger", data)
     ledger.open((3.0, 1e-4), examples=150)
     made = ledger.reserve("mine", [Release(4.0, "poisson", 0.1, 50)])

@@ -282,7 +282,7 @@ def test_fixed_batches_and_coins_are_one_sum_for_a_zeroed_out_example() -> None:
     assert relation_of([fixed]) == "replace one"
     assert {relation_of([*many, answer]) for many in ([fixed], [coins], [fixed, coins], [])} == {"zero out one"}
     stated = guarantee([fixed, answer], 1e-5, accountant="rdp")
-    assert stated.neighbouring == "zero out one" and "set to nothing" in stated.assumptions[0]
+    assert stated.neighbouring == "zero out one" and "zeroed out" in stated.assumptions[0]
     assert delta_at([fixed, answer], stated.epsilon, accountant="rdp") == pytest.approx(1e-5, rel=1e-3)
     assert charge_search([fixed, answer], 1e-5, mean_trials=10) > stated.epsilon
     with pytest.raises(RecipeError, match=r"both poisson and fixed-size steps"):
@@ -346,13 +346,13 @@ def test_impossible_releases_are_refused(what: dict[str, object], says: str) -> 
 
 def test_deltas_and_epsilons_out_of_range_are_refused() -> None:
     for delta in (0.0, 1.0, -1e-5, math.nan):
-        with pytest.raises(RecipeError, match=r"out of range"):
+        with pytest.raises(RecipeError, match=r"expected above 0"):
             epsilon(poisson(1.0, 0.1), delta)
     refuse_delta(1e-5, 60_000)
     with pytest.raises(RecipeError, match=r"not below 1/N = 1e-05 \(N = 100,000\).*Take 1e-06"):
         refuse_delta(1e-5, 100_000)
     for eps in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(RecipeError, match=r"out of range"):
+        with pytest.raises(RecipeError, match=r"expected above 0"):
             refuse_epsilon(eps)
     with pytest.raises(RecipeError, match=r"below 0"):
         delta_at(poisson(1.0, 0.1), -1.0)
@@ -372,7 +372,7 @@ def test_a_guarantee_survives_json_and_says_what_it_assumes() -> None:
     assert stated.epsilon == pytest.approx(epsilon(run, 1e-5))
     assert max(stated.epsilons) <= 1e-5 and stated.epsilons[1e-6] > stated.epsilon
     assert "patient" in stated.sentence() and "zero out one" in stated.sentence()
-    assert any("set to nothing" in a and "same number N" in a for a in stated.assumptions) and not any(
+    assert any("zeroed out" in a and "same number N" in a for a in stated.assumptions) and not any(
         "more or less" in a for a in stated.assumptions
     )
     assert any("in each step independently" in a for a in stated.assumptions) and stated.assumptions[-1] == "b"

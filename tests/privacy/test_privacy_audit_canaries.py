@@ -181,7 +181,7 @@ def test_data_that_cannot_hold_canaries_is_refused(tmp_path: Any) -> None:
         with_canaries(iris(mix={"mixup": 0.2}).train, asked(canaries=5), key=key)
     with pytest.raises(RecipeError, match="needs classes"):
         with_canaries(text(tmp_path).train, asked(canaries=5), key=key)
-    with pytest.raises(RecipeError, match="shorten privacy\.audit\.template"):
+    with pytest.raises(RecipeError, match=r"shorten privacy\.audit\.template"):
         with_canaries(text(tmp_path).train, asked(canaries=5, kind="secret", template="x" * 90 + " {name} {secret}"), key=key)
     with pytest.raises(RecipeError, match="3 parameters train"):
         GradientCanaries.of(Canaries("gradient", key, np.ones(5, bool)), {"w": 3}, rate=lambda step: 1.0)

@@ -47,7 +47,7 @@ def test_a_model_of_which_nothing_trains_is_refused() -> None:
 def test_a_penalty_on_weights_is_refused() -> None:
     model = nn.Linear(3, 3)
     clipped = ClippedSum(model)
-    with pytest.raises(RecipeError, match=r"weight, bias got a gradient outside the layers"), clipped.recording():
+    with pytest.raises(RecipeError, match=r"weight, bias got a gradient outside the recorded layers"), clipped.recording():
         (model(torch.randn(2, 3)).sum() + sum(p.square().sum() for p in model.parameters())).backward()
 
 
@@ -144,7 +144,7 @@ def test_an_example_that_overflows_is_no_reason_to_refuse_a_model_and_none_to_tr
     model = materialize(CNNConfig(channels=(8,)).resolve(IMAGES), seed=0)
     nn.init.normal_(model.get_parameter("head.weight"))
     check_independent(model, Classification(), batch)
-    with pytest.raises(RecipeError, match=r"loss of example 0 is nan beside others, and a finite number alone"):
+    with pytest.raises(RecipeError, match=r"loss of example 0 is nan in a batch, but finite alone"):
         check_independent(Mixing(), Classification(), batch)
 
 

@@ -63,7 +63,7 @@ def test_over_budget_is_refused_with_the_arithmetic_and_nothing_is_written(ledge
                  f"{epsilon(big, 1e-5):.4g} alone", "> 3", "two (entry 4)", "tauon privacy settle"):  # fmt: skip
         assert part in said, said
     assert ledger.path.read_bytes() == before
-    more = float(re.findall(r"With ([\d.]+) times the noise", said)[0])
+    more = float(re.findall(r"fits with ([\d.]+) times the noise", said)[0])
     fits = [Release(0.8 * more * 1.005, "poisson", 0.02, 1000)]
     ledger.reserve("three", fits)  # the way out that was named
     assert 2.9 < ledger.standing().reserved <= 3.0
@@ -92,13 +92,13 @@ def test_what_is_said_to_fit_is_the_most_that_fits(ledger: Ledger, delta: float,
 
 def test_a_budget_is_set_once(ledger: Ledger) -> None:
     assert ledger.open((3.0, 1e-5), examples=50_000).number == 1
-    with pytest.raises(RecipeError, match=r"was set to epsilon 3, delta 1e-05 on \d{4}-\d\d-\d\d and stays"):
+    with pytest.raises(RecipeError, match=r"was set to epsilon 3, delta 1e-05 on \d{4}-\d\d-\d\d and cannot change"):
         ledger.open((4.0, 1e-5), examples=50_000)
     with pytest.raises(RecipeError, match=r"1/N"):
         Ledger(ledger.folder, OTHER).open((3.0, 1e-5), examples=100_000)
     with pytest.raises(RecipeError, match=r"first use of data set bbbbbbbbbbbb"):
         Ledger(ledger.folder, OTHER).reserve("x", RUN)
-    with pytest.raises(DataError, match=r"no account yet"):
+    with pytest.raises(DataError, match=r"no ledger yet"):
         Ledger(ledger.folder, "c" * 64).opening()
     with pytest.raises(DataError, match=r"hexadecimal"):
         Ledger(ledger.folder, "../etc")
@@ -190,7 +190,7 @@ def test_any_edited_removed_or_inserted_line_is_named(ledger: Ledger) -> None:
         assert edited != text
         broken([*lines[: number - 1], edited, *lines[number:]], rf"line {number}: the hash chain is broken: it was edited")
         if number < len(lines):
-            broken([*lines[: number - 1], *lines[number:]], rf"line {number}: the hash chain is broken: an entry is missing")
+            broken([*lines[: number - 1], *lines[number:]], rf"line {number}: the hash chain is broken: an entry before it is missing")
     broken([lines[0], lines[0], *lines[1:]], r"line 2: the hash chain is broken")
     broken(lines[:-1], r"has 6 lines, but 7 were written")
 
@@ -211,7 +211,7 @@ def test_a_removed_file_or_head_is_noticed(ledger: Ledger) -> None:
     filled(ledger)
     kept = ledger.head_path.read_text()
     ledger.head_path.unlink()
-    with pytest.raises(DataError, match=r"head: is gone"):
+    with pytest.raises(DataError, match=r"head is missing"):
         ledger.entries()
     ledger.head_path.write_text("{")
     with pytest.raises(DataError, match=r"head: was edited"):
@@ -530,13 +530,13 @@ def test_nothing_is_made_by_what_is_refused(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == []
     assert not ledger.exists()
     for act in (ledger.opening, ledger.standing):
-        with pytest.raises(DataError, match="no account yet"):
+        with pytest.raises(DataError, match="no ledger yet"):
             act()
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_in_words(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=r"cannot be made.*TAUON_LEDGER"):
+    with pytest.raises(RunError, match=r"cannot create the ledger folder.*TAUON_LEDGER"):
         Ledger(tmp_path / "file" / "below", DATA).open((1.0, 1e-5), examples=10)
 
 

@@ -318,7 +318,7 @@ def test_sensitivity_is_the_worst_of_all_participation_patterns(steps: int, apar
 
 def test_sensitivity_without_correlation_is_the_square_root_of_the_participations() -> None:
     assert sensitivity((1.0,), 20, 5) == pytest.approx(2.0)
-    with pytest.raises(ValueError, match=r"worst pattern"):
+    with pytest.raises(ValueError, match=r"worst participation pattern"):
         sensitivity((1.0, 0.5), 5, 5)
 
 

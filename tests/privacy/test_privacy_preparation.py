@@ -143,16 +143,16 @@ def test_a_vocabulary_holds_what_many_have_and_counts_each_person_once() -> None
 @pytest.mark.parametrize(
     ("act", "error", "says"),
     [
-        (lambda: private_statistics(np.zeros(3), (0, 1), noise=1.0, source=SOURCE), DataError, "a table"),
+        (lambda: private_statistics(np.zeros(3), (0, 1), noise=1.0, source=SOURCE), DataError, "an array"),
         (lambda: private_statistics([[math.nan]], (0, 1), noise=1.0, source=SOURCE), DataError, "1 values are missing"),
         (lambda: private_statistics([[1.0]], (1, 1), noise=1.0, source=SOURCE), RecipeError, "below the upper"),
         (lambda: private_statistics([[1.0]], (0, 1), noise=0.0, source=SOURCE), RecipeError, "epsilon is infinite"),
         (lambda: private_quantiles([1.0], [0.5], (2, 1), epsilon=1, source=SOURCE), RecipeError, "below the upper"),
-        (lambda: private_quantiles([1.0], [1.5], (0, 1), epsilon=1, source=SOURCE), RecipeError, "not between"),
+        (lambda: private_quantiles([1.0], [1.5], (0, 1), epsilon=1, source=SOURCE), RecipeError, "expected a number from 0 to 1"),
         (lambda: private_quantiles([], [0.5], (0, 1), epsilon=1, source=SOURCE), DataError, "at least one value"),
         (lambda: private_quantiles([1.0], [0.5], (0, 1), epsilon=0, source=SOURCE), RecipeError, "above 0"),
         (lambda: private_quantile_search([1.0], 0.5, (0, 1), noise=1.0, source=SOURCE, halvings=0), RecipeError, "at least one"),
-        (lambda: private_vocabulary([["a"]], noise=1.0, delta=0.0, most=1, source=SOURCE), RecipeError, "out of range"),
+        (lambda: private_vocabulary([["a"]], noise=1.0, delta=0.0, most=1, source=SOURCE), RecipeError, "expected a number above 0 and below 1"),
         (lambda: private_vocabulary([["a"]], noise=1.0, delta=0.1, most=0, source=SOURCE), RecipeError, "expected at least 1 item per person"),
     ],
 )  # fmt: skip

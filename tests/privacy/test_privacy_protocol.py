@@ -409,7 +409,7 @@ def test_a_key_that_was_deleted_with_the_checkpoints_is_settled_for_what_it_made
     made = recipe(tmp_path)
     folder = killed(made, tmp_path, 3)
     (folder / "privacy.key").unlink()
-    with pytest.raises(RunError, match=r"privacy\.key is gone"):
+    with pytest.raises(RunError, match=r"privacy\.key is missing"):
         train(made, tmp_path)
     shutil.rmtree(folder / "checkpoints")
     told: list[str] = []
@@ -476,7 +476,7 @@ def test_the_key_goes_when_a_killed_run_is_settled_and_it_cannot_go_on(tmp_path:
     found = settle_run(folder)
     assert found is not None and not keys_in(folder)
     assert (settle_run(folder) or ())[1:] == found[1:]  # again, it is nothing
-    with pytest.raises(RunError, match=r"privacy\.key is gone: the run was settled"):
+    with pytest.raises(RunError, match=r"privacy\.key is missing: the run was settled"):
         train(made, tmp_path)
     (folder / "privacy.key").touch(0o600)  # restored from a backup, it is of no use either
     (folder / "privacy.key").write_bytes(kept)
@@ -660,7 +660,7 @@ def test_a_refused_spending_leaves_a_ledger_that_works(tmp_path: Path, ledgers: 
     ledger, _ = ledger_for("ab" * 32, tmp_path, said=ledgers)
     ledgers.mkdir()
     ledger.path.touch()  # as earlier versions left it
-    with pytest.raises(DataError, match="no account yet"):
+    with pytest.raises(DataError, match="no ledger yet"):
         ledger.standing()
     assert not ledger.exists() and ledger.open((1.0, 1e-4), examples=150).number == 1
     del made

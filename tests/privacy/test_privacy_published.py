@@ -100,7 +100,7 @@ def test_every_byte_of_a_private_checkpoint_is_on_the_list(kind: str, tmp_path: 
         check_every_byte(each)
     if kind == "table":
         said = read_json(folder / "privacy.json")["guarantee"]["not_covered"]
-        assert any("the categories of colour" in line and "what a gap becomes of a" in line for line in said)
+        assert any("the categories of colour" in line and "the imputed values of a" in line for line in said)
 
 
 def chat_data(folder: Path) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def test_what_every_kind_of_data_keeps_is_on_the_list(make: Any, input_kind: str
     preprocess = split({"preprocess": prepare(config, seed=0, input_kind=input_kind).preprocess})[0]["preprocess"]
     assert not [p for p, v in leaves({"preprocess": preprocess}) if origin_of(p) is None and v not in ({}, [], ())]
     assert not any("this kind of data" in said for said in fitted_without_noise(preprocess))
-    assert "what this kind of data as own_counts" in fitted_without_noise(preprocess | {"own_counts": [3, 4]})
+    assert "fields of this kind of data: own_counts" in fitted_without_noise(preprocess | {"own_counts": [3, 4]})
 
 
 def test_the_list_says_of_each_place_where_it_comes_from_and_why() -> None:

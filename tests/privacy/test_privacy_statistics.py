@@ -238,7 +238,7 @@ def test_what_was_drawn_cannot_be_lost_changed_or_used_for_something_else(tmp_pa
     path = folder / "statistics.json"
     whole = path.read_text()
     path.unlink()
-    with pytest.raises(RunError, match=r"statistics\.json is gone, and the run has trained with what it held"):
+    with pytest.raises(RunError, match=r"statistics\.json is missing, but the run has trained with it"):
         run(recipe, root=tmp_path, stages=("evaluate",))
     for edit, said in (({"mean": [0.0] * 4}, "changed"), ({"std": [0.0] * 4}, "std was edited"), ({"mean": ["a"]}, "mean was edited")):
         path.write_text(json.dumps(json.loads(whole) | edit))
@@ -321,7 +321,7 @@ def test_the_twin_without_privacy_has_exact_ones(tmp_path: Path) -> None:
     [
         ({"bounds": None}, {}, r"data\.bounds: are missing"),
         ({"normalize": "bounds"}, {}, r"privacy\.statistics: are not needed"),
-        ({"normalize": None, "bounds": None}, {}, r"data\.normalize: is auto, and privacy\.statistics are means and deviations"),
+        ({"normalize": None, "bounds": None}, {}, r"data\.normalize: is auto, but privacy\.statistics are means and deviations"),
         ({"normalize": "robust", "bounds": None}, {}, r"data\.normalize: is robust"),
         ({}, {"target_epsilon": None, "audit": {"canaries": 10}}, r"privacy\.statistics: cost epsilon, but the run is not private"),
         ({}, {"unit": "group"}, r"privacy\.statistics: are private for single rows only, but the protected unit is group"),
@@ -346,7 +346,7 @@ def test_a_table_without_numbers_has_none(tmp_path: Path) -> None:
     lines = ["a,b,label", *(f"{'xyz'[i % 3]},{'uv'[i % 2]},{'no' if i % 5 else 'yes'}" for i in range(100))]
     (tmp_path / "t.csv").write_text("\n".join(lines))
     data = DATA | {"source": {"kind": "csv", "path": str(tmp_path / "t.csv"), "label": "label"}, "bounds": {"*": [0, 1]}}
-    with pytest.raises(RecipeError, match=r"privacy\.statistics: are of columns of numbers, and the table has none"):
+    with pytest.raises(RecipeError, match=r"privacy\.statistics: need columns of numbers, but the table has none"):
         run(load_recipe(table_recipe(tmp_path, data=data, privacy=PRIVACY)), root=tmp_path, stages=("train",))
 
 

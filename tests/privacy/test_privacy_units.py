@@ -190,7 +190,7 @@ def test_a_group_that_cannot_be_is_refused(tmp_path: Path) -> None:
     path = str(visits(other, missing=True))
     with pytest.raises(DataError, match=r"column 'patient' is missing"):
         splits_of(table(tmp_path, data={"source": {"path": path}, "cache": str(other / "cache")}), tmp_path)
-    with pytest.raises(RecipeError, match=r"document is for running text"):
+    with pytest.raises(RecipeError, match=r"document needs plain text data"):
         run(table(tmp_path, privacy={"unit": "document"}, name="other"), root=tmp_path / "runs", stages=("prepare", "train"))
 
 
@@ -198,7 +198,7 @@ def test_a_budget_for_patients_is_not_for_rows(tmp_path: Path) -> None:
     budget = {"budget": {"epsilon": 1000, "delta": 1e-4}}
     run(table(tmp_path, privacy=budget), root=tmp_path / "runs", stages=("prepare", "train"))
     rows = table(tmp_path, name="rows", privacy={**budget, "unit": "example", "rows_per_unit": 1})
-    with pytest.raises(RecipeError, match=r"protects one example, and this data set's budget is for one patient"):
+    with pytest.raises(RecipeError, match=r"is example, but this data set's budget is for one patient"):
         run(rows, root=tmp_path / "runs", stages=("prepare", "train"))
 
 
