@@ -161,7 +161,7 @@ def test_gradient_canaries_take_part_as_examples_do_and_are_seen() -> None:
     [
         ({"canaries": 0}, "greater than or equal to 1"),
         ({"kind": "mislabelled", "repeats": [1, 2]}, "is for kind=secret"),
-        ({"kind": "secret", "template": "no place"}, "needs {name} once"),
+        ({"kind": "secret", "template": "no place"}, "must contain {name} once"),
         ({"kind": "secret", "repeats": []}, "is empty"),
     ],
 )
@@ -183,7 +183,7 @@ def test_data_that_cannot_hold_canaries_is_refused(tmp_path: Any) -> None:
         with_canaries(text(tmp_path).train, asked(canaries=5), key=key)
     with pytest.raises(RecipeError, match=r"shorten privacy\.audit\.template"):
         with_canaries(text(tmp_path).train, asked(canaries=5, kind="secret", template="x" * 90 + " {name} {secret}"), key=key)
-    with pytest.raises(RecipeError, match="3 parameters train"):
+    with pytest.raises(RecipeError, match="only 3 parameters are trained"):
         GradientCanaries.of(Canaries("gradient", key, np.ones(5, bool)), {"w": 3}, rate=lambda step: 1.0)
 
 
