@@ -346,7 +346,7 @@ def test_impossible_releases_are_refused(what: dict[str, object], says: str) -> 
 
 def test_deltas_and_epsilons_out_of_range_are_refused() -> None:
     for delta in (0.0, 1.0, -1e-5, math.nan):
-        with pytest.raises(RecipeError, match=r"expected a number above 0"):
+        with pytest.raises(RecipeError, match=r"expected above 0"):
             epsilon(poisson(1.0, 0.1), delta)
     refuse_delta(1e-5, 60_000)
     with pytest.raises(RecipeError, match=r"not below 1/N = 1e-05 \(N = 100,000\).*Set 1e-06"):
@@ -354,7 +354,7 @@ def test_deltas_and_epsilons_out_of_range_are_refused() -> None:
     for eps in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(RecipeError, match=r"expected a number above 0"):
             refuse_epsilon(eps)
-    with pytest.raises(RecipeError, match=r"below 0"):
+    with pytest.raises(RecipeError, match=r"expected a number of at least 0"):
         delta_at(poisson(1.0, 0.1), -1.0)
     with pytest.raises(RecipeError, match=r"between 0 and 1"):
         trade_off(poisson(1.0, 0.1), [1.5])
