@@ -356,7 +356,7 @@ def test_deltas_and_epsilons_out_of_range_are_refused() -> None:
             refuse_epsilon(eps)
     with pytest.raises(RecipeError, match=r"expected a number of at least 0"):
         delta_at(poisson(1.0, 0.1), -1.0)
-    with pytest.raises(RecipeError, match=r"between 0 and 1"):
+    with pytest.raises(RecipeError, match=r"must be from 0 to 1"):
         trade_off(poisson(1.0, 0.1), [1.5])
     with pytest.raises(RecipeError, match=r"accountant=rdp"):
         epsilon(poisson(1.0, 0.1), 1e-13)
