@@ -458,3 +458,17 @@ def test_there_are_examples_in_docstrings() -> None:
 def test_example_recipes_say_what_they_are() -> None:
     recipes = [*(ROOT / "examples").rglob("*.yaml"), *shipped_recipes().values()]
     assert [r for r in recipes if not re.match(r"# \w.{10,}\n", r.read_text())] == []
+
+
+VERBS_OF_PACKAGES = {
+    "artifacts": "save_checkpoint", "config": "parse", "data": "prepare", "distributed": "parallelize", "evaluate": "evaluate", "export": "export_checkpoint",
+    "generate": "generate", "models": "materialize", "plan": "make_plan", "predict": "predict_rows", "privacy.audit": "score_attack", "report": "render",
+    "starter": "draft", "train": "train", "tune": "lr_range", "api": "run",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("package", "verb"), VERBS_OF_PACKAGES.items())
+def test_the_verb_of_a_package_says_what_it_takes_what_it_raises_and_shows_an_example(package: str, verb: str) -> None:
+    said = getattr(importlib.import_module(f"tauon.{package}"), verb).__doc__ or ""
+    for part in ("Args:", "Raises:", ">>> "):
+        assert part in said, f"tauon.{package}.{verb} has no {part}"

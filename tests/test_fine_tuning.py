@@ -108,8 +108,8 @@ def test_a_checkpoint_of_the_run_will_do_too(world: Path) -> None:
         ({"adapt": {"kind": "lora", "target": ["c_attn"]}}, RecipeError, "names no linear layer"),
         ({"train": {"freeze": ["nothing.*"]}}, RecipeError, "train.freeze: 'nothing.*' matches no parameter"),
         ({"train": {"freeze": ["*"]}}, RecipeError, "freezes all parameters"),
-        ({"optim": {"lr_scale": {"nothing": 2.0}}}, RecipeError, "optim.lr_scale: 'nothing' names no parameter that trains"),
-        ({"optim": {"lr_scale": {"*": 0.0}}}, RecipeError, "Give one above 0"),
+        ({"optim": {"lr_scale": {"nothing": 2.0}}}, RecipeError, "optim.lr_scale: 'nothing' matches no trainable parameter"),
+        ({"optim": {"lr_scale": {"*": 0.0}}}, RecipeError, "expected a number above 0"),
         ({"data": {"seq_len": 32}}, RecipeError, "data.seq_len: 32 is longer than the model's 16"),
     ],
 )
@@ -250,7 +250,7 @@ def test_qlora_runs_goes_on_and_merges(world: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(whole.logits(whole(ids)), apart.logits(apart(ids)), rtol=0, atol=1e-5)
     tree = recipe(world, "x", adapt=adapt, parallel={"kind": "mesh", "tensor": 2})
-    with pytest.raises(RecipeError, match=r"parallel.tensor: 2, and adapt.quantize"):
+    with pytest.raises(RecipeError, match=r"parallel.tensor: is 2, but the blocks of adapt.quantize"):
         reference(tree, tmp_path, steps=1, processes=2, on_event=null_callback)
 
 

@@ -179,7 +179,7 @@ def test_a_private_run_scales_its_target_by_what_was_stated_and_says_so(tmp_path
     private = recipe(tmp_path, data=data, privacy=privacy, optim={"kind": "sgd", "lr": 0.5}, train={"steps": 200, "batch": 64})
     done = run(private, root=tmp_path / "runs")
     assert metrics(done.folder)["r2"] > 0.5  # without a scale: -20
-    assert any("How numbers are scaled is public" in line for line in read_json(done.folder / "privacy.json")["guarantee"]["not_covered"])
+    assert any("The scaling of numbers is public" in line for line in read_json(done.folder / "privacy.json")["guarantee"]["not_covered"])
     fitted = recipe(
         tmp_path,
         data=data | {"normalize_targets": "standard"},

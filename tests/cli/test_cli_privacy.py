@@ -53,7 +53,7 @@ def test_it_finds_the_noise_of_a_schedule_for_a_target_and_draws_the_curve(tauon
     steps = [Release(noise * (1 - 0.5 * i / 99), "poisson", 0.02) for i in range(100)]
     assert epsilon(steps, 1e-5) == pytest.approx(2, rel=5e-3)
     page = (tmp_path / "plot.html").read_text()
-    assert "Was somebody in the data?" in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert "Was this person in the data?" in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
 def test_it_counts_the_steps_that_training_makes(tauon: Tauon) -> None:
@@ -77,7 +77,7 @@ def test_it_counts_the_steps_that_training_makes(tauon: Tauon) -> None:
         (["--noise", "1", "--batch", "5", "--steps", "5"], "--batch needs --examples"),
         (["--noise", "1", "--rate", "0.1"], "either --steps or --epochs"),
         (["--noise", "0", "--rate", "0.1", "--steps", "5"], "not in the range x>0"),
-        (["--noise", "1", "--rate", "0.1", "--steps", "5", "--sampling", "fixed-size"], "accountant: rdp"),
+        (["--noise", "1", "--rate", "0.1", "--steps", "5", "--sampling", "fixed-size"], "accountant=rdp"),
         (["--noise", "1", "--batch", "50", "--examples", "10", "--steps", "5"], "larger than the data"),
         (["--noise", "1", "--batch", "5", "--examples", "1000", "--steps", "5", "--delta", "0.001"], "not below 1/N"),
         (["--noise", "1", "--rate", "0.1", "--steps", "5", "--schedule", "pink"], "no noise is called 'pink'"),
@@ -128,7 +128,7 @@ def test_a_data_set_may_be_named_by_recipe_run_or_digits(tauon: Tauon, tmp_path:
     data = data_identity(load_recipe(recipe).data.source)
     assert "has no ledger" in tauon("privacy", "ledger", recipe).out
     ended = tauon("privacy", "remaining", recipe)
-    assert ended.code == 3 and "no account yet" in ended.err
+    assert ended.code == 3 and "no ledger yet" in ended.err
     ledger = Ledger(tmp_path / "runs" / "ledger", data)
     ledger.open((3.0, 1e-4), examples=150)
     made = ledger.reserve("mine", [Release(4.0, "poisson", 0.1, 50)])

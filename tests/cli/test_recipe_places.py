@@ -87,9 +87,9 @@ def test_a_root_that_cannot_be_made_is_said_with_its_reason(tauon: Tauon, tmp_pa
 
 def test_workers_that_nobody_waited_for_are_told_with_the_step_they_reached(tmp_path: Path) -> None:
     assert still_at_work(tmp_path, 2, 2) == []
-    assert still_at_work(tmp_path, 0, 2) == ["2 of 2 were still at work (no checkpoint yet)"]
+    assert still_at_work(tmp_path, 0, 2) == ["2 of 2 were still running (no checkpoint yet)"]
     events = [{"kind": "step", "step": s} for s in range(1, 7)]
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(e | {"time": 1.0}) + "\n" for e in events) + '{"half')
     (tmp_path / "checkpoints" / "step-000004").mkdir(parents=True)
     said = still_at_work(tmp_path, 1, 2)
-    assert said == ["1 of 2 were still at work (step 6 was the last that they logged, the last checkpoint is of step 4)"]
+    assert said == ["1 of 2 were still running (step 6 was the last in their logs, the last checkpoint is of step 4)"]

@@ -80,9 +80,9 @@ def test_a_process_says_for_whom_it_waits_before_the_time_out(tmp_path: Path) ->
     run_processes(says, 3, 400, str(tmp_path / "log"))
     *waiting, stuck = ((tmp_path / f"log-{rank}").read_text() for rank in range(3))
     for rank, waited in enumerate(waiting):  # both speak at about the same time, and neither takes the other for gone
-        assert waited.startswith(f"error: rank {rank} of 3 waited for others after step 5 in vain (")
-        assert "the time-out is 4 s" in waited
-        assert "Rank 2 has not come: it is at step 4" in waited
+        assert waited.startswith(f"error: rank {rank} of 3 failed while waiting for other ranks after step 5 (")
+        assert "the timeout is 4 s" in waited
+        assert "Rank 2 is missing: it is at step 4" in waited
         assert "in says" in waited
         assert waited.count("error:") == 1
     assert stuck == "", "who is stuck by itself waits for nobody"
@@ -121,6 +121,6 @@ def test_reading_from_a_card_counts_as_waiting_and_own_work_does_not() -> None:
 def test_processes_of_one_machine_do_not_share_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(RecipeError, match="cuda:1 is one card, and 2 processes of this machine would share it") as refused, join("cuda:1"):
+    with pytest.raises(RecipeError, match="is cuda:1, which 2 processes of this machine would share") as refused, join("cuda:1"):
         pass
     assert refused.value.problems[0].path == "train.device"

@@ -37,8 +37,8 @@ def one_is_stuck() -> str:
 
 def test_the_stuck_rank_is_named_with_its_stack() -> None:
     said = run_processes(one_is_stuck, 2, 400)[0]
-    assert "rank 0 of 2 waited for others after step 3" in said
-    assert "Rank 1 has not come: it is at step 2" in said
+    assert "rank 0 of 2 failed while waiting for other ranks after step 3" in said
+    assert "Rank 1 is missing: it is at step 2" in said
     assert "in forgetful" in said
 
 
@@ -72,7 +72,7 @@ def one_leaves(flag: str) -> str:
 
 def test_a_rank_that_is_gone_is_named_and_a_process_that_is_told_to_end_does_not_wait_for_that(tmp_path: object) -> None:
     said = run_processes(one_leaves, 2, 400, f"{tmp_path}/flag")[0]
-    assert "Rank 1 no longer answers (last heard of after step 7" in said
+    assert "Rank 1 no longer answers (last heartbeat after step 7" in said
 
 
 def test_own_errors_are_not_the_network() -> None:

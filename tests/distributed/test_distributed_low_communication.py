@@ -229,8 +229,8 @@ def test_fragments_are_about_even_and_hold_every_name_once() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"every": 4, "fragments": 5}, "more than the 4 steps"),
-        ({"every": 4, "overlap": 4}, "goes out again after 4"),
+        ({"every": 4, "fragments": 5}, "is 5, but they are spread over 4 steps"),
+        ({"every": 4, "overlap": 4}, "is sent again after 4"),
         ({"mix": 0.5}, "needs overlap above 0"),
     ],
 )
@@ -240,7 +240,7 @@ def test_what_cannot_be_is_refused(keys: dict[str, Any], message: str) -> None:
 
 
 def test_more_fragments_than_parameters_are_refused() -> None:
-    with pytest.raises(RecipeError, match="the model has 3 parameters"):
+    with pytest.raises(RecipeError, match="the model has only 3 parameters"):
         DiLoCo(every=8, fragments=4).build(start())
 
 

@@ -33,10 +33,10 @@ def test_sizes_that_are_left_out_take_the_rest(config: MeshParallel, world: int,
 @pytest.mark.parametrize(
     ("config", "world", "words"),
     [
-        (MeshParallel(tensor=3), 2, "tensor 3 is 3 processes, and 2 are here. Start 3"),
-        (MeshParallel(replicate=2, shard=2), 6, "replicate 2 x shard 2 is 4 processes, and 6 are here"),
-        (MeshParallel(shard=4), 6, "4 processes, and 6 are here"),
-        (MeshParallel(pipeline=2), 1, "pipeline 2 is 2 processes, and 1 is here"),
+        (MeshParallel(tensor=3), 2, "tensor 3 needs 3 processes, but 2 are running. Start 3"),
+        (MeshParallel(replicate=2, shard=2), 6, "replicate 2 x shard 2 needs 4 processes, but 6 are running"),
+        (MeshParallel(shard=4), 6, "4 processes, but 6 are running"),
+        (MeshParallel(pipeline=2), 1, "pipeline 2 needs 2 processes, but 1 is running"),
     ],
 )
 def test_sizes_that_do_not_multiply_to_the_world_are_refused(config: MeshParallel, world: int, words: str) -> None:
@@ -70,13 +70,13 @@ def test_microbatches_of_a_pipeline() -> None:
     assert pieces_of_batch(MeshParallel(pipeline=2, schedule="gpipe"), 7) == 1
     assert pieces_of_batch(MeshParallel(pipeline=3, schedule="interleaved-1f1b"), 12) == 6
     assert pieces_of_batch(MeshParallel(pipeline=2, stage_microbatches=8), 8) == 8
-    with pytest.raises(RecipeError, match="3 does not divide the 8 examples"):
+    with pytest.raises(RecipeError, match="is 3, which does not divide the 8 examples"):
         pieces_of_batch(MeshParallel(pipeline=2, stage_microbatches=3), 8)
-    with pytest.raises(RecipeError, match="into a multiple of 2, and got 7 examples"):
+    with pytest.raises(RecipeError, match="needs a multiple of 2 microbatches per process, but got 7 examples"):
         pieces_of_batch(MeshParallel(pipeline=2, schedule="zero-bubble"), 7)
-    with pytest.raises(RecipeError, match="into 2 at least, and got 1 examples"):
+    with pytest.raises(RecipeError, match="needs at least 2 microbatches per process, but got 1 examples"):
         pieces_of_batch(MeshParallel(pipeline=2), 1)
-    with pytest.raises(RecipeError, match="into 4 at least, and got 2 pieces"):
+    with pytest.raises(RecipeError, match="needs at least 4 microbatches per process, but got 2"):
         pieces_of_batch(MeshParallel(pipeline=4, stage_microbatches=2), 8)
 
 

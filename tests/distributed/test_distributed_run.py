@@ -164,23 +164,23 @@ def refused(data: dict[str, Any], root: str, other_rank: dict[str, Any] | None =
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "a mesh that does not multiply": ({"parallel": {"tensor": 3}}, "tensor 3 is 3 processes, and 2 are here"),
+    "a mesh that does not multiply": ({"parallel": {"tensor": 3}}, "tensor 3 needs 3 processes, but 2 are running"),
     "heads": (
         {"parallel": {"tensor": 2}, "model": {"kind": "gpt", "layers": 2, "width": 30, "heads": 3}},
-        "2 does not divide the model's 3 heads",
+        "which does not divide the model's 3 heads",
     ),
     "layers": (
         {"parallel": {"pipeline": 2}, "model": {"kind": "gpt", "layers": 1, "width": 32, "heads": 4}},
-        "2 stages, and the model has 1 layers",
+        "needs 2 stages, but the model has only 1 layers",
     ),
-    "a batch smaller than the ranks": ({"train": {"steps": 2, "batch": 1}}, "1 examples for 2 data-parallel processes"),
+    "a batch smaller than the ranks": ({"train": {"steps": 2, "batch": 1}}, "is 1, but there are 2 data-parallel processes"),
     "a batch smaller than the stages": (
         {"parallel": {"pipeline": 2}, "train": {"steps": 2, "batch": 1}},
-        "cuts the examples of a process into 2 at least, and got 1 examples",
+        "needs at least 2 microbatches per process, but got 1 examples",
     ),
     "microbatches of a pipeline": (
         {"parallel": {"pipeline": 2}, "train": {"steps": 2, "batch": 8, "microbatch": 2}},
-        "Set parallel.stage_microbatches, the number of pieces",
+        "set parallel.stage_microbatches, the number of microbatches",
     ),
     "no blocks to cut": (
         {
@@ -189,7 +189,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
             "data": {"source": {"kind": "sklearn", "name": "iris"}},
             "model": {"kind": "mlp"},
         },
-        "has no blocks to cut",
+        "has no blocks to split",
     ),
     "tied head over stages": (
         {"parallel": {"pipeline": 2}, "model": {"kind": "gpt2", "layers": 2, "width": 32, "heads": 4}},

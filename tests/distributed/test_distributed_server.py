@@ -78,7 +78,7 @@ def test_pieces_cover_every_number_once_and_balance(servers: int, may_part: bool
 
 
 def test_more_servers_than_tensors_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"parallel.servers: 3 servers, but the model has 2 tensors .* at most 2"):
+    with pytest.raises(RecipeError, match=r"parallel.servers: is 3, but the model has only 2 tensors .* at most 2"):
         partition({"w": (1, 5), "b": (1,)}, 3, rows_may_part=True)
     with pytest.raises(RecipeError, match="at most 1"):
         partition({"w": (9, 5)}, 2, rows_may_part=False)
@@ -252,15 +252,15 @@ def test_an_outer_optimizer_over_pieces_is_the_one_over_the_whole_and_its_state_
     ("settings", "message"),
     [
         ({"backup_workers": 2}, "backup_workers: 2 of 2 workers leaves none"),
-        ({"backup_workers": 1, "mode": "async"}, "backup_workers: is for mode sync"),
-        ({"mode": "ssp"}, "staleness: missing"),
-        ({"staleness": 2}, "staleness: is for mode ssp"),
-        ({"delay_compensation": 0.1}, "delay_compensation: is for modes async and ssp"),
-        ({"pull": {"kind": "top-k"}}, "pull: top-k sends part"),
-        ({"replicas": 1}, "replicas: 1 copies need as many further servers"),
+        ({"backup_workers": 1, "mode": "async"}, "backup_workers: is for mode=sync, but mode is async"),
+        ({"mode": "ssp"}, "staleness: is missing"),
+        ({"staleness": 2}, "staleness: is for mode=ssp"),
+        ({"delay_compensation": 0.1}, "delay_compensation: is for the modes async and ssp"),
+        ({"pull": {"kind": "top-k"}}, "pull: top-k sends only part"),
+        ({"replicas": 1}, "replicas: 1 copies need as many additional servers"),
         ({"address": "ray://somewhere:10001"}, "address: ray://"),
-        ({"every": 5, "mode": "async"}, "every: 5 steps on its own need an outer optimizer"),
-        ({"outer": "nesterov"}, "outer: is for modes async and ssp"),
+        ({"every": 5, "mode": "async"}, "every: 5 local steps need an outer optimizer"),
+        ({"outer": "nesterov"}, "outer: is for the modes async and ssp"),
         ({"outer": "nesterov", "mode": "async", "delay_compensation": 1}, "delay_compensation: corrects gradients"),
         ({"workers": 0}, "workers"),
         ({"mode": "synch"}, "mode"),

@@ -47,7 +47,7 @@ def test_words_of_on_become_a_section(words: str) -> None:
 
 @pytest.mark.parametrize("words", ["locl", "local:0", "local:-1", "local:two", "here:2", "", ":2", "local:2:3"])
 def test_other_words_are_refused_with_the_places_that_there_are(words: str) -> None:
-    with pytest.raises(RecipeError, match="There are: here, k8s, k8s:N, local, local:N"):
+    with pytest.raises(RecipeError, match="Use one of: here, k8s, k8s:N, local, local:N"):
         choose(words)
 
 
@@ -67,26 +67,26 @@ def test_on_keeps_a_section_of_the_same_kind_and_the_shared_words_of_another() -
 @pytest.mark.parametrize(
     ("section", "key", "says"),
     [
-        ({"kind": "local", "min_workers": 4, "max_workers": 2}, "launch.min_workers", "Take at most 2"),
-        ({"kind": "local", "workers": 2, "min_workers": 3}, "launch.min_workers", "more than workers 2"),
-        ({"kind": "local", "workers": 2, "max_workers": 1}, "launch.max_workers", "Take at least 2"),
+        ({"kind": "local", "min_workers": 4, "max_workers": 2}, "launch.min_workers", "Set at most 2"),
+        ({"kind": "local", "workers": 2, "min_workers": 3}, "launch.min_workers", "more than workers=2"),
+        ({"kind": "local", "workers": 2, "max_workers": 1}, "launch.max_workers", "Set at least 2"),
         ({"kind": "local", "env": {"RANK": "0"}}, "launch.env", "set by the launcher"),
-        ({"kind": "local", "env": {"a b": "0"}}, "launch.env", "no name of an environment variable"),
+        ({"kind": "local", "env": {"a b": "0"}}, "launch.env", "not a valid environment variable name"),
         ({"kind": "local", "env": {"A": "x\ny"}}, "launch.env", "line break"),
         ({"kind": "local", "port": 70000}, "launch.port", "65535"),
-        ({"kind": "slurm", "workers": 7, "gpus_per_node": 4}, "launch.workers", "does not divide by 4"),
+        ({"kind": "slurm", "workers": 7, "gpus_per_node": 4}, "launch.workers", "not a multiple of 4"),
         ({"kind": "slurm", "workers": 8, "nodes": 3, "gpus_per_node": 4}, "launch.workers", "12"),
         ({"kind": "slurm", "partition": "a b"}, "launch.partition", "a b"),
         ({"kind": "slurm", "account": "x\n#SBATCH --uid=0"}, "launch.account", "should match"),
-        ({"kind": "slurm", "mounts": ["/a:/b"]}, "launch.mounts", "needs container"),
-        ({"kind": "slurm", "seeds": [1, 1]}, "launch.seeds", "names one twice"),
-        ({"kind": "slurm", "setup": ["#SBATCH --exclusive"]}, "launch.setup.0", "no longer read"),
+        ({"kind": "slurm", "mounts": ["/a:/b"]}, "launch.mounts", "needs launch.container"),
+        ({"kind": "slurm", "seeds": [1, 1]}, "launch.seeds", "has a duplicate"),
+        ({"kind": "slurm", "setup": ["#SBATCH --exclusive"]}, "launch.setup.0", "does not read #SBATCH lines"),
         ({"kind": "k8s"}, "launch.image", "no default"),
-        ({"kind": "k8s", "image": "i", "min_workers": 1, "workers": 2}, "launch.engine", "cannot grow or shrink"),
-        ({"kind": "k8s", "image": "i", "engine": "jobset", "workers": 2, "max_workers": 3}, "launch.max_workers", "does not grow"),
-        ({"kind": "k8s", "image": "i", "mount": "/d"}, "launch.mount", "needs volume"),
+        ({"kind": "k8s", "image": "i", "min_workers": 1, "workers": 2}, "launch.engine", "has a fixed size"),
+        ({"kind": "k8s", "image": "i", "engine": "jobset", "workers": 2, "max_workers": 3}, "launch.max_workers", "is not supported by a jobset"),
+        ({"kind": "k8s", "image": "i", "mount": "/d"}, "launch.mount", "needs launch.volume"),
         ({"kind": "k8s", "image": "i", "namespace": "Lab"}, "launch.namespace", "Lab"),
-        ({"kind": "k8s", "image": "i", "secrets": ["Not A Name"]}, "launch.secrets.0", "no name of a Secret"),
+        ({"kind": "k8s", "image": "i", "secrets": ["Not A Name"]}, "launch.secrets.0", "not a valid Secret name"),
         ({"kind": "ray", "gpus_per_worker": 2}, "launch.gpus_per_worker", "less than or equal to 1"),
         ({"kind": "here", "workers": 2}, "launch.workers", "unknown key"),
     ],
@@ -104,7 +104,7 @@ def test_a_key_without_effect_is_an_error(job: Job) -> None:
         def show(self, job: Job) -> str:
             return f"{self.workers}"
 
-    with pytest.raises(RecipeError, match="launch.port: was set, and launch local does not use it"):
+    with pytest.raises(RecipeError, match="launch.port: is set, but launch local does not use it"):
         launch(Deaf(workers=2, port=1234), job, dry_run=True)
 
 
@@ -184,8 +184,8 @@ def test_dry_run_writes_and_starts_nothing(tauon: Tauon, tmp_path: Path) -> None
 def test_mistakes_name_the_way_out(tauon: Tauon, tmp_path: Path) -> None:
     recipe = table_recipe(tmp_path)
     for command, code, says in (
-        (["--on", "locl"], 2, "not a place to run"),
-        (["--on", "slurm"], 8, "sbatch is not on this machine"),
+        (["--on", "locl"], 2, "unknown launcher"),
+        (["--on", "slurm"], 8, "sbatch is not installed on this machine"),
         (["--on", "k8s"], 2, "launch.image: missing"),
         (["--on", "k8s", "launch.image=i", "--fresh"], 2, "another name"),
     ):

@@ -59,14 +59,14 @@ def test_pinning_is_left_out_with_a_reason_or_refused() -> None:
     assert one.cpus == () and "one NUMA node" in one.reasons[-1]
     assert share(2, nodes=[[0, 1]], pin=True).cpus == ((0,), (1,))
     assert share(2, pin=False).cpus == ()
-    with pytest.raises(LaunchError, match="3 workers, and 2 cores"):
+    with pytest.raises(LaunchError, match="with 3 workers on 2 cores"):
         share(3, nodes=[[0, 1]], pin=True)
 
 
 def test_what_the_machine_has_not_is_refused() -> None:
-    with pytest.raises(LaunchError, match="min_workers is 5, and this machine has 4 GPUs"):
+    with pytest.raises(LaunchError, match="min_workers is 5, but this machine has only 4 GPUs"):
         share(None, 5, None, gpus=4)
-    with pytest.raises(LaunchError, match="Take at most 4, or train.device=cpu"):
+    with pytest.raises(LaunchError, match="Set at most 4, or train.device=cpu"):
         share(8, gpus=4)
 
 

@@ -143,7 +143,7 @@ def test_a_bug_of_all_ranks_is_one_traceback_after_the_restarts(tmp_path: Path, 
 def test_with_min_workers_the_rest_goes_on_when_restarts_are_used_up(tmp_path: Path) -> None:
     told = run(tmp_path, "20", "0.01", "crash=1@5", max_restarts=0, min_workers=1)
     assert (tmp_path / "step.txt").read_text() == "20"
-    assert "going on with 1 workers" in told.warnings[0]
+    assert "continuing with 1 workers" in told.warnings[0]
     assert "with 1 workers" in log(tmp_path, 0)
 
 

@@ -96,7 +96,7 @@ class TestOnRay:
     def test_workers_meet_and_a_killed_one_is_started_again(self, tmp_path: Path) -> None:
         code, out, err = run(tmp_path, "20", "0.01", "crash=1@5")
         assert code == 0 and (tmp_path / "step.txt").read_text() == "20", err
-        assert "rank 1 was killed by SIGKILL: all start again from the last checkpoint (1 of 3 restarts)" in out
+        assert "rank 1 was killed by SIGKILL: restarting all workers from the last checkpoint (restart 1 of 3)" in out
         assert "\ndone, rank 0 of 2" in out and "[rank 1] done, rank 1 of 2" in out
         assert "restart 1" in (tmp_path / "runs/toy/logs/rank-1.log").read_text()
 
@@ -124,7 +124,7 @@ class TestOnRay:
                 process.send_signal(signal.SIGINT)
                 time.sleep(1)
             _, err = process.communicate(timeout=60)
-        assert process.returncode == 130 and re.search(r"[12] of 2 were still at work \(the last checkpoint is of step 4\)", err), err
+        assert process.returncode == 130 and re.search(r"[12] of 2 were still running \(the last checkpoint is of step 4\)", err), err
 
     def test_more_than_the_cluster_has_is_refused(self, tmp_path: Path) -> None:
         code, _, err = run(tmp_path, "3", cpus_per_worker=4000)
@@ -150,5 +150,5 @@ class TestOnRay:
             address = cluster.stdout.readline().strip()
             found = subprocess.run([sys.executable, "-W", "ignore", "-c", ours, address], text=True, capture_output=True, timeout=60)
             cluster.communicate("", timeout=60)
-        assert "LaunchError" in found.stderr and "is of another version than ours" in found.stderr, found.stderr
+        assert "LaunchError" in found.stderr and "has another version than this machine" in found.stderr, found.stderr
         assert "0.0.1" in found.stderr and "pip install ray==" in found.stderr

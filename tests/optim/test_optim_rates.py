@@ -55,9 +55,9 @@ def test_frozen_parameters_are_in_no_group() -> None:
 
 def test_what_cannot_be_told_apart_is_refused() -> None:
     model: nn.Module = materialize(MLPConfig(inputs=3, outputs=2), seed=0)
-    with pytest.raises(RecipeError, match="optim.layer_decay: this model has no blocks"):
+    with pytest.raises(RecipeError, match="optim.layer_decay: is set, but this model has no sequence of blocks"):
         rates(model, "adamw", layer_decay=0.5)
-    with pytest.raises(RecipeError, match="optim.lr_scale: 'nothing' names no parameter"):
+    with pytest.raises(RecipeError, match="optim.lr_scale: 'nothing' matches no trainable parameter"):
         parse(OptimConfig, {"kind": "adamw", "lr_scale": {"nothing": 2.0}}).refuse_model(model)
-    with pytest.raises(RecipeError, match="optim.embed_lr: this model has no embedding of its own"):
+    with pytest.raises(RecipeError, match="optim.embed_lr: is set, but this model has no separate embedding"):
         parse(OptimConfig, {"kind": "muon", "embed_lr": 0.1}).refuse_model(model)

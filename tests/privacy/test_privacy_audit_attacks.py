@@ -126,7 +126,7 @@ def test_reference_models_find_members_that_the_loss_hides(models: int) -> None:
 
 def test_too_few_reference_models_are_refused() -> None:
     target, reference, included, _ = references(10, 4, effect=1.0)
-    with pytest.raises(ValueError, match="online needs some"):
+    with pytest.raises(ValueError, match="mode online needs at least one"):
         lira(target, reference, included & False, mode="online")
     assert np.isfinite(lira(target, reference, included & False, mode="offline")).all()
 

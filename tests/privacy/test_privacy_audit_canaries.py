@@ -14,7 +14,7 @@ import torch
 from tauon.config import parse
 from tauon.data import DataConfig, DataSplits, HalfConfig, Loader, half_of, prepare, without_augmentation
 from tauon.errors import DataError, RecipeError
-from tauon.privacy import PrivateLoader
+from tauon.privacy import PrivateLoader, SamplingScheme
 from tauon.privacy.audit import Canaries, CanaryConfig, GradientCanaries, Secret, canary_dataset, canary_key, with_canaries
 from tauon.stages.extensions.canaries import plant
 from toy import words
@@ -57,7 +57,7 @@ def test_mislabelled_examples_stay_or_are_zeroed_by_their_coins() -> None:
     other, _ = with_canaries(train, asked(canaries=40, seed=6), key=canary_key(asked(seed=6)))
     assert len(other) == len(planted)
     for data in (planted, other):
-        loader = PrivateLoader(data, batch=16, sampling="poisson", key=bytes(32))
+        loader = PrivateLoader(data, batch=16, scheme=SamplingScheme("poisson", bytes(32)))
         assert loader.rate(0) == 16 / len(train)
 
 
@@ -160,8 +160,8 @@ def test_gradient_canaries_take_part_as_examples_do_and_are_seen() -> None:
     ("fields", "says"),
     [
         ({"canaries": 0}, "greater than or equal to 1"),
-        ({"kind": "mislabelled", "repeats": [1, 2]}, "is for kind: secret"),
-        ({"kind": "secret", "template": "no place"}, "needs {name} once"),
+        ({"kind": "mislabelled", "repeats": [1, 2]}, "is for kind=secret"),
+        ({"kind": "secret", "template": "no place"}, "must contain {name} once"),
         ({"kind": "secret", "repeats": []}, "is empty"),
     ],
 )
@@ -175,15 +175,15 @@ def test_data_that_cannot_hold_canaries_is_refused(tmp_path: Any) -> None:
     key = canary_key(asked())
     with pytest.raises(RecipeError, match="at most half"):
         with_canaries(train, asked(canaries=100), key=key)
-    with pytest.raises(RecipeError, match="no running text"):
+    with pytest.raises(RecipeError, match="is not plain text"):
         with_canaries(train, asked(canaries=5, kind="secret"), key=key)
-    with pytest.raises(RecipeError, match="would not be independent"):
+    with pytest.raises(RecipeError, match="canaries would interact with other examples"):
         with_canaries(iris(mix={"mixup": 0.2}).train, asked(canaries=5), key=key)
     with pytest.raises(RecipeError, match="needs classes"):
         with_canaries(text(tmp_path).train, asked(canaries=5), key=key)
-    with pytest.raises(RecipeError, match="shorten the template"):
+    with pytest.raises(RecipeError, match=r"shorten privacy\.audit\.template"):
         with_canaries(text(tmp_path).train, asked(canaries=5, kind="secret", template="x" * 90 + " {name} {secret}"), key=key)
-    with pytest.raises(RecipeError, match="3 parameters train"):
+    with pytest.raises(RecipeError, match="only 3 parameters are trained"):
         GradientCanaries.of(Canaries("gradient", key, np.ones(5, bool)), {"w": 3}, rate=lambda step: 1.0)
 
 

@@ -146,7 +146,7 @@ def test_canaries_alone_are_no_privacy(tauon: Tauon, tmp_path: Path) -> None:
     assert code == 0 and found["guarantee"] is None and found["canaries"]["verdict"]["bound"]["epsilon"] > 2
     assert not (tmp_path / "runs" / "own" / "privacy.json").exists()
     gradient = tauon("train", recipe(tmp_path, name="other", privacy={"target_epsilon": None, "audit": {"kind": "gradient"}}), "--quiet")
-    assert gradient.code == 2 and "takes part in private steps" in gradient.err
+    assert gradient.code == 2 and "needs a private run with sampling=poisson" in gradient.err
 
 
 def test_a_reference_model_of_a_private_run_plants_nothing_and_is_charged_to_no_ledger(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ class Bare(nn.Module):
 
 def adapted(width: int, out: int, config: LoraConfig) -> nn.Module:
     layer = nn.Linear(width, out)
-    AdaptedLinear.make_private(layer, config)
+    AdaptedLinear.wrap(layer, config)
     for p in layer.parameters():
         nn.init.normal_(p, 0, 0.3)
     layer.weight.requires_grad_(False)

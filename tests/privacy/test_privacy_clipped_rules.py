@@ -20,7 +20,7 @@ Case = tuple[nn.Module, Tensor]
 
 def adapted(r: random.Random, config: type[LoraConfig] = LoraConfig, **kwargs: float) -> AdaptedLinear:
     layer = nn.Linear(r.randint(3, 30), r.randint(2, 20))
-    AdaptedLinear.make_private(layer, config(rank=3, **kwargs))
+    AdaptedLinear.wrap(layer, config(rank=3, **kwargs))
     for p in layer.parameters():
         nn.init.normal_(p, 0, 0.3)
     layer.weight.requires_grad_(False)

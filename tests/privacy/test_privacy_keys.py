@@ -53,7 +53,7 @@ def test_what_is_no_key_is_refused_in_words(content: bytes, tmp_path: Path) -> N
     path = tmp_path / "privacy.key"
     path.touch(0o600)
     path.write_bytes(content)
-    with pytest.raises(RunError, match=r"is no key of this version.*--fresh"):
+    with pytest.raises(RunError, match=r"is not a key file of this version.*--fresh"):
         run_key(tmp_path)
 
 
@@ -145,4 +145,4 @@ def test_no_process_tells_another_the_key(tmp_path: Path) -> None:
     assert [f[:2] for f in found] == [("done", False)] * 2 and found[0][2] > 5
     assert Run.read(tmp_path / "shared/table").stage("train") is not None and not list((tmp_path / "shared").rglob("*privacy.key"))
     apart = run_processes(heard_by, 2, 400, str(path), str(tmp_path / "a"), [str(tmp_path / "a"), str(tmp_path / "b")])
-    assert all("privacy.key is not there: every process must see the run's folder" in said for said, *_ in apart)
+    assert all("privacy.key is missing: every process must see the run's folder" in said for said, *_ in apart)

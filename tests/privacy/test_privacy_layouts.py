@@ -94,7 +94,7 @@ def test_two_processes_compute_what_one_does(two: dict[str, Any], name: str) -> 
 
 def test_a_head_in_parts_whose_loss_is_of_some_positions_is_refused_with_the_way_out(two: dict[str, Any]) -> None:
     said = two["tensor, bert"]
-    assert isinstance(said, str) and "RecipeError" in said and "parallel.tensor" in said and "Take parallel.shard" in said
+    assert isinstance(said, str) and "RecipeError" in said and "parallel.tensor" in said and "Set parallel.shard" in said
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from test_privacy_units import table, text
 from tauon.artifacts import latest_checkpoint, read_json
 from tauon.cli.main import main
 from tauon.pipeline import run
-from tauon.privacy import PrivateGradients, PrivateLoader
+from tauon.privacy import PrivateGradients, PrivateLoader, SamplingScheme
 from tauon.privacy.accounting import Release, epsilon, guarantee, trade_off
 from tauon.privacy.units import Units
 from tauon.recipe import Recipe, load_recipe
@@ -44,7 +44,7 @@ class Nothing(Dataset):
 
 def found(zeroed: int, removed: int, key: bytes, steps: int = 20) -> float:
     """What somebody sees of the sums, as a score for one unit's presence: its gradient is -1 and all others' are 1, with noise of multiplier 6."""
-    loader = PrivateLoader(Nothing(40 - removed), batch=20, sampling="poisson", key=key)
+    loader = PrivateLoader(Nothing(40 - removed), batch=20, scheme=SamplingScheme("poisson", key))
     noise = np.random.default_rng(list(key)).normal(0, 6, steps)
     score = 0.0
     for step in range(steps):
@@ -75,10 +75,10 @@ def test_membership_is_told_no_better_than_promised_for_a_zeroed_unit() -> None:
 def test_all_that_follows_from_n_is_the_same_where_a_unit_is_zeroed(sampling: Any) -> None:
     """The draws, rates and rows of a data set do not look at what is in it; taking a unit away changes every rate."""
     groups = np.repeat(np.arange(30), 3)
-    a, b = (PrivateLoader(Nothing(90), batch=7, sampling=sampling, key=bytes(32), units=Units(groups, 2)) for _ in range(2))
+    a, b = (PrivateLoader(Nothing(90), batch=7, scheme=SamplingScheme(sampling, bytes(32), units=Units(groups, 2))) for _ in range(2))
     for step in range(10):
         assert a.rate(step) == 7 / 30 and np.array_equal(a.chosen(step), b.chosen(step))
-    assert PrivateLoader(Nothing(90), batch=7, sampling=sampling, key=bytes(32), units=Units(groups[:-3], 2)).rate(0) == 7 / 29
+    assert PrivateLoader(Nothing(90), batch=7, scheme=SamplingScheme(sampling, bytes(32), units=Units(groups[:-3], 2))).rate(0) == 7 / 29
 
 
 # ------------------------------------------------------------------------------------------------ what is said

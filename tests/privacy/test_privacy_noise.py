@@ -164,7 +164,7 @@ def test_only_the_steps_that_were_made_are_counted_where_fewer_were() -> None:
         ({"kind": "step", "at": [0.5, 3]}, "rising milestones"),
         ({"kind": "linear", "final": 0}, "greater than 0"),
         ({"kind": "validation-loss", "least": 1.5}, "less than 1"),
-        ({"kind": "correlated", "bands": 100}, "too many to optimise"),
+        ({"kind": "correlated", "bands": 100}, "too many to optimize"),
         ({"kind": "pink"}, "no noise is called"),
     ],
 )
@@ -318,7 +318,7 @@ def test_sensitivity_is_the_worst_of_all_participation_patterns(steps: int, apar
 
 def test_sensitivity_without_correlation_is_the_square_root_of_the_participations() -> None:
     assert sensitivity((1.0,), 20, 5) == pytest.approx(2.0)
-    with pytest.raises(ValueError, match=r"worst pattern"):
+    with pytest.raises(ValueError, match=r"worst participation pattern"):
         sensitivity((1.0, 0.5), 5, 5)
 
 
@@ -347,7 +347,7 @@ def test_it_errs_less_than_the_binary_tree() -> None:
 def test_drawn_noise_is_the_matrix_times_independent_noise() -> None:
     plan = NoisePlan(Correlated(bands=3), 2.0, 6)
     source = NoiseSource.seeded(1)
-    with pytest.raises(RuntimeError, match=r"releases first"):
+    with pytest.raises(RuntimeError, match=r"releases\(\) first"):
         plan.draw(source, 0, ["w"], (4,))[0]
     plan.releases(1 / 3, "shuffled")
     r = plan.config.coefficients(6, 3)  # type: ignore[attr-defined]
@@ -371,5 +371,5 @@ def test_correlated_noise_counts_as_one_gaussian_of_its_sensitivity() -> None:
     assert epsilon(stopped, 1e-5) < epsilon(release, 1e-5)
     with pytest.raises(RecipeError, match=r"sampling=shuffled"):
         plan.releases(0.05, "poisson")
-    with pytest.raises(RecipeError, match=r"the batch changes"):
+    with pytest.raises(RecipeError, match=r"the batch size changes"):
         plan.releases([(0.05, 30), (0.1, 30)], "shuffled")

@@ -143,17 +143,17 @@ def test_a_vocabulary_holds_what_many_have_and_counts_each_person_once() -> None
 @pytest.mark.parametrize(
     ("act", "error", "says"),
     [
-        (lambda: private_statistics(np.zeros(3), (0, 1), noise=1.0, source=SOURCE), DataError, "a table"),
+        (lambda: private_statistics(np.zeros(3), (0, 1), noise=1.0, source=SOURCE), DataError, "an array"),
         (lambda: private_statistics([[math.nan]], (0, 1), noise=1.0, source=SOURCE), DataError, "1 values are missing"),
         (lambda: private_statistics([[1.0]], (1, 1), noise=1.0, source=SOURCE), RecipeError, "below the upper"),
         (lambda: private_statistics([[1.0]], (0, 1), noise=0.0, source=SOURCE), RecipeError, "epsilon is infinite"),
         (lambda: private_quantiles([1.0], [0.5], (2, 1), epsilon=1, source=SOURCE), RecipeError, "below the upper"),
-        (lambda: private_quantiles([1.0], [1.5], (0, 1), epsilon=1, source=SOURCE), RecipeError, "not between"),
+        (lambda: private_quantiles([1.0], [1.5], (0, 1), epsilon=1, source=SOURCE), RecipeError, "expected a number from 0 to 1"),
         (lambda: private_quantiles([], [0.5], (0, 1), epsilon=1, source=SOURCE), DataError, "at least one value"),
         (lambda: private_quantiles([1.0], [0.5], (0, 1), epsilon=0, source=SOURCE), RecipeError, "above 0"),
         (lambda: private_quantile_search([1.0], 0.5, (0, 1), noise=1.0, source=SOURCE, halvings=0), RecipeError, "at least one"),
-        (lambda: private_vocabulary([["a"]], noise=1.0, delta=0.0, most=1, source=SOURCE), RecipeError, "out of range"),
-        (lambda: private_vocabulary([["a"]], noise=1.0, delta=0.1, most=0, source=SOURCE), RecipeError, "at least one item"),
+        (lambda: private_vocabulary([["a"]], noise=1.0, delta=0.0, most=1, source=SOURCE), RecipeError, "expected a number above 0 and below 1"),
+        (lambda: private_vocabulary([["a"]], noise=1.0, delta=0.1, most=0, source=SOURCE), RecipeError, "expected at least 1 item per person"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_answered_is_refused(act: object, error: type[Exception], says: str) -> None:
@@ -184,9 +184,7 @@ def test_a_second_answer_with_the_noise_of_the_first_is_refused(what: str, same_
     one, other = NoiseSource(key[1:]), NoiseSource(key[1:])
     first = ask(ROWS, one)
     for source in (one, other):
-        with pytest.raises(
-            PrivacyError, match=rf"private_{what} drew its noise under the name '\w+' from this key before.*Give name= a name"
-        ):
+        with pytest.raises(PrivacyError, match=rf"private_{what} has already used the name '\w+' with this key.*Give name= its own name"):
             ask(ROWS if same_data else ROWS[1:], source)
     again = ask(ROWS, other, name="second")
     assert np.asarray(first).shape != np.asarray(again).shape or not np.array_equal(first, again)

@@ -148,7 +148,7 @@ def test_two_lines_make_a_recipe_private_and_the_promise_is_on_record(tmp_path: 
     assert done.manifest()["privacy"]["epsilon"] == record["guarantee"]["epsilon"]
     assert not (done.folder / "privacy.key").exists()
     page = (done.folder / "report.html").read_text()
-    assert "zero out one" in page and "one unit whose data is set to nothing" in page
+    assert "zero out one" in page and "one unit whose data is zeroed out" in page
     assert "differential privacy for one sequence of 16 tokens" in page and "Not covered" in page
 
 
@@ -190,7 +190,7 @@ def test_a_run_that_lost_its_key_does_not_go_on(tmp_path: Path) -> None:
     assert key.stat().st_mode & 0o777 == 0o600 and len(bytes.fromhex(read_json(key)["key"])) == 32
     kept = key.read_bytes()
     key.unlink()
-    with pytest.raises(RunError, match=r"privacy\.key is gone"):
+    with pytest.raises(RunError, match=r"privacy\.key is missing"):
         run(load_recipe(path), root=tmp_path / "runs", stages=("train",))
     key.touch(0o600)
     key.write_bytes(kept)
@@ -209,7 +209,7 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     run_key(tmp_path)
     assert run_key(tmp_path) == run_key(tmp_path)
     (tmp_path / "privacy.key").chmod(0o644)
-    with pytest.raises(RunError, match="may be read by others"):
+    with pytest.raises(RunError, match="is readable by other users"):
         run_key(tmp_path)
 
 
@@ -217,18 +217,21 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     ("sections", "message"),
     [
         ({"privacy": {"target_epsilon": 3, "delta": 0.5}}, r"privacy\.delta: delta 0\.5 is not below 1/N"),
-        ({"privacy": {"delta": 1e-5}}, r"privacy\.target_epsilon: give exactly one of"),
+        ({"privacy": {"delta": 1e-5}}, r"privacy\.target_epsilon: set exactly one of"),
         ({"privacy": {"target_epsilon": -1}}, r"privacy\.target_epsilon"),
         ({"privacy": {"noise_multiplier": 0}}, r"privacy\.noise_multiplier"),
-        ({"privacy": PRIVATE, "train": {"batch": 4000}}, r"train\.batch: 4000 is more than the .* examples there are"),
-        ({"privacy": PRIVATE | {"noise": {"kind": "correlated"}}}, r"privacy\.sampling: correlated noise is for whole passes"),
+        ({"privacy": PRIVATE, "train": {"batch": 4000}}, r"train\.batch: is 4000, but there are only .* examples"),
+        (
+            {"privacy": PRIVATE | {"noise": {"kind": "correlated"}}},
+            r"privacy\.sampling: is poisson, but correlated noise needs full passes",
+        ),
         ({"privacy": PRIVATE | {"sampling": "fixed-size"}}, r"privacy\.accountant: pld is not proven for fixed-size"),
-        ({"privacy": PRIVATE, "parallel": {"kind": "mesh", "pipeline": 2}}, r"parallel\.pipeline: cuts an example"),
+        ({"privacy": PRIVATE, "parallel": {"kind": "mesh", "pipeline": 2}}, r"parallel\.pipeline: splits an example"),
         (
             {"privacy": PRIVATE | {"sampling": "shuffled"}, "train": {"batch_warmup": {"start": 2, "steps": 4}}},
-            r"train\.batch_warmup: grows from step to step",
+            r"train\.batch_warmup: changes the batch size",
         ),
-        ({"privacy": PRIVATE, "parallel": {"kind": "diloco"}}, r"parallel\.kind: diloco exchanges something else"),
+        ({"privacy": PRIVATE, "parallel": {"kind": "diloco"}}, r"parallel\.kind: diloco does not work with privacy"),
     ],
 )
 def test_what_cannot_be_private_is_refused_by_name(tmp_path: Path, sections: dict[str, Any], message: str) -> None:

@@ -409,7 +409,7 @@ def test_a_key_that_was_deleted_with_the_checkpoints_is_settled_for_what_it_made
     made = recipe(tmp_path)
     folder = killed(made, tmp_path, 3)
     (folder / "privacy.key").unlink()
-    with pytest.raises(RunError, match=r"privacy\.key is gone"):
+    with pytest.raises(RunError, match=r"privacy\.key is missing"):
         train(made, tmp_path)
     shutil.rmtree(folder / "checkpoints")
     told: list[str] = []
@@ -462,7 +462,7 @@ def test_a_moved_run_is_settled_with_its_key_only(tmp_path: Path, ledgers: Path)
     shutil.copytree(folder, tmp_path / "bare")
     keys_in(tmp_path / "bare")[0].unlink()
     shutil.move(folder, tmp_path / "moved")
-    with pytest.raises(RunError, match=r"was moved or copied from .* has not the key"):
+    with pytest.raises(RunError, match=r"was moved or copied from .* without the key"):
         settle_run(tmp_path / "bare")
     found = settle_run(tmp_path / "moved")
     assert found is not None and found[2] in (2, 3)
@@ -476,11 +476,11 @@ def test_the_key_goes_when_a_killed_run_is_settled_and_it_cannot_go_on(tmp_path:
     found = settle_run(folder)
     assert found is not None and not keys_in(folder)
     assert (settle_run(folder) or ())[1:] == found[1:]  # again, it is nothing
-    with pytest.raises(RunError, match=r"privacy\.key is gone: the run was settled"):
+    with pytest.raises(RunError, match=r"privacy\.key is missing: the run was settled"):
         train(made, tmp_path)
     (folder / "privacy.key").touch(0o600)  # restored from a backup, it is of no use either
     (folder / "privacy.key").write_bytes(kept)
-    with pytest.raises(RunError, match=r"was settled by entry 3 .* before it was done, so it cannot go on"):
+    with pytest.raises(RunError, match=r"cannot be resumed: entry 3 .* settled it before it finished"):
         train(made, tmp_path)
     assert (settle_run(folder) or ())[1:] == found[1:] and not keys_in(folder)
     train(made, tmp_path, fresh=True)
@@ -497,7 +497,7 @@ def test_fresh_settles_what_is_set_aside_and_throws_its_key_away(tmp_path: Path,
     folder = killed(recipe(tmp_path, "name=lost"), tmp_path, 1)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     (folder / "events.jsonl").unlink()
-    with pytest.raises(RunError, match=r"nobody knows what it released.*--fresh"):
+    with pytest.raises(RunError, match=r"the number of steps is not known.*--fresh"):
         settle_run(folder)
     train(recipe(tmp_path, "name=lost"), tmp_path, fresh=True)
     assert entries(ledgers)[6].releases == entries(ledgers)[5].releases  # of which nothing is known: charged in full
@@ -606,7 +606,7 @@ def test_a_ledger_beside_the_runs_goes_on_and_is_told(tmp_path: Path, ledgers: P
     told: list[str] = []
     train(made, tmp_path, on_event=lambda kind, **facts: told.append(str(facts.get("message"))))
     assert [e.action for e in old.entries()] == ["open", "reserve", "settle"] and not ledgers.exists()
-    assert any(f"beside the runs, in {old.folder}: it goes on there" in t for t in told)
+    assert any(f"beside the runs, in {old.folder}, and is charged there" in t for t in told)
     Ledger(ledgers, data).open((3.9, 1e-3), examples=108)
     assert "neither counts the other" in ledger_for(data, tmp_path / "runs")[1]
     assert ledger_for(data, tmp_path / "elsewhere")[0].folder == ledgers
@@ -618,7 +618,7 @@ def test_a_run_whose_ledger_is_not_there_does_not_go_on(tmp_path: Path, ledgers:
     killed(made, tmp_path, 3)
     shutil.move(ledgers, ledgers.with_name("moved"))
     monkeypatch.setenv("TAUON_LEDGER", str(tmp_path / "other"))
-    with pytest.raises(RunError, match=r"has reserved in .* does not know of it"):
+    with pytest.raises(RunError, match=r"has reserved budget in .* has no such entry"):
         train(made, tmp_path)
     assert not (tmp_path / "other").exists()
     monkeypatch.setenv("TAUON_LEDGER", str(ledgers.with_name("moved")))
@@ -633,10 +633,10 @@ def test_data_that_changed_under_a_reservation_is_refused(tmp_path: Path, ledger
     made = recipe(tmp_path, data={"source": {"kind": "csv", "path": str(table), "label": "label"}})
     folder = killed(made, tmp_path, 0)
     table.write_text("x,label\n" + "".join(f"{i % 5},{i % 2}\n" for i in range(120)))
-    with pytest.raises(RunError, match=r"statistics\.json|it changed.*--fresh"):
+    with pytest.raises(RunError, match=r"statistics\.json|the data of run .* changed.*--fresh"):
         train(made, tmp_path)
     (folder / "statistics.json").unlink(missing_ok=True)
-    with pytest.raises(RunError, match=r"run table has reserved on data set .* it changed.*--fresh"):
+    with pytest.raises(RunError, match=r"the data of run table changed: it reserved budget for data set .*--fresh"):
         train(made, tmp_path)
     train(made, tmp_path, fresh=True)
     assert not [e for x in find_ledgers(ledgers, "") for e in x.standing().open]
@@ -660,7 +660,7 @@ def test_a_refused_spending_leaves_a_ledger_that_works(tmp_path: Path, ledgers: 
     ledger, _ = ledger_for("ab" * 32, tmp_path, said=ledgers)
     ledgers.mkdir()
     ledger.path.touch()  # as earlier versions left it
-    with pytest.raises(DataError, match="no account yet"):
+    with pytest.raises(DataError, match="no ledger yet"):
         ledger.standing()
     assert not ledger.exists() and ledger.open((1.0, 1e-4), examples=150).number == 1
     del made

@@ -100,7 +100,7 @@ def test_every_byte_of_a_private_checkpoint_is_on_the_list(kind: str, tmp_path: 
         check_every_byte(each)
     if kind == "table":
         said = read_json(folder / "privacy.json")["guarantee"]["not_covered"]
-        assert any("the categories of colour" in line and "what a gap becomes of a" in line for line in said)
+        assert any("the categories of colour" in line and "the imputed values of a" in line for line in said)
 
 
 def chat_data(folder: Path) -> dict[str, Any]:
@@ -133,8 +133,8 @@ def test_what_every_kind_of_data_keeps_is_on_the_list(make: Any, input_kind: str
     config = parse(DataConfig, make(tmp_path) | {"cache": str(tmp_path / "cache")})
     preprocess = split({"preprocess": prepare(config, seed=0, input_kind=input_kind).preprocess})[0]["preprocess"]
     assert not [p for p, v in leaves({"preprocess": preprocess}) if origin_of(p) is None and v not in ({}, [], ())]
-    assert not any("this kind of data keeps" in said for said in fitted_without_noise(preprocess))
-    assert "what this kind of data keeps as own_counts" in fitted_without_noise(preprocess | {"own_counts": [3, 4]})
+    assert not any("this kind of data" in said for said in fitted_without_noise(preprocess))
+    assert "fields of this kind of data: own_counts" in fitted_without_noise(preprocess | {"own_counts": [3, 4]})
 
 
 def test_the_list_says_of_each_place_where_it_comes_from_and_why() -> None:
@@ -205,7 +205,7 @@ def test_early_stopping_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
     assert read_json(parts / "manifest.json")["checkpoint"]["step"] == read_json(whole / "manifest.json")["checkpoint"]["step"]
     left = {p.stem for p in (parts / "internal").glob("*.json")}
     assert left and (parts / "internal").stat().st_mode & 0o077 == 0
-    assert "do not give this file away" in read_json(next((parts / "internal").glob("*.json")))["warning"]
+    assert "do not publish this file" in read_json(next((parts / "internal").glob("*.json")))["warning"]
 
 
 def test_without_what_it_has_seen_early_stopping_does_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +215,7 @@ def test_without_what_it_has_seen_early_stopping_does_not_go_on(tmp_path: Path, 
         with pytest.raises(Interrupted):
             run(load_recipe(path), root=tmp_path / "runs", stages=("prepare", "train"))
     (tmp_path / "runs/table/internal/step-000005.json").unlink()
-    with pytest.raises(CheckpointError, match="holds what early stopping"):
+    with pytest.raises(CheckpointError, match="has the validation losses for early stopping"):
         run(load_recipe(path), root=tmp_path / "runs", stages=("prepare", "train"))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tauon.errors import RecipeError
-from tauon.privacy.sampling import PrivateLoader
+from tauon.privacy.sampling import PrivateLoader, SamplingScheme
 from tauon.types import Batch, DataSpec
 
 
@@ -28,7 +28,8 @@ class Numbers:
 
 
 def loader(count: int = 200, **more) -> PrivateLoader:
-    return PrivateLoader(Numbers(count), **{"batch": 20, "sampling": "poisson", "key": b"k" * 32} | more)
+    scheme = SamplingScheme(more.pop("sampling", "poisson"), more.pop("key", b"k" * 32))
+    return PrivateLoader(Numbers(count), **{"batch": 20, "scheme": scheme} | more)
 
 
 def test_poisson_sampling_takes_each_example_by_a_coin_of_its_own() -> None:
@@ -83,5 +84,5 @@ def test_another_key_draws_other_examples() -> None:
 
 
 def test_a_batch_that_is_larger_than_the_data_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"train\.batch: 300 is more than the 200 examples"):
+    with pytest.raises(RecipeError, match=r"train\.batch: is 300, but there are only 200 examples"):
         loader(batch=300)

@@ -90,7 +90,7 @@ def test_what_is_not_covered_is_true_of_the_recipe(tmp_path: Path) -> None:
         guarantee = read_json(folder / "privacy.json")["guarantee"]
         said[name] = next(line for line in guarantee["not_covered"] if "fitted on the data without noise" in line)
         assert any("stated without looking" in line for line in guarantee["assumptions"])
-    assert "came with noise" in said["noisy"] and "it was stated, not fitted" in said["public"] and said["fitted"].startswith("Statistics,")
+    assert "they have noise" in said["noisy"] and "it was stated, not fitted" in said["public"] and said["fitted"].startswith("Statistics,")
 
 
 def test_the_ledger_counts_them_before_they_are_drawn_and_after(tmp_path: Path, ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,10 +118,8 @@ def test_the_ledger_counts_them_before_they_are_drawn_and_after(tmp_path: Path, 
 
 def test_statistics_that_cost_all_there_is_are_refused_in_words(tmp_path: Path) -> None:
     accountant = dp_accounting.pld.PLDAccountant().compose(dp_accounting.GaussianDpEvent(0.5))
-    alone = re.escape(
-        f"privacy.statistics.noise: 0.5 costs epsilon {accountant.get_epsilon(1e-3):.3g} at delta 0.001 by itself, and the whole"
-    )
-    with pytest.raises(RecipeError, match=alone + r" run may cost 4\. Take about 9\.5"):
+    alone = re.escape(f"privacy.statistics.noise: 0.5 costs epsilon {accountant.get_epsilon(1e-3):.3g} at delta 0.001 alone, but the whole")
+    with pytest.raises(RecipeError, match=alone + r" run may cost 4\. Set it to about 9\.5"):
         run(toy(tmp_path, "privacy.statistics.noise=0.5"), root=tmp_path)
     assert not (tmp_path / "table" / "statistics.json").exists()
 
@@ -180,7 +178,7 @@ def test_the_run_carries_them_from_training_to_inference(tmp_path: Path) -> None
         assert part is not None
         assert all(row.tobytes() in there for row in part.batch(np.arange(len(part))).inputs.numpy())
     assert "noise multiplier of means and deviations" in (done.folder / "report.html").read_text()
-    assert read_json(done.folder / "data.json")["normalize"]["why"].startswith("means and deviations with noise")
+    assert read_json(done.folder / "data.json")["normalize"]["why"].startswith("noisy means and deviations")
 
 
 # ------------------------------------------------------------------------------------------------ once, and the same
@@ -240,7 +238,7 @@ def test_what_was_drawn_cannot_be_lost_changed_or_used_for_something_else(tmp_pa
     path = folder / "statistics.json"
     whole = path.read_text()
     path.unlink()
-    with pytest.raises(RunError, match=r"statistics\.json is gone, and the run has trained with what it held"):
+    with pytest.raises(RunError, match=r"statistics\.json is missing, but the run has trained with it"):
         run(recipe, root=tmp_path, stages=("evaluate",))
     for edit, said in (({"mean": [0.0] * 4}, "changed"), ({"std": [0.0] * 4}, "std was edited"), ({"mean": ["a"]}, "mean was edited")):
         path.write_text(json.dumps(json.loads(whole) | edit))
@@ -323,10 +321,10 @@ def test_the_twin_without_privacy_has_exact_ones(tmp_path: Path) -> None:
     [
         ({"bounds": None}, {}, r"data\.bounds: are missing"),
         ({"normalize": "bounds"}, {}, r"privacy\.statistics: are not needed"),
-        ({"normalize": None, "bounds": None}, {}, r"data\.normalize: is auto, and privacy\.statistics are means and deviations"),
+        ({"normalize": None, "bounds": None}, {}, r"data\.normalize: is auto, but privacy\.statistics are means and deviations"),
         ({"normalize": "robust", "bounds": None}, {}, r"data\.normalize: is robust"),
-        ({}, {"target_epsilon": None, "audit": {"canaries": 10}}, r"privacy\.statistics: cost epsilon, and nothing is promised"),
-        ({}, {"unit": "group"}, r"privacy\.statistics: are proven for single rows, and groups are protected"),
+        ({}, {"target_epsilon": None, "audit": {"canaries": 10}}, r"privacy\.statistics: cost epsilon, but the run is not private"),
+        ({}, {"unit": "group"}, r"privacy\.statistics: are private for single rows only, but the protected unit is group"),
         ({}, {"statistics": {"noise": 0}}, r"privacy\.statistics\.noise: .*greater than or equal to 0.1"),
     ],
 )  # fmt: skip
@@ -348,7 +346,7 @@ def test_a_table_without_numbers_has_none(tmp_path: Path) -> None:
     lines = ["a,b,label", *(f"{'xyz'[i % 3]},{'uv'[i % 2]},{'no' if i % 5 else 'yes'}" for i in range(100))]
     (tmp_path / "t.csv").write_text("\n".join(lines))
     data = DATA | {"source": {"kind": "csv", "path": str(tmp_path / "t.csv"), "label": "label"}, "bounds": {"*": [0, 1]}}
-    with pytest.raises(RecipeError, match=r"privacy\.statistics: are of columns of numbers, and the table has none"):
+    with pytest.raises(RecipeError, match=r"privacy\.statistics: need columns of numbers, but the table has none"):
         run(load_recipe(table_recipe(tmp_path, data=data, privacy=PRIVACY)), root=tmp_path, stages=("train",))
 
 

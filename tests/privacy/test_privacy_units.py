@@ -16,7 +16,7 @@ from tauon.data import DocumentDataset, MaskedDataset, TokenDataset
 from tauon.errors import DataError, RecipeError
 from tauon.models import materialize
 from tauon.pipeline import run
-from tauon.privacy import PrivateLoader, seeded_key
+from tauon.privacy import PrivateLoader, SamplingScheme, seeded_key
 from tauon.privacy.units import Units, protect
 from tauon.recipe import Recipe, load_recipe
 from tauon.stages.context import Context
@@ -76,7 +76,9 @@ def test_all_rows_of_a_small_unit_and_a_draw_of_a_large_one() -> None:
 def test_a_units_rows_do_not_depend_on_the_other_units(tmp_path: Path) -> None:
     """One unit's data set to nothing, or cut to one row, leaves what is drawn of all others as it was."""
     groups = np.repeat(np.arange(12), 5)
-    whole, cut = (PrivateLoader(_Rows(60), batch=6, sampling="poisson", key=bytes(32), units=Units(g, 2)) for g in (groups, groups))
+    whole, cut = (
+        PrivateLoader(_Rows(60), batch=6, scheme=SamplingScheme("poisson", bytes(32), units=Units(g, 2))) for g in (groups, groups)
+    )
     cut.units = Units(np.concatenate([groups[:16], np.arange(100, 104), groups[20:]]), 2)
     for step in range(20):
         chosen = whole.chosen(step)
@@ -103,8 +105,8 @@ def test_ranks_together_have_the_rows_of_one_process(views: int, tmp_path: Path)
     assert protected.units is not None
 
     def loader(rank: int, world: int) -> PrivateLoader:
-        how: dict[str, Any] = {"batch": 12, "sampling": "poisson", "key": b"k" * 32, "views": views, "units": protected.units}
-        return PrivateLoader(protected.dataset, rank=rank, world=world, **how)
+        scheme = SamplingScheme("poisson", b"k" * 32, views=views, units=protected.units)
+        return PrivateLoader(protected.dataset, batch=12, scheme=scheme, rank=rank, world=world)
 
     one, ranks = loader(0, 1), [loader(r, 2) for r in range(2)]
     assert one.rate(0) == 12 / len(protected) and one.rows_per_unit == 3 * views and one.steps_for(2) == 8  # of 48 patients
@@ -135,7 +137,7 @@ def test_a_step_is_the_mean_over_a_unit_s_rows_clipped_unit_by_unit(tmp_path: Pa
     after = checkpoint.tensors("model")
     context = Context(recipe, done, lambda *_, **__: None)
     protected = protect(context.splits.train, "group", 3)
-    loader = PrivateLoader(protected.dataset, batch=12, sampling="poisson", key=seeded_key(3), units=protected.units)
+    loader = PrivateLoader(protected.dataset, batch=12, scheme=SamplingScheme("poisson", seeded_key(3), units=protected.units))
     batch, model = loader.batch_at(0), materialize(context.model, seed=3)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     total = {n: torch.zeros_like(p) for n, p in before.items()}
@@ -179,16 +181,16 @@ def test_a_group_that_cannot_be_is_refused(tmp_path: Path) -> None:
         splits_of(table(tmp_path, data={"table": {"group": "doctor"}}), tmp_path)
     with pytest.raises(RecipeError, match=r"privacy.unit.*data.table.group"):
         run(table(tmp_path, data={"table": {"group": None}}), root=tmp_path / "runs", stages=("prepare", "train"))
-    with pytest.raises(RecipeError, match=r"rows_per_unit.*an example is one row"):
+    with pytest.raises(RecipeError, match=r"rows_per_unit.*a unit is one row"):
         table(tmp_path, privacy={"unit": "example"})
-    with pytest.raises(RecipeError, match=r"plants examples, and groups are protected"):
+    with pytest.raises(RecipeError, match=r"plants single examples, but the protected unit is group"):
         table(tmp_path, privacy={"audit": {"canaries": 5}})
     other = tmp_path / "other"
     other.mkdir()
     path = str(visits(other, missing=True))
     with pytest.raises(DataError, match=r"column 'patient' is missing"):
         splits_of(table(tmp_path, data={"source": {"path": path}, "cache": str(other / "cache")}), tmp_path)
-    with pytest.raises(RecipeError, match=r"document is for running text"):
+    with pytest.raises(RecipeError, match=r"document needs plain text data"):
         run(table(tmp_path, privacy={"unit": "document"}, name="other"), root=tmp_path / "runs", stages=("prepare", "train"))
 
 
@@ -196,7 +198,7 @@ def test_a_budget_for_patients_is_not_for_rows(tmp_path: Path) -> None:
     budget = {"budget": {"epsilon": 1000, "delta": 1e-4}}
     run(table(tmp_path, privacy=budget), root=tmp_path / "runs", stages=("prepare", "train"))
     rows = table(tmp_path, name="rows", privacy={**budget, "unit": "example", "rows_per_unit": 1})
-    with pytest.raises(RecipeError, match=r"protects one example, and this data set's budget is for one patient"):
+    with pytest.raises(RecipeError, match=r"is example, but this data set's budget is for one patient"):
         run(rows, root=tmp_path / "runs", stages=("prepare", "train"))
 
 

@@ -12,7 +12,7 @@ from tauon.config import parse
 from tauon.data import DataConfig, prepare
 from tauon.errors import RecipeError
 from tauon.pipeline import run
-from tauon.privacy import PrivateLoader
+from tauon.privacy import PrivateLoader, SamplingScheme
 from tauon.recipe import Recipe, load_recipe
 from toy import merged, write
 
@@ -32,7 +32,7 @@ def recipe(folder: Path, **sections: Any) -> Recipe:
 def test_rows_of_an_example_lie_together_and_are_augmented_each_by_itself() -> None:
     config = {"source": {"kind": "sklearn", "name": "digits", "limit": 200}, "augment": [{"kind": "noise", "std": 0.5}]}
     data = prepare(parse(DataConfig, config), seed=3, input_kind="arrays").train
-    one, many = (PrivateLoader(data, batch=30, sampling="poisson", key=b"k" * 32, views=k) for k in (1, 4))
+    one, many = (PrivateLoader(data, batch=30, scheme=SamplingScheme("poisson", b"k" * 32, views=k)) for k in (1, 4))
     for step in range(3):
         single, several = one.batch_at(step), many.batch_at(step)
         assert several.index is not None and single.index is not None
@@ -60,7 +60,7 @@ def test_a_step_is_the_mean_of_views_clipped_example_by_example(microbatch: int,
     assert checkpoint is not None
     after = checkpoint.tensors("model")
     context = Context(found, done, lambda *_, **__: None)
-    loader = PrivateLoader(context.splits.train, batch=40, sampling="poisson", key=seeded_key(3), views=4)
+    loader = PrivateLoader(context.splits.train, batch=40, scheme=SamplingScheme("poisson", seeded_key(3), views=4))
     batch, model = loader.batch_at(0), materialize(context.model, seed=3)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     total = {n: torch.zeros_like(p) for n, p in before.items()}
@@ -76,7 +76,7 @@ def test_a_step_is_the_mean_of_views_clipped_example_by_example(microbatch: int,
 
 
 def test_views_without_augmentation_or_without_a_promise_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="each time the same"):
+    with pytest.raises(RecipeError, match="repeats each example in a step without augmentation"):
         recipe(tmp_path, data={"augment": []})
-    with pytest.raises(RecipeError, match="neither epsilon nor noise"):
+    with pytest.raises(RecipeError, match="neither target_epsilon nor noise_multiplier"):
         recipe(tmp_path, privacy={"noise_multiplier": None, "delta": None, "generator": None, "audit": {"canaries": 5}})

@@ -23,7 +23,7 @@ def build(data, folder) -> Tracker:
 
 
 def run_killed_and_resumed(data, folder) -> None:
-    """Steps 1 to 5, killed; goes on from the checkpoint of step 3 to step 6."""
+    """Steps 1 to 5, killed; resumes from the checkpoint of step 3 to step 6."""
     tracker = build(data, folder)
     for step in range(1, 6):
         tracker.log(step, {"loss": 1 / step, "lr": 0.5})

@@ -141,9 +141,9 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: 
 
 def test_what_cannot_keep_running_statistics_is_refused() -> None:
     for parallel in ({"kind": "local-sgd"}, {"kind": "diloco", "every": 2}):
-        with pytest.raises(RecipeError, match=r"parallel.kind: .* cannot keep running statistics.*model.norm=group"):
+        with pytest.raises(RecipeError, match=r"parallel.kind: .* does not support running statistics.*model.norm=group"):
             local_steps(job(), parse(ParallelConfig, parallel))  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match="parameter-server cannot keep running statistics"):
+    with pytest.raises(RecipeError, match="parameter-server does not support running statistics"):
         optim = parse(OptimConfig, {"kind": "sgd"})
         use_parameter_server(job(), parse(ParallelConfig, {"kind": "parameter-server"}), optim, None)  # type: ignore[arg-type]
 
@@ -151,10 +151,10 @@ def test_what_cannot_keep_running_statistics_is_refused() -> None:
 def test_layouts_that_would_count_fillers_or_cut_nothing_are_refused() -> None:
     model = materialize(parse(ModelConfig, {"kind": "resnet20"}).resolve(SPEC), seed=0)
     mesh = parse(ParallelConfig, {"kind": "mesh", "replicate": 3})
-    with pytest.raises(RecipeError, match=r"train.batch: 8 examples do not divide among 3 processes.*Take 6, or model.norm=group"):
+    with pytest.raises(RecipeError, match=r"train.batch: is 8, which does not divide by 3 processes.*Set 6, or model.norm=group"):
         refuse_layout(model, Layout(replicate=3), mesh, batch=8, seq_len=None)
     refuse_layout(model, Layout(replicate=2), mesh, batch=8, seq_len=None)
-    for layout, says in ((Layout(tensor=2), "cuts no matrix"), (Layout(context=2), "no attention"), (Layout(pipeline=2), "")):
+    for layout, says in ((Layout(tensor=2), "splits no matrix"), (Layout(context=2), "no attention"), (Layout(pipeline=2), "")):
         if layout.pipeline == 1:
             with pytest.raises(RecipeError, match=says):
                 refuse_layout(model, layout, mesh, batch=8, seq_len=None)

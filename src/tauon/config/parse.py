@@ -20,9 +20,22 @@ T = TypeVar("T", bound="Config")
 
 
 def parse(cls: type[T], data: Any, where: str = "") -> T:
-    """Build a tree from plain data. Raises `RecipeError` listing each problem with its dotted key.
+    """Build a tree from plain data: types, units and names are checked, then each node's own `problems()`.
 
-    Checks types, units and names, then each node's own `problems()`. `where` (a file, for example) starts the message.
+    Args:
+        cls: class of the tree, or of an open family.
+        data: plain data, as YAML gives it.
+        where: the file, say; it heads the message.
+
+    Raises:
+        RecipeError: every problem, each with its dotted key.
+
+    >>> from tauon.optim import OptimConfig
+    >>> parse(OptimConfig, {"kind": "sgd", "lr": "1e-2"}).lr
+    0.01
+    >>> parse(OptimConfig, {"kind": "sgd", "lrr": 1})
+    Traceback (most recent call last):
+    tauon.errors.RecipeError: lrr: unknown key; did you mean 'lr'?
     """
     if not isinstance(data, Mapping):
         raise RecipeError(f"expected keys and values, got {type(data).__name__} ({short(data)})", where)

@@ -20,18 +20,26 @@ __all__ = ["prepare"]
 
 
 def prepare(config: DataConfig, *, seed: int, input_kind: str, scale_targets: bool = False, progress: Progress | None = None) -> DataSplits:
-    """Read, split, tokenise or normalise. Finished work is found by its fingerprint and not repeated.
+    """Read, split, tokenise or normalise the data of a recipe. What was prepared before is found by its fingerprint and reused.
 
     Args:
         config: the recipe's `data` section.
-        seed: the run's seed: decides windows and augmentation, not the split (that is `split.seed`).
-        input_kind: kind of data that the task trains on (`Task.input_kind`): tokens, arrays, series, or the name of a plugin's kind.
-        scale_targets: for arrays with regression targets: scale them by `data.normalize_targets` (the task decides).
+        seed: the run's seed: it shifts windows and augmentation, not the split (that is `split.seed`).
+        input_kind: what the task learns from (`Task.input_kind`): tokens, arrays, series, or the name of an installed kind of data.
+        scale_targets: for arrays whose targets are numbers: scale them as `data.normalize_targets` says (a task says whether it wants that).
         progress: called with (what, done, total) during long steps.
 
+    Returns:
+        Data sets for training, validation and test, and what is needed to prepare new data in the same way.
+
     Raises:
-        RecipeError: settings that cannot work with the task.
+        RecipeError: settings that cannot work with such a task.
         DataError: a problem in the data, with file and place.
+
+    >>> from tauon.config import parse
+    >>> splits = prepare(parse(DataConfig, {"source": {"kind": "sklearn", "name": "iris"}}), seed=0, input_kind="arrays")
+    >>> splits.spec.labels, splits.spec.input_shape
+    (('setosa', 'versicolor', 'virginica'), (4,))
     """
     if config.half is not None:
         whole = config.model_copy(update={"half": None})

@@ -1,6 +1,6 @@
-"""Many processes, one computation: meshes, sharding, parameter servers, low-communication training.
+"""Distributed training: meshes, sharding, parameter servers, low-communication training.
 
-Level 1: knows modules, tensors and processes; no recipe, no dataset, no loop.
+Level 1: works on modules, tensors and processes; no recipe, no data set, no loop.
 """
 
 from tauon.distributed.checkpoint import MeshCheckpointWriter

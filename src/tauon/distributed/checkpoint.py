@@ -1,11 +1,11 @@
-"""Checkpoints of a model in pieces: every process writes what it holds into the one file of the run's format.
+"""Sharded checkpoints: every process writes its pieces into one file in the run's format.
 
-A safetensors file says in its header where each tensor lies, and a piece of a tensor is a range of bytes (or one a row). So rank 0
-lays out the file, every process copies its pieces into memory that it keeps and writes them in the background, and rank 0 hashes,
-adds state and manifest, and renames. What is on disk is the same plain file for every mesh: any mesh can load it, each process
-reading only its pieces, and no process ever holds the whole. All processes must see one file system.
+The header of a safetensors file has the offset of each tensor, and a piece of a tensor is a range of bytes (or one per row). So rank 0
+creates the file, every process copies its pieces to a buffer and writes them in the background, and rank 0 hashes the file, adds state
+and manifest, and renames it. The file is the same for every mesh: any mesh can load it, each process reads only its pieces, and no
+process ever has the complete model. All processes must share a file system.
 
-torch.distributed.checkpoint would add a format of its own, with a pickled index (docs/decisions). Knows no optimizer.
+torch.distributed.checkpoint would add its own format, with a pickled index (docs/decisions). Independent of optimizers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = ["MeshCheckpointWriter"]
 
 _POLL = 0.005
 _WRITERS = itertools.count()
-"""Numbers writers, in the same order on every rank: the store outlives them, and keeps what they said to each other."""
+"""Counts writers, in the same order on every rank: keys in the store outlive them."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Piece:
     """A part of a tensor that this process writes."""
 
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """Of the full tensor."""
     where: tuple[slice, ...]
     width: int
     """Bytes an element."""
@@ -52,7 +52,7 @@ class _Piece:
         lengths = [s.stop - s.start for s in self.where]
         if 0 in lengths:
             return
-        whole = len(self.shape)  # dimensions from here on are taken whole: one run
+        whole = len(self.shape)  # dimensions from here on are complete: one run
         while whole and lengths[whole - 1] == self.shape[whole - 1]:
             whole -= 1
         inner = math.prod(self.shape[whole:])
@@ -73,7 +73,7 @@ class _Piece:
 
 
 class MeshCheckpointWriter(CheckpointWriter):
-    """A `CheckpointWriter` for processes that each hold pieces. Every method is collective: all ranks call it for the same step."""
+    """`CheckpointWriter` for sharded models. Every method is collective: all ranks call it for the same step."""
 
     def __init__(self, folder: Path | str, world: World, **options: Any) -> None:
         super().__init__(folder, **options)
@@ -82,7 +82,7 @@ class MeshCheckpointWriter(CheckpointWriter):
         self._known: tuple[Any, dict[str, Layout], dict[str, dict[str, _Piece]]] | None = None
 
     def save(self, step: int, groups: Groups, state: Mapping[str, Any]) -> None:
-        """As `CheckpointWriter.save`; tensors may be DTensors, or held whole by several ranks, of which one then writes."""
+        """As `CheckpointWriter.save`; tensors may be DTensors, or replicated on several ranks, of which one writes."""
         self.world.all_or_raise(self.wait)
         layouts, mine = self._plan(groups)
         text = state_bytes(state)
@@ -121,7 +121,7 @@ class MeshCheckpointWriter(CheckpointWriter):
         if err is None:
             self.close()
             return
-        try:  # the others may be gone: nothing collective
+        try:  # other ranks may have ended: nothing collective
             self.wait()
         except Exception as second:
             err.add_note(f"and the last checkpoint was not saved: {second}")
@@ -129,7 +129,7 @@ class MeshCheckpointWriter(CheckpointWriter):
     # ------------------------------------------------------------------------------------------ who writes what
 
     def _plan(self, groups: Groups) -> tuple[dict[str, Layout], dict[str, dict[str, _Piece]]]:
-        """(the files' layouts, this rank's pieces by group and name); asked anew only when what some rank holds has changed."""
+        """(the files' layouts, this rank's pieces by group and name); exchanged again only if the pieces of some rank changed."""
         found: list[list[Any]] = []
         for group, tensors in groups.items():
             seen: dict[Any, str] = {}
@@ -165,7 +165,7 @@ class MeshCheckpointWriter(CheckpointWriter):
         for group, name, _, shape, width, kind, _ in found:
             if name in aliases.get(group, {}) or kind == "copy":
                 continue
-            if kind == "whole":  # those who hold it share the work, name by name
+            if kind == "whole":  # ranks with the full tensor share the work, by name
                 ranks = holders[group, name]
                 if ranks[order[group, name] % len(ranks)] != self.world.rank:
                     continue
@@ -186,7 +186,7 @@ class MeshCheckpointWriter(CheckpointWriter):
                 with open(folder / f"{group}.safetensors", "xb") as f:
                     f.write(layout.header)
                     f.truncate(len(layout.header) + layout.size)
-            _tell(store, f"{key}/folder", str(folder))
+            _publish(store, f"{key}/folder", str(folder))
             _write_pieces(folder, layouts, mine, copies)
             for rank in range(1, self.world.size):
                 said = _wait(store, f"{key}/rank-{rank}", f"rank {rank} to write its part of step {step}")
@@ -202,9 +202,9 @@ class MeshCheckpointWriter(CheckpointWriter):
             saved = write_checkpoint(self.folder, step, write, layouts, state, parent)
         except BaseException as err:
             with suppress(TrainingError):
-                _tell(store, f"{key}/end", f"failed: {err}")
+                _publish(store, f"{key}/end", f"failed: {err}")
             raise
-        _tell(store, f"{key}/end", saved.hash)
+        _publish(store, f"{key}/end", saved.hash)
         return saved
 
     def _follow(
@@ -216,15 +216,17 @@ class MeshCheckpointWriter(CheckpointWriter):
             try:
                 _write_pieces(folder, layouts, mine, copies)
             except OSError as err:
-                text = f"cannot write its part into {folder}: {err.strerror or err}. All ranks need the run's folder on one file system."
-                _tell(store, f"{key}/rank-{rank}", text)
+                text = (
+                    f"cannot write its part into {folder}: {err.strerror or err}. All ranks need the run's folder on a shared file system."
+                )
+                _publish(store, f"{key}/rank-{rank}", text)
                 raise CheckpointError(text) from err
-            _tell(store, f"{key}/rank-{rank}", "done")
+            _publish(store, f"{key}/rank-{rank}", "done")
             end = _wait(store, f"{key}/end", f"rank 0 to finish step {step}")
             if end.startswith("failed"):
                 raise CheckpointError(f"step {step} was not saved: rank 0 {end}")
             self.parent = end
-        except BaseException as err:  # kept for the caller's thread
+        except BaseException as err:  # raised in the caller's thread
             self._error = err
 
     def protect(self, step: int) -> None:
@@ -261,25 +263,27 @@ def _write_at(fd: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def _tell(store: Any, key: str, value: str) -> None:
+def _publish(store: Any, key: str, value: str) -> None:
     try:
         store.set(key, value)
     except RuntimeError as err:
-        raise _cut_off(f"tell the others about {key.rpartition('/')[2]}", err) from err
+        raise _cut_off(f"notify the other ranks about {key.rpartition('/')[2]}", err) from err
 
 
 def _wait(store: Any, key: str, what: str) -> str:
-    """The value of a key when it is there. Asked again and again: a blocking wait would hold the store's connection.
+    """Wait for a key and return its value. Polls: a blocking wait would occupy the store's connection.
 
-    Raises `TrainingError` after the time-out, or twice that where the store itself stops answering meanwhile: it is no fault of the
-    disk's, and starting again may help.
+    Raises `TrainingError` after the timeout, or after twice that if the store stops answering: the disk is not the cause, and a restart
+    may help.
     """
     seconds = time_limit()
     until = time.monotonic() + seconds
     try:
         while not store.check([key]):
             if time.monotonic() > until:
-                raise TrainingError(f"waited {seconds:g} s (launch.timeout) in vain for {what}. The last whole checkpoint is kept.")
+                raise TrainingError(
+                    f"timed out after {seconds:g} s (launch.timeout) waiting for {what}. The last complete checkpoint is kept."
+                )
             time.sleep(_POLL)
         value: bytes = store.get(key)
     except RuntimeError as err:
@@ -289,4 +293,4 @@ def _wait(store: Any, key: str, what: str) -> str:
 
 def _cut_off(what: str, err: Exception) -> TrainingError:
     first = str(err).partition("\n")[0]
-    return TrainingError(f"cannot {what}: the processes' store no longer answers ({first}). The last whole checkpoint is kept.")
+    return TrainingError(f"cannot {what}: the processes' store no longer answers ({first}). The last complete checkpoint is kept.")

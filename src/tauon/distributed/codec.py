@@ -1,12 +1,12 @@
-"""Codecs: a flat fp32 vector as fewer bytes, and back. What a worker pushes and what it pulls may each go through one.
+"""Codecs that compress a flat fp32 vector, for what a worker pushes and pulls.
 
 `none` is the identity; `bf16` keeps the upper half of each number, rounded to nearest even; `int8` keeps each number as a multiple of its
-block's largest magnitude / 127 (QSGD's idea, Alistarh et al. 2017, arXiv:1610.02132, with rounding to nearest); `top-k` sends the k entries
-that are largest and keeps the rest for later (error feedback: Stich et al. 2018, arXiv:1809.07599; Karimireddy et al. 2019,
+block's largest magnitude / 127 (QSGD's idea, Alistarh et al. 2017, arXiv:1610.02132, with rounding to nearest); `top-k` sends the k largest entries
+and adds the rest to the next push (error feedback: Stich et al. 2018, arXiv:1809.07599; Karimireddy et al. 2019,
 arXiv:1901.09847).
 
-Knows nothing of layers, steps or networks: arrays in, arrays out. NaN and infinity come out as NaN or infinity somewhere in the vector
-(of its block, for int8), so that whoever watches for them sees them.
+Independent of layers, steps and networks: arrays in, arrays out. NaN and infinity come out as NaN or infinity somewhere in the vector
+(in its block, for int8), so that checks for them still work.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ __all__ = ["CodecConfig", "Feedback", "Floats", "Int8", "NoCodec", "Payload", "T
 
 Floats = NDArray[np.float32]
 Payload = list[NDArray[Any]]
-"""What goes over the network for one vector: a few arrays, whose meaning the codec knows."""
+"""Payload of one vector: a few arrays in the codec's format."""
 
 
 def payload_bytes(payload: Payload) -> int:
-    """Bytes that a payload takes on the way (without the few that say how long each array is)."""
+    """Bytes of a payload (without the array lengths)."""
     return sum(int(part.nbytes) for part in payload)
 
 
 class CodecConfig(Registered, family="codec", default="none"):
-    """How numbers are written on their way between workers and servers."""
+    """Compression of vectors between workers and servers."""
 
     feedback: ClassVar[bool] = False
-    """What one push leaves out is kept, and added to the next: without it such a codec would lose it for good."""
+    """Whether the codec needs error feedback: what a push leaves out is added to the next one."""
 
     def encode(self, x: Floats) -> Payload:
-        """`x`, N numbers, as a payload."""
+        """Encode `x` (N)."""
         raise NotImplementedError
 
     def decode(self, payload: Payload, size: int) -> Floats:
-        """The `size` numbers that a payload stands for. Perhaps a view of it that must not be written to."""
+        """Decode `size` numbers. May return a read-only view of the payload."""
         raise NotImplementedError
 
 
 @register("none")
 class NoCodec(CodecConfig):
-    """As they are: 4 bytes a number, bit for bit."""
+    """No compression: 4 bytes per number, exact."""
 
     def encode(self, x: Floats) -> Payload:
         return [x]
@@ -61,7 +61,7 @@ class NoCodec(CodecConfig):
 
 @register("bf16")
 class TruncatedFloats(CodecConfig):
-    """bfloat16: 2 bytes a number, 8 bits of precision, the range of fp32."""
+    """bfloat16: 2 bytes per number, 8 bits of precision, the range of fp32."""
 
     def encode(self, x: Floats) -> Payload:
         return [torch.from_numpy(x).to(torch.bfloat16).view(torch.int16).numpy()]
@@ -74,10 +74,10 @@ class TruncatedFloats(CodecConfig):
 
 @register("int8")
 class Int8(CodecConfig):
-    """A signed byte a number and one fp32 scale a block: the error is at most half a step, the block's largest magnitude / 254."""
+    """One signed byte per number and one fp32 scale per block: the error is at most half a step, the block's largest magnitude / 254."""
 
     block: Count = Field(256, ge=1, le=2**20)
-    """Numbers that share a scale."""
+    """Numbers per scale."""
 
     def encode(self, x: Floats) -> Payload:
         whole = len(x) // self.block * self.block
@@ -88,7 +88,7 @@ class Int8(CodecConfig):
             rows = torch.from_numpy(x[start:stop]).view(-1, self.block if stop == whole else stop - start)
             scale = rows.abs().amax(1, keepdim=True) / 127
             units = rows / torch.where(scale > 0, scale, 1.0)
-            # what is not finite makes its block's scale so, and with it every number of the block
+            # a non-finite number makes the scale of its block non-finite, and so the whole block
             torch.from_numpy(codes[start:stop]).view(rows.shape).copy_(torch.nan_to_num(units, nan=1.0).round_())
             scales.append(scale.flatten())
         return [codes, torch.cat(scales).numpy() if scales else np.empty(0, np.float32)]
@@ -98,7 +98,7 @@ class Int8(CodecConfig):
         out = codes.astype(np.float32)
         whole = size // self.block * self.block
         full = out[:whole].reshape(-1, self.block)
-        with np.errstate(invalid="ignore"):  # 0 times infinity: NaN is what it should be
+        with np.errstate(invalid="ignore"):  # 0 times infinity: NaN is correct
             full *= scales[: len(full), None]
             out[whole:] *= scales[-1] if size > whole else 1.0
         return out
@@ -106,25 +106,25 @@ class Int8(CodecConfig):
 
 @register("top-k")
 class TopK(CodecConfig):
-    """The entries of largest magnitude: 8 bytes each, place and value. What is not sent is added to the next push."""
+    """The entries of largest magnitude: 8 bytes each, index and value. The rest is added to the next push."""
 
     feedback = True
 
     k: Fraction | Count = Field(0.01, gt=0)
-    """How many of a shard's entries are sent: a share of them if below 1 (1%), else a number."""
+    """Entries of a shard to send: a share if below 1 (1%), otherwise a count."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         k = self.raw_value("k")
         if isinstance(k, float) and k >= 1 and (k == 1 or not k.is_integer()):
-            yield "k", f"{k:g} is neither a share below 100% nor a whole number of entries. Write it like 1%, or like 1000."
+            yield "k", f"is {k:g}: expected a share below 100% or a whole number of entries, e.g. 1% or 1000."
 
     def count(self, size: int) -> int:
-        """Entries sent of `size`: at least one."""
+        """Number of entries to send of `size`: at least one."""
         return min(size, max(1, round(self.k * size) if self.k < 1 else int(self.k)))
 
     def encode(self, x: Floats) -> Payload:
         values = torch.from_numpy(x)
-        # NaN counts as largest, so it is sent; sorted places, so that the server walks its memory in order
+        # NaN counts as largest, so it is sent; sorted indices, for sequential memory access on the server
         places = values.abs().topk(self.count(len(x)), sorted=False).indices.sort().values
         return [places.to(torch.int32).numpy(), values[places].numpy()]
 
@@ -136,14 +136,14 @@ class TopK(CodecConfig):
 
 
 class Feedback:
-    """Error feedback of one sender: what earlier pushes left out joins the next. What was sent, plus what is kept, is what was given."""
+    """Error feedback of one sender: what earlier pushes left out is added to the next. Sent plus kept values equal the input."""
 
     def __init__(self, codec: CodecConfig, sizes: Sequence[int]) -> None:
         self.codec = codec
         self.kept: list[Floats] = [np.zeros(n, np.float32) for n in sizes] if codec.feedback else []
 
     def encode(self, shard: int, x: Floats) -> Payload:
-        """The payload of `x`, a shard's vector, which is written over."""
+        """Encode `x`, the vector of a shard, which is overwritten."""
         if not self.codec.feedback:
             return self.codec.encode(x)
         kept = self.kept[shard]
@@ -151,6 +151,6 @@ class Feedback:
         payload = self.codec.encode(x)
         with np.errstate(invalid="ignore"):
             np.subtract(x, self.codec.decode(payload, len(x)), out=kept)
-        if not np.isfinite(kept).all():  # a step that will be skipped must not spoil those that follow
+        if not np.isfinite(kept).all():  # a step that will be skipped must not affect later ones
             kept[~np.isfinite(kept)] = 0
         return payload

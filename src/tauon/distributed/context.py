@@ -1,10 +1,10 @@
-"""Context parallelism: each process holds a slice of every sequence (Ulysses: Jacobs et al. 2023, arXiv:2309.14509).
+"""Context parallelism: each process has a slice of every sequence (Ulysses: Jacobs et al. 2023, arXiv:2309.14509).
 
-Everything but attention works position by position, so it works on slices. Around attention, an all-to-all turns "my positions,
-all heads" into "all positions, my heads", and back. Any attention kernel and any mask then work unchanged, on any backend.
-torch's own `context_parallel` needs attention kernels with sharding rules, which a CPU has not.
+Everything except attention works per position, so it works on slices. Around attention, an all-to-all turns "own positions,
+all heads" into "all positions, own heads", and back. So any attention kernel and mask works, on any backend.
+torch's own `context_parallel` needs attention kernels with sharding rules, which do not exist on CPUs.
 
-Shapes: B batch, T time, C processes, H heads, K head size. Knows no model by name.
+Shapes: B batch, T time, C processes, H heads, K head size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["cut_positions", "exchange_heads", "refuse_odd_heads", "shard_targets
 
 
 class _AllToAll(torch.autograd.Function):
-    """Cut along `split`, exchange, join along `join`. Its gradient is the exchange the other way."""
+    """All-to-all: split along `split`, concatenate along `join`. The gradient is the reverse exchange."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup, split: int, join: int) -> Tensor:  # type: ignore[override]
@@ -39,17 +39,22 @@ class _AllToAll(torch.autograd.Function):
 
 
 def refuse_odd_heads(heads: int, seq_len: int, context: int, tensor: int) -> None:
-    """`RecipeError` where heads or positions cannot be shared evenly."""
+    """Raise `RecipeError` if heads or positions do not divide evenly."""
     if heads % (context * tensor):
         raise RecipeError(
-            [Problem("parallel.context", f"{context} x tensor {tensor} does not divide the model's {heads} heads. Take a divisor.")]
+            [
+                Problem(
+                    "parallel.context",
+                    f"is {context}, and {context} x tensor {tensor} does not divide the model's {heads} heads. Set a divisor.",
+                )
+            ]
         )
     if seq_len % context:
-        raise RecipeError([Problem("parallel.context", f"{context} does not divide data.seq_len={seq_len}. Take a divisor.")])
+        raise RecipeError([Problem("parallel.context", f"is {context}, which does not divide data.seq_len={seq_len}. Set a divisor.")])
 
 
 def cut_positions(first_block: nn.Module, group: ProcessGroup) -> None:
-    """Before the first block, keep this process's slice of hidden states BTD along T."""
+    """Take this process's slice of hidden states BTD along T before the first block."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
 
     def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -78,7 +83,7 @@ def _exchanged(attend: Any, group: ProcessGroup, size: int) -> Any:
 
 
 def shard_targets(batch: Batch, rank: int, size: int) -> Batch:
-    """The batch as process `rank` of `size` scores it: all inputs, and the targets and weights of its own positions."""
+    """Batch for process `rank` of `size`: all inputs, and the targets and weights of its own positions."""
     if size == 1:
         return batch
     from dataclasses import replace

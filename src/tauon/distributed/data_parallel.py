@@ -1,8 +1,8 @@
 """Data parallelism: replicas (DDP), shards (FSDP2), and replicas of shards (hybrid); torch's own, applied by the mesh.
 
-Which one: only replicas, and each holds the whole model -> DDP, whose buckets overlap with backward. Shards -> FSDP2, block by
-block. Replicas beside tensor or pipeline parallelism -> FSDP2's machinery without sharding, which keeps DTensors and knows
-several microbatches in flight. All of them average over replicate x shard x context.
+Only replicas of the complete model -> DDP, whose buckets overlap with backward. Shards -> FSDP2, per block. Replicas with tensor or
+pipeline parallelism -> FSDP2 without sharding, which supports DTensors and several microbatches in flight. All of them average over
+replicate x shard x context.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["apply_data", "reshard", "synchronising"]
 def apply_data(
     model: nn.Module, mesh: Mesh, *, blocks: list[nn.Module], reshard_after_forward: bool = True, gather_dtype: torch.dtype | None = None
 ) -> None:
-    """Wrap the model in place; its class becomes a subclass, its parameters' names stay.
+    """Wrap the model in place; its class becomes a subclass, parameter names do not change.
 
-    `gather_dtype`: in which the shards of blocks are gathered (None: their own). Under bf16 autocast, gathering them in bf16 sends half
-    as much and spares the cast; their matrices would be rounded so anyway. Gradients are summed in fp32 all the same. What lies
-    outside the blocks (embedding, last norm, head) is gathered as it is kept, so that the residual stream stays in fp32.
+    `gather_dtype`: dtype in which the shards of blocks are gathered (None: their own). Under bf16 autocast, gathering in bf16 sends half
+    as much and saves the cast, with the same rounding of matrices. Gradients are summed in fp32 in any case. Parameters outside the
+    blocks (embedding, last norm, head) are gathered in their own dtype, so that the residual stream stays in fp32.
     """
     layout = mesh.layout
     if mesh.reduce_size == 1:
@@ -46,7 +46,7 @@ def apply_data(
     elif layout.tensor == 1 and layout.pipeline == 1:
         from torch.distributed._composable.replicate import replicate
 
-        whole = all(p.requires_grad for p in model.parameters())  # a frozen base is read by every process, and may lie mapped in its file
+        whole = all(p.requires_grad for p in model.parameters())  # a frozen base is read by every process, and may be memory-mapped
         replicate(
             model, process_group=mesh.group("replicate", "context"), gradient_as_bucket_view=True, forward_sync_buffers=False, init_sync=whole
         )  # fmt: skip
@@ -61,13 +61,13 @@ def apply_data(
 
 
 def _sharded(model: nn.Module) -> bool:
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # what nobody imported, nobody applied
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # not imported: not applied
     return fsdp is not None and isinstance(model, fsdp.FSDPModule)
 
 
 @contextmanager
 def synchronising(model: nn.Module, now: bool) -> Iterator[None]:
-    """Inside, backward passes reduce gradients over processes only if `now`: of several microbatches, only the last one does."""
+    """Context in which backward passes reduce gradients over processes only if `now`: for the last of several microbatches."""
     change: Any = getattr(model, "set_requires_gradient_sync", None)
     if change is None or now:
         yield
@@ -80,7 +80,7 @@ def synchronising(model: nn.Module, now: bool) -> Iterator[None]:
 
 
 def reshard(model: nn.Module) -> None:
-    """Free gathered weights. After a forward pass without backward the root keeps them, and they would go stale."""
+    """Free gathered weights: after a forward pass without backward, the root keeps them, and they would become stale."""
     if _sharded(model):
         for module in model.modules():
             if _sharded(module):

@@ -1,11 +1,11 @@
-"""Heartbeats: when a collective fails or waits too long, which rank is it that does not come, and where is it stuck?
+"""Heartbeats: find the rank that is missing when a collective fails or waits too long, and where it is stuck.
 
-Every process tells the group's store, every few seconds, how far it is, and once it has not moved for a while, also the stack of
-its main thread. A process whose collective failed reads what the others told and names the one that lags. The time-out itself is
-that of the process group (launch.timeout). Restarts nothing: launchers do.
+Every process writes its step to the group's store every few seconds, and the stack of its main thread if it has not advanced for a
+while. A process whose collective failed reads these heartbeats and names the rank that lags. The timeout is that of the process
+group (launch.timeout). Restarts are done by launchers.
 
-On GPUs nothing fails in Python: the host waits for the card, and NCCL's watchdog then aborts the process. There the heartbeat itself
-says, shortly before, for whom this process waits.
+On GPUs nothing fails in Python: the host waits for the GPU, and NCCL's watchdog aborts the process. There the heartbeat thread prints,
+shortly before, which rank this process waits for.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from tauon.errors import TrainingError
 __all__ = ["Heartbeat", "is_collective_failure"]
 
 FRAMES = 6
-"""Innermost frames of a stack that are told."""
+"""Number of innermost stack frames in a heartbeat."""
 SPEAKS_AT = 0.75
-"""Share of the time-out after which a process that NCCL will abort says what it waits for."""
+"""Share of the timeout after which a process using NCCL prints what it waits for."""
 DEVICE_WAITS = (".item()", ".tolist()", ".cpu()", "synchronize()")
-"""How a line of code looks that makes the host wait for a GPU."""
+"""Pattern of code that makes the host wait for a GPU."""
 SIGNS = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe", "gloo", "nccl", "recv", "socket", "peer")
-"""What the messages of failed collectives have in common, in lower case."""
+"""Parts of the messages of failed collectives, in lower case."""
 
 
 def is_collective_failure(err: BaseException) -> bool:
-    """Whether an error is of the network or of another rank, rather than of this process's own work."""
+    """Whether an error comes from the network or from another rank, not from this process."""
     if not isinstance(err, RuntimeError):
         return False
     import torch.distributed as dist
@@ -48,13 +48,13 @@ def is_collective_failure(err: BaseException) -> bool:
 
 
 class Heartbeat:
-    """A context: inside, this process tells how far it is. In a world of one it does nothing.
+    """Context in which this process sends heartbeats. In a world of one it does nothing.
 
     `beat(step)` after each step costs an assignment.
     """
 
     def __init__(self, world: World, *, interval: float | None = None, speaks: bool | None = None) -> None:
-        """`speaks`: whether to say on standard error, before the time-out, for whom this process waits. None: where NCCL is used."""
+        """`speaks`: whether to print on stderr, before the timeout, which rank this process waits for. None: if NCCL is used."""
         self.world, self.speaks = world, speaks
         self.limit = time_limit()
         self.interval = interval or max(0.2, min(5.0, self.limit / 10))
@@ -66,7 +66,7 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
 
     def beat(self, step: int) -> None:
-        """Step `step` is done in this process."""
+        """Record that this process has finished step `step`."""
         self.step, self.moved = step, time.monotonic()
 
     def __enter__(self) -> Heartbeat:
@@ -82,21 +82,21 @@ class Heartbeat:
 
     def _tell_regularly(self) -> None:
         while True:
-            with suppress(Exception):  # the store may be gone: then there is nobody to tell
-                self._tell()
+            with suppress(Exception):  # the store may have ended
+                self._send()
             if self._stop.wait(self.interval):
                 return
 
-    def _tell(self) -> None:
-        still = time.monotonic() - self.moved
-        told: dict[str, Any] = {"step": self.step, "still": round(still, 1), "at": time.time(), "pid": os.getpid()}
-        if still > self.interval:
-            told["stack"], told["waits"] = self._stack()
-        group_store().set(f"tauon/heart/{self.world.rank}", json.dumps(told))
-        self._speak(told.get("stack", []), told.get("waits", False))
+    def _send(self) -> None:
+        idle = time.monotonic() - self.moved
+        beat: dict[str, Any] = {"step": self.step, "still": round(idle, 1), "at": time.time(), "pid": os.getpid()}
+        if idle > self.interval:
+            beat["stack"], beat["waits"] = self._stack()
+        group_store().set(f"tauon/heartbeat/{self.world.rank}", json.dumps(beat))
+        self._speak(beat.get("stack", []), beat.get("waits", False))
 
     def _stack(self) -> tuple[list[str], bool]:
-        """(innermost frames of the main thread, whether it waits for others: in a collective, or for a GPU that is in one)."""
+        """(innermost frames of the main thread, whether it waits for other ranks: in a collective, or for a GPU that is in one)."""
         frame = sys._current_frames().get(self._main or 0)
         found = traceback.extract_stack(frame)[-FRAMES:] if frame is not None else []
         stack = [f"{f.filename}:{f.lineno} in {f.name}" for f in found]
@@ -104,7 +104,7 @@ class Heartbeat:
         return stack, on_device or any("torch/distributed" in line.replace("\\", "/") for line in stack[-3:])
 
     def _speak(self, stack: list[str], waits: bool) -> None:
-        """Once, when this process has waited at one place for most of the time-out."""
+        """Print once, after waiting at one place for most of the timeout."""
         now = time.monotonic()
         if not waits or stack != self._seen[0]:
             self._seen = (stack, now)
@@ -113,70 +113,70 @@ class Heartbeat:
                 self.speaks = _over_nccl()
             if self.speaks:
                 self.speaks = False
-                why = RuntimeError(f"{now - self._seen[1]:.0f} s; the time-out is {self.limit:.0f} s")
+                why = RuntimeError(f"{now - self._seen[1]:.0f} s; the timeout is {self.limit:.0f} s")
                 print(f"error: {self.explain(why, wait=False)}", file=sys.stderr, flush=True)
 
     # ------------------------------------------------------------------------------------------ afterwards
 
     def failure(self, err: BaseException, *, ending: bool = False) -> TrainingError | None:
-        """The error to end with where `err` is of the network or of another rank; None where it is this process's own.
+        """Return the error to end with if `err` comes from the network or another rank; None if it is this process's own.
 
-        `ending`: this process was told to end (SIGTERM): whoever told it knows who died, so it does not wait to find out.
+        `ending`: this process got SIGTERM: the launcher already knows who died, so do not wait to find out.
         """
         if self.world.size == 1 or not is_collective_failure(err):
             return None
-        return TrainingError(self.explain(err, wait=not ending) + " The last whole checkpoint is kept; the same command goes on from it.")
+        return TrainingError(
+            self.explain(err, wait=not ending) + " The last complete checkpoint is kept; run the same command again to resume from it."
+        )
 
-    def hearts(self) -> dict[int, dict[str, Any] | None]:
-        """What each rank told last; None where it told nothing. `RuntimeError` where the store cannot be reached."""
+    def heartbeats(self) -> dict[int, dict[str, Any] | None]:
+        """Last heartbeat of each rank; None if it sent none. Raises `RuntimeError` if the store cannot be reached."""
         store = group_store()
         found: dict[int, dict[str, Any] | None] = {}
         for rank in range(self.world.size):
-            key = f"tauon/heart/{rank}"
+            key = f"tauon/heartbeat/{rank}"
             found[rank] = json.loads(store.get(key)) if store.check([key]) else None
         return found
 
     def explain(self, err: BaseException, *, wait: bool = True) -> str:
-        """Words for a collective that failed in this process: who did not come, and where that one is.
+        """Explain a collective that failed in this process: which rank is missing, and where it is.
 
-        Waits a little longer than a beat, so that whoever is stuck has told its stack, and whoever tells nothing is known to be gone; but
-        not once it is told to end, and not where `wait` is false: a heart that waits does not beat. Returns within the time-out: a store
-        that is cut off fails by then (`timeouts.py`).
+        Waits a little longer than one heartbeat, so that a stuck rank has sent its stack, and a silent one is known to have ended; but not
+        after SIGTERM, and not if `wait` is false (in the heartbeat thread, which must keep sending). Returns within the timeout: an
+        unreachable store fails by then (`timeouts.py`).
         """
         first = str(err).splitlines()[0][:300] if str(err) else type(err).__name__
-        said = f"rank {self.world.rank} of {self.world.size} waited for others after step {self.step} in vain ({first})"
+        failure = f"rank {self.world.rank} of {self.world.size} failed while waiting for other ranks after step {self.step} ({first})"
         try:
-            before = self.hearts()
-            waited = wait and not _told_to_end(1.5 * self.interval)
-            hearts = self.hearts()
+            before = self.heartbeats()
+            waited = wait and not _wait_for_sigterm(1.5 * self.interval)
+            heartbeats = self.heartbeats()
         except RuntimeError:
             at = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            return f"{said}. Rank 0 no longer answers: nothing comes from {at}. Its process or its machine is gone, or this one is cut off."
+            return f"{failure}. Rank 0 no longer answers at {at}. Its process or machine ended, or the network connection is broken."
         now = time.time()
         silent = [
             r
-            for r, h in hearts.items()
+            for r, h in heartbeats.items()
             if r != self.world.rank and (h is None or now - h["at"] > 3 * self.interval or (waited and h == before[r]))
         ]
         if silent:
-            last = hearts[silent[0]]
-            when = f"last heard of after step {last['step']}, {now - last['at']:.0f} s ago" if last else "never heard of"
-            return f"{said}. Rank {silent[0]} no longer answers ({when}): its process or its machine is gone, or cut off."
-        others = {r: h for r, h in hearts.items() if r != self.world.rank and h is not None}
+            last = heartbeats[silent[0]]
+            when = f"last heartbeat after step {last['step']}, {now - last['at']:.0f} s ago" if last else "it never sent a heartbeat"
+            return f"{failure}. Rank {silent[0]} no longer answers ({when}): its process or machine ended, or its network connection is broken."
+        others = {r: h for r, h in heartbeats.items() if r != self.world.rank and h is not None}
         apart = [r for r, h in others.items() if not h.get("waits", False)]
         lag = min(apart or others, key=lambda r: (others[r]["step"], -others[r]["still"]), default=None)
         if lag is None:
-            return f"{said}."
+            return f"{failure}."
         h = others[lag]
         stack = "\n    ".join(h.get("stack", [])) or "(it moves again)"
-        return (
-            f"{said}. Rank {lag} has not come: it is at step {h['step']} and has not moved for {h['still']:.0f} s. Its stack:\n    {stack}"
-        )
+        return f"{failure}. Rank {lag} is missing: it is at step {h['step']} and has not advanced for {h['still']:.0f} s. Its stack:\n    {stack}"
 
 
-def _told_to_end(seconds: float) -> bool:
-    """Wait for so long, but not once SIGTERM comes; returns whether it came."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+def _wait_for_sigterm(seconds: float) -> bool:
+    """Wait for this time, or until SIGTERM; return whether SIGTERM came."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         time.sleep(seconds)
         return False
     told = threading.Event()

@@ -1,12 +1,12 @@
-"""Compressed gradients for DDP, as communication hooks that count what they send.
+"""Compressed gradients for DDP, as communication hooks that count sent bytes.
 
-    none        all-reduce in float32, as DDP does it: 4 bytes an element
+    none        all-reduce in float32, DDP's default: 4 bytes per element
     bf16        all-reduce in bfloat16: 2 bytes; the sum is rounded too
-    int8        codes with a scale for each 256 elements, error feedback: 1.02 bytes, and the sum is made in float32
+    int8        codes with a scale per 256 elements, error feedback: 1.02 bytes, summed in float32
     powersgd    low-rank factors of each matrix (Vogels et al. 2019, arXiv:1905.13727), torch's own, with error feedback
 
-Error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv:1901.09847): what compression took from a gradient is added to
-the next one, so that nothing is lost, only late. That is state of each rank, and a resume needs it: `register_hook` returns it.
+Error feedback (Seide et al. 2014; Karimireddy et al. 2019, arXiv:1901.09847): the compression error of a gradient is added to
+the next one, so nothing is lost, only delayed. It is state of each rank, and saved for a resume: `register_hook` returns it.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 __all__ = ["Int8Gradients", "PowerSGD", "register_hook"]
 
 EXACT_STEPS = 10
-"""Steps before PowerSGD begins: early gradients change too fast for a rank that is carried over."""
+"""Steps before PowerSGD starts: early gradients change too fast to reuse factors."""
 
 
 def register_hook(
     ddp: nn.Module, config: MeshParallel | str, traffic: Traffic, group: dist.ProcessGroup | None = None, *, rank: int = 4
 ) -> Int8Gradients | PowerSGD | None:
-    """Compress what `ddp` (a `DistributedDataParallel`, or a module under `replicate`) exchanges, and count it in `traffic`.
+    """Compress the gradients of `ddp` (a `DistributedDataParallel`, or a module under `replicate`), and count bytes in `traffic`.
 
     Args:
         ddp: before its first backward pass.
         config: the recipe's section, or one of none, bf16, int8, powersgd.
-        traffic: where bytes are added.
+        traffic: counter of sent bytes.
         group: the replicas; None: all processes.
-        rank: of PowerSGD's factors, where `config` is a name.
+        rank: of PowerSGD's factors, if `config` is a name.
 
     Returns:
-        This rank's state, for `job.extra`; None where there is none.
+        This rank's state, for `job.extra`; None if there is none.
     """
     name = config if isinstance(config, str) else config.compression
     if name == "powersgd" and not isinstance(config, str):
@@ -68,7 +68,7 @@ def register_hook(
         kept = Int8Gradients(module, traffic, group) if name == "int8" else PowerSGD(module, traffic, group, rank)
         hook = kept.hook
     else:
-        raise ValueError(f"no compression is called {name!r}; there are none, bf16, int8, powersgd")
+        raise ValueError(f"unknown compression {name!r}: expected none, bf16, int8 or powersgd")
     ddp.register_comm_hook(None, lambda _, bucket: hook(bucket))  # type: ignore[operator]
     return kept
 
@@ -78,24 +78,24 @@ class Int8Gradients:
 
     Every block of 256 elements has an owner. All-to-all: each rank sends every owner its codes for the owner's blocks. The owner
     decodes, averages in float32, and encodes the mean; all-gather: the means go to all. Of N bytes of codes a rank sends
-    N (W-1)/W in the first phase, and N/W in the second. Blocks begin with each parameter, and owners take turns over the model's
-    blocks, so that results do not depend on how DDP fills its buckets, which changes after the first step of a process.
+    N (W-1)/W in the first phase, and N/W in the second. Blocks start at each parameter, and owners alternate over the model's blocks,
+    so that results do not depend on DDP's buckets, which change after the first step of a process.
 
-    The second phase waits for the last bucket: collectives that are started by whoever is ready first would pair up wrongly.
+    The second phase waits for the last bucket: otherwise ranks could start collectives in different orders.
     """
 
     def __init__(self, module: nn.Module, traffic: Traffic, group: dist.ProcessGroup) -> None:
         self.names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
         self.traffic, self.group = traffic, group
         self.errors: dict[str, Tensor] = {}
-        """What is still to be sent, by parameter, flat."""
+        """Error to be added to the next gradient, by parameter, flat."""
         self.first = dict(zip(self.names, itertools.accumulate((blocks_of(p.numel()) for p in self.names), initial=0), strict=False))
-        """Number of each parameter's first block."""
+        """Index of each parameter's first block."""
         self.orders: dict[tuple[int, ...], tuple[Tensor, int]] = {}
         self.waiting: list[tuple[GradBucket, Tensor, int, Tensor, Tensor, Any, Future[Tensor]]] = []
 
     def hook(self, bucket: GradBucket) -> Future[Tensor]:
-        """Phase one of this bucket; after the last, phase two of all."""
+        """Phase one of this bucket; after the last bucket, phase two of all."""
         world = self.group.size()
         order_WK, blocks = self._order(bucket)
         x_JB = bucket.buffer().new_zeros(blocks, BLOCK, dtype=torch.float32)
@@ -134,7 +134,9 @@ class Int8Gradients:
             own = error_WKB[0].numel()
             mean_JB, error_JB = (error_WKB.new_empty(blocks, BLOCK) for _ in range(2))
             mean_JB[order_WK] = torch.stack([from_int8(part, own) for part in everyone.chunk(world)]).view_as(error_WKB)
-            error_JB[order_WK] = error_WKB.nan_to_num_(0.0, 0.0, 0.0)  # what is not finite is skipped by all; it must not come back
+            error_JB[order_WK] = error_WKB.nan_to_num_(
+                0.0, 0.0, 0.0
+            )  # a non-finite gradient is skipped by all ranks, and must not be fed back
             for g, (_, piece) in zip(bucket.gradients(), self._pieces(bucket, mean_JB), strict=True):
                 g.copy_(piece.view_as(g))
             self.errors |= dict(self._pieces(bucket, error_JB))
@@ -142,8 +144,8 @@ class Int8Gradients:
         self.waiting.clear()
 
     def _order(self, bucket: GradBucket) -> tuple[Tensor, int]:
-        """(numbers of a bucket's blocks by their owners, W x K, how many blocks); filled up with one more block, of zeros, to the same
-        number for each. Kept: on a GPU, making it anew would have the host wait for the backward pass at every bucket.
+        """(numbers of a bucket's blocks by their owners, W x K, how many blocks); padded with a block of zeros to the same
+        number for each. Cached: on a GPU, computing it again would make the host wait for the backward pass at every bucket.
         """
         key = tuple(self.first[p] for p in bucket.parameters())
         if key not in self.orders:
@@ -169,19 +171,19 @@ class Int8Gradients:
             start += blocks_of(p.numel()) * BLOCK
 
     def tensors(self) -> dict[str, Tensor]:
-        """Errors of this rank, under names that begin with `rank-<k>/`."""
+        """Errors of this rank, under the names `rank-<k>/...`."""
         return {f"rank-{self.group.rank()}/{name}": e for name, e in self.errors.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back this rank's among the tensors of all; a rank that was not there has nothing to catch up on."""
+        """Restore this rank's errors from the tensors of all ranks; a new rank starts without errors."""
         self.errors = mine(tensors, self.group.rank(), next(iter(self.names)).device)
 
 
 class PowerSGD:
     """Torch's PowerSGD: M ~ P Q^T of rank r per matrix, P and Q all-reduced; vectors, and matrices too small to gain, whole.
 
-    Torch keeps errors and factors by bucket. Here they are carried over by parameter when DDP fills its buckets anew, which it
-    does after the first step of each process, so that a resume goes on exactly.
+    Torch keeps errors and factors by bucket. Here they are saved by parameter, because DDP rebuilds its buckets after the first step
+    of each process, so that a resume is exact.
     """
 
     def __init__(self, module: nn.Module, traffic: Traffic, group: dist.ProcessGroup, rank: int, exact_steps: int = EXACT_STEPS) -> None:
@@ -194,7 +196,7 @@ class PowerSGD:
         )
         self.layout: dict[int, list[Tensor]] = {}
         self.held: dict[str, Tensor] = {}
-        """`error/<name>` (flat) and `q/<name>`, of buckets that are no more."""
+        """`error/<name>` (flat) and `q/<name>`, of earlier buckets."""
 
     def hook(self, bucket: GradBucket) -> Future[Tensor]:
         """Torch's hook, counted, with the state of this bucket's parameters in place."""
@@ -215,7 +217,7 @@ class PowerSGD:
         sent = bucket.buffer().numel() if exact else torchs.total_numel_after_compression - before
         self.traffic.add("all-reduce", sent * width)
         if bucket.buffer().device.type == "cpu":
-            # Its collectives are started by callbacks. Those of two buckets at once would pair up wrongly: gloo has no streams.
+            # Its collectives are started by callbacks. For two buckets at once their order could differ between ranks: gloo has no streams.
             result.wait()
         if not exact and not all(t.isfinite().all() for t in (torchs.error_dict[index], torchs.q_memory_dict[index])):
             torchs.error_dict[index].nan_to_num_(0.0, 0.0, 0.0)  # a gradient that is not finite is skipped by all; it must not come back
@@ -224,7 +226,7 @@ class PowerSGD:
         return result
 
     def _shape(self, p: Tensor) -> tuple[int, int, int] | None:
-        """(rows, columns, rank) of a matrix that is worth compressing."""
+        """(rows, columns, rank) of a matrix to compress."""
         n, m = p.shape[0], p.numel() // p.shape[0]
         r = min(n, m, self.torchs.matrix_approximation_rank)
         from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
@@ -232,7 +234,7 @@ class PowerSGD:
         return (n, m, r) if powerSGD_hook._should_compress(n, m, r, self.torchs.min_compression_rate)[0] else None
 
     def _matrices(self, params: list[Tensor]) -> list[tuple[Tensor, tuple[int, int, int]]]:
-        """What is compressed of a bucket, in the order in which torch keeps the factors: those of one shape together."""
+        """Compressed parameters of a bucket, in torch's order of the factors: grouped by shape."""
         by_shape: dict[tuple[int, int, int], list[Tensor]] = {}
         for p in params:
             if (shape := self._shape(p)) is not None:
@@ -263,12 +265,12 @@ class PowerSGD:
             self.torchs.p_memory_dict[index] = like.new_empty(sum(n * r for _, (n, _, r) in matrices))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Errors and factors of this rank, under names that begin with `rank-<k>/`."""
+        """Errors and factors of this rank, under the names `rank-<k>/...`."""
         held = self._by_name() | {"iter": torch.tensor(self.torchs.iter)}
         return {f"rank-{self.group.rank()}/{name}": t for name, t in held.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back this rank's among the tensors of all. A rank that was not there has no errors, and factors like the others'."""
+        """Restore this rank's values from the tensors of all ranks. A new rank has no errors, and the factors of the others."""
         rank = self.group.rank()
         device = next(iter(self.names)).device
         held = mine(tensors, rank, device)
@@ -283,11 +285,11 @@ class PowerSGD:
 
 
 def blocks_of(n: int) -> int:
-    """Blocks that `n` elements take."""
+    """Number of blocks for `n` elements."""
     return -(-n // BLOCK)
 
 
 def mine(tensors: dict[str, Tensor], rank: int, device: torch.device) -> dict[str, Tensor]:
-    """Those of `rank-<rank>/`, by the rest of their names, copied."""
+    """Copies of the tensors under `rank-<rank>/`, without this prefix."""
     head = f"rank-{rank}/"
     return {name.removeprefix(head): t.to(device, copy=True) for name, t in tensors.items() if name.startswith(head)}

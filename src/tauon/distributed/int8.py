@@ -1,7 +1,7 @@
-"""Numbers as signed bytes with a scale for each block of 256 (Dettmers et al. 2022, arXiv:2110.02861, with linear codes).
+"""Int8 quantization with one scale per block of 256 (Dettmers et al. 2022, arXiv:2110.02861, with linear codes).
 
 x ~ code * scale, scale = max|x| / 127 over the block: the error of an element is at most half its block's scale. A block of
-zeros is exact. Codes and scales travel as one tensor of bytes, 1.016 bytes an element. Knows no network.
+zeros is exact. Codes and scales are packed in one tensor of bytes, 1.016 bytes per element.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from torch import Tensor
 __all__ = ["BLOCK", "from_int8", "packed_size", "to_int8"]
 
 BLOCK = 256
-"""Elements that share a scale."""
+"""Elements per scale."""
 
 
 def packed_size(n: int) -> int:
-    """Bytes of `n` elements, packed: whole blocks, each with its scale in float32."""
+    """Packed bytes of `n` elements: complete blocks, each with a float32 scale."""
     return -(-n // BLOCK) * (BLOCK + 4)
 
 
 def to_int8(x_N: Tensor) -> Tensor:
-    """Bytes (uint8, `packed_size(N)`) of a flat float tensor. Infinity and NaN do not survive: look for them before."""
+    """Quantize a flat float tensor to bytes (uint8, `packed_size(N)`). Infinity and NaN are lost: check for them before."""
     blocks = -(-x_N.numel() // BLOCK)
     x_KB = torch.nn.functional.pad(x_N.detach().float(), (0, blocks * BLOCK - x_N.numel())).view(blocks, BLOCK)
     scale_K1 = x_KB.abs().amax(dim=1, keepdim=True) / 127
@@ -30,7 +30,7 @@ def to_int8(x_N: Tensor) -> Tensor:
 
 
 def from_int8(packed: Tensor, n: int) -> Tensor:
-    """The `n` numbers (float32) of which `to_int8` made these bytes, as near as they come."""
+    """Dequantize `n` numbers (float32)."""
     blocks = -(-n // BLOCK)
     codes_KB = packed[: blocks * BLOCK].view(torch.int8).view(blocks, BLOCK)
     scale_K1 = packed[blocks * BLOCK :].clone().view(torch.float32).view(blocks, 1)  # cloned: a view must be aligned to 4 bytes

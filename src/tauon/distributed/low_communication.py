@@ -1,12 +1,12 @@
-"""Training with little communication: replicas take H steps on their own, then an outer optimizer acts on what they did.
+"""Low-communication training: replicas make H local steps, then an outer optimizer applies the mean difference.
 
     local SGD            H steps, then the mean of the weights                           Stich 2019, arXiv:1805.09767
     DiLoCo               H steps, then Nesterov's momentum on the outer gradient         Douillard et al. 2023, arXiv:2311.08105
-    streaming DiLoCo     fragments of the model in turn, sent while training goes on     Douillard et al. 2025, arXiv:2501.18512
+    streaming DiLoCo     fragments of the model in turn, sent during training           Douillard et al. 2025, arXiv:2501.18512
 
-`OuterLoop` does the outer part on named tensors: it keeps the anchor (the weights that all replicas agree on, and that are
-validated and saved), exchanges outer gradients, and moves anchor and local weights. It knows no model, optimizer or data; the
-inner steps are anybody's. `tauon.train.local_sgd` puts it around a training job.
+`OuterLoop` does the outer part on named tensors: it has the anchor (the weights shared by all replicas, which are validated and
+saved), exchanges outer gradients, and updates anchor and local weights. It is independent of model, optimizer, data and inner
+steps. `tauon.train.local_sgd` applies it to a training job.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ Compression = Literal["none", "bf16", "int8"]
 
 
 class LowCommunication(ParallelConfig):
-    """What local SGD and DiLoCo have in common. Every process is a replica with its own slice of the batch."""
+    """Common settings of local SGD and DiLoCo. Every process is a replica with its own slice of the batch."""
 
     every: Count = Field(50, ge=1)
-    """Steps that a replica takes on its own between two exchanges (H)."""
+    """Local steps between two exchanges (H)."""
     compression: Compression = "none"
-    """How outer gradients travel: float32 (4 bytes an element), bf16 (2), or int8 with a scale for each 256 (1.02)."""
+    """Format of outer gradients: float32 (4 bytes per element), bf16 (2), or int8 with a scale per 256 (1.02)."""
 
     def build(self, weights: Mapping[str, Tensor], *, group: dist.ProcessGroup | None = None, traffic: Traffic | None = None) -> OuterLoop:
-        """The outer loop over `weights`, which it moves in place; `group` is None for all processes, or for one alone."""
+        """Build the outer loop over `weights`, which it updates in place; `group` None: all processes, or a single one."""
         raise NotImplementedError
 
 
 @register("local-sgd")
 class LocalSGD(LowCommunication):
-    """Replicas train alone and take the mean of their weights every so many steps. Results depend on the number of replicas."""
+    """Replicas train locally and average their weights every `every` steps. Results depend on the number of replicas."""
 
     every: Count = Field(8, ge=1)
-    """Steps that a replica takes on its own between two exchanges (H)."""
+    """Local steps between two exchanges (H)."""
 
     def build(self, weights: Mapping[str, Tensor], *, group: dist.ProcessGroup | None = None, traffic: Traffic | None = None) -> OuterLoop:
         return OuterLoop(weights, AverageOuter(), Rhythm(self.every), compression=self.compression, group=group, traffic=traffic)
@@ -59,25 +59,25 @@ class LocalSGD(LowCommunication):
 
 @register("diloco")
 class DiLoCo(LowCommunication):
-    """Replicas train alone; an outer optimizer acts on the mean of what they did. Results depend on the number of replicas."""
+    """Replicas train locally; an outer optimizer applies the mean difference. Results depend on the number of replicas."""
 
     outer: OuterConfig = NesterovOuter()
     """The outer optimizer."""
     fragments: Count = Field(1, ge=1)
-    """Parts of the model that are exchanged in turn, evenly spread over `every` steps (P): the network is used less at a time."""
+    """Number of fragments of the model, exchanged in turn over `every` steps (P): lowers the peak network load."""
     overlap: Count = Field(0, ge=0)
-    """Steps that training goes on while a fragment is on its way (tau); below `every`."""
+    """Steps of training during the transfer of a fragment (tau); below `every`."""
     mix: Fraction | None = Field(None, ge=0, lt=1)
-    """With `overlap`: share of a replica's own weights when a fragment arrives (alpha); the rest is the anchor. Left out: 50%."""
+    """With `overlap`: share of a replica's own weights when a fragment arrives (alpha); the rest is the anchor. Default: 50%."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         every, fragments, overlap = self.raw_value("every"), self.raw_value("fragments"), self.raw_value("overlap")
         if fragments > every:
-            yield "fragments", f"{fragments} are more than the {every} steps that they are spread over. Take at most parallel.every."
+            yield "fragments", f"is {fragments}, but they are spread over {every} steps. Set at most parallel.every."
         if overlap >= every:
-            yield "overlap", f"{overlap} steps, but a fragment goes out again after {every}. Take fewer than parallel.every."
+            yield "overlap", f"is {overlap} steps, but a fragment is sent again after {every}. Set fewer than parallel.every."
         if self.raw_value("mix") is not None and overlap == 0:
-            yield "mix", "needs overlap above 0: without, the weights that arrive replace a replica's own. Set overlap, or drop it."
+            yield "mix", "needs overlap above 0: otherwise the received weights replace a replica's own. Set overlap, or remove mix."
 
     def build(self, weights: Mapping[str, Tensor], *, group: dist.ProcessGroup | None = None, traffic: Traffic | None = None) -> OuterLoop:
         overlap = self.overlap
@@ -88,43 +88,43 @@ class DiLoCo(LowCommunication):
 
 @dataclass(frozen=True)
 class Rhythm:
-    """When what is exchanged."""
+    """Schedule of the exchanges."""
 
     every: int
     """Steps between two exchanges of the same weights."""
     fragments: int = 1
-    """Parts of the model that are exchanged in turn."""
+    """Number of fragments, exchanged in turn."""
     overlap: int = 0
-    """Steps that training goes on while a part is on its way."""
+    """Steps of training during a transfer."""
     mix: float = 0.0
-    """Share of a replica's own weights when a part arrives."""
+    """Share of a replica's own weights when a fragment arrives."""
 
 
 @dataclass
 class Sending:
-    """A fragment's outer gradient on its way."""
+    """A transfer of a fragment's outer gradient."""
 
     due: int
     """The step after which it is applied."""
     buffer: Tensor
-    """What comes back: the sum (float32), or every replica's bytes."""
+    """Result: the sum (float32), or every replica's bytes."""
     work: Any
-    """To wait for; None: it is there."""
+    """Pending collective; None: finished."""
     mean: dict[str, Tensor] | None = None
-    """Its mean over the replicas by name, once somebody asked."""
+    """Its mean over the replicas by name, computed on demand."""
 
 
 class OuterLoop:
-    """The outer part of training with little communication. Collective: all replicas make the same calls in the same order."""
+    """Outer part of low-communication training. Collective: all replicas make the same calls in the same order."""
 
     def __init__(
         self, weights: Mapping[str, Tensor], outer: OuterConfig, rhythm: Rhythm, *, compression: Compression = "none",
         group: dist.ProcessGroup | None = None, traffic: Traffic | None = None,
     ) -> None:  # fmt: skip
-        """`weights` must start the same on all replicas. `group` None: all processes, or this one where there is no group."""
+        """`weights` must start the same on all replicas. `group` None: all processes, or this one if there is no group."""
         if rhythm.fragments > len(weights):
             raise RecipeError(
-                [Problem("parallel.fragments", f"{rhythm.fragments}, but the model has {len(weights)} parameters. Take fewer.")]
+                [Problem("parallel.fragments", f"is {rhythm.fragments}, but the model has only {len(weights)} parameters. Set fewer.")]
             )
         self.local = {name: w.detach() for name, w in weights.items()}
         self.anchor: Mapping[str, Tensor] = {name: w.clone() for name, w in self.local.items()}
@@ -140,13 +140,13 @@ class OuterLoop:
 
     @property
     def replica(self) -> int:
-        """Number of this replica."""
+        """Index of this replica."""
         return dist.get_rank(self.group) if dist.is_available() and dist.is_initialized() else 0
 
     def after(self, step: int, *, last: bool = False) -> None:
-        """To be called after each inner step, `step` being the number of steps done; `last` brings everything together at once.
+        """Call after each inner step; `step`: number of steps done; `last`: synchronize everything at once.
 
-        Fragment p of P goes out when step = p H / P, and again every H steps.
+        Fragment p of P is sent when step = p H / P, and again every H steps.
         """
         for p in sorted(p for p, s in self.sending.items() if s.due <= step or last):
             self._arrive(p)
@@ -164,7 +164,7 @@ class OuterLoop:
         if self.replicas > 1:
             if self.compression == "none":
                 work = dist.all_reduce(payload, group=self.group, async_op=True)
-            else:  # gathered, not reduced: each replica's scales are its own, and the sum is made in float32, in the order of ranks
+            else:  # gathered, not reduced: replicas have different scales, and the sum is in float32, in rank order
                 buffer = payload.new_empty(self.replicas * payload.numel())
                 work = dist.all_gather_single(buffer, payload, group=self.group, async_op=True)
             self.traffic.add("all-reduce" if self.compression == "none" else "all-gather", payload.numel() * payload.element_size())
@@ -187,7 +187,7 @@ class OuterLoop:
         return sending.mean
 
     def _arrive(self, p: int, mix: float | None = None) -> None:
-        """Take fragment p's mean outer gradient: move the anchor, then the replica's own weights towards it."""
+        """Apply fragment p's mean outer gradient: update the anchor, then move the replica's own weights towards it."""
         self.outer.update(self.anchor, self._mean(p), self.state)
         del self.sending[p]
         mix = self.mix if mix is None else mix
@@ -199,7 +199,7 @@ class OuterLoop:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Inside, the weights are the anchor; after, the replica's own again, bit for bit."""
+        """Context in which the weights are the anchor; afterwards the replica's own again, bit for bit."""
         own = {name: w.clone() for name, w in self.local.items()}
         for name, w in self.local.items():
             w.copy_(self.anchor[name])
@@ -210,8 +210,8 @@ class OuterLoop:
                 w.copy_(own[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The outer optimizer's state and what is on its way (waits for it): the same on every replica. Without the anchor, which
-        is saved as the model's weights.
+        """The outer optimizer's state and pending transfers (waits for them): the same on every replica. Without the anchor, which is
+        saved as the model's weights.
         """
         held = dict(self.state)
         if self.overlap:
@@ -223,7 +223,7 @@ class OuterLoop:
         return held
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what `tensors` gave. The model must hold the saved weights: they are the anchor."""
+        """Restore what `tensors` returned. The model must have the saved weights: they are the anchor."""
         for name, w in self.local.items():
             self.anchor[name].copy_(w)
         for key, value in self.state.items():
@@ -241,12 +241,12 @@ def packed(flat: Tensor, compression: Compression) -> Tensor:
 
 
 def unpacked(payload: Tensor, n: int, compression: Compression) -> Tensor:
-    """The n numbers (float32) of `packed`."""
+    """Unpack n numbers (float32)."""
     return from_int8(payload, n) if compression == "int8" else payload.view(torch.bfloat16).float()
 
 
 def split_evenly(sizes: Mapping[str, int], parts: int) -> list[list[str]]:
-    """Names in `parts` lists of about equal size: the largest first, each into the list that is shortest so far."""
+    """Distribute names to `parts` lists of about equal size: the largest first, each to the smallest list so far."""
     totals, chosen = [0] * parts, {}
     for name in sorted(sizes, key=lambda n: -sizes[n]):
         chosen[name] = min(range(parts), key=lambda p: totals[p])

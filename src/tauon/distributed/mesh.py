@@ -1,8 +1,8 @@
-"""The device mesh: which process does which part. One world size, five ways to share it, in any product.
+"""The device mesh: five dimensions whose product is the world size.
 
-Dimensions from outermost (slowest network) to innermost: pipeline, replicate, shard, context, tensor. Data is divided over
-replicate x shard; gradients are reduced over replicate x shard x context. A world of one is a mesh like any other, without a
-process group. Applies nothing to a model: `parallelize` does.
+Dimensions from outermost (slowest network) to innermost: pipeline, replicate, shard, context, tensor. Data is split over
+replicate x shard; gradients are reduced over replicate x shard x context. A world of one is also a mesh, without a process group.
+`parallelize` applies it to a model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DIMENSIONS = ("pipeline", "replicate", "shard", "context", "tensor")
 
 @dataclass(frozen=True)
 class Layout:
-    """How many processes along each dimension."""
+    """Number of processes along each dimension."""
 
     pipeline: int = 1
     replicate: int = 1
@@ -59,16 +59,16 @@ class Layout:
 
 
 def choose_layout(config: ParallelConfig, world: int, *, fits: bool = True) -> tuple[Layout, str]:
-    """(layout, reason) for `world` processes. `fits`: whether weights and optimizer fit one device whole.
+    """(layout, reason) for `world` processes. `fits`: whether weights and optimizer fit on one device.
 
-    Raises `RecipeError` where the sizes do not multiply to the world.
+    Raises `RecipeError` if the product of the sizes is not the world size.
     """
     if not isinstance(config, MeshParallel):
         if isinstance(config, AutoParallel) and not fits and world > 1:
-            return Layout(shard=world), f"weights and optimizer do not fit one device, so they are sharded over all {world} (FSDP2)"
+            return Layout(shard=world), f"weights and optimizer do not fit on one device: sharded over all {world} (FSDP2)"
         if isinstance(config, AutoParallel) and world > 1:
-            return Layout(replicate=world), f"the model fits one device: {world} replicas (DDP)"
-        return Layout(replicate=world), "one process" if world == 1 else f"{config.kind_}: {world} replicas that train on their own"
+            return Layout(replicate=world), f"the model fits on one device: {world} replicas (DDP)"
+        return Layout(replicate=world), "one process" if world == 1 else f"{config.kind_}: {world} replicas with local steps"
     others = config.context * config.tensor * config.pipeline
     if config.replicate is not None and config.shard is not None:
         replicate, shard = config.replicate, config.shard
@@ -82,14 +82,14 @@ def choose_layout(config: ParallelConfig, world: int, *, fits: bool = True) -> t
     if layout.world != world:
         given = " x ".join(f"{name} {size}" for name, size in layout.to_json().items() if size > 1) or "all of size 1"
         raise RecipeError(
-            [Problem("parallel", f"{given} is {layout.world} processes, and {world} {'is' if world == 1 else 'are'} here. "
+            [Problem("parallel", f"{given} needs {layout.world} processes, but {world} {'is' if world == 1 else 'are'} running. "
                      f"Start {layout.world} (--on local:{layout.world}), or change the sizes.")]
         )  # fmt: skip
     return layout, "asked for"
 
 
 class Mesh:
-    """One process's place in a layout, and the groups it communicates with."""
+    """Position of one process in a layout, and its process groups."""
 
     def __init__(self, layout: Layout, world: World | None = None, device: str = "cpu") -> None:
         self.layout, self.world, self.device_type = layout, world or World(), device
@@ -103,13 +103,13 @@ class Mesh:
 
     @property
     def data_rank(self) -> int:
-        """Which slice of each batch this process reads, of `layout.data`."""
+        """Index of this process's slice of each batch, of `layout.data`."""
         return self.at["replicate"] * self.layout.shard + self.at["shard"]
 
     @property
     def draws(self) -> int:
-        """Number of this process's random draws (dropout). Processes share it only where they hold the same activations (tensor);
-        slices of one sequence, and stages, would else drop the same places.
+        """Stream index of this process's random draws (dropout). Shared only by processes with the same activations (tensor); otherwise
+        slices of one sequence, and pipeline stages, would drop the same positions.
         """
         return (self.at["pipeline"] * self.layout.context + self.at["context"]) * self.layout.data + self.data_rank
 
@@ -120,7 +120,7 @@ class Mesh:
 
     @property
     def replicas_only(self) -> bool:
-        """Whether every process holds the whole model."""
+        """Whether every process has the complete model."""
         return self.layout.world == self.layout.replicate * self.layout.context
 
     @property
@@ -138,7 +138,7 @@ class Mesh:
         return whole
 
     def along(self, *names: str) -> DeviceMesh | None:
-        """The one-dimensional mesh of these dimensions together; None where they are all of size 1."""
+        """One-dimensional mesh over these dimensions; None if all have size 1."""
         wide = tuple(n for n in DIMENSIONS if n in names and getattr(self.layout, n) > 1)
         if not wide:
             return None
@@ -167,12 +167,12 @@ class Mesh:
         return joined
 
     def group(self, *names: str) -> ProcessGroup | None:
-        """The process group of these dimensions; None where this process is alone in it."""
+        """Process group of these dimensions; None if it has only this process."""
         found = self.along(*names)
         return None if found is None else found.get_group()
 
     def sum(self, value: Tensor, *names: str) -> Tensor:
-        """`value` summed over these dimensions, in place; every rank gets the same bits."""
+        """All-reduce (sum) `value` over these dimensions, in place; every rank gets the same bits."""
         group = self.group(*names)
         if group is not None:
             import torch.distributed as dist

@@ -1,13 +1,13 @@
-"""Outer optimizers: they act on the difference of two sets of weights, as an optimizer acts on a gradient.
+"""Outer optimizers: they apply the difference of two sets of weights, as an optimizer applies a gradient.
 
-A worker takes the anchor x, trains on its own until it holds y, and answers with the outer gradient (also pseudo-gradient)
-x - y. What becomes of the mean of such answers is the same question for local SGD, DiLoCo, a federated server and an
-asynchronous parameter server, and is answered here once, on dictionaries of tensors: no process group, no round, no client.
+A worker starts from the anchor x, trains locally to y, and returns the outer gradient (pseudo-gradient) x - y. Local SGD, DiLoCo,
+a federated server and an asynchronous parameter server all apply the mean of such differences. Here this is done on dictionaries
+of tensors, without process groups, rounds or clients.
 
     local SGD, FedAvg    x <- x - g                              Stich 2019, arXiv:1805.09767; McMahan et al. 2017, arXiv:1602.05629
     DiLoCo               Nesterov's momentum over g              Douillard et al. 2023, arXiv:2311.08105
     FedAdam              Adam over g                             Reddi et al. 2021, arXiv:2003.00295, algorithm 2
-    delayed Nesterov     for answers that come one by one        Liu et al. 2024, arXiv:2401.09135, algorithm 3
+    delayed Nesterov     for updates that arrive one by one      Liu et al. 2024, arXiv:2401.09135, algorithm 3
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Weights = Mapping[str, Tensor]
 
 
 def outer_gradient(anchor: Weights, local: Weights) -> dict[str, Tensor]:
-    """Outer gradient, anchor - local, name by name."""
+    """Outer gradient, anchor - local, by name."""
     return {name: anchor[name] - w.detach().to(anchor[name].dtype) for name, w in local.items()}
 
 
 def weighted_mean(answers: Sequence[Weights], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
-    """Mean of what several workers sent, in the order given; `weights` (numbers of examples, say) need not sum to one."""
+    """Mean over workers, in the given order; `weights` (e.g. numbers of examples) need not sum to one."""
     share = [1.0] * len(answers) if weights is None else list(weights)
     total = sum(share)
     return {name: sum((a[name] * (s / total) for a, s in zip(answers, share, strict=True)), torch.zeros(())) for name in answers[0]}
 
 
 class OuterConfig(Registered, family="outer", default="nesterov"):
-    """An outer optimizer. It keeps nothing itself: what it must remember is in `state`, by parameter name.
+    """Outer optimizer. It is stateless: its state is in `state`, by parameter name.
 
     >>> outer = NesterovOuter(lr=1.0, momentum=0.5)
     >>> anchor = {"w": torch.tensor([1.0])}
@@ -49,20 +49,20 @@ class OuterConfig(Registered, family="outer", default="nesterov"):
     """
 
     def state(self, anchor: Weights) -> dict[str, Tensor]:
-        """What `update` needs before its first call: tensors keyed `<entry>/<name>`."""
+        """Initial state for `update`: tensors with keys `<entry>/<name>`."""
         return {}
 
     def update(self, anchor: Weights, gradient: Weights, state: Mapping[str, Tensor]) -> None:
-        """Move `anchor` and `state`, in place, by an outer gradient. Parameters that are not in `gradient` stay as they are."""
+        """Update `anchor` and `state` in place by an outer gradient. Parameters that are not in `gradient` do not change."""
         raise NotImplementedError
 
 
 @register("average")
 class AverageOuter(OuterConfig):
-    """Go `lr` of the way to the mean of the workers' weights: local SGD and federated averaging at 1."""
+    """Move the share `lr` of the way to the mean of the workers' weights: local SGD and federated averaging at 1."""
 
     lr: float = Field(1.0, gt=0)
-    """Outer learning rate; 1 takes the mean itself."""
+    """Outer learning rate; 1 sets the weights to the mean."""
 
     @torch.no_grad()
     def update(self, anchor: Weights, gradient: Weights, state: Mapping[str, Tensor]) -> None:
@@ -102,7 +102,7 @@ class AdamOuter(OuterConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if not all(0 <= b < 1 for b in self.raw_value("betas")):
-            yield "betas", f"{self.raw_value('betas')}: each must be at least 0 and below 1."
+            yield "betas", f"is {self.raw_value('betas')}: each must be at least 0 and below 1."
 
     def state(self, anchor: Weights) -> dict[str, Tensor]:
         first = {f"mean/{name}": torch.zeros_like(x) for name, x in anchor.items()}
@@ -119,11 +119,11 @@ class AdamOuter(OuterConfig):
 
 @register("delayed-nesterov")
 class DelayedNesterovOuter(OuterConfig):
-    """For workers that answer one by one: each answer moves the weights at once, the momentum only every `delay` answers.
+    """For updates that arrive one by one: each changes the weights at once, the momentum only every `delay` updates.
 
-    An answer's gradient g acts as g / N; after N of them m <- momentum m + (their mean), and the momentum's part of the update,
-    momentum m, is given to that answer (c = 0), or c of it to each of the N answers (the rest to the last). Nesterov's momentum on
-    every single answer would apply old momentum N times a round, and diverges. `delay` = 1 is Nesterov's momentum.
+    The gradient g of one update is applied as g / N; after N of them m <- momentum m + (their mean), and the momentum term momentum m
+    is added to that update (c = 0), or the share c to each of the N updates (the rest to the last). Nesterov's momentum on every
+    update would apply old momentum N times per round, and diverges. `delay` = 1 is Nesterov's momentum.
     """
 
     lr: float = Field(0.7, gt=0)
@@ -131,13 +131,13 @@ class DelayedNesterovOuter(OuterConfig):
     momentum: float = Field(0.9, ge=0, lt=1)
     """Decay of the running sum of outer gradients."""
     delay: Count = Field(ge=1)
-    """Answers between two updates of the momentum (N): the number of workers, usually."""
+    """Updates between two changes of the momentum (N): usually the number of workers."""
     activation: float = Field(0.0, ge=0, le=1)
-    """Share of the momentum that each answer applies (c), at most 1 / delay."""
+    """Share of the momentum that each update applies (c), at most 1 / delay."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.raw_value("activation") > 1 / self.raw_value("delay") + 1e-9:
-            yield "activation", f"{self.raw_value('activation'):g} is above 1 / delay = {1 / self.raw_value('delay'):g}. Take at most that."
+            yield "activation", f"{self.raw_value('activation'):g} is above 1 / delay = {1 / self.raw_value('delay'):g}. Set at most that."
 
     def state(self, anchor: Weights) -> dict[str, Tensor]:
         state = {f"momentum/{name}": torch.zeros_like(x) for name, x in anchor.items()}

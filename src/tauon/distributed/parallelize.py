@@ -1,7 +1,7 @@
-"""`parallelize`: a plain model on the meta device in, the same model cut for this process out. The order is fixed:
+"""`parallelize`: from a plain model on the meta device to the sharded model of this process. The order is fixed:
 tensor (and sequence), context; then, after the caller has added activation checkpointing and compiled, data parallelism.
 
-Knows a model only by what it says of itself (`tauon.models.Model`): its shard plan, blocks, attentions, head counts.
+Uses only the interface of `tauon.models.Model`: shard plan, blocks, attentions, head counts.
 """
 
 from __future__ import annotations
@@ -22,30 +22,28 @@ __all__ = ["parallelize", "refuse_layout"]
 def refuse_layout(
     model: Any, layout: Layout, config: ParallelConfig, *, batch: int, seq_len: int | None, microbatch: int | None = None
 ) -> None:
-    """`RecipeError` where this model or batch cannot be divided so. Touches no process group: every rank finds the same."""
+    """Raise `RecipeError` if this model or batch cannot be divided like this. Uses no process group: the same on every rank."""
     if batch < layout.data:
         raise RecipeError(
-            [Problem("train.batch", f"{batch} examples for {layout.data} data-parallel processes: some would have none. "
-                     f"Take at least {layout.data}, or fewer processes.")]
+            [Problem("train.batch", f"is {batch}, but there are {layout.data} data-parallel processes, and each needs an example. "
+                     f"Set at least {layout.data}, or use fewer processes.")]
         )  # fmt: skip
     if batch % layout.data and needs_batch_statistics(model):
         message = (
-            f"{batch} examples do not divide among {layout.data} processes, and batch norm would count those that fill up. "
-            f"Take {batch - batch % layout.data}, or model.norm=group."
+            f"is {batch}, which does not divide by {layout.data} processes, and batch norm would count the padding. "
+            f"Set {batch - batch % layout.data}, or model.norm=group."
         )
         raise RecipeError([Problem("train.batch", message)])
     if layout.pipeline > 1 and isinstance(config, MeshParallel):
         refuse_odd_stages(config, len(model.blocks_to_compile()))
         if microbatch is not None:
-            message = (
-                f"{microbatch}, but a pipeline cuts the batch itself. Set parallel.stage_microbatches, the number of pieces, and drop this."
-            )
+            message = f"is {microbatch}, but a pipeline splits the batch itself. Remove it, and set parallel.stage_microbatches, the number of microbatches."
             raise RecipeError([Problem("train.microbatch", message)])
         pieces_of_batch(config, -(-batch // layout.data))
     if layout.tensor > 1:
         if any(getattr(module, "will_round", False) for module in model.modules()):
             message = (
-                f"{layout.tensor}, and adapt.quantize keeps matrices in blocks that cannot be cut so. Take replicate or shard, or drop it."
+                f"is {layout.tensor}, but the blocks of adapt.quantize cannot be split. Use replicate or shard, or remove parallel.tensor."
             )
             raise RecipeError([Problem("parallel.tensor", message)])
         refuse_odd_shards(model, model.shard_plan, layout.tensor, model.head_counts())
@@ -54,7 +52,7 @@ def refuse_layout(
             raise RecipeError(
                 [
                     Problem(
-                        "parallel.context", f"{layout.context}, but this model has no attention over a sequence. Take replicate or shard."
+                        "parallel.context", f"is {layout.context}, but this model has no attention over a sequence. Use replicate or shard."
                     )
                 ]
             )
@@ -62,7 +60,25 @@ def refuse_layout(
 
 
 def parallelize(model: Any, mesh: Mesh, *, parts: list[Any] | None = None, sequence: bool = False) -> None:
-    """Cut matrices and sequences, in place. A mesh of one process changes nothing. `parts`: the pipeline stages of `model` here."""
+    """Cut the model's matrices and sequences over the processes of `mesh`, in place.
+
+    Args:
+        model: on the meta device.
+        mesh: this process's place in the layout. One process changes nothing.
+        parts: the pipeline stages of `model` that this process has.
+        sequence: cut activations along the sequence between the matrices, too.
+
+    Raises:
+        RecipeError: a layer that the model's plan does not say how to cut.
+
+    >>> from tauon.distributed import Layout, Mesh
+    >>> from tauon.models import LogisticConfig
+    >>> from tauon.types import DataSpec
+    >>> model = LogisticConfig().resolve(DataSpec(input_shape=(3,), outputs=2)).build_on_meta()
+    >>> parallelize(model, Mesh(Layout()))
+    >>> sum(p.numel() for p in model.parameters())
+    8
+    """
     runs = [part.blocks_to_compile() for part in parts or [model]]
     tensor = mesh.along("tensor")
     if tensor is not None:
@@ -75,5 +91,5 @@ def parallelize(model: Any, mesh: Mesh, *, parts: list[Any] | None = None, seque
             if i == 0 and mesh.at["pipeline"] == 0:
                 cut_positions(blocks[0], group)
             else:
-                part.slices = mesh.layout.context  # it is handed slices
+                part.slices = mesh.layout.context  # its inputs are slices
         exchange_heads(model.attentions(), group)

@@ -1,8 +1,8 @@
-"""Which server holds which parameters: pieces of named tensors, one flat buffer a shard. Plain data, the same on every process.
+"""Assignment of parameters to servers: pieces of named tensors, one flat buffer per shard. Plain data, the same on every process.
 
-A tensor larger than its fair share (all numbers / servers) is cut along its first dimension into nearly equal runs of rows, where the
-optimizer works element by element; otherwise it stays whole. Pieces go, largest first, each to the shard that holds least so far (Graham's
-LPT rule: at most 4/3 of the best), two pieces of one tensor never to the same shard. Within a shard, pieces lie in the model's own order.
+A tensor larger than its fair share (all numbers / servers) is split along its first dimension into nearly equal runs of rows, if the
+optimizer is elementwise; otherwise it is not split. Pieces go, largest first, to the smallest shard so far (Graham's LPT rule: at most 4/3 of
+the optimum), two pieces of one tensor never to the same shard. Within a shard, pieces are in the order of the model.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Piece:
     shape: tuple[int, ...]
     """Of the piece."""
     row: int
-    """Its first row in the whole tensor."""
+    """Its first row in the tensor."""
     offset: int
-    """Its place in the shard's flat buffer."""
+    """Its offset in the shard's flat buffer."""
     whole: bool
-    """It is the whole tensor."""
+    """Whether it is the complete tensor."""
 
     @property
     def size(self) -> int:
@@ -42,13 +42,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class Partition:
-    """Every shard's pieces."""
+    """Pieces of all shards."""
 
     shards: tuple[tuple[Piece, ...], ...]
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers in each shard."""
+        """Number of elements in each shard."""
         return [pieces[-1].end for pieces in self.shards]
 
 
@@ -58,10 +58,10 @@ def partition(shapes: Mapping[str, Sequence[int]], servers: int, *, rows_may_par
     Args:
         shapes: of each trainable parameter, in the model's order.
         servers: number of shards.
-        rows_may_part: the optimizer is elementwise, so a large tensor may be cut.
+        rows_may_part: the optimizer is elementwise, so a large tensor may be split.
 
     Raises:
-        RecipeError: there are more servers than there is to hold.
+        RecipeError: more servers than tensors.
     """
     total = sum(math.prod(s) for s in shapes.values())
     fair = math.ceil(total / servers)
@@ -80,7 +80,7 @@ def partition(shapes: Mapping[str, Sequence[int]], servers: int, *, rows_may_par
             [
                 Problem(
                     "parallel.servers",
-                    f"{servers} servers, but the model has {len(pieces)} tensors to share out. Take at most {len(pieces)}.",
+                    f"is {servers}, but the model has only {len(pieces)} tensors to distribute. Set at most {len(pieces)}.",
                 )
             ]
         )

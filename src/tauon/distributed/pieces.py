@@ -1,4 +1,4 @@
-"""Which part of a tensor this process holds: what initialisation, checkpoints and vocabulary-parallel losses need to know."""
+"""The local part of a tensor: for initialization, checkpoints and vocabulary-parallel losses."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["fill", "first_holder", "is_dtensor", "local_part", "local_slices", "
 
 
 def is_dtensor(t: Any) -> TypeGuard[DTensor]:
-    """Whether a tensor lies in pieces over processes. Where nobody imported DTensor, which takes a second, nothing does."""
+    """Whether a tensor is a DTensor. Does not import DTensor, which takes a second: if not imported, there is none."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(t, module.DTensor)
 
 
 def local_part(t: Tensor) -> Tensor:
-    """The numbers that this process holds: the tensor itself unless it is a DTensor. Shares memory."""
+    """Return this process's values: the tensor itself unless it is a DTensor. Shares memory."""
     return t.to_local() if is_dtensor(t) else t
 
 
 def local_slices(t: Tensor) -> tuple[slice, ...]:
-    """Where `local_part(t)` lies in the whole tensor, a slice a dimension."""
+    """Position of `local_part(t)` in the full tensor, one slice per dimension."""
     if not is_dtensor(t):
         return tuple(slice(0, n) for n in t.shape)
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -35,7 +35,7 @@ def local_slices(t: Tensor) -> tuple[slice, ...]:
 
 
 def first_holder(t: Tensor) -> bool:
-    """Of the processes that hold the same part of a DTensor, whether this is the first."""
+    """Whether this is the first of the processes with the same part of a DTensor."""
     if not is_dtensor(t):
         return True
     from torch.distributed.tensor import Replicate
@@ -45,14 +45,14 @@ def first_holder(t: Tensor) -> bool:
 
 
 def fill(t: Tensor, whole: Any) -> None:
-    """Copy this process's part of `whole` (a tensor, or one that is read from a file by slices) into `t`, without communication."""
+    """Copy this process's part of `whole` (a tensor, or one read from a file by slices) into `t`, without communication."""
     part = local_part(t.detach())
     if part.numel():
         part.copy_(whole[local_slices(t)])
 
 
 def whole_gradients(model: nn.Module) -> None:
-    """Gradients that are still partial sums over processes become what their parameter's placement says, in place."""
+    """Redistribute gradients that are partial sums over processes to the placement of their parameter, in place."""
     for p in model.parameters():
         g = p.grad
         if g is not None and is_dtensor(g) and is_dtensor(p) and g.placements != p.placements:

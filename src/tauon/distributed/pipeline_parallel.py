@@ -1,8 +1,8 @@
 """Pipeline parallelism: stages of a model on different processes, microbatches in flight; torch's schedules.
 
 `1f1b` (Narayanan et al. 2019, PipeDream-Flush), `gpipe` (Huang et al. 2019, arXiv:1811.06965), `interleaved-1f1b` (Narayanan et
-al. 2021, arXiv:2104.04473: two stages a process), `zero-bubble` (Qi et al. 2023, arXiv:2401.10241: two stages a process, and the
-backward pass of weights fills the gaps). Knows no task: a loss is a function of the last stage's output and of row numbers.
+al. 2021, arXiv:2104.04473: two stages per process), `zero-bubble` (Qi et al. 2023, arXiv:2401.10241: two stages per process, and
+the backward pass of weights fills the bubbles). Independent of tasks: a loss is a function of the last stage's output and row indices.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ PER_PROCESS = {"1f1b": 1, "gpipe": 1, "interleaved-1f1b": 2, "zero-bubble": 2}
 
 
 def stages_of(config: MeshParallel, mesh: Mesh) -> list[int]:
-    """Numbers of the stages that this process holds."""
+    """Indices of this process's stages."""
     return [mesh.at["pipeline"] + i * mesh.layout.pipeline for i in range(PER_PROCESS[config.schedule])]
 
 
 def cut_blocks(depth: int, stages: int) -> list[tuple[int, int]]:
-    """[first, last) block of each stage: as even as can be, the longer ones first but not at the very ends, which also hold embedding and head."""
+    """[first, last) block of each stage: as even as possible; longer ones not at the ends, which also have the embedding and the head."""
     base, more = divmod(depth, stages)
     sizes = [base] * stages
     order = [*range(1, stages - 1), 0, stages - 1] if stages > 1 else [0]
@@ -39,23 +39,28 @@ def cut_blocks(depth: int, stages: int) -> list[tuple[int, int]]:
 
 
 def refuse_odd_stages(config: MeshParallel, depth: int) -> None:
-    """`RecipeError` where there are more stages than blocks."""
+    """Raise `RecipeError` if there are more stages than blocks."""
     if depth == 0:
         raise RecipeError(
-            [Problem("parallel.pipeline", f"{config.pipeline}, but this model has no blocks to cut. Take replicate or shard.")]
+            [Problem("parallel.pipeline", f"is {config.pipeline}, but this model has no blocks to split. Use replicate or shard.")]
         )
     total = config.pipeline * PER_PROCESS[config.schedule]
     if depth < total:
-        each = "" if total == config.pipeline else f" ({PER_PROCESS[config.schedule]} a process with schedule {config.schedule})"
+        each = "" if total == config.pipeline else f" ({PER_PROCESS[config.schedule]} per process with schedule {config.schedule})"
         raise RecipeError(
-            [Problem("parallel.pipeline", f"{total} stages{each}, and the model has {depth} layers. Take fewer stages, or more layers.")]
+            [
+                Problem(
+                    "parallel.pipeline",
+                    f"needs {total} stages{each}, but the model has only {depth} layers. Use fewer stages, or more layers.",
+                )
+            ]
         )
 
 
 def pieces_of_batch(config: MeshParallel, rows: int) -> int:
-    """Into how many microbatches a process's `rows` are cut: asked for, or two a stage, or the next fewer or more that will do.
+    """Number of microbatches for a process's `rows`: the one asked for, or two per stage, or the nearest valid number.
 
-    `RecipeError` where no number will do.
+    Raises `RecipeError` if no number is valid.
     """
     two = PER_PROCESS[config.schedule] > 1
 
@@ -66,24 +71,24 @@ def pieces_of_batch(config: MeshParallel, rows: int) -> int:
 
     asked = config.stage_microbatches
     if asked is not None and rows % asked:
-        message = f"{asked} does not divide the {rows} examples of a process. Take a divisor."
+        message = f"is {asked}, which does not divide the {rows} examples of a process. Set a divisor."
         raise RecipeError([Problem("parallel.stage_microbatches", message)])
     wanted = 2 * config.pipeline
     order = [asked] if asked is not None else [*range(min(rows, wanted), 0, -1), *range(wanted + 1, rows + 1)]
     found = next((n for n in order if will_do(n)), None)
     if found is None:
-        input_kind = f"a multiple of {config.pipeline}" if two else f"{config.pipeline} at least"
-        got = f"{asked} pieces" if asked is not None else f"{rows} examples, which divide into no such number"
+        input_kind = f"a multiple of {config.pipeline}" if two else f"at least {config.pipeline}"
+        got = f"{asked}" if asked is not None else f"{rows} examples, which do not divide into such a number"
         field = "parallel.stage_microbatches" if asked is not None else "train.batch"
         raise RecipeError(
-            [Problem(field, f"schedule {config.schedule} on {config.pipeline} stages cuts the examples of a process into {input_kind}, and "
-                     f"got {got}. Take {2 * config.pipeline}, say, or another parallel.schedule.")]
+            [Problem(field, f"schedule {config.schedule} on {config.pipeline} stages needs {input_kind} microbatches per process, but "
+                     f"got {got}. Set e.g. {2 * config.pipeline}, or another parallel.schedule.")]
         )  # fmt: skip
     return found
 
 
 class PipelineStages:
-    """The stages that one process holds, and the schedules that run them: one for training, one for evaluation."""
+    """The stages of one process, and their schedules: one for training, one for evaluation."""
 
     def __init__(self, config: MeshParallel, mesh: Mesh, parts: Sequence[nn.Module], device: torch.device) -> None:
         self.config, self.mesh, self.parts, self.device = config, mesh, list(parts), device
@@ -95,19 +100,19 @@ class PipelineStages:
     def run(
         self, inputs: Tensor, extra: dict[str, Tensor], rows: int, pieces: int, loss: Callable[[Tensor, Tensor], Tensor], *, backward: bool
     ) -> Tensor:
-        """Forward (and backward) over the batch; the sum of the pieces' losses on the last stage's process, zero elsewhere.
+        """Run forward (and backward) over the batch; return the sum of the microbatches' losses on the last stage's process, zero elsewhere.
 
         Args:
-            inputs: what the first stage reads, `rows` first.
+            inputs: input of the first stage, `rows` first.
             rows: examples of this process.
             extra: keyword arguments of every stage, `rows` first.
-            pieces: microbatches, a divisor of `rows`.
-            loss: (last stage's output, numbers of its rows) -> scalar; gradients of the sum of all are computed.
-            backward: whether gradients are wanted.
+            pieces: number of microbatches, a divisor of `rows`.
+            loss: (last stage's output, indices of its rows) -> scalar; gradients are of the sum.
+            backward: whether to compute gradients.
         """
         self._loss = loss
         key = (rows, tuple(inputs.shape[1:]), pieces, backward, tuple(sorted(extra)))
-        if key not in self._schedules:  # a schedule keeps shapes and buffers: one for each shape of batch
+        if key not in self._schedules:  # a schedule has buffers of fixed shape: one schedule per batch shape
             self._schedules[key] = self._build(pieces)
         schedule = self._schedules[key]
         first, last = 0 in self.numbers, self.total - 1 in self.numbers
@@ -115,7 +120,7 @@ class PipelineStages:
         args = (inputs,) if first else ()
         given: dict[str, Any] = dict(extra)
         if last:
-            # On the CPU: the loss reads them as numbers, and from a GPU each microbatch would wait for that.
+            # On the CPU: the loss reads them on the host, which would sync with a GPU in each microbatch.
             given |= {"target": torch.arange(rows), "losses": losses}
         if backward:
             schedule.step(*args, **given)

@@ -1,6 +1,6 @@
-"""A connection to Ray: one that somebody else started, or one of our own on this machine, on loopback, without dashboard or usage statistics.
+"""Connection to Ray: to an existing cluster, or to one started here, on loopback, without dashboard or usage statistics.
 
-The one place that imports Ray. What Ray changes in the process that connects (signal handlers, standard output) is put back.
+The only module that imports Ray. Ray's changes in this process (signal handlers, standard output) are undone.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["import_ray", "ray_session"]
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an actor without GPUs of its own keeps the environment it was started in
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # an actor without GPUs keeps CUDA_VISIBLE_DEVICES
 }
 
 
 def import_ray() -> Any:
-    """The module, or `MissingExtra`."""
+    """Import Ray. Raises `MissingExtra` if it is not installed."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     try:
@@ -36,17 +36,17 @@ def import_ray() -> Any:
 
 @contextmanager
 def ray_session(address: str | None, *, cpus: int) -> Iterator[Any]:
-    """Ray, connected. A connection that was there before is used, and left as it is.
+    """Context with a connection to Ray. An existing connection is used, and left open.
 
     Args:
-        address: of a running cluster, `host:port` or `auto`; None: start one here, which ends with the context.
-        cpus: for a cluster of our own: how many tasks of one CPU it may run at a time.
+        address: of a running cluster, `host:port` or `auto`; None: start one here, for the context.
+        cpus: number of CPUs of a cluster started here.
 
     Raises:
         MissingExtra: Ray is not installed.
-        RunError: nothing answers at the address, or another version does.
+        RunError: no answer at the address, or another version.
     """
-    if address is None:  # read when Ray is imported: every process of it then listens on 127.0.0.1 alone, on any system
+    if address is None:  # read when Ray is imported: all its processes then listen on 127.0.0.1 only, on any system
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     ray = import_ray()
     if ray.is_initialized():
@@ -54,7 +54,7 @@ def ray_session(address: str | None, *, cpus: int) -> Iterator[Any]:
         return
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is None:
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # where Ray had been imported before
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # if Ray was imported before
         settings |= {"num_cpus": cpus, "include_dashboard": False, "address": "local"}
     else:
         settings["address"] = address
@@ -77,20 +77,20 @@ def _why_not(address: str | None, err: Exception) -> str:
         import ray
 
         return (
-            f"parallel.address {address}: the cluster's Ray or Python is another version than this one's ({text[:400]}). "
-            f"Install ray=={ray.__version__} and the same Python everywhere."
+            f"parallel.address {address}: the cluster has another version of Ray or Python ({text[:400]}). "
+            f"Install ray=={ray.__version__} and the same Python on all machines."
         )
     if address is None:
         return f"Ray could not be started on this machine: {text[:400]}. Its logs are in /tmp/ray/session_latest/logs."
     return (
         f"parallel.address {address}: no Ray cluster answers there ({text[:400]}). Start one with `ray start --head`, "
-        "or leave parallel.address out: one is then started here."
+        "or remove parallel.address to start one here."
     )
 
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray sets a handler for SIGTERM that exits at once; whoever listened before must go on to."""
+    """Context that restores signal handlers: Ray sets one for SIGTERM that exits at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -103,7 +103,7 @@ def _signals_kept() -> Iterator[None]:
 
 
 def _speak_on_stderr(ray: Any) -> None:
-    """Ray prints what it says about dead processes on standard output, where a command's figures and JSON go."""
+    """Move Ray's messages about ended processes to stderr: it prints them to stdout, which is for results and JSON."""
     module = ray._private.worker
     say = getattr(module, "print_to_stdstream", None)
     if say is None or getattr(say, "on_stderr", False):

@@ -1,8 +1,8 @@
-"""A server's shard: part of the parameters, the optimizer's state for them, and the three things done to them: sum what workers pushed,
-apply it, hand out weights (Li et al. 2014, "Scaling distributed machine learning with the parameter server").
+"""Shard of a parameter server: some of the parameters with their optimizer state, and three operations: sum the pushes of workers,
+apply them, return weights (Li et al. 2014, "Scaling distributed machine learning with the parameter server").
 
-A plain class in one process: whoever calls it brings the network. Knows no model: the optimizer is built over a skeleton, a module without
-code that has the model's parameter names and shapes, so that what is decided by name (weight decay, Muon's matrices) is decided the same.
+A plain class in one process, without networking. Needs no model: the optimizer is built over a skeleton, a module without code that has the
+model's parameter names and shapes, so that choices by name (weight decay, Muon's matrices) are the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tauon.distributed.partition import Piece
 __all__ = ["Names", "OptimizerRule", "OuterRule", "Push", "Rule", "ServerShard", "ShardState", "skeleton"]
 
 Build = Callable[[nn.Module, dict[str, nn.Parameter]], "Rule"]
-"""Makes a shard's rule, given a skeleton of the whole model and the shard's own parameters by name."""
+"""Builds a shard's update rule, from a skeleton of the complete model and the shard's own parameters by name."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Names:
     shapes: dict[str, tuple[int, ...]]
     """Shape of each parameter, in the model's order."""
     frozen: frozenset[str] = frozenset()
-    """Those that do not train; no server holds them."""
+    """Frozen parameters; they are on no server."""
     tied: dict[str, str] = field(default_factory=dict)
-    """Further names of a parameter: name -> the name it is held under."""
+    """Tied parameters: name -> canonical name."""
 
     @classmethod
     def of(cls, model: nn.Module) -> Names:
@@ -59,12 +59,12 @@ class Push:
 
     payload: Payload
     present: NDArray[np.bool_] | None = None
-    """Which of the shard's pieces have a gradient at all; None: all of them."""
+    """Which of the shard's pieces have a gradient; None: all."""
 
 
 @dataclass
 class ShardState:
-    """All that a shard is, as numpy arrays: what a replica or a checkpoint brings back."""
+    """State of a shard as NumPy arrays, for replicas and checkpoints."""
 
     weights: Floats
     tensors: dict[str, NDArray[Any]]
@@ -74,7 +74,7 @@ class ShardState:
 
 
 def skeleton(names: Names, mine: Mapping[str, nn.Parameter]) -> nn.Module:
-    """A module with the parameter names of a model. Those in `mine` are real; of the others there is the shape, and one number of memory."""
+    """A module with the parameter names of a model. Those in `mine` are real; the others have the shape with one element of memory."""
     root = nn.Module()
 
     def put(name: str, p: nn.Parameter) -> None:
@@ -98,10 +98,10 @@ def skeleton(names: Names, mine: Mapping[str, nn.Parameter]) -> nn.Module:
 
 
 class Rule(Protocol):
-    """What a server does with a summed gradient: the one part of it that may be another."""
+    """Update rule: how a server applies a summed gradient."""
 
     def step(self, factor: float) -> None:
-        """Move the parameters by their `.grad`, at `factor` of the peak learning rate; those without one stay."""
+        """Update the parameters by their `.grad`, at `factor` times the peak learning rate; those without a gradient do not change."""
         ...
 
     def entries(self) -> dict[str, dict[str, Any]]:
@@ -109,12 +109,12 @@ class Rule(Protocol):
         ...
 
     def load(self, entries: dict[str, dict[str, Any]]) -> None:
-        """Put back what `entries` gave; a parameter without any begins afresh."""
+        """Restore what `entries` returned; a parameter without entries starts with new state."""
         ...
 
 
 class OptimizerRule:
-    """An optimizer of torch, built over the whole model's names and then left with the parameters that are here."""
+    """A torch optimizer, built over all names of the model and reduced to the shard's parameters."""
 
     def __init__(self, build: Callable[[nn.Module], Optimizer], names: nn.Module, parameters: dict[str, nn.Parameter]) -> None:
         self.parameters, self.optimizer = parameters, build(names)
@@ -147,7 +147,7 @@ class OptimizerRule:
 
 
 class OuterRule:
-    """An outer optimizer: what is pushed is where workers started less where they came to. It has its own rate and needs no schedule."""
+    """An outer optimizer: workers push the difference between their first and last weights. It has its own learning rate and no schedule."""
 
     def __init__(self, outer: OuterConfig, parameters: dict[str, nn.Parameter]) -> None:
         self.outer, self.anchor = outer, {name: p.data for name, p in parameters.items()}
@@ -170,13 +170,13 @@ class OuterRule:
 
 
 class ServerShard:
-    """Parameters and optimizer of some pieces. Numbers that go in and out are flat: the pieces one behind the other."""
+    """Parameters and optimizer of some pieces. Inputs and outputs are flat: the concatenated pieces."""
 
     def __init__(
         self, pieces: Sequence[Piece], names: Names, build: Build, *, push: CodecConfig | None = None,
         pull: CodecConfig | None = None, clip_value: float | None = None, compensation: float = 0.0,
     ) -> None:  # fmt: skip
-        """`build` makes the rule by which weights move; `compensation` is lambda of delay compensation."""
+        """`build` makes the update rule; `compensation` is lambda of delay compensation."""
         self.pieces, self.clip_value, self.compensation = tuple(pieces), clip_value, compensation
         self.push, self.pull = push or NoCodec(), pull or NoCodec()
         size = self.pieces[-1].end
@@ -188,12 +188,12 @@ class ServerShard:
 
     @torch.no_grad()
     def reduce(self, pushes: Sequence[Push], *, rescale: float = 1.0, pulled: Payload | None = None) -> Floats:
-        """Sum pushes in the order given; returns the L2 norm of each piece's gradient, NaN included.
+        """Sum pushes in the given order; return the L2 norm of each piece's gradient, may be NaN.
 
         Args:
-            pushes: one of each worker, or of one.
-            rescale: the sum is multiplied by it (shares that are missing, weights other than the nominal).
-            pulled: the weights that the gradient was made at, for delay compensation: g + lambda g^2 (w - w_pulled), where w is now
+            pushes: one per worker, or a single one.
+            rescale: factor of the sum (for missing shares, or other weights than nominal).
+            pulled: the weights at which the gradient was computed, for delay compensation: g + lambda g^2 (w - w_pulled), with the current w
                 (Zheng et al. 2017, arXiv:1609.08326, equation 10).
         """
         size, total = len(self.gradient_N), self.gradient_N.numpy()
@@ -201,7 +201,7 @@ class ServerShard:
         if len(vectors) == 1:
             np.copyto(total, vectors[0])
         else:
-            with np.errstate(all="ignore"):  # what is not finite shows in the norms
+            with np.errstate(all="ignore"):  # non-finite values appear in the norms
                 np.add(vectors[0], vectors[1], out=total)
                 for vector in vectors[2:]:
                     np.add(total, vector, out=total)
@@ -223,7 +223,7 @@ class ServerShard:
 
     @torch.no_grad()
     def apply(self, scale: float, factor: float) -> int:
-        """Multiply what `reduce` left by `scale` and let the rule move the weights, at `factor` of its peak learning rates."""
+        """Multiply the result of `reduce` by `scale` and update the weights, at `factor` times the peak learning rates."""
         if scale != 1.0:
             self.gradient_N.mul_(scale)
         self.rule.step(factor)
@@ -231,11 +231,11 @@ class ServerShard:
         return self.version
 
     def weights(self) -> Payload:
-        """The weights, as `pull` writes them. With `none`, a view: it changes with the next update."""
+        """The weights, encoded with the `pull` codec. With `none`, a view that changes with the next update."""
         return self.pull.encode(self.weights_N.numpy())
 
     def state(self) -> ShardState:
-        """Everything, as views: copy it to keep it."""
+        """The state, as views: copy it to keep it."""
         tensors: dict[str, NDArray[Any]] = {}
         numbers: dict[str, Any] = {}
         for name, held in self.rule.entries().items():
@@ -248,7 +248,7 @@ class ServerShard:
 
     @torch.no_grad()
     def load(self, state: ShardState) -> None:
-        """Put back what `state` gave, bit for bit."""
+        """Restore what `state` returned, bit for bit."""
         np.copyto(self.weights_N.numpy(), state.weights)
         entries: dict[str, dict[str, Any]] = {}
         for key, value in {**state.tensors, **state.numbers}.items():

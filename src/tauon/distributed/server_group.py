@@ -1,8 +1,8 @@
-"""All servers as one: Ray actors that hold the shards and their replicas, and how a dead one comes back.
+"""The group of parameter servers: Ray actors with the shards and their replicas, and the recovery of a server that died.
 
-Replication is by state machine (Schneider 1990): every holder of a shard gets the same calls in the same order, so all hold the same numbers
-to the last bit. Shard s lives on server s; its replicas on servers s + 1, ..., s + r (modulo). Gradients and weights go from process to process
-through Ray's object store; the caller handles references.
+Replication is by state machine (Schneider 1990): every server with a shard gets the same calls in the same order, so all copies are
+bitwise equal. Shard s lives on server s; its replicas on servers s + 1, ..., s + r (modulo). Gradients and weights are sent
+through Ray's object store; the caller passes references.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ __all__ = ["Blueprint", "ServerDied", "ServerGroup", "ServerLost"]
 
 
 ATTEMPTS = 3
-"""How often servers that are neither dead nor within reach are asked again."""
+"""Number of retries for servers that are alive but not reachable."""
 
 
 class ServerDied(Exception):
-    """A server is dead; another holds its shards. `ServerGroup.heal` brings it back."""
+    """A server died, but its shards exist on others. `ServerGroup.heal` replaces it."""
 
 
 class ServerLost(TrainingError):
-    """Nobody holds a shard any more, or not as it should be: back to the last checkpoint."""
+    """No server has a valid copy of some shard: go back to the last checkpoint."""
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """All that makes an empty shard."""
+    """Everything to build an empty shard."""
 
     partition: Partition
     names: Names
     optimizer: Callable[[nn.Module], Optimizer] | None
-    """Builds the optimizer over a skeleton; None: `outer` moves the weights."""
+    """Builds the optimizer over a skeleton; None: `outer` updates the weights."""
     outer: OuterConfig | None
     push: CodecConfig
     pull: CodecConfig
@@ -64,7 +64,7 @@ class Blueprint:
 
 
 class ServerProcess:
-    """What runs in a server's process: the shards it holds, its own and replicas of others'."""
+    """Actor of one server: its own shards, and replicas of others."""
 
     def __init__(self, blueprint: Blueprint, shards: Sequence[int], threads: int) -> None:
         import torch
@@ -80,7 +80,7 @@ class ServerProcess:
         return self.shards[shard].state()
 
     def reduce(self, shard: int, version: int, rescale: float, pulled: Payload | None, *pushes: Push) -> Floats:
-        """Raises `ServerLost` where this server is not at `version`: nobody waits for the answer to `apply`, and a cut may have taken it."""
+        """Raise `ServerLost` if this server is not at `version`: `apply` is not awaited, and may be lost when a connection breaks."""
         refuse_behind(shard, self.shards[shard].version, version)
         return self.shards[shard].reduce(pushes, rescale=rescale, pulled=pulled)
 
@@ -97,36 +97,36 @@ class ServerProcess:
 
 
 class ServerGroup:
-    """The servers of a run, as the driver sees them."""
+    """The servers of a run, on the driver's side."""
 
     def __init__(self, ray: Any, blueprint: Blueprint, *, replicas: int, timeout: float, may_restart: Callable[[str], bool]) -> None:
-        """`may_restart(what)` is asked before a dead server is replaced."""
+        """`may_restart(what)` is called before a server that died is replaced."""
         self.ray, self.blueprint, self.replicas, self.timeout = ray, blueprint, replicas, timeout
         self.may_restart = may_restart
         self.count = len(blueprint.partition.shards)
         self.actors: list[Any] = [self._start(s) for s in range(self.count)]
         self.version = 0
-        """Updates that every shard was told to apply."""
+        """Number of updates sent to every shard."""
         self.weights: list[Any] = []
         """References to each shard's newest weights."""
         self.restarts = 0
 
     def holders(self, shard: int) -> list[int]:
-        """Servers that hold a shard, its own first."""
+        """Servers with a copy of a shard, its own first."""
         return [(shard + i) % self.count for i in range(self.replicas + 1)]
 
     def _start(self, server: int) -> Any:
         mine = [s for s in range(self.count) if server in self.holders(s)]
         actor = self.ray.remote(ServerProcess)
-        # no CPU of its own in Ray's books: it works while workers wait, and rests while they work
+        # no CPU reserved in Ray: servers work while workers wait, and the other way round
         return actor.options(num_cpus=0, max_restarts=0, scheduling_strategy="SPREAD").remote(self.blueprint, mine, 1)
 
     # ---------------------------------------------------------------------------------------- the three calls of a step
 
     def reduce(self, pushes: Sequence[Sequence[Any]], *, rescale: float, pulled: Sequence[Any] | None) -> list[Floats]:
-        """Sum `pushes[w][s]`, references to worker w's push for shard s; returns the norms of each shard's pieces.
+        """Sum `pushes[w][s]`, references to worker w's push for shard s; return the norms of each shard's pieces.
 
-        Raises `ServerDied`: heal, and call again.
+        Raises `ServerDied`: call `heal`, and repeat.
         """
         refs = [
             [
@@ -139,7 +139,7 @@ class ServerGroup:
         return [of_shard[0] for of_shard in norms]
 
     def apply(self, scale: float, factor: float) -> None:
-        """Tell every shard to update. Returns at once; whoever reads the new weights waits for them."""
+        """Start the update of every shard. Returns at once; reading the new weights waits for it."""
         for s in range(self.count):
             for h in self.holders(s):
                 self.actors[h].apply.remote(s, scale, factor)
@@ -147,20 +147,20 @@ class ServerGroup:
         self.weights = [self.actors[s].weights.remote(s) for s in range(self.count)]
 
     def states(self) -> list[ShardState]:
-        """Everything that the shards hold. Raises `ServerDied`; `ServerLost` where one missed an update."""
+        """State of all shards. Raises `ServerDied`; `ServerLost` if a server missed an update."""
         states: list[ShardState] = self.get([[self.actors[s].state.remote(s)] for s in range(self.count)], flat=True)
         for s, state in enumerate(states):
             refuse_behind(s, state.version, self.version)
         return states
 
     def load(self, states: Sequence[ShardState]) -> None:
-        """Put every shard, and its replicas, where `states` says."""
+        """Load `states` into every shard and its replicas."""
         in_vain = 0
         while True:
             try:
                 self.get([[self.actors[h].load.remote(s, states[s]) for h in self.holders(s)] for s in range(self.count)])
                 break
-            except ServerDied as err:  # dead, or cut off for a moment
+            except ServerDied as err:  # died, or the connection broke
                 in_vain += not self._replace_dead()
                 if in_vain == ATTEMPTS:
                     raise unreachable(err) from err
@@ -168,18 +168,18 @@ class ServerGroup:
         self.weights = [self.actors[s].weights.remote(s) for s in range(self.count)]
 
     def get(self, refs: Any, flat: bool = False) -> Any:
-        """Values of nested references; `ServerDied` where one is of a dead server, `TrainingError` after the time-out."""
+        """Values of nested references. Raises `ServerDied` if a server died, `TrainingError` after the timeout."""
         exceptions = self.ray.exceptions
         try:
             values = [self.ray.get(row, timeout=self.timeout) for row in refs]
         except exceptions.GetTimeoutError:
             raise TrainingError(
-                f"no answer from a server for {self.timeout:g} s (parallel.timeout). The same command goes on from the last checkpoint."
+                f"no answer from a server for {self.timeout:g} s (parallel.timeout). Run the same command again to resume from the last checkpoint."
             ) from None
         except exceptions.RayTaskError as err:
             if isinstance(err.cause, ServerLost):
                 raise ServerLost(str(err.cause)) from None
-            if isinstance(err.cause, exceptions.RayError):  # something that it was to read came from a dead process
+            if isinstance(err.cause, exceptions.RayError):  # an input of the call came from a process that died
                 raise ServerDied(str(err).splitlines()[0]) from err
             raise
         except exceptions.RayError as err:
@@ -203,16 +203,16 @@ class ServerGroup:
         for server in dead:
             if not self.may_restart(f"server {server}"):
                 raise TrainingError(
-                    f"server {server} died, and parallel.max_restarts is used up. The same command goes on from the last checkpoint."
+                    f"server {server} died, and parallel.max_restarts is used up. Run the same command again to resume from the last checkpoint."
                 )
             self.actors[server] = self._start(server)
             self.restarts += 1
         return dead
 
     def heal(self) -> list[int]:
-        """Replace the dead, each with what others still hold of it; returns their numbers. Raises `ServerLost`.
+        """Replace servers that died, with the state of the remaining copies; return their indices. Raises `ServerLost`.
 
-        A holder that lives did every call that was made, in order, so its state is the state after the last of them.
+        A server that is alive has executed all calls in order, so its state is the one after the last call.
         """
         replaced: list[int] = []
         empty: set[int] = set()
@@ -224,7 +224,9 @@ class ServerGroup:
                     behind = [h for h in self.holders(s) if h in empty]
                     alive = [h for h in self.holders(s) if h not in empty]
                     if behind and not alive:
-                        raise ServerLost(f"server {behind[0]} died, and nobody else held its shard (parallel.replicas is {self.replicas}).")
+                        raise ServerLost(
+                            f"server {behind[0]} died, and there was no other copy of its shard (parallel.replicas is {self.replicas})."
+                        )
                     if behind:
                         state = self.actors[alive[0]].state.remote(s)
                         versions = self.get([[self.actors[h].load.remote(s, state) for h in behind]])
@@ -239,19 +241,19 @@ class ServerGroup:
 
 def refuse_behind(shard: int, found: int, version: int) -> None:
     if found != version:
-        raise ServerLost(f"a server missed an update, cut off for a moment: shard {shard} is at {found}, the run at {version}.")
+        raise ServerLost(f"a server missed an update when its connection broke: shard {shard} is at version {found}, the run at {version}.")
 
 
 def unreachable(err: ServerDied) -> TrainingError:
     return TrainingError(
-        f"servers live and cannot be reached, after {ATTEMPTS} attempts ({err}). The same command goes on from the last checkpoint."
+        f"servers are alive but could not be reached in {ATTEMPTS} attempts ({err}). Run the same command again to resume from the last checkpoint."
     )
 
 
 def gather(
     partition: Partition, shapes: Mapping[str, tuple[int, ...]], states: Sequence[ShardState]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """(weights, optimizer tensors, optimizer numbers) of the whole model from its shards, by name, pieces joined. Numpy arrays."""
+    """(weights, optimizer tensors, optimizer numbers) of the complete model from its shards, by name. NumPy arrays."""
     weights: dict[str, Any] = {n: np.empty(s, np.float32) for n, s in shapes.items()}
     tensors: dict[str, Any] = {}
     numbers: dict[str, Any] = {}
@@ -276,7 +278,7 @@ def gather(
 def scatter(
     partition: Partition, weights: Mapping[str, Any], tensors: Mapping[str, Any], numbers: Mapping[str, Any], version: int
 ) -> list[ShardState]:
-    """The inverse of `gather`."""
+    """Inverse of `gather`."""
     states = []
     for pieces in partition.shards:
         flat = np.empty(pieces[-1].end, np.float32)
@@ -293,7 +295,7 @@ def scatter(
 
 
 def check_version(found: Mapping[str, str], here: Mapping[str, str], who: str) -> None:
-    """`RunError` where a process of the cluster runs other code than this one."""
+    """Raise `RunError` if a process of the cluster has other versions than this one."""
     different = [f"{k} {found.get(k)} instead of {v}" for k, v in here.items() if found.get(k) != v]
     if different:
         raise RunError(f"{who} runs {', '.join(different)}. Install the same versions on every machine of the cluster.")

@@ -1,8 +1,8 @@
-"""Batch statistics over processes: each channel's mean and variance of the rows that several processes hold together.
+"""Batch statistics over processes: each channel's mean and variance over the rows of several processes.
 
-With them, batch norm (Ioffe & Szegedy 2015, arXiv:1502.03167) on a mesh computes what one process computes, every rank keeps the same
-running statistics, and an evaluation is the same on all of them. Two all-reduces of 2 C numbers a layer and step. torch's own
-SyncBatchNorm does the same on GPUs only. Knows a layer by one attribute: `statistics_group`, None for a process alone.
+With them, batch norm (Ioffe & Szegedy 2015, arXiv:1502.03167) on a mesh gives the same result as on one process, every rank has the
+same running statistics, and evaluation is the same on all. Two all-reduces of 2 C numbers per layer and step. torch's SyncBatchNorm
+does the same on GPUs only. Layers are found by the attribute `statistics_group`, None for a single process.
 
 Shapes: B batch, C channels.
 """
@@ -23,27 +23,27 @@ __all__ = ["batch_norm_over", "needs_batch_statistics", "refuse_running_statisti
 
 
 def needs_batch_statistics(model: nn.Module) -> list[str]:
-    """Names of the layers that normalise by statistics of the batch and keep running ones."""
+    """Names of the layers with batch statistics and running statistics."""
     return [name for name, m in model.named_modules() if getattr(m, "track_running_stats", False)]
 
 
 def refuse_running_statistics(model: nn.Module, kind: str) -> None:
-    """`RecipeError` where processes that train on their own would each keep other running statistics, which nobody joins."""
+    """Raise `RecipeError` if replicas with local steps would have different running statistics."""
     names = needs_batch_statistics(model)
     if names:
         raise RecipeError(
             [
                 Problem(
                     "parallel.kind",
-                    f"{kind} cannot keep running statistics, and the model has them ({names[0]}, {len(names)} in all). "
-                    "Take a model with GroupNorm or LayerNorm (model.norm=group), or another parallel.kind.",
+                    f"{kind} does not support running statistics, but the model has them ({names[0]}, {len(names)} in total). "
+                    "Use GroupNorm or LayerNorm (model.norm=group), or another parallel.kind.",
                 )
             ]
         )
 
 
 def share_statistics(model: nn.Module, mesh: Mesh) -> None:
-    """Let every layer of batch statistics count over the processes that see different rows. In place, before data parallelism."""
+    """Set the process group of every layer with batch statistics. In place, before data parallelism."""
     layers = [m for m in model.modules() if hasattr(m, "statistics_group")]
     if layers and mesh.layout.data > 1:
         group: Any = mesh.group("replicate", "shard")
@@ -52,7 +52,7 @@ def share_statistics(model: nn.Module, mesh: Mesh) -> None:
 
 
 class _OverProcesses(torch.autograd.Function):
-    """y = (x - mean) / sqrt(var + eps) * weight + bias, mean and var over rows and places of all processes; (y, mean, var, count)."""
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, mean and var over rows and positions of all processes; (y, mean, var, count)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float, group: ProcessGroup) -> Any:  # type: ignore[override]
@@ -66,7 +66,7 @@ class _OverProcesses(torch.autograd.Function):
         dist.all_reduce(mean_C, group=group)
         mean_C = mean_C / count
         centred = wide - mean_C.view(shape)
-        var_C = centred.square().sum(other)  # of centred values: a sum of squares less a square of sums would cancel
+        var_C = centred.square().sum(other)  # of centered values: sum of squares minus square of sum would cancel
         dist.all_reduce(var_C, group=group)
         var_C = var_C / count
         scale_C = (var_C + eps).rsqrt()
@@ -83,7 +83,7 @@ class _OverProcesses(torch.autograd.Function):
         shape = [1, -1] + [1] * (grad.ndim - 2)
         g = grad.float()
         sums = torch.stack([g.sum(other), (g * normal).sum(other)])
-        bias_C, own_weight_C = sums[0].clone(), sums[1].clone()  # this process's share: data parallelism adds the others'
+        bias_C, own_weight_C = sums[0].clone(), sums[1].clone()  # this process's share; data parallelism adds the others
         dist.all_reduce(sums, group=ctx.group)
         mean_g, mean_gn = (sums / count).unbind(0)
         dx = (g - mean_g.view(shape) - normal * mean_gn.view(shape)) * (weight_C * scale_C).view(shape)
@@ -93,8 +93,8 @@ class _OverProcesses(torch.autograd.Function):
 def batch_norm_over(
     group: ProcessGroup, x: Tensor, weight_C: Tensor, bias_C: Tensor, running_mean_C: Tensor, running_var_C: Tensor, momentum: float, eps: float,
 ) -> Tensor:  # fmt: skip
-    """Batch norm of BC... in training, with the statistics of all processes of `group`. Moves the running ones by `momentum`, the
-    variance unbiased, as torch does. Collective, forward and backward.
+    """Batch norm of BC... in training, with the statistics of all processes of `group`. Updates the running statistics with `momentum` and
+    the unbiased variance, as torch does. Collective, forward and backward.
     """
     y, mean_C, var_C, count = _OverProcesses.apply(x, weight_C, bias_C, eps, group)
     with torch.no_grad():

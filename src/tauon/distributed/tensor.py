@@ -1,11 +1,11 @@
 """Tensor and sequence parallelism: a model's shard plan (plain data) applied with DTensor.
 
-Megatron-LM's scheme (Shoeybi et al. 2019, arXiv:1909.08053): a column-wise layer's outputs stay where they are, the row-wise
-layer that follows sums its partial results. Modules that hold column-wise layers gather their input once for all of them. With
-sequence parallelism (Korthikanti et al. 2022, arXiv:2205.05198) what lies between them is cut along the sequence. The embedding
-and the head are cut along the vocabulary; sizes that do not divide are cut unevenly, nothing is padded.
+Megatron-LM's scheme (Shoeybi et al. 2019, arXiv:1909.08053): outputs of column-wise layers stay split, and the next row-wise
+layer sums its partial results. Modules with column-wise layers gather their input once for all of them. With sequence parallelism
+(Korthikanti et al. 2022, arXiv:2205.05198) the activations between them are split along the sequence. The embedding and the head
+are split along the vocabulary; sizes that do not divide are split unevenly, without padding.
 
-Knows no model by name.
+Independent of model families.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ __all__ = ["apply_tensor"]
 
 
 def apply_tensor(model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh, *, runs: list[list[nn.Module]], sequence: bool) -> None:
-    """Cut the model's matrices over `mesh` (one dimension), in place; every parameter becomes a DTensor.
+    """Split the model's matrices over `mesh` (one dimension), in place; every parameter becomes a DTensor.
 
-    `runs`: blocks that follow one another, one list a pipeline stage. With `sequence`, activations between the matrices of a
-    block are cut along dimension 1 (time), which must divide.
+    `runs`: consecutive blocks, one list per pipeline stage. With `sequence`, activations between the matrices of a block are split
+    along dimension 1 (time), which must divide.
     """
     tied = _tied(model)
     between = Shard(1) if sequence else Replicate()
@@ -59,13 +59,13 @@ def apply_tensor(model: nn.Module, plan: Mapping[str, str], mesh: DeviceMesh, *,
     for blocks in runs if sequence else []:
         if blocks:
             _cut_sequence(blocks, mesh)
-    for name, first in tied.items():  # each was cut for itself
+    for name, first in tied.items():  # each was split separately
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
 
 
 def _beside(module: nn.Module, how: str, mesh: DeviceMesh) -> None:
-    """Cut the parameters of an adapter as its layer's plan says."""
+    """Split the parameters of an adapter by its layer's plan."""
     for leaf, dim in BESIDE[how].items():
         p = getattr(module, leaf, None)
         if p is not None:
@@ -99,7 +99,7 @@ class _Rows(RowwiseParallel):
 
 
 class _Whole(ParallelStyle):
-    """A module whose weights every process holds whole, applied to inputs that are cut along some dimension, or not at all."""
+    """Style of a module with replicated weights, applied to inputs that may be split."""
 
     def __init__(self, layout: Any, own_memory: bool = False) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class _Whole(ParallelStyle):
 
 
 def _gather_input(module: nn.Module, mesh: DeviceMesh, layout: Any) -> None:
-    """The input of column-wise layers, whole on every process: gathered once, and its gradient summed (or scattered) once."""
+    """Style that gathers the input of column-wise layers once, and sums (or scatters) its gradient once."""
 
     def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = DTensor.from_local(args[0], mesh, [layout], run_check=False)
@@ -138,13 +138,18 @@ def _gather_input(module: nn.Module, mesh: DeviceMesh, layout: Any) -> None:
 
 
 def _cut_sequence(blocks: list[nn.Module], mesh: DeviceMesh) -> None:
-    """From the first block's input to the last block's output, hidden states BTD are cut along T."""
+    """Style that splits hidden states BTD along T from the first block's input to the last block's output."""
 
     def enter(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0]
         if x.shape[1] % mesh.size():
             raise RecipeError(
-                [Problem("parallel.sequence_parallel", f"{mesh.size()} processes cannot share {x.shape[1]} positions evenly.")]
+                [
+                    Problem(
+                        "parallel.sequence_parallel",
+                        f"{x.shape[1]} positions do not divide evenly over {mesh.size()} processes. Change data.seq_len or parallel.tensor.",
+                    )
+                ]
             )
         whole = DTensor.from_local(x, mesh, [Replicate()], run_check=False)
         return (whole.redistribute(placements=[Shard(1)]).to_local(), *args[1:])

@@ -1,14 +1,14 @@
-"""How long a process waits for another one, and the waits of torch that would last longer.
+"""Timeouts between processes, including waits of torch that would last longer.
 
-One number, TAUON_TIMEOUT_S (`launch.timeout`), bounds every wait. Torch takes it for the first process group, and for nothing else:
+One number, TAUON_TIMEOUT_S (`launch.timeout`), bounds every wait. Torch applies it only to the first process group:
 
-- groups made later, a mesh's dimensions for one, have thirty minutes of their own (`torch.distributed.constants`, torch 2.13);
-- gloo takes five times the time-out for connecting a group, and the call cannot be interrupted: past twice the time-out the process ends;
-- a client of the TCPStore waits without bound for an answer that is on its way when the network is cut, holding the store's lock, so that
-  every thread that asks the store next waits with it. The kernel gives an unanswered packet up after 15 minutes (tcp_retries2 in tcp(7)),
+- later groups (e.g. of a mesh's dimensions) have thirty minutes (`torch.distributed.constants`, torch 2.13);
+- gloo takes five times the timeout to connect a group, and the call cannot be interrupted: after twice the timeout the process ends;
+- a client of the TCPStore waits without limit for an answer that is in flight when the network fails, holding the store's lock, so that
+  every other thread that uses the store waits as well. The kernel drops an unanswered packet after 15 minutes (tcp_retries2 in tcp(7)),
   and never a silent connection. So the connection's own limit is set, TCP_USER_TIMEOUT (RFC 5482), with keep-alive: then the call fails.
 
-Collectives have time-outs of their own in gloo and NCCL. Linux only; elsewhere the kernel's own limits stay.
+Collectives have their own timeouts in gloo and NCCL. Linux only; elsewhere the kernel's limits apply.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["bounded_connections", "group_store", "later_groups_wait", "meeting",
 
 
 def time_limit() -> float:
-    """Seconds that a collective, or an answer of the group's store, is waited for: TAUON_TIMEOUT_S, or ten minutes."""
+    """Timeout in seconds of collectives and of the group's store: TAUON_TIMEOUT_S, or ten minutes."""
     return float(os.environ.get("TAUON_TIMEOUT_S", "600"))
 
 
@@ -42,9 +42,9 @@ def group_store() -> Any:
 
 @contextmanager
 def meeting(who: str) -> Iterator[None]:
-    """Around a call in which processes connect: one that lasts longer than twice the time-out ends the process, in words.
+    """Context for a call in which processes connect: after twice the timeout, end the process with a message.
 
-    An exception cannot be raised into it, and nothing of a run is under way yet. The exit code is that of a `RunError`.
+    The call cannot be interrupted by an exception, and no training has started yet. The exit code is that of a `RunError`.
     """
     seconds = 2 * time_limit()
 
@@ -61,15 +61,15 @@ def meeting(who: str) -> Iterator[None]:
         timer.cancel()
 
 
-REACH = "Check that the machines reach each other, on every port (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME choose the network)."
+REACH = "Check that the machines can reach each other on every port (GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME choose the network)."
 
 
 @contextmanager
 def later_groups_wait(seconds: float) -> Iterator[None]:
-    """Inside, process groups that are made without a time-out of their own get this one."""
+    """Context in which new process groups get this timeout by default."""
     import torch.distributed.distributed_c10d as c10d
 
-    names = ("default_pg_timeout", "default_pg_nccl_timeout")  # what `_get_default_timeout` reads; there is no public way
+    names = ("default_pg_timeout", "default_pg_nccl_timeout")  # read by `_get_default_timeout`; there is no public API
     before = {name: getattr(c10d, name) for name in names}
     for name in names:
         setattr(c10d, name, timedelta(seconds=seconds))
@@ -82,9 +82,9 @@ def later_groups_wait(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def bounded_connections(port: int, seconds: float) -> Iterator[None]:
-    """Connections to `port` that this process has, or makes inside, fail once the other end was silent for so long; afterwards, too.
+    """Context in which existing and new connections to `port` fail when the other end is silent for this time, also afterwards.
 
-    They are looked for while the caller is busy connecting: a connection may be cut before the call that makes it returns.
+    A thread searches for them while the caller connects: a connection may fail before the call that makes it returns.
     """
     stop = threading.Event()
     done: set[int] = set()
@@ -114,7 +114,7 @@ def _bound_one(fd: int, port: int, seconds: float, done: set[int]) -> None:
     held = os.fstat(fd)
     if not stat.S_ISSOCK(held.st_mode) or held.st_ino in done:
         return
-    with socket.socket(fileno=os.dup(fd)) as mine:  # a second name of the same connection: closing it leaves the connection alone
+    with socket.socket(fileno=os.dup(fd)) as mine:  # a duplicate descriptor: closing it does not close the connection
         if mine.family not in (socket.AF_INET, socket.AF_INET6) or mine.getpeername()[1] != port:
             return
         each = max(1, int(seconds / 6))

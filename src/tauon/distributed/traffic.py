@@ -1,7 +1,7 @@
-"""Counting what goes over the network: bytes that this process hands to others, by kind of communication.
+"""Network traffic: payload bytes that this process sends, by kind of communication.
 
-A count is of payload, not of what a ring or a tree makes of it: an all-reduce of N bytes counts N, on every rank; an all-gather
-counts the piece that the rank hands in, a reduce-scatter the whole that it hands in.
+Counts payload, independent of the algorithm: an all-reduce of N bytes counts N on every rank; an all-gather counts the rank's piece,
+a reduce-scatter the complete input.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ __all__ = ["Traffic", "counted"]
 
 
 class Traffic:
-    """Bytes by kind since `take` was last called, and in all."""
+    """Bytes by kind since the last `take`, and in total."""
 
     def __init__(self) -> None:
         self.now: Counter[str] = Counter()
         self.total: Counter[str] = Counter()
         self.each: dict[str, int] | None = None
-        """What every step sends, where that was measured once; then what is added does not count."""
+        """Bytes of every step, if measured once; further additions are then ignored."""
 
     def add(self, kind: str, size: int) -> None:
-        """`size` bytes went out by `kind` (all-reduce, all-gather, push, pull, ...)."""
+        """Add `size` sent bytes of `kind` (all-reduce, all-gather, push, pull, ...)."""
         self.now[kind] += size
         self.total[kind] += size
 
     def take(self) -> dict[str, int]:
-        """Bytes by kind since the last call: of a step, as training calls it once in each."""
+        """Bytes by kind since the last call; training calls it once per step."""
         taken, self.now = dict(self.now), Counter()
         return taken if self.each is None else dict(self.each)
 
@@ -38,12 +38,12 @@ KINDS = {
     "allreduce": "all-reduce", "all_reduce": "all-reduce", "allgather": "all-gather", "all_gather": "all-gather",
     "reduce_scatter": "reduce-scatter", "alltoall": "all-to-all", "all_to_all": "all-to-all", "broadcast": "broadcast", "send": "send",
 }  # fmt: skip
-"""Beginning of the name of torch's operator (after an underscore) -> what it is called."""
+"""Beginning of the name of torch's operator (after an underscore) -> its name here."""
 
 
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
-    """Bytes by kind that collectives hand over inside, seen where torch dispatches them: DDP's, FSDP2's, DTensor's, pipelines'."""
+    """Context that counts the bytes of collectives at torch's dispatch: of DDP, FSDP2, DTensor, pipelines."""
     from torch import Tensor
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves

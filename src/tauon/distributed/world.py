@@ -1,8 +1,8 @@
-"""Who computes together: the processes of a launch, and what they must agree on before and between steps.
+"""The processes of a launch, and what they must agree on before and between steps.
 
 A launcher (torchrun's environment: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) starts each process with the same
-command; `join` makes them one `World`. Alone, a process is a world of one and touches no network. Messages between ranks are
-JSON, never pickle. Knows no mesh and no model.
+command; `join` makes them one `World`. A single process is a world of one and uses no network. Messages between ranks are
+JSON, never pickle. Independent of meshes and models.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """One process among `size`. Every method that exchanges something is collective: all ranks must call it."""
+    """One of `size` processes. Every method that exchanges something is collective: all ranks must call it."""
 
     rank: int = 0
     size: int = 1
@@ -35,11 +35,11 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this is rank 0, which writes the run's records."""
+        """Whether this is rank 0, which writes the run's files."""
         return self.rank == 0
 
     def gather(self, value: Any) -> list[Any]:
-        """The JSON values of all ranks, by rank."""
+        """All-gather a JSON value; return the values by rank."""
         if self.size == 1:
             return [value]
         import torch
@@ -57,7 +57,7 @@ class World:
         return [json.loads(p[:n].numpy().tobytes()) for p, n in zip(parts, lengths.tolist(), strict=True)]
 
     def all_or_raise(self, work: Callable[[], T]) -> T:
-        """Do `work` on every rank. What fails on one is raised on all, naming the rank, so that nobody waits for the dead."""
+        """Run `work` on every rank. If it fails on one, raise on all, naming the rank, so that no rank waits for one that ended."""
         if self.size == 1:
             return work()
         failure: dict[str, Any] | None = None
@@ -72,12 +72,12 @@ class World:
         failures = [(rank, f) for rank, f in enumerate(self.gather(failure)) if f is not None]
         if failures:
             if cause is not None and len(failures) == self.size:
-                raise cause  # the same everywhere, most likely: no rank to blame
+                raise cause  # failed on all ranks, probably for the same reason: name none
             raise _from_json(failures, self.size) from cause
         return result  # type: ignore[return-value]
 
     def rank0_broadcast(self, work: Callable[[], T]) -> T:
-        """Do `work` on rank 0 alone and give its JSON result to all; its error is everybody's."""
+        """Run `work` on rank 0 and broadcast its JSON result; an error is raised on all ranks."""
         if self.size == 1:
             return work()
         value = self.all_or_raise(lambda: work() if self.leads else None)
@@ -85,7 +85,7 @@ class World:
         return found
 
     def rank0_first(self, work: Callable[[], T]) -> T:
-        """Do `work` on rank 0, then on the others: what it leaves on disk is made once."""
+        """Run `work` on rank 0, then on the others, so that files are made once."""
         if self.size == 1:
             return work()
         made = self.all_or_raise(lambda: work() if self.leads else None)
@@ -93,7 +93,7 @@ class World:
         return made if self.leads else rest  # type: ignore[return-value]
 
     def assert_same(self, what: str, value: str, way_out: str) -> None:
-        """`RunError` on every rank when `value` differs between ranks."""
+        """Raise `RunError` on every rank if `value` differs between ranks."""
         values = self.gather(value)
         odd = [r for r, v in enumerate(values) if v != values[0]]
         if odd:
@@ -105,17 +105,17 @@ class World:
 
 
 def launched() -> bool:
-    """Whether a launcher started this process as one of several (or as one that is ready for others)."""
+    """Whether a launcher started this process (torchrun's variables are set)."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 @contextmanager
 def join(device: str = "auto") -> Iterator[World]:
-    """Meet the other processes of this launch; inside, torch.distributed works. Alone: a world of one, nothing is opened.
+    """Context that joins the processes of this launch and initializes torch.distributed. A single process is a world of one.
 
-    With GPUs, process number k of a machine takes card k; tensors on the CPU then still travel over gloo, those on cards over NCCL.
-    Raises `RunError` where the meeting point cannot be reached, or its port is taken; `RecipeError` where all would use one card. No wait
-    for others inside is longer than the time-out (`timeouts.py`).
+    With GPUs, local rank k uses GPU k; CPU tensors are sent over gloo, GPU tensors over NCCL.
+    Raises `RunError` if the rendezvous cannot be reached or its port is taken; `RecipeError` if several processes would use one GPU. No
+    wait inside is longer than the timeout (`timeouts.py`).
     """
     if not launched():
         yield World()
@@ -127,14 +127,14 @@ def join(device: str = "auto") -> Iterator[World]:
     local_rank, local_size = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.startswith("cuda:") and local_size > 1:
         raise RecipeError(
-            [Problem("train.device", f"{device} is one card, and {local_size} processes of this machine would share it. "
-                     "Take cuda: each process then has its own.")]
+            [Problem("train.device", f"is {device}, which {local_size} processes of this machine would share. "
+                     "Set cuda: each process then uses its own GPU.")]
         )  # fmt: skip
     use_gpu = device in ("auto", "cuda") and torch.cuda.is_available()
     if use_gpu:
         if local_rank >= torch.cuda.device_count():
             raise RunError(
-                f"rank {rank} is number {local_rank} on this machine, which has {torch.cuda.device_count()} GPUs. Start one process a GPU."
+                f"rank {rank} has local rank {local_rank}, but this machine has {torch.cuda.device_count()} GPUs. Start one process per GPU."
             )
         torch.cuda.set_device(local_rank)
     limit = time_limit()
@@ -146,7 +146,7 @@ def join(device: str = "auto") -> Iterator[World]:
         except (RuntimeError, ValueError, dist.DistError) as err:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             raise RunError(
-                f"rank {rank} of {size} cannot meet the others at {where}: {str(err).splitlines()[0].rstrip('.')}. "
+                f"rank {rank} of {size} cannot connect to the others at {where}: {str(err).splitlines()[0].rstrip('.')}. "
                 f"Check that the port is free (MASTER_PORT). {REACH}"
             ) from err
     try:
@@ -174,7 +174,7 @@ def _as_json(err: TauonError) -> dict[str, Any]:
 
 
 def _from_json(failures: list[tuple[int, dict[str, Any]]], size: int) -> TauonError:
-    """One error for all ranks: of the kind that the first one failed with, and whose message says which ranks failed."""
+    """One error for all ranks: of the class of the first failure, with a message that names the failed ranks."""
     first = failures[0][1]
     ranks = ", ".join(str(r) for r, _ in failures[:8]) + (", ..." if len(failures) > 8 else "")
     who = "" if len(failures) == size else f"rank{'s' if len(failures) > 1 else ''} {ranks} of {size}: "

@@ -36,13 +36,37 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     **where: Unpack[Where],
 ) -> Evaluation:
-    """Measure `model` on `dataset`, every metric with an interval at `config.confidence`.
+    """Measure `model` on `dataset`: every metric of the task, with an interval at `config.confidence`.
 
-    Examples of weight zero are excluded; all other weights count as one (weights shape the loss in training; the metrics describe the
-    data as it is). Values depend neither on `config.batch` nor on earlier runs. `split` is the name of the data in the record (default:
-    `config.split`). `where`: `context` is entered around each forward pass; the model must be on `device` already.
+    Examples of weight zero are not counted; every other weight counts as one (weights shape the loss in training; the metrics describe the data as
+    they are). The values depend neither on `config.batch` nor on the order of the examples.
 
-    Raises DataError if the data set is empty, all weights are zero, or predictions do not match the targets.
+    Args:
+        model: in any mode; it is put into evaluation mode meanwhile.
+        task: says how the model's outputs are scored.
+        dataset: the examples.
+        config: batch size, intervals, resamples.
+        seed: seed of the bootstrap.
+        split: name of the data in the record. Left out: `config.split`.
+        progress: called with (done, total) examples.
+        where: `context`, opened around each forward pass (autocast, say), and `device`, on which the model must be.
+
+    Returns:
+        The record that becomes `evaluation.json`.
+
+    Raises:
+        DataError: the data set is empty, all weights are zero, or predictions do not fit the targets.
+
+    >>> from tauon.config import parse
+    >>> from tauon.data import DataConfig, prepare
+    >>> from tauon.evaluate import EvaluateConfig
+    >>> from tauon.models import LogisticConfig, materialize
+    >>> from tauon.tasks import Classification
+    >>> splits = prepare(parse(DataConfig, {"source": {"kind": "sklearn", "name": "iris"}}), seed=0, input_kind="arrays")
+    >>> model = materialize(LogisticConfig().resolve(splits.spec), seed=0)
+    >>> found = evaluate(model, Classification(), splits.validation, EvaluateConfig(), seed=0, split="validation")
+    >>> found.primary, found.metrics["accuracy"].n == len(splits.validation)
+    ('accuracy', True)
     """
     scoring = Scoring(config.confidence, config.resamples, seed, config.top_k, dataset.spec, dataset.facts, _units(dataset.spec))
     began, scorer = time.perf_counter(), task.scorer(dataset, scoring)

@@ -31,9 +31,22 @@ __all__ = ["export_checkpoint", "merge_adapter"]
 
 
 def export_checkpoint(path: Path, to: Path, *, format: Literal["huggingface", "peft"]) -> list[Path]:
-    """Write the run or checkpoint at `path` to the folder `to` and return its files. `huggingface` merges adapters into their base.
+    """Write a trained model for transformers or PEFT. Adapters are merged into their base for `huggingface`.
 
-    Raises `CheckpointError` if the format has no such model, `RunError` if `to` exists.
+    Args:
+        path: a run's folder, or a checkpoint's.
+        to: the folder to write; it must not exist.
+        format: huggingface (config.json and model.safetensors), or peft (the adapters alone).
+
+    Returns:
+        The files.
+
+    Raises:
+        CheckpointError: the model has no counterpart there.
+        RunError: `to` exists.
+
+    >>> export_checkpoint(Path("runs/quickstart"), Path("exported"), format="huggingface")      # doctest: +SKIP
+    [PosixPath('exported/config.json'), PosixPath('exported/model.safetensors'), ...]
     """
     if to.exists():
         raise RunError(f"{to}: exists already and is not overwritten. Choose another name or remove it.")

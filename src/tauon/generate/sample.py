@@ -64,10 +64,32 @@ def generate(
     stop_id: int | Collection[int] | None = None, context: Callable[[], AbstractContextManager[object]] = nullcontext,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:  # fmt: skip
-    """Continue `prompt` (at least one token id) `samples` times by up to `max_tokens`; return the new ids of each sample.
+    """Continue `prompt` by sampling token after token, with a KV cache.
 
-    A sample ends at `stop_id`, or any of them (not returned). When the context is full, its last half is kept as the new context.
-    `on_token(sample, id)` is called with each token, sample after sample. Raises `DataError` for an empty prompt or ids outside the vocabulary.
+    When the model's longest sequence is full, its last half stays as context.
+
+    Args:
+        model: a language model.
+        prompt: token ids, at least one.
+        max_tokens: most tokens that are written.
+        samples: number of continuations.
+        sampling: how the next token is chosen.
+        stop_id: a token, or several, that end a sample; they are not returned.
+        context: opened around each forward pass (autocast, say).
+        on_token: called with (sample, id) for each token, sample after sample.
+
+    Returns:
+        The new ids of each sample.
+
+    Raises:
+        DataError: an empty prompt, or ids outside the vocabulary.
+
+    >>> from tauon.models import GPTConfig, materialize
+    >>> from tauon.types import DataSpec
+    >>> config = GPTConfig(layers=1, width=16, heads=2).resolve(DataSpec(vocab=11, seq_len=8))
+    >>> (new,) = generate(materialize(config, seed=0).eval(), [1, 2], max_tokens=5)
+    >>> len(new), all(0 <= token < 11 for token in new)
+    (5, True)
     """
     refuse_prompt(prompt, model.embed.num_embeddings)
     stops = {stop_id} if isinstance(stop_id, int) else set(stop_id or ())

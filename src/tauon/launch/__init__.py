@@ -1,9 +1,9 @@
-"""The same command on this machine, on Ray, Kubernetes, Slurm: start workers, see them to their end, start them again.
+"""Launchers for the same command on this machine, Ray, Kubernetes and Slurm: start workers, wait for them, restart them.
 
-Level 6: knows how processes are started; no recipe, no model, no mesh. A worker is `python -m tauon` with torchrun's environment.
+Starts processes only; independent of recipes, models and meshes. A worker is `python -m tauon` with torchrun's environment.
 """
 
-from tauon.launch.config import Cluster, Here, LaunchConfig, Tell, Workers, choose, in_a_worker, launch
+from tauon.launch.config import Cluster, EventCallback, Here, LaunchConfig, Workers, choose, in_a_worker, launch
 from tauon.launch.job import Job
 from tauon.launch.k8s import K8s
 from tauon.launch.local import Local
@@ -13,6 +13,7 @@ from tauon.launch.slurm import Slurm
 
 __all__ = [
     "Cluster",
+    "EventCallback",
     "Here",
     "Job",
     "K8s",
@@ -20,7 +21,6 @@ __all__ = [
     "Local",
     "Ray",
     "Slurm",
-    "Tell",
     "WorkerFailed",
     "Workers",
     "choose",

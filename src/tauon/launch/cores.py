@@ -1,8 +1,8 @@
-"""How this machine is shared out among local workers: how many, how many threads each, and on which cores.
+"""Division of this machine among local workers: number of workers, threads of each, and cores.
 
-Reads /sys and the process's own affinity, so that a container's share counts and not the machine's. Cores are handed out in the
-order of NUMA nodes: a worker whose cores and memory lie on one node does not fetch its weights over the link between sockets. On
-GPUs torch's own binding does this (`torch.numa`), as it knows which card hangs on which node.
+Reads /sys and the process's own affinity, so that the limits of a container apply. Cores are assigned in the order of NUMA nodes: a
+worker with its cores and memory on one node does not read its weights over the link between sockets. On GPUs torch's own binding does
+this (`torch.numa`), which knows the node of each GPU.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ NODES = Path("/sys/devices/system/node")
 
 @dataclass(frozen=True)
 class Shares:
-    """What each local worker gets, and why."""
+    """Resources of each local worker, with reasons."""
 
     workers: int
     threads: int
     """Threads of each worker (OMP_NUM_THREADS)."""
     cpus: tuple[tuple[int, ...], ...]
-    """Cores of each worker; () where workers are not pinned."""
+    """Cores of each worker; () if workers are not pinned."""
     gpus: bool
     reasons: tuple[str, ...]
-    """One line a choice, to be printed."""
+    """One line per choice, for printing."""
 
 
 def parse_cpulist(text: str) -> set[int]:
-    """Numbers in the kernel's list format.
+    """Parse the kernel's list format.
 
     >>> sorted(parse_cpulist("0-3,8,10-11"))
     [0, 1, 2, 3, 8, 10, 11]
@@ -48,7 +48,7 @@ def parse_cpulist(text: str) -> set[int]:
 
 
 def numa_nodes(allowed: set[int], folder: Path = NODES) -> list[list[int]]:
-    """The cores of each NUMA node that has any among `allowed`, by node; one node where the system tells of none."""
+    """Cores of each NUMA node that has any of `allowed`, by node; one node if the system reports none."""
     nodes = []
     for path in sorted(folder.glob("node[0-9]*"), key=lambda p: int(p.name[4:])):
         try:
@@ -64,9 +64,9 @@ def share_out(
     asked: int | None, low: int | None, high: int | None, *, pin: Literal["auto"] | bool, nodes: Sequence[Sequence[int]], gpus: int,
     environ: Mapping[str, str] = os.environ,
 ) -> Shares:  # fmt: skip
-    """Settle workers, threads and cores. `nodes`: cores by NUMA node; `gpus`: 0 where the run is on the CPU.
+    """Choose workers, threads and cores. `nodes`: cores by NUMA node; `gpus`: 0 if the run is on the CPU.
 
-    Raises `LaunchError` where `low` workers cannot be had, or `pin: true` cannot be done.
+    Raises `LaunchError` if `low` workers are not possible, or `pin: true` is not possible.
     """
     reasons = []
     cores = sum(len(n) for n in nodes)
@@ -77,17 +77,17 @@ def share_out(
         workers, why = gpus, "one for each GPU"
     else:
         workers = len(nodes)
-        why = f"one for each NUMA node, of which there {'are' if workers > 1 else 'is'} {workers}: within one, threads need no messages"
+        why = f"one per NUMA node ({workers}), because threads within a node need no messages"
         if low is not None and workers < low <= cores:
             workers, why = low, f"min_workers; {why}"
     if high is not None and asked is None and workers > high:
         workers, why = high, f"max_workers, of {what}"
     there = gpus or cores
     if low is not None and min(workers, there) < low:
-        raise LaunchError(f"launch.min_workers is {low}, and this machine has {what}. Take fewer, or more machines.")
+        raise LaunchError(f"launch.min_workers is {low}, but this machine has only {what}. Set fewer, or use more machines.")
     if gpus and workers > gpus:
         raise LaunchError(
-            f"{workers} workers were asked for, and there are {what}, one for each. Take at most {gpus}, or train.device=cpu."
+            f"launch.workers is {workers}, but this machine has {what}, and each worker needs one. Set at most {gpus}, or train.device=cpu."
         )
     reasons.append(f"{workers} workers: {why}" if workers != 1 else f"1 worker: {why}")
 
@@ -99,27 +99,27 @@ def share_out(
         threads = max(1, cores // workers)
         reasons.append(f"{threads} threads each: {cores} cores / {workers} workers")
     if workers > cores and not gpus:
-        reasons.append(f"warning: {workers} workers on {cores} cores wait for one another")
+        reasons.append(f"warning: {workers} workers share {cores} cores and will wait for each other")
 
     cpus: tuple[tuple[int, ...], ...] = ()
     if gpus:
         if pin is not False:
             reasons.append("cores: by torch.numa, next to each worker's GPU, where numactl is installed")
     elif pin is True and workers > cores:
-        raise LaunchError(f"launch.pin cannot be done: {workers} workers, and {cores} cores. Take fewer workers, or pin=false.")
+        raise LaunchError(f"launch.pin is not possible with {workers} workers on {cores} cores. Set fewer workers, or launch.pin=false.")
     elif pin is True or (pin == "auto" and len(nodes) > 1 and workers <= cores):
         cpus = _deal(workers, nodes)
         reasons.append(f"pinned to cores {' | '.join(_ranges(c) for c in cpus)} of {len(nodes)} NUMA nodes")
     else:
         reason = (
-            "launch.pin=false" if pin is False else "one NUMA node, so the system may place them" if len(nodes) == 1 else "more workers than cores"
+            "launch.pin=false" if pin is False else "one NUMA node, so the system places them" if len(nodes) == 1 else "more workers than cores"
         )  # fmt: skip
         reasons.append(f"not pinned: {reason}")
     return Shares(workers, threads, cpus, bool(gpus), tuple(reasons))
 
 
 def _deal(workers: int, nodes: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """Whole nodes where workers divide evenly among them, else equal runs of cores in the order of nodes."""
+    """Complete nodes if workers divide evenly among them, otherwise equal runs of cores in the order of nodes."""
     if workers % len(nodes) == 0 and all(len(n) >= workers // len(nodes) for n in nodes):
         each = workers // len(nodes)
         return tuple(part for node in nodes for part in _cut(list(node), each))

@@ -1,4 +1,4 @@
-"""The elastic agent of torch for one machine, with the few seams that we change. Imported where workers start: it loads torch."""
+"""Torch's elastic agent for one machine, with a few changes. Imported only to start workers: it loads torch."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 from torch.numa.binding import AffinityMode, NumaOptions
 
-from tauon.launch.config import Tell
+from tauon.launch.config import EventCallback
 from tauon.launch.loopback import listen
 from tauon.launch.outcome import cause, ended, is_final
 
 __all__ = ["Agent", "Loopback", "make_agent"]
 
 SURVIVORS_S = 5
-"""Time that workers get to end after another one died: their collective is broken, and the last checkpoint is what counts."""
+"""Time for the other workers to end after one died: their collective is broken, and the run resumes from the last checkpoint."""
 
 
 class Loopback(RendezvousHandler):
-    """One machine meets nobody; it needs a store, new at each start: the old one holds addresses of processes that are gone.
+    """Rendezvous of a single machine: a new store at each start, because the old one has the addresses of ended processes.
 
-    torch's own rendezvous keep one store, or listen on every interface.
+    torch's own rendezvous handlers keep one store, or listen on every interface.
     """
 
     use_agent_store = True
@@ -64,15 +64,15 @@ class Loopback(RendezvousHandler):
 
 
 class Agent(LocalElasticAgent):
-    on_event: Tell = staticmethod(lambda *_, **__: None)
-    """Told of restarts."""
+    on_event: EventCallback = staticmethod(lambda *_, **__: None)
+    """Called at restarts."""
     max_restarts = 0
     restarted = 0
     codes: dict[int, int] = {}  # noqa: RUF012
-    """Exit code of each rank that failed by itself, and not because we stopped it."""
+    """Exit code of each rank that failed by itself, not because it was stopped."""
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
-        self._store = worker_group.store = None  # closes the old one, and with it a port that was asked for
+        self._store = worker_group.store = None  # closes the old store and its port
         super()._rendezvous(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
@@ -82,7 +82,7 @@ class Agent(LocalElasticAgent):
         close = context.close
 
         def close_soon(death_sig: Any = None, timeout: int = SURVIVORS_S) -> None:
-            """In place of the 30 s that the survivors get after another worker died."""
+            """Replaces the 30 s that the other workers get after one died."""
             if not self.codes:
                 self.codes = {rank: code for rank, code in enumerate(self.exit_codes()) if code}
             close(death_sig, timeout)
@@ -100,22 +100,24 @@ class Agent(LocalElasticAgent):
                 words = ended(cause(self.codes), self.codes[cause(self.codes)])
                 self.on_event(
                     "warning",
-                    message=f"{words}: all start again from the last checkpoint ({self.restarted} of {self.max_restarts} restarts)",
+                    message=f"{words}: restarting all workers from the last checkpoint (restart {self.restarted} of {self.max_restarts})",
                 )
         return result
 
     def exit_codes(self) -> list[int | None]:
-        """Of every worker, by rank; None while it runs."""
+        """Exit codes of all workers by rank; None while running."""
         handlers = getattr(self._pcontext, "subprocess_handlers", {})
         return [handlers[rank].proc.poll() for rank in sorted(handlers)]
 
     def stop_now(self) -> None:
-        """Leave no worker behind."""
+        """Kill all remaining workers."""
         if self._pcontext is not None and None in self.exit_codes():
             self._pcontext.close(signal.SIGKILL, 5)
 
 
-def make_agent(command: list[str], workers: int, port: int | None, max_restarts: int, grace: float, on_event: Tell, *, numa: bool) -> Agent:
+def make_agent(
+    command: list[str], workers: int, port: int | None, max_restarts: int, grace: float, on_event: EventCallback, *, numa: bool
+) -> Agent:
     """The agent that runs `command` in `workers` processes."""
     spec = WorkerSpec(
         role="worker", local_world_size=workers, entrypoint=command[0], args=tuple(command[1:]), rdzv_handler=Loopback(port),

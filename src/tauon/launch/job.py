@@ -1,4 +1,4 @@
-"""What is launched: a `tauon` command on a recipe, and where it leaves its records. Knows no place to run."""
+"""A job to launch: a `tauon` command on a recipe, and the folder of its run. Independent of launchers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Job"]
 
 @dataclass(frozen=True)
 class Job:
-    """One command that every worker runs: `tauon VERB RECIPE --root ROOT OPTIONS`.
+    """The command that every worker runs: `tauon VERB RECIPE --root ROOT OPTIONS`.
 
     >>> Job("first", "train", "name: first", Path("/runs"), options=("--quiet",)).command("r.yaml", python="python3")
     ['python3', '-m', 'tauon', 'train', 'r.yaml', '--root', '/runs', '--quiet']
@@ -26,15 +26,15 @@ class Job:
     verb: str
     """`run` or `train`."""
     recipe: str
-    """The complete recipe as YAML: every worker reads the same text, whatever becomes of the file it came from."""
+    """The complete recipe as YAML: every worker reads the same text, also if the original file changes."""
     root: Path
     """Folder of the runs."""
     options: tuple[str, ...] = ()
-    """Further arguments: --quiet, --json."""
+    """Additional arguments: --quiet, --json."""
     device: str = "auto"
-    """`train.device` of the recipe: whether GPUs count."""
+    """`train.device` of the recipe: whether GPUs are used."""
     words: tuple[str, ...] = field(default=(), compare=False)
-    """The program of a worker, in front of `options`; () for Tauon itself. For tests of launchers."""
+    """Program of a worker, before `options`; () for Tauon itself. For tests of launchers."""
 
     @property
     def folder(self) -> Path:
@@ -43,16 +43,16 @@ class Job:
 
     @property
     def logs(self) -> Path:
-        """Where `rank-<k>.log` of each worker lies."""
+        """Folder of `rank-<k>.log` of each worker."""
         return self.folder / "logs"
 
     @property
     def recipe_path(self) -> Path:
-        """Where `write` puts the recipe for the workers."""
+        """Path of the workers' recipe, which `write` writes."""
         return self.folder / "launch" / "recipe.yaml"
 
     def command(self, recipe: str | None = None, *, root: str | None = None, python: str = sys.executable) -> list[str]:
-        """A worker's command. `recipe` and `root` where the worker sees them."""
+        """Command of a worker. `recipe` and `root`: paths on the worker."""
         if self.words:
             return [*self.words, *self.options]
         where = [recipe or str(self.recipe_path), "--root", root or str(self.root.absolute())]
@@ -63,10 +63,10 @@ class Job:
         return shlex.join(command if command is not None else self.command())
 
     def write(self) -> Path:
-        """Put the recipe where the workers read it, and make the folder of their logs.
+        """Write the workers' recipe, and create the log folder.
 
-        Raises `RunError` where the folder cannot be written, or another process trains in it: that one's workers, started again,
-        would read this recipe.
+        Raises `RunError` if the folder cannot be written, or another process trains in it: its workers would read this recipe after a
+        restart.
         """
         with Run.open(self.folder):
             for folder in (self.recipe_path.parent, self.logs):

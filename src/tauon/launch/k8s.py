@@ -1,8 +1,8 @@
 """`k8s`: manifests for a Kubernetes cluster, as a Kubeflow TrainJob, a JobSet, or a KubeRay RayJob, applied with kubectl.
 
-The recipe travels in a ConfigMap, so that nothing but the image and the volume need be in the cluster. Restarts are the engine's own:
-JobSet's failurePolicy (a TrainJob is made of a JobSet), RayJob's backoffLimit and, inside it, Ray's FailureConfig. Where an API server
-answers, it checks the manifests against its schemas first (kubectl apply --dry-run=server); nothing is applied that it refuses.
+The recipe is in a ConfigMap, so that the cluster needs only the image and the volume. Restarts are done by the engine:
+JobSet's failurePolicy (a TrainJob is made of a JobSet), RayJob's backoffLimit and, inside it, Ray's FailureConfig. The API
+server checks the manifests against its schemas first (kubectl apply --dry-run=server); nothing is applied if it refuses.
 
 https://github.com/kubeflow/trainer (trainer.kubeflow.org/v1alpha1), https://github.com/kubernetes-sigs/jobset (jobset.x-k8s.io/v1alpha2),
 https://github.com/ray-project/kuberay (ray.io/v1).
@@ -22,15 +22,15 @@ from pydantic import Field
 
 from tauon.config import Bytes, Count, read_yaml, register, write_yaml
 from tauon.errors import LaunchError
-from tauon.launch.config import TORCHRUN, Cluster, Tell
+from tauon.launch.config import TORCHRUN, Cluster, EventCallback
 from tauon.launch.job import Job
 
 __all__ = ["K8s", "k8s_name"]
 
 RECIPE = "/etc/tauon/recipe.yaml"
-"""Where a pod sees the recipe."""
+"""Path of the recipe in a pod."""
 PORT = 29400
-"""torchrun's usual port of its rendezvous; each job has pods, and so addresses, of its own."""
+"""torchrun's default rendezvous port; each job has its own pods, and so its own addresses."""
 _DNS = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 
 
@@ -41,30 +41,30 @@ class K8s(Cluster):
     engine: Literal["trainjob", "jobset", "rayjob"] = "trainjob"
     """What the cluster has installed: Kubeflow Trainer, JobSet, or KubeRay."""
     image: str = Field(min_length=1, max_length=500, pattern=r"^\S+$")
-    """Container image with Tauon in it (the Dockerfile makes one)."""
+    """Container image with Tauon (the Dockerfile builds one)."""
     namespace: str = Field("default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
-    """Namespace of everything that is made."""
+    """Namespace of all objects."""
     gpus_per_node: Count | None = Field(None, ge=1)
-    """GPUs of each pod (nvidia.com/gpu). Left out: none."""
+    """GPUs of each pod (nvidia.com/gpu). Default: none."""
     cpu: float | None = Field(None, gt=0, le=4096)
-    """Cores of each pod. Left out: no request."""
+    """Cores of each pod. Default: no request."""
     memory: Bytes | None = Field(None, ge=2**20)
-    """Memory of each pod (64GiB). Left out: no request."""
+    """Memory of each pod (64GiB). Default: no request."""
     shared_memory: Bytes | None = Field(None, ge=2**20)
-    """Size of /dev/shm, through which workers in one pod talk. Left out: 2 GiB for each GPU of a pod that has several, else the 64 MiB of
-    the container runtime. It counts as memory of the pod."""
+    """Size of /dev/shm, which workers in one pod use for communication. Default: 2 GiB per GPU of a pod with several, otherwise the 64 MiB
+    of the container runtime. It counts as memory of the pod."""
     user: Count = Field(1000, ge=0, le=2**31 - 2)
-    """Number of the user and group that the pods run as; the volume is made theirs. The Dockerfile's image has 1000."""
+    """Id of the user and group of the pods, who also own the volume. The Dockerfile's image has 1000."""
     volume: str | None = Field(None, pattern=_DNS)
-    """PersistentVolumeClaim that holds data and runs: without one, what a pod wrote is gone with it. ReadWriteMany for several pods."""
+    """PersistentVolumeClaim for data and runs: without one, files of a pod are deleted with it. ReadWriteMany for several pods."""
     mount: str = Field("/data", pattern=r"^/[^\s:]*$")
-    """Where the pods see the volume; the runs are in `<mount>/runs`."""
+    """Mount path of the volume; the runs are in `<mount>/runs`."""
     node_selector: dict[str, str] = Field(default_factory=dict)
-    """Labels that the machines must have."""
+    """Required labels of the nodes."""
     service_account: str | None = Field(None, pattern=_DNS)
-    """Account that the pods run under. Left out: none; they get no token for the API server."""
+    """Service account of the pods. Default: none, without a token for the API server."""
     read_only: bool = True
-    """The pods may write to their volume, /tmp and /dev/shm alone. False for an image that writes elsewhere."""
+    """Pods can write only to their volume, /tmp and /dev/shm. Set false for an image that writes elsewhere."""
     secrets: tuple[str, ...] = ()
     """Secrets whose entries become environment variables of the workers."""
 
@@ -72,30 +72,32 @@ class K8s(Cluster):
         yield from super().problems()
         for i, name in enumerate(self.raw_value("secrets")):
             if not re.fullmatch(_DNS, name):
-                yield f"secrets.{i}", f"{name!r} is no name of a Secret: lower case letters, digits, - and dots."
+                yield f"secrets.{i}", f"{name!r} is not a valid Secret name: use lower case letters, digits, - and dots."
         elastic = any(self.raw_value(k) is not None for k in ("min_workers", "max_workers"))
         if elastic and self.raw_value("engine") == "trainjob":
-            yield "engine", "trainjob cannot grow or shrink. Drop min_workers and max_workers, or take engine: jobset or rayjob."
+            yield "engine", "trainjob has a fixed size. Remove min_workers and max_workers, or set engine=jobset or engine=rayjob."
         if (
             self.raw_value("engine") == "jobset"
             and self.raw_value("max_workers") is not None
             and self.raw_value("max_workers") != self.raw_value("workers")
         ):
-            yield "max_workers", "a jobset does not grow: it starts `workers`, and goes on with min_workers. Drop max_workers."
+            yield "max_workers", "is not supported by a jobset, which starts `workers` and continues with at least min_workers. Remove it."
         if self.raw_value("volume") is None and "mount" in self.model_fields_set:
-            yield "mount", "needs volume. Set it, or drop this."
+            yield "mount", "needs launch.volume. Set it, or remove mount."
 
     def show(self, job: Job) -> str:
         input_kind = ", ".join(extras_of(read_yaml(job.recipe, "recipe"), self.engine)) or "none"
         head = f"# optional libraries that the image needs (docker build --build-arg EXTRAS=...): {input_kind}\n"
         return head + "---\n".join(as_yaml(m) for m in self.manifests(job))
 
-    def start(self, job: Job, on_event: Tell) -> None:
+    def start(self, job: Job, on_event: EventCallback) -> None:
         text = self.show(job)
         if shutil.which("kubectl") is None:
-            raise LaunchError("kubectl is not on this machine, so nothing was applied. Install it, or print the manifests with --dry-run.")
+            raise LaunchError(
+                "kubectl is not installed on this machine, so nothing was applied. Install it, or print the manifests with --dry-run."
+            )
         if self.volume is None:
-            on_event("warning", message="launch.volume is not set: checkpoints are gone with the pods, and a restart begins at step 0")
+            on_event("warning", message="launch.volume is not set: checkpoints are deleted with the pods, and a restart begins at step 0")
         for words in (["--dry-run=server"], []):
             command = ["kubectl", "apply", "--request-timeout=30s", *words, "-f", "-"]
             done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)  # noqa: S603
@@ -103,20 +105,20 @@ class K8s(Cluster):
                 said = (done.stderr.strip() or done.stdout.strip()).splitlines()
                 what = "the API server refused the manifests" if words else "kubectl apply failed"
                 if any(re.search(r"refused|no such host|timeout|current-context|Unable to connect", line) for line in said):
-                    what = "no API server answers (kubectl config current-context says which one is asked)"
+                    what = "no API server answers (kubectl config current-context shows which one is used)"
                 raise LaunchError(f"nothing was started: {what}:\n" + "\n".join(f"  {line}" for line in said[:12]))
         name = k8s_name(job.name)
         label = f"job-name={name}" if self.engine == "rayjob" else f"jobset.sigs.k8s.io/jobset-name={name}"
         here = f"kubectl -n {self.namespace}"
         made = " ".join(f"{m['kind'].lower()}/{name}" for m in reversed(self.manifests(job)))
-        on_event("note", message=f"applied. To look: {here} get {made}")
-        on_event("note", message=f"logs of all: {here} logs -f -l {label} --prefix --max-log-requests 50")
+        on_event("note", message=f"applied. Status: {here} get {made}")
+        on_event("note", message=f"logs: {here} logs -f -l {label} --prefix --max-log-requests 50")
         on_event("note", message=f"to stop: {here} delete {made}")
 
     # ------------------------------------------------------------------------------------------ manifests
 
     def manifests(self, job: Job) -> list[dict[str, Any]]:
-        """Plain data of every object, in the order in which they are applied."""
+        """Manifests of all objects as plain data, in the order of application."""
         name = k8s_name(job.name)
         make = {"trainjob": self.train_job, "jobset": self.job_set, "rayjob": self.ray_job}[self.engine]
         recipe = read_yaml(job.recipe, "recipe")
@@ -124,7 +126,7 @@ class K8s(Cluster):
         return [self.object("v1", "ConfigMap", name, data={"recipe.yaml": write_yaml(recipe)}), *make(job, name)]
 
     def inside(self) -> dict[str, Any]:
-        """The `launch` section of the recipe as the pods get it: workers are started by the engine, or by Ray."""
+        """The recipe's `launch` section for the pods: workers are started by the engine, or by Ray."""
         if self.engine != "rayjob":
             return {"kind": "here"}
         fewest, nodes, most, each = self.layout()
@@ -140,7 +142,7 @@ class K8s(Cluster):
         return {"apiVersion": api, "kind": kind, "metadata": meta, **rest}
 
     def command(self, job: Job, *, rendezvous: list[str], nodes: str, each: int) -> list[str]:
-        """The torchrun of a pod."""
+        """The torchrun command of a pod."""
         worker = job.command(RECIPE, root=self.root(), python="python3")
         after = worker[1:] if worker[1:2] == ["-m"] else ["--no-python", *worker]
         return [
@@ -153,18 +155,18 @@ class K8s(Cluster):
         ]
 
     def root(self) -> str:
-        """Folder of the runs, as a pod sees it."""
+        """Folder of the runs in a pod."""
         return f"{self.mount.rstrip('/')}/runs" if self.volume else "/tmp/runs"  # noqa: S108
 
     def pod(self, name: str, container: dict[str, Any], **rest: Any) -> dict[str, Any]:
-        """A pod's spec around one container."""
+        """Pod spec with one container."""
         mounts = [{"name": "recipe", "mountPath": "/etc/tauon", "readOnly": True}]
         volumes: list[dict[str, Any]] = [{"name": "recipe", "configMap": {"name": name}}]
         if self.volume:
             mounts.append({"name": "data", "mountPath": self.mount})
             volumes.append({"name": "data", "persistentVolumeClaim": {"claimName": self.volume}})
         gpus = self.gpus_per_node or 0
-        shared = self.shared_memory or (gpus * 2 * 2**30 if gpus > 1 else None)  # NCCL does not start with less than it asks for
+        shared = self.shared_memory or (gpus * 2 * 2**30 if gpus > 1 else None)  # NCCL does not start with less
         if shared:
             mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108
             volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": quantity(shared)}})
@@ -188,12 +190,12 @@ class K8s(Cluster):
             spec["nodeSelector"] = dict(self.node_selector)
         if self.service_account:
             spec["serviceAccountName"] = self.service_account
-        elif self.engine != "rayjob":  # an elastic Ray cluster gets an account of KubeRay's, whose token its autoscaler needs
+        elif self.engine != "rayjob":  # an elastic Ray cluster gets KubeRay's account, whose token its autoscaler needs
             spec["automountServiceAccountToken"] = False
         return spec
 
     def resources(self) -> dict[str, Any]:
-        """What a pod asks for; memory and GPUs are limits too, cores are not, as unused ones do no harm to others."""
+        """Resource requests of a pod; memory and GPUs are also limits, cores are not, so that idle cores can be used."""
         ask: dict[str, Any] = {}
         if self.cpu:
             ask["cpu"] = f"{self.cpu:g}"
@@ -206,7 +208,7 @@ class K8s(Cluster):
 
     def environment_of_pods(self) -> dict[str, Any]:
         agent = {} if self.engine == "rayjob" else {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(self.grace)), **TORCHRUN}
-        kept = {"TAUON_LEDGER": f"{self.mount.rstrip('/')}/ledger"} if self.volume else {}  # a pod's home is gone with it
+        kept = {"TAUON_LEDGER": f"{self.mount.rstrip('/')}/ledger"} if self.volume else {}  # a pod's home is deleted with it
         home = {"HOME": "/tmp", **({} if self.volume else {"TAUON_CACHE": "/tmp/.cache/tauon"})} if self.read_only else {}  # noqa: S108
         values = {**agent, **kept, **home, **self.environment()}
         found: dict[str, Any] = {
@@ -217,9 +219,9 @@ class K8s(Cluster):
         return found
 
     def train_job(self, job: Job, name: str) -> list[dict[str, Any]]:
-        """A runtime of its own and a TrainJob that uses it: fields for volumes in the TrainJob itself changed from version to version."""
+        """A TrainingRuntime and a TrainJob that uses it: the volume fields of the TrainJob itself differ between versions."""
         _, nodes, _, each = self.layout()
-        # The trainer tells torchrun nodes, processes, rank and address through PET_* variables.
+        # The trainer sets nodes, processes, rank and address for torchrun with PET_* variables.
         command = self.command(job, rendezvous=["--tee=3"], nodes="", each=each)
         pod = self.pod(name, {"name": "node", "command": command}, restartPolicy="Never")
         work = {"template": {"spec": pod}, "backoffLimit": 0}
@@ -238,7 +240,7 @@ class K8s(Cluster):
         return [runtime, self.object("trainer.kubeflow.org/v1alpha1", "TrainJob", name, spec={"runtimeRef": ref, "trainer": trainer})]
 
     def job_set(self, job: Job, name: str) -> list[dict[str, Any]]:
-        """One indexed Job. Without `min_workers` a dead pod starts all again; with it the others go on and the pod comes back."""
+        """One indexed Job. Without `min_workers` a failed pod restarts all; with it the others continue and the pod is replaced."""
         fewest, nodes, _, each = self.layout()
         elastic = fewest < nodes
         head = f"{name}-workers-0-0.{name}"  # JobSet's names: <set>-<job>-<index>-<pod>.<subdomain>
@@ -264,14 +266,14 @@ class K8s(Cluster):
         return [self.object("jobset.x-k8s.io/v1alpha2", "JobSet", name, spec=spec)]
 
     def ray_job(self, job: Job, name: str) -> list[dict[str, Any]]:
-        """A Ray cluster for this run alone; the entry point runs on its head and starts workers by `--on ray`."""
+        """A Ray cluster for this run; the entry point runs on its head and starts workers with `--on ray`."""
         from importlib.metadata import PackageNotFoundError, version
 
         fewest, nodes, most, _ = self.layout()
         try:
             ray = {"rayVersion": version("ray")}
         except PackageNotFoundError:
-            ray = {}  # what the image has
+            ray = {}  # the version in the image
         head = self.pod(name, {"name": "ray-head"})
         head["containers"][0].pop("resources", None)  # the head trains nothing
         group = {
@@ -290,11 +292,11 @@ class K8s(Cluster):
 
 
 EXTRAS = {"sklearn": "sklearn", "folder": "images", "adamw8bit": "torchao", "parameter-server": "ray"}
-"""Kinds of parts that need an optional library, and the extra that brings it; trackers are called as their extras are."""
+"""Kinds that need an optional library, and its extra; trackers have the same name as their extra."""
 
 
 def extras_of(recipe: dict[str, Any], engine: str) -> list[str]:
-    """Extras of Tauon that an image needs for a recipe."""
+    """Return the extras of Tauon that an image needs for a recipe."""
     kinds: set[str] = set()
     stack: list[Any] = [{k: v for k, v in recipe.items() if k != "launch"}]
     while stack:
@@ -314,7 +316,7 @@ def extras_of(recipe: dict[str, Any], engine: str) -> list[str]:
 
 
 def as_yaml(manifest: dict[str, Any]) -> str:
-    """A manifest as YAML, the recipe in a ConfigMap as text that can be read."""
+    """Return a manifest as YAML, with the recipe in a ConfigMap as readable text."""
     if manifest["kind"] != "ConfigMap":
         return write_yaml(manifest)
     head = write_yaml({k: v for k, v in manifest.items() if k != "data"})
@@ -323,7 +325,7 @@ def as_yaml(manifest: dict[str, Any]) -> str:
 
 
 def k8s_name(name: str) -> str:
-    """A run's name as Kubernetes takes it: at most 40 of lower case letters, digits and -; what had to change is told apart by a hash.
+    """Return a valid Kubernetes name for a run: at most 40 lower case letters, digits and -; changed names get a hash to stay unique.
 
     >>> k8s_name("quickstart"), k8s_name("My_run.2")
     ('quickstart', 'my-run-2-3209c5')
@@ -336,7 +338,7 @@ def k8s_name(name: str) -> str:
 
 
 def quantity(size: int) -> str:
-    """Bytes as Kubernetes writes them.
+    """Return a size in bytes in Kubernetes' notation.
 
     >>> quantity(64 * 2**30), quantity(10**9)
     ('64Gi', '1000000000')

@@ -1,7 +1,7 @@
 """The logs of all ranks in one place: files to read later, and lines on the console while it runs, prefixed by rank.
 
-Rank 0's lines come as they are, others' as `[rank k] ...`. An error text or a traceback is held back on the console: five ranks that
-fail of one cause would print it five times, and whoever launched them prints it once. The files have everything.
+Rank 0's lines have no prefix, others have `[rank k]`. Error messages and tracebacks are not printed on the console: five ranks failing
+for one reason would print five, and the launcher prints it once. The files have everything.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ _ERROR = re.compile(r"^(?:\x1b\[[0-9;]*m)*error(?:\x1b\[[0-9;]*m)*: ")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TRACEBACK = "Traceback (most recent call last)"
 _LONGEST = 40
-"""Lines of an error text that are shown; the rest is in the file."""
+"""Maximum lines of an error message on the console; the rest is in the file."""
 
 
 def log_path(folder: Path, rank: int) -> Path:
-    """Where the lines of a rank are kept."""
+    """Path of the log of a rank."""
     return folder / f"rank-{rank}.log"
 
 
 def print_line(text: str, rank: int, *, json: bool = False) -> None:
-    """Onto the terminal. With --json only rank 0's objects go to standard output, so that a script can read it."""
+    """Write to the terminal. With --json only rank 0's objects go to stdout, so that a script can parse it."""
     out = sys.stderr if json and not (rank == 0 and text.startswith("{")) else sys.stdout
     out.write(text + "\n")
     out.flush()
 
 
 class Console:
-    """Lines of many ranks, for one reader. `write` is called with (text, rank) and puts a line somewhere."""
+    """Merges the lines of many ranks. `write` is called with (text, rank) for each line."""
 
     def __init__(self, write: Callable[[str, int], None]) -> None:
         self._write = write
         self._held: set[int] = set()
 
     def line(self, rank: int, text: str) -> None:
-        """One line without its end."""
+        """Add one line, without its newline."""
         if text.startswith(HEADER):
             self._held.discard(rank)
             return
@@ -55,7 +55,7 @@ class Console:
 
 
 class Follower:
-    """Reads `rank-*.log` as they grow and hands each whole line to a console, from where the files end now."""
+    """Follows `rank-*.log` from their current end, and passes each complete line to a console."""
 
     def __init__(self, folder: Path, console: Console) -> None:
         self.folder, self.console = folder, console
@@ -65,7 +65,7 @@ class Follower:
 
     @contextlib.contextmanager
     def following(self, seconds: float = 0.1) -> Iterator[None]:
-        """In a thread of its own, inside the context; what comes last is read at its end."""
+        """Context with a thread that follows the logs; the rest is read at the end."""
         thread = threading.Thread(target=self._run, args=(seconds,), name="logs", daemon=True)
         thread.start()
         try:
@@ -80,7 +80,7 @@ class Follower:
             self.read()
 
     def read(self) -> None:
-        """What was written since the last call."""
+        """Read the text written since the last call."""
         for path in sorted(self.folder.glob("rank-*.log"), key=rank_of):
             with open(path, "rb") as file:
                 file.seek(self._at.get(path, 0))
@@ -92,13 +92,13 @@ class Follower:
 
 
 def rank_of(path: Path) -> int:
-    """The rank whose log this is; -1 for a file that is named like one and is none."""
+    """Rank of a log file; -1 if the name is not a log's."""
     number = path.stem.removeprefix("rank-")
     return int(number) if number.isdigit() else -1
 
 
 def error_in(path: Path) -> str:
-    """The error that ended a worker, from its log: what it said after `error:`, else its traceback, else its last lines; "" for none."""
+    """Error of a worker from its log: the text after `error:`, otherwise its traceback, otherwise its last lines; "" if empty."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

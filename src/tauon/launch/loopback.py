@@ -1,4 +1,4 @@
-"""A port on this machine's loopback interface, which nobody else can reach."""
+"""A port on this machine's loopback interface, which other machines cannot reach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How workers ended, in words and as an exit code: what is worth another try, which rank was the cause, what it said."""
+"""Outcome of workers, as a message and an exit code: whether to retry, which rank was the cause, and its error."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tauon.tracking import read_events
 __all__ = ["STOPPED", "WorkerFailed", "cause", "ended", "failed", "is_final", "still_at_work"]
 
 FINAL = frozenset({2, 3, 4, 7, 8, 9})
-"""Exit codes after which a restart would end the same way: the recipe, the data, a checkpoint, a missing library, a privacy budget."""
+"""Exit codes after which a restart would fail in the same way: recipe, data, checkpoint, missing library, privacy budget."""
 ONCE = 5
-"""Worth one more try: the run's folder, or the meeting of the ranks. A lock of a process that was just killed, a peer that died while
-they met; but also the training of another recipe, which stays."""
+"""Exit codes with one retry: the run's folder, or the rendezvous. May be temporary (the lock of a killed process, a peer that died during
+the rendezvous) or permanent (another training in the folder)."""
 NAMED = FINAL | {ONCE, 6}
-"""Exit codes of a worker that said what is wrong."""
+"""Exit codes of a worker that printed an error message."""
 STOPPED = 130
-"""Exit code of a worker that was asked to stop and saved."""
+"""Exit code of a worker that saved after a stop signal."""
 
 
 class WorkerFailed(TauonError):
-    """A worker failed for good; the others were stopped. `exit_code` is the worker's own."""
+    """A worker failed finally; the others were stopped. `exit_code` is the worker's."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -34,10 +34,10 @@ class WorkerFailed(TauonError):
 
 
 def cause(codes: Mapping[int, int]) -> int:
-    """The rank whose end made the others end, from each failed rank's exit code (negative: a signal).
+    """Return the rank that caused the failure, from each failed rank's exit code (negative: a signal).
 
-    One that was killed or crashed comes first, then one that named a problem, then any other failure. Who was stopped from outside
-    (SIGTERM) comes last, as that is what happens to the others.
+    In this order: killed or crashed, ended with an error message, any other failure, stopped from outside (SIGTERM), which also
+    happens to the other workers.
 
     >>> cause({0: 1, 1: -9}), cause({0: 1, 3: 2}), cause({0: -15, 1: 1})
     (1, 3, 1)
@@ -52,13 +52,13 @@ def cause(codes: Mapping[int, int]) -> int:
 
 
 def is_final(codes: Mapping[int, int], restarts: int = 0) -> bool:
-    """Whether starting again would change nothing, or was not asked for (somebody stopped the workers)."""
+    """Whether not to restart: it would fail again, or the workers were stopped on purpose."""
     code = codes[cause(codes)]
     return code in FINAL | {STOPPED} or (code == ONCE and restarts > 0)
 
 
 def ended(rank: int, code: int) -> str:
-    """How a rank ended, in words.
+    """Describe how a rank ended.
 
     >>> ended(1, -9), ended(0, 6)
     ('rank 1 was killed by SIGKILL', 'rank 0 ended with exit code 6')
@@ -72,7 +72,7 @@ def ended(rank: int, code: int) -> str:
 
 
 def still_at_work(folder: Path, ended: int, workers: int) -> list[str]:
-    """What can be said of the workers that had not ended when nobody waited for them any longer: [] where there are none."""
+    """Message about workers that were still running when the launcher stopped waiting; [] if there are none."""
     if ended >= workers:
         return []
     steps = []
@@ -80,21 +80,21 @@ def still_at_work(folder: Path, ended: int, workers: int) -> list[str]:
         steps = [int(e["step"]) for e in read_events(folder / "events.jsonl", warn=lambda _: None) if e.get("kind") in ("step", "resume")]
     saved = max((step for step, _ in steps_in(folder / "checkpoints")), default=None)
     last = f"the last checkpoint is of step {saved:,}" if saved is not None else "no checkpoint yet"
-    reached = f"step {max(steps):,} was the last that they logged, {last}" if steps else last
-    return [f"{workers - ended} of {workers} were still at work ({reached})"]
+    reached = f"step {max(steps):,} was the last in their logs, {last}" if steps else last
+    return [f"{workers - ended} of {workers} were still running ({reached})"]
 
 
 def failed(codes: Mapping[int, int], logs: Path, restarts: int) -> WorkerFailed:
-    """The one error for all: which rank, what it said, where the rest is, whether it was tried again."""
+    """The one error for all workers: the rank, its error, the log, and the number of restarts."""
     rank = cause(codes)
     code = codes[rank]
     said = error_in(log_path(logs, rank))
     tried = f" after {restarts} restart{'s' if restarts != 1 else ''}" if restarts else ""
     if code == -signal.SIGKILL:
-        hint = "the system kills so where memory ends: fewer workers, or a smaller train.microbatch. The same command goes on from the last checkpoint."
+        hint = "probably out of memory: use fewer workers, or a smaller train.microbatch. Run the same command again to resume from the last checkpoint."
     else:
-        hint = f"its whole log: {log_path(logs, rank)}"
+        hint = f"its complete log: {log_path(logs, rank)}"
     text = said if code in NAMED and said else "\n".join(filter(None, [ended(rank, code) + tried, said]))
-    if code in NAMED and said and not said.startswith("rank "):  # a run on several processes names the rank itself
+    if code in NAMED and said and not said.startswith("rank "):  # the error already names the rank
         text = f"[rank {rank}] {text}"
     return WorkerFailed(f"{text}\n({hint})", code if code > 0 else 6)

@@ -1,10 +1,10 @@
-"""`ray`: workers on a Ray cluster, or on a Ray of this process alone (`tauon[ray]`).
+"""`ray`: workers on a Ray cluster, or on a local Ray started by this process (`tauon[ray]`).
 
-Ray Train places the workers, watches them, and starts them again (its `FailureConfig`); it grows and shrinks the group where `min_workers`
-and `max_workers` say so. Each of its workers runs the same command as everywhere else, as a process of its own with torchrun's
-variables: a killed process takes no Ray actor along, and Ctrl-C reaches it as SIGTERM, so that it saves.
+Ray Train places the workers, watches them, and restarts them (its `FailureConfig`); it grows and shrinks the group between `min_workers`
+and `max_workers`. Each worker runs the same command as with other launchers, in a separate process with torchrun's variables: killing
+the process does not kill the Ray actor, and Ctrl-C reaches it as SIGTERM, so that it saves.
 
-What workers print comes to this process through an actor (`Relay`), which also tells them when to stop.
+The output of workers comes through an actor (`Relay`), which also sends the stop signal.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pydantic import Field
 from tauon.artifacts import atomic_write
 from tauon.config import register
 from tauon.errors import Interrupted, LaunchError, MissingExtra
-from tauon.launch.config import Tell, Workers
+from tauon.launch.config import EventCallback, Workers
 from tauon.launch.job import Job
 from tauon.launch.logs import Console, log_path, print_line
 from tauon.launch.outcome import STOPPED, cause, ended, failed, still_at_work
@@ -39,14 +39,14 @@ __all__ = ["Ray"]
 
 @register("ray")
 class Ray(Workers):
-    """Ray actors, one for each worker. Without an address, a Ray of its own on this machine, at 127.0.0.1, gone when the run ends."""
+    """Ray actors, one per worker. Without an address, a local Ray on 127.0.0.1 is started for the run."""
 
     address: str | None = None
-    """Cluster to join: HOST:PORT of its head, ray://HOST:PORT, or auto. Left out: a Ray of its own."""
+    """Cluster to join: HOST:PORT of its head, ray://HOST:PORT, or auto. Default: a local Ray."""
     cpus_per_worker: float | None = Field(None, gt=0, le=4096)
-    """Cores that Ray keeps for each worker. Left out: 1."""
+    """Cores that Ray reserves for each worker. Default: 1."""
     gpus_per_worker: float | None = Field(None, gt=0, le=1)
-    """GPUs that Ray keeps for each worker. Left out: 1 where the cluster has any and `train.device` does not say cpu, else none."""
+    """GPUs that Ray reserves for each worker. Default: 1 if the cluster has any and `train.device` is not cpu, otherwise none."""
 
     def show(self, job: Job) -> str:
         _ = self.grace, self.address
@@ -62,14 +62,14 @@ class Ray(Workers):
         return "\n".join([*lines, f"{job.shell()}   # {n} times, with torchrun's RANK, WORLD_SIZE, ..."]) + "\n"
 
     def group(self, workers: int) -> tuple[int, int, int]:
-        """(fewest, wanted, most) workers."""
+        """(minimum, wanted, maximum) workers."""
         return min(self.min_workers or workers, workers), workers, max(self.max_workers or workers, workers)
 
     def resources(self, gpus: float) -> dict[str, float]:
-        """What Ray keeps for a worker."""
+        """Resources that Ray reserves for a worker."""
         return {"CPU": self.cpus_per_worker or 1.0, **({"GPU": self.gpus_per_worker or gpus} if self.gpus_per_worker or gpus else {})}
 
-    def start(self, job: Job, on_event: Tell) -> None:
+    def start(self, job: Job, on_event: EventCallback) -> None:
         job.write()
         with connected(self.address, self.workers or self.max_workers) as ray:
             has = ray.cluster_resources()
@@ -79,15 +79,15 @@ class Ray(Workers):
             low, workers, high = self.group(self.workers or min(max(fit, 1), self.max_workers or max(fit, 1)))
             if fit < low:
                 raise LaunchError(
-                    f"{low} workers of {each} do not fit into this Ray, which has "
-                    f"{ ({k: has.get(k, 0.0) for k in each}) } and so room for {fit}. Take fewer (--on ray:N), or less for each."
+                    f"{low} workers with {each} each do not fit into this Ray cluster, which has "
+                    f"{ ({k: has.get(k, 0.0) for k in each}) } and fits {fit}. Use fewer (--on ray:N), or fewer resources per worker."
                 )
-            why = "asked for" if self.workers else f"what fits, {each} each"
-            on_event("note", message=f"{workers} workers: {why}" + (f"; {low} to {high} as Ray has room" if low < high else ""))
+            why = "from the recipe" if self.workers else f"what fits, {each} each"
+            on_event("note", message=f"{workers} workers: {why}" + (f"; {low} to {high} as resources permit" if low < high else ""))
             self._fit(ray, job, (low, workers, high), each, on_event)
 
-    def _fit(self, ray: Any, job: Job, group: tuple[int, int, int], each: dict[str, float], on_event: Tell) -> None:
-        """Ray Train's run in a thread, so that signals come to us; what workers say is read here."""
+    def _fit(self, ray: Any, job: Job, group: tuple[int, int, int], each: dict[str, float], on_event: EventCallback) -> None:
+        """Run Ray Train in a thread, so that this thread gets the signals and reads the workers' output."""
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -109,15 +109,15 @@ class Ray(Workers):
         )
         self._follow(ray, trainer, relay, job, workers, on_event)
 
-    def _follow(self, ray: Any, trainer: Any, relay: Any, job: Job, workers: int, on_event: Tell) -> None:
-        """Run the trainer and show what its workers say, until they end or a signal comes."""
+    def _follow(self, ray: Any, trainer: Any, relay: Any, job: Job, workers: int, on_event: EventCallback) -> None:
+        """Run the trainer and show the workers' output, until they end or a signal comes."""
         console = Console(functools.partial(print_line, json="--json" in job.options))
         found: dict[str, Any] = {}
 
         def fit() -> None:
             try:
                 trainer.fit()
-            except Exception as err:  # told by what the workers said, or raised below
+            except Exception as err:  # reported by the workers' output, or raised below
                 found["error"] = err
 
         thread = threading.Thread(target=fit, name="ray-train", daemon=True)
@@ -136,7 +136,7 @@ class Ray(Workers):
                     elif event["kind"] == "restart":
                         on_event(
                             "warning",
-                            message=f"{event['words']}: all start again from the last checkpoint ({event['restart']} of {self.max_restarts} restarts)",
+                            message=f"{event['words']}: restarting all workers from the last checkpoint (restart {event['restart']} of {self.max_restarts})",
                         )
                 if signals and not asked:
                     asked = signals[0]
@@ -153,31 +153,33 @@ class Ray(Workers):
 
 
 def _interrupted(job: Job, asked: str, codes: dict[int, int], workers: int, *, all_ended: bool, begun: bool) -> Interrupted:
-    """After a signal: whether all workers saved."""
+    """Error after a signal: says whether all workers saved."""
     saved = all_ended and codes and all(c in (0, STOPPED) for c in codes.values())
     rest = still_at_work(job.folder, len(codes), workers) if begun else ["none had begun"]
     ways = ", ".join([*(ended(rank, code) for rank, code in sorted(codes.items())), *rest])
     how = f"all {len(codes)} workers saved and ended" if saved else f"not every worker saved: {ways}"
-    return Interrupted(f"{asked}: {how}. The same command goes on from the last checkpoint.")
+    return Interrupted(f"{asked}: {how}. Run the same command again to resume from the last checkpoint.")
 
 
 def refuse_failures(job: Job, codes: dict[int, int], restarts: int) -> None:
-    """Raise what workers ended with, where it was not well."""
+    """Raise the error of failed workers."""
     bad = {rank: code for rank, code in codes.items() if code != 0}
     if bad:
         if bad[cause(bad)] == STOPPED:
-            raise Interrupted(f"{ended(cause(bad), STOPPED)}: it was stopped from outside, and saved. The same command goes on from there.")
+            raise Interrupted(
+                f"{ended(cause(bad), STOPPED)}: it was stopped from outside, and saved. Run the same command again to resume."
+            )
         raise failed(bad, job.logs, restarts)
 
 
 def be_a_worker(told: dict[str, Any]) -> None:
-    """What Ray Train runs on each of its workers: the command, with torchrun's environment, until it ends or is to stop."""
+    """Function that Ray Train runs on each worker: the command, with torchrun's environment, until it ends or must stop."""
     import ray
     import ray.train
     from ray.train.collective import broadcast_from_rank_zero
 
     path, text = Path(told["recipe"][0]), told["recipe"][1]
-    if not path.exists() or path.read_text(encoding="utf-8") != text:  # a machine that does not share the folder
+    if not path.exists() or path.read_text(encoding="utf-8") != text:  # a machine without the shared folder
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, text)
     context = ray.train.get_context()
@@ -216,13 +218,13 @@ def be_a_worker(told: dict[str, Any]) -> None:
     reader.join(timeout=5)
     ray.get(relay.say.remote(rank, lines[:]))
     code = process.returncode
-    del store  # until here: the others may still be meeting
+    del store  # kept until here: others may still be in the rendezvous
     if not ray.get(relay.ended.remote(rank, code)) and code != 0:
-        raise RuntimeError(ended(rank, code))  # so that Ray Train starts the group again
+        raise RuntimeError(ended(rank, code))  # so that Ray Train restarts the group
 
 
 def _worker_environment(told: dict[str, Any], context: Any, meeting: dict[str, Any]) -> dict[str, str]:
-    """Of this worker's process: torchrun's, and the launch's own."""
+    """Environment of this worker's process: torchrun's, and the launcher's."""
     import ray
 
     cores = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
@@ -241,7 +243,7 @@ def _worker_environment(told: dict[str, Any], context: Any, meeting: dict[str, A
         "TORCHELASTIC_MAX_RESTARTS": str(told["restarts"]),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_RUN_ID": ray.get_runtime_context().get_job_id(),
-        # Ray ends a group by killing its actors; their processes must go at once, before the next group takes the folder.
+        # Ray ends a group by killing its actors; their processes must end at once, before the next group uses the folder.
         "TAUON_PARENT": f"{os.getpid()}:{int(signal.SIGKILL)}",
         "PYTHONUNBUFFERED": "1",
         **told["env"],
@@ -249,7 +251,7 @@ def _worker_environment(told: dict[str, Any], context: Any, meeting: dict[str, A
 
 
 def meeting_point(host: str) -> Any:
-    """The store at which the workers' processes meet, on this address alone; the one they would make listens on every interface."""
+    """Store for the workers' rendezvous, on this address only; their own would listen on every interface."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -267,12 +269,12 @@ def _read(process: Any, lines: list[str]) -> None:
 
 @contextlib.contextmanager
 def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
-    """Ray, joined or started here. Raises `MissingExtra`, or `LaunchError` where there is no cluster, or it is of another version."""
+    """Context with a joined or local Ray. Raises `MissingExtra`, or `LaunchError` if there is no cluster or it has another version."""
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
-        # Ray takes 127.0.0.1 for an address to be replaced by that of the network, except where it thinks itself unfit for clusters.
+        # Ray replaces 127.0.0.1 by the network's address, unless its clusters are disabled.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray
@@ -287,7 +289,7 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
             ray.init(address=address, **quiet)
         elif not already:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            # A CPU of Ray is a promise, not a core: two workers fit on one core, only slower.
+            # A Ray CPU is a logical resource, not a core: two workers can share a core, more slowly.
             ray.init(address="local", num_cpus=max(cores, cpus or 0), include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
     except (RuntimeError, ConnectionError, ValueError, TimeoutError) as err:
         raise LaunchError(refusal(str(err), address)) from err
@@ -299,10 +301,10 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
 
 
 def knock(address: str, seconds: float = 10) -> None:
-    """Whether anything listens at HOST:PORT; Ray itself would try for minutes. Raises `ConnectionError`."""
+    """Raise `ConnectionError` if nothing listens at HOST:PORT; Ray itself would retry for minutes."""
     found = re.fullmatch(r"(?:ray://)?\[?([^\]/]+?)\]?:(\d{1,5})", address)
     if found is None:
-        return  # auto, or an address of a form that Ray knows better
+        return  # auto, or another form of address
     try:
         socket.create_connection((found[1], int(found[2])), timeout=seconds).close()
     except (OSError, OverflowError) as err:
@@ -310,23 +312,23 @@ def knock(address: str, seconds: float = 10) -> None:
 
 
 def refusal(said: str, address: str | None) -> str:
-    """Why Ray could not be joined, in words.
+    """Explain why Ray could not be joined.
 
     >>> refusal("Version mismatch: The cluster was started with:    Ray: 2.9.0    Python: 3.11.1 This process ...", "head:6379")[:53]
-    'the Ray at head:6379 is of another version than ours:'
+    'the Ray cluster at head:6379 has another version than'
     """
     if re.search(r"version mismatch|versions? .*(differ|mismatch)", said, re.IGNORECASE):
         flat = " ".join(said.split())
-        ways = "Install the cluster's version here (pip install ray==...), or use an image that has ours."
-        return f"the Ray at {address} is of another version than ours: {flat}. {ways}"
+        ways = "Install the cluster's version here (pip install ray==...), or use an image with this machine's version."
+        return f"the Ray cluster at {address} has another version than this machine: {flat}. {ways}"
     what = f"no Ray answers at {address}" if address else "Ray could not be started here"
     first = next((line.strip() for line in said.splitlines() if line.strip()), "no reason given")
-    return f"{what}: {first}. Check launch.address, and that the cluster runs (ray status); left out, a Ray of its own is started."
+    return f"{what}: {first}. Check launch.address, and that the cluster runs (ray status). Without launch.address a local Ray is started."
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[str]]:
-    """Names of the signals that asked us to stop, as they come; the main thread's own handling is put back afterwards."""
+    """Context that collects the names of stop signals, and restores the handlers afterwards."""
     names: list[str] = []
     if threading.current_thread() is not threading.main_thread():
         yield names
@@ -342,7 +344,7 @@ def _signals() -> Iterator[list[str]]:
 
 
 def _keep(job: Job, rank: int, lines: list[str], console: Console) -> None:
-    """Into the rank's log, and onto the console."""
+    """Write to the rank's log and the console."""
     with open(log_path(job.logs, rank), "a", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines)
     for line in lines:

@@ -1,4 +1,4 @@
-"""What passes between Ray's workers and who started them: lines one way, the wish to stop the other. Knows nothing of Ray."""
+"""Relay between Ray's workers and the launcher: output lines one way, the stop signal the other. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tauon.launch.outcome import STOPPED, cause, ended, is_final
 __all__ = ["POLL_S", "Relay"]
 
 POLL_S = 0.3
-"""Seconds between two looks of a worker at its process, and of the driver at what workers said."""
+"""Poll interval in seconds, of a worker for its process and of the driver for output."""
 
 
 class Relay:
-    """An actor between the workers and who started them: lines one way, the wish to stop the other."""
+    """Actor between the workers and the launcher: output lines one way, the stop signal the other."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -24,7 +24,7 @@ class Relay:
         self.attempt = -1
 
     def begin(self, rank: int, size: int) -> int:
-        """A worker of a new group begins; returns how often the group was started again."""
+        """Register a worker of a new group; return the number of restarts."""
         if rank == 0:
             self.attempt += 1
             if self.attempt:
@@ -35,7 +35,7 @@ class Relay:
         return self.attempt
 
     def say(self, rank: int, lines: list[str]) -> float | None:
-        """Lines of a worker; returns in how many seconds it should stop, None for not at all."""
+        """Add output lines of a worker; return in how many seconds it should stop, None: not at all."""
         if lines:
             self.events.append({"kind": "lines", "rank": rank, "lines": lines})
         if is_final_of(self.failed):
@@ -43,26 +43,26 @@ class Relay:
         return None if self.stop_at is None else max(0.0, self.stop_at - time.monotonic())
 
     def ended(self, rank: int, code: int) -> bool:
-        """A worker's process ended; returns whether nothing is to be tried again."""
-        if code in (0, STOPPED) or not is_final_of(self.failed):  # else it ended because another failed
+        """Record the end of a worker's process; return whether the run must not be restarted."""
+        if code in (0, STOPPED) or not is_final_of(self.failed):  # otherwise it ended because another one failed
             self.failed[rank] = code
         return self.stop_at is not None or is_final_of(self.failed)
 
     def ask_to_stop(self) -> None:
-        """All workers get SIGTERM soon, and together: one that has saved and is just ending would die of a signal that comes late."""
+        """Schedule SIGTERM for all workers at the same time: a late signal would kill a worker that has saved and is ending."""
         self.stop_at = time.monotonic() + 3 * POLL_S
 
     def take(self) -> list[dict[str, Any]]:
-        """What was said since the last call."""
+        """Output since the last call."""
         events, self.events = self.events, []
         return events
 
     def codes(self) -> dict[int, int]:
-        """Exit code of each rank whose process ended, of the last group."""
+        """Exit codes of the last group, by rank."""
         return dict(self.failed)
 
 
 def is_final_of(codes: Mapping[int, int]) -> bool:
-    """Whether some rank failed in a way that no restart mends."""
+    """Whether some rank failed in a way that a restart cannot fix."""
     bad = {rank: code for rank, code in codes.items() if code != 0}
     return bool(bad) and is_final(bad)

@@ -1,6 +1,6 @@
 """`slurm`: a batch script for sbatch. torchrun (c10d rendezvous on the first node) starts and restarts the workers inside the job;
-Slurm starts the job again when a node dies, when it is preempted, or when its time is up: a signal comes before the end, the workers
-save, and the script asks to be queued again.
+Slurm requeues the job when a node fails, when it is preempted, or when its time is up: a signal comes before the end, the workers save,
+and the script requeues itself.
 
 https://slurm.schedmd.com/sbatch.html (--signal, --requeue, --array), https://github.com/NVIDIA/pyxis (--container-image).
 """
@@ -20,15 +20,15 @@ from pydantic import Field
 from tauon.artifacts import atomic_write
 from tauon.config import Bytes, Count, Duration, register
 from tauon.errors import LaunchError
-from tauon.launch.config import TORCHRUN, Cluster, Tell
+from tauon.launch.config import TORCHRUN, Cluster, EventCallback
 from tauon.launch.job import Job
 
 __all__ = ["Slurm"]
 
 WORD = r"^[A-Za-z0-9_.,:@%+/\[\]=-]{1,200}$"
-"""What may stand in a line of #SBATCH: those lines are read by Slurm, without quotes of a shell."""
+"""Characters permitted in an #SBATCH line, which Slurm reads without shell quoting."""
 _RECIPE = "THE-RECIPE-OF-THIS-JOB"
-"""Stands for the script's own variable until the command has been quoted."""
+"""Placeholder for the script's variable until the command is quoted."""
 
 
 @register("slurm")
@@ -36,60 +36,60 @@ class Slurm(Cluster):
     """A batch job on a Slurm cluster. Folders (this one, the runs, the data) must be shared by its nodes."""
 
     partition: str | None = Field(None, pattern=WORD)
-    """Partition (queue). Left out: the cluster's default."""
+    """Partition (queue). Default: the cluster's."""
     account: str | None = Field(None, pattern=WORD)
-    """Account that is charged."""
+    """Account to charge."""
     qos: str | None = Field(None, pattern=WORD)
     """Quality of service."""
     time: Duration | None = Field(None, ge=60, le=1e8)
-    """Wall time of the job (8h). Left out: the partition's default. Longer runs queue themselves again and go on."""
+    """Wall time of the job (8h). Default: the partition's. Longer runs requeue themselves and resume."""
     gpus_per_node: Count | None = Field(None, ge=1)
-    """GPUs on each node. Left out: none."""
+    """GPUs per node. Default: none."""
     cpus_per_task: Count | None = Field(None, ge=1)
-    """Cores on each node, shared by its workers. Left out: one for each worker, where Slurm's own default is one for all of them."""
+    """Cores per node, shared by its workers. Default: one per worker (Slurm's own default is one for all of them)."""
     memory: Bytes | None = Field(None, ge=2**20)
-    """Memory of each node (64GiB). Left out: Slurm's default."""
+    """Memory of each node (64GiB). Default: Slurm's."""
     constraint: str | None = Field(None, pattern=WORD)
-    """Features that nodes must have."""
+    """Required features of the nodes."""
     requeue: bool = True
-    """Queue the job again when its time is up, it is preempted, or a node dies."""
+    """Requeue the job when its time is up, it is preempted, or a node fails."""
     seeds: tuple[Count, ...] = ()
-    """One job of an array for each: the run NAME-seedN with that seed. Left out: one job, the recipe's seed."""
+    """Job array with one job per seed: the run NAME-seedN with that seed. Default: one job with the recipe's seed."""
     setup: tuple[str, ...] = ()
-    """Lines of bash that run on the first node before anything else: module load, source .../activate."""
+    """Bash lines to run first on the first node: module load, source .../activate."""
     container: str | None = Field(None, pattern=WORD)
-    """Image that the workers run in."""
+    """Container image of the workers."""
     container_engine: Literal["pyxis", "apptainer"] = "pyxis"
     """`pyxis`: srun --container-image; `apptainer`: apptainer exec."""
     mounts: tuple[str, ...] = ()
-    """Folders seen inside the container, SOURCE:TARGET. The runs' folder is always seen."""
+    """Folders mounted in the container, SOURCE:TARGET. The runs' folder is always mounted."""
     python: str | None = None
-    """Python of the workers. Left out: this one; in a container, python3."""
+    """Python of the workers. Default: this one; in a container, python3."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
         if self.raw_value("container") is None:
             for name in ("mounts", "container_engine"):
                 if name in self.model_fields_set:
-                    yield name, "needs container. Set it, or drop this."
+                    yield name, "needs launch.container. Set it, or remove this key."
         for i, line in enumerate(self.raw_value("setup")):
             if line.lstrip().startswith("#SBATCH") or "\n" in line:
-                yield f"setup.{i}", "is one line of bash, and #SBATCH lines are no longer read there. Use the keys of launch."
+                yield f"setup.{i}", "must be one line of bash, and Slurm does not read #SBATCH lines there. Use the keys of launch."
         for i, mount in enumerate(self.raw_value("mounts")):
             if ":" not in mount or "," in mount:
-                yield f"mounts.{i}", f"{mount!r} is not SOURCE:TARGET."
+                yield f"mounts.{i}", f"is {mount!r}: expected SOURCE:TARGET."
         seeds = self.raw_value("seeds")
         if len(set(seeds)) != len(seeds):
-            yield "seeds", f"{list(seeds)} names one twice. Give each once."
+            yield "seeds", f"is {list(seeds)}, which has a duplicate. Set each seed once."
 
     def show(self, job: Job) -> str:
         return self.script(job)
 
-    def start(self, job: Job, on_event: Tell) -> None:
+    def start(self, job: Job, on_event: EventCallback) -> None:
         if shutil.which("sbatch") is None:
             raise LaunchError(
-                "sbatch is not on this machine, so no job was submitted. Run this on a login node of the cluster, "
-                "or print the script with --dry-run and take it there."
+                "sbatch is not installed on this machine, so no job was submitted. Run this on a login node of the cluster, "
+                "or print the script with --dry-run and copy it there."
             )
         job.write()
         path = job.folder / "launch" / "job.sbatch"
@@ -105,10 +105,10 @@ class Slurm(Cluster):
         on_event("note", message=f"submitted job {number}: squeue -j {number}; log: {log_at}; to stop: scancel {number}")
 
     def script(self, job: Job) -> str:
-        """The whole batch script. It needs no file beside it: the recipe is in it, and it makes its folders."""
+        """The complete batch script. It needs no other file: it has the recipe, and creates its folders."""
         fewest, nodes, most, each = self.layout()
         if self.container and any(c in str(job.root.absolute()) for c in " ,:\t\n"):
-            raise LaunchError(f"{job.root.absolute()} has characters that a list of mounts cannot have. Choose another --root.")
+            raise LaunchError(f"{job.root.absolute()} has characters that are not permitted in a list of mounts. Choose another --root.")
         lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in self.options(job, (fewest, most) if most > fewest else (nodes, nodes)))]
         lines += [
             f"# tauon {job.verb} {job.name} on {nodes} node{'s' * (nodes > 1)}, {each} worker{'s' * (each > 1)} each",
@@ -137,22 +137,22 @@ class Slurm(Cluster):
         if self.requeue:
             lines += [
                 'if [ "$stopped" = 1 ] && [ "$code" != 0 ]; then',
-                '  scontrol requeue "$SLURM_JOB_ID"  # goes on from the checkpoint',
+                '  scontrol requeue "$SLURM_JOB_ID"  # resumes from the checkpoint',
                 "  exit 0",
                 "fi",
             ]
         return "\n".join([*lines, 'exit "$code"']) + "\n"
 
     def cores(self) -> int:
-        """Cores of each node."""
+        """Cores per node."""
         return self.cpus_per_task or self.layout()[3]
 
     def number_pattern(self) -> str:
-        """The job's number in a file name, as sbatch writes it."""
+        """Pattern for sbatch of the job number in a file name."""
         return "%A_%a" if self.seeds else "%j"
 
     def own_files(self, job: Job) -> list[str]:
-        """Log and recipe: folders that may not be there yet, a log that Slurm could not open before they are."""
+        """Script lines that create the folders, open the log (Slurm cannot before they exist), and write the recipe."""
         number = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if self.seeds else "$SLURM_JOB_ID"
         logs, launch = shlex.quote(str(job.logs)), shlex.quote(str(job.recipe_path.parent))
         marker = "END_OF_RECIPE"
@@ -169,10 +169,10 @@ class Slurm(Cluster):
         ]
 
     def options(self, job: Job, nodes: tuple[int, int]) -> Iterator[str]:
-        """The lines of #SBATCH."""
+        """The #SBATCH lines."""
         low, high = nodes
         yield f"--job-name={job.name}"
-        yield f"--output=slurm-{self.number_pattern()}.out"  # where sbatch is called: only what goes wrong before the log below is open
+        yield f"--output=slurm-{self.number_pattern()}.out"  # in the folder of sbatch: only errors before the log below is open
         yield "--open-mode=append"
         yield f"--nodes={low}-{high}" if high > low else f"--nodes={low}"
         yield "--ntasks-per-node=1"
@@ -189,26 +189,26 @@ class Slurm(Cluster):
                 yield f"--{name}={value}"
         yield "--requeue" if self.requeue else "--no-requeue"
         if high > low:
-            yield "--no-kill"  # the nodes that are left go on
-        yield f"--signal=B:TERM@{int(self.grace) + 60}"  # to the script, which passes it on; the rest of the minute is for Slurm
+            yield "--no-kill"  # the remaining nodes continue
+        yield f"--signal=B:TERM@{int(self.grace) + 60}"  # to the script, which forwards it; the rest of the minute is for Slurm
         if self.seeds:
             yield f"--array=0-{len(self.seeds) - 1}"
 
     def seeding(self) -> list[str]:
-        """Which seed this job of the array has."""
+        """Script lines with the seed of this job of the array."""
         if not self.seeds:
             return []
         return [f"seeds=({' '.join(map(str, self.seeds))})", "seed=${seeds[$SLURM_ARRAY_TASK_ID]}"]
 
     def srun(self, job: Job, nodes: tuple[int, int], each: int) -> str:
-        """One torchrun on each node."""
+        """The srun command: one torchrun per node."""
         low, high = nodes
         count = '"$SLURM_JOB_NUM_NODES"' if low >= high else f'{low}:"$SLURM_JOB_NUM_NODES"'
         python = self.python or ("python3" if self.container else sys.executable)
         step = [
             "srun",
             *(["--no-kill", "--kill-on-bad-exit=0"] if high > low else []),
-            f"--cpus-per-task={self.cores()}",  # srun does not take it from the job
+            f"--cpus-per-task={self.cores()}",  # srun does not inherit it from the job
         ]
         inside: list[str] = []
         if self.container:
@@ -235,7 +235,7 @@ class Slurm(Cluster):
 
 
 def slurm_time(seconds: float) -> str:
-    """Slurm's form of a duration, D-HH:MM:SS.
+    """Return a duration in Slurm's format, D-HH:MM:SS.
 
     >>> slurm_time(90061)
     '1-01:01:01'

@@ -1,9 +1,9 @@
-"""What a worker process does before anything else: its log file, its cores, and not outliving who started it.
+"""Setup of a worker process: its log file, its cores, and ending together with its launcher.
 
-Called by `python -m tauon` where a launcher started it, before torch is imported: threads that are made later inherit the cores.
-Everything is told through the environment:
+Called by `python -m tauon` if a launcher started it, before torch is imported: later threads inherit the cores.
+It reads the environment:
 
-    TAUON_LOG_DIR   folder of `rank-<RANK>.log`, to which standard output and error go from now on, appended
+    TAUON_LOG_DIR   folder of `rank-<RANK>.log`, to which stdout and stderr are appended
     TAUON_CPUS      cores of each local rank: "0,1|2,3"
     TAUON_PARENT    "PID:SIGNAL": the signal that the kernel sends when that process dies (Linux)
 """
@@ -19,12 +19,12 @@ from datetime import UTC, datetime
 __all__ = ["HEADER", "enter"]
 
 HEADER = "---- worker"
-"""How the line begins that each start of a worker leaves in its log."""
+"""Start of the line that each start of a worker writes to its log."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def enter(environ: Mapping[str, str] = os.environ) -> None:
-    """Become a worker, as the environment says. Does nothing in a process that no launcher started."""
+    """Set up this worker from the environment. Does nothing in a process that no launcher started."""
     if "RANK" not in environ:
         return
     if folder := environ.get("TAUON_LOG_DIR"):
@@ -45,7 +45,7 @@ def _log_to(path: str, environ: Mapping[str, str]) -> None:
     os.close(fd)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(line_buffering=True)  # two streams in one file: whole lines, in order
+            stream.reconfigure(line_buffering=True)  # two streams in one file: complete lines, in order
     when = datetime.now(UTC).isoformat(timespec="seconds")
     start = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     print(f"{HEADER} {environ['RANK']} of {environ.get('WORLD_SIZE', '?')}, process {os.getpid()}, restart {start}, {when}", flush=True)
@@ -55,4 +55,4 @@ def _die_with(parent: int, signal: int) -> None:
     if not sys.platform.startswith("linux"):
         return
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0) == 0 and os.getppid() != parent:
-        os.kill(os.getpid(), signal)  # it died before the kernel knew of our wish
+        os.kill(os.getpid(), signal)  # the parent died before prctl

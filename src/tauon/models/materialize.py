@@ -30,16 +30,27 @@ def materialize(
     config: ModelConfig, *, seed: int, device: torch.device | str = "cpu", transform: Callable[[Model], None] | None = None,
     weights: Mapping[str, Any] | None = None, half: bool = False,
 ) -> Model:  # fmt: skip
-    """Build on the meta device, allocate on `device`, and fill: with pretrained weights, else with draws from (seed, name).
+    """Build the model on the meta device, allocate it on `device`, and fill it: with pretrained weights, or with draws from (seed, parameter name).
 
     Args:
         config: a resolved config.
-        seed: seed of the draws.
-        device: device of the parameters.
-        transform: called with the model on the meta device: parallelism shards it there, and each process then allocates only its own
-            shards of the same numbers.
-        weights: tensors by name, or lazy readers of them (`Checkpoint.lazy`). Default: those of `config.from_`.
-        half: store frozen matrices that have an adapter in bfloat16, for matrix products that round to it anyway.
+        seed: seed of the draws. They do not depend on the layout of processes.
+        device: where the parameters are allocated.
+        transform: called with the model on the meta device: parallelism cuts it there, and each process then allocates its own part of the same numbers.
+        weights: tensors by name, or an object that reads them from a file (`Checkpoint.lazy`). Left out: those of `config.from_`.
+        half: keep frozen matrices that have an adapter in bfloat16, for matrix products that round to it anyway.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        CheckpointError: the weights do not fit the model.
+
+    >>> from tauon.models import LogisticConfig
+    >>> from tauon.types import DataSpec
+    >>> model = materialize(LogisticConfig().resolve(DataSpec(input_shape=(3,), outputs=2)), seed=0)
+    >>> sum(p.numel() for p in model.parameters())
+    8
     """
     model = config.build_on_meta()
     if weights is None:

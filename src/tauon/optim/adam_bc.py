@@ -1,7 +1,7 @@
 """DP-AdamBC: Adam for noised gradients (Tang, Shpilevskiy & Lecuyer 2023, arXiv:2312.14334, algorithm 1).
 
 Noise of variance s^2 in each element of the gradient adds s^2 to the mean of squares that Adam divides by, so that private Adam is nearly SGD with momentum.
-The variance is known, and taken off again. Where nothing is left (the gradient drowns in noise), a floor keeps the step finite.
+The variance is known, and is subtracted. If nothing is left (the gradient is below the noise), a floor keeps the step finite.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["AdamBC", "AdamBCConfig"]
 
 @register("adamw-bc")
 class AdamBCConfig(OptimConfig):
-    """AdamW for private training: the variance of the noise is taken off the mean of squares; `weight_decay` is decoupled."""
+    """AdamW for private training: subtracts the noise variance from the mean of squares; `weight_decay` is decoupled."""
 
     elementwise = True
     for_noise = True
@@ -31,7 +31,7 @@ class AdamBCConfig(OptimConfig):
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the running mean and of the running mean of squares."""
     floor: float = Field(1e-8, gt=0)
-    """Least mean of squares that is divided by, once the noise's variance is off: gamma' of the paper. Small ones move fast and unsteadily."""
+    """Minimum of the mean of squares after subtracting the noise variance: gamma' of the paper. Small values are fast but unstable."""
 
     def build(self, model: nn.Module) -> Optimizer:
         groups = decay_groups(model.named_parameters(), self.peak, self.weight_decay)
@@ -41,8 +41,8 @@ class AdamBCConfig(OptimConfig):
 class AdamBC(Optimizer):
     """m, v: running means of g and g^2, each over its share (1 - b^t); w <- (1 - lr decay) w - lr m / sqrt(max(v - s^2, floor)).
 
-    s, the standard deviation of the noise in each element, is the group's `noise`: whoever adds noise sets it before the step. Where it changes,
-    what is taken off is its running mean of squares, as v has it.
+    s, the standard deviation of the noise in each element, is the group's `noise`, which the code that adds noise sets before the step. If it
+    changes, the running mean of its squares is subtracted, as in v.
     """
 
     def __init__(

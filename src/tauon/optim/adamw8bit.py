@@ -1,4 +1,4 @@
-"""AdamW whose two moments take a byte a weight: torchao's (Dettmers et al. 2022, arXiv:2110.02861). Extra: `pip install 'tauon[torchao]'`."""
+"""AdamW with 8-bit moments: torchao's (Dettmers et al. 2022, arXiv:2110.02861). Extra: `pip install 'tauon[torchao]'`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["AdamW8bitConfig"]
 
 @register("adamw8bit")
 class AdamW8bitConfig(OptimConfig):
-    """AdamW with 8-bit moments, quantised in blocks of 256; tensors below 4,096 weights keep theirs in fp32."""
+    """AdamW with 8-bit moments, quantized in blocks of 256; tensors below 4,096 weights have fp32 moments."""
 
     default_lr = 3e-4
 
@@ -29,7 +29,7 @@ class AdamW8bitConfig(OptimConfig):
     clip_norm: float | None = Field(1.0, gt=0)
 
     def build(self, model: nn.Module) -> Optimizer:
-        refuse_pieces(model, self, "keeps moments in blocks of 256, which pieces of a weight would cut")
+        refuse_pieces(model, self, "has moments in blocks of 256, which sharding would split")
         groups = decay_groups(model.named_parameters(), self.peak, self.weight_decay)
         return _optimizer_class()(groups, lr=self.peak, betas=self.betas, eps=self.eps)  # type: ignore[no-any-return]
 

@@ -14,7 +14,7 @@ __all__ = ["AdamW8bit"]
 
 
 class AdamW8bit(TorchaoAdamW8bit):  # type: ignore[misc]
-    """torchao's, with rates that are numbers; run as it is on a CPU, where compiling each shape takes longer than it saves."""
+    """torchao's, with float learning rates; not compiled on a CPU, where compiling each shape takes longer than it saves."""
 
     def __init__(self, groups: Any, **settings: Any) -> None:
         super().__init__(groups, **settings)
@@ -65,7 +65,7 @@ class AdamW8bit(TorchaoAdamW8bit):  # type: ignore[misc]
         return plain
 
     def unpacked(self, p: Tensor, plain: dict[str, Any]) -> dict[str, Any]:
-        """The state that `packed` took apart."""
+        """Inverse of `packed`."""
         state = {entry: value for entry, value in plain.items() if "." not in entry}
         for entry in {e.partition(".")[0] for e in plain if "." in e}:
             fresh = self._new_buffer(p.detach(), entry == "exp_avg")

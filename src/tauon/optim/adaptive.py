@@ -1,4 +1,4 @@
-"""Adagrad, RMSprop and Adafactor, torch's own. What their papers say, under the names that torch gives the settings."""
+"""Adagrad, RMSprop and Adafactor from torch, with torch's names of the settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AdagradConfig(OptimConfig):
     eps: float = Field(1e-10, gt=0)
     """Added to the root of the sum."""
     initial_sum: float = Field(0.0, ge=0)
-    """What the sum of squared gradients starts at; above 0 the first steps are shorter."""
+    """Initial value of the sum of squared gradients; above 0 the first steps are shorter."""
 
     def build(self, model: nn.Module) -> Optimizer:
         groups = decay_groups(model.named_parameters(), self.peak, self.weight_decay)
@@ -46,7 +46,7 @@ class RMSpropConfig(OptimConfig):
     momentum: float = Field(0.0, ge=0, lt=1)
     """Decay of the running sum of steps; 0: none."""
     centered: bool = False
-    """Divide by the standard deviation instead: the mean gradient is taken off (Graves 2013, arXiv:1308.0850)."""
+    """Divide by the standard deviation instead: the mean gradient is subtracted (Graves 2013, arXiv:1308.0850)."""
 
     def build(self, model: nn.Module) -> Optimizer:
         groups = decay_groups(model.named_parameters(), self.peak, self.weight_decay)
@@ -56,7 +56,7 @@ class RMSpropConfig(OptimConfig):
 
 @register("adafactor")
 class AdafactorConfig(OptimConfig):
-    """Adafactor (Shazeer & Stern 2018, arXiv:1804.04235): a matrix's second moments are kept as one row and one column, so that the
+    """Adafactor (Shazeer & Stern 2018, arXiv:1804.04235): a matrix's second moments are factored into one row and one column, so that the
     state of a large model is small. Steps are relative to the size of the weights; `weight_decay` is decoupled.
     """
 
@@ -67,9 +67,9 @@ class AdafactorConfig(OptimConfig):
     clip_update: float = Field(1.0, ge=1)
     """An update whose root mean square is above this is scaled down to it (section 6: d)."""
     least_scale: float = Field(1e-3, gt=0)
-    """Least size of the weights that a step is relative to (section 8: epsilon 2)."""
+    """Minimum size of the weights that a step is relative to (section 8: epsilon 2)."""
 
     def build(self, model: nn.Module) -> Optimizer:
-        refuse_pieces(model, self, "factors the moments of whole matrices")
+        refuse_pieces(model, self, "factors the moments of complete matrices")
         groups = decay_groups(model.named_parameters(), self.peak, self.weight_decay)
         return Adafactor(groups, lr=self.peak, beta2_decay=self.beta2_decay, eps=(None, self.least_scale), d=self.clip_update, foreach=True)

@@ -1,6 +1,6 @@
 """Gradient clipping by value, by layer, adaptive (by unit), and by norm; and the norm itself.
 
-Gradients may lie in pieces over processes (DTensor): norms of a layer or a unit are then those of the whole.
+Gradients may be sharded (DTensor): norms of a layer or a unit are then over all shards.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None, m
     """Clamp elements to [-max_value, max_value], then scale all so that their joint L2 norm is at most max_norm.
 
     Returns the joint L2 norm before clipping by norm (after clamping): a scalar on the device. None: that clipping is off.
-    Gradients may lie in pieces over the processes of `mesh`; the norm is that of the whole.
+    Gradients may be sharded over the processes of `mesh`; the norm is over all shards.
     Norm clipping is g * min(1, C / ||g||), as `torch.nn.utils.clip_grad_norm_` does it.
     """
     whole = [p.grad for p in parameters if p.grad is not None]
@@ -44,7 +44,7 @@ def _norm(grads: list[Tensor]) -> Tensor:
 
 
 def _norm_over(mesh: Mesh, whole: list[Tensor], parts: list[Tensor]) -> Tensor:
-    """Of gradients in pieces: each process adds its pieces, a piece that n processes hold counts 1/n each; one number is exchanged."""
+    """Norm of sharded gradients: each process adds its pieces, a piece on n processes counts 1/n each; one number is exchanged."""
     device = parts[0].device if parts else torch.device(mesh.device_type)
     square = torch.zeros((), device=device)
     stage = mesh.layout.world // mesh.layout.pipeline
@@ -60,7 +60,7 @@ def _norm_over(mesh: Mesh, whole: list[Tensor], parts: list[Tensor]) -> Tensor:
 
 
 def clip_layers(parameters: Iterable[nn.Parameter], most: float) -> None:
-    """Scale each parameter's gradient by itself, so that its L2 norm is at most `most`: g * min(1, most / ||g||)."""
+    """Scale each parameter's gradient separately, so that its L2 norm is at most `most`: g * min(1, most / ||g||)."""
     for p in parameters:
         if p.grad is not None:
             norm = torch.linalg.vector_norm(p.grad, dtype=torch.float32)
@@ -69,9 +69,9 @@ def clip_layers(parameters: Iterable[nn.Parameter], most: float) -> None:
 
 def clip_adaptive(named: Iterable[tuple[str, nn.Parameter]], share: float, least: float = 1e-3) -> None:
     """Adaptive gradient clipping (Brock et al. 2021, arXiv:2102.06171, equation 3): the gradient of each unit, a row of a matrix or an
-    output channel of a convolution, is scaled down to `share` of the norm of the unit's weights, which counts as at least `least`.
+    output channel of a convolution, is scaled down to `share` of the norm of the unit's weights, or of `least` if that is larger.
 
-    A bias or a norm's gain is one unit. The output layer (`head.`) is left alone, as the paper does.
+    A bias or a norm's gain is one unit. The output layer (`head.`) is not clipped, as in the paper.
     """
     for name, p in named:
         if p.grad is None or name.startswith("head."):

@@ -1,5 +1,5 @@
-"""More learning-rate schedules: step, exponential, polynomial, cosine with restarts, one-cycle, and plateau, the only one that looks at
-validation. Like those in `schedule.py`, each is a pure function of (step, total steps); what plateau has seen is in the job's notes.
+"""More learning-rate schedules: step, exponential, polynomial, cosine with restarts, one-cycle, and plateau, the only one that depends
+on validation. Like those in `schedule.py`, each is a pure function of (step, total steps); the state of plateau is in the job's notes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class StepDecay(ScheduleConfig):
     """Multiply the rate by `gamma` at each milestone (He et al. 2015 divide it by 10 at 50% and 75%)."""
 
     at: tuple[Fraction | Count, ...] = (0.5, 0.75)
-    """Milestones: shares of the steps after the warm-up if below 1 (50%), else numbers of such steps."""
+    """Milestones: shares of the steps after the warm-up if below 1 (50%), otherwise numbers of such steps."""
     gamma: Fraction = Field(0.1, gt=0, lt=1)
     """Factor at each milestone."""
 
@@ -29,9 +29,9 @@ class StepDecay(ScheduleConfig):
         yield from super().problems()
         at = self.raw_value("at")
         if not at:
-            yield "at", "no milestone. Name one (50%), or take constant."
+            yield "at", "has no milestone. Set one (50%), or use the kind constant."
         elif any((a < 1) != (at[0] < 1) for a in at) or list(at) != sorted(set(at)) or at[0] <= 0:
-            yield "at", f"got {list(at)}, expected rising milestones above 0, all of them shares (50%) or all numbers of steps."
+            yield "at", f"got {list(at)}, expected rising milestones above 0, all shares (50%) or all step numbers."
 
     def factor(self, step: int, total: int) -> float:
         rise = self.warmup_steps(total)
@@ -57,7 +57,7 @@ class Polynomial(ScheduleConfig):
     """(1 - progress) ** power from the peak to `final`."""
 
     power: float = Field(2.0, gt=0)
-    """1 is a straight line; above, it falls early."""
+    """1 is linear; above 1 it falls earlier."""
     final: Fraction = Field(0.0, ge=0, le=1)
     """Share of the peak at the end."""
 
@@ -67,12 +67,12 @@ class Polynomial(ScheduleConfig):
 
 @register("cosine-restarts")
 class CosineRestarts(ScheduleConfig):
-    """Half a cosine, several times: after each the rate jumps back to the peak (SGDR, Loshchilov & Hutter 2017, arXiv:1608.03983)."""
+    """Several half cosines: after each the rate jumps back to the peak (SGDR, Loshchilov & Hutter 2017, arXiv:1608.03983)."""
 
     cycles: Count = Field(3, ge=1)
-    """How often the rate falls."""
+    """Number of cycles."""
     longer: float = Field(1.0, ge=1)
-    """Each cycle takes so many times the steps of the one before (SGDR's T_mult)."""
+    """Length of each cycle relative to the previous one (SGDR's T_mult)."""
     final: Fraction = Field(0.0, ge=0, le=1)
     """Share of the peak at the end of each cycle."""
 
@@ -89,7 +89,7 @@ class CosineRestarts(ScheduleConfig):
 @register("one-cycle")
 class OneCycle(ScheduleConfig):
     """Up and down once, along cosines: from `start` to the peak during the warm-up, then to `final` (Smith & Topin 2018,
-    arXiv:1708.07120); torch's `OneCycleLR`, whose momentum stays as it is.
+    arXiv:1708.07120); torch's `OneCycleLR`, with constant momentum.
     """
 
     warmup: Fraction | Count = Field(0.3, ge=0)
@@ -106,22 +106,22 @@ class OneCycle(ScheduleConfig):
 
 @register("plateau")
 class Plateau(ScheduleConfig):
-    """Multiply the rate by `gamma` when validation loss has not fallen for a while; torch's `ReduceLROnPlateau`."""
+    """Multiply the rate by `gamma` when the validation loss has stopped falling; torch's `ReduceLROnPlateau`."""
 
     gamma: Fraction = Field(0.5, gt=0, lt=1)
-    """Factor at each fall of the rate."""
+    """Factor of each decrease."""
     patience: Count = Field(3, ge=0)
-    """Validations without improvement that are let pass before it falls."""
+    """Validations without improvement before a decrease."""
     threshold: Fraction = Field(1e-4, ge=0, lt=1)
-    """Relative fall of validation loss that counts as improvement."""
+    """Relative decrease of the validation loss that counts as improvement."""
     least: Fraction = Field(0.001, ge=0, lt=1)
-    """Share of the peak below which the rate does not fall."""
+    """Minimum, as a share of the peak."""
 
     def after_warmup(self, progress: float) -> float:
         return 1.0
 
     def observe(self, loss: float, seen: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What is to be remembered after a validation: `factor` multiplies the rate from now on. `seen`: what the last call gave."""
+        """Return the new state after a validation: `factor` multiplies the rate from now on. `seen`: result of the last call."""
         gamma, patience, threshold, least = self.gamma, self.patience, self.threshold, self.least
         seen = dict(seen or {"factor": 1.0, "best": None, "waited": 0})
         if seen["best"] is None or loss < seen["best"] * (1 - math.copysign(threshold, seen["best"])):

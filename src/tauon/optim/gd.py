@@ -1,4 +1,4 @@
-"""Gradient descent in its oldest sense (Cauchy 1847): the gradient of the whole training set at every step, no chance in it."""
+"""Full-batch gradient descent (Cauchy 1847): the gradient of the full training set at every step, without sampling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["GDConfig"]
 
 @register("gd")
 class GDConfig(OptimConfig):
-    """Full-batch gradient descent: so `train.batch` has no place beside it. `weight_decay` is L2."""
+    """Full-batch gradient descent, without `train.batch`. `weight_decay` is L2."""
 
     default_lr = 0.1
     elementwise = True

@@ -20,7 +20,7 @@ __all__ = ["Lion", "LionConfig"]
 
 @register("lion")
 class LionConfig(OptimConfig):
-    """Lion; `weight_decay` is decoupled. Its rate is 3 to 10 times lower than AdamW's, and its decay as much higher."""
+    """Lion; `weight_decay` is decoupled. Its rate is 3 to 10 times lower than AdamW's, and its decay is higher by the same factor."""
 
     default_lr = 1e-4
     elementwise = True
@@ -42,7 +42,7 @@ class Lion(Optimizer):
 
     skips_on_device = True
     found_inf: Tensor | None = None
-    """1 on the device where the step must do nothing (`optim.skip`)."""
+    """1 on the device if the step must do nothing (`optim.skip`)."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

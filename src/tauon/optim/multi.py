@@ -1,5 +1,5 @@
-"""Several optimizers over disjoint parameters that act as one, so that the loop and the checkpoint know no special case; and which
-parameters are matrices inside the blocks, for those that take matrices alone.
+"""One optimizer made of several over disjoint parameters, so that the training loop and checkpoints need no special case; and the
+selection of matrices inside the blocks, for optimizers of matrices.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch.optim import Optimizer
 __all__ = ["MultiOptimizer", "inner_matrices"]
 
 OUTER = ("embed.", "positions.", "head.", "layers.0.")
-"""Names of matrices that face the input or the output."""
+"""Names of input and output matrices."""
 
 
 def inner_matrices(model: nn.Module) -> tuple[list[tuple[str, nn.Parameter]], list[tuple[str, nn.Parameter]]]:
-    """(matrices inside the blocks, the rest) of what trains."""
+    """Split trainable parameters into (matrices inside the blocks, the others)."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     inner = {n for n, p in named if p.ndim == 2 and not n.startswith(OUTER) and p.shape[0] > 1}
     return [(n, p) for n, p in named if n in inner], [(n, p) for n, p in named if n not in inner]
 
 
 class MultiOptimizer(Optimizer):
-    """Several optimizers over disjoint parameters, as one. Groups are the parts' own, so a learning rate set here is theirs."""
+    """Several optimizers over disjoint parameters, as one. Parameter groups are shared with the parts."""
 
     def __init__(self, parts: list[Optimizer]) -> None:
         self.parts = parts
@@ -33,12 +33,12 @@ class MultiOptimizer(Optimizer):
 
     @property  # type: ignore[override]
     def state(self) -> dict[Any, Any]:
-        """State by parameter, of all parts (a copy: write to a part's own)."""
+        """State by parameter, of all parts (a copy: modify the state of a part)."""
         return {p: s for part in self.parts for p, s in part.state.items()}
 
     @state.setter
     def state(self, value: dict[Any, Any]) -> None:
-        pass  # torch's constructor sets an empty one; the parts keep theirs
+        pass  # torch's constructor sets an empty state; the parts have their own
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

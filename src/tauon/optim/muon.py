@@ -1,6 +1,6 @@
 """Muon for the matrices inside the blocks, AdamW for the rest (embeddings, head, norms, biases): Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, arXiv:2502.16982. Muon is torch's own, spread over processes where
-several hold the matrices: `owners.py` says who computes what, and what is sent.
+https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, arXiv:2502.16982. Muon is torch's, distributed over processes
+with the same or sharded matrices: see `owners.py`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class MuonConfig(OptimConfig):
     """Decay of Muon's momentum (Nesterov)."""
     weight_decay: float = Field(0.0, ge=0)
     adamw_lr: float = Field(3e-3, gt=0)
-    """Peak learning rate of AdamW for what Muon does not take."""
+    """Peak learning rate of AdamW for the other parameters."""
     embed_lr: float | None = Field(None, gt=0)
-    """Peak learning rate of AdamW for the token embedding, where it is not also the head. Left out: `adamw_lr`. An embedding
-    that starts at unit variance wants far more (0.2 to 0.6) than a head."""
+    """Peak learning rate of AdamW for the token embedding, if not tied to the head. Default: `adamw_lr`. An embedding with unit-variance
+    initialization needs a much larger one (0.2 to 0.6) than a head."""
     betas: tuple[Decay, Decay] = (0.8, 0.95)
     """AdamW's moment decays."""
     eps: float = Field(1e-10, gt=0)
@@ -51,8 +51,8 @@ class MuonConfig(OptimConfig):
         super().refuse_model(model)
         named = dict(model.named_parameters(remove_duplicate=False))
         if self.embed_lr is not None and ("embed.weight" not in named or named["embed.weight"] is named.get("head.weight")):
-            said = "this model has no embedding of its own (none, or tied to the head). Drop it, or untie the head."
-            raise RecipeError([Problem("optim.embed_lr", said)])
+            message = "is set, but this model has no separate embedding (none, or tied to the head). Remove it, or untie the head."
+            raise RecipeError([Problem("optim.embed_lr", message)])
 
     def build(self, model: nn.Module) -> Optimizer:
         matrices, rest = inner_matrices(model)
@@ -70,17 +70,17 @@ class MuonConfig(OptimConfig):
 
 
 class Muon(TorchMuon):
-    """Torch's Muon, for parameters that are also DTensors, or replicated over `group`. Momentum stays where the parameter's shard is;
-    each matrix is orthogonalised by one process. The result is that of one process, to the last bit where gradients are.
+    """Torch's Muon, also for DTensors, or parameters replicated over `group`. Momentum is sharded like the parameter; each matrix is
+    orthogonalized by one process. The result equals that of one process, bit for bit if the gradients do.
     """
 
     group: dist.ProcessGroup | None = None
-    """The replicas that hold plain parameters (DDP): their gradients must be the same. None: every process computes them all."""
+    """Replicas of plain parameters (DDP), with equal gradients. None: every process computes all matrices."""
     traffic: Traffic | None = None
-    """Where bytes sent are added."""
+    """Counter of sent bytes."""
     skips_on_device = True
     found_inf: Tensor | None = None
-    """1 on the device where the step must do nothing (`optim.skip`)."""
+    """1 on the device if the step must do nothing (`optim.skip`)."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -97,7 +97,7 @@ class Muon(TorchMuon):
         return loss
 
     def _step_spread(self, group: dict[str, Any]) -> None:
-        """As torch's own step, with the middle line done by owners."""
+        """As torch's step, with the orthogonalization done by owners."""
         params: list[Tensor] = []
         grads: list[Tensor] = []
         buffers: list[Tensor] = []

@@ -1,15 +1,15 @@
-"""Orthogonalising matrices that many processes hold, each matrix on one of them: its owner. For Muon, whose update needs the whole
-matrix where every other operation is elementwise (Liu et al. 2025, arXiv:2502.16982, section 2.3).
+"""Orthogonalization of distributed matrices, each on one process, its owner. For Muon, whose update needs complete matrices, while
+all other operations are elementwise (Liu et al. 2025, arXiv:2502.16982, section 2.3).
 
-Matrices travel in bfloat16, which Newton-Schulz begins with and ends in: nothing is lost, and the result is that of one process
-to the last bit. W matrices go at a time, one for each process, the largest first. Bytes that a process hands over a step, for
-matrices of N elements in all:
+Matrices are sent in bfloat16, the input and output dtype of Newton-Schulz, so the result equals that of one process bit for bit. W
+matrices are processed at a time, one per process, the largest first. Bytes that a process sends per step, for matrices of N elements in
+total:
 
-    replicated (DDP)             owners compute, one all-gather brings the results to all      2 N / W
+    replicated (DDP)             owners compute, one all-gather of the results                 2 N / W
     sharded (FSDP2)              all-to-all to the owner, and back                             4 N (W-1) / W^2
     sharded over two dimensions  gathered everywhere, then as if replicated                    2 N / shards, and 2 N / W
 
-Knows no momentum, no learning rate and no model.
+Independent of momentum, learning rate and model.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ Orthogonalize = Callable[[Tensor], Tensor]
 def orthogonalized(
     matrices: Sequence[Tensor], function: Orthogonalize, group: dist.ProcessGroup | None = None, traffic: Traffic | None = None
 ) -> list[Tensor]:
-    """`function` of each whole matrix; of it, what this process holds of the matrix (a plain tensor), in bfloat16.
+    """Apply `function` to each complete matrix; return this process's part of each result (a plain tensor), in bfloat16.
 
     Args:
-        matrices: two-dimensional; plain tensors, the same on all processes of `group`, or DTensors. The same on all, in this order.
-        function: of a bfloat16 matrix, which it may overwrite.
+        matrices: two-dimensional; plain tensors, equal on all processes of `group`, or DTensors. The same list on all processes.
+        function: takes a bfloat16 matrix, which it may overwrite.
         group: over which plain tensors are replicated; None: each process computes them all.
-        traffic: where bytes are added.
+        traffic: counter of sent bytes.
 
-    Collective over every group that takes part.
+    Collective over all groups involved.
     """
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
@@ -62,7 +62,7 @@ def orthogonalized(
         large = [d for d in range(mesh.ndim) if mesh.size(d) > 1]
         cut = [d for d in large if not isinstance(matrix.placements[d], Replicate)]
         place = matrix.placements[cut[0]] if len(cut) == 1 else None
-        if type(place) is Shard:  # not a kind of it: a strided shard's rows do not follow one another
+        if type(place) is Shard:  # not a subclass: rows of a strided shard are not contiguous
             sharded.setdefault((mesh.get_group(cut[0]), place.dim % 2), []).append((i, matrix))
         elif not large:
             results[i] = function(rounded(matrix.to_local()))
@@ -79,7 +79,7 @@ def orthogonalized(
     for among, items in shared.items():
         for i, result in by_owners(items, function, among, traffic):
             matrix = matrices[i]
-            if is_dtensor(matrix):  # back to this process's part: a cut, no communication
+            if is_dtensor(matrix):  # back to this process's part: a slice, no communication
                 mesh = matrix.device_mesh
                 whole = DTensor.from_local(result, mesh, everywhere(mesh), run_check=False)
                 result = whole.redistribute(mesh, matrix.placements).to_local()
@@ -91,7 +91,7 @@ def orthogonalized(
 
 
 def everywhere(mesh: DeviceMesh) -> list[Replicate]:
-    """Placements of a tensor that every process of a mesh holds whole."""
+    """Placements of a replicated tensor."""
     from torch.distributed.tensor import Replicate
 
     return [Replicate()] * mesh.ndim
@@ -103,7 +103,7 @@ def rounded(matrix: Tensor) -> Tensor:
 
 
 def largest_first(items: Sequence[tuple[int, Tensor]], at_a_time: int) -> Iterator[list[tuple[int, Tensor]]]:
-    """Matrices of about one size together, so that owners work equally long and little is filled up."""
+    """Group matrices of similar size, so that owners work equally long with little padding."""
     ordered = sorted(items, key=lambda item: (-item[1].numel(), item[0]))
     yield from (list(ordered[k : k + at_a_time]) for k in range(0, len(ordered), at_a_time))
 
@@ -111,7 +111,7 @@ def largest_first(items: Sequence[tuple[int, Tensor]], at_a_time: int) -> Iterat
 def by_owners(
     items: Sequence[tuple[int, Tensor]], function: Orthogonalize, group: dist.ProcessGroup, traffic: Traffic
 ) -> Iterator[tuple[int, Tensor]]:
-    """Replicated matrices: of W, each process computes one; then everyone gets all."""
+    """Replicated matrices: each process computes one of W; then all-gather."""
     world, rank = dist.get_world_size(group), dist.get_rank(group)
     for batch in largest_first(items, world):
         longest = batch[0][1].numel()
@@ -129,7 +129,7 @@ def by_owners(
 def to_owners_and_back(
     items: Sequence[tuple[int, DTensor]], dim: int, function: Orthogonalize, group: dist.ProcessGroup, traffic: Traffic
 ) -> Iterator[tuple[int, Tensor]]:
-    """Matrices cut along `dim`: of W, each is put together on one process, computed there, and cut again."""
+    """Matrices sharded along `dim`: each of W is gathered on one process, computed there, and scattered again."""
     world, rank = dist.get_world_size(group), dist.get_rank(group)
     for batch in largest_first(items, world):
         locals_ = [rounded(matrix.to_local()) for _, matrix in batch]  # type: ignore[attr-defined]
@@ -153,6 +153,6 @@ def to_owners_and_back(
 
 
 def shard_size(length: int, world: int, rank: int) -> int:
-    """Rows (or columns) of `length` that a process holds, as `torch.chunk` cuts: the last may hold fewer, or none."""
+    """Number of rows (or columns) of `length` on a process, as in `torch.chunk`: the last may have fewer, or none."""
     each = -(-length // world)
     return max(0, min(each, length - rank * each))

@@ -1,5 +1,5 @@
 """Learning rates that differ from parameter to parameter: by layer (Howard & Ruder 2018, arXiv:1801.06146; Clark et al. 2020,
-arXiv:2003.10555, whose layer-wise decay this is), and by name. Any optimizer's groups are split; what else a group says stays.
+arXiv:2003.10555, whose layer-wise decay this is), and by name. Parameter groups are split; their other settings do not change.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def scale_rates(
     """Multiply each parameter's learning rate, in place: by layer_decay^(last layer - its own), and by the factor of the last pattern of
     `lr_scale` that matches its name.
 
-    Raises `RecipeError` where the model has no layers to tell apart. A pattern may match nothing here: `model` may be one stage of a pipeline.
+    Raises `RecipeError` if the model has no sequence of blocks. A pattern may match nothing here: `model` may be one stage of a pipeline.
     """
     if layer_decay is None and not lr_scale:
         return
@@ -36,7 +36,9 @@ def scale_rates(
         if layer_decay is not None:
             layer, layers = layer_of(name)
             if not layers:
-                raise RecipeError([Problem("optim.layer_decay", "this model has no blocks one behind another. Take optim.lr_scale.")])
+                raise RecipeError(
+                    [Problem("optim.layer_decay", "is set, but this model has no sequence of blocks. Use optim.lr_scale instead.")]
+                )
             factor = layer_decay ** (layers - 1 - layer)
         matching = [f for pattern, f in lr_scale.items() if any(fnmatch.fnmatchcase(n, pattern) for n in called[id(p)])]
         factors[id(p)] = factor * (matching[-1] if matching else 1.0)

@@ -1,4 +1,4 @@
-"""What a recipe's optimizer cannot be together with its batches and its privacy."""
+"""Rules of a recipe: optimizers that do not work with its batches or privacy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__: list[str] = []
 
 @recipe_rule
 def full_batch_has_no_batch(recipe: Any) -> Iterator[tuple[str, str]]:
-    """Gradient descent takes the whole training set."""
+    """Gradient descent uses the full training set."""
     optim, train = recipe.raw_value("optim"), recipe.raw_value("train")
     for name in ("batch", "batch_warmup") if optim.full_batch else ():
         if name in train.model_fields_set:
-            yield f"train.{name}", f"{optim.kind_} takes the whole training set at every step. Drop it, or take optim.kind=sgd."
+            yield f"train.{name}", f"{optim.kind_} uses the full training set at every step. Remove it, or set optim.kind=sgd."
 
 
 @recipe_rule
@@ -26,5 +26,5 @@ def corrected_noise_needs_noise(recipe: Any) -> Iterator[tuple[str, str]]:
     if optim.for_noise and (privacy is None or not privacy.promises):
         yield (
             "optim.kind",
-            f"{optim.kind_} takes the noise of private training into account, and there is none. Take adamw, or add privacy.",
+            f"{optim.kind_} corrects for the noise of private training, but the run is not private. Set adamw, or add privacy.",
         )

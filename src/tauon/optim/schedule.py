@@ -1,6 +1,6 @@
 """Learning-rate schedules. Each is a pure function of (step, total steps), so resuming needs no state.
 
-Factors are of the peak rate; step counts from 0 (the first update) to total - 1.
+Factors are relative to the peak rate; steps count from 0 (the first update) to total - 1.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ __all__ = ["WSD", "Constant", "Cosine", "Linear", "ScheduleConfig"]
 
 
 class ScheduleConfig(Registered, family="schedule", default="cosine"):
-    """How the learning rate goes from step to step."""
+    """Learning-rate schedule."""
 
     warmup: Fraction | Count = Field(0.02, ge=0)
-    """Linear rise from zero: a share of all steps if below 1 (5%), else a number of steps."""
+    """Linear warm-up from zero: a share of all steps if below 1 (5%), otherwise a number of steps."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         warmup = self.raw_value("warmup")
         if isinstance(warmup, float) and warmup >= 1 and (warmup == 1 or not warmup.is_integer()):
-            yield "warmup", f"{warmup:g} is neither a share below 100% nor a whole number of steps. Write it like 5%, or like 200."
+            yield "warmup", f"is {warmup:g}: expected a share below 100% or a whole number of steps, e.g. 5% or 200."
 
     def warmup_steps(self, total: int) -> int:
         return round(self.warmup * total) if self.warmup < 1 else int(self.warmup)
@@ -37,13 +37,13 @@ class ScheduleConfig(Registered, family="schedule", default="cosine"):
         return self.after_warmup((step - rise) / max(1, total - rise))
 
     def after_warmup(self, progress: float) -> float:
-        """The share at `progress` in [0, 1) of what follows the warm-up."""
+        """The share of the peak at `progress` in [0, 1) after the warm-up."""
         raise NotImplementedError
 
 
 @register("constant")
 class Constant(ScheduleConfig):
-    """Warm-up, then the peak rate to the end."""
+    """Warm-up, then constant at the peak."""
 
     def after_warmup(self, progress: float) -> float:
         return 1.0
@@ -62,7 +62,7 @@ class Cosine(ScheduleConfig):
 
 @register("linear")
 class Linear(ScheduleConfig):
-    """A straight line from the peak to `final` (arXiv:2502.15938: to zero is hard to beat)."""
+    """Linear from the peak to `final` (arXiv:2502.15938: decay to zero is hard to beat)."""
 
     final: Fraction = Field(0.0, ge=0, le=1)
     """Share of the peak at the end."""
@@ -73,10 +73,10 @@ class Linear(ScheduleConfig):
 
 @register("wsd")
 class WSD(ScheduleConfig):
-    """Warm-up, stable, decay: the peak rate, then a straight line to `final` (MiniCPM, arXiv:2404.06395)."""
+    """Warm-up, stable, decay: the peak rate, then linear to `final` (MiniCPM, arXiv:2404.06395)."""
 
     decay: Fraction = Field(0.2, gt=0, le=1)
-    """Share of the steps after warm-up that decay takes, at the end."""
+    """Length of the final decay, as a share of the steps after warm-up."""
     final: Fraction = Field(0.0, ge=0, le=1)
     """Share of the peak at the end."""
 

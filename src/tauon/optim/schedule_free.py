@@ -1,8 +1,8 @@
-"""Schedule-free AdamW: the average of all steps takes the place of a falling learning rate (Defazio et al. 2024, arXiv:2405.15682,
+"""Schedule-free AdamW: the average of all steps replaces a decaying learning rate (Defazio et al. 2024, arXiv:2405.15682,
 algorithm 1 with the practical form of its appendix: weights of the average by the square of the rate).
 
-The model holds y, where gradients are taken; z, the plain step, is state; x, the average, is what is validated, evaluated and saved
-as the model's weights. After x was loaded, y comes back from the state, to the last bit.
+The model has y, where gradients are computed; z, the base iterate, is state; x, the average, is validated, evaluated and saved as the
+model's weights. After loading x, y is restored from the state, bit for bit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["ScheduleFree", "ScheduleFreeConfig"]
 
 @register("schedule-free")
 class ScheduleFreeConfig(OptimConfig):
-    """Schedule-free AdamW: no schedule, and no number of steps that must be known beforehand; only a warm-up."""
+    """Schedule-free AdamW: no schedule and no fixed number of steps; only a warm-up."""
 
     default_lr = 2.5e-3
 
@@ -33,7 +33,7 @@ class ScheduleFreeConfig(OptimConfig):
     schedule: ScheduleConfig = Constant(warmup=0.05)
     """Only the warm-up: `constant`."""
     betas: tuple[float, Decay] = (0.9, 0.95)
-    """How far y lies from z towards x, above 0 and below 1; decay of the second moment."""
+    """Interpolation of y from z (0) to x (1), exclusive; decay of the second moment."""
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
     clip_norm: float | None = Field(1.0, gt=0)
@@ -43,10 +43,10 @@ class ScheduleFreeConfig(OptimConfig):
         if self.raw_value("schedule").kind_ != "constant":
             yield (
                 "schedule",
-                f"got {self.raw_value('schedule').kind_}, and the average does a schedule's work. Take constant, with a warm-up, or drop it.",
+                f"got {self.raw_value('schedule').kind_}, but the averaging replaces a schedule. Set constant, with a warm-up, or remove it.",
             )
         if not 0 < self.raw_value("betas")[0] < 1:
-            yield "betas", f"the first, {self.raw_value('betas')[0]:g}, must lie above 0 and below 1: 0.9 is usual."
+            yield "betas", f"the first, {self.raw_value('betas')[0]:g}, must be above 0 and below 1: 0.9 is usual."
 
     def build(self, model: nn.Module) -> Optimizer:
         groups = decay_groups(model.named_parameters(), self.peak, self.weight_decay)
@@ -58,7 +58,7 @@ class ScheduleFreeConfig(OptimConfig):
 
 
 class ScheduleFree(Optimizer):
-    """`params` hold y. State of each: z, exp_avg_sq, y (the parameter itself), step, and the sum of weights of the average."""
+    """`params` are y. State of each: z, exp_avg_sq, y (the parameter itself), step, and the sum of weights of the average."""
 
     def __init__(
         self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.0
@@ -67,7 +67,7 @@ class ScheduleFree(Optimizer):
 
     @torch.no_grad()
     def take_up(self) -> None:
-        """Put y back into parameters that were given x (by a checkpoint)."""
+        """Restore y in parameters that were loaded with x (from a checkpoint)."""
         for group in self.param_groups:
             for p in group["params"]:
                 held = self.state.get(p, {}).get("y")
@@ -100,21 +100,21 @@ class ScheduleFree(Optimizer):
         state["exp_avg_sq"].mul_(b2).addcmul_(p.grad, p.grad, value=1 - b2)  # type: ignore[arg-type]
         size = state["exp_avg_sq"].div(1 - b2 ** state["step"]).sqrt_().add_(eps)
         update = p.grad.div(size).add_(p, alpha=decay)  # type: ignore[union-attr]
-        # y moves as x moved towards z by `share` and z by the step, without x being kept
+        # updates y as if x moved towards z by `share` and z by the step, without storing x
         p.lerp_(state["z"], share).add_(update, alpha=lr * (b1 * (1 - share) - 1))
         state["z"].sub_(update, alpha=lr)
         state["y"] = p.detach()
 
 
 class Average:
-    """x in the place of y: x = y + (1 - 1 / b1) (z - y)."""
+    """Compute x from y and z: x = y + (1 - 1 / b1) (z - y)."""
 
     def __init__(self, model: nn.Module, optimizer: ScheduleFree) -> None:
         self.parameters, self.optimizer = dict(model.named_parameters()), optimizer
 
     @property
     def anchor(self) -> Mapping[str, Tensor]:
-        """X by parameter name; the parameter itself where it has no state yet, or does not train."""
+        """X by parameter name; the parameter itself if it has no state yet, or is frozen."""
         b1 = {p: g["betas"][0] for g in self.optimizer.param_groups for p in g["params"]}
         with torch.no_grad():
             return {
@@ -124,7 +124,7 @@ class Average:
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Inside, the model holds x; after, y again, bit for bit."""
+        """Context in which the model has x; afterwards y again, bit for bit."""
         own = {name: p.detach().clone() for name, p in self.parameters.items()}
         with torch.no_grad():
             for name, x in self.anchor.items():

@@ -30,9 +30,9 @@ class SGDConfig(OptimConfig):
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
         if self.raw_value("nesterov") and self.raw_value("momentum") == 0:
-            yield "nesterov", "needs momentum above 0, got 0. Set momentum: 0.9, or drop nesterov."
+            yield "nesterov", "needs momentum above 0, got 0. Set momentum=0.9, or remove nesterov."
 
     def build(self, model: nn.Module) -> Optimizer:
         groups = decay_groups(model.named_parameters(), self.peak, self.weight_decay)
-        pieces = any(is_dtensor(p) for p in model.parameters())  # torch's fused kernel does not know them
+        pieces = any(is_dtensor(p) for p in model.parameters())  # torch's fused kernel does not support them
         return SGD(groups, lr=self.peak, momentum=self.momentum, nesterov=self.nesterov, fused=not pieces)

@@ -1,8 +1,8 @@
-"""A step that does not count, decided on the device: the optimizer runs, and leaves weights, state and step counters as they were.
+"""Skipping a step on the device: the optimizer runs, but does not change weights, state and step counters.
 
-Which can: torch's fused Adam, AdamW and SGD (the kernels read `found_inf`, which is made for loss scaling, and count no step where it is 1), and
-optimizers of ours that say `skips_on_device` and read it themselves. All others must be told on the host, before the step, which makes it wait for
-the device: their state has counters on the host (a Python number, or a tensor on the CPU), which nothing on the device can hold back.
+Supported by torch's fused Adam, AdamW and SGD (the kernels read `found_inf`, made for loss scaling, and count no step if it is 1), and by our
+optimizers with `skips_on_device`, which read it themselves. For all others the decision is made on the host, before the step, which waits for the
+device: their state has counters on the host (a Python number, or a tensor on the CPU), which the device cannot change.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ def _can_skip(part: Optimizer) -> bool:
         return True
     if not (getattr(part, "_step_supports_amp_scaling", False) and all(g.get("fused") for g in part.param_groups)):
         return False
-    # Fused SGD's first step writes momentum over memory that is not set yet: skipped, it would leave what was there.
+    # Fused SGD's first step initializes the momentum: skipping it would leave uninitialized memory.
     momenta = [p for g in part.param_groups if g.get("momentum") for p in g["params"]] if isinstance(part, SGD) else []
     return all(part.state.get(p, {}).get("momentum_buffer") is not None for p in momenta if p.grad is not None)
 
 
 def put_unless(bad: Tensor | None, old: Tensor, new: Tensor) -> None:
-    """`old` becomes `new`, in place; not where `bad`, a number on the device, is 1."""
+    """Set `old` to `new` in place, unless `bad`, a number on the device, is 1."""
     old.copy_(new if bad is None else torch.where(bad > 0, old, new))
 
 
 @contextmanager
 def skipped_where(optimizer: Optimizer, bad: Tensor) -> Iterator[None]:
-    """Inside, `optimizer.step()` does nothing where `bad` (a number on the device) is 1. Nothing is read on the host."""
+    """Context in which `optimizer.step()` does nothing if `bad` (a number on the device) is 1, without reading it on the host."""
     parts: list[Any] = [*getattr(optimizer, "parts", [optimizer])]
     for part in parts:
         part.found_inf, part.grad_scale = bad, None
     try:
         yield
     finally:
-        for part in parts:  # what the class says shows again
+        for part in parts:  # uncovers the class attribute
             del part.found_inf, part.grad_scale

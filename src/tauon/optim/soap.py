@@ -1,7 +1,7 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioners (Vyas et al. 2024, arXiv:2409.11321, algorithms 3 and 4).
 
-Takes the matrices inside the blocks, and AdamW the rest, as Muon does. Needs whole matrices: every process of a data-parallel group
-computes the same step; where weights lie in pieces it is refused.
+For the matrices inside the blocks, with AdamW for the rest, like Muon. Needs complete matrices: every process of a data-parallel group
+computes the same step; sharded weights are refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["SOAP", "SOAPConfig"]
 
 @register("soap")
 class SOAPConfig(OptimConfig):
-    """SOAP for matrices with AdamW for the rest. A third of Shampoo's cost a step or less, and few settings beyond Adam's."""
+    """SOAP for matrices with AdamW for the rest. At most a third of Shampoo's cost per step, and few settings beyond Adam's."""
 
     default_lr = 3e-3
 
@@ -41,7 +41,7 @@ class SOAPConfig(OptimConfig):
     clip_norm: float | None = Field(1.0, gt=0)
 
     def build(self, model: nn.Module) -> Optimizer:
-        refuse_pieces(model, self, "needs the eigenvectors of whole matrices")
+        refuse_pieces(model, self, "needs the eigenvectors of complete matrices")
         matrices, rest = inner_matrices(model)
         parts: list[Optimizer] = []
         if matrices:
@@ -62,7 +62,7 @@ class SOAP(Optimizer):
     """
 
     first_step_moves = False
-    """Whether the first step moves weights."""
+    """Whether the first step changes weights."""
 
     def __init__(
         self, params: Any, lr: float, betas: tuple[float, float] = (0.95, 0.95), shampoo_beta: float = 0.95, eps: float = 1e-8,
@@ -116,8 +116,8 @@ class SOAP(Optimizer):
                 self._new_basis(state, side)
 
     def _new_basis(self, state: dict[str, Any], side: str) -> None:
-        """One step of power iteration and a QR decomposition (algorithm 4); columns stay in the order of their eigenvalues, and the
-        second moment moves with them.
+        """One step of power iteration and a QR decomposition (algorithm 4); columns are sorted by eigenvalue, and the
+        second moment is permuted with them.
         """
         q, m = state[f"Q{side}"], state[side]
         order = torch.argsort((q.T @ m @ q).diagonal(), descending=True)
@@ -130,13 +130,13 @@ def outer(grad: Tensor, side: str) -> Tensor:
 
 
 def eigenvectors(m: Tensor) -> Tensor:
-    """By descending eigenvalue. The ridge keeps a gradient of zeros solvable."""
+    """Eigenvectors by descending eigenvalue. The ridge handles a gradient of zeros."""
     vectors: Tensor = torch.linalg.eigh(m + 1e-30 * torch.eye(len(m), device=m.device)).eigenvectors.flip(1)
     return vectors
 
 
 def turn(x: Tensor, state: dict[str, Any]) -> Tensor:
-    """Into the eigenbasis."""
+    """Rotate into the eigenbasis."""
     if "QL" in state:
         x = state["QL"].T @ x
     if "QR" in state:
@@ -145,7 +145,7 @@ def turn(x: Tensor, state: dict[str, Any]) -> Tensor:
 
 
 def turn_back(x: Tensor, state: dict[str, Any]) -> Tensor:
-    """Out of the eigenbasis."""
+    """Rotate out of the eigenbasis."""
     if "QL" in state:
         x = state["QL"] @ x
     if "QR" in state:

@@ -1,4 +1,4 @@
-"""An optimizer's state as tensors by parameter name, for checkpoints: readable by anyone, in any order of parameters."""
+"""Optimizer state as tensors by parameter name, for checkpoints, independent of the order of parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> tuple[dict[str,
 
 
 def _packed(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer whose state is more than tensors and numbers says how it is taken apart (`packed`) and put together (`unpacked`)."""
+    """Optimizer whose state is not only tensors and numbers: converts it with `packed` and `unpacked`."""
     plain: dict[str, Any] = optimizer.packed(state) if hasattr(optimizer, "packed") else state
     return plain
 
@@ -35,32 +35,32 @@ def _packed(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
 def load_optimizer(
     optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Any], numbers: Mapping[str, Any], *, partial: bool = False
 ) -> None:
-    """Put back what `optimizer_tensors` gave, bit for bit, dtypes included; of a sharded parameter, this process's part.
+    """Restore what `optimizer_tensors` returned, bit for bit, with dtypes; for a sharded parameter, this process's part.
 
-    `tensors`: tensors, or what reads them from a file when asked (`Checkpoint.lazy`). Raises `CheckpointError` on state of unknown
-    parameters, unless the model is `partial`: one stage of a pipeline.
+    `tensors`: tensors, or lazy readers from a file (`Checkpoint.lazy`). Raises `CheckpointError` for state of unknown parameters,
+    unless the model is `partial`: one pipeline stage.
     """
     entries: dict[str, dict[str, Any]] = {}
     for key, value in {**tensors, **numbers}.items():
         name, _, entry = key.rpartition("/")
         entries.setdefault(name, {})[entry] = value
     for part in getattr(optimizer, "parts", [optimizer]):
-        # whether the step counter lives with its parameter (torch: fused and capturable optimizers), or on the CPU
+        # whether the step counter is on the parameter's device (torch: fused and capturable optimizers), or on the CPU
         mine = {id(p): bool(g.get("fused") or g.get("capturable")) for g in part.param_groups for p in g["params"]}
         for name, p in model.named_parameters():
             if id(p) in mine and name in entries:
                 held = {k: _placed(v, p, counter_with_p=mine[id(p)]) for k, v in entries.pop(name).items()}
                 part.state[p] = part.unpacked(p, held) if hasattr(part, "unpacked") else held
-        if hasattr(part, "take_up"):  # the model was loaded with other weights than those that it trains
+        if hasattr(part, "take_up"):  # the model was loaded with averaged weights, not the trained ones
             part.take_up()
     if entries and not partial:
         raise CheckpointError(
-            f"optimizer state of parameters that the model has not: {', '.join(sorted(entries)[:5])}. Use the recipe it was trained with."
+            f"optimizer state of parameters that the model does not have: {', '.join(sorted(entries)[:5])}. Use the recipe it was trained with."
         )
 
 
 def _placed(value: Any, p: Tensor, *, counter_with_p: bool) -> Any:
-    """Entry of parameter `p` where `p` lives, and as `p` is cut; a step counter there too, or on the CPU."""
+    """Entry of parameter `p` on its device and with its sharding; a step counter also there, or on the CPU."""
     if not hasattr(value, "shape"):
         return value
     if tuple(value.shape) != tuple(p.shape):

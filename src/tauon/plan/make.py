@@ -37,16 +37,35 @@ def make_plan(
     config: JobConfig, *, examples: int, recorded: Mapping[str, Any] | None = None, on_note: Callable[[str], None] = lambda _: None,
     mesh: Mesh | None = None, parallel: ParallelConfig | None = None, measure: Measure | None = None,
 ) -> Plan:  # fmt: skip
-    """Decide every setting that the recipe leaves open. Collective over the processes of `mesh`: all take rank 0's decisions.
+    """Decide every setting that the recipe leaves open. Collective over the processes of `mesh`: rank 0's choices are taken by all.
 
     Args:
-        config: the job to train.
+        config: what is to be trained.
         examples: number of training examples.
-        recorded: the `Plan.record()` of the run that is resumed; its settings are kept.
-        on_note: called with a message before slow work.
-        mesh: this process's mesh; None: one process.
-        parallel: the recipe's section; None: the default.
-        measure: measures the seconds of a step (`tauon.train.seconds_a_step`); needed only for `train.time`.
+        recorded: an earlier `Plan.record()` of the same run, whose choices are kept.
+        on_note: called with a message when something takes a while.
+        mesh: this process's place in the layout; None: a single process.
+        parallel: the recipe's section; None: nothing was asked for.
+        measure: seconds per step, for `train.time` (`tauon.train.seconds_a_step`); needed for nothing else.
+
+    Returns:
+        The plan, with each derived setting and its reason.
+
+    Raises:
+        RecipeError: settings that cannot work together, or do not fit the layout.
+
+    >>> from tauon.train import JobConfig, TrainConfig
+    >>> from tauon.models import LogisticConfig
+    >>> from tauon.optim import SGDConfig
+    >>> from tauon.tasks import Classification
+    >>> from tauon.testing import tiny_batch
+    >>> from tauon.types import DataSpec
+    >>> spec = DataSpec(input_shape=(3,), outputs=2, labels=("a", "b"))
+    >>> settings = TrainConfig(steps=3, batch=8, precision="fp32", compile=False)
+    >>> config = JobConfig(LogisticConfig().resolve(spec), SGDConfig(lr=0.1), settings, Classification(), spec, seed=0)
+    >>> plan = make_plan(config, examples=100)
+    >>> plan.steps, plan.precision, plan.microbatch
+    (3, 'fp32', 8)
     """
     ctx = PlanContext(config, examples, mesh or Mesh(Layout()), parallel, recorded or {}, measure, on_note)
     derived: list[Derived] = []

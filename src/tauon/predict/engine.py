@@ -103,14 +103,29 @@ def json_values(values: Any) -> list[Any]:
 
 
 def predict_rows(run: Path | str | Predictor, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Predict rows of JSON values: one dictionary per row in, one per row out.
+    r"""Predict rows, given as JSON has them: a dictionary per row in, a dictionary per row out.
 
     Args:
-        run: the folder of a trained run or checkpoint, or an open `Predictor`.
-        rows: values by column, as in the training file; None if missing. The label may be left out.
+        run: folder of a trained run or checkpoint, or an open `Predictor`.
+        rows: values by column, as the training file had them; None where one is missing. The label may be missing.
+
+    Returns:
+        For each row its prediction, and probabilities, intervals or quantiles where the model gives them.
 
     Raises:
-        DataError: a column is missing, or a value is invalid; the message has row and column.
+        DataError: a missing column, or a value that the model cannot read, with row and column.
+
+    >>> import tempfile
+    >>> from tauon.config import parse
+    >>> from tauon.pipeline import run as train
+    >>> from tauon.recipe import Recipe
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "loans.csv").write_text("age,paid\n" + "".join(f"{20 + i},{'yes' if i > 30 else 'no'}\n" for i in range(60)))
+    >>> source = {"kind": "csv", "path": str(folder / "loans.csv"), "label": "paid"}
+    >>> tree = {"name": "loans", "data": {"source": source}, "task": "classification", "model": "logistic", "train": {"steps": 200, "batch": 16}}
+    >>> trained = train(parse(Recipe, tree), root=folder, stages=("prepare", "train"))
+    >>> [row["prediction"] for row in predict_rows(trained.folder, [{"age": 21}, {"age": 79}])]
+    ['no', 'yes']
     """
     predictor = run if isinstance(run, Predictor) else Predictor.open(run)
     return predictor.records(rows)

@@ -8,7 +8,7 @@ from tauon.privacy.ledger import SEEDED, Owner
 from tauon.privacy.private import PrivateGradients, make_private
 from tauon.privacy.published import read_internal, split, write_internal
 from tauon.privacy.run import PrivateRun, refuse_combinations
-from tauon.privacy.sampling import PrivateLoader
+from tauon.privacy.sampling import PrivateLoader, SamplingScheme
 from tauon.privacy.statistics import (
     StatisticsConfig,
     announced,
@@ -30,6 +30,7 @@ __all__ = [
     "PrivateGradients",
     "PrivateLoader",
     "PrivateRun",
+    "SamplingScheme",
     "StatisticsConfig",
     "announced",
     "apply_statistics",

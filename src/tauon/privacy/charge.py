@@ -1,19 +1,19 @@
-"""A run and its data set's ledger: reserved before the first step, settled after the last, once, whatever kills the run in between.
+"""A run and its data set's ledger: the cost is reserved before the first step and settled after the last, exactly once, also after a kill.
 
-The order, and what each step may rely on after a kill (the same command then goes on from there):
+The order of the steps, with what each one leaves behind. After a kill the same command continues from there:
 
-    key          `privacy.key`, new; or the run's own, which says what it is for
-    bound        the key says which training it is for, before anything is drawn from it that stays
+    key          `privacy.key` is created, or the run's own is read
+    bound        the key file names the training it is for, before anything is drawn from it
     intent       the manifest names the ledger and the key's hash
-    reserve      the ledger names the key's hash and the training: found there, if the manifest does not name the number yet
+    reserve      the ledger has the key's hash and the training; found by these, if the manifest has no reservation number yet
     number       the manifest names the reservation
     statistics, steps, checkpoints
-    settle       in the ledger; again, it is nothing
-    key thrown away
-    stage done   a run whose last step is there needs no key to come to this
+    settle       in the ledger; repeating it changes nothing
+    key deleted
+    stage done   a run that has its last step needs no key for this
 
-A data set without a ledger is charged nothing, and the promise says so. A run that was killed keeps its reservation until it is resumed, or
-settled by what it did (`tauon privacy settle`, `--fresh`); then its key goes, so that it is never resumed.
+A data set without a ledger is not charged, and the guarantee says so. A killed run keeps its reservation until it is resumed, or settled by the
+steps it made (`tauon privacy settle`, `--fresh`); its key is then deleted, so that it can never be resumed.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ from tauon.tracking import read_events
 __all__ = ["first_steps", "give_up", "original_of", "reserve", "settle", "settle_run", "steps_done"]
 
 NOTE = "privacy"
-"""The manifest's section that says where a run has reserved: ledger (folder), data (identity), key (hash), reservation (number)."""
+"""Section of the manifest about the reservation of a run: ledger (folder), data (identity), key (hash), reservation (number)."""
 STEPPED = ("poisson", "fixed-size", "shuffled")
-Tell = Callable[[str], None]
+NoteCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Account:
-    """A run's place in a ledger."""
+    """The ledger entries of a run."""
 
     ledger: Ledger
     entries: list[Entry]
     made: Entry
-    """The run's reservation: the open one, or else the last."""
+    """The run's reservation: the open one, otherwise the last."""
     settled: Entry | None
 
     @classmethod
     def of(cls, run: Run) -> Account | None:
-        """What the run has reserved, by its manifest and its key; None where it has not."""
+        """Find the run's reservation by its manifest and its key; None if it has none."""
         where = run.manifest().get(NOTE) or {}
         if not {"ledger", "data"} <= set(where):
             return None
@@ -74,7 +74,7 @@ class Account:
 
 
 def _is_of(made: Entry, where: Mapping[str, Any], place: str) -> bool:
-    """Whether a reservation is of the run whose manifest says `where`."""
+    """Whether a reservation belongs to the run whose manifest section is `where`."""
     key = made.values.get("key")
     if key in (None, SEEDED):
         return made.number == where.get("reservation") or (key == SEEDED == where.get("key") and made.values["place"] == place)
@@ -86,14 +86,14 @@ def _is_of(made: Entry, where: Mapping[str, Any], place: str) -> bool:
 
 def reserve(
     run: Run, config: PrivacyConfig, source: SourceConfig, releases: list[Release], *, examples: int, unit: str, owner: Owner,
-    on_note: Tell = lambda said: None,
+    on_note: NoteCallback = lambda message: None,
 ) -> str:  # fmt: skip
-    """Set aside what the run may tell; says how the data set stands. Once for a run, however often it is resumed.
+    """Reserve the releases of the run in the ledger; return a line about the budget. One reservation per run, also if it is resumed.
 
     Raises:
-        PrivacyError: over budget, with the arithmetic and what still fits.
-        RecipeError: another budget than the ledger has.
-        RunError: the data changed, the run is a copy or was settled already, or its ledger is not there.
+        PrivacyError: over budget; the message has the sums and the epsilon that is left.
+        RecipeError: the budget differs from the ledger's.
+        RunError: the data changed, the run is a copy or was settled, or its ledger is missing.
     """
     root, name = place_of(run)
     before = run.manifest().get(NOTE) or {}
@@ -106,65 +106,65 @@ def reserve(
     entries = ledger.entries()
     _refuse_lost_ledger(run, before, ledger, entries)
     if opening is None and not entries:
-        return "none: the data set has no ledger, so that nothing counts what other runs on it tell (privacy.budget opens one)"
+        return "none: the data set has no ledger, so other runs on it are not counted (set privacy.budget to open one)"
     if note:
         on_note(note)
     if not entries:
-        on_note(f"first use of data set {data[:12]} in {ledger.folder}. If it has an account elsewhere, name that folder: TAUON_LEDGER")
+        on_note(f"first use of data set {data[:12]} in {ledger.folder}. If it has a ledger elsewhere, set TAUON_LEDGER to that folder")
     counted = entries[0].values["unit"] if entries else unit
     if not same_unit(counted, unit):
         message = (
-            f"protects one {unit}, and this data set's budget is for one {counted} ({ledger.path}): one sum cannot count both. Take the unit "
-            "of the budget, or a ledger of its own (privacy.ledger)."
+            f"is {unit}, but this data set's budget is for one {counted} ({ledger.path}), and one ledger cannot count both. Set the unit "
+            "of the budget, or use another ledger (privacy.ledger)."
         )
         raise RecipeError([Problem("privacy.unit", message)])
-    mine = _settle_earlier(run, releases, owner, on_note)
+    own_reservation = _settle_earlier(run, releases, owner, on_note)
     where = before | {"ledger": str(ledger.folder.resolve()), "data": data, "key": owner.key}
-    if mine is None:
+    if own_reservation is None:
         where.pop("reservation", None)
     run.update_manifest(**{NOTE: where})
-    entry = ledger.reserve(name, releases, resumes=mine, owner=owner, opening=opening)
+    entry = ledger.reserve(name, releases, resumes=own_reservation, owner=owner, opening=opening)
     run.update_manifest(**{NOTE: where | {"reservation": entry.number}})
     standing = ledger.standing()
-    said = f"epsilon {standing.reserved:.3g} of {standing.budget[0]:g} at delta {standing.budget[1]:g} with this run"
-    return f"{said}, ledger {ledger.data[:12]} in {ledger.folder}"
+    summary = f"epsilon {standing.reserved:.3g} of {standing.budget[0]:g} at delta {standing.budget[1]:g} with this run"
+    return f"{summary}, ledger {ledger.data[:12]} in {ledger.folder}"
 
 
 def _refuse_other_data(run: Run, before: Mapping[str, Any], data: str) -> None:
-    """A run that has an open reservation goes on with the data that it reserved for."""
+    """Raise `RunError` if a run with an open reservation has other data now."""
     if before.get("data") in (None, data):
         return
     account = Account.of(run)
     if account is not None and account.settled is None:
         raise RunError(
-            f"run {run.name} has reserved on data set {before['data'][:12]} (entry {account.made.number}), and its data is now {data[:12]}: it "
-            "changed. Put the old data back, or start over with --fresh, which settles what it made."
+            f"the data of run {run.name} changed: it reserved budget for data set {before['data'][:12]} (entry {account.made.number}), and the data is "
+            f"now {data[:12]}. Restore the old data, or start over with --fresh, which settles the steps it made."
         )
 
 
 def _refuse_lost_ledger(run: Run, before: Mapping[str, Any], ledger: Ledger, entries: Sequence[Entry]) -> None:
-    """What a run has reserved must be in the ledger that it is charged in: another one would know nothing of it."""
+    """Raise `RunError` if the run's reservation is missing in the ledger in use, which would then grant a fresh budget."""
     number = before.get("reservation")
     if number is None or before.get("data") != ledger.data:
         return
     named = [e for e in entries if e.action == "reserve" and e.number == number]
     if not named or named[0].values.get("key", before.get("key")) != before.get("key"):
         raise RunError(
-            f"{run.folder} has reserved in {before['ledger']} (entry {number}), and the ledger in {ledger.folder} does not know of it. Put that "
-            "ledger back, name its folder (privacy.ledger or TAUON_LEDGER), or start over with --fresh or another name."
+            f"{run.folder} has reserved budget in {before['ledger']} (entry {number}), but the ledger in {ledger.folder} has no such entry. Restore "
+            "that ledger, set its folder (privacy.ledger or TAUON_LEDGER), or start over with --fresh or another name."
         )
 
 
-def _settle_earlier(run: Run, releases: Sequence[Release], owner: Owner, on_note: Tell) -> int | None:
-    """The number of this training's own reservation, if its manifest names one. An open one of an earlier training in this folder, whose
-    key is gone or which made no step, is settled first by what it made.
+def _settle_earlier(run: Run, releases: Sequence[Release], owner: Owner, on_note: NoteCallback) -> int | None:
+    """Return the number of this training's own reservation, if the manifest names one. First settle an open reservation of an earlier training
+    in this folder whose key is gone or which made no step.
     """
     account = Account.of(run)
     if account is None:
         return None
     made, key = account.made, account.made.values.get("key")
     if original_of(run, account) is not None:
-        return None  # it is the original's
+        return None  # the run is a copy: the reservation belongs to the original
     plain = [r.to_json() for r in releases]
     same = made.values.get("training", owner.training) == owner.training and made.values["releases"] == plain
     current = key == owner.key or (key is None and not owner.unused)
@@ -174,13 +174,13 @@ def _settle_earlier(run: Run, releases: Sequence[Release], owner: Owner, on_note
         return made.number  # a key that was used for something else: `Ledger.reserve` refuses it
     if account.settled is None:
         settled, done = _settle_by_steps(run, account)
-        what = "all that it may have made" if done is None else f"{done} steps"
-        on_note(f"an earlier training in {run.folder} was settled: {what}, entry {settled.number} of {account.ledger.path}")
+        amount = "in full, its steps are not known" if done is None else f"for {done} steps"
+        on_note(f"an earlier training in {run.folder} was settled {amount}: entry {settled.number} of {account.ledger.path}")
     return None
 
 
 def place_of(run: Run) -> tuple[Path, str]:
-    """(folder of all runs, the run's name in it). A run that lies in another, a fold, is charged where that one would be."""
+    """(folder of all runs, name of the run in it). A fold, which is inside another run, is charged like that run."""
     root, name = run.folder.parent, run.folder.name
     while (root / run.recipe_path.name).is_file():
         root, name = root.parent, f"{root.name}/{name}"
@@ -191,48 +191,48 @@ def place_of(run: Run) -> tuple[Path, str]:
 
 
 def settle(run: Run, releases: list[Release]) -> None:
-    """Replace the reservation by what was really told. Where it was settled before, by as much or more, that stays."""
+    """Replace the reservation by what was really released. A settlement of the same cost or more is kept."""
     account = Account.of(run)
     if account is None:
         return
     if account.settled is not None:
         delta, accountant = account.entries[0].values["budget"]["delta"], account.entries[0].values["accountant"]
-        counted, told = account.settled.releases, releases
-        if counted == told or total_epsilon(counted, delta, accountant) >= total_epsilon(told, delta, accountant) * (1 - 1e-9):
+        counted = account.settled.releases
+        if counted == releases or total_epsilon(counted, delta, accountant) >= total_epsilon(releases, delta, accountant) * (1 - 1e-9):
             return
     account.ledger.settle(account.made.number, releases)
 
 
 def settle_run(folder: Path | str) -> tuple[Ledger, Entry, int] | None:
-    """Settle what a run has reserved by the steps it made, and throw its key away: (ledger, entry, steps). For runs that were killed, or given
-    up: they cannot go on. None where only the key was thrown away, as the run is charged in no ledger.
+    """Settle a run's reservation by the steps it made, and delete its key; return (ledger, entry, steps). For runs that were killed or
+    abandoned: they cannot be resumed afterwards. None if the run is in no ledger, and only the key was deleted.
 
     Raises:
-        RunError: a run that reserved nothing and has no key; one that left no trace of how far it came: then all stays charged; and a copy of
-            a run, which would settle what the original goes on to use.
+        RunError: the run reserved nothing and has no key; it left neither events nor checkpoints (then it stays charged in full); or it is
+            a copy of a run that may still continue.
     """
     run = Run.read(folder)
     account = Account.of(run)
     if account is None:
         if not (run.folder / KEY).exists():
-            raise RunError(f"{folder}: has reserved nothing in a ledger, so there is nothing to settle.")
+            raise RunError(f"{folder}: this run has no reservation in a ledger, so there is nothing to settle.")
         discard_key(run.folder)
         return None
     _refuse_copy(run, account)
     done = steps_done(folder)
     if account.settled is None and done is None:
         raise RunError(
-            f"{folder}: left neither events nor checkpoints, so nobody knows what it released. Its reservation stays charged in full; --fresh "
-            "starts over beside it."
+            f"{folder}: there are no events and no checkpoints, so the number of steps is not known. Its reservation stays charged in full. "
+            "To start over: --fresh."
         )
     entry, _ = _settle_by_steps(run, account)
     discard_key(run.folder)
     return account.ledger, entry, done or 0
 
 
-def give_up(folder: Path | str, on_note: Tell) -> None:
-    """Before a run is set aside (`--fresh`): settle it, and its folds, by what they made, in full where that is not known, and throw away every
-    key in it. What cannot be settled stays charged in full, and is told.
+def give_up(folder: Path | str, on_note: NoteCallback) -> None:
+    """Before a run is set aside (`--fresh`): settle it and its folds by the steps they made (in full if not known), and delete all its keys.
+    What cannot be settled stays charged in full, and is reported through `on_note`.
     """
     folder = Path(folder)
     for each in [folder, *sorted(folder.glob("fold-*"))]:
@@ -243,10 +243,10 @@ def give_up(folder: Path | str, on_note: Tell) -> None:
             account = Account.of(run)
             if account is not None and account.settled is None and original_of(run, account) is None:
                 entry, done = _settle_by_steps(run, account)
-                what = "all that it may have made" if done is None else f"{done} steps"
-                on_note(f"{each} was settled: {what}, entry {entry.number} of {account.ledger.path}. It cannot go on any more")
+                amount = "in full, its steps are not known" if done is None else f"for {done} steps"
+                on_note(f"{each} was settled {amount}: entry {entry.number} of {account.ledger.path}. It cannot be resumed any more")
         except TauonError as err:
-            on_note(f"what {each} has reserved stays charged in full: {err}")
+            on_note(f"the reservation of {each} stays charged in full: {err}")
     for key in folder.rglob(f"*{KEY}"):
         erase(key)
 
@@ -255,7 +255,7 @@ def _settle_by_steps(run: Run, account: Account) -> tuple[Entry, int | None]:
     done = steps_done(run.folder)
     if account.settled is not None:
         return account.settled, done
-    releases, note = account.made.releases, "nothing is known of how far it came"
+    releases, note = account.made.releases, "the number of steps is not known"
     if done is not None:
         releases, note = first_steps(releases, done), f"stopped after {done} steps"
     return account.ledger.settle(account.made.number, releases, note=note), done
@@ -265,38 +265,38 @@ def _refuse_copy(run: Run, account: Account) -> None:
     original = original_of(run, account)
     if original is not None:
         raise RunError(
-            f"{run.folder} is a copy of {original}, which made the reservation (entry {account.made.number} of {account.ledger.path}) and may go "
-            f"on. Settle that one: tauon privacy settle {original}. The copy may be deleted."
+            f"{run.folder} is a copy of {original}, which made the reservation (entry {account.made.number} of {account.ledger.path}) and may still "
+            f"continue. Settle the original: tauon privacy settle {original}. The copy may be deleted."
         )
     key = account.made.values.get("key")
     moved = account.made.values.get("place") not in (None, os.path.realpath(run.folder))
     if moved and account.settled is None and key != SEEDED and _key_in(run.folder) != key:
         raise RunError(
-            f"{run.folder} was moved or copied from {account.made.values['place']}, and has not the key that the reservation was made for: it "
-            "cannot be known whether another copy goes on. Settle it where the key is, or move it back."
+            f"{run.folder} was moved or copied from {account.made.values['place']} without the key of its reservation, so another copy may still "
+            "continue. Run tauon privacy settle where the key is, or move the run back."
         )
 
 
 def original_of(run: Run, account: Account | None = None) -> str | None:
-    """The folder that a run was copied from, where that is still there and has the same reservation or key; None for a run that lies where
-    it was made, and for one that was moved.
+    """Return the folder that a run was copied from, if it still exists and has the same reservation or key. None for a run that is where it
+    was made, and for one that was moved.
     """
     account = account or Account.of(run)
     places = {p for p in (_placed(run), account and account.made.values.get("place")) if p}
     if account is not None and "place" not in account.made.values:
-        for root in (
-            place_of(run)[0],
-            account.ledger.folder.parent,
-        ):  # of an earlier version, which named no place: where it was by default
+        for root in (place_of(run)[0], account.ledger.folder.parent):  # entries of an earlier version have no place: the default ones
             places.add(str(root / account.made.values["run"]))
     where = run.manifest().get(NOTE) or {}
     hashes = {h for h in (_key_in(run.folder), where.get("key")) if h not in (None, SEEDED)}
     for place in sorted(places):
         if not os.path.isdir(place) or os.path.samefile(place, run.folder):
             continue
-        theirs = Run(place).manifest().get(NOTE) or {}
-        numbered = account is not None and (theirs.get("data"), theirs.get("reservation")) == (account.ledger.data, account.made.number)
-        if numbered or hashes & {_key_in(Path(place)), theirs.get("key")}:
+        other_note = Run(place).manifest().get(NOTE) or {}
+        numbered = account is not None and (other_note.get("data"), other_note.get("reservation")) == (
+            account.ledger.data,
+            account.made.number,
+        )
+        if numbered or hashes & {_key_in(Path(place)), other_note.get("key")}:
             return place
     return None
 
@@ -319,30 +319,30 @@ def _placed(run: Run) -> str | None:
 
 
 def first_steps(releases: Sequence[Release], done: int) -> list[Release]:
-    """What a run that was stopped after `done` steps has released of its plan, `releases` being in the order of the steps. Answers that are
-    no steps (full, known) stay charged; so does correlated noise, which is one release for all steps.
+    """Return the part of the planned `releases` (in the order of the steps) that a run stopped after `done` steps has made. Releases that are
+    not steps (full, known) stay charged; so does correlated noise, which is one release for all steps.
     """
-    found: list[Release] = []
+    made: list[Release] = []
     for r in releases:
         if r.sampling not in STEPPED:
-            found.append(r)
+            made.append(r)
         elif r.sampling == "shuffled" and r.rate == 1 and r.count == 1:
-            found += [r] if done else []
+            made += [r] if done else []
         elif done > 0:
-            found.append(replace(r, count=min(done, r.count)))
+            made.append(replace(r, count=min(done, r.count)))
             done -= r.count
-    return found
+    return made
 
 
 def steps_done(folder: Path | str) -> int | None:
-    """Steps that a run is known to have made, by its event log, which it opens before it reserves, and its checkpoints; None where it left
-    neither, so that nothing is known.
+    """Return the number of steps that a run made, from its event log (opened before the reservation) and its checkpoints; None if it has
+    neither.
 
-    Steps after the last event of a killed run left no trace outside its memory.
+    Steps after the last event of a killed run were only in its memory: nothing of them was released.
     """
     run = Run(folder)
-    found = max((step for step, _ in steps_in(run.checkpoints)), default=None)
+    last_checkpoint = max((step for step, _ in steps_in(run.checkpoints)), default=None)
     if run.events_path.is_file():
         logged = [int(e["step"]) for e in read_events(run.events_path) if isinstance(e.get("step"), int)]
-        found = max([0, *logged, *([found] if found is not None else [])])
-    return found
+        return max([0, *logged, *([last_checkpoint] if last_checkpoint is not None else [])])
+    return last_checkpoint

@@ -1,11 +1,11 @@
-"""Clipped sums over processes. Every process clips its own examples, so that no norm crosses data-parallel ranks; what crosses is the sum.
+"""Exchange of clipped sums. Every process clips its own examples, so data-parallel ranks exchange sums and no norms.
 
     replicate   sums of a step are all-reduced once, after the last microbatch
-    shard       the clipped sum of a layer is whole (weights are whole while a step computes): reduce-scattered into the shard as soon as it
-                is formed
+    shard       the clipped sum of a layer is unsharded (weights are gathered while a step computes): reduce-scattered into the shard as
+                soon as it is formed
     tensor      each process forms the sum of its own part of a matrix; norms of the parts are added, B numbers
 
-Noise is not exchanged at all: each process draws what falls on its own part.
+Noise is not exchanged: each process draws the noise of its own part.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from tauon.distributed.pieces import is_dtensor, local_part
 __all__ = ["norms_over", "place_over", "sum_over"]
 
 BUCKET = 2**22
-"""Numbers that are all-reduced at a time."""
+"""Elements in one all-reduce."""
 
 
 def place_over(mesh: Mesh, p: nn.Parameter, summed: Tensor) -> None:
     """Add this process's clipped sum to `p.grad`, which gets the layout of `p`.
 
-    `summed` has the shape of what this process computed with: the whole parameter, or its part over tensor-parallel processes.
+    `summed` has the shape that this process computes with: the full parameter, or its tensor-parallel part.
     """
     if not is_dtensor(p):
         if p.grad is None:
             p.grad = summed
-        elif p.grad is not summed:  # the engine adds in place where it can
+        elif p.grad is not summed:  # the engine may have added in place
             p.grad.add_(summed)
         return
     from torch.distributed.tensor import DTensor
@@ -49,7 +49,7 @@ def place_over(mesh: Mesh, p: nn.Parameter, summed: Tensor) -> None:
 
 
 def _scattered(whole: Tensor, mine: Tensor, mesh: Mesh) -> Tensor:
-    """Rows of the sum that this process keeps: FSDP2 cuts dimension 0 into equal chunks, the last ones shorter."""
+    """Return this process's rows of the sum: FSDP2 splits dimension 0 into equal chunks, the last ones shorter."""
     group = mesh.group("shard", "context")
     assert group is not None
     size = group.size()
@@ -62,7 +62,7 @@ def _scattered(whole: Tensor, mine: Tensor, mesh: Mesh) -> Tensor:
 
 
 def sum_over(mesh: Mesh, gradients: list[Tensor]) -> None:
-    """Sums of the replicas, in place, in few messages."""
+    """All-reduce the sums of the replicas in place, in few messages."""
     group = mesh.group("replicate", "context") if mesh.layout.shard == 1 else mesh.group("replicate")
     if group is None:
         return
@@ -81,7 +81,7 @@ def sum_over(mesh: Mesh, gradients: list[Tensor]) -> None:
 
 
 def norms_over(mesh: Mesh, squared: Mapping[str, Tensor], parameters: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Squared norms of whole parameters, U each, where tensor-parallel processes hold parts of some: one all-reduce of all of them."""
+    """Squared norms (U) of complete parameters, some of them split over tensor-parallel processes: one all-reduce for all."""
     group = mesh.group("tensor")
     if group is None:
         return dict(squared)
@@ -94,7 +94,7 @@ def norms_over(mesh: Mesh, squared: Mapping[str, Tensor], parameters: Mapping[st
 
 
 def _cut(p: Tensor, mesh: Mesh) -> bool:
-    """Whether tensor-parallel processes hold different parts of `p`."""
+    """Whether `p` is split over tensor-parallel processes."""
     if not is_dtensor(p):
         return False
     names = p.device_mesh.mesh_dim_names or ()

@@ -1,13 +1,12 @@
-"""What all releases of a data set cost together, and what still fits into its budget. Knows no file.
+"""Cost of all releases of a data set, and what still fits into its budget. Does not read files.
 
-One figure needs one relation of neighbours, and a ledger's is **zero out one**: the same number of units, one of them set to nothing. Where
+One epsilon needs one neighboring relation, and a ledger's is **zero out one**: the same number of units, one of them zeroed out. If
 mechanisms M_1 ... M_k are each proven for it, Renyi divergences of one order add up (Mironov 2017, arXiv:1702.07476, proposition 1), and so do
-epsilons and deltas (Dwork & Roth 2014, theorem 3.16), whatever they are, also where each may look at the answers before it.
+epsilons and deltas (Dwork & Roth 2014, theorem 3.16), also if each mechanism depends on earlier answers.
 
 Fixed-size sampling is proven for replacing one example by any other, also by one without data, whose gradient is zero: over a domain with such
-an example every pair of zero-out neighbours is a pair of replace-one neighbours, so that its figure holds for zero-out and enters the sum as it
-is. The other way round nothing follows but at the price of two steps (zeroed out, then filled in again), so that a sum is never for replace-one
-unless all of it is.
+an example every pair of zero-out neighbours is a pair of replace-one neighbours, so that its epsilon is valid for zero-out and is
+added unchanged. In the other direction the cost doubles (zero out, then fill in), so a sum is for replace-one only if all its parts are.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ __all__ = ["total_epsilon", "what_fits"]
 
 
 def total_epsilon(releases: Sequence[Release], delta: float, accountant: Accountant) -> float:
-    """Epsilon of all of them together, for one unit zeroed out. Fixed-size ones, which `pld` cannot take, are added by Renyi divergence in one
-    sum, or by basic composition at half of delta each: both are upper bounds, and the smaller one is given.
+    """Epsilon of all releases, for one unit zeroed out. Fixed-size releases, which `pld` does not support, are added by Renyi divergence in one
+    sum, or by basic composition at half of delta each: both are upper bounds, and the smaller one is returned.
     """
     replaced = [r for r in releases if r.sampling == "fixed-size"]
     others = [r for r in releases if r.sampling != "fixed-size"]
@@ -36,11 +35,11 @@ def total_epsilon(releases: Sequence[Release], delta: float, accountant: Account
 
 
 def what_fits(before: Sequence[Release], wanted: Sequence[Release], budget: tuple[float, float], accountant: Accountant) -> str:
-    """A sentence: how `wanted` must change to fit beside `before`, or which epsilon of any mechanism still does."""
+    """Sentence for an error message: how `wanted` must change to fit after `before`, or which epsilon still fits."""
     more = _noise_that_fits(before, wanted, budget, accountant)
     if more is not None:
         own = total_epsilon(_scaled(wanted, more), budget[1], accountant)
-        return f"With {more:.3g} times the noise (epsilon {own:.3g} at delta {budget[1]:g} alone) or fewer steps it fits."
+        return f"It fits with {more:.3g} times the noise (epsilon {own:.3g} at delta {budget[1]:g} alone), or with fewer steps."
     asked = sum(r.count * r.known[1] for r in wanted if r.known is not None)
     for delta in dict.fromkeys((asked, 0.0)):
         most = _epsilon_that_fits(before, delta, budget, accountant)
@@ -56,7 +55,7 @@ def _scaled(wanted: Sequence[Release], factor: float) -> list[Release]:
 def _noise_that_fits(
     before: Sequence[Release], wanted: Sequence[Release], budget: tuple[float, float], accountant: Accountant
 ) -> float | None:
-    """By how much the noise of `wanted` must be multiplied to fit; None where no noise is enough."""
+    """Factor by which the noise of `wanted` must grow to fit; None if no noise is enough."""
     if any(r.sampling == "known" or (r.sampling == "fixed-size" and accountant == "pld") for r in [*before, *wanted]):
         return None
     try:
@@ -68,12 +67,12 @@ def _noise_that_fits(
 
 
 def _epsilon_that_fits(before: Sequence[Release], delta: float, budget: tuple[float, float], accountant: Accountant) -> float:
-    """The largest epsilon, to three digits and rounded down, of one more (epsilon, delta)-private mechanism; 0 where none fits."""
+    """Largest epsilon, rounded down to three digits, of one more (epsilon, delta)-private mechanism; 0 if none fits."""
 
     def fits(value: float) -> bool:
         try:
             return total_epsilon([*before, Release(0.0, "known", known=(value, delta))], budget[1], accountant) <= budget[0] * (1 + 1e-9)
-        except RecipeError:  # its delta alone is more than the budget's
+        except RecipeError:  # its delta alone is over the budget
             return False
 
     low, high = 0.0, budget[0]

@@ -1,12 +1,12 @@
-"""How a ledger lies on disk: a file of JSON lines that is only appended to, and a `.head` that says how many lines there are.
+"""The ledger file: append-only JSON lines, and a `.head` file with the number of lines.
 
-Each line has the SHA-256 of the line before it, so that an edited, removed or inserted line breaks the chain; the head shows that an end was
-cut off. (Who can write both files can forge both; keep the folder where runs may append and people may not edit, or compare the head with the
-copy that each run keeps.)
+Each line has the SHA-256 of the line before it, so that an edited, removed or inserted line breaks the chain; the head shows if the end was
+cut off. (Anyone who can write both files can forge both: keep the folder where runs may append and people may not edit, or compare the head
+with the copy that each run has.)
 
-Writers lock the file. Readers do not, so that a read-only file system will do: they read the head before the lines, and lines that were
-appended meanwhile are more than the head says, which is allowed; fewer never are. A line that a kill cut in the middle was no entry yet.
-A file without any line, and without a head or with one that counts none, is what a kill left before the first line: there is no account yet.
+Writers lock the file. Readers do not, so a read-only file system is enough: they read the head before the lines. More lines than in the head
+were appended in between, which is allowed; fewer are an error. A line that a kill cut in the middle is not an entry yet. A file without lines,
+and with no head or a head of 0, was left by a kill before the first line: there is no account yet.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = ["Entry", "Journal", "is_identity"]
 
 START = "0" * 64
 SKEW = 2.0
-"""Seconds by which clocks of machines that share a ledger may differ."""
-RESTORE = "Restore it from a backup; without one, the data set's budget must count as spent."
+"""Maximum clock difference, in seconds, of machines that share a ledger."""
+RESTORE = "Restore it from a backup; without one, count the data set's budget as spent."
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,25 @@ class Entry:
     action: str
     """open, reserve, settle, spend."""
     values: dict[str, Any]
-    """What it says: run, kind, releases, of (the number of the reservation that it settles), key, note, ..."""
+    """run, kind, releases, of (number of the reservation that it settles), key, note, ..."""
     previous: str
     hash: str
 
     @property
     def releases(self) -> list[Release]:
-        """What was, or may be, released."""
+        """What was released, or may be."""
         return [Release.from_json(r) for r in self.values.get("releases", [])]
 
 
 class Journal:
-    """The chained file of one data set, and its head."""
+    """Hash-chained file of one data set, and its head."""
 
     def __init__(self, folder: Path | str, data: str) -> None:
         """`folder`: of all ledgers; `data`: the data set's identity, hexadecimal digits."""
         if not is_identity(data):
-            raise DataError(f"{data!r} is no identity of a data set: expected 8 to 64 hexadecimal digits, as data_identity gives them.")
+            raise DataError(
+                f"{data!r} is not a data set identity: expected 8 to 64 hexadecimal digits, as `tauon privacy ledger` lists them."
+            )
         self.folder, self.data = Path(folder), data
         self.path = self.folder / f"{data}.jsonl"
         self.head_path = self.folder / f"{data}.head"
@@ -70,29 +72,27 @@ class Journal:
     # ------------------------------------------------------------------------------------------ reading
 
     def exists(self) -> bool:
-        """Whether the data set has an account. `DataError` where there was one, and it is gone or damaged."""
+        """Whether the data set has an account. Raises `DataError` if it had one that is now missing or damaged."""
         return bool(self.entries())
 
     def entries(self) -> list[Entry]:
-        """All lines, the chain checked. Raises `DataError` naming the first line that is not what was written."""
+        """Return all entries after checking the chain. Raises `DataError` naming the first damaged line."""
         return self._read()[0]
 
     def _read(self) -> tuple[list[Entry], int]:
-        """(entries, bytes that hold them): less than the file has where the last line was cut while being written."""
-        head = self._head()  # before the lines: those that are appended meanwhile make them more, never fewer
+        """(entries, bytes they take): fewer than the file has if the last line was cut off while being written."""
+        head = self._head()  # read before the lines: appends in between can only add lines
         raw = self._raw()
         if head is None and b"\n" in raw:
-            head = self._head()  # the first line was written in between: its head is older than it
+            head = self._head()  # the first line was written in between: read the head again
             if head is None:
-                raise DataError(f"{self.head_path}: is gone, so nobody knows whether the ledger is whole. {RESTORE}")
-        whole = raw.rfind(b"\n") + 1
-        entries = self._parsed(raw[:whole])
+                raise DataError(f"{self.head_path} is missing, so it is not known whether the ledger is complete. {RESTORE}")
+        complete = raw.rfind(b"\n") + 1
+        entries = self._parsed(raw[:complete])
         known, digest = head or (0, START)
         if len(entries) < known or (known and entries[known - 1].hash != digest):
-            raise DataError(
-                f"{self.path}: ends after line {len(entries)}, and {known} were written: its end was cut off or replaced. {RESTORE}"
-            )
-        return entries, whole
+            raise DataError(f"{self.path} has {len(entries)} lines, but {known} were written: its end was cut off or replaced. {RESTORE}")
+        return entries, complete
 
     def _parsed(self, lines: bytes) -> list[Entry]:
         entries: list[Entry] = []
@@ -105,10 +105,10 @@ class Journal:
                     values["number"], values["time"], values["action"], dict(values["values"]), values["previous"], values["hash"]
                 )
             except (ValueError, KeyError, TypeError) as err:
-                raise DataError(f"{where}: is no entry of a ledger ({err}). It was edited: {RESTORE}") from None
+                raise DataError(f"{where}: not a ledger entry ({err}): it was edited. {RESTORE}") from None
             if entry.number != number or entry.previous != previous or _hash(entry) != entry.hash:
-                what = "an entry is missing or was put in before it" if _hash(entry) == entry.hash else "it was edited"
-                raise DataError(f"{where}: the hash chain is broken: {what}. {RESTORE}")
+                cause = "an entry before it is missing or was inserted" if _hash(entry) == entry.hash else "it was edited"
+                raise DataError(f"{where}: the hash chain is broken: {cause}. {RESTORE}")
             entries.append(entry)
             previous = entry.hash
         return entries
@@ -120,44 +120,44 @@ class Journal:
             self._refuse_gone()
             return b""
         except OSError as err:
-            raise DataError(f"{self.path}: cannot be read: {err.strerror or err}. Check the file and its rights.") from None
+            raise DataError(f"{self.path}: cannot be read: {err.strerror or err}. Check the file and its permissions.") from None
 
     def _refuse_gone(self) -> None:
         head = self._head()
         if head is not None and head[0] and not self.path.exists():
-            raise DataError(f"{self.path}: is gone, and {self.head_path.name} says that it held entries. Restore it from a backup.")
+            raise DataError(f"{self.path} is missing, but {self.head_path.name} says that it had entries. Restore it from a backup.")
 
     def _head(self) -> tuple[int, str] | None:
-        """(lines, hash of the last) as the head says; None where there is none."""
+        """(number of lines, hash of the last) from the head; None if there is no head."""
         try:
             head = json.loads(self.head_path.read_bytes())
-            found = int(head["entries"]), str(head["hash"])
+            count, digest = int(head["entries"]), str(head["hash"])
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as err:
-            raise DataError(f"{self.head_path}: cannot be read: {err.strerror or err}. Check the file and its rights.") from None
+            raise DataError(f"{self.head_path}: cannot be read: {err.strerror or err}. Check the file and its permissions.") from None
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{self.head_path}: was edited. {RESTORE}") from None
-        if found[0] < 0:
+        if count < 0:
             raise DataError(f"{self.head_path}: was edited. {RESTORE}")
-        return found
+        return count, digest
 
     # ------------------------------------------------------------------------------------------ writing
 
     @contextmanager
     def _writing(self, *, create: bool = False) -> Iterator[list[Entry]]:
-        """The checked entries, while no other process writes; [] where there is no account, which only `create` makes. What is refused
-        inside leaves nothing that was not there before. Ends of lines that a kill cut off are removed: nobody was told of them.
+        """Context with the file lock: yields the checked entries, [] if there is no account (only `create` makes one). If the body raises,
+        the files are as before. A last line that a kill cut off is removed: it was never acknowledged.
         """
         self._refuse_gone()
         made = self._make_folder() if create else []
         fd, blank = -1, False
         try:
             fd = self._locked(create)
-            entries, whole = self._read()
+            entries, complete = self._read()
             blank = not entries
-            if fd >= 0 and whole < os.fstat(fd).st_size:
-                os.ftruncate(fd, whole)
+            if fd >= 0 and complete < os.fstat(fd).st_size:
+                os.ftruncate(fd, complete)
             self._fd = fd
             yield entries
         finally:
@@ -165,10 +165,10 @@ class Journal:
             if fd >= 0:
                 if blank and not os.fstat(fd).st_size:
                     self._remove_empty()
-                os.close(fd)  # lets the lock go
+                os.close(fd)  # releases the lock
             for folder in reversed(made):
                 with suppress(OSError):
-                    folder.rmdir()  # where it is empty
+                    folder.rmdir()  # if it is empty
 
     def _remove_empty(self) -> None:
         with suppress(OSError, DataError):
@@ -178,7 +178,7 @@ class Journal:
             self.path.unlink()
 
     def _make_folder(self) -> list[Path]:
-        """Make the folder of the ledgers; those that were made for it, the outermost first."""
+        """Create the ledger folder; return the folders that were created, the outermost first."""
         made = []
         try:
             for folder in [*reversed(self.folder.absolute().parents), self.folder]:
@@ -187,18 +187,18 @@ class Journal:
                     made.append(folder)
         except OSError as err:
             raise RunError(
-                f"{self.folder}: the folder of the ledgers cannot be made: {err.strerror or err}. Set privacy.ledger or TAUON_LEDGER."
+                f"{self.folder}: cannot create the ledger folder: {err.strerror or err}. Set privacy.ledger or TAUON_LEDGER to another one."
             ) from err
         return made
 
     def _locked(self, create: bool) -> int:
-        """The open file, locked; -1 where there is none. One that was removed while we waited for it is opened anew."""
+        """Open and lock the file; return its descriptor, -1 if there is none. If it was removed while waiting for the lock, open it again."""
         while True:
             try:
                 fd = os.open(self.path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0), 0o666)
             except FileNotFoundError:
                 if create:
-                    self._make_folder()  # another process took away the empty one
+                    self._make_folder()  # another process removed the empty one
                     continue
                 return -1
             except OSError as err:
@@ -214,12 +214,12 @@ class Journal:
             except OSError as err:
                 os.close(fd)
                 raise RunError(
-                    f"{self.path}: cannot be locked: {err.strerror or err}. Put the ledger on a file system that knows flock."
+                    f"{self.path}: cannot be locked: {err.strerror or err}. Put the ledger on a file system that supports flock."
                 ) from err
             os.close(fd)
 
     def _append(self, entries: list[Entry], action: str, **values: Any) -> Entry:
-        """One more entry, on disk; inside `_writing`. `RunError` where it cannot be written: then it is not there."""
+        """Append an entry and flush it to disk; only inside `_writing`. Raises `RunError` if that fails; then the entry does not exist."""
         values = json.loads(json.dumps(values, allow_nan=False))
         previous = entries[-1].hash if entries else START
         entry = Entry(len(entries) + 1, self._now(entries).isoformat(timespec="microseconds"), action, values, previous, "")
@@ -228,14 +228,14 @@ class Journal:
         before = os.fstat(self._fd).st_size
         try:
             if not entries:
-                self._write_head(0, START)  # a line without any head is never right
+                self._write_head(0, START)  # a line without a head is an error for readers
             view = memoryview(line)
             while view:
                 view = view[os.write(self._fd, view) :]
             os.fsync(self._fd)
             self._write_head(entry.number, entry.hash)
         except (OSError, RunError) as err:
-            if self._head() != (entry.number, entry.hash):  # else it is there; its name in the folder was not forced to disk, no more
+            if self._head() != (entry.number, entry.hash):  # otherwise it was written, and only the flush of the folder failed
                 self._take_back(before, err)
         entries.append(entry)
         return entry
@@ -244,16 +244,16 @@ class Journal:
         atomic_write(self.head_path, json.dumps({"entries": count, "hash": digest}) + "\n")
 
     def _take_back(self, size: int, err: OSError | RunError) -> None:
-        """Remove a line that was not written whole, and raise."""
+        """Remove a partly written line, and raise."""
         reason = (err.strerror or err) if isinstance(err, OSError) else err
         try:
             os.ftruncate(self._fd, size)
             os.fsync(self._fd)
         except OSError:
-            said = "Whether it was charged, `tauon privacy ledger` shows."
+            advice = "Run `tauon privacy ledger` to see whether it was charged."
         else:
-            said = "Nothing was charged; free some space."
-        raise RunError(f"{self.path}: cannot be written: {reason}. {said}") from err
+            advice = "Nothing was charged. Free some disk space and repeat."
+        raise RunError(f"{self.path}: cannot be written: {reason}. {advice}") from err
 
     def _now(self, entries: list[Entry]) -> datetime:
         now = datetime.now(UTC)
@@ -263,14 +263,14 @@ class Journal:
         behind = (last - now).total_seconds()
         if behind > SKEW:
             raise RunError(
-                f"{self.path}: the last entry is of {entries[-1].time}, and this machine's clock says {now.isoformat(timespec='seconds')}: it went "
-                f"back by {behind:.0f} s. Set the clock; a ledger is written in the order of time."
+                f"{self.path}: the last entry is of {entries[-1].time}, but this machine's clock says {now.isoformat(timespec='seconds')}, "
+                f"{behind:.0f} s earlier. Set the clock: ledger entries must be in the order of time."
             )
         return max(now, last)
 
 
 def is_identity(name: str) -> bool:
-    """Whether a data set can be called so."""
+    """Whether `name` has the form of a data set identity."""
     return 8 <= len(name) <= 64 and all(c in "0123456789abcdef" for c in name)
 
 

@@ -1,17 +1,17 @@
-"""What preparation learns from the data, under the same budget as training: means and deviations, quantiles, histograms, vocabularies.
+"""Private data preparation, under the same budget as training: means and deviations, quantiles, histograms, vocabularies.
 
-Each function gives (value, releases): the releases go to the accountant and the ledger with those of the training steps. Bounds and lists that
-a person states are public; taking them from the data without noise is what this file is there to avoid. N, the number of examples, is public, and
-neighbours differ by one example that counts nothing.
+Each function returns (value, releases): the releases go to the accountant and the ledger with those of the training steps. Bounds and lists
+that a person states are public; this file avoids taking them from the data without noise. N, the number of examples, is public, and
+neighbors differ by one example that is zeroed out.
 
-No noise is used twice: two answers with the same noise differ by exactly what the data differs by. Each question claims its name from the source,
-and a name that was claimed before from this key is refused, whatever the data (that it was let pass where the data is the same would tell that
-it is the same). Another question, and the same one once more, take a `name` of their own.
+No noise is used twice: the difference of two answers with the same noise is the exact difference of the data. Each query claims its name from
+the source, and a name that was already claimed from this key is refused, whatever the data (accepting it for the same data would reveal that
+it is the same). Another query, or the same one again, needs its own `name`.
 
-    statistics   one Gaussian answer for all features together: sums of values clipped to bounds, and of their squares
+    statistics   one Gaussian answer for all features: sums of values clipped to bounds, and of their squares
     quantiles    the exponential mechanism over the gaps between values (Smith 2011), or a binary search with noisy counts
-    histogram    Gaussian counts of categories that are known beforehand
-    vocabulary   which items there are at all: Gaussian counts above a threshold, each person's contribution bounded (partition selection:
+    histogram    Gaussian counts of categories from a public list
+    vocabulary   the items of the data: those with a Gaussian count above a threshold, each person's contribution bounded (partition selection:
                  Korolova et al. 2009; weighted Gaussian: Gopi et al. 2020, arXiv:2002.09745)
 """
 
@@ -63,28 +63,28 @@ def private_statistics(
     name: str = "statistics",
     least: float | None = None,
 ) -> tuple[Statistics, list[Release]]:
-    """Mean and standard deviation of each column, in one Gaussian answer.
+    """Return mean and standard deviation of each column, in one Gaussian answer.
 
     With u = (x - middle) / half-width in [-1, 1], an example adds (u, u^2 - 1/2), whose norm is at most sqrt(5 F / 4), whatever its values.
 
     Args:
         features: (N, F), finite.
         bounds: public lower and upper bound of each column, or of all; values beyond are clipped.
-        noise: multiplier: standard deviation over what one example can add.
+        noise: noise multiplier (standard deviation / sensitivity).
         source: of the noise.
-        name: of the draw; used once.
-        least: smallest standard deviation that is given back, as a share of the half-width. Noise can make a variance small, or negative,
-            and what is divided by it enormous; left out: the deviation whose variance is as large as the noise in it, at least 0.001.
+        name: of the draw; can be used once.
+        least: smallest standard deviation to return, as a share of the half-width. Noise can make a variance tiny or negative, and dividing
+            by it gives huge values. Default: the deviation whose variance equals the noise in it, at least 0.001.
     """
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or not x.size:
-        raise DataError(f"private statistics are of a table (examples, features), got shape {x.shape}.")
+        raise DataError(f"private statistics need an array (examples, features), got shape {x.shape}.")
     if not np.isfinite(x).all():
         raise DataError(f"{int((~np.isfinite(x)).sum())} values are missing or not finite. Fill them with a public value first.")
     low, high = (np.broadcast_to(np.asarray(b, dtype=np.float64), x.shape[1:]) for b in bounds)
     if not np.all(low < high):
         raise RecipeError(
-            f"bounds of feature {int(np.argmin(high - low))} are {low.tolist()} to {high.tolist()}: a lower one must be below the upper one."
+            f"bounds of feature {int(np.argmin(high - low))} are {low.tolist()} to {high.tolist()}: the lower bound must be below the upper one."
         )
     count, width = x.shape
     middle, half = (low + high) / 2, (high - low) / 2
@@ -109,24 +109,24 @@ def private_quantiles(
     source: NoiseSource,
     name: str = "quantiles",
 ) -> tuple[list[float], list[Release]]:
-    """Quantiles by the exponential mechanism, each epsilon-differentially private; returned in rising order if asked for in it.
+    """Return quantiles by the exponential mechanism, each epsilon-differentially private; in rising order if `quantiles` is.
 
-    The gap between two neighbouring values (clipped to `bounds`, which are public) is chosen with probability proportional to its length
-    times exp(-epsilon |rank - q N| / 2), a point in it evenly. One example moves a rank by at most 1.
+    The gap between two adjacent values (clipped to the public `bounds`) is chosen with probability proportional to its length times
+    exp(-epsilon |rank - q N| / 2), and a point in it uniformly. One example moves a rank by at most 1.
     """
     low, high = bounds
     if not low < high:
-        raise RecipeError(f"bounds {low:g} to {high:g}: the lower one must be below the upper one.")
+        raise RecipeError(f"got bounds {low:g} to {high:g}: the lower bound must be below the upper one.")
     if not 0 < epsilon < math.inf:
-        raise RecipeError(f"epsilon {epsilon:g} of a quantile: expected a number above 0.")
+        raise RecipeError(f"got epsilon {epsilon:g} for a quantile: expected a number above 0.")
     x = np.sort(np.clip(np.asarray(values, dtype=np.float64), low, high))
     if not x.size or not np.isfinite(x).all():
-        raise DataError("quantiles need at least one value, all of them finite.")
+        raise DataError("quantiles need at least one value, and all values must be finite.")
     edges = np.concatenate([[low], x, [high]])
     length = np.diff(edges)
     for q in quantiles:
         if not 0 <= q <= 1:
-            raise RecipeError(f"quantile {q:g} is not between 0 and 1.")
+            raise RecipeError(f"got quantile {q:g}: expected a number from 0 to 1.")
     found = []
     stream = _claimed(source, "quantiles", name)
     for place, q in enumerate(quantiles):
@@ -134,10 +134,10 @@ def private_quantiles(
         with np.errstate(divide="ignore"):
             weight = np.log(length) + 0.5 * epsilon * score
         gumbel = -np.log(-np.log(_uniform(source, f"{stream}/{place}/gap", len(length))))
-        gap = int(np.argmax(np.where(length > 0, weight + gumbel, -np.inf)))  # as if drawn with these probabilities
+        gap = int(np.argmax(np.where(length > 0, weight + gumbel, -np.inf)))  # a draw with these probabilities (Gumbel-max)
         found.append(float(edges[gap] + length[gap] * _uniform(source, f"{stream}/{place}/place", 1)[0]))
     if list(quantiles) == sorted(quantiles):
-        found.sort()  # free: nothing is looked at again
+        found.sort()  # post-processing: costs nothing
     return found, [Release(0.0, "known", count=len(found), known=(float(epsilon), 0.0))] if found else []
 
 
@@ -151,8 +151,8 @@ def private_quantile_search(
     halvings: int = 16,
     name: str = "search",
 ) -> tuple[float, list[Release]]:
-    """One quantile by halving `bounds`, each time by a noisy count of the values below: `halvings` Gaussian answers, which compose better with
-    training steps than an epsilon does. Exact to (high - low) / 2^halvings, and to the noise in the rank.
+    """Return one quantile by binary search in `bounds` with a noisy count of the values below at each step: `halvings` Gaussian answers,
+    which compose better with training steps than an epsilon does. Exact up to (high - low) / 2^halvings and the noise in the rank.
     """
     low, high = bounds
     if not low < high or not 0 <= quantile <= 1 or halvings < 1:
@@ -171,26 +171,26 @@ def private_quantile_search(
 def private_histogram(
     codes: Iterable[int], size: int, *, noise: float, source: NoiseSource, name: str = "histogram"
 ) -> tuple[Array, list[Release]]:
-    """Noisy counts of `size` categories that are known beforehand, one per example (class balance, say); may be negative."""
+    """Return noisy counts of `size` public categories, one per example (e.g. class balance); may be negative."""
     counted = np.asarray(list(codes), dtype=np.int64)
     if counted.size and (counted.min() < 0 or counted.max() >= size):
-        raise DataError(f"codes run from {counted.min()} to {counted.max()}, and there are {size} categories.")
+        raise DataError(f"category codes are from {counted.min()} to {counted.max()}, but there are only {size} categories.")
     exact = np.bincount(counted, minlength=size).astype(np.float64)
     release = Release(noise, "full")
     return exact + noise * _normal(source, _claimed(source, "histogram", name), size), [release]
 
 
 def threshold_for(delta: float, noise: float, most: int) -> float:
-    """The least threshold at which items that one person alone holds are shown with probability at most `delta`.
+    """Smallest threshold at which an item of only one person is released with probability at most `delta`.
 
-    A person with t items adds 1/sqrt(t) to each: P(any shown) = 1 - Phi((threshold - 1/sqrt(t)) / noise)^t, the worst over t = 1 ... `most`.
+    A person with t items adds 1/sqrt(t) to each: P(any released) = 1 - Phi((threshold - 1/sqrt(t)) / noise)^t, the worst over t = 1 ... `most`.
     """
     from scipy.special import ndtri
 
     if not 0 < delta < 1:
-        raise RecipeError(f"delta {delta:g} of a threshold is out of range: expected above 0 and below 1.")
+        raise RecipeError(f"got delta {delta:g} for a threshold: expected a number above 0 and below 1.")
     t = np.arange(1, most + 1)
-    each = -np.expm1(np.log1p(-delta) / t)  # allowed chance of each item
+    each = -np.expm1(np.log1p(-delta) / t)  # allowed probability of each item
     return float(np.max(1 / np.sqrt(t) - noise * ndtri(each)))
 
 
@@ -204,21 +204,21 @@ def private_vocabulary(
     size: int | None = None,
     name: str = "vocabulary",
 ) -> tuple[list[tuple[Item, float]], list[Release]]:
-    """The items that enough people have, with noisy weights, the heaviest first: (item, weight) pairs.
+    """Return the items that enough people have as (item, noisy weight) pairs, the largest weight first.
 
     Args:
-        people: the items of each person (or example, or document): repeats count once, and of more than `most` an even choice is kept.
-        noise: multiplier of the counts: a person's contribution has norm 1.
-        delta: chance that an item of one person alone is shown; spent beside the Gaussian's.
-        most: items that one person may contribute.
-        source: of noise and choices.
-        size: items that are kept, at most.
-        name: of the draw; used once.
+        people: the items of each person (or example, or document): repeats count once; of more than `most`, a uniform sample is used.
+        noise: noise multiplier of the counts; the contribution of a person has norm 1.
+        delta: probability that an item of only one person is released; added to the Gaussian's delta.
+        most: maximum items of one person.
+        source: of noise and samples.
+        size: maximum number of items to return.
+        name: of the draw; can be used once.
 
-    Items are strings or numbers. What is shown does not depend on the order of `people`, but for the choice among too many items.
+    Items are strings or numbers. The result does not depend on the order of `people`, except for the sample from too many items.
     """
     if most < 1:
-        raise RecipeError(f"most={most}: a person must be allowed at least one item.")
+        raise RecipeError(f"got most={most}: expected at least 1 item per person.")
     limit = threshold_for(delta, noise, most)
     stream = _claimed(source, "vocabulary", name)
     weights: dict[Any, float] = defaultdict(float)
@@ -238,9 +238,9 @@ def private_vocabulary(
 
 
 def _claimed(source: NoiseSource, what: str, name: str) -> str:
-    """The stream of one question, which nobody has drawn from."""
+    """Name of the stream of one query, after claiming it."""
     stream = f"{what}/{name}"
-    source.claim(f"preparation/{stream}", f"private_{what} drew its noise under the name {name!r} from this key before", "name=")
+    source.claim(f"preparation/{stream}", f"private_{what} has already used the name {name!r} with this key", "name=")
     return stream
 
 
@@ -249,7 +249,7 @@ def _normal(source: NoiseSource, name: str, count: int) -> Array:
 
 
 def _uniform(source: NoiseSource, name: str, count: int) -> Array:
-    """Even in (0, 1), by the normal's distribution function."""
+    """Uniform in (0, 1), through the normal distribution function."""
     from scipy.special import ndtr
 
     even: Array = ndtr(_normal(source, name, count))

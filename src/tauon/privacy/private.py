@@ -1,12 +1,12 @@
-"""A private job from a plain one: the first seam of a step becomes the clipped and noised sum (Abadi et al. 2016, arXiv:1607.00133, algorithm 1).
+"""DP-SGD: replaces the gradient function of a job by the clipped and noised sum (Abadi et al. 2016, arXiv:1607.00133, algorithm 1).
 
     g = ( sum_i min(1, C / ||g_i||) g_i  +  N(0, (z C)^2) ) / expected batch
 
-What an example draws inside the model (dropout, dropped paths, masks) is a function of the run's key, the step and the example, whatever the
-other examples, the microbatches and the processes are (`models.randomness`): else one example more would change the gradients of all others.
+Random draws of an example inside the model (dropout, stochastic depth, masks) are a function of the run's key, the step and the example, and
+do not depend on other examples, microbatches or processes (`models.randomness`): otherwise one more example would change all other gradients.
 
-One draw of noise a step, whatever the microbatches and processes are: it is a function of (key, step, parameter, block of rows), and each
-process adds what falls on the part that it holds. The divisor is the expected batch, never the drawn one, whose size is a secret too.
+Noise is drawn once per step as a function of (key, step, parameter, block of rows); each process adds the part for the rows it has. The divisor
+is the expected batch size, never the drawn one, which is secret.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from tauon.types import Batch
 __all__ = ["PrivateGradients", "make_private"]
 
 PER_TOKEN = ("tokens", "masked-tokens", "chat")
-"""What tasks need whose loss is a sum over tokens: an example's loss is then the mean over its own."""
+"""Input kinds of tasks whose loss is a sum over tokens: the loss of an example is then the mean over its tokens."""
 NOTE = "privacy"
-"""The note in which a job keeps what its noise has decided."""
+"""Key in `job.notes` of the decisions of adaptive noise."""
 BLOCK = 2**16
-"""Numbers of noise that are drawn at a time: a process that holds a part of a parameter draws only the blocks that touch it."""
+"""Noise values per block: a process that has a part of a parameter draws only the blocks that overlap it."""
 
 
 def make_private(
@@ -47,21 +47,21 @@ def make_private(
     validation: Callable[[], Iterator[Batch]] | None = None, canaries: GradientCanaries | None = None,
     rows_per_unit: int = 1,
 ) -> TrainJob:  # fmt: skip
-    """The same job, private: same type in, same type out. Call it when the model is dressed, before the first step.
+    """Return the same job with private gradients. Call it after adapters, checkpointing, sharding and compiling, before the first step.
 
     Args:
-        job: plain; its loader must sample as the guarantee says.
+        job: not private yet; its loader must sample as the guarantee requires.
         clipping: how far one unit may move the gradient.
         noise: how much noise each step gets.
-        source: where it is drawn from.
-        expected: units that step n is expected to have, all processes together.
-        validation: batches of all held-out examples, for noise that follows their loss.
-        canaries: gradients that an audit adds to the clipped sums by coins, and looks for in the noised ones.
-        rows_per_unit: as many rows, one behind the other, are one unit (the views of an example, the rows of a patient); the gradients of those
-            that have a weight are averaged before they are clipped.
+        source: where the noise is drawn from.
+        expected: expected number of units of step n, over all processes.
+        validation: batches of all held-out examples, for noise that depends on the validation loss.
+        canaries: gradients that an audit adds to the clipped sums at random, and searches for in the noised sums.
+        rows_per_unit: number of consecutive rows that are one unit (the views of an example, the rows of a patient); the gradients of rows
+            with a weight above 0 are averaged before they are clipped.
 
     Raises:
-        RecipeError: a layer that cannot be clipped by example, or one in which one example reaches another.
+        RecipeError: a layer cannot be clipped per example, or mixes examples.
     """
     gradients = PrivateGradients(job, clipping, noise, source, expected, rows_per_unit)
     if canaries is not None:
@@ -75,7 +75,7 @@ def make_private(
 
 
 class PrivateGradients:
-    """The first seam of a private job. What must survive a resume: the state of clipping (`tensors`), what noise has decided (`job.notes`)."""
+    """The gradient function of a private job. Saved for a resume: the clipping state (`tensors`), the decisions of noise (`job.notes`)."""
 
     def __init__(
         self, job: TrainJob, clipping: ClippingConfig, noise: NoisePlan, source: NoiseSource, expected: Callable[[int], float],
@@ -93,7 +93,7 @@ class PrivateGradients:
         self.canaries: GradientCanaries | None = None
 
     def __call__(self, job: TrainJob, batch: Batch) -> Tensor:
-        """Clipped and noised mean gradient into `.grad`; returns this process's share of the mean loss of the batch that was drawn."""
+        """Write the clipped and noised mean gradient to `.grad`; return this process's share of the mean loss of the drawn batch."""
         self._remember(job)
         mesh, expected = job.mesh, self.expected(job.step)
         if job.task.input_kind in PER_TOKEN:
@@ -107,7 +107,7 @@ class PrivateGradients:
         loss, seen = torch.zeros((), device=job.policy.device), torch.zeros(3, device=job.policy.device)
         draw_seed = step_seed(job.policy.seed, job.step)
         for rows in pieces(batch, job.policy.microbatch, self.rows_per_unit):
-            # One seed for all microbatches and processes: what an example draws depends on the example, not on where it is computed.
+            # One seed for all microbatches and processes: the draws of an example must not depend on where it is computed.
             seeds_B = rows.index if rows.draws is None else rows.draws
             with synchronising(job.model, now=False), self.clipped.recording(len(rows)), keyed_rows(seeds_B, draw_seed) as draws:
                 with job.policy.precision.context():
@@ -128,7 +128,7 @@ class PrivateGradients:
             loss += total.detach()
         mesh.sum(seen, "replicate", "shard")
         for p in self.named.values():
-            if p.grad is None:  # a part that this model did not use: it gets its noise all the same
+            if p.grad is None:  # a parameter that this step did not use gets noise as well
                 p.grad = torch.zeros_like(p)
         sum_over(mesh, [g for p in self.named.values() if (g := p.grad) is not None])
         if looks is not None:
@@ -153,7 +153,7 @@ class PrivateGradients:
         return loss / seen[0].clamp(min=1.0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state of clipping."""
+        """The clipping state."""
         return self.state
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -162,21 +162,26 @@ class PrivateGradients:
 
     @torch.no_grad()
     def look_at(self, validation: Callable[[], Iterator[Batch]] | None, job: TrainJob) -> None:
-        """After a step: the noisy validation loss that noise follows, where it is due. Every process looks at all of it."""
+        """After a step: query the noisy validation loss for adaptive noise, if it is due. Every process computes all of it."""
         step = job.step - 1
         query = self.noise.query(step)
         if query is None or query.what != ValidationLoss.kind_:
             return
         if validation is None:
-            said = f"{ValidationLoss.kind_} needs held-out examples, and data.split.validation is 0. Hold some out, or take another noise."
-            raise RecipeError([Problem("privacy.noise", said)])
+            message = (
+                f"{ValidationLoss.kind_} needs held-out examples, but data.split.validation is 0. Set it above 0, or set another noise."
+            )
+            raise RecipeError([Problem("privacy.noise", message)])
         was, total, examples = job.model.training, 0.0, 0
         job.model.eval()
         for batch in validation():
             with job.policy.precision.context():
                 loss_B, weight_B = job.task.losses(job.model, batch.to(job.policy.device))
             each = (loss_B / weight_B.clamp(min=1e-9)).clamp(0, query.bound) * (weight_B > 0)
-            total, examples = total + float(each.double().sum()), examples + len(loss_B)  # all rows: N is public, who has data is not
+            total, examples = (
+                total + float(each.double().sum()),
+                examples + len(loss_B),
+            )  # all rows: their number is public, their weights are not
         job.model.train(was)
         reshard(job.model)
         self._observe(job, query, total, max(1, examples))
@@ -187,14 +192,14 @@ class PrivateGradients:
         job.measured[f"private_{query.what.replace('-', '_')}"] = answer
 
     def _remember(self, job: TrainJob) -> None:
-        """What was decided so far, also after a resume."""
+        """Decisions so far, also after a resume."""
         if NOTE in job.notes:
             self.noise.load(job.notes[NOTE])
 
 
 @contextmanager
 def gathered(model: nn.Module, *, needed: bool) -> Iterator[None]:
-    """Inside, the weights of a sharded model that lie outside its blocks (the head) are whole once more."""
+    """Context in which the weights of a sharded model that are outside its blocks (the head) are gathered."""
     unshard: Any = getattr(model, "unshard", None)
     if unshard is None or not needed:
         yield
@@ -207,7 +212,7 @@ def gathered(model: nn.Module, *, needed: bool) -> Iterator[None]:
 
 
 def pieces(batch: Batch, most: int, unit: int = 1) -> Iterator[Batch]:
-    """The rows in as few pieces as hold at most `most` (a quarter more where that is all), all of about one size, no `unit` of rows divided."""
+    """Split the rows into the fewest pieces of at most `most` rows (or 25% more, if that is all), about equal, never splitting a `unit`."""
     rows = len(batch)
     count = max(1, -(-rows // most)) if rows > 1.25 * most else 1
     size = -(-rows // (count * unit)) * unit
@@ -216,19 +221,19 @@ def pieces(batch: Batch, most: int, unit: int = 1) -> Iterator[Batch]:
 
 
 def present(weights: Tensor) -> Tensor:
-    """(B) which rows count at all."""
+    """(B) which rows have a weight above 0."""
     return weights.flatten(1).sum(1) > 0 if weights.ndim > 1 else weights > 0
 
 
 def mean_over_units(weights: Tensor, rows_per_unit: int) -> Tensor:
-    """Weights of rows, such that a unit's loss is the mean over the rows that it has."""
+    """Row weights, such that the loss of a unit is the mean over its rows."""
     rows_U = present(weights).view(-1, rows_per_unit).sum(1, keepdim=True)
     each_B = rows_U.clamp(min=1).expand(-1, rows_per_unit).reshape(-1, *(1 for _ in weights.shape[1:]))
     return weights / each_B
 
 
 def noise_like(p: Tensor, name: str, draw: Callable[..., Tensor]) -> Tensor:
-    """Standard normal numbers for the part of `p` that this process holds: the same ones in every layout."""
+    """Standard normal values for this process's part of `p`; the complete tensor is the same in every layout."""
     mine, device = local_slices(p), local_part(p).device
     if p.ndim == 0:
         return draw([name], (), device)[0]
@@ -239,7 +244,7 @@ def noise_like(p: Tensor, name: str, draw: Callable[..., Tensor]) -> Tensor:
         return local_part(p).new_zeros(local_part(p).shape)
     whole = [start for start in starts if start + step <= p.shape[0]]
     cut = any(s.stop - s.start < n for s, n in zip(mine[1:], p.shape[1:], strict=True))
-    groups = [[start] for start in whole] if cut else [whole]  # a process that has some of the columns keeps no others
+    groups = [[start] for start in whole] if cut else [whole]  # a process with some of the columns keeps only those
     found = []
     for group in filter(None, groups):
         drawn = draw([f"{name}/{start // step}" for start in group], (step, *p.shape[1:]), device).flatten(0, 1)

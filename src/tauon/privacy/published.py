@@ -1,13 +1,13 @@
-"""What a private run's checkpoints may hold, for they may be given away: a list of every field, with where it comes from and why it is safe.
+"""Contents of a private run's checkpoints, which may be published: a list of every field with its origin and why it is safe.
 
-    public    the recipe, the shapes of the model, N, the number of steps: known to whoever knows the recipe and N
-    noised    computed from noised gradients or noisy answers alone: covered by the guarantee (post-processing)
-    fitted    learned from the data without noise, because whoever uses the model needs it (categories, the value that fills a gap): not covered
-              by the guarantee, and named in `not_covered` of the run's privacy.json
+    public    the recipe, the shapes of the model, N, the number of steps: follow from the recipe and N
+    noised    computed from noised gradients or noisy answers only: covered by the guarantee (post-processing)
+    fitted    learned from the data without noise, because the model needs it (categories, imputed values): not covered by the guarantee, and
+              named in `not_covered` of the run's privacy.json
 
-What is on no list does not go into a checkpoint: `split` takes it out, and what a resume needs of it lies in `internal/` of the run's folder,
-which is not to be given away. One exception: fields of `preprocess` that a plug-in's kind of data brings stay, as nobody could use the model
-without them; they are named in `not_covered`, too.
+A field on no list does not go into a checkpoint: `split` removes it. What a resume needs of it is saved in `internal/` of the run's folder,
+which must not be published. One exception: fields of `preprocess` from a plug-in's kind of data stay, because the model cannot be used
+without them; they are also named in `not_covered`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ __all__ = ["INTERNAL", "Field", "fitted_without_noise", "leaves", "origin_of", "
 Origin = Literal["public", "noised", "fitted"]
 
 INTERNAL = "internal"
-"""Folder of a private run with what its checkpoints must not hold."""
+"""Folder in a private run for values that its checkpoints must not have."""
 FORMAT = "tauon-internal-1"
-WARNING = "Exact figures of the data, without noise. A resume needs them. Not covered by the run's guarantee: do not give this file away."
+WARNING = "Exact figures of the data, without noise. A resume needs them. Not covered by the run's guarantee: do not publish this file."
 
 
 @dataclass(frozen=True)
 class Field:
-    """One place of a checkpoint's `state.json`, or a group of tensors."""
+    """One field of a checkpoint's `state.json`, or a group of tensors."""
 
     path: str
     """Keys joined by dots; `*` is any one key or index, `**` at the end everything below."""
@@ -43,7 +43,7 @@ class Field:
 STATE: tuple[Field, ...] = (
     Field("step", "public", "steps done"),
     Field("total_steps", "public", "of the recipe and N"),
-    Field("examples", "public", "steps times the expected batch, not what was drawn"),
+    Field("examples", "public", "steps times the expected batch size, not the drawn one"),
     Field("tokens", "public", "expected examples times the length of a row"),
     Field("seed", "public", "of the recipe; noise and sampling come from a key that is in no checkpoint"),
     Field("optimizer_kind", "public", "of the recipe"),
@@ -52,7 +52,7 @@ STATE: tuple[Field, ...] = (
     Field(
         "notes.privacy.**",
         "noised",
-        "noisy answers that the noise follows, and what was decided by them; each is counted by the accountant",
+        "noisy answers for adaptive noise, and the decisions from them; each is counted by the accountant",
     ),
     Field("notes.sent.**", "public", "bytes sent in a step: shapes and the number of processes"),
     Field("model.**", "public", "the architecture; its widths follow from the columns, categories and classes, see preprocess"),
@@ -60,7 +60,7 @@ STATE: tuple[Field, ...] = (
     Field("base.**", "public", "the model that training started from"),
     Field("precision", "public", "of the machine and the recipe"),
     Field("spec.vocab", "fitted", "number of tokens of the tokenizer"),
-    Field("spec.seq_len", "fitted", "of the recipe, or the longest rows where it is left open"),
+    Field("spec.seq_len", "fitted", "of the recipe, or from the longest rows"),
     Field("spec.input_shape.*", "public", "columns or pixels"),
     Field("spec.outputs", "public", "number of classes or targets"),
     Field("spec.labels.*", "fitted", "names of the classes"),
@@ -68,7 +68,7 @@ STATE: tuple[Field, ...] = (
     Field("spec.horizon", "public", "of the recipe"),
     Field("preprocess.kind", "public", "kind of data"),
     Field("preprocess.labels.*", "fitted", "names of the classes"),
-    Field("preprocess.features.*", "public", "names of the columns that the model is given"),
+    Field("preprocess.features.*", "public", "names of the model's input columns"),
     Field("preprocess.input_shape.*", "public", "columns or pixels"),
     Field("preprocess.targets", "public", "of the recipe"),
     Field("preprocess.missing.*", "public", "spellings of a missing value, of the recipe"),
@@ -85,9 +85,9 @@ STATE: tuple[Field, ...] = (
     Field("preprocess.end", "public", "of the tokenizer and the recipe"),
     Field("preprocess.chat.**", "public", "of the recipe"),
     Field("preprocess.renders", "public", "version of the code"),
-    Field("preprocess.seq_len", "fitted", "of the recipe, or the longest rows where it is left open"),
+    Field("preprocess.seq_len", "fitted", "of the recipe, or from the longest rows"),
     Field("preprocess.sample_rate", "public", "of the recordings"),
-    Field("preprocess.samples", "fitted", "of the recipe, or the longest recordings where it is left open"),
+    Field("preprocess.samples", "fitted", "of the recipe, or from the longest recordings"),
     Field("preprocess.spelled", "public", "of the recipe"),
     Field("preprocess.context", "public", "of the recipe"),
     Field("preprocess.horizon", "public", "of the recipe"),
@@ -100,32 +100,32 @@ STATE: tuple[Field, ...] = (
         Field(f"preprocess.columns.columns.*.{k}", "public", "of the table's header and the recipe")
         for k in ("name", "kind", "encoding", "parts.*")
     ),
-    Field("preprocess.columns.columns.*.missing", "public", "always 0 here: how many were missing is left out"),
+    Field("preprocess.columns.columns.*.missing", "public", "always 0 here: the count is removed"),
     Field("preprocess.columns.columns.*.why", "public", "always empty here: it may hold counts"),
     Field("preprocess.pixel_range.why", "public", "always empty here: it may hold counts"),
     Field("preprocess.columns.columns.*.fill", "fitted", "what a gap becomes"),
     Field("preprocess.columns.columns.*.indicator", "fitted", "whether the column had gaps"),
     Field("preprocess.columns.columns.*.categories.*", "fitted", "categories of the training rows"),
-    Field("preprocess.columns.columns.*.most_frequent", "fitted", "what a missing category becomes"),
+    Field("preprocess.columns.columns.*.most_frequent", "fitted", "imputed value of a missing category"),
     Field("preprocess.columns.columns.*.means.**", "fitted", "mean target of each category"),
     Field("preprocess.columns.columns.*.form.**", "fitted", "how numbers are written"),
-    Field("preprocess.columns.dropped.*", "fitted", "columns that say nothing"),
+    Field("preprocess.columns.dropped.*", "fitted", "columns without information"),
     Field("preprocess.columns.*", "public", "names of a series' columns"),
 )
-"""Every place of `state.json`. The first that matches counts."""
+"""All fields of `state.json`. The first match counts."""
 
 GROUPS: tuple[Field, ...] = (
-    Field("model", "noised", "weights: moved by noised gradients alone, from a start that does not depend on the data"),
-    Field("optim", "noised", "state of the optimizer: functions of noised gradients"),
+    Field("model", "noised", "weights: changed by noised gradients only, from an initialization that does not depend on the data"),
+    Field("optim", "noised", "optimizer state: functions of noised gradients"),
     Field("ema", "noised", "averages of the weights"),
-    Field("clipping", "noised", "bounds of the clipping, moved by noisy counts"),
-    Field("canaries", "noised", "what an observer of the noised sums sees at the audit's coordinates"),
+    Field("clipping", "noised", "clipping norms, updated from noisy counts"),
+    Field("canaries", "noised", "values of the noised sums at the audit's coordinates"),
 )
-"""Every group of tensors."""
+"""All groups of tensors."""
 
 
 def origin_of(path: str, fields: tuple[Field, ...] = STATE) -> Field | None:
-    """The entry of the list that a place belongs to.
+    """The entry of the list for a field; None if there is none.
 
     >>> origin_of("preprocess.columns.columns.3.fill").origin
     'fitted'
@@ -154,7 +154,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what the checkpoint of a private run may hold, the rest). Counts that only a reader of the report wants are left out of both."""
+    """Split checkpoint values into (allowed in a private run's checkpoint, the rest). Counts for the report only are in neither."""
     public, internal = {}, {}
     for key, value in state.items():
         if key == "notes":
@@ -172,7 +172,7 @@ def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _without_counts(preprocess: Mapping[str, Any]) -> dict[str, Any]:
-    """How many values were missing and why a column is what it is are for the report, and nobody needs them to use the model."""
+    """Remove counts of missing values and reasons for column types: they are for the report, the model does not need them."""
     found = dict(preprocess)
     columns = found.get("columns")
     if isinstance(columns, Mapping):
@@ -184,22 +184,22 @@ def _without_counts(preprocess: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fitted_without_noise(preprocess: Mapping[str, Any], *, noisy_scaling: bool = False) -> list[str]:
-    """What a checkpoint holds that was learned from the data without noise, in words; empty: nothing but the names of columns.
+    """Describe what a checkpoint contains that was learned from the data without noise; empty if only column names.
 
     Args:
         preprocess: of the data (`DataSplits.preprocess`).
-        noisy_scaling: means and deviations came with noise (`privacy.statistics`).
+        noisy_scaling: means and deviations have noise (`privacy.statistics`).
     """
     said: list[str] = []
     columns = preprocess.get("columns")
     if isinstance(columns, Mapping):
-        for what, key in (("the categories", "categories"), ("the mean targets of categories", "means"), ("what a gap becomes", "fill")):
+        for what, key in (("the categories", "categories"), ("the mean targets of categories", "means"), ("the imputed values", "fill")):
             names = [c["name"] for c in columns["columns"] if c.get(key) not in (None, (), [])]
             if names:
                 said.append(f"{what} of {_some(names)}")
         names = [c["name"] for c in columns["columns"] if c.get("indicator")]
-        said += [f"that {_some(names)} had gaps"] if names else []
-        said += [f"that {_some([*columns['dropped']])} said nothing"] if columns["dropped"] else []
+        said += [f"that {_some(names)} have missing values"] if names else []
+        said += [f"that {_some([*columns['dropped']])} were dropped as uninformative"] if columns["dropped"] else []
     scaled = preprocess.get("normalize", {}).get("kind", "none")
     if scaled not in ("none", "unit", "bounds") and not noisy_scaling:
         said.append(f"how numbers are scaled ({scaled})")
@@ -212,12 +212,12 @@ def fitted_without_noise(preprocess: Mapping[str, Any], *, noisy_scaling: bool =
     if preprocess.get("tokenizer") is not None:
         said.append("the tokenizer, unless it was published elsewhere")
     if odd := _unlisted(preprocess):
-        said.append(f"what this kind of data keeps as {_some(odd)}")
+        said.append(f"fields of this kind of data: {_some(odd)}")
     return said
 
 
 def _unlisted(preprocess: Mapping[str, Any]) -> list[str]:
-    """Fields of `preprocess` that are on no list, by their first key."""
+    """First keys of fields of `preprocess` that are on no list."""
     odd = {path.split(".")[1] for path, v in leaves({"preprocess": preprocess}) if origin_of(path) is None and v not in ({}, [], ())}
     return sorted(odd)
 
@@ -234,12 +234,12 @@ def _file(folder: Path, step: int) -> Path:
 
 
 def write_internal(folder: Path, step: int, values: Mapping[str, Any], *, checkpoints: Path) -> None:
-    """Keep what the checkpoint of `step` leaves out, before it is written; those of checkpoints that are gone are removed.
+    """Save the values that the checkpoint of `step` must not have, before it is written; delete those of removed checkpoints.
 
     Args:
         folder: of the run.
         step: of the checkpoint.
-        values: what `split` took out.
+        values: removed by `split`.
         checkpoints: folder of the run's checkpoints.
     """
     path = _file(folder, step)
@@ -252,18 +252,18 @@ def write_internal(folder: Path, step: int, values: Mapping[str, Any], *, checkp
 
 
 def read_internal(folder: Path, step: int, *, needed: bool) -> dict[str, Any]:
-    """The notes that the checkpoint of `step` left out.
+    """Read the notes that the checkpoint of `step` does not have.
 
     Raises:
-        CheckpointError: the file is gone and `needed`: early stopping or the schedule go by it.
-        DataError: it is not what was written.
+        CheckpointError: the file is missing and `needed` by early stopping or the schedule.
+        DataError: the file was edited.
     """
     path = _file(folder, step)
     if not path.exists():
         if needed:
             raise CheckpointError(
-                f"{path} is gone: it holds what early stopping and the learning rate's schedule have seen of the validation loss, which the "
-                "checkpoint of a private run does not. Restore it, or start over with --fresh."
+                f"{path} is missing: it has the validation losses for early stopping and the learning-rate schedule, which a private "
+                "checkpoint does not contain. Restore it, or start over with --fresh."
             )
         return {}
     found = read_json(path)

@@ -1,6 +1,6 @@
-"""The privacy section: what was guaranteed, to whom, under which assumptions, what is not covered, and what it cost in accuracy.
+"""The report's privacy section: the guarantee, its unit and assumptions, what is not covered, and the cost in accuracy.
 
-Reads `privacy.json`, which training leaves. What an attacker really reached is in the audit's own section.
+Reads `privacy.json`, which training writes. Attacks on the trained model are in the audit's section.
 """
 
 from __future__ import annotations
@@ -17,18 +17,16 @@ __all__ = ["privacy"]
 
 
 def privacy(records: Records) -> Section | None:
-    """None where nothing was promised."""
+    """The section; None if the run is not private."""
     found = records.json("privacy.json")
     if not isinstance(found, dict) or not isinstance(found.get("guarantee"), dict):
         if records.recipe.get("privacy"):
-            return Section("privacy", "Privacy", missing("privacy.json is missing: training has not come to its end."))
+            return Section("privacy", "Privacy", missing("privacy.json is missing: training has not finished. Resume it: tauon train"))
         return None
     promise: Mapping[str, Any] = found["guarantee"]
     html = f"<p><b>{escape(_sentence(promise))}</b></p>"
     if found.get("generator") == "seeded":
-        html += missing(
-            "Noise and sampling came from the recipe's seed, so that whoever knows it can take the noise off: this run is a test."
-        )
+        html += missing("Noise and sampling came from the recipe's seed: anyone who knows it can remove the noise. This run is a test.")
     html += _figures(found)
     curve = _curve(promise)
     noise = _noise(records)
@@ -69,7 +67,7 @@ def _figures(found: Mapping[str, Any]) -> str:
     statistics = found.get("statistics")
     if isinstance(statistics, dict):
         rows.append(["noise multiplier of means and deviations", figure(number(statistics.get("noise")))])
-        rows.append(["noise in a mean, of half its column's bounds", figure(number(statistics.get("error")))])
+        rows.append(["noise in a mean, as a share of half the bounds of its column", figure(number(statistics.get("error")))])
     return table([("", ""), ("", "num")], rows, "privacy figures")
 
 
@@ -77,9 +75,11 @@ def _curve(promise: Mapping[str, Any]) -> str:
     points = [(float(a), float(b)) for a, b in promise.get("curve", [])]
     if len(points) < 2:
         return ""
-    lines = [Line("allowed by the guarantee", points), Line("knows nothing", [(0.0, 1.0), (1.0, 0.0)], "quiet")]
-    note = "Whoever tests whether one unit was in the data, and accuses a share of the innocent (x), misses at least this share of members (y)."
-    return chart("trade-off", "What an attacker can know at best", lines, y_label="missed members", x_label="false accusations", note=note)
+    lines = [Line("allowed by the guarantee", points), Line("random guessing", [(0.0, 1.0), (1.0, 0.0)], "quiet")]
+    note = "Any test of whether one unit was in the data that has the false-positive rate x has at least the false-negative rate y."
+    return chart(
+        "trade-off", "Best possible membership attack", lines, y_label="false-negative rate", x_label="false-positive rate", note=note
+    )
 
 
 def _noise(records: Records) -> str:
@@ -103,6 +103,6 @@ def _cost(cost: Any) -> str:
         ]
         for name, pair in cost.items()
     ]
-    return "<h3>What it cost</h3>" + table(
+    return "<h3>Cost in accuracy</h3>" + table(
         [("", ""), ("private", "num"), ("the same without privacy", "num"), ("difference", "num")], rows, "cost of privacy"
     )

@@ -1,4 +1,4 @@
-"""What a private recipe cannot be together with."""
+"""Rules of a recipe: settings that do not work with privacy."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def views_are_augmented(recipe: Any) -> Iterator[tuple[str, str]]:
     if privacy is None or privacy.raw_value("views") <= 1:
         return
     if not privacy.promises:
-        yield "privacy.views", "is for private training, and neither epsilon nor noise is given. Drop it."
+        yield "privacy.views", "is for private training, but neither target_epsilon nor noise_multiplier is set. Remove it."
     elif not data.raw_value("augment"):
-        yield "privacy.views", "shows an example several times in a step, each time the same: set data.augment, or drop it."
+        yield "privacy.views", "repeats each example in a step without augmentation. Set data.augment, or remove privacy.views."
 
 
 @recipe_rule
 def one_example_can_be_clipped(recipe: Any) -> Iterator[tuple[str, str]]:
-    """What keeps an example's gradient from being clipped alone, and statistics from being noisy."""
+    """Settings under which an example's gradient cannot be clipped, or statistics cannot be noisy."""
     privacy, data, task = recipe.raw_value("privacy"), recipe.raw_value("data"), recipe.raw_value("task")
     if privacy is None or not privacy.promises:
         return

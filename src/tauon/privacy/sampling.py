@@ -1,18 +1,18 @@
-"""Which examples a private step takes. The noise that a guarantee needs depends on it, so the loader is part of the mechanism.
+"""Batch sampling for private training. The noise that a guarantee needs depends on it, so the loader is part of the mechanism.
 
-    poisson      every example is taken by a coin of its own, with probability batch / N: the size of a batch varies, also to none
+    poisson      each example is taken independently with probability batch / N; the batch size varies, and can be 0
     fixed-size   exactly `batch` examples, without replacement
-    shuffled     whole passes, one after the other in one order that is drawn once; examples that do not fill a batch are left out.
-                 Between two uses of an example lie N // batch steps, which correlated noise makes use of
+    shuffled     full passes in one order that is drawn once; examples that do not fill a batch are left out.
+                 An example is used every N // batch steps, which correlated noise makes use of
 
-Sampling must be as secret as the noise (amplification fails against who knows the draws), so both come from one key.
+Sampling must be as secret as the noise (there is no amplification against an attacker who knows the draws), so both come from one key.
 Poisson: Mironov et al. 2019, arXiv:1908.10530, section 3; fixed-size: Wang et al. 2019, arXiv:1808.00087.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -26,69 +26,80 @@ from tauon.types import Batch, Dataset
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["PrivateLoader", "Sampling"]
+__all__ = ["PrivateLoader", "Sampling", "SamplingScheme"]
 
 Sampling = Literal["poisson", "fixed-size", "shuffled"]
 
 
 class Sizes(Protocol):
-    """How large the expected batch of each step is, where it grows."""
+    """Expected batch size of each step, when it grows (see `data.loader.Sizes`)."""
 
     def size(self, step: int) -> int: ...
 
     def first(self, step: int) -> int: ...
 
 
-class PrivateLoader(Loader):
-    """Batches as a guarantee needs them: a pure function of (data set, key, expected batch, step).
+@dataclass(frozen=True)
+class SamplingScheme:
+    """How the units of a step are drawn, and which rows they bring."""
 
-    Every rank gets as many rows, the missing ones at weight zero; an empty batch is one row of weight zero a rank.
+    sampling: Sampling
+    key: bytes
+    """Seed of all draws."""
+    views: int = 1
+    """Rows of an example in a batch, next to each other, each with its own augmentation."""
+    units: Units | None = None
+    """Groups of examples that are drawn together. None: each example is a unit."""
+
+
+class PrivateLoader(Loader):
+    """Loader that samples as the guarantee requires. Batches are a pure function of (data set, key, expected batch size, step).
+
+    Every rank gets the same number of rows; padding rows have weight 0, and an empty batch is one row of weight 0 on each rank.
     """
 
     def __init__(
-        self, dataset: Dataset, *, batch: int, sampling: Sampling, key: bytes, rank: int = 0, world: int = 1, workers: int = 0,
-        sizes: Sizes | None = None, views: int = 1, units: Units | None = None,
+        self, dataset: Dataset, *, batch: int, scheme: SamplingScheme, rank: int = 0, world: int = 1, workers: int = 0,
+        sizes: Sizes | None = None,
     ) -> None:  # fmt: skip
-        """`batch`: expected units of a step, all `world` ranks together; `key`: what the draws are a function of; `views`: rows of an example,
-        one behind the other, each augmented by itself; `units`: which examples are drawn together. None: each is a unit.
+        """`batch`: expected number of units of a step, over all `world` ranks.
 
-        Raises `RecipeError` where the batch is larger than the data, or the data set draws its examples in a way of its own.
+        Raises `RecipeError` if the batch is larger than the data, or if the data set has its own sampling (class weights, mixing).
         """
+        sampling, units = scheme.sampling, scheme.units
         count = len(dataset) if units is None else len(units)
         if batch > count:
-            what = "examples" if units is None else "units"
-            said = f"{batch} is more than the {count:,} {what} there are: a private batch is a sample of them. Take fewer."
-            raise RecipeError([Problem("train.batch", said)])
-        for name, what in (("order", "data.sampling"), ("mixer", "data.mix")):
+            noun = "examples" if units is None else "units"
+            message = f"is {batch}, but there are only {count:,} {noun}, and a private batch is a sample of them. Set at most {count}."
+            raise RecipeError([Problem("train.batch", message)])
+        for name, field in (("order", "data.sampling"), ("mixer", "data.mix")):
             if getattr(dataset, name, None) is not None:
-                said = "chooses examples by their class" if name == "order" else "mixes examples, so that none of them can be clipped alone"
-                raise RecipeError([Problem(what, f"{said}, which no guarantee covers. Drop it, or drop privacy.")])
+                reason = "chooses examples by class" if name == "order" else "mixes examples, so that they cannot be clipped one by one"
+                raise RecipeError([Problem(field, f"{reason}; no privacy guarantee covers this. Remove it, or remove privacy.")])
         if sampling == "shuffled" and sizes is not None:
-            said = (
-                "grows from step to step, and passes of shuffled sampling are of equal batches. Drop it, or take privacy.sampling=poisson."
-            )
-            raise RecipeError([Problem("train.batch_warmup", said)])
+            message = "changes the batch size, but shuffled sampling needs equal batches. Remove it, or set privacy.sampling=poisson."
+            raise RecipeError([Problem("train.batch_warmup", message)])
         super().__init__(dataset, batch=batch, seed=0, rank=rank, world=world, workers=workers, sizes=sizes)
-        self.sampling, self.key, self.views, self.units, self.count = sampling, key, views, units, count
+        self.sampling, self.key, self.views, self.units, self.count = sampling, scheme.key, scheme.views, units, count
         self._drawn: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
         self._order = self._generator("order").permutation(count) if sampling == "shuffled" else None
 
     @property
     def steps_in_pass(self) -> int:
-        """Steps of a whole pass; of shuffled sampling, the examples that do not fill one more are left out."""
+        """Steps of a full pass. With shuffled sampling the examples that do not fill a last batch are left out."""
         return self.count // self.batch
 
     def rate(self, step: int) -> float:
-        """Probability of a unit to be in step `step` (fixed-size: share of the units; shuffled: of a pass)."""
+        """Sampling rate: probability that a unit is in step `step` (fixed-size: share of the units; shuffled: share of a pass)."""
         return super().size(step) / self.count
 
     def chosen(self, step: int) -> np.ndarray:
-        """Numbers of the units of step `step`, all ranks together, int64, no number twice."""
-        known, found = self._drawn
-        if known != step:
-            found = self._draw(step)
-            self._drawn = (step, found)
-        return found
+        """Indices of the units of step `step`, over all ranks: int64, without repeats."""
+        cached_step, units = self._drawn
+        if cached_step != step:
+            units = self._draw(step)
+            self._drawn = (step, units)
+        return units
 
     def _draw(self, step: int) -> np.ndarray:
         if self._order is not None:
@@ -96,7 +107,7 @@ class PrivateLoader(Loader):
             return self._order[at : at + self.batch]
         draws = self._generator(f"sample/{step}")
         expected = super().size(step)
-        # Coins for all of them: how many heads, then which. The same distribution, in time of the batch instead of the data.
+        # Draw the batch size (binomial), then the members: the same distribution as one coin per unit, in O(batch) instead of O(N).
         size = int(draws.binomial(self.count, expected / self.count)) if self.sampling == "poisson" else expected
         return draws.choice(self.count, size, replace=False, shuffle=False).astype(np.int64)
 
@@ -108,11 +119,11 @@ class PrivateLoader(Loader):
 
     @property
     def rows_per_unit(self) -> int:
-        """Rows of a batch that are one unit's, one behind the other."""
+        """Rows of one unit in a batch, next to each other."""
         return self.views * (1 if self.units is None else self.units.most)
 
     def size(self, step: int) -> int:
-        """Units that step `step` really has."""
+        """Number of units drawn for step `step`. It is secret."""
         return len(self.chosen(step))
 
     def rows(self, step: int) -> np.ndarray:
@@ -120,24 +131,24 @@ class PrivateLoader(Loader):
         return np.arange(self.rank * share, (self.rank + 1) * share, dtype=np.int64)
 
     def expected(self, step: int) -> int:
-        """Units that step `step` is expected to have: what is counted and told, for how many it really has is a secret."""
+        """Expected number of units of step `step`. Only this is counted and published: the number drawn is secret."""
         return super().size(step)
 
     def _rows_of_units(self, step: int) -> np.ndarray:
-        """(U, rows) examples of the units of a step, of all ranks, -1 where a unit has no more; the same draws in every layout."""
+        """(U, rows) examples of the units of a step over all ranks, -1 where a unit has fewer rows; the same in every layout."""
         chosen = self.chosen(step)
         if self.units is None:
             return chosen[:, None]
         return self.units.rows(chosen, lambda unit: self._generator(f"rows/{step}/{unit}"))
 
     def examples_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """(epoch, example) of this rank's rows; -1 where there is none to fill a unit's rows, or the rank's."""
+        """(epoch, example) of this rank's rows; -1 for padding rows, of a unit or of the rank."""
         rows_U = self._rows_of_units(step)
-        mine = self.rows(step)
-        rows_U = np.concatenate([rows_U, np.full((max(0, int(mine[-1]) + 1 - len(rows_U)), rows_U.shape[1]), -1, np.int64)])
-        example = np.repeat(rows_U[mine].ravel(), self.views)
-        epoch = step // self.steps_in_pass if self.sampling == "shuffled" else step  # augmented anew each time it comes
-        view = np.tile(np.arange(self.views), len(example) // self.views)  # each another augmentation of the same example
+        rank_rows = self.rows(step)
+        rows_U = np.concatenate([rows_U, np.full((max(0, int(rank_rows[-1]) + 1 - len(rows_U)), rows_U.shape[1]), -1, np.int64)])
+        example = np.repeat(rows_U[rank_rows].ravel(), self.views)
+        epoch = step // self.steps_in_pass if self.sampling == "shuffled" else step  # a new augmentation at each use
+        view = np.tile(np.arange(self.views), len(example) // self.views)  # each view has its own augmentation
         return epoch * self.views + view, example
 
     def _make(self, step: int) -> Batch:
@@ -151,7 +162,7 @@ class PrivateLoader(Loader):
         return batch
 
     def _draws(self, step: int, example: np.ndarray) -> Tensor:
-        """(B) int64: what each row's dropout is drawn from, a function of (key, step, example, view) and of nothing else."""
+        """(B) int64: seed of each row's dropout, a function of (key, step, example, view) only."""
         import torch
 
         view = np.tile(np.arange(self.views), len(example) // self.views)

@@ -1,10 +1,10 @@
-"""`privacy.statistics`: means and deviations of a table's columns of numbers, told with noise and paid for like a training step.
+"""`privacy.statistics`: noisy means and deviations of a table's columns of numbers, charged like a training step.
 
-The data is prepared with `normalize: bounds`, which looks at nothing. Once the run's releases are reserved, one Gaussian answer
-(`preparation.private_statistics`) over the training rows is drawn from the run's key and written to `statistics.json` in its folder: from
-then on every part, the checkpoint's `preprocess`, a resume, evaluation and whoever serves the model scale by it. Nothing is drawn twice.
+The data is prepared with `normalize: bounds`, which reads no data. After the run's releases are reserved, one Gaussian answer
+(`preparation.private_statistics`) over the training rows is drawn from the run's key and written to `statistics.json` in its folder. From
+then on all splits, the checkpoint's `preprocess`, a resume, evaluation and serving scale by it. Nothing is drawn twice.
 
-Not here: what else is learned from a table (categories, imputed values, columns that are the same in every row). That stays uncovered.
+Not here: other things learned from a table (categories, imputed values, constant columns). The guarantee does not cover them.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ FORMAT = "tauon-statistics-1"
 
 
 class StatisticsConfig(Config):
-    """Means and deviations for `data.normalize: standard`, with noise."""
+    """Noisy means and deviations for `data.normalize: standard`."""
 
     noise: float = Field(20.0, ge=0.1, le=1e6)
-    """Noise multiplier of the one answer for all columns: its standard deviation over what one example can add. 20 costs an epsilon of
-    0.16 by itself (delta 1e-5), and much less beside training; each mean is then off by 22 sqrt(columns) / examples of half its bounds."""
+    """Noise multiplier (standard deviation / sensitivity) of the one answer for all columns. 20 costs an epsilon of 0.16 alone (delta 1e-5),
+    and much less when composed with training; the error of each mean is then 22 sqrt(columns) / examples of half its bounds."""
 
     @property
     def release(self) -> Release:
@@ -60,51 +60,57 @@ class StatisticsConfig(Config):
 
 
 def refuse_statistics(data: DataConfig, input_kind: str) -> Iterator[tuple[str, str]]:
-    """(field, message) of settings of `data` that private statistics cannot work with."""
+    """(field, message) for each setting of `data` that does not work with private statistics."""
     kind = data.raw_value("normalize")
     if input_kind != "arrays":
-        yield "privacy.statistics", f"are means and deviations of a table's columns, and the task needs {input_kind}. Drop them."
+        yield (
+            "privacy.statistics",
+            f"are means and deviations of a table's columns, but the task needs {input_kind}. Remove privacy.statistics.",
+        )
     elif kind == "bounds":
-        yield "privacy.statistics", "are not needed: data.normalize is bounds, which learns nothing from the data. Drop one of the two."
+        yield (
+            "privacy.statistics",
+            "are not needed: data.normalize=bounds learns nothing from the data. Remove privacy.statistics, or set data.normalize=standard.",
+        )
     elif kind != "standard":
-        yield "data.normalize", f"is {kind}, and privacy.statistics are means and deviations. Set standard, or drop them."
+        yield "data.normalize", f"is {kind}, but privacy.statistics are means and deviations. Set standard, or remove privacy.statistics."
     elif not data.raw_value("bounds"):
-        said = 'are missing, and without them noise would have to be without bounds, too. Say what is known: {age: [18, 100], "*": [0, 1]}.'
-        yield "data.bounds", f"{said} Needed by privacy.statistics."
+        message = 'are missing; privacy.statistics need public bounds of each column. Set what is known: {age: [18, 100], "*": [0, 1]}.'
+        yield "data.bounds", message
     if data.raw_value("normalize_targets") == "standard":
-        said = "learns the mean and the deviation of the target without noise. Take bounds, and give the target's range in data.bounds."
-        yield "data.normalize_targets", f"standard {said}"
+        message = "learns the mean and the deviation of the target without noise. Set bounds, and add the target's range to data.bounds."
+        yield "data.normalize_targets", f"standard {message}"
 
 
 def fits_nothing(data: DataConfig) -> DataConfig:
-    """`data` so that preparing it learns no statistics: scaled by its bounds, until those with noise are there."""
+    """Return `data` with `normalize: bounds`, so that preparing it learns no statistics; the noisy ones are applied later."""
     return data.model_copy(update={"normalize": "bounds"})
 
 
 def announced(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts of data that `fits_nothing` prepared, for the report."""
-    why = "means and deviations with noise (privacy.statistics), drawn when training begins"
+    """Facts for the report about data prepared by `fits_nothing`."""
+    why = "noisy means and deviations (privacy.statistics), drawn when training starts"
     return dict(facts) | {"normalize": facts["normalize"] | {"kind": "standard", "why": why}}
 
 
 def scaled_columns(preprocess: Mapping[str, Any]) -> int:
-    """How many columns the answer is about. `RecipeError` where there is none."""
+    """Number of columns with statistics. Raises `RecipeError` if there is none."""
     found = Normalizer.from_json(preprocess["normalize"]).columns
     count = 0 if found is None else len(found)
     if not count:
-        raise RecipeError([Problem("privacy.statistics", "are of columns of numbers, and the table has none. Drop them.")])
+        raise RecipeError([Problem("privacy.statistics", "need columns of numbers, but the table has none. Remove privacy.statistics.")])
     return count
 
 
 def draw_statistics(folder: Path, splits: DataSplits, config: StatisticsConfig, source: NoiseSource) -> dict[str, Any]:
-    """The record of the run in `folder`: read, or drawn from `source` and written. `splits` as `normalize: bounds` made them."""
+    """Read the statistics of the run in `folder`, or draw them from `source` and write them. `splits`: made with `normalize: bounds`."""
     before = read_statistics(folder, splits, config)
     if before is not None:
         return before
     base = Normalizer.from_json(splits.preprocess["normalize"])
     assert base.columns is not None
     settings = _settings(splits, config)
-    # Other data or other settings draw other noise, even under the same key: two answers with one noise would tell the difference exactly.
+    # Other data or settings get other noise, even with the same key: two answers with the same noise would reveal the exact difference.
     name = f"statistics/{hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()}"
     found, _ = private_statistics(_unit_features(splits.train, base.columns), (-1.0, 1.0), noise=config.noise, source=source, name=name)
     middle, half = (a[base.columns].astype(np.float64) for a in (base.center, base.scale))
@@ -117,16 +123,16 @@ def draw_statistics(folder: Path, splits: DataSplits, config: StatisticsConfig, 
 
 
 def read_statistics(folder: Path, splits: DataSplits, config: StatisticsConfig, *, needed: bool = False) -> dict[str, Any] | None:
-    """What was drawn for the run in `folder`; None where nothing was. `splits` as `normalize: bounds` made them.
+    """Read the statistics of the run in `folder`; None if none were drawn. `splits`: made with `normalize: bounds`.
 
     Raises:
-        RunError: drawn for other data or settings, or gone although the run has trained with it (`needed`).
-        DataError: the file is not what was written.
+        RunError: drawn for other data or settings, or missing although the run has trained with them (`needed`).
+        DataError: the file was edited.
     """
     path = folder / NAME
     if not path.exists():
         if needed:
-            raise RunError(f"{path} is gone, and the run has trained with what it held. Restore it, or start over with --fresh.")
+            raise RunError(f"{path} is missing, but the run has trained with it. Restore it, or start over with --fresh.")
         return None
     record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
@@ -136,7 +142,7 @@ def read_statistics(folder: Path, splits: DataSplits, config: StatisticsConfig, 
     if there != now:
         odd = ", ".join(k for k in now if not isinstance(there, dict) or there.get(k) != now[k])
         raise RunError(
-            f"{path}: was drawn for other data or settings ({odd}), and to draw again would cost again. Restore them, start over with --fresh, "
+            f"{path} was drawn for other data or settings ({odd}), and drawing again would cost more budget. Restore them, start over with --fresh, "
             "or give another name (name=...)."
         )
     for key in ("mean", "std"):
@@ -150,7 +156,7 @@ def read_statistics(folder: Path, splits: DataSplits, config: StatisticsConfig, 
 
 
 def apply_statistics(splits: DataSplits, record: Mapping[str, Any]) -> DataSplits:
-    """Scale every part by what was drawn, in place; the splits with preprocess, facts and fingerprint that say so."""
+    """Scale all splits by the noisy statistics, in place; return them with the matching preprocess, facts and fingerprint."""
     base = Normalizer.from_json(splits.preprocess["normalize"])
     center, scale = base.center.copy(), base.scale.copy()
     center[base.columns], scale[base.columns] = (np.asarray(record[k], np.float64) for k in ("mean", "std"))
@@ -163,12 +169,12 @@ def apply_statistics(splits: DataSplits, record: Mapping[str, Any]) -> DataSplit
 
 
 def discard_statistics(folder: Path) -> None:
-    """Take back what nothing was trained with yet. The same run would draw the very same again: its key stays."""
+    """Delete statistics that nothing was trained with. The key stays, so the same run would draw the same values again."""
     (folder / NAME).unlink(missing_ok=True)
 
 
 def copy_statistics(source: Path, target: Path, half: HalfConfig) -> None:
-    """Give a reference model of an audit, which trains on a half, what its target's checkpoint holds: whoever attacks a model has it."""
+    """Copy the statistics of an audit's target to a reference model, which trains on half of the data: an attacker has them from the checkpoint."""
     if (source / NAME).exists() and not (target / NAME).exists():
         record = read_json(source / NAME)
         target.mkdir(parents=True, exist_ok=True)
@@ -176,7 +182,7 @@ def copy_statistics(source: Path, target: Path, half: HalfConfig) -> None:
 
 
 def _settings(splits: DataSplits, config: StatisticsConfig) -> dict[str, Any]:
-    """What an answer depends on: whose rows, and how they are bounded."""
+    """Everything the answer depends on: the rows and their bounds."""
     base, facts = splits.preprocess["normalize"], splits.facts
     return {
         "noise": config.noise, "content": facts["content"], "half": _half(facts.get("half")), "canaries": facts.get("canaries"),
@@ -189,14 +195,14 @@ def _half(facts: Mapping[str, Any] | None) -> list[int] | None:
 
 
 def _unit_features(train: Dataset, columns: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(N, K) features of all training examples as they are, between -1 and 1."""
+    """(N, K) features of all training examples, unscaled, between -1 and 1."""
     shown = without_augmentation(train)
     pieces = [shown.batch(np.arange(i, min(i + 4096, len(shown)))).inputs.numpy()[:, columns] for i in range(0, len(shown), 4096)]
     return np.concatenate(pieces).astype(np.float64)
 
 
 def _arrays_in(dataset: Any) -> Iterator[ArrayDataset]:
-    """Every data set of a table that `dataset` is, or is made of (canaries, a chosen half)."""
+    """All table data sets that `dataset` is or wraps (canaries, a subset)."""
     seen: set[int] = set()
     waiting = [dataset]
     while waiting:

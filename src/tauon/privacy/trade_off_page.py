@@ -1,4 +1,4 @@
-"""The trade-off curve of a private run: how often any test for one person's presence must miss, at each rate of false alarms."""
+"""Page with the trade-off curve of a private run: the smallest false-negative rate of any membership test at each false-positive rate."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["trade_off_chart", "trade_off_page"]
 
 
 def trade_off_chart(curve: Sequence[tuple[float, float]], identity: str = "trade-off") -> str:
-    """The figure. `curve`: (false-positive rate, least false-negative rate), by the first."""
-    pieces = [Line("least misses that the guarantee allows", list(curve)), Line("guessing", [(0.0, 1.0), (1.0, 0.0)], "quiet")]
-    note = "The nearer the curve to the straight line, the less can be told. Dong, Roth and Su 2019, arXiv:1905.02383."
+    """The figure. `curve`: (false-positive rate, smallest false-negative rate), sorted by the first."""
+    pieces = [Line("smallest that the guarantee allows", list(curve)), Line("random guessing", [(0.0, 1.0), (1.0, 0.0)], "quiet")]
+    note = "The closer the curve is to the straight line, the less an attacker can learn. Dong, Roth and Su 2019, arXiv:1905.02383."
     return chart(
-        identity, "Was somebody in the data?", pieces, x_label="false alarms (share)", y_label="misses (share)", zero=True, log=False, note=note,
+        identity, "Was this person in the data?", pieces, x_label="false-positive rate", y_label="false-negative rate", zero=True, log=False, note=note,
     )  # fmt: skip
 
 
 def trade_off_page(title: str, curve: Sequence[tuple[float, float]], facts: Mapping[str, Any]) -> str:
-    """A whole HTML page: the curve, and what it was computed from."""
+    """A complete HTML page: the curve, and its inputs."""
     sections = [
         Section("curve", "Trade-off curve", trade_off_chart(curve)),
         Section("facts", "Computed from", facts_table(facts, "settings")),

@@ -1,7 +1,7 @@
-"""Who is protected: one example, one document, or whoever several rows of a table are of (a patient, a customer).
+"""The unit of privacy: one example, one document, or all rows of a table that belong to one person (a patient, a customer).
 
-A unit is drawn as a whole, and of its rows at most `rows_per_unit` take part in a step; their mean gradient is clipped as one. So the promise
-is for all that a unit has brought, at the price of fewer units than rows (user-level privacy; McMahan et al. 2018, arXiv:1710.06963).
+Units are sampled, and at most `rows_per_unit` rows of a unit take part in a step; their mean gradient is clipped as one. The guarantee covers
+all data of a unit, and there are fewer units than rows (user-level privacy; McMahan et al. 2018, arXiv:1710.06963).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["Protected", "Units", "protect", "same_unit"]
 
 
 class Units:
-    """Which rows are whose."""
+    """Assignment of rows to units."""
 
     def __init__(self, unit_N: NDArray[np.int64], most: int) -> None:
-        """`unit_N`: number of the unit of each row, any integers; `most`: rows of a unit in one step."""
+        """`unit_N`: unit of each row, any integers; `most`: maximum rows of a unit in one step."""
         self.most = most
         _, numbered, sizes = np.unique(unit_N, return_inverse=True, return_counts=True)
         self._rows = np.argsort(numbered, kind="stable")
@@ -36,63 +36,65 @@ class Units:
 
     @property
     def cut(self) -> int:
-        """Units of which only some rows take part in a step."""
+        """Number of units with more than `most` rows."""
         return int((np.diff(self._starts) > self.most).sum())
 
     def rows(self, units_U: NDArray[np.int64], generator: Callable[[int], np.random.Generator]) -> NDArray[np.int64]:
-        """(U, most) numbers of rows, -1 where a unit has no more; of a unit with more of them, so many drawn without replacement by the
-        generator of its number: a unit's draw does not depend on which others are there, nor on how many rows these have.
+        """(U, most) row indices, -1 where a unit has fewer rows. From a unit with more rows, `most` are sampled without replacement with the
+        generator of that unit, so that the sample does not depend on other units.
         """
-        found = np.full((len(units_U), self.most), -1, np.int64)
+        rows_UM = np.full((len(units_U), self.most), -1, np.int64)
         for at, unit in enumerate(units_U.tolist()):
-            mine = self._rows[self._starts[unit] : self._starts[unit + 1]]
-            if len(mine) > self.most:
-                mine = generator(unit).choice(mine, self.most, replace=False)
-            found[at, : len(mine)] = mine
-        return found
+            rows = self._rows[self._starts[unit] : self._starts[unit + 1]]
+            if len(rows) > self.most:
+                rows = generator(unit).choice(rows, self.most, replace=False)
+            rows_UM[at, : len(rows)] = rows
+        return rows_UM
 
 
 @dataclass(frozen=True)
 class Protected:
-    """A training part as private training sees it."""
+    """A training split with its units."""
 
     dataset: Dataset
-    """Every example of it is the same in each epoch, but for its own augmentation."""
+    """An example is the same in each epoch, except for its augmentation."""
     units: Units | None
     """None: every example is a unit."""
     name: str
-    """What a unit is, in words."""
+    """Description of a unit, for the report."""
 
     def __len__(self) -> int:
         return len(self.dataset) if self.units is None else len(self.units)
 
 
 def protect(dataset: Dataset, unit: str, most: int) -> Protected:
-    """The training part `dataset` with its units. Raises `RecipeError` where it has none of the kind.
+    """Return the training split `dataset` with its units. Raises `RecipeError` if the data has no units of this kind.
 
-    Windows over a text are held still: were they shifted from epoch to epoch, one of them would be in two, and no promise would be for it.
+    Windows over a text do not shift between epochs: otherwise a token would be in several windows, and no guarantee would cover a window.
     """
     spec = dataset.spec
     if unit == "example":
         name = f"sequence of {spec.seq_len} tokens" if spec.vocab is not None else "example"
-        return Protected(_still(dataset), None, name)
+        return Protected(_without_shift(dataset), None, name)
     if unit == "document":
         by_document = _by_document(dataset)
         if by_document is None:
             raise RecipeError(
-                [Problem("privacy.unit", "document is for running text, whose windows cut and join documents. Take example.")]
+                [Problem("privacy.unit", "document needs plain text data (data.source of texts); this data has no documents. Set example.")]
             )
         dataset, units = by_document
         return Protected(dataset, Units(units, most), "document")
     groups: NDArray[np.int64] | None = getattr(dataset, "groups", None)
     if groups is None:
-        message = "group needs a column that says whose a row is: a table with data.table.group. Name it, or take example."
+        message = (
+            "group needs a table with a column that identifies the person of each row. Set data.table.group, or set privacy.unit=example."
+        )
         raise RecipeError([Problem("privacy.unit", message)])
     column = str(dataset.facts["group"])
     return Protected(dataset, Units(groups, most), f"{column} (all rows with one value of that column)")
 
 
-def _still(dataset: Dataset) -> Dataset:
+def _without_shift(dataset: Dataset) -> Dataset:
     tokens = dataset.tokens if isinstance(dataset, MaskedDataset) else dataset
     if not isinstance(tokens, TokenDataset):
         return dataset
@@ -108,7 +110,7 @@ def _by_document(dataset: Dataset) -> tuple[Dataset, NDArray[np.int64]] | None:
 
 
 def _over(dataset: Dataset, tokens: Any) -> Dataset:
-    """`dataset`, hiding words of `tokens` where it hides some."""
+    """`dataset` over `tokens`: masked, if `dataset` is a masked one."""
     if not isinstance(dataset, MaskedDataset):
         return tokens  # type: ignore[no-any-return]
     masked = copy.copy(dataset)
@@ -117,7 +119,7 @@ def _over(dataset: Dataset, tokens: Any) -> Dataset:
 
 
 def same_unit(one: str, other: str) -> bool:
-    """Whether a budget for one of them counts what runs with the other tell. Sequences of any length are examples."""
+    """Whether runs with these two units can share one budget. Sequences of any length are examples."""
 
     def kind(name: str) -> str:
         return "example" if name.startswith("sequence of ") else name

@@ -32,10 +32,25 @@ def core_sections() -> tuple[list[SectionMaker], list[SectionMaker]]:
 
 
 def render(folder: Path | str, sections: Sequence[SectionMaker] = SECTIONS) -> Path:
-    """Write `folder`/report.html atomically and return its path.
+    """Write `folder`/report.html, complete or not at all.
 
-    Each section is made from the records alone; a maker that returns None adds no section. If a damaged record breaks a section, the page shows
-    the error instead. Raises RunError if the folder has no recipe.yaml or cannot be written.
+    Each section is drawn from the records alone. A section that cannot be drawn, because a record is damaged, says so in its place.
+
+    Args:
+        folder: a run's folder.
+        sections: functions from `Records` to a `Section`, or None where there is nothing to show; in the order of the page.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RunError: the folder holds no recipe.yaml, or cannot be written.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "recipe.yaml").write_text("name: demo")
+    >>> render(folder).name
+    'report.html'
     """
     folder = Path(folder)
     records = Records.read(folder)

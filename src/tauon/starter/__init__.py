@@ -35,10 +35,23 @@ KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path, str | None, str], Dra
 
 
 def draft(path: Path | str, *, label: str | None = None, name: str | None = None, model: str | None = None) -> Draft:
-    """Inspect `path` and draft a recipe. `label`: `folder`, a column, or the pattern of names of recordings (`{label}_{speaker}`).
-    `model`: the trained model to tune on conversations or preferences.
+    r"""Look at data and write a recipe for it, each choice with its reason.
 
-    Raises `DataError` for unknown kinds of data, and if the label must be named; `RecipeError` for an invalid run name.
+    Args:
+        path: a file, or a folder.
+        label: what is to be predicted: `folder`, a column, or the pattern of names of recordings (`{label}_{speaker}`).
+        name: of the recipe and its runs. Left out: after the data.
+        model: the trained model that conversations or preferences are to tune.
+
+    Raises:
+        DataError: data of an unknown kind, or a label that must be named.
+        RecipeError: a name that runs cannot have.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "patients.csv"
+    >>> _ = path.write_text("age,dose,died\n" + "".join(f"{30 + i},{i % 7},{'no yes'.split()[i % 2]}\n" for i in range(60)))
+    >>> draft(path, label="died").name
+    'patients'
     """
     place = Path(path)
     if name is not None and not re.fullmatch(NAME, name):

@@ -1,5 +1,5 @@
-"""For tests, public, so that a third party can check its own parts: contract suites of models, optimizers, sources, kinds of data and tasks;
-several processes at once.
+"""Public test helpers, so that third parties can check their own parts: contract suites for models, optimizers, sources, kinds of data and tasks;
+running several processes.
 """
 
 from tauon.testing.clipping import check_clipping, gradients_one_by_one

@@ -16,13 +16,13 @@ from tauon.privacy.clipped import ClippedSum
 __all__ = ["check_clipping", "gradients_one_by_one"]
 
 LONGER = 0.02
-"""By how much, as a share, a bound of a norm may be larger than the norm."""
+"""Maximum relative excess of a norm's bound over the norm."""
 Loss = Callable[[nn.Module, int, int], Tensor]
-"""(model, first row, row behind the last) -> the sum of the losses of those rows."""
+"""(model, first row, end row) -> sum of the losses of these rows."""
 
 
 def gradients_one_by_one(model: nn.Module, loss: Loss, rows: int, rows_per_unit: int = 1) -> dict[str, Tensor]:
-    """Each unit's gradient of each trainable parameter, (U, *shape), by a backward pass for each unit."""
+    """Per-unit gradients of each trainable parameter, (U, *shape), by one backward pass per unit."""
     found: dict[str, list[Tensor]] = {}
     for start in range(0, rows, rows_per_unit):
         model.zero_grad(set_to_none=True)
@@ -37,15 +37,15 @@ def gradients_one_by_one(model: nn.Module, loss: Loss, rows: int, rows_per_unit:
 def check_clipping(
     model: nn.Module, loss: Loss, rows: int, *, rows_per_unit: int = 1, microbatch: int | None = None, tolerance: float = 1e-5
 ) -> None:
-    """Norms and the clipped sum of `model` equal the loop, relative to all its parameters' gradients, also in microbatches; after that the
-    model is as it was found. Raises `AssertionError` naming the parameter.
+    """Check that norms and the clipped sum of `model` equal the loop over units, also in microbatches, and that the model is restored
+    afterwards. Raises `AssertionError` naming the parameter.
     """
     want = gradients_one_by_one(model, loss, rows, rows_per_unit)
     U = rows // rows_per_unit
     classes = [type(m) for m in model.modules()]
     clipped = ClippedSum(model, rows_per_unit=rows_per_unit)
     factors_U = torch.linspace(1.0, 0.1, U)
-    scale = torch.stack([w.flatten(1).norm(dim=1) for w in want.values()]).norm(dim=0)  # U: the whole gradient's norm
+    scale = torch.stack([w.flatten(1).norm(dim=1) for w in want.values()]).norm(dim=0)  # U: norm of the complete gradient
     step = rows if microbatch is None else microbatch
     for start in range(0, rows, step):
         units = slice(start // rows_per_unit, min(rows, start + step) // rows_per_unit)
@@ -55,7 +55,7 @@ def check_clipping(
         assert list(norms) == list(want), f"squared_norms() names {list(norms)}, the model {list(want)}"
         for name, bound in norms.items():
             squared = computed.get(name, bound)
-            squared = torch.where(squared.isfinite(), squared, bound)  # of a term that knows no estimate the gradient itself is measured
+            squared = torch.where(squared.isfinite(), squared, bound)  # a term without an estimate measures the gradient itself
             off = (squared.sqrt() - want[name][units].flatten(1).norm(dim=1)).abs()
             limit = tolerance * scale[units] + 1e-6 * scale.max()
             more = bound.sqrt() - squared.sqrt()
@@ -79,5 +79,5 @@ def check_clipping(
             f"{name}: clipped sum off by {off / float(summed.norm()):.1e}"
         )
     clipped.detach()
-    assert classes == [type(m) for m in model.modules()], "modules were left of another class"
+    assert classes == [type(m) for m in model.modules()], "the classes of modules were not restored"
     model.zero_grad(set_to_none=True)

@@ -1,5 +1,5 @@
-"""Contracts: what every registered model, optimizer and data source promises. Public, so that a package of your own can
-check its parts: call the function for the family in a test; it raises `AssertionError` naming the promise that broke.
+"""Contracts of every registered model, optimizer and data source. Public, so that your own package can check its parts: call the
+function for the family in a test; it raises `AssertionError` naming the violated contract.
 
     from tauon.testing import check_model
     def test_my_model(): check_model(MyConfig(width=16), DataSpec(vocab=50, seq_len=16))
@@ -67,8 +67,8 @@ def _task(spec: DataSpec, masked: bool = False) -> Task:
 
 
 def check_model(config: ModelConfig, spec: DataSpec, *, steps: int = 150) -> None:
-    """A model: builds on meta; starts from (seed, name) alone; is named whole by its shard plan; comes back from its record;
-    gives each example an answer that does not depend on its neighbours; overfits four examples.
+    """Check a model: builds on meta; is initialized from (seed, name) only; its shard plan names all parameters; its record round-trips;
+    the output of an example does not depend on others in the batch; it overfits four examples.
     """
     config = config.resolve(spec)
     with torch.device("meta"):
@@ -84,7 +84,7 @@ def check_model(config: ModelConfig, spec: DataSpec, *, steps: int = 150) -> Non
     model, again, other = (materialize(config, seed=s) for s in (1, 1, 2))
     for (name, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(p, q), f"{name}: the same seed gave other weights"
-        assert torch.isfinite(p).all(), f"{name} starts with values that are not finite"
+        assert torch.isfinite(p).all(), f"{name} is initialized with non-finite values"
     weights = [(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True) if p.ndim >= 2 and p.abs().sum() > 0]
     assert not weights or any(not torch.equal(p, q) for p, q in weights), "another seed gave the same weights"
 
@@ -173,8 +173,8 @@ def _descend(config: OptimConfig, problem: nn.Module, optimizer: torch.optim.Opt
 
 
 def check_optimizer(config: OptimConfig, *, steps: int = 300, fall: float = 0.2) -> None:
-    """An optimizer: two convex functions fall below `fall` of where they began; saving its state as tensors and numbers in the
-    middle and going on in a new process gives the same weights bit for bit; every group tells its peak rate.
+    """Check an optimizer: two convex functions fall below `fall` times their initial value; saving its state as tensors and numbers and
+    resuming in a new process gives the same weights bit for bit; every group has its peak rate.
     """
     for make in (_Bowl, _Logistic):
         problem = make(0)
@@ -200,10 +200,10 @@ def check_optimizer(config: OptimConfig, *, steps: int = 300, fall: float = 0.2)
 
 
 def check_source(config: SourceConfig) -> None:
-    """A data source: gives what it says, the same each time, with a fingerprint that is the same each time."""
+    """Check a data source: returns the declared kind of data, with the same content and fingerprint each time."""
     output_kind = config.output_kind()
     known = {kind.output_kind: kind for kind in reversed(data_kinds().values())}
-    assert output_kind in known, f"gives {output_kind!r}, which no kind of data is made of: {', '.join(known)}"
+    assert output_kind in known, f"output kind {output_kind!r} is unknown; expected one of: {', '.join(known)}"
     assert config.fingerprint() == config.fingerprint(), "the fingerprint changes"
     json.dumps(config.describe())
     check = "table" if config.tabular() else output_kind
@@ -216,7 +216,7 @@ def check_source(config: SourceConfig) -> None:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two things that were read are equal, to the last value."""
+    """Whether two values that were read are exactly equal."""
     if isinstance(a, np.ndarray):
         return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b)
     if is_dataclass(a):
@@ -298,4 +298,4 @@ _SOURCE_CHECKS: dict[str, Callable[[SourceConfig], None]] = {
     "text": _check_documents, "series": _check_series, "labelled-text": _check_labelled_texts, "chat": _check_dialogues,
     "pairs": _check_dialogues, "table": _check_table, "signals": _check_signals, "arrays": _check_arrays,
 }  # fmt: skip
-"""Of what Tauon's own kinds of data are made of; sources of others are read as their kind reads them."""
+"""Output kinds of Tauon's own kinds of data; sources of others are read by their kind."""

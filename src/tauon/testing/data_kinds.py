@@ -1,4 +1,4 @@
-"""The contract of a kind of data: what is prepared of small examples is split cleanly, comes in an order that resumes, and is recorded whole.
+"""Contract of a kind of data: prepared small examples are split cleanly, come in an order that can be resumed, and are recorded completely.
 Public, as the others in `contracts.py`.
 """
 
@@ -42,7 +42,7 @@ class DataExample:
     data: Mapping[str, Any]
     """A `data` section whose `split` holds examples out for validation and for test."""
     other: Mapping[str, Any]
-    """Another `source`, alike in form and other in content."""
+    """Another `source` with the same form and other content."""
     changes: Mapping[str, Any]
     """For keys that the kind `reads`, a value that makes other examples than `data` does."""
     scale_targets: bool = False
@@ -52,7 +52,7 @@ class DataExample:
 
 
 def check_data_kind(kind: Kind, *examples: DataExample) -> None:
-    """A kind of data: parts are disjoint and cover what was read; an epoch is a permutation, and its order a pure function of (seed, step);
+    """Check a kind of data: parts are disjoint and cover what was read; an epoch is a permutation, and its order a pure function of (seed, step);
     a resumed stream is the same; facts and preprocess are JSON; the fingerprint changes with the content and with each key that the kind
     reads, and with nothing else; keys of other kinds are refused.
     """
@@ -135,7 +135,7 @@ def _same(a: Batch, b: Batch) -> bool:
 
 
 def _check_batches(dataset: Dataset) -> None:
-    """An example is the same in whatever company, and what the spec says it is."""
+    """An example does not depend on others in its batch, and matches the spec."""
     n = len(dataset)
     assert n > 1, "too few examples to check anything: give more"
     whole = dataset.batch(np.arange(n))
@@ -171,7 +171,7 @@ def _check_plain(dataset: Dataset) -> None:
 
 
 def _check_order(dataset: Dataset) -> None:
-    """The order depends on nothing but (seed, step). Without an `order` of its own, a data set gives each example once an epoch."""
+    """The order depends only on (seed, step). Without its own `order`, a data set returns each example once per epoch."""
     n, size = len(dataset), max(1, len(dataset) // 3)
     steps = [*range(math.ceil(2 * n / size))]
 
@@ -185,7 +185,7 @@ def _check_order(dataset: Dataset) -> None:
     if getattr(dataset, "order", None) is not None:
         return
     for epoch in (0, 1):
-        assert sorted(seen[epoch * n : (epoch + 1) * n]) == [*range(n)], f"epoch {epoch} is no permutation of the examples"
+        assert sorted(seen[epoch * n : (epoch + 1) * n]) == [*range(n)], f"epoch {epoch} is not a permutation of the examples"
     assert n < 4 or order(6, steps) != seen, "another seed gave the same order"
 
 
@@ -212,7 +212,7 @@ def _check_fingerprint(kind: Kind, config: DataConfig, example: DataExample, fin
 
 
 def _check_shadow_split(kind: Kind, example: DataExample, splits: DataSplits) -> None:
-    """Two halves that complete each other: what reference models of an audit are trained on."""
+    """Two complementary halves, for the reference models of an audit."""
     if getattr(splits.train, "order", None) is not None:
         return
     halves = [_prepare(kind, _config(example, half={"number": n}), example) for n in (0, 1)]
@@ -230,7 +230,7 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "label_order": {"label_order": ["a", "b"]}, "table": {"table": {"categories": "onehot"}}, "window": {"window": {"context": 5}},
     "signal": {"signal": {"seconds": 1}}, "chat": {"chat": {"empty_answers": "drop"}},
 }  # fmt: skip
-"""Settings that say something else than the default, for each key that only some kinds read."""
+"""Non-default values of each key that only some kinds read."""
 
 
 def _check_refusals(kind: Kind, example: DataExample) -> None:

@@ -1,7 +1,7 @@
-"""Running a function in several processes that form a process group: gloo on loopback, bounded in time, for tests.
+"""Runs a function in several processes that form a process group: gloo on loopback, with a timeout, for tests.
 
-The processes find what `torchrun` gives its workers (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...). The store lives in the
-calling process on a port that the system chose, so two tests at once never want the same port, and no rank outlives a failure.
+The processes get the variables of `torchrun` (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...). The store is in the calling process on
+a free port, so concurrent tests never use the same port, and no rank outlives a failure.
 Not a launcher: no restarts, one machine, one thread a process.
 
 The processes are forked from a server that has imported torch and Tauon once (`multiprocessing`'s own "forkserver"): the imports
@@ -36,23 +36,23 @@ PRELOADED = [
     "tauon.pipeline", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.pipelining",
     "torch.distributed.tensor.parallel",
 ]  # fmt: skip
-"""What the server imports before it forks: nothing here may start a thread."""
+"""Imports of the server before it forks: they must not start threads."""
 
 GRACE = 3.0
-"""Seconds that the other ranks have, after one failed, to fail too and say why."""
+"""Seconds for the other ranks to fail as well and report, after one failed."""
 
 
 class ProcessFailure(RuntimeError):
-    """A rank ended without a result: killed, still running at the time-out, or with an exception that cannot be carried over."""
+    """A rank ended without a result: killed, timed out, or with an exception that cannot be pickled."""
 
 
 def run_processes(fn: Callable[..., Any], world: int, timeout: float, *args: Any) -> list[Any]:
-    """`fn(*args)` in `world` new processes with an initialised gloo process group; its return values in the order of ranks.
+    """Run `fn(*args)` in `world` new processes with an initialized gloo process group; return the results in the order of ranks.
 
     Args:
         fn: a function of a module (it is found by name in the new process).
         world: number of processes.
-        timeout: seconds until all of them are killed; also the time-out of every collective.
+        timeout: seconds until all of them are killed; also the timeout of every collective.
         args: anything that pickles; what `fn` returns must pickle too.
 
     Raises:
@@ -100,7 +100,7 @@ def run_processes(fn: Callable[..., Any], world: int, timeout: float, *args: Any
 
 
 def _show_stacks(late: list[Any], stacks: Path, world: int) -> None:
-    """Where processes that are not done stand, on stderr."""
+    """Print the stacks of unfinished processes to stderr."""
     for process in late:
         assert process.pid is not None
         os.kill(process.pid, signal.SIGUSR1)  # it writes its stack; or ends, where it had not begun
@@ -111,7 +111,7 @@ def _show_stacks(late: list[Any], stacks: Path, world: int) -> None:
 
 
 def _values(outcomes: dict[int, Any], world: int, timeout: float) -> list[Any]:
-    """What each rank returned; or the error of the one that caused the others'."""
+    """Results of all ranks; or raise the error of the rank that caused the failure."""
     failed = [(rank, o) for rank, o in sorted(outcomes.items()) if isinstance(o, _Failed)]
     if failed:  # a rank that was killed, or else the first that failed, is the cause; the others usually only lost their peer
         rank, failure = min(failed, key=lambda f: (not isinstance(f[1].error, ProcessFailure), f[1].at))
@@ -150,11 +150,11 @@ class _Failed:
 
 
 class _Gone:
-    """The pipe closed without a word."""
+    """The pipe closed without a result."""
 
 
 def _collect(ends: dict[connection.Connection, int], until: float) -> dict[int, Any]:
-    """Outcome by rank of all that answer before `until`, or within the grace after the first failure."""
+    """Outcomes by rank of all that answer before `until`, or within the grace time after the first failure."""
     outcomes: dict[int, Any] = {}
     waiting = dict(ends)
     while waiting and (left := until - time.monotonic()) > 0:

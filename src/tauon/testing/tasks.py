@@ -1,4 +1,4 @@
-"""The contract of a task: its loss, its predictions and its metrics fit together. Public, as the others in `contracts.py`."""
+"""Contract of a task: its loss, predictions and metrics are consistent. Public, as the others in `contracts.py`."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class _Few:
 def check_task(
     task: Task, model: ModelConfig, spec: DataSpec, batch: Batch | None = None, *, reference: Callable[[Model, Batch], Tensor] | None = None
 ) -> None:
-    """A task: comes back from its record; the loss of a batch is the sum of its examples', each of which is what it is alone, and takes rows of
-    weight zero for nothing; every parameter gets a gradient; predictions have one row an example and do not look at targets; metrics follow from
-    them, with intervals or the reason why there is none, whatever the batch size.
+    """Check a task: its record round-trips; the loss of a batch is the sum over its examples, each the same as alone, and rows of weight zero
+    do not count; every parameter gets a gradient; predictions have one row per example and do not read targets; metrics are computed from
+    them, with intervals or the reason why there is none, independent of the batch size.
 
     Args:
         task: with its settings.
         model: one that it can train.
-        spec: the data's, as the source tells it; what the model is told of it is the task's `shape`.
+        spec: of the data, from the source; the model gets the task's `shape` of it.
         batch: examples, where random ones (`tiny_batch`) make no sense.
         reference: the loss of each example by another way, from the model in evaluation mode.
     """
@@ -69,7 +69,7 @@ def check_task(
         for i in range(min(4, len(batch))):
             alone = task.losses(net, batch.rows(i, i + 1))[0]
             torch.testing.assert_close(
-                alone[0], loss_B[i], rtol=1e-3, atol=1e-4, msg=lambda m: f"an example's loss depends on its neighbours: {m}"
+                alone[0], loss_B[i], rtol=1e-3, atol=1e-4, msg=lambda m: f"an example's loss depends on others in the batch: {m}"
             )
         if reference is not None:
             torch.testing.assert_close(loss_B, reference(net, batch).float() * _weights(batch), rtol=1e-4, atol=1e-5)
@@ -91,7 +91,7 @@ def _check_predictions(task: Task, net: Model, batch: Batch, spec: DataSpec) -> 
         return  # targets are the inputs, moved: there is nothing to predict of others
     moved = replace(batch, targets=batch.targets.roll(1, 0))
     inferred, elsewhere = task.infer(net, batch), task.infer(net, moved)
-    assert "targets" not in inferred, "infer gives back targets, which nobody knows"
+    assert "targets" not in inferred, "infer returns targets, which are not known at inference"
     for name, value in inferred.items():
         assert torch.equal(value, elsewhere[name]), f"infer: {name!r} depends on the targets"
     outputs = {name: value.numpy() for name, value in inferred.items()}

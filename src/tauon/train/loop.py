@@ -104,9 +104,38 @@ def train(
     save_every: int = 1000,
     stop: StopSignal | None = None,
 ) -> TrainJob:
-    """Run the job from `job.step` to `job.policy.total_steps`. `save` is called every `save_every` steps, at the end, and before an interruption.
+    """Run the job from `job.step` to `job.policy.total_steps`.
 
-    Raises `Interrupted` after saving if `stop` was signalled, and `TrainingError` if too many steps are skipped or memory runs out.
+    Args:
+        job: what to train (`build_job`).
+        hooks: called after each step with the job and a `StepInfo`; one that returns `STOP` ends the training.
+        save: saves a checkpoint of the job. Called every `save_every` steps, at the end, and before an interruption.
+        save_every: steps between two checkpoints.
+        stop: says whether a signal asks for the end.
+
+    Returns:
+        The same job, trained.
+
+    Raises:
+        Interrupted: `stop` was signalled; the job was saved first.
+        TrainingError: gradients stay bad, or memory does not suffice.
+
+    >>> from tauon.plan import make_plan
+    >>> from tauon.train import JobConfig, TrainConfig, build_job
+    >>> from tauon.models import LogisticConfig
+    >>> from tauon.optim import SGDConfig
+    >>> from tauon.tasks import Classification
+    >>> from tauon.testing import tiny_batch
+    >>> from tauon.types import DataSpec
+    >>> spec = DataSpec(input_shape=(3,), outputs=2, labels=("a", "b"))
+    >>> settings = TrainConfig(steps=3, batch=8, precision="fp32", compile=False)
+    >>> config = JobConfig(LogisticConfig().resolve(spec), SGDConfig(lr=0.1), settings, Classification(), spec, seed=0)
+    >>> class Source:
+    ...     def batch_at(self, step: int):
+    ...         return tiny_batch(spec, rows=8)
+    >>> job = build_job(config, Source(), make_plan(config, examples=8))
+    >>> train(job).step
+    3
     """
     job.model.train()
     saved = job.step

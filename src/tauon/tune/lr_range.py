@@ -70,10 +70,37 @@ def lr_range(
     steps: int = 100,
     on_step: Callable[[int, float, float], None] = lambda *_: None,
 ) -> RangeTest:
-    """Train `job` for up to `steps` steps at rates from `low` to `high`, evenly spaced in log(rate); stops when the loss diverges.
+    """Train `job` at rates that rise from `low` to `high`, evenly spaced in their logarithm, and stop where the loss diverges.
 
-    The rate is that of the first parameter group; others keep their ratio to it. `on_step(step, rate, smoothed loss)` is called after each
-    step. The job cannot be used afterwards. Raises `TrainingError` if the loss of the first step is not finite.
+    Args:
+        job: what to train. It cannot be used afterwards.
+        low: learning rate of the first step, of the first group of parameters; others keep their proportion to it.
+        high: learning rate of the last step.
+        steps: most steps.
+        on_step: called with (step, rate, smoothed loss) after each step.
+
+    Returns:
+        The curve, and what it suggests.
+
+    Raises:
+        TrainingError: the range is empty, or not even the first step has a finite loss.
+
+    >>> from tauon.plan import make_plan
+    >>> from tauon.train import JobConfig, TrainConfig, build_job
+    >>> from tauon.models import LogisticConfig
+    >>> from tauon.optim import SGDConfig
+    >>> from tauon.tasks import Classification
+    >>> from tauon.testing import tiny_batch
+    >>> from tauon.types import DataSpec
+    >>> spec = DataSpec(input_shape=(3,), outputs=2, labels=("a", "b"))
+    >>> settings = TrainConfig(steps=3, batch=8, precision="fp32", compile=False)
+    >>> config = JobConfig(LogisticConfig().resolve(spec), SGDConfig(lr=0.1), settings, Classification(), spec, seed=0)
+    >>> class Source:
+    ...     def batch_at(self, step: int):
+    ...         return tiny_batch(spec, rows=8)
+    >>> test = lr_range(build_job(config, Source(), make_plan(config, examples=8)), low=1e-4, high=1.0, steps=5)
+    >>> len(test.rates), test.diverged
+    (5, False)
     """
     if not 0 < low < high:
         raise TrainingError(f"the range from {low:g} to {high:g} is empty. Use 0 < low < high.")

@@ -1,4 +1,4 @@
-"""Accounting: how much a list of private releases may tell about one person, and how much noise a target needs."""
+"""Privacy accounting: epsilon and delta of a list of releases, and the noise that a target needs."""
 
 from tauon.privacy.accounting.calibrate import calibrate
 from tauon.privacy.accounting.guarantee import NOT_COVERED, Guarantee, Scaling, charge_search, compose_basic, guarantee, uncovered

@@ -1,4 +1,4 @@
-"""How much noise? The least multiplier at which a schedule of releases meets its target, by bisection, for any schedule."""
+"""Noise calibration: the smallest multiplier at which a schedule of releases meets a target epsilon, by bisection."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tauon.privacy.accounting.release import Release, refuse_delta, refuse_epsil
 __all__ = ["calibrate"]
 
 LEAST, MOST = 0.1, 1e5
-"""Multipliers that are looked at. With less than 0.1 the noise hides nothing."""
+"""Range of the search. Noise below 0.1 protects nothing."""
 COARSE = 2e-2
-"""Relative width of the grid on which different steps are counted while bracketing."""
+"""Relative width of the grid for different steps while bracketing."""
 
 
 def calibrate(
@@ -25,14 +25,14 @@ def calibrate(
     accountant: Accountant = "pld",
     tolerance: float = 1e-3,
 ) -> float:
-    """The least multiplier (to `tolerance`, relative in epsilon, on the private side) whose releases have at most `target_epsilon`.
+    """Return the smallest multiplier (up to `tolerance`, relative in epsilon, on the private side) with at most `target_epsilon`.
 
     Args:
-        releases_of: what a run releases when its whole schedule is scaled by a multiplier; epsilon must fall as it grows.
-        target_epsilon: not exceeded.
-        delta: at which epsilon is taken.
+        releases_of: releases of a run whose schedule is scaled by the multiplier; epsilon must fall as it grows.
+        target_epsilon: upper limit.
+        delta: at which epsilon is computed.
         accountant: `pld`, or `rdp`.
-        tolerance: the result's epsilon is at least (1 - tolerance) target_epsilon, where the schedule allows it.
+        tolerance: the result's epsilon is at least (1 - tolerance) target_epsilon, if the schedule permits.
 
     >>> z = calibrate(lambda m: [Release(m, "poisson", 0.01, 1000)], target_epsilon=3, delta=1e-5)
     >>> round(z, 2), epsilon(Release(z, "poisson", 0.01, 1000), 1e-5) <= 3
@@ -42,7 +42,7 @@ def calibrate(
     refuse_delta(delta)
 
     def gap(log_z: float, width: float) -> float:
-        """log(epsilon / target): above 0 where there is too little noise."""
+        """log(epsilon / target): above 0 if there is too little noise."""
         found = epsilon(releases_of(math.exp(log_z)), delta, accountant=accountant, width=width)
         return math.inf if math.isinf(found) else math.log(max(found, 1e-12) / target_epsilon)
 
@@ -52,8 +52,8 @@ def calibrate(
         low, high = high, high + math.log(4)
         if high > math.log(MOST):
             raise RecipeError(
-                f"epsilon {target_epsilon:g} at delta {delta:g} is out of reach: even a noise multiplier of {MOST:g} gives more. "
-                "Other releases (statistics, queries) spend too much, or delta does; raise the target or drop them."
+                f"epsilon {target_epsilon:g} at delta {delta:g} cannot be reached: even a noise multiplier of {MOST:g} gives more. "
+                "Raise target_epsilon, or remove other releases (statistics, queries), or raise delta."
             )
     if low == high:
         while gap(low, width) <= 0:
@@ -70,8 +70,8 @@ def calibrate(
 
 
 def _narrow(gap: Callable[[float], float], low: float, high: float, tolerance: float) -> tuple[float, float]:
-    """Close in on the sign change of a falling function until `high` is within `tolerance` of it: the secant, kept inside the bracket and
-    aimed a little to the safe side, halving where it does not help.
+    """Narrow the bracket of the zero of a falling function until `high` is within `tolerance` of it: secant steps inside the bracket, aimed
+    slightly at the safe side, bisection where they do not help.
     """
     at_low, at_high = gap(low), gap(high)
     for turn in range(60):

@@ -1,8 +1,8 @@
 """Epsilon, delta and the trade-off curve of a list of releases, through dp-accounting: privacy-loss distributions (`pld`, tight) or
-Renyi divergences (`rdp`, an older, looser bound that every step has).
+Renyi divergences (`rdp`, an older and looser bound that exists for every kind of step).
 
-Every step is composed with its own noise and rate, never with a mean. Each figure is an upper bound. What kind of sampling is proven for
-which neighbours stands in `release.py`; many different steps are composed in `spectral.py`.
+Every step is composed with its own noise and rate, never with a mean. Each result is an upper bound. `release.py` says which sampling
+is proven for which neighbors; many different steps are composed in `spectral.py`.
 
 Sources: privacy-loss distributions, Sommer, Meiser & Mohammadi 2019; dominating pairs under adaptive composition, Zhu, Dong & Wang 2022
 (arXiv:2106.08567); RDP, Mironov 2017 (arXiv:1702.07476); trade-off curves, Dong, Roth & Su 2019 (arXiv:1905.02383).
@@ -27,17 +27,17 @@ __all__ = ["Accountant", "composed_loss", "delta_at", "epsilon", "epsilons", "ro
 
 Accountant = Literal["pld", "rdp"]
 LEAST_DELTA = 1e-12
-"""Deltas below it are lost in the rounding of the transforms."""
+"""Smaller deltas are below the rounding error of the transforms."""
 MANY = 15_000
-"""Different steps beyond which they are rounded to a fine grid, always to the less private side."""
+"""With more different steps, they are rounded to a fine grid, always to the less private side."""
 FINE = 5e-4
-"""Its width, relative: costs epsilon about a quarter of it."""
+"""Relative width of the grid; it raises epsilon by about a quarter of it."""
 FEW_RDP = 128
-"""Different steps that RDP is computed for one by one."""
+"""Maximum different steps for which RDP is computed one by one."""
 
 
 def dp_accounting() -> Any:
-    """The library. `MissingExtra` where it is not installed."""
+    """Import dp-accounting. Raises `MissingExtra` if it is not installed."""
     try:
         import dp_accounting
         import dp_accounting.pld.pld_privacy_accountant
@@ -48,9 +48,9 @@ def dp_accounting() -> Any:
 
 
 def rounded(releases: Sequence[Release], width: float) -> list[Release]:
-    """The same steps on a grid of relative `width`: noise rounded down and rates up, so that epsilon can only grow.
+    """Round the steps to a grid of relative `width`: noise down and rates up, so that epsilon can only grow.
 
-    Less noise dominates (add the rest of it), and so does a higher rate (throw the coin again).
+    Less noise dominates (add the rest of it), and so does a higher rate (subsample again).
     """
 
     def one(r: Release) -> Release:
@@ -64,7 +64,7 @@ def rounded(releases: Sequence[Release], width: float) -> list[Release]:
 
 
 def composed_loss(releases: Release | Iterable[Release], *, width: float = FINE) -> Any:
-    """The privacy-loss distribution of all releases together, as dp-accounting's `PrivacyLossDistribution`; always an upper bound.
+    """Privacy-loss distribution of all releases, as dp-accounting's `PrivacyLossDistribution`; always an upper bound.
 
     Raises:
         RecipeError: sampling without replacement, for which no such distribution is proven to dominate.
@@ -74,8 +74,8 @@ def composed_loss(releases: Release | Iterable[Release], *, width: float = FINE)
     steps = plain(as_releases(releases))
     if any(r.sampling == "fixed-size" for r in steps):
         raise RecipeError(
-            "sampling 'fixed-size' has no privacy-loss distribution that is proven to dominate over several steps "
-            "(Lebeda et al. 2024, arXiv:2405.20769). Take accountant: rdp, or sampling: poisson."
+            "sampling 'fixed-size' has no privacy-loss distribution that is proven for several steps "
+            "(Lebeda et al. 2024, arXiv:2405.20769). Set privacy.accountant=rdp, or privacy.sampling=poisson."
         )
     steps = [r for r in steps if not math.isinf(r.noise_multiplier) or r.sampling == "known"]
     full = [r for r in steps if r.sampling in ("full", "poisson") and r.rate == 1]
@@ -101,15 +101,15 @@ def composed_loss(releases: Release | Iterable[Release], *, width: float = FINE)
 
 @dataclass(frozen=True)
 class _Renyi:
-    """Renyi divergences of all releases together, order by order."""
+    """Renyi divergences of all releases, one per order."""
 
     orders: Any
     divergences: Any
     besides: float
-    """Delta that is spent besides."""
+    """Delta of known mechanisms, which is added."""
 
     def epsilon(self, delta: float) -> float:
-        """At `delta`, what is spent besides taken off first."""
+        """Epsilon at `delta`, after subtracting the added delta."""
         if delta <= self.besides:
             return math.inf
         return float(
@@ -126,8 +126,8 @@ class _Renyi:
 
 
 def _renyi(releases: Sequence[Release]) -> _Renyi:
-    """All releases in one sum. Those of fixed-size sampling are computed for a replaced example, the others for one that is zeroed out (for which
-    those of adding and removing one are right, see `release.py`); as the first contains the second, the sum holds for zeroing out.
+    """Sum over all releases. Fixed-size sampling is computed for a replaced example, the others for one that is zeroed out (the values of
+    add-or-remove apply, see `release.py`); replacing includes zeroing out, so the sum is valid for zeroing out.
     """
     library = dp_accounting()
     steps = plain(releases)
@@ -140,7 +140,7 @@ def _renyi(releases: Sequence[Release]) -> _Renyi:
     parts = []
     log = logging.getLogger("absl")
     level = log.level
-    log.setLevel(logging.ERROR)  # it tells of each order that it leaves out, which only raises epsilon
+    log.setLevel(logging.ERROR)  # it warns about each order that it skips, which only raises epsilon
     try:
         for mine, relation in ((fixed, neighbours.REPLACE_ONE), (others, neighbours.ADD_OR_REMOVE_ONE)):
             if mine:
@@ -181,13 +181,13 @@ def _without_replacement(r: Release) -> Any:
 
 
 def epsilon(releases: Release | Iterable[Release], delta: float, *, accountant: Accountant = "pld", width: float = FINE) -> float:
-    """The least epsilon for which all releases together are shown to be (epsilon, delta)-differentially private.
+    """Return the smallest epsilon for which all releases together are proven (epsilon, delta)-differentially private.
 
     Args:
         releases: one, or a whole run's.
-        delta: the probability that the bound may fail with; below 1/N (`refuse_delta`).
+        delta: probability with which the bound may fail; below 1/N (`refuse_delta`).
         accountant: `pld`, or `rdp`.
-        width: relative width of the grid that very many different steps are rounded to, always upwards.
+        width: relative width of the grid for very many different steps, rounded to the less private side.
 
     >>> steps = [Release(1.1, "poisson", rate=0.01, count=500), Release(0.9, "poisson", rate=0.01, count=500)]
     >>> round(epsilon(steps, 1e-5), 2), round(epsilon(steps, 1e-5, accountant="rdp"), 2)
@@ -209,15 +209,17 @@ def epsilons(
         renyi = _renyi(releases)
         return {d: renyi.epsilon(d) for d in deltas}
     if min(deltas) < LEAST_DELTA:
-        raise RecipeError(f"delta {min(deltas):g} is below {LEAST_DELTA:g}, what the pld accountant resolves. Take accountant: rdp.")
+        raise RecipeError(
+            f"delta {min(deltas):g} is below {LEAST_DELTA:g}, the smallest for the pld accountant. Set privacy.accountant=rdp."
+        )
     loss = composed_loss(releases, width=width)
     return {d: float(loss.get_epsilon_for_delta(d)) for d in deltas}
 
 
 def delta_at(releases: Release | Iterable[Release], epsilon: float, *, accountant: Accountant = "pld") -> float:
-    """The least delta that is shown to go with `epsilon` (0 or above)."""
+    """Return the smallest delta that is proven for `epsilon` (0 or above)."""
     if not epsilon >= 0:
-        raise RecipeError(f"epsilon {epsilon:g} is below 0.")
+        raise RecipeError(f"got epsilon {epsilon:g}: expected a number of at least 0.")
     releases = as_releases(releases)
     if not releases:
         return 0.0
@@ -227,14 +229,14 @@ def delta_at(releases: Release | Iterable[Release], epsilon: float, *, accountan
 
 
 def trade_off(releases: Release | Iterable[Release], alphas: Iterable[float], *, accountant: Accountant = "pld") -> list[float]:
-    """f-DP: the least false-negative rate that a test of "was this example in the data?" can have at each false-positive rate of `alphas`.
+    """Trade-off curve (f-DP): the smallest false-negative rate of any membership test at each false-positive rate of `alphas`.
 
-    beta(alpha) = max over epsilon of max(0, 1 - delta - e^epsilon alpha, e^-epsilon (1 - delta - alpha)), delta being that of epsilon; a lower
-    bound, as every (epsilon, delta) pair is one. Without any release it is 1 - alpha: guessing.
+    beta(alpha) = max over epsilon of max(0, 1 - delta - e^epsilon alpha, e^-epsilon (1 - delta - alpha)), with the delta of each epsilon; a lower
+    bound, as every (epsilon, delta) pair is one. Without releases it is 1 - alpha: random guessing.
     """
     alpha_A = np.array(list(alphas), dtype=np.float64)
     if np.any((alpha_A < 0) | (alpha_A > 1)):
-        raise RecipeError("false-positive rates lie between 0 and 1.")
+        raise RecipeError("false-positive rates must be from 0 to 1.")
     eps_E, delta_E = _profile(as_releases(releases), accountant)
     left = 1 - delta_E[None] - np.exp(eps_E)[None] * alpha_A[:, None]
     right = np.exp(-eps_E)[None] * (1 - delta_E[None] - alpha_A[:, None])

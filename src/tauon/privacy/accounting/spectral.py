@@ -4,8 +4,8 @@ dp-accounting composes different steps two at a time; with 10,000 that takes min
 spacing widens away from zero by connecting the dots (Doroshenko et al. 2022, arXiv:2207.04380): an interval's mass goes to its ends so
 that the mass under both neighbours is kept, which only ever raises delta. The product of characteristic functions is then needed at those
 few low frequencies where it is not zero yet (the Fourier accountant, Koskela et al. 2020, arXiv:1906.03049), a matrix product over all
-steps at once, and one inverse transform gives the composed loss, wrapped in dp-accounting's own type. What the tails hold beyond the range
-is bounded by Chernoff and counted as certain loss of privacy.
+steps at once, and one inverse transform gives the composed loss, wrapped in dp-accounting's own type. The mass of the tails beyond the
+range is bounded by Chernoff and counted as delta.
 
 Shapes: G different steps, K lattice points, F frequencies.
 """
@@ -34,7 +34,7 @@ TAIL = 1e-16
 SILENT = 1e-19
 """Magnitude of a characteristic function that counts as zero."""
 CHUNK = 1024
-"""Steps worked on at once: bounds memory to tens of MiB."""
+"""Steps computed at once: limits memory to tens of MiB."""
 
 
 def strength(z: Array, q: Array) -> Array:
@@ -44,7 +44,7 @@ def strength(z: Array, q: Array) -> Array:
 
 def spacing(z: Array, q: Array, count: Array, *, besides: float = 0.0, most: float = 1e-2, slack: float = SLACK) -> float:
     """Lattice spacing: the widest, up to `most`, at which connecting the dots adds at most `slack` to the summed variance of the loss.
-    `besides`: variance of the loss of what these steps will be composed with.
+    `besides`: variance of the loss of the other releases in the composition.
     """
     s = strength(z, q)
     whole = float(count @ s**2) + besides
@@ -63,7 +63,7 @@ def spacing(z: Array, q: Array, count: Array, *, besides: float = 0.0, most: flo
 
 def compose_poisson(releases: Sequence[Release], h: float | None = None) -> Any:
     """Composed privacy loss of Poisson-sampled Gaussian steps, all of rate below 1, as dp-accounting's `PrivacyLossDistribution`; an upper
-    bound, for neighbours that differ by one example more or less. `h`: lattice spacing; chosen, where left out.
+    bound, for neighbors that differ by one example more or less. `h`: lattice spacing; default: chosen.
     """
     from dp_accounting.pld.pld_pmf import DensePLDPmf
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
@@ -79,7 +79,7 @@ def compose_poisson(releases: Sequence[Release], h: float | None = None) -> Any:
 
 
 def _lattice(z: Array, q: Array, h: float) -> NDArray[np.int64]:
-    """Points, in units of h: dense around zero, then ever wider, from the least loss there is to one that only 1e-20 of the mass passes."""
+    """Lattice points in units of h: dense near zero, then wider, from the smallest loss to one exceeded by only 1e-20 of the mass."""
     x = 1 + 9.5 * z
     top = float(np.max(np.logaddexp(np.log1p(-q), np.log(q) + (2 * x - 1) / (2 * z**2))))
     bottom = float(np.log1p(-q.max()))
@@ -96,7 +96,7 @@ def _lattice(z: Array, q: Array, h: float) -> NDArray[np.int64]:
 
 @dataclass
 class _Side:
-    """All steps as one of the neighbours sees them: `adds` where the other has the example, otherwise where this one has."""
+    """All steps from the view of one neighbor: `adds` if the other one has the example, otherwise this one has."""
 
     z: Array
     q: Array
@@ -131,7 +131,7 @@ class _Side:
             value_GF.imag = p_GK @ sin_KF
             n = self.count[start : start + CHUNK]
             once = n == 1
-            total *= np.multiply.reduce(value_GF[once], axis=0)  # what underflows is nothing
+            total *= np.multiply.reduce(value_GF[once], axis=0)  # underflow to 0 is fine
             if not once.all():
                 value_GF = value_GF[~once]
                 total *= np.exp(n[~once] @ np.log(np.where(value_GF == 0, 1e-300, value_GF)))
@@ -160,7 +160,7 @@ class _Side:
         return mean, math.sqrt(max(variance, 1e-300))
 
     def infinite(self) -> float:
-        """Probability that some step's loss is infinite."""
+        """Probability that the loss of some step is infinite."""
         return float(
             -np.expm1(sum(float(self.count[s : s + CHUNK] @ np.log1p(-np.minimum(self.masses(s)[1], 0.5))) for s in self.chunks()))
         )
@@ -169,7 +169,7 @@ class _Side:
 def connect_dots(z: Array, q: Array, loss_K: Array, *, adds: bool) -> tuple[Array, Array]:
     """One Poisson-sampled Gaussian step on a lattice of losses: (masses GK, infinite mass G).
 
-    With phi_0 = N(0, z^2), phi_1 = N(1, z^2): the neighbour with the example sees (1-q) phi_0 + q phi_1, the one without phi_0, and at x the
+    With phi_0 = N(0, z^2), phi_1 = N(1, z^2): the neighbor with the example sees (1-q) phi_0 + q phi_1, the one without phi_0, and at x the
     loss is l(x) = log(1 - q + q e^((2x-1)/(2z^2))). `loss_K` rises; of `adds`, the lattice is its mirror image.
     """
     from scipy.special import log_ndtr, ndtr
@@ -219,14 +219,14 @@ def _composed(side: _Side) -> tuple[int, Array, float]:
     size = next_fast_len(upper - lower + 1, real=True)
     phi = _low_frequencies(side, size)
     spectrum = np.zeros(size // 2 + 1, dtype=np.complex128)
-    spectrum[: len(phi)] = phi * np.exp(-2j * np.pi * lower / size * np.arange(len(phi)))  # moved: entry 0 is the lowest loss
+    spectrum[: len(phi)] = phi * np.exp(-2j * np.pi * lower / size * np.arange(len(phi)))  # shifted: entry 0 is the lowest loss
     masses = irfft(np.conj(spectrum), size)
     return lower, np.maximum(masses, 0.0), min(1.0, side.infinite() + 2 * TAIL)
 
 
 def _low_frequencies(side: _Side, size: int) -> NDArray[np.complex128]:
-    """The summed loss's characteristic function at frequencies 0, 1, ... of a transform of `size`, up to where it is nothing; it is looked at
-    beyond, too, and all of them are computed if something is there.
+    """Characteristic function of the summed loss at frequencies 0, 1, ... of a transform of `size`, up to where it vanishes; higher frequencies
+    are sampled, and all are computed if they do not vanish.
     """
     last, block = size // 2, 48
     parts: list[NDArray[np.complex128]] = []

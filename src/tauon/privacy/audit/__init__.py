@@ -1,4 +1,4 @@
-"""What an attacker really learns from a trained model: membership inference, one-run auditing, exposure of secrets."""
+"""Privacy audits of a trained model: membership inference, one-run auditing, exposure of secrets."""
 
 from tauon.privacy.audit.binomial import binomial_pmf, binomial_tail, clopper_pearson
 from tauon.privacy.audit.canaries import (

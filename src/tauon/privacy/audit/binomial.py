@@ -1,4 +1,4 @@
-"""Exact binomial tails and intervals in float64, without SciPy: an audit's verdict must not rest on a normal approximation.
+"""Exact binomial tails and intervals in float64, without SciPy: an audit's verdict must not depend on a normal approximation.
 
 Sources: Clopper & Pearson 1934 (Biometrika 26). Tails are sums of the probability mass in logarithms, accurate to about 1e-9 relative for a
 million trials.
@@ -29,7 +29,7 @@ def binomial_pmf(n: int, p: float) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=8)
 def _log_choose(n: int) -> NDArray[np.float64]:
-    """Logarithm of n over k, k = 0..n: what bisection over p asks for again and again."""
+    """Logarithm of the binomial coefficients of n, k = 0..n; cached for bisection over p."""
     import torch
 
     k = torch.arange(n + 1, dtype=torch.float64)
@@ -49,13 +49,13 @@ def binomial_tail(v: int, n: int, p: float) -> float:
 
 
 def clopper_pearson(successes: int, n: int, confidence: float = 0.95, *, sides: int = 2) -> tuple[float, float]:
-    """Interval of a proportion that holds it with at least `confidence`, whatever it is. `sides` 1: each end alone has that confidence.
+    """Interval that contains the proportion with probability at least `confidence`. `sides` 1: each end alone has that confidence.
 
     >>> [round(x, 4) for x in clopper_pearson(0, 100)]
     [0.0, 0.0362]
     """
     if not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n}")
+        raise ValueError(f"got {successes} successes of {n}: expected 0 to {n}")
     if n == 0:
         return 0.0, 1.0
     tail = (1 - confidence) / sides
@@ -66,7 +66,7 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95, *, sides: 
 
 
 def _solve(rising: Callable[[float], float]) -> float:
-    """The zero of a rising function on [0, 1], by bisection to the last bits."""
+    """Zero of an increasing function on [0, 1], by bisection to full precision."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2

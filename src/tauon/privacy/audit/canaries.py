@@ -1,15 +1,15 @@
-"""Canaries: examples planted in the training data, each by its own fair coin, so that what the model says of them tells how much it tells of
-anybody (Steinke, Nasr & Jagielski 2023, arXiv:2305.08846; secrets: Carlini et al. 2019, arXiv:1802.08232).
+"""Canaries: examples planted in the training data, each included by an independent fair coin, so that the model's behavior on them measures its
+leakage (Steinke, Nasr & Jagielski 2023, arXiv:2305.08846; secrets: Carlini et al. 2019, arXiv:1802.08232).
 
-The coins come from a key that never enters a checkpoint: who holds the model must not hold them. Three kinds:
+The coins come from a key that is in no checkpoint: an attacker with the model must not know them. Three kinds:
 
-mislabelled   training examples whose class is replaced by another: half of them stay, the others are set to nothing; for classification
-gradient      no examples: a gradient of the full clipping norm along a coordinate of its own, put into the private sum beside the examples';
-              the strongest test there is of noise, sampling and accounting, and blind to how examples are clipped
+mislabelled   training examples with a wrong class: half of them are included, the others are zeroed out; for classification
+gradient      no examples: a gradient of the full clipping norm along its own coordinate, added to the private sum; the strongest test of
+              noise, sampling and accounting, but does not test the clipping of examples
 secret        sentences with random digits, for language models; some of them several times
 
-A canary that is not included keeps its place in the data set with weight zero, so that both worlds of its coin are neighbours as the guarantee
-says: one unit set to nothing, the same N, rate, divisor and number of steps. (Records of before left it out: they are read as they were.)
+A canary that is not included stays in the data set with weight zero, so that both outcomes of its coin are neighbors as in the guarantee: one
+unit zeroed out, the same N, rate, divisor and number of steps. (Older records leave it out, and are read as such.)
 
 Everything is a pure function of the key. Trains nothing.
 """
@@ -45,67 +45,67 @@ __all__ = [
 
 
 class CanaryConfig(Config):
-    """Plant examples by coins, to audit the run afterwards: `tauon audit RUN`."""
+    """Plant canaries at random, to audit the run afterwards: `tauon audit RUN`."""
 
     canaries: Count = Field(1000, ge=1, le=10**7)
-    """How many coins. More prove more, and cost accuracy where they are wrong examples."""
+    """Number of canaries. More give tighter bounds; mislabelled ones cost accuracy."""
     kind: Literal["mislabelled", "gradient", "secret"] = "mislabelled"
-    """mislabelled: training examples with a wrong class; gradient: straight in the private sum; secret: sentences, for language models."""
+    """mislabelled: training examples with a wrong class; gradient: added to the private sum; secret: sentences, for language models."""
     repeats: tuple[Count, ...] = (1,)
-    """secret: how often a sentence is there, in turn: [1, 4, 16] plants a third once, a third four times, a third sixteen times."""
+    """secret: repetitions of a sentence, in turn: [1, 4, 16] plants a third once, a third four times, a third sixteen times."""
     digits: Count = Field(8, ge=1, le=64)
-    """secret: random digits of a sentence."""
+    """secret: number of random digits in a sentence."""
     template: str = Field("the code of {name} is {secret}", max_length=1000)
-    """secret: the sentence; `{name}` tells it from the others, `{secret}`, at its end, is what must not be learned."""
+    """secret: the sentence; `{name}` identifies it, `{secret}`, at its end, is what the model must not learn."""
     seed: Count | None = Field(None, ge=0)
-    """Decides the coins, for tests. Left out: drawn by the operating system, kept in the run's folder and in no checkpoint."""
+    """Seed of the coins, for tests. Default: from the operating system, saved in the run's folder and in no checkpoint."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.raw_value("kind") != "secret":
             for name in ("repeats", "digits", "template"):
                 if self.raw_value(name) != type(self).model_fields[name].default:
-                    yield name, f"is for kind: secret, and the kind is {self.raw_value('kind')}. Drop it."
+                    yield name, f"is for kind=secret, but the kind is {self.raw_value('kind')}. Remove it."
         template = self.raw_value("template")
         if template.count("{secret}") != 1 or not template.endswith("{secret}") or template.count("{name}") != 1:
-            yield "template", f"{template!r} needs {{name}} once, and {{secret}} once, at its end."
+            yield "template", f"is {template!r}: it must contain {{name}} once, and {{secret}} once, at its end."
         if not self.raw_value("repeats") or min(self.raw_value("repeats"), default=0) < 1:
-            yield "repeats", "is empty or holds a number below 1. Give one number or several, [1, 4, 16] say."
+            yield "repeats", "is empty or has a number below 1. Set one or more numbers of at least 1, e.g. [1, 4, 16]."
 
 
 def canary_key(config: CanaryConfig) -> bytes:
-    """32 bytes that decide the coins: of the seed, or of the operating system."""
+    """32 bytes that determine the coins: from the seed, or from the operating system."""
     if config.seed is None:
         return os.urandom(32)
     return hashlib.blake2b(f"canaries/{config.seed}".encode(), digest_size=32).digest()
 
 
 def drawn(key: bytes, *purpose: str | int) -> np.random.Generator:
-    """A stream of its own for each purpose."""
+    """Return a separate random stream for each purpose."""
     digest = hashlib.blake2b("/".join(map(str, purpose)).encode(), key=key, digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
 
 def coins(key: bytes, n: int) -> NDArray[np.bool_]:
-    """Whether each canary is included: independent and fair."""
+    """Draw whether each canary is included: independent fair coins."""
     return drawn(key, "coins").random(n) < 0.5
 
 
 @dataclass(frozen=True)
 class Canaries:
-    """What was planted: the record that the audit needs, and that nobody else may have."""
+    """Record of the planted canaries, for the audit only: keep it secret."""
 
     kind: str
     key: bytes
     included: NDArray[np.bool_]
     """(M)."""
     rows: NDArray[np.int64] | None = None
-    """mislabelled: the training examples that they are made of, (M)."""
+    """mislabelled: indices of their training examples, (M)."""
     labels: NDArray[np.int64] | None = None
     """mislabelled: the wrong classes, (M)."""
     secrets: tuple[Secret, ...] = ()
     """secret: the sentences, (M)."""
     absent: Literal["zeroed", "left-out"] = "zeroed"
-    """What became of canaries that are not included: rows of weight zero, or (planted by earlier versions) none at all."""
+    """Canaries that are not included: rows of weight zero, or (earlier versions) no rows."""
 
     def __len__(self) -> int:
         return len(self.included)
@@ -120,7 +120,7 @@ class Canaries:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Canaries:
-        """Raises `DataError` where `data` is no such record."""
+        """Read a record. Raises `DataError` if `data` is not one."""
         try:
             rows, labels = (np.array(data[k], np.int64) if k in data else None for k in ("rows", "labels"))
             secrets = tuple(Secret(**s) for s in data.get("secrets", ()))
@@ -135,11 +135,11 @@ class Canaries:
 def with_canaries(
     dataset: Dataset, config: CanaryConfig, *, key: bytes, absent: Literal["zeroed", "left-out"] = "zeroed"
 ) -> tuple[Dataset, Canaries]:
-    """The training data with canaries, and the record of them. How many rows there are does not depend on the coins.
+    """Return the training data with canaries, and their record. The number of rows does not depend on the coins.
 
-    mislabelled: as many examples of `dataset` come back with a wrong class, behind the others; secret: rows are added. Those whose coin says no
-    are rows of weight zero. gradient: the data stays (`GradientCanaries` is what a step needs). `absent`: "left-out" repeats what earlier
-    versions planted. Raises `RecipeError` where the data cannot hold them.
+    mislabelled: some examples of `dataset` are moved to the end with a wrong class; secret: rows are added. Canaries that are not included are
+    rows of weight zero. gradient: the data does not change (a step uses `GradientCanaries`). `absent`: "left-out" repeats earlier versions.
+    Raises `RecipeError` if the data does not support the kind.
     """
     n = config.canaries
     included = coins(key, n)
@@ -147,9 +147,7 @@ def with_canaries(
         return dataset, Canaries("gradient", key, included, absent=absent)
     for name, what in (("order", "sampling: balanced"), ("mixer", "mix")):
         if getattr(dataset, name, None) is not None:
-            raise _refused(
-                "kind", f"canaries would meet other examples through data.{what}, and their coins would not be independent. Drop it"
-            )
+            raise _refused("kind", f"does not work with data.{what}: canaries would interact with other examples. Remove data.{what}")
     if config.kind == "secret":
         tokenizer: Any = getattr(dataset, "tokenizer", None)
         if (
@@ -158,7 +156,9 @@ def with_canaries(
             or dataset.spec.seq_len is None
             or dataset.batch(np.array([0])).targets.ndim != 2
         ):
-            raise _refused("kind", "secret is for language models, and this data is no running text. Take mislabelled or gradient")
+            raise _refused(
+                "kind", "secret needs a language model on plain text, and this data is not plain text. Set mislabelled or gradient"
+            )
         secrets = make_secrets(n, alphabet_of(tokenizer), config.digits, config.template, config.repeats, drawn(key, "secrets"))
         rows = SecretRows(secrets, tokenizer, dataset.spec, segments=dataset.batch(np.array([0])).segments is not None)
         repeats = np.array([s.repeats for s in secrets], np.int64)
@@ -167,9 +167,9 @@ def with_canaries(
         return planted, Canaries("secret", key, included, secrets=tuple(secrets), absent=absent)
     classes = len(dataset.spec.labels)
     if classes < 2 or dataset.batch(np.array([0])).targets.ndim != 1:
-        raise _refused("kind", "mislabelled needs classes, and this data has none. Take gradient, or secret for language models")
+        raise _refused("kind", "mislabelled needs classes, and this data has none. Set gradient, or secret for language models")
     if n > len(dataset) // 2:
-        raise _refused("canaries", f"{n:,} of {len(dataset):,} training examples would be wrong ones or left out. Take at most half")
+        raise _refused("canaries", f"is {n:,}, more than half of the {len(dataset):,} training examples. Set at most half")
     which = np.sort(permute(np.arange(len(dataset), dtype=np.int64), len(dataset), int(drawn(key, "rows").integers(2**62)))[:n])
     true = targets_of(dataset, which)
     wrong = (true + drawn(key, "labels").integers(1, classes, n)) % classes
@@ -184,7 +184,7 @@ def _refused(name: str, message: str) -> RecipeError:
 
 
 def targets_of(dataset: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Classes of some examples, read in pieces."""
+    """Classes of some examples, read in chunks."""
     parts = [dataset.batch(rows[i : i + 1024]).targets.numpy() for i in range(0, len(rows), 1024)]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
@@ -202,7 +202,7 @@ class CanaryExamples:
         return len(self._rows)
 
     def plain(self) -> CanaryExamples:
-        """The canaries as they are, without augmentation."""
+        """The canaries without augmentation."""
         other = object.__new__(CanaryExamples)
         other.__dict__ |= self.__dict__ | {"_dataset": without_augmentation(self._dataset)}
         return other
@@ -217,13 +217,13 @@ class CanaryExamples:
 
 
 class WithCanaries:
-    """Examples of a data set, then canaries. Example i of epoch e is a pure function of the two, and of the key."""
+    """Examples of a data set followed by canaries. Example i of epoch e is a pure function of (i, e, key)."""
 
     def __init__(
         self, dataset: Dataset, kept: NDArray[np.int64], canaries: Dataset, which: NDArray[np.int64], included: NDArray[np.bool_]
     ) -> None:
-        """`kept`: examples of `dataset` that stay; `which`: canaries that have a row, those that have several several times; `included`: which
-        of these rows are there. The others have weight zero and the contents of the first example, so that nothing is seen of them.
+        """`kept`: examples of `dataset` that stay; `which`: canary of each canary row, with repetitions; `included`: which of these rows
+        are included. The others have weight zero and the contents of the first example, so that they reveal nothing.
         """
         from tauon.data import ChosenExamples
 
@@ -239,17 +239,17 @@ class WithCanaries:
         return len(self._examples)
 
     def __getattr__(self, name: str) -> Any:
-        """What a data set of its kind offers besides: the examples'."""
+        """Other attributes of the wrapped data set."""
         if name.startswith("_") or name in ("base", "canaries", "kept"):
             raise AttributeError(name)
         return getattr(self._examples, name)
 
     def answers(self, row: int) -> Any:
-        """Of conversations: what the loss of a row must cover; None where nothing is known, or nothing is there."""
+        """For conversations: the text that the loss of a row must cover; None if unknown or empty."""
         return None if self._zeroed[row] else self._examples.answers(row)
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
-        """Examples and canaries by number."""
+        """Batch of examples and canaries by index."""
         import torch
 
         found = self._examples.batch(index, epoch=epoch)
@@ -262,27 +262,27 @@ class WithCanaries:
 
 @dataclass
 class GradientCanaries:
-    """Canaries as gradients (the paper's Dirac canaries): canary i has the gradient norm x e_i along a coordinate of its own, takes part in a
-    step as an example would, and is looked for in every noised sum. State that a run must save and load with the rest.
+    """Gradient canaries (the paper's Dirac canaries): canary i is the gradient norm x e_i along its own coordinate. It takes part in a step
+    like an example, and is searched for in every noised sum. Its state is saved in checkpoints.
 
-    Of a private step: `insert` between the clipped sum and the noise, `observe` behind the noise.
+    In a private step: `insert` between the clipped sum and the noise, `observe` after the noise.
     """
 
     included: NDArray[np.bool_]
     key: bytes
     places: dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]
-    """name of a parameter -> (places in it, flat; canaries that have them)."""
+    """Parameter name -> (flat indices in it, their canaries)."""
     rate: Callable[[int], float]
-    """Probability of an example to be in step n."""
+    """Sampling rate of step n."""
     total: NDArray[np.float64] = field(init=False)
-    """(M) sum over the steps of what was seen at each canary's coordinate, in clipping norms."""
+    """(M) sum over the steps of the value at each canary's coordinate, in clipping norms."""
     change: NDArray[np.float64] = field(init=False)
-    """(M) sum of squares of the change from step to step: gives away noise that is used again."""
+    """(M) sum of squares of the change from step to step: reveals noise that is reused."""
     last: NDArray[np.float64] = field(init=False)
     squares: NDArray[np.float64] | None = field(init=False)
-    """(M) sum over the steps of (what was seen / the noise's stated standard deviation)^2; None in checkpoints of older versions."""
+    """(M) sum over the steps of (value / stated standard deviation of the noise)^2; None in checkpoints of older versions."""
     looked: int = 0
-    """Steps that are in `squares`: those whose noise is independent of the other steps'."""
+    """Number of steps in `squares`: those with independent noise."""
     steps: int = 0
 
     def __post_init__(self) -> None:
@@ -290,10 +290,12 @@ class GradientCanaries:
 
     @classmethod
     def of(cls, canaries: Canaries, sizes: Mapping[str, int], *, rate: Callable[[int], float]) -> GradientCanaries:
-        """`sizes`: entries of each trainable parameter. Raises `RecipeError` where there are fewer than canaries."""
+        """Assign coordinates. `sizes`: elements of each trainable parameter. Raises `RecipeError` if there are fewer than canaries."""
         total, n = sum(sizes.values()), len(canaries)
         if n > total:
-            raise _refused("canaries", f"{n:,} gradients need a coordinate each, and {total:,} parameters train. Take fewer")
+            raise _refused(
+                "canaries", f"is {n:,}, but each needs its own coordinate and only {total:,} parameters are trained. Set at most {total}"
+            )
         at = permute(np.arange(n, dtype=np.int64), total, int(drawn(canaries.key, "places").integers(2**62)))
         places, start = {}, 0
         for name, size in sizes.items():
@@ -304,11 +306,11 @@ class GradientCanaries:
         return cls(canaries.included, canaries.key, places, rate)
 
     def present(self, step: int) -> NDArray[np.bool_]:
-        """Which canaries take part in step `step`: the included ones, each by a coin of its own, as examples do."""
+        """Canaries in step `step`: the included ones, sampled like examples."""
         return self.included & (drawn(self.key, "step", step).random(len(self.included)) < self.rate(step))
 
     def insert(self, sums: Mapping[str, Any], *, step: int, norm: float) -> None:
-        """Add the gradients of those present to the clipped sums, tensors by name; `norm`: the sensitivity of the step."""
+        """Add the gradients of the canaries in this step to the clipped sums (tensors by name); `norm`: the sensitivity of the step."""
         import torch
 
         there = self.present(step)
@@ -318,8 +320,8 @@ class GradientCanaries:
             flat[torch.from_numpy(at[here]).to(flat.device)] += norm
 
     def observe(self, sums: Mapping[str, Any], *, norm: float, noise: float | None = None) -> None:
-        """See the noised sums, as whoever is given every update does; `norm` as in `insert`. `noise`: its stated standard deviation, in clipping
-        norms; None where it depends on other steps' noise.
+        """Record the noised sums, as an attacker who sees every update; `norm` as in `insert`. `noise`: its stated standard deviation, in
+        clipping norms; None if it depends on the noise of other steps.
         """
         import torch
 
@@ -336,7 +338,7 @@ class GradientCanaries:
         self.last, self.steps = seen, self.steps + 1
 
     def scores(self) -> dict[str, NDArray[np.float64]]:
-        """Larger for canaries that look included; two ways, to be judged together."""
+        """Scores, larger for canaries that look included; two statistics for one joint test."""
         return {"sum": self.total, "change": self.change}
 
     def tensors(self) -> dict[str, Any]:
@@ -349,7 +351,7 @@ class GradientCanaries:
         return {name: torch.from_numpy(value.copy()) for name, value in found.items()}
 
     def load(self, tensors: Mapping[str, Any]) -> None:
-        """Put back what `tensors` gave."""
+        """Restore what `tensors` returned."""
         self.total, self.change, self.last = (tensors[name].numpy().copy() for name in ("total", "change", "last"))
         self.steps = int(tensors["steps"][0])
         self.squares = tensors["squares"].numpy().copy() if "squares" in tensors else None
@@ -357,7 +359,7 @@ class GradientCanaries:
 
 
 def canary_dataset(dataset: Dataset, canaries: Canaries, *, segments: bool = False) -> Dataset:
-    """All canaries as examples, to be shown to a model: example i is canary i. `dataset`: the training data without them."""
+    """All canaries as examples for a model: example i is canary i. `dataset`: the training data without them."""
     if canaries.kind == "mislabelled":
         return CanaryExamples(without_augmentation(dataset), canaries)
     tokenizer: Any = dataset.tokenizer  # type: ignore[attr-defined]

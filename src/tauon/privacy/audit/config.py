@@ -1,4 +1,4 @@
-"""What an audit of a trained run tries: the recipe's section `audit`."""
+"""The recipe's section `audit`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ __all__ = ["AuditConfig"]
 
 
 class AuditConfig(Config):
-    """How the trained model is attacked."""
+    """Attacks on the trained model."""
 
     shadows: Count = Field(0, ge=0, le=512)
-    """Reference models for the likelihood-ratio attack (Carlini et al. 2022), trained by the same recipe: an even number."""
+    """Number of reference models for the likelihood-ratio attack (Carlini et al. 2022), trained with the same recipe: an even number."""
     examples: Count = Field(10_000, ge=10)
-    """Members, and held-out examples, that are looked at: at most so many of each."""
+    """Maximum number of members, and of held-out examples, in the attacks."""
     confidence: float = Field(0.95, ge=0.5, le=0.9999)
     """Confidence level of the intervals and tests."""
     seed: Count = Field(0, ge=0)
-    """Which examples, pairs and halves are drawn."""
+    """Seed of the sampled examples, pairs and halves."""
     slices: bool = True
-    """Also each class by itself."""
+    """Also report each class separately."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         shadows = self.raw_value("shadows")
         if shadows % 2:
-            yield "shadows", f"{shadows} is odd: halves come in pairs, so that each example is in half of them. Give an even number."
+            yield (
+                "shadows",
+                f"is {shadows}, which is odd: reference models are trained in pairs on complementary halves. Set an even number.",
+            )

@@ -1,6 +1,6 @@
-"""Auditing a whole trade-off curve with one training run (Mahloujifar, Melis & Chaudhuri 2024, arXiv:2410.22235): as `one_run`, but what is
-refuted is the curve that the accountant computed, not one (epsilon, delta) on it. For noise that is nearly Gaussian this refutes what the
-other bound must let pass: half the noise, say.
+"""Auditing a whole trade-off curve with one training run (Mahloujifar, Melis & Chaudhuri 2024, arXiv:2410.22235): as `one_run`, but it
+tests the complete curve of the accountant instead of one (epsilon, delta) on it. With nearly Gaussian noise this refutes errors that the
+other bound cannot, e.g. half the noise.
 
 A trade-off curve f gives, for each false-positive rate, the smallest false-negative rate that any test of one coin can have (Dong, Roth &
 Su 2019, arXiv:1905.02383). Gaussian DP with parameter mu has f(a) = Phi(Phi^-1(1 - a) - mu).
@@ -36,7 +36,7 @@ _NORMAL = NormalDist()
 
 
 def gaussian_curve(mu: float) -> TradeOff:
-    """That of telling N(0, 1) from N(mu, 1)."""
+    """Curve of testing N(0, 1) against N(mu, 1)."""
 
     def f(alpha: float) -> float:
         if alpha <= 0 or alpha >= 1:
@@ -47,13 +47,13 @@ def gaussian_curve(mu: float) -> TradeOff:
 
 
 def epsilon_delta_curve(epsilon: float, delta: float) -> TradeOff:
-    """The worst that (epsilon, delta)-DP allows: max(0, 1 - delta - e^eps a, e^-eps (1 - delta - a))."""
+    """The lowest curve under (epsilon, delta)-DP: max(0, 1 - delta - e^eps a, e^-eps (1 - delta - a))."""
     return lambda alpha: max(0.0, 1 - delta - math.exp(epsilon) * alpha, math.exp(-epsilon) * (1 - delta - alpha))
 
 
 def points_curve(alphas: Sequence[float], betas: Sequence[float]) -> TradeOff:
-    """The lowest curve through points of a convex one: between two points it is above the lines through the two before and the two behind.
-    Lower than the true curve, so that what refutes it refutes that one.
+    """Lower bound of a convex curve through given points: between two points, the lines through the two before and the two after.
+    Below the true curve, so that refuting it refutes the true one.
     """
     order = np.argsort(alphas, kind="stable")
     a, first = np.unique(np.asarray(alphas, float)[order], return_index=True)
@@ -95,24 +95,24 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
 
 
 def _cdf(x: float) -> float:
-    """Phi(x), accurate in the lower tail, where `statistics` rounds to 0."""
+    """Phi(x), accurate in the lower tail."""
     return math.erfc(-x / math.sqrt(2)) / 2
 
 
 def _log_cdf(x: float) -> float:
-    """Log Phi(x), also where Phi(x) underflows."""
+    """Log Phi(x), also if Phi(x) underflows."""
     if x > -30:
         return math.log(_cdf(x))
     return -x * x / 2 - math.log(-x * math.sqrt(2 * math.pi)) + math.log1p(-1 / (x * x))
 
 
 def allows(f: TradeOff, m: int, r: int, v: int, level: float) -> bool:
-    """Whether a mechanism with this curve, if symmetric, may give v or more right guesses of r, about m coins, with probability `level`.
+    """Whether a mechanism with this (symmetric) curve can give v or more right guesses of r, about m coins, with probability `level`.
 
     right_i: probability that a random coin is guessed right and i guesses or more are; wrong_i: that it is guessed wrong and i or more are
     right. Changing that coin turns the first event of i + 1 into the second of i, so that wrong_i >= f(1 - right_{i+1}); and what wrong_i
-    gains over wrong_{i+1} are runs with exactly i right guesses, which add to right_i too. Where this makes right_0 + wrong_0 exceed the
-    share r / m of coins that are guessed, there is no such mechanism (the paper's Theorem 3.2 and Algorithm 3).
+    gains over wrong_{i+1} are runs with exactly i right guesses, which add to right_i too. If right_0 + wrong_0 then exceeds the share
+    r / m of guessed coins, there is no such mechanism (the paper's Theorem 3.2 and Algorithm 3).
     """
     right, wrong, most = level * v / m, level * (r - v) / m, r / m
     for i in range(v - 1, -1, -1):
@@ -125,7 +125,7 @@ def allows(f: TradeOff, m: int, r: int, v: int, level: float) -> bool:
 
 
 def curve_p_value(f: TradeOff, m: int, r: int, v: int) -> float:
-    """The largest probability that v or more right guesses of r, about m coins, may have under the curve.
+    """Largest probability of v or more right guesses of r, about m coins, under the curve.
 
     >>> curve_p_value(gaussian_curve(0.0), 100, 100, 60) < 0.12
     True
@@ -143,7 +143,7 @@ def curve_p_value(f: TradeOff, m: int, r: int, v: int) -> float:
 
 @dataclass(frozen=True)
 class CurveAudit:
-    """What one run says of a trade-off curve."""
+    """Result of one run about a trade-off curve."""
 
     coins: int
     guesses: int
@@ -153,9 +153,9 @@ class CurveAudit:
     """Largest mu whose Gaussian curve is refuted."""
     delta: float
     epsilon: float
-    """Epsilon of mu-GDP at `delta`. A lower bound for mechanisms whose curve is Gaussian, as sums of noise over many steps nearly are."""
+    """Epsilon of mu-GDP at `delta`. A lower bound for mechanisms with a Gaussian curve, which many steps nearly have."""
     p_of_claim: float | None
-    """Probability of such luck under the claimed curve, corrected for the numbers of guesses that were tried. Assumes nothing."""
+    """p-value of the claimed curve, corrected for the numbers of guesses tried. Assumes nothing."""
 
     @property
     def contradicts(self) -> bool:
@@ -170,8 +170,8 @@ def audit_curve(
     scores: NDArray[np.float64], included: NDArray[np.bool_], *, delta: float, claimed: TradeOff | None = None, confidence: float = 0.95,
     shares: Sequence[float] = SHARES, examples: int = 1,
 ) -> CurveAudit:  # fmt: skip
-    """As `one_run.audit_scores`, for curves: the best over a few numbers of guesses, at a joint confidence. `claimed` is the curve of one
-    coin's change; mu-GDP for one example is k mu for k of them.
+    """As `one_run.audit_scores`, for curves: the best over a few numbers of guesses, at a joint confidence. `claimed` is the curve for a
+    change of one coin; mu-GDP for one example is k mu for k examples.
     """
     m = len(scores)
     counts = sorted({min(m, max(1, round(share * m))) for share in shares})

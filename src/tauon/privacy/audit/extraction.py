@@ -1,11 +1,10 @@
-"""Whether a language model has learned a secret by heart: exposure, and extraction (Carlini et al. 2019, arXiv:1802.08232).
+"""Memorization of secrets by a language model: exposure, and extraction (Carlini et al. 2019, arXiv:1802.08232).
 
-exposure = log2 |R| - log2 rank: R are all secrets that might stand there, ranked by the model's surprise; a model that knows nothing has 1.44
-bits on average, one that has it by heart log2 |R|. Where R is too large to be ranked whole, the rank's share is read from a skew normal
-distribution fitted to a sample (section 4.3 of the paper).
+exposure = log2 |R| - log2 rank: R is the set of all possible secrets, ranked by the model's log-perplexity; a model without the secret has 1.44
+bits on average, one that memorized it log2 |R|. If R is too large to rank completely, the rank is estimated from a skew normal distribution
+fitted to a sample (section 4.3 of the paper).
 
-Extraction: greedy (the likeliest token each time, `tauon.generate`) and by beam (the few likeliest texts at each length) from the prefix that the
-attacker knows. Trains nothing.
+Extraction: greedy decoding (`tauon.generate`) and beam search from the prefix that the attacker knows. Trains nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from tauon.tasks import token_nll
 __all__ = ["SkewNormal", "exposure", "extract", "fit_skew_normal", "surprise"]
 
 EXACT = 20_000
-"""Candidates up to which all are ranked."""
+"""Maximum number of candidates for ranking all."""
 SAMPLE = 2_000
-"""Candidates that are drawn where there are more."""
+"""Sample size if there are more."""
 _ROWS = 64
 BEAM = 16
 
@@ -38,7 +37,7 @@ BEAM = 16
 def surprise(
     model: Any, tokenizer: Any, texts: Sequence[str], *, context: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> NDArray[np.float64]:
-    """-log p of each whole text behind the start of a document, nats: log-perplexity, before division by its length."""
+    """-log p of each text after the start of a document, in nats: log-perplexity, not divided by the length."""
     ids = [sentence_ids(tokenizer, t) for t in texts]
     device = next(model.parameters()).device
     found = np.empty(len(ids))
@@ -48,7 +47,7 @@ def surprise(
         longest = max(len(ids[r]) for r in rows)
         tokens = torch.full(
             (_ROWS, longest), tokenizer.bos, dtype=torch.int64
-        )  # one shape: no text's last bits depend on its neighbours' number
+        )  # one shape: the rounding of a text must not depend on the number of others
         for at, r in enumerate(rows):
             tokens[at, : len(ids[r])] = torch.from_numpy(ids[r])
         tokens = tokens.to(device)
@@ -69,7 +68,7 @@ class SkewNormal:
     shape: float
 
     def log_cdf(self, x: float) -> float:
-        """Log P[X <= x]; by quadrature on the logarithm, so that it holds far out in the tail."""
+        """Log P[X <= x]; by quadrature on the logarithm, accurate far out in the tail."""
         z = (x - self.place) / self.width
         t = torch.linspace(0, 1, 20_001, dtype=torch.float64)
         # far below, nearly all mass lies within a few 1/|z| of z; near the middle, within ten widths
@@ -82,7 +81,7 @@ class SkewNormal:
 
 
 def fit_skew_normal(values: NDArray[np.float64]) -> SkewNormal:
-    """By maximum likelihood, from the estimates of moments."""
+    """Fit by maximum likelihood, starting from the moments."""
     mean, std = float(values.mean()), float(values.std()) or 1e-12
     skew = float(np.clip(((values - mean) ** 3).mean() / std**3, -0.97, 0.97))
     root = abs(skew) ** (2 / 3)
@@ -107,7 +106,7 @@ def fit_skew_normal(values: NDArray[np.float64]) -> SkewNormal:
 
 
 def candidates_of(secret: Secret, rng: np.random.Generator) -> tuple[list[str], bool]:
-    """(other texts that might stand in the secret's place, whether these are all of them)."""
+    """(texts with other possible secrets, whether these are all of them)."""
     a, n = len(secret.alphabet), len(secret.secret)
     whole = secret.candidates <= EXACT
     numbers = np.arange(secret.candidates) if whole else None
@@ -122,7 +121,7 @@ def candidates_of(secret: Secret, rng: np.random.Generator) -> tuple[list[str], 
 def exposure(
     model: Any, tokenizer: Any, secret: Secret, *, seed: int = 0, context: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> tuple[float, str]:
-    """(exposure in bits, how it was found): exactly where there are up to 20,000 candidates, else by a sample and a skew normal."""
+    """(exposure in bits, method): exact for up to 20,000 candidates, otherwise from a sample and a skew normal."""
     rng = np.random.Generator(np.random.Philox(key=seed))
     others, whole = candidates_of(secret, rng)
     found = surprise(model, tokenizer, [secret.text, *others], context=context)
@@ -132,7 +131,7 @@ def exposure(
         rank = 1 + float((theirs < mine).sum()) + 0.5 * float((theirs == mine).sum())
         return most - math.log2(rank), "exact rank"
     if theirs.std() == 0:
-        return (most if mine < theirs[0] else 0.0), f"a sample of {len(theirs):,}, all alike"
+        return (most if mine < theirs[0] else 0.0), f"a sample of {len(theirs):,}, all equal"
     bits = -fit_skew_normal(theirs).log_cdf(mine) / math.log(2)
     return min(most, max(0.0, bits)), f"skew normal of {len(theirs):,} candidates"
 
@@ -140,9 +139,9 @@ def exposure(
 def extract(
     model: Any, tokenizer: Any, secret: Secret, *, context: Callable[[], AbstractContextManager[Any]] = nullcontext
 ) -> dict[str, bool]:
-    """Whether the model writes the secret behind its prefix: `greedy`, and `beam` (among the 16 likeliest texts)."""
+    """Whether the model generates the secret after its prefix: `greedy`, and `beam` (among the 16 most likely texts)."""
     prefix = sentence_ids(tokenizer, secret.prefix).tolist()
-    length = len(sentence_ids(tokenizer, secret.text)) - len(prefix) + 2  # tokens may be cut otherwise behind a prefix that ends
+    length = len(sentence_ids(tokenizer, secret.text)) - len(prefix) + 2  # tokenization may differ after a prefix
     written = generate(model, prefix, max_tokens=max(1, length), sampling=Sampling(temperature=0.0), context=context)[0]
     greedy = tokenizer.decode(np.asarray(written)).startswith(secret.secret)
     return {"greedy": greedy, "beam": greedy or secret.secret in beam(model, tokenizer, prefix, secret, max(1, length), context)}
@@ -152,7 +151,7 @@ def extract(
 def beam(
     model: Any, tokenizer: Any, prefix: list[int], secret: Secret, length: int, context: Callable[[], AbstractContextManager[Any]]
 ) -> set[str]:
-    """The beginnings, as long as the secret, of the 16 likeliest continuations by beam search."""
+    """The 16 most likely continuations by beam search, cut to the length of the secret."""
     device = next(model.parameters()).device
     alive: list[tuple[float, list[int]]] = [(0.0, [])]
     found: set[str] = set()

@@ -1,9 +1,9 @@
-"""Is the noise as large as was said? Of gradient canaries that were not included, every noised sum shows noise at the canary's coordinate, and
-what the examples added to it. Divided by the stated standard deviation, squared and added up over n of them, that is at least a chi-square
-of n degrees where the noise is right (Gaussian, independent of the data: what the examples add only makes it larger). So a small sum refutes it.
+"""Test of the noise level. At the coordinate of a gradient canary that was not included, every noised sum has only noise and the contribution of
+the examples. Divided by the stated standard deviation, squared and summed over n values, this is at least chi-square with n degrees of freedom
+if the noise is as stated (Gaussian, independent of the data: examples only increase it). So a small sum refutes the stated noise.
 
-It needs no guess of who was included, which is what makes a proof by coins weak: half the noise at epsilon 2 in 40 steps with 2,000 canaries
-is far below what coins can refute, and here it is beyond doubt.
+The test guesses no memberships, which makes it much stronger than a test by coins: with 2,000 canaries and 40 steps at epsilon 2, half the noise
+is far below what coins can refute, but clearly detected here.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ __all__ = ["NoiseLevel", "noise_level"]
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """What was seen of the noise."""
+    """Result of the noise test."""
 
     draws: int
-    """Steps times canaries that were not included."""
+    """Number of values: steps times canaries that were not included."""
     ratio: float
-    """Standard deviation that was seen, over the one that was stated; what the examples added is in it."""
+    """Observed / stated standard deviation; includes the contribution of the examples."""
     at_most: float
-    """Upper bound of noise over stated noise, at the confidence."""
+    """Upper bound of the real / stated standard deviation, at the confidence."""
     p_of_claim: float
-    """Probability of as little as was seen, were the noise as large as stated."""
+    """p-value of the stated noise."""
     confidence: float
 
     @property
@@ -45,13 +45,13 @@ def noise_level(
     squares_M: NDArray[np.float64], steps: int, included_M: NDArray[np.bool_], *, confidence: float = 0.95
 ) -> NoiseLevel | None:
     """Args:
-    squares_M: sum over the steps of (what was seen at canary m's coordinate / stated standard deviation)^2.
-    steps: how many.
-    included_M: the coins: canaries that were included are left out.
-    confidence: of the bound and of a refutation.
+    squares_M: sum over the steps of (value at canary m's coordinate / stated standard deviation)^2.
+    steps: number of steps.
+    included_M: the coins; included canaries are skipped.
+    confidence: confidence level of the bound and the test.
 
     Returns:
-        None where there is nothing to look at.
+        None if there are no values.
 
     >>> rng = np.random.default_rng(0)
     >>> squares = (0.5 * rng.normal(size=(100, 40))) ** 2  # half the noise

@@ -1,10 +1,10 @@
-"""Auditing with one training run (Steinke, Nasr & Jagielski 2023, arXiv:2305.08846): m examples are each included by a fair coin; whoever
-sees the result guesses the coins. How many guesses can be right is bounded by the guarantee, so that too many right ones refute it.
+"""Auditing with one training run (Steinke, Nasr & Jagielski 2023, arXiv:2305.08846): m examples are each included by a fair coin, and
+an attacker guesses the coins from the result. The guarantee bounds the number of right guesses, so too many right guesses refute it.
 
-Sources: Theorem 5.2 (the bound), Appendix D (how it is computed), Algorithm 1 (guesses from scores). Trains nothing; knows no model.
+Sources: Theorem 5.2 (the bound), Appendix D (how it is computed), Algorithm 1 (guesses from scores). Trains nothing, and uses no model.
 
-The bound needs coins that are independent and fair, and an auditor who learns of them only through the mechanism's output. It needs nothing
-of the scores. `pairs_as_coins` makes such coins of any random split, without planting anything.
+The bound needs independent fair coins, and an auditor who sees them only through the mechanism's output. It makes no assumption about the
+scores. `pairs_as_coins` makes such coins from any random split, without canaries.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Guesses", "OneRun", "audit_scores", "epsilon_lower_bound", "group_de
 
 
 def p_value(m: int, r: int, v: int, epsilon: float, delta: float) -> float:
-    """Probability of at least v right guesses of r, on m coins, were the mechanism (epsilon, delta)-DP: Theorem 5.2.
+    """Probability of at least v right guesses of r, on m coins, if the mechanism is (epsilon, delta)-DP: Theorem 5.2.
 
     beta + 2 m delta alpha, beta = P[W >= v], alpha = max_i P[v - i <= W < v] / i, W ~ Binomial(r, e^eps / (1 + e^eps)).
 
@@ -53,9 +53,9 @@ def group_delta(epsilon: float, delta: float, examples: int) -> float:
 
 
 def epsilon_lower_bound(m: int, r: int, v: int, delta: float, *, confidence: float = 0.95, examples: int = 1) -> float:
-    """The largest epsilon that v right guesses of r refute at this confidence: the mechanism is not (epsilon, delta)-DP. 0: none.
+    """Return the largest epsilon that v right guesses of r refute at this confidence: the mechanism is not (epsilon, delta)-DP. 0: none.
 
-    `examples`: how many the change of one coin adds or removes: 2 where it replaces one by another.
+    `examples`: number of examples that a change of one coin adds or removes; 2 if it replaces one by another.
 
     >>> round(epsilon_lower_bound(1000, 100, 75, 1e-4), 3)
     0.673
@@ -68,7 +68,7 @@ def epsilon_lower_bound(m: int, r: int, v: int, delta: float, *, confidence: flo
     low, high = 0.0, 1.0
     if not refuted(0.0):
         return 0.0
-    while refuted(high):  # e^-36 wrong by chance is below float64's step: it ends
+    while refuted(high):  # ends: e^-36 is below the resolution of float64
         low, high = high, high + 1
     for _ in range(40):
         middle = (low + high) / 2
@@ -81,7 +81,7 @@ def epsilon_lower_bound(m: int, r: int, v: int, delta: float, *, confidence: flo
 
 @dataclass(frozen=True)
 class Guesses:
-    """What an auditor said about m coins, and how much of it was right."""
+    """Guesses of an auditor about m coins, and how many were right."""
 
     coins: int
     guesses: int
@@ -89,13 +89,13 @@ class Guesses:
 
 
 def guess(scores: NDArray[np.float64], included: NDArray[np.bool_], *, most: int, least: int) -> Guesses:
-    """Algorithm 1: the `most` highest scores (M) are said to be included, the `least` lowest not; of the rest nothing is said.
+    """Algorithm 1: guess that the `most` highest scores (M) are included and the `least` lowest are not; abstain for the others.
 
-    Equal scores are ordered by their place, which tells nothing of the coins.
+    Equal scores are ordered by index, which is independent of the coins.
     """
     m = len(scores)
     if len(included) != m or most < 0 or least < 0 or most + least > m:
-        raise ValueError(f"{most} + {least} guesses about {m} scores and {len(included)} coins")
+        raise ValueError(f"got {most} + {least} guesses for {m} scores and {len(included)} coins")
     if not np.isfinite(scores).all():
         raise ValueError(f"{int((~np.isfinite(scores)).sum())} of {m} scores are not finite")
     order = np.argsort(scores, kind="stable")
@@ -105,7 +105,7 @@ def guess(scores: NDArray[np.float64], included: NDArray[np.bool_], *, most: int
 
 @dataclass(frozen=True)
 class OneRun:
-    """What one run proves."""
+    """Result of one run."""
 
     coins: int
     guesses: int
@@ -115,9 +115,9 @@ class OneRun:
     epsilon: float
     """Lower bound: the mechanism is not (epsilon, delta)-DP, at this confidence."""
     tried: int
-    """Numbers of guesses that were tried; the confidence holds for all of them together (Bonferroni)."""
+    """Numbers of guesses that were tried; the confidence is for all of them jointly (Bonferroni)."""
     p_of_claim: float | None = None
-    """Probability of such luck under the guarantee that was claimed, corrected for what was tried."""
+    """p-value of the claimed guarantee, corrected for the numbers of guesses tried."""
     claimed: float | None = None
     """The claimed epsilon."""
 
@@ -131,24 +131,24 @@ class OneRun:
 
 
 SHARES = (0.02, 0.1, 0.3, 1.0)
-"""Shares of the coins that are guessed, tried in turn: few sure guesses refute a large epsilon, many unsure ones a small one."""
+"""Shares of the coins to guess, tried in turn: few certain guesses refute a large epsilon, many uncertain ones a small one."""
 
 
 def audit_scores(
     scores: NDArray[np.float64], included: NDArray[np.bool_], *, delta: float, claimed: float | None = None, confidence: float = 0.95,
     shares: Sequence[float] = SHARES, positive_only: bool = False, examples: int = 1,
 ) -> OneRun:  # fmt: skip
-    """The best bound over a few numbers of guesses, at a joint confidence.
+    """Return the best bound over a few numbers of guesses, at a joint confidence.
 
     Args:
-        scores: (M), larger for what looks included.
+        scores: (M), larger for canaries that look included.
         included: (M), the coins.
         delta: of the guarantee.
-        claimed: its epsilon, to be refuted.
+        claimed: epsilon to test.
         confidence: of the bound.
-        shares: of the coins that are guessed; chosen before looking.
-        positive_only: say only who was included: for attacks that see members and nothing of the others.
-        examples: how many the change of one coin adds or removes.
+        shares: of the coins to guess; chosen before seeing the data.
+        positive_only: guess only inclusions: for attacks that detect members only.
+        examples: number of examples that a change of one coin adds or removes.
     """
     m = len(scores)
     counts = sorted({min(m, max(1, round(share * m))) for share in shares})
@@ -173,12 +173,12 @@ def audit_scores(
 def pairs_as_coins(
     members: int, others: int, *, seed: int, member_groups: NDArray[Any] | None = None, other_groups: NDArray[Any] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """(first examples P, second examples P, coins P) of pairs of a member and an example that was held out; the numbers count members, then
-    others; the coin is whether the first is the member.
+    """(first examples P, second examples P, coins P) of pairs of a member and a held-out example; indices count members, then held-out
+    examples; the coin is whether the first is the member.
 
-    Where the split was random, then given a pair, which of the two was trained on is a fair coin, independent of the other pairs: this
-    is the experiment of Theorem 5.2 with m = P, and a coin's change replaces one example (`examples=2`). A split that holds out each class in
-    proportion is random within classes: pairs are then of one group.
+    If the split was random, then for a given pair, which of the two was trained on is a fair coin, independent of the other pairs: this
+    is the experiment of Theorem 5.2 with m = P, and a coin's change replaces one example (`examples=2`). A split that is stratified by class
+    is random within classes: pairs are then from one group.
     """
     rng = np.random.Generator(np.random.Philox(key=seed & (2**64 - 1)))
     if member_groups is None or other_groups is None:

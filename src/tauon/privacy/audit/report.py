@@ -1,4 +1,4 @@
-"""The audit's section: what attackers reached, what was proven, and whether that contradicts what was promised. Reads `audit.json`."""
+"""The report's audit section: success of the attacks, proven bounds, and whether they contradict the guarantee. Reads `audit.json`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECRETS = 50
 
 
 def audit(records: Records) -> Section | None:
-    """None where the run was not audited."""
+    """The section; None if the run was not audited."""
     found = records.json("audit.json")
     if not isinstance(found, dict) or not isinstance(found.get("attacks"), list):
         return None
@@ -32,21 +32,21 @@ def audit(records: Records) -> Section | None:
     html += f'<div class="charts">{_roc(attacks)}{_region(attacks, found.get("guarantee"))}</div>'
     html += _slices(attacks) + _secrets(canaries)
     held = found.get("held_out") or "held-out"
-    said = f"Members were taken from the training part, others from the {held} part"
-    said += ". The split was random, so that pairs of a member and an other are fair coins, and prove something." if found.get("random_split") else (
-        ", which was not drawn at random example by example: what tells them apart may be another thing than training, and rates prove nothing of epsilon."
+    origin = f"Members are from the training split, non-members from the {held} split"
+    origin += ". The split was random, so pairs of a member and a non-member are fair coins, which give a proven bound." if found.get("random_split") else (
+        ", which was not drawn at random per example: members and non-members may differ in other ways, so the rates prove no bound on epsilon."
     )  # fmt: skip
-    notes = [said, *dict.fromkeys(n for a in attacks for n in a.get("notes") or [])]
+    notes = [origin, *dict.fromkeys(n for a in attacks for n in a.get("notes") or [])]
     html += '<ul class="plain note">' + "".join(f"<li>{escape(n, 500)}</li>" for n in notes[:20]) + "</ul>"
     return Section("audit", "Audit", html)
 
 
 def _proofs(found: Mapping[str, Any], canaries: Mapping[str, Any]) -> str:
-    """A row a proof: what was guessed, what follows for epsilon, how that stands to the promise."""
+    """One row per test: the guesses, the bound on epsilon, and whether it contradicts the guarantee."""
     promise = found.get("guarantee") if isinstance(found.get("guarantee"), dict) else None
     what = {"mislabelled": "mislabelled examples", "gradient": "gradients, seen in every update", "secret": "secrets"}
     kinds = [(f"Canaries: {what.get(str(canaries.get('kind')), 'planted')}", canaries.get("verdict"))]
-    kinds.append(("Pairs of a member and an other", found.get("pairs")))
+    kinds.append(("Pairs of a member and a non-member", found.get("pairs")))
     rows = []
     for name, verdict in kinds:
         if not isinstance(verdict, dict):
@@ -72,28 +72,28 @@ def _proofs(found: Mapping[str, Any], canaries: Mapping[str, Any]) -> str:
             ]
         )
     if not rows:
-        return missing("Nothing is proven of epsilon: there were no canaries, and the split was not random. Plant some: privacy.audit.")
+        return missing("No bound on epsilon: there were no canaries, and the split was not random. Set privacy.audit to plant canaries.")
     level = number(found.get("confidence")) or 0.95
     head = [
         ("Coins guessed", ""), ("Right", "num"), ("Epsilon is at least", "num"), ("if noise is Gaussian", "num"), ("Promised", "num"),
-        (f"The promise, at {level:.0%}", ""),
+        (f"The guarantee, at {level:.0%}", ""),
     ]  # fmt: skip
     return "<h3>What was proven</h3>" + table(head, rows, "What was proven") + _noise(canaries.get("noise"))
 
 
 def _noise(noise: Any) -> str:
-    """Whether the noise in the updates is as large as was stated."""
+    """Whether the noise in the updates is as large as stated."""
     if not isinstance(noise, dict) or number(noise.get("ratio")) is None:
         return ""
     most, level = figure(number(noise.get("at_most")), 3), number(noise.get("confidence")) or 0.99
-    said = (
+    text = (
         f"<b>Noise.</b> At the coordinates of canaries that were not included, the updates have {figure(number(noise['ratio']), 4)} times the stated "
-        f"standard deviation ({count(number(noise.get('draws')) or 0)} draws; what the examples add is in it). The noise is at most {most} of what was "
-        f"stated, at {level:.0%} confidence: "
+        f"standard deviation ({count(number(noise.get('draws')) or 0)} draws; includes the contribution of the examples). The noise is at most {most} of the "
+        f"stated one, at {level:.0%} confidence: "
     )
     p = number(noise.get("p_of_claim"))
     end = f'<b class="tone-bad">refuted (p = {p or 0.0:.1e})</b>' if noise.get("contradicts") else f"not refuted (p = {p or 0.0:.2g})"
-    return f"<p>{said}{end}.</p>"
+    return f"<p>{text}{end}.</p>"
 
 
 def _attacks(attacks: Sequence[Mapping[str, Any]], level: float) -> str:
@@ -133,7 +133,7 @@ def _legend(names: Sequence[tuple[str, str, str]]) -> str:
 
 
 def _roc(attacks: Sequence[Mapping[str, Any]]) -> str:
-    """True-positive against false-positive rate, both logarithmic: the lower left corner is where members are named for sure."""
+    """True-positive against false-positive rate, both logarithmic: the lower left corner shows members that are detected with certainty."""
     drawn = [(str(a.get("name")), p) for a in attacks if len(p := _points(a)) > 1][: len(_TONES) - 1]
     if not drawn:
         return ""
@@ -148,12 +148,12 @@ def _roc(attacks: Sequence[Mapping[str, Any]]) -> str:
     inner = frame(
         "audit-roc", "ROC of the attacks", words, drawing, axis, axis, x_label="false positives (log scale)", y_label="members found"
     )
-    note = '<p class="note">The dashed line knows nothing. Members are safe where a curve lies on it, down to the left.</p>'
+    note = '<p class="note">The dashed line is random guessing. An attack that stays on it, down to the lower left, learns nothing about members.</p>'
     return f'<figure class="chart"><figcaption><b>ROC of the attacks</b>{_legend(names)}</figcaption>{inner}{note}</figure>'
 
 
 def _region(attacks: Sequence[Mapping[str, Any]], promise: Any) -> str:
-    """What the guarantee allows, and where the attacks are: missed members against false accusations."""
+    """Region allowed by the guarantee, and the attacks: false-negative against false-positive rate."""
     if not isinstance(promise, dict):
         return ""
     line = [(float(a), float(b)) for a, b in promise.get("curve") or []]
@@ -175,7 +175,7 @@ def _region(attacks: Sequence[Mapping[str, Any]], promise: Any) -> str:
         names.append((label(name), tone, "line"))
     words = f"the guarantee's curve with {len(line)} points, and {len(drawn)} attacks"
     inner = frame("audit-region", "Guarantee and attacks", words, drawing, axis, axis, x_label="others accused", y_label="members missed")
-    note = '<p class="note">An attack below the shaded region, by more than chance, would contradict the guarantee.</p>'
+    note = '<p class="note">An attack significantly below the shaded region would contradict the guarantee.</p>'
     return f'<figure class="chart"><figcaption><b>Guarantee and attacks</b>{_legend(names)}</figcaption>{inner}{note}</figure>'
 
 
@@ -209,15 +209,15 @@ def _secrets(canaries: Mapping[str, Any]) -> str:
     rows.sort(key=lambda s: -(number(s.get("exposure")) or 0.0))
     cells = []
     for s in rows[:_SECRETS]:
-        told = ", ".join(how for how in ("greedy", "beam") if s.get(how))
-        there = f"{count(number(s.get('repeats')) or 0)}×" if s.get("included") else "not there"
+        extracted = ", ".join(how for how in ("greedy", "beam") if s.get(how))
+        repeats = f"{count(number(s.get('repeats')) or 0)}×" if s.get("included") else "not included"
         bits = f"{number(s.get('exposure')) or 0:.1f} of {number(s.get('most')) or 0:.1f}"
         cells.append(
             [
                 escape(s.get("name"), 200),
-                there,
+                repeats,
                 bits,
-                f'<b class="tone-bad">{escape(told)}</b>' if told else "no",
+                f'<b class="tone-bad">{escape(extracted)}</b>' if extracted else "no",
                 escape(s.get("how") or ""),
             ]
         )

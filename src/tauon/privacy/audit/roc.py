@@ -1,7 +1,7 @@
-"""How well scores tell members from others: ROC, its area, and the true-positive rate at small false-positive rates, which is what counts
-(Carlini et al. 2022, arXiv:2112.03570, section IV: an attack that is sure of a few members does harm that no average shows).
+"""Quality of membership scores: ROC, its area, and the true-positive rate at small false-positive rates, which matters most (Carlini et al. 2022,
+arXiv:2112.03570, section IV: an attack that is certain about a few members does harm that no average shows).
 
-Sources: DeLong, DeLong & Clarke-Pearson 1988 (variance of the area); Clopper & Pearson 1934 (rates). Trains nothing; knows no model.
+Sources: DeLong, DeLong & Clarke-Pearson 1988 (variance of the area); Clopper & Pearson 1934 (rates). Trains nothing, and uses no model.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from tauon.privacy.audit.binomial import clopper_pearson
 __all__ = ["Attack", "Rate", "epsilon_of_rates", "roc_points", "score_attack"]
 
 RATES = (0.001, 0.01)
-"""False-positive rates at which an attack is read."""
+"""False-positive rates at which attacks are reported."""
 _POINTS = 200
 
 
 @dataclass(frozen=True)
 class Rate:
-    """The true-positive rate where at most a share `fpr` of the others is taken for members."""
+    """True-positive rate at a false-positive rate of at most `fpr`."""
 
     fpr: float
     """Asked for."""
     value: float
     low: float
     high: float
-    """Exact interval (Clopper-Pearson) of the rate at the threshold that was found."""
+    """Exact interval (Clopper-Pearson) of the rate at the chosen threshold."""
     false_positives: int
-    """Others that were taken for members. 0 where there are fewer others than 1 / fpr: then this is the rate without any."""
+    """Number of false positives. 0 if there are fewer non-members than 1 / fpr: then this is the rate without any."""
     reachable: bool
-    """Whether there are others enough to measure so small a rate."""
+    """Whether there are enough non-members to measure such a small rate."""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """One attack's success on one set of members and others."""
+    """Success of one attack on one set of members and non-members."""
 
     name: str
     about: str
@@ -52,13 +52,13 @@ class Attack:
     auc_low: float
     auc_high: float
     accuracy: float
-    """Share of right guesses at the best threshold, members and others counting alike: 0.5 is blind."""
+    """Balanced accuracy at the best threshold: 0.5 is random guessing."""
     rates: list[Rate]
     roc: list[tuple[float, float]]
-    """(false-positive rate, true-positive rate), few enough to be drawn."""
+    """(false-positive rate, true-positive rate), thinned for drawing."""
     confidence: float
     epsilon: float | None = None
-    """Lower bound that the rates would give, were the examples independent runs; see `epsilon_of_rates`."""
+    """Lower bound from the rates, as if examples were independent runs; see `epsilon_of_rates`."""
     slices: list[dict[str, Any]] = field(default_factory=list)
     """The same figures of groups of examples."""
     notes: list[str] = field(default_factory=list)
@@ -79,7 +79,7 @@ def roc_points(members: NDArray[np.float64], others: NDArray[np.float64]) -> tup
 
 
 def _thinned(fpr: NDArray[np.float64], tpr: NDArray[np.float64]) -> list[tuple[float, float]]:
-    """Points that are enough to draw the curve on linear and on logarithmic axes: the highest at each rate, thinned in both."""
+    """Points for drawing the curve on linear and on logarithmic axes: the highest at each rate, thinned for both."""
     rates, first = np.unique(fpr[::-1], return_index=True)
     at = len(fpr) - 1 - first
     if len(at) > _POINTS:
@@ -90,7 +90,7 @@ def _thinned(fpr: NDArray[np.float64], tpr: NDArray[np.float64]) -> list[tuple[f
 
 
 def _area(members: NDArray[np.float64], others: NDArray[np.float64], confidence: float) -> tuple[float, float, float]:
-    """Area under the ROC with DeLong's interval on the logit scale; ties count one half. Perfect separation: Wilson's, too wide."""
+    """Area under the ROC with DeLong's interval on the logit scale; ties count one half. Perfect separation: Wilson's interval, which is conservative."""
     m, n = len(members), len(others)
     so, sm = np.sort(others), np.sort(members)
     v_m = (np.searchsorted(so, members, "left") + np.searchsorted(so, members, "right")) / (2 * n)
@@ -109,17 +109,17 @@ def _area(members: NDArray[np.float64], others: NDArray[np.float64], confidence:
 def _rate(members: NDArray[np.float64], others: NDArray[np.float64], fpr: float, confidence: float) -> Rate:
     allowed = math.floor(fpr * len(others) + 1e-9)
     ordered = np.sort(others)[::-1]
-    threshold = ordered[allowed] if allowed < len(others) else -np.inf  # strictly above it are at most `allowed` of the others
+    threshold = ordered[allowed] if allowed < len(others) else -np.inf  # at most `allowed` non-members are strictly above it
     hits, misses = int((members > threshold).sum()), int((others > threshold).sum())
     return Rate(fpr, hits / len(members), *clopper_pearson(hits, len(members), confidence), misses, allowed >= 1)
 
 
 def epsilon_of_rates(hits: int, members: int, false_positives: int, others: int, *, delta: float = 0.0, confidence: float = 0.95) -> float:
     """Lower bound of epsilon from counts of independent runs with and without an example: ln((TPR - delta) / FPR), and the same of the
-    complements, TPR and FPR at the worse ends of exact one-sided intervals that hold together (Kairouz et al. 2015; Nasr et al. 2021,
+    complements, TPR and FPR at the worse ends of joint exact one-sided intervals (Kairouz et al. 2015; Nasr et al. 2021,
     arXiv:2101.04535). `hits` of `members` runs with it said "with", `false_positives` of `others` runs without it did.
 
-    For counts over the examples of one run it is no proof, as they are not independent: `one_run` is for those.
+    Counts over the examples of one run are not independent, so for them this is not a proof: use `one_run`.
 
     >>> round(epsilon_of_rates(950, 1000, 50, 1000), 2)
     2.66
@@ -138,10 +138,30 @@ def score_attack(
     name: str, about: str, members: NDArray[np.float64], others: NDArray[np.float64], *, confidence: float = 0.95, delta: float = 0.0,
     rates: Sequence[float] = RATES, groups: Mapping[str, tuple[NDArray[np.bool_], NDArray[np.bool_]]] | None = None,
 ) -> Attack:  # fmt: skip
-    """Every figure of an attack whose scores are larger for members. `groups`: name to (which members, which others)."""
+    """Area under the ROC curve, rates at low false-positive rates and implied epsilon of an attack, each with its interval.
+
+    Args:
+        name: of the attack.
+        about: what its scores are, in words.
+        members: (M,) scores of training examples; larger means "was trained on".
+        others: (K,) scores of held-out examples.
+        confidence: confidence level of the intervals.
+        delta: at which epsilon is bounded.
+        rates: false-positive rates at which the true-positive rate is reported.
+        groups: name to (mask of members, mask of others): the same for these alone.
+
+    Raises:
+        DataError: no member or no other example.
+
+    >>> import numpy as np
+    >>> score_attack("loss", "minus the loss", np.array([3.0, 2.5, 2.0, 1.0]), np.array([1.5, 0.5, 0.2, 0.1])).auc
+    0.9375
+    """
     bad = int((~np.isfinite(members)).sum() + (~np.isfinite(others)).sum())
     if not len(members) or not len(others) or bad:
-        raise ValueError(f"{name}: {len(members)} members, {len(others)} others, {bad} scores that are not finite")
+        raise ValueError(
+            f"{name}: got {len(members)} members, {len(others)} non-members and {bad} scores that are not finite; expected some of both, all finite"
+        )
     fpr, tpr = roc_points(members, others)
     area, low, high = _area(members, others, confidence)
     found = [_rate(members, others, f, confidence) for f in rates]
@@ -156,7 +176,7 @@ def score_attack(
         default=0.0,
     )  # fmt: skip
     notes = [
-        f"{len(others):,} examples that were held out are too few to measure a false-positive rate of {r.fpr:g}: the rate without any is shown"
+        f"{len(others):,} held-out examples are too few to measure a false-positive rate of {r.fpr:g}: the rate with no false positive is shown"
         for r in found
         if not r.reachable
     ]

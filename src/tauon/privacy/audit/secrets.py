@@ -1,6 +1,6 @@
-"""Sentences with a random secret, for language models (Carlini et al. 2019, arXiv:1802.08232): what is written, and rows of tokens.
+"""Sentences with a random secret, for language models (Carlini et al. 2019, arXiv:1802.08232): the texts, and their rows of tokens.
 
-Trains nothing and asks no model: `extraction` does.
+Uses no model: `extraction` does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Secret", "SecretRows", "alphabet_of", "make_secrets", "sentence_ids"
 
 
 class TextCodec(Protocol):
-    """The part of a tokenizer that is used here."""
+    """Methods of a tokenizer that are used here."""
 
     bos: int
 
@@ -30,14 +30,14 @@ class TextCodec(Protocol):
 
 @dataclass(frozen=True)
 class Secret:
-    """One sentence: `prefix` is what an attacker knows, `secret` what must not be told."""
+    """One sentence: an attacker knows `prefix`; `secret` must not be revealed."""
 
     prefix: str
     secret: str
     repeats: int
-    """How often it is in the training data, if it is."""
+    """Number of repetitions in the training data, if included."""
     alphabet: str
-    """The characters that a secret is made of, drawn evenly: alphabet ** len(secret) candidates."""
+    """Characters of a secret, drawn uniformly: alphabet ** len(secret) candidates."""
 
     @property
     def text(self) -> str:
@@ -45,7 +45,7 @@ class Secret:
 
     @property
     def candidates(self) -> int:
-        """Size of the space of secrets."""
+        """Number of possible secrets."""
         return int(len(self.alphabet) ** len(self.secret))
 
     def to_json(self) -> dict[str, Any]:
@@ -53,12 +53,12 @@ class Secret:
 
 
 def alphabet_of(tokenizer: TextCodec) -> str:
-    """Ten characters that come through the tokenizer unchanged: digits, or letters where it has no digits."""
+    """Ten characters that the tokenizer round-trips: digits, or letters if it has no digits."""
     for letters in ("0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"):
         kept = "".join(c for c in letters if _comes_back(tokenizer, c))[:10]
         if len(kept) == 10:
             return kept
-    message = "the tokenizer knows neither ten digits nor ten letters, and a secret cannot be written. Take another tokenizer."
+    message = "the tokenizer has neither ten digits nor ten letters, so it cannot encode secrets. Set another data.tokenizer."
     raise RecipeError([Problem("privacy.audit.kind", message)])
 
 
@@ -73,7 +73,7 @@ _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
 def make_secrets(n: int, alphabet: str, length: int, template: str, repeats: Sequence[int], rng: np.random.Generator) -> list[Secret]:
-    """N sentences with names that differ and secrets drawn evenly. Repeats go in turn."""
+    """N sentences with distinct names and uniform secrets; repeats in turn."""
     names: dict[str, None] = {}
     while len(names) < n:
         c, v = rng.integers(len(_CONSONANTS), size=4), rng.integers(len(_VOWELS), size=4)
@@ -92,7 +92,7 @@ def sentence_ids(tokenizer: TextCodec, text: str) -> NDArray[np.int64]:
 
 
 class SecretRows:
-    """Sentences as rows of tokens, one a row: inputs and targets BT, weight one where a token of the sentence is predicted."""
+    """Sentences as rows of tokens, one per row: inputs and targets BT, weight 1 where a token of the sentence is predicted."""
 
     def __init__(self, secrets: Sequence[Secret], tokenizer: TextCodec, spec: DataSpec, *, segments: bool) -> None:
         assert spec.seq_len is not None
@@ -100,17 +100,17 @@ class SecretRows:
         self._ids = [sentence_ids(tokenizer, s.text) for s in secrets]
         longest = max((len(i) for i in self._ids), default=0)
         if longest - 1 > spec.seq_len:
-            message = f"{spec.seq_len} tokens, and the longest sentence with a secret has {longest - 1}. Raise it, or shorten the template."
+            message = f"is {spec.seq_len} tokens, but the longest sentence with a secret has {longest - 1}. Raise it, or shorten privacy.audit.template."
             raise RecipeError([Problem("data.seq_len", message)])
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def answers(self, row: int) -> None:
-        """Of conversations: no answer whose text is known."""
+        """For conversations: no known answer."""
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
-        """Sentences by number."""
+        """Batch of sentences by index."""
         import torch
 
         index = np.asarray(index, np.int64)

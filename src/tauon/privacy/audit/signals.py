@@ -1,7 +1,7 @@
-"""What an attacker reads off a model for each example: its loss, the logit of the right class, and for language models the surprise of the
-least likely tokens and of a token in proportion to how well the text compresses.
+"""Signals for membership attacks, per example: the loss, the logit of the true class, and for language models the loss of the least likely
+tokens, and the loss relative to the compressed size of the text.
 
-`Signals` stands in a task's place where predictions are made, so that examples are computed in the same fixed tiles as evaluation's.
+`Signals` replaces a task for prediction, so that examples are computed in the same fixed tiles as in evaluation.
 Sources: Yeom et al. 2018 (arXiv:1709.01604), loss; Carlini et al. 2022 (arXiv:2112.03570), logit; Shi et al. 2023 (arXiv:2310.16789),
 min-k%; Carlini et al. 2021 (arXiv:2012.07805), zlib. Shapes: B batch, T time, C classes.
 """
@@ -23,14 +23,14 @@ from tauon.types import Batch
 __all__ = ["Signals", "attack_scores", "statistic"]
 
 MIN_K = 0.2
-"""Share of a text's tokens, the least likely ones, whose log-probability is averaged (the paper's k = 20%)."""
+"""Share of the least likely tokens of a text in min-k% (the paper's k = 20%)."""
 
 
 class Signals:
-    """Predicts, for each example, what the attacks need: `loss` (mean over its tokens or targets), and by kind of task more."""
+    """Task that predicts the signals of each example: `loss` (mean over its tokens or targets), and more by kind of task."""
 
     def __init__(self, task: Task, decode: Callable[[list[int]], str] | None = None) -> None:
-        """`decode`: token ids to text, of language models."""
+        """`decode`: token ids to text, for language models."""
         self.task, self.decode = task, decode
         self.family = task.family
 
@@ -43,7 +43,7 @@ class Signals:
             log_p_BC = self.task.predict(model, batch)["scores"].double().clamp(min=1e-300).log()
             at_B1 = batch.targets[:, None]
             own_B = log_p_BC.gather(1, at_B1)[:, 0]
-            # log p - log(1 - p), the rest summed for itself: 1 - p would round to 0
+            # log p - log(1 - p), with 1 - p summed from the other classes, as it would round to 0
             rest_B = log_p_BC.scatter(1, at_B1, -torch.inf).logsumexp(1)
             found |= {"logit": own_B - rest_B, "group": batch.targets}
         return found
@@ -54,7 +54,7 @@ class Signals:
         counted_BT = batch.weights > 0
         n_B = counted_BT.sum(1)
         total_B = (nll_BT * counted_BT).sum(1)
-        # the k% of a row's tokens that surprise most
+        # the k% least likely tokens of a row
         k_B = (n_B * MIN_K).ceil().clamp(min=1).long()
         worst_BT = nll_BT.masked_fill(~counted_BT, -torch.inf).sort(1, descending=True).values
         first_BT = torch.arange(nll_BT.shape[1], device=nll_BT.device)[None] < k_B[:, None]
@@ -71,16 +71,16 @@ class Signals:
 
 
 def statistic(signals: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
-    """The one number of each example that LiRA models as normal: the logit of the right class, else minus the loss."""
+    """The statistic of each example that LiRA models as normal: the logit of the true class, otherwise minus the loss."""
     return signals["logit"].astype(np.float64) if "logit" in signals else -signals["loss"].astype(np.float64)
 
 
 def attack_scores(signals: dict[str, NDArray[Any]]) -> dict[str, tuple[str, NDArray[np.float64]]]:
-    """Name -> (what it is, scores N larger for members) of each attack that needs no reference model."""
-    # of classes by the logit, which orders as the loss does and does not round to 0 where the model is sure
+    """Attacks without reference models: name -> (description, scores N, larger for members)."""
+    # for classes by the logit: same order as the loss, without rounding to 0 for confident predictions
     found = {"loss": ("threshold on the loss (Yeom et al. 2018)", statistic(signals))}
     if "min_k" in signals:
         found["min_k"] = ("mean log-probability of the 20% least likely tokens (Shi et al. 2023)", -signals["min_k"].astype(np.float64))
     if "zlib" in signals:
-        found["zlib"] = ("surprise in proportion to the compressed size (Carlini et al. 2021)", -signals["zlib"].astype(np.float64))
+        found["zlib"] = ("loss relative to the compressed size (Carlini et al. 2021)", -signals["zlib"].astype(np.float64))
     return found

@@ -1,6 +1,6 @@
-"""What coins and scores say of a guarantee, taken together: every statistic and both bounds, at one joint confidence.
+"""Verdict on a guarantee from coins and scores: all statistics and both bounds, at one joint confidence.
 
-Several ways of looking are several chances to be unlucky: probabilities are multiplied by how many there were (Bonferroni).
+Several tests are several chances of a false alarm: p-values are multiplied by the number of tests (Bonferroni).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ __all__ = ["Verdict", "judge"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of an audit by coins."""
+    """Result of an audit by coins."""
 
     statistic: str
-    """The score that proved most."""
+    """The statistic with the strongest result."""
     bound: OneRun
     """Lower bound of epsilon (arXiv:2305.08846)."""
     curve: CurveAudit
     """The same for whole curves (arXiv:2410.22235)."""
     p_of_claim: float | None
-    """Probability of what was seen, were the guarantee true; corrected for every way of looking. None: nothing was claimed."""
+    """p-value of the guarantee, corrected for all tests. None: nothing was claimed."""
     confidence: float
 
     @property
@@ -49,11 +49,11 @@ def judge(
     curve: TradeOff | None = None, confidence: float = 0.95, examples: int = 1,
 ) -> Verdict:  # fmt: skip
     """Args:
-    scores: statistic -> (M), larger for what looks included.
+    scores: statistic -> (M), larger for canaries that look included.
     included: (M), the coins.
-    delta, claimed: the guarantee, for one example; claimed None: there is none.
-    curve: its trade-off curve, where one is known.
-    confidence: of the bounds, and of a refutation.
+    delta, claimed: the guarantee, for one example; claimed None: no guarantee.
+    curve: its trade-off curve, if known.
+    confidence: confidence level of the bounds and tests.
     """
     each = 1 - (1 - confidence) / len(scores)
     found = {

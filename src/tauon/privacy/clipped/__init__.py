@@ -1,4 +1,4 @@
-"""Per-example clipping, exact, in one backward pass."""
+"""Exact per-example clipping in one backward pass."""
 
 from tauon.privacy.clipped.engine import ClippedSum, place
 from tauon.privacy.clipped.independence import check_independent

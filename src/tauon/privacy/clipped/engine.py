@@ -1,7 +1,7 @@
 """Exact per-example clipping in one backward pass: book-keeping (Bu et al. 2022, arXiv:2210.00038; Li et al. 2021, arXiv:2110.05679).
 
-While a microbatch is recorded, weights want no gradient of their own: each layer's input and its output's gradient are kept, each unit's norm
-comes from them, and then the sum of the clipped gradients is formed, once. The unclipped gradient never is.
+While a microbatch is recorded, autograd computes no weight gradients: each layer's input and output gradient are saved, each unit's norm is
+computed from them, and then the sum of the clipped gradients is formed, once. The unclipped gradient is never formed.
 
     clipped = ClippedSum(model)
     for rows in microbatches:
@@ -11,7 +11,7 @@ comes from them, and then the sum of the clipped gradients is formed, once. The 
         clipped.add((C / norms_U).clamp(max=1))
         clipped.forget()
 
-Knows no noise and no accounting. Shapes: U units (rows // rows_per_unit).
+Adds no noise, and does no accounting. Shapes: U units (rows // rows_per_unit).
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ from tauon.privacy.clipped.terms import PIECE, Outer, Term, bounded, formed, nor
 __all__ = ["ClippedSum", "place"]
 
 
-def place(parameter: nn.Parameter, whole: Tensor) -> None:
-    """Add the sum of this process's clipped gradients, in the parameter's whole shape, to its `.grad`: of a sharded one, what belongs to its
-    shard, summed over the processes that share it. The one place where layouts come in.
+def place(parameter: nn.Parameter, full: Tensor) -> None:
+    """Add the sum of this process's clipped gradients, in the full shape of the parameter, to its `.grad`. For a sharded parameter: the
+    values of its shard, summed over the processes. The only place that depends on the layout.
     """
     if is_dtensor(parameter):
         from torch.distributed.tensor import DTensor, Partial
 
         mesh = parameter.device_mesh
-        summed = DTensor.from_local(whole.to(parameter.dtype), mesh, [Partial()] * mesh.ndim, run_check=False)
-        whole = summed.redistribute(mesh, parameter.placements)
+        summed = DTensor.from_local(full.to(parameter.dtype), mesh, [Partial()] * mesh.ndim, run_check=False)
+        full = summed.redistribute(mesh, parameter.placements)
     if parameter.grad is None:
-        parameter.grad = whole.to(parameter.dtype)
-    elif parameter.grad is not whole:
-        parameter.grad.add_(whole)
+        parameter.grad = full.to(parameter.dtype)
+    elif parameter.grad is not full:
+        parameter.grad.add_(full)
 
 
 class ClippedSum:
     """Sums of clipped per-unit gradients of a model's trainable parameters."""
 
     def __init__(self, model: nn.Module, *, rows_per_unit: int = 1, place: Callable[[nn.Parameter, Tensor], None] = place) -> None:
-        """`rows_per_unit`: as many rows in a row are one unit (the sequences of one user): their gradients are added before they are clipped.
-        `place`: adds a clipped sum to a parameter's `.grad`, as its layout wants it.
+        """`rows_per_unit`: number of consecutive rows that are one unit (e.g. the sequences of one user); their gradients are added before
+        clipping. `place`: adds a clipped sum to a parameter's `.grad`, in its layout.
 
-        Raises `RecipeError` naming each layer in which one example reaches another, and the way out.
+        Raises `RecipeError` naming each layer that mixes examples, and how to replace it.
         """
         if rows_per_unit < 1:
-            raise RecipeError(f"rows_per_unit={rows_per_unit}, and a unit has at least one row.")
+            raise RecipeError(f"got rows_per_unit={rows_per_unit}: expected at least 1.")
         wrong = [said for name, m in model.named_modules() if (said := refusal(name or type(model).__name__, m)) is not None]
         if wrong:
             raise RecipeError(" ".join(wrong))
@@ -77,23 +77,23 @@ class ClippedSum:
                 names[id(module), leaf] = name
                 self.parameters[name] = p
         if not names:
-            raise RecipeError("no parameter of the model trains, so that there is nothing to clip.")
+            raise RecipeError("no parameter of the model requires a gradient, so there is nothing to clip. Unfreeze some parameters.")
         self.record = Record(rows_per_unit, names)
         self._formed: dict[str, tuple[Tensor, Tensor]] = {}
-        """By parameter: units whose gradient is formed, and the norms that were told of it."""
+        """By parameter: units whose gradient is formed, and its norms as returned by `squared_norms`."""
         self._lost: set[str] = set()
-        """Parameters of which some unit's gradient is not finite: all others are formed, and nothing else is added."""
+        """Parameters for which some unit has a non-finite gradient: the gradients of all other units are formed, and only these are added."""
 
     @contextmanager
     def recording(self, examples: int | None = None) -> Iterator[None]:
-        """Inside, forward and backward of one microbatch happen. What was recorded before is forgotten.
+        """Context for forward and backward of one microbatch. Discards the previous recording.
 
-        `examples`: how many there are. Left out: as many as the model is given rows (of pairs of answers, it is given two rows each).
+        `examples`: number of examples. Default: the rows of the model's input (for preference pairs, there are two rows each).
 
-        Raises `RecipeError` where a parameter got a gradient that cannot be told apart by example.
+        Raises `RecipeError` if a parameter got a gradient outside the recorded layers.
         """
         if self.record.on:
-            raise RecipeError("recording() inside recording(): record one microbatch at a time.")
+            raise RecipeError("recording() was called inside recording(). Record one microbatch at a time.")
         self.forget()
         self.record.on, self.record.examples = True, examples
         before = {name: _mark(p) for name, p in self._current().items()}
@@ -117,18 +117,18 @@ class ClippedSum:
         if leaked:
             self.forget()
             raise RecipeError(
-                f"{', '.join(leaked[:4])} got a gradient outside the layers that are recorded: a loss that reads parameters (a penalty, say), or "
-                "a module that keeps them elsewhere. Only losses that are a sum over examples can be clipped; take weight decay as the optimizer's."
+                f"{', '.join(leaked[:4])} got a gradient outside the recorded layers: from a loss term on parameters (a penalty), or a module that "
+                "stores them elsewhere. Only losses that are a sum over examples can be clipped. For weight decay, use the optimizer's."
             )
 
     def squared_norms(self) -> dict[str, Tensor]:
-        """U, float32: squared norm of what each unit adds to each trainable parameter's sum for a factor of 1, by the parameter's name; zeros
-        where it was not used.
+        """U, float32: squared norm of each unit's contribution to the sum of each trainable parameter at factor 1, by parameter name; zero
+        if the parameter was not used.
 
-        Never less than that norm, whatever was rounded on the way here and is rounded in `add`; more by what the bounds of rounding say, at
-        most 2% of the norm. Where they say more (positions that cancel) the gradient is formed, now and in `add`, and its own norm is told.
+        An upper bound of that norm, including rounding here and in `add`; at most 2% above it. If the rounding bounds are larger (positions
+        that cancel), the gradient is formed, here and in `add`, and its own norm is returned.
 
-        A gradient that is not finite has an infinite norm, and `add` leaves it out: whether one example overflows must not show in the sum.
+        A non-finite gradient has an infinite norm, and `add` skips it: the sum must not show whether one example overflows.
         """
         U, self._formed, self._lost = self.record.units, {}, set()
         device = next(iter(self.parameters.values())).device
@@ -141,17 +141,17 @@ class ClippedSum:
                     self._measure(name, loose[name].nonzero()[:, 0], found)
             self._leave_out(found)
             for name, p in self.parameters.items():
-                if unit := unit_of(p.dtype):  # its .grad is rounded to it
+                if unit := unit_of(p.dtype):  # its .grad is rounded to this dtype
                     found[name] = found[name] * (1 + unit) ** 2 * (1 + 1e-6)
         return found
 
     def estimates(self) -> dict[str, Tensor]:
-        """The same as they were computed, without bounds of rounding: what tests compare with other ways. Not for clipping by."""
+        """The squared norms without rounding bounds, for tests. Do not use them for clipping."""
         with torch.no_grad():
             return {name: bounded(terms).estimate for name, terms in self.record.terms.items()}
 
     def _agreed(self, name: str, loose_U: Tensor) -> Tensor:
-        """The same for all processes that must form gradients together."""
+        """The union over all processes that must form gradients together."""
         for group in {id(t.group): t.group for t in self.record.terms[name] if t.group is not None}.values():
             together = loose_U.to(torch.int32)
             dist.all_reduce(together, op=dist.ReduceOp.MAX, group=group)
@@ -159,8 +159,8 @@ class ClippedSum:
         return loose_U
 
     def _leave_out(self, found: dict[str, Tensor]) -> None:
-        """Gradients that are not finite, parameter by parameter. What is kept of the others is multiplied together with theirs, where zero times
-        infinity is no number: so the others are formed.
+        """Non-finite gradients, by parameter. Saved factors of all units are multiplied together, and zero times infinity is NaN: so the
+        gradients of the other units are formed.
         """
         wrong = {name: ~found[name].isfinite() for name in self.record.terms}
         wrong = {name: self._agreed(name, w) for name, w in wrong.items()}
@@ -174,14 +174,14 @@ class ClippedSum:
                 found[name] = found[name].masked_fill(wrong_U, torch.inf)
 
     def _pieces(self, name: str, units: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """(place of the first in `units`, gradients of some of them), as many at a time as memory is lent."""
+        """(index of the first in `units`, gradients of some of them), in pieces that fit the memory limit."""
         terms = self.record.terms[name]
         step = max(1, PIECE // max(1, self.parameters[name].numel()))
         for start in range(0, len(units), step):
             yield start, formed(terms, units[start : start + step])
 
     def _measure(self, name: str, units: Tensor, found: dict[str, Tensor]) -> None:
-        """Norms of gradients as they are formed, in place of bounds."""
+        """Norms of the formed gradients, instead of bounds."""
         none = torch.zeros(0, dtype=torch.float64, device=units.device)
         norms = torch.cat([none, *(norms_of(whole) for _, whole in self._pieces(name, units))])
         self._formed[name] = units, norms
@@ -189,11 +189,11 @@ class ClippedSum:
 
     @property
     def reads_weights(self) -> bool:
-        """Whether `add` needs the weights themselves (`Term.reads_weight`)."""
+        """Whether `add` reads the weights (`Term.reads_weight`)."""
         return any(t.reads_weight for terms in self.record.terms.values() for t in terms)
 
     def add(self, factors_U: Tensor | dict[str, Tensor]) -> None:
-        """Add sum_u factor_u g_u to the float32 `.grad` of each trainable parameter. A dict: a vector for each parameter."""
+        """Add sum_u factor_u g_u to the float32 `.grad` of each trainable parameter. A dict: one vector per parameter."""
         uses: dict[tuple[object, ...], int] = {}
         for terms in self.record.terms.values():
             for t in terms:
@@ -215,25 +215,25 @@ class ClippedSum:
                     out = torch.zeros(parameter.shape, device=factors.device)
                 if units is not None and norms is not None and out is not None:
                     for start, whole in self._pieces(name, units):
-                        told = norms[start : start + len(whole)]
-                        # formed once more it has the same norm, or it is made to have
-                        ratio = (told / norms_of(whole)).nan_to_num(nan=1.0, posinf=1.0).clamp(max=1.0).to(factors.dtype)
+                        returned = norms[start : start + len(whole)]
+                        # formed again, it has the same norm, or is scaled to it
+                        ratio = (returned / norms_of(whole)).nan_to_num(nan=1.0, posinf=1.0).clamp(max=1.0).to(factors.dtype)
                         out.view(-1).addmv_(whole.flatten(1).t(), factors[units[start : start + len(whole)]] * ratio)
                 self.place(parameter, torch.zeros(parameter.shape, device=factors.device) if out is None else out)
 
     def forget(self) -> None:
-        """Free everything that was kept of the microbatch."""
+        """Free everything saved for the microbatch."""
         self.record.clear()
         self._formed, self._lost = {}, set()
 
     def detach(self) -> None:
-        """Leave the model as it was found."""
+        """Restore the model as it was before."""
         self.forget()
         for module in self.model.modules():
             plain_again(module)
 
     def _current(self) -> dict[str, nn.Parameter]:
-        """The parameters as they are now: wrappers may have put others in their place."""
+        """The current parameters: wrappers may have replaced them."""
         return self.parameters
 
 

@@ -1,8 +1,8 @@
-"""A check before training: no example reaches another, and the loss is a sum over examples. Without both, clipping bounds nobody's influence.
+"""Check before training that the model does not mix examples, and that the loss is a sum over examples. Otherwise clipping has no effect.
 
-One example of a small batch is replaced by another, taken out by its weight, and taken away altogether, with the same random draws: the losses
-of all others must stay as they are, so that draws by the place in the batch are found, too. What such a trial can see, it sees at the weights
-that the model has then. Layers known to mix are refused earlier, by `ClippedSum`.
+One example of a small batch is replaced by another, given weight 0, and removed, with the same random draws: the losses of all other examples
+must not change. This also finds draws that depend on the position in the batch. The check is for the current weights of the model.
+Layers known to mix examples are refused earlier, by `ClippedSum`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ ROWS = 6
 
 
 def check_independent(model: nn.Module, task: Task, batch: Batch, *, tolerance: float = 1e-3) -> None:
-    """Raises `RecipeError` where one example's loss depends on another, or the loss of a batch is not the sum over its examples.
+    """Raise `RecipeError` if one example's loss depends on another, or the loss of a batch is not the sum over its examples.
 
-    Takes up to six rows of `batch`, and needs two. Neither the model's buffers nor the random state are changed.
+    Uses up to six rows of `batch`, and needs two. The model's buffers and the random state do not change.
     """
     batch = batch.rows(0, min(ROWS, len(batch)))
     if len(batch) < 2:
@@ -55,7 +55,7 @@ def _compare(model: nn.Module, task: Task, batch: Batch, tolerance: float) -> No
     loss_B = losses(batch)
     if loss_B.shape != (n,):
         raise RecipeError(
-            f"the task's losses have shape {tuple(loss_B.shape)} for {n} examples. Private training needs one for each example."
+            f"the task's losses have shape {tuple(loss_B.shape)} for {n} examples. Private training needs one loss per example."
         )
     if not bool(loss_B.isfinite().all()):
         batch = _finite(batch, loss_B, losses)
@@ -68,41 +68,41 @@ def _compare(model: nn.Module, task: Task, batch: Batch, tolerance: float) -> No
     size = float(loss_B.abs().mean()) + 1e-12
     if abs(total - float(loss_B.sum())) > tolerance * size * n:
         raise RecipeError(
-            f"the loss of a batch, {total:.6g}, is not the sum of its examples' losses, {float(loss_B.sum()):.6g}. Private training needs a loss "
+            f"the loss of a batch is {total:.6g}, but the sum of its examples' losses is {float(loss_B.sum()):.6g}. Private training needs a loss "
             "that is a sum over examples: no mean over the batch, no penalty on weights, no term that compares examples."
         )
     for i in (0, n - 1):
         others = [j for j in range(n) if j != i]
         for what, changed, at in (
             ("replaced", _with(batch, i, others[len(others) // 2]), others),
-            ("taken out by its weight", _without(batch, i), others),
+            ("given weight 0", _without(batch, i), others),
             ("taken away", _map(batch, lambda x, others=others: x[others]), list(range(n - 1))),
         ):
             moved = (losses(changed)[at] - loss_B[others]).abs()
             if not bool(moved.isfinite().all()) or float(moved.max()) > tolerance * size:
                 j = others[int(moved.nan_to_num(torch.inf).argmax())]
                 raise RecipeError(
-                    f"the loss of example {j} changed by {float(moved.max()):.3g} when example {i} was {what}: in this model or task one example "
-                    "reaches another, so that clipping bounds nobody's influence. Look for norms over the batch (take group or layer norm), for "
-                    "losses divided by the batch's weight, for losses that contrast examples, and for random draws by the place in the batch (take "
-                    "dropout, attention and uniform_rows of tauon.models.randomness in place of torch's)."
+                    f"the loss of example {j} changed by {float(moved.max()):.3g} when example {i} was {what}: the model or task mixes "
+                    "examples, so clipping cannot bound the influence of one. Look for batch norms (use group or layer norm), losses divided by "
+                    "the batch's weight, contrastive losses, and random draws by the position in the batch (use dropout, attention and "
+                    "uniform_rows of tauon.models.randomness instead of torch's)."
                 )
 
 
 def _finite(batch: Batch, loss_B: Tensor, losses: Callable[[Batch], Tensor]) -> Batch:
-    """The rows whose loss is a finite number. One that is not in the batch and is alone has been reached by another."""
+    """Rows with a finite loss. Raises `RecipeError` if a loss is finite alone but not in the batch: another example changed it."""
     for j in (~loss_B.isfinite()).nonzero()[:, 0].tolist():
         if bool(losses(batch.rows(j, j + 1)).isfinite().all()):
             raise RecipeError(
-                f"the loss of example {j} is {float(loss_B[j]):g} beside others, and a finite number alone: in this model or task one example reaches "
-                "another, so that clipping bounds nobody's influence. Look for norms over the batch (take group or layer norm)."
+                f"the loss of example {j} is {float(loss_B[j]):g} in a batch, but finite alone: the model or task mixes examples, so clipping cannot "
+                "bound the influence of one. Look for batch norms (use group or layer norm)."
             )
     kept = loss_B.isfinite().nonzero()[:, 0]
     return _map(batch, lambda x: x[kept.to(x.device)])
 
 
 def _with(batch: Batch, i: int, source: int) -> Batch:
-    """The batch with row `source` in place of row `i`."""
+    """The batch with row `i` replaced by row `source`."""
 
     def put(x: Tensor) -> Tensor:
         x = x.clone()

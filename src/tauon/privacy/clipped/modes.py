@@ -1,11 +1,11 @@
-"""How far each unit's gradient is clipped. Everything here is a pure function of squared norms and a small state, which is saved as tensors.
+"""Clipping modes: factors for each unit's gradient, as pure functions of squared norms and a small state, which is saved as tensors.
 
 `flat`       g min(1, C / ||g||)                                                     (Abadi et al. 2016, arXiv:1607.00133)
-`per-layer`  each parameter to a bound of its own, C_l, with sum C_l^2 = C^2          (McMahan et al. 2018, arXiv:1710.06963)
-`automatic`  g C / (||g|| + gamma): no gradient is left at its own length             (Bu et al. 2022, arXiv:2206.07136, AUTO-S)
-`adaptive`   flat, C following a quantile of the norms, which is counted with noise   (Andrew et al. 2019, arXiv:1905.03871)
+`per-layer`  each parameter to its own bound, C_l, with sum C_l^2 = C^2          (McMahan et al. 2018, arXiv:1710.06963)
+`automatic`  g C / (||g|| + gamma): every gradient is rescaled             (Bu et al. 2022, arXiv:2206.07136, AUTO-S)
+`adaptive`   flat, C follows a quantile of the norms, from a noisy count   (Andrew et al. 2019, arXiv:1905.03871)
 
-Knows no layer and adds no noise: it says how much one unit can move the sum (`sensitivity`), and what a count of its own costs (`spends`).
+Independent of layers, and adds no noise: gives the sensitivity of the sum, and the cost of a noisy count (`spends`).
 Shapes: U units of a microbatch.
 """
 
@@ -24,54 +24,54 @@ from tauon.config import Fraction, Registered, register
 __all__ = ["AdaptiveClipping", "AutomaticClipping", "ClippingConfig", "Factors", "FlatClipping", "PerLayerClipping"]
 
 Factors = Tensor | dict[str, Tensor]
-"""What each unit's gradient is multiplied by, U; or that for each parameter."""
+"""Factor of each unit's gradient, U; or one such vector per parameter."""
 State = dict[str, Tensor]
 
 
 class ClippingConfig(Registered, family="clipping"):
-    """How gradients of single examples are clipped."""
+    """Clipping of per-example gradients."""
 
     norm: PositiveFloat = 1.0
-    """Bound on the length of one example's gradient, C."""
+    """Clipping norm C: maximum L2 norm of one example's gradient."""
     final_norm: PositiveFloat | None = None
-    """Bound at the last step; it changes evenly from the first. Left out: it stays."""
+    """Clipping norm at the last step; linear from the first. Default: constant."""
 
     def start(self, sizes: Mapping[str, int]) -> State:
-        """The state before the first step. `sizes`: numbers in each parameter that trains, by name."""
+        """State before the first step. `sizes`: elements of each trainable parameter, by name."""
         return {}
 
     def bound(self, state: State, progress: float = 0.0) -> float:
-        """C at `progress`, steps done as a share of all."""
+        """C at `progress`, the share of steps done."""
         last = self.norm if self.final_norm is None else self.final_norm
         return self.norm + (last - self.norm) * min(1.0, max(0.0, progress))
 
     def sensitivity(self, state: State, progress: float = 0.0) -> float:
-        """The most by which adding or removing one unit moves the sum, in L2: what the noise is a multiple of."""
+        """L2 sensitivity of the sum to one unit; the noise is a multiple of it."""
         return self.bound(state, progress)
 
     def factors(self, squared: Mapping[str, Tensor], state: State, progress: float = 0.0) -> Factors:
-        """From each parameter's squared norms, U."""
+        """Factors from the squared norms (U) of each parameter."""
         raise NotImplementedError
 
     def counted(self, squared: Mapping[str, Tensor], state: State, present_U: Tensor, progress: float = 0.0) -> Tensor | None:
-        """A number of this microbatch that the next state needs, to be summed over microbatches and processes; None: nothing is.
+        """Count of this microbatch for the next state, summed over microbatches and processes; None: not needed.
 
-        `present_U`: whether a unit is in the batch, and not there to fill it up.
+        `present_U`: whether a unit is in the batch, and is not padding.
         """
         return None
 
     def moved(self, state: State, counted: Tensor, noise: Tensor, expected: float) -> State:
-        """The next step's state, from the sum of `counted`, one standard normal number, and the expected number of units."""
+        """Next state, from the sum of `counted`, one standard normal number, and the expected number of units."""
         return state
 
     def spends(self, noise_multiplier: float) -> float:
-        """The noise multiplier of the whole step, the sum's and the count's together, where the sum's is given: what is accounted."""
+        """Noise multiplier to account for: of the sum and the count together, given that of the sum."""
         return noise_multiplier
 
 
 @register("flat")
 class FlatClipping(ClippingConfig):
-    """The whole gradient of an example to one bound."""
+    """Clip the complete gradient of an example to one norm."""
 
     def factors(self, squared: Mapping[str, Tensor], state: State, progress: float = 0.0) -> Factors:
         return _to(self.bound(state, progress), _whole(squared))
@@ -79,7 +79,7 @@ class FlatClipping(ClippingConfig):
 
 @register("per-layer")
 class PerLayerClipping(ClippingConfig):
-    """Each parameter to a bound of its own; together they are `norm`."""
+    """Clip each parameter's gradient to its own norm; together they are `norm`."""
 
     shares: Literal["equal", "size"] = "equal"
     """equal: every parameter has norm / sqrt(number of parameters); size: squared bounds in proportion to numbers of weights."""
@@ -96,7 +96,7 @@ class PerLayerClipping(ClippingConfig):
 
 @register("automatic")
 class AutomaticClipping(ClippingConfig):
-    """Every gradient to nearly one length: C only scales the learning rate."""
+    """Rescale every gradient to nearly the same norm: C only scales the learning rate."""
 
     stability: PositiveFloat = 0.01
     """Added to the norm, gamma: keeps small gradients shorter than large ones."""
@@ -107,18 +107,18 @@ class AutomaticClipping(ClippingConfig):
 
 @register("adaptive")
 class AdaptiveClipping(ClippingConfig):
-    """The bound follows a quantile of the norms; how many are below is counted with noise, which is part of the budget."""
+    """The clipping norm follows a quantile of the gradient norms, from a noisy count that is part of the budget."""
 
     quantile: Fraction = Field(0.5, gt=0, lt=1)
-    """Share of examples that shall not be clipped."""
+    """Target share of examples that are not clipped."""
     rate: PositiveFloat = 0.2
-    """How fast the bound moves: it is multiplied by exp(-rate (share below - quantile)) each step."""
+    """Learning rate of the clipping norm, which is multiplied by exp(-rate (share below - quantile)) each step."""
     count_noise: PositiveFloat = 10.0
-    """Standard deviation of the noise on the number of examples below, in examples. The paper: a twentieth of the batch."""
+    """Standard deviation of the noise in the count, in examples. The paper uses a twentieth of the batch."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.raw_value("final_norm") is not None:
-            yield "final_norm", "is for bounds that are fixed beforehand, and adaptive follows the gradients; drop it"
+            yield "final_norm", "is for a fixed schedule, but adaptive follows the gradients. Remove it."
 
     def start(self, sizes: Mapping[str, int]) -> State:
         return {"norm": torch.tensor(self.norm, dtype=torch.float64)}
@@ -144,7 +144,7 @@ class AdaptiveClipping(ClippingConfig):
 
 
 def _whole(squared: Mapping[str, Tensor]) -> Tensor:
-    """U: squared norm of the whole gradient."""
+    """U: squared norm of the complete gradient."""
     return torch.stack(list(squared.values())).sum(0)
 
 

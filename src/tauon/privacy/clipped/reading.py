@@ -1,10 +1,10 @@
-"""Inside `recording`, modules are of classes of their own: their `forward` is their rule's, and a weight that trains is read as `Tapped`.
+"""Inside `recording`, modules get subclasses: their `forward` is the rule's, and a trainable weight is read as `Tapped`.
 
-So a weight is caught however it is used: by its layer, by a loss that takes `head.weight`, by a model that adds a bare parameter. What a
-`Tapped` weight may be used for is written here; anything else is refused, as its gradient could not be told apart by example.
+So every use of a weight is recorded: by its layer, by a loss that takes `head.weight`, by a model that adds a bare parameter. The supported
+uses of a `Tapped` weight are defined here; any other use is refused, as its per-example gradient is not known.
 
-Classes change, not instances' methods: wrappers that hook modules or put other tensors in place of their weights (FSDP2) work as before,
-and compiled blocks see another class and are compiled once more.
+Classes change, not methods of instances: wrappers that hook modules or replace their weights (FSDP2) work as before, and compiled blocks see
+another class and are compiled again.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tauon.models.randomness import first_row_alone
 from tauon.privacy.clipped.record import Record, tap
 from tauon.privacy.clipped.rules.base import rule_of
 from tauon.privacy.clipped.rules.embedding import bag, look_up
-from tauon.privacy.clipped.rules.generic import whole
+from tauon.privacy.clipped.rules.generic import vmap_rule
 from tauon.privacy.clipped.rules.head import Head
 from tauon.privacy.clipped.rules.linear import linear
 from tauon.privacy.clipped.tensor import in_parts, on_part
 
 KINDS = 64
-"""Shapes of batches that are remembered."""
+"""Maximum number of cached batch shapes."""
 
 __all__ = ["Tapped", "plain_again", "recorded_class"]
 
@@ -58,35 +58,35 @@ def recorded_class(kind: type[nn.Module], leaves: tuple[str, ...], run: Callable
 
 
 def plain_again(module: nn.Module) -> None:
-    """Give a module its own class back."""
+    """Restore the class of a module."""
     if module.__dict__.pop("_clipped", None) is not None:
         module.__dict__.pop("_clipped_inside", None)
         module.__class__ = type(module).__mro__[1]
 
 
 def rule_for(module: nn.Module, leaves: tuple[str, ...]) -> Callable[..., Any] | None:
-    """How a module is run: by its rule; a leaf without one by the generic rule; a parent runs as it is, its parameters tapped."""
+    """The rule of a module; a leaf without a rule gets the generic one; a parent runs normally, with tapped parameters."""
     if not leaves:
         rule = rule_of(module)
         return rule if rule is not None and any(p.requires_grad for p in module.parameters()) else None
     rule = rule_of(module)
     if rule is not None:
         return rule
-    return whole if not any(True for _ in module.children()) else None
+    return vmap_rule if not any(True for _ in module.children()) else None
 
 
 def _begin(model: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Take down the batch's rows; the first time that a batch has this shape, pass one row alone, to see which layers' inputs all rows share."""
+    """Record the number of rows. For a new batch shape, first run one row alone, to find layers whose input is shared by all rows."""
     record: Record = model.__dict__["_clipped"]
     if record.calibrating or not torch.is_grad_enabled():
         return
     values = (*args, *kwargs.values())
     first = next((v for v in values if isinstance(v, Tensor) and v.ndim), None)
     if first is None:
-        raise RecipeError("the model was given no tensor, so that the number of examples is not known.")
+        raise RecipeError("the model was called without a tensor, so the number of examples is not known. Pass the batch as a tensor.")
     rows = len(first)
     if record.rows is not None and record.rows != rows:
-        raise RecipeError(f"the model was given {rows} rows after {record.rows} in one recording. Record one microbatch at a time.")
+        raise RecipeError(f"the model was called with {rows} rows after {record.rows} in one recording. Record one microbatch at a time.")
     record.rows, record.calls, record.alone = rows, {}, {}
     if rows == 1:
         return
@@ -112,7 +112,7 @@ def _reader(leaf: str) -> property:
     def read(self: nn.Module) -> Any:
         record: Record = self.__dict__["_clipped"]
         p = self._parameters[leaf]
-        if p is None or (is_dtensor(p) and not in_parts(p)):  # FSDP2 looks after its own
+        if p is None or (is_dtensor(p) and not in_parts(p)):  # FSDP2 restores its own
             return p
         if self.__dict__.get("_clipped_inside"):
             return local_part(p.detach())
@@ -127,7 +127,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 class Tapped(Tensor):
-    """A weight that trains, read outside its layer's forward while it is recorded."""
+    """A trainable weight that is read outside its layer's forward during a recording."""
 
     plain: Tensor
     layer: nn.Module
@@ -137,24 +137,24 @@ class Tapped(Tensor):
 
     @staticmethod
     def of(plain: Tensor, layer: nn.Module, leaf: str, record: Record, steps: tuple[Step, ...] = ()) -> Tapped:
-        """`plain`: the value, which `steps` have made of the weight."""
+        """`plain`: the value after applying `steps` to the weight."""
         found: Tapped = plain.as_subclass(Tapped)
         found.plain, found.layer, found.leaf, found.record, found.steps = plain, layer, leaf, record, steps
         return found
 
     @property
     def tapped(self) -> Head:
-        """What losses ask for: products with this weight whose gradients are told apart by example."""
+        """For losses: products with this weight, with per-example gradients."""
         if self.steps:
             raise self.refused("a loss, after other operations")
         return Head(self.record, self.layer, self.leaf, self.plain)
 
     def refused(self, what: str) -> RecipeError:
-        """The error for a use that is not known."""
+        """Error for an unsupported use."""
         name = self.record.name(self.layer, self.leaf)
         return RecipeError(
-            f"{name} is used by {what}, outside a layer, and the engine cannot tell its gradient apart by example. Put it into a module of its "
-            "own, write a rule for the module that holds it (docs/adding-a-layer-rule.md), or freeze it."
+            f"{name} is used by {what}, outside a layer, where its gradient per example is not known. Put it into its own module, write a "
+            "rule for the module that has it (docs/adding-a-layer-rule.md), or freeze it."
         )
 
     def then(self, step: Step) -> Tapped:
@@ -162,7 +162,7 @@ class Tapped(Tensor):
         return Tapped.of(step(self.plain), self.layer, self.leaf, self.record, (*self.steps, step))
 
     def spread(self, shape: tuple[int, ...], rows: int) -> Tensor:
-        """The weight, seen in `shape` (rows first) as each row's own; its gradient is kept by unit."""
+        """The weight expanded to `shape` (rows first); its gradient is recorded per unit."""
         record, steps, weight = self.record, self.steps, self.layer._parameters[self.leaf]
         assert weight is not None
         wide = self.plain.reshape(shape).expand(rows, *shape[1:])
@@ -218,7 +218,7 @@ def _plain(x: Any) -> Any:
 
 
 def _product(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Linear maps, look-ups, bags; None: it is no such use."""
+    """Linear maps, lookups, bags; None: none of these."""
     if name == "linear":
         x, weight = args[0], args[1] if len(args) > 1 else kwargs["weight"]
         bias = args[2] if len(args) > 2 else kwargs.get("bias")
@@ -246,7 +246,7 @@ def _product(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor
 
 
 def _matmul(x: Tensor, weight: Tapped) -> Tensor:
-    """X w, w (I, O) made of the weight by any steps."""
+    """X w, with w (I, O) made from the weight by any steps."""
     record, steps, plain = weight.record, weight.steps, weight.plain
     stored = weight.layer._parameters[weight.leaf]
     assert stored is not None
@@ -265,7 +265,7 @@ def _matmul(x: Tensor, weight: Tapped) -> Tensor:
 
 
 def _pulled(steps: tuple[Step, ...], base: Tensor, each: Tensor) -> Tensor:
-    """Gradients of what `steps` made of a weight, brought back to the weight, unit by unit."""
+    """Map gradients of the result of `steps` back to the weight, per unit."""
 
     def made(w: Tensor) -> Tensor:
         for step in steps:
@@ -279,7 +279,7 @@ def _pulled(steps: tuple[Step, ...], base: Tensor, each: Tensor) -> Tensor:
 
 
 def _expanded(weight: Tapped, func: Any, sizes: tuple[Any, ...]) -> Tensor:
-    """`expand(rows, ...)` and `repeat(rows, 1, ...)` of a weight: each row gets its own."""
+    """`expand(rows, ...)` and `repeat(rows, 1, ...)` of a weight: one copy per row."""
     asked = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else tuple(sizes)
     rows, ndim = asked[0], weight.ndim
     shape = (1,) * (len(asked) - ndim) + tuple(weight.shape)

@@ -1,7 +1,7 @@
-"""What one microbatch leaves while it is recorded: how many rows it has, and the terms of each weight's gradient.
+"""The record of one microbatch: its number of rows, and the terms of each weight's gradient.
 
-Gradients that reach a layer's output are kept as they pass (`tap`); terms are made at once, while both factors are in cache. Nothing is held
-from the forward pass but what autograd itself saves, so that activation checkpointing stays what it is.
+Gradients of layer outputs are recorded in the backward pass (`tap`); terms are made at once, while both factors are in cache. Only autograd
+saves anything in the forward pass, so activation checkpointing works as usual.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Shape = tuple[int, ...]
 
 
 class Record:
-    """The state of one `recording`."""
+    """State of one `recording`."""
 
     def __init__(self, rows_per_unit: int, names: dict[tuple[int, str], str]) -> None:
         self.rows_per_unit = rows_per_unit
@@ -31,25 +31,25 @@ class Record:
         """(id of a module, leaf) -> name of the parameter in the model."""
         self.on = False
         self.rows: int | None = None
-        """Rows that the model was given."""
+        """Rows of the model's input."""
         self.examples: int | None = None
-        """Examples in them, where they are not as many (pairs of answers)."""
+        """Number of examples, if different (preference pairs)."""
         self.terms: dict[str, list[Term]] = {}
         self.grams = Grams()
         self.ids: dict[str, list[Tensor]] = {}
-        """Of tables: what was looked up, UT; a head that is the same table asks for it."""
+        """For embedding tables: the ids, UT; used by a head with tied weights."""
         self.alone: dict[int, list[Shape]] = {}
-        """id of a module -> shapes of its inputs, call by call, when the model is given one row."""
+        """id of a module -> shapes of its inputs, per call, for a batch of one row."""
         self.known: dict[object, dict[int, list[Shape]]] = {}
-        """The same for each shape of batches, rows left out."""
+        """The same for each batch shape, without the rows."""
         self.calls: dict[int, int] = {}
         self.calibrating = False
         self.anchor: Tensor | None = None
         self.added_over: dict[int, Any] = {}
-        """By id of a layer: the processes whose parts of each unit's gradient are added."""
+        """By id of a layer: process group over which each unit's gradient is summed."""
 
     def clear(self) -> None:
-        """Forget the microbatch."""
+        """Discard the microbatch."""
         self.rows = self.examples = None
         self.terms = {}
         self.ids = {}
@@ -58,16 +58,18 @@ class Record:
 
     @property
     def units(self) -> int:
-        """U. Raises `RecipeError` where rows do not make whole units."""
+        """U. Raises `RecipeError` if the rows are not a multiple of `rows_per_unit`."""
         if self.rows is None:
             raise RecipeError("no forward pass of the model has been recorded: run it inside `recording()`.")
         examples = self.rows if self.examples is None else self.examples
         if examples % self.rows_per_unit:
-            raise RecipeError(f"{examples} rows are not whole units of {self.rows_per_unit} rows. Take a multiple as the microbatch.")
+            raise RecipeError(
+                f"{examples} rows are not a multiple of {self.rows_per_unit} rows per unit. Set train.microbatch to a multiple."
+            )
         return examples // self.rows_per_unit
 
     def here(self, device: torch.device) -> Tensor:
-        """A number that wants a gradient, so that there is a backward pass where a layer's input wants none."""
+        """A scalar that requires a gradient, so that there is a backward pass for layers whose input requires none."""
         if self.anchor is None or self.anchor.device != device:
             self.anchor = torch.zeros((), device=device, requires_grad=True)
         return self.anchor
@@ -77,13 +79,13 @@ class Record:
         units = self.units
         if x.shape[0] % units:
             raise RecipeError(
-                f"{what} was given {x.shape[0]} rows, which are no multiple of the batch's {self.rows}: its gradient cannot be told apart by "
-                "example. Keep the batch in the first dimension."
+                f"{what} was called with {x.shape[0]} rows, which is not a multiple of the batch's {self.rows}: its gradient per example is not "
+                "known. Keep the batch in the first dimension."
             )
         return x.reshape(units, x.shape[0] // units, *x.shape[1:])
 
     def shared(self, layer: nn.Module, x: Tensor) -> bool:
-        """Whether this call's input is one for all rows of the batch (positions, say): it is as large when there is one row."""
+        """Whether this call's input is shared by all rows of the batch (e.g. positions): it has the same shape for a batch of one row."""
         if self.calibrating:
             self.alone.setdefault(id(layer), []).append(tuple(x.shape))
             return False
@@ -97,8 +99,8 @@ class Record:
             return True
         if x.shape[0] != alone[0] * rows:
             raise RecipeError(
-                f"{type(layer).__name__} was given {tuple(x.shape)} for {rows} rows, and {alone} for one: its gradient cannot be told apart by "
-                "example. Keep the batch in the first dimension."
+                f"{type(layer).__name__} was called with shape {tuple(x.shape)} for {rows} rows, and {alone} for one row: its gradient per example is "
+                "not known. Keep the batch in the first dimension."
             )
         return False
 
@@ -107,11 +109,11 @@ class Record:
         return self.names[id(layer), leaf]
 
     def wants(self, layer: nn.Module, leaf: str) -> bool:
-        """Whether the layer has this parameter and it trains."""
+        """Whether the layer has this parameter and it is trainable."""
         return (id(layer), leaf) in self.names
 
     def keep(self, layer: nn.Module, leaf: str, term: Term | Tensor) -> None:
-        """One more use of a parameter: a term, or each unit's gradient (U, *shape)."""
+        """Record a use of a parameter: a term, or each unit's gradient (U, *shape)."""
         if id(layer) in self.added_over:
             term = term.dense() if isinstance(term, Term) else term.float()
             dist.all_reduce(term, group=self.added_over[id(layer)])
@@ -124,13 +126,13 @@ class Record:
         uses.append(found)
 
     def keep_outer(self, layer: nn.Module, leaf: str, a: Tensor, g: Tensor, *, shape: tuple[int, ...] | None = None) -> None:
-        """One more use of a matrix, from what came in, (rows, ..., I), and the gradient of what came out, (rows, ..., O)."""
+        """Record a use of a matrix, from the input (rows, ..., I) and the gradient of the output (rows, ..., O)."""
         what = self.name(layer, leaf)
         a_UTI, g_UTO = (self.by_unit(x, what).flatten(1, -2) for x in (a, g))
         self.keep(layer, leaf, outer(a_UTI, g_UTO, self.grams, shape))
 
     def keep_sum(self, layer: nn.Module, leaf: str, g: Tensor) -> None:
-        """One more use of a vector that was added to the last dimension: the sum over all but a unit's and the last, (rows, ..., O)."""
+        """Record a use of a vector that is added to the last dimension, from the gradient of the output (rows, ..., O)."""
         g_UTO = self.by_unit(g, self.name(layer, leaf)).flatten(1, -2)
         self.keep(layer, leaf, g_UTO[:, 0].float() if g_UTO.shape[1] == 1 else g_UTO.sum(1, dtype=torch.float32))
 
@@ -142,19 +144,19 @@ class _Tap(torch.autograd.Function):
         ctx.save_for_backward(*kept)
         if y._is_view() or (y.is_leaf and y.requires_grad):
             return y.view_as(y)
-        ctx.mark_dirty(y)  # handed on as it is; a view of it could not be changed in place behind
+        ctx.mark_dirty(y)  # returned unchanged; a view could not be modified in place later
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        kept = ctx.saved_tensors  # read once: activation checkpointing gives them out once
+        kept = ctx.saved_tensors  # read once: activation checkpointing unpacks them once
         with torch.autocast(grads[0].device.type, enabled=False):
             ctx.done(grads[0], *kept)
         return (grads[0], None, None, *(None for _ in kept))
 
 
 def tap(record: Record, y: Tensor, done: Callable[..., None], *kept: Tensor) -> Tensor:
-    """`y` itself. In the backward pass `done(gradient of y, *kept)` is called once, without autocast; `kept` are saved as autograd saves."""
+    """Return `y`. In the backward pass, call `done(gradient of y, *kept)` once, without autocast; `kept` are saved by autograd."""
     if not torch.is_grad_enabled():
         return y
     return cast(Tensor, _Tap.apply(y, record.here(y.device), done, *(k.detach() for k in kept)))

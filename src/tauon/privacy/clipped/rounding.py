@@ -1,9 +1,9 @@
-"""How far products and sums in floating point may be off: the constants of the bounds with which norms are made upper bounds.
+"""Error bounds of floating-point products and sums, for turning computed norms into upper bounds.
 
 A sum of products in which each takes at most n roundings, in any order, is off by at most gamma(n) times the sum of their absolute values,
-gamma(n) = n u / (1 - n u), u the unit roundoff (Higham 2002, Accuracy and Stability of Numerical Algorithms, chapter 3). That holds for every
-library that multiplies and adds one by one; faster algorithms (Winograd, Strassen) are not covered, nor are operands that are rounded
-first, unless `coarseness` says so. Sums of long vectors are made in two levels, the second in float64, so that n stays small.
+gamma(n) = n u / (1 - n u), u the unit roundoff (Higham 2002, Accuracy and Stability of Numerical Algorithms, chapter 3). This holds for every
+library that multiplies and adds one by one; faster algorithms (Winograd, Strassen) are not covered, and rounded operands only if
+`coarseness` reports them. Sums of long vectors are computed in two levels, the second in float64, so that n is small.
 Shapes: U units, T and S positions, I inputs.
 """
 
@@ -36,27 +36,27 @@ __all__ = [
 UNIT = 2.0**-24
 """Unit roundoff of float32."""
 DEPTH = 1024
-"""Products that are added up in a row in a matrix product."""
+"""Number of products accumulated in sequence in a matrix product."""
 ROW = 256
-"""Squares that are added up in a row."""
+"""Number of squares accumulated in sequence."""
 MINUTE = 2.0**-90
-"""Added to squared lengths. Products below 2^-126 may vanish; a bound gamma(n) |x| |y| on lengths that are at least this large has room for all
-of them.
+"""Added to squared lengths. Products below 2^-126 may underflow; a bound gamma(n) |x| |y| with lengths of at least this size covers all of
+them.
 """
 
 
 def gamma(n: float, unit: float = UNIT) -> float:
-    """The constant for n roundings, and a hundredth more for the roundings of the bounds themselves; infinite where it says nothing."""
+    """gamma(n), plus 1% for the rounding of the bounds themselves; infinite if the bound is void."""
     return 1.01 * n * unit / (1 - n * unit) if n * unit < 0.5 else math.inf
 
 
 def unit_of(dtype: torch.dtype) -> float:
-    """Unit roundoff of numbers kept in `dtype`, 0 for float32 and finer: their sums are float32."""
+    """Unit roundoff of `dtype`, 0 for float32 and finer: sums are float32."""
     return 0.0 if dtype in (torch.float32, torch.float64) else torch.finfo(dtype).eps / 2
 
 
 def coarseness(device: torch.device) -> float:
-    """Relative error with which float32 operands of matrix products are rounded first (`torch.set_float32_matmul_precision`); 0: they are not."""
+    """Relative rounding of float32 operands before matrix products (`torch.set_float32_matmul_precision`); 0: none."""
     backends: Any = torch.backends
     asked = {
         "cuda": [backends.cuda.matmul],
@@ -66,7 +66,7 @@ def coarseness(device: torch.device) -> float:
 
 
 def sum_of_squares(x: Tensor) -> Tensor:
-    """U, float64: squared norms of x (U, ...), off by gamma(ROW + 4) of themselves at most."""
+    """U, float64: squared norms of x (U, ...), with a relative error of at most gamma(ROW + 4)."""
     flat = x.reshape(len(x), -1)
     whole = flat.shape[1] // ROW * ROW
     if flat.shape[1] <= 2 * ROW:
@@ -87,7 +87,7 @@ def sum_of_products(x_UTS: Tensor, y_UTS: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gram:
-    """x y^T of each unit (UTS), with what a bound of its error needs."""
+    """x y^T of each unit (UTS), with the values for an error bound."""
 
     values: Tensor
     """UTS, float32."""
@@ -96,9 +96,9 @@ class Gram:
     columns: Tensor
     """US: the same of y."""
     depth: int
-    """Roundings on each product."""
+    """Number of roundings per product."""
     unit: float
-    """Relative error of the finished sums: of those that were kept in bf16."""
+    """Relative error of the sums if stored in bf16."""
 
     @classmethod
     def of(cls, x_UTI: Tensor) -> Gram:
@@ -148,15 +148,15 @@ class Pair:
     value: Tensor
     """U."""
     error: Tensor
-    """U: how far it may be off."""
+    """U: error bound."""
     size: Tensor
-    """U: sum_t |a_t| |g_t|, where both sides are the same."""
+    """U: sum_t |a_t| |g_t|, if both sides are the same."""
     moved: Tensor
-    """U: the norm of the sum whose a_t have all been moved by at most their own length, in any direction: sqrt(sum_ts |g_ts| |a_t| |a_s|)."""
+    """U: bound of the norm of the sum if each a_t changes by at most its own length, in any direction: sqrt(sum_ts |g_ts| |a_t| |a_s|)."""
 
 
 def pair(a: Gram, g: Gram) -> Pair:
-    """What two Gram matrices say, and how surely."""
+    """Inner product from two Gram matrices, with error bound."""
     S = a.values.shape[2]
     of_g, of_a = _weighted(g.values, a.rows, a.columns), _weighted(a.values, g.rows, g.columns)
     rows, columns = (a.rows * g.rows).sum(1), (a.columns * g.columns).sum(1)
@@ -190,7 +190,7 @@ def add_product(out: Tensor, g_NO: Tensor, a_NI: Tensor) -> Tensor:
 
 @contextmanager
 def bf16_operands() -> Iterator[None]:
-    """Inside, a CPU with bf16 matrix units may round float32 operands to bf16: of operands that are bf16 nothing is lost."""
+    """Context in which a CPU with bf16 matrix units may round float32 operands to bf16, which is exact for bf16 operands."""
     matmul: Any = cast(Any, torch.backends.mkldnn).matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "bf16"

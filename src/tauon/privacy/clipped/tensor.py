@@ -1,12 +1,12 @@
-"""Layers whose weight lies in parts over tensor-parallel processes (`distributed/tensor.py` cuts them): rules see this process's part alone.
+"""Layers with weights split over tensor-parallel processes (by `distributed/tensor.py`): rules see only this process's part.
 
-    column-wise   a is whole, g is a part: the gradient is the part of the whole one
-    row-wise      a is a part, g is whole: so it is
-    vocabulary    rows of a table: of ids that lie elsewhere nothing is looked up, and the parts of the sum are added
-    whole         norms: every process has all of a and g, and the same gradient; of norms inside attention each process has some heads, and
+    column-wise   a is complete, g is a part: the gradient is that part of the full one
+    row-wise      a is a part, g is complete: likewise
+    vocabulary    rows of a table: ids of other processes are not looked up, and the partial sums are added
+    replicated    norms: every process has all of a and g, and the same gradient; in norms inside attention each process has some heads, and
                   the parts of each unit's gradient are added
 
-The squared norm of a part is a part of the whole's: whoever holds several processes adds them. Adapters and bare parameters are refused.
+The squared norms of the parts add up to that of the full gradient. Adapters and bare parameters are refused.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ __all__ = ["in_parts", "on_part", "refuse_parts"]
 
 
 def in_parts(p: Tensor | None) -> bool:
-    """Whether a parameter is one of tensor-parallel processes, as they compute with it (FSDP2's shards are gathered before)."""
+    """Whether a parameter is split over tensor-parallel processes in the computation (FSDP2's shards are gathered before)."""
     return p is not None and is_dtensor(p) and p.device_mesh.mesh_dim_names == ("tensor",)
 
 
 def refuse_parts(model: nn.Module) -> None:
-    """`RecipeError` for a layer that cannot be clipped in parts."""
+    """Raise `RecipeError` for a layer that cannot be clipped in parts."""
     from tauon.models.families.transformer import RMSNorm
 
     fine = (nn.Linear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, RMSNorm)
@@ -42,12 +42,12 @@ def refuse_parts(model: nn.Module) -> None:
         if any(p.requires_grad for p in module.parameters(recurse=False)) and (
             type(module).__mro__[0] not in fine and not (isinstance(module, fine) and type(module).forward in {k.forward for k in fine})
         ):
-            said = f"leaves each process a part of {name} ({type(module).__name__}), which cannot be clipped by example. Take shard."
-            raise RecipeError([Problem("parallel.tensor", said)])
+            message = f"splits {name} ({type(module).__name__}), which cannot be clipped per example in parts. Set parallel.shard instead."
+            raise RecipeError([Problem("parallel.tensor", message)])
 
 
 def on_part(run: Callable[..., Any], layer: nn.Module, record: Record, x: Any) -> Any:
-    """The layer on this process's part, from a DTensor to a DTensor, as torch's parallel styles have it."""
+    """Run the layer on this process's part, from DTensor to DTensor, like torch's parallel styles."""
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
     weight: Any = layer._parameters["weight"]

@@ -1,13 +1,13 @@
-"""What one use of a weight adds to each unit's gradient, kept in the form in which its norm is cheapest.
+"""Terms: the contribution of one use of a weight to each unit's gradient, in the form with the cheapest norm.
 
 `Outer`  sum_t g_ut a_ut^T, as the factors: the norm from two Gram matrices (Li et al. 2021, arXiv:2110.05679, section 4), the clipped sum as one
          matrix product (book-keeping, Bu et al. 2022, arXiv:2210.00038)
 `Rows`   vectors that are added to rows of a table: never units x table
-`Dense`  each unit's gradient itself: where that is less work, or nothing better is known
+`Dense`  each unit's gradient itself: if that is cheaper, or there is no other form
 
-A norm that is computed otherwise than the sum is not exactly the norm of what is added: Gram matrices cancel where positions do. So each term
-says how far its square may be off (`error`) and how far what it adds may be off (`rounding`); `bounded` makes an upper bound of them
-(`rounding.py` has the constants). Knows no layer and no clipping. Shapes: U units (examples, or users of several rows each), T positions,
+A norm that is computed differently from the sum is not exactly the norm of what is added: Gram matrices suffer from cancellation. So each term
+has error bounds for its square (`error`) and for what it adds (`rounding`); `bounded` makes an upper bound of them
+(`rounding.py` has the constants). Independent of layers and of clipping. Shapes: U units (examples, or users of several rows each), T positions,
 I inputs, O outputs, V rows of a table, D their width. Products run in the dtype of their factors; squares and sums are float32.
 """
 
@@ -38,11 +38,11 @@ __all__ = ["Bound", "Dense", "Grams", "Outer", "Rows", "Term", "bounded", "forme
 
 Scaled = dict[tuple[object, ...], Tensor]
 PIECE = 2**22
-"""Numbers in one piece of per-unit gradients, 16 MiB: larger ones the C library takes from, and returns to, the system each time."""
+"""Elements in one piece of per-unit gradients, 16 MiB: the C library requests larger ones from the system each time."""
 SHORTER = 0.02
-"""Share of a gradient by which the bounds of rounding may shorten it; beyond, the gradient is formed, and its own norm taken."""
+"""Maximum relative slack of the rounding bounds; beyond, the gradient is formed and its own norm is used."""
 FLOOR = 1e-10
-"""Norms up to which no gradient is formed for its accuracy's sake."""
+"""Norms up to which no gradient is formed for accuracy."""
 
 
 class Term:
@@ -51,33 +51,33 @@ class Term:
     squared: Tensor
     """U: squared norm of this use's gradient, float32."""
     error: Tensor | None = None
-    """U: how far `squared` may be off. None: nothing is known, so that each unit's gradient is formed (`dense`), measured and added as it is."""
+    """U: error bound of `squared`. None: unknown, so each unit's gradient is formed (`dense`), measured and added."""
     size: Tensor
     """U: sum over positions of |a_t| |g_t|, or another bound of the norm of each sum of the same numbers with other signs."""
     rounding: Tensor
-    """U: how far, in norm, what `add` adds may be from the gradient that `squared` is of, for a factor of 1."""
+    """U: bound on the norm of the difference between what `add` adds, at factor 1, and the gradient of `squared`."""
     reads_weight: bool = False
-    """Whether `add` or `dense` compute with the weight once more: it must be there then, also where shards are gathered for a pass alone."""
+    """Whether `add` or `dense` read the weight again: it must then be available, also if shards are gathered only for a pass."""
     group: Any = None
-    """Processes that must all call `dense` for the same units, where they compute it together."""
+    """Process group that must call `dense` together for the same units."""
 
     def add(self, factors_U: Tensor, out: Tensor | None) -> Tensor:
-        """`out` + sum_u factor_u g_u, in place where `out` is given; float32, in the weight's shape."""
+        """`out` + sum_u factor_u g_u, in place if `out` is given; float32, in the weight's shape."""
         raise NotImplementedError
 
     def dense(self, units: Tensor | None = None) -> Tensor:
-        """The gradient of each of `units` (their numbers; None: all), (units, *shape of the weight), float32."""
+        """The gradient of each of `units` (indices; None: all), (units, *shape of the weight), float32."""
         raise NotImplementedError
 
     def inner(self, other: Term) -> tuple[Tensor, Tensor]:
-        """U: inner products with another use's gradients, float32, and how far they may be off."""
+        """U: inner products with another use's gradients, float32, and their error bounds."""
         mine, theirs = (x.reshape(len(x), -1, x.shape[-1] if x.ndim > 1 else 1) for x in (self.dense(), other.dense()))
         off = gamma(mine.shape[2] + 8) * (sum_of_squares(mine) * sum_of_squares(theirs)).sqrt()
         return sum_of_products(mine, theirs), off + self.rounding * other.size + other.rounding * self.size
 
 
 class Grams:
-    """The Gram matrices of inputs that several layers share (queries, keys and values; gate and up), each made once."""
+    """Cache of Gram matrices for inputs shared by several layers (queries, keys and values; gate and up)."""
 
     def __init__(self) -> None:
         self.last: list[tuple[Tensor, Gram]] = []
@@ -97,7 +97,7 @@ class Grams:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether both are one piece of memory, seen alike."""
+    """Whether both are the same view of the same memory."""
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
 
 
@@ -105,15 +105,15 @@ def dense_is_cheaper(positions: int, inputs: int, outputs: int) -> bool:
     """Whether to form each unit's gradient (T I O multiplications that the sum would cost anyway, but I O numbers to write and to read
     twice) rather than two Gram matrices (T^2 (I + O) more multiplications).
 
-    Measured with float32 and AVX-512: a number costs as much as 40 multiplications where memory is at hand, and 150 where the system
-    first has to give it. It must not take more memory than factors would.
+    Measured with float32 and AVX-512: writing a number costs as much as 40 multiplications in allocated memory, and 150 in new memory. It must
+    not take more memory than the factors.
     """
     small = inputs * outputs <= 2 * positions * (inputs + outputs)
     return positions > 1 and small and 100 * inputs * outputs < positions**2 * (inputs + outputs)
 
 
 def outer(a_UTI: Tensor, g_UTO: Tensor, grams: Grams, shape: Sequence[int] | None = None) -> Term:
-    """The gradient sum_t g_ut a_ut^T (U O I) in the form that costs least; `shape`: of the weight, where it is not (O, I)."""
+    """The gradient sum_t g_ut a_ut^T (U O I) in the cheapest form; `shape`: of the weight, if it is not (O, I)."""
     _, T, I = a_UTI.shape
     O = g_UTO.shape[2]
     if dense_is_cheaper(T, I, O):
@@ -142,11 +142,11 @@ class Outer(Term):
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Which piece of memory its inputs are."""
+        """Identity of the memory of its inputs."""
         return self.a.data_ptr(), self.a.shape, self.a.stride()
 
     def add(self, factors_U: Tensor, out: Tensor | None, scaled: Scaled | None = None) -> Tensor:
-        """See `Term`. `scaled`: inputs that were scaled for another layer already."""
+        """See `Term`. `scaled`: inputs already scaled for another layer."""
         a, g = self.a, self.g
         if scaled is not None and self.key in scaled:
             a = scaled[self.key]
@@ -178,7 +178,7 @@ class Outer(Term):
 
 
 class Rows(Term):
-    """Vectors g_utd added to rows `ids_UT` of a table (V, D). Rows `skip` never learn."""
+    """Vectors g_utd added to rows `ids_UT` of a table (V, D). Rows `skip` get no gradient."""
 
     def __init__(self, ids_UT: Tensor, g_UTD: Tensor, rows: int, skip: int | None = None) -> None:
         if skip is not None:
@@ -191,7 +191,7 @@ class Rows(Term):
             self.size = (self.squared + self.error).sqrt()
             self.rounding = 4 * UNIT * self.size
             return
-        # vectors of one unit with one row are added up before they are squared
+        # vectors of one unit for the same row are summed before squaring
         key = ids_UT + rows * torch.arange(U, device=ids_UT.device)[:, None]
         keys, at, counts = key.flatten().unique(return_inverse=True, return_counts=True)
         unit = keys // rows
@@ -237,14 +237,14 @@ class Rows(Term):
 
 
 class Dense(Term):
-    """Each unit's gradient, in pieces along U. What is added is what was measured."""
+    """Each unit's gradient, in pieces along U; added as measured."""
 
     def __init__(self, pieces: list[Tensor]) -> None:
         self.pieces = pieces
         self._measured(torch.cat([sum_of_squares(p) for p in pieces]))
 
     def _measured(self, squared: Tensor) -> None:
-        """Keep the norms; their bounds follow where they are asked for, as most parameters are used once (`bounded`)."""
+        """Store the norms; bounds are computed on demand, as most parameters are used once (`bounded`)."""
         self.squared = squared.float()
 
     @property
@@ -269,7 +269,7 @@ class Dense(Term):
 
     @classmethod
     def product(cls, a_UTI: Tensor, g_UTO: Tensor, shape: Sequence[int] | None = None) -> Dense:
-        """From factors, a piece at a time: its norm is taken while it is in cache."""
+        """From factors, one piece at a time: its norm is computed while it is in cache."""
         U, _, I = a_UTI.shape
         O = g_UTO.shape[2]
         step = max(1, PIECE // (I * O))
@@ -283,7 +283,7 @@ class Dense(Term):
         return term
 
     def plus(self, other: Dense) -> Dense | None:
-        """Both as one, where they are cut alike."""
+        """The sum of both, if their pieces have the same sizes."""
         if type(self) is not Dense or type(other) is not Dense or [p.shape for p in self.pieces] != [p.shape for p in other.pieces]:
             return None
         return Dense([p + q for p, q in zip(self.pieces, other.pieces, strict=True)])
@@ -314,14 +314,14 @@ class Dense(Term):
 
 @dataclass(frozen=True)
 class Bound:
-    """What is known of the norm of what each unit adds to one parameter, for a factor of 1."""
+    """Bounds of the norm of each unit's contribution to one parameter, at factor 1."""
 
     estimate: Tensor
-    """U: its square, as it was computed."""
+    """U: its square as computed."""
     squared: Tensor
-    """U: at least its square."""
+    """U: upper bound of its square."""
     loose: Tensor | None
-    """U: whether that is much more than the square, so that the gradient is better formed. None: it never is."""
+    """U: whether the bound is so loose that the gradient should be formed. None: for no unit."""
 
 
 def bounded(terms: Sequence[Term]) -> Bound:
@@ -360,7 +360,7 @@ def formed(terms: Sequence[Term], units: Tensor) -> Tensor:
 
 
 def norms_of(whole: Tensor) -> Tensor:
-    """At least the norm of each unit's gradient as it stands, float64, also where squares overflow."""
+    """Upper bound of the norm of each unit's gradient, float64, also if squares overflow."""
     found = (sum_of_squares(whole) * (1 + gamma(ROW + 8))).sqrt()
     if not bool(found.isfinite().all()):
         found = torch.linalg.vector_norm(whole.reshape(len(whole), -1), dim=1, dtype=torch.float64) * (1 + 1e-6)

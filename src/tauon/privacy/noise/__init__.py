@@ -1,4 +1,4 @@
-"""Noise: how much each step gets (schedules, adaptive kinds), correlated over steps or not, and where its numbers come from."""
+"""Noise: multiplier of each step (schedules, adaptive kinds), correlation over steps, and the generator."""
 
 from tauon.privacy.noise.adaptive import Adaptive, GradientNorm, ValidationLoss
 from tauon.privacy.noise.correlated import Correlated, prefix_error, sensitivity

@@ -1,17 +1,16 @@
-"""Correlated noise: what a step's noise adds to the weights, later steps take off again. For data in whole passes, where no sampling can be
-relied on.
+"""Correlated noise: later steps subtract part of the noise of earlier ones. For data in full passes, without amplification by sampling.
 
 The weights follow the prefix sums A x of the gradients x_t, A the lower triangle of ones. Release x + C^-1 w, with w independent: the sums
-are then A x + B w with A = B C, and the price is the sensitivity of C (matrix mechanism; DP-FTRL's tree is one such C: Kairouz et al. 2021,
+are then A x + B w with A = B C, and the cost is the sensitivity of C (matrix mechanism; DP-FTRL's tree is one such C: Kairouz et al. 2021,
 arXiv:2103.00039; adaptive inputs: Denisov et al. 2022, arXiv:2202.08312). Here C^-1 is a banded lower-triangular Toeplitz matrix,
 
     noise_t = w_t + sum_{k=1}^{p-1} r_k w_{t-k},
 
 the coefficients r being the first p of (1 - x)^(1/2), the inverse of A's square root (banded inverse square root: Kalinin, McKenna, Upadhyay &
-Lampert 2025, arXiv:2505.12128), or improved from there for the length of the run. Its p old draws are made anew from (key, step, name): no
-memory, and a resume is exact. An example takes part once a pass, so in steps that lie at least b apart, k times at most
-(Choquette-Choo et al. 2023, arXiv:2306.08153); C has falling, non-negative coefficients, and its sensitivity is then the norm of the sum of
-its columns 0, b, 2b, ... (Kalinin & Lampert 2024, arXiv:2405.13763, theorem 2). Nothing is gained from the secret order of the data.
+Lampert 2025, arXiv:2505.12128), or improved from there for the length of the run. Its last p draws are computed again from (key, step, name): no
+memory, and a resume is exact. An example takes part once per pass, so in steps at least b apart, at most k times
+(Choquette-Choo et al. 2023, arXiv:2306.08153); C has decreasing, non-negative coefficients, so its sensitivity is the norm of the sum of
+its columns 0, b, 2b, ... (Kalinin & Lampert 2024, arXiv:2405.13763, theorem 2). The secret order of the data is not used for amplification.
 """
 
 from __future__ import annotations
@@ -35,22 +34,22 @@ Array = NDArray[np.float64]
 
 @register("correlated")
 class Correlated(NoiseConfig):
-    """Noise that later steps take back, for `sampling: shuffled`; the same multiplier in every step."""
+    """Noise that later steps partly cancel, for `sampling: shuffled`; the same multiplier in every step."""
 
     bands: Count = Field(4, ge=2, le=1024)
-    """Draws that make up one step's noise, so its cost; more lower the error of long runs."""
+    """Draws in the noise of one step, which is its cost; more lower the error of long runs."""
     form: Literal["square-root", "optimised"] = "optimised"
-    """Where the coefficients come from: the square root of the prefix sum, or the best found from there for this length of run."""
+    """How coefficients are chosen: square root of the prefix sum, or optimized from there for the length of the run."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         if self.raw_value("form") == "optimised" and self.raw_value("bands") > 64:
-            yield "bands", f"{self.raw_value('bands')} are too many to optimise over. Take at most 64, or form=square-root."
+            yield "bands", f"{self.raw_value('bands')} are too many to optimize. Set at most 64, or form=square-root."
 
     def factor(self, step: int, total: int, seen: Mapping[str, Any] | None = None) -> float:
         return 1.0
 
     def coefficients(self, steps: int, apart: int) -> tuple[float, ...]:
-        """(1, r_1, ..., r_{p-1}) for a run of `steps` in which an example's steps lie at least `apart` apart."""
+        """(1, r_1, ..., r_{p-1}) for a run of `steps` steps in which the steps of an example are at least `apart` apart."""
         bands = min(self.bands, steps)
         if self.form == "square-root" or bands < 2:
             return tuple(float(r) for r in square_root_coefficients(bands))
@@ -66,7 +65,7 @@ def square_root_coefficients(bands: int) -> Array:
 
 
 def coefficients_of_inverse(r: Array, steps: int) -> Array:
-    """First column of C, of `steps` entries, where `r` is that of C^-1: the power series 1 / r(x)."""
+    """First column of C (`steps` entries), from `r`, that of C^-1: the power series 1 / r(x)."""
     from scipy.signal import lfilter
 
     impulse = np.zeros(steps)
@@ -75,13 +74,13 @@ def coefficients_of_inverse(r: Array, steps: int) -> Array:
 
 
 def sensitivity(r: Array | tuple[float, ...], steps: int, apart: int) -> float:
-    """How far one example can move C x, when each of its contributions has norm 1 and its steps lie at least `apart` apart.
+    """Sensitivity of C x to one example whose contributions have norm 1, in steps at least `apart` apart.
 
-    The norm of columns 0, b, 2b, ... of C together: the worst pattern, as C's coefficients are non-negative and do not grow (checked).
+    The norm of columns 0, b, 2b, ... of C together: the worst pattern, as the coefficients of C are non-negative and non-increasing (checked).
     """
     c = coefficients_of_inverse(np.asarray(r, dtype=np.float64), steps)
     if c.min() < -1e-12 or np.diff(c).max(initial=-1.0) > 1e-12:
-        raise ValueError("the inverse's coefficients grow or change sign: the worst pattern of participations is not known")
+        raise ValueError("the coefficients of C grow or change sign: the worst participation pattern is not known")
     total = np.zeros(steps)
     for start in range(0, steps, apart):
         total[start:] += c[: steps - start]
@@ -100,15 +99,15 @@ def _variances(r: Array, steps: int) -> Array:
 
 
 LONG = 2048
-"""Steps that coefficients are optimised for at most: longer runs are treated as so long, with passes in proportion."""
+"""Maximum steps that coefficients are optimized for; longer runs use this length, with passes in proportion."""
 
 
 @lru_cache(maxsize=64)
 def _optimised(bands: int, steps: int, apart: int) -> tuple[float, ...]:
-    """Coefficients that lower the error of the prefix sums, found from the square root's by Powell's descent, without derivatives.
+    """Coefficients that minimize the error of the prefix sums, by Powell's method from those of the square root.
 
-    The search is over -r_k > 0 that sum to less than 1, so that the inverse is non-negative and bounded; one whose inverse is not falling is
-    passed over. What is returned has been checked by `sensitivity` for the real length of the run.
+    The search is over -r_k > 0 that sum to less than 1, so that the inverse is non-negative and bounded; candidates with a non-decreasing inverse
+    are rejected. The result is checked by `sensitivity` for the real length of the run.
     """
     from scipy.optimize import minimize
 

@@ -1,5 +1,5 @@
-"""`NoisePlan`: the noise of a whole run, from its config, the base multiplier and the number of steps. What the accountant is told, before the
-run (the worst that can come) and after it (what came), and what each step draws.
+"""`NoisePlan`: the noise of a run, from its config, the base multiplier and the number of steps. Gives the accountant's releases before the run
+(the worst case) and after it (the real ones), and the noise that each step draws.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from tauon.privacy.noise.source import NoiseSource
 __all__ = ["NoisePlan", "Query"]
 
 Rates = float | Sequence[tuple[float, int]]
-"""Probability of an example to be in a step, the same for all steps, or as (rate, how many such steps) in their order."""
+"""Sampling rate: one for all steps, or (rate, number of steps) pairs in the order of the steps."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """A noisy look that step `step` must have: hand the sum of each example's value, clipped to [0, `bound`], to `NoisePlan.observe`."""
+    """Noisy query that step `step` must make: pass the sum over examples of the value, clipped to [0, `bound`], to `NoisePlan.observe`."""
 
     what: str
     """`validation-loss`: losses of the validation examples after this step; `gradient-norm`: of this step's batch, ||g_i|| / C."""
     step: int
     bound: float
     noise: float
-    """Standard deviation of the noise over `bound`."""
+    """Noise multiplier: standard deviation / `bound`."""
 
 
 class NoisePlan:
-    """The noise of one run.
+    """Noise of one run.
 
     >>> from tauon.privacy.noise import Linear
     >>> plan = NoisePlan(Linear(final=0.5), 2.0, 3)
@@ -49,16 +49,18 @@ class NoisePlan:
     """
 
     def __init__(self, config: NoiseConfig, base_multiplier: float, total_steps: int) -> None:
-        """`base_multiplier`: noise of the first step over the clipping norm. Raises `RecipeError` unless it is above 0."""
+        """`base_multiplier`: noise multiplier of the first step. Raises `RecipeError` unless it is above 0."""
         if not base_multiplier > 0:
-            raise RecipeError([Problem("privacy.noise_multiplier", f"got {base_multiplier:g}: without noise nothing is private. Above 0.")])
+            raise RecipeError(
+                [Problem("privacy.noise_multiplier", f"is {base_multiplier:g}: without noise nothing is private. Set a number above 0.")]
+            )
         self.config, self.base, self.total = config, float(base_multiplier), int(total_steps)
         self._seen: dict[str, Any] = {}
         self._apart: int | None = None
 
     @property
     def adaptive(self) -> bool:
-        """Whether noise depends on what was seen, so that the plan is a worst case."""
+        """Whether the noise depends on noisy queries of the data, so that the plan is a worst case."""
         return isinstance(self.config, Adaptive)
 
     @property
@@ -67,21 +69,21 @@ class NoisePlan:
         return isinstance(self.config, Correlated)
 
     def multiplier(self, step: int, seen: Mapping[str, Any] | None = None) -> float:
-        """Noise multiplier of step `step`, by the decisions so far (or those in `seen`)."""
+        """Noise multiplier of step `step`, given the decisions so far (or those in `seen`)."""
         return self.base * self.config.factor(step, self.total, self._seen if seen is None else seen)
 
     # ------------------------------------------------------------------------------------------ for the accountant
 
     def releases(self, rates: Rates, sampling: Sampling, *, done: int = 0) -> list[Release]:
-        """Everything that the run tells, for the accountant.
+        """All releases of the run, for the accountant.
 
         Args:
-            rates: of the steps, in order; a number for all of them. They may be fewer than planned: only those are counted.
+            rates: of the steps, in order, or one number for all. They may be fewer than planned: only those are counted.
             sampling: how examples are drawn.
-            done: steps that were made: they count as they came, the ones after it as the worst that can still come.
+            done: steps that were made, which count as they were; later steps count at their worst case.
 
         Raises:
-            RecipeError: correlated noise without whole passes.
+            RecipeError: correlated noise without full passes.
         """
         steps = [(float(rates), self.total)] if isinstance(rates, float | int) else [(r, n) for r, n in rates if n]
         if isinstance(self.config, Correlated):
@@ -100,7 +102,7 @@ class NoisePlan:
                 if isinstance(config, Adaptive):
                     z = self.base * config.worst(step, self.total, self._seen, done)
                     if isinstance(config, GradientNorm) and config.looks(step, self.total):
-                        z = (z**-2 + config.query_noise**-2) ** -0.5  # told of the same sample: one Gaussian
+                        z = (z**-2 + config.query_noise**-2) ** -0.5  # two answers about the same sample: one Gaussian mechanism
                 else:
                     z = self.base * config.factor(step, self.total)
                 if last is not None and last[:2] == (z, rate):
@@ -115,11 +117,11 @@ class NoisePlan:
 
     def _correlated(self, config: Correlated, steps: Sequence[tuple[float, int]], sampling: Sampling) -> list[Release]:
         if sampling != "shuffled":
-            said = f"correlated noise is for whole passes, and sampling is {sampling}. Set privacy.sampling=shuffled, or another noise."
-            raise RecipeError([Problem("privacy.noise", said)])
+            message = f"correlated noise needs full passes, but sampling is {sampling}. Set privacy.sampling=shuffled, or another noise."
+            raise RecipeError([Problem("privacy.noise", message)])
         if len({rate for rate, _ in steps}) > 1:
-            said = "correlated noise needs passes of equal length, and the batch changes. Drop train.batch_warmup, or take another noise."
-            raise RecipeError([Problem("privacy.noise", said)])
+            message = "correlated noise needs passes of equal length, but the batch size changes. Remove train.batch_warmup, or set another noise."
+            raise RecipeError([Problem("privacy.noise", message)])
         self._apart = max(1, math.floor(1 / steps[0][0] + 1e-9))
         count = sum(n for _, n in steps)
         r = config.coefficients(self.total, self._apart)
@@ -130,22 +132,22 @@ class NoisePlan:
     def draw(
         self, source: NoiseSource, step: int, names: Sequence[str], shape: Sequence[int], device: torch.device | str = "cpu"
     ) -> Tensor:
-        """(N, *shape) noise at `step`, float32, in units of multiplier times clipping norm: of each of N names its own.
+        """(N, *shape) noise at `step`, float32, in units of multiplier times clipping norm: independent for each of the N names.
 
-        Independent noise has standard deviation 1. Of correlated noise the draws that it is made of have; `releases` must have been asked
-        before, which learns from the rate how long a pass is.
+        Independent noise has standard deviation 1; of correlated noise, its underlying draws have. Call `releases` before: it derives the
+        length of a pass from the rate.
         """
         fresh = source.normals(step, names, shape, device=device)
         if not isinstance(self.config, Correlated):
             return fresh
         if self._apart is None:
-            raise RuntimeError("ask for releases first: correlated noise depends on how many steps a pass has")
+            raise RuntimeError("call releases() first: correlated noise depends on the number of steps in a pass")
         for k, r in enumerate(self.config.coefficients(self.total, self._apart)[1 : step + 1], start=1):
             fresh.add_(source.normals(step - k, names, shape, device=device), alpha=r)
         return fresh
 
     def query(self, step: int) -> Query | None:
-        """The look that belongs to step `step`, if any: of `gradient-norm` before its noise is drawn, of `validation-loss` after it."""
+        """The query of step `step`, if any: `gradient-norm` before its noise is drawn, `validation-loss` after the step."""
         config = self.config
         if not isinstance(config, Adaptive) or not config.looks(step, self.total):
             return None
@@ -153,9 +155,9 @@ class NoisePlan:
         return Query(config.kind_, step, bound, config.query_noise)
 
     def observe(self, query: Query, total: float, examples: float, source: NoiseSource) -> float:
-        """Decide by the exact sum `total` of clipped values; the noisy mean that the decision was made by is returned, and may be shown.
+        """Decide from the exact sum `total` of clipped values; return the noisy mean behind the decision, which may be published.
 
-        `examples`: the number that is divided by, which must not depend on the data: of a sampled batch the expected one.
+        `examples`: the divisor, which must not depend on the data: the expected size of a sampled batch.
         """
         config = self.config
         assert isinstance(config, Adaptive)
@@ -167,10 +169,10 @@ class NoisePlan:
     # ------------------------------------------------------------------------------------------ for the checkpoint
 
     def state(self) -> dict[str, Any]:
-        """JSON values: what was decided. Goes into the checkpoint, so that a resume goes on the same way."""
+        """Decisions as JSON values, for the checkpoint."""
         return {"seen": {k: [list(d) for d in v] if k == "decisions" else v for k, v in self._seen.items()}, "apart": self._apart}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
         self._seen = {k: [list(d) for d in v] if k == "decisions" else v for k, v in state["seen"].items()}
         self._apart = state["apart"]

@@ -1,17 +1,17 @@
-"""`NoiseSource`: standard normal numbers that are a pure function of (key, step, name), so that a resume, another layout of processes, or a
-second look at an earlier step draws the same ones.
+"""`NoiseSource`: standard normal numbers that are a pure function of (key, step, name), so that a resume, another layout of processes, or
+repeating an earlier step draws the same numbers.
 
-The bits are those of ChaCha20 (RFC 8439), a cryptographic stream: who has seen any amount of noise cannot tell the rest from random bits
-without the key. Each (step, name) has a key of its own, BLAKE2b of it under the source's 256-bit key. By OpenSSL where `cryptography` is
+The bits are those of ChaCha20 (RFC 8439), a cryptographic stream cipher: without the key, noise that was seen does not predict any other noise.
+Each (step, name) has its own key, BLAKE2b of it under the source's 256-bit key. By OpenSSL where `cryptography` is
 installed, else, and on accelerators, by torch's integer operations: the same bits. Box and Muller's transform makes them normal, with 62
-bits in the radius (so up to 9.3 standard deviations) and 32 in the angle, in float32; no number is zero because it was rounded. It is not the
-discrete Gaussian, and what an adversary could learn from rounding (Mironov 2012) is not covered: docs/privacy.md says how much that is.
+bits in the radius (so up to 9.3 standard deviations) and 32 in the angle, in float32; no number is rounded to zero. It is not the
+discrete Gaussian, and attacks on floating-point rounding (Mironov 2012) are not covered: see docs/privacy.md.
 
-Repeating is on purpose in training, where a resume takes the same step again. Where it would be a leak (two answers about the data with one
-noise differ by exactly what the data differs by), whoever draws claims the name first (`claim`), which is possible once for each key in a
-process, however many sources are made of it. Nobody knows what another process has drawn from the same key: give a key to one of them.
+Training repeats draws on purpose, when a resume repeats a step. Where it would be a leak (the difference of two answers with the same noise is
+the exact difference of the data), the caller claims the name first (`claim`), which works once per key in a process, for all sources with that
+key. Processes do not know each other's claims: give a key to one process only.
 
-What is secret is the key: `secure` takes it from the operating system, `seeded` makes it from a number that anybody may know.
+The key is the secret: `secure` takes it from the operating system, `seeded` makes it from a number that is not secret.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ __all__ = ["NoiseSource"]
 
 _CONSTANT = (0x61707865, 0x3320646E, 0x79622D32, 0x6B206574)
 PIECE = 2**14
-"""Pairs of numbers whose words lie together in the stream: high, low and turn of all of them."""
+"""Pairs of numbers whose words are adjacent in the stream: high, low and turn of all of them."""
 _ZEROS = memoryview(bytes(12 * PIECE))
-"""What is encrypted, so that the key stream itself comes out."""
+"""Plaintext of zeros, so that the output is the key stream."""
 TOGETHER = 16
-"""Pieces that a CPU makes at once: enough for torch to share them among its threads, few enough for the caches."""
+"""Pieces computed at once on a CPU: enough for all threads of torch, few enough for the caches."""
 
 
 _CLAIMED: dict[bytes, set[str]] = {}
-"""Names that were claimed in this process, by a digest of their key: of the process, as two sources may be made of one key."""
+"""Claimed names by the digest of their key; per process, as several sources may have the same key."""
 _LOCK = threading.Lock()
 
 
@@ -52,8 +52,8 @@ class NoiseSource:
     """
 
     def __init__(self, key: bytes, *, secret: bool = True, repeats: bool = False) -> None:
-        """`key`: 32 bytes; `secret`: whether nobody else knows it (told in the report, nothing else); `repeats`: the caller sees to it that a name
-        is drawn from again only for the same question about the same data (a run that goes on), so that names may be claimed again.
+        """`key`: 32 bytes; `secret`: whether it is secret (only for the report); `repeats`: the caller ensures that a name is
+        drawn again only for the same query about the same data (a resumed run), so that names may be claimed again.
         """
         if len(key) != 32:
             raise ValueError(f"a key has 32 bytes, got {len(key)}")
@@ -62,39 +62,39 @@ class NoiseSource:
 
     @classmethod
     def seeded(cls, seed: int) -> NoiseSource:
-        """For tests: who knows the seed can take the noise off again."""
+        """Source for tests: anyone who knows the seed can remove the noise."""
         return cls(hashlib.blake2b(f"seed/{seed}".encode(), digest_size=32).digest(), secret=False)
 
     @classmethod
     def secure(cls) -> NoiseSource:
-        """A key from the operating system's generator, known to this object alone."""
+        """Source with a key from the operating system, which only this object has."""
         return cls(os.urandom(32))
 
     @property
     def description(self) -> str:
-        """What a report says of the noise's origin."""
+        """Origin of the noise, for the report."""
         stream = "Normal numbers (float32, Box-Muller) from ChaCha20 under a 256-bit key"
-        return f"{stream} from the operating system." if self.secret else f"{stream} made from a seed: for tests, not a protection."
+        return f"{stream} from the operating system." if self.secret else f"{stream} made from a seed: for tests, no protection."
 
-    def claim(self, name: str, message: str = "this noise was drawn before", way_out: str = "the draw") -> None:
-        """Claim the draws called `name`, once for each key. Raises `PrivacyError` where they were claimed before."""
+    def claim(self, name: str, message: str = "this noise was already drawn", subject: str = "the draw") -> None:
+        """Claim the draws called `name`, once per key. Raises `PrivacyError` if they were already claimed."""
         if self.repeats:
             return
         with _LOCK:
             mine = _CLAIMED.setdefault(hashlib.blake2b(self._key, digest_size=32, person=b"claimed").digest(), set())
             if name in mine:
                 raise PrivacyError(
-                    f"{message}: two answers with the same noise differ by exactly what the data differs by, and no noise would hide it. Give "
-                    f"{way_out} a name of its own, or take another key (NoiseSource.secure())."
+                    f"{message}: the difference of two answers with the same noise would reveal the exact difference of the data. Give "
+                    f"{subject} its own name, or use another key (NoiseSource.secure())."
                 )
             mine.add(name)
 
     def normal(self, step: int, name: str, shape: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
-        """Standard normal numbers of `shape`, float32, on `device`: always the same for the same (step, name)."""
+        """Return standard normal numbers of `shape`, float32, on `device`: always the same for the same (step, name)."""
         return self.normals(step, [name], shape, device=device)[0]
 
     def normals(self, step: int, names: Sequence[str], shape: Sequence[int], *, device: torch.device | str = "cpu") -> Tensor:
-        """(N, *shape): for each of N names what `normal` gives, faster together where they are small."""
+        """(N, *shape): the numbers of `normal` for each of N names; faster than N calls if they are small."""
         count = math.prod(shape)
         if not count:
             return torch.zeros(len(names), *shape, device=device)
@@ -110,8 +110,8 @@ Words = Callable[[Tensor], None]
 
 
 def _fill(out: Tensor, streams: Sequence[Words], together: int) -> None:
-    """Normal numbers into `out` (N, even), a row from each stream: so many whole pieces `together`, then what is left of each row. The numbers
-    do not depend on how many are made together: few stay in a CPU's cache, and an accelerator takes long to start each operation.
+    """Write normal numbers to `out` (N, even), one row per stream: `together` full pieces at once, then the rest of each row. The numbers do
+    not depend on `together`: small for a CPU's caches, large for an accelerator, where each kernel launch takes long.
     """
     pairs = out.shape[1] // 2
     whole, left = divmod(pairs, PIECE)
@@ -153,8 +153,8 @@ def _box_muller(bits: Sequence[Tensor], out: Sequence[Tensor]) -> None:
 
 
 def _radius(high: Tensor, low: Tensor) -> Tensor:
-    """sqrt(-2 log u), u uniform in (0, 1) with 62 bits: a float's mantissa moves with the number, so that small ones, the tail, are as fine as large
-    ones. Next to 1, where floats are coarse (one u in 2^25 would be rounded to 1, which is no noise at all), it is made of 1 - u.
+    """sqrt(-2 log u), u uniform in (0, 1) with 62 bits: floats have relative precision, so small u (the tail) are as fine as large
+    ones. Near 1, where floats are coarse (one u in 2^25 would be rounded to 1, which is no noise at all), it is computed from 1 - u.
     """
     fine = low.to(torch.float32).add_(0.5).mul_(2.0**-62)
     radius = high.to(torch.float32).mul_(2.0**-31).add_(fine).clamp_(max=1.0).log_().mul_(-2).sqrt_()
@@ -164,7 +164,7 @@ def _radius(high: Tensor, low: Tensor) -> Tensor:
         complement = (0x7FFFFFFF - high).to(torch.float32).mul_(2.0**-31).add_(2.0**-31 - fine).clamp_(min=2.0**-63)
         return complement.neg_().log1p_().mul_(-2).sqrt_()
 
-    if radius.device.type != "cpu":  # all of them: an accelerator would have to wait for their number
+    if radius.device.type != "cpu":  # all of them: selecting would need a sync on an accelerator
         return torch.where(near_one, exactly(high, fine), radius)
     at = near_one.nonzero(as_tuple=True)
     return radius.index_put_(at, exactly(high[at], fine[at]))

@@ -85,7 +85,7 @@ class PrivateTraining(TrainExtension):
 
     def plan(self, plan: Plan) -> None:
         self.settled = plan
-        plan.derived += [Derived(*d) for d in self.private.settle(plan.steps)]
+        plan.derived += [Derived(*d) for d in self.private.resolve(plan.steps)]
 
     def wrap(self, job: TrainJob) -> TrainJob:
         count_as_read(self.private.config.clipping)  # it reads its keys itself, at each step

@@ -2,7 +2,7 @@
 
 from tauon.privacy.clipped.rules import adapters, attention, convolution, embedding, linear, norm, recurrent
 from tauon.privacy.clipped.rules.base import register_rule, registered_rules, rule_of
-from tauon.privacy.clipped.rules.generic import whole
+from tauon.privacy.clipped.rules.generic import vmap_rule
 
 __all__ = [
     "adapters",
@@ -15,5 +15,5 @@ __all__ = [
     "register_rule",
     "registered_rules",
     "rule_of",
-    "whole",
+    "vmap_rule",
 ]

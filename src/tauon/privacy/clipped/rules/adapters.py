@@ -1,6 +1,6 @@
-"""Adapters (`models/adapters/layers.py`): of LoRA's two thin matrices each unit's gradient is formed, as thin as they are; DoRA's magnitudes are vectors.
+"""Adapters (`models/adapters/layers.py`): per-unit gradients of LoRA's two matrices are formed, as they are small; DoRA's magnitudes are vectors.
 
-The frozen base costs nothing. Where the base's own weight or bias trains, too, it is a linear layer's. Shapes: I inputs, O outputs, R rank.
+The frozen base costs nothing. If the base's weight or bias is trainable, the rule of linear layers is used for it. Shapes: I inputs, O outputs, R rank.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _keep_base(layer: AdaptedLinear, record: Record, x: Tensor, g: Tensor) -> No
 
 @register_rule(AdaptedLinear, forward=True)
 def run(layer: AdaptedLinear, record: Record, x: Tensor) -> Tensor:
-    """See the head of this file."""
+    """See the module docstring."""
     if record.shared(layer, x):
         x = spread(record, x)
     if not torch.is_grad_enabled():

@@ -1,7 +1,7 @@
-"""Rules: how a kind of layer is run while it is recorded, and what its weights' gradients are made of. A registry by class.
+"""Clipping rules: how a layer runs during a recording, and the terms of its weights' gradients. A registry by class.
 
-A rule runs its layer with weights that want no gradient, so that autograd never forms theirs, and hands the record a term for each weight
-when the gradient of the output comes by. `register_rule` is the extension point: see docs/adding-a-layer-rule.md.
+A rule runs its layer with weights that require no gradient, so that autograd does not compute theirs, and records a term for each weight when
+the gradient of the output arrives. `register_rule` is the extension point: see docs/adding-a-layer-rule.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tauon.privacy.clipped.terms import Term
 __all__ = ["Forward", "GradientRule", "register_rule", "registered_rules", "rule_of"]
 
 Forward = Callable[..., Any]
-"""(layer, record, *args, **kwargs) -> what the layer returns: runs it, and taps it."""
+"""(layer, record, *args, **kwargs) -> output of the layer, which it runs and taps."""
 
 GradientRule = Callable[..., "dict[str, Tensor | Term]"]
 """(layer, input, gradient of the output) -> each row's gradient of each parameter, (rows, *shape), by its name in the layer."""
@@ -27,7 +27,7 @@ _RULES: dict[type[nn.Module], Forward] = {}
 
 
 def register_rule(*kinds: type[nn.Module], forward: bool = False) -> Callable[[Any], Any]:
-    """Decorator: how layers of `kinds` are clipped by example; also for subclasses that keep the class's `forward`.
+    """Decorator that registers the clipping rule of the layer classes `kinds`; also for subclasses that keep the class's `forward`.
 
     The plain form takes (layer, input, gradient of the output), rows first in both, and returns each row's gradient by parameter name;
     the layer's first argument is its input. With `forward=True` the function runs the layer itself: (layer, record, *args, **kwargs).
@@ -59,7 +59,7 @@ def registered_rules() -> dict[type[nn.Module], Forward]:
 
 
 def rule_of(layer: nn.Module) -> Forward | None:
-    """The rule of the layer's class, or of the nearest class above it whose `forward` it still has."""
+    """The rule of the layer's class, or of the nearest base class whose `forward` it inherits."""
     for kind in type(layer).__mro__:
         if kind in _RULES:
             return _RULES[kind] if type(layer).forward is kind.forward else None
@@ -87,12 +87,12 @@ def units_of(record: Record, layer: nn.Module, leaf: str, each: Tensor) -> Tenso
 
 
 def spread(record: Record, x: Tensor) -> Tensor:
-    """What all rows of the batch share, seen as each row's own."""
+    """Expand a tensor shared by all rows to one per row."""
     return x.expand(record.rows or 1, *x.shape)
 
 
 def bare(layer: nn.Module) -> Callable[..., Any]:
-    """The layer's own forward; weights that train are read without gradient (see `taps.Reading`)."""
+    """The layer's own forward; trainable weights are read without gradient (see `reading`)."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         layer.__dict__["_clipped_inside"] = True
@@ -105,7 +105,7 @@ def bare(layer: nn.Module) -> Callable[..., Any]:
 
 
 def weight_of(layer: nn.Module, leaf: str) -> Any:
-    """A parameter of the layer itself, whatever stands in its place while it is recorded, without gradient; None where it has none."""
+    """The layer's own parameter, also during a recording, without gradient; None if it has none."""
     p = layer._parameters.get(leaf)
     return None if p is None else local_part(p.detach())
 

@@ -1,8 +1,8 @@
 """Convolutions of one to three dimensions: groups, stride, padding of any mode, dilation.
 
 A weight's gradient is, for each offset of the kernel, the product of the output's gradient with the shifted input. Three ways, by cost:
-each unit's gradient by one batched product an offset, on views of the padded input (no unfolding); by one product on the unfolded input,
-where channels are few; or, where it is too large to keep, two Gram matrices of the unfolded input and the output's gradient, and torch's
+each unit's gradient by one batched product per offset, on views of the padded input (no unfolding); by one product on the unfolded input,
+if there are few channels; or, if it is too large to store, two Gram matrices of the unfolded input and the output's gradient, and torch's
 own weight gradient of the scaled batch. Shapes: N rows, C channels in, O out, G groups, L places of the output, K places of the kernel.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["kernel_gradients"]
 
 Sizes = tuple[int, ...]
 FEW = 8
-"""Channels a group up to which the input is unfolded: shorter products waste the processor."""
+"""Maximum channels per group for unfolding the input: shorter products are inefficient."""
 
 
 def kernel_gradients(x: Tensor, g: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int) -> Tensor:
@@ -47,7 +47,7 @@ def _product(out: Tensor, x_NCL: Tensor, g_NOL: Tensor, groups: int) -> None:
 
 def _in_place(x: Tensor, g: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, groups: int) -> Tensor:
     """Stride 1, rows of the output as long as the input's: no padding is copied. A shift is an offset in memory; where it would reach
-    into the next row, g is zero: it is copied once for each column of the kernel but the middle one.
+    into the next row, g is zero: g is copied once for each column of the kernel except the middle one.
     """
     N, O = g.shape[:2]
     out = x.new_empty(math.prod(kernel), N * groups, O // groups, x.shape[1] // groups)
@@ -99,7 +99,7 @@ def _shifted(x: Tensor, g: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes,
         for o, s, n in zip(offset, stride, shape, strict=True):
             start = start * n + o // s
         full = wide[shape[1:]]
-        length = min(full.shape[2], flat.shape[2] - start)  # past the last place there is only padding
+        length = min(full.shape[2], flat.shape[2] - start)  # only padding follows
         _product(out[k], flat[:, :, start : start + length], full[:, :, :length], groups)
     return out
 
@@ -114,7 +114,7 @@ def padded(x: Tensor, padding: Sizes) -> Tensor:
 
 
 def unfold(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, size: Sizes) -> Tensor:
-    """(N, C x K, L): what the kernel sees at each place of the output, in the order of the weight."""
+    """(N, C x K, L): input patch at each output position, in the order of the weight."""
     strides, s = x.stride(), x.stride()[2:]
     view = x.as_strided(
         (*x.shape[:2], *kernel, *size),
@@ -125,7 +125,7 @@ def unfold(x: Tensor, kernel: Sizes, stride: Sizes, dilation: Sizes, size: Sizes
 
 
 class _Kernels(Dense):
-    """Gradients of kernels as they were made: offset first, (K..., U, O, C)."""
+    """Gradients of kernels with the offset first, (K..., U, O, C)."""
 
     def __init__(self, each: Tensor) -> None:
         K = each.ndim - 3
@@ -149,8 +149,8 @@ class _Kernels(Dense):
 
 
 class _Whole(Term):
-    """A kernel whose gradients are too large to keep: squared by Gram matrices, summed by torch's own kernel on a CPU, which multiplies and
-    adds one by one. What an accelerator's kernels do (Winograd, TF32) is not known: there each gradient is formed again, a piece at a time.
+    """A kernel whose per-unit gradients are too large to store: norms from Gram matrices, sums by torch's own kernel on a CPU, which multiplies
+    and adds one by one. An accelerator may use Winograd or TF32: there each gradient is formed again, one piece at a time.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class _Whole(Term):
     ) -> None:
         self.squared, self.x, self.g, self.weight, self.how = squared_U, x, g, weight, how
         U = len(squared_U)
-        # each number of x is seen from as many places as a kernel has: sum |patch_l| |g_l| <= sqrt(K) |x| |g|
+        # each element of x is in as many patches as the kernel has positions: sum |patch_l| |g_l| <= sqrt(K) |x| |g|
         of_x, of_g = (sum_of_squares(v).view(U, -1) for v in (x, g))
         self.size = ((of_x * of_g).sqrt().sum(1) * (1.001 * math.prod(weight.shape[2:]) ** 0.5)).float()
         terms = len(g) // U * math.prod(g.shape[2:])
@@ -246,7 +246,7 @@ class _Convolution(torch.autograd.Function):
 
 @register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d, forward=True)
 def run(layer: Any, record: Record, input: Tensor) -> Tensor:
-    """See the head of this file."""
+    """See the module docstring."""
     x = spread(record, input) if record.shared(layer, input) else input
     if not torch.is_grad_enabled():
         return cast(Tensor, bare(layer)(x))

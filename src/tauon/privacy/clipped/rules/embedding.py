@@ -1,4 +1,4 @@
-"""Tables of vectors: a gradient is a vector for each row that was looked up; never rows x table is formed. Shapes: V rows, D width."""
+"""Embedding tables: a gradient is one vector per looked-up row; never rows x table. Shapes: V rows, D width."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["bag", "look_up"]
 def look_up(
     record: Record, layer: nn.Module, leaf: str, ids: Tensor, weight_VD: Tensor, skip: int | None, *, shared: bool = False
 ) -> Tensor:
-    """Rows `ids` of the table; their gradients are kept by unit. `shared`: the ids are one for all rows of the batch."""
+    """Rows `ids` of the table; their gradients are recorded per unit. `shared`: all rows of the batch have the same ids."""
     y = F.embedding(ids, weight_VD)
     if not torch.is_grad_enabled():
         return y
@@ -38,10 +38,10 @@ def look_up(
 
 @register_rule(nn.Embedding, forward=True)
 def run(layer: nn.Embedding, record: Record, input: Tensor) -> Tensor:
-    """See the head of this file."""
+    """See the module docstring."""
     if layer.max_norm is not None or layer.scale_grad_by_freq:
         which = "max_norm" if layer.max_norm is not None else "scale_grad_by_freq"
-        raise RecipeError(f"an embedding with {which} lets examples of a batch reach each other. Take it without.")
+        raise RecipeError(f"an embedding with {which} mixes the examples of a batch. Turn {which} off.")
     shared = record.shared(layer, input)
     return look_up(record, layer, "weight", input, weight_of(layer, "weight"), layer.padding_idx, shared=shared)
 

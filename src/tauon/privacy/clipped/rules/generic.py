@@ -1,7 +1,7 @@
-"""Any module that has no rule: run with a weight of its own for each unit, under `torch.func.vmap`.
+"""Generic rule for modules without a rule of their own: run with separate weights for each unit, under `torch.func.vmap`.
 
-Exact wherever the module treats rows alike and vmap knows its operations; each unit's gradient of each weight exists, so it takes memory of
-units x weights. Draws (dropout) differ from unit to unit, as they do in a batch; keyed ones (`models.randomness`) stay what they are.
+Exact if the module treats rows alike and vmap supports its operations; needs memory for units x weights. Random draws (dropout) differ between
+units, as in a batch; keyed draws (`models.randomness`) do not change.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from tauon.errors import RecipeError
 from tauon.models.randomness import part_of_rows, seeds_of_rows
 from tauon.privacy.clipped.record import Record, tap
 
-__all__ = ["whole"]
+__all__ = ["vmap_rule"]
 
 
-def whole(layer: nn.Module, record: Record, *args: Any, **kwargs: Any) -> Any:
-    """Run `layer`, children and all, with weights for each unit."""
+def vmap_rule(layer: nn.Module, record: Record, *args: Any, **kwargs: Any) -> Any:
+    """Run `layer` and its children with separate weights for each unit."""
     from torch.utils import _pytree as pytree
 
     names = {n: (m, leaf) for n, m, leaf in _own(layer, record)}
@@ -28,7 +28,7 @@ def whole(layer: nn.Module, record: Record, *args: Any, **kwargs: Any) -> Any:
     first = next((v for v in values if isinstance(v, Tensor) and v.ndim), None)
     if first is not None and record.shared(layer, first):
         raise RecipeError(
-            f"{type(layer).__name__} is given what all examples share, and has no rule for that. Expand its input over the batch first."
+            f"{type(layer).__name__} was called with an input that all examples share, and has no rule for that. Expand its input over the batch first."
         )
     if not torch.is_grad_enabled():
         return _class_of(layer).forward(layer, *args, **kwargs)
@@ -55,11 +55,11 @@ def whole(layer: nn.Module, record: Record, *args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(layer, {**plain, **buffers, **weights}, a, k)
 
     try:
-        in_dims, how = (0, None if seeds is None else 0, *dims), "different" if seeds is None else "same"  # keyed: the call's number is one
+        in_dims, how = (0, None if seeds is None else 0, *dims), "different" if seeds is None else "same"  # keyed: one call number for all
         out = torch.func.vmap(one, in_dims=in_dims, randomness=how)(each, seeds_UR, *cut)
     except (RuntimeError, ValueError, NotImplementedError) as err:
         raise RecipeError(
-            f"{type(layer).__name__} cannot be run with a weight for each example ({str(err).splitlines()[0]}). "
+            f"{type(layer).__name__} cannot be run with separate weights per example ({str(err).splitlines()[0]}). "
             "Write a rule for it (docs/adding-a-layer-rule.md), or freeze it."
         ) from err
     return pytree.tree_map(lambda v: v.flatten(0, 1) if isinstance(v, Tensor) and v.ndim > 1 else v, out)
@@ -83,7 +83,7 @@ def _class_of(layer: nn.Module) -> Any:
 
 
 class _plainly:
-    """Inside, `layer` and its children are of the classes that they were of."""
+    """Context in which `layer` and its children have their original classes."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.modules = [m for m in layer.modules() if "_clipped" in m.__dict__]

@@ -1,8 +1,8 @@
 """Output heads whose weight a loss takes directly: the chunked cross-entropy (`tasks/losses.py`), token by token or summed.
 
-The gradient of a unit is sum_t p_t h_t^T, p the softmax less one at the target. Its norm comes from the Gram matrices of p and of h, chunk by
-chunk of whole units while the logits are there; or, where a unit has more positions than the head is wide, from the gradient itself. For the
-clipped sum p is kept where it is small, and formed again where it is not. A head that is also the embedding has a cross term with it,
+The gradient of a unit is sum_t p_t h_t^T, p the softmax minus one at the target. Its norm comes from the Gram matrices of p and of h, in
+chunks of complete units while the logits exist; or, if a unit has more positions than the width of the head, from the gradient itself. For the
+clipped sum, p is stored if it is small, and computed again otherwise. A head that is tied to the embedding has a cross term with it,
 2 sum_ts p_s[id_t] (h_s . e_t). Shapes: N tokens, U units, T tokens of a unit, D width, V vocabulary, S tokens looked up.
 """
 
@@ -38,9 +38,9 @@ from tauon.tasks.losses import chunk_rows, softmax_and_nll
 __all__ = ["Head"]
 
 KEPT = 2**23
-"""Probabilities are kept up to as many, 32 MiB of float32; beyond, forming them twice costs less than the memory until the sum is formed."""
+"""Maximum number of stored probabilities, 32 MiB of float32; beyond, computing them twice is cheaper than the memory."""
 AT_ONCE = 2**26
-"""Logits of one unit that may exist at a time."""
+"""Maximum logits of one unit at a time."""
 
 
 class Head:
@@ -51,14 +51,19 @@ class Head:
         self.name = record.name(layer, leaf)
         stored = layer._parameters[leaf]
         self.parts: tuple[int, Any] | None = None
-        """Of a head whose rows lie over tensor-parallel processes: this one's first row, and the processes."""
+        """For a head split over tensor-parallel processes: this process's first row, and the group."""
         if is_dtensor(stored) and weight_VD.shape != stored.shape:
             self.parts = (local_slices(stored)[0].start, stored.device_mesh.get_group())
 
     def _whole(self, what: str) -> None:
         if self.parts is not None:
             raise RecipeError(
-                [Problem("parallel.tensor", f"{what} with a head in parts cannot be clipped by example. Take parallel.shard.")]
+                [
+                    Problem(
+                        "parallel.tensor",
+                        f"splits the head, and {what} with a split head cannot be clipped per example. Set parallel.shard instead.",
+                    )
+                ]
             )
 
     def times(self, x: Tensor) -> Tensor:
@@ -78,7 +83,7 @@ class Head:
         return out
 
     def of_examples(self, hidden_ND: Tensor, bias_V: Tensor | None, example_N: Tensor) -> Tensor:
-        """H W^T + b for rows of which row n belongs to example `example_N[n]`, rising: as many of each as there are."""
+        """H W^T + b, where row n belongs to example `example_N[n]` (sorted), with any number of rows per example."""
         self._whole("a loss of some positions")
         if bias_V is not None:
             bias_V = cast(Any, bias_V).plain
@@ -86,11 +91,11 @@ class Head:
         return out
 
     def units(self, tokens: int) -> int:
-        """U. `RecipeError` where tokens are not evenly those of the units."""
+        """U. Raises `RecipeError` if units have different numbers of tokens."""
         return self.record.by_unit(torch.empty(tokens, 0), self.name).shape[0]
 
     def scored(self, h_ND: Tensor, target_N: Tensor, c_N: Tensor) -> _Scored:
-        """Everything about sum_n c_n nll_n: see `_Scored`."""
+        """Value, gradient and norms of sum_n c_n nll_n: see `_Scored`."""
         return _Scored(self, h_ND, target_N, c_N)
 
 
@@ -112,8 +117,8 @@ class _Scored:
         self.loss = torch.zeros((), dtype=torch.float32, device=h_ND.device)
         self.by_gradient = self.T * (V + h_ND.shape[1]) > V * h_ND.shape[1] or self.T * V > AT_ONCE
         self.alone = self.by_gradient and unit_of(h_ND.dtype) > 0
-        """Whether the sum is made of each unit's gradient, formed again as its norm was taken of it, and then scaled: bf16 rounds what is scaled
-        before. Of short units that is allowed for in the norm."""
+        """Whether the sum is made from each unit's gradient, formed again in the same way as for its norm, and then scaled: with bf16, scaling
+        before adds rounding. For short units the norm accounts for it."""
         self.squared, self.error, self.size, self.moved = torch.zeros(4, self.U, dtype=torch.float32, device=h_ND.device)
         if self.by_gradient:
             for u in range(self.U):
@@ -122,7 +127,7 @@ class _Scored:
             for u, rows, p, nll in self._chunks(self.p):
                 self._row_results(rows, p, nll)
                 self._short_units(u, rows, p)
-        # what is added: formed once more, or all positions of all units at once
+        # the sum: formed again, or all positions of all units at once
         self.rounding = 8 * UNIT * self.size if self.alone else gamma(self.T + 8) * self.size + gamma(1, unit_of(h_ND.dtype)) * self.moved
         if self.head.parts is not None:  # each process's rows of the head add to the gradient of h
             dist.all_reduce(self.grad_h, group=self.head.parts[1])
@@ -132,7 +137,7 @@ class _Scored:
         torch.mm(p, self.w, out=self.grad_h[rows]).mul_(self.c[rows, None].to(p.dtype))
 
     def _short_units(self, u: int, rows: slice, p: Tensor) -> None:
-        """A chunk of whole units: Gram matrices."""
+        """A chunk of complete units: Gram matrices."""
         n = len(p) // self.T
         p_UTV, h_UTD, c_UT = p.view(n, self.T, -1), self.h[rows].view(n, self.T, -1), self.c[rows].view(n, self.T)
         found = pair(Gram.of(h_UTD).scaled(c_UT), Gram.of(p_UTV))
@@ -156,18 +161,18 @@ class _Scored:
         self.error[u] = gamma(ROW + 8) * self.squared[u] + (2 * self.squared[u].sqrt() + off) * off
 
     def scaled(self, rows: slice, by_N: Tensor) -> Tensor:
-        """Rows of h, times their own factor."""
+        """Rows of h, each times its factor."""
         return (self.h[rows] * by_N[rows, None]).to(self.h.dtype)
 
     def _pieces(self, u: int, into: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(rows, p less one at the target, nll) of a unit's rows."""
+        """(rows, p minus one at the target, nll) of a unit's rows."""
         step = chunk_rows(self.T, len(self.w), self.h.device)
         for first in range(u * self.T, (u + 1) * self.T, step):
             rows = slice(first, min((u + 1) * self.T, first + step))
             yield rows, *self._softmax(rows, into)
 
     def _chunks(self, into: Tensor | None) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
-        """(first unit, rows, p less one at the target, nll) chunk by chunk of whole units."""
+        """(first unit, rows, p minus one at the target, nll) in chunks of complete units."""
         step = max(1, chunk_rows(len(self.h), len(self.w), self.h.device) // self.T)
         for u in range(0, self.U, step):
             rows = slice(u * self.T, min(self.U, u + step) * self.T)
@@ -189,8 +194,8 @@ class _Scored:
         return p, nll
 
     def again(self) -> Iterator[tuple[int, slice, Tensor]]:
-        """(first unit, rows, p) of whole units, or of a part of one: what was kept, or formed again, by the same products in the same pieces, as
-        other ones would round otherwise.
+        """(first unit, rows, p) of complete units, or of a part of one: stored, or computed again with the same products in the same pieces, as
+        others would round differently.
         """
         if self.p is not None:
             step = 1 if self.by_gradient else self.U
@@ -239,7 +244,7 @@ class _HeadTerm(Term):
         for u, rows, p in s.again():
             if not rows_done:
                 whole = torch.zeros(s.w.shape, dtype=torch.float32, device=s.w.device)
-            for at in range(0, len(p), chunk_rows(s.T, len(s.w), s.h.device)):  # what was kept: in the same pieces
+            for at in range(0, len(p), chunk_rows(s.T, len(s.w), s.h.device)):  # the stored values: in the same pieces
                 part = slice(at, at + chunk_rows(s.T, len(s.w), s.h.device))
                 here = slice(rows.start + at, min(rows.stop, rows.start + part.stop))
                 add_product(whole, p[part], s.scaled(here, s.c))
@@ -378,7 +383,7 @@ class _Ragged(torch.autograd.Function):
 
 
 def softmax_over_parts(z_NV: Tensor, target_N: Tensor, first: int, group: Any) -> tuple[Tensor, Tensor]:
-    """(softmax less one at the target, of this process's part of the vocabulary; -log p of the target, N1), from its logits: overwritten."""
+    """(softmax minus one at the target, of this process's part of the vocabulary; -log p of the target, N1), from its logits: overwritten."""
     top_N1 = z_NV.amax(1, keepdim=True)
     dist.all_reduce(top_N1, op=dist.ReduceOp.MAX, group=group)
     at_N = target_N - first

@@ -36,7 +36,7 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(record: Record, layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F.linear, with the gradients of `layer`'s weight and bias kept by unit."""
+    """F.linear, with the gradients of `layer`'s weight and bias recorded per unit."""
     if not torch.is_grad_enabled():
         return F.linear(x, weight, bias)
     return cast(Tensor, _Linear.apply(x, weight, bias, record.here(x.device), layer, record))
@@ -44,6 +44,6 @@ def linear(record: Record, layer: nn.Module, x: Tensor, weight: Tensor, bias: Te
 
 @register_rule(nn.Linear, forward=True)
 def run(layer: nn.Linear, record: Record, input: Tensor) -> Tensor:
-    """See the head of this file."""
+    """See the module docstring."""
     x = spread(record, input) if record.shared(layer, input) else input
     return linear(record, layer, x, weight_of(layer, "weight"), weight_of(layer, "bias"))

@@ -21,18 +21,18 @@ from tauon.privacy.clipped.rules.base import bare, register_rule, spread, weight
 __all__ = ["REFUSED", "refusal"]
 
 REFUSED = (nn.modules.batchnorm._BatchNorm, BatchNorm)
-"""Norms in which examples of a batch reach each other."""
+"""Norms that mix the examples of a batch."""
 
 
 def refusal(name: str, layer: nn.Module) -> str | None:
-    """Why a layer of the model cannot be trained privately, and the way out; None where it can."""
+    """Why a layer cannot be trained privately, and what to use instead; None if it can."""
     if isinstance(layer, REFUSED):
         if not layer.training and not any(p.requires_grad for p in layer.parameters()):
             return None  # frozen: constants
-        out = "Set model.norm=group" if isinstance(layer, BatchNorm) else "Take group norm (nn.GroupNorm) or layer norm"
-        return f"{name} is a batch norm: each example's output depends on the others of its batch, so no example's influence is bounded. {out}."
+        advice = "Set model.norm=group" if isinstance(layer, BatchNorm) else "Use group norm (nn.GroupNorm) or layer norm"
+        return f"{name} is a batch norm: the output of an example depends on the others in its batch, so its influence is not bounded. {advice}."
     if isinstance(layer, nn.modules.instancenorm._InstanceNorm) and layer.track_running_stats:
-        return f"{name} keeps running statistics of the examples, which no noise covers. Set track_running_stats=False."
+        return f"{name} has running statistics of the examples without noise. Set track_running_stats=False."
     return None
 
 
@@ -81,11 +81,11 @@ def run_ours(layer: RMSNorm, record: Record, x: Tensor) -> Tensor:
 
 @register_rule(nn.RMSNorm, forward=True)
 def run_torch(layer: nn.RMSNorm, record: Record, x: Tensor) -> Tensor:
-    """Torch's RMSNorm, over the last dimension; over more, by its class's generic way."""
+    """Torch's RMSNorm over the last dimension; over more dimensions, by the generic rule."""
     if len(layer.normalized_shape) > 1 and record.wants(layer, "weight"):
-        from tauon.privacy.clipped.rules.generic import whole
+        from tauon.privacy.clipped.rules.generic import vmap_rule
 
-        return cast(Tensor, whole(layer, record, x))
+        return cast(Tensor, vmap_rule(layer, record, x))
     return _rms(layer, record, x, torch.finfo(x.dtype).eps if layer.eps is None else layer.eps)
 
 
@@ -137,13 +137,16 @@ def run_layer_norm(layer: nn.LayerNorm, record: Record, input: Tensor) -> Tensor
     return cast(Tensor, _Layer.apply(x.contiguous(), weight, bias, layer.eps, record.here(x.device), layer, record))
 
 
+NormByGroup = nn.GroupNorm | nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
+
+
 class _Group(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, eps: float, anchor: Tensor, layer: nn.Module, record: Record
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, anchor: Tensor, layer: NormByGroup, record: Record
     ) -> Tensor:
         N, C = x.shape[:2]
-        y, mean, rstd = torch.native_group_norm(x, weight, bias, N, C, math.prod(x.shape[2:]), groups, eps)
+        y, mean, rstd = torch.native_group_norm(x, weight, bias, N, C, math.prod(x.shape[2:]), groups, layer.eps)
         ctx.save_for_backward(x, mean, rstd, weight)
         ctx.groups, ctx.layer, ctx.record = groups, layer, record
         return y
@@ -172,10 +175,10 @@ class _Group(torch.autograd.Function):
         for leaf, each in (("weight", dw), ("bias", db)):
             if record.wants(layer, leaf):
                 record.keep(layer, leaf, record.by_unit(each.float(), record.name(layer, leaf)).sum(1))
-        return (None if dx is None else dx.view_as(x)), None, None, None, None, None, None, None
+        return (None if dx is None else dx.view_as(x)), None, None, None, None, None, None
 
 
-def _group(layer: nn.Module, record: Record, x: Tensor, groups: int, eps: float) -> Tensor:
+def _group(layer: NormByGroup, record: Record, x: Tensor, groups: int) -> Tensor:
     if record.shared(layer, x):
         x = spread(record, x)
     if not torch.is_grad_enabled() or not (record.wants(layer, "weight") or record.wants(layer, "bias")):
@@ -185,13 +188,13 @@ def _group(layer: nn.Module, record: Record, x: Tensor, groups: int, eps: float)
         x = x.float()
     if not (x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))):
         x = x.contiguous()
-    return cast(Tensor, _Group.apply(x, weight, bias, groups, eps, record.here(x.device), layer, record))
+    return cast(Tensor, _Group.apply(x, weight, bias, groups, record.here(x.device), layer, record))
 
 
 @register_rule(nn.GroupNorm, forward=True)
 def run_group_norm(layer: nn.GroupNorm, record: Record, input: Tensor) -> Tensor:
     """Torch's GroupNorm."""
-    return _group(layer, record, input, layer.num_groups, layer.eps)
+    return _group(layer, record, input, layer.num_groups)
 
 
 @register_rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, forward=True)
@@ -199,5 +202,5 @@ def run_instance_norm(layer: nn.InstanceNorm2d, record: Record, input: Tensor) -
     """Torch's InstanceNorm: a group norm of one channel a group."""
     dims = {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
     if input.ndim not in {n for kind, n in dims.items() if isinstance(layer, kind)}:
-        raise RecipeError(f"an InstanceNorm was given {input.ndim} dimensions: keep the batch in the first one.")
-    return _group(layer, record, input, layer.num_features, layer.eps)
+        raise RecipeError(f"an InstanceNorm was called with {input.ndim} dimensions. Keep the batch in the first dimension.")
+    return _group(layer, record, input, layer.num_features)

@@ -1,7 +1,7 @@
 """Recurrent layers: torch's LSTM, GRU and RNN, any number of layers, both directions, with projections.
 
-torch's fused kernels do not say what reaches each gate, so the steps are run one by one. The gradient of what enters the gates, at all steps,
-is caught at one place, W_ih x: with x it makes W_ih's gradient, with the states before it W_hh's. A GRU's candidate has its reset gate between.
+torch's fused kernels do not expose the gradient of the gates, so the steps run one by one. The gradient of the gates' input at all steps is
+recorded once, at W_ih x: with x it gives W_ih's gradient, with the previous states W_hh's. A GRU's candidate has its reset gate in between.
 Shapes: N rows, T steps, I inputs, H state, Z gates x H.
 """
 
@@ -22,10 +22,10 @@ __all__: list[str] = []
 
 @register_rule(nn.LSTM, nn.GRU, nn.RNN, forward=True)
 def run(layer: Any, record: Record, input: Tensor, hx: Any = None) -> Any:
-    """See the head of this file."""
+    """See the module docstring."""
     if not isinstance(input, Tensor) or input.ndim != 3:
         raise RecipeError(
-            f"{type(layer).__name__} takes a batch of padded sequences here, (rows, steps, inputs). Pad them, and mask the loss."
+            f"{type(layer).__name__} needs a batch of padded sequences (rows, steps, inputs) in private training. Pad them, and mask the loss."
         )
     x = input if layer.batch_first else input.transpose(0, 1)
     both, cell = 2 if layer.bidirectional else 1, layer.mode == "LSTM"
@@ -63,7 +63,7 @@ def _direction(layer: Any, record: Record, at: str, x_NTI: Tensor, h: Tensor, c:
         return record.wants(layer, f"{leaf}_{at}")
 
     def entered(g_NTZ: Tensor, x_NTI: Tensor) -> None:
-        """All steps' gradients are there: this is the last thing that happens to this direction."""
+        """Record the terms; called last for this direction, when the gradients of all steps have arrived."""
         states_NTH = torch.stack(before, 1)
         of_state = g_NTZ
         if gru:
