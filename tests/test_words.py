@@ -81,7 +81,6 @@ def texts_of(path: Path) -> list[tuple[int, str]]:
     return [(t.start[0], t.string) for t in tokens if t.type in (tokenize.COMMENT, tokenize.STRING)]
 
 
-@pytest.mark.xfail(reason="being rewritten", strict=False)
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.name)
 def test_texts_of_a_package_are_plain(package: Path) -> None:
     files = sorted(package.rglob("*.py")) if package.is_dir() else [package]
@@ -89,7 +88,6 @@ def test_texts_of_a_package_are_plain(package: Path) -> None:
     assert not found, f"{len(found)} phrases\n" + "\n".join(found)
 
 
-@pytest.mark.xfail(reason="being rewritten", strict=False)
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name not in LOGS], ids=lambda p: p.name)
 def test_texts_of_a_page_are_plain(page: Path) -> None:
     found = faults(page.read_text(), str(page.relative_to(ROOT)))

@@ -40,7 +40,7 @@ def make_plan(
     """Decide every setting that the recipe leaves open. Collective over the processes of `mesh`: rank 0's choices are taken by all.
 
     Args:
-        config: what is to be trained.
+        config: model, optimizer, settings, task and data that are trained.
         examples: number of training examples.
         recorded: an earlier `Plan.record()` of the same run, whose choices are kept.
         on_note: called with a message when something takes a while.

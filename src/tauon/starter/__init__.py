@@ -39,7 +39,7 @@ def draft(path: Path | str, *, label: str | None = None, name: str | None = None
 
     Args:
         path: a file, or a folder.
-        label: what is to be predicted: `folder`, a column, or the pattern of names of recordings (`{label}_{speaker}`).
+        label: what to predict: `folder`, a column, or the pattern of names of recordings (`{label}_{speaker}`).
         name: of the recipe and its runs. Left out: after the data.
         model: the trained model that conversations or preferences are to tune.
 

@@ -5,6 +5,7 @@ running several processes.
 from tauon.testing.clipping import check_clipping, gradients_one_by_one
 from tauon.testing.contracts import check_model, check_optimizer, check_source, tiny_batch
 from tauon.testing.data_kinds import DataExample, check_data_kind
+from tauon.testing.jobs import tiny_job
 from tauon.testing.processes import ProcessFailure, run_processes
 from tauon.testing.tasks import check_task
 
@@ -20,4 +21,5 @@ __all__ = [
     "gradients_one_by_one",
     "run_processes",
     "tiny_batch",
+    "tiny_job",
 ]

@@ -120,21 +120,8 @@ def train(
         Interrupted: `stop` was signalled; the job was saved first.
         TrainingError: gradients stay bad, or memory does not suffice.
 
-    >>> from tauon.plan import make_plan
-    >>> from tauon.train import JobConfig, TrainConfig, build_job
-    >>> from tauon.models import LogisticConfig
-    >>> from tauon.optim import SGDConfig
-    >>> from tauon.tasks import Classification
-    >>> from tauon.testing import tiny_batch
-    >>> from tauon.types import DataSpec
-    >>> spec = DataSpec(input_shape=(3,), outputs=2, labels=("a", "b"))
-    >>> settings = TrainConfig(steps=3, batch=8, precision="fp32", compile=False)
-    >>> config = JobConfig(LogisticConfig().resolve(spec), SGDConfig(lr=0.1), settings, Classification(), spec, seed=0)
-    >>> class Source:
-    ...     def batch_at(self, step: int):
-    ...         return tiny_batch(spec, rows=8)
-    >>> job = build_job(config, Source(), make_plan(config, examples=8))
-    >>> train(job).step
+    >>> from tauon.testing import tiny_job
+    >>> train(tiny_job(steps=3)).step
     3
     """
     job.model.train()

@@ -85,20 +85,8 @@ def lr_range(
     Raises:
         TrainingError: the range is empty, or not even the first step has a finite loss.
 
-    >>> from tauon.plan import make_plan
-    >>> from tauon.train import JobConfig, TrainConfig, build_job
-    >>> from tauon.models import LogisticConfig
-    >>> from tauon.optim import SGDConfig
-    >>> from tauon.tasks import Classification
-    >>> from tauon.testing import tiny_batch
-    >>> from tauon.types import DataSpec
-    >>> spec = DataSpec(input_shape=(3,), outputs=2, labels=("a", "b"))
-    >>> settings = TrainConfig(steps=3, batch=8, precision="fp32", compile=False)
-    >>> config = JobConfig(LogisticConfig().resolve(spec), SGDConfig(lr=0.1), settings, Classification(), spec, seed=0)
-    >>> class Source:
-    ...     def batch_at(self, step: int):
-    ...         return tiny_batch(spec, rows=8)
-    >>> test = lr_range(build_job(config, Source(), make_plan(config, examples=8)), low=1e-4, high=1.0, steps=5)
+    >>> from tauon.testing import tiny_job
+    >>> test = lr_range(tiny_job(steps=5), low=1e-4, high=1.0, steps=5)
     >>> len(test.rates), test.diverged
     (5, False)
     """

@@ -141,19 +141,18 @@ def score_attack(
     """Area under the ROC curve, rates at low false-positive rates and implied epsilon of an attack, each with its interval.
 
     Args:
-        name: of the attack.
+        name: name of the attack.
         about: what its scores are, in words.
         members: (M,) scores of training examples; larger means "was trained on".
         others: (K,) scores of held-out examples.
         confidence: confidence level of the intervals.
-        delta: at which epsilon is bounded.
+        delta: delta at which epsilon is bounded.
         rates: false-positive rates at which the true-positive rate is reported.
         groups: name to (mask of members, mask of others): the same for these alone.
 
     Raises:
-        DataError: no member or no other example.
+        ValueError: no member, no other example, or scores that are not finite.
 
-    >>> import numpy as np
     >>> score_attack("loss", "minus the loss", np.array([3.0, 2.5, 2.0, 1.0]), np.array([1.5, 0.5, 0.2, 0.1])).auc
     0.9375
     """
@@ -180,21 +179,18 @@ def score_attack(
         for r in found
         if not r.reachable
     ]
-    slices = []
-    for group, (in_m, in_o) in (groups or {}).items():
-        if in_m.sum() < 2 or in_o.sum() < 2:
-            continue
-        sub = score_attack(group, "", members[in_m], others[in_o], confidence=confidence, delta=delta, rates=rates)
-        row = {
-            "name": group,
-            "members": sub.members,
-            "others": sub.others,
-            "auc": sub.auc,
-            "auc_low": sub.auc_low,
-            "auc_high": sub.auc_high,
-        }
-        slices.append(row | {"rates": [asdict(r) for r in sub.rates]})
+    slices = [
+        _slice(score_attack(group, "", members[in_m], others[in_o], confidence=confidence, delta=delta, rates=rates))
+        for group, (in_m, in_o) in (groups or {}).items()
+        if in_m.sum() >= 2 and in_o.sum() >= 2
+    ]
     return Attack(
         name, about, len(members), len(others), area, low, high, float(((tpr - fpr) / 2 + 0.5).max()), found, _thinned(fpr, tpr), confidence,
         epsilon, slices, notes,
     )  # fmt: skip
+
+
+def _slice(attack: Attack) -> dict[str, Any]:
+    """The row of one group of examples."""
+    row = {k: getattr(attack, k) for k in ("name", "members", "others", "auc", "auc_low", "auc_high")}
+    return row | {"rates": [asdict(r) for r in attack.rates]}
