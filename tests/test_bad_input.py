@@ -119,7 +119,7 @@ def test_a_key_that_nothing_reads_is_an_error_before_the_first_step(
     recipe = text_recipe(tmp_path, train={"checkpoint_every": 1}, **sections)
     refused(tauon("train", recipe), RECIPE, key, "nothing in stage train reads it", "Remove it")
     assert not steps_in(Path("runs/toy/checkpoints")) and "step" not in [e["kind"] for e in read_events(Path("runs/toy/events.jsonl"))]
-    refused(tauon("recipe", "check", recipe, "--data"), RECIPE, key, "nothing in stage train read it")
+    refused(tauon("recipe", "check", recipe, "--data"), RECIPE, key, "nothing in stage train reads it")
     assert tauon("train", recipe, f"{key}={0 if 'wsd' in str(sections) else 0.1}").code == 0  # its default: as if not set
 
 
@@ -297,7 +297,7 @@ TABLE = {
     "a class that training does not have": (
         "a,y\n" + "".join(f"{i},{'new' if i > 27 else i % 2}\n" for i in range(30)), {"split": {"by": "position"}}, ["class 'new'", "no training row"],
     ),
-    "a missing number": ("a,y\n" + "".join(f"{'' if i == 3 else i},{i % 2}\n" for i in range(30)), {}, ["column 'a' is missing", "impute: median"]),
+    "a missing number": ("a,y\n" + "".join(f"{'' if i == 3 else i},{i % 2}\n" for i in range(30)), {}, ["column 'a' is missing", "data.table.impute (median"]),
     "an identifier": ("a,y\n" + "".join(f"n{i},{i % 2}\n" for i in range(90)), {}, ["'a' looks like an identifier", "drop: [a]"]),
 }  # fmt: skip
 
@@ -331,7 +331,7 @@ SERIES: dict[str, tuple[list[str], list[str]]] = {
     "dates out of order": ([*DAYS[:9], DAYS[10], DAYS[9], *DAYS[11:]], ["dates out of order", "2020-01-10", "row 10", "Sort"]),
     "a moment twice": ([*DAYS[:9], DAYS[8], *DAYS[9:]], ["2020-01-09", "occurs twice", "rows 8 and 9"]),
     "a gap": (DAYS[:9] + DAYS[11:], ["2 time steps are missing", "2020-01-09", "fill: forward"]),
-    "shorter than its window": (DAYS[:12], ["the train part has 11 of the series' 12 moments", "a window of 10 + 3 steps"]),
+    "shorter than its window": (DAYS[:12], ["the train part has 11 of the series' 12 time steps", "a window of 10 + 3 steps"]),
     "a missing value": ([*DAYS[:9], "2020-01-10,,3", *DAYS[10:]], ["1 values are missing", "column 'a'", "fill: forward"]),
     "a constant column": ([f"2020-01-{i + 1:02d},4,{i}" for i in range(30)], ["column 'a' is 4 at all", "targets: [...]"]),
     "all values missing": ([f"2020-01-{i + 1:02d},,{i}" for i in range(30)], ["column 'a' has no values"]),
@@ -373,8 +373,8 @@ def test_a_table_is_no_series_and_a_series_no_table(tauon: Tauon, tmp_path: Path
     ("what", "says"),
     [
         ("torn", ["a/0.png: damaged or not an image", "on_corrupt=skip"]),
-        ("one class", ["only one class (a)", "a subfolder for each class"]),
-        ("empty class", ["/c: the class has no picture"]),
+        ("one class", ["only one class (a)", "the images of each class in a subfolder of its own"]),
+        ("empty class", ["/c: this class folder has no image"]),
         ("sizes", ["3 x 3 pixels", "data.source.size"]),
         ("a class only the test part has", ["the test source has the label 'c', which the training data does not have"]),
     ],

@@ -128,7 +128,7 @@ def test_a_large_layout_is_scaled_down_to_what_is_here(tmp_path: Path) -> None:
 
 def test_what_cannot_work_is_told_before_any_work(tmp_path: Path) -> None:
     recipe = load_recipe(text_recipe(tmp_path, model=GPT_TOY), ["parallel.tensor=3"])
-    with pytest.raises(RecipeError, match="3 does not divide the model's 4 heads"):
+    with pytest.raises(RecipeError, match="is 3, which does not divide the model's 4 heads"):
         reference(recipe, tmp_path, steps=1, processes=3, on_event=null_callback)
     assert not list(tmp_path.glob("step-*"))
 

@@ -60,7 +60,7 @@ def problems(text: str, *assignments: str) -> dict[str, str]:
         (TEXT, ["data.workers=on"], "data.workers", "got true"),
         (TEXT, ["optim.lr=.nan"], "optim.lr", "finite"),
         (TEXT, ["optim.betas=[0.9, 1.5]"], "optim.betas.1", "less than 1"),
-        (TEXT, ["optim.schedule.kind=cosine", "optim.schedule.warmup=1.5"], "optim.schedule.warmup", "1.5 is neither"),
+        (TEXT, ["optim.schedule.kind=cosine", "optim.schedule.warmup=1.5"], "optim.schedule.warmup", "is 1.5: expected a share below 100% or a whole number of steps"),
         (TEXT, ["optim.schedule.kind=cosine", "optim.schedule.warmup=100%"], "optim.schedule.warmup", "share below 100%"),
         (TEXT, ["optim.schedule.kind=wsd", "optim.schedule.decay=150%"], "optim.schedule.decay", "got 1.5"),
         (TEXT, ["model.width=9"], "model.heads", "2 heads do not divide width 9"),

@@ -71,7 +71,7 @@ def test_ctc_spells_what_it_hears(tmp_path: Path) -> None:
     [
         ("audio-classification", "transcript", "audio-classification needs classes"),
         ("speech-recognition", "class", "speech-recognition needs transcripts"),
-        ("classification", "auto", "gives recordings, but the task needs features and targets"),
+        ("classification", "auto", "provides recordings, but the task needs features and targets"),
     ],
 )
 def test_a_task_that_does_not_fit_the_recordings_is_refused(tmp_path: Path, task: str, target: str, said: str) -> None:

@@ -112,7 +112,7 @@ def test_bounds_of_a_target_scale_it_and_clip_nothing(tmp_path: Path) -> None:
 
 def test_scaling_by_bounds_refuses_to_learn_the_scale_of_the_target(tmp_path: Path) -> None:
     config = recipe(tmp_path).data.model_copy(update={"normalize": "bounds", "bounds": {"*": (0.0, 300.0)}})
-    with pytest.raises(RecipeError, match=r"no range for price.*data.bounds: \{price: \[low, high\]\}.*normalize_targets: none"):
+    with pytest.raises(RecipeError, match=r"no range for the target price.*data.bounds: \{price: \[low, high\]\}.*normalize_targets: none"):
         prepare(config, seed=0, input_kind="arrays", scale_targets=True)
     as_it_is = prepare(config.model_copy(update={"normalize_targets": "none"}), seed=0, input_kind="arrays", scale_targets=True)
     assert as_it_is.spec.target_scale == ()

@@ -57,7 +57,7 @@ def test_what_is_wrong_with_a_piped_recipe_is_said(tauon: Tauon, tmp_path: Path,
 def test_a_name_that_no_run_can_have_is_refused_as_a_mistake(tauon: Tauon, tmp_path: Path, name: str) -> None:
     Path("d.csv").write_text("a,b,y\n" + "".join(f"{i % 7},{i % 5},{'ab'[i % 2]}\n" for i in range(60)))
     ended = tauon("recipe", "new", "--from", "d.csv", "--label-from", "y", f"--name={name}")
-    assert ended.code == 2 and "no name of a run" in ended.err and "letters, digits" in ended.err
+    assert ended.code == 2 and "is not a valid run name" in ended.err and "letters, digits" in ended.err
     assert {p.name for p in tmp_path.iterdir()} == {"d.csv"}
 
 

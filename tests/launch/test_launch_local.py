@@ -108,7 +108,7 @@ def test_a_killed_worker_costs_a_restart_and_the_port_may_be_fixed(tmp_path: Pat
     port = free_port()
     told = run(tmp_path, "20", "0.01", "crash=1@5", port=port)
     assert (tmp_path / "step.txt").read_text() == "20"
-    assert len(told.warnings) == 1 and "rank 1 was killed by SIGKILL" in told.warnings[0] and "1 of 3 restarts" in told.warnings[0]
+    assert len(told.warnings) == 1 and "rank 1 was killed by SIGKILL" in told.warnings[0] and "restart 1 of 3" in told.warnings[0]
     assert re.search(r"restart 1.*\n.*going on at step [45]", log(tmp_path, 0))
     assert started(tmp_path / "started-0-1.json")["env"]["MASTER_PORT"] == str(port)
 

@@ -63,7 +63,7 @@ def run(folder: Path, *options: str, **section: Any) -> tuple[int, str, str]:
         (
             "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.11",
             "h:1",
-            "another version than ours: Version mismatch",
+            "another version than this machine: Version mismatch",
         ),
         ("Failed to connect to Ray cluster at h:1.", "h:1", "no Ray answers at h:1"),
         ("\n", None, "Ray could not be started here: no reason given"),

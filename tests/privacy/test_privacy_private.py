@@ -304,7 +304,7 @@ def test_adam_is_told_of_the_noise(tmp_path: Path) -> None:
     state = load_checkpoint(done.checkpoints / "step-000012").state["optimizer"]
     [noise] = {e["noise"] for e in map(json.loads, (done.folder / "events.jsonl").read_text().splitlines()) if "noise" in e}
     assert state["head.weight/noise_sq"] == pytest.approx(noise**2 * (1 - 0.999**12))
-    with pytest.raises(RecipeError, match=r"optim\.kind: adamw-bc takes the noise of private training"):
+    with pytest.raises(RecipeError, match=r"optim\.kind: adamw-bc corrects for the noise of private training"):
         load_recipe(text_recipe(tmp_path, optim=optim))
 
 

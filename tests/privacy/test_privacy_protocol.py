@@ -414,7 +414,7 @@ def test_a_key_that_was_deleted_with_the_checkpoints_is_settled_for_what_it_made
     shutil.rmtree(folder / "checkpoints")
     told: list[str] = []
     train(made, tmp_path, on_event=lambda kind, **facts: told.append(str(facts.get("message"))))
-    assert any("was settled: 3 steps, entry 3" in t for t in told)
+    assert any("was settled for 3 steps: entry 3" in t for t in told)
     assert [[r.count for r in e.releases] for e in entries(ledgers) if e.action == "settle"] == [[1, 3], [1, 4]]
 
 
@@ -423,7 +423,7 @@ def test_a_copy_of_a_run_does_not_draw_from_its_key(tmp_path: Path, ledgers: Pat
     folder = killed(made, tmp_path, 3)
     copy = folder.with_name("copy")
     shutil.copytree(folder, copy)
-    with pytest.raises(RunError, match=r"copy is a copy of .*table, key included"):
+    with pytest.raises(RunError, match=r"copy is a copy of .*table, with its key"):
         train(recipe(tmp_path, "name=copy"), tmp_path)
     train(made, tmp_path)  # the original goes on
     with pytest.raises(RunError, match=r"is a copy of"):

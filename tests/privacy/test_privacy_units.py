@@ -177,7 +177,7 @@ def test_a_run_promises_for_patients(tmp_path: Path) -> None:
 
 
 def test_a_group_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'doctor' is none of the columns that are read: patient, age, pressure"):
+    with pytest.raises(DataError, match="'doctor' is not among the columns that are read: patient, age, pressure"):
         splits_of(table(tmp_path, data={"table": {"group": "doctor"}}), tmp_path)
     with pytest.raises(RecipeError, match=r"privacy.unit.*data.table.group"):
         run(table(tmp_path, data={"table": {"group": None}}), root=tmp_path / "runs", stages=("prepare", "train"))

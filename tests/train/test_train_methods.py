@@ -45,7 +45,7 @@ def test_gradient_descent_takes_the_whole_training_set_and_its_loss_falls_at_eve
 
 
 def test_gradient_descent_refuses_a_batch(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"train.batch: gd takes the whole training set"):
+    with pytest.raises(RecipeError, match=r"train.batch: gd uses the full training set"):
         load_recipe(table_recipe(tmp_path, optim={"kind": "gd"}))
 
 
