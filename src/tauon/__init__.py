@@ -12,15 +12,13 @@ Names are imported when they are used, so that `import tauon` costs nothing; `__
 
 from __future__ import annotations
 
-from typing import Any
-
 __version__ = "0.1.0"
 __all__ = ["Recipe", "Run", "__version__", "load_recipe", "open_run", "run"]
 
 _PLACES = {"Recipe": "tauon.recipe", "Run": "tauon.api", "load_recipe": "tauon.recipe", "open_run": "tauon.api", "run": "tauon.api"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _PLACES:
         raise AttributeError(f"module 'tauon' has no attribute {name!r}")
     import importlib
