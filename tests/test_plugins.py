@@ -92,7 +92,7 @@ def test_a_stage_from_outside_has_a_verb_a_section_and_a_part_of_the_report(tmp_
     absent = tauon(
         os.environ | {"PYTHONPATH": str(ROOT / "src")}, "recipe", "check", "quickstart", "--set", "stages=[prepare, train, boundry]"
     )
-    assert absent.returncode == 2 and "no stage is called 'boundry'" in absent.stderr and "There are: prepare" in absent.stderr
+    assert absent.returncode == 2 and "no stage is called 'boundry'" in absent.stderr and "Available: prepare" in absent.stderr
 
 
 @pytest.mark.parametrize(
@@ -141,6 +141,48 @@ def test_a_task_from_outside_is_scored_by_a_metric_of_its_own(tmp_path: Path) ->
     done = tauon(env, "predict", str(folder), "--data", str(tmp_path / "new.csv"), "--to", str(tmp_path / "out.csv"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.csv").read_text().splitlines()[0] == "x,y,prediction,probability_upper,probability_lower"
+
+
+def test_a_stage_whose_section_cannot_be_imported_is_left_out_with_those_that_read_it(tmp_path: Path) -> None:
+    env = install(tmp_path / "site", points={"tauon.stages": {"one": "toy_plugin.stage:BOUNDARY", "two": "toy_plugin.stage:SECOND"}})
+    package = tmp_path / "site" / "toy_plugin"
+    (package / "boundary.py").write_text("import a_library_that_is_not_here\n")
+    with (package / "stage.py").open("a") as f:
+        f.write('SECOND = Stage("second", run="toy_plugin.boundary:second", help="Reads the first.", inputs=("boundary",))\n')
+    (tmp_path / "data.csv").write_text("a,y\n" + "".join(f"{i},{'no' if i < 20 else 'yes'}\n" for i in range(40)))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"{{name: toy, data: {{source: {{kind: csv, path: {tmp_path / 'data.csv'}, label: y}}}}, task: classification, model: logistic, "
+        "train: {steps: 3, batch: 8}}"
+    )
+    done = tauon(env, "run", str(recipe), "--root", str(tmp_path / "runs"), "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert "a_library_that_is_not_here" in done.stderr and "'second' is not available" in done.stderr
+    assert (tmp_path / "runs" / "toy" / "report.html").is_file()
+
+
+def test_a_run_made_beside_a_stage_that_it_did_not_use_opens_without_that_package(tmp_path: Path) -> None:
+    env = install(tmp_path / "site", points={"tauon.stages": {"boundary": "toy_plugin.stage:BOUNDARY"}})
+    recipe = ["quickstart", "--set", "train.time=null", "--set", "train.steps=2"]
+    assert tauon(env, "recipe", "check", *recipe).returncode == 0
+    written = tauon(env, "recipe", "show", "quickstart", "train.time=null", "train.steps=2").stdout
+    (tmp_path / "recipe.yaml").write_text(written)
+    alone = tauon(os.environ | {"PYTHONPATH": str(ROOT / "src")}, "recipe", "check", str(tmp_path / "recipe.yaml"))
+    assert alone.returncode == 0, alone.stderr
+
+
+def test_names_of_sections_and_verbs_are_reserved(tmp_path: Path) -> None:
+    from tauon.cli.main import BY_HAND
+    from tauon.recipe import Recipe
+    from tauon.stages.table import BUILT_IN, RESERVED
+
+    own = {stage.name for stage in BUILT_IN if stage.config}
+    assert {*Recipe.model_fields} - own <= {*RESERVED} and {*BY_HAND} <= {*RESERVED}
+    env = install(tmp_path)
+    path = tmp_path / "toy_plugin" / "stage.py"
+    path.write_text(path.read_text().replace('    "boundary",\n', '    "launch",\n'))
+    done = tauon(env, "recipe", "check", str(EXAMPLE / "recipe.yaml"))
+    assert done.returncode == 0 and "'launch' is reserved" in done.stderr, done.stderr
 
 
 def test_parts_from_outside_keep_the_contracts(tmp_path: Path) -> None:

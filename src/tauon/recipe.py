@@ -182,7 +182,11 @@ def recipe_schema() -> dict[str, Any]:
 
 def to_yaml(recipe: Recipe) -> str:
     """Return the complete recipe as YAML, with defaults: enough to run it again."""
-    return write_yaml(dump(recipe))
+    tree = dump(recipe)
+    unused = {
+        s.name for s in stage_table().values() if s.config and tree.get(s.name) is None
+    }  # so that it opens where that stage is not installed
+    return write_yaml({k: v for k, v in tree.items() if k not in unused})
 
 
 def recipe_folder() -> Path:

@@ -72,6 +72,8 @@ def test_a_cross_validation_has_folds_and_their_means(tmp_path: Path) -> None:
 def test_a_run_shows_itself_in_a_notebook(run: tauon.Run) -> None:
     html = run._repr_html_()
     assert "Finished: 8 steps" in html and "<svg" in html and "perplexity" in html.lower()
+    assert run.evaluation is not None and run.evaluation.primary == "bits_per_byte"
+    assert html.index("Bits per byte") < html.index("Perplexity")  # the primary metric leads
     assert "http://" not in html.replace("http://www.w3.org", "") and "<script" not in html
 
 

@@ -73,7 +73,7 @@ def test_version(tauon: Tauon) -> None:
     ("command", "says"),
     [
         (["tarin"], "did you mean 'train'"),
-        (["frobnicate"], "There are: run, train"),
+        (["frobnicate"], "Available: run, train"),
         (["run"], "Missing argument 'RECIPE'"),
         (["run", "quickstart", "--frsh"], "--fresh"),
         (["runs", "compare", "nowhere", "nowhere"], "'nowhere' does not exist"),

@@ -104,7 +104,7 @@ def test_dropout_is_of_the_adapter_and_of_training_alone(tmp_path: Path) -> None
 
 def test_a_target_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     folder = save(theirs("llama"), tmp_path / "base")
-    with pytest.raises(RecipeError, match=r"adapt.target: 'c_attn' names no linear layer .* There are: down, gate, k, out, q, up, v"):
+    with pytest.raises(RecipeError, match=r"adapt.target: 'c_attn' names no linear layer .* Available: down, gate, k, out, q, up, v"):
         adapted(folder, {"kind": "lora", "target": ["q", "c_attn"]})
     with pytest.raises(RecipeError, match=r"adapt.also: 'nrom' names no parameter"):
         adapted(folder, {"kind": "lora", "also": ["nrom"]})

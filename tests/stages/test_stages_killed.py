@@ -70,7 +70,7 @@ def check(tmp_path: Path, times: int) -> None:
     for stage in STAGES:
         hits += sum(kill_in(recipe, root, stage, rng) for _ in range(times))
     finish(recipe, root)
-    assert hits >= len(STAGES)
+    assert hits >= len(STAGES) * times // 2  # a fast machine may be done before the kill
     assert records(root) == records(tmp_path / "undisturbed")
     assert not [p for p in (root / "toy").rglob("*") if ".tmp-" in p.name]
 

@@ -39,7 +39,7 @@ def test_a_frozen_batch_norm_keeps_its_statistics_and_others_do_not() -> None:
 
 
 def test_what_freezes_nothing_or_everything_is_refused() -> None:
-    with pytest.raises(RecipeError, match="'odd' matches no parameter. There are: weight, bias"):
+    with pytest.raises(RecipeError, match="'odd' matches no parameter. Available: weight, bias"):
         freeze(nn.Linear(2, 2), ["odd"])
     with pytest.raises(RecipeError, match="freezes all parameters"):
         freeze(nn.Linear(2, 2), ["*"])

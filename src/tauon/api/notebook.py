@@ -15,6 +15,7 @@ from tauon.report.text import escape, label, spread
 __all__ = ["run_html"]
 
 _MOST_POINTS = 400
+_MOST_METRICS = 8
 
 
 def run_html(run: Any) -> str:
@@ -22,9 +23,12 @@ def run_html(run: Any) -> str:
     records = Records.read(run.folder)
     _, sentence = status(records)
     html = f"<b>{escape(run.name)}</b> <span>{escape(sentence)}</span>"
-    rows = [_row(name, m) for name, m in run.metrics.items()]
+    first = run.evaluation.primary if run.evaluation is not None else ""
+    rows = [_row(name, m) for name, m in sorted(run.metrics.items(), key=lambda item: item[0] != first)]
     if rows:
-        html += table([("", ""), ("value", "num"), ("interval", "num")], rows[:8], "figures")
+        html += table([("", ""), ("value", "num"), ("interval", "num")], rows[:_MOST_METRICS], "figures")
+    if len(rows) > _MOST_METRICS:
+        html += f"<p>and {len(rows) - _MOST_METRICS} more metrics: <code>run.metrics</code></p>"
     return f"<div>{html}{_curve(records)}</div>"
 
 
@@ -46,5 +50,5 @@ def _curve(records: Records) -> str:
         ]
         if len(points) > 1:
             every = -(-len(points) // _MOST_POINTS)
-            lines.append(Line(name, points[::every], tone))
+            lines.append(Line(name, [*points[:-1:every], points[-1]], tone))
     return chart("loss", "Loss", lines, x_label="step", y_label="loss", zero=False, log=False) if lines else ""

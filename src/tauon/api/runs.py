@@ -16,7 +16,7 @@ from tauon.evaluate import Evaluation, Metric
 from tauon.generate import Sampling
 from tauon.pipeline import run as run_stages
 from tauon.predict import Predictor
-from tauon.recipe import Recipe, find_recipe, folder_of, load_recipe
+from tauon.recipe import Recipe, folder_of, load_recipe
 from tauon.stages.context import Context, null_callback
 from tauon.stages.evaluate import evaluation_of
 from tauon.stages.generate import TextGenerator
@@ -100,7 +100,7 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The complete recipe of the run."""
-        return load_recipe(find_recipe(str(self.folder)))
+        return load_recipe(self.folder)
 
     @property
     def evaluation(self) -> Evaluation | None:

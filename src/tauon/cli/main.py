@@ -88,7 +88,7 @@ class LazyVerbs(click.Group):
         name, known = args[0], verbs()
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            ctx.fail(f"no verb {name!r}" + (f"; did you mean {close[0]!r}?" if close else f". There are: {', '.join(known)}"))
+            ctx.fail(f"no verb {name!r}" + (f"; did you mean {close[0]!r}?" if close else f". Available: {', '.join(known)}"))
         return super().resolve_command(ctx, args)
 
 

@@ -12,8 +12,8 @@ __all__ = ["load_plugin", "load_plugins"]
 def load_plugins() -> dict[str, str]:
     """Import every installed package with plugins for Tauon (entry-point groups `tauon.<family>`, `tauon.plugins`).
 
-    A package that fails to import, or registers a name that is taken, is skipped; the others work. Returns the problem of each failed package,
-    by name. A recipe that uses a part of a failed package gets the same message.
+    A part that fails to import, or registers a name that is taken, is skipped; the others work. Returns the problem of each failed part,
+    by package and entry point. A recipe that uses such a part gets the same message.
     """
     for group in ("plugins", *families()):
         for point in entry_points(group=f"tauon.{group}"):
@@ -27,7 +27,7 @@ def load_plugin(point: EntryPoint) -> object | None:
     try:
         loaded: object = point.load()
     except Exception as err:  # third-party code: any exception is possible
-        FAILED_PLUGINS[package] = (
+        FAILED_PLUGINS[f"{package}: {point.value}"] = (
             f"the installed package {package!r} has plugins for Tauon ({point.group}: {point.value}), but cannot be "
             f"imported: {type(err).__name__}: {err}. Update it, or remove it: pip uninstall {package}"
         )

@@ -16,9 +16,9 @@ from tauon import __version__
 from tauon.artifacts import RUN_FORMAT, Run, atomic_write, code_fingerprint, environment
 from tauon.distributed import Heartbeat, World, join
 from tauon.errors import Problem, RecipeError, RunError
-from tauon.privacy import give_up
 from tauon.recipe import Recipe, fingerprint, to_yaml
 from tauon.stages.context import Context, EventCallback, null_callback
+from tauon.stages.extensions import set_aside
 from tauon.stages.folds import run_folds
 from tauon.stages.table import check_names, load, stage_table
 from tauon.stages.unread import refuse_unread
@@ -84,8 +84,7 @@ def _begin(ctx: Context, *, fresh: bool) -> None:
     """Write the recipe and the manifest to the folder. `RunError` if it holds the training of another recipe."""
     record, recipe = ctx.run, ctx.recipe
     if fresh and (record.recipe_path.exists() or record.checkpoints.exists()):
-        give_up(record.folder, lambda message: ctx.on_event("note", message=f"privacy: {message}"))
-        ctx.on_event("aside", folder=str(record.set_aside()))
+        set_aside(record, ctx.on_event)
     ctx.refuse_another_recipe()
     atomic_write(record.recipe_path, to_yaml(recipe))
     record.update_manifest(format=RUN_FORMAT, tauon=__version__, seed=recipe.seed, environment=environment())

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from tauon.artifacts import Run, atomic_write, read_json, write_json
-from tauon.privacy import give_up
 from tauon.recipe import Recipe, to_yaml
 from tauon.stages.context import Context, EventCallback
 from tauon.stages.evaluate import evaluation_of
+from tauon.stages.extensions import set_aside
 from tauon.stages.report import write_report
 
 __all__ = ["run_folds"]
@@ -37,8 +37,7 @@ def run_folds(
     assert folds is not None
     with Run.open(folder) as record:
         if fresh and record.recipe_path.exists():
-            give_up(record.folder, lambda message: on_event("note", message=f"privacy: {message}"))
-            on_event("aside", folder=str(record.set_aside()))
+            set_aside(record, on_event)
         each = [one_fold(recipe, fold) for fold in range(folds)]
         Context(recipe, record, on_event).refuse_another_recipe()
         for one in each:

@@ -15,7 +15,20 @@ from typing import Any
 
 from tauon.errors import MissingExtra, Problem, RecipeError
 
-__all__ = ["BUILT_IN", "CORE", "FAILED_STAGES", "Stage", "all_inputs", "check_names", "in_order", "load", "stage_table", "unknown_stage"]
+__all__ = [
+    "BUILT_IN",
+    "CORE",
+    "FAILED_STAGES",
+    "RESERVED",
+    "Stage",
+    "all_inputs",
+    "check_names",
+    "in_order",
+    "leave_out",
+    "load",
+    "stage_table",
+    "unknown_stage",
+]
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,13 @@ BUILT_IN = (
 )  # fmt: skip
 
 FAILED_STAGES: dict[str, str] = {}
-"""Installed package -> why its stage could not be added."""
+"""Installed package and stage -> why the stage could not be added."""
+
+RESERVED = (
+    *("name", "seed", "stages", "data", "task", "model", "adapt", "optim", "train", "privacy", "parallel", "launch", "evaluate", "track"),
+    *("run", "predict", "generate", "export", "adapter", "audit", "runs", "check", "tune", "recipe"),
+)
+"""Sections of every recipe and verbs that are written by hand: names that a stage of another package cannot have."""
 
 
 @cache
@@ -96,12 +115,17 @@ def stage_table() -> dict[str, Stage]:
             stage = point.load()
             refuse_stage(stage, table)
         except Exception as err:  # code of another package can raise anything
-            FAILED_STAGES[package] = _failure(package, f"{point.name} = {point.value}", err)
+            FAILED_STAGES[f"{package}: {point.name}"] = _failure(package, f"{point.name} = {point.value}", err)
             continue
         table[stage.name] = stage
-    report = table.pop("report")
-    table["report"] = replace(report, inputs=tuple(name for name in table if name != "prepare"))
-    return {stage.name: stage for stage in in_order(table)}
+    return _ordered(table)
+
+
+def _ordered(table: dict[str, Stage]) -> dict[str, Stage]:
+    """Return the stages in the order of work. The report reads the results of all others but `prepare`."""
+    others = {name: stage for name, stage in table.items() if name != "report"}
+    report = replace(table["report"], inputs=tuple(name for name in others if name != "prepare"))
+    return {stage.name: stage for stage in in_order(others | {"report": report})}
 
 
 def _failure(package: str, what: str, err: Exception) -> str:
@@ -112,10 +136,15 @@ def _failure(package: str, what: str, err: Exception) -> str:
 
 
 def leave_out(stage: Stage, err: Exception) -> None:
-    """Remove a stage of another package, whose section cannot be loaded, from the table."""
-    package = stage.run.partition(".")[0]
-    FAILED_STAGES[package] = _failure(package, stage.config, err)
-    del stage_table()[stage.name]
+    """Remove a stage of another package, whose section cannot be loaded, and the stages that read its results from the table."""
+    package, table = stage.run.partition(".")[0], stage_table()
+    FAILED_STAGES[f"{package}: {stage.name}"] = _failure(package, stage.config, err)
+    gone = {stage.name, *(s.name for s in table.values() if s.name != "report" and stage.name in all_inputs(s))}
+    for name in gone - {stage.name}:
+        FAILED_STAGES[f"{package}: {name}"] = f"the stage {name!r} is not available, because it reads the results of stage {stage.name!r}"
+    remaining = _ordered({name: s for name, s in table.items() if name not in gone})
+    table.clear()
+    table.update(remaining)
 
 
 def refuse_stage(stage: Any, table: dict[str, Stage]) -> None:
@@ -124,6 +153,8 @@ def refuse_stage(stage: Any, table: dict[str, Stage]) -> None:
         raise ValueError(f"expected a tauon.stages.table.Stage, got {type(stage).__name__}")
     if stage.name in table:
         raise ValueError(f"a stage {stage.name!r} already exists ({table[stage.name].run})")
+    if stage.name in RESERVED:
+        raise ValueError(f"the name {stage.name!r} is reserved: it is a section of every recipe, or a verb")
     if stage.collective:
         raise ValueError(f"stage {stage.name!r} is collective; only prepare and train may be")
     if "report" in stage.inputs:
@@ -176,7 +207,7 @@ def unknown_stage(name: str) -> str:
     close = difflib.get_close_matches(name, table, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     failed = "".join(f" {message}" for message in FAILED_STAGES.values())
-    known = f"There are: {', '.join(table)}. Stages of other packages are available when the package is installed."
+    known = f"Available: {', '.join(table)}. A stage of another package is available once that package is installed."
     return f"no stage is called {name!r}{hint} {known}{failed}"
 
 

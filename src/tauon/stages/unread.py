@@ -21,9 +21,9 @@ def unread_in(recipe: Recipe, name: str, later: tuple[str, ...] = ()) -> list[st
     return [k for k in unread_keys(recipe) if k.split(".")[0] in sections]
 
 
-def refuse_unread(recipe: Recipe, name: str, later: tuple[str, ...] = (), *, but: str = "-") -> None:
-    """Raise `RecipeError` that lists each unread key. Keys that begin with `but` are skipped."""
-    keys = [k for k in unread_in(recipe, name, later) if not k.startswith(but)]
+def refuse_unread(recipe: Recipe, name: str, later: tuple[str, ...] = (), *, without_task: bool = False) -> None:
+    """Raise `RecipeError` that lists each unread key; `without_task`: except those of the task."""
+    keys = [k for k in unread_in(recipe, name, later) if not (without_task and k.startswith("task."))]
     if keys:
         raise RecipeError([Problem(k, f"is set, but nothing in stage {name} reads it, so it has no effect. Remove it.") for k in keys])
 
@@ -38,4 +38,4 @@ def refuse_unread_before_training(recipe: Recipe, job: TrainJob, *, whole_model:
         batch = job.loader.batch_at(job.step).rows(0, 1).to(job.policy.device)
         with torch.no_grad(), freeze_running_stats(job.model), job.policy.precision.context():
             job.task.loss(job.model, batch)
-    refuse_unread(recipe, "train", but="-" if whole_model else "task.")
+    refuse_unread(recipe, "train", without_task=not whole_model)

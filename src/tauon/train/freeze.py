@@ -20,7 +20,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         matches = [p for n, p in named.items() if fnmatch.fnmatchcase(n, pattern)]
         if not matches:
-            message = f"{pattern!r} matches no parameter. There are: {', '.join([*named][:8])}{', ...' if len(named) > 8 else ''}."
+            message = f"{pattern!r} matches no parameter. Available: {', '.join([*named][:8])}{', ...' if len(named) > 8 else ''}."
             raise RecipeError([Problem("train.freeze", message)])
         for p in matches:
             p.requires_grad_(False)

@@ -76,7 +76,7 @@ class AdaptConfig(Registered, family="adapt"):
         if idle or not chosen:
             there = sorted({n.rpartition(".")[2] for n in layers})
             what = f"{', '.join(map(repr, idle))} names no linear layer of this model's blocks" if idle else "is empty"
-            raise RecipeError([Problem("adapt.target", f"{what}. There are: {', '.join(there) or 'none'}.")])
+            raise RecipeError([Problem("adapt.target", f"{what}. Available: {', '.join(there) or 'none'}.")])
         for layer in chosen.values():
             AdaptedLinear.wrap(layer, self)
         named = list(model.named_parameters(remove_duplicate=False))  # includes every name of a tied weight

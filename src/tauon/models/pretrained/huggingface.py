@@ -271,7 +271,7 @@ def family_of(config: ModelConfig) -> Family:
         return _causal_family(config)
     if kind not in FAMILIES:
         there = ", ".join(sorted({f.kind for f in FAMILIES.values()}))
-        raise CheckpointError(f"model {kind} has no counterpart among Hugging Face's. There are: {there}.")
+        raise CheckpointError(f"model {kind} has no counterpart among Hugging Face's. Available: {there}.")
     return FAMILIES[kind]
 
 

@@ -6,15 +6,18 @@ only when they are called.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tauon.stages.extensions.base import SplitTransform, StartAgain, TrainExtension
 from tauon.stages.table import load
 
 if TYPE_CHECKING:
-    from tauon.artifacts import Checkpoint
+    from tauon.artifacts import Checkpoint, Run
 
-__all__ = ["REPORT_SECTIONS", "SplitTransform", "StartAgain", "TrainExtension", "split_transforms", "train_extensions"]
+__all__ = [
+    "REPORT_SECTIONS", "SplitTransform", "StartAgain", "TrainExtension", "set_aside", "split_transforms", "train_extensions",
+]  # fmt: skip
 
 _HERE = "tauon.stages.extensions"
 
@@ -35,6 +38,17 @@ TRAIN_EXTENSIONS = (
 
 REPORT_SECTIONS = ("tauon.privacy.report:privacy",)
 """Functions that take `Records` and return the extensions' sections of report.html."""
+
+
+BEFORE_SET_ASIDE = (f"{_HERE}.privacy:release_budget",)
+"""Functions that take a run's folder and `on_event`, called before `--fresh` renames the folder: they release what the run holds elsewhere."""
+
+
+def set_aside(run: Run, on_event: Callable[..., None]) -> None:
+    """Rename the folder of a run (`--fresh`); nothing is deleted."""
+    for place in BEFORE_SET_ASIDE:
+        load(place)(run.folder, on_event)
+    on_event("aside", folder=str(run.set_aside()))
 
 
 def split_transforms(ctx: Any) -> list[SplitTransform]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from tauon.privacy import (
     check_independent,
     discard_key,
     discard_statistics,
+    give_up,
     original_of,
     read_internal,
     read_key,
@@ -60,6 +62,7 @@ __all__ = [
     "privacy",
     "private_run",
     "publish",
+    "release_budget",
     "remember",
 ]
 
@@ -118,6 +121,11 @@ class PrivateTraining(TrainExtension):
         if self.ctx.world.leads:
             settle(self.ctx.run, self.private.releases(job.step))
             discard_key(self.ctx.run.folder)
+
+
+def release_budget(folder: Path, on_event: Callable[..., None]) -> None:
+    """Settle a run that is set aside by the steps it made, and delete its keys."""
+    give_up(folder, lambda message: on_event("note", message=f"privacy: {message}"))
 
 
 def is_reference_model(recipe: Recipe, folder: Path) -> bool:
