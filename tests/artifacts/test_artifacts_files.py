@@ -112,7 +112,7 @@ def dead_process() -> int:
 
 def test_leftovers_of_dead_processes_go_and_those_of_live_ones_stay(tmp_path):
     host = files._host()
-    mine = files._beside(tmp_path / "mine", "tmp")
+    mine = files.temporary_path(tmp_path / "mine", "tmp")
     mine.mkdir()
     (tmp_path / f".tmp.{dead_process()}-5.{host}.0123abcd.step-000100").mkdir()
     (tmp_path / f".tmp.{os.getpid()}-5.{host}.0123abcd.file.json").write_text("another process had this number")

@@ -32,6 +32,7 @@ __all__ = [
     "read_json",
     "remove_leftovers",
     "sha256_file",
+    "temporary_path",
     "to_json",
     "write_json",
 ]
@@ -60,14 +61,14 @@ def _host() -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname())[:64] or "_"
 
 
-def _beside(path: Path, what: str) -> Path:
+def temporary_path(path: Path, what: str) -> Path:
     """Return a free name in the folder of `path`: `.tmp.<pid>-<start>.<host>.<random>.<name>`; `what` is tmp or old."""
     pid = os.getpid()
     return path.with_name(f".{what}.{pid}-{_start_ticks(pid)}.{_host()}.{secrets.token_hex(4)}.{path.name}")
 
 
 _LEFTOVER = re.compile(r"\.(?P<what>tmp|old)\.(?P<pid>\d+)-(?P<start>\d+)\.(?P<host>[A-Za-z0-9_-]+)\.[0-9a-f]{8}\.(?P<name>.+)")
-"""Matches names from `_beside`."""
+"""Matches names from `temporary_path`."""
 
 
 def _maker_is_dead(leftover: Path, pid: int, start: int, host: str) -> bool:
@@ -162,7 +163,7 @@ def atomic_write(path: Path | str, data: bytes | str, *, mode: int = 0o666) -> N
     """
     path = Path(os.path.realpath(path))  # through a link, not over it
     raw = data.encode("utf-8") if isinstance(data, str) else data
-    temporary = _beside(path, "tmp")
+    temporary = temporary_path(path, "tmp")
     try:
         try:
             write_file(temporary, raw, mode)
@@ -182,7 +183,7 @@ def erase(path: Path | str) -> None:
     Old blocks that a file system or a disk keeps (copy on write, wear levelling, backups) cannot be removed. Raises `RunError`.
     """
     path = Path(path)
-    aside = _beside(path, "tmp")
+    aside = temporary_path(path, "tmp")
     try:
         os.replace(path, aside)
         sync_folder(path.parent)
@@ -208,7 +209,7 @@ def folder_atomically(final: Path | str, *, replace: bool = False) -> Iterator[P
     `final` is a `RunError` unless `replace`; an interrupted replacement is undone by `remove_leftovers`.
     """
     final = Path(final)
-    temporary = _beside(final, "tmp")
+    temporary = temporary_path(final, "tmp")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         if not replace and final.exists():
@@ -243,7 +244,9 @@ def _rename_folder(temporary: Path, final: Path, replace: bool) -> None:
     if not (replace and final.exists()):
         os.rename(temporary, final)
         return
-    old = _beside(final, "old")  # a folder cannot be renamed over a non-empty one: two renames, and remove_leftovers handles both names
+    old = temporary_path(
+        final, "old"
+    )  # a folder cannot be renamed over a non-empty one: two renames, and remove_leftovers handles both names
     os.rename(final, old)
     try:
         os.rename(temporary, final)
@@ -255,7 +258,7 @@ def _rename_folder(temporary: Path, final: Path, replace: bool) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that no process ever sees half of it under its own name: rename first."""
-    doomed = _beside(folder, "tmp")
+    doomed = temporary_path(folder, "tmp")
     os.rename(folder, doomed)
     shutil.rmtree(doomed)
 

@@ -16,7 +16,7 @@ from tauon.data.files import decode, open_bytes
 from tauon.data.spelling import nfc
 from tauon.errors import DataError
 
-__all__ = ["json_line", "json_lines", "json_rows", "read_text", "refuse_surrogates", "text_lines", "wrong_encoding"]
+__all__ = ["encoding_by_mark", "json_line", "json_lines", "json_rows", "read_text", "refuse_surrogates", "text_lines", "wrong_encoding"]
 
 _MARKS = (
     (b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe\x00\x00", "utf-32-le"), (b"\x00\x00\xfe\xff", "utf-32-be"),
@@ -25,7 +25,7 @@ _MARKS = (
 """Byte order marks. None of them is a valid character, and only the first could start a text in UTF-8."""
 
 
-def _marked(data: bytes, encoding: str) -> tuple[int, str]:
+def encoding_by_mark(data: bytes, encoding: str) -> tuple[int, str]:
     """Return (length of the byte order mark, encoding): from the mark, or from the zeros of UTF-16, if that does not contradict `encoding`."""
     family = encoding.lower().replace("_", "-").removesuffix("-sig").removesuffix("-le").removesuffix("-be")
     for mark, name in _MARKS:
@@ -42,7 +42,7 @@ def _marked(data: bytes, encoding: str) -> tuple[int, str]:
 
 def read_text(data: bytes, where: str, encoding: str = "utf-8") -> str:
     """Decode the bytes of a file strictly. A byte order mark decides the encoding, and is removed."""
-    length, encoding = _marked(data, encoding)
+    length, encoding = encoding_by_mark(data, encoding)
     return decode(data[length:], where, encoding)
 
 
@@ -50,7 +50,7 @@ def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]
     r"""Yield (number from 1, line without its end) of each line, decoded line by line. Lines end at \n only; a mark is handled as in `read_text`."""
     with open_bytes(path) as file:
         first = file.readline()
-        length, encoding = _marked(first, encoding)
+        length, encoding = encoding_by_mark(first, encoding)
         if _wide(encoding):
             whole = decode(first[length:] + file.read(), str(path), encoding)
             yield from ((i, text.rstrip("\r")) for i, text in enumerate(whole.split("\n"), 1))

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from tauon.data import Rows
 from tauon.data.files import open_bytes
 from tauon.data.sources.separated import column_names
-from tauon.data.text_files import _marked
+from tauon.data.text_files import encoding_by_mark
 from tauon.errors import DataError
 
 __all__ = ["CsvStream"]
@@ -57,7 +57,7 @@ class CsvStream:
         names = self.names()
         with open_bytes(self.path) as file:
             start = file.read(4)
-            length, encoding = _marked(start, self.encoding)
+            length, encoding = encoding_by_mark(start, self.encoding)
             plain = encoding.lower().replace("_", "-") in ("utf-8", "utf8") and len(self.delimiter) == 1 and self.delimiter.isascii()
             data = start[length:] + (file.read(PIECE) if plain else b"")
             while plain and data.count(b"\n") < self._head and not _odd_ends(data) and (more := file.read(PIECE)):
@@ -108,7 +108,7 @@ class CsvStream:
         encoding, head = self.encoding, before
         if not line:
             head = before if len(before) >= 4 else before + file.read(4 - len(before))
-            length, encoding = _marked(head, self.encoding)
+            length, encoding = encoding_by_mark(head, self.encoding)
             head = head[length:]
         text = io.TextIOWrapper(io.BufferedReader(_Prefixed(head, file)), encoding, newline="\n" if self.delimiter == "blanks" else "")  # type: ignore[arg-type]
         number = line

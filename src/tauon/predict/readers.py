@@ -14,7 +14,7 @@ import numpy as np
 
 from tauon.data import PICTURE_SUFFIXES, Rows, is_recording, read_wav
 from tauon.data.files import expand, open_bytes
-from tauon.data.sources.npz import NpzConfig, _find, _open, _read
+from tauon.data.sources.npz import NpzConfig, find_keys, open_archive, read_array
 from tauon.data.sources.picture_file import decode_picture, import_pillow
 from tauon.data.sources.separated import column_names
 from tauon.data.sources.system_files import is_system_file
@@ -277,10 +277,10 @@ def _array_of(path: Path, source: Any) -> Any:
     """Return the features in an archive, found like `NpzConfig` does; targets are not needed. Images with channels first."""
     with open_bytes(path) as file:
         content = file.read()
-    archive = _open(content, path)
+    archive = open_archive(content, path)
     asked: str = (source.features or "") if isinstance(source, NpzConfig) else ""
     usual = [n for n in ("x", "X", "images", "features", "data") if n in archive.files]
-    held = _find(archive, "test")
+    held = find_keys(archive, "test")
     one = [*archive.files] if len(archive.files) == 1 else []
     names = ([asked] if asked in archive.files else []) + usual + ([held[0]] if held else []) + one
     loose = [n for n in archive.files if n in ("x_test", "X_test", "test_x", "test_images", "images_test", "test_features")]
@@ -289,7 +289,7 @@ def _array_of(path: Path, source: Any) -> Any:
         raise DataError(
             f"{path}: no array of features (x, X, images, features, data, or x_test, ...). Available: {', '.join(archive.files)}"
         )
-    values = _read(archive, names[0], path)
+    values = read_array(archive, names[0], path)
     if values.ndim == 3:
         return values[:, None]
     if values.ndim == 4 and values.shape[-1] <= 4 < values.shape[1]:

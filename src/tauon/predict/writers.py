@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tauon.artifacts.files import _beside
+from tauon.artifacts.files import temporary_path
 from tauon.data.sources.tables import ABSENT
 from tauon.errors import DataError, RecipeError
 from tauon.predict.engine import json_values
@@ -164,7 +164,7 @@ def open_writer(to: Path | str, delimiter: str = ",") -> Iterator[Writer]:
         raise RecipeError(f"--to {path}: the suffix must be one of .csv, .tsv, .jsonl, .parquet, or .csv.gz, .jsonl.gz")
     if path.is_dir():
         raise RecipeError(f"--to {path}: is a folder, expected a file")
-    temporary = _beside(path, "tmp")
+    temporary = temporary_path(path, "tmp")
     try:
         with open(temporary, "xb") as raw:
             file: Any = gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) if packed else raw

@@ -83,9 +83,9 @@ def python_values(values: Any) -> list[Any]:
     if isinstance(values, list):
         return values
     if hasattr(values, "to_pylist"):
-        from tauon.data.sources.table_files import _plain
+        from tauon.data.sources.table_files import python_values
 
-        return _plain(values)
+        return python_values(values)
     found: list[Any] = values.tolist() if isinstance(values, np.ndarray) else list(values)
     return found
 

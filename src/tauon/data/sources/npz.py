@@ -20,7 +20,7 @@ from tauon.data.files import expand, read_bytes, refuse_bomb
 from tauon.data.sources.base import Arrays, Kind, SourceConfig, class_targets
 from tauon.errors import DataError
 
-__all__ = ["NpzConfig"]
+__all__ = ["NpzConfig", "find_keys", "open_archive", "read_array"]
 
 Split = Literal["auto", "train", "validation", "test", "all"]
 
@@ -61,23 +61,23 @@ class NpzConfig(SourceConfig):
         if self.split != "auto" or self.features is not None:
             return None
         path = self.files()[0][0]
-        archive = _open(read_bytes(path), path)
-        if _find(archive, name) is None:
+        archive = open_archive(read_bytes(path), path)
+        if find_keys(archive, name) is None:
             return None
         return self.model_copy(update={"split": name, "limit": None})
 
     def arrays(self) -> Arrays:
         path = self.files()[0][0]
-        archive = _open(read_bytes(path), path)
+        archive = open_archive(read_bytes(path), path)
         return _together(archive, self._keys(archive, path), path, self.target, self.label_names)
 
     def _keys(self, archive: Any, path: Path) -> list[tuple[str, str]]:
         if self.features is not None and self.targets is not None:
             return [(self.features, self.targets)]
         split = self.split
-        parts = [p for p in _SPELT if _find(archive, p)]
+        parts = [p for p in _SPELT if find_keys(archive, p)]
         chosen = (parts if split == "all" else ["train"] if split == "auto" else [split]) if parts else [None]
-        found = [_find(archive, p) for p in chosen]
+        found = [find_keys(archive, p) for p in chosen]
         if not parts and split not in ("auto", "all"):
             raise DataError(f"{path}: has no part {split!r}, since its keys name no parts. Its keys: {', '.join(archive.files)}")
         missing = [str(p) for p, f in zip(chosen, found, strict=True) if f is None]
@@ -91,8 +91,8 @@ class NpzConfig(SourceConfig):
 
 def npz_part(content: bytes, where: str, part: str, label_names: tuple[str, ...]) -> Arrays:
     """One part, by its usual keys, of the bytes of an archive of classes."""
-    archive = _open(content, where)
-    keys = _find(archive, part)
+    archive = open_archive(content, where)
+    keys = find_keys(archive, part)
     if keys is None:
         raise DataError(f"{where}: has no part {part!r}. Its keys: {', '.join(archive.files)}")
     return _together(archive, [keys], where, "class", label_names)
@@ -100,7 +100,7 @@ def npz_part(content: bytes, where: str, part: str, label_names: tuple[str, ...]
 
 def _together(archive: Any, keys: list[tuple[str, str]], path: Path | str, target: str, label_names: tuple[str, ...]) -> Arrays:
     """Return the parts of these keys, concatenated, images with channels first."""
-    pairs = [(_read(archive, x, path), _read(archive, y, path)) for x, y in keys]
+    pairs = [(read_array(archive, x, path), read_array(archive, y, path)) for x, y in keys]
     shapes = {x.shape[1:] for x, _ in pairs}
     if len(shapes) > 1:
         raise DataError(f"{path}: the parts have examples of different shapes ({', '.join(map(str, shapes))}), expected one shape")
@@ -120,7 +120,7 @@ def _together(archive: Any, keys: list[tuple[str, str]], path: Path | str, targe
     return Arrays(features, targets, (), names)
 
 
-def _find(archive: Any, part: str | None) -> tuple[str, str] | None:
+def find_keys(archive: Any, part: str | None) -> tuple[str, str] | None:
     """Return the keys of (features, targets) of a part, in any usual spelling."""
     words = _SPELT[part] if part else (None,)
     for word in words:
@@ -131,7 +131,7 @@ def _find(archive: Any, part: str | None) -> tuple[str, str] | None:
     return None
 
 
-def _open(content: bytes, path: Path | str) -> Any:
+def open_archive(content: bytes, path: Path | str) -> Any:
     if content.startswith(b"\x93NUMPY"):  # not opened: numpy would allocate whatever its header asks for
         raise DataError(f"{path}: is a single array (.npy), expected a .npz archive with features and targets")
     try:
@@ -155,7 +155,7 @@ def _refuse_wrong_size(archive: Any, key: str) -> None:
         raise ValueError(f"its header asks for {wanted:,} bytes, but it has {held:,}")
 
 
-def _read(archive: Any, key: str, path: Path | str) -> NDArray[Any]:
+def read_array(archive: Any, key: str, path: Path | str) -> NDArray[Any]:
     if key not in archive.files:
         raise DataError(f"{path}: has no array {key!r}. Its keys: {', '.join(archive.files)}")
     try:

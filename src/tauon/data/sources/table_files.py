@@ -15,7 +15,7 @@ from tauon.data.spelling import nfc
 from tauon.data.text_files import json_lines, read_text, wrong_encoding
 from tauon.errors import DataError
 
-__all__ = ["CsvConfig", "JsonlConfig", "ParquetConfig"]
+__all__ = ["CsvConfig", "JsonlConfig", "ParquetConfig", "python_values"]
 
 
 @register("jsonl")
@@ -110,13 +110,13 @@ class ParquetConfig(TableConfig):
         with _parquet(path) as file:
             spelt = {nfc(name): name for name in file.schema_arrow.names}
             for batch in file.iter_batches(columns=[spelt[c] for c in dict.fromkeys(columns)]):
-                values = {nfc(name): _plain(batch.column(i)) for i, name in enumerate(batch.schema.names)}
+                values = {nfc(name): python_values(batch.column(i)) for i, name in enumerate(batch.schema.names)}
                 for row in zip(*(values[c] for c in columns), strict=True):
                     yield f"{path}, row {number}", row
                     number += 1
 
 
-def _plain(column: Any) -> list[Any]:
+def python_values(column: Any) -> list[Any]:
     """Python values. Timestamps become ISO 8601 text, in UTC if they have a time zone: Python's datetime has no nanoseconds."""
     import pyarrow as pa
 
