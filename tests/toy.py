@@ -104,3 +104,38 @@ def nothing_half_written(folder: Path) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below `folder` but the lock."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock"}
+
+
+def refused(ended: Ended, code: int, *says: str) -> None:
+    """It ended so, and said so: once, in words, without a traceback."""
+    assert ended.code == code, ended
+    for part in says:
+        assert part in ended.err, ended.err
+    assert "Traceback" not in ended.out + ended.err
+    assert ended.err.count("error: ") <= 1
+    nothing_half_written(Path("runs"))
+
+
+class Stopped(BaseException):
+    """A kill, as far as Python code can tell."""
+
+
+def stop_after(tauon: Tauon, recipe: Path, step: int) -> None:
+    """Train until `step` is done and its checkpoint written, then die."""
+    from tauon.cli.main import cli
+    from tauon.stages import training_record as watch
+
+    original = watch.TrainingRecord.save
+
+    def save(self: Any, job: Any) -> None:
+        original(self, job)
+        if job.step == step:
+            self.writer.wait()
+            raise Stopped
+
+    watch.TrainingRecord.save = save  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Stopped):
+            cli.main(["train", str(recipe)], standalone_mode=False)
+    finally:
+        watch.TrainingRecord.save = original  # type: ignore[method-assign]
