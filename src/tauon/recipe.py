@@ -128,7 +128,8 @@ class Recipe(Config):
 
 def child_tree(recipe: Recipe, name: str, stages: Sequence[str]) -> dict[str, Any]:
     """Return, as plain data, the recipe of a child run: some stages, in this process, without trackers and sections of other stages."""
-    other = {s.name for s in stage_table().values() if s.config and s.name not in stages}
+    table = stage_table()
+    other = {section for stage in table.values() for section in stage.reads} - {section for name in stages for section in table[name].reads}
     tree = {k: v for k, v in dump(recipe).items() if k not in other}
     return tree | {"name": name, "stages": list(stages), "track": [], "launch": "here"}
 

@@ -235,7 +235,6 @@ def shadow_recipe(recipe: Recipe, number: int, seed: int) -> Recipe:
     tree["data"] = tree["data"] | {"half": {"number": number, "seed": seed}}
     if isinstance(tree.get("privacy"), dict):
         tree["privacy"] = {k: v for k, v in tree["privacy"].items() if k not in ("audit", "budget", "ledger")}
-    tree["evaluate"] = {}
     return parse(Recipe, tree, f"the recipe of shadow model {number}")
 
 
