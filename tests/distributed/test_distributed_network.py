@@ -222,7 +222,7 @@ def test_a_cut_while_a_checkpoint_is_written_leaves_no_part_of_it(wire: Wire, fo
     for rank, ended in enumerate(ranks.stopped(at)):
         assert ended.code == 6, ended.said
         assert f"Rank {1 - rank} no longer answers" in ended.said
-    assert "and the last checkpoint was not saved: waited" in ranks.logs[0].read_text()
+    assert "and the last checkpoint was not saved: timed out" in ranks.logs[0].read_text()
     kept = latest_checkpoint(place)
     assert kept is not None
     assert kept.step == 4

@@ -121,6 +121,7 @@ def text_batch(V: int = 400, B: int = 8, T: int = 32) -> Batch:
 
 def test_the_logits_never_exist_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "chunk_rows", lambda n, vocab, device: 16)
+    monkeypatch.setattr(losses, "KEPT", 32 * 400 * 4)
     model, batch = language_model(), text_batch()
     logits = batch.targets.numel() * 400
     with Largest() as seen:
@@ -130,6 +131,51 @@ def test_the_logits_never_exist_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     with Largest() as seen:  # so that the measurement can fail
         F.cross_entropy(model.logits(model(batch.inputs)).flatten(0, 1), batch.targets.flatten())
     assert seen.numel == logits
+
+
+class Products(TorchDispatchMode):
+    """Remembers the types of matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_):
+            self.types.add(out.dtype)
+        return out
+
+
+def test_under_autocast_the_head_multiplies_in_bfloat16_also_if_the_last_norm_is_float32() -> None:
+    hidden, weight, target, token_weight = case()
+    loss, grad_h, grad_w = whole(hidden, weight, target, token_weight)
+    for x in (hidden, weight):
+        x.grad = None
+    with Products() as seen, torch.autocast("cpu", torch.bfloat16):
+        ours = linear_cross_entropy(hidden, weight, target, token_weight)
+        each = token_nll(hidden, weight, target)
+        ours.backward()  # type: ignore[no-untyped-call]
+    assert seen.types == {torch.bfloat16}
+    assert hidden.grad is not None and weight.grad is not None and hidden.grad.dtype == weight.grad.dtype == torch.float32
+    torch.testing.assert_close(ours, loss, rtol=2**-7, atol=0)
+    torch.testing.assert_close((each * token_weight).sum(), loss, rtol=2**-7, atol=0)
+    for a, b in ((hidden.grad, grad_h), (weight.grad, grad_w)):
+        assert (a - b).norm() < 2**-6 * b.norm()
+
+
+def test_gradients_of_the_head_are_the_same_in_any_groups_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one product to the rounding of bfloat16, in several sums in float32 of such products."""
+    hidden, weight, target, token_weight = case()
+    monkeypatch.setattr(losses, "chunk_rows", lambda n, vocab, device: 3)
+    for dtype in (torch.float32, torch.bfloat16):
+        found = []
+        for kept in (1, 10 * 53 * 4, 2**30):
+            monkeypatch.setattr(losses, "KEPT", kept)
+            found.append(torch.autograd.grad(linear_cross_entropy(hidden.to(dtype), weight, target, token_weight), (hidden, weight)))
+        for other in found[1:]:
+            assert torch.equal(other[0], found[0][0])
+            assert (other[1] - found[0][1]).norm() <= 4 * torch.finfo(dtype).eps * found[0][1].norm()
 
 
 def test_a_chunk_is_of_bounded_memory() -> None:

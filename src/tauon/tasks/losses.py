@@ -22,6 +22,10 @@ from tauon.distributed.pieces import is_dtensor, local_slices
 __all__ = ["chunk_rows", "linear_cross_entropy", "softmax_and_nll", "token_nll"]
 
 
+KEPT = 2**27
+"""Bytes of gradients of logits that are kept for one product, if the weight needs a gradient. The fewer groups of rows, the fewer sums of V x D."""
+
+
 def chunk_rows(rows: int, vocab: int, device: torch.device) -> int:
     """Return the number of rows of logits that exist at once: 16 MiB of fp32 on a CPU (stays in cache), more up to 128 rows and 256 MiB,
     because each chunk reads all of the weights; 512 MiB on a GPU. A function of shapes alone.
@@ -55,28 +59,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         w = weight_VD.to(hidden_ND.dtype)
         want_h, want_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         grad_h = torch.empty_like(hidden_ND) if want_h else None
-        grad_w = torch.zeros(weight_VD.shape, dtype=torch.float32, device=weight_VD.device) if want_w else None
+        sum_w = _SumOfProducts() if want_w else None
+        rows_kept = min(N, step * max(1, KEPT // (V * step * w.itemsize))) if want_w else min(N, step)
+        kept = hidden_ND.new_empty(rows_kept, V)  # gradients of the logits, until their product with h is added to that of W
+        memory = None if w.dtype == torch.float32 else hidden_ND.new_empty((min(N, step), V), dtype=torch.float32)
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        memory = torch.empty((min(step, N), V), dtype=torch.float32, device=hidden_ND.device) if hidden_ND.dtype == torch.float32 else None
-        for start in range(0, N, step):
-            h = hidden_ND[start : start + step]
-            at = target_N[start : start + step, None]
-            g = token_weight_N[start : start + step, None]
-            z = (h @ w.t()).float() if memory is None else torch.mm(h, w.t(), out=memory[: len(h)])
-            p, nll = softmax_and_nll(z, at, h, w)
-            total += (nll * g).sum()
-            if not (want_h or want_w):
-                continue
-            # d loss / d logits = (p - one-hot) g; scale rows of D numbers instead of V
-            p = p.scatter_add_(1, at, torch.full_like(nll, -1.0)).to(h.dtype)
-            if grad_h is not None:
-                torch.mm(p, w, out=grad_h[start : start + step]).mul_(g)
-            if grad_w is not None:
-                if h.dtype == torch.float32:
-                    grad_w.addmm_(p.t(), h * g)
-                else:
-                    grad_w += p.t() @ (h * g).to(h.dtype)
-        ctx.save_for_backward(grad_h, grad_w)
+        for first in range(0, N, rows_kept):
+            for start in range(first, min(N, first + rows_kept), step):
+                rows = slice(start, min(N, first + rows_kept, start + step))
+                z = kept[start - first : rows.stop - first]
+                g = token_weight_N[rows, None]
+                torch.mm(hidden_ND[rows], w.t(), out=z)
+                total += (_into_gradient(z, memory, target_N[rows, None], hidden_ND[rows], w) * g).sum()
+                if grad_h is not None:
+                    torch.mm(z, w, out=grad_h[rows]).mul_(g)  # scale rows of D numbers instead of V
+            if sum_w is not None:
+                rows = slice(first, min(N, first + rows_kept))
+                sum_w.add(kept[: rows.stop - first], (hidden_ND[rows] * token_weight_N[rows, None]).to(hidden_ND.dtype))
+        ctx.save_for_backward(grad_h, None if sum_w is None else sum_w.total)
         ctx.weight_dtype = weight_VD.dtype
         return total
 
@@ -85,10 +85,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_h, grad_w = ctx.saved_tensors
         return (
             None if grad_h is None else grad_h * grad.to(grad_h.dtype),
-            None if grad_w is None else (grad_w * grad).to(ctx.weight_dtype),
+            None if grad_w is None else (grad_w.float() * grad).to(ctx.weight_dtype),
             None,
             None,
         )
+
+
+def _into_gradient(z_NV: Tensor, memory: Tensor | None, at_N1: Tensor, h_ND: Tensor, w_VD: Tensor) -> Tensor:
+    """Overwrite logits z = h w^T with softmax minus one at the target; return -log p of the targets, N1 in fp32. `memory`: for z in fp32."""
+    exact = z_NV if memory is None else memory[: len(z_NV)].copy_(z_NV)
+    p_NV, nll_N1 = softmax_and_nll(exact, at_N1, h_ND, w_VD)
+    p_NV.scatter_add_(1, at_N1, torch.full_like(nll_N1, -1.0))
+    if p_NV is not z_NV:
+        z_NV.copy_(p_NV)
+    return nll_N1
+
+
+class _SumOfProducts:
+    """sum of P^T H over groups of rows; in fp32 if there are several groups, else in the dtype of the product."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.memory: Tensor | None = None
+
+    def add(self, p_NV: Tensor, h_ND: Tensor) -> None:
+        if self.total is None:
+            self.total = torch.mm(p_NV.t(), h_ND)
+            return
+        if h_ND.dtype == torch.float32:
+            self.total.addmm_(p_NV.t(), h_ND)
+            return
+        self.total = self.total.float()
+        self.memory = torch.mm(p_NV.t(), h_ND, out=torch.empty_like(self.total, dtype=h_ND.dtype) if self.memory is None else self.memory)
+        self.total += self.memory
 
 
 class _VocabularyParallel(torch.autograd.Function):
@@ -141,12 +170,19 @@ class _VocabularyParallel(torch.autograd.Function):
         return grad_h * grad.to(grad_h.dtype), (grad_w * grad).to(ctx.weight_dtype), None, None, None, None
 
 
+def _in_autocast_dtype(hidden_ND: Tensor) -> Tensor:
+    """Return hidden states in the dtype of autocast's matrix products: a final norm in float32 leaves them in float32."""
+    device = hidden_ND.device.type
+    return hidden_ND.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden_ND
+
+
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, token_weight_N: Tensor) -> Tensor:
     """sum_n weight_n * -log softmax(h_n W^T)[target_n], in nats, fp32 scalar.
 
-    Matrix products run in the dtype of `hidden_ND` (bf16 under autocast), sums and the softmax in fp32. Gradients flow to
+    Matrix products run in the dtype of `hidden_ND`, or of autocast; sums and the softmax in fp32. Gradients flow to
     `hidden_ND` and `weight_VD`, once (no second derivatives). A weight that is a DTensor sharded along V is never gathered.
     """
+    hidden_ND = _in_autocast_dtype(hidden_ND)
     if (tapped := getattr(weight_VD, "tapped", None)) is not None:  # clipped by example: see tauon.privacy.clipped
         out: Tensor = tapped.linear_cross_entropy(hidden_ND, target_N, token_weight_N)
         return out
@@ -161,6 +197,7 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor,
 
 def token_nll(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
     """Return -log p of each target, N in fp32 nats, with ordinary autograd; chunked, so only one chunk of logits exists without grad."""
+    hidden_ND = _in_autocast_dtype(hidden_ND)
     if (tapped := getattr(weight_VD, "tapped", None)) is not None:
         nll_N: Tensor = tapped.token_nll(hidden_ND, target_N)
         return nll_N

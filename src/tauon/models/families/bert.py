@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
+from tauon.models.attention import attend_heads
 from tauon.models.base import Model, Size, block_number
 from tauon.models.families.gpt import TransformerConfig
 from tauon.models.families.transformer import MLP, Attention, as_bias, positions_in_segments
@@ -75,6 +76,8 @@ class EncoderAttention(Attention):
     ) -> Tensor:  # fmt: skip
         q, k, v = q_BTHK.transpose(1, 2), k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2)
         share = self.dropout if self.training else 0.0
+        if share == 0:
+            return attend_heads(q, k, v, mask, kernel=self.kernel).transpose(1, 2)
         return attention(q, k, v, attn_mask=mask, dropout_p=share).transpose(1, 2)
 
 

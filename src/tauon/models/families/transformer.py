@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tauon.config import Config, Count
+from tauon.models.attention import attend_heads
 from tauon.models.kv_cache import KVCache
 from tauon.models.randomness import dropout
 
@@ -89,6 +90,9 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention; G key-value heads serve H query heads."""
 
+    kernel = "fused"
+    """How `attend` computes: one of `tauon.models.attention.KERNELS`."""
+
     def __init__(
         self, width: int, heads: int, kv_heads: int, *, bias: bool, qk_norm: bool, head_size: int | None = None, out_bias: bool | None = None,
         eps: float = 1e-6,
@@ -135,7 +139,7 @@ class Attention(nn.Module):
             causal = causal and T > 1  # one new token sees everything before it
         if k.shape[1] != q.shape[1]:
             k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal).transpose(1, 2)
+        return attend_heads(q, k, v, mask, causal=causal, kernel=self.kernel).transpose(1, 2)
 
 
 class MLP(nn.Module):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tauon.config import Count, Fraction, register
 from tauon.errors import Problem, RecipeError
+from tauon.models.attention import attend_heads
 from tauon.models.base import Model, ModelConfig, Size, block_number
 from tauon.models.families.mlp import array_sizes
 from tauon.models.families.transformer import Attention
@@ -95,7 +96,7 @@ class _Attention(Attention):
         cache: tuple[KVCache, int] | None = None,
     ) -> Tensor:  # fmt: skip
         q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+        return attend_heads(q, k, v, mask, kernel=self.kernel).transpose(1, 2)
 
 
 class _MLP(nn.Module):
