@@ -3,6 +3,7 @@
 from tauon.plan.context import Decision, PlanContext
 from tauon.plan.device import choose_device
 from tauon.plan.make import make_plan
+from tauon.plan.measured import fastest
 from tauon.plan.memory import available_memory, batch_that_fits, fits_whole, weights_are_few
 from tauon.plan.plan import Derived, Plan
 from tauon.plan.precision import choose_compile, choose_precision
@@ -17,6 +18,7 @@ __all__ = [
     "choose_compile",
     "choose_device",
     "choose_precision",
+    "fastest",
     "fits_whole",
     "make_plan",
     "weights_are_few",
