@@ -77,7 +77,7 @@ class Ours:
         )  # fmt: skip
         splits = prepare(r.data, seed=0, input_kind="arrays")
         loader, config = Loader(splits.train, batch=BATCH, seed=0), r.model.resolve(splits.spec)
-        self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, splits.spec, 0), examples=len(splits.train))
+        self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, splits.spec, 0), examples=len(splits.train), batches=loader)
         self.job = build_job(JobConfig(config, r.optim, r.train, r.task, splits.spec, 0), loader, self.plan)
         self.meter, self.events = Meter(self.plan.flops_per_example), EventLog(folder / f"{precision}.jsonl")
         self.times: list[tuple[float, float]] = []

@@ -179,7 +179,7 @@ def tauon(text: str, seed: int, more: list[str]) -> Outcome:
     assert tokenizer is not None
     windows = held_out(text, tokenizer.encode)
     loader, config = Loader(made.train, batch=r.train.batch, seed=seed), r.model.resolve(spec)
-    plan = make_plan(JobConfig(config, r.optim, r.train, r.task, spec, seed), examples=len(made.train))
+    plan = make_plan(JobConfig(config, r.optim, r.train, r.task, spec, seed), examples=len(made.train), batches=loader)
     job = build_job(JobConfig(config, r.optim, r.train, r.task, spec, seed), loader, plan)
     clock, found = Clock(), math.inf
 

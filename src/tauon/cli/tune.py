@@ -86,7 +86,7 @@ def range_test(tree: Recipe, show: Show, *, low: float, high: float, steps: int)
     model = ctx.model
     with Loader(ctx.splits.train, batch=config.batch, seed=tree.seed, workers=tree.data.workers) as loader:
         job_config = JobConfig(model, tree.optim, config, tree.task, spec, tree.seed)
-        plan = make_plan(job_config, examples=len(ctx.splits.train), on_note=lambda m: show.on_event("note", message=m))
+        plan = make_plan(job_config, examples=len(ctx.splits.train), on_note=lambda m: show.on_event("note", message=m), batches=loader)
         job = build_job(job_config, loader, plan)
         show.on_event("training", step=0, total_steps=steps)
         return lr_range(

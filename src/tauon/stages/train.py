@@ -102,7 +102,7 @@ def resolve_settings(ctx: Context, recorded: dict[str, Any] | None) -> Training:
     config = job_config(ctx, model)
     plan = make_plan(
         config, examples=loader.count, recorded=recorded, on_note=lambda m: ctx.on_event("note", message=m), mesh=mesh, parallel=recipe.parallel,
-        measure=partial(seconds_a_step, config, loader, mesh, recipe.parallel),
+        measure=partial(seconds_a_step, config, loader, mesh, recipe.parallel), batches=loader,
     )  # fmt: skip
     plan.derived.insert(1, layout)
     for extension in extensions:
