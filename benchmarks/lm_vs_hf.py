@@ -69,7 +69,7 @@ class Ours:
 
     def __init__(self, name: str, model: str, precision: str, folder: Path) -> None:
         from tauon.data import Loader, prepare
-        from tauon.plan import make_plan
+        from tauon.plan import Work, make_plan
         from tauon.tracking import EventLog
         from tauon.train import JobConfig, Meter, build_job
 
@@ -77,7 +77,7 @@ class Ours:
         self.splits = prepare(r.data, seed=0, input_kind="tokens")
         spec, train = self.splits.spec, self.splits.train
         loader, config = Loader(train, batch=BATCH, seed=0), r.model.resolve(spec)
-        self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, spec, 0), examples=len(train), batches=loader)
+        self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, spec, 0), examples=len(train), work=Work(loader))
         self.job = build_job(JobConfig(config, r.optim, r.train, r.task, spec, 0), loader, self.plan)
         self.meter, self.events = Meter(self.plan.flops_per_example), EventLog(folder / f"{name}.jsonl")
         self.times: list[tuple[float, float]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from tauon.models import (
 )
 from tauon.optim import AdamWConfig
 from tauon.plan import Plan, compiling, context, make_plan, measured, precision, training_precision, trial
-from tauon.plan.trial import Trial, compiled_seconds, fused_seconds, seconds_a_step
+from tauon.plan.trial import Trial, Work, compiled_seconds, fused_seconds, seconds_a_step
+from tauon.privacy.clipped import ClippingConfig
+from tauon.privacy.trial import clipped_gradients
 from tauon.tasks import AudioClassification, Classification, Forecasting, LanguageModelling, MaskedLanguageModelling, Task
 from tauon.testing import tiny_batch
 from tauon.train import JobConfig, TrainConfig
@@ -88,9 +91,9 @@ def test_the_faster_precision_is_chosen_and_both_figures_are_stated(
     found: dict[str, float], name: str, figures: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed(monkeypatch, found)
-    plan = make_plan(job(), examples=100, batches=Batches())
+    plan = make_plan(job(), examples=100, work=Work(Batches()))
     assert plan.precision == name and reason(plan, "train.precision").startswith(figures)
-    assert training_precision(job(), Batches()).name == name
+    assert training_precision(job(), Work(Batches())).name == name
 
 
 def test_no_flag_of_the_processor_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,43 +103,43 @@ def test_no_flag_of_the_processor_decides(monkeypatch: pytest.MonkeyPatch) -> No
     for flag in ("_is_amx_tile_supported", "_is_avx512_bf16_supported", "_is_amx_fp16_supported"):
         monkeypatch.setattr(torch.cpu, flag, refuse, raising=False)
     monkeypatch.setattr(precision, "TOO_SMALL", 0.0)
-    assert make_plan(job(), examples=100, batches=Batches()).precision in ("fp32", "bf16")
+    assert make_plan(job(), examples=100, work=Work(Batches())).precision in ("fp32", "bf16")
 
 
 def test_a_small_model_is_fp32_and_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     asked, batches = timed(monkeypatch, {"fp32": 1.0, "bf16": 0.1}, small=1e9), Batches()
-    plan = make_plan(job(), examples=100, batches=batches)
+    plan = make_plan(job(), examples=100, work=Work(batches))
     assert plan.precision == "fp32" and "too small" in reason(plan, "train.precision") and not asked and not batches.reads
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
 def test_a_precision_that_was_asked_for_is_taken_unmeasured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = timed(monkeypatch, {"fp32": 1.0, "bf16": 0.1})
-    assert make_plan(job(precision=name), examples=100, batches=Batches()).precision == name and not asked
+    assert make_plan(job(precision=name), examples=100, work=Work(Batches())).precision == name and not asked
 
 
 @pytest.mark.parametrize("here", [{"fp32": 1.0, "bf16": 9.0}, {"fp32": 9.0, "bf16": 1.0}])
 def test_a_resumed_run_keeps_its_choices_whatever_this_machine_measures(here: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
     timed(monkeypatch, {"fp32": 1.0, "bf16": 0.5})
-    first = make_plan(job(), examples=100, batches=Batches())
+    first = make_plan(job(), examples=100, work=Work(Batches()))
     asked, batches = timed(monkeypatch, here), Batches()
-    again = make_plan(job(), examples=100, batches=batches, recorded=first.record())
+    again = make_plan(job(), examples=100, work=Work(batches), recorded=first.record())
     assert (again.precision, again.compile) == ("bf16", False) and not asked and not batches.reads
     assert reason(again, "train.precision") == "recorded by this run"
-    assert training_precision(job(), batches, recorded=first.record()).name == "bf16"
+    assert training_precision(job(), Work(batches), recorded=first.record()).name == "bf16"
 
 
 @pytest.mark.parametrize("batches", [None, Batches()], ids=["no data", "a trial that fails"])
 def test_what_cannot_be_measured_is_fp32(batches: Batches | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "TOO_SMALL", 0.0)
     monkeypatch.setattr(trial.Trial, "model", lambda *a, **k: 1 / 0)
-    plan = make_plan(job(), examples=100, batches=batches)
+    plan = make_plan(job(), examples=100, work=None if batches is None else Work(batches))
     assert plan.precision == "fp32" and "not measured" in reason(plan, "train.precision")
 
 
 def test_all_processes_take_what_rank_0_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     timed(monkeypatch, {"fp32": 1.0, "bf16": 9.0})  # as this process would measure
-    ctx = context.PlanContext(job(), 100, context.Mesh(context.Layout()), None, {}, None, lambda _: None, Batches())
+    ctx = context.PlanContext(job(), 100, context.Mesh(context.Layout()), None, {}, None, lambda _: None, Work(Batches()))
     monkeypatch.setattr(type(ctx.mesh.world), "rank0_broadcast", lambda self, work: {"fp32": 9.0, "bf16": 1.0})
     ctx.decided["train.device"] = torch.device("cpu")
     assert precision.precision(ctx).value == "bf16"
@@ -164,7 +167,7 @@ KINDS: dict[str, tuple[ModelConfig, DataSpec, Task]] = {
 
 def trial_of(config: JobConfig, batches: Any, rows: int = 8) -> Trial:
     model = config.model.build_on_meta()
-    return Trial(config, batches, {n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)}, rows, rows)
+    return Trial(config, Work(batches), {n: p.requires_grad for n, p in model.named_parameters(remove_duplicate=False)}, rows, rows)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -178,11 +181,22 @@ def test_every_kind_of_model_can_be_tried(kind: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)  # what training draws does not depend on it
 
 
+@pytest.mark.parametrize("kind", ["gpt", "lora", "cnn", "mlp"])
+def test_a_private_job_is_tried_with_clipped_gradients(kind: str) -> None:
+    model, spec, task = KINDS[kind]
+    tried = trial_of(job(model, spec, task), Batches(spec))
+    clipped = replace(
+        tried, work=Work(Batches(spec), clipped_gradients(parse(ClippingConfig, {"kind": "flat"}), 2), name="clipped", unit=2)
+    )
+    found = seconds_a_step(clipped, ("fp32", "bf16"))
+    assert found is not None and set(found) == {"fp32", "bf16"} and found != seconds_a_step(tried, ("fp32", "bf16"))
+
+
 def test_masked_text_and_frozen_layers_can_be_tried() -> None:
     model = parse(ModelConfig, {"kind": "bert", "layers": 3, "width": 16, "heads": 2}).resolve(TEXT)
     assert seconds_a_step(trial_of(job(model, task=MaskedLanguageModelling()), Batches(masked=True)), ("fp32",))
     plan_context = context.PlanContext(
-        job(freeze=("blocks.3.*", "blocks.0.*")), 100, context.Mesh(context.Layout()), None, {}, None, lambda _: None, Batches()
+        job(freeze=("blocks.3.*", "blocks.0.*")), 100, context.Mesh(context.Layout()), None, {}, None, lambda _: None, Work(Batches())
     )
     assert plan_context.seconds_a_step("fp32", "bf16")
 
@@ -221,9 +235,9 @@ def test_a_pass_has_the_rows_of_training_where_time_allows(monkeypatch: pytest.M
 def test_what_was_tried_is_not_tried_again_for_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "TOO_SMALL", 0.0)
     first, second = Batches(), Batches()
-    one = make_plan(job(), examples=100, batches=first)
+    one = make_plan(job(), examples=100, work=Work(first))
     monkeypatch.setattr(measured, "_here", {})  # another process
-    other = make_plan(job(), examples=100, batches=second)
+    other = make_plan(job(), examples=100, work=Work(second))
     assert first.reads == 1 and second.reads == 0 and one.record() == other.record()
     assert reason(one, "train.precision") == reason(other, "train.precision")
     for changed in (
@@ -233,7 +247,7 @@ def test_what_was_tried_is_not_tried_again_for_the_same_work(monkeypatch: pytest
         job(activation_checkpointing=True),
         job(freeze=("blocks.0.*",)),
     ):
-        make_plan(changed, examples=100, batches=second)
+        make_plan(changed, examples=100, work=Work(second))
     assert second.reads == 5
 
 
@@ -274,7 +288,7 @@ def test_compiling_pays_by_what_it_saves_in_the_run(
 ) -> None:
     timed(monkeypatch, {"fp32": 1.0, "bf16": 2.0})
     measured_ = figures(monkeypatch, fused=fused, saved=saved, cost=cost)
-    plan = make_plan(job(steps=steps), examples=100, batches=Batches())
+    plan = make_plan(job(steps=steps), examples=100, work=Work(Batches()))
     assert plan.compile is chosen and measured_ == done and says in reason(plan, "train.compile")
 
 
@@ -283,13 +297,13 @@ def test_steps_epochs_tokens_and_time_of_one_length_compile_alike(monkeypatch: p
     figures(monkeypatch, fused=0.2, saved=0.1, cost=20)
     lengths: list[dict[str, Any]] = [{"steps": 1000}, {"epochs": 80}, {"tokens": 96_000}, {"time": 1000.0}]
     for length in lengths:
-        plan = make_plan(job(**{"steps": None} | length), examples=100, batches=Batches(), measure=lambda plan, seconds: 1.0)
+        plan = make_plan(job(**{"steps": None} | length), examples=100, work=Work(Batches()), measure=lambda plan, seconds: 1.0)
         assert plan.steps == 1000 and plan.compile and "saves about 100 s" in reason(plan, "train.compile")
 
 
 def test_a_short_run_of_a_small_model_measures_nothing() -> None:
     batches = Batches()
-    plan = make_plan(job(steps=100), examples=100, batches=batches)
+    plan = make_plan(job(steps=100), examples=100, work=Work(batches))
     assert not plan.compile and not batches.reads
 
 
@@ -298,7 +312,7 @@ def test_a_compiler_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> N
     figures(monkeypatch, fused=0.2, saved=0.1, cost=20)
     monkeypatch.setattr(context, "compiled_seconds", compiled_seconds)
     monkeypatch.setattr(nn.Module, "compile", lambda *a, **k: 1 / 0)
-    plan = make_plan(job(steps=1000), examples=100, batches=Batches())
+    plan = make_plan(job(steps=1000), examples=100, work=Work(Batches()))
     assert not plan.compile and "could not be compiled" in reason(plan, "train.compile")
 
 
@@ -314,5 +328,5 @@ def test_a_block_is_compiled_to_measure_what_it_saves() -> None:
 def test_a_plan_for_a_time_still_measures_real_steps() -> None:
     config = job(steps=None, time=0.3)
     batches = Batches()
-    plan = make_plan(config, examples=100, batches=batches, measure=lambda p, s: seconds_of_a_job(config, batches, None, None, p, s))
+    plan = make_plan(config, examples=100, work=Work(batches), measure=lambda p, s: seconds_of_a_job(config, batches, None, None, p, s))
     assert plan.steps >= 1 and "measured here" in reason(plan, "train.steps")

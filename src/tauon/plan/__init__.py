@@ -9,12 +9,15 @@ from tauon.plan.measured import fastest
 from tauon.plan.memory import batch_that_fits, fits_whole, weights_are_few
 from tauon.plan.plan import Derived, Plan
 from tauon.plan.precision import choose_precision, training_precision
+from tauon.plan.trial import Gradients, Work
 
 __all__ = [
     "Decision",
     "Derived",
+    "Gradients",
     "Plan",
     "PlanContext",
+    "Work",
     "available_memory",
     "batch_that_fits",
     "choose_compile",

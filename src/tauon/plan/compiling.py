@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from tauon.distributed.timeouts import time_limit
 from tauon.errors import Problem, RecipeError
 from tauon.models import Model
 from tauon.plan.context import BY_THIS_RUN, Decision, PlanContext
@@ -16,11 +17,14 @@ from tauon.plan.context import BY_THIS_RUN, Decision, PlanContext
 __all__ = ["choose_compile", "compiled"]
 
 COMPILE_SECONDS = 30.0
-"""Seconds to compile a transformer block, forward and backward, on two cores with a cold cache (docs/experiments.md)."""
+"""Seconds to compile a block, forward and backward, on two cores with a cold cache (docs/experiments.md). Blocks of the same shapes count once."""
 MOST_GAIN = 0.5
 """Share of a step that compiling saves at most."""
 FUSED = 0.8
 """Share of what is not a library call (matrix products, convolutions, attention) that fused kernels save (docs/experiments.md)."""
+
+PATIENCE = 300.0
+"""Seconds that other processes must be ready to wait (`launch.timeout`) while one compiles."""
 
 
 def choose_compile(
@@ -38,11 +42,11 @@ def choose_compile(
         return False, obstacle[0]
     if requested != "auto":
         return bool(requested), "asked for"
+    if device.type == "cpu":
+        return (False, "the training time is unknown") if pays is None else pays()
     if not model.compiling_pays:
         return False, "this kind of model does not gain from compiling"
-    if device.type != "cpu":
-        return True, "a GPU gains from fused kernels"
-    return (False, "the training time is unknown") if pays is None else pays()
+    return True, "a GPU gains from fused kernels"
 
 
 def _cannot_compile(device: torch.device) -> tuple[str, str] | None:
@@ -63,8 +67,9 @@ def _cannot_compile(device: torch.device) -> tuple[str, str] | None:
 def pays_on_cpu(ctx: PlanContext) -> tuple[bool, str]:
     """Return whether compiling saves more than it costs, with the figures. What would cost too much to find out is estimated."""
     precision, steps = ctx.decided["train.precision"], ctx.decided["train.steps"]
+    cost = COMPILE_SECONDS * len({tuple(p.shape for p in block.parameters()) for block in ctx.model.blocks_to_compile()})
     most = steps * longest_step(ctx) if ctx.requested["time"] is None else ctx.requested["time"]
-    if most * MOST_GAIN <= COMPILE_SECONDS:
+    if most * MOST_GAIN <= cost:
         return False, "the training is too short"
     timed = ctx.seconds_a_step(precision)
     if timed is None:
@@ -72,11 +77,13 @@ def pays_on_cpu(ctx: PlanContext) -> tuple[bool, str]:
     step = timed[precision]
     total = steps * step if ctx.requested["time"] is None else ctx.requested["time"]
     training = f"about {total:,.0f} s of training"
-    if total * MOST_GAIN <= COMPILE_SECONDS:
+    if total * MOST_GAIN <= cost:
         return False, f"{training}: compiling would take longer than it could save"
     share = ctx.fused_seconds(precision) * FUSED / step
-    if total * share <= COMPILE_SECONDS:
-        return False, f"{training}: would save about {total * share:,.0f} s and cost {COMPILE_SECONDS:.0f} s"
+    if total * share <= cost:
+        return False, f"{training}: would save about {total * share:,.0f} s and cost {cost:.0f} s"
+    if ctx.mesh.world.size > 1 and time_limit() < PATIENCE:
+        return True, f"{training}: would save about {total * share:,.0f} s and cost {cost:.0f} s"
     found = ctx.compiled_seconds(precision)
     if found is None:
         return False, "the blocks could not be compiled"

@@ -11,8 +11,8 @@ import torch
 
 from tauon.distributed import Layout, Mesh, ParallelConfig
 from tauon.models import Model
-from tauon.plan.trial import Trial, compiled_seconds, fused_seconds, seconds_a_step
-from tauon.train import BatchSizeScheduler, BatchSource, JobConfig, freeze
+from tauon.plan.trial import Trial, Work, compiled_seconds, fused_seconds, seconds_a_step
+from tauon.train import BatchSizeScheduler, JobConfig, freeze
 
 __all__ = ["BY_THIS_RUN", "Decision", "Measure", "PlanContext"]
 
@@ -45,8 +45,8 @@ class PlanContext:
     """The `Plan.record()` of the run that is resumed; empty for a new run."""
     measure: Measure | None
     on_note: Callable[[str], None]
-    batches: BatchSource | None = None
-    """The job's batches; a trial of its work takes rows of the first. None: nothing is tried."""
+    work: Work | None = None
+    """What a step computes, to be tried. None: nothing is tried."""
     decided: dict[str, Any] = field(default_factory=dict)
     """Path -> value of earlier decisions."""
     timed: bool = False
@@ -112,10 +112,10 @@ class PlanContext:
     @cached_property
     def trial(self) -> Trial | None:
         """The job's work, to be tried on this process alone."""
-        if self.batches is None:
+        if self.work is None:
             return None
         trains = {n: p.requires_grad for n, p in self.model.named_parameters(remove_duplicate=False)}
-        return Trial(self.config, self.batches, trains, self.rows, min(self.rows, self.requested["microbatch"] or self.rows))
+        return Trial(self.config, self.work, trains, self.rows, min(self.rows, self.requested["microbatch"] or self.rows))
 
     def seconds_a_step(self, *precisions: str) -> dict[str, float] | None:
         """Return the seconds of forward and backward of a step in each precision; None if that could not be measured."""

@@ -12,7 +12,8 @@ from tauon.models import Model
 from tauon.plan.context import BY_THIS_RUN, Decision, PlanContext
 from tauon.plan.device import choose_device
 from tauon.plan.measured import chosen
-from tauon.train import BatchSource, JobConfig, Precision
+from tauon.plan.trial import Work
+from tauon.train import JobConfig, Precision
 
 __all__ = ["choose_precision", "precision", "training_precision"]
 
@@ -51,7 +52,7 @@ def shown(seconds: float) -> str:
 
 def precision(ctx: PlanContext) -> Decision:
     """Decide the name of the precision."""
-    if ctx.still_valid:
+    if "precision" in ctx.still_valid:
         return Decision(ctx.still_valid["precision"], BY_THIS_RUN)
     requested, timed = ctx.requested["precision"], None
     if requested == "auto" and ctx.device.type == "cpu" and ctx.flops_per_example * ctx.rows >= TOO_SMALL:
@@ -62,8 +63,8 @@ def precision(ctx: PlanContext) -> Decision:
     return Decision(chosen_.name, reason)
 
 
-def training_precision(config: JobConfig, batches: BatchSource, *, recorded: Mapping[str, Any] | None = None) -> Precision:
+def training_precision(config: JobConfig, work: Work, *, recorded: Mapping[str, Any] | None = None) -> Precision:
     """Return the precision that a plan of this job decides, before there is a plan: for what must compute as training does."""
-    ctx = PlanContext(config, 0, Mesh(Layout()), None, recorded or {}, None, lambda _: None, batches)
+    ctx = PlanContext(config, 0, Mesh(Layout()), None, recorded or {}, None, lambda _: None, work)
     ctx.decided["train.device"], _ = choose_device(config.train.device)
     return Precision(precision(ctx).value, str(ctx.device))

@@ -10,9 +10,10 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,10 +23,11 @@ from tauon.config import dump
 from tauon.models import Model, materialize
 from tauon.plan.machine import available_memory
 from tauon.plan.measured import SECONDS, interleaved, recall, remember
+from tauon.tasks import Task
 from tauon.train import BatchSource, JobConfig, Precision, apply_checkpointing_and_compile
 from tauon.types import Batch
 
-__all__ = ["Trial", "compiled_seconds", "fused_seconds", "seconds_a_step"]
+__all__ = ["Gradients", "Trial", "Work", "compiled_seconds", "fused_seconds", "seconds_a_step"]
 
 LEAST_TOKENS = 512
 """Tokens of a pass: with fewer, converting a weight to bf16 would weigh more than in training."""
@@ -36,12 +38,42 @@ Pass = Callable[[int], None]
 """Does forward and backward of so many rows."""
 
 
+class Gradients(Protocol):
+    """Prepares a model; returns what writes the gradients of a batch to `.grad`, with forward passes inside the given context."""
+
+    def __call__(self, model: Model, task: Task) -> Callable[[Batch, Callable[[], AbstractContextManager[object]]], None]: ...
+
+
+def plain(model: Model, task: Task) -> Callable[[Batch, Callable[[], AbstractContextManager[object]]], None]:
+    """Gradients of the mean loss, as a plain step makes them."""
+
+    def run(batch: Batch, context: Callable[[], AbstractContextManager[object]]) -> None:
+        with context():
+            total, weight = task.loss(model, batch)
+        if total.requires_grad:
+            (total / weight.clamp(min=1e-9)).backward()  # type: ignore[no-untyped-call]
+
+    return run
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step of the job computes."""
+
+    batches: BatchSource
+    gradients: Gradients = plain
+    name: str = "plain"
+    """Of the gradients: what was measured for others does not count."""
+    unit: int = 1
+    """Rows that belong together."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """What is tried: a job's model and loss, in this process alone."""
 
     config: JobConfig
-    batches: BatchSource
+    work: Work
     trains: Mapping[str, bool]
     """Parameter name to whether it trains."""
     step_rows: int
@@ -52,7 +84,7 @@ class Trial:
     @cached_property
     def batch(self) -> Batch:
         """The first batch; passes take rows of it."""
-        return self.batches.batch_at(0)
+        return self.work.batches.batch_at(0)
 
     @property
     def layers(self) -> int:
@@ -70,14 +102,15 @@ class Trial:
         spec = self.config.spec
         model = dump(self.config.model) | {"from": None}
         return {
-            "model": model, "task": dump(self.config.task), "rows": [self.step_rows, self.most_rows], "trains": sum(self.trains.values()),
+            "gradients": self.work.name, "model": model,
+            "task": dump(self.config.task), "rows": [self.step_rows, self.most_rows], "trains": sum(self.trains.values()),
             "checkpointing": self.config.train.activation_checkpointing,
             "data": [spec.vocab, spec.seq_len, spec.input_shape, spec.outputs, spec.horizon],
         }  # fmt: skip
 
     def model(self, precision: str, layers: int, *, compiled: bool = False) -> Pass:
         """Build the model with so many layers and made-up weights."""
-        config, task = self.config, self.config.task
+        config = self.config
         shape = config.model if layers == self.layers else config.model.model_copy(update={"layers": layers})
 
         def transform(bare: Model) -> None:
@@ -87,13 +120,10 @@ class Trial:
 
         weights = _MadeUp(shape.build_on_meta())
         model = materialize(shape, seed=0, half=precision == "bf16", weights=weights, transform=transform).train()
-        context = Precision(precision, "cpu").context
+        gradients, context = self.work.gradients(model, config.task), Precision(precision, "cpu").context
 
         def run(rows: int) -> None:
-            with context():
-                total, weight = task.loss(model, self.batch.rows(0, rows))
-            if total.requires_grad:
-                (total / weight.clamp(min=1e-9)).backward()  # type: ignore[no-untyped-call]
+            gradients(self.batch.rows(0, rows), context)
             model.zero_grad(set_to_none=True)
 
         return run
@@ -171,9 +201,14 @@ def _remembered(name: str, trial: Trial, key: Mapping[str, Any], measure: Callab
 def _rows(trial: Trial, runs: Sequence[Pass]) -> int:
     """Return the rows of a pass: those of training, or as many as can be measured in time and memory, but not too few."""
     spec, batch = trial.config.spec, trial.batch
+    unit = trial.work.unit
+
+    def whole(rows: int) -> int:
+        return max(unit, rows - rows % unit)
+
     tokens = batch.targets.shape[-1] if spec.seq_len is not None and batch.targets.ndim > 1 else 1
     most = min(trial.most_rows, len(batch))
-    least = min(most, max(2, -(-LEAST_TOKENS // tokens) if tokens > 1 else 2))
+    least = whole(min(most, max(2, -(-LEAST_TOKENS // tokens) if tokens > 1 else 2)))
     for run in runs:
         run(least)
     start = time.perf_counter()
@@ -184,7 +219,7 @@ def _rows(trial: Trial, runs: Sequence[Pass]) -> int:
     a_row_keeps = 4.0 * trial.config.model.build_on_meta().activations_per_example(spec)
     if free is not None:
         most = min(most, int(0.25 * free / max(1.0, a_row_keeps)))
-    return max(least, min(most, int(SECONDS / 5 / max(a_row, 1e-9))))
+    return whole(max(least, min(most, int(SECONDS / 5 / max(a_row, 1e-9)))))
 
 
 class _Clock(TorchDispatchMode):

@@ -13,7 +13,7 @@ import torch
 from tauon.config import dump
 from tauon.data import DataConfig, DataSplits, PairDataset, with_reference
 from tauon.models import ModelConfig, PretrainedModel, materialize
-from tauon.plan import choose_device, training_precision
+from tauon.plan import Work, choose_device, training_precision
 from tauon.recipe import Recipe
 from tauon.stages.extensions.base import SplitTransform
 from tauon.tasks import answer_log_probs
@@ -43,7 +43,7 @@ class ReferenceModel(SplitTransform):
         ctx = self.ctx
         recipe, recorded = ctx.recipe, None if ctx.folder is None else (ctx.folder.manifest().get("training") or {}).get("plan")
         config = JobConfig(ctx.model_for(splits), recipe.optim, recipe.train, recipe.task, splits.spec, recipe.seed)
-        precision = training_precision(config, _WithoutReference(splits, recipe.train.batch), recorded=recorded)
+        precision = training_precision(config, Work(_WithoutReference(splits, recipe.train.batch)), recorded=recorded)
         attach_reference(recipe, ctx.data, config.model, ctx.start, splits, precision)
         return splits
 
