@@ -301,6 +301,14 @@ def test_steps_epochs_tokens_and_time_of_one_length_compile_alike(monkeypatch: p
         assert plan.steps == 1000 and plan.compile and "saves about 100 s" in reason(plan, "train.compile")
 
 
+def test_a_kind_of_model_that_never_gains_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed(monkeypatch, {"fp32": 1.0, "bf16": 2.0})
+    done = figures(monkeypatch, fused=0.5, saved=0.5, cost=1)
+    model, spec, task = KINDS["resnet"]
+    plan = make_plan(job(model, spec, task, steps=1000), examples=100, work=Work(Batches(spec)))
+    assert not plan.compile and done == [] and "does not gain" in reason(plan, "train.compile")
+
+
 def test_a_short_run_of_a_small_model_measures_nothing() -> None:
     batches = Batches()
     plan = make_plan(job(steps=100), examples=100, work=Work(batches))

@@ -45,7 +45,7 @@ class Model(nn.Module):
     """Parameter name pattern (fnmatch) to `Shard`, first match wins. Names every parameter."""
 
     compiling_pays: ClassVar[bool] = True
-    """Whether compiling the blocks one by one is faster on an accelerator; on a CPU `train.compile: auto` measures it."""
+    """Whether compiling the blocks one by one is faster; read by `train.compile: auto`."""
 
     slices: int = 1
     """Number of processes that share each sequence: a later pipeline stage gets hidden states of one of as many slices."""

@@ -42,11 +42,11 @@ def choose_compile(
         return False, obstacle[0]
     if requested != "auto":
         return bool(requested), "asked for"
-    if device.type == "cpu":
-        return (False, "the training time is unknown") if pays is None else pays()
     if not model.compiling_pays:
         return False, "this kind of model does not gain from compiling"
-    return True, "a GPU gains from fused kernels"
+    if device.type != "cpu":
+        return True, "a GPU gains from fused kernels"
+    return (False, "the training time is unknown") if pays is None else pays()
 
 
 def _cannot_compile(device: torch.device) -> tuple[str, str] | None:
