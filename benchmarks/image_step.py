@@ -6,8 +6,7 @@ pictures with torchvision's crop, flip, ToTensor and Normalize (their algorithms
 here). The two take turns, step by step, inside one process: a callback of Trainer lets ours make a step. Compared are medians of the
 processor time of all threads, with the clock beside it.
 
-`auto` is bf16 where the processor has a matrix unit for it (AMX, or a GPU) and fp32 elsewhere: convolutions in bf16 are slower there
-(docs/experiments.md). The last line holds all pairs: `ratio_bf16` is bf16 against bf16, `ratio_fp32` fp32 against fp32.
+`auto` is what the plan measures as the faster here. The last line holds all pairs: `ratio_bf16` is bf16 against bf16, `ratio_fp32` fp32 against fp32.
 
     python -m benchmarks.image_step [--quick] [--threads N]
 """
@@ -54,7 +53,7 @@ class Ours:
     def __init__(self, precision: str, folder: Path) -> None:
         from tauon.config import parse
         from tauon.data import Loader, prepare
-        from tauon.plan import make_plan
+        from tauon.plan import Work, make_plan
         from tauon.recipe import Recipe
         from tauon.tracking import EventLog
         from tauon.train import JobConfig, Meter, build_job
@@ -77,7 +76,7 @@ class Ours:
         )  # fmt: skip
         splits = prepare(r.data, seed=0, input_kind="arrays")
         loader, config = Loader(splits.train, batch=BATCH, seed=0), r.model.resolve(splits.spec)
-        self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, splits.spec, 0), examples=len(splits.train))
+        self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, splits.spec, 0), examples=len(splits.train), work=Work(loader))
         self.job = build_job(JobConfig(config, r.optim, r.train, r.task, splits.spec, 0), loader, self.plan)
         self.meter, self.events = Meter(self.plan.flops_per_example), EventLog(folder / f"{precision}.jsonl")
         self.times: list[tuple[float, float]] = []

@@ -168,7 +168,7 @@ def nanogpt(text: str, seed: int, iterations: int = 2000) -> Outcome:
 
 def tauon(text: str, seed: int, more: list[str]) -> Outcome:
     from tauon.data import Loader, prepare
-    from tauon.plan import make_plan
+    from tauon.plan import Work, make_plan
     from tauon.recipe import load_recipe
     from tauon.train import STOP, JobConfig, Meter, build_job, train
     from tauon.train import every as each
@@ -179,7 +179,7 @@ def tauon(text: str, seed: int, more: list[str]) -> Outcome:
     assert tokenizer is not None
     windows = held_out(text, tokenizer.encode)
     loader, config = Loader(made.train, batch=r.train.batch, seed=seed), r.model.resolve(spec)
-    plan = make_plan(JobConfig(config, r.optim, r.train, r.task, spec, seed), examples=len(made.train))
+    plan = make_plan(JobConfig(config, r.optim, r.train, r.task, spec, seed), examples=len(made.train), work=Work(loader))
     job = build_job(JobConfig(config, r.optim, r.train, r.task, spec, seed), loader, plan)
     clock, found = Clock(), math.inf
 

@@ -9,7 +9,7 @@ The two take turns, step by step, inside one process: a callback of Trainer lets
 What is compared is the median step; the processor time of all threads is stated beside it (`ratio_cpu`): on a machine that others
 use too it says more than the clock, with `--threads 1`. Three of ours: `ours` is the `gpt` model of the recipes, in bf16, its blocks compiled (what
 `compile: auto` chooses for a run of any length; compiling is not counted); `ours_gpt2` is GPT-2's own layout, the same arithmetic
-as the peer's; `ours_auto` is `gpt` at `precision: auto`, which is fp32 where the processor has no bf16 matrix unit (AMX).
+as the peer's; `ours_auto` is `gpt` at `precision: auto`, which measures both and takes the faster.
 
     python -m benchmarks.lm_vs_hf [--quick] [--threads N]
 """
@@ -69,7 +69,7 @@ class Ours:
 
     def __init__(self, name: str, model: str, precision: str, folder: Path) -> None:
         from tauon.data import Loader, prepare
-        from tauon.plan import make_plan
+        from tauon.plan import Work, make_plan
         from tauon.tracking import EventLog
         from tauon.train import JobConfig, Meter, build_job
 
@@ -77,7 +77,7 @@ class Ours:
         self.splits = prepare(r.data, seed=0, input_kind="tokens")
         spec, train = self.splits.spec, self.splits.train
         loader, config = Loader(train, batch=BATCH, seed=0), r.model.resolve(spec)
-        self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, spec, 0), examples=len(train))
+        self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, spec, 0), examples=len(train), work=Work(loader))
         self.job = build_job(JobConfig(config, r.optim, r.train, r.task, spec, 0), loader, self.plan)
         self.meter, self.events = Meter(self.plan.flops_per_example), EventLog(folder / f"{name}.jsonl")
         self.times: list[tuple[float, float]] = []

@@ -65,7 +65,7 @@ class Ours:
     def __init__(self, folder: Path, logs: Path) -> None:
         from tauon.data import Loader, prepare
         from tauon.models import resolved
-        from tauon.plan import make_plan
+        from tauon.plan import Work, make_plan
         from tauon.tracking import EventLog
         from tauon.train import JobConfig, Meter, build_job
 
@@ -74,7 +74,7 @@ class Ours:
         spec, train = self.splits.spec, self.splits.train
         loader = Loader(train, batch=BATCH, seed=0)
         config = resolved(r.model, spec).model_copy(update={"adapt": r.adapt})
-        self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, spec, 0), examples=len(train))
+        self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, spec, 0), examples=len(train), work=Work(loader))
         self.job = build_job(JobConfig(config, r.optim, r.train, r.task, spec, 0), loader, self.plan)
         self.meter, self.events = Meter(self.plan.flops_per_example), EventLog(logs / "events.jsonl")
         self.times: list[tuple[float, float]] = []

@@ -75,7 +75,7 @@ def range_test(tree: Recipe, show: Show, *, low: float, high: float, steps: int)
     """Run the test on one process, with the recipe's data, model, batch and optimizer."""
     from tauon.data import Loader
     from tauon.distributed import World
-    from tauon.plan import make_plan
+    from tauon.plan import Work, make_plan
     from tauon.stages.context import Context
     from tauon.train import JobConfig, TrainConfig, build_job
     from tauon.tune import lr_range
@@ -86,7 +86,7 @@ def range_test(tree: Recipe, show: Show, *, low: float, high: float, steps: int)
     model = ctx.model
     with Loader(ctx.splits.train, batch=config.batch, seed=tree.seed, workers=tree.data.workers) as loader:
         job_config = JobConfig(model, tree.optim, config, tree.task, spec, tree.seed)
-        plan = make_plan(job_config, examples=len(ctx.splits.train), on_note=lambda m: show.on_event("note", message=m))
+        plan = make_plan(job_config, examples=len(ctx.splits.train), on_note=lambda m: show.on_event("note", message=m), work=Work(loader))
         job = build_job(job_config, loader, plan)
         show.on_event("training", step=0, total_steps=steps)
         return lr_range(

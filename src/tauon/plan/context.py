@@ -11,6 +11,7 @@ import torch
 
 from tauon.distributed import Layout, Mesh, ParallelConfig
 from tauon.models import Model
+from tauon.plan.trial import Trial, Work, compiled_seconds, fused_seconds, seconds_a_step
 from tauon.train import BatchSizeScheduler, JobConfig, freeze
 
 __all__ = ["BY_THIS_RUN", "Decision", "Measure", "PlanContext"]
@@ -44,10 +45,14 @@ class PlanContext:
     """The `Plan.record()` of the run that is resumed; empty for a new run."""
     measure: Measure | None
     on_note: Callable[[str], None]
+    work: Work | None = None
+    """What a step computes, to be tried. None: nothing is tried."""
     decided: dict[str, Any] = field(default_factory=dict)
     """Path -> value of earlier decisions."""
     timed: bool = False
     """Whether steps were measured."""
+    _timed: dict[str, float] = field(default_factory=dict)
+    """Precision -> seconds of a step, as far as measured."""
 
     def __post_init__(self) -> None:
         # Read here even if a value is recorded: the recorded value came from these keys, and an unread key is an error.
@@ -96,3 +101,38 @@ class PlanContext:
         sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters() if p.ndim >= 2]
         frozen = sum(n for n, trains in sizes if not trains) / max(1, sum(n for n, _ in sizes))
         return self.model.flops_per_example(self.config.spec) * (1 - frozen / 3)
+
+    # ------------------------------------------------------------------------------------------ measured on a CPU, equal on all processes
+
+    @property
+    def rows(self) -> int:
+        """Examples of a step in this process."""
+        return -(-self.config.train.batch // self.layout.data)
+
+    @cached_property
+    def trial(self) -> Trial | None:
+        """The job's work, to be tried on this process alone."""
+        if self.work is None:
+            return None
+        trains = {n: p.requires_grad for n, p in self.model.named_parameters(remove_duplicate=False)}
+        return Trial(self.config, self.work, trains, self.rows, min(self.rows, self.requested["microbatch"] or self.rows))
+
+    def seconds_a_step(self, *precisions: str) -> dict[str, float] | None:
+        """Return the seconds of forward and backward of a step in each precision; None if that could not be measured."""
+        if not set(precisions) <= set(self._timed):
+            self._timed |= self._agreed(lambda trial: seconds_a_step(trial, precisions)) or {}
+        return {p: self._timed[p] for p in precisions} if set(precisions) <= set(self._timed) else None
+
+    def fused_seconds(self, precision: str) -> float:
+        """Return the seconds of a step, at most, that compiling could save."""
+        found = self._agreed(lambda trial: {"fused": fused_seconds(trial, precision)})
+        return 0.0 if found is None else found["fused"]
+
+    def compiled_seconds(self, precision: str) -> dict[str, float] | None:
+        """Return the seconds that compiling takes (`cost`) and saves in a step (`saved`); None if it failed."""
+        rows = self.decided["train.microbatch"]
+        return self._agreed(lambda trial: compiled_seconds(trial, precision, rows, self.on_note))
+
+    def _agreed(self, measure: Callable[[Trial], dict[str, float] | None]) -> dict[str, float] | None:
+        """Measure on rank 0; all processes get its figures, and so decide the same."""
+        return self.mesh.world.rank0_broadcast(lambda: None if self.trial is None else measure(self.trial))

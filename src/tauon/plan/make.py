@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tauon.distributed import Layout, Mesh, ParallelConfig
-from tauon.plan import device, memory, precision, steps
+from tauon.plan import compiling, device, memory, precision, steps
 from tauon.plan.context import Decision, Measure, PlanContext
 from tauon.plan.plan import Derived, Plan
+from tauon.plan.trial import Work
 from tauon.train import JobConfig
 
 __all__ = ["make_plan"]
@@ -23,7 +24,7 @@ DECIDERS: tuple[tuple[str, Callable[[PlanContext], Decision | None]], ...] = (
     ("train.steps", steps.steps),
     ("train.threads", device.threads),
     ("train.tflop_per_step", steps.tflop_per_step),
-    ("train.compile", precision.compiled),
+    ("train.compile", compiling.compiled),
     ("train.validate_every", steps.validate_every),
     ("train.checkpoint_every", steps.checkpoint_every),
     ("optim.lr", steps.learning_rate),
@@ -36,6 +37,7 @@ DECIDERS: tuple[tuple[str, Callable[[PlanContext], Decision | None]], ...] = (
 def make_plan(
     config: JobConfig, *, examples: int, recorded: Mapping[str, Any] | None = None, on_note: Callable[[str], None] = lambda _: None,
     mesh: Mesh | None = None, parallel: ParallelConfig | None = None, measure: Measure | None = None,
+    work: Work | None = None,
 ) -> Plan:  # fmt: skip
     """Decide every setting that the recipe leaves open. Collective over the processes of `mesh`: rank 0's choices are taken by all.
 
@@ -47,6 +49,7 @@ def make_plan(
         mesh: this process's place in the layout; None: a single process.
         parallel: the recipe's section; None: nothing was asked for.
         measure: seconds per step, for `train.time` (`tauon.train.seconds_a_step`); needed for nothing else.
+        work: what a step computes. On a CPU, precision and compile are chosen by timing it on rows of the first batch; None: fp32, not compiled.
 
     Returns:
         The plan, with each derived setting and its reason.
@@ -67,7 +70,7 @@ def make_plan(
     >>> plan.steps, plan.precision, plan.microbatch
     (3, 'fp32', 8)
     """
-    ctx = PlanContext(config, examples, mesh or Mesh(Layout()), parallel, recorded or {}, measure, on_note)
+    ctx = PlanContext(config, examples, mesh or Mesh(Layout()), parallel, recorded or {}, measure, on_note, work)
     derived: list[Derived] = []
     for path, decide in DECIDERS:
         decision = decide(ctx)

@@ -10,11 +10,11 @@ from tauon.distributed import AutoParallel, Layout, MeshParallel, ParallelConfig
 from tauon.errors import Problem, RecipeError
 from tauon.models import AdaptedLinear, Model, ModelConfig, parameter_count
 from tauon.plan.context import BY_THIS_RUN, Decision, PlanContext
+from tauon.plan.machine import available_memory
 from tauon.train import TrainConfig, largest_divisor, trainable
 from tauon.types import DataSpec
 
 __all__ = [
-    "available_memory",
     "batch_statistics",
     "batch_that_fits",
     "fits_whole",
@@ -22,18 +22,6 @@ __all__ = [
     "reshard_after_forward",
     "weights_are_few",
 ]
-
-
-def available_memory(device: torch.device) -> int | None:
-    """Return the bytes that could be allocated now; None if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as f:
-            line = next(line for line in f if line.startswith("MemAvailable:"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return None
 
 
 def batch_that_fits(

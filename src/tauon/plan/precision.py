@@ -1,92 +1,70 @@
-"""Decides the precision of a job, and whether it is compiled."""
+"""Decides the precision of a job: on a CPU by measuring forward and backward in each."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from tauon.errors import Problem, RecipeError
+from tauon.distributed import Layout, Mesh
 from tauon.models import Model
 from tauon.plan.context import BY_THIS_RUN, Decision, PlanContext
-from tauon.train import Precision
+from tauon.plan.device import choose_device
+from tauon.plan.measured import chosen
+from tauon.plan.trial import Work
+from tauon.train import JobConfig, Precision
 
-__all__ = ["choose_compile", "choose_precision", "compiled", "precision"]
+__all__ = ["choose_precision", "precision", "training_precision"]
 
-COMPILE_SECONDS = 60.0
-"""Seconds to compile a transformer block, forward and backward, on two cores with a cold cache."""
-COMPILE_GAIN = 0.12
-"""Share of step time that compiling saves on a CPU (docs/experiments.md)."""
-CPU_FLOPS = {"fp32": 0.15e12, "bf16": 0.6e12}
-"""Operations per second of two cores: a rough estimate of the training time, to decide whether compiling pays."""
+MARGIN = 0.05
+"""Share of a step's time that bf16 must save to be chosen: less is not worth its rounding, and could be chance."""
+TOO_SMALL = 0.2e9
+"""Operations of a step, forward and backward (a millisecond or two), below which converting to bf16 costs more than it could save."""
 
 
-def choose_precision(requested: str, device: torch.device, model: Model | None) -> tuple[Precision, str]:
-    """Return (precision, reason): bf16 if the hardware has bf16 matrix products and the model is large enough to gain."""
+def choose_precision(
+    requested: str, device: torch.device, model: Model | None, timed: Mapping[str, float] | None = None
+) -> tuple[Precision, str]:
+    """Return (precision, reason). `timed`: seconds of a step in fp32 and in bf16, which decide on a CPU; None: not measured."""
     if requested != "auto":
         return Precision(requested, str(device)), "asked for"
+    if device.type == "cpu":
+        if timed is None:
+            return Precision("fp32", "cpu"), "the model is too small to gain from bf16"
+        name = chosen({p: timed[p] for p in ("fp32", "bf16")}, MARGIN)
+        other = "fp32" if name == "bf16" else "bf16"
+        figures = f"{name} {shown(timed[name])}, {other} {shown(timed[other])} for forward and backward of a step, measured here"
+        return Precision(name, "cpu"), figures
     if model is not None and not model.blocks_to_compile():
         return Precision("fp32", str(device)), "the model is too small to gain from bf16"
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         name = torch.cuda.get_device_name(device)
         return Precision("bf16" if has_bf16 else "fp32", str(device)), f"{name} {'has' if has_bf16 else 'has no'} bf16"
-    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
-        return Precision("bf16", "cpu"), "this CPU multiplies bf16 matrices in hardware (AMX)"
-    return Precision("fp32", str(device)), f"this {device.type} has no bf16 matrix unit (AMX), so fp32 is faster"
+    return Precision("fp32", str(device)), f"bf16 is not tested on {device.type}"
+
+
+def shown(seconds: float) -> str:
+    """Return seconds as milliseconds with two digits or more: 412 ms, 4.1 ms."""
+    return f"{seconds * 1e3:,.0f} ms" if seconds >= 0.0095 else f"{seconds * 1e3:.2g} ms"
 
 
 def precision(ctx: PlanContext) -> Decision:
     """Decide the name of the precision."""
-    chosen, reason = choose_precision(ctx.still_valid.get("precision", ctx.requested["precision"]), ctx.device, ctx.model)
-    return Decision(chosen.name, BY_THIS_RUN if ctx.still_valid else reason)
+    if "precision" in ctx.still_valid:
+        return Decision(ctx.still_valid["precision"], BY_THIS_RUN)
+    requested, timed = ctx.requested["precision"], None
+    if requested == "auto" and ctx.device.type == "cpu" and ctx.flops_per_example * ctx.rows >= TOO_SMALL:
+        timed = ctx.seconds_a_step("fp32", "bf16")
+        if timed is None:
+            return Decision("fp32", "bf16 was not measured, which would need a batch of the data and memory for a pass")
+    chosen_, reason = choose_precision(requested, ctx.device, ctx.model, timed)
+    return Decision(chosen_.name, reason)
 
 
-def choose_compile(requested: str | bool, device: torch.device, model: Model, seconds: float | None) -> tuple[bool, str]:
-    """Return (compile?, reason). `seconds`: estimated training time without compiling, or None if unknown."""
-    if not model.blocks_to_compile():
-        if requested is True:
-            raise RecipeError([Problem("train.compile", "this model has no repeated blocks to compile. Use auto or false.")])
-        return False, "the model has no repeated blocks"
-    obstacle = _cannot_compile(device)
-    if obstacle is not None:
-        if requested is True:
-            raise RecipeError([Problem("train.compile", f"is true, but {obstacle[0]}. {obstacle[1]}, or use auto.")])
-        return False, obstacle[0]
-    if requested != "auto":
-        return bool(requested), "asked for"
-    if not model.compiling_pays:
-        return False, "this kind of model does not gain from compiling"
-    if device.type != "cpu":
-        return True, "a GPU gains from fused kernels"
-    if seconds is None:
-        return False, "the training time is unknown"
-    pays = seconds * COMPILE_GAIN > COMPILE_SECONDS
-    return pays, f"about {seconds:,.0f} s of training: would save {seconds * COMPILE_GAIN:,.0f} s and cost {COMPILE_SECONDS:.0f} s"
-
-
-def _cannot_compile(device: torch.device) -> tuple[str, str] | None:
-    """Return (what torch.compile lacks, how to fix it), or None: a CPU needs a C++ compiler; a GPU needs Triton and a C compiler."""
-    if device.type == "cpu":
-        if shutil.which(os.environ.get("CXX", "g++")) is None and shutil.which("clang++") is None:
-            return "no C++ compiler (g++) was found", "Install one"
-    elif device.type == "cuda":
-        if torch.version.hip is None and torch.cuda.get_device_capability(device) < (7, 0):
-            return f"{torch.cuda.get_device_name(device)} is too old for Triton (compute capability 7.0)", "Use a newer GPU"
-        if importlib.util.find_spec("triton") is None:
-            return "Triton is not installed", "pip install triton"
-        if all(shutil.which(c) is None for c in (os.environ.get("CC", "gcc"), "gcc", "clang")):
-            return "no C compiler (gcc), which Triton needs, was found", "Install one"
-    return None
-
-
-def compiled(ctx: PlanContext) -> Decision:
-    """Decide whether blocks are compiled."""
-    seconds: float | None = ctx.requested["time"]
-    if seconds is None and ctx.device.type == "cpu":
-        operations = ctx.decided["train.steps"] * ctx.flops_per_example * ctx.config.train.batch
-        seconds = operations / CPU_FLOPS[ctx.decided["train.precision"]]
-    chosen, reason = choose_compile(ctx.requested["compile"], ctx.device, ctx.model, seconds)
-    return Decision(ctx.still_valid["compile"], BY_THIS_RUN) if ctx.still_valid else Decision(chosen, reason)
+def training_precision(config: JobConfig, work: Work, *, recorded: Mapping[str, Any] | None = None) -> Precision:
+    """Return the precision that a plan of this job decides, before there is a plan: for what must compute as training does."""
+    ctx = PlanContext(config, 0, Mesh(Layout()), None, recorded or {}, None, lambda _: None, work)
+    ctx.decided["train.device"], _ = choose_device(config.train.device)
+    return Precision(precision(ctx).value, str(ctx.device))

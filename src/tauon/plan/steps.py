@@ -8,9 +8,9 @@ import torch
 
 from tauon.errors import Problem, RecipeError
 from tauon.models import parameter_count
+from tauon.plan.compiling import choose_compile
 from tauon.plan.context import BY_THIS_RUN, Decision, PlanContext
 from tauon.plan.plan import Plan
-from tauon.plan.precision import choose_compile
 from tauon.train import trainable
 
 __all__ = [
@@ -62,7 +62,7 @@ def by_time(ctx: PlanContext, time: float) -> Decision:
     """Measure a step and return how many fit in `time`; sets the fastest number of threads."""
     assert ctx.measure is not None, "a plan for a time measures steps: pass `measure`"
     # On a CPU, whether to compile is decided later. A GPU always compiles, which changes the time of a step a lot: compile the trial, too.
-    compiled = ctx.device.type != "cpu" and choose_compile(ctx.requested["compile"], ctx.device, ctx.model, None)[0]
+    compiled = ctx.device.type != "cpu" and choose_compile(ctx.requested["compile"], ctx.device, ctx.model)[0]
     threads = torch.get_num_threads()
     trial = Plan(10**9, ctx.device, ctx.decided["train.precision"], compiled, ctx.decided["train.microbatch"], 1, 1, threads)
     ctx.on_note(f"measuring the time of a step, to plan for {time:,.0f} s")

@@ -17,7 +17,7 @@ from tauon.config import dump
 from tauon.data import Loader
 from tauon.distributed import Mesh, MeshCheckpointWriter, World
 from tauon.models import ModelConfig, PretrainedModel, match_weights
-from tauon.plan import Derived, Plan, make_plan
+from tauon.plan import Derived, Plan, Work, make_plan
 from tauon.stages.context import Context
 from tauon.stages.extensions import StartAgain, TrainExtension, train_extensions
 from tauon.stages.layout import choose_mesh, refuse_cut_pairs
@@ -100,9 +100,10 @@ def resolve_settings(ctx: Context, recorded: dict[str, Any] | None) -> Training:
     refuse_cut_pairs(recipe.task, mesh.layout)
     loader = make_loader(ctx, extensions, mesh)
     config = job_config(ctx, model)
+    work = next(filter(None, (e.work(loader) for e in extensions)), None) or Work(loader)
     plan = make_plan(
         config, examples=loader.count, recorded=recorded, on_note=lambda m: ctx.on_event("note", message=m), mesh=mesh, parallel=recipe.parallel,
-        measure=partial(seconds_a_step, config, loader, mesh, recipe.parallel),
+        measure=partial(seconds_a_step, config, loader, mesh, recipe.parallel), work=work,
     )  # fmt: skip
     plan.derived.insert(1, layout)
     for extension in extensions:

@@ -60,9 +60,10 @@ class ComputeConfig(StepsConfig):
     device: str = "auto"
     """`auto`: the accelerator of this process (each process its own), else the CPU; or a torch device: cuda:1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`bf16`: matrix products in bfloat16, weights and sums in fp32. `auto`: bf16 if the hardware has bf16 matrix products."""
+    """`bf16`: matrix products in bfloat16, weights and sums in fp32. `auto`: on a GPU bf16 if it has it; on a CPU the
+    faster of both, measured."""
     compile: Literal["auto"] | bool = "auto"
-    """Compile block by block with torch.compile. `auto`: if it saves more time than it takes."""
+    """Compile block by block with torch.compile. `auto`: if it saves more time than it takes; on a CPU this is measured."""
     activation_checkpointing: bool = False
     """Keep only each block's input and recompute the rest in the backward pass: less memory, a third more time."""
     ema: Fraction | None = Field(None, gt=0, lt=1)

@@ -9,7 +9,7 @@ from typing import Any
 from tauon.data import DataConfig, DataSplits, Loader
 from tauon.distributed import Mesh
 from tauon.models import ModelConfig
-from tauon.plan import Derived, Plan
+from tauon.plan import Derived, Plan, Work
 from tauon.train import TrainJob
 from tauon.types import Dataset
 
@@ -52,6 +52,10 @@ class TrainExtension:
 
     def loader(self, train: Dataset, **share: Any) -> Loader | None:
         """Return the loader; None for the plain one. `share`: arguments of `Loader`."""
+        return None
+
+    def work(self, loader: Loader) -> Work | None:
+        """Return what a step computes, by which the plan chooses the precision; None for a plain step."""
         return None
 
     def plan(self, plan: Plan) -> None:

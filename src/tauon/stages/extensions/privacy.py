@@ -19,7 +19,7 @@ from tauon.data import Loader
 from tauon.distributed import reshard
 from tauon.errors import PrivacyError, RecipeError, RunError
 from tauon.optim import Plateau
-from tauon.plan import Derived, Plan
+from tauon.plan import Derived, Plan, Work
 from tauon.privacy import (
     SEEDED,
     Key,
@@ -42,6 +42,7 @@ from tauon.privacy import (
     steps_done,
     write_internal,
 )
+from tauon.privacy.trial import clipped_gradients
 from tauon.recipe import Recipe
 from tauon.stages.extensions.base import StartAgain, TrainExtension
 from tauon.stages.extensions.canaries import FOLDER as AUDIT_FOLDER
@@ -85,6 +86,10 @@ class PrivateTraining(TrainExtension):
 
     def loader(self, train: Dataset, **share: Any) -> Loader:
         return self.private.load(**share)
+
+    def work(self, loader: Loader) -> Work:
+        clipping, unit = self.private.config.clipping, self.private.loader.rows_per_unit
+        return Work(loader, clipped_gradients(clipping, unit), name=f"clipped, {clipping.kind_}", unit=unit)
 
     def plan(self, plan: Plan) -> None:
         self.settled = plan
