@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tauon.config import parse, registered
-from tauon.data import ArrayDataset, Arrays, AugmentConfig, Draws, Normalizer, TrainingOptions
+from tauon.data import ArrayDataset, Arrays, AugmentConfig, Draws, Normalizer, Points, TrainingOptions
 from tauon.data.arrays import check_arrays
-from tauon.data.augment import augment
+from tauon.data.augment import ElasticConfig, augment
 from tauon.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -53,6 +53,21 @@ def test_images_are_normalised_by_channel(kind: Any) -> None:
             assert out[:, c].std() == pytest.approx(1, abs=1e-5)
         else:
             assert (out[:, c].min(), out[:, c].max()) == (0, 1)
+
+
+@pytest.mark.parametrize("kind", ["standard", "quantile", "none"])
+def test_batches_of_a_table_are_its_rows_normalised(kind: Any) -> None:
+    """Whatever is kept of the normalised table: the same bits, also after the scaler was replaced."""
+    x = RNG.normal(size=(300, 5)) * [1, 10, 1e9, 1e-3, 1]
+    rows, index = np.arange(290, -1, -2), np.array([3, 3, 0, 140])
+    data = ArrayDataset(table(x, np.arange(300) % 2, ("a", "b")), rows, Normalizer.fit(x, kind))
+    for normalizer in (data.normalizer, Normalizer.fit(x * 2 + 1, kind)):
+        data.scale_by(normalizer)
+        for _ in range(2):
+            assert np.array_equal(data.batch(index).inputs.numpy(), normalizer(x[rows[index]]))
+    batch = data.batch(index)
+    batch.inputs.zero_()  # a copy: the next batch has the values again
+    assert np.array_equal(data.batch(index).inputs.numpy(), data.normalizer(x[rows[index]]))
 
 
 def test_unit_divides_bytes_by_255_and_refuses_other_ranges() -> None:
@@ -209,6 +224,25 @@ def test_elastic_moves_points_by_the_distance_asked() -> None:
     middle = moved[:, 0, 20:44, 20:44]
     assert float(middle.square().mean().sqrt()) == pytest.approx(2.0, rel=0.1)
     assert float((middle[:, :, 1:] - middle[:, :, :-1]).abs().mean()) < 0.5  # neighbours move together
+
+
+def test_elastic_is_scipys_cubic_b_spline_over_its_lattice() -> None:
+    interpolate = pytest.importorskip("scipy.interpolate")
+    bump = interpolate.BSpline.basis_element([-2, -1, 0, 1, 2], extrapolate=False)
+    height, width, spacing = 17, 26, 5.0
+    points, draws = Points(np.tile(np.eye(2, 3), (6, 1, 1)), height, width), Draws(1, 0, 0, np.arange(6))
+    ElasticConfig(pixels=1.5, spacing=spacing).move(points, draws)
+
+    def basis(n: int) -> np.ndarray:
+        knots = int(np.ceil((n - 1) / spacing)) + 4
+        at = (np.arange(n)[:, None] - (n - 1) / 2) / spacing - (np.arange(knots) - (knots - 1) / 2)
+        w = np.nan_to_num(bump(at))
+        return w / np.sqrt((w**2).sum(1, keepdims=True))
+
+    down, along = basis(height), basis(width)
+    knots = draws.normal(2 * down.shape[1] * along.shape[1]).reshape(6, 2, down.shape[1], along.shape[1]) * 1.5
+    assert points.displaced is not None
+    np.testing.assert_allclose(points.displaced, np.einsum("hi,bcij,wj->bchw", down, knots.astype(np.float64), along), atol=1e-5)
 
 
 def test_flip_mirrors_about_the_share_asked() -> None:

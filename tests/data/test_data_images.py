@@ -165,6 +165,30 @@ def test_crop_equals_numpys_pad_and_a_slice(fill: str, mode: Any) -> None:
     assert len({tuple(c) for c in corner}) > 8
 
 
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [{"kind": "crop", "padding": 4}],
+        [{"kind": "crop", "padding": 3, "fill": "reflect"}, {"kind": "flip"}],
+        [
+            {"kind": "flip", "axis": "vertical"},
+            {"kind": "crop", "padding": 2},
+            {"kind": "noise"},
+            {"kind": "crop", "padding": 2, "fill": "edge"},
+        ],
+    ],
+    ids=["crop", "crop and flip", "with noise between"],
+)
+@pytest.mark.parametrize("normalize", ["standard", "unit", "none"])
+def test_bytes_that_are_moved_before_normalising_give_the_same_bits(kinds: list[dict[str, Any]], normalize: Any) -> None:
+    steps = [step(k) for k in kinds]
+    data = data_of(PHOTOS, steps, normalize)
+    n = data.normalizer
+    moved = {"seed": 3, "epoch": 4, "index": np.arange(16), "outside": torch.from_numpy(-n.center / n.scale)}
+    wanted = augment(torch.from_numpy(n(PHOTOS[:16])), steps, **moved)
+    assert torch.equal(data.batch(np.arange(16), epoch=4).inputs, wanted)
+
+
 def test_what_crop_brings_in_is_black_after_normalising() -> None:
     dark = np.concatenate([np.zeros((2, 3, 8, 8), np.uint8), np.full((2, 3, 8, 8), 200, np.uint8)])
     out = data_of(dark, [step({"kind": "crop", "padding": 4})]).batch(np.arange(2)).inputs

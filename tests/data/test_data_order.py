@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tauon.data import Loader, example_at, permute
+from tauon.data.order import ShuffledOrder
 from tauon.errors import RecipeError
 from tauon.types import Batch, DataSpec
 
@@ -117,6 +118,21 @@ def test_a_loader_that_starts_in_the_middle_gives_the_same_batches() -> None:
         assert torch.equal(resumed.batch_at(13).inputs, straight[13])
         assert torch.equal(resumed.batch_at(4).inputs, straight[4])  # a jump back
         assert torch.equal(resumed.batch_at(5).inputs, straight[5])
+
+
+@pytest.mark.parametrize("n", [5, 455, 4708, 300_000])
+def test_a_kept_order_is_the_order(n: int) -> None:
+    """Across epochs, backwards, out of order, and several epochs at once."""
+    order = ShuffledOrder(n, seed=3)
+    for position in (
+        np.arange(40),
+        n - 2 + np.arange(7),
+        np.arange(9),
+        5 * n + np.array([n, 0, 3, n - 1]),
+        np.arange(0, 3 * n, max(1, n // 2)),
+    ):
+        for found, wanted in zip(order.at(position), example_at(position, n, 3), strict=True):
+            assert np.array_equal(found, wanted)
 
 
 def test_a_step_may_span_several_epochs() -> None:

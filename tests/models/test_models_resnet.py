@@ -114,6 +114,20 @@ def test_option_a_is_every_second_pixel_and_zeros() -> None:
     assert model.layer2[1].downsample is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_option_a_keeps_the_layout_of_its_gradient(dtype: torch.dtype) -> None:
+    """One gradient that is not channels-last makes all before it slow."""
+    model: Any = materialize(config("resnet20"), seed=0)
+    x = torch.randn(2, 16, 9, 8).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    short = model.layer2[0].downsample(x)
+    g = torch.randn(short.shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    short.backward(g)
+    wanted = torch.zeros_like(x)
+    wanted[:, :, ::2, ::2] = g[:, 8:24]
+    assert x.grad is not None and torch.equal(x.grad, wanted)
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+
+
 def published(mirror: Path, name: str) -> dict[str, torch.Tensor]:
     path = mirror / "checkpoints" / "resnet-cifar10" / name
     if path.suffix == ".th":

@@ -29,6 +29,7 @@ from tauon.train import (
     largest_divisor,
     plain_gradients,
     seconds_a_step,
+    seed_draws,
     step_seed,
     train,
     train_step,
@@ -116,6 +117,15 @@ def test_a_batch_that_weighs_nothing_moves_nothing() -> None:
     before = weights(j)
     assert train_step(j, batch)["loss"] == 0.0
     assert all(torch.equal(p, before[n]) for n, p in weights(j).items())
+
+
+def test_draws_are_those_of_torchs_manual_seed() -> None:
+    for seed in (0, step_seed(5, 3)):
+        torch.manual_seed(seed)
+        wanted = torch.rand(5)
+        torch.rand(3)
+        seed_draws(seed, torch.device("cpu"))
+        assert torch.equal(torch.rand(5), wanted)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.data.augment import AugmentConfig, Pixels, augment, check_shape
+from tauon.data.augment import AugmentConfig, Pixels, augment, check_shape, rearrange
 from tauon.data.sources.base import Arrays
 from tauon.data.targets import TargetScale
 from tauon.errors import DataError
@@ -30,6 +30,8 @@ __all__ = ["ArrayDataset", "Normalizer", "TrainingOptions", "check_arrays", "cou
 NormalizeKind = Literal["none", "standard", "minmax", "unit", "robust", "quantile", "bounds"]
 
 _QUANTILES = 1000
+_KEPT_BYTES = 2**28
+"""Most bytes of a table that is kept normalised."""
 _EDGE = 1e-7  # probabilities nearer to 0 or 1 are clipped: the normal distribution is unbounded
 
 
@@ -292,6 +294,7 @@ class ArrayDataset:
         self._weights, self.order, self.mixer, self.groups = options.weights, options.order, options.mixer, groups
         self._target_scale = target_scale
         self._table, self._rows, self._normalizer = table, rows, normalizer
+        self._kept: NDArray[np.float32] | None = None
         self._seed, self._augments = options.seed, tuple(options.augments)
         targets = table.targets
         outputs = len(table.label_names) if table.classes else (targets.shape[1] if targets.ndim == 2 else 1)
@@ -319,13 +322,25 @@ class ArrayDataset:
         if self._augments:
             inputs = self._augmented(self._table.features[rows], epoch, index)
         else:
-            inputs = torch.from_numpy(self._normalizer(self._table.features[rows]))
+            inputs = torch.from_numpy(self._scaled(index))
         values = self._table.targets[rows]
         if self._target_scale is not None:
             values = self._target_scale(values)
         targets = torch.from_numpy(values if self._table.classes else values.astype(np.float32, copy=False))
         weights = torch.ones(len(index)) if self._weights is None else torch.from_numpy(self._weights)[targets]
         return Batch(inputs, targets, weights, None, torch.from_numpy(index.copy()))
+
+    def _scaled(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the normalised features of these examples. A table is normalised once, not in every batch again; images, which are bytes, would
+        take four times their memory.
+        """
+        features = self._table.features
+        if features.ndim > 2 or len(self._rows) * features.shape[1] * 4 > _KEPT_BYTES:
+            return self._normalizer(features[self._rows[index]])
+        if self._kept is None:
+            self._kept = self._normalizer(features[self._rows])
+        scaled: NDArray[np.float32] = self._kept[index]
+        return scaled
 
     @property
     def normalizer(self) -> Normalizer:
@@ -334,7 +349,7 @@ class ArrayDataset:
 
     def scale_by(self, normalizer: Normalizer) -> None:
         """Replace the scaler, for statistics that are known only after the data sets were made."""
-        self._normalizer = normalizer
+        self._normalizer, self._kept = normalizer, None
 
     def without_augmentation(self) -> Self:
         """Return the same examples without augmentation, mixing or weights."""
@@ -359,13 +374,20 @@ class ArrayDataset:
         return pixels
 
     def _augmented(self, features: NDArray[Any], epoch: int, index: NDArray[np.int64]) -> Tensor:
-        """Normalise and augment, in the order that the augmentations need: those that work on raw images run before normalising."""
+        """Normalise and augment, in the order that the augmentations need: those that work on raw images run before normalising, and so do
+        the first ones if they only rearrange bytes.
+        """
         import torch
+
+        first = 0
+        if features.dtype == np.uint8 and features.ndim == 4:
+            bytes_, first = rearrange(torch.from_numpy(features), self._augments, seed=self._seed, epoch=epoch, index=index)
+            features = bytes_.numpy()
 
         pixels = Pixels(self._normalizer.center, self._normalizer.scale)
         unit = any(step.space == "pixels" for step in self._augments)
         inputs = torch.from_numpy(features).float().div_(255) if unit else torch.from_numpy(self._normalizer(features))
         outside = pixels.outside() if inputs.ndim == 4 else None
         return augment(
-            inputs, self._augments, seed=self._seed, epoch=epoch, index=index, outside=outside, pixels=pixels if unit else None, unit=unit
+            inputs, self._augments, seed=self._seed, epoch=epoch, index=index, outside=outside, pixels=pixels if unit else None, first=first
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -133,12 +134,19 @@ class Points:
         x, y = np.arange(self.width) - (self.width - 1) / 2, np.arange(self.height) - (self.height - 1) / 2
         along = torch.from_numpy((self.matrix[:, :, :1] * x * unit).astype(np.float32))  # (B, 2, W)
         down = torch.from_numpy(((self.matrix[:, :, 1:2] * y + self.matrix[:, :, 2:]) * unit).astype(np.float32))  # (B, 2, H)
-        out = torch.empty(len(self.matrix), self.height, self.width, 2)
+        B = len(self.matrix)
+        if self.displaced is None:
+            out = torch.empty(B, self.height, self.width, 2)
+            for axis in (0, 1):
+                torch.add(along[:, axis, None, :], down[:, axis, :, None], out=out[..., axis])
+            return out
+        last = torch.empty(self.height, self.width, 2, B)  # batch last, as displacements are in memory
+        along_2WB, down_2HB = along.permute(1, 2, 0).contiguous(), down.permute(1, 2, 0).contiguous()
+        displaced_HW2B = self.displaced.permute(2, 3, 1, 0)
         for axis, size in ((0, self.width), (1, self.height)):
-            torch.add(along[:, axis, None, :], down[:, axis, :, None], out=out[..., axis])
-            if self.displaced is not None:
-                out[..., axis].add_(self.displaced[:, axis], alpha=2 / size)
-        return out
+            torch.add(along_2WB[axis], down_2HB[axis, :, None], out=last[:, :, axis])
+            last[:, :, axis].add_(displaced_HW2B[:, :, axis], alpha=2 / size)
+        return last.view(-1, B).t().contiguous().view(B, self.height, self.width, 2)
 
 
 class AugmentConfig(Registered, family="augment"):
@@ -149,6 +157,9 @@ class AugmentConfig(Registered, family="augment"):
     images_only: ClassVar[bool] = False
     space: ClassVar[Literal["normal", "pixels", "any"]] = "normal"
     """Input of `change`: normalised features; images from 0 to 1, which needs images of bytes; or either."""
+
+    rearranges: ClassVar[bool] = False
+    """Whether `change` only moves values, and brings in `Draws.outside`: it then also works on bytes, before normalising."""
 
     def refuse(self, shape: tuple[int, ...], where: str) -> None:
         """Raise `DataError` if it cannot work on images of `shape`."""
@@ -167,14 +178,14 @@ class AugmentConfig(Registered, family="augment"):
 
 def augment(
     features: Tensor, steps: Sequence[AugmentConfig], *, seed: int, epoch: int, index: NDArray[np.int64], outside: Tensor | None = None,
-    pixels: Pixels | None = None, unit: bool = False,
+    pixels: Pixels | None = None, first: int = 0,
 ) -> Tensor:  # fmt: skip
-    """Apply `steps` in turn to a batch of float32 features. Points outside an image read as `outside` (C, 1, 1), default 0.
+    """Apply `steps` from number `first` on, in turn, to a batch of float32 features. Points outside an image read as `outside` (C, 1, 1),
+    default 0.
 
-    `pixels` is needed by steps that work on images from 0 to 1; with `unit`, `features` are such images to begin with. The result is
-    normalised.
+    `pixels` is needed by steps that work on images from 0 to 1, and `features` are then such images to begin with. The result is normalised.
     """
-    at = 0
+    at, unit = first, pixels is not None
     while at < len(steps):
         step = steps[at]
         if pixels is not None and not step.geometric and step.space == ("normal" if unit else "pixels"):
@@ -191,6 +202,19 @@ def augment(
             at += 1
         features = resample(features, points) if edge is None else resample(features - edge, points) + edge
     return pixels.normal(features) if unit and pixels is not None else features
+
+
+def rearrange(
+    images: Tensor, steps: Sequence[AugmentConfig], *, seed: int, epoch: int, index: NDArray[np.int64]
+) -> tuple[Tensor, int]:  # fmt: skip
+    """Apply the first of `steps` that only rearrange pixels to images of bytes; return them and the number of steps done. The result is that of
+    `augment` after normalising, bit for bit, for a quarter of the memory.
+    """
+    done = 0
+    while done < len(steps) and steps[done].rearranges:
+        images = steps[done].change(images, Draws(seed, done, epoch, index))
+        done += 1
+    return images, done
 
 
 def check_shape(steps: Sequence[AugmentConfig], shape: tuple[int, ...], dtype: Any = np.uint8) -> None:
@@ -269,17 +293,19 @@ class ElasticConfig(AugmentConfig):
 
         rows, cols = _spline(points.height, self.spacing), _spline(points.width, self.spacing)
         B, h, w = len(draws.index), len(rows), len(cols)
-        knots = torch.from_numpy(draws.normal(2 * h * w).reshape(B, 2, h, w) * np.float32(self.pixels))
+        drawn = torch.from_numpy(draws.normal(2 * h * w) * np.float32(self.pixels)).view(B, 2, h * w)
+        knots = drawn.permute(2, 1, 0).reshape(h, w, 2 * B)  # batch last: each sum below is over one stretch of memory
         # explicit sums: a matrix product may round an example differently in another batch
-        along = torch.zeros(B, 2, h, points.width)
+        along = torch.zeros(h, points.width, 2 * B)
         for j, (near, weights) in enumerate(cols):
-            along[..., near].addcmul_(knots[:, :, :, j, None], weights)
-        field = torch.zeros(B, 2, points.height, points.width)
+            along[:, near].addcmul_(knots[:, j, None], weights[:, None])
+        field = torch.zeros(points.height, points.width, 2 * B)
         for i, (near, weights) in enumerate(rows):
-            field[:, :, near].addcmul_(along[:, :, i, None, :], weights[:, None])
-        points.displace(field)
+            field[near].addcmul_(along[i], weights[:, None, None])
+        points.displace(field.view(points.height, points.width, 2, B).permute(3, 2, 0, 1))
 
 
+@lru_cache(maxsize=16)
 def _spline(n: int, spacing: float) -> list[tuple[slice, Tensor]]:
     """Return, for each knot of a uniform cubic B-spline over n pixels, the pixels that it affects and its weights there.
 
@@ -309,6 +335,7 @@ class FlipConfig(AugmentConfig):
     """horizontal: left becomes right; vertical: top becomes bottom."""
     images_only: ClassVar[bool] = True
     space = "any"
+    rearranges = True
 
     def change(self, features: Tensor, draws: Draws) -> Tensor:
         import torch

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from tauon.data.order import example_at
+from tauon.data.order import ShuffledOrder
 from tauon.errors import RecipeError
 from tauon.types import Batch, Dataset
 
@@ -61,6 +61,7 @@ class Loader:
             raise RecipeError(f"rank {rank} of {world} does not exist")
         self.dataset, self.batch, self.seed, self.rank, self.world = dataset, batch, seed, rank, world
         self.count = len(dataset)
+        self._shuffled = ShuffledOrder(self.count, seed)
         self.sizes = sizes
         self._ahead = 2 * workers
         self._pool = ThreadPoolExecutor(workers, "tauon-data") if workers else None
@@ -83,7 +84,7 @@ class Loader:
         """Return (epoch, example) of rows of the global batch."""
         order = getattr(self.dataset, "order", None)  # a data set may sample some examples more often
         position = (step * self.batch if self.sizes is None else self.sizes.first(step)) + row
-        return example_at(position, len(self.dataset), self.seed) if order is None else order.at(position)
+        return (self._shuffled if order is None else order).at(position)
 
     def size(self, step: int) -> int:
         """Return the number of examples of step `step`, over all ranks."""
@@ -112,8 +113,8 @@ class Loader:
         epoch, example = self.examples_at(step)
         mixer = getattr(self.dataset, "mixer", None)
         batch = self._read(epoch, example) if mixer is None else self._mixed(step, mixer)
-        missing = self.rows(step) >= self.size(step)
-        if missing.any():
+        if self.size(step) % self.world:
+            missing = self.rows(step) >= self.size(step)
             weights = batch.weights.clone()
             weights[missing.tolist()] = 0
             batch = replace(batch, weights=weights)
@@ -121,9 +122,11 @@ class Loader:
 
     def _read(self, epoch: np.ndarray, example: np.ndarray) -> Batch:
         """Return these examples in this order, each from its epoch."""
+        if epoch[0] == epoch[-1] and (epoch == epoch[0]).all():
+            return self.dataset.batch(example, epoch=int(epoch[0]))
         epochs = np.unique(epoch)
         batch = _joined([self.dataset.batch(example[epoch == e], epoch=int(e)) for e in epochs])
-        if len(epochs) > 1 and (np.diff(epoch) < 0).any():  # with balanced sampling, classes have epochs of their own
+        if (np.diff(epoch) < 0).any():  # with balanced sampling, classes have epochs of their own
             back = np.empty(len(epoch), np.int64)
             back[np.argsort(epoch, kind="stable")] = np.arange(len(epoch))
             batch = _picked(batch, back)
@@ -173,7 +176,8 @@ class DeviceBatches:
         """Return the batch of step `step`, on the device."""
         ready, self._next = self._next, None
         if ready is None or ready[0] != step:
-            return self.source.batch_at(step).to(self.device)
+            batch = self.source.batch_at(step)
+            return batch if self.device.type == "cpu" else batch.to(self.device)
         import torch
 
         now: Any = torch.cuda.current_stream(self.device)

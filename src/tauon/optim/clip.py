@@ -39,7 +39,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None, m
 
 
 def _norm(grads: list[Tensor]) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in grads]))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads, 2.0, torch.float32)))
     return norm
 
 

@@ -34,6 +34,7 @@ from tauon.train.step import (
     mesh_exchange,
     optimizer_update,
     plain_gradients,
+    seed_draws,
     step_seed,
     train_step,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "refuse_wrong_mask",
     "restore",
     "seconds_a_step",
+    "seed_draws",
     "sensitivity",
     "square_of_most",
     "step_seed",

@@ -32,6 +32,7 @@ from tauon.errors import Problem, RecipeError
 from tauon.models import Model, ModelConfig, freeze_running_stats, materialize
 from tauon.optim import Muon, OptimConfig, scale_rates
 from tauon.tasks import Task
+from tauon.train.allocator import keep_freed_memory
 from tauon.train.config import TrainConfig
 from tauon.train.ema import EMA
 from tauon.train.freeze import freeze
@@ -77,6 +78,7 @@ def build_job(
     config: JobConfig, loader: BatchSource, settings: JobSettings, *, mesh: Mesh | None = None, parallel: ParallelConfig | None = None
 ) -> TrainJob:
     """Build a job at step 0. The same arguments give bit-identical weights on every mesh."""
+    keep_freed_memory(settings.device)
     mesh = mesh or Mesh(Layout())
     asked = parallel if isinstance(parallel, MeshParallel) else MeshParallel()
     sizes = BatchSizeScheduler.of(config.train, config.spec.seq_len)

@@ -26,7 +26,7 @@ from tauon.optim import OptimConfig
 from tauon.tasks import Task
 from tauon.train.build import JobConfig, JobSettings, build_job
 from tauon.train.config import TrainConfig
-from tauon.train.step import BatchSource, TrainJob, step_seed, train_step
+from tauon.train.step import BatchSource, TrainJob, seed_draws, step_seed, train_step
 from tauon.types import Batch, DataSpec
 
 __all__ = ["Done", "Gradients", "RecipeWork", "ShareOfTask", "Work", "versions"]
@@ -178,7 +178,7 @@ class Gradients:
         batch = self.source(share, shares).batch_at(step).to(job.policy.device)
         weight = job.task.weight(batch).item()
         job.step = step
-        torch.manual_seed(step_seed(job.policy.seed, step, share))
+        seed_draws(step_seed(job.policy.seed, step, share), job.policy.device)
         task = job.task
         job.task = ShareOfTask(task, nominal)  # type: ignore[assignment]
         try:
