@@ -15,7 +15,7 @@ from typing import Any
 NAMES = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))
 TAKES_NO_FLAGS = {"log_call"}
 """Quick as they are."""
-NEEDS_GPU = {"gpu"}
+NEEDS_GPU = {"gpu", "gpu_switches"}
 """Left out where there is none, unless asked for by name."""
 
 
