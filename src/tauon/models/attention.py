@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["KERNELS", "LONGEST", "attend_heads", "set_attention"]
+__all__ = ["KERNELS", "LONGEST", "attend_heads", "can_choose", "set_attention"]
 
 KERNELS = ("fused", "products")
 """`fused`: `F.scaled_dot_product_attention`; `products`: this file."""
@@ -56,15 +56,20 @@ def attend_heads(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *,
     return out
 
 
+def can_choose(module: nn.Module) -> bool:
+    """Return whether `module` is an attention that takes a kernel, as its attribute `kernel`."""
+    return hasattr(module, "kernel") and hasattr(module, "attend")
+
+
 def set_attention(model: nn.Module, kernel: str) -> None:
-    """Set the kernel of every attention in `model` that can choose (`kernel` is an attribute of it).
+    """Set the kernel of every attention in `model` that can choose.
 
     Raises `ValueError` for an unknown name.
     """
     if kernel not in KERNELS:
         raise ValueError(f"{kernel!r} is no attention kernel. Choose from: {', '.join(KERNELS)}.")
     for module in model.modules():
-        if hasattr(module, "kernel") and hasattr(module, "attend"):
+        if can_choose(module):
             module.kernel = kernel  # type: ignore[assignment]
 
 

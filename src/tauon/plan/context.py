@@ -11,7 +11,7 @@ import torch
 
 from tauon.distributed import Layout, Mesh, ParallelConfig
 from tauon.models import Model
-from tauon.plan.trial import Trial, Work, compiled_seconds, fused_seconds, seconds_a_step
+from tauon.plan.trial import Trial, Work, attention_seconds, compiled_seconds, fused_seconds, layers_of, seconds_a_step
 from tauon.train import BatchSizeScheduler, JobConfig, freeze
 
 __all__ = ["BY_THIS_RUN", "Decision", "Measure", "PlanContext"]
@@ -132,6 +132,15 @@ class PlanContext:
         """Return the seconds that compiling takes (`cost`) and saves in a step (`saved`); None if it failed."""
         rows = self.decided["train.microbatch"]
         return self._agreed(lambda trial: compiled_seconds(trial, precision, rows, self.on_note))
+
+    @property
+    def layers(self) -> int:
+        """Number of equal layers; 1 if the model does not say."""
+        return layers_of(self.config.model)
+
+    def attention_seconds(self, precision: str) -> dict[str, float] | None:
+        """Return the seconds of attention with each kernel, and the `bytes` that one layer keeps of an example; None: not measured."""
+        return self._agreed(lambda trial: attention_seconds(trial, precision))
 
     def _agreed(self, measure: Callable[[Trial], dict[str, float] | None]) -> dict[str, float] | None:
         """Measure on rank 0; all processes get its figures, and so decide the same."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tauon.distributed import Layout, Mesh, ParallelConfig
-from tauon.plan import compiling, device, memory, precision, steps
+from tauon.plan import attention, compiling, device, memory, precision, steps
 from tauon.plan.context import Decision, Measure, PlanContext
 from tauon.plan.plan import Derived, Plan
 from tauon.plan.trial import Work
@@ -21,6 +21,7 @@ DECIDERS: tuple[tuple[str, Callable[[PlanContext], Decision | None]], ...] = (
     ("train.precision", precision.precision),
     ("train.microbatch", memory.microbatch),
     ("model.statistics", memory.batch_statistics),
+    ("model.attention", attention.attention),
     ("train.steps", steps.steps),
     ("train.threads", device.threads),
     ("train.tflop_per_step", steps.tflop_per_step),
@@ -82,6 +83,7 @@ def make_plan(
     names = ("steps", "device", "precision", "compile", "microbatch", "validate_every", "checkpoint_every", "threads")
     plan = Plan(
         **{name: ctx.decided[f"train.{name}"] for name in names}, flops_per_example=ctx.flops_per_example, derived=derived, layout=ctx.layout,
+        attention=ctx.decided.get("model.attention", "fused"),
         reshard_after_forward=ctx.decided.get("parallel.reshard_after_forward", True),
     )  # fmt: skip
     use_same_plan(plan, ctx)
@@ -93,7 +95,7 @@ def use_same_plan(plan: Plan, ctx: PlanContext) -> None:
     world = ctx.mesh.world
     if world.size == 1:
         return
-    names = ("steps", "precision", "compile", "validate_every", "checkpoint_every")
+    names = ("steps", "precision", "compile", "attention", "validate_every", "checkpoint_every")
     first = world.gather([getattr(plan, name) for name in names])[0]
     for name, value in zip(names, first, strict=True):
         setattr(plan, name, value)

@@ -10,7 +10,7 @@ from tauon.train import JobSettings
 
 __all__ = ["Derived", "Plan"]
 
-RECORDED = ("steps", "precision", "compile", "microbatch", "threads")
+RECORDED = ("steps", "precision", "compile", "microbatch", "threads", "attention")
 """Settings that a run records at its start and keeps on resume, so that it continues exactly."""
 
 

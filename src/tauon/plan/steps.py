@@ -64,7 +64,17 @@ def by_time(ctx: PlanContext, time: float) -> Decision:
     # On a CPU, whether to compile is decided later. A GPU always compiles, which changes the time of a step a lot: compile the trial, too.
     compiled = ctx.device.type != "cpu" and choose_compile(ctx.requested["compile"], ctx.device, ctx.model)[0]
     threads = torch.get_num_threads()
-    trial = Plan(10**9, ctx.device, ctx.decided["train.precision"], compiled, ctx.decided["train.microbatch"], 1, 1, threads)
+    trial = Plan(
+        10**9,
+        ctx.device,
+        ctx.decided["train.precision"],
+        compiled,
+        ctx.decided["train.microbatch"],
+        1,
+        1,
+        threads,
+        attention=ctx.decided.get("model.attention", "fused"),
+    )
     ctx.on_note(f"measuring the time of a step, to plan for {time:,.0f} s")
     # Try half the threads too: if other programs use the cores, fewer threads are faster.
     counts = {threads, max(1, threads // 2)} if ctx.device.type == "cpu" else {threads}

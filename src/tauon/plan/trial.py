@@ -16,21 +16,26 @@ from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tauon.config import dump
-from tauon.models import Model, materialize
+from tauon.models import Model, ModelConfig, materialize
+from tauon.models.attention import KERNELS, LONGEST, attend_heads
 from tauon.plan.machine import available_memory
-from tauon.plan.measured import SECONDS, interleaved, recall, remember
+from tauon.plan.measured import SECONDS, fastest, interleaved, recall, remember
 from tauon.tasks import Task
 from tauon.train import BatchSource, JobConfig, Precision, apply_checkpointing_and_compile
 from tauon.types import Batch
 
-__all__ = ["Gradients", "Trial", "Work", "compiled_seconds", "fused_seconds", "seconds_a_step"]
+__all__ = ["Gradients", "Trial", "Work", "attention_seconds", "compiled_seconds", "fused_seconds", "layers_of", "seconds_a_step"]
 
 LEAST_TOKENS = 512
 """Tokens of a pass: with fewer, converting a weight to bf16 would weigh more than in training."""
+SCORES = 2**22
+"""Scores of attention that are computed at once when it is measured: 8 MiB in bf16."""
 LIBRARY = ("mm", "bmm", "addmm", "baddbmm", "linear", "convolution", "attention", "lstm", "embedding", "native_batch_norm", "max_pool2d")
 """Parts of the names of operations that libraries compute: compiling does not change their time."""
 
@@ -89,7 +94,7 @@ class Trial:
     @property
     def layers(self) -> int:
         """How many equal layers follow one another; 1 if the model does not say."""
-        return int(getattr(self.config.model, "layers", 1)) if "layers" in type(self.config.model).model_fields else 1
+        return layers_of(self.config.model)
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -181,6 +186,58 @@ def compiled_seconds(trial: Trial, precision: str, rows: int, on_note: Callable[
         return {"saved": max(0.0, saved), "cost": max(0.0, first - timed["compiled"])}
 
     return _remembered("compile", trial, {"precision": precision, "rows": rows}, measure)
+
+
+def attention_seconds(trial: Trial, precision: str) -> dict[str, float] | None:
+    """Return the seconds of attention, forward and backward, with each kernel, for some examples with the heads, length and mask of the first
+    batch; and the `bytes` of one example's probabilities. None: it was not called. The number of examples does not depend on the layout, so
+    that processes and one process choose the same.
+    """
+    with _Attention() as seen, torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            trial.model(precision, 1 if trial.layers > 1 else trial.layers)(trial.work.unit)
+        except Exception:  # as in `_remembered`
+            return None
+    if seen.inputs is None:
+        return None
+    (q, k, v), mask, causal = seen.inputs
+    H, T = q.shape[1:3]
+    if k.shape != q.shape or not 1 < T <= LONGEST:
+        return None
+    copies = -(-min(64, max(1, SCORES // (H * T * T))) // len(q))
+    q, k, v = (x.repeat(copies, 1, 1, 1).transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in (q, k, v))
+    if mask is not None and mask.ndim == 4 and len(mask) > 1:
+        mask = mask.repeat(copies, 1, 1, 1)
+
+    def run(kernel: str) -> None:
+        with Precision(precision, "cpu").context():
+            out = attend_heads(q, k, v, mask, causal=causal, kernel=kernel)
+        torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
+
+    key = {"shape": [*q.shape], "precision": precision, "mask": "causal" if causal else None if mask is None else [*mask.shape[1:]]}
+    _, timed = fastest("attention", {kernel: partial(run, kernel) for kernel in KERNELS}, key)
+    return timed | {"bytes": H * T * T * (2.0 if precision == "bf16" else 4.0)}
+
+
+class _Attention(TorchFunctionMode):
+    """Keeps the inputs of the first attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: tuple[tuple[Tensor, ...], Tensor | None, bool] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        more = kwargs or {}
+        if func is F.scaled_dot_product_attention and self.inputs is None:
+            mask = more.get("attn_mask")
+            self.inputs = tuple(x.detach() for x in args[:3]), mask, more.get("is_causal", False)
+        return func(*args, **more)
+
+
+def layers_of(config: ModelConfig) -> int:
+    """Return how many equal layers a model of this config has; 1 if it does not say."""
+    return int(getattr(config, "layers", 1)) if "layers" in type(config).model_fields else 1
 
 
 def _remembered(name: str, trial: Trial, key: Mapping[str, Any], measure: Callable[[], dict[str, float]]) -> dict[str, float] | None:

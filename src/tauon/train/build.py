@@ -30,6 +30,7 @@ from tauon.distributed import (
 )
 from tauon.errors import Problem, RecipeError
 from tauon.models import Model, ModelConfig, freeze_running_stats, materialize
+from tauon.models.attention import set_attention
 from tauon.optim import Muon, OptimConfig, scale_rates
 from tauon.tasks import Task
 from tauon.train.allocator import keep_freed_memory
@@ -70,6 +71,8 @@ class JobSettings:
     precision: str
     compile: bool
     microbatch: int
+    attention: str = field(default="fused", kw_only=True)
+    """How attention is computed: one of `tauon.models.attention.KERNELS`."""
     reshard_after_forward: bool = field(default=True, kw_only=True)
     """Free gathered weights of a sharded model between forward and backward, if the recipe leaves that open."""
 
@@ -118,6 +121,7 @@ def transform(bare: Model, config: JobConfig, settings: JobSettings, mesh: Mesh,
         parts.extend(bare.keep_stages([cuts[i] for i in stages_of(asked, mesh)]))
     parallelize(bare, mesh, parts=parts or None, sequence=mesh.layout.tensor > 1 and asked.sequence_parallel)
     share_statistics(bare, mesh)
+    set_attention(bare, settings.attention)
     apply_checkpointing_and_compile(bare, checkpointing=config.train.activation_checkpointing, compiled=settings.compile)
     if mesh.reduce_size > 1:
         reshard = settings.reshard_after_forward if asked.reshard_after_forward == "auto" else asked.reshard_after_forward
