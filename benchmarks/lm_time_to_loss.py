@@ -93,9 +93,9 @@ class Block(nn.Module):
 class NanoGPT(nn.Module):
     """nanoGPT's model.GPT with bias=False, dropout 0: learned positions, pre-norm, head tied to the embedding."""
 
-    def __init__(self, vocab: int, layers: int = 4, heads: int = 4, width: int = 128) -> None:
+    def __init__(self, vocab: int, layers: int = 4, heads: int = 4, width: int = 128, length: int = BLOCK) -> None:
         super().__init__()
-        self.wte, self.wpe = nn.Embedding(vocab, width), nn.Embedding(BLOCK, width)
+        self.wte, self.wpe = nn.Embedding(vocab, width), nn.Embedding(length, width)
         self.h = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.ln_f = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, vocab, bias=False)

@@ -29,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lm_vs_hf import now, since
+from benchmarks._turns import now, since
 
 SEQ, BATCH, VOCAB, RANK = 256, 8, 50257, 16
 TOKENS = SEQ * BATCH
