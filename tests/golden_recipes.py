@@ -82,7 +82,7 @@ def write_recipe(name: str, folder: Path) -> Path:
     made = RECIPES[name](folder)
     made["data"] = {"split": {"validation": "10%", "test": "10%"}, "cache": str(folder / "cache")} | made["data"]
     made["train"] = {
-        "steps": STEPS, "precision": "fp32", "compile": False, "validate_every": 10, "checkpoint_every": STEPS, "validate_examples": 24,
+        "steps": STEPS, "precision": "fp32", "compile": False, "attention": "fused", "validate_every": 10, "checkpoint_every": STEPS, "validate_examples": 24,
     } | made["train"]  # fmt: skip
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump({"name": name, "seed": 5, **made}, sort_keys=False))

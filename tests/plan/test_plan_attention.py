@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tauon.errors import RecipeError
 from tauon.models import BERTConfig, GPTConfig, MLPConfig, ModelConfig, PatchTSTConfig, ViTConfig
 from tauon.models.attention import can_choose
 from tauon.optim import AdamWConfig
@@ -55,7 +56,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, found: dict[str, float] | None) ->
 
 
 def reason(plan: Plan) -> str:
-    return next((d.source for d in plan.derived if d.path == "model.attention"), "")
+    return next((d.source for d in plan.derived if d.path == "train.attention"), "")
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,21 @@ def test_it_is_measured_at_the_heads_length_and_mask_of_the_model(kind: str, pre
     found = attention_seconds(Trial(config, Work(Batches(spec)), trains, 8, 8), precision)
     assert found is not None and found["bytes"] == 2 * length**2 * (2 if precision == "bf16" else 4)
     assert seen[0]["shape"][1:] == [2, length, 8] and (seen[0]["mask"] == "causal") == (kind == "gpt")
+
+
+def test_a_kernel_that_is_asked_for_is_taken_or_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = measured(monkeypatch, FASTER)
+    for kernel in ("fused", "products"):
+        plan = make_plan(job(attention=kernel), examples=100, work=Work(Batches()))
+        assert (plan.attention, reason(plan)) == (kernel, "asked for") and not asked
+    long = DataSpec(vocab=31, seq_len=1025)
+    table = DataSpec(input_shape=(3,), outputs=2, labels=("a", "b"))
+    for config, said in (
+        (job(GPT.model_copy(update={"seq_len": 1025}), long, attention="products"), "data.seq_len is 1,025, and it takes at most 1,024"),
+        (job(MLPConfig().resolve(table), table, Classification(), attention="products"), "this model has no attention"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            make_plan(config, examples=100)
 
 
 def test_a_family_that_takes_no_kernel_is_left_alone() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tauon.models.attention import can_choose
+from tauon.errors import Problem, RecipeError
+from tauon.models.attention import KERNELS, LONGEST, can_choose
 from tauon.plan.context import BY_THIS_RUN, Decision, PlanContext
 from tauon.plan.machine import available_memory
 from tauon.plan.measured import chosen
@@ -18,20 +19,44 @@ MOST_MEMORY = 0.2
 
 def attention(ctx: PlanContext) -> Decision | None:
     """Decide the kernel of attention: the faster one, measured here at the heads, length and mask of the first batch."""
+    requested = ctx.requested["attention"]
+    obstacle = _obstacle(ctx)
+    if requested == "products" and obstacle is not None:
+        raise RecipeError([Problem("train.attention", f"is products, but {obstacle}. Use fused or auto.")])
     if not any(can_choose(module) for module in ctx.model.modules()):
         return None
     if ctx.still_valid:
-        return Decision(ctx.still_valid.get("attention", "fused"), BY_THIS_RUN)
-    if ctx.device.type != "cpu" or ctx.layout.tensor > 1 or ctx.layout.context > 1 or ctx.flops_per_example * ctx.rows < TOO_SMALL:
+        kept = ctx.still_valid.get("attention", "fused")
+        return Decision(kept, BY_THIS_RUN) if kept == "fused" or obstacle is None else Decision("fused", obstacle)
+    if requested != "auto":
+        return Decision(requested, "asked for")
+    if obstacle is not None or ctx.flops_per_example * ctx.rows < TOO_SMALL:
         return Decision("fused", None)
     found = ctx.attention_seconds(ctx.decided["train.precision"])
-    if found is None or len(found) < 3:
-        return Decision("fused", None)
-    bytes_of_example = found.pop("bytes")
-    name = chosen(found, MARGIN)
+    return Decision("fused", None) if found is None else _faster(ctx, found)
+
+
+def _obstacle(ctx: PlanContext) -> str | None:
+    """Return why `products` cannot be used; None: it can."""
+    if not any(can_choose(module) for module in ctx.model.modules()):
+        return "this model has no attention that can be computed so"
+    if ctx.device.type != "cpu":
+        return f"training is on {ctx.device.type}"
+    if ctx.layout.tensor > 1 or ctx.layout.context > 1:
+        return "heads or positions are split over processes"
+    length = ctx.config.spec.seq_len
+    if length is not None and length > LONGEST:
+        return f"data.seq_len is {length:,}, and it takes at most {LONGEST:,} positions"
+    return None
+
+
+def _faster(ctx: PlanContext, found: dict[str, float]) -> Decision:
+    """Return the faster kernel, `fused` if the other's memory is too much. `found`: see `PlanContext.attention_seconds`."""
+    timed = {kernel: found[kernel] for kernel in KERNELS}
+    name = chosen(timed, MARGIN)
     free = available_memory(ctx.device)
-    kept = ctx.decided["train.microbatch"] * bytes_of_example * (1 if ctx.config.train.activation_checkpointing else ctx.layers)
+    kept = ctx.decided["train.microbatch"] * found["bytes"] * (1 if ctx.config.train.activation_checkpointing else ctx.layers)
     if name != "fused" and free is not None and kept > MOST_MEMORY * free / ctx.neighbours:
         return Decision("fused", f"probabilities of {kept / 2**30:,.1f} GiB would be kept for the backward pass")
-    other = next(k for k in found if k != name)
-    return Decision(name, f"{name} {shown(found[name])}, {other} {shown(found[other])} for attention in one layer, measured here")
+    other = next(k for k in KERNELS if k != name)
+    return Decision(name, f"{name} {shown(timed[name])}, {other} {shown(timed[other])} for attention in one layer, measured here")

@@ -56,7 +56,7 @@ class PlanContext:
 
     def __post_init__(self) -> None:
         # Read here even if a value is recorded: the recorded value came from these keys, and an unread key is an error.
-        names = ("steps", "epochs", "tokens", "time", "precision", "compile", "microbatch")
+        names = ("steps", "epochs", "tokens", "time", "precision", "compile", "attention", "microbatch")
         self.requested: dict[str, Any] = {k: getattr(self.config.train, k) for k in names}
 
     @property

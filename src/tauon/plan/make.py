@@ -21,7 +21,7 @@ DECIDERS: tuple[tuple[str, Callable[[PlanContext], Decision | None]], ...] = (
     ("train.precision", precision.precision),
     ("train.microbatch", memory.microbatch),
     ("model.statistics", memory.batch_statistics),
-    ("model.attention", attention.attention),
+    ("train.attention", attention.attention),
     ("train.steps", steps.steps),
     ("train.threads", device.threads),
     ("train.tflop_per_step", steps.tflop_per_step),
@@ -83,7 +83,7 @@ def make_plan(
     names = ("steps", "device", "precision", "compile", "microbatch", "validate_every", "checkpoint_every", "threads")
     plan = Plan(
         **{name: ctx.decided[f"train.{name}"] for name in names}, flops_per_example=ctx.flops_per_example, derived=derived, layout=ctx.layout,
-        attention=ctx.decided.get("model.attention", "fused"),
+        attention=ctx.decided.get("train.attention", "fused"),
         reshard_after_forward=ctx.decided.get("parallel.reshard_after_forward", True),
     )  # fmt: skip
     use_same_plan(plan, ctx)

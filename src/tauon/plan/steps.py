@@ -73,7 +73,7 @@ def by_time(ctx: PlanContext, time: float) -> Decision:
         1,
         1,
         threads,
-        attention=ctx.decided.get("model.attention", "fused"),
+        attention=ctx.decided.get("train.attention", "fused"),
     )
     ctx.on_note(f"measuring the time of a step, to plan for {time:,.0f} s")
     # Try half the threads too: if other programs use the cores, fewer threads are faster.

@@ -64,6 +64,9 @@ class ComputeConfig(StepsConfig):
     faster of both, measured."""
     compile: Literal["auto"] | bool = "auto"
     """Compile block by block with torch.compile. `auto`: if it saves more time than it takes; on a CPU this is measured."""
+    attention: Literal["auto", "fused", "products"] = "auto"
+    """`fused`: torch's kernel; `products`: batched matrix products, on a CPU, for at most 1,024 positions. `auto`: on a CPU
+    the faster of both, measured; else `fused`."""
     activation_checkpointing: bool = False
     """Keep only each block's input and recompute the rest in the backward pass: less memory, a third more time."""
     ema: Fraction | None = Field(None, gt=0, lt=1)
