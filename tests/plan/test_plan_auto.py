@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -26,7 +27,7 @@ from tauon.optim import AdamWConfig
 from tauon.plan import Plan, compiling, context, make_plan, measured, precision, training_precision, trial
 from tauon.plan.trial import Trial, Work, compiled_seconds, fused_seconds, seconds_a_step
 from tauon.privacy.clipped import ClippingConfig
-from tauon.privacy.trial import clipped_gradients
+from tauon.privacy.trial import MadeUpRows, clipped_gradients
 from tauon.tasks import AudioClassification, Classification, Forecasting, LanguageModelling, MaskedLanguageModelling, Task
 from tauon.testing import tiny_batch
 from tauon.train import JobConfig, TrainConfig
@@ -190,6 +191,36 @@ def test_a_private_job_is_tried_with_clipped_gradients(kind: str) -> None:
     )
     found = seconds_a_step(clipped, ("fp32", "bf16"))
     assert found is not None and set(found) == {"fp32", "bf16"} and found != seconds_a_step(tried, ("fp32", "bf16"))
+
+
+class Held:
+    """Private rows of which only shapes may be looked at."""
+
+    def __init__(self, spec: DataSpec, batch: Batch) -> None:
+        self.spec, self.facts, self.held = spec, {}, batch  # type: ignore[var-annotated]
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def batch(self, index: np.ndarray, *, epoch: int = 0) -> Batch:
+        rows = torch.from_numpy(index)
+        lengths = None if self.held.lengths is None else self.held.lengths[rows]
+        return Batch(self.held.inputs[rows], self.held.targets[rows], self.held.weights[rows], lengths=lengths)
+
+
+@pytest.mark.parametrize("kind", ["gpt", "lora", "cnn", "mlp", "conformer"])
+def test_a_private_job_is_tried_on_rows_that_do_not_depend_on_the_data(kind: str) -> None:
+    model, spec, task = KINDS[kind]
+    tried = []
+    for seed in (1, 2):
+        found = MadeUpRows(Held(spec, tiny_batch(spec, rows=3, seed=seed)), rows=6).batch_at(0)
+        assert len(found) == 6
+        tried.append(found)
+    assert all(torch.equal(a, b) for a, b in zip(tried[0].tensors(), tried[1].tensors(), strict=True))
+    batches = Batches(spec)
+    batches.batch = tried[0]
+    found_seconds = seconds_a_step(trial_of(job(model, spec, task), batches), ("fp32",))
+    assert found_seconds is not None  # they are rows that the model and its loss take
 
 
 def test_masked_text_and_frozen_layers_can_be_tried() -> None:

@@ -173,7 +173,8 @@ class _VocabularyParallel(torch.autograd.Function):
 def _in_autocast_dtype(hidden_ND: Tensor) -> Tensor:
     """Return hidden states in the dtype of autocast's matrix products: a final norm in float32 leaves them in float32."""
     device = hidden_ND.device.type
-    return hidden_ND.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden_ND
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return hidden_ND.to(torch.get_autocast_dtype(device)) if on else hidden_ND
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, token_weight_N: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ from tauon.privacy import (
     steps_done,
     write_internal,
 )
-from tauon.privacy.trial import clipped_gradients
+from tauon.privacy.trial import MadeUpRows, clipped_gradients
 from tauon.recipe import Recipe
 from tauon.stages.extensions.base import StartAgain, TrainExtension
 from tauon.stages.extensions.canaries import FOLDER as AUDIT_FOLDER
@@ -89,7 +89,8 @@ class PrivateTraining(TrainExtension):
 
     def work(self, loader: Loader) -> Work:
         clipping, unit = self.private.config.clipping, self.private.loader.rows_per_unit
-        return Work(loader, clipped_gradients(clipping, unit), name=f"clipped, {clipping.kind_}", unit=unit)
+        rows = MadeUpRows(self.ctx.splits.train, self.ctx.recipe.train.batch)
+        return Work(rows, clipped_gradients(clipping, unit), name=f"clipped, {clipping.kind_}", unit=unit)
 
     def plan(self, plan: Plan) -> None:
         self.settled = plan
