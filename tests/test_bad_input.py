@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tauon.artifacts import Run, latest_checkpoint, steps_in
+from tauon.artifacts import RunFolder, latest_checkpoint, steps_in
 from tauon.tasks import LanguageModelling
 from tauon.tracking import read_events
 from toy import Ended, Tauon, contents, nothing_half_written, refused, stop_after, table_recipe, text_recipe, words
@@ -203,7 +203,7 @@ def test_folds_and_single_runs_do_not_overwrite_one_another(tauon: Tauon, tmp_pa
 
 def test_two_processes_cannot_write_one_folder(tauon: Tauon, tmp_path: Path) -> None:
     recipe = text_recipe(tmp_path)
-    with Run.open("runs/toy"):
+    with RunFolder.open("runs/toy"):
         code = "from tauon.cli import main; main()"
         done = subprocess.run([sys.executable, "-c", code, "run", str(recipe)], capture_output=True, text=True, timeout=600)
         refused(Ended(done.returncode, done.stdout, done.stderr), RUN, "runs/toy", f"process {os.getpid()} on", "name=...")

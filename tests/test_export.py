@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tauon.artifacts import Run, latest_checkpoint
+from tauon.artifacts import RunFolder, latest_checkpoint
 from tauon.config import parse
 from tauon.data import Message, Tokenizer, chat_prompt, tokenizer_of
 from tauon.data.tokenizer import SubwordTokenizer
@@ -43,7 +43,7 @@ def recipe(folder: Path, name: str, **sections: Any) -> Recipe:
     return parse(Recipe, base)
 
 
-def go(folder: Path, name: str, **sections: Any) -> Run:
+def go(folder: Path, name: str, **sections: Any) -> RunFolder:
     return run(recipe(folder, name, **sections), root=folder / "runs", stages=("prepare", "train"))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tauon.artifacts import Run, latest_checkpoint, load_checkpoint
+from tauon.artifacts import RunFolder, latest_checkpoint, load_checkpoint
 from tauon.config import parse
 from tauon.errors import CheckpointError, RecipeError, RunError, TauonError, TrainingError
 from tauon.export import export_checkpoint, merge_adapter
@@ -60,11 +60,11 @@ def recipe(folder: Path, name: str, **sections: Any) -> Recipe:
     return parse(Recipe, base)
 
 
-def go(folder: Path, name: str, *, stages: tuple[Any, ...] = ("prepare", "train"), fresh: bool = False, **sections: Any) -> Run:
+def go(folder: Path, name: str, *, stages: tuple[Any, ...] = ("prepare", "train"), fresh: bool = False, **sections: Any) -> RunFolder:
     return run(recipe(folder, name, **sections), root=folder / "runs", stages=stages, fresh=fresh)
 
 
-def weights(done: Run) -> dict[str, torch.Tensor]:
+def weights(done: RunFolder) -> dict[str, torch.Tensor]:
     found = latest_checkpoint(done.checkpoints)
     assert found is not None
     return found.tensors("model")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tauon.artifacts import Run, read_json
+from tauon.artifacts import RunFolder, read_json
 from tauon.errors import RecipeError
 from tauon.pipeline import run
 from tauon.recipe import load_recipe
@@ -35,7 +35,7 @@ def recipe(folder: Path, **sections: Any) -> Path:
     return path
 
 
-def go(path: Path, *more: str, **options: Any) -> Run:
+def go(path: Path, *more: str, **options: Any) -> RunFolder:
     return run(load_recipe(path, more), root=path.parent / "runs", **options)
 
 

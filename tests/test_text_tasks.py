@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tauon.artifacts import Run, latest_checkpoint, load_checkpoint, read_json
+from tauon.artifacts import RunFolder, latest_checkpoint, load_checkpoint, read_json
 from tauon.config import parse
 from tauon.errors import RecipeError, TrainingError
 from tauon.export import merge_adapter
@@ -57,22 +57,22 @@ def recipe(folder: Path, name: str, **sections: Any) -> Recipe:
     return parse(Recipe, base)
 
 
-def go(folder: Path, name: str, *, stages: tuple[Any, ...] = ("prepare", "train"), **sections: Any) -> Run:
+def go(folder: Path, name: str, *, stages: tuple[Any, ...] = ("prepare", "train"), **sections: Any) -> RunFolder:
     return run(recipe(folder, name, **sections), root=folder / "runs", stages=stages)
 
 
-def chat(folder: Path, name: str, **sections: Any) -> Run:
+def chat(folder: Path, name: str, **sections: Any) -> RunFolder:
     data = {"source": {"kind": "chat", "path": str(folder / "chat.json")}, "split": {"validation": "20%"}} | sections.pop("data", {})
     return go(folder, name, data=data, task="instruction-tuning", **sections)
 
 
-def dpo(folder: Path, name: str, **sections: Any) -> Run:
+def dpo(folder: Path, name: str, **sections: Any) -> RunFolder:
     data = {"source": {"kind": "pairs", "path": str(folder / "pairs.json")}, "split": {"validation": "20%"}}
     task = sections.pop("task", {"kind": "dpo"})
     return go(folder, name, data=data, task=task, **sections)
 
 
-def weights(done: Run) -> dict[str, torch.Tensor]:
+def weights(done: RunFolder) -> dict[str, torch.Tensor]:
     found = latest_checkpoint(done.checkpoints)
     assert found is not None
     return found.tensors("model")
@@ -116,7 +116,7 @@ def test_a_classifier_starts_from_a_model_of_hidden_tokens(world: Path) -> None:
     go(world, "hidden", data=text, task="masked-language-modelling", model=bert)
     data = {"source": {"kind": "jsonl", "path": str(world / "films.jsonl"), "text": "text", "label": "label"}, "seq_len": 24}
     done = go(world, "from-hidden", data=data, task="text-classification", model={"from": str(world / "runs/hidden")})
-    a, b = weights(Run.open(world / "runs/hidden")), weights(done)
+    a, b = weights(RunFolder.open(world / "runs/hidden")), weights(done)
     assert a["embed.weight"].shape == b["embed.weight"].shape  # one more id for the mask in both
     assert b["head.weight"].shape == (2, 32)
 
@@ -182,7 +182,7 @@ def test_the_reference_is_the_model_that_training_starts_from(world: Path) -> No
     tree = recipe(
         world, "whole", data={"source": {"kind": "pairs", "path": str(world / "pairs.json")}, "split": {"validation": "20%"}}, task="dpo"
     )
-    with Run.open(world / "runs/whole") as record:
+    with RunFolder.open(world / "runs/whole") as record:
         splits = [Context(tree, record, lambda *_, **__: None).splits for _ in range(2)]
         folder = Path(splits[0].facts["reference"]["folder"])
         before = (folder / "train.npy").stat().st_mtime_ns

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tauon.artifacts import Run, latest_checkpoint, load_checkpoint
+from tauon.artifacts import RunFolder, latest_checkpoint, load_checkpoint
 from tauon.config import parse
 from tauon.export import export_checkpoint, merge_adapter
 from tauon.models import materialize, open_model_folder
@@ -60,7 +60,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tuned(base: Path, name: str, **sections: Any) -> Run:
+def tuned(base: Path, name: str, **sections: Any) -> RunFolder:
     tree: dict[str, Any] = {
         "name": name, "task": "language-modelling", "model": {"from": str(base / "hf")}, "optim": {"kind": "adamw", "lr": 0.01},
         "data": {"source": {"kind": "text", "path": str(base / "text.txt")}, "tokenizer": "bytes", "seq_len": 8, "cache": str(base / "cache")},
@@ -90,7 +90,7 @@ def test_a_tied_weight_trains_once_by_whichever_name_it_is_named(base: Path, kin
     assert torch.equal(model.embed.weight, held["embed.weight"])
 
 
-def _tree(done: Run) -> dict[str, Any]:
+def _tree(done: RunFolder) -> dict[str, Any]:
     from tauon.config import read_yaml
 
     return dict(read_yaml(done.recipe_path.read_text()))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tauon.artifacts import Run
+from tauon.artifacts import RunFolder
 from tauon.recipe import Recipe
 from tauon.stages.context import EventCallback, null_callback
 from tauon.stages.engine import run_recipe
@@ -27,7 +27,7 @@ __all__ = ["run"]
 def run(
     recipe: Recipe, *, root: Path | str = "runs", stages: tuple[str, ...] | None = None, fresh: bool = False,
     on_event: EventCallback = null_callback, folder: Path | None = None,
-) -> Run:  # fmt: skip
+) -> RunFolder:  # fmt: skip
     """Run the stages of a recipe and return the run, closed. The same call again skips the stages that are done.
 
     Args:

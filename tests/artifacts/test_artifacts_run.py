@@ -14,16 +14,16 @@ from datetime import datetime
 import pytest
 
 import tauon
-from tauon.artifacts import Run, environment, list_runs
+from tauon.artifacts import RunFolder, environment, list_runs
 from tauon.errors import RunError
 
-HOLD = "import sys; from tauon.artifacts import Run; run = Run.open(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
+HOLD = "import sys; from tauon.artifacts import RunFolder; run = RunFolder.open(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
 
 
 FORK = """
 import os, sys
-from tauon.artifacts import Run
-run = Run.open(sys.argv[1])
+from tauon.artifacts import RunFolder
+run = RunFolder.open(sys.argv[1])
 pid = os.fork()
 if pid == 0:
     sys.stdin.read()
@@ -47,11 +47,11 @@ def test_a_second_process_is_refused_and_told_who_holds_the_run(tmp_path):
     child = hold(tmp_path / "r")
     try:
         with pytest.raises(RunError, match=rf"process {child.pid} on .*since 20.*Wait.*name=") as caught:
-            Run.open(tmp_path / "r")
+            RunFolder.open(tmp_path / "r")
         assert caught.value.exit_code == 5
     finally:
         finish(child)
-    with Run.open(tmp_path / "r") as run:
+    with RunFolder.open(tmp_path / "r") as run:
         run.update_manifest(a=1)
     assert child.returncode == 0
 
@@ -60,7 +60,7 @@ def test_kill_9_frees_the_run(tmp_path):
     child = hold(tmp_path / "r")
     child.send_signal(signal.SIGKILL)
     finish(child)
-    Run.open(tmp_path / "r").close()
+    RunFolder.open(tmp_path / "r").close()
 
 
 def test_a_forked_child_does_not_keep_the_run(tmp_path):
@@ -68,26 +68,26 @@ def test_a_forked_child_does_not_keep_the_run(tmp_path):
     orphan = int(child.stdout.readline())
     child.wait()
     os.kill(orphan, 0)  # lives, like a data worker of a killed run
-    Run.open(tmp_path / "r").close()
+    RunFolder.open(tmp_path / "r").close()
     finish(child)
 
 
 def test_within_one_process_too(tmp_path):
-    with Run.open(tmp_path / "r"), pytest.raises(RunError, match=f"process {os.getpid()} on"):
-        Run.open(tmp_path / "r")
+    with RunFolder.open(tmp_path / "r"), pytest.raises(RunError, match=f"process {os.getpid()} on"):
+        RunFolder.open(tmp_path / "r")
 
 
 def test_manifest_merges_whole_entries(tmp_path):
-    with Run.open(tmp_path / "r") as run:
+    with RunFolder.open(tmp_path / "r") as run:
         assert run.manifest() == {}
         run.update_manifest(seed=7, data={"hash": "a", "rows": 1})
         run.update_manifest(data={"hash": "b"}, loss=float("inf"))
         assert run.manifest() == {"seed": 7, "data": {"hash": "b"}, "loss": float("inf")}
-    assert Run.read(tmp_path / "r").manifest()["seed"] == 7
+    assert RunFolder.read(tmp_path / "r").manifest()["seed"] == 7
 
 
 def test_threads_lose_no_entry(tmp_path):
-    with Run.open(tmp_path / "r") as run:
+    with RunFolder.open(tmp_path / "r") as run:
         threads = [threading.Thread(target=run.update_manifest, kwargs={f"k{i}": i}) for i in range(16)]
         for thread in threads:
             thread.start()
@@ -97,41 +97,41 @@ def test_threads_lose_no_entry(tmp_path):
 
 
 def test_stages_are_remembered_with_time_and_fingerprint(tmp_path):
-    with Run.open(tmp_path / "r") as run:
+    with RunFolder.open(tmp_path / "r") as run:
         assert run.stage("train") is None
         run.mark_stage("train", "f00", steps=10)
         run.mark_stage("train", "f01", steps=20)
         run.mark_stage("evaluate", "e00")
-    stage = Run.read(tmp_path / "r").stage("train")
+    stage = RunFolder.read(tmp_path / "r").stage("train")
     assert (stage["fingerprint"], stage["steps"]) == ("f01", 20)
     assert datetime.fromisoformat(stage["time"]).tzinfo is not None
 
 
 def test_set_aside_renames_and_goes_on_empty(tmp_path):
-    with Run.open(tmp_path / "r") as run:
+    with RunFolder.open(tmp_path / "r") as run:
         for number in (1, 2):
             run.update_manifest(number=number)
             assert run.set_aside() == tmp_path / f"r.{number}"
             assert run.manifest() == {}
             with pytest.raises(RunError, match=str(os.getpid())):
-                Run.open(tmp_path / "r")
+                RunFolder.open(tmp_path / "r")
         run.update_manifest(number=3)
     assert [(r.name, r.manifest()["number"]) for r in list_runs(tmp_path)] == [("r", 3), ("r.1", 1), ("r.2", 2)]
 
 
 def test_a_run_that_is_only_read_is_not_written(tmp_path):
-    with Run.open(tmp_path / "r") as run:
+    with RunFolder.open(tmp_path / "r") as run:
         run.update_manifest(a=1)
-    for reader in (run, Run.read(tmp_path / "r")):
-        with pytest.raises(RunError, match=r"Run\.open"):
+    for reader in (run, RunFolder.read(tmp_path / "r")):
+        with pytest.raises(RunError, match=r"RunFolder\.open"):
             reader.update_manifest(b=2)
-        with pytest.raises(RunError, match=r"Run\.open"):
+        with pytest.raises(RunError, match=r"RunFolder\.open"):
             reader.set_aside()
     assert run.manifest() == {"a": 1}
 
 
 def test_where_things_lie(tmp_path):
-    run = Run(tmp_path / "r")
+    run = RunFolder(tmp_path / "r")
     paths = [run.recipe_path, run.manifest_path, run.events_path, run.checkpoints, run.report_path]
     assert [p.name for p in paths] == ["recipe.yaml", "manifest.json", "events.jsonl", "checkpoints", "report.html"]
     assert {p.parent for p in paths} == {tmp_path / "r"}
@@ -139,17 +139,17 @@ def test_where_things_lie(tmp_path):
 
 def test_what_is_no_run_is_said_to_be_none(tmp_path):
     with pytest.raises(RunError, match="not a run"):
-        Run.read(tmp_path / "nowhere")
+        RunFolder.read(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="file"):
-        Run.open(tmp_path / "file")
+        RunFolder.open(tmp_path / "file")
     (tmp_path / "other").mkdir()
     assert list_runs(tmp_path) == []
     assert list_runs(tmp_path / "nowhere") == []
 
 
 def test_a_damaged_manifest_is_named(tmp_path):
-    with Run.open(tmp_path / "r") as run:
+    with RunFolder.open(tmp_path / "r") as run:
         run.manifest_path.write_text("[1]")
         with pytest.raises(RunError, match=r"manifest\.json: contains list"):
             run.manifest()

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("dp_accounting")
 
-from tauon.artifacts import Run
+from tauon.artifacts import RunFolder
 from tauon.privacy.accounting import Release, epsilon
 from tauon.privacy.ledger import Ledger, data_identity
 from tauon.recipe import load_recipe
@@ -132,7 +132,7 @@ def test_a_data_set_may_be_named_by_recipe_run_or_digits(tauon: Tauon, tmp_path:
     ledger = Ledger(tmp_path / "runs" / "ledger", data)
     ledger.open((3.0, 1e-4), examples=150)
     made = ledger.reserve("mine", [Release(4.0, "poisson", 0.1, 50)])
-    with Run.open(tmp_path / "runs" / "mine") as run:
+    with RunFolder.open(tmp_path / "runs" / "mine") as run:
         run.update_manifest(privacy={"ledger": str(ledger.folder), "data": data, "reservation": made.number})
         with EventLog(run.events_path) as log:
             log.log("step", step=20, loss=1.0)
@@ -152,6 +152,6 @@ def test_a_data_set_may_be_named_by_recipe_run_or_digits(tauon: Tauon, tmp_path:
     for wrong, says in (("nothing-there", "not a recipe, not a private run"), ("abcdef", "not a recipe, not a private run")):
         ended = tauon("privacy", "ledger", wrong)
         assert ended.code == 2 and says in ended.err
-    with Run.open(tmp_path / "runs" / "plain") as run:
+    with RunFolder.open(tmp_path / "runs" / "plain") as run:
         run.update_manifest(seed=0)
     assert "without privacy" in tauon("privacy", "ledger", tmp_path / "runs" / "plain").err

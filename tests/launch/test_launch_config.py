@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from places import RECIPE
 
-from tauon.artifacts import Run
+from tauon.artifacts import RunFolder
 from tauon.config import parse, registered
 from tauon.errors import MissingExtra, RecipeError, RunError
 from tauon.launch import Here, Job, LaunchConfig, choose, in_a_worker, launch
@@ -150,7 +150,7 @@ def test_the_recipe_of_the_workers_is_the_recipe(tmp_path: Path) -> None:
 def test_a_run_that_trains_elsewhere_keeps_its_recipe(tmp_path: Path) -> None:
     first, second = (Job("toy", "train", text, tmp_path) for text in (RECIPE, RECIPE + "seed: 1"))
     first.write()
-    with Run.open(first.folder), pytest.raises(RunError, match="another process is writing this run"):
+    with RunFolder.open(first.folder), pytest.raises(RunError, match="another process is writing this run"):
         second.write()  # workers of the first that start again would read it
     assert first.recipe_path.read_text() == RECIPE
 

@@ -16,7 +16,7 @@ import torch
 pytest.importorskip("dp_accounting")
 pytest.importorskip("sklearn")
 
-from tauon.artifacts import Run, load_checkpoint
+from tauon.artifacts import RunFolder, load_checkpoint
 from tauon.pipeline import run
 from tauon.privacy.ledger import Entry, find_ledgers
 from tauon.recipe import Recipe, load_recipe
@@ -49,7 +49,7 @@ def recipe(folder: Path, *assigned: str, privacy: Any = None, data: Any = None, 
     return load_recipe(made, list(assigned))
 
 
-def train(made: Recipe, folder: Path, **more: Any) -> Run:
+def train(made: Recipe, folder: Path, **more: Any) -> RunFolder:
     return run(made, root=folder / "runs", stages=("prepare", "train"), **more)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tauon.artifacts import Run, read_json
+from tauon.artifacts import RunFolder, read_json
 from tauon.errors import RunError
 from tauon.privacy.keys import Key, bind_key, discard_key, key_hash, read_key, run_key
 from tauon.testing.processes import run_processes
@@ -143,6 +143,6 @@ def test_no_process_tells_another_the_key(tmp_path: Path) -> None:
     stale = read_key(tmp_path / "shared/table").secret.hex()
     found = run_processes(heard_by, 2, 400, str(path), shared, [shared, shared], stale)
     assert [f[:2] for f in found] == [("done", False)] * 2 and found[0][2] > 5
-    assert Run.read(tmp_path / "shared/table").stage("train") is not None and not list((tmp_path / "shared").rglob("*privacy.key"))
+    assert RunFolder.read(tmp_path / "shared/table").stage("train") is not None and not list((tmp_path / "shared").rglob("*privacy.key"))
     apart = run_processes(heard_by, 2, 400, str(path), str(tmp_path / "a"), [str(tmp_path / "a"), str(tmp_path / "b")])
     assert all("privacy.key is missing: every process must see the run's folder" in said for said, *_ in apart)

@@ -20,7 +20,7 @@ pytest.importorskip("sklearn")
 
 from ledger_runs import actions, die, entries, in_child, keys_in, killed, recipe, remembered, train, weights
 
-from tauon.artifacts import Run, read_json
+from tauon.artifacts import RunFolder, read_json
 from tauon.errors import TauonError
 from tauon.privacy import fitting
 from tauon.privacy import run as of_run
@@ -79,7 +79,7 @@ def writes_of(made: Recipe, folder: Path, ledgers: Path, monkeypatch: pytest.Mon
 
 
 def ended_right(folder: Path, ledgers: Path, whole: dict[str, torch.Tensor]) -> None:
-    assert Run.read(folder).stage("train") is not None
+    assert RunFolder.read(folder).stage("train") is not None
     assert all(torch.equal(whole[k], v) for k, v in weights(folder).items())
     (ledger,) = find_ledgers(ledgers, "")
     standing = ledger.standing()

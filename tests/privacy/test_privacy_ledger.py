@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("dp_accounting")
 
-from tauon.artifacts import Run
+from tauon.artifacts import RunFolder
 from tauon.config import parse
 from tauon.data import SourceConfig
 from tauon.errors import DataError, PrivacyError, RecipeError, RunError
@@ -572,7 +572,7 @@ def test_without_a_home_the_place_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
 
 def killed_run(folder: Path, ledger: Ledger, steps: int) -> Path:
     made = ledger.reserve(folder.name, RUN)
-    with Run.open(folder) as run:
+    with RunFolder.open(folder) as run:
         run.update_manifest(privacy={"ledger": str(ledger.folder), "data": ledger.data, "reservation": made.number})
         if steps:
             with EventLog(run.events_path) as log:
@@ -597,7 +597,7 @@ def test_a_run_of_which_nothing_is_known_stays_charged_in_full(ledger: Ledger, t
     with pytest.raises(RunError, match=r"the number of steps is not known.*charged in full"):
         settle_run(folder)
     assert ledger.standing().reserved == pytest.approx(epsilon(RUN, 1e-5))
-    with Run.open(tmp_path / "runs" / "open") as run:
+    with RunFolder.open(tmp_path / "runs" / "open") as run:
         run.update_manifest(seed=1)
     with pytest.raises(RunError, match=r"has no reservation"):
         settle_run(tmp_path / "runs" / "open")

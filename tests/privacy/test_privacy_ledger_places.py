@@ -14,7 +14,7 @@ pytest.importorskip("sklearn")
 
 from ledger_runs import Stop, actions, keys_in, killed, recipe, remembered, stop_at, train
 
-from tauon.artifacts import Run, read_json
+from tauon.artifacts import RunFolder, read_json
 from tauon.errors import DataError, PrivacyError, RunError
 from tauon.pipeline import run
 from tauon.privacy import fitting
@@ -140,7 +140,7 @@ def as_an_earlier_version_left_it(folder: Path, root: Path, ledgers: Path) -> Le
         for e in now.entries():
             then._append(there, e.action, **{k: v for k, v in e.values.items() if k not in ("key", "training", "place")})
     shutil.rmtree(ledgers)
-    with Run.open(folder) as held:
+    with RunFolder.open(folder) as held:
         where = held.manifest()["privacy"]
         held.update_manifest(privacy={k: v for k, v in where.items() if k != "key"} | {"ledger": str(then.folder)})
     return then

@@ -16,7 +16,7 @@ pytest.importorskip("sklearn")
 
 from ledger_runs import Stop, actions, entries, in_child, keys_in, killed, recipe, remembered, train, weights
 
-from tauon.artifacts import Run, load_checkpoint, read_json, write_json
+from tauon.artifacts import RunFolder, load_checkpoint, read_json, write_json
 from tauon.errors import PrivacyError, RunError
 from tauon.pipeline import run
 from tauon.privacy import fitting
@@ -315,5 +315,5 @@ def test_a_finished_run_that_was_settled_by_hand_ends_right(tmp_path: Path, ledg
     folder = tmp_path / "runs/table"
     assert settle_run(folder) is not None
     train(made, tmp_path)
-    assert Run.read(folder).stage("train") is not None
+    assert RunFolder.read(folder).stage("train") is not None
     assert actions(ledgers) == ["open", "reserve", "settle"] and not keys_in(folder)

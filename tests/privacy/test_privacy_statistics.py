@@ -19,7 +19,7 @@ from toy import contents, table_recipe
 pytest.importorskip("dp_accounting")
 pytest.importorskip("sklearn")
 
-from tauon.artifacts import Run, latest_checkpoint, load_checkpoint, read_json
+from tauon.artifacts import RunFolder, latest_checkpoint, load_checkpoint, read_json
 from tauon.config import parse
 from tauon.data import DataConfig, Normalizer, inputs_from_records, prepare
 from tauon.errors import DataError, Interrupted, PrivacyError, RecipeError, RunError
@@ -45,7 +45,7 @@ def toy(folder: Path, *assigned: str, data: Any = None, privacy: Any = None, **m
 
 
 def context(recipe: Recipe, folder: Path) -> Context:
-    return Context(recipe, Run.read(folder), lambda kind, **facts: None)
+    return Context(recipe, RunFolder.read(folder), lambda kind, **facts: None)
 
 
 def drawn(folder: Path) -> dict[str, Any]:

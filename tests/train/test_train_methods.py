@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tauon.artifacts import Run, load_checkpoint
+from tauon.artifacts import RunFolder, load_checkpoint
 from tauon.errors import RecipeError
 from tauon.pipeline import run
 from tauon.recipe import load_recipe
@@ -25,11 +25,11 @@ def tauon(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytes
     return Tauon(capsys)
 
 
-def go(path: Path, *assignments: str, stages: Any = ("prepare", "train"), **more: Any) -> Run:
+def go(path: Path, *assignments: str, stages: Any = ("prepare", "train"), **more: Any) -> RunFolder:
     return run(load_recipe(path, assignments), root=path.parent / "runs", stages=stages, **more)
 
 
-def events(run: Run, kind: str) -> list[dict[str, Any]]:
+def events(run: RunFolder, kind: str) -> list[dict[str, Any]]:
     return [e for e in read_events(run.events_path) if e["kind"] == kind]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tauon.artifacts import Run, load_checkpoint, read_json, steps_in
+from tauon.artifacts import RunFolder, load_checkpoint, read_json, steps_in
 from tauon.errors import Interrupted
 from tauon.pipeline import run
 from tauon.recipe import load_recipe
@@ -19,13 +19,13 @@ from tauon.train import StopSignal, loop
 from toy import table_recipe, text_recipe
 
 
-def final(run: Run, group: str = "model") -> bytes:
+def final(run: RunFolder, group: str = "model") -> bytes:
     done = run.stage("train")
     assert done is not None
     return (run.checkpoints / done["checkpoint"] / f"{group}.safetensors").read_bytes()
 
 
-def go(path: Path, *assignments: str, stages: Any = ("prepare", "train"), **more: Any) -> Run:
+def go(path: Path, *assignments: str, stages: Any = ("prepare", "train"), **more: Any) -> RunFolder:
     return run(load_recipe(path, assignments), root=path.parent / "runs", stages=stages, **more)
 
 
@@ -64,7 +64,7 @@ def test_stopped_and_gone_on_is_bit_for_bit_the_undisturbed_run(
     settings = [*RICH, f"optim={optim}"] if at == 5 else [f"optim={optim}", "model.dropout=0.1"]
     whole = go(path, "name=whole", *settings)
     stopped_at(at, monkeypatch, path, *settings)
-    assert Run.read(tmp_path / "runs/toy").stage("train") is None
+    assert RunFolder.read(tmp_path / "runs/toy").stage("train") is None
     again = go(path, *settings)
     for group in load_checkpoint(whole.checkpoints / "step-000012").groups():
         assert final(whole, group) == final(again, group), group

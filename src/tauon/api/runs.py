@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tauon.api.notebook import run_html
-from tauon.artifacts import Run as RunFolder
+from tauon.artifacts import RunFolder
 from tauon.errors import RunError
 from tauon.evaluate import Evaluation, Metric
 from tauon.generate import Sampling

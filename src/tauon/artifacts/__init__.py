@@ -4,7 +4,7 @@ from tauon.artifacts.checkpoint import Checkpoint, Groups, latest_checkpoint, lo
 from tauon.artifacts.environment import code_fingerprint, environment
 from tauon.artifacts.files import atomic_write, erase, folder_atomically, read_json, remove_leftovers, sha256_file, write_json
 from tauon.artifacts.find import find_checkpoint
-from tauon.artifacts.run import RUN_FORMAT, Run, list_runs
+from tauon.artifacts.run import RUN_FORMAT, RunFolder, list_runs
 from tauon.artifacts.writer import CheckpointWriter
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointWriter",
     "Groups",
-    "Run",
+    "RunFolder",
     "atomic_write",
     "code_fingerprint",
     "environment",

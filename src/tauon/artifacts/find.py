@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tauon.artifacts.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint
-from tauon.artifacts.run import Run
+from tauon.artifacts.run import RunFolder
 from tauon.errors import CheckpointError, RunError
 
 __all__ = ["find_checkpoint"]
@@ -22,7 +22,7 @@ def find_checkpoint(path: Path) -> Checkpoint:
     if (path / "checkpoints").is_dir():
         folder = path / "checkpoints"
         try:
-            done = Run.read(path).stage("train")
+            done = RunFolder.read(path).stage("train")
         except RunError:
             done = None
         if done is not None:

@@ -22,7 +22,7 @@ from typing import Any
 from tauon.artifacts.files import cannot_write, read_json, remove_leftovers, write_json
 from tauon.errors import RunError
 
-__all__ = ["RUN_FORMAT", "Run", "list_runs"]
+__all__ = ["RUN_FORMAT", "RunFolder", "list_runs"]
 
 RUN_FORMAT = 1
 """Version of the layout of a run's folder. Raised if an earlier version of Tauon could not read the new layout."""
@@ -32,11 +32,11 @@ _STAGES = "stages.json"
 _SIGNS = ("manifest.json", "recipe.yaml", _STAGES, "events.jsonl")
 
 
-class Run:
-    """One run's folder. `Run.open` creates and locks it until `close`; `Run.read` opens it read-only.
+class RunFolder:
+    """One run's folder. `RunFolder.open` creates and locks it until `close`; `RunFolder.read` opens it read-only.
 
     >>> import tempfile
-    >>> with Run.open(Path(tempfile.mkdtemp()) / "first") as run:
+    >>> with RunFolder.open(Path(tempfile.mkdtemp()) / "first") as run:
     ...     run.update_manifest(seed=7)
     ...     run.mark_stage("prepare", fingerprint="abc", tokens=1000)
     ...     run.name, run.manifest(), run.stage("prepare")["tokens"]
@@ -52,7 +52,7 @@ class Run:
     # ------------------------------------------------------------------------------------------ opening
 
     @classmethod
-    def open(cls, folder: Path | str) -> Run:
+    def open(cls, folder: Path | str) -> RunFolder:
         """Create the folder if necessary and lock it. `RunError` if another process has the lock, or it cannot be written."""
         run = cls(folder)
         run._take()
@@ -67,7 +67,7 @@ class Run:
         return run
 
     @classmethod
-    def read(cls, folder: Path | str) -> Run:
+    def read(cls, folder: Path | str) -> RunFolder:
         """Open an existing run read-only, even while another process writes it. `RunError` if there is none."""
         run = cls(folder)
         if not _is_run(run.folder):
@@ -87,7 +87,7 @@ class Run:
             )
 
     @classmethod
-    def follow(cls, folder: Path | str) -> Run:
+    def follow(cls, folder: Path | str) -> RunFolder:
         """Open a run that another process of the same launch has locked and writes: this process writes nothing."""
         run = cls(folder)
         run._follows = True
@@ -102,14 +102,14 @@ class Run:
                 os.close(self._lock_fd)
                 self._lock_fd = None
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r})"
+        return f"RunFolder({str(self.folder)!r})"
 
     def _take(self) -> None:
         path = self.folder / _LOCK
@@ -215,7 +215,7 @@ class Run:
 
     def _must_hold(self) -> None:
         if self._lock_fd is None:
-            raise RunError(f"{self.folder}: the run is read-only or closed. Use Run.open to write.")
+            raise RunError(f"{self.folder}: the run is read-only or closed. Use RunFolder.open to write.")
 
     def set_aside(self) -> Path:
         """Rename the folder to `<name>.1` (or `.2`, ...) and continue with an empty one; return the new path of the old one.
@@ -240,12 +240,12 @@ class Run:
         return aside
 
 
-def list_runs(root: Path | str) -> list[Run]:
+def list_runs(root: Path | str) -> list[RunFolder]:
     """Return every run directly below `root`, by name, read-only; [] if there is no such folder."""
     root = Path(root)
     if not root.is_dir():
         return []
-    return [Run(folder) for folder in sorted(root.iterdir()) if not folder.name.startswith(".") and _is_run(folder)]
+    return [RunFolder(folder) for folder in sorted(root.iterdir()) if not folder.name.startswith(".") and _is_run(folder)]
 
 
 def _is_run(folder: Path) -> bool:
@@ -261,7 +261,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     return found
 
 
-def _forget_lock(ref: weakref.ref[Run]) -> None:
+def _forget_lock(ref: weakref.ref[RunFolder]) -> None:
     run = ref()
     if run is not None and run._lock_fd is not None:
         with contextlib.suppress(OSError):

@@ -34,7 +34,7 @@ def generate_command(
     run: Path, prompt: str, plain: bool, tokens: int, samples: int, temperature: float, top_k: int | None, top_p: float, seed: int
 ) -> None:
     """Continue a text with the language model in the folder RUN. A chat model answers the prompt."""
-    from tauon.artifacts import Run
+    from tauon.artifacts import RunFolder
     from tauon.generate import Sampling
     from tauon.recipe import load_recipe
     from tauon.stages.context import Context, null_callback
@@ -44,7 +44,7 @@ def generate_command(
         "max_tokens": tokens, "samples": samples, "plain": plain,
         "sampling": Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
     }  # fmt: skip
-    writer = TextGenerator(Context(load_recipe(run), Run.read(run), null_callback))
+    writer = TextGenerator(Context(load_recipe(run), RunFolder.read(run), null_callback))
     text = _read_prompt(prompt)
     prefix = "" if writer.answers(plain=plain) else text
     if samples == 1:

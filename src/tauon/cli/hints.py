@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tauon.artifacts import Run
+    from tauon.artifacts import RunFolder
     from tauon.recipe import Recipe
 
 __all__ = ["next_steps", "shown_path", "with_root"]
@@ -25,7 +25,7 @@ def with_root(command: str, root: Path) -> str:
     return command if root.absolute() == Path("runs").absolute() else f"{command} --root {shown_path(root.absolute())}"
 
 
-def next_steps(run: Run, *, trained: bool, whole: bool) -> Iterator[tuple[str, str]]:
+def next_steps(run: RunFolder, *, trained: bool, whole: bool) -> Iterator[tuple[str, str]]:
     """Yield (command, what it does) after a verb. `trained`: the verb trained; `whole`: it ran all stages of the recipe."""
     from tauon.recipe import load_recipe
 
@@ -57,7 +57,7 @@ def longer_training(recipe: Recipe) -> str:
     return f"train.time={2 * train.raw_value('time'):g}s" if train.raw_value("time") is not None else ""
 
 
-def free_name(run: Run) -> str:
+def free_name(run: RunFolder) -> str:
     """Return a name that no other run in the same folder has."""
     number, name = 1, "longer"
     while (run.folder.parent / name).exists():

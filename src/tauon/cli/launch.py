@@ -45,7 +45,7 @@ def launch_elsewhere(
     tree: Recipe, verb: str, folder: Path, show: Show, *, options: tuple[str, ...], fresh: bool, dry_run: bool
 ) -> bool:  # fmt: skip
     """Start the recipe's processes as its `launch` section says. Return False if nothing is launched: `here`, or already a worker."""
-    from tauon.artifacts import Run
+    from tauon.artifacts import RunFolder
     from tauon.errors import RecipeError
     from tauon.launch import Here, Job, in_a_worker, launch
     from tauon.recipe import to_yaml
@@ -63,7 +63,7 @@ def launch_elsewhere(
         if config.kind_ == "k8s":
             raise RecipeError("--fresh cannot rename a folder inside the cluster. Give this run another name (name=...).")
         if not dry_run and job.folder.exists():
-            with Run.open(job.folder) as record:  # once, not at every restart of the workers
+            with RunFolder.open(job.folder) as record:  # once, not at every restart of the workers
                 show.on_event("aside", folder=str(record.set_aside()))
     text = launch(config, job, dry_run=dry_run, on_event=show.on_event)
     if dry_run:

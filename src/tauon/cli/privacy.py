@@ -71,13 +71,13 @@ def _find(dataset: str, folder: Path | None) -> Ledger:
     """Return the ledger that `dataset` names. `RecipeError` if there is none, or several."""
     import re
 
-    from tauon.artifacts import Run
+    from tauon.artifacts import RunFolder
     from tauon.errors import RecipeError
     from tauon.privacy.ledger import data_identity, find_ledgers, ledger_for, user_folder
 
     path = Path(dataset)
     if (path / "manifest.json").is_file():
-        where = Run.read(path).manifest().get("privacy") or {}
+        where = RunFolder.read(path).manifest().get("privacy") or {}
         if not {"ledger", "data"} <= set(where):
             raise RecipeError(
                 f"{dataset} is a run without privacy or without a ledger. Give a private run, a recipe, or a data set's digits."
@@ -222,10 +222,10 @@ def settle_command(run: Path) -> None:
     The run's noise key is deleted, so that its noise cannot be removed: the run cannot resume, but its checkpoints stay. Do not settle
     a run that will resume: a run settles itself when it ends. A copy of a run is refused, a moved run is not.
     """
-    from tauon.artifacts import Run
+    from tauon.artifacts import RunFolder
     from tauon.privacy.charge import settle_run
 
-    with Run.open(run):  # locks it: no other process may work in it
+    with RunFolder.open(run):  # locks it: no other process may work in it
         settled = settle_run(run)
     if settled is None:
         click.echo(f"{run.name}: no ledger has a charge for it; its noise key was deleted, so it cannot resume")

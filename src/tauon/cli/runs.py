@@ -54,7 +54,7 @@ def _mean_figure(folder: Path) -> tuple[str, str]:
 
 
 def _row(run: Any) -> dict[str, Any]:
-    from tauon.artifacts import Run, latest_checkpoint
+    from tauon.artifacts import RunFolder, latest_checkpoint
 
     done = run.stage("train")
     newest = None if done else latest_checkpoint(run.checkpoints, verify=False)
@@ -62,7 +62,7 @@ def _row(run: Any) -> dict[str, Any]:
     folds = sorted(run.folder.glob("fold-*/stages.json"))
     state = "trained" if done else f"step {newest.step:,} of {plan.get('steps', 0):,}" if newest else "not trained"
     if folds:
-        trained = sum(Run.read(path.parent).stage("train") is not None for path in folds)
+        trained = sum(RunFolder.read(path.parent).stage("train") is not None for path in folds)
         state = f"{trained} folds trained"
     metric, value = _figure(run.folder)
     when = (run.stage("evaluate") or done or run.stage("prepare") or {}).get("time", "")

@@ -17,7 +17,7 @@ from rich.table import Table
 from tauon.cli.hints import next_steps, shown_path
 
 if TYPE_CHECKING:
-    from tauon.artifacts import Run
+    from tauon.artifacts import RunFolder
     from tauon.evaluate import Evaluation
 
 __all__ = ["LOG_WIDTH", "Show", "format_duration", "metrics_table", "pick_show"]
@@ -74,7 +74,7 @@ class Show:
             table.add_row(name.replace("_", " "), f"{value:.4f}", f"{std[name]:.4f}" if name in std else "")
         self.console.print(table)
 
-    def finish(self, run: Run, *, trained: bool, whole: bool) -> None:
+    def finish(self, run: RunFolder, *, trained: bool, whole: bool) -> None:
         """The end of a verb."""
 
 
@@ -143,7 +143,7 @@ class PlainShow(Show):
     def on_report(self, path: str, **_: Any) -> None:
         self.line(f"report: {_plain(path)}")
 
-    def finish(self, run: Run, *, trained: bool, whole: bool) -> None:
+    def finish(self, run: RunFolder, *, trained: bool, whole: bool) -> None:
         hints = list(next_steps(run, trained=trained, whole=whole))
         if run.report_path.exists():
             self.line(f"\nThe report is [bold]{_plain(shown_path(run.report_path))}[/]: open it in a browser.")
@@ -215,7 +215,7 @@ class JsonShow(Show):
         utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
         print(json.dumps(to_json({"kind": kind, **facts}), ensure_ascii=not utf8), flush=True)
 
-    def finish(self, run: Run, *, trained: bool, whole: bool) -> None:
+    def finish(self, run: RunFolder, *, trained: bool, whole: bool) -> None:
         self.on_event("finished", folder=str(run.folder))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tauon.artifacts import Run, atomic_write
+from tauon.artifacts import RunFolder, atomic_write
 
 __all__ = ["Job"]
 
@@ -68,7 +68,7 @@ class Job:
         Raises `RunError` if the folder cannot be written, or another process trains in it: its workers would read this recipe after a
         restart.
         """
-        with Run.open(self.folder):
+        with RunFolder.open(self.folder):
             for folder in (self.recipe_path.parent, self.logs):
                 folder.mkdir(exist_ok=True)
             atomic_write(self.recipe_path, self.recipe)

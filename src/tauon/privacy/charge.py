@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tauon.artifacts import Run, erase, steps_in
+from tauon.artifacts import RunFolder, erase, steps_in
 from tauon.data import SourceConfig
 from tauon.errors import Problem, RecipeError, RunError, TauonError
 from tauon.privacy.accounting import Release
@@ -55,7 +55,7 @@ class Account:
     settled: Entry | None
 
     @classmethod
-    def of(cls, run: Run) -> Account | None:
+    def of(cls, run: RunFolder) -> Account | None:
         """Find the run's reservation by its manifest and its key; None if it has none."""
         where = run.manifest().get(NOTE) or {}
         if not {"ledger", "data"} <= set(where):
@@ -85,7 +85,7 @@ def _is_of(made: Entry, where: Mapping[str, Any], place: str) -> bool:
 
 
 def reserve(
-    run: Run, config: PrivacyConfig, source: SourceConfig, releases: list[Release], *, examples: int, unit: str, owner: Owner,
+    run: RunFolder, config: PrivacyConfig, source: SourceConfig, releases: list[Release], *, examples: int, unit: str, owner: Owner,
     on_note: NoteCallback = lambda message: None,
 ) -> str:  # fmt: skip
     """Reserve the releases of the run in the ledger; return a line about the budget. One reservation per run, also if it is resumed.
@@ -130,7 +130,7 @@ def reserve(
     return f"{summary}, ledger {ledger.data[:12]} in {ledger.folder}"
 
 
-def _refuse_other_data(run: Run, before: Mapping[str, Any], data: str) -> None:
+def _refuse_other_data(run: RunFolder, before: Mapping[str, Any], data: str) -> None:
     """Raise `RunError` if a run with an open reservation has other data now."""
     if before.get("data") in (None, data):
         return
@@ -142,7 +142,7 @@ def _refuse_other_data(run: Run, before: Mapping[str, Any], data: str) -> None:
         )
 
 
-def _refuse_lost_ledger(run: Run, before: Mapping[str, Any], ledger: Ledger, entries: Sequence[Entry]) -> None:
+def _refuse_lost_ledger(run: RunFolder, before: Mapping[str, Any], ledger: Ledger, entries: Sequence[Entry]) -> None:
     """Raise `RunError` if the run's reservation is missing in the ledger in use, which would then grant a fresh budget."""
     number = before.get("reservation")
     if number is None or before.get("data") != ledger.data:
@@ -155,7 +155,7 @@ def _refuse_lost_ledger(run: Run, before: Mapping[str, Any], ledger: Ledger, ent
         )
 
 
-def _settle_earlier(run: Run, releases: Sequence[Release], owner: Owner, on_note: NoteCallback) -> int | None:
+def _settle_earlier(run: RunFolder, releases: Sequence[Release], owner: Owner, on_note: NoteCallback) -> int | None:
     """Return the number of this training's own reservation, if the manifest names one. First settle an open reservation of an earlier training
     in this folder whose key is gone or which made no step.
     """
@@ -179,7 +179,7 @@ def _settle_earlier(run: Run, releases: Sequence[Release], owner: Owner, on_note
     return None
 
 
-def place_of(run: Run) -> tuple[Path, str]:
+def place_of(run: RunFolder) -> tuple[Path, str]:
     """(folder of all runs, name of the run in it). A fold, which is inside another run, is charged like that run."""
     root, name = run.folder.parent, run.folder.name
     while (root / run.recipe_path.name).is_file():
@@ -190,7 +190,7 @@ def place_of(run: Run) -> tuple[Path, str]:
 # ------------------------------------------------------------------------------------------------ afterwards
 
 
-def settle(run: Run, releases: list[Release]) -> None:
+def settle(run: RunFolder, releases: list[Release]) -> None:
     """Replace the reservation by what was really released. A settlement of the same cost or more is kept."""
     account = Account.of(run)
     if account is None:
@@ -211,7 +211,7 @@ def settle_run(folder: Path | str) -> tuple[Ledger, Entry, int] | None:
         RunError: the run reserved nothing and has no key; it left neither events nor checkpoints (then it stays charged in full); or it is
             a copy of a run that may still continue.
     """
-    run = Run.read(folder)
+    run = RunFolder.read(folder)
     account = Account.of(run)
     if account is None:
         if not (run.folder / KEY).exists():
@@ -238,7 +238,7 @@ def give_up(folder: Path | str, on_note: NoteCallback) -> None:
     for each in [folder, *sorted(folder.glob("fold-*"))]:
         if not (each / "manifest.json").is_file():
             continue
-        run = Run(each)
+        run = RunFolder(each)
         try:
             account = Account.of(run)
             if account is not None and account.settled is None and original_of(run, account) is None:
@@ -251,7 +251,7 @@ def give_up(folder: Path | str, on_note: NoteCallback) -> None:
         erase(key)
 
 
-def _settle_by_steps(run: Run, account: Account) -> tuple[Entry, int | None]:
+def _settle_by_steps(run: RunFolder, account: Account) -> tuple[Entry, int | None]:
     done = steps_done(run.folder)
     if account.settled is not None:
         return account.settled, done
@@ -261,7 +261,7 @@ def _settle_by_steps(run: Run, account: Account) -> tuple[Entry, int | None]:
     return account.ledger.settle(account.made.number, releases, note=note), done
 
 
-def _refuse_copy(run: Run, account: Account) -> None:
+def _refuse_copy(run: RunFolder, account: Account) -> None:
     original = original_of(run, account)
     if original is not None:
         raise RunError(
@@ -277,7 +277,7 @@ def _refuse_copy(run: Run, account: Account) -> None:
         )
 
 
-def original_of(run: Run, account: Account | None = None) -> str | None:
+def original_of(run: RunFolder, account: Account | None = None) -> str | None:
     """Return the folder that a run was copied from, if it still exists and has the same reservation or key. None for a run that is where it
     was made, and for one that was moved.
     """
@@ -291,7 +291,7 @@ def original_of(run: Run, account: Account | None = None) -> str | None:
     for place in sorted(places):
         if not os.path.isdir(place) or os.path.samefile(place, run.folder):
             continue
-        other_note = Run(place).manifest().get(NOTE) or {}
+        other_note = RunFolder(place).manifest().get(NOTE) or {}
         numbered = account is not None and (other_note.get("data"), other_note.get("reservation")) == (
             account.ledger.data,
             account.made.number,
@@ -308,7 +308,7 @@ def _key_in(folder: Path) -> str | None:
         return None
 
 
-def _placed(run: Run) -> str | None:
+def _placed(run: RunFolder) -> str | None:
     try:
         return read_key(run.folder).place
     except RunError:
@@ -340,7 +340,7 @@ def steps_done(folder: Path | str) -> int | None:
 
     Steps after the last event of a killed run were only in its memory: nothing of them was released.
     """
-    run = Run(folder)
+    run = RunFolder(folder)
     last_checkpoint = max((step for step, _ in steps_in(run.checkpoints)), default=None)
     if run.events_path.is_file():
         logged = [int(e["step"]) for e in read_events(run.events_path) if isinstance(e.get("step"), int)]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.artifacts import Checkpoint, Run, read_json, write_json
+from tauon.artifacts import Checkpoint, RunFolder, read_json, write_json
 from tauon.config import parse
 from tauon.data import ChosenExamples, DataSplits, HalfConfig, half_of, pool_of, without_augmentation
 from tauon.errors import DataError, PrivacyError, RunError
@@ -108,7 +108,7 @@ def audit_run(folder: Path, config: AuditConfig, *, on_event: EventCallback) -> 
         GuaranteeRefuted: the guarantee is false. Records and report are written first.
     """
     recipe = load_recipe(folder).with_section("audit", config)
-    with Run.open(folder) as run:
+    with RunFolder.open(folder) as run:
         ctx = Context(recipe, run, on_event)
         do_stage(ctx, "audit")
         write_report(folder, on_event)
@@ -201,7 +201,7 @@ def classes_of(
 
 
 def shadow_attacks(
-    recipe: Recipe, run: Run, ctx: Context, chosen: Examples, signals: Mapping[str, NDArray[Any]], shadows: int, seed: int
+    recipe: Recipe, run: RunFolder, ctx: Context, chosen: Examples, signals: Mapping[str, NDArray[Any]], shadows: int, seed: int
 ) -> dict[str, tuple[str, NDArray[np.float64]]]:
     """Return the attacks that need shadow models; train those that do not exist yet."""
     target = statistic(dict(signals))
@@ -315,7 +315,7 @@ def audit_secrets(ctx: Context, checkpoint: Checkpoint, canaries: Canaries) -> d
     return {"secrets": rows, "extracted": sum(r["included"] and (r["greedy"] or r["beam"]) for r in rows)}
 
 
-def guarantee_of(run: Run) -> dict[str, Any] | None:
+def guarantee_of(run: RunFolder) -> dict[str, Any] | None:
     """Return the run's privacy guarantee (`privacy.json`), or None if it has none."""
     path = run.folder / "privacy.json"
     if not path.exists():

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tauon.artifacts import Checkpoint, Run, code_fingerprint, latest_checkpoint, load_checkpoint, read_json, sha256_file
+from tauon.artifacts import Checkpoint, RunFolder, code_fingerprint, latest_checkpoint, load_checkpoint, read_json, sha256_file
 from tauon.config import Config, dump, parse
 from tauon.data import DataConfig, DataSplits, DataStamp, TokenDataset, prepare
 from tauon.distributed import Heartbeat, World
@@ -46,7 +46,7 @@ class Context:
     """What the stages of one run share."""
 
     recipe: Recipe
-    folder: Run | None
+    folder: RunFolder | None
     """The run that is written; None if nothing is recorded (a layout check, a learning-rate range test)."""
     on_event: EventCallback
     world: World = field(default_factory=World)
@@ -60,7 +60,7 @@ class Context:
         return self.folder is None
 
     @property
-    def run(self) -> Run:
+    def run(self) -> RunFolder:
         """The run that is written."""
         assert self.folder is not None, "a stage that records was given a context without a run"
         return self.folder

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tauon import __version__
-from tauon.artifacts import RUN_FORMAT, Run, atomic_write, code_fingerprint, environment
+from tauon.artifacts import RUN_FORMAT, RunFolder, atomic_write, code_fingerprint, environment
 from tauon.distributed import Heartbeat, World, join
 from tauon.errors import Problem, RecipeError, RunError
 from tauon.recipe import Recipe, fingerprint, to_yaml
@@ -28,7 +28,7 @@ __all__ = ["do_stage", "run_recipe"]
 
 def run_recipe(
     recipe: Recipe, folder: Path, *, stages: tuple[str, ...] | None = None, fresh: bool = False, on_event: EventCallback = null_callback
-) -> Run:
+) -> RunFolder:
     """Run the stages of a recipe in `folder` and return the run, closed. The same call again skips the stages that are done.
 
     Args:
@@ -55,7 +55,7 @@ def run_recipe(
 
 def _run(
     recipe: Recipe, folder: Path, wanted: tuple[str, ...], heartbeat: Heartbeat, *, fresh: bool, on_event: EventCallback
-) -> Run:  # fmt: skip
+) -> RunFolder:  # fmt: skip
     """Do one process's part of a run. Rank 0 writes the records and runs the stages that are not collective."""
     world, table = heartbeat.world, stage_table()
     if not any(table[name].collective for name in wanted) and not (folder / "recipe.yaml").is_file():
@@ -65,7 +65,7 @@ def _run(
             raise RecipeError([Problem("data.split.folds", "folds are trained one after another in one process. Start it without --on.")])
         return run_folds(recipe, folder, stages=wanted, fresh=fresh, on_event=on_event, run_child=run_recipe)
     refuse_other_code(recipe, world)
-    with world.all_or_raise(lambda: Run.open(folder) if world.leads else Run.follow(folder)) as record:
+    with world.all_or_raise(lambda: RunFolder.open(folder) if world.leads else RunFolder.follow(folder)) as record:
         ctx = Context(recipe, record, on_event, world, heartbeat)
         world.rank0_broadcast(lambda: _begin(ctx, fresh=fresh))
         for i, name in enumerate(wanted):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tauon.artifacts import Run, atomic_write, read_json, write_json
+from tauon.artifacts import RunFolder, atomic_write, read_json, write_json
 from tauon.recipe import Recipe, to_yaml
 from tauon.stages.context import Context, EventCallback
 from tauon.stages.evaluate import evaluation_of
@@ -30,19 +30,19 @@ def one_fold(recipe: Recipe, fold: int) -> Recipe:
 
 
 def run_folds(
-    recipe: Recipe, folder: Path, *, stages: tuple[str, ...], fresh: bool, on_event: EventCallback, run_child: Callable[..., Run]
-) -> Run:
+    recipe: Recipe, folder: Path, *, stages: tuple[str, ...], fresh: bool, on_event: EventCallback, run_child: Callable[..., RunFolder]
+) -> RunFolder:
     """Run every fold, then combine their metrics. The same call again resumes unfinished folds. `run_child` runs one recipe."""
     folds = recipe.data.split.folds
     assert folds is not None
-    with Run.open(folder) as record:
+    with RunFolder.open(folder) as record:
         if fresh and record.recipe_path.exists():
             set_aside(record, on_event)
         each = [one_fold(recipe, fold) for fold in range(folds)]
         Context(recipe, record, on_event).refuse_another_recipe()
         for one in each:
             if (record.folder / one.name / "recipe.yaml").is_file():
-                Context(one, Run.read(record.folder / one.name), on_event).refuse_another_recipe()
+                Context(one, RunFolder.read(record.folder / one.name), on_event).refuse_another_recipe()
         atomic_write(record.recipe_path, to_yaml(recipe))
         done = []
         for fold, one in enumerate(each):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from tauon.artifacts import Run, read_json, write_json
+from tauon.artifacts import RunFolder, read_json, write_json
 from tauon.config import parse
 from tauon.errors import RunError
 from tauon.recipe import Recipe, child_tree, load_recipe
@@ -55,11 +55,11 @@ def cost_of(folder: Path, *, on_event: EventCallback) -> dict[str, dict[str, flo
         raise RunError(f"{folder} is a run without privacy, so privacy cost nothing. Give the folder of a private run.")
     private = private_folders(recipe, folder)
     for each in private:
-        if not (each / "privacy.json").is_file() or Run.read(each).stage("train") is None:
+        if not (each / "privacy.json").is_file() or RunFolder.read(each).stage("train") is None:
             raise RunError(f"the training of {each} is not done. Finish it first: tauon train {shlex.quote(str(folder))}")
     on_event("warning", message=f"{folder / PLAIN} {WARNING}")
     run_recipe(recipe, folder.resolve(), stages=("evaluate",), on_event=on_event)
-    with Run.open(folder):  # locks the run
+    with RunFolder.open(folder):  # locks the run
         run_recipe(twin_of(recipe), folder.resolve() / PLAIN, on_event=on_event)
         plain = private_folders(recipe, folder / PLAIN)
         pairs = [compare(figures_of(a), figures_of(b)) for a, b in zip(private, plain, strict=True)]

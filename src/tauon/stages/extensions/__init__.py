@@ -13,7 +13,7 @@ from tauon.stages.extensions.base import SplitTransform, StartAgain, TrainExtens
 from tauon.stages.table import load
 
 if TYPE_CHECKING:
-    from tauon.artifacts import Checkpoint, Run
+    from tauon.artifacts import Checkpoint, RunFolder
 
 __all__ = [
     "REPORT_SECTIONS", "SplitTransform", "StartAgain", "TrainExtension", "set_aside", "split_transforms", "train_extensions",
@@ -44,7 +44,7 @@ BEFORE_SET_ASIDE = (f"{_HERE}.privacy:release_budget",)
 """Functions that take a run's folder and `on_event`, called before `--fresh` renames the folder: they release what the run holds elsewhere."""
 
 
-def set_aside(run: Run, on_event: Callable[..., None]) -> None:
+def set_aside(run: RunFolder, on_event: Callable[..., None]) -> None:
     """Rename the folder of a run (`--fresh`); nothing is deleted."""
     for place in BEFORE_SET_ASIDE:
         load(place)(run.folder, on_event)
