@@ -8,6 +8,7 @@ from typing import Any
 from tauon.config import parse
 from tauon.data import ColumnLook, SourceConfig, TableLook, inspect_table
 from tauon.data.sources.index_column import is_nameless
+from tauon.data.sources.series import IncompleteSeries
 from tauon.errors import DataError
 from tauon.starter.draft import Draft, held_out, training
 from tauon.starter.text import text_classes
@@ -130,9 +131,7 @@ def _series(place: Path, look: TableLook, date: ColumnLook, name: str) -> Draft:
     ]
     try:
         parse(SourceConfig, source).series()
-    except DataError as err:
-        if "fill: forward" not in str(err):
-            raise
+    except IncompleteSeries:
         source["fill"] = "forward"
         why.append("It has gaps: they are filled with the previous value.")
     split, window = {"validation": "10%", "test": "20%"}, {"context": context, "horizon": horizon}

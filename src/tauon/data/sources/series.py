@@ -29,7 +29,11 @@ from tauon.data.table_numbers import forms_in_words, read_columns
 from tauon.data.text_files import read_text, wrong_encoding
 from tauon.errors import DataError
 
-__all__ = ["SeriesConfig", "csv_columns", "series_of"]
+__all__ = ["IncompleteSeries", "SeriesConfig", "csv_columns", "series_of"]
+
+
+class IncompleteSeries(DataError):
+    """Time steps or values are missing, and `fill` is `refuse`; `forward` would accept them."""
 
 
 @register("series")
@@ -139,7 +143,7 @@ def series_of(columns: dict[str, list[str]], config: SeriesConfig, where: str) -
     gaps, fill = np.flatnonzero(np.diff(at) != 1), config.fill
     if gaps.size and fill == "refuse":
         i = int(gaps[0])
-        raise DataError(
+        raise IncompleteSeries(
             f"{where}: {filled:,} time steps are missing, the first after {times[i]} (the next row is {times[i + 1]}, the step is {step}). "
             "Complete the file, or set data.source.fill: forward"
         )
@@ -152,7 +156,7 @@ def series_of(columns: dict[str, list[str]], config: SeriesConfig, where: str) -
     if lost.any():
         i, j = (int(k) for k in np.argwhere(lost)[0])
         if fill == "refuse":
-            raise DataError(
+            raise IncompleteSeries(
                 f"{where}: {int(lost.sum()):,} values are missing, the first in column {names[j]!r} at {times[i]}. "
                 "Complete the file, or set data.source.fill: forward"
             )
