@@ -1,4 +1,4 @@
-"""Read user files, and write files atomically.
+"""Read user files, and write JSON for them.
 
 `.gz` and `.zst` are recognised by their first bytes and decompressed while reading. Any problem with a file is a `DataError` that names
 it. Independent of the content.
@@ -13,15 +13,15 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tauon.errors import DataError, MissingExtra
+from tauon.artifacts.files import atomic_write
+from tauon.errors import DataError, MissingExtra, RunError
 
-__all__ = ["decode", "expand", "raw_bytes", "read_bytes", "sha256_bytes", "sha256_file", "write_json"]
+__all__ = ["decode", "expand", "raw_bytes", "read_bytes", "sha256_bytes", "sha256_file", "write_plain_json"]
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _PIECE = 2**12
@@ -203,17 +203,11 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write to a temporary name, flush to disk, rename: readers see the complete file or none."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+def write_plain_json(path: Path, value: Any) -> None:
+    """Write standard JSON, atomically. `artifacts.write_json` also stores inf and nan and for this escapes strings such as "NaN", which a
+    vocabulary may contain and which readers of plain JSON would get wrong.
+    """
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except OSError as err:
-        raise DataError(f"{path}: cannot be written ({err.strerror or err})") from None
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        atomic_write(path, json.dumps(value, indent=1, allow_nan=False))
+    except RunError as err:
+        raise DataError(str(err)) from None

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from tauon.config import Config, Count
 from tauon.data.cache import cache_root, obtain
-from tauon.data.files import canonical, write_json
+from tauon.data.files import canonical, write_plain_json
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays
 from tauon.errors import DataError
@@ -91,7 +91,7 @@ def with_features(table: Arrays, config: ScatteringConfig, what: str) -> Arrays:
                 out = np.lib.format.open_memmap(temporary / "features.npy", mode="w+", dtype=np.float16, shape=shape)
             out[start : start + len(part)] = part
             report(f"features of {what}", min(start + 128 * _ROWS, len(pictures)), len(pictures))
-        write_json(temporary / "features.json", {"rows": len(pictures), "scattering": how})
+        write_plain_json(temporary / "features.json", {"rows": len(pictures), "scattering": how})
 
     obtain(folder, "features.json", build)
     features = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)

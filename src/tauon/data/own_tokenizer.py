@@ -12,7 +12,7 @@ from typing import Any
 from tauon.config import dump
 from tauon.data.cache import cache_root, obtain
 from tauon.data.config import DataConfig
-from tauon.data.files import canonical, read_bytes, sha256_file, write_json
+from tauon.data.files import canonical, read_bytes, sha256_file, write_plain_json
 from tauon.data.progress import report
 from tauon.data.read_keys import count_as_read, reads
 from tauon.data.tokenizer import Tokenizer, read_json
@@ -47,7 +47,7 @@ def tokenizer_for(config: DataConfig, texts: Sequence[str]) -> tuple[Tokenizer, 
         report("tokenizer", 0)
         made = asked.build(lambda: iter(texts))
         made.save(temporary / "tokenizer.json")
-        write_json(temporary / _DONE, {"made_of": made_of, "sha256": made.sha256, "read": reads(asked)})
+        write_plain_json(temporary / _DONE, {"made_of": made_of, "sha256": made.sha256, "read": reads(asked)})
 
     obtain(folder, _DONE, build)
     done = read_json(read_bytes(folder / _DONE), str(folder / _DONE))

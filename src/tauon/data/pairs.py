@@ -22,7 +22,7 @@ from tauon.data.cache import cache_in, cache_root, obtain
 from tauon.data.chat_encoder import Encoded, Encoder
 from tauon.data.chat_template import ANSWER
 from tauon.data.config import DataConfig
-from tauon.data.files import canonical, sha256_file, write_json
+from tauon.data.files import canonical, sha256_file, write_plain_json
 from tauon.data.progress import report
 from tauon.data.sources.base import Message, Pair
 from tauon.data.splits import DataSplits
@@ -133,7 +133,7 @@ def with_reference(
                 raise DataError(f"log-probabilities of the reference model are not finite ({name} part). Check model.from")
             np.save(temporary / f"{name}.npy", found.astype(np.float32), allow_pickle=False)
             digests[name] = sha256_file(temporary / f"{name}.npy")
-        write_json(temporary / "done.json", {"of": key, "sha256": digests})
+        write_plain_json(temporary / "done.json", {"of": key, "sha256": digests})
 
     with cache_in(config.cache):
         folder = cache_root() / "references" / key[:32]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.data.files import read_bytes, sha256_file, write_json
+from tauon.data.files import read_bytes, sha256_file, write_plain_json
 from tauon.errors import ChecksumError, DataError
 
 __all__ = ["ShardWriter", "Shards"]
@@ -56,14 +56,14 @@ class ShardWriter:
         self._write(np.array([self.bos]))
         self._flush()
         np.save(self.folder / "documents.npy", np.array(self._documents, np.int64).reshape(-1, 4), allow_pickle=False)
-        write_json(self.folder / "names.json", self._names)
+        write_plain_json(self.folder / "names.json", self._names)
         names = [*self._shards, "documents.npy", "names.json"]
         manifest = {
             "format": FORMAT, "dtype": np.dtype(self._dtype).name, "vocab": self.vocab, "bos": self.bos, "stream_tokens": self._length,
             "documents": len(self._names), "shards": self._shards, **facts,
             "files": {n: {"bytes": (self.folder / n).stat().st_size, "sha256": sha256_file(self.folder / n)} for n in names},
         }  # fmt: skip
-        write_json(self.folder / _MANIFEST, manifest)
+        write_plain_json(self.folder / _MANIFEST, manifest)
 
     def _write(self, ids: NDArray[Any]) -> None:
         self._length += len(ids)

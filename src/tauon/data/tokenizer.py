@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.data.files import canonical, decode, read_bytes, sha256_bytes, write_json
+from tauon.data.files import canonical, decode, read_bytes, sha256_bytes, write_plain_json
 from tauon.data.interruptible import interruptible
 from tauon.errors import DataError
 
@@ -88,7 +88,7 @@ class Tokenizer(ABC):
 
     def save(self, path: Path) -> None:
         """Write to one JSON file, atomically."""
-        write_json(path, self.to_json())
+        write_plain_json(path, self.to_json())
 
     @staticmethod
     def load(path: Path) -> Tokenizer:

@@ -13,7 +13,7 @@ from typing import Any
 from tauon.config import dump, register
 from tauon.data.cache import cache_root, obtain
 from tauon.data.config import DataConfig
-from tauon.data.files import canonical, read_bytes, sha256_file, write_json
+from tauon.data.files import canonical, read_bytes, sha256_file, write_plain_json
 from tauon.data.kinds.base import DataKind, Request
 from tauon.data.own_tokenizer import SEQ_LEN_DEFAULT
 from tauon.data.progress import report
@@ -142,7 +142,7 @@ def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
         },
         "read": reads(config),
     }  # fmt: skip
-    write_json(folder / _DONE, facts)
+    write_plain_json(folder / _DONE, facts)
 
 
 def _limited(source: SourceConfig) -> Iterator[Document]:
