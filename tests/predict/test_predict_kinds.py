@@ -97,6 +97,14 @@ def test_a_folder_of_pictures(tmp_path: Path, sizes: tuple[int, int], setting: d
     predict_file(folder, tmp_path / "list.csv", tmp_path / "listed.csv")
     listed = rows_of(tmp_path / "listed.csv")
     assert [r["prediction"] for r in listed] == [r["prediction"] for r in rows] and [*listed[0]][:3] == ["id", "file", "prediction"]
+    (tmp_path / "wrong.csv").write_text(names.replace("id,file", "id,photograph"))
+    with pytest.raises(
+        DataError, match=r"wrong\.csv: .* a folder of images, or a CSV with a column 'file' .*Columns: id, photograph\. Rename"
+    ):
+        predict_file(folder, tmp_path / "wrong.csv", tmp_path / "no.csv")
+    (tmp_path / "wrong.csv").write_text(names.replace(",", ";"))
+    with pytest.raises(DataError, match=r"Columns: id;file\. The columns seem to be separated by ';': set --delimiter\."):
+        predict_file(folder, tmp_path / "wrong.csv", tmp_path / "no.csv")
     (tmp_path / "p" / "test" / "cat" / "0.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"cat/0.png: damaged or not an image"):
         predict_file(folder, tmp_path / "p" / "test", tmp_path / "no.csv")
@@ -168,6 +176,9 @@ def test_recordings(tmp_path: Path) -> None:
     rows = rows_of(tmp_path / "out.csv")
     np.testing.assert_array_equal(probabilities(rows), on_test(folder)["scores"])
     assert sum(r["prediction"] == Path(r["file"]).parent.name for r in rows) / 70 == figures(folder)["accuracy"]
+    (tmp_path / "wrong.csv").write_text("speaker\nanna\n")
+    with pytest.raises(DataError, match=r"a folder of recordings, or a CSV with a column 'file' .*Columns: speaker\."):
+        predict_file(folder, tmp_path / "wrong.csv", tmp_path / "no.csv")
     record(tmp_path / "other", 2, 0, rate=16000)
     with pytest.raises(DataError, match=r"other/no/1.wav: sampling rate 16,000 Hz, but the model was trained on 8,000"):
         predict_file(folder, tmp_path / "other", tmp_path / "out.csv")

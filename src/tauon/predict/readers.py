@@ -18,7 +18,7 @@ from tauon.data.sources.npz import NpzConfig, find_keys, open_archive, read_arra
 from tauon.data.sources.picture_file import decode_picture, import_pillow
 from tauon.data.sources.separated import column_names
 from tauon.data.sources.system_files import is_system_file
-from tauon.data.sources.tables import ABSENT, no_column
+from tauon.data.sources.tables import ABSENT
 from tauon.data.sources.wav import wav_files
 from tauon.data.text_files import json_lines, read_text
 from tauon.errors import DataError
@@ -192,9 +192,7 @@ class MediaReader(Reader):
             self.total, self.unit = self.listing.total, "bytes"
             column = next((c for c in _FILE_COLUMNS if c in rows.columns), None)
             if column is None:
-                raise DataError(
-                    f"{self.listing.files[0]}: {no_column('file', [*rows.columns])}. It must have the paths of the files to predict"
-                )
+                raise DataError(self._no_files(self.listing, [*rows.columns]))
             for start in range(0, len(rows), _MEDIA_ROWS):
                 part = rows.part(start, min(start + _MEDIA_ROWS, len(rows)))
                 names = [str(v) for v in _plain(part.columns[column])]
@@ -202,6 +200,16 @@ class MediaReader(Reader):
             self.done = self.listing.done
 
     reading_root: Path = Path()
+
+    def _no_files(self, listing: TableReader, columns: Sequence[str]) -> str:
+        """Return the message for a table without a column of file paths."""
+        what = "images" if self.kind == "pictures" else "recordings"
+        apart = next((d for d in ";\t|" if len(columns) == 1 and d in columns[0]), None)
+        cut = "" if apart is None else f" The columns seem to be separated by {apart!r}: set --delimiter."
+        return (
+            f"{listing.files[0]}: the model reads {what}, expected a folder of {what}, or a CSV with a column 'file' that has their paths, relative to "
+            f"the CSV. Columns: {', '.join(columns)}.{cut} Rename the column of paths to 'file', or give the folder: --data FOLDER"
+        )
 
     def _read(self, files: Sequence[Path], columns: dict[str, Any]) -> Rows:
         if self.kind == "pictures":
