@@ -93,3 +93,16 @@ def test_whatever_is_written_is_read_alike(tmp_path_factory: pytest.TempPathFact
     path.write_bytes(("u,y\n" + "\n".join(",".join(r) for r in rows)).encode())
     ours, theirs = in_pieces(path), whole(path)
     assert (isinstance(ours, str) and isinstance(theirs, str)) or ours == theirs
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("quoted", [False, True])
+def test_the_bytes_read_grow_to_the_size_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool, quoted: bool) -> None:
+    monkeypatch.setattr(csv_stream, "PIECE", 1 << 12)
+    text = "a,b,y\n" + "".join(f'{i},"{i * 7919}",{i % 2}\n' if quoted else f"{i},{i * 7919},{i % 2}\n" for i in range(100_000))
+    path = tmp_path / ("t.csv.gz" if packed else "t.csv")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    stream, seen = CsvStream(path, rows=1000), []
+    for _ in stream:
+        seen.append(stream.done)
+    assert seen == sorted(seen) and 0 < seen[0] < seen[len(seen) // 2] < seen[-1] == path.stat().st_size

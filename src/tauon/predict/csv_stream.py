@@ -177,6 +177,6 @@ def _position(file: Any) -> int:
     """Count the bytes read from disk: of a compressed file, the compressed bytes."""
     packed = getattr(getattr(file, "raw", None), "stream", None)
     try:
-        return int((packed.fileobj if packed is not None else file).on_event())
+        return int((packed.fileobj if packed is not None else file).tell())
     except (OSError, ValueError, AttributeError):
         return 0
