@@ -127,7 +127,7 @@ def test_the_range_of_deep_pictures_is_that_of_the_training_part(tmp_path: Path)
     deep(tmp_path / "x" / "test", [60000, 10], np.uint16)
     made = learned(tmp_path / "x")
     assert made.facts["pixel_range"]["high"] == 4095
-    assert made.facts["notes"] == ["images: black is 0 and white 4095 (12 bits are in use in the training pictures)"]
+    assert made.facts["notes"] == ["images: black is 0 and white 4095 (12 bits are in use in the training images)"]
     assert made.test._table.features.max() == pytest.approx(60000 * 255 / 4095)
     stated = learned(tmp_path / "x", value_range=[1000, 2000])
     assert sorted({*stated.train._table.features[:, 0, 3, 3].tolist()}) == [0, 255]
@@ -295,7 +295,7 @@ def broken(root: Path, what: str) -> str:
         save(root.parent / "signs2" / "0.png")
         os.rename(root, root.parent / "old")
         os.rename(root.parent / "signs2", root)
-        return r"signs: 0\.png is not in a class folder. Expected signs/<class>/<picture>"
+        return r"signs: 0\.png is not in a class folder. Expected signs/<class>/<image>"
     assert what == "missing"
     os.rename(root, root.parent / "old")
     return r"signs: no such folder. Relative paths start at"

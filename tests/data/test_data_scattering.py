@@ -104,7 +104,7 @@ def test_a_recipes_features_are_worked_out_once_and_kept(tmp_path: Path) -> None
     assert batch.inputs.shape[1:] == whole.shape[1:] == (25, 4, 4) and splits.spec.input_shape == (25, 4, 4)
     assert all(row.astype(np.float16).tobytes() in found for row in batch.inputs.numpy())
     assert again.fingerprint == splits.fingerprint and splits.preprocess["scattering"]["angles"] == 4
-    assert splits.facts["normalize"]["kind"] == "none" and "picture by picture" in splits.facts["normalize"]["why"]
+    assert splits.facts["normalize"]["kind"] == "none" and "image by image" in splits.facts["normalize"]["why"]
     other = prepare(pictures(tmp_path, scattering={"angles": 8, "groups": 27}), seed=0, input_kind="arrays")
     assert other.fingerprint != splits.fingerprint
     normed = other.train.batch(np.arange(5)).inputs.reshape(5, 27, -1)

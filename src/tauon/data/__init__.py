@@ -6,7 +6,7 @@ Independent of models and tasks: a task only names the kind of data that it need
 from tauon.data.arrays import ArrayDataset, Normalizer, TrainingOptions
 from tauon.data.audio_augment import AudioAugmentConfig
 from tauon.data.augment import AugmentConfig, Draws, Pixels, Points
-from tauon.data.augment_images import RandAugmentConfig  # registers every augmentation of pictures
+from tauon.data.augment_images import RandAugmentConfig  # registers every augmentation of images
 from tauon.data.balance import BalancedOrder, class_weights
 from tauon.data.chat import ChatDataset
 from tauon.data.chat_encoder import Encoder as ChatEncoder

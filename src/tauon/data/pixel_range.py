@@ -41,11 +41,11 @@ class PixelRange:
         low, high = float(pictures.min()), float(pictures.max())
         if by == "bits" and low >= 0:
             bits = max(8, int(high).bit_length())
-            return cls(0.0, float(2**bits - 1), f"{bits} bits are in use in the training pictures")
+            return cls(0.0, float(2**bits - 1), f"{bits} bits are in use in the training images")
         if low >= 0 and high <= 255:
             top = 1.0 if high <= 1 else 255.0
-            return cls(0.0, top, f"the training pictures go from {low:g} to {high:g}")
-        return cls(low, high if high > low else low + 1, "lowest and highest value of the training pictures")
+            return cls(0.0, top, f"the training images go from {low:g} to {high:g}")
+        return cls(low, high if high > low else low + 1, "lowest and highest value of the training images")
 
     def __call__(self, pictures: NDArray[Any]) -> NDArray[np.float32]:
         """Return float32 from 0 to 255; outside that range if a new image exceeds the measured range and there is no clipping."""

@@ -56,7 +56,7 @@ class PrivacyConfig(Config):
     """Folder of the ledgers. Default: TAUON_LEDGER, else `tauon/ledger` in XDG_DATA_HOME (~/.local/share), one for all runs of a user;
     or the folder `ledger` beside the runs, if the data set has its ledger there."""
     unit: Literal["example", "document", "group"] = "example"
-    """Who is protected. example: one row, picture, conversation, or sequence of tokens; document (text): all of one document; group (tables):
+    """Who is protected. example: one row, image, conversation, or sequence of tokens; document (text): all of one document; group (tables):
     all rows of one patient or customer, as data.table.group says. `train.batch` counts units."""
     rows_per_unit: Count = Field(1, ge=1, le=1024)
     """For documents and groups: maximum rows of one unit in a step; from a unit with more, a new sample is drawn each step. Their gradients are

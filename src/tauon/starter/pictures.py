@@ -32,7 +32,7 @@ def pictures(place: Path, label: str | None, name: str) -> Draft:
     total = sum(counts.values())
     sides = _sides([f for files in classes.values() for f in files])
     size, why_size = _side(sides)
-    made = Draft(name, f"Which of {len(classes)} classes is on a picture? {total:,} pictures below {place.name}/")
+    made = Draft(name, f"Which of {len(classes)} classes is on an image? {total:,} images below {place.name}/")
     source: dict[str, Any] = {"kind": "folder", "path": str(place), "size": size}
     data: dict[str, Any] = {"source": source}
     why = [why_size]
@@ -55,7 +55,7 @@ def pictures(place: Path, label: str | None, name: str) -> Draft:
     made.set(
         "model",
         model,
-        f"{'A small residual network' if size <= 64 else 'ResNet-18'}: trains on a laptop at this size. resnet50 or vit want more pictures.",
+        f"{'A small residual network' if size <= 64 else 'ResNet-18'}: trains on a laptop at this size. resnet50 or vit want more images.",
     )
     made.set("optim", {"kind": "adamw", "lr": 0.003, "schedule": {"kind": "cosine", "warmup": "5%"}})
     train_section, sentence = training(total, batch=64, seen=100_000)
@@ -87,4 +87,4 @@ def _sides(files: list[Path]) -> list[int]:
 def _side(sides: list[int]) -> tuple[int, str]:
     middle = sides[len(sides) // 2]
     size = next((s for s in (28, 32, 48, 64, 96, 128, 160) if s >= middle), 160)
-    return size, f"Half of the pictures are {middle} pixels or less on their shorter side; all are brought to {size} x {size}."
+    return size, f"Half of the images are {middle} pixels or less on their shorter side; all are brought to {size} x {size}."

@@ -149,7 +149,7 @@ def _normalize(config: DataConfig, table: Arrays) -> tuple[NormalizeKind, str]:
     if config.normalize != "auto":
         return config.normalize, "as set"
     if config.scattering is not None:
-        return "none", "scattering coefficients are normalised picture by picture"
+        return "none", "scattering coefficients are normalised image by image"
     return ("unit", "features are bytes") if table.features.dtype == np.uint8 else ("standard", "features are not bytes")
 
 

@@ -22,7 +22,7 @@ _ROWS = 10_000
 
 
 def cifar_arrays(content: bytes, where: str, part: str, names: tuple[str, ...]) -> Arrays:
-    """The 50,000 pictures of `train` or the 10,000 of `test`, (N, 3, 32, 32) bytes, from the bytes of cifar-10-binary.tar.gz."""
+    """The 50,000 images of `train` or the 10,000 of `test`, (N, 3, 32, 32) bytes, from the bytes of cifar-10-binary.tar.gz."""
     wanted = ["test_batch.bin"] if part == "test" else [f"data_batch_{i}.bin" for i in range(1, 6)]
     found: dict[str, bytes] = {}
     try:

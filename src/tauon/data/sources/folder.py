@@ -37,7 +37,7 @@ class FolderConfig(SourceConfig):
     """Images in subfolders, one per class. Needs `pip install 'tauon[images]'`. A `limit` takes equally many from every class."""
 
     path: str
-    """The folder: `path/<class>/<picture>`, or `path/train/<class>/<picture>` with `val` and `test` beside `train`. Subfolders of a class
+    """The folder: `path/<class>/<image>`, or `path/train/<class>/<image>` with `val` and `test` beside `train`. Subfolders of a class
     belong to it."""
     split: Literal["auto", "train", "validation", "test"] = "auto"
     """Which part to read. auto: the subfolder `train` if it exists, with `val` and `test` as held-out parts; otherwise the folder itself."""
@@ -83,7 +83,7 @@ class FolderConfig(SourceConfig):
         found = [(p, p.relative_to(root).as_posix()) for folder in _classes(root) for p in _pictures(folder)]
         if not found:
             raise DataError(
-                f"{root}: no image in this folder ({', '.join(PICTURE_SUFFIXES[:4])}, ...). Expected {root.name}/<class>/<picture>"
+                f"{root}: no image in this folder ({', '.join(PICTURE_SUFFIXES[:4])}, ...). Expected {root.name}/<class>/<image>"
             )
         return found
 
@@ -132,15 +132,15 @@ class FolderConfig(SourceConfig):
         size = self.size if isinstance(self.size, tuple) or self.size is None else (self.size, self.size)
         fit, colours = self.fit, None if self.colours == "auto" else self.colours
         _ = self.on_corrupt  # read the setting even if no image is damaged
-        report("read pictures", 0, len(files))
+        report("read images", 0, len(files))
         found: list[NDArray[Any] | str] = []
         # Pillow decodes without the interpreter lock. Warning filters are shared by all threads, so they are set here once.
         with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for answer in pool.map(lambda path: decode_picture(path, size, fit, colours), files):
                 found.append(answer)
                 if len(found) % 500 == 0:
-                    report("read pictures", len(found), len(files))
-        report("read pictures", len(files), len(files))
+                    report("read images", len(found), len(files))
+        report("read images", len(files), len(files))
         broken = {p: a for p, a in zip(files, found, strict=True) if isinstance(a, str)}
         if broken:
             self._refuse_broken(broken, len(files))
@@ -227,7 +227,7 @@ def _classes(root: Path) -> list[Path]:
     if not found:
         loose = next((p for p in _visible(root) if p.suffix.lower() in PICTURE_SUFFIXES), None)
         problem = f"{loose.name} is not in a class folder" if loose is not None else "it has no subfolder"
-        raise DataError(f"{root}: {problem}. Expected {root.name}/<class>/<picture>, a subfolder for each class")
+        raise DataError(f"{root}: {problem}. Expected {root.name}/<class>/<image>, a subfolder for each class")
     return found
 
 

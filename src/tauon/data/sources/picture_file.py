@@ -26,7 +26,7 @@ PICTURE_SUFFIXES = (
 )  # fmt: skip
 """File suffixes that are read as images."""
 _MOST_PIXELS = 178_956_970
-"""Pillow's own limit, beyond which a picture is a decompression bomb."""
+"""Pillow's own limit, beyond which an image is a decompression bomb."""
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 """Pillow's modes of more than 8 bits a channel."""
 
@@ -36,7 +36,7 @@ def import_pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as err:
-        raise MissingExtra("reading pictures", "images") from err
+        raise MissingExtra("reading images", "images") from err
     return Image
 
 

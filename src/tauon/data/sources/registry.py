@@ -147,7 +147,7 @@ PUBLIC: dict[str, PublicSet] = {
         },
     ),
     "cifar10": PublicSet(
-        title="CIFAR-10: 60,000 pictures of ten classes, 32 x 32 colour (binary version)",
+        title="CIFAR-10: 60,000 images of ten classes, 32 x 32 colour (binary version)",
         licence="none stated by the authors; free for research with citation (Krizhevsky 2009)",
         home="https://www.cs.toronto.edu/~kriz/cifar.html",
         output_kind="arrays",
@@ -156,7 +156,7 @@ PUBLIC: dict[str, PublicSet] = {
         parts={"train": _CIFAR10_BINARY, "test": _CIFAR10_BINARY},
     ),
     "cifar10-subset": PublicSet(
-        title="CIFAR-10, 10,000 + 2,000 pictures recompressed as JPEG: harder than the original, for tests",
+        title="CIFAR-10, 10,000 + 2,000 images recompressed as JPEG: harder than the original, for tests",
         licence="none stated by the authors; free for research with citation (Krizhevsky 2009)",
         home="https://www.cs.toronto.edu/~kriz/cifar.html",
         output_kind="arrays",

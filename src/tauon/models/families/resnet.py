@@ -2,7 +2,7 @@
 for CIFAR, 20, 32 and 56 (section 4.2 of the paper), as their best known published weights are named.
 
 ResNet-50 is the usual variant, with a block's stride in its 3x3 convolution ("v1.5"). The thin ones shorten by option A: every second
-pixel, and zeros for the new channels, no weights. `stem: small` is a 3x3 convolution of stride 1 without max-pool, for pictures of 28
+pixel, and zeros for the new channels, no weights. `stem: small` is a 3x3 convolution of stride 1 without max-pool, for images of 28
 to 64 pixels. `published_resnet` maps published files to these names. Does not depend on losses or tasks.
 
 Shapes: B batch, C channels, H height, W width.

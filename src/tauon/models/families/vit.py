@@ -1,4 +1,4 @@
-"""ViT: a picture as a sequence of patches through a transformer encoder (Dosovitskiy et al. 2020, arXiv:2010.11929).
+"""ViT: an image as a sequence of patches through a transformer encoder (Dosovitskiy et al. 2020, arXiv:2010.11929).
 
 Pre-norm blocks, exact GELU, learned positions, the class token's last state into a linear head: Hugging Face's `ViTForImageClassification`
 to the unit (ViT-B/16: 86,567,656 parameters at 224 pixels and 1,000 classes). A patch is flattened (channels, rows, columns) and goes
@@ -38,7 +38,7 @@ EPS = 1e-12
 
 @register("vit")
 class ViTConfig(ModelConfig):
-    """Vision transformer; the defaults are ViT-B/16. For small pictures take a small patch: 4 at 32 pixels."""
+    """Vision transformer; the defaults are ViT-B/16. For small images take a small patch: 4 at 32 pixels."""
 
     patch: Size = 16
     """Side of a patch, in pixels; must divide height and width."""
