@@ -1,4 +1,4 @@
-"""`prepare`: from a recipe's section to data sets; done once, found again, never half there, never leaking."""
+"""`prepare` for text: from a recipe's section to data sets; done once, found again, never half there, never leaking."""
 
 from __future__ import annotations
 
@@ -13,23 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from preparation_samples import config, decoded, text_config, write_corpus
 
-from tauon.config import Config, json_schema, parse, register, unread_keys
+from tauon.config import register
 from tauon.data import (
-    DataConfig,
-    DataSplits,
     Document,
-    Loader,
-    Normalizer,
     Shards,
     SourceConfig,
-    TokenDataset,
     Tokenizer,
     prepare,
-    problems_for,
 )
 from tauon.data.cache import obtain
-from tauon.errors import ChecksumError, DataError, RecipeError
+from tauon.errors import ChecksumError, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -40,31 +35,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Thirty files of made-up prose, one of them twice."""
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    words = ["river", "stone", "light", "under", "quiet", "morning", "of", "the", "a", "and\n"]
-    for i in range(30):
-        (folder / f"{i:02d}.txt").write_text(" ".join(rng.choice(words, 120)) + f"\nnumber {i}\n")
-    (folder / "copy.txt").write_text((folder / "07.txt").read_text())
-    return folder
-
-
-def config(**values: Any) -> DataConfig:
-    return parse(DataConfig, values)
-
-
-def text_config(corpus: Path, **values: Any) -> DataConfig:
-    return config(source={"kind": "text", "path": str(corpus)}, **{"tokenizer": {"kind": "bpe", "vocab": 300}, "seq_len": 32} | values)
-
-
-def decoded(data: Any) -> list[str]:
-    assert isinstance(data, TokenDataset)
-    return [data.tokenizer.decode(d) for d in data.shards.documents()]
-
-
-# ---------------------------------------------------------------------------------------------- text
+    return write_corpus(tmp_path / "corpus")
 
 
 def test_text_becomes_parts_that_together_are_the_text(corpus: Path) -> None:
@@ -300,230 +271,3 @@ def test_what_is_needed_later_replays_the_tokenizer(corpus: Path) -> None:
     again = Tokenizer.from_json(json.loads(json.dumps(made.preprocess["tokenizer"])))
     assert again == made.tokenizer
     assert again.sha256 == made.facts["tokenizer"]["sha256"]
-
-
-# ---------------------------------------------------------------------------------------------- arrays
-
-
-def blobs(tmp_path: Path, n: int = 200, **more: Any) -> str:
-    rng = np.random.default_rng(0)
-    y = np.arange(n) % 3
-    np.savez(tmp_path / "blobs.npz", x=rng.normal(size=(n, 4)) + y[:, None], y=y, **more)
-    return str(tmp_path / "blobs.npz")
-
-
-def test_statistics_are_those_of_the_training_rows(tmp_path: Path) -> None:
-    made = prepare(
-        config(source={"kind": "npz", "path": blobs(tmp_path)}, split={"test": 0.2}, normalize="standard"), seed=0, input_kind="arrays"
-    )
-    train = made.train.batch(np.arange(len(made.train))).inputs
-    assert torch.allclose(train.mean(0), torch.zeros(4), atol=1e-5)
-    assert torch.allclose(train.std(0, correction=0), torch.ones(4), atol=1e-5)
-    assert made.test is not None
-    assert abs(float(made.test.batch(np.arange(40)).inputs.mean())) > 1e-4
-    assert [len(d) for d in (made.train, made.validation, made.test)] == [140, 20, 40]  # type: ignore[arg-type]
-    replay = Normalizer.from_json(json.loads(json.dumps(made.preprocess["normalize"])))
-    raw = np.load(blobs(tmp_path))["x"]
-    everything = {tuple(r) for r in replay(raw).tolist()}
-    assert all(tuple(r) in everything for r in train.tolist())
-    json.dumps(made.facts, allow_nan=False)
-    assert sum(made.facts["parts"]["train"]["classes"].values()) == 140
-    assert (made.spec.outputs, made.spec.input_shape, made.spec.labels) == (3, (4,), ("0", "1", "2"))
-
-
-def test_auto_normalising_says_what_it_chose(tmp_path: Path) -> None:
-    made = prepare(config(source={"kind": "npz", "path": blobs(tmp_path)}), seed=0, input_kind="arrays")
-    assert made.facts["normalize"] == {"kind": "standard", "why": "features are not bytes"}
-    np.savez(tmp_path / "b.npz", x=np.arange(40, dtype=np.uint8).reshape(20, 2), y=np.arange(20) % 2)
-    bytes_ = prepare(config(source={"kind": "npz", "path": str(tmp_path / "b.npz")}), seed=0, input_kind="arrays")
-    assert bytes_.facts["normalize"]["kind"] == "unit"
-
-
-def test_a_files_own_parts_are_used_and_their_labels_matched_by_name(tmp_path: Path) -> None:
-    x = np.arange(24.0).reshape(12, 2)
-    np.savez(tmp_path / "p.npz", x_train=x, y_train=np.arange(12) % 3 + 5, x_test=x[:4] + 0.5, y_test=np.array([7, 6, 7, 6]))
-    made = prepare(config(source={"kind": "npz", "path": str(tmp_path / "p.npz")}, split={"validation": 0}), seed=0, input_kind="arrays")
-    assert made.spec.labels == ("5", "6", "7")
-    assert made.test is not None
-    assert made.test.batch(np.arange(4)).targets.tolist() == [2, 1, 2, 1]
-    assert made.validation is None
-    np.savez(tmp_path / "p.npz", x_train=x, y_train=np.arange(12) % 3, x_test=x[:4], y_test=np.array([0, 9, 0, 9]))
-    with pytest.raises(DataError, match="test source has the label '9', which the training data does not have"):
-        prepare(config(source={"kind": "npz", "path": str(tmp_path / "p.npz")}), seed=0, input_kind="arrays")
-
-
-def test_parts_of_different_make_are_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", x=np.ones((9, 3)) * np.arange(9)[:, None], y=np.arange(9) % 2)
-    with pytest.raises(DataError, match=r"validation source has examples of shape \(3,\), but the training source has \(4,\)"):
-        prepare(
-            config(source={"kind": "npz", "path": blobs(tmp_path)}, validation={"kind": "npz", "path": str(tmp_path / "a.npz")}),
-            seed=0, input_kind="arrays",
-        )  # fmt: skip
-    for name, header in (("a", "p,q,y"), ("b", "p,r,y")):
-        (tmp_path / f"{name}.csv").write_text(header + "\n" + "\n".join(f"{i},{i},{i % 2}" for i in range(20)))
-    sources = {k: {"kind": "csv", "path": str(tmp_path / f"{n}.csv"), "label": "y"} for k, n in (("source", "a"), ("validation", "b"))}
-    with pytest.raises(DataError, match="the validation source has no column 'q', which the training source has. Its columns: p, r"):
-        prepare(config(**sources), seed=0, input_kind="arrays")
-
-
-def test_array_fingerprints_follow_what_decides_the_examples(tmp_path: Path) -> None:
-    def of(seed: int = 0, **values: Any) -> str:
-        return prepare(
-            config(source={"kind": "npz", "path": blobs(tmp_path)} | values.pop("src", {}), **values), seed=seed, input_kind="arrays"
-        ).fingerprint
-
-    prints = [
-        of(), of(seed=1), of(src={"limit": 100}), of(split={"seed": 3}), of(normalize="minmax"),
-        of(augment=[{"kind": "noise", "std": 0.1}]),
-        of(augment=[{"kind": "noise", "std": 0.2}]),
-    ]  # fmt: skip
-    assert len(set(prints)) == len(prints)
-    assert of() == prints[0]
-
-
-def test_held_out_rows_that_training_has_too_are_counted(tmp_path: Path) -> None:
-    x = np.arange(40.0).reshape(20, 2)
-    np.savez(tmp_path / "d.npz", x_train=x, y_train=np.arange(20) % 2, x_test=np.concatenate([x[:3], x[:2] + 0.5]), y_test=[0, 1, 0, 1, 0])
-    made = prepare(config(source={"kind": "npz", "path": str(tmp_path / "d.npz")}, split={"validation": 0}), seed=0, input_kind="arrays")
-    assert made.facts["split"]["rows_also_in_train"] == {"test": 3}
-
-
-def test_only_training_examples_are_augmented(tmp_path: Path) -> None:
-    made = prepare(config(source={"kind": "npz", "path": blobs(tmp_path)}, augment=["noise"]), seed=0, input_kind="arrays")
-    assert made.validation is not None
-    assert not torch.equal(made.train.batch(np.arange(3), epoch=0).inputs, made.train.batch(np.arange(3), epoch=1).inputs)
-    assert torch.equal(made.validation.batch(np.arange(3), epoch=0).inputs, made.validation.batch(np.arange(3), epoch=1).inputs)
-
-
-def test_five_folds_test_every_row_once() -> None:
-    pytest.importorskip("sklearn")
-    tested = []
-    for fold in range(5):
-        made = prepare(
-            config(source={"kind": "sklearn", "name": "iris"}, split={"folds": 5, "fold": fold, "validation": 0}),
-            seed=0,
-            input_kind="arrays",
-        )
-        assert made.test is not None
-        assert made.facts["parts"]["test"]["classes"] == {"setosa": 10, "versicolor": 10, "virginica": 10}
-        tested += made.test._rows.tolist()  # type: ignore[attr-defined]
-    assert sorted(tested) == list(range(150))
-
-
-# ---------------------------------------------------------------------------------------------- recipes
-
-
-@pytest.mark.parametrize(
-    ("values", "input_kind", "key"),
-    [
-        ({"source": "python-stdlib"}, "arrays", "source"),
-        ({"source": {"kind": "sklearn", "name": "iris"}}, "tokens", "source"),
-        ({"source": {"kind": "sklearn", "name": "iris"}, "tokenizer": "bytes"}, "arrays", "tokenizer"),
-        ({"source": {"kind": "sklearn", "name": "iris"}, "seq_len": 3}, "arrays", "seq_len"),
-        ({"source": "python-stdlib", "normalize": "unit"}, "tokens", "normalize"),
-        ({"source": "python-stdlib", "augment": ["flip"]}, "tokens", "augment"),
-        ({"source": "python-stdlib", "split": {"by": "row"}}, "tokens", "split.by"),
-        ({"source": {"kind": "sklearn", "name": "iris"}, "split": {"by": "document"}}, "arrays", "split.by"),
-    ],
-)
-def test_settings_that_do_not_fit_the_task_are_refused(values: dict[str, Any], input_kind: Any, key: str) -> None:
-    tree = config(**values)
-    assert [k for k, _ in problems_for(tree, input_kind)] == [key]
-    with pytest.raises(RecipeError, match=f"data.{key}: "):
-        prepare(tree, seed=0, input_kind=input_kind)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"validation": "python-stdlib", "split": {"validation": 0.2}}, r"split\.validation: has no effect"),
-        ({"test": "python-stdlib", "split": {"folds": 3}}, r"test: has no effect with split\.folds"),
-        ({"validation": {"kind": "sklearn", "name": "iris"}}, r"validation: provides arrays, but data\.source provides text"),
-        ({"overlap": 1.0}, "overlap"),
-        ({"seq_len": 0}, "seq_len"),
-    ],
-)
-def test_impossible_sections_are_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
-        config(source="python-stdlib", **values)
-
-
-def test_every_key_that_was_set_is_consumed_also_when_found_done(corpus: Path, tmp_path: Path) -> None:
-    def fresh() -> DataConfig:
-        return config(
-            source={"kind": "text", "path": str(corpus), "pattern": "*.txt", "encoding": "utf-8", "document_start": "^number", "limit": 50},
-            split={"validation": 0.2, "by": "document", "seed": 3, "test": 0.1},
-            tokenizer={"kind": "bpe", "vocab": 280, "pattern": "gpt2", "sample": "1MB", "min_count": 3},
-            seq_len=16, mask_documents=True, overlap=0.5, cache=str(tmp_path / "mine"),
-        )  # fmt: skip
-
-    for _ in range(2):
-        tree = fresh()
-        assert unread_keys(tree)
-        prepare(tree, seed=0, input_kind="tokens")
-        assert unread_keys(tree) == []
-
-
-def test_keys_of_arrays_are_consumed(tmp_path: Path) -> None:
-    tree = config(
-        source={"kind": "npz", "path": blobs(tmp_path), "split": "auto", "features": "x", "targets": "y", "target": "class", "limit": 90},
-        split={"folds": 3, "fold": 1, "validation": 0.1, "seed": 2, "by": "row"}, normalize="standard",
-        augment=[{"kind": "noise", "std": 0.3}],
-    )  # fmt: skip
-    prepare(tree, seed=0, input_kind="arrays")  # augmentation is read here, though it acts on batches that are drawn later
-    assert set(unread_keys(tree)) <= {"source.split"}
-
-
-def test_a_source_from_another_package_needs_one_class(cache: Path) -> None:
-    @register("toy-primes")
-    class ToyConfig(SourceConfig):
-        upto: int = 2000
-
-        def documents(self) -> Iterator[Document]:
-            yield Document(" ".join(str(n) for n in range(2, self.upto) if all(n % d for d in range(2, n))), "primes")
-
-    try:
-        tree = config(source={"kind": "toy-primes", "upto": 500}, tokenizer="chars", seq_len=32)
-        made = prepare(tree, seed=0, input_kind="tokens")
-        assert decoded(made.train)[0].startswith("2 3 5 7 11 13")
-        assert unread_keys(tree) == []
-        assert prepare(tree, seed=0, input_kind="tokens").facts["cache"]["reused"]
-        assert not prepare(
-            config(source={"kind": "toy-primes", "upto": 600}, tokenizer="chars", seq_len=32), seed=0, input_kind="tokens"
-        ).facts["cache"]["reused"]
-        assert "toy-primes" in json.dumps(json_schema(DataConfig))
-    finally:
-        del SourceConfig._members["toy-primes"]
-
-
-def test_a_section_comes_back_from_its_own_dump(corpus: Path) -> None:
-    from tauon.config import dump
-
-    tree = text_config(corpus, augment=[])
-    again = parse(DataConfig, json.loads(json.dumps(dump(tree))))
-    assert again == tree
-
-
-def test_every_node_documents_its_fields() -> None:
-    def undocumented(node: dict[str, Any], at: str) -> Iterator[str]:
-        for name, value in node.get("properties", {}).items():
-            if name != "kind" and "description" not in value and "$ref" not in value:
-                yield f"{at}.{name}"
-
-    schema = json_schema(DataConfig)
-    missing = [m for name, node in schema["$defs"].items() for m in undocumented(node, name)]
-    assert [m for m in missing if m.split(".")[0] in {"source", "tokenizer", "augment", "SplitConfig"}] == []
-
-
-def test_the_whole_way_gives_batches_for_any_world(corpus: Path) -> None:
-    made: DataSplits = prepare(text_config(corpus), seed=7, input_kind="tokens")
-    one = Loader(made.train, batch=4, seed=7)
-    two = [Loader(made.train, batch=4, seed=7, rank=r, world=2) for r in range(2)]
-    for s in range(2 * one.steps_per_epoch):
-        whole, parts = one.batch_at(s), [loader.batch_at(s) for loader in two]
-        for name in ("inputs", "targets", "weights", "segments", "index"):
-            assert torch.equal(torch.cat([getattr(p, name) for p in parts]), getattr(whole, name))
-
-
-def test_configs_are_nodes_of_the_tree() -> None:
-    assert issubclass(DataConfig, Config)
