@@ -15,8 +15,9 @@ def load_plugins() -> dict[str, str]:
     A part that fails to import, or registers a name that is taken, is skipped; the others work. Returns the problem of each failed part,
     by package and entry point. A recipe that uses such a part gets the same message.
     """
+    installed = entry_points()  # read once: every call reads the files of every package
     for group in ("plugins", *families()):
-        for point in entry_points(group=f"tauon.{group}"):
+        for point in installed.select(group=f"tauon.{group}"):
             load_plugin(point)
     return dict(FAILED_PLUGINS)
 

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 from tauon.errors import MissingExtra, Problem, RecipeError
+from tauon.stages.installed import may_be_installed
 
 __all__ = [
     "BUILT_IN",
@@ -90,6 +91,9 @@ BUILT_IN = (
     ),
 )  # fmt: skip
 
+GROUP = "tauon.stages"
+"""Entry points of other packages' stages."""
+
 FAILED_STAGES: dict[str, str] = {}
 """Installed package and stage -> why the stage could not be added."""
 
@@ -106,10 +110,12 @@ def stage_table() -> dict[str, Stage]:
 
     A stage of another package that cannot be added is left out; `FAILED_STAGES` has the reason.
     """
+    table = {stage.name: stage for stage in BUILT_IN}
+    if not may_be_installed(GROUP):
+        return _ordered(table)
     from importlib.metadata import entry_points
 
-    table = {stage.name: stage for stage in BUILT_IN}
-    for point in entry_points(group="tauon.stages"):
+    for point in entry_points(group=GROUP):
         package = point.dist.name if point.dist else "?"
         try:
             stage = point.load()
