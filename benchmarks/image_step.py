@@ -21,10 +21,7 @@ import logging
 import os
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,16 +29,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._turns import Peer, Seconds, now, serve, since
+
 BATCH = 128
-
-
-def now() -> tuple[float, float]:
-    return time.perf_counter(), time.process_time()
-
-
-def since(start: tuple[float, float]) -> tuple[float, float]:
-    clock, cpu = now()
-    return clock - start[0], cpu - start[1]
 
 
 def pictures(rows: int = 2048) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +73,7 @@ class Ours:
         self.plan = make_plan(JobConfig(config, r.optim, r.train, r.task, splits.spec, 0), examples=len(splits.train), work=Work(loader))
         self.job = build_job(JobConfig(config, r.optim, r.train, r.task, splits.spec, 0), loader, self.plan)
         self.meter, self.events = Meter(self.plan.flops_per_example), EventLog(folder / f"{precision}.jsonl")
-        self.times: list[tuple[float, float]] = []
+        self.times: list[Seconds] = []
 
     def step(self) -> None:
         from tauon.train import STOP, train
@@ -127,7 +117,7 @@ def network() -> Any:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
-def peer(folder: Path, precision: str, steps: int, between: Callable[[tuple[float, float]], None]) -> None:
+def peer(folder: Path, precision: str, steps: int, between: Callable[[Seconds], None]) -> None:
     """Lightning's Trainer; `between` gets the time of each step, and its own does not count."""
     import lightning
     import torch
@@ -181,47 +171,6 @@ def peer(folder: Path, precision: str, steps: int, between: Callable[[tuple[floa
     trainer.fit(Module(), torch.utils.data.DataLoader(Pictures(), batch_size=BATCH, shuffle=True, drop_last=True))  # type: ignore[arg-type]
 
 
-class Peer:
-    """Lightning's Trainer in a process of its own, a step at a time."""
-
-    def __init__(self, precision: str, steps: int, threads: int) -> None:
-        command = [sys.executable, "-m", "benchmarks.image_step", "--peer", precision, "--steps", str(steps), "--threads", str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-        self.times: list[tuple[float, float]] = []
-
-    def step(self) -> None:
-        """Wait for the next step, whose turn begins when the last one's result was read and `go` was called."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith(MARK):
-                clock, cpu = line.split()[1:]
-                self.times.append((float(clock), float(cpu)))
-                return
-        raise RuntimeError("the peer's process ended early")
-
-    def go(self) -> None:
-        """Let it make its next step."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-
-MARK = "@step"
-
-
-def serve_peer(precision: str, steps: int) -> None:
-    """The peer's process: print the time of each step, and wait for a line before the next."""
-    last: list[tuple[float, float]] = []
-
-    def between(seconds: tuple[float, float]) -> None:
-        last.append(seconds)
-        print(MARK, *seconds, flush=True)
-        sys.stdin.readline()
-
-    with tempfile.TemporaryDirectory() as name:
-        peer(Path(name), precision, steps, between)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="5 counted steps of each instead of 15")
@@ -236,12 +185,13 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     if args.peer is not None:
-        serve_peer(args.peer, args.steps)
+        with tempfile.TemporaryDirectory() as name:
+            serve(lambda between: peer(Path(name), args.peer, args.steps, between))
         return
     warm, counted = 2, 5 if args.quick else 15
-    peers = {p: Peer(how, warm + counted + 1, args.threads) for p, how in (("bf16", "bf16-mixed"), ("fp32", "32-true"))}
+    peers = {p: Peer("image_step", how, warm + counted + 2, args.threads) for p, how in (("bf16", "bf16-mixed"), ("fp32", "32-true"))}
     for one in peers.values():
-        one.step()  # the first, while nothing else is measured
+        one.wait()  # the first, while nothing else is measured
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ours = {"auto": Ours("auto", folder)}
@@ -251,12 +201,11 @@ def main() -> None:
         for _ in range(warm + counted):
             for one in peers.values():
                 one.go()
-                one.step()
+                one.wait()
             for own in ours.values():
                 own.step()
     for one in peers.values():
-        one.process.kill()
-        one.process.wait()
+        one.close()
     times = {f"peer_{p}": one.times[warm + 1 :] for p, one in peers.items()} | {f"ours_{p}": own.times[warm:] for p, own in ours.items()}
     times.setdefault(f"ours_{chosen}", times["ours_auto"])
     cpu = {n: statistics.median(c for _, c in t) for n, t in times.items()}

@@ -282,7 +282,8 @@ def _rows(trial: Trial, runs: Sequence[Pass]) -> int:
 def _clocked(run: Pass, rows: int) -> float:
     with _Clock() as clock:
         run(rows)
-    return clock.seconds
+    seconds: float = clock.seconds
+    return seconds
 
 
 class _Clock(TorchDispatchMode):
