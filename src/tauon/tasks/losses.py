@@ -1,7 +1,7 @@
-"""Linear cross-entropy: the loss of `softmax(h W^T)` without ever storing all logits.
+"""Linear cross-entropy: the loss of `softmax(h W^T)` without storing the logits of all rows, unless they are at most 128 MiB (`KEPT`).
 
 Chunk by chunk of rows, the logits are computed, turned into their own gradient, and multiplied back at once, so that the
-peak memory is one chunk and the backward pass only scales stored gradients (Wijmans et al. 2024, arXiv:2411.09009; Liger
+peak memory is one chunk, or `KEPT`, and the backward pass only scales stored gradients (Wijmans et al. 2024, arXiv:2411.09009; Liger
 kernel, Hsu et al. 2024, arXiv:2410.10989). torch's own chunked `F.linear_cross_entropy` computes bf16 in fp32 on a CPU,
 which costs the speed of bf16 hardware, and returns the loss rounded to bf16: hence this one.
 
