@@ -1,0 +1,3 @@
+"""Explanations of a trained model, each with a measure of how far it may be believed."""
+
+__all__: list[str] = []
