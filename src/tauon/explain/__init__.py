@@ -1,3 +1,18 @@
 """Explanations of a trained model, each with a measure of how far it may be believed."""
 
-__all__: list[str] = []
+import tauon.explain.methods  # noqa: F401  registers the attribution methods
+from tauon.explain.base import METHODS, Attribution, Cases, Method, Work, attribution_method, method_named, untouched
+from tauon.explain.inputs import cases_of, regions_of_grid
+
+__all__ = [
+    "METHODS",
+    "Attribution",
+    "Cases",
+    "Method",
+    "Work",
+    "attribution_method",
+    "cases_of",
+    "method_named",
+    "regions_of_grid",
+    "untouched",
+]

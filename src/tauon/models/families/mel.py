@@ -165,7 +165,11 @@ class SpeechModel(Model):
 
     def forward(self, x_BT: Tensor, lengths_B: Tensor, frames: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """Outputs BC of recordings; with `frames`, (outputs BSC, valid frames B)."""
-        hidden_BSD, frames_B = self.encode(*self.features(x_BT, lengths_B))
+        return self.from_features(*self.features(x_BT, lengths_B), frames=frames)
+
+    def from_features(self, mel_BSM: Tensor, frames_B: Tensor, *, frames: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """`forward` behind the features."""
+        hidden_BSD, frames_B = self.encode(mel_BSM, frames_B)
         if frames:
             return self.outputs(hidden_BSD), frames_B
         mask = frame_mask(frames_B, hidden_BSD.shape[1]).unsqueeze(-1)
