@@ -16,6 +16,7 @@ from tauon.evaluate import Evaluation, Metric
 from tauon.generate import Sampling
 from tauon.pipeline import run as run_stages
 from tauon.predict import Predictor
+from tauon.predict.explanations import explain_records
 from tauon.recipe import Recipe, folder_of, load_recipe
 from tauon.stages.context import Context, null_callback
 from tauon.stages.evaluate import evaluation_of
@@ -180,6 +181,22 @@ class Run:
             self._predictors[weights, device] = Predictor.open(self.folder, weights=weights, device=device)
         to_records = getattr(rows, "to_pylist", None) or (partial(rows.to_dict, "records") if hasattr(rows, "to_dict") else None)
         return self._predictors[weights, device].records(rows if to_records is None else to_records())
+
+    def explain(self, rows: Any, *assignments: str) -> list[dict[str, Any]]:
+        """Return an explanation of the prediction for each row: the answer, what it rests on by each method, and how far that may be believed.
+
+        Args:
+            rows: as for `predict`.
+            assignments: settings of the section `explain`: `"explain.maps=[kernel_shap]"`.
+
+        Raises:
+            DataError: a value cannot be read; names the row and column.
+
+        >>> tauon.open_run("runs/loans").explain([{"age": 41, "town": "Bonn"}])[0]["answer"]      # doctest: +SKIP
+        'yes'
+        """
+        to_records = getattr(rows, "to_pylist", None) or (partial(rows.to_dict, "records") if hasattr(rows, "to_dict") else None)
+        return explain_records(self.folder, rows if to_records is None else to_records(), assignments)
 
     def generate(self, prompt: str = "", *, max_tokens: int = 200, samples: int = 1, plain: bool = False, **sampling: Any) -> list[str]:
         """Return texts that the run's language model generates after `prompt`, one for each sample.

@@ -23,6 +23,7 @@ BY_HAND = {
     "generate": ("tauon.cli.generate", "Continue a text with a trained language model."),
     "export": ("tauon.cli.export", "Write a trained model for transformers or PEFT."),
     "adapter": ("tauon.cli.export", "Merge trained adapters into the weights of their base model."),
+    "explain": ("tauon.cli.explain", "Explain a trained model: what it looks at, and how far that may be believed."),
     "audit": ("tauon.cli.audit", "Attack a trained model to measure what it reveals about its training data."),
     "runs": ("tauon.cli.runs", "List runs; compare two."),
     "check": ("tauon.cli.check", "Check that a parallel layout computes the same as one process."),

@@ -49,8 +49,8 @@ class Faithfulness:
 
     @property
     def failed(self) -> bool:
-        """Whether the map is no better than random orders in both ways."""
-        return self.deletion_ratio >= 1 and self.insertion_ratio <= 1
+        """Whether the map is no better than random orders, in one of both ways."""
+        return self.deletion_ratio >= 1 or self.insertion_ratio <= 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the ratios, and what was hidden how."""

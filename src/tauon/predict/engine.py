@@ -19,6 +19,7 @@ from tauon.errors import DataError
 from tauon.evaluate.tiles import infer_all
 from tauon.predict.load import Trained, open_trained
 from tauon.tasks.answers import Answers, OutputMeaning
+from tauon.types import Batch
 
 __all__ = ["Predictor", "predict_rows", "predict_stream"]
 
@@ -72,15 +73,22 @@ class Predictor:
     def __call__(self, rows: Rows) -> Answers:
         """Return columns of predictions, one value per row. `DataError` with row and column of a value that the model cannot read."""
         task, precision = self.trained.task, self.trained.precision
-        batch = self.replay.batch(self._joined(rows) if self.replay.reads == "texts" else rows)
+        batch = self.batch(rows)
         outputs = infer_all(self.trained.model, task.infer, batch, context=precision.context, device=precision.device)
         return task.answers(outputs, self.meaning)
 
+    def batch(self, rows: Rows) -> Batch:
+        """Return the model's inputs for raw rows. `DataError` with row and column of a value that the model cannot read."""
+        return self.replay.batch(self._joined(rows) if self.replay.reads == "texts" else rows)
+
+    def rows_of(self, records: Sequence[Mapping[str, Any]]) -> Rows:
+        """Return records, a dictionary per row, as rows."""
+        given = named(records)
+        return rows_of(given, self._columns_of(given))
+
     def records(self, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """`predict_rows` with the model already open."""
-        given = named(records)
-        rows = rows_of(given, self._columns_of(given))
-        answers = self(rows)
+        answers = self(self.rows_of(records))
         return as_records(answers, len(records))
 
     def _columns_of(self, records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

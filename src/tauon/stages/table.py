@@ -80,13 +80,18 @@ BUILT_IN = (
         details="Evaluate the trained model of RECIPE on the test set, or else on the validation set. Every metric has a 95% interval.",
     ),
     Stage(
+        "explain", "tauon.stages.explain:explain_stage", "Explain a trained model: what it looks at, and how far that may be believed.",
+        config="tauon.explain.config:ExplainConfig", reads=("explain",), inputs=("train",),
+        writes=("explain/explanation.json", "explain/maps.safetensors", "card.md"), report="tauon.explain.report:explanation",
+    ),
+    Stage(
         "audit", "tauon.stages.audit:audit_stage", "Attack a trained model to measure what it reveals about its training data.",
         config="tauon.privacy.audit.config:AuditConfig", reads=("audit",), inputs=("train",), writes=("audit.json",),
         report="tauon.privacy.audit.report:audit",
     ),
     Stage(
         "report", "tauon.stages.report:report_stage", "Write the report of a run, one HTML page.",
-        inputs=("train", "evaluate", "audit"), writes=("report.html",), from_records=True,
+        inputs=("train", "evaluate", "explain", "audit"), writes=("report.html",), from_records=True,
         details="Write report.html: data, curves, metrics, samples, recipe and environment on one page that works offline.",
     ),
 )  # fmt: skip
@@ -99,7 +104,7 @@ FAILED_STAGES: dict[str, str] = {}
 
 RESERVED = (
     *("name", "seed", "stages", "data", "task", "model", "adapt", "optim", "train", "privacy", "parallel", "launch", "evaluate", "track"),
-    *("run", "predict", "generate", "export", "adapter", "audit", "runs", "check", "tune", "recipe"),
+    *("run", "predict", "generate", "export", "adapter", "audit", "explain", "runs", "check", "tune", "recipe"),
 )
 """Sections of every recipe and verbs that are written by hand: names that a stage of another package cannot have."""
 

@@ -1,0 +1,97 @@
+"""The recipe's section `explain`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from tauon.config import Config, Count, Fraction
+
+__all__ = ["CardConfig", "ExplainConfig", "InfluenceConfig", "TreeConfig"]
+
+
+class TreeConfig(Config):
+    """The surrogate tree: a small decision tree that gives the model's answers."""
+
+    depth: Literal["auto"] | Count = "auto"
+    """Most questions from the root to an answer. auto: the smallest depth whose fidelity is within one standard error of the best, up to 6."""
+
+
+class InfluenceConfig(Config):
+    """Which training examples a decision rests on."""
+
+    examples: bool = True
+    """Compute it. Private runs refuse it: it would show their records."""
+    method: Literal["auto", "ekfac", "trak", "tracin"] = "auto"
+    """auto: ekfac for models of up to 20 million parameters, else trak."""
+    most: Count = Field(5_000, ge=10)
+    """Most training examples in the index; the first of a random order."""
+
+
+class CardConfig(Config):
+    """What only a person can say in the model card."""
+
+    purpose: str = ""
+    """What the model is for, and what it must not be used for."""
+    licence: str = ""
+    """Licence of the model: apache-2.0, cc-by-4.0, other."""
+    language: str = ""
+    """Language of its texts: en, de."""
+
+
+class ExplainConfig(Config):
+    """Explanations of the trained model."""
+
+    examples: Count = Field(6, ge=0, le=200)
+    """Number of held-out examples that are explained one by one: confident, uncertain and wrong ones."""
+    rows: tuple[Count, ...] = ()
+    """Rows of the held-out part to explain one by one, in place of `examples`."""
+    maps: tuple[str, ...] = ()
+    """Attribution methods: integrated_gradients, grad_cam, kernel_shap, ... Left out: those that suit the model."""
+    layer: str = ""
+    """Module whose activations grad_cam uses: layer3.2. Left out: the last one with a grid."""
+    target: str = ""
+    """Class or target that is explained. Left out: the predicted class, or the first target."""
+    tree: TreeConfig | bool = TreeConfig()
+    """Surrogate tree; false: none."""
+    features: bool = True
+    """Permutation importance, partial dependence and interactions of features."""
+    influence: InfluenceConfig | bool = InfluenceConfig()
+    """Training examples behind each answer; false: none."""
+    counterfactuals: bool = True
+    """For tables: the nearest change that would flip the answer."""
+    keep_columns: tuple[str, ...] = ()
+    """Columns that cannot change in a counterfactual: age, sex."""
+    slices: bool = True
+    """Search for groups of examples on which the model fails."""
+    activations: bool = True
+    """Activations of each layer, and units that are dead or saturated."""
+    checks: bool = True
+    """Test every map: hiding what it marks, shuffled weights, small noise."""
+    tested: Count = Field(24, ge=1)
+    """checks: number of held-out examples on which maps are tested, those that are explained among them."""
+    sample: Count = Field(512, ge=20)
+    """Held-out examples behind figures about the model as a whole."""
+    background: Count = Field(64, ge=1)
+    """Training examples that stand for an absent feature."""
+    memory: Fraction = Field(0.5, gt=0, le=0.95)
+    """Most of the free memory of the device that explaining may use."""
+    split: Literal["auto", "test", "validation", "train"] = "auto"
+    """Part whose examples are explained. auto: test, else validation, else train."""
+    seed: Count = 0
+    """Seed of everything that is drawn: examples, perturbations, noise."""
+    card: CardConfig = CardConfig()
+    """For card.md, the model card."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        rows, examples = self.raw_value("rows"), self.raw_value("examples")
+        if rows and "examples" in self.model_fields_set and examples != len(rows):
+            yield "examples", f"has no effect beside rows: {list(rows)}; remove one of them"
+        for name in ("maps", "rows", "keep_columns"):
+            values = list(self.raw_value(name))
+            if len(set(values)) != len(values):
+                yield name, f"names something twice: {values}"
+        if self.raw_value("layer") and self.raw_value("maps") and not any(m.startswith("grad_cam") for m in self.raw_value("maps")):
+            yield "layer", "is only read by grad_cam and grad_cam_plus_plus; add one to maps, or remove it"

@@ -1,0 +1,3 @@
+"""Explanations as HTML: records and arrays in, safe markup out."""
+
+__all__: list[str] = []

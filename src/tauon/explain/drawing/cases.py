@@ -1,0 +1,204 @@
+"""The examples that were explained one by one: what was given, what the model answered, the maps and their checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tauon.explain.drawing.shapes import bars, heat_image, key_of_colours, picture, words
+from tauon.report.page import missing
+from tauon.report.plots import Line, chart
+from tauon.report.records import number
+from tauon.report.text import escape, figure
+
+__all__ = ["case_html", "cases_html", "draw_map"]
+
+Arrays = Mapping[str, NDArray[Any]]
+_COLUMNS = 8
+"""Columns of a table that are drawn, largest attribution first."""
+_SERIES = 3
+
+
+def cases_html(record: Mapping[str, Any], arrays: Arrays) -> str:
+    """Return all examples, each in a box of its own."""
+    cases = [c for c in record.get("cases") or [] if isinstance(c, dict)]
+    if not cases:
+        return ""
+    methods = {str(m.get("name")): m for m in record.get("methods") or [] if isinstance(m, dict)}
+    html = "".join(case_html(case, i, methods, record, arrays) for i, case in enumerate(cases))
+    signed = any(m.get("signed") for m in methods.values())
+    return f"<h3>Examples, one by one</h3>{key_of_colours(signed)}{html}"
+
+
+def case_html(case: Mapping[str, Any], i: int, methods: Mapping[str, Any], record: Mapping[str, Any], arrays: Arrays) -> str:
+    """Return one example."""
+    shown = case.get("shown") or {}
+    body = _given(case, i, shown, record, arrays) + _maps(case, i, shown, methods, record, arrays)
+    for key, name in (("path", "In the surrogate tree"), ("counterfactual", "What would change the answer")):
+        if case.get(key):
+            body += f"<p><b>{name}:</b> {escape(case[key])}</p>"
+    outside = [f"<li>{escape(o)}</li>" for o in shown.get("outside") or []]
+    if outside:
+        body += f'<div class="warn"><b>Outside of what the model was trained on</b><ul class="plain">{"".join(outside)}</ul></div>'
+    return f'<article class="case"><h4>{_title(case)}</h4>{body}{_influence(case, arrays)}</article>'
+
+
+def _title(case: Mapping[str, Any]) -> str:
+    answer, probability, truth = case.get("answer"), number(case.get("probability")), case.get("truth")
+    said = f'"{escape(answer, 120)}"' if isinstance(answer, str) else figure(number(answer))
+    sure = f" ({probability:.0%} sure)" if probability is not None else ""
+    verdict = ""
+    if isinstance(truth, str):
+        right = truth == answer
+        verdict = (
+            f', <span class="{"right" if right else "wrong"}">{"right" if right else f"wrong: it is {escape(repr(truth), 120)}"}</span>'
+        )
+    elif truth is not None:
+        verdict = f", the truth is {figure(number(truth))}"
+    why = f" <small>{escape(case['why'], 80)}</small>" if case.get("why") else ""
+    explained = case.get("explained")
+    about = f" <small>explained: {escape(explained, 80)}</small>" if explained not in (None, answer) else ""
+    return f"{escape(case.get('from', 'new example'), 80)}: answered {said}{sure}{verdict}{why}{about}"
+
+
+def _given(case: Mapping[str, Any], i: int, shown: Mapping[str, Any], record: Mapping[str, Any], arrays: Arrays) -> str:
+    """What the model was given, where the maps do not already show it."""
+    kind = shown.get("kind")
+    if kind == "series" and f"{i}.shown" in arrays:
+        return ""
+    if kind == "text" and not case.get("maps"):
+        return f"<pre>{escape(''.join(map(str, shown.get('tokens') or [])), 1500)}</pre>"
+    return ""
+
+
+def _maps(
+    case: Mapping[str, Any], i: int, shown: Mapping[str, Any], methods: Mapping[str, Any], record: Mapping[str, Any], arrays: Arrays
+) -> str:
+    drawn, kind = [], shown.get("kind")
+    answer = str(case.get("explained", case.get("answer")))
+    original = arrays.get(f"{i}.shown")
+    if kind == "image" and original is not None:
+        drawn.append(f"<figure>{picture(original, 'The image that the model was given')}<figcaption>given</figcaption></figure>")
+    if kind == "audio" and original is not None:
+        loud = _sound(original)
+        sound = heat_image(loud - loud.min(), None, signed=False)
+        drawn.append(
+            f"<figure>{picture(sound, 'The spectrogram: time from left to right, high bands on top', 'wide')}<figcaption>given: time to the right, "
+            f"pitch upwards, {figure(number(shown.get('seconds')), 3)} s</figcaption></figure>"
+        )
+    for one in case.get("maps") or []:
+        values, method = arrays.get(str(one.get("array"))), methods.get(str(one.get("method")), {})
+        if values is None:
+            continue
+        signed = bool(method.get("signed", True))
+        body = draw_map(kind, values, original, shown, signed, f"{method.get('title')} of {answer!r}")
+        failed = ' class="failed"' if one.get("failed") else ""
+        drawn.append(f"<figure{failed}>{body}<figcaption>{_caption(one, method)}</figcaption></figure>")
+    if not drawn:
+        return missing("No map: no attribution method suits this kind of input.")
+    return f'<div class="maps {escape(kind or "array")}">{"".join(drawn)}</div>'
+
+
+def draw_map(kind: Any, values: NDArray[Any], original: NDArray[Any] | None, shown: Mapping[str, Any], signed: bool, title: str) -> str:
+    """Return one map as its kind of data is drawn: over the image, the words, the columns, the steps."""
+    values = np.asarray(values, float)
+    if kind == "image" and values.ndim == 2:
+        return picture(heat_image(values, original, signed=signed), f"Heat map: {title}. {_image_words(values)}")
+    if kind == "audio" and values.ndim == 2:
+        return picture(heat_image(_sound(values), None, signed=signed), f"Heat map over the spectrogram: {title}", "wide")
+    if kind == "text":
+        tokens = [str(t) for t in shown.get("tokens") or []]
+        return words(tokens, values.ravel()[: len(tokens)].tolist(), signed=signed)
+    if kind == "table":
+        columns = shown.get("columns") or []
+        order = np.argsort(-np.abs(values))[:_COLUMNS]
+        names = [f"{columns[k]['name']} = {columns[k]['value']}" if k < len(columns) else f"column {k}" for k in order.tolist()]
+        return bars(names, [float(values[k]) for k in order])
+    if kind == "series" and values.ndim == 2:
+        return _series(values, original, shown, title)
+    return bars([str(k) for k in range(min(_COLUMNS, values.size))], values.ravel()[:_COLUMNS].tolist())
+
+
+def _series(values_TK: NDArray[Any], original: NDArray[Any] | None, shown: Mapping[str, Any], title: str) -> str:
+    """The series that count most, and under each a strip of how much each step counts."""
+    names = [str(n) for n in shown.get("names") or []]
+    order = np.argsort(-np.abs(values_TK).sum(0))[:_SERIES].tolist()
+    T = len(values_TK)
+    html = ""
+    for k in order:
+        name = names[k] if k < len(names) else f"column {k}"
+        if original is not None:
+            points = [(float(t - T), float(v)) for t, v in enumerate(original[:, k])]
+            html += chart(
+                f"series-{abs(hash((title, k)))}", name, [Line(name, points)], x_label="steps before the forecast", y_label=name, log=False
+            )
+        strip = np.repeat(values_TK[:, k][None], 2, 0)
+        share = float(np.abs(values_TK[:, k]).sum() / max(float(np.abs(values_TK).sum()), 1e-30))
+        html += picture(heat_image(strip, None, signed=True), f"How much each step of {name} counts, oldest left: {title}", "strip")
+        html += f'<p class="note">{escape(name)} carries {share:.0%} of what counts.</p>'
+    return html
+
+
+def _sound(values_SM: NDArray[Any]) -> NDArray[np.float64]:
+    """Frames x bands to a picture: time to the right, high bands on top."""
+    return np.asarray(values_SM, float).T[::-1]
+
+
+def _image_words(values_HW: NDArray[np.float64]) -> str:
+    sizes = np.abs(values_HW)
+    if not sizes.sum() > 0:
+        return "Nothing is marked."
+    H, W = sizes.shape
+    names = (
+        ("upper left", "upper middle", "upper right"),
+        ("middle left", "centre", "middle right"),
+        ("lower left", "lower middle", "lower right"),
+    )
+    sums = {names[a][b]: sizes[a * H // 3 : (a + 1) * H // 3, b * W // 3 : (b + 1) * W // 3].sum() for a in range(3) for b in range(3)}
+    top = sorted(sums, key=lambda n: -sums[n])[:2]
+    return f"Most marked: {top[0]} ({sums[top[0]] / sizes.sum():.0%}), {top[1]} ({sums[top[1]] / sizes.sum():.0%})."
+
+
+def _caption(one: Mapping[str, Any], method: Mapping[str, Any]) -> str:
+    words_: list[str] = []
+    error = number(one.get("completeness_error"))
+    if error is not None:
+        steps = number(one.get("steps"))
+        words_.append(f"completeness error {error:.1%}" + (f" at {steps:.0f} steps" if steps is not None else ""))
+    own, random = number(one.get("deletion")), number(one.get("random_deletion"))
+    if own is not None and random:
+        words_.append(f"deletion {figure(own, 2)} (random {figure(random, 2)})")
+    own, random = number(one.get("insertion")), number(one.get("random_insertion"))
+    if own is not None and random:
+        words_.append(f"insertion {figure(own, 2)} (random {figure(random, 2)})")
+    note = f" {escape(method['note'], 200)}" if method.get("note") else ""
+    badge = '<b class="tone-bad">Failed its test: do not rely on it.</b> ' if one.get("failed") else ""
+    return f"{badge}<b>{escape(method.get('title', one.get('method')), 60)}</b> {escape('; '.join(words_))}{note}"
+
+
+def _influence(case: Mapping[str, Any], arrays: Arrays) -> str:
+    found = case.get("influence") or {}
+    html = ""
+    for key, title in (("helped", "Training examples that argued for this answer"), ("hurt", "Training examples that argued against it")):
+        rows: Sequence[Mapping[str, Any]] = [r for r in found.get(key) or [] if isinstance(r, dict)]
+        if rows:
+            items = "".join(f"<li>{_example(r, arrays)}</li>" for r in rows)
+            html += f'<p class="what"><b>{title}</b></p><ul class="examples">{items}</ul>'
+    return html
+
+
+def _example(row: Mapping[str, Any], arrays: Arrays) -> str:
+    """One training example: the picture or the words, its label, its score."""
+    shown, drawn = row.get("shown") or {}, ""
+    array = arrays.get(str(row.get("array")))
+    if array is not None and array.ndim == 3 and array.dtype == np.uint8:
+        drawn = picture(array, f"Training image labelled {row.get('label')}", "small")
+    elif shown.get("kind") == "text":
+        drawn = f"<q>{escape(''.join(map(str, shown.get('tokens') or [])), 160)}</q> "
+    elif shown.get("kind") == "table":
+        drawn = escape(", ".join(f"{c['name']} {c['value']}" for c in (shown.get("columns") or [])[:6]), 240) + " "
+    label = f" {escape(row['label'], 60)}" if row.get("label") is not None else ""
+    return f"{drawn}<b>{figure(number(row.get('score')), 3)}</b>{label} <small>{escape(row.get('from', ''), 60)}</small>"

@@ -1,0 +1,188 @@
+"""Everything that explains one model: the parts in order, into one record and the arrays beside it.
+
+subject -> answers -> chosen examples -> maps and their checks -> tree, features, slices -> training examples -> opening sentences
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tauon.errors import Problem, RecipeError
+from tauon.explain.base import Work, untouched
+from tauon.explain.config import ExplainConfig
+from tauon.explain.features.columns import Feature
+from tauon.explain.parts.choose import choose_examples
+from tauon.explain.parts.maps import Maps, explain_cases
+from tauon.explain.parts.opening import opening
+from tauon.explain.parts.shown import answer_text, show_example, target_text
+from tauon.explain.subject import Sample, Subject
+from tauon.types import Batch
+
+__all__ = ["FORMAT", "Explanation", "explain_batch", "explain_model", "explain_new_examples"]
+
+FORMAT = "tauon-explanation-1"
+
+
+@dataclass
+class Explanation:
+    """A record of JSON values, and arrays that it names."""
+
+    record: dict[str, Any]
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+def explain_model(subject: Subject, config: ExplainConfig) -> Explanation:
+    """Explain a model by its held-out examples.
+
+    Args:
+        subject: the model and its data.
+        config: what to explain.
+
+    Returns:
+        The record (`explanation.json`) and the arrays that it names.
+
+    Raises:
+        DataError: there is nothing to explain, or a method cannot explain these examples.
+        RecipeError: a row, a class or a layer does not exist.
+    """
+    work = Work(seed=config.seed)
+    with untouched(subject.model):
+        sample = subject.sample(config.sample, work=work)
+        places = _chosen(subject, sample, config, work)
+        rows = np.array([row for row, _ in places], np.int64)
+        more = [row for row in subject.draw(subject.heldout, config.tested).tolist() if row not in set(rows.tolist())]
+        tested = np.array(more[: max(0, config.tested - len(rows)) if config.checks and len(rows) else 0], np.int64)
+        batch = subject.heldout.batch(np.concatenate([rows, tested]))
+        features = _features_of(subject, config)
+        explanation, maps = explain_batch(subject, config, batch, features, shown=len(rows))
+        record = explanation.record
+        for case, (row, why) in zip(record["cases"], places, strict=True):
+            case |= {"row": row, "from": f"{subject.part} {row:,}", "why": why}
+        _add_truth(subject, record["cases"], batch)
+        record["outputs"] = _summary(subject, sample)
+        record["opening"] = opening(subject, sample, maps, record)
+    return explanation
+
+
+def explain_new_examples(subject: Subject, config: ExplainConfig, batch: Batch) -> Explanation:
+    """Explain examples that are not in the subject's data, whose true answers are unknown."""
+    with untouched(subject.model):
+        explanation, _ = explain_batch(subject, config, batch, _features_of(subject, config))
+    return explanation
+
+
+def explain_batch(
+    subject: Subject, config: ExplainConfig, batch: Batch, features: tuple[Feature, ...] = (), *, shown: int | None = None
+) -> tuple[Explanation, Maps | None]:
+    """Explain examples one by one: new ones, or held-out ones. `shown`: the others only test the methods."""
+    labels = [] if subject.input_kind == "tokens" else list(subject.labels)
+    base: dict[str, Any] = {
+        "format": FORMAT, "family": subject.task.family, "labels": labels, "part": subject.part, "seed": config.seed,
+    }  # fmt: skip
+    if not len(batch):
+        return Explanation(base | {"kind": subject.input_kind, "cases": [], "methods": []}), None
+    batch = batch.to(subject.device)
+    cases = subject.cases(batch, _targets(subject, config, len(batch)))
+    work = Work(seed=config.seed)
+    subject.report("maps", 0, 1)
+    maps = explain_cases(
+        cases, lambda model: subject.cases(batch, cases.targets, model), config.maps, work, layer=config.layer, checks=config.checks
+    )
+    subject.report("maps", 1, 1)
+    with torch.no_grad():
+        out = cases.outputs(cases.inputs, torch.arange(len(batch), device=cases.inputs.device))
+        outputs = (out.softmax(1) if cases.link == "softmax" else out).cpu().numpy()
+    explanation = Explanation(base | {"kind": cases.kind, "grid": list(cases.grid), "methods": [m.to_json() for m in maps.methods]})
+    explanation.record["left_out"] = maps.left_out
+    explanation.record["cases"] = [
+        _case(subject, maps, batch, i, outputs[i], features, explanation.arrays) for i in range(len(batch) if shown is None else shown)
+    ]
+    return explanation, maps
+
+
+def _case(
+    subject: Subject,
+    maps: Maps,
+    batch: Batch,
+    i: int,
+    outputs: NDArray[Any],
+    features: tuple[Feature, ...],
+    arrays: dict[str, NDArray[Any]],
+) -> dict[str, Any]:
+    cases = maps.cases
+    shown, array = show_example(subject, cases, batch, i, features)
+    if array is not None:
+        arrays[f"{i}.shown"] = array
+    found = []
+    for report in maps.methods:
+        attribution = report.attribution
+        arrays[f"{i}.{report.name}"] = attribution.values[i].float().cpu().numpy().reshape(cases.grid)
+        failed = attribution.failed is not None and bool(attribution.failed[i])
+        facts = {name: float(values[i]) for name, values in attribution.facts.items()}
+        checks = {} if report.faithful is None else {
+            "deletion": float(report.faithful.deletion[i]), "random_deletion": float(report.faithful.random_deletion[i]),
+            "insertion": float(report.faithful.insertion[i]), "random_insertion": float(report.faithful.random_insertion[i]),
+        }  # fmt: skip
+        found.append({"method": report.name, "array": f"{i}.{report.name}", "failed": failed or report.failed} | facts | checks)
+    return answer_text(subject, outputs, int(cases.targets[i])) | {"shown": shown, "maps": found}
+
+
+def _add_truth(subject: Subject, cases: list[dict[str, Any]], batch: Batch) -> None:
+    truths = subject.truth(batch)
+    for i, case in enumerate(cases):
+        truth = target_text(subject, truths[i])
+        if truth is not None:
+            case["truth"] = truth
+
+
+def _chosen(subject: Subject, sample: Sample, config: ExplainConfig, work: Work) -> list[tuple[int, str]]:
+    """Return (row of the held-out part, why) of the examples that are explained one by one."""
+    n = len(subject.heldout)
+    missing = [row for row in config.rows if row >= n]
+    if missing:
+        raise RecipeError([Problem("explain.rows", f"row {missing[0]:,} does not exist: the {subject.part} part has rows 0 to {n - 1:,}.")])
+    if config.rows:
+        return [(row, "asked for") for row in config.rows]
+    chosen = choose_examples(sample, config.examples, classes=subject.classes, seed=config.seed)
+    return [(int(sample.rows[place]), why) for place, why in chosen]
+
+
+def _targets(subject: Subject, config: ExplainConfig, n: int) -> torch.Tensor | None:
+    if not config.target:
+        return None
+    labels = subject.labels
+    if config.target not in labels:
+        import difflib
+
+        close = difflib.get_close_matches(config.target, labels, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise RecipeError([Problem("explain.target", f"{config.target!r} does not exist{hint} Available: {', '.join(labels[:30])}.")])
+    return torch.full((n,), labels.index(config.target), dtype=torch.int64)
+
+
+def _features_of(subject: Subject, config: ExplainConfig) -> tuple[Feature, ...]:
+    if subject.table is None:
+        return ()
+    unknown = [name for name in config.keep_columns if name not in subject.table.names]
+    if unknown:
+        names = ", ".join(subject.table.names[:40])
+        raise RecipeError([Problem("explain.keep_columns", f"{unknown[0]!r} is not a column. Available: {names}.")])
+    rows = subject.draw(subject.train, 10_000)
+    return subject.table.features(subject.table.read(subject.train.batch(rows).inputs.numpy()), config.keep_columns)
+
+
+def _summary(subject: Subject, sample: Sample) -> Mapping[str, Any]:
+    """Return what the model answers, and how often it is right."""
+    if not subject.classes:
+        return {"examples": len(sample)}
+    counts = np.bincount(sample.answers, minlength=len(subject.labels)).tolist()
+    return {
+        "examples": len(sample), "answers": dict(zip(subject.labels, counts, strict=True)),
+        "accuracy": float((sample.answers == sample.targets).mean()),
+    }  # fmt: skip

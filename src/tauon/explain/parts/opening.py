@@ -1,0 +1,148 @@
+"""Three sentences at the top of an explanation: what the model answers, what it looks at, how far the explanation may be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tauon.explain.parts.maps import Maps
+from tauon.explain.subject import Sample, Subject
+from tauon.report.text import figure
+
+__all__ = ["opening", "where_it_looks"]
+
+_THIRDS = (
+    ("upper left", "upper middle", "upper right"),
+    ("middle left", "centre", "middle right"),
+    ("lower left", "lower middle", "lower right"),
+)
+_NAMES = {"image": "images", "table": "rows", "text": "texts", "audio": "recordings", "series": "windows of the series"}
+
+
+def opening(subject: Subject, sample: Sample, maps: Maps | None, record: dict[str, Any]) -> list[str]:
+    """Return the three sentences."""
+    return [_what_it_does(subject, sample, record["kind"]), _what_counts(record, maps), _how_far(record, maps)]
+
+
+def _what_it_does(subject: Subject, sample: Sample, kind: str) -> str:
+    n, things = len(sample), _NAMES.get(kind, "examples")
+    if subject.input_kind == "tokens":
+        right = float((sample.answers == sample.targets).mean())
+        return f"Given the text before it, the model's most likely next token was the right one in {right:.0%} of {n:,} places in the {subject.part} part."
+    if subject.classes:
+        right, answers = float((sample.answers == sample.targets).mean()), sample.answers
+        counts = np.bincount(answers, minlength=len(subject.labels))
+        most = int(counts.argmax())
+        share = f'; its most frequent answer is "{subject.labels[most]}" ({counts[most] / n:.0%})'
+        return f"The model answered {right:.0%} of {n:,} {things} of the {subject.part} part correctly{share}."
+    if subject.spec.horizon is not None:
+        names = ", ".join(subject.labels[:4]) + (" and others" if len(subject.labels) > 4 else "")
+        return f"The model forecasts {subject.spec.horizon} steps of {names}; explained is the mean of a forecast, on {n:,} {things}."
+    errors = np.abs(sample.outputs[:, 0] - np.ravel(sample.targets)[: n * sample.outputs.shape[1] : sample.outputs.shape[1]])
+    scale = subject.spec.target_scale[0] if subject.spec.target_scale else 1.0
+    return f"On half of {n:,} {things} of the {subject.part} part the model's answer is within {figure(float(np.median(errors)) * scale, 3)} of the truth."
+
+
+def _what_counts(record: dict[str, Any], maps: Maps | None) -> str:
+    importance = (record.get("features") or {}).get("importance") or []
+    if importance:
+        top = [row for row in importance if row["value"] > 0][:3]
+        if not top:
+            return "Shuffling any single column changes its answers little: no column matters alone."
+        first = f"{top[0]['name']} (shuffling it alone costs {figure(top[0]['value'], 2)} of {record['features']['metric']})"
+        others = " and ".join(row["name"] for row in top[1:])
+        return f"Its answers rest most on {first}{', then on ' + others if others else ''}."
+    looks = where_it_looks(maps)
+    if looks:
+        return looks
+    return "No single part of the input stands out in its explanations."
+
+
+def where_it_looks(maps: Maps | None) -> str:
+    """Return where the best map's importance lies, over the chosen examples; "" if there is none."""
+    if maps is None or not maps.methods:
+        return ""
+    report = maps.best or maps.methods[0]
+    cases = maps.cases
+    sizes = report.attribution.values.abs().double().cpu().numpy()
+    total = sizes.sum(1, keepdims=True)
+    shares = (sizes / np.where(total > 0, total, 1)).mean(0)
+    if not shares.sum() > 0:
+        return ""
+    if cases.kind == "image":
+        H, W = cases.grid
+        grid = shares.reshape(H, W)
+        sums = [[grid[a * H // 3 : (a + 1) * H // 3, b * W // 3 : (b + 1) * W // 3].sum() for b in range(3)] for a in range(3)]
+        a, b = np.unravel_index(int(np.argmax(sums)), (3, 3))
+        part = _half(sizes)
+        return f"It looks most at the {_THIRDS[a][b]} of the image; in a typical image half of what counts is in {part:.0%} of the area."
+    if cases.kind == "audio":
+        S, M = cases.grid
+        bands = shares.reshape(S, M).sum(0)
+        low, high = _span(bands)
+        part = _half(sizes)
+        return f"It listens most to bands {low + 1} to {high + 1} of {M}; in a typical recording half of what counts is in {part:.0%} of the sound."
+    if cases.kind == "series":
+        T, K = cases.grid
+        steps = shares.reshape(T, K).sum(1)
+        low, high = _span(steps)
+        return f"It looks most at steps {T - high} to {T - low} before the forecast, which carry half of what counts."
+    if cases.kind == "text":
+        return f"In a typical text half of what counts is in {_half(sizes):.0%} of its tokens."
+    return ""
+
+
+def _half(sizes_NF: NDArray[np.float64]) -> float:
+    """Return the share of features that carry half of the importance, averaged over examples."""
+    shares = []
+    for row in sizes_NF:
+        row = row[row > 0]
+        if len(row):
+            ordered = np.sort(row)[::-1].cumsum()
+            shares.append((int(np.searchsorted(ordered, ordered[-1] / 2)) + 1) / len(row))
+    return float(np.mean(shares)) if shares else 0.0
+
+
+def _span(along: NDArray[np.float64]) -> tuple[int, int]:
+    """Return the shortest span that holds half of the sum."""
+    n, sums = len(along), np.concatenate([[0.0], along.cumsum()])
+    for width in range(1, n + 1):
+        inside = sums[width:] - sums[:-width]
+        if inside.max() >= sums[-1] / 2:
+            start = int(inside.argmax())
+            return start, start + width - 1
+    return 0, n - 1
+
+
+def _how_far(record: dict[str, Any], maps: Maps | None) -> str:
+    parts: Sequence[str] = [p for p in (_of_maps(maps), _of_tree(record)) if p]
+    return " ".join(parts) if parts else "None of these explanations was tested, so none of them proves what the model does."
+
+
+def _of_maps(maps: Maps | None) -> str:
+    if maps is None or not maps.methods or all(m.faithful is None for m in maps.methods):
+        return ""
+    best = maps.best
+    if best is None:
+        return "No map passed its tests: what the maps mark is not what the answers rest on."
+    assert best.faithful is not None
+    ratio = best.faithful.deletion_ratio
+    failed = [m.title for m in maps.methods if m.failed]
+    more = f" {', '.join(failed)} failed and {'is' if len(failed) == 1 else 'are'} marked." if failed else ""
+    return (
+        f"Hiding what {best.title} marks leaves {ratio:.0%} of the answer that hiding random parts leaves, so the maps "
+        f"{'may be believed as a hint, not as a proof' if ratio < 0.9 else 'say little'}.{more}"
+    )
+
+
+def _of_tree(record: dict[str, Any]) -> str:
+    tree = record.get("tree") or {}
+    if not tree.get("fidelity"):
+        return ""
+    return (
+        f"A tree of {tree['depth']} questions gives the model's answer in {tree['fidelity']['value']:.0%} of held-out examples (always giving "
+        f"its most frequent answer: {tree['majority']['value']:.0%})."
+    )

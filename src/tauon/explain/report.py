@@ -1,0 +1,63 @@
+"""The section of report.html about explanations, drawn from `explain/explanation.json` and the arrays beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+import tauon
+from tauon.explain.drawing.cases import cases_html
+from tauon.explain.drawing.comparison import comparison_html
+from tauon.explain.drawing.model import methods_html
+from tauon.report import Records, Section
+from tauon.report.page import document, missing
+from tauon.report.text import escape
+
+__all__ = ["comparison_page", "explanation", "new_examples_page"]
+
+RECORD, ARRAYS = "explain/explanation.json", "explain/maps.safetensors"
+
+
+def explanation(records: Records) -> Section | None:
+    """Return the section; None if the run was not explained."""
+    record = records.json(RECORD)
+    if not isinstance(record, dict):
+        return None
+    arrays = read_arrays(records.folder / ARRAYS)
+    lead = "".join(f"<p>{escape(s)}</p>" for s in record.get("opening") or [])
+    html = f'<div class="lead">{lead}</div>'
+    html += methods_html(record) + cases_html(record, arrays)
+    if record.get("cases") and not arrays:
+        html += missing(f"{ARRAYS} is missing or damaged, so no map is drawn. Run `tauon explain` again.")
+    return Section("explanation", "What the model looks at", html)
+
+
+def new_examples_page(name: str, record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Return a page about examples that are not in the run's data."""
+    html = cases_html(record, arrays) + methods_html(record)
+    header = f'<p class="kicker">Tauon explanation</p><h1>{escape(name, 200)}</h1>'
+    footer = f"Made by Tauon {escape(tauon.__version__)}. This page loads nothing from the network."
+    return document(f"{name} · explanation of new examples", header, [Section("explanation", "What the model looks at", html)], footer)
+
+
+def comparison_page(before: str, after: str, record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Return a page about what changed from one run to another."""
+    header = f'<p class="kicker">Tauon comparison</p><h1>{escape(before, 200)} → {escape(after, 200)}</h1>'
+    footer = f"Made by Tauon {escape(tauon.__version__)}. This page loads nothing from the network."
+    section = Section("comparison", "What changed", comparison_html(record, arrays))
+    return document(f"{before} and {after} · comparison", header, [section], footer)
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays beside the record; none if the file is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        arrays: dict[str, NDArray[Any]] = load(path.read_bytes())
+    except (OSError, SafetensorError):
+        return {}
+    return arrays

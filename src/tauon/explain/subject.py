@@ -1,0 +1,175 @@
+"""A trained model together with its data, as explanations need them: its outputs, its cases, its examples in a form that a person can read.
+
+Reads no run and no file: the stage supplies the parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tauon.data import Tokenizer, without_augmentation
+from tauon.errors import DataError
+from tauon.explain.base import Cases, Work
+from tauon.explain.inputs import cases_of
+from tauon.explain.readable import ReadableTable
+from tauon.tasks import Task
+from tauon.types import Batch, Dataset, DataSpec
+
+__all__ = ["Sample", "Subject"]
+
+Report = Callable[[str, int, int], None]
+"""(what, done, total): progress of long work."""
+
+
+def no_report(what: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+@dataclass
+class Sample:
+    """Some examples of one part, and what the model makes of them. N examples, C outputs."""
+
+    rows: NDArray[np.int64]
+    """Their numbers in the part."""
+    outputs: NDArray[np.float32]
+    """NC: probabilities of classes, or values in the model's scale."""
+    losses: NDArray[np.float32]
+    """N."""
+    targets: NDArray[Any]
+    """N classes, or N... values."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def answers(self) -> NDArray[np.int64]:
+        """The largest output of each example, N."""
+        found: NDArray[np.int64] = self.outputs.argmax(1)
+        return found
+
+
+@dataclass
+class Subject:
+    """What is explained. Data sets are used without augmentation."""
+
+    model: nn.Module
+    """In evaluation mode."""
+    task: Task
+    spec: DataSpec
+    train: Dataset
+    heldout: Dataset
+    part: str
+    """Name of the held-out part: test, validation, train."""
+    preprocess: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Tokenizer | None = None
+    report: Report = no_report
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self.train, self.heldout = without_augmentation(self.train), without_augmentation(self.heldout)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    @property
+    def input_kind(self) -> str:
+        """`Task.input_kind`."""
+        return self.task.input_kind
+
+    @property
+    def classes(self) -> bool:
+        """Whether the outputs are classes, or the tokens of a vocabulary: one of them is the answer."""
+        return self.task.family == "classification" or self.input_kind == "tokens"
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        labels = self.spec.labels
+        if self.input_kind == "tokens":
+            vocab = range(self.spec.vocab or 0)
+            return tuple(str(t) if self.tokenizer is None else self.tokenizer.decode([t]) for t in vocab)
+        n = self.spec.outputs or len(labels)
+        return tuple(map(str, labels)) if labels else tuple(f"output {i}" for i in range(n))
+
+    @cached_property
+    def table(self) -> ReadableTable | None:
+        """The columns of a table as a person knows them; None for other data."""
+        shape = self.spec.input_shape
+        if self.input_kind != "arrays" or shape is None or len(shape) != 1:
+            return None
+        return ReadableTable.of(self.preprocess, shape[0])
+
+    def draw(self, dataset: Dataset, n: int) -> NDArray[np.int64]:
+        """Return the numbers of at most n examples, drawn by the seed, ascending."""
+        order = np.random.Generator(np.random.Philox(key=self.seed)).permutation(len(dataset))
+        return np.sort(order[:n]).astype(np.int64)
+
+    @cached_property
+    def background(self) -> Batch:
+        """Training examples that stand for what is absent."""
+        return self.train.batch(self.draw(self.train, self.background_size))
+
+    background_size: int = 64
+
+    def cases(self, batch: Batch, targets: Tensor | None = None, model: nn.Module | None = None) -> Cases:
+        """Return the cases of a batch; `model`: another one in place of the subject's."""
+        around = self.background if self.input_kind == "arrays" else None
+        groups = None if self.table is None else self.table.groups
+        return cases_of(
+            self.model if model is None else model, self.input_kind, self.spec, batch, targets=targets, background=around, groups=groups
+        )
+
+    def batches(self, dataset: Dataset, rows: NDArray[np.int64], at_once: int) -> Iterator[tuple[slice, Batch]]:
+        """Yield (place, batch) of some examples."""
+        for start in range(0, len(rows), at_once):
+            part = slice(start, min(len(rows), start + at_once))
+            yield part, dataset.batch(rows[part]).to(self.device)
+
+    def sample(self, n: int, *, work: Work, what: str = "the model's answers") -> Sample:
+        """Return the model's answers to at most n held-out examples."""
+        return self.answers_to(self.draw(self.heldout, n), work=work, what=what)
+
+    def answers_to(self, rows: NDArray[np.int64], *, work: Work, what: str = "the model's answers") -> Sample:
+        """Return the model's answers to these held-out examples."""
+        if not len(rows):
+            raise DataError(f"the {self.part} part has no examples, so nothing can be explained")
+        outputs, losses, targets = [], [], []
+        with torch.no_grad():
+            for part, batch in self.batches(self.heldout, rows, work.at_once):
+                cases = self.cases(batch)
+                found = []
+                for inner in work.chunks(len(batch)):
+                    x = cases.inputs[inner]
+                    out = cases.outputs(x, torch.arange(inner.start, inner.stop, device=x.device))
+                    found.append(out.softmax(1) if cases.link == "softmax" else out)
+                outputs.append(torch.cat(found).cpu().numpy())
+                loss_B, weight_B = self.task.losses(self.model, batch)
+                losses.append((loss_B / weight_B.clamp(min=1e-12)).float().cpu().numpy())
+                targets.append(self.truth(batch))
+                self.report(what, part.stop, len(rows))
+        return Sample(rows, np.concatenate(outputs), np.concatenate(losses), np.concatenate(targets))
+
+    def truth(self, batch: Batch) -> NDArray[Any]:
+        """Return the true classes or values of a batch; of running text, the token that follows each row."""
+        found: NDArray[Any] = (batch.targets[:, -1] if self.input_kind == "tokens" else batch.targets).cpu().numpy()
+        return found
+
+    def predict(self, inputs: NDArray[np.float32], at_once: int = 4096) -> NDArray[np.float64]:
+        """Return outputs (or probabilities) of inputs of a table, NF -> NC, float64."""
+        found = []
+        with torch.no_grad():
+            for start in range(0, len(inputs), at_once):
+                x = torch.from_numpy(np.ascontiguousarray(inputs[start : start + at_once])).to(self.device)
+                out: Tensor = self.model(x).float().flatten(1)
+                found.append((out.softmax(1) if self.classes else out).double().cpu().numpy())
+        return np.concatenate(found) if found else np.zeros((0, len(self.labels)))
