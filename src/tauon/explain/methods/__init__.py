@@ -1,5 +1,21 @@
 """Attribution methods: importing this package registers them in `tauon.explain.base.METHODS`."""
 
+from tauon.explain.methods.baselines import blurred
+from tauon.explain.methods.cam import grad_cam, grad_cam_plus_plus
 from tauon.explain.methods.gradients import gradient_times_input, saliency
+from tauon.explain.methods.integrated import integrated_gradients
+from tauon.explain.methods.regions import occlusion, windows_of_grid
+from tauon.explain.methods.smooth import gradient_shap, smoothgrad
 
-__all__ = ["gradient_times_input", "saliency"]
+__all__ = [
+    "blurred",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "gradient_shap",
+    "gradient_times_input",
+    "integrated_gradients",
+    "occlusion",
+    "saliency",
+    "smoothgrad",
+    "windows_of_grid",
+]
