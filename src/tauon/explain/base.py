@@ -130,6 +130,10 @@ class Attribution:
     """N *E: before the numbers of a feature were summed."""
     facts: dict[str, Tensor] = field(default_factory=dict)
     """Numbers about each example's explanation, N each: completeness_error, steps."""
+    errors: Tensor | None = None
+    """Standard error of each value, NF, of methods that sample."""
+    coarse: Tensor | None = None
+    """N and the positions of a layer, of methods that look at a layer: the map before it was enlarged to the features."""
     failed: Tensor | None = None
     """Examples whose explanation failed its own check, N (bool)."""
     note: str = ""

@@ -94,6 +94,12 @@ class Model(nn.Module):
         """Return the repeated blocks in order, which are compiled and checkpointed one by one. Empty: the model is too small."""
         return []
 
+    def map_layer(self) -> str | None:
+        """Return the name of the layer whose activations are a coarse map of the input, the last before positions are mixed or averaged
+        (Grad-CAM). None: the model has none, or it is not known.
+        """
+        return None
+
     def flops_per_example(self, spec: DataSpec) -> float:
         """Return the model FLOPs of forward and backward for one example: 6 per weight in matrix products, plus attention."""
         return 6.0 * sum(p.numel() for p in self.parameters() if p.ndim >= 2)

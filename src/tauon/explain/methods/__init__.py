@@ -1,14 +1,21 @@
 """Attribution methods: importing this package registers them in `tauon.explain.base.METHODS`."""
 
-from typing import Any
-
+from tauon.explain.methods.baselines import blurred
+from tauon.explain.methods.cam import grad_cam, grad_cam_plus_plus
 from tauon.explain.methods.gradients import gradient_times_input, saliency
+from tauon.explain.methods.integrated import integrated_gradients
+from tauon.explain.methods.regions import occlusion, windows_of_grid
+from tauon.explain.methods.smooth import gradient_shap, smoothgrad
 
-
-def auto_methods(cases: Any) -> dict[str, str]:
-    """Return the methods that suit the cases, each with the reason."""
-    why = "one gradient of the explained output"
-    return {"saliency": why, "gradient_times_input": why} if cases.differentiable else {}
-
-
-__all__ = ["auto_methods", "gradient_times_input", "saliency"]
+__all__ = [
+    "blurred",
+    "grad_cam",
+    "grad_cam_plus_plus",
+    "gradient_shap",
+    "gradient_times_input",
+    "integrated_gradients",
+    "occlusion",
+    "saliency",
+    "smoothgrad",
+    "windows_of_grid",
+]

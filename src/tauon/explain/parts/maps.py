@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tauon.errors import DataError, TauonError
 from tauon.explain.base import Attribution, Cases, Work, method_named
 from tauon.explain.checks import Faithfulness, faithfulness, stability, weight_dependence
-from tauon.explain.methods import auto_methods
+from tauon.explain.parts.auto import auto_methods
 
 __all__ = ["Maps", "MethodReport", "explain_cases"]
 

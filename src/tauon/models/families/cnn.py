@@ -124,6 +124,9 @@ class CNN(Model):
         else:
             super().init_parameter(name, p, g)
 
+    def map_layer(self) -> str | None:
+        return f"norms.{len(self.norms) - 1}"
+
     def flops_per_example(self, spec: DataSpec) -> float:
         """6 for each weight times the pixels that it visits."""
         total = 6.0 * self.head.weight.numel()

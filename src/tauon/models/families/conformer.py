@@ -133,6 +133,9 @@ class Conformer(SpeechModel):
         self.head = nn.Linear(width, config.outputs)
         self.samples, self.drop = config.samples or 0, config.dropout
 
+    def map_layer(self) -> str | None:
+        return f"blocks.{len(self.blocks) - 1}"
+
     def blocks_to_compile(self) -> list[nn.Module]:
         return list(self.blocks)
 

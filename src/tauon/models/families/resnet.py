@@ -253,6 +253,9 @@ class ResNet(Model):
         out: Tensor = self.fc(dropout(x_BCHW.mean((2, 3)), self.dropout, self.training))
         return out
 
+    def map_layer(self) -> str | None:
+        return f"{self.stages[-1]}.{len(cast(nn.Sequential, self.get_submodule(self.stages[-1]))) - 1}"
+
     def blocks_to_compile(self) -> list[nn.Module]:
         return [block for name in self.stages for block in cast(nn.Sequential, self.get_submodule(name))]
 

@@ -88,6 +88,9 @@ class SpeechCNN(SpeechModel):
         frames: float = self.samples / self.features.hop / 2 ** min(2, conv // self.per_stage)
         return frames
 
+    def map_layer(self) -> str | None:
+        return f"norms.{len(self.norms) - 1}"
+
     def flops_per_example(self, spec: DataSpec) -> float:
         """6 for each weight times the frames that it visits."""
         visited: float = sum(cast(nn.Conv1d, c).weight.numel() * self._frames(i) for i, c in enumerate(self.convs))

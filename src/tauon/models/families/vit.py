@@ -194,6 +194,9 @@ class ViT(Model):
     def head_counts(self) -> list[tuple[str, int]]:
         return [("heads", self.layers[0].attention.heads)]
 
+    def map_layer(self) -> str | None:
+        return f"blocks.{len(self.blocks) - 1}.attention_norm"  # behind the last attention, the class token sees no patch
+
     def blocks_to_compile(self) -> list[nn.Module]:
         return list(self.layers)
 
