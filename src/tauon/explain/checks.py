@@ -94,15 +94,24 @@ def faithfulness(
     """
     values = per_region(cases, attribution.values if cases.link != "identity" else attribution.values.abs())
     regions = values.shape[1]
+    there = _regions_there(cases)
     hidden = fill if fill is None else fill.expand(len(cases), *cases.inputs.shape[1:])
-    at = torch.linspace(0, regions, min(steps, regions) + 1).round().long().unique()
+    shares = torch.linspace(0, 1, min(steps, int(there.sum(1).max())) + 1)
     with untouched(cases.model):
         ends = _ends(cases, work, hidden)
-        own = _areas(cases, values, at, work, hidden, ends)
+        own = _areas(cases, values, there, shares, work, (hidden, ends))
         generator = work.generator()
-        random = [_areas(cases, torch.rand(len(cases), regions, generator=generator), at, work, hidden, ends) for _ in range(orders)]
+        drawn = [torch.rand(len(cases), regions, generator=generator) for _ in range(orders)]
+        random = [_areas(cases, order, there, shares, work, (hidden, ends)) for order in drawn]
     deletion, insertion = (torch.stack([r[i] for r in random]).mean(0) for i in range(2))
-    return Faithfulness(own[0], own[1], deletion, insertion, fill_name, regions)
+    return Faithfulness(own[0], own[1], deletion, insertion, fill_name, int(there.sum(1).max()))
+
+
+def _regions_there(cases: Cases) -> Tensor:
+    """Return which regions exist in each example, NR (bool): padding is never hidden."""
+    if cases.valid is None:
+        return torch.ones(len(cases), int(cases.region_of.max()) + 1, dtype=torch.bool)
+    return per_region(cases, cases.valid.float()).cpu() > 0
 
 
 def _ends(cases: Cases, work: Work, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -114,21 +123,20 @@ def _ends(cases: Cases, work: Work, hidden: Tensor | None) -> tuple[Tensor, Tens
 
 
 def _areas(
-    cases: Cases, order_by: Tensor, at: Tensor, work: Work, hidden: Tensor | None, ends: tuple[Tensor, Tensor]
+    cases: Cases, order_by: Tensor, there: Tensor, shares: Tensor, work: Work, against: tuple[Tensor | None, tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """Return the areas under (deletion, insertion), N each, for regions ordered by `order_by` NR, highest first."""
+    """Return the areas under (deletion, insertion), N each, for regions ordered by `order_by` NR, highest first. `against`: (fill, ends)."""
     device = cases.inputs.device
-    rank = order_by.argsort(1, descending=True).argsort(1).to(device)  # 0 for the most important region
-    rank_NF = rank[:, cases.region_of]
+    order_by = order_by.cpu().masked_fill(~there, -torch.inf)
+    rank_NR = order_by.argsort(1, descending=True).argsort(1)  # 0 for the most important region, missing regions last
+    rank_NF = rank_NR.to(device)[:, cases.region_of]
+    size_N1 = there.sum(1, keepdim=True).to(device)
     curves: list[list[Tensor]] = [[], []]
-    for n in at.tolist():
+    for share in shares.tolist():
+        n = (size_N1 * share).round()
         for curve, keep in zip(curves, (rank_NF >= n, rank_NF < n), strict=True):
-            curve.append(_answers(cases, keep, work, hidden, ends))
-    weights = torch.diff(at.to(device).double()) / (at[-1] - at[0]).clamp(min=1)
-    areas = []
-    for curve in curves:
-        y = torch.stack(curve, 1).double()
-        areas.append(((y[:, 1:] + y[:, :-1]) / 2 * weights).sum(1).float().cpu())
+            curve.append(_answers(cases, keep, work, *against))
+    areas = [torch.trapezoid(torch.stack(curve, 1).double().cpu(), shares.double(), dim=1).float() for curve in curves]
     return areas[0], areas[1]
 
 
@@ -148,12 +156,17 @@ def _answers(cases: Cases, keep: Tensor, work: Work, hidden: Tensor | None, ends
 # ---------------------------------------------------------------------------------------------- weights and noise
 
 
-def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+def rank_correlation(a: Tensor, b: Tensor, *, skip_zeros: bool = False) -> Tensor:
     """Return Spearman's correlation of each row of two matrices, N. 0 where a row is constant.
+
+    `skip_zeros`: without the numbers that are 0 in both: features that neither map can mark would agree by themselves.
 
     >>> round(float(rank_correlation(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[10.0, 20.0, 21.0]]))), 6)
     1.0
     """
+    if skip_zeros:
+        pairs = [(x[kept][None], y[kept][None]) for x, y in zip(a, b, strict=True) if (kept := (x != 0) | (y != 0)).any()]
+        return torch.cat([rank_correlation(x, y) for x, y in pairs]) if len(pairs) == len(a) and pairs else torch.zeros(len(a))
     ranks = [_ranks(x.double()) for x in (a, b)]
     left, right = (r - r.mean(1, keepdim=True) for r in ranks)
     size = left.norm(dim=1) * right.norm(dim=1)
@@ -171,13 +184,19 @@ def _ranks(x: Tensor) -> Tensor:
 
 
 def randomised_twin(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Return a copy of the model whose weights are shuffled within each parameter: the same numbers, but nothing learned."""
+    """Return a copy of the model that has learned nothing: the numbers of each parameter are shuffled, those of matrices with random signs.
+
+    Without the signs, weights that are mostly positive would stay so, and the map of a linear model would still be its input.
+    """
     twin = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in twin.parameters():
             flat = p.detach().flatten()
-            p.copy_(flat[torch.randperm(flat.numel(), generator=generator).to(flat.device)].view_as(p))
+            shuffled = flat[torch.randperm(flat.numel(), generator=generator).to(flat.device)]
+            if p.ndim > 1:
+                shuffled = shuffled * (torch.randint(0, 2, shuffled.shape, generator=generator) * 2 - 1).to(shuffled)
+            p.copy_(shuffled.view_as(p))
     return twin
 
 
@@ -191,7 +210,7 @@ def weight_dependence(attribution: Attribution, explain: Callable[[nn.Module], A
         model: the model.
         seed: of the shuffling.
     """
-    return rank_correlation(attribution.values, explain(randomised_twin(model, seed)).values)
+    return rank_correlation(attribution.values, explain(randomised_twin(model, seed)).values, skip_zeros=True)
 
 
 def stability(
@@ -206,4 +225,4 @@ def stability(
     g = torch.Generator().manual_seed(seed)
     spread = cases.inputs.flatten(1).std(1).view(-1, *[1] * (cases.inputs.ndim - 1))
     noisy = cases.inputs + noise * spread * torch.randn(cases.inputs.shape, generator=g).to(cases.inputs)
-    return rank_correlation(attribution.values, explain(replace(cases, inputs=noisy)).values)
+    return rank_correlation(attribution.values, explain(replace(cases, inputs=noisy)).values, skip_zeros=True)

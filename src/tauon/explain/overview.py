@@ -74,6 +74,8 @@ def explain_new_examples(subject: Subject, config: ExplainConfig, batch: Batch) 
     """Explain examples that are not in the subject's data, whose true answers are unknown."""
     with untouched(subject.model):
         explanation, _ = explain_batch(subject, config, batch, _features_of(subject, config))
+    for case in explanation.record["cases"]:
+        case.pop("target")
     return explanation
 
 
@@ -130,13 +132,14 @@ def _case(
             "insertion": float(report.faithful.insertion[i]), "random_insertion": float(report.faithful.random_insertion[i]),
         }  # fmt: skip
         found.append({"method": report.name, "array": f"{i}.{report.name}", "failed": failed or report.failed} | facts | checks)
-    return answer_text(subject, outputs, int(cases.targets[i])) | {"shown": shown, "maps": found}
+    target = int(cases.targets[i])
+    return answer_text(subject, outputs, target) | {"target": target, "shown": shown, "maps": found}
 
 
 def _add_truth(subject: Subject, cases: list[dict[str, Any]], batch: Batch) -> None:
     truths = subject.truth(batch)
     for i, case in enumerate(cases):
-        truth = target_text(subject, truths[i])
+        truth = target_text(subject, truths[i], int(case.pop("target")))
         if truth is not None:
             case["truth"] = truth
 

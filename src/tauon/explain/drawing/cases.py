@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.explain.drawing.shapes import bars, heat_image, key_of_colours, picture, words
+from tauon.explain.drawing.shapes import bars, diverging, heat_image, key_of_colours, picture, scaled, words
 from tauon.report.page import missing
 from tauon.report.plots import Line, chart
 from tauon.report.records import number
@@ -20,6 +20,8 @@ Arrays = Mapping[str, NDArray[Any]]
 _COLUMNS = 8
 """Columns of a table that are drawn, largest attribution first."""
 _SERIES = 3
+_LEAST = 0.02
+"""Share of what counts below which a series is not drawn."""
 
 
 def cases_html(record: Mapping[str, Any], arrays: Arrays) -> str:
@@ -29,8 +31,8 @@ def cases_html(record: Mapping[str, Any], arrays: Arrays) -> str:
         return ""
     methods = {str(m.get("name")): m for m in record.get("methods") or [] if isinstance(m, dict)}
     html = "".join(case_html(case, i, methods, record, arrays) for i, case in enumerate(cases))
-    signed = any(m.get("signed") for m in methods.values())
-    return f"<h3>Examples, one by one</h3>{key_of_colours(signed)}{html}"
+    signs = {bool(m.get("signed")) for m in methods.values()}
+    return f"<h3>Examples, one by one</h3>{key_of_colours(True in signs, False in signs)}{html}"
 
 
 def case_html(case: Mapping[str, Any], i: int, methods: Mapping[str, Any], record: Mapping[str, Any], arrays: Arrays) -> str:
@@ -89,7 +91,9 @@ def _maps(
             f"<figure>{picture(sound, 'The spectrogram: time from left to right, high bands on top', 'wide')}<figcaption>given: time to the right, "
             f"pitch upwards, {figure(number(shown.get('seconds')), 3)} s</figcaption></figure>"
         )
-    for one in case.get("maps") or []:
+    if kind == "series":
+        drawn = [_series(case, i, original, shown, methods, arrays)]
+    for one in (case.get("maps") or []) if kind != "series" else []:
         values, method = arrays.get(str(one.get("array"))), methods.get(str(one.get("method")), {})
         if values is None:
             continue
@@ -118,28 +122,48 @@ def draw_map(kind: Any, values: NDArray[Any], original: NDArray[Any] | None, sho
         names = [f"{columns[k]['name']} = {columns[k]['value']}" if k < len(columns) else f"column {k}" for k in order.tolist()]
         return bars(names, [float(values[k]) for k in order])
     if kind == "series" and values.ndim == 2:
-        return _series(values, original, shown, title)
+        names = [str(n) for n in shown.get("names") or []]
+        return "".join(_strip(values, k, names, title) for k in np.argsort(-np.abs(values).sum(0))[:_SERIES].tolist())
     return bars([str(k) for k in range(min(_COLUMNS, values.size))], values.ravel()[:_COLUMNS].tolist())
 
 
-def _series(values_TK: NDArray[Any], original: NDArray[Any] | None, shown: Mapping[str, Any], title: str) -> str:
-    """The series that count most, and under each a strip of how much each step counts."""
+def _series(
+    case: Mapping[str, Any], i: int, original: NDArray[Any] | None, shown: Mapping[str, Any], methods: Mapping[str, Any], arrays: Arrays
+) -> str:
+    """The series that count most, and under each a strip for each method: how much each step counts."""
     names = [str(n) for n in shown.get("names") or []]
-    order = np.argsort(-np.abs(values_TK).sum(0))[:_SERIES].tolist()
-    T = len(values_TK)
+    maps = [(one, np.asarray(arrays[str(one["array"])], float)) for one in case.get("maps") or [] if str(one.get("array")) in arrays]
+    total = sum(np.abs(v).sum(0) / max(float(np.abs(v).sum()), 1e-30) for _, v in maps) / max(1, len(maps))
     html = ""
-    for k in order:
+    for k in np.argsort(-np.asarray(total))[:_SERIES].tolist() if maps else []:
+        if total[k] < _LEAST:
+            continue
         name = names[k] if k < len(names) else f"column {k}"
         if original is not None:
-            points = [(float(t - T), float(v)) for t, v in enumerate(original[:, k])]
+            points = [(float(t - len(original)), float(v)) for t, v in enumerate(original[:, k])]
+            title = f"{name}: {total[k]:.0%} of what counts"
             html += chart(
-                f"series-{abs(hash((title, k)))}", name, [Line(name, points)], x_label="steps before the forecast", y_label=name, log=False
+                f"series-{case.get('row', 'new')}-{i}-{k}",
+                title,
+                [Line(name, points)],
+                x_label="steps before the forecast",
+                y_label=name,
+                log=False,
             )
-        strip = np.repeat(values_TK[:, k][None], 2, 0)
-        share = float(np.abs(values_TK[:, k]).sum() / max(float(np.abs(values_TK).sum()), 1e-30))
-        html += picture(heat_image(strip, None, signed=True), f"How much each step of {name} counts, oldest left: {title}", "strip")
-        html += f'<p class="note">{escape(name)} carries {share:.0%} of what counts.</p>'
-    return html
+        for one, values in maps:
+            method = methods.get(str(one.get("method")), {})
+            html += f'<div class="stripe">{_strip(values, k, names, str(method.get("title")))}<span>{escape(method.get("title"), 40)}</span></div>'
+    captions = "".join(f"<figcaption>{_caption(one, methods.get(str(one.get('method')), {}))}</figcaption>" for one, _ in maps)
+    return f"<figure>{html}{captions}</figure>"
+
+
+def _strip(values_TK: NDArray[Any], k: int, names: Sequence[str], title: str) -> str:
+    name = names[k] if k < len(names) else f"column {k}"
+    whole = scaled(values_TK)[:, k]  # one scale for all series
+    strip = np.repeat(diverging(whole)[None], 2, 0)
+    top = np.argsort(-np.abs(whole))[:3]
+    steps = ", ".join(str(len(whole) - int(t)) for t in top)
+    return picture(strip, f"How much each step of {name} counts, oldest left: {title}. Most: {steps} steps before the forecast.", "strip")
 
 
 def _sound(values_SM: NDArray[Any]) -> NDArray[np.float64]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tauon.report.page import missing, table
+from tauon.report.page import missing, scroll
 from tauon.report.records import number
 from tauon.report.text import escape
 
-__all__ = ["methods_html"]
+__all__ = ["methods_html", "stacked"]
 
 
 def methods_html(record: Mapping[str, Any]) -> str:
@@ -42,7 +42,20 @@ def methods_html(record: Mapping[str, Any]) -> str:
         "better than random. Insertion: the same while they are shown; above 1 is better. Shuffled weights: rank correlation with the map of a model that "
         f"learned nothing; near 0 is good. Small noise: rank correlation with the map of nearly the same example; near 1 is good.{what}"
     )
-    return "<h3>How far the maps may be believed</h3>" + table(head, rows, "Checks of the maps") + missing(note)
+    return "<h3>How far the maps may be believed</h3>" + stacked(head, rows, "Checks of the maps") + missing(note)
+
+
+def stacked(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], name: str) -> str:
+    """Return a table whose rows become short lists on a phone. As `tauon.report.page.table` otherwise."""
+    top = "".join(f'<th scope="col" class="{css}">{escape(text)}</th>' for text, css in head)
+    body = ""
+    for first, *cells in rows:
+        body += f'<tr><th scope="row">{first}</th>'
+        for cell, (text, css) in zip(cells, head[1:], strict=True):
+            heading = f' data-h="{escape(text)}"' if cell else ""
+            body += f'<td class="{css}"{heading}>{cell}</td>'
+        body += "</tr>"
+    return scroll(f'<table class="full stack"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>', name)
 
 
 def _ratio(value: Any) -> str:

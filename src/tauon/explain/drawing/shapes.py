@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tauon.data.grid import png
 from tauon.report.text import escape, figure
 
-__all__ = ["bars", "diverging", "heat_image", "key_of_colours", "picture", "sequential", "words"]
+__all__ = ["bars", "diverging", "heat_image", "key_of_colours", "picture", "scaled", "sequential", "words"]
 
 _DIVERGING = np.array(
     [[5, 60, 120], [80, 140, 195], [190, 212, 232], [247, 247, 247], [250, 205, 150], [222, 120, 30], [140, 60, 4]], float
@@ -113,8 +113,8 @@ def bars(names: Sequence[str], values: Sequence[float], *, low: Sequence[float] 
     return f'<ul class="bars{" signed" if signed else ""}">{"".join(rows)}</ul>'
 
 
-def key_of_colours(signed: bool) -> str:
-    """Return the key of a map's colours, in words too."""
-    if signed:
-        return '<p class="key-of-map"><i class="for"></i> for the answer <i class="against"></i> against it</p>'
-    return '<p class="key-of-map"><i class="much"></i> counts much <i class="little"></i> counts little</p>'
+def key_of_colours(signed: bool, unsigned: bool = False) -> str:
+    """Return the key of the maps' colours, in words too."""
+    html = '<i class="for"></i> argues for the answer <i class="against"></i> argues against it' if signed else ""
+    html += '<i class="much"></i> counts much <i class="little"></i> counts little' if unsigned else ""
+    return f'<p class="key-of-map">{html}</p>' if html else ""

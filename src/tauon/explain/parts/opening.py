@@ -127,14 +127,18 @@ def _of_maps(maps: Maps | None) -> str:
         return ""
     best = maps.best
     if best is None:
-        return "No map passed its tests: what the maps mark is not what the answers rest on."
+        return "No map passed all of its tests, so do not rely on what they mark; the table below says which test failed."
     assert best.faithful is not None
     ratio = best.faithful.deletion_ratio
     failed = [m.title for m in maps.methods if m.failed]
-    more = f" {', '.join(failed)} failed and {'is' if len(failed) == 1 else 'are'} marked." if failed else ""
+    more = f" {' and '.join(failed)} failed the tests and {'is' if len(failed) == 1 else 'are'} marked as such." if failed else ""
+    if ratio > 0.95:
+        return (
+            f"The maps were tested, and say little: hiding what they mark changes the answer hardly faster than hiding random parts.{more}"
+        )
     return (
-        f"Hiding what {best.title} marks leaves {ratio:.0%} of the answer that hiding random parts leaves, so the maps "
-        f"{'may be believed as a hint, not as a proof' if ratio < 0.9 else 'say little'}.{more}"
+        f"The maps were tested: while the parts that {best.title} marks are hidden, {1 - ratio:.0%} less of the answer is left than while random "
+        f"parts are hidden. Take them as a hint, not as a proof.{more}"
     )
 
 

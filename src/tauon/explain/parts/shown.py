@@ -13,7 +13,7 @@ from tauon.explain.features.columns import Feature, outside_range, value_text
 from tauon.explain.subject import Subject
 from tauon.types import Batch
 
-__all__ = ["answer_text", "show_example", "target_text", "values_in_units"]
+__all__ = ["answer_text", "name_of", "show_example", "target_text", "values_in_units"]
 
 Shown = tuple[dict[str, Any], NDArray[Any] | None]
 """(JSON facts, an array to store beside them or None)."""
@@ -96,21 +96,37 @@ def answer_text(subject: Subject, outputs_C: NDArray[Any], target: int) -> dict[
     if subject.classes:
         best = int(outputs_C.argmax())
         return {
-            "answer": labels[best], "probability": float(outputs_C[best]), "explained": labels[target],
+            "answer": name_of(subject, best), "probability": float(outputs_C[best]), "explained": name_of(subject, target),
             "explained_probability": float(outputs_C[target]),
         }  # fmt: skip
-    value = float(outputs_C[target]) * (subject.spec.target_scale[target] if target < len(subject.spec.target_scale) else 1.0)
-    value += subject.spec.target_center[target] if target < len(subject.spec.target_center) else 0.0
+    value = _in_units(subject, float(outputs_C[target]), target)
     name = labels[target] if target < len(labels) else f"output {target}"
     return {"answer": value, "explained": f"mean forecast of {name}" if subject.spec.horizon is not None else name}
 
 
-def target_text(subject: Subject, target: Any) -> str | float | None:
-    """Return the true class or value of an example."""
+def target_text(subject: Subject, target: Any, explained: int = 0) -> str | float | None:
+    """Return the true class or value of an example; of a forecast, the mean of the target that is explained."""
     if subject.classes:
-        return subject.labels[int(target)]
-    if subject.spec.horizon is not None or np.size(target) != 1:
-        return None
-    value = float(np.ravel(target)[0])
-    scale, center = subject.spec.target_scale, subject.spec.target_center
-    return value * scale[0] + center[0] if scale else value
+        return name_of(subject, int(target))
+    values = np.asarray(target, np.float64)
+    if subject.spec.horizon is not None:
+        return _in_units(subject, float(values[:, explained].mean()), explained)
+    return _in_units(subject, float(values.ravel()[explained]), explained) if explained < values.size else None
+
+
+def name_of(subject: Subject, output: int) -> str:
+    """Return the name of a class, or of a token with its blanks made visible."""
+    name = subject.labels[output]
+    return name.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥") if subject.input_kind == "tokens" else name
+
+
+def _in_units(subject: Subject, value: float, target: int) -> float:
+    """Return an output of the model in the units of the data."""
+    spec = subject.spec
+    if spec.horizon is not None:
+        row = np.zeros((1, (spec.input_shape or (1, 1))[1]))
+        row[0, target] = value
+        return float(values_in_units(subject, row)[0, target])
+    if target < len(spec.target_scale):
+        return value * spec.target_scale[target] + spec.target_center[target]
+    return value
