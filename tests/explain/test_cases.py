@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tauon.explain import METHODS, Work, cases_of, untouched
+from tauon.explain import cases_of, untouched
 from tauon.models import ModelConfig, from_record, materialize
 from tauon.testing.contracts import tiny_batch
 from tauon.types import Batch, DataSpec
@@ -104,13 +104,3 @@ def test_a_model_is_left_as_it_was_found() -> None:
     assert not model[0]._forward_hooks and not hasattr(model[0], "kept")
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
-
-
-@pytest.mark.parametrize("name", KINDS)
-def test_a_batch_of_one_row_at_a_time_gives_the_same(name: str) -> None:
-    model, kind, spec, batch = made(name)
-    cases = cases_of(model, kind, spec, batch)
-    for method in METHODS.values():
-        if method.needs == "gradients" and not method.why_not(cases):
-            one, many = method.run(cases, Work(at_once=1)), method.run(cases, Work(at_once=64))
-            torch.testing.assert_close(one.values, many.values, rtol=1e-3, atol=1e-5)

@@ -12,7 +12,7 @@ from torch import nn
 from explain.test_cases import KINDS, made
 from tauon.errors import DataError
 from tauon.explain import METHODS, Cases, Work, cases_of
-from tauon.explain.methods import blurred, integrated_gradients, occlusion, smoothgrad, windows_of_grid
+from tauon.explain.methods import auto_methods, blurred, integrated_gradients, occlusion, smoothgrad, windows_of_grid
 from tauon.explain.methods.integrated import QUADRATURES
 from tauon.explain.methods.smooth import gradient_shap
 
@@ -61,7 +61,7 @@ def linear_cases(n: int = 3, features: int = 5) -> tuple[Cases, torch.Tensor]:
 
 
 SMALL: dict[str, dict[str, Any]] = {
-    "smoothgrad": {"samples": 5}, "gradient_shap": {"samples": 5}, "kernel_shap": {"evaluations": 64},
+    "smoothgrad": {"samples": 5}, "gradient_shap": {"samples": 5}, "kernel_shap": {"evaluations": 140},
 }  # fmt: skip
 """Options that make a method cheap."""
 
@@ -171,9 +171,9 @@ def test_fixed_steps_equal_captum(quadrature: str) -> None:
 
 @pytest.mark.parametrize("at_once", [1, 10, 64])
 def test_steps_rise_until_the_values_sum_to_the_difference(at_once: int) -> None:
-    cases = image_cases(n=9)
+    cases = image_cases(n=5)
     found = integrated_gradients(cases, Work(at_once=at_once))
-    rows = torch.arange(9)
+    rows = torch.arange(5)
     with torch.no_grad():
         difference = cases.score(cases.inputs, rows) - cases.score(cases.baseline(rows), rows)
     error = (found.values.sum(1) - difference).abs() / difference.abs()
@@ -290,3 +290,19 @@ def test_methods_of_gradients_refuse_codes() -> None:
     model, task, spec, batch = made("codes")
     cases = cases_of(model, task, spec, batch)
     assert "these are codes" in METHODS["integrated_gradients"].why_not(cases)
+
+
+AUTO = {
+    "resnet": ["grad_cam", "integrated_gradients"], "vit": ["grad_cam", "integrated_gradients"], "mlp": ["integrated_gradients"],
+    "codes": ["kernel_shap"], "bert": ["integrated_gradients"], "bag": ["kernel_shap"], "gpt": ["integrated_gradients"],
+    "speech": ["grad_cam", "integrated_gradients"], "conformer": ["grad_cam", "integrated_gradients"], "dlinear": ["integrated_gradients"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_model_has_methods_by_default_with_reasons(kind: str) -> None:
+    model, task, spec, batch = made(kind)
+    cases = cases_of(model, task, spec, batch)
+    found = auto_methods(cases)
+    assert list(found) == AUTO[kind] and all(found.values())
+    assert not any(METHODS[name].why_not(cases) for name in found)

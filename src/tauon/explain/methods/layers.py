@@ -33,6 +33,7 @@ __all__ = [
     "first_tensor",
     "layer_gradients",
     "layer_named",
+    "patches_of",
 ]
 
 Side = Literal["first", "last"]
@@ -202,9 +203,18 @@ def _fitting(places: tuple[int, ...], grid: tuple[int, ...], kind: str) -> tuple
         return None
     if kind != "image":  # frames or steps
         return (places, 0) if 1 < places[0] <= grid[0] else None
+    return patches_of(places[0], grid)
+
+
+def patches_of(tokens: int, grid: tuple[int, ...]) -> tuple[tuple[int, ...], int] | None:
+    """Return ((rows, columns) of square patches over an image, tokens before them), or None.
+
+    >>> patches_of(17, (8, 8))
+    ((4, 4), 1)
+    """
     for skipped in PREFIXES:
-        patch = math.isqrt(grid[0] * grid[1] // max(1, places[0] - skipped))
-        if patch and grid[0] % patch == 0 and grid[1] % patch == 0 and (grid[0] // patch) * (grid[1] // patch) == places[0] - skipped > 1:
+        patch = math.isqrt(grid[0] * grid[1] // max(1, tokens - skipped))
+        if patch and grid[0] % patch == 0 and grid[1] % patch == 0 and (grid[0] // patch) * (grid[1] // patch) == tokens - skipped > 1:
             return (grid[0] // patch, grid[1] // patch), skipped
     return None
 

@@ -172,6 +172,11 @@ class FTTransformer(Model):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, outputs)
 
+    @property
+    def token_columns(self) -> list[int]:
+        """The column of each token behind the answer's, in order."""
+        return [*self.numbers, *self.coded]
+
     def forward(self, x_BF: Tensor) -> Tensor:
         tokens = [x_BF[:, self.numbers, None] * self.weight] if self.weight is not None else []
         tokens += [table(x_BF[:, j].long())[:, None] for j, table in zip(self.coded, self.tables, strict=True)]
