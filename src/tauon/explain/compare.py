@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tauon.errors import DataError
 from tauon.explain.base import Attribution, Work, method_named, untouched
 from tauon.explain.checks import rank_correlation
+from tauon.explain.methods import auto_methods
 from tauon.explain.overview import Explanation
-from tauon.explain.parts.auto import auto_methods
 from tauon.explain.parts.shown import show_example, target_text
 from tauon.explain.subject import Sample, Subject
 from tauon.metrics.intervals import wilson

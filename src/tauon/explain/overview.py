@@ -122,7 +122,7 @@ def _case(
     if array is not None:
         arrays[f"{i}.shown"] = array
     found = []
-    for report in maps.methods:
+    for report in (m for m in maps.methods if m.drawn):
         attribution = report.attribution
         arrays[f"{i}.{report.name}"] = attribution.values[i].float().cpu().numpy().reshape(cases.grid)
         failed = attribution.failed is not None and bool(attribution.failed[i])

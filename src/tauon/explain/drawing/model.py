@@ -23,6 +23,7 @@ def methods_html(record: Mapping[str, Any]) -> str:
     for m in methods:
         faithful = m.get("faithful") or {}
         verdict = "; ".join(map(str, m.get("problems") or [])) if m.get("failed") else "passed" if faithful else "not tested"
+        verdict += "" if m.get("drawn", True) else "; not drawn"
         tone = ' class="tone-bad"' if m.get("failed") else ""
         rows.append(
             [

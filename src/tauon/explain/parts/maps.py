@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tauon.errors import DataError, TauonError
 from tauon.explain.base import Attribution, Cases, Work, method_named
 from tauon.explain.checks import Faithfulness, faithfulness, stability, weight_dependence
-from tauon.explain.parts.auto import auto_methods
+from tauon.explain.methods import auto_methods
 
 __all__ = ["Maps", "MethodReport", "explain_cases"]
 
@@ -36,6 +36,8 @@ class MethodReport:
     """Mean rank correlation with maps of the same examples with a little noise."""
     problems: list[str] = field(default_factory=list)
     """Why its maps are shown as failed."""
+    drawn: bool = True
+    """Whether its maps are drawn. A method that was chosen by default and failed is named only."""
 
     @property
     def failed(self) -> bool:
@@ -47,7 +49,7 @@ class MethodReport:
         return {
             "name": self.name, "title": self.title, "why": self.why, "note": self.attribution.note, "signed": self.attribution.signed,
             "faithful": None if self.faithful is None else self.faithful.to_json(), "weights": self.weights, "stable": self.stable,
-            "failed": self.failed, "problems": self.problems,
+            "failed": self.failed, "problems": self.problems, "drawn": self.drawn,
         }  # fmt: skip
 
 
@@ -86,7 +88,7 @@ def explain_cases(
         RecipeError: no method has this name.
         DataError: a method that was asked for cannot explain these examples.
     """
-    wanted = dict.fromkeys(names, "as set") if names else auto_methods(cases)
+    wanted = dict.fromkeys(names, "as set") if names else default_methods(cases)
     found, left_out = [], {}
     for name, why in wanted.items():
         method = method_named(name, "explain.maps")
@@ -109,7 +111,18 @@ def explain_cases(
         if checks:
             _check(report, cases, rebuild, mine, options)
         found.append(report)
+    if not names and any(not m.failed for m in found):  # by default nothing is drawn that failed on this model
+        for report in found:
+            report.drawn = not report.failed
     return Maps(cases, found, left_out)
+
+
+def default_methods(cases: Cases) -> dict[str, str]:
+    """Return the methods that suit the cases, each with the reason, and one that needs no gradient as a second opinion."""
+    found = auto_methods(cases)
+    if cases.kind != "table" and cases.differentiable:
+        found["occlusion"] = "a second opinion that needs no gradient: what changes when a part is hidden"
+    return found
 
 
 def _check(report: MethodReport, cases: Cases, rebuild: Callable[[nn.Module], Cases], work: Work, options: Mapping[str, Any]) -> None:
