@@ -19,7 +19,17 @@ from torch import Tensor, nn
 
 from tauon.explain.base import Attribution, Cases, Work, scores_of, untouched
 
-__all__ = ["Faithfulness", "faithfulness", "per_region", "randomised_twin", "rank_correlation", "stability", "weight_dependence"]
+__all__ = [
+    "Faithfulness",
+    "Hiding",
+    "faithfulness",
+    "hide_at_random",
+    "per_region",
+    "randomised_twin",
+    "rank_correlation",
+    "stability",
+    "weight_dependence",
+]
 
 
 @dataclass(frozen=True)
@@ -68,16 +78,47 @@ def per_region(cases: Cases, values: Tensor) -> Tensor:
     return torch.zeros(len(values), n, dtype=values.dtype, device=values.device).index_add_(1, to, values) / size
 
 
-def faithfulness(
-    cases: Cases,
-    attribution: Attribution,
-    work: Work,
-    *,
-    steps: int = 16,
-    orders: int = 3,
-    fill: Tensor | None = None,
-    fill_name: str = "baseline",
-) -> Faithfulness:
+@dataclass(frozen=True)
+class Hiding:
+    """How regions are hidden one after another, and what hiding them in random orders does: the same for every map of the same cases."""
+
+    shares: Tensor
+    """Shares of the regions that are hidden at each point of a curve."""
+    fill: Tensor | None
+    """N *E; None: the baselines."""
+    fill_name: str
+    ends: tuple[Tensor, Tensor]
+    """Answers to the whole inputs and to the fill alone, N each."""
+    random: tuple[Tensor, Tensor]
+    """Areas of random orders under deletion and insertion, N each."""
+
+
+def hide_at_random(
+    cases: Cases, work: Work, *, steps: int = 12, orders: int = 3, fill: Tensor | None = None, fill_name: str = "baseline"
+) -> Hiding:
+    """Measure what hiding regions in random orders does to the answers.
+
+    Args:
+        cases: the examples.
+        work: how to compute.
+        steps: points of a curve; at most the number of regions.
+        orders: number of random orders.
+        fill: what hides, N *E or 1 *E; None: the baselines.
+        fill_name: its name, for the reader.
+    """
+    there = _regions_there(cases)
+    hidden = fill if fill is None else fill.expand(len(cases), *cases.inputs.shape[1:])
+    shares = torch.linspace(0, 1, min(steps, int(there.sum(1).max())) + 1)
+    with untouched(cases.model):
+        ends = _ends(cases, work, hidden)
+        generator = work.generator()
+        drawn = [torch.rand(there.shape, generator=generator) for _ in range(orders)]
+        none = Hiding(shares, hidden, fill_name, ends, (ends[0], ends[0]))
+        areas = [_areas(cases, order, there, work, none) for order in drawn]
+    return replace(none, random=(torch.stack([a for a, _ in areas]).mean(0), torch.stack([b for _, b in areas]).mean(0)))
+
+
+def faithfulness(cases: Cases, attribution: Attribution, work: Work, hiding: Hiding | None = None) -> Faithfulness:
     """Hide regions in the order of their attribution, and in random orders; measure the answer's probability.
 
     For a regression the answer is how near the output is to that of the whole input, between it and that of the fill, and regions are ordered
@@ -87,24 +128,14 @@ def faithfulness(
         cases: the examples.
         attribution: of the same examples.
         work: how to compute.
-        steps: number of points of a curve; at most the number of regions.
-        orders: number of random orders.
-        fill: what hides, N *E or 1 *E; None: the baselines.
-        fill_name: its name, for the reader.
+        hiding: from `hide_at_random`, for several maps of the same cases; None: computed here.
     """
+    hiding = hiding or hide_at_random(cases, work)
     values = per_region(cases, attribution.values if cases.link != "identity" else attribution.values.abs())
-    regions = values.shape[1]
     there = _regions_there(cases)
-    hidden = fill if fill is None else fill.expand(len(cases), *cases.inputs.shape[1:])
-    shares = torch.linspace(0, 1, min(steps, int(there.sum(1).max())) + 1)
     with untouched(cases.model):
-        ends = _ends(cases, work, hidden)
-        own = _areas(cases, values, there, shares, work, (hidden, ends))
-        generator = work.generator()
-        drawn = [torch.rand(len(cases), regions, generator=generator) for _ in range(orders)]
-        random = [_areas(cases, order, there, shares, work, (hidden, ends)) for order in drawn]
-    deletion, insertion = (torch.stack([r[i] for r in random]).mean(0) for i in range(2))
-    return Faithfulness(own[0], own[1], deletion, insertion, fill_name, int(there.sum(1).max()))
+        deletion, insertion = _areas(cases, values, there, work, hiding)
+    return Faithfulness(deletion, insertion, *hiding.random, hiding.fill_name, int(there.sum(1).max()))
 
 
 def _regions_there(cases: Cases) -> Tensor:
@@ -122,33 +153,31 @@ def _ends(cases: Cases, work: Work, hidden: Tensor | None) -> tuple[Tensor, Tens
     return whole, scores_of(cases, cases.masked(nothing, rows, hidden), rows, work, probability=True)
 
 
-def _areas(
-    cases: Cases, order_by: Tensor, there: Tensor, shares: Tensor, work: Work, against: tuple[Tensor | None, tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
-    """Return the areas under (deletion, insertion), N each, for regions ordered by `order_by` NR, highest first. `against`: (fill, ends)."""
+def _areas(cases: Cases, order_by: Tensor, there: Tensor, work: Work, hiding: Hiding) -> tuple[Tensor, Tensor]:
+    """Return the areas under (deletion, insertion), N each, for regions ordered by `order_by` NR, highest first."""
     device = cases.inputs.device
     order_by = order_by.cpu().masked_fill(~there, -torch.inf)
     rank_NR = order_by.argsort(1, descending=True).argsort(1)  # 0 for the most important region, missing regions last
     rank_NF = rank_NR.to(device)[:, cases.region_of]
     size_N1 = there.sum(1, keepdim=True).to(device)
     curves: list[list[Tensor]] = [[], []]
-    for share in shares.tolist():
+    for share in hiding.shares.tolist():
         n = (size_N1 * share).round()
         for curve, keep in zip(curves, (rank_NF >= n, rank_NF < n), strict=True):
-            curve.append(_answers(cases, keep, work, *against))
-    areas = [torch.trapezoid(torch.stack(curve, 1).double().cpu(), shares.double(), dim=1).float() for curve in curves]
+            curve.append(_answers(cases, keep, work, hiding))
+    areas = [torch.trapezoid(torch.stack(curve, 1).double().cpu(), hiding.shares.double(), dim=1).float() for curve in curves]
     return areas[0], areas[1]
 
 
-def _answers(cases: Cases, keep: Tensor, work: Work, hidden: Tensor | None, ends: tuple[Tensor, Tensor]) -> Tensor:
+def _answers(cases: Cases, keep: Tensor, work: Work, hiding: Hiding) -> Tensor:
     found = []
     for part in work.chunks(len(cases)):
         rows = torch.arange(part.start, part.stop, device=keep.device)
-        x = cases.masked(keep[part], rows, None if hidden is None else hidden[part])
+        x = cases.masked(keep[part], rows, None if hiding.fill is None else hiding.fill[part])
         found.append(scores_of(cases, x, rows, replace(work, progress=None), probability=True))
     answers = torch.cat(found)
     if cases.link == "identity":
-        whole, empty = ends
+        whole, empty = hiding.ends
         return 1 - ((answers - whole).abs() / (whole - empty).abs().clamp(min=1e-12)).clamp(max=1)
     return answers
 

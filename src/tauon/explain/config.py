@@ -60,6 +60,10 @@ class ExplainConfig(Config):
     """Permutation importance, partial dependence and interactions of features."""
     influence: InfluenceConfig | bool = InfluenceConfig()
     """Training examples behind each answer; false: none."""
+    answer: Count = Field(12, ge=0, le=500)
+    """For language models: tokens of a new prompt's continuation whose attribution is computed."""
+    contrast: tuple[str, ...] = ()
+    """For language models: two prompts of as many tokens: which activations carry the difference between their answers."""
     counterfactuals: bool = True
     """For tables: the nearest change that would flip the answer."""
     keep_columns: tuple[str, ...] = ()
@@ -93,5 +97,7 @@ class ExplainConfig(Config):
             values = list(self.raw_value(name))
             if len(set(values)) != len(values):
                 yield name, f"names something twice: {values}"
+        if len(self.raw_value("contrast")) not in (0, 2):
+            yield "contrast", f"has {len(self.raw_value('contrast'))} prompts; give two, or remove it"
         if self.raw_value("layer") and self.raw_value("maps") and not any(m.startswith("grad_cam") for m in self.raw_value("maps")):
             yield "layer", "is only read by grad_cam and grad_cam_plus_plus; add one to maps, or remove it"

@@ -18,6 +18,7 @@ from tauon.explain.base import Work, untouched
 from tauon.explain.config import ExplainConfig
 from tauon.explain.features.columns import Feature
 from tauon.explain.parts.choose import choose_examples
+from tauon.explain.parts.language import add_language, contrast
 from tauon.explain.parts.maps import Maps, explain_cases
 from tauon.explain.parts.opening import opening
 from tauon.explain.parts.shown import answer_text, show_example, target_text
@@ -53,6 +54,7 @@ def explain_model(subject: Subject, config: ExplainConfig) -> Explanation:
     """
     work = Work(seed=config.seed)
     with untouched(subject.model):
+        patched = contrast(subject, config.contrast, work) if config.contrast else None  # first: what is refused is refused at once
         sample = subject.sample(config.sample, work=work)
         places = _chosen(subject, sample, config, work)
         rows = np.array([row for row, _ in places], np.int64)
@@ -66,6 +68,7 @@ def explain_model(subject: Subject, config: ExplainConfig) -> Explanation:
             case |= {"row": row, "from": f"{subject.part} {row:,}", "why": why}
         _add_truth(subject, record["cases"], batch)
         record["outputs"] = _summary(subject, sample)
+        record |= {} if patched is None else {"contrast": patched}
         record["opening"] = opening(subject, sample, maps, record)
     return explanation
 
@@ -102,9 +105,11 @@ def explain_batch(
         outputs = (out.softmax(1) if cases.link == "softmax" else out).cpu().numpy()
     explanation = Explanation(base | {"kind": cases.kind, "grid": list(cases.grid), "methods": [m.to_json() for m in maps.methods]})
     explanation.record["left_out"] = maps.left_out
-    explanation.record["cases"] = [
+    explanation.record["cases"] = found = [
         _case(subject, maps, batch, i, outputs[i], features, explanation.arrays) for i in range(len(batch) if shown is None else shown)
     ]
+    if subject.input_kind == "tokens":
+        add_language(subject, batch, found, explanation.arrays, answer=config.answer if shown is None else 0, work=work)
     return explanation, maps
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tauon.explain.drawing.language import prompt_html
 from tauon.explain.drawing.shapes import bars, diverging, heat_image, key_of_colours, picture, scaled, words
 from tauon.report.page import missing
 from tauon.report.plots import Line, chart
@@ -45,7 +46,7 @@ def case_html(case: Mapping[str, Any], i: int, methods: Mapping[str, Any], recor
     outside = [f"<li>{escape(o)}</li>" for o in shown.get("outside") or []]
     if outside:
         body += f'<div class="warn"><b>Outside of what the model was trained on</b><ul class="plain">{"".join(outside)}</ul></div>'
-    return f'<article class="case"><h4>{_title(case)}</h4>{body}{_influence(case, arrays)}</article>'
+    return f'<article class="case"><h4>{_title(case)}</h4>{body}{prompt_html(case, arrays)}{_influence(case, arrays)}</article>'
 
 
 def _title(case: Mapping[str, Any]) -> str:
@@ -198,9 +199,8 @@ def _caption(one: Mapping[str, Any], method: Mapping[str, Any]) -> str:
     own, random = number(one.get("insertion")), number(one.get("random_insertion"))
     if own is not None and random:
         words_.append(f"insertion {figure(own, 2)} (random {figure(random, 2)})")
-    note = f" {escape(method['note'], 200)}" if method.get("note") else ""
     badge = '<b class="tone-bad">Failed its test: do not rely on it.</b> ' if one.get("failed") else ""
-    return f"{badge}<b>{escape(method.get('title', one.get('method')), 60)}</b> {escape('; '.join(words_))}{note}"
+    return f"{badge}<b>{escape(method.get('title', one.get('method')), 60)}</b> {escape('; '.join(words_))}"
 
 
 def _influence(case: Mapping[str, Any], arrays: Arrays) -> str:

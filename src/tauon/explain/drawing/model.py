@@ -24,10 +24,11 @@ def methods_html(record: Mapping[str, Any]) -> str:
         faithful = m.get("faithful") or {}
         verdict = "; ".join(map(str, m.get("problems") or [])) if m.get("failed") else "passed" if faithful else "not tested"
         verdict += "" if m.get("drawn", True) else "; not drawn"
+        about = ". ".join(str(x) for x in (m.get("why"), m.get("note")) if x)
         tone = ' class="tone-bad"' if m.get("failed") else ""
         rows.append(
             [
-                f"{escape(m.get('title'), 60)}: <span{tone}>{escape(verdict, 400)}</span><small>{escape(m.get('why') or '', 160)}</small>",
+                f"{escape(m.get('title'), 60)}: <span{tone}>{escape(verdict, 400)}</span><small>{escape(about, 300)}</small>",
                 _ratio(faithful.get("deletion_ratio")), _ratio(faithful.get("insertion_ratio")),
                 _ratio(m.get("weights")), _ratio(m.get("stable")),
             ]
@@ -36,7 +37,9 @@ def methods_html(record: Mapping[str, Any]) -> str:
         rows.append([f"{escape(name, 60)}<small>{escape(f'not used: {why}', 300)}</small>", "", "", "", ""])
     tested = next((m["faithful"] for m in methods if m.get("faithful")), None)
     what = (
-        "" if tested is None else f" Tested on {tested['examples']} examples, {tested['regions']} regions, hidden by the {tested['fill']}."
+        ""
+        if tested is None
+        else f" Tested on {tested['examples']} example{'s' if tested['examples'] != 1 else ''}, {tested['regions']} regions, hidden by the {tested['fill']}."
     )
     note = (
         "Deletion: what is left of the answer while the marked parts are hidden, as a share of what is left while random parts are hidden; below 1 is "

@@ -68,7 +68,7 @@ def patch_activations(
         before, after = float(logits[0, a] - logits[0, b]), float(logits[1, a] - logits[1, b])
         if a == b or abs(before - after) < 1e-6:
             raise DataError(
-                "the model gives both prompts the same answer, so there is no difference to trace. Choose prompts with different answers, or name `answers`."
+                "the model gives both prompts the same answer, so there is no difference to trace. Choose prompts with different answers."
             )
         T = len(first_T)
         rows = []

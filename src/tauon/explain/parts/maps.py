@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tauon.errors import DataError, TauonError
 from tauon.explain.base import Attribution, Cases, Work, method_named
-from tauon.explain.checks import Faithfulness, faithfulness, stability, weight_dependence
+from tauon.explain.checks import Faithfulness, Hiding, faithfulness, hide_at_random, stability, weight_dependence
 from tauon.explain.methods import auto_methods
 
 __all__ = ["Maps", "MethodReport", "explain_cases"]
@@ -90,6 +90,7 @@ def explain_cases(
     """
     wanted = dict.fromkeys(names, "as set") if names else default_methods(cases)
     found, left_out = [], {}
+    hiding = hide_at_random(cases, work) if checks else None
     for name, why in wanted.items():
         method = method_named(name, "explain.maps")
         reason = method.why_not(cases)
@@ -108,8 +109,8 @@ def explain_cases(
             left_out[name] = str(err)
             continue
         report = MethodReport(name, method.title, why, attribution)
-        if checks:
-            _check(report, cases, rebuild, mine, options)
+        if hiding is not None:
+            _check(report, cases, rebuild, replace(mine, progress=None), options, hiding)
         found.append(report)
     if not names and any(not m.failed for m in found):  # by default nothing is drawn that failed on this model
         for report in found:
@@ -125,9 +126,11 @@ def default_methods(cases: Cases) -> dict[str, str]:
     return found
 
 
-def _check(report: MethodReport, cases: Cases, rebuild: Callable[[nn.Module], Cases], work: Work, options: Mapping[str, Any]) -> None:
-    run, quiet = method_named(report.name).run, replace(work, progress=None)
-    report.faithful = faithfulness(cases, report.attribution, quiet)
+def _check(
+    report: MethodReport, cases: Cases, rebuild: Callable[[nn.Module], Cases], quiet: Work, options: Mapping[str, Any], hiding: Hiding
+) -> None:
+    run = method_named(report.name).run
+    report.faithful = faithfulness(cases, report.attribution, quiet, hiding)
     some = slice(0, min(len(cases), 4))  # the other checks explain again: a few examples tell enough
     few, theirs = part_of(cases, some), _rows(report.attribution, some)
 

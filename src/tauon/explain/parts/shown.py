@@ -13,7 +13,7 @@ from tauon.explain.features.columns import Feature, outside_range, value_text
 from tauon.explain.subject import Subject
 from tauon.types import Batch
 
-__all__ = ["answer_text", "name_of", "show_example", "target_text", "values_in_units"]
+__all__ = ["answer_text", "name_of", "show_example", "target_text", "values_in_units", "visible"]
 
 Shown = tuple[dict[str, Any], NDArray[Any] | None]
 """(JSON facts, an array to store beside them or None)."""
@@ -116,8 +116,13 @@ def target_text(subject: Subject, target: Any, explained: int = 0) -> str | floa
 
 def name_of(subject: Subject, output: int) -> str:
     """Return the name of a class, or of a token with its blanks made visible."""
-    name = subject.labels[output]
-    return name.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥") if subject.input_kind == "tokens" else name
+    return visible(subject, output) if subject.input_kind == "tokens" else subject.labels[output]
+
+
+def visible(subject: Subject, token: int) -> str:
+    """Return a token as text, with blanks that can be seen."""
+    text = str(token) if subject.tokenizer is None else subject.tokenizer.decode([token])
+    return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
 
 
 def _in_units(subject: Subject, value: float, target: int) -> float:
