@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tauon.config import Config, Count, Fraction
 
-__all__ = ["CardConfig", "ExplainConfig", "InfluenceConfig", "TreeConfig"]
+__all__ = ["CardConfig", "ChecksConfig", "ExplainConfig", "InfluenceConfig", "LanguageConfig", "TreeConfig"]
 
 
 class TreeConfig(Config):
@@ -28,6 +28,26 @@ class InfluenceConfig(Config):
     """auto: ekfac for models of up to 20 million parameters, else trak."""
     most: Count = Field(5_000, ge=10)
     """Most training examples in the index; the first of a random order."""
+
+
+class ChecksConfig(Config):
+    """Tests of the maps."""
+
+    examples: Count = Field(24, ge=1)
+    """Held-out examples on which maps are tested, those that are explained among them."""
+
+
+class LanguageConfig(Config):
+    """What is said about language models alone."""
+
+    answer: Count = Field(12, ge=0, le=500)
+    """Tokens of the continuation of a new prompt whose attribution is computed."""
+    contrast: tuple[str, ...] = ()
+    """Two prompts of the same number of tokens: which activations carry the difference between their answers."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if len(self.raw_value("contrast")) not in (0, 2):
+            yield "contrast", f"has {len(self.raw_value('contrast'))} prompts; give two, or remove it"
 
 
 class CardConfig(Config):
@@ -60,10 +80,6 @@ class ExplainConfig(Config):
     """Permutation importance, partial dependence and interactions of features."""
     influence: InfluenceConfig | bool = InfluenceConfig()
     """Training examples behind each answer; false: none."""
-    answer: Count = Field(12, ge=0, le=500)
-    """For language models: tokens of a new prompt's continuation whose attribution is computed."""
-    contrast: tuple[str, ...] = ()
-    """For language models: two prompts of as many tokens: which activations carry the difference between their answers."""
     counterfactuals: bool = True
     """For tables: the nearest change that would flip the answer."""
     keep_columns: tuple[str, ...] = ()
@@ -72,10 +88,8 @@ class ExplainConfig(Config):
     """Search for groups of examples on which the model fails."""
     activations: bool = True
     """Activations of each layer, and units that are dead or saturated."""
-    checks: bool = True
-    """Test every map: hiding what it marks, shuffled weights, small noise."""
-    tested: Count = Field(24, ge=1)
-    """checks: number of held-out examples on which maps are tested, those that are explained among them."""
+    checks: ChecksConfig | bool = ChecksConfig()
+    """Tests of every map: hiding what it marks, shuffled weights, small noise; false: none."""
     sample: Count = Field(512, ge=20)
     """Held-out examples behind figures about the model as a whole."""
     background: Count = Field(64, ge=1)
@@ -86,6 +100,8 @@ class ExplainConfig(Config):
     """Part whose examples are explained. auto: test, else validation, else train."""
     seed: Count = 0
     """Seed of everything that is drawn: examples, perturbations, noise."""
+    language: LanguageConfig = LanguageConfig()
+    """For language models: whole answers, and two prompts side by side."""
     card: CardConfig = CardConfig()
     """For card.md, the model card."""
 
@@ -97,7 +113,11 @@ class ExplainConfig(Config):
             values = list(self.raw_value(name))
             if len(set(values)) != len(values):
                 yield name, f"names something twice: {values}"
-        if len(self.raw_value("contrast")) not in (0, 2):
-            yield "contrast", f"has {len(self.raw_value('contrast'))} prompts; give two, or remove it"
         if self.raw_value("layer") and self.raw_value("maps") and not any(m.startswith("grad_cam") for m in self.raw_value("maps")):
             yield "layer", "is only read by grad_cam and grad_cam_plus_plus; add one to maps, or remove it"
+
+    @property
+    def tested(self) -> int:
+        """Number of examples on which maps are tested; 0: maps are not tested."""
+        checks = self.checks
+        return checks.examples if isinstance(checks, ChecksConfig) else ChecksConfig().examples if checks else 0

@@ -54,12 +54,14 @@ def explain_model(subject: Subject, config: ExplainConfig) -> Explanation:
     """
     work = Work(seed=config.seed)
     with untouched(subject.model):
-        patched = contrast(subject, config.contrast, work) if config.contrast else None  # first: what is refused is refused at once
+        patched = (
+            contrast(subject, config.language.contrast, work) if config.language.contrast else None
+        )  # first: what is refused is refused at once
         sample = subject.sample(config.sample, work=work)
         places = _chosen(subject, sample, config, work)
         rows = np.array([row for row, _ in places], np.int64)
         more = [row for row in subject.draw(subject.heldout, config.tested).tolist() if row not in set(rows.tolist())]
-        tested = np.array(more[: max(0, config.tested - len(rows)) if config.checks and len(rows) else 0], np.int64)
+        tested = np.array(more[: max(0, config.tested - len(rows)) if len(rows) else 0], np.int64)
         batch = subject.heldout.batch(np.concatenate([rows, tested]))
         features = _features_of(subject, config)
         explanation, maps = explain_batch(subject, config, batch, features, shown=len(rows))
@@ -97,7 +99,7 @@ def explain_batch(
     work = Work(seed=config.seed)
     subject.report("maps", 0, 1)
     maps = explain_cases(
-        cases, lambda model: subject.cases(batch, cases.targets, model), config.maps, work, layer=config.layer, checks=config.checks
+        cases, lambda model: subject.cases(batch, cases.targets, model), config.maps, work, layer=config.layer, checks=config.tested > 0
     )
     subject.report("maps", 1, 1)
     with torch.no_grad():
@@ -109,7 +111,7 @@ def explain_batch(
         _case(subject, maps, batch, i, outputs[i], features, explanation.arrays) for i in range(len(batch) if shown is None else shown)
     ]
     if subject.input_kind == "tokens":
-        add_language(subject, batch, found, explanation.arrays, answer=config.answer if shown is None else 0, work=work)
+        add_language(subject, batch, found, explanation.arrays, answer=config.language.answer if shown is None else 0, work=work)
     return explanation, maps
 
 

@@ -36,7 +36,15 @@ def compare_runs(
     after, before = subject_of(ctx, config), subject_of(earlier, config)
     if ctx.splits.fingerprint != earlier.splits.fingerprint:
         on_event("warning", message=f"{other} was prepared from other data or in another way; both models get the examples of {folder}")
-    found = compare(before, after, sample=config.sample, explained=config.tested, shown=config.examples, maps=config.maps, seed=config.seed)
+    found = compare(
+        before,
+        after,
+        sample=config.sample,
+        explained=max(config.tested, config.examples, 4),
+        shown=config.examples,
+        maps=config.maps,
+        seed=config.seed,
+    )
     page = folder / "explain" / f"against-{re.sub(r'[^A-Za-z0-9._-]+', '-', earlier.recipe.name)[:60]}.html"
     page.parent.mkdir(exist_ok=True)
     write_json(page.with_suffix(".json"), found.record)

@@ -83,14 +83,16 @@ def _answer(
 def contrast(subject: Subject, prompts: tuple[str, ...], work: Work) -> dict[str, Any]:
     """Return what activation patching says about two prompts. `RecipeError` if they cannot be compared."""
     if subject.input_kind != "tokens" or subject.tokenizer is None:
-        raise RecipeError([Problem("explain.contrast", f"is for language models, and this run reads {subject.input_kind}. Remove it.")])
+        raise RecipeError(
+            [Problem("explain.language.contrast", f"is for language models, and this run reads {subject.input_kind}. Remove it.")]
+        )
     if len(prompts) != 2:
-        raise RecipeError([Problem("explain.contrast", f"has {len(prompts)} prompts, expected 2")])
+        raise RecipeError([Problem("explain.language.contrast", f"has {len(prompts)} prompts, expected 2")])
     first, second = (torch.from_numpy(subject.tokenizer.encode(p).astype(np.int64)).to(subject.device) for p in prompts)
     try:
         found = patch_activations(subject.model, first, second, work=work)
     except DataError as err:
-        raise RecipeError([Problem("explain.contrast", str(err))]) from None
+        raise RecipeError([Problem("explain.language.contrast", str(err))]) from None
     said = [visible(subject, t) for t in found.answers]
     return found.to_json() | {
         "prompts": list(prompts), "answers": said, "tokens": [[visible(subject, t) for t in p.tolist()] for p in (first, second)],
