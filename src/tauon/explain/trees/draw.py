@@ -60,10 +60,11 @@ def draw_tree(surrogate: Surrogate, row_F: Matrix | None = None) -> str:
     if row_F is not None:
         row_1F = check_rows(row_F, surrogate.features, "the row")
         on = {int(surrogate.tree.apply(row_1F, depth)[0]) for depth in range(surrogate.tree.depth + 1)}
-    known = "" if row_F is None else ' The path of this case is marked with "▸" and bold.'
+    known = "" if row_F is None else ' The path of this case is bold and marked with "●".'
+    long = "the answer is probable" if surrogate.kind == "classes" else "the value is large"
+    note = f"{describe_fidelity(surrogate)} n counts training rows; a bar is as long as {long}.{known}"
     caption = (
-        f"<figcaption><b>The model as a tree of {surrogate.tree.depth} questions at most</b></figcaption>"
-        f'<p class="note">{escape(describe_fidelity(surrogate))}{known}</p>'
+        f'<figcaption><b>The model as a tree of {surrogate.tree.depth} questions at most</b></figcaption><p class="note">{escape(note)}</p>'
     )
     body = _branch(surrogate, 0, on, "all cases")
     label = escape(f"Decision tree that imitates the model: {len(surrogate.tree.leaves)} paths, each written out below")
@@ -73,8 +74,8 @@ def draw_tree(surrogate: Surrogate, row_F: Matrix | None = None) -> str:
 def _branch(surrogate: Surrogate, at: int, on: set[int], text: str) -> str:
     """One node and what is below it, as a list item."""
     node = surrogate.tree.nodes[at]
-    marked, mark = (' class="on"', "▸ ") if at in on else ("", "")
-    counted = f'<span class="n">{count(node.training_rows)} training rows</span>'
+    marked, mark = (' class="on"', "● ") if at in on else ("", "")
+    counted = f'<span class="n">n = {count(node.training_rows)}</span>'
     answer = f"{_bar(surrogate, at)}{escape(surrogate.answer_of(node.value))}"
     if node.feature < 0:
         return f'<li{marked}><span class="leaf">{mark}{escape(text)} → {answer} {counted}</span></li>'
@@ -96,16 +97,15 @@ def _answers_below(surrogate: Surrogate, at: int) -> set[int]:
 
 
 def _bar(surrogate: Surrogate, at: int) -> str:
-    """A bar of the first class's share (blue, solid) and of the others' (orange, outlined); of where a value is in its range."""
-    values = [surrogate.tree.nodes[leaf].value for leaf in surrogate.tree.leaves]
+    """A bar as long as the answer is probable, blue for the first class and orange for others; of where a value is in its range."""
     value = surrogate.tree.nodes[at].value
     if surrogate.kind == "classes":
-        share = value[0]
+        share, tone = max(value), "--a" if value[0] == max(value) else "--b"
     else:
-        low, high = min(v[0] for v in values), max(v[0] for v in values)
-        share = 0.0 if high <= low else (value[0] - low) / (high - low)
+        values = [surrogate.tree.nodes[leaf].value[0] for leaf in surrogate.tree.leaves]
+        share, tone = (value[0] - min(values)) / max(max(values) - min(values), 1e-300), "--a"
     width = round(min(max(share, 0.0), 1.0) * _BAR, 1)
     return (
         f'<svg width="{_BAR + 2}" height="10" aria-hidden="true"><rect x="1" y="1" width="{_BAR}" height="8" fill="none" '
-        f'style="stroke:var(--b)"/><rect x="1" y="1" width="{width}" height="8" style="fill:var(--a)"/></svg>'
+        f'style="stroke:var({tone})"/><rect x="1" y="1" width="{width}" height="8" style="fill:var({tone})"/></svg>'
     )
