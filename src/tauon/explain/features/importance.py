@@ -31,8 +31,8 @@ class ShuffleSettings:
 
     repeats: int = 5
     """Shuffles of each column."""
-    resamples: int = 200
-    """Bootstrap draws of rows."""
+    resamples: int = 100
+    """Bootstrap draws of rows. The metric is called repeats x resamples times a column: what a slow metric's time goes to."""
     confidence: float = 0.95
     higher_is_better: bool = True
     """Of the metric."""

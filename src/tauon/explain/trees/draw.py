@@ -62,7 +62,7 @@ def draw_tree(surrogate: Surrogate, row_F: Matrix | None = None) -> str:
         on = {int(surrogate.tree.apply(row_1F, depth)[0]) for depth in range(surrogate.tree.depth + 1)}
     known = "" if row_F is None else ' The path of this case is bold and marked with "●".'
     long = "the answer is probable" if surrogate.kind == "classes" else "the value is large"
-    note = f"{describe_fidelity(surrogate)} n counts training rows; a bar is as long as {long}.{known}"
+    note = f"{describe_fidelity(surrogate)} n counts training rows (0: sampled points alone); a bar is as long as {long}.{known}"
     caption = (
         f'<figcaption><b>The model as a tree of {surrogate.tree.depth} questions at most</b></figcaption><p class="note">{escape(note)}</p>'
     )
