@@ -44,7 +44,8 @@ class Feature:
     name: str
     kind: Literal["number", "category", "flag"] = "number"
     categories: tuple[str, ...] = ()
-    """Name of each code, in order. In Tauon's tables code 0 is "missing or unseen"."""
+    """Name of each code, in order. In Tauon's tables code 0 is "missing or unseen". Of a flag: how 0 and 1 read after the name, where
+    "is no" and "is yes" would not do: ("is not in the text", "is in the text")."""
     unit: str = ""
     low: float = -math.inf
     high: float = math.inf
@@ -107,8 +108,8 @@ def _refuse_not_finite(column: Matrix, name: str, what: str) -> None:
     if len(lost):
         row = int(lost[0])
         raise DataError(
-            f"{what}: column {name!r} is {column[row]} in row {row} ({len(lost):,} such rows). Explanations need finite numbers: "  # noqa: S608
-            "replace missing values first (data.table.impute)"
+            f"{what}: column {name!r} is {column[row]} in row {row} ({len(lost):,} such rows). Explanations need finite numbers: "
+            "fill in missing values first (data.table.impute)"
         )
 
 
@@ -233,7 +234,8 @@ class Condition:
         if feature.kind == "category":
             return f"{feature.name} is {_one_of(feature, self.codes)}"
         if feature.kind == "flag" and not (self.low >= 1 or self.high < 0):
-            return f"{feature.name} is {'yes' if self.low >= 0 else 'no'}"
+            phrases = feature.categories or ("is no", "is yes")
+            return f"{feature.name} {phrases[int(self.low >= 0)]}"
         ends = [f"above {value_text(feature, self.low)}"] if math.isfinite(self.low) else []
         ends += [f"at most {value_text(feature, self.high)}"] if math.isfinite(self.high) else []
         return f"{feature.name} is {' and '.join(ends) or 'any number'}"
