@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tauon.errors import Problem, RecipeError
+from tauon.errors import DataError, Problem, RecipeError
 from tauon.explain.base import Work, untouched
 from tauon.explain.config import ExplainConfig
 from tauon.explain.features.columns import Feature
@@ -21,7 +21,9 @@ from tauon.explain.parts.choose import choose_examples
 from tauon.explain.parts.language import add_language, contrast
 from tauon.explain.parts.maps import Maps, explain_cases
 from tauon.explain.parts.opening import opening
+from tauon.explain.parts.readable import readable_rows
 from tauon.explain.parts.shown import answer_text, show_example, target_text
+from tauon.explain.parts.whole import Whole, explain_rows, explain_whole
 from tauon.explain.subject import Sample, Subject
 from tauon.types import Batch
 
@@ -66,6 +68,9 @@ def explain_model(subject: Subject, config: ExplainConfig) -> Explanation:
         features = _features_of(subject, config)
         explanation, maps = explain_batch(subject, config, batch, features, shown=len(rows))
         record = explanation.record
+        whole = _whole(subject, config, record, sample, features, work)
+        if whole is not None and record["kind"] == "table" and subject.table is not None and len(rows):
+            explain_rows(subject, config, whole, subject.table.read(subject.heldout.batch(rows).inputs.numpy()), record["cases"])
         for case, (row, why) in zip(record["cases"], places, strict=True):
             case |= {"row": row, "from": f"{subject.part} {row:,}", "why": why}
         _add_truth(subject, record["cases"], batch)
@@ -113,6 +118,23 @@ def explain_batch(
     if subject.input_kind == "tokens":
         add_language(subject, batch, found, explanation.arrays, answer=config.language.answer if shown is None else 0, work=work)
     return explanation, maps
+
+
+def _whole(
+    subject: Subject, config: ExplainConfig, record: dict[str, Any], sample: Sample, features: tuple[Feature, ...], work: Work
+) -> Whole | None:  # fmt: skip
+    if not (config.tree or config.features or config.slices):
+        return None
+    try:
+        readable = readable_rows(subject, record["kind"], sample, features, work)
+    except DataError as err:
+        record["readable"] = {"problem": str(err)}
+        return None
+    if readable is None:
+        return None
+    whole = explain_whole(subject, config, readable, sample)
+    record |= whole.record
+    return whole
 
 
 def _case(

@@ -139,13 +139,16 @@ class Subject:
         """Return the model's answers to at most n held-out examples."""
         return self.answers_to(self.draw(self.heldout, n), work=work, what=what)
 
-    def answers_to(self, rows: NDArray[np.int64], *, work: Work, what: str = "the model's answers") -> Sample:
-        """Return the model's answers to these held-out examples."""
+    def answers_to(
+        self, rows: NDArray[np.int64], *, work: Work, what: str = "the model's answers", dataset: Dataset | None = None
+    ) -> Sample:
+        """Return the model's answers to these held-out examples, or to those of another data set."""
         if not len(rows):
             raise DataError(f"the {self.part} part has no examples, so nothing can be explained")
+        dataset = self.heldout if dataset is None else dataset
         outputs, losses, targets = [], [], []
         with torch.no_grad():
-            for part, batch in self.batches(self.heldout, rows, work.at_once):
+            for part, batch in self.batches(dataset, rows, work.at_once):
                 cases = self.cases(batch)
                 found = []
                 for inner in work.chunks(len(batch)):

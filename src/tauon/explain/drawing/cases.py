@@ -40,9 +40,11 @@ def case_html(case: Mapping[str, Any], i: int, methods: Mapping[str, Any], recor
     """Return one example."""
     shown = case.get("shown") or {}
     body = _given(case, i, shown, record, arrays) + _maps(case, i, shown, methods, record, arrays)
-    for key, name in (("path", "In the surrogate tree"), ("counterfactual", "What would change the answer")):
-        if case.get(key):
-            body += f"<p><b>{name}:</b> {escape(case[key])}</p>"
+    if case.get("path"):
+        body += f"<p><b>In the small tree:</b> {escape(case['path'])}</p>"
+    changes = [str(c) for c in case.get("counterfactuals") or []]
+    if changes:
+        body += f"<p><b>What would change the answer:</b> {escape(' '.join(changes))}</p>"
     outside = [f"<li>{escape(o)}</li>" for o in shown.get("outside") or []]
     if outside:
         body += f'<div class="warn"><b>Outside of what the model was trained on</b><ul class="plain">{"".join(outside)}</ul></div>'
