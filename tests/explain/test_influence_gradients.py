@@ -108,7 +108,8 @@ class Layers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         act: Any = F.relu if self.functional else self.act
         h = self.conv2(act(self.norm(self.conv(x)))).mean(2)
-        return self.head(act(self.linear(act(self.linear(h)))))
+        out: Tensor = self.head(act(self.linear(act(self.linear(h)))))
+        return out
 
 
 def test_a_twin_with_functional_activations_gives_the_same() -> None:

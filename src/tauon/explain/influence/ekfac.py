@@ -151,7 +151,7 @@ class _Fit:
                     sums[name] = [s + g for s, g in zip(sums[name], grams, strict=True)] if name in sums else grams
         layers = {}
         for name, (of_a, of_g) in sums.items():
-            a_II, g_OO = (torch.linalg.eigh(m.double() / m.diagonal().sum().clamp(min=1e-30))[1].float() for m in (of_a, of_g))
+            a_II, g_OO = (torch.linalg.eigh(m.double() / m.diagonal().sum().clamp(min=1e-30))[1].float().contiguous() for m in (of_a, of_g))
             layers[name] = EkFacLayer(a_II, g_OO, torch.zeros(len(g_OO), len(a_II), device=a_II.device))
         for _, pairs in self.passes(data, index, tick):
             for name, calls in pairs.items():

@@ -57,7 +57,8 @@ def margin_value(model: nn.Module, batch: Batch) -> Tensor:
         )
     right_B = logits_BC.gather(1, batch.targets[:, None])[:, 0]
     others_BC = logits_BC.scatter(1, batch.targets[:, None], -torch.inf)
-    return (right_B - others_BC.logsumexp(1)) * (batch.weights > 0)
+    margin_B: Tensor = (right_B - others_BC.logsumexp(1)) * (batch.weights > 0)
+    return margin_B
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -1,8 +1,9 @@
 """Random projections of gradients that keep inner products on average: E <P x, P y> = <x, y> (Johnson & Lindenstrauss 1984).
 
 A matrix's gradient G is multiplied from both sides, L G R^T with Gaussian L and R (Choe et al. 2024, arXiv:2405.13954, "LoGra"): from its
-factors, sum_t (L g_t)(R a_t)^T, it is never formed. A short vector is kept as it is. The matrices are functions of the seed and the
-parameter's name, so an index stores the seed only.
+factors, sum_t (L g_t)(R a_t)^T, it is never formed. A short vector is kept as it is. `dense` multiplies the whole gradient by a matrix of
+signs, as TRAK does: closer for as many columns, and slower. The matrices are functions of the seed and the parameter's name, so an index stores the
+seed only.
 
 Shapes: B examples, T positions, O rows and I columns of the matrix, K columns of the result.
 """
@@ -32,23 +33,27 @@ class Projection:
     64
     """
 
-    def __init__(self, name: str, shape: Sequence[int], *, columns: int, seed: int, exact: bool = True) -> None:
-        """`exact`: keep a gradient of at most `columns` numbers as it is (fewer columns then)."""
+    def __init__(self, name: str, shape: Sequence[int], *, columns: int, seed: int, exact: bool = True, dense: bool = False) -> None:
+        """`exact`: keep a gradient of at most `columns` numbers as it is (fewer columns then). `dense`: numel x columns bytes of memory."""
         self.shape = tuple(shape)
         numel, self.rows = math.prod(self.shape), self.shape[0] if self.shape else 1
         self.inside = numel // max(1, self.rows)
         self.left: Tensor | None = None
         self.right: Tensor | None = None
+        self.signs: Tensor | None = None
         self.identity = exact and numel <= columns
         if self.identity:
             self.columns = numel
             return
         draws = torch.Generator().manual_seed((seed * 0x9E3779B1 + zlib.crc32(name.encode())) % 2**63)
+        self.columns = columns
+        if dense:
+            self.signs = torch.randint(0, 2, (numel, columns), generator=draws, dtype=torch.int8).mul_(2).sub_(1)
+            return
         # both sides about equally long; a vector has one side. `columns` is met exactly
         k = 1 if self.inside == 1 else _divisor(columns)
         self.left = torch.randn(columns // k, self.rows, generator=draws) / math.sqrt(columns // k)
         self.right = torch.randn(k, self.inside, generator=draws) / math.sqrt(k) if self.inside > 1 else torch.ones(1, 1)
-        self.columns = columns
 
     def __call__(self, terms: Sequence[Term]) -> Tensor:
         """Return BK, the projection of the sum of `terms` for each example."""
@@ -58,9 +63,13 @@ class Projection:
         return total
 
     def _one(self, term: Term) -> Tensor:
-        if self.left is None or self.right is None:
+        if self.identity:
             return term.dense().flatten(1)
+        if self.signs is not None:
+            return self._by_signs(term)
         left, right = self.left, self.right
+        assert left is not None
+        assert right is not None
         if isinstance(term, Outer):
             return torch.bmm((term.g.float() @ left.t()).mT, term.a.float() @ right.t()).flatten(1)
         if isinstance(term, Rows):
@@ -72,6 +81,14 @@ class Projection:
             each_BOI = term.dense(units).reshape(len(units), self.rows, self.inside)
             out.append((left @ (each_BOI @ right.t())).flatten(1))
         return torch.cat(out)
+
+    def _by_signs(self, term: Term) -> Tensor:
+        assert self.signs is not None
+        each_BP = term.dense().flatten(1)
+        out, step = torch.zeros(len(each_BP), self.columns), max(1, PIECE // self.columns)
+        for start in range(0, len(self.signs), step):
+            out.addmm_(each_BP[:, start : start + step], self.signs[start : start + step].float())
+        return out / math.sqrt(self.columns)
 
 
 def _divisor(n: int) -> int:
