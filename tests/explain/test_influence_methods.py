@@ -280,6 +280,8 @@ def test_sampled_labels_have_the_models_probabilities() -> None:
         sample_labels(nn.Linear(6, 1), Regression(loss_kind="mae"), Batch(data.x, torch.zeros(1, 1), torch.ones(1)), torch.Generator())
 
 
-def test_ekfac_refuses_no_damping() -> None:
+def test_ekfac_refuses_no_damping_and_no_samples() -> None:
     with pytest.raises(RecipeError, match="must be above 0"):
         EkFac(damping=0).fit([perceptron((6, 3))], CLASSES, blobs(5))
+    with pytest.raises(RecipeError, match="at least one label for each example"):
+        EkFac(samples=0).fit([perceptron((6, 3))], CLASSES, blobs(5))

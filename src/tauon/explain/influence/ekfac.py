@@ -50,6 +50,9 @@ class EkFac:
     """Coordinates kept for each model. None: all, as many as parameters."""
     fit_examples: int | None = None
     """Training examples that the factors are computed from, evenly spread over the data. None: all."""
+    samples: int = 4
+    """Labels sampled for each of them. A confident model seldom draws any but its first choice, and few draws leave the eigenvalues noisy: one label
+    instead of four cost up to a sixth of the linear datamodelling score (benchmarks/influence_lds.py)."""
     layers: tuple[str, ...] = ("*",)
     """Patterns of layer names."""
     batch: int = 256
@@ -60,11 +63,13 @@ class EkFac:
 
     def fit(self, models: Sequence[nn.Module], task: Task, data: Dataset, progress: Progress | None = None) -> EkFacEncoder:
         """Two passes over the data for each model: factors, then eigenvalues."""
+        if self.samples < 1:
+            raise RecipeError(f"samples {self.samples}: the Fisher matrix needs at least one label for each example.")
         if self.damping <= 0:
             raise RecipeError(f"damping {self.damping}: must be above 0, or directions that no example moves would dominate.")
         count = len(data) if self.fit_examples is None else min(len(data), self.fit_examples)
         index = np.linspace(0, len(data) - 1, count).astype(np.int64)
-        done, total = 0, 2 * len(models) * count
+        done, total = 0, 2 * len(models) * count * self.samples
 
         def tick(n: int) -> None:
             nonlocal done
@@ -94,6 +99,11 @@ class EkFacLayer:
     damping: float = 0.0
     index_K: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     """Kept coordinates, numbered as in `eigenvalues_OI` flattened."""
+
+    def on(self, device: torch.device) -> EkFacLayer:
+        """Return the layer on `device`."""
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return self if self.inputs_II.device == device else EkFacLayer(**moved)
 
     def rotated(self, pair: Pair) -> Tensor:
         """Return BOI, the gradients in the basis."""
@@ -138,13 +148,13 @@ class _Fit:
     def passes(self, data: Dataset, index: np.ndarray, tick: Any) -> Any:
         draws = torch.Generator().manual_seed(self.config.seed)
         for batch in batches(data, self.config.batch, index):
-            sampled = sample_labels(self.model, self.task, batch, draws)
-            yield len(batch), self.factors.of(loss_value(self.task), sampled)
-            tick(len(batch))
+            for _ in range(self.config.samples):
+                yield self.factors.of(loss_value(self.task), sample_labels(self.model, self.task, batch, draws))
+                tick(len(batch))
 
     def run(self, data: Dataset, index: np.ndarray, tick: Any) -> dict[str, EkFacLayer]:
         sums: dict[str, list[Tensor]] = {}
-        for _, pairs in self.passes(data, index, tick):
+        for pairs in self.passes(data, index, tick):
             for name, calls in pairs.items():
                 for call in calls:
                     grams = [x.flatten(0, 1).t() @ x.flatten(0, 1) for x in call]
@@ -153,11 +163,11 @@ class _Fit:
         for name, (of_a, of_g) in sums.items():
             a_II, g_OO = (torch.linalg.eigh(m.double() / m.diagonal().sum().clamp(min=1e-30))[1].float().contiguous() for m in (of_a, of_g))
             layers[name] = EkFacLayer(a_II, g_OO, torch.zeros(len(g_OO), len(a_II), device=a_II.device))
-        for _, pairs in self.passes(data, index, tick):
+        for pairs in self.passes(data, index, tick):
             for name, calls in pairs.items():
                 _add_squares(layers[name], calls)
         for layer in layers.values():
-            layer.eigenvalues_OI /= len(index)
+            layer.eigenvalues_OI /= len(index) * self.config.samples
             layer.damping = self.config.damping * float(layer.eigenvalues_OI.mean())
         unmoved = [n for n, layer in layers.items() if layer.damping == 0]
         layers = {n: layer for n, layer in layers.items() if n not in unmoved}
@@ -223,7 +233,10 @@ class EkFacEncoder:
             pairs = factors.of(loss_value(self.task), batch)
             for name, layer in layers.items():
                 found = pairs.get(name)
-                rows.append(torch.zeros(len(batch), len(layer.index_K)) if found is None else layer.kept(found).cpu())
+                if found is None:
+                    rows.append(torch.zeros(len(batch), len(layer.index_K)))
+                else:
+                    rows.append(layer.on(found[0][0].device).kept(found).cpu())
         return torch.cat(rows, 1) * self.scale
 
     def importance(self, batch: Batch) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from tauon.errors import RecipeError
-from tauon.explain.influence.gradients import Value, untouched
+from tauon.explain.influence.gradients import Value, on_device_of, untouched
 from tauon.types import Batch
 
 __all__ = ["LayerFactors", "Pair"]
@@ -51,6 +51,7 @@ class LayerFactors:
 
     def of(self, value: Value, batch: Batch) -> dict[str, list[Pair]]:
         """Return the factors of each layer, one pair for each call; layers that were not called are missing. The model is left as it was."""
+        batch = on_device_of(self.model, batch)
         calls: dict[str, list[tuple[Tensor, int, Any, GradientEdge]]] = {}
         weights = {id(m.weight) for m in self.layers.values()}
         with untouched(self.model), torch.enable_grad():

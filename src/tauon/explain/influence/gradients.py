@@ -25,7 +25,7 @@ from tauon.privacy.clipped import ClippedSum, Dense, Term
 from tauon.tasks import Task
 from tauon.types import Batch
 
-__all__ = ["ExampleGradients", "Terms", "Value", "loss_value", "margin_value", "untouched", "weights_hash"]
+__all__ = ["ExampleGradients", "Terms", "Value", "loss_value", "margin_value", "on_device_of", "untouched", "weights_hash"]
 
 Terms = dict[str, list[Term]]
 """Parameter name -> the terms whose sum is each example's gradient."""
@@ -89,6 +89,12 @@ def untouched(model: nn.Module) -> Iterator[None]:
             p.grad = grad
 
 
+def on_device_of(model: nn.Module, batch: Batch) -> Batch:
+    """Return the batch where the model is."""
+    device = next(model.parameters()).device
+    return batch if batch.inputs.device == device else batch.to(device)
+
+
 class ExampleGradients:
     """The gradient of a value of each example, by parameter.
 
@@ -118,7 +124,7 @@ class ExampleGradients:
 
         The model is left as it was. Raises `RecipeError` naming a layer whose gradient for single examples is not known.
         """
-        chosen = set(self.names)
+        chosen, batch = set(self.names), on_device_of(self.model, batch)
         with untouched(self.model):
             for name, p in self.model.named_parameters():
                 p.requires_grad_(name in chosen)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tauon.artifacts import atomic_write, read_json, write_json
+from tauon.artifacts import atomic_write, read_json, remove_leftovers, write_json
 from tauon.errors import CheckpointError, DataError, RunError
 from tauon.explain.influence.answer import InfluenceAnswer, answer_of
 from tauon.explain.influence.ekfac import EkFac
@@ -67,6 +67,7 @@ def build_index(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     settings: dict[str, Any] = {
         "format": FORMAT, "method": method.kind, "config": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(method).items()},
         "models": of.hashes(), "data": of.data_fingerprint, "examples": len(data),
@@ -194,7 +195,10 @@ class Index:
             yield slice(start, stop), both[:, : self.encoder.columns], last
 
     def scores(self, batch: Batch) -> np.ndarray:
-        """Return QN: the influence of every training example on each query of `batch`, for the target that the batch has. Positive: it helped."""
+        """Return QN: the influence of every training example on each query of `batch`. Positive: it helped.
+
+        The batch's targets are what is explained: give the model's own answers to ask why it says them, the true ones to ask why it errs.
+        """
         return self._scores(self.encoder.encode(batch)).numpy()
 
     def _scores(self, queries_QK: Tensor) -> Tensor:

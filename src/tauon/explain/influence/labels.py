@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tauon.errors import RecipeError
-from tauon.explain.influence.gradients import untouched
+from tauon.explain.influence.gradients import on_device_of, untouched
 from tauon.tasks import Task
 from tauon.types import Batch
 
@@ -23,6 +23,7 @@ def sample_labels(model: nn.Module, task: Task, batch: Batch, generator: torch.G
 
     Raises `RecipeError` for a task whose loss is not one (CTC, preferences, quantiles), or that is not known here.
     """
+    batch = on_device_of(model, batch)
     with untouched(model), torch.no_grad():
         if task.family in ("language-modelling", "masked-language-modelling"):
             return replace(batch, targets=_tokens(model, batch, generator))

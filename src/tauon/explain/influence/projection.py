@@ -67,9 +67,10 @@ class Projection:
             return term.dense().flatten(1)
         if self.signs is not None:
             return self._by_signs(term)
-        left, right = self.left, self.right
-        assert left is not None
-        assert right is not None
+        assert self.left is not None
+        assert self.right is not None
+        device = term.squared.device
+        left, right = self.left.to(device), self.right.to(device)
         if isinstance(term, Outer):
             return torch.bmm((term.g.float() @ left.t()).mT, term.a.float() @ right.t()).flatten(1)
         if isinstance(term, Rows):
@@ -77,7 +78,7 @@ class Projection:
         examples, out = len(term.squared), []
         step = max(1, PIECE // (self.rows * self.inside))
         for start in range(0, examples, step):
-            units = torch.arange(start, min(examples, start + step))
+            units = torch.arange(start, min(examples, start + step), device=device)
             each_BOI = term.dense(units).reshape(len(units), self.rows, self.inside)
             out.append((left @ (each_BOI @ right.t())).flatten(1))
         return torch.cat(out)
@@ -85,9 +86,9 @@ class Projection:
     def _by_signs(self, term: Term) -> Tensor:
         assert self.signs is not None
         each_BP = term.dense().flatten(1)
-        out, step = torch.zeros(len(each_BP), self.columns), max(1, PIECE // self.columns)
+        out, step = torch.zeros(len(each_BP), self.columns, device=each_BP.device), max(1, PIECE // self.columns)
         for start in range(0, len(self.signs), step):
-            out.addmm_(each_BP[:, start : start + step], self.signs[start : start + step].float())
+            out.addmm_(each_BP[:, start : start + step], self.signs[start : start + step].to(each_BP.device).float())
         return out / math.sqrt(self.columns)
 
 

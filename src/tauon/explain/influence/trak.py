@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tauon.explain.influence.encoder import Block, Progress, batches
-from tauon.explain.influence.gradients import ExampleGradients, loss_value, margin_value
+from tauon.explain.influence.gradients import ExampleGradients, loss_value, margin_value, on_device_of, untouched
 from tauon.explain.influence.projection import Projection
 from tauon.explain.influence.tracin import left_out
 from tauon.tasks import Task
@@ -113,12 +113,10 @@ class TrakEncoder:
 
     def importance(self, batch: Batch) -> Tensor:
         """See `Encoder`."""
-        from tauon.explain.influence.gradients import untouched
-
         total = torch.zeros(len(batch))
         for model in self.models:
             with untouched(model), torch.no_grad():
-                total += -torch.expm1(-loss_value(self.task)(model, batch)).cpu()
+                total += -torch.expm1(-loss_value(self.task)(model, on_device_of(model, batch))).cpu()
         return total / len(self.models)
 
     def tensors(self) -> dict[str, Tensor]:
