@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from tauon.errors import DataError, Problem, RecipeError
 from tauon.explain.base import Work, untouched
-from tauon.explain.config import ExplainConfig
+from tauon.explain.config import ExplainConfig, InfluenceConfig
 from tauon.explain.features.columns import Feature
 from tauon.explain.parts.choose import choose_examples
+from tauon.explain.parts.examples import add_influence, find_mislabelled
 from tauon.explain.parts.language import add_language, contrast
 from tauon.explain.parts.maps import Maps, explain_cases
 from tauon.explain.parts.opening import opening
@@ -71,6 +72,7 @@ def explain_model(subject: Subject, config: ExplainConfig) -> Explanation:
         whole = _whole(subject, config, record, sample, features, work)
         if whole is not None and record["kind"] == "table" and subject.table is not None and len(rows):
             explain_rows(subject, config, whole, subject.table.read(subject.heldout.batch(rows).inputs.numpy()), record["cases"])
+        _training_examples(subject, config, explanation, batch, features)
         for case, (row, why) in zip(record["cases"], places, strict=True):
             case |= {"row": row, "from": f"{subject.part} {row:,}", "why": why}
         _add_truth(subject, record["cases"], batch)
@@ -118,6 +120,24 @@ def explain_batch(
     if subject.input_kind == "tokens":
         add_language(subject, batch, found, explanation.arrays, answer=config.language.answer if shown is None else 0, work=work)
     return explanation, maps
+
+
+def _training_examples(
+    subject: Subject, config: ExplainConfig, explanation: Explanation, batch: Batch, features: tuple[Feature, ...]
+) -> None:  # fmt: skip
+    """Add the training examples behind each answer, and those that look mislabelled."""
+    wanted = InfluenceConfig() if config.influence is True else config.influence
+    if subject.records is None or not wanted or not wanted.examples:
+        return
+    record, arrays = explanation.record, explanation.arrays
+    if subject.records.refusal:
+        record["influence"] = {"problem": subject.records.refusal}
+        return
+    known = subject.records
+    if record["cases"]:
+        record["influence"] = add_influence(subject, wanted, known.index, known.fingerprint, batch, record["cases"], arrays, features)
+    early = list(known.early())
+    record["mislabelled"] = find_mislabelled(subject, [m for _, m in early], [s for s, _ in early], arrays, most=wanted.most)
 
 
 def _whole(

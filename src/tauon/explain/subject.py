@@ -5,9 +5,10 @@ Reads no run and no file: the stage supplies the parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from tauon.explain.readable import ReadableTable
 from tauon.tasks import Task
 from tauon.types import Batch, Dataset, DataSpec
 
-__all__ = ["Sample", "Subject"]
+__all__ = ["Sample", "Subject", "TrainingRecords"]
 
 Report = Callable[[str, int, int], None]
 """(what, done, total): progress of long work."""
@@ -56,6 +57,20 @@ class Sample:
         return found
 
 
+@dataclass(frozen=True)
+class TrainingRecords:
+    """What explanations by training examples need beside the data."""
+
+    fingerprint: str
+    """Of the training data."""
+    index: Path
+    """Folder of the index of training examples."""
+    early: Callable[[], Sequence[tuple[int, nn.Module]]] = tuple
+    """Loads (step, model) of each checkpoint of early training."""
+    refusal: str = ""
+    """Why training examples must not be shown."""
+
+
 @dataclass
 class Subject:
     """What is explained. Data sets are used without augmentation."""
@@ -72,6 +87,8 @@ class Subject:
     tokenizer: Tokenizer | None = None
     report: Report = no_report
     seed: int = 0
+    records: TrainingRecords | None = None
+    """None: no explanations by training examples."""
 
     def __post_init__(self) -> None:
         self.train, self.heldout = without_augmentation(self.train), without_augmentation(self.heldout)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tauon.explain.drawing.examples import training_example
 from tauon.explain.drawing.language import prompt_html
 from tauon.explain.drawing.shapes import bars, diverging, heat_image, key_of_colours, picture, scaled, words
 from tauon.report.page import missing
@@ -211,20 +212,6 @@ def _influence(case: Mapping[str, Any], arrays: Arrays) -> str:
     for key, title in (("helped", "Training examples that argued for this answer"), ("hurt", "Training examples that argued against it")):
         rows: Sequence[Mapping[str, Any]] = [r for r in found.get(key) or [] if isinstance(r, dict)]
         if rows:
-            items = "".join(f"<li>{_example(r, arrays)}</li>" for r in rows)
+            items = "".join(f"<li>{training_example(r, arrays)}</li>" for r in rows)
             html += f'<p class="what"><b>{title}</b></p><ul class="examples">{items}</ul>'
     return html
-
-
-def _example(row: Mapping[str, Any], arrays: Arrays) -> str:
-    """One training example: the picture or the words, its label, its score."""
-    shown, drawn = row.get("shown") or {}, ""
-    array = arrays.get(str(row.get("array")))
-    if array is not None and array.ndim == 3 and array.dtype == np.uint8:
-        drawn = picture(array, f"Training image labelled {row.get('label')}", "small")
-    elif shown.get("kind") == "text":
-        drawn = f"<q>{escape(''.join(map(str, shown.get('tokens') or [])), 160)}</q> "
-    elif shown.get("kind") == "table":
-        drawn = escape(", ".join(f"{c['name']} {c['value']}" for c in (shown.get("columns") or [])[:6]), 240) + " "
-    label = f" {escape(row['label'], 60)}" if row.get("label") is not None else ""
-    return f"{drawn}<b>{figure(number(row.get('score')), 3)}</b>{label} <small>{escape(row.get('from', ''), 60)}</small>"

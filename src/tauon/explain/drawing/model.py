@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tauon.explain.drawing.examples import training_example
 from tauon.explain.drawing.shapes import bars
 from tauon.explain.trees import Surrogate, draw_tree
 from tauon.report.page import missing, scroll
@@ -12,7 +13,7 @@ from tauon.report.plots import Band, Line, chart
 from tauon.report.records import number
 from tauon.report.text import escape, figure
 
-__all__ = ["features_html", "methods_html", "slices_html", "stacked", "tree_html"]
+__all__ = ["features_html", "influence_html", "methods_html", "slices_html", "stacked", "tree_html"]
 
 _MOST = 12
 """Columns whose importance is drawn."""
@@ -167,3 +168,31 @@ def slices_html(record: Mapping[str, Any]) -> str:
     head = [("Where", ""), ("Examples", "num"), ("Error there", "num"), ("Elsewhere", "num"), ("Corrected p", "num")]
     html += f"<p>{escape(found.get('note', ''), 500)}</p>"
     return html + (stacked(head, rows, "Slices with more errors") if rows else "")
+
+
+def influence_html(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
+    """Return what the scores of training examples mean, and the training examples that look mislabelled."""
+    found, suspects = record.get("influence") or {}, record.get("mislabelled") or {}
+    html = ""
+    if found.get("problem"):
+        html += "<h3>Which training examples its answers rest on</h3>" + missing(f"Not computed: {found['problem']}")
+    elif found:
+        n, of = number(found.get("examples")) or 0, number(found.get("of")) or 0
+        part = f" {n:,.0f} of {of:,.0f} training examples were looked at." if n < of else ""
+        common = found.get("dominance") or {}
+        warn = f'<div class="warn">{escape(common["message"], 400)}</div>' if common.get("message") else ""
+        html += (
+            "<h3>Which training examples its answers rest on</h3>"
+            f"<p>They are named with each example below. {escape(found.get('meaning', ''), 600)}{part}</p>{warn}"
+        )
+    if suspects.get("problem"):
+        return html + "<h3>Training examples that look mislabelled</h3>" + missing(str(suspects["problem"]))
+    examples = suspects.get("examples") or []
+    if examples:
+        rows = "".join(f"<li>{training_example(e, arrays)}</li>" for e in examples)
+        steps = ", ".join(str(s) for s in suspects.get("steps") or [])
+        html += (
+            f"<h3>Training examples that look mislabelled</h3><p>{escape(suspects.get('meaning', ''), 500)} Look at these first; most suspicious "
+            f"first, from checkpoints at steps {escape(steps, 80)}.</p><ul class='examples'>{rows}</ul>"
+        )
+    return html

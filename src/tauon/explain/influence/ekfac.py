@@ -102,7 +102,7 @@ class EkFacLayer:
 
     def on(self, device: torch.device) -> EkFacLayer:
         """Return the layer on `device`."""
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         return self if self.inputs_II.device == device else EkFacLayer(**moved)
 
     def rotated(self, pair: Pair) -> Tensor:
