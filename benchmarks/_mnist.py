@@ -13,7 +13,7 @@ import numpy as np
 def read(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The first `count` pictures (count, 28, 28), uint8, and labels; `split`: train or test."""
     name = {"train": "train", "test": "t10k"}[split]
-    places = [os.environ.get("TAUON_DATA", ""), Path(__file__).parents[2] / "shared" / "data"]
+    places: list[str | Path] = [os.environ.get("TAUON_DATA", ""), Path(__file__).parents[2] / "shared" / "data"]
     folder = next((Path(p) / "mnist" for p in places if p and (Path(p) / "mnist").is_dir()), None)
     if folder is None:
         raise SystemExit("MNIST was not found: set TAUON_DATA to a folder with mnist/train-images-idx3-ubyte.gz")

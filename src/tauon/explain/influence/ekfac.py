@@ -102,8 +102,9 @@ class EkFacLayer:
 
     def on(self, device: torch.device) -> EkFacLayer:
         """Return the layer on `device`."""
-        moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        return self if self.inputs_II.device == device else EkFacLayer(**moved)
+        tensors = (self.inputs_II, self.outputs_OO, self.eigenvalues_OI, self.index_K)
+        a, g, values, index = (t.to(device) for t in tensors)  # copies only from another device
+        return EkFacLayer(a, g, values, self.damping, index)
 
     def rotated(self, pair: Pair) -> Tensor:
         """Return BOI, the gradients in the basis."""

@@ -32,6 +32,8 @@ _FEW = 4
 _LARGEST = 20_000_000
 """Parameters up to which EK-FAC is chosen."""
 _SUSPECTS = 12
+_TOKENS = 100_000
+"""Tokens of training text in the index."""
 _LAST = 4
 """Layers of a convolutional network in the index."""
 
@@ -52,7 +54,7 @@ def add_influence(
         arrays: where pictures of training examples go.
         features: of a table.
     """
-    rows = subject.draw(subject.train, config.most)
+    rows = subject.draw(subject.train, _affordable(subject, config.most))
     chosen = ChosenExamples([subject.train], rows)
     of = IndexOf([subject.model], subject.task, f"{fingerprint}-{len(rows)}-{subject.seed}")
     try:
@@ -69,6 +71,11 @@ def add_influence(
             for kind in ("helped", "hurt")
         }
     return facts | {"examples": len(rows), "of": len(subject.train)}
+
+
+def _affordable(subject: Subject, most: int) -> int:
+    """Return how many training examples are looked at: of running text fewer, since each of its rows is as much work as it has tokens."""
+    return most if subject.input_kind != "tokens" else max(50, min(most, _TOKENS // max(1, subject.spec.seq_len or 1)))
 
 
 def queries(subject: Subject, batch: Batch, cases: Sequence[dict[str, Any]]) -> Batch:
@@ -110,7 +117,7 @@ def _method(subject: Subject, config: InfluenceConfig) -> EkFac | Trak | TracIn:
         small = sum(p.numel() for p in subject.model.parameters()) <= _LARGEST
         name = "ekfac" if small else "trak" if subject.classes and subject.input_kind != "tokens" else "tracin"
     if name == "ekfac":
-        return EkFac(columns=2048, fit_examples=1_000, layers=_layers(subject.model), seed=subject.seed)
+        return EkFac(columns=2048, fit_examples=_affordable(subject, 1_000) // 2, layers=_layers(subject.model), seed=subject.seed)
     return Trak(seed=subject.seed) if name == "trak" else TracIn(columns=64, seed=subject.seed)
 
 
