@@ -10,8 +10,10 @@ Bytes are on top of the model and the examples. What a library allocates itself 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,14 +46,34 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    recorded = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with _without_stderr():
+        recorded.__enter__()
+    try:
         run()
+    finally:
+        with _without_stderr():
+            recorded.__exit__(None, None, None)
     now = peak = 0
     for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
     return peak
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop what the process writes to standard error: the profiler of torch 2.13 prints a line at its start and its end."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 import tauon
+from tauon.explain.drawing.activations import layers_html
 from tauon.explain.drawing.cases import cases_html
 from tauon.explain.drawing.comparison import comparison_html
 from tauon.explain.drawing.language import contrast_html
@@ -32,7 +33,7 @@ def explanation(records: Records) -> Section | None:
     html = f'<div class="lead">{lead}</div>'
     html += features_html(record) + tree_html(record) + slices_html(record) + influence_html(record, arrays) + methods_html(record)
     html += cases_html(record, arrays)
-    html += contrast_html(record)
+    html += contrast_html(record) + layers_html(record)
     if record.get("cases") and not arrays:
         html += missing(f"{ARRAYS} is missing or damaged, so no map is drawn. Run `tauon explain` again.")
     return Section("explanation", "What the model looks at", html)

@@ -34,6 +34,10 @@ def no_report(what: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
+def no_note(message: str) -> None:
+    """Note nothing."""
+
+
 @dataclass
 class Sample:
     """Some examples of one part, and what the model makes of them. N examples, C outputs."""
@@ -86,6 +90,8 @@ class Subject:
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Tokenizer | None = None
     report: Report = no_report
+    note: Callable[[str], None] = no_note
+    """Called with what a person should know before long work starts."""
     seed: int = 0
     records: TrainingRecords | None = None
     """None: no explanations by training examples."""

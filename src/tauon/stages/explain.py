@@ -70,9 +70,12 @@ def subject_of(ctx: Context, config: ExplainConfig) -> Subject:
     def report(what: str, done: int, total: int) -> None:
         ctx.on_event("progress", what=what, done=done, total=total)
 
+    def note(message: str) -> None:
+        ctx.on_event("note", message=message)
+
     return Subject(
         model=model, task=ctx.recipe.task, spec=splits.spec, train=heldout if private else splits.train, heldout=heldout, part=part,
-        preprocess=splits.preprocess, tokenizer=splits.tokenizer, report=report, seed=config.seed, records=records,
+        preprocess=splits.preprocess, tokenizer=splits.tokenizer, report=report, note=note, seed=config.seed, records=records,
         background_size=config.background,
     )  # fmt: skip
 

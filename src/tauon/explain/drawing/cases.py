@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tauon.explain.drawing.activations import activations_html
 from tauon.explain.drawing.examples import training_example
 from tauon.explain.drawing.language import prompt_html
 from tauon.explain.drawing.shapes import bars, diverging, heat_image, key_of_colours, picture, scaled, words
@@ -49,7 +50,8 @@ def case_html(case: Mapping[str, Any], i: int, methods: Mapping[str, Any], recor
     outside = [f"<li>{escape(o)}</li>" for o in shown.get("outside") or []]
     if outside:
         body += f'<div class="warn"><b>Outside of what the model was trained on</b><ul class="plain">{"".join(outside)}</ul></div>'
-    return f'<article class="case"><h4>{_title(case)}</h4>{body}{prompt_html(case, arrays)}{_influence(case, arrays)}</article>'
+    body += prompt_html(case, arrays) + activations_html(record, i, arrays) + _influence(case, arrays)
+    return f'<article class="case"><h4>{_title(case)}</h4>{body}</article>'
 
 
 def _title(case: Mapping[str, Any]) -> str:
