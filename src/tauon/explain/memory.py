@@ -57,7 +57,7 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
     now = peak = 0
     for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
-            now += event.nbytes()
+            now += event.nbytes()  # type: ignore[union-attr]
             peak = max(peak, now)
     return peak
 
