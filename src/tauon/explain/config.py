@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tauon.config import Config, Count, Fraction
 
-__all__ = ["CardConfig", "ChecksConfig", "ExplainConfig", "InfluenceConfig", "LanguageConfig", "TreeConfig"]
+__all__ = ["CardConfig", "ChecksConfig", "CounterfactualConfig", "ExplainConfig", "InfluenceConfig", "LanguageConfig", "TreeConfig"]
 
 
 class TreeConfig(Config):
@@ -28,6 +28,13 @@ class InfluenceConfig(Config):
     """auto: ekfac for models of up to 20 million parameters, else trak."""
     most: Count = Field(5_000, ge=10)
     """Most training examples in the index; the first of a random order. Of running text at most 100,000 tokens."""
+
+
+class CounterfactualConfig(Config):
+    """Changes that would flip an answer."""
+
+    keep: tuple[str, ...] = ()
+    """Columns that cannot change: age, sex."""
 
 
 class ChecksConfig(Config):
@@ -80,10 +87,10 @@ class ExplainConfig(Config):
     """Permutation importance, partial dependence and interactions of features."""
     influence: InfluenceConfig | bool = InfluenceConfig()
     """Training examples behind each answer; false: none."""
-    counterfactuals: bool = True
-    """For tables: the nearest change that would flip the answer."""
-    keep_columns: tuple[str, ...] = ()
-    """Columns that cannot change in a counterfactual: age, sex."""
+    counterfactuals: CounterfactualConfig | bool = CounterfactualConfig()
+    """For tables: the nearest change that would flip the answer; false: none."""
+    prototypes: bool = True
+    """Held-out examples that stand for the others in the model's eyes, and those that none of them stands for."""
     slices: bool = True
     """Search for groups of examples on which the model fails."""
     activations: bool = True
@@ -109,12 +116,18 @@ class ExplainConfig(Config):
         rows, examples = self.raw_value("rows"), self.raw_value("examples")
         if rows and "examples" in self.model_fields_set and examples != len(rows):
             yield "examples", f"has no effect beside rows: {list(rows)}; remove one of them"
-        for name in ("maps", "rows", "keep_columns"):
+        for name in ("maps", "rows"):
             values = list(self.raw_value(name))
             if len(set(values)) != len(values):
                 yield name, f"names something twice: {values}"
         if self.raw_value("layer") and self.raw_value("maps") and not any(m.startswith("grad_cam") for m in self.raw_value("maps")):
             yield "layer", "is only read by grad_cam and grad_cam_plus_plus; add one to maps, or remove it"
+
+    @property
+    def keep_columns(self) -> tuple[str, ...]:
+        """Columns that cannot change in a counterfactual."""
+        found = self.counterfactuals
+        return found.keep if isinstance(found, CounterfactualConfig) else ()
 
     @property
     def tested(self) -> int:

@@ -25,6 +25,7 @@ from tauon.explain.parts.examples import add_influence, find_mislabelled
 from tauon.explain.parts.language import add_language, contrast
 from tauon.explain.parts.maps import Maps, explain_cases
 from tauon.explain.parts.opening import opening
+from tauon.explain.parts.prototypes import explain_prototypes
 from tauon.explain.parts.readable import readable_rows
 from tauon.explain.parts.shown import answer_text, show_example, target_text
 from tauon.explain.parts.whole import Whole, explain_rows, explain_whole
@@ -77,6 +78,8 @@ def explain_model(subject: Subject, config: ExplainConfig) -> Explanation:
             explain_rows(subject, config, whole, subject.table.read(subject.heldout.batch(rows).inputs.numpy()), record["cases"])
         if config.activations and len(rows):
             record["activations"] = explain_activations(subject, batch, sample, explanation.arrays, work, shown=len(rows))
+        if config.prototypes:
+            record["prototypes"] = explain_prototypes(subject, sample, explanation.arrays, features)
         _training_examples(subject, config, explanation, batch, features)
         for case, (row, why) in zip(record["cases"], places, strict=True):
             case |= {"row": row, "from": f"{subject.part} {row:,}", "why": why}
@@ -249,12 +252,13 @@ def _targets(subject: Subject, config: ExplainConfig, n: int) -> torch.Tensor | 
 def _features_of(subject: Subject, config: ExplainConfig) -> tuple[Feature, ...]:
     if subject.table is None:
         return ()
-    unknown = [name for name in config.keep_columns if name not in subject.table.names]
+    fixed = config.keep_columns
+    unknown = [name for name in fixed if name not in subject.table.names]
     if unknown:
         names = ", ".join(subject.table.names[:40])
-        raise RecipeError([Problem("explain.keep_columns", f"{unknown[0]!r} is not a column. Available: {names}.")])
+        raise RecipeError([Problem("explain.counterfactuals.keep", f"{unknown[0]!r} is not a column. Available: {names}.")])
     rows = subject.draw(subject.train, 10_000)
-    return subject.table.features(subject.table.read(subject.train.batch(rows).inputs.numpy()), config.keep_columns)
+    return subject.table.features(subject.table.read(subject.train.batch(rows).inputs.numpy()), fixed)
 
 
 def _summary(subject: Subject, sample: Sample) -> Mapping[str, Any]:

@@ -12,31 +12,45 @@ import tauon
 from tauon.explain.drawing.activations import layers_html
 from tauon.explain.drawing.cases import cases_html
 from tauon.explain.drawing.comparison import comparison_html
+from tauon.explain.drawing.folds import folds_html
 from tauon.explain.drawing.language import contrast_html
-from tauon.explain.drawing.model import features_html, influence_html, methods_html, slices_html, tree_html
+from tauon.explain.drawing.model import features_html, influence_html, methods_html, prototypes_html, slices_html, tree_html
 from tauon.report import Records, Section
 from tauon.report.page import document, missing
 from tauon.report.text import escape
 
 __all__ = ["comparison_page", "explanation", "new_examples_page"]
 
+TITLE = "What the model looks at"
 RECORD, ARRAYS = "explain/explanation.json", "explain/maps.safetensors"
 
 
 def explanation(records: Records) -> Section | None:
-    """Return the section; None if the run was not explained."""
-    record = records.json(RECORD)
-    if not isinstance(record, dict):
+    """Return the section; None if the run was not explained. Of a cross-validation: how far the folds agree, and the first fold's explanation."""
+    record, folder = records.json(RECORD), records.folder
+    if isinstance(record, dict):
+        return Section("explanation", TITLE, _body(record, read_arrays(folder / ARRAYS)))
+    folds = {p.name: found for p in sorted(folder.glob("fold-*")) if isinstance(found := records.json(f"{p.name}/{RECORD}"), dict)}
+    if not folds:
         return None
-    arrays = read_arrays(records.folder / ARRAYS)
+    name, first = next(iter(folds.items()))
+    return Section("explanation", TITLE, _body(first, read_arrays(folder / name / ARRAYS), folds_html(folds)))
+
+
+def _body(record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], after_lead: str = "") -> str:
     lead = "".join(f"<p>{escape(s)}</p>" for s in record.get("opening") or [])
-    html = f'<div class="lead">{lead}</div>'
-    html += features_html(record) + tree_html(record) + slices_html(record) + influence_html(record, arrays) + methods_html(record)
-    html += cases_html(record, arrays)
-    html += contrast_html(record) + layers_html(record)
+    html = f'<div class="lead">{lead}</div>{after_lead}' + features_html(record) + tree_html(record) + slices_html(record)
+    html += (
+        influence_html(record, arrays)
+        + prototypes_html(record, arrays)
+        + methods_html(record)
+        + cases_html(record, arrays)
+        + contrast_html(record)
+        + layers_html(record)
+    )
     if record.get("cases") and not arrays:
         html += missing(f"{ARRAYS} is missing or damaged, so no map is drawn. Run `tauon explain` again.")
-    return Section("explanation", "What the model looks at", html)
+    return html
 
 
 def new_examples_page(name: str, record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:

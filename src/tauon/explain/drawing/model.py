@@ -13,7 +13,7 @@ from tauon.report.plots import Band, Line, chart
 from tauon.report.records import number
 from tauon.report.text import escape, figure
 
-__all__ = ["features_html", "influence_html", "methods_html", "slices_html", "stacked", "tree_html"]
+__all__ = ["features_html", "influence_html", "methods_html", "prototypes_html", "slices_html", "stacked", "tree_html"]
 
 _MOST = 12
 """Columns whose importance is drawn."""
@@ -195,4 +195,19 @@ def influence_html(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
             f"<h3>Training examples that look mislabelled</h3><p>{escape(suspects.get('meaning', ''), 500)} Look at these first; most suspicious "
             f"first, from checkpoints at steps {escape(steps, 80)}.</p><ul class='examples'>{rows}</ul>"
         )
+    return html
+
+
+def prototypes_html(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
+    """Return prototypes and criticisms."""
+    found = record.get("prototypes") or {}
+    if not found.get("prototypes"):
+        return ""
+    html = "<h3>Typical and unusual examples</h3>"
+    for key, text in (
+        ("prototypes", "Examples that stand for the others, as the model sees them; the number counts the examples that each stands for."),
+        ("criticisms", "Examples that none of these stands for: look at them before relying on the model for unusual cases."),
+    ):
+        rows = "".join(f"<li>{training_example(e, arrays)}</li>" for e in found.get(key) or [])
+        html += f"<p class='what'>{text}</p><ul class='examples'>{rows}</ul>" if rows else ""
     return html

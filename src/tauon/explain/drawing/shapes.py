@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.data.grid import png
-from tauon.report.text import escape, figure
+from tauon.report.text import escape, figure, spread
 
 __all__ = ["bars", "diverging", "heat_image", "key_of_colours", "picture", "scaled", "sequential", "words"]
 
@@ -104,13 +104,14 @@ def bars(names: Sequence[str], values: Sequence[float], *, low: Sequence[float] 
         if low and high:
             a, b = zero + span * low[i] / top, zero + span * high[i] / top
             whisker = f'<i class="whisker" style="left:{a:.1f}%;width:{max(b - a, 0.3):.1f}%"></i>'
-        interval = f" <small>{figure(low[i], 3)} to {figure(high[i], 3)}</small>" if low and high else ""
+        shown, *ends_ = spread(value, low[i], high[i]) if low and high else (figure(value, 3),)
+        interval = f" <small>{ends_[0]} to {ends_[1]}</small>" if ends_ else ""
         css = "for" if value >= 0 else "against"
         rows.append(
             f'<li><span class="name">{escape(name, 80)}</span><span class="track"><i class="bar {css}" style="left:{start:.1f}%;width:{width:.1f}%"></i>'
-            f'{whisker}</span><span class="value">{figure(value, 3)}{escape(unit)}{interval}</span></li>'
+            f'{whisker}</span><span class="value">{shown}{escape(unit)}{interval}</span></li>'
         )
-    return f'<ul class="bars{" signed" if signed else ""}">{"".join(rows)}</ul>'
+    return f'<ul class="bars{" signed" if signed else ""}{" ranged" if low and high else ""}">{"".join(rows)}</ul>'
 
 
 def key_of_colours(signed: bool, unsigned: bool = False) -> str:

@@ -23,9 +23,9 @@ from tauon.explain.features.columns import Feature
 from tauon.explain.influence import EkFac, Index, IndexOf, TracIn, Trak, build_index, suspicious
 from tauon.explain.parts.shown import name_of, show_example
 from tauon.explain.subject import Subject
-from tauon.types import Batch
+from tauon.types import Batch, Dataset
 
-__all__ = ["add_influence", "find_mislabelled", "queries"]
+__all__ = ["add_influence", "find_mislabelled", "queries", "shown_record"]
 
 _FEW = 4
 """Examples that are shown of each kind."""
@@ -67,7 +67,7 @@ def add_influence(
     facts = found.to_json()
     for i, (case, one) in enumerate(zip(cases, facts.pop("queries"), strict=True)):
         case["influence"] = {
-            kind: [_training_example(subject, rows, entry, f"{i}.{kind}.{n}", arrays, features) for n, entry in enumerate(one[kind])]
+            kind: [example_record(subject, rows, entry, f"{i}.{kind}.{n}", arrays, features) for n, entry in enumerate(one[kind])]
             for kind in ("helped", "hurt")
         }
     return facts | {"examples": len(rows), "of": len(subject.train)}
@@ -129,14 +129,21 @@ def _layers(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, _ in named[-_LAST:])
 
 
-def _training_example(
+def example_record(
     subject: Subject, rows: NDArray[np.int64], entry: dict[str, Any], key: str, arrays: dict[str, NDArray[Any]], features: tuple[Feature, ...]
 ) -> dict[str, Any]:  # fmt: skip
     """Return one training example for display."""
-    row = int(rows[entry["example"]])
-    batch = subject.train.batch(np.array([row])).to(subject.device)
+    return shown_record(subject, subject.train, int(rows[entry["example"]]), key, arrays, features) | {"score": entry["score"]}
+
+
+def shown_record(
+    subject: Subject, dataset: Dataset, row: int, key: str, arrays: dict[str, NDArray[Any]], features: tuple[Feature, ...]
+) -> dict[str, Any]:  # fmt: skip
+    """Return one example of a data set for display; a picture goes into `arrays` under `key`."""
+    batch = dataset.batch(np.array([row])).to(subject.device)
     shown, array = show_example(subject, subject.cases(batch), batch, 0, features)
-    found = {"row": row, "from": f"training {row:,}", "score": entry["score"], "shown": shown}
+    part = "training" if dataset is subject.train else subject.part
+    found = {"row": row, "from": f"{part} {row:,}", "shown": shown}
     if subject.classes and subject.input_kind != "tokens":
         found["label"] = name_of(subject, int(subject.truth(batch)[0]))
     if array is not None and array.ndim == 3 and array.dtype == np.uint8:
@@ -174,7 +181,7 @@ def find_mislabelled(
         return {"problem": str(err)}
     record = found.to_json(_SUSPECTS)
     entries = [{"example": e["example"], "score": e["suspicion"]} for e in record.pop("examples")]
-    examples = [_training_example(subject, rows, entry, f"suspect.{n}", arrays, ()) for n, entry in enumerate(entries)]
+    examples = [example_record(subject, rows, entry, f"suspect.{n}", arrays, ()) for n, entry in enumerate(entries)]
     with torch.no_grad():
         for example in examples:
             cases = subject.cases(subject.train.batch(np.array([example["row"]])).to(subject.device))

@@ -52,8 +52,11 @@ def _what_counts(record: dict[str, Any], maps: Maps | None) -> str:
         top = [row for row in importance if row["value"] > 0][:3]
         if not top:
             return "Shuffling any single column changes its answers little: no column matters alone."
-        cost = f"{top[0]['value']:.0%}" if "probability" in record["features"]["metric"] else figure(top[0]["value"], 2)
-        first = f"{top[0]['name']} (without it {record['features']['metric']} gets worse by {cost})"
+        if "probability" in record["features"]["metric"]:
+            cost = f"shuffled, it lowers the probability of the right answer by {100 * top[0]['value']:.2g} points"
+        else:
+            cost = f"shuffled, it raises {record['features']['metric']} by {figure(top[0]['value'], 2)}"
+        first = f"{top[0]['name']} ({cost})"
         others = " and ".join(row["name"] for row in top[1:])
         return f"Its answers rest most on {first}{', then on ' + others if others else ''}."
     looks = where_it_looks(maps)
