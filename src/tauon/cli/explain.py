@@ -14,15 +14,17 @@ __all__ = ["explain_command"]
 
 EPILOG = """\b
 Examples:
-  tauon explain runs/mine                               explains the model; adds a part to report.html, writes explain/ and card.md
-  tauon explain runs/mine explain.rows=[3,17]           these held-out examples, one by one
-  tauon explain runs/mine explain.maps=[grad_cam,integrated_gradients] explain.layer=layer3.2
-  tauon explain runs/mine --data new.csv --row 17       one new example (rows are counted from 0), as a page of its own
-  tauon explain runs/mine --against runs/smaller        what changed between two models of the same data
+  tauon explain runs/patients                                  the model as a whole, and a few held-out examples one by one
+  tauon explain runs/patients explain.rows=[3,5]               these held-out examples (rows are counted from 0)
+  tauon explain runs/photos explain.maps=[grad_cam,integrated_gradients]
+  tauon explain runs/patients --data patients.csv --row 17     one new example, as a page of its own
+  tauon explain runs/quickstart --text "def main("             what a language model says next, and why
+  tauon explain runs/longer --against runs/quickstart          what changed from one model to another
 
 \b
-Settings are those of the recipe's section `explain`. The page says for every map whether it passed its tests: hiding what it marks must
-change the answer faster than hiding random parts, and the map of a model with shuffled weights must look different.
+It adds a part to report.html and writes explain/ and card.md, the model card. Settings are those of the recipe's section `explain`
+(docs: Explanations). For every map the page says whether it passed its tests: hiding what it marks must change the answer faster than
+hiding random parts, and a model with shuffled weights must have another map.
 """
 
 

@@ -59,13 +59,23 @@ def export_checkpoint(path: Path, to: Path, *, format: Literal["huggingface", "p
         tensors = checkpoint.lazy("model") | (checkpoint.lazy("ema") if "ema" in checkpoint.groups() else {})
         beside = _folder_of(base["path"])
         return write_peft(
-            to, config, tensors, base=base["path"], fingerprint=base["fingerprint"], text=text, files=_files(checkpoint.state, beside).files
-        )
+            to, config, tensors, base=base["path"], fingerprint=base["fingerprint"], text=text,
+            files=_files(checkpoint.state, beside).files | _card(path),
+        )  # fmt: skip
     start = open_model_folder(str(path))
     record = {} if start.layout == "huggingface" else find_checkpoint(path).state
     beside = start.path if start.layout == "huggingface" else _folder_of((record.get("base") or {}).get("path"))
     extra = _files(record, beside)
-    return write_huggingface(to, start.config, start.tensors, ids=extra.ids, labels=start.labels, beside=beside, files=extra.files)
+    return write_huggingface(
+        to, start.config, start.tensors, ids=extra.ids, labels=start.labels, beside=beside, files=extra.files | _card(path)
+    )
+
+
+def _card(path: Path) -> dict[str, str]:
+    """Return the run's model card as README.md, if `tauon explain` has written one."""
+    run = path.resolve().parents[1] if path.resolve().parent.name == "checkpoints" else path
+    card = run / "card.md"
+    return {"README.md": card.read_text(encoding="utf-8")} if card.is_file() else {}
 
 
 def _folder_of(path: Any) -> Path | None:

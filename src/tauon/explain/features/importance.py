@@ -84,9 +84,9 @@ def permutation_importance(
         shuffled = [_shuffled(predict, rows_NF, columns, order) for order in orders]
         losses = tuple(float(sign * (whole - metric(targets_N, outputs))) for outputs in shuffled)
         pairs = list(zip(shuffled, orders, strict=True))
-        spread = [np.nanmean([_metric_of(metric, targets_N, outputs, w * w[order]) for outputs, order in pairs]) for w in draws]
-        value = float(np.mean(losses))
-        low, high = percentile(sign * (drawn - np.array(spread)), settings.confidence) or (value, value)
+        spread = np.array([_mean([_metric_of(metric, targets_N, outputs, w * w[order]) for outputs, order in pairs]) for w in draws])
+        value, known = float(np.mean(losses)), ~np.isnan(spread)  # of very few rows, a draw may hold no pair
+        low, high = percentile(sign * (drawn - spread)[known], settings.confidence) or (value, value) if known.any() else (value, value)
         found.append(Importance(name, tuple(features[j].name for j in columns), value, low, high, losses))
         if progress is not None:
             progress(done + 1, len(sets))
@@ -107,6 +107,12 @@ def _metric_of(metric: Metric, targets_N: NDArray[Any], outputs_NC: Matrix, time
     """The metric with each row counted as often as given; NaN where no row is left."""
     rows = np.repeat(np.arange(len(times_N)), times_N)
     return metric(targets_N[rows], outputs_NC[rows]) if len(rows) else float("nan")
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if all are."""
+    there = [v for v in values if v == v]
+    return sum(there) / len(there) if there else float("nan")
 
 
 def _shuffled(predict: Predict, rows_NF: Matrix, columns: list[int], order_N: NDArray[np.int64]) -> Matrix:
