@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tauon.explain.drawing.activations import activations_html
 from tauon.explain.drawing.examples import training_example
 from tauon.explain.drawing.language import prompt_html
-from tauon.explain.drawing.shapes import bars, diverging, heat_image, key_of_colours, picture, scaled, words
+from tauon.explain.drawing.shapes import bars, diverging, heat_image, key_of_colours, picture, scaled, spectrogram, words
 from tauon.report.page import missing
 from tauon.report.plots import Line, chart
 from tauon.report.records import number
@@ -91,8 +91,7 @@ def _maps(
     if kind == "image" and original is not None:
         drawn.append(f"<figure>{picture(original, 'The image that the model was given')}<figcaption>given</figcaption></figure>")
     if kind == "audio" and original is not None:
-        loud = _sound(original)
-        sound = heat_image(loud - loud.min(), None, signed=False)
+        sound = spectrogram(original)
         drawn.append(
             f"<figure>{picture(sound, 'The spectrogram: time from left to right, high bands on top', 'wide')}<figcaption>given: time to the right, "
             f"pitch upwards, {figure(number(shown.get('seconds')), 3)} s</figcaption></figure>"

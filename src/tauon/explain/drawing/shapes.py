@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tauon.data.grid import png
 from tauon.report.text import escape, figure, spread
 
-__all__ = ["bars", "diverging", "heat_image", "key_of_colours", "picture", "scaled", "sequential", "words"]
+__all__ = ["bars", "diverging", "heat_image", "key_of_colours", "picture", "scaled", "sequential", "spectrogram", "words"]
 
 _DIVERGING = np.array(
     [[5, 60, 120], [80, 140, 195], [190, 212, 232], [247, 247, 247], [250, 205, 150], [222, 120, 30], [140, 60, 4]], float
@@ -64,6 +64,12 @@ def heat_image(values_HW: NDArray[np.float64], under_HWC: NDArray[np.uint8] | No
     grey = under_HWC.astype(float).mean(2, keepdims=True) * 0.75 + 32
     share = (0.15 + 0.85 * np.abs(at) ** 0.7)[..., None] if signed else (0.25 + 0.6 * np.abs(at))[..., None]
     return np.asarray(np.round(colour * share + grey * (1 - share)), np.uint8)
+
+
+def spectrogram(values_SM: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return the picture (M, S, 3) of frames x bands: time to the right, high bands on top."""
+    loud = np.asarray(values_SM, float).T[::-1]
+    return heat_image(loud - loud.min(), None, signed=False)
 
 
 def picture(pixels_HWC: NDArray[np.uint8], alt: str, css: str = "") -> str:

@@ -19,6 +19,7 @@ from tauon.artifacts import read_json, remove_folder
 from tauon.data import ChosenExamples
 from tauon.errors import TauonError
 from tauon.explain.config import InfluenceConfig
+from tauon.explain.drawing.shapes import spectrogram
 from tauon.explain.features.columns import Feature
 from tauon.explain.influence import EkFac, Index, IndexOf, TracIn, Trak, build_index, suspicious
 from tauon.explain.parts.shown import name_of, show_example
@@ -143,12 +144,17 @@ def shown_record(
     batch = dataset.batch(np.array([row])).to(subject.device)
     shown, array = show_example(subject, subject.cases(batch), batch, 0, features)
     part = "training" if dataset is subject.train else subject.part
-    found = {"row": row, "from": f"{part} {row:,}", "shown": shown}
+    found: dict[str, Any] = {"row": row, "from": f"{part} {row:,}", "shown": shown}
     if subject.classes and subject.input_kind != "tokens":
         found["label"] = name_of(subject, int(subject.truth(batch)[0]))
+    if array is not None and shown.get("kind") == "audio":
+        array = spectrogram(array)
     if array is not None and array.ndim == 3 and array.dtype == np.uint8:
         arrays[key] = array
         found["array"] = key
+    origin = getattr(dataset, "origin", None)
+    if subject.input_kind == "series" and origin is not None:
+        found["from"] += f", forecast from {origin(row)[:16]}"
     return found
 
 

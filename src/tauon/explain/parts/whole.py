@@ -58,6 +58,10 @@ def explain_whole(subject: Subject, config: ExplainConfig, rows: ReadableRows, s
         try:
             errors = (sample.answers != sample.targets).astype(np.float64) if subject.classes else sample.losses.astype(np.float64)
             record["slices"] = find_slices(rows.heldout, errors, rows.features, settings=SliceSettings(seed=config.seed)).to_json()
+            if subject.input_kind == "series":
+                record["slices"]["note"] += (
+                    " Windows of a series overlap, so their errors are alike and p is too small: take it as an order."
+                )
         except DataError as err:
             record["slices"] = {"problem": str(err)}
     return Whole(record, tree, rows)

@@ -18,6 +18,8 @@ _STYLE = (
     ".tree .on>details>summary,.tree .on>.leaf{font-weight:650}.tree .leaf{display:block;padding-left:14px}"
     ".tree .n{color:var(--soft);font-size:12.5px;font-weight:400}.tree svg{vertical-align:middle;margin-right:6px}</style>"
 )
+_UNFOLDED = 3
+"""Questions from the root that are unfolded at first."""
 _BAR = 44
 
 
@@ -71,8 +73,8 @@ def draw_tree(surrogate: Surrogate, row_F: Matrix | None = None) -> str:
     return f'{_STYLE}<figure class="surrogate" aria-label="{label}">{caption}<ul class="tree">{body}</ul></figure>'
 
 
-def _branch(surrogate: Surrogate, at: int, on: set[int], text: str) -> str:
-    """One node and what is below it, as a list item."""
+def _branch(surrogate: Surrogate, at: int, on: set[int], text: str, depth: int = 0) -> str:
+    """One node and what is below it, as a list item. Below the first questions, branches are folded."""
     node = surrogate.tree.nodes[at]
     marked, mark = (' class="on"', "● ") if at in on else ("", "")
     counted = f'<span class="n">n = {count(node.training_rows)}</span>'
@@ -80,10 +82,10 @@ def _branch(surrogate: Surrogate, at: int, on: set[int], text: str) -> str:
     if node.feature < 0:
         return f'<li{marked}><span class="leaf">{mark}{escape(text)} → {answer} {counted}</span></li>'
     same = surrogate.kind == "classes" and len(_answers_below(surrogate, at)) == 1
-    unfolded = " open" if not same or at in on else ""
+    unfolded = " open" if (not same and depth < _UNFOLDED) or at in on else ""
     ends = f" → {answer}" if same else ""
     below = "".join(
-        _branch(surrogate, child, on, surrogate.tree.split_of(node, left).text(surrogate.features))
+        _branch(surrogate, child, on, surrogate.tree.split_of(node, left).text(surrogate.features), depth + 1)
         for child, left in ((node.left, True), (node.right, False))
     )
     return f"<li{marked}><details{unfolded}><summary>{mark}{escape(text)}{ends} {counted}</summary><ul>{below}</ul></details></li>"
