@@ -38,6 +38,17 @@ def no_note(message: str) -> None:
     """Note nothing."""
 
 
+def look_of(inputs: NDArray[Any]) -> NDArray[np.float64]:
+    """Return what is compared with the training examples: (N, columns, 2) lowest and highest value of each column of windows NTK; (N, 2, 1) mean
+    and spread of images NCHW.
+    """
+    x = inputs.astype(np.float64)
+    if x.ndim == 4:
+        flat = x.reshape(len(x), -1)
+        return np.stack([flat.mean(1), flat.std(1)], 1)[:, :, None]
+    return np.stack([x.min(1), x.max(1)], 2)
+
+
 @dataclass
 class Sample:
     """Some examples of one part, and what the model makes of them. N examples, C outputs."""
@@ -143,6 +154,13 @@ class Subject:
         return self.train.batch(self.draw(self.train, self.background_size))
 
     background_size: int = 64
+
+    @cached_property
+    def training_range(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(lowest, highest) of each column of a series, or of the brightness and contrast of an image, over a sample of training examples."""
+        found = [look_of(self.train.batch(rows).inputs.numpy()) for rows in np.array_split(self.draw(self.train, 1_000), 8) if len(rows)]
+        looks = np.concatenate(found)
+        return looks.min((0, 2)), looks.max((0, 2))
 
     def cases(self, batch: Batch, targets: Tensor | None = None, model: nn.Module | None = None) -> Cases:
         """Return the cases of a batch; `model`: another one in place of the subject's."""

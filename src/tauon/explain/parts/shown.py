@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ from numpy.typing import NDArray
 from tauon.data import Normalizer
 from tauon.explain.base import Cases
 from tauon.explain.features.columns import Feature, outside_range, value_text
-from tauon.explain.subject import Subject
+from tauon.explain.subject import Subject, look_of
+from tauon.report.text import figure
 from tauon.types import Batch
 
-__all__ = ["answer_text", "in_units", "name_of", "show_example", "target_text", "values_in_units", "visible"]
+__all__ = ["answer_text", "in_units", "name_of", "outside_training", "show_example", "target_text", "values_in_units", "visible"]
 
 Shown = tuple[dict[str, Any], NDArray[Any] | None]
 """(JSON facts, an array to store beside them or None)."""
@@ -23,7 +25,7 @@ _MOST_TEXT = 400
 def show_example(subject: Subject, cases: Cases, batch: Batch, i: int, features: tuple[Feature, ...] = ()) -> Shown:
     """Return example i of a batch for display. `features`: of a table, with the ranges of training."""
     if cases.kind == "image":
-        return {"kind": "image"}, _pixels(subject, batch.inputs[i].cpu().numpy())
+        return {"kind": "image", "outside": outside_training(subject, batch, i)}, _pixels(subject, batch.inputs[i].cpu().numpy())
     if cases.kind == "table" and subject.table is not None:
         return _row(subject, batch.inputs[i : i + 1].cpu().numpy(), features), None
     if cases.kind == "text":
@@ -77,8 +79,38 @@ def _window(subject: Subject, batch: Batch, i: int) -> Shown:
     names = list(subject.preprocess.get("columns") or ())
     context_TK = batch.inputs[i].cpu().numpy().astype(np.float64)
     names = names if len(names) == context_TK.shape[1] else [f"column {k}" for k in range(context_TK.shape[1])]
-    shown = {"kind": "series", "names": names, "targets": len(subject.spec.labels) or 1}
+    outside = outside_training(subject, batch, i, names)
+    shown = {"kind": "series", "names": names, "targets": len(subject.spec.labels) or 1, "outside": outside}
     return shown, values_in_units(subject, context_TK).astype(np.float32)
+
+
+def outside_training(subject: Subject, batch: Batch, i: int, names: Sequence[str] = ("brightness", "contrast")) -> list[str]:
+    """Return a sentence for each way in which an image or a window differs from every training example that was looked at."""
+    low, high = subject.training_range
+    look = look_of(batch.inputs[i : i + 1].cpu().numpy())[0]
+    said = []
+    for k, name in enumerate(names[: len(low)]):
+        a, b = float(look[k].min()), float(look[k].max())
+        margin = 1e-6 * max(abs(low[k]), abs(high[k]), 1.0)
+        if a < low[k] - margin or b > high[k] + margin:
+            values, limits = (
+                (f"{name} is {figure(a, 3)}", f"{figure(low[k], 3)} to {figure(high[k], 3)}")
+                if look.shape[1] == 1
+                else (
+                    f"{name} goes from {figure(_column(subject, a, k), 4)} to {figure(_column(subject, b, k), 4)}",
+                    f"{figure(_column(subject, low[k], k), 4)} to {figure(_column(subject, high[k], k), 4)}",
+                )
+            )
+            said.append(
+                f"{values}, outside of what training examples have ({limits})" + (", in the model's scale" if look.shape[1] == 1 else "")
+            )
+    return said
+
+
+def _column(subject: Subject, value: float, k: int) -> float:
+    row = np.zeros((1, (subject.spec.input_shape or (1, 1))[1]))
+    row[0, k] = value
+    return float(values_in_units(subject, row)[0, k])
 
 
 def values_in_units(subject: Subject, values_TK: NDArray[np.float64]) -> NDArray[np.float64]:
