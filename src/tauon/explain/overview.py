@@ -26,10 +26,11 @@ from tauon.explain.parts.language import add_language, contrast
 from tauon.explain.parts.maps import Maps, explain_cases
 from tauon.explain.parts.opening import opening
 from tauon.explain.parts.prototypes import explain_prototypes
-from tauon.explain.parts.readable import readable_rows
+from tauon.explain.parts.readable import readable_rows, table_rows
 from tauon.explain.parts.shown import answer_text, show_example, target_text
 from tauon.explain.parts.whole import Whole, explain_rows, explain_whole
 from tauon.explain.subject import Sample, Subject
+from tauon.explain.trees import Surrogate
 from tauon.types import Batch
 
 __all__ = ["FORMAT", "Explanation", "explain_batch", "explain_model", "explain_new_examples"]
@@ -90,11 +91,26 @@ def explain_model(subject: Subject, config: ExplainConfig) -> Explanation:
     return explanation
 
 
-def explain_new_examples(subject: Subject, config: ExplainConfig, batch: Batch) -> Explanation:
-    """Explain examples that are not in the subject's data, whose true answers are unknown."""
+def explain_new_examples(subject: Subject, config: ExplainConfig, batch: Batch, tree: Surrogate | None = None) -> Explanation:
+    """Explain examples that are not in the subject's data, whose true answers are unknown.
+
+    Args:
+        subject: the model and its data.
+        config: what to explain.
+        batch: the examples; their targets are not read.
+        tree: the surrogate tree of the model, for their paths.
+    """
     with untouched(subject.model):
-        explanation, _ = explain_batch(subject, config, batch, _features_of(subject, config))
-    for case in explanation.record["cases"]:
+        features = _features_of(subject, config)
+        explanation, _ = explain_batch(subject, config, batch, features)
+        cases = explanation.record["cases"]
+        if subject.table is not None and explanation.record["kind"] == "table" and cases:
+            rows = table_rows(subject, features)
+            explain_rows(subject, config, Whole({}, tree, rows), subject.table.read(batch.inputs.cpu().numpy()), cases)
+        known = subject.records
+        if known is not None and not known.refusal and (known.index / "index.json").is_file():
+            _training_examples(subject, config, explanation, batch, features, suspects=False)
+    for case in cases:
         case.pop("target")
     return explanation
 
@@ -130,7 +146,7 @@ def explain_batch(
 
 
 def _training_examples(
-    subject: Subject, config: ExplainConfig, explanation: Explanation, batch: Batch, features: tuple[Feature, ...]
+    subject: Subject, config: ExplainConfig, explanation: Explanation, batch: Batch, features: tuple[Feature, ...], *, suspects: bool = True
 ) -> None:  # fmt: skip
     """Add the training examples behind each answer, and those that look mislabelled."""
     wanted = InfluenceConfig() if config.influence is True else config.influence
@@ -143,6 +159,8 @@ def _training_examples(
     known = subject.records
     if record["cases"]:
         record["influence"] = add_influence(subject, wanted, known.index, known.fingerprint, batch, record["cases"], arrays, features)
+    if not suspects:
+        return
     early = list(known.early())
     record["mislabelled"] = find_mislabelled(subject, [m for _, m in early], [s for s, _ in early], arrays, most=wanted.most)
 

@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from tauon.artifacts import atomic_write, load_checkpoint, write_json
+from tauon.artifacts import atomic_write, load_checkpoint, read_json, write_json
 from tauon.data import DataSplits
 from tauon.errors import Problem, RecipeError
 from tauon.explain import ExplainConfig, Explanation, Subject, explain_model, explain_new_examples
 from tauon.explain.card import model_card
 from tauon.explain.config import InfluenceConfig
 from tauon.explain.subject import TrainingRecords
+from tauon.explain.trees import Surrogate
 from tauon.report import Records
 from tauon.stages.context import Context
 from tauon.stages.load import load_model
@@ -93,10 +94,17 @@ def early_models(ctx: Context) -> list[tuple[int, nn.Module]]:
 
 def explain_new_batch(ctx: Context, subject: Subject, config: ExplainConfig, batch: Batch, names: Sequence[str]) -> Explanation:
     """Explain examples that are not in the run's data. Nothing is written."""
-    explanation = explain_new_examples(subject, config, batch)
+    explanation = explain_new_examples(subject, config, batch, _tree_of(ctx))
     for case, name in zip(explanation.record["cases"], names, strict=True):
         case["from"] = name
     return explanation
+
+
+def _tree_of(ctx: Context) -> Surrogate | None:
+    """Return the surrogate tree that the run's explanation recorded."""
+    path = ctx.run.folder / RECORD
+    found = read_json(path).get("tree") if path.is_file() else None
+    return Surrogate.from_json(found) if isinstance(found, dict) and "tree" in found else None
 
 
 def held_out(splits: DataSplits, config: ExplainConfig) -> tuple[Dataset, str]:

@@ -21,7 +21,7 @@ from tauon.explain.subject import Sample, Subject
 from tauon.explain.trees import band_time_means, choose_ngrams, grid_cells, ngram_presence, window_statistics
 from tauon.types import Dataset
 
-__all__ = ["ReadableRows", "readable_rows"]
+__all__ = ["ReadableRows", "readable_rows", "table_rows"]
 
 _TRAIN = 2_000
 """Training examples, where the model must answer each."""
@@ -52,16 +52,9 @@ def readable_rows(subject: Subject, kind: str, sample: Sample, features: tuple[F
         features: of a table.
         work: how to compute.
     """
-    rows = subject.draw(subject.train, _TRAIN)
     if kind == "table" and subject.table is not None:
-        table = subject.table
-        train = table.read(subject.train.batch(rows).inputs.numpy())
-        held = table.read(subject.heldout.batch(sample.rows).inputs.numpy())
-
-        def predict(readable: Matrix) -> Matrix:
-            return subject.predict(table.inputs(readable))
-
-        return ReadableRows(features, train, predict(train), held, predict)
+        return table_rows(subject, features, sample.rows)
+    rows = subject.draw(subject.train, _TRAIN)
     makers: dict[str, Callable[..., tuple[Matrix, Matrix, tuple[Feature, ...], str]]] = {
         "image": _images, "text": _texts, "audio": _sounds, "series": _windows,
     }  # fmt: skip
@@ -70,6 +63,19 @@ def readable_rows(subject: Subject, kind: str, sample: Sample, features: tuple[F
     answers = subject.answers_to(rows, work=work, what="answers to training examples", dataset=subject.train).outputs
     train, held, made, note = makers[kind](subject, rows, sample, answers)
     return ReadableRows(made, train, answers.astype(np.float64), held, None, note)
+
+
+def table_rows(subject: Subject, features: tuple[Feature, ...], heldout: NDArray[np.int64] | None = None) -> ReadableRows:
+    """Return rows of a table, of which the model can be asked any. `heldout`: numbers of held-out rows; None: none."""
+    table = subject.table
+    assert table is not None
+    train = table.read(subject.train.batch(subject.draw(subject.train, _TRAIN)).inputs.numpy())
+    held = train[:0] if heldout is None else table.read(subject.heldout.batch(heldout).inputs.numpy())
+
+    def predict(readable: Matrix) -> Matrix:
+        return subject.predict(table.inputs(readable))
+
+    return ReadableRows(features, train, predict(train), held, predict)
 
 
 def _both(subject: Subject, rows: NDArray[np.int64], sample: Sample) -> list[NDArray[Any]]:
