@@ -41,6 +41,17 @@ def test_keeps_the_newest_every_nth_and_the_protected(tmp_path, background):
     assert names(tmp_path) == [f"step-{s:06d}" for s in ()] + ["protected.json"] + [f"step-{s:06d}" for s in steps(tmp_path)]
 
 
+def test_steps_that_are_kept_by_number_survive_pruning_and_a_release(tmp_path):
+    with CheckpointWriter(tmp_path, keep_last=1, keep_steps=(2, 5)) as writer:
+        for step in range(1, 9):
+            writer.save(step, groups(step), {})
+            if step == 5:
+                writer.protect(5)  # the best so far
+            if step == 7:
+                writer.release(5)
+    assert steps(tmp_path) == [2, 5, 8]
+
+
 def test_a_later_writer_knows_what_is_protected(tmp_path):
     with CheckpointWriter(tmp_path, keep_last=1) as writer:
         writer.save(1, {}, {})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tauon.artifacts import RunFolder, load_checkpoint, read_json, steps_in
-from tauon.errors import Interrupted
+from tauon.errors import Interrupted, RecipeError
 from tauon.pipeline import run
 from tauon.recipe import load_recipe
 from tauon.stages import training_record as watch
@@ -131,6 +131,40 @@ def test_ten_validations_and_ten_checkpoints_in_a_run(tmp_path: Path) -> None:
 def test_the_checkpoints_that_were_asked_for_are_kept(tmp_path: Path) -> None:
     done = go(text_recipe(tmp_path), "train.checkpoint_every=1", "train.keep_last=2", "train.keep_every=5")
     assert [s for s, _ in steps_in(done.checkpoints)] == [5, 10, 11, 12]
+
+
+LONG = ["train.steps=40", "train.checkpoint_every=10", "train.keep_last=1", "train.keep_early=3"]
+
+
+def test_early_checkpoints_are_written_and_kept_and_change_nothing(tmp_path: Path) -> None:
+    plain = go(text_recipe(tmp_path / "a"), *LONG[:-1])
+    done = go(text_recipe(tmp_path / "b"), *LONG)
+    # 5 passes are more: 30% of 40 steps is 12, and 2.4, 5.4, 12 are at equal ratios
+    assert [s for s, _ in steps_in(done.checkpoints)] == [2, 5, 12, 40] and [s for s, _ in steps_in(plain.checkpoints)] == [40]
+    assert final(done) == final(plain)
+    derived = {d["path"]: d["value"] for d in read_json(done.folder / "derived.json")}
+    assert derived["train.keep_early"] == "2, 5, 12" and "train.keep_early" not in str(read_json(plain.folder / "derived.json"))
+
+
+def test_early_checkpoints_survive_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = text_recipe(tmp_path)
+    scripted([5.0, 4.0, 3.0, 2.0, 4.0, 4.0, 4.0, 4.0], monkeypatch)
+    # step 5 is the best when it is saved, and is released when a better one comes
+    done = go(path, *LONG, "train.validate_every=5", "train.early_stopping={patience: 3}", stages=("prepare", "train"))
+    assert [s for s, _ in steps_in(done.checkpoints)] == [2, 5, 12, 20, 35]
+
+
+def test_early_checkpoints_survive_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, more = text_recipe(tmp_path), ["train.keep_early=2", "train.checkpoint_every=100", "train.keep_last=1"]
+    stopped_at(3, monkeypatch, path, *more)
+    assert [s for s, _ in steps_in(go(path, *more).checkpoints)] == [1, 4, 12]
+
+
+def test_too_many_early_checkpoints_are_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"train.keep_early: 5 checkpoints do not fit into the first 4 of 12 steps. Train longer, or keep fewer"
+    ):
+        go(text_recipe(tmp_path), "train.keep_early=5")
 
 
 def scripted(losses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:

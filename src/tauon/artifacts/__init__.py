@@ -2,7 +2,16 @@
 
 from tauon.artifacts.checkpoint import Checkpoint, Groups, latest_checkpoint, load_checkpoint, save_checkpoint, steps_in
 from tauon.artifacts.environment import code_fingerprint, environment
-from tauon.artifacts.files import atomic_write, erase, folder_atomically, read_json, remove_leftovers, sha256_file, write_json
+from tauon.artifacts.files import (
+    atomic_write,
+    erase,
+    folder_atomically,
+    read_json,
+    remove_folder,
+    remove_leftovers,
+    sha256_file,
+    write_json,
+)
 from tauon.artifacts.find import find_checkpoint
 from tauon.artifacts.run import RUN_FORMAT, RunFolder, list_runs
 from tauon.artifacts.writer import CheckpointWriter
@@ -23,6 +32,7 @@ __all__ = [
     "list_runs",
     "load_checkpoint",
     "read_json",
+    "remove_folder",
     "remove_leftovers",
     "save_checkpoint",
     "sha256_file",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +38,7 @@ _PROTECTED = "protected.json"
 class CheckpointWriter:
     """Writes checkpoints into `folder`; a context manager that waits for the last write.
 
-    Keeps the `keep_last` newest (None: all), every step that `keep_every` divides, and each protected step; checkpoints of
+    Keeps the `keep_last` newest (None: all), every step that `keep_every` divides, the steps `keep_steps`, and each protected step; checkpoints of
     later steps than the one just saved belong to another attempt and are kept. `parent` is the hash of the checkpoint
     from which this run started; each checkpoint's parent is the one before it. `on_saved` is called with each checkpoint when
     it is on disk, in the writing thread.
@@ -50,6 +50,7 @@ class CheckpointWriter:
         *,
         keep_last: int | None = 2,
         keep_every: int | None = None,
+        keep_steps: Collection[int] = (),
         background: bool = True,
         parent: str | None = None,
         on_saved: Callable[[Checkpoint], None] | None = None,
@@ -61,7 +62,7 @@ class CheckpointWriter:
                 )
         self.folder = Path(folder)
         self.keep_last, self.keep_every, self.background = keep_last, keep_every, background
-        self.parent = parent
+        self.keep_steps, self.parent = frozenset(keep_steps), parent
         self._on_saved = on_saved
         self._buffers: dict[str, SnapshotBuffer] = {}
         self._thread: threading.Thread | None = None
@@ -166,7 +167,7 @@ class CheckpointWriter:
         with self._mutex:
             whole = [(step, path) for step, path in steps_in(self.folder) if step <= newest and _looks_whole(path)]
             for step, path in whole[: -self.keep_last]:
-                kept = self.keep_every is not None and step % self.keep_every == 0
+                kept = step in self.keep_steps or (self.keep_every is not None and step % self.keep_every == 0)
                 if not kept and step not in self._protected:
                     remove_folder(path)
 

@@ -6,6 +6,7 @@ Do they give the same answers; where they do, for the same reasons; which classe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,10 +50,7 @@ def compare(
         )
     work = Work(seed=seed)
     rows = after.draw(after.heldout, sample)
-    shared = Subject(
-        before.model, before.task, after.spec, after.train, after.heldout, after.part, after.preprocess, after.tokenizer, after.report, seed,
-        after.background_size,
-    )  # fmt: skip
+    shared = replace(after, model=before.model, task=before.task)
     with untouched(before.model), untouched(after.model):
         answers = [s.answers_to(rows, work=work, what=f"answers {name}") for s, name in ((shared, "before"), (after, "after"))]
         record: dict[str, Any] = {"format": FORMAT, "examples": len(rows), "part": after.part, "family": after.task.family}

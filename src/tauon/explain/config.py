@@ -27,7 +27,7 @@ class InfluenceConfig(Config):
     method: Literal["auto", "ekfac", "trak", "tracin"] = "auto"
     """auto: ekfac for models of up to 20 million parameters, else trak."""
     most: Count = Field(5_000, ge=10)
-    """Most training examples in the index; the first of a random order."""
+    """Most training examples in the index; the first of a random order. Of running text at most 100,000 tokens."""
 
 
 class ChecksConfig(Config):

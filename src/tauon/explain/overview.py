@@ -7,21 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tauon.errors import Problem, RecipeError
-from tauon.explain.base import Work, untouched
-from tauon.explain.config import ExplainConfig
+from tauon.errors import DataError, Problem, RecipeError
+from tauon.explain.base import Cases, Work, method_named, untouched
+from tauon.explain.config import ExplainConfig, InfluenceConfig
 from tauon.explain.features.columns import Feature
+from tauon.explain.memory import plan_memory
+from tauon.explain.parts.activations import explain_activations
 from tauon.explain.parts.choose import choose_examples
+from tauon.explain.parts.examples import add_influence, find_mislabelled
 from tauon.explain.parts.language import add_language, contrast
 from tauon.explain.parts.maps import Maps, explain_cases
 from tauon.explain.parts.opening import opening
+from tauon.explain.parts.readable import readable_rows
 from tauon.explain.parts.shown import answer_text, show_example, target_text
+from tauon.explain.parts.whole import Whole, explain_rows, explain_whole
 from tauon.explain.subject import Sample, Subject
 from tauon.types import Batch
 
@@ -66,6 +72,12 @@ def explain_model(subject: Subject, config: ExplainConfig) -> Explanation:
         features = _features_of(subject, config)
         explanation, maps = explain_batch(subject, config, batch, features, shown=len(rows))
         record = explanation.record
+        whole = _whole(subject, config, record, sample, features, work)
+        if whole is not None and record["kind"] == "table" and subject.table is not None and len(rows):
+            explain_rows(subject, config, whole, subject.table.read(subject.heldout.batch(rows).inputs.numpy()), record["cases"])
+        if config.activations and len(rows):
+            record["activations"] = explain_activations(subject, batch, sample, explanation.arrays, work, shown=len(rows))
+        _training_examples(subject, config, explanation, batch, features)
         for case, (row, why) in zip(record["cases"], places, strict=True):
             case |= {"row": row, "from": f"{subject.part} {row:,}", "why": why}
         _add_truth(subject, record["cases"], batch)
@@ -97,11 +109,10 @@ def explain_batch(
     batch = batch.to(subject.device)
     cases = subject.cases(batch, _targets(subject, config, len(batch)))
     work = Work(seed=config.seed)
-    subject.report("maps", 0, 1)
     maps = explain_cases(
-        cases, lambda model: subject.cases(batch, cases.targets, model), config.maps, work, layer=config.layer, checks=config.tested > 0
-    )
-    subject.report("maps", 1, 1)
+        cases, lambda model: subject.cases(batch, cases.targets, model), config.maps, work, layer=config.layer, checks=config.tested > 0,
+        tested=partial(_planned, subject, config, cases),
+    )  # fmt: skip
     with torch.no_grad():
         out = cases.answers(cases.inputs, torch.arange(len(batch), device=cases.inputs.device))
         outputs = (out.softmax(1) if cases.link == "softmax" else out).cpu().numpy()
@@ -113,6 +124,65 @@ def explain_batch(
     if subject.input_kind == "tokens":
         add_language(subject, batch, found, explanation.arrays, answer=config.language.answer if shown is None else 0, work=work)
     return explanation, maps
+
+
+def _training_examples(
+    subject: Subject, config: ExplainConfig, explanation: Explanation, batch: Batch, features: tuple[Feature, ...]
+) -> None:  # fmt: skip
+    """Add the training examples behind each answer, and those that look mislabelled."""
+    wanted = InfluenceConfig() if config.influence is True else config.influence
+    if subject.records is None or not wanted or not wanted.examples:
+        return
+    record, arrays = explanation.record, explanation.arrays
+    if subject.records.refusal:
+        record["influence"] = {"problem": subject.records.refusal}
+        return
+    known = subject.records
+    if record["cases"]:
+        record["influence"] = add_influence(subject, wanted, known.index, known.fingerprint, batch, record["cases"], arrays, features)
+    early = list(known.early())
+    record["mislabelled"] = find_mislabelled(subject, [m for _, m in early], [s for s, _ in early], arrays, most=wanted.most)
+
+
+def _whole(
+    subject: Subject, config: ExplainConfig, record: dict[str, Any], sample: Sample, features: tuple[Feature, ...], work: Work
+) -> Whole | None:  # fmt: skip
+    if not (config.tree or config.features or config.slices):
+        return None
+    try:
+        readable = readable_rows(subject, record["kind"], sample, features, work)
+    except DataError as err:
+        record["readable"] = {"problem": str(err)}
+        return None
+    if readable is None:
+        return None
+    whole = explain_whole(subject, config, readable, sample)
+    record |= whole.record
+    return whole
+
+
+def _planned(subject: Subject, config: ExplainConfig, cases: Cases, name: str) -> Work:
+    """Return how a method computes within the share of free memory that the recipe allows, and say so."""
+    options: dict[str, Any] = {"layer": config.layer} if config.layer and method_named(name).needs == "layer" else {}
+    plan = plan_memory(cases, method_named(name), int(config.memory * free_bytes(subject.device)), seed=config.seed, **options)
+    subject.note(str(plan))
+
+    def progress(done: int, total: int) -> None:
+        subject.report(method_named(name).title, done, total)
+
+    return Work(at_once=plan.at_once, seed=config.seed, progress=progress)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the free memory of a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo") as file:
+            found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file if line.split()[1:2]}
+        return found["MemAvailable"]
+    except (OSError, KeyError, ValueError):
+        return 4 << 30
 
 
 def _case(

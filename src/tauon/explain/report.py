@@ -9,10 +9,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 import tauon
+from tauon.explain.drawing.activations import layers_html
 from tauon.explain.drawing.cases import cases_html
 from tauon.explain.drawing.comparison import comparison_html
 from tauon.explain.drawing.language import contrast_html
-from tauon.explain.drawing.model import methods_html
+from tauon.explain.drawing.model import features_html, influence_html, methods_html, slices_html, tree_html
 from tauon.report import Records, Section
 from tauon.report.page import document, missing
 from tauon.report.text import escape
@@ -30,7 +31,9 @@ def explanation(records: Records) -> Section | None:
     arrays = read_arrays(records.folder / ARRAYS)
     lead = "".join(f"<p>{escape(s)}</p>" for s in record.get("opening") or [])
     html = f'<div class="lead">{lead}</div>'
-    html += methods_html(record) + cases_html(record, arrays) + contrast_html(record)
+    html += features_html(record) + tree_html(record) + slices_html(record) + influence_html(record, arrays) + methods_html(record)
+    html += cases_html(record, arrays)
+    html += contrast_html(record) + layers_html(record)
     if record.get("cases") and not arrays:
         html += missing(f"{ARRAYS} is missing or damaged, so no map is drawn. Run `tauon explain` again.")
     return Section("explanation", "What the model looks at", html)

@@ -5,9 +5,10 @@ Reads no run and no file: the stage supplies the parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from tauon.explain.readable import ReadableTable
 from tauon.tasks import Task
 from tauon.types import Batch, Dataset, DataSpec
 
-__all__ = ["Sample", "Subject"]
+__all__ = ["Sample", "Subject", "TrainingRecords"]
 
 Report = Callable[[str, int, int], None]
 """(what, done, total): progress of long work."""
@@ -31,6 +32,10 @@ Report = Callable[[str, int, int], None]
 
 def no_report(what: str, done: int, total: int) -> None:
     """Report nothing."""
+
+
+def no_note(message: str) -> None:
+    """Note nothing."""
 
 
 @dataclass
@@ -56,6 +61,20 @@ class Sample:
         return found
 
 
+@dataclass(frozen=True)
+class TrainingRecords:
+    """What explanations by training examples need beside the data."""
+
+    fingerprint: str
+    """Of the training data."""
+    index: Path
+    """Folder of the index of training examples."""
+    early: Callable[[], Sequence[tuple[int, nn.Module]]] = tuple
+    """Loads (step, model) of each checkpoint of early training."""
+    refusal: str = ""
+    """Why training examples must not be shown."""
+
+
 @dataclass
 class Subject:
     """What is explained. Data sets are used without augmentation."""
@@ -71,7 +90,11 @@ class Subject:
     preprocess: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Tokenizer | None = None
     report: Report = no_report
+    note: Callable[[str], None] = no_note
+    """Called with what a person should know before long work starts."""
     seed: int = 0
+    records: TrainingRecords | None = None
+    """None: no explanations by training examples."""
 
     def __post_init__(self) -> None:
         self.train, self.heldout = without_augmentation(self.train), without_augmentation(self.heldout)
@@ -139,13 +162,16 @@ class Subject:
         """Return the model's answers to at most n held-out examples."""
         return self.answers_to(self.draw(self.heldout, n), work=work, what=what)
 
-    def answers_to(self, rows: NDArray[np.int64], *, work: Work, what: str = "the model's answers") -> Sample:
-        """Return the model's answers to these held-out examples."""
+    def answers_to(
+        self, rows: NDArray[np.int64], *, work: Work, what: str = "the model's answers", dataset: Dataset | None = None
+    ) -> Sample:
+        """Return the model's answers to these held-out examples, or to those of another data set."""
         if not len(rows):
             raise DataError(f"the {self.part} part has no examples, so nothing can be explained")
+        dataset = self.heldout if dataset is None else dataset
         outputs, losses, targets = [], [], []
         with torch.no_grad():
-            for part, batch in self.batches(self.heldout, rows, work.at_once):
+            for part, batch in self.batches(dataset, rows, work.at_once):
                 cases = self.cases(batch)
                 found = []
                 for inner in work.chunks(len(batch)):

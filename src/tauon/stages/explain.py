@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
-from tauon.artifacts import atomic_write, write_json
+from tauon.artifacts import atomic_write, load_checkpoint, write_json
 from tauon.data import DataSplits
 from tauon.errors import Problem, RecipeError
 from tauon.explain import ExplainConfig, Explanation, Subject, explain_model, explain_new_examples
 from tauon.explain.card import model_card
+from tauon.explain.config import InfluenceConfig
+from tauon.explain.subject import TrainingRecords
 from tauon.report import Records
 from tauon.stages.context import Context
 from tauon.stages.load import load_model
+from tauon.train import early_steps
 from tauon.types import Batch, Dataset
 
 __all__ = ["ARRAYS", "RECORD", "explain_new_batch", "explain_stage", "subject_of", "write_card"]
 
 RECORD = "explain/explanation.json"
 ARRAYS = "explain/maps.safetensors"
+INDEX = "explain/influence"
 
 
 def explain_stage(ctx: Context) -> dict[str, Any]:
@@ -54,13 +60,35 @@ def subject_of(ctx: Context, config: ExplainConfig) -> Subject:
             ]
         )
 
+    refusal = ""
+    if private:
+        refusal = "The run is private: naming training examples would reveal what its guarantee protects, so none is named."
+        if isinstance(config.influence, InfluenceConfig) and "influence" in config.model_fields_set and config.influence.examples:
+            raise RecipeError([Problem("explain.influence", f"{refusal} Set explain.influence=false.")])
+    records = TrainingRecords(splits.fingerprint, ctx.run.folder / INDEX, partial(early_models, ctx), refusal)
+
     def report(what: str, done: int, total: int) -> None:
         ctx.on_event("progress", what=what, done=done, total=total)
 
+    def note(message: str) -> None:
+        ctx.on_event("note", message=message)
+
     return Subject(
         model=model, task=ctx.recipe.task, spec=splits.spec, train=heldout if private else splits.train, heldout=heldout, part=part,
-        preprocess=splits.preprocess, tokenizer=splits.tokenizer, report=report, seed=config.seed, background_size=config.background,
+        preprocess=splits.preprocess, tokenizer=splits.tokenizer, report=report, note=note, seed=config.seed, records=records,
+        background_size=config.background,
     )  # fmt: skip
+
+
+def early_models(ctx: Context) -> list[tuple[int, nn.Module]]:
+    """Return (step, model) of each checkpoint of early training that the run kept."""
+    config = ctx.recipe.train
+    if not config.keep_early:
+        return []
+    plan = (ctx.run.manifest().get("training") or {}).get("plan") or {}
+    steps = early_steps(config.keep_early, int(plan["steps"]), len(ctx.splits.train) / ctx.train.batch) if plan.get("steps") else ()
+    folders = [(step, ctx.run.checkpoints / f"step-{step:06d}") for step in steps]
+    return [(step, load_model(load_checkpoint(path), ctx.recipe, weights="raw")[0]) for step, path in folders if path.is_dir()]
 
 
 def explain_new_batch(ctx: Context, subject: Subject, config: ExplainConfig, batch: Batch, names: Sequence[str]) -> Explanation:

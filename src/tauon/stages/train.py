@@ -25,7 +25,7 @@ from tauon.stages.sanity import sanity_checks
 from tauon.stages.training_record import Checkpoints, Logs, TrainingRecord
 from tauon.stages.unread import refuse_unread, refuse_unread_before_training
 from tauon.tracking import EventLog, Tracker, guard, nothing_logged
-from tauon.train import BatchSizeScheduler, Hook, JobConfig, StopSignal, TrainJob, build_job, restore, seconds_a_step, train
+from tauon.train import BatchSizeScheduler, Hook, JobConfig, StopSignal, TrainJob, build_job, early_steps, restore, seconds_a_step, train
 from tauon.types import StepInfo
 
 __all__ = ["newest", "train_stage"]
@@ -43,6 +43,8 @@ class Training:
     loader: Loader
     plan: Plan
     mesh: Mesh
+    early: tuple[int, ...] = ()
+    """Steps of early training whose checkpoints are kept."""
 
 
 def train_stage(ctx: Context) -> dict[str, Any]:
@@ -106,6 +108,9 @@ def resolve_settings(ctx: Context, recorded: dict[str, Any] | None) -> Training:
         measure=partial(seconds_a_step, config, loader, mesh, recipe.parallel), work=work,
     )  # fmt: skip
     plan.derived.insert(1, layout)
+    early = early_steps(recipe.train.keep_early, plan.steps, loader.count / ctx.train.batch)
+    if early:
+        plan.derived.append(Derived("train.keep_early", ", ".join(map(str, early)), "steps before the model memorises examples"))
     for extension in extensions:
         extension.plan(plan)
     if ctx.start is not None:
@@ -117,7 +122,7 @@ def resolve_settings(ctx: Context, recorded: dict[str, Any] | None) -> Training:
     if ctx.world.leads and not ctx.detached:
         write_json(ctx.run.folder / "derived.json", derived)
     ctx.on_event("derived", settings=derived)
-    return Training(ctx, extensions, checkpoint, model, loader, plan, mesh)
+    return Training(ctx, extensions, checkpoint, model, loader, plan, mesh, early)
 
 
 def job_config(ctx: Context, model: ModelConfig) -> JobConfig:
@@ -170,7 +175,7 @@ def run_job(training: Training, job: TrainJob, events: EventLog, *, recorded: bo
             first = first_step_hook(training, job.step + 1, recorded=recorded)
             hooks: list[Hook] = [lambda job, info: ctx.heartbeat.beat(info.step), first, *record.hooks()]
             loop: Callable[[], object] = partial(
-                train, job, hooks=hooks, save=record.save, save_every=plan.checkpoint_every, stop=stop
+                train, job, hooks=hooks, save=record.save, save_every=plan.checkpoint_every, save_at=training.early, stop=stop
             )  # fmt: skip
             back = partial(back_to_checkpoint, ctx, job, writer, record, events)
             for extension in reversed(extensions):
@@ -262,6 +267,7 @@ def own_writer(training: Training, events: EventLog) -> CheckpointWriter:
         ctx.world,
         keep_last=config.keep_last,
         keep_every=config.keep_every,
+        keep_steps=training.early,
         parent=parent.hash if parent else None,
         on_saved=(lambda saved: events.log("saved", step=saved.step)) if logged else None,
     )

@@ -2,6 +2,7 @@
 
 from tauon.train.build import JobConfig, JobSettings, build_job
 from tauon.train.config import EarlyStopping, TrainConfig, WarmUp, largest_divisor
+from tauon.train.early import early_steps
 from tauon.train.ema import EMA
 from tauon.train.freeze import freeze, trainable
 from tauon.train.health import GradientHealth
@@ -69,6 +70,7 @@ __all__ = [
     "apply_checkpointing_and_compile",
     "build_job",
     "complaints",
+    "early_steps",
     "every",
     "freeze",
     "gather_dtype",

@@ -86,6 +86,9 @@ class TrainConfig(ComputeConfig):
     """Newest checkpoints to keep."""
     keep_every: Count | None = Field(None, ge=1)
     """Keep every checkpoint whose step is a multiple of this. Left out: none."""
+    keep_early: Count = Field(0, ge=0, le=20)
+    """Checkpoints of early training to write and keep, before the model memorises examples: 3 to 5 let `explain` find mislabelled ones. They are
+    spread at equal ratios from a fifth of L to L; L is 30% of the steps, or 5 passes over the data if that is earlier."""
     early_stopping: EarlyStopping | None = None
     """Left out: train to the end."""
     spike_factor: float | None = Field(None, gt=1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -102,6 +102,7 @@ def train(
     hooks: Sequence[Hook] = (),
     save: Callable[[TrainJob], None] | None = None,
     save_every: int = 1000,
+    save_at: Collection[int] = (),
     stop: StopSignal | None = None,
 ) -> TrainJob:
     """Run the job from `job.step` to `job.policy.total_steps`.
@@ -109,8 +110,9 @@ def train(
     Args:
         job: what to train (`build_job`).
         hooks: called after each step with the job and a `StepInfo`; one that returns `STOP` ends the training.
-        save: saves a checkpoint of the job. Called every `save_every` steps, at the end, and before an interruption.
+        save: saves a checkpoint of the job. Called every `save_every` steps, at the steps `save_at`, at the end, and before an interruption.
         save_every: steps between two checkpoints.
+        save_at: more steps after which a checkpoint is saved.
         stop: says whether a signal asks for the end.
 
     Returns:
@@ -135,7 +137,7 @@ def train(
         with _memory_errors_explained(job):
             launched = _launch_counted(job, batch) if job.step == measured_at else launch_step(job, batch)
         batches.prefetch(job.step)
-        saves = save is not None and (job.step % save_every == 0 or job.step == job.policy.total_steps)
+        saves = save is not None and (job.step % save_every == 0 or job.step in save_at or job.step == job.policy.total_steps)
         report.add(launched, at_once=saves)
         if save is not None and saves:
             save(job)

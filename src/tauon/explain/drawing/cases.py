@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tauon.explain.drawing.activations import activations_html
+from tauon.explain.drawing.examples import training_example
 from tauon.explain.drawing.language import prompt_html
 from tauon.explain.drawing.shapes import bars, diverging, heat_image, key_of_colours, picture, scaled, words
 from tauon.report.page import missing
@@ -40,13 +42,16 @@ def case_html(case: Mapping[str, Any], i: int, methods: Mapping[str, Any], recor
     """Return one example."""
     shown = case.get("shown") or {}
     body = _given(case, i, shown, record, arrays) + _maps(case, i, shown, methods, record, arrays)
-    for key, name in (("path", "In the surrogate tree"), ("counterfactual", "What would change the answer")):
-        if case.get(key):
-            body += f"<p><b>{name}:</b> {escape(case[key])}</p>"
+    if case.get("path"):
+        body += f"<p><b>In the small tree:</b> {escape(case['path'])}</p>"
+    changes = [str(c) for c in case.get("counterfactuals") or []]
+    if changes:
+        body += f"<p><b>What would change the answer:</b> {escape(' '.join(changes))}</p>"
     outside = [f"<li>{escape(o)}</li>" for o in shown.get("outside") or []]
     if outside:
         body += f'<div class="warn"><b>Outside of what the model was trained on</b><ul class="plain">{"".join(outside)}</ul></div>'
-    return f'<article class="case"><h4>{_title(case)}</h4>{body}{prompt_html(case, arrays)}{_influence(case, arrays)}</article>'
+    body += prompt_html(case, arrays) + activations_html(record, i, arrays) + _influence(case, arrays)
+    return f'<article class="case"><h4>{_title(case)}</h4>{body}</article>'
 
 
 def _title(case: Mapping[str, Any]) -> str:
@@ -209,20 +214,6 @@ def _influence(case: Mapping[str, Any], arrays: Arrays) -> str:
     for key, title in (("helped", "Training examples that argued for this answer"), ("hurt", "Training examples that argued against it")):
         rows: Sequence[Mapping[str, Any]] = [r for r in found.get(key) or [] if isinstance(r, dict)]
         if rows:
-            items = "".join(f"<li>{_example(r, arrays)}</li>" for r in rows)
+            items = "".join(f"<li>{training_example(r, arrays)}</li>" for r in rows)
             html += f'<p class="what"><b>{title}</b></p><ul class="examples">{items}</ul>'
     return html
-
-
-def _example(row: Mapping[str, Any], arrays: Arrays) -> str:
-    """One training example: the picture or the words, its label, its score."""
-    shown, drawn = row.get("shown") or {}, ""
-    array = arrays.get(str(row.get("array")))
-    if array is not None and array.ndim == 3 and array.dtype == np.uint8:
-        drawn = picture(array, f"Training image labelled {row.get('label')}", "small")
-    elif shown.get("kind") == "text":
-        drawn = f"<q>{escape(''.join(map(str, shown.get('tokens') or [])), 160)}</q> "
-    elif shown.get("kind") == "table":
-        drawn = escape(", ".join(f"{c['name']} {c['value']}" for c in (shown.get("columns") or [])[:6]), 240) + " "
-    label = f" {escape(row['label'], 60)}" if row.get("label") is not None else ""
-    return f"{drawn}<b>{figure(number(row.get('score')), 3)}</b>{label} <small>{escape(row.get('from', ''), 60)}</small>"

@@ -22,7 +22,7 @@ def saliency(cases: Cases, work: Work) -> Attribution:
     True
     """
     scores, gradient = _plain_gradient(cases, work)
-    raw = gradient.abs()
+    raw = gradient.abs_()
     return Attribution("saliency", cases.per_feature(raw), scores, signed=False, raw=raw)
 
 
@@ -30,13 +30,14 @@ def saliency(cases: Cases, work: Work) -> Attribution:
 def gradient_times_input(cases: Cases, work: Work) -> Attribution:
     """Return the gradient times the input's difference from 0, summed over the numbers of a feature."""
     scores, gradient = _plain_gradient(cases, work)
-    raw = gradient * cases.inputs
+    raw = gradient.mul_(cases.inputs)
     return Attribution("gradient_times_input", cases.per_feature(raw), scores, raw=raw)
 
 
 def _plain_gradient(cases: Cases, work: Work) -> tuple[Tensor, Tensor]:
-    found = []
+    scores, gradient = torch.zeros(len(cases), device=cases.inputs.device), torch.zeros_like(cases.inputs)
     with untouched(cases.model):
         for part in work.chunks(len(cases)):
-            found.append(gradients_of(cases, cases.inputs[part], torch.arange(part.start, part.stop)))
-    return torch.cat([s for s, _ in found]), torch.cat([g for _, g in found])
+            rows = torch.arange(part.start, part.stop, device=scores.device)
+            scores[part], gradient[part] = gradients_of(cases, cases.inputs[part], rows)
+    return scores, gradient

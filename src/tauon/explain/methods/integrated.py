@@ -23,7 +23,7 @@ from tauon.errors import DataError
 from tauon.explain.base import Attribution, Cases, Work, attribution_method, gradients_of, untouched
 from tauon.explain.methods.baselines import Baseline, baselines_of
 
-__all__ = ["QUADRATURES", "integrated_gradients", "quadrature_rule"]
+__all__ = ["QUADRATURES", "integrated_gradients", "kept_by_paths", "most_rows", "quadrature_rule"]
 
 QUADRATURES = ("gausslegendre", "riemann_trapezoid", "riemann_middle", "riemann_left", "riemann_right")
 """Fixed rules, named as in Captum."""
@@ -31,7 +31,7 @@ FIRST = 16
 """Parts of the path before the first refinement."""
 HALVED = 8
 """Parts of a path that are halved in one round."""
-OPEN = 96
+OPEN = 32
 """Most parts of one path whose gradients are kept; the most exact ones are summed beyond that and not halved again."""
 SMALLEST = 2.0**-20
 """Parts of a path that are not halved any more."""
@@ -91,7 +91,7 @@ def quadrature_rule(name: str, steps: int) -> tuple[Tensor, Tensor]:
     if name == "riemann_trapezoid":  # Captum's: K points, of which the two at the ends count half; the weights sum to 1 - 1/K
         weights[0] /= 2
         weights[-1] /= 2
-        return torch.linspace(0, 1, steps, dtype=torch.float64), weights
+        return torch.linspace(0, 1, steps).double(), weights
     offset = {"riemann_left": 0.0, "riemann_middle": 0.5, "riemann_right": 1.0}[name]
     return (torch.arange(steps, dtype=torch.float64) + offset) / steps, weights
 
@@ -123,7 +123,7 @@ def _fixed(cases: Cases, work: Work, steps: int, quadrature: str, tolerance: flo
 def _on_path(cases: Cases, rows: Tensor, at: Tensor) -> Tensor:
     """Return b + t (x - b), M *E."""
     base = cases.baseline(rows)
-    return torch.lerp(base, cases.inputs[rows], _over(at.to(base), base))
+    return base + _over(at.to(base), base) * (cases.inputs[rows] - base)  # the order of operations of Captum: the same numbers
 
 
 def _over(values: Tensor, like: Tensor) -> Tensor:
@@ -231,6 +231,17 @@ class _Path:
         return total
 
 
+def most_rows(cases: Cases) -> int:
+    """Return the most rows that can be computed at once without fixed steps."""
+    return max(1, len(cases)) * (FIRST + 1)
+
+
+def kept_by_paths(cases: Cases, at_once: int, steps: int | None) -> int:
+    """Return the bytes of the gradients that are kept for further refinement, at most."""
+    active = min(len(cases), max(1, at_once // HALVED))
+    return 0 if steps else active * (OPEN + HALVED + 2) * cases.n_features * cases.inputs.element_size()
+
+
 def _adaptive(cases: Cases, work: Work, tolerance: float, most: int) -> Attribution:
     n, device = len(cases), cases.inputs.device
     values = torch.zeros(n, cases.n_features, dtype=cases.inputs.dtype, device=device)
@@ -270,7 +281,7 @@ def _gradients(cases: Cases, work: Work, paths: list[_Path], done: int) -> list[
         scores, grad = gradients_of(cases, _on_path(cases, rows[part], at[part]), rows[part])
         grad *= cases.inputs[rows[part]] - cases.baseline(rows[part])
         slopes, values = grad.flatten(1).double().sum(1).tolist(), cases.per_feature(grad)
-        nodes += [_Node(*numbers) for numbers in zip(at[part].tolist(), scores.tolist(), slopes, values, strict=True)]
+        nodes += [_Node(*numbers) for numbers in zip(at[part].tolist(), scores.tolist(), slopes, [v.clone() for v in values], strict=True)]
         if work.progress is not None:
             work.progress(done, len(cases))
     ends = list(itertools.accumulate(len(path.wanted) for path in paths))

@@ -52,10 +52,14 @@ def _what_counts(record: dict[str, Any], maps: Maps | None) -> str:
         top = [row for row in importance if row["value"] > 0][:3]
         if not top:
             return "Shuffling any single column changes its answers little: no column matters alone."
-        first = f"{top[0]['name']} (shuffling it alone costs {figure(top[0]['value'], 2)} of {record['features']['metric']})"
+        cost = f"{top[0]['value']:.0%}" if "probability" in record["features"]["metric"] else figure(top[0]["value"], 2)
+        first = f"{top[0]['name']} (without it {record['features']['metric']} gets worse by {cost})"
         others = " and ".join(row["name"] for row in top[1:])
         return f"Its answers rest most on {first}{', then on ' + others if others else ''}."
     looks = where_it_looks(maps)
+    words = [w["name"] for w in (record.get("tree") or {}).get("shap") or []][:3] if record["kind"] == "text" else []
+    if words:
+        looks += f" Of single words, {', '.join(words[:-1])} and {words[-1]} separate its answers most." if len(words) > 1 else ""
     if looks:
         return looks
     return "No single part of the input stands out in its explanations."
@@ -144,9 +148,10 @@ def _of_maps(maps: Maps | None) -> str:
 
 def _of_tree(record: dict[str, Any]) -> str:
     tree = record.get("tree") or {}
-    if not tree.get("fidelity"):
+    fidelity = tree.get("fidelity") or {}
+    if tree.get("note") or fidelity.get("agreement") is None:
         return ""
     return (
-        f"A tree of {tree['depth']} questions gives the model's answer in {tree['fidelity']['value']:.0%} of held-out examples (always giving "
-        f"its most frequent answer: {tree['majority']['value']:.0%})."
+        f"A tree of at most {tree['depth']} questions gives the model's answer to {fidelity['agreement']:.0%} of held-out examples (always giving "
+        f"its most frequent answer: {fidelity['majority']:.0%})."
     )

@@ -13,7 +13,7 @@ from tauon.explain.features.columns import Feature, outside_range, value_text
 from tauon.explain.subject import Subject
 from tauon.types import Batch
 
-__all__ = ["answer_text", "name_of", "show_example", "target_text", "values_in_units", "visible"]
+__all__ = ["answer_text", "in_units", "name_of", "show_example", "target_text", "values_in_units", "visible"]
 
 Shown = tuple[dict[str, Any], NDArray[Any] | None]
 """(JSON facts, an array to store beside them or None)."""
@@ -84,7 +84,7 @@ def _window(subject: Subject, batch: Batch, i: int) -> Shown:
 def values_in_units(subject: Subject, values_TK: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return columns of a series in the units of the data, where the scale is known."""
     normalizer = _normalizer(subject)
-    if normalizer is None or normalizer.kind == "none" or normalizer.quantiles is not None or normalizer.scale.size != values_TK.shape[1]:
+    if normalizer is None or normalizer.kind == "none" or normalizer.quantiles is not None or normalizer.scale.size != values_TK.shape[-1]:
         return values_TK
     found: NDArray[np.float64] = values_TK * normalizer.scale.ravel() + normalizer.center.ravel()
     return found
@@ -99,7 +99,7 @@ def answer_text(subject: Subject, outputs_C: NDArray[Any], target: int) -> dict[
             "answer": name_of(subject, best), "probability": float(outputs_C[best]), "explained": name_of(subject, target),
             "explained_probability": float(outputs_C[target]),
         }  # fmt: skip
-    value = _in_units(subject, float(outputs_C[target]), target)
+    value = in_units(subject, float(outputs_C[target]), target)
     name = labels[target] if target < len(labels) else f"output {target}"
     return {"answer": value, "explained": f"mean forecast of {name}" if subject.spec.horizon is not None else name}
 
@@ -110,8 +110,8 @@ def target_text(subject: Subject, target: Any, explained: int = 0) -> str | floa
         return name_of(subject, int(target))
     values = np.asarray(target, np.float64)
     if subject.spec.horizon is not None:
-        return _in_units(subject, float(values[:, explained].mean()), explained)
-    return _in_units(subject, float(values.ravel()[explained]), explained) if explained < values.size else None
+        return in_units(subject, float(values[:, explained].mean()), explained)
+    return in_units(subject, float(values.ravel()[explained]), explained) if explained < values.size else None
 
 
 def name_of(subject: Subject, output: int) -> str:
@@ -125,7 +125,7 @@ def visible(subject: Subject, token: int) -> str:
     return text.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")
 
 
-def _in_units(subject: Subject, value: float, target: int) -> float:
+def in_units(subject: Subject, value: float, target: int) -> float:
     """Return an output of the model in the units of the data."""
     spec = subject.spec
     if spec.horizon is not None:
