@@ -2,7 +2,7 @@
 
 A concept is a set of examples ("striped", "age above the median"). A linear classifier separates the activations of the concept's examples from
 those of others at one layer; the direction in which it points to the concept is the concept's vector (CAV). The TCAV score is the share of the
-explained examples whose output rises along it. Three things make the score mean something, and all are in `ConceptScore`:
+explained examples whose output rises along it. Four things make the score mean something, and all are in `ConceptScore`:
 
 - The classifier must separate examples that it was not fitted on, better than classifiers of random sets do. Otherwise the vector is no concept,
   and the score is not tested.
@@ -10,6 +10,8 @@ explained examples whose output rises along it. Three things make the score mean
   when the activations move along the vector as far as held-out examples with the concept are from those without. It is compared with the effects of
   random sets of the same size, drawn in the same way: a permutation test. (The paper's t test over repeated draws calls any fixed set significant if
   it is repeated often enough.)
+- The direction itself must be certain: the interval of the effect, over vectors fitted against other examples and over the explained examples, must not
+  contain 0. Any property that a layer shows has a direction, and few directions are exactly at right angles to the gradient.
 - Many concepts are looked at: p-values are corrected by Benjamini and Hochberg's procedure.
 
 A significant concept says that the output rises in a direction that also separates the concept. Whatever goes along with the concept in the
@@ -113,6 +115,7 @@ class ConceptScore:
     """Over all concepts of the call (Benjamini-Hochberg)."""
     separates: bool
     significant: bool
+    """It separates, the corrected p-value is at most `level`, and the interval of the effect does not contain 0."""
     examples: int
     """With the concept, in each vector."""
 
@@ -126,6 +129,11 @@ class ConceptScore:
             return (
                 f"Layer {self.layer} does not separate {self.name!r} from other examples (held-out accuracy {self.accuracy:.0%}; random sets reach "
                 f"{self.random_accuracy:.0%}), so nothing is said about it."
+            )
+        if not self.significant and self.effect_low <= 0 <= self.effect_high:
+            return (
+                f"Whether {self.name!r} raises or lowers the output is not certain ({self.effect:+.2g}, {self.effect_low:+.2g} to "
+                f"{self.effect_high:+.2g})."
             )
         if not self.significant:
             return (
@@ -233,15 +241,26 @@ def tcav(
     found, nulls = list[ConceptScore](), dict[int, tuple[Floats, Floats]]()
     for name, concept in concepts.items():
         sides = _sides(cases, name, concept, pool_NA, layer, work, s)
-        n = min(len(sides[0]), len(sides[1]), s.most)
+        n = _rounded(min(len(sides[0]), len(sides[1]), s.most))
         if min(n, len(pool_NA) - n) < LEAST:
             raise DataError(f"concept {name!r}: {n} examples beside {len(pool_NA)} of the pool; at least {LEAST} of each are needed")
         if n not in nulls:
             nulls[n] = _of_random_sets(pool_NA, n, random, gradients, s)
         found.append(_scored((name, layer), sides, n, gradients, nulls[n], s))
     corrected = benjamini_hochberg([c.p for c in found])
-    tested = [replace(c, corrected_p=q, significant=c.separates and q <= s.level) for c, q in zip(found, corrected, strict=True)]
+    tested = [
+        replace(c, corrected_p=q, significant=c.separates and q <= s.level and not c.effect_low <= 0 <= c.effect_high)
+        for c, q in zip(found, corrected, strict=True)
+    ]
     return sorted(tested, key=lambda c: (not c.significant, not c.separates, -abs(c.effect)))
+
+
+def _rounded(n: int) -> int:
+    """Return one of few sizes that is at most n, by at most a quarter smaller: concepts of one size share their random sets."""
+    size = LEAST
+    while (larger := size * 5 // 4) <= n:
+        size = larger
+    return min(n, size)
 
 
 def _as_cases(like: Cases, examples: Tensor | Cases, what: str) -> Cases:
