@@ -25,6 +25,7 @@ from tauon.explain.concepts import (
     output_gradients,
     tcav,
 )
+from tauon.explain.concepts.score import LEAST, _rounded
 from tauon.explain.features import describe_features
 
 SMALL = ConceptSettings(runs=8)
@@ -102,6 +103,25 @@ def test_a_pattern_that_the_layer_shows_and_the_output_ignores_has_no_strong_dir
     pool, stripes, corner = pictures(200, seed=3)
     found = {c.name: c for c in tcav(cases, "relu", {"stripes": stripes, "corner": corner}, pool, Work(), settings=SMALL)}
     assert found["corner"].separates and abs(found["corner"].effect) < 0.25 * found["stripes"].effect
+
+
+def test_concepts_of_like_size_share_their_random_sets() -> None:
+    sizes = {n: _rounded(n) for n in range(LEAST, 400)}
+    assert len(set(sizes.values())) < 20 and all(0.8 * n <= size <= n for n, size in sizes.items())
+
+
+def test_an_effect_of_uncertain_sign_is_not_significant() -> None:
+    """A pool in two clusters, and an output whose gradient is across them for half of the examples in each way."""
+    rng = np.random.default_rng(0)
+    clusters = np.repeat([0, 1], 40)
+    pool = torch.tensor(np.stack([6 * clusters + rng.normal(size=80), rng.normal(size=80)], 1), dtype=torch.float32)
+    sign = torch.tensor([1.0, -1.0]).repeat(40)
+    model = nn.Sequential(nn.Identity())
+    zeros = torch.zeros(80, dtype=torch.int64)
+    outputs = lambda x, rows: model(x)[:, :1] * sign[rows].unsqueeze(1)  # noqa: E731
+    cases = Cases(model, pool, outputs, zeros, torch.zeros(1, 2), torch.arange(2), (2,), "table")
+    (found,) = tcav(cases, "0", {"cluster": clusters == 1}, pool, Work(), settings=SMALL)
+    assert found.separates and abs(found.score - 0.5) < 0.1 and not found.significant and "not certain" in found.text()
 
 
 def test_p_values_of_random_sets_are_uniform_or_larger() -> None:
