@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +12,9 @@ from torch import nn
 
 from tauon.explain import METHODS, Cases, Work
 from tauon.explain.base import Attribution
-from tauon.explain.checks import faithfulness, per_region, randomised_twin, rank_correlation, stability, weight_dependence
+from tauon.explain.checks import faithfulness, hide_at_random, per_region, randomised_twin, rank_correlation, stability, weight_dependence
 from tauon.explain.inputs import regions_of_grid
+from tauon.explain.methods import blurred
 
 
 def linear_cases(seed: int = 0, n: int = 8, features: int = 16) -> Cases:
@@ -125,3 +128,41 @@ def test_padding_is_never_hidden() -> None:
     loud = Attribution("padding first", torch.where(valid, best.values, 9.0), best.scores)
     assert torch.equal(faithfulness(zeros, best, Work()).deletion, faithfulness(zeros, loud, Work()).deletion)
     assert faithfulness(zeros, best, Work()).regions == 5
+
+
+def image_cases() -> Cases:
+    """Bright pixels of the left half argue for the answer."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 2)
+    with torch.no_grad():
+        model.weight.zero_()
+        model.weight[1].view(8, 8)[:, :4] = 0.2
+    x = torch.rand(6, 1, 8, 8)
+    features, ones = torch.arange(64).view(1, 8, 8), torch.ones(6, dtype=torch.int64)
+    regions = regions_of_grid((8, 8), (4, 4))
+    return Cases(
+        model, x, lambda x, rows: model(x.flatten(1)), ones, torch.zeros(1, 1, 8, 8), features, (8, 8), "image", regions=regions, link="softmax"
+    )  # fmt: skip
+
+
+def test_a_map_of_regions_is_tested_over_pixels_too() -> None:
+    cases = image_cases()
+    pixels = replace(cases, regions=None)
+    by_region = METHODS["occlusion"].run(cases, Work())
+    found = faithfulness(pixels, by_region, Work(), hide_at_random(pixels, Work(), steps=32))
+    exact = faithfulness(pixels, METHODS["gradient_times_input"].run(cases, Work()), Work(), hide_at_random(pixels, Work(), steps=32))
+    assert found.regions == 64 and found.insertion_ratio > 1.02 and found.deletion_ratio < 0.98
+    assert exact.insertion_ratio >= found.insertion_ratio - 0.01
+
+
+def test_a_fill_is_used_and_named() -> None:
+    cases = image_cases()
+    soft = hide_at_random(cases, Work(), fill="blurred")
+    assert soft.fill_name == "blurred" and soft.fill is not None and soft.fill.shape == cases.inputs.shape
+    with torch.no_grad():
+        torch.testing.assert_close(soft.ends[1], cases.outputs(blurred(cases.inputs, 1.0), torch.arange(6)).softmax(1)[:, 1])
+    assert hide_at_random(cases, Work()).fill_name == "baseline"
+    white = hide_at_random(cases, Work(), fill=torch.ones(1, 1, 8, 8), fill_name="white")
+    assert white.fill_name == "white" and (white.ends[1] > white.ends[0]).all()
+    found = faithfulness(cases, METHODS["occlusion"].run(cases, Work()), Work(), white)
+    assert found.to_json()["fill"] == "white" and found.deletion_ratio > 1  # hiding bright pixels by white ones changes the answer least

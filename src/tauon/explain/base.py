@@ -10,6 +10,7 @@ tokens, cells of a spectrogram), C outputs.
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tauon.distributed import reshard
 from tauon.errors import DataError, Problem, RecipeError
 
 __all__ = [
@@ -83,15 +85,26 @@ class Cases:
         """Region of each feature, F (int64), numbered from 0."""
         return torch.arange(self.n_features, device=self.inputs.device) if self.regions is None else self.regions
 
+    def answers(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Return the outputs of a copy of x, MC: a model that works in place on its input does not write x."""
+        return self.outputs(x.clone(), rows)
+
     def score(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Return the output that is explained, M."""
-        return self.outputs(x, rows).gather(1, self.targets[rows].unsqueeze(1)).squeeze(1)
+        """Return the output that is explained, M. `DataError` if it does not exist."""
+        return self._explained(self.answers(x, rows), rows)
 
     def probability(self, x: Tensor, rows: Tensor) -> Tensor:
         """Return the probability of the explained output, M; the output itself for regression."""
-        out = self.outputs(x, rows)
-        out = out.softmax(1) if self.link == "softmax" else out.sigmoid() if self.link == "sigmoid" else out
-        return out.gather(1, self.targets[rows].unsqueeze(1)).squeeze(1)
+        out = self.answers(x, rows)
+        return self._explained(out.softmax(1) if self.link == "softmax" else out.sigmoid() if self.link == "sigmoid" else out, rows)
+
+    def _explained(self, out_MC: Tensor, rows: Tensor) -> Tensor:
+        targets = self.targets[rows]
+        if len(rows) and not 0 <= int(targets.min()) <= int(targets.max()) < out_MC.shape[1]:
+            raise DataError(
+                f"target {int(targets.max())} of outputs 0 to {out_MC.shape[1] - 1} (least {int(targets.min())}): it does not exist"
+            )
+        return out_MC.gather(1, targets.unsqueeze(1)).squeeze(1)
 
     def baseline(self, rows: Tensor) -> Tensor:
         """Return the baselines of some examples, M *E."""
@@ -198,12 +211,20 @@ def attribution_method(
     name: str, title: str, *, needs: Literal["gradients", "outputs", "layer", "attention"], source: str, kinds: tuple[str, ...] = (),
     requested_only: bool = False,
 ) -> Callable[[Callable[..., Attribution]], Callable[..., Attribution]]:  # fmt: skip
-    """Function decorator: add a method to `METHODS`. `ValueError` if the name is taken."""
+    """Function decorator: add a method to `METHODS`, where it is not called for an empty batch. `ValueError` if the name is taken."""
 
     def enrol(run: Callable[..., Attribution]) -> Callable[..., Attribution]:
         if name in METHODS and METHODS[name].run.__qualname__ != run.__qualname__:
             raise ValueError(f"an attribution method {name!r} already exists")
-        METHODS[name] = Method(name, run, title, needs, source, kinds, requested_only)
+
+        @functools.wraps(run)
+        def run_unless_empty(cases: Cases, *args: Any, **options: Any) -> Attribution:
+            if not len(cases):
+                none = cases.inputs.new_zeros(0)
+                return Attribution(name, none.view(0, 1).expand(0, cases.n_features), none)
+            return run(cases, *args, **options)
+
+        METHODS[name] = Method(name, run_unless_empty, title, needs, source, kinds, requested_only)
         return run
 
     return enrol
@@ -244,8 +265,10 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
     """Evaluation mode without gradients of weights inside; afterwards the model is as it was found.
 
     Restored are the mode of every module, `requires_grad` and `grad` of every parameter, hooks and instance attributes that were added to a
-    module, buffers, and torch's random state. Weights are not written by any method.
+    module, buffers, and torch's random state. Weights are not written by any method. A model that is sharded over processes (FSDP2) is sharded
+    again afterwards; every process has to explain the same examples, since its weights are gathered by all at once.
     """
+    reshard(model)  # else parameters below could be gathered copies
     modes = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
@@ -259,6 +282,7 @@ def untouched(model: nn.Module) -> Iterator[nn.Module]:
                 p.requires_grad_(False)
             yield model
         finally:
+            reshard(model)
             for module, training in modes:
                 module.training = training
             for p, wanted, grad in parameters:

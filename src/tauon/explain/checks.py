@@ -12,12 +12,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tauon.explain.base import Attribution, Cases, Work, scores_of, untouched
+from tauon.explain.methods.baselines import baselines_of
 
 __all__ = [
     "Faithfulness",
@@ -94,7 +95,7 @@ class Hiding:
 
 
 def hide_at_random(
-    cases: Cases, work: Work, *, steps: int = 12, orders: int = 3, fill: Tensor | None = None, fill_name: str = "baseline"
+    cases: Cases, work: Work, *, steps: int = 12, orders: int = 3, fill: Tensor | Literal["blurred"] | None = None, fill_name: str = ""
 ) -> Hiding:
     """Measure what hiding regions in random orders does to the answers.
 
@@ -103,9 +104,14 @@ def hide_at_random(
         work: how to compute.
         steps: points of a curve; at most the number of regions.
         orders: number of random orders.
-        fill: what hides, N *E or 1 *E; None: the baselines.
+        fill: what hides, N *E or 1 *E; blurred: each image without its details; None: the baselines.
         fill_name: its name, for the reader.
+
+    To hide and show single features instead of regions, give `replace(cases, regions=None)`; maps of regions order features by their region.
     """
+    fill_name = fill_name or ("baseline" if fill is None else fill if isinstance(fill, str) else "given")
+    if isinstance(fill, str):
+        fill = baselines_of(cases, fill).baselines
     there = _regions_there(cases)
     hidden = fill if fill is None else fill.expand(len(cases), *cases.inputs.shape[1:])
     shares = torch.linspace(0, 1, min(steps, int(there.sum(1).max())) + 1)

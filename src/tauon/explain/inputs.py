@@ -63,7 +63,7 @@ def cases_of(
     first = Cases(model=model, targets=torch.zeros(n, dtype=torch.int64, device=device), **made)
     with torch.no_grad():
         shown = n if targets is None else min(n, 1)
-        outputs = first.outputs(first.inputs[:shown], torch.arange(shown, device=device))
+        outputs = first.answers(first.inputs[:shown], torch.arange(shown, device=device))
     if targets is None:
         targets = first.targets if input_kind == "series" else outputs.argmax(1)
     if len(targets) != n or (n and not 0 <= int(targets.min()) <= int(targets.max()) < outputs.shape[1]):

@@ -133,7 +133,7 @@ def explain_batch(
         tested=partial(_planned, subject, config, cases),
     )  # fmt: skip
     with torch.no_grad():
-        out = cases.outputs(cases.inputs, torch.arange(len(batch), device=cases.inputs.device))
+        out = cases.answers(cases.inputs, torch.arange(len(batch), device=cases.inputs.device))
         outputs = (out.softmax(1) if cases.link == "softmax" else out).cpu().numpy()
     explanation = Explanation(base | {"kind": cases.kind, "grid": list(cases.grid), "methods": [m.to_json() for m in maps.methods]})
     explanation.record["left_out"] = maps.left_out

@@ -194,7 +194,7 @@ class Subject:
                 found = []
                 for inner in work.chunks(len(batch)):
                     x = cases.inputs[inner]
-                    out = cases.outputs(x, torch.arange(inner.start, inner.stop, device=x.device))
+                    out = cases.answers(x, torch.arange(inner.start, inner.stop, device=x.device))
                     found.append(out.softmax(1) if cases.link == "softmax" else out)
                 outputs.append(torch.cat(found).cpu().numpy())
                 loss_B, weight_B = self.task.losses(self.model, batch)

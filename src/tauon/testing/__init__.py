@@ -1,10 +1,11 @@
-"""Public test helpers, so that third parties can check their own parts: contract suites for models, optimizers, sources, kinds of data and tasks;
-running several processes.
+"""Public test helpers, so that third parties can check their own parts: contract suites for models, optimizers, sources, kinds of
+data, tasks and attribution methods; running several processes.
 """
 
 from tauon.testing.clipping import check_clipping, gradients_one_by_one
 from tauon.testing.contracts import check_model, check_optimizer, check_source, tiny_batch
 from tauon.testing.data_kinds import DataExample, check_data_kind
+from tauon.testing.explainers import check_explainer, explainer_cases
 from tauon.testing.jobs import tiny_job
 from tauon.testing.processes import ProcessFailure, run_processes
 from tauon.testing.tasks import check_task
@@ -14,10 +15,12 @@ __all__ = [
     "ProcessFailure",
     "check_clipping",
     "check_data_kind",
+    "check_explainer",
     "check_model",
     "check_optimizer",
     "check_source",
     "check_task",
+    "explainer_cases",
     "gradients_one_by_one",
     "run_processes",
     "tiny_batch",

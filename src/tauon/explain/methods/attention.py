@@ -170,7 +170,7 @@ def _square_attentions(cases: Cases) -> int:
     shapes: list[tuple[int, ...]] = []
     rows = torch.arange(1, device=cases.inputs.device)
     with torch.no_grad(), explicit_attention(cases.model, lambda _, weights, __: shapes.append(tuple(weights.shape))):
-        cases.outputs(cases.inputs[:1], rows)
+        cases.answers(cases.inputs[:1], rows)
     if not shapes:
         raise DataError(f"{type(cases.model).__name__} computes no attention through F.scaled_dot_product_attention: use another method")
     if any(len(s) != 4 or s[0] != 1 or s[2:] != shapes[0][2:] or s[2] != s[3] for s in shapes):

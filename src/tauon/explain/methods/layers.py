@@ -91,7 +91,7 @@ def called_modules(cases: Cases) -> dict[str, Called]:
     try:
         rows = torch.arange(min(2, len(cases)), device=cases.inputs.device)
         with torch.no_grad():
-            cases.outputs(cases.inputs[: len(rows)], rows)
+            cases.answers(cases.inputs[: len(rows)], rows)
     finally:
         for handle in handles:
             handle.remove()

@@ -58,4 +58,4 @@ def explain_activations(
 def _outputs(cases: Cases, work: Work) -> None:
     with torch.no_grad():
         for part in work.chunks(len(cases)):
-            cases.outputs(cases.inputs[part], torch.arange(part.start, part.stop, device=cases.inputs.device))
+            cases.answers(cases.inputs[part], torch.arange(part.start, part.stop, device=cases.inputs.device))
