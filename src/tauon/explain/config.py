@@ -9,7 +9,16 @@ from pydantic import Field
 
 from tauon.config import Config, Count, Fraction
 
-__all__ = ["CardConfig", "ChecksConfig", "CounterfactualConfig", "ExplainConfig", "InfluenceConfig", "LanguageConfig", "TreeConfig"]
+__all__ = [
+    "CardConfig",
+    "ChecksConfig",
+    "ConceptConfig",
+    "CounterfactualConfig",
+    "ExplainConfig",
+    "InfluenceConfig",
+    "LanguageConfig",
+    "TreeConfig",
+]
 
 
 class TreeConfig(Config):
@@ -35,6 +44,15 @@ class CounterfactualConfig(Config):
 
     keep: tuple[str, ...] = ()
     """Columns that cannot change: age, sex."""
+
+
+class ConceptConfig(Config):
+    """Concept activation vectors (Kim et al. 2018). Concepts are readable features: a column above its median, a word, a bright region."""
+
+    layer: str
+    """Module whose activations are used: layer3.0, layers.0."""
+    most: Count = Field(8, ge=1, le=100)
+    """Concepts that are tested: the features that the surrogate tree uses most."""
 
 
 class ChecksConfig(Config):
@@ -91,6 +109,8 @@ class ExplainConfig(Config):
     """For tables: the nearest change that would flip the answer; false: none."""
     prototypes: bool = True
     """Held-out examples that stand for the others in the model's eyes, and those that none of them stands for."""
+    concepts: ConceptConfig | None = None
+    """Concepts that the answers rise and fall with (TCAV), at one layer. Left out: none."""
     slices: bool = True
     """Search for groups of examples on which the model fails."""
     activations: bool = True
@@ -105,8 +125,6 @@ class ExplainConfig(Config):
     """Most of the free memory of the device that explaining may use."""
     split: Literal["auto", "test", "validation", "train"] = "auto"
     """Part whose examples are explained. auto: test, else validation, else train."""
-    seed: Count = 0
-    """Seed of everything that is drawn: examples, perturbations, noise."""
     language: LanguageConfig = LanguageConfig()
     """For language models: whole answers, and two prompts side by side."""
     card: CardConfig = CardConfig()

@@ -21,6 +21,7 @@ from tauon.explain.features.columns import Feature
 from tauon.explain.memory import plan_memory
 from tauon.explain.parts.activations import explain_activations
 from tauon.explain.parts.choose import choose_examples
+from tauon.explain.parts.concepts import explain_concepts
 from tauon.explain.parts.examples import add_influence, find_mislabelled
 from tauon.explain.parts.language import add_language, contrast
 from tauon.explain.parts.maps import Maps, explain_cases
@@ -28,7 +29,7 @@ from tauon.explain.parts.opening import opening
 from tauon.explain.parts.prototypes import explain_prototypes
 from tauon.explain.parts.readable import readable_rows, table_rows
 from tauon.explain.parts.shown import answer_text, show_example, target_text
-from tauon.explain.parts.whole import Whole, explain_rows, explain_whole
+from tauon.explain.parts.whole import Whole, explain_rows, explain_whole, output_of
 from tauon.explain.subject import Sample, Subject
 from tauon.explain.trees import Surrogate
 from tauon.types import Batch
@@ -60,7 +61,7 @@ def explain_model(subject: Subject, config: ExplainConfig) -> Explanation:
         DataError: there is nothing to explain, or a method cannot explain these examples.
         RecipeError: a row, a class or a layer does not exist.
     """
-    work = Work(seed=config.seed)
+    work = Work(seed=subject.seed)
     with untouched(subject.model):
         patched = (
             contrast(subject, config.language.contrast, work) if config.language.contrast else None
@@ -121,13 +122,13 @@ def explain_batch(
     """Explain examples one by one: new ones, or held-out ones. `shown`: the others only test the methods."""
     labels = [] if subject.input_kind == "tokens" else list(subject.labels)
     base: dict[str, Any] = {
-        "format": FORMAT, "family": subject.task.family, "labels": labels, "part": subject.part, "seed": config.seed,
+        "format": FORMAT, "family": subject.task.family, "labels": labels, "part": subject.part, "seed": subject.seed,
     }  # fmt: skip
     if not len(batch):
         return Explanation(base | {"kind": subject.input_kind, "cases": [], "methods": []}), None
     batch = batch.to(subject.device)
     cases = subject.cases(batch, _targets(subject, config, len(batch)))
-    work = Work(seed=config.seed)
+    work = Work(seed=subject.seed)
     maps = explain_cases(
         cases, lambda model: subject.cases(batch, cases.targets, model), config.maps, work, layer=config.layer, checks=config.tested > 0,
         tested=partial(_planned, subject, config, cases),
@@ -168,7 +169,7 @@ def _training_examples(
 def _whole(
     subject: Subject, config: ExplainConfig, record: dict[str, Any], sample: Sample, features: tuple[Feature, ...], work: Work
 ) -> Whole | None:  # fmt: skip
-    if not (config.tree or config.features or config.slices):
+    if not (config.tree or config.features or config.slices or config.concepts):
         return None
     try:
         readable = readable_rows(subject, record["kind"], sample, features, work)
@@ -179,19 +180,22 @@ def _whole(
         return None
     whole = explain_whole(subject, config, readable, sample)
     record |= whole.record
+    if config.concepts is not None:
+        target = output_of(subject, sample, config, subject.labels.index(config.target) if config.target else 0)
+        record["concepts"] = explain_concepts(subject, config.concepts, whole, sample, target, work)
     return whole
 
 
 def _planned(subject: Subject, config: ExplainConfig, cases: Cases, name: str) -> Work:
     """Return how a method computes within the share of free memory that the recipe allows, and say so."""
     options: dict[str, Any] = {"layer": config.layer} if config.layer and method_named(name).needs == "layer" else {}
-    plan = plan_memory(cases, method_named(name), int(config.memory * free_bytes(subject.device)), seed=config.seed, **options)
+    plan = plan_memory(cases, method_named(name), int(config.memory * free_bytes(subject.device)), seed=subject.seed, **options)
     subject.note(str(plan))
 
     def progress(done: int, total: int) -> None:
         subject.report(method_named(name).title, done, total)
 
-    return Work(at_once=plan.at_once, seed=config.seed, progress=progress)
+    return Work(at_once=plan.at_once, seed=subject.seed, progress=progress)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -250,7 +254,7 @@ def _chosen(subject: Subject, sample: Sample, config: ExplainConfig, work: Work)
         raise RecipeError([Problem("explain.rows", f"row {missing[0]:,} does not exist: the {subject.part} part has rows 0 to {n - 1:,}.")])
     if config.rows:
         return [(row, "asked for") for row in config.rows]
-    chosen = choose_examples(sample, config.examples, classes=subject.classes, seed=config.seed)
+    chosen = choose_examples(sample, config.examples, classes=subject.classes, seed=subject.seed)
     return [(int(sample.rows[place]), why) for place, why in chosen]
 
 

@@ -14,7 +14,7 @@ from tauon.explain.drawing.cases import cases_html
 from tauon.explain.drawing.comparison import comparison_html
 from tauon.explain.drawing.folds import folds_html
 from tauon.explain.drawing.language import contrast_html
-from tauon.explain.drawing.model import features_html, influence_html, methods_html, prototypes_html, slices_html, tree_html
+from tauon.explain.drawing.model import concepts_html, features_html, influence_html, methods_html, prototypes_html, slices_html, tree_html
 from tauon.report import Records, Section
 from tauon.report.page import document, missing
 from tauon.report.text import escape
@@ -39,7 +39,13 @@ def explanation(records: Records) -> Section | None:
 
 def _body(record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], after_lead: str = "") -> str:
     lead = "".join(f"<p>{escape(s)}</p>" for s in record.get("opening") or [])
-    html = f'<div class="lead">{lead}</div>{after_lead}' + features_html(record) + tree_html(record) + slices_html(record)
+    html = (
+        f'<div class="lead">{lead}</div>{after_lead}'
+        + features_html(record)
+        + tree_html(record)
+        + concepts_html(record)
+        + slices_html(record)
+    )
     html += (
         influence_html(record, arrays)
         + prototypes_html(record, arrays)

@@ -76,7 +76,7 @@ def subject_of(ctx: Context, config: ExplainConfig) -> Subject:
 
     return Subject(
         model=model, task=ctx.recipe.task, spec=splits.spec, train=heldout if private else splits.train, heldout=heldout, part=part,
-        preprocess=splits.preprocess, tokenizer=splits.tokenizer, report=report, note=note, seed=config.seed, records=records,
+        preprocess=splits.preprocess, tokenizer=splits.tokenizer, report=report, note=note, seed=ctx.recipe.seed, records=records,
         background_size=config.background,
     )  # fmt: skip
 

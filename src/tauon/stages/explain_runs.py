@@ -43,7 +43,7 @@ def compare_runs(
         explained=max(config.tested, config.examples, 4),
         shown=config.examples,
         maps=config.maps,
-        seed=config.seed,
+        seed=ctx.recipe.seed,
     )
     page = folder / "explain" / f"against-{re.sub(r'[^A-Za-z0-9._-]+', '-', earlier.recipe.name)[:60]}.html"
     page.parent.mkdir(exist_ok=True)

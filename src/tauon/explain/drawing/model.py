@@ -13,7 +13,7 @@ from tauon.report.plots import Band, Line, chart
 from tauon.report.records import number
 from tauon.report.text import escape, figure
 
-__all__ = ["features_html", "influence_html", "methods_html", "prototypes_html", "slices_html", "stacked", "tree_html"]
+__all__ = ["concepts_html", "features_html", "influence_html", "methods_html", "prototypes_html", "slices_html", "stacked", "tree_html"]
 
 _MOST = 12
 """Columns whose importance is drawn."""
@@ -211,3 +211,24 @@ def prototypes_html(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> str
         rows = "".join(f"<li>{training_example(e, arrays)}</li>" for e in found.get(key) or [])
         html += f"<p class='what'>{text}</p><ul class='examples'>{rows}</ul>" if rows else ""
     return html
+
+
+def concepts_html(record: Mapping[str, Any]) -> str:
+    """Return the effect of each concept."""
+    found = record.get("concepts") or {}
+    if not found:
+        return ""
+    html = "<h3>Concepts that the answers rise and fall with</h3>"
+    if found.get("problem"):
+        return html + missing(f"Not computed: {found['problem']}")
+    rows = [
+        [
+            f"{escape(c['name'], 80)}<small>{escape(c['text'], 300)}</small>",
+            f"{c['effect']:+.2g}<small>{c['effect_low']:+.2g} to {c['effect_high']:+.2g}</small>",
+            f"{c['accuracy']:.0%}", f"{c['corrected_p']:.2g}", "yes" if c["significant"] else "no",
+        ]
+        for c in found.get("found") or []
+    ]  # fmt: skip
+    head = [("Concept", ""), ("Effect on the logit", "num"), ("Separates", "num"), ("Corrected p", "num"), ("Beyond chance", "num")]
+    about = f"At layer {escape(found['layer'], 60)}, for {escape(found['output'], 60)}. A concept that the layer does not separate says nothing."
+    return html + f"<p class='note'>{about}</p>" + stacked(head, rows, "Concepts")

@@ -22,7 +22,7 @@ from tauon.explain.slices import SliceSettings, find_slices
 from tauon.explain.subject import Sample, Subject
 from tauon.explain.trees import Surrogate, SurrogateSettings, fit_surrogate, fit_surrogate_of_answers, tree_shap
 
-__all__ = ["Whole", "explain_rows", "explain_whole"]
+__all__ = ["Whole", "explain_rows", "explain_whole", "output_of"]
 
 _EFFECTS = 4
 """Columns whose effect is drawn."""
@@ -57,7 +57,7 @@ def explain_whole(subject: Subject, config: ExplainConfig, rows: ReadableRows, s
     if config.slices:
         try:
             errors = (sample.answers != sample.targets).astype(np.float64) if subject.classes else sample.losses.astype(np.float64)
-            record["slices"] = find_slices(rows.heldout, errors, rows.features, settings=SliceSettings(seed=config.seed)).to_json()
+            record["slices"] = find_slices(rows.heldout, errors, rows.features, settings=SliceSettings(seed=subject.seed)).to_json()
             if subject.input_kind == "series":
                 record["slices"]["note"] += (
                     " Windows of a series overlap, so their errors are alike and p is too small: take it as an order."
@@ -70,7 +70,7 @@ def explain_whole(subject: Subject, config: ExplainConfig, rows: ReadableRows, s
 def _tree(subject: Subject, config: ExplainConfig, rows: ReadableRows, sample: Sample, target: int) -> Surrogate:
     depth = config.tree.depth if isinstance(config.tree, TreeConfig) else "auto"
     kind: Any = "classes" if subject.classes else "values"
-    settings = SurrogateSettings(kind=kind, depth=None if depth == "auto" else depth, seed=config.seed)
+    settings = SurrogateSettings(kind=kind, depth=None if depth == "auto" else depth, seed=subject.seed)
     outputs = subject.labels if subject.classes else subject.labels[target : target + 1]
     truth = sample.targets.astype(np.float64) if subject.classes else None
     if rows.predict is not None:
@@ -123,14 +123,14 @@ def _features(subject: Subject, config: ExplainConfig, rows: ReadableRows, sampl
     assert rows.predict is not None
     metric = _right_probability if subject.classes else _mean_error
     name = "the probability of the right answer" if subject.classes else "the mean absolute error, in standard deviations of the target"
-    settings = ShuffleSettings(higher_is_better=subject.classes, seed=config.seed)
+    settings = ShuffleSettings(higher_is_better=subject.classes, seed=subject.seed)
 
     def progress(done: int, total: int) -> None:
         subject.report("importance of columns", done, total)
 
     found = permutation_importance(rows.predict, rows.heldout, sample.targets, metric, rows.features, settings=settings, progress=progress)
     top = [i.name for i in found if i.value > 0]
-    output = _output(subject, sample, config, target)
+    output = output_of(subject, sample, config, target)
     effects = [partial_dependence(rows.predict, rows.heldout, rows.features, j, output=output).to_json() for j in top[:_EFFECTS]]
     pairs = interactions(rows.predict, rows.heldout, rows.features, columns=top[:_PAIRS], output=output) if len(top) > 1 else []
     return {
@@ -139,7 +139,7 @@ def _features(subject: Subject, config: ExplainConfig, rows: ReadableRows, sampl
     }  # fmt: skip
 
 
-def _output(subject: Subject, sample: Sample, config: ExplainConfig, target: int) -> int:
+def output_of(subject: Subject, sample: Sample, config: ExplainConfig, target: int) -> int:
     """Return the output whose effects are drawn: the one asked for, or of two classes the second, else the most frequent answer."""
     if config.target or not subject.classes:
         return target
@@ -157,6 +157,6 @@ def explain_rows(subject: Subject, config: ExplainConfig, whole: Whole, readable
             continue
         subject.report("counterfactuals", cases.index(case), len(cases))
         found = find_counterfactuals(
-            predict, row, whole.rows.train, whole.rows.features, settings=CounterfactualSettings(most=2, seed=config.seed)
+            predict, row, whole.rows.train, whole.rows.features, settings=CounterfactualSettings(most=2, seed=subject.seed)
         )
         case["counterfactuals"] = found.sentences(subject.labels)
