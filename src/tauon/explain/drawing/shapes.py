@@ -99,10 +99,11 @@ def bars(names: Sequence[str], values: Sequence[float], *, low: Sequence[float] 
     rows = []
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         zero, span = (50.0, 50.0) if signed else (0.0, 100.0)
-        start, width = (zero, span * value / top) if value >= 0 else (zero + span * value / top, -span * value / top)
+        at = _share(value, top)
+        start, width = (zero, span * at) if at >= 0 else (zero + span * at, -span * at)
         whisker = ""
         if low and high:
-            a, b = zero + span * low[i] / top, zero + span * high[i] / top
+            a, b = (zero + span * _share(v, top) for v in (low[i], high[i]))
             whisker = f'<i class="whisker" style="left:{a:.1f}%;width:{max(b - a, 0.3):.1f}%"></i>'
         interval = f" <small>{figure(low[i], 3)} to {figure(high[i], 3)}</small>" if low and high else ""
         css = "for" if value >= 0 else "against"
@@ -111,6 +112,11 @@ def bars(names: Sequence[str], values: Sequence[float], *, low: Sequence[float] 
             f'{whisker}</span><span class="value">{figure(value, 3)}{escape(unit)}{interval}</span></li>'
         )
     return f'<ul class="bars{" signed" if signed else ""}">{"".join(rows)}</ul>'
+
+
+def _share(value: float, top: float) -> float:
+    """Return value / top, at most 1 in size; 0 of what is not a number."""
+    return 0.0 if np.isnan(value) else min(1.0, max(-1.0, value / top))
 
 
 def key_of_colours(signed: bool, unsigned: bool = False) -> str:
