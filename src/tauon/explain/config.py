@@ -109,6 +109,8 @@ class ExplainConfig(Config):
         rows, examples = self.raw_value("rows"), self.raw_value("examples")
         if rows and "examples" in self.model_fields_set and examples != len(rows):
             yield "examples", f"has no effect beside rows: {list(rows)}; remove one of them"
+        if self.raw_value("keep_columns") and not self.raw_value("counterfactuals"):
+            yield "keep_columns", "is only read by counterfactuals, which are switched off; remove it, or counterfactuals"
         for name in ("maps", "rows", "keep_columns"):
             values = list(self.raw_value(name))
             if len(set(values)) != len(values):

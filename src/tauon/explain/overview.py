@@ -56,10 +56,9 @@ def explain_model(subject: Subject, config: ExplainConfig) -> Explanation:
         RecipeError: a row, a class or a layer does not exist.
     """
     work = Work(seed=config.seed)
+    _targets(subject, config, 0)  # first: what is refused is refused at once
     with untouched(subject.model):
-        patched = (
-            contrast(subject, config.language.contrast, work) if config.language.contrast else None
-        )  # first: what is refused is refused at once
+        patched = contrast(subject, config.language.contrast, work) if config.language.contrast else None
         sample = subject.sample(config.sample, work=work)
         places = _chosen(subject, sample, config, work)
         rows = np.array([row for row, _ in places], np.int64)
@@ -110,8 +109,7 @@ def explain_batch(
     )
     subject.report("maps", 1, 1)
     with torch.no_grad():
-        out = cases.outputs(cases.inputs, torch.arange(len(batch), device=cases.inputs.device))
-        outputs = (out.softmax(1) if cases.link == "softmax" else out).cpu().numpy()
+        outputs = cases.answers(cases.outputs(cases.inputs, torch.arange(len(batch), device=cases.inputs.device))).cpu().numpy()
     explanation = Explanation(base | {"kind": cases.kind, "grid": list(cases.grid), "methods": [m.to_json() for m in maps.methods]})
     explanation.record["left_out"] = maps.left_out
     explanation.record["cases"] = found = [
@@ -220,6 +218,11 @@ def _targets(subject: Subject, config: ExplainConfig, n: int) -> torch.Tensor | 
 
 def _features_of(subject: Subject, config: ExplainConfig) -> tuple[Feature, ...]:
     if subject.table is None:
+        for name in ("keep_columns", "counterfactuals", "features"):
+            if name in config.model_fields_set and config.raw_value(name):
+                raise RecipeError(
+                    [Problem(f"explain.{name}", "has no effect: it is for tables, and this run reads other data. Remove it.")]
+                )
         return ()
     unknown = [name for name in config.keep_columns if name not in subject.table.names]
     if unknown:
