@@ -25,7 +25,7 @@ from tauon.explain.parts.opening import opening
 from tauon.explain.parts.readable import readable_rows
 from tauon.explain.parts.shown import answer_text, show_example, target_text
 from tauon.explain.parts.whole import Whole, explain_rows, explain_whole
-from tauon.explain.subject import Sample, Subject
+from tauon.explain.subject import Sample, Subject, refuse_not_finite
 from tauon.types import Batch
 
 __all__ = ["FORMAT", "Explanation", "explain_batch", "explain_model", "explain_new_examples"]
@@ -99,17 +99,18 @@ def explain_batch(
         "format": FORMAT, "family": subject.task.family, "labels": labels, "part": subject.part, "seed": config.seed,
     }  # fmt: skip
     if not len(batch):
-        return Explanation(base | {"kind": subject.input_kind, "cases": [], "methods": []}), None
+        return Explanation(base | {"kind": subject.kind, "cases": [], "methods": []}), None
     batch = batch.to(subject.device)
     cases = subject.cases(batch, _targets(subject, config, len(batch)))
+    with torch.no_grad():
+        outputs = cases.answers(cases.outputs(cases.inputs, torch.arange(len(batch), device=cases.inputs.device))).cpu().numpy()
+    refuse_not_finite(outputs)
     work = Work(seed=config.seed)
     subject.report("maps", 0, 1)
     maps = explain_cases(
         cases, lambda model: subject.cases(batch, cases.targets, model), config.maps, work, layer=config.layer, checks=config.tested > 0
     )
     subject.report("maps", 1, 1)
-    with torch.no_grad():
-        outputs = cases.answers(cases.outputs(cases.inputs, torch.arange(len(batch), device=cases.inputs.device))).cpu().numpy()
     explanation = Explanation(base | {"kind": cases.kind, "grid": list(cases.grid), "methods": [m.to_json() for m in maps.methods]})
     explanation.record["left_out"] = maps.left_out
     explanation.record["cases"] = found = [

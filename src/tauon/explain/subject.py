@@ -25,7 +25,7 @@ from tauon.metrics.ordinal import median_class
 from tauon.tasks import Task
 from tauon.types import Batch, Dataset, DataSpec
 
-__all__ = ["Sample", "Subject", "TrainingRecords"]
+__all__ = ["Sample", "Subject", "TrainingRecords", "refuse_not_finite"]
 
 Report = Callable[[str, int, int], None]
 """(what, done, total): progress of long work."""
@@ -74,6 +74,16 @@ class TrainingRecords:
     """Why training examples must not be shown."""
 
 
+def refuse_not_finite(outputs_NC: NDArray[Any]) -> None:
+    """Raise `DataError` if the model's answer to an example is not a number."""
+    lost = int((~np.isfinite(outputs_NC)).any(1).sum())
+    if lost:
+        raise DataError(
+            f"the model's outputs are not finite for {lost:,} of {len(outputs_NC):,} examples, so nothing can be explained. If its training diverged, "
+            "train it again with a lower optim.lr"
+        )
+
+
 @dataclass
 class Subject:
     """What is explained. Data sets are used without augmentation."""
@@ -105,6 +115,11 @@ class Subject:
     def input_kind(self) -> str:
         """`Task.input_kind`."""
         return self.task.input_kind
+
+    @cached_property
+    def kind(self) -> str:
+        """`Cases.kind` of its examples."""
+        return self.cases(self.heldout.batch(np.zeros(1, np.int64))).kind
 
     @property
     def classes(self) -> bool:
@@ -186,6 +201,7 @@ class Subject:
                 losses.append((loss_B / weight_B.clamp(min=1e-12)).float().cpu().numpy())
                 targets.append(self.truth(batch))
                 self.report(what, part.stop, len(rows))
+        refuse_not_finite(np.concatenate(outputs))
         return Sample(rows, np.concatenate(outputs), np.concatenate(losses), np.concatenate(targets), self.task.family == "ordinal")
 
     def truth(self, batch: Batch) -> NDArray[Any]:

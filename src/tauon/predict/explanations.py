@@ -73,6 +73,8 @@ def explain_records(folder: Path, records: Sequence[Mapping[str, Any]], assignme
     """Explain rows, given as dictionaries by column; return a dictionary per row: answer, maps, what they rest on. Writes nothing."""
     refuse_unused(assignments, _USED, "an explanation of new examples")
     ctx, config = open_to_explain(folder, assignments, null_callback)
+    if not records:
+        return []
     predictor = Predictor.open(folder)
     batch = predictor.batch(predictor.rows_of(records))
     explanation = explain_new_batch(ctx, subject_of(ctx, config), config, batch, [f"row {i}" for i in range(len(records))])

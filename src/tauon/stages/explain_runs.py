@@ -65,4 +65,5 @@ def open_to_explain(folder: Path, assignments: Sequence[str], on_event: EventCal
     if (folder / "fold-0").is_dir():
         raise RunError(f"{folder} holds the folds of a cross-validation, each with a model of its own. Name one: {folder / 'fold-0'}")
     ctx = Context(load_recipe(folder, assignments), RunFolder.read(folder), on_event)
+    ctx.refuse_changed_data()
     return ctx, ctx.section("explain", ExplainConfig)
