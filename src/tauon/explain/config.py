@@ -29,6 +29,11 @@ class InfluenceConfig(Config):
     most: Count = Field(5_000, ge=10)
     """Most training examples in the index; the first of a random order. Of running text at most 100,000 tokens."""
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for name in ("method", "most") if not self.raw_value("examples") else ():
+            if name in self.model_fields_set:
+                yield name, "has no effect with examples: false; remove one of them"
+
 
 class ChecksConfig(Config):
     """Tests of the maps."""
@@ -108,7 +113,7 @@ class ExplainConfig(Config):
     def problems(self) -> Iterator[tuple[str, str]]:
         rows, examples = self.raw_value("rows"), self.raw_value("examples")
         if rows and "examples" in self.model_fields_set and examples != len(rows):
-            yield "examples", f"has no effect beside rows: {list(rows)}; remove one of them"
+            yield "examples", f"is {examples} beside rows: {list(rows)}; remove one of them, or set examples: {len(rows)}"
         if self.raw_value("keep_columns") and not self.raw_value("counterfactuals"):
             yield "keep_columns", "is only read by counterfactuals, which are switched off; remove it, or counterfactuals"
         for name in ("maps", "rows", "keep_columns"):

@@ -142,7 +142,8 @@ def _training_examples(
 def _whole(
     subject: Subject, config: ExplainConfig, record: dict[str, Any], sample: Sample, features: tuple[Feature, ...], work: Work
 ) -> Whole | None:  # fmt: skip
-    if not (config.tree or config.features or config.slices):
+    of_tables = [config.features, config.counterfactuals] if subject.table is not None else []
+    if not any([config.tree, config.slices, *of_tables]):
         return None
     try:
         readable = readable_rows(subject, record["kind"], sample, features, work)
@@ -220,7 +221,7 @@ def _targets(subject: Subject, config: ExplainConfig, n: int) -> torch.Tensor | 
 def _features_of(subject: Subject, config: ExplainConfig) -> tuple[Feature, ...]:
     if subject.table is None:
         for name in ("keep_columns", "counterfactuals", "features"):
-            if name in config.model_fields_set and config.raw_value(name):
+            if name in config.model_fields_set:
                 raise RecipeError(
                     [Problem(f"explain.{name}", "has no effect: it is for tables, and this run reads other data. Remove it.")]
                 )

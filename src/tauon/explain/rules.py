@@ -38,15 +38,15 @@ def without_effect(task: Task, section: Any) -> Iterator[tuple[str, str]]:
     told: set[str] = section.model_fields_set
     rows = task.input_kind == "arrays"
     for name in ("features", "counterfactuals", "keep_columns"):
-        if name in told and section.raw_value(name) and not rows:
+        if name in told and not rows:
             yield name, "is for tables"
     if rows and task.family not in ("classification", "ordinal"):
         for name in ("counterfactuals", "keep_columns"):
-            if name in told and section.raw_value(name):
+            if name in told:
                 yield name, "is for answers that are classes: counterfactuals look for the nearest change that flips one"
     if task.input_kind == "tokens":
         for name in ("tree", "slices"):
-            if name in told and section.raw_value(name):
+            if name in told:
                 yield name, "is for examples with features that a person can read, which running text does not have"
     elif "language" in told:
         yield "language", "is for language models"

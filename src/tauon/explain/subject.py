@@ -6,6 +6,7 @@ Reads no run and no file: the stage supplies the parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +106,24 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.train, self.heldout = without_augmentation(self.train), without_augmentation(self.heldout)
+        self._learnt = frozenset(name for name, p in self.model.named_parameters() if p.requires_grad)
+
+    @property
+    def partly_learnt(self) -> bool:
+        """Whether only some of the weights were trained: those of adapters."""
+        return len(self._learnt) < sum(1 for _ in self.model.parameters())
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Ask for gradients of the weights that were trained, inside the block."""
+        flags = [(p, p.requires_grad) for p in self.model.parameters()]
+        try:
+            for name, p in self.model.named_parameters():
+                p.requires_grad_(name in self._learnt)
+            yield
+        finally:
+            for p, wanted in flags:
+                p.requires_grad_(wanted)
 
     @property
     def device(self) -> torch.device:

@@ -39,6 +39,7 @@ def explain_stage(ctx: Context) -> dict[str, Any]:
     checkpoint = ctx.final_checkpoint
     ctx.refuse_changed_data()
     subject = subject_of(ctx, config)
+    _ = config.language.answer  # for prompts that are given later: `tauon explain RUN --text`
     explanation = explain_model(subject, config)
     explanation.record |= {"time": time.time(), "checkpoint": checkpoint.hash, "run": ctx.recipe.name}
     save(ctx.run.folder, explanation)

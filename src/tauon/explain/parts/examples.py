@@ -58,12 +58,14 @@ def add_influence(
     rows = subject.draw(subject.train, _affordable(subject, config.most))
     chosen = ChosenExamples([subject.train], rows)
     of = IndexOf([subject.model], subject.task, f"{fingerprint}-{len(rows)}-{subject.seed}")
+    asked = queries(subject, batch.rows(0, len(cases)), cases)
     try:
-        index = _index(subject, config, folder, of, chosen)
-        found = index.most_influential(queries(subject, batch.rows(0, len(cases)), cases), k=_FEW)
-        if found.dominance.found and not found.relative_dominance.found:
-            found = index.most_influential(queries(subject, batch.rows(0, len(cases)), cases), k=_FEW, relative=True)
-    except TauonError as err:
+        with subject.learning():
+            index = _index(subject, config, folder, of, chosen)
+            found = index.most_influential(asked, k=_FEW)
+            if found.dominance.found and not found.relative_dominance.found:
+                found = index.most_influential(asked, k=_FEW, relative=True)
+    except (TauonError, torch.linalg.LinAlgError) as err:
         return {"problem": str(err)}
     facts = found.to_json()
     for i, (case, one) in enumerate(zip(cases, facts.pop("queries"), strict=True)):
@@ -128,7 +130,7 @@ def _method(subject: Subject, config: InfluenceConfig) -> EkFac | Trak | TracIn:
         drawn = task.family in ("classification", "multi-label") or (
             task.family == "regression" and getattr(task, "loss_kind", "") == "mse"
         )
-        known = drawn or subject.input_kind == "tokens"  # EK-FAC draws labels from the model
+        known = (drawn or subject.input_kind == "tokens") and not subject.partly_learnt  # EK-FAC draws labels, and looks at whole layers
         small = known and sum(p.numel() for p in subject.model.parameters()) <= _LARGEST
         name = "ekfac" if small else "trak" if subject.classes and subject.input_kind != "tokens" else "tracin"
     if name == "ekfac":
