@@ -33,7 +33,7 @@ def say(capsys: pytest.CaptureFixture[str]) -> Tauon:
 
 def record_of(out: str) -> dict[str, Any]:
     page = Path(json.loads(out.splitlines()[-1])["page"])
-    assert page.is_file() and page.read_text().startswith("<!doctype html>")
+    assert page.is_file() and page.read_text().startswith("<!DOCTYPE html>")
     found: dict[str, Any] = read_json(page.with_suffix(".json"))
     return found
 
@@ -102,20 +102,20 @@ def test_texts_in_place_of_a_file(worlds: Worlds, say: Tauon) -> None:
         ("iris", ["--text", "hello"], DATA, "--text is for models of texts"),
         ("iris", ["--data", "nowhere.csv"], DATA, "nowhere.csv"),
         ("table-onehot", ["--data", "@loans.csv", "--row", "999"], DATA, "row 999 does not exist, it has 240 rows"),
-        ("table-onehot", ["--data", "@loans.csv", "explain.rows=[3]"], RECIPE, "an explanation of new examples does not read it"),
+        ("table-onehot", ["--data", "@loans.csv", "explain.split=train"], RECIPE, "an explanation of new examples does not read it"),
         ("table-onehot", ["--data", "@loans.csv", "train.steps=5"], RECIPE, "an explanation of new examples does not read it"),
         ("table-onehot", ["--data", "@loans.csv", "explain.mapz=[x]"], RECIPE, "mapz"),
         ("table-onehot", ["--data", "@loans.csv", "explain.maps=[kernel_shapp]"], RECIPE, "did you mean 'kernel_shap'"),
         ("table-onehot", ["--data", "@loans.csv", "explain.target=yess"], RECIPE, "did you mean 'yes'"),
         ("table-onehot", ["--data", "@films.jsonl"], DATA, "age"),
-        ("texts-bag", ["--text", ""], DATA, "text 1 is empty"),
+        ("texts-bag", ["--text", ""], DATA, "is empty"),
         ("gpt", ["--text", ""], DATA, "text 1 is empty"),
         ("gpt", ["--data", "@text.txt"], DATA, "--text"),
         ("series-dlinear", ["--data", "@series.csv", "--row", "5000"], DATA, "row 5,000 does not exist"),
         ("iris", ["--against", "nowhere"], RUN, "is not a run"),
         ("iris", ["--against", "@@regression"], DATA, "cannot be compared"),
         ("iris", ["--against", "@@table-onehot"], DATA, "cannot be compared"),
-        ("iris", ["--against", "@@ema", "explain.rows=[1]"], RECIPE, "a comparison does not read it"),
+        ("iris", ["--against", "@@ema", "explain.target=setosa"], RECIPE, "a comparison does not read it"),
         ("masked", ["--text", "the lepton"], RECIPE, "cannot be explained"),
     ],
 )  # fmt: skip

@@ -59,6 +59,10 @@ def explain_new(
         title = "texts"
     else:
         assert data is not None
+        if subject.input_kind == "tokens":
+            raise DataError(
+                "a language model has no rows of a file to explain: give it a prompt with --text, or name held-out rows: explain.rows=[0]"
+            )
         batch, names = _of_file(folder, data, rows)
         title = re.sub(r"[^A-Za-z0-9]+", "-", Path(data).stem)[:40] + "".join(f"-{row}" for row in list(rows)[:8])
     explanation = explain_new_batch(ctx, subject, config, batch, names)
