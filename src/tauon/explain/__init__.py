@@ -1,6 +1,7 @@
 """Explanations of a trained model, each with a measure of how far it may be believed."""
 
-import tauon.explain.methods  # noqa: F401  registers the attribution methods
+import tauon.explain.methods
+import tauon.explain.rules  # noqa: F401  registers its rules, as methods registers the attribution methods
 from tauon.explain.base import METHODS, Attribution, Cases, Method, Work, attribution_method, method_named, untouched
 from tauon.explain.config import ExplainConfig
 from tauon.explain.inputs import cases_of, regions_of_grid

@@ -26,10 +26,12 @@ __all__ = [
     "METHODS",
     "Attribution",
     "Cases",
+    "Link",
     "Method",
     "Work",
     "attribution_method",
     "gradients_of",
+    "linked",
     "method_named",
     "scores_of",
     "untouched",
@@ -37,6 +39,11 @@ __all__ = [
 
 Link = Literal["softmax", "sigmoid", "identity"]
 Progress = Callable[[int, int], None]
+
+
+def linked(outputs: Tensor, link: Link) -> Tensor:
+    """Return the probabilities of logits MC, or the outputs as they are."""
+    return outputs.softmax(1) if link == "softmax" else outputs.sigmoid() if link == "sigmoid" else outputs
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,7 @@ class Cases:
 
     def probability(self, x: Tensor, rows: Tensor) -> Tensor:
         """Return the probability of the explained output, M; the output itself for regression."""
-        out = self.answers(x, rows)
-        return self._explained(out.softmax(1) if self.link == "softmax" else out.sigmoid() if self.link == "sigmoid" else out, rows)
+        return self._explained(self.probabilities(self.answers(x, rows)), rows)
 
     def _explained(self, out_MC: Tensor, rows: Tensor) -> Tensor:
         targets = self.targets[rows]
@@ -120,6 +126,10 @@ class Cases:
         """
         shown = keep[:, self.features.expand(self.inputs.shape[1:])]
         return torch.where(shown, self.inputs[rows], self.baseline(rows) if fill is None else fill)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return outputs as a person reads them: probabilities where they are logits."""
+        return linked(outputs, self.link)
 
     def per_feature(self, values: Tensor) -> Tensor:
         """Sum numbers N *E over each feature: NF."""

@@ -159,20 +159,32 @@ def _slices(records: Records) -> str:
             for k, v in row.items()
             if isinstance(v, dict) and number(v.get("value")) is not None
         ]
-        lines.append(f"- {row.get('label')}: {', '.join(figures[:4])}")
+        lines.append(f"- {_plain(row.get('label'))}: {', '.join(figures[:4])}")
     found = (records.json("explain/explanation.json") or {}).get("slices") or {}
-    for one in (found.get("found") or [])[:_MOST]:
-        lines.append(f"- fails more where {one.get('text')}: {one.get('summary')}")
-    if found and not found.get("found"):
+    groups = [g for g in found.get("slices") or [] if isinstance(g, dict)]
+    for one in groups[:_MOST]:
+        there, elsewhere = (figure(number(one.get(key)), 3) for key in ("error", "error_outside"))
+        lines.append(
+            f"- fails more where {_plain(one.get('text'))}: error {there} on {count(number(one.get('rows')) or 0)} examples, {elsewhere} elsewhere"
+        )
+    if found.get("problem"):
+        lines.append(f"- Groups on which it fails were not searched: {_plain(found['problem'])}")
+    elif found and not groups:
         lines.append("- No group was found on which the model fails significantly more than elsewhere.")
     return "## On whom it fails\n\n" + ("\n".join(lines) if lines else "Not examined.")
+
+
+def _plain(text: Any) -> str:
+    """Return text of the data as one line that Markdown and HTML leave alone."""
+    one_line = "".join(c if c.isprintable() else " " for c in str(text))
+    return " ".join(one_line.replace("&", "&amp;").replace("<", "&lt;").split())
 
 
 def _explanations(records: Records) -> str:
     record = records.json("explain/explanation.json")
     if not isinstance(record, dict):
         return "## Explanations\n\nNone."
-    lines = [str(s) for s in record.get("opening") or []]
+    lines = [_plain(s) for s in record.get("opening") or []]
     for m in record.get("methods") or []:
         faithful = m.get("faithful") or {}
         if faithful:

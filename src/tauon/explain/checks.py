@@ -253,9 +253,9 @@ def stability(
 ) -> Tensor:
     """Return the rank correlation of each example's map with that of the same example with a little noise, N. Near 1 is good.
 
-    `noise`: standard deviation, as a share of the inputs' own. For inputs that are codes there is no small noise: NaN.
+    `noise`: standard deviation, as a share of the inputs' own. For inputs that are codes, or a single number, there is no small noise: NaN.
     """
-    if not cases.differentiable:
+    if not cases.differentiable or cases.inputs[0].numel() < 2:
         return torch.full((len(cases),), float("nan"))
     g = torch.Generator().manual_seed(seed)
     spread = cases.inputs.flatten(1).std(1).view(-1, *[1] * (cases.inputs.ndim - 1))

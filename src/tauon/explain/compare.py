@@ -17,7 +17,7 @@ from tauon.explain.base import Attribution, Work, method_named, untouched
 from tauon.explain.checks import rank_correlation
 from tauon.explain.methods import auto_methods
 from tauon.explain.overview import Explanation
-from tauon.explain.parts.shown import show_example, target_text
+from tauon.explain.parts.shown import answer_text, show_example, target_text
 from tauon.explain.subject import Sample, Subject
 from tauon.metrics.intervals import wilson
 
@@ -48,6 +48,11 @@ def compare(
             f"the two models cannot be compared: inputs {before.spec.input_shape or before.spec.vocab} and {after.spec.input_shape or after.spec.vocab}, "
             f"outputs {', '.join(before.labels[:5])} and {', '.join(after.labels[:5])}. Compare models of the same data."
         )
+    if _coding(before) != _coding(after):
+        raise DataError(
+            "the two models cannot be compared: they were trained on the same kind of inputs in another coding (data.normalize, data.table or "
+            "data.tokenizer differ), so one of them cannot read the other's examples. Compare models whose data sections prepare inputs alike."
+        )
     work = Work(seed=seed)
     rows = after.draw(after.heldout, sample)
     shared = replace(after, model=before.model, task=before.task)
@@ -59,6 +64,17 @@ def compare(
         _reasons(shared, after, rows[:explained], [a.outputs[:explained] for a in answers], maps, work, shown, explanation)
     record["opening"] = _opening(record)
     return explanation
+
+
+def _coding(subject: Subject) -> tuple[Any, ...]:
+    """Return how inputs are coded, without the figures that are fitted to the training part."""
+    kept = subject.preprocess
+    columns = kept.get("columns") or ()
+    if isinstance(columns, dict):
+        columns = columns.get("columns") or ()
+    named = [[c.get(k) for k in ("name", "kind", "encoding", "categories", "indicator")] if isinstance(c, dict) else c for c in columns]
+    words = None if subject.tokenizer is None else [subject.tokenizer.decode([t]) for t in range(subject.spec.vocab or 0)]
+    return kept.get("kind"), (kept.get("normalize") or {}).get("kind"), named, words
 
 
 def _answers(subject: Subject, before: Sample, after: Sample) -> dict[str, Any]:
@@ -126,12 +142,14 @@ def _reasons(
     cases = []
     for i in order:
         facts, array = show_example(after, theirs, batch, i)
+        target = int(theirs.targets[i])
         if array is not None:
             explanation.arrays[f"{i}.shown"] = array
         cases.append(
             {
-                "row": int(rows[i]), "from": f"{after.part} {int(rows[i]):,}", "shown": facts, "truth": target_text(after, after.truth(batch)[i]), "place": i,
-                "answers": [_said(after, out[i]) for out in outputs], "correlation": float(np.mean([c[i] for c in correlations])),
+                "row": int(rows[i]), "from": f"{after.part} {int(rows[i]):,}", "shown": facts, "place": i,
+                "truth": target_text(after, after.truth(batch)[i], target),
+                "answers": [_said(after, out[i], target) for out in outputs], "correlation": float(np.mean([c[i] for c in correlations])),
             }
         )  # fmt: skip
     kept = {f"{c['place']}." for c in cases}
@@ -139,11 +157,10 @@ def _reasons(
     explanation.record["cases"] = cases
 
 
-def _said(subject: Subject, outputs: NDArray[Any]) -> Any:
-    if not subject.classes:
-        return float(outputs[0])
-    best = int(outputs.argmax())
-    return {"answer": subject.labels[best], "probability": float(outputs[best])}
+def _said(subject: Subject, outputs: NDArray[Any], target: int) -> Any:
+    said = answer_text(subject, outputs, target)
+    words = {key: said[key] for key in ("answer", "probability") if key in said}
+    return words if isinstance(said["answer"], str) else said["answer"]
 
 
 def _opening(record: dict[str, Any]) -> list[str]:

@@ -38,6 +38,11 @@ class InfluenceConfig(Config):
     most: Count = Field(5_000, ge=10)
     """Most training examples in the index; the first of a random order. Of running text at most 100,000 tokens."""
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        for name in ("method", "most") if not self.raw_value("examples") else ():
+            if name in self.model_fields_set:
+                yield name, "has no effect with examples: false; remove one of them"
+
 
 class CounterfactualConfig(Config):
     """Changes that would flip an answer."""
@@ -133,7 +138,7 @@ class ExplainConfig(Config):
     def problems(self) -> Iterator[tuple[str, str]]:
         rows, examples = self.raw_value("rows"), self.raw_value("examples")
         if rows and "examples" in self.model_fields_set and examples != len(rows):
-            yield "examples", f"has no effect beside rows: {list(rows)}; remove one of them"
+            yield "examples", f"is {examples} beside rows: {list(rows)}; remove one of them, or set examples: {len(rows)}"
         for name in ("maps", "rows"):
             values = list(self.raw_value(name))
             if len(set(values)) != len(values):

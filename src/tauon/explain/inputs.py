@@ -10,23 +10,23 @@
 | series | steps x columns | a step of a column | the column's mean in this window |
 
 Explained outputs: logits of classes; values; of a forecast, the mean of each target over the horizon; of a language model, the logits of the
-next token. All in float32, also for models that were trained in less.
+next token; of quantiles, the middle one. All in float32, also for models that were trained in less.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tauon.errors import DataError
-from tauon.explain.base import Cases
+from tauon.explain.base import Cases, Link
 from tauon.types import Batch, DataSpec
 
-__all__ = ["cases_of", "regions_of_grid"]
+__all__ = ["Reading", "cases_of", "regions_of_grid"]
 
 ABSENT = -1
 """A token that is deleted."""
@@ -34,7 +34,7 @@ ABSENT = -1
 
 def cases_of(
     model: nn.Module, input_kind: str, spec: DataSpec, batch: Batch, *, targets: Tensor | None = None, background: Batch | None = None,
-    groups: Sequence[int] | None = None,
+    groups: Sequence[int] | None = None, reading: Reading | None = None,
 ) -> Cases:  # fmt: skip
     """Return the cases of a batch.
 
@@ -46,6 +46,7 @@ def cases_of(
         targets: output that is explained, N (int64); None: the largest (of a forecast, the first series).
         background: examples of the training data.
         groups: for tables: number of the column of the source that each column was made of; None: each is one of its own.
+        reading: what the outputs mean; None: classes where the data has several, and of quantiles the middle one.
 
     Raises:
         DataError: the kind of data cannot be explained, or a target does not exist.
@@ -57,8 +58,10 @@ def cases_of(
         raise DataError(f"data of kind {input_kind!r} cannot be explained; known: {', '.join(makers)}")
     device = next((p.device for p in model.parameters()), batch.inputs.device)
     batch = batch.to(device)
-    made = makers[input_kind](model, spec, batch, None if background is None else background.to(device), groups)
+    reading = reading or Reading()
+    made = makers[input_kind](model, spec, batch, None if background is None else background.to(device), groups, reading)
     made = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in made.items()}
+    made |= {} if reading.link is None else {"link": reading.link}
     n = len(batch)
     first = Cases(model=model, targets=torch.zeros(n, dtype=torch.int64, device=device), **made)
     with torch.no_grad():
@@ -85,17 +88,37 @@ def regions_of_grid(grid: tuple[int, ...], cells: tuple[int, ...]) -> Tensor:
     return region.flatten()
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What the outputs of a model mean."""
+
+    link: Link | None = None
+    """What makes probabilities of them; None: softmax where the data has several classes."""
+    quantiles: tuple[float, ...] = ()
+    """Levels that the model predicts of each target."""
+
+    def values(self, out_MO: Tensor, each: int = 1) -> Tensor:
+        """Return one output for each target, MK: of quantiles (`each` of a target) the median, or else the one next to it."""
+        n = len(self.quantiles) or each
+        if n == 1:
+            return out_MO
+        middle = min(range(n), key=lambda q: abs(self.quantiles[q] - 0.5)) if self.quantiles else n // 2
+        found: Tensor = out_MO.unflatten(-1, (-1, n)).sort(-1).values[..., middle]  # sorted as predictions are
+        return found
+
+
 def _link(spec: DataSpec) -> str:
     return "softmax" if spec.labels and spec.horizon is None and not spec.target_scale and (spec.outputs or 0) > 1 else "identity"
 
 
-def _arrays(model: nn.Module, spec: DataSpec, batch: Batch, background: Batch | None, groups: Sequence[int] | None) -> dict[str, Any]:
+def _arrays(
+    model: nn.Module, spec: DataSpec, batch: Batch, background: Batch | None, groups: Sequence[int] | None, reading: Reading
+) -> dict[str, Any]:
     x = batch.inputs.float()
     around = None if background is None else background.inputs.float()
 
     def outputs(x_M: Tensor, rows: Tensor) -> Tensor:
-        out: Tensor = model(x_M).float()
-        return out.flatten(1)
+        return reading.values(model(x_M).float().flatten(1))
 
     shape = tuple(x.shape[1:])
     common: dict[str, Any] = {"inputs": x, "outputs": outputs, "background": around, "link": _link(spec)}
@@ -119,16 +142,16 @@ def _arrays(model: nn.Module, spec: DataSpec, batch: Batch, background: Batch | 
     return common | {"baselines": baselines, "features": of, "grid": grid, "kind": "table", "differentiable": not coded}
 
 
-def _series(model: nn.Module, spec: DataSpec, batch: Batch, background: Batch | None, groups: Sequence[int] | None) -> dict[str, Any]:
+def _series(
+    model: nn.Module, spec: DataSpec, batch: Batch, background: Batch | None, groups: Sequence[int] | None, reading: Reading
+) -> dict[str, Any]:
     x = batch.inputs.float()
     T, K = x.shape[1:]
     targets = max(1, len(spec.labels))
 
     def outputs(x_M: Tensor, rows: Tensor) -> Tensor:
-        out_MHO = model(x_M).float()
-        out_MHKQ = out_MHO.unflatten(2, (targets, -1))
-        middle: Tensor = out_MHKQ[..., out_MHKQ.shape[-1] // 2]  # the median, where there are quantiles
-        return middle.mean(1)
+        out_MHO: Tensor = model(x_M).float()
+        return reading.values(out_MHO, out_MHO.shape[2] // targets).mean(1)
 
     return {
         "inputs": x, "outputs": outputs, "baselines": x.mean(1, keepdim=True).expand_as(x), "features": torch.arange(T * K).view(T, K),
@@ -137,7 +160,9 @@ def _series(model: nn.Module, spec: DataSpec, batch: Batch, background: Batch | 
     }  # fmt: skip
 
 
-def _signals(model: Any, spec: DataSpec, batch: Batch, background: Batch | None, groups: Sequence[int] | None) -> dict[str, Any]:
+def _signals(
+    model: Any, spec: DataSpec, batch: Batch, background: Batch | None, groups: Sequence[int] | None, reading: Reading
+) -> dict[str, Any]:
     if not hasattr(model, "from_features"):
         raise DataError(
             f"{type(model).__name__} does not offer its outputs from features (`from_features`), so recordings cannot be explained"
@@ -158,7 +183,9 @@ def _signals(model: Any, spec: DataSpec, batch: Batch, background: Batch | None,
     }  # fmt: skip
 
 
-def _texts(model: Any, spec: DataSpec, batch: Batch, background: Batch | None, groups: Sequence[int] | None) -> dict[str, Any]:
+def _texts(
+    model: Any, spec: DataSpec, batch: Batch, background: Batch | None, groups: Sequence[int] | None, reading: Reading
+) -> dict[str, Any]:
     tokens_NT, segments = batch.inputs, batch.segments
     valid = torch.ones_like(tokens_NT, dtype=torch.bool) if segments is None else segments >= 0
     T = tokens_NT.shape[1]
@@ -185,7 +212,9 @@ def _texts(model: Any, spec: DataSpec, batch: Batch, background: Batch | None, g
     return common | _embeddings(model, tokens_NT) | {"outputs": outputs}
 
 
-def _tokens(model: Any, spec: DataSpec, batch: Batch, background: Batch | None, groups: Sequence[int] | None) -> dict[str, Any]:
+def _tokens(
+    model: Any, spec: DataSpec, batch: Batch, background: Batch | None, groups: Sequence[int] | None, reading: Reading
+) -> dict[str, Any]:
     tokens_NT = batch.inputs
     lengths = torch.full((len(batch),), tokens_NT.shape[1], device=tokens_NT.device) if batch.lengths is None else batch.lengths
 

@@ -30,7 +30,7 @@ from tauon.explain.parts.prototypes import explain_prototypes
 from tauon.explain.parts.readable import readable_rows, table_rows
 from tauon.explain.parts.shown import answer_text, show_example, target_text
 from tauon.explain.parts.whole import Whole, explain_rows, explain_whole, output_of
-from tauon.explain.subject import Sample, Subject
+from tauon.explain.subject import Sample, Subject, refuse_not_finite
 from tauon.explain.trees import Surrogate
 from tauon.types import Batch
 
@@ -62,10 +62,9 @@ def explain_model(subject: Subject, config: ExplainConfig) -> Explanation:
         RecipeError: a row, a class or a layer does not exist.
     """
     work = Work(seed=subject.seed)
+    _targets(subject, config, 0)  # first: what is refused is refused at once
     with untouched(subject.model):
-        patched = (
-            contrast(subject, config.language.contrast, work) if config.language.contrast else None
-        )  # first: what is refused is refused at once
+        patched = contrast(subject, config.language.contrast, work) if config.language.contrast else None
         sample = subject.sample(config.sample, work=work)
         places = _chosen(subject, sample, config, work)
         rows = np.array([row for row, _ in places], np.int64)
@@ -125,17 +124,18 @@ def explain_batch(
         "format": FORMAT, "family": subject.task.family, "labels": labels, "part": subject.part, "seed": subject.seed,
     }  # fmt: skip
     if not len(batch):
-        return Explanation(base | {"kind": subject.input_kind, "cases": [], "methods": []}), None
+        return Explanation(base | {"kind": subject.kind, "cases": [], "methods": []}), None
     batch = batch.to(subject.device)
     cases = subject.cases(batch, _targets(subject, config, len(batch)))
+    with torch.no_grad():
+        found_MC = cases.answers(cases.inputs, torch.arange(len(batch), device=cases.inputs.device))
+        outputs = cases.probabilities(found_MC).cpu().numpy()
+    refuse_not_finite(outputs)
     work = Work(seed=subject.seed)
     maps = explain_cases(
         cases, lambda model: subject.cases(batch, cases.targets, model), config.maps, work, layer=config.layer, checks=config.tested > 0,
         tested=partial(_planned, subject, config, cases),
     )  # fmt: skip
-    with torch.no_grad():
-        out = cases.answers(cases.inputs, torch.arange(len(batch), device=cases.inputs.device))
-        outputs = (out.softmax(1) if cases.link == "softmax" else out).cpu().numpy()
     explanation = Explanation(base | {"kind": cases.kind, "grid": list(cases.grid), "methods": [m.to_json() for m in maps.methods]})
     explanation.record["left_out"] = maps.left_out
     explanation.record["cases"] = found = [
@@ -169,7 +169,8 @@ def _training_examples(
 def _whole(
     subject: Subject, config: ExplainConfig, record: dict[str, Any], sample: Sample, features: tuple[Feature, ...], work: Work
 ) -> Whole | None:  # fmt: skip
-    if not (config.tree or config.features or config.slices or config.concepts):
+    of_tables = [config.features, config.counterfactuals] if subject.table is not None else []
+    if not any([config.tree, config.slices, config.concepts, *of_tables]):
         return None
     try:
         readable = readable_rows(subject, record["kind"], sample, features, work)
@@ -273,6 +274,11 @@ def _targets(subject: Subject, config: ExplainConfig, n: int) -> torch.Tensor | 
 
 def _features_of(subject: Subject, config: ExplainConfig) -> tuple[Feature, ...]:
     if subject.table is None:
+        for name in ("counterfactuals", "features"):
+            if name in config.model_fields_set:
+                raise RecipeError(
+                    [Problem(f"explain.{name}", "has no effect: it is for tables, and this run reads other data. Remove it.")]
+                )
         return ()
     fixed = config.keep_columns
     unknown = [name for name in fixed if name not in subject.table.names]

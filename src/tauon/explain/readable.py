@@ -8,8 +8,8 @@ Shapes: N rows, F inputs of the model, K readable columns.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class ReadableTable:
         if preprocess.get("kind") != "table":
             names = list(preprocess.get("features") or ())
             names = names if len(names) == width else [f"feature {j}" for j in range(width)]
-            return cls(tuple(_Source(str(name), j, 1) for j, name in enumerate(names)), normalizer)
+            return cls(tuple(_apart([_Source(str(name), j, 1) for j, name in enumerate(names)])), normalizer)
         sources: list[_Source] = []
         at = 0
         for column in Encoder.from_json(preprocess["columns"]).columns:
@@ -66,7 +66,7 @@ class ReadableTable:
             if column.indicator:
                 sources.append(_Source(outputs[-1][0], at + n, 1))
             at += len(outputs)
-        return cls(tuple(sources), normalizer)
+        return cls(tuple(_apart(sources)), normalizer)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ class ReadableTable:
             elif s.categories:
                 columns.append(np.clip(np.round(block[:, 0]), 0, len(s.categories) - 1))
             else:
-                columns.append(_clean(block[:, 0]))
+                columns.append(block[:, 0] if self.normalizer.quantiles is not None else _clean(block[:, 0]))
         return np.stack(columns, 1)
 
     def inputs(self, readable_NK: Floats) -> NDArray[np.float32]:
@@ -116,13 +116,27 @@ class ReadableTable:
             import torch
 
             raw = inputs.copy()
+            end = 2e-7  # beyond it the scale is cut off: the lowest and the highest value of training
             at = np.linspace(0, 1, len(n.quantiles))
             for found, j in zip(n.quantiles.T, n.columns.tolist(), strict=True):
-                raw[:, j] = np.interp(torch.special.ndtr(torch.from_numpy(inputs[:, j].copy())).numpy(), at, found)
+                share = torch.special.ndtr(torch.from_numpy(inputs[:, j].copy())).numpy()
+                raw[:, j] = np.interp(np.where(share < end, 0, np.where(share > 1 - end, 1, share)), at, found)
             return raw
         if n.kind == "none":
             return inputs
         return inputs * n.scale.astype(np.float64) + n.center.astype(np.float64)
+
+
+def _apart(sources: Sequence[_Source]) -> Iterator[_Source]:
+    """Number the later ones of columns that have the same name: "age missing" may be a column and a flag of another."""
+    taken: set[str] = set()
+    for s in sources:
+        name, n = s.name, 1
+        while name in taken:
+            n += 1
+            name = f"{s.name} ({n})"
+        taken.add(name)
+        yield replace(s, name=name)
 
 
 def _plain(name: str, output: str, kind: str) -> str:

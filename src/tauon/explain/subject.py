@@ -6,6 +6,7 @@ Reads no run and no file: the stage supplies the parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 
 from tauon.data import Tokenizer, without_augmentation
 from tauon.errors import DataError
-from tauon.explain.base import Cases, Work
-from tauon.explain.inputs import cases_of
+from tauon.explain.base import Cases, Link, Work, linked
+from tauon.explain.inputs import Reading, cases_of
 from tauon.explain.readable import ReadableTable
+from tauon.metrics.ordinal import median_class
 from tauon.tasks import Task
 from tauon.types import Batch, Dataset, DataSpec
 
-__all__ = ["Sample", "Subject", "TrainingRecords"]
+__all__ = ["Sample", "Subject", "TrainingRecords", "refuse_not_finite"]
 
 Report = Callable[[str, int, int], None]
 """(what, done, total): progress of long work."""
@@ -61,14 +63,16 @@ class Sample:
     """N."""
     targets: NDArray[Any]
     """N classes, or N... values."""
+    ordered: bool = False
+    """Whether the classes are ordered, so that the answer is the median class."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def answers(self) -> NDArray[np.int64]:
-        """The largest output of each example, N."""
-        found: NDArray[np.int64] = self.outputs.argmax(1)
+        """The answer to each example, N: the largest output."""
+        found: NDArray[np.int64] = median_class(self.outputs) if self.ordered else self.outputs.argmax(1)
         return found
 
 
@@ -84,6 +88,16 @@ class TrainingRecords:
     """Loads (step, model) of each checkpoint of early training."""
     refusal: str = ""
     """Why training examples must not be shown."""
+
+
+def refuse_not_finite(outputs_NC: NDArray[Any]) -> None:
+    """Raise `DataError` if the model's answer to an example is not a number."""
+    lost = int((~np.isfinite(outputs_NC)).any(1).sum())
+    if lost:
+        raise DataError(
+            f"the model's outputs are not finite for {lost:,} of {len(outputs_NC):,} examples, so nothing can be explained. If its training diverged, "
+            "train it again with a lower optim.lr"
+        )
 
 
 @dataclass
@@ -109,6 +123,24 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.train, self.heldout = without_augmentation(self.train), without_augmentation(self.heldout)
+        self._learnt = frozenset(name for name, p in self.model.named_parameters() if p.requires_grad)
+
+    @property
+    def partly_learnt(self) -> bool:
+        """Whether only some of the weights were trained: those of adapters."""
+        return len(self._learnt) < sum(1 for _ in self.model.parameters())
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Ask for gradients of the weights that were trained, inside the block."""
+        flags = [(p, p.requires_grad) for p in self.model.parameters()]
+        try:
+            for name, p in self.model.named_parameters():
+                p.requires_grad_(name in self._learnt)
+            yield
+        finally:
+            for p, wanted in flags:
+                p.requires_grad_(wanted)
 
     @property
     def device(self) -> torch.device:
@@ -120,10 +152,21 @@ class Subject:
         """`Task.input_kind`."""
         return self.task.input_kind
 
+    @cached_property
+    def kind(self) -> str:
+        """`Cases.kind` of its examples."""
+        return self.cases(self.heldout.batch(np.zeros(1, np.int64))).kind
+
     @property
     def classes(self) -> bool:
         """Whether the outputs are classes, or the tokens of a vocabulary: one of them is the answer."""
-        return self.task.family == "classification" or self.input_kind == "tokens"
+        return self.task.family in ("classification", "ordinal") or self.input_kind == "tokens"
+
+    @property
+    def reading(self) -> Reading:
+        """What the outputs mean."""
+        link: Link = "softmax" if self.classes else "sigmoid" if self.task.family == "multi-label" else "identity"
+        return Reading(link, tuple(getattr(self.task, "quantiles", ())))
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -132,7 +175,7 @@ class Subject:
         if self.input_kind == "tokens":
             vocab = range(self.spec.vocab or 0)
             return tuple(str(t) if self.tokenizer is None else self.tokenizer.decode([t]) for t in vocab)
-        n = self.spec.outputs or len(labels)
+        n = self.spec.outputs or 1
         return tuple(map(str, labels)) if labels else tuple(f"output {i}" for i in range(n))
 
     @cached_property
@@ -167,8 +210,9 @@ class Subject:
         around = self.background if self.input_kind == "arrays" else None
         groups = None if self.table is None else self.table.groups
         return cases_of(
-            self.model if model is None else model, self.input_kind, self.spec, batch, targets=targets, background=around, groups=groups
-        )
+            self.model if model is None else model, self.input_kind, self.spec, batch, targets=targets, background=around, groups=groups,
+            reading=self.reading,
+        )  # fmt: skip
 
     def batches(self, dataset: Dataset, rows: NDArray[np.int64], at_once: int) -> Iterator[tuple[slice, Batch]]:
         """Yield (place, batch) of some examples."""
@@ -194,14 +238,14 @@ class Subject:
                 found = []
                 for inner in work.chunks(len(batch)):
                     x = cases.inputs[inner]
-                    out = cases.answers(x, torch.arange(inner.start, inner.stop, device=x.device))
-                    found.append(out.softmax(1) if cases.link == "softmax" else out)
+                    found.append(cases.probabilities(cases.answers(x, torch.arange(inner.start, inner.stop, device=x.device))))
                 outputs.append(torch.cat(found).cpu().numpy())
                 loss_B, weight_B = self.task.losses(self.model, batch)
                 losses.append((loss_B / weight_B.clamp(min=1e-12)).float().cpu().numpy())
                 targets.append(self.truth(batch))
                 self.report(what, part.stop, len(rows))
-        return Sample(rows, np.concatenate(outputs), np.concatenate(losses), np.concatenate(targets))
+        refuse_not_finite(np.concatenate(outputs))
+        return Sample(rows, np.concatenate(outputs), np.concatenate(losses), np.concatenate(targets), self.task.family == "ordinal")
 
     def truth(self, batch: Batch) -> NDArray[Any]:
         """Return the true classes or values of a batch; of running text, the token that follows each row."""
@@ -214,6 +258,6 @@ class Subject:
         with torch.no_grad():
             for start in range(0, len(inputs), at_once):
                 x = torch.from_numpy(np.ascontiguousarray(inputs[start : start + at_once])).to(self.device)
-                out: Tensor = self.model(x).float().flatten(1)
-                found.append((out.softmax(1) if self.classes else out).double().cpu().numpy())
+                out = self.reading.values(self.model(x).float().flatten(1))
+                found.append(linked(out, self.reading.link or "identity").double().cpu().numpy())
         return np.concatenate(found) if found else np.zeros((0, len(self.labels)))

@@ -14,6 +14,7 @@ from tauon.data import Rows, Tokenizer
 from tauon.errors import DataError
 from tauon.explain import Explanation, Subject
 from tauon.explain.report import new_examples_page
+from tauon.explain.rules import refuse_unused
 from tauon.predict.engine import Predictor
 from tauon.predict.readers import Reading, open_reader
 from tauon.predict.series import Windows, read_series
@@ -24,6 +25,8 @@ from tauon.types import Batch
 
 __all__ = ["explain_new", "explain_records"]
 
+_USED = frozenset({"maps", "layer", "target", "checks", "seed", "background", "language", "memory"})
+"""Settings that explanations of new examples read."""
 _FIRST = 4
 """Rows that are explained if none is named."""
 
@@ -48,6 +51,7 @@ def explain_new(
     Raises:
         DataError: a file or a value that the model cannot read, or a row that does not exist.
     """
+    refuse_unused(assignments, _USED, "an explanation of new examples")
     ctx, config = open_to_explain(folder, assignments, on_event)
     subject = subject_of(ctx, config)
     if texts:
@@ -55,6 +59,10 @@ def explain_new(
         title = "texts"
     else:
         assert data is not None
+        if subject.input_kind == "tokens":
+            raise DataError(
+                "a language model has no rows of a file to explain: give it a prompt with --text, or name held-out rows: explain.rows=[0]"
+            )
         batch, names = _of_file(folder, data, rows)
         title = re.sub(r"[^A-Za-z0-9]+", "-", Path(data).stem)[:40] + "".join(f"-{row}" for row in list(rows)[:8])
     explanation = explain_new_batch(ctx, subject, config, batch, names)
@@ -67,7 +75,10 @@ def explain_new(
 
 def explain_records(folder: Path, records: Sequence[Mapping[str, Any]], assignments: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Explain rows, given as dictionaries by column; return a dictionary per row: answer, maps, what they rest on. Writes nothing."""
+    refuse_unused(assignments, _USED, "an explanation of new examples")
     ctx, config = open_to_explain(folder, assignments, null_callback)
+    if not records:
+        return []
     predictor = Predictor.open(folder)
     batch = predictor.batch(predictor.rows_of(records))
     explanation = explain_new_batch(ctx, subject_of(ctx, config), config, batch, [f"row {i}" for i in range(len(records))])

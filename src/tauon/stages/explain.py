@@ -18,6 +18,7 @@ from tauon.errors import Problem, RecipeError
 from tauon.explain import ExplainConfig, Explanation, Subject, explain_model, explain_new_examples
 from tauon.explain.card import model_card
 from tauon.explain.config import InfluenceConfig
+from tauon.explain.rules import refuse_task
 from tauon.explain.subject import TrainingRecords
 from tauon.explain.trees import Surrogate
 from tauon.report import Records
@@ -39,6 +40,7 @@ def explain_stage(ctx: Context) -> dict[str, Any]:
     checkpoint = ctx.final_checkpoint
     ctx.refuse_changed_data()
     subject = subject_of(ctx, config)
+    _ = config.language.answer  # for prompts that are given later: `tauon explain RUN --text`
     explanation = explain_model(subject, config)
     explanation.record |= {"time": time.time(), "checkpoint": checkpoint.hash, "run": ctx.recipe.name}
     save(ctx.run.folder, explanation)
@@ -48,6 +50,7 @@ def explain_stage(ctx: Context) -> dict[str, Any]:
 
 def subject_of(ctx: Context, config: ExplainConfig) -> Subject:
     """Return the run's model and data. Of a private run only held-out examples: its training examples are protected."""
+    refuse_task(ctx.recipe.task)
     splits = ctx.splits
     model, _ = load_model(ctx.final_checkpoint, ctx.recipe, weights=ctx.recipe.evaluate.weights)
     heldout, part = held_out(splits, config)
@@ -64,7 +67,9 @@ def subject_of(ctx: Context, config: ExplainConfig) -> Subject:
     refusal = ""
     if private:
         refusal = "The run is private: naming training examples would reveal what its guarantee protects, so none is named."
-        if isinstance(config.influence, InfluenceConfig) and "influence" in config.model_fields_set and config.influence.examples:
+        influence = config.influence
+        wanted = influence.examples if isinstance(influence, InfluenceConfig) else influence
+        if "influence" in config.model_fields_set and wanted:
             raise RecipeError([Problem("explain.influence", f"{refusal} Set explain.influence=false.")])
     records = TrainingRecords(splits.fingerprint, ctx.run.folder / INDEX, partial(early_models, ctx), refusal)
 

@@ -11,11 +11,16 @@ from tauon.errors import DataError, RunError
 from tauon.explain import ExplainConfig
 from tauon.explain.compare import compare
 from tauon.explain.report import comparison_page
+from tauon.explain.rules import refuse_unused
 from tauon.recipe import load_recipe
 from tauon.stages.context import Context, EventCallback, null_callback
 from tauon.stages.explain import subject_of
 
 __all__ = ["compare_runs", "open_to_explain"]
+
+
+_USED = frozenset({"sample", "examples", "checks", "maps", "seed", "split", "background", "memory"})
+"""Settings that a comparison reads."""
 
 
 def compare_runs(
@@ -29,6 +34,7 @@ def compare_runs(
     Raises:
         DataError: the runs were trained on other data.
     """
+    refuse_unused(assignments, _USED, "a comparison")
     ctx, config = open_to_explain(folder, assignments, on_event)
     earlier, _ = open_to_explain(other, assignments, on_event)
     if ctx.recipe.task.kind_ != earlier.recipe.task.kind_:
@@ -59,4 +65,5 @@ def open_to_explain(folder: Path, assignments: Sequence[str], on_event: EventCal
     if (folder / "fold-0").is_dir():
         raise RunError(f"{folder} holds the folds of a cross-validation, each with a model of its own. Name one: {folder / 'fold-0'}")
     ctx = Context(load_recipe(folder, assignments), RunFolder.read(folder), on_event)
+    ctx.refuse_changed_data()
     return ctx, ctx.section("explain", ExplainConfig)

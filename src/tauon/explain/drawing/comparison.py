@@ -79,5 +79,6 @@ def _cases(record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str
 
 def _said(answer: Any) -> str:
     if isinstance(answer, Mapping):
-        return f'"{escape(answer.get("answer"), 80)}" ({number(answer.get("probability")) or 0:.0%})'
+        sure = number(answer.get("probability"))
+        return f'"{escape(answer.get("answer"), 80)}"' + (f" ({sure:.0%})" if sure is not None else "")
     return figure(number(answer))

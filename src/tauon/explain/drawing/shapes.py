@@ -105,10 +105,11 @@ def bars(names: Sequence[str], values: Sequence[float], *, low: Sequence[float] 
     rows = []
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         zero, span = (50.0, 50.0) if signed else (0.0, 100.0)
-        start, width = (zero, span * value / top) if value >= 0 else (zero + span * value / top, -span * value / top)
+        at = _share(value, top)
+        start, width = (zero, span * at) if at >= 0 else (zero + span * at, -span * at)
         whisker = ""
         if low and high:
-            a, b = zero + span * low[i] / top, zero + span * high[i] / top
+            a, b = (zero + span * _share(v, top) for v in (low[i], high[i]))
             whisker = f'<i class="whisker" style="left:{a:.1f}%;width:{max(b - a, 0.3):.1f}%"></i>'
         shown, *ends_ = spread(value, low[i], high[i]) if low and high else (figure(value, 3),)
         interval = f" <small>{ends_[0]} to {ends_[1]}</small>" if ends_ else ""
@@ -118,6 +119,11 @@ def bars(names: Sequence[str], values: Sequence[float], *, low: Sequence[float] 
             f'{whisker}</span><span class="value">{shown}{escape(unit)}{interval}</span></li>'
         )
     return f'<ul class="bars{" signed" if signed else ""}{" ranged" if low and high else ""}">{"".join(rows)}</ul>'
+
+
+def _share(value: float, top: float) -> float:
+    """Return value / top, at most 1 in size; 0 of what is not a number."""
+    return 0.0 if np.isnan(value) else min(1.0, max(-1.0, value / top))
 
 
 def key_of_colours(signed: bool, unsigned: bool = False) -> str:

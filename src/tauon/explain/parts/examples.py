@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import nn
 
 from tauon.artifacts import read_json, remove_folder
 from tauon.data import ChosenExamples
-from tauon.errors import TauonError
+from tauon.errors import CheckpointError, DataError, TauonError
 from tauon.explain.config import InfluenceConfig
 from tauon.explain.drawing.shapes import spectrogram
 from tauon.explain.features.columns import Feature
@@ -58,12 +59,14 @@ def add_influence(
     rows = subject.draw(subject.train, _affordable(subject, config.most))
     chosen = ChosenExamples([subject.train], rows)
     of = IndexOf([subject.model], subject.task, f"{fingerprint}-{len(rows)}-{subject.seed}")
+    asked = queries(subject, batch.rows(0, len(cases)), cases)
     try:
-        index = _index(subject, config, folder, of, chosen)
-        found = index.most_influential(queries(subject, batch.rows(0, len(cases)), cases), k=_FEW)
-        if found.dominance.found and not found.relative_dominance.found:
-            found = index.most_influential(queries(subject, batch.rows(0, len(cases)), cases), k=_FEW, relative=True)
-    except TauonError as err:
+        with subject.learning():
+            index = _index(subject, config, folder, of, chosen)
+            found = index.most_influential(asked, k=_FEW)
+            if found.dominance.found and not found.relative_dominance.found:
+                found = index.most_influential(asked, k=_FEW, relative=True)
+    except (TauonError, torch.linalg.LinAlgError) as err:  # type: ignore[attr-defined]
         return {"problem": str(err)}
     facts = found.to_json()
     for i, (case, one) in enumerate(zip(cases, facts.pop("queries"), strict=True)):
@@ -95,27 +98,41 @@ def queries(subject: Subject, batch: Batch, cases: Sequence[dict[str, Any]]) -> 
 def _index(subject: Subject, config: InfluenceConfig, folder: Path, of: IndexOf, data: ChosenExamples) -> Index:
     """Return the index, as far as it was built before."""
     method = _method(subject, config)
-    if folder.exists() and not _same(folder, of):
+    if folder.exists() and not _same(folder, of, method):
         remove_folder(folder)
+    before = folder.exists()
 
     def progress(done: int, total: int) -> None:
         subject.report("index of training examples", done, total)
 
+    try:
+        return build_index(folder, of, data, method, progress=progress)
+    except (DataError, CheckpointError, SafetensorError, ValueError, EOFError, KeyError):
+        if not before:
+            raise
+    remove_folder(folder)  # files of an earlier build are damaged
     return build_index(folder, of, data, method, progress=progress)
 
 
-def _same(folder: Path, of: IndexOf) -> bool:
+def _same(folder: Path, of: IndexOf, method: EkFac | Trak | TracIn) -> bool:
     try:
         before = read_json(folder / "building.json")
     except (TauonError, OSError, ValueError):
         return False
-    return isinstance(before, dict) and before.get("models") == of.hashes() and before.get("data") == of.data_fingerprint
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(method).items()}
+    today = {"models": of.hashes(), "data": of.data_fingerprint, "method": method.kind, "config": settings}
+    return isinstance(before, dict) and all(before.get(key) == value for key, value in today.items())
 
 
 def _method(subject: Subject, config: InfluenceConfig) -> EkFac | Trak | TracIn:
     name = config.method
     if name == "auto":
-        small = sum(p.numel() for p in subject.model.parameters()) <= _LARGEST
+        task = subject.task
+        drawn = task.family in ("classification", "multi-label") or (
+            task.family == "regression" and getattr(task, "loss_kind", "") == "mse"
+        )
+        known = (drawn or subject.input_kind == "tokens") and not subject.partly_learnt  # EK-FAC draws labels, and looks at whole layers
+        small = known and sum(p.numel() for p in subject.model.parameters()) <= _LARGEST
         name = "ekfac" if small else "trak" if subject.classes and subject.input_kind != "tokens" else "tracin"
     if name == "ekfac":
         return EkFac(columns=2048, fit_examples=_affordable(subject, 1_000) // 2, layers=_layers(subject.model), seed=subject.seed)

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tauon.errors import DataError, TauonError
-from tauon.explain.base import Attribution, Cases, Work, method_named
+from tauon.errors import DataError, Problem, RecipeError, TauonError
+from tauon.explain.base import METHODS, Attribution, Cases, Work, method_named
 from tauon.explain.checks import Faithfulness, Hiding, faithfulness, hide_at_random, stability, weight_dependence
 from tauon.explain.methods import auto_methods
 
@@ -89,6 +89,10 @@ def explain_cases(
         DataError: a method that was asked for cannot explain these examples.
     """
     wanted = dict.fromkeys(names, "as set") if names else default_methods(cases)
+    if layer and not any(METHODS[name].needs == "layer" for name in wanted if name in METHODS):
+        raise RecipeError(
+            [Problem("explain.layer", f"has no effect: none of {', '.join(wanted)} looks at a layer. Remove it, or set explain.maps.")]
+        )
     found, left_out = [], {}
     hiding = hide_at_random(cases, work) if checks else None
     for name, why in wanted.items():

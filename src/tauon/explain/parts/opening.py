@@ -41,7 +41,10 @@ def _what_it_does(subject: Subject, sample: Sample, kind: str) -> str:
     if subject.spec.horizon is not None:
         names = ", ".join(subject.labels[:4]) + (" and others" if len(subject.labels) > 4 else "")
         return f"The model forecasts {subject.spec.horizon} steps of {names}; explained is the mean of a forecast, on {n:,} {things}."
-    errors = np.abs(sample.outputs[:, 0] - np.ravel(sample.targets)[: n * sample.outputs.shape[1] : sample.outputs.shape[1]])
+    if subject.task.family == "multi-label":
+        right = float(((sample.outputs >= 0.5) == (sample.targets >= 0.5)).all(1).mean())
+        return f"The model gave exactly the right labels to {right:.0%} of {n:,} {things} of the {subject.part} part."
+    errors = np.abs(sample.outputs[:, 0] - sample.targets.reshape(n, -1)[:, 0])
     scale = subject.spec.target_scale[0] if subject.spec.target_scale else 1.0
     return f"On half of {n:,} {things} of the {subject.part} part the model's answer is within {figure(float(np.median(errors)) * scale, 3)} of the truth."
 

@@ -12,6 +12,7 @@ from tauon.data import Normalizer
 from tauon.explain.base import Cases
 from tauon.explain.features.columns import Feature, outside_range, value_text
 from tauon.explain.subject import Subject, look_of
+from tauon.metrics.ordinal import median_class
 from tauon.report.text import figure
 from tauon.types import Batch
 
@@ -126,10 +127,14 @@ def answer_text(subject: Subject, outputs_C: NDArray[Any], target: int) -> dict[
     """Return the model's answer, and what is explained about it."""
     labels = subject.labels
     if subject.classes:
-        best = int(outputs_C.argmax())
+        best = int(median_class(outputs_C[None])[0]) if subject.task.family == "ordinal" else int(outputs_C.argmax())
         return {
             "answer": name_of(subject, best), "probability": float(outputs_C[best]), "explained": name_of(subject, target),
             "explained_probability": float(outputs_C[target]),
+        }  # fmt: skip
+    if subject.task.family == "multi-label":
+        return {
+            "answer": _set_of(subject, outputs_C >= 0.5), "explained": labels[target], "explained_probability": float(outputs_C[target]),
         }  # fmt: skip
     value = in_units(subject, float(outputs_C[target]), target)
     name = labels[target] if target < len(labels) else f"output {target}"
@@ -141,9 +146,15 @@ def target_text(subject: Subject, target: Any, explained: int = 0) -> str | floa
     if subject.classes:
         return name_of(subject, int(target))
     values = np.asarray(target, np.float64)
+    if subject.task.family == "multi-label":
+        return _set_of(subject, values >= 0.5)
     if subject.spec.horizon is not None:
         return in_units(subject, float(values[:, explained].mean()), explained)
     return in_units(subject, float(values.ravel()[explained]), explained) if explained < values.size else None
+
+
+def _set_of(subject: Subject, there_K: NDArray[Any]) -> str:
+    return ", ".join(name for name, yes in zip(subject.labels, there_K.tolist(), strict=True) if yes) or "none of the labels"
 
 
 def name_of(subject: Subject, output: int) -> str:

@@ -54,7 +54,10 @@ def explain_whole(subject: Subject, config: ExplainConfig, rows: ReadableRows, s
         subject.report("surrogate tree", 1, 1)
     if config.features and rows.predict is not None:
         record["features"] = _features(subject, config, rows, sample, target)
-    if config.slices:
+    if config.slices and len(sample) < 4 * SliceSettings.min_rows:
+        few = f"{len(sample)} examples are too few to search for groups; {4 * SliceSettings.min_rows} are needed"
+        record["slices"] = {"problem": f"{few}. Hold out more, or raise explain.sample."}
+    elif config.slices:
         try:
             errors = (sample.answers != sample.targets).astype(np.float64) if subject.classes else sample.losses.astype(np.float64)
             record["slices"] = find_slices(rows.heldout, errors, rows.features, settings=SliceSettings(seed=subject.seed)).to_json()
@@ -122,7 +125,9 @@ def _mean_error(targets: NDArray[Any], outputs: Matrix) -> float:
 def _features(subject: Subject, config: ExplainConfig, rows: ReadableRows, sample: Sample, target: int) -> dict[str, Any]:
     assert rows.predict is not None
     metric = _right_probability if subject.classes else _mean_error
-    name = "the probability of the right answer" if subject.classes else "the mean absolute error, in standard deviations of the target"
+    name = "the mean absolute error, in standard deviations of the target"
+    if subject.reading.link != "identity":
+        name = "the probability of the right answer" if subject.classes else "the mean error of the labels' probabilities"
     settings = ShuffleSettings(higher_is_better=subject.classes, seed=subject.seed)
 
     def progress(done: int, total: int) -> None:
