@@ -387,3 +387,11 @@ def test_the_defaults_of_a_test_are_not_the_defaults_of_a_person() -> None:
     from tauon.explain import ExplainConfig
 
     assert set(FEW) <= set(ExplainConfig.model_fields)
+
+
+def test_a_setting_that_is_refused_does_not_stay_in_the_run(worlds: Worlds) -> None:
+    folder = worlds["iris"]
+    before = (folder / "recipe.yaml").read_bytes()
+    with pytest.raises(TauonError, match="row 500 does not exist"):
+        run(load_recipe(folder, ["explain.examples=1", "explain.rows=[500]"]), folder=folder, stages=("explain",))
+    assert (folder / "recipe.yaml").read_bytes() == before

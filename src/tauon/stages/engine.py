@@ -67,17 +67,29 @@ def _run(
     refuse_other_code(recipe, world)
     with world.all_or_raise(lambda: RunFolder.open(folder) if world.leads else RunFolder.follow(folder)) as record:
         ctx = Context(recipe, record, on_event, world, heartbeat)
+        trained = not any(table[name].collective for name in wanted) and record.recipe_path.read_text(encoding="utf-8")
         world.rank0_broadcast(lambda: _begin(ctx, fresh=fresh))
-        for i, name in enumerate(wanted):
-            if not table[name].collective:
-                if not world.leads:
-                    break
-                ctx.world = World()  # from here on only rank 0 works
-            if ctx.world.rank0_broadcast(lambda name=name: ctx.is_done(name)):  # type: ignore[misc]
-                on_event("stage", name=name, state="done before")
-            else:
-                do_stage(ctx, name, later=wanted[i + 1 :])
+        try:
+            _do_all(ctx, wanted)
+        except RecipeError:
+            if trained:  # a setting of a later stage that is refused does not stay in the run
+                atomic_write(record.recipe_path, trained)
+            raise
     return record
+
+
+def _do_all(ctx: Context, wanted: tuple[str, ...]) -> None:
+    """Run the stages that are not done, in order."""
+    table = stage_table()
+    for i, name in enumerate(wanted):
+        if not table[name].collective:
+            if not ctx.world.leads:
+                break
+            ctx.world = World()  # from here on only rank 0 works
+        if ctx.world.rank0_broadcast(lambda name=name: ctx.is_done(name)):  # type: ignore[misc]
+            ctx.on_event("stage", name=name, state="done before")
+        else:
+            do_stage(ctx, name, later=wanted[i + 1 :])
 
 
 def _begin(ctx: Context, *, fresh: bool) -> None:
