@@ -60,7 +60,8 @@ def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
         with _without_stderr():
             recorded.__exit__(None, None, None)
     now = peak = 0
-    for event in recorded.profiler.kineto_results.events():  # type: ignore[union-attr]
+    results: Any = recorded.profiler
+    for event in results.kineto_results.events():
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
