@@ -192,11 +192,12 @@ def test_parts_that_are_summed_early_change_nothing(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(few.values, many.values, rtol=0.05, atol=1e-3)
 
 
-def test_an_example_that_needs_too_many_steps_has_failed() -> None:
+@pytest.mark.parametrize("most", [2, 20, 60])
+def test_an_example_that_needs_too_many_steps_has_failed(most: int) -> None:
     cases = image_cases()
-    found = integrated_gradients(cases, Work(), tolerance=1e-9, most_steps=40)
+    found = integrated_gradients(cases, Work(), tolerance=1e-9, most_steps=most)
     assert found.failed is not None and found.failed.all()
-    assert found.facts["steps"].max() <= 40
+    assert found.facts["steps"].max() <= most
 
 
 def test_an_input_that_is_its_baseline_gets_nothing() -> None:

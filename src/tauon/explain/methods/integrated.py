@@ -27,8 +27,9 @@ __all__ = ["QUADRATURES", "integrated_gradients", "kept_by_paths", "most_rows", 
 
 QUADRATURES = ("gausslegendre", "riemann_trapezoid", "riemann_middle", "riemann_left", "riemann_right")
 """Fixed rules, named as in Captum."""
-FIRST = 16
-"""Parts of the path before the first refinement."""
+FIRST = 32
+"""Parts of the path before the first refinement. The sum is exact to 1% with 16 too (37 gradients instead of 49 on a ResNet-20), but the map is then
+farther from one of 1,000 steps (.038 of its length) than 50 equal steps are (.024); with 32 it is nearer (.022)."""
 HALVED = 8
 """Parts of a path that are halved in one round."""
 OPEN = 32
@@ -183,7 +184,7 @@ class _Path:
     """One example's way from the baseline to the input."""
 
     row: int
-    wanted: list[float] = field(default_factory=lambda: [i / FIRST for i in range(FIRST + 1)])
+    wanted: list[float]
     """Points whose gradients are needed next."""
     parts: list[_Part] = field(default_factory=list)
     halving: list[_Part] = field(default_factory=list)
@@ -247,9 +248,9 @@ def _adaptive(cases: Cases, work: Work, tolerance: float, most: int) -> Attribut
     values = torch.zeros(n, cases.n_features, dtype=cases.inputs.dtype, device=device)
     scores, difference, errors, steps = (torch.zeros(n, dtype=torch.float64) for _ in range(4))
     waiting, active, done = iter(range(n)), list[_Path](), 0
-    together = max(1, work.at_once // HALVED)
+    together, first = max(1, work.at_once // HALVED), max(1, min(FIRST, most - 1))
     while True:
-        active += [_Path(row) for row in itertools.islice(waiting, together - len(active))]
+        active += [_Path(row, [i / first for i in range(first + 1)]) for row in itertools.islice(waiting, together - len(active))]
         if not active:
             break
         for path, nodes in _gradients(cases, work, active, done):
