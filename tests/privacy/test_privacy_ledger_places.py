@@ -118,7 +118,7 @@ def test_a_refused_spending_leaves_a_ledger_that_works(tmp_path: Path, ledgers: 
     assert not ledgers.exists()
     train(recipe(tmp_path, privacy={"budget": None, "ledger": str(ledgers)}), tmp_path)
     ledger, _ = ledger_for("ab" * 32, tmp_path, said=ledgers)
-    ledgers.mkdir()
+    ledgers.mkdir(parents=True)
     ledger.path.touch()  # as earlier versions left it
     with pytest.raises(DataError, match="no ledger yet"):
         ledger.standing()
