@@ -61,7 +61,7 @@ def embeddings(subject: Subject, sample: Sample) -> tuple[str, NDArray[np.float6
                 cases.outputs(cases.inputs, torch.arange(len(batch), device=cases.inputs.device))
                 name = next(reversed(called), "")
                 read = called[name] if name else cases.inputs
-                found.append(read.flatten(1).float().cpu().numpy())
+                found.append(read.reshape(len(batch), -1).float().cpu().numpy())  # some models read each series as a row of its own
     finally:
         for handle in handles:
             handle.remove()

@@ -117,9 +117,12 @@ def _column(subject: Subject, value: float, k: int) -> float:
 def values_in_units(subject: Subject, values_TK: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return columns of a series in the units of the data, where the scale is known."""
     normalizer = _normalizer(subject)
-    if normalizer is None or normalizer.kind == "none" or normalizer.quantiles is not None or normalizer.scale.size != values_TK.shape[-1]:
+    if normalizer is None or normalizer.kind == "none" or normalizer.quantiles is not None or normalizer.scale.size > values_TK.shape[-1]:
         return values_TK
-    found: NDArray[np.float64] = values_TK * normalizer.scale.ravel() + normalizer.center.ravel()
+    found, n = values_TK.astype(np.float64), normalizer.scale.size
+    found[..., :n] = (
+        found[..., :n] * normalizer.scale.ravel() + normalizer.center.ravel()
+    )  # behind them is the calendar, which is not scaled
     return found
 
 
