@@ -52,7 +52,7 @@ def test_the_prediction_is_the_measured_peak(method: str, kind: str) -> None:
     assert measured <= plan.bound_bytes
     assert plan.predicted_bytes <= plan.bound_bytes
     assert 0.95 < plan.predicted_bytes / measured < 1.25
-    assert f"{plan.at_once} rows at once" in str(plan) and plan.to_json()["method"] == method
+    assert f"{plan.at_once:,} rows at once" in str(plan) and plan.to_json()["method"] == method
 
 
 def test_a_bound_that_is_too_small_is_refused() -> None:

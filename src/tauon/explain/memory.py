@@ -23,6 +23,7 @@ import torch
 from tauon.errors import DataError
 from tauon.explain.base import Cases, Method, Work
 from tauon.explain.methods.integrated import kept_by_paths, most_rows
+from tauon.report.text import human_bytes
 
 __all__ = ["MemoryPlan", "peak_bytes", "plan_memory"]
 
@@ -98,8 +99,8 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         return (
-            f"{self.method}: {self.at_once} rows at once, predicted {_mib(self.predicted_bytes)} on top of the model and the examples "
-            f"({_mib(self.fixed_bytes)} and {_mib(self.bytes_per_row)} for each row), bound {_mib(self.bound_bytes)}"
+            f"{self.method} computes {self.at_once:,} rows at once, which takes about {human_bytes(self.predicted_bytes)} of memory beside the model "
+            f"(at most {human_bytes(self.bound_bytes)}: explain.memory)"
         )
 
     def to_json(self) -> dict[str, Any]:

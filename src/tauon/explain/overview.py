@@ -32,11 +32,14 @@ from tauon.explain.parts.shown import answer_text, show_example, target_text
 from tauon.explain.parts.whole import Whole, explain_rows, explain_whole, output_of
 from tauon.explain.subject import Sample, Subject, refuse_not_finite
 from tauon.explain.trees import Surrogate
+from tauon.plan.machine import available_memory
 from tauon.types import Batch
 
 __all__ = ["FORMAT", "Explanation", "explain_batch", "explain_model", "explain_new_examples"]
 
 FORMAT = "tauon-explanation-1"
+_UNKNOWN = 4 << 30
+"""Bytes that are taken to be free where the system does not say."""
 
 
 @dataclass
@@ -190,25 +193,15 @@ def _whole(
 def _planned(subject: Subject, config: ExplainConfig, cases: Cases, name: str) -> Work:
     """Return how a method computes within the share of free memory that the recipe allows, and say so."""
     options: dict[str, Any] = {"layer": config.layer} if config.layer and method_named(name).needs == "layer" else {}
-    plan = plan_memory(cases, method_named(name), int(config.memory * free_bytes(subject.device)), seed=subject.seed, **options)
+    plan = plan_memory(
+        cases, method_named(name), int(config.memory * (available_memory(subject.device) or _UNKNOWN)), seed=subject.seed, **options
+    )
     subject.note(str(plan))
 
     def progress(done: int, total: int) -> None:
         subject.report(method_named(name).title, done, total)
 
     return Work(at_once=plan.at_once, seed=subject.seed, progress=progress)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as file:
-            found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file if line.split()[1:2]}
-        return found["MemAvailable"]
-    except (OSError, KeyError, ValueError):
-        return 4 << 30
 
 
 def _case(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +39,16 @@ def explanation(records: Records) -> Section | None:
     return Section("explanation", TITLE, _body(first, read_arrays(folder / name / ARRAYS), folds_html(folds)))
 
 
+@cache
+def style() -> str:
+    """Return the style sheet of this package's drawings, which uses the colours of the page."""
+    return f"<style>{(files('tauon.explain.drawing') / 'explain.css').read_text(encoding='utf-8')}</style>"
+
+
 def _body(record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], after_lead: str = "") -> str:
     lead = "".join(f"<p>{escape(s)}</p>" for s in record.get("opening") or [])
     html = (
-        f'<div class="lead">{lead}</div>{after_lead}'
+        f'{style()}<div class="lead">{lead}</div>{after_lead}'
         + features_html(record)
         + tree_html(record)
         + concepts_html(record)
@@ -61,7 +69,7 @@ def _body(record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], after_l
 
 def new_examples_page(name: str, record: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
     """Return a page about examples that are not in the run's data."""
-    html = cases_html(record, arrays) + methods_html(record)
+    html = style() + cases_html(record, arrays) + methods_html(record)
     header = f'<p class="kicker">Tauon explanation</p><h1>{escape(name, 200)}</h1>'
     footer = f"Made by Tauon {escape(tauon.__version__)}. This page loads nothing from the network."
     return document(f"{name} · explanation of new examples", header, [Section("explanation", "What the model looks at", html)], footer)
@@ -71,7 +79,7 @@ def comparison_page(before: str, after: str, record: Mapping[str, Any], arrays: 
     """Return a page about what changed from one run to another."""
     header = f'<p class="kicker">Tauon comparison</p><h1>{escape(before, 200)} → {escape(after, 200)}</h1>'
     footer = f"Made by Tauon {escape(tauon.__version__)}. This page loads nothing from the network."
-    section = Section("comparison", "What changed", comparison_html(record, arrays))
+    section = Section("comparison", "What changed", style() + comparison_html(record, arrays))
     return document(f"{before} and {after} · comparison", header, [section], footer)
 
 

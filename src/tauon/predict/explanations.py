@@ -25,7 +25,7 @@ from tauon.types import Batch
 
 __all__ = ["explain_new", "explain_records"]
 
-_USED = frozenset({"maps", "layer", "target", "checks", "seed", "background", "language", "memory"})
+_USED = frozenset({"maps", "layer", "target", "checks", "background", "language", "memory", "influence", "counterfactuals"})
 """Settings that explanations of new examples read."""
 _FIRST = 4
 """Rows that are explained if none is named."""

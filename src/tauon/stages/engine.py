@@ -15,7 +15,7 @@ import torch
 from tauon import __version__
 from tauon.artifacts import RUN_FORMAT, RunFolder, atomic_write, code_fingerprint, environment
 from tauon.distributed import Heartbeat, World, join
-from tauon.errors import Problem, RecipeError, RunError
+from tauon.errors import DataError, Problem, RecipeError, RunError
 from tauon.recipe import Recipe, fingerprint, to_yaml
 from tauon.stages.context import Context, EventCallback, null_callback
 from tauon.stages.extensions import set_aside
@@ -71,7 +71,7 @@ def _run(
         world.rank0_broadcast(lambda: _begin(ctx, fresh=fresh))
         try:
             _do_all(ctx, wanted)
-        except RecipeError:
+        except (RecipeError, DataError):
             if trained:  # a setting of a later stage that is refused does not stay in the run
                 atomic_write(record.recipe_path, trained)
             raise

@@ -19,7 +19,7 @@ from tauon.stages.explain import subject_of
 __all__ = ["compare_runs", "open_to_explain"]
 
 
-_USED = frozenset({"sample", "examples", "checks", "maps", "seed", "split", "background", "memory"})
+_USED = frozenset({"sample", "examples", "checks", "maps", "split", "background"})
 """Settings that a comparison reads."""
 
 

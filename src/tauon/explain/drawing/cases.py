@@ -120,7 +120,8 @@ def draw_map(kind: Any, values: NDArray[Any], original: NDArray[Any] | None, sho
         return picture(heat_image(_sound(values), None, signed=signed), f"Heat map over the spectrogram: {title}", "wide")
     if kind == "text":
         tokens = [str(t) for t in shown.get("tokens") or []]
-        return words(tokens, values.ravel()[: len(tokens)].tolist(), signed=signed)
+        more = missing(f"… and {shown['more']:,} more tokens, which are in the record of the maps.") if shown.get("more") else ""
+        return words(tokens, values.ravel()[: len(tokens)].tolist(), signed=signed) + more
     if kind == "table":
         columns = shown.get("columns") or []
         order = np.argsort(-np.abs(values))[:_COLUMNS]

@@ -143,6 +143,8 @@ def tree_html(record: Mapping[str, Any]) -> str:
         tree = f'<div class="warn">{warning}</div><details><summary>Show it</summary>{tree}</details>'
     html = f"<h3>A small tree that imitates the model</h3>{about}{tree}"
     shap = found.get("shap") or []
+    if found.get("shap_problem"):
+        html += missing(f"SHAP values are left out: {found['shap_problem']}")
     if shap:
         html += (
             "<details><summary>How much each feature counts in the tree (exact SHAP values)</summary>"
@@ -181,6 +183,9 @@ def influence_html(record: Mapping[str, Any], arrays: Mapping[str, Any]) -> str:
         part = f" {n:,.0f} of {of:,.0f} training examples were looked at." if n < of else ""
         common = found.get("dominance") or {}
         warn = f'<div class="warn">{escape(common["message"], 400)}</div>' if common.get("message") else ""
+        unseen = [str(x) for x in found.get("left_out") or []]
+        if unseen:
+            part += f" Layers and parameters that the scores do not see: {len(unseen)} ({', '.join(escape(x, 60) for x in unseen[:6])})."
         html += (
             "<h3>Which training examples its answers rest on</h3>"
             f"<p>They are named with each example below. {escape(found.get('meaning', ''), 600)}{part}</p>{warn}"

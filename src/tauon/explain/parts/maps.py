@@ -94,7 +94,7 @@ def explain_cases(
             [Problem("explain.layer", f"has no effect: none of {', '.join(wanted)} looks at a layer. Remove it, or set explain.maps.")]
         )
     found, left_out = [], {}
-    hiding = hide_at_random(cases, work) if checks else None
+    hiding: Hiding | None = None
     for name, why in wanted.items():
         method = method_named(name, "explain.maps")
         reason = method.why_not(cases)
@@ -113,8 +113,10 @@ def explain_cases(
             left_out[name] = str(err)
             continue
         report = MethodReport(name, method.title, why, attribution)
-        if hiding is not None:
-            _check(report, cases, rebuild, replace(mine, progress=None), options, hiding)
+        if checks:
+            quiet = replace(mine, progress=None)
+            hiding = hiding or hide_at_random(cases, quiet)  # the same for all methods
+            _check(report, cases, rebuild, quiet, options, hiding)
         found.append(report)
     if not names and any(not m.failed for m in found):  # by default nothing is drawn that failed on this model
         for report in found:

@@ -141,7 +141,9 @@ def _of_maps(maps: Maps | None) -> str:
     assert best.faithful is not None
     ratio = best.faithful.deletion_ratio
     failed = [m.title for m in maps.methods if m.failed]
-    more = f" {' and '.join(failed)} failed the tests and {'is' if len(failed) == 1 else 'are'} marked as such." if failed else ""
+    shown = any(m.drawn for m in maps.methods if m.failed)
+    how = "marked as such" if shown else "not drawn"
+    more = f" {' and '.join(failed)} failed the tests and {'is' if len(failed) == 1 else 'are'} {how}." if failed else ""
     if ratio > 0.95:
         return (
             f"The maps were tested, and say little: hiding what they mark changes the answer hardly faster than hiding random parts.{more}"

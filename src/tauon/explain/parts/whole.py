@@ -48,7 +48,7 @@ def explain_whole(subject: Subject, config: ExplainConfig, rows: ReadableRows, s
         subject.report("surrogate tree", 0, 1)
         try:
             tree = _tree(subject, config, rows, sample, target)
-            record["tree"] = tree.to_json() | {"shap": _shap(tree, rows)}
+            record["tree"] = tree.to_json() | _shap(tree, rows)
         except DataError as err:
             record["tree"] = {"problem": str(err)}
         subject.report("surrogate tree", 1, 1)
@@ -97,21 +97,21 @@ def _one_output(subject: Subject, predict: Any, target: int, rows: Matrix) -> Ma
     return _values_in_units(subject, predict(rows)[:, target], target)
 
 
-def _shap(tree: Surrogate, rows: ReadableRows) -> list[dict[str, Any]]:
-    """Return the mean |SHAP value| of each feature in the tree, largest first; empty where the library is missing."""
+def _shap(tree: Surrogate, rows: ReadableRows) -> dict[str, Any]:
+    """Return the mean |SHAP value| of each feature in the tree, largest first, or why there is none."""
     from tauon.errors import MissingExtra
 
     if tree.note:
-        return []
+        return {"shap": []}
     try:
         found = tree_shap(tree.tree, rows.heldout)
-    except MissingExtra:
-        return []
+    except MissingExtra as err:
+        return {"shap": [], "shap_problem": str(err)}
     sums: dict[str, float] = {}
     for output in range(1 if len(tree.outputs) <= 2 else len(tree.outputs)):
         for one in found.importance(output):
             sums[str(one["name"])] = sums.get(str(one["name"]), 0.0) + float(one["value"])
-    return [{"name": name, "value": value} for name, value in sorted(sums.items(), key=lambda item: -item[1])[:12] if value > 0]
+    return {"shap": [{"name": name, "value": value} for name, value in sorted(sums.items(), key=lambda item: -item[1])[:12] if value > 0]}
 
 
 def _right_probability(targets: NDArray[Any], outputs: Matrix) -> float:
