@@ -61,7 +61,8 @@ def _what_counts(record: dict[str, Any], maps: Maps | None) -> str:
             cost = f"shuffled, it raises {record['features']['metric']} by {figure(top[0]['value'], 2)}"
         first = f"{top[0]['name']} ({cost})"
         others = " and ".join(row["name"] for row in top[1:])
-        return f"Its answers rest most on {first}{', then on ' + others if others else ''}."
+        doubt = "" if top[0]["low"] > 0 else " With these held-out rows this is not beyond chance."
+        return f"Its answers rest most on {first}{', then on ' + others if others else ''}.{doubt}"
     looks = where_it_looks(maps)
     words = [w["name"] for w in (record.get("tree") or {}).get("shap") or []][:3] if record["kind"] == "text" else []
     if words:
