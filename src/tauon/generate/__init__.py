@@ -1,5 +1,37 @@
-"""Generation: sampling from a language model with a KV cache. Used by the evaluation's samples and `tauon generate`."""
+"""Generation from a language model: `generate` writes a few samples with a KV cache (the evaluation's samples, `tauon generate`); `Engine`
+serves many requests at once.
+"""
 
+from tauon.generate.engine import Engine, EngineConfig, EngineStats
+from tauon.generate.request import (
+    Completion,
+    FinishReason,
+    QueueFull,
+    Request,
+    RequestError,
+    SamplingParams,
+    StructuredOutputs,
+    Token,
+    Usage,
+)
 from tauon.generate.sample import Sampling, generate, next_token_distribution
+from tauon.generate.stream import Stream
 
-__all__ = ["Sampling", "generate", "next_token_distribution"]
+__all__ = [
+    "Completion",
+    "Engine",
+    "EngineConfig",
+    "EngineStats",
+    "FinishReason",
+    "QueueFull",
+    "Request",
+    "RequestError",
+    "Sampling",
+    "SamplingParams",
+    "Stream",
+    "StructuredOutputs",
+    "Token",
+    "Usage",
+    "generate",
+    "next_token_distribution",
+]
