@@ -10,7 +10,7 @@ from tauon.data.augment_images import RandAugmentConfig  # registers every augme
 from tauon.data.balance import BalancedOrder, class_weights
 from tauon.data.chat import ChatDataset
 from tauon.data.chat_encoder import Encoder as ChatEncoder
-from tauon.data.chat_encoder import chat_prompt, template_for
+from tauon.data.chat_encoder import PromptEncoder, chat_prompt, template_for
 from tauon.data.chat_export import jinja_of
 from tauon.data.chat_template import ChatConfig, RoleConfig
 from tauon.data.columns import ColumnsConfig, Encoder
@@ -92,6 +92,7 @@ __all__ = [
     "Pixels",
     "Points",
     "Progress",
+    "PromptEncoder",
     "RandAugmentConfig",
     "Replay",
     "Request",

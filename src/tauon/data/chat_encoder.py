@@ -22,7 +22,7 @@ from tauon.data.sources.base import Message
 from tauon.data.tokenizer import SubwordTokenizer, Tokenizer
 from tauon.errors import DataError
 
-__all__ = ["RENDERS", "Encoded", "Encoder", "chat_prompt", "template_for"]
+__all__ = ["RENDERS", "Encoded", "Encoder", "PromptEncoder", "chat_prompt", "template_for"]
 
 RENDERS = 2
 """Version of how Hugging Face templates are rendered, saved with a checkpoint. 1: piece by piece, BOS first."""
@@ -198,11 +198,25 @@ class Encoder:
         return ids, at
 
 
+class PromptEncoder:
+    """Turns conversations into the tokens before their answer, as the model was trained; opened once for many prompts."""
+
+    def __init__(self, preprocess: Mapping[str, Any]) -> None:
+        config = parse(ChatConfig, preprocess["chat"])
+        self.encoder = Encoder(template_for(config), Tokenizer.from_json(preprocess["tokenizer"]))
+        self.adds_bos = config.jinja is not None and preprocess.get("renders", 1) < RENDERS
+        """Whether an earlier version trained the model, which always added BOS."""
+        self.end = int(preprocess.get("end", self.encoder.end))
+        """Token that ends an answer."""
+
+    def __call__(self, messages: Sequence[Message]) -> list[int]:
+        """Return the tokens before the answer."""
+        ids: list[int] = self.encoder.prompt(messages, "the conversation").tolist()
+        bos = self.encoder.tokenizer.bos
+        return [bos, *ids] if self.adds_bos and ids[:1] != [bos] else ids
+
+
 def chat_prompt(preprocess: Mapping[str, Any], messages: Sequence[Message]) -> tuple[list[int], int]:
     """Return (tokens before the answer to `messages`, token that ends it), for a checkpoint's `preprocess`."""
-    config = parse(ChatConfig, preprocess["chat"])
-    encoder = Encoder(template_for(config), Tokenizer.from_json(preprocess["tokenizer"]))
-    ids = encoder.prompt(messages, "the conversation").tolist()
-    if config.jinja is not None and preprocess.get("renders", 1) < RENDERS and ids[:1] != [encoder.tokenizer.bos]:
-        ids = [encoder.tokenizer.bos, *ids]  # trained by an earlier version, which always added BOS
-    return ids, int(preprocess.get("end", encoder.end))
+    encode = PromptEncoder(preprocess)
+    return encode(messages), encode.end

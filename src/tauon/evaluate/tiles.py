@@ -123,13 +123,17 @@ def infer_all(
     *,
     context: Callable[[], AbstractContextManager[Any]] | None = None,
     device: device | str = "cpu",
+    padded: bool = True,
 ) -> dict[str, np.ndarray]:
     """Return the results of `infer` (of a task) for every row of one batch, in the same tiles as `predict_each`, if the batch starts at a
     multiple of the tile size. The model must be in evaluation mode.
+
+    Without `padded` a single call gets as many rows as there are: faster for a few, and the last bits of an answer depend on their number.
     """
     import torch
 
-    rows, n = tile_rows(batch), len(batch)
+    n = len(batch)
+    rows = tile_rows(batch) if padded else n
     values = {f.name: v for f in fields(Batch) if (v := getattr(batch, f.name)) is not None}
     found: dict[str, list[np.ndarray]] = {}
     with torch.no_grad(), _threads(_is_small(model, device) and batch.inputs.ndim == 2):

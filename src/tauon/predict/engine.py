@@ -72,9 +72,12 @@ class Predictor:
 
     def __call__(self, rows: Rows) -> Answers:
         """Return columns of predictions, one value per row. `DataError` with row and column of a value that the model cannot read."""
+        return self.answer(self.batch(rows))
+
+    def answer(self, batch: Batch, *, padded: bool = True) -> Answers:
+        """Return columns of predictions for the model's inputs. `padded`: see `evaluate.infer_all`."""
         task, precision = self.trained.task, self.trained.precision
-        batch = self.batch(rows)
-        outputs = infer_all(self.trained.model, task.infer, batch, context=precision.context, device=precision.device)
+        outputs = infer_all(self.trained.model, task.infer, batch, context=precision.context, device=precision.device, padded=padded)
         return task.answers(outputs, self.meaning)
 
     def batch(self, rows: Rows) -> Batch:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tauon.data import Rows
 from tauon.errors import RecipeError
@@ -15,6 +16,7 @@ from tauon.predict.engine import Predictor
 from tauon.predict.readers import Reader, Reading, TableReader, open_reader
 from tauon.predict.series import Windows, read_series
 from tauon.predict.writers import Writer, open_writer, output_names
+from tauon.tasks.answers import Answers
 
 __all__ = ["Done", "FileOptions", "predict_file"]
 
@@ -146,11 +148,15 @@ def _chosen(wanted: Sequence[str], there: list[str], option: str) -> list[str]:
 def _forecast(predictor: Predictor, data: Path | str, every: int | None, out: _Output) -> None:
     preprocess = predictor.trained.preprocess
     windows = Windows(read_series(data, preprocess, predictor.trained.source), preprocess, every)
-    H, date = preprocess["horizon"], preprocess["date"]
     for origins, rows in windows:
-        dates = windows.dates(origins)
-        answers = {name: values.reshape(-1) for name, values in predictor(rows).items()}
-        columns = {date: [str(d) for d in dates.ravel()]}
-        if every is not None:
-            columns = {"origin": [str(d) for d in np.repeat(dates[:, 0], H)]} | columns
+        columns, answers = forecast_columns(windows, origins, predictor(rows))
         out.add(Rows(columns), answers)
+
+
+def forecast_columns(windows: Windows, origins: NDArray[np.int64], answers: Answers) -> tuple[dict[str, list[str]], Answers]:
+    """Return (dates, predictions) of forecasts, a row for each predicted time step."""
+    dates = windows.dates(origins)
+    columns = {windows.preprocess["date"]: [str(d) for d in dates.ravel()]}
+    if windows.every is not None:
+        columns = {"origin": [str(d) for d in np.repeat(dates[:, 0], windows.preprocess["horizon"])]} | columns
+    return columns, {name: values.reshape(-1) for name, values in answers.items()}

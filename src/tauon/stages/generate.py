@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from tauon.data import Message, Tokenizer, chat_prompt
+from tauon.artifacts import Checkpoint
+from tauon.data import Message, PromptEncoder, Tokenizer
 from tauon.errors import DataError, RunError
 from tauon.generate import Sampling, generate
 from tauon.models import GPT
@@ -18,8 +19,10 @@ __all__ = ["TextGenerator"]
 class TextGenerator:
     """The language model of a run, ready to generate. `RunError` if the run trained another kind of model."""
 
-    def __init__(self, ctx: Context) -> None:
-        checkpoint, recipe = ctx.final_checkpoint, ctx.recipe
+    def __init__(self, ctx: Context, checkpoint: Checkpoint | None = None) -> None:
+        """`checkpoint`: default: the run's last."""
+        checkpoint, recipe = checkpoint or ctx.final_checkpoint, ctx.recipe
+        self.name, self.version = recipe.name, checkpoint.hash[:12]
         model, self.precision = load_model(checkpoint, recipe, weights=recipe.evaluate.weights)
         if not isinstance(model, GPT):
             folder = ctx.run.folder
@@ -27,6 +30,7 @@ class TextGenerator:
         self.model = model
         self.preprocess: dict[str, Any] = checkpoint.state["preprocess"]
         self.tokenizer = Tokenizer.from_json(self.preprocess["tokenizer"])
+        self._encode: PromptEncoder | None = None
 
     def answers(self, *, plain: bool) -> bool:
         """Return whether the model answers a prompt (a chat model) instead of continuing it."""
@@ -49,7 +53,7 @@ class TextGenerator:
         Raises:
             DataError: the prompt of a chat model is empty.
         """
-        ids, stops = self._begin(prompt, plain)
+        ids, stops = self.begin(prompt, plain)
         tokens: list[int] = []
         shown = ""
 
@@ -71,7 +75,7 @@ class TextGenerator:
             on_text(texts[0][len(shown) :])
         return texts
 
-    def _begin(self, text: str, plain: bool) -> tuple[list[int], set[int]]:
+    def begin(self, text: str, plain: bool = False) -> tuple[list[int], set[int]]:
         """Return (tokens of the prompt, tokens that end the text)."""
         stops = {self.tokenizer.bos, self.tokenizer.eos}
         if not self.answers(plain=plain):
@@ -80,5 +84,10 @@ class TextGenerator:
             raise DataError(
                 "this is a chat model, and the prompt is empty. Give a question with --prompt, or generate plain text with --plain."
             )
-        ids, end = chat_prompt(self.preprocess, [Message("user", text)])
-        return ids, stops | {end}
+        return self.begin_chat([Message("user", text)])
+
+    def begin_chat(self, messages: Sequence[Message]) -> tuple[list[int], set[int]]:
+        """Return (tokens of the conversation, tokens that end the answer)."""
+        if self._encode is None:
+            self._encode = PromptEncoder(self.preprocess)
+        return self._encode(messages), {self.tokenizer.bos, self.tokenizer.eos, self._encode.end}

@@ -104,7 +104,7 @@ FAILED_STAGES: dict[str, str] = {}
 
 RESERVED = (
     *("name", "seed", "stages", "data", "task", "model", "adapt", "optim", "train", "privacy", "parallel", "launch", "evaluate", "track"),
-    *("run", "predict", "generate", "export", "adapter", "audit", "explain", "runs", "check", "tune", "recipe"),
+    *("run", "predict", "generate", "export", "adapter", "audit", "explain", "serve", "runs", "check", "tune", "recipe"),
 )
 """Sections of every recipe and verbs that are written by hand: names that a stage of another package cannot have."""
 

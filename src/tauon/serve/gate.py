@@ -1,0 +1,73 @@
+"""`Gate`: the outermost layer of a server (ASGI): keys, rates, draining, ids of requests, metrics, and an answer in words to every error."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from typing import Any
+
+from starlette.datastructures import Headers
+
+from tauon.serve.errors import HttpError, response_of
+from tauon.serve.limits import Keys, RateLimit
+from tauon.serve.metrics import Metrics
+from tauon.serve.settings import ServeSettings
+
+__all__ = ["Gate"]
+
+OPEN = ("/", "/healthz", "/readyz", "/page.js", "/page.css")
+"""Paths that need no key: the page has nothing secret on it, and asks for the key itself."""
+log = logging.getLogger("tauon.serve")
+
+
+class Gate:
+    """Wraps the application."""
+
+    def __init__(self, app: Any, settings: ServeSettings, metrics: Metrics, routes: frozenset[str]) -> None:
+        """`routes`: paths that are counted under their own name in the metrics."""
+        self.app, self.metrics, self.routes = app, metrics, routes
+        self.keys, self.admin_keys = Keys(settings.keys), Keys(settings.admin_keys)
+        self.rate = RateLimit(settings.rate, settings.burst)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path, start, status = scope["path"], time.perf_counter(), 0
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if 0 < len(given) <= 100 and given.isascii() and given.isprintable() else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def answer(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
+            await send(message)
+
+        self.metrics.running.inc()
+        try:
+            self._check(path, headers, scope)
+            await self.app(scope, receive, answer)
+        except Exception as err:
+            if not isinstance(err, HttpError):
+                log.exception("request %s to %s failed", request_id, path)
+            if status:  # the answer has begun: the connection is closed by the server
+                raise
+            await response_of(err)(scope, receive, answer)
+        finally:
+            self.metrics.running.dec()
+            self.metrics.count(path if path in self.routes else "other", status or 499, time.perf_counter() - start)
+
+    def _check(self, path: str, headers: Headers, scope: Any) -> None:
+        if path in OPEN:
+            return
+        keys = self.admin_keys if path.startswith("/admin") else self.keys
+        owner = keys.owner(headers) if keys else None
+        if keys and owner is None:
+            raise HttpError(401, "an API key is needed: send it as `Authorization: Bearer KEY`", code="invalid_api_key")
+        wait = self.rate.take(owner or (scope.get("client") or ("?",))[0])
+        if wait:
+            raise HttpError(429, f"too many requests: at most {self.rate.rate:g} a second", code="rate_limit_exceeded", retry=wait)

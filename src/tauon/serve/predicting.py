@@ -1,0 +1,137 @@
+"""`POST /predict`: rows, pictures, recordings, texts, a series or a CSV in; predictions out, as JSON or CSV."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tauon.data import Rows
+from tauon.errors import DataError, TauonError
+from tauon.serve.errors import HttpError, json_response
+from tauon.serve.forecasts import forecast
+from tauon.serve.limits import read_body
+from tauon.serve.served import Served
+from tauon.serve.state import ServerState
+from tauon.serve.uploads import parse_json, rows_of_json, rows_of_upload, upload_of_body, uploads_of_form
+
+__all__ = ["predict"]
+
+SMALL = 32_768
+"""Bodies up to this size are read on the event loop; longer ones in a thread."""
+
+
+async def predict(state: ServerState, request: Request) -> Response:
+    """Answer one request.
+
+    Raises:
+        HttpError, DataError: what is wrong with it.
+    """
+    assert state.predictors is not None
+    served: Served = state.predictors.choose(request.state.request_id)
+    start, failed = time.perf_counter(), True
+    try:
+        async with asyncio.timeout(state.settings.answer_seconds):
+            response = await _answer(state, served, request)
+        failed = False
+        return response
+    except TimeoutError:
+        raise HttpError(504, f"no answer within {state.settings.answer_seconds:g} s. Send fewer rows, or try again later.") from None
+    except (HttpError, DataError):
+        failed = False  # the request's fault
+        raise
+    finally:
+        state.budget.give_back(getattr(request.state, "body_bytes", 0))
+        state.predictors.done(served, failed=failed, seconds=time.perf_counter() - start)
+
+
+async def _answer(state: ServerState, served: Served, request: Request) -> Response:
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    settings = state.settings
+    explained = request.query_params.get("explain", "").lower() in ("1", "true", "yes")
+    if explained and not settings.explain:
+        raise HttpError(403, "this server gives no explanations. Start it with --explain.", param="explain")
+    body = await read_body(request, state.budget, most=settings.most_body, seconds=settings.read_seconds)
+    content: Any = None
+    if kind == "multipart/form-data":
+        form = await _form(request, body)
+        try:
+            uploads = await uploads_of_form(form)
+        finally:
+            await form.close()
+    elif kind in ("application/json", "text/json") or kind.endswith("+json"):
+        content, uploads = parse_json(body), []
+    else:
+        uploads = [upload_of_body(request, body)]
+    if served.predictor.replay.reads == "series":
+        records = await asyncio.get_running_loop().run_in_executor(state.readers, forecast, served, content, uploads)
+    else:
+        make = (lambda: rows_of_upload(uploads, served.predictor)) if uploads else (lambda: rows_of_json(content, served.predictor))
+        small = len(body) <= SMALL and not uploads
+        rows, n = make() if small else await asyncio.get_running_loop().run_in_executor(state.readers, make)
+        records = await _computed(state, served, rows, n)
+    state.metrics.predictions.labels(served.version).inc(len(records))
+    if "text/csv" in request.headers.get("accept", ""):
+        return Response(_csv(records), media_type="text/csv; charset=utf-8")
+    answer: dict[str, Any] = {"predictions": records, "model": served.name, "version": served.version}
+    if explained:
+        answer["explanations"] = await _explained(state, served, content)
+    return json_response(answer)
+
+
+async def _computed(state: ServerState, served: Served, rows: Rows, n: int) -> list[dict[str, Any]]:
+    """Return the predictions. Many rows are computed in parts, so that other requests get their turn."""
+    batcher = state.batcher(served)
+    most = batcher.most_rows
+    if n <= most:
+        return list(await batcher.submit((rows, n), n))
+    found: list[dict[str, Any]] = []
+    for start in range(0, n, most):
+        part = rows.part(start, min(n, start + most))
+        found += await batcher.submit((part, len(part)), len(part))
+    return found
+
+
+async def _form(request: Request, body: bytes) -> Any:
+    """Return the parsed form of a body that was read already."""
+    from python_multipart.exceptions import FormParserError
+    from starlette.formparsers import MultiPartException, MultiPartParser
+
+    async def stream() -> Any:
+        yield body
+        yield b""
+
+    try:
+        return await MultiPartParser(request.headers, stream(), max_files=1000, max_part_size=len(body) + 1).parse()
+    except (MultiPartException, FormParserError, KeyError, UnicodeError) as err:
+        raise HttpError(400, f"the form cannot be read: {getattr(err, 'message', err)}") from None
+
+
+async def _explained(state: ServerState, served: Served, content: Any) -> list[dict[str, Any]]:
+    """Return an explanation for each row: what the answer rests on."""
+    from tauon.predict.explanations import explain_records
+
+    rows = content["rows"] if isinstance(content, dict) and isinstance(content.get("rows"), list) else content
+    records = rows if isinstance(rows, list) else [rows]
+    if not records or len(records) > 8 or not all(isinstance(r, dict) for r in records):
+        raise HttpError(422, "explanations are for 1 to 8 rows in JSON", param="explain")
+    try:
+        return await asyncio.get_running_loop().run_in_executor(state.readers, explain_records, served.place, records)
+    except DataError:
+        raise
+    except TauonError as err:
+        raise HttpError(422, f"this model cannot be explained here: {err}", param="explain") from None
+
+
+def _csv(records: list[dict[str, Any]]) -> str:
+    """Return the predictions as CSV; a list of values becomes JSON-like text."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(records[0]) if records else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
