@@ -207,7 +207,7 @@ class V:
 def test_a_canary_that_fails_is_taken_back_and_one_that_passes_is_kept() -> None:
     for failing in (True, False):
         said: list[str] = []
-        rollout = Rollout(V("old"), tell=lambda kind, _: said.append(kind))
+        rollout = Rollout(V("old"), tell=lambda kind, _, said=said: said.append(kind))
         rollout.start_canary(V("new"), 0.2)
         new = 0
         for i in range(20 * PASSED):

@@ -8,11 +8,11 @@ from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
-from tones import tone, write_wav
 
 from tauon.config import parse
 from tauon.pipeline import run
 from tauon.recipe import Recipe
+from tones import tone, write_wav
 
 TRAIN = {"steps": 30, "batch": 16, "validate_every": None}
 KINDS = ("table", "pictures", "texts", "recordings", "series")
