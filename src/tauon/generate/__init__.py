@@ -2,7 +2,8 @@
 serves many requests at once.
 """
 
-from tauon.generate.engine import Engine, EngineConfig, EngineStats
+from tauon.generate.engine import Engine
+from tauon.generate.engine_config import EngineConfig, EngineStats
 from tauon.generate.request import (
     Completion,
     FinishReason,

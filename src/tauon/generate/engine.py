@@ -1,100 +1,85 @@
-"""A serving engine for language models: requests from any thread, answers as streams, one worker thread that runs the model."""
+"""A serving engine for language models: requests from any thread, answers as streams, one worker thread that runs the model.
+
+Continuous batching (Orca, Yu et al. 2022) over a paged KV cache with prefix reuse. The tokens of a request with a seed, or with temperature 0, are
+those that it gets alone, and their log-probabilities the same to the last bit: no operation of the forward pass mixes rows, and none depends on
+their number (`exact_linear.py`, `paged_cache.py`). An answer ends with "length" where the model's longest sequence is full; it does not slide.
+"""
 
 from __future__ import annotations
 
 import itertools
+import secrets
 import threading
 from collections import deque
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
-
-import torch
+from typing import Self
 
 from tauon.data import Tokenizer
 from tauon.errors import TauonError
-from tauon.generate.request import QueueFull, Request, RequestError, Token
-from tauon.generate.sample import Sampling, next_token_distribution
+from tauon.generate.choose import Draw
+from tauon.generate.constrain import Constraint, GrammarCompiler
+from tauon.generate.engine_config import EngineConfig, EngineStats, Meter
+from tauon.generate.engine_core import EngineCore
+from tauon.generate.paged_cache import bytes_per_token
+from tauon.generate.request import QueueFull, Request, RequestError
+from tauon.generate.runner import ModelRunner
+from tauon.generate.sample import Sampling
+from tauon.generate.sequence import SequenceState
 from tauon.generate.stream import Stream
-from tauon.models import GPT, KVCache
+from tauon.generate.text_output import TextOutput, token_texts
+from tauon.models import GPT
 
-__all__ = ["Engine", "EngineConfig", "EngineStats"]
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """Limits of an engine."""
-
-    kv_cache_bytes: int = 256 * 2**20
-    """Memory of keys and values."""
-    block_size: int = 16
-    """Tokens of a block of the cache."""
-    max_running: int = 32
-    """Answers that are written at once."""
-    max_waiting: int = 1024
-    """Answers that wait for their first token; more are refused with `QueueFull`."""
-    prefill_chunk: int = 64
-    """Tokens of prompts that are read in one step, beside one token of each answer."""
-    prefix_caching: bool = True
-    """Reuse keys and values of prompts that begin alike."""
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """Figures of an engine since it was started."""
-
-    running: int = 0
-    waiting: int = 0
-    blocks_used: int = 0
-    """Blocks of the cache that belong to running answers."""
-    blocks_cached: int = 0
-    """Blocks that no answer uses, kept for prompts that begin alike."""
-    blocks_total: int = 0
-    requests: int = 0
-    finished: int = 0
-    refused: int = 0
-    preemptions: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    """Tokens of prompts found in the cache. Divided by `prompt_tokens`: the hit rate of the prefix cache."""
-    generated_tokens: int = 0
-    tokens_per_second: float = 0.0
-    """Of the last 10 seconds."""
-    time_to_first_token: tuple[float, ...] = ()
-    """Seconds, of the last 256 requests."""
-
-    @property
-    def prefix_hit_rate(self) -> float:
-        """Share of the tokens of prompts that were in the cache."""
-        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON."""
-        return {**asdict(self), "time_to_first_token": list(self.time_to_first_token), "prefix_hit_rate": self.prefix_hit_rate}
+__all__ = ["Engine"]
 
 
 class Engine:
     """Serves one language model.
 
+    >>> from tauon.data.tokenizer import ByteTokenizer
+    >>> from tauon.generate import SamplingParams
     >>> from tauon.models import GPTConfig, materialize
     >>> config = GPTConfig(layers=1, width=16, heads=2, vocab=257, seq_len=32)
-    >>> from tauon.data.tokenizer import ByteTokenizer
-    >>> from tauon.generate.request import SamplingParams
     >>> with Engine(materialize(config, seed=0), ByteTokenizer()) as engine:
     ...     (answer,) = engine.submit(Request([1, 2, 3], SamplingParams(max_tokens=4, ignore_eos=True, seed=0))).result()
     >>> len(answer.ids), answer.finish_reason
     (4, 'length')
     """
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer | None = None, config: EngineConfig = EngineConfig()) -> None:
-        """`tokenizer`: gives the text and the end token; without one, events have ids only."""
-        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
-        self._waiting: deque[Stream] = deque()
+    def __init__(self, model: GPT, tokenizer: Tokenizer | None = None, config: EngineConfig | None = None) -> None:
+        """`tokenizer`: gives the text and the end token; without one, events have ids only. The model is left as it is.
+
+        Raises `RequestError` where `kv_cache_bytes` is too small for a single block.
+        """
+        self.tokenizer, self.config = tokenizer, (config := config or EngineConfig())
+        self.vocab, self.seq_len = model.embed.num_embeddings, model.seq_len
+        per_block = bytes_per_token(model) * config.block_size
+        self.blocks = min(config.kv_cache_bytes // per_block, config.max_running * -(-model.seq_len // config.block_size))
+        """Blocks of the cache."""
+        if self.blocks < 1:
+            raise RequestError("kv_cache_bytes", f"{config.kv_cache_bytes:,} bytes, and one block of the cache takes {per_block:,}")
+        texts = token_texts(tokenizer) if tokenizer is not None else []
+        self._grammars = GrammarCompiler(tokenizer) if tokenizer is not None else None
+        self._core = EngineCore(self._runner(model), self.blocks, config, texts, self._ended)
+        self._meter = Meter()
         self._changed = threading.Condition()
-        self._closing = False
+        self._inbox: deque[SequenceState] = deque()
+        self._jobs: deque[Callable[[], None]] = deque()
+        """What the worker does between two steps."""
+        self._alive = 0
+        """Answers that have not ended."""
+        self._is_closing = self._has_cancelled = False
         self._numbers = itertools.count()
         self._worker = threading.Thread(target=self._run, name="tauon-engine", daemon=True)
         self._worker.start()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the tokens of a request are the same whatever else runs. False where `EngineConfig.exact` is, or where a layer depends on
+        the rest of its batch.
+        """
+        return self._core.scheduler.runner.exact
 
     def submit(self, request: Request) -> Stream:
         """Queue a request and return its stream at once.
@@ -102,52 +87,72 @@ class Engine:
         Raises:
             RequestError: ids outside the vocabulary, a prompt that leaves no token to write or more than the cache can ever hold, a
                 constraint that does not compile.
-            QueueFull: too many requests wait.
+            QueueFull: too many answers wait.
             TauonError: the engine is closed or draining.
         """
-        longest = self.model.seq_len
-        if not len(request.prompt):
-            raise RequestError("prompt", "has no token. Start with the tokenizer's beginning-of-text token.")
-        if len(request.prompt) >= longest:
-            raise RequestError(
-                "prompt", f"{len(request.prompt)} tokens, and the model takes at most {longest}, at least one of them written"
-            )
+        limit, params = self._limit(request), request.params
         if not request.request_id:
             request = replace(request, request_id=str(next(self._numbers)))
-        stream = Stream(request)
+        constraint = self._constraint(request)
+        stream, seed = Stream(request, self._cancelled), params.seed if params.seed is not None else secrets.randbits(63)
+        first, *others = (self._sequence(stream, i, limit, seed, constraint) for i in range(params.n))
+        first.twins = others
         with self._changed:
-            if self._closing:
-                raise TauonError("the engine is closed")
-            if len(self._waiting) + request.params.n > self.config.max_waiting:
-                raise QueueFull(f"{len(self._waiting)} requests wait already; try again later")
-            self._waiting.append(stream)
+            if self._is_closing:
+                raise TauonError("the engine is closed and takes no more requests")
+            waiting = self._waiting()
+            if waiting + params.n > self.config.max_waiting:
+                self._meter.refused += 1
+                raise QueueFull(f"{waiting} answers wait already, and at most {self.config.max_waiting} may. Try again later.")
+            self._inbox.append(first)
+            self._alive += params.n
+            self._meter.requests += 1
             self._changed.notify_all()
         return stream
 
     def swap(self, model: GPT) -> None:
-        """Continue with another model, between two steps: running answers are read again by the new one and continue; none is lost.
+        """Continue with another model between two steps, and return when it is in use. Running answers keep what they have written; the new
+        model reads it again and continues. None is lost.
 
         Raises `RequestError` where vocabulary or longest sequence differ.
         """
-        self.model = model.eval()
+        for name, new, old in (("vocabulary", model.embed.num_embeddings, self.vocab), ("longest sequence", model.seq_len, self.seq_len)):
+            if new != old:
+                raise RequestError("model", f"its {name} is {new}, and that of the model in use {old}. Start another engine for it.")
+        runner = self._runner(model)  # weights are packed here, while the worker continues
+        self._between_steps(lambda: self._core.change_runner(runner))
 
     def stats(self) -> EngineStats:
         """Return figures of now."""
-        return EngineStats(waiting=len(self._waiting))
+        with self._changed:
+            scheduler, meter = self._core.scheduler, self._meter
+            return EngineStats(
+                running=len(scheduler.running), waiting=self._waiting(), blocks_used=scheduler.pool.used,
+                blocks_cached=scheduler.pool.cached, blocks_total=scheduler.pool.total, requests=meter.requests, finished=meter.finished,
+                refused=meter.refused, preemptions=scheduler.preemptions, prompt_tokens=meter.prompt_tokens,
+                cached_tokens=meter.cached_tokens, generated_tokens=meter.generated_tokens, tokens_per_second=meter.tokens_per_second(),
+                time_to_first_token=tuple(meter.first),
+            )  # fmt: skip
 
     def drain(self, timeout: float | None = None) -> bool:
         """Take no more requests, and wait until all have ended. Returns whether they did within `timeout` seconds."""
         with self._changed:
-            self._closing = True
+            self._is_closing = True
             self._changed.notify_all()
-        self._worker.join(timeout)
-        return not self._worker.is_alive()
+            return self._changed.wait_for(lambda: self._alive == 0, timeout)
 
     def close(self) -> None:
         """Cancel what runs and stop the worker."""
-        for stream in list(self._waiting):
-            stream.cancel()
-        self.drain()
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+
+        def cancel_all() -> None:
+            for s in (*self._inbox, *self._core.all_sequences()):
+                s.stream.cancel()
+
+        self._between_steps(cancel_all)
+        self._worker.join()
 
     def __enter__(self) -> Self:
         return self
@@ -155,38 +160,104 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def _limit(self, request: Request) -> int:
+        """Return the most tokens of prompt and answer together; refuse what cannot be served."""
+        params, length = request.params, len(request.prompt)
+        if not length:
+            raise RequestError("prompt", "has no token. Start with the tokenizer's beginning-of-text token.")
+        for name, ids in (("prompt", request.prompt), ("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+            odd = next((i for i in ids if not 0 <= i < self.vocab), None)
+            if odd is not None:
+                raise RequestError(name, f"token id {odd} is outside the model's 0 to {self.vocab - 1}")
+        if length >= self.seq_len:
+            raise RequestError("prompt", f"{length} tokens, and the model takes at most {self.seq_len}, of which at least one is written")
+        if params.stop and self.tokenizer is None:
+            raise RequestError("stop", "needs a tokenizer")
+        holds = self.blocks * self.config.block_size
+        wanted = length + 1 if params.max_tokens is None else min(self.seq_len, length + params.max_tokens)
+        if wanted - 1 > holds:  # the last token is never read
+            raise RequestError("max_tokens", f"prompt and answer have up to {wanted} tokens, and the whole KV cache holds {holds}")
+        return min(self.seq_len, holds + 1) if params.max_tokens is None else wanted
+
+    def _constraint(self, request: Request) -> Constraint | None:
+        outputs = request.params.structured_outputs
+        if outputs is None:
+            return None
+        if self._grammars is None:
+            raise RequestError("structured_outputs", "needs a tokenizer")
+        return self._grammars.compile(outputs)
+
+    def _sequence(self, stream: Stream, index: int, limit: int, seed: int, constraint: Constraint | None) -> SequenceState:
+        request, params = stream.request, stream.request.params
+        ends = set(params.stop_token_ids)
+        if self.tokenizer is not None and not params.ignore_eos:
+            ends.add(self.tokenizer.eos)
+        own = constraint.copy() if constraint is not None and index else constraint
+        draw = Draw(params, Sampling(seed=seed).generator(index), tuple(request.prompt), constraint=own)
+        return SequenceState(stream, index, draw, limit, frozenset(ends), TextOutput(params.stop))
+
+    def _runner(self, model: GPT) -> ModelRunner:
+        config = self.config
+        return ModelRunner(model, blocks=self.blocks, block_size=config.block_size, texts=config.max_running, exact=config.exact)
+
+    def _waiting(self) -> int:
+        return sum(1 + len(s.twins) for s in (*self._inbox, *tuple(self._core.scheduler.waiting)))
+
+    def _cancelled(self, _: Stream) -> None:
+        with self._changed:
+            self._has_cancelled = True
+            self._changed.notify_all()
+
+    def _between_steps(self, job: Callable[[], None]) -> None:
+        """Let the worker run `job`, and wait for it. Nothing happens if the worker has ended."""
+        done = threading.Event()
+        failed: list[Exception] = []
+
+        def run() -> None:
+            try:
+                job()
+            except Exception as err:
+                failed.append(err)
+            done.set()
+
+        with self._changed:
+            self._jobs.append(run)
+            self._changed.notify_all()
+        while not done.wait(0.2) and self._worker.is_alive():
+            pass
+        if failed:
+            raise failed[0]
+
+    def _ended(self, s: SequenceState) -> None:
+        with self._changed:
+            self._alive -= 1
+            if s.stream.done:
+                self._meter.finished += 1
+                self._meter.prompt_tokens += s.stream.usage.prompt_tokens
+                self._meter.cached_tokens += s.stream.usage.cached_tokens
+                if s.stream.first_token_at:
+                    self._meter.first.append(s.stream.first_token_at - s.stream.submitted)
+            self._changed.notify_all()
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
+                self._changed.wait_for(lambda: self._alive or self._jobs or self._is_closing)
+                jobs = list(self._jobs)
+                self._jobs.clear()
+            for job in jobs:
+                job()
+            with self._changed:
+                if self._is_closing and self._alive == 0:
                     return
-                stream = self._waiting.popleft()
-            for index in range(stream.request.params.n):
-                try:
-                    self._answer(stream, index)
-                except Exception as err:
-                    stream.error = err
-                    stream.put(Token(index, None, "", finish_reason="error"))
-
-    @torch.no_grad()
-    def _answer(self, stream: Stream, index: int) -> None:
-        params, ids = stream.request.params, list(stream.request.prompt)
-        draw = Sampling(seed=params.seed or 0).generator(index)
-        cache, pending = KVCache(self.model, 1, self.model.seq_len), list(stream.request.prompt)
-        room = min(params.max_tokens or 2**31, self.model.seq_len - len(ids))
-        for count in range(1, room + 1):
-            if stream.is_cancelled:
-                stream.put(Token(index, None, "", finish_reason="cancelled"))
-                return
-            logits = self.model.logits(self.model(torch.tensor([pending]), cache=cache)[0, -1]).float()
-            p_V = next_token_distribution(logits, params.temperature, params.top_k or None, params.top_p)
-            u = torch.rand(1, generator=draw, dtype=torch.float64)
-            token = min(int(torch.searchsorted(p_V.cumsum(0), u, right=True)), int(p_V.nonzero()[-1]))
-            pending = [token]
-            ended = self.tokenizer is not None and token == self.tokenizer.eos and not params.ignore_eos
-            text = self.tokenizer.decode([token]) if self.tokenizer is not None and not ended else ""
-            reason = "stop" if ended else "length" if count == room else None
-            stream.put(Token(index, token, text, float(logits.log_softmax(0)[token]), finish_reason=reason))  # type: ignore[arg-type]
-            if reason is not None:
-                return
+                self._core.add(self._inbox)
+                self._inbox.clear()
+            try:
+                if self._has_cancelled:
+                    self._has_cancelled = False
+                    self._core.end_cancelled()
+                written = self._core.step()
+                if written:
+                    self._meter.add_tokens(written)
+            except Exception as err:  # of the engine or the machine (memory): what runs ends, what waits is served
+                self._core.fail_running(err)

@@ -58,8 +58,8 @@ class StructuredOutputs:
 class SamplingParams:
     """How the tokens of a request are chosen and where they end. Errors: `RequestError`, from the constructor.
 
-    Order, as in vLLM: constraint and `logit_bias`, penalties, temperature, top_k, top_p, min_p. The drawing is that of
-    `tauon.generate.generate`: choice i of a seed uses `Sampling(seed=seed).generator(i)`.
+    Order, as in transformers: penalties, `logit_bias` and constraint, temperature, top_k, top_p, min_p. The drawing is that of
+    `tauon.generate.generate`: answer i of a seed uses `Sampling(seed=seed).generator(i)`.
 
     >>> SamplingParams(temperature=-1)
     Traceback (most recent call last):

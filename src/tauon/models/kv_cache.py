@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["KVCache"]
+__all__ = ["KVCache", "RowCache"]
 
 
 class KVCache:
@@ -40,3 +41,11 @@ class KVCache:
         if layer == len(self.layers) - 1:
             self.length = end
         return keys[:, :, :end].to(k_BGTK.dtype), values[:, :, :end].to(v_BGTK.dtype)
+
+
+class RowCache(ABC):
+    """A cache that does the attention itself, over a batch whose rows are tokens of many texts (`tauon.generate.paged_cache`)."""
+
+    @abstractmethod
+    def attend(self, layer: int, q_NHK: Tensor, k_NGK: Tensor, v_NGK: Tensor) -> Tensor:
+        """Keep the rows' keys and values, and return attention, NHK, of each row to its own text."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tauon.config import Config, Count
 from tauon.models.attention import attend_heads
-from tauon.models.kv_cache import KVCache
+from tauon.models.kv_cache import KVCache, RowCache
 from tauon.models.randomness import dropout
 
 __all__ = [
@@ -81,7 +81,7 @@ class Block(nn.Module):
         self.dropout = dropout
 
     def forward(
-        self, x_BTD: Tensor, rotate: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: tuple[KVCache, int] | None = None
+        self, x_BTD: Tensor, rotate: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: tuple[KVCache | RowCache, int] | None = None
     ) -> Tensor:
         x_BTD = x_BTD + dropout(self.attention(self.attention_norm(x_BTD), rotate, mask, cache), self.dropout, self.training)
         return x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, self.training)
@@ -108,7 +108,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(self.head_size, eps) if qk_norm else None
 
     def forward(
-        self, x_BTD: Tensor, rotate: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: tuple[KVCache, int] | None = None
+        self, x_BTD: Tensor, rotate: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: tuple[KVCache | RowCache, int] | None = None
     ) -> Tensor:
         B, T, _ = x_BTD.shape
         # -1: a process may hold some of the heads only (tensor parallelism)
@@ -123,7 +123,7 @@ class Attention(nn.Module):
 
     def attend(
         self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, rotate: tuple[Tensor, Tensor] | None, mask: Tensor | None,
-        cache: tuple[KVCache, int] | None = None,
+        cache: tuple[KVCache | RowCache, int] | None = None,
     ) -> Tensor:  # fmt: skip
         """The one part that mixes positions: BTHK out. Works on any number of heads."""
         T = q_BTHK.shape[1]
@@ -133,6 +133,8 @@ class Attention(nn.Module):
         causal = mask is None
         if cache is not None:
             store, layer = cache
+            if isinstance(store, RowCache):
+                return store.attend(layer, q_BTHK[0], k_BTGK[0], v_BTGK[0])[None]
             k, v = store.append(layer, k, v)
             if mask is None and T > 1 and k.shape[2] > T:  # several new tokens behind old ones: the mask is not square
                 mask, causal = torch.ones(T, k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - T), False

@@ -25,7 +25,7 @@ from tauon.models.attention import attend_heads
 from tauon.models.base import Model, ModelConfig, Size, block_number
 from tauon.models.families.mlp import array_sizes
 from tauon.models.families.transformer import Attention
-from tauon.models.kv_cache import KVCache
+from tauon.models.kv_cache import KVCache, RowCache
 from tauon.models.norm import drop_path
 from tauon.models.randomness import dropout
 from tauon.types import DataSpec
@@ -93,7 +93,7 @@ class _Attention(Attention):
 
     def attend(
         self, q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, rotate: tuple[Tensor, Tensor] | None = None, mask: Tensor | None = None,
-        cache: tuple[KVCache, int] | None = None,
+        cache: tuple[KVCache | RowCache, int] | None = None,
     ) -> Tensor:  # fmt: skip
         q, k, v = (x.transpose(1, 2) for x in (q_BTHK, k_BTGK, v_BTGK))
         return attend_heads(q, k, v, mask, kernel=self.kernel).transpose(1, 2)

@@ -1,0 +1,212 @@
+"""Tokens a second of 8 clients of a 30M language model over HTTP: the engine, transformers' `generate` one at a time, and transformers' own
+continuous batching.
+
+A Llama of 8 blocks, width 512, 8 heads, vocabulary 8,192, longest sequence 512: 33 million weights, random, float32, exported with
+`write_huggingface`, so that all three serve the same weights. Each client sends requests one after another: a prompt of 32 to 128 tokens, 64 tokens
+written greedily, the end token ignored. All are behind one FastAPI app (uvicorn, in a thread of this process); the clients are a process of their
+own. Rounds take turns. The texts are compared: all three write the same tokens.
+
+    ours       `Engine.submit`, a line of JSON for each token
+    generate   `model.generate` in one worker thread, the answer as one line
+    batching   `ContinuousBatchingManager`, a line for each token. On a CPU `num_blocks` and `max_batch_tokens` must be given (they are inferred from GPU
+               memory); asynchronous batching and CUDA graphs are off by themselves.
+
+    python -m benchmarks.serve_lm [--quick] [--threads N]      needs the extras bench and serve
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+CLIENTS, NEW, VOCAB, SEQ = 8, 64, 8192, 512
+WAYS = ("ours", "generate", "batching")
+
+
+def build(folder: Path) -> tuple[Any, Any]:
+    """(our model, transformers' model), the same weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tauon.models import LlamaConfig, materialize
+    from tauon.models.pretrained.huggingface_write import write_huggingface
+
+    config = LlamaConfig(layers=8, width=512, heads=8, vocab=VOCAB, seq_len=SEQ, mlp_width=1408)
+    model = materialize(config, seed=0).eval()
+    with torch.no_grad():
+        model.head.weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
+    write_huggingface(folder / "hf", config, model.state_dict())
+    return model, AutoModelForCausalLM.from_pretrained(folder / "hf").eval()
+
+
+def app_of(engine: Any, theirs: Any, manager: Any) -> Any:
+    import torch
+    from fastapi import FastAPI
+    from fastapi.responses import StreamingResponse
+
+    from tauon.generate import Request, SamplingParams
+
+    app, one = FastAPI(), ThreadPoolExecutor(1)
+
+    def generate(prompt: list[int]) -> list[int]:
+        with torch.inference_mode():
+            out = theirs.generate(torch.tensor([prompt]), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0)
+        return list(out[0, len(prompt) :].tolist())
+
+    async def stream(way: str, prompt: list[int]) -> AsyncIterator[str]:
+        if way == "ours":
+            async for token in engine.submit(Request(prompt, SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True))):
+                yield json.dumps([token.id]) + "\n"
+        elif way == "generate":
+            yield json.dumps(await asyncio.get_running_loop().run_in_executor(one, generate, prompt)) + "\n"
+        else:
+            queue: asyncio.Queue[Any] = asyncio.Queue()
+            name = manager.add_request(prompt, max_new_tokens=NEW, streaming=True)
+            manager.register_result_handler(name, queue.put_nowait)
+            sent = 0
+            while True:
+                result = await queue.get()
+                ids = list(result.generated_tokens)
+                yield json.dumps(ids[sent:]) + "\n"
+                sent = len(ids)
+                if result.is_finished():
+                    return
+
+    @app.post("/{way}")
+    async def answer(way: str, body: dict[str, list[int]]) -> StreamingResponse:
+        return StreamingResponse(stream(way, body["prompt"]), media_type="application/jsonl")
+
+    return app
+
+
+def clients(port: int) -> None:
+    """The clients' process: reads `way, requests of each client, seed`, writes what it measured."""
+    import httpx
+
+    async def one_client(http: httpx.AsyncClient, way: str, prompts: list[list[int]], out: dict[str, Any]) -> None:
+        for prompt in prompts:
+            start, first, ids = time.perf_counter(), 0.0, []
+            async with http.stream("POST", f"http://127.0.0.1:{port}/{way}", json={"prompt": prompt}) as response:
+                response.raise_for_status()
+                async for line in response.aiter_lines():
+                    first = first or time.perf_counter() - start
+                    ids += json.loads(line)
+            assert len(ids) == NEW, f"{way}: {len(ids)} tokens"
+            out["first"].append(first)
+            out["texts"][json.dumps(prompt)] = ids
+
+    async def measure(way: str, each: int, seed: int) -> dict[str, Any]:
+        rng = random.Random(seed)
+        prompts = [[[rng.randrange(VOCAB) for _ in range(rng.randint(32, 128))] for _ in range(each)] for _ in range(CLIENTS)]
+        out: dict[str, Any] = {"first": [], "texts": {}}
+        async with httpx.AsyncClient(timeout=300) as http:
+            start = time.perf_counter()
+            await asyncio.gather(*(one_client(http, way, p, out) for p in prompts))
+            out["seconds"] = time.perf_counter() - start
+        return out
+
+    for line in sys.stdin:
+        print(json.dumps(asyncio.run(measure(*json.loads(line)))), flush=True)
+
+
+def measured(port: int, rounds: int, each: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.serve_lm", "--clients", str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    try:
+        for round_ in range(-1, rounds):  # the first warms up
+            for way in WAYS:
+                process.stdin.write(json.dumps([way, 1 if round_ < 0 else each[way], round_]) + "\n")
+                process.stdin.flush()
+                result = json.loads(process.stdout.readline())
+                result["rate"] = sum(map(len, result["texts"].values())) / result["seconds"]
+                if round_ >= 0:
+                    found[way].append(result)
+                    print(
+                        f"round {round_} {way:<9} {result['rate']:7.0f} tokens/s   first {statistics.median(result['first']):.3f} s",
+                        flush=True,
+                    )
+    finally:
+        process.kill()
+        process.wait()
+    return found
+
+
+def same_texts(found: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
+    """Share of the peers' texts that equal ours, of those prompts that both answered."""
+    ours = {k: v for r in found["ours"] for k, v in r["texts"].items()}
+    theirs = {way: [(ours[k], v) for r in found[way] for k, v in r["texts"].items() if k in ours] for way in WAYS[1:]}
+    return {way: sum(a == b for a, b in pairs) / len(pairs) for way, pairs in theirs.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round instead of three")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of all alike; the cores of this machine")
+    parser.add_argument("--clients", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.clients:
+        return clients(args.clients)
+    warnings.filterwarnings("ignore")
+
+    import torch
+    import uvicorn
+    from transformers import GenerationConfig
+    from transformers.generation import ContinuousBatchingConfig
+
+    from tauon.generate import Engine
+
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as name:
+        model, theirs = build(Path(name))
+    settings = ContinuousBatchingConfig(num_blocks=64, page_size=64, max_batch_tokens=256, max_requests_per_batch=16)
+    manager = theirs.init_continuous_batching(GenerationConfig(do_sample=False, max_new_tokens=NEW, eos_token_id=-1), settings)
+    manager.start()
+    with Engine(model) as engine:
+        server = uvicorn.Server(uvicorn.Config(app_of(engine, theirs, manager), port=0, log_level="error"))
+        threading.Thread(target=server.run, daemon=True).start()
+        while not server.started:
+            time.sleep(0.05)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        found = measured(port, 1 if args.quick else 3, {"ours": 8, "generate": 2, "batching": 4})
+        server.should_exit = True
+        stats = engine.stats()
+    manager.stop(block=True)
+    rate = {way: statistics.median(r["rate"] for r in found[way]) for way in WAYS}
+    first = {way: statistics.median(t for r in found[way] for t in r["first"]) for way in WAYS}
+    result = {"claim": "serve_lm", "ours": round(rate["ours"]), "peer": round(rate["generate"], 1)}
+    result |= {
+        "ratio": round(rate["ours"] / rate["generate"], 2),
+        "floor": 4,
+        "unit": "tokens/s",
+        "peer_batching": round(rate["batching"], 1),
+    }
+    result |= {"ratio_batching": round(rate["ours"] / rate["batching"], 2), "floor_batching": 1.5, "exact": engine.exact}
+    result |= {"first_token_s": {way: round(s, 3) for way, s in first.items()}, "same_text": same_texts(found)}
+    print(f"{args.threads} threads; torch {torch.__version__}; preemptions {stats.preemptions}; load {os.getloadavg()[0]:.1f}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
