@@ -86,7 +86,7 @@ WRONG = [
     ("completions", {"prompt": "x", "model": "language", "max_tokens": 0}, 400, "max_tokens"),
     ("completions", {"prompt": [], "model": "language"}, 400, "prompt"),
     ("completions", {"prompt": "y" * 500, "model": "language"}, 400, "prompt"),
-    ("completions", {"prompt": [999999], "model": "language"}, 400, None),
+    ("completions", {"prompt": [999999], "model": "language"}, 400, "prompt"),
     ("completions", {"prompt": "x", "model": "language", "n": 1000}, 400, "n"),
     ("completions", {"prompt": "x", "model": "language", "best_of": 3}, 400, "best_of"),
     ("completions", {"prompt": "x", "model": "language", "colour": "red"}, 400, "colour"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -49,7 +50,8 @@ def build_app(state: ServerState) -> FastAPI:
     if state.settings.admin_keys:
         add_admin_routes(app, state)
     add_page_routes(app)
-    app.add_middleware(Gate, settings=state.settings, metrics=state.metrics, routes=_paths(app))
+    direct = {} if state.predictors is None else {"/predict": partial(predict, state)}
+    app.add_middleware(Gate, settings=state.settings, metrics=state.metrics, routes=_paths(app), direct=direct)
     return app
 
 

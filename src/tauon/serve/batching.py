@@ -35,10 +35,18 @@ class Speed:
         """Return the power of two that is not below `rows`."""
         return 1 << max(0, rows - 1).bit_length()
 
+    _largest: dict[float, int] = field(default_factory=dict, repr=False)
+    """Answers of `rows_within`, until a time has changed by a tenth."""
+    _then: dict[int, float] = field(default_factory=dict, repr=False)
+
     def add(self, rows: int, seconds: float) -> None:
         """Count one call."""
         at = self.bucket(rows)
-        self.seconds[at] = seconds if at not in self.seconds else 0.9 * self.seconds[at] + 0.1 * seconds
+        before = self.seconds.get(at)
+        now = self.seconds[at] = seconds if before is None else 0.9 * before + 0.1 * seconds
+        if abs(now - self._then.get(at, 0.0)) > 0.1 * now:
+            self._then[at] = now
+            self._largest.clear()
 
     def of(self, rows: int) -> float:
         """Return the expected seconds of a call: measured, or in proportion to the nearest measured size."""
@@ -52,9 +60,12 @@ class Speed:
 
     def rows_within(self, seconds: float) -> int:
         """Return the largest number of rows, a power of two, whose call takes at most `seconds`; 1 if none does."""
-        best = 1
-        while best < LARGEST and self.of(best * 2) <= seconds:
-            best *= 2
+        best = self._largest.get(seconds)
+        if best is None:
+            best = 1
+            while best < LARGEST and self.of(best * 2) <= seconds:
+                best *= 2
+            self._largest[seconds] = best
         return best
 
 

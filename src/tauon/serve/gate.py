@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 import uuid
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
 
+from tauon.errors import TauonError
 from tauon.serve.errors import HttpError, response_of
 from tauon.serve.limits import Keys, RateLimit
 from tauon.serve.metrics import Metrics
@@ -18,15 +23,26 @@ __all__ = ["Gate"]
 
 OPEN = ("/", "/healthz", "/readyz", "/page.js", "/page.css")
 """Paths that need no key: the page has nothing secret on it, and asks for the key itself."""
+Handler = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger("tauon.serve")
 
 
 class Gate:
     """Wraps the application."""
 
-    def __init__(self, app: Any, settings: ServeSettings, metrics: Metrics, routes: frozenset[str]) -> None:
-        """`routes`: paths that are counted under their own name in the metrics."""
-        self.app, self.metrics, self.routes = app, metrics, routes
+    def __init__(
+        self, app: Any, settings: ServeSettings, metrics: Metrics, routes: frozenset[str], direct: Mapping[str, Handler] | None = None
+    ) -> None:
+        """
+        Args:
+            app: the application.
+            settings: keys and rates.
+            metrics: where requests are counted.
+            routes: paths that are counted under their own name.
+            direct: handlers of POST requests by path that are called without the application's routing, which costs half of a small request.
+        """
+        self.app, self.metrics, self.routes, self.direct = app, metrics, routes, direct or {}
+        self._prefix, self._numbers = uuid.uuid4().hex[:16], itertools.count()
         self.keys, self.admin_keys = Keys(settings.keys), Keys(settings.admin_keys)
         self.rate = RateLimit(settings.rate, settings.burst)
 
@@ -37,7 +53,9 @@ class Gate:
         path, start, status = scope["path"], time.perf_counter(), 0
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if 0 < len(given) <= 100 and given.isascii() and given.isprintable() else uuid.uuid4().hex
+        request_id = (
+            given if 0 < len(given) <= 100 and given.isascii() and given.isprintable() else f"{self._prefix}{next(self._numbers):016x}"
+        )
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def answer(message: Any) -> None:
@@ -50,9 +68,13 @@ class Gate:
         self.metrics.running.inc()
         try:
             self._check(path, headers, scope)
-            await self.app(scope, receive, answer)
+            handler = self.direct.get(path) if scope["method"] == "POST" else None
+            if handler is None:
+                await self.app(scope, receive, answer)
+            else:
+                await (await handler(Request(scope, receive)))(scope, receive, answer)
         except Exception as err:
-            if not isinstance(err, HttpError):
+            if not isinstance(err, HttpError | TauonError):
                 log.exception("request %s to %s failed", request_id, path)
             if status:  # the answer has begun: the connection is closed by the server
                 raise

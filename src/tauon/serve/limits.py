@@ -10,11 +10,11 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from tauon.serve.errors import HttpError
 
-__all__ = ["BodyBudget", "Keys", "RateLimit", "read_body"]
+__all__ = ["BodyBudget", "Keys", "RateLimit", "read_body", "too_slow"]
 
 
 class Keys:
@@ -72,8 +72,14 @@ class BodyBudget:
         self.used -= count
 
 
-async def read_body(request: Request, budget: BodyBudget, *, most: int, seconds: float) -> bytes:
+async def read_body(request: Request, budget: BodyBudget, *, most: int, seconds: float = 0.0) -> bytes:
     """Return the body of a request. Its bytes stay counted in `budget` until `request.state.body_bytes` is given back.
+
+    Args:
+        request: not yet read.
+        budget: of the server.
+        most: bytes.
+        seconds: longest time; 0: the caller has a timer of its own.
 
     Raises:
         HttpError: 413 for a body over `most`, 408 for one that takes longer than `seconds`, 429 if the budget is used up, 400 if the
@@ -83,24 +89,33 @@ async def read_body(request: Request, budget: BodyBudget, *, most: int, seconds:
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
         raise HttpError(413, f"the body has {int(length):,} bytes, but at most {most:,} are allowed. Send it in parts.")
-    parts: list[bytes] = []
-    size = 0
-
-    async def read() -> None:
-        nonlocal size
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                raise HttpError(413, f"the body has more than {most:,} bytes. Send it in parts.")
-            budget.take(len(part))
-            request.state.body_bytes += len(part)
-            parts.append(part)
-
+    if not seconds:
+        return await _parts(request, budget, most)
     try:
         async with asyncio.timeout(seconds):
-            await read()
+            return await _parts(request, budget, most)
     except TimeoutError:
-        raise HttpError(408, f"the body did not arrive within {seconds:g} s ({size:,} bytes came). Send it faster, or less.") from None
-    except ClientDisconnect:
-        raise HttpError(400, "the connection ended before the body was complete") from None
-    return b"".join(parts)
+        raise too_slow(seconds) from None
+
+
+def too_slow(seconds: float) -> HttpError:
+    """Return the refusal of a body that does not arrive."""
+    return HttpError(408, f"the body did not arrive within {seconds:g} s. Send it faster, or less.")
+
+
+async def _parts(request: Request, budget: BodyBudget, most: int) -> bytes:
+    parts: list[bytes] = []
+    size, receive = 0, request.receive
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HttpError(400, "the connection ended before the body was complete")
+        part = message.get("body", b"")
+        size += len(part)
+        if size > most:
+            raise HttpError(413, f"the body has more than {most:,} bytes. Send it in parts.")
+        budget.take(len(part))
+        request.state.body_bytes += len(part)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)

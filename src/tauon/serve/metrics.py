@@ -36,6 +36,7 @@ class Metrics:
         self.tokens = Counter("tauon_tokens_total", "Tokens of language models: prompt, generated.", ["kind"], **on)
         self.engine = Gauge("tauon_engine", "State of the engine of a language model.", ["state"], **on)
         self._known: dict[tuple[str, int], tuple[Any, Any]] = {}
+        self._versions: dict[str, Any] = {}
 
     def count(self, route: str, status: int, seconds: float) -> None:
         """Count a finished request."""
@@ -44,6 +45,13 @@ class Metrics:
             known = self._known[route, status] = (self.requests.labels(route, str(status)), self.seconds.labels(route))
         known[0].inc()
         known[1].observe(seconds)
+
+    def predicted(self, version: str, rows: int) -> None:
+        """Count predicted rows."""
+        known = self._versions.get(version)
+        if known is None:
+            known = self._versions[version] = self.predictions.labels(version)
+        known.inc(rows)
 
     def text(self) -> bytes:
         """Return the text that Prometheus reads."""

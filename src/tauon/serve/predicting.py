@@ -15,7 +15,7 @@ from tauon.data import Rows
 from tauon.errors import DataError, TauonError
 from tauon.serve.errors import HttpError, json_response
 from tauon.serve.forecasts import forecast
-from tauon.serve.limits import read_body
+from tauon.serve.limits import read_body, too_slow
 from tauon.serve.served import Served
 from tauon.serve.state import ServerState
 from tauon.serve.uploads import parse_json, rows_of_json, rows_of_upload, upload_of_body, uploads_of_form
@@ -34,13 +34,19 @@ async def predict(state: ServerState, request: Request) -> Response:
     """
     assert state.predictors is not None
     served: Served = state.predictors.choose(request.state.request_id)
-    start, failed = time.perf_counter(), True
+    start, failed, loop = time.perf_counter(), True, asyncio.get_running_loop()
+    body: bytes | None = None
     try:
-        async with asyncio.timeout(state.settings.answer_seconds):
-            response = await _answer(state, served, request)
+        async with asyncio.timeout(state.settings.read_seconds) as timer:
+            body = await read_body(request, state.budget, most=state.settings.most_body)
+            timer.reschedule(loop.time() + state.settings.answer_seconds)
+            response = await _answer(state, served, request, body)
         failed = False
         return response
     except TimeoutError:
+        failed = body is not None
+        if body is None:
+            raise too_slow(state.settings.read_seconds) from None
         raise HttpError(504, f"no answer within {state.settings.answer_seconds:g} s. Send fewer rows, or try again later.") from None
     except (HttpError, DataError):
         failed = False  # the request's fault
@@ -50,13 +56,11 @@ async def predict(state: ServerState, request: Request) -> Response:
         state.predictors.done(served, failed=failed, seconds=time.perf_counter() - start)
 
 
-async def _answer(state: ServerState, served: Served, request: Request) -> Response:
+async def _answer(state: ServerState, served: Served, request: Request, body: bytes) -> Response:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    settings = state.settings
     explained = request.query_params.get("explain", "").lower() in ("1", "true", "yes")
-    if explained and not settings.explain:
+    if explained and not state.settings.explain:
         raise HttpError(403, "this server gives no explanations. Start it with --explain.", param="explain")
-    body = await read_body(request, state.budget, most=settings.most_body, seconds=settings.read_seconds)
     content: Any = None
     if kind == "multipart/form-data":
         form = await _form(request, body)
@@ -75,7 +79,7 @@ async def _answer(state: ServerState, served: Served, request: Request) -> Respo
         small = len(body) <= SMALL and not uploads
         rows, n = make() if small else await asyncio.get_running_loop().run_in_executor(state.readers, make)
         records = await _computed(state, served, rows, n)
-    state.metrics.predictions.labels(served.version).inc(len(records))
+    state.metrics.predicted(served.version, len(records))
     if "text/csv" in request.headers.get("accept", ""):
         return Response(_csv(records), media_type="text/csv; charset=utf-8")
     answer: dict[str, Any] = {"predictions": records, "model": served.name, "version": served.version}
