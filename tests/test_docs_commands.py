@@ -155,6 +155,7 @@ def make_files(folder: Path) -> None:
         write_wav(folder / "calls" / ("yes", "no")[i % 2] / f"{i}.wav", tone(300 + 300 * (i % 2), 0.2, 8000, seed=i), 8000)
     rows = "".join(f"{20 + i * 7 % 60},{i * 5 % 11 / 10},{'yes' if i % 3 else 'no'}\n" for i in range(80))
     (folder / "patients.csv").write_text("age,dose,died\n" + rows)
+    (folder / "keys.txt").write_text("a-key\n")
     hours = "".join(f"2024-01-{1 + i // 24:02d} {i % 24:02d}:00,{np.sin(i / 4):.3f}\n" for i in range(600))
     (folder / "load.csv").write_text("date,load\n" + hours)
     (folder / "notes.jsonl").write_text("".join(f'{{"text": "{words(60, i).replace(chr(10), " ")}"}}\n' for i in range(40)))
@@ -327,12 +328,39 @@ def test_every_command_shown_runs(
             expect_success(tauon("export", "runs/notes-lora", "--to", "notes-adapter", "--format", "peft"))
         for name in re.findall(r"name=(\S+)", shown):  # the run that the world has already has other settings
             shutil.rmtree(Path("runs") / name, ignore_errors=True)
-        ended = alone(arguments(shown)) if "parameter-server" in shown else tauon(*arguments(shown))
+        ended = (
+            served(arguments(shown))
+            if shown.startswith("tauon serve ") and "--help" not in arguments(shown)
+            else alone(arguments(shown))
+            if "parameter-server" in shown
+            else tauon(*arguments(shown))
+        )
         if ended.code == 8 and "this machine has" in ended.err:
             continue  # fewer cores than the example asks for
         expect_success(ended)
         if target:
             Path(target).write_text(ended.out)
+
+
+def served(arguments: list[str]) -> Ended:
+    """A server, on a free port, until it has answered `/healthz`; then it is stopped as by Ctrl-C."""
+    import signal
+    import urllib.request
+
+    words = [w for i, w in enumerate(arguments) if w != "--port" and (i == 0 or arguments[i - 1] != "--port")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tauon", *words, "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    found = re.search(r"on (http://\S+)", line)
+    if found:
+        url = found[1].replace("0.0.0.0", "127.0.0.1")
+        with urllib.request.urlopen(f"{url}/healthz", timeout=60) as response:
+            assert response.status == 200
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    return Ended(process.returncode, line + out, err)
 
 
 def alone(words: list[str]) -> Ended:

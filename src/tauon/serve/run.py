@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -57,7 +58,8 @@ def run_server(
         config = uvicorn.Config("tauon.serve.run:app_of_environment", factory=True, workers=workers, **common)
         if ready is not None:
             ready(url)
-        Multiprocess(config, target=uvicorn.Server(config).run, sockets=[listening]).run()
+        with contextlib.suppress(KeyboardInterrupt):
+            Multiprocess(config, target=uvicorn.Server(config).run, sockets=[listening]).run()
         return
     state = open_server(place, settings)
 
@@ -71,7 +73,8 @@ def run_server(
             state.draining = True
             await super().shutdown(sockets)
 
-    Server(uvicorn.Config(build_app(state), **common)).run(sockets=[listening])
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has drained
+        Server(uvicorn.Config(build_app(state), **common)).run(sockets=[listening])
 
 
 def app_of_environment() -> Any:
