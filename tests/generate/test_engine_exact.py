@@ -97,11 +97,15 @@ def test_log_probabilities_are_those_of_the_whole_sequence_at_once(layout: str) 
     torch.testing.assert_close(torch.tensor([[p for _, p in t] for t in top]), expected.topk(5).values, atol=2e-5, rtol=1e-5)
 
 
-def test_the_model_is_left_as_it_was() -> None:
-    model = small()
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_model_is_left_as_it_was_and_is_served_in_evaluation_mode(exact: bool) -> None:
+    model = small(dropout=0.5)
+    request = Request([1, 2], SamplingParams(temperature=0, max_tokens=12))
+    (expected,) = generate(model, [1, 2], max_tokens=12, sampling=Sampling(temperature=0))
     model.train()
-    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.embed.weight.requires_grad_(False)
+    before = {k: (v.clone(), v.requires_grad) for k, v in model.named_parameters()}
     modules = [type(m) for m in model.modules()]
-    answers(model, [Request([1, 2], SamplingParams(max_tokens=4))])
+    assert answers(model, [request], EngineConfig(exact=exact))[0][0][0][0] == expected
     assert model.training and modules == [type(m) for m in model.modules()]
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(v, before[k][0]) and v.requires_grad == before[k][1] for k, v in model.named_parameters())

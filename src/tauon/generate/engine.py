@@ -193,7 +193,7 @@ class Engine:
         if self.tokenizer is not None and not params.ignore_eos:
             ends.add(self.tokenizer.eos)
         own = constraint.copy() if constraint is not None and index else constraint
-        draw = Draw(params, Sampling(seed=seed).generator(index), tuple(request.prompt), constraint=own)
+        draw = Draw(params, Sampling(seed=seed).generator(index), tuple(map(int, request.prompt)), constraint=own)
         return SequenceState(stream, index, draw, limit, frozenset(ends), TextOutput(params.stop))
 
     def _runner(self, model: GPT) -> ModelRunner:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ROWS", "FixedRows", "PackedLinear", "rows_are_exact", "with_exact_rows"]
+__all__ = ["ROWS", "FixedRows", "PackedLinear", "rows_are_exact", "shared_copy", "with_exact_rows"]
 
 ROWS = 8
 """Batches are padded to a multiple of this number of rows."""
@@ -59,12 +59,17 @@ def rows_are_exact(linear: nn.Module, width: int, like: Tensor) -> bool:
     return all(torch.equal(linear(x[at : at + n].contiguous()), whole[at : at + n]) for at, n in ((0, 8), (8, 8), (64, 24), (32, 64)))
 
 
-def with_exact_rows(model: Any, *, pack: bool = True) -> tuple[Any, bool]:
-    """Return a copy of a model whose linear layers compute each row by itself, and whether they all do. Weights are shared, not copied; the
-    model is left as it is. What is not `nn.Linear` itself (an int8 layer, an adapter) is kept, and tried out as it is.
-    """
+def shared_copy(model: Any) -> Any:
+    """Return a copy of the modules of a model, in evaluation mode, with the same parameters and buffers; the model is left as it is."""
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, shared).eval().requires_grad_(True)
+    return copy.deepcopy(model, shared).eval()
+
+
+def with_exact_rows(model: Any, *, pack: bool = True) -> tuple[Any, bool]:
+    """Return a copy of a model whose linear layers compute each row by itself, and whether they all do. Weights are shared, and those that
+    are packed exist twice. What is not `nn.Linear` itself (an int8 layer, an adapter) is kept, and tried out as it is.
+    """
+    twin = shared_copy(model)
     tried: dict[tuple[type, int, int], bool] = {}
     exact = True
     for parent in list(twin.modules()):

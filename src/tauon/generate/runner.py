@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from tauon.generate.exact_linear import ROWS, with_exact_rows
+from tauon.generate.exact_linear import ROWS, shared_copy, with_exact_rows
 from tauon.generate.paged_cache import PagedCache, row_groups
 from tauon.models import GPT
 
@@ -38,10 +38,8 @@ class ModelRunner:
 
     def __init__(self, model: GPT, *, blocks: int, block_size: int, texts: int, exact: bool = True) -> None:
         """`texts`: most texts at once."""
-        self.model: GPT = model
-        self.exact = False
-        if exact:
-            self.model, self.exact = with_exact_rows(model)
+        self.model: GPT
+        self.model, self.exact = with_exact_rows(model) if exact else (shared_copy(model), False)
         device = model.embed.weight.device
         self.cache = PagedCache(model, blocks, block_size)
         self.tables = torch.zeros(texts, model.seq_len, dtype=torch.int64, device=device)
