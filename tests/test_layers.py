@@ -19,13 +19,14 @@ LEVELS = {
     "data": 2, "models": 2, "optim": 2, "tasks": 2,
     "report": 3,
     "train": 4, "generate": 4, "evaluate": 4,
-    "plan": 5,
+    "plan": 5, "runtimes": 5,
     "privacy": 6, "compress": 6,
-    "explain": 7, "federated": 7, "export": 7, "tune": 7, "serve": 7,
+    "explain": 7, "federated": 7, "export": 7, "tune": 7,
     "recipe": 8, "stages": 8,
     "pipeline": 9, "predict": 9, "starter": 9, "testing": 9,
-    "api": 10, "cli": 10,
-    "__init__": 11, "__main__": 11,
+    "serve": 10,
+    "api": 11, "cli": 11,
+    "__init__": 12, "__main__": 12,
 }  # fmt: skip
 TOGETHER = [{"errors", "types", "config", "artifacts", "tracking"}, {"recipe", "stages"}]
 """Packages of one level that may import each other."""

@@ -26,6 +26,9 @@ class Task(Registered, family="task"):
     input_kind: ClassVar[str]
     """Kind of data: tokens, masked-tokens, arrays, series, signals, labelled-text, chat, pairs (`data/kinds/` has one file for each)."""
 
+    reads_hidden_states: ClassVar[bool] = False
+    """Whether the model returns hidden states, and the task applies `model.head` itself (language models)."""
+
     scales_targets: ClassVar[bool] = False
     """Whether targets are numbers that `data` scales to order 1 (`DataSpec.target_scale`), and evaluation scales back."""
 

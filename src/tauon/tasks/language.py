@@ -15,7 +15,7 @@ from tauon.distributed import is_dtensor
 from tauon.metrics import Scorer, Scores, Scoring, need
 from tauon.metrics.language import language_modelling
 from tauon.tasks.base import Task
-from tauon.tasks.losses import linear_cross_entropy, token_nll
+from tauon.tasks.losses import linear_cross_entropy, next_token_nll
 from tauon.types import Batch, Dataset, DataSpec
 
 __all__ = ["CountingBytes", "InstructionTuning", "LanguageModelling"]
@@ -27,16 +27,16 @@ class LanguageModelling(Task):
 
     family = "language-modelling"
     input_kind = "tokens"
+    reads_hidden_states = True
 
     z_loss: float = Field(0.0, ge=0)
     """Weight of log(Z)^2, which keeps the softmax normaliser near one in long bf16 runs (PaLM, arXiv:2204.02311); 1e-4 is usual."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         hidden_BTD = model(batch.inputs, batch.segments)
-        head: Any = model.head
-        nll_BT = token_nll(hidden_BTD.flatten(0, 1), head.weight, batch.targets.flatten()).view_as(batch.weights)
-        loss_BT = nll_BT * batch.weights
+        loss_BT = next_token_nll(model, hidden_BTD, batch.targets) * batch.weights
         if self.z_loss:
+            head: Any = model.head
             loss_BT = loss_BT + self._z(hidden_BTD, head.weight) * batch.weights
         return loss_BT.sum(1), batch.weights.sum(1)
 
@@ -57,8 +57,7 @@ class LanguageModelling(Task):
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """nll: B, nats summed over tokens of weight one (float64); tokens: B, their number."""
         hidden_BTD = model(batch.inputs, batch.segments)
-        head: Any = model.head
-        nll_BT = token_nll(hidden_BTD.flatten(0, 1), head.weight, batch.targets.flatten()).view_as(batch.weights)
+        nll_BT = next_token_nll(model, hidden_BTD, batch.targets)
         return {"nll": (nll_BT.double() * batch.weights).sum(1), "tokens": (batch.weights > 0).sum(1)}
 
     def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tauon.distributed.pieces import is_dtensor, local_slices
 
@@ -211,3 +211,19 @@ def token_nll(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
         for i in range(0, hidden_ND.shape[0], step)
     ]
     return torch.cat(parts)
+
+
+def next_token_nll(model: nn.Module, hidden_BTD: Tensor, target_BT: Tensor) -> Tensor:
+    """Return -log p of each target, BT in fp32 nats, from the model's last hidden states.
+
+    A model in another runtime (`gives_logits`) returns logits in place of hidden states; a head with quantised weights computes them itself.
+    """
+    head: Any = getattr(model, "head", None)
+    if getattr(model, "gives_logits", False) or not isinstance(getattr(head, "weight", None), Tensor):
+        made: Any = model
+        parts = [
+            F.cross_entropy(made.logits(hidden_TD).float(), target_T, reduction="none")
+            for hidden_TD, target_T in zip(hidden_BTD, target_BT, strict=True)
+        ]
+        return torch.stack(parts)
+    return token_nll(hidden_BTD.flatten(0, 1), head.weight, target_BT.flatten()).view(target_BT.shape)

@@ -29,6 +29,7 @@ class MaskedLanguageModelling(Task):
 
     family = "masked-language-modelling"
     input_kind = "masked-tokens"
+    reads_hidden_states = True
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         nll_BT, _ = self._scored(model, batch)
@@ -54,6 +55,9 @@ class MaskedLanguageModelling(Task):
     def _scored(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(-log p, whether the most likely token is correct), BT, at masked tokens; zero elsewhere. Logits are computed only there."""
         hidden_BTD = model(batch.inputs, batch.segments)
+        if getattr(model, "gives_logits", False):  # a model in another runtime
+            nll_BT = nn.functional.cross_entropy(hidden_BTD.float().transpose(1, 2), batch.targets, reduction="none")
+            return nll_BT * (batch.weights > 0), hidden_BTD.argmax(-1) == batch.targets
         head: Any = model.head
         weight_VD, bias_V = (p.full_tensor() if is_dtensor(p) else p for p in (head.weight, head.bias))
         where_BT = batch.weights > 0

@@ -9,7 +9,6 @@ Shapes: B pairs, 2 chosen and rejected, T time, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -20,7 +19,7 @@ from tauon.config import Fraction, register
 from tauon.metrics import Scores, Scoring, need
 from tauon.metrics.preference import preference
 from tauon.tasks.base import Task
-from tauon.tasks.losses import token_nll
+from tauon.tasks.losses import next_token_nll
 from tauon.types import Batch, DataSpec
 
 __all__ = ["DPO", "answer_log_probs"]
@@ -32,6 +31,7 @@ class DPO(Task):
 
     family = "preference"
     input_kind = "pairs"
+    reads_hidden_states = True
 
     beta: float = Field(0.1, gt=0)
     """Strength of the penalty for leaving the reference model: smaller allows larger changes."""
@@ -87,8 +87,6 @@ def answer_log_probs(model: nn.Module, batch: Batch) -> Tensor:
     """Return log p of the tokens of weight one, summed over each answer: B2, fp32."""
     segments = None if batch.segments is None else batch.segments.flatten(0, 1)
     hidden_NTD = model(batch.inputs.flatten(0, 1), segments)
-    head: Any = model.head
-    targets_NT = batch.targets.flatten(0, 1)
-    nll_NT = token_nll(hidden_NTD.flatten(0, 1), head.weight, targets_NT.flatten()).view(targets_NT.shape)
+    nll_NT = next_token_nll(model, hidden_NTD, batch.targets.flatten(0, 1))
     log_p_N: Tensor = -(nll_NT * (batch.weights.flatten(0, 1) > 0)).sum(1)
     return log_p_N.view(batch.inputs.shape[:2])

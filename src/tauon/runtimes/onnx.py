@@ -1,0 +1,73 @@
+"""ONNX: written by torch's exporter, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tauon.errors import DataError, MissingExtra
+from tauon.runtimes.base import Format, RuntimeModule
+from tauon.runtimes.program import Program
+from tauon.runtimes.signature import Signature
+
+__all__ = ["ONNX", "load_onnx", "onnx_session", "write_onnx"]
+
+FILE = "model.onnx"
+
+
+def write_onnx(program: Program, folder: Path) -> list[Path]:
+    """Write `model.onnx`, with its weights inside up to 2 GB. `DataError` names an operation that ONNX lacks."""
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as err:
+        raise MissingExtra("writing ONNX", "onnx") from err
+    names = [s.name for s in program.signature.inputs], [s.name for s in program.signature.outputs]
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            found: Any = torch.onnx.export(
+                program.exported, program.example, dynamo=True, input_names=names[0], output_names=names[1], verbose=False, optimize=True
+            )
+        except Exception as err:  # the exporter raises many types
+            cause = err.__cause__ or err
+            raise DataError(f"this model cannot be written as ONNX: {str(cause).strip().splitlines()[0]}") from err
+        found.save(folder / FILE)
+    return sorted(folder.glob(f"{FILE}*"))
+
+
+def load_onnx(folder: Path, signature: Signature) -> RuntimeModule:
+    """Load `model.onnx` into ONNX Runtime on the CPU."""
+    session = onnx_session(folder / FILE)
+    names = [s.name for s in signature.inputs]
+
+    def run(tensors: list[Tensor]) -> Sequence[Tensor]:
+        outputs = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)})
+        return [torch.from_numpy(output) for output in outputs]
+
+    return RuntimeModule(signature, run, runtime="onnxruntime")
+
+
+def onnx_session(file: Path) -> Any:
+    """Return an ONNX Runtime session with torch's number of threads, which do not spin between calls."""
+    try:
+        import onnxruntime
+    except ImportError as err:
+        raise MissingExtra("running ONNX", "onnx") from err
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as err:  # onnxruntime's own types
+        raise DataError(f"{file}: ONNX Runtime cannot load it: {str(err).strip().splitlines()[0]}") from err
+
+
+ONNX = Format("onnx", "ONNX Runtime, on servers and small devices", write_onnx, load_onnx, "onnx")
