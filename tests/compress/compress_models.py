@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tauon.compress import Calibration
-from tauon.models import CNNConfig, GPT2Config, GPTConfig, MLPConfig, materialize
+from tauon.models import CNNConfig, GPT2Config, GPTConfig, MLPConfig, ViTConfig, materialize
 from tauon.models.families.resnet import ResNet20Config
 from tauon.tasks import Classification, LanguageModelling
 from tauon.types import Batch, DataSpec
@@ -19,7 +19,8 @@ CONFIGS: dict[str, Any] = {
     "mlp": MLPConfig(hidden=(32, 16)).resolve(TABLE),
     "gpt": GPTConfig(layers=2, width=32, heads=4, kv_heads=2, mlp="swiglu", mlp_width=48).resolve(TEXT),
     "gpt2": GPT2Config(layers=2, width=32, heads=4).resolve(TEXT),
-    "cnn": CNNConfig(channels=(8, 16)).resolve(IMAGE),
+    "vit": ViTConfig(layers=2, width=32, heads=4, patch=4).resolve(IMAGE),
+    "cnn": CNNConfig(channels=(16, 32)).resolve(IMAGE),
     "resnet": ResNet20Config(width=4).resolve(IMAGE),
 }
 

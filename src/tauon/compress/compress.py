@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tauon.artifacts.tensor_file import lay_out
 from tauon.compress.base import PHASES, Calibration, CompressStep, Progress, Subject, no_progress
 from tauon.config import dump
-from tauon.errors import DataError, Problem, RecipeError
+from tauon.errors import DataError
 from tauon.models import ModelConfig
 from tauon.tasks import Task
 
@@ -85,7 +85,6 @@ def compress_model(
     'Int8Linear'
     """
     _refuse_bad_weights(model)
-    clash = [s for s in steps if s.phase == "quantisation"]
     if calibration is not None:
         calibration.check_classes(task)
     for step in steps:
@@ -98,7 +97,7 @@ def compress_model(
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             facts.append({"kind": step.kind_} | step.apply(subject))
-        if heal is not None and step.heals and not (clash and step is clash[0]):
+        if heal is not None and step.heals:
             heal(subject, step)
             subject.model.eval()
             _apply_masks(subject)
@@ -107,7 +106,7 @@ def compress_model(
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode, without gradients and hooks of its own."""
+    """A copy in evaluation mode, without gradients."""
     copied = copy.deepcopy(model).eval()
     for p in copied.parameters():
         p.grad = None
@@ -118,8 +117,6 @@ def _refuse_bad_weights(model: nn.Module) -> None:
     bad = [name for name, p in model.state_dict().items() if p.is_floating_point() and not bool(torch.isfinite(p).all())]
     if bad:
         raise DataError(f"the model has NaN or infinite weights ({', '.join(bad[:3])}): compress an earlier checkpoint")
-    if getattr(getattr(model, "config", None), "adapt", None) is not None:  # pragma: no cover - models do not keep their config today
-        raise RecipeError([Problem("compress", "merge the adapters into the weights first")])
 
 
 @torch.no_grad()

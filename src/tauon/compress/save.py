@@ -14,6 +14,7 @@ from torch import nn
 from tauon.artifacts import folder_atomically, read_json, sha256_file, write_json
 from tauon.artifacts.tensor_file import lay_out, open_tensors, pieces, write_tensors
 from tauon.compress.compress import Compressed
+from tauon.compress.graph import GraphInt8
 from tauon.compress.rebuild import differences, replace_layers
 from tauon.errors import CheckpointError, ChecksumError, DataError
 from tauon.models import Model, from_record, record
@@ -28,7 +29,8 @@ def save_compressed(folder: Path | str, compressed: Compressed) -> None:
     """Write the model into a new folder. Raises `DataError` if it has no config to be built from."""
     if compressed.config is None:
         raise DataError("this model has no config, so that it could not be built again: give `config` to compress_model")
-    layers = differences(compressed.model, compressed.config)
+    graph = compressed.model.to_json() if isinstance(compressed.model, GraphInt8) else None
+    layers = differences(compressed.model.weights if isinstance(compressed.model, GraphInt8) else compressed.model, compressed.config)
     tensors = {k: v.detach() for k, v in compressed.model.state_dict(keep_vars=True).items()}
     layout = lay_out(tensors, "model")
     with folder_atomically(Path(folder)) as temporary:
@@ -38,6 +40,7 @@ def save_compressed(folder: Path | str, compressed: Compressed) -> None:
             {
                 "format": FORMAT, "model": record(compressed.config), "layers": layers, "tied": layout.aliases,
                 "sha256": {"model.safetensors": digest}, "bytes": size, "steps": list(compressed.steps), "facts": list(compressed.facts),
+                "graph": graph,
             },
         )  # fmt: skip
 
@@ -65,7 +68,9 @@ def open_compressed(folder: Path | str) -> Compressed:
     read = {name: tensor.read().clone() for name, tensor in open_tensors(weights, {}).items()}
     tied = {name: read[first] for name, first in about["tied"].items()}
     _fill(model, read | tied)
-    return Compressed(model.eval(), config, tuple(about["steps"]), tuple(about["facts"]))
+    model.eval()
+    whole: nn.Module = model if about.get("graph") is None else GraphInt8.from_parts(model, about["graph"])
+    return Compressed(whole.eval(), config, tuple(about["steps"]), tuple(about["facts"]))
 
 
 def _fill(model: Model, tensors: dict[str, torch.Tensor]) -> None:

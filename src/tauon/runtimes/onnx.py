@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tauon.errors import DataError, MissingExtra
 from tauon.runtimes.base import Format, RuntimeModule
+from tauon.runtimes.onnx_int8 import has_integers, repair_int8
 from tauon.runtimes.program import Program
 from tauon.runtimes.signature import Signature
 
@@ -39,6 +40,8 @@ def write_onnx(program: Program, folder: Path) -> list[Path]:
             cause = err.__cause__ or err
             raise DataError(f"this model cannot be written as ONNX: {str(cause).strip().splitlines()[0]}") from err
         found.save(folder / FILE)
+    if has_integers(program):
+        repair_int8(folder / FILE)
     return sorted(folder.glob(f"{FILE}*"))
 
 

@@ -6,6 +6,8 @@
 
 Each has `spec()`, the JSON from which `empty` makes it again without weights (`LAYERS`): a file needs to hold numbers only.
 
+They have no `weight`: tasks that would multiply by a language model's head themselves let it compute its logits, as a server does.
+
 Shapes: M rows, K inputs, N outputs.
 """
 
@@ -78,15 +80,14 @@ class Int8Linear(nn.Module):
             layer.input_scale = torch.tensor(input_scale)
         return layer.to(linear.weight.device)
 
-    @property
-    def weight(self) -> Tensor:
+    def float_weight(self) -> Tensor:
         """The weights as float32, NK."""
         w = self.weight_q.float() * self.scale_N[:, None]
         return w if self.smooth_K is None else w / self.smooth_K
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activations == "weight-only":
-            return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+            return F.linear(x, self.float_weight().to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
         rows = x.reshape(-1, self.in_features).float()
         if self.smooth_K is not None:
             rows = rows / self.smooth_K
@@ -139,14 +140,13 @@ class Int4Linear(nn.Module):
             layer.bias = linear.bias.detach().float().clone()
         return layer.to(linear.weight.device)
 
-    @property
-    def weight(self) -> Tensor:
+    def float_weight(self) -> Tensor:
         """The weights as float32, NK."""
         w = dequantize_groups(unpack_int4(self.packed, self.in_features), self.scale_NG.float(), self.group)
         return w if self.smooth_K is None else w / self.smooth_K
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return F.linear(x, self.float_weight().to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
 
     def spec(self) -> dict[str, Any]:
         return {
@@ -176,8 +176,7 @@ class Int8Embedding(nn.Module):
         layer.weight_q, layer.scale_N = quantize_channels(embedding.weight)
         return layer.to(embedding.weight.device)
 
-    @property
-    def weight(self) -> Tensor:
+    def float_weight(self) -> Tensor:
         """The table as float32."""
         return self.weight_q.float() * self.scale_N[:, None]
 
@@ -222,15 +221,14 @@ class Int8Conv2d(nn.Module):
             layer.input_scale = torch.tensor(input_scale)
         return layer.to(conv.weight.device)
 
-    @property
-    def weight(self) -> Tensor:
+    def float_weight(self) -> Tensor:
         """The weights as float32."""
         return self.weight_q.float() * self.scale_N.view(-1, 1, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.input_scale is not None:
             x = (x / self.input_scale).round().clamp(-127, 127) * self.input_scale
-        return F.conv2d(x, self.weight.to(x.dtype), self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(x, self.float_weight().to(x.dtype), self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def spec(self) -> dict[str, Any]:
         return {

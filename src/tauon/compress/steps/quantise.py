@@ -16,7 +16,7 @@ from tauon.compress.statistics import input_ranges, smoothing_scales
 from tauon.config import Fraction, register
 from tauon.errors import DataError
 
-__all__ = ["Bf16", "Int8", "Int8WeightOnly"]
+__all__ = ["Bf16", "Int8", "Int8WeightOnly", "layer_facts"]
 
 
 class _Quantisation(LayerStep):
@@ -72,7 +72,7 @@ class Int8(_Quantisation):
             _share(shared, table.weight, rows)
             set_module(model, name, rows)
         done = [*linears, *convs, *tables]
-        return _facts(self, subject, done) | {"activations": self.activations, "folded": folded, "smoothed": sorted(smooth)}
+        return layer_facts(self, subject, done) | {"activations": self.activations, "folded": folded, "smoothed": sorted(smooth)}
 
 
 @register("int8_weight_only")
@@ -95,7 +95,7 @@ class Int8WeightOnly(_Quantisation):
             _share(shared, module.weight, layer)
             set_module(model, name, layer)
             done.append(name)
-        return _facts(self, subject, done)
+        return layer_facts(self, subject, done)
 
 
 @register("bf16")
@@ -110,7 +110,7 @@ class Bf16(_Quantisation):
             layer.weight = shared.setdefault(id(module.weight), layer.weight)
             set_module(subject.model, name, layer)
             done.append(name)
-        return _facts(self, subject, done)
+        return layer_facts(self, subject, done)
 
 
 def _share(shared: dict[int, tuple[Tensor, Tensor]], weight: Tensor, layer: Any) -> None:
@@ -120,7 +120,7 @@ def _share(shared: dict[int, tuple[Tensor, Tensor]], weight: Tensor, layer: Any)
     layer.weight_q, layer.scale_N = shared.setdefault(id(weight), (layer.weight_q, layer.scale_N))
 
 
-def _facts(step: LayerStep, subject: Subject, done: list[str]) -> dict[str, Any]:
+def layer_facts(step: LayerStep, subject: Subject, done: list[str]) -> dict[str, Any]:
     """Facts of a step; `DataError` names what the model is made of if no layer could be quantised."""
     if not done and step.only:
         kinds = sorted({type(m).__name__ for m in subject.model.modules() if any(True for _ in m.parameters(recurse=False))})
