@@ -8,9 +8,9 @@ import pytest
 import torch
 from compress_models import CONFIGS, batch_of, calibration, model_of, outputs, task_of
 
-from tauon.compress import Int8Graph, compress_model
+from tauon.compress import Int8, Int8Graph, compress_model
 from tauon.compress.graph import GraphInt8
-from tauon.runtimes import FORMATS
+from tauon.runtimes import FORMATS, trace
 
 pytest.importorskip("torchao")
 pytest.importorskip("onnxruntime")
@@ -28,6 +28,18 @@ def test_onnx_runtime_computes_what_the_torch_reference_computes(kind: str, tmp_
     assert ((got - expected).norm() / expected.norm()).item() < 0.02
     assert (got.argmax(-1) == expected.argmax(-1)).float().mean().item() >= 0.97
     assert ((expected - real).norm() / real.norm()).item() < 0.1
+
+
+@pytest.mark.parametrize("kind", ["mlp", "gpt"])
+def test_int8_by_row_is_the_same_in_onnx_runtime(kind: str, tmp_path: Path) -> None:
+    model, batch = model_of(kind), batch_of(kind, 64, seed=9)
+    small = compress_model(model, task_of(kind), None, [Int8()], config=CONFIGS[kind]).model
+    program = trace(task_of(kind), small, batch)
+    FORMATS["onnx"].write(program, tmp_path)
+    served = FORMATS["onnx"].load(tmp_path, program.signature)
+    expected, got = outputs(kind, small, batch), outputs(kind, served, batch)
+    assert ((got - expected).norm() / expected.norm()).item() < 0.005
+    assert (got.argmax(-1) == expected.argmax(-1)).float().mean().item() >= 0.99
 
 
 def test_no_float_is_left_between_the_layers_of_a_resnet(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from tauon.compress import Calibration, compress_model, load_compressed, open_compressed, save_compressed
 from tauon.config import registered
-from tauon.errors import ChecksumError, DataError
+from tauon.errors import ChecksumError, DataError, TauonError
 from tauon.types import Batch
 
 STEPS = registered("compression")
@@ -70,3 +71,30 @@ def test_bad_input_is_refused() -> None:
         compress_model(model_of("mlp"), task_of("mlp"), None, [STEPS["int8"](activations="static")])  # type: ignore[call-arg]
     with pytest.raises(DataError, match="made of LSTM"):
         compress_model(nn.LSTM(3, 4), task_of("mlp"), None, [STEPS["int8"]()])
+
+
+def test_steps_compose_in_the_stated_order_and_survive_saving(tmp_path: Path) -> None:
+    names = ["int8", "wanda", "low_rank", "structured"]
+    small = compress_model(model_of("gpt"), task_of("gpt"), calibration("gpt"), [STEPS[n]() for n in names], config=CONFIGS["gpt"])
+    assert [f["kind"] for f in small.facts] == names[::-1]
+    save_compressed(tmp_path / "x", small)
+    batch = batch_of("gpt")
+    assert torch.equal(outputs("gpt", load_compressed(tmp_path / "x"), batch), outputs("gpt", small.model, batch))
+    assert small.size_bytes < 0.27 * sum(p.numel() * 4 for p in model_of("gpt").parameters())
+
+
+def test_a_record_that_was_changed_is_refused(tmp_path: Path) -> None:
+    save_compressed(tmp_path / "x", compress_model(model_of("mlp"), task_of("mlp"), None, [STEPS["int8"]()], config=CONFIGS["mlp"]))
+    record = tmp_path / "x" / "compressed.json"
+    text = record.read_text()
+    changes: list[tuple[str, object]] = [("kind", "system"), ("inputs", 25), ("name", "layers.9"), ("name", "../x"), ("outputs", "a lot")]
+    for key, value in changes:
+        about = json.loads(text)
+        about["layers"][0][key] = value
+        record.write_text(json.dumps(about))
+        with pytest.raises(TauonError):
+            load_compressed(tmp_path / "x")
+    for key in ("layers", "model", "sha256", "tied"):
+        record.write_text(json.dumps({k: v for k, v in json.loads(text).items() if k != key}))
+        with pytest.raises(TauonError):
+            load_compressed(tmp_path / "x")

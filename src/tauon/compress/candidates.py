@@ -64,6 +64,8 @@ def _candidates(kinds: set[type[Any]], target: Target) -> Iterator[Candidate]:
         yield Candidate("structured 25% + int8 graph, ONNX Runtime", (Structured(remove=0.25), Int8Graph()), "onnx")
         yield Candidate("int8 graph, ranges to the largest value, ONNX Runtime", (Int8Graph(largest=True),), "onnx")
     if nn.Conv2d not in kinds or target == "gpu":
+        if target == "cpu":
+            yield Candidate("int8 dynamic, ONNX Runtime", (Int8(),), "onnx")
         yield Candidate("int8 dynamic", (Int8(),), "eager")
         yield Candidate("int8 dynamic, compiled", (Int8(),), "compiled")
     yield Candidate("bf16", (Bf16(),), "eager")

@@ -16,12 +16,29 @@ import numpy as np
 from tauon.errors import MissingExtra
 from tauon.runtimes.program import Program
 
-__all__ = ["has_integers", "repair_int8"]
+__all__ = ["has_integers", "integer_products", "repair_int8"]
 
 
 def has_integers(program: Program) -> bool:
     """Return whether the traced graph quantises anything."""
     return any("dequantize" in str(node.target) for node in program.exported.graph.nodes)
+
+
+def integer_products(program: Program) -> dict[Any, Any] | None:
+    """Return what the exporter needs to write products of int8 matrices (`Int8Linear`) as MatMulInteger; None if there are none."""
+    products = [node.target for node in program.exported.graph.nodes if str(node.target) == "tauon.int_matmul.default"]
+    if not products:
+        return None
+    try:
+        from onnxscript import INT8, INT32, opset20
+    except ImportError as err:
+        raise MissingExtra("writing ONNX", "onnx") from err
+
+    def int_matmul(a: INT8, b: INT8) -> INT32:
+        return opset20.MatMulInteger(a, opset20.Transpose(b, perm=[1, 0]))
+
+    int_matmul.__annotations__ = {"a": INT8, "b": INT8, "return": INT32}
+    return {products[0]: int_matmul}
 
 
 def repair_int8(file: Path) -> dict[str, int]:

@@ -96,7 +96,7 @@ class Int8Linear(nn.Module):
         else:
             q_MK, scale_M1 = (rows / self.input_scale).round_().clamp_(-127, 127).to(torch.int8), self.input_scale
         y_MN = int_matmul(q_MK, self.weight_q) * self.scale_N
-        y_MN = y_MN * scale_M1 if self.bias is None else torch.addcmul(self.bias, y_MN, scale_M1.expand(len(rows), 1))
+        y_MN = y_MN * scale_M1 if self.bias is None else torch.addcmul(self.bias, y_MN, scale_M1.expand(rows.shape[0], 1))
         return y_MN.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def spec(self) -> dict[str, Any]:

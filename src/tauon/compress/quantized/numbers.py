@@ -38,11 +38,24 @@ def quantize_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
 
 def int_matmul(a_MK: Tensor, b_NK: Tensor) -> Tensor:
     """Return a b^T, MN (int32), of int8 matrices, exactly: by `torch._int_mm` where it is right on this device, else in float64."""
+    if torch.compiler.is_exporting():
+        return _int_matmul(a_MK, b_NK)
     device = a_MK.device.type
     fits = device == "cpu" or (device == "cuda" and a_MK.shape[0] > 16 and a_MK.shape[1] % 8 == 0 and b_NK.shape[0] % 8 == 0)
     if fits and (torch.compiler.is_compiling() or _int_mm_is_exact(device)):
         return torch._int_mm(a_MK, b_NK.t())
     return (a_MK.double() @ b_NK.double().t()).to(torch.int32)
+
+
+@torch.library.custom_op("tauon::int_matmul", mutates_args=())
+def _int_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """The product as one operation of a traced program, of any number of rows (`_int_mm` asks for more than 16 when it is traced)."""
+    return (a.double() @ b.double().t()).to(torch.int32)
+
+
+@_int_matmul.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[0], dtype=torch.int32)
 
 
 @functools.cache
