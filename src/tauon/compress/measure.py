@@ -1,4 +1,7 @@
-"""Latency, size and memory of several models, in turns: each round runs every model once, so that all see the same machine."""
+"""Latency, size and memory of several models, in turns of a few calls, so that all see the same machine.
+
+The first call of a turn is not counted: it finds the caches and the threads as the model before it left them.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,10 @@ from tauon.tasks import Task
 from tauon.types import Batch
 
 __all__ = ["Cost", "batch_of_size", "call_of", "measure", "peak_memory"]
+
+_TURN = 0.01
+"""Seconds of a turn."""
+_MOST_CALLS = 50
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ def measure(
         progress("measure", done, len(batch_sizes))
         batch = batch_of_size(batches, size)
         calls = {name: call_of(task, model, batch) for name, model in models.items()}
-        with torch.inference_mode():
+        with torch.no_grad():  # as in evaluation: a compiled model is not compiled again
             for name, median in _medians(calls, seconds).items():
                 latency[name][size] = median
             if size == max(batch_sizes):
@@ -89,21 +96,27 @@ def measure(
 
 def _medians(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
     """Return the median time of each call in milliseconds, in rounds whose order turns."""
-    for call in calls.values():
+    counts = {}
+    for name, call in calls.items():
         call()
         call()
+        counts[name] = max(1, min(_MOST_CALLS, int(_TURN / max(_timed(call), 1e-7))))
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < 5 or (time.perf_counter() < end and rounds < 300):
         for name in names[rounds % len(names) :] + names[: rounds % len(names)]:
-            call = calls[name]
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+            calls[name]()
+            times[name] += [_timed(calls[name]) for _ in range(counts[name])]
         rounds += 1
     return {name: statistics.median(t) * 1e3 for name, t in times.items()}
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def _is_torch(model: nn.Module) -> bool:

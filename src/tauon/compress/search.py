@@ -167,7 +167,7 @@ def search(
     own = copy.deepcopy(model).eval()
     tries = candidates(own, target=settings.target)
     tries = tries if settings.candidates is None else list(settings.candidates)
-    with tempfile.TemporaryDirectory(prefix="tauon-compress-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tauon-compress-") as folder, _many_compilations():
         before = quality_of(own, task, dataset, progress=progress)
         state = _Search(own, config, task, calibration, dataset, max_drop, settings, progress, Path(folder), before)
         models: dict[str, nn.Module] = {"eager": own}
@@ -190,6 +190,13 @@ def search(
         best, reason = _choose(points, max_drop)
     chosen = best.name if best is not None else ""
     return SearchResult(max_drop, points, best, reason, compressed.get(chosen), models.get(chosen), state.sensitivity)
+
+
+def _many_compilations() -> Any:
+    """Let torch.compile compile one family for several batch sizes and precisions: beyond its limit it would silently run eagerly."""
+    import torch._dynamo
+
+    return torch._dynamo.config.patch(recompile_limit=64)
 
 
 def _too_much(drop: Drop, max_drop: float) -> str:

@@ -52,6 +52,10 @@ def repair_int8(file: Path) -> dict[str, int]:
     weights = sum(graph.store_transposed(node) for node in list(model.graph.node) if node.op_type == "Transpose")
     biases = sum(graph.quantise_bias(node) for node in list(model.graph.node) if node.op_type in ("Conv", "Gemm"))
     graph.drop_unused()
+    for described in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):  # notes of the exporter
+        described.ClearField("metadata_props")
+        described.ClearField("doc_string")
+    del model.graph.value_info[:]
     onnx.save(model, file)
     return {"biases": biases, "weights": weights}
 

@@ -39,7 +39,8 @@ def quantize_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
 def int_matmul(a_MK: Tensor, b_NK: Tensor) -> Tensor:
     """Return a b^T, MN (int32), of int8 matrices, exactly: by `torch._int_mm` where it is right on this device, else in float64."""
     if torch.compiler.is_exporting():
-        return _int_matmul(a_MK, b_NK)
+        traced: Tensor = _int_matmul(a_MK, b_NK)
+        return traced
     device = a_MK.device.type
     fits = device == "cpu" or (device == "cuda" and a_MK.shape[0] > 16 and a_MK.shape[1] % 8 == 0 and b_NK.shape[0] % 8 == 0)
     if fits and (torch.compiler.is_compiling() or _int_mm_is_exact(device)):
