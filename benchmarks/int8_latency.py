@@ -1,7 +1,7 @@
 """Latency of the model that the search chooses, at batch 1, 8 and 64, against the same model in torch, eager and compiled, in float32, in turns.
 
-The chosen model may run in torch or in ONNX Runtime; it keeps the promise of 1% (upper end of the drop). Floors: at least 3 times as fast as eager on a
-processor with VNNI or AMX; never slower than the better of eager and compiled.
+Of the language model: batches of 1 and 8 texts of 64 tokens. The chosen model may run in torch or in ONNX Runtime; it keeps the promise of 1% (upper end
+of the drop). Floors: at least 3 times as fast as eager on a processor with VNNI or AMX; never slower than the better of eager and compiled.
 
     python -m benchmarks.int8_latency [--models resnet20] [--seconds 2]
 """

@@ -33,7 +33,13 @@ def measured(name: str) -> dict[str, Any]:
         size = (Path(folder) / "small" / "model.safetensors").stat().st_size
         loaded = load_compressed(Path(folder) / "small")
         drop = paired_drop(quality_of(m.model, m.task, m.held_out), quality_of(loaded, m.task, m.held_out))
-    found = {"size": size, "fp32": model_bytes(m.model), "share": size / model_bytes(m.model), "drop": drop.value, "upper": drop.high}
+    found: dict[str, Any] = {
+        "size": size,
+        "fp32": model_bytes(m.model),
+        "share": size / model_bytes(m.model),
+        "drop": drop.value,
+        "upper": drop.high,
+    }
     found |= {"before": drop.before, "after": drop.after, "metric": drop.metric, "n": drop.n, "step": step.kind_}
     print(name, json.dumps(found), flush=True)
     return found

@@ -58,4 +58,5 @@ def calibration(kind: str, n: int = 2) -> Calibration:
 def outputs(kind: str, model: Any, batch: Batch) -> torch.Tensor:
     with torch.no_grad():
         hidden = model(batch.inputs)
-        return model.logits(hidden) if kind.startswith("gpt") else hidden
+        out: torch.Tensor = model.logits(hidden) if kind.startswith("gpt") else hidden
+        return out

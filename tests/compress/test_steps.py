@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,14 +17,14 @@ from tauon.config import registered
 from tauon.errors import ChecksumError, DataError, TauonError
 from tauon.types import Batch
 
-STEPS = registered("compression")
+STEPS: dict[str, Any] = dict(registered("compression"))
 
 
 @pytest.mark.parametrize("model_kind", CONFIGS)
 @pytest.mark.parametrize("kind", STEPS)
 def test_strength_zero_changes_no_output(kind: str, model_kind: str) -> None:
     model, batch = model_of(model_kind), batch_of(model_kind)
-    step = STEPS[kind].zero()  # type: ignore[attr-defined]
+    step = STEPS[kind].zero()
     same = compress_model(model, task_of(model_kind), calibration(model_kind), [step], config=CONFIGS[model_kind]).model
     assert torch.equal(outputs(model_kind, same, batch), outputs(model_kind, model, batch))
 
@@ -68,7 +69,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(DataError, match=r"NaN.*layers\.0\.weight"):
         compress_model(broken, task_of("mlp"), None, [STEPS["int8"]()])
     with pytest.raises(DataError, match="give calibration data"):
-        compress_model(model_of("mlp"), task_of("mlp"), None, [STEPS["int8"](activations="static")])  # type: ignore[call-arg]
+        compress_model(model_of("mlp"), task_of("mlp"), None, [STEPS["int8"](activations="static")])
     with pytest.raises(DataError, match="made of LSTM"):
         compress_model(nn.LSTM(3, 4), task_of("mlp"), None, [STEPS["int8"]()])
 
