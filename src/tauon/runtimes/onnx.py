@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tauon.errors import DataError, MissingExtra
 from tauon.runtimes.base import Format, RuntimeModule
+from tauon.runtimes.onnx_int8 import has_integers, integer_products, repair_int8
 from tauon.runtimes.program import Program
 from tauon.runtimes.signature import Signature
 
@@ -33,12 +34,15 @@ def write_onnx(program: Program, folder: Path) -> list[Path]:
         warnings.simplefilter("ignore")
         try:
             found: Any = torch.onnx.export(
-                program.exported, program.example, dynamo=True, input_names=names[0], output_names=names[1], verbose=False, optimize=True
-            )
+                program.exported, program.example, dynamo=True, input_names=names[0], output_names=names[1], verbose=False, optimize=True,
+                custom_translation_table=integer_products(program),
+            )  # fmt: skip
         except Exception as err:  # the exporter raises many types
             cause = err.__cause__ or err
             raise DataError(f"this model cannot be written as ONNX: {str(cause).strip().splitlines()[0]}") from err
         found.save(folder / FILE)
+    if has_integers(program):
+        repair_int8(folder / FILE)
     return sorted(folder.glob(f"{FILE}*"))
 
 

@@ -1,0 +1,58 @@
+"""The int8 graph: close to the float model, and the same in ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from compress_models import CONFIGS, batch_of, calibration, model_of, outputs, task_of
+
+from tauon.compress import Int8, Int8Graph, compress_model
+from tauon.compress.graph import GraphInt8
+from tauon.runtimes import FORMATS, trace
+
+pytest.importorskip("torchao")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize("kind", ["mlp", "resnet", "vit", "gpt"])
+def test_onnx_runtime_computes_what_the_torch_reference_computes(kind: str, tmp_path: Path) -> None:
+    model, batch = model_of(kind), batch_of(kind, 64, seed=9)
+    small = compress_model(model, task_of(kind), calibration(kind), [Int8Graph()], config=CONFIGS[kind])
+    assert isinstance(small.model, GraphInt8)
+    program = small.model.program()
+    FORMATS["onnx"].write(program, tmp_path)
+    served = FORMATS["onnx"].load(tmp_path, program.signature)
+    expected, got, real = outputs(kind, small.model, batch), outputs(kind, served, batch), outputs(kind, model, batch)
+    assert ((got - expected).norm() / expected.norm()).item() < 0.02
+    assert (got.argmax(-1) == expected.argmax(-1)).float().mean().item() >= 0.97
+    assert ((expected - real).norm() / real.norm()).item() < 0.1
+
+
+@pytest.mark.parametrize("kind", ["mlp", "gpt"])
+def test_int8_by_row_is_the_same_in_onnx_runtime(kind: str, tmp_path: Path) -> None:
+    model, batch = model_of(kind), batch_of(kind, 64, seed=9)
+    small = compress_model(model, task_of(kind), None, [Int8()], config=CONFIGS[kind]).model
+    program = trace(task_of(kind), small, batch)
+    FORMATS["onnx"].write(program, tmp_path)
+    served = FORMATS["onnx"].load(tmp_path, program.signature)
+    expected, got = outputs(kind, small, batch), outputs(kind, served, batch)
+    assert ((got - expected).norm() / expected.norm()).item() < 0.005
+    assert (got.argmax(-1) == expected.argmax(-1)).float().mean().item() >= 0.99
+
+
+def test_no_float_is_left_between_the_layers_of_a_resnet(tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    small = compress_model(model_of("resnet"), task_of("resnet"), calibration("resnet"), [Int8Graph()])
+    assert isinstance(small.model, GraphInt8)
+    FORMATS["onnx"].write(small.model.program(), tmp_path)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimised.onnx"), 4
+    onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    operations = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert operations.count("QLinearConv") == 19 and operations.count("QLinearAdd") == 9 and operations.count("QGemm") == 1
+    assert "Conv" not in operations and "Relu" not in operations and "Add" not in operations
+    assert torch.get_default_dtype() == torch.float32
