@@ -76,7 +76,7 @@ def test_the_tokenizer_is_in_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "settings", "lacks"),
-    [("gpt", {}, "the MLP is relu2"), ("mistral", {"window": 5}, "sliding window of 5"), ("gpt2", {}, "kind gpt2"),
+    [("gpt", {}, "the MLP is relu2"), ("mistral", {"window": 5}, "sliding window of 5"), ("gpt2", {}, "not shaped like Llama"),
      ("gpt", {"mlp": "swiglu", "qkv_bias": True}, "both QK-norm and biases")],
 )  # fmt: skip
 def test_a_shape_that_llama_cpp_lacks_is_refused_and_nothing_is_left(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 import tempfile
 import time
@@ -164,7 +165,8 @@ def page(measured: dict[str, dict[str, Any]]) -> str:
             if found is None:
                 cells.append("not measured")
             elif "refused" in found:
-                cells.append(f"- [{reasons.setdefault(found['refused'], len(reasons) + 1)}]")
+                reason = re.sub(r"^model \S+ has", "the model has", found["refused"])
+                cells.append(f"- [{reasons.setdefault(reason, len(reasons) + 1)}]")
             else:
                 cells.append(f"{found['error']:.0e}")
         lines.append(f"| {name} | {' | '.join(cells)} |")

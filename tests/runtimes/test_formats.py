@@ -25,6 +25,8 @@ NEEDS = {
     "huggingface": "transformers",
     "gguf": "gguf",
 }
+SLOW = {"executorch", "aoti"}
+"""Formats that take 10 to 60 seconds a family: the page says `not measured` of a new family until `python tests/runtimes/families.py` was run."""
 QUICK = [("mlp", "onnx"), ("text-bag", "onnx"), ("bert", "onnx"), ("mlp", "openvino"), ("lstm", "openvino"), ("mlp", "executorch"),
          ("llama", "gguf"), ("qwen2", "gguf"), ("qwen3", "gguf"), ("gpt", "gguf"), ("vit", "gguf"), ("dlinear", "huggingface")]  # fmt: skip
 
@@ -32,14 +34,14 @@ QUICK = [("mlp", "onnx"), ("text-bag", "onnx"), ("bert", "onnx"), ("mlp", "openv
 def test_the_page_is_what_was_measured_and_has_every_family_and_format() -> None:
     assert PAGE.read_text() == page(MEASUREMENTS), "write it again: python tests/runtimes/families.py --missing 0"
     assert {name.partition(",")[0] for name in CASES} == set(registered("model")) - {"checkpoint"}
-    assert all({*MEASUREMENTS[name]} >= {*PROGRAMS, *WEIGHTS} for name in CASES)
+    assert all({*MEASUREMENTS[name]} >= {*PROGRAMS, *WEIGHTS} - SLOW for name in CASES)
 
 
 @pytest.mark.parametrize(("name", "form"), QUICK)
 def test_a_cell_of_the_page_is_true(name: str, form: str) -> None:
     pytest.importorskip(NEEDS[form], reason=f"{NEEDS[form]} is not installed")
-    before, now = MEASUREMENTS[name][form], measure(name, form)
-    assert now.keys() == before.keys(), now
+    now = measure(name, form)
+    assert now.keys() == MEASUREMENTS[name].get(form, now).keys(), now
     if "error" in now:
         assert now["error"] < 1e-4 and now["argmax"] in (None, 1.0)
 
@@ -49,8 +51,9 @@ def test_a_cell_of_the_page_is_true(name: str, form: str) -> None:
 @pytest.mark.parametrize("form", [*PROGRAMS, *WEIGHTS])
 def test_every_cell_of_the_page_is_true(form: str) -> None:
     pytest.importorskip(NEEDS[form], reason=f"{NEEDS[form]} is not installed")
-    now = {name: measure(name, form) for name in CASES}
-    assert {name: sorted(found) for name, found in now.items()} == {name: sorted(MEASUREMENTS[name][form]) for name in CASES}
+    for name in CASES:
+        now = measure(name, form)
+        assert now.keys() == MEASUREMENTS[name].get(form, now).keys(), (name, now)
 
 
 # ---------------------------------------------------------------------------------------------- tracing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from tauon.export.gguf import FILE, gguf_tensors, write_gguf
 from tauon.export.gguf_check import GgufModel
 from tauon.export.weights import export_checkpoint
 from tauon.models import materialize, open_model_folder
+from tauon.runtimes.program import quiet
 
 __all__ = ["export_weights"]
 
@@ -98,7 +100,8 @@ def _compare_with_transformers(path: Path, to: Path) -> dict[str, Any] | str:
         return "not verified: transformers is not installed"
     name = read_json(to / "config.json")["architectures"][0]
     config, ours = _our_model(path)
-    theirs = getattr(transformers, name).from_pretrained(to, dtype=torch.float32).eval()
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        theirs = getattr(transformers, name).from_pretrained(to, dtype=torch.float32).eval()
     g = torch.Generator().manual_seed(0)
     if config.__dict__.get("input_shape"):
         inputs = torch.randn(4, *config.raw_value("input_shape"), generator=g)

@@ -50,7 +50,7 @@ def architecture_of(config: ModelConfig) -> str:
     kind, get = config.kind_, config.__dict__.get
     lacks = ""
     if kind not in ("gpt", "llama", "mistral", "qwen2", "qwen3"):
-        lacks = f"models of kind {kind} are not shaped like Llama"
+        lacks = "it is not shaped like Llama"
     elif get("mlp") != "swiglu":
         lacks = f"the MLP is {get('mlp')}, and Llama's is swiglu (model.mlp)"
     elif get("window") is not None and get("window") < (get("seq_len") or 0):
@@ -60,7 +60,7 @@ def architecture_of(config: ModelConfig) -> str:
     elif get("rope_scaling") is not None and (get("qk_norm") or get("qkv_bias")):
         lacks = "rope_scaling is only written for Llama's own architecture"
     if lacks:
-        raise DataError(f"this model cannot be written as GGUF: {lacks}. Export its weights: --to huggingface")
+        raise DataError(f"this model cannot be written as GGUF: {lacks}. Take another format: --to onnx")
     return "qwen3" if get("qk_norm") else "qwen2" if get("qkv_bias") else "llama"
 
 
