@@ -463,7 +463,7 @@ def test_example_recipes_say_what_they_are() -> None:
 VERBS_OF_PACKAGES = {
     "artifacts": "save_checkpoint", "config": "parse", "data": "prepare", "distributed": "parallelize", "evaluate": "evaluate", "export": "export_checkpoint",
     "generate": "generate", "models": "materialize", "plan": "make_plan", "predict": "predict_rows", "privacy.audit": "score_attack", "report": "render",
-    "starter": "draft", "train": "train", "tune": "lr_range", "api": "run",
+    "runtimes": "trace", "starter": "draft", "train": "train", "tune": "lr_range", "api": "run",
 }  # fmt: skip
 
 

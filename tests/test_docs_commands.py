@@ -68,6 +68,7 @@ def plain(command: str) -> str:
         "FILE-OR-FOLDER": "patients.csv",
         "FILE": "made.csv",
         "FOLDER": "made",
+        "FORMAT": "huggingface",
         "DATA": "patients.csv",
     }
     for word, what in meant.items():
@@ -325,7 +326,9 @@ def test_every_command_shown_runs(
         if "notes-" in shown:
             tune_notes(tauon)
         if "merge notes-adapter" in shown:
-            expect_success(tauon("export", "runs/notes-lora", "--to", "notes-adapter", "--format", "peft"))
+            expect_success(tauon("export", "runs/notes-lora", "--to", "peft", "--out", "notes-adapter"))
+        if "export/onnx" in shown:
+            expect_success(tauon("export", "runs/patients", "--to", "onnx"))
         for name in re.findall(r"name=(\S+)", shown):  # the run that the world has already has other settings
             shutil.rmtree(Path("runs") / name, ignore_errors=True)
         ended = (

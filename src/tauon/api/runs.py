@@ -20,6 +20,7 @@ from tauon.predict.explanations import explain_records
 from tauon.recipe import Recipe, folder_of, load_recipe
 from tauon.stages.context import Context, null_callback
 from tauon.stages.evaluate import evaluation_of
+from tauon.stages.export import export_run
 from tauon.stages.generate import TextGenerator
 from tauon.stages.load import load_model
 from tauon.stages.report import write_report
@@ -197,6 +198,25 @@ class Run:
         """
         to_records = getattr(rows, "to_pylist", None) or (partial(rows.to_dict, "records") if hasattr(rows, "to_dict") else None)
         return explain_records(self.folder, rows if to_records is None else to_records(), assignments)
+
+    def export(self, *formats: str, out: Path | str | None = None, device: str | None = None) -> list[dict[str, Any]]:
+        """Write the trained model for other programs; each is compared with the model in its runtime, and kept only if it agrees.
+
+        Args:
+            formats: onnx, openvino, executorch, aoti, huggingface, peft, gguf.
+            out: the folder to write, which must not exist; of several formats, one in it for each. Default: `export/FORMAT` in the run's folder.
+            device: where the model is loaded; default: the recipe's.
+
+        Returns:
+            A record for each format: `folder`, `verification`, `latency`, `bytes`, ...
+
+        Raises:
+            DataError: the model cannot be written in a format, with the reason, or does not agree.
+
+        >>> tauon.open_run("runs/loans").export("onnx")[0]["folder"]      # doctest: +SKIP
+        'runs/loans/export/onnx'
+        """
+        return export_run(self.folder, formats, out=None if out is None else Path(out), device=device)
 
     def generate(self, prompt: str = "", *, max_tokens: int = 200, samples: int = 1, plain: bool = False, **sampling: Any) -> list[str]:
         """Return texts that the run's language model generates after `prompt`, one for each sample.

@@ -1,4 +1,4 @@
-"""`tauon export` and `tauon adapter merge`: trained weights for other programs."""
+"""`tauon export` and `tauon adapter merge`: trained models for other programs."""
 
 from __future__ import annotations
 
@@ -7,30 +7,62 @@ from typing import Any
 
 import click
 
+from tauon.cli.show import Show, pick_show
+
 __all__ = ["adapter_command", "export_command"]
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
+EPILOG = """\b
+Formats:
+  onnx           ONNX Runtime, on servers and small devices
+  openvino       OpenVINO, on CPUs, GPUs and NPUs of Intel
+  executorch     ExecuTorch, on phones and embedded devices
+  aoti           AOTInductor: torch without Python, on machines like this one
+  huggingface    config.json and model.safetensors for transformers, adapters merged in
+  peft           the adapters alone, for PEFT
+  gguf           llama.cpp and what is built on it; models shaped like Llama
+
+\b
+Examples:
+  tauon export runs/patients --to onnx                        writes runs/patients/export/onnx
+  tauon export runs/patients --to onnx,openvino
+  tauon export runs/notes-lora --to huggingface --out notes-hf
+"""
 
 
-@click.command("export")
+@click.command("export", epilog=EPILOG)
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--to", "to", type=FOLDER, required=True, help="Folder to write; it must not exist.")
+@click.option("--to", "formats", multiple=True, required=True, metavar="FORMAT", help="Format, or several: --to onnx,huggingface.")
 @click.option(
-    "--format", "layout", type=click.Choice(["huggingface", "peft"]), default="huggingface", show_default=True,
-    help="huggingface: config.json and model.safetensors, adapters merged in. peft: only the adapters.",
-)  # fmt: skip
-def export_command(run: Path, to: Path, layout: Any) -> None:
-    """Write the trained model of RUN (a run or a checkpoint) in a form that transformers or PEFT loads."""
-    from tauon.export import export_checkpoint
+    "--out", type=FOLDER, help="Folder to write, which must not exist; of several formats, one in it for each. Default: RUN/export/FORMAT."
+)
+@click.option("--device", help="Where the model is loaded: cpu, cuda. Programs are traced on the CPU.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only the folders.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, for scripts.")
+def export_command(run: Path, formats: tuple[str, ...], out: Path | None, device: str | None, quiet: bool, as_json: bool) -> None:
+    """Write the trained model of RUN (a run or a checkpoint) for another program. Programs are loaded in their runtime and compared with the
+    model on held-out examples; one that does not agree is not kept.
+    """
+    from tauon.stages.export import export_run
 
-    files = export_checkpoint(run, to, format=layout)
-    for file in files:
-        click.echo(str(file))
-    if any(f.name == "generation_config.json" for f in files) and not any(f.name == "tokenizer.json" for f in files):
-        click.echo(
-            "no tokenizer.json was written: transformers has no tokenizer of single characters or bytes. Pass token ids to the model.",
-            err=True,
-        )
+    names = [name for given in formats for part in given.split(",") if (name := part.strip())]
+    show = pick_show(quiet, as_json)
+    with show:
+        found = export_run(run, names, out=out, device=device, on_event=show.on_event)
+    for record in found:
+        _print(show, record, as_json)
+
+
+def _print(show: Show, record: dict[str, Any], as_json: bool) -> None:
+    from tauon.export.report import sentences
+
+    if as_json:
+        show.on_event("export", **{k: record.get(k) for k in ("kind", "folder", "verification", "latency", "bytes", "script")})
+        return
+    show.console.print(record["folder"], markup=False)
+    if not isinstance(show, type(pick_show(True, False))):
+        for line in sentences(record):
+            show.console.print(f"  {line}", markup=False)
 
 
 @click.group("adapter", context_settings={"help_option_names": ["-h", "--help"]})

@@ -54,7 +54,7 @@ def export_checkpoint(path: Path, to: Path, *, format: Literal["huggingface", "p
         checkpoint = find_checkpoint(path)
         config, base = from_record(checkpoint.state["model"]), checkpoint.state.get("base") or {}
         if config.adapt is None:
-            raise CheckpointError(f"{path} has no adapters. Export the whole model: --format huggingface.")
+            raise CheckpointError(f"{path} has no adapters. Export the whole model: --to huggingface.")
         text = "tokens" in config.input_kind
         tensors = checkpoint.lazy("model") | (checkpoint.lazy("ema") if "ema" in checkpoint.groups() else {})
         beside = _folder_of(base["path"])

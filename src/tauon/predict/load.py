@@ -1,4 +1,4 @@
-"""Open a trained run for prediction: its model in evaluation mode, its task, how its training data was read and prepared.
+"""Open a trained run or a bundle for prediction: its model in evaluation mode, its task, how its training data was read and prepared.
 
 The only place that opens a run and loads its weights for prediction.
 """
@@ -13,10 +13,12 @@ from typing import Any
 from tauon.artifacts import RunFolder, load_checkpoint
 from tauon.data import SourceConfig
 from tauon.errors import CheckpointError, RunError
+from tauon.export import is_bundle, open_bundle
 from tauon.recipe import load_recipe
 from tauon.stages.context import Context, null_callback
 from tauon.stages.load import load_model
 from tauon.tasks import Task
+from tauon.train import Precision
 
 __all__ = ["Trained", "open_trained"]
 
@@ -35,14 +37,16 @@ class Trained:
 
 
 def open_trained(place: Path | str, *, weights: str = "auto", device: str | None = None) -> Trained:
-    """Open the folder of a run, or of one of its checkpoints.
+    """Open the folder of a run, of one of its checkpoints, or a bundle that `tauon export` wrote.
 
     Args:
-        place: a run's folder, or a checkpoint's in it (`runs/x/checkpoints/step-000500`).
-        weights: auto (the moving average if training kept one), raw, or ema.
-        device: cpu, cuda, cuda:1, ...; default: the recipe's `train.device`.
+        place: a run's folder, a checkpoint's in it (`runs/x/checkpoints/step-000500`), or a bundle (`runs/x/export/onnx`).
+        weights: auto (the moving average if training kept one), raw, or ema. A bundle has one set of weights.
+        device: cpu, cuda, cuda:1, ...; default: the recipe's `train.device`. Bundles compute on the CPU.
     """
     place = Path(place)
+    if is_bundle(place):
+        return _open_bundle(place)
     chosen = place.resolve().parents[1] if place.resolve().parent.name == "checkpoints" else None
     folder = chosen or place
     if not (folder / "recipe.yaml").is_file():
@@ -56,3 +60,8 @@ def open_trained(place: Path | str, *, weights: str = "auto", device: str | None
         )
     model, precision = load_model(checkpoint, recipe, weights=weights)
     return Trained(model.eval(), recipe.task, precision, preprocess, recipe.data.source, str(folder))
+
+
+def _open_bundle(folder: Path) -> Trained:
+    bundle = open_bundle(folder)
+    return Trained(bundle.load(), bundle.task, Precision("fp32", "cpu"), bundle.record["preprocess"], bundle.source, str(folder))

@@ -9,8 +9,9 @@ Does not depend on runs or recipes. `export` adds everything that has to be besi
 """
 
 from tauon.runtimes.base import Format, RuntimeModule, format_called
+from tauon.runtimes.compare import Agreement, agreement
 from tauon.runtimes.program import Program, trace
 from tauon.runtimes.signature import Signature, TensorSpec
 from tauon.runtimes.table import FORMATS
 
-__all__ = ["FORMATS", "Format", "Program", "RuntimeModule", "Signature", "TensorSpec", "format_called", "trace"]
+__all__ = ["FORMATS", "Agreement", "Format", "Program", "RuntimeModule", "Signature", "TensorSpec", "agreement", "format_called", "trace"]

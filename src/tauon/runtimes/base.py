@@ -8,29 +8,51 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tauon.errors import DataError
 from tauon.runtimes.program import Program
 from tauon.runtimes.signature import Signature
 
-__all__ = ["Format", "RuntimeModule", "format_called"]
+__all__ = ["Format", "RuntimeModule", "format_called", "last_cause"]
 
 
 class RuntimeModule(nn.Module):
     """A loaded program. Tasks call it like the model that it was traced from; it computes on the CPU and has no gradient."""
 
-    def __init__(self, signature: Signature, run: Callable[[list[Tensor]], Sequence[Tensor]], *, runtime: str) -> None:
-        """`run` computes the outputs from the inputs, both in the order of the signature."""
+    def __init__(
+        self, signature: Signature, run: Callable[[list[Tensor]], Sequence[Tensor]], *, runtime: str, most_rows: int | None = None
+    ) -> None:
+        """`run` computes the outputs from the inputs, both in the order of the signature. Batches above `most_rows` are computed in parts."""
         super().__init__()
-        self.signature, self.run, self.runtime = signature, run, runtime
+        self.signature, self.run, self.runtime, self.most_rows = signature, run, runtime, most_rows
         self.gives_logits = signature.logits
         self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        tensors = [t.detach().cpu() for t in self.signature.tensors(args, kwargs)]
+        inputs, length = self._long_enough(tensors)
+        rows = len(inputs[0])
+        step = self.most_rows or rows
         with torch.no_grad():
-            outputs = self.run([t.detach().cpu().contiguous() for t in self.signature.tensors(args, kwargs)])
+            parts = [self.run([t[i : i + step].contiguous() for t in inputs]) for i in range(0, rows, max(1, step))]
+        outputs = list(parts[0]) if len(parts) == 1 else [torch.cat(several) for several in zip(*parts, strict=True)]
+        if length is not None:
+            outputs = [o[:, :length] if "time" in s.shape else o for o, s in zip(outputs, self.signature.outputs, strict=True)]
         return outputs[0] if len(self.signature.outputs) == 1 else tuple(outputs)
+
+    def _long_enough(self, tensors: list[Tensor]) -> tuple[list[Tensor], int | None]:
+        """Pad texts that are shorter than the program allows, at their end: segment -1, which no token sees. Return their own length, too."""
+        length = next((t.shape[1] for s, t in zip(self.signature.inputs, tensors, strict=True) if "time" in s.shape), None)
+        short = 0 if length is None else self.signature.limits("time")[0] - length
+        if short <= 0:
+            return tensors, None
+        pads = [
+            F.pad(t, (0, short), value=-1 if s.name == "segments" else 0) if "time" in s.shape else t
+            for s, t in zip(self.signature.inputs, tensors, strict=True)
+        ]
+        return pads, length
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits, which the program of a language model computed already."""
@@ -56,6 +78,8 @@ class Format:
     """Write the program into an existing folder and return the files. `DataError` names an operation that the runtime lacks."""
     load: Loads
     """Load what `write` wrote. The number of threads is torch's."""
+    needs: str = ""
+    """What the loaded program depends on: machine code, a version."""
     extra: str = ""
     """Optional dependencies: `pip install 'tauon[EXTRA]'`."""
 
@@ -65,3 +89,11 @@ def format_called(name: str, formats: Mapping[str, Format]) -> Format:
     if name not in formats:
         raise DataError(f"no format is called {name!r}; available: {', '.join(formats)}")
     return formats[name]
+
+
+def last_cause(err: BaseException) -> str:
+    """Return the first line of the exception that an exporter's exception goes back to: it names the operation."""
+    while err.__cause__ is not None:
+        err = err.__cause__
+    lines = str(err).strip().splitlines()
+    return f"{type(err).__name__}: {lines[0][:300] if lines else ''}".rstrip(": ")

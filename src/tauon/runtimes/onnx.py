@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tauon.errors import DataError, MissingExtra
-from tauon.runtimes.base import Format, RuntimeModule
+from tauon.runtimes.base import Format, RuntimeModule, last_cause
 from tauon.runtimes.onnx_int8 import has_integers, integer_products, repair_int8
-from tauon.runtimes.program import Program
+from tauon.runtimes.program import Program, quiet
 from tauon.runtimes.signature import Signature
 
 __all__ = ["ONNX", "load_onnx", "onnx_session", "write_onnx"]
@@ -30,16 +27,14 @@ def write_onnx(program: Program, folder: Path) -> list[Path]:
     except ImportError as err:
         raise MissingExtra("writing ONNX", "onnx") from err
     names = [s.name for s in program.signature.inputs], [s.name for s in program.signature.outputs]
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
+    with quiet():
         try:
             found: Any = torch.onnx.export(
                 program.exported, program.example, dynamo=True, input_names=names[0], output_names=names[1], verbose=False, optimize=True,
                 custom_translation_table=integer_products(program),
             )  # fmt: skip
         except Exception as err:  # the exporter raises many types
-            cause = err.__cause__ or err
-            raise DataError(f"this model cannot be written as ONNX: {str(cause).strip().splitlines()[0]}") from err
+            raise DataError(f"this model cannot be written as ONNX: {last_cause(err)}") from err
         found.save(folder / FILE)
     if has_integers(program):
         repair_int8(folder / FILE)
@@ -74,4 +69,4 @@ def onnx_session(file: Path) -> Any:
         raise DataError(f"{file}: ONNX Runtime cannot load it: {str(err).strip().splitlines()[0]}") from err
 
 
-ONNX = Format("onnx", "ONNX Runtime, on servers and small devices", write_onnx, load_onnx, "onnx")
+ONNX = Format("onnx", "ONNX Runtime, on servers and small devices", write_onnx, load_onnx, extra="onnx")

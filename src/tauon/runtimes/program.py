@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
+import logging
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,14 +22,17 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from tauon.errors import DataError
+from tauon.models.attention import set_attention
 from tauon.runtimes.signature import Signature, TensorSpec
 from tauon.tasks import Task
 from tauon.types import Batch
 
-__all__ = ["Program", "Recorded", "Traceable", "recorded_call", "trace"]
+__all__ = ["Program", "Recorded", "Traceable", "bounded", "quiet", "recorded_call", "trace"]
 
 LONGEST_BATCH = 65536
 """Bound of the dynamic batch dimension, which some runtimes ask for."""
+LONGEST_TEXT = 65536
+"""Bound of the length of texts, for models that have none of their own."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +118,15 @@ def trace(task: Task, model: nn.Module, batch: Batch) -> Program:
 
     Raises:
         DataError: the model cannot be traced; the message names the operation.
+
+    >>> from tauon.config import parse
+    >>> task = parse(Task, {"kind": "classification"})
+    >>> batch = Batch(torch.randn(4, 3), torch.zeros(4, dtype=torch.int64), torch.ones(4))
+    >>> trace(task, nn.Linear(3, 2), batch).signature.outputs[0].shape
+    ('batch', 2)
     """
     model = copy.deepcopy(model).eval()
+    set_attention(model, "fused")  # torch's own operation, which every runtime knows
     if len(batch) == 1:  # a dimension of 1 would become a constant
         twice: dict[str, Any] = {f.name: None if (v := getattr(batch, f.name)) is None else torch.cat([v, v]) for f in fields(batch)}
         batch = Batch(**twice)
@@ -119,14 +134,14 @@ def trace(task: Task, model: nn.Module, batch: Batch) -> Program:
     logits = task.reads_hidden_states
     inputs, example, fixed = _inputs_of(model, call, batch)
     module = Traceable(model, inputs, fixed, logits)
-    exported, inputs = _export(module, inputs, example)
+    exported, inputs, ranges = _export(module, inputs, example)
     with torch.no_grad():
         found = module(*example)
     outputs = found if isinstance(found, tuple) else (found,)
     names = ("logits",) if logits else ("output",) if len(outputs) == 1 else tuple(f"output_{i}" for i in range(len(outputs)))
     shapes = [_output_shape(o, inputs, example) for o in outputs]
     specs = tuple(TensorSpec(n, _dtype(o), s) for n, o, s in zip(names, outputs, shapes, strict=True))
-    return Program(exported, Signature(inputs, specs, tuple(fixed.items()), logits), example)
+    return Program(exported, Signature(inputs, specs, tuple(fixed.items()), logits, ranges), example)
 
 
 def _inputs_of(model: nn.Module, call: Recorded, batch: Batch) -> tuple[tuple[TensorSpec, ...], tuple[Tensor, ...], dict[str, Any]]:
@@ -147,34 +162,96 @@ def _inputs_of(model: nn.Module, call: Recorded, batch: Batch) -> tuple[tuple[Te
     return tuple(inputs), tuple(example), fixed
 
 
+Ranges = tuple[tuple[str, int, int], ...]
+
+
 def _export(
     module: Traceable, inputs: tuple[TensorSpec, ...], example: tuple[Tensor, ...]
-) -> tuple[ExportedProgram, tuple[TensorSpec, ...]]:
-    """Return the traced program, and its inputs: with a fixed length where the model does not allow a dynamic one."""
-    longest = getattr(module.model, "seq_len", None) or 65536
-    dims = {"batch": Dim("batch", min=1, max=LONGEST_BATCH), "time": Dim("time", min=2, max=max(2, int(longest)))}
+) -> tuple[ExportedProgram, tuple[TensorSpec, ...], Ranges]:
+    """Return the traced program, its inputs (with a fixed length where the model does not allow a dynamic one), and the range of each
+    dimension that is dynamic.
+    """
+    longest = max(2, int(getattr(module.model, "seq_len", None) or LONGEST_TEXT))
+    ranges: Ranges = (("batch", 1, LONGEST_BATCH),)
     if any("time" in s.shape for s in inputs):
-        try:
-            return _exported(module, inputs, example, dims), inputs
-        except Exception:  # a model that computes with the length in Python
-            inputs = tuple(
-                TensorSpec(s.name, s.dtype, tuple(n if d == "time" else d for d, n in zip(s.shape, v.shape, strict=True)), s.at)
-                for s, v in zip(inputs, example, strict=True)
-            )
+        wanted: Ranges = (*ranges, ("time", 1, longest))
+        for _ in range(4):
+            try:
+                return _exported(module, inputs, example, wanted), inputs, wanted
+            except Exception as err:  # a model that computes with the length in Python: torch names the lengths for which that holds
+                narrower = _suggested(str(err), wanted)
+                if narrower == wanted:
+                    break
+                wanted = narrower
+        inputs = tuple(
+            TensorSpec(s.name, s.dtype, tuple(n if d == "time" else d for d, n in zip(s.shape, v.shape, strict=True)), s.at)
+            for s, v in zip(inputs, example, strict=True)
+        )
     try:
-        return _exported(module, inputs, example, dims), inputs
+        return _exported(module, inputs, example, ranges), inputs, ranges
     except Exception as err:  # torch.export raises many types
         raise DataError(
-            f"torch.export cannot trace {type(module.model).__name__}: {type(err).__name__}: {str(err).strip().splitlines()[0]}. "
+            f"torch.export cannot trace {type(module.model).__name__}: {type(err).__name__}: {_reason(err)}. "
             "Export its weights instead: --to huggingface, where that format knows the model."
         ) from err
 
 
-def _exported(module: Traceable, inputs: tuple[TensorSpec, ...], example: tuple[Tensor, ...], dims: dict[str, Any]) -> ExportedProgram:
+def _suggested(message: str, ranges: Ranges) -> Ranges:
+    """Return the range of lengths that torch.export suggests, as far as it is inside the wanted one."""
+    found = re.search(r"time = Dim\('time'(?:, min=(\d+))?(?:, max=(\d+))?\)", message)
+    if found is None:
+        return ranges
+    low, high = int(found[1] or 1), int(found[2] or LONGEST_TEXT)
+    return tuple((n, max(a, low), min(b, high)) if n == "time" and low < high else (n, a, b) for n, a, b in ranges)
+
+
+def _reason(err: Exception) -> str:
+    lines = [line.strip(" -") for line in str(err).strip().splitlines() if line.strip()]
+    return " ".join(lines[:2])[:400].rstrip(".")
+
+
+def _exported(module: nn.Module, inputs: tuple[TensorSpec, ...], example: tuple[Tensor, ...], ranges: Ranges) -> ExportedProgram:
+    dims = {name: Dim(name, min=low, max=high) for name, low, high in ranges}
     shapes = tuple({i: dims[d] for i, d in enumerate(s.shape) if isinstance(d, str)} for s in inputs)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        return torch.export.export(module, example, dynamic_shapes=(shapes,), strict=False)
+    with quiet(), torch.no_grad():
+        exported = torch.export.export(module, example, dynamic_shapes=(shapes,), strict=False)
+        ours = {op: made for op, made in _DECOMPOSITIONS.items() if any(node.target is op for node in exported.graph.nodes)}
+        return exported.run_decompositions(ours) if ours else exported
+
+
+def _cummax(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The running maximum as operations that every runtime has: the largest of a triangle of copies."""
+    rows = x.movedim(dim, -1)
+    at = torch.arange(rows.shape[-1], device=x.device)
+    seen = torch.where(at <= at[:, None], rows.unsqueeze(-2), rows[..., :1].unsqueeze(-1))  # the first value is always seen
+    return seen.amax(-1).movedim(-1, dim), seen.argmax(-1).movedim(-1, dim)
+
+
+_DECOMPOSITIONS: dict[Any, Any] = {torch.ops.aten.cummax.default: _cummax}
+"""Operations that most runtimes lack, in others that they have."""
+
+
+def bounded(program: Program, rows: int) -> ExportedProgram:
+    """Return the program with at most `rows` rows, for runtimes that plan their memory by the largest batch."""
+    ranges = tuple((n, low, min(high, rows) if n == "batch" else high) for n, low, high in program.signature.ranges)
+    example = tuple(t[: max(2, min(len(t), rows))] for t in program.example)
+    dims = {name: Dim(name, min=low, max=high) for name, low, high in ranges}
+    shapes = tuple({i: dims[d] for i, d in enumerate(s.shape) if isinstance(d, str)} for s in program.signature.inputs)
+    with quiet(), torch.no_grad():
+        return torch.export.export(program.exported.module(), example, dynamic_shapes=shapes, strict=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep back warnings, log messages and lines on stdout of an exporter: what matters of them is in its exception."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _output_shape(output: Tensor, inputs: tuple[TensorSpec, ...], example: tuple[Tensor, ...]) -> tuple[int | str, ...]:

@@ -44,6 +44,12 @@ class Signature:
     """Keyword arguments that were constant when the model was traced: (name, value)."""
     logits: bool = False
     """The program ends in logits over the vocabulary, although the traced model returns hidden states."""
+    ranges: tuple[tuple[str, int, int], ...] = ()
+    """Smallest and largest size of named dimensions: (name, from, to)."""
+
+    def limits(self, name: str) -> tuple[int, int]:
+        """Return the smallest and the largest size of a named dimension."""
+        return next(((low, high) for n, low, high in self.ranges if n == name), (1, 2**31 - 1))
 
     def tensors(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """Return the program's inputs for a call of the model.
@@ -64,6 +70,9 @@ class Signature:
                 "Export the model with an example of such data."
             )
         for spec, value in zip(self.inputs, found, strict=True):
+            for name, size in zip(spec.shape, value.shape, strict=False):
+                if name == "time" and size > (most := self.limits("time")[1]):
+                    raise DataError(f"{spec.name} has {size:,} tokens, but the exported model takes at most {most:,}")
             if value.ndim != len(spec.shape) or any(isinstance(n, int) and n != m for n, m in zip(spec.shape, value.shape, strict=True)):
                 raise DataError(f"{spec.name} has shape {tuple(value.shape)}, but the exported model takes {spec.shape}")
         return found
@@ -74,9 +83,11 @@ class Signature:
             "outputs": [s.to_json() for s in self.outputs],
             "fixed": dict(self.fixed),
             "logits": self.logits,
+            "ranges": {name: [low, high] for name, low, high in self.ranges},
         }
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Signature:
         inputs, outputs = (tuple(map(TensorSpec.from_json, found[name])) for name in ("inputs", "outputs"))
-        return cls(inputs, outputs, tuple(found["fixed"].items()), bool(found["logits"]))
+        ranges = tuple((str(n), int(low), int(high)) for n, (low, high) in found.get("ranges", {}).items())
+        return cls(inputs, outputs, tuple(found["fixed"].items()), bool(found["logits"]), ranges)

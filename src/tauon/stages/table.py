@@ -90,8 +90,13 @@ BUILT_IN = (
         report="tauon.privacy.audit.report:audit",
     ),
     Stage(
+        "export", "tauon.stages.export:export_stage", "Write a trained model for other programs, each verified in its runtime.",
+        config="tauon.export.config:ExportConfig", reads=("export",), inputs=("train",), writes=("export/export.json",),
+        report="tauon.export.report:exports",
+    ),
+    Stage(
         "report", "tauon.stages.report:report_stage", "Write the report of a run, one HTML page.",
-        inputs=("train", "evaluate", "explain", "audit"), writes=("report.html",), from_records=True,
+        inputs=("train", "evaluate", "explain", "audit", "export"), writes=("report.html",), from_records=True,
         details="Write report.html: data, curves, metrics, samples, recipe and environment on one page that works offline.",
     ),
 )  # fmt: skip

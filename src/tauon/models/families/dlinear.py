@@ -75,7 +75,8 @@ class DLinear(Model):
         else:
             maps = zip(self.trend, self.rest, strict=True)
             out = torch.stack([a(trend[:, k]) + b(rest[:, k]) for k, (a, b) in enumerate(maps)], dim=1)
-        out_BHO = out.view(len(out), K, H, Q).permute(0, 2, 1, 3).reshape(len(out), H, K * Q)
+        B = out.shape[0]  # not len(): torch.export would fix the number
+        out_BHO = out.view(B, K, H, Q).permute(0, 2, 1, 3).reshape(B, H, K * Q)
         return backward_scale(out_BHO, mean, deviation, K) if self.revin else out_BHO
 
     def flops_per_example(self, spec: DataSpec) -> float:

@@ -55,7 +55,7 @@ class LSTMForecaster(Model):
         h = x_BTF
         for layer in self.layers:
             h = dropout(layer(h)[0], self.dropout, self.training)
-        out: Tensor = self.head(h[:, -1]).view(len(x_BTF), H, O)
+        out: Tensor = self.head(h[:, -1]).view(-1, H, O)
         return backward_scale(out, mean, deviation, K) if self.revin else out
 
     def init_parameter(self, name: str, p: Tensor, g: torch.Generator) -> None:

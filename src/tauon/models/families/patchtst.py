@@ -124,7 +124,7 @@ class PatchTST(Model):
             x_BKT = F.pad(x_BKT, (0, self.padding), mode="replicate")
         start = x_BKT.shape[2] - (self.patch + self.stride * (self.patches - 1))  # what does not fill a patch is left out at the beginning
         x_BKNP = x_BKT[:, :, start:].unfold(2, self.patch, self.stride)
-        B = len(x_BTF)
+        B = x_BTF.shape[0]  # not len(): torch.export would fix the number
         h = self.embed(x_BKNP).flatten(0, 1) + self.positions
         h = dropout(h, self.dropout, self.training)
         for block in self.blocks:

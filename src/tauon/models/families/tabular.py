@@ -181,7 +181,7 @@ class FTTransformer(Model):
         tokens = [x_BF[:, self.numbers, None] * self.weight] if self.weight is not None else []
         tokens += [table(x_BF[:, j].long())[:, None] for j, table in zip(self.coded, self.tables, strict=True)]
         columns = torch.cat(tokens, dim=1) + self.column_bias
-        x_BTD = torch.cat([self.answer.expand(len(x_BF), 1, -1), columns], dim=1)
+        x_BTD = torch.cat([self.answer.expand(x_BF.shape[0], 1, -1), columns], dim=1)
         for block in self.blocks:
             x_BTD = block(x_BTD)
         out: Tensor = self.head(F.relu(self.norm(x_BTD[:, 0])))
