@@ -90,13 +90,18 @@ BUILT_IN = (
         report="tauon.privacy.audit.report:audit",
     ),
     Stage(
+        "compress", "tauon.stages.compress:compress_stage", "Make a trained model smaller and faster within a promised loss of quality.",
+        config="tauon.compress.config:CompressConfig", reads=("compress",), inputs=("train",), writes=("compress/compress.json",),
+        report="tauon.compress.report:compression",
+    ),
+    Stage(
         "export", "tauon.stages.export:export_stage", "Write a trained model for other programs, each verified in its runtime.",
         config="tauon.export.config:ExportConfig", reads=("export",), inputs=("train",), writes=("export/export.json",),
         report="tauon.export.report:exports",
     ),
     Stage(
         "report", "tauon.stages.report:report_stage", "Write the report of a run, one HTML page.",
-        inputs=("train", "evaluate", "explain", "audit", "export"), writes=("report.html",), from_records=True,
+        inputs=("train", "evaluate", "explain", "audit", "compress", "export"), writes=("report.html",), from_records=True,
         details="Write report.html: data, curves, metrics, samples, recipe and environment on one page that works offline.",
     ),
 )  # fmt: skip
@@ -109,7 +114,7 @@ FAILED_STAGES: dict[str, str] = {}
 
 RESERVED = (
     *("name", "seed", "stages", "data", "task", "model", "adapt", "optim", "train", "privacy", "parallel", "launch", "evaluate", "track"),
-    *("run", "predict", "generate", "export", "adapter", "audit", "explain", "serve", "runs", "check", "tune", "recipe"),
+    *("run", "predict", "generate", "export", "adapter", "audit", "explain", "compress", "serve", "runs", "check", "tune", "recipe"),
 )
 """Sections of every recipe and verbs that are written by hand: names that a stage of another package cannot have."""
 
