@@ -5,10 +5,13 @@ The first call of a turn is not counted: it finds the caches and the threads as 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -123,11 +126,25 @@ def _is_torch(model: nn.Module) -> bool:
     return getattr(model, "runtime", None) is None
 
 
+@contextlib.contextmanager
+def quiet_descriptors() -> Iterator[None]:
+    """Discard what native code writes to standard error: the profiler prints its own probes there."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def peak_memory(call: Callable[[], Any]) -> int:
     """Return the most bytes that are allocated at once while `call` runs, beyond those before it."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
+    with quiet_descriptors(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         call()
     events: Any = prof.profiler.kineto_results.events()  # type: ignore[union-attr]
     used = most = 0

@@ -105,7 +105,8 @@ def open_bundle(folder: Path | str) -> Bundle:
         raise RunError(f"{folder} is not a bundle: it has no {BUNDLE}. `tauon export RUN --to onnx` writes one.")
     try:
         record = read_json(folder / BUNDLE)
-        sums = dict(reversed(line.split("  ", 1)) for line in (folder / SUMS).read_text(encoding="utf-8").splitlines())
+        lines = [line.split("  ", 1) for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()]
+        sums = {name: digest for digest, name in lines}
         files = dict(record["files"])
         known = record["format"]
     except (OSError, ValueError, KeyError, TypeError, DataError) as err:

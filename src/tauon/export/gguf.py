@@ -48,12 +48,12 @@ def architecture_of(config: ModelConfig) -> str:
         DataError: there is none; names what it lacks.
     """
     kind, get = config.kind_, config.__dict__.get
-    lacks = ""
+    lacks, window = "", get("window")
     if kind not in ("gpt", "llama", "mistral", "qwen2", "qwen3"):
         lacks = "it is not shaped like Llama"
     elif get("mlp") != "swiglu":
         lacks = f"the MLP is {get('mlp')}, and Llama's is swiglu (model.mlp)"
-    elif get("window") is not None and get("window") < (get("seq_len") or 0):
+    elif window is not None and window < (get("seq_len") or 0):
         lacks = f"llama.cpp would not apply the sliding window of {get('window')} tokens"
     elif get("qk_norm") and get("qkv_bias"):
         lacks = "no architecture has both QK-norm and biases of queries"
@@ -70,7 +70,8 @@ def permuted(weight: Tensor, heads: int) -> Tensor:
     >>> permuted(torch.arange(8.0)[:, None], 2).flatten().tolist()
     [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]
     """
-    return weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
+    out: Tensor = weight.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(weight.shape)
+    return out
 
 
 def gguf_tensors(config: ModelConfig, tensors: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:

@@ -52,7 +52,8 @@ class GgufModel:
         groups = heads["q"].shape[1] // heads["k"].shape[1]
         k, v = (heads[n].repeat_interleave(groups, dim=1) for n in "kv")
         scores = (heads["q"] @ k.mT / K**0.5).masked_fill(~torch.ones(T, T, dtype=torch.bool).tril(), -torch.inf)
-        return (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, -1) @ self.tensors[f"{block}attn_output.weight"].T
+        mixed: Tensor = (scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, -1) @ self.tensors[f"{block}attn_output.weight"].T
+        return mixed
 
     def _rotated(self, x_BTHK: Tensor) -> Tensor:
         """RoPE: of neighbours in the architecture llama, of halves in the others."""

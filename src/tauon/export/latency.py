@@ -24,7 +24,8 @@ def latency_of(task: Task, modules: Mapping[str, nn.Module], batch: Batch, rows:
     found: dict[str, Any] = {"threads": torch.get_num_threads()} | {name: {} for name in modules}
     for n in rows:
         chosen = torch.arange(n) % len(batch)
-        many = Batch(**{f.name: None if (v := getattr(batch, f.name)) is None else v[chosen] for f in fields(batch)})
+        parts: dict[str, Any] = {f.name: None if (v := getattr(batch, f.name)) is None else v[chosen] for f in fields(batch)}
+        many = Batch(**parts)
         times: dict[str, list[float]] = {name: [] for name in modules}
         with torch.no_grad():
             for name in (

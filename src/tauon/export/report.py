@@ -27,7 +27,8 @@ def exports(records: Records) -> Section | None:
 
 
 def _row(entry: Mapping[str, Any]) -> list[str]:
-    latency = entry.get("latency") if isinstance(entry.get("latency"), dict) else {}
+    found = entry.get("latency")
+    latency: Mapping[str, Any] = found if isinstance(found, dict) else {}
     cells = []
     for rows in ("1", "64"):
         ours, theirs = (number((latency.get(k) or {}).get(rows)) for k in ("program", "model"))

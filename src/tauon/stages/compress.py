@@ -113,7 +113,7 @@ def _measured_on(ctx: Context, config: CompressConfig) -> tuple[Dataset, str, li
                     )
                 ]
             )
-        name = config.split
+        name = str(config.split)
     elif not sizes:
         raise RecipeError(
             [Problem("compress", "quality is measured on examples outside of training. Hold some out: data.split.validation=10%.")]

@@ -59,7 +59,8 @@ def side_effects(ctx: Context, before: nn.Module, served: nn.Module, after: nn.M
 def _metrics(ctx: Context, before: nn.Module, after: nn.Module, dataset: Dataset) -> dict[str, Any]:
     """Return each metric before and after, with intervals, and the class whose recall fell most."""
     config = EvaluateConfig(resamples=200)
-    a, b = (evaluate(m, ctx.recipe.task, dataset, config, seed=ctx.recipe.seed, split="held out") for m in (before, after))
+    task: Any = ctx.recipe.task
+    a, b = (evaluate(m, task, dataset, config, seed=ctx.recipe.seed, split="held out") for m in (before, after))
     both = {name: [_figure(a.metrics[name]), _figure(b.metrics[name])] for name in a.metrics if name in b.metrics}
     recalls = {name: pair for name, pair in both.items() if name.startswith("recall[") or name.startswith("recall_of_")}
     fell = max(recalls, key=lambda n: (recalls[n][0]["value"] or 0) - (recalls[n][1]["value"] or 0), default=None)
@@ -77,7 +78,10 @@ def _explanations(ctx: Context, before: nn.Module, after: nn.Module) -> dict[str
     found = compare(
         replace(subject, model=before), now, sample=256, explained=12, shown=1, maps=("occlusion",), seed=ctx.recipe.seed
     ).record
-    return {"reasons": found.get("reasons"), "answers": found.get("answers")}
+    methods = [{k: m[k] for k in ("name", "title", "correlation", "lowest")} for m in found.get("methods") or []]
+    if not methods:
+        return {"not_measured": "occlusion does not suit this kind of data"}
+    return {"methods": methods, "agreement": found.get("agreement"), "examples": 12}
 
 
 def _membership(ctx: Context, before: nn.Module, after: nn.Module, dataset: Dataset) -> dict[str, Any]:
