@@ -25,6 +25,7 @@ BY_HAND = {
     "adapter": ("tauon.cli.export", "Merge trained adapters into the weights of their base model."),
     "explain": ("tauon.cli.explain", "Explain a trained model: what it looks at, and how far that may be believed."),
     "audit": ("tauon.cli.audit", "Attack a trained model to measure what it reveals about its training data."),
+    "compress": ("tauon.cli.compress", "Make a trained model smaller and faster within a promised loss of quality."),
     "serve": ("tauon.cli.serve", "Serve a trained model over HTTP: predictions, texts, and a page to try it."),
     "runs": ("tauon.cli.runs", "List runs; compare two."),
     "check": ("tauon.cli.check", "Check that a parallel layout computes the same as one process."),

@@ -221,8 +221,9 @@ def _choose(points: Sequence[Point], max_drop: float) -> tuple[Point | None, str
         else:
             allowed.append(point)
     if not allowed:
-        return None, "no candidate keeps the promise and is neither larger nor slower than the model: " + "; ".join(
-            f"{p.name}: {p.why_not}" for p in points if p.why_not
+        failed = [p for p in points if p.why_not]
+        return None, "no candidate keeps the promise and is neither larger nor slower than the model:" + "".join(
+            f"\n  {p.name}: {p.why_not}" for p in failed
         )
     best = min(allowed, key=lambda p: _mean_ratio(p, fastest))
     speed, size = 1 / _mean_ratio(best, fastest), (best.cost.size_bytes / costs[0].size_bytes if best.cost else 1.0)

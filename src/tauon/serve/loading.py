@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tauon.artifacts import RunFolder, find_checkpoint, load_checkpoint
-from tauon.errors import DataError, RunError, TauonError
+from tauon.errors import DataError, TauonError
 from tauon.predict import Predictor
 from tauon.recipe import load_recipe
 from tauon.serve.drift import Drift, Reference
@@ -17,6 +17,7 @@ from tauon.serve.rollout import Rollout
 from tauon.serve.served import Served
 from tauon.serve.settings import ServeSettings
 from tauon.serve.state import ServerState
+from tauon.stages.compressed import is_compressed, open_compressed_run
 from tauon.stages.context import Context, null_callback
 
 __all__ = ["load_language_model", "load_served", "open_server"]
@@ -73,14 +74,17 @@ def version_of(place: Path) -> str:
         import hashlib
 
         return hashlib.sha256(bundle.read_bytes()).hexdigest()[:12]
+    if is_compressed(place):
+        import hashlib
+
+        return hashlib.sha256((place / "model" / "compressed.json").read_bytes()).hexdigest()[:12]
     return find_checkpoint(place).hash[:12]
 
 
 def _add_drift(served: Served) -> None:
     """Compute the training data's bins beside the server's start; a server without its data has no drift figures."""
     with contextlib.suppress(TauonError, OSError, KeyError, ValueError):
-        place = served.place.resolve()
-        folder = place.parents[1] if place.parent.name == "checkpoints" else place
+        folder = run_of(served.place)
         ctx = Context(load_recipe(folder), RunFolder.read(folder), null_callback)
         if ctx.recipe.privacy is not None:  # exact shares of training data are not covered by the guarantee
             return
@@ -92,7 +96,7 @@ def _add_drift(served: Served) -> None:
 
 def is_language_model(place: Path) -> bool:
     """Return whether the folder's model continues texts."""
-    folder = place.resolve().parents[1] if place.resolve().parent.name == "checkpoints" else place
+    folder = run_of(place)
     if not (folder / "recipe.yaml").is_file():
         return False
     return load_recipe(folder).task.input_kind in ("tokens", "chat", "pairs") and not (place / "bundle.json").is_file()
@@ -104,9 +108,18 @@ def load_language_model(place: Path) -> Any:
 
     if not is_language_model(place):
         raise DataError(f"{place} is not a language model")
-    chosen = place.resolve().parents[1] if place.resolve().parent.name == "checkpoints" else None
-    folder = chosen or place
-    if not (folder / "recipe.yaml").is_file():
-        raise RunError(f"{folder} is not a run")
-    checkpoint = load_checkpoint(place) if chosen else None
-    return TextGenerator(Context(load_recipe(folder), RunFolder.read(folder), null_callback), checkpoint)
+    folder = run_of(place)
+    ctx = Context(load_recipe(folder), RunFolder.read(folder), null_callback)
+    if is_compressed(place):
+        writer = TextGenerator(ctx, model=open_compressed_run(place).model)
+        writer.version = version_of(place)
+        return writer
+    return TextGenerator(ctx, load_checkpoint(place) if folder != place else None)
+
+
+def run_of(place: Path) -> Path:
+    """Return the folder of the run that a checkpoint or a compressed model belongs to; otherwise the folder itself."""
+    whole = place.resolve()
+    if whole.parent.name == "checkpoints":
+        return whole.parents[1]
+    return whole.parent if is_compressed(place) else place

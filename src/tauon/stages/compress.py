@@ -7,6 +7,7 @@ compress/bundle/            where another runtime won: its program, verified (`t
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ FORMAT = "tauon-compress/1"
 def compress_stage(ctx: Context) -> dict[str, Any]:
     """Search for a smaller model that keeps the promise; write it, or the reason why there is none."""
     config = ctx.section("compress", CompressConfig)
+    for name in ("torchao", "torch.utils._pytree"):  # what they log while they are imported is about GPUs and their own future
+        logging.getLogger(name).setLevel(logging.ERROR)
     checkpoint = ctx.final_checkpoint
     ctx.refuse_changed_data()
     model, _ = load_model(checkpoint, ctx.recipe, weights=ctx.recipe.evaluate.weights)
@@ -82,7 +85,7 @@ def compress_stage(ctx: Context) -> dict[str, Any]:
         write_json(folder / "compress.json", record)
     for note in notes:
         ctx.on_event("note", message=note)
-    ctx.on_event("note" if result.best is not None else "warning", message=_conclusion(result, record))
+    ctx.on_event("note" if result.best is not None else "warning", message=_conclusion(result, ctx.run.folder))
     return {"checkpoint": checkpoint.hash, "best": record["best"]}
 
 
@@ -166,10 +169,10 @@ def subject_with(subject: Any, model: Any) -> Any:
     return replace(subject, model=model, precision="compressed")
 
 
-def _conclusion(result: SearchResult, record: dict[str, Any]) -> str:
+def _conclusion(result: SearchResult, run: Path) -> str:
     if result.best is None:
-        return result.reason
-    return f"{result.reason}. Use it: tauon predict {record['run']}/compress, tauon serve {record['run']}/compress"
+        return f"{result.reason}\nThe trained model stays the one to use."
+    return f"{result.reason}. Use it like the run: tauon serve {run}/compress"
 
 
 def refuse_without_compress(folder: Path) -> None:

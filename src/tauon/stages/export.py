@@ -13,12 +13,14 @@ import numpy as np
 
 from tauon import __version__
 from tauon.artifacts import Checkpoint, RunFolder, load_checkpoint, read_json, write_json
+from tauon.compress import GraphInt8
 from tauon.data import without_augmentation
 from tauon.errors import DataError, MissingExtra, Problem, RecipeError, RunError, TauonError
 from tauon.export import ExportConfig, ExportSubject, export_weights, write_bundle
 from tauon.export.config import PROGRAMS
 from tauon.recipe import load_recipe, to_yaml
 from tauon.runtimes import Program, trace
+from tauon.stages.compressed import CompressedRun, is_compressed, open_compressed_run
 from tauon.stages.context import Context, EventCallback, null_callback
 from tauon.stages.load import load_model
 from tauon.types import Batch, Dataset
@@ -42,7 +44,7 @@ def export_run(
     """Export a trained run, or one of its checkpoints.
 
     Args:
-        place: the run's folder, or a checkpoint's.
+        place: the run's folder, a checkpoint's, or the run's compressed model (`RUN/compress`).
         formats: onnx, openvino, executorch, aoti, huggingface, peft, gguf.
         out: the folder to write, which must not exist; of several formats, one in it for each. Default: `export/FORMAT` in the run's folder,
             where an earlier export is replaced, and `export/export.json`, which the report reads.
@@ -58,7 +60,8 @@ def export_run(
     """
     place = Path(place)
     chosen = place.resolve().parents[1] if place.resolve().parent.name == "checkpoints" else None
-    folder = chosen or place
+    compressed = open_compressed_run(place) if is_compressed(place) else None
+    folder = chosen or (compressed.run if compressed is not None else place)
     if not (folder / "recipe.yaml").is_file():
         raise RunError(f"{folder} is not a run: it has no recipe.yaml. Give the folder of a trained run; `tauon runs list` shows them.")
     recipe = load_recipe(folder, [] if device is None else [f"train.device={device}"])
@@ -73,11 +76,13 @@ def export_run(
     if out is not None:  # the run stays as it is
         ctx = Context(recipe, RunFolder.read(folder), on_event)
         places = {name: out if len(formats) == 1 else out / name for name in formats}
-        return _export(ctx, load_checkpoint(place) if chosen else ctx.final_checkpoint, config, places, replace=False)
+        return _export(
+            ctx, load_checkpoint(place) if chosen else ctx.final_checkpoint, config, places, replace=False, compressed=compressed
+        )
     with RunFolder.open(folder) as run:
         ctx = Context(recipe, run, on_event)
-        places = {name: folder / "export" / name for name in formats}
-        return _export(ctx, load_checkpoint(place) if chosen else ctx.final_checkpoint, config, places, replace=True)
+        places = {name: folder / "export" / (name if compressed is None else f"{name}-compressed") for name in formats}
+        return _export(ctx, load_checkpoint(place) if chosen else ctx.final_checkpoint, config, places, replace=True, compressed=compressed)
 
 
 def recipe_section(recipe: Any) -> Any:
@@ -85,8 +90,10 @@ def recipe_section(recipe: Any) -> Any:
     return getattr(recipe, "export", None)
 
 
-def _export(ctx: Context, checkpoint: Checkpoint, config: ExportConfig, places: dict[str, Path], *, replace: bool) -> list[dict[str, Any]]:
-    """Write each format; those that can be written are kept if another one cannot."""
+def _export(
+    ctx: Context, checkpoint: Checkpoint, config: ExportConfig, places: dict[str, Path], *, replace: bool, compressed: CompressedRun | None = None
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Write each format; those that can be written are kept if another one cannot. `compressed`: a smaller model to write instead."""
     for to in places.values():
         if to.exists() and not replace:
             raise RunError(f"{to}: exists already and is not overwritten. Choose another name or remove it.")
@@ -103,13 +110,17 @@ def _export(ctx: Context, checkpoint: Checkpoint, config: ExportConfig, places: 
                 if subject is None:
                     ctx.refuse_changed_data()
                     subject, batches = export_subject(ctx, checkpoint), held_out_batches(ctx, config.examples)
-                program = program or trace(subject.task, subject.model, max(batches, key=len))
-                record = write_bundle(subject, to, name, batches, program=program, latency=config.latency, replace=replace)
+                record, program = _program(subject, to, name, batches, config, program, compressed, replace)
+            elif compressed is not None:
+                raise DataError(
+                    f"{name} has weights of the trained model; a compressed one is exported as a program: --to onnx. Without compression: "
+                    f"tauon export {compressed.run} --to {name}"
+                )
             else:
                 record = export_weights(checkpoint.path, to, format=name, replace=replace)
         except (DataError, MissingExtra, RecipeError) as err:
             refusals.append(err)
-            found.append({"kind": name, "refused": str(err)})
+            found.append({"kind": name, "refused": str(err), "compressed": compressed is not None})
             continue
         found.append(record | {"folder": str(to), "seconds": round(time.perf_counter() - began, 2)})
     ctx.on_event("progress", what="exporting", done=len(places), total=len(places))
@@ -120,14 +131,31 @@ def _export(ctx: Context, checkpoint: Checkpoint, config: ExportConfig, places: 
     return found
 
 
+def _program(
+    subject: ExportSubject, to: Path, name: str, batches: list[Batch], config: ExportConfig, program: Program | None,
+    compressed: CompressedRun | None, replace_earlier: bool,
+) -> tuple[dict[str, Any], Program]:  # fmt: skip
+    """Write one program; return its record, and the traced program for other formats."""
+    reference: Any = None if compressed is None else compressed.model
+    if program is None:
+        graph = isinstance(reference, GraphInt8)
+        program = reference.program() if graph else trace(subject.task, reference or subject.model, max(batches, key=len))
+    subject = subject if reference is None else replace(subject, precision="compressed")
+    record = write_bundle(subject, to, name, batches, reference=reference, program=program, latency=config.latency, replace=replace_earlier)
+    return record | {"compressed": compressed is not None}, program
+
+
 def _remember(folder: Path, found: Sequence[dict[str, Any]]) -> None:
     """Add these exports to `export/export.json`; a format that was exported before is replaced."""
     path = folder / RECORD
     before = read_json(path).get("exports", []) if path.is_file() else []
-    kinds = {entry["kind"] for entry in found}
+    kinds = {(entry["kind"], bool(entry.get("compressed"))) for entry in found}
     shown = [{k: v for k, v in entry.items() if k not in ("preprocess", "source", "spec", "signature")} for entry in found]
     path.parent.mkdir(exist_ok=True)
-    write_json(path, {"format": "tauon-export/1", "exports": [e for e in before if e.get("kind") not in kinds] + shown})
+    write_json(
+        path,
+        {"format": "tauon-export/1", "exports": [e for e in before if (e.get("kind"), bool(e.get("compressed"))) not in kinds] + shown},
+    )
 
 
 def export_subject(ctx: Context, checkpoint: Checkpoint) -> ExportSubject:

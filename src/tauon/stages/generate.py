@@ -12,6 +12,7 @@ from tauon.generate import Sampling, generate
 from tauon.models import GPT
 from tauon.stages.context import Context
 from tauon.stages.load import load_model
+from tauon.train import Precision
 
 __all__ = ["TextGenerator"]
 
@@ -19,11 +20,14 @@ __all__ = ["TextGenerator"]
 class TextGenerator:
     """The language model of a run, ready to generate. `RunError` if the run trained another kind of model."""
 
-    def __init__(self, ctx: Context, checkpoint: Checkpoint | None = None) -> None:
-        """`checkpoint`: default: the run's last."""
+    def __init__(self, ctx: Context, checkpoint: Checkpoint | None = None, model: Any = None) -> None:
+        """`checkpoint`: default: the run's last. `model`: a smaller one to use instead."""
         checkpoint, recipe = checkpoint or ctx.final_checkpoint, ctx.recipe
         self.name, self.version = recipe.name, checkpoint.hash[:12]
-        model, self.precision = load_model(checkpoint, recipe, weights=recipe.evaluate.weights)
+        if model is None:
+            model, self.precision = load_model(checkpoint, recipe, weights=recipe.evaluate.weights)
+        else:
+            self.precision = Precision("fp32", "cpu")
         if not isinstance(model, GPT):
             folder = ctx.run.folder
             raise RunError(f"{folder} trained a {recipe.model.kind_}, which cannot generate text. Use a run with task language-modelling.")
