@@ -39,6 +39,7 @@ FAMILIES = (
     "tokenizer",
     "augment",
     "tracker",
+    "compression",
 )
 UNITS = {id(typing.get_args(t)[1].func): name for t, name in ((Count, "count"), (Bytes, "size"), (Duration, "time"), (Fraction, "share"))}
 HEAD = """\

@@ -213,6 +213,28 @@ def for_prediction(folder: Path) -> None:
         path = folder / f"trained-{name}.yaml"  # `tauon recipe new` writes NAME.yaml
         path.write_text(yaml.safe_dump({"name": name} | tree | few))
         run(load_recipe(path), root=folder / "runs")
+    cancer = ["data.split.folds=null", "data.split.test=20%", *small("breast-cancer")]
+    run(load_recipe("breast-cancer", cancer), root=folder / "runs", stages=("prepare", "train"))
+    make_compressed(folder / "runs" / "patients")
+
+
+def make_compressed(folder: Path) -> None:
+    """What `tauon compress` leaves, without a search: so few rows prove no promise."""
+    from tauon.artifacts import RunFolder, write_json
+    from tauon.compress import Int8WeightOnly, compress_model, save_compressed
+    from tauon.models import from_record
+    from tauon.stages.context import Context, null_callback
+    from tauon.stages.load import load_model
+
+    recipe = load_recipe(folder)
+    checkpoint = Context(recipe, RunFolder.read(folder), null_callback).final_checkpoint
+    model, _ = load_model(checkpoint, recipe)
+    made = compress_model(model.float(), recipe.task, None, [Int8WeightOnly()], config=from_record(checkpoint.state["model"]))
+    (folder / "compress").mkdir()
+    save_compressed(folder / "compress" / "model", made)
+    write_json(
+        folder / "compress" / "compress.json", {"checkpoint": checkpoint.hash, "runtime": "eager", "points": [], "best": "int8 weights"}
+    )
 
 
 def load_yaml(name: str, assignments: list[str]) -> str:
@@ -288,6 +310,8 @@ def slow(command: str) -> bool:
         return False
     if verb == "check" or re.search(r"--on (local|ray)|--shadows|instruct-lora|prefer-dpo", command):
         return True
+    if verb == "compress":
+        return command != "tauon compress runs/patients --max-drop 10%"
     if verb in ("run", "train", "tune"):
         return command not in ("tauon run quickstart", "tauon run quickstart --json > progress.jsonl") and named != "traffic-signs"
     return False

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tauon.api.notebook import run_html
-from tauon.artifacts import RunFolder
+from tauon.artifacts import RunFolder, read_json
 from tauon.errors import RunError
 from tauon.evaluate import Evaluation, Metric
 from tauon.generate import Sampling
@@ -198,6 +198,23 @@ class Run:
         """
         to_records = getattr(rows, "to_pylist", None) or (partial(rows.to_dict, "records") if hasattr(rows, "to_dict") else None)
         return explain_records(self.folder, rows if to_records is None else to_records(), assignments)
+
+    def compress(self, max_drop: float | str = 0.01, *assignments: str) -> dict[str, Any]:
+        """Look for a smaller and faster model within a promised loss of quality; it is in `compress` in the run's folder.
+
+        Args:
+            max_drop: largest relative drop of quality, of the upper end of its interval.
+            assignments: settings of the section `compress`: `"compress.for=mobile"`.
+
+        Returns:
+            The record: `best` (None: nothing kept the promise), `reason`, `points`, `side_effects`.
+
+        >>> tauon.open_run("runs/loans").compress("2%")["best"]      # doctest: +SKIP
+        'int8 graph, ONNX Runtime'
+        """
+        recipe = load_recipe(self.folder, [f"compress.max_drop={max_drop}", *assignments])
+        run_stages(recipe, folder=self.folder, stages=("compress",))
+        return dict(read_json(self.folder / "compress" / "compress.json"))
 
     def export(self, *formats: str, out: Path | str | None = None, device: str | None = None) -> list[dict[str, Any]]:
         """Write the trained model for other programs; each is compared with the model in its runtime, and kept only if it agrees.

@@ -7,6 +7,7 @@ keeps is the model with int8 weights and the list of ranges: from these the grap
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -143,6 +144,8 @@ def _prepared(
     """Return (the graph with observers, names of the layers that become int8)."""
     with _quiet():
         try:
+            for name in ("torchao", "torch.utils._pytree"):  # what they log while they are imported is about GPUs and their own future
+                logging.getLogger(name).setLevel(logging.ERROR)
             from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
             from tauon.compress.graph_quantizer import GraphQuantizer

@@ -60,22 +60,27 @@ def _plot(found: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:
     x = scale([d[2] for d in shown], log=True)
     y = scale([*(d[3] for d in shown), *(min(d[4], 3 * promise + 1) for d in shown), promise, 0.0])
     largest = max(d[5] for d in shown) or 1.0
-    parts = [f'<path class="line quiet" d="M0 {(1 - y(promise)) * HEIGHT:.1f}H{WIDTH:.0f}"/>']
-    for number_, point, ms, drop, high, size in shown:
+    parts = [f'<path class="diagonal" d="M0 {(1 - y(promise)) * HEIGHT:.1f}H{WIDTH:.0f}"/>']
+    numbers = []
+    for i, point, ms, drop, high, size in shown:
         left, top, upper = x(ms) * WIDTH, (1 - y(drop)) * HEIGHT, (1 - y(min(high, y.high))) * HEIGHT
-        chosen = point["name"] == found.get("best")
-        tone = "c" if chosen else "bad" if point.get("why_not") else "a"
-        radius = 4 + 8 * (size / largest) ** 0.5
-        parts.append(f'<path class="line {tone}" d="M{left:.1f} {upper:.1f}V{top:.1f}"/>')
-        place = f'cx="{left:.1f}" cy="{top:.1f}" rx="{radius:.1f}" ry="{radius:.1f}"'
-        parts.append(f'<ellipse class="dot {tone}" {place}><title>{number_}: {escape(point["name"])}</title></ellipse>')
+        tone = "c" if point["name"] == found.get("best") else "quiet" if point.get("why_not") else "a"
+        parts.append(f'<path class="whisker tone-{tone}" d="M{left:.1f} {upper:.1f}V{top:.1f}"/>')
+        parts.append(
+            f'<path class="dots tone-{tone}" style="stroke-width:{5 + 9 * (size / largest) ** 0.5:.1f}" d="M{left:.1f} {top:.1f}h0"/>'
+        )
+        numbers.append(
+            f'<span aria-hidden="true" style="position:absolute;left:calc({100 * left / WIDTH:.2f}% + 8px);top:calc({100 * top / HEIGHT:.2f}% - 20px);'
+            f'font-size:12px">{i}</span>'
+        )
     said = "; ".join(f"{d[0]}: {d[1]['name']}, {figure(d[2], 3)} ms, drop {d[3]:.2f}%, {human_bytes(d[5])}" for d in shown)
     metric = next((str(d[1]["drop"]["metric"]) for d in shown if d[1].get("drop")), "quality")
-    return frame(
+    drawn_frame = frame(
         "compress", "Time and drop of each candidate", f"{said}. The promise is a drop of at most {promise:.2f}%.", "".join(parts), x, y,
-        x_label="milliseconds for the smallest batch; a larger dot is a larger file; the bar ends at the upper end of the drop",
-        y_label=f"drop of {metric} in %; the line is the promise",
+        x_label="milliseconds for the smallest batch; numbers are those of the table; a larger dot is a larger file; a bar ends at the upper end of the drop",
+        y_label=f"drop of {metric} in %; the broken line is the promise",
     )  # fmt: skip
+    return drawn_frame.replace("</svg>", "</svg>" + "".join(numbers), 1)
 
 
 def _points(found: Mapping[str, Any], points: Sequence[Mapping[str, Any]]) -> str:

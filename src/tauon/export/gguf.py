@@ -67,6 +67,7 @@ def architecture_of(config: ModelConfig) -> str:
 def permuted(weight: Tensor, heads: int) -> Tensor:
     """Reorder the rows of a query or key matrix so that the pairs (k, k + K/2) that are rotated become neighbours.
 
+    >>> import torch
     >>> permuted(torch.arange(8.0)[:, None], 2).flatten().tolist()
     [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]
     """

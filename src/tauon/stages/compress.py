@@ -7,7 +7,6 @@ compress/bundle/            where another runtime won: its program, verified (`t
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -46,8 +45,6 @@ FORMAT = "tauon-compress/1"
 def compress_stage(ctx: Context) -> dict[str, Any]:
     """Search for a smaller model that keeps the promise; write it, or the reason why there is none."""
     config = ctx.section("compress", CompressConfig)
-    for name in ("torchao", "torch.utils._pytree"):  # what they log while they are imported is about GPUs and their own future
-        logging.getLogger(name).setLevel(logging.ERROR)
     checkpoint = ctx.final_checkpoint
     ctx.refuse_changed_data()
     model, _ = load_model(checkpoint, ctx.recipe, weights=ctx.recipe.evaluate.weights)
@@ -73,7 +70,7 @@ def compress_stage(ctx: Context) -> dict[str, Any]:
         "format": FORMAT, "time": time.time(), "run": ctx.recipe.name, "checkpoint": checkpoint.hash, "for": config.for_, "split": split,
         "examples": len(dataset), "notes": notes, **result.to_json(),
     }  # fmt: skip
-    effects = result.best is not None and config.side_effects
+    effects = config.side_effects and result.best is not None
     if effects and result.module is not None and result.compressed is not None:
         record["side_effects"] = side_effects(ctx, model, result.module, result.compressed.model)
     with folder_atomically(ctx.run.folder / "compress", replace=True) as folder:

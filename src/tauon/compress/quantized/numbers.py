@@ -104,7 +104,7 @@ def pack_int4(q_NK: Tensor) -> Tensor:
     """Return numbers from -8 to 7 as bytes, N x ceil(K / 2) (uint8), the even column in the low half.
 
     >>> pack_int4(torch.tensor([[-8, 7, 1]], dtype=torch.int8))
-    tensor([[240,   9]], dtype=torch.uint8)
+    tensor([[240, 137]], dtype=torch.uint8)
     """
     u = (torch.nn.functional.pad(q_NK, (0, q_NK.shape[1] % 2)).to(torch.int16) + 8).to(torch.uint8)
     return u[:, ::2] | (u[:, 1::2] << 4)
