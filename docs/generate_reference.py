@@ -18,6 +18,7 @@ from typing import Any, Literal
 from pydantic.fields import FieldInfo
 
 from tauon.config import Bytes, Config, Count, Duration, Fraction, Registered, dump, key_of, registered, write_yaml
+from tauon.config.documented import descriptions
 from tauon.recipe import Recipe
 
 __all__ = ["PAGE", "render"]
@@ -167,7 +168,12 @@ def show_default(cls: type[Config], name: str) -> str:
 def meaning(cls: type[Config], name: str) -> str:
     """The string below the field; where a class only changes a default, its base's."""
     text = next(
-        (d for c in cls.__mro__ if issubclass(c, Config) and name in c.model_fields and (d := c.model_fields[name].description)), ""
+        (
+            d
+            for c in cls.__mro__
+            if issubclass(c, Config) and name in c.model_fields and (d := c.model_fields[name].description or descriptions(c).get(name))
+        ),
+        "",
     )
     pieces = " ".join(text.split()).replace("|", "\\|").split("`")
     return "`".join(p.replace("<", "\\<") if i % 2 == 0 else p for i, p in enumerate(pieces))  # `<s>` would be HTML

@@ -10,9 +10,11 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError, ValidationInfo, field_validator
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import PydanticCustomError, core_schema
 
+from tauon.config.documented import descriptions
 from tauon.config.units import short
 
 __all__ = [
@@ -43,7 +45,7 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False, protected_namespaces=(),
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=(),
         populate_by_name=True,
     )  # fmt: skip
     __slots__ = ("_reads",)
@@ -57,6 +59,17 @@ class Config(BaseModel):
                 "unit", "got {value} (in YAML also yes, on, no, off), expected a number or a name", {"value": repr(value).lower()}
             )
         return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: core_schema.CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        found = handler(core)
+        properties = handler.resolve_ref_schema(found).get("properties", {})
+        for name, text in descriptions(cls).items():
+            info = cls.model_fields.get(name)
+            key = name if info is None else info.alias or name
+            if key in properties:
+                properties[key].setdefault("description", text)
+        return found
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tauon.config import Count, Registered, dump, parse
 from tauon.errors import Problem, RecipeError
@@ -109,6 +110,16 @@ class Model(nn.Module):
         return 4.0 * sum(p.shape[0] for p in self.parameters() if p.ndim == 2)
 
 
+class _NoInitialisation(TorchFunctionMode):
+    """Skips random initialisation. On the meta device it does nothing, but imports torch's compiler, which takes a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def block_number(name: str, depth: int) -> tuple[int, int]:
     """`Model.layer_of` for a model of embeddings (or patches), `depth` blocks called `blocks.<i>`, and what comes behind them."""
     first, _, rest = name.partition(".")
@@ -152,7 +163,7 @@ class ModelConfig(Registered, family="model"):
 
     def build_on_meta(self) -> Model:
         """Build the module with its adapters on the meta device: shapes without memory. Raises `RecipeError` for impossible sizes."""
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInitialisation():
             try:
                 model = self.build()
             except RuntimeError as err:  # a size that overflows 63 bits
