@@ -33,6 +33,9 @@ Ctrl-C or SIGTERM: running requests are answered first. SIGHUP: newer weights of
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address. 0.0.0.0: reachable from other machines.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one.")
+@click.option(
+    "--allow-host", multiple=True, metavar="NAME", help="Also answer to this name (Host header). On 127.0.0.1 only localhost is answered."
+)
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes, each with its own copy of the model.")
 @click.option(
     "--latency-target",
@@ -79,7 +82,7 @@ def _settings(options: dict[str, Any]) -> Any:
         latency_target=_seconds(options["latency_target"], "--latency-target"), keys=_keys(options["keys_file"]),
         admin_keys=_keys(options["admin_keys_file"]), rate=options["rate"], most_body=_bytes(options["most_body"], "--most-body"),
         answer_seconds=_seconds(options["timeout"], "--timeout"), kv_cache=_bytes(options["kv_cache"], "--kv-cache"),
-        watch=_seconds(options["watch"], "--watch"), explain=options["explain"],
+        watch=_seconds(options["watch"], "--watch"), explain=options["explain"], hosts=tuple(options["allow_host"]),
     )  # fmt: skip
 
 
