@@ -57,9 +57,19 @@ Ctrl-C or SIGTERM: running requests are answered first. SIGHUP: newer weights of
 @click.option("--kv-cache", default="512MiB", show_default=True, help="Language models: memory of the key-value cache.")
 @click.option("--watch", default="0s", show_default=True, help="Look for newer weights of RUN so often, and swap to them. 0s: never.")
 @click.option("--explain", is_flag=True, help="Explain an answer on request: /predict?explain=true. Needs the run's data.")
+@click.option(
+    "--write",
+    type=click.Choice(["docker", "kubernetes", "kserve", "ray", "vllm"]),
+    help="Do not serve: write the files to serve it elsewhere into --out.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for --write.")
+@click.option("--image", default="", help="For --write: container image with the model. Default: its name.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing.")
 def serve_command(run: Path, host: str, port: int, workers: int, quiet: bool, **options: Any) -> None:
     """Serve the model of RUN (a run, a checkpoint, or an exported bundle) over HTTP, with a page to try it."""
+    target, out, image = (options.pop(name) for name in ("write", "out", "image"))
+    if target is not None:
+        return _write(target, run, out, image)
     from tauon.serve import run_server
 
     settings = _settings(options)
@@ -73,6 +83,15 @@ def serve_command(run: Path, host: str, port: int, workers: int, quiet: bool, **
                 )
 
     run_server(run, settings, host=host, port=port, workers=workers, ready=ready)
+
+
+def _write(target: Any, run: Path, out: Path | None, image: str) -> None:
+    from tauon.serve.deploy import Deployment, write_deployment
+
+    if out is None:
+        raise click.UsageError("--write needs --out FOLDER")
+    for path in write_deployment(target, run, out, Deployment(image=image)):
+        click.echo(f"wrote {path}")
 
 
 def _settings(options: dict[str, Any]) -> Any:
