@@ -3,12 +3,13 @@
 #   docker build -t tauon .                                                          torch for the CPU
 #   docker build -t tauon --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130 .   torch for NVIDIA GPUs
 #   docker build -t tauon --build-arg EXTRAS=ray,wandb .                             with other optional libraries
+#   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD:/data" tauon serve /data/runs/quickstart --host 0.0.0.0
 #   docker run --rm -v "$PWD:/data" tauon run quickstart --root /data/runs
 FROM python:3.11-slim
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # rayjob: Ray with the job server that a RayJob on Kubernetes talks to; the others are what shipped recipes need
-ARG EXTRAS=rayjob,sklearn,images,privacy,chat,zstd,tensorboard
+ARG EXTRAS=rayjob,sklearn,images,audio,privacy,chat,zstd,tensorboard,serve
 
 WORKDIR /opt/tauon
 # torch first: the large layer, which only a change of the pins makes anew

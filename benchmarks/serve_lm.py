@@ -6,7 +6,8 @@ A Llama of 8 blocks, width 512, 8 heads, vocabulary 8,192, longest sequence 512:
 written greedily, the end token ignored. All are behind one FastAPI app (uvicorn, in a thread of this process); the clients are a process of their
 own. Rounds take turns. The texts are compared: all three write the same tokens.
 
-    ours       `Engine.submit`, a line of JSON for each token
+    ours       the application of `tauon serve`: `/v1/completions`, `stream: true`, server-sent events with text. Its tokenizer has a character for each
+               of the 8,192 tokens, so that each token is a piece of text, and the ids can be read from the text
     generate   `model.generate` in one worker thread, the answer as one line
     batching   `ContinuousBatchingManager`, a line for each token. On a CPU `num_blocks` and `max_batch_tokens` must be given (they are inferred from GPU
                memory); asynchronous batching and CUDA graphs are off by themselves.
@@ -34,6 +35,8 @@ from pathlib import Path
 from typing import Any
 
 CLIENTS, NEW, VOCAB, SEQ = 8, 64, 8192, 512
+FIRST = 0x4E00
+"""First character of the tokenizer of `ours`."""
 WAYS = ("ours", "generate", "batching")
 
 
@@ -49,16 +52,37 @@ def build(folder: Path) -> tuple[Any, Any]:
     model = materialize(config, seed=0).eval()
     with torch.no_grad():
         model.head.weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(0))
+        model.head.weight[0] = 0  # beginning of text, where an answer would end: its logit is 0, never the largest
     write_huggingface(folder / "hf", config, model.state_dict())
     return model, AutoModelForCausalLM.from_pretrained(folder / "hf").eval()
 
 
-def app_of(engine: Any, theirs: Any, manager: Any) -> Any:
+def tokenizer_of() -> Any:
+    from tauon.data.tokenizer import CharTokenizer
+
+    return CharTokenizer("".join(map(chr, range(FIRST, FIRST + VOCAB - 2))))
+
+
+def application(model: Any) -> Any:
+    """The application of `tauon serve` for the model, and its state."""
+    from types import SimpleNamespace
+
+    from tauon.serve import ServeSettings, build_app
+    from tauon.serve.language import ServedLanguage
+    from tauon.serve.metrics import Metrics
+    from tauon.serve.state import ServerState
+
+    settings = ServeSettings()
+    writer: Any = SimpleNamespace(model=model, tokenizer=tokenizer_of(), name="thirty", version="0", answers=lambda plain: False)
+    state = ServerState(settings, Metrics(), Path("."))
+    state.language = ServedLanguage(writer, settings, state.metrics)
+    return build_app(state), state
+
+
+def app_of(ours: Any, theirs: Any, manager: Any) -> Any:
     import torch
     from fastapi import FastAPI
     from fastapi.responses import StreamingResponse
-
-    from tauon.generate import Request, SamplingParams
 
     app, one = FastAPI(), ThreadPoolExecutor(1)
 
@@ -68,10 +92,7 @@ def app_of(engine: Any, theirs: Any, manager: Any) -> Any:
         return list(out[0, len(prompt) :].tolist())
 
     async def stream(way: str, prompt: list[int]) -> AsyncIterator[str]:
-        if way == "ours":
-            async for token in engine.submit(Request(prompt, SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True))):
-                yield json.dumps([token.id]) + "\n"
-        elif way == "generate":
+        if way == "generate":
             yield json.dumps(await asyncio.get_running_loop().run_in_executor(one, generate, prompt)) + "\n"
         else:
             queue: asyncio.Queue[Any] = asyncio.Queue()
@@ -90,6 +111,7 @@ def app_of(engine: Any, theirs: Any, manager: Any) -> Any:
     async def answer(way: str, body: dict[str, list[int]]) -> StreamingResponse:
         return StreamingResponse(stream(way, body["prompt"]), media_type="application/jsonl")
 
+    app.mount("/", ours)
     return app
 
 
@@ -97,14 +119,23 @@ def clients(port: int) -> None:
     """The clients' process: reads `way, requests of each client, seed`, writes what it measured."""
     import httpx
 
+    tokenizer = tokenizer_of()
+
     async def one_client(http: httpx.AsyncClient, way: str, prompts: list[list[int]], out: dict[str, Any]) -> None:
         for prompt in prompts:
             start, first, ids = time.perf_counter(), 0.0, []
-            async with http.stream("POST", f"http://127.0.0.1:{port}/{way}", json={"prompt": prompt}) as response:
+            body: dict[str, Any] = {"prompt": prompt}
+            if way == "ours":
+                body |= {"model": "thirty", "temperature": 0, "max_tokens": NEW, "ignore_eos": True, "stream": True}
+            url = f"http://127.0.0.1:{port}/" + ("v1/completions" if way == "ours" else way)
+            async with http.stream("POST", url, json=body) as response:
                 response.raise_for_status()
                 async for line in response.aiter_lines():
                     first = first or time.perf_counter() - start
-                    ids += json.loads(line)
+                    if way != "ours":
+                        ids += json.loads(line)
+                    elif line.startswith("data: {"):
+                        ids += tokenizer.encode("".join(c["text"] for c in json.loads(line[6:])["choices"])).tolist()
             assert len(ids) == NEW, f"{way}: {len(ids)} tokens"
             out["first"].append(first)
             out["texts"][json.dumps(prompt)] = ids
@@ -175,23 +206,24 @@ def main() -> None:
     from transformers import GenerationConfig
     from transformers.generation import ContinuousBatchingConfig
 
-    from tauon.generate import Engine
-
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as name:
         model, theirs = build(Path(name))
     settings = ContinuousBatchingConfig(num_blocks=64, page_size=64, max_batch_tokens=256, max_requests_per_batch=16)
     manager = theirs.init_continuous_batching(GenerationConfig(do_sample=False, max_new_tokens=NEW, eos_token_id=-1), settings)
     manager.start()
-    with Engine(model) as engine:
-        server = uvicorn.Server(uvicorn.Config(app_of(engine, theirs, manager), port=0, log_level="error"))
-        threading.Thread(target=server.run, daemon=True).start()
-        while not server.started:
-            time.sleep(0.05)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        found = measured(port, 1 if args.quick else 3, {"ours": 8, "generate": 2, "batching": 4})
-        server.should_exit = True
-        stats = engine.stats()
+    ours, state = application(model)
+    assert state.language is not None
+    engine = state.language.engine
+    server = uvicorn.Server(uvicorn.Config(app_of(ours, theirs, manager), port=0, log_level="error"))
+    threading.Thread(target=server.run, daemon=True).start()
+    while not server.started:
+        time.sleep(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    found = measured(port, 1 if args.quick else 3, {"ours": 8, "generate": 2, "batching": 4})
+    server.should_exit = True
+    stats, exact = engine.stats(), engine.exact
+    state.close()
     manager.stop(block=True)
     rate = {way: statistics.median(r["rate"] for r in found[way]) for way in WAYS}
     first = {way: statistics.median(t for r in found[way] for t in r["first"]) for way in WAYS}
@@ -202,7 +234,7 @@ def main() -> None:
         "unit": "tokens/s",
         "peer_batching": round(rate["batching"], 1),
     }
-    result |= {"ratio_batching": round(rate["ours"] / rate["batching"], 2), "floor_batching": 1.5, "exact": engine.exact}
+    result |= {"ratio_batching": round(rate["ours"] / rate["batching"], 2), "floor_batching": 1.5, "exact": exact}
     result |= {"first_token_s": {way: round(s, 3) for way, s in first.items()}, "same_text": same_texts(found)}
     print(f"{args.threads} threads; torch {torch.__version__}; preemptions {stats.preemptions}; load {os.getloadavg()[0]:.1f}")
     print(json.dumps(result))

@@ -75,7 +75,7 @@ def test_batches_and_texts_of_any_size_are_one_program(name: str) -> None:
     assert program.signature.limits("batch") == (1, 65536)
     if CASES[name][1].vocab:
         assert all(spec.shape[1] == "time" for spec in program.signature.inputs)
-    run = program.exported.module()
+    run = program.exported.module(check_guards=False)  # as other runtimes run it: a guard of text-bag's offsets asks for two texts
     module = RuntimeModule(program.signature, lambda tensors: [run(*tensors)], runtime="torch")
     batches = [batch_of(name, n) for n in (1, 2, 9)] + ([batch_of(name, 2, n) for n in (2, 5, 12)] if CASES[name][1].vocab else [])
     assert agreement(task, model, module, batches).problem(relative=1e-5) == ""

@@ -41,6 +41,17 @@ def test_greedy_text_is_that_of_tauon_generate(serve: Any) -> None:
     assert api.completions.create(model="language", prompt="the cat", max_tokens=30, temperature=0).choices[0].text == told
 
 
+def test_a_model_trained_in_bf16_writes_the_same_text_in_both(serve: Any) -> None:
+    folder = worlds.language("language-bf16", precision="bf16")
+    assert load_recipe(folder).train.precision == "bf16"
+    (told,) = TextGenerator(Context(load_recipe(folder), RunFolder.read(folder), null_callback)).write(
+        "the dog", max_tokens=40, sampling=Sampling(temperature=0)
+    )
+    api = client_of(serve(folder))
+    asked = api.completions.create(model="language-bf16", prompt="the dog", max_tokens=40, temperature=0, logprobs=1)
+    assert asked.choices[0].text == told and all(p <= 0 for p in asked.choices[0].logprobs.token_logprobs)
+
+
 def test_a_chat_model_answers_messages(serve: Any) -> None:
     api = client_of(serve("chat"))
     asked: dict[str, Any] = {

@@ -85,12 +85,12 @@ def series() -> Path:
     return trained("series", data, "forecasting", {"kind": "dlinear"})
 
 
-def language(name: str = "language", seed: int = 7) -> Path:
+def language(name: str = "language", seed: int = 7, **train: Any) -> Path:
     path = world() / "words.txt"
     path.write_text("the cat sat on the mat. the dog sat on the log. " * 60)
     data = {"source": {"kind": "text", "path": str(path)}, "tokenizer": {"kind": "bytes"}, "seq_len": 64}
     model = {"kind": "gpt", "layers": 2, "width": 32, "heads": 2}
-    return trained(name, data, "language-modelling", model, seed=seed)
+    return trained(name, data, "language-modelling", model, seed=seed, train=TRAIN | train)
 
 
 def chat() -> Path:

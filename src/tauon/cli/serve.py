@@ -33,6 +33,9 @@ Ctrl-C or SIGTERM: running requests are answered first. SIGHUP: newer weights of
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address. 0.0.0.0: reachable from other machines.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 picks a free one.")
+@click.option(
+    "--allow-host", multiple=True, metavar="NAME", help="Also answer to this name (Host header). On 127.0.0.1 only localhost is answered."
+)
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes, each with its own copy of the model.")
 @click.option(
     "--latency-target",
@@ -54,9 +57,19 @@ Ctrl-C or SIGTERM: running requests are answered first. SIGHUP: newer weights of
 @click.option("--kv-cache", default="512MiB", show_default=True, help="Language models: memory of the key-value cache.")
 @click.option("--watch", default="0s", show_default=True, help="Look for newer weights of RUN so often, and swap to them. 0s: never.")
 @click.option("--explain", is_flag=True, help="Explain an answer on request: /predict?explain=true. Needs the run's data.")
+@click.option(
+    "--write",
+    type=click.Choice(["docker", "kubernetes", "kserve", "ray", "vllm"]),
+    help="Do not serve: write the files to serve it elsewhere into --out.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for --write.")
+@click.option("--image", default="", help="For --write: container image with the model. Default: its name.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing.")
 def serve_command(run: Path, host: str, port: int, workers: int, quiet: bool, **options: Any) -> None:
     """Serve the model of RUN (a run, a checkpoint, or an exported bundle) over HTTP, with a page to try it."""
+    target, out, image = (options.pop(name) for name in ("write", "out", "image"))
+    if target is not None:
+        return _write(target, run, out, image)
     from tauon.serve import run_server
 
     settings = _settings(options)
@@ -72,6 +85,15 @@ def serve_command(run: Path, host: str, port: int, workers: int, quiet: bool, **
     run_server(run, settings, host=host, port=port, workers=workers, ready=ready)
 
 
+def _write(target: Any, run: Path, out: Path | None, image: str) -> None:
+    from tauon.serve.deploy import Deployment, write_deployment
+
+    if out is None:
+        raise click.UsageError("--write needs --out FOLDER")
+    for path in write_deployment(target, run, out, Deployment(image=image)):
+        click.echo(f"wrote {path}")
+
+
 def _settings(options: dict[str, Any]) -> Any:
     from tauon.serve import ServeSettings
 
@@ -79,7 +101,7 @@ def _settings(options: dict[str, Any]) -> Any:
         latency_target=_seconds(options["latency_target"], "--latency-target"), keys=_keys(options["keys_file"]),
         admin_keys=_keys(options["admin_keys_file"]), rate=options["rate"], most_body=_bytes(options["most_body"], "--most-body"),
         answer_seconds=_seconds(options["timeout"], "--timeout"), kv_cache=_bytes(options["kv_cache"], "--kv-cache"),
-        watch=_seconds(options["watch"], "--watch"), explain=options["explain"],
+        watch=_seconds(options["watch"], "--watch"), explain=options["explain"], hosts=tuple(options["allow_host"]),
     )  # fmt: skip
 
 

@@ -26,7 +26,8 @@ def descriptions(cls: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         found |= _of_module(base.__module__).get(base.__qualname__, {})
-    return found
+    fields = getattr(cls, "model_fields", found)
+    return {name: text for name, text in found.items() if name in fields}
 
 
 @cache

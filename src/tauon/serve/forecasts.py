@@ -15,6 +15,7 @@ from tauon.predict.files import forecast_columns
 from tauon.predict.series import Windows, read_series
 from tauon.serve.errors import HttpError
 from tauon.serve.served import Served
+from tauon.serve.sizes import check_upload
 from tauon.serve.uploads import Upload
 
 __all__ = ["forecast"]
@@ -32,6 +33,7 @@ def forecast(served: Served, content: Any, uploads: Sequence[Upload]) -> list[di
     upload = uploads[0] if uploads else _of_json(content, served)
     if upload.suffix not in (".csv", ".tsv", ".parquet"):
         raise HttpError(415, f"{upload.name}: the model reads a series; expected a CSV", param="file")
+    check_upload(upload.content, upload.suffix, upload.name, reads="series")
     predictor = served.predictor
     preprocess = predictor.trained.preprocess
     with tempfile.TemporaryDirectory(prefix="tauon-serve-") as folder:

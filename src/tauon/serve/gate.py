@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,6 +17,7 @@ from tauon.serve.errors import HttpError, response_of
 from tauon.serve.limits import Keys, RateLimit
 from tauon.serve.metrics import Metrics
 from tauon.serve.settings import ServeSettings
+from tauon.serve.sites import Sites
 
 __all__ = ["Gate"]
 
@@ -44,15 +44,15 @@ class Gate:
         self.app, self.metrics, self.routes, self.direct = app, metrics, routes, direct or {}
         self._prefix, self._numbers = uuid.uuid4().hex[:16], itertools.count()
         self.keys, self.admin_keys = Keys(settings.keys), Keys(settings.admin_keys)
-        self.rate = RateLimit(settings.rate, settings.burst)
+        self.rate, self.sites = RateLimit(settings.rate, settings.burst), Sites(settings.hosts)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         path, start, status = scope["path"], time.perf_counter(), 0
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get(b"x-request-id", "")
         request_id = (
             given if 0 < len(given) <= 100 and given.isascii() and given.isprintable() else f"{self._prefix}{next(self._numbers):016x}"
         )
@@ -83,7 +83,10 @@ class Gate:
             self.metrics.running.dec()
             self.metrics.count(path if path in self.routes else "other", status or 499, time.perf_counter() - start)
 
-    def _check(self, path: str, headers: Headers, scope: Any) -> None:
+    def _check(self, path: str, headers: Mapping[bytes, str], scope: Any) -> None:
+        self.sites.check(scope["method"], headers)
+        if b"upgrade" in headers and scope["method"] not in ("GET", "HEAD"):  # the HTTP parser would drop the body
+            raise HttpError(400, "`Upgrade` is not supported with a body: leave it out (curl --http1.1)", close=True)
         if path in OPEN:
             return
         keys = self.admin_keys if path.startswith("/admin") else self.keys

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tauon.data import Message
-from tauon.generate import Engine, EngineConfig
+from tauon.generate import Engine, EngineConfig, RequestError
+from tauon.generate.text_output import token_texts
 from tauon.serve.metrics import Metrics
 from tauon.serve.settings import ServeSettings
 from tauon.stages.generate import TextGenerator
@@ -24,6 +25,7 @@ class ServedLanguage:
         self.name, self.writer, self.version = writer.name, writer, writer.version
         config = EngineConfig(kv_cache_bytes=settings.kv_cache, max_waiting=settings.most_queued)
         self.engine = Engine(writer.model, writer.tokenizer, config)
+        self._longest_token = max(map(len, token_texts(writer.tokenizer)), default=1)
 
     @property
     def chats(self) -> bool:
@@ -32,12 +34,20 @@ class ServedLanguage:
 
     def prompt(self, text: str) -> list[int]:
         """Return the tokens of a text to continue, begin-of-document first."""
+        self._check_length(text, "prompt")
         return self.writer.begin(text, plain=True)[0]
 
     def chat(self, messages: Sequence[Message]) -> tuple[list[int], tuple[int, ...]]:
         """Return (tokens of a conversation, tokens that end the answer)."""
+        self._check_length("".join(m.content for m in messages), "messages")
         ids, stops = self.writer.begin_chat(messages)
         return ids, tuple(sorted(stops))
+
+    def _check_length(self, text: str, what: str) -> None:
+        """Refuse a text that cannot fit however well it is compressed into tokens: encoding it would take long."""
+        most = self.writer.model.seq_len * max(1, self._longest_token)
+        if len(text) > most:
+            raise RequestError(what, f"{len(text):,} characters, and the model takes at most {self.writer.model.seq_len:,} tokens")
 
     @property
     def stops(self) -> tuple[int, ...]:

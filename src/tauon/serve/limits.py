@@ -7,8 +7,7 @@ import hashlib
 import hmac
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from starlette.requests import Request
 
@@ -21,16 +20,16 @@ class Keys:
     """API keys, kept as hashes and compared in constant time."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self._hashes = [hashlib.sha256(key.encode()).digest() for key in keys]  # the bytes that a client sends
 
     def __bool__(self) -> bool:
         return bool(self._hashes)
 
-    def owner(self, headers: Any) -> str | None:
+    def owner(self, headers: Mapping[bytes, str]) -> str | None:
         """Return a short name of the key that a request carries (`Authorization: Bearer KEY` or `X-API-Key`), None if it is unknown."""
-        given = headers.get("authorization", "")
-        key = given[7:].strip() if given[:7].lower() == "bearer " else headers.get("x-api-key", "")
-        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        given = headers.get(b"authorization", "")
+        key = given[7:].strip() if given[:7].lower() == "bearer " else headers.get(b"x-api-key", "")
+        digest = hashlib.sha256(key.encode("latin-1")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._hashes]
         return digest.hex()[:8] if any(matches) else None
 

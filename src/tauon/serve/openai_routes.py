@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -15,14 +15,19 @@ from starlette.responses import Response, StreamingResponse
 from tauon.data import Message
 from tauon.generate import Completion, QueueFull, RequestError, SamplingParams, Stream, Token
 from tauon.generate import Request as TextRequest
-from tauon.serve.errors import HttpError, json_response
+from tauon.serve.errors import HttpError, json_bytes, json_response
 from tauon.serve.language import ServedLanguage
 from tauon.serve.limits import read_body
-from tauon.serve.openai_schemas import ChatRequest, CompletionRequest, sampling_of
+from tauon.serve.openai_schemas import ChatRequest, CompletionRequest, StreamOptions, sampling_of
 from tauon.serve.state import ServerState
 from tauon.serve.uploads import parse_json
 
 __all__ = ["add_openai_routes"]
+
+SMALL = 32_768
+"""Bodies and prompts up to this size are read on the event loop; longer ones in a thread."""
+LOWEST = -9999.0
+"""Stands for a log-probability of minus infinity, which JSON has not; OpenAI's API has the same value."""
 
 M = TypeVar("M", bound=BaseModel)
 Shape = Callable[[Token, int], dict[str, Any]]
@@ -51,7 +56,7 @@ def add_openai_routes(app: FastAPI, state: ServerState) -> None:
         asked = await _asked(state, request, CompletionRequest)
         _known(language, asked.model)
         params = sampling_of(asked, most_tokens=state.settings.most_tokens, stops=language.stops)
-        streams = _submit(language, [TextRequest(ids, params, request.state.request_id) for ids in _prompts(language, asked.prompt)])
+        streams = _submit(language, [TextRequest(ids, params, request.state.request_id) for ids in await _prompts(state, asked.prompt)])
         base = _base(language, "text_completion", "cmpl")
         if asked.stream:
             return _streaming(streams, base, lambda t, i: _text_chunk(language, t, i, params), params, asked.stream_options)
@@ -70,7 +75,7 @@ def add_openai_routes(app: FastAPI, state: ServerState) -> None:
             )
         roles = {"developer": "system"}
         messages = [Message(roles.get(m.role, m.role), m.text) for m in asked.messages]
-        ids, stops = language.chat(messages)
+        ids, stops = await asyncio.get_running_loop().run_in_executor(state.readers, language.chat, messages)
         params = sampling_of(asked, most_tokens=state.settings.most_tokens, stops=stops)
         streams = _submit(language, [TextRequest(ids, params, request.state.request_id)])
         if asked.stream:
@@ -100,7 +105,10 @@ async def _asked(state: ServerState, request: Request, kind: type[M]) -> M:
     """Read and check a body. `HttpError` 400 names the first wrong field."""
     try:
         body = await read_body(request, state.budget, most=state.settings.most_body, seconds=state.settings.read_seconds)
-        content = parse_json(body)
+        if len(body) <= SMALL:
+            content = parse_json(body)
+        else:
+            content = await asyncio.get_running_loop().run_in_executor(state.readers, parse_json, body)
     finally:
         state.budget.give_back(getattr(request.state, "body_bytes", 0))
     try:
@@ -121,8 +129,16 @@ def _model(language: ServedLanguage) -> dict[str, Any]:
     return {"id": language.name, "object": "model", "created": language.loaded, "owned_by": "tauon", "version": language.version}
 
 
-def _prompts(language: ServedLanguage, prompt: Any) -> list[list[int]]:
+async def _prompts(state: ServerState, prompt: Any) -> list[list[int]]:
     """Return the tokens of each prompt: a text, several, or token ids."""
+    assert state.language is not None
+    texts = [prompt] if isinstance(prompt, str) else [p for p in prompt if isinstance(p, str)]
+    if sum(map(len, texts)) <= SMALL:
+        return _encoded(state.language, prompt)
+    return await asyncio.get_running_loop().run_in_executor(state.readers, _encoded, state.language, prompt)
+
+
+def _encoded(language: ServedLanguage, prompt: Any) -> list[list[int]]:
     if isinstance(prompt, str):
         return [language.prompt(prompt)]
     if not prompt:
@@ -175,10 +191,10 @@ async def _collected(streams: list[Stream], request: Request) -> list[Completion
 
 
 def _streaming(
-    streams: list[Stream], base: dict[str, Any], shape: Shape, params: SamplingParams, options: dict[str, Any] | None, chat: bool = False
+    streams: list[Stream], base: dict[str, Any], shape: Shape, params: SamplingParams, options: StreamOptions | None, chat: bool = False
 ) -> StreamingResponse:
     """Return the answers as server-sent events, prompt after prompt."""
-    wants_usage = bool((options or {}).get("include_usage"))
+    wants_usage = options is not None and options.include_usage
 
     async def events() -> AsyncIterator[bytes]:
         try:
@@ -204,7 +220,7 @@ def _streaming(
 
 
 def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
+    return b"data: " + json_bytes(content) + b"\n\n"
 
 
 def _base(language: ServedLanguage, kind: str, prefix: str) -> dict[str, Any]:
@@ -226,6 +242,10 @@ def _reason(reason: str | None) -> str | None:
     return {"cancelled": "stop", "error": "stop"}.get(reason or "", reason)
 
 
+def _finite(logprob: float | None) -> float | None:
+    return logprob if logprob is None or logprob >= LOWEST else LOWEST
+
+
 def _piece(language: ServedLanguage, token: int) -> str:
     return language.writer.tokenizer.decode([token])
 
@@ -237,8 +257,8 @@ def _text_logprobs(language: ServedLanguage, found: Completion) -> dict[str, Any
     for piece in pieces:
         offsets.append(at)
         at += len(piece)
-    tops = [{_piece(language, i): p for i, p in top} for top in found.top_logprobs]
-    return {"tokens": pieces, "token_logprobs": found.logprobs, "top_logprobs": tops, "text_offset": offsets}
+    tops = [{_piece(language, i): _finite(p) for i, p in top} for top in found.top_logprobs]
+    return {"tokens": pieces, "token_logprobs": [_finite(p) for p in found.logprobs], "top_logprobs": tops, "text_offset": offsets}
 
 
 def _chat_logprobs(language: ServedLanguage, found: Completion) -> dict[str, Any]:
@@ -246,7 +266,7 @@ def _chat_logprobs(language: ServedLanguage, found: Completion) -> dict[str, Any
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
         piece = _piece(language, token)
-        return {"token": piece, "logprob": logprob, "bytes": list(piece.encode("utf-8", "replace"))}
+        return {"token": piece, "logprob": _finite(logprob), "bytes": list(piece.encode("utf-8", "replace"))}
 
     rows = zip(found.ids, found.logprobs, found.top_logprobs, strict=True)
     return {"content": [entry(i, p) | {"top_logprobs": [entry(j, q) for j, q in top]} for i, p, top in rows]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from tauon.generate import RequestError, SamplingParams, StructuredOutputs
 
@@ -29,6 +29,15 @@ class _Extensions(BaseModel):
     store: Literal[False] | None = Field(None, description="Nothing is stored.")
 
 
+class StreamOptions(BaseModel):
+    """What a stream has beside its text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: StrictBool = Field(False, description="A last chunk with the numbers of tokens.")
+    include_obfuscation: bool | None = Field(None, description="Has no effect.")
+
+
 class _Sampled(_Extensions):
     """Fields that both kinds of requests share."""
 
@@ -42,7 +51,7 @@ class _Sampled(_Extensions):
     n: int = Field(1, ge=1, le=128)
     stop: str | list[str] | None = None
     stream: bool = False
-    stream_options: dict[str, Any] | None = None
+    stream_options: StreamOptions | None = None
 
 
 class ResponseFormat(BaseModel):
@@ -110,7 +119,7 @@ def sampling_of(asked: CompletionRequest | ChatRequest, *, most_tokens: int, sto
     """
     bias: dict[int, float] = {}
     for key, value in (asked.logit_bias or {}).items():
-        if not key.removeprefix("-").isdigit():
+        if not (key.isascii() and key.removeprefix("-").isdecimal() and len(key) < 12):
             raise RequestError("logit_bias", f"{key!r} is not a token id")
         bias[int(key)] = value
     stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from tauon.data import Rows
 from tauon.errors import DataError, TauonError
-from tauon.serve.errors import HttpError, json_response
+from tauon.serve.errors import HttpError, json_bytes, json_response
 from tauon.serve.forecasts import forecast
 from tauon.serve.limits import read_body, too_slow
 from tauon.serve.served import Served
@@ -22,6 +22,8 @@ from tauon.serve.uploads import parse_json, rows_of_json, rows_of_upload, upload
 
 __all__ = ["predict"]
 
+PART = 2_000
+"""Rows that are written to JSON at once."""
 SMALL = 32_768
 """Bodies up to this size are read on the event loop; longer ones in a thread."""
 
@@ -57,6 +59,10 @@ async def predict(state: ServerState, request: Request) -> Response:
 
 
 async def _answer(state: ServerState, served: Served, request: Request, body: bytes) -> Response:
+    loop = asyncio.get_running_loop()
+    packed = request.headers.get("content-encoding", "identity")
+    if packed.lower() != "identity":
+        raise HttpError(415, f"content-encoding {packed[:50]!r} is not read. Send the body uncompressed.")
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     explained = request.query_params.get("explain", "").lower() in ("1", "true", "yes")
     if explained and not state.settings.explain:
@@ -69,15 +75,16 @@ async def _answer(state: ServerState, served: Served, request: Request, body: by
         finally:
             await form.close()
     elif kind in ("application/json", "text/json") or kind.endswith("+json"):
-        content, uploads = parse_json(body), []
+        content = parse_json(body) if len(body) <= SMALL else await loop.run_in_executor(state.readers, parse_json, body)
+        uploads = []
     else:
         uploads = [upload_of_body(request, body)]
     if served.predictor.replay.reads == "series":
-        records = await asyncio.get_running_loop().run_in_executor(state.readers, forecast, served, content, uploads)
+        records = await loop.run_in_executor(state.readers, forecast, served, content, uploads)
     else:
         make = (lambda: rows_of_upload(uploads, served.predictor)) if uploads else (lambda: rows_of_json(content, served.predictor))
         small = len(body) <= SMALL and not uploads
-        rows, n = make() if small else await asyncio.get_running_loop().run_in_executor(state.readers, make)
+        rows, n = make() if small else await loop.run_in_executor(state.readers, make)
         records = await _computed(state, served, rows, n)
     state.metrics.predicted(served.version, len(records))
     if "text/csv" in request.headers.get("accept", ""):
@@ -85,7 +92,19 @@ async def _answer(state: ServerState, served: Served, request: Request, body: by
     answer: dict[str, Any] = {"predictions": records, "model": served.name, "version": served.version}
     if explained:
         answer["explanations"] = await _explained(state, served, content)
+    if len(records) > PART:
+        return await _large(answer)
     return json_response(answer)
+
+
+async def _large(answer: dict[str, Any]) -> Response:
+    """Return many predictions as JSON, written in parts, so that other requests get their turn."""
+    records, parts = answer["predictions"], []
+    for start in range(0, len(records), PART):
+        parts.append(json_bytes(records[start : start + PART])[1:-1])
+        await asyncio.sleep(0)
+    rest = json_bytes({k: v for k, v in answer.items() if k != "predictions"})
+    return Response(b'{"predictions":[' + b",".join(parts) + b"]," + rest[1:], media_type="application/json")
 
 
 async def _computed(state: ServerState, served: Served, rows: Rows, n: int) -> list[dict[str, Any]]:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tauon.errors import LaunchError, MissingExtra
 from tauon.serve.app import build_app
+from tauon.serve.connections import Sweeper, most_connections, protocol_class
 from tauon.serve.loading import open_server
 from tauon.serve.settings import ServeSettings
+from tauon.serve.workers import run_workers
 
-__all__ = ["app_of_environment", "run_server"]
+__all__ = ["run_server"]
 
-SETTINGS = "TAUON_SERVE"
-"""Environment variable that tells worker processes what to serve (JSON)."""
 GRACE = 30
 """Seconds that running requests get after SIGTERM."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def run_server(
@@ -42,45 +43,57 @@ def run_server(
         TauonError: the model cannot be loaded.
     """
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as err:
         raise MissingExtra("serving", "serve") from err
+    if workers > 1 and settings.admin_keys:
+        raise LaunchError(
+            "/admin needs one worker: a swap would reach one of them only. Leave out --workers, or swap with SIGHUP or --watch."
+        )
+    if host in LOOPBACK:
+        settings = replace(settings, hosts=(*LOOPBACK, *settings.hosts))
     listening = _listen(host, port)
     url = f"http://{host if ':' not in host else f'[{host}]'}:{listening.getsockname()[1]}"
-    common: dict[str, Any] = {
-        "log_level": "warning", "access_log": False, "timeout_graceful_shutdown": GRACE, "server_header": False, "timeout_keep_alive": 15,
-        "backlog": 4096,
-    }  # fmt: skip
-    if workers > 1:
-        os.environ[SETTINGS] = json.dumps({"place": str(place), "settings": settings.to_json()})
-        from uvicorn.supervisors import Multiprocess
 
-        config = uvicorn.Config("tauon.serve.run:app_of_environment", factory=True, workers=workers, **common)
+    def tell() -> None:
         if ready is not None:
             ready(url)
-        with contextlib.suppress(KeyboardInterrupt):
-            Multiprocess(config, target=uvicorn.Server(config).run, sockets=[listening]).run()
-        return
+
+    with contextlib.closing(listening), contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has drained
+        if workers > 1:
+            run_workers(serve_socket, place, settings, listening, count=workers, ready=tell)
+        else:
+            serve_socket(place, settings, listening, tell)
+
+
+def serve_socket(place: Path, settings: ServeSettings, listening: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve on a bound socket until a signal; `ready` is called when requests are accepted."""
+    import uvicorn
+
     state = open_server(place, settings)
+    sweeper = Sweeper()
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
-            if not self.should_exit and ready is not None:
-                ready(url)
+            if not self.should_exit:
+                ready()
+
+        async def on_tick(self, counter: int) -> bool:
+            if counter % 10 == 0:
+                sweeper.look(self.server_state.connections)
+            return bool(await super().on_tick(counter))
 
         async def shutdown(self, sockets: Any = None) -> None:
             state.draining = True
             await super().shutdown(sockets)
 
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has drained
-        Server(uvicorn.Config(build_app(state), **common)).run(sockets=[listening])
-
-
-def app_of_environment() -> Any:
-    """Return the application of a worker process."""
-    found = json.loads(os.environ[SETTINGS])
-    return build_app(open_server(Path(found["place"]), ServeSettings.from_json(found["settings"])))
+    config = uvicorn.Config(
+        build_app(state), http=protocol_class(most_connections()), ws="none", log_level="warning", access_log=False,
+        timeout_graceful_shutdown=GRACE, server_header=False, timeout_keep_alive=15, backlog=4096,
+        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,  # without it a client could choose its own address
+    )  # fmt: skip
+    Server(config).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

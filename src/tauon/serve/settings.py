@@ -40,6 +40,9 @@ class ServeSettings:
     """Bytes of the key-value cache of a language model."""
     watch: float = 0.0
     """Look for newer weights of the served run every so many seconds, and swap to them. 0: never."""
+    hosts: tuple[str, ...] = ()
+    """Names that a request may give as `Host`. Empty: any. A server on 127.0.0.1 answers to localhost only, besides these: otherwise a web page
+    could reach it under a name of its own (DNS rebinding)."""
     drift: bool = True
     """Compare the inputs with the training data, in `/metrics`."""
 

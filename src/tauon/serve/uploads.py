@@ -13,11 +13,13 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from tauon.data import PICTURE_SUFFIXES, Rows
+from tauon.data.text_files import json_line, read_text
 from tauon.errors import DataError
 from tauon.predict import Predictor
 from tauon.predict.readers import Reading, open_reader
 from tauon.predict.series import Windows, read_series
 from tauon.serve.errors import HttpError
+from tauon.serve.sizes import MOST_DECODED, check_json, check_rows, check_upload
 
 __all__ = ["Upload", "parse_json", "rows_of_json", "rows_of_upload", "upload_of_body", "uploads_of_form"]
 
@@ -47,15 +49,27 @@ class Upload:
 
 
 def parse_json(body: bytes) -> Any:
-    """Return the value. `HttpError` 400 with the place of the error."""
+    """Return the value.
+
+    Raises:
+        HttpError: 400 with the place of the error, 413 for too many values.
+    """
+    check_json(body)
     try:
-        return json.loads(body.decode("utf-8-sig"))
+        content = json.loads(body.decode("utf-8-sig"))
+        if b"\\ud" in body or b"\\uD" in body:
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
+    except UnicodeEncodeError:
+        raise HttpError(400, "a text has half a character (a lone surrogate, \\ud800 to \\udfff)") from None
     except UnicodeDecodeError as err:
         raise HttpError(400, f"the body is not UTF-8 (byte {err.start}). Send JSON in UTF-8.") from None
     except json.JSONDecodeError as err:
         raise HttpError(400, f"the body is not JSON: {err.msg} at line {err.lineno}, column {err.colno}") from None
     except RecursionError:
         raise HttpError(400, "the JSON is nested too deeply") from None
+    except ValueError as err:  # a whole number of more digits than Python converts
+        raise HttpError(400, f"the body is not JSON: {err}") from None
 
 
 def rows_of_json(content: Any, predictor: Predictor) -> tuple[Rows, int]:
@@ -66,6 +80,7 @@ def rows_of_json(content: Any, predictor: Predictor) -> tuple[Rows, int]:
     """
     records = content["rows"] if isinstance(content, dict) and isinstance(content.get("rows"), list) else content
     records = records if isinstance(records, list) else [records]
+    check_rows(len(records))
     if predictor.replay.reads == "texts":
         records = [{"text": r} if isinstance(r, str) else r for r in records]
         if all(isinstance(r, dict) and set(r) == {"text"} for r in records) and records:
@@ -123,6 +138,10 @@ def rows_of_upload(uploads: Sequence[Upload], predictor: Predictor) -> tuple[Row
             raise HttpError(
                 415, f"{upload.name}: the model reads {reads}; expected a file of type {', '.join(_TAKEN.get(reads, ())[:8])}", param="file"
             )
+    if sum(check_upload(u.content, u.suffix, u.name, reads=reads) for u in uploads) > MOST_DECODED:
+        raise HttpError(413, f"the files decode to more than {MOST_DECODED:,} bytes together. Send fewer at once.", param="file")
+    if all(u.suffix == ".jsonl" for u in uploads) and reads != "series":
+        return rows_of_json([record for u in uploads for record in _records(u)], predictor)
     found: Rows | None = None
     with tempfile.TemporaryDirectory(prefix="tauon-serve-") as folder:
         for i, upload in enumerate(uploads):
@@ -133,6 +152,12 @@ def rows_of_upload(uploads: Sequence[Upload], predictor: Predictor) -> tuple[Row
     if found is None or not len(found):
         raise HttpError(422, "the file has no rows", param="file")
     return found, len(found)
+
+
+def _records(upload: Upload) -> list[dict[str, Any]]:
+    """Return the objects of JSON lines. Only columns that the model needs are kept of them later, however many there are."""
+    text = read_text(upload.content, upload.name, "utf-8")
+    return [json_line(line, f"{upload.name}, line {i}") for i, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
 def _read(path: Path, predictor: Predictor) -> Rows:
