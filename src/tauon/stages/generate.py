@@ -71,7 +71,8 @@ class TextGenerator:
 
         live = samples == 1 and on_text is not None
         out = generate(
-            self.model, ids, max_tokens=max_tokens, samples=samples, sampling=sampling or Sampling(top_p=0.95), stop_id=stops, on_token=stream if live else None,
+            self.model, ids, max_tokens=max_tokens, samples=samples, sampling=sampling or Sampling(top_p=0.95), stop_id=stops,
+            on_token=stream if live else None,
         )  # fmt: skip
         texts = [self.tokenizer.decode(new) for new in out]
         if live and on_text is not None:
