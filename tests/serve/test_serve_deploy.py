@@ -13,12 +13,12 @@ import worlds
 import yaml
 from click.testing import CliRunner
 
-from tauon.cli import main
+from tauon.cli.serve import serve_command
 from tauon.serve.deploy import Deployment, kserve_manifest, kubernetes_manifests
 
 
 def written(tmp_path: Path, target: str, place: Path, *more: str) -> dict[str, str]:
-    done = CliRunner().invoke(main, ["serve", str(place), "--write", target, "--out", str(tmp_path / "out"), *more])
+    done = CliRunner().invoke(serve_command, [str(place), "--write", target, "--out", str(tmp_path / "out"), *more])
     assert done.exit_code == 0, done.output
     return {p.name: p.read_text() for p in (tmp_path / "out").iterdir()}
 
@@ -67,8 +67,8 @@ def test_the_command_writes_each_kind_of_file(tmp_path: Path) -> None:
     assert yaml.safe_load(written(tmp_path / "kserve", "kserve", run)["inference-service.yaml"])["kind"] == "InferenceService"
     ray = yaml.safe_load(written(tmp_path / "ray", "ray", run)["serve.yaml"])
     assert ray["applications"][0]["args"]["place"] == str(run.resolve())
-    refused = CliRunner().invoke(main, ["serve", str(run), "--write", "vllm", "--out", str(tmp_path / "v")])
-    assert refused.exit_code != 0 and "Export it first" in refused.output
+    refused = CliRunner().invoke(serve_command, [str(run), "--write", "vllm", "--out", str(tmp_path / "v")])
+    assert "Export it first" in str(refused.exception)
 
 
 def test_the_command_of_vllm_follows_the_exported_folder(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tauon.serve.batching import Batcher, Speed
+from tauon.serve.connections import Sweeper
 from tauon.serve.drift import Drift, Reference, psi
 from tauon.serve.errors import HttpError
 from tauon.serve.limits import RateLimit
 from tauon.serve.rollout import PASSED, Rollout
+from tauon.serve.sites import Sites
 
 ROW = [{"age": 50, "town": "Ulm"}]
 
@@ -227,3 +230,60 @@ def test_the_same_request_gets_the_same_version() -> None:
     first = [rollout.choose(str(i)).version for i in range(1000)]
     assert first == [rollout.choose(str(i)).version for i in range(1000)]
     assert 0.25 < first.count("new") / 1000 < 0.35
+
+
+# --------------------------------------------------------------------------------------------- connections
+
+
+class Connection:
+    """What the sweeper sees of one."""
+
+    def __init__(self, *, cycle: Any = None, keep_alive: Any = None, head: int | None = 0, paused: bool = False) -> None:
+        self.cycle, self.timeout_keep_alive_task, self._head = cycle, keep_alive, head
+        self.flow, self.transport, self.ended = SimpleNamespace(write_paused=paused), self, ""
+        self.buffer = 100
+
+    def close(self) -> None:
+        self.ended = "closed"
+
+    def abort(self) -> None:
+        self.ended = "aborted"
+
+    def get_write_buffer_size(self) -> int:
+        return self.buffer
+
+
+def test_only_connections_without_progress_are_closed() -> None:
+    answered, running = SimpleNamespace(response_complete=True), SimpleNamespace(response_complete=False)
+    silent, idle, computing = Connection(), Connection(cycle=answered, keep_alive=object()), Connection(cycle=running)
+    slow_head, endless_body = Connection(cycle=answered), Connection(cycle=answered, head=None)
+    deaf, slow_reader = Connection(cycle=running, paused=True), Connection(cycle=running, paused=True)
+    everybody = [silent, idle, computing, slow_head, endless_body, deaf, slow_reader]
+    sweeper = Sweeper(head_seconds=10, linger_seconds=3, write_seconds=60)
+    for now in range(100):
+        slow_reader.buffer -= 1
+        sweeper.look([c for c in everybody if not c.ended], float(now))
+    assert [c.ended for c in everybody] == ["closed", "", "", "closed", "closed", "aborted", ""]
+
+
+def test_hosts_and_origins() -> None:
+    sites = Sites(("127.0.0.1", "localhost"))
+
+    def allowed(method: str = "POST", **headers: str) -> bool:
+        try:
+            sites.check(method, {k.encode(): v for k, v in headers.items()})
+        except HttpError as err:
+            return err.status != 403
+        return True
+
+    assert allowed(host="localhost:8000") and allowed(host="127.0.0.1") and allowed(host="LOCALHOST", origin="http://localhost:9")
+    assert not any(
+        (allowed(host="evil.example"), allowed(host="127.0.0.1.evil.example"), allowed(), allowed(host="localhost", origin="null"))
+    )
+    assert not allowed(host="localhost", origin="https://evil.example") and allowed("GET", host="localhost", origin="https://evil.example")
+    sites = Sites(())
+    assert (
+        allowed(host="a.example")
+        and allowed(host="a.example", origin="https://a.example")
+        and not allowed(host="a.example", origin="https://b.example")
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from tauon import __version__
 from tauon.errors import TauonError
@@ -85,7 +85,7 @@ def _service_routes(app: FastAPI, state: ServerState) -> None:
             return error_response(HttpError(503, "the server is stopping", retry=5))
         return json_response({"status": "ready", "model": state.name})
 
-    @app.get("/metrics", tags=["service"])
+    @app.get("/metrics", tags=["service"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Figures for Prometheus."""
         refresh_metrics(state)

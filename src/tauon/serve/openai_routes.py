@@ -19,6 +19,7 @@ from tauon.serve.errors import HttpError, json_bytes, json_response
 from tauon.serve.language import ServedLanguage
 from tauon.serve.limits import read_body
 from tauon.serve.openai_schemas import ChatRequest, CompletionRequest, StreamOptions, sampling_of
+from tauon.serve.schemas import answer_schema
 from tauon.serve.state import ServerState
 from tauon.serve.uploads import parse_json
 
@@ -50,7 +51,7 @@ def add_openai_routes(app: FastAPI, state: ServerState) -> None:
         _known(language, name)
         return _model(language)
 
-    @app.post("/v1/completions", tags=["openai"], openapi_extra=_schema(CompletionRequest))
+    @app.post("/v1/completions", tags=["openai"], openapi_extra=_schema(CompletionRequest), responses=answer_schema("text_completion"))
     async def completions(request: Request) -> Response:
         """Continue a text."""
         asked = await _asked(state, request, CompletionRequest)
@@ -64,7 +65,7 @@ def add_openai_routes(app: FastAPI, state: ServerState) -> None:
         choices = [_text_choice(language, c, i, params) for i, c in enumerate(answers)]
         return json_response(base | {"choices": choices, "usage": _usage(streams)})
 
-    @app.post("/v1/chat/completions", tags=["openai"], openapi_extra=_schema(ChatRequest))
+    @app.post("/v1/chat/completions", tags=["openai"], openapi_extra=_schema(ChatRequest), responses=answer_schema("chat.completion"))
     async def chat(request: Request) -> Response:
         """Answer a conversation."""
         asked = await _asked(state, request, ChatRequest)

@@ -6,7 +6,7 @@ from typing import Any
 
 from tauon.serve.served import Served
 
-__all__ = ["ERRORS", "predict_schema"]
+__all__ = ["ERRORS", "answer_schema", "predict_schema"]
 
 _ERROR = {
     "type": "object",
@@ -39,6 +39,31 @@ _FILES = {
     "pictures": ("image/png", "image/jpeg"), "recordings": ("audio/wav", "audio/flac"), "series": ("text/csv",),
 }  # fmt: skip
 """Content types of single files, by what the model reads."""
+
+
+def answer_schema(kind: str) -> dict[int | str, dict[str, Any]]:
+    """Return what `/v1/completions` (text_completion) or `/v1/chat/completions` (chat.completion) returns: JSON, or a stream of events."""
+    choice = {
+        "type": "object",
+        "properties": {"index": {"type": "integer"}, "finish_reason": {"type": ["string", "null"]}},
+        "required": ["index", "finish_reason", "text" if kind == "text_completion" else "message"],
+    }
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    usage = {"type": "object", "properties": {name: {"type": "integer"} for name in names}, "required": list(names)}
+    answer = {
+        "type": "object",
+        "properties": {
+            "id": {"type": "string"},
+            "object": {"const": kind},
+            "created": {"type": "integer"},
+            "model": {"type": "string"},
+            "choices": {"type": "array", "items": choice},
+            "usage": usage,
+        },
+        "required": ["id", "object", "created", "model", "choices", "usage"],
+    }
+    content = {"application/json": {"schema": answer}, "text/event-stream": {"schema": {"type": "string"}}}
+    return {200: {"description": "The answer; with `stream: true` as server-sent events.", "content": content}}
 
 
 def predict_schema(served: Served) -> dict[str, Any]:

@@ -37,6 +37,8 @@ async function busy(button, work) {
   const start = performance.now();
   try {
     await work();
+    $("status").scrollIntoView({ block: "nearest" }); // below a long form it would not be seen
+    $("answer").scrollIntoView({ block: "nearest" });
     say(`Answered in ${((performance.now() - start) / 1000).toFixed(2)} s.`);
   } catch (err) {
     if (err.name === "AbortError") say("Stopped.");
@@ -146,7 +148,7 @@ function files(accept, words, { preview = false, many = true } = {}) {
   pick.setAttribute("aria-label", words);
   const shown = el("div");
   const zone = el("div", { className: "drop" }, el("p", {}, words), pick, shown);
-  const go = el("button", { type: "button", disabled: true }, "Predict");
+  const go = el("button", { type: "button", disabled: true }, many ? "Predict the files" : "Predict the file");
   let chosen = [];
   const take = (list) => {
     chosen = [...list].slice(0, 1000);
@@ -229,7 +231,7 @@ function recordingForm() {
       pick.take([wav(recorder.parts, recorder.rate)]);
       recorder = null;
       button.textContent = "Record";
-      say("Recorded. Press Predict.");
+      say("Recorded. Press the button below.");
       return;
     }
     try {
