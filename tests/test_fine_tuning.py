@@ -266,16 +266,16 @@ def test_the_verbs_refuse_in_words(world: Path, tmp_path: Path, capsys: pytest.C
     tauon = Tauon(capsys)
     base = world / "runs/base"
     for args, code, says in (
-        (("export", base, "--to", tmp_path / "x", "--format", "peft"), 4, "has no adapters"),
+        (("export", base, "--to", "peft", "--out", tmp_path / "x"), 3, "has no adapters"),
         (("adapter", "merge", base, "--to", tmp_path / "x"), 4, "nothing to merge"),
-        (("export", base, "--to", world / "hf"), 5, "exists already"),
-        (("export", world / "cache", "--to", tmp_path / "x"), 4, "neither a config.json nor a checkpoint"),
+        (("export", base, "--to", "huggingface", "--out", world / "hf"), 5, "exists already"),
+        (("export", world / "cache", "--to", "huggingface", "--out", tmp_path / "x"), 5, "is not a run"),
     ):
         ended = tauon(*args)
         assert ended.code == code and says in ended.err, ended
         assert not (tmp_path / "x").exists()
-    ended = tauon("export", base, "--to", tmp_path / "x")
-    assert ended.code == 0 and "model.safetensors" in ended.out
+    ended = tauon("export", base, "--to", "huggingface", "--out", tmp_path / "x")
+    assert ended.code == 0 and (tmp_path / "x" / "model.safetensors").is_file()
 
 
 def test_bert_learns_hidden_tokens_and_starts_from_itself(world: Path) -> None:
@@ -347,7 +347,7 @@ def test_the_page_on_fine_tuning_works_from_its_first_line_to_its_last(
     shown = re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     commands = [shlex.split(line, comments=True)[1:] for block in shown for line in block.splitlines() if line.startswith("tauon ")]
     assert len(commands) == 4
-    for words_ in [*commands, ["export", "runs/quickstart", "--to", "quickstart-hf"]]:
+    for words_ in [*commands, ["export", "runs/quickstart", "--to", "huggingface", "--out", "quickstart-hf"]]:
         code, _, err = tauon(*words_)
         assert code == 0, err
     for folder, of in (("notes-hf", "notes-lora"), ("quickstart-hf", "quickstart")):

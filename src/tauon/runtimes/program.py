@@ -146,7 +146,7 @@ def trace(task: Task, model: nn.Module, batch: Batch) -> Program:
 
 def _inputs_of(model: nn.Module, call: Recorded, batch: Batch) -> tuple[tuple[TensorSpec, ...], tuple[Tensor, ...], dict[str, Any]]:
     """Return (inputs, their example values, constants). An input has the name of the batch's field, or else of the argument."""
-    of_batch = {id(v): f.name for f in fields(batch) if (v := getattr(batch, f.name)) is not None}
+    of_batch = {id(v): f.name for f in reversed(fields(batch)) if (v := getattr(batch, f.name)) is not None}
     arguments = list(inspect.signature(model.forward).parameters)
     inputs, example, fixed = [], [], {}
     given: list[tuple[Any, Any]] = [*enumerate(call.args), *call.kwargs.items()]
