@@ -120,7 +120,17 @@ def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> 
             assert a[name] == (pytest.approx(value, rel=1e-4, abs=1e-5) if isinstance(value, float) else value)
 
 
-@pytest.mark.parametrize("name", ["table", "table-embedded", "images", "sounds-cnn", "speech", "texts-bag", "series-dlinear"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "table",
+        "table-embedded",
+        "images",
+        "texts-bag",
+        "series-dlinear",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("sounds-cnn", "speech")),
+    ],
+)
 def test_a_bundle_and_its_script_alone_predict_what_the_run_predicts(worlds: Worlds, bare: Path, tmp_path: Path, name: str) -> None:
     folder = trained(worlds, name)
     (record,) = export_run(folder, ["onnx"])
