@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,6 +69,11 @@ def row_groups(tables: Tensor, sequence_N: Tensor, position_N: Tensor, bounds: S
     return groups
 
 
+def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return zeros. On the CPU the system gives each page when it is first written, so that a large cache costs no time at the start."""
+    return torch.from_numpy(np.zeros(shape, np.float32)) if device.type == "cpu" else torch.zeros(shape, device=device)
+
+
 class PagedCache(RowCache):
     """Keys and values of all blocks, float32, one pair of tensors (places, G, K) a layer. Place = block x block_size + offset."""
 
@@ -78,8 +84,8 @@ class PagedCache(RowCache):
         self.keys, self.values = [], []
         for layer in model.layers:
             shape = ((blocks + 1) * block_size, layer.attention.kv_heads, layer.attention.head_size)
-            self.keys.append(torch.zeros(shape, device=device))
-            self.values.append(torch.zeros(shape, device=device))
+            self.keys.append(_zeros(shape, device))
+            self.values.append(_zeros(shape, device))
         self._write_N = torch.empty(0, dtype=torch.int64)
         self._groups: list[RowGroup] = []
         self._patterns: list[tuple[RowGroup, Tensor, Tensor]] = []
