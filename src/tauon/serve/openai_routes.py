@@ -84,8 +84,7 @@ def add_openai_routes(app: FastAPI, state: ServerState) -> None:
             raise HttpError(
                 400, f"{language.name} continues texts and was not trained to answer conversations: use /v1/completions", param="messages"
             )
-        roles = {"developer": "system"}
-        messages = [Message(roles.get(m.role, m.role), m.text) for m in asked.messages]
+        messages = [Message("system" if m.role == "developer" else m.role, m.text) for m in asked.messages]
         ids, stops = await asyncio.get_running_loop().run_in_executor(state.readers, language.chat, messages)
         params = sampling_of(asked, most_tokens=state.settings.most_tokens, stops=stops)
         streams = _submit(language, [TextRequest(ids, params, request.state.request_id)])
