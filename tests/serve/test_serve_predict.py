@@ -179,3 +179,17 @@ def test_a_changed_request_body_is_no_half_answer(serve: Any) -> None:
     for t in threads:
         t.join()
     assert sorted(found) == [200] * 20 + [422] * 10
+
+
+def test_a_csv_and_json_that_arrive_together_are_read_each_by_its_rules(serve: Any) -> None:
+    from tauon.serve.uploads import Upload, rows_of_json, rows_of_upload
+
+    served = serve("table").state.predictors.current
+    predictor = served.predictor
+    as_json = rows_of_json([{"age": 50, "town": "Ulm"}], predictor)
+    as_csv = rows_of_upload([Upload(b"age,town\n50,Ulm\n30,Bonn\n", ".csv", "x.csv")], predictor)
+    wrong = rows_of_json([{"age": "x", "town": "Ulm"}], predictor)
+    alone = [served.compute([item])[0] for item in (as_json, as_csv)]
+    first, second, bad, third = served.compute([as_json, as_csv, wrong, as_json])
+    assert first == third == alone[0] and second == alone[1] and first[0] == second[0]
+    assert "'x'" in str(bad)

@@ -72,6 +72,7 @@ def test_memory_is_flat_and_no_request_is_lost(kind: str) -> None:
         print(
             f"{kind}: {sum(statuses.values()):,} requests in {SECONDS / 2:.0f} s; MiB {[m // MIB for m in memory[:: max(1, len(memory) // 12)]]}"
         )
-        assert all(wanted == got for wanted, got in statuses), statuses
+        assert all(got in (wanted, 429) for wanted, got in statuses), statuses  # 429: more rows at once than may wait
+        assert sum(n for (_, got), n in statuses.items() if got == 429) < 0.01 * sum(statuses.values())
         assert memory[-1] - settled < max(20 * MIB, 0.05 * settled)
         assert server.raw(request("GET", "/healthz"))[0] == 200

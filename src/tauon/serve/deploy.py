@@ -30,7 +30,7 @@ MODEL = "/opt/model"
 """Folder of models in the image."""
 USER = 1000
 DRAIN = 5
-"""Seconds that a pod still takes requests after it was told to stop: until every router knows."""
+"""Seconds between the decision to stop a pod and its signal: routers learn of it, and the pod still answers."""
 GRACE = 45
 
 

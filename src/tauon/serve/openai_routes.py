@@ -51,7 +51,12 @@ def add_openai_routes(app: FastAPI, state: ServerState) -> None:
         _known(language, name)
         return _model(language)
 
-    @app.post("/v1/completions", tags=["openai"], openapi_extra=_schema(CompletionRequest), responses=answer_schema("text_completion"))
+    @app.post(
+        "/v1/completions",
+        tags=["openai"],
+        openapi_extra=_schema(CompletionRequest, language.name),
+        responses=answer_schema("text_completion"),
+    )
     async def completions(request: Request) -> Response:
         """Continue a text."""
         asked = await _asked(state, request, CompletionRequest)
@@ -65,7 +70,12 @@ def add_openai_routes(app: FastAPI, state: ServerState) -> None:
         choices = [_text_choice(language, c, i, params) for i, c in enumerate(answers)]
         return json_response(base | {"choices": choices, "usage": _usage(streams)})
 
-    @app.post("/v1/chat/completions", tags=["openai"], openapi_extra=_schema(ChatRequest), responses=answer_schema("chat.completion"))
+    @app.post(
+        "/v1/chat/completions",
+        tags=["openai"],
+        openapi_extra=_schema(ChatRequest, language.name),
+        responses=answer_schema("chat.completion"),
+    )
     async def chat(request: Request) -> Response:
         """Answer a conversation."""
         asked = await _asked(state, request, ChatRequest)
@@ -74,8 +84,7 @@ def add_openai_routes(app: FastAPI, state: ServerState) -> None:
             raise HttpError(
                 400, f"{language.name} continues texts and was not trained to answer conversations: use /v1/completions", param="messages"
             )
-        roles = {"developer": "system"}
-        messages = [Message(roles.get(m.role, m.role), m.text) for m in asked.messages]
+        messages = [Message("system" if m.role == "developer" else m.role, m.text) for m in asked.messages]
         ids, stops = await asyncio.get_running_loop().run_in_executor(state.readers, language.chat, messages)
         params = sampling_of(asked, most_tokens=state.settings.most_tokens, stops=stops)
         streams = _submit(language, [TextRequest(ids, params, request.state.request_id)])
@@ -88,8 +97,9 @@ def add_openai_routes(app: FastAPI, state: ServerState) -> None:
         return json_response(base | {"choices": choices, "usage": _usage(streams)})
 
 
-def _schema(kind: type[BaseModel]) -> dict[str, Any]:
+def _schema(kind: type[BaseModel], name: str) -> dict[str, Any]:
     schema = kind.model_json_schema()
+    schema["properties"]["model"]["enum"] = [name]
     definitions = schema.pop("$defs", {})
 
     def inline(node: Any) -> Any:

@@ -33,15 +33,29 @@ class Served:
     loaded: float = field(default_factory=time.time)
 
     def compute(self, items: Sequence[tuple[Rows, int]]) -> Sequence[Any]:
-        """Answer several requests with one call of the model: a list of records for each, or its own error."""
+        """Answer several requests: a list of records for each, or its own error. Requests of one kind share a call of the model; cells of a CSV
+        and values of JSON are read by different rules, and are not joined.
+        """
+        kinds = [_kind(rows) for rows, _ in items]
+        if len(set(kinds)) == 1:
+            return self._computed(items)
+        answers: list[Any] = [None] * len(items)
+        for kind in dict.fromkeys(kinds):
+            places = [i for i, own in enumerate(kinds) if own == kind]
+            for i, answer in zip(places, self._computed([items[i] for i in places]), strict=True):
+                answers[i] = answer
+        return answers
+
+    def _computed(self, items: Sequence[tuple[Rows, int]]) -> list[Any]:
         try:
             joined = items[0][0] if len(items) == 1 else _joined([rows for rows, _ in items])
             records = self._records(joined, sum(n for _, n in items))
         except DataError as err:
             if len(items) == 1:
                 return [err]
-            return [self.compute([item])[0] for item in items]  # a bad value fails its own request alone
-        answers, start = [], 0
+            return [self._computed([item])[0] for item in items]  # a bad value fails its own request alone
+        answers: list[Any] = []
+        start = 0
         for _, n in items:
             answers.append(records[start : start + n])
             start += n
@@ -93,6 +107,13 @@ class Served:
             "sample_rate": trained.preprocess.get("sample_rate"),
             "runtime": getattr(trained.model, "runtime", "torch"),
         }
+
+
+def _kind(rows: Rows) -> tuple[str, ...]:
+    """Return how the columns are kept: lists, or arrays of a type."""
+    return tuple(
+        sorted({"list" if isinstance(v, list) else str(getattr(v, "type", None) or getattr(v, "dtype", "")) for v in rows.columns.values()})
+    )
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
