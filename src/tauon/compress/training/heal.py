@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tauon.compress.base import CompressStep, Subject
 from tauon.compress.compress import Heal
@@ -17,7 +18,7 @@ from tauon.errors import DataError, TrainingError
 from tauon.optim import AdamWConfig
 from tauon.train import BatchSource, GradientHealth, Hook, Precision, StepPolicy, TrainJob, train
 from tauon.train.statistics import RunningStatistics, running_statistics
-from tauon.types import StepInfo
+from tauon.types import Batch, StepInfo
 
 __all__ = ["Healer", "healer"]
 
@@ -48,8 +49,17 @@ class Healer:
     microbatch: int | None
     done: int = 0
     """Steps of all calls."""
+    healed: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Weights before, hashed, to weights after: a search that tries other layers to quantise heals the same model again."""
 
     def __call__(self, subject: Subject, step: CompressStep) -> None:
+        before = _digest(subject)
+        if before not in self.healed:
+            self._train(subject, step)
+            self.healed[before] = {name: t.detach().clone() for name, t in subject.model.state_dict().items()}
+        subject.model.load_state_dict(self.healed[before])
+
+    def _train(self, subject: Subject, step: CompressStep) -> None:
         model, config = subject.model, self.config
         floating = [p for p in model.parameters() if p.is_floating_point()]
         if not floating:
@@ -97,6 +107,15 @@ class Healer:
         )  # fmt: skip
 
 
+def _digest(subject: Subject) -> str:
+    """Return the hash of a model's weights and masks."""
+    digest = hashlib.sha256()
+    for name, t in (*subject.model.state_dict().items(), *subject.masks.items()):
+        digest.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
+        digest.update(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class _From:
     """Batches from a later step on."""
@@ -104,5 +123,5 @@ class _From:
     source: BatchSource
     start: int
 
-    def batch_at(self, step: int):  # type: ignore[no-untyped-def]
+    def batch_at(self, step: int) -> Batch:
         return self.source.batch_at(self.start + step)
