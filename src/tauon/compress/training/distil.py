@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tauon.compress.training.soft import FAMILIES, divergence, linear_distillation
+from tauon.distributed import reshard
 from tauon.errors import Problem, RecipeError
 from tauon.tasks import LanguageModelling, MaskedLanguageModelling, Task
 from tauon.train import TrainJob
@@ -191,6 +192,7 @@ class FeatureMatch:
             job.task.losses(cast(nn.Module, called), row)
             teacher(*called.arguments, **called.options)
         self.listening = False
+        reshard(job.model)
         job.model.train(was_training)
         missing = [pair for i, pair in enumerate(self.features.items()) if not {f"student {i}", f"teacher {i}"} <= self.seen.keys()]
         if missing:
