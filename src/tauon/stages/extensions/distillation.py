@@ -29,7 +29,7 @@ def distillation(ctx: Context, checkpoint: Checkpoint | None) -> Distillation | 
         return None
     for name in type(config).model_fields:  # a finished run does not use them
         getattr(config, name)
-    if checkpoint is not None and checkpoint.step >= checkpoint.state["total_steps"]:
+    if checkpoint is not None and (checkpoint.step >= checkpoint.state["total_steps"] or checkpoint.state["notes"].get("stopped")):
         return None
     return Distillation(ctx, config)
 
