@@ -50,7 +50,7 @@ def _int4(weight_NK: Tensor, group: int) -> Tensor:
     N, K = weight_NK.shape
     padded = F.pad(weight_NK.detach().float(), (0, -K % group)).view(N, -1, group)
     scale_NG1 = torch.linalg.vector_norm(padded, ord=float("inf"), dim=2, keepdim=True).clamp_min_(_TINY) / 7
-    rounded = (padded / scale_NG1).round_().mul_(scale_NG1.to(torch.float16).float())
+    rounded: Tensor = (padded / scale_NG1).round_().mul_(scale_NG1.to(torch.float16).float())
     return rounded.view(N, -1)[:, :K]
 
 
@@ -58,7 +58,8 @@ def _int8(weight: Tensor) -> Tensor:
     """What `quantize_channels` gives, as floats."""
     flat = weight.detach().float().flatten(1)
     scale_N1 = torch.linalg.vector_norm(flat, ord=float("inf"), dim=1, keepdim=True).clamp_min_(_TINY) / 127
-    return (flat / scale_N1).round_().mul_(scale_N1).view(weight.shape)
+    rounded: Tensor = (flat / scale_N1).round_().mul_(scale_N1)
+    return rounded.view(weight.shape)
 
 
 @dataclass
@@ -81,8 +82,8 @@ class FakeQuantisedLinear(nn.Linear):
     switch: FakeQuantised
     round_weight: Callable[[Tensor], Tensor]
 
-    @property  # type: ignore[override]
-    def weight(self) -> Tensor:
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
         """The weight as it will be after `compress`, or the parameter itself while the switch is off."""
         p = cast(Tensor, self._parameters["weight"])
         return _StraightThrough.apply(p, self.round_weight(p)).to(p.dtype) if self.switch.on else p  # type: ignore[no-untyped-call]
@@ -98,8 +99,8 @@ class FakeQuantisedEmbedding(nn.Embedding):
     switch: FakeQuantised
     round_weight: Callable[[Tensor], Tensor]
 
-    @property  # type: ignore[override]
-    def weight(self) -> Tensor:
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
         """As of `FakeQuantisedLinear`."""
         p = cast(Tensor, self._parameters["weight"])
         return _StraightThrough.apply(p, self.round_weight(p)).to(p.dtype) if self.switch.on else p  # type: ignore[no-untyped-call]
