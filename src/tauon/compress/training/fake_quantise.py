@@ -1,6 +1,6 @@
 """Quantisation-aware training: layers whose weights are rounded whenever they are read, as a step of `compress` will round them.
 
-The gradient passes through the rounding as if it were not there (straight-through estimator, Bengio et al. 2013, arXiv:1308.3432; scales from the
+The gradient passes through the rounding unchanged (straight-through estimator, Bengio et al. 2013, arXiv:1308.3432; scales from the
 largest weight of each group, so that no weight is clipped). Parameters, their names and checkpoints stay those of the float model: the class of a
 layer changes, and its `weight` is computed from its parameter, also for a language model's head, whose weight is read outside of its forward pass.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tauon.artifacts import Checkpoint, find_checkpoint
+from tauon.artifacts import Checkpoint, find_checkpoint, run_of_compressed
 from tauon.compress.training import DistilConfig, distilled
 from tauon.data import DataSplits, has_tokenizer, tokenizer_of
 from tauon.errors import CheckpointError, Problem, RecipeError, RunError
@@ -104,8 +104,9 @@ def refuse_another_preparation(teacher: PretrainedModel, splits: DataSplits) -> 
     longest = getattr(teacher.config, "seq_len", None)
     if longest is not None and splits.spec.seq_len is not None and longest < splits.spec.seq_len:
         wrong.append(f"its longest sequence is {longest} tokens, not {splits.spec.seq_len}")
-    if teacher.layout == "tauon":
-        prepared = find_checkpoint(teacher.path).state.get("preprocess") or {}
+    run = run_of_compressed(teacher.path)
+    if teacher.layout == "tauon" or run != teacher.path:
+        prepared = find_checkpoint(run).state.get("preprocess") or {}
         both = prepared.keys() & splits.preprocess.keys() - {"tokenizer", "augment"}
         wrong += [d[:120] for k in sorted(both) for d in differences(prepared[k], splits.preprocess[k], k)]
     if teacher.labels and splits.spec.labels and teacher.labels != splits.spec.labels:
