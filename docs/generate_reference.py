@@ -122,7 +122,7 @@ def show_type(annotation: Any, metadata: typing.Sequence[Any] = ()) -> str:
         return "section"
     if origin is dict:
         return f"{show_type(args[1])} by name"
-    names = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}
+    names = {str: "text", int: "whole number", float: "number", bool: "`true` or `false`", Any: "anything"}
     return names[annotation]
 
 

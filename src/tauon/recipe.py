@@ -16,12 +16,14 @@ from typing import Any
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
+import tauon.compress.training.rules
 import tauon.data.rules
 import tauon.models.rules
 import tauon.optim.rules
 import tauon.privacy.rules
 import tauon.tasks.rules
 import tauon.train.rules  # noqa: F401  importing a rules module registers its rules
+from tauon.compress.training import DistilConfig, QatConfig
 from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml, recipe_rules, write_yaml
 from tauon.data import DataConfig
 from tauon.distributed import AutoParallel, ParallelConfig
@@ -53,6 +55,8 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Pattern of valid run names."""
 FREE = ("parallel", "launch", "track")
 """Sections that may change on resume: they set how, not what, is trained."""
+LATER = ("distil", "qat")
+"""Sections that older versions did not have: left out, they change nothing, fingerprints included."""
 
 
 class Recipe(Config):
@@ -76,6 +80,10 @@ class Recipe(Config):
     """How weights are updated."""
     train: TrainConfig
     """How long, in what batches."""
+    distil: DistilConfig | None = None
+    """Learn from a larger trained model as well: {teacher: runs/big, temperature: 2, weight: 0.5}. Left out: from the data alone."""
+    qat: QatConfig | None = None
+    """Quantisation-aware training, for int4 or int8 weights that cost less quality: {weights: int4, group: 32}. Left out: none."""
     privacy: PrivacyConfig | None = None
     """Differential privacy of the training set: {target_epsilon: 3, delta: 1e-5}. Left out: none is promised."""
     parallel: ParallelConfig = AutoParallel()
@@ -164,7 +172,8 @@ def fingerprint(recipe: Recipe, sections: Iterable[str], *upstream: str, spelled
     `spelled`: the recipe as plain data, if it must be written as in an older version.
     """
     tree = dump(recipe) if spelled is None else spelled
-    text = json.dumps([{s: tree[s] for s in sections}, tree["seed"], *upstream], sort_keys=True)
+    read = {s: tree[s] for s in sections if s not in LATER or tree.get(s) is not None}
+    text = json.dumps([read, tree["seed"], *upstream], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -187,6 +196,7 @@ def to_yaml(recipe: Recipe) -> str:
     unused = {
         s.name for s in stage_table().values() if s.config and tree.get(s.name) is None
     }  # so that it opens where that stage is not installed
+    unused |= {name for name in LATER if tree[name] is None}
     return write_yaml({k: v for k, v in tree.items() if k not in unused})
 
 

@@ -32,7 +32,7 @@ QUICK = [("mlp", "onnx"), ("lstm", "openvino"), ("mlp", "executorch"), ("llama",
 
 def test_the_page_is_what_was_measured_and_has_every_family_and_format() -> None:
     assert PAGE.read_text() == page(MEASUREMENTS), "write it again: python tests/runtimes/families.py --missing 0"
-    assert {name.partition(",")[0] for name in CASES} == set(registered("model")) - {"checkpoint"}
+    assert {name.partition(",")[0] for name in CASES} == set(registered("model")) - {"checkpoint", "compressed"}
     assert all({*MEASUREMENTS[name]} >= {*PROGRAMS, *WEIGHTS} - SLOW for name in CASES)
 
 

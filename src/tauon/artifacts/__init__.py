@@ -12,7 +12,7 @@ from tauon.artifacts.files import (
     sha256_file,
     write_json,
 )
-from tauon.artifacts.find import find_checkpoint
+from tauon.artifacts.find import find_checkpoint, run_of_compressed
 from tauon.artifacts.run import RUN_FORMAT, RunFolder, list_runs
 from tauon.artifacts.writer import CheckpointWriter
 
@@ -34,6 +34,7 @@ __all__ = [
     "read_json",
     "remove_folder",
     "remove_leftovers",
+    "run_of_compressed",
     "save_checkpoint",
     "sha256_file",
     "steps_in",

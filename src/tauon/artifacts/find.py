@@ -8,7 +8,7 @@ from tauon.artifacts.checkpoint import Checkpoint, latest_checkpoint, load_check
 from tauon.artifacts.run import RunFolder
 from tauon.errors import CheckpointError, RunError
 
-__all__ = ["find_checkpoint"]
+__all__ = ["find_checkpoint", "run_of_compressed"]
 
 
 def find_checkpoint(path: Path) -> Checkpoint:
@@ -31,3 +31,11 @@ def find_checkpoint(path: Path) -> Checkpoint:
     if newest is None:
         raise CheckpointError(f"{path} has neither a config.json nor a checkpoint of Tauon. Give a trained run, or a Hugging Face folder.")
     return newest
+
+
+def run_of_compressed(path: Path) -> Path:
+    """Return the run whose compressed model is in the folder `path`; any other path as it is."""
+    if (path / "compressed.json").is_file() or (path / "model" / "compressed.json").is_file():
+        path = path.absolute()
+        return next((p for p in (path.parent, path.parent.parent) if (p / "recipe.yaml").is_file()), path)
+    return path

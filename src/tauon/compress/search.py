@@ -18,7 +18,7 @@ from torch import nn
 
 from tauon.compress.base import Calibration, LayerStep, Progress, no_progress
 from tauon.compress.candidates import Candidate, Target, candidates, compiled, serve
-from tauon.compress.compress import Compressed, compress_model, model_bytes
+from tauon.compress.compress import Compressed, Heal, compress_model, model_bytes
 from tauon.compress.measure import Cost, measure
 from tauon.compress.quality import Drop, Quality, paired_drop, quality_of
 from tauon.compress.sensitivity import layer_sensitivity
@@ -49,6 +49,8 @@ class SearchSettings:
     """What to try; None: what suits the model and the target."""
     compiled: bool = True
     """Whether torch.compile of the model is one of the two that must not be faster."""
+    heal: Heal | None = None
+    """Trains a candidate after each step but quantisation."""
 
 
 @dataclass
@@ -121,7 +123,9 @@ class _Search:
             if count and not any(isinstance(s, LayerStep) for s in candidate.steps):
                 break
             try:
-                small = compress_model(self.model, self.task, self.calibration, steps, config=self.config, seed=self.settings.seed)
+                small = compress_model(
+                    self.model, self.task, self.calibration, steps, config=self.config, heal=self.settings.heal, seed=self.settings.seed
+                )
                 place = self.folder / f"{len(list(self.folder.iterdir()))}-{i}"
                 module, size = serve(small, self.task, self.calibration.batches[0], candidate.runtime, place)
                 after = quality_of(module, self.task, self.dataset)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tauon.artifacts import find_checkpoint
+from tauon.artifacts import find_checkpoint, run_of_compressed
 from tauon.config import register
 from tauon.data.files import read_bytes
 from tauon.data.tokenizer import SubwordTokenizer, Tokenizer, read_json
@@ -27,7 +27,7 @@ class FromModelConfig(TokenizerConfig):
         path = self._folder()
         if _is_huggingface(path):
             return [(file, file.name) for file in (_file(path), path / "config.json")]
-        return [(find_checkpoint(path).path / "state.json", "state.json")]
+        return [(find_checkpoint(run_of_compressed(path)).path / "state.json", "state.json")]
 
     def beside(self) -> list[Path]:
         path = self._folder()
@@ -51,7 +51,7 @@ def has_tokenizer(path: Path) -> bool:
     if _is_huggingface(path):
         return any((path / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
     try:
-        return "tokenizer" in (find_checkpoint(path).state.get("preprocess") or {})
+        return "tokenizer" in (find_checkpoint(run_of_compressed(path)).state.get("preprocess") or {})
     except CheckpointError:
         return False
 
@@ -59,7 +59,7 @@ def has_tokenizer(path: Path) -> bool:
 def tokenizer_of(path: Path) -> Tokenizer:
     """Return the tokenizer of a trained model. `DataError` if there is none, or its ids do not match the model."""
     if not _is_huggingface(path):
-        record = (find_checkpoint(path).state.get("preprocess") or {}).get("tokenizer")
+        record = (find_checkpoint(run_of_compressed(path)).state.get("preprocess") or {}).get("tokenizer")
         if record is None:
             raise DataError(f"{path}: was not trained on text, so it has no tokenizer. Set data.tokenizer.")
         return Tokenizer.from_json(record, str(path))

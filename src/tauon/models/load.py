@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tauon.artifacts import Checkpoint, find_checkpoint
+from tauon.artifacts import Checkpoint, find_checkpoint, read_json
+from tauon.artifacts.tensor_file import open_tensors
 from tauon.config import Fraction, register
 from tauon.distributed import fill
 from tauon.errors import CheckpointError, MissingExtra, Problem, RecipeError
@@ -88,6 +89,8 @@ class PretrainedModel:
     """Weights in the file that have no counterpart here."""
     dropped: tuple[str, ...] = ()
     """Weights in the file that belong to another task's head."""
+    sparse: tuple[str, ...] = ()
+    """Layers that were made sparse: their zeros stay zero."""
 
     @property
     def reference(self) -> dict[str, str]:
@@ -106,6 +109,8 @@ def open_model_folder(ref: str) -> PretrainedModel:
         return PretrainedModel(
             path, "huggingface", f.config, f.tensors, f.fingerprint, labels, f.called, tuple(f.unknown), tuple(f.dropped)
         )
+    if (compressed := _compressed_folder(path)) is not None:
+        return _open_compressed(compressed)
     checkpoint = find_checkpoint(path)
     record = checkpoint.state.get("model")
     if record is None:
@@ -114,11 +119,35 @@ def open_model_folder(ref: str) -> PretrainedModel:
     labels = tuple((checkpoint.state.get("spec") or {}).get("labels") or ())
     tensors = weights_of(checkpoint)
     if config.adapt is None:
-        return PretrainedModel(path, "tauon", config, tensors, checkpoint.hash, labels, {n: n for n in tensors})
+        sparse = tuple(checkpoint.state.get("sparse") or ())
+        return PretrainedModel(path, "tauon", config, tensors, checkpoint.hash, labels, {n: n for n in tensors}, sparse=sparse)
     base = base_of(checkpoint)
     tensors = merged(base.tensors, tensors, config.adapt.scale, rounded=config.adapt.quantize == "nf4")
     config = config.model_copy(update={"from_": None, "adapt": None})
     return PretrainedModel(path, "tauon", config, tensors, checkpoint.hash, labels, {n: n for n in tensors})
+
+
+def _compressed_folder(path: Path) -> Path | None:
+    """Return the folder of a model that `compress` wrote, if `path` is it or contains it."""
+    return next((p for p in (path, path / "model") if (p / "compressed.json").is_file()), None)
+
+
+def _open_compressed(path: Path) -> PretrainedModel:
+    about = read_json(path / "compressed.json")
+    kinds = {layer["kind"] for layer in about["layers"]}
+    rounded = sorted(k for k in kinds if k.startswith(("int", "bf16")))
+    if rounded or about.get("graph") is not None:
+        what = ", ".join(rounded) or "quantised layers"
+        raise CheckpointError(
+            f"model.from: {path} has weights in fewer bits ({what}), which cannot be trained. Start from the run itself, with `qat`, and compress again."
+        )
+    plain = {k: v for k, v in about["model"].items() if k != "from"}
+    config = from_record({"kind": "compressed", "model": plain, "layers": about["layers"]} if about["layers"] else plain)
+    tensors: dict[str, Any] = dict(open_tensors(path / "model.safetensors", about["tied"]))
+    sparse = tuple(layer for fact in about["facts"] if "zeros" in fact for layer in fact["layers"])
+    return PretrainedModel(
+        path, "compressed", config, tensors, about["sha256"]["model.safetensors"], (), {n: n for n in tensors}, sparse=sparse
+    )
 
 
 def is_weights(ref: str) -> bool:
@@ -130,7 +159,7 @@ def is_weights(ref: str) -> bool:
 def is_checkpoint(ref: str) -> bool:
     """Return whether `model.from` names an existing run or checkpoint of Tauon."""
     path = Path(ref).expanduser()
-    return path.is_dir() and not is_huggingface(path)
+    return path.is_dir() and not is_huggingface(path) and _compressed_folder(path) is None
 
 
 def open_pretrained(config: ModelConfig) -> PretrainedModel | None:

@@ -72,7 +72,8 @@ BUILT_IN = (
     ),
     Stage(
         "train", "tauon.stages.train:train_stage", "Prepare the data and train; resumes where it stopped.",
-        reads=("data", "task", "model", "adapt", "optim", "train", "privacy", "parallel", "track"), inputs=("prepare",), collective=True,
+        reads=("data", "task", "model", "adapt", "optim", "train", "distil", "qat", "privacy", "parallel", "track"),
+        inputs=("prepare",), collective=True,
     ),
     Stage(
         "evaluate", "tauon.stages.evaluate:evaluate_stage", "Evaluate a trained run; every metric has a confidence interval.",
@@ -113,7 +114,8 @@ FAILED_STAGES: dict[str, str] = {}
 """Installed package and stage -> why the stage could not be added."""
 
 RESERVED = (
-    *("name", "seed", "stages", "data", "task", "model", "adapt", "optim", "train", "privacy", "parallel", "launch", "evaluate", "track"),
+    *("name", "seed", "stages", "data", "task", "model", "adapt", "optim", "train", "distil", "qat", "privacy", "parallel", "launch"),
+    *("evaluate", "track"),
     *("run", "predict", "generate", "export", "adapter", "audit", "explain", "compress", "serve", "runs", "check", "tune", "recipe"),
 )
 """Sections of every recipe and verbs that are written by hand: names that a stage of another package cannot have."""

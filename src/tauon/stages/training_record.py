@@ -118,7 +118,7 @@ class TrainingRecord:
     def validate(self, job: TrainJob, info: StepInfo) -> str | None:
         """Log the validation loss; with early stopping, save the best checkpoint and return STOP when patience is used up."""
         loss = validation_loss(job, self.validation_batches(job))
-        observes = type(job.task).observe is not Task.observe
+        observes = getattr(job.task.observe, "__func__", None) is not Task.observe
         marks = validation_marks(job, self.validation_batches(job)) if observes else {}
         self.events.log("validate", step=info.step, loss=loss, **marks)
         for tracker in self.trackers:

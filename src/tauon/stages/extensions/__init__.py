@@ -31,6 +31,9 @@ SPLIT_TRANSFORMS = (
 TRAIN_EXTENSIONS = (
     f"{_HERE}.local_sgd:local_sgd",
     f"{_HERE}.parameter_server:parameter_server",
+    f"{_HERE}.distillation:distillation",
+    f"{_HERE}.quantisation:quantisation",
+    f"{_HERE}.sparse_start:sparse_start",
     f"{_HERE}.layer_watch:layer_watch",
     f"{_HERE}.privacy:privacy",
 )
