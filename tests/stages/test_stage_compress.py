@@ -168,3 +168,14 @@ def test_membership_auc_is_the_mann_whitney_statistic() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 9, 50), rng.integers(0, 7, 70)
     assert membership_auc(a, b) == pytest.approx(stats.mannwhitneyu(a, b).statistic / (50 * 70))
+
+
+def test_healing_trains_what_was_cut(wide: Path, tmp_path: Path) -> None:
+    cut = [{"kind": "structured", "remove": 0.9, "refit": False}]
+    lost = [
+        compressed(wide, tmp_path / name, max_drop=0.9, steps=cut, runtime="eager", side_effects=False, **more)[1]["points"][-1]["drop"][
+            "value"
+        ]
+        for name, more in (("cut", {}), ("healed", {"heal": {"steps": 60, "lr": 1e-3}}))
+    ]
+    assert lost[1] < lost[0]

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from tauon.compress.base import CompressStep
+from tauon.compress.training.config import HealConfig
 from tauon.config import Config, Count, Fraction
 
 __all__ = ["CompressConfig"]
@@ -27,6 +28,8 @@ class CompressConfig(Config):
     """Runtime of `steps`. auto: torch (eager) for language models, ONNX Runtime for others."""
     calibration: Count = Field(128, ge=1)
     """Training examples on which the ranges of activations are observed."""
+    heal: HealConfig | None = None
+    """Train after parts or weights were removed, with the uncompressed model as teacher: `heal: {steps: 200}`. Left out: no training."""
     split: Literal["auto", "validation", "test"] = "auto"
     """Examples on which quality is measured. auto: the validation part, or the test part where that is larger and the other too small for the promise."""
     batch_sizes: tuple[Count, ...] = (1, 8, 64)

@@ -32,6 +32,7 @@ from tauon.models import ModelConfig, from_record
 from tauon.runtimes import FORMATS
 from tauon.stages.context import Context
 from tauon.stages.export import export_subject, held_out_batches
+from tauon.stages.healing import stage_healer
 from tauon.stages.load import load_model
 from tauon.stages.side_effects import side_effects
 from tauon.types import Dataset
@@ -57,7 +58,8 @@ def compress_stage(ctx: Context) -> dict[str, Any]:
     calibration = calibration_from(calibrated, examples=config.calibration, seed=ctx.recipe.seed)
     settings = SearchSettings(
         target=config.for_, batch_sizes=tuple(config.batch_sizes), seconds=config.seconds, seed=ctx.recipe.seed,
-        candidates=_tries(ctx, config, model), compiled=not ctx.recipe.task.reads_hidden_states,
+        candidates=_tries(ctx, config, model),
+        heal=stage_healer(ctx, config.heal, model), compiled=not ctx.recipe.task.reads_hidden_states,
     )  # fmt: skip
 
     def progress(what: str, done: int, total: int) -> None:
