@@ -56,7 +56,8 @@ def application(args: Mapping[str, Any]) -> Any:
     class Replica:
         """The server's routes."""
 
-    return Replica.bind()
+    bindable: Any = Replica
+    return bindable.bind()
 
 
 def _app(given: Mapping[str, Any]) -> Any:
@@ -65,5 +66,5 @@ def _app(given: Mapping[str, Any]) -> Any:
     keys: tuple[str, ...] = ()
     if given.get("keys_file"):
         keys = tuple(line.strip() for line in Path(given["keys_file"]).read_text(encoding="utf-8").splitlines() if line.strip())
-    chosen = {k: float(given[k]) for k in ("latency_target", "rate") if k in given}
+    chosen: dict[str, Any] = {k: float(given[k]) for k in ("latency_target", "rate") if k in given}
     return build_app(open_server(Path(given["place"]), ServeSettings(keys=keys, **chosen)))

@@ -113,7 +113,7 @@ def _parquet(content: bytes, reads: str) -> int:
             size += _text_bytes(column, pc)
         if size > MOST_DECODED:
             break
-    return size
+    return int(size)
 
 
 def _text_bytes(column: Any, pc: Any) -> int:
