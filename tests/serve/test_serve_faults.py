@@ -136,6 +136,7 @@ def test_pages_of_other_sites_and_other_names_are_refused(table: ServerProcess) 
 # ------------------------------------------------------------------------------------------------ slow and rude clients
 
 
+@pytest.mark.slow
 def test_a_head_that_never_ends_is_cut_off_and_others_are_answered(table: ServerProcess) -> None:
     slow = [table.connect(30) for _ in range(20)]
     try:
@@ -164,6 +165,7 @@ def test_a_head_that_never_ends_is_cut_off_and_others_are_answered(table: Server
             s.close()
 
 
+@pytest.mark.slow
 def test_a_body_of_one_byte_a_second_is_408(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from tauon.serve import ServeSettings, run_server\n"
@@ -268,6 +270,7 @@ def parquet(rows: int, text: str) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_a_picture_that_decodes_to_gigabytes_is_refused(pictures: ServerProcess) -> None:
     bomb = png(13_000, 13_000)
     assert len(bomb) < MIB
@@ -328,6 +331,7 @@ def test_a_body_within_the_limit_takes_bounded_memory_and_time(table: ServerProc
     assert peak[0] - before < 500 * MIB and slowest[0] < 2.0 and took < 30
 
 
+@pytest.mark.slow
 def test_flac_that_decodes_to_gigabytes_is_refused() -> None:
     soundfile = pytest.importorskip("soundfile")
     import numpy as np
@@ -532,6 +536,7 @@ def test_a_killed_worker_is_started_again_and_the_others_go_on(tmp_path: Path) -
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_load_their_model_end_with_the_reason(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(worlds.run_of("table"), broken)

@@ -158,7 +158,7 @@ def test_the_page_has_nothing_from_elsewhere(serve: Any) -> None:
     client = serve("table")
     page = client.get("/")
     assert "default-src 'self'" in page.headers["content-security-policy"]
-    for path in ("/", "/page.js", "/page.css"):
+    for path in ("/", "/page.js", "/page.css", "/docs", "/docs.js"):
         assert client.get(path).status_code == 200 and "https://" not in client.get(path).text
 
 

@@ -36,7 +36,10 @@ def build_app(state: ServerState) -> FastAPI:
         state.draining = True
         await asyncio.get_running_loop().run_in_executor(None, state.close)
 
-    app = FastAPI(title=f"{state.name} on Tauon", version=__version__, lifespan=lifespan, responses=ERRORS, redirect_slashes=False)
+    app = FastAPI(
+        title=f"{state.name} on Tauon", version=__version__, lifespan=lifespan, responses=ERRORS, redirect_slashes=False,
+        docs_url=None, redoc_url=None,  # FastAPI's own pages load scripts from elsewhere; ours is `page/docs.html`
+    )  # fmt: skip
     for kind in (HttpError, TauonError):
         app.add_exception_handler(kind, _refuse)
     app.add_exception_handler(HTTPException, _http)

@@ -21,7 +21,7 @@ from tauon.serve.sites import Sites
 
 __all__ = ["Gate"]
 
-OPEN = ("/", "/healthz", "/readyz", "/page.js", "/page.css")
+OPEN = ("/", "/healthz", "/readyz", "/page.js", "/page.css", "/docs", "/docs.js")
 """Paths that need no key: the page has nothing secret on it, and asks for the key itself."""
 Handler = Callable[[Request], Awaitable[Response]]
 log = logging.getLogger("tauon.serve")
