@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
 
 from tauon.config import Config, Count
 
@@ -34,6 +35,11 @@ class ExportConfig(Config):
         if isinstance(value, str):
             return {"to": [v.strip() for v in value.split(",")]}
         return {"to": list(value)} if isinstance(value, (list, tuple)) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        name = {"enum": [*FORMAT_NAMES]}
+        return {"anyOf": [super().__get_pydantic_json_schema__(core, handler), {"type": "array", "items": name, "minItems": 1}, name]}
 
     def problems(self) -> Iterator[tuple[str, str]]:
         names = list(self.raw_value("to"))
