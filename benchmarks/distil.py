@@ -1,10 +1,10 @@
 """Validation loss of a half-size student of `wikitext2-gpt`: distilled, against trained from scratch at equal compute.
 
 The teacher is the recipe's model (4 layers of width 128), trained first; its training is not counted, since it exists. The student has 2 layers of
-width 96: 55% of the weights (78% of them embeddings and head). A step of distillation costs the student's forward and backward pass and the teacher's forward pass, so the student from
-scratch makes more steps until its compute is the same, by the models' own operations (`flops_per_example`); the steps are printed, and so is the time
-of both. Both see the same examples in the same order, with the recipe's optimizer, each schedule ending at its own last step. Losses are means over
-the recipe's validation part, nats a token.
+width 96: 55% of the weights (78% of its own are embeddings and head). A step of distillation costs the student's forward and backward pass and the
+teacher's forward pass, so the student from scratch makes more steps until its compute is the same, by the models' own operations
+(`flops_per_example`); the steps are printed, and so is the time of both. Both see the same examples in the same order, with the recipe's optimizer,
+each schedule ending at its own last step. Losses are means over 400 windows of the recipe's validation part, nats a token.
 
 `speed`: forward passes of the student against those of the teacher, a second, in turns, logits included.
 
