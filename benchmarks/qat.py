@@ -40,6 +40,16 @@ def until(job: Any, step: int) -> Any:
     return job
 
 
+def fork(shipped: Shipped, job: Any, seed: int) -> Any:
+    """Another job in the same state."""
+    other = shipped.job(seed=seed)
+    other.model.load_state_dict(job.model.state_dict())
+    other.optimizer.load_state_dict(copy.deepcopy(job.optimizer.state_dict()))
+    other.health.load(job.health.state())
+    other.step, other.examples, other.tokens = job.step, job.examples, job.tokens
+    return other
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed")
@@ -66,7 +76,7 @@ def main() -> None:
     for seed in range(1 if args.quick else args.seeds):
         began = time.perf_counter()
         plain = until(shipped.job(seed=seed), round(args.start * args.steps))
-        aware = quantisation_aware(copy.deepcopy(plain), step, start=args.start)
+        aware = quantisation_aware(fork(shipped, plain, seed), step, start=args.start)
         for job in (plain, aware):
             until(job, args.steps)
         for name, loss in (("float", shipped.loss(shipped.float_copy(plain))), ("peer", rounded(plain)), ("ours", rounded(aware))):

@@ -39,7 +39,7 @@ class _LinearDistillation(torch.autograd.Function):
             rows = slice(start, min(N, start + step))
             h, g = hidden_ND[rows], token_weight_N[rows, None]
             z = (h @ w.t()).float()
-            t = (teacher_NE[rows] @ w_teacher.t()).float().div_(T)
+            t = (teacher_NE[rows] @ w_teacher.t()).float()
             loss_N1, gradient = _mixed(z, t, target_N[rows, None], (hard, soft), T)
             total += (loss_N1 * g).sum()
             gradient = gradient.to(h.dtype)
@@ -66,25 +66,26 @@ class _LinearDistillation(torch.autograd.Function):
 
 
 def _mixed(z_NV: Tensor, t_NV: Tensor, at_N1: Tensor, shares: tuple[float, float], T: float) -> tuple[Tensor, Tensor]:
-    """Return (hard * -log softmax(z)[at] + soft * T^2 KL(softmax(t) || softmax(z / T)), N1; its gradient by z, NV). `t` is divided by T already.
-
-    z and t are overwritten.
-    """
+    """Return (hard * -log softmax(z)[at] + soft * T^2 KL(softmax(t / T) || softmax(z / T)), N1; its gradient by z, NV). z and t are overwritten."""
     hard, soft = shares
-    s_NV = z_NV / T if T != 1 else z_NV
-    log_t, log_s = t_NV.logsumexp(1, keepdim=True), s_NV.logsumexp(1, keepdim=True)
-    q_NV = (t_NV - log_t).exp_()
-    kl_N1 = (q_NV * t_NV.sub_(s_NV)).sum(1, keepdim=True) - (log_t - log_s)  # exactly 0 for equal logits
-    loss_N1 = soft * T * T * kl_N1
-    p_NV = torch.sub(s_NV, log_s, out=t_NV).exp_()
-    if not hard:
-        return loss_N1, p_NV.sub_(q_NV).mul_(soft * T)
-    log_z = log_s if T == 1 else z_NV.logsumexp(1, keepdim=True)
-    loss_N1 = loss_N1 + hard * (log_z - z_NV.gather(1, at_N1))
     if T == 1:
-        gradient = p_NV.mul_(soft + hard).sub_(q_NV, alpha=soft)
+        log_s = log_softmax(z_NV, 1)
     else:
-        gradient = p_NV.sub_(q_NV).mul_(soft * T).add_(z_NV.sub_(log_z).exp_(), alpha=hard)
+        log_s = log_softmax(z_NV / T, 1)
+        t_NV.div_(T)
+    log_t = log_softmax(t_NV, 1)
+    q_NV = torch.exp(log_t, out=t_NV)
+    loss_N1 = soft * T * T * torch.linalg.vecdot(q_NV, log_t.sub_(log_s))[:, None]  # exactly 0 for equal logits
+    if T == 1:  # one softmax of the student serves both parts
+        loss_N1 -= hard * log_s.gather(1, at_N1)
+        gradient = log_s.exp_().mul_(soft + hard) if soft + hard != 1 else log_s.exp_()
+        gradient.sub_(q_NV, alpha=soft)
+    else:
+        gradient = log_s.exp_().sub_(q_NV).mul_(soft * T)
+        if hard:
+            log_z = log_softmax(z_NV, 1)
+            loss_N1 -= hard * log_z.gather(1, at_N1)
+            gradient.add_(log_z.exp_(), alpha=hard)
     return loss_N1, gradient.scatter_add_(1, at_N1, torch.full_like(loss_N1, -hard))
 
 
