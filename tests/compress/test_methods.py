@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from tauon.compress import (
 )
 from tauon.compress.gptq import awq_scales, gptq_round, output_error
 from tauon.compress.parts import groups_of
+from tauon.compress.quantized.fbgemm import fbgemm_is_exact
 from tauon.compress.quantized.numbers import dequantize_groups, int_matmul, pack_int4, quantize_groups, unpack_int4
 from tauon.compress.steps.low_rank import factorise
 from tauon.errors import DataError
@@ -120,6 +122,24 @@ def test_int8_rows_do_not_depend_on_their_batch_and_equal_exact_integers() -> No
     assert torch.equal(int_matmul(a, b).long(), a.long() @ b.long().t())
     extreme = torch.full((17, 4096), -127, dtype=torch.int8)
     assert (int_matmul(extreme, extreme) == 127 * 127 * 4096).all()
+
+
+@pytest.mark.parametrize("inputs", [7, 96, 1030])
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_packed_weights_give_the_exact_products(inputs: int, activations: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not fbgemm_is_exact():
+        pytest.skip("this processor or this torch has no FBGEMM that adds exactly")
+    g = torch.Generator().manual_seed(0)
+    layer = Int8Linear.quantize(nn.Linear(inputs, 40), activations, input_scale=0.02 if activations == "static" else None)
+    x = torch.randn(33, inputs, generator=g)
+    y = layer(x)
+    assert torch.equal(torch.cat([layer(part) for part in x.split([1, 2, 5, 25])]), y)
+    twin = copy.deepcopy(layer)
+    twin.weight_q.neg_()  # noticed: the packed weights are of another tensor
+    assert twin.state_dict().keys() == layer.state_dict().keys() and not torch.equal(twin(x), y)
+    monkeypatch.setattr("tauon.compress.quantized.layers.fbgemm_is_exact", lambda: False)
+    assert ((layer(x) - y).abs() <= 0.01 * y.abs().max()).all()  # one integer may differ where x / scale is next to a half
+    assert (layer(x) == y).float().mean() > 0.9
 
 
 def test_int8_weights_equal_those_of_torch() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,9 @@ from tauon.compress import (
 )
 from tauon.compress.measure import Cost, batch_of_size
 from tauon.compress.search import _choose
+from tauon.config import parse
 from tauon.errors import DataError
+from tauon.models import ModelConfig, materialize
 from tauon.tasks import Regression
 from tauon.types import Batch
 
@@ -162,3 +165,19 @@ def test_targets_and_models_that_cannot_be_compressed_are_refused() -> None:
     sample = calibration_from(Rows(batch_of("mlp", 20)), examples=10, batch=4)
     assert len(sample) == 10 and isinstance(sample, Calibration)
     assert compress_model(model_of("mlp"), task_of("mlp"), sample, [Int8()]).size_bytes < model_bytes(model_of("mlp"))
+
+
+def test_a_runtime_that_fails_is_a_reason_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(sys.modules["tauon.compress.search"], "serve", broken)  # the package has a function of this name
+    settings = SearchSettings(batch_sizes=(1,), seconds=0.01, compiled=False, candidates=(Candidate("int8 dynamic", (Int8(),), "eager"),))
+    result = search(model_of("mlp"), task_of("mlp"), calibration("mlp"), Rows(labelled("mlp", 30)), max_drop=0.2, settings=settings)
+    assert result.best is None and result.points[-1].why_not == "RuntimeError: no such kernel"
+
+
+def test_only_what_can_change_a_model_is_tried() -> None:
+    logistic = materialize(parse(ModelConfig, {"kind": "logistic"}).resolve(TABLE), seed=0)
+    assert not any("structured" in c.name for c in candidates(logistic))
+    assert {c.runtime for c in candidates(model_of("mlp")) if "structured" in c.name} == {"onnx", "openvino"}

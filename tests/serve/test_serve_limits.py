@@ -30,7 +30,14 @@ def test_a_key_is_needed_where_there_are_keys(serve: Any) -> None:
     assert client.post("/predict", json=ROW, headers={"authorization": "Bearer wrong"}).status_code == 401
     assert client.post("/predict", json=ROW, headers={"authorization": "Bearer secret-2"}).status_code == 200
     assert client.post("/predict", json=ROW, headers={"x-api-key": "secret-1"}).status_code == 200
-    assert [client.get(p).status_code for p in ("/", "/healthz", "/readyz", "/metrics", "/info", "/openapi.json")] == [200, 200, 200, 401, 401, 401]
+    assert [client.get(p).status_code for p in ("/", "/healthz", "/readyz", "/metrics", "/info", "/openapi.json")] == [
+        200,
+        200,
+        200,
+        401,
+        401,
+        401,
+    ]
     assert client.post("/admin/swap", json={"name": "table"}, headers={"x-api-key": "secret-1"}).status_code == 404
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from tauon.compress.base import CompressStep
 from tauon.compress.compress import Compressed, model_bytes
 from tauon.compress.graph import GraphInt8
+from tauon.compress.parts import groups_of
 from tauon.compress.steps import Bf16, Int8, Int8Graph, Int8WeightOnly, Structured
 from tauon.errors import DataError
 from tauon.runtimes import FORMATS, trace
@@ -22,7 +23,7 @@ from tauon.types import Batch
 
 __all__ = ["Candidate", "RuntimeName", "Target", "candidates", "compiled", "serve"]
 
-RuntimeName = Literal["eager", "compiled", "onnx", "executorch"]
+RuntimeName = Literal["eager", "compiled", "onnx", "openvino", "executorch"]
 Target = Literal["cpu", "gpu", "mobile"]
 
 
@@ -49,10 +50,10 @@ def candidates(model: nn.Module, *, target: Target = "cpu") -> list[Candidate]:
         raise DataError(
             f"no layer of this model can be compressed: it is made of {', '.join(names) or 'nothing'}, without Linear or Conv2d"
         )
-    return list(_candidates(kinds, target))
+    return list(_candidates(kinds, target, any(True for _ in groups_of(model))))
 
 
-def _candidates(kinds: set[type[Any]], target: Target) -> Iterator[Candidate]:
+def _candidates(kinds: set[type[Any]], target: Target, can_remove: bool) -> Iterator[Candidate]:
     if target == "mobile":
         if "executorch" in FORMATS:
             yield Candidate("int8 graph, ExecuTorch", (Int8Graph(),), "executorch")
@@ -60,8 +61,11 @@ def _candidates(kinds: set[type[Any]], target: Target) -> Iterator[Candidate]:
         yield Candidate("int8 weights", (Int8WeightOnly(),), "eager")
         return
     if target == "cpu":
+        yield Candidate("int8 graph, OpenVINO", (Int8Graph(),), "openvino")
         yield Candidate("int8 graph, ONNX Runtime", (Int8Graph(),), "onnx")
-        yield Candidate("structured 25% + int8 graph, ONNX Runtime", (Structured(remove=0.25), Int8Graph()), "onnx")
+        if can_remove:
+            yield Candidate("structured 25% + int8 graph, OpenVINO", (Structured(remove=0.25), Int8Graph()), "openvino")
+            yield Candidate("structured 25% + int8 graph, ONNX Runtime", (Structured(remove=0.25), Int8Graph()), "onnx")
         yield Candidate("int8 graph, ranges to the largest value, ONNX Runtime", (Int8Graph(largest=True),), "onnx")
     if nn.Conv2d not in kinds or target == "gpu":
         if target == "cpu":

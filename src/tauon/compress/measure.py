@@ -1,6 +1,7 @@
 """Latency, size and memory of several models, in turns of a few calls, so that all see the same machine.
 
-The first call of a turn is not counted: it finds the caches and the threads as the model before it left them.
+The first call of a turn is not counted: it finds the caches and the threads as the model before it left them. Nor is the slower half of the rounds, in
+which the machine did something else.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tauon.runtimes.program import recorded_call
 from tauon.tasks import Task
 from tauon.types import Batch
 
-__all__ = ["Cost", "batch_of_size", "call_of", "measure", "peak_memory"]
+__all__ = ["Cost", "batch_of_size", "call_of", "measure", "medians", "peak_memory"]
 
 _TURN = 0.01
 """Seconds of a turn."""
@@ -80,7 +81,7 @@ def measure(
         batches: examples to take the batches from.
         sizes: bytes of each model's file.
         batch_sizes: examples in a call.
-        seconds: time for each batch size, shared by all models; at least 5 rounds.
+        seconds: time for each batch size, shared by all models; at least 6 rounds.
         progress: called with (what, done, total).
     """
     latency: dict[str, dict[int, float]] = {name: {} for name in models}
@@ -90,30 +91,33 @@ def measure(
         batch = batch_of_size(batches, size)
         calls = {name: call_of(task, model, batch) for name, model in models.items()}
         with torch.no_grad():  # as in evaluation: a compiled model is not compiled again
-            for name, median in _medians(calls, seconds).items():
+            for name, median in medians(calls, seconds).items():
                 latency[name][size] = median
             if size == max(batch_sizes):
                 memory = {name: peak_memory(call) if _is_torch(models[name]) else None for name, call in calls.items()}
     return {name: Cost(latency[name], sizes[name], memory[name]) for name in models}
 
 
-def _medians(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Return the median time of each call in milliseconds, in rounds whose order turns."""
+def medians(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+    """Return the median time of each call in milliseconds, in the quieter half of the rounds. Their order turns."""
     counts = {}
     for name, call in calls.items():
         call()
         call()
         counts[name] = max(1, min(_MOST_CALLS, int(_TURN / max(_timed(call), 1e-7))))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
+    names, rounds = list(calls), list[dict[str, float]]()
     end = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < 5 or (time.perf_counter() < end and rounds < 300):
-        for name in names[rounds % len(names) :] + names[: rounds % len(names)]:
+    while len(rounds) < 6 or (time.perf_counter() < end and len(rounds) < 300):
+        row = {}
+        turn = len(rounds) % len(names)
+        for name in names[turn:] + names[:turn]:
             calls[name]()
-            times[name] += [_timed(calls[name]) for _ in range(counts[name])]
-        rounds += 1
-    return {name: statistics.median(t) * 1e3 for name, t in times.items()}
+            row[name] = statistics.median(_timed(calls[name]) for _ in range(counts[name]))
+        rounds.append(row)
+    usual = {name: statistics.median(row[name] for row in rounds) for name in names}
+    rounds.sort(key=lambda row: sum(row[name] / usual[name] for name in names))
+    quiet = rounds[: (len(rounds) + 1) // 2]
+    return {name: statistics.median(row[name] for row in quiet) * 1e3 for name in names}
 
 
 def _timed(call: Callable[[], Any]) -> float:

@@ -7,6 +7,7 @@ turns with the model itself, eager and compiled. What is returned is never large
 from __future__ import annotations
 
 import copy
+import json
 import math
 import tempfile
 from collections.abc import Sequence
@@ -14,16 +15,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from tauon.compress.base import Calibration, LayerStep, Progress, no_progress
+from tauon.compress.base import Calibration, CompressStep, LayerStep, Progress, no_progress
 from tauon.compress.candidates import Candidate, Target, candidates, compiled, serve
 from tauon.compress.compress import Compressed, Heal, compress_model, model_bytes
-from tauon.compress.measure import Cost, measure
+from tauon.compress.measure import Cost, batch_of_size, call_of, measure
 from tauon.compress.quality import Drop, Quality, paired_drop, quality_of
 from tauon.compress.sensitivity import layer_sensitivity
-from tauon.errors import DataError, MissingExtra
+from tauon.config import dump
+from tauon.errors import DataError, TauonError
 from tauon.models import ModelConfig
+from tauon.runtimes.base import last_cause
 from tauon.tasks import Task
 from tauon.types import Dataset
 
@@ -112,6 +116,7 @@ class _Search:
     folder: Path
     before: Quality
     sensitivity: dict[str, float] = field(default_factory=dict)
+    made: dict[str, Compressed] = field(default_factory=dict)
 
     def try_candidate(self, candidate: Candidate) -> tuple[Point, Compressed | None, nn.Module | None, int]:
         """Compress, move to the runtime and evaluate; with more and more float layers until the promise is kept."""
@@ -123,14 +128,13 @@ class _Search:
             if count and not any(isinstance(s, LayerStep) for s in candidate.steps):
                 break
             try:
-                small = compress_model(
-                    self.model, self.task, self.calibration, steps, config=self.config, heal=self.settings.heal, seed=self.settings.seed
-                )
+                small = self.compressed(steps)
                 place = self.folder / f"{len(list(self.folder.iterdir()))}-{i}"
                 module, size = serve(small, self.task, self.calibration.batches[0], candidate.runtime, place)
                 after = quality_of(module, self.task, self.dataset)
-            except (DataError, MissingExtra) as err:
-                point.why_not = point.why_not or str(err)
+                try_out(module, self.task, self.calibration, self.settings.batch_sizes)
+            except Exception as err:  # a runtime's own types: it cannot be chosen, and the others can
+                point.why_not = point.why_not or (str(err) if isinstance(err, TauonError) else last_cause(err))
                 break
             point.drop = paired_drop(self.before, after, confidence=self.settings.confidence, seed=self.settings.seed)
             point.steps, point.float_layers, found = small.steps, skip, (small, module, size)
@@ -139,6 +143,15 @@ class _Search:
             if point.keeps_promise or point.drop.value > 20 * max(self.max_drop, 0.001):
                 break
         return point, *found
+
+    def compressed(self, steps: Sequence[CompressStep]) -> Compressed:
+        """Return the result of these steps, which is made once for all runtimes."""
+        key = json.dumps([dump(step) for step in steps], sort_keys=True)
+        if key not in self.made:
+            self.made[key] = compress_model(
+                self.model, self.task, self.calibration, steps, config=self.config, heal=self.settings.heal, seed=self.settings.seed
+            )
+        return self.made[key]
 
     def most_sensitive(self, count: int) -> tuple[str, ...]:
         if not self.sensitivity:
@@ -176,7 +189,7 @@ def search(
         state = _Search(own, config, task, calibration, dataset, max_drop, settings, progress, Path(folder), before)
         models: dict[str, nn.Module] = {"eager": own}
         if settings.compiled:
-            models["compiled"] = compiled(own)
+            models |= _compiled(own, task, calibration, settings, progress)
         sizes = dict.fromkeys(models, model_bytes(own))
         points = [Point(f"as trained, {name}", name, keeps_promise=True) for name in models]
         compressed: dict[str, Compressed] = {}
@@ -194,6 +207,24 @@ def search(
         best, reason = _choose(points, max_drop)
     chosen = best.name if best is not None else ""
     return SearchResult(max_drop, points, best, reason, compressed.get(chosen), models.get(chosen), state.sensitivity)
+
+
+def try_out(module: nn.Module, task: Task, calibration: Calibration, sizes: Sequence[int]) -> None:
+    """Run a model once at each batch size: what fails, fails before time is measured."""
+    with torch.no_grad():
+        for size in sizes:
+            call_of(task, module, batch_of_size(calibration.batches, size))()
+
+
+def _compiled(own: nn.Module, task: Task, calibration: Calibration, settings: SearchSettings, progress: Progress) -> dict[str, nn.Module]:
+    """The model under torch.compile, where that works (it needs a C++ compiler, and not every model can be compiled)."""
+    module = compiled(own)
+    progress("compile", 0, 1)
+    try:
+        try_out(module, task, calibration, settings.batch_sizes)
+    except Exception:  # many types; without it, eager alone is what must not be faster
+        return {}
+    return {"compiled": module}
 
 
 def _many_compilations() -> Any:

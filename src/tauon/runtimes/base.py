@@ -15,7 +15,9 @@ from tauon.errors import DataError
 from tauon.runtimes.program import Program
 from tauon.runtimes.signature import Signature
 
-__all__ = ["Format", "RuntimeModule", "format_called", "last_cause"]
+__all__ = ["Format", "RuntimeModule", "format_called", "last_cause", "threads_for"]
+
+_FEW_PRODUCTS = 2**18
 
 
 class RuntimeModule(nn.Module):
@@ -29,8 +31,11 @@ class RuntimeModule(nn.Module):
         self.signature, self.run, self.runtime, self.most_rows = signature, run, runtime, most_rows
         self.gives_logits = signature.logits
         self.training = False
+        self._row = _plain_row(signature) if most_rows is None else None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._row is not None and not kwargs and len(args) == 1 and args[0].shape[1:] == self._row and args[0].device.type == "cpu":
+            return self.run([args[0].detach().contiguous()])[0]  # what most models need, and nothing else: tens of microseconds less
         tensors = [t.detach().cpu() for t in self.signature.tensors(args, kwargs)]
         inputs, length = self._long_enough(tensors)
         rows = len(inputs[0])
@@ -59,6 +64,13 @@ class RuntimeModule(nn.Module):
         return hidden
 
 
+def _plain_row(signature: Signature) -> tuple[int, ...] | None:
+    """Return the shape of an example, where the program is a function of one tensor whose only dynamic dimension is the batch."""
+    (only, *others), outputs = signature.inputs, signature.outputs
+    fixed = all(isinstance(n, int) for n in only.shape[1:])
+    return tuple(map(int, only.shape[1:])) if fixed and not others and only.at == 0 and len(outputs) == 1 else None
+
+
 class Writes(Protocol):
     def __call__(self, program: Program, folder: Path) -> list[Path]: ...
 
@@ -77,11 +89,20 @@ class Format:
     write: Writes
     """Write the program into an existing folder and return the files. `DataError` names an operation that the runtime lacks."""
     load: Loads
-    """Load what `write` wrote. The number of threads is torch's."""
+    """Load what `write` wrote. The number of threads is torch's; `threads_for` says where it is 1."""
     needs: str = ""
     """What the loaded program depends on: machine code, a version."""
     extra: str = ""
     """Optional dependencies: `pip install 'tauon[EXTRA]'`."""
+
+
+def threads_for(signature: Signature) -> int:
+    """Return the number of threads for a program: torch's, and 1 where handing work to another thread takes longer than the work.
+
+    Measured on a processor with 2 cores: one thread is up to twice as fast for a perceptron of 0.1 million products at batch 1, 8 and 64,
+    and slower from batch 8 on for a convolution network of 4 million.
+    """
+    return 1 if 0 < signature.products < _FEW_PRODUCTS else torch.get_num_threads()
 
 
 def format_called(name: str, formats: Mapping[str, Format]) -> Format:

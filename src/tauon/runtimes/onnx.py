@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tauon.errors import DataError, MissingExtra
-from tauon.runtimes.base import Format, RuntimeModule, last_cause
+from tauon.runtimes.base import Format, RuntimeModule, last_cause, threads_for
 from tauon.runtimes.onnx_int8 import has_integers, integer_products, repair_int8
 from tauon.runtimes.program import Program, quiet
 from tauon.runtimes.signature import Signature
@@ -43,24 +43,24 @@ def write_onnx(program: Program, folder: Path) -> list[Path]:
 
 def load_onnx(folder: Path, signature: Signature) -> RuntimeModule:
     """Load `model.onnx` into ONNX Runtime on the CPU."""
-    session = onnx_session(folder / FILE)
-    names = [s.name for s in signature.inputs]
+    session = onnx_session(folder / FILE, threads_for(signature))
+    names, outputs = [s.name for s in signature.inputs], [o.name for o in session.get_outputs()]
 
     def run(tensors: list[Tensor]) -> Sequence[Tensor]:
-        outputs = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)})
-        return [torch.from_numpy(output) for output in outputs]
+        found = session.run(outputs, {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)})
+        return [torch.from_numpy(output) for output in found]
 
     return RuntimeModule(signature, run, runtime="onnxruntime")
 
 
-def onnx_session(file: Path) -> Any:
-    """Return an ONNX Runtime session with torch's number of threads, which do not spin between calls."""
+def onnx_session(file: Path, threads: int | None = None) -> Any:
+    """Return an ONNX Runtime session with `threads` (default: torch's number), which do not spin between calls."""
     try:
         import onnxruntime
     except ImportError as err:
         raise MissingExtra("running ONNX", "onnx") from err
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from tauon.errors import DataError, MissingExtra
-from tauon.runtimes.base import Format, RuntimeModule, last_cause
+from tauon.runtimes.base import Format, RuntimeModule, last_cause, threads_for
 from tauon.runtimes.onnx import write_onnx
+from tauon.runtimes.onnx_int8 import has_integers
 from tauon.runtimes.program import Program, quiet
 from tauon.runtimes.signature import Signature
 
@@ -22,24 +23,31 @@ FILE = "model.xml"
 
 
 def write_openvino(program: Program, folder: Path) -> list[Path]:
-    """Write `model.xml` and `model.bin`, weights in float32. `DataError` names an operation that OpenVINO lacks."""
+    """Write `model.xml` and `model.bin`, weights in float32, or int8 where the program has such. `DataError` names an operation that OpenVINO lacks."""
     openvino = _library()
     with quiet():
-        try:
-            model = openvino.convert_model(program.exported, example_input=program.example, verbose=False)
-            openvino.Core().compile_model(model, "CPU")  # some operations are only missing in the runtime
-        except Exception as first:  # openvino raises types of its own
-            try:
-                model = _by_onnx(openvino, program)
-            except Exception as err:
-                raise DataError(
-                    f"this model cannot be written for OpenVINO: {_operation(first)}; by way of ONNX: {_operation(err)}"
-                ) from err
+        model = _converted(openvino, program)
         for ports, specs in ((model.inputs, program.signature.inputs), (model.outputs, program.signature.outputs)):
             for port, spec in zip(ports, specs, strict=True):
                 port.get_tensor().set_names({spec.name})
         openvino.save_model(model, folder / FILE, compress_to_fp16=False)
     return sorted(folder.glob("model.*"))
+
+
+def _converted(openvino: Any, program: Program) -> Any:
+    first: Exception | None = None
+    if not has_integers(program):  # from torch's graph, integers would be computed as floats
+        try:
+            model = openvino.convert_model(program.exported, example_input=program.example, verbose=False)
+            openvino.Core().compile_model(model, "CPU")  # some operations are only missing in the runtime
+            return model
+        except Exception as err:  # openvino raises types of its own
+            first = err
+    try:
+        return _by_onnx(openvino, program)
+    except Exception as err:
+        before = f"{_operation(first)}; " if first is not None else ""
+        raise DataError(f"this model cannot be written for OpenVINO: {before}by way of ONNX: {_operation(err)}") from err
 
 
 def _by_onnx(openvino: Any, program: Program) -> Any:
@@ -61,15 +69,18 @@ def _operation(err: Exception) -> str:
 def load_openvino(folder: Path, signature: Signature) -> RuntimeModule:
     """Load `model.xml` on the CPU, computing in float32 also where the CPU has bfloat16."""
     openvino = _library()
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads_for(signature), "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # a busy core would be waited for
+    }  # fmt: skip
     try:
         compiled = openvino.Core().compile_model(folder / FILE, "CPU", settings)
     except Exception as err:  # openvino's own types
         raise DataError(f"{folder / FILE}: OpenVINO cannot load it: {last_cause(err)}") from err
 
     def run(tensors: list[Tensor]) -> Sequence[Tensor]:
-        found: Any = compiled([tensor.numpy() for tensor in tensors])
-        return [torch.from_numpy(found[i].copy()) for i in range(len(signature.outputs))]
+        found: Any = compiled([tensor.numpy() for tensor in tensors])  # new arrays
+        return [torch.from_numpy(found[i]) for i in range(len(signature.outputs))]
 
     return RuntimeModule(signature, run, runtime="openvino")
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils.flop_counter import FlopCounterMode
 
 from tauon.errors import DataError
 from tauon.models.attention import set_attention
@@ -135,13 +136,14 @@ def trace(task: Task, model: nn.Module, batch: Batch) -> Program:
     inputs, example, fixed = _inputs_of(model, call, batch)
     module = Traceable(model, inputs, fixed, logits)
     exported, inputs, ranges = _export(module, inputs, example)
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         found = module(*example)
+    products = counter.get_total_flops() // 2 // len(example[0])
     outputs = found if isinstance(found, tuple) else (found,)
     names = ("logits",) if logits else ("output",) if len(outputs) == 1 else tuple(f"output_{i}" for i in range(len(outputs)))
     shapes = [_output_shape(o, inputs, example) for o in outputs]
     specs = tuple(TensorSpec(n, _dtype(o), s) for n, o, s in zip(names, outputs, shapes, strict=True))
-    return Program(exported, Signature(inputs, specs, tuple(fixed.items()), logits, ranges), example)
+    return Program(exported, Signature(inputs, specs, tuple(fixed.items()), logits, ranges, products), example)
 
 
 def _inputs_of(model: nn.Module, call: Recorded, batch: Batch) -> tuple[tuple[TensorSpec, ...], tuple[Tensor, ...], dict[str, Any]]:

@@ -46,6 +46,8 @@ class Signature:
     """The program ends in logits over the vocabulary, although the traced model returns hidden states."""
     ranges: tuple[tuple[str, int, int], ...] = ()
     """Smallest and largest size of named dimensions: (name, from, to)."""
+    products: int = 0
+    """Multiplications of one example in matrix products and convolutions; of texts, of the length that was traced. 0: not counted."""
 
     def limits(self, name: str) -> tuple[int, int]:
         """Return the smallest and the largest size of a named dimension."""
@@ -84,10 +86,11 @@ class Signature:
             "fixed": dict(self.fixed),
             "logits": self.logits,
             "ranges": {name: [low, high] for name, low, high in self.ranges},
+            "products": self.products,
         }
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Signature:
         inputs, outputs = (tuple(map(TensorSpec.from_json, found[name])) for name in ("inputs", "outputs"))
         ranges = tuple((str(n), int(low), int(high)) for n, (low, high) in found.get("ranges", {}).items())
-        return cls(inputs, outputs, tuple(found["fixed"].items()), bool(found["logits"]), ranges)
+        return cls(inputs, outputs, tuple(found["fixed"].items()), bool(found["logits"]), ranges, int(found.get("products", 0)))

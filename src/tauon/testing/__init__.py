@@ -1,8 +1,9 @@
 """Public test helpers, so that third parties can check their own parts: contract suites for models, optimizers, sources, kinds of
-data, tasks and attribution methods; running several processes.
+data, tasks, attribution methods and compression steps; running several processes.
 """
 
 from tauon.testing.clipping import check_clipping, gradients_one_by_one
+from tauon.testing.compressors import check_compressor
 from tauon.testing.contracts import check_model, check_optimizer, check_source, tiny_batch
 from tauon.testing.data_kinds import DataExample, check_data_kind
 from tauon.testing.explainers import check_explainer, explainer_cases
@@ -14,6 +15,7 @@ __all__ = [
     "DataExample",
     "ProcessFailure",
     "check_clipping",
+    "check_compressor",
     "check_data_kind",
     "check_explainer",
     "check_model",

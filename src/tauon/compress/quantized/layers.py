@@ -19,13 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tauon.compress.quantized.fbgemm import PackedInt8, fbgemm_is_exact
 from tauon.compress.quantized.numbers import (
     dequantize_groups,
     int_matmul,
     pack_int4,
     quantize_channels,
     quantize_groups,
-    quantize_rows,
+    row_scales,
     unpack_int4,
 )
 
@@ -39,6 +40,8 @@ class Int8Linear(nn.Module):
 
     dynamic: each row of x is divided by its largest absolute value, rounded to int8, multiplied as integers (exactly) and scaled back, so that its
     result does not depend on the rows beside it. static: all are divided by `input_scale`, and clipped. weight-only: W is made float.
+
+    On a CPU that FBGEMM computes exactly on, the weights are packed for it at the first call, and exist twice from then on.
     """
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, activations: Activations = "dynamic", smooth: bool = False) -> None:
@@ -54,6 +57,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", torch.zeros(outputs) if bias else None)
         self.register_buffer("input_scale", torch.ones(()) if activations == "static" else None)
         self.register_buffer("smooth_K", torch.ones(inputs) if smooth else None)
+        self._packed: PackedInt8 | None = None
 
     @classmethod
     def quantize(
@@ -91,13 +95,28 @@ class Int8Linear(nn.Module):
         rows = x.reshape(-1, self.in_features).float()
         if self.smooth_K is not None:
             rows = rows / self.smooth_K
-        if self.input_scale is None:
-            q_MK, scale_M1 = quantize_rows(rows)
+        scale = row_scales(rows) if self.input_scale is None else self.input_scale
+        packed = self._for_fbgemm()
+        if packed is not None:
+            y_MN = packed.multiply(rows / scale)
+        elif self.input_scale is None:
+            y_MN = int_matmul((rows / scale).round_().to(torch.int8), self.weight_q) * self.scale_N
         else:
-            q_MK, scale_M1 = (rows / self.input_scale).round_().clamp_(-127, 127).to(torch.int8), self.input_scale
-        y_MN = int_matmul(q_MK, self.weight_q) * self.scale_N
-        y_MN = y_MN * scale_M1 if self.bias is None else torch.addcmul(self.bias, y_MN, scale_M1.expand(rows.shape[0], 1))
+            y_MN = int_matmul((rows / scale).round_().clamp_(-128, 127).to(torch.int8), self.weight_q) * self.scale_N
+        y_MN = y_MN * scale if self.bias is None else torch.addcmul(self.bias, y_MN, scale.expand(rows.shape[0], 1))
         return y_MN.view(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def _for_fbgemm(self) -> PackedInt8 | None:
+        """Return the packed weights; None where FBGEMM does not compute this product, or the layer is being traced."""
+        if self.weight_q.device.type != "cpu" or torch.compiler.is_compiling() or torch.compiler.is_exporting() or not fbgemm_is_exact():
+            return None
+        packed = self._packed
+        if packed is None or not packed.is_of(self.weight_q, self.scale_N):
+            self._packed = packed = PackedInt8(self.weight_q, self.scale_N)
+        return packed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": None}  # a copy packs its own
 
     def spec(self) -> dict[str, Any]:
         return {

@@ -12,7 +12,16 @@ import functools
 import torch
 from torch import Tensor
 
-__all__ = ["dequantize_groups", "int_matmul", "pack_int4", "quantize_channels", "quantize_groups", "quantize_rows", "unpack_int4"]
+__all__ = [
+    "dequantize_groups",
+    "int_matmul",
+    "pack_int4",
+    "quantize_channels",
+    "quantize_groups",
+    "quantize_rows",
+    "row_scales",
+    "unpack_int4",
+]
 
 _TINY = 1e-30
 """Least scale: a channel of zeros is divided by it."""
@@ -32,8 +41,13 @@ def quantize_channels(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def quantize_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     """Return (integers MK, int8; scale of each row, M1, float32)."""
-    scale_M1 = x_MK.abs().amax(1, keepdim=True).clamp_min(_TINY) / 127
+    scale_M1 = row_scales(x_MK)
     return (x_MK / scale_M1).round_().to(torch.int8), scale_M1
+
+
+def row_scales(x_MK: Tensor) -> Tensor:
+    """Return the scale of each row, M1: its largest absolute value / 127."""
+    return x_MK.abs().amax(1, keepdim=True).clamp_min_(_TINY).div_(127)
 
 
 def int_matmul(a_MK: Tensor, b_NK: Tensor) -> Tensor:
