@@ -24,7 +24,7 @@ class CompressConfig(Config):
     steps: tuple[CompressStep, ...] = ()
     """Steps to apply instead of searching: [int8], [{kind: structured, remove: 25%}, int8]. Order: parts removed, low rank, sparsity, quantisation.
     The result must keep the same promises."""
-    runtime: Literal["auto", "eager", "compiled", "onnx", "executorch"] = "auto"
+    runtime: Literal["auto", "eager", "compiled", "onnx", "openvino", "executorch"] = "auto"
     """Runtime of `steps`. auto: torch (eager) for language models, ONNX Runtime for others."""
     calibration: Count = Field(128, ge=1)
     """Training examples on which the ranges of activations are observed."""
