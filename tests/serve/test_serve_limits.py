@@ -75,7 +75,7 @@ def test_a_large_body_is_refused_before_it_is_read(serve: Any) -> None:
 
 def test_drift_is_seen_in_metrics_only_where_inputs_moved(serve: Any) -> None:
     client = serve("table", drift=True)
-    for _ in range(400):
+    for _ in range(2400):
         if client.state.predictors.current.drift is not None:
             break
         time.sleep(0.05)
