@@ -188,10 +188,14 @@ def search(
         before = quality_of(own, task, dataset, progress=progress)
         state = _Search(own, config, task, calibration, dataset, max_drop, settings, progress, Path(folder), before)
         models: dict[str, nn.Module] = {"eager": own}
+        why_not = "not asked for"
         if settings.compiled:
-            models |= _compiled(own, task, calibration, settings, progress)
+            made, why_not = _compiled(own, task, calibration, settings, progress)
+            models |= made
         sizes = dict.fromkeys(models, model_bytes(own))
         points = [Point(f"as trained, {name}", name, keeps_promise=True) for name in models]
+        if settings.compiled and "compiled" not in models:
+            points.append(Point("as trained, compiled", "compiled", keeps_promise=True, why_not=why_not))
         compressed: dict[str, Compressed] = {}
         for i, candidate in enumerate(tries):
             progress(candidate.name, i, len(tries))
@@ -216,15 +220,17 @@ def try_out(module: nn.Module, task: Task, calibration: Calibration, sizes: Sequ
             call_of(task, module, batch_of_size(calibration.batches, size))()
 
 
-def _compiled(own: nn.Module, task: Task, calibration: Calibration, settings: SearchSettings, progress: Progress) -> dict[str, nn.Module]:
-    """The model under torch.compile, where that works (it needs a C++ compiler, and not every model can be compiled)."""
+def _compiled(
+    own: nn.Module, task: Task, calibration: Calibration, settings: SearchSettings, progress: Progress
+) -> tuple[dict[str, nn.Module], str]:
+    """Return the model under torch.compile, or why there is none: it needs a C++ compiler, and not every model can be compiled."""
     module = compiled(own)
     progress("compile", 0, 1)
     try:
         try_out(module, task, calibration, settings.batch_sizes)
-    except Exception:  # many types; without it, eager alone is what must not be faster
-        return {}
-    return {"compiled": module}
+    except Exception as err:  # many types; without it, eager alone is what must not be faster
+        return {}, f"torch.compile failed: {last_cause(err)}"
+    return {"compiled": module}, ""
 
 
 def _many_compilations() -> Any:
@@ -263,8 +269,9 @@ def _choose(points: Sequence[Point], max_drop: float) -> tuple[Point | None, str
     best = min(allowed, key=lambda p: _mean_ratio(p, fastest))
     speed, size = 1 / _mean_ratio(best, fastest), (best.cost.size_bytes / costs[0].size_bytes if best.cost else 1.0)
     assert best.drop is not None
+    against = "the better of eager and compiled" if len(own) > 1 else "the model in eager torch"
     return best, (
-        f"{best.name}: {speed:.1f} times as fast as the better of eager and compiled (mean over batch sizes), {size:.2f} of the size, "
+        f"{best.name}: {speed:.1f} times as fast as {against} (mean over batch sizes), {size:.2f} of the size, "
         f"{best.drop.metric} {best.drop.before:.4g} -> {best.drop.after:.4g}, upper end of the drop {best.drop.high:.2%} of at most {max_drop:.2%}"
     )
 
