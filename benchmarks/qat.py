@@ -13,7 +13,7 @@ All linear layers are rounded, the head too, with one scale for each row (`--gro
 groups of 32 int4 costs so small a model too little to measure a share of. The recipe's model has 4 layers of width 128; here it has 2 of width 64,
 which are trained longer for their size (that is what makes rounding costly) and in a minute or two. Data, optimizer, schedule and batch are the recipe's.
 
-    TAUON_DATA=/folder/of/data python -m benchmarks.qat [--quick] [--group 512] [--start 0.75] [--seeds 2] [--steps 600]
+    TAUON_DATA=/folder/of/data python -m benchmarks.qat [--quick] [--group 512] [--start 0.9] [--seeds 2] [--steps 600]
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--group", type=int, default=512)
-    parser.add_argument("--start", type=float, default=0.75)
+    parser.add_argument("--start", type=float, default=0.9)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args()

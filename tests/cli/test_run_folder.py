@@ -72,7 +72,7 @@ VERBS = [
     ("recipe check", ""),
     ("generate -n 3", ""),
     ("audit --examples 10", ""),
-    ("export --to out", ""),
+    ("export --to huggingface --out out", ""),
     ("runs compare runs/toy", ""),
     ("privacy ledger", ""),
 ]

@@ -174,7 +174,7 @@ def test_of_an_export_nothing_but_the_weights_knows_the_data(tauon: Tauon, tmp_p
             text = (place / "text.txt").read_text()
             (place / "text.txt").write_text(text.replace("heavy", "light"))
         folder = run(load_recipe(path), root=place / "runs", stages=("prepare", "train")).folder
-        ended = tauon("export", folder, "--to", place / "out")
+        ended = tauon("export", folder, "--to", "huggingface", "--out", place / "out")
         assert ended.code == 0, ended
         made.append(contents(place / "out"))
     assert made[0].keys() == made[1].keys() and made[0]["model.safetensors"] != made[1]["model.safetensors"]
