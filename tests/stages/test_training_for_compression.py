@@ -64,11 +64,16 @@ def go(folder: Path, name: str, stop_at: int | None = None, **sections: Any) -> 
     data = tree(folder, name, **sections)
     for key, value in sections.items():
         data[key] = value if key not in ("train", "data") else data[key]
+    before = signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # training has its own; a signal that comes after it must not end the test process
     try:
         return run(parse(Recipe, data), root=folder / "runs", stages=("prepare", "train"), on_event=on_event)
     except Interrupted:
         assert stop_at is not None
         return None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def groups(folder: Path, name: str) -> dict[str, dict[str, torch.Tensor]]:
