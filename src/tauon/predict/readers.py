@@ -47,6 +47,13 @@ class Reading:
         """Return a setting of the training source, if it has it."""
         return getattr(self.source, name, default)
 
+    def pictures(self) -> tuple[tuple[int, int] | None, str, str | None]:
+        """Return how images are decoded: size, fit, colours (see `decode_picture`)."""
+        size = self.setting("size", None)
+        colours = self.setting("colours", "auto")
+        fixed = size if isinstance(size, tuple) or size is None else (size, size)
+        return fixed, str(self.setting("fit", "crop")), None if colours == "auto" else str(colours)
+
     def csv(self, path: Path) -> CsvStream:
         """Return a source that reads the file like training would."""
         table = self.source.kind_ in ("csv", "series")
@@ -224,10 +231,7 @@ class MediaReader(Reader):
         from concurrent.futures import ThreadPoolExecutor
 
         import_pillow()
-        size = self.reading.setting("size", None)
-        size = size if isinstance(size, tuple) or size is None else (size, size)
-        fit, colours = self.reading.setting("fit", "crop"), self.reading.setting("colours", "auto")
-        shown = None if colours == "auto" else colours
+        size, fit, shown = self.reading.pictures()
         with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             found = list(pool.map(lambda path: decode_picture(path, size, fit, shown), files))
         for path, picture in zip(files, found, strict=True):

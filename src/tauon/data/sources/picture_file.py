@@ -18,7 +18,7 @@ from tauon.errors import MissingExtra
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["PICTURE_SUFFIXES", "decode_picture", "import_pillow"]
+__all__ = ["PICTURE_SUFFIXES", "decode_content", "decode_picture", "import_pillow"]
 
 PICTURE_SUFFIXES = (
     ".png", ".apng", ".jpg", ".jpeg", ".jfif", ".jpe", ".jif", ".jp2", ".j2k", ".bmp", ".dib", ".gif", ".webp", ".avif", ".tif", ".tiff",
@@ -52,11 +52,20 @@ def decode_picture(path: Path, size: tuple[int, int] | None, fit: str, colours: 
     Returns:
         (H, W, 1 or 3) uint8; (H, W, 1) uint16, int32 or float32 for deeper images; or a text with the reason.
     """
+    try:
+        content = path.read_bytes()
+    except OSError as err:
+        return "cannot be read: permission denied" if isinstance(err, PermissionError) else f"damaged or not an image ({err})"
+    return decode_content(content, path.suffix, size, fit, colours)
+
+
+def decode_content(raw: bytes, suffix: str, size: tuple[int, int] | None, fit: str, colours: str | None) -> NDArray[Any] | str:
+    """`decode_picture` for the content of a file, whose suffix says what it should be."""
     from PIL import Image, ImageOps
 
     try:
-        content = io.BytesIO(path.read_bytes())
-        if path.suffix.lower() in (".png", ".apng"):
+        content = io.BytesIO(raw)
+        if suffix.lower() in (".png", ".apng"):
             with Image.open(content) as file:
                 file.verify()  # its checksums: decoding alone does not verify them
             content.seek(0)
@@ -73,8 +82,6 @@ def decode_picture(path: Path, size: tuple[int, int] | None, fit: str, colours: 
         if size is not None:
             picture = _at_size(picture, size, fit)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as err:
-        if isinstance(err, PermissionError):
-            return "cannot be read: permission denied"
         return f"damaged or not an image ({str(err).partition(chr(10))[0]})"
     pixels = np.asarray(picture, np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
