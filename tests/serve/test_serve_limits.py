@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -192,6 +193,7 @@ def test_a_swap_under_load_fails_no_request(serve: Any) -> None:
     for t in threads:
         t.join()
     assert set(statuses) == {200} and len(versions) == 2
+    assert len(client.state.batchers) <= 2, "replaced models are not kept in memory"
     assert client.get("/info").json()["name"] == other.name
     assert "tauon_swaps_total" in client.get("/metrics").text
 
@@ -294,3 +296,13 @@ def test_hosts_and_origins() -> None:
         and allowed(host="a.example", origin="https://a.example")
         and not allowed(host="a.example", origin="https://b.example")
     )
+
+
+def test_the_queue_and_model_of_a_replaced_version_are_dropped(serve: Any) -> None:
+    client = serve("table")
+    state = client.state
+    for name in ("second", "third"):
+        assert client.post("/predict", json=ROW).status_code == 200
+        state.predictors.swap(replace(state.predictors.current, version=name))
+    assert client.post("/predict", json=ROW).json()["version"] == "third"
+    assert [*state.batchers] == ["third"]

@@ -68,6 +68,7 @@ class ServedLanguage:
             "reads": "chat" if self.chats else "prompt",
             "longest": self.writer.model.seq_len,
             "vocabulary": self.writer.model.embed.num_embeddings,
+            "exact": self.engine.exact,
             "engine": self.engine.stats().to_json(),
         }
 

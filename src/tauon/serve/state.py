@@ -63,11 +63,18 @@ class ServerState:
         """Return the queue of a version."""
         found = self.batchers.get(served.version)
         if found is None:
+            self._forget_replaced()
             found = self.batchers[served.version] = Batcher(
                 served.compute, latency_target=self.settings.latency_target, most_queued=self.settings.most_queued,
                 most_wait=self.settings.answer_seconds / 2, on_batch=self._count,
             )  # fmt: skip
         return found
+
+    def _forget_replaced(self) -> None:
+        """Drop the queues of versions that answer no more, and with them their models. Requests that are still in one of them end there."""
+        if self.predictors is not None:
+            kept = {v.version for v in (self.predictors.current, self.predictors.canary) if v is not None}
+            self.batchers = {version: batcher for version, batcher in self.batchers.items() if version in kept}
 
     def _count(self, rows: int, seconds: float) -> None:
         self.metrics.batch_rows.observe(rows)
