@@ -13,7 +13,7 @@ from secure_sites import RUN, SHAPES, Group, Wire, group, session
 
 from tauon.errors import TauonError
 from tauon.federated import Failure, Message
-from tauon.federated.secagg import Identity, PinnedKeys, Refused, RoundFailed, SecureSum, Session, secure_sum
+from tauon.federated.secagg import Identity, PinnedKeys, Refused, RoundFailed, SecureSum, Session, SiteRules, join_sites, secure_sum
 from tauon.federated.secagg.keys import RoundKeys
 from tauon.federated.secagg.site import agreement
 
@@ -186,6 +186,48 @@ def test_a_pinned_identity_never_changes() -> None:
         pinned.pin("a", two.public)
     with pytest.raises(Refused, match="same identity key"):
         pinned.pin("b", one.public)
+
+
+def test_sites_join_with_the_keys_that_they_have_pinned() -> None:
+    g = group(4)
+    pinned = PinnedKeys()
+    joined = join_sites(Wire(g.sites), g.names, pinned, run=RUN)
+    assert joined.names == tuple(g.names) and dict(pinned) == dict(g.pinned) and joined.newest == 0 and joined.refused == {}
+    finished(g, 7)
+    assert join_sites(Wire(g.sites), g.names, pinned, run=RUN).newest == 7
+    assert "belongs to run run-1" in join_sites(Wire(g.sites), g.names, pinned, run="other").refused["site-00"]
+
+
+def test_a_coordinator_with_other_identity_keys_at_joining_is_refused() -> None:
+    g, mallory = group(4), Identity.generate()
+    change = at("pin", lambda _, m: fields(m, keys={**m.fields["keys"], "site-03": mallory.public.hex()}))
+    joined = join_sites(Wire(g.sites, change=change), g.names, PinnedKeys(), run=RUN)
+    assert joined.names == () and all("site-03 has another identity key" in text for text in joined.refused.values())
+    change = at("pin", lambda _, m: fields(m, keys={**m.fields["keys"], "new": mallory.public.hex()}))
+    joined = join_sites(Wire(g.sites, change=change), g.names, PinnedKeys(), run=RUN)
+    assert all("has no pinned identity key for new" in text for text in joined.refused.values())
+
+
+def test_the_first_keys_are_pinned_only_if_a_site_says_so_and_never_change() -> None:
+    g = group(4, rules=SiteRules(first_use=True))
+    for name, site in g.sites.items():
+        site.pinned = PinnedKeys({name: site.identity.public})
+    assert join_sites(Wire(g.sites), g.names, PinnedKeys(), run=RUN).names == tuple(g.names)
+    g.sites["site-03"].identity = Identity.generate()
+    joined = join_sites(Wire(g.sites), g.names, PinnedKeys(), run=RUN)
+    assert joined.names == () and "another identity key" in joined.refused["site-00"]
+
+
+def test_a_site_without_the_secret_of_its_identity_does_not_join() -> None:
+    g, stolen = group(4), Identity.generate()
+
+    class Copied:
+        def answer(self, message: Message) -> Message:
+            answer = g.sites["site-00"].answer(message)
+            return replace(answer, fields={**answer.fields, "identity": stolen.public.hex()}) if "identity" in answer.fields else answer
+
+    joined = join_sites(Wire({**g.sites, "site-00": Copied()}), g.names, PinnedKeys(), run=RUN)  # type: ignore[dict-item]
+    assert joined.names == tuple(g.names[1:]) and "not valid" in joined.refused["site-00"]
 
 
 # ------------------------------------------------------------------------------------------------ thresholds, models

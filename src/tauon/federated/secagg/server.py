@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from tauon.federated.secagg.shamir import recover
 from tauon.federated.secagg.site import agreement, roster_digest
 
 __all__ = ["SecureSettings", "SecureSum", "secure_sum"]
+
+Work = Message | Mapping[str, Message]
 
 MARGIN = 0.7
 """The keys are exchanged again, without those that vanished, if 30% of the sites that are left could end the round."""
@@ -69,21 +71,23 @@ class SecureSum:
 
     Args:
         sites: names of the sites that are asked.
-        work: what each site is asked to do; its tensors travel with the first message, the same to all.
+        work: what each site is asked to do, for all or by name; its tensors travel with the first message. All are the same, but for the fields
+            in `PER_SITE`.
         layout: what is summed.
         session: the run and the round.
         settings: thresholds, timeouts, pinned keys.
     """
 
     def __init__(
-        self, sites: Sequence[str], work: Message, layout: Layout, session: Session, settings: SecureSettings = SecureSettings()
+        self, sites: Sequence[str], work: Work, layout: Layout, session: Session, settings: SecureSettings = SecureSettings()
     ) -> None:  # fmt: skip
         if len(set(sites)) != len(sites) or not settings.fewest <= len(sites) <= layout.sites:
             raise SecureAggregationError(
                 f"a secure sum of {len(sites)} sites ({len(set(sites))} names): expected from {settings.fewest} to {layout.sites}, the number that the "
                 "range was chosen for"
             )
-        self.work, self.layout, self.session, self.settings = work, layout, session, settings
+        self.work = dict.fromkeys(sites, work) if isinstance(work, Message) else work
+        self.layout, self.session, self.settings = layout, session, settings
         self.stage = "keys"
         self.lost: dict[str, str] = {}
         self.total: Total | None = None
@@ -94,12 +98,7 @@ class SecureSum:
         """The messages of this stage."""
         now, session = self._now, self.session
         if self.stage == "keys":
-            first = session.attempt == 0
-            work = {"kind": self.work.kind, "fields": dict(self.work.fields)} if first else None
-            message = session.message("keys", {"layout": self.layout.to_json(), "work": work})
-            if first:
-                message = Message(message.kind, message.round, message.nonce, message.fields, self.work.tensors)
-            return dict.fromkeys(self._asked, message)
+            return {name: self._ask_keys(self.work[name]) for name in self._asked}
         if self.stage == "shares":
             roster = [now.roster[name].to_json() for name in sorted(now.roster)]
             return dict.fromkeys(
@@ -112,6 +111,13 @@ class SecureSum:
         if self.stage == "unmask":
             return dict.fromkeys(sorted(now.signatures), session.message("unmask", {"signatures": now.signatures}))
         return {}
+
+    def _ask_keys(self, work: Message) -> Message:
+        """The first message; only in the first key exchange it brings the work."""
+        if self.session.attempt:
+            return self.session.message("keys", {"layout": self.layout.to_json(), "work": None})
+        inner = {"kind": work.kind, "round": work.round, "nonce": work.nonce, "fields": dict(work.fields)}
+        return replace(self.session.message("keys", {"layout": self.layout.to_json(), "work": inner}), tensors=work.tensors)
 
     @property
     def _dropped(self) -> tuple[str, ...]:
@@ -279,7 +285,7 @@ def _bytes(text: Any, size: int) -> bytes:
 
 
 def secure_sum(
-    transport: Transport, sites: Sequence[str], work: Message, layout: Layout, session: Session,
+    transport: Transport, sites: Sequence[str], work: Work, layout: Layout, session: Session,
     settings: SecureSettings = SecureSettings(), progress: Callable[[str, int, int], None] | None = None,
 ) -> Total:  # fmt: skip
     """Ask the sites to do the work, and return the sum of what they contribute; no single contribution can be read.
@@ -287,7 +293,7 @@ def secure_sum(
     Args:
         transport: carries the messages.
         sites: names of the sites that are asked, at least 3.
-        work: what they are asked, with the model's weights; the same for all.
+        work: what they are asked, with the model's weights (`SecureSum`).
         layout: what is summed, and in which range.
         session: the run and the number of the round. A round that failed is repeated under a new number.
         settings: thresholds, timeouts, pinned keys.

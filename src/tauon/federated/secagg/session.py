@@ -16,6 +16,8 @@ __all__ = ["FEWEST", "Refused", "RoundFailed", "SecureAggregationError", "Sessio
 
 FEWEST = 3
 """Sites in a sum at least: of two, each learns the other's value by subtracting its own."""
+PER_SITE = ("session",)
+"""Fields of the work that differ between the sites of a sum: a token that each site drew when it joined. All others are the same."""
 
 
 class SecureAggregationError(TauonError):
@@ -67,10 +69,13 @@ class Session:
 
 
 def fingerprint_of_work(work: Message) -> bytes:
-    """SHA-256 of what a site was asked to do: the kind, the fields and every tensor. All sites of a sum compare it, so that one site cannot be sent
-    a model of its own, whose answer the sum would show (Pasquini, Francati & Ateniese 2022, arXiv:2111.07380).
+    """SHA-256 of what a site was asked to do: kind, round, nonce, the fields but `PER_SITE`, and every tensor.
+
+    All sites of a sum compare it, so that one site cannot be sent a model of its own, whose answer the sum would show (Pasquini, Francati & Ateniese
+    2022, arXiv:2111.07380).
     """
-    digest = hashlib.sha256(replace(work, round=0, nonce="", tensors={}).to_bytes())
+    fields = {k: v for k, v in sorted(work.fields.items()) if k not in PER_SITE}
+    digest = hashlib.sha256(Message(work.kind, work.round, work.nonce, fields).to_bytes())
     for name, tensor in sorted(work.tensors.items()):
         digest.update(f"{len(name)}/{name}/{tensor.dtype}/{tuple(tensor.shape)}/".encode())
         digest.update(_raw(tensor))

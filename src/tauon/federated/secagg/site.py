@@ -51,6 +51,9 @@ class SiteRules:
     """More than this share of its neighbours give a secret back, and more than this share of all sites sign what is unmasked. With 2/3 a third of
     the sites may help a coordinator that lies; then fewer may drop out."""
     rounding: Rounding = "nearest"
+    first_use: bool = False
+    """Pin identity keys that the coordinator brings when sites join, if a name has none yet. Then the coordinator is trusted at that moment, unless
+    the operators compare the fingerprints."""
 
     def __post_init__(self) -> None:
         if not (self.fewest >= FEWEST and 0.5 <= self.share < 1):
@@ -115,8 +118,8 @@ class SecureSite:
             return self.others.answer(message)
         handlers = {"shares": self._shares, "masked": self._masked, "agree": self._agree, "unmask": self._unmask}
         before = {"shares": "keys", "masked": "shares", "agree": "masked", "unmask": "agree"}
-        if stage == "keys":
-            return self._keys(message)
+        if stage in ("join", "pin", "keys"):
+            return {"join": self._join, "pin": self._pin, "keys": self._keys}[stage](message)
         if stage not in before:
             raise Refused(f"{self.name}: there is no stage {stage!r}")
         if self._open is not None:
@@ -134,6 +137,28 @@ class SecureSite:
 
     # ---------------------------------------------------------------------------------------------- stages
 
+    def _join(self, message: Message) -> Message:
+        """Its identity, with a signature that it has the secret key, and its newest round."""
+        self._refuse_other_run(_text(message, "run"))
+        proof = self.identity.sign(joining(self.run, message.nonce, self.name, self.identity.public))
+        return message.answer("secagg/join", {"identity": self.identity.public.hex(), "proof": proof.hex(), "newest": self._newest})
+
+    def _pin(self, message: Message) -> Message:
+        """Compare the identity keys of all sites with the pinned ones."""
+        self._refuse_other_run(_text(message, "run"))
+        keys = message.fields.get("keys")
+        if not isinstance(keys, dict) or self.name not in keys:
+            raise Refused(f"{self.name}: identity keys that cannot be read, or without its own")
+        for name, text in keys.items():
+            if name not in self.pinned and not self.rules.first_use:
+                raise Refused(f"{self.name} has no pinned identity key for {name}: add it to {self.pinned.path or 'its pinned keys'}")
+            self.pinned.pin(name, _bytes(text))
+        return message.answer("secagg/pin")
+
+    def _refuse_other_run(self, run: str) -> None:
+        if run != self.run:
+            raise Refused(f"{self.name} belongs to run {self.run}, got a message of run {run}")
+
     def _keys(self, message: Message) -> Message:
         session = Session(_text(message, "run"), message.round, message.nonce, _number(message, "attempt"))
         self._refuse_replay(session)
@@ -149,8 +174,8 @@ class SecureSite:
             if self._work is not None:
                 raise Refused(f"{self.name} has done the work of round {session.round} already")
             match wanted:
-                case {"kind": str(kind), "fields": dict(fields)}:
-                    work = Message(kind, message.round, message.nonce, fields, message.tensors)
+                case {"kind": str(kind), "round": int(number), "nonce": str(nonce), "fields": dict(fields)}:
+                    work = Message(kind, number, nonce, fields, message.tensors)
                 case _:
                     raise Refused(f"{self.name}: the work of round {session.round} cannot be read")
             self._work = self.contribute(work), fingerprint_of_work(work)
@@ -160,8 +185,7 @@ class SecureSite:
         return message.answer("secagg/keys", self._open.keys.own.to_json())
 
     def _refuse_replay(self, session: Session) -> None:
-        if session.run != self.run:
-            raise Refused(f"{self.name} belongs to run {self.run}, got a message of run {session.run}")
+        self._refuse_other_run(session.run)
         same = session.round == self._newest
         if session.round < self._newest or (same and self._sent):
             raise Refused(f"{self.name} refuses round {session.round}: it took part in round {self._newest} already, and does so once")
@@ -282,6 +306,11 @@ def roster_digest(roster: Mapping[str, Announcement]) -> bytes:
 def agreement(session: Session, roster: Mapping[str, Announcement], alive: Collection[str], dropped: Collection[str]) -> bytes:
     """What sites sign before they unmask: the keys, whose values arrived, and whose did not."""
     return session.context("agree", roster_digest(roster), digest_of(sorted(alive)), digest_of(sorted(dropped)))
+
+
+def joining(run: str, nonce: str, name: str, public: bytes) -> bytes:
+    """What a site signs to show that it has the secret key of its identity."""
+    return Session(run, 0, nonce).context("join", name, public)
 
 
 def _same_session(name: str, session: Session, message: Message) -> None:
