@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -96,6 +100,17 @@ def group(
     layout = layout_of(shapes, count, norm=norm, weight=100.0, numbers={"loss": 1000.0})
     work = Message("train", 1, "n", {"steps": 2}, {k: torch.zeros(s) for k, s in shapes.items()})
     return Group(sites, values, weights, PinnedKeys(keys), layout, work, identities)
+
+
+def flower(module: str) -> Any:
+    """A module of Flower, whose import warns of a deprecation in Click."""
+    pytest.importorskip("cryptography")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return importlib.import_module(f"flwr.supercore.{module}")
+        except ImportError:
+            pytest.skip("Flower is not installed")
 
 
 def session(number: int = 1) -> Session:

@@ -12,7 +12,7 @@ __all__ = ["Words", "add_mask", "keystream"]
 
 Words = NDArray[np.uint32]
 
-PIECE = 1 << 16
+PIECE = 1 << 17
 """Bytes of the stream made at once: they stay in the processor's cache until they are added."""
 _ZEROS = bytes(PIECE)
 

@@ -149,9 +149,10 @@ class Layout:
         for entry in self.entries:
             values = self._values(entry, contribution)
             steps = self._in_steps(entry, values, rounding)
-            if noise is not None and entry.name in noise:
-                steps = steps + noise[entry.name].reshape(-1)
-            words[at : at + entry.size] = steps.astype(np.int64, copy=False).astype(np.uint32)  # modulo 2^32
+            if noise is None or entry.name not in noise:
+                words[at : at + entry.size] = steps.astype(np.int32).view(np.uint32)  # modulo 2^32
+            else:
+                words[at : at + entry.size] = (steps.astype(np.int64) + noise[entry.name].reshape(-1)).astype(np.uint32)
             at += entry.size
         return words
 
