@@ -92,8 +92,8 @@ def _discrete_laplace(power: int, about: int, bits: _Bits) -> Integers:
     x = u + (v << power)
     minus = (bits.draw(len(x)) & np.uint64(1)).astype(bool)
     keep = ~(minus & (x == 0))
-    signed: Integers = np.where(minus, -x, x)
-    return signed[keep]
+    signed: Integers = np.where(minus, -x, x)[keep]
+    return signed
 
 
 def _coins(gamma: NDArray[np.float64], bits: _Bits) -> NDArray[np.bool_]:
