@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ import pytest
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported: see cli/main.py
 if "PYTEST_XDIST_WORKER" in os.environ:  # beside another worker, more threads than one each only wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    """What collecting made stays until the end: no garbage collection has to look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

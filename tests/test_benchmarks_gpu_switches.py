@@ -23,6 +23,7 @@ def lines(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str,
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.slow
 def test_every_measure_prints_one_line_with_the_default_and_the_fastest(capsys: pytest.CaptureFixture[str]) -> None:
     names = [name for name in gpu_switches.MEASURES if name not in COMPILING]
     _, *found, last = lines(capsys, "--only", *names)

@@ -311,7 +311,7 @@ def slow(command: str) -> bool:
     if verb == "check" or re.search(r"--on (local|ray)|--shadows|instruct-lora|prefer-dpo", command):
         return True
     if verb == "compress":
-        return command != "tauon compress runs/patients --max-drop 10%"
+        return True
     if verb in ("run", "train", "tune"):
         return command not in ("tauon run quickstart", "tauon run quickstart --json > progress.jsonl") and named != "traffic-signs"
     return False

@@ -99,9 +99,9 @@ def test_a_stage_from_outside_has_a_verb_a_section_and_a_part_of_the_report(tmp_
     ("change", "named"),
     [
         ('inputs=("train",)', 'inputs=("train", "boundary")', ),
-        ('    "boundary",\n', '    "evaluate",\n'),
-        ("from tauon.stages.table import Stage", "import a_library_that_is_not_here"),
-        ('inputs=("train",)', 'inputs=("trane",)'),
+        pytest.param('    "boundary",\n', '    "evaluate",\n', marks=pytest.mark.slow),
+        pytest.param("from tauon.stages.table import Stage", "import a_library_that_is_not_here", marks=pytest.mark.slow),
+        pytest.param('inputs=("train",)', 'inputs=("trane",)', marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_stage_that_cannot_be_added_is_named_and_the_rest_works(tmp_path: Path, change: str, named: str) -> None:
@@ -122,6 +122,7 @@ def test_a_stage_that_cannot_be_added_is_named_and_the_rest_works(tmp_path: Path
     assert "'toy-plugin'" in done.stderr and expected in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_task_from_outside_is_scored_by_a_metric_of_its_own(tmp_path: Path) -> None:
     from sklearn.metrics import matthews_corrcoef
 
@@ -161,6 +162,7 @@ def test_a_stage_whose_section_cannot_be_imported_is_left_out_with_those_that_re
     assert (tmp_path / "runs" / "toy" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_made_beside_a_stage_that_it_did_not_use_opens_without_that_package(tmp_path: Path) -> None:
     env = install(tmp_path / "site", points={"tauon.stages": {"boundary": "toy_plugin.stage:BOUNDARY"}})
     recipe = ["quickstart", "--set", "train.time=null", "--set", "train.steps=2"]
@@ -268,6 +270,7 @@ def test_a_package_that_cannot_be_imported_is_named_where_its_part_is_asked_for(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_one_broken_part_of_a_package_is_named_and_the_rest_works(tmp_path: Path) -> None:
     env = install(tmp_path)
     (tmp_path / "toy_plugin" / "model.py").write_text("import a_library_that_is_not_here\n")
@@ -276,6 +279,7 @@ def test_one_broken_part_of_a_package_is_named_and_the_rest_works(tmp_path: Path
     assert "warning" in done.stderr and "'toy-plugin'" in done.stderr and "a_library_that_is_not_here" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_packages_that_bring_one_name_are_both_named(tmp_path: Path) -> None:
     env = install(tmp_path)
     with (tmp_path / "toy_plugin" / "optimizer.py").open("a") as f:

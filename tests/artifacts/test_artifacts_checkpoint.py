@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tauon.artifacts import (
+    WEIGHTS,
     Checkpoint,
     CheckpointWriter,
     latest_checkpoint,
@@ -258,6 +259,22 @@ def test_the_checksum_error_says_got_and_expected(tmp_path):
     with pytest.raises(CheckpointError, match=rf"model\.safetensors: SHA-256 is {got}, expected {expected}.*earlier checkpoint"):
         load_checkpoint(checkpoint.path)
     assert load_checkpoint(checkpoint.path, verify=False).step == 2
+
+
+def test_using_a_model_reads_its_weights_only(tmp_path):
+    checkpoint = save_checkpoint(tmp_path, 2, groups(), {})
+    flip(checkpoint.path / "optim.safetensors", -1)
+    assert load_checkpoint(checkpoint.path, verify=WEIGHTS).hash == checkpoint.hash
+    with pytest.raises(CheckpointError, match=r"optim\.safetensors"):
+        load_checkpoint(checkpoint.path)
+    for name in ("model.safetensors", "state.json"):
+        other = save_checkpoint(tmp_path, 3, groups(), {}).path
+        flip(other / name, -3)
+        with pytest.raises(CheckpointError, match=name):
+            load_checkpoint(other, verify=WEIGHTS)
+    os.truncate(checkpoint.path / "optim.safetensors", 100)
+    with pytest.raises(CheckpointError, match="has 100 bytes"):
+        load_checkpoint(checkpoint.path, verify=WEIGHTS)
 
 
 def test_a_manifest_that_points_out_of_the_folder_is_refused(tmp_path):

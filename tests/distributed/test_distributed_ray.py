@@ -80,7 +80,8 @@ def equal(a: TrainJob, b: TrainJob) -> bool:
     return all(torch.equal(one[g][k], other[g][k]) for g in ("model", "optim") for k in one[g])
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 5])
 def test_processes_killed_change_no_bit_of_what_one_process_computes(ray: Any, kills: int) -> None:
     """kill -9 of a worker, and of servers so many times."""
     torch.set_num_threads(1)

@@ -70,6 +70,7 @@ def test_planning_leaves_the_model_as_it_was() -> None:
     assert not any(m._forward_hooks for m in cases.model.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures by Linux's own account of a process")
 def test_the_operating_system_counts_what_was_predicted() -> None:
     command = ["-W", "ignore", "-m", "benchmarks.explain_memory", "vit", "--bound", "96", "--methods", "smoothgrad", "kernel_shap"]

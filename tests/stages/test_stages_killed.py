@@ -75,6 +75,7 @@ def check(tmp_path: Path, times: int) -> None:
     assert not [p for p in (root / "toy").rglob("*") if ".tmp-" in p.name]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_once_in_each_stage_the_records_are_those_of_the_undisturbed_run(tmp_path: Path) -> None:
     check(tmp_path, 1)

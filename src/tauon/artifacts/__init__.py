@@ -1,6 +1,6 @@
 """Files of a run: its folder, its checkpoints, and atomic writes. torch is imported only when it is used."""
 
-from tauon.artifacts.checkpoint import Checkpoint, Groups, latest_checkpoint, load_checkpoint, save_checkpoint, steps_in
+from tauon.artifacts.checkpoint import WEIGHTS, Checkpoint, Groups, latest_checkpoint, load_checkpoint, save_checkpoint, steps_in
 from tauon.artifacts.environment import code_fingerprint, environment
 from tauon.artifacts.files import (
     atomic_write,
@@ -18,6 +18,7 @@ from tauon.artifacts.writer import CheckpointWriter
 
 __all__ = [
     "RUN_FORMAT",
+    "WEIGHTS",
     "Checkpoint",
     "CheckpointWriter",
     "Groups",

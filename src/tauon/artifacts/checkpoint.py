@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ from tauon.errors import CheckpointError, DataError, RunError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Checkpoint", "Groups", "latest_checkpoint", "load_checkpoint", "save_checkpoint", "steps_in"]
+__all__ = ["WEIGHTS", "Checkpoint", "Groups", "latest_checkpoint", "load_checkpoint", "save_checkpoint", "steps_in"]
 
 Groups = Mapping[str, "Mapping[str, Tensor]"]
 """Name of a group (`model`, `optim`, ...: a file name) to the tensors in it by name."""
@@ -189,20 +189,30 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------- loading
 
 
-def load_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:
-    """Open the checkpoint in folder `path`. `verify` reads every byte and compares checksums; without it, only sizes.
+WEIGHTS = ("model", "ema")
+"""Groups that a trained model is built from; the others are for resuming."""
+
+
+def load_checkpoint(path: Path | str, *, verify: bool | Collection[str] = True) -> Checkpoint:
+    """Open the checkpoint in folder `path`.
+
+    Args:
+        path: folder of the checkpoint.
+        verify: read every byte and compare checksums: of all files, or of `state.json` and these groups (`WEIGHTS`: enough to use the model,
+            and a third of the bytes with AdamW). Sizes of all files are compared in any case.
 
     Raises `CheckpointError` with the file, the expected and the actual content.
     """
     path = Path(path)
     manifest = _manifest(path)
+    read = set(manifest["files"] if verify else ()) if isinstance(verify, bool) else {"state.json", *(group + _SUFFIX for group in verify)}
     for name, entry in manifest["files"].items():
         file = path / name
         try:
             size = file.stat().st_size
             if size != entry["bytes"]:
                 raise CheckpointError(f"{file}: has {size} bytes, expected {entry['bytes']}. {_HINT}")
-            if verify and (got := sha256_file(file)) != entry["sha256"]:
+            if name in read and (got := sha256_file(file)) != entry["sha256"]:
                 raise CheckpointError(f"{file}: SHA-256 is {got}, expected {entry['sha256']}: its bytes have changed. {_HINT}")
         except FileNotFoundError:
             raise CheckpointError(f"{file}: missing, expected {entry['bytes']} bytes. {_HINT}") from None

@@ -1,6 +1,45 @@
 """Federated training: models travel, data stays where it is."""
 
+from tauon.federated.coordinator import Rounds, evaluate_sites, federate
+from tauon.federated.local import LocalTraining, RoundOrder
 from tauon.federated.messages import Failure, Message, MessageError, Site, Transport
+from tauon.federated.roster import sample_sites
 from tauon.federated.secagg import SecureSettings, SecureSite, Session, secure_sum
+from tauon.federated.site_state import SiteState
+from tauon.federated.strategies import StrategyConfig
+from tauon.federated.summation import Collected, PlainSummation, RoundRequest, Summation
+from tauon.federated.training_site import TrainingSite, check_identity
+from tauon.federated.updates import Limits, Update, Weighting, check_update, fingerprint, freeze_lora_a, travelling
 
-__all__ = ["Failure", "Message", "MessageError", "SecureSettings", "SecureSite", "Session", "Site", "Transport", "secure_sum"]
+__all__ = [
+    "Collected",
+    "Failure",
+    "Limits",
+    "LocalTraining",
+    "Message",
+    "MessageError",
+    "PlainSummation",
+    "RoundOrder",
+    "RoundRequest",
+    "Rounds",
+    "SecureSettings",
+    "SecureSite",
+    "Session",
+    "Site",
+    "SiteState",
+    "StrategyConfig",
+    "Summation",
+    "TrainingSite",
+    "Transport",
+    "Update",
+    "Weighting",
+    "check_identity",
+    "check_update",
+    "evaluate_sites",
+    "federate",
+    "fingerprint",
+    "freeze_lora_a",
+    "sample_sites",
+    "secure_sum",
+    "travelling",
+]

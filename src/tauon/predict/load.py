@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tauon.artifacts import RunFolder, load_checkpoint
+from tauon.artifacts import WEIGHTS, RunFolder, load_checkpoint
 from tauon.data import SourceConfig
 from tauon.errors import CheckpointError, RunError
 from tauon.export import is_bundle, open_bundle
@@ -56,7 +56,9 @@ def open_trained(place: Path | str, *, weights: str = "auto", device: str | None
     if not (folder / "recipe.yaml").is_file():
         raise RunError(f"{folder} is not a run: it has no recipe.yaml. Give the folder of a trained run; `tauon runs list` shows them.")
     recipe = load_recipe(folder, [] if device is None else [f"train.device={device}"])
-    checkpoint = load_checkpoint(place) if chosen else Context(recipe, RunFolder.read(folder), null_callback).final_checkpoint
+    checkpoint = (
+        load_checkpoint(place, verify=WEIGHTS) if chosen else Context(recipe, RunFolder.read(folder), null_callback).final_checkpoint
+    )
     preprocess = checkpoint.state.get("preprocess")
     if not preprocess:
         raise CheckpointError(

@@ -15,6 +15,7 @@ from tauon.runtimes.base import Format, RuntimeModule, last_cause, threads_for
 from tauon.runtimes.onnx import write_onnx
 from tauon.runtimes.onnx_int8 import has_integers
 from tauon.runtimes.program import Program, quiet
+from tauon.runtimes.signal_stack import signal_stack_kept
 from tauon.runtimes.signature import Signature
 
 __all__ = ["OPENVINO", "load_openvino", "write_openvino"]
@@ -39,7 +40,7 @@ def _converted(openvino: Any, program: Program) -> Any:
     if not has_integers(program):  # from torch's graph, integers would be computed as floats
         try:
             model = openvino.convert_model(program.exported, example_input=program.example, verbose=False)
-            openvino.Core().compile_model(model, "CPU")  # some operations are only missing in the runtime
+            _compiled(openvino, model)  # some operations are only missing in the runtime
             return model
         except Exception as err:  # openvino raises types of its own
             first = err
@@ -55,7 +56,7 @@ def _by_onnx(openvino: Any, program: Program) -> Any:
     with tempfile.TemporaryDirectory() as place:
         write_onnx(program, Path(place))
         model = openvino.convert_model(Path(place) / "model.onnx", verbose=False)
-        openvino.Core().compile_model(model, "CPU")
+        _compiled(openvino, model)
         return model
 
 
@@ -74,7 +75,7 @@ def load_openvino(folder: Path, signature: Signature) -> RuntimeModule:
         "ENABLE_CPU_PINNING": False,  # a busy core would be waited for
     }  # fmt: skip
     try:
-        compiled = openvino.Core().compile_model(folder / FILE, "CPU", settings)
+        compiled = _compiled(openvino, folder / FILE, settings)
     except Exception as err:  # openvino's own types
         raise DataError(f"{folder / FILE}: OpenVINO cannot load it: {last_cause(err)}") from err
 
@@ -83,6 +84,11 @@ def load_openvino(folder: Path, signature: Signature) -> RuntimeModule:
         return [torch.from_numpy(found[i]) for i in range(len(signature.outputs))]
 
     return RuntimeModule(signature, run, runtime="openvino")
+
+
+def _compiled(openvino: Any, model: Any, settings: dict[str, Any] | None = None) -> Any:
+    with signal_stack_kept():
+        return openvino.Core().compile_model(model, "CPU", settings or {})
 
 
 def _library() -> Any:

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tauon.artifacts import RunFolder, find_checkpoint, load_checkpoint
+from tauon.artifacts import WEIGHTS, RunFolder, find_checkpoint, load_checkpoint
 from tauon.errors import DataError, TauonError
 from tauon.predict import Predictor
 from tauon.recipe import load_recipe
@@ -114,7 +114,7 @@ def load_language_model(place: Path) -> Any:
         writer = TextGenerator(ctx, model=open_compressed_run(place).model)
         writer.version = version_of(place)
         return writer
-    return TextGenerator(ctx, load_checkpoint(place) if folder != place else None)
+    return TextGenerator(ctx, load_checkpoint(place, verify=WEIGHTS) if folder != place else None)
 
 
 def run_of(place: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -77,6 +78,8 @@ def serve_socket(place: Path, settings: ServeSettings, listening: socket.socket,
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
             if not self.should_exit:
+                gc.freeze()  # what start-up made stays: no collection has to look at it again
+                gc.enable()  # the command line starts without
                 ready()
 
         async def on_tick(self, counter: int) -> bool:

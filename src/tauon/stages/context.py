@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tauon.artifacts import Checkpoint, RunFolder, code_fingerprint, latest_checkpoint, load_checkpoint, read_json, sha256_file
+from tauon.artifacts import WEIGHTS, Checkpoint, RunFolder, code_fingerprint, latest_checkpoint, load_checkpoint, read_json, sha256_file
 from tauon.config import Config, dump, parse
 from tauon.data import DataConfig, DataSplits, DataStamp, TokenDataset, prepare
 from tauon.distributed import Heartbeat, World
@@ -291,7 +291,7 @@ class Context:
         """The checkpoint to use: the best with early stopping, else the last; for an unfinished run, the newest."""
         done = self.run.stage("train")
         if done is not None:
-            return load_checkpoint(self.run.checkpoints / done["checkpoint"])
+            return load_checkpoint(self.run.checkpoints / done["checkpoint"], verify=WEIGHTS)
         newest = latest_checkpoint(self.run.checkpoints, warn=lambda m: self.on_event("warning", message=m))
         if newest is None:
             raise RunError(f"{self.run.folder} has no checkpoint yet. Train it first: tauon train {shlex.quote(str(self.run.folder))}")

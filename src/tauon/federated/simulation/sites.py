@@ -1,0 +1,155 @@
+"""Simulated sites: many clients over one data set, in this process, by one training job whose loader is exchanged.
+
+There is no model for each client; a client is its rows, and, for strategies with state at the sites, the tensors of its last round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tauon.data import Loader
+from tauon.errors import TauonError
+from tauon.federated.local import LocalTraining
+from tauon.federated.messages import Failure, Message, MessageError
+from tauon.federated.site_state import SiteState
+from tauon.federated.strategies import StrategyConfig
+from tauon.train import TrainJob, step_seed, validation_loss, validation_marks
+from tauon.types import Batch, Dataset
+
+__all__ = ["ClientRows", "SimulatedSites"]
+
+ROWS = 512
+"""Examples in a batch of an evaluation."""
+
+
+class ClientRows:
+    """The examples of one client, as a data set."""
+
+    def __init__(self, dataset: Dataset, rows: NDArray[np.int64]) -> None:
+        self.dataset, self.rows, self.spec = dataset, np.asarray(rows, np.int64), dataset.spec
+        self.facts: dict[str, Any] = {"examples": len(rows)}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
+        """Return the examples `index` of this client."""
+        return self.dataset.batch(self.rows[index], epoch=epoch)
+
+    def batches(self) -> Iterator[Batch]:
+        """All examples, in order."""
+        for start in range(0, len(self.rows), ROWS):
+            yield self.dataset.batch(self.rows[start : start + ROWS])
+
+
+class SimulatedSites:
+    """A transport to clients that are simulated here, one after the other, in the order of their names.
+
+    It is `Stateful`: put it into `job.extra` of the coordinator's job to save the state of the clients with each checkpoint.
+
+    Args:
+        job: how a client trains; belongs to this object from now on. Its loader is replaced. Not the coordinator's job.
+        dataset: examples of all clients.
+        parts: row numbers of each client (`ClientSplit.split`).
+        batch: examples in a local step; 0: all examples of the client.
+        strategy: decides what stays at the clients.
+        held_out: rows of each client that "evaluate" measures, in `evaluated`.
+        evaluated: data set of `held_out`; None: `dataset`.
+    """
+
+    def __init__(
+        self, job: TrainJob, dataset: Dataset, parts: Sequence[NDArray[np.int64]], *, batch: int, strategy: StrategyConfig,
+        held_out: Sequence[NDArray[np.int64]] | None = None, evaluated: Dataset | None = None,
+    ) -> None:  # fmt: skip
+        self.local = LocalTraining(job, 1, keep=strategy.keep(job.model))
+        self.dataset, self.parts, self.batch, self.held_out = dataset, parts, batch, held_out
+        self.evaluated = evaluated if evaluated is not None else dataset
+        width = len(str(max(1, len(parts) - 1)))
+        self.names = [f"client-{i:0{width}d}" for i in range(len(parts))]
+        self.number = {name: i for i, name in enumerate(self.names)}
+        self.states: dict[str, SiteState] = {}
+        self.seed = job.policy.seed
+
+    def sites(self) -> list[str]:
+        """Return the names of the clients."""
+        return list(self.names)
+
+    def ask(self, messages: Mapping[str, Message], *, timeout: float) -> dict[str, Message | Failure]:
+        """Answer each message in turn. The time is not limited: it is this computer's, not a client's."""
+        return {name: self.answer(name, message) for name, message in messages.items()}
+
+    def answer(self, name: str, message: Message) -> Message | Failure:
+        """Return a client's answer."""
+        client = self.number[name]
+        try:
+            if message.kind == "join":
+                return message.answer("joined", {"examples": len(self.parts[client]), "session": name})
+            self.prepare(client)
+            if message.kind == "evaluate":
+                return message.answer("evaluated", self._evaluate(client, name, message))
+            return self._train(name, message)
+        except TauonError as err:
+            return Failure(str(err))
+
+    def loader(self, client: int) -> Loader:
+        """Return the batches of a client: a function of the job's seed, the client and the step."""
+        rows = ClientRows(self.dataset, self.parts[client])
+        return Loader(rows, batch=self.batch or len(rows), seed=step_seed(self.seed, client))
+
+    def prepare(self, client: int) -> None:
+        """Give the job the data of a client."""
+        job, loader = self.local.job, self.loader(client)
+        rows: Any = loader.dataset
+        job.loader, self.local.examples, self.local.data = loader, len(rows), rows.batches
+        job.policy = replace(job.policy, seed=step_seed(self.seed, client))
+        job.health.load({"mean": 0.0, "good": 0, "bad_in_a_row": 0, "skipped": 0})
+
+    def _train(self, name: str, message: Message) -> Message:
+        state = self.states.get(name) or SiteState(keep=1)
+        answer = self.local.train(message, state)
+        if state.rounds or self.local.private:
+            self.states[name] = state
+        return answer
+
+    def _evaluate(self, client: int, name: str, message: Message) -> dict[str, Any]:
+        if self.held_out is None:
+            raise MessageError("the simulated clients have no held-out examples")
+        rows = ClientRows(self.evaluated, self.held_out[client])
+        state = self.states.get(name) or SiteState(keep=1)
+        self.local.load(message.tensors, state.before(message.round + 1))
+        fields = {"examples": len(rows), "metrics": self._metrics(rows.batches)}
+        if steps := message.fields.get("fine_tune", 0):
+            self.local.fine_tune(steps)
+            fields["tuned"] = self._metrics(rows.batches)
+        return fields
+
+    def _metrics(self, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+        job = self.local.job
+        job.model.eval()
+        correct = total = 0
+        for batch in batches():
+            scores = job.task.predict(job.model, batch).get("scores")
+            if scores is not None and scores.ndim == 2:
+                correct, total = correct + int((scores.argmax(1) == batch.targets).sum()), total + len(batch)
+        job.model.train()
+        found = {"loss": validation_loss(job, iter(batches()))} | validation_marks(job, iter(batches()))
+        return found | ({"accuracy": correct / total} if total else {})
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"{name}/{n}": t for name, state in self.states.items() for n, t in state.tensors().items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        each: dict[str, dict[str, Tensor]] = {}
+        for key, t in tensors.items():
+            name, _, rest = key.partition("/")
+            each.setdefault(name, {})[rest] = t
+        self.states = {}
+        for name, own in each.items():
+            self.states[name] = SiteState(keep=1)
+            self.states[name].load(own)
