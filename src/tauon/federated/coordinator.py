@@ -274,6 +274,7 @@ class FederatedGradients:
             "rounds": rounds.count,
             "max_examples": rounds.weighting.max_examples,
         }
+        fields |= {"weight_by": rounds.weighting.by}
         fields |= {"first_loss": True} if strategy.reads_first_loss else {}
         fields |= strategy.order()
         nonce = secrets.token_hex(16)
