@@ -1,9 +1,10 @@
 """Federated training: models travel, data stays where it is."""
 
-from tauon.federated.coordinator import Rounds, evaluate_sites, federate
+from tauon.federated.coordinator import evaluate_sites, federate
 from tauon.federated.local import LocalTraining, RoundOrder
 from tauon.federated.messages import Failure, Message, MessageError, Site, Transport
 from tauon.federated.roster import sample_sites
+from tauon.federated.rounds import Rounds
 from tauon.federated.site_state import SiteState
 from tauon.federated.strategies import StrategyConfig
 from tauon.federated.summation import Collected, PlainSummation, RoundRequest, Summation, mean_of_sum, weighted_vector
