@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tauon.federated.coordinator import Rounds, federate
-from tauon.federated.simulation.sites import SimulatedSites
+from tauon.federated.coordinator import federate
+from tauon.federated.rounds import Rounds
+from tauon.federated.simulation.batched import BatchedSites
+from tauon.federated.simulation.sites import local_job
 from tauon.federated.strategies import StrategyConfig
 from tauon.train import TrainJob
 from tauon.types import Dataset
@@ -19,12 +19,12 @@ from tauon.types import Dataset
 if TYPE_CHECKING:
     from tauon.federated.roster import EventFn
 
-__all__ = ["local_job", "simulate"]
+__all__ = ["simulate"]
 
 
 def simulate(
     job: TrainJob, dataset: Dataset, parts: Sequence[NDArray[np.int64]], strategy: StrategyConfig, rounds: Rounds, *, batch: int,
-    on_event: EventFn | None = None, sites: type[SimulatedSites] = SimulatedSites,
+    on_event: EventFn | None = None, workers: int = 1,
 ) -> TrainJob:  # fmt: skip
     """Return the coordinator's job over simulated clients, with their state among what its checkpoints hold. `train(job)` runs it.
 
@@ -36,16 +36,9 @@ def simulate(
         rounds: number and kind of rounds.
         batch: examples in a local step; 0: all examples of the client.
         on_event: see `federate`.
-        sites: class of the transport.
+        workers: clients that train at the same time; models with dropout need 1.
     """
-    transport = sites(local_job(job), dataset, parts, batch=batch, strategy=strategy)
+    transport = BatchedSites(local_job(job), dataset, parts, batch=batch, strategy=strategy, workers=workers)
     coordinator = federate(job, transport, strategy, rounds, on_event=on_event)
     coordinator.extra["sites"] = transport
     return coordinator
-
-
-def local_job(job: TrainJob) -> TrainJob:
-    """Return a copy of a job at step 0, with its own model and optimizer, for the clients of a simulation. The loader is shared."""
-    own = copy.deepcopy(replace(job, loader=None))  # type: ignore[arg-type]
-    own.loader = job.loader
-    return own
