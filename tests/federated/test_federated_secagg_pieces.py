@@ -149,6 +149,7 @@ def test_neighbours_are_mutual_and_as_many_as_stated(count: int, k: int) -> None
     if k < count - 1:
         assert graph != neighbours(names, k, b"t")
     assert graph == neighbours(list(reversed(names)), k, b"s")
+    assert neighbours(names, k, b"s", "n3") == {"n3": graph["n3"]}
 
 
 def test_degree_is_large_enough_by_a_hypergeometric_tail_of_scipy() -> None:

@@ -109,7 +109,11 @@ def distance(one: TrainJob, other: TrainJob) -> float:
 
 def test_secure_training_is_training_in_the_clear_within_the_quantisation() -> None:
     clear = trained(Sites({n: training(n) for n in NAMES}))
-    hidden = trained(secure(), SecureSummation("r", PinnedKeys()))
+    summation, seen = SecureSummation("r", PinnedKeys()), []
+    summation.progress = lambda what, done, total: seen.append((what, done, total))
+    hidden = trained(secure(), summation)
+    assert [f"secagg/{s}" for s in ("keys", "shares", "masked", "agree", "unmask")] * 3 == [what for what, _, _ in seen]
+    assert {(done, total) for _, done, total in seen} == {(9, 9)}
     assert distance(clear, logistic(Everything(DATA))) > 0.05
     assert distance(clear, hidden) < 1e-6
 
@@ -293,6 +297,8 @@ def test_what_would_not_be_covered_is_refused() -> None:
         PrivateSummation(central(mode="distributed", contributors=5))
     with pytest.raises(RecipeError, match="adaptive clipping needs"):
         PrivateSummation(central(), AdaptiveClip())
+    with pytest.raises(RecipeError, match="a secure sum needs 3 in each round"):
+        PrivateSecureSummation("r", PinnedKeys(), central(sampling="fixed-size", rate=0.25))
     with pytest.raises(RecipeError, match="only local noise"):
         PrivateSite(training("a"), central(), 5)
     with pytest.raises(RecipeError, match="give one sum"):

@@ -164,6 +164,11 @@ class PrivateSecureSummation(_Rounds, SecureSummation):
         if privacy.sampling == "poisson":
             message = "is poisson: a sample may be smaller than a secure sum permits, and drawing again is another mechanism. Set fixed-size, or full."
             raise RecipeError([Problem("federated.privacy.sampling", message)])
+        if math.floor(privacy.divisor + 1e-9) < self.settings.fewest:
+            message = (
+                f"is {privacy.rate:g} of {privacy.sites} sites: a secure sum needs {self.settings.fewest} in each round. Set it higher."
+            )
+            raise RecipeError([Problem("federated.privacy.rate", message)])
 
     def collect(self, transport: Transport, request: RoundRequest) -> Collected:
         """See `Summation.collect`. Sites that were not drawn count as answers."""

@@ -56,15 +56,18 @@ def _log2_tail(population: int, marked: int, drawn: int, least: int) -> float:
     return (peak + math.log(sum(math.exp(x - peak) for x in logs))) / math.log(2)
 
 
-def neighbours(names: Sequence[str], k: int, seed: bytes) -> dict[str, tuple[str, ...]]:
-    """The neighbours of each site, sorted: all others, or the k / 2 on either side of it on a ring in the order of hashes under `seed`.
+def neighbours(names: Sequence[str], k: int, seed: bytes, only: str | None = None) -> dict[str, tuple[str, ...]]:
+    """The neighbours of each site (`only`: of one), sorted: all others, or the k / 2 on either side of it on a ring in the order of hashes under `seed`.
 
     >>> ring = neighbours(["a", "b", "c", "d", "e"], 2, b"seed")
     >>> all(name in ring[other] for name in ring for other in ring[name])
     True
     """
+    wanted = names if only is None else [only]
     if k >= len(names) - 1:
-        return {name: tuple(sorted(set(names) - {name})) for name in names}
+        everyone = sorted(names)
+        return {name: tuple(other for other in everyone if other != name) for name in wanted}
     ring = sorted(names, key=lambda name: digest_of([seed, name]))
+    place = {name: at for at, name in enumerate(ring)}
     offsets = [o for o in range(-(k // 2), k // 2 + 1) if o]
-    return {name: tuple(sorted(ring[(at + o) % len(ring)] for o in offsets)) for at, name in enumerate(ring)}
+    return {name: tuple(sorted(ring[(place[name] + o) % len(ring)] for o in offsets)) for name in wanted}

@@ -201,7 +201,7 @@ class SecureSite:
         least = degree(len(names), self.rules.share)
         if k < least or k > len(names) - 1 or (k % 2 and k < len(names) - 1):
             raise Refused(f"{self.name} refuses {k} neighbours of {len(names)} sites: expected {least}")
-        now.beside = neighbours(names, k, roster_digest(now.roster))[self.name]
+        now.beside = neighbours(names, k, roster_digest(now.roster), self.name)[self.name]
         now.threshold, now.quorum = _number(message, "threshold"), majority(len(names), self.rules.share)
         if not majority(k, self.rules.share) <= now.threshold <= k:
             raise Refused(

@@ -81,6 +81,8 @@ class SecureSummation:
         self.settings = replace(settings or SecureSettings(), pinned=pinned)
         self.newest = 0
         """Number of the newest round that any site took part in."""
+        self.progress: Callable[[str, int, int], None] | None = None
+        """Called with the stages, how many sites answered, and how many were asked."""
         self._joined: set[str] = set()
 
     def collect(self, transport: Transport, request: RoundRequest) -> Collected:
@@ -122,7 +124,7 @@ class SecureSummation:
         layout = Layout(max(1, len(names)), tuple(Entry(name, (), bound, is_number=True) for name, bound in bounds.items()))
         self.newest += 1
         settings = replace(self.settings, work_timeout=timeout)
-        total = secure_sum(transport, names, work, layout, Session(self.run, self.newest), settings)
+        total = secure_sum(transport, names, work, layout, Session(self.run, self.newest), settings, self.progress)
         if not total.numbers[WEIGHT] > 0:
             raise RoundFailed("no site has held-out examples")
         return {name: total.numbers[name] / total.numbers[WEIGHT] for name in metrics}
@@ -163,6 +165,9 @@ class SecureSummation:
             works = any(m.stage == "keys" for m in running)
             messages = {name: message for part in asked.values() for name, message in part.items()}
             answers = transport.ask(messages, timeout=request.timeout if works else self.settings.timeout)
+            if self.progress is not None:
+                stages = "+".join(sorted({m.stage for m in running}))
+                self.progress(f"secagg/{stages}", sum(isinstance(a, Message) for a in answers.values()), len(messages))
             result.received_bytes += sum(tensor_bytes(a) for a in answers.values() if isinstance(a, Message))
             for machine in list(running):
                 try:
