@@ -10,10 +10,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from tauon.federated.messages import Failure, Message, MessageError, Transport
-from tauon.federated.updates import Limits, Update, Weighting, check_update, weighted_sum
+import torch
+from torch import Tensor
 
-__all__ = ["Collected", "PlainSummation", "RoundRequest", "Summation"]
+from tauon.federated.messages import Failure, Message, MessageError, Transport
+from tauon.federated.updates import Limits, Update, Weighting, check_update, norm_of, weighted_sum
+
+__all__ = ["Collected", "PlainSummation", "RoundRequest", "Summation", "mean_of_sum", "weighted_vector"]
+
+WEIGHT, LOSS = "#weight", "#loss"
+"""Names in a vector to be summed that are not tensors of the model."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,30 @@ def mean_of(members: Sequence[Update], request: RoundRequest, *, alone: bool) ->
         "+".join(u.site for u in members), tensors, total, sum(u.examples for u in members), max(u.steps for u in members), loss,
         version=members[0].version,
     )  # fmt: skip
+
+
+def weighted_vector(order: Message, trained: Message) -> dict[str, Tensor]:
+    """Return what a site contributes to a sum that hides it: its update times its weight, its weight, its loss times its weight; float32.
+
+    The weight is min(examples, max_examples) / max_examples, in [0, 1], or 1 if all sites weigh the same.
+
+    Args:
+        order: the request to train.
+        trained: the site's answer to it (`TrainingSite.answer`, `LocalTraining.train`), which does not leave the site.
+    """
+    most = order.fields.get("max_examples")
+    weight = 1.0 if order.fields.get("weight_by") == "equal" or not most else min(trained.fields["examples"], most) / most
+    vector = {n: t.float() * weight for n, t in trained.tensors.items()}
+    return vector | {WEIGHT: torch.tensor([weight]), LOSS: torch.tensor([weight * trained.fields.get("loss", 0.0)])}
+
+
+def mean_of_sum(total: Mapping[str, Tensor], sites: Sequence[str], version: int) -> Update:
+    """Return the update of a group from the sum of its sites' vectors (`weighted_vector`). Raises `MessageError` if it is not finite, or has no weight."""
+    weight = float(total[WEIGHT])
+    tensors = {n: t / weight for n, t in total.items() if n not in (WEIGHT, LOSS)}
+    if not (weight > 0 and math.isfinite(norm_of(tensors))):
+        raise MessageError(f"the sum of {len(sites)} updates is not finite, or has weight {weight:g}")
+    return Update("+".join(sites), tensors, weight, loss=float(total[LOSS]) / weight, version=version)
 
 
 def tensor_bytes(message: Message) -> int:

@@ -16,10 +16,10 @@ from tauon.federated.simulation import SimulatedSites
 from tauon.federated.simulation.compare import train_alone
 from tauon.stages.context import Context
 from tauon.stages.evaluate import scored_task
-from tauon.stages.extensions.federation import SITES, deal, rounds_of, splits_of
+from tauon.stages.extensions.federation import SITES, deal, rounds_of, site_job, splits_of
 from tauon.stages.load import load_model
 from tauon.tracking import read_events, timeline
-from tauon.train import JobConfig, JobSettings, TrainJob, build_job
+from tauon.train import JobSettings, TrainJob
 
 __all__ = ["federate_stage"]
 
@@ -80,11 +80,10 @@ def compare(ctx: Context, config: FederateConfig) -> dict[str, Any]:
 
 def first_job(ctx: Context) -> TrainJob:
     """Return the run's job at step 0, as sites train it."""
-    recipe, plan = ctx.recipe, ctx.run.manifest()["training"]["plan"]
+    plan = ctx.run.manifest()["training"]["plan"]
     device = torch.device(plan["device"])
     settings = JobSettings(
         steps=plan["steps"], device=device, precision=plan["precision"], compile=plan["compile"], microbatch=plan["microbatch"],
         attention=plan["attention"],
     )  # fmt: skip
-    config = JobConfig(ctx.model, recipe.optim, ctx.train, recipe.task, ctx.splits.spec, recipe.seed)
-    return build_job(config, Loader(ctx.splits.train, batch=ctx.train.batch, seed=recipe.seed), settings)
+    return site_job(ctx, settings)

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from tauon.data import Loader
-from tauon.federated.coordinator import Rounds
-from tauon.federated.simulation.run import local_job
+from tauon.federated.rounds import Rounds
+from tauon.federated.simulation.sites import local_job
 from tauon.optim import ScheduleConfig
 from tauon.train import TrainJob, train
 

@@ -1,20 +1,26 @@
 """Simulated sites: many clients over one data set, in this process, by one training job whose loader is exchanged.
 
-There is no model for each client; a client is its rows, and, for strategies with state at the sites, the tensors of its last round.
+There is no model for each client; a client is its rows, and, for strategies with state at the sites, the tensors of its last round. Several workers
+train clients side by side, each with a job of its own and one thread of torch: small steps gain nothing from more.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from queue import Queue
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tauon.data import Loader
-from tauon.errors import TauonError
+from tauon.errors import Problem, RecipeError, TauonError
 from tauon.federated.local import LocalTraining
 from tauon.federated.messages import Failure, Message, MessageError
 from tauon.federated.site_state import SiteState
@@ -22,7 +28,7 @@ from tauon.federated.strategies import StrategyConfig
 from tauon.train import TrainJob, step_seed, validation_loss, validation_marks
 from tauon.types import Batch, Dataset
 
-__all__ = ["ClientRows", "SimulatedSites"]
+__all__ = ["ClientRows", "SimulatedSites", "local_job"]
 
 ROWS = 512
 """Examples in a batch of an evaluation."""
@@ -61,13 +67,18 @@ class SimulatedSites:
         strategy: decides what stays at the clients.
         held_out: rows of each client that "evaluate" measures, in `evaluated`.
         evaluated: data set of `held_out`; None: `dataset`.
+        workers: clients that train at the same time.
     """
 
     def __init__(
         self, job: TrainJob, dataset: Dataset, parts: Sequence[NDArray[np.int64]], *, batch: int, strategy: StrategyConfig,
-        held_out: Sequence[NDArray[np.int64]] | None = None, evaluated: Dataset | None = None,
+        held_out: Sequence[NDArray[np.int64]] | None = None, evaluated: Dataset | None = None, workers: int = 1,
     ) -> None:  # fmt: skip
-        self.local = LocalTraining(job, 1, keep=strategy.keep(job.model))
+        self.locals = [LocalTraining(own, 1, keep=strategy.keep(job.model)) for own in (job, *(local_job(job) for _ in range(1, workers)))]
+        if workers > 1 and draws(job.model):
+            raise RecipeError(
+                [Problem("federated.workers", "dropout draws from one generator, so that its clients train one after the other: use 1.")]
+            )
         self.dataset, self.parts, self.batch, self.held_out = dataset, parts, batch, held_out
         self.evaluated = evaluated if evaluated is not None else dataset
         width = len(str(max(1, len(parts) - 1)))
@@ -82,18 +93,37 @@ class SimulatedSites:
 
     def ask(self, messages: Mapping[str, Message], *, timeout: float) -> dict[str, Message | Failure]:
         """Answer each message in turn. The time is not limited: it is this computer's, not a client's."""
-        return {name: self.answer(name, message) for name, message in messages.items()}
+        if len(self.locals) == 1 or len(messages) == 1:
+            return {name: self.answer(name, message, self.locals[0]) for name, message in messages.items()}
+        free: Queue[LocalTraining] = Queue()
+        for local in self.locals:
+            free.put(local)
 
-    def answer(self, name: str, message: Message) -> Message | Failure:
-        """Return a client's answer."""
+        def work(name: str) -> Message | Failure:
+            torch.set_num_threads(1)  # of this thread
+            local = free.get()
+            try:
+                return self.answer(name, messages[name], local)
+            finally:
+                free.put(local)
+
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(len(self.locals), "tauon-client") as pool:
+                return dict(zip(messages, pool.map(work, messages), strict=True))
+        finally:
+            torch.set_num_threads(threads)
+
+    def answer(self, name: str, message: Message, local: LocalTraining) -> Message | Failure:
+        """Return a client's answer, by `local`."""
         client = self.number[name]
         try:
             if message.kind == "join":
                 return message.answer("joined", {"examples": len(self.parts[client]), "session": name})
-            self.prepare(client)
+            self.prepare(client, local)
             if message.kind == "evaluate":
-                return message.answer("evaluated", self._evaluate(client, name, message))
-            return self._train(name, message)
+                return message.answer("evaluated", self._evaluate(client, message, local))
+            return self._train(name, message, local)
         except TauonError as err:
             return Failure(str(err))
 
@@ -102,44 +132,32 @@ class SimulatedSites:
         rows = ClientRows(self.dataset, self.parts[client])
         return Loader(rows, batch=self.batch or len(rows), seed=step_seed(self.seed, client))
 
-    def prepare(self, client: int) -> None:
-        """Give the job the data of a client."""
-        job, loader = self.local.job, self.loader(client)
+    def prepare(self, client: int, local: LocalTraining) -> None:
+        """Give a job the data of a client."""
+        job, loader = local.job, self.loader(client)
         rows: Any = loader.dataset
-        job.loader, self.local.examples, self.local.data = loader, len(rows), rows.batches
+        job.loader, local.examples, local.data = loader, len(rows), rows.batches
         job.policy = replace(job.policy, seed=step_seed(self.seed, client))
         job.health.load({"mean": 0.0, "good": 0, "bad_in_a_row": 0, "skipped": 0})
 
-    def _train(self, name: str, message: Message) -> Message:
+    def _train(self, name: str, message: Message, local: LocalTraining) -> Message:
         state = self.states.get(name) or SiteState(keep=1)
-        answer = self.local.train(message, state)
-        if state.rounds or self.local.private:
+        answer = local.train(message, state)
+        if state.rounds or local.private:
             self.states[name] = state
         return answer
 
-    def _evaluate(self, client: int, name: str, message: Message) -> dict[str, Any]:
+    def _evaluate(self, client: int, message: Message, local: LocalTraining) -> dict[str, Any]:
         if self.held_out is None:
             raise MessageError("the simulated clients have no held-out examples")
         rows = ClientRows(self.evaluated, self.held_out[client])
-        state = self.states.get(name) or SiteState(keep=1)
-        self.local.load(message.tensors, state.before(message.round + 1))
-        fields = {"examples": len(rows), "metrics": self._metrics(rows.batches)}
+        state = self.states.get(self.names[client]) or SiteState(keep=1)
+        local.load(message.tensors, state.before(message.round + 1))
+        fields = {"examples": len(rows), "metrics": metrics_of(local.job, rows.batches)}
         if steps := message.fields.get("fine_tune", 0):
-            self.local.fine_tune(steps)
-            fields["tuned"] = self._metrics(rows.batches)
+            local.fine_tune(steps)
+            fields["tuned"] = metrics_of(local.job, rows.batches)
         return fields
-
-    def _metrics(self, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
-        job = self.local.job
-        job.model.eval()
-        correct = total = 0
-        for batch in batches():
-            scores = job.task.predict(job.model, batch).get("scores")
-            if scores is not None and scores.ndim == 2:
-                correct, total = correct + int((scores.argmax(1) == batch.targets).sum()), total + len(batch)
-        job.model.train()
-        found = {"loss": validation_loss(job, iter(batches()))} | validation_marks(job, iter(batches()))
-        return found | ({"accuracy": correct / total} if total else {})
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"{name}/{n}": t for name, state in self.states.items() for n, t in state.tensors().items()}
@@ -153,3 +171,41 @@ class SimulatedSites:
         for name, own in each.items():
             self.states[name] = SiteState(keep=1)
             self.states[name].load(own)
+
+
+def metrics_of(job: TrainJob, batches: Callable[[], Iterable[Batch]]) -> dict[str, float]:
+    """Return loss, the task's validation metrics, and accuracy for tasks with scores of classes."""
+    job.model.eval()
+    correct = total = 0
+    for batch in batches():
+        scores = job.task.predict(job.model, batch).get("scores")
+        if scores is not None and scores.ndim == 2:
+            correct, total = correct + int((scores.argmax(1) == batch.targets).sum()), total + len(batch)
+    job.model.train()
+    found = {"loss": validation_loss(job, iter(batches()))} | validation_marks(job, iter(batches()))
+    return found | ({"accuracy": correct / total} if total else {})
+
+
+def local_job(job: TrainJob) -> TrainJob:
+    """Return a copy of a job at step 0, with its own model and optimizer, for the clients of a simulation. Loader and task are shared: the task
+    records which of its settings are used.
+    """
+    memo: dict[int, Any] = {}
+    for part in (*getattr(job.optimizer, "parts", ()), job.optimizer):
+        memo[id(part)] = _copied(part, memo)
+    own = copy.deepcopy(replace(job, loader=None, task=None), memo)  # type: ignore[arg-type]
+    own.loader, own.task = job.loader, job.task
+    return own
+
+
+def _copied(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    """Return a copy with all attributes: torch copies only `state`, `defaults` and `param_groups` of an optimizer."""
+    own: Optimizer = object.__new__(type(optimizer))
+    own.__dict__.update(copy.deepcopy(optimizer.__dict__, memo))
+    return own
+
+
+def draws(model: nn.Module) -> bool:
+    """Return whether a model draws at random in training: dropout, stochastic depth."""
+    rates = ("dropout", "input_dropout", "drop_path", "p")
+    return any(isinstance(r := getattr(m, k, 0), int | float) and r > 0 for m in model.modules() for k in rates)

@@ -10,23 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.artifacts import Checkpoint, write_json
-from tauon.data import DataSplits
+from tauon.data import DataSplits, Loader
 from tauon.distributed import Layout, Mesh
 from tauon.errors import Problem, RecipeError
 from tauon.federated import Limits, Rounds, Weighting, evaluate_sites, federate
 from tauon.federated.config import FederateConfig, SimulateConfig
-from tauon.federated.simulation import SimulatedSites, local_job
+from tauon.federated.simulation.batched import BatchedSites
+from tauon.federated.simulation.sites import draws
 from tauon.models import ModelConfig
 from tauon.plan import Derived, Plan, choose_device
 from tauon.stages.extensions.base import TrainExtension
 from tauon.tracking import EventLog
-from tauon.train import TrainJob
+from tauon.train import JobConfig, JobSettings, TrainJob, build_job
 from tauon.types import Dataset
 
 if TYPE_CHECKING:
     from tauon.stages.context import Context
 
-__all__ = ["SITES", "Federation", "deal", "federation", "rounds_of"]
+__all__ = ["SITES", "Federation", "deal", "federation", "rounds_of", "site_job", "splits_of"]
 
 SITES = "federate/sites.json"
 """What each site measured of the trained model, written when training ends."""
@@ -49,6 +50,7 @@ class Federation(TrainExtension):
         self.ctx, self.config = ctx, config
         self.transport: Any = None
         self.events: EventLog | None = None
+        self.settled: Plan
 
     def mesh(self, model: ModelConfig) -> tuple[Mesh, Derived]:
         world = self.ctx.world
@@ -63,6 +65,7 @@ class Federation(TrainExtension):
         return Mesh(Layout(), world, device.type), Derived("parallel", f"{simulate.sites} simulated sites", "federate.simulate")
 
     def plan(self, plan: Plan) -> None:
+        self.settled = plan
         rounds, train = self.config.rounds, self.ctx.train
         plan.steps = rounds
         plan.validate_every = train.validate_every or max(1, rounds // 50)
@@ -83,9 +86,11 @@ class Federation(TrainExtension):
         parts = deal(ctx.splits.train, config.simulate, ctx.recipe.seed)
         held_out = ctx.splits.validation if ctx.splits.validation is not None else ctx.splits.test
         shares = None if held_out is None else deal(held_out, config.simulate, ctx.recipe.seed)
-        self.transport = SimulatedSites(
-            local_job(job), ctx.splits.train, parts, batch=ctx.train.batch, strategy=config.strategy, held_out=shares, evaluated=held_out
-        )
+        workers = 1 if draws(job.model) or job.policy.device.type != "cpu" else min(self.settled.threads, config.simulate.sites)
+        self.transport = BatchedSites(
+            site_job(ctx, self.settled), ctx.splits.train, parts, batch=ctx.train.batch, strategy=config.strategy, held_out=shares,
+            evaluated=held_out, workers=workers,
+        )  # fmt: skip
         rounds = rounds_of(config, ctx)
         coordinator = federate(job, self.transport, config.strategy, rounds, on_event=self.on_event)
         coordinator.extra["sites"] = self.transport
@@ -120,6 +125,13 @@ def rounds_of(config: FederateConfig, ctx: Context) -> Rounds:
         attempts=config.attempts, timeout=config.timeout, seed=ctx.recipe.seed, schedule=ctx.recipe.optim.schedule, optimizer=config.optimizer,
         group=config.group, weighting=Weighting(weighting.by, weighting.max_examples, weighting.max_gain), limits=Limits(config.max_norm),
     )  # fmt: skip
+
+
+def site_job(ctx: Context, settings: JobSettings) -> TrainJob:
+    """Return the job of a site at step 0: the recipe's, without what is done once for a run."""
+    recipe = ctx.recipe
+    config = JobConfig(ctx.model, recipe.optim, ctx.train, recipe.task, ctx.splits.spec, recipe.seed)
+    return build_job(config, Loader(ctx.splits.train, batch=ctx.train.batch, seed=recipe.seed), settings)
 
 
 def deal(dataset: Dataset, simulate: SimulateConfig, seed: int) -> list[NDArray[np.int64]]:
