@@ -5,6 +5,7 @@ from tauon.federated.local import LocalTraining, RoundOrder
 from tauon.federated.messages import Failure, Message, MessageError, Site, Transport
 from tauon.federated.roster import sample_sites
 from tauon.federated.rounds import Rounds
+from tauon.federated.secagg import SecureSettings, SecureSite, Session, secure_sum
 from tauon.federated.site_state import SiteState
 from tauon.federated.strategies import StrategyConfig
 from tauon.federated.summation import Collected, PlainSummation, RoundRequest, Summation, mean_of_sum, weighted_vector
@@ -22,6 +23,9 @@ __all__ = [
     "RoundOrder",
     "RoundRequest",
     "Rounds",
+    "SecureSettings",
+    "SecureSite",
+    "Session",
     "Site",
     "SiteState",
     "StrategyConfig",
@@ -38,6 +42,7 @@ __all__ = [
     "freeze_lora_a",
     "mean_of_sum",
     "sample_sites",
+    "secure_sum",
     "travelling",
     "weighted_vector",
 ]
