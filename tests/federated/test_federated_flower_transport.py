@@ -1,0 +1,143 @@
+"""Messages over Flower: a coordinator and sites on loopback, with TLS and node authentication, each in a thread of this process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from federated.federation_sites import Adder
+from tauon.federated import Failure, Message, Site
+from tauon.federated.flower import (
+    Coordinator,
+    join,
+    make_authority,
+    make_server_certificate,
+    make_site_key,
+    serve,
+)
+
+pytest.importorskip("flwr", reason="federated training needs: pip install 'tauon[federated]'")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keys")
+    make_authority(folder)
+    make_server_certificate(folder, ["127.0.0.1", "localhost"])
+    lines = [make_site_key(folder, name) for name in ("a", "b", "c")]
+    (folder / "roster").write_text("# three sites\n" + "\n".join(lines) + "\n")
+    make_site_key(folder, "stranger")
+    return folder
+
+
+class SiteThread:
+    """A site in a thread; a real one has a process of its own."""
+
+    def __init__(self, keys: Path, port: int, name: str, site: Site, clock: Callable[[], float] = time.time, recipe: str = "") -> None:
+        self.notes: list[str] = []
+        self.error: BaseException | None = None
+
+        def run() -> None:
+            try:
+                join(
+                    f"127.0.0.1:{port}",
+                    site,
+                    key=keys / f"{name}.key",
+                    authority=keys / "ca.crt",
+                    recipe=recipe,
+                    note=self.notes.append,
+                    clock=clock,
+                )
+            except BaseException as err:
+                self.error = err
+
+        self.thread = threading.Thread(target=run, daemon=True)
+        self.thread.start()
+
+
+@contextmanager
+def federation(keys: Path, sites: dict[str, Site]) -> Iterator[tuple[Coordinator, dict[str, SiteThread], list[str]]]:
+    notes: list[str] = []
+    with serve("127.0.0.1:0", folder=keys, roster=keys / "roster", note=notes.append) as coordinator:
+        threads = {name: SiteThread(keys, coordinator.port, name, site) for name, site in sites.items()}
+        coordinator.wait_for(len(sites), timeout=20)
+        yield coordinator, threads, notes
+    for site in threads.values():
+        site.thread.join(20)
+        assert not site.thread.is_alive() and site.error is None, site.error
+
+
+@pytest.fixture(scope="module")
+def three(keys: Path) -> Iterator[Coordinator]:
+    with federation(keys, {"a": Adder(1.0), "b": Adder(2.0), "c": Adder(3.0)}) as (coordinator, _, _):
+        yield coordinator
+
+
+def message(kind: str = "add", number: int = 1, **fields: object) -> Message:
+    return Message(kind, number, f"nonce-{time.monotonic_ns()}", fields, {"w": torch.zeros(3)})
+
+
+def reason(answer: Message | Failure) -> str:
+    assert isinstance(answer, Failure), answer
+    return answer.reason
+
+
+def test_each_site_answers_its_own_message(three: Coordinator) -> None:
+    assert three.sites() == ["a", "b", "c"] == three.expected()
+    answers = three.ask({"c": message(), "a": message()}, timeout=20)
+    assert list(answers) == ["c", "a"]
+    assert [float(answers[name].tensors["w"].sum()) for name in ("a", "c")] == [3.0, 9.0]  # type: ignore[union-attr]
+
+
+def test_a_large_message_arrives_as_it_was_sent(three: Coordinator) -> None:
+    big = torch.arange(4_000_000, dtype=torch.float32)  # four chunks
+    answer = three.ask({"b": Message("add", 1, "big", {}, {"w": big})}, timeout=60)["b"]
+    assert isinstance(answer, Message) and torch.equal(answer.tensors["w"], big + 2.0)
+
+
+def test_a_refusal_arrives_in_words_and_a_failure_without_its_text(three: Coordinator) -> None:
+    assert reason(three.ask({"a": message("refuse")}, timeout=20)["a"]) == "this site has no data of that kind"
+    failure = reason(three.ask({"a": message("fail")}, timeout=20)["a"])
+    assert "KeyError" in failure and "4711" not in failure
+
+
+def test_an_answer_of_another_round_is_a_failure(three: Coordinator) -> None:
+    assert "answered round 4 instead of round 5" in reason(three.ask({"a": message("old", 5)}, timeout=20)["a"])
+
+
+def test_a_replayed_message_is_refused(three: Coordinator) -> None:
+    sent = message()
+    assert isinstance(three.ask({"a": sent}, timeout=20)["a"], Message)
+    assert "replay" in reason(three.ask({"a": sent}, timeout=20)["a"])
+
+
+def test_a_slow_site_holds_up_no_other_and_its_late_answer_is_dropped(three: Coordinator) -> None:
+    start = time.monotonic()
+    answers = three.ask({"a": message(seconds=2.0), "b": message()}, timeout=0.5)
+    assert reason(answers["a"]) == "no answer within 0.5 s" and isinstance(answers["b"], Message)
+    assert time.monotonic() - start < 2.0
+    answer = three.ask({"a": message()}, timeout=20)["a"]
+    assert isinstance(answer, Message) and float(answer.tensors["w"].sum()) == 3.0
+    assert not three.link.state.message_ins_store and not three.link.state.message_res_store
+    assert not len(three.link.state.object_store), "nothing is kept of messages that were answered or given up"
+
+
+def test_sites_that_are_not_there_are_failures_at_once(three: Coordinator) -> None:
+    answers = three.ask({"nobody": message(), "a": message()}, timeout=20)
+    assert reason(answers["nobody"]) == "it is not connected" and isinstance(answers["a"], Message)
+
+
+def test_several_threads_may_ask(three: Coordinator) -> None:
+    answers: dict[str, Message | Failure] = {}
+    threads = [threading.Thread(target=lambda n=n: answers.update(three.ask({n: message()}, timeout=20))) for n in ("a", "b", "c")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {name for name, answer in answers.items() if isinstance(answer, Message)} == {"a", "b", "c"}
