@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 import time
 from pathlib import Path
 
@@ -116,6 +117,19 @@ def test_a_second_process_with_the_same_key_takes_over_and_the_first_ends(keys: 
         assert isinstance(answer, Message) and float(answer.tensors["w"].sum()) == 30.0
     second.thread.join(20)
     assert second.error is None
+
+
+def test_a_question_to_a_process_that_was_started_again_fails_before_its_deadline(keys: Path) -> None:
+    with serve("127.0.0.1:0", folder=keys, roster=keys / "roster") as coordinator:
+        first = SiteThread(keys, coordinator.port, "a", Adder(1.0))
+        coordinator.wait_for(1, timeout=20)
+        later = threading.Timer(0.5, lambda: SiteThread(keys, coordinator.port, "a", Adder(2.0)))
+        later.start()
+        start = time.monotonic()
+        answers = coordinator.ask({"a": message(seconds=3.0)}, timeout=60)
+        assert reason(answers["a"]) == "it was started again before it answered" and time.monotonic() - start < 3.0
+        assert coordinator.wait_for(1, timeout=20) == ["a"]
+        assert "Another process has joined" in ended(first)
 
 
 def test_a_coordinator_that_starts_again_has_its_sites_back(keys: Path) -> None:

@@ -85,6 +85,7 @@ class Coordinator:
         self.ask({name: Message("end", nonce=nonce) for name in self.sites()}, timeout=END_TIMEOUT)
 
     def _refresh(self) -> None:
+        self.link.check()
         if _stamp(self.roster) != self._roster_stamp:
             try:
                 self._read_roster()

@@ -40,6 +40,7 @@ class SuperLink:
         self.gate: Gate | None = None
         self.tls: ssl.SSLContext | None = None
         self.port = 0
+        self.server: threading.Thread | None = None
         self._task_id, self._run_id = 0, 0
         self._lock = threading.Lock()
 
@@ -72,6 +73,11 @@ class SuperLink:
             self.state.delete_node(NOOP_FLWR_AID, registered[key])
         if removed:
             self.pushed()  # their requests that wait are refused now
+
+    def check(self) -> None:
+        """Raise `LaunchError` where the server has ended by itself."""
+        if self.server is not None and not self.server.is_alive():
+            raise LaunchError("The server of the coordinator has ended unexpectedly. Start the coordinator again: it continues.")
 
     def pushed(self) -> None:
         """Wake the sites that wait for messages."""
@@ -196,6 +202,7 @@ def open_link(host: str, port: int, certificate: Path, key: Path) -> Iterator[Su
             if not threads[0].is_alive() or time.monotonic() > give_up:
                 raise LaunchError(f"The coordinator's server on {host}:{port} did not start")
             time.sleep(0.01)
+        link.server = threads[0]
         yield link
     finally:
         ended.set()

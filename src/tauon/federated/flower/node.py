@@ -31,6 +31,9 @@ HEARTBEAT_EVERY = 4.0
 LARGEST_OFFSET = 60.0
 """Seconds by which the site's clock may differ from the coordinator's. Signatures carry a time; below this the difference is corrected."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
+SILENCE = 15.0
+"""Seconds without a byte after which a connection is given up; requests for messages are answered within 10 s."""
+LATE = "the answer was not sent: the coordinator does not wait for it any more"
 
 
 class Refused(LaunchError):
@@ -100,7 +103,7 @@ class Connection:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_verify_locations(authority)
-        self.client = FleetHttpClient(f"https://{address}", interceptors=[self.signature], verify=context)
+        self.client = FleetHttpClient(f"https://{address}", interceptors=[self.signature], verify=context, timeout=SILENCE)
         self.node: Any = None
         self._ended = threading.Event()
         self._beats = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -282,11 +285,13 @@ class Connection:
                 objects = get_all_nested_objects(message)
                 for o in dict.fromkeys(response.objects_to_push):
                     self._until_answered(lambda o=o: self._call(lambda: push(o, objects[o].deflate())))  # type: ignore[misc]
+            if not response.objects_to_push:
+                self.note(LATE)
             return bool(response.objects_to_push)
         except (_Lost, Refused, ObjectPushError, httpx.HTTPError) as err:
             if isinstance(err, Refused) and "Another process" in str(err):
                 raise
-            self.note("the answer was not sent: the coordinator does not wait for it any more")
+            self.note(LATE)
             return False
 
 

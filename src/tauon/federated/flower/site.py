@@ -18,7 +18,7 @@ from tauon import __version__
 from tauon.errors import Interrupted, LaunchError, TauonError
 from tauon.federated.flower.engine import load_flower
 from tauon.federated.flower.node import Connection, Refused
-from tauon.federated.flower.wire import read_message, write_error, write_message
+from tauon.federated.flower.wire import read_bytes, write_error, write_message
 from tauon.federated.messages import Message, MessageError, Site
 
 __all__ = ["Answerer", "greeting", "join", "load_site", "site_app"]
@@ -53,7 +53,7 @@ class Answerer:
         from flwr.app import Message as FlowerMessage
 
         try:
-            return FlowerMessage(write_message(self._answer(read_message(message.content))), reply_to=message)
+            return FlowerMessage(write_message(self._answer(read_bytes(message.content))), reply_to=message)
         except TauonError as err:
             reason = str(err)
             self.note(f"answered with a refusal: {reason}")
@@ -63,8 +63,8 @@ class Answerer:
             self.note(f"failed with {type(err).__name__}: {err}")
         return FlowerMessage(write_error(reason), reply_to=message)
 
-    def _answer(self, message: Message) -> Message:
-        digest = hashlib.sha256(message.to_bytes()).digest()
+    def _answer(self, data: bytes) -> Message:
+        message, digest = Message.from_bytes(data), hashlib.sha256(data).digest()
         if digest in self._seen:
             raise MessageError(f"a message that was answered before ({message.kind}, round {message.round}): a replay")
         self._seen[digest] = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from tauon.federated.messages import Message, MessageError
 
-__all__ = ["LONGEST_REASON", "read_message", "write_error", "write_message"]
+__all__ = ["LONGEST_REASON", "read_bytes", "read_message", "write_error", "write_message"]
 
 RECORD, ARRAY, KIND = "tauon", "message", "tauon.message"
 LONGEST_REASON = 2000
@@ -36,11 +36,16 @@ def write_error(reason: str) -> Any:
     return Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason[:LONGEST_REASON])
 
 
-def read_message(content: Any) -> Message:
-    """Return the message inside Flower's content. Raises `MessageError` where it holds none."""
+def read_bytes(content: Any) -> bytes:
+    """Return the bytes of the message inside Flower's content. Raises `MessageError` where it holds none."""
     record = content.get(RECORD)
     value = record.get(ARRAY) if hasattr(record, "get") else None
     data = value if isinstance(value, bytes) else getattr(value, "data", None)
     if not isinstance(data, bytes):
         raise MessageError("a Flower message that holds no message of Tauon")
-    return Message.from_bytes(data)
+    return data
+
+
+def read_message(content: Any) -> Message:
+    """Return the message inside Flower's content. Raises `MessageError` where it holds none."""
+    return Message.from_bytes(read_bytes(content))
