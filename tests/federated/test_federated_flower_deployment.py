@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from federated.deployment import SITES, adders, make_keys, play
 from federated.namespaces import PREFIX, available
 

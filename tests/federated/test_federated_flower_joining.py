@@ -17,6 +17,7 @@ from tauon import __version__
 from tauon.errors import LaunchError
 from tauon.federated import Message
 from tauon.federated.flower import CertificateError, Refused, make_authority, make_server_certificate, make_site_key, serve
+from tauon.federated.flower.transport import CONNECT
 
 pytest.importorskip("flwr", reason="federated training needs: pip install 'tauon[federated]'")
 __all__ = ["keys"]
@@ -70,7 +71,7 @@ def test_another_recipe_and_another_version_are_refused_at_both_ends(keys: Path,
             time.sleep(0.02)
         assert "another recipe" in ended(site) and coordinator.sites() == []
         assert any("a cannot take part" in n and "another recipe" in n for n in notes)
-        coordinator.transport.greeting = Message("join", fields={"version": "0.0.1", "flower": "1.41.0", "recipe": ""})
+        coordinator.transport.greeting = Message(CONNECT, fields={"version": "0.0.1", "flower": "1.41.0", "recipe": ""})
         site = SiteThread(keys, coordinator.port, "b", Adder(1.0))
         while site.thread.is_alive():
             coordinator.sites()

@@ -101,6 +101,22 @@ def test_a_large_message_arrives_as_it_was_sent(three: Coordinator) -> None:
     assert isinstance(answer, Message) and torch.equal(answer.tensors["w"], big + 2.0)
 
 
+def test_weights_for_several_sites_are_kept_once(three: Coordinator) -> None:
+    weights = torch.randn(1_000_000)
+    seen: list[int] = []
+    push = three.link.pushed
+    three.link.pushed = lambda *keys: (seen.append(sum(len(e.content) for e in three.link.state.object_store.store.values())), push(*keys))[
+        1
+    ]  # type: ignore[method-assign, func-returns-value]
+    try:
+        messages = {name: Message("add", 1, name, {"session": name, "seconds": 0.5}, {"w": weights}) for name in ("a", "b", "c")}
+        answers = three.ask(messages, timeout=60)
+    finally:
+        three.link.pushed = push  # type: ignore[method-assign]
+    assert all(isinstance(answer, Message) for answer in answers.values())
+    assert len(seen) == 3 and max(seen) < 4_100_000, seen
+
+
 def test_a_refusal_arrives_in_words_and_a_failure_without_its_text(three: Coordinator) -> None:
     assert reason(three.ask({"a": message("refuse")}, timeout=20)["a"]) == "this site has no data of that kind"
     failure = reason(three.ask({"a": message("fail")}, timeout=20)["a"])

@@ -15,7 +15,7 @@ from tauon.federated.flower.grid import local_grid
 from tauon.federated.flower.keys import CertificateError, check_certificate, names_by_key, read_roster
 from tauon.federated.flower.link import SuperLink, open_link
 from tauon.federated.flower.site import greeting
-from tauon.federated.flower.transport import FlowerTransport
+from tauon.federated.flower.transport import END, FlowerTransport
 from tauon.federated.messages import Failure, Message
 
 __all__ = ["Coordinator", "serve"]
@@ -82,7 +82,7 @@ class Coordinator:
     def end(self) -> None:
         """Ask the sites that are connected to end: the federation is done. A site that is away starts again and waits for the next one."""
         nonce = secrets.token_hex(16)
-        self.ask({name: Message("end", nonce=nonce) for name in self.sites()}, timeout=END_TIMEOUT)
+        self.ask({name: Message(END, nonce=nonce) for name in self.sites()}, timeout=END_TIMEOUT)
 
     def _refresh(self) -> None:
         self.link.check()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from base64 import b64encode
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -37,33 +38,37 @@ KEY_HEADER = b"flwr-public-key"
 class Gate:
     """Wraps an ASGI application.
 
-    A site sends with each request for messages the number of the last push that it knows (`tauon-seen`). While nothing was pushed since, the
-    request waits here, for 10 s at most; the answer carries the present number (`tauon-sequence`). Each process of a site has a random
+    A site sends with each request for messages the number of the last push to it that it knows (`tauon-seen`). While nothing was pushed since,
+    the request waits here, for 10 s at most; the answer carries the present number (`tauon-sequence`). Each process of a site has a random
     name (`tauon-instance`): once a newer process with the same key has joined, requests of the older one are refused with status 409.
+
+    Keys are as in the header: base64 of the PEM. Nothing is proven here, only afterwards by Flower: a stranger can wait, and no more.
     """
 
     def __init__(self, app: App, arrived: Callable[[], None]) -> None:
         self.app, self.arrived = app, arrived
-        self.sequence = 0
+        self.sequences: dict[bytes, int] = {}
         self.instances: dict[bytes, bytes] = {}
-        self._changed: asyncio.Event | None = None
+        self._waiting: dict[bytes, asyncio.Event] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def pushed(self) -> None:
-        """Wake the sites that wait for messages. May be called from any thread."""
+    def pushed(self, *public_keys: bytes) -> None:
+        """Wake the sites with these keys (PEM) if they wait for messages; without any, wake all. May be called from any thread."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._bump)
+            keys = [b64encode(key) for key in public_keys]
+            self._loop.call_soon_threadsafe(lambda: self._bump(keys or list(self._waiting)))
 
-    def _bump(self) -> None:
-        self.sequence += 1
-        if self._changed is not None:
-            self._changed.set()
-        self._changed = asyncio.Event()
+    def _bump(self, keys: list[bytes]) -> None:
+        for key in keys:
+            self.sequences[key] = self.sequences.get(key, 0) + 1
+            event = self._waiting.pop(key, None)
+            if event is not None:
+                event.set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
-                self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
+                self._loop = asyncio.get_running_loop()
                 await self.app(scope, receive, send)
             return
         path, headers = scope["path"], dict(scope["headers"])
@@ -75,31 +80,32 @@ class Gate:
         key, instance = headers.get(KEY_HEADER, b""), headers.get(INSTANCE_HEADER.encode(), b"")
         activates = path == FLEET + "activate-node"
         if path == FLEET + "pull-messages":
-            await self._wait(headers.get(SEEN_HEADER.encode(), b"-1"))
+            await self._wait(key, headers.get(SEEN_HEADER.encode(), b"-1"))
         if not activates and self.instances.get(key, instance) != instance:
             return await _refuse(send, 409, "Another process has joined with the key of this site since.")
-        await self.app(scope, receive, self._with_sequence(send, key if activates else None, instance))
+        await self.app(scope, receive, self._with_sequence(send, key, instance if activates else None))
         if path in (FLEET + "push-messages", FLEET + "push-object", FLEET + "activate-node"):
             self.arrived()
 
-    async def _wait(self, seen: bytes) -> None:
+    async def _wait(self, key: bytes, seen: bytes) -> None:
         """Return once more was pushed than the site has seen, or after 10 s."""
-        if seen != str(self.sequence).encode() or self._changed is None:
+        if seen != str(self.sequences.get(key, 0)).encode():
             return
+        event = self._waiting.setdefault(key, asyncio.Event())
         try:
-            await asyncio.wait_for(self._changed.wait(), LONGEST_WAIT)
+            await asyncio.wait_for(event.wait(), LONGEST_WAIT)
         except TimeoutError:
-            return
+            self._waiting.pop(key, None)
 
-    def _with_sequence(self, send: Send, activated: bytes | None, instance: bytes) -> Send:
-        sequence = str(self.sequence).encode()  # before the link state is read: a push during the request is seen by the next one
+    def _with_sequence(self, send: Send, key: bytes, activated: bytes | None) -> Send:
+        sequence = str(self.sequences.get(key, 0)).encode()  # before the state is read: a push during the request is seen by the next one
 
         async def wrapped(event: MutableMapping[str, Any]) -> None:
             if event["type"] == "http.response.start":
                 event["headers"] = [*event.get("headers", []), (SEQUENCE_HEADER.encode(), sequence)]
                 if activated is not None and event["status"] == 200:
-                    self.instances[activated] = instance
-                    self._bump()  # an older process that waits is refused now
+                    self.instances[key] = activated
+                    self._bump([key])  # an older process that waits is refused now
             await send(event)
 
         return wrapped

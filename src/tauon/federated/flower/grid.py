@@ -41,7 +41,7 @@ class LocalGrid:
         from flwr.app.message import remove_content_from_message
         from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 
-        state, run_id, ids = self.link.state, self.link.run_id, []
+        state, run_id, ids, keys = self.link.state, self.link.run_id, [], set()
         with no_object_id_recompute():
             for message in messages:
                 message.metadata.__dict__["_run_id"] = run_id
@@ -53,8 +53,10 @@ class LocalGrid:
                     objects = get_all_nested_objects(message)
                     for object_id in dict.fromkeys(missing):
                         state.store_object(run_id, session, object_id, objects[object_id].deflate())
+                    keys |= {node.public_key for node in state.get_node_info(node_ids=[message.metadata.dst_node_id])}
                 ids.append(message.metadata.message_id if stored else "")
-        self.link.pushed()
+        if keys:
+            self.link.pushed(*keys)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Any]:

@@ -72,17 +72,17 @@ class SuperLink:
         for key in removed:
             self.state.delete_node(NOOP_FLWR_AID, registered[key])
         if removed:
-            self.pushed()  # their requests that wait are refused now
+            self.pushed(*removed)  # their requests that wait are refused now
 
     def check(self) -> None:
         """Raise `LaunchError` where the server has ended by itself."""
         if self.server is not None and not self.server.is_alive():
             raise LaunchError("The server of the coordinator has ended unexpectedly. Start the coordinator again: it continues.")
 
-    def pushed(self) -> None:
-        """Wake the sites that wait for messages."""
+    def pushed(self, *public_keys: bytes) -> None:
+        """Wake the sites with these keys if they wait for messages; without any, wake all."""
         if self.gate is not None:
-            self.gate.pushed()
+            self.gate.pushed(*public_keys)
 
 
 def _link_state() -> Any:
@@ -92,6 +92,12 @@ def _link_state() -> Any:
     from flwr.superlink.federation import NoOpFederationManager
 
     class RestartableState(InMemoryLinkState):
+        def __init__(self, manager: Any, store: Any) -> None:
+            super().__init__(manager, store)
+            # Flower takes these three locks in different orders (a push session that expires, a message that is stored), and registers a
+            # message's objects without holding the store: one lock for all cannot deadlock, and no object vanishes in between.
+            self._lock_object_push_sessions = store.lock_store = self.lock
+
         def activate_node(self, node_id: int, heartbeat_interval: float) -> bool:
             with self.lock:
                 self.deactivate_node(node_id)

@@ -18,6 +18,7 @@ from tauon import __version__
 from tauon.errors import Interrupted, LaunchError, TauonError
 from tauon.federated.flower.engine import load_flower
 from tauon.federated.flower.node import Connection, Refused
+from tauon.federated.flower.transport import CONNECT, CONNECTED, END, ENDED
 from tauon.federated.flower.wire import read_bytes, write_error, write_message
 from tauon.federated.messages import Message, MessageError, Site
 
@@ -30,14 +31,14 @@ log = logging.getLogger(__name__)
 
 def greeting(recipe: str) -> Message:
     """Return what the coordinator asks each process that joins: does it run the same Tauon, the same Flower, the same recipe?"""
-    return Message("join", fields={"version": __version__, "flower": load_flower(), "recipe": recipe})
+    return Message(CONNECT, fields={"version": __version__, "flower": load_flower(), "recipe": recipe})
 
 
 class Answerer:
     """Turns Flower's messages into calls of a `Site`, and what comes back into answers.
 
     Args:
-        site: answers everything but "join" and "end".
+        site: answers everything but the transport's own messages.
         recipe: hash of the site's recipe; "" does not compare.
         note: called with what is worth a line in the log.
     """
@@ -70,11 +71,11 @@ class Answerer:
         self._seen[digest] = None
         if len(self._seen) > MOST_REMEMBERED:
             self._seen.popitem(last=False)
-        if message.kind == "join":
+        if message.kind == CONNECT:
             return self._join(message)
-        if message.kind == "end":
+        if message.kind == END:
             self.ended = True
-            return message.answer("ended")
+            return message.answer(ENDED)
         return self.site.answer(message)
 
     def _join(self, message: Message) -> Message:
@@ -88,7 +89,7 @@ class Answerer:
             self.refusal = f"the coordinator has another recipe ({short}): ask for its recipe and read what changed"
         if self.refusal:
             raise LaunchError(self.refusal)
-        return message.answer("joined", {**mine, "time": time.time()})
+        return message.answer(CONNECTED, {**mine, "time": time.time()})
 
 
 def join(

@@ -18,6 +18,8 @@ from tauon.federated.messages import Failure, Message, MessageError
 
 __all__ = ["FlowerTransport"]
 
+CONNECT, CONNECTED, END, ENDED = "transport/connect", "transport/connected", "transport/end", "transport/ended"
+"""Kinds of the messages that are the transport's own; a `Site` never sees them."""
 EXTRA_LIFE = 300.0
 """Seconds that the link keeps a message beyond its deadline: clocks of sites differ."""
 GREETING_TIMEOUT = 60.0
@@ -51,7 +53,7 @@ class FlowerTransport:
     Args:
         grid: Flower's `Grid`: that of `serve`, or of a `ServerApp` (its simulation included).
         names: public key (PEM) to name; nodes with another key do not exist for us. None: every node, named `site-<number>`.
-        greeting: sent to every process that joins; a site that answers anything but "joined" is left out.
+        greeting: sent to every process that joins; a site that answers anything but `CONNECTED` is left out.
         note: called with what is worth a line in the log: sites that join, leave, are refused.
     """
 
@@ -82,12 +84,15 @@ class FlowerTransport:
         visits = self._look()
         answers: dict[str, Message | Failure] = {}
         pending: dict[str, tuple[str, _Node]] = {}  # id of the message -> site, and the process that was asked
+        written: dict[int, Any] = {}  # one message for several sites is written once
         for name, message in messages.items():
             visit = visits.get(name)
             if visit is None or not visit.welcome:
                 answers[name] = Failure("it has not joined" if visit else "it is not connected")
                 continue
-            message_id = self._push(visit.node, message, timeout)
+            if id(message) not in written:
+                written = {id(message): write_message(message)}
+            message_id = self._push(visit.node, message, timeout, written[id(message)])
             if message_id:
                 pending[message_id] = name, visit.node
             else:
@@ -130,7 +135,7 @@ class FlowerTransport:
             self._discard([message_id])
             del pending[message_id]
 
-    def _push(self, node: _Node, message: Message, timeout: float) -> str:
+    def _push(self, node: _Node, message: Message, timeout: float, content: Any = None) -> str:
         from flwr.app import Metadata
         from flwr.app.message import make_message
         from flwr.common.constant import SUPERLINK_NODE_ID
@@ -140,7 +145,7 @@ class FlowerTransport:
             group_id=str(message.round), created_at=time.time(), ttl=timeout + EXTRA_LIFE, message_type="query",
         )  # fmt: skip
         metadata.delivered_at = ""
-        (message_id,) = self.grid.push_messages([make_message(metadata, content=write_message(message))]) or [""]
+        (message_id,) = self.grid.push_messages([make_message(metadata, content=content or write_message(message))]) or [""]
         return message_id or ""
 
     def _online(self) -> dict[str, _Node]:
@@ -187,7 +192,7 @@ class FlowerTransport:
                 continue
             visit, answer = self._visits[name], _read(reply)
             visit.greeting_id = ""
-            if isinstance(answer, Message) and answer.kind == "joined":
+            if isinstance(answer, Message) and answer.kind == CONNECTED:
                 visit.welcome, visit.fields = True, answer.fields
                 self.note(f"{name} joined")
             else:

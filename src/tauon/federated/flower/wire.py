@@ -1,6 +1,7 @@
-"""A message of ours inside a message of Flower: a short one as one value, a longer one as an array, which Flower cuts into chunks of 5 MiB.
+"""A message of ours inside a message of Flower: a short one as one value, a longer one as its header and an array of its tensors.
 
-Flower sends each record, value and chunk by a request of its own: the short form takes three of them, the long one five and one for each chunk.
+Flower cuts an array into chunks of 5 MiB, sends each record, value and chunk by a request of its own, and keeps equal ones once: weights that
+go to a hundred sites are in memory once, although each message has a header of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from tauon.federated.messages import Message, MessageError
 
 __all__ = ["LONGEST_REASON", "read_bytes", "read_message", "write_error", "write_message"]
 
-RECORD, ARRAY, KIND = "tauon", "message", "tauon.message"
+HEAD, TENSORS, KIND = "tauon", "tensors", "tauon.message"
 LONGEST_REASON = 2000
 """Characters of a refusal at most."""
 SHORT = 1 << 20
@@ -24,8 +25,10 @@ def write_message(message: Message) -> Any:
 
     data = message.to_bytes()
     if len(data) <= SHORT:
-        return RecordDict({RECORD: ConfigRecord({ARRAY: data})})
-    return RecordDict({RECORD: ArrayRecord({ARRAY: Array("uint8", (len(data),), KIND, data)})})
+        return RecordDict({HEAD: ConfigRecord({HEAD: data})})
+    end = 8 + int.from_bytes(data[:8], "little")
+    tensors = Array("uint8", (len(data) - end,), KIND, data[end:])
+    return RecordDict({HEAD: ConfigRecord({HEAD: data[:end]}), TENSORS: ArrayRecord({TENSORS: tensors})})
 
 
 def write_error(reason: str) -> Any:
@@ -38,12 +41,12 @@ def write_error(reason: str) -> Any:
 
 def read_bytes(content: Any) -> bytes:
     """Return the bytes of the message inside Flower's content. Raises `MessageError` where it holds none."""
-    record = content.get(RECORD)
-    value = record.get(ARRAY) if hasattr(record, "get") else None
-    data = value if isinstance(value, bytes) else getattr(value, "data", None)
-    if not isinstance(data, bytes):
+    head, tensors = content.get(HEAD), content.get(TENSORS)
+    start = head.get(HEAD) if hasattr(head, "get") else None
+    rest = getattr(tensors.get(TENSORS), "data", None) if hasattr(tensors, "get") else b""
+    if not isinstance(start, bytes) or not isinstance(rest, bytes):
         raise MessageError("a Flower message that holds no message of Tauon")
-    return data
+    return start + rest if rest else start
 
 
 def read_message(content: Any) -> Message:
