@@ -29,6 +29,10 @@ class Adder:
             raise KeyError("patient 4711")
         if message.kind == "die":
             os.kill(os.getpid(), 9)
+        if message.kind == "stop":
+            raise Interrupted("the training was stopped, and saved")
+        if message.kind == "large":
+            return message.answer("large", {}, {"w": torch.randn(1_000_000)})
         if message.kind == "old":
             return Message("old", message.round - 1, message.nonce)
         time.sleep(float(message.fields.get("seconds", self.seconds)))

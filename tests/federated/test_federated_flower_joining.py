@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,9 +18,9 @@ import torch
 from federated.federation_sites import Adder
 from federated.test_federated_flower_transport import SiteThread, federation, keys, message, reason
 from tauon import __version__
-from tauon.errors import LaunchError
+from tauon.errors import Interrupted, LaunchError
 from tauon.federated import Message
-from tauon.federated.flower import CertificateError, Refused, make_authority, make_server_certificate, make_site_key, serve
+from tauon.federated.flower import CertificateError, Refused, load_site, make_authority, make_server_certificate, make_site_key, serve
 from tauon.federated.flower.transport import CONNECT
 
 pytest.importorskip("flwr", reason="federated training needs: pip install 'tauon[federated]'")
@@ -204,3 +208,47 @@ def test_a_site_key_that_others_can_read_is_refused(keys: Path, tmp_path: Path) 
     (tmp_path / "ca.crt").write_bytes((keys / "ca.crt").read_bytes())
     (tmp_path / "a.key").chmod(0o644)
     assert "chmod 600" in ended(SiteThread(tmp_path, 1, "a", Adder(1.0)))
+
+
+def test_a_site_that_is_stopped_says_goodbye(keys: Path) -> None:
+    """A process: SIGTERM while it waits for work; and in another one, training that was stopped by a signal of its own."""
+    with serve("127.0.0.1:0", folder=keys, roster=keys / "roster") as coordinator:
+        command = [sys.executable, "-m", "federated.federation_sites", f"127.0.0.1:{coordinator.port}", "federated.federation_sites:adder"]
+        environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        settings = [*command, '{"amount": 1.0}', str(keys / "a.key"), str(keys / "ca.crt")]
+        process = subprocess.Popen(settings, env=environ, stdout=subprocess.PIPE, text=True)
+        try:
+            coordinator.wait_for(1, timeout=60)
+            assert isinstance(coordinator.ask({"a": message()}, timeout=20)["a"], Message)
+            process.terminate()
+            said, _ = process.communicate(timeout=20)
+        finally:
+            process.kill()
+        assert process.returncode == Interrupted.exit_code and "left the federation" in said
+        assert coordinator.sites() == [], "at once, not after 20 s without a sign of life"
+        site = SiteThread(keys, coordinator.port, "b", Adder(1.0))
+        coordinator.wait_for(1, timeout=20)
+        assert "went offline" in reason(coordinator.ask({"b": message("stop")}, timeout=20)["b"])
+        site.thread.join(20)
+        assert isinstance(site.error, Interrupted)
+
+
+@pytest.mark.parametrize("path", ["federated.federation_sites", "no.such.module:site", "federated.federation_sites:nothing"])
+def test_a_site_that_cannot_be_imported_is_named(path: str) -> None:
+    with pytest.raises(LaunchError, match=re.escape(path)):
+        load_site(path, {})
+    assert load_site("federated.federation_sites:adder", {"amount": 2.0}).answer(message("add")).kind == "added"
+
+
+@pytest.mark.parametrize("address", ["9443", "localhost", "localhost:port"])
+def test_an_address_without_a_port_is_refused(keys: Path, address: str) -> None:
+    with pytest.raises(LaunchError, match="host:port"), serve(address, folder=keys, roster=keys / "roster"):
+        pass
+
+
+def test_a_port_that_is_taken_is_named(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tauon.federated.flower.link.STARTING", 0.3)
+    with serve("127.0.0.1:0", folder=keys, roster=keys / "roster") as coordinator:
+        address = f"127.0.0.1:{coordinator.port}"
+        with pytest.raises(LaunchError, match=f"cannot listen on {address}"), serve(address, folder=keys, roster=keys / "roster"):
+            pass

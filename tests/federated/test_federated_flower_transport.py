@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,69 @@ def test_several_threads_may_ask(three: Coordinator) -> None:
     for thread in threads:
         thread.join()
     assert {name for name, answer in answers.items() if isinstance(answer, Message)} == {"a", "b", "c"}
+
+
+def test_an_answer_that_is_much_larger_than_its_question_is_refused(three: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(three.ask({"a": message("large")}, timeout=20)["a"], Message)
+    monkeypatch.setattr("tauon.federated.flower.grid.LARGEST_ANSWER", (100_000, 4))
+    assert "more than 100,000 bytes" in reason(three.ask({"a": message("large")}, timeout=20)["a"])
+    assert isinstance(three.ask({"a": message()}, timeout=20)["a"], Message)
+    assert not len(three.link.state.object_store) and not three.transport.grid._arriving and not three.transport.grid._limits
+
+
+def test_a_run_that_flower_ended_while_the_machine_slept_is_replaced(three: Coordinator) -> None:
+    before = three.link.run_id
+    (record,) = three.link.state.task_token_store.values()
+    record.active_until = datetime(2026, 1, 1, tzinfo=UTC)
+    assert isinstance(three.ask({"a": message()}, timeout=20)["a"], Message)
+    assert three.link.run_id != before
+
+
+def test_bytes_sent_and_received_are_counted(three: Coordinator) -> None:
+    before = three.transport.traffic().get("c", (0, 0))
+    sent = message()
+    answer = three.ask({"c": sent}, timeout=20)["c"]
+    assert isinstance(answer, Message)
+    after = three.transport.traffic()["c"]
+    assert (after[0] - before[0], after[1] - before[1]) == (len(sent.to_bytes()), len(answer.to_bytes()))
+
+
+def test_a_site_that_sends_nonsense_breaks_nothing(three: Coordinator, keys: Path) -> None:
+    """Signed with a key that is in the roster: 200 bodies that follow no format, and calls about messages that are not this site's."""
+    import random
+    import ssl
+
+    import httpx
+    from flwr.proto.fleet_pb2 import PushMessagesRequest
+    from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
+
+    from tauon.federated.flower.gate import CALLS
+    from tauon.federated.flower.node import Connection
+
+    draw = random.Random(0)
+    (keys / "roster").write_text((keys / "roster").read_text() + make_site_key(keys, "mallory") + "\n")
+    assert "mallory" in three.expected()
+    url, context = f"https://127.0.0.1:{three.port}", ssl.create_default_context(cafile=str(keys / "ca.crt"))
+    connection = Connection(f"127.0.0.1:{three.port}", keys / "mallory.key", keys / "ca.crt", note=print)
+    with httpx.Client(verify=context) as client, connection:
+        connection.join()
+
+        def call(path: str, body: bytes) -> int:
+            request = client.build_request("POST", url + path, content=body, headers={"content-type": "application/protobuf"})
+            context = type("Context", (), {"request": request, "rpc_method": ""})()
+            return int(connection.signature.intercept(context, lambda c: client.send(c.request)).status_code)
+
+        for number in range(200):
+            body = bytes(draw.randrange(256) for _ in range(draw.randrange(40)))
+            assert call(sorted(CALLS)[number % len(CALLS)], body) >= 400
+        tree = ObjectTree(object_id="ab" * 32, children=[ObjectTree(object_id="no hash")])
+        for request in (
+            PushMessagesRequest(node=connection.node, message_object_trees=[tree]),
+            PushMessagesRequest(node=connection.node),
+        ):
+            assert call("/v1/fleet/push-messages", request.SerializeToString()) >= 400
+        push = PushObjectRequest(node=connection.node, run_id=three.link.run_id, object_id="cd" * 32, object_content=b"x" * 1000)
+        assert call("/v1/fleet/push-object", push.SerializeToString()) == 200, "answered, and not stored"
+    assert not len(three.link.state.object_store)
+    answers = three.ask({name: message() for name in ("a", "b", "c")}, timeout=20)
+    assert all(isinstance(answer, Message) for answer in answers.values())

@@ -14,8 +14,10 @@ from tauon.federated.flower.link import SuperLink
 
 __all__ = ["LocalGrid", "local_grid"]
 
-MOST_CHUNKS = 2000
-"""Objects of one answer at most (a chunk has 5 MiB): a longer one is refused before it is stored."""
+MOST_OBJECTS = 5000
+"""Objects of one answer at most; a chunk has 5 MiB."""
+LARGEST_ANSWER = (64 << 20, 4)
+"""An answer has this many bytes at most, or this many times those of the question: a longer one is refused while it arrives."""
 
 
 class LocalGrid:
@@ -25,7 +27,8 @@ class LocalGrid:
 
     def __init__(self, link: SuperLink) -> None:
         self.link = link
-        self._arriving: dict[str, tuple[Any, Any, list[str]]] = {}
+        self._arriving: dict[str, tuple[Any, list[str]]] = {}
+        self._limits: dict[str, int] = {}
 
     def get_nodes(self) -> Iterable[Any]:
         """Return Flower's `NodeInfo` of every node that is online."""
@@ -53,6 +56,8 @@ class LocalGrid:
                     objects = get_all_nested_objects(message)
                     for object_id in dict.fromkeys(missing):
                         state.store_object(run_id, session, object_id, objects[object_id].deflate())
+                    size = sum(len(state.object_store.get(object_id) or b"") for object_id in objects)
+                    self._limits[message.metadata.message_id] = max(LARGEST_ANSWER[0], LARGEST_ANSWER[1] * size)
                     keys |= {node.public_key for node in state.get_node_info(node_ids=[message.metadata.dst_node_id])}
                 ids.append(message.metadata.message_id if stored else "")
         if keys:
@@ -75,6 +80,7 @@ class LocalGrid:
         complete = []
         for message in found:
             if message.has_error():
+                self._limits.pop(message.metadata.reply_to_message_id, None)
                 state.object_store.delete(message.metadata.message_id)
                 complete.append(message)
                 continue
@@ -82,13 +88,20 @@ class LocalGrid:
                 tree = state.object_store.get_object_tree(message.metadata.message_id)
             except NoObjectInStoreError:
                 continue
-            self._arriving[message.metadata.reply_to_message_id] = (message, tree, _objects(tree))
+            self._arriving[message.metadata.reply_to_message_id] = (message, _objects(tree))
         return complete + [self._inflate(asked_id) for asked_id in wanted & self._arriving.keys() if self._is_complete(asked_id)]
+
+    def _excess(self, asked_id: str) -> str:
+        """Why an answer is too long, or ""."""
+        objects, store = self._arriving[asked_id][1], self.link.state.object_store
+        size, limit = sum(len(store.get(o) or b"") for o in objects), self._limits.get(asked_id, LARGEST_ANSWER[0])
+        if len(objects) > MOST_OBJECTS:
+            return f"an answer of more than {MOST_OBJECTS} parts"
+        return f"an answer of more than {limit:,} bytes" if size > limit else ""
 
     def _is_complete(self, asked_id: str) -> bool:
         store = self.link.state.object_store
-        objects = self._arriving[asked_id][2]
-        return len(objects) > MOST_CHUNKS or all(store.get(o) for o in objects)
+        return all(store.get(o) for o in self._arriving[asked_id][1]) or bool(self._excess(asked_id))
 
     def _inflate(self, asked_id: str) -> Any:
         from flwr.app import Error
@@ -96,15 +109,17 @@ class LocalGrid:
         from flwr.common.constant import ErrorCode
         from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-        message, _, objects = self._arriving.pop(asked_id)
+        excess = self._excess(asked_id)
+        message, objects = self._arriving.pop(asked_id)
+        self._limits.pop(asked_id, None)
         store, message_id = self.link.state.object_store, message.metadata.message_id
         try:
-            if len(objects) > MOST_CHUNKS:
-                raise ValueError(f"{len(objects)} chunks, of {MOST_CHUNKS} at most")
-            whole = inflate_object_from_contents(message_id, {o: store.get(o) for o in objects})
+            if excess:
+                raise ValueError(excess)
+            whole: Any = inflate_object_from_contents(message_id, {o: store.get(o) for o in objects})
             return make_message(metadata=message.metadata, content=whole.content)  # its own metadata are what the site wrote there
         except Exception as err:  # bytes of a site: whatever is wrong with them is that site's failure
-            error = Error(ErrorCode.MESSAGE_UNAVAILABLE, f"an answer that cannot be read: {err}")
+            error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"its answer cannot be read: {err}")
             return make_message(metadata=message.metadata, error=error)
         finally:
             store.delete(message_id)
@@ -113,6 +128,7 @@ class LocalGrid:
         """Forget messages and what has arrived of their answers: late answers are refused when they come."""
         state = self.link.state
         for asked_id in message_ids:
+            self._limits.pop(asked_id, None)
             if asked_id in self._arriving:
                 state.object_store.delete(self._arriving.pop(asked_id)[0].metadata.message_id)
             answer_id = state.message_ins_id_to_message_res_id.get(asked_id)
@@ -133,7 +149,7 @@ def _objects(tree: Any) -> list[str]:
     ids: dict[str, None] = {}
     for node in iterate_object_tree(tree):
         ids[node.object_id] = None
-        if len(ids) > MOST_CHUNKS:
+        if len(ids) > MOST_OBJECTS:
             break
     return list(ids)
 

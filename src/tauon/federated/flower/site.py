@@ -55,6 +55,8 @@ class Answerer:
 
         try:
             return FlowerMessage(write_message(self._answer(read_bytes(message.content))), reply_to=message)
+        except Interrupted:
+            raise  # the training was stopped from outside, and with it the site
         except TauonError as err:
             reason = str(err)
             self.note(f"answered with a refusal: {reason}")
@@ -89,7 +91,7 @@ class Answerer:
             self.refusal = f"the coordinator has another recipe ({short}): ask for its recipe and read what changed"
         if self.refusal:
             raise LaunchError(self.refusal)
-        return message.answer(CONNECTED, {**mine, "time": time.time()})
+        return message.answer(CONNECTED, mine)
 
 
 def join(

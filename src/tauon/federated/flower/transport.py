@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tauon.federated.flower.wire import read_message, write_message
+from tauon.federated.flower.wire import read_message, size_of, write_message
 from tauon.federated.messages import Failure, Message, MessageError
 
 __all__ = ["FlowerTransport"]
@@ -68,11 +68,16 @@ class FlowerTransport:
         self.grid, self.names, self.greeting = grid, names, greeting
         self.note = note or (lambda text: None)
         self._visits: dict[str, _Visit] = {}
+        self._traffic: dict[str, tuple[int, int]] = {}
         self._lock = threading.RLock()  # several threads may ask at once, each its own sites
 
     def sites(self) -> list[str]:
         """Return the names of the sites that can be asked now, sorted. Sends the greeting to those that are new, without waiting for its answer."""
         return sorted(name for name, visit in self._look().items() if visit.welcome)
+
+    def traffic(self) -> dict[str, tuple[int, int]]:
+        """Return the bytes of the messages sent to each site and of the answers received from it so far, before TLS."""
+        return dict(self._traffic)
 
     def joined(self, site: str) -> Mapping[str, Any]:
         """Return the fields with which a site answered the greeting. Raises `KeyError` for a site that is not connected."""
@@ -92,27 +97,42 @@ class FlowerTransport:
                 continue
             if id(message) not in written:
                 written = {id(message): write_message(message)}
+            self._count(name, size_of(written[id(message)]), 0)
             message_id = self._push(visit.node, message, timeout, written[id(message)])
             if message_id:
                 pending[message_id] = name, visit.node
             else:
                 answers[name] = Failure("Flower did not take the message: the site was removed from the roster, or has just left")
+        try:
+            self._collect(pending, messages, answers, give_up)
+        finally:
+            self._discard(list(pending))
+        for name, _ in pending.values():
+            answers[name] = Failure(f"no answer within {timeout:g} s")
+        return {name: answers[name] for name in messages}
+
+    def _collect(
+        self, pending: dict[str, tuple[str, _Node]], messages: Mapping[str, Message], answers: dict[str, Message | Failure], give_up: float
+    ) -> None:
+        """Move answers from `pending` to `answers` until none is missing or the time is over."""
         last_look = time.monotonic()
         while pending:
             for reply in self.grid.pull_messages(list(pending)):
                 name, _ = pending.pop(reply.metadata.reply_to_message_id, ("", None))
                 if name:
                     answers[name] = _answer(reply, messages[name])
+                    self._count(name, 0, size_of(reply.content) if reply.has_content() else 0)
             if time.monotonic() - last_look > 1.0:
                 last_look = time.monotonic()
                 self._drop_restarted(pending, answers)
             if not pending or time.monotonic() >= give_up:
-                break
+                return
             self._pause(give_up)
-        for message_id, (name, _) in pending.items():
-            answers[name] = Failure(f"no answer within {timeout:g} s")
-            self._discard([message_id])
-        return {name: answers[name] for name in messages}
+
+    def _count(self, site: str, sent: int, received: int) -> None:
+        with self._lock:
+            before = self._traffic.get(site, (0, 0))
+            self._traffic[site] = (before[0] + sent, before[1] + received)
 
     def _pause(self, give_up: float) -> None:
         seconds = max(0.0, min(LONGEST_PAUSE, give_up - time.monotonic()))

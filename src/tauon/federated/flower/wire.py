@@ -10,7 +10,7 @@ from typing import Any
 
 from tauon.federated.messages import Message, MessageError
 
-__all__ = ["LONGEST_REASON", "read_bytes", "read_message", "write_error", "write_message"]
+__all__ = ["LONGEST_REASON", "read_bytes", "read_message", "size_of", "write_error", "write_message"]
 
 HEAD, TENSORS, KIND = "tauon", "tensors", "tauon.message"
 LONGEST_REASON = 2000
@@ -47,6 +47,15 @@ def read_bytes(content: Any) -> bytes:
     if not isinstance(start, bytes) or not isinstance(rest, bytes):
         raise MessageError("a Flower message that holds no message of Tauon")
     return start + rest if rest else start
+
+
+def size_of(content: Any) -> int:
+    """Return the bytes of the message inside Flower's content; 0 where it holds none."""
+    try:
+        head, tensors = content[HEAD][HEAD], content.get(TENSORS)
+        return len(head) + (len(tensors[TENSORS].data) if tensors is not None else 0)
+    except (KeyError, TypeError, AttributeError):
+        return 0
 
 
 def read_message(content: Any) -> Message:
