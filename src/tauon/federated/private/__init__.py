@@ -22,11 +22,16 @@ from tauon.federated.private.discrete import discrete_gaussian
 from tauon.federated.private.distributed import DistributedNoise
 from tauon.federated.private.sampling import choose_sites
 from tauon.federated.private.settings import UpdatePrivacy, private_layout
+from tauon.federated.private.summation import PrivateContribution, PrivateSecureSummation, PrivateSite, PrivateSummation
 
 __all__ = [
     "WITHIN",
     "AdaptiveClip",
     "DistributedNoise",
+    "PrivateContribution",
+    "PrivateSecureSummation",
+    "PrivateSite",
+    "PrivateSummation",
     "UpdatePrivacy",
     "add_central_noise",
     "add_local_noise",

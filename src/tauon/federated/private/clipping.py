@@ -82,9 +82,9 @@ def _noised(
     }
 
 
-def private_mean(total: Total, privacy: UpdatePrivacy) -> dict[str, Tensor]:
-    """The noised sum divided by the expected number of sites, which is fixed and public."""
-    return {name: t / privacy.divisor for name, t in total.tensors.items()}
+def private_mean(total: Total, privacy: UpdatePrivacy, divisor: float | None = None) -> dict[str, Tensor]:
+    """The noised sum divided by the expected number of sites, or by `divisor` (their expected weight): fixed and public."""
+    return {name: t / (privacy.divisor if divisor is None else divisor) for name, t in total.tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,13 @@ class AdaptiveClip:
     least: float = 1e-6
     most: float = 1e6
 
-    def moved(self, privacy: UpdatePrivacy, total: Total) -> UpdatePrivacy:
-        """Return the settings of the next round, from the noised sum of this one.
+    def moved(self, privacy: UpdatePrivacy, total: Total, expected: float | None = None) -> UpdatePrivacy:
+        """Return the settings of the next round, from the noised sum of this one. `expected`: sites in it, on average; None: `UpdatePrivacy.divisor`.
 
         >>> p = UpdatePrivacy("central", 1.0, 1.0, sites=10, numbers={WITHIN: 0.5})
         >>> AdaptiveClip().moved(p, Total({}, {WITHIN: -5.0}, ())).clip_norm > 1  # all were clipped
         True
         """
-        within = min(1.0, max(0.0, total.numbers[WITHIN] / privacy.divisor + 0.5))
+        within = min(1.0, max(0.0, total.numbers[WITHIN] / (expected or privacy.divisor) + 0.5))
         norm = privacy.clip_norm * math.exp(-self.rate * (within - self.quantile))
         return replace(privacy, clip_norm=min(self.most, max(self.least, norm)))

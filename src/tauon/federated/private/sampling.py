@@ -19,7 +19,7 @@ def choose_sites(names: Sequence[str], privacy: UpdatePrivacy, key: bytes, round
     as it is; another sample instead would be another mechanism.
 
     Args:
-        names: the sites that may take part, of the N that the settings count; those that cannot be reached contribute nothing if chosen.
+        names: the sites that can be reached, of the N that the settings count. Of a fixed size is the share of these.
         privacy: sampling and rate.
         key: secret, 32 bytes.
         round: number of the round.
@@ -37,4 +37,4 @@ def choose_sites(names: Sequence[str], privacy: UpdatePrivacy, key: bytes, round
         return sorted(names)
     if privacy.sampling == "poisson":
         return sorted(name for name in names if draw(name) < privacy.rate * 2**128)
-    return sorted(sorted(names, key=draw)[: math.floor(privacy.rate * privacy.sites + 1e-9)])
+    return sorted(sorted(names, key=draw)[: math.floor(privacy.rate * len(names) + 1e-9)])

@@ -2,16 +2,18 @@
 
 from tauon.federated.secagg.identity import Identity, PinnedKeys, fingerprint
 from tauon.federated.secagg.joining import JoinedSites, join_sites
-from tauon.federated.secagg.quantise import Contribution, Entry, Layout, Total, layout_of
+from tauon.federated.secagg.quantise import Contribution, Entry, Integers, Layout, Total, layout_of
 from tauon.federated.secagg.server import SecureSettings, SecureSum, secure_sum
 from tauon.federated.secagg.session import Refused, RoundFailed, SecureAggregationError, Session
 from tauon.federated.secagg.site import IntegerNoise, SecureSite, SiteRules
+from tauon.federated.secagg.summation import SecureSummation, site_contribution
 
 __all__ = [
     "Contribution",
     "Entry",
     "Identity",
     "IntegerNoise",
+    "Integers",
     "JoinedSites",
     "Layout",
     "PinnedKeys",
@@ -21,6 +23,7 @@ __all__ = [
     "SecureSettings",
     "SecureSite",
     "SecureSum",
+    "SecureSummation",
     "Session",
     "SiteRules",
     "Total",
@@ -28,4 +31,5 @@ __all__ = [
     "join_sites",
     "layout_of",
     "secure_sum",
+    "site_contribution",
 ]

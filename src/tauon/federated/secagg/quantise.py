@@ -26,7 +26,7 @@ from torch import Tensor
 from tauon.federated.secagg.masks import Words
 from tauon.federated.secagg.session import RoundFailed, SecureAggregationError
 
-__all__ = ["Contribution", "Entry", "Layout", "Rounding", "Total", "layout_of"]
+__all__ = ["Contribution", "Entry", "Integers", "Layout", "Rounding", "Total", "layout_of"]
 
 Rounding = Literal["nearest", "stochastic"]
 Integers = NDArray[np.int64]

@@ -1,0 +1,144 @@
+"""The seam of the coordinator (`federated.summation`), secured: groups of sites answer with masked values, and only each group's sum is known.
+
+At the site, `site_contribution` makes what is summed from the answer of its training, which does not leave it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from tauon.federated.messages import Failure, Message, MessageError, Site, Transport
+from tauon.federated.secagg.identity import PinnedKeys
+from tauon.federated.secagg.joining import join_sites
+from tauon.federated.secagg.quantise import Contribution, Entry, Layout, Total
+from tauon.federated.secagg.server import SecureSettings, SecureSum
+from tauon.federated.secagg.session import FEWEST, SecureAggregationError, Session
+from tauon.federated.summation import LOSS, WEIGHT, Collected, RoundRequest, mean_of_sum, tensor_bytes, weighted_vector
+from tauon.federated.updates import CONTROL, Update
+
+__all__ = ["SecureSummation", "site_contribution"]
+
+LARGEST_LOSS = 1e4
+"""A larger loss of a site counts as this one."""
+
+
+def site_contribution(site: Site) -> Callable[[Message], Contribution]:
+    """Return what `SecureSite` calls: it has `site` train, and returns its weighted update, its weight and its weighted loss.
+
+    Args:
+        site: `TrainingSite`. Its answer to "train" stays here.
+    """
+
+    def contribute(order: Message) -> Contribution:
+        vector = weighted_vector(order, site.answer(order))
+        vector[LOSS] = vector[LOSS].clamp(-LARGEST_LOSS, LARGEST_LOSS)
+        return Contribution(vector)
+
+    return contribute
+
+
+class SecureSummation:
+    """A `Summation` that reveals the sums of groups of at least 3 sites.
+
+    Args:
+        run: identifier of the run, as the sites have it.
+        pinned: identity keys of the sites, filled in when they join.
+        bound: largest absolute value of a number of an update; a site whose update goes beyond it does not take part. The step of the fixed-point
+            numbers is about 2^-31 times this times the number of sites.
+        settings: thresholds and timeouts.
+    """
+
+    single: ClassVar[bool] = False
+    smallest_group: ClassVar[int] = FEWEST
+
+    def __init__(self, run: str, pinned: PinnedKeys, *, bound: float = 16.0, settings: SecureSettings | None = None) -> None:
+        self.run, self.pinned, self.bound = run, pinned, bound
+        self.settings = replace(settings or SecureSettings(), pinned=pinned)
+        self.newest = 0
+        """Number of the newest round that any site took part in."""
+        self._joined: set[str] = set()
+
+    def collect(self, transport: Transport, request: RoundRequest) -> Collected:
+        """See `Summation.collect`."""
+        result = Collected()
+        self._join(transport, request, result)
+        machines = []
+        for group in request.groups:
+            names = [name for name in group if name in self._joined]
+            try:
+                machines.append(self._start(names, request))
+            except SecureAggregationError as err:
+                result.failed |= {name: str(err) for name in names}
+        self.newest += 1
+        self._drive(transport, machines, request, result)
+        self._joined -= set(result.failed)  # it may have been restarted: it joins again
+        return result
+
+    def _join(self, transport: Transport, request: RoundRequest, result: Collected) -> None:
+        names = list(request.messages)
+        if set(names) <= self._joined:
+            return
+        joined = join_sites(transport, names, self.pinned, run=self.run, timeout=min(request.timeout, self.settings.timeout))
+        self._joined |= set(joined.names)
+        self._joined -= set(joined.refused)
+        self.newest = max(self.newest, joined.newest)
+        result.refused |= joined.refused
+
+    def _start(self, names: Sequence[str], request: RoundRequest) -> SecureSum:
+        if len(names) < self.settings.fewest:
+            raise SecureAggregationError(f"a group of {len(names)} sites that joined: a secure sum needs {self.settings.fewest}")
+        work = {name: self.order(request.messages[name]) for name in names}
+        layout = self.layout(work[names[0]], request, len(names))
+        return SecureSum(names, work, layout, Session(self.run, self.newest + 1), replace(self.settings, work_timeout=request.timeout))
+
+    def order(self, message: Message) -> Message:
+        """What a site is asked to do."""
+        return message
+
+    def layout(self, order: Message, request: RoundRequest, sites: int) -> Layout:
+        """What is summed: an update, its control variates, the weight, the weighted loss."""
+        shapes = {name: tuple(t.shape) for name, t in order.tensors.items() if not name.startswith(CONTROL)}
+        shapes |= {name: shapes[name.removeprefix(CONTROL)] for name in request.extra}
+        entries = [Entry(name, shape, self.bound) for name, shape in shapes.items()]
+        return Layout(sites, (*entries, Entry(WEIGHT, (1,), 1.0), Entry(LOSS, (1,), LARGEST_LOSS)))
+
+    def _drive(self, transport: Transport, machines: Sequence[SecureSum], request: RoundRequest, result: Collected) -> None:
+        """Take all groups through their stages, side by side."""
+        running = list(machines)
+        while running:
+            asked = {id(m): m.requests() for m in running}
+            works = any(m.stage == "keys" for m in running)
+            messages = {name: message for part in asked.values() for name, message in part.items()}
+            answers = transport.ask(messages, timeout=request.timeout if works else self.settings.timeout)
+            result.received_bytes += sum(tensor_bytes(a) for a in answers.values() if isinstance(a, Message))
+            for machine in list(running):
+                try:
+                    machine.receive({name: answers.get(name, Failure("no answer")) for name in asked[id(machine)]})
+                    if machine.total is not None:
+                        running.remove(machine)
+                        self._finish(machine.total, request, result, alone=len(request.groups) == 1)
+                except (SecureAggregationError, MessageError) as err:
+                    if machine in running:
+                        running.remove(machine)
+                    names = [n for group in request.groups if set(group) & set(asked[id(machine)]) for n in group]
+                    result.failed |= {n: machine.lost.get(n, str(err)) for n in names if n not in result.refused}
+
+    def _finish(self, total: Total, request: RoundRequest, result: Collected, *, alone: bool) -> None:
+        result.updates.append(self.update(total, request, alone=alone))
+        result.sites |= {name: {} for name in total.sites}
+        result.failed |= total.lost
+
+    def update(self, total: Total, request: RoundRequest, *, alone: bool) -> Update:
+        """The weighted mean of a group. Raises `MessageError` if it is not finite, or has no weight."""
+        version = next(iter(request.messages.values())).round
+        mean = mean_of_sum(total.tensors, total.sites, version)
+        unit = float(request.weighting.max_examples or 1) if request.weighting.by == "examples" else 1.0
+        examples = mean.weight * unit
+        factor = examples / request.weighting.divisor(examples, request.expected) if alone else 1.0
+        tensors = mean.tensors if factor == 1 else {name: t * factor for name, t in mean.tensors.items()}
+        if not math.isfinite(mean.loss):
+            raise MessageError("the loss of the sites is not finite")
+        return replace(mean, tensors=tensors, weight=examples)
