@@ -14,7 +14,7 @@ import torch
 import tauon
 from tauon.artifacts import latest_checkpoint, read_json
 from tauon.config import parse
-from tauon.errors import Interrupted, RecipeError
+from tauon.errors import Interrupted, RecipeError, TauonError
 from tauon.pipeline import run
 from tauon.recipe import Recipe
 from tauon.tracking import read_events
@@ -144,3 +144,56 @@ def test_one_site_in_one_round_is_training_at_one_place(tmp_path: Path, kind: st
     other = run(parse(Recipe, tree("federated", **sections, **federate)), root=tmp_path, stages=("prepare", "train")).folder
     losses = [[e["loss"] for e in read_events(f / "events.jsonl") if e["kind"] == "validate"][-1] for f in (one, other)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # gradients near zero are rounding, which Adam makes large
+
+
+CAP = {"max_examples": 30}
+
+
+def federated_weights(tmp_path: Path, name: str, **federate: Any) -> tuple[Path, dict[str, torch.Tensor]]:
+    sections = {"federate": {"rounds": 3, "weighting": CAP, "simulate": {"sites": 5, "compare": False}} | federate}
+    folder = run(parse(Recipe, tree(name, **sections)), root=tmp_path, stages=("prepare", "train", "federate", "report")).folder
+    return folder, weights(folder)
+
+
+def test_secure_aggregation_gives_the_same_model_within_its_steps(tmp_path: Path) -> None:
+    _, clear = federated_weights(tmp_path, "clear")
+    folder, secure = federated_weights(tmp_path, "secure", secure_aggregation={})
+    assert all(torch.allclose(clear[n], secure[n], atol=1e-5) for n in clear)
+    rounds = read_json(folder / "federate.json")["rounds"]
+    assert [r["good"] for r in rounds] == [5, 5, 5] and all(known == {} for r in rounds for known in r["sites"].values())  # no site's loss
+
+
+@pytest.mark.parametrize(
+    ("privacy", "more"),
+    [
+        ({"mode": "central"}, {}),
+        ({"mode": "central", "sampling": "poisson"}, {"fraction": 0.6}),
+        ({"mode": "local"}, {}),
+        ({"mode": "central"}, {"secure_aggregation": {}}),
+        ({"mode": "distributed", "contributors": 4}, {"secure_aggregation": {}}),
+    ],
+)
+def test_updates_are_private_and_the_run_says_what_that_spent(tmp_path: Path, privacy: dict[str, Any], more: dict[str, Any]) -> None:
+    settings = {"clip_norm": 0.5, "noise_multiplier": 1.0, "delta": 1e-2} | privacy
+    folder, noised = federated_weights(tmp_path, "private", privacy=settings, **more)
+    _, plain = federated_weights(tmp_path, "plain")
+    assert not all(torch.allclose(noised[n], plain[n], atol=1e-2) for n in plain)
+    found = read_json(folder / "federate.json")
+    assert 0 < found["privacy"]["guarantee"]["epsilon"] < 100 and found["privacy"]["guarantee"]["delta"] == 1e-2
+    assert not found["sites"]  # exact figures of single sites would be none of it
+    assert "A person whose rows are at several sites" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("federate", "message"),
+    [
+        ({"privacy": {"mode": "distributed", "clip_norm": 1, "noise_multiplier": 1, "delta": 0.01, "contributors": 4}}, "secure sum"),
+        ({"secure_aggregation": {}, "weighting": {}}, "max_examples"),
+        ({"secure_aggregation": {}, "strategy": "krum"}, r"\.group to at least 3"),
+        ({"secure_aggregation": {}, "simulate": {"sites": 2}}, "at least 3"),
+        ({"privacy": {"clip_norm": 1, "noise_multiplier": 1, "delta": 0.01}, "strategy": "scaffold"}, "control variates"),
+    ],
+)
+def test_protection_that_would_not_protect_is_refused(tmp_path: Path, federate: dict[str, Any], message: str) -> None:
+    with pytest.raises(TauonError, match=message):
+        federated_weights(tmp_path, "bad", **federate)

@@ -36,6 +36,37 @@ class SimulateConfig(Config):
     """Also train each site alone, and one model on all data, from the same weights and for as long, and compare. auto: with up to 20 sites."""
 
 
+class SecureAggregationConfig(Config):
+    """The coordinator learns the sum of the updates of at least three sites, and none of them (Bell et al. 2020)."""
+
+    bound: float = Field(16.0, gt=0)
+    """Largest absolute value of a number in an update; a site whose update goes beyond it is left out. Smaller: finer steps, about 2^-31 of it a site."""
+    timeout: Duration = Field(60.0, gt=0)
+    """Time for each stage in which keys and shares are exchanged."""
+    first_use: bool = True
+    """Sites pin the identity keys that the coordinator brings when they first join: compare the fingerprints. false: only keys that lie in the site's
+    folder already."""
+
+
+class UpdatePrivacyConfig(Config):
+    """Differential privacy of each site's whole data: what it sends is clipped, and noise is added."""
+
+    mode: Literal["central", "local", "distributed"] = "central"
+    """Who adds the noise: the coordinator, which is trusted; each site, all of it; the sites together, each a share, before secure aggregation."""
+    clip_norm: float = Field(gt=0)
+    """L2 norm at which an update is clipped."""
+    noise_multiplier: float = Field(gt=0)
+    """Standard deviation of the noise, in units of what one site can change."""
+    delta: float = Field(gt=0, lt=1)
+    """Probability with which the guarantee may fail; below 1 / sites."""
+    sampling: Literal["fixed-size", "poisson"] = "fixed-size"
+    """With `fraction` below 1: how sites are sampled. Secure aggregation needs fixed-size."""
+    contributors: Count | None = Field(None, ge=3)
+    """`distributed`: sites whose shares of the noise are counted on in each sum."""
+    colluders: Count = Field(0, ge=0)
+    """`distributed`: sites that may work with the coordinator."""
+
+
 class FederateConfig(Config):
     """Train where the data is: each site trains on its own examples, and only changes of the weights travel. `train` says what a site does in a round
     (`train.epochs: 1`), and `optim` how; the schedule of its learning rate runs over the rounds.
@@ -45,6 +76,8 @@ class FederateConfig(Config):
     """Rounds: in each, sampled sites get the weights, train, and send back what changed."""
     strategy: StrategyConfig = FedAvg()
     """How the updates are combined: fedavg, fedprox, fedadam, fedyogi, fedavgm, scaffold, fedbn, krum, trimmed-mean, median, qfedavg."""
+    sites: Count | None = Field(None, ge=1)
+    """Real sites that may take part, the same number everywhere. Needed for `privacy` of updates; also what the coordinator waits for. Not of a simulation."""
     fraction: Fraction = Field(1.0, gt=0, le=1)
     """Share of the sites that is sampled for a round."""
     min_answers: Count = Field(1, ge=1)
@@ -61,6 +94,10 @@ class FederateConfig(Config):
     """How much each site counts."""
     max_norm: float | None = Field(None, gt=0)
     """An update with a larger L2 norm is refused. Left out: not limited."""
+    secure_aggregation: SecureAggregationConfig | None = None
+    """Hide single updates from the coordinator: {}. Needs `weighting.max_examples`, or `weighting.by: equal`. Left out: it sees each update."""
+    privacy: UpdatePrivacyConfig | None = None
+    """Differential privacy of sites: {mode: central, clip_norm: 1, noise_multiplier: 1, delta: 1e-3}. That of single examples is the section `privacy`."""
     simulate: SimulateConfig | None = None
     """Simulate the sites here, each with a part of the training data: {sites: 5, split: {kind: dirichlet, alpha: 0.5}}."""
 
@@ -68,7 +105,9 @@ class FederateConfig(Config):
         strategy = self.raw_value("strategy")
         if strategy.asynchronous:
             yield "strategy", f"{strategy.kind_} applies updates as they arrive, without rounds: it works from Python only. Use fedavg."
-        simulate = self.raw_value("simulate")
+        privacy, secure, simulate = (self.raw_value(k) for k in ("privacy", "secure_aggregation", "simulate"))
+        if privacy is not None and privacy.raw_value("mode") == "distributed" and secure is None:
+            yield "privacy.mode", "is distributed, whose shares of noise protect only a secure sum. Add secure_aggregation: {}."
         if simulate is not None and simulate.raw_value("compare") is True and simulate.raw_value("sites") > 20:
             message = f"would train {simulate.raw_value('sites')} more models, one for each site. Use at most 20 sites, or remove it."
             yield "simulate.compare", message

@@ -25,6 +25,8 @@ def federation(records: Records) -> Section | None:
     comparison = found.get("comparison") if isinstance(found.get("comparison"), dict) else None
     text, gained = verdict(comparison) if comparison else ("", False)
     html = f'<p class="status {"good" if gained else "bad"}">{escape(text, 1000)}</p>' if text else ""
+    if isinstance(spent := found.get("privacy"), dict):
+        html += f"<p><b>{escape(spent.get('sentence'), 600)}</b></p>" + _guarantee(spent.get("guarantee"))
     charts = [_losses(rounds), _participation(rounds)]
     html += f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
     html += _comparison(comparison) if comparison else ""
@@ -48,6 +50,17 @@ def verdict(comparison: Mapping[str, Any]) -> tuple[str, bool]:
     text += f"{best}, {figure(alone[best])})"
     text += f"; one model on all data in one place: {figure(values['pooled'])}." if values["pooled"] is not None else "."
     return text, beaten == len(alone)
+
+
+def _guarantee(found: Any) -> str:
+    """The assumptions of the privacy of updates, and what it does not cover."""
+    if not isinstance(found, dict):
+        return ""
+    html = ""
+    for key, title in (("assumptions", "Assumed"), ("not_covered", "Not covered")):
+        said = "".join(f"<li>{escape(line, 600)}</li>" for line in found.get(key) or [])
+        html += f"<h3>{title}</h3><ul>{said}</ul>" if said else ""
+    return html
 
 
 def _primary(result: Any) -> float | None:

@@ -30,7 +30,7 @@ def federate_stage(ctx: Context) -> dict[str, Any]:
     sites = ctx.run.folder / SITES
     if not sites.is_file():
         raise RunError(f"{ctx.run.folder} has no {SITES}: it was not trained with `federate`. Train it again with --fresh.")
-    found: dict[str, Any] = {"rounds": rounds_taken(ctx), "sites": read_json(sites)["sites"]}
+    found: dict[str, Any] = {"rounds": rounds_taken(ctx)} | read_json(sites)
     simulate = config.simulate
     if simulate is not None and simulate.compare and simulate.sites <= 20 and splits_of(ctx.splits) is not None:
         found["comparison"] = compare(ctx, config)
@@ -52,8 +52,7 @@ def compare(ctx: Context, config: FederateConfig) -> dict[str, Any]:
     dataset, recipe = splits_of(ctx.splits), ctx.recipe
     assert dataset is not None
     parts, rounds = deal(ctx.splits.train, config.simulate, recipe.seed), rounds_of(config, ctx)
-    start = first_job(ctx)
-    sites = SimulatedSites(start, ctx.splits.train, parts, batch=ctx.train.batch, strategy=config.strategy)
+    sites = SimulatedSites(first_job(ctx), ctx.splits.train, parts, batch=ctx.train.batch, strategy=config.strategy)
     loaders = {name: sites.loader(i) for i, name in enumerate(sites.names)}
     loaders["pooled"] = Loader(ctx.splits.train, batch=ctx.train.batch, seed=recipe.seed)
     start = first_job(ctx)
