@@ -33,6 +33,8 @@ LARGEST_OFFSET = 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
 SILENCE = 15.0
 """Seconds without a byte after which a connection is given up; requests for messages are answered within 10 s."""
+GOODBYE = 3.0
+"""Seconds for saying goodbye: a person who pressed Ctrl-C waits for it."""
 LATE = "the answer was not sent: the coordinator does not wait for it any more"
 
 
@@ -123,6 +125,7 @@ class Connection:
             return
         self._ended.set()
         if self.node is not None:
+            self.client._client.timeout = GOODBYE
             try:
                 self._call(lambda: self.client.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id)))
             except Exception as err:
