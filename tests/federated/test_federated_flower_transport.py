@@ -176,6 +176,19 @@ def test_a_run_that_flower_ended_while_the_machine_slept_is_replaced(three: Coor
     assert three.link.run_id != before
 
 
+def test_a_site_that_works_for_a_run_that_has_ended_takes_part_in_the_next(three: Coordinator) -> None:
+    answers: dict[str, Message | Failure] = {}
+    asking = threading.Thread(target=lambda: answers.update(three.ask({"a": message(seconds=1.0)}, timeout=1.5)))
+    asking.start()
+    while not any(m.metadata.delivered_at for m in list(three.link.state.message_ins_store.values())):
+        time.sleep(0.01)
+    (record,) = three.link.state.task_token_store.values()
+    record.active_until = datetime(2026, 1, 1, tzinfo=UTC)
+    asking.join()
+    assert isinstance(answers["a"], Failure)
+    assert isinstance(three.ask({"a": message()}, timeout=20)["a"], Message)
+
+
 def test_bytes_sent_and_received_are_counted(three: Coordinator) -> None:
     before = three.transport.traffic().get("c", (0, 0))
     sent = message()

@@ -33,11 +33,17 @@ LARGEST_OFFSET = 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 10.0
 SILENCE = 15.0
 """Seconds without a byte after which a connection is given up; requests for messages are answered within 10 s."""
+GOODBYE = 3.0
+"""Seconds for saying goodbye: a person who pressed Ctrl-C waits for it."""
 LATE = "the answer was not sent: the coordinator does not wait for it any more"
 
 
 class Refused(LaunchError):
     """The coordinator does not let this site in, in words: unknown key, another process with the same key, a clock that is wrong."""
+
+
+class _Rejected(Refused):
+    """A status from 400 to 499 for one call: what it was about is gone."""
 
 
 class _Lost(Exception):
@@ -123,6 +129,7 @@ class Connection:
             return
         self._ended.set()
         if self.node is not None:
+            self.client._client.timeout = GOODBYE
             try:
                 self._call(lambda: self.client.DeactivateNode(DeactivateNodeRequest(node_id=self.node.node_id)))
             except Exception as err:
@@ -210,7 +217,7 @@ class Connection:
                 reason = str(err) or type(err).__name__
             except httpx.HTTPStatusError as err:
                 if err.response.status_code < 500:
-                    raise Refused(f"The coordinator at {self.address} answered with status {err.response.status_code}.") from None
+                    raise _Rejected(f"The coordinator at {self.address} answered with status {err.response.status_code}.") from None
                 reason = f"status {err.response.status_code}"
             else:
                 if silent:
@@ -257,7 +264,7 @@ class Connection:
             contents = {o: self._until_answered(lambda o=o: self._call(lambda: pull(o))) for o in objects}  # type: ignore[misc]
             confirm = ConfirmMessageReceivedRequest(node=self.node, run_id=metadata.run_id, message_object_id=metadata.message_id)
             self._call(lambda: self.client.ConfirmMessageReceived(confirm))
-        except (ObjectPullError, ObjectUnavailableError, httpx.HTTPError) as err:
+        except (_Rejected, ObjectPullError, ObjectUnavailableError, httpx.HTTPError) as err:
             self.note(f"a message could not be fetched: {str(err) or type(err).__name__}")
             return None
         whole: Any = inflate_object_from_contents(metadata.message_id, contents)
@@ -288,9 +295,7 @@ class Connection:
             if not response.objects_to_push:
                 self.note(LATE)
             return bool(response.objects_to_push)
-        except (_Lost, Refused, ObjectPushError, httpx.HTTPError) as err:
-            if isinstance(err, Refused) and "Another process" in str(err):
-                raise
+        except (_Lost, _Rejected, ObjectPushError, httpx.HTTPError):
             self.note(LATE)
             return False
 
