@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tauon import __version__
 from tauon.artifacts import write_json
-from tauon.config import dump
+from tauon.config import count_as_read, dump
 from tauon.data import DataSplits, Loader
 from tauon.distributed import Layout, Mesh
 from tauon.errors import Problem, RecipeError
@@ -98,6 +98,7 @@ class Federation(TrainExtension):
         else:
             self.transport, pinned = _Later(), PinnedKeys(path=ctx.run.folder / "federate" / "pinned.json")
             sites = self.config.sites or self.end.sites
+            count_as_read(ctx.recipe.task)  # only sites compute the loss
             (ctx.run.folder / "federate").mkdir(exist_ok=True)
         self.summation = summation_of(config, sites, run_name(ctx), pinned)
         coordinator = federate(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tauon.config import count_as_read
 from tauon.errors import Problem, RecipeError
 from tauon.federated import LocalTraining, Message, Site, SiteState, TrainingSite
 from tauon.federated.config import FederateConfig
@@ -41,9 +42,7 @@ class SiteTraining(TrainExtension):
         self.settled: Plan
         self.events: EventLog | None = None
         self.save: Callable[[TrainJob], None] | None = None
-        for section in (config, config.simulate, config.weighting):  # the coordinator reads them
-            for name in type(section).model_fields if section is not None else ():
-                getattr(section, name)
+        count_as_read(config)  # the coordinator uses it
 
     def plan(self, plan: Plan) -> None:
         self.settled = plan
