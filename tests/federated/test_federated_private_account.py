@@ -12,6 +12,7 @@ from secure_sites import flower
 from tauon.errors import PrivacyError, RecipeError
 from tauon.federated.private import (
     UpdatePrivacy,
+    calibrate_noise,
     explain_privacy,
     explain_records,
     federation_identity,
@@ -109,6 +110,23 @@ def test_sums_of_shares_are_discrete_gaussians_to_many_digits() -> None:
     one /= one.sum()
     near = np.abs(j) < 6 * 4 * math.sqrt(12)
     assert np.abs(np.log(total[near] / one[near])).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "p",
+    [
+        central(sampling="poisson", rate=0.1),
+        central(sampling="fixed-size", rate=0.1),
+        UpdatePrivacy("local", 1.0, 1.0, sites=100),
+        distributed(),
+    ],
+    ids=["poisson", "fixed-size", "local", "distributed"],
+)
+def test_calibrated_noise_meets_its_target_from_below(p: UpdatePrivacy) -> None:
+    layout = private_layout({"w": (1000,)}, p, p.sites)
+    done = calibrate_noise(p, 30, target_epsilon=3.0, delta=DELTA)
+    found = site_guarantee(done, 30, DELTA, layout=layout).epsilon
+    assert 2.98 < found <= 3.0
 
 
 def test_no_guarantee_is_claimed_against_a_coordinator_that_adds_the_noise() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from secure_sites import RUN, SHAPES, Group, Wire, group, session
 
 from tauon.errors import TauonError
@@ -432,6 +436,46 @@ def test_a_failure_says_nothing_but_the_reason() -> None:
     g.sites["site-01"].contribute = broken
     total = secure_sum(Wire(g.sites), g.names, g.work, g.layout, session(), g.settings)
     assert total.lost == {"site-01": "keys: the training failed"}
+
+
+JUNK = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=4)
+    | st.just("00" * 32),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["site-00", "site-01", "name", "entries", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["join", "pin", "keys", "shares", "masked", "agree", "unmask"]), st.integers(0, 5), JUNK, st.booleans())
+def test_messages_that_make_no_sense_are_refused_and_break_nothing(stage: str, which: int, junk: Any, deep: bool) -> None:
+    g = FUZZED
+    machine, wire = SecureSum(g.names, g.work, g.layout, session(next(NUMBERS)), g.settings), Wire(g.sites)
+    while machine.stage != stage and stage not in ("join", "pin"):
+        machine.receive(wire.ask(machine.requests(), timeout=1))
+    site = g.sites["site-00"]
+    keys = {"keys": {n: g.pinned[n].hex() for n in g.names}}
+    message = machine.session.message(stage, keys) if stage in ("join", "pin") else machine.requests()["site-00"]
+    values = dict(message.fields)
+    name = sorted(values)[which % len(values)]
+    inner = values[name]
+    if deep and isinstance(inner, dict) and inner:
+        values[name] = {**inner, sorted(inner)[which % len(inner)]: junk}
+    elif deep and isinstance(inner, list) and inner:
+        values[name] = [*inner[:-1], junk]
+    else:
+        values[name] = junk
+    with contextlib.suppress(TauonError):
+        site.answer(replace(message, fields=values))
+
+
+FUZZED, NUMBERS = group(4), itertools.count(1)
 
 
 def test_what_is_agreed_depends_on_all_of_it() -> None:

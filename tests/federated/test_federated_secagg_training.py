@@ -34,7 +34,7 @@ from tauon.federated.private import (
     PrivateSummation,
     UpdatePrivacy,
 )
-from tauon.federated.secagg import Identity, PinnedKeys, SecureSite, SecureSummation, SiteRules, site_contribution
+from tauon.federated.secagg import Identity, PinnedKeys, RoundFailed, SecureSite, SecureSummation, SiteRules, site_contribution
 from tauon.federated.simulation import ByQuantity, ClientRows
 from tauon.federated.strategies import CoordinateMedian, FedAvg, Scaffold, StrategyConfig
 from tauon.train import TrainJob, train
@@ -47,7 +47,7 @@ CAP = Weighting(max_examples=20)
 
 def training(name: str) -> TrainingSite:
     rows = ClientRows(DATA, PARTS[name])
-    return TrainingSite(LocalTraining(logistic(Loader(rows, batch=5, seed=1)), len(rows), data=rows.batches))
+    return TrainingSite(LocalTraining(logistic(Loader(rows, batch=5, seed=1)), len(rows), data=rows.batches), held_out=rows.batches)
 
 
 class Sites:
@@ -168,6 +168,28 @@ def test_nothing_about_one_site_is_sent_in_clear() -> None:
     trained(sites, SecureSummation("r", PinnedKeys()), count=1)
     everything = b"".join(sites.seen)
     assert b"trained" not in everything and b'"loss"' not in everything and b"secagg/masked" in everything
+
+
+def test_metrics_are_summed_without_showing_those_of_a_site() -> None:
+    sites = secure()
+    summation = SecureSummation("r", PinnedKeys())
+    job = trained(sites, summation, count=1)
+    sites.seen.clear()
+    tensors = {n: t.clone() for n, t in weights(job).items()}
+    order = {n: Message("evaluate", 1, "n", {"session": sites.ends[n].others._session, "fine_tune": 0}, tensors) for n in NAMES}  # type: ignore[attr-defined]
+    found = summation.evaluate(sites, order, ["loss"], most_examples=50)
+    each = {n: sites.ends[n].others.answer(order[n]).fields for n in NAMES}  # type: ignore[attr-defined]
+    expected = sum(e["metrics"]["loss"] * e["examples"] for e in each.values()) / sum(e["examples"] for e in each.values())
+    assert found["loss"] == pytest.approx(expected, abs=1e-5)
+    assert b'"metrics"' not in b"".join(sites.seen) and b"evaluated" not in b"".join(sites.seen)
+    with pytest.raises(RoundFailed, match="does not measure f1"):
+        summation.evaluate(sites, order, ["f1"], most_examples=50)
+
+
+def test_other_work_is_not_summed() -> None:
+    for contribute in (site_contribution(training("a")), PrivateContribution(training("a"), central(), 5)):
+        with pytest.raises(TauonError, match="'join'"):
+            contribute(Message("join", 1, "n", {}))
 
 
 # ------------------------------------------------------------------------------------------------ privacy

@@ -1,6 +1,7 @@
 """Differential privacy of updates: the unit is a site; the noise is central, local, or distributed over the sites."""
 
 from tauon.federated.private.account import (
+    calibrate_noise,
     explain_privacy,
     explain_records,
     federation_identity,
@@ -35,6 +36,7 @@ __all__ = [
     "UpdatePrivacy",
     "add_central_noise",
     "add_local_noise",
+    "calibrate_noise",
     "choose_sites",
     "clip_contribution",
     "clip_update",

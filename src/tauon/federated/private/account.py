@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from tauon.errors import PrivacyError
@@ -18,11 +19,12 @@ from tauon.federated.private.discrete import sampler_slack
 from tauon.federated.private.distributed import effective_multiplier
 from tauon.federated.private.settings import UpdatePrivacy
 from tauon.federated.secagg import Layout, PinnedKeys
-from tauon.privacy.accounting import Accountant, Guarantee, Release, guarantee
+from tauon.privacy.accounting import Accountant, Guarantee, Release, calibrate, guarantee, refuse_delta
 from tauon.privacy.ledger import Entry, Ledger, Opening
 
 __all__ = [
     "Against",
+    "calibrate_noise",
     "explain_privacy",
     "explain_records",
     "federation_identity",
@@ -81,13 +83,43 @@ def site_guarantee(
         layout: of the secure sum, for distributed noise.
         accountant: None: `rdp` for fixed-size sampling and for distributed noise, for which the others are not proven, else `pld`.
     """
-    renyi_only = privacy.mode == "distributed" or privacy.sampling == "fixed-size"
-    if accountant == "pld" and renyi_only:
+    if accountant == "pld" and _accountant(privacy) == "rdp":
         raise PrivacyError("pld is not proven for fixed-size sampling of sites, nor for sums of discrete Gaussians. Set accountant rdp.")
     return guarantee(
-        site_releases(privacy, rounds, against=against, layout=layout), delta, accountant=accountant or ("rdp" if renyi_only else "pld"), unit=UNIT,
+        site_releases(privacy, rounds, against=against, layout=layout), delta, accountant=accountant or _accountant(privacy), unit=UNIT,
         examples=privacy.sites, assumptions=_assumptions(privacy, against, layout), not_covered=NOT_COVERED,
     )  # fmt: skip
+
+
+def calibrate_noise(
+    privacy: UpdatePrivacy, rounds: int, *, target_epsilon: float, delta: float, accountant: Accountant | None = None
+) -> UpdatePrivacy:
+    """Return the settings with the least noise for which `rounds` rounds stay within `target_epsilon` at `delta`.
+
+    Args:
+        privacy: settings; their noise multiplier is replaced.
+        rounds: most rounds that are released.
+        target_epsilon: upper limit: local and distributed noise against the coordinator, central noise against those who see the models.
+        delta: below 1 / sites.
+        accountant: as for `site_guarantee`.
+
+    >>> p = calibrate_noise(UpdatePrivacy("central", 1.0, 1.0, sites=50), 10, target_epsilon=4, delta=1e-3)
+    >>> 3.9 < site_guarantee(p, 10, 1e-3).epsilon <= 4
+    True
+    """
+    refuse_delta(delta, privacy.sites)
+    half = 2.0 if privacy.mode == "local" else 1.0
+    known = privacy.sampling if privacy.mode == "central" else "full"
+    z = calibrate(
+        lambda z: [Release(z / half, known, privacy.rate, rounds)], target_epsilon=target_epsilon, delta=delta,
+        accountant=accountant or _accountant(privacy),
+    )  # fmt: skip
+    return replace(privacy, noise_multiplier=z * (1 + 1e-9))
+
+
+def _accountant(privacy: UpdatePrivacy) -> Accountant:
+    """The tightest accountant that is proven for the settings."""
+    return "rdp" if privacy.mode == "distributed" or privacy.sampling == "fixed-size" else "pld"
 
 
 NOT_COVERED = (

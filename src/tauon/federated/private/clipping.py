@@ -50,6 +50,8 @@ def clip_contribution(
     known = {**numbers, WITHIN: 0.5 if had <= privacy.clip_norm else -0.5}
     bounded = {}
     for name, bound in privacy.numbers.items():
+        if name not in known:
+            raise DataError(f"this site does not measure {name}, which is among the private numbers. Remove it from them, or measure it.")
         value = float(known[name])
         if not math.isfinite(value):
             raise DataError(f"{name} is {value}: it is not sent")

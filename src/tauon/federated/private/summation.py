@@ -199,7 +199,9 @@ class PrivateContribution:
         self._draws = 0
 
     def __call__(self, order: Message) -> Contribution:
-        """Train, clip, and, with local noise, noise."""
+        """Train, clip, and, with local noise, noise. Raises `MessageError` for other work: its result would not be private."""
+        if order.kind != "train":
+            raise MessageError(f"this site contributes nothing but private updates, got {order.kind!r}")
         self.privacy = agreed_norm(self.privacy, order, adaptive=self.adaptive)
         trained = self.site.answer(order)
         known = {LOSS: trained.fields.get("loss", 0.0), **trained.fields.get("metrics", {})}

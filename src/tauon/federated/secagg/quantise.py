@@ -144,10 +144,10 @@ class Layout:
         expected = {e.name for e in self.entries}
         if given != expected:
             raise SecureAggregationError(f"the values to be summed are {sorted(given)}, expected {sorted(expected)}")
+        read = [self._values(entry, contribution) for entry in self.entries]
         words = np.empty(self.count, dtype="<u4")
         words[0], at = 1, 1
-        for entry in self.entries:
-            values = self._values(entry, contribution)
+        for entry, values in zip(self.entries, read, strict=True):
             steps = self._in_steps(entry, values, rounding)
             if noise is None or entry.name not in noise:
                 words[at : at + entry.size] = steps.astype(np.int32).view(np.uint32)  # modulo 2^32

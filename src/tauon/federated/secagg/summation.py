@@ -6,7 +6,7 @@ At the site, `site_contribution` makes what is summed from the answer of its tra
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -14,8 +14,8 @@ from tauon.federated.messages import Failure, Message, MessageError, Site, Trans
 from tauon.federated.secagg.identity import PinnedKeys
 from tauon.federated.secagg.joining import join_sites
 from tauon.federated.secagg.quantise import Contribution, Entry, Layout, Total
-from tauon.federated.secagg.server import SecureSettings, SecureSum
-from tauon.federated.secagg.session import FEWEST, SecureAggregationError, Session
+from tauon.federated.secagg.server import SecureSettings, SecureSum, secure_sum
+from tauon.federated.secagg.session import FEWEST, RoundFailed, SecureAggregationError, Session
 from tauon.federated.summation import LOSS, WEIGHT, Collected, RoundRequest, mean_of_sum, tensor_bytes, weighted_vector
 from tauon.federated.updates import CONTROL, Update
 
@@ -23,21 +23,43 @@ __all__ = ["SecureSummation", "site_contribution"]
 
 LARGEST_LOSS = 1e4
 """A larger loss of a site counts as this one."""
+LARGEST_METRIC = 100.0
+"""A larger metric of a site counts as this one."""
+MEASURED, MOST = "measured", "most_examples"
+"""Fields of a request to evaluate: names of the metrics, and the number of examples at which a site's weight is 1."""
 
 
 def site_contribution(site: Site) -> Callable[[Message], Contribution]:
-    """Return what `SecureSite` calls: it has `site` train, and returns its weighted update, its weight and its weighted loss.
+    """Return what `SecureSite` calls: it has `site` train, and returns its weighted update, its weight and its weighted loss; or has it evaluate, and
+    returns its weighted metrics. Raises `MessageError` for other work.
 
     Args:
-        site: `TrainingSite`. Its answer to "train" stays here.
+        site: `TrainingSite`. Its answers to "train" and "evaluate" stay here.
     """
 
     def contribute(order: Message) -> Contribution:
+        if order.kind == "evaluate":
+            return weighted_metrics(order, site.answer(order))
+        if order.kind != "train":
+            raise MessageError(f"{order.kind!r} is not work whose result is summed: expected train or evaluate")
         vector = weighted_vector(order, site.answer(order))
         vector[LOSS] = vector[LOSS].clamp(-LARGEST_LOSS, LARGEST_LOSS)
         return Contribution(vector)
 
     return contribute
+
+
+def weighted_metrics(order: Message, evaluated: Message) -> Contribution:
+    """Return the metrics that were asked for, times the site's weight, its examples / `MOST` (at most 1). Raises `MessageError` if one is missing."""
+    match order.fields, evaluated.fields:
+        case {"measured": list(names), "most_examples": int(most)}, {"examples": int(examples), "metrics": dict(metrics)} if most > 0:
+            missing = [name for name in names if not isinstance(metrics.get(name), int | float)]
+            if missing:
+                raise MessageError(f"this site does not measure {', '.join(map(str, missing[:3]))}")
+            weight = min(examples, most) / most
+            each = {str(name): weight * min(LARGEST_METRIC, max(-LARGEST_METRIC, float(metrics[name]))) for name in names}
+            return Contribution({}, {WEIGHT: weight, **each})
+    raise MessageError("a request to evaluate, or its answer, that cannot be read")
 
 
 class SecureSummation:
@@ -64,7 +86,7 @@ class SecureSummation:
     def collect(self, transport: Transport, request: RoundRequest) -> Collected:
         """See `Summation.collect`."""
         result = Collected()
-        self._join(transport, request, result)
+        result.refused |= self._join(transport, list(request.messages), request.timeout)
         machines = []
         for group in request.groups:
             names = [name for name in group if name in self._joined]
@@ -77,15 +99,43 @@ class SecureSummation:
         self._joined -= set(result.failed)  # it may have been restarted: it joins again
         return result
 
-    def _join(self, transport: Transport, request: RoundRequest, result: Collected) -> None:
-        names = list(request.messages)
+    def evaluate(
+        self, transport: Transport, messages: Mapping[str, Message], metrics: Sequence[str], *, most_examples: int, timeout: float = 600.0
+    ) -> dict[str, float]:
+        """Return the means of the sites' metrics, weighted by their held-out examples; a single site's are not known.
+
+        Args:
+            transport: to the sites.
+            messages: the request to evaluate of each site ("evaluate", with the weights).
+            metrics: their names.
+            most_examples: a site counts as at most this many examples; near the largest number, for the precision of the others.
+            timeout: seconds for the evaluation.
+
+        Raises:
+            RoundFailed: too few sites are left.
+        """
+        self._join(transport, list(messages), timeout)
+        names = [name for name in messages if name in self._joined]
+        more = {MEASURED: list(metrics), MOST: int(most_examples)}
+        work = {name: replace(messages[name], fields={**messages[name].fields, **more}) for name in names}
+        bounds = {WEIGHT: 1.0, **dict.fromkeys(metrics, LARGEST_METRIC)}
+        layout = Layout(max(1, len(names)), tuple(Entry(name, (), bound, is_number=True) for name, bound in bounds.items()))
+        self.newest += 1
+        settings = replace(self.settings, work_timeout=timeout)
+        total = secure_sum(transport, names, work, layout, Session(self.run, self.newest), settings)
+        if not total.numbers[WEIGHT] > 0:
+            raise RoundFailed("no site has held-out examples")
+        return {name: total.numbers[name] / total.numbers[WEIGHT] for name in metrics}
+
+    def _join(self, transport: Transport, names: Sequence[str], timeout: float) -> dict[str, str]:
+        """Let sites join that have not; return those that are refused."""
         if set(names) <= self._joined:
-            return
-        joined = join_sites(transport, names, self.pinned, run=self.run, timeout=min(request.timeout, self.settings.timeout))
+            return {}
+        joined = join_sites(transport, names, self.pinned, run=self.run, timeout=min(timeout, self.settings.timeout))
         self._joined |= set(joined.names)
         self._joined -= set(joined.refused)
         self.newest = max(self.newest, joined.newest)
-        result.refused |= joined.refused
+        return joined.refused
 
     def _start(self, names: Sequence[str], request: RoundRequest) -> SecureSum:
         if len(names) < self.settings.fewest:
