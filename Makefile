@@ -7,13 +7,14 @@ PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check -c constra
 # Two tests at a time: many of them wait, for a process to start or for a time-out to pass.
 SIDE_BY_SIDE := -n 2 --dist worksteal
 
-.PHONY: quickstart test test-slow test-distributed check format docs bench clean help
+.PHONY: quickstart test test-slow test-distributed test-federated check format docs bench clean help
 
 help:
 	@echo "make quickstart   install, train a small GPT on Python's own source, evaluate it, write its report (minutes)"
 	@echo "make test         the tests, on the CPU alone (under 12 minutes on two cores)"
 	@echo "make test-slow    the recipes at full size, against the figures that they must reach"
 	@echo "make test-distributed  every layout against one process, killed workers, other layouts on resume (about 14 minutes on two cores)"
+	@echo "make test-federated  a coordinator and sites in network namespaces, through killed ones (as root, about 8 minutes on two cores)"
 	@echo "make check        format, lint, types, layers, exports"
 	@echo "make docs         build the documentation, warnings are errors"
 	@echo "make bench        every speed claim, ours and the peer in one run"
@@ -47,6 +48,9 @@ test-slow: $(VENV)/.dev
 
 test-distributed: $(VENV)/.dev
 	$(BIN)/python -m pytest -m distributed --timeout 900 --dist worksteal -n 3
+
+test-federated: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "slow and distributed" tests/federated --timeout 1800
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

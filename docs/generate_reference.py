@@ -41,6 +41,8 @@ FAMILIES = (
     "augment",
     "tracker",
     "compression",
+    "strategy",
+    "client_split",
 )
 UNITS = {id(typing.get_args(t)[1].func): name for t, name in ((Count, "count"), (Bytes, "size"), (Duration, "time"), (Fraction, "share"))}
 HEAD = """\

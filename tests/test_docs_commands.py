@@ -289,6 +289,8 @@ def arguments(command: str) -> list[str]:
         return [*said, "--help"]  # a verb is mentioned, without what it works on
     if isinstance(verb, click.Group):
         return [*said, "--help"] if "--help" not in said else said
+    if said[:2] in (["federate", "serve"], ["federate", "join"]):
+        return [*said, "--help"]  # they wait for each other: tests/federated plays them
     options = {o for p in verb.params for o in p.opts}
     for pattern, more, _ in CHANGED:
         if re.search(pattern, command) and more.split()[0] in options - {*said}:

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 import tauon.compress.training.rules
 import tauon.data.rules
+import tauon.federated.rules
 import tauon.models.rules
 import tauon.optim.rules
 import tauon.privacy.rules
@@ -55,7 +56,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Pattern of valid run names."""
 FREE = ("parallel", "launch", "track")
 """Sections that may change on resume: they set how, not what, is trained."""
-LATER = ("distil", "qat")
+LATER = ("distil", "qat", "federate")
 """Sections that older versions did not have: left out, they change nothing, fingerprints included."""
 
 

@@ -21,6 +21,7 @@ BY_HAND = {
     "train": ("tauon.cli.run", "Prepare the data and train; resumes where it stopped."),
     "predict": ("tauon.cli.predict", "Apply a trained model to new data: rows, images, recordings, texts, a time series."),
     "generate": ("tauon.cli.generate", "Continue a text with a trained language model."),
+    "federate": ("tauon.cli.federate", "Train where the data is: simulated sites here, or real ones that share no data."),
     "export": ("tauon.cli.export", "Write a trained model for other programs: ONNX, OpenVINO, ExecuTorch, transformers, llama.cpp."),
     "adapter": ("tauon.cli.export", "Merge trained adapters into the weights of their base model."),
     "explain": ("tauon.cli.explain", "Explain a trained model: what it looks at, and how far that may be believed."),

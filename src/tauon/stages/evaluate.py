@@ -16,7 +16,7 @@ from tauon.stages.load import load_model
 from tauon.stages.samples import sample_answers, sample_texts
 from tauon.tasks import CountingBytes, LanguageModelling
 
-__all__ = ["evaluate_stage", "evaluation_of"]
+__all__ = ["evaluate_stage", "evaluation_of", "scored_task"]
 
 
 def evaluate_stage(ctx: Context) -> dict[str, Any]:
@@ -29,9 +29,7 @@ def evaluate_stage(ctx: Context) -> dict[str, Any]:
     dataset = splits.test if name == "test" else splits.validation
     if dataset is None:
         raise RecipeError([Problem("evaluate.split", f"is {name}, but the data has no {name} part. Hold some out: data.split.{name}=10%.")])
-    task: Any = recipe.task
-    if isinstance(task, LanguageModelling):
-        task = CountingBytes(task, torch.as_tensor(dataset.token_bytes))  # type: ignore[attr-defined]
+    task = scored_task(recipe.task, dataset)
 
     def progress(done: int, total: int) -> None:
         ctx.on_event("progress", what=f"evaluating on {name}", done=done, total=total)
@@ -46,6 +44,11 @@ def evaluate_stage(ctx: Context) -> dict[str, Any]:
         samples = sample_texts(ctx, model, precision) if text else sample_answers(ctx, model, precision, dataset)
         write_json(ctx.run.folder / "samples.json", samples)
     return {"checkpoint": checkpoint.hash, "split": name}
+
+
+def scored_task(task: Any, dataset: Any) -> Any:
+    """Return the task as it is measured on a data set: of a language model, bytes are counted, too."""
+    return CountingBytes(task, torch.as_tensor(dataset.token_bytes)) if isinstance(task, LanguageModelling) else task
 
 
 def evaluation_of(folder: Path) -> Evaluation | None:

@@ -72,13 +72,18 @@ BUILT_IN = (
     ),
     Stage(
         "train", "tauon.stages.train:train_stage", "Prepare the data and train; resumes where it stopped.",
-        reads=("data", "task", "model", "adapt", "optim", "train", "distil", "qat", "privacy", "parallel", "track"),
+        reads=("data", "task", "model", "adapt", "optim", "train", "distil", "qat", "federate", "privacy", "parallel", "track"),
         inputs=("prepare",), collective=True,
     ),
     Stage(
         "evaluate", "tauon.stages.evaluate:evaluate_stage", "Evaluate a trained run; every metric has a confidence interval.",
         reads=("evaluate",), inputs=("train",), writes=("evaluation.json",), report="tauon.report.results:evaluation",
         details="Evaluate the trained model of RECIPE on the test set, or else on the validation set. Every metric has a 95% interval.",
+    ),
+    Stage(
+        "federate", "tauon.stages.federate:federate_stage", "What each site gains by training together; simulated sites, or real ones.",
+        config="tauon.federated.config:FederateConfig", reads=("federate",), inputs=("train",), writes=("federate.json",),
+        report="tauon.federated.report:federation",
     ),
     Stage(
         "explain", "tauon.stages.explain:explain_stage", "Explain a trained model: what it looks at, and how far that may be believed.",
@@ -102,7 +107,7 @@ BUILT_IN = (
     ),
     Stage(
         "report", "tauon.stages.report:report_stage", "Write the report of a run, one HTML page.",
-        inputs=("train", "evaluate", "explain", "audit", "compress", "export"), writes=("report.html",), from_records=True,
+        inputs=("train", "evaluate", "federate", "explain", "audit", "compress", "export"), writes=("report.html",), from_records=True,
         details="Write report.html: data, curves, metrics, samples, recipe and environment on one page that works offline.",
     ),
 )  # fmt: skip
@@ -116,7 +121,22 @@ FAILED_STAGES: dict[str, str] = {}
 RESERVED = (
     *("name", "seed", "stages", "data", "task", "model", "adapt", "optim", "train", "distil", "qat", "privacy", "parallel", "launch"),
     *("evaluate", "track"),
-    *("run", "predict", "generate", "export", "adapter", "audit", "explain", "compress", "serve", "runs", "check", "tune", "recipe"),
+    *(
+        "run",
+        "predict",
+        "generate",
+        "federate",
+        "export",
+        "adapter",
+        "audit",
+        "explain",
+        "compress",
+        "serve",
+        "runs",
+        "check",
+        "tune",
+        "recipe",
+    ),
 )
 """Sections of every recipe and verbs that are written by hand: names that a stage of another package cannot have."""
 

@@ -179,6 +179,7 @@ def run_job(training: Training, job: TrainJob, events: EventLog, *, recorded: bo
             )  # fmt: skip
             back = partial(back_to_checkpoint, ctx, job, writer, record, events)
             for extension in reversed(extensions):
+                extension.loop_parts(job, hooks, record.save)
                 loop = partial(extension.run, loop, back)
             loop()
         except RuntimeError as err:

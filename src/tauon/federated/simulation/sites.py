@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tauon.data import Loader
 from tauon.errors import Problem, RecipeError, TauonError
@@ -186,9 +187,21 @@ def metrics_of(job: TrainJob, batches: Callable[[], Iterable[Batch]]) -> dict[st
 
 
 def local_job(job: TrainJob) -> TrainJob:
-    """Return a copy of a job at step 0, with its own model and optimizer, for the clients of a simulation. The loader is shared."""
-    own = copy.deepcopy(replace(job, loader=None))  # type: ignore[arg-type]
-    own.loader = job.loader
+    """Return a copy of a job at step 0, with its own model and optimizer, for the clients of a simulation. Loader and task are shared: the task
+    records which of its settings are used.
+    """
+    memo: dict[int, Any] = {}
+    for part in (*getattr(job.optimizer, "parts", ()), job.optimizer):
+        memo[id(part)] = _copied(part, memo)
+    own = copy.deepcopy(replace(job, loader=None, task=None), memo)  # type: ignore[arg-type]
+    own.loader, own.task = job.loader, job.task
+    return own
+
+
+def _copied(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    """Return a copy with all attributes: torch copies only `state`, `defaults` and `param_groups` of an optimizer."""
+    own: Optimizer = object.__new__(type(optimizer))
+    own.__dict__.update(copy.deepcopy(optimizer.__dict__, memo))
     return own
 
 

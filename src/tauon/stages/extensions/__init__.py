@@ -35,9 +35,10 @@ TRAIN_EXTENSIONS = (
     f"{_HERE}.quantisation:quantisation",
     f"{_HERE}.sparse_start:sparse_start",
     f"{_HERE}.layer_watch:layer_watch",
+    f"{_HERE}.federated:federated",
     f"{_HERE}.privacy:privacy",
 )
-"""Changes of training, in this order: how gradients or weights are exchanged, what is measured, how gradients are made."""
+"""Changes of training, in this order: how gradients or weights are exchanged, what is measured, who trains, how gradients are made."""
 
 REPORT_SECTIONS = ("tauon.privacy.report:privacy",)
 """Functions that take `Records` and return the extensions' sections of report.html."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,7 +10,7 @@ from tauon.data import DataConfig, DataSplits, Loader
 from tauon.distributed import Mesh
 from tauon.models import ModelConfig
 from tauon.plan import Derived, Plan, Work
-from tauon.train import TrainJob
+from tauon.train import Hook, TrainJob
 from tauon.types import Dataset
 
 __all__ = ["SplitTransform", "StartAgain", "TrainExtension"]
@@ -81,6 +81,9 @@ class TrainExtension:
     def running(self) -> AbstractContextManager[Any]:
         """Return a context manager that is open while the loop runs."""
         return nullcontext()
+
+    def loop_parts(self, job: TrainJob, hooks: Sequence[Hook], save: Callable[[TrainJob], None]) -> None:
+        """Called before `run` with what the loop calls: for an extension whose steps are not those of the loop."""
 
     def run(self, loop: Callable[[], object], back_to_checkpoint: Callable[[str], bool]) -> None:
         """Run the loop. `back_to_checkpoint(reason)` restores the job from the newest checkpoint; it returns False if there is none."""

@@ -1,0 +1,209 @@
+"""`tauon federate`: training at sites that keep their data: simulated ones, or real ones over a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tauon.cli.run import Request, fresh_option, recipe_arguments, run_verb
+from tauon.cli.show import pick_show
+
+__all__ = ["federate_command"]
+
+GROUP_EPILOG = """\b
+Examples:
+  tauon federate mnist-mlp --simulate 3 --rounds 10                       three sites with equal parts of the data
+  tauon federate mnist-mlp --simulate 5 federate.simulate.split.kind=dirichlet federate.simulate.split.alpha=0.5
+  tauon federate mnist-mlp --simulate 5 federate.strategy=fedprox
+
+\b
+Each site trains on its own examples (train.epochs is the work of one round, one pass by default), and only changes of the weights are combined.
+The report says what that gained each site over training alone, and what it lost against all data in one place. The result is a run like any
+other: tauon evaluate, explain, compress, export and serve work on it. Settings are those of the recipe's section `federate` (docs: Federated
+training).
+
+\b
+Real sites (docs: Federated training between sites):
+  tauon federate keys coordinator --help     keys and certificates of the coordinator
+  tauon federate keys site --help            the key of a site
+  tauon federate serve --help                at the coordinator
+  tauon federate join --help                 at each site
+"""
+
+DEFAULTS = {"rounds": "10", "epochs": "1", "sites": "3"}
+"""Where neither the recipe nor the command says otherwise."""
+
+
+class Federate(click.Group):
+    """`tauon federate RECIPE` simulates; serve, join and keys are verbs of their own."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        return "simulate", self.commands["simulate"], args
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(ctx.command_path, "RECIPE [OPTIONS] [a.b=c]... | serve | join | keys")
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
+            args = ["simulate", *args]  # options before the recipe
+        return super().parse_args(ctx, args)
+
+
+@click.group("federate", cls=Federate, epilog=GROUP_EPILOG)
+def federate_command() -> None:
+    """Train the model of RECIPE at sites that keep their data; simulated here, and compared with each site alone and with all data in one place."""
+
+
+@federate_command.command("simulate")
+@recipe_arguments
+@click.option("--simulate", type=click.IntRange(1), help="Number of sites to simulate on this machine. Default: those of the recipe, or 3.")
+@click.option("--rounds", type=click.IntRange(1), help="Rounds. Default: those of the recipe, or 10.")
+@fresh_option
+def simulate_command(
+    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, simulate: int | None, rounds: int | None,
+    fresh: bool,
+) -> None:  # fmt: skip
+    """Train the model of RECIPE at simulated sites, and compare it with each site alone and with all data in one place."""
+    given = [*_defaults(recipe, assignments), *assignments]
+    given += [f"federate.simulate.sites={simulate}"] if simulate is not None else []
+    given += [f"federate.rounds={rounds}"] if rounds is not None else []
+    run_verb(Request(recipe, tuple(given), root, fresh), pick_show(quiet, as_json), verb="federate", stages=None)
+
+
+def _defaults(recipe: str, assignments: tuple[str, ...]) -> list[str]:
+    """Return a name, three simulated sites, rounds, and one pass a round, for a recipe that is not federated."""
+    from tauon.recipe import load_recipe
+
+    tree: Any = load_recipe(recipe, [a for a in assignments if not a.startswith("federate.")])
+    simulated = [] if any(a.startswith("federate.simulate") for a in assignments) else [f"federate.simulate.sites={DEFAULTS['sites']}"]
+    federate = getattr(tree, "federate", None)
+    if federate is not None:
+        return [] if federate.raw_value("simulate") is not None else simulated
+    found = (
+        simulated if any(a.startswith("federate.rounds=") for a in assignments) else [*simulated, f"federate.rounds={DEFAULTS['rounds']}"]
+    )
+    if not any(a.startswith("name=") for a in assignments):
+        found.append(f"name={tree.name}-federated")  # not the run of one place
+    lengths = ("steps", "epochs", "tokens", "time")
+    if any(a.startswith(tuple(f"train.{name}=" for name in lengths)) for a in assignments):
+        return found
+    return [*found, *(f"train.{name}=null" for name in lengths if name != "epochs"), f"train.epochs={DEFAULTS['epochs']}"]
+
+
+# ---------------------------------------------------------------------------------------------- real sites
+
+
+KEYS = click.option(
+    "--keys", type=click.Path(path_type=Path, file_okay=False), default=Path("keys"), show_default=True, help="Folder of keys and certificates."
+)  # fmt: skip
+
+
+@federate_command.command("serve")
+@recipe_arguments
+@click.option("--address", default="127.0.0.1:9443", show_default=True, help="host:port to listen on; 0.0.0.0:9443 for other machines.")
+@KEYS
+@click.option(
+    "--wait-for", "sites", type=click.IntRange(1), help="Sites that must have joined before the first round. Default: federate.sites."
+)
+@click.option("--wait", default="1h", show_default=True, help="Time to wait for them.")
+def serve_command(
+    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, address: str, keys: Path, sites: int | None,
+    wait: str,
+) -> None:  # fmt: skip
+    """Be the coordinator of RECIPE: serve the sites of the roster until all rounds are done. Killed and started again, it continues.
+
+    The recipe's data are the coordinator's own, of the same form as the sites': the model is validated and evaluated on them, never trained.
+    """
+    from tauon.errors import RecipeError
+    from tauon.federated.network import ServeAt, network
+    from tauon.recipe import load_recipe
+
+    tree: Any = load_recipe(recipe, assignments)
+    federate = getattr(tree, "federate", None)
+    if federate is None:
+        raise RecipeError(f"{recipe} has no section federate: add federate.rounds=20, and give every site the same recipe.")
+    wanted = sites or federate.raw_value("sites")
+    if wanted is None:
+        raise click.UsageError("say how many sites to wait for: --wait-for 3, or federate.sites in the recipe")
+    end = ServeAt(address, keys, wanted, _seconds(wait, "--wait"))
+    with network(end):
+        run_verb(Request(recipe, (*assignments, "federate.simulate=null"), root), pick_show(quiet, as_json), verb="federate", stages=None)
+
+
+@federate_command.command("join")
+@click.argument("address")
+@recipe_arguments
+@click.option("--name", required=True, help="Name of this site, as in the coordinator's roster.")
+@click.option("--data", type=click.Path(path_type=Path, exists=True), help="The site's own data: a file or folder for data.source.path.")
+@KEYS
+def join_command(
+    address: str, recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, name: str, data: Path | None,
+    keys: Path,
+) -> None:  # fmt: skip
+    """Take part in the federation at ADDRESS (host:port) with this site's data, until the coordinator ends it.
+
+    RECIPE is the coordinator's; only its data are the site's own. The rows stay here. At the end, the run's folder has the federated model.
+    """
+    from tauon.federated.network import JoinAt, network
+
+    given = [*assignments, "federate.simulate=null", *([f"data.source.path={data}"] if data is not None else [])]
+    with network(JoinAt(address, name, keys)):
+        run_verb(
+            Request(recipe, tuple(given), root),
+            pick_show(quiet, as_json),
+            verb="federate",
+            stages=("prepare", "train", "evaluate", "report"),
+        )
+
+
+@federate_command.group("keys")
+def keys_command() -> None:
+    """Make keys and certificates: once at the coordinator, once at each site."""
+
+
+@keys_command.command("coordinator")
+@click.argument("hosts", nargs=-1, required=True)
+@KEYS
+def keys_coordinator_command(hosts: tuple[str, ...], keys: Path) -> None:
+    """Make the authority and the coordinator's certificate for HOSTS, the names and addresses under which sites reach it."""
+    from tauon.federated.flower import make_authority, make_server_certificate
+
+    if not (keys / "ca.key").exists():
+        make_authority(keys)
+        click.echo(f"wrote {keys / 'ca.key'} (keep it offline) and {keys / 'ca.crt'} (for every site)")
+    make_server_certificate(keys, list(hosts))
+    (keys / "roster").touch()
+    click.echo(f"wrote {keys / 'server.key'} and {keys / 'server.crt'} for {', '.join(hosts)}")
+    click.echo(f"put one line of each site into {keys / 'roster'}")
+
+
+@keys_command.command("site")
+@click.argument("name")
+@KEYS
+def keys_site_command(name: str, keys: Path) -> None:
+    """Make the key of the site NAME, and print the line for the coordinator's roster."""
+    from tauon.federated.flower import make_site_key
+    from tauon.federated.secagg import Identity, fingerprint
+
+    line = make_site_key(keys, name)
+    identity = Identity.of(keys / f"{name}.identity")
+    click.echo(line)
+    click.echo(
+        f"wrote {keys / name}.key, {name}.pub and {name}.identity; fingerprint for secure aggregation: {fingerprint(identity.public)}",
+        err=True,
+    )
+
+
+def _seconds(text: str, option: str) -> float:
+    from pydantic import TypeAdapter, ValidationError
+
+    from tauon.config import Duration
+
+    try:
+        return float(TypeAdapter(Duration).validate_python(text))
+    except ValidationError as err:
+        raise click.UsageError(f"{option}: {err.errors()[0]['msg'].removeprefix('Value error, ')}") from None

@@ -1,0 +1,133 @@
+"""From the section `federate` to what protects the updates: how the coordinator sums, and what stands before a site's training.
+
+| secure_aggregation | privacy | the coordinator | a site |
+|---|---|---|---|
+| no | no | `PlainSummation` | as it is |
+| yes | no | `SecureSummation` | `SecureSite` |
+| no | central | `PrivateSummation` clips and noises | as it is |
+| no | local | `PrivateSummation` | `PrivateSite` clips and noises |
+| yes | central, local, distributed | `PrivateSecureSummation` | `SecureSite` around `PrivateContribution` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tauon.errors import TauonError
+from tauon.federated.config import FederateConfig
+from tauon.federated.messages import Failure, Message, Site, Transport
+from tauon.federated.private import PrivateContribution, PrivateSecureSummation, PrivateSite, PrivateSummation, UpdatePrivacy
+from tauon.federated.secagg import Identity, PinnedKeys, SecureSettings, SecureSite, SecureSummation, SiteRules, site_contribution
+from tauon.federated.summation import PlainSummation, Summation
+
+__all__ = ["SecuredSimulation", "Who", "protect", "summation_of", "update_privacy"]
+
+
+@dataclass(frozen=True)
+class Who:
+    """A site, to the others.
+
+    Args:
+        name: of the site.
+        examples: training examples that it declares.
+        sites: sites that may take part, in all.
+        run: identifier of the run.
+        identity: its key for secure aggregation.
+        pinned: keys of all sites.
+        memory: file that keeps its last round over a restart.
+    """
+
+    name: str
+    examples: int
+    sites: int
+    run: str
+    identity: Identity | None = None
+    pinned: PinnedKeys | None = None
+    memory: Path | None = None
+
+
+def update_privacy(config: FederateConfig, sites: int) -> UpdatePrivacy | None:
+    """Return the privacy of updates for so many sites, or None."""
+    found = config.privacy
+    if found is None:
+        return None
+    sampling = "full" if config.fraction == 1 else found.sampling
+    return UpdatePrivacy(
+        found.mode, found.clip_norm, found.noise_multiplier, sites=sites, sampling=sampling, rate=config.fraction,
+        contributors=found.contributors, colluders=found.colluders,
+    )  # fmt: skip
+
+
+def summation_of(config: FederateConfig, sites: int, run: str, pinned: PinnedKeys) -> Summation:
+    """Return how the coordinator sums updates."""
+    privacy, secure = update_privacy(config, sites), config.secure_aggregation
+    if secure is None:
+        return PlainSummation() if privacy is None else PrivateSummation(privacy)
+    settings = SecureSettings(pinned=pinned, work_timeout=config.timeout, timeout=secure.timeout)
+    if privacy is None:
+        return SecureSummation(run, pinned, bound=secure.bound, settings=settings)
+    return PrivateSecureSummation(run, pinned, privacy, settings=settings)
+
+
+def protect(site: Site, config: FederateConfig, who: Who) -> Site:
+    """Return what answers for a site: its training, behind the privacy and the masks that the section asks for."""
+    privacy, secure = update_privacy(config, who.sites), config.secure_aggregation
+    if secure is None:
+        return PrivateSite(site, privacy, who.examples) if privacy is not None and privacy.mode == "local" else site
+    assert who.identity is not None
+    assert who.pinned is not None
+    private = None if privacy is None else PrivateContribution(site, privacy, who.examples)
+    rules = SiteRules(fewest=SiteRules().fewest if privacy is None else privacy.fewest, first_use=secure.first_use)
+    end = SecureSite(
+        who.name, who.identity, who.pinned, private or site_contribution(site), run=who.run, rules=rules, noise=private, memory=who.memory
+    )
+    end.others, end.allowed = site, ("join", "evaluate") if privacy is None else ("join",)
+    return end
+
+
+class SecuredSimulation:
+    """A transport to simulated sites, each behind its own protection; messages pass as bytes, as they do between machines."""
+
+    def __init__(self, inner: Transport, config: FederateConfig, examples: Mapping[str, int], run: str) -> None:
+        self.inner = inner
+        names = inner.sites()
+        identities = {name: Identity.generate() for name in names} if config.secure_aggregation is not None else {}
+        keys = {name: identity.public for name, identity in identities.items()}
+        self.pinned = PinnedKeys(keys)
+        self.ends = {
+            name: protect(
+                _One(inner, name),
+                config,
+                Who(name, examples[name], len(names), run, identities.get(name), PinnedKeys(keys) if keys else None),
+            )
+            for name in names
+        }
+
+    def sites(self) -> list[str]:
+        """Return the names of the sites."""
+        return self.inner.sites()
+
+    def ask(self, messages: Mapping[str, Message], *, timeout: float) -> dict[str, Message | Failure]:
+        """Answer each message in turn."""
+        answers: dict[str, Message | Failure] = {}
+        for name, message in messages.items():
+            try:
+                answers[name] = Message.from_bytes(self.ends[name].answer(Message.from_bytes(message.to_bytes())).to_bytes())
+            except TauonError as err:
+                answers[name] = Failure(str(err))
+        return answers
+
+
+class _One:
+    """One simulated site."""
+
+    def __init__(self, inner: Transport, name: str) -> None:
+        self.inner, self.name = inner, name
+
+    def answer(self, message: Message) -> Message:
+        found = self.inner.ask({self.name: message}, timeout=float("inf"))[self.name]
+        if isinstance(found, Failure):
+            raise TauonError(found.reason)
+        return found

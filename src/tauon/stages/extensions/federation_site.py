@@ -1,0 +1,135 @@
+"""A real site of a federated run: its training answers the coordinator's messages; a checkpoint after each round makes it resumable."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tauon.config import count_as_read
+from tauon.errors import Problem, RecipeError
+from tauon.federated import LocalTraining, Message, Site, SiteState, TrainingSite
+from tauon.federated.config import FederateConfig
+from tauon.federated.network import JoinAt
+from tauon.federated.protection import Who, protect
+from tauon.federated.secagg import Identity, PinnedKeys
+from tauon.federated.simulation.sites import ClientRows
+from tauon.plan import Derived, Plan
+from tauon.stages.extensions.base import TrainExtension
+from tauon.stages.extensions.federation import freeze_products, identity_of, recipe_hash, run_name
+from tauon.stages.unread import refuse_unread
+from tauon.tracking import EventLog
+from tauon.train import TrainJob
+
+if TYPE_CHECKING:
+    from tauon.stages.context import Context
+
+__all__ = ["SiteTraining"]
+
+
+class SiteTraining(TrainExtension):
+    """Waits for the coordinator, trains when it is asked to, and ends when the coordinator says so. The run's model is then the federated one."""
+
+    takes_plain_steps = False
+
+    def __init__(self, ctx: Context, config: FederateConfig, end: JoinAt) -> None:
+        self.ctx, self.config, self.end = ctx, config, end
+        self.state = SiteState()
+        self.settled: Plan
+        self.events: EventLog | None = None
+        self.save: Callable[[TrainJob], None] | None = None
+        count_as_read(config)  # the coordinator uses it
+
+    def plan(self, plan: Plan) -> None:
+        self.settled = plan
+        plan.steps *= self.config.rounds  # in all rounds: what a private site accounts for
+        reason = f"{self.config.rounds} rounds, as many as the coordinator asks for"
+        plan.derived = [d for d in plan.derived if d.path not in ("train.steps", "optim.schedule")]
+        plan.derived.insert(0, Derived("train.steps", plan.steps, reason))
+
+    def wrap(self, job: TrainJob) -> TrainJob:
+        freeze_products(job, self.config)
+        job.extra["site"] = self.state
+        return job
+
+    def loop_parts(self, job: TrainJob, hooks: Sequence[Any], save: Callable[[TrainJob], None]) -> None:
+        self.job, self.save = job, save
+
+    def running(self) -> AbstractContextManager[Any]:
+        self.events = EventLog(self.ctx.run.events_path)
+        return self.events
+
+    def run(self, loop: Callable[[], object], back_to_checkpoint: Callable[[str], bool]) -> None:
+        """Take part until the coordinator ends it; then save the model of the last message as the run's."""
+        from tauon.federated.flower import join
+
+        job, ctx, keys = self.job, self.ctx, self.end.keys
+        if job.step >= self.settled.steps:
+            return
+        local = LocalTraining(job, len(ctx.splits.train), keep=self.config.strategy.keep(job.model), data=self._examples)
+        held_out = ctx.splits.validation if ctx.splits.validation is not None else ctx.splits.test
+        evaluated = None if held_out is None else ClientRows(held_out, np.arange(len(held_out))).batches
+        site = TrainingSite(local, identity=identity_of(ctx), held_out=evaluated, state=self.state, save=self._saved)
+        end = protect(_Watched(site, self._trained), self.config, self._who())
+        join(
+            self.end.address, end, key=keys / f"{self.end.name}.key", authority=keys / "ca.crt", recipe=recipe_hash(ctx),
+            note=lambda text: ctx.on_event("note", message=text),
+        )  # fmt: skip
+        self._save(self.settled.steps)
+
+    def _who(self) -> Who:
+        secure = self.config.secure_aggregation is not None
+        folder = self.ctx.run.folder / "federate"
+        folder.mkdir(exist_ok=True)
+        identity = Identity.of(self.end.keys / f"{self.end.name}.identity") if secure else None
+        pinned = PinnedKeys(path=self.end.keys / "pinned.json") if secure else None
+        sites = 1 if self.config.privacy is None else self._sites()
+        return Who(self.end.name, len(self.ctx.splits.train), sites, run_name(self.ctx), identity, pinned, folder / "round.json")
+
+    def _sites(self) -> int:
+        if self.config.sites is None:
+            message = "is needed for privacy of updates at real sites: the number of sites that may take part, the same everywhere."
+            raise RecipeError([Problem("federate.sites", message)])
+        return self.config.sites
+
+    def _examples(self) -> Any:
+        return ClientRows(self.ctx.splits.train, np.arange(len(self.ctx.splits.train))).batches()
+
+    def _saved(self, state: SiteState) -> None:
+        """Save a checkpoint after a round, before its answer leaves."""
+        self._save(self.job.step)
+
+    def _save(self, step: int) -> None:
+        job, total = self.job, self.job.policy.total_steps
+        job.step, job.policy = step, replace(job.policy, total_steps=self.settled.steps)
+        if not self.ctx.run.manifest().get("training"):
+            refuse_unread(self.ctx.recipe, "train")
+            self.ctx.record_training(self.settled)
+        assert self.save is not None
+        self.save(job)
+        job.policy = replace(job.policy, total_steps=total)
+
+    def _trained(self, answer: Message) -> None:
+        """Log a round, and show it."""
+        job, loss = self.job, answer.fields.get("loss", math.nan)
+        facts = {"step": job.step, "examples": answer.fields["examples"], "tokens": 0, "loss": loss, "round": answer.round}
+        if self.events is not None:
+            self.events.log("step", **facts)
+        self.ctx.on_event("step", total_steps=self.settled.steps, **facts)
+
+
+class _Watched:
+    """A site whose answers to "train" are seen here, before they are masked or noised."""
+
+    def __init__(self, site: Site, trained: Callable[[Message], None]) -> None:
+        self.site, self.trained = site, trained
+
+    def answer(self, message: Message) -> Message:
+        answer = self.site.answer(message)
+        if message.kind == "train":
+            self.trained(answer)
+        return answer

@@ -1,0 +1,199 @@
+"""`federate:` in a run: sites that are simulated, an exact resume, the comparison with each site alone, the report, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tauon
+from tauon.artifacts import latest_checkpoint, read_json
+from tauon.config import parse
+from tauon.errors import Interrupted, RecipeError, TauonError
+from tauon.pipeline import run
+from tauon.recipe import Recipe
+from tauon.tracking import read_events
+from toy import Tauon, text_recipe
+
+pytest.importorskip("sklearn")
+
+
+def tree(name: str, **sections: Any) -> dict[str, Any]:
+    base = {
+        "name": name, "seed": 3,
+        "data": {"source": {"kind": "sklearn", "name": "iris"}, "split": {"validation": "20%", "test": "30%"}},
+        "task": "classification", "model": {"kind": "mlp", "hidden": [8]}, "optim": {"kind": "sgd", "lr": 0.1},
+        "train": {"epochs": 2, "batch": 8}, "federate": {"rounds": 4, "simulate": {"sites": 3}},
+    }  # fmt: skip
+    return base | sections
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found = latest_checkpoint(folder / "checkpoints")
+    assert found is not None
+    return found.tensors("model")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(parse(Recipe, tree("three")), root=tmp_path_factory.mktemp("federate")).folder
+
+
+def test_a_federated_run_is_a_run_with_rounds_sites_and_a_comparison(done: Path) -> None:
+    found = read_json(done / "federate.json")
+    assert [r["round"] for r in found["rounds"]] == [1, 2, 3, 4] and all(r["good"] == 3 for r in found["rounds"])
+    assert {n: s["examples"] > 0 and "accuracy" in s["metrics"] for n, s in found["sites"].items()} == {
+        f"client-{i}": True for i in range(3)
+    }
+    comparison = found["comparison"]
+    assert set(comparison["alone"]) == {f"client-{i}" for i in range(3)} and sum(comparison["examples"].values()) == 75
+    evaluation = read_json(done / "evaluation.json")
+    assert comparison["federated"]["metrics"]["accuracy"]["value"] == evaluation["metrics"]["accuracy"]["value"]
+    page = (done / "report.html").read_text()
+    assert "Federated training" in page and "client-2 alone" in page and "all data in one place" in page
+    opened = tauon.open_run(done)
+    assert 0 <= opened.metrics["accuracy"].value <= 1
+
+
+def test_the_pooled_model_of_the_comparison_is_the_run_without_federate(tmp_path: Path, done: Path) -> None:
+    sections = {k: v for k, v in tree("plain").items() if k != "federate"} | {"train": {"epochs": 8, "batch": 8}}
+    plain = run(parse(Recipe, sections), root=tmp_path, stages=("prepare", "train", "evaluate")).folder
+    pooled = read_json(done / "federate.json")["comparison"]["pooled"]["metrics"]
+    assert pooled["log_loss"]["value"] == pytest.approx(read_json(plain / "evaluation.json")["metrics"]["log_loss"]["value"], abs=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold", "fedbn", "fedadam"])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, strategy: str) -> None:
+    sections = {
+        "federate": {"rounds": 5, "strategy": strategy, "simulate": {"sites": 3, "compare": False}},
+        "optim": {"kind": "sgd", "lr": 0.1, "momentum": 0},
+    }
+
+    def stop(kind: str, /, **facts: Any) -> None:
+        if kind == "step" and facts["step"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = run(parse(Recipe, tree("whole", **sections)), root=tmp_path, stages=("prepare", "train")).folder
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(Interrupted):
+            run(parse(Recipe, tree("stopped", **sections)), root=tmp_path, stages=("prepare", "train"), on_event=stop)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    stopped = run(parse(Recipe, tree("stopped", **sections)), root=tmp_path, stages=("prepare", "train")).folder
+    assert "resume" in {e["kind"] for e in read_events(stopped / "events.jsonl")}
+    one, other = weights(whole), weights(stopped)
+    assert one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_a_language_model_is_trained_at_sites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = text_recipe(tmp_path, train={"steps": 2, "batch": 4})
+    ended = Tauon(capsys)(
+        "federate", recipe, "--simulate", "2", "--rounds", "2", "--root", tmp_path / "runs", "federate.optimizer=kept", "--json"
+    )
+    assert ended.code == 0, ended.err
+    found = json.loads((tmp_path / "runs/toy-federated/federate.json").read_text())
+    assert len(found["rounds"]) == 2 and set(found["comparison"]["alone"]) == {"client-0", "client-1"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"train": {"time": "1m", "batch": 8}}, r"train\.time.*same local work"),
+        ({"train": {"epochs": 1, "batch": 8, "keep_early": 3}}, r"train\.keep_early"),
+        ({"qat": {}}, "qat.*does not work with federate"),
+        ({"parallel": {"kind": "diloco"}}, "parallel.*coordinator is one process"),
+        ({"privacy": {"noise_multiplier": 1.0, "delta": 1e-5}}, "privacy.*real site"),
+        ({"federate": {"rounds": 2}}, "trains at real sites"),
+        ({"federate": {"rounds": 2, "strategy": "fedbuff", "simulate": {}}}, r"federate\.strategy.*as they arrive"),
+        ({"federate": {"rounds": 2, "strategy": "krum", "simulate": {"sites": 2}}}, "krum"),
+        ({"federate": {"rounds": 2, "simulate": {"sites": 30, "compare": True}}}, r"federate\.simulate\.compare.*30 more models"),
+        ({"federate": {"rounds": 2, "simulate": {"sites": 999}}}, "75 examples cannot be dealt to 999"),
+        ({"federate": {"rounds": 0, "simulate": {}}}, r"federate\.rounds"),
+    ],
+)
+def test_what_cannot_work_is_refused(tmp_path: Path, sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(Exception, match=message) as caught:
+        run(parse(Recipe, tree("bad", **sections)), root=tmp_path, stages=("prepare", "train"))
+    assert isinstance(caught.value, RecipeError) or "dealt" in message
+
+
+def test_a_split_by_class_needs_classes(tmp_path: Path) -> None:
+    sections = {
+        "data": {"source": {"kind": "sklearn", "name": "diabetes"}}, "task": "regression",
+        "federate": {"rounds": 1, "simulate": {"split": "dirichlet"}},
+    }  # fmt: skip
+    with pytest.raises(RecipeError, match="this task has none"):
+        run(parse(Recipe, tree("bad", **sections)), root=tmp_path, stages=("prepare", "train"))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adagrad", "rmsprop", "adamw", "lion", "muon", "soap", "adafactor"])
+def test_one_site_in_one_round_is_training_at_one_place(tmp_path: Path, kind: str) -> None:
+    sections = {
+        "optim": {"kind": kind, "lr": 0.01, "schedule": {"kind": "constant", "warmup": 0}},  # a round has one rate
+        "train": {"steps": 5, "batch": 75},  # all examples in a batch: the order does not matter
+    }
+    plain = {k: v for k, v in tree("plain", **sections).items() if k != "federate"}
+    one = run(parse(Recipe, plain), root=tmp_path, stages=("prepare", "train")).folder
+    federate = {"federate": {"rounds": 1, "simulate": {"sites": 1}}}
+    other = run(parse(Recipe, tree("federated", **sections, **federate)), root=tmp_path, stages=("prepare", "train")).folder
+    losses = [[e["loss"] for e in read_events(f / "events.jsonl") if e["kind"] == "validate"][-1] for f in (one, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # gradients near zero are rounding, which Adam makes large
+
+
+CAP = {"max_examples": 30}
+
+
+def federated_weights(tmp_path: Path, name: str, **federate: Any) -> tuple[Path, dict[str, torch.Tensor]]:
+    sections = {"federate": {"rounds": 3, "weighting": CAP, "simulate": {"sites": 5, "compare": False}} | federate}
+    folder = run(parse(Recipe, tree(name, **sections)), root=tmp_path, stages=("prepare", "train", "federate", "report")).folder
+    return folder, weights(folder)
+
+
+def test_secure_aggregation_gives_the_same_model_within_its_steps(tmp_path: Path) -> None:
+    _, clear = federated_weights(tmp_path, "clear")
+    folder, secure = federated_weights(tmp_path, "secure", secure_aggregation={})
+    assert all(torch.allclose(clear[n], secure[n], atol=1e-5) for n in clear)
+    rounds = read_json(folder / "federate.json")["rounds"]
+    assert [r["good"] for r in rounds] == [5, 5, 5] and all(known == {} for r in rounds for known in r["sites"].values())  # no site's loss
+
+
+@pytest.mark.parametrize(
+    ("privacy", "more"),
+    [
+        ({"mode": "central"}, {}),
+        ({"mode": "central", "sampling": "poisson"}, {"fraction": 0.6}),
+        ({"mode": "local"}, {}),
+        ({"mode": "central"}, {"secure_aggregation": {}}),
+        ({"mode": "distributed", "contributors": 4}, {"secure_aggregation": {}}),
+    ],
+)
+def test_updates_are_private_and_the_run_says_what_that_spent(tmp_path: Path, privacy: dict[str, Any], more: dict[str, Any]) -> None:
+    settings = {"clip_norm": 0.5, "noise_multiplier": 1.0, "delta": 1e-2} | privacy
+    folder, noised = federated_weights(tmp_path, "private", privacy=settings, **more)
+    _, plain = federated_weights(tmp_path, "plain")
+    assert not all(torch.allclose(noised[n], plain[n], atol=1e-2) for n in plain)
+    found = read_json(folder / "federate.json")
+    assert 0 < found["privacy"]["guarantee"]["epsilon"] < 100 and found["privacy"]["guarantee"]["delta"] == 1e-2
+    assert not found["sites"]  # exact figures of single sites would be none of it
+    assert "A person whose rows are at several sites" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("federate", "message"),
+    [
+        ({"privacy": {"mode": "distributed", "clip_norm": 1, "noise_multiplier": 1, "delta": 0.01, "contributors": 4}}, "secure sum"),
+        ({"secure_aggregation": {}, "weighting": {}}, "max_examples"),
+        ({"secure_aggregation": {}, "strategy": "krum"}, r"\.group to at least 3"),
+        ({"secure_aggregation": {}, "simulate": {"sites": 2}}, "at least 3"),
+        ({"privacy": {"clip_norm": 1, "noise_multiplier": 1, "delta": 0.01}, "strategy": "scaffold"}, "control variates"),
+    ],
+)
+def test_protection_that_would_not_protect_is_refused(tmp_path: Path, federate: dict[str, Any], message: str) -> None:
+    with pytest.raises(TauonError, match=message):
+        federated_weights(tmp_path, "bad", **federate)
