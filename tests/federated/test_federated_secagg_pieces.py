@@ -196,3 +196,6 @@ def test_pinned_keys_are_kept_in_a_file(tmp_path: Path) -> None:
         again.check("b", one.sign(b"x"), b"x")
     with pytest.raises(Refused, match="expected 32"):
         again.pin("c", b"short")
+    (tmp_path / "pinned.json").write_text("[1]")
+    with pytest.raises(RunError, match="not a list of pinned keys"):
+        PinnedKeys(path=tmp_path / "pinned.json")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from secure_sites import SHAPES, Group, Wire, group, session
 
+from tauon.errors import RunError
 from tauon.federated import Message
 from tauon.federated.secagg import (
     Contribution,
@@ -214,6 +215,9 @@ def test_the_round_is_remembered_over_a_restart(tmp_path: object) -> None:
     assert "took part in round 5 already" in wire.refusals["site-00"]
     g.sites["site-00"] = again()
     assert_is_sum(g, run(g, number=6), g.names)
+    memory.write_text("{")
+    with pytest.raises(RunError, match="does not say in which round"):
+        again()
 
 
 def test_messages_in_clear_are_refused() -> None:

@@ -83,7 +83,12 @@ class PinnedKeys(Mapping[str, bytes]):
         self._keys: dict[str, bytes] = {}
         self.path = path
         if path is not None and path.exists():
-            self._keys = {str(n): bytes.fromhex(k) for n, k in json.loads(path.read_text()).items()}
+            try:
+                self._keys = {str(n): bytes.fromhex(k) for n, k in json.loads(path.read_text()).items()}
+            except (ValueError, TypeError, AttributeError):
+                raise RunError(
+                    f"{path} is not a list of pinned keys ({{name: 64 hexadecimal digits}}). Restore it from its backup."
+                ) from None
         for name, key in (keys or {}).items():
             self.pin(name, key)
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 
 from tauon.artifacts import atomic_write
+from tauon.errors import RunError
 from tauon.federated.messages import Message, Site
 from tauon.federated.secagg.graph import degree, neighbours
 from tauon.federated.secagg.identity import Identity, PinnedKeys
@@ -106,8 +107,8 @@ class SecureSite:
         self._open: _Open | None = None
         self._newest, self._attempt, self._sent = 0, -1, True
         self._work: tuple[Contribution, bytes] | None = None
-        if memory is not None and memory.exists() and (kept := json.loads(memory.read_text())).get("run") == run:
-            self._newest = int(kept["round"])
+        if memory is not None and memory.exists():
+            self._newest = _remembered(memory, run)
 
     def answer(self, message: Message) -> Message:
         """Return the answer. Raises `Refused`, and closes the session, for what the protocol does not allow."""
@@ -306,6 +307,17 @@ def roster_digest(roster: Mapping[str, Announcement]) -> bytes:
 def agreement(session: Session, roster: Mapping[str, Announcement], alive: Collection[str], dropped: Collection[str]) -> bytes:
     """What sites sign before they unmask: the keys, whose values arrived, and whose did not."""
     return session.context("agree", roster_digest(roster), digest_of(sorted(alive)), digest_of(sorted(dropped)))
+
+
+def _remembered(memory: Path, run: str) -> int:
+    """The last round of this run, 0 for another one. Raises `RunError`."""
+    try:
+        kept = json.loads(memory.read_text())
+        return int(kept["round"]) if kept["run"] == run else 0
+    except (ValueError, TypeError, KeyError, OSError):
+        raise RunError(
+            f"{memory} does not say in which round this site took part last: restore it, or start the run again, with all sites."
+        ) from None
 
 
 def joining(run: str, nonce: str, name: str, public: bytes) -> bytes:
