@@ -52,6 +52,7 @@ print(all(row.numpy().tobytes() in again for row in test.batch(np.arange(len(tes
     assert shown.stdout.split() == ["True", "120"], shown.stderr
 
 
+@pytest.mark.slow
 def test_what_is_made_for_every_kind_works_for_it(tmp_path: Path) -> None:
     """Training that starts from a trained model, cross-validation, privacy."""
     env = install(tmp_path / "site")
