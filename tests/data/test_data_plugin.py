@@ -37,6 +37,8 @@ def test_what_a_checkpoint_keeps_makes_the_inputs_of_training_again(tmp_path: Pa
 import sys
 from pathlib import Path
 import numpy as np
+import pytest
+
 from tauon.artifacts import find_checkpoint
 from tauon.recipe import load_recipe
 from tauon.data import prepare
