@@ -301,6 +301,8 @@ def leaf(words: list[str]) -> tuple[click.Command, list[str]]:
     above = click.Context(cli, **cli.context_settings)  # as on the command line: a command remembers the help option of its first context
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         found = command.get_command(above, words[0])
+        if found is None and (default := getattr(command, "default", None)) is not None:
+            return command.commands[default], words
         assert found is not None, f"no verb {words[0]!r}"
         command, words = found, words[1:]
     return command, words

@@ -312,7 +312,7 @@ def slow(command: str) -> bool:
         return False
     if verb == "check" or re.search(r"--on (local|ray)|--shadows|instruct-lora|prefer-dpo", command):
         return True
-    if verb == "compress":
+    if verb == "compress" or command.startswith("tauon explain runs/quickstart"):
         return True
     if verb in ("run", "train", "tune"):
         return command not in ("tauon run quickstart", "tauon run quickstart --json > progress.jsonl") and named != "traffic-signs"

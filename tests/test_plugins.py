@@ -144,6 +144,7 @@ def test_a_task_from_outside_is_scored_by_a_metric_of_its_own(tmp_path: Path) ->
     assert (tmp_path / "out.csv").read_text().splitlines()[0] == "x,y,prediction,probability_upper,probability_lower"
 
 
+@pytest.mark.slow
 def test_a_stage_whose_section_cannot_be_imported_is_left_out_with_those_that_read_it(tmp_path: Path) -> None:
     env = install(tmp_path / "site", points={"tauon.stages": {"one": "toy_plugin.stage:BOUNDARY", "two": "toy_plugin.stage:SECOND"}})
     package = tmp_path / "site" / "toy_plugin"
@@ -187,6 +188,7 @@ def test_names_of_sections_and_verbs_are_reserved(tmp_path: Path) -> None:
     assert done.returncode == 0 and "'launch' is reserved" in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_parts_from_outside_keep_the_contracts(tmp_path: Path) -> None:
     code = """
 from tauon.config import load_plugins, parse

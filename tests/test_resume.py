@@ -117,6 +117,7 @@ def test_killed_at_20_random_moments_the_weights_are_bit_for_bit_those_of_the_un
     check_exact(place, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_same_in_bf16(place: Path) -> None:
     check_exact(place, 4, precision="bf16")
@@ -128,7 +129,7 @@ def test_the_same_compiled_block_by_block(place: Path) -> None:
     check_exact(place, 4, compile="true")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_first_and_the_same_command_goes_on(place: Path, number: signal.Signals) -> None:
     write(place, "whole", steps=150)
     finish(place)

@@ -37,6 +37,8 @@ def test_what_a_checkpoint_keeps_makes_the_inputs_of_training_again(tmp_path: Pa
 import sys
 from pathlib import Path
 import numpy as np
+import pytest
+
 from tauon.artifacts import find_checkpoint
 from tauon.recipe import load_recipe
 from tauon.data import prepare
@@ -52,6 +54,7 @@ print(all(row.numpy().tobytes() in again for row in test.batch(np.arange(len(tes
     assert shown.stdout.split() == ["True", "120"], shown.stderr
 
 
+@pytest.mark.slow
 def test_what_is_made_for_every_kind_works_for_it(tmp_path: Path) -> None:
     """Training that starts from a trained model, cross-validation, privacy."""
     env = install(tmp_path / "site")

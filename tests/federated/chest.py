@@ -72,7 +72,9 @@ def hospitals(source: Path, folder: Path, rounds: int = ROUNDS) -> Plan:
             str(folder / name), "--json",
         ]  # fmt: skip
     serve = [*tauon, "serve", str(path), "--address", f"0.0.0.0:{PORT}", "--keys", str(folder), "--root", str(folder / "runs"), "--json"]
-    return Plan(serve, join, rounds, round_of, seconds=120.0, killed_after=1, step=1, cut=False, environ={"OMP_NUM_THREADS": "1"})
+    return Plan(
+        serve, join, rounds, round_of, seconds=120.0, killed_after=1, step=1, cut=False, alone=False, environ={"OMP_NUM_THREADS": "1"}
+    )
 
 
 def round_of(line: str) -> int | None:

@@ -48,6 +48,7 @@ class Plan:
         seconds: that one round may take.
         killed_after: round after which a site is killed; the others follow every `step` rounds.
         step: rounds between two events.
+        alone: whether rounds go on without the site that was killed; otherwise they wait for it.
         cut: whether the third site loses its network, for the 20 s until it counts as offline; the coordinator must continue without it.
         environ: of all processes, beside this one's.
     """
@@ -60,6 +61,7 @@ class Plan:
     killed_after: int = 3
     step: int = 3
     cut: bool = True
+    alone: bool = True
     environ: dict[str, str] = field(default_factory=dict)
 
 
@@ -102,7 +104,8 @@ def play(plan: Plan, folder: Path, say: Callable[[str], None] = print) -> list[s
         sites[first_site].kill()
         tell(f"round {event}: {first_site} was killed")
         event += plan.step
-        until(coordinator, event)
+        if plan.alone:
+            until(coordinator, event)
         sites[first_site] = network.start(first_site, plan.join[first_site], environ)
         back = coordinator.wait_for(lambda line: f"{first_site} joined" in line, 60, len(coordinator.lines))
         tell(f"{first_site} was started again and has joined")

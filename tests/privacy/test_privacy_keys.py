@@ -132,6 +132,7 @@ def heard_by(path: str, root: str, roots: list[str], stale: str = "") -> tuple[s
     return said, any(k in m or str(bytes.fromhex(k)) in m for k in keys for m in messages), len(messages)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_no_process_tells_another_the_key(tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting")

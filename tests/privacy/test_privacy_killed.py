@@ -94,7 +94,7 @@ def known_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "urandom", lambda n: bytes(n))
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
 @pytest.mark.usefixtures("known_key")
 def test_killed_at_any_write_the_same_command_ends_right_and_pays_once(
     part: int, tmp_path: Path, ledgers: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,6 +118,7 @@ def test_killed_at_any_write_the_same_command_ends_right_and_pays_once(
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("known_key")
 def test_out_of_disk_at_any_write_the_same_command_ends_right_and_pays_once(
     tmp_path: Path, ledgers: Path, monkeypatch: pytest.MonkeyPatch

@@ -206,6 +206,7 @@ def lora(folder: str, name: str, start: dict[str, Any], sizes: dict[str, int]) -
     return found.tensors("model")
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize("kind", ["replicate", "shard"])
 def test_adapters_trained_by_two_processes_are_those_of_one(kind: str, tmp_path: Path) -> None:

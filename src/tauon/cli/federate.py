@@ -39,17 +39,19 @@ DEFAULTS = {"rounds": "10", "epochs": "1", "sites": "3"}
 class Federate(click.Group):
     """`tauon federate RECIPE` simulates; serve, join and keys are verbs of their own."""
 
+    default = "simulate"
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] in self.commands:
             return super().resolve_command(ctx, args)
-        return "simulate", self.commands["simulate"], args
+        return self.default, self.commands[self.default], args
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "RECIPE [OPTIONS] [a.b=c]... | serve | join | keys")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
-            args = ["simulate", *args]  # options before the recipe
+            args = [self.default, *args]  # options before the recipe
         return super().parse_args(ctx, args)
 
 

@@ -44,7 +44,7 @@ class SecureAggregationConfig(Config):
     timeout: Duration = Field(60.0, gt=0)
     """Time for each stage in which keys and shares are exchanged."""
     first_use: bool = True
-    """Sites pin the identity keys that the coordinator brings when they first join: compare the fingerprints. false: only keys that lie in the site's
+    """Sites pin the identity keys that the coordinator brings when they first join: compare the fingerprints. false: only keys that are in the site's
     folder already."""
 
 

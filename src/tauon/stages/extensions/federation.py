@@ -18,8 +18,8 @@ from tauon.artifacts import write_json
 from tauon.config import count_as_read, dump
 from tauon.data import DataSplits, Loader
 from tauon.distributed import Layout, Mesh
-from tauon.errors import Problem, RecipeError
-from tauon.federated import Failure, Limits, Message, Rounds, Transport, Weighting, evaluate_sites, federate, freeze_lora_a
+from tauon.errors import LaunchError, Problem, RecipeError
+from tauon.federated import Failure, Limits, Message, Rounds, Weighting, evaluate_sites, federate, freeze_lora_a
 from tauon.federated.config import FederateConfig, SimulateConfig
 from tauon.federated.network import ServeAt
 from tauon.federated.private import private_layout, site_guarantee
@@ -96,11 +96,13 @@ class Federation(TrainExtension):
         if self.end is None:
             self.transport, pinned, sites = self._simulated(job)
         else:
-            self.transport, pinned = _Later(), PinnedKeys(path=ctx.run.folder / "federate" / "pinned.json")
+            self.transport, pinned = _Later(config.timeout), PinnedKeys(path=ctx.run.folder / "federate" / "pinned.json")
             sites = self.config.sites or self.end.sites
             count_as_read(ctx.recipe.task)  # only sites compute the loss
             (ctx.run.folder / "federate").mkdir(exist_ok=True)
         self.summation = summation_of(config, sites, run_name(ctx), pinned)
+        if self.end is not None:
+            self.transport.least = max(config.min_answers, self.summation.smallest_group)
         coordinator = federate(
             job,
             self.transport,
@@ -153,7 +155,7 @@ class Federation(TrainExtension):
         return self.events
 
     def run(self, loop: Callable[[], object], back_to_checkpoint: Callable[[str], bool]) -> None:
-        """Run the loop; over the network, from when enough sites have joined until they are told that it is over."""
+        """Run the loop; over the network, from when enough sites have joined until they have the final weights."""
         if self.end is None:
             loop()
             return
@@ -208,15 +210,24 @@ def write_sites(path: Any, sites: Mapping[str, Any], privacy: Mapping[str, Any] 
 
 
 class _Later:
-    """A transport that is opened when the loop begins."""
+    """A transport that is opened when the loop begins, and waits for sites that are away."""
 
-    inner: Transport
+    inner: Any
+
+    def __init__(self, patience: float) -> None:
+        self.patience, self.least = patience, 1
 
     def sites(self) -> list[str]:
-        return self.inner.sites()
+        """Return the sites that have joined; wait while there are fewer than a round needs."""
+        try:
+            found: list[str] = self.inner.wait_for(self.least, timeout=self.patience)
+        except LaunchError:
+            found = self.inner.sites()
+        return found
 
     def ask(self, messages: Mapping[str, Message], *, timeout: float) -> dict[str, Message | Failure]:
-        return self.inner.ask(messages, timeout=timeout)
+        answers: dict[str, Message | Failure] = self.inner.ask(messages, timeout=timeout)
+        return answers
 
 
 def run_name(ctx: Context) -> str:

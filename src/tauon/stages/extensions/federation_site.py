@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tauon.config import count_as_read
+from tauon.data import Loader
 from tauon.errors import Problem, RecipeError
 from tauon.federated import LocalTraining, Message, Site, SiteState, TrainingSite
 from tauon.federated.config import FederateConfig
@@ -46,7 +47,13 @@ class SiteTraining(TrainExtension):
 
     def plan(self, plan: Plan) -> None:
         self.settled = plan
-        plan.steps *= self.config.rounds  # in all rounds: what a private site accounts for
+        train = self.ctx.train
+        steps = (
+            train.steps
+            if train.steps is not None
+            else Loader(self.ctx.splits.train, batch=train.batch, seed=0).steps_for(train.epochs or 1)
+        )
+        plan.steps = self.config.rounds * steps  # in all rounds: what a private site accounts for
         reason = f"{self.config.rounds} rounds, as many as the coordinator asks for"
         plan.derived = [d for d in plan.derived if d.path not in ("train.steps", "optim.schedule")]
         plan.derived.insert(0, Derived("train.steps", plan.steps, reason))
