@@ -222,6 +222,14 @@ def test_the_first_keys_are_pinned_only_if_a_site_says_so_and_never_change() -> 
     assert joined.names == () and "another identity key" in joined.refused["site-00"]
 
 
+def test_a_coordinator_cannot_invent_more_sites_than_were_agreed() -> None:
+    g = group(4, rules=SiteRules(first_use=True, most_sites=4))
+    invented = {f"new-{i}": Identity.generate().public.hex() for i in range(3)}
+    change = at("pin", lambda _, m: fields(m, keys={**m.fields["keys"], **invented}))
+    joined = join_sites(Wire(g.sites, change=change), g.names, PinnedKeys(), run=RUN)
+    assert joined.names == () and all("as many as sites were agreed" in text for text in joined.refused.values())
+
+
 def test_a_site_without_the_secret_of_its_identity_does_not_join() -> None:
     g, stolen = group(4), Identity.generate()
 

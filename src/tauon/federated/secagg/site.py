@@ -53,8 +53,10 @@ class SiteRules:
     the sites may help a coordinator that lies; then fewer may drop out."""
     rounding: Rounding = "nearest"
     first_use: bool = False
-    """Pin identity keys that the coordinator brings when sites join, if a name has none yet. Then the coordinator is trusted at that moment, unless
-    the operators compare the fingerprints."""
+    """Pin identity keys that the coordinator brings when sites join, if a name has none yet. Unless the operators compare the fingerprints, the
+    coordinator is then trusted not to invent sites, whose values it would know."""
+    most_sites: int | None = None
+    """With `first_use`: keys that are pinned at most, its own included. None: not limited."""
 
     def __post_init__(self) -> None:
         if not (self.fewest >= FEWEST and 0.5 <= self.share < 1):
@@ -153,6 +155,8 @@ class SecureSite:
         for name, text in keys.items():
             if name not in self.pinned and not self.rules.first_use:
                 raise Refused(f"{self.name} has no pinned identity key for {name}: add it to {self.pinned.path or 'its pinned keys'}")
+            if name not in self.pinned and self.rules.most_sites is not None and len(self.pinned) >= self.rules.most_sites:
+                raise Refused(f"{self.name} has pinned {len(self.pinned)} identity keys, as many as sites were agreed: {name} is one more")
             self.pinned.pin(name, _bytes(text))
         return message.answer("secagg/pin")
 
