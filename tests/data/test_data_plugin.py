@@ -8,6 +8,8 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 from test_plugins import EXAMPLE, ROOT, install, python, tauon
 
 RECIPE = EXAMPLE / "events.yaml"

@@ -25,6 +25,8 @@ __all__ = ["Candidate", "RuntimeName", "Target", "candidates", "compiled", "serv
 
 RuntimeName = Literal["eager", "compiled", "onnx", "openvino", "executorch"]
 Target = Literal["cpu", "gpu", "mobile"]
+GRAPHS: tuple[tuple[RuntimeName, str], ...] = (("openvino", "OpenVINO"), ("onnx", "ONNX Runtime"))
+"""Runtimes of graphs with int8 activations, and their names."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Candidate:
     name: str
     steps: tuple[CompressStep, ...]
     runtime: RuntimeName
+    after: str = ""
+    """Name of a milder candidate: this one is tried only if that one keeps the promise."""
 
 
 def candidates(model: nn.Module, *, target: Target = "cpu") -> list[Candidate]:
@@ -64,8 +68,10 @@ def _candidates(kinds: set[type[Any]], target: Target, can_remove: bool) -> Iter
         yield Candidate("int8 graph, OpenVINO", (Int8Graph(),), "openvino")
         yield Candidate("int8 graph, ONNX Runtime", (Int8Graph(),), "onnx")
         if can_remove:
-            yield Candidate("structured 25% + int8 graph, OpenVINO", (Structured(remove=0.25), Int8Graph()), "openvino")
-            yield Candidate("structured 25% + int8 graph, ONNX Runtime", (Structured(remove=0.25), Int8Graph()), "onnx")
+            for less, share in (("", 0.25), ("25%", 0.4), ("40%", 0.5)):
+                for runtime, name in GRAPHS:
+                    after = f"structured {less} + int8 graph, {name}" if less else ""
+                    yield Candidate(f"structured {share:.0%} + int8 graph, {name}", (Structured(remove=share), Int8Graph()), runtime, after)
         yield Candidate("int8 graph, ranges to the largest value, ONNX Runtime", (Int8Graph(largest=True),), "onnx")
     if nn.Conv2d not in kinds or target == "gpu":
         if target == "cpu":

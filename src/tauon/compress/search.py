@@ -199,6 +199,8 @@ def search(
         compressed: dict[str, Compressed] = {}
         for i, candidate in enumerate(tries):
             progress(candidate.name, i, len(tries))
+            if candidate.after and candidate.after not in compressed:
+                continue
             point, small, module, size = state.try_candidate(candidate)
             points.append(point)
             if small is not None and module is not None and point.keeps_promise:

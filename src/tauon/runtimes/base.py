@@ -33,9 +33,15 @@ class RuntimeModule(nn.Module):
         self.training = False
         self._row = _plain_row(signature) if most_rows is None else None
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the outputs. A model of one tensor, which most are, is called past the checks of `nn.Module`: a small one takes half the time."""
+        if self._row is not None and len(args) == 1 and not kwargs and not self._forward_hooks and not self._forward_pre_hooks:
+            x = args[0]
+            if x.shape[1:] == self._row and x.is_cpu:
+                return self.run([x if x.is_contiguous() and not x.requires_grad else x.detach().contiguous()])[0]
+        return super().__call__(*args, **kwargs)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self._row is not None and not kwargs and len(args) == 1 and args[0].shape[1:] == self._row and args[0].device.type == "cpu":
-            return self.run([args[0].detach().contiguous()])[0]  # what most models need, and nothing else: tens of microseconds less
         tensors = [t.detach().cpu() for t in self.signature.tensors(args, kwargs)]
         inputs, length = self._long_enough(tensors)
         rows = len(inputs[0])

@@ -45,12 +45,16 @@ def load_onnx(folder: Path, signature: Signature) -> RuntimeModule:
     """Load `model.onnx` into ONNX Runtime on the CPU."""
     session = onnx_session(folder / FILE, threads_for(signature))
     names, outputs = [s.name for s in signature.inputs], [o.name for o in session.get_outputs()]
+    only = names[0]
+
+    def run_one(tensors: list[Tensor]) -> Sequence[Tensor]:
+        return [torch.from_numpy(session.run(outputs, {only: tensors[0].numpy()})[0])]
 
     def run(tensors: list[Tensor]) -> Sequence[Tensor]:
         found = session.run(outputs, {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)})
         return [torch.from_numpy(output) for output in found]
 
-    return RuntimeModule(signature, run, runtime="onnxruntime")
+    return RuntimeModule(signature, run_one if len(names) == len(outputs) == 1 else run, runtime="onnxruntime")
 
 
 def onnx_session(file: Path, threads: int | None = None) -> Any:
