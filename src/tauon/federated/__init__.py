@@ -1,6 +1,6 @@
 """Federated training: models travel, data stays where it is."""
 
-from tauon.federated.coordinator import evaluate_sites, federate
+from tauon.federated.coordinator import evaluate_sites, federate, weights_for
 from tauon.federated.local import LocalTraining, RoundOrder
 from tauon.federated.messages import Failure, Message, MessageError, Site, Transport
 from tauon.federated.roster import sample_sites
@@ -45,4 +45,5 @@ __all__ = [
     "secure_sum",
     "travelling",
     "weighted_vector",
+    "weights_for",
 ]

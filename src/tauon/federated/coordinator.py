@@ -28,7 +28,7 @@ from tauon.optim import Constant
 from tauon.train import TrainJob
 from tauon.types import Batch
 
-__all__ = ["evaluate_sites", "federate"]
+__all__ = ["evaluate_sites", "federate", "weights_for"]
 
 
 def federate(
@@ -124,6 +124,16 @@ def evaluate_sites(
         timeout: seconds.
         fine_tune: also measure after this many local steps from these weights: "tuned" (personalisation).
     """
+    messages = weights_for(job, transport, "evaluate", keep=keep, fields={"fine_tune": fine_tune})
+    return {n: _evaluation(answer, messages[n].nonce) for n, answer in transport.ask(messages, timeout=timeout).items()}
+
+
+def weights_for(
+    job: TrainJob, transport: Transport, kind: str, *, keep: Sequence[str] = (), fields: Mapping[str, Any] | None = None
+) -> dict[str, Message]:
+    """Return a message of a kind with the job's weights (of an average, if it has one) for each site that can be reached: "evaluate", or "final",
+    which says that these are the weights that training ended with.
+    """
     make = job.functions.make
     roster = make.roster if isinstance(make, FederatedGradients) else Roster(transport)
     keep = make.keep if isinstance(make, FederatedGradients) else keep
@@ -133,10 +143,7 @@ def evaluate_sites(
     if average is not None:
         tensors |= {n: average.shadow[n].clone() for n in tensors if n in average.shadow}
     nonce = secrets.token_hex(16)
-    messages = {
-        n: Message("evaluate", job.step, nonce, {"session": roster.joined[n].session, "fine_tune": fine_tune}, tensors) for n in names
-    }
-    return {n: _evaluation(answer, nonce) for n, answer in transport.ask(messages, timeout=timeout).items()}
+    return {n: Message(kind, job.step, nonce, {**(fields or {}), "session": roster.joined[n].session}, tensors) for n in names}
 
 
 def _evaluation(answer: Any, nonce: str) -> dict[str, Any]:

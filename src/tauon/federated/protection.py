@@ -79,11 +79,11 @@ def protect(site: Site, config: FederateConfig, who: Who) -> Site:
     assert who.identity is not None
     assert who.pinned is not None
     private = None if privacy is None else PrivateContribution(site, privacy, who.examples)
-    rules = SiteRules(fewest=SiteRules().fewest if privacy is None else privacy.fewest, first_use=secure.first_use)
+    rules = SiteRules(fewest=SiteRules().fewest if privacy is None else privacy.fewest, first_use=secure.first_use, most_sites=who.sites)
     end = SecureSite(
         who.name, who.identity, who.pinned, private or site_contribution(site), run=who.run, rules=rules, noise=private, memory=who.memory
     )
-    end.others, end.allowed = site, ("join", "evaluate") if privacy is None else ("join",)
+    end.others, end.allowed = site, ("join", "final")
     return end
 
 

@@ -89,7 +89,10 @@ class TrainingSite:
             return trained
         if message.kind == "evaluate":
             return message.answer("evaluated", self._evaluate(message))
-        raise MessageError(f"a message of kind {message.kind!r}, expected join, train or evaluate")
+        if message.kind == "final":
+            self.local.load(message.tensors, self.state.before(message.round + 1))
+            return message.answer("loaded")
+        raise MessageError(f"a message of kind {message.kind!r}, expected join, train, evaluate or final")
 
     def _join(self, message: Message) -> Message:
         check_identity(self.identity, message.fields.get("identity") or {}, who="the coordinator")

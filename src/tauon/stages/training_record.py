@@ -172,9 +172,9 @@ class TrainingRecord:
                 batch = replace(batch, weights=weights)
             yield batch
 
-    def save(self, job: TrainJob) -> None:
-        """Save a checkpoint of this step in the background; a second call at the same step does nothing."""
-        if self.saved == job.step:
+    def save(self, job: TrainJob, *, again: bool = False) -> None:
+        """Save a checkpoint of this step in the background; a second call at the same step does nothing, unless the weights are others (`again`)."""
+        if self.saved == job.step and not again:
             return
         groups, state = job_state(job)
         state = state | self.checkpoints.metadata | {"precision": job.policy.precision.name}

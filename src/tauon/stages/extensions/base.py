@@ -82,7 +82,7 @@ class TrainExtension:
         """Return a context manager that is open while the loop runs."""
         return nullcontext()
 
-    def loop_parts(self, job: TrainJob, hooks: Sequence[Hook], save: Callable[[TrainJob], None]) -> None:
+    def loop_parts(self, job: TrainJob, hooks: Sequence[Hook], save: Callable[..., None]) -> None:
         """Called before `run` with what the loop calls: for an extension whose steps are not those of the loop."""
 
     def run(self, loop: Callable[[], object], back_to_checkpoint: Callable[[str], bool]) -> None:

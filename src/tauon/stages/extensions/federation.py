@@ -18,8 +18,8 @@ from tauon.artifacts import write_json
 from tauon.config import count_as_read, dump
 from tauon.data import DataSplits, Loader
 from tauon.distributed import Layout, Mesh
-from tauon.errors import LaunchError, Problem, RecipeError
-from tauon.federated import Failure, Limits, Message, Rounds, Weighting, evaluate_sites, federate, freeze_lora_a
+from tauon.errors import LaunchError, Problem, RecipeError, TauonError
+from tauon.federated import Failure, Limits, Message, Rounds, Weighting, evaluate_sites, federate, freeze_lora_a, weights_for
 from tauon.federated.config import FederateConfig, SimulateConfig
 from tauon.federated.network import ServeAt
 from tauon.federated.private import private_layout, site_guarantee
@@ -31,6 +31,7 @@ from tauon.federated.simulation.sites import draws
 from tauon.federated.updates import travelling
 from tauon.models import ModelConfig
 from tauon.plan import Derived, Plan, choose_device
+from tauon.privacy.accounting import refuse_delta
 from tauon.stages.extensions.base import TrainExtension
 from tauon.stages.train import spec_record
 from tauon.tracking import EventLog
@@ -113,7 +114,7 @@ class Federation(TrainExtension):
             on_event=self.on_event,
         )
         if config.privacy is not None:
-            _ = config.privacy.delta  # read when training has ended
+            refuse_delta(config.privacy.delta, sites)
         if hasattr(self.summation, "tensors"):
             coordinator.extra["update_privacy"] = self.summation
         return coordinator
@@ -180,7 +181,7 @@ class Federation(TrainExtension):
         elif not record.is_file():  # killed after the last round: the sites have gone
             write_sites(record, {}, None)
 
-    def loop_parts(self, job: TrainJob, hooks: Sequence[Any], save: Callable[[TrainJob], None]) -> None:
+    def loop_parts(self, job: TrainJob, hooks: Sequence[Any], save: Callable[..., None]) -> None:
         self.job = job
 
     def _ask_for_results(self) -> None:
@@ -189,8 +190,10 @@ class Federation(TrainExtension):
     def evaluate(self, job: TrainJob) -> None:
         """Ask the sites, and write the record."""
         privacy = update_privacy(self.config, self._sites())
-        exact = privacy is None and (self.end is not None or self.ctx.splits.validation is not None or self.ctx.splits.test is not None)
-        found = evaluate_sites(job, self.transport, timeout=self.config.timeout) if exact else {}
+        if self.end is not None:
+            self.transport.ask(weights_for(job, self.transport, "final"), timeout=self.config.timeout)
+        held_out = self.end is not None or self.ctx.splits.validation is not None or self.ctx.splits.test is not None
+        found = self._figures(job) if privacy is None and held_out else {}
         spent = None
         if privacy is not None and self.config.privacy is not None:
             shapes = {n: tuple(t.shape) for n, t in travelling(job.model).items()}
@@ -201,6 +204,19 @@ class Federation(TrainExtension):
         write_sites(
             self.ctx.run.folder / SITES, found, None if spent is None else {"guarantee": spent.to_json(), "sentence": spent.sentence()}
         )
+
+    def _figures(self, job: TrainJob) -> dict[str, Any]:
+        """Return what sites measure: each, or, where single sites stay unknown, the mean over all."""
+        if self.config.secure_aggregation is None:
+            return evaluate_sites(job, self.transport, timeout=self.config.timeout)
+        names = ["loss", "accuracy"] if self.ctx.recipe.task.kind_ == "classification" else ["loss"]
+        most = self.config.weighting.max_examples or 100_000
+        messages = weights_for(job, self.transport, "evaluate")
+        try:
+            means = self.summation.evaluate(self.transport, messages, names, most_examples=most, timeout=self.config.timeout)
+        except TauonError as err:
+            return {"all sites": {"failed": str(err)}}
+        return {"all sites": {"metrics": means}}
 
 
 def write_sites(path: Any, sites: Mapping[str, Any], privacy: Mapping[str, Any] | None) -> None:

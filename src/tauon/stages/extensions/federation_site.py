@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from tauon.config import count_as_read
 from tauon.data import Loader
@@ -80,7 +81,9 @@ class SiteTraining(TrainExtension):
         local = LocalTraining(job, len(ctx.splits.train), keep=self.config.strategy.keep(job.model), data=self._examples)
         held_out = ctx.splits.validation if ctx.splits.validation is not None else ctx.splits.test
         evaluated = None if held_out is None else ClientRows(held_out, np.arange(len(held_out))).batches
-        site = TrainingSite(local, identity=identity_of(ctx), held_out=evaluated, state=self.state, save=self._saved)
+        site = TrainingSite(
+            local, identity=identity_of(ctx), held_out=evaluated, state=self.state, save=self._saved, measure=self._accuracy
+        )
         end = protect(_Watched(site, self._trained), self.config, self._who())
         join(
             self.end.address, end, key=keys / f"{self.end.name}.key", authority=keys / "ca.crt", recipe=recipe_hash(ctx),
@@ -88,18 +91,29 @@ class SiteTraining(TrainExtension):
         )  # fmt: skip
         self._save(self.settled.steps)
 
+    def _accuracy(self, job: TrainJob) -> dict[str, float]:
+        """The accuracy of a classifier on the held-out examples."""
+        held_out = self.ctx.splits.validation if self.ctx.splits.validation is not None else self.ctx.splits.test
+        if self.ctx.recipe.task.kind_ != "classification" or held_out is None:
+            return {}
+        right = [
+            (job.task.predict(job.model, batch)["scores"].argmax(1).cpu() == batch.targets).float()
+            for batch in ClientRows(held_out, np.arange(len(held_out))).batches()
+        ]
+        return {"accuracy": float(torch.cat(right).mean())}
+
     def _who(self) -> Who:
         secure = self.config.secure_aggregation is not None
         folder = self.ctx.run.folder / "federate"
         folder.mkdir(exist_ok=True)
         identity = Identity.of(self.end.keys / f"{self.end.name}.identity") if secure else None
         pinned = PinnedKeys(path=self.end.keys / "pinned.json") if secure else None
-        sites = 1 if self.config.privacy is None else self._sites()
+        sites = self._sites() if self.config.privacy is not None or secure else 1
         return Who(self.end.name, len(self.ctx.splits.train), sites, run_name(self.ctx), identity, pinned, folder / "round.json")
 
     def _sites(self) -> int:
         if self.config.sites is None:
-            message = "is needed for privacy of updates at real sites: the number of sites that may take part, the same everywhere."
+            message = "is needed for secure aggregation and for privacy of updates at real sites: the number of sites that may take part, the same everywhere."
             raise RecipeError([Problem("federate.sites", message)])
         return self.config.sites
 
