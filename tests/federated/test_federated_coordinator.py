@@ -30,6 +30,7 @@ from tauon.federated import (
     Transport,
     Weighting,
     evaluate_sites,
+    fairness,
     federate,
     sample_sites,
 )
@@ -344,6 +345,9 @@ def test_each_site_measures_the_model_and_its_own_tuning() -> None:
     for name, each in found.items():
         assert each["examples"] == len(sites.parts[name])
         assert each["tuned"]["loss"] < each["metrics"]["loss"] < math.log(3)
+    spread = fairness(found, "loss")
+    assert spread["sites"] == 4
+    assert spread["smallest"] < spread["mean"] < spread["largest"]
     del sites.running["east"]
     assert sorted(evaluate_sites(job, sites)) == ["north", "south", "west"]
 

@@ -78,6 +78,19 @@ def test_only_what_gives_the_same_is_trained_together(monkeypatch: pytest.Monkey
     answers(BatchedSites, MLPConfig(), first_loss=True)
 
 
+def test_a_model_that_cannot_be_batched_is_trained_sequentially(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tauon.models.families.mlp import Perceptron
+
+    forward = Perceptron.forward
+
+    def depends_on_values(self: Perceptron, x: torch.Tensor) -> torch.Tensor:
+        return forward(self, x) if float(x.sum()) < 1e9 else x
+
+    wanted = answers(SimulatedSites, MLPConfig())
+    monkeypatch.setattr(Perceptron, "forward", depends_on_values)
+    same(answers(BatchedSites, MLPConfig()), wanted, atol=0.0)
+
+
 def test_clients_side_by_side_give_the_same_bits() -> None:
     threads = torch.get_num_threads()
     try:

@@ -1,6 +1,7 @@
 """Federated training: models travel, data stays where it is."""
 
-from tauon.federated.coordinator import evaluate_sites, federate
+from tauon.federated.asynchronous import Arrivals, SimulatedArrivals, ThreadedArrivals
+from tauon.federated.coordinator import evaluate_sites, fairness, federate
 from tauon.federated.local import LocalTraining, RoundOrder
 from tauon.federated.messages import Failure, Message, MessageError, Site, Transport
 from tauon.federated.roster import sample_sites
@@ -12,6 +13,7 @@ from tauon.federated.training_site import TrainingSite, check_identity
 from tauon.federated.updates import Limits, Update, Weighting, check_update, fingerprint, freeze_lora_a, travelling
 
 __all__ = [
+    "Arrivals",
     "Collected",
     "Failure",
     "Limits",
@@ -22,10 +24,12 @@ __all__ = [
     "RoundOrder",
     "RoundRequest",
     "Rounds",
+    "SimulatedArrivals",
     "Site",
     "SiteState",
     "StrategyConfig",
     "Summation",
+    "ThreadedArrivals",
     "TrainingSite",
     "Transport",
     "Update",
@@ -33,6 +37,7 @@ __all__ = [
     "check_identity",
     "check_update",
     "evaluate_sites",
+    "fairness",
     "federate",
     "fingerprint",
     "freeze_lora_a",

@@ -39,6 +39,8 @@ RECORD = 50
 """Steps from which on recording pays: it takes about 0.1 s."""
 SMALL, LARGE = 2**20, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.RNNBase)
 """Models of more parameters, or with such layers, gain nothing from being batched on a CPU."""
+TINY = 2**15
+"""Models of fewer parameters train in one thread: a step of theirs is all overhead, which several threads only share."""
 CLIENTS = 64
 """Most clients that train together."""
 
@@ -49,21 +51,29 @@ class BatchedSites(SimulatedSites):
     def __init__(self, job: TrainJob, *arguments: Any, **more: Any) -> None:
         super().__init__(job, *arguments, **more)
         self.gradients = _Gradients(job.model, job.task)
+        self.sequential_because: str | None = None
+        """Why clients are not trained together, if torch's function transforms failed on this model."""
 
     def ask(self, messages: Mapping[str, Message], *, timeout: float) -> dict[str, Message | Failure]:
         """Answer all messages. The time is not limited: it is this computer's, not a client's."""
         names = [n for n, m in messages.items() if m.kind == "train"]
-        if len(names) < 2 or len(names) < len(messages) or not self._can_batch(messages[names[0]]):
+        if self.sequential_because is not None or len(names) < 2 or len(names) < len(messages) or not self._can_batch(messages[names[0]]):
             return super().ask(messages, timeout=timeout)
         try:
             order = RoundOrder.of(messages[names[0]])
             self.locals[0].load(messages[names[0]].tensors, {})
         except TauonError as err:
             return dict.fromkeys(messages, Failure(str(err)))
-        each = max(1, min(CLIENTS, math.ceil(len(names) / len(self.locals))))
+        tiny = sum(p.numel() for p in self.locals[0].job.model.parameters()) < TINY
+        workers = 1 if tiny else len(self.locals)
+        each = max(1, min(CLIENTS, math.ceil(len(names) / workers)))
         dealt = sorted(names, key=lambda n: -len(self.parts[self.number[n]]))
         groups = [dealt[i :: math.ceil(len(names) / each)] for i in range(math.ceil(len(names) / each))]
-        together = side_by_side(lambda group: self._train_together(group, messages, order), groups, len(self.locals))
+        try:
+            together = side_by_side(lambda group: self._train_together(group, messages, order), groups, workers)
+        except (RuntimeError, NotImplementedError) as err:  # an operation that cannot be batched, control flow that depends on values
+            self.sequential_because = str(err)
+            return super().ask(messages, timeout=timeout)
         answers = {name: answer for group in together for name, answer in group.items()}
         return {name: answers[name] for name in messages}
 
@@ -145,7 +155,7 @@ class _Gradients:
         graph = make_fx(flat)(*parameters, *batch)
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit, for which torch.export has no substitute of this speed
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
             script: Any = torch.jit.trace(graph, (*parameters, *batch), check_trace=False)
         return script  # type: ignore[no-any-return]
 
