@@ -6,7 +6,7 @@ between rounds, momentum 0.5 at the server (FedAvgM): of six settings the best o
 624 test pictures. Every seed is another initial model and another order; every split deals the pictures anew. Intervals: 95%, Student's t over
 seeds and splits, of differences within a seed and split.
 
-    python -m benchmarks.fed_chest [--seeds N] [--splits N]      needs TAUON_DATA
+    python -m benchmarks.fed_chest [--quick] [--seeds N] [--splits N]      needs TAUON_DATA
 """
 
 from __future__ import annotations
@@ -104,10 +104,11 @@ def interval(values: list[float]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="2 seeds and 1 split")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--splits", type=int, default=3)
     args = parser.parse_args()
-    seeds, splits = args.seeds, args.splits
+    seeds, splits = (2, 1) if args.quick else (args.seeds, args.splits)
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
         running = [pool.submit(run_pooled, seed) for seed in range(seeds)]
         rest = [pool.submit(run_sites, seed, split) for split in range(splits) for seed in range(seeds)]

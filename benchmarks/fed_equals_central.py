@@ -9,6 +9,7 @@ examples flips the choice of a max-pool here and there, so that two central trai
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import numpy as np
@@ -46,6 +47,9 @@ def difference(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the same: it takes a minute")
+    parser.parse_args()
     data = mnist("train", ROWS)
     turned = Rows(data.x.flip(0), data.y.flip(0))
     found = {name: difference(central(name, data), federated(name, data)) for name in MODELS}
