@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -56,12 +56,12 @@ def mnist(split: str, count: int = 60_000) -> Rows:
     return rows
 
 
-def make_job(model: Config, lr: float, *, seed: int = 0, batch: int = 10, loader: Any = None, **optim: Any) -> TrainJob:
-    """A job of plain SGD at a constant rate, fp32, not compiled."""
-    settings = TrainConfig(steps=1, batch=batch, precision="fp32", compile=False, device="cpu")
-    how = SGDConfig(lr=lr, momentum=0.0, schedule=Constant(warmup=0), **optim)
+def make_job(model: Config, lr: float, *, seed: int = 0, batch: int = 10, precision: Any = "fp32") -> TrainJob:
+    """A job of plain SGD at a constant rate, not compiled."""
+    settings = TrainConfig(steps=1, batch=batch, precision=precision, compile=False, device="cpu")
+    how = SGDConfig(lr=lr, momentum=0.0, schedule=Constant(warmup=0))
     config = JobConfig(model.resolve(SPEC), how, settings, Classification(), SPEC, seed)  # type: ignore[attr-defined]
-    return build_job(config, loader, make_plan(config, examples=600))
+    return build_job(config, cast(Any, None), make_plan(config, examples=600))
 
 
 @torch.no_grad()

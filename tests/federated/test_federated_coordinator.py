@@ -30,6 +30,7 @@ from tauon.federated import (
     Transport,
     Weighting,
     evaluate_sites,
+    fairness,
     federate,
     sample_sites,
 )
@@ -241,6 +242,37 @@ def test_a_round_that_always_fails_ends_the_run_in_words() -> None:
     close(weights(job), before)
 
 
+def test_a_coordinator_waits_for_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    sites, events = Sites(), Events()
+    late = {name: sites.running.pop(name) for name in ("north", "west")}
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            sites.running |= late
+
+    monkeypatch.setattr("tauon.federated.gradients.time.sleep", sleep)
+    train(coordinator(sites, events=events, count=1, min_answers=4, wait=600.0))
+    assert len(slept) == 3
+    (waiting,) = events.of("waiting_for_sites")
+    assert "2 sites have joined, at least 4 are needed" in waiting["reason"]
+    assert not events.of("round_repeated")
+    with pytest.raises(TrainingError, match="4 sites have joined, at least 5 are needed"):
+        train(coordinator(sites, count=1, min_answers=5))
+
+
+def test_krum_waits_for_sites_that_were_there_before() -> None:
+    parts = ByQuantity(power=0).split(5, labels=DATA.y.numpy(), seed=0)
+    job = simulate(logistic(Everything(DATA)), DATA, parts, Krum(malicious=1), Rounds(2, steps=1), batch=5)
+    sites: Any = job.extra["sites"]
+    train(job, hooks=[lambda job, info: "stop"])
+    job.notes.clear()
+    del sites.names[-1]
+    with pytest.raises(TrainingError, match=r"round 2 failed 5 times.*at least 5 sites"):
+        train(job)
+
+
 def test_a_site_of_another_recipe_does_not_join() -> None:
     sites, events = Sites(3, identity={"recipe": "old"}), Events()
     job = federate(logistic(Everything(DATA)), sites, FedAvg(), Rounds(1, steps=1), identity={"recipe": "new"}, on_event=events)
@@ -344,6 +376,9 @@ def test_each_site_measures_the_model_and_its_own_tuning() -> None:
     for name, each in found.items():
         assert each["examples"] == len(sites.parts[name])
         assert each["tuned"]["loss"] < each["metrics"]["loss"] < math.log(3)
+    spread = fairness(found, "loss")
+    assert spread["sites"] == 4
+    assert spread["smallest"] < spread["mean"] < spread["largest"]
     del sites.running["east"]
     assert sorted(evaluate_sites(job, sites)) == ["north", "south", "west"]
 

@@ -78,6 +78,19 @@ def test_only_what_gives_the_same_is_trained_together(monkeypatch: pytest.Monkey
     answers(BatchedSites, MLPConfig(), first_loss=True)
 
 
+def test_a_model_that_cannot_be_batched_is_trained_sequentially(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tauon.models.families.mlp import Perceptron
+
+    forward = Perceptron.forward
+
+    def depends_on_values(self: Perceptron, x: torch.Tensor) -> torch.Tensor:
+        return forward(self, x) if float(x.sum()) < 1e9 else x
+
+    wanted = answers(SimulatedSites, MLPConfig())
+    monkeypatch.setattr(Perceptron, "forward", depends_on_values)
+    same(answers(BatchedSites, MLPConfig()), wanted, atol=0.0)
+
+
 def test_clients_side_by_side_give_the_same_bits() -> None:
     threads = torch.get_num_threads()
     try:
@@ -100,10 +113,13 @@ def test_ten_thousand_clients_take_no_memory_each() -> None:
     job = simulate(logistic(Everything(data)), data, parts, FedAvg(), Rounds(4, epochs=1, fraction=0.01), batch=2)
     seen: list[int] = []
     sampled: list[set[str]] = []
+    joined: list[int] = []
     make: Any = job.functions.make
     make.on_event = lambda kind, fields: sampled.append(set(fields["sites"])) if kind == "federated_round" else None
+    make.roster.on_event = lambda kind, fields: joined.append(fields["count"]) if kind == "sites_joined" else None
     train(job, hooks=[lambda job, info: seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)])
     assert [len(s) for s in sampled] == [100] * 4
+    assert joined == [10_000]
     assert len(set.union(*sampled)) > 380
     assert seen[-1] - seen[0] < 20_000  # kilobytes
 

@@ -1,6 +1,7 @@
 """Federated training: models travel, data stays where it is."""
 
-from tauon.federated.coordinator import evaluate_sites, federate, weights_for
+from tauon.federated.asynchronous import Arrivals, SimulatedArrivals, ThreadedArrivals
+from tauon.federated.coordinator import evaluate_sites, fairness, federate, weights_for
 from tauon.federated.local import LocalTraining, RoundOrder
 from tauon.federated.messages import Failure, Message, MessageError, Site, Transport
 from tauon.federated.roster import sample_sites
@@ -13,6 +14,7 @@ from tauon.federated.training_site import TrainingSite, check_identity
 from tauon.federated.updates import Limits, Update, Weighting, check_update, fingerprint, freeze_lora_a, travelling
 
 __all__ = [
+    "Arrivals",
     "Collected",
     "Failure",
     "Limits",
@@ -26,10 +28,12 @@ __all__ = [
     "SecureSettings",
     "SecureSite",
     "Session",
+    "SimulatedArrivals",
     "Site",
     "SiteState",
     "StrategyConfig",
     "Summation",
+    "ThreadedArrivals",
     "TrainingSite",
     "Transport",
     "Update",
@@ -37,6 +41,7 @@ __all__ = [
     "check_identity",
     "check_update",
     "evaluate_sites",
+    "fairness",
     "federate",
     "fingerprint",
     "freeze_lora_a",

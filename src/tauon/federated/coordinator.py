@@ -8,6 +8,7 @@ repeated with other sites and an event.
 from __future__ import annotations
 
 import secrets
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,7 @@ from tauon.optim import Constant
 from tauon.train import TrainJob
 from tauon.types import Batch
 
-__all__ = ["evaluate_sites", "federate", "weights_for"]
+__all__ = ["evaluate_sites", "fairness", "federate", "weights_for"]
 
 
 def federate(
@@ -44,7 +45,8 @@ def federate(
         rounds: number and kind of rounds.
         summation: how updates are summed; None: in the clear.
         identity: what sites must have in common with the coordinator (`check_identity`).
-        on_event: called with "site_joined", "site_refused", "federated_round" and "round_repeated", and their fields.
+        on_event: called with the kind of an event and its fields: "site_joined" (of many at once "sites_joined"), "site_refused",
+            "waiting_for_sites", "federated_round" and "round_repeated".
         arrivals: for an asynchronous strategy, how answers arrive one by one; None: `transport` is asked by threads.
 
     Raises:
@@ -152,3 +154,21 @@ def _evaluation(answer: Any, nonce: str) -> dict[str, Any]:
     fields = dict(answer.fields)
     good = answer.kind == "evaluated" and answer.nonce == nonce and isinstance(fields.get("examples"), int)
     return fields if good else {"failed": "not an answer to this request"}
+
+
+def fairness(evaluations: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, float]:
+    """Return how unequal a metric is over sites: its mean over sites (each alike), standard deviation, smallest and largest value.
+
+    Args:
+        evaluations: what `evaluate_sites` returned; sites without the metric are left out.
+        metric: "loss", "accuracy", ...
+
+    >>> fairness({"a": {"metrics": {"loss": 1.0}}, "b": {"metrics": {"loss": 3.0}}, "c": {"failed": "no answer"}}, "loss")
+    {'sites': 2, 'mean': 2.0, 'std': 1.0, 'smallest': 1.0, 'largest': 3.0}
+    """
+    values = [float(e["metrics"][metric]) for e in evaluations.values() if metric in e.get("metrics", {})]
+    if not values:
+        return {"sites": 0}
+    return {
+        "sites": len(values), "mean": statistics.fmean(values), "std": statistics.pstdev(values), "smallest": min(values), "largest": max(values),
+    }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,10 @@ from tauon.train.step import StepFn
 from tauon.types import Batch
 
 __all__ = ["FederatedGradients", "StrategyState"]
+
+
+POLL = 1.0
+"""Seconds between two looks for sites that have not joined yet."""
 
 
 class StrategyState:
@@ -93,15 +98,13 @@ class FederatedGradients:
 
     def collect(self, job: TrainJob, number: int) -> Collected:
         """Ask sites until enough gave a good answer. Raises `TrainingError` after too many attempts."""
-        why = "no site has joined"
+        why = ""
         for attempt in range(self.rounds.attempts):
-            present = self.roster.update(number)
-            if not present:
-                why = "; ".join(f"{n}: {r}" for n, r in list(self.roster.refused.items())[:3]) or why
+            present, asked, missing = self._sites(number, attempt)
+            if missing is not None:
+                why = missing
                 self.report("round_repeated", {"round": number, "attempt": attempt, "reason": why})
                 continue
-            asked = sample_sites(present, self.rounds.sampled(len(present)), seed=self.rounds.seed, number=number, attempt=attempt)
-            self.strategy.refuse(len(self._groups(asked, number, attempt)))
             request = self._request(number, attempt, asked, present)
             collected = self.summation.collect(self.transport, request)
             for name, reason in collected.failed.items():
@@ -120,6 +123,33 @@ class FederatedGradients:
             why += "".join(f"; {n}: {r}" for n, r in list(some.items())[:3])
             self.report("round_repeated", event | {"reason": why})
         raise TrainingError(f"round {number} failed {self.rounds.attempts} times; the last: {why}. Check the sites, or lower min_answers.")
+
+    def _sites(self, number: int, attempt: int) -> tuple[list[str], list[str], str | None]:
+        """Return (sites that take part, sites that are asked, None), waiting for them if there are too few; after that, why there are too few.
+        Raises `RecipeError` if the strategy cannot work with so few, unless it did in an earlier round.
+        """
+        until, announced = time.monotonic() + self.rounds.wait, False
+        while True:
+            present = self.roster.update(number)
+            asked = sample_sites(present, self.rounds.sampled(len(present)), seed=self.rounds.seed, number=number, attempt=attempt)
+            refusal: RecipeError | None = None
+            missing = None
+            if len(present) < self._least():
+                refused = "".join(f"; {n}: {r}" for n, r in list(self.roster.refused.items())[:3])
+                missing = f"{len(present)} sites have joined, at least {self._least()} are needed{refused}"
+            else:
+                try:
+                    self.strategy.refuse(len(self._groups(asked, number, attempt)))
+                except RecipeError as err:
+                    refusal, missing = err, str(err)
+            if missing is None or time.monotonic() >= until:
+                if refusal is not None and not self.combined:
+                    raise refusal
+                return present, asked, missing
+            if not announced:
+                self.report("waiting_for_sites", {"round": number, "seconds": self.rounds.wait, "reason": missing})
+            announced = True
+            time.sleep(min(POLL, self.rounds.wait))
 
     def _least(self) -> int:
         return max(self.rounds.min_answers, self.summation.smallest_group)

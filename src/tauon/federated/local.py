@@ -22,7 +22,7 @@ from tauon.distributed import fill
 from tauon.errors import Problem, RecipeError
 from tauon.federated.messages import Message, MessageError
 from tauon.federated.site_state import SiteState
-from tauon.federated.updates import CONTROL, travelling, whole
+from tauon.federated.updates import CONTROL, difference, travelling, whole
 from tauon.optim import Constant, load_optimizer, optimizer_tensors
 from tauon.privacy import PrivateGradients
 from tauon.train import TrainJob, train, validation_loss
@@ -147,7 +147,7 @@ class LocalTraining:
             del fields["loss"]
         if first_loss is not None:
             fields["first_loss"] = first_loss
-        update = {n: (whole(t).float() - message.tensors[n].float()).to(message.tensors[n].dtype) for n, t in self.travels.items()}
+        update = {n: difference(whole(t), message.tensors[n]) for n, t in self.travels.items()}
         kept = {f"kept/{n}": t.clone() for n, t in self.kept.items()}
         if order.control:
             kept |= (changed := self._new_control(order, message, own, len(losses)))

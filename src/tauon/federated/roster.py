@@ -17,6 +17,8 @@ __all__ = ["Joined", "Roster", "sample_sites"]
 EventFn = Callable[[str, Mapping[str, Any]], None]
 """Called with the kind of an event and its fields, JSON values."""
 MOST_EXAMPLES = 10**12
+MANY = 100
+"""Sites that join at once up to which each has an event of its own."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ class Roster:
                 self.refused[name] = str(err)
                 continue
             came_back = self.refused.pop(name, None) is not None
-            if self.on_event is not None:
+            if self.on_event is not None and len(new) <= MANY:
                 self.on_event("site_joined", {"site": name, "round": number, "examples": self.joined[name].examples, "again": came_back})
+        if self.on_event is not None and len(new) > MANY:
+            self.on_event("sites_joined", {"round": number, "count": sum(name in self.joined for name in new)})
         return sorted(name for name in present if name in self.joined)
 
     def forget(self, name: str, reason: str) -> None:

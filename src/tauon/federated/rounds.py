@@ -30,6 +30,8 @@ class Rounds:
     """Attempts of a round before the run stops with an error."""
     timeout: float = 600.0
     """Seconds until the answers of a round are counted."""
+    wait: float = 0.0
+    """Seconds to wait for sites when fewer than `min_answers` have joined."""
     seed: int = 0
     """Of the sampling of sites."""
     schedule: ScheduleConfig = field(default_factory=lambda: Constant(warmup=0))

@@ -149,6 +149,12 @@ def whole(t: Tensor) -> Tensor:
     return (t.full_tensor() if is_dtensor(t) else t).detach().cpu()
 
 
+def difference(local: Tensor, sent: Tensor) -> Tensor:
+    """Return local minus sent, computed in float32 at least, in the dtype of `sent`."""
+    wide = torch.promote_types(sent.dtype, torch.float32)
+    return (local.to(wide) - sent.to(wide)).to(sent.dtype)
+
+
 @torch.no_grad()
 def weighted_sum(updates: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> dict[str, Tensor]:
     """Return the sum of weight times update, by name, in the given order, in float32 at least.

@@ -24,7 +24,7 @@ __all__ = ["simulate"]
 
 def simulate(
     job: TrainJob, dataset: Dataset, parts: Sequence[NDArray[np.int64]], strategy: StrategyConfig, rounds: Rounds, *, batch: int,
-    on_event: EventFn | None = None, workers: int = 1,
+    on_event: EventFn | None = None, workers: int | None = None,
 ) -> TrainJob:  # fmt: skip
     """Return the coordinator's job over simulated clients, with their state among what its checkpoints hold. `train(job)` runs it.
 
@@ -36,7 +36,7 @@ def simulate(
         rounds: number and kind of rounds.
         batch: examples in a local step; 0: all examples of the client.
         on_event: see `federate`.
-        workers: clients that train at the same time; models with dropout need 1.
+        workers: see `SimulatedSites`.
     """
     transport = BatchedSites(local_job(job), dataset, parts, batch=batch, strategy=strategy, workers=workers)
     coordinator = federate(job, transport, strategy, rounds, on_event=on_event)

@@ -43,7 +43,7 @@ class SiteTraining(TrainExtension):
         self.state = SiteState()
         self.settled: Plan
         self.events: EventLog | None = None
-        self.save: Callable[[TrainJob], None] | None = None
+        self.save: Callable[..., None] | None = None
         count_as_read(config)  # the coordinator uses it
 
     def plan(self, plan: Plan) -> None:
@@ -64,7 +64,7 @@ class SiteTraining(TrainExtension):
         job.extra["site"] = self.state
         return job
 
-    def loop_parts(self, job: TrainJob, hooks: Sequence[Any], save: Callable[[TrainJob], None]) -> None:
+    def loop_parts(self, job: TrainJob, hooks: Sequence[Any], save: Callable[..., None]) -> None:
         self.job, self.save = job, save
 
     def running(self) -> AbstractContextManager[Any]:
@@ -89,7 +89,7 @@ class SiteTraining(TrainExtension):
             self.end.address, end, key=keys / f"{self.end.name}.key", authority=keys / "ca.crt", recipe=recipe_hash(ctx),
             note=lambda text: ctx.on_event("note", message=text),
         )  # fmt: skip
-        self._save(self.settled.steps)
+        self._save(self.settled.steps, again=True)  # with the final weights
 
     def _accuracy(self, job: TrainJob) -> dict[str, float]:
         """The accuracy of a classifier on the held-out examples."""
@@ -124,14 +124,14 @@ class SiteTraining(TrainExtension):
         """Save a checkpoint after a round, before its answer leaves."""
         self._save(self.job.step)
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, *, again: bool = False) -> None:
         job, total = self.job, self.job.policy.total_steps
         job.step, job.policy = step, replace(job.policy, total_steps=self.settled.steps)
         if not self.ctx.run.manifest().get("training"):
             refuse_unread(self.ctx.recipe, "train")
             self.ctx.record_training(self.settled)
         assert self.save is not None
-        self.save(job)
+        self.save(job, again=again)
         job.policy = replace(job.policy, total_steps=total)
 
     def _trained(self, answer: Message) -> None:
