@@ -80,20 +80,20 @@ def refuse_settings(job: TrainJob, strategy: StrategyConfig, rounds: Rounds, sum
         problems.append(Problem("optim.kind", "it averages weights itself, but federated training averages over sites. Use adamw or sgd."))
     if strategy.single_updates and not summation.single and rounds.group is None:
         message = (
-            f"{strategy.kind_} compares the updates of single sites, which secure aggregation hides. Set federated.group to at least "
+            f"{strategy.kind_} compares the updates of single sites, which secure aggregation hides. Set federate.group to at least "
             f"{summation.smallest_group}: then it compares the sums of groups. Or use fedavg."
         )
-        problems.append(Problem("federated.strategy", message))
+        problems.append(Problem("federate.strategy", message))
     if strategy.asynchronous and (rounds.group is not None or not summation.single):
         problems.append(
-            Problem("federated.strategy", f"{strategy.kind_} applies updates as they arrive, one by one: no sums of sites are possible.")
+            Problem("federate.strategy", f"{strategy.kind_} applies updates as they arrive, one by one: no sums of sites are possible.")
         )
     if rounds.group is not None and rounds.group < summation.smallest_group:
         problems.append(
-            Problem("federated.group", f"{rounds.group} is too small: a sum hides single updates from {summation.smallest_group} on.")
+            Problem("federate.group", f"{rounds.group} is too small: a sum hides single updates from {summation.smallest_group} on.")
         )
     if strategy.reads_first_loss and rounds.group is not None:
-        problems.append(Problem("federated.group", f"{strategy.kind_} needs the loss of each site, so it does not work with groups."))
+        problems.append(Problem("federate.group", f"{strategy.kind_} needs the loss of each site, so it does not work with groups."))
     if has_trainable_pairs(job.model) and (not summation.single or strategy.single_updates):
         message = (
             "the mean of A and the mean of B are not the mean of BA: freeze A (freeze_lora_a), or use fedavg without secure aggregation."
@@ -101,7 +101,7 @@ def refuse_settings(job: TrainJob, strategy: StrategyConfig, rounds: Rounds, sum
         problems.append(Problem("adapt", message))
     if summation.single is False and rounds.weighting.by == "examples" and rounds.weighting.max_examples is None:
         message = "with secure aggregation each site weights its own update: set the number of examples that counts at most."
-        problems.append(Problem("federated.weighting.max_examples", message))
+        problems.append(Problem("federate.weighting.max_examples", message))
     if problems:
         raise RecipeError(problems)
 

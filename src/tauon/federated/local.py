@@ -187,7 +187,7 @@ class LocalTraining:
         tensors, numbers = optimizer_tensors(self.job.optimizer, self.job.model)
         if numbers:
             raise RecipeError(
-                [Problem("federated.optimizer", "kept is not possible for this local optimizer. Use fresh, or adamw or sgd.")]
+                [Problem("federate.optimizer", "kept is not possible for this local optimizer. Use fresh, or adamw or sgd.")]
             )
         return tensors
 

@@ -45,10 +45,10 @@ class Rounds:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
-            raise RecipeError([Problem("federated", "set exactly one of steps and epochs: how long sites train in a round.")])
+            raise RecipeError([Problem("federate", "set exactly one of steps and epochs: how long sites train in a round.")])
         if self.count < 1 or not 0 < self.fraction <= 1 or self.min_answers < 1 or self.attempts < 1:
             raise RecipeError(
-                [Problem("federated", "rounds, min_answers and attempts must be at least 1, and fraction above 0 and at most 1.")]
+                [Problem("federate", "rounds, min_answers and attempts must be at least 1, and fraction above 0 and at most 1.")]
             )
 
     def sampled(self, sites: int) -> int:

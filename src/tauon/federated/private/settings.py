@@ -63,7 +63,7 @@ class UpdatePrivacy:
     def __post_init__(self) -> None:
         problems = list(self._problems())
         if problems:
-            raise RecipeError([Problem(f"federated.privacy.{key}", message) for key, message in problems])
+            raise RecipeError([Problem(f"federate.privacy.{key}", message) for key, message in problems])
 
     def _problems(self) -> Any:
         if self.mode not in ("central", "local", "distributed"):

@@ -42,7 +42,7 @@ class _Rounds:
     def __init__(self, privacy: UpdatePrivacy, adaptive: AdaptiveClip | None) -> None:
         if adaptive is not None and WITHIN not in privacy.numbers:
             raise RecipeError(
-                [Problem("federated.privacy.numbers", f"adaptive clipping needs {WITHIN!r}: 0.5, which is noised like the update.")]
+                [Problem("federate.privacy.numbers", f"adaptive clipping needs {WITHIN!r}: 0.5, which is noised like the update.")]
             )
         self.privacy, self.adaptive, self.released = privacy, adaptive, 0
         self._drawn = 0
@@ -65,7 +65,7 @@ class _Rounds:
         """The request for those sites that take part."""
         if len(request.groups) != 1:
             raise RecipeError(
-                [Problem("federated.strategy", "compares updates or groups of them, and private updates give one sum. Use fedavg.")]
+                [Problem("federate.strategy", "compares updates or groups of them, and private updates give one sum. Use fedavg.")]
             )
         names = list(request.messages)
         attempt = next(iter(request.messages.values())).fields.get("attempt", 0)
@@ -105,7 +105,7 @@ class PrivateSummation(_Rounds):
         super().__init__(privacy, adaptive)
         if privacy.mode == "distributed":
             raise RecipeError(
-                [Problem("federated.privacy.mode", "is distributed: shares of noise protect only a secure sum. Use secure aggregation.")]
+                [Problem("federate.privacy.mode", "is distributed: shares of noise protect only a secure sum. Use secure aggregation.")]
             )
 
     def collect(self, transport: Transport, request: RoundRequest) -> Collected:
@@ -163,12 +163,12 @@ class PrivateSecureSummation(_Rounds, SecureSummation):
         SecureSummation.__init__(self, run, pinned, settings=replace(settings, fewest=max(settings.fewest, privacy.fewest)))
         if privacy.sampling == "poisson":
             message = "is poisson: a sample may be smaller than a secure sum permits, and drawing again is another mechanism. Set fixed-size, or full."
-            raise RecipeError([Problem("federated.privacy.sampling", message)])
+            raise RecipeError([Problem("federate.privacy.sampling", message)])
         if math.floor(privacy.divisor + 1e-9) < self.settings.fewest:
             message = (
                 f"is {privacy.rate:g} of {privacy.sites} sites: a secure sum needs {self.settings.fewest} in each round. Set it higher."
             )
-            raise RecipeError([Problem("federated.privacy.rate", message)])
+            raise RecipeError([Problem("federate.privacy.rate", message)])
 
     def collect(self, transport: Transport, request: RoundRequest) -> Collected:
         """See `Summation.collect`. Sites that were not drawn count as answers."""
@@ -224,7 +224,7 @@ class PrivateSite:
 
     def __init__(self, site: Site, privacy: UpdatePrivacy, examples: int, *, adaptive: bool = False) -> None:
         if privacy.mode != "local":
-            raise RecipeError([Problem("federated.privacy.mode", f"is {privacy.mode}: only local noise is added by a single site.")])
+            raise RecipeError([Problem("federate.privacy.mode", f"is {privacy.mode}: only local noise is added by a single site.")])
         self.site, self.contribution = site, PrivateContribution(site, privacy, examples, adaptive=adaptive)
 
     def answer(self, message: Message) -> Message:
@@ -264,5 +264,5 @@ def refuse_control(request: RoundRequest) -> None:
     """Raise `RecipeError` for a strategy whose control variates would not be noised."""
     if request.extra:
         raise RecipeError(
-            [Problem("federated.strategy", "has control variates, which private updates do not cover. Use fedavg, fedprox or fedadam.")]
+            [Problem("federate.strategy", "has control variates, which private updates do not cover. Use fedavg, fedprox or fedadam.")]
         )

@@ -78,7 +78,7 @@ class SimulatedSites:
     ) -> None:  # fmt: skip
         if workers is not None and workers > 1 and draws(job.model):
             raise RecipeError(
-                [Problem("federated.workers", "dropout draws from one generator, so that its clients train one after the other: use 1.")]
+                [Problem("federate.workers", "dropout draws from one generator, so that its clients train one after the other: use 1.")]
             )
         if workers is None:
             workers = 1 if draws(job.model) else torch.get_num_threads()
@@ -87,7 +87,7 @@ class SimulatedSites:
         self.locals = [LocalTraining(own, 1, keep=strategy.keep(job.model)) for own in (job, *(local_job(job) for _ in range(1, workers)))]
         if workers > 1 and draws(job.model):
             raise RecipeError(
-                [Problem("federated.workers", "dropout draws from one generator, so that its clients train one after the other: use 1.")]
+                [Problem("federate.workers", "dropout draws from one generator, so that its clients train one after the other: use 1.")]
             )
         self.dataset, self.parts, self.batch, self.held_out = dataset, parts, batch, held_out
         self.evaluated = evaluated if evaluated is not None else dataset

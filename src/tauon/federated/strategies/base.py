@@ -83,4 +83,4 @@ def refuse_few(kind: str, sites: int, least: int, why: str) -> None:
         message = (
             f"{kind} needs at least {least} sites in each round ({why}), but there are {sites}. Sample more sites, or use another strategy."
         )
-        raise RecipeError([Problem("federated.strategy", message)])
+        raise RecipeError([Problem("federate.strategy", message)])
