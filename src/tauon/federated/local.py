@@ -186,9 +186,7 @@ class LocalTraining:
     def _optimizer_state(self) -> dict[str, Tensor]:
         tensors, numbers = optimizer_tensors(self.job.optimizer, self.job.model)
         if numbers:
-            raise RecipeError(
-                [Problem("federate.optimizer", "kept is not possible for this local optimizer. Use fresh, or adamw or sgd.")]
-            )
+            raise RecipeError([Problem("federate.optimizer", "kept is not possible for this local optimizer. Use fresh, or adamw or sgd.")])
         return tensors
 
     def _first_loss(self) -> float:

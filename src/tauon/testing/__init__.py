@@ -1,5 +1,5 @@
 """Public test helpers, so that third parties can check their own parts: contract suites for models, optimizers, sources, kinds of
-data, tasks, attribution methods and compression steps; running several processes.
+data, tasks, attribution methods, compression steps and federated strategies; running several processes.
 """
 
 from tauon.testing.clipping import check_clipping, gradients_one_by_one
@@ -9,6 +9,7 @@ from tauon.testing.data_kinds import DataExample, check_data_kind
 from tauon.testing.explainers import check_explainer, explainer_cases
 from tauon.testing.jobs import tiny_job
 from tauon.testing.processes import ProcessFailure, run_processes
+from tauon.testing.strategies import check_strategy
 from tauon.testing.tasks import check_task
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "check_model",
     "check_optimizer",
     "check_source",
+    "check_strategy",
     "check_task",
     "explainer_cases",
     "gradients_one_by_one",
