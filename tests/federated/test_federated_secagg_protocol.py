@@ -98,7 +98,11 @@ def test_a_graph_of_neighbours_gives_the_same_sum(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(f"tauon.federated.secagg.{module}.degree", lambda sites, share=0.5: min(6, sites - 1))
     g = group(16, seed=5)
     assert_is_sum(g, run(g), g.names)
-    assert_is_sum(g, run(g, {"masked": g.names[:2], "unmask": g.names[2:4]}, number=2), g.names[2:])
+    lost = {
+        "masked": g.names[:1],
+        "unmask": g.names[1:2],
+    }  # two of a site's six neighbours at most, whatever graph was drawn: four are enough
+    assert_is_sum(g, run(g, lost, number=2), g.names[1:])
 
 
 def test_two_thirds_of_the_neighbours_may_be_asked_for() -> None:

@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("dp_accounting")
@@ -173,10 +173,11 @@ def as_run(steps: list[tuple[float, float, int]]) -> list[Release]:
 
 
 @settings(max_examples=15, deadline=None)
+@example([(0.5, 0.003, 2)], 1.5)
 @given(RUN, st.floats(1.05, 3.0))
 def test_more_noise_fewer_steps_a_larger_delta_never_cost_more(steps: list[tuple[float, float, int]], more: float) -> None:
     base = epsilon(as_run(steps), 1e-5)
-    room = 1 + 3e-3
+    room = 1 + 1e-2  # each is an upper bound; the grid makes it too large by up to 0.6% for few steps with little sampling
     assert epsilon(as_run([(z * more, q, n) for z, q, n in steps]), 1e-5) <= base * room
     assert epsilon(as_run(steps[1:]), 1e-5) <= base * room
     assert epsilon(as_run(steps), 1e-4) <= base * room
