@@ -29,7 +29,7 @@ __all__ = ["keys"]
 
 def ended(site: SiteThread) -> str:
     """Words with which a site ended."""
-    site.thread.join(20)
+    site.thread.join(120)
     assert not site.thread.is_alive()
     assert isinstance(site.error, LaunchError), site.error
     return str(site.error)
@@ -43,7 +43,7 @@ def test_an_unknown_key_is_refused_and_joins_once_it_is_in_the_roster(keys: Path
         roster.write_text((keys / "roster").read_text() + (keys / "stranger.pub").read_text())
         assert "stranger" in coordinator.expected()
         site = SiteThread(keys, coordinator.port, "stranger", Adder(1.0))
-        assert coordinator.wait_for(1, timeout=20) == ["stranger"]
+        assert coordinator.wait_for(1, timeout=120) == ["stranger"]
         roster.write_text((keys / "roster").read_text())
         assert coordinator.sites() == []
         assert "does not know this site's key" in ended(site)
@@ -54,15 +54,16 @@ def test_a_clock_ten_minutes_off_is_refused_in_words(keys: Path, offset: float, 
     with serve("127.0.0.1:0", folder=keys, roster=keys / "roster") as coordinator:
         site = SiteThread(keys, coordinator.port, "a", Adder(1.0), clock=lambda: time.time() + offset)
         text = ended(site)
-        assert words in text and "600 s" in text.replace("599 s", "600 s") and "NTP" in text
+        said = re.search(r"(\d+) s", text)
+        assert said is not None and 540 < int(said[1]) < 700 and words in text and "NTP" in text
 
 
 def test_a_clock_half_a_minute_off_is_corrected(keys: Path) -> None:
     with serve("127.0.0.1:0", folder=keys, roster=keys / "roster") as coordinator:
         site = SiteThread(keys, coordinator.port, "a", Adder(1.0), clock=lambda: time.time() + 30.0)
-        coordinator.wait_for(1, timeout=20)
-        assert isinstance(coordinator.ask({"a": message()}, timeout=20)["a"], Message)
-    site.thread.join(20)
+        coordinator.wait_for(1, timeout=120)
+        assert isinstance(coordinator.ask({"a": message()}, timeout=120)["a"], Message)
+    site.thread.join(120)
     assert site.error is None
 
 
@@ -114,26 +115,26 @@ def test_an_expired_certificate_is_refused_at_both_ends(keys: Path, tmp_path: Pa
 def test_a_second_process_with_the_same_key_takes_over_and_the_first_ends(keys: Path) -> None:
     with serve("127.0.0.1:0", folder=keys, roster=keys / "roster") as coordinator:
         first = SiteThread(keys, coordinator.port, "a", Adder(1.0))
-        coordinator.wait_for(1, timeout=20)
+        coordinator.wait_for(1, timeout=120)
         second = SiteThread(keys, coordinator.port, "a", Adder(10.0))
         assert "Another process has joined" in ended(first)
-        coordinator.wait_for(1, timeout=20)
-        answer = coordinator.ask({"a": message()}, timeout=20)["a"]
+        coordinator.wait_for(1, timeout=120)
+        answer = coordinator.ask({"a": message()}, timeout=120)["a"]
         assert isinstance(answer, Message) and float(answer.tensors["w"].sum()) == 30.0
-    second.thread.join(20)
+    second.thread.join(120)
     assert second.error is None
 
 
 def test_a_question_to_a_process_that_was_started_again_fails_before_its_deadline(keys: Path) -> None:
     with serve("127.0.0.1:0", folder=keys, roster=keys / "roster") as coordinator:
         first = SiteThread(keys, coordinator.port, "a", Adder(1.0))
-        coordinator.wait_for(1, timeout=20)
+        coordinator.wait_for(1, timeout=120)
         later = threading.Timer(0.5, lambda: SiteThread(keys, coordinator.port, "a", Adder(2.0)))
         later.start()
         start = time.monotonic()
         answers = coordinator.ask({"a": message(seconds=3.0)}, timeout=60)
         assert reason(answers["a"]) == "it was started again before it answered" and time.monotonic() - start < 3.0
-        assert coordinator.wait_for(1, timeout=20) == ["a"]
+        assert coordinator.wait_for(1, timeout=120) == ["a"]
         assert "Another process has joined" in ended(first)
 
 
@@ -143,10 +144,10 @@ def test_a_coordinator_that_starts_again_has_its_sites_back(keys: Path) -> None:
         raise ZeroDivisionError  # as if it were killed: sites are not asked to end
     with serve(f"127.0.0.1:{port}", folder=keys, roster=keys / "roster") as coordinator:
         assert coordinator.wait_for(2, timeout=30) == ["a", "b"]
-        answers = coordinator.ask({name: message() for name in ("a", "b")}, timeout=20)
+        answers = coordinator.ask({name: message() for name in ("a", "b")}, timeout=120)
         assert all(isinstance(answer, Message) for answer in answers.values())
     for site in site_threads.values():
-        site.thread.join(20)
+        site.thread.join(120)
         assert site.error is None and any("again" in note for note in site.notes)
 
 
@@ -219,17 +220,17 @@ def test_a_site_that_is_stopped_says_goodbye(keys: Path) -> None:
         process = subprocess.Popen(settings, env=environ, stdout=subprocess.PIPE, text=True)
         try:
             coordinator.wait_for(1, timeout=60)
-            assert isinstance(coordinator.ask({"a": message()}, timeout=20)["a"], Message)
+            assert isinstance(coordinator.ask({"a": message()}, timeout=120)["a"], Message)
             process.terminate()
-            said, _ = process.communicate(timeout=20)
+            said, _ = process.communicate(timeout=120)
         finally:
             process.kill()
         assert process.returncode == Interrupted.exit_code and "left the federation" in said
         assert coordinator.sites() == [], "at once, not after 20 s without a sign of life"
         site = SiteThread(keys, coordinator.port, "b", Adder(1.0))
-        coordinator.wait_for(1, timeout=20)
-        assert "went offline" in reason(coordinator.ask({"b": message("stop")}, timeout=20)["b"])
-        site.thread.join(20)
+        coordinator.wait_for(1, timeout=120)
+        assert "went offline" in reason(coordinator.ask({"b": message("stop")}, timeout=120)["b"])
+        site.thread.join(120)
         assert isinstance(site.error, Interrupted)
 
 
