@@ -27,7 +27,7 @@ def test_three_hospitals_train_through_a_killed_site_and_a_killed_coordinator(tm
     assert sorted(set(done)) == list(range(1, ROUNDS + 1))
     found = read_json(run / "federate.json")
     assert len(found["rounds"]) == ROUNDS and all(known == {} for r in found["rounds"] for known in r["sites"].values())
-    assert set(found["sites"]) == set(SITES)
+    assert set(found["sites"]) == {"all sites"} and found["sites"]["all sites"]["metrics"]["accuracy"] > 0.7  # no figure of one site
     assert read_json(run / "evaluation.json")["metrics"]["roc_auc"]["value"] > 0.8
     ends = [latest_checkpoint(folder / "checkpoints") for folder in (run, *(tmp_path / name / "chest" for name in SITES))]
     weights = [end.tensors("model") for end in ends if end is not None]

@@ -177,12 +177,15 @@ def as_run(steps: list[tuple[float, float, int]]) -> list[Release]:
 @given(RUN, st.floats(1.05, 3.0))
 def test_more_noise_fewer_steps_a_larger_delta_never_cost_more(steps: list[tuple[float, float, int]], more: float) -> None:
     base = epsilon(as_run(steps), 1e-5)
-    room = 1 + 1e-2  # each is an upper bound; the grid makes it too large by up to 0.6% for few steps with little sampling
+    room = 1 + 3e-3
     assert epsilon(as_run([(z * more, q, n) for z, q, n in steps]), 1e-5) <= base * room
     assert epsilon(as_run(steps[1:]), 1e-5) <= base * room
     assert epsilon(as_run(steps), 1e-4) <= base * room
     assert epsilon(as_run([(z, q / more, n) for z, q, n in steps]), 1e-5) <= base * room
-    assert base <= epsilon(rounded(as_run(steps), 0.01), 1e-5) * room <= base * 1.12
+    coarse = epsilon(rounded(as_run(steps), 0.01), 1e-5)
+    assert (
+        base <= coarse * 1.01 <= base * 1.12
+    )  # both are upper bounds: for few steps with little sampling, the grid makes one too large by 0.6%
 
 
 @settings(max_examples=15, deadline=None)

@@ -197,3 +197,11 @@ def test_updates_are_private_and_the_run_says_what_that_spent(tmp_path: Path, pr
 def test_protection_that_would_not_protect_is_refused(tmp_path: Path, federate: dict[str, Any], message: str) -> None:
     with pytest.raises(TauonError, match=message):
         federated_weights(tmp_path, "bad", **federate)
+
+
+def test_keys_that_are_missing_are_named_with_where_they_come_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = text_recipe(tmp_path, federate={"rounds": 1, "sites": 3})
+    ended = Tauon(capsys)("federate", "serve", recipe, "--keys", tmp_path / "none")
+    assert ended.code == 2 and "server.crt is missing" in ended.err and "tauon federate keys coordinator" in ended.err
+    ended = Tauon(capsys)("federate", "join", "127.0.0.1:1", recipe, "--name", "a", "--keys", tmp_path / "none")
+    assert ended.code == 2 and "a.key is missing" in ended.err and "tauon federate keys site a" in ended.err

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from tauon.cli.quantities import time_in_seconds
 from tauon.cli.run import Request, fresh_option, recipe_arguments, run_verb
 from tauon.cli.show import pick_show
 
@@ -131,7 +132,8 @@ def serve_command(
     wanted = sites or federate.raw_value("sites")
     if wanted is None:
         raise click.UsageError("say how many sites to wait for: --wait-for 3, or federate.sites in the recipe")
-    end = ServeAt(address, keys, wanted, _seconds(wait, "--wait"))
+    _refuse_missing(keys / "server.crt", "tauon federate keys coordinator HOST")
+    end = ServeAt(address, keys, wanted, time_in_seconds(wait, "--wait"))
     with network(end):
         run_verb(Request(recipe, (*assignments, "federate.simulate=null"), root), pick_show(quiet, as_json), verb="federate", stages=None)
 
@@ -152,6 +154,8 @@ def join_command(
     """
     from tauon.federated.network import JoinAt, network
 
+    _refuse_missing(keys / f"{name}.key", f"tauon federate keys site {name}")
+    _refuse_missing(keys / "ca.crt", "the coordinator's ca.crt, copied here")
     given = [*assignments, "federate.simulate=null", *([f"data.source.path={data}"] if data is not None else [])]
     with network(JoinAt(address, name, keys)):
         run_verb(
@@ -200,12 +204,6 @@ def keys_site_command(name: str, keys: Path) -> None:
     )
 
 
-def _seconds(text: str, option: str) -> float:
-    from pydantic import TypeAdapter, ValidationError
-
-    from tauon.config import Duration
-
-    try:
-        return float(TypeAdapter(Duration).validate_python(text))
-    except ValidationError as err:
-        raise click.UsageError(f"{option}: {err.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+def _refuse_missing(path: Path, way_out: str) -> None:
+    if not path.is_file():
+        raise click.UsageError(f"{path} is missing. It comes from: {way_out}. --keys says in which folder it is.")

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from tauon.cli.quantities import size_in_bytes, time_in_seconds
+
 __all__ = ["serve_command"]
 
 EPILOG = """\b
@@ -107,10 +109,10 @@ def _settings(options: dict[str, Any]) -> Any:
     from tauon.serve import ServeSettings
 
     return ServeSettings(
-        latency_target=_seconds(options["latency_target"], "--latency-target"), keys=_keys(options["keys_file"]),
-        admin_keys=_keys(options["admin_keys_file"]), rate=options["rate"], most_body=_bytes(options["most_body"], "--most-body"),
-        answer_seconds=_seconds(options["timeout"], "--timeout"), kv_cache=_bytes(options["kv_cache"], "--kv-cache"),
-        watch=_seconds(options["watch"], "--watch"), explain=options["explain"], hosts=tuple(options["allow_host"]),
+        latency_target=time_in_seconds(options["latency_target"], "--latency-target"), keys=_keys(options["keys_file"]),
+        admin_keys=_keys(options["admin_keys_file"]), rate=options["rate"], most_body=size_in_bytes(options["most_body"], "--most-body"),
+        answer_seconds=time_in_seconds(options["timeout"], "--timeout"), kv_cache=size_in_bytes(options["kv_cache"], "--kv-cache"),
+        watch=time_in_seconds(options["watch"], "--watch"), explain=options["explain"], hosts=tuple(options["allow_host"]),
     )  # fmt: skip
 
 
@@ -121,28 +123,3 @@ def _keys(path: Path | None) -> tuple[str, ...]:
     if not keys:
         raise click.UsageError(f"{path} has no key; write one a line")
     return keys
-
-
-def _seconds(text: str, option: str) -> float:
-    from pydantic import TypeAdapter
-
-    from tauon.config import Duration
-
-    return float(_parsed(TypeAdapter(Duration), text, option))
-
-
-def _bytes(text: str, option: str) -> int:
-    from pydantic import TypeAdapter
-
-    from tauon.config import Bytes
-
-    return int(_parsed(TypeAdapter(Bytes), text, option))
-
-
-def _parsed(kind: Any, text: str, option: str) -> Any:
-    from pydantic import ValidationError
-
-    try:
-        return kind.validate_python(text)
-    except ValidationError as err:
-        raise click.UsageError(f"{option}: {err.errors()[0]['msg'].removeprefix('Value error, ')}") from None
