@@ -333,7 +333,7 @@ def test_every_command_shown_runs(
         named is not None
         and named != "quickstart"
         and named != "breast-cancer"
-        and shlex.split(command)[1] in ("run", "train", "tune", "check")
+        and shlex.split(command)[1] in ("run", "train", "tune", "check", "federate")
     ):
         if named in DOWNLOADS:
             pytest.skip("its data is not in the mirror")
