@@ -3,8 +3,8 @@ continuous batching.
 
 A Llama of 8 blocks, width 512, 8 heads, vocabulary 8,192, longest sequence 512: 33 million weights, random, float32, exported with
 `write_huggingface`, so that all three serve the same weights. Each client sends requests one after another: a prompt of 32 to 128 tokens, 64 tokens
-written greedily, the end token ignored. All are behind one FastAPI app (uvicorn, in a thread of this process); the clients are a process of their
-own. Rounds take turns. The texts are compared: all three write the same tokens.
+written greedily, the end token ignored. Each is a server process of its own (uvicorn), and stopped while another is measured; the clients are one more
+process. Rounds take turns. The texts are compared: all three write the same tokens.
 
     ours       the application of `tauon serve`: `/v1/completions`, `stream: true`, server-sent events with text. Its tokenizer has a character for each
                of the 8,192 tokens, so that each token is a piece of text, and the ids can be read from the text
@@ -19,17 +19,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def application(model: Any) -> Any:
     return build_app(state), state
 
 
-def app_of(ours: Any, theirs: Any, manager: Any) -> Any:
+def peer_app(way: str, theirs: Any, manager: Any) -> Any:
+    """FastAPI in front of one of transformers' ways."""
     import torch
     from fastapi import FastAPI
     from fastapi.responses import StreamingResponse
@@ -91,7 +93,7 @@ def app_of(ours: Any, theirs: Any, manager: Any) -> Any:
             out = theirs.generate(torch.tensor([prompt]), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0)
         return list(out[0, len(prompt) :].tolist())
 
-    async def stream(way: str, prompt: list[int]) -> AsyncIterator[str]:
+    async def stream(prompt: list[int]) -> AsyncIterator[str]:
         if way == "generate":
             yield json.dumps(await asyncio.get_running_loop().run_in_executor(one, generate, prompt)) + "\n"
         else:
@@ -107,21 +109,79 @@ def app_of(ours: Any, theirs: Any, manager: Any) -> Any:
                 if result.is_finished():
                     return
 
-    @app.post("/{way}")
-    async def answer(way: str, body: dict[str, list[int]]) -> StreamingResponse:
-        return StreamingResponse(stream(way, body["prompt"]), media_type="application/jsonl")
+    @app.post("/" + way)
+    async def answer(body: dict[str, list[int]]) -> StreamingResponse:
+        return StreamingResponse(stream(body["prompt"]), media_type="application/jsonl")
 
-    app.mount("/", ours)
     return app
 
 
-def clients(port: int) -> None:
-    """The clients' process: reads `way, requests of each client, seed`, writes what it measured."""
+def serve(way: str, threads: int) -> None:
+    """A server's process: writes its port, and ends with the signal of its parent."""
+    warnings.filterwarnings("ignore")
+    import torch
+    import uvicorn
+
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as name:
+        model, theirs = build(Path(name))
+    if way == "ours":
+        app, state = application(model)
+        assert state.language is not None
+        said = {"exact": state.language.engine.exact}
+    else:
+        from transformers import GenerationConfig
+        from transformers.generation import ContinuousBatchingConfig
+
+        manager = None
+        if way == "batching":
+            settings = ContinuousBatchingConfig(num_blocks=64, page_size=64, max_batch_tokens=256, max_requests_per_batch=16)
+            manager = theirs.init_continuous_batching(GenerationConfig(do_sample=False, max_new_tokens=NEW, eos_token_id=-1), settings)
+            manager.start()
+        app, said = peer_app(way, theirs, manager), {}
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            print(json.dumps(said | {"port": self.servers[0].sockets[0].getsockname()[1]}), flush=True)
+
+    Server(uvicorn.Config(app, port=0, log_level="error")).run()
+
+
+class Servers:
+    """A process for each way. Only the one that is measured runs; the others are stopped (SIGSTOP)."""
+
+    def __init__(self, threads: int) -> None:
+        self.processes, self.said = {}, {}
+        for way in WAYS:
+            command = [sys.executable, "-m", "benchmarks.serve_lm", "--server", way, "--threads", str(threads)]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+            assert process.stdout is not None
+            self.processes[way], self.said[way] = process, json.loads(process.stdout.readline())
+            process.send_signal(signal.SIGSTOP)
+
+    @contextlib.contextmanager
+    def running(self, way: str) -> Iterator[int]:
+        """Let one run meanwhile; its port."""
+        self.processes[way].send_signal(signal.SIGCONT)
+        try:
+            yield self.said[way]["port"]
+        finally:
+            self.processes[way].send_signal(signal.SIGSTOP)
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+
+def clients() -> None:
+    """The clients' process: reads `way, port, requests of each client, seed`, writes what it measured."""
     import httpx
 
     tokenizer = tokenizer_of()
 
-    async def one_client(http: httpx.AsyncClient, way: str, prompts: list[list[int]], out: dict[str, Any]) -> None:
+    async def one_client(http: httpx.AsyncClient, way: str, port: int, prompts: list[list[int]], out: dict[str, Any]) -> None:
         for prompt in prompts:
             start, first, ids = time.perf_counter(), 0.0, []
             body: dict[str, Any] = {"prompt": prompt}
@@ -140,13 +200,13 @@ def clients(port: int) -> None:
             out["first"].append(first)
             out["texts"][json.dumps(prompt)] = ids
 
-    async def measure(way: str, each: int, seed: int) -> dict[str, Any]:
+    async def measure(way: str, port: int, each: int, seed: int) -> dict[str, Any]:
         rng = random.Random(seed)
         prompts = [[[rng.randrange(VOCAB) for _ in range(rng.randint(32, 128))] for _ in range(each)] for _ in range(CLIENTS)]
         out: dict[str, Any] = {"first": [], "texts": {}}
         async with httpx.AsyncClient(timeout=300) as http:
             start = time.perf_counter()
-            await asyncio.gather(*(one_client(http, way, p, out) for p in prompts))
+            await asyncio.gather(*(one_client(http, way, port, p, out) for p in prompts))
             out["seconds"] = time.perf_counter() - start
         return out
 
@@ -154,9 +214,9 @@ def clients(port: int) -> None:
         print(json.dumps(asyncio.run(measure(*json.loads(line)))), flush=True)
 
 
-def measured(port: int, rounds: int, each: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
+def measured(servers: Servers, rounds: int, each: dict[str, int]) -> dict[str, list[dict[str, Any]]]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.serve_lm", "--clients", str(port)],
+        [sys.executable, "-m", "benchmarks.serve_lm", "--clients"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -168,9 +228,10 @@ def measured(port: int, rounds: int, each: dict[str, int]) -> dict[str, list[dic
     try:
         for round_ in range(-1, rounds):  # the first warms up
             for way in WAYS:
-                process.stdin.write(json.dumps([way, 1 if round_ < 0 else each[way], round_]) + "\n")
-                process.stdin.flush()
-                result = json.loads(process.stdout.readline())
+                with servers.running(way) as port:
+                    process.stdin.write(json.dumps([way, port, 1 if round_ < 0 else each[way], round_]) + "\n")
+                    process.stdin.flush()
+                    result = json.loads(process.stdout.readline())
                 result["rate"] = sum(map(len, result["texts"].values())) / result["seconds"]
                 if round_ >= 0:
                     found[way].append(result)
@@ -195,36 +256,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one round instead of three")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of all alike; the cores of this machine")
-    parser.add_argument("--clients", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    parser.add_argument("--clients", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--server", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.clients:
-        return clients(args.clients)
-    warnings.filterwarnings("ignore")
-
+        return clients()
+    if args.server:
+        return serve(args.server, args.threads)
     import torch
-    import uvicorn
-    from transformers import GenerationConfig
-    from transformers.generation import ContinuousBatchingConfig
 
-    torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as name:
-        model, theirs = build(Path(name))
-    settings = ContinuousBatchingConfig(num_blocks=64, page_size=64, max_batch_tokens=256, max_requests_per_batch=16)
-    manager = theirs.init_continuous_batching(GenerationConfig(do_sample=False, max_new_tokens=NEW, eos_token_id=-1), settings)
-    manager.start()
-    ours, state = application(model)
-    assert state.language is not None
-    engine = state.language.engine
-    server = uvicorn.Server(uvicorn.Config(app_of(ours, theirs, manager), port=0, log_level="error"))
-    threading.Thread(target=server.run, daemon=True).start()
-    while not server.started:
-        time.sleep(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    found = measured(port, 1 if args.quick else 3, {"ours": 8, "generate": 2, "batching": 4})
-    server.should_exit = True
-    stats, exact = engine.stats(), engine.exact
-    state.close()
-    manager.stop(block=True)
+    servers = Servers(args.threads)
+    try:
+        found = measured(servers, 1 if args.quick else 3, {"ours": 8, "generate": 2, "batching": 4})
+    finally:
+        servers.close()
+    exact = servers.said["ours"]["exact"]
     rate = {way: statistics.median(r["rate"] for r in found[way]) for way in WAYS}
     first = {way: statistics.median(t for r in found[way] for t in r["first"]) for way in WAYS}
     result = {"claim": "serve_lm", "ours": round(rate["ours"]), "peer": round(rate["generate"], 1)}
@@ -236,7 +282,7 @@ def main() -> None:
     }
     result |= {"ratio_batching": round(rate["ours"] / rate["batching"], 2), "floor_batching": 1.5, "exact": exact}
     result |= {"first_token_s": {way: round(s, 3) for way, s in first.items()}, "same_text": same_texts(found)}
-    print(f"{args.threads} threads; torch {torch.__version__}; preemptions {stats.preemptions}; load {os.getloadavg()[0]:.1f}")
+    print(f"{args.threads} threads; torch {torch.__version__}; load {os.getloadavg()[0]:.1f}")
     print(json.dumps(result))
 
 

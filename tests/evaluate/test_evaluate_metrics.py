@@ -43,12 +43,14 @@ def test_classification_metrics_equal_scikit_learn(n, classes, ties):
     for how in ("macro", "weighted"):
         for name, score in (("precision", sk.precision_score), ("recall", sk.recall_score), ("f1", sk.f1_score)):
             want[f"{name}_{how}"] = score(t, guess, average=how, zero_division=0)
+    assert np.isclose(want.pop("recall_weighted"), want["accuracy"])  # which is why it is not a row of its own
     p64 = p.astype(np.float64)
     p64 /= p64.sum(1, keepdims=True)  # scikit-learn normalises rows, at float32's rounding
     want["log_loss"] = sk.log_loss(t, p64)
     want["brier"] = sk.brier_score_loss(t, p64[:, 1] if classes == 2 else p64)
     if classes == 2:
         want["roc_auc"] = sk.roc_auc_score(t, p[:, 1])
+        want["average_precision"] = sk.average_precision_score(t, p[:, 1])
     else:
         want["roc_auc"] = np.mean([sk.roc_auc_score(t == c, p[:, c]) for c in range(classes)])
     assert set(want) | {"ece"} == set(got)

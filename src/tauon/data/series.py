@@ -61,6 +61,20 @@ class SeriesDataset:
         """Return the date of the first time step that example `i` predicts."""
         return str(self._times[self._starts[i] + self._context])
 
+    @property
+    def history(self) -> int:
+        """Number of steps that are known when the first example is forecast."""
+        return int(self._starts.min()) + self._context if len(self._starts) else 0
+
+    def earlier(self, index: NDArray[np.int64], lag: int) -> NDArray[np.float32]:
+        """Return BHK: for each step to predict, the value of the targets the fewest whole `lag`s earlier that lies before the forecast begins; the last
+        known value where the series does not reach that far. `lag` 1: the last known value for every step.
+        """
+        ahead = np.arange(self._horizon)
+        begin = self._starts[np.asarray(index, np.int64)][:, None] + self._context
+        at = begin + ahead - lag * (ahead // lag + 1)
+        return self._columns[np.where(at < 0, begin - 1, at)][:, :, : self._targets]
+
     def without_augmentation(self) -> Self:
         """Return the same examples without augmentation."""
         shown = copy.copy(self)

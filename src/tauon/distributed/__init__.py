@@ -11,6 +11,7 @@ from tauon.distributed.heartbeat import Heartbeat, is_collective_failure
 from tauon.distributed.hooks import Int8Gradients, PowerSGD, register_hook
 from tauon.distributed.low_communication import DiLoCo, LocalSGD, LowCommunication, OuterLoop
 from tauon.distributed.mesh import DIMENSIONS, Layout, Mesh, choose_layout
+from tauon.distributed.openmp import release_openmp_threads
 from tauon.distributed.outer import (
     AdamOuter,
     AverageOuter,
@@ -74,6 +75,7 @@ __all__ = [
     "refuse_odd_stages",
     "refuse_running_statistics",
     "register_hook",
+    "release_openmp_threads",
     "reshard",
     "shard_targets",
     "share_statistics",

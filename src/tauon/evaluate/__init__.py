@@ -1,4 +1,4 @@
-"""Measure a trained model: every metric with a confidence interval, bit-identical for every batch size."""
+"""Measure a trained model: every metric with a confidence interval, bit-identical for every batch size; and its baselines beside it."""
 
 from tauon.evaluate.config import EvaluateConfig
 from tauon.evaluate.evaluation import Difference, Evaluation, compare

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from pydantic import Field
+
 from tauon.config import Config, Count, Fraction
 
-__all__ = ["EvaluateConfig"]
+__all__ = ["CostsConfig", "EvaluateConfig"]
+
+
+class CostsConfig(Config):
+    """What errors of a classifier of two classes cost, in any unit: the table of thresholds then has the cost, and the threshold where it is lowest."""
+
+    false_positive: float = Field(gt=0)
+    """Cost of a flagged example of class 0: a healthy person called back."""
+    false_negative: float = Field(gt=0)
+    """Cost of an example of class 1 that was not flagged: a loan that is not paid back."""
 
 
 class EvaluateConfig(Config):
@@ -26,6 +37,11 @@ class EvaluateConfig(Config):
     top_k: tuple[Count, ...] | None = None
     """Classes only: also report the share of examples whose true class is among the k most probable. Default: 5 for 20 classes or
     more."""
+    baselines: bool = True
+    """Whether naive references are measured on the same examples, with the interval of the difference: the most frequent class, the mean, the last
+    value, token frequencies; and where scikit-learn is installed logistic or ridge regression."""
+    costs: CostsConfig | None = None
+    """Two classes only: costs of errors."""
     samples: Count = 4
     """Number of texts to generate from each prompt, for language models; 0: none."""
     prompts: tuple[str, ...] = ()

@@ -41,6 +41,13 @@ class Evaluation:
     forecasts: list[dict[str, Any]] = field(default_factory=list)
     """For series: a few complete windows to plot: `origin`, and for each target `context`, `truth`, `forecast`, `low`, `high`."""
 
+    curves: dict[str, Any] | None = None
+    """For two classes: ROC and precision-recall curves, KS, Gini, and a table of thresholds."""
+    baselines: list[dict[str, Any]] = field(default_factory=list)
+    """Naive references on the same examples: `name`, `about`, `metrics`, and `difference`, by how much the model is better (`tauon.evaluate.baselines`)."""
+    verdict: dict[str, Any] | None = None
+    """How the model stands against the strongest baseline: better, no better, worse, uncertain."""
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, without NaN and infinity (an undefined number is null with a reason)."""
         return {
@@ -57,7 +64,7 @@ class Evaluation:
             "confusion": self.confusion,
             "calibration": self.calibration,
             "notes": list(self.notes),
-        } | ({"forecasts": self.forecasts} if self.forecasts else {})
+        } | {k: v for k in ("forecasts", "curves", "baselines", "verdict") if (v := getattr(self, k))}
 
     @classmethod
     def from_json(cls, data: Any) -> Evaluation:

@@ -68,7 +68,8 @@ def evaluate(
     >>> found.primary, found.metrics["accuracy"].n == len(splits.validation)
     ('accuracy', True)
     """
-    scoring = Scoring(config.confidence, config.resamples, seed, config.top_k, dataset.spec, dataset.facts, _units(dataset.spec))
+    costs = None if config.costs is None else {k: getattr(config.costs, k) for k in ("false_positive", "false_negative")}
+    scoring = Scoring(config.confidence, config.resamples, seed, config.top_k, dataset.spec, dataset.facts, _units(dataset.spec), costs)
     began, scorer = time.perf_counter(), task.scorer(dataset, scoring)
     for outputs, weights in predict_each(model, task, dataset, batch=config.batch, progress=progress, **where):
         scorer.add(outputs, weights)

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from tauon.data import Tokenizer
+from tauon.distributed import release_openmp_threads
 from tauon.errors import TauonError
 from tauon.generate.choose import Draw
 from tauon.generate.constrain import Constraint, GrammarCompiler
@@ -62,6 +63,7 @@ class Engine:
         texts = token_texts(tokenizer) if tokenizer is not None else []
         self._grammars = GrammarCompiler(tokenizer) if tokenizer is not None else None
         self._core = EngineCore(self._runner(model), self.blocks, config, texts, self._ended)
+        release_openmp_threads()  # of this thread, which packed the weights: the worker computes from here on
         self._meter = Meter()
         self._changed = threading.Condition()
         self._inbox: deque[SequenceState] = deque()
@@ -120,6 +122,7 @@ class Engine:
             if new != old:
                 raise RequestError("model", f"its {name} is {new}, and that of the model in use {old}. Start another engine for it.")
         runner = self._runner(model)  # weights are packed here, while the worker continues
+        release_openmp_threads()
         self._between_steps(lambda: self._core.change_runner(runner))
 
     def stats(self) -> EngineStats:

@@ -19,6 +19,7 @@ import numpy as np
 from tauon.errors import DataError
 from tauon.metrics.intervals import absolute_sum_interval, area_interval, generator, percentile, resample_cells, resample_sums, wilson
 from tauon.metrics.metric import Metric, Scores
+from tauon.metrics.thresholds import Costs, average_precision, thresholds
 
 __all__ = ["BINS", "MANY", "WHOLE", "ConfusionCounts", "checked_probabilities", "classification", "one_class", "placements", "variance"]
 
@@ -26,6 +27,8 @@ BINS = 15
 """Equal-width bins of confidence (Guo et al. 2017, arXiv:1706.04599)."""
 MANY = 20
 """Number of classes from which top-5 accuracy is reported by default."""
+UNBALANCED = 1 / 3
+"""Share of the smaller of two classes below which accuracy is not the primary metric."""
 WHOLE = 300
 """Number of classes up to which the whole confusion matrix is stored."""
 _AT_ONCE = 4_000_000
@@ -36,12 +39,15 @@ _LOSS_ABOUT = "mean -log p(true class), nats"
 
 def classification(
     scores_NC: np.ndarray, targets_N: np.ndarray, labels: Sequence[str], *, confidence: float, resamples: int, seed: int,
-    top_k: Sequence[int] | None = None,
+    top_k: Sequence[int] | None = None, costs: Costs | None = None,
 ) -> Scores:  # fmt: skip
     """Return the fields of an `Evaluation` for a classifier.
 
-    scores: probabilities, rows sum to 1. targets: class indices. Raises DataError if scores are not probabilities and if
-    targets are out of range.
+    The primary metric is accuracy; of two classes of which one has less than a third of the examples it is ROC-AUC, since there always naming the other
+    class is accurate and useless.
+
+    scores: probabilities, rows sum to 1. targets: class indices. costs: of errors, for two classes. Raises DataError if scores are not probabilities and
+    if targets are out of range.
     """
     n, classes = scores_NC.shape
     names = [str(label) for label in labels] if len(labels) == classes else [str(c) for c in range(classes)]
@@ -57,6 +63,16 @@ def classification(
     metrics |= _ranking(p_NC, targets_N, top_k if top_k is not None else (5,) if classes >= MANY else (), confidence, resamples, seed)
     metrics |= _averages(counts, _resampled_averages(counts, resamples, seed), confidence)
     metrics["roc_auc"] = areas.pop()
+    found: Scores = {"primary": "accuracy"}
+    if classes == 2:
+        positive_N = targets_N == 1
+        metrics["average_precision"] = average_precision(p_NC[:, 1], positive_N, confidence)
+        found["curves"] = thresholds(p_NC[:, 1], positive_N, names[1], costs)
+        metrics["roc_auc"] = replace(
+            metrics["roc_auc"], about=f"probability that a random {names[1]} scores above a random {names[0]} (ties count half)"
+        )
+        if min(positive_N.mean(), 1 - positive_N.mean()) < UNBALANCED and metrics["roc_auc"].value is not None:
+            found["primary"] = "roc_auc"
     metrics |= losses
     per_class = [
         {"label": names[c], "support": support, "predicted": predicted}
@@ -64,13 +80,8 @@ def classification(
         | {"roc_auc": areas[c]}
         for c, (hits, support, predicted) in enumerate(zip(*(a.tolist() for a in counts.by_class()), strict=True))
     ]
-    return {
-        "primary": "accuracy",
-        "metrics": metrics,
-        "per_class": per_class,
-        "confusion": {"labels": names} | counts.to_json(),
-        "calibration": calibration,
-    }
+    found |= {"metrics": metrics, "per_class": per_class, "confusion": {"labels": names} | counts.to_json(), "calibration": calibration}
+    return found
 
 
 def checked_probabilities(scores_NC: np.ndarray, targets_N: np.ndarray) -> np.ndarray | None:
@@ -208,6 +219,8 @@ def _averages(counts: ConfusionCounts, drawn: dict[str, np.ndarray], confidence:
     for how in ("macro", "weighted"):
         weights = (support > 0).astype(np.float64) if how == "macro" else support
         for name in ("precision", "recall", "f1"):
+            if (name, how) == ("recall", "weighted"):
+                continue  # it is accuracy
             value = math.fsum(ours[name] * weights) / math.fsum(weights)
             about = f"mean of the classes' {name.replace('f1', 'F1')}" + (", weighted by their examples" if how == "weighted" else "")
             said = [f"{absent} classes without examples are left out"] if absent else []

@@ -66,4 +66,5 @@ class Scores(TypedDict, total=False):
     counts: dict[str, int]
     notes: list[str]
     forecasts: list[dict[str, Any]]
+    curves: dict[str, Any] | None
     n: int

@@ -35,6 +35,8 @@ class Scoring:
     """Labels of the data set."""
     units: Callable[[np.ndarray], np.ndarray] = _as_they_are
     """Conversion from the training scale of targets to the units of the data."""
+    costs: Mapping[str, float] | None = None
+    """Two classes only: cost of a `false_positive` and of a `false_negative`."""
     seconds: float | None = None
     """Seconds for prediction, including reading; known at the end."""
 

@@ -1,8 +1,7 @@
-"""Sections of facts: data, recipe with derived settings, environment, lineage. No plots."""
+"""Sections of facts: recipe with derived settings, environment, lineage. No plots."""
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 
@@ -10,35 +9,7 @@ from tauon.report.page import Section, facts_table, missing, scroll, table
 from tauon.report.records import Records
 from tauon.report.text import escape
 
-__all__ = ["data", "environment", "lineage", "recipe"]
-
-
-def data(records: Records) -> Section | None:
-    """Return the section about the data: the contents of data.json."""
-    if not records.data and records.only_folds:
-        return None
-    if not records.data:
-        return Section("data", "Data", missing("No data facts: data.json is missing."))
-    return Section("data", "Data", _pictures(records) + facts_table(records.data, "Data facts"))
-
-
-_MOST_PICTURE = 1_500_000
-"""Largest size in bytes of the sheet of examples in the page."""
-
-
-def _pictures(records: Records) -> str:
-    """Return the sheet of training images, embedded in the page; empty if there is none."""
-    try:
-        content = (records.folder / "examples.png").read_bytes()
-    except OSError:
-        return ""
-    if not content.startswith(b"\x89PNG\r\n\x1a\n") or len(content) > _MOST_PICTURE:
-        return missing("examples.png is left out: it is not a PNG, or it is too large for this page.")
-    caption = "The first training examples of the run, as the model sees them: with augmentation, and mixed if the recipe uses mixing."
-    return (
-        '<figure><figcaption><b>Training examples</b></figcaption><img class="sheet" alt="32 training images" '
-        f'src="data:image/png;base64,{base64.b64encode(content).decode()}"><p class="note">{caption}</p></figure>'
-    )
+__all__ = ["environment", "lineage", "recipe"]
 
 
 def recipe(records: Records) -> Section:

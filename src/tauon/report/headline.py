@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tauon.report.baselines import verdict_line
 from tauon.report.records import Records, number
 from tauon.report.text import clock, count, escape, figure, label, spread, stamp
 
@@ -71,7 +72,12 @@ def headline(records: Records) -> str:
     task = task.get("kind") if isinstance(task, dict) else task
     kicker = "Tauon report" + (f" · {escape(str(task).replace('-', ' '), 80)}" if isinstance(task, str) else "")
     tone, sentence = status(records)
-    html = f'<p class="kicker">{kicker}</p><h1>{escape(records.name, 200)}</h1><p class="status {tone}">{escape(sentence, 600)}</p>'
+    html = f'<p class="kicker">{kicker}</p><h1>{escape(records.name, 200)}</h1>'
+    found = verdict_line(records.evaluation)
+    if found is not None:  # how good the model is comes first, and alone decides the colour; that the run ended as planned does not
+        html += f'<p class="status {found[0]}">{escape(found[1], 600)}</p>'
+        tone = "plain" if tone == "good" else tone
+    html += f'<p class="status {tone}">{escape(sentence, 600)}</p>'
     html += (_hero(records.evaluation) or _hero_of_folds(records.folds)) + _facts(records)
     if records.problems:
         html += '<ul class="plain note">' + "".join(f"<li>{escape(p, 500)}</li>" for p in records.problems[:20]) + "</ul>"
@@ -85,7 +91,7 @@ def _hero(evaluation: dict[str, Any]) -> str:
     primary = evaluation.get("primary")
     names = [primary] if isinstance(primary, str) and primary in metrics else list(metrics)[:1]
     extra = {
-        "bits_per_byte": "perplexity", "perplexity": "loss", "accuracy": "f1_macro", "r2": "rmse", "map": "f1_macro",
+        "bits_per_byte": "perplexity", "perplexity": "loss", "accuracy": "f1_macro", "roc_auc": "average_precision", "r2": "rmse", "map": "f1_macro",
         "rank_mae": "kappa_quadratic", "mse": "mae", "pinball": "mae",
     }.get(str(names[0]))  # fmt: skip
     names += [extra] if extra in metrics else []
@@ -141,11 +147,6 @@ def _facts(records: Records) -> str:
     if finite:
         best, at = min(finite)
         facts.append(("Best validation loss", figure(best), f"at step {count(at)}"))
-    for key, unit in (("tokens_per_s", "Tokens per second"), ("examples_per_s", "Examples per second")):
-        rates = sorted(v for v in records.series(key)[1] if math.isfinite(v) and v > 0)
-        if rates:
-            facts.append((f"{unit} (median)", figure(rates[len(rates) // 2], 3)))
-            break
     parameters = next((number(d.get("value")) for d in records.derived if str(d.get("path", "")).endswith("parameters")), None)
     parameters = parameters or number(records.manifest.get("parameters"))
     if parameters:

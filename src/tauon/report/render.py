@@ -7,7 +7,8 @@ from pathlib import Path
 
 import tauon
 from tauon.artifacts import atomic_write
-from tauon.report.facts import data, environment, lineage, recipe
+from tauon.report.data import data
+from tauon.report.facts import environment, lineage, recipe
 from tauon.report.headline import headline
 from tauon.report.page import Section, document, missing
 from tauon.report.records import Records

@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tauon.report.baselines import baseline_table
 from tauon.report.forecasts import drawn_forecasts
 from tauon.report.page import Section, missing, scroll, table
 from tauon.report.plots import HEIGHT, WIDTH, frame, interval_bar, scale, tick_label
 from tauon.report.records import Records, number
 from tauon.report.text import count, cut, escape, figure, label, spread
+from tauon.report.thresholds import threshold_section
 
 __all__ = ["evaluation", "folds", "samples"]
 
@@ -41,11 +43,16 @@ def evaluation(records: Records) -> Section | None:
     )
     intro = f"Evaluated on {count(n) + ' ' + unit if n is not None else 'examples'} of the {e.get('split', 'unnamed')} split. "
     intro += f"Intervals have a confidence level of {level:.0%}."
-    html = f"<p>{escape(intro)}</p>" + _metrics(metrics, level)
+    html = f"<p>{escape(intro)}</p>" + _metrics(metrics, level) + baseline_table(e, level)
     notes = e.get("notes") if isinstance(e.get("notes"), list) else []
     if notes:
         html += '<ul class="plain note">' + "".join(f"<li>{escape(x, 600)}</li>" for x in notes[:20]) + "</ul>"
-    html += _confusion(e.get("confusion")) + _reliability(e.get("calibration"), level) + _classes(e.get("per_class"), e.get("family"))
+    html += (
+        threshold_section(e.get("curves"))
+        + _confusion(e.get("confusion"))
+        + _reliability(e.get("calibration"), level)
+        + _classes(e.get("per_class"), e.get("family"))
+    )
     html += drawn_forecasts(e.get("forecasts"))
     return Section("evaluation", "Evaluation", html)
 

@@ -23,12 +23,19 @@ def training(records: Records) -> Section | None:
     if records.only_folds:
         return None
     steps = list(records.of_kind("step"))
-    charts = [_loss(records), _rate(records), _gradients(records), *_throughput(records), _memory(records), *_validation(records)]
-    drawn = "".join(c for c in charts if c)
-    html = f'<div class="charts">{drawn}</div>' if drawn else ""
+    html = _together([_loss(records), _rate(records), _gradients(records), *_validation(records)])
     if not steps:
         html = missing("No training steps: events.jsonl is missing, or has no step.") + html
-    return Section("training", "Training", html + layers(records) + work(records) + _incidents(records))
+    machine = _together([*_throughput(records), _memory(records)]) + layers(records) + work(records)
+    if machine:
+        summary = "Figures of the machine: throughput, arithmetic, memory, layers"
+        machine = f"<details><summary>{summary}</summary>{machine}</details>"
+    return Section("training", "Training", html + _incidents(records) + machine)
+
+
+def _together(charts: Sequence[str]) -> str:
+    drawn = "".join(c for c in charts if c)
+    return f'<div class="charts">{drawn}</div>' if drawn else ""
 
 
 def _span(n: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tauon.artifacts import WEIGHTS, RunFolder, find_checkpoint, load_checkpoint
+from tauon.distributed import release_openmp_threads
 from tauon.errors import DataError, TauonError
 from tauon.predict import Predictor
 from tauon.recipe import load_recipe
@@ -45,6 +46,7 @@ def open_server(place: Path, settings: ServeSettings) -> ServerState:
     batcher = state.batcher(served)
     for rows, seconds in served.warm_up().items():
         batcher.speed.add(rows, seconds)
+    release_openmp_threads()  # requests are computed in another thread
     return state
 
 
@@ -54,6 +56,7 @@ def load_served(place: Path, settings: ServeSettings) -> Served:
     served = Served(predictor, name_of(place), version_of(place), place)
     if settings.drift:
         threading.Thread(target=_add_drift, args=(served,), name="drift", daemon=True).start()
+    release_openmp_threads()
     return served
 
 

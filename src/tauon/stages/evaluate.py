@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from tauon.artifacts import read_json, write_json
 from tauon.errors import Problem, RecipeError
 from tauon.evaluate import Evaluation, evaluate
+from tauon.evaluate.baselines import Training, compared_with_baselines, fit_baselines, verdict
+from tauon.evaluate.paired import RecordingTask
 from tauon.models import GPT
 from tauon.stages.context import Context
 from tauon.stages.load import load_model
@@ -34,9 +37,20 @@ def evaluate_stage(ctx: Context) -> dict[str, Any]:
     def progress(done: int, total: int) -> None:
         ctx.on_event("progress", what=f"evaluating on {name}", done=done, total=total)
 
+    recording = RecordingTask(task)
     result = evaluate(
-        model, task, dataset, config, seed=recipe.seed, split=name, context=precision.context, device=precision.device, progress=progress
+        model,
+        recording,
+        dataset,
+        config,
+        seed=recipe.seed,
+        split=name,
+        context=precision.context,
+        device=precision.device,
+        progress=progress,
     )
+    if config.baselines:
+        result = _beside_baselines(ctx, result, task, recording, dataset)
     write_json(ctx.run.folder / "evaluation.json", result.to_json())
     ctx.on_event("evaluation", result=result)
     if isinstance(model, GPT):
@@ -44,6 +58,22 @@ def evaluate_stage(ctx: Context) -> dict[str, Any]:
         samples = sample_texts(ctx, model, precision) if text else sample_answers(ctx, model, precision, dataset)
         write_json(ctx.run.folder / "samples.json", samples)
     return {"checkpoint": checkpoint.hash, "split": name}
+
+
+def _beside_baselines(ctx: Context, result: Evaluation, task: Any, recording: RecordingTask, dataset: Any) -> Evaluation:
+    """Add the baselines of the task, measured on the same examples. Of private training they read no training record."""
+    splits = ctx.splits
+
+    def progress(what: str, done: int, total: int) -> None:
+        ctx.on_event("progress", what=f"baseline: {what}", done=done, total=total)
+
+    if recording.terms is None:
+        return result
+    private = getattr(ctx.recipe, "privacy", None) is not None
+    training = Training(splits.train, ctx.recipe.seed, fits=not private, tokenizer=splits.tokenizer)
+    baselines = fit_baselines(task, training, dataset)
+    compared = compared_with_baselines(result, recording.terms, task, baselines, dataset, ctx.recipe.evaluate, progress)
+    return replace(result, baselines=[c.to_json() for c in compared], verdict=verdict(result, compared))
 
 
 def scored_task(task: Any, dataset: Any) -> Any:

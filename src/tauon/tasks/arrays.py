@@ -42,7 +42,7 @@ class Classification(Task):
 
     def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
         scores, targets = need(outputs, self.family, "scores"), need(outputs, self.family, "targets").astype(np.int64)
-        return classification(scores, targets, scoring.spec.labels, **scoring.how, top_k=scoring.top_k)
+        return classification(scores, targets, scoring.spec.labels, **scoring.how, top_k=scoring.top_k, costs=scoring.costs)
 
     def answers(self, outputs: Mapping[str, np.ndarray], meaning: OutputMeaning) -> Answers:
         return class_columns(outputs["scores"], meaning.labels)

@@ -1,0 +1,75 @@
+"""`Baseline`: a name, a sentence, and predictions of batches in the form of a task's; `Training`: what a baseline may be fitted to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tauon.metrics import Scorer, Scoring
+from tauon.types import Batch, Dataset, DataSpec
+
+__all__ = ["Baseline", "BaselineTask", "Training"]
+
+MOST_ROWS = 20_000
+"""Training examples that a baseline is fitted to at most."""
+MOST_NUMBERS = 20_000_000
+"""Features times examples that a linear baseline is fitted to at most."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A reference that needs no training, or little."""
+
+    name: str
+    """Short, in words: "the most frequent class"."""
+    about: str
+    """One sentence: how it predicts, and from how many examples."""
+    predict: Callable[[Batch], dict[str, Any]]
+    """What the task's `predict` returns for a model, from the batch alone."""
+
+
+class BaselineTask:
+    """A task that asks a baseline instead of the model, and is scored as the task is."""
+
+    def __init__(self, task: Any, baseline: Baseline) -> None:
+        self.task, self.baseline, self.family = task, baseline, task.family
+
+    def predict(self, model: Any, batch: Batch) -> dict[str, Any]:
+        """The baseline's predictions; `model` is not used."""
+        return self.baseline.predict(batch)
+
+    def scorer(self, dataset: Dataset, scoring: Scoring) -> Scorer:
+        """The task's own scorer."""
+        scorer: Scorer = self.task.scorer(dataset, scoring)
+        return scorer
+
+    def counted(self, outputs: Any) -> Any:
+        """Which examples count, as the task says."""
+        return getattr(self.task, "task", self.task).counted(outputs)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The training examples as they are given to a baseline: without augmentation, a random choice of at most `rows`."""
+
+    dataset: Dataset
+    seed: int = 0
+    fits: bool = True
+    """Whether models may be fitted to the inputs. False: only shares of labels (which private training may not publish either: see `fit_baselines`)."""
+    tokenizer: Any = None
+
+    @property
+    def spec(self) -> DataSpec:
+        return self.dataset.spec
+
+    def batch(self, rows: int = MOST_ROWS) -> Batch:
+        """Return up to `rows` examples of weight above zero, in the order of the data set."""
+        dataset: Any = self.dataset
+        plain = dataset.without_augmentation() if hasattr(dataset, "without_augmentation") else dataset
+        n = len(plain)
+        picked = np.arange(n) if n <= rows else np.sort(np.random.default_rng(self.seed).choice(n, rows, replace=False))
+        batch: Batch = plain.batch(picked.astype(np.int64))
+        return batch
