@@ -1,7 +1,7 @@
 """Models: one file a family, plain single-device code. `materialize(config, seed=...)` builds and initialises, or loads."""
 
 from tauon.models.adapters import AdaptConfig, AdaptedLinear, DoraConfig, LoraConfig, is_adapter, merged, saved_weights
-from tauon.models.base import Model, ModelConfig, Shard, from_record, parameter_count, record
+from tauon.models.base import Fitted, Model, ModelConfig, Shard, from_record, parameter_count, record
 from tauon.models.families import (
     BERT,
     CNN,
@@ -18,6 +18,8 @@ from tauon.models.families import (
     FTTransformerConfig,
     GPT2Config,
     GPTConfig,
+    GradientBoosting,
+    GradientBoostingConfig,
     LinearConfig,
     LlamaConfig,
     LogisticConfig,
@@ -36,9 +38,13 @@ from tauon.models.families import (
     SpeechCNN,
     SpeechCNNConfig,
     SpeechConfig,
+    TabM,
+    TabMConfig,
     TabularConfig,
     TextBag,
     TextBagConfig,
+    TextLinear,
+    TextLinearConfig,
     ViT,
     ViTConfig,
     WideAndDeep,
@@ -84,9 +90,12 @@ __all__ = [
     "DoraConfig",
     "FTTransformer",
     "FTTransformerConfig",
+    "Fitted",
     "ForecasterConfig",
     "GPT2Config",
     "GPTConfig",
+    "GradientBoosting",
+    "GradientBoostingConfig",
     "KVCache",
     "LSTMConfig",
     "LSTMForecaster",
@@ -111,9 +120,13 @@ __all__ = [
     "SpeechCNN",
     "SpeechCNNConfig",
     "SpeechConfig",
+    "TabM",
+    "TabMConfig",
     "TabularConfig",
     "TextBag",
     "TextBagConfig",
+    "TextLinear",
+    "TextLinearConfig",
     "ViT",
     "ViTConfig",
     "WideAndDeep",

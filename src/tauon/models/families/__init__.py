@@ -2,6 +2,7 @@
 
 from tauon.models.families.bag import TextBag, TextBagConfig
 from tauon.models.families.bert import BERT, BERTConfig
+from tauon.models.families.boosting import GradientBoosting, GradientBoostingConfig
 from tauon.models.families.cnn import CNN, CNNConfig
 from tauon.models.families.columns import ColumnsInput, TabularConfig, refuse_codes
 from tauon.models.families.conformer import Conformer, ConformerConfig
@@ -14,7 +15,9 @@ from tauon.models.families.mlp import LinearConfig, LogisticConfig, MLPConfig, P
 from tauon.models.families.patchtst import PatchTST, PatchTSTConfig
 from tauon.models.families.resnet import ResNet, ResNetConfig, published_resnet
 from tauon.models.families.speech_cnn import SpeechCNN, SpeechCNNConfig
+from tauon.models.families.tabm import TabM, TabMConfig
 from tauon.models.families.tabular import FTTransformer, FTTransformerConfig, WideAndDeep, WideAndDeepConfig
+from tauon.models.families.tfidf import TextLinear, TextLinearConfig
 from tauon.models.families.vit import ViT, ViTConfig
 
 __all__ = [
@@ -33,6 +36,8 @@ __all__ = [
     "ForecasterConfig",
     "GPT2Config",
     "GPTConfig",
+    "GradientBoosting",
+    "GradientBoostingConfig",
     "LSTMConfig",
     "LSTMForecaster",
     "LinearConfig",
@@ -51,9 +56,13 @@ __all__ = [
     "SpeechCNN",
     "SpeechCNNConfig",
     "SpeechConfig",
+    "TabM",
+    "TabMConfig",
     "TabularConfig",
     "TextBag",
     "TextBagConfig",
+    "TextLinear",
+    "TextLinearConfig",
     "ViT",
     "ViTConfig",
     "WideAndDeep",
