@@ -73,6 +73,10 @@ MODELS: dict[str, list[tuple[dict[str, Any], DataSpec]]] = {
     "ft-transformer": [
         ({"layers": 2, "width": 16, "heads": 4, "attention_dropout": 0, "mlp_dropout": 0}, s) for s in (MIXED, CODES, TABLE)
     ],
+    "cyclenet": [
+        ({"cycle": 7}, DataSpec(input_shape=(24, 4), outputs=3, labels=("a", "b", "c"), horizon=5)),
+        ({"cycle": 7, "hidden": 16}, DataSpec(input_shape=(24, 4), outputs=9, labels=("a", "b", "c"), horizon=5)),
+    ],
     "dlinear": [({"kernel": 5}, SERIES), ({"kernel": 5, "individual": True, "revin": True}, SERIES), ({}, FANS)],
     "patchtst": [
         ({"layers": 2, "width": 16, "heads": 4, "mlp_width": 32, "patch": 6, "stride": 3, "dropout": 0}, s) for s in (SERIES, FANS)

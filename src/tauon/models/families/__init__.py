@@ -6,6 +6,7 @@ from tauon.models.families.boosting import GradientBoosting, GradientBoostingCon
 from tauon.models.families.cnn import CNN, CNNConfig
 from tauon.models.families.columns import ColumnsInput, TabularConfig, refuse_codes
 from tauon.models.families.conformer import Conformer, ConformerConfig
+from tauon.models.families.cyclenet import CycleNet, CycleNetConfig
 from tauon.models.families.dlinear import DLinear, DLinearConfig
 from tauon.models.families.forecast import ForecasterConfig
 from tauon.models.families.gpt import GPT, GPT2Config, GPTConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
@@ -29,6 +30,8 @@ __all__ = [
     "ColumnsInput",
     "Conformer",
     "ConformerConfig",
+    "CycleNet",
+    "CycleNetConfig",
     "DLinear",
     "DLinearConfig",
     "FTTransformer",
