@@ -198,7 +198,8 @@ class GradientBoosting(Model):
             M = self.left_codes.shape[2]
             first_X = torch.arange(N * I, device=x_BF.device) * M
             by_code = self.left_codes.flatten()[first_X + seen_BX.long().clamp(0, M - 1)]
-            left_BX = torch.where(self.is_coded.flatten(), by_code, left_BX)
+            coded_X = self.is_coded.flatten()
+            left_BX = (coded_X & by_code) | (~coded_X & left_BX)
         sides_NBI = (left_BX.float() * 2 - 1).view(-1, N, I).transpose(0, 1)
         agree_NBL = torch.bmm(sides_NBI, self.path.float())
         reached_NBL = (agree_NBL == self.depth.float().unsqueeze(1)).to(self.value.dtype)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tauon.config import Count, Fraction, register
 from tauon.models.base import Model, Size
-from tauon.models.families.columns import TabularConfig, embedding_width
+from tauon.models.families.columns import TabularConfig
 from tauon.models.randomness import dropout
 from tauon.types import DataSpec
 
@@ -45,10 +45,10 @@ class TabMConfig(TabularConfig):
     """Bins of the piecewise-linear encoding of a number, Q. 0: numbers enter as they are."""
     number_width: Size = 8
     """Numbers that stand for a number, E."""
-    embedding: Size | None = None
-    """Numbers that stand for a category. Left out: 1.6 codes^0.56, at most 16."""
+    embedding: Size = 8
+    """Numbers that stand for a category."""
     dropout: Fraction = Field(0.1, ge=0, lt=1)
-    """Share of hidden activations dropped in training."""
+    """Share of hidden activations dropped in training, of an example the same in every member."""
 
     def build(self) -> TabM:
         inputs, outputs = self.sizes
@@ -85,23 +85,29 @@ class PiecewiseLinear(nn.Module):
 class TableEmbedding(nn.Module):
     """BF -> B(N E + sum of the categories' widths)."""
 
-    def __init__(self, inputs: int, categories: tuple[int, ...], bins: int, number_width: int, width: int | None) -> None:
+    def __init__(self, inputs: int, categories: tuple[int, ...], bins: int, number_width: int, width: int) -> None:
         super().__init__()
         self.numbers = [j for j in range(inputs) if not categories or categories[j] == 0]
         self.coded = [j for j, n in enumerate(categories) if n]
         self.linear = PiecewiseLinear(len(self.numbers), bins, number_width) if self.numbers and bins else None
-        self.tables = nn.ModuleList(nn.Embedding(n, width or min(16, max(2, embedding_width(n)))) for n in categories if n)
-        self.width = len(self.numbers) * (number_width if self.linear is not None else 1) + sum(t.embedding_dim for t in self.tables)  # type: ignore[misc]
+        counts = [n for n in categories if n]
+        self.table = nn.Embedding(sum(counts), width) if counts else None
+        self.starts = [sum(counts[:i]) for i in range(len(counts))]
+        self.width = len(self.numbers) * (number_width if self.linear is not None else 1) + len(counts) * width
 
     def forward(self, x_BF: Tensor) -> Tensor:
         numbers_BN = x_BF if not self.coded else x_BF[:, self.numbers]
         parts = [numbers_BN if self.linear is None else self.linear(numbers_BN).flatten(1)] if self.numbers else []
-        parts += [table(x_BF[:, j].long()) for j, table in zip(self.coded, self.tables, strict=True)]
+        if self.table is not None:  # one table for all columns, each with codes of its own
+            starts = torch.tensor(self.starts, device=x_BF.device)
+            parts.append(self.table(x_BF[:, self.coded].long() + starts).flatten(1))
         return torch.cat(parts, dim=1)
 
 
 class _Layer(nn.Module):
-    """BKI -> BKO: ((x * r) W) * s + b with one W for all members. r, s and b are stored flat: vectors do not decay."""
+    """BKI -> BKO: ((x * r) W) * s + b with one W for all members. r, s and b are stored flat: vectors do not decay. In memory K comes first,
+    so that the heads are one batched product without copies.
+    """
 
     def __init__(self, inputs: int, outputs: int, members: int) -> None:
         super().__init__()
@@ -112,29 +118,42 @@ class _Layer(nn.Module):
         self.members = members
 
     def forward(self, x_BKI: Tensor) -> Tensor:
-        r_KI, s_KO, bias_KO = (p.view(self.members, -1) for p in (self.r, self.s, self.bias))
-        return torch.addcmul(bias_KO, F.linear(x_BKI * r_KI, self.weight), s_KO)
+        r_K1I, s_K1O, bias_K1O = (p.view(self.members, 1, -1) for p in (self.r, self.s, self.bias))
+        return torch.addcmul(bias_K1O, F.linear(x_BKI.transpose(0, 1) * r_K1I, self.weight), s_K1O).transpose(0, 1)
+
+
+class _Heads(nn.Module):
+    """BKD -> BKC: a linear layer for each member."""
+
+    def __init__(self, members: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs))
+        self.bias = nn.Parameter(torch.empty(members * outputs))
+
+    def forward(self, h_BKD: Tensor) -> Tensor:
+        members, _, outputs = self.weight.shape
+        return torch.bmm(h_BKD.transpose(0, 1), self.weight).transpose(0, 1) + self.bias.view(members, outputs)
 
 
 class TabM(Model):
     """BF -> BC, the mean of the members; in training BKC, the output of each."""
 
-    modules_to_save = ("head", "head_bias")
+    modules_to_save = ("head.*",)
     shard_plan = {"*": "replicate"}  # noqa: RUF012 - plain data, read only
 
     def __init__(self, embed: TableEmbedding, sizes: tuple[int, ...], outputs: int, members: int, dropout: float) -> None:
         super().__init__()
-        self.embed, self.members, self.outputs, self.dropout = embed, members, outputs, dropout
+        self.embed, self.members, self.dropout = embed, members, dropout
         self.layers = nn.ModuleList(_Layer(a, b, members) for a, b in pairwise(sizes))
-        self.head = nn.Parameter(torch.empty(members, sizes[-1], outputs))
-        self.head_bias = nn.Parameter(torch.empty(members * outputs))
+        self.head = _Heads(members, sizes[-1], outputs)
 
     def forward(self, x_BF: Tensor) -> Tensor:
         h_BKD = self.embed(x_BF.flatten(1)).unsqueeze(1)
         for layer in self.layers:
-            h_BKD = dropout(F.relu(layer(h_BKD)), self.dropout, self.training)
-        out_KBC = torch.bmm(h_BKD.transpose(0, 1), self.head)
-        out_BKC = out_KBC.transpose(0, 1) + self.head_bias.view(self.members, self.outputs)
+            h_BKD = F.relu(layer(h_BKD))
+            if self.training and self.dropout:  # one mask for all members: random numbers cost more than products
+                h_BKD = h_BKD * dropout(torch.ones_like(h_BKD[:, 0]), self.dropout).unsqueeze(1)
+        out_BKC: Tensor = self.head(h_BKD)
         return out_BKC if self.training else out_BKC.mean(1)
 
     def init_parameter(self, name: str, p: Tensor, g: torch.Generator) -> None:
@@ -146,7 +165,7 @@ class TabM(Model):
             p.copy_(torch.randint(0, 2, p.shape, generator=g) * 2.0 - 1)
         elif leaf in ("r", "s"):
             nn.init.ones_(p)
-        elif name == "embed.linear.weight" or name == "head_bias":
+        elif name == "embed.linear.weight" or name == "head.bias":
             nn.init.zeros_(p)
         elif name.startswith("embed."):
             bound = p.shape[1] ** -0.5
@@ -168,7 +187,7 @@ class TabM(Model):
         """6 for each shared weight and member, each head, and each bin."""
         shared = sum(layer.weight.numel() for layer in self._layers())
         bins = 0 if self.embed.linear is None else self.embed.linear.weight.numel()
-        return 6.0 * (self.members * shared + self.head.numel() + bins)
+        return 6.0 * (self.members * shared + self.head.weight.numel() + bins)
 
     def activations_per_example(self, spec: DataSpec) -> float:
         """The bins and vectors, and about four widths a layer and member."""
