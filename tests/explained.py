@@ -101,6 +101,7 @@ for encoding in ("codes", "onehot", "ordinal", "target"):
     kind(f"table-{encoding}", data=table(encoding), task="classification", model=MLP)
 kind("table-quantile-normalize", data=table("onehot", normalize="quantile"), task="classification", model=MLP)
 kind("table-tabular", data=table("codes"), task="classification", model={"kind": "ft-transformer", "width": 8, "heads": 2, "layers": 1})
+kind("table-tabm", data=table("codes"), task="classification", model={"kind": "tabm", "members": 2, "width": 8, "layers": 1})
 kind("regression", data=table("onehot", "amount"), task="regression", model=MLP)
 VALUES = {"kind": "npz", "path": "@values.npz", "target": "value", "label_names": ["red", "blue"]}
 kind("targets", data={"source": VALUES}, task="regression", model=MLP)

@@ -73,11 +73,27 @@ MODELS: dict[str, list[tuple[dict[str, Any], DataSpec]]] = {
     "ft-transformer": [
         ({"layers": 2, "width": 16, "heads": 4, "attention_dropout": 0, "mlp_dropout": 0}, s) for s in (MIXED, CODES, TABLE)
     ],
+    "cyclenet": [
+        ({"cycle": 7}, DataSpec(input_shape=(24, 4), outputs=3, labels=("a", "b", "c"), horizon=5)),
+        ({"cycle": 7, "hidden": 16}, DataSpec(input_shape=(24, 4), outputs=9, labels=("a", "b", "c"), horizon=5)),
+    ],
     "dlinear": [({"kernel": 5}, SERIES), ({"kernel": 5, "individual": True, "revin": True}, SERIES), ({}, FANS)],
     "patchtst": [
         ({"layers": 2, "width": 16, "heads": 4, "mlp_width": 32, "patch": 6, "stride": 3, "dropout": 0}, s) for s in (SERIES, FANS)
     ],
     "lstm": [({"width": 24}, SERIES), ({"width": 24, "layers": 2, "revin": False}, FANS), ({"width": 24}, COVARIATES)],
+    "gradient-boosting": [
+        ({"rounds": 20, "leaves": 8}, TABLE),
+        ({"rounds": 20, "leaves": 8}, NUMBERS),
+        ({"rounds": 20, "leaves": 8}, MIXED),
+    ],
+    "tabm": [
+        ({"members": 3, "width": 16}, TABLE),
+        ({"members": 2, "width": 16, "bins": 0}, NUMBERS),
+        ({"members": 3, "width": 16, "layers": 1}, MIXED),
+        ({"members": 3, "width": 16}, CODES),
+    ],
+    "tfidf": [({"buckets": 997}, LABELLED), ({"buckets": 97, "ngrams": 1, "sublinear": False}, LABELLED)],
     "text-bag": [
         ({"dropout": 0, "number_dropout": 0, "buckets": 997}, LABELLED),
         ({"dropout": 0, "number_dropout": 0, "ngrams": 1}, LABELLED),

@@ -56,6 +56,7 @@ MODELS: dict[str, tuple[dict[str, Any], DataSpec, Task]] = {
     "mlp": ({"kind": "mlp", "hidden": [16], "dropout": 0.5, "input_dropout": 0.2}, TABLE, Classification()),
     "wide-and-deep": ({"kind": "wide-and-deep", "hidden": [16], "dropout": 0.5}, CODES, Regression()),
     "ft-transformer": ({"kind": "ft-transformer", "layers": 2, "width": 16, "heads": 2, "residual_dropout": 0.2}, CODES, Regression()),
+    "tabm": ({"kind": "tabm", "members": 3, "width": 16, "dropout": 0.5}, CODES, Regression()),
     "text-bag": ({"kind": "text-bag", "buckets": 64}, TEXTS, TextClassification()),
     "text-bag, attention": ({"kind": "text-bag", "buckets": 64, "pooling": "attention"}, TEXTS, TextClassification()),
     "bert": (BERT, TEXTS, TextClassification()),

@@ -41,6 +41,7 @@ NUMBERS = DataSpec(input_shape=(7,), outputs=1)
 MIXED = DataSpec(input_shape=(6,), outputs=3, labels=("a", "b", "c"), categories=(0, 4, 0, 3, 0, 2))
 IMAGES = DataSpec(input_shape=(1, 8, 8), outputs=3, labels=("a", "b", "c"))
 SERIES = DataSpec(input_shape=(24, 3), outputs=3, labels=("a", "b", "c"), horizon=5)
+CALENDAR = DataSpec(input_shape=(24, 4), outputs=3, labels=("a", "b", "c"), horizon=5)
 SPEECH = DataSpec(input_shape=(1600,), outputs=4, labels=("<blank>", " ", "a", "b"), sample_rate=8000)
 SOUNDS = DataSpec(input_shape=(1600,), outputs=3, labels=("a", "b", "c"), sample_rate=8000)
 SMALL = {"layers": 1, "width": 16, "heads": 2}
@@ -52,6 +53,8 @@ CASES: dict[str, tuple[dict[str, Any], DataSpec, str]] = {
     "linear": ({}, NUMBERS, "regression"),
     "wide-and-deep": ({"hidden": [16], "crosses": True}, MIXED, "classification"),
     "ft-transformer": (SMALL | {"attention_dropout": 0, "mlp_dropout": 0}, MIXED, "classification"),
+    "tabm": ({"members": 3, "width": 16}, MIXED, "classification"),
+    "gradient-boosting": ({"rounds": 5, "leaves": 8}, MIXED, "classification"),
     "cnn": ({"channels": [8]}, IMAGES, "classification"),
     "resnet18": ({"width": 8}, IMAGES, "classification"),
     "resnet34": ({"width": 8}, IMAGES, "classification"),
@@ -61,12 +64,14 @@ CASES: dict[str, tuple[dict[str, Any], DataSpec, str]] = {
     "resnet56": ({}, IMAGES, "classification"),
     "vit": (SMALL | {"patch": 4}, IMAGES, "classification"),
     "dlinear": ({"kernel": 5}, SERIES, "forecasting"),
+    "cyclenet": ({"cycle": 7, "hidden": 8}, CALENDAR, "forecasting"),
     "patchtst": (SMALL | {"mlp_width": 32, "patch": 6, "stride": 3, "dropout": 0}, SERIES, "forecasting"),
     "lstm": ({"width": 8}, SERIES, "forecasting"),
     "speech-cnn": ({"channels": [8, 12], "mels": 12}, SOUNDS, "audio-classification"),
     "conformer": (SMALL | {"mels": 12, "kernel": 5}, SOUNDS, "audio-classification"),
     "conformer, transcripts": ({"kind": "conformer", **SMALL, "mels": 12, "kernel": 5}, SPEECH, "speech-recognition"),
     "text-bag": ({"buckets": 997, "pooling": "attention"}, LABELLED, "text-classification"),
+    "tfidf": ({"buckets": 997}, LABELLED, "text-classification"),
     "bert": (SMALL, LABELLED, "text-classification"),
     "bert, masked": ({"kind": "bert", **SMALL}, TEXT, "masked-language-modelling"),
     "gpt": (SMALL, TEXT, "language-modelling"),

@@ -6,7 +6,8 @@ Does not depend on any family. A model is plain single-device code; precision, c
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -17,9 +18,10 @@ from torch.overrides import TorchFunctionMode
 from tauon.config import Count, Registered, dump, parse
 from tauon.errors import Problem, RecipeError
 from tauon.models.adapters import AdaptConfig
-from tauon.types import DataSpec
+from tauon.types import Batch, DataSpec
 
 __all__ = [
+    "Fitted",
     "Model",
     "ModelConfig",
     "Shard",
@@ -128,6 +130,18 @@ def block_number(name: str, depth: int) -> tuple[int, int]:
     return (0 if first in ("embed", "positions", "types", "embed_norm", "patches", "first") else depth + 1), depth + 2
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A model that was fitted as a whole."""
+
+    tensors: Mapping[str, Tensor]
+    """Its weights and buffers by name, as `load_weights` takes them."""
+    losses: list[float] = field(default_factory=list)
+    """Training loss of each round, if it is known."""
+    note: str = ""
+    """What came out, in a few words."""
+
+
 class ModelConfig(Registered, family="model"):
     """A model family and its sizes."""
 
@@ -135,6 +149,9 @@ class ModelConfig(Registered, family="model"):
     """Kind of its inputs (`Task.input_kind`); several if it accepts any of them."""
     reads_codes: ClassVar[bool] = False
     """Whether it embeds columns of category codes (`DataSpec.categories`). Other models would treat codes as numbers, and are refused."""
+
+    fits_whole: ClassVar[bool] = False
+    """Whether `fit` finds the weights from all examples at once, instead of gradient steps: the optimizer is then not used."""
 
     from_: str | None = Field(None, alias="from")
     """Start from a pretrained model: a run, a checkpoint, a Hugging Face folder, or a name on the hub (org/name, org/name@revision).
@@ -160,6 +177,12 @@ class ModelConfig(Registered, family="model"):
     def random_fields(cls) -> tuple[str, ...]:
         """Return the fields of random draws in the model during training (dropout, drop path): 0 switches each off."""
         return tuple(k for k in cls.model_fields if k.endswith("dropout") or k == "drop_path")
+
+    def fit(
+        self, train: Batch, validation: Batch | None, *, family: str, seed: int, progress: Callable[[str, int, int], None] | None = None
+    ) -> Fitted:
+        """Find the weights from all examples at once, if `fits_whole`. `family`: the task's. Raises `RecipeError` for one that it cannot learn."""
+        raise NotImplementedError
 
     def build_on_meta(self) -> Model:
         """Build the module with its adapters on the meta device: shapes without memory. Raises `RecipeError` for impossible sizes."""

@@ -33,3 +33,27 @@ def adapters_have_a_base(recipe: Any) -> Iterator[tuple[str, str]]:
         yield "model.adapt", "must be a separate section. Write adapt: next to model:, not inside it."
     if recipe.raw_value("adapt") is not None and model.raw_value("from_") is None:
         yield "adapt", "needs model.from, the pretrained model that it adapts. Set model.from, or remove this section."
+
+
+@recipe_rule
+def whole_fits_take_no_steps(recipe: Any) -> Iterator[tuple[str, str]]:
+    """Yield a problem for each setting that needs gradient steps, if the model is fitted as a whole."""
+    model = recipe.raw_value("model")
+    if not model.fits_whole:
+        return
+    kind, train, privacy = model.kind_, recipe.raw_value("train"), recipe.raw_value("privacy")
+    if privacy is not None and privacy.promises:
+        yield (
+            "privacy",
+            f"clips the gradient of each example, but {kind} has no gradient steps. Take tabm, mlp or text-bag, or remove privacy.",
+        )
+    for section in ("adapt", "distil", "qat", "federate"):
+        if recipe.__dict__.get(section) is not None:
+            yield section, f"needs gradient steps, but {kind} is fitted as a whole. Remove this section, or take another model."
+    if recipe.raw_value("parallel").kind_ != "auto":
+        yield "parallel", f"{kind} is fitted by one process. Remove this section."
+    if model.raw_value("from_") is not None:
+        yield "model.from", f"{kind} cannot continue from other weights: it is fitted as a whole. Remove it."
+    for name in ("ema", "freeze", "keep_early"):
+        if train.raw_value(name):
+            yield f"train.{name}", f"needs gradient steps, but {kind} is fitted as a whole. Remove it."

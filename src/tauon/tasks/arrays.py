@@ -16,6 +16,7 @@ from tauon.metrics.classification import classification
 from tauon.metrics.regression import regression
 from tauon.tasks.answers import Answers, OutputMeaning, class_columns, value_columns
 from tauon.tasks.base import Task
+from tauon.tasks.members import mean_of_members, members_as_examples
 from tauon.types import Batch, DataSpec
 
 __all__ = ["Classification", "Regression"]
@@ -32,9 +33,9 @@ class Classification(Task):
     """Label smoothing: share of each target spread evenly over all classes (arXiv:1512.00567)."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits_BC = model(batch.inputs).float()
-        loss_B = F.cross_entropy(logits_BC, batch.targets, reduction="none", label_smoothing=self.label_smoothing)
-        return loss_B * batch.weights, batch.weights
+        logits_BC, targets = members_as_examples(model(batch.inputs).float(), batch.targets)
+        loss_B = F.cross_entropy(logits_BC, targets, reduction="none", label_smoothing=self.label_smoothing)
+        return mean_of_members(loss_B, len(batch)) * batch.weights, batch.weights
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """scores: BC, probabilities; targets: B."""
@@ -67,10 +68,11 @@ class Regression(Task):
     beyond one standard deviation of the target."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        out_BK = model(batch.inputs).float()
-        target_BK = batch.targets.float().view_as(out_BK)
+        out_BK, targets = members_as_examples(model(batch.inputs).float(), batch.targets)
+        target_BK = targets.float().view_as(out_BK)
         error: Any = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}[self.loss_kind]
-        return error(out_BK, target_BK, reduction="none").sum(1) * batch.weights, batch.weights
+        loss_B = error(out_BK, target_BK, reduction="none").sum(1)
+        return mean_of_members(loss_B, len(batch)) * batch.weights, batch.weights
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """predictions: BK; targets: BK, on the scale of `DataSpec.target_scale`."""

@@ -14,6 +14,7 @@ from tauon.metrics import Scores, Scoring, need
 from tauon.metrics.multilabel import multi_label
 from tauon.tasks.answers import Answers, OutputMeaning, label_columns
 from tauon.tasks.base import Task
+from tauon.tasks.members import mean_of_members, members_as_examples
 from tauon.types import Batch, DataSpec
 
 __all__ = ["MultiLabel"]
@@ -30,12 +31,12 @@ class MultiLabel(Task):
     """Label smoothing: targets are moved towards 1/2 by this share."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits_BK = model(batch.inputs).float()
-        target_BK = batch.targets.float().view_as(logits_BK)
+        logits_BK, targets = members_as_examples(model(batch.inputs).float(), batch.targets)
+        target_BK = targets.float().view_as(logits_BK)
         if self.label_smoothing:
             target_BK = target_BK * (1 - self.label_smoothing) + 0.5 * self.label_smoothing
         loss_B = F.binary_cross_entropy_with_logits(logits_BK, target_BK, reduction="none").mean(1)
-        return loss_B * batch.weights, batch.weights
+        return mean_of_members(loss_B, len(batch)) * batch.weights, batch.weights
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """scores: BK, probability of each label; targets: BK of 0 and 1."""

@@ -27,6 +27,7 @@ from tauon.metrics import Scores, Scoring, need
 from tauon.metrics.ordinal import median_class, ordinal
 from tauon.tasks.answers import Answers, OutputMeaning, class_columns
 from tauon.tasks.base import Task
+from tauon.tasks.members import mean_of_members, members_as_examples
 from tauon.types import Batch, DataSpec
 
 __all__ = ["Ordinal"]
@@ -43,8 +44,8 @@ class Ordinal(Task):
     """cumulative: binary cross-entropy of each step between classes; rps: ranked probability score, milder on outliers."""
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits_BC = model(batch.inputs).float()
-        share_BC = batch.targets if batch.targets.is_floating_point() else F.one_hot(batch.targets, logits_BC.shape[1]).float()
+        logits_BC, targets = members_as_examples(model(batch.inputs).float(), batch.targets)
+        share_BC = targets if targets.is_floating_point() else F.one_hot(targets, logits_BC.shape[1]).float()
         below = share_BC.cumsum(1)[:, :-1]  # 1[y <= k]
         if self.loss_kind == "rps":
             loss_B = (logits_BC.softmax(1).cumsum(1)[:, :-1] - below).square().sum(1)
@@ -53,7 +54,7 @@ class Ordinal(Task):
             log_below = torch.logcumsumexp(logits_BC, 1)[:, :-1] - total
             log_above = torch.logcumsumexp(logits_BC.flip(1), 1).flip(1)[:, 1:] - total
             loss_B = -(below * log_below + (1 - below) * log_above).sum(1)
-        return loss_B * batch.weights, batch.weights
+        return mean_of_members(loss_B, len(batch)) * batch.weights, batch.weights
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """scores: BC, probabilities in the order of the classes; targets: B."""

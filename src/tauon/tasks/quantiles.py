@@ -18,6 +18,7 @@ from tauon.metrics import Scores, Scoring, need
 from tauon.metrics.quantiles import quantile_regression
 from tauon.tasks.answers import Answers, OutputMeaning, quantile_columns
 from tauon.tasks.base import Task
+from tauon.tasks.members import mean_of_members, members_as_examples
 from tauon.types import Batch, DataSpec
 
 __all__ = ["QuantileRegression", "pinball", "problems_of_quantiles"]
@@ -63,7 +64,8 @@ class QuantileRegression(Task):
 
     def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         out_BKQ, target_BK = self._outputs(model, batch)
-        return pinball(out_BKQ, target_BK, self.quantiles).mean(2).sum(1) * batch.weights, batch.weights
+        loss_B = mean_of_members(pinball(out_BKQ, target_BK, self.quantiles).mean(2).sum(1), len(batch))
+        return loss_B * batch.weights, batch.weights
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """quantiles: BKQ, ascending; crossed: B, share of neighbours that were not; targets: BK; levels: BQ, the same in each row.
@@ -77,9 +79,9 @@ class QuantileRegression(Task):
         return {"quantiles": out_BKQ.sort(dim=2).values, "crossed": share, "targets": target_BK, "levels": levels}
 
     def _outputs(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        target_BK = batch.targets.float().reshape(len(batch), -1)
-        out_BKQ = model(batch.inputs).float().view(*target_BK.shape, len(self.quantiles))
-        return out_BKQ, target_BK
+        out, targets = members_as_examples(model(batch.inputs).float(), batch.targets)
+        target_BK = targets.float().reshape(len(targets), -1)
+        return out.reshape(*target_BK.shape, len(self.quantiles)), target_BK
 
     def metrics(self, outputs: Mapping[str, np.ndarray], scoring: Scoring) -> Scores:
         values = {k: scoring.units(need(outputs, self.family, k)) for k in ("quantiles", "targets")}

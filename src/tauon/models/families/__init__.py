@@ -2,9 +2,11 @@
 
 from tauon.models.families.bag import TextBag, TextBagConfig
 from tauon.models.families.bert import BERT, BERTConfig
+from tauon.models.families.boosting import GradientBoosting, GradientBoostingConfig
 from tauon.models.families.cnn import CNN, CNNConfig
 from tauon.models.families.columns import ColumnsInput, TabularConfig, refuse_codes
 from tauon.models.families.conformer import Conformer, ConformerConfig
+from tauon.models.families.cyclenet import CycleNet, CycleNetConfig
 from tauon.models.families.dlinear import DLinear, DLinearConfig
 from tauon.models.families.forecast import ForecasterConfig
 from tauon.models.families.gpt import GPT, GPT2Config, GPTConfig, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
@@ -14,7 +16,9 @@ from tauon.models.families.mlp import LinearConfig, LogisticConfig, MLPConfig, P
 from tauon.models.families.patchtst import PatchTST, PatchTSTConfig
 from tauon.models.families.resnet import ResNet, ResNetConfig, published_resnet
 from tauon.models.families.speech_cnn import SpeechCNN, SpeechCNNConfig
+from tauon.models.families.tabm import TabM, TabMConfig
 from tauon.models.families.tabular import FTTransformer, FTTransformerConfig, WideAndDeep, WideAndDeepConfig
+from tauon.models.families.tfidf import TextLinear, TextLinearConfig
 from tauon.models.families.vit import ViT, ViTConfig
 
 __all__ = [
@@ -26,6 +30,8 @@ __all__ = [
     "ColumnsInput",
     "Conformer",
     "ConformerConfig",
+    "CycleNet",
+    "CycleNetConfig",
     "DLinear",
     "DLinearConfig",
     "FTTransformer",
@@ -33,6 +39,8 @@ __all__ = [
     "ForecasterConfig",
     "GPT2Config",
     "GPTConfig",
+    "GradientBoosting",
+    "GradientBoostingConfig",
     "LSTMConfig",
     "LSTMForecaster",
     "LinearConfig",
@@ -51,9 +59,13 @@ __all__ = [
     "SpeechCNN",
     "SpeechCNNConfig",
     "SpeechConfig",
+    "TabM",
+    "TabMConfig",
     "TabularConfig",
     "TextBag",
     "TextBagConfig",
+    "TextLinear",
+    "TextLinearConfig",
     "ViT",
     "ViTConfig",
     "WideAndDeep",

@@ -35,7 +35,7 @@ def refuse_codes(config: ModelConfig, spec: DataSpec) -> None:
                 Problem(
                     "model.kind",
                     f"{config.kind_} reads numbers, and {n} columns hold codes of categories. Set data.table.categories: onehot, "
-                    "or take mlp, wide-and-deep or ft-transformer, which embed them.",
+                    "or take tabm, mlp, wide-and-deep or ft-transformer, which embed them.",
                 )
             ]
         )

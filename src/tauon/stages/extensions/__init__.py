@@ -29,6 +29,7 @@ SPLIT_TRANSFORMS = (
 """Changes of data: `before` in this order, then the data is prepared, then `after` and `agreed` in this order."""
 
 TRAIN_EXTENSIONS = (
+    f"{_HERE}.fitted:fitted",
     f"{_HERE}.local_sgd:local_sgd",
     f"{_HERE}.parameter_server:parameter_server",
     f"{_HERE}.distillation:distillation",
@@ -38,7 +39,8 @@ TRAIN_EXTENSIONS = (
     f"{_HERE}.federated:federated",
     f"{_HERE}.privacy:privacy",
 )
-"""Changes of training, in this order: how gradients or weights are exchanged, what is measured, who trains, how gradients are made."""
+"""Changes of training, in this order: whether there are steps at all, how gradients or weights are exchanged, what is
+measured, who trains, how gradients are made."""
 
 REPORT_SECTIONS = ("tauon.privacy.report:privacy",)
 """Functions that take `Records` and return the extensions' sections of report.html."""
