@@ -86,6 +86,10 @@ class DialogueKind(DataKind[Dialogues[R]], Generic[R]):
     def strata(self, data: Dialogues[R]) -> NDArray[Any]:
         return np.zeros(len(data.rows))
 
+    def groups(self, data: Dialogues[R]) -> NDArray[np.int64] | None:
+        named = [row.group for row in data.rows]
+        return np.unique(named, return_inverse=True)[1].astype(np.int64) if any(named) else None
+
     def fit(self, parts: Parts[Dialogues[R]], request: Request) -> Fitted:
         config, whole = request.config, own_data(parts, request)
         rows = {part: [mine.data.rows[i] for i in mine.index] for part, mine in parts.items()}
