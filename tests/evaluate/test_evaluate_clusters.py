@@ -31,7 +31,7 @@ def scores(task: Any, outputs: dict[str, np.ndarray], groups: np.ndarray | None,
     found = one.finish()
     if groups is None:
         return found
-    return cluster_intervals(found, groups, outputs, weights, lambda: scorer(1), confidence=0.95, resamples=200, seed=seed)
+    return cluster_intervals(found, groups, [(outputs, weights)], lambda: scorer(1), scoring)
 
 
 def patients(seed: int, count: int, visits: int = 6) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -8,13 +8,13 @@ it is widened, on the side of 0 to 1 where the metric stays in it (Cameron, Gelb
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from tauon.metrics import Metric, Scorer, Scores
+from tauon.metrics import Metric, Scorer, Scores, Scoring
 from tauon.metrics.intervals import generator, percentile, z_score
 
 __all__ = ["cluster_intervals", "groups_of"]
@@ -34,30 +34,26 @@ def groups_of(dataset: Any) -> np.ndarray | None:
 def cluster_intervals(
     found: Scores,
     groups_N: np.ndarray,
-    outputs: Mapping[str, np.ndarray],
-    weights_N: np.ndarray,
+    tiles: Sequence[tuple[Mapping[str, np.ndarray], np.ndarray]],
     scorer: Callable[[], Scorer],
-    *,
-    confidence: float,
-    resamples: int,
-    seed: int,
+    scoring: Scoring,
 ) -> Scores:
     """Return the metrics with intervals over groups instead of examples, and a note.
 
     Args:
         found: the metrics, with intervals over examples.
         groups_N: group of each example.
-        outputs: what was predicted for each example.
-        weights_N: of the examples.
+        tiles: what was predicted for the examples, and their weights, in order.
         scorer: makes a scorer that draws nothing itself.
-        confidence: of the intervals.
-        resamples: most resamples of groups.
-        seed: of the draws.
+        scoring: confidence level, number of resamples, seed.
     """
+    outputs = {name: np.concatenate([tile[name] for tile, _ in tiles]) for name in tiles[0][0]}
+    weights_N = np.concatenate([weights for _, weights in tiles])
+    confidence, resamples = scoring.confidence, scoring.resamples
     members = [np.flatnonzero(groups_N == g) for g in np.unique(groups_N[weights_N > 0])]
     count = len(members)
     drawn: dict[tuple[Any, ...], list[float]] = {}
-    rng = generator(seed, "clusters")
+    rng = generator(scoring.seed, "clusters")
     for _ in range(min(resamples, _AT_MOST) if count >= _FEWEST else 0):
         index = np.concatenate([members[g] for g in rng.integers(0, count, count)])
         one = scorer()

@@ -82,11 +82,8 @@ def evaluate(
             kept.append((outputs, weights))
     scores = scorer.finish(time.perf_counter() - began)
     if groups is not None:
-        whole = {name: np.concatenate([tile[name] for tile, _ in kept]) for name in kept[0][0]}
-        scores = cluster_intervals(
-            scores, groups, whole, np.concatenate([weights for _, weights in kept]), lambda: task.scorer(dataset, replace(scoring, resamples=1)),
-            confidence=config.confidence, resamples=config.resamples, seed=seed,
-        )  # fmt: skip
+        quiet = replace(scoring, resamples=1)
+        scores = cluster_intervals(scores, groups, kept, lambda: task.scorer(dataset, quiet), scoring)
     found: dict[str, Any] = dict(scores)
     return Evaluation(family=task.family, split=split or config.split, **scoring.how, **found)
 
