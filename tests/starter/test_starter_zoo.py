@@ -10,10 +10,14 @@ import pytest
 import yaml
 from zoo import ZOO, Case
 
+from tauon.artifacts import read_json
 from tauon.data import prepare
 from tauon.errors import DataError
+from tauon.pipeline import run
 from tauon.recipe import load_recipe
 from tauon.starter import Draft, draft, write_draft
+from tauon.starter.timing import add_time
+from toy import words
 
 CASES = [pytest.param(case, id=case.name) for case in ZOO]
 
@@ -72,3 +76,59 @@ def test_an_input_becomes_the_right_recipe_or_is_asked_about(case: Case, tmp_pat
         assert len(splits.train) and splits.validation is not None
         notes: list[Any] = splits.facts.get("notes", [])
         assert not case.notes or any(case.notes in note for note in notes), notes
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny trained language model, to be tuned."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "text.txt").write_text(words(1500))
+    sections = {"tokenizer": {"kind": "bpe", "vocab": 280}, "source": {"kind": "text", "path": str(folder / "text.txt")}, "seq_len": 256}
+    tree = {"name": "base", "data": sections, "task": "language-modelling", "model": {"kind": "gpt", "layers": 1, "width": 16, "heads": 2}}
+    (folder / "base.yaml").write_text(yaml.safe_dump(tree | {"train": {"steps": 2, "batch": 2}}))
+    return str(run(load_recipe(folder / "base.yaml"), root=folder / "runs", stages=("prepare", "train")).folder)
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in ZOO if case.steps])
+def test_some_of_the_zoo_train_as_written_but_for_the_number_of_steps(case: Case, tmp_path: Path, base: str) -> None:
+    (tmp_path / "data").mkdir()
+    made = draft(case.make(tmp_path / "data"), **case.given | ({"model": base} if case.given.get("model") else {}))
+    recipe = load_recipe(write_draft(made, tmp_path / "r.yaml"), ["train.epochs=null", "train.steps=2", f"data.cache={tmp_path / 'cache'}"])
+    done = run(recipe, root=tmp_path / "runs", stages=("prepare", "train", "evaluate"))
+    figures = read_json(done.folder / "evaluation.json")
+    assert figures["primary"] in figures["metrics"]
+    if split_of(made)[0] == "group" and made.sections["task"] != "instruction-tuning":
+        assert "groups" in figures["metrics"][figures["primary"]]["method"]
+
+
+def test_the_time_of_training_is_measured_and_said(tmp_path: Path) -> None:
+    case = next(c for c in ZOO if c.name == "small-table")
+    made = draft(case.make(tmp_path), measure=True)
+    assert any(re.search(r"All epochs take about .* on this machine \(.* ms a step, measured now\)", s) for s in made.why["train"])
+
+
+@pytest.mark.parametrize(("step", "epochs"), [(0.001, 60), (6.0, 12), (500.0, 5)])
+def test_a_training_of_more_than_a_quarter_of_an_hour_is_made_shorter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float, epochs: int
+) -> None:
+    monkeypatch.setattr("tauon.starter.timing.seconds_of", lambda made, budget: step)
+    case = next(c for c in ZOO if c.name == "small-table")
+    made = draft(case.make(tmp_path), measure=False)
+    made.sections["train"] = {"epochs": 60, "batch": 20}
+    shortened = add_time(made)
+    assert shortened.sections["train"]["epochs"] == pytest.approx(epochs, abs=8)
+    assert (f"{shortened.sections['train']['epochs']} are set" in " ".join(shortened.why["train"])) == (epochs < 60)
+
+
+def test_large_pictures_are_made_smaller_where_they_would_take_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def seconds(made: Draft, budget: float) -> float:
+        sizes.append(made.sections["data"]["source"]["size"])
+        return 5.0 if sizes[-1] > 64 else 0.1
+
+    monkeypatch.setattr("tauon.starter.timing.seconds_of", seconds)
+    case = next(c for c in ZOO if c.name == "pictures-105")
+    made = draft(case.make(tmp_path), measure=True)
+    assert sizes == [128, 64] and made.sections["model"] == "resnet20" and made.sections["data"]["source"]["size"] == 64
+    assert "would take" in made.to_yaml() and "about 50 seconds on this machine" in made.to_yaml()

@@ -252,7 +252,8 @@ def _rarest_class(targets: NDArray[Any], whose: NDArray[np.int64]) -> NDArray[An
     place[by_count] = np.arange(len(by_count))
     found = np.full(groups, len(by_count))
     np.minimum.at(found, whose, place[targets])
-    return by_count[found].astype(np.int64)
+    rarest: NDArray[np.int64] = by_count[found].astype(np.int64)
+    return rarest
 
 
 def _with_one_in_training(parts: dict[Part, NDArray[np.int64]], kinds: NDArray[Any]) -> dict[Part, NDArray[np.int64]]:

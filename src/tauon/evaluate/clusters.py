@@ -69,7 +69,7 @@ def cluster_intervals(
     metrics = {name: made[("metrics", name)] for name in found["metrics"]}
     few = "; with so few groups they are uncertain themselves" if count < 10 else ""
     note = f"Intervals are over {count:,} groups of examples that belong together, not over the {len(groups_N):,} examples{few}."
-    changed: Any = {**found, "metrics": metrics, "notes": [*found.get("notes", []), note]}
+    changed: Scores = {**found, "metrics": metrics, "notes": [*found.get("notes", []), note]}
     if rows:
         changed["per_class"] = rows
     return changed

@@ -78,7 +78,7 @@ def choose_label(place: Path, look: TableLook, asked: Asked, *, needed: bool = T
         if asked.label not in by_name:
             raise DataError(f"{place}: no column {asked.label!r}. Available: {listed}")
         return by_name[asked.label]
-    found = [c for c in look.columns if c.name.lower() in LABELS and c.kind not in ("text", "constant", "date")]
+    found = [c for c in look.columns if c.name.lower() in LABELS and c.kind not in ("text", "date")]
     exact = [c for c in found if c.name.lower() in ("label", "target", "class", "y")]
     if len(found) == 1 or len(exact) == 1:
         return (exact or found)[0]
@@ -216,7 +216,9 @@ def classes_or_value(place: Path, look: TableLook, label: ColumnLook) -> tuple[b
         raise DataError(f"{place}: {label.missing:,} rows have no {label.name!r}. Remove them first: the label must be known")
     if "two readings" in label.why:
         raise DataError(f"{place}: column {label.name!r} cannot be predicted yet: {label.why}. Write its numbers in one way")
-    if label.kind in ("identifier", "constant", "text", "date"):
+    if label.kind == "constant":
+        raise DataError(f"{place}: every row has the same {label.name!r} ({label.why}), expected at least two values")
+    if label.kind in ("identifier", "text", "date"):
         raise DataError(f"{place}: column {label.name!r} cannot be predicted: it is of kind {label.kind} ({label.why})")
     if label.kind == "category":
         return True, f"{label.distinct} different values: classes."
