@@ -155,9 +155,11 @@ def test_dates_and_numbers_become_a_forecast(tmp_path: Path) -> None:
     assert trains(write_draft(made, tmp_path / "load.yaml"), tmp_path)["family"] == "forecasting"
 
 
-def test_a_gap_in_a_series_is_filled_and_said(tmp_path: Path) -> None:
+def test_a_gap_in_a_series_is_said_and_not_filled(tmp_path: Path) -> None:
     made = draft(series(tmp_path / "load.csv", without=40))
-    assert made.sections["data"]["source"]["fill"] == "forward" and "gaps" in made.to_yaml()
+    source = made.sections["data"]["source"]
+    assert source["calendar"] == "rows" and "fill" not in source
+    assert "1 time steps are missing" in made.to_yaml() and "fill: forward" in made.to_yaml()
 
 
 @pytest.mark.parametrize("parts", [False, True])

@@ -25,10 +25,24 @@ import tauon.privacy.rules
 import tauon.tasks.rules
 import tauon.train.rules  # noqa: F401  importing a rules module registers its rules
 from tauon.compress.training import DistilConfig, QatConfig
-from tauon.config import Config, Count, dump, json_schema, load_plugins, override, parse, read_yaml, recipe_rules, write_yaml
+from tauon.config import (
+    Config,
+    Count,
+    dump,
+    json_schema,
+    load_plugins,
+    override,
+    parse,
+    read_yaml,
+    recipe_rules,
+    registered,
+    unread_keys,
+    write_yaml,
+)
 from tauon.data import DataConfig
+from tauon.data.read_keys import count_as_read
 from tauon.distributed import AutoParallel, ParallelConfig
-from tauon.errors import RecipeError
+from tauon.errors import Problem, RecipeError
 from tauon.evaluate import EvaluateConfig
 from tauon.launch import Here, LaunchConfig, choose
 from tauon.models import AdaptConfig, ModelConfig
@@ -269,4 +283,60 @@ def load_recipe(ref: str | Path, assignments: Iterable[str] = (), *, on: str | N
     if folder is not None and re.fullmatch(NAME, folder.name):
         data = {**data, "name": folder.name}
     place = [] if on is None else choose(on, data.get("launch", "here"))
-    return parse(Recipe, override(data, [*place, *assignments]), where)
+    assignments = [*assignments]
+    refuse_path_of_named_data(str(ref), data, assignments)
+    tree = parse(Recipe, override(data, [*place, *assignments]), where)
+    if str(ref) in shipped_recipes() and any(a.partition("=")[0].strip() in ("data", "data.source") for a in assignments):
+        count_unread_as_read(tree, assignments)
+    return tree
+
+
+def refuse_path_of_named_data(ref: str, data: Mapping[str, Any], assignments: Sequence[str]) -> None:
+    """Raise `RecipeError`, with the mapping to write, if `data.source.path` is set and the recipe's source is of a kind that has no such file."""
+    given = {key.strip(): value for key, _, value in (a.partition("=") for a in assignments)}
+    section = data.get("data")
+    source = section.get("source") if isinstance(section, dict) else None
+    kind = source.get("kind") if isinstance(source, dict) else source
+    path = given.get("data.source.path")
+    if path is None or not isinstance(kind, str) or {"data", "data.source", "data.source.kind"} & {*given}:
+        return
+    suffix = Path(path.lower().removesuffix(".gz").removesuffix(".zst")).suffix
+    fitting = _KINDS_OF_FILES.get(suffix, ("text",) if suffix in (".txt", ".md") else ())
+    has_path = kind in registered("source") and "path" in registered("source")[kind].model_fields
+    if has_path and (not fitting or kind in fitting or suffix not in _KINDS_OF_FILES):
+        return
+    task = data.get("task")
+    name = task.get("kind") if isinstance(task, dict) else task
+    keys = {
+        "language-modelling": "text: text", "text-classification": "text: TEXT, label: LABEL", "forecasting": "date: DATE",
+        "instruction-tuning": "", "dpo": "", "audio-classification": 'pattern: "{label}/{name}"',
+    }.get(str(name), "label: LABEL")  # fmt: skip
+    own = {"forecasting": "series", "instruction-tuning": "chat", "dpo": "pairs", "audio-classification": "wav"}.get(str(name))
+    other = own or (fitting[0] if fitting else "text" if name == "language-modelling" else "folder")
+    keys = "" if other == "text" or (other == "folder" and name == "classification") else keys
+    mapping = f"{{kind: {other}, path: {path}{f', {keys}' if keys else ''}}}"
+    raise RecipeError([
+        Problem(
+            "data.source.path",
+            f"the recipe reads data of kind {kind!r}, which {'reads other files' if has_path else 'has no path'}. For your own file write the whole "
+            f"source: 'data.source={mapping}', with your columns; or: tauon run {ref} --data {path}{' --label LABEL' if 'LABEL' in keys else ''}",
+        )
+    ])  # fmt: skip
+
+
+_KINDS_OF_FILES = {
+    ".csv": ("csv", "series"), ".tsv": ("csv", "series"), ".jsonl": ("jsonl", "chat", "pairs"), ".json": ("jsonl", "chat", "pairs"),
+    ".parquet": ("parquet",), ".npz": ("npz",),
+}  # fmt: skip
+"""Kinds of sources that read files of a suffix, the most general first."""
+
+
+def count_unread_as_read(tree: Recipe, assignments: Sequence[str]) -> None:
+    """For a shipped recipe on other data: count its keys of `data` as read, so that one without use there (categories of another table) is no
+    error. Keys that were assigned are not counted.
+    """
+    given = {a.partition("=")[0].strip() for a in assignments}
+    section = tree.raw_value("data")
+    for _ in range(3):  # keys below a key show when it is read
+        keys = [key for key in unread_keys(section) if not any(f"data.{key}".startswith(g) for g in given - {"data"})]
+        count_as_read(section, [key.split(".") for key in keys])

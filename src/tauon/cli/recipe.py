@@ -38,16 +38,23 @@ def list_command() -> None:
 
 @recipe_command.command("new", epilog=EXAMPLES)
 @click.option("--from", "path", required=True, type=click.Path(path_type=Path), help="Your data: a folder, or a file.")
-@click.option("--label-from", "label", help="What to predict: `folder`, a column, or for recordings a pattern like {label}_{speaker}.")
+@click.option("--label-from", "label", help="What to predict: `folder`, a column, or a pattern of file names like {label}_{speaker}.")
 @click.option("--model", help="Model to fine-tune on conversations or preferences: a run, a folder, a name on the hub.")
+@click.option("--inputs", multiple=True, help="Columns to predict from, if it cannot be decided by looking; may be repeated, or a,b,c.")
+@click.option(
+    "--encoding", help="Encoding of text files: gb18030, shift_jis, cp1251, ... Default: detected, if it is UTF-8, UTF-16 or western."
+)
 @click.option("--name", help="Name of the recipe and its runs. Default: named after the data.")
 @click.option("--to", "target", type=click.Path(path_type=Path, dir_okay=False), help="File to write. Default: NAME.yaml")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
-def new_command(path: Path, label: str | None, model: str | None, name: str | None, target: Path | None, force: bool) -> None:
+def new_command(
+    path: Path, label: str | None, model: str | None, inputs: tuple[str, ...], encoding: str | None, name: str | None, target: Path | None, force: bool
+) -> None:  # fmt: skip
     """Inspect your data and write a recipe that is ready to train, with its choices explained."""
     from tauon.starter import draft, write_draft
 
-    made = draft(path, label=label, name=name, model=model)
+    columns = [column.strip() for given in inputs for column in given.split(",") if column.strip()]
+    made = draft(path, label=label, name=name, model=model, inputs=columns, encoding=encoding, measure=True)
     written = write_draft(made, target or Path(f"{made.name}.yaml"), force=force)
     click.echo(made.to_yaml(), nl=False)
     click.echo(f"\nwrote {written}. Next: tauon run {shlex.quote(str(written))}", err=True)

@@ -13,7 +13,7 @@ import click
 from tauon.cli.launch import PLACES, launch_elsewhere, launch_options
 from tauon.cli.show import Show, pick_show
 
-__all__ = ["Request", "place_of_run", "recipe_arguments", "run_command", "run_verb", "stage_command", "train_command"]
+__all__ = ["Request", "place_of_run", "recipe_arguments", "run_command", "run_verb", "stage_command", "train_command", "with_own_data"]
 
 EPILOG = """\b
 RECIPE: a YAML file (- for standard input), the name of a shipped recipe (tauon recipe list), or a run's folder.
@@ -102,6 +102,25 @@ resume_option = click.option(
 )
 
 
+data_option = click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Your own data for a shipped recipe, a file or a folder; its source is written by looking at it.",
+)
+label_option = click.option("--label", help="With --data: the column to predict, or the pattern of file names.")
+
+
+def with_own_data(recipe: str, data: Path | None, label: str | None, assignments: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the assignments, preceded by those that put one's own data into the recipe."""
+    if data is None:
+        if label is not None:
+            raise click.UsageError("--label has no effect without --data, your file or folder")
+        return assignments
+    from tauon.starter.own_data import own_data
+
+    return own_data(recipe, data, label, assignments)
+
+
 def _is_fresh(fresh: bool, resume: bool) -> bool:
     if fresh and resume:
         raise click.UsageError("--fresh and --resume exclude each other")
@@ -111,13 +130,16 @@ def _is_fresh(fresh: bool, resume: bool) -> bool:
 @click.command("run", epilog=EPILOG + PLACES)
 @recipe_arguments
 @launch_options
+@data_option
+@label_option
 @fresh_option
 @resume_option
 def run_command(
-    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, on: str | None, dry_run: bool, fresh: bool,
-    resume: bool,
+    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, on: str | None, dry_run: bool, data: Path | None,
+    label: str | None, fresh: bool, resume: bool,
 ) -> None:  # fmt: skip
     """Run all stages of RECIPE. Stages that are already done are skipped."""
+    assignments = with_own_data(recipe, data, label, assignments)
     request = Request(recipe, assignments, root, _is_fresh(fresh, resume), on, dry_run)
     run_verb(request, pick_show(quiet, as_json), verb="run", stages=None)
 
@@ -125,13 +147,16 @@ def run_command(
 @click.command("train", epilog=EPILOG + PLACES)
 @recipe_arguments
 @launch_options
+@data_option
+@label_option
 @fresh_option
 @resume_option
 def train_command(
-    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, on: str | None, dry_run: bool, fresh: bool,
-    resume: bool,
+    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, on: str | None, dry_run: bool, data: Path | None,
+    label: str | None, fresh: bool, resume: bool,
 ) -> None:  # fmt: skip
     """Prepare the data and train. After a stop or a crash the same command resumes, to the same weights bit for bit."""
+    assignments = with_own_data(recipe, data, label, assignments)
     request = Request(recipe, assignments, root, _is_fresh(fresh, resume), on, dry_run)
     run_verb(request, pick_show(quiet, as_json), verb="train", stages=("prepare", "train"))
 

@@ -22,7 +22,7 @@ from tauon.data.sources.base import Conversation, Message
 from tauon.errors import DataError
 from tauon.types import Batch, DataSpec
 
-__all__ = ["ChatDataset", "packed"]
+__all__ = ["ChatDataset", "lengths_to_keep", "packed"]
 
 _REPORT_EVERY = 1000
 """Conversations between two progress reports."""
@@ -52,7 +52,7 @@ class ChatDataset:
             "conversations": len(conversations), "rows": len(self._rows), "tokens": tokens, "answer_tokens": covered,
             "padding": round(1 - tokens / (len(self._rows) * spec.seq_len), 4), "prompts_cut": sum(e.cut > 0 for e in self._encoded),
             "answers_cut": sum(e.cut_answer > 0 for e in self._encoded), "answer_tokens_cut": sum(e.cut_answer for e in self._encoded),
-            "answers_rewritten": sum(e.rewritten for e in self._encoded), "sha256": digest.hexdigest(),
+            "answers_rewritten": sum(e.rewritten for e in self._encoded), "lengths_to_keep": lengths_to_keep(self._encoded), "sha256": digest.hexdigest(),
         }  # fmt: skip
 
     def __len__(self) -> int:
@@ -94,6 +94,12 @@ class ChatDataset:
             last = max(i for i, m in enumerate(c.messages) if m.role == ANSWER)
             found.append(c.messages[:last])
         return found
+
+
+def lengths_to_keep(encoded: Sequence[Encoded]) -> dict[str, int]:
+    """Return the row lengths that keep all of the conversations, and 95% of them."""
+    whole = np.array([len(e.ids) - 1 + e.cut + e.cut_answer for e in encoded])
+    return {"all": int(whole.max()), "95%": int(np.ceil(np.quantile(whole, 0.95)))}
 
 
 def packed(lengths: Sequence[int], size: int) -> list[list[int]]:

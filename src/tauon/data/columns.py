@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tauon.config import Config, Count
-from tauon.data.dates import DatePart, date_parts, is_date
+from tauon.data.dates import DatePart, date_parts, is_date, wrong_date_format
 from tauon.data.numbers import CANONICAL, NumberForm, all_floats, as_numbers, look_at, stands_for_missing
 from tauon.data.spelling import in_recipe, nfc, spelling
 from tauon.data.target_encoding import category_means, out_of_fold
@@ -55,15 +55,28 @@ class ColumnsConfig(Config):
     """Encoding of date columns: days (since 1970), year, month, day, weekday (Monday 0), hour. Default: date columns are an error."""
 
     group: str | None = None
-    """Column with the group of each row (a patient, a customer). It is not a feature; all rows of a group are in the same part, and
-    privacy.unit=group protects them together."""
+    """Column with the group of each row (a patient, a customer). It is not a feature; all rows of a group are in the same part, intervals
+    are computed over groups, and privacy.unit=group protects them together."""
+    time: str | None = None
+    """Column with the moment of each row: dates, or numbers that grow. The last rows are held out, instead of random ones. It is not a
+    feature, except for the parts in `dates`."""
+
+    time_format: str | None = None
+    """Format of the dates in the column `time` for `strptime`: "%d.%m.%Y". Default: ISO 8601, or numbers."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         how = self.raw_value("categories")
+        if self.raw_value("time_format") is not None:
+            if self.raw_value("time") is None:
+                yield "time_format", "has no effect without time, the column of dates; set time, or remove it"
+            if wrong := wrong_date_format(self.raw_value("time_format")):
+                yield "time_format", wrong
         if self.raw_value("order") and how != "ordinal":
             yield "order", f"has no effect with categories: {how}; remove it, or set categories: ordinal"
         if self.raw_value("smooth") is not None and how != "target":
             yield "smooth", f"has no effect with categories: {how}; remove it, or set categories: target"
+        if self.raw_value("group") is not None and self.raw_value("time") is not None:
+            yield "time", "cannot be combined with group: a split by time has rows of one group in several parts. Remove one of the two"
         if self.raw_value("fill") != 0 and self.raw_value("impute") != "constant":
             yield "fill", f"has no effect with impute: {self.raw_value('impute')}; remove it, or set impute: constant"
 

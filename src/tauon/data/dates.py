@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tauon.data.numbers import shorten, stands_for_missing
 from tauon.errors import DataError
 
-__all__ = ["DatePart", "date_parts", "has_zone", "is_date", "moments", "wrong_date_format"]
+__all__ = ["DatePart", "date_formats", "date_parts", "has_zone", "is_date", "moments", "wrong_date_format"]
 
 DatePart = Literal["days", "year", "month", "day", "weekday", "hour"]
 Moments = NDArray[np.datetime64]
@@ -32,6 +32,41 @@ def has_zone(text: str) -> bool:
     """Return whether an ISO date has a time zone: 2024-10-20T00:00:00Z, 2024-10-20 00:00+02:00."""
     text = text.strip()
     return len(text) > 10 and bool(_ZONE.search(text[10:]))
+
+
+_DAYS = ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%y", "%m/%d/%y", "%d/%m/%y")
+_TIMES = ("", " %H:%M", " %H:%M:%S", " %H.%M", " %I:%M %p", " %I:%M:%S %p")
+_FORMATS = (
+    *(day + time for day in _DAYS for time in _TIMES),
+    "%Y-%m", "%Y%m%d", "%b %Y", "%B %Y", "%d %b %Y", "%b %d, %Y", "%B %d, %Y", "%Y-%m-%d %I:%M %p", "%Y%m%d%H%M", "%Y%m%d %H:%M",
+)  # fmt: skip
+
+
+def date_formats(texts: Sequence[str]) -> list[str]:
+    """Return the formats for `strptime` in which every text is a date, of those that people use; "" is ISO 8601. Of 02.03.2024 there are two.
+
+    >>> date_formats(["01.02.2024", "31.02.2024"]), date_formats(["1/2/2024", "1/31/2024"]), date_formats(["1/2/2024"])
+    ([], ['%m/%d/%Y'], ['%d/%m/%Y', '%m/%d/%Y'])
+    """
+    if not texts:
+        return []
+    if all(map(is_date, texts[:50])) and all(map(is_date, texts)):
+        return [""]
+    fitting: list[str] = []
+    for format_ in _FORMATS:
+        if all(_fits(text, format_) for text in texts[:20]) and all(_fits(text, format_) for text in texts):
+            fitting.append(format_)
+    return fitting
+
+
+def _fits(text: str, format_: str) -> bool:
+    text = text.strip()
+    if "%d" in format_ and not any(not c.isalnum() for c in text) and len(text) < 8:
+        return False
+    try:
+        return 1000 <= datetime.strptime(text, format_).year <= 2999
+    except ValueError:
+        return False
 
 
 def wrong_date_format(format_: str | None) -> str | None:

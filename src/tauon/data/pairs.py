@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.data.cache import cache_in, cache_root, obtain
+from tauon.data.chat import lengths_to_keep
 from tauon.data.chat_encoder import Encoded, Encoder
 from tauon.data.chat_template import ANSWER
 from tauon.data.config import DataConfig
@@ -64,7 +65,7 @@ class PairDataset:
         self.facts: dict[str, Any] = {
             "pairs": len(pairs), "answer_tokens": [int(sum(b[i].covered.sum() for b in self._encoded)) for i in (0, 1)],
             "prompts_cut": sum(a.cut > 0 or b.cut > 0 for a, b in self._encoded), "answers_cut": sum(e.cut_answer > 0 for e in flat),
-            "answer_tokens_cut": sum(e.cut_answer for e in flat), "sha256": digest.hexdigest(),
+            "answer_tokens_cut": sum(e.cut_answer for e in flat), "lengths_to_keep": lengths_to_keep(flat), "sha256": digest.hexdigest(),
         }  # fmt: skip
 
     def __len__(self) -> int:

@@ -46,6 +46,7 @@ class SeriesDataset:
     ) -> None:
         """`columns` (N, F), normalised; `starts`: first time step of each window's context."""
         self._columns, self._starts, self._times, self._values = columns, starts, series.times, series.values.shape[1]
+        self._dated = series.dated
         self._context, self._horizon, self._targets = window.context, window.horizon, series.targets
         self._seed, self._augments = seed, tuple(augments)
         self.spec = DataSpec(
@@ -59,7 +60,8 @@ class SeriesDataset:
 
     def origin(self, i: int) -> str:
         """Return the date of the first time step that example `i` predicts."""
-        return str(self._times[self._starts[i] + self._context])
+        step = int(self._starts[i]) + self._context
+        return str(self._times[step]) if self._dated else f"row {step}"
 
     @property
     def history(self) -> int:

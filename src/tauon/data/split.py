@@ -152,16 +152,31 @@ def _by_document(stats: Sequence[TextStat], edges: Sequence[tuple[Part, float, f
 
 
 def split_rows(
-    targets: NDArray[Any], config: SplitConfig, wanted: Sequence[Part], whose: NDArray[np.int64] | None = None
+    targets: NDArray[Any],
+    config: SplitConfig,
+    wanted: Sequence[Part],
+    whose: NDArray[np.int64] | None = None,
+    moments: NDArray[Any] | None = None,
 ) -> tuple[dict[Part, NDArray[np.int64]], dict[str, Any]]:
     """Return the row numbers of each part, ascending; and facts. Each class is held out in proportion if targets are classes (int).
 
-    Sizes are exact: round(share * rows) rows, classes by largest remainder. `whose`: group number of each row, from 0; then the
-    shares are of groups, all rows of a group are in one part, and classes are not balanced.
+    Sizes are exact: round(share * rows) rows, classes by largest remainder.
+
+    Args:
+        targets: (N) classes or values.
+        config: the shares.
+        wanted: the held-out parts without a separate source.
+        whose: group number of each row, from 0; then the shares are of groups, and all rows of a group are in one part. Groups with a
+            row of the same rarest class are held out in proportion, and training keeps one of them.
+        moments: (N) sortable; then the last rows are the test part, those before them validation, and rows of one moment stay together.
     """
+    if moments is not None:
+        return _by_time(moments, config, wanted)
     if whose is not None and config.by != "position":
-        of_them, facts = split_rows(np.zeros(int(whose.max()) + 1), config, wanted)
-        return {part: np.flatnonzero(np.isin(whose, chosen)) for part, chosen in of_them.items()}, facts | {"by": "group"}
+        of_them, facts = split_rows(_rarest_class(targets, whose), config, wanted)
+        of_them = _with_one_in_training(of_them, _rarest_class(targets, whose))
+        facts |= {"by": "group", "groups": int(whose.max()) + 1}
+        return {part: np.flatnonzero(np.isin(whose, chosen)) for part, chosen in of_them.items()}, facts
     n = len(targets)
     by = "row" if config.by == "auto" else config.by
     why = "as set" if config.by != "auto" else "the default for arrays"
@@ -196,6 +211,60 @@ def split_rows(
             raise DataError(f"the {part} part is empty: {n} rows are too few for the split. Add rows, or raise the share in data.split")
     facts = {"by": by, "why": why, "stratified": bool(stratify), "seed": config.seed, "folds": config.folds}
     return rows, facts | ({"fold": config.fold or 0} if config.folds is not None else {})
+
+
+def _by_time(moments: NDArray[Any], config: SplitConfig, wanted: Sequence[Part]) -> tuple[dict[Part, NDArray[np.int64]], dict[str, Any]]:
+    if config.folds is not None:
+        raise DataError("data.split.folds would train on rows from after the held-out part. Remove folds, or the time column")
+    order, n = np.argsort(moments, kind="stable"), len(moments)
+    ordered = moments[order]
+    ends: dict[Part, int] = {"test": n}
+    ends["validation"] = _start_of(ordered, n - round(config.test * n)) if "test" in wanted else n
+    ends["train"] = _start_of(ordered, ends["validation"] - round(config.validation * n)) if "validation" in wanted else ends["validation"]
+    rows: dict[Part, NDArray[np.int64]] = {}
+    start = 0
+    for part in PARTS:
+        if part == "train" or ends[part] > start:
+            rows[part] = np.sort(order[start : ends[part]])
+        start = ends[part]
+    for part in ("train", *(p for p in wanted if getattr(config, p, 0.0) > 0)):
+        if not len(rows.get(part, ())):
+            raise DataError(
+                f"the {part} part is empty: {n} rows at {len(np.unique(ordered))} different moments are too few for a split by time. "
+                "Raise the share in data.split, or remove the time column"
+            )
+    spans = {part: [str(moments[mine].min()), str(moments[mine].max())] for part, mine in rows.items()}
+    return rows, {"by": "time", "why": "a time column is set", "stratified": False, "folds": None, "spans": spans}
+
+
+def _start_of(ordered: NDArray[Any], at: int) -> int:
+    """Return the first row of the moment at place `at`, so that rows of one moment stay together."""
+    return at if at >= len(ordered) else int(np.searchsorted(ordered, ordered[at], side="left"))
+
+
+def _rarest_class(targets: NDArray[Any], whose: NDArray[np.int64]) -> NDArray[Any]:
+    """Return the rarest class that each group has; zeros if targets are not classes."""
+    groups = int(whose.max()) + 1
+    if targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
+        return np.zeros(groups)
+    by_count = np.argsort(np.bincount(targets), kind="stable")
+    place = np.empty_like(by_count)
+    place[by_count] = np.arange(len(by_count))
+    found = np.full(groups, len(by_count))
+    np.minimum.at(found, whose, place[targets])
+    rarest: NDArray[np.int64] = by_count[found].astype(np.int64)
+    return rarest
+
+
+def _with_one_in_training(parts: dict[Part, NDArray[np.int64]], kinds: NDArray[Any]) -> dict[Part, NDArray[np.int64]]:
+    """Return the parts with one group of each kind in training, taken from a held-out part if training has none."""
+    moved = dict(parts)
+    for kind in np.setdiff1d(kinds, kinds[parts["train"]]):
+        part = next(p for p in moved if p != "train" and (kinds[moved[p]] == kind).any())
+        one = moved[part][kinds[moved[part]] == kind][:1]
+        if len(moved[part]) > 1:
+            moved[part], moved["train"] = np.setdiff1d(moved[part], one), np.sort(np.append(moved["train"], one))
+    return moved
 
 
 def refuse_new_classes(targets: NDArray[Any], names: tuple[str, ...], rows: dict[Part, NDArray[np.int64]], where: str) -> None:

@@ -12,11 +12,22 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tauon.data.files import decode, open_bytes
+from tauon.data.files import decode, open_bytes, read_bytes
 from tauon.data.spelling import nfc
 from tauon.errors import DataError
 
-__all__ = ["encoding_by_mark", "json_line", "json_lines", "json_rows", "read_text", "refuse_surrogates", "text_lines", "wrong_encoding"]
+__all__ = [
+    "detect_encoding",
+    "encoding_by_mark",
+    "json_line",
+    "json_lines",
+    "json_objects",
+    "json_rows",
+    "read_text",
+    "refuse_surrogates",
+    "text_lines",
+    "wrong_encoding",
+]
 
 _MARKS = (
     (b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe\x00\x00", "utf-32-le"), (b"\x00\x00\xfe\xff", "utf-32-be"),
@@ -38,6 +49,36 @@ def encoding_by_mark(data: bytes, encoding: str) -> tuple[int, str]:
         if not any(even) and all(odd):
             return 0, "utf-16-be"
     return 0, encoding
+
+
+def detect_encoding(data: bytes) -> str | None:
+    r"""Return the probable encoding of a text file, for a recipe: utf-8 (with it, byte order marks and UTF-16 are recognised), latin-1 or cp1252;
+    None if it is none of them.
+
+    Latin-1 and cp1252 read any bytes, so they are taken only if letters with accents are the exception, as in western languages.
+
+    >>> [detect_encoding(text) for text in ("Zürich".encode(), "Zürich".encode("latin-1"), "“Zürich”".encode("cp1252"), "日本語".encode("gb18030"))]
+    ['utf-8', 'latin-1', 'cp1252', None]
+    """
+    length, name = encoding_by_mark(data, "utf-8")
+    try:
+        data[length:].decode(name)
+    except UnicodeDecodeError:
+        if name != "utf-8":
+            return None
+    else:
+        return "utf-8"
+    high = sum(byte >= 0x80 for byte in data)
+    letters = sum(0x41 <= byte <= 0x5A or 0x61 <= byte <= 0x7A for byte in data)
+    if b"\0" in data or high > 0.35 * (high + letters):
+        return None
+    if not any(0x80 <= byte < 0xA0 for byte in data):
+        return "latin-1"
+    try:
+        data.decode("cp1252")
+    except UnicodeDecodeError:
+        return None
+    return "cp1252"
 
 
 def read_text(data: bytes, where: str, encoding: str = "utf-8") -> str:
@@ -116,6 +157,17 @@ def json_rows(text: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def json_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, object) of each line of a file, one at a time."""
     yield from _parsed(text_lines(path, encoding), str(path))
+
+
+def json_objects(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, object) of each row of a file: of one list, or of lines, which are read one at a time."""
+    with open_bytes(path) as file:
+        head = file.read(4096)
+    length, wide = encoding_by_mark(head, encoding)
+    if head[length:].decode(wide, "ignore").lstrip().startswith("["):
+        yield from json_rows(read_text(read_bytes(path), str(path), encoding), str(path))
+    else:
+        yield from json_lines(path, encoding)
 
 
 def _parsed(lines: Iterable[tuple[int, str]], where: str) -> Iterator[tuple[str, dict[str, Any]]]:

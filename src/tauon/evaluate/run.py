@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from tauon.data import TargetScale
+from tauon.evaluate.clusters import cluster_intervals, groups_of
 from tauon.evaluate.config import EvaluateConfig
 from tauon.evaluate.evaluation import Evaluation
 from tauon.evaluate.tiles import ScoredTask, Where, predict_each
@@ -37,6 +39,8 @@ def evaluate(
     **where: Unpack[Where],
 ) -> Evaluation:
     """Measure `model` on `dataset`: every metric of the task, with an interval at `config.confidence`.
+
+    If examples belong together (the data set has `groups`), intervals are over groups.
 
     Examples of weight zero are not counted; every other weight counts as one (weights shape the loss in training; the metrics describe the data as
     they are). The values depend neither on `config.batch` nor on the order of the examples.
@@ -71,9 +75,17 @@ def evaluate(
     costs = None if config.costs is None else {k: getattr(config.costs, k) for k in ("false_positive", "false_negative")}
     scoring = Scoring(config.confidence, config.resamples, seed, config.top_k, dataset.spec, dataset.facts, _units(dataset.spec), costs)
     began, scorer = time.perf_counter(), task.scorer(dataset, scoring)
+    groups = groups_of(dataset)
+    kept: list[tuple[dict[str, np.ndarray], np.ndarray]] = []
     for outputs, weights in predict_each(model, task, dataset, batch=config.batch, progress=progress, **where):
         scorer.add(outputs, weights)
-    found: dict[str, Any] = dict(scorer.finish(time.perf_counter() - began))
+        if groups is not None:
+            kept.append((outputs, weights))
+    scores = scorer.finish(time.perf_counter() - began)
+    if groups is not None:
+        quiet = replace(scoring, resamples=1)
+        scores = cluster_intervals(scores, groups, kept, lambda: task.scorer(dataset, quiet), scoring)
+    found: dict[str, Any] = dict(scores)
     return Evaluation(family=task.family, split=split or config.split, **scoring.how, **found)
 
 

@@ -14,6 +14,7 @@ from tauon.plan.plan import Plan
 from tauon.train import trainable
 
 __all__ = [
+    "VALIDATION_SHARE",
     "checkpoint_every",
     "learning_rate",
     "parameters",
@@ -23,6 +24,12 @@ __all__ = [
     "trainable_parameters",
     "validate_every",
 ]
+
+
+VALIDATION_SHARE = 0.15
+"""Share of `train.time` that validation may take."""
+FEWEST_BETWEEN = 5
+"""Steps between validations, at least, if `train.time` is set."""
 
 
 def parameters(ctx: PlanContext) -> Decision:
@@ -85,7 +92,9 @@ def by_time(ctx: PlanContext, time: float) -> Decision:
     seconds, threads = min((s, t) for t, s in timed.items())
     torch.set_num_threads(threads)
     ctx.timed = True
-    return Decision(max(1, int(time / seconds)), f"{time:,.0f} s at {seconds * 1e3:,.0f} ms per step, measured here")
+    steps = max(1, int(time * (1 - VALIDATION_SHARE) / seconds))
+    kept = f"{VALIDATION_SHARE:.0%} of it is kept for validation"
+    return Decision(steps, f"{time:,.0f} s at {seconds * 1e3:,.0f} ms per step, measured here; {kept}")
 
 
 def tflop_per_step(ctx: PlanContext) -> Decision:
@@ -98,7 +107,10 @@ def tflop_per_step(ctx: PlanContext) -> Decision:
 def validate_every(ctx: PlanContext) -> Decision:
     """Decide the steps between validations."""
     requested = ctx.config.train.validate_every
-    every = requested or max(1, math.ceil(ctx.decided["train.steps"] / 10))
+    steps = ctx.decided["train.steps"]
+    every = requested or max(1, math.ceil(steps / 10))
+    if requested is None and ctx.requested["time"] is not None and every < FEWEST_BETWEEN:
+        return Decision(min(steps, FEWEST_BETWEEN), "rarely, so that train.time is spent on steps")
     return Decision(every, "ten validations in a run" if requested is None else None)
 
 

@@ -156,7 +156,7 @@ def _forecast(predictor: Predictor, data: Path | str, every: int | None, out: _O
 def forecast_columns(windows: Windows, origins: NDArray[np.int64], answers: Answers) -> tuple[dict[str, list[str]], Answers]:
     """Return (dates, predictions) of forecasts, a row for each predicted time step."""
     dates = windows.dates(origins)
-    columns = {windows.preprocess["date"]: [str(d) for d in dates.ravel()]}
+    columns = {windows.preprocess["date"] or "row": [str(d) for d in dates.ravel()]}
     if windows.every is not None:
         columns = {"origin": [str(d) for d in np.repeat(dates[:, 0], windows.preprocess["horizon"])]} | columns
     return columns, {name: values.reshape(-1) for name, values in answers.items()}

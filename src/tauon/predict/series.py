@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from tauon.config import dump, parse
 from tauon.data import Normalizer, Rows, Series, SourceConfig
-from tauon.data.sources.time_grid import grid_of
+from tauon.data.sources.time_grid import continued
 from tauon.data.window import calendar_columns
 from tauon.errors import DataError
 
 __all__ = ["Windows", "read_series"]
 
-_SHARED = ("date_format", "fill", "missing", "numbers", "season", "delimiter", "encoding")
+_SHARED = ("date_format", "calendar", "unsorted", "repeated", "fill", "missing", "numbers", "season", "delimiter", "encoding")
 
 
 def read_series(path: Path | str, preprocess: Mapping[str, Any], source: Any) -> Series:
@@ -61,27 +61,9 @@ class Windows:
             windows = self.columns[(origins - T)[:, None] + np.arange(T)]
             yield origins, Rows({"window": windows})
 
-    def dates(self, origins: NDArray[np.int64]) -> NDArray[np.datetime64]:
-        """Return B H: the date of each step of each forecast; beyond the file extrapolated by its own step."""
+    def dates(self, origins: NDArray[np.int64]) -> NDArray[Any]:
+        """Return B H: the date of each step of each forecast; beyond the file continued by its own step. Without dates, the row number."""
         at = origins[:, None] + np.arange(self.preprocess["horizon"])
-        return self._times(int(at.max()) + 1)[at]
-
-    def _times(self, n: int) -> NDArray[np.datetime64]:
-        times = self.series.times
-        if n <= len(times):
-            return times
-        grid, step, _ = grid_of(times, "the series")
-        more = np.arange(len(times), n)
-        if "month" in step and len(times) > 1:
-            stride = int((times[-1].astype("datetime64[M]") - times[0].astype("datetime64[M]")).astype(int)) // int(grid[-1])
-            months = times[0].astype("datetime64[M]") + more * stride
-            ends = (times.astype("datetime64[D]") + 1).astype("datetime64[M]") > times.astype("datetime64[M]")
-            if ends.all():
-                later = (months + 1).astype("datetime64[D]").astype(times.dtype) - (
-                    (times[0].astype("datetime64[M]") + 1).astype("datetime64[D]").astype(times.dtype) - times[0]
-                )
-            else:
-                later = months.astype(times.dtype) + (times[0] - times[0].astype("datetime64[M]").astype(times.dtype))
-        else:
-            later = times[-1] + (times[1] - times[0] if len(times) > 1 else 0) * (more - len(times) + 1)
-        return np.concatenate([times, later.astype(times.dtype)])
+        if not self.series.dated:
+            return at
+        return continued(self.series.times, int(at.max()) + 1, self.series.step)[at]

@@ -87,10 +87,11 @@ def protect(dataset: Dataset, unit: str, most: int) -> Protected:
     groups: NDArray[np.int64] | None = getattr(dataset, "groups", None)
     if groups is None:
         message = (
-            "group needs a table with a column that identifies the person of each row. Set data.table.group, or set privacy.unit=example."
+            "group needs a column that identifies the person of each row. Set data.table.group (data.source.group for texts, images and "
+            "recordings), or set privacy.unit=example."
         )
         raise RecipeError([Problem("privacy.unit", message)])
-    column = str(dataset.facts["group"])
+    column = str(dataset.facts.get("group", "data.source.group"))
     return Protected(dataset, Units(groups, most), f"{column} (all rows with one value of that column)")
 
 

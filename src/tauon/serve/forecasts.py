@@ -54,7 +54,7 @@ def _of_json(content: Any, served: Served) -> Upload:
     if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) for r in rows):
         raise HttpError(422, 'expected {"rows": [{...}, ...]}: the history of the series, oldest first', param="rows")
     preprocess, source = served.predictor.trained.preprocess, served.predictor.trained.source
-    names = [str(preprocess["date"]), *map(str, preprocess["columns"])]
+    names = [*([] if preprocess["date"] is None else [str(preprocess["date"])]), *map(str, preprocess["columns"])]
     names = [name for name in names if name in rows[0]]
     out = io.StringIO()
     delimiter = str(getattr(source, "delimiter", ","))

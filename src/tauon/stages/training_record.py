@@ -13,6 +13,7 @@ from tauon.artifacts import CheckpointWriter
 from tauon.data import DataSplits
 from tauon.optim import Plateau
 from tauon.plan import Plan
+from tauon.plan.steps import VALIDATION_SHARE
 from tauon.tasks import Task
 from tauon.tracking import EventLog, Tracker
 from tauon.train import (
@@ -31,7 +32,7 @@ from tauon.train import (
 )
 from tauon.types import Batch, StepInfo
 
-__all__ = ["Checkpoints", "Logs", "TrainingRecord"]
+__all__ = ["Checkpoints", "Logs", "TrainingRecord", "validation_examples"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,20 @@ class Checkpoints:
     """The same in every checkpoint: model, task, data spec, preprocessing."""
     filter_state: Callable[[int, dict[str, Any]], dict[str, Any]] = lambda step, state: state
     """(step, state) -> the state that may be saved; an extension stores the rest elsewhere."""
+
+
+_FEWEST = 32
+"""Validation examples that are used even if they take longer."""
+
+
+def validation_examples(seconds: float, an_example: float, n: int) -> int:
+    """Return how many of `n` validation examples fit in `seconds`, if a training step takes `an_example` seconds per example: a forward pass takes
+    a third of it. At least 32.
+
+    >>> validation_examples(1.0, 0.01, 1000), validation_examples(0.01, 0.01, 1000), validation_examples(100.0, 0.01, 1000)
+    (300, 32, 1000)
+    """
+    return min(n, max(_FEWEST, round(3 * seconds / max(an_example, 1e-9))))
 
 
 class TrainingRecord:
@@ -115,8 +130,23 @@ class TrainingRecord:
                 known.append(kind)
                 self.on_event("warning", message=f"step {info.step}: {complaint}")
 
+    def bound_validation(self, job: TrainJob, info: StepInfo) -> None:
+        """With `train.time`, use only so many validation examples that validation takes its share of the time; decided once, and kept on resume."""
+        dataset, time = self.splits.validation, self.config.time
+        if time is None or dataset is None or "seconds" not in info.metrics:
+            return
+        if "validate_examples" not in job.notes:
+            n = min(len(dataset), self.at_most or len(dataset))
+            times = math.ceil(info.total_steps / self.plan.validate_every)
+            most = validation_examples(time * VALIDATION_SHARE / times, float(info.metrics["seconds"]) / max(1, self.config.batch), n)
+            job.notes["validate_examples"] = job.mesh.world.gather(most)[0]
+            if most < n:
+                self.on_event("note", message=f"validation uses {most:,} of {n:,} examples, so that train.time ({time:,.0f} s) is kept")
+        self.at_most = job.notes["validate_examples"]
+
     def validate(self, job: TrainJob, info: StepInfo) -> str | None:
         """Log the validation loss; with early stopping, save the best checkpoint and return STOP when patience is used up."""
+        self.bound_validation(job, info)
         loss = validation_loss(job, self.validation_batches(job))
         observes = getattr(job.task.observe, "__func__", None) is not Task.observe
         marks = validation_marks(job, self.validation_batches(job)) if observes else {}

@@ -1,4 +1,4 @@
-"""A folder of images, one subfolder per class."""
+"""A folder of images, one subfolder per class, or with the class in the file names."""
 
 from __future__ import annotations
 
@@ -7,38 +7,57 @@ from pathlib import Path
 from typing import Any
 
 from tauon.data import PICTURE_SUFFIXES
+from tauon.data.sources.class_folders import class_folders, part_of, visible
+from tauon.data.sources.system_files import is_system_file
 from tauon.errors import DataError
-from tauon.starter.draft import Draft, held_out, suffixes, training
+from tauon.starter.draft import FEWEST_GROUPS, Asked, Draft, held_out, suffixes, training
+from tauon.starter.names import NameGroups, groups_in_names, part_of_pattern
 
 __all__ = ["is_pictures", "pictures"]
 
 
 def is_pictures(place: Path) -> bool:
     found = suffixes(place) if place.is_dir() else Counter()
-    return sum(found[s] for s in PICTURE_SUFFIXES) > sum(found.values()) / 2
+    most = sum(found[s] for s in PICTURE_SUFFIXES)
+    return most > sum(found.values()) / 2 or (most >= 10 and not any(found[s] for s in (".wav", ".flac", ".mp3", ".txt", ".md")))
 
 
-def pictures(place: Path, label: str | None, name: str) -> Draft:
-    if label not in (None, "folder"):
+def pictures(place: Path, asked: Asked) -> Draft:
+    """Draft for images in folders."""
+    pattern, level = None, "top"
+    base = _unwrapped(place)
+    train = part_of(base, "train") or base
+    files = _images(train)
+    if asked.label not in (None, "folder", "subfolder"):
+        if "{label}" not in asked.label:
+            raise DataError(
+                f"the label of images is their folder, or part of their names: expected --label-from folder, subfolder, or a pattern like "
+                f"{{label}}_{{number}}, got {asked.label!r}"
+            )
+        pattern = asked.label
+    elif asked.label == "subfolder":
+        level = "leaf"
+    labels, why = _labels(train, files, pattern, level, asked)
+    counts = Counter(labels)
+    if len(counts) < 2:
         raise DataError(
-            f"the label of images is their folder: expected --label-from folder, got {label!r}. Sort the images into one subfolder per class"
+            f"{train}: expected at least two subfolders of images, one per class, found {', '.join(counts) or 'none'}{_pattern_hint(files)}"
         )
-    train = next((place / n for n in ("train", "training") if (place / n).is_dir()), place)
-    classes = {d.name: [p for p in d.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES] for d in sorted(train.iterdir()) if d.is_dir()}
-    classes = {c: files for c, files in classes.items() if files}
-    if len(classes) < 2:
-        raise DataError(f"{train}: expected at least two subfolders of images, one per class, found {', '.join(classes) or 'none'}")
-    counts = {c: len(files) for c, files in classes.items()}
-    total = sum(counts.values())
-    sides = _sides([f for files in classes.values() for f in files])
-    size, why_size = _side(sides)
-    made = Draft(name, f"Which of {len(classes)} classes is on an image? {total:,} images below {place.name}/")
-    source: dict[str, Any] = {"kind": "folder", "path": str(place), "size": size}
+    size, why_size = _side(_sides(files))
+    made = Draft(
+        asked.name, f"Which of {len(counts)} classes is on an image? {len(files):,} images below {place.name}/", examples=len(files)
+    )
+    source: dict[str, Any] = {"kind": "folder", "path": str(base), "size": size}
+    if level != "top":
+        source["level"] = level
+    named, groups, said = _groups(train, files, labels, pattern, level)
+    source |= named
+    why += [*said, why_size]
     data: dict[str, Any] = {"source": source}
-    why = [why_size]
-    if train == place:
-        data["split"], sentence = held_out(total)
-        why.append(sentence)
+    sentence = "The parts are the folders beside train."
+    if train == base or (part_of(base, "test") is None and part_of(base, "validation") is None):
+        data["split"], sentence = held_out(len(files), groups=groups, what=source.get("group", ""))
+    why.append(sentence)
     data["normalize"] = "standard"
     data["augment"] = [
         {"kind": "affine", "degrees": 10, "scale": "10%", "translate": "5%"},
@@ -52,15 +71,94 @@ def pictures(place: Path, label: str | None, name: str) -> Draft:
     made.set("data", data, *why)
     made.set("task", "classification")
     model: Any = "resnet20" if size <= 64 else {"kind": "resnet18", "stem": "imagenet"}
-    made.set(
-        "model",
-        model,
-        f"{'A small residual network' if size <= 64 else 'ResNet-18'}: trains on a laptop at this size. resnet50 or vit want more images.",
+    said_model = (
+        "A small residual network."
+        if size <= 64
+        else "ResNet-18. With few images, fine-tuning a trained model is better: model: {from: ...}."
     )
+    made.set("model", model, said_model)
     made.set("optim", {"kind": "adamw", "lr": 0.003, "schedule": {"kind": "cosine", "warmup": "5%"}})
-    train_section, sentence = training(total, batch=64, seen=100_000)
-    made.set("train", train_section, sentence)
+    train_section, reasons = training(len(files), batch=64, seen=40_000, most=60)
+    made.set("train", train_section, *reasons)
     return made
+
+
+def _unwrapped(place: Path) -> Path:
+    """Return the folder that has the classes: below folders that hold nothing but one other."""
+    base = place
+    while True:
+        inside = class_folders(base)
+        if len(inside) != 1 or _images(base, deep=False) or not class_folders(inside[0]):
+            return base
+        base = inside[0]
+
+
+def _images(folder: Path, *, deep: bool = True) -> list[Path]:
+    found = sorted(folder.rglob("*")) if deep else visible(folder)
+    return [p for p in found if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file() and not is_system_file(p.relative_to(folder))]
+
+
+def _labels(train: Path, files: list[Path], pattern: str | None, level: str, asked: Asked) -> tuple[list[str], list[str]]:
+    """Return (class of each file, reasons). Asks whether classes are folders or subfolders, if both are possible."""
+    if pattern is not None:
+        from tauon.data.sources.name_parts import parts_of_names
+
+        parts = parts_of_names([p.relative_to(train).as_posix() for p in files], pattern, str(train), PICTURE_SUFFIXES)
+        return [part["label"] for part in parts.values()], [f"The class is {{label}} in the names: {pattern}."]
+    below = [p.relative_to(train).parts[:-1] for p in files]
+    if level == "leaf":
+        return ["/".join(b) for b in below], ["The class of an image is the innermost folder (level: leaf)."]
+    if not all(below):
+        return [b[0] if b else "" for b in below if b], []
+    top, deep = {b[0] for b in below}, {b for b in below if len(b) > 1}
+    leaves = Counter(b[-1] for b in deep)
+    if deep and asked.label is None and len(deep) > len(top) and max(leaves.values()) == 1 and not all(v[-1:].isdigit() for v in leaves):
+        example = next(iter(sorted(deep)))
+        raise DataError(
+            f"{train}: folders have subfolders ({'/'.join(example)}): are the classes the {len(top)} folders ({', '.join(sorted(top)[:4])}, ...) or the "
+            f"{len({*below})} innermost ones ({', '.join(sorted(leaves)[:4])}, ...)? Say --label-from folder, or --label-from subfolder"
+        )
+    return [b[0] for b in below], []
+
+
+def _groups(train: Path, files: list[Path], labels: list[str], pattern: str | None, level: str) -> tuple[dict[str, Any], int, list[str]]:
+    """Return (`pattern` and `group` of the source, number of groups, reasons)."""
+    if pattern is not None:
+        part = part_of_pattern(pattern)
+        found = groups_in_names([p.name for p in files])
+        if part is None:
+            return (
+                {"pattern": pattern},
+                0,
+                [f"If a part of the names is a person or a track, set group to it ({found.example})."] if found else [],
+            )
+        from tauon.data.sources.name_parts import parts_of_names
+
+        parts = parts_of_names([p.relative_to(train).as_posix() for p in files], pattern, str(train), PICTURE_SUFFIXES)
+        return {"pattern": pattern, "group": part}, len({p[part] for p in parts.values()}), []
+    below = [p.relative_to(train).parts[:-1] for p in files]
+    depth = {len(b) for b in below}
+    inner = Counter(b[-1] for b in below)
+    if depth == {2} and level == "top" and len(inner) < len({*below}) and len(inner) >= FEWEST_GROUPS:
+        said = f"Subfolders such as {next(iter(inner))} occur in several classes: they are read as groups."
+        return {"pattern": "{label}/{group}/{name}", "group": "group"}, len(inner), [said]
+    found = groups_in_names([p.name for p in files])
+    if found is None or depth != {1}:
+        return {}, 0, []
+    return {"pattern": "{label}/" + found.pattern, "group": "group"}, found.groups, [_said(found)]
+
+
+def _said(found: NameGroups) -> str:
+    return (
+        f"File names share a part, {found.example!r} for example: such images are probably of one object, and belong together (group). If they are not, "
+        "remove pattern and group."
+    )
+
+
+def _pattern_hint(files: list[Path]) -> str:
+    if not files:
+        return ""
+    return f". If the class is in the names, like {files[0].name!r}: --label-from '{{label}}_{{number}}'"
 
 
 def _sides(files: list[Path]) -> list[int]:

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tauon.data import is_recording
+from tauon.data.sources.audio_file import AUDIO_SUFFIXES
+from tauon.data.sources.name_parts import parts_of_names
 from tauon.errors import DataError
-from tauon.starter.draft import Draft, held_out, training
+from tauon.starter.draft import FEWEST_GROUPS, Asked, Draft, held_out, training
+from tauon.starter.names import groups_in_names, part_of_pattern
 
 __all__ = ["is_recordings", "recordings"]
 
@@ -30,11 +33,12 @@ def is_recordings(place: Path) -> bool:
     return bool((place.is_dir() or place.suffix.lower() == ".zip") and _names(place))
 
 
-def recordings(place: Path, label: str | None, name: str) -> Draft:
+def recordings(place: Path, asked: Asked) -> Draft:
+    """Draft for recordings with classes."""
     names = _names(place)
     folders = {n.split("/")[-2] for n in names if "/" in n}
-    if label in (None, "folder"):
-        if label is None and len(folders) < 2:
+    if asked.label in (None, "folder"):
+        if len(folders) < 2:
             example = names[0].rsplit("/", 1)[-1]
             raise DataError(
                 f"{place}: all recordings are in one folder, so the class must be part of their names. Set the pattern, for {example!r} probably: "
@@ -42,23 +46,19 @@ def recordings(place: Path, label: str | None, name: str) -> Draft:
             )
         pattern = "{label}/{name}"
     else:
-        pattern = label
-    source = {"kind": "wav", "path": str(place), "pattern": pattern}
-    made = Draft(name, f"What is each of {len(names):,} recordings? From {place.name}")
-    split, sentence = held_out(len(names))
+        pattern = str(asked.label)
+    source: dict[str, Any] = {"kind": "wav", "path": str(place), "pattern": pattern}
+    named, groups, said = _groups(place, names, pattern)
+    source |= named
+    made = Draft(asked.name, f"What is each of {len(names):,} recordings? From {place.name}", examples=len(names))
+    split, sentence = held_out(len(names), groups=groups, what=source.get("group", ""))
     augment: list[Any] = [{"kind": "speed", "by": "10%"}, "gain", "shift-audio", "noise-audio"]
-    parts = [p for p in re.findall(r"\{(\w+)\}", pattern) if p not in ("label", "name")]
-    more = (
-        [f"To test on unseen speakers: without: {{{parts[0]}: [...]}} here, and data.test with only: {{{parts[0]}: [...]}}."]
-        if parts
-        else []
-    )
     made.set(
         "data",
         {"source": source, "split": split, "augment": augment},
+        *said,
         sentence,
         "Speed, loudness, beginning and noise are drawn again each epoch.",
-        *more,
     )
     made.set("task", "audio-classification")
     made.set(
@@ -67,9 +67,34 @@ def recordings(place: Path, label: str | None, name: str) -> Draft:
         "A small convolutional network over log-mel frames; conformer for longer recordings.",
     )
     made.set("optim", {"kind": "adamw", "lr": 0.002, "schedule": {"kind": "cosine", "final": 0}})
-    train, sentence = training(len(names), batch=32, seen=60_000)
-    made.set("train", train, sentence)
+    train, reasons = training(len(names), batch=32, seen=60_000, most=80)
+    made.set("train", train, *reasons)
     return made
+
+
+def _groups(place: Path, names: list[str], pattern: str) -> tuple[dict[str, Any], int, list[str]]:
+    """Return (`pattern` and `group` of the source, number of groups, reasons)."""
+    part = part_of_pattern(pattern)
+    if part is not None:
+        values = [p[part] for p in parts_of_names(names, pattern, str(place), AUDIO_SUFFIXES).values()]
+        distinct = len({*values})
+        if distinct >= FEWEST_GROUPS and distinct < len(values):
+            return {"group": part}, distinct, []
+        return {}, 0, [
+            f"There are only {distinct} values of {{{part}}} ({', '.join(sorted({*values})[:4])}), too few to hold some out: figures hold for these alone. "
+            f"To test on one of them: without: {{{part}: [...]}} here, and data.test with only: {{{part}: [...]}}."
+        ]  # fmt: skip
+    if pattern != "{label}/{name}":
+        return {}, 0, []
+    found = groups_in_names(names)
+    if found is None:
+        return {}, 0, []
+    inside = found.pattern.replace("{group}", "{speaker}")
+    said = (
+        f"File names share a part, {found.example!r} for example: probably a speaker or a session, whose recordings belong together (group). "
+        "If it is neither, remove group."
+    )
+    return {"pattern": "{label}/" + inside, "group": "speaker"}, found.groups, [said]
 
 
 def _guess_pattern(example: str) -> str:

@@ -111,6 +111,10 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
         facts = self.facts(fitted, split_facts, request)
         fingerprint = hashlib.sha256(canonical([fitted.content, *fitted.decides]).encode()).hexdigest()
         datasets, per_example = fitted.datasets, request.sources["train"].per_example()
+        for part, dataset in datasets.items():
+            groups = self.groups(parts[part].data)
+            if groups is not None and len(dataset) == len(parts[part].index):  # rows of packed conversations belong to no one group
+                dataset.groups = groups[parts[part].index]  # type: ignore[attr-defined]
         preprocess = fitted.preprocess | ({"source": per_example} if per_example else {})
         train = datasets["train"]
         return DataSplits(
@@ -124,7 +128,8 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
     def split(self, whole: Mapping[Part, T], request: Request) -> tuple[Parts[T], dict[str, Any]]:
         """Return (every part, facts). Rows of the training source are split in proportion to `strata`; sources of their own are used whole."""
         main = whole["train"]
-        rows, facts = split_rows(self.strata(main), request.config.split, request.to_split, self.groups(main))
+        times = self.times(main, request)
+        rows, facts = split_rows(self.strata(main), request.config.split, request.to_split, self.groups(main), times)
         parts: Parts[T] = {}
         for part in PARTS:
             if part in rows:
@@ -143,6 +148,13 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
 
     def groups(self, data: T) -> NDArray[np.int64] | None:
         """Return the group of each example, if all examples of one person must be in one part. None: every example is its own group."""
+        named = getattr(data, "groups", ())
+        if not len(named):
+            return None
+        return np.unique(np.asarray(named, str), return_inverse=True)[1].astype(np.int64)
+
+    def times(self, data: T, request: Request) -> NDArray[Any] | None:
+        """Return the moment of each example, if the last ones are held out. None: the split does not depend on time."""
         return None
 
     def fit(self, parts: Parts[T], request: Request) -> Fitted:

@@ -72,6 +72,19 @@ class DialogueKind(DataKind[Dialogues[R]], Generic[R]):
         """Return notes on what was left out and what was cut."""
         raise NotImplementedError
 
+    def warnings(self, datasets: Mapping[Part, Dataset], seq_len: int) -> list[str]:
+        """Return a warning if training rows lost their beginning, with the lengths that would keep them."""
+        facts = datasets["train"].facts
+        cut, rows = facts["prompts_cut"], facts.get("conversations", facts.get("pairs", 0))
+        if not cut:
+            return []
+        keep = facts["lengths_to_keep"]
+        some = f", {keep['95%']:,} keeps 95% of them" if seq_len < keep["95%"] < keep["all"] else ""
+        return [
+            f"{cut:,} of {rows:,} {self.words} lose their beginning, because they are longer than data.seq_len {seq_len:,}. "
+            f"data.seq_len: {keep['all']:,} keeps all{some}"
+        ]
+
     def read(self, source: SourceConfig, part: Part, request: Request) -> Dialogues[R]:
         report(f"read {part}", 0)
         rows = self.rows_of(source)
@@ -85,6 +98,10 @@ class DialogueKind(DataKind[Dialogues[R]], Generic[R]):
 
     def strata(self, data: Dialogues[R]) -> NDArray[Any]:
         return np.zeros(len(data.rows))
+
+    def groups(self, data: Dialogues[R]) -> NDArray[np.int64] | None:
+        named = [row.group for row in data.rows]
+        return np.unique(named, return_inverse=True)[1].astype(np.int64) if any(named) else None
 
     def fit(self, parts: Parts[Dialogues[R]], request: Request) -> Fitted:
         config, whole = request.config, own_data(parts, request)
@@ -103,6 +120,7 @@ class DialogueKind(DataKind[Dialogues[R]], Generic[R]):
         }  # fmt: skip
         keys = sorted({k for counts in facts["ignored_keys"].values() for k in counts})
         facts["notes"] = self.notes(facts) + ([f"keys of the rows that were not read: {', '.join(keys)}"] if keys else [])
+        facts["warnings"] = self.warnings(datasets, seq_len)
         preprocess = {
             "kind": self.kind_, "tokenizer": tokenizer.to_json(), "seq_len": seq_len, "end": encoder.end,
             "chat": dump(config.chat), "renders": RENDERS,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tauon.config import register
 from tauon.data.config import DataConfig
+from tauon.data.dates import moments
 from tauon.data.facts import notices
 from tauon.data.files import canonical
 from tauon.data.kinds.base import DataKind, Fitted, Parts, Request, own_data
@@ -18,6 +19,7 @@ from tauon.data.kinds.steps import augment_steps, refuse_split_by_document
 from tauon.data.labelled_text import LabelledTextDataset
 from tauon.data.labels import label_facts, renumbered
 from tauon.data.masking import mask_token
+from tauon.data.numbers import all_floats
 from tauon.data.own_tokenizer import digest_of, tokenizer_for
 from tauon.data.progress import report
 from tauon.data.sources.base import LabelledTexts, SourceConfig
@@ -57,6 +59,12 @@ class LabelledTextKind(DataKind[LabelledTexts]):
 
     def strata(self, data: LabelledTexts) -> NDArray[Any]:
         return data.targets
+
+    def times(self, data: LabelledTexts, request: Request) -> NDArray[Any] | None:
+        if not len(data.times):
+            return None
+        numbers = all_floats(data.times)
+        return numbers if numbers is not None else moments([str(v).strip() for v in data.times], "data.source.time")
 
     def split(self, whole: Mapping[Part, LabelledTexts], request: Request) -> tuple[Parts[LabelledTexts], dict[str, Any]]:
         """Split each class in proportion."""
@@ -121,7 +129,8 @@ def _label_facts(parts: Parts[LabelledTexts], request: Request) -> dict[str, Any
     main = parts["train"].data
     every = [label for mine in own_data(parts, request).values() for label in mine.labels]
     spelt, warnings = label_facts(every, main.label_names, f"column {main.label!r}") if every else ({}, [])
-    return ({"label_spelling": spelt} if spelt else {}) | notices({}, (), warnings)
+    notes = [note for mine in own_data(parts, request).values() for note in mine.notes]
+    return ({"label_spelling": spelt} if spelt else {}) | notices({}, notes, warnings)
 
 
 def _refuse_empty(found: LabelledTexts, part: str) -> None:

@@ -51,6 +51,8 @@ class SeriesKind(DataKind[Series]):
             yield "split.by", f"{by} would train on data from after the held-out part; set split.by: position for a series"
         if split.raw_value("folds") is not None:
             yield "split.folds", "would train on data from after the held-out part; remove folds: the end of a series is held out"
+        if getattr(config.raw_value("source"), "date", "date") is None and config.raw_value("window").raw_value("calendar"):
+            yield "window.calendar", "needs dates, but data.source.date is null; remove it"
         for name in ("validation", "test"):
             if config.raw_value(name) is not None:
                 yield (
@@ -111,10 +113,11 @@ class SeriesKind(DataKind[Series]):
 
 def _preprocess(series: Series, normalizer: Normalizer, request: Request) -> dict[str, Any]:
     window, source = request.config.window, request.sources["train"]
+    date = getattr(source, "date", "date")
     return {
         "kind": "series", "normalize": normalizer.to_json(), "columns": list(series.names), "targets": series.targets,
         "context": window.context, "horizon": window.horizon, "calendar": list(window.calendar), "step": series.step,
-        "date": nfc(getattr(source, "date", "date")), "date_format": getattr(source, "date_format", None), "zoned": series.zoned,
+        "date": None if date is None else nfc(date), "date_format": getattr(source, "date_format", None), "zoned": series.zoned,
     }  # fmt: skip
 
 
@@ -126,7 +129,8 @@ def _windows(
     T, H = window.context, window.horizon
     first = np.arange(a + T, b - H + 1, window.stride) if training else np.arange(a, b - H + 1, window.origins)
     facts = {
-        "windows": len(first), "moments": b - a, "from": str(series.times[a]), "to": str(series.times[b - 1]),
+        "windows": len(first), "moments": b - a, "from": str(series.times[a]) if series.dated else f"row {a}",
+        "to": str(series.times[b - 1]) if series.dated else f"row {b - 1}",
         "every": window.stride if training else window.origins,
     } | shared  # fmt: skip
     augments = cast("tuple[SeriesAugmentConfig, ...]", request.config.augment) if training else ()

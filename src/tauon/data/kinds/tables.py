@@ -21,13 +21,14 @@ from tauon.data.bounds import limits_of
 from tauon.data.choice import choice_facts, training_options
 from tauon.data.columns import Encoder, take
 from tauon.data.config import DataConfig
+from tauon.data.dates import moments
 from tauon.data.facts import content_of, feature_facts, notices
 from tauon.data.files import canonical
 from tauon.data.kinds.base import ChosenRows, DataKind, Fitted, Parts, Request, own_data
 from tauon.data.kinds.steps import FEATURE_KEYS, augment_steps, fit_targets, refuse_arrays_by_document
 from tauon.data.label_leaks import suspects
 from tauon.data.labels import decide_labels, label_facts, read_labels, renumbered
-from tauon.data.numbers import NumberForm, as_numbers, stands_for_missing
+from tauon.data.numbers import NumberForm, all_floats, as_numbers, stands_for_missing
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, SourceConfig, Table
 from tauon.data.spelling import nfc, spelling
@@ -48,6 +49,8 @@ class _Read:
     table: Table
     group_N: NDArray[np.int64] | None = None
     """Group of each row."""
+    time_N: NDArray[Any] | None = None
+    """Moment of each row."""
     forms: Mapping[str, NumberForm] = field(default_factory=dict)
     """How the numbers of its columns are written."""
     notes: tuple[str, ...] = ()
@@ -102,6 +105,9 @@ class TablesKind(DataKind[_Read]):
     def groups(self, data: _Read) -> NDArray[np.int64] | None:
         return data.group_N
 
+    def times(self, data: _Read, request: Request) -> NDArray[Any] | None:
+        return data.time_N
+
     def split(self, whole: Mapping[Part, _Read], request: Request) -> tuple[Parts[_Read], dict[str, Any]]:
         """Encode the labels over all sources together, then split the rows."""
         read = _decided({part: r.table for part, r in whole.items()}, request.config)
@@ -149,12 +155,16 @@ class TablesKind(DataKind[_Read]):
 def _decided(tables: dict[Part, Table], config: DataConfig) -> dict[Part, _Read]:
     """Return the tables with their labels read, and the number columns of the training table."""
     tables, facts, notes, warnings = _same_targets(tables)
-    group_N, tables = _grouped(tables, None if config.table.group is None else nfc(config.table.group))
+    groups, tables = _grouped(tables, None if config.table.group is None else nfc(config.table.group))
+    time_N, tables = _timed(tables, config)
     numbers = read_numbers(tables["train"], _places(tables["train"], np.arange(len(tables["train"]))))
     tables["train"] = reorder_classes(numbers.table, config.label_order)
     notes += [note for table in tables.values() for note in table.notes]
     shown = (*notes, *numbers.notes), (*warnings, *numbers.warnings)
-    return {p: _Read(t, group_N, numbers.forms, *shown, facts) if p == "train" else _Read(t) for p, t in tables.items()}
+    return {
+        p: _Read(t, groups.get(p), time_N, numbers.forms, *shown, facts) if p == "train" else _Read(t, groups.get(p))
+        for p, t in tables.items()
+    }
 
 
 def _encode(parts: Parts[_Read], request: Request) -> _Encoded:
@@ -263,10 +273,32 @@ def _same_targets(tables: dict[Part, Table]) -> tuple[dict[Part, Table], dict[st
     return made, {"label_spelling": facts}, [], warnings
 
 
-def _grouped(tables: dict[Part, Table], column: str | None) -> tuple[NDArray[np.int64] | None, dict[Part, Table]]:
-    """Return (group number of each training row, tables without the group column)."""
+def _timed(tables: dict[Part, Table], config: DataConfig) -> tuple[NDArray[Any] | None, dict[Part, Table]]:
+    """Return (moment of each row of the training table, tables without the time column, unless parts of its dates are features)."""
+    column = None if config.table.time is None else nfc(config.table.time)
     if column is None:
         return None, tables
+    main = tables["train"]
+    values = main.columns.get(column)
+    if values is None:
+        raise DataError(
+            f"data.table.time: {column!r} is not among the columns that are read: {', '.join(main.columns)}. Add it to data.source.features"
+        )
+    where = _places(main, np.arange(len(main)))
+    if any(v is None for v in values):
+        raise DataError(f"{where([*values].index(None), column)} is missing, but data.table.time needs the moment of each row. Fill it in")
+    format_ = config.table.time_format
+    numbers = all_floats(values) if format_ is None else None
+    times = numbers if numbers is not None else moments([str(v).strip() for v in values], f"data.table.time: column {column!r}", format_)
+    if numbers is None and format_ is None and config.table.dates:
+        return times, tables
+    return times, {p: replace(t, columns={k: v for k, v in t.columns.items() if k != column}) for p, t in tables.items()}
+
+
+def _grouped(tables: dict[Part, Table], column: str | None) -> tuple[dict[Part, NDArray[np.int64]], dict[Part, Table]]:
+    """Return (group number of each row by part, tables without the group column)."""
+    if column is None:
+        return {}, tables
     main = tables["train"]
     values = main.columns.get(column)
     if values is None:
@@ -278,12 +310,16 @@ def _grouped(tables: dict[Part, Table], column: str | None) -> tuple[NDArray[np.
     if None in values:
         at = _places(main, np.arange(len(main)))([*values].index(None), column)
         raise DataError(f"{at} is missing, but data.table.group needs the group of each row. Fill it in, or remove the row")
-    _, group_N = np.unique([spelling(v) for v in values], return_inverse=True)
+    groups: dict[Part, NDArray[np.int64]] = {}
+    for part, table in tables.items():
+        if column in table.columns:
+            named = [spelling(v) for v in table.columns[column]]
+            groups[part] = np.unique(named, return_inverse=True)[1].astype(np.int64)
     without: dict[Part, Table] = {}
     for part, table in tables.items():
         columns = {k: v for k, v in table.columns.items() if k != column}
         without[part] = replace(table, columns=columns, categorical=tuple(c for c in table.categorical if c != column))
-    return group_N.astype(np.int64), without
+    return groups, without
 
 
 def _aligned(table: Table, main: Table, part: Part) -> Table:

@@ -11,6 +11,7 @@ from tauon.data.sources.sklearn import SklearnConfig
 from tauon.data.sources.stdlib import PythonStdlibConfig
 from tauon.data.sources.table_files import CsvConfig, JsonlConfig, ParquetConfig
 from tauon.data.sources.text import TextConfig
+from tauon.data.sources.text_folder import TextFolderConfig
 from tauon.data.sources.wav import WavConfig
 
 __all__ = [
@@ -37,5 +38,6 @@ __all__ = [
     "SourceConfig",
     "Table",
     "TextConfig",
+    "TextFolderConfig",
     "WavConfig",
 ]

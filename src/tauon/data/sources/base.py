@@ -52,13 +52,20 @@ class LabelledTexts:
     """The labels as read, if `targets` were made from them."""
     label: str = ""
     """Name of the label column, for messages."""
+    groups: Sequence[str] = ()
+    """Group of each text, if texts belong together."""
+    times: Sequence[Any] = ()
+    """Moment of each text as written in the file, if later texts are held out."""
+    notes: tuple[str, ...] = ()
+    """Notes on how the texts were read, to show to the user."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def first(self, n: int) -> LabelledTexts:
         """Return the first `n` texts."""
-        return replace(self, texts=self.texts[:n], targets=self.targets[:n], places=self.places[:n], labels=self.labels[:n])
+        cut = {name: getattr(self, name)[:n] for name in ("texts", "targets", "places", "labels", "groups", "times")}
+        return replace(self, **cut)
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,8 @@ class Conversation:
     """File and row number, for messages."""
     ignored: tuple[str, ...] = ()
     """Keys of the row that were not read."""
+    group: str = ""
+    """Group of the conversation: a person, a session. Empty: none."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,8 @@ class Pair:
     place: str
     ignored: tuple[str, ...] = ()
     """Keys of the row that were not read."""
+    group: str = ""
+    """Group of the preference: a person, a session. Empty: none."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +125,8 @@ class Arrays:
     by the bits in use (whole numbers) or by the values."""
     pixels: bool = False
     """Whether features are images from 0 (black) to 255 (white) although they are not bytes."""
+    groups: Sequence[str] = ()
+    """Group of each example, if examples belong together."""
 
     def __len__(self) -> int:
         return len(self.features)
@@ -124,7 +137,8 @@ class Arrays:
         return bool(np.issubdtype(self.targets.dtype, np.integer))
 
     def rows(self, index: NDArray[np.int64] | slice) -> Arrays:
-        return replace(self, features=self.features[index], targets=self.targets[index])
+        kept = np.asarray(self.groups, object)[index].tolist() if len(self.groups) else ()
+        return replace(self, features=self.features[index], targets=self.targets[index], groups=kept)
 
 
 @dataclass(frozen=True)
@@ -183,6 +197,8 @@ class Signals:
     """Transcript of each waveform."""
     left_out: tuple[str, ...] = ()
     """Files that were left out, with the reason."""
+    groups: Sequence[str] = ()
+    """Group of each waveform (a speaker), if waveforms belong together."""
 
     def __len__(self) -> int:
         return len(self.waves)
@@ -190,7 +206,9 @@ class Signals:
     def first(self, n: int) -> Signals:
         """Return the first `n` waveforms."""
         targets = None if self.targets is None else self.targets[:n]
-        return replace(self, waves=self.waves[:n], names=self.names[:n], targets=targets, transcripts=self.transcripts[:n])
+        return replace(
+            self, waves=self.waves[:n], names=self.names[:n], targets=targets, transcripts=self.transcripts[:n], groups=self.groups[:n]
+        )
 
 
 @dataclass(frozen=True)
@@ -218,6 +236,8 @@ class Series:
     notes: tuple[str, ...] = ()
     """Notes on how the series was read, to show to the user."""
     warnings: tuple[str, ...] = ()
+    dated: bool = True
+    """Whether the rows have dates; otherwise `times` counts them as seconds from 1970."""
 
     def __len__(self) -> int:
         return len(self.times)

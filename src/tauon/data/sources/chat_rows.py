@@ -18,7 +18,12 @@ from tauon.data.sources.base import Conversation, Message, Pair
 from tauon.data.text_files import refuse_surrogates
 from tauon.errors import DataError
 
-__all__ = ["conversation", "pair"]
+__all__ = ["FIELDS", "conversation", "pair", "renamed"]
+
+FIELDS = (
+    "messages", "conversations", "instruction", "input", "output", "history", "system", "prompt", "completion", "question", "chosen", "rejected",
+)  # fmt: skip
+"""Keys of a row that are read; `data.source.fields` says under which names a file has them."""
 
 _CALLED = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant"}
 """Other names of roles."""
@@ -91,6 +96,19 @@ def pair(row: dict[str, Any], where: str) -> Pair:
     more = ("input", "history") if used == "instruction" else ()
     ignored += _left(row, (used, "chosen", "rejected", "system", *more), where)
     return Pair(tuple(prompt), chosen, rejected, where, tuple(ignored))
+
+
+def renamed(row: dict[str, Any], fields: dict[str, str], where: str) -> dict[str, Any]:
+    """Return the row with the usual keys. `fields`: usual key to the key in the file. Raises `DataError` if the file has both.
+
+    >>> renamed({"question": "Why?", "answer": "So."}, {"prompt": "question", "completion": "answer"}, "row 1")
+    {'prompt': 'Why?', 'completion': 'So.'}
+    """
+    usual = {there: key for key, there in fields.items()}
+    both = next((key for key, there in fields.items() if key in row and there in row and key not in usual), None)
+    if both is not None:
+        raise DataError(f"{where}: has {both} and {fields[both]}, which data.source.fields reads as {both}. Remove one of the two")
+    return {usual.get(key, key): value for key, value in row.items()}
 
 
 def _asked(row: dict[str, Any], where: str) -> list[Message]:

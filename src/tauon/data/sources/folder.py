@@ -8,7 +8,6 @@ files are an error or are skipped and counted; files that are not images by thei
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,14 +21,14 @@ from tauon.config import Count, register
 from tauon.data.pixel_range import PixelRange
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, Kind, SourceConfig
+from tauon.data.sources.class_folders import PART_NAMES, class_folders, natural, part_of, visible
 from tauon.data.sources.left_out import SkippedFiles, refuse_vanished
+from tauon.data.sources.name_parts import parts_of_names, wrong_group, wrong_pattern
 from tauon.data.sources.picture_file import PICTURE_SUFFIXES, decode_picture, import_pillow
 from tauon.data.sources.system_files import is_system_file
 from tauon.errors import DataError
 
 __all__ = ["FolderConfig"]
-
-_PARTS = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
 @register("folder")
@@ -41,6 +40,13 @@ class FolderConfig(SourceConfig):
     belong to it."""
     split: Literal["auto", "train", "validation", "test"] = "auto"
     """Which part to read. auto: the subfolder `train` if it exists, with `val` and `test` as held-out parts; otherwise the folder itself."""
+    level: Literal["top", "leaf"] = "top"
+    """Which subfolders are the classes, if subfolders have subfolders. top: the first ones; leaf: those that directly contain images."""
+    pattern: str | None = None
+    """Pattern of the file names below `path`, without suffix, each {part} a piece of the name: `{label}_{number}` reads cat_12.png,
+    `{label}/{track}_{frame}` reads stop/3_07.png. {label} is the class. Default: the subfolder is."""
+    group: str | None = None
+    """Part of the pattern that belongs together (a track, a patient): all images of one are in the same part. Default: no groups."""
     size: Count | tuple[Count, Count] | None = None
     """Side in pixels, or [height, width], to which every image is resized. Default: no resizing; all images must have one size."""
     fit: Literal["crop", "stretch", "pad"] = "crop"
@@ -55,7 +61,7 @@ class FolderConfig(SourceConfig):
     """What to do with a file that is not a complete image. skip: leave it out and count it; if half of the files are damaged, it is an error anyway."""
 
     provides: ClassVar[Kind] = "arrays"
-    later: ClassVar[tuple[str, ...]] = ("value_range",)
+    later: ClassVar[tuple[str, ...]] = ("value_range", "level", "pattern", "group")
 
     def problems(self) -> Iterator[tuple[str, str]]:
         size = self.raw_value("size")
@@ -64,13 +70,19 @@ class FolderConfig(SourceConfig):
         levels = self.raw_value("value_range")
         if levels is not None and not levels[0] < levels[1]:
             yield "value_range", f"got {list(levels)}, expected the value of black, then a larger one of white: [0, 4095]"
+        pattern = self.raw_value("pattern")
+        if pattern is not None:
+            yield from wrong_pattern(pattern, PICTURE_SUFFIXES, labelled=True)
+            if self.raw_value("level") != "top":
+                yield "level", "has no effect with pattern, whose {label} is the class; remove one of the two"
+        yield from wrong_group(self.raw_value("group"), pattern)
         if size is None and self.raw_value("fit") != "crop":
             yield "fit", "has no effect without size. Set size, or remove fit."
 
     def part(self, name: Literal["validation", "test"]) -> SourceConfig | None:
-        if self.split != "auto" or _part(Path(self.path).expanduser(), "train") is None:
+        if self.split != "auto" or part_of(Path(self.path).expanduser(), "train") is None:
             return None
-        if _part(Path(self.path).expanduser(), name) is None:
+        if part_of(Path(self.path).expanduser(), name) is None:
             return None
         return self.model_copy(update={"split": name, "limit": None})
 
@@ -80,7 +92,7 @@ class FolderConfig(SourceConfig):
     def files(self) -> list[tuple[Path, str]]:
         """(path, class/name) of every image, classes and names in natural order."""
         root = self._root()
-        found = [(p, p.relative_to(root).as_posix()) for folder in _classes(root) for p in _pictures(folder)]
+        found = [(p, p.relative_to(root).as_posix()) for p, _ in self._labelled(root)]
         if not found:
             raise DataError(
                 f"{root}: no image in this folder ({', '.join(PICTURE_SUFFIXES[:4])}, ...). Expected {root.name}/<class>/<image>"
@@ -92,38 +104,64 @@ class FolderConfig(SourceConfig):
         return [path for part in parts if part is not None for path, _ in part.files()]
 
     def arrays(self) -> Arrays:
-        root, folders = self._root(), _classes(self._root())
-        files: list[Path] = []
-        targets: list[int] = []
-        for number, folder in enumerate(folders):
-            inside = _pictures(folder)
-            if not inside:
-                raise DataError(f"{folder}: this class folder has no image. Remove the folder, or add images")
-            files += inside
-            targets += [number] * len(inside)
-        if len(folders) == 1 and self.split in ("auto", "train"):
+        root = self._root()
+        labelled = self._labelled(root)
+        names = tuple(dict.fromkeys(name for _, name in labelled))
+        number = {name: i for i, name in enumerate(names)}
+        files, targets = [path for path, _ in labelled], [number[name] for _, name in labelled]
+        if len(names) == 1 and self.split in ("auto", "train"):
             raise DataError(
-                f"{root}: only one class ({folders[0].name}), expected at least two. Put the images of each class in a subfolder of its own"
+                f"{root}: only one class ({names[0]}), expected at least two. Put the images of each class in a subfolder of its own"
             )
         if self.limit is not None and self.limit < len(files):
             keep = _evenly(np.array(targets), self.limit)
             files, targets = [files[i] for i in keep], [targets[i] for i in keep]
-        names, classes = tuple(f.name for f in folders), np.array(targets, np.int64)
+        classes = np.array(targets, np.int64)
         pictures, broken = self._decoded(files)
         whole = np.array([i for i, p in enumerate(files) if p not in broken], np.int64)
         first = next((f"{p}: {why}" for p, why in broken.items()), "")
         refuse_vanished(names, classes, classes[whole], str(root), "no readable image", first)
-        features, mixed = self._stacked([files[i] for i in whole], pictures)
-        return Arrays(features, classes[whole], (), names, self._left_out(root, broken).lines(), mixed, self._range(features, files[0]))
+        kept = [files[i] for i in whole]
+        features, mixed = self._stacked(kept, pictures)
+        left_out, levels = self._left_out(root, broken).lines(), self._range(features, files[0])
+        return Arrays(features, classes[whole], (), names, left_out, mixed, levels, groups=self._groups(root, kept))
+
+    def _labelled(self, root: Path) -> list[tuple[Path, str]]:
+        """Return (file, class) of every image, classes and names in natural order."""
+        if self.pattern is not None:
+            files = _pictures(root)
+            parts = parts_of_names([p.relative_to(root).as_posix() for p in files], self.pattern, str(root), PICTURE_SUFFIXES)
+            named = [(path, part["label"]) for path, part in zip(files, parts.values(), strict=True)]
+            return sorted(named, key=lambda one: natural(Path(one[1])))
+        if self.level == "leaf":
+            folders = sorted({p.parent for p in _pictures(root)}, key=lambda f: [natural(Path(s)) for s in f.relative_to(root).parts])
+            if root in folders:
+                raise DataError(f"{root}: some images are not in a class folder. Expected {root.name}/<...>/<class>/<image>")
+            several = len({f.name for f in folders}) < len(folders)
+            called = {f: f.relative_to(root).as_posix() if several else f.name for f in folders}
+            return [(p, called[f]) for f in folders for p in _pictures(f) if p.parent == f]
+        found = []
+        for folder in _classes(root):
+            inside = _pictures(folder)
+            if not inside:
+                raise DataError(f"{folder}: this class folder has no image. Remove the folder, or add images")
+            found += [(p, folder.name) for p in inside]
+        return found
+
+    def _groups(self, root: Path, files: list[Path]) -> list[str]:
+        if self.group is None or self.pattern is None:
+            return []
+        parts = parts_of_names([p.relative_to(root).as_posix() for p in files], self.pattern, str(root), PICTURE_SUFFIXES)
+        return [part[self.group] for part in parts.values()]
 
     def _root(self) -> Path:
         base = Path(self.path).expanduser()
         if not base.is_dir():
             raise DataError(f"{base}: no such folder. Relative paths start at {Path.cwd()}")
         wanted = "train" if self.split == "auto" else self.split
-        found = _part(base, wanted)
+        found = part_of(base, wanted)
         if found is None and self.split != "auto":
-            raise DataError(f"{base}: no subfolder {' or '.join(_PARTS[wanted])}, so it has no part {wanted!r}")
+            raise DataError(f"{base}: no subfolder {' or '.join(PART_NAMES[wanted])}, so it has no part {wanted!r}")
         return found or base
 
     def _decoded(self, files: list[Path]) -> tuple[list[NDArray[Any]], dict[Path, str]]:
@@ -202,30 +240,10 @@ class FolderConfig(SourceConfig):
         report(f"skipped {len(broken)} damaged images", len(broken), total)
 
 
-def _natural(path: Path) -> tuple[list[Any], str]:
-    """Sort key in which numbers in a name count as numbers."""
-    return [(1, int(t), "") if t.isdigit() else (0, 0, t.lower()) for t in re.split(r"(\d+)", path.name) if t], path.name
-
-
-def _visible(folder: Path) -> list[Path]:
-    try:
-        return sorted((p for p in folder.iterdir() if not is_system_file(p.name)), key=_natural)
-    except OSError as err:
-        raise DataError(f"{folder}: the folder cannot be read ({err.strerror or err})") from None
-
-
-def _part(base: Path, name: str) -> Path | None:
-    """The subfolder of a part, in any usual spelling. Without a subfolder `train` there are no parts."""
-    inside = {p.name.lower(): p for p in _visible(base) if p.is_dir()} if base.is_dir() else {}
-    if not any(spelt in inside for spelt in _PARTS["train"]):
-        return None
-    return next((inside[spelt] for spelt in _PARTS[name] if spelt in inside), None)
-
-
 def _classes(root: Path) -> list[Path]:
-    found = [p for p in _visible(root) if p.is_dir()]
+    found = class_folders(root)
     if not found:
-        loose = next((p for p in _visible(root) if p.suffix.lower() in PICTURE_SUFFIXES), None)
+        loose = next((p for p in visible(root) if p.suffix.lower() in PICTURE_SUFFIXES), None)
         problem = f"{loose.name} is not in a class folder" if loose is not None else "it has no subfolder"
         raise DataError(f"{root}: {problem}. Expected {root.name}/<class>/<image>, a subfolder for each class")
     return found
@@ -233,7 +251,7 @@ def _classes(root: Path) -> list[Path]:
 
 def _pictures(folder: Path) -> list[Path]:
     """The images of a class in natural order, then those of each of its subfolders."""
-    inside = _visible(folder)
+    inside = visible(folder)
     found = [p for p in inside if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file()]
     return found + [p for below in inside if below.is_dir() for p in _pictures(below)]
 

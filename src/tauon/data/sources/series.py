@@ -23,7 +23,7 @@ from tauon.data.sources.base import Kind, Series, SourceConfig
 from tauon.data.sources.index_column import is_nameless, numbers_rows
 from tauon.data.sources.separated import column_names, separated
 from tauon.data.sources.tables import no_column
-from tauon.data.sources.time_grid import between, check_order, grid_of
+from tauon.data.sources.time_grid import between, distances, grid_of, in_order, without_lost_rows
 from tauon.data.spelling import is_missing, nfc
 from tauon.data.table_numbers import forms_in_words, read_columns
 from tauon.data.text_files import read_text, wrong_encoding
@@ -42,8 +42,8 @@ class SeriesConfig(SourceConfig):
 
     path: str
     """The CSV file; compressed files (.gz, .zst) are read directly."""
-    date: str = "date"
-    """Column of dates."""
+    date: str | None = "date"
+    """Column of dates. null: the file has none; each row is one time step, in the order of the file."""
     date_format: str | None = None
     """Format of the dates for `strptime`: "%d.%m.%Y %H:%M", with %z for a time zone. Default: ISO 8601 (2016-07-01 00:00:00,
     2016-07-01T00:00:00.000Z). Dates with a time zone are converted to UTC."""
@@ -51,8 +51,17 @@ class SeriesConfig(SourceConfig):
     """Columns to predict. Default: all except `inputs`."""
     inputs: tuple[str, ...] = ()
     """Columns that are inputs only: weather measured beside the load, for example."""
-    fill: Literal["refuse", "forward"] = "refuse"
-    """Missing time steps and values: `refuse` is an error that names them, `forward` repeats the previous value (only the past, so nothing leaks)."""
+    calendar: Literal["auto", "even", "weekdays", "rows"] = "auto"
+    """Which moments follow each other. even: steps of one length, or months; weekdays: Monday to Friday; rows: each row is one step, whatever
+    its distance, so that nothing is missing. auto: weekdays if no date is a Saturday or Sunday, else even."""
+    unsorted: Literal["refuse", "sort"] = "refuse"
+    """Rows out of order: `refuse` is an error, `sort` orders them by date and says so in a note."""
+    repeated: Literal["refuse", "mean", "first", "last", "keep"] = "refuse"
+    """Several rows of one moment (the hour that clocks repeat in autumn): `refuse` is an error; their mean, the first or the last row is
+    used; `keep` needs calendar: rows and makes each row a step. A note says how many."""
+    fill: Literal["refuse", "forward", "drop"] = "refuse"
+    """Missing time steps and values: `refuse` is an error that names them, `forward` repeats the previous value (only the past, so nothing leaks),
+    `drop` leaves out rows with a missing value."""
     missing: tuple[str, ...] = ("",)
     """Spellings of a missing value."""
     numbers: NumbersConfig | None = None
@@ -64,7 +73,7 @@ class SeriesConfig(SourceConfig):
     encoding: str = "utf-8"
     """Text encoding, read strictly. A byte order mark (UTF-8, UTF-16, UTF-32) takes precedence."""
 
-    later: ClassVar[tuple[str, ...]] = ("numbers",)
+    later: ClassVar[tuple[str, ...]] = ("numbers", "calendar", "unsorted", "repeated")
     provides: ClassVar[Kind] = "series"
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -80,6 +89,14 @@ class SeriesConfig(SourceConfig):
             yield "inputs", f"{both[0]!r} is also in targets; target columns are inputs anyway, so remove it here"
         if wrong := wrong_date_format(self.raw_value("date_format")):
             yield "date_format", wrong
+        if self.raw_value("repeated") == "keep" and self.raw_value("calendar") != "rows":
+            yield "repeated", "keep makes each row a time step; set calendar: rows, too"
+        if date is None:
+            for name in ("date_format", "unsorted", "repeated"):
+                if self.raw_value(name) != type(self).model_fields[name].default:
+                    yield name, "has no effect without dates; remove it, or set date"
+            if self.raw_value("calendar") not in ("auto", "rows"):
+                yield "calendar", "has no effect without dates, where each row is one step; remove it, or set date"
         if len(self.raw_value("delimiter")) != 1 and self.raw_value("delimiter") != "blanks":
             yield "delimiter", f"{self.raw_value('delimiter')!r} is neither one character nor 'blanks'"
 
@@ -116,8 +133,8 @@ def csv_columns(text: str, where: str, delimiter: str = ",") -> dict[str, list[s
 
 def series_of(columns: dict[str, list[str]], config: SeriesConfig, where: str) -> Series:
     """Return the series in these columns, checked; `config` says which columns are targets and inputs."""
-    date, inputs = nfc(config.date), tuple(map(nfc, config.inputs))
-    for name in (date, *map(nfc, config.targets), *inputs):
+    date, inputs = None if config.date is None else nfc(config.date), tuple(map(nfc, config.inputs))
+    for name in (*(() if date is None else (date,)), *map(nfc, config.targets), *inputs):
         if name not in columns:
             raise DataError(f"{where}: {no_column(name, [*columns])}")
     targets = tuple(map(nfc, config.targets)) or tuple(c for c in columns if c != date and c not in inputs)
@@ -126,26 +143,50 @@ def series_of(columns: dict[str, list[str]], config: SeriesConfig, where: str) -
     targets = tuple(c for c in targets if c not in index)
     if not targets:
         raise DataError(f"{where}: no column is left to predict. Columns: {', '.join(columns)}")
-    times = moments(columns[date], f"{where}: column {date!r}", config.date_format)
-    zoned = has_zone(columns[date][0]) if config.date_format is None else "%z" in config.date_format
     names = (*targets, *inputs)
     values, notes, warnings = _values(columns, names, config, where)
-    if zoned:
-        notes.append(f"dates in {date!r} have a time zone and are converted to UTC")
     for j, name in enumerate(names):
         if np.isnan(values[:, j]).all():
             raise DataError(
                 f"{where}: column {name!r} has no values: all {len(values):,} are missing. Choose other columns with data.source.targets and inputs"
             )
-    check_order(times, where)
-    at, step, season = grid_of(times, where)
+    zoned = False
+    if date is None:
+        times = np.arange(len(values)).astype("datetime64[s]")
+        notes.append("the series has no dates: each row is one time step, in the order of the file")
+    else:
+        times = moments(columns[date], f"{where}: column {date!r}", config.date_format)
+        zoned = has_zone(columns[date][0]) if config.date_format is None else "%z" in config.date_format
+    if zoned:
+        notes.append(f"dates in {date!r} have a time zone and are converted to UTC")
+    if date is not None:
+        times, values, said = in_order(times, values, where, unsorted=config.unsorted, repeated=config.repeated)
+        notes += said
+    if config.fill == "drop":
+        times, values, said = without_lost_rows(times, values)
+        notes += said
+    at, step, season = grid_of(times, where, "rows" if date is None else config.calendar)
+    if date is not None and config.calendar == "rows":
+        notes += distances(times)
+    times, values, filled = _filled(times, values, at, step, names, config, where)
+    season = config.season or season
+    return Series(
+        times, values, names, len(targets), step, season, filled, zoned, left_out, tuple(notes), tuple(warnings), date is not None
+    )
+
+
+def _filled(
+    times: NDArray[np.datetime64], values: NDArray[np.float64], at: NDArray[np.int64], step: str, names: Sequence[str],
+    config: SeriesConfig, where: str,
+) -> tuple[NDArray[np.datetime64], NDArray[np.float64], int]:  # fmt: skip
+    """Return (times, values, number of filled steps and values) without gaps; `IncompleteSeries` if there are gaps and `fill` is `refuse`."""
     filled = int(at[-1]) + 1 - len(at)
     gaps, fill = np.flatnonzero(np.diff(at) != 1), config.fill
-    if gaps.size and fill == "refuse":
+    if gaps.size and fill != "forward":
         i = int(gaps[0])
         raise IncompleteSeries(
             f"{where}: {filled:,} time steps are missing, the first after {times[i]} (the next row is {times[i + 1]}, the step is {step}). "
-            "Complete the file, or set data.source.fill: forward"
+            "Complete the file, set data.source.fill: forward, or make each row a step (data.source.calendar: rows)"
         )
     if gaps.size:
         whole = np.full((int(at[-1]) + 1, len(names)), np.nan)
@@ -155,7 +196,7 @@ def series_of(columns: dict[str, list[str]], config: SeriesConfig, where: str) -
     lost = np.isnan(values)
     if lost.any():
         i, j = (int(k) for k in np.argwhere(lost)[0])
-        if fill == "refuse":
+        if fill != "forward":
             raise IncompleteSeries(
                 f"{where}: {int(lost.sum()):,} values are missing, the first in column {names[j]!r} at {times[i]}. "
                 "Complete the file, or set data.source.fill: forward"
@@ -168,7 +209,7 @@ def series_of(columns: dict[str, list[str]], config: SeriesConfig, where: str) -
         filled += int(lost.sum()) - (len(values) - len(at)) * len(names)
         last = np.maximum.accumulate(np.where(lost, 0, np.arange(len(values))[:, None]), axis=0)
         values = np.take_along_axis(values, last, axis=0)
-    return Series(times, values, names, len(targets), step, config.season or season, filled, zoned, left_out, tuple(notes), tuple(warnings))
+    return times, values, filled
 
 
 def _values(

@@ -12,7 +12,7 @@ from tauon.data.files import open_bytes, read_bytes
 from tauon.data.sources.separated import column_names, separated
 from tauon.data.sources.tables import ABSENT, Row, TableConfig, no_column
 from tauon.data.spelling import nfc
-from tauon.data.text_files import json_lines, read_text, wrong_encoding
+from tauon.data.text_files import json_objects, read_text, wrong_encoding
 from tauon.errors import DataError
 
 __all__ = ["CsvConfig", "JsonlConfig", "ParquetConfig", "python_values"]
@@ -20,7 +20,7 @@ __all__ = ["CsvConfig", "JsonlConfig", "ParquetConfig", "python_values"]
 
 @register("jsonl")
 class JsonlConfig(TableConfig):
-    """One JSON object per line."""
+    """One JSON object per line, or one list of objects."""
 
     later: ClassVar[tuple[str, ...]] = (*TableConfig.later, "encoding")
 
@@ -35,17 +35,20 @@ class JsonlConfig(TableConfig):
 
     def columns(self, path: Path) -> list[str]:
         known: dict[str, None] = {}
-        for _, row in json_lines(path, self.encoding):
+        for _, row in self._rows(path):
             known |= dict.fromkeys(row)
         return [*known]
 
     def rows(self, path: Path, columns: Sequence[str], optional: frozenset[str] = frozenset()) -> Iterator[Row]:
         needed = [c for c in columns if c not in optional]
-        for where, row in json_lines(path, self.encoding):
+        for where, row in self._rows(path):
             for column in needed:
                 if column not in row:
                     raise DataError(f"{where}: {no_column(column, [*row], 'key')}")
             yield where, [row.get(c, ABSENT) for c in columns]
+
+    def _rows(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+        return json_objects(path, self.encoding)
 
 
 @register("csv")

@@ -19,7 +19,7 @@ from tauon.data.labels import decide_labels, read_labels
 from tauon.data.numbers import NumbersConfig, as_numbers, shorten
 from tauon.data.sources.base import Arrays, Document, Kind, LabelledTexts, SourceConfig, Table
 from tauon.data.sources.index_column import is_nameless, left_out_as_index, numbers_rows
-from tauon.data.spelling import in_recipe, is_missing, nfc
+from tauon.data.spelling import in_recipe, is_missing, nfc, spelling
 from tauon.data.table_numbers import decimal_marks, read_numbers
 from tauon.errors import DataError
 
@@ -45,7 +45,7 @@ _ROWS = 4096
 class TableConfig(SourceConfig):
     """Settings that all table files share. With `label` it gives features and targets, with `text` text, with both texts and their labels."""
 
-    later: ClassVar[tuple[str, ...]] = ("numbers", "keep_index")
+    later: ClassVar[tuple[str, ...]] = ("numbers", "keep_index", "group", "time")
 
     path: str | tuple[str, ...]
     """A file, a folder or a glob, or several of them; compressed files (.gz, .zst) are read directly."""
@@ -65,6 +65,12 @@ class TableConfig(SourceConfig):
     """Type of the label. auto: a value if all labels are numbers and one has a fraction, a class otherwise."""
     numbers: NumbersConfig | None = None
     """How numbers are written: {decimal: ",", thousands: "."}. Default: detected for each column as a whole, and reported in a note."""
+    group: str | None = None
+    """Texts with labels: column of the group of each text (an author, a patient); all texts of a group are in the same part. For features
+    set data.table.group."""
+    time: str | None = None
+    """Texts with labels: column of the moment of each text, a date or a number; the last ones are held out. For features set
+    data.table.time."""
     keep_index: bool = False
     """Keep a column without a name that numbers the rows, as pandas writes its index. By default it is left out, with a note."""
 
@@ -79,6 +85,15 @@ class TableConfig(SourceConfig):
                     yield name, "has no effect with text: the model is trained on the text alone; remove it, or remove text"
             if self.raw_value("target") == "value":
                 yield "target", "is value, but texts can only be sorted into classes; remove it, or remove text"
+        for name in ("group", "time"):
+            column = self.raw_value(name)
+            if column is not None and (label is None or text is None):
+                instead = f"for features set data.table.{name}" if label is not None else "remove it"
+                yield name, f"is only for texts with labels; {instead}"
+            elif column is not None and column in (label, text):
+                yield name, f"is {column!r}, which is the label or the text; name another column"
+        if self.raw_value("group") is not None and self.raw_value("time") is not None:
+            yield "time", "cannot be combined with group: a split by time has texts of one group in several parts. Remove one of the two"
         if label is None:
             for name in ("features", "target", "drop", "categorical", "missing", "numbers", "keep_index"):
                 if self.raw_value(name) != type(self).model_fields[name].default:
@@ -134,23 +149,30 @@ class TableConfig(SourceConfig):
             return super().labelled_texts()
         wanted = [nfc(c) for c in ((self.text,) if isinstance(self.text, str) else self.text)]
         label, missing, _ = nfc(self.label), frozenset(self.missing), self.target
+        beside = {name: nfc(column) for name in ("group", "time") if (column := getattr(self, name)) is not None}
         texts: list[str] = []
         labels: list[Any] = []
         places: list[str] = []
+        more: dict[str, list[Any]] = {name: [] for name in beside}
+        asked, n = (*wanted, label, *beside.values()), len(wanted)
         for path, _ in self.files():
-            self._check(path, (*wanted, label))
-            for where, values in self.rows(path, (*wanted, label)):
-                odd = next((i for i, v in enumerate(values[:-1]) if not isinstance(v, str)), None)
+            self._check(path, asked)
+            for where, values in self.rows(path, asked):
+                odd = next((i for i, v in enumerate(values[:n]) if not isinstance(v, str)), None)
                 if odd is not None:
                     raise DataError(f"{where}: column {wanted[odd]!r} is {shorten(values[odd])}, expected text")
-                texts.append("\n\n".join(values[:-1]))
-                labels.append(_label(values[-1], where, label, missing))
+                texts.append("\n\n".join(values[:n]))
+                labels.append(_label(values[n], where, label, missing))
                 places.append(where)
+                for (name, column), value in zip(beside.items(), values[n + 1 :], strict=True):
+                    if is_missing(value, missing | {""}):
+                        raise DataError(f"{where}: column {column!r} is missing, but data.source.{name} needs it in each row. Fill it in")
+                    more[name].append(spelling(value) if name == "group" else value)
         if not labels:
             raise DataError(f"{self.files()[0][0]}: no rows. Check the file")
         where = f"{self.files()[0][0]}: column {label!r}"
         targets, names = read_labels(labels, decide_labels(labels, "class", where), where)
-        return LabelledTexts(texts, targets, names, places, labels, label)
+        return LabelledTexts(texts, targets, names, places, labels, label, more.get("group", ()), more.get("time", ()))
 
     def tabular(self) -> bool:
         return self.output_kind() == "arrays"

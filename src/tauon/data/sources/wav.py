@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -21,6 +22,7 @@ from tauon.data.files import refuse_bomb
 from tauon.data.sources.audio_file import AUDIO_SUFFIXES, read_wav
 from tauon.data.sources.base import Kind, Signals, SourceConfig
 from tauon.data.sources.left_out import SkippedFiles, refuse_vanished
+from tauon.data.sources.name_parts import name_matcher, parts_of_names, wrong_group
 from tauon.data.sources.system_files import is_system_file
 from tauon.data.sources.transcripts import read_transcripts
 from tauon.data.spelling import nfc
@@ -49,11 +51,13 @@ class WavConfig(SourceConfig):
     """CSV, TSV or JSONL list of transcripts: columns `file` (relative to `path`) and `text`. Then there are no classes."""
     encoding: str = "utf-8"
     """Encoding of the list of transcripts, read strictly: an invalid byte is an error with its position."""
+    group: str | None = None
+    """Part of the pattern that belongs together, a speaker: all recordings of one are in the same part. Default: no groups."""
     on_corrupt: Literal["error", "skip"] = "error"
     """What to do with a file that is not a complete recording. skip: leave it out and count it, per class; if half of the files, or all of a
     class, are damaged, it is an error anyway."""
 
-    later: ClassVar[tuple[str, ...]] = ("encoding",)
+    later: ClassVar[tuple[str, ...]] = ("encoding", "group")
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from wrong_encoding(self.raw_value("encoding"))
@@ -70,6 +74,7 @@ class WavConfig(SourceConfig):
                 "pattern",
                 f"{self.raw_value('pattern')!r} has no {{label}}. Mark the part of the name that is the class, or set transcripts.",
             )
+        yield from wrong_group(self.raw_value("group"), self.raw_value("pattern"))
         for key in ("only", "without"):
             for part in self.raw_value(key):
                 if part not in names:
@@ -87,7 +92,7 @@ class WavConfig(SourceConfig):
         files, left_out = _found(self.path)
         skip = self.on_corrupt == "skip"
         if self.transcripts is None:
-            return labelled(files, self.path, self.pattern, self.only, self.without, skip=skip, left_out=left_out)
+            return self._grouped(labelled(files, self.path, self.pattern, self.only, self.without, skip=skip, left_out=left_out))
         said = read_transcripts(Path(self.transcripts), self.encoding)
         named = {nfc(n): held for n, held in files.items()}
         missing = [name for name in said if name not in named]
@@ -97,7 +102,13 @@ class WavConfig(SourceConfig):
             )
         waves, rate, names, corrupt = read_all({n: named[n] for n in said}, skip)
         left_out.add("damaged recordings", corrupt).add("without a transcript", [n for n in named if n not in said])
-        return Signals(waves, rate, names, transcripts=[said[n] for n in names], left_out=left_out.lines())
+        return self._grouped(Signals(waves, rate, names, transcripts=[said[n] for n in names], left_out=left_out.lines()))
+
+    def _grouped(self, found: Signals) -> Signals:
+        if self.group is None:
+            return found
+        parts, group = named_parts([*found.names], self.pattern, self.path), self.group
+        return replace(found, groups=[parts[name][group] for name in found.names])
 
 
 def labelled(
@@ -155,26 +166,12 @@ def is_recording(name: str) -> bool:
 
 def matcher(pattern: str) -> re.Pattern[str]:
     """Return a regular expression for names of this pattern; it is matched with the last part of the path, in any folder."""
-    pieces = re.split(r"\{(\w+)\}", pattern)
-    if len(pieces) == 1:
-        raise ValueError("no {part}")
-    text = "".join(re.escape(p) if i % 2 == 0 else f"(?P<{p}>[^/]+?)" for i, p in enumerate(pieces))
-    endings = "|".join(re.escape(suffix) for suffix in AUDIO_SUFFIXES)
-    return re.compile(rf"(?:.*/)?{text}(?:{endings})", re.IGNORECASE)
+    return name_matcher(pattern, AUDIO_SUFFIXES)
 
 
 def named_parts(names: list[str], pattern: str, where: str) -> dict[str, dict[str, str]]:
     """Return the parts of each name. Raises `DataError` if a name does not match the pattern."""
-    expression = matcher(pattern)
-    found = {}
-    for name in names:
-        match = expression.fullmatch(name)
-        if match is None:
-            raise DataError(
-                f"{where}: {name} does not match data.source.pattern {pattern!r}. Change the pattern, or move the file out of the folder"
-            )
-        found[name] = match.groupdict()
-    return found
+    return parts_of_names(names, pattern, where, AUDIO_SUFFIXES)
 
 
 def chosen(parts: dict[str, dict[str, str]], only: Choice, without: Choice, where: str) -> dict[str, dict[str, str]]:
