@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from benchmarks._mnist import Rows, read
 from tauon.config import Config, register
+from tauon.data import Loader
 from tauon.models import LogisticConfig, MLPConfig, Model, ModelConfig
 from tauon.optim import Constant, SGDConfig
-from tauon.plan import make_plan
+from tauon.plan import Work, make_plan
 from tauon.tasks import Classification
 from tauon.train import JobConfig, TrainConfig, TrainJob, build_job
 from tauon.types import DataSpec
@@ -56,12 +57,13 @@ def mnist(split: str, count: int = 60_000) -> Rows:
     return rows
 
 
-def make_job(model: Config, lr: float, *, seed: int = 0, batch: int = 10, precision: Any = "fp32") -> TrainJob:
-    """A job of plain SGD at a constant rate, not compiled."""
+def make_job(model: Config, lr: float, *, seed: int = 0, batch: int = 10, precision: Any = "fp32", data: Rows | None = None) -> TrainJob:
+    """A job of plain SGD at a constant rate, not compiled. `data`: with `precision: auto`, what the plan measures it on."""
     settings = TrainConfig(steps=1, batch=batch, precision=precision, compile=False, device="cpu")
     how = SGDConfig(lr=lr, momentum=0.0, schedule=Constant(warmup=0))
     config = JobConfig(model.resolve(SPEC), how, settings, Classification(), SPEC, seed)  # type: ignore[attr-defined]
-    return build_job(config, cast(Any, None), make_plan(config, examples=600))
+    work = None if data is None else Work(Loader(data, batch=batch, seed=seed))
+    return build_job(config, cast(Any, None), make_plan(config, examples=600, work=work))
 
 
 @torch.no_grad()

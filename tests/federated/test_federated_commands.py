@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from tauon.artifacts import latest_checkpoint, read_json
+from tauon.federated.secagg import Identity
 
 pytest.importorskip("flwr", reason="federated training needs: pip install 'tauon[federated]'")
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
@@ -134,3 +135,46 @@ def test_a_site_that_is_not_in_the_roster_is_refused(processes: Processes, place
     (place / "keys" / "roster").write_text("".join(line + "\n" for line in (place / "keys" / "roster").read_text().splitlines()[1:]))
     join(processes, place, address, "s0")
     assert processes.end("s0") not in (0, None) and "roster" in processes.said("s0")
+
+
+def test_a_coordinator_without_data_trains_with_the_preprocessing_of_all_sites(processes: Processes, place: Path) -> None:
+    tree = yaml.safe_load((place / "fed.yaml").read_text())
+    tree["data"] = tree["data"] | {"normalize": "standard"} | {"source": {"kind": "csv", "path": str(place / "nothing.csv"), "label": "y"}}
+    (place / "fed.yaml").write_text(yaml.safe_dump(tree))
+    for name in NAMES:
+        words = ["spec", place / "fed.yaml", "--data", place / f"{name}.csv", "--out", place / f"{name}.json"]
+        subprocess.run([*TAUON, *map(str, words)], check=True, capture_output=True)
+        others = [n for n in NAMES if n != name]
+        pins = [f"{n}={Identity.of(place / n / f'{n}.identity').public.hex()}" for n in others]
+        subprocess.run([*TAUON, "keys", "pin", *pins, f"{name}={Identity.of(place / name / f'{name}.identity').public.hex()}",
+                        "--keys", str(place / name)], check=True, capture_output=True)  # fmt: skip
+    files = [str(place / f"{name}.json") for name in NAMES]
+    subprocess.run([*TAUON, "merge", *files, "--out", str(place / "spec.json")], check=True, capture_output=True)
+    strict = "federate.secure_aggregation.first_use=false"
+    address = serve(processes, place, "--spec", str(place / "spec.json"), strict)
+    for name in NAMES:
+        join(processes, place, address, name, "--spec", str(place / "spec.json"), strict)
+    for name in ("coordinator", *NAMES):
+        assert processes.end(name) == 0, processes.said(name)[-3000:]
+    folders = [place / "runs" / "fed", *(place / f"runs-{name}" / "fed" for name in NAMES)]
+    ends = [end for folder in folders if (end := latest_checkpoint(folder / "checkpoints")) is not None]
+    first = ends[0].tensors("model")
+    assert len(ends) == 4 and all(torch.equal(t, first[n]) for end in ends for n, t in end.tensors("model").items())
+    assert all(end.state["preprocess"] == ends[0].state["preprocess"] for end in ends)
+    found = read_json(folders[0] / "federate.json")
+    assert len(found["rounds"]) == 3 and found["sites"]["all sites"]["metrics"]["accuracy"] > 0.5
+    assert not (folders[0] / "evaluation.json").exists() and (folders[0] / "report.html").is_file()
+    assert all((folder / "evaluation.json").is_file() for folder in folders[1:])
+    assert not any("is pinned for the first time" in processes.said(name) for name in NAMES)
+
+
+def test_a_site_may_be_two_processes(processes: Processes, place: Path) -> None:
+    plain = ("federate.secure_aggregation=null", "federate.rounds=2")
+    address = serve(processes, place, "--wait-for", "1", *plain)
+    join(processes, place, address, "s0", "--on", "local:2", *plain)
+    for name in ("coordinator", "s0"):
+        assert processes.end(name) == 0, processes.said(name)[-3000:]
+    ends = [latest_checkpoint(place / runs / "fed" / "checkpoints") for runs in ("runs", "runs-s0")]
+    first, second = (end.tensors("model") for end in ends if end is not None)
+    assert all(torch.equal(first[n], second[n]) for n in first)
+    assert len(list((place / "runs-s0/fed/logs").glob("rank-*.log"))) == 2

@@ -29,6 +29,8 @@ training).
 Real sites (docs: Federated training between sites):
   tauon federate keys coordinator --help     keys and certificates of the coordinator
   tauon federate keys site --help            the key of a site
+  tauon federate spec --help                 what a site's data look like, for a coordinator without data, and for common preprocessing
+  tauon federate merge --help                the preprocessing of all sites together
   tauon federate serve --help                at the coordinator
   tauon federate join --help                 at each site
 """
@@ -38,7 +40,7 @@ DEFAULTS = {"rounds": "10", "epochs": "1", "sites": "3"}
 
 
 class Federate(click.Group):
-    """`tauon federate RECIPE` simulates; serve, join and keys are verbs of their own."""
+    """`tauon federate RECIPE` simulates; serve, join, spec, merge and keys are verbs of their own."""
 
     default = "simulate"
 
@@ -48,7 +50,7 @@ class Federate(click.Group):
         return self.default, self.commands[self.default], args
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage(ctx.command_path, "RECIPE [OPTIONS] [a.b=c]... | serve | join | keys")
+        formatter.write_usage(ctx.command_path, "RECIPE [OPTIONS] [a.b=c]... | serve | join | spec | merge | keys")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
@@ -113,13 +115,19 @@ KEYS = click.option(
     "--wait-for", "sites", type=click.IntRange(1), help="Sites that must have joined before the first round. Default: federate.sites."
 )
 @click.option("--wait", default="1h", show_default=True, help="Time to wait for them.")
+@click.option(
+    "--spec",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The coordinator has no data: shapes and preprocessing from this file.",
+)
 def serve_command(
     recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, address: str, keys: Path, sites: int | None,
-    wait: str,
+    wait: str, spec: Path | None,
 ) -> None:  # fmt: skip
     """Be the coordinator of RECIPE: serve the sites of the roster until all rounds are done. Killed and started again, it continues.
 
-    The recipe's data are the coordinator's own, of the same form as the sites': the model is validated and evaluated on them, never trained.
+    The recipe's data are the coordinator's own, of the same form as the sites': the model is validated and evaluated on them, never trained. With
+    --spec it needs none: the recipe's data are not read, and only the sites measure the model.
     """
     from tauon.errors import RecipeError
     from tauon.federated.network import ServeAt, network
@@ -134,8 +142,10 @@ def serve_command(
         raise click.UsageError("say how many sites to wait for: --wait-for 3, or federate.sites in the recipe")
     _refuse_missing(keys / "server.crt", "tauon federate keys coordinator HOST")
     end = ServeAt(address, keys, wanted, time_in_seconds(wait, "--wait"))
+    given = (*assignments, "federate.simulate=null", *(() if spec is None else (f"data.spec={spec.resolve()}", "data.rows=false")))
+    stages = None if spec is None else ("prepare", "train", "federate", "report")
     with network(end):
-        run_verb(Request(recipe, (*assignments, "federate.simulate=null"), root), pick_show(quiet, as_json), verb="federate", stages=None)
+        run_verb(Request(recipe, given, root), pick_show(quiet, as_json), verb="federate", stages=stages)
 
 
 @federate_command.command("join")
@@ -144,9 +154,15 @@ def serve_command(
 @click.option("--name", required=True, help="Name of this site, as in the coordinator's roster.")
 @click.option("--data", type=click.Path(path_type=Path, exists=True), help="The site's own data: a file or folder for data.source.path.")
 @KEYS
+@click.option(
+    "--spec",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Apply the preprocessing of this file, which all sites have, instead of fitting it.",
+)
+@click.option("--on", metavar="PLACE", help="Train with several processes: local:2 starts two here. Default: one process.")
 def join_command(
     address: str, recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, name: str, data: Path | None,
-    keys: Path,
+    keys: Path, spec: Path | None, on: str | None,
 ) -> None:  # fmt: skip
     """Take part in the federation at ADDRESS (host:port) with this site's data, until the coordinator ends it.
 
@@ -157,6 +173,9 @@ def join_command(
     _refuse_missing(keys / f"{name}.key", f"tauon federate keys site {name}")
     _refuse_missing(keys / "ca.crt", "the coordinator's ca.crt, copied here")
     given = [*assignments, "federate.simulate=null", *([f"data.source.path={data}"] if data is not None else [])]
+    given += [f"data.spec={spec.resolve()}"] if spec is not None else []
+    if on is not None and _joined_elsewhere(recipe, given, root, ("--name", name, "--keys", str(keys.resolve())), address, on):
+        return
     with network(JoinAt(address, name, keys)):
         run_verb(
             Request(recipe, tuple(given), root),
@@ -164,6 +183,71 @@ def join_command(
             verb="federate",
             stages=("prepare", "train", "evaluate", "report"),
         )
+
+
+def _joined_elsewhere(recipe: str, given: list[str], root: Path | None, words: tuple[str, ...], address: str, on: str) -> bool:
+    """Start the processes of a site; each runs this command without --on. Return False for one process, here."""
+    import sys
+
+    from tauon.cli.run import place_of_run
+    from tauon.errors import RunError
+    from tauon.launch import Here, Job, Local, launch
+    from tauon.recipe import load_recipe, to_yaml
+
+    tree = load_recipe(recipe, given, on=on)
+    if isinstance(tree.launch, Here):
+        return False
+    if not isinstance(tree.launch, Local):
+        raise RunError(f"--on {on}: the processes of a site are started on its machine only. Use local:2, for example.")
+    folder = place_of_run(recipe, tree.name, root, given)
+    job = Job(tree.name, "federate", to_yaml(tree), folder.parent, device=tree.train.raw_value("device"))
+    command = (
+        sys.executable,
+        "-m",
+        "tauon",
+        "federate",
+        "join",
+        address,
+        str(job.recipe_path),
+        *words,
+        "--root",
+        str(folder.parent.absolute()),
+    )
+    job = Job(tree.name, "federate", job.recipe, folder.parent, device=job.device, words=command)
+    launch(tree.launch, job, on_event=lambda kind, **facts: click.echo(str(facts.get("message", kind)), err=True))
+    return True
+
+
+@federate_command.command("spec")
+@click.argument("recipe")
+@click.argument("assignments", nargs=-1, metavar="[a.b=c]...")
+@click.option("--data", type=click.Path(path_type=Path, exists=True), help="The site's own data: a file or folder for data.source.path.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write.")
+def spec_command(recipe: str, assignments: tuple[str, ...], data: Path | None, out: Path) -> None:
+    """Describe a site's data as RECIPE reads them, in a file without rows: shapes, classes, columns, categories, and mean and variance of what is scaled.
+
+    It is what a coordinator without data needs (tauon federate serve --spec); or one of the files of tauon federate merge.
+    """
+    from tauon.federated.spec import write_site_spec
+    from tauon.recipe import load_recipe
+    from tauon.stages.context import Context, null_callback
+
+    tree: Any = load_recipe(recipe, [*assignments, *([f"data.source.path={data}"] if data is not None else [])])
+    write_site_spec(Context(tree, None, null_callback).splits, out)
+    click.echo(f"wrote {out}. It says what these data look like, in clear: read it before you send it")
+
+
+@federate_command.command("merge")
+@click.argument("specs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="File to write, for everyone.")
+def merge_command(specs: tuple[Path, ...], out: Path) -> None:
+    """Merge SPECS, the files of tauon federate spec of all sites, into one with the preprocessing of all rows together."""
+    from tauon.federated.spec import merge_specs
+
+    spec = merge_specs(specs, out)
+    click.echo(
+        f"wrote {out}: {len(specs)} sites, examples of shape {list(spec.input_shape or ())}, {spec.outputs} outputs. Give it to every site"
+    )
 
 
 @federate_command.group("keys")
@@ -199,9 +283,33 @@ def keys_site_command(name: str, keys: Path) -> None:
     identity = Identity.of(keys / f"{name}.identity")
     click.echo(line)
     click.echo(
-        f"wrote {keys / name}.key, {name}.pub and {name}.identity; fingerprint for secure aggregation: {fingerprint(identity.public)}",
+        f"wrote {keys / name}.key, {name}.pub and {name}.identity; fingerprint for secure aggregation: {fingerprint(identity.public)}\n"
+        f"the other sites may pin it beforehand: tauon federate keys pin {name}={identity.public.hex()}",
         err=True,
     )
+
+
+@keys_command.command("pin")
+@click.argument("sites", nargs=-1, required=True, metavar="NAME=KEY...")
+@KEYS
+def keys_pin_command(sites: tuple[str, ...], keys: Path) -> None:
+    """At a site: pin the public keys of the other sites for secure aggregation, as `tauon federate keys site` printed them there, instead of those that
+    the coordinator brings when they first join. With federate.secure_aggregation.first_use=false, no others are accepted.
+    """
+    from tauon.federated.secagg import PinnedKeys, fingerprint
+
+    keys.mkdir(parents=True, exist_ok=True)
+    pinned = PinnedKeys(path=keys / "pinned.json")
+    for each in sites:
+        name, _, key = each.partition("=")
+        try:
+            public = bytes.fromhex(key)
+        except ValueError:
+            public = b""
+        if not name or len(public) != 32:
+            raise click.UsageError(f"{each!r} is not NAME=KEY with 64 hexadecimal digits")
+        pinned.pin(name, public)
+        click.echo(f"pinned {name}, fingerprint {fingerprint(public)}")
 
 
 def _refuse_missing(path: Path, way_out: str) -> None:

@@ -40,9 +40,16 @@ class SourceKeys(Config):
     """A separate source for test; it takes precedence over `split.test`."""
     split: SplitConfig = SplitConfig()
     """How to hold data out if there is no separate source."""
+    spec: str | None = None
+    """Arrays and tables: file with shapes, classes and preprocessing that several places have in common (`tauon federate spec`); it is applied instead of
+    fitted here. Default: fitted on the training part."""
+    rows: bool = True
+    """false: read no data, only `spec`: for the coordinator of sites that have the data."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
+        if not self.raw_value("rows") and self.raw_value("spec") is None:
+            yield "spec", "is missing, but with rows: false nothing else says what the data look like. Make it: tauon federate spec"
         split: SplitConfig = self.raw_value("split")
         for name in ("validation", "test"):
             if self.raw_value(name) is not None and split.raw_value(name) not in (0, SplitConfig.model_fields[name].default):

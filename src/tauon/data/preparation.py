@@ -12,6 +12,7 @@ from tauon.data.kinds.rules import kind_for, problems_for
 from tauon.data.progress import Progress, listening
 from tauon.data.shadow_split import shadow_split
 from tauon.data.sources.base import SourceConfig
+from tauon.data.spec_file import without_rows
 from tauon.data.split import Part
 from tauon.data.splits import DataSplits
 from tauon.errors import Problem, RecipeError
@@ -47,6 +48,8 @@ def prepare(config: DataConfig, *, seed: int, input_kind: str, scale_targets: bo
     wrong = [Problem(f"data.{name}", message) for name, message in problems_for(config, input_kind)]
     if wrong:
         raise RecipeError(wrong)
+    if not config.rows:
+        return without_rows(config)
     with listening(progress), cache_in(config.cache):
         return kind_for(input_kind, config.source)().prepare(Request(config, sources_of(config), seed, scale_targets))
 

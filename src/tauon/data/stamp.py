@@ -58,9 +58,12 @@ class DataStamp:
 
 def _files(config: DataConfig) -> Iterator[Path]:
     """Return every file that the section's sources and tokenizer read."""
-    for source in (config.raw_value("source"), config.raw_value("validation"), config.raw_value("test")):
+    sources = (config.raw_value("source"), config.raw_value("validation"), config.raw_value("test"))
+    for source in sources if config.raw_value("rows") else ():
         if source is not None:
             yield from source.reads()
+    if config.raw_value("spec") is not None:
+        yield Path(config.raw_value("spec"))
     try:
         yield from (path for path, _ in config.raw_value("tokenizer").files())
     except DataError:

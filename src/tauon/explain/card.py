@@ -216,7 +216,7 @@ def _limits(records: Records, card: CardConfig) -> str:
     private = records.recipe.get("privacy")
     if not records.evaluation:
         lines.append("The model was not evaluated.")
-    if private is None:
+    if private is None and not records.json("privacy.json"):
         lines.append("The training data is not protected by differential privacy.")
     if not card.purpose:
         lines.append("Its purpose is not stated.")

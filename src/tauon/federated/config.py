@@ -48,23 +48,55 @@ class SecureAggregationConfig(Config):
     folder already."""
 
 
+class AdaptiveClipConfig(Config):
+    """A clipping norm that follows a quantile of the norms of the updates (Andrew et al. 2021, arXiv:1905.03871). The count behind it is noised too."""
+
+    quantile: float = Field(0.5, gt=0, lt=1)
+    """Share of the updates that should be within the norm."""
+    rate: float = Field(0.2, gt=0, le=2)
+    """How fast the norm moves: by a factor of at most exp(rate) in a round."""
+
+
+class SiteBudget(Config):
+    """Privacy budget of one site, over all runs of its federation."""
+
+    epsilon: float = Field(gt=0, le=1e6)
+    """Never exceeded."""
+    delta: float = Field(gt=0, lt=1)
+    """Delta at which epsilon is computed; must be below 1 / sites."""
+
+
 class UpdatePrivacyConfig(Config):
     """Differential privacy of each site's whole data: what it sends is clipped, and noise is added."""
 
     mode: Literal["central", "local", "distributed"] = "central"
     """Who adds the noise: the coordinator, which is trusted; each site, all of it; the sites together, each a share, before secure aggregation."""
     clip_norm: float = Field(gt=0)
-    """L2 norm at which an update is clipped."""
-    noise_multiplier: float = Field(gt=0)
-    """Standard deviation of the noise, in units of what one site can change."""
+    """L2 norm at which an update is clipped; with `adaptive`, that of the first round."""
+    adaptive: AdaptiveClipConfig | None = None
+    """Move the clipping norm towards a quantile of the norms of the updates: {}. Left out: it stays."""
+    target_epsilon: float | None = Field(None, gt=0, le=1000)
+    """Epsilon of all rounds together: the noise is calibrated to it. Give this or `noise_multiplier`."""
+    noise_multiplier: float | None = Field(None, gt=0)
+    """Standard deviation of the noise, in units of what one site can change; epsilon follows from it."""
     delta: float = Field(gt=0, lt=1)
     """Probability with which the guarantee may fail; below 1 / sites."""
+    budget: SiteBudget | None = None
+    """Privacy budget of a site of this federation over all its runs: {epsilon: 8, delta: 1e-3}. Set at the first use (it opens the ledger) and fixed
+    from then on; a run that would exceed it does not start. Left out: the budget of the ledger, or none."""
+    ledger: str | None = None
+    """Folder of the ledgers. Left out: TAUON_LEDGER, else `tauon/ledger` in XDG_DATA_HOME (~/.local/share)."""
     sampling: Literal["fixed-size", "poisson"] = "fixed-size"
     """With `fraction` below 1: how sites are sampled. Secure aggregation needs fixed-size."""
     contributors: Count | None = Field(None, ge=3)
     """`distributed`: sites whose shares of the noise are counted on in each sum."""
     colluders: Count = Field(0, ge=0)
     """`distributed`: sites that may work with the coordinator."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        given = [k for k in ("target_epsilon", "noise_multiplier") if self.raw_value(k) is not None]
+        if len(given) != 1:
+            yield "target_epsilon", f"set exactly one of target_epsilon and noise_multiplier, got {' and '.join(given) or 'none'}"
 
 
 class FederateConfig(Config):
@@ -97,7 +129,7 @@ class FederateConfig(Config):
     secure_aggregation: SecureAggregationConfig | None = None
     """Hide single updates from the coordinator: {}. Needs `weighting.max_examples`, or `weighting.by: equal`. Left out: it sees each update."""
     privacy: UpdatePrivacyConfig | None = None
-    """Differential privacy of sites: {mode: central, clip_norm: 1, noise_multiplier: 1, delta: 1e-3}. That of single examples is the section `privacy`."""
+    """Differential privacy of sites: {mode: central, clip_norm: 1, target_epsilon: 8, delta: 1e-3}. That of single examples is the section `privacy`."""
     simulate: SimulateConfig | None = None
     """Simulate the sites here, each with a part of the training data: {sites: 5, split: {kind: dirichlet, alpha: 0.5}}."""
 

@@ -13,16 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from tauon.errors import TauonError
 from tauon.federated.config import FederateConfig
 from tauon.federated.messages import Failure, Message, Site, Transport
-from tauon.federated.private import PrivateContribution, PrivateSecureSummation, PrivateSite, PrivateSummation, UpdatePrivacy
+from tauon.federated.private import (
+    WITHIN,
+    AdaptiveClip,
+    PrivateContribution,
+    PrivateSecureSummation,
+    PrivateSite,
+    PrivateSummation,
+    UpdatePrivacy,
+    calibrate_noise,
+)
 from tauon.federated.secagg import Identity, PinnedKeys, SecureSettings, SecureSite, SecureSummation, SiteRules, site_contribution
 from tauon.federated.summation import PlainSummation, Summation
 
-__all__ = ["SecuredSimulation", "Who", "protect", "summation_of", "update_privacy"]
+__all__ = ["SecuredSimulation", "Who", "adaptive_clip", "protect", "summation_of", "update_privacy"]
 
 
 @dataclass(frozen=True)
@@ -54,31 +65,54 @@ def update_privacy(config: FederateConfig, sites: int) -> UpdatePrivacy | None:
     if found is None:
         return None
     sampling = "full" if config.fraction == 1 else found.sampling
+    numbers = {} if found.adaptive is None else {WITHIN: 0.5}
+    noise = found.noise_multiplier
+    if found.target_epsilon is not None:
+        kind = (found.mode, sampling, config.fraction, sites, found.contributors, found.colluders, len(numbers))
+        noise = least_noise(kind, config.rounds, found.target_epsilon, found.delta)
     return UpdatePrivacy(
-        found.mode, found.clip_norm, found.noise_multiplier, sites=sites, sampling=sampling, rate=config.fraction,
-        contributors=found.contributors, colluders=found.colluders,
+        found.mode, found.clip_norm, noise or 0.0, sites=sites, sampling=sampling, rate=config.fraction, contributors=found.contributors,
+        colluders=found.colluders, numbers=numbers,
     )  # fmt: skip
+
+
+@lru_cache
+def least_noise(kind: tuple[Any, ...], rounds: int, target_epsilon: float, delta: float) -> float:
+    """Return the noise multiplier for which so many rounds stay within the target; the same at the coordinator and at every site."""
+    mode, sampling, rate, sites, contributors, colluders, numbers = kind
+    start = UpdatePrivacy(
+        mode, 1.0, 1.0, sites=sites, sampling=sampling, rate=rate, contributors=contributors, colluders=colluders,
+        numbers={str(i): 1.0 for i in range(numbers)},
+    )  # fmt: skip
+    return calibrate_noise(start, rounds, target_epsilon=target_epsilon, delta=delta).noise_multiplier
+
+
+def adaptive_clip(config: FederateConfig) -> AdaptiveClip | None:
+    """Return what moves the clipping norm, or None."""
+    found = None if config.privacy is None else config.privacy.adaptive
+    return None if found is None else AdaptiveClip(found.quantile, found.rate)
 
 
 def summation_of(config: FederateConfig, sites: int, run: str, pinned: PinnedKeys) -> Summation:
     """Return how the coordinator sums updates."""
     privacy, secure = update_privacy(config, sites), config.secure_aggregation
     if secure is None:
-        return PlainSummation() if privacy is None else PrivateSummation(privacy)
+        return PlainSummation() if privacy is None else PrivateSummation(privacy, adaptive_clip(config))
     settings = SecureSettings(pinned=pinned, work_timeout=config.timeout, timeout=secure.timeout)
     if privacy is None:
         return SecureSummation(run, pinned, bound=secure.bound, settings=settings)
-    return PrivateSecureSummation(run, pinned, privacy, settings=settings)
+    return PrivateSecureSummation(run, pinned, privacy, adaptive=adaptive_clip(config), settings=settings)
 
 
 def protect(site: Site, config: FederateConfig, who: Who) -> Site:
     """Return what answers for a site: its training, behind the privacy and the masks that the section asks for."""
     privacy, secure = update_privacy(config, who.sites), config.secure_aggregation
+    moves = adaptive_clip(config) is not None
     if secure is None:
-        return PrivateSite(site, privacy, who.examples) if privacy is not None and privacy.mode == "local" else site
+        return PrivateSite(site, privacy, who.examples, adaptive=moves) if privacy is not None and privacy.mode == "local" else site
     assert who.identity is not None
     assert who.pinned is not None
-    private = None if privacy is None else PrivateContribution(site, privacy, who.examples)
+    private = None if privacy is None else PrivateContribution(site, privacy, who.examples, adaptive=moves)
     rules = SiteRules(fewest=SiteRules().fewest if privacy is None else privacy.fewest, first_use=secure.first_use, most_sites=who.sites)
     end = SecureSite(
         who.name, who.identity, who.pinned, private or site_contribution(site), run=who.run, rules=rules, noise=private, memory=who.memory

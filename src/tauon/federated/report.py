@@ -26,7 +26,7 @@ def federation(records: Records) -> Section | None:
     text, gained = verdict(comparison) if comparison else ("", False)
     html = f'<p class="status {"good" if gained else "bad"}">{escape(text, 1000)}</p>' if text else ""
     if isinstance(spent := found.get("privacy"), dict):
-        html += f"<p><b>{escape(spent.get('sentence'), 600)}</b></p>" + _guarantee(spent.get("guarantee"))
+        html += f"<p><b>{escape(spent.get('sentence'), 600)}</b></p>" + _spent(spent) + _guarantee(spent.get("guarantee"))
     charts = [_losses(rounds), _participation(rounds)]
     html += f'<div class="charts">{"".join(charts)}</div>' if any(charts) else ""
     html += _comparison(comparison) if comparison else ""
@@ -50,6 +50,17 @@ def verdict(comparison: Mapping[str, Any]) -> tuple[str, bool]:
     text += f"{best}, {figure(alone[best])})"
     text += f"; one model on all data in one place: {figure(values['pooled'])}." if values["pooled"] is not None else "."
     return text, beaten == len(alone)
+
+
+def _spent(spent: Mapping[str, Any]) -> str:
+    """Rounds that were released, target, budget, and the guarantee in words."""
+    rounds, target, budget = number(spent.get("rounds")), number(spent.get("target_epsilon")), spent.get("budget")
+    said = [f"Results of {count(rounds)} rounds were released."] if rounds is not None else []
+    said += [f"The noise was calibrated to epsilon {figure(target)}."] if target is not None else []
+    said.append(
+        f"Budget of a site: {budget}." if budget else "There is no budget over several runs: other runs of the same sites are not counted."
+    )
+    return "".join(f'<p class="note">{escape(line, 1000)}</p>' for line in [*said, *(spent.get("words") or [])])
 
 
 def _guarantee(found: Any) -> str:

@@ -37,3 +37,16 @@ def federated_training(recipe: Any) -> Iterator[tuple[str, str]]:
             "privacy",
             "protects single examples at each real site, and is not simulated. Remove federate.simulate, or privacy.",
         )
+
+
+@recipe_rule
+def rows_to_train_on(recipe: Any) -> Iterator[tuple[str, str]]:
+    """`data.rows: false` is for the coordinator of real sites only."""
+    federate, data = recipe.__dict__.get("federate"), recipe.raw_value("data")
+    if not data.raw_value("rows") and (federate is None or federate.raw_value("simulate") is not None):
+        yield (
+            "data.rows",
+            "is false, so that there is nothing to train on: it is for the coordinator of real sites (tauon federate serve --spec).",
+        )
+    if not data.raw_value("rows") and recipe.raw_value("train").raw_value("early_stopping") is not None:
+        yield "train.early_stopping", "needs validation examples, and data.rows is false. Remove it."

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from tauon.distributed.timeouts import group_store
 from tauon.federated.local import LocalTraining
 from tauon.federated.messages import Message, MessageError
 from tauon.federated.site_state import SiteState
@@ -21,6 +23,9 @@ from tauon.train import TrainJob, validation_loss, validation_marks
 from tauon.types import Batch
 
 __all__ = ["TrainingSite", "check_identity"]
+
+POLL = 0.02
+"""Seconds between two looks for a message of the site's first process."""
 
 
 def check_identity(ours: Mapping[str, str], theirs: Mapping[str, Any], *, who: str) -> None:
@@ -55,6 +60,8 @@ class TrainingSite:
         self._save = save
         self._session: str | None = None
         self._last = (0, 0)
+        self._sent = 0
+        """Messages that the first process passed on to the others."""
 
     @property
     def world(self) -> int:
@@ -67,18 +74,31 @@ class TrainingSite:
             return self._join(message)
         self._check(message)
         if self.world > 1:
-            _broadcast(message.to_bytes())
+            self._send(message.to_bytes())
         return self.work(message)
 
     def follow(self) -> None:
         """On the other processes of the site: do the same work as the first one, until it calls `stop`."""
-        while data := _broadcast(None):
+        while data := self._receive():
             self.work(Message.from_bytes(data))
 
     def stop(self) -> None:
         """End `follow` on the other processes."""
         if self.world > 1:
-            _broadcast(b"")
+            self._send(b"")
+
+    def _send(self, data: bytes) -> None:
+        self._sent += 1
+        group_store().set(f"tauon-site/{self._sent}", "")
+        _broadcast(data)
+
+    def _receive(self) -> bytes:
+        """Wait for the next message, which may take longer than a collective may: as long as the other sites need."""
+        self._sent += 1
+        store, key = group_store(), f"tauon-site/{self._sent}"
+        while not store.check([key]):
+            time.sleep(POLL)
+        return _broadcast(None)
 
     def work(self, message: Message) -> Message:
         """Answer "train" or "evaluate" without the checks of `answer`; collective over the processes of the site."""

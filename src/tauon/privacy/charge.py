@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tauon.artifacts import RunFolder, erase, steps_in
+from tauon.artifacts import RunFolder, erase, read_json, steps_in
 from tauon.data import SourceConfig
 from tauon.errors import Problem, RecipeError, RunError, TauonError
 from tauon.privacy.accounting import Release
@@ -36,10 +36,12 @@ from tauon.privacy.ledger import SEEDED, Entry, Ledger, Opening, Owner, data_ide
 from tauon.privacy.units import same_unit
 from tauon.tracking import read_events
 
-__all__ = ["first_steps", "give_up", "original_of", "reserve", "settle", "settle_run", "steps_done"]
+__all__ = ["RELEASED", "first_steps", "give_up", "original_of", "place_of", "reserve", "settle", "settle_run", "steps_done"]
 
 NOTE = "privacy"
 """Section of the manifest about the reservation of a run: ledger (folder), data (identity), key (hash), reservation (number)."""
+RELEASED = "federate/released.json"
+"""Of a federated run: rounds that were released, and those of them that were settled."""
 STEPPED = ("poisson", "fixed-size", "shuffled")
 NoteCallback = Callable[[str], None]
 
@@ -225,7 +227,7 @@ def settle_run(folder: Path | str) -> tuple[Ledger, Entry, int] | None:
             f"{folder}: there are no events and no checkpoints, so the number of steps is not known. Its reservation stays charged in full. "
             "To start over: --fresh."
         )
-    entry, _ = _settle_by_steps(run, account)
+    entry, done = _settle_by_steps(run, account)
     discard_key(run.folder)
     return account.ledger, entry, done or 0
 
@@ -255,6 +257,11 @@ def _settle_by_steps(run: RunFolder, account: Account) -> tuple[Entry, int | Non
     done = steps_done(run.folder)
     if account.settled is not None:
         return account.settled, done
+    if account.made.values["kind"] == "federated-round":
+        counts = read_json(run.folder / RELEASED)
+        done = counts["rounds"]
+        releases = [replace(r, count=done - counts["settled"]) for r in account.made.releases] if done > counts["settled"] else []
+        return account.ledger.settle(account.made.number, releases, note=f"stopped after {done} rounds"), done
     releases, note = account.made.releases, "the number of steps is not known"
     if done is not None:
         releases, note = first_steps(releases, done), f"stopped after {done} steps"

@@ -27,6 +27,7 @@ from tauon.data.labels import renumbered
 from tauon.data.pixel_range import PixelRange
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, SourceConfig
+from tauon.data.spec_file import agreed_labels, read_spec, refuse_other_features
 from tauon.data.split import Part, refuse_new_classes
 from tauon.data.targets import target_names
 from tauon.errors import DataError, Problem, RecipeError
@@ -75,7 +76,11 @@ class ArraysKind(DataKind[Arrays]):
 
     def fit(self, parts: Parts[Arrays], request: Request) -> Fitted:
         config = request.config
-        parts, pixel_range = _as_pixels(parts)
+        given = None if config.spec is None else read_spec(config.spec, kind="arrays")[1]
+        if config.spec is not None and given is not None:
+            path, labels = config.spec, given
+            parts = changed(parts, lambda table, part: agreed_labels(table, labels, path))
+        parts, pixel_range = _as_pixels(parts, None if given is None else given.get("pixel_range"))
         raw_shape = list(parts["train"].data.features.shape[1:])
         if config.scattering is not None:
             scattering = config.scattering
@@ -84,7 +89,12 @@ class ArraysKind(DataKind[Arrays]):
         main = train.data
         parts = changed(parts, lambda table, part: table if table is main else _aligned(table, main, part))
         train_features = main.features if len(train.index) == len(main) else main.features[train.index]
-        normalizer, scaling = _normalizer(config, main, train_features)
+        if given is None:
+            normalizer, scaling = _normalizer(config, main, train_features)
+        else:
+            refuse_other_features(main.feature_names, main.features.shape[1:], given, str(config.spec))
+            normalizer = Normalizer.from_json(given["normalize"])
+            scaling = {"kind": normalizer.kind, "why": f"of {config.spec}"}
         target_scale, target_facts, target_notes = fit_targets(request, main.targets[train.index], main.label_names)
         options = training_options(config, main, train.index, main.features.shape[1:], request.seed)
         datasets = {
@@ -112,7 +122,7 @@ class ArraysKind(DataKind[Arrays]):
         return Fitted({**datasets}, content, decides, preprocess, facts)
 
 
-def _as_pixels(parts: Parts[Arrays]) -> tuple[Parts[Arrays], dict[str, Any]]:
+def _as_pixels(parts: Parts[Arrays], given: dict[str, Any] | None = None) -> tuple[Parts[Arrays], dict[str, Any]]:
     """Return (images of more than 8 bits scaled to 0 to 255 by one range for all parts, that range by its key in `preprocess`); bytes stay."""
     main, training = parts["train"].data, parts["train"].index
     depths = {p: r.data.pixel_range if isinstance(r.data.pixel_range, str) else type(r.data.pixel_range) for p, r in parts.items()}
@@ -121,7 +131,13 @@ def _as_pixels(parts: Parts[Arrays]) -> tuple[Parts[Arrays], dict[str, Any]]:
         raise DataError(f"the {odd} images have another depth (bits per value) than the training images. Convert them to one depth")
     if main.pixel_range is None:
         return parts, {}
-    scale = PixelRange.measure(main.features[training], main.pixel_range) if isinstance(main.pixel_range, str) else main.pixel_range
+    scale = (
+        PixelRange.from_json(given)
+        if given is not None
+        else PixelRange.measure(main.features[training], main.pixel_range)
+        if isinstance(main.pixel_range, str)
+        else main.pixel_range
+    )
     scaled = changed(parts, lambda table, part: replace(table, features=scale(table.features), pixel_range=None, pixels=True))
     return scaled, {"pixel_range": scale.to_json()}
 

@@ -12,6 +12,7 @@ from tauon.data.augment import AugmentConfig
 from tauon.data.config import DataConfig
 from tauon.data.kinds.base import Request
 from tauon.data.read_keys import count_as_read
+from tauon.data.spec_file import read_spec
 from tauon.data.spelling import nfc
 from tauon.data.split import SplitConfig
 from tauon.data.targets import TargetScale, fit_target_scale
@@ -19,7 +20,7 @@ from tauon.errors import DataError
 
 __all__ = ["FEATURE_KEYS", "augment_steps", "fit_targets", "refuse_arrays_by_document", "refuse_split_by_document"]
 
-FEATURE_KEYS = ("normalize", "bounds", "normalize_targets", "augment", "mix", "sampling", "class_weights", "label_order")
+FEATURE_KEYS = ("spec", "normalize", "bounds", "normalize_targets", "augment", "mix", "sampling", "class_weights", "label_order")
 """Keys of `data` for features with a class or a value, both arrays and tables."""
 
 
@@ -52,5 +53,8 @@ def fit_targets(request: Request, targets: NDArray[Any], labels: tuple[str, ...]
     if not request.scale_targets:
         return None, {}, []
     config = request.config
+    if config.spec is not None:
+        found = read_spec(config.spec)[1].get("target_scale")
+        return None if found is None else TargetScale.from_json(found), {}, []
     bounds = {nfc(n): b for n, b in config.bounds.items()}
     return fit_target_scale(targets, labels, kind=config.normalize_targets, normalize=config.normalize, bounds=bounds)

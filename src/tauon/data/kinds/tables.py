@@ -24,13 +24,14 @@ from tauon.data.config import DataConfig
 from tauon.data.dates import moments
 from tauon.data.facts import content_of, feature_facts, notices
 from tauon.data.files import canonical
-from tauon.data.kinds.base import ChosenRows, DataKind, Fitted, Parts, Request, own_data
+from tauon.data.kinds.base import ChosenRows, DataKind, Fitted, Parts, Request, changed, own_data
 from tauon.data.kinds.steps import FEATURE_KEYS, augment_steps, fit_targets, refuse_arrays_by_document
 from tauon.data.label_leaks import suspects
 from tauon.data.labels import decide_labels, label_facts, read_labels, renumbered
 from tauon.data.numbers import NumberForm, all_floats, as_numbers, stands_for_missing
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, SourceConfig, Table
+from tauon.data.spec_file import agreed_labels, read_spec
 from tauon.data.spelling import nfc, spelling
 from tauon.data.split import Part, refuse_new_classes
 from tauon.data.table_numbers import decimal_marks, read_numbers
@@ -120,9 +121,13 @@ class TablesKind(DataKind[_Read]):
 
     def fit(self, parts: Parts[_Read], request: Request) -> Fitted:
         config, main, train_rows = request.config, parts["train"].data.table, parts["train"].index
-        encoded = _encode(parts, request)
+        given = None if config.spec is None else read_spec(config.spec, kind="table")[1]
+        if given is not None:
+            parts = _with_labels(parts, given, str(config.spec))
+            main = parts["train"].data.table
+        encoded = _encode(parts, request) if given is None else _encode_as_given(parts, given, str(config.spec))
         encoder, features = encoded.encoder, encoded.features
-        normalizer, scaling = _normalizer(config, main, encoded)
+        normalizer, scaling = _normalizer(config, main, encoded) if given is None else _given_normalizer(given, str(config.spec))
         target_scale, target_facts, target_notes = fit_targets(request, encoded.targets["train"], main.label_names)
         _refuse_changing_codes(config, encoder)
         options = training_options(config, main, train_rows, (len(encoder.names),), request.seed)
@@ -182,6 +187,32 @@ def _encode(parts: Parts[_Read], request: Request) -> _Encoded:
         if part != "train":
             features[part], unseen[part] = _encoded(mine.data.table, mine.index, encoder, part)
     return _Encoded(encoder, features, {p: r.data.table.targets[r.index] for p, r in parts.items()}, unseen)
+
+
+def _with_labels(parts: Parts[_Read], given: Mapping[str, Any], path: str) -> Parts[_Read]:
+    """Return the parts with the class numbers of `data.spec`."""
+    return changed(parts, lambda read, part: replace(read, table=agreed_labels(read.table, given, path)))
+
+
+def _encode_as_given(parts: Parts[_Read], given: Mapping[str, Any], path: str) -> _Encoded:
+    """Encode every part as `data.spec` says."""
+    encoder = Encoder.from_json(given["columns"])
+    lost = [c.name for c in encoder.columns if c.name not in parts["train"].data.table.columns]
+    if lost:
+        raise DataError(
+            f"these data have no column {lost[0]!r}, which {path} has. Its columns: {', '.join(c.name for c in encoder.columns)}"
+        )
+    features: dict[Part, NDArray[np.float64]] = {}
+    unseen: dict[Part, dict[str, int]] = {}
+    for part, mine in parts.items():
+        features[part], unseen[part] = _encoded(mine.data.table, mine.index, encoder, part)
+    return _Encoded(encoder, features, {p: r.data.table.targets[r.index] for p, r in parts.items()}, unseen)
+
+
+def _given_normalizer(given: Mapping[str, Any], path: str) -> tuple[Normalizer, dict[str, Any]]:
+    """Return (scaler of `data.spec`, facts about it)."""
+    normalizer = Normalizer.from_json(given["normalize"])
+    return normalizer, {"kind": normalizer.kind, "why": f"of {path}"}
 
 
 def _normalizer(config: DataConfig, main: Table, encoded: _Encoded) -> tuple[Normalizer, dict[str, Any]]:

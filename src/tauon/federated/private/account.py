@@ -20,10 +20,11 @@ from tauon.federated.private.distributed import effective_multiplier
 from tauon.federated.private.settings import UpdatePrivacy
 from tauon.federated.secagg import Layout, PinnedKeys
 from tauon.privacy.accounting import Accountant, Guarantee, Release, calibrate, guarantee, refuse_delta
-from tauon.privacy.ledger import Entry, Ledger, Opening
+from tauon.privacy.ledger import Entry, Ledger, Opening, Owner
 
 __all__ = [
     "Against",
+    "accountant_of",
     "calibrate_noise",
     "explain_privacy",
     "explain_records",
@@ -83,10 +84,10 @@ def site_guarantee(
         layout: of the secure sum, for distributed noise.
         accountant: None: `rdp` for fixed-size sampling and for distributed noise, for which the others are not proven, else `pld`.
     """
-    if accountant == "pld" and _accountant(privacy) == "rdp":
+    if accountant == "pld" and accountant_of(privacy) == "rdp":
         raise PrivacyError("pld is not proven for fixed-size sampling of sites, nor for sums of discrete Gaussians. Set accountant rdp.")
     return guarantee(
-        site_releases(privacy, rounds, against=against, layout=layout), delta, accountant=accountant or _accountant(privacy), unit=UNIT,
+        site_releases(privacy, rounds, against=against, layout=layout), delta, accountant=accountant or accountant_of(privacy), unit=UNIT,
         examples=privacy.sites, assumptions=_assumptions(privacy, against, layout), not_covered=NOT_COVERED,
     )  # fmt: skip
 
@@ -112,14 +113,15 @@ def calibrate_noise(
     known = privacy.sampling if privacy.mode == "central" else "full"
     z = calibrate(
         lambda z: [Release(z / half, known, privacy.rate, rounds)], target_epsilon=target_epsilon, delta=delta,
-        accountant=accountant or _accountant(privacy),
+        accountant=accountant or accountant_of(privacy),
     )  # fmt: skip
     return replace(privacy, noise_multiplier=z * (1 + 1e-9))
 
 
-def _accountant(privacy: UpdatePrivacy) -> Accountant:
-    """The tightest accountant that is proven for the settings."""
-    return "rdp" if privacy.mode == "distributed" or privacy.sampling == "fixed-size" else "pld"
+def accountant_of(privacy: UpdatePrivacy) -> Accountant:
+    """Return the tightest accountant that is proven for the settings."""
+    hardly_noised = privacy.noise_multiplier < 0.1  # an epsilon of hundreds, for which pld takes minutes
+    return "rdp" if privacy.mode == "distributed" or privacy.sampling == "fixed-size" or hardly_noised else "pld"
 
 
 NOT_COVERED = (
@@ -163,7 +165,7 @@ def _assumptions(privacy: UpdatePrivacy, against: Against, layout: Layout | None
 def explain_privacy(privacy: UpdatePrivacy, found: Guarantee, *, against: Against = "model") -> str:
     """Return the guarantee in plain words, with who is trusted with what."""
     rounds = sum(r.count for r in found.releases)
-    odds = math.exp(found.epsilon)
+    odds = math.exp(min(found.epsilon, 700.0))
     who = {
         "model": "someone who sees the models of all rounds",
         "coordinator": "the coordinator, and someone who sees the models of all rounds",
@@ -222,14 +224,16 @@ def federation_identity(sites: PinnedKeys | Mapping[str, bytes]) -> str:
 
 
 def reserve_rounds(
-    ledger: Ledger, run: str, releases: Sequence[Release], *, budget: tuple[float, float], sites: int, accountant: Accountant = "rdp"
-) -> Entry:
+    ledger: Ledger, run: str, releases: Sequence[Release], *, budget: tuple[float, float], sites: int, accountant: Accountant = "rdp",
+    owner: Owner | None = None,
+) -> Entry:  # fmt: skip
     """Reserve the rounds of a run in the ledger of the federation (`Ledger(folder, federation_identity(...))`), before the first.
 
-    The account is opened at its first use, for `sites` sites, with `budget` (epsilon, delta). Raises `PrivacyError` over budget.
+    The account is opened at its first use, for `sites` sites, with `budget` (epsilon, delta). `owner`: a key of this reservation, by which it is found
+    after a kill. Raises `PrivacyError` over budget.
     """
     opening = Opening(budget, sites, UNIT, "federation", accountant)
-    return ledger.reserve(run, releases, kind="federated-round", opening=opening)
+    return ledger.reserve(run, releases, kind="federated-round", opening=opening, owner=owner)
 
 
 def settle_rounds(ledger: Ledger, reservation: Entry, releases: Sequence[Release]) -> Entry:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from tauon.errors import Problem, RecipeError
+from tauon.errors import Problem, RecipeError, TrainingError
 from tauon.federated.messages import Failure, Message, MessageError, Site, Transport
 from tauon.federated.private.clipping import WITHIN, AdaptiveClip, add_central_noise, add_local_noise, clip_contribution, private_mean
 from tauon.federated.private.distributed import DistributedNoise
@@ -35,7 +35,13 @@ CLIP, LOSS = "clip_norm", "loss"
 
 
 class _Rounds:
-    """What both kinds have in common: the clipping norm of the next round, the rounds that were released, noise, sampling, the mean."""
+    """What both kinds have in common: the clipping norm of the next round, the rounds that were released, noise, sampling, the mean.
+
+    Attributes:
+        released: rounds whose result was revealed, also to the coordinator alone, and also if it was not used.
+        most: rounds that may be released, as the privacy of so many was reserved; None: not limited.
+        on_release: called with `released` when it grows, before the result is used.
+    """
 
     single: ClassVar[bool] = False
 
@@ -45,6 +51,8 @@ class _Rounds:
                 [Problem("federate.privacy.numbers", f"adaptive clipping needs {WITHIN!r}: 0.5, which is noised like the update.")]
             )
         self.privacy, self.adaptive, self.released = privacy, adaptive, 0
+        self.most: int | None = None
+        self.on_release: Callable[[int], None] | None = None
         self._drawn = 0
         self._source, self._key = NoiseSource.secure(), os.urandom(32)  # new in each process: a round that is done again draws again
 
@@ -62,7 +70,11 @@ class _Rounds:
         return replace(message, fields={**message.fields, CLIP: self.privacy.clip_norm})
 
     def drawn(self, request: RoundRequest) -> RoundRequest:
-        """The request for those sites that take part."""
+        """The request for those sites that take part. Raises `TrainingError` if the privacy of all rounds is spent."""
+        if self.most is not None and self.released >= self.most:
+            raise TrainingError(
+                f"the results of {self.released} rounds were released, and the privacy of no more was reserved: training ends here."
+            )
         if len(request.groups) != 1:
             raise RecipeError(
                 [Problem("federate.strategy", "compares updates or groups of them, and private updates give one sum. Use fedavg.")]
@@ -81,6 +93,8 @@ class _Rounds:
             self._drawn += 1
             total = add_central_noise(total, privacy, self._source, self._drawn)
         self.released += 1
+        if self.on_release is not None:
+            self.on_release(self.released)
         weights = [1.0 if (most := _cap(request)) is None else min(n, most) / most for n in request.declared.values()]
         mean = private_mean(total, privacy, privacy.rate * sum(weights))
         if self.adaptive is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tauon.artifacts import atomic_write
@@ -82,6 +82,8 @@ class PinnedKeys(Mapping[str, bytes]):
         """`path`: where they are saved with each change, and read from."""
         self._keys: dict[str, bytes] = {}
         self.path = path
+        self.on_pin: Callable[[str, bytes], None] | None = None
+        """Called with the name and the key of a site that is pinned for the first time."""
         if path is not None and path.exists():
             try:
                 self._keys = {str(n): bytes.fromhex(k) for n, k in json.loads(path.read_text()).items()}
@@ -115,6 +117,8 @@ class PinnedKeys(Mapping[str, bytes]):
             if key == public and other != name:
                 raise Refused(f"{name} and {other} have the same identity key")
         self._keys[name] = public
+        if self.on_pin is not None and before is None:
+            self.on_pin(name, public)
         if self.path is not None and before is None:
             atomic_write(self.path, json.dumps({n: k.hex() for n, k in sorted(self._keys.items())}, indent=1) + "\n")
 

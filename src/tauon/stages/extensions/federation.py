@@ -22,17 +22,15 @@ from tauon.errors import LaunchError, Problem, RecipeError, TauonError
 from tauon.federated import Failure, Limits, Message, Rounds, Weighting, evaluate_sites, federate, freeze_lora_a, weights_for
 from tauon.federated.config import FederateConfig, SimulateConfig
 from tauon.federated.network import ServeAt
-from tauon.federated.private import private_layout, site_guarantee
-from tauon.federated.private.account import Against
-from tauon.federated.protection import SecuredSimulation, summation_of, update_privacy
+from tauon.federated.protection import SecuredSimulation, summation_of
 from tauon.federated.secagg import PinnedKeys
 from tauon.federated.simulation.batched import BatchedSites
 from tauon.federated.simulation.sites import draws
-from tauon.federated.updates import travelling
 from tauon.models import ModelConfig
 from tauon.plan import Derived, Plan, choose_device
 from tauon.privacy.accounting import refuse_delta
 from tauon.stages.extensions.base import TrainExtension
+from tauon.stages.extensions.federation_ledger import RoundsAccount
 from tauon.stages.train import spec_record
 from tauon.tracking import EventLog
 from tauon.train import JobConfig, JobSettings, TrainJob, build_job
@@ -62,6 +60,7 @@ class Federation(TrainExtension):
         self.summation: Any = None
         self.events: EventLog | None = None
         self.settled: Plan
+        self.account = None if config.privacy is None else RoundsAccount(ctx, config, end, self._sites())
 
     def mesh(self, model: ModelConfig) -> tuple[Mesh, Derived]:
         world = self.ctx.world
@@ -81,7 +80,7 @@ class Federation(TrainExtension):
         rounds, train = self.config.rounds, self.ctx.train
         plan.steps = rounds
         plan.validate_every = train.validate_every or max(1, rounds // 50)
-        plan.checkpoint_every = train.checkpoint_every or (1 if self.end else max(1, min(1000, rounds // 10)))
+        plan.checkpoint_every = train.checkpoint_every or (1 if self.end or self.account else max(1, min(1000, rounds // 10)))
         plan.derived = [
             d for d in plan.derived if d.path not in ("train.steps", "train.validate_every", "train.checkpoint_every", "optim.schedule")
         ]
@@ -90,6 +89,8 @@ class Federation(TrainExtension):
         plan.derived.append(
             Derived("optim.schedule", self.ctx.recipe.optim.schedule.kind_, "over the rounds: the rate is constant in a round")
         )
+        if self.account is not None:
+            plan.derived += self.account.derived()
 
     def wrap(self, job: TrainJob) -> TrainJob:
         ctx, config = self.ctx, self.config
@@ -115,6 +116,9 @@ class Federation(TrainExtension):
         )
         if config.privacy is not None:
             refuse_delta(config.privacy.delta, sites)
+        if ctx.recipe.privacy is not None and ctx.recipe.privacy.promises:
+            message = "protects single examples, which the coordinator has none of: each site adds it to its own recipe. Remove it here."
+            raise RecipeError([Problem("privacy", message)])
         if hasattr(self.summation, "tensors"):
             coordinator.extra["update_privacy"] = self.summation
         return coordinator
@@ -179,7 +183,16 @@ class Federation(TrainExtension):
         if self.end is None:
             self.evaluate(job)
         elif not record.is_file():  # killed after the last round: the sites have gone
-            write_sites(record, {}, None)
+            write_sites(record, {}, None if self.account is None else self.account.record(float(self.summation.privacy.clip_norm)))
+
+    def before_first_step(self, job: TrainJob) -> None:
+        if self.account is not None:
+            self.account.open(job, self.summation)
+
+    def ended(self, job: TrainJob) -> None:
+        if self.account is not None:
+            self.account.settle()
+            self.account.record(float(self.summation.privacy.clip_norm))
 
     def loop_parts(self, job: TrainJob, hooks: Sequence[Any], save: Callable[..., None]) -> None:
         self.job = job
@@ -189,21 +202,15 @@ class Federation(TrainExtension):
 
     def evaluate(self, job: TrainJob) -> None:
         """Ask the sites, and write the record."""
-        privacy = update_privacy(self.config, self._sites())
         if self.end is not None:
             self.transport.ask(weights_for(job, self.transport, "final"), timeout=self.config.timeout)
         held_out = self.end is not None or self.ctx.splits.validation is not None or self.ctx.splits.test is not None
-        found = self._figures(job) if privacy is None and held_out else {}
+        found = self._figures(job) if self.account is None and held_out else {}
         spent = None
-        if privacy is not None and self.config.privacy is not None:
-            shapes = {n: tuple(t.shape) for n, t in travelling(job.model).items()}
-            layout = private_layout(shapes, privacy, privacy.sites) if privacy.mode == "distributed" else None
-            against: Against = "model" if privacy.mode == "central" else "coordinator"
-            rounds = int(self.summation.released)
-            spent = site_guarantee(privacy, rounds, self.config.privacy.delta, against=against, layout=layout)
-        write_sites(
-            self.ctx.run.folder / SITES, found, None if spent is None else {"guarantee": spent.to_json(), "sentence": spent.sentence()}
-        )
+        if self.account is not None:
+            self.account.settle()
+            spent = self.account.record(float(self.summation.privacy.clip_norm))
+        write_sites(self.ctx.run.folder / SITES, found, spent)
 
     def _figures(self, job: TrainJob) -> dict[str, Any]:
         """Return what sites measure: each, or, where single sites stay unknown, the mean over all."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from tauon.federated import LocalTraining, Message, Site, SiteState, TrainingSit
 from tauon.federated.config import FederateConfig
 from tauon.federated.network import JoinAt
 from tauon.federated.protection import Who, protect
-from tauon.federated.secagg import Identity, PinnedKeys
+from tauon.federated.secagg import Identity, PinnedKeys, fingerprint
 from tauon.federated.simulation.sites import ClientRows
 from tauon.plan import Derived, Plan
 from tauon.stages.extensions.base import TrainExtension
@@ -47,6 +47,8 @@ class SiteTraining(TrainExtension):
         count_as_read(config)  # the coordinator uses it
 
     def plan(self, plan: Plan) -> None:
+        if not self.ctx.recipe.data.rows:
+            raise RecipeError([Problem("data.rows", "is false, but a site trains on its own data. Remove it.")])
         self.settled = plan
         train = self.ctx.train
         steps = (
@@ -68,6 +70,8 @@ class SiteTraining(TrainExtension):
         self.job, self.save = job, save
 
     def running(self) -> AbstractContextManager[Any]:
+        if not self.ctx.world.leads:
+            return nullcontext()
         self.events = EventLog(self.ctx.run.events_path)
         return self.events
 
@@ -84,11 +88,18 @@ class SiteTraining(TrainExtension):
         site = TrainingSite(
             local, identity=identity_of(ctx), held_out=evaluated, state=self.state, save=self._saved, measure=self._accuracy
         )
+        if not ctx.world.leads:  # the first process of the site speaks with the coordinator
+            site.follow()
+            self._save(self.settled.steps, again=True)
+            return
         end = protect(_Watched(site, self._trained), self.config, self._who())
-        join(
-            self.end.address, end, key=keys / f"{self.end.name}.key", authority=keys / "ca.crt", recipe=recipe_hash(ctx),
-            note=lambda text: ctx.on_event("note", message=text),
-        )  # fmt: skip
+        try:
+            join(
+                self.end.address, end, key=keys / f"{self.end.name}.key", authority=keys / "ca.crt", recipe=recipe_hash(ctx),
+                note=lambda text: ctx.on_event("note", message=text),
+            )  # fmt: skip
+        finally:
+            site.stop()
         self._save(self.settled.steps, again=True)  # with the final weights
 
     def _accuracy(self, job: TrainJob) -> dict[str, float]:
@@ -108,8 +119,17 @@ class SiteTraining(TrainExtension):
         folder.mkdir(exist_ok=True)
         identity = Identity.of(self.end.keys / f"{self.end.name}.identity") if secure else None
         pinned = PinnedKeys(path=self.end.keys / "pinned.json") if secure else None
+        if pinned is not None:
+            pinned.on_pin = self._pinned
         sites = self._sites() if self.config.privacy is not None or secure else 1
         return Who(self.end.name, len(self.ctx.splits.train), sites, run_name(self.ctx), identity, pinned, folder / "round.json")
+
+    def _pinned(self, name: str, public: bytes) -> None:
+        if name != self.end.name:
+            message = (
+                f"{name} is pinned for the first time, as the coordinator said: compare its fingerprint by telephone: {fingerprint(public)}"
+            )
+            self.ctx.on_event("note", message=message)
 
     def _sites(self) -> int:
         if self.config.sites is None:
