@@ -134,6 +134,31 @@ def test_the_paired_area_is_that_of_a_bootstrap() -> None:
     assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.std(drawn), rel=0.15)
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "roc_auc"])
+def test_examples_of_one_group_count_once(metric: str) -> None:
+    """Each example eight times: over examples the interval would be sqrt(8) too narrow."""
+    g = np.random.default_rng(4)
+    y = g.integers(0, 2, 120)
+    scores = [1 / (1 + np.exp(-(y + s * g.normal(size=120)))) for s in (0.8, 1.6)]
+    widths = {}
+    for times, grouped in ((1, False), (8, True), (8, False)):
+        terms = []
+        for score in scores:
+            p, true = np.repeat(score, times), np.repeat(y, times)
+            one = PairedTerms("classification", SCORING, groups=np.repeat(np.arange(120), times) if grouped else None)
+            for part in (slice(0, 37), slice(37, None)):
+                rows = {"scores": np.stack([1 - p, p], 1)[part], "targets": true[part]}
+                one.add(rows, np.ones(len(true[part])), np.ones(len(true[part]), bool))
+            terms.append(one)
+        found = improvement(*terms, metric)
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        widths[times, grouped] = found.high - found.low
+    assert widths[8, True] == pytest.approx(widths[1, False], rel=0.15)
+    assert widths[8, False] < 0.5 * widths[1, False]
+
+
 def test_regression_has_mean_median_and_ridge() -> None:
     g = np.random.default_rng(0)
     x = g.normal(size=(300, 3)).astype(np.float32)

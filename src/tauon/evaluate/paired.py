@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tauon.evaluate.clusters import groups_of
 from tauon.metrics import Metric, Scorer, Scores, Scoring
 from tauon.metrics.classification import placements, variance
 from tauon.metrics.intervals import generator, percentile, resample_sums, z_score
@@ -38,16 +39,28 @@ class PairedTerms:
     scoring: Scoring
     block: int = 1
     """Neighbouring examples that depend on one another: overlapping windows of a series."""
+    groups: np.ndarray | None = None
+    """Group of each example of the data set: a patient, a speaker. Whole groups are then drawn again."""
     parts: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    seen: int = 0
+    """Examples of the data set that were added."""
 
     def add(self, outputs: Outputs, weights: np.ndarray, counted: np.ndarray) -> None:
-        """Reduce one tile."""
+        """Reduce one tile; tiles come in the order of the data set."""
         extract = _EXTRACT.get(self.family)
         keep = (weights > 0) & counted
+        at, self.seen = self.seen, self.seen + len(weights)
         if extract is None or not keep.any():
             return
+        if self.groups is not None:
+            self.parts.setdefault("group", []).append(self.groups[at : self.seen][keep])
         for name, values in extract({k: v[keep] for k, v in outputs.items()}, self.scoring).items():
             self.parts.setdefault(name, []).append(np.asarray(values, np.float64))
+
+    def members(self) -> np.ndarray | None:
+        """Return the number, from 0, of the group of each example that counts; None without groups."""
+        parts = self.parts.get("group")
+        return np.unique(np.concatenate(parts), return_inverse=True)[1] if parts else None
 
     def column(self, name: str) -> np.ndarray | None:
         """Return a column, or None if this family has no such column."""
@@ -66,10 +79,13 @@ class RecordingTask:
         return self.task.predict(model, batch)
 
     def scorer(self, dataset: Dataset, scoring: Scoring) -> Scorer:
-        """Return the task's scorer, which now also records."""
+        """Return the task's scorer; the first one also records. (Intervals over groups ask for more, for resampled examples.)"""
+        if self.terms is not None:
+            again: Scorer = self.task.scorer(dataset, scoring)
+            return again
         horizon, reach = dataset.spec.horizon, (dataset.spec.input_shape or (0,))[0]
         block = 1 if horizon is None else -(-(horizon + reach) // dataset.facts.get("every", 1))
-        self.terms = PairedTerms(self.family, scoring, block)
+        self.terms = PairedTerms(self.family, scoring, block, groups_of(dataset))
         counted = getattr(getattr(self.task, "task", self.task), "counted", _all)
         return _Recorder(self.task.scorer(dataset, scoring), self.terms, counted)
 
@@ -115,7 +131,8 @@ def improvement(model: PairedTerms, baseline: PairedTerms, metric: str) -> Metri
     rows = np.concatenate([np.asarray(c).reshape(n, -1) for columns in both for c in columns], axis=1)
     if not np.isfinite(rows).all():
         return None
-    rows = _blocks(rows, model.block)
+    members = model.members()
+    rows = _blocks(rows, model.block) if members is None else _sums(rows, members)
     middle = rows.shape[1] // 2
 
     def difference(sums_RC: np.ndarray) -> np.ndarray:
@@ -123,11 +140,16 @@ def improvement(model: PairedTerms, baseline: PairedTerms, metric: str) -> Metri
 
     how, about = model.scoring, f"{metric.replace('_', ' ')}: by how much better than the baseline on the same examples"
     point = float(difference(rows.sum(0, keepdims=True))[0])
+    if len(rows) < _BLOCKS and members is not None:
+        why = f"no interval: {len(rows)} groups are too few to resample"
+        return Metric(point, None, None, n, "none", "higher", about, why)
     if model.block > 1 and len(rows) < _BLOCKS:
         why = f"no interval: {n} windows make {len(rows)} blocks that do not overlap, too few to resample"
         return Metric(point, None, None, n, "none", "higher", about, why)
     drawn = difference(resample_sums(rows, how.resamples, generator(how.seed, f"paired:{metric}")))
-    unit = "examples" if model.block == 1 else f"{len(rows)} blocks of {model.block} windows"
+    unit = (
+        f"{len(rows)} groups" if members is not None else "examples" if model.block == 1 else f"{len(rows)} blocks of {model.block} windows"
+    )
     return Metric.bootstrapped(point, percentile(drawn, how.confidence), n, "higher", about, unit=f"pairs of {unit}")
 
 
@@ -136,6 +158,13 @@ def _blocks(rows: np.ndarray, size: int) -> np.ndarray:
     if size <= 1:
         return rows
     return np.asarray(np.add.reduceat(rows, np.arange(0, len(rows), size), axis=0))
+
+
+def _sums(rows: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Sums of each group's rows."""
+    total = np.zeros((int(members.max()) + 1, rows.shape[1]))
+    np.add.at(total, members, rows)
+    return total
 
 
 def _area(model: PairedTerms, baseline: PairedTerms) -> Metric | None:
@@ -147,14 +176,20 @@ def _area(model: PairedTerms, baseline: PairedTerms) -> Metric | None:
     if positive.all() or not positive.any():
         return None
     (area, a), (other, b) = placements(mine, positive), placements(theirs, positive)
-    spread = variance(a - b, positive.astype(np.int64), 2)
+    members = model.members()
+    if members is None:
+        spread = variance(a - b, positive.astype(np.int64), 2)
+    else:  # influences add up within a group, which are independent (Obuchowski 1997)
+        each = _sums((a - b)[:, None], members)
+        spread = float(np.square(each).sum()) * len(each) / max(1, len(each) - 1)
     about = "ROC-AUC: by how much better than the baseline on the same examples"
     if not math.isfinite(spread) or spread <= 0:
         return Metric(
             area - other, None, None, len(mine), "none", "higher", about, "no interval: DeLong's variance of the difference is zero"
         )
     half = z_score(model.scoring.confidence) * math.sqrt(spread)
-    return Metric(area - other, area - other - half, area - other + half, len(mine), "DeLong, paired", "higher", about)
+    method = "DeLong, paired" if members is None else f"DeLong, paired, over {int(members.max()) + 1} groups"
+    return Metric(area - other, area - other - half, area - other + half, len(mine), method, "higher", about)
 
 
 # ---------------------------------------------------------------------------------------------- what each family records
