@@ -34,7 +34,7 @@ def test_truth_forecast_and_interval_are_drawn() -> None:
     page = Page(drawn_forecasts([window(low=[2.0, 3.0, 4.0], high=[4.0, 5.0, 6.0], levels=[0.1, 0.9])]))
     assert page.tags.count("svg") == 1
     said = " ".join(page.words)
-    for part in ("load from 2020-01-01T00:00:00", "truth", "forecast", "10% to 90% quantile", "step"):
+    for part in ("load from 2020-01-01 00:00", "truth", "forecast", "10% to 90% quantile", "step"):
         assert part in said
     assert Page(drawn_forecasts([window()] * 9)).tags.count("svg") == 3
 

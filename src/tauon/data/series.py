@@ -63,6 +63,11 @@ class SeriesDataset:
         step = int(self._starts[i]) + self._context
         return str(self._times[step]) if self._dated else f"row {step}"
 
+    def times(self, i: int) -> list[str]:
+        """Return the date of each time step of example `i`: of its context, then of its horizon."""
+        start = int(self._starts[i])
+        return [str(t) for t in self._times[start : start + self._context + self._horizon]]
+
     @property
     def history(self) -> int:
         """Number of steps that are known when the first example is forecast."""

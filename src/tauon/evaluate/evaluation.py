@@ -41,6 +41,8 @@ class Evaluation:
     forecasts: list[dict[str, Any]] = field(default_factory=list)
     """For series: a few complete windows to plot: `origin`, and for each target `context`, `truth`, `forecast`, `low`, `high`."""
 
+    by_horizon: dict[str, Any] = field(default_factory=dict)
+    """For series: `mae` of each step ahead, the mean over windows and targets; `unit`: whether in the unit of the series or normalised."""
     curves: dict[str, Any] | None = None
     """For two classes: ROC and precision-recall curves, KS, Gini, and a table of thresholds."""
     baselines: list[dict[str, Any]] = field(default_factory=list)
@@ -64,7 +66,7 @@ class Evaluation:
             "confusion": self.confusion,
             "calibration": self.calibration,
             "notes": list(self.notes),
-        } | {k: v for k in ("forecasts", "curves", "baselines", "verdict") if (v := getattr(self, k))}
+        } | {k: v for k in ("forecasts", "by_horizon", "curves", "baselines", "verdict") if (v := getattr(self, k))}
 
     @classmethod
     def from_json(cls, data: Any) -> Evaluation:

@@ -22,6 +22,8 @@ from tauon.metrics.metric import Better, Metric, Scores
 __all__ = ["ForecastSums"]
 
 _MOST_BLOCKS = 4096
+_NEAR_ZERO = 0.01
+"""Share of the mean size of the true values below which none may be for percentage errors to mean something."""
 _FLOOR_BLOCKS = 8  # fewer blocks cannot estimate how much another period would differ
 
 
@@ -39,6 +41,10 @@ class ForecastSums:
         self.levels: tuple[float, ...] = ()
         self.crossed = 0.0
         self._horizon = 0
+        self._steps: np.ndarray | None = None
+        """Sums of absolute errors of each step and target, H x K."""
+        self._smallest, self._sizes, self._finite = math.inf, 0.0, 0
+        """Of the true values in their own unit: the smallest size, the sum of sizes, their number."""
 
     def add(self, outputs: dict[str, np.ndarray]) -> None:
         """Add one tile: predictions and targets BHK; optionally quantiles BHKQ, crossed B and levels BQ."""
@@ -53,8 +59,11 @@ class ForecastSums:
             parts += [np.maximum(level * error[..., i], (level - 1) * error[..., i]).mean(1) for i, level in enumerate(self.levels)]
             parts += [((t >= q[..., a]) & (t <= q[..., b])).mean(1) for a, b, _ in intervals_of(self.levels)]
             self.crossed += float(outputs["crossed"].sum())
+        parts += self._relative(p, t)
         rows = np.stack(parts, axis=2)  # B K columns
         fine = np.isfinite(rows).all((1, 2))
+        steps = np.abs(p - t)[fine].sum(0)
+        self._steps = steps if self._steps is None else self._steps + steps
         self.broken += int((~fine).sum())
         for i in range(len(rows)):
             block = self.windows // self.length
@@ -67,6 +76,19 @@ class ForecastSums:
             if fine[i]:
                 self.blocks[block] += np.concatenate([[1.0], rows[i].ravel()])
             self.windows += 1
+
+    def _relative(self, p: np.ndarray, t: np.ndarray) -> list[np.ndarray]:
+        """Return each window's and target's absolute percentage error and its symmetric form, BK, in the unit of the series; nothing if it is unknown."""
+        scale, center = self.facts.get("scale"), self.facts.get("center")
+        if not scale or not center:
+            return []
+        p, t = (v * np.asarray(scale) + np.asarray(center) for v in (p, t))
+        size, error = np.abs(t), np.abs(p - t)
+        self._smallest = min(self._smallest, float(size.min(initial=math.inf)))
+        self._sizes, self._finite = self._sizes + float(size.sum()), self._finite + size.size
+        both = np.abs(p) + size
+        symmetric = 2 * np.divide(error, both, out=np.zeros_like(error), where=both > 0)
+        return [np.divide(error, size, out=np.zeros_like(error), where=size > 0).mean(1), symmetric.mean(1)]
 
     def finish(self, *, confidence: float, resamples: int, seed: int) -> Scores:
         """Return the fields of an `Evaluation`."""
@@ -114,9 +136,16 @@ class ForecastSums:
         if K == 1:
             about = "mean |forecast - truth| in the unit of the series"
             metrics["mae_in_units"] = metric("mae", float(mean_KC[0, 1]) * scale[0], drawn_RKC[:, 0, 1] * scale[0], about=about)
+        if self._finite:
+            if self._smallest >= _NEAR_ZERO * self._sizes / self._finite:
+                metrics["mape"] = metric("mape", float(mean_KC[:, -2].mean()), drawn_RKC[:, :, -2].mean(1))
+            metrics["smape"] = metric("smape", float(mean_KC[:, -1].mean()), drawn_RKC[:, :, -1].mean(1))
         rows = self._by_target(mean_KC, drawn_RKC, metric, about) if K > 1 else []
-        primary = "pinball" if Q else "mse"
-        return {"primary": primary, "metrics": metrics, "per_class": rows, "counts": counts, "notes": notes}
+        found: Scores = {"primary": "pinball" if Q else "mse", "metrics": metrics, "per_class": rows, "counts": counts, "notes": notes}
+        if self._steps is not None:
+            by_step = self._steps.mean(1) / total[0] * (scale[0] if K == 1 else 1.0)
+            found["by_horizon"] = {"mae": by_step.tolist(), "unit": "series" if K == 1 else "normalised"}
+        return found
 
     def _of_quantiles(self, mean_KC: np.ndarray, drawn_RKC: np.ndarray, metric: Callable[..., Metric]) -> dict[str, Metric]:
         """Return pinball loss and interval coverage."""
@@ -155,6 +184,8 @@ _ABOUT = {
     "mse": "mean squared error over windows, steps and targets, on the normalised scale",
     "mae": "mean |forecast - truth| over windows, steps and targets, on the normalised scale",
     "mase": "MAE / mean |y(t) - y(t - {season})| of the training part, mean over targets (Hyndman & Koehler 2006)",
+    "mape": "mean |forecast - truth| / |truth|, in the unit of the series",
+    "smape": "mean 2 |forecast - truth| / (|forecast| + |truth|), in the unit of the series: 0 to 2",
     "pinball": "mean of max(q e, (q - 1) e), e = truth - forecast, over windows, steps, targets and quantiles, on the normalised scale",
 }
 

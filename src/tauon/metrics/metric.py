@@ -67,4 +67,5 @@ class Scores(TypedDict, total=False):
     notes: list[str]
     forecasts: list[dict[str, Any]]
     curves: dict[str, Any] | None
+    by_horizon: dict[str, Any]
     n: int

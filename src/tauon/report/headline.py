@@ -78,10 +78,23 @@ def headline(records: Records) -> str:
         html += f'<p class="status {found[0]}">{escape(found[1], 600)}</p>'
         tone = "plain" if tone == "good" else tone
     html += f'<p class="status {tone}">{escape(sentence, 600)}</p>'
+    filled = _filled(records.data)
+    if filled:
+        html += f'<p class="status warn">{escape(filled, 300)}</p>'
     html += (_hero(records.evaluation) or _hero_of_folds(records.folds)) + _facts(records)
     if records.problems:
         html += '<ul class="plain note">' + "".join(f"<li>{escape(p, 500)}</li>" for p in records.problems[:20]) + "</ul>"
     return html
+
+
+def _filled(data: dict[str, Any]) -> str:
+    """Return how many moments of a series were invented, if any."""
+    filled, parts = number(data.get("filled")), data.get("parts")
+    if not filled or not isinstance(parts, dict):
+        return ""
+    moments = sum(number(p.get("moments")) or 0 for p in parts.values() if isinstance(p, dict))
+    share = f" ({filled / moments:.1%} of all)" if moments else ""
+    return f"{count(filled)} moments of the series were missing and were filled in{share}: errors at these are flattering."
 
 
 def _hero(evaluation: dict[str, Any]) -> str:

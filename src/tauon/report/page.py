@@ -61,7 +61,12 @@ def missing(what: str) -> str:
 
 def scroll(inner: str, name: str, css: str = "") -> str:
     """Return a box that scrolls sideways, so that the page does not; `name` is for screen readers."""
-    return f'<div class="scroll {css}" tabindex="0" role="region" aria-label="{escape(name, 100)}">{inner}</div>'
+    hint = (
+        '<p class="continues" aria-hidden="true">Swipe sideways: the table continues to the right.</p>'
+        if inner.count('scope="col"') > 4
+        else ""
+    )
+    return f'{hint}<div class="scroll {css}" tabindex="0" role="region" aria-label="{escape(name, 100)}">{inner}</div>'
 
 
 def table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], name: str, css: str = "full") -> str:

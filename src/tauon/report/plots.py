@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape as attribute
 
 from tauon.report.text import escape, figure
@@ -99,6 +99,8 @@ class Scale:
     high: float
     log: bool
     ticks: tuple[float, ...]
+    texts: tuple[str, ...] = ()
+    """Text of each tick; empty: the numbers."""
 
     def __call__(self, value: float) -> float:
         low, high = self.low, self.high
@@ -108,6 +110,8 @@ class Scale:
 
     def labels(self) -> list[tuple[float, str]]:
         """Return (position, text) of each tick."""
+        if self.texts:
+            return [(self(t), text) for t, text in zip(self.ticks, self.texts, strict=True)]
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 and not self.log else 0.0
         return [(self(t), tick_label(t, step or abs(t))) for t in self.ticks]
 
@@ -224,11 +228,14 @@ def chart(
     zero: bool = False,
     log: bool | None = None,
     note: str = "",
+    ticks: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """Return a figure with title, legend, axes and read-out. `note`: a sentence below it."""
+    """Return a figure with title, legend, axes and read-out. `note`: a sentence below it; `ticks`: texts at places of the x axis."""
     drawn = [p for p in pieces if isinstance(p, Mark) or any(q is not None for q in p.points)]
     spots = [q for p in drawn if not isinstance(p, Mark) for q in p.points if q is not None]
     x = scale([q[0] for q in spots], pad=0.0, log=False, most=5)
+    if ticks:
+        x = replace(x, ticks=tuple(at for at, _ in ticks), texts=tuple(text for _, text in ticks))
     y = scale((v for q in spots for v in q[1:]), zero=zero, log=log)
     order = {Band: 0, Mark: 1, Line: 2}
     drawing = ""

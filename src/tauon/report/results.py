@@ -49,11 +49,11 @@ def evaluation(records: Records) -> Section | None:
         html += '<ul class="plain note">' + "".join(f"<li>{escape(x, 600)}</li>" for x in notes[:20]) + "</ul>"
     html += (
         threshold_section(e.get("curves"))
-        + _confusion(e.get("confusion"))
+        + _confusion(e.get("confusion"), e.get("family"))
         + _reliability(e.get("calibration"), level)
         + _classes(e.get("per_class"), e.get("family"))
     )
-    html += drawn_forecasts(e.get("forecasts"))
+    html += drawn_forecasts(e.get("forecasts"), e.get("by_horizon"))
     return Section("evaluation", "Evaluation", html)
 
 
@@ -129,7 +129,7 @@ def _metric_table(metrics: dict[str, Any], bars: dict[str, str], level: float, e
 # ---------------------------------------------------------------------------------------------- classes
 
 
-def _confusion(confusion: Any) -> str:
+def _confusion(confusion: Any, family: Any = None) -> str:
     if not isinstance(confusion, dict):
         return ""
     names, head = confusion.get("labels"), "<h3>Confusion matrix</h3>"
@@ -147,9 +147,29 @@ def _confusion(confusion: Any) -> str:
         labels = [str(x) for x in names] if isinstance(names, list) and len(names) == size else [str(i) for i in range(size)]
         cells = [[i, j, c] for i, row in enumerate(counts) for j, c in enumerate(row) if c]
         if size <= _MATRIX:
-            return head + _matrix(counts, labels) + _most_confused(cells, labels, 5 if size > 2 else 0)
+            order = _neighbours(counts) if size > 3 and family != "ordinal" else range(size)
+            counts, names_ = [[counts[i][j] for j in order] for i in order], [labels[i] for i in order]
+            return head + _matrix(counts, names_) + _most_confused(cells, labels, 5 if size > 2 else 0)
     note = f"{count(size)} classes are too many for a matrix. All counts are in evaluation.json."
     return head + missing(note) + _most_confused(cells, labels, 20)
+
+
+def _neighbours(counts: list[list[int]]) -> list[int]:
+    """Return the classes in an order that puts those that are confused next to each other: a chain that grows at the end that is confused more."""
+    size = len(counts)
+    near = [[counts[i][j] + counts[j][i] if i != j else -1 for j in range(size)] for i in range(size)]
+    start = max(range(size), key=lambda i: max(near[i]))
+    chain, left = [start], set(range(size)) - {start}
+    while left:
+        first = max(sorted(left), key=lambda i: near[chain[0]][i])
+        last = max(sorted(left), key=lambda i: near[chain[-1]][i])
+        if near[chain[0]][first] > near[chain[-1]][last]:
+            chain.insert(0, first)
+            left.remove(first)
+        else:
+            chain.append(last)
+            left.remove(last)
+    return chain
 
 
 def _listed(value: Any) -> list[Any]:
@@ -174,7 +194,8 @@ def _matrix(counts: list[list[int]], labels: list[str]) -> str:
             cells += f'<td class="{css}"{heat} title="{escape(tooltip, 300)}">{c:,}</td>'
         body += f'<tr><th scope="row" title="{escape(labels[i], 100)}">{escape(labels[i], 24)}</th>{cells}</tr>'
     html = f'<table class="confusion"><thead><tr><td></td>{top}</tr></thead><tbody>{body}</tbody></table>'
-    return scroll(html, "Confusion matrix") + missing("Rows: true class; columns: predicted class. Shading: share of the row.")
+    order = " Classes that are confused with each other stand together." if len(labels) > 3 else ""
+    return scroll(html, "Confusion matrix") + missing(f"Rows: true class; columns: predicted class. Shading: share of the row.{order}")
 
 
 def _most_confused(cells: list[list[int]], labels: list[str], most: int) -> str:

@@ -98,7 +98,8 @@ _NAMES = {
     "f1_macro": "F1 (macro)", "f1_weighted": "F1 (weighted)", "nll": "Negative log-likelihood", "lr": "Learning rate", "tflops": "TFLOP/s",
     "log_loss": "Log loss", "map": "Mean average precision", "rank_mae": "Mean rank error", "rank_mae_macro": "Mean rank error (macro)",
     "kappa_quadratic": "Kappa (quadratic)", "f1_micro": "F1 (micro)", "reciprocal_rank": "Mean reciprocal rank",
-    "average_precision": "Average precision", "mse": "MSE", "mase": "MASE", "pinball": "Pinball loss", "mae_in_units": "MAE in units",
+    "average_precision": "Average precision",
+    "mse": "MSE", "mase": "MASE", "mape": "MAPE", "smape": "sMAPE", "pinball": "Pinball loss", "mae_in_units": "MAE in units",
 }  # fmt: skip
 
 

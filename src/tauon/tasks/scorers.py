@@ -97,19 +97,27 @@ _DRAWN = 8  # targets that are plotted
 
 
 def _window(dataset: Dataset, i: int, outputs: dict[str, np.ndarray], labels: Sequence[str]) -> dict[str, Any]:
-    """Return one window as plain numbers, on the normalised scale: end of its context, true values, forecast."""
+    """Return one window as plain numbers, in the unit of the series where it is known: end of its context, true values, forecast, dates."""
     inputs = dataset.batch(np.array([i])).inputs[0].numpy()
     T, H = len(inputs), len(outputs["targets"])
     shown = min(T, 2 * H)
-    origin: Any = getattr(dataset, "origin", None)
+    origin, times = (getattr(dataset, name, None) for name in ("origin", "times"))
+    scales, centers = (dataset.facts.get(k) for k in ("scale", "center"))
+    known = bool(scales) and bool(centers)
     rows = []
     for k, label in enumerate(labels[:_DRAWN]):
+        scale, center = (scales[k], centers[k]) if known and scales and centers else (1.0, 0.0)
+
+        def plain(values: np.ndarray, scale: float = scale, center: float = center) -> list[float]:
+            return [float(v) for v in values.astype(np.float64) * scale + center]
+
         row = {
-            "label": label, "context": inputs[T - shown :, k].tolist(), "truth": outputs["targets"][:, k].tolist(),
-            "forecast": outputs["predictions"][:, k].tolist(),
+            "label": label, "context": plain(inputs[T - shown :, k]), "truth": plain(outputs["targets"][:, k]),
+            "forecast": plain(outputs["predictions"][:, k]),
         }  # fmt: skip
         if "quantiles" in outputs and outputs["quantiles"].shape[-1] > 1:
-            row |= {"low": outputs["quantiles"][:, k, 0].tolist(), "high": outputs["quantiles"][:, k, -1].tolist()}
+            row |= {"low": plain(outputs["quantiles"][:, k, 0]), "high": plain(outputs["quantiles"][:, k, -1])}
             row["levels"] = [round(float(v), 6) for v in outputs["levels"][[0, -1]]]
         rows.append(row)
-    return {"origin": origin(i) if origin is not None else str(i), "targets": rows}
+    found = {"origin": origin(i) if origin is not None else str(i), "targets": rows, "unit": "series" if known else "normalised"}
+    return found | ({"times": times(i)[T - shown :]} if times is not None else {})

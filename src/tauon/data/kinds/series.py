@@ -95,6 +95,7 @@ class SeriesKind(DataKind[Series]):
         shared = {
             "step": series.step, "season": series.season, "seasonal_naive_mae": seasonal_naive_scale(values[:stop, :K], series.season),
             "scale": normalizer.scale[:K].tolist() if len(normalizer.scale) > 1 else normalizer.scale.tolist() * K,
+            "center": normalizer.center[:K].tolist() if len(normalizer.center) > 1 else normalizer.center.tolist() * K,
         }  # fmt: skip
         columns = np.concatenate([values, calendar_columns(series.times, window.calendar)], axis=1)
         datasets = {part: _windows(part, span, columns, series, shared, request) for part, span in spans.items()}

@@ -25,6 +25,8 @@ VANISHED, EXPLODED = 1e-7, 1e3
 second as a multiple of the median layer's ratio, if it is also above 1."""
 LASTS = 3
 """Measurements in a row with the same problem before it is reported."""
+_RISES = 1.5
+"""Factor from one measurement to the next by which a small gradient is on its way, not vanished."""
 _ZERO = 1e-6
 """Norm up to which weights count as zero."""
 COPIES_UP_TO = 200_000_000
@@ -130,6 +132,12 @@ def lasting_complaints(layers: dict[str, LayerLook], notes: dict[str, Any]) -> l
     greatest = max((x.gradient for x in layers.values() if math.isfinite(x.gradient)), default=0.0)
     first = notes.setdefault("first_look", {"zero": [n for n, x in layers.items() if x.weight <= _ZERO], "greatest": greatest})
     growing = {n for n in first["zero"] if n in layers and layers[n].gradient <= EXPLODED * first["greatest"]}
+    ratio = {n: x.gradient / max(x.weight, 1e-12) for n, x in layers.items() if math.isfinite(x.gradient)}
+    least = VANISHED * max(ratio.values(), default=0.0)
+    small, before = {n: r for n, r in ratio.items() if r < least or r == 0}, notes.get("small_ratios", {})
+    # what lies behind a part that began at zero gets its gradient as that part grows
+    growing |= {n for n, r in small.items() if n in before and r > _RISES * before[n]}
+    notes["small_ratios"] = small
     current = complaints({n: x for n, x in layers.items() if n not in growing})
     kinds = {complaint.partition(" in ")[0]: complaint for complaint in current}
     looks = notes["complaint_looks"] = {kind: notes.get("complaint_looks", {}).get(kind, 0) + 1 for kind in kinds}
