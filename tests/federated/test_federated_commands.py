@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 
 from tauon.artifacts import latest_checkpoint, read_json
+from tauon.cli.federate import federate_command
 from tauon.federated.secagg import Identity
 
 pytest.importorskip("flwr", reason="federated training needs: pip install 'tauon[federated]'")
@@ -101,6 +103,12 @@ def join(processes: Processes, place: Path, address: str, name: str, *more: str)
     processes.start(name, *words, "--root", place / f"runs-{name}", *more)
 
 
+def command(*words: str | Path) -> None:
+    """`tauon federate` in this process."""
+    ended = CliRunner().invoke(federate_command, [str(w) for w in words])
+    assert ended.exit_code == 0, (ended.output, ended.exception)
+
+
 def test_three_sites_one_of_them_private_end_with_the_same_model(processes: Processes, place: Path) -> None:
     address = serve(processes, place)
     join(processes, place, address, "s0", "privacy={noise_multiplier: 1.0, delta: 1e-4}")
@@ -142,14 +150,10 @@ def test_a_coordinator_without_data_trains_with_the_preprocessing_of_all_sites(p
     tree["data"] = tree["data"] | {"normalize": "standard"} | {"source": {"kind": "csv", "path": str(place / "nothing.csv"), "label": "y"}}
     (place / "fed.yaml").write_text(yaml.safe_dump(tree))
     for name in NAMES:
-        words = ["spec", place / "fed.yaml", "--data", place / f"{name}.csv", "--out", place / f"{name}.json"]
-        subprocess.run([*TAUON, *map(str, words)], check=True, capture_output=True)
-        others = [n for n in NAMES if n != name]
-        pins = [f"{n}={Identity.of(place / n / f'{n}.identity').public.hex()}" for n in others]
-        subprocess.run([*TAUON, "keys", "pin", *pins, f"{name}={Identity.of(place / name / f'{name}.identity').public.hex()}",
-                        "--keys", str(place / name)], check=True, capture_output=True)  # fmt: skip
-    files = [str(place / f"{name}.json") for name in NAMES]
-    subprocess.run([*TAUON, "merge", *files, "--out", str(place / "spec.json")], check=True, capture_output=True)
+        command("spec", place / "fed.yaml", "--data", place / f"{name}.csv", "--out", place / f"{name}.json")
+        pins = [f"{n}={Identity.of(place / n / f'{n}.identity').public.hex()}" for n in NAMES]
+        command("keys", "pin", *pins, "--keys", place / name)
+    command("merge", *(place / f"{name}.json" for name in NAMES), "--out", place / "spec.json")
     strict = "federate.secure_aggregation.first_use=false"
     address = serve(processes, place, "--spec", str(place / "spec.json"), strict)
     for name in NAMES:

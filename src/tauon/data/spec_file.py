@@ -27,7 +27,17 @@ from tauon.data.splits import DataSplits
 from tauon.errors import DataError
 from tauon.types import Batch, DataSpec
 
-__all__ = ["FORMAT", "KINDS", "NoRows", "agreed_labels", "read_spec", "refuse_other_features", "without_rows", "write_spec"]
+__all__ = [
+    "FORMAT",
+    "KINDS",
+    "NoRows",
+    "agreed_labels",
+    "preprocessing_of",
+    "read_spec",
+    "refuse_other_features",
+    "without_rows",
+    "write_spec",
+]
 
 FORMAT = "tauon-data-spec-1"
 KINDS = ("arrays", "table")
@@ -58,6 +68,15 @@ def read_spec(path: Path | str, *, kind: str | None = None) -> tuple[DataSpec, d
     if kind is not None and preprocess["kind"] != kind:
         raise DataError(f"{path} is for data of kind {preprocess['kind']!r}, but these are {kind!r}")
     return spec, preprocess, record
+
+
+def preprocessing_of(config: DataConfig, kind: str) -> dict[str, Any] | None:
+    """Return the preprocessing of `data.spec`, or None. The settings that it replaces count as read: a recipe keeps those that it was fitted with."""
+    if config.spec is None:
+        return None
+    _ = config.normalize, config.bounds, config.normalize_targets
+    count_as_read(config.table)
+    return read_spec(config.spec, kind=kind)[1]
 
 
 def agreed_labels(table: Any, preprocess: Mapping[str, Any], path: str) -> Any:

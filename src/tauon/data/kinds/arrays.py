@@ -27,7 +27,7 @@ from tauon.data.labels import renumbered
 from tauon.data.pixel_range import PixelRange
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, SourceConfig
-from tauon.data.spec_file import agreed_labels, read_spec, refuse_other_features
+from tauon.data.spec_file import agreed_labels, preprocessing_of, refuse_other_features
 from tauon.data.split import Part, refuse_new_classes
 from tauon.data.targets import target_names
 from tauon.errors import DataError, Problem, RecipeError
@@ -76,7 +76,7 @@ class ArraysKind(DataKind[Arrays]):
 
     def fit(self, parts: Parts[Arrays], request: Request) -> Fitted:
         config = request.config
-        given = None if config.spec is None else read_spec(config.spec, kind="arrays")[1]
+        given = preprocessing_of(config, "arrays")
         if config.spec is not None and given is not None:
             path, labels = config.spec, given
             parts = changed(parts, lambda table, part: agreed_labels(table, labels, path))

@@ -31,7 +31,7 @@ from tauon.data.labels import decide_labels, label_facts, read_labels, renumbere
 from tauon.data.numbers import NumberForm, all_floats, as_numbers, stands_for_missing
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, SourceConfig, Table
-from tauon.data.spec_file import agreed_labels, read_spec
+from tauon.data.spec_file import agreed_labels, preprocessing_of
 from tauon.data.spelling import nfc, spelling
 from tauon.data.split import Part, refuse_new_classes
 from tauon.data.table_numbers import decimal_marks, read_numbers
@@ -121,7 +121,7 @@ class TablesKind(DataKind[_Read]):
 
     def fit(self, parts: Parts[_Read], request: Request) -> Fitted:
         config, main, train_rows = request.config, parts["train"].data.table, parts["train"].index
-        given = None if config.spec is None else read_spec(config.spec, kind="table")[1]
+        given = preprocessing_of(config, "table")
         if given is not None:
             parts = _with_labels(parts, given, str(config.spec))
             main = parts["train"].data.table

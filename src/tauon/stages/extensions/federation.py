@@ -101,6 +101,8 @@ class Federation(TrainExtension):
             self.transport, pinned = _Later(config.timeout), PinnedKeys(path=ctx.run.folder / "federate" / "pinned.json")
             sites = self.config.sites or self.end.sites
             count_as_read(ctx.recipe.task)  # only sites compute the loss
+            if config.secure_aggregation is not None:
+                count_as_read(config.secure_aggregation)  # only sites pin keys
             (ctx.run.folder / "federate").mkdir(exist_ok=True)
         self.summation = summation_of(config, sites, run_name(ctx), pinned)
         if self.end is not None:
