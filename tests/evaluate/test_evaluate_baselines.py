@@ -15,12 +15,13 @@ from tauon.data import DataConfig, prepare
 from tauon.evaluate import EvaluateConfig, evaluate
 from tauon.evaluate.baselines import Training, compared_with_baselines, fit_baselines, verdict
 from tauon.evaluate.baselines.series import seasons
+from tauon.evaluate.baselines.sounds import mfcc
 from tauon.evaluate.paired import PairedTerms, RecordingTask, improvement
 from tauon.metrics import Scoring
 from tauon.metrics.thresholds import thresholds
 from tauon.models import LogisticConfig, materialize
 from tauon.report.baselines import verdict_line
-from tauon.tasks import Classification, Forecasting, LanguageModelling, Regression
+from tauon.tasks import AudioClassification, Classification, Forecasting, LanguageModelling, Regression
 from tauon.types import Batch, DataSpec
 
 SCORING = Scoring(resamples=300, seed=3)
@@ -220,6 +221,23 @@ def test_texts_have_token_frequencies_and_the_compressor(tmp_path: Any) -> None:
     counts = np.bincount(train.targets[train.weights > 0].numpy(), minlength=splits.spec.vocab) + 1
     want = -np.log(counts / counts.sum())[batch.targets[batch.weights > 0].numpy()].sum()
     assert float(own["nll"].sum()) == pytest.approx(float(want), rel=1e-6)
+
+
+def test_recordings_of_two_pitches_are_told_apart_by_cepstra_and_padding_changes_nothing() -> None:
+    pytest.importorskip("sklearn")
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 2
+    pitch = torch.where(y == 0, 300.0, 900.0)[:, None] * (1 + 0.1 * torch.randn(60, 1, generator=g))
+    x = torch.sin(2 * torch.pi * pitch * torch.arange(4000) / 8000) + 0.3 * torch.randn(60, 4000, generator=g)
+    lengths = torch.randint(2000, 4000, (60,), generator=g)
+    x = x * (torch.arange(4000) < lengths[:, None])
+    whole = mfcc(x, lengths, 8000)
+    assert np.allclose(mfcc(torch.cat([x, torch.zeros(60, 1600)], 1), lengths, 8000), whole, atol=1e-4)
+    rows = Rows(x.numpy(), y.numpy(), outputs=2, labels=("low", "high"), sample_rate=8000)
+    found = fit_baselines(AudioClassification(), Training(rows), rows)
+    scores = found[1].predict(Batch(x, y, torch.ones(60)))["scores"]
+    assert found[1].name.startswith("MFCC")
+    assert (scores.argmax(1) == y).float().mean() > 0.95
 
 
 def test_private_training_lends_its_records_to_no_baseline() -> None:

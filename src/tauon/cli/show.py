@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LOG_WIDTH", "Show", "format_duration", "metrics_table", "pick_show"]
 
+_COLOURS = {"good": "green", "warn": "yellow", "bad": "red", "plain": "default"}
 LOG_WIDTH = 10_000
 """Columns of output that is not a terminal (a pipe, a log file): nothing is cut or wrapped there."""
 
@@ -65,6 +66,11 @@ class Show:
 
     def on_evaluation(self, result: Evaluation, **_: Any) -> None:
         self.console.print(metrics_table(result))
+        from tauon.report.baselines import verdict_line  # not when the command line starts
+
+        found = verdict_line(result.to_json())
+        if found is not None:
+            self.console.print(f"[{_COLOURS[found[0]]}]{_plain(found[1])}[/]")
 
     def on_folds(self, mean: dict[str, float], std: dict[str, float], folds: int, **_: Any) -> None:
         table = Table(box=None, padding=(0, 2))

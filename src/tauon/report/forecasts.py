@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tauon.report.plots import Band, Line, Mark, chart
+from tauon.report.plots import Axis, Band, Line, Mark, chart
 from tauon.report.records import number
 from tauon.report.text import escape
 
@@ -36,8 +36,7 @@ def _by_horizon(found: Any) -> str:
         return ""
     unit = "in the unit of the series" if found.get("unit") == "series" else "normalised"
     line = Line("mean absolute error", [(float(i + 1), v) for i, v in enumerate(values)])
-    drawn = chart("by-horizon", "Error by step ahead", [line], x_label="steps ahead", y_label=f"MAE, {unit}", zero=True)
-    return f"<h3>Error by step ahead</h3>{drawn}"
+    return chart("by-horizon", "Error by step ahead", [line], x_label="steps ahead", y_label=f"MAE, {unit}", zero=True)
 
 
 def _one(identity: str, window: dict[str, Any], target: dict[str, Any]) -> str:
@@ -57,7 +56,7 @@ def _one(identity: str, window: dict[str, Any], target: dict[str, Any]) -> str:
     pieces.append(Mark("start of the forecast", [0.0], tone="quiet"))
     title = f"{target.get('label', '')} from {_day(str(window.get('origin', '')))}"[:200]
     ticks = _dates(window.get("times"), start, start + len(context) + len(truth))
-    return chart(identity, title, pieces, x_label="time" if ticks else "step", y_label="value", log=False, ticks=ticks)
+    return chart(identity, title, pieces, x_label=Axis("time", ticks) if ticks else "step", y_label="value", log=False)
 
 
 def _dates(times: Any, first: int, end: int) -> list[tuple[float, str]]:

@@ -14,7 +14,7 @@ from html import escape as attribute
 
 from tauon.report.text import escape, figure
 
-__all__ = ["Band", "Line", "Mark", "chart", "frame", "interval_bar", "nice_ticks", "scale"]
+__all__ = ["Axis", "Band", "Line", "Mark", "chart", "frame", "interval_bar", "nice_ticks", "scale"]
 
 WIDTH, HEIGHT = 1000.0, 300.0
 _LARGEST = 1e100
@@ -49,6 +49,15 @@ class Mark:
     name: str
     xs: Sequence[float]
     tone: str = "bad"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An x axis with texts instead of numbers, dates say."""
+
+    label: str
+    ticks: Sequence[tuple[float, str]] = ()
+    """(place, text); empty: numbers."""
 
 
 # ---------------------------------------------------------------------------------------------- axes
@@ -223,19 +232,19 @@ def chart(
     title: str,
     pieces: Sequence[Line | Band | Mark],
     *,
-    x_label: str = "step",
+    x_label: str | Axis = "step",
     y_label: str,
     zero: bool = False,
     log: bool | None = None,
     note: str = "",
-    ticks: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """Return a figure with title, legend, axes and read-out. `note`: a sentence below it; `ticks`: texts at places of the x axis."""
+    """Return a figure with title, legend, axes and read-out. `note`: a sentence below it."""
+    axis = Axis(x_label) if isinstance(x_label, str) else x_label
     drawn = [p for p in pieces if isinstance(p, Mark) or any(q is not None for q in p.points)]
     spots = [q for p in drawn if not isinstance(p, Mark) for q in p.points if q is not None]
     x = scale([q[0] for q in spots], pad=0.0, log=False, most=5)
-    if ticks:
-        x = replace(x, ticks=tuple(at for at, _ in ticks), texts=tuple(text for _, text in ticks))
+    if axis.ticks:
+        x = replace(x, ticks=tuple(at for at, _ in axis.ticks), texts=tuple(text for _, text in axis.ticks))
     y = scale((v for q in spots for v in q[1:]), zero=zero, log=log)
     order = {Band: 0, Mark: 1, Line: 2}
     drawing = ""
@@ -247,10 +256,10 @@ def chart(
         else:
             drawing += _line_path(piece, x, y)
     desc = "; ".join(_describe(p) for p in drawn)
-    data = attribute(_readout(drawn, x, x_label))
+    data = attribute(_readout(drawn, x, axis.label))
     return (
         f'<figure class="chart" data-chart="{data}"><figcaption><b>{escape(title)}</b>{_legend(drawn)}</figcaption>'
-        + frame(identity, title, desc, drawing, x, y, x_label=x_label, y_label=y_label)
+        + frame(identity, title, desc, drawing, x, y, x_label=axis.label, y_label=y_label)
         + (f'<p class="note">{escape(note)}</p>' if note else "")
         + "</figure>"
     )

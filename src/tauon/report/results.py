@@ -231,13 +231,18 @@ def _classes(rows: Any, family: Any) -> str:
                 under = f"{bottom} to {top}" if low is not None and high is not None else str(item.get("reason") or "")
                 line.append(f"{shown}<small>{escape(under, 200)}</small>")
             else:
-                line.append(escape(count(v) if (v := number(item)) is not None else "–"))
+                line.append(escape(_plain(item)))
         cells.append(line)
     title = "Targets" if family in ("regression", "quantile-regression", "forecasting") else "Classes"
     note = (
         missing(f"The {_ROWS} of {count(len(rows))} classes with the lowest F1; all are in evaluation.json.") if len(rows) > _ROWS else ""
     )
     return f"<h3>{title}</h3>" + note + table([("", ""), *((label(k), "num") for k in columns)], cells, title)
+
+
+def _plain(item: Any) -> str:
+    v = number(item)
+    return "–" if v is None else count(v) if v == int(v) else figure(v)
 
 
 # ---------------------------------------------------------------------------------------------- calibration

@@ -11,6 +11,7 @@ from tauon.evaluate.baselines.compressor import compressor
 from tauon.evaluate.baselines.labels import label_shares, mean_and_median, prevalence, token_frequencies, training_quantiles
 from tauon.evaluate.baselines.linear import logistic_regression, ridge_regression, tfidf_logistic_regression
 from tauon.evaluate.baselines.series import copies
+from tauon.evaluate.baselines.sounds import mfcc_logistic_regression
 from tauon.types import Dataset
 
 __all__ = ["fit_baselines"]
@@ -40,6 +41,8 @@ def _classes(task: Any, training: Training, dataset: Dataset) -> Iterator[Baseli
     kind = getattr(task, "input_kind", "")
     if training.fits and kind == "arrays":
         yield logistic_regression(training)
+    if training.fits and kind == "signals":
+        yield mfcc_logistic_regression(training)
     if training.fits and kind == "labelled-text":
         yield tfidf_logistic_regression(training)
 

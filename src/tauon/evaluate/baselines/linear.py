@@ -17,7 +17,7 @@ from torch import Tensor
 from tauon.evaluate.baselines.base import MOST_NUMBERS, MOST_ROWS, Baseline, Training
 from tauon.types import Batch, DataSpec
 
-__all__ = ["logistic_regression", "ridge_regression", "tfidf_logistic_regression"]
+__all__ = ["class_scores", "fitted_logistic", "has_sklearn", "logistic_regression", "ridge_regression", "tfidf_logistic_regression"]
 
 _MOST_FEATURES = 4096
 
@@ -42,20 +42,16 @@ def _rows(spec: DataSpec) -> int:
 def logistic_regression(training: Training) -> Baseline | None:
     """Logistic regression; None where scikit-learn is missing, the inputs are too wide, or the sample has one class."""
     rows, spec = _rows(training.spec), training.spec
-    if not rows or not _has_sklearn():
+    if not rows or not has_sklearn():
         return None
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     batch = training.batch(rows)
     targets = batch.targets.numpy()
     if len(np.unique(targets)) < 2:
         return None
-    fitted = _fit(make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)), features(spec, batch.inputs), targets)
+    fitted = fitted_logistic(features(spec, batch.inputs), targets)
 
     def predict(batch: Batch) -> dict[str, Tensor]:
-        return _scores(fitted, features(spec, batch.inputs), batch, spec.outputs or 0)
+        return class_scores(fitted, features(spec, batch.inputs), batch, spec.outputs or 0)
 
     what = "columns, categories one-hot" if any(spec.categories) else "input numbers"
     about = f"scikit-learn's LogisticRegression of the {what}, on {len(targets):,} training examples."
@@ -65,7 +61,7 @@ def logistic_regression(training: Training) -> Baseline | None:
 def ridge_regression(training: Training) -> Baseline | None:
     """Ridge regression; None where scikit-learn is missing or the inputs are too wide."""
     rows, spec = _rows(training.spec), training.spec
-    if not rows or not _has_sklearn():
+    if not rows or not has_sklearn():
         return None
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline
@@ -85,7 +81,7 @@ def ridge_regression(training: Training) -> Baseline | None:
 
 def tfidf_logistic_regression(training: Training) -> Baseline | None:
     """Logistic regression on TF-IDF of words and pairs of words; None where scikit-learn is missing or the sample has one class."""
-    if not _has_sklearn() or training.tokenizer is None:
+    if not has_sklearn() or training.tokenizer is None:
         return None
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -106,7 +102,7 @@ def tfidf_logistic_regression(training: Training) -> Baseline | None:
         return None
 
     def predict(batch: Batch) -> dict[str, Tensor]:
-        return _scores(fitted, texts(batch, tokenizer), batch, training.spec.outputs or 0)
+        return class_scores(fitted, texts(batch, tokenizer), batch, training.spec.outputs or 0)
 
     about = (
         f"scikit-learn's LogisticRegression on TF-IDF of words and pairs of words, on {len(targets):,} training texts, cut as the model's."
@@ -120,7 +116,17 @@ def texts(batch: Batch, tokenizer: Any) -> list[str]:
     return [tokenizer.decode(row[keep][1:].tolist()) for row, keep in zip(batch.inputs, there, strict=True)]
 
 
-def _has_sklearn() -> bool:
+def fitted_logistic(inputs: np.ndarray, targets: np.ndarray) -> Any:
+    """Return scikit-learn's logistic regression of standardised columns."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return _fit(make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)), inputs, targets)
+
+
+def has_sklearn() -> bool:
+    """Return whether the extra is installed."""
     try:
         import sklearn  # noqa: F401
     except ImportError:
@@ -136,7 +142,7 @@ def _fit(steps: Any, inputs: np.ndarray | Sequence[str], targets: np.ndarray) ->
         return steps.fit(inputs, targets)
 
 
-def _scores(fitted: Any, inputs: np.ndarray | Sequence[str], batch: Batch, classes: int) -> dict[str, Tensor]:
+def class_scores(fitted: Any, inputs: np.ndarray | Sequence[str], batch: Batch, classes: int) -> dict[str, Tensor]:
     """Probabilities of all classes: those that the sample lacked get nothing."""
     found = np.zeros((len(batch), max(classes, int(fitted.classes_.max()) + 1)))
     found[:, fitted.classes_.astype(int)] = fitted.predict_proba(inputs)
