@@ -195,6 +195,9 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
     for i in range(6):
         (folder / "signs" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.new("L", (3, 2), 40 * i).save(folder / "signs" / "ab"[i % 2] / f"{i}.png")
+    for i in range(6):
+        (folder / "texts" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        (folder / "texts" / "ab"[i % 2] / f"{i}.txt").write_text(f"text {i}")
     (folder / "f.csv").write_text("date,a,b\n" + "".join(f"2020-01-{i + 1:02d},{i},{i * i}\n" for i in range(20)))
     for name in ("a_0", "a_1", "b_0"):
         write_wav(folder / "wav" / f"{name}.wav", tone(300, 0.02, 8000), 8000)
@@ -215,6 +218,7 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
         "sklearn": [{"name": n} for n in ("iris", "diabetes", "digits")],
         "series": [{"path": str(folder / "f.csv")}, {"path": str(folder / "f.csv"), "targets": ["b"], "inputs": ["a"]}],
         "python-stdlib": [{"limit": 3}],
+        "text-folder": [{"path": str(folder / "texts")}],
     }
 
 

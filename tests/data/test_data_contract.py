@@ -101,10 +101,17 @@ def _folder(tmp: Path) -> dict[str, Any]:
     return {"path": str(tmp / "signs")}
 
 
+def _text_folder(tmp: Path) -> dict[str, Any]:
+    for i in range(40):
+        (tmp / "ab"[i % 2]).mkdir(exist_ok=True)
+        (tmp / "ab"[i % 2] / f"{i}.txt").write_text(f"document {i}")
+    return {"path": str(tmp)}
+
+
 EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "text": _text, "jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "idx": _idx, "npz": _npz, "public": _public, "sklearn": _sklearn,
     "python-stdlib": lambda tmp: {"limit": 40}, "series": _series, "folder": _folder,
-    "wav": _wav, "chat": _chat, "pairs": _pairs,
+    "wav": _wav, "chat": _chat, "pairs": _pairs, "text-folder": _text_folder,
 }  # fmt: skip
 
 
@@ -131,6 +138,9 @@ def content(source: SourceConfig) -> list[Any]:
         return [(c.place, [(m.role, m.content) for m in c.messages]) for c in source.conversations()]
     if source.output_kind() == "pairs":
         return [(p.place, p.prompt, p.chosen, p.rejected) for p in source.pairs()]
+    if source.output_kind() == "labelled-text":
+        texts = source.labelled_texts()
+        return [*zip(texts.texts, texts.targets.tolist(), texts.places, strict=True)]
     table = source.arrays()
     return [table.features.tolist(), table.targets.tolist(), table.feature_names, table.label_names]
 

@@ -931,3 +931,139 @@ def _(f: Path) -> Path:
         for take in range(15):
             write_wav(f / label / f"{take}.wav", tone(hz, 0.1, 8000, take), 8000)
     return f
+
+
+# ---------------------------------------------------------------------------------------------- more that people have
+
+
+@zoo(
+    "names-and-tickets",
+    task="classification",
+    source={"label": "Survived", "drop": ["PassengerId", "Name", "Ticket"]},
+    table={"impute": "median"},
+)
+def _(f: Path) -> Path:
+    header = ["PassengerId", "Survived", "Pclass", "Name", "Sex", "Age", "Ticket", "Fare"]
+    rows = [
+        (
+            i + 1,
+            int(i % 3 == 0),
+            1 + i % 3,
+            f"Braund{i}, Mr. Owen {i}",
+            "mf"[i % 2],
+            "" if i % 9 == 0 else 20 + i % 50,
+            f"A/{i} {2000 + i}",
+            wave(i),
+        )
+        for i in range(300)
+    ]
+    return write(f / "x.csv", header, rows)
+
+
+@zoo(
+    "months-of-passengers",
+    task="forecasting",
+    source={"date": "Month", "date_format": "%Y-%m"},
+    split="series",
+    said=("12 of them are a season",),
+)
+def _(f: Path) -> Path:
+    return write(f / "x.csv", ["Month", "#Passengers"], [(f"{1949 + i // 12}-{i % 12 + 1:02d}", 100 + i) for i in range(144)])
+
+
+@zoo(
+    "clock-changes-of-a-year", task="forecasting", source={"repeated": "keep", "calendar": "rows"}, split="series", given={"label": "load"}
+)
+def _(f: Path) -> Path:
+    moments = [t for t in hours(8784) if t != datetime.datetime(2024, 3, 31, 2)]
+    at = moments.index(datetime.datetime(2024, 10, 27, 2))
+    return write(f / "x.csv", ["time", "load"], [(t, wave(i)) for i, t in enumerate([*moments[:at], moments[at], *moments[at:]])])
+
+
+@zoo("people-as-folders", asks="folders are named as people")
+def _(f: Path) -> Path:
+    for s in range(6):
+        for word in ("yes", "no"):
+            write_wav(f / f"speaker_{s}" / f"{word}_0.wav", tone(300, 0.05, 8000, s), 8000)
+    return f
+
+
+@zoo(
+    "people-as-folders-with-pattern",
+    task="audio-classification",
+    split="group",
+    group="speaker",
+    given={"label": "{speaker}/{label}_{take}"},
+)
+def _(f: Path) -> Path:
+    for s in range(6):
+        for word, hz in (("yes", 300), ("no", 1200)):
+            for take in range(2):
+                write_wav(f / f"speaker_{s}" / f"{word}_{take}.wav", tone(hz, 0.05, 8000, s), 8000)
+    return f
+
+
+@zoo("persons-in-names", task="classification", split="group", group="group")
+def _(f: Path) -> Path:
+    for i in range(60):
+        image(f / ["NORMAL", "PNEUMONIA"][i % 2] / f"person{i // 4}_bacteria_{i}.png", i, bool(i % 2))
+    return f
+
+
+@zoo(
+    "system-question-response",
+    source={"kind": "chat", "fields": {"prompt": "question", "completion": "response", "system": "system_prompt"}},
+    **CHAT,
+)
+def _(f: Path) -> Path:
+    return lines(f / "x.jsonl", [{"system_prompt": "Be good.", **row} for row in chats("question", "response")])
+
+
+@zoo("questions-with-labels", task="text-classification", source={"text": ["question", "answer"], "label": "label"})
+def _(f: Path) -> Path:
+    return lines(f / "x.jsonl", [{"question": text(i, 6), "answer": text(i + 500, 8), "label": i % 2} for i in range(100)])
+
+
+@zoo(
+    "sensors-at-one-moment",
+    task="regression",
+    source={"categorical": ["sensor_id"]},
+    split="time",
+    table={"time": "time"},
+    given={"label": "value"},
+)
+def _(f: Path) -> Path:
+    rows = [(t, s, wave(i + s), wave(i)) for i, t in enumerate(hours(60)) for s in range(6)]
+    return write(f / "x.csv", ["time", "sensor_id", "heat", "value"], rows)
+
+
+@zoo("balances-and-ages", task="classification", split="row", source={"drop": None}, given={"label": "default"})
+def _(f: Path) -> Path:
+    rows = [(1000 + i % 70, 20 + i % 50, i % 3, int(i % 4 == 0)) for i in range(300)]
+    return write(f / "x.csv", ["account_balance", "patient_age", "n_children", "default"], rows)
+
+
+@zoo("dates-with-two-readings", asks="can be read as")
+def _(f: Path) -> Path:
+    return write(f / "x.csv", ["day", "value"], [(f"{1 + i % 12:02d}/{1 + i % 11:02d}/2024", wave(i)) for i in range(100)])
+
+
+@zoo("texts-of-one-label", asks="expected at least two")
+def _(f: Path) -> Path:
+    return lines(f / "x.jsonl", [{"text": t, "label": "good"} for t, _ in opinions()])
+
+
+@zoo(
+    "tweets-without-header",
+    task="text-classification",
+    source={"text": "c5", "label": "c0", "group": "c4"},
+    split="group",
+    group="c4",
+    given={"label": "c0"},
+)
+def _(f: Path) -> Path:
+    rows = [
+        (4 * (i % 2), 1000 + i, f"Mon Apr {i % 28 + 1:02d} 22:19:{i % 60:02d} PDT 2009", "NO_QUERY", f"user{i % 60}", text(i))
+        for i in range(300)
+    ]
+    return write(f / "x.csv", [], rows)

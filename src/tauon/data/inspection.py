@@ -28,9 +28,12 @@ LookKind = Literal["number", "category", "date", "text", "identifier", "constant
 _NO_CATEGORY = ("?", "NaN", "nan", "N/A", "n/a", "#N/A", "<NA>")
 """Never spellings of a category: they mean a missing value even in a text column."""
 _DELIMITERS = (",", ";", "\t", "|", "blanks")
+_NAMES = frozenset(
+    ["name", "names", "fullname", "firstname", "lastname", "surname", "address", "street", "city", "ticket", "cabin", "url", "email"]
+)
 _TEXT_NAMES = frozenset([
     "text", "sentence", "review", "comment", "question", "message", "tweet", "title", "headline", "body", "content", "description", "utterance", "query",
-    "answer", "abstract", "summary", "post", "sms", "email", "subject", "note", "notes",
+    "answer", "abstract", "summary", "post", "sms", "subject", "note", "notes",
 ])  # fmt: skip
 
 
@@ -237,6 +240,11 @@ def _kind(name: str, there: Sequence[str], counts: dict[str, int], rows: int, ma
         kind, why = _number_kind(name, numbers, distinct)
         return kind, why, form.words() if form != CANONICAL else ""
     words = sum(len(v.split()) for v in there) / n
+    if words < 8 and distinct > 0.5 * n and distinct > 20 and {*re.findall("[a-z]+", name.lower())} & _NAMES:
+        return "identifier", "mostly different, and a name of names", ""
+    digits = sum(c.isdigit() or c in ":-/." for v in there[:200] for c in v) / max(1, sum(len(v) - v.count(" ") for v in there[:200]))
+    if words < 12 and digits > 0.4 and distinct > 50 and 2 * distinct > rows:
+        return "identifier", "mostly digits, and mostly different", ""
     if words >= 5 or (distinct > 0.5 * n and (words >= 3 or _is_unspaced_text(there))):
         return "text", f"{words:.0f} words a value" if words >= 2 else "long values without spaces", ""
     if distinct > 0.5 * n and words >= 1.5 and distinct > 20 and name.lower() in _TEXT_NAMES:

@@ -57,7 +57,7 @@ def detect_encoding(data: bytes) -> str | None:
 
     Latin-1 and cp1252 read any bytes, so they are taken only if letters with accents are the exception, as in western languages.
 
-    >>> [detect_encoding(text) for text in ("Zürich".encode(), "Zürich".encode("latin-1"), "“Zürich”".encode("cp1252"), "日本語".encode("gb18030"))]
+    >>> [detect_encoding(text) for text in ("Zürich".encode(), "Zürich".encode("latin-1"), "“Zürich, Genf”".encode("cp1252"), "日本語".encode("gb18030"))]
     ['utf-8', 'latin-1', 'cp1252', None]
     """
     length, name = encoding_by_mark(data, "utf-8")

@@ -12,7 +12,7 @@ import torch
 from tauon.distributed.timeouts import time_limit
 from tauon.errors import Problem, RecipeError
 from tauon.models import Model
-from tauon.plan.context import BY_THIS_RUN, Decision, PlanContext
+from tauon.plan.context import BY_THIS_RUN, VALIDATION_SHARE, Decision, PlanContext
 
 __all__ = ["choose_compile", "compiled"]
 
@@ -75,7 +75,7 @@ def pays_on_cpu(ctx: PlanContext) -> tuple[bool, str]:
     if timed is None:
         return False, "the time of a step was not measured"
     step = timed[precision]
-    total = steps * step if ctx.requested["time"] is None else ctx.requested["time"]
+    total = steps * step if ctx.requested["time"] is None else ctx.requested["time"] * (1 - VALIDATION_SHARE)
     training = f"about {total:,.0f} s of training"
     if total * MOST_GAIN <= cost:
         return False, f"{training}: compiling would take longer than it could save"

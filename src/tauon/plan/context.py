@@ -14,9 +14,12 @@ from tauon.models import Model
 from tauon.plan.trial import Trial, Work, attention_seconds, compiled_seconds, fused_seconds, layers_of, seconds_a_step
 from tauon.train import BatchSizeScheduler, JobConfig, freeze
 
-__all__ = ["BY_THIS_RUN", "Decision", "Measure", "PlanContext"]
+__all__ = ["BY_THIS_RUN", "VALIDATION_SHARE", "Decision", "Measure", "PlanContext"]
 
 BY_THIS_RUN = "recorded by this run"
+VALIDATION_SHARE = 0.15
+"""Share of `train.time` that validation may take."""
+
 Measure = Callable[[Any, float], float]
 """(plan, seconds) -> measured time of a step of the job with that plan, measured for about so many seconds; equal on all processes."""
 

@@ -9,12 +9,11 @@ import torch
 from tauon.errors import Problem, RecipeError
 from tauon.models import parameter_count
 from tauon.plan.compiling import choose_compile
-from tauon.plan.context import BY_THIS_RUN, Decision, PlanContext
+from tauon.plan.context import BY_THIS_RUN, VALIDATION_SHARE, Decision, PlanContext
 from tauon.plan.plan import Plan
 from tauon.train import trainable
 
 __all__ = [
-    "VALIDATION_SHARE",
     "checkpoint_every",
     "learning_rate",
     "parameters",
@@ -26,8 +25,6 @@ __all__ = [
 ]
 
 
-VALIDATION_SHARE = 0.15
-"""Share of `train.time` that validation may take."""
 FEWEST_BETWEEN = 5
 """Steps between validations, at least, if `train.time` is set."""
 

@@ -22,6 +22,7 @@ from tauon.privacy.audit import Canaries, GradientCanaries
 from tauon.privacy.config import PrivacyConfig
 from tauon.privacy.noise import NoisePlan, NoiseSource
 from tauon.privacy.private import make_private
+from tauon.privacy.proposals import propose
 from tauon.privacy.published import fitted_without_noise
 from tauon.privacy.sampling import PrivateLoader, SamplingScheme
 from tauon.privacy.statistics import draw_statistics, scaled_columns
@@ -94,6 +95,7 @@ class PrivateRun:
             refuse_delta(self.delta, self.units)
         except RecipeError as err:
             raise RecipeError([Problem("privacy.delta", str(err))]) from None
+        self.batch: int
         self.multiplier: float
         self.noise: NoisePlan
         self.loader: PrivateLoader
@@ -101,6 +103,7 @@ class PrivateRun:
 
     def load(self, *, batch: int, rank: int, world: int, workers: int, sizes: Sizes | None) -> PrivateLoader:
         """Return the loader that samples as the guarantee requires."""
+        self.batch = batch
         self.loader = PrivateLoader(
             self.protected.dataset,
             batch=batch,
@@ -143,9 +146,18 @@ class PrivateRun:
         self.noise = self._noise(multiplier, steps)
         self.planned = self.account(self._releases(self.noise, steps))
         derived.append(
-            ("privacy.epsilon", round(self.planned.epsilon, 4), f"all {steps:,} steps, at delta {self.delta:g} ({config.accountant})")
+            (
+                "privacy.epsilon",
+                round(self.planned.epsilon, 4),
+                f"planned, for all {steps:,} steps, at delta {self.delta:g} ({config.accountant})",
+            )
         )
-        return derived
+        return derived + self._proposals(steps)
+
+    def _proposals(self, steps: int) -> list[tuple[str, Any, str]]:
+        """Return what would probably be better for this noise, with the reason; only settings that are far from it."""
+        found = propose(self.units, self.batch, steps, self.multiplier)
+        return [(f"privacy: consider {key}", value, reason) for key, value, reason in found]
 
     def _resolve_statistics(self) -> list[tuple[str, Any, str]]:
         """Cost of the noisy means and deviations alone. Raises `RecipeError` if it is the whole budget or more."""

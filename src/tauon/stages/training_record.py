@@ -13,7 +13,7 @@ from tauon.artifacts import CheckpointWriter
 from tauon.data import DataSplits
 from tauon.optim import Plateau
 from tauon.plan import Plan
-from tauon.plan.steps import VALIDATION_SHARE
+from tauon.plan.context import VALIDATION_SHARE
 from tauon.tasks import Task
 from tauon.tracking import EventLog, Tracker
 from tauon.train import (

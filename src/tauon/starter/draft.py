@@ -99,8 +99,7 @@ def held_out(examples: int, *, groups: int = 0, what: str = "") -> tuple[dict[st
     share = 10 if examples >= 2000 else 20
     if not groups:
         return {"validation": "10%", "test": f"{share}%"}, f"{share}% is held out to measure on, 10% to watch training."
-    least = math.ceil(100 / groups)
-    split = {"validation": f"{max(10, least)}%", "test": f"{max(share, least)}%"}
+    split = {"validation": f"{max(10, math.ceil(100 / groups))}%", "test": f"{max(share, min(34, math.ceil(200 / groups)))}%"}
     return split, (
         f"Rows of one {what} belong together ({groups:,} of them, {examples:,} rows): {split['test']} of them are held out to measure on, "
         f"{split['validation']} to watch training, so that no {what} is in two parts. Intervals count {what}s, not rows."

@@ -6,10 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from tauon.starter.draft import FEWEST_GROUPS
+from tauon.errors import DataError
+from tauon.starter.draft import FEWEST_GROUPS, Asked
 
-__all__ = ["NameGroups", "groups_in_names", "part_of_pattern"]
+__all__ = ["NameGroups", "groups_in_names", "part_of_pattern", "refuse_people_as_classes"]
 
 _APART = re.compile(r"([_-]|(?<=\d)\.(?=\d)|\.)")
 _GROUP_PARTS = (
@@ -64,6 +66,21 @@ def groups_in_names(names: Sequence[str]) -> NameGroups | None:
             pattern = "".join(piece if i % 2 else ("{group}" if i // 2 == at else f"{{part{i // 2}}}") for i, piece in enumerate(cut[0]))
             return NameGroups(pattern, len(counts), max(counts, key=lambda v: (counts[v], v)))
     return None
+
+
+def refuse_people_as_classes(place: Path, folders: Sequence[str], asked: Asked) -> None:
+    """Raise `DataError` if folders are named as people (speaker_03, patient12), unless folders were said to be the classes."""
+    names = {*folders}
+    if asked.label is not None or len(names) < 2:
+        return
+    if all(
+        re.fullmatch(r"(?i)(speaker|spk|patient|subject|subj|sub|person|participant|user|actor|singer)[-_ ]?\w*\d+", name) for name in names
+    ):
+        example = min(names)
+        raise DataError(
+            f"{place}: folders are named as people ({example}). If they are the classes, say --label-from folder; if the class is in the file names, "
+            f"give the pattern: --label-from '{{speaker}}/{{label}}_{{take}}'"
+        )
 
 
 def _is_counter(columns: Sequence[tuple[str, ...]], at: int) -> bool:

@@ -11,7 +11,7 @@ from tauon.data.sources.class_folders import class_folders, part_of, visible
 from tauon.data.sources.system_files import is_system_file
 from tauon.errors import DataError
 from tauon.starter.draft import FEWEST_GROUPS, Asked, Draft, held_out, suffixes, training
-from tauon.starter.names import NameGroups, groups_in_names, part_of_pattern
+from tauon.starter.names import NameGroups, groups_in_names, part_of_pattern, refuse_people_as_classes
 
 __all__ = ["is_pictures", "pictures"]
 
@@ -37,6 +37,7 @@ def pictures(place: Path, asked: Asked) -> Draft:
         pattern = asked.label
     elif asked.label == "subfolder":
         level = "leaf"
+    refuse_people_as_classes(place, [p.relative_to(train).parts[0] for p in files if len(p.relative_to(train).parts) > 1], asked)
     labels, why = _labels(train, files, pattern, level, asked)
     counts = Counter(labels)
     if len(counts) < 2:
@@ -139,8 +140,10 @@ def _groups(train: Path, files: list[Path], labels: list[str], pattern: str | No
     below = [p.relative_to(train).parts[:-1] for p in files]
     depth = {len(b) for b in below}
     inner = Counter(b[-1] for b in below)
-    if depth == {2} and level == "top" and len(inner) < len({*below}) and len(inner) >= FEWEST_GROUPS:
-        said = f"Subfolders such as {next(iter(inner))} occur in several classes: they are read as groups."
+    if depth == {2} and level == "top" and 2 * len(inner) <= len(files):
+        if len(inner) < FEWEST_GROUPS:
+            return {}, 0, [f"Subfolders ({', '.join(inner)}) are too few to hold some out: figures hold for these alone."]
+        said = f"Images of one subfolder, such as {next(iter(inner))}, are read as a group: a person, a session, a track."
         return {"pattern": "{label}/{group}/{name}", "group": "group"}, len(inner), [said]
     found = groups_in_names([p.name for p in files])
     if found is None or depth != {1}:

@@ -11,7 +11,7 @@ from tauon.data.sources.audio_file import AUDIO_SUFFIXES
 from tauon.data.sources.name_parts import parts_of_names
 from tauon.errors import DataError
 from tauon.starter.draft import FEWEST_GROUPS, Asked, Draft, held_out, training
-from tauon.starter.names import groups_in_names, part_of_pattern
+from tauon.starter.names import groups_in_names, part_of_pattern, refuse_people_as_classes
 
 __all__ = ["is_recordings", "recordings"]
 
@@ -38,6 +38,7 @@ def recordings(place: Path, asked: Asked) -> Draft:
     names = _names(place)
     folders = {n.split("/")[-2] for n in names if "/" in n}
     if asked.label in (None, "folder"):
+        refuse_people_as_classes(place, [n.split("/")[-2] for n in names if "/" in n], asked)
         if len(folders) < 2:
             example = names[0].rsplit("/", 1)[-1]
             raise DataError(

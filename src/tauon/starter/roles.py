@@ -33,6 +33,7 @@ _THINGS = frozenset([
     "device", "sensor", "machine", "unit", "engine", "track", "store", "shop", "product", "item", "site", "station",
     "school", "hospital", "clinic", "case", "batch", "plant", "well",
 ])  # fmt: skip
+_OF_IDS = frozenset(["id", "no", "nr", "number", "num", "code", "key", "name", "uid", "uuid", "hash", "index", "the"])
 _CODES = frozenset([
     "zip", "zipcode", "postcode", "postal", "plz", "cap", "cep", "pincode", "areacode", "phone", "telephone",
 ])  # fmt: skip
@@ -104,15 +105,15 @@ def group_column(look: TableLook, label: ColumnLook | None) -> tuple[ColumnLook 
             or not 1 < c.distinct < 0.95 * look.rows
         ):
             continue
-        words = words_of(c.name)
-        joined = c.name.lower()
-        person = (
-            bool(_PEOPLE & {*words}) or (joined.endswith("id") and joined[:-2].rstrip("_- ") in _PEOPLE) or joined in ("pid", "uid", "sid")
-        )
-        thing = bool(_THINGS & {*words})
-        named_id = (person or words[-1:] in (["id"], ["uuid"]) or (thing and c.kind == "number" and c.distinct > 2)) and (
-            c.kind != "number" or c.whole
-        )
+        if any(" " in v.strip() for v in c.examples):  # words, not identifiers
+            continue
+        words, joined = {*words_of(c.name)}, c.name.lower()
+        named = words <= _PEOPLE | _THINGS | _OF_IDS and bool(words)
+        person = (named and bool(_PEOPLE & words)) or joined in ("pid", "uid", "sid")
+        person = person or (joined.endswith("id") and joined[:-2].rstrip("_- ") in _PEOPLE)
+        thing = named and bool(_THINGS & words)
+        ids = bool(words & {"id", "uuid", "guid"}) and words_of(c.name)[-1] in ("id", "uuid", "guid")
+        named_id = (person or ids or (thing and c.kind == "number" and c.distinct > 2)) and (c.kind != "number" or c.whole)
         coded = bool(c.codes) and c.distinct >= 20 and c.distinct < 0.7 * look.rows
         if not (named_id or coded or thing):
             continue
@@ -201,7 +202,7 @@ def _place(roles: Roles, look: TableLook, c: ColumnLook, ids: list[ColumnLook], 
     else:
         roles.features.append(c)
         if c.kind == "number" and c.whole and c.distinct <= 10 and 10 * c.distinct <= look.rows and c.distinct > 2:
-            if words & _CODE_WORDS:
+            if words & (_CODE_WORDS | {"id"}):
                 roles.categorical.append((c, f"by its name, its {c.distinct} whole numbers are codes"))
             else:
                 seen = ", ".join(v for v, _ in c.counts)

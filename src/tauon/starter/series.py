@@ -24,9 +24,10 @@ __all__ = ["is_series", "series"]
 
 _FEWEST = 40
 """Rows that a forecast needs."""
-_STEPS = frozenset(
-    ["index", "step", "t", "i", "row", "time", "n", "no", "nr", "idx", "sample", "tick", "period", "day", "hour", "minute", "second"]
-)
+_STEPS = frozenset([
+    "index", "step", "t", "i", "row", "time", "n", "no", "nr", "idx", "sample", "tick", "period", "day", "hour", "minute", "second", "timestamp", "ts",
+    "epoch", "unixtime", "cycle", "frame",
+])  # fmt: skip
 
 
 def is_series(look: TableLook, asked: Asked) -> bool:
@@ -102,7 +103,7 @@ def _dates(place: Path, look: TableLook, time: ColumnLook | None, source: dict[s
     if time.kind != "date" and "year" in words_of(time.name) and all(1000 <= int(v) <= 2999 for v in look.cells[time.name]):
         return source | {"date": time.name, "date_format": "%Y"}, [f"{time.name} is the year of each row."]
     if time.kind != "date":
-        return source | {"date": None}, [f"{time.name} counts the rows: each row is one step, in the order of the file (date: null)."]
+        return source | {"date": None}, [f"{time.name} orders the rows: each row is one step, in the order of the file (date: null)."]
     source |= {"date": time.name}
     if time.formats and time.formats != ("",):
         source["date_format"], said = _format(place, look, time)
@@ -240,4 +241,4 @@ def _horizon(step: str, season: int, rows: int) -> tuple[int, str]:
     """Return (steps to predict, the season in words): a season, if the series is long enough."""
     wanted = season if 1 < season <= 52 else 24
     said = f", {season} of them are a season" if season > 1 else ""
-    return max(1, min(wanted, rows // 20)), said
+    return max(1, min(wanted, rows // 10)), said

@@ -56,6 +56,9 @@ def _chat_fields(lower: dict[str, str], ask: str, say: str) -> dict[str, str]:
     )
     if context:
         fields["input"] = lower[context]
+    system = next((k for k in ("system", "system_prompt", "system_message") if k in lower), None)
+    if system:
+        fields["system"] = lower[system]
     return {k: v for k, v in fields.items() if k != v}
 
 

@@ -57,7 +57,7 @@ def in_order(times: Times, values: Values, where: str, *, unsorted: str, repeate
 
 def without_lost_rows(times: Times, values: Values) -> tuple[Times, Values, list[str]]:
     """Return (times, values, notes) without rows that have a missing value."""
-    lost: NDArray[np.bool_] = np.isnan(values).any(axis=1)
+    lost = np.asarray(np.isnan(values).any(axis=1))
     said = [f"{int(lost.sum()):,} of {len(lost):,} rows are left out, because a value is missing (fill: drop)"] if lost.any() else []
     return times[~lost], values[~lost], said
 

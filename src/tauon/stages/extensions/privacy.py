@@ -271,14 +271,28 @@ def write_account(ctx: Context, private: PrivateRun, job: TrainJob) -> None:
     if not job.step and not steps_done(ctx.run.folder):
         discard_statistics(ctx.run.folder)
         settle(ctx.run, [])
+        _without_promise(ctx)
     elif job.step:
         record, path = private.record(job.step), ctx.run.folder / "privacy.json"
         before = read_json(path) if path.exists() else {}
         if "cost" in before and before["guarantee"] == record["guarantee"]:
             record |= {"cost": before["cost"]}  # a finished run that is run again
         write_json(path, record)
-        promise = {k: record["guarantee"][k] for k in ("epsilon", "delta", "unit", "neighbouring", "accountant")}
+        promise = {k: record["guarantee"][k] for k in PROMISE}
         ctx.run.update_manifest(privacy=(ctx.run.manifest().get("privacy") or {}) | promise)
+
+
+def _without_promise(ctx: Context) -> None:
+    """Remove what a run without a single step cannot promise, from its folder and its manifest."""
+    (ctx.run.folder / "privacy.json").unlink(missing_ok=True)
+    recorded = ctx.run.manifest().get("privacy") or {}
+    if "epsilon" in recorded:
+        ctx.run.update_manifest(privacy={k: v for k, v in recorded.items() if k not in PROMISE})
+    ctx.on_event("note", message="privacy: no step was made, so no epsilon was spent, and none is promised")
+
+
+PROMISE = ("epsilon", "delta", "unit", "neighbouring", "accountant")
+"""What the manifest records of a guarantee."""
 
 
 def publish(ctx: Context, step: int, state: dict[str, Any]) -> dict[str, Any]:
