@@ -36,7 +36,6 @@ data:
   test: {{kind: csv, path: "{folder}/test.csv", text: text, label: label}}
   tokenizer: {{kind: bpe, vocab: 3000}}
   seq_len: 2048
-  split: {{validation: 0, test: 0}}
 task: text-classification
 model: {{kind: tfidf, ngrams: 2}}
 train: {{epochs: 1}}

@@ -25,7 +25,9 @@ def loans(folder: Path, n: int = 300) -> Path:
     age, pay, zone = rng.normal(size=n).round(3), rng.normal(size=n).round(3), rng.integers(0, 5, n)
     paid = age * pay + (zone % 2) + rng.normal(size=n) * 0.3 > 0.4
     with (folder / "loans.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("age", "pay", "zone", "paid"), *zip(age, pay, [f"z{i}" for i in zone], np.where(paid, "yes", "no"), strict=True)])
+        csv.writer(file).writerows(
+            [("age", "pay", "zone", "paid"), *zip(age, pay, [f"z{i}" for i in zone], np.where(paid, "yes", "no"), strict=True)]
+        )
     return folder / "loans.csv"
 
 
@@ -56,7 +58,11 @@ def texts(folder: Path) -> dict[str, Any]:
 def test_a_booster_is_trained_and_evaluated_in_a_run_of_its_own(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     notes: list[str] = []
-    done = run(load_recipe(recipe(tmp_path)), root=tmp_path, on_event=lambda kind, **f: notes.append(str(f.get("message"))) if kind == "note" else None)
+    done = run(
+        load_recipe(recipe(tmp_path)),
+        root=tmp_path,
+        on_event=lambda kind, **f: notes.append(str(f.get("message"))) if kind == "note" else None,
+    )
     assert read_json(done.folder / "evaluation.json")["metrics"]["roc_auc"]["value"] > 0.75
     assert any("rounds of at most 12" in n for n in notes)
     steps = [json.loads(line) for line in (done.folder / "events.jsonl").read_text().splitlines()]
