@@ -6,7 +6,7 @@ from typing import Any
 
 __all__ = ["table_defaults"]
 
-_SEEN = 40_000
+_SEEN = 60_000
 """Rows that are seen in training, repeats counted, if that is between 5 and 20 passes."""
 
 
@@ -19,15 +19,15 @@ def table_defaults(rows: int, *, missing: bool = False) -> dict[str, Any]:
     >>> table_defaults(800)["model"]
     {'kind': 'tabm', 'dropout': 0.3}
     >>> table_defaults(20_000)["train"]
-    {'epochs': 5, 'batch': 64, 'checkpoint_every': 100000}
+    {'epochs': 5, 'batch': 128, 'checkpoint_every': 100000}
     """
     few, many = rows < 2000, rows >= 5000
     table = {"categories": "codes"} | ({"impute": "median", "indicators": True} if missing else {})
-    model = {"kind": "tabm", "dropout": 0.3} if few else {"kind": "tabm", "members": 4, "dropout": 0.0 if many else 0.1}
+    model = {"kind": "tabm", "dropout": 0.3} if few else {"kind": "tabm", "members": 4, "bins": 32, "dropout": 0.0 if many else 0.1}
     optim: dict[str, Any] = {
-        "kind": "adamw", "lr": 0.005 if few else 0.01, "weight_decay": 0.03, "betas": [0.9, 0.99], "clip_norm": None,
+        "kind": "adamw", "lr": 0.005 if few else 0.014, "weight_decay": 0.03, "betas": [0.9, 0.99], "clip_norm": None,
         "schedule": {"kind": "cosine", "warmup": "5%", "final": 0},
     }  # fmt: skip
     # It takes seconds: one checkpoint at the end, instead of ten that wait for the disk
-    train = {"epochs": min(20, max(5, round(_SEEN / max(rows, 1)))), "batch": 64 if rows < 30_000 else 256, "checkpoint_every": 100_000}
+    train = {"epochs": min(20, max(5, round(_SEEN / max(rows, 1)))), "batch": 64 if few else 128, "checkpoint_every": 100_000}
     return {"data": {"normalize": "quantile", "table": table}, "model": model, "optim": optim, "train": train}

@@ -29,7 +29,7 @@ __all__ = ["TextLinear", "TextLinearConfig"]
 
 _CHUNK = 512
 """Texts whose n-grams are weighted at once."""
-_STRENGTHS = (0.5, 2.0, 8.0, 32.0, 128.0)
+_STRENGTHS = (0.5, 2.0, 8.0, 32.0, 128.0, 512.0, 2048.0)
 """Inverse penalties that are tried, as scikit-learn's C."""
 
 
@@ -47,7 +47,7 @@ class TextLinearConfig(ModelConfig):
     sublinear: bool = True
     """Count a repeated n-gram as 1 + log count; false: as often as it occurs."""
     strength: float | None = Field(None, gt=0)
-    """Inverse penalty, scikit-learn's C. Left out: of 0.5, 2, 8, 32, 128 the best on the validation texts, or on a tenth of the training texts."""
+    """Inverse penalty, scikit-learn's C. Left out: of 0.5, 2, 8, ..., 2048 the best on the validation texts, or on a tenth of the training texts."""
     vocab: Size | None = None
     """Token ids. Left out: the tokenizer's."""
     outputs: Size | None = None
