@@ -134,7 +134,8 @@ def test_a_shipped_recipe_runs_through_all_its_stages_at_toy_size(name: str, tmp
     folder = run(recipe, root=tmp_path, on_event=on_event).folder
     for one in run_folders(recipe, folder):
         steps = [e for e in map(json.loads, (one / "events.jsonl").read_text().splitlines()) if e["kind"] == "step"]
-        assert [e["step"] for e in steps] == [1, 2, 3, 4]
+        rounds = len(steps) if recipe.model.fits_whole else 4  # a fit has as many rounds as it needs
+        assert [e["step"] for e in steps] == [*range(1, rounds + 1)]
         assert all(math.isfinite(e["loss"]) for e in steps)
         figures = read_json(one / "evaluation.json")["metrics"]
         assert figures

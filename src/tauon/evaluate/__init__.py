@@ -3,7 +3,19 @@
 from tauon.evaluate.config import EvaluateConfig
 from tauon.evaluate.evaluation import Difference, Evaluation, compare
 from tauon.evaluate.run import evaluate
+from tauon.evaluate.text_baseline import text_baseline
 from tauon.evaluate.tiles import Predictor, ScoredTask, predict_all
 from tauon.metrics import Metric
 
-__all__ = ["Difference", "EvaluateConfig", "Evaluation", "Metric", "Predictor", "ScoredTask", "compare", "evaluate", "predict_all"]
+__all__ = [
+    "Difference",
+    "EvaluateConfig",
+    "Evaluation",
+    "Metric",
+    "Predictor",
+    "ScoredTask",
+    "compare",
+    "evaluate",
+    "predict_all",
+    "text_baseline",
+]

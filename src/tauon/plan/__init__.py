@@ -2,6 +2,7 @@
 
 from tauon.plan.compiling import choose_compile
 from tauon.plan.context import Decision, PlanContext
+from tauon.plan.defaults import table_defaults
 from tauon.plan.device import choose_device
 from tauon.plan.machine import available_memory
 from tauon.plan.make import make_plan
@@ -26,6 +27,7 @@ __all__ = [
     "fastest",
     "fits_whole",
     "make_plan",
+    "table_defaults",
     "training_precision",
     "weights_are_few",
 ]

@@ -39,7 +39,7 @@ class TabMConfig(TabularConfig):
     """Perceptrons in the ensemble, K. The paper's 32 are slower, and better by little."""
     layers: Count = Field(2, ge=1, le=100)
     """Hidden layers."""
-    width: Size = 128
+    width: Size = 64
     """Of a hidden layer, D."""
     bins: Count = Field(16, ge=0, le=1000)
     """Bins of the piecewise-linear encoding of a number, Q. 0: numbers enter as they are."""

@@ -29,7 +29,7 @@ __all__ = ["TextLinear", "TextLinearConfig"]
 
 _CHUNK = 512
 """Texts whose n-grams are weighted at once."""
-_STRENGTHS = (0.5, 2.0, 8.0, 32.0, 128.0)
+_STRENGTHS = (0.5, 2.0, 8.0, 32.0, 128.0, 512.0, 2048.0)
 """Inverse penalties that are tried, as scikit-learn's C."""
 
 
@@ -47,7 +47,7 @@ class TextLinearConfig(ModelConfig):
     sublinear: bool = True
     """Count a repeated n-gram as 1 + log count; false: as often as it occurs."""
     strength: float | None = Field(None, gt=0)
-    """Inverse penalty, scikit-learn's C. Left out: of 0.5, 2, 8, 32, 128 the best on the validation texts, or on a tenth of the training texts."""
+    """Inverse penalty, scikit-learn's C. Left out: of 0.5, 2, 8, ..., 2048 the best on the validation texts, or on a tenth of the training texts."""
     vocab: Size | None = None
     """Token ids. Left out: the tokenizer's."""
     outputs: Size | None = None
@@ -80,7 +80,7 @@ class TextLinearConfig(ModelConfig):
         whole = rows.weighted(model)
         chosen, note = self.strength, "as set"
         if chosen is None:
-            chosen, note = self._choose(model, whole, train, validation, seed, progress)
+            chosen, note = self._strength(model, whole, train, validation, seed, progress)
         weight, bias, losses = _solve(whole, train.targets, self.outputs or 1, chosen)
         tensors = model.state_dict()
         tensors["weight"] = torch.zeros_like(tensors["weight"]).index_copy_(0, whole.known, weight.float())
@@ -89,7 +89,7 @@ class TextLinearConfig(ModelConfig):
             progress("fit weights", 1, 1)
         return Fitted(tensors, losses, f"C = {chosen:g} ({note}), {len(whole.known):,} n-grams")
 
-    def _choose(
+    def _strength(
         self, model: TextLinear, whole: _Rows, train: Batch, validation: Batch | None, seed: int,
         progress: Callable[[str, int, int], None] | None,
     ) -> tuple[float, str]:  # fmt: skip
