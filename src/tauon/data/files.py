@@ -154,7 +154,7 @@ def expand(paths: str | Sequence[str], pattern: str = "**/*") -> list[tuple[Path
     """
     found: dict[Path, str] = {}
     for text in [paths] if isinstance(paths, str) else paths:
-        path = Path(text).expanduser()
+        path = _at_home(text)
         if path.is_dir():
             inside = [p for p in path.glob(pattern) if p.is_file() and not any(s.startswith(".") for s in p.relative_to(path).parts)]
             if not inside:
@@ -171,6 +171,14 @@ def expand(paths: str | Sequence[str], pattern: str = "**/*") -> list[tuple[Path
                 raise DataError(f"{text}: no file matches this pattern. Relative patterns start at {Path.cwd()}")
             found |= {p: p.as_posix() for p in inside}
     return sorted(found.items(), key=lambda item: (item[1], str(item[0])))
+
+
+def _at_home(text: str) -> Path:
+    """Return a path with `~` and `~name` expanded; a file that is called ~.csv stays."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user
+        return Path(text)
 
 
 def _nearest_name(path: Path) -> str:

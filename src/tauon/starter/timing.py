@@ -85,7 +85,7 @@ def seconds_of(made: Draft, budget: float) -> float | None:
                 return seconds_a_step(job_config(ctx, training.model), training.loader, training.mesh, None, training.plan, budget)
             finally:
                 training.loader.close()
-        except (TauonError, OSError):  # whatever is wrong is reported when the recipe is run
+        except (TauonError, OSError, RuntimeError):  # whatever is wrong (out of memory, too) is reported when the recipe is run
             return None
 
 
