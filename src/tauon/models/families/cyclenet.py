@@ -80,7 +80,7 @@ class CycleNet(Model):
         if self.hidden is not None:
             h_BKT = dropout(F.gelu(self.hidden(h_BKT)), self.dropout, self.training)
         B = x_BTF.shape[0]  # not len(): torch.export would fix the number
-        out_BHO = self.out(h_BKT).view(B, K, H, Q).permute(0, 2, 1, 3).reshape(B, H, K * Q)
+        out_BHO: Tensor = self.out(h_BKT).view(B, K, H, Q).permute(0, 2, 1, 3).reshape(B, H, K * Q)
         if self.revin:
             out_BHO = backward_scale(out_BHO, mean, deviation, K)
         return out_BHO + cycle_BSK[:, T:].repeat_interleave(Q, dim=2)
