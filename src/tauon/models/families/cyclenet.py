@@ -80,11 +80,10 @@ class CycleNet(Model):
         if self.hidden is not None:
             h_BKT = dropout(F.gelu(self.hidden(h_BKT)), self.dropout, self.training)
         B = x_BTF.shape[0]  # not len(): torch.export would fix the number
-        out_BHO = self.out(h_BKT).view(B, K, H, Q).permute(0, 2, 1, 3).reshape(B, H, K * Q)
+        out_BHO: Tensor = self.out(h_BKT).view(B, K, H, Q).permute(0, 2, 1, 3).reshape(B, H, K * Q)
         if self.revin:
             out_BHO = backward_scale(out_BHO, mean, deviation, K)
-        forecast_BHO: Tensor = out_BHO + cycle_BSK[:, T:].repeat_interleave(Q, dim=2)
-        return forecast_BHO
+        return out_BHO + cycle_BSK[:, T:].repeat_interleave(Q, dim=2)
 
     def init_parameter(self, name: str, p: Tensor, g: torch.Generator) -> None:
         """No cycle at first, as the paper's code; torch's rule for the map."""

@@ -80,7 +80,7 @@ class TextLinearConfig(ModelConfig):
         whole = rows.weighted(model)
         chosen, note = self.strength, "as set"
         if chosen is None:
-            chosen, note = self._strength(model, whole, train, validation, seed, progress)
+            chosen, note = self._best_strength(model, whole, train, validation, seed, progress)
         weight, bias, losses = _solve(whole, train.targets, self.outputs or 1, chosen)
         tensors = model.state_dict()
         tensors["weight"] = torch.zeros_like(tensors["weight"]).index_copy_(0, whole.known, weight.float())
@@ -89,7 +89,7 @@ class TextLinearConfig(ModelConfig):
             progress("fit weights", 1, 1)
         return Fitted(tensors, losses, f"C = {chosen:g} ({note}), {len(whole.known):,} n-grams")
 
-    def _strength(
+    def _best_strength(
         self, model: TextLinear, whole: _Rows, train: Batch, validation: Batch | None, seed: int,
         progress: Callable[[str, int, int], None] | None,
     ) -> tuple[float, str]:  # fmt: skip
