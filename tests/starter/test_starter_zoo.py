@@ -31,18 +31,18 @@ def split_of(made: Draft) -> tuple[str, str | None]:
         return "group", group
     if table.get("time") or source.get("time"):
         return "time", None
-    if made.sections["task"] == "forecasting":
+    if made.task == "forecasting":
         return "series", None
     if "split" not in data:
         return "parts", None
-    return "document" if made.sections["task"] == "language-modelling" else "row", None
+    return "document" if made.task == "language-modelling" else "row", None
 
 
 def wrong_in(made: Draft, case: Case) -> list[str]:
     """What differs from what is right."""
     found = []
     source = made.sections["data"]["source"]
-    if made.sections["task"] != case.task:
+    if made.task != case.task:
         found.append(f"task {made.sections['task']}, expected {case.task}")
     found += [f"source.{k} is {source.get(k)!r}, expected {v!r}" for k, v in case.source.items() if source.get(k) != v]
     if split_of(made) != (case.split, case.group):
@@ -72,7 +72,7 @@ def test_an_input_becomes_the_right_recipe_or_is_asked_about(case: Case, tmp_pat
     assert yaml.safe_load(written.read_text())["data"]["source"]["path"]
     if case.given.get("model") is None:
         recipe = load_recipe(written, [f"data.cache={tmp_path / 'cache'}"])
-        splits = prepare(recipe.data, seed=0, input_kind=recipe.task.input_kind, scale_targets=made.sections["task"] == "regression")
+        splits = prepare(recipe.data, seed=0, input_kind=recipe.task.input_kind, scale_targets=made.task == "regression")
         assert len(splits.train) and splits.validation is not None
         notes: list[Any] = splits.facts.get("notes", [])
         assert not case.notes or any(case.notes in note for note in notes), notes
@@ -97,9 +97,9 @@ def test_some_of_the_zoo_train_as_written_but_for_the_number_of_steps(case: Case
     done = run(recipe, root=tmp_path / "runs", stages=("prepare", "train", "evaluate"))
     figures = read_json(done.folder / "evaluation.json")
     assert figures["primary"] in figures["metrics"]
-    if split_of(made)[0] == "group" and made.sections["task"] != "instruction-tuning":
+    if split_of(made)[0] == "group" and made.task != "instruction-tuning":
         figure = figures["metrics"][figures["primary"]]
-        assert "groups" in figure["method"] or "groups are too few" in figure["reason"]
+        assert "groups" in figure["method"] or "groups" in figure["reason"]
 
 
 def test_the_time_of_training_is_measured_and_said(tmp_path: Path) -> None:

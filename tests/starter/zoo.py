@@ -140,9 +140,7 @@ def image(path: Path, seed: int, bright: bool, side: int = 20, suffix: str = ".p
 # ---------------------------------------------------------------------------------------------- 1: texts in tables
 
 
-@zoo(
-    "text-01", task="text-classification", source={"text": "text", "label": "label"}, steps=True, train={"early_stopping": {"patience": 3}}
-)
+@zoo("text-01", task="text-classification", source={"text": "text", "label": "label"}, steps=True, train={"epochs": 1})
 def _(f: Path) -> Path:
     return write(f / "x.csv", ["label", "text"], [(y, t) for t, y in opinions()])
 
@@ -801,7 +799,7 @@ def _(f: Path) -> Path:
 # ---------------------------------------------------------------------------------------------- 6: counts
 
 
-@zoo("twenty-thousand-rows", task="text-classification", said=("20,000",), train={"epochs": 3})
+@zoo("twenty-thousand-rows", task="text-classification", said=("20,000",), train={"epochs": 1})
 def _(f: Path) -> Path:
     return lines(f / "x.jsonl", [{"text": f"{text(i % 500)} {i}", "label": i % 2} for i in range(20_000)])
 
@@ -915,7 +913,7 @@ def _(f: Path) -> Path:
     return f
 
 
-@zoo("thousand-texts", task="text-classification", train={"early_stopping": {"patience": 3}}, said=("best checkpoint",))
+@zoo("thousand-texts", task="text-classification", said=("chosen on the validation part",))
 def _(f: Path) -> Path:
     return write(f / "x.csv", ["text", "label"], [(t, ["bad", "good"][y]) for t, y in opinions(1000)])
 

@@ -57,6 +57,12 @@ class Draft:
         self.sections[section] = value
         self.why[section] = [sentence for sentence in why if sentence]
 
+    @property
+    def task(self) -> str:
+        """Kind of the task."""
+        task = self.sections["task"]
+        return str(task["kind"] if isinstance(task, dict) else task)
+
     def to_yaml(self) -> str:
         """Return the recipe with its comments."""
         lines = [

@@ -41,7 +41,7 @@ def own_data(recipe: str, path: Path | str, label: str | None = None, assignment
     made = draft(path, label=label, model=base)
     task = tree.get("task")
     kind = task.get("kind") if isinstance(task, dict) else task
-    if made.sections["task"] != kind:
+    if made.task != kind:
         why = "; ".join(made.why["task"])
         raise RecipeError(
             f"{recipe} is for {kind}, but {path} is for {made.sections['task']}{f' ({why})' if why else ''}. Name another column with --label, or "

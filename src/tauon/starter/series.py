@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tauon.config import parse
 from tauon.data import ColumnLook, SourceConfig, TableLook
 from tauon.data.dates import moments
+from tauon.data.sources.base import Series
 from tauon.data.sources.index_column import is_nameless
 from tauon.data.sources.series import IncompleteSeries
 from tauon.errors import DataError
@@ -89,12 +90,35 @@ def series(place: Path, look: TableLook, asked: Asked, found: dict[str, Any], wh
     made = Draft(asked.name, about, examples=max(1, round(len(read) * 0.7) - context - horizon))
     data = {"source": source, "split": {"validation": "10%", "test": "20%"}, "window": {"context": context, "horizon": horizon}}
     made.set("data", data, *why, *more, f"The step is {read.step}{season}. The end of the series is held out.")
-    made.set("task", "forecasting")
-    made.set("model", "dlinear", "A linear map of trend and remainder: fast. patchtst needs longer series.")
-    made.set("optim", {"kind": "adam", "lr": 0.003, "schedule": {"kind": "cosine", "warmup": 0, "final": 0}})
+    made.set("task", {"kind": "forecasting", "loss_kind": "mae"}, "Absolute error: a few odd moments count less than with squares.")
+    _model(made, read)
     train, reasons = training(made.examples, batch=32, seen=60_000, most=30)
     made.set("train", train, *reasons)
     return made
+
+
+def _model(made: Draft, read: Series) -> None:
+    """Set model and optimizer: a learned cycle where each step is the next unit of the calendar, else a linear map."""
+    longer = "fast. patchtst needs longer series."
+    part, cycle, name = _CYCLES.get(read.step, ("", 0, "")) if read.dated and read.targets == len(read.names) else ("", 0, "")
+    if part and not _skips_days(read):
+        made.sections["data"]["window"]["calendar"] = [part]
+        made.set("model", {"kind": "cyclenet", "cycle": cycle}, f"A learned {name} cycle, and a linear map of what is left: {longer}")
+        lr = 0.005
+    else:
+        own = "Each window is scaled by its own level first (revin), so that a level which drifts does not matter."
+        made.set("model", {"kind": "dlinear", "revin": True}, f"A linear map of trend and remainder: {longer}", own)
+        lr = 0.003
+    made.set("optim", {"kind": "adam", "lr": lr, "schedule": {"kind": "cosine", "warmup": 0, "final": 0}})
+
+
+_CYCLES = {"1 h": ("hour", 24, "daily"), "1 d": ("weekday", 7, "weekly"), "1 month": ("month", 12, "yearly")}
+"""Step of a series -> part of the calendar that goes up by one with each step, its length, its name."""
+
+
+def _skips_days(read: Series) -> bool:
+    """Return whether a step is not always as long in the calendar: weekdays only, rows as they come."""
+    return read.step == "1 d" and bool((np.diff(read.times.astype("datetime64[D]").astype(np.int64)) != 1).any())
 
 
 def _dates(place: Path, look: TableLook, time: ColumnLook | None, source: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

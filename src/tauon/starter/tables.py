@@ -9,6 +9,7 @@ from tauon.data import ColumnLook, TableLook, inspect_table
 from tauon.data.sources.index_column import is_nameless
 from tauon.data.text_files import detect_encoding
 from tauon.errors import DataError
+from tauon.plan import table_defaults
 from tauon.starter.draft import Asked, Draft, encoding_of, held_out, suffix_of, training
 from tauon.starter.roles import Roles, choose_label, classes_or_value, roles_of
 from tauon.starter.series import is_series, series
@@ -154,7 +155,7 @@ def _features(
     why += [f"Numbers in {', '.join(names[:8])} are written with {form} (numbers)." for form, names in by_form.items()]
     why += roles.remarks
     settings, more = _table_settings(look, roles)
-    data: dict[str, Any] = {"source": source} | ({"table": settings} if settings else {})
+    data: dict[str, Any] = {"source": source}
     groups = roles.group.distinct if roles.group is not None else 0
     data["split"], sentence = held_out(look.rows, groups=groups, what=roles.group.name if roles.group is not None else "")
     if roles.time is not None:
@@ -162,21 +163,17 @@ def _features(
     made = Draft(asked.name, f"{label.name} from {len(inputs)} columns of {place.name}, {look.rows:,} rows", examples=look.rows)
     made.set("data", data, *why, *more, sentence)
     made.set("task", "classification" if classes else "regression", f"{label.name}: {said}")
-    _model(made, words=any(c.kind == "category" for c in inputs) or bool(roles.categorical))
-    train, reasons = training(look.rows, batch=64, seen=60_000, most=100)
+    defaults = table_defaults(look.rows, missing="impute" in settings)
+    data["table"] = defaults["data"]["table"] | settings
+    made.sections["data"] = {"source": source, "normalize": defaults["data"]["normalize"], "table": data["table"], "split": data["split"]}
+    why_model = (
+        "TabM: several small networks that share most of their weights, on numbers cut into bins. Compare it with the baseline, or with"
+    )
+    made.set("model", defaults["model"], f"{why_model} model: gradient-boosting (pip install 'tauon[sklearn]').")
+    made.set("optim", defaults["optim"])
+    train, reasons = training(look.rows, batch=defaults["train"]["batch"], seen=max(60_000, 5 * look.rows), most=20)
     made.set("train", train, *reasons)
     return made
-
-
-def _model(made: Draft, *, words: bool) -> None:
-    model = {"kind": "wide-and-deep", "hidden": [32], "dropout": 0.2} if words else {"kind": "mlp", "hidden": [64, 64], "dropout": 0.1}
-    why = (
-        "Categories have embeddings, in addition to a linear model of all columns."
-        if words
-        else "All inputs are numbers: two hidden layers."
-    )
-    made.set("model", model, why)
-    made.set("optim", {"kind": "adamw", "lr": 0.003, "schedule": {"kind": "cosine", "warmup": "5%", "final": 0}})
 
 
 def _table_settings(look: TableLook, roles: Roles) -> tuple[dict[str, Any], list[str]]:

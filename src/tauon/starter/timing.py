@@ -79,7 +79,10 @@ def seconds_of(made: Draft, budget: float) -> float | None:
         if tree is None:
             return None
         try:
-            ctx = Context(parse(Recipe, tree, "the drafted recipe"), None, null_callback)
+            recipe = parse(Recipe, tree, "the drafted recipe")
+            if recipe.model.fits_whole:  # there are no steps
+                return None
+            ctx = Context(recipe, None, null_callback)
             training = resolve_settings(ctx, None)
             try:
                 return seconds_a_step(job_config(ctx, training.model), training.loader, training.mesh, None, training.plan, budget)
@@ -103,7 +106,7 @@ def _small(made: Draft, folder: Path) -> dict[str, Any] | None:
     elif kind in _LIMITS:
         source["limit"] = _LIMITS[kind]
     tree["data"]["cache"] = str(folder / "cache")
-    tree["train"] = {"steps": 1, "batch": tree["train"]["batch"], "precision": "fp32", "compile": False}
+    tree["train"] = {"steps": 1, "batch": tree["train"].get("batch", 1), "precision": "fp32", "compile": False}
     return tree
 
 
