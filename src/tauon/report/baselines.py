@@ -47,7 +47,8 @@ def _difference(difference: Any, metric: str, evaluation: dict[str, Any]) -> str
     if low is None or high is None:
         return f", {shown}{what} better" if value > 0 else ""
     level = number(evaluation.get("confidence")) or 0.95
-    return f"; better by {shown}{what} ({level:.0%} interval of the difference {bottom} to {top})"
+    how = f"better by {shown}" if value >= 0 else f"worse by {spread(-value, low, high)[0]}"
+    return f"; {how}{what} ({level:.0%} interval of the difference {bottom} to {top})"
 
 
 def baseline_table(evaluation: dict[str, Any], level: float) -> str:
