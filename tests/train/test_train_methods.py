@@ -170,6 +170,17 @@ def test_trouble_is_told_when_it_lasts_and_not_of_a_head_that_starts_at_zero() -
     assert "not finite" in lasting_complaints(healthy | {"odd.weight": LayerLook(math.nan, 10.0, None)}, {})[0]
 
 
+def test_what_lies_behind_a_part_that_begins_at_zero_has_not_vanished() -> None:
+    """A residual block whose last norm starts at zero: its convolution has no gradient at first, then a small one that grows."""
+    notes: dict[str, Any] = {}
+    body = {f"blocks.{i}.weight": LayerLook(0.1, 10.0, 0.01) for i in range(5)}
+    for gradient in (0.0, 1e-12, 1e-10, 1e-8, 1e-3):
+        assert lasting_complaints(body | {"conv.weight": LayerLook(gradient, 10.0, 0.0)}, notes) == []
+    notes = {}
+    dead = body | {"conv.weight": LayerLook(1e-12, 10.0, 0.0)}
+    assert [bool(lasting_complaints(dead, notes)) for _ in range(3)] == [False, False, True]
+
+
 def test_a_deep_narrow_network_is_told_that_its_gradients_vanish(tmp_path: Path) -> None:
     told: list[str] = []
     path = table_recipe(tmp_path, model={"hidden": [3] * 60, "activation": "tanh"}, train={"steps": 6, "watch_layers": 2})

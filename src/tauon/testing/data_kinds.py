@@ -57,7 +57,7 @@ def check_data_kind(kind: Kind, *examples: DataExample) -> None:
     reads, and with nothing else; keys of other kinds are refused.
     """
     shown = {key for example in examples for key in example.changes}
-    unsaid, unread = set(kind.reads) - shown, shown - set(kind.reads)
+    unsaid, unread = set(kind.reads) - shown - _FILES, shown - set(kind.reads)
     assert not unsaid, f"{kind.kind_} says that it reads {sorted(unsaid)}: give an example whose `changes` name another value of each"
     assert not unread, f"{kind.kind_} does not say that it reads {sorted(unread)}: add them to its `reads`"
     for example in examples:
@@ -228,9 +228,11 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "normalize_targets": {"normalize_targets": "none"}, "augment": {"augment": [{"kind": "jitter"}]}, "scattering": {"scattering": {}},
     "mix": {"mix": {"mixup": 0.2}}, "sampling": {"sampling": "balanced"}, "class_weights": {"class_weights": "balanced"},
     "label_order": {"label_order": ["a", "b"]}, "table": {"table": {"categories": "onehot"}}, "window": {"window": {"context": 5}},
-    "signal": {"signal": {"seconds": 1}}, "chat": {"chat": {"empty_answers": "drop"}},
+    "signal": {"signal": {"seconds": 1}}, "spec": {"spec": "spec.json"}, "chat": {"chat": {"empty_answers": "drop"}},
 }  # fmt: skip
 """Non-default values of each key that only some kinds read."""
+_FILES = {"spec"}
+"""Keys whose value is a file that another preparation wrote: an example may leave them out."""
 
 
 def _check_refusals(kind: Kind, example: DataExample) -> None:

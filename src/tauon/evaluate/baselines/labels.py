@@ -33,7 +33,8 @@ def prevalence(training: Training) -> Baseline:
 
 def label_shares(training: Training) -> Baseline:
     """Each label's share of the training part, for every example alike."""
-    targets = training.batch().targets.float().flatten(1)
+    batch = training.batch()
+    targets = batch.targets.float().reshape(len(batch), -1)
     share = (targets.sum(0) + 0.5) / (len(targets) + 1)
 
     def predict(batch: Batch) -> dict[str, Tensor]:
@@ -58,7 +59,8 @@ def mean_and_median(training: Training) -> list[Baseline]:
 
 def training_quantiles(training: Training, levels: tuple[float, ...]) -> Baseline:
     """The quantiles of the training targets, for every example alike."""
-    targets = training.batch().targets.float().flatten(1)
+    batch = training.batch()
+    targets = batch.targets.float().reshape(len(batch), -1)
     wanted = torch.tensor(levels)
     value_KQ = torch.quantile(targets, wanted, dim=0).t().contiguous()
 

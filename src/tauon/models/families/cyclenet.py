@@ -64,7 +64,7 @@ class CycleNet(Model):
         super().__init__()
         T, H, K, Q = shape
         self.shape, self.length, self.dropout, self.revin = shape, cycle, dropout, revin
-        self.cycle = nn.Parameter(torch.empty(cycle, K))
+        self.cycle = nn.Embedding(cycle, K)
         self.hidden = nn.Linear(T, hidden) if hidden else None
         self.out = nn.Linear(hidden or T, H * Q)
 
@@ -72,7 +72,7 @@ class CycleNet(Model):
         T, H, K, Q = self.shape
         phase_B1 = ((x_BTF[:, :1, K] + 0.5) * (self.length - 1)).round().long().clamp(0, self.length - 1)
         steps = torch.arange(T + H, device=x_BTF.device)
-        cycle_BSK = self.cycle[(phase_B1 + steps) % self.length]
+        cycle_BSK = self.cycle((phase_B1 + steps) % self.length)
         rest_BTK = x_BTF[:, :, :K] - cycle_BSK[:, :T]
         if self.revin:
             rest_BTK, mean, deviation = forward_scale(rest_BTK)
@@ -87,7 +87,7 @@ class CycleNet(Model):
 
     def init_parameter(self, name: str, p: Tensor, g: torch.Generator) -> None:
         """No cycle at first, as the paper's code; torch's rule for the map."""
-        nn.init.zeros_(p) if name == "cycle" else super().init_parameter(name, p, g)
+        nn.init.zeros_(p) if name == "cycle.weight" else super().init_parameter(name, p, g)
 
     def flops_per_example(self, spec: DataSpec) -> float:
         """6 for each weight of the map and series."""

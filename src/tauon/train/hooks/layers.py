@@ -25,8 +25,6 @@ VANISHED, EXPLODED = 1e-7, 1e3
 second as a multiple of the median layer's ratio, if it is also above 1."""
 LASTS = 3
 """Measurements in a row with the same problem before it is reported."""
-_RISES = 1.5
-"""Factor from one measurement to the next by which a small gradient is on its way, not vanished."""
 _ZERO = 1e-6
 """Norm up to which weights count as zero."""
 COPIES_UP_TO = 200_000_000
@@ -135,8 +133,8 @@ def lasting_complaints(layers: dict[str, LayerLook], notes: dict[str, Any]) -> l
     ratio = {n: x.gradient / max(x.weight, 1e-12) for n, x in layers.items() if math.isfinite(x.gradient)}
     least = VANISHED * max(ratio.values(), default=0.0)
     small, before = {n: r for n, r in ratio.items() if r < least or r == 0}, notes.get("small_ratios", {})
-    # what lies behind a part that began at zero gets its gradient as that part grows
-    growing |= {n for n, r in small.items() if n in before and r > _RISES * before[n]}
+    # what lies behind a part that began at zero gets its gradient as that part grows: from none to some, or fast enough to be there next time
+    growing |= {n for n, r in small.items() if n in before and (r > 0 if before[n] == 0 else r * r / before[n] >= least)}
     notes["small_ratios"] = small
     current = complaints({n: x for n, x in layers.items() if n not in growing})
     kinds = {complaint.partition(" in ")[0]: complaint for complaint in current}
