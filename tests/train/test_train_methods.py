@@ -183,7 +183,7 @@ def test_what_lies_behind_a_part_that_begins_at_zero_has_not_vanished() -> None:
 
 def test_a_deep_narrow_network_is_told_that_its_gradients_vanish(tmp_path: Path) -> None:
     told: list[str] = []
-    path = table_recipe(tmp_path, model={"hidden": [3] * 60, "activation": "tanh"}, train={"steps": 6, "watch_layers": 2})
+    path = table_recipe(tmp_path, model={"hidden": [3] * 60, "activation": "tanh"}, train={"steps": 12, "watch_layers": 2})
     go(path, on_event=lambda kind, **facts: told.append(facts["message"]) if kind == "warning" else None)
     assert any("vanishing gradients in layers.0.weight" in t for t in told), told
 

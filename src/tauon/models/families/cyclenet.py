@@ -83,7 +83,8 @@ class CycleNet(Model):
         out_BHO: Tensor = self.out(h_BKT).view(B, K, H, Q).permute(0, 2, 1, 3).reshape(B, H, K * Q)
         if self.revin:
             out_BHO = backward_scale(out_BHO, mean, deviation, K)
-        return out_BHO + cycle_BSK[:, T:].repeat_interleave(Q, dim=2)
+        forecast_BHO: Tensor = out_BHO + cycle_BSK[:, T:].repeat_interleave(Q, dim=2)
+        return forecast_BHO
 
     def init_parameter(self, name: str, p: Tensor, g: torch.Generator) -> None:
         """No cycle at first, as the paper's code; torch's rule for the map."""
