@@ -24,6 +24,7 @@ from tauon.models import LogisticConfig, materialize
 from tauon.report.baselines import verdict_line
 from tauon.tasks import DPO, AudioClassification, Classification, Forecasting, LanguageModelling, Regression
 from tauon.types import Batch, DataSpec
+from toy import Tauon, table_recipe
 
 SCORING = Scoring(resamples=300, seed=3)
 
@@ -319,3 +320,21 @@ def test_the_headline_follows_the_balance() -> None:
         p = np.clip(0.5 * y + 0.5 * g.random(300), 0.01, 0.99)
         found = Classification().metrics({"scores": np.stack([1 - p, p], 1), "targets": y}, SCORING)
         assert found["primary"] == primary
+
+
+def test_a_private_model_worse_than_prevalence_is_said_to_be_in_terminal_and_report(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("dp_accounting")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TAUON_LEDGER", str(tmp_path / "ledger"))
+    recipe = table_recipe(
+        tmp_path, name="noisy", optim={"kind": "sgd", "lr": 50.0}, train={"steps": 6, "validate_every": None},
+        privacy={"target_epsilon": 0.05, "delta": 1e-3},
+    )  # fmt: skip
+    ended = Tauon(capsys)("run", recipe)
+    assert ended.code == 0, ended
+    report = (tmp_path / "runs/noisy/report.html").read_text()
+    for said in (ended.out, report.replace("&#x27;", "'").replace("&#39;", "'")):
+        assert "than the most frequent class of the evaluated part" in said
+        assert "Its probabilities are worse than the classes' shares of the evaluated part: log loss" in said
