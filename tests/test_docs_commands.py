@@ -7,6 +7,7 @@ change has its reason in `CHANGED`. What takes seconds is marked slow.
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
 import shutil
@@ -24,6 +25,8 @@ from click.testing import CliRunner
 
 from tauon.cli.main import cli
 from tauon.recipe import load_recipe, shipped_recipes
+from tauon.report.baselines import verdict_line
+from tauon.report.text import escape
 from test_docs import PAGES, ROOT, commands, leaf, name_of
 from tones import tone, write_wav
 from toy import Ended, Tauon, merged, table_recipe, words
@@ -120,6 +123,14 @@ TOY: dict[str, list[str]] = {
     "shakespeare-char": ["model.width=16", "train.batch=2"], "shakespeare-char-long": ["model.width=24", "train.batch=2"],
 }  # fmt: skip
 """Settings that make a shipped recipe small. Others: two steps on 200 rows."""
+_FEW = ["train.epochs=null", "train.steps=3", "evaluate.resamples=100"]
+_SMALL_GPT = ["model.width=16", "model.heads=2", "model.layers=1", "data.seq_len=32", "evaluate.samples=1"]
+OWN_DATA: dict[str, list[str]] = {
+    "tauon run patients.csv --label died": _FEW, "tauon run load.csv": _FEW, "tauon run notes/": [*_FEW, *_SMALL_GPT],
+    "tauon run reviews.csv": _FEW, "tauon run chats.jsonl --model runs/base": _FEW, "tauon run images/": _FEW, "tauon run calls/": _FEW,
+    "tauon run prefer.jsonl --model runs/base": _FEW,
+}  # fmt: skip
+"""One command from a file or a folder to a report with a baseline, and what makes it small: one for each of eight kinds of data."""
 DOWNLOADS = {"cifar10-resnet50"}
 """Not in the mirror of real data."""
 
@@ -162,6 +173,10 @@ def make_files(folder: Path) -> None:
     (folder / "notes.jsonl").write_text("".join(f'{{"text": "{words(60, i).replace(chr(10), " ")}"}}\n' for i in range(40)))
     chats = "".join(f'{{"instruction": "{words(4, i).split(chr(10))[0]} ?", "output": "answer {i}"}}\n' for i in range(40))
     (folder / "chats.jsonl").write_text(chats)
+    reviews = "".join(f"{words(6, i).replace(chr(10), ' ')} {('splendid', 'dreadful')[i % 2]},{('pos', 'neg')[i % 2]}\n" for i in range(80))
+    (folder / "reviews.csv").write_text("text,sentiment\n" + reviews)
+    pairs = ({"prompt": f"{i} ?", "chosen": "the heavy lepton " * (1 + i % 3), "rejected": "a neutrino " * (1 + i % 2)} for i in range(40))
+    (folder / "prefer.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (folder / "notes").mkdir()
     for i in range(12):
         (folder / "notes" / f"{i}.md").write_text(words(80, i))
@@ -300,6 +315,8 @@ def arguments(command: str) -> list[str]:
             extra += shlex.split(more)
     recipe = recipe_in(command)
     takes = {p.name for p in verb.params}
+    if command in OWN_DATA:
+        return [*said, *OWN_DATA[command]]
     if said[0] == "check":
         return [*said, *extra]  # at its own size: what rounding explains is measured, and too little of it in a model of 16 columns
     if recipe is not None and "assignments" in takes and said[:2] not in (["recipe", "show"], ["recipe", "check"]):
@@ -317,11 +334,14 @@ def slow(command: str) -> bool:
         return True
     if verb == "compress" or command.startswith("tauon explain runs/quickstart"):
         return True
+    if command in OWN_DATA:
+        return command in SLOW_DATA
     if verb in ("run", "train", "tune"):
         return command not in ("tauon run quickstart", "tauon run quickstart --json > progress.jsonl") and named != "traffic-signs"
     return False
 
 
+SLOW_DATA = {"tauon run notes/", "tauon run chats.jsonl --model runs/base", "tauon run prefer.jsonl --model runs/base"}
 CASES = [
     pytest.param(c, id=c, marks=[pytest.mark.slow, pytest.mark.timeout(600)] if slow(c) else []) for c in sorted(SHOWN)
 ]  # fmt: skip
@@ -358,6 +378,8 @@ def test_every_command_shown_runs(
             expect_success(tauon("export", "runs/notes-lora", "--to", "peft", "--out", "notes-adapter"))
         if "export/onnx" in shown:
             expect_success(tauon("export", "runs/patients", "--to", "onnx"))
+        if shown in OWN_DATA:
+            shutil.rmtree(Path("runs") / name_of_data(shown), ignore_errors=True)
         for name in re.findall(r"name=(\S+)", shown):  # the run that the world has already has other settings
             shutil.rmtree(Path("runs") / name, ignore_errors=True)
         ended = (
@@ -370,6 +392,8 @@ def test_every_command_shown_runs(
         if ended.code == 8 and "this machine has" in ended.err:
             continue  # fewer cores than the example asks for
         expect_success(ended)
+        if shown in OWN_DATA:
+            expect_baseline(Path("runs") / name_of_data(shown), ended)
         if target:
             Path(target).write_text(ended.out)
 
@@ -403,6 +427,24 @@ def alone(words: list[str]) -> Ended:
 
 def expect_success(ended: Ended) -> None:
     assert ended.code == 0, ended
+
+
+def name_of_data(command: str) -> str:
+    return Path(shlex.split(command)[2]).stem
+
+
+def expect_baseline(folder: Path, ended: Ended) -> None:
+    """The recipe lies there; a baseline was measured; the terminal and the report say how the model stands against it."""
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert Path(f"{folder.name}.yaml").is_file() and evaluation["baselines"]
+    found = verdict_line(evaluation)
+    assert found is not None and found[1] in ended.out
+    assert f'<p class="status {found[0]}">{escape(found[1], 600)}</p>' in (folder / "report.html").read_text()
+
+
+def test_eight_kinds_of_data_have_one_command_in_getting_started() -> None:
+    assert len(OWN_DATA) == 8 and {SHOWN.get(command) for command in OWN_DATA} == {"docs/getting-started.md"}
+    assert len(SLOW_DATA) < 4 and {*OWN_DATA} >= SLOW_DATA
 
 
 def tune_notes(tauon: Tauon) -> None:

@@ -98,7 +98,7 @@ def test_a_table_becomes_a_classifier_of_its_label(tmp_path: Path, tauon: Tauon)
     ended = tauon("recipe", "new", "--from", "patients.csv", "--label-from", "outcome")
     assert ended.code == 0, ended.err
     written = yaml.safe_load((tmp_path / "patients.yaml").read_text())
-    assert written["task"] == "classification" and written["data"]["table"] == {"impute": "median"}
+    assert written["task"] == "classification" and written["data"]["table"]["impute"] == "median"
     assert written["data"]["source"]["drop"] == ["patient_id"]
     assert "# patient_id is left out" in ended.out and "wrote patients.yaml" in ended.err
     assert trains(tmp_path / "patients.yaml", tmp_path)["primary"]
@@ -132,7 +132,7 @@ def test_a_spreadsheet_as_people_have_it_is_written_by_the_rules_that_data_is_re
     ended = tauon("recipe", "new", "--from", "kunden.csv", "--label-from", "Kauf")
     assert ended.code == 0, ended.err
     written = yaml.safe_load((tmp_path / "kunden.yaml").read_text())["data"]
-    assert written["source"]["drop"] == [""] and written["source"]["missing"] == ["", "NA"] and written["table"] == {"impute": "median"}
+    assert written["source"]["drop"] == [""] and written["source"]["missing"] == ["", "NA"] and written["table"]["impute"] == "median"
     assert "Numbers in Preis are written with decimal ',', thousands '.'" in ended.out
     ended = tauon("run", "kunden.yaml", *SHORT)
     assert ended.code == 0, ended.err
@@ -145,7 +145,7 @@ def test_keys_that_some_rows_lack_are_filled(tmp_path: Path) -> None:
     rows = [{"a": i % 13, "y": "high" if i % 13 > 6 else "low"} | ({"b": i % 5} if i % 3 else {}) for i in range(80)]
     (tmp_path / "n.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8-sig")
     made = draft(tmp_path / "n.jsonl")
-    assert made.sections["data"]["table"] == {"impute": "median"}
+    assert made.sections["data"]["table"] == {"categories": "codes", "impute": "median", "indicators": True}
     assert trains(write_draft(made, tmp_path / "n.yaml"), tmp_path)["family"] == "classification"
 
 
@@ -184,7 +184,7 @@ def test_a_folder_of_recordings_becomes_a_classifier(tmp_path: Path) -> None:
 
 def test_names_of_recordings_say_the_class_once_the_pattern_is_given(tmp_path: Path) -> None:
     folder = recordings(tmp_path / "calls", "{label}_{take}.wav")
-    with pytest.raises(DataError, match=r"--label-from '\{label\}_\{speaker\}'"):
+    with pytest.raises(DataError, match=r"--label '\{label\}_\{speaker\}'"):
         draft(folder)
     made = draft(folder, label="{label}_{take}")
     assert trains(write_draft(made, tmp_path / "calls.yaml"), tmp_path)["family"] == "classification"

@@ -18,11 +18,13 @@ from tauon.evaluate.baselines.series import seasons
 from tauon.evaluate.baselines.sounds import mfcc
 from tauon.evaluate.paired import PairedTerms, RecordingTask, improvement
 from tauon.metrics import Scoring
+from tauon.metrics.preference import preference
 from tauon.metrics.thresholds import thresholds
 from tauon.models import LogisticConfig, materialize
 from tauon.report.baselines import verdict_line
-from tauon.tasks import AudioClassification, Classification, Forecasting, LanguageModelling, Regression
+from tauon.tasks import DPO, AudioClassification, Classification, Forecasting, LanguageModelling, Regression
 from tauon.types import Batch, DataSpec
+from toy import Tauon, table_recipe
 
 SCORING = Scoring(resamples=300, seed=3)
 
@@ -49,11 +51,12 @@ def of_two_classes(n: int, seed: int, noise: float) -> Rows:
     return Rows(x, y, outputs=2, labels=("no", "yes"))
 
 
-def compared(task: Any, train: Any, held_out: Any, model: torch.nn.Module) -> tuple[Any, list[Any]]:
+def compared(task: Any, train: Any, held_out: Any, model: torch.nn.Module, *, fits: bool = True) -> tuple[Any, list[Any]]:
     config, recording = EvaluateConfig(resamples=200), RecordingTask(task)
     result = evaluate(model, recording, held_out, config, seed=0, split="test")
     assert recording.terms is not None
-    return result, compared_with_baselines(result, recording.terms, task, fit_baselines(task, Training(train), held_out), held_out, config)
+    baselines = fit_baselines(task, Training(train, fits=fits), held_out)
+    return result, compared_with_baselines(result, recording.terms, task, baselines, held_out, config)
 
 
 def test_logistic_regression_and_the_majority_are_those_of_scikit_learn() -> None:
@@ -248,7 +251,45 @@ def test_private_training_lends_its_records_to_no_baseline() -> None:
     train = Closed(np.zeros((5, 2), np.float32), np.zeros(5, np.int64), outputs=2, labels=("no", "yes"))
     test = of_two_classes(50, 0, 0.1)
     found = fit_baselines(Classification(), Training(train, fits=False), test)
-    assert [b.name for b in found] == ["the most frequent class"]
+    assert [b.name for b in found] == ["the most frequent class of the evaluated part"]
+    assert "shares of the evaluated part" in found[0].about
+
+
+def test_probabilities_worse_than_the_shares_of_the_classes_are_said_even_where_the_ranking_is_good() -> None:
+    """A private model may rank well and be too sure: its area is above chance, its log loss worse than prevalence."""
+    train, test = of_two_classes(600, 0, 0.3), of_two_classes(400, 1, 0.3)
+    sure = torch.nn.Linear(4, 2)
+    with torch.no_grad():
+        sure.weight.copy_(torch.tensor([[0.0] * 4, [50.0, -50.0, 25.0, 0.0]]))
+        sure.bias.copy_(torch.tensor([0.0, -5.0]))
+    result, found = compared(Classification(), train, test, sure, fits=False)
+    summary = verdict(result, found)
+    assert summary is not None and summary["verdict"] == "better"
+    assert summary["probabilities"]["ours"] > summary["probabilities"]["theirs"]
+    tone, sentence = verdict_line(replace(result, verdict=summary).to_json()) or ("", "")
+    assert tone == "warn"
+    assert "Its probabilities are worse than the classes' shares of the evaluated part: log loss" in sentence
+    weak = torch.nn.Linear(4, 2)
+    with torch.no_grad():
+        weak.weight.copy_(sure.weight / 200)
+        weak.bias.copy_(sure.bias / 200)
+    result, found = compared(Classification(), train, test, weak, fits=False)
+    assert "probabilities" not in (verdict(result, found) or {})
+
+
+def test_pairs_have_chance_and_the_longer_answer() -> None:
+    weights = torch.zeros(3, 2, 8)
+    for pair, lengths in enumerate([(5, 3), (2, 4), (3, 3)]):  # chosen, rejected: right, wrong, a tie
+        for side, length in enumerate(lengths):
+            weights[pair, side, :length] = 1
+    batch = Batch(torch.zeros(3, 2, 8, dtype=torch.long), torch.zeros(3, 2, 8, dtype=torch.long), weights)
+    chance, longer = (b.predict(batch) for b in fit_baselines(DPO(), Training(of_two_classes(5, 0, 0.1)), of_two_classes(5, 0, 0.1)))
+    how = {"confidence": 0.95, "resamples": 100, "seed": 0}
+    assert preference(chance["rewards"].numpy(), chance["loss"].numpy(), **how)["metrics"]["reward_accuracy"].value == 0.5
+    assert chance["loss"].tolist() == pytest.approx([np.log(2)] * 3)
+    scores = preference(longer["rewards"].numpy(), longer["loss"].numpy(), **how)
+    assert scores["metrics"]["reward_accuracy"].value == pytest.approx((1 + 0 + 0.5) / 3)
+    assert (longer["rewards"][:, 0] - longer["rewards"][:, 1]).tolist() == [1, -1, 0]
 
 
 def test_thresholds_equal_scikit_learn_and_choose_the_cheapest() -> None:
@@ -279,3 +320,21 @@ def test_the_headline_follows_the_balance() -> None:
         p = np.clip(0.5 * y + 0.5 * g.random(300), 0.01, 0.99)
         found = Classification().metrics({"scores": np.stack([1 - p, p], 1), "targets": y}, SCORING)
         assert found["primary"] == primary
+
+
+def test_a_private_model_worse_than_prevalence_is_said_to_be_in_terminal_and_report(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("dp_accounting")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TAUON_LEDGER", str(tmp_path / "ledger"))
+    recipe = table_recipe(
+        tmp_path, name="noisy", optim={"kind": "sgd", "lr": 50.0}, train={"steps": 6, "validate_every": None},
+        privacy={"target_epsilon": 0.05, "delta": 1e-3},
+    )  # fmt: skip
+    ended = Tauon(capsys)("run", recipe)
+    assert ended.code == 0, ended
+    report = (tmp_path / "runs/noisy/report.html").read_text()
+    for said in (ended.out, report.replace("&#x27;", "'").replace("&#39;", "'")):
+        assert "than the most frequent class of the evaluated part" in said
+        assert "Its probabilities are worse than the classes' shares of the evaluated part: log loss" in said

@@ -64,6 +64,6 @@ def test_a_path_of_the_same_kind_is_taken(tmp_path: Path) -> None:
 
 def test_data_for_another_task_is_refused_with_the_command_that_fits(tmp_path: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"credit-risk is for classification, but .* is for regression .*tauon recipe new --from .* --label-from amount"
+        RecipeError, match=r"credit-risk is for classification, but .* is for regression .*tauon recipe new --from .* --label amount"
     ):
         own_data("credit-risk", loans(tmp_path / "mine.csv"), "amount")

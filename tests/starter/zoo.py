@@ -578,7 +578,7 @@ def _(f: Path) -> Path:
     return f / "archive"
 
 
-@zoo("taxonomy", asks="--label-from folder, or --label-from subfolder")
+@zoo("taxonomy", asks="--label folder, or --label subfolder")
 def _(f: Path) -> Path:
     for i in range(60):
         image(f / ["animals", "plants"][i % 2] / ["cat", "fern", "dog", "rose"][i % 4] / f"{i}.png", i, bool(i % 2))
@@ -766,7 +766,7 @@ def _(f: Path) -> Path:
     return write(f / "x.txt", [], [(wave(i), wave(2 * i), wave(3 * i), int(wave(i) > 10)) for i in range(150)])
 
 
-@zoo("numbers-in-txt-without-label", asks="Name it with --label-from")
+@zoo("numbers-in-txt-without-label", asks="Name it with --label")
 def _(f: Path) -> Path:
     return write(f / "x.txt", [], [(wave(i), wave(2 * i), wave(3 * i), int(wave(i) > 10)) for i in range(150)])
 

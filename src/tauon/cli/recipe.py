@@ -12,8 +12,8 @@ __all__ = ["recipe_command"]
 
 EXAMPLES = """
 \b
-  tauon recipe new --from images/ --label-from folder      images, one subfolder per class
-  tauon recipe new --from patients.csv --label-from died   a table
+  tauon recipe new --from images/ --label folder           images, one subfolder per class
+  tauon recipe new --from patients.csv --label died        a table
   tauon recipe new --from load.csv                         a time series: a date and numbers
   tauon recipe new --from calls/                           .wav files, one subfolder per class
   tauon recipe new --from notes.jsonl                      text, or text with a label
@@ -38,7 +38,9 @@ def list_command() -> None:
 
 @recipe_command.command("new", epilog=EXAMPLES)
 @click.option("--from", "path", required=True, type=click.Path(path_type=Path), help="Your data: a folder, or a file.")
-@click.option("--label-from", "label", help="What to predict: `folder`, a column, or a pattern of file names like {label}_{speaker}.")
+@click.option(
+    "--label", "--label-from", "label", help="What to predict: `folder`, a column, or a pattern of file names like {label}_{speaker}."
+)
 @click.option("--model", help="Model to fine-tune on conversations or preferences: a run, a folder, a name on the hub.")
 @click.option("--inputs", multiple=True, help="Columns to predict from, if it cannot be decided by looking; may be repeated, or a,b,c.")
 @click.option(

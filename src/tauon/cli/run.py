@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tauon.cli.show import Show, pick_show
 __all__ = ["Request", "place_of_run", "recipe_arguments", "run_command", "run_verb", "stage_command", "train_command", "with_own_data"]
 
 EPILOG = """\b
-RECIPE: a YAML file (- for standard input), the name of a shipped recipe (tauon recipe list), or a run's folder.
+RECIPE: a YAML file (- for standard input), the name of a shipped recipe (tauon recipe list), a run's folder, or a file or folder of data.
 a.b=c changes a setting, for example  train.steps=500  optim.lr=3e-4  data.seq_len=256  name=second-try
 """
 
@@ -102,23 +102,66 @@ resume_option = click.option(
 )
 
 
-data_option = click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Your own data for a shipped recipe, a file or a folder; its source is written by looking at it.",
-)
-label_option = click.option("--label", help="With --data: the column to predict, or the pattern of file names.")
+def data_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what may be said beside data: for a shipped recipe (--data), or for a file or a folder in place of the recipe."""
+    for wrap in (
+        click.option("--encoding", help="With data: encoding of text files (gb18030, cp1251, ...). Default: detected."),
+        click.option("--inputs", multiple=True, help="With data: columns to predict from; may be repeated, or a,b,c."),
+        click.option("--model", help="With conversations or preferences: the model to tune, a run, a folder or a name on the hub."),
+        click.option(
+            "--label", "--label-from", "label",
+            help="With data: the column to predict, `folder`, or the pattern of file names like {label}_{speaker}.",
+        ),
+        click.option(
+            "--data",
+            type=click.Path(path_type=Path),
+            help="Your own data for a shipped recipe, a file or a folder; its source is written by looking at it.",
+        ),
+    ):  # fmt: skip
+        verb = wrap(verb)
+    return verb
 
 
-def with_own_data(recipe: str, data: Path | None, label: str | None, assignments: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the assignments, preceded by those that put one's own data into the recipe."""
-    if data is None:
-        if label is not None:
-            raise click.UsageError("--label has no effect without --data, your file or folder")
-        return assignments
-    from tauon.starter.own_data import own_data
+@dataclass(frozen=True)
+class Said:
+    """What was said beside data."""
 
-    return own_data(recipe, data, label, assignments)
+    data: Path | None
+    label: str | None
+    model: str | None
+    inputs: tuple[str, ...]
+    encoding: str | None
+
+    def given(self) -> list[str]:
+        """Return the options that were given, without --data."""
+        named = {"--label": self.label, "--model": self.model, "--inputs": self.inputs, "--encoding": self.encoding}
+        return [option for option, value in named.items() if value]
+
+
+def with_own_data(request: Request, said: Said, show: Show) -> Request:
+    """Return the request with its data: a recipe drafted from a file or folder, or a shipped recipe with assignments that put one's own data in."""
+    if said.data is not None:
+        from tauon.starter.own_data import own_data
+
+        unused = [option for option in said.given() if option != "--label"]
+        if unused:
+            raise click.UsageError(f"{unused[0]} has no effect with --data: the recipe says it")
+        return replace(request, assignments=own_data(request.recipe, said.data, said.label, request.assignments))
+    if not request.recipe.lower().endswith((".yaml", ".yml")):
+        from tauon.starter.one_command import is_data, recipe_of_data
+
+        if is_data(request.recipe):
+            columns = tuple(c.strip() for given in said.inputs for c in given.split(",") if c.strip())
+            found = recipe_of_data(Path(request.recipe), label=said.label, model=said.model, inputs=columns, encoding=said.encoding)
+            made = found.made
+            show.on_event(
+                "recipe", path=str(found.path), data=request.recipe, about=made and made.about, seconds=made and made.seconds,
+                why=[] if made is None else [sentence for section in made.why.values() for sentence in section],
+            )  # fmt: skip
+            return replace(request, recipe=str(found.path))
+    if said.given():
+        raise click.UsageError(f"{said.given()[0]} has no effect on a recipe: it is for a file or folder of data, `tauon run patients.csv`")
+    return request
 
 
 def _is_fresh(fresh: bool, resume: bool) -> bool:
@@ -130,35 +173,36 @@ def _is_fresh(fresh: bool, resume: bool) -> bool:
 @click.command("run", epilog=EPILOG + PLACES)
 @recipe_arguments
 @launch_options
-@data_option
-@label_option
+@data_options
 @fresh_option
 @resume_option
 def run_command(
-    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, on: str | None, dry_run: bool, data: Path | None,
-    label: str | None, fresh: bool, resume: bool,
+    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, on: str | None, dry_run: bool, fresh: bool,
+    resume: bool, **said: Any,
 ) -> None:  # fmt: skip
-    """Run all stages of RECIPE. Stages that are already done are skipped."""
-    assignments = with_own_data(recipe, data, label, assignments)
-    request = Request(recipe, assignments, root, _is_fresh(fresh, resume), on, dry_run)
-    run_verb(request, pick_show(quiet, as_json), verb="run", stages=None)
+    """Run all stages of RECIPE. Stages that are already done are skipped.
+
+    RECIPE may be a file or a folder of data: its recipe is then written to NAME.yaml by looking at it, and run. From then on NAME.yaml is used.
+    """
+    show = pick_show(quiet, as_json)
+    request = with_own_data(Request(recipe, assignments, root, _is_fresh(fresh, resume), on, dry_run), Said(**said), show)
+    run_verb(request, show, verb="run", stages=None)
 
 
 @click.command("train", epilog=EPILOG + PLACES)
 @recipe_arguments
 @launch_options
-@data_option
-@label_option
+@data_options
 @fresh_option
 @resume_option
 def train_command(
-    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, on: str | None, dry_run: bool, data: Path | None,
-    label: str | None, fresh: bool, resume: bool,
+    recipe: str, assignments: tuple[str, ...], root: Path | None, quiet: bool, as_json: bool, on: str | None, dry_run: bool, fresh: bool,
+    resume: bool, **said: Any,
 ) -> None:  # fmt: skip
     """Prepare the data and train. After a stop or a crash the same command resumes, to the same weights bit for bit."""
-    assignments = with_own_data(recipe, data, label, assignments)
-    request = Request(recipe, assignments, root, _is_fresh(fresh, resume), on, dry_run)
-    run_verb(request, pick_show(quiet, as_json), verb="train", stages=("prepare", "train"))
+    show = pick_show(quiet, as_json)
+    request = with_own_data(Request(recipe, assignments, root, _is_fresh(fresh, resume), on, dry_run), Said(**said), show)
+    run_verb(request, show, verb="train", stages=("prepare", "train"))
 
 
 def stage_command(name: str) -> click.Command:

@@ -25,6 +25,8 @@ __all__ = ["LOG_WIDTH", "Show", "format_duration", "metrics_table", "pick_show"]
 _COLOURS = {"good": "green", "warn": "yellow", "bad": "red", "plain": "default"}
 LOG_WIDTH = 10_000
 """Columns of output that is not a terminal (a pipe, a log file): nothing is cut or wrapped there."""
+_LONG = 60.0
+"""Seconds of training that are announced."""
 
 
 def pick_show(quiet: bool, as_json: bool) -> Show:
@@ -104,6 +106,22 @@ class PlainShow(Show):
 
     def on_aside(self, folder: str, **_: Any) -> None:
         self.line(f"the old run was renamed to {_plain(folder)}")
+
+    def on_recipe(self, path: str, data: str, about: str | None, why: list[str], seconds: float | None, **_: Any) -> None:
+        """The recipe of a file or a folder that was named in place of a recipe."""
+        if about is None:
+            self.line(f"using {_plain(path)}, which was written for {_plain(data)} before. To have it written again, delete it.")
+            return
+        self.line(f"[bold]{_plain(about)}[/]")
+        for sentence in why:
+            self.console.print(f"  [dim]{_plain(sentence)}[/]", soft_wrap=True)
+        self.line(f"wrote {_plain(path)}: every choice can be changed there; the same command then runs it.")
+        if seconds is not None and seconds > _LONG:
+            from tauon.starter.timing import in_words
+
+            self.line(
+                f"[yellow]Training takes {in_words(seconds)}[/] on this machine. It may be stopped with Ctrl-C: the same command resumes."
+            )
 
     def on_note(self, message: str, **_: Any) -> None:
         self.line(f"[dim]{_plain(message)}[/]")

@@ -30,25 +30,43 @@ def verdict_line(evaluation: dict[str, Any]) -> tuple[str, str] | None:
         sentence = f"No better than {against}"
     if ours is not None and theirs is not None:
         sentence += f": {name} {figure(ours)} against {figure(theirs)}"
-    return _TONES[said], sentence + _difference(found.get("difference"), str(found.get("compared", "")), evaluation) + "."
+    sentence += _difference(found.get("difference"), str(found.get("compared", "")), evaluation, said) + "."
+    tone, warning = _TONES[said], _probabilities(found.get("probabilities"))
+    return ("warn" if warning and tone == "good" else tone), sentence + warning
+
+
+def _probabilities(found: Any) -> str:
+    """Return what is said of a model whose probabilities are worse than the shares of the classes."""
+    found = _mapping(found)
+    ours, theirs = number(found.get("ours")), number(found.get("theirs"))
+    if ours is None or theirs is None:
+        return ""
+    against = str(found.get("against", "")).replace("the most frequent class", "the classes' shares")
+    return f" Its probabilities are worse than {against}: log loss {figure(ours)} against {figure(theirs)}."
 
 
 def _value(difference: Any) -> float | None:
     return number(difference.get("value")) if isinstance(difference, dict) else None
 
 
-def _difference(difference: Any, metric: str, evaluation: dict[str, Any]) -> str:
+def _difference(difference: Any, metric: str, evaluation: dict[str, Any], said: str) -> str:
     value = _value(difference)
     if value is None:
         return ""
     low, high = (number(difference.get(k)) for k in ("low", "high"))
-    shown, bottom, top = spread(value, low, high)
     what = f" of {label(metric).lower()}" if metric != _mapping(evaluation.get("verdict")).get("metric") else ""
     if low is None or high is None:
-        return f", {shown}{what} better" if value > 0 else ""
+        why = str(difference.get("reason") or "").replace("no interval: ", "")
+        shown, _, _ = spread(abs(value), None, None)
+        return (
+            f", {'better' if value > 0 else 'worse'} by {shown}{what}" + (f", without an interval ({why})" if why else "") if value else ""
+        )
     level = number(evaluation.get("confidence")) or 0.95
-    how = f"better by {shown}" if value >= 0 else f"worse by {spread(-value, low, high)[0]}"
-    return f"; {how}{what} ({level:.0%} interval of the difference {bottom} to {top})"
+    if said == "worse":  # read from the other side, without minus signs
+        value, low, high = -value, -high, -low
+    shown, bottom, top = spread(value, low, high)
+    words = {"better": "better by", "worse": "worse by"}.get(said, "a difference of")
+    return f"; {words} {shown}{what} ({level:.0%} interval of the difference {bottom} to {top})"
 
 
 def baseline_table(evaluation: dict[str, Any], level: float) -> str:

@@ -52,6 +52,8 @@ class Draft:
     """Sentences for each section."""
     examples: int = 0
     """Number of training examples, probably; 0: unknown."""
+    seconds: float | None = None
+    """Of all epochs on this machine, if it was measured."""
 
     def set(self, section: str, value: Any, *why: str) -> None:
         self.sections[section] = value

@@ -78,8 +78,8 @@ def refuse_people_as_classes(place: Path, folders: Sequence[str], asked: Asked) 
     ):
         example = min(names)
         raise DataError(
-            f"{place}: folders are named as people ({example}). If they are the classes, say --label-from folder; if the class is in the file names, "
-            f"give the pattern: --label-from '{{speaker}}/{{label}}_{{take}}'"
+            f"{place}: folders are named as people ({example}). If they are the classes, say --label folder; if the class is in the file names, "
+            f"give the pattern: --label '{{speaker}}/{{label}}_{{take}}'"
         )
 
 

@@ -27,7 +27,7 @@ def own_data(recipe: str, path: Path | str, label: str | None = None, assignment
     Args:
         recipe: a shipped recipe, or a file.
         path: the data, a file or a folder.
-        label: what to predict, as in `recipe new --label-from`.
+        label: what to predict, as in `recipe new --label`.
         assignments: `a.b=c`, which take precedence.
 
     Raises:
@@ -45,7 +45,7 @@ def own_data(recipe: str, path: Path | str, label: str | None = None, assignment
         why = "; ".join(made.why["task"])
         raise RecipeError(
             f"{recipe} is for {kind}, but {path} is for {made.sections['task']}{f' ({why})' if why else ''}. Name another column with --label, or "
-            f"write a recipe for it: tauon recipe new --from {path}{f' --label-from {label}' if label else ''}"
+            f"write a recipe for it: tauon recipe new --from {path}{f' --label {label}' if label else ''}"
         )
     named = (
         ()
@@ -66,9 +66,12 @@ def own_data(recipe: str, path: Path | str, label: str | None = None, assignment
 def _merged(theirs: dict[str, Any], mine: dict[str, Any]) -> dict[str, Any]:
     """Return the drafted section with the recipe's keys that fit any data."""
     kept = {k: v for k, v in theirs.items() if k in _KEPT}
+    if "table" in mine:  # how columns become inputs belongs to the model, which is the recipe's
+        mine = {k: v for k, v in mine.items() if k != "normalize"}
+        mine["table"] = {k: v for k, v in mine["table"].items() if k not in ("categories", "indicators")}
     table = {k: v for k, v in theirs.get("table", {}).items() if k in _KEPT_OF_TABLES} | mine.get("table", {})
     merged = mine | kept | ({"table": table} if table else {})
     grouped = mine.get("table", {}).get("time") or "time" in mine["source"]
     if "split" in theirs and "split" in mine and not grouped and theirs["split"].keys() & {"folds"}:
         merged["split"] = theirs["split"]
-    return merged
+    return {k: v for k, v in merged.items() if v != {}}

@@ -31,7 +31,7 @@ def pictures(place: Path, asked: Asked) -> Draft:
     if asked.label not in (None, "folder", "subfolder"):
         if "{label}" not in asked.label:
             raise DataError(
-                f"the label of images is their folder, or part of their names: expected --label-from folder, subfolder, or a pattern like "
+                f"the label of images is their folder, or part of their names: expected --label folder, subfolder, or a pattern like "
                 f"{{label}}_{{number}}, got {asked.label!r}"
             )
         pattern = asked.label
@@ -117,7 +117,7 @@ def _labels(train: Path, files: list[Path], pattern: str | None, level: str, ask
         example = next(iter(sorted(deep)))
         raise DataError(
             f"{train}: folders have subfolders ({'/'.join(example)}): are the classes the {len(top)} folders ({', '.join(sorted(top)[:4])}, ...) or the "
-            f"{len({*below})} innermost ones ({', '.join(sorted(leaves)[:4])}, ...)? Say --label-from folder, or --label-from subfolder"
+            f"{len({*below})} innermost ones ({', '.join(sorted(leaves)[:4])}, ...)? Say --label folder, or --label subfolder"
         )
     return [b[0] for b in below], []
 
@@ -161,7 +161,7 @@ def _said(found: NameGroups) -> str:
 def _pattern_hint(files: list[Path]) -> str:
     if not files:
         return ""
-    return f". If the class is in the names, like {files[0].name!r}: --label-from '{{label}}_{{number}}'"
+    return f". If the class is in the names, like {files[0].name!r}: --label '{{label}}_{{number}}'"
 
 
 def _sides(files: list[Path]) -> list[int]:

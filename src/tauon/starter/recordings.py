@@ -43,7 +43,7 @@ def recordings(place: Path, asked: Asked) -> Draft:
             example = names[0].rsplit("/", 1)[-1]
             raise DataError(
                 f"{place}: all recordings are in one folder, so the class must be part of their names. Set the pattern, for {example!r} probably: "
-                f"--label-from '{_guess_pattern(example)}'"
+                f"--label '{_guess_pattern(example)}'"
             )
         pattern = "{label}/{name}"
     else:

@@ -88,7 +88,7 @@ def choose_label(place: Path, look: TableLook, asked: Asked, *, needed: bool = T
     if not found and len(texts) == 1 and len(others) == 1 and others[0].distinct <= 50 and 10 * others[0].distinct <= look.rows:
         return others[0]
     if needed:
-        raise DataError(f"{place}: cannot decide which column to predict. Name it with --label-from. Available: {listed}")
+        raise DataError(f"{place}: cannot decide which column to predict. Name it with --label. Available: {listed}")
     return None
 
 

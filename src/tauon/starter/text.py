@@ -34,11 +34,11 @@ def text(place: Path, asked: Asked) -> Draft:
         files = [p for p in sorted(place.rglob("*")) if p.is_file() and is_text_name(p.name) and not is_system_file(p.relative_to(place))]
         root = _class_root(place)
         if asked.label not in (None, "folder"):
-            raise DataError(f"{place}: the label of texts in files is their folder: expected --label-from folder, got {asked.label!r}")
+            raise DataError(f"{place}: the label of texts in files is their folder: expected --label folder, got {asked.label!r}")
         if root is not None or asked.label == "folder":
             return _text_classes(place, root or place, files, asked)
     elif asked.label is not None:
-        raise DataError(f"{place}: running text has no label, got --label-from {asked.label!r}")
+        raise DataError(f"{place}: running text has no label, got --label {asked.label!r}")
     else:
         files = [place]
     encoding, said = encoding_of(files, asked, place)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tauon.data import TableLook
-from tauon.errors import DataError
+from tauon.data.own_tokenizer import SEQ_LEN_DEFAULT
+from tauon.errors import DataError, TauonError
+from tauon.models import open_model_folder
 from tauon.starter.draft import Asked, Draft, held_out, training
 from tauon.starter.names import NameGroups
 from tauon.starter.roles import Roles
@@ -104,7 +106,7 @@ def classes(
         raise DataError(f"{place}: every row has the same {label!r}, expected at least two")
     if distinct * 2 > examples:
         raise DataError(
-            f"{place}: {label!r} has {distinct} values in {examples} rows: too few rows per class. Name another label with --label-from"
+            f"{place}: {label!r} has {distinct} values in {examples} rows: too few rows per class. Name another label with --label"
         )
     made = Draft(name, f"{label} of the texts in {place.name}, {examples:,} texts", examples=examples)
     split, sentence = held_out(examples, groups=groups.groups if groups else 0, what=str(source.get("group", "")))
@@ -131,7 +133,7 @@ def answers(
     if asked.model is None:
         raise DataError(
             f"{place}: these are {what} ({', '.join(keys)}), to tune a trained model. Name it with --model: a run, a folder of "
-            "Hugging Face, or a name on its hub. To predict a key instead, name it with --label-from"
+            "Hugging Face, or a name on its hub. To predict a key instead, name it with --label"
         )
     source: dict[str, Any] = {"kind": kind, "path": str(place)} | extra | ({"fields": fields} if fields else {})
     why = [f"{', '.join(f'{there} is read as {key}' for key, there in fields.items())} (fields)."] if fields else []
@@ -143,7 +145,12 @@ def answers(
     title = f"{'Preference' if pairs else 'Instruction'} tuning of {asked.model} on {place.name}, {examples:,} {what}"
     made = Draft(asked.name, title, examples=examples)
     said = "Tokens are the model's own; an answer ends with its end token (data.chat.template says how roles are written)."
-    made.set("data", {"source": source, "split": split}, *why, said)
+    data: dict[str, Any] = {"source": source, "split": split}
+    longest = _longest(asked.model)
+    if longest is not None and longest < SEQ_LEN_DEFAULT:
+        data["seq_len"] = longest
+        why.append(f"{asked.model} reads {longest} tokens: longer {what} are cut at the beginning (seq_len).")
+    made.set("data", data, *why, said)
     made.set("task", "dpo" if pairs else "instruction-tuning", "The loss is on answers alone.")
     made.set("model", {"from": asked.model})
     made.set("adapt", {"kind": "lora", "rank": 16}, "A few new weights beside the model's, which stay: full tuning is without this line.")
@@ -151,3 +158,13 @@ def answers(
     train, reasons = training(examples, batch=8, seen=3 * examples, most=3)
     made.set("train", train, *reasons)
     return made
+
+
+def _longest(model: str) -> int | None:
+    """Return the most tokens that a model on this machine reads; None if it does not say, or must be downloaded."""
+    if not Path(model).expanduser().is_dir():
+        return None
+    try:
+        return getattr(open_model_folder(model).config, "seq_len", None)
+    except TauonError:  # whatever is wrong with it is reported when the recipe is run
+        return None

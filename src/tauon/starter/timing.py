@@ -50,6 +50,7 @@ def add_time(made: Draft, budget: float = 1.0) -> Draft:
             made.why["train"].append(
                 f"{before} epochs would take {in_words(_total(made, step) * before / train['epochs'])}; {train['epochs']} are set."
             )
+    made.seconds = total
     made.why["train"].append(f"All epochs take {in_words(total)} on this machine ({step * 1e3:,.0f} ms a step, measured now).")
     return made
 

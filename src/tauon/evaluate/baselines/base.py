@@ -65,6 +65,15 @@ class Training:
     def spec(self) -> DataSpec:
         return self.dataset.spec
 
+    @property
+    def part(self) -> str:
+        """What shares and means are of, in words: `dataset` is the evaluated part where nothing may be fitted (`fit_baselines`)."""
+        return "the training part" if self.fits else "the evaluated part"
+
+    def named(self, name: str) -> str:
+        """Return the name of a baseline of shares or means, which says so if they are of the evaluated part."""
+        return name if self.fits else f"{name} of the evaluated part"
+
     def batch(self, rows: int = MOST_ROWS) -> Batch:
         """Return up to `rows` examples of weight above zero, in the order of the data set."""
         dataset: Any = self.dataset

@@ -10,6 +10,7 @@ from tauon.evaluate.baselines.base import Baseline, Training
 from tauon.evaluate.baselines.compressor import compressor
 from tauon.evaluate.baselines.labels import label_shares, mean_and_median, prevalence, token_frequencies, training_quantiles
 from tauon.evaluate.baselines.linear import logistic_regression, ridge_regression, tfidf_logistic_regression
+from tauon.evaluate.baselines.pairs import equal_rewards, longer_answer
 from tauon.evaluate.baselines.series import copies
 from tauon.evaluate.baselines.sounds import mfcc_logistic_regression
 from tauon.types import Dataset
@@ -52,7 +53,7 @@ def _labels(task: Any, training: Training, dataset: Dataset) -> Iterator[Baselin
 
 
 def _ranks(task: Any, training: Training, dataset: Dataset) -> Iterator[Baseline | None]:
-    yield replace(prevalence(training), name="the median class")
+    yield replace(prevalence(training), name=training.named("the median class"))
     if training.fits:
         yield logistic_regression(training)
 
@@ -82,7 +83,13 @@ def _hidden_tokens(task: Any, training: Training, dataset: Dataset) -> Iterator[
     yield token_frequencies(training)
 
 
+def _pairs(task: Any, training: Training, dataset: Dataset) -> Iterator[Baseline | None]:
+    yield equal_rewards()
+    yield longer_answer()
+
+
 _FAMILIES: dict[str, Makes] = {
     "classification": _classes, "multi-label": _labels, "ordinal": _ranks, "regression": _numbers, "quantile-regression": _quantiles,
     "forecasting": _series, "language-modelling": _tokens, "masked-language-modelling": _hidden_tokens,
+    "preference": _pairs,
 }  # fmt: skip

@@ -27,8 +27,8 @@ def prevalence(training: Training) -> Baseline:
     def predict(batch: Batch) -> dict[str, Tensor]:
         return {"scores": share.expand(len(batch), -1), "targets": batch.targets}
 
-    about = f"Every example gets the classes' shares of the training part; the most frequent, {name}, has {float(share.max()):.1%}."
-    return Baseline("the most frequent class", about, predict)
+    about = f"Every example gets the classes' shares of {training.part}; the most frequent, {name}, has {float(share.max()):.1%}."
+    return Baseline(training.named("the most frequent class"), about, predict)
 
 
 def label_shares(training: Training) -> Baseline:
@@ -40,7 +40,7 @@ def label_shares(training: Training) -> Baseline:
     def predict(batch: Batch) -> dict[str, Tensor]:
         return {"scores": share.expand(len(batch), -1), "targets": batch.targets.float().view(len(batch), -1)}
 
-    return Baseline("each label's share", "Every example gets each label's share of the training part.", predict)
+    return Baseline(training.named("each label's share"), f"Every example gets each label's share of {training.part}.", predict)
 
 
 def mean_and_median(training: Training) -> list[Baseline]:
@@ -53,7 +53,7 @@ def mean_and_median(training: Training) -> list[Baseline]:
             true = batch.targets.float().reshape(len(batch), -1)
             return {"predictions": value.expand(len(batch), -1), "targets": true}
 
-        found.append(Baseline(name, f"Every example gets {name} of the training targets.", predict))
+        found.append(Baseline(training.named(name), f"Every example gets {name} of the targets of {training.part}.", predict))
     return found
 
 
@@ -69,7 +69,8 @@ def training_quantiles(training: Training, levels: tuple[float, ...]) -> Baselin
         found = {"quantiles": value_KQ.expand(n, -1, -1), "crossed": torch.zeros(n), "levels": wanted.expand(n, -1)}
         return found | {"targets": batch.targets.float().reshape(n, -1)}
 
-    return Baseline("the training quantiles", "Every example gets the quantiles of the training targets.", predict)
+    name = "the training quantiles" if training.fits else "the quantiles of the evaluated part"
+    return Baseline(name, f"Every example gets the quantiles of the targets of {training.part}.", predict)
 
 
 def token_frequencies(training: Training, token_bytes: Any = None) -> Baseline:
@@ -100,4 +101,5 @@ def token_frequencies(training: Training, token_bytes: Any = None) -> Baseline:
             return found | {"correct": ((batch.targets == likeliest) & there).sum(1)}
         return found | {"bytes": (bytes_V[batch.targets] * there).sum(1)}
 
-    return Baseline("token frequencies", f"A unigram model: each token as often as among {seen:,} of the training part.", predict)
+    about = f"A unigram model: each token as often as among {seen:,} of {training.part}."
+    return Baseline(training.named("token frequencies"), about, predict)

@@ -35,6 +35,8 @@ class Compared:
     """The baseline's own, on the same examples."""
     difference: Metric | None
     """By how much the model is better in `metric`, paired; None: there is no such comparison."""
+    log_loss: Metric | None = None
+    """For classes: by how much the model's log loss is smaller, paired."""
 
     @property
     def verdict(self) -> Verdict:
@@ -48,6 +50,7 @@ class Compared:
         return {
             "name": self.name, "about": self.about, "metric": self.metric, "verdict": self.verdict,
             "metrics": {k: m.to_json() for k, m in self.metrics.items()}, "difference": self.difference and self.difference.to_json(),
+            "log_loss": self.log_loss and self.log_loss.to_json(),
         }  # fmt: skip
 
 
@@ -75,14 +78,16 @@ def compared_with_baselines(
         own = evaluate(nothing, recording, dataset, config, seed=result.seed, split=result.split)
         assert recording.terms is not None
         difference = improvement(terms, recording.terms, metric)
-        found.append(Compared(baseline.name, baseline.about, metric, own.metrics, difference))
+        log_loss = improvement(terms, recording.terms, "log_loss") if "log_loss" in own.metrics else None
+        found.append(Compared(baseline.name, baseline.about, metric, own.metrics, difference, log_loss))
     return found
 
 
 def verdict(result: Evaluation, compared: Sequence[Compared]) -> dict[str, Any] | None:
     """Return how the model stands against the strongest of its baselines: `against`, `verdict`, `metric`, `ours`, `theirs`, `difference`.
 
-    The strongest is the one that the model is least better than. None without a comparison.
+    The strongest is the one that the model is least better than. `probabilities`, if there: the simplest baseline, which knows the shares of the classes
+    alone, has a smaller log loss than the model: a model may rank well, and yet be sure of what is wrong. None without a comparison.
     """
     known = [c for c in compared if c.difference is not None and c.difference.value is not None]
     if not known:
@@ -94,4 +99,13 @@ def verdict(result: Evaluation, compared: Sequence[Compared]) -> dict[str, Any] 
         "against": strongest.name, "verdict": strongest.verdict, "metric": name, "compared": strongest.metric,
         "ours": ours and ours.value, "theirs": theirs and theirs.value,
         "difference": strongest.difference and strongest.difference.to_json(),
-    }  # fmt: skip
+    } | _probabilities(result, compared[0], told=strongest)  # fmt: skip
+
+
+def _probabilities(result: Evaluation, shares: Compared, told: Compared) -> dict[str, Any]:
+    """Return `probabilities`, if the shares of the classes have a smaller log loss than the model; {} if not, or if the verdict says it already."""
+    d, metric = shares.log_loss, "log_loss"
+    if d is None or d.high is None or d.high >= 0 or (told is shares and told.verdict == "worse" and told.metric == metric):
+        return {}
+    ours, theirs = result.metrics[metric].value, shares.metrics[metric].value
+    return {"probabilities": {"against": shares.name, "metric": metric, "ours": ours, "theirs": theirs, "difference": d.to_json()}}
