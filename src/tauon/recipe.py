@@ -234,7 +234,10 @@ def find_recipe(ref: str) -> Path:
             inside = path / "recipe.yaml"
             if inside.is_file():
                 return inside
-            raise RecipeError(f"{ref} is not a run: it has no recipe.yaml. `tauon runs list` shows the runs.")
+            raise RecipeError(
+                f"{ref} is not a run: it has no recipe.yaml. `tauon runs list` shows the runs. Nor is it a folder of images, recordings or texts, from "
+                "which `tauon run` would write a recipe."
+            )
         if path.exists():
             return path
     except (OSError, ValueError) as err:  # a name that is too long, a folder without permission

@@ -74,6 +74,9 @@ def test_a_recipe_of_other_data_or_another_label_is_refused(here: Path) -> None:
     with pytest.raises(RecipeError, match="tunes None, not runs/base"):
         recipe_of_data(Path("patients.csv"), model="runs/base")
     assert Path("patients.yaml").read_bytes() == before
+    Path("load.csv").write_text("date,load\n" + "".join(f"2024-01-{1 + i // 24:02d} {i % 24:02d}:00,{i % 24 + 0.5}\n" for i in range(600)))
+    recipe_of_data(Path("load.csv"), label="load")
+    assert recipe_of_data(Path("load.csv"), label="load").made is None
 
 
 def test_a_label_that_cannot_be_known_is_asked_for_with_the_option(here: Path, tauon: Tauon) -> None:

@@ -81,8 +81,9 @@ def _refuse_other(target: Path, path: Path, label: str | None, model: str | None
     if not isinstance(there, str) or Path(there).expanduser().resolve() != path.resolve():
         what = f"reads {there}" if isinstance(there, str) else "has no file as its source"
         raise RecipeError(f"{target} exists already and {what}, not {path}. Write a recipe of another name: {other}")
-    predicted = {str(v) for key in ("label", "pattern", "columns", "target", "targets") for v in _several(source.get(key))}
-    if label is not None and label not in {"folder", "subfolder"} and label not in predicted:
+    predicted = {str(v) for key in ("label", "pattern", "targets") for v in _several(source.get(key))}
+    known = bool(predicted) or source.get("kind") != "series"  # of a series all columns are predicted, unless targets are named
+    if label is not None and label not in {"folder", "subfolder"} and known and label not in predicted:
         raise RecipeError(
             f"{target} exists already and does not predict {label!r} ({', '.join(sorted(predicted)) or 'no label'}). Edit it, delete it, or write a "
             f"recipe of another name: {other} --label {shlex.quote(label)}"
