@@ -151,7 +151,7 @@ def test_keys_that_some_rows_lack_are_filled(tmp_path: Path) -> None:
 
 def test_dates_and_numbers_become_a_forecast(tmp_path: Path) -> None:
     made = draft(series(tmp_path / "load.csv"))
-    assert made.sections["task"] == "forecasting" and made.sections["data"]["source"]["date"] == "date"
+    assert made.task == "forecasting" and made.sections["data"]["source"]["date"] == "date"
     assert trains(write_draft(made, tmp_path / "load.yaml"), tmp_path)["family"] == "forecasting"
 
 
