@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 import math
 from typing import Any
 
@@ -21,10 +20,16 @@ _MOST_TOKENS = 8_000_000
 def compressor(dataset: Dataset, tokenizer: Any) -> Baseline | None:
     """The compressor xz (preset 9, extreme) on the evaluated text alone: it has seen no other text. Its bits are shared out evenly over the bytes.
 
+    None for an empty text, a very long one, and a Python that was built without lzma.
+
     Args:
         dataset: rows of tokens with targets.
         tokenizer: writes their text.
     """
+    try:
+        import lzma
+    except ImportError:
+        return None
     ids: list[np.ndarray] = []
     seen = 0
     for start in range(0, len(dataset), 64):
