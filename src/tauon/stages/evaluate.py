@@ -69,7 +69,8 @@ def _beside_baselines(ctx: Context, result: Evaluation, task: Any, recording: Re
 
     if recording.terms is None:
         return result
-    private = getattr(ctx.recipe, "privacy", None) is not None
+    federate = getattr(ctx.recipe, "federate", None)
+    private = getattr(ctx.recipe, "privacy", None) is not None or getattr(federate, "privacy", None) is not None
     training = Training(splits.train, ctx.recipe.seed, fits=not private, tokenizer=splits.tokenizer)
     baselines = fit_baselines(task, training, dataset)
     compared = compared_with_baselines(result, recording.terms, task, baselines, dataset, ctx.recipe.evaluate, progress)

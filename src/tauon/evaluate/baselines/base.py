@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ __all__ = ["Baseline", "BaselineTask", "Training"]
 
 MOST_ROWS = 20_000
 """Training examples that a baseline is fitted to at most."""
+MOST_READ = 100_000_000
+"""Input numbers that are read at once (400 MB): pictures and recordings are large."""
 MOST_NUMBERS = 20_000_000
 """Features times examples that a linear baseline is fitted to at most."""
 
@@ -75,10 +78,18 @@ class Training:
         return name if self.fits else f"{name} of the evaluated part"
 
     def batch(self, rows: int = MOST_ROWS) -> Batch:
-        """Return up to `rows` examples of weight above zero, in the order of the data set."""
+        """Return up to `rows` examples of weight above zero, in the order of the data set; fewer where they are large (`MOST_READ` numbers in all)."""
         dataset: Any = self.dataset
         plain = dataset.without_augmentation() if hasattr(dataset, "without_augmentation") else dataset
-        n = len(plain)
+        n, rows = len(plain), max(1, min(rows, MOST_READ // max(1, math.prod(self.spec.input_shape or ()))))
         picked = np.arange(n) if n <= rows else np.sort(np.random.default_rng(self.seed).choice(n, rows, replace=False))
         batch: Batch = plain.batch(picked.astype(np.int64))
         return batch
+
+    def class_counts(self) -> np.ndarray:
+        """Return the number of examples of each class: those that preparation counted, else of a sample."""
+        labels, counted = self.spec.labels, self.dataset.facts.get("classes")
+        if isinstance(counted, Mapping) and labels and set(counted) <= {str(label) for label in labels}:
+            return np.array([float(counted.get(str(label), 0)) for label in labels])
+        targets = self.batch().targets.long()
+        return np.bincount(targets.numpy(), minlength=self.spec.outputs or 1).astype(np.float64)

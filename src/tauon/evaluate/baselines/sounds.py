@@ -20,7 +20,7 @@ from tauon.types import Batch
 __all__ = ["mfcc", "mfcc_logistic_regression"]
 
 _MELS, _COEFFICIENTS, _QUARTERS = 40, 20, 4
-_MOST_SAMPLES = 400_000_000
+_MOST_SAMPLES = 100_000_000
 """Samples of all recordings that it is fitted to at most."""
 
 
