@@ -78,7 +78,7 @@ class Training:
         return name if self.fits else f"{name} of the evaluated part"
 
     def batch(self, rows: int = MOST_ROWS) -> Batch:
-        """Return up to `rows` examples of weight above zero, in the order of the data set; fewer where they are large (`MOST_READ` numbers in all)."""
+        """Return up to `rows` examples, in the order of the data set; fewer where they are large (`MOST_READ` numbers in all)."""
         dataset: Any = self.dataset
         plain = dataset.without_augmentation() if hasattr(dataset, "without_augmentation") else dataset
         n, rows = len(plain), max(1, min(rows, MOST_READ // max(1, math.prod(self.spec.input_shape or ()))))
