@@ -157,6 +157,18 @@ def test_too_much_waiting_is_refused_and_nothing_else() -> None:
     asyncio.run(main())
 
 
+def test_rows_that_a_fast_model_answers_within_the_target_are_not_refused() -> None:
+    async def main() -> None:
+        batcher = Batcher(lambda items: items, latency_target=0.05, most_queued=20, most_wait=60)
+        batcher.speed.add(256, 0.001)
+        found = await asyncio.gather(*(batcher.submit(i, 256) for i in range(60)), return_exceptions=True)
+        refused = [f for f in found if isinstance(f, HttpError)]
+        assert len(refused) == 10, "50 calls of 1 ms are within 50 ms, the 51st is not"
+        batcher.close()
+
+    asyncio.run(main())
+
+
 def test_speed_chooses_the_largest_batch_within_the_time() -> None:
     speed = Speed()
     for rows, seconds in ((1, 0.01), (2, 0.011), (4, 0.012), (8, 0.02), (16, 0.04)):

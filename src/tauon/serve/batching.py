@@ -91,7 +91,7 @@ class Batcher:
         Args:
             compute: the model.
             latency_target: seconds.
-            most_queued: rows that may wait.
+            most_queued: rows that may wait; more, if all are answered within the latency target.
             most_wait: seconds that a request may expect to wait; beyond it is refused at once.
             on_batch: called with (rows, seconds) of each call.
         """
@@ -110,7 +110,7 @@ class Batcher:
         Raises:
             HttpError: 429, if too many rows wait already.
         """
-        if self.queued and (self.queued + rows > self.most_queued or self.expected_wait() > self.most_wait):
+        if self.queued and (not self._fits(rows) or self.expected_wait() > self.most_wait):
             raise HttpError(
                 429, f"{self.queued:,} rows wait already, about {self.expected_wait():.1f} s of work. Try again later.", code="overloaded",
                 retry=min(30.0, self.expected_wait()),
@@ -124,10 +124,16 @@ class Batcher:
             loop.call_soon(self._start)  # requests that are read in the same turn of the loop join this one
         return await waiting.future
 
-    def expected_wait(self) -> float:
-        """Return the seconds until all that waits is done, as far as was measured."""
+    def _fits(self, rows: int) -> bool:
+        """Return whether so many rows may wait too: up to `most_queued`, and as many as a fast model answers within the latency target."""
+        if self.queued + rows <= self.most_queued:
+            return True
+        return bool(self.speed.seconds) and self.expected_wait(rows) <= self.latency_target
+
+    def expected_wait(self, more: int = 0) -> float:
+        """Return the seconds until all that waits, and `more` rows, is done, as far as was measured."""
         rows = self.most_rows
-        return self.queued / rows * self.speed.of(rows)
+        return (self.queued + more) / rows * self.speed.of(rows)
 
     @property
     def most_rows(self) -> int:

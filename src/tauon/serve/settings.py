@@ -15,7 +15,7 @@ class ServeSettings:
     latency_target: float = 0.05
     """Seconds within which nearly every request should be answered: the batch size follows from it and from the measured speed of the model."""
     most_queued: int = 1024
-    """Rows, or prompts, that may wait. More are refused with status 429."""
+    """Rows, or prompts, that may wait. More are refused with status 429, except rows that the model answers within `latency_target`."""
     most_body: int = 32 * 2**20
     """Largest body of a request in bytes; larger ones are refused with status 413."""
     most_bytes: int = 256 * 2**20
