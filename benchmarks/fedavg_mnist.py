@@ -26,7 +26,7 @@ TARGET, FLOORS = 99.0, {"iid": 20, "by-label": 229}
 def rounds_to_target(split: str, seed: int, lr: float, most: int, precision: str) -> tuple[int, float]:
     """(rounds until the target, or one more than `most`; best accuracy)."""
     data, test = mnist("train"), mnist("test", 10_000)
-    kind = Even() if split == "iid" else ByLabel(shares=2)
+    kind = Even() if split == "iid" else ByLabel(shards=2)
     parts = kind.split(100, labels=data.y.numpy(), seed=seed)
     job = make_job(MODELS["cnn"], lr, seed=seed, precision=precision)
     job = simulate(job, data, parts, FedAvg(), Rounds(most, epochs=5, fraction=0.1, seed=seed), batch=10)

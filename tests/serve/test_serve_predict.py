@@ -30,7 +30,7 @@ def alike(served: dict[str, Any], told: dict[str, str]) -> None:
             assert str(value) == told[name], name
 
 
-@pytest.mark.parametrize("kind", worlds.KINDS)
+@pytest.mark.parametrize("kind", [*worlds.KINDS, *worlds.FITTED])
 @pytest.mark.parametrize("how", ["body", "form"])
 def test_each_kind_of_data_answers_as_tauon_predict(serve: Any, tmp_path: Path, kind: str, how: str) -> None:
     client = serve(kind)

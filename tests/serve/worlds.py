@@ -16,6 +16,8 @@ from tones import tone, write_wav
 
 TRAIN = {"steps": 30, "batch": 16, "validate_every": None}
 KINDS = ("table", "pictures", "texts", "recordings", "series")
+FITTED = ("trees", "tfidf")
+"""Models that are fitted as a whole."""
 
 
 @cache
@@ -32,17 +34,25 @@ def trained(name: str, data: dict[str, Any], task: Any, model: Any, **more: Any)
 def run_of(kind: str) -> Path:
     """The folder of a trained run of one kind of data."""
     return {
-        "table": table, "pictures": pictures, "texts": texts, "recordings": recordings, "series": series, "language": language, "chat": chat,
+        "trees": trees, "tfidf": tfidf, "table": table, "pictures": pictures, "texts": texts, "recordings": recordings, "series": series, "language": language, "chat": chat,
     }[kind]()  # fmt: skip
 
 
-def table(name: str = "table", seed: int = 0) -> Path:
+def trees() -> Path:
+    return table("trees", model={"kind": "gradient-boosting", "rounds": 8, "leaves": 4})
+
+
+def tfidf() -> Path:
+    return texts("tfidf", {"kind": "tfidf", "buckets": 997})
+
+
+def table(name: str = "table", seed: int = 0, model: Any = None) -> Path:
     rng = np.random.default_rng(seed)
     age, town = rng.integers(18, 80, 200), rng.choice(["Bonn", "Köln", "Ulm"], 200)
     rows = [f"{a},{t},{'yes' if a > 40 or t == 'Ulm' else 'no'}" for a, t in zip(age, town, strict=True)]
     path = world() / f"{name}.csv"
     path.write_text("age,town,paid\n" + "\n".join(rows) + "\n")
-    return trained(name, {"source": {"kind": "csv", "path": str(path), "label": "paid"}}, "classification", {"kind": "mlp", "hidden": [8]})
+    return trained(name, {"source": {"kind": "csv", "path": str(path), "label": "paid"}}, "classification", model or {"kind": "mlp", "hidden": [8]})
 
 
 def pictures() -> Path:
@@ -56,12 +66,12 @@ def pictures() -> Path:
     return trained("pictures", {"source": {"kind": "folder", "path": str(folder)}}, "classification", {"kind": "cnn", "channels": [8]})
 
 
-def texts() -> Path:
-    path = world() / "texts.csv"
+def texts(name: str = "texts", model: Any = None) -> Path:
+    path = world() / f"{name}.csv"
     lines = [f"{'good film, liked it' if i % 2 else 'bad film, hated it'} {i},{'good' if i % 2 else 'bad'}" for i in range(80)]
     path.write_text("text,label\n" + "\n".join(f'"{a.rsplit(",", 1)[0]}",{a.rsplit(",", 1)[1]}' for a in lines) + "\n")
     data = {"source": {"kind": "csv", "path": str(path), "text": "text", "label": "label"}}
-    return trained("texts", data, "text-classification", {"kind": "text-bag"})
+    return trained(name, data, "text-classification", model or {"kind": "text-bag"})
 
 
 def recordings() -> Path:
@@ -110,6 +120,8 @@ def raw(kind: str) -> tuple[Path, str]:
     """A file for `tauon predict` and its content type, of the same kind as the training data."""
     return {
         "table": (world() / "table.csv", "text/csv"),
+        "trees": (world() / "trees.csv", "text/csv"),
+        "tfidf": (world() / "tfidf.csv", "text/csv"),
         "pictures": (world() / "images" / "dog" / "1.png", "image/png"),
         "texts": (world() / "texts.csv", "text/csv"),
         "recordings": (world() / "recordings" / "no" / "1.wav", "audio/wav"),

@@ -104,3 +104,36 @@ def test_another_task_is_refused_when_it_is_fitted(tmp_path: Path) -> None:
     path = recipe(tmp_path, task="ordinal")
     with pytest.raises(RecipeError, match="not ordinal"):
         run(load_recipe(path, ["data.label_order=['no', 'yes']"]), root=tmp_path)
+
+
+def test_a_booster_predicts_what_was_evaluated(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    from sklearn.metrics import roc_auc_score
+
+    from tauon.predict import predict_file
+
+    done = run(load_recipe(recipe(tmp_path, data=own_test(tmp_path))), root=tmp_path, stages=("prepare", "train", "evaluate"))
+    predict_file(done.folder, tmp_path / "later.csv", tmp_path / "out.csv")
+    rows, later = (list(csv.DictReader((tmp_path / name).read_text().splitlines())) for name in ("out.csv", "later.csv"))
+    truth = [r["paid"] == "yes" for r in later]
+    column = next(name for name in rows[0] if "yes" in name)
+    evaluated = read_json(done.folder / "evaluation.json")["metrics"]["roc_auc"]["value"]
+    assert roc_auc_score(truth, [float(r[column]) for r in rows]) == pytest.approx(evaluated, abs=1e-6)
+
+
+def own_test(folder: Path) -> dict[str, Any]:
+    """The table, and its last 100 rows as the test part."""
+    lines = loans(folder).read_text().splitlines()
+    (folder / "later.csv").write_text("\n".join([lines[0], *lines[-100:]]) + "\n")
+    (folder / "earlier.csv").write_text("\n".join(lines[:-100]) + "\n")
+    source = {"kind": "csv", "label": "paid"}
+    return {"source": source | {"path": str(folder / "earlier.csv")}, "test": source | {"path": str(folder / "later.csv")}}
+
+
+@pytest.mark.parametrize("kind", ["trees", "words"])
+def test_models_that_are_fitted_as_a_whole_are_explained(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("sklearn")
+    sections = {} if kind == "trees" else texts(tmp_path)
+    done = run(load_recipe(recipe(tmp_path, **sections, explain={"examples": 2})), root=tmp_path)
+    record = read_json(done.folder / "explain" / "explanation.json")
+    assert len(record["opening"]) == 3
