@@ -52,7 +52,9 @@ def table(name: str = "table", seed: int = 0, model: Any = None) -> Path:
     rows = [f"{a},{t},{'yes' if a > 40 or t == 'Ulm' else 'no'}" for a, t in zip(age, town, strict=True)]
     path = world() / f"{name}.csv"
     path.write_text("age,town,paid\n" + "\n".join(rows) + "\n")
-    return trained(name, {"source": {"kind": "csv", "path": str(path), "label": "paid"}}, "classification", model or {"kind": "mlp", "hidden": [8]})
+    return trained(
+        name, {"source": {"kind": "csv", "path": str(path), "label": "paid"}}, "classification", model or {"kind": "mlp", "hidden": [8]}
+    )
 
 
 def pictures() -> Path:
