@@ -49,7 +49,7 @@ class Planted:
 
 
 TOPICS: dict[str, str] = {
-    "medicine": "patient doctor nurse hospital fever surgery dose clinic disease blood heart therapy vaccine symptom virus lung treatment chronic scan tumour",
+    "medicine": "patient doctor nurse hospital fever surgery dose clinic disease blood organ therapy vaccine symptom virus lung treatment chronic scan tumour",
     "finance": "bank loan interest credit market stock bond profit debt payment investor account fund price share tax insurance budget currency capital",
     "weather": "rain storm wind snow cloud sunny temperature forecast cold heat humid fog thunder pressure front drizzle frost breeze season climate",
     "sport": "team match goal player coach league score season stadium referee defender striker training injury champion cup final penalty fans tournament",
