@@ -73,6 +73,7 @@ def plain(command: str) -> str:
         "FOLDER": "made",
         "FORMAT": "huggingface",
         "DATA": "patients.csv",
+        "SOURCE": "patients.csv",
     }
     for word, what in meant.items():
         command = re.sub(rf"\b{word}\b", what, command)
@@ -96,6 +97,7 @@ for _where, _command in [*((name_of(p), c) for p in PAGES for c in commands(p)),
 
 NEEDS = {
     "recipe new --from patients.csv": "--label-from died",
+    "data report patients.csv": "--label died",
     "recipe new --from calls/": "--label-from folder",
     "privacy epsilon": "--noise 1 --rate 0.01 --steps 10",
     "privacy spend": "--epsilon 0.1",
@@ -356,7 +358,7 @@ def test_every_command_shown_runs(
         named is not None
         and named != "quickstart"
         and named != "breast-cancer"
-        and shlex.split(command)[1] in ("run", "train", "tune", "check", "federate")
+        and shlex.split(command)[1] in ("run", "train", "tune", "check", "federate", "data")
     ):
         if named in DOWNLOADS:
             pytest.skip("its data is not in the mirror")

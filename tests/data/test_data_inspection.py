@@ -87,3 +87,11 @@ def test_files_that_are_no_tables(content: str, says: str, tmp_path: Path) -> No
     (tmp_path / "t.csv").write_text(content)
     with pytest.raises(DataError, match=says):
         inspect_table(tmp_path / "t.csv")
+
+
+def test_measures_with_a_few_broken_values_are_no_identifier(tmp_path: Path) -> None:
+    rows = [f"{i * 1.37:.2f},{i % 2}" for i in range(200)]
+    rows[40], rows[90] = "ERR,1", "see note,0"
+    (tmp_path / "t.csv").write_text("dose,died\n" + "\n".join(rows) + "\n")
+    dose = inspect_table(tmp_path / "t.csv").columns[0]
+    assert dose.kind == "category" and "2 of 200 values are not numbers ('ERR')" in dose.why

@@ -84,7 +84,7 @@ def test_a_section_of_a_stage_that_is_not_among_the_stages_is_refused(tmp_path: 
 
 
 def test_a_stage_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no stage is called 'evalute'; did you mean 'evaluate'\? Available: prepare, train"):
+    with pytest.raises(RecipeError, match=r"no stage is called 'evalute'; did you mean 'evaluate'\? Available: prepare, quality, train"):
         load_recipe(text_recipe(tmp_path), ["stages=[prepare, train, evalute]"])
     with pytest.raises(RecipeError, match=r"no stage is called 'trian'; did you mean 'train'\?"):
         run(load_recipe(text_recipe(tmp_path)), root=tmp_path, stages=("trian",))

@@ -243,7 +243,8 @@ def _kind(name: str, there: Sequence[str], counts: dict[str, int], rows: int, ma
     if words < 8 and distinct > 0.5 * n and distinct > 20 and {*re.findall("[a-z]+", name.lower())} & _NAMES:
         return "identifier", "mostly different, and a name of names", ""
     digits = sum(c.isdigit() or c in ":-/." for v in there[:200] for c in v) / max(1, sum(len(v) - v.count(" ") for v in there[:200]))
-    if words < 12 and digits > 0.4 and distinct > 50 and 2 * distinct > rows:
+    measured = look.mostly and look.numbers >= 0.9 * n  # numbers, some of them broken
+    if words < 12 and digits > 0.4 and distinct > 50 and 2 * distinct > rows and not measured:
         return "identifier", "mostly digits, and mostly different", ""
     if words >= 5 or (distinct > 0.5 * n and (words >= 3 or _is_unspaced_text(there))):
         return "text", f"{words:.0f} words a value" if words >= 2 else "long values without spaces", ""

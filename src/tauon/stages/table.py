@@ -71,6 +71,11 @@ BUILT_IN = (
         reads=("data",), collective=True,
     ),
     Stage(
+        "quality", "tauon.stages.quality:quality_stage", "Look at the data before training: leaks, copies, label errors, outliers, drift.",
+        config="tauon.data.quality.config:QualityConfig", reads=("data", "quality"), inputs=("prepare",), writes=("quality.json",), collective=True,
+        report="tauon.report.quality:quality",
+    ),
+    Stage(
         "train", "tauon.stages.train:train_stage", "Prepare the data and train; resumes where it stopped.",
         reads=("data", "task", "model", "adapt", "optim", "train", "distil", "qat", "federate", "privacy", "parallel", "track"),
         inputs=("prepare",), collective=True,
@@ -107,7 +112,7 @@ BUILT_IN = (
     ),
     Stage(
         "report", "tauon.stages.report:report_stage", "Write the report of a run, one HTML page.",
-        inputs=("train", "evaluate", "federate", "explain", "audit", "compress", "export"), writes=("report.html",), from_records=True,
+        inputs=("quality", "train", "evaluate", "federate", "explain", "audit", "compress", "export"), writes=("report.html",), from_records=True,
         details="Write report.html: data, curves, metrics, samples, recipe and environment on one page that works offline.",
     ),
 )  # fmt: skip

@@ -206,6 +206,8 @@ def plant_table(rows: Sequence[dict[str, Any]], labels: Sequence[str], *, share:
     rng = np.random.default_rng(seed)
     records, classes, n = [dict(r) for r in rows], list(labels), len(rows)
     numbers = [k for k in records[0] if all(isinstance(r[k], (int, float)) for r in records)]
+    for record in records:
+        record["remark"] = str(rng.choice(["none", "seen again", "by letter", "first visit"]))
     parts = ["train"] * n
     for i in rng.choice(n, round(test * n), replace=False):
         parts[i] = "test"
@@ -227,16 +229,15 @@ def plant_table(rows: Sequence[dict[str, Any]], labels: Sequence[str], *, share:
             faults[kind].add((i, len(records) - 1))
     for k, i in enumerate(at := _draw(rng, free, each)):
         column = numbers[k % len(numbers)]
-        spread = np.std([r[column] for r in records if isinstance(r[column], (int, float))]) or 1.0
-        value = records[i][column]
-        records[i][column] = value * 1000 if abs(value * 1000) > 30 * spread else float(value + 40 * spread)
+        there = [r[column] for r in rows]
+        value, most = records[i][column] * 1000, max(map(abs, there))
+        records[i][column] = value if abs(value) > 10 * most else float(20 * most + 40 * (np.std(there) or 1.0))
     faults["outlier"] = {(i,) for i in at}
     for k, i in enumerate(at := _draw(rng, free, each)):
         records[i][numbers[k % len(numbers)]] = ("n/a?", "12,3x", "see note", "1e", "ERR")[k % 5]
     faults["broken"] = {(i,) for i in at}
     at = _draw(rng, free, each)
     for i, record in enumerate(records):
-        record["remark"] = str(rng.choice(["none", "seen again", "by letter", "first visit"]))
         record["result"] = f"r{sorted(set(labels)).index(classes[i])}"
         if i in at:
             record["remark"] = _with_personal_data(rng, record["remark"] + " today", i % 2)
