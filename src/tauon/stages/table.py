@@ -132,6 +132,7 @@ RESERVED = (
         "explain",
         "compress",
         "serve",
+        "trace",
         "runs",
         "check",
         "tune",

@@ -4,6 +4,7 @@ from tauon.data.sources.base import Arrays, Conversation, Document, LabelledText
 from tauon.data.sources.chat import ChatSourceConfig, PairsConfig
 from tauon.data.sources.folder import FolderConfig
 from tauon.data.sources.idx import IdxConfig
+from tauon.data.sources.mixture import MixtureConfig
 from tauon.data.sources.npz import NpzConfig
 from tauon.data.sources.public import PublicConfig
 from tauon.data.sources.series import SeriesConfig
@@ -25,6 +26,7 @@ __all__ = [
     "JsonlConfig",
     "LabelledTexts",
     "Message",
+    "MixtureConfig",
     "NpzConfig",
     "Pair",
     "PairsConfig",

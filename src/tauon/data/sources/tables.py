@@ -138,11 +138,11 @@ class TableConfig(SourceConfig):
         columns = [nfc(c) for c in ((chosen,) if isinstance(chosen, str) else chosen)]
         for path, name in self.files():
             self._check(path, columns)
-            for i, (where, values) in enumerate(self.rows(path, columns)):
+            for where, values in self.rows(path, columns):
                 for column, value in zip(columns, values, strict=True):
                     if not isinstance(value, str):
                         raise DataError(f"{where}: column {column!r} is {shorten(value)}, expected text")
-                yield Document("\n\n".join(values), f"{name}#{i}")
+                yield Document("\n\n".join(values), f"{name}{where.removeprefix(str(path))}")
 
     def labelled_texts(self) -> LabelledTexts:
         if self.text is None or self.label is None:
