@@ -231,6 +231,7 @@ class Shards:
         self.starts: NDArray[np.int64] = self._open(folder / "starts.npy")
         """Position of each document's BOS, ascending."""
         self._documents = self._open(folder / "documents.npy")
+        self._views: dict[tuple[int, int], NDArray[Any]] = {}
         if self._edges[-1] != self.length:
             raise ChecksumError(
                 f"{folder}: the shards have {self._edges[-1]:,} tokens, but the manifest says {self.length:,}. Delete the folder, and it is prepared again"
@@ -280,18 +281,26 @@ class Shards:
 
     def windows(self, starts: NDArray[np.int64], length: int) -> NDArray[Any]:
         """Return `length` tokens from each position: (B, length). What lies behind the end of the stream is BOS."""
-        out = np.empty((len(starts), length), self.manifest["dtype"])
         shard = np.searchsorted(self._edges, starts, side="right") - 1
-        begins, stop = starts - self._edges[shard], starts + length
-        inside = stop <= self._edges[np.minimum(shard + 1, len(self.parts))]
-        for row, (k, begin, is_inside) in enumerate(zip(shard.tolist(), begins.tolist(), inside.tolist(), strict=True)):
-            if is_inside:
-                out[row] = self.parts[k][begin : begin + length]
-            else:
-                end = min(int(stop[row]), self.length)
-                out[row, : end - int(starts[row])] = self.read(int(starts[row]), end)
-                out[row, max(end - int(starts[row]), 0) :] = self.bos
+        inside = (shard < len(self.parts)) & (starts + length <= self._edges[np.minimum(shard + 1, len(self.parts))])
+        if inside.all() and (first := int(shard[0])) == int(shard[-1]) and (shard == first).all():
+            return self._view(first, length)[starts - self._edges[first]]
+        out = np.full((len(starts), length), self.bos, self.manifest["dtype"])
+        for k in np.unique(shard[inside]).tolist():
+            mine = inside & (shard == k)
+            out[mine] = self._view(k, length)[starts[mine] - self._edges[k]]
+        for row in np.flatnonzero(~inside).tolist():  # across two shards, or over the end
+            begin = int(starts[row])
+            read = self.read(begin, min(begin + length, self.length))
+            out[row, : len(read)] = read
         return out
+
+    def _view(self, shard: int, length: int) -> NDArray[Any]:
+        """Return every window of a shard, as a view: (tokens - length + 1, length)."""
+        view = self._views.get((shard, length))
+        if view is None:
+            view = self._views[shard, length] = np.lib.stride_tricks.sliding_window_view(self.parts[shard], length)
+        return view
 
     def source_name(self, source: int) -> str:
         """Return the name of a source, as in the recipe's mixture."""

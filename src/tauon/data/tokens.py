@@ -23,6 +23,10 @@ from tauon.types import Batch, DataSpec
 __all__ = ["TokenDataset"]
 
 
+_SHIFTS = 1024
+"""Offsets of epochs that are remembered."""
+
+
 class TokenDataset:
     """Windows over token shards. Example `i` of epoch `e` is a pure function of (seed, e, i); safe to share between threads."""
 
@@ -50,6 +54,7 @@ class TokenDataset:
         self.order: MixtureOrder | None = None
         """The order of training windows, if several sources are mixed by weights."""
         self._seed, self._training, self._segments = seed, training, segments
+        self._shifts: dict[tuple[int, int], int] = {}
         self.spec = DataSpec(vocab=tokenizer.vocab_size, seq_len=seq_len)
         self._targets = len(shards) - 1  # every token but the first has one before it
         self._stride = seq_len if training else seq_len - int(seq_len * overlap)
@@ -101,8 +106,14 @@ class TokenDataset:
         """Return how far the windows of an epoch are shifted, in tokens. `source`: its place among `sources`."""
         if not self._training:
             return 0
-        name = ("window", source) if source else ("window",)
-        return int(bits(key(self._seed, *name), np.array([epoch], np.uint64))[0] % np.uint64(self._offsets[source]))
+        found = self._shifts.get((epoch, source))
+        if found is None:
+            name = ("window", source) if source else ("window",)
+            found = int(bits(key(self._seed, *name), np.array([epoch], np.uint64))[0] % np.uint64(self._offsets[source]))
+            if len(self._shifts) >= _SHIFTS:
+                self._shifts.clear()
+            self._shifts[epoch, source] = found
+        return found
 
     def starts_of(self, index: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
         """Return the position in the stream at which each window begins."""
