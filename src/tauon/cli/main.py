@@ -29,6 +29,7 @@ BY_HAND = {
     "compress": ("tauon.cli.compress", "Make a trained model smaller and faster within a promised loss of quality."),
     "serve": ("tauon.cli.serve", "Serve a trained model over HTTP: predictions, texts, and a page to try it."),
     "trace": ("tauon.cli.trace", "Say where training data came from: source, file, record, licence of a token or a text."),
+    "data": ("tauon.cli.data", "Write prepared training data for other programs: Parquet, WebDataset, Hugging Face datasets."),
     "runs": ("tauon.cli.runs", "List runs; compare two."),
     "check": ("tauon.cli.check", "Check that a parallel layout computes the same as one process."),
     "tune": ("tauon.cli.tune", "Find settings before training: learning-rate range test."),

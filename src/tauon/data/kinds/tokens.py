@@ -28,7 +28,7 @@ from tauon.data.sources.rejects import Rejects, collecting
 from tauon.data.split import PARTS, Part, SplitConfig
 from tauon.data.split_text import TextStat, TextStats, split_text
 from tauon.data.splits import DataSplits
-from tauon.data.text_files import refuse_surrogates
+from tauon.data.text_files import count_words, refuse_surrogates
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokens import TokenDataset
 from tauon.errors import ChecksumError, DataError
@@ -228,7 +228,7 @@ def _write(
             text = document.text
             n_bytes = len(text) if text.isascii() else len(text.encode())
             writers[part].add(
-                document.name, ids, n_bytes=n_bytes, n_words=len(text.split()), n_lines=text.count("\n"), source=document.source,
+                document.name, ids, n_bytes=n_bytes, n_words=count_words(text), n_lines=text.count("\n"), source=document.source,
                 record=document.record, offset=document.offset,
             )  # fmt: skip
             if unknown_id is not None:

@@ -3,6 +3,7 @@
 from tauon.data.sources.base import Arrays, Conversation, Document, LabelledTexts, Message, Pair, Series, Signals, SourceConfig, Table
 from tauon.data.sources.chat import ChatSourceConfig, PairsConfig
 from tauon.data.sources.folder import FolderConfig
+from tauon.data.sources.hf_disk import HfDiskConfig
 from tauon.data.sources.idx import IdxConfig
 from tauon.data.sources.mixture import MixtureConfig
 from tauon.data.sources.npz import NpzConfig
@@ -14,6 +15,7 @@ from tauon.data.sources.table_files import CsvConfig, JsonlConfig, ParquetConfig
 from tauon.data.sources.text import TextConfig
 from tauon.data.sources.text_folder import TextFolderConfig
 from tauon.data.sources.wav import WavConfig
+from tauon.data.sources.webdataset import WebDatasetConfig
 
 __all__ = [
     "Arrays",
@@ -22,6 +24,7 @@ __all__ = [
     "CsvConfig",
     "Document",
     "FolderConfig",
+    "HfDiskConfig",
     "IdxConfig",
     "JsonlConfig",
     "LabelledTexts",
@@ -42,4 +45,5 @@ __all__ = [
     "TextConfig",
     "TextFolderConfig",
     "WavConfig",
+    "WebDatasetConfig",
 ]

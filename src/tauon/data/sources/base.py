@@ -39,7 +39,7 @@ class Document:
     name: str
     """File and line of its record, relative to the source: it does not change when a folder moves."""
     record: int = -1
-    """Number of its record in the source, from 0, rejected ones counted. -1: its place among the source's documents."""
+    """Number of its record in the source, from 0, among those that could be read. -1: its place among the source's documents."""
     source: int = 0
     """Number of its source in a mixture."""
     offset: int = 0
