@@ -150,8 +150,8 @@ def decode(data: bytes, where: str, encoding: str = "utf-8") -> str:
 def expand(paths: str | Sequence[str], pattern: str = "**/*") -> list[tuple[Path, str]]:
     """Return (file, name) of all files that `paths` match, sorted by name, each file once.
 
-    A path is a file, a glob, or a folder, here or in an object store (s3://bucket/folder): then every file below it that matches `pattern`, except hidden ones. Names are
-    relative to the folder given, so that they do not change when the folder moves.
+    A path is a file, a glob, or a folder, here or in an object store (s3://bucket/folder). Of a folder, every file below it that matches
+    `pattern` is taken, except hidden ones. Names are relative to the folder given, so that they do not change when the folder moves.
     """
     found: dict[Path, str] = {}
     for text in [paths] if isinstance(paths, str) else paths:

@@ -284,7 +284,8 @@ class Shards:
         shard = np.searchsorted(self._edges, starts, side="right") - 1
         inside = (shard < len(self.parts)) & (starts + length <= self._edges[np.minimum(shard + 1, len(self.parts))])
         if inside.all() and (first := int(shard[0])) == int(shard[-1]) and (shard == first).all():
-            return self._view(first, length)[starts - self._edges[first]]
+            gathered: NDArray[Any] = self._view(first, length)[starts - self._edges[first]]
+            return gathered
         out = np.full((len(starts), length), self.bos, self.manifest["dtype"])
         for k in np.unique(shard[inside]).tolist():
             mine = inside & (shard == k)

@@ -38,7 +38,7 @@ def export_documents(trail: Trail, target: str, folder: Path) -> dict[str, int]:
     shutil.rmtree(temporary, ignore_errors=True)
     parts = [part for part in PARTS if (trail.folder / part).is_dir()]
     try:
-        counts = {}
+        counts: dict[str, int] = {}
         for part in parts:
             (temporary / part).mkdir(parents=True)
             counts[part] = FORMATS[target](documents_of(trail, part), temporary / part, part)
@@ -133,7 +133,7 @@ def to_hugging_face(documents: Iterator[dict[str, Any]], folder: Path, part: str
                 writer.write_table(table.replace_schema_metadata(schema.metadata))
                 count += len(table)
     fingerprint = sha256_bytes(canonical([part, count, names]).encode())[:16]
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": n} for n in names], "_fingerprint": fingerprint, "_format_columns": None, "_format_kwargs": {},
         "_format_type": None, "_output_all_columns": False, "_split": part,
     }  # fmt: skip

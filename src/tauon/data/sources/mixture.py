@@ -65,12 +65,11 @@ class MixtureConfig(SourceConfig):
 
     def names(self) -> list[str]:
         """Return the name of each source."""
-        kinds = [m.raw_value("source").kind_ for m in self.raw_value("sources")]
-        numbered = [k if kinds.count(k) == 1 else f"{k}-{kinds[:i].count(k) + 1}" for i, k in enumerate(kinds)]
-        return [m.raw_value("name") or n for m, n in zip(self.raw_value("sources"), numbered, strict=True)]
+        return _named([m.name for m in self.sources], self.members())
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        mixed, names = self.raw_value("sources"), self.names()
+        mixed = self.raw_value("sources")
+        names = _named([m.raw_value("name") for m in mixed], [m.raw_value("source") for m in mixed])
         if len(mixed) < 2:
             yield "sources", f"has {len(mixed)} source; a mixture needs at least two. Use the source itself"
         if self.raw_value("limit") is not None:
@@ -126,6 +125,13 @@ class MixtureConfig(SourceConfig):
             now |= change.weights
             changes.append(Change(tempered([now[n] for n in names], T), change.step, change.share))
         return MixtureOrder(windows, tempered(list(asked.values()), T), seed, epochs=epochs, changes=changes)
+
+
+def _named(given: list[str | None], sources: list[SourceConfig]) -> list[str]:
+    """Return a name for each source: as given, or its kind, numbered where two have the same."""
+    kinds = [source.kind_ for source in sources]
+    numbered = [k if kinds.count(k) == 1 else f"{k}-{kinds[:i].count(k) + 1}" for i, k in enumerate(kinds)]
+    return [name or number for name, number in zip(given, numbered, strict=True)]
 
 
 def tempered(weights: list[float], temperature: float) -> tuple[float, ...]:
