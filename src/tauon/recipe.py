@@ -70,6 +70,8 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Pattern of valid run names."""
 FREE = ("parallel", "launch", "track")
 """Sections that may change on resume: they set how, not what, is trained."""
+FREE_KEYS = ("data.workers", "data.cache")
+"""Keys of other sections that may change on resume: no example depends on them."""
 LATER = ("distil", "qat", "federate")
 """Sections that older versions did not have: left out, they change nothing, fingerprints included."""
 

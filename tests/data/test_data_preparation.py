@@ -147,7 +147,7 @@ def test_wrong_text_is_named_and_leaves_nothing(tmp_path: Path, cache: Path, con
 
 def test_a_lone_surrogate_is_named(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": "ok"}\n{"text": "a\\ud800"}\n')
-    with pytest.raises(DataError, match=r"t\.jsonl#1: character 1 is a lone surrogate"):
+    with pytest.raises(DataError, match=r"t\.jsonl, line 2: character 1 is a lone surrogate"):
         prepare(config(source={"kind": "jsonl", "path": str(tmp_path / "t.jsonl")}), seed=0, input_kind="tokens")
 
 
@@ -175,7 +175,7 @@ def test_a_full_disk_is_said_and_nothing_stays(corpus: Path, cache: Path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("numpy.save", full)
+        patch.setattr("tauon.data.npy_file.NpyFile.append", full)
         with pytest.raises(DataError, match=r"cannot be written \(No space left on device\)\. Free disk space"):
             prepare(text_config(corpus), seed=0, input_kind="tokens")
     assert [p.name for p in (cache / "tokens").iterdir() if not p.name.endswith(".lock")] == []

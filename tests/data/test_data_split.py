@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tauon.config import parse
 from tauon.data import SplitConfig
-from tauon.data.split import PARTS, TextStat, split_rows, split_text
+from tauon.data.split import PARTS, split_rows
+from tauon.data.split_text import TextStat, split_text
 from tauon.errors import DataError, RecipeError
 
 

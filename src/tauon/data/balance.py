@@ -29,6 +29,8 @@ T = TypeVar("T", Arrays, Table)
 class BalancedOrder:
     """`at(position)` returns (epoch, example): every round of `classes` consecutive positions has one example of each class."""
 
+    setting, words = "data.sampling", "chooses examples by class"
+
     def __init__(self, targets: NDArray[np.int64], seed: int) -> None:
         """`targets` are the classes of the examples, (N); classes without an example are left out."""
         present = np.unique(targets)

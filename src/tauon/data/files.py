@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tauon.artifacts.files import atomic_write
+from tauon.data.remote import is_remote, remote_files
 from tauon.errors import DataError, MissingExtra, RunError
 
 __all__ = ["decode", "expand", "raw_bytes", "read_bytes", "sha256_bytes", "sha256_file", "write_plain_json"]
@@ -149,11 +150,14 @@ def decode(data: bytes, where: str, encoding: str = "utf-8") -> str:
 def expand(paths: str | Sequence[str], pattern: str = "**/*") -> list[tuple[Path, str]]:
     """Return (file, name) of all files that `paths` match, sorted by name, each file once.
 
-    A path is a file, a glob, or a folder: then every file below it that matches `pattern`, except hidden ones. Names are
-    relative to the folder given, so that they do not change when the folder moves.
+    A path is a file, a glob, or a folder, here or in an object store (s3://bucket/folder). Of a folder, every file below it that matches
+    `pattern` is taken, except hidden ones. Names are relative to the folder given, so that they do not change when the folder moves.
     """
     found: dict[Path, str] = {}
     for text in [paths] if isinstance(paths, str) else paths:
+        if is_remote(text):
+            found |= remote_files(text, pattern)
+            continue
         path = _at_home(text)
         if path.is_dir():
             inside = [p for p in path.glob(pattern) if p.is_file() and not any(s.startswith(".") for s in p.relative_to(path).parts)]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from tauon.data.mixture_order import MixtureOrder
 from tauon.data.order import ShuffledOrder
 from tauon.errors import RecipeError
 from tauon.types import Batch, Dataset
@@ -60,9 +61,13 @@ class Loader:
         if not 0 <= rank < world:
             raise RecipeError(f"rank {rank} of {world} does not exist")
         self.dataset, self.batch, self.seed, self.rank, self.world = dataset, batch, seed, rank, world
-        self.count = len(dataset)
-        self._shuffled = ShuffledOrder(self.count, seed)
+        self._shuffled = ShuffledOrder(len(dataset), seed)
+        self._mixture: MixtureOrder | None = None
         self.sizes = sizes
+        order = getattr(dataset, "order", None)
+        self.count = len(dataset) if order is None else getattr(order, "count", len(dataset))
+        if isinstance(order, MixtureOrder):
+            self._mixture = order.bound(self.first)
         self._ahead = 2 * workers
         self._pool = ThreadPoolExecutor(workers, "tauon-data") if workers else None
         self._coming: dict[int, Future[Batch]] = {}
@@ -76,15 +81,24 @@ class Loader:
         """Number of steps for `epochs` passes over the data; the last may reach into the next epoch."""
         return max(1, math.ceil(epochs * self.count / self.batch - 1e-9))
 
+    def first(self, step: int) -> int:
+        """Return the number of examples before step `step`, over all ranks."""
+        return step * self.batch if self.sizes is None else self.sizes.first(step)
+
+    def set_total(self, steps: int) -> None:
+        """Tell how many steps the training has: a mixture's weights may change at a share of them."""
+        order = getattr(self.dataset, "order", None)
+        if isinstance(order, MixtureOrder):
+            self._mixture = order.bound(self.first, steps)
+
     def examples_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (epoch, example) of this rank's rows of step `step` (from 0), ceil(B / world) int64 each; the last may be repeated."""
         return self._at(step, np.minimum(self.rows(step), self.size(step) - 1))
 
     def _at(self, step: int, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (epoch, example) of rows of the global batch."""
-        order = getattr(self.dataset, "order", None)  # a data set may sample some examples more often
-        position = (step * self.batch if self.sizes is None else self.sizes.first(step)) + row
-        return (self._shuffled if order is None else order).at(position)
+        order = self._mixture or getattr(self.dataset, "order", None) or self._shuffled  # a data set may sample some examples more often
+        return order.at(self.first(step) + row)
 
     def size(self, step: int) -> int:
         """Return the number of examples of step `step`, over all ranks."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.data.counter import bits, key, uniform
+from tauon.data.mixture_order import MixtureOrder
 from tauon.data.tokenizer import SubwordTokenizer, Tokenizer
 from tauon.data.tokens import TokenDataset
 from tauon.types import Batch, DataSpec
@@ -52,6 +53,11 @@ class MaskedDataset:
     def shards(self) -> Any:
         """The folder of the tokens."""
         return self.tokens.shards
+
+    @property
+    def order(self) -> MixtureOrder | None:
+        """The order of training windows, if several sources are mixed by weights."""
+        return self.tokens.order
 
     def without_augmentation(self) -> Self:
         """Return the same windows in every epoch. The masked tokens still depend on the epoch: they are the training task."""

@@ -59,10 +59,10 @@ def pool_of(splits: DataSplits) -> tuple[Dataset, Dataset, str]:
 def shadow_split(splits: DataSplits, config: HalfConfig) -> DataSplits:
     """Return the splits of reference model `config.number`: half of training and held-out examples to train on, the others to test."""
     train, held, _ = pool_of(splits)
-    if getattr(train, "order", None) is not None:
-        raise RecipeError(
-            [Problem("data.sampling", "balanced samples classes from all rows, but a reference model trains on half of them. Set shuffle.")]
-        )
+    order = getattr(train, "order", None)
+    if order is not None:
+        message = f"{order.words}, but a reference model trains on half of the examples, each as often as the others. Remove it"
+        raise RecipeError([Problem(order.setting, message + (", or set shuffle." if order.setting == "data.sampling" else "."))])
     if isinstance(train, (TokenDataset, MaskedDataset)):
         parts = [without_augmentation(train), without_augmentation(held)]  # shifted windows would reach into left-out ones
     elif isinstance(train, ArrayDataset) and isinstance(held, ArrayDataset):

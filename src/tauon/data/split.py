@@ -1,14 +1,11 @@
-"""Which data is held out: documents, the last share of the text, or rows. Pure functions of (settings, split seed, content).
+"""Which data is held out: the settings, and rows. Pure functions of (settings, split seed, content); documents are in `split_text.py`.
 
-Documents are assigned by a hash of their content, so that equal texts are always in the same part: held-out text cannot leak
-into training through a second copy. The split has its own seed: runs with other training seeds stay comparable.
+The split has its own seed: runs with other training seeds stay comparable.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,12 +16,10 @@ from tauon.config import Config, Fraction
 from tauon.data.counter import bits, key
 from tauon.errors import DataError
 
-__all__ = ["PARTS", "Part", "Pieces", "SplitConfig", "TextStat", "refuse_new_classes", "split_rows", "split_text"]
+__all__ = ["PARTS", "Part", "SplitConfig", "refuse_new_classes", "shares", "split_rows"]
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
-
-_MANY = 10
 
 
 class SplitConfig(Config):
@@ -58,49 +53,7 @@ class SplitConfig(Config):
             yield "validation", f"validation ({validation:g}) and test ({test:g}) leave no data to train on; their sum must be below 1"
 
 
-@dataclass(frozen=True)
-class TextStat:
-    """Properties of a document that the split needs."""
-
-    digest: bytes
-    """Hash of its content."""
-    chars: int
-
-
-Pieces = Mapping[int, Sequence[tuple[Part, int, int]]]
-"""Document number to [(part, first character, last character + 1), ...]."""
-
-
-def split_text(stats: Sequence[TextStat], config: SplitConfig, wanted: Sequence[Part]) -> tuple[Pieces, dict[str, Any]]:
-    """Return the part of each document, or piece of one; and facts about the split.
-
-    `wanted` are the held-out parts without a separate source.
-    """
-    by, why = config.by, "as set"
-    distinct = len({s.digest for s in stats})
-    if by == "auto":
-        by = "document" if distinct >= _MANY else "position"
-        why = f"{distinct} distinct documents" + ("" if distinct >= _MANY else f", fewer than {_MANY}")
-    if by == "row":
-        raise DataError("split.by=row is only for arrays, but the data is text. Use document or position")
-    total = sum(s.chars for s in stats)
-    edges = list(_edges(config, wanted))
-    facts = {"by": by, "why": why, "seed": config.seed, "shares": [[p, round(b - a, 6)] for p, a, b in edges]}
-    pieces = _by_document(stats, edges, config.seed) if by == "document" else _by_position(stats, edges)
-    sizes = dict.fromkeys(PARTS, 0)
-    for cuts in pieces.values():
-        for part, a, b in cuts:
-            sizes[part] += b - a
-    for part in {p for p, _, _ in edges}:
-        if not sizes[part]:
-            raise DataError(
-                f"the {part} part is empty: {len(stats)} documents ({distinct} distinct), {total:,} characters, split by {by}. "
-                + ("Use split.by=position, or add documents" if by == "document" else "Add text, or raise the share in data.split")
-            )
-    return pieces, facts
-
-
-def _edges(config: SplitConfig, wanted: Sequence[Part]) -> Iterator[tuple[Part, float, float]]:
+def shares(config: SplitConfig, wanted: Sequence[Part]) -> Iterator[tuple[Part, float, float]]:
     """Return the parts as intervals of [0, 1), in the order of position."""
     validation = config.validation if "validation" in wanted else 0.0
     if config.folds is not None and "test" in wanted:
@@ -121,34 +74,6 @@ def _edges(config: SplitConfig, wanted: Sequence[Part]) -> Iterator[tuple[Part, 
         yield "validation", 1 - validation - test, 1 - test
     if test:
         yield "test", 1 - test, 1.0
-
-
-def _by_position(stats: Sequence[TextStat], edges: Sequence[tuple[Part, float, float]]) -> Pieces:
-    total = sum(s.chars for s in stats)
-    bounds = [(part, int(total * a) if a > 0 else 0, int(total * b) if b < 1 else total) for part, a, b in edges]
-    pieces: dict[int, list[tuple[Part, int, int]]] = {}
-    offset = 0
-    for i, stat in enumerate(stats):
-        cuts = [(part, max(a - offset, 0), min(b - offset, stat.chars)) for part, a, b in bounds]
-        pieces[i] = [(part, a, b) for part, a, b in cuts if a < b]
-        offset += stat.chars
-    return pieces
-
-
-def _by_document(stats: Sequence[TextStat], edges: Sequence[tuple[Part, float, float]], seed: int) -> Pieces:
-    """Assign the distinct contents in order of a keyed hash; a content belongs to the part that contains its middle."""
-    chars: dict[bytes, int] = {}
-    for stat in stats:
-        chars[stat.digest] = chars.get(stat.digest, 0) + stat.chars
-    order = sorted(chars, key=lambda d: hashlib.blake2b(d, digest_size=16, key=f"split {seed}".encode()).digest())
-    total = sum(chars.values())
-    part_of: dict[bytes, Part] = {}
-    offset = 0
-    for digest in order:
-        middle = (offset + chars[digest] / 2) / max(total, 1)
-        part_of[digest] = next((p for p, a, b in edges if a <= middle < b), edges[-1][0])
-        offset += chars[digest]
-    return {i: [(part_of[s.digest], 0, s.chars)] for i, s in enumerate(stats)}
 
 
 def split_rows(

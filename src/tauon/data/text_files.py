@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tauon.data.spelling import nfc
 from tauon.errors import DataError
 
 __all__ = [
+    "count_words",
     "detect_encoding",
     "encoding_by_mark",
     "json_line",
@@ -29,6 +30,8 @@ __all__ = [
     "wrong_encoding",
 ]
 
+OnBad = Callable[[DataError, str], None]
+"""Called with the error and its reason in a word or two for a record that is skipped; without it the error is raised."""
 _MARKS = (
     (b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe\x00\x00", "utf-32-le"), (b"\x00\x00\xfe\xff", "utf-32-be"),
     (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"),
@@ -87,8 +90,10 @@ def read_text(data: bytes, where: str, encoding: str = "utf-8") -> str:
     return decode(data[length:], where, encoding)
 
 
-def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
-    r"""Yield (number from 1, line without its end) of each line, decoded line by line. Lines end at \n only; a mark is handled as in `read_text`."""
+def text_lines(path: Path, encoding: str = "utf-8", on_bad: OnBad | None = None) -> Iterator[tuple[int, str]]:
+    r"""Yield (number from 1, line without its end) of each line, decoded line by line. Lines end at \n only; a mark is handled as in `read_text`.
+    `on_bad` gets lines that cannot be decoded.
+    """
     with open_bytes(path) as file:
         first = file.readline()
         length, encoding = encoding_by_mark(first, encoding)
@@ -98,7 +103,14 @@ def text_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]
             return
         number, line = 1, first[length:]
         while line:
-            yield number, decode(line.rstrip(b"\r\n"), f"{path}, line {number}", encoding)
+            try:
+                text = decode(line.rstrip(b"\r\n"), f"{path}, line {number}", encoding)
+            except DataError as err:
+                if on_bad is None:
+                    raise
+                on_bad(err, f"not {encoding}")
+            else:
+                yield number, text
             line = file.readline()
             number += 1
 
@@ -132,6 +144,24 @@ def refuse_surrogates(text: str, where: str) -> str:
     return text
 
 
+_WORDS_OF = 1 << 20
+
+
+def count_words(text: str) -> int:
+    r"""Return `len(text.split())`; a long text is split in pieces, because the list of its words takes many times its own memory.
+
+    >>> count_words("one  two\n three")
+    3
+    """
+    if len(text) <= _WORDS_OF:
+        return len(text.split())
+    count = 0
+    for a in range(0, len(text), _WORDS_OF):
+        count += len(text[a : a + _WORDS_OF].split())
+        count -= bool(a) and not text[a - 1].isspace() and not text[a].isspace()  # one word, counted on both sides
+    return count
+
+
 def json_rows(text: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
     r"""Yield (place, object) of each row: of a list, or of lines. Lines end at \n only: a JSON string may contain other line separators."""
     if text.lstrip().startswith("["):
@@ -154,12 +184,12 @@ def json_rows(text: str, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{where}: no rows. Check the file")
 
 
-def json_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place, object) of each line of a file, one at a time."""
-    yield from _parsed(text_lines(path, encoding), str(path))
+def json_lines(path: Path, encoding: str = "utf-8", on_bad: OnBad | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, object) of each line of a file, one at a time. `on_bad` gets lines that are no JSON object."""
+    yield from _parsed(text_lines(path, encoding, on_bad), str(path), on_bad)
 
 
-def json_objects(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, dict[str, Any]]]:
+def json_objects(path: Path, encoding: str = "utf-8", on_bad: OnBad | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (place, object) of each row of a file: of one list, or of lines, which are read one at a time."""
     with open_bytes(path) as file:
         head = file.read(4096)
@@ -167,14 +197,21 @@ def json_objects(path: Path, encoding: str = "utf-8") -> Iterator[tuple[str, dic
     if head[length:].decode(wide, "ignore").lstrip().startswith("["):
         yield from json_rows(read_text(read_bytes(path), str(path), encoding), str(path))
     else:
-        yield from json_lines(path, encoding)
+        yield from json_lines(path, encoding, on_bad)
 
 
-def _parsed(lines: Iterable[tuple[int, str]], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parsed(lines: Iterable[tuple[int, str]], where: str, on_bad: OnBad | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in lines:
         if line.strip():
             place = f"{where}, line {number}"
-            yield place, json_line(line, place)
+            try:
+                row = json_line(line, place)
+            except DataError as err:
+                if on_bad is None:
+                    raise
+                on_bad(err, "not a JSON object")
+            else:
+                yield place, row
 
 
 class _KeyTwice(Exception):

@@ -12,7 +12,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -203,13 +203,16 @@ class SubwordTokenizer(Tokenizer):
     def encode_many(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         cut = [pieces(t) if self.splittable else [t] for t in texts]
         flat = [p for ps in cut for p in ps]
-
-        def encode() -> list[Any]:
-            return list(self._tok.encode_batch_fast(flat, add_special_tokens=False))
-
+        ids: list[NDArray[np.uint32]] = []
         with parallel():
-            done = iter(encode() if sum(map(len, flat)) < _LONG else interruptible(encode))
-        return [np.concatenate([np.array(next(done).ids, np.uint32) for _ in ps]) for ps in cut]
+            for batch in _batches(flat):
+                encode = partial(self._encoded, batch)
+                ids += encode() if sum(map(len, batch)) < _LONG else interruptible(encode)
+        done = iter(ids)
+        return [np.concatenate([next(done) for _ in ps]) if len(ps) > 1 else next(done) for ps in cut]
+
+    def _encoded(self, texts: list[str]) -> list[NDArray[np.uint32]]:
+        return [np.array(e.ids, np.uint32) for e in self._tok.encode_batch_fast(texts, add_special_tokens=False)]
 
     def added(self, *, special: bool = False) -> dict[str, int]:
         """Tokens added to the learned vocabulary, by their text: all of them, or only the special ones."""
@@ -349,6 +352,20 @@ _LETTERS = "A-Za-zÀ-ÖØ-öø-ʯΑ-ΡΣ-Ωα-ωА-яёЁא-תء-غف-ي一-鿿�
 _OTHER_CUT = re.compile(rf"[{_LETTERS}](?=[ \t\r\n,.;:!?()、。，．！？；：（）「」…—])")
 _LONG = 1 << 18
 """Number of characters whose encoding takes a noticeable part of a second."""
+
+
+_AT_ONCE = 1 << 22
+"""Characters that are encoded together: the library keeps about 100 bytes for each token until they are read."""
+
+
+def _batches(texts: list[str]) -> Iterator[list[str]]:
+    """Yield the texts in groups of about `_AT_ONCE` characters, in order."""
+    begin = size = 0
+    for i, text in enumerate(texts):
+        size += len(text)
+        if size >= _AT_ONCE or i == len(texts) - 1:
+            yield texts[begin : i + 1]
+            begin, size = i + 1, 0
 
 
 def read_json(data: bytes, where: str) -> Any:

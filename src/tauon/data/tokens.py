@@ -14,12 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.data.counter import bits, key
+from tauon.data.mixture_order import MixtureOrder
 from tauon.data.shards import Shards
 from tauon.data.tokenizer import Tokenizer
 from tauon.errors import DataError
 from tauon.types import Batch, DataSpec
 
 __all__ = ["TokenDataset"]
+
+
+_SHIFTS = 1024
+"""Offsets of epochs that are remembered."""
 
 
 class TokenDataset:
@@ -46,20 +51,34 @@ class TokenDataset:
                 f"{shards.folder}: made for {shards.vocab} tokens, but the tokenizer has {tokenizer.vocab_size}. Delete the folder to prepare it again"
             )
         self.shards, self.tokenizer, self.seq_len = shards, tokenizer, seq_len
+        self.order: MixtureOrder | None = None
+        """The order of training windows, if several sources are mixed by weights."""
         self._seed, self._training, self._segments = seed, training, segments
+        self._shifts: dict[tuple[int, int], int] = {}
         self.spec = DataSpec(vocab=tokenizer.vocab_size, seq_len=seq_len)
         self._targets = len(shards) - 1  # every token but the first has one before it
         self._stride = seq_len if training else seq_len - int(seq_len * overlap)
+        ranges = shards.ranges if training and len(shards.ranges) > 1 else [(0, 0, len(shards) - 1)]
+        self.sources = [source for source, _, _ in ranges]
+        """Numbers of the sources that are sampled by themselves; [0] for held-out parts."""
+        self._begins = np.array([begin for _, begin, _ in ranges], np.int64)
+        targets = np.array([end - begin for _, begin, end in ranges], np.int64)
         if training:
-            if self._targets < seq_len:
-                raise DataError(
-                    f"the {name} part has {len(shards):,} tokens (BOS included), "
-                    f"fewer than one sequence of seq_len={seq_len} and the token after it. Lower data.seq_len, or add text"
-                )
-            self._windows = max(1, (self._targets - seq_len + 1) // seq_len)  # as many as fit after the largest offset
-            self._offsets = min(seq_len, self._targets - self._windows * seq_len + 1)
+            for (source, _, _), n in zip(ranges, targets.tolist(), strict=True):
+                if n < seq_len:
+                    where = f"the {name} part" + (f" of source {shards.source_name(source)!r}" if len(ranges) > 1 else "")
+                    raise DataError(
+                        f"{where} has {n + 1:,} tokens (BOS included), "
+                        f"fewer than one sequence of seq_len={seq_len} and the token after it. Lower data.seq_len, or add text"
+                    )
+            self.windows_of = np.maximum(1, (targets - seq_len + 1) // seq_len)  # as many as fit after the largest offset
+            self._offsets = np.minimum(seq_len, targets - self.windows_of * seq_len + 1)
         else:
-            self._windows = 1 + max(0, -(-(self._targets - seq_len) // self._stride))
+            self.windows_of = 1 + np.maximum(0, -(-(targets - seq_len) // self._stride))
+            self._offsets = np.ones(len(ranges), np.int64)
+        self.first_window = np.cumsum(self.windows_of) - self.windows_of
+        """Number of the first window of each source."""
+        self._windows = int(self.windows_of.sum())
         counts = shards.counts
         self.n_tokens, self.n_bytes, self.n_words = self._targets, counts["bytes"], counts["words"]
         self.n_documents, self.n_lines = counts["documents"], counts["lines"]
@@ -83,11 +102,29 @@ class TokenDataset:
         """(V) bytes of text that each token stands for, 0 for BOS: converts loss per token to bits per byte."""
         return self.tokenizer.token_bytes
 
-    def offset(self, epoch: int) -> int:
-        """Return the position of the first window of an epoch in the stream."""
+    def offset(self, epoch: int, source: int = 0) -> int:
+        """Return how far the windows of an epoch are shifted, in tokens. `source`: its place among `sources`."""
         if not self._training:
             return 0
-        return int(bits(key(self._seed, "window"), np.array([epoch], np.uint64))[0] % np.uint64(self._offsets))
+        found = self._shifts.get((epoch, source))
+        if found is None:
+            name = ("window", source) if source else ("window",)
+            found = int(bits(key(self._seed, *name), np.array([epoch], np.uint64))[0] % np.uint64(self._offsets[source]))
+            if len(self._shifts) >= _SHIFTS:
+                self._shifts.clear()
+            self._shifts[epoch, source] = found
+        return found
+
+    def starts_of(self, index: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
+        """Return the position in the stream at which each window begins."""
+        if len(self._begins) == 1:
+            return self.offset(epoch) + index * self._stride
+        source = np.searchsorted(self.first_window, index, side="right") - 1
+        shift = np.zeros(len(self._begins), np.int64)
+        for k in np.unique(source).tolist():
+            shift[k] = self._begins[k] + self.offset(epoch, k)
+        found: NDArray[np.int64] = shift[source] + (index - self.first_window[source]) * self._stride
+        return found
 
     def batch(self, index: NDArray[np.int64], *, epoch: int = 0) -> Batch:
         """Return the windows `index`. Inputs, targets (B, T) int64; weights (B, T) float32; segments (B, T) int32 or None."""
@@ -97,24 +134,31 @@ class TokenDataset:
         if index.size and (index.min() < 0 or index.max() >= self._windows):
             raise IndexError(f"windows are 0 to {self._windows - 1}, got {index.min()} to {index.max()}")
         T = self.seq_len
-        starts = self.offset(epoch) + index * self._stride
-        rows = np.full((len(index), T + 1), self.shards.bos, np.int64)
+        starts = self.starts_of(index, epoch)
+        rows = self.shards.windows(starts, T + 1)
         weights = np.ones((len(index), T), np.float32)
-        for row, start in enumerate(starts.tolist()):
-            stop = min(start + T + 1, len(self.shards))
-            rows[row, : stop - start] = self.shards.read(start, stop)
-            weights[row, stop - start - 1 :] = 0.0
-        if not self._training and self._stride < T:
-            weights[index > 0, : T - self._stride] = 0.0
+        if not self._training:
+            left = np.maximum(len(self.shards) - starts - 1, 0)  # tokens that the last window has to predict
+            weights[np.arange(T) >= left[:, None]] = 0.0
+            if self._stride < T:
+                weights[index > 0, : T - self._stride] = 0.0
         segments = torch.from_numpy(self._numbered(starts)) if self._segments else None
-        tokens = torch.from_numpy(rows)
+        inputs, targets = rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
         return Batch(
-            tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.from_numpy(weights), segments, torch.from_numpy(index.copy())
+            torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(weights), segments, torch.from_numpy(index.copy())
         )
 
     def _numbered(self, starts: NDArray[np.int64]) -> NDArray[np.int32]:
         """Return the document number within the row of each input. The closing BOS and the padding after it are a document of their own."""
-        place = np.minimum(starts[:, None] + np.arange(self.seq_len), len(self.shards) - 1)
-        number = self.shards.document_at(place) + (place == len(self.shards) - 1)
-        relative: NDArray[np.int32] = (number - number[:, :1]).astype(np.int32)
-        return relative
+        T = self.seq_len
+        begins = self.shards.starts
+        first, last = np.searchsorted(begins, starts, side="right"), np.searchsorted(begins, starts + T, side="left")
+        count = last - first
+        row = np.repeat(np.arange(len(starts)), count)
+        document = np.arange(len(row)) + np.repeat(first - (np.cumsum(count) - count), count)
+        changes = np.zeros((len(starts), T), np.int32)
+        changes[row, begins[document] - starts[row]] = 1
+        end = len(self.shards) - 1 - starts
+        (closed,) = np.nonzero((end > 0) & (end < T))
+        changes[closed, end[closed]] += 1
+        return np.cumsum(changes, axis=1, dtype=np.int32)

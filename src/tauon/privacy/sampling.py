@@ -72,9 +72,11 @@ class PrivateLoader(Loader):
             noun = "examples" if units is None else "units"
             message = f"is {batch}, but there are only {count:,} {noun}, and a private batch is a sample of them. Set at most {count}."
             raise RecipeError([Problem("train.batch", message)])
-        for name, field in (("order", "data.sampling"), ("mixer", "data.mix")):
-            if getattr(dataset, name, None) is not None:
-                reason = "chooses examples by class" if name == "order" else "mixes examples, so that they cannot be clipped one by one"
+        for name, usual in (("order", "data.sampling"), ("mixer", "data.mix")):
+            chosen = getattr(dataset, name, None)
+            if chosen is not None:
+                field = getattr(chosen, "setting", usual)
+                reason = getattr(chosen, "words", "mixes examples, so that they cannot be clipped one by one")
                 raise RecipeError([Problem(field, f"{reason}; no privacy guarantee covers this. Remove it, or remove privacy.")])
         if sampling == "shuffled" and sizes is not None:
             message = "changes the batch size, but shuffled sampling needs equal batches. Remove it, or set privacy.sampling=poisson."

@@ -106,6 +106,8 @@ def _by_document(dataset: Dataset) -> tuple[Dataset, NDArray[np.int64]] | None:
     tokens = dataset.tokens if isinstance(dataset, MaskedDataset) else dataset
     if not isinstance(tokens, TokenDataset):
         return None
+    if tokens.order is not None:
+        raise RecipeError([Problem(tokens.order.setting, f"{tokens.order.words}; no privacy guarantee covers this. Use one source.")])
     documents = DocumentDataset(tokens.shards, tokens.tokenizer, tokens.seq_len)
     return _over(dataset, documents), documents.document
 

@@ -22,7 +22,7 @@ from tauon.distributed import Heartbeat, World
 from tauon.errors import CheckpointError, DataError, Problem, RecipeError, RunError
 from tauon.models import ModelConfig, PretrainedModel, adapt_like, is_checkpoint, open_pretrained, refuse_codes, resolved
 from tauon.plan import Plan
-from tauon.recipe import FREE, Recipe, differences, fingerprint
+from tauon.recipe import FREE, FREE_KEYS, Recipe, differences, fingerprint
 from tauon.stages.extensions import SplitTransform, split_transforms
 from tauon.stages.fits import refuse_another_task, refuse_another_tokenizer, targets_that_do_not_fit, with_tokenizer_of
 from tauon.stages.table import all_inputs, stage_table
@@ -121,7 +121,7 @@ class Context:
     @cached_property
     def _spelled(self) -> dict[str, Any]:
         """The recipe as plain data. A section that means the same as when the run began is spelled as it was then: an older version did not
-        write keys that were added later, and at their defaults they change nothing.
+        write keys that were added later, and at their defaults they change nothing; `FREE_KEYS` never do.
         """
         whole = dump(self.recipe)
         began = (self.run.manifest().get("training") or {}).get("sections", {})
@@ -129,7 +129,7 @@ class Context:
             today = dump(parse(Recipe, whole | began)) if began else whole
         except RecipeError:  # a key that was removed since
             return whole
-        return whole | {s: tree for s, tree in began.items() if today.get(s) == whole.get(s)}
+        return whole | {s: tree for s, tree in began.items() if _decisive(s, today.get(s)) == _decisive(s, whole.get(s))}
 
     @cached_property
     def data_changed(self) -> bool:
@@ -305,6 +305,11 @@ def as_read_today(sections: dict[str, Any], now: dict[str, Any]) -> dict[str, An
     except RecipeError:
         return sections
     return {s: today[s] for s in sections}
+
+
+def _decisive(section: str, tree: Any) -> Any:
+    """Return a section without the keys that change no result."""
+    return {k: v for k, v in tree.items() if f"{section}.{k}" not in FREE_KEYS} if isinstance(tree, dict) else tree
 
 
 def content_hash(path: Path) -> str:

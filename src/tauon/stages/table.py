@@ -137,6 +137,7 @@ RESERVED = (
         "explain",
         "compress",
         "serve",
+        "trace",
         "runs",
         "check",
         "tune",

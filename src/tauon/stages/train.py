@@ -107,6 +107,7 @@ def resolve_settings(ctx: Context, recorded: dict[str, Any] | None) -> Training:
         config, examples=loader.count, recorded=recorded, on_note=lambda m: ctx.on_event("note", message=m), mesh=mesh, parallel=recipe.parallel,
         measure=partial(seconds_a_step, config, loader, mesh, recipe.parallel), work=work,
     )  # fmt: skip
+    loader.set_total(plan.steps)
     plan.derived.insert(1, layout)
     early = early_steps(recipe.train.keep_early, plan.steps, loader.count / ctx.train.batch)
     if early:

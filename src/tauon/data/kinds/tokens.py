@@ -7,8 +7,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tauon.config import dump, register
 from tauon.data.cache import cache_root, obtain
@@ -20,9 +23,12 @@ from tauon.data.progress import report
 from tauon.data.read_keys import count_as_read, reads
 from tauon.data.shards import Shards, ShardWriter
 from tauon.data.sources.base import Document, SourceConfig, limited
-from tauon.data.split import PARTS, Part, SplitConfig, TextStat, split_text
+from tauon.data.sources.mixture import MixtureConfig
+from tauon.data.sources.rejects import Rejects, collecting
+from tauon.data.split import PARTS, Part, SplitConfig
+from tauon.data.split_text import TextStat, TextStats, split_text
 from tauon.data.splits import DataSplits
-from tauon.data.text_files import refuse_surrogates
+from tauon.data.text_files import count_words, refuse_surrogates
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokens import TokenDataset
 from tauon.errors import ChecksumError, DataError
@@ -30,7 +36,7 @@ from tauon.errors import ChecksumError, DataError
 __all__ = ["TokensKind"]
 
 _VERSION = 1  # version of the files written below: part of the fingerprint
-_CACHED = 2  # version of tokens in the cache: raised if tokenizers are trained differently. The fingerprint covers the tokenizer itself
+_CACHED = 3  # version of tokens in the cache: raised if tokenizers are trained differently, or the shards have another format
 _DONE = "preparation.json"
 
 
@@ -67,17 +73,35 @@ class TokensKind(DataKind[Any]):
             part: TokenDataset(s, tokenizer, seq_len, seed=seed, training=part == "train", segments=several, overlap=overlap, name=part)
             for part, s in shards.items()
         }
+        mixed: dict[str, Any] = {} if not isinstance(config.source, MixtureConfig) else _mix(config.source, parts["train"], seed)
         facts = {
-            "kind": "tokens", "sources": made["sources"], "split": made["split"], "tokenizer": made["tokenizer"],
+            "kind": "tokens", "sources": {p: s.describe() for p, s in request.sources.items()}, "split": made["split"], "tokenizer": made["tokenizer"],
             "seq_len": {"value": seq_len, "why": why}, "mask_documents": several, "overlap": overlap,
             "parts": {p: d.facts for p, d in parts.items()}, "content": made_of, "cache": {"folder": str(folder), "reused": reused},
-        }  # fmt: skip
+        } | mixed | made["rejected"]  # fmt: skip
         preprocess = {"kind": "tokens", "tokenizer": tokenizer.to_json(), "seq_len": seq_len}
-        decides = [made_of, made["tokenizer"]["sha256"], seq_len, several, overlap, seed]
+        decides = [made_of, made["tokenizer"]["sha256"], seq_len, several, overlap, seed, *([mixed["mixture"]] if mixed else [])]
         return DataSplits(
             parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
             hashlib.sha256(canonical(decides).encode()).hexdigest(), tokenizer, preprocess,
         )  # fmt: skip
+
+
+def _mix(source: MixtureConfig, train: TokenDataset, seed: int) -> dict[str, Any]:
+    """Give the training part the order of a mixture; return the facts about it."""
+    names = source.names()
+    missing = [name for k, name in enumerate(names) if k not in train.sources]
+    if missing:
+        raise DataError(f"source {missing[0]!r} of the mixture has no training text. Lower data.split, or remove the source")
+    windows = train.windows_of.tolist()
+    order = train.order = source.order(windows, seed)
+    drawn = order.drawn(order.count).tolist()
+    sources = [
+        {"name": name, "windows": n, "tokens": n * train.seq_len, "share": round(d / order.count, 6), "epochs_per_epoch": round(d / n, 4)}
+        for name, n, d in zip(names, windows, drawn, strict=True)
+    ]
+    plan = {"curriculum": [[c.step, c.share, c.weights] for c in order.changes], "most": order.most}
+    return {"mixture": {"windows_per_epoch": order.count, "sources": sources} | plan}
 
 
 def _content(request: Request) -> dict[str, Any]:
@@ -104,28 +128,30 @@ def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
 def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
     """Three passes over the text, a document in memory at a time: measure and split, train the tokenizer, write tokens."""
     config, sources = request.config, request.sources
-    held = {digest for p, s in sources.items() if p != "train" for digest in (t.digest for t in _measure(s, p))}
-    stats = _measure(sources["train"], "train")
-    kept = [t.digest not in held for t in stats]  # a copy of a held-out document must not be trained on
-    left = [t for t, keep in zip(stats, kept, strict=True) if keep]
+    with collecting(folder / "rejected.jsonl") as rejects:
+        held = {digest for p, s in sources.items() if p != "train" for digest in _measure(s, p, rejects).digests()}
+        stats = _measure(sources["train"], "train", rejects)
+    kept = np.array([digest not in held for digest in stats.digests()], bool)  # a copy of a held-out document must not be trained on
+    left = stats.where(kept)
     if not left:
         raise DataError(
             "every training document is also in the validation or test source, so none is left to train on. Use other sources, or remove them"
         )
     pieces, split_facts = split_text(left, config.split, request.to_split)
     split_facts |= {"own_parts": request.own_parts, "left_out_as_held_out": len(stats) - len(left)}
+    chars = stats.chars
 
     def documents() -> Iterator[tuple[Part, Document]]:
         number = 0
         for i, document in enumerate(_limited(sources["train"])):
-            if i >= len(stats) or len(document.text) != stats[i].chars:
+            if i >= len(stats) or len(document.text) != chars[i]:
                 raise DataError(f"{document.name}: the file changed while it was being prepared. Run again when no program writes to it")
             if not kept[i]:
                 continue
             cuts = pieces[number]
             number += 1
             for part, a, b in cuts:
-                yield part, document if len(cuts) == 1 else Document(document.text[a:b], f"{document.name}[{a}:{b}]")
+                yield part, document if len(cuts) == 1 else replace(document, text=document.text[a:b], offset=document.offset + a)
         for own in ("validation", "test"):
             if own in sources:
                 yield from ((own, document) for document in _limited(sources[own]))
@@ -133,9 +159,9 @@ def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
     report("tokenizer", 0)
     tokenizer = config.tokenizer.build(lambda: (d.text for p, d in documents() if p == "train"))
     tokenizer.save(folder / "tokenizer.json")
-    unknown = _write(folder, documents(), tokenizer, content, total=len(left))
+    unknown = _write(folder, documents(), tokenizer, _provenance(request, content), total=len(left))
     facts = {
-        "version": _VERSION, "content": content, "sources": {p: s.describe() for p, s in sources.items()}, "split": split_facts,
+        "version": _VERSION, "content": content, "split": split_facts, "rejected": rejects.facts(),
         "tokenizer": {
             "kind": config.tokenizer.kind_, "vocab": tokenizer.vocab_size, "bos": tokenizer.bos,
             "sha256": tokenizer.sha256, "unknown": unknown,
@@ -145,18 +171,41 @@ def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
     write_plain_json(folder / _DONE, facts)
 
 
+def _provenance(request: Request, content: dict[str, Any]) -> dict[Part, dict[str, Any]]:
+    """What the manifest of each part says of its sources."""
+    found: dict[Part, dict[str, Any]] = {}
+    for part in PARTS:
+        source = request.sources.get(part, request.sources["train"])
+        names = source.names() if isinstance(source, MixtureConfig) else [source.kind_]
+        listed = [{"name": name} | member.describe() for name, member in zip(names, source.members(), strict=True)]
+        found[part] = {"sources": listed, "content": content, "part": part}
+    return found
+
+
 def _limited(source: SourceConfig) -> Iterator[Document]:
-    return limited(source.documents(), source.limit)
+    """Yield the documents, each with the number of its source and of its record there."""
+    for number, member in enumerate(source.members()):
+        for record, document in enumerate(limited(member.documents(), member.limit)):
+            if number or document.record < 0:
+                document = replace(document, source=number, record=document.record if document.record >= 0 else record)
+            yield document
 
 
-def _measure(source: SourceConfig, part: Part) -> list[TextStat]:
-    stats = []
+def _measure(source: SourceConfig, part: Part, rejects: Rejects) -> TextStats:
+    stats = TextStats()
+    rejects.part = part
     for document in _limited(source):
         data = refuse_surrogates(document.text, document.name).encode()
-        stats.append(TextStat(hashlib.sha256(data).digest(), len(document.text)))
-        report(f"read {part}", len(stats))
-    if not any(t.chars for t in stats):
-        raise DataError(f"source {source.kind_!r} ({part}) has no text: all {len(stats)} documents are empty. Check its path and its limit")
+        stats.append(TextStat(hashlib.sha256(data).digest(), len(document.text), document.source))
+        if len(stats) % 1000 == 0:
+            report(f"read {part}", len(stats))
+    report(f"read {part}", len(stats))
+    if not stats.chars.any():
+        why = rejects.first(part)
+        raise DataError(
+            f"source {source.kind_!r} ({part}) has no text: all {len(stats)} documents are empty. Check its path and its limit"
+            + (f". Rejected, for example: {why}" if why else "")
+        )
     return stats
 
 
@@ -164,7 +213,7 @@ _GROUP_CHARS = 1 << 22
 
 
 def _write(
-    folder: Path, documents: Iterator[tuple[Part, Document]], tokenizer: Tokenizer, content: dict[str, Any], total: int
+    folder: Path, documents: Iterator[tuple[Part, Document]], tokenizer: Tokenizer, provenance: dict[Part, dict[str, Any]], total: int
 ) -> dict[str, int]:
     """Encode in batches (uses all cores, bounds memory) and write each part's shards. Counts unknown tokens by part."""
     writers: dict[Part, ShardWriter] = {}
@@ -177,7 +226,11 @@ def _write(
             if part not in writers:
                 writers[part] = ShardWriter(folder / part, vocab=tokenizer.vocab_size, bos=tokenizer.bos)
             text = document.text
-            writers[part].add(document.name, ids, n_bytes=len(text.encode()), n_words=len(text.split()), n_lines=text.count("\n"))
+            n_bytes = len(text) if text.isascii() else len(text.encode())
+            writers[part].add(
+                document.name, ids, n_bytes=n_bytes, n_words=count_words(text), n_lines=text.count("\n"), source=document.source,
+                record=document.record, offset=document.offset,
+            )  # fmt: skip
             if unknown_id is not None:
                 unknown[part] = unknown.get(part, 0) + int((ids == unknown_id).sum())
         group.clear()
@@ -192,7 +245,7 @@ def _write(
             report("tokenise", done, max(total, done))
     flush()
     for part, writer in writers.items():
-        writer.finish(tokenizer_sha256=tokenizer.sha256, content=content, part=part)
+        writer.finish(tokenizer_sha256=tokenizer.sha256, **provenance[part])
         Shards(folder / part).verify()  # the written files are read back once; later only sizes are checked
     return unknown
 

@@ -3,7 +3,9 @@
 from tauon.data.sources.base import Arrays, Conversation, Document, LabelledTexts, Message, Pair, Series, Signals, SourceConfig, Table
 from tauon.data.sources.chat import ChatSourceConfig, PairsConfig
 from tauon.data.sources.folder import FolderConfig
+from tauon.data.sources.hf_disk import HfDiskConfig
 from tauon.data.sources.idx import IdxConfig
+from tauon.data.sources.mixture import MixtureConfig
 from tauon.data.sources.npz import NpzConfig
 from tauon.data.sources.public import PublicConfig
 from tauon.data.sources.series import SeriesConfig
@@ -13,6 +15,7 @@ from tauon.data.sources.table_files import CsvConfig, JsonlConfig, ParquetConfig
 from tauon.data.sources.text import TextConfig
 from tauon.data.sources.text_folder import TextFolderConfig
 from tauon.data.sources.wav import WavConfig
+from tauon.data.sources.webdataset import WebDatasetConfig
 
 __all__ = [
     "Arrays",
@@ -21,10 +24,12 @@ __all__ = [
     "CsvConfig",
     "Document",
     "FolderConfig",
+    "HfDiskConfig",
     "IdxConfig",
     "JsonlConfig",
     "LabelledTexts",
     "Message",
+    "MixtureConfig",
     "NpzConfig",
     "Pair",
     "PairsConfig",
@@ -40,4 +45,5 @@ __all__ = [
     "TextConfig",
     "TextFolderConfig",
     "WavConfig",
+    "WebDatasetConfig",
 ]

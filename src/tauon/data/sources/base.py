@@ -22,6 +22,7 @@ from tauon.data.files import canonical, sha256_file
 from tauon.data.labels import class_numbers
 from tauon.data.numbers import NumberForm
 from tauon.data.pixel_range import PixelRange
+from tauon.data.sources.content_hash import hash_data
 from tauon.errors import DataError
 
 __all__ = ["Arrays", "Conversation", "Document", "Kind", "LabelledTexts", "Message", "Pair", "Series", "Signals", "SourceConfig", "Table"]
@@ -36,6 +37,13 @@ class Document:
 
     text: str
     name: str
+    """File and line of its record, relative to the source: it does not change when a folder moves."""
+    record: int = -1
+    """Number of its record in the source, from 0, among those that could be read. -1: its place among the source's documents."""
+    source: int = 0
+    """Number of its source in a mixture."""
+    offset: int = 0
+    """Character of the record's text at which this text begins."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +256,10 @@ class SourceConfig(Registered, family="source"):
 
     limit: Count | None = Field(default=None, ge=1)
     """Use only the first this many documents or rows."""
+    licence: str | None = None
+    """Licence of the data, for the records: CC-BY-4.0, or a sentence. Public sets bring their own."""
+    origin: str | None = None
+    """Where the data was obtained, for the records: an address, a contract, a person."""
 
     provides: ClassVar[Kind] = "text"
     later: ClassVar[tuple[str, ...]] = ()
@@ -256,6 +268,10 @@ class SourceConfig(Registered, family="source"):
     def output_kind(self) -> Kind:
         """Return the kind of data, if the settings decide it. Must not open a file."""
         return self.provides
+
+    def members(self) -> list[SourceConfig]:
+        """Return the sources that this one consists of: itself, or those of a mixture."""
+        return [self]
 
     def documents(self) -> Iterable[Document]:
         """Yield each document, in an order that never changes. May be called more than once."""
@@ -312,10 +328,14 @@ class SourceConfig(Registered, family="source"):
     def describe(self) -> dict[str, Any]:
         """Where the data came from, for the report. JSON values only."""
         listed = self.files()
-        facts: dict[str, Any] = {"kind": self.kind_}
+        facts: dict[str, Any] = {"kind": self.kind_} | self.provenance()
         if listed:
             facts |= {"files": len(listed), "bytes": sum(p.stat().st_size for p, _ in listed), "paths": [str(p) for p, _ in listed[:20]]}
         return facts
+
+    def provenance(self) -> dict[str, str]:
+        """Return licence and origin, where the recipe states them."""
+        return {k: v for k, v in (("licence", self.licence), ("origin", self.origin)) if v is not None}
 
     def fingerprint(self) -> str:
         """Return the sha256 over settings and content: equal if and only if the data is the same.
@@ -333,35 +353,11 @@ class SourceConfig(Registered, family="source"):
 
     def hash_content(self, digest: Any) -> None:
         """Update `digest` (of hashlib) with all the data. Called if there are no `files`; a source of a new kind of data writes its own."""
-        output_kind = self.output_kind()
-        if output_kind == "text":
-            for document in self.documents():
-                digest.update(f"\0{document.name}\0{len(document.text)}\0".encode() + document.text.encode("utf-8", "surrogatepass"))
-        elif output_kind == "series":
-            series = self.series()
-            for array in (series.times.astype(np.int64), series.values):
-                digest.update(f"\0{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-            digest.update("\0".join(series.names).encode())
-        elif output_kind == "signals":
-            waves = self.signals()
-            for wave, name in zip(waves.waves, waves.names, strict=True):
-                digest.update(f"\0{name}\0{waves.rate}".encode() + np.ascontiguousarray(wave).tobytes())
-            digest.update(repr([waves.targets, waves.label_names, list(waves.transcripts)]).encode())
-        elif output_kind == "arrays":
-            table = self.arrays()
-            for array in (table.features, table.targets):
-                digest.update(f"\0{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes())
-            digest.update("\0".join((*table.feature_names, "", *table.label_names)).encode())
-        elif output_kind == "labelled-text":
-            texts = self.labelled_texts()
-            digest.update(repr([list(texts.texts), texts.targets.tolist(), texts.label_names]).encode())
-        elif output_kind in ("chat", "pairs"):
-            digest.update(repr(self.conversations() if output_kind == "chat" else self.pairs()).encode())
-        else:
-            raise NotImplementedError(f"{type(self).__name__} returns {output_kind} and has no files. Implement `files` or `hash_content`")
+        hash_data(self, digest)
 
 
-_PLACES = frozenset({"path", "images", "labels"})
+_PLACES = frozenset({"path", "images", "labels", "licence", "origin"})
+"""Settings that say where the data is and what may be done with it, not what it is."""
 
 
 def class_targets(values: NDArray[Any], where: str, names: tuple[str, ...] = ()) -> tuple[NDArray[np.int64], tuple[str, ...]]:

@@ -166,8 +166,9 @@ class PublicConfig(SourceConfig):
         known, files = self._set(), self._files()
         return {
             "kind": self.kind_, "name": self.name, "part": self._part(), "title": known.title, "licence": known.licence, "home": known.home,
+            "origin": files[0].urls[0] if files and files[0].urls else known.home,
             "bytes": sum(f.bytes for f in files), "files": [{"name": f.mirror, "sha256": f.sha256} for f in files],
-        }  # fmt: skip
+        } | self.provenance()  # fmt: skip
 
     def fingerprint(self) -> str:
         """Return the published hashes: no file is read here, since every file is checked against them when it is read."""

@@ -57,4 +57,4 @@ class PythonStdlibConfig(SourceConfig):
                 continue
 
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"python": sys.version.split()[0], "implementation": sys.implementation.name, "licence": "PSF-2.0"}
+        return {"licence": "PSF-2.0"} | super().describe() | {"python": sys.version.split()[0], "implementation": sys.implementation.name}

@@ -42,13 +42,14 @@ class JsonlConfig(TableConfig):
     def rows(self, path: Path, columns: Sequence[str], optional: frozenset[str] = frozenset()) -> Iterator[Row]:
         needed = [c for c in columns if c not in optional]
         for where, row in self._rows(path):
-            for column in needed:
-                if column not in row:
-                    raise DataError(f"{where}: {no_column(column, [*row], 'key')}")
-            yield where, [row.get(c, ABSENT) for c in columns]
+            missing = next((c for c in needed if c not in row), None)
+            if missing is None:
+                yield where, [row.get(c, ABSENT) for c in columns]
+            else:
+                self.bad_row(DataError(f"{where}: {no_column(missing, [*row], 'key')}"), "without the key")
 
     def _rows(self, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-        return json_objects(path, self.encoding)
+        return json_objects(path, self.encoding, None if self.on_error == "stop" else self.bad_row)
 
 
 @register("csv")
@@ -83,12 +84,16 @@ class CsvConfig(TableConfig):
         at = [place[c] for c in columns]
         every = at == list(range(len(known)))
         for number, cells in lines if self.header or first is None else itertools.chain([first], lines):
-            if len(cells) != len(known):
-                raise DataError(
+            if len(cells) == len(known):
+                yield f"{path}, line {number}", cells if every else [cells[i] for i in at]
+                continue
+            self.bad_row(
+                DataError(
                     f"{path}, line {number}: {len(cells)} values, expected {len(known)} "
                     f"({', '.join(known[:6])}{', ...' if len(known) > 6 else ''})"
-                )
-            yield f"{path}, line {number}", cells if every else [cells[i] for i in at]
+                ),
+                "another number of values",
+            )
 
     def _named(self, path: Path, first: tuple[int, list[str]] | None) -> list[str]:
         if first is None:

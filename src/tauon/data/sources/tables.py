@@ -19,6 +19,7 @@ from tauon.data.labels import decide_labels, read_labels
 from tauon.data.numbers import NumbersConfig, as_numbers, shorten
 from tauon.data.sources.base import Arrays, Document, Kind, LabelledTexts, SourceConfig, Table
 from tauon.data.sources.index_column import is_nameless, left_out_as_index, numbers_rows
+from tauon.data.sources.rejects import reject
 from tauon.data.spelling import in_recipe, is_missing, nfc, spelling
 from tauon.data.table_numbers import decimal_marks, read_numbers
 from tauon.errors import DataError
@@ -45,7 +46,7 @@ _ROWS = 4096
 class TableConfig(SourceConfig):
     """Settings that all table files share. With `label` it gives features and targets, with `text` text, with both texts and their labels."""
 
-    later: ClassVar[tuple[str, ...]] = ("numbers", "keep_index", "group", "time")
+    later: ClassVar[tuple[str, ...]] = ("numbers", "keep_index", "group", "time", "on_error")
 
     path: str | tuple[str, ...]
     """A file, a folder or a glob, or several of them; compressed files (.gz, .zst) are read directly."""
@@ -71,6 +72,8 @@ class TableConfig(SourceConfig):
     time: str | None = None
     """Texts with labels: column of the moment of each text, a date or a number; the last ones are held out. For features set
     data.table.time."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """Text only: what happens to a record that cannot be read. stop: an error names it; skip: it is left out, counted and listed."""
     keep_index: bool = False
     """Keep a column without a name that numbers the rows, as pandas writes its index. By default it is left out, with a note."""
 
@@ -94,6 +97,8 @@ class TableConfig(SourceConfig):
                 yield name, f"is {column!r}, which is the label or the text; name another column"
         if self.raw_value("group") is not None and self.raw_value("time") is not None:
             yield "time", "cannot be combined with group: a split by time has texts of one group in several parts. Remove one of the two"
+        if label is not None and self.raw_value("on_error") == "skip":
+            yield "on_error", "is only for text without labels; remove it"
         if label is None:
             for name in ("features", "target", "drop", "categorical", "missing", "numbers", "keep_index"):
                 if self.raw_value(name) != type(self).model_fields[name].default:
@@ -137,12 +142,24 @@ class TableConfig(SourceConfig):
         chosen = self.text if self.text is not None else "text"
         columns = [nfc(c) for c in ((chosen,) if isinstance(chosen, str) else chosen)]
         for path, name in self.files():
-            self._check(path, columns)
-            for i, (where, values) in enumerate(self.rows(path, columns)):
-                for column, value in zip(columns, values, strict=True):
-                    if not isinstance(value, str):
-                        raise DataError(f"{where}: column {column!r} is {shorten(value)}, expected text")
-                yield Document("\n\n".join(values), f"{name}#{i}")
+            try:
+                self._check(path, columns)
+                for where, values in self.rows(path, columns):
+                    odd = next((i for i, v in enumerate(values) if not isinstance(v, str)), None)
+                    if odd is None:
+                        yield Document("\n\n".join(values), f"{name}{where.removeprefix(str(path))}")
+                    else:
+                        self.bad_row(DataError(f"{where}: column {columns[odd]!r} is {shorten(values[odd])}, expected text"), "not text")
+            except DataError as err:
+                if self.on_error == "stop":
+                    raise
+                reject(err, "the rest of the file")
+
+    def bad_row(self, error: DataError, reason: str) -> None:
+        """Raise the error of a row that cannot be used, or record it, as `on_error` says."""
+        if self.on_error == "stop":
+            raise error
+        reject(error, reason)
 
     def labelled_texts(self) -> LabelledTexts:
         if self.text is None or self.label is None:

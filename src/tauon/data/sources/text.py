@@ -6,11 +6,14 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from tauon.config import register
 from tauon.data.files import expand, read_bytes
 from tauon.data.sources.base import Document, SourceConfig
+from tauon.data.sources.rejects import reject
 from tauon.data.text_files import read_text, wrong_encoding
+from tauon.errors import DataError
 
 __all__ = ["TextConfig", "cut"]
 
@@ -29,6 +32,11 @@ class TextConfig(SourceConfig):
     r"""Regular expression (multi-line) that matches where a document begins. `^ = [^=]` cuts WikiText into articles,
     `\n\n+` cuts at blank lines. No text is lost: the documents joined are the file. None: each file is a document."""
 
+    on_error: Literal["stop", "skip"] = "stop"
+    """What happens to a file that cannot be read. stop: an error names it; skip: it is left out, counted and listed."""
+
+    later: ClassVar[tuple[str, ...]] = ("on_error",)
+
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from wrong_encoding(self.raw_value("encoding"))
         start = self.raw_value("document_start")
@@ -44,7 +52,14 @@ class TextConfig(SourceConfig):
     def documents(self) -> Iterator[Document]:
         encoding, start = self.encoding, self.document_start
         for path, name in self.files():
-            yield from cut(read_text(read_bytes(path), str(path), encoding), name, start)
+            try:
+                text = read_text(read_bytes(path), str(path), encoding)
+            except DataError as err:
+                if self.on_error == "stop":
+                    raise
+                reject(err, "file")
+            else:
+                yield from cut(text, name, start)
 
 
 def cut(text: str, name: str, start: str | None) -> Iterator[Document]:

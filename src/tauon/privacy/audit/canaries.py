@@ -146,7 +146,9 @@ def with_canaries(
     if config.kind == "gradient":
         return dataset, Canaries("gradient", key, included, absent=absent)
     for name, what in (("order", "sampling: balanced"), ("mixer", "mix")):
-        if getattr(dataset, name, None) is not None:
+        chosen = getattr(dataset, name, None)
+        if chosen is not None:
+            what = what if getattr(chosen, "setting", "data.sampling") == "data.sampling" else "source: mixture"
             raise _refused("kind", f"does not work with data.{what}: canaries would interact with other examples. Remove data.{what}")
     if config.kind == "secret":
         tokenizer: Any = getattr(dataset, "tokenizer", None)
