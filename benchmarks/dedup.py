@@ -124,7 +124,17 @@ def child(side: str, path: Path) -> None:
 
 def run(side: str, path: Path) -> dict:  # type: ignore[type-arg]
     threads = {f"{n}_NUM_THREADS": "1" for n in ("OMP", "OPENBLAS", "MKL", "RAYON", "NUMEXPR")}
-    command = ["env", *(f"{k}={v}" for k, v in threads.items()), sys.executable, "-m", "benchmarks.dedup", "--child", side, "--path", str(path)]
+    command = [
+        "env",
+        *(f"{k}={v}" for k, v in threads.items()),
+        sys.executable,
+        "-m",
+        "benchmarks.dedup",
+        "--child",
+        side,
+        "--path",
+        str(path),
+    ]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]).stdout)
 
 
@@ -146,7 +156,12 @@ def recall(path: Path, found: dict, theirs: dict) -> dict[str, float | int]:  # 
         x, y = shingles(a), shingles(b)
         alike.append(len(x & y) / len(x | y) >= THRESHOLD)
     true = [t for t, real in zip(both, alike, strict=True) if real]
-    return {"pairs": len(pairs), "true_pairs": len(true), "recall": sum(true) / max(len(true), 1), "recall_raw": sum(both) / max(len(pairs), 1)}
+    return {
+        "pairs": len(pairs),
+        "true_pairs": len(true),
+        "recall": sum(true) / max(len(true), 1),
+        "recall_raw": sum(both) / max(len(pairs), 1),
+    }
 
 
 def main() -> None:
@@ -174,9 +189,21 @@ def main() -> None:
         found = recall(path, last["ours"], last["peer"])
         size = path.stat().st_size / 1e6
     print(f"{documents:,} documents, {size:.0f} MB; kept {last['ours']['kept']:,} and {last['peer']['kept']:,}; seconds {times}")
-    result = {"claim": "dedup", "ours": round(mine, 3), "peer": round(theirs, 3), "ratio": round(theirs / mine, 1), "floor": FLOOR, "unit": "seconds, JSONL to deduplicated JSONL shards, one thread"}
+    result = {
+        "claim": "dedup",
+        "ours": round(mine, 3),
+        "peer": round(theirs, 3),
+        "ratio": round(theirs / mine, 1),
+        "floor": FLOOR,
+        "unit": "seconds, JSONL to deduplicated JSONL shards, one thread",
+    }
     result |= {k: (round(v, 4) if isinstance(v, float) else v) for k, v in found.items()}
-    result |= {"peak_mib": last["ours"]["peak_mib"], "of_it_imports_mib": last["ours"]["imports_mib"], "peer_peak_mib": last["peer"]["peak_mib"], "mb_per_s": round(size / mine, 1)}
+    result |= {
+        "peak_mib": last["ours"]["peak_mib"],
+        "of_it_imports_mib": last["ours"]["imports_mib"],
+        "peer_peak_mib": last["peer"]["peak_mib"],
+        "mb_per_s": round(size / mine, 1),
+    }
     print(json.dumps(result))
 
 

@@ -109,4 +109,5 @@ def _exact(batch: Sequence[str]) -> Sketches:
 
 def _equal(files: SketchFiles, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
     left, right = files.gather(a)[0].reshape(-1, 8), files.gather(b)[0].reshape(-1, 8)
-    return (left == right).all(axis=1).astype(np.float64)
+    same: NDArray[np.float64] = (left == right).all(axis=1).astype(np.float64)
+    return same

@@ -78,7 +78,9 @@ class WordHashes:
         whole = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
         bare = np.flatnonzero(counts == 0)
         if len(bare):
-            own = [hashlib.blake2b(b"\0" + texts[i].strip().encode("utf-8", "surrogatepass"), digest_size=8).digest() for i in bare.tolist()]
+            own = [
+                hashlib.blake2b(b"\0" + texts[i].strip().encode("utf-8", "surrogatepass"), digest_size=8).digest() for i in bare.tolist()
+            ]
             whole = np.insert(whole, (np.cumsum(counts) - counts)[bare], np.frombuffer(b"".join(own), "<u8").astype(np.uint64))
             counts[bare] = 1
         return whole, counts

@@ -13,6 +13,7 @@ from typing import Any
 from tauon.config import dump, register
 from tauon.data.cache import cache_root, obtain
 from tauon.data.config import DataConfig
+from tauon.data.dedup.removal import decontaminate, duplicates_in, removal_settings
 from tauon.data.files import canonical, read_bytes, sha256_file, write_plain_json
 from tauon.data.kinds.base import DataKind, Request
 from tauon.data.own_tokenizer import SEQ_LEN_DEFAULT
@@ -39,7 +40,7 @@ class TokensKind(DataKind[Any]):
     """Windows of running text."""
 
     input_kind, output_kind, words = "tokens", "text", "text"
-    reads = ("tokenizer", "seq_len", "mask_documents", "overlap")
+    reads = ("tokenizer", "seq_len", "mask_documents", "overlap", "dedup", "decontaminate")
 
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
@@ -52,7 +53,9 @@ class TokensKind(DataKind[Any]):
         content = _content(request)
         made_of = hashlib.sha256(canonical(content).encode()).hexdigest()
         beside = map(sha256_file, config.tokenizer.beside())
-        names = hashlib.sha256(canonical([_CACHED, made_of, config.tokenizer.names(), *beside]).encode()).hexdigest()
+        names = hashlib.sha256(
+            canonical([_CACHED, made_of, config.tokenizer.names(), removal_settings(config), *beside]).encode()
+        ).hexdigest()
         folder = cache_root() / "tokens" / names[:32]
         reused = obtain(folder, _DONE, lambda temporary: _build(temporary, request, content))
         made = _read(folder / _DONE)
@@ -73,7 +76,8 @@ class TokensKind(DataKind[Any]):
             "parts": {p: d.facts for p, d in parts.items()}, "content": made_of, "cache": {"folder": str(folder), "reused": reused},
         }  # fmt: skip
         preprocess = {"kind": "tokens", "tokenizer": tokenizer.to_json(), "seq_len": seq_len}
-        decides = [made_of, made["tokenizer"]["sha256"], seq_len, several, overlap, seed]
+        facts |= {name: made[name] for name in ("dedup", "decontamination", "left_out", "warnings") if name in made}
+        decides = [made_of, made["tokenizer"]["sha256"], seq_len, several, overlap, seed, *made["removed"]]
         return DataSplits(
             parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
             hashlib.sha256(canonical(decides).encode()).hexdigest(), tokenizer, preprocess,
@@ -106,14 +110,16 @@ def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
     config, sources = request.config, request.sources
     held = {digest for p, s in sources.items() if p != "train" for digest in (t.digest for t in _measure(s, p))}
     stats = _measure(sources["train"], "train")
-    kept = [t.digest not in held for t in stats]  # a copy of a held-out document must not be trained on
+    repeated, removal_facts = duplicates_in(config, sources["train"], folder)
+    copies = sum(t.digest in held for t in stats)
+    kept = [t.digest not in held and i not in repeated for i, t in enumerate(stats)]  # a copy of a held-out document must not be trained on
     left = [t for t, keep in zip(stats, kept, strict=True) if keep]
     if not left:
         raise DataError(
             "every training document is also in the validation or test source, so none is left to train on. Use other sources, or remove them"
         )
     pieces, split_facts = split_text(left, config.split, request.to_split)
-    split_facts |= {"own_parts": request.own_parts, "left_out_as_held_out": len(stats) - len(left)}
+    split_facts |= {"own_parts": request.own_parts, "left_out_as_held_out": copies}
 
     def documents() -> Iterator[tuple[Part, Document]]:
         number = 0
@@ -130,17 +136,20 @@ def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
             if own in sources:
                 yield from ((own, document) for document in _limited(sources[own]))
 
+    chosen, contamination = decontaminate(config, documents, sources, split_facts["by"], folder)
+    removal_facts |= contamination
+    removed = [sorted(repeated), contamination.get("decontamination", {}).pop("removed", [])]
     report("tokenizer", 0)
-    tokenizer = config.tokenizer.build(lambda: (d.text for p, d in documents() if p == "train"))
+    tokenizer = config.tokenizer.build(lambda: (d.text for p, d in chosen() if p == "train"))
     tokenizer.save(folder / "tokenizer.json")
-    unknown = _write(folder, documents(), tokenizer, content, total=len(left))
+    unknown = _write(folder, chosen(), tokenizer, content, total=len(left))
     facts = {
         "version": _VERSION, "content": content, "sources": {p: s.describe() for p, s in sources.items()}, "split": split_facts,
         "tokenizer": {
             "kind": config.tokenizer.kind_, "vocab": tokenizer.vocab_size, "bos": tokenizer.bos,
             "sha256": tokenizer.sha256, "unknown": unknown,
         },
-        "read": reads(config),
+        "read": reads(config), "removed": [hashlib.sha256(canonical(removed).encode()).hexdigest()] if any(removed) else [], **removal_facts,
     }  # fmt: skip
     write_plain_json(folder / _DONE, facts)
 
