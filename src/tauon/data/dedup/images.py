@@ -58,7 +58,8 @@ def _cells(grey: NDArray[Any], height: int, width: int) -> NDArray[Any]:
         overlap = np.clip(high - low, 0, None)
         return np.asarray(overlap / overlap.sum(1, keepdims=True), np.float32)
 
-    out: NDArray[Any] = weights(grey.shape[1], height) @ grey @ weights(grey.shape[2], width).T
+    narrow = grey.reshape(-1, grey.shape[2]) @ weights(grey.shape[2], width).T
+    out: NDArray[Any] = np.einsum("hH,nHw->nhw", weights(grey.shape[1], height), narrow.reshape(len(grey), -1, width), optimize=True)
     return out
 
 

@@ -161,11 +161,13 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
             return parts, {"decontamination": {"action": config.action, **facts}} if facts else {}, []
         listed = {"action": "drop" if drop else "report", **facts}
         if not drop:
+            near = all(facts[part]["exact"]["train"] == 0 for part in parts if part in facts)
+            only_near = "ngram" not in facts and near
             message = (
-                f"{len(found):,} of {len(train.index):,} training examples repeat held-out ones (listed in data.json), so that figures on these are too "
-                "good. data.decontaminate.action: drop leaves them out"
+                f"{len(found):,} of {len(train.index):,} training examples {'are nearly equal to' if only_near else 'repeat'} held-out ones (listed in "
+                f"data.json){'' if only_near else ', so that figures on these are too good'}. data.decontaminate.action: drop leaves them out"
             )
-            return parts, {"decontamination": listed, "warnings": [message]}, []
+            return parts, {"decontamination": listed, "notes" if only_near else "warnings": [message]}, []
         left = np.delete(train.index, found)
         strata = self.strata(train.data)
         classes = np.issubdtype(strata.dtype, np.integer)
