@@ -35,7 +35,14 @@ def _text(tmp: Path) -> Iterator[DataExample]:
         for i in range(24):
             (tmp / name / f"{i}.txt").write_text(f"document {start + i} " * 12)
     data = {"source": {"kind": "text", "path": str(tmp / "a")}, "tokenizer": "bytes", "seq_len": 16, "split": HELD_OUT}
-    changes = {"tokenizer": "chars", "seq_len": 12, "mask_documents": False, "overlap": 0.5}
+    changes = {"tokenizer": "chars", "seq_len": 12, "mask_documents": False, "overlap": 0.5, "dedup": {"threshold": 0.1, "shingle": 1}}
+    (tmp / "c").mkdir()
+    for i in range(24):
+        (tmp / "c" / f"{i}.txt").write_text(f"part {i} of pair {i // 2}, which says the same as the other: {i // 2}")
+    pairs = {"source": {"kind": "text", "path": str(tmp / "c")}, "tokenizer": "bytes", "seq_len": 16, "split": HELD_OUT}
+    pairs |= {"decontaminate": {"action": "none"}}
+    drop = {"decontaminate": {"action": "drop", "ngram": 1, "share": 0.05}}
+    yield DataExample(pairs, {"kind": "text", "path": str(tmp / "b")}, drop, units=_documents)
     yield DataExample(data, {"kind": "text", "path": str(tmp / "b")}, changes, units=_documents)
 
 
@@ -53,6 +60,9 @@ def _arrays(tmp: Path) -> Iterator[DataExample]:
         "class_weights": "balanced", "label_order": ["2", "0", "1"],
     }  # fmt: skip
     yield DataExample({"source": pictures[0], "split": HELD_OUT}, pictures[1], changes)
+    twice = rng.integers(0, 256, (60, 1, 16, 16)).astype(np.uint8)[np.arange(60) // 2]
+    copied = _npz(tmp, "twice", twice, classes)
+    yield DataExample({"source": copied, "split": HELD_OUT}, pictures[1], {"decontaminate": {"action": "drop"}})
     yield DataExample({"source": pictures[0], "split": HELD_OUT, "sampling": "balanced", "augment": [{"kind": "shift"}]}, pictures[1], {})
     rows = [_npz(tmp, name, rng.normal(size=(60, 3)), rng.normal(10, 5, 60)) for name in "cd"]
     changes = {"bounds": {"bounds": {"*": [-3, 3], "y0": [-20, 40]}, "normalize": "bounds"}, "normalize_targets": "none"}
@@ -99,6 +109,9 @@ def _signals(tmp: Path) -> Iterator[DataExample]:
     yield DataExample({"source": sources[0], "split": HELD_OUT, "augment": [{"kind": "speed"}]}, sources[1], changes)
 
 
+DROP = {"action": "drop", "ngram": 2, "share": 0.6}
+
+
 def _labelled(tmp: Path) -> Iterator[DataExample]:
     rng, sources = np.random.default_rng(0), []
     for name in "ab":
@@ -106,7 +119,7 @@ def _labelled(tmp: Path) -> Iterator[DataExample]:
         (tmp / f"{name}.csv").write_text("t,y\n" + "\n".join(rows))
         sources.append({"kind": "csv", "path": str(tmp / f"{name}.csv"), "label": "y", "text": "t"})
     data = {"source": sources[0], "split": HELD_OUT, "tokenizer": "bytes", "seq_len": 32, "augment": [{"kind": "drop-tokens"}]}
-    yield DataExample(data, sources[1], {"tokenizer": "chars", "seq_len": 24, "augment": [{"kind": "mask-tokens"}]})
+    yield DataExample(data, sources[1], {"tokenizer": "chars", "seq_len": 24, "augment": [{"kind": "mask-tokens"}], "decontaminate": DROP})
 
 
 MARKERS = {"roles": {"user": {"before": "Q: ", "after": "\n"}, "assistant": {"before": "A: ", "after": "{end}"}}}
@@ -118,7 +131,11 @@ def _chat(tmp: Path) -> Iterator[DataExample]:
         (tmp / f"{name}.json").write_text(json.dumps(rows))
     sources = [{"kind": "chat", "path": str(tmp / f"{name}.json")} for name in "ab"]
     data = {"source": sources[0], "split": HELD_OUT, "tokenizer": "bytes", "seq_len": 200}
-    yield DataExample(data, sources[1], {"tokenizer": "chars", "seq_len": 220, "chat": MARKERS})
+    yield DataExample(
+        data,
+        sources[1],
+        {"tokenizer": "chars", "seq_len": 220, "chat": MARKERS, "decontaminate": {"action": "drop", "ngram": 3, "share": 0.1}},
+    )
 
 
 def _pairs(tmp: Path) -> Iterator[DataExample]:
@@ -127,7 +144,11 @@ def _pairs(tmp: Path) -> Iterator[DataExample]:
         (tmp / f"{name}.jsonl").write_text("\n".join(rows))
     sources = [{"kind": "pairs", "path": str(tmp / f"{name}.jsonl")} for name in "ab"]
     data = {"source": sources[0], "split": HELD_OUT, "tokenizer": "bytes", "seq_len": 128}
-    yield DataExample(data, sources[1], {"tokenizer": "chars", "seq_len": 160, "chat": MARKERS})
+    yield DataExample(
+        data,
+        sources[1],
+        {"tokenizer": "chars", "seq_len": 160, "chat": MARKERS, "decontaminate": {"action": "drop", "ngram": 1, "share": 0.2}},
+    )
 
 
 EXAMPLES: dict[str, Callable[[Path], Iterator[DataExample]]] = {

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tauon.errors import DataError
 
-__all__ = ["cache_in", "cache_root", "make_folder", "obtain"]
+__all__ = ["cache_in", "cache_root", "locked", "make_folder", "obtain"]
 
 _chosen: ContextVar[str | None] = ContextVar("tauon_data_cache", default=None)
 
@@ -60,7 +60,7 @@ def obtain(folder: Path, done: str, build: Callable[[Path], None]) -> bool:
     if (folder / done).is_file():
         return True
     make_folder(folder.parent)
-    with _locked(folder.parent / f".{folder.name}.lock") as alone:
+    with locked(folder.parent / f".{folder.name}.lock") as alone:
         if (folder / done).is_file():
             return True
         if alone:  # folders with our temporary prefix were left by processes that died
@@ -86,7 +86,7 @@ def obtain(folder: Path, done: str, build: Callable[[Path], None]) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
+def locked(path: Path) -> Iterator[bool]:
     """Hold an exclusive lock, waiting for it; yield False if the file system has no locks. The system releases it if the process dies."""
     try:
         import fcntl

@@ -16,6 +16,7 @@ from tauon.data.augment import AugmentConfig
 from tauon.data.bounds import wrong_bounds
 from tauon.data.chat_template import ChatConfig
 from tauon.data.columns import ColumnsConfig
+from tauon.data.dedup.config import DecontaminateConfig, DedupConfig
 from tauon.data.image_features import ScatteringConfig
 from tauon.data.mix import MixConfig
 from tauon.data.shadow_split import HalfConfig
@@ -60,6 +61,15 @@ class SourceKeys(Config):
         for name in ("validation", "test"):
             if name in given and given[name] != given["source"]:
                 yield name, f"provides {given[name]}, but data.source provides {given['source']}; both must be the same kind"
+
+
+class RepeatKeys(Config):
+    """What repeats, within the training source and between the parts."""
+
+    dedup: DedupConfig | None = None
+    """Text only: leave out documents that repeat an earlier one of the training source. Default: duplicates stay."""
+    decontaminate: DecontaminateConfig = DecontaminateConfig()
+    """Look for held-out data in the training part. Default: text is left out, other data is reported."""
 
 
 class TextKeys(Config):
@@ -144,7 +154,7 @@ class KindKeys(Config):
     """Conversations and preferences only: how roles are written."""
 
 
-class DataConfig(KindKeys, ClassKeys, FeatureKeys, TextKeys, SourceKeys):  # pydantic lists the keys of the last base first
+class DataConfig(KindKeys, ClassKeys, FeatureKeys, TextKeys, RepeatKeys, SourceKeys):  # pydantic lists the keys of the last base first
     """Data and how it becomes examples: text for language models, arrays for classification and regression, series for forecasting,
     texts with labels, recordings, conversations, preferences.
     """

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tauon.data.config import DataConfig
+from tauon.data.dedup.against import evaluation_files
 from tauon.data.files import canonical, sha256_file
 from tauon.errors import DataError
 
@@ -62,6 +63,7 @@ def _files(config: DataConfig) -> Iterator[Path]:
     for source in sources if config.raw_value("rows") else ():
         if source is not None:
             yield from source.reads()
+    yield from evaluation_files(config.raw_value("decontaminate"))
     if config.raw_value("spec") is not None:
         yield Path(config.raw_value("spec"))
     try:

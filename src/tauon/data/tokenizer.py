@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tauon.data.files import canonical, decode, read_bytes, sha256_bytes, write_plain_json
 from tauon.data.interruptible import interruptible
+from tauon.data.word_cache import WordCache
 from tauon.errors import DataError
 
 __all__ = ["BOS", "KNOWN_BOS", "ByteTokenizer", "CharTokenizer", "SubwordTokenizer", "Tokenizer", "parallel", "pieces", "read_json"]
@@ -200,7 +201,19 @@ class SubwordTokenizer(Tokenizer):
     def encode(self, text: str) -> NDArray[np.uint32]:
         return self.encode_many([text])[0]
 
+    @cached_property
+    def _words(self) -> WordCache | None:
+        return WordCache.of(self._tok)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_words"}  # a table that is made again
+
     def encode_many(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        if sum(map(len, texts)) >= _WORTH and (words := self._words) is not None:
+            return words.encode_many(texts, self._encode_all)
+        return self._encode_all(texts)
+
+    def _encode_all(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         cut = [pieces(t) if self.splittable else [t] for t in texts]
         flat = [p for ps in cut for p in ps]
         ids: list[NDArray[np.uint32]] = []
@@ -350,6 +363,8 @@ _CUT = re.compile(r"[A-Za-z](?=[ \n])")
 _LETTERS = "A-Za-zÀ-ÖØ-öø-ʯΑ-ΡΣ-Ωα-ωА-яёЁא-תء-غف-ي一-鿿ぁ-ゖァ-ヺ가-힣"
 """Ranges that are letters (\\p{L}) in every version of Unicode that a library may use."""
 _OTHER_CUT = re.compile(rf"[{_LETTERS}](?=[ \t\r\n,.;:!?()、。，．！？；：（）「」…—])")
+_WORTH = 1 << 14
+"""Number of characters from which words are looked up in a table."""
 _LONG = 1 << 18
 """Number of characters whose encoding takes a noticeable part of a second."""
 

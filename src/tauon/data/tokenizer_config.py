@@ -15,6 +15,7 @@ from tauon.data.files import decode, read_bytes
 from tauon.data.interruptible import interruptible
 from tauon.data.progress import report
 from tauon.data.tokenizer import BOS, FAR, KNOWN_BOS, ByteTokenizer, CharTokenizer, SubwordTokenizer, Tokenizer, parallel, pieces, read_json
+from tauon.data.word_cache import GPT2, GPT4
 from tauon.errors import DataError
 
 __all__ = ["BpeConfig", "BytesConfig", "CharsConfig", "FileConfig", "TokenizerConfig", "named_tokens", "wordpiece_json"]
@@ -40,10 +41,7 @@ class TokenizerConfig(Registered, family="tokenizer", default="bpe"):
         raise NotImplementedError
 
 
-_PATTERNS = {
-    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "gpt4": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+",
-}
+_PATTERNS = {"gpt2": GPT2, "gpt4": GPT4}
 
 
 @register("bpe")

@@ -229,6 +229,7 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "mix": {"mix": {"mixup": 0.2}}, "sampling": {"sampling": "balanced"}, "class_weights": {"class_weights": "balanced"},
     "label_order": {"label_order": ["a", "b"]}, "table": {"table": {"categories": "onehot"}}, "window": {"window": {"context": 5}},
     "signal": {"signal": {"seconds": 1}}, "spec": {"spec": "spec.json"}, "chat": {"chat": {"empty_answers": "drop"}},
+    "dedup": {"dedup": {}}, "decontaminate": {"decontaminate": {"action": "drop"}},
 }  # fmt: skip
 """Non-default values of each key that only some kinds read."""
 _FILES = {"spec"}

@@ -42,7 +42,7 @@ class ArraysKind(DataKind[Arrays]):
     """Rows of numbers, or images, each with a class or a value."""
 
     input_kind, output_kind, words = "arrays", "arrays", "features and targets"
-    reads = (*FEATURE_KEYS, "scattering")
+    reads = (*FEATURE_KEYS, "scattering", "decontaminate")
 
     @classmethod
     def takes(cls, source: SourceConfig) -> bool:
@@ -63,6 +63,9 @@ class ArraysKind(DataKind[Arrays]):
         if source.limit is not None:
             table = table.rows(slice(source.limit))
         return check_arrays(table, f"source {source.kind_!r} ({part})", training=part == "train")
+
+    def compared(self, data: Arrays, index: NDArray[np.int64]) -> NDArray[Any]:
+        return data.features if len(index) == len(data) else data.features[index]
 
     def strata(self, data: Arrays) -> NDArray[Any]:
         return data.targets

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from tauon.config import Pluggable
 from tauon.data.config import DataConfig
+from tauon.data.dedup.examples import Compared, repeats
 from tauon.data.files import canonical
 from tauon.data.sources.base import SourceConfig
 from tauon.data.split import PARTS, Part, split_rows
 from tauon.data.splits import DataSplits
 from tauon.data.tokenizer import Tokenizer
+from tauon.errors import DataError
 from tauon.types import Dataset
 
 __all__ = ["ChosenRows", "DataKind", "Fitted", "Parts", "Request", "own_data"]
@@ -107,9 +109,12 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
         """Read, split, fit, record. A kind that does not keep its data in memory overrides this instead of the single steps."""
         whole = {part: self.read(source, part, request) for part, source in request.sources.items()}
         parts, split_facts = self.split(whole, request)
+        parts, repeated, decides = self.decontaminate(parts, request)
         fitted = self.fit(parts, request)
         facts = self.facts(fitted, split_facts, request)
-        fingerprint = hashlib.sha256(canonical([fitted.content, *fitted.decides]).encode()).hexdigest()
+        for name, found in repeated.items():
+            facts[name] = [*facts.get(name, []), *found] if isinstance(found, list) else facts.get(name, {}) | found
+        fingerprint = hashlib.sha256(canonical([fitted.content, *fitted.decides, *decides]).encode()).hexdigest()
         datasets, per_example = fitted.datasets, request.sources["train"].per_example()
         for part, dataset in datasets.items():
             groups = self.groups(parts[part].data)
@@ -137,6 +142,42 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
             elif part in whole:
                 parts[part] = ChosenRows(whole[part], np.arange(self.count(whole[part]), dtype=np.int64))
         return parts, facts | {"own_parts": request.own_parts}
+
+    def compared(self, data: T, index: NDArray[np.int64]) -> Compared | None:
+        """Return what of these examples is compared with those of other parts: texts, images or rows of numbers. None: nothing. A kind that
+        returns anything has `decontaminate` among its `reads`.
+        """
+        return None
+
+    def decontaminate(self, parts: Parts[T], request: Request) -> tuple[Parts[T], dict[str, Any], list[Any]]:
+        """Return (the parts, training without what repeats held-out examples if `data.decontaminate.action` is drop; facts; what it decides)."""
+        if "decontaminate" not in self.reads:
+            return parts, {}, []
+        config, train = request.config.decontaminate, parts["train"]
+        compared = {part: c for part, rows in parts.items() if (c := self.compared(rows.data, rows.index)) is not None}
+        found, facts = repeats(compared, config) if "train" in compared else (np.empty(0, np.int64), {})
+        drop = config.action == "drop"
+        if not len(found):
+            return parts, {"decontamination": {"action": config.action, **facts}} if facts else {}, []
+        listed = {"action": "drop" if drop else "report", **facts}
+        if not drop:
+            near = all(facts[part]["exact"]["train"] == 0 for part in parts if part in facts)
+            only_near = "ngram" not in facts and near
+            message = (
+                f"{len(found):,} of {len(train.index):,} training examples {'are nearly equal to' if only_near else 'repeat'} held-out ones (listed in "
+                f"data.json){'' if only_near else ', so that figures on these are too good'}. data.decontaminate.action: drop leaves them out"
+            )
+            return parts, {"decontamination": listed, "notes" if only_near else "warnings": [message]}, []
+        left = np.delete(train.index, found)
+        strata = self.strata(train.data)
+        classes = np.issubdtype(strata.dtype, np.integer)
+        if not len(left) or (classes and len(np.setdiff1d(strata[train.index], strata[left]))):
+            raise DataError(
+                f"{len(found):,} training examples repeat held-out ones, and without them {'a class has' if len(left) else 'training has'} none left. "
+                "Use other held-out data, or set data.decontaminate.action: report"
+            )
+        line = f"{len(found):,} training examples that repeat held-out ones"
+        return parts | {"train": replace(train, index=left)}, {"decontamination": listed, "left_out": {"train": [line]}}, [found.tolist()]
 
     def strata(self, data: T) -> NDArray[Any]:
         """Return one value per example: if they are class numbers, each part gets a proportional share; if zeros, the split is random."""

@@ -42,7 +42,7 @@ class Dialogues(Generic[R]):
 class DialogueKind(DataKind[Dialogues[R]], Generic[R]):
     """Base class of rows of messages. A subclass defines what its rows are, and which data set they become."""
 
-    reads = ("tokenizer", "seq_len", "chat")
+    reads = ("tokenizer", "seq_len", "chat", "decontaminate")
 
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
@@ -95,6 +95,9 @@ class DialogueKind(DataKind[Dialogues[R]], Generic[R]):
             rows_name = "conversations with an answer" if self.output_kind == "chat" else "pairs"
             raise DataError(f"the {part} source has no {rows_name}. Check its path and its limit")
         return Dialogues(kept, len(rows) - len(kept))
+
+    def compared(self, data: Dialogues[R], index: NDArray[np.int64]) -> list[str]:
+        return ["\n".join(self.texts(data.rows[i])) for i in index]
 
     def strata(self, data: Dialogues[R]) -> NDArray[Any]:
         return np.zeros(len(data.rows))

@@ -40,7 +40,7 @@ class LabelledTextKind(DataKind[LabelledTexts]):
     """Texts, each with a class."""
 
     input_kind, output_kind, words = "labelled-text", "labelled-text", "texts with labels"
-    reads = ("tokenizer", "seq_len", "augment")
+    reads = ("tokenizer", "seq_len", "augment", "decontaminate")
 
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
@@ -56,6 +56,9 @@ class LabelledTextKind(DataKind[LabelledTexts]):
         for label in whole.label_names:
             refuse_surrogates(label, f"the {part} source, label {label!a}")
         return whole
+
+    def compared(self, data: LabelledTexts, index: NDArray[np.int64]) -> list[str]:
+        return [data.texts[i] for i in index]
 
     def strata(self, data: LabelledTexts) -> NDArray[Any]:
         return data.targets

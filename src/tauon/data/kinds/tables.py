@@ -85,6 +85,8 @@ class TablesKind(DataKind[_Read]):
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
         if config.raw_value("scattering") is not None:
             yield "scattering", f"is only for images, but source {config.raw_value('source').kind_!r} provides a table; remove it"
+        if config.raw_value("decontaminate") != DataConfig.model_fields["decontaminate"].default:
+            yield "decontaminate", "is not for tables, whose equal rows in two parts are counted in the report; remove it"
         yield from refuse_arrays_by_document(config)
 
     def read(self, source: SourceConfig, part: Part, request: Request) -> _Read:

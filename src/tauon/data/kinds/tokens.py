@@ -16,13 +16,14 @@ import numpy as np
 from tauon.config import dump, register
 from tauon.data.cache import cache_root, obtain
 from tauon.data.config import DataConfig
+from tauon.data.dedup.removal import decontaminate, duplicates_in, removal_settings
 from tauon.data.files import canonical, read_bytes, sha256_file, write_plain_json
 from tauon.data.kinds.base import DataKind, Request
 from tauon.data.own_tokenizer import SEQ_LEN_DEFAULT
 from tauon.data.progress import report
 from tauon.data.read_keys import count_as_read, reads
 from tauon.data.shards import Shards, ShardWriter
-from tauon.data.sources.base import Document, SourceConfig, limited
+from tauon.data.sources.base import Document, SourceConfig, numbered
 from tauon.data.sources.mixture import MixtureConfig
 from tauon.data.sources.rejects import Rejects, collecting
 from tauon.data.split import PARTS, Part, SplitConfig
@@ -45,7 +46,7 @@ class TokensKind(DataKind[Any]):
     """Windows of running text."""
 
     input_kind, output_kind, words = "tokens", "text", "text"
-    reads = ("tokenizer", "seq_len", "mask_documents", "overlap")
+    reads = ("tokenizer", "seq_len", "mask_documents", "overlap", "dedup", "decontaminate")
 
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
@@ -58,7 +59,9 @@ class TokensKind(DataKind[Any]):
         content = _content(request)
         made_of = hashlib.sha256(canonical(content).encode()).hexdigest()
         beside = map(sha256_file, config.tokenizer.beside())
-        names = hashlib.sha256(canonical([_CACHED, made_of, config.tokenizer.names(), *beside]).encode()).hexdigest()
+        names = hashlib.sha256(
+            canonical([_CACHED, made_of, config.tokenizer.names(), removal_settings(config), *beside]).encode()
+        ).hexdigest()
         folder = cache_root() / "tokens" / names[:32]
         reused = obtain(folder, _DONE, lambda temporary: _build(temporary, request, content))
         made = _read(folder / _DONE)
@@ -80,7 +83,17 @@ class TokensKind(DataKind[Any]):
             "parts": {p: d.facts for p, d in parts.items()}, "content": made_of, "cache": {"folder": str(folder), "reused": reused},
         } | mixed | made["rejected"]  # fmt: skip
         preprocess = {"kind": "tokens", "tokenizer": tokenizer.to_json(), "seq_len": seq_len}
-        decides = [made_of, made["tokenizer"]["sha256"], seq_len, several, overlap, seed, *([mixed["mixture"]] if mixed else [])]
+        facts |= {name: made[name] for name in ("dedup", "decontamination", "left_out", "warnings") if name in made}
+        decides = [
+            made_of,
+            made["tokenizer"]["sha256"],
+            seq_len,
+            several,
+            overlap,
+            seed,
+            *([mixed["mixture"]] if mixed else []),
+            *made["removed"],
+        ]
         return DataSplits(
             parts["train"], parts.get("validation"), parts.get("test"), parts["train"].spec, facts,
             hashlib.sha256(canonical(decides).encode()).hexdigest(), tokenizer, preprocess,
@@ -131,19 +144,22 @@ def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
     with collecting(folder / "rejected.jsonl") as rejects:
         held = {digest for p, s in sources.items() if p != "train" for digest in _measure(s, p, rejects).digests()}
         stats = _measure(sources["train"], "train", rejects)
-    kept = np.array([digest not in held for digest in stats.digests()], bool)  # a copy of a held-out document must not be trained on
+    repeated, removal_facts = duplicates_in(config, sources["train"], folder)
+    is_copy = np.array([digest in held for digest in stats.digests()], bool)  # a copy of a held-out document must not be trained on
+    kept = ~is_copy
+    kept[sorted(repeated)] = False
     left = stats.where(kept)
     if not left:
         raise DataError(
             "every training document is also in the validation or test source, so none is left to train on. Use other sources, or remove them"
         )
     pieces, split_facts = split_text(left, config.split, request.to_split)
-    split_facts |= {"own_parts": request.own_parts, "left_out_as_held_out": len(stats) - len(left)}
+    split_facts |= {"own_parts": request.own_parts, "left_out_as_held_out": int(is_copy.sum())}
     chars = stats.chars
 
     def documents() -> Iterator[tuple[Part, Document]]:
         number = 0
-        for i, document in enumerate(_limited(sources["train"])):
+        for i, document in enumerate(numbered(sources["train"])):
             if i >= len(stats) or len(document.text) != chars[i]:
                 raise DataError(f"{document.name}: the file changed while it was being prepared. Run again when no program writes to it")
             if not kept[i]:
@@ -154,19 +170,22 @@ def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
                 yield part, document if len(cuts) == 1 else replace(document, text=document.text[a:b], offset=document.offset + a)
         for own in ("validation", "test"):
             if own in sources:
-                yield from ((own, document) for document in _limited(sources[own]))
+                yield from ((own, document) for document in numbered(sources[own]))
 
+    chosen, contamination = decontaminate(config, documents, sources, split_facts["by"], folder)
+    removal_facts |= contamination
+    removed = [sorted(repeated), contamination.get("decontamination", {}).pop("removed", [])]
     report("tokenizer", 0)
-    tokenizer = config.tokenizer.build(lambda: (d.text for p, d in documents() if p == "train"))
+    tokenizer = config.tokenizer.build(lambda: (d.text for p, d in chosen() if p == "train"))
     tokenizer.save(folder / "tokenizer.json")
-    unknown = _write(folder, documents(), tokenizer, _provenance(request, content), total=len(left))
+    unknown = _write(folder, chosen(), tokenizer, _provenance(request, content), total=len(left))
     facts = {
         "version": _VERSION, "content": content, "split": split_facts, "rejected": rejects.facts(),
         "tokenizer": {
             "kind": config.tokenizer.kind_, "vocab": tokenizer.vocab_size, "bos": tokenizer.bos,
             "sha256": tokenizer.sha256, "unknown": unknown,
         },
-        "read": reads(config),
+        "read": reads(config), "removed": [hashlib.sha256(canonical(removed).encode()).hexdigest()] if any(removed) else [], **removal_facts,
     }  # fmt: skip
     write_plain_json(folder / _DONE, facts)
 
@@ -182,19 +201,10 @@ def _provenance(request: Request, content: dict[str, Any]) -> dict[Part, dict[st
     return found
 
 
-def _limited(source: SourceConfig) -> Iterator[Document]:
-    """Yield the documents, each with the number of its source and of its record there."""
-    for number, member in enumerate(source.members()):
-        for record, document in enumerate(limited(member.documents(), member.limit)):
-            if number or document.record < 0:
-                document = replace(document, source=number, record=document.record if document.record >= 0 else record)
-            yield document
-
-
 def _measure(source: SourceConfig, part: Part, rejects: Rejects) -> TextStats:
     stats = TextStats()
     rejects.part = part
-    for document in _limited(source):
+    for document in numbered(source):
         data = refuse_surrogates(document.text, document.name).encode()
         stats.append(TextStat(hashlib.sha256(data).digest(), len(document.text), document.source))
         if len(stats) % 1000 == 0:

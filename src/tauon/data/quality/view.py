@@ -21,9 +21,10 @@ from tauon.data.kinds.rules import kind_for
 from tauon.data.kinds.tables import TablesKind
 from tauon.data.preparation import sources_of
 from tauon.data.quality.base import DataView
-from tauon.data.sources.base import Arrays, Document, LabelledTexts, Series, Signals, SourceConfig, limited
+from tauon.data.sources.base import Arrays, Document, LabelledTexts, Series, Signals, SourceConfig, numbered
 from tauon.data.spelling import nfc
-from tauon.data.split import Part, TextStat, split_text
+from tauon.data.split import Part
+from tauon.data.split_text import TextStat, TextStats, split_text
 from tauon.errors import DataError
 
 __all__ = ["view_of"]
@@ -179,15 +180,15 @@ def _series(parts: Parts[Series], seed: int) -> DataView:
 
 
 def _documents(request: Request) -> DataView:
-    found = [(part, document) for part, source in request.sources.items() for document in limited(source.documents(), source.limit)]
+    found = [(part, document) for part, source in request.sources.items() for document in numbered(source)]
     train = [document for part, document in found if part == "train"]
-    stats = [TextStat(hashlib.sha256(d.text.encode("utf-8", "surrogatepass")).digest(), len(d.text)) for d in train]
+    stats = TextStats(TextStat(hashlib.sha256(d.text.encode("utf-8", "surrogatepass")).digest(), len(d.text), d.source) for d in train)
     pieces, _ = split_text(stats, request.config.split, request.to_split)
     dealt: list[tuple[Part, Document]] = []
     for number, document in enumerate(train):
         cuts = pieces[number]
         for part, a, b in cuts:
-            piece = document if len(cuts) == 1 else Document(document.text[a:b], f"{document.name}[{a}:{b}]")
+            piece = document if len(cuts) == 1 else replace(document, text=document.text[a:b], offset=document.offset + a)
             dealt.append((part, piece))
     dealt += [(part, document) for part, document in found if part != "train"]
     part_N, texts = np.array([part for part, _ in dealt]), [document.text for _, document in dealt]

@@ -394,3 +394,12 @@ def limited(documents: Iterable[Document], limit: int | None) -> Iterator[Docume
         if limit is not None and i >= limit:
             return
         yield document
+
+
+def numbered(source: SourceConfig) -> Iterator[Document]:
+    """Yield the documents of a source, each with the number of its source (of a mixture) and of its record there; every limit is applied."""
+    for number, member in enumerate(source.members()):
+        for record, document in enumerate(limited(member.documents(), member.limit)):
+            if number or document.record < 0:
+                document = replace(document, source=number, record=document.record if document.record >= 0 else record)
+            yield document

@@ -1,0 +1,182 @@
+"""Clusters of similar documents from their sketches: documents with an equal key in a band are compared, and those that are similar enough are
+joined. A cluster is what is connected by such pairs; its first document represents it.
+
+Memory: 8 bytes per document for the clusters, and the keys of one band, in portions of a given size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tauon.data.dedup.minhash import SKETCH
+from tauon.data.dedup.sketch_files import SketchFiles
+from tauon.data.progress import report
+
+__all__ = ["clusters", "jaccard"]
+
+_NEIGHBOURS = 8
+"""How far apart two documents of one bucket may be (in order of their numbers) to be compared; each is compared with the first, too."""
+_AT_ONCE = 1 << 18
+"""Hashes that are compared at once."""
+_PAIRS = 1 << 16
+"""Pairs after which the clusters are looked at again: those that are in one by then need no comparison."""
+_REMEMBERED = 1 << 22
+
+Similarity = Callable[[SketchFiles, NDArray[np.int64], NDArray[np.int64]], NDArray[np.float64]]
+
+
+def clusters(files: SketchFiles, folder: Path, threshold: float, similarity: Similarity, memory: int) -> NDArray[np.int64]:
+    """Return the first document of each document's cluster. Continues after the last band whose result is in `folder`.
+
+    Args:
+        files: the sketches.
+        folder: where the state is kept after each band.
+        threshold: documents from this similarity are joined.
+        similarity: of pairs of documents.
+        memory: bytes of keys that are sorted at once.
+    """
+    bands, n = files.bands, len(files)
+    parent, start = np.arange(n), 0
+    unlike = _Unlike(n)
+    for path in sorted(folder.glob("clusters-*.npy")):
+        parent, start = np.load(path, allow_pickle=False), int(path.stem.rpartition("-")[2])
+    portions = max(1, -(-n * 24 // memory))
+    for band in range(start, bands):
+        report("compare documents", band, bands)
+        for portion in range(portions):
+            keys, documents = _portion(files, band, portion, portions)
+            for a, b in _candidates(keys, documents):
+                _join(parent, a, b, unlike, lambda x, y: similarity(files, x, y) >= threshold)
+        temporary = folder / ".clusters.npy"
+        np.save(temporary, parent, allow_pickle=False)
+        temporary.replace(folder / f"clusters-{band + 1:04d}.npy")
+        (folder / f"clusters-{band:04d}.npy").unlink(missing_ok=True)
+    return _roots(parent, np.arange(n))
+
+
+def _portion(files: SketchFiles, band: int, portion: int, portions: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Return (sorted keys, document of each) of one range of keys; documents with an equal key are in order."""
+    low, high = portion * 2**64 // portions, (portion + 1) * 2**64 // portions - 1
+    keys, documents = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for first, mine in files.keys(band):
+        at = np.arange(len(mine)) if portions == 1 else np.flatnonzero((mine >= np.uint64(low)) & (mine <= np.uint64(high)))
+        keys.append(mine[at])
+        documents.append(first + at)
+    whole, numbers = np.concatenate(keys), np.concatenate(documents)
+    order = np.argsort(whole, kind="stable")
+    whole = whole[order]
+    twice = np.append(False, whole[1:] == whole[:-1]) if len(whole) else np.zeros(0, bool)
+    twice[:-1] |= twice[1:]
+    return whole[twice], numbers[order][twice]
+
+
+def _candidates(keys: NDArray[np.uint64], documents: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield pairs (earlier, later) of documents with equal keys: each with the first, then with its next neighbours."""
+    if not len(keys):
+        return
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    sizes = np.diff(np.append(starts, len(keys)))
+    first = np.repeat(starts, sizes)
+    others = np.flatnonzero(first != np.arange(len(keys)))
+    yield documents[first[others]], documents[others]
+    for step in range(1, min(_NEIGHBOURS, len(keys) - 1) + 1):
+        at = np.flatnonzero(keys[step:] == keys[:-step])
+        at = at[first[at] != at]  # pairs with the first were compared
+        if len(at):
+            yield documents[at], documents[at + step]
+
+
+class _Unlike:
+    """Pairs that were compared and are not alike: bands find them again. Only saves time: pairs that it forgets are compared again."""
+
+    def __init__(self, documents: int) -> None:
+        self.documents, self.codes = documents, np.empty(0, np.int64)
+
+    def without(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the places of the pairs that are not in it."""
+        codes = a * self.documents + b
+        if not len(self.codes):
+            return np.arange(len(codes))
+        at = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
+        return np.flatnonzero(self.codes[at] != codes)
+
+    def add(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
+        """Remember pairs."""
+        if len(self.codes) < _REMEMBERED and self.documents < 2**31:
+            self.codes = np.union1d(self.codes, a * self.documents + b)
+
+
+def _join(
+    parent: NDArray[np.int64],
+    a: NDArray[np.int64],
+    b: NDArray[np.int64],
+    unlike: _Unlike,
+    alike: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]],
+) -> None:
+    """Join the clusters of those pairs that are alike."""
+    apart = np.flatnonzero(_roots(parent, a) != _roots(parent, b))
+    for at in range(0, len(apart), _PAIRS):
+        x, y = a[apart[at : at + _PAIRS]], b[apart[at : at + _PAIRS]]
+        fresh = _roots(parent, x) != _roots(parent, y)
+        x, y = x[fresh], y[fresh]
+        new = unlike.without(x, y)
+        x, y = x[new], y[new]
+        if len(x):
+            same = alike(x, y)
+            _unite(parent, x[same], y[same])
+            unlike.add(x[~same], y[~same])
+
+
+def _roots(parent: NDArray[np.int64], of: NDArray[np.int64]) -> NDArray[np.int64]:
+    found = parent[of]
+    while True:
+        above = parent[found]
+        if np.array_equal(above, found):
+            parent[of] = found
+            return found
+        found = above
+
+
+def _unite(parent: NDArray[np.int64], a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
+    """Join the clusters of each pair: every root points at the smallest root that it is paired with, until all pairs agree."""
+    while len(a):
+        x, y = _roots(parent, a), _roots(parent, b)
+        apart = x != y
+        a, b, x, y = a[apart], b[apart], x[apart], y[apart]
+        np.minimum.at(parent, np.maximum(x, y), np.minimum(x, y))
+
+
+def jaccard(files: SketchFiles, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the Jaccard similarity of the shingles of each pair; of documents with more than `SKETCH` shingles an estimate from the smallest
+    hashes of both (bottom-k, Cohen & Kaplan 2007), whose standard error is at most 0.016.
+    """
+    out = np.empty(len(a))
+    size = max(1, _AT_ONCE // (2 * SKETCH))
+    for at in range(0, len(a), size):
+        out[at : at + size] = _jaccard(files, a[at : at + size], b[at : at + size])
+    return out
+
+
+def _jaccard(files: SketchFiles, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
+    left, n_left = files.gather(a)
+    right, n_right = files.gather(b)
+    pairs = np.arange(len(a), dtype=np.uint64) << np.uint64(32)
+    codes = np.concatenate([np.repeat(pairs, n_left), np.repeat(pairs, n_right)])
+    codes |= np.concatenate([left, right])
+    codes.sort()
+    both = codes[1:] == codes[:-1]  # each document has a hash once
+    of = (codes[1:][both] >> np.uint64(32)).astype(np.int64)
+    shared = np.bincount(of, minlength=len(a))
+    union = n_left + n_right - shared
+    out: NDArray[np.float64] = shared / np.maximum(union, 1)
+    for pair in np.flatnonzero((n_left >= SKETCH) | (n_right >= SKETCH)).tolist():  # the smallest hashes of the union
+        at = np.searchsorted(codes, np.array([pair << 32, (pair + 1) << 32], np.uint64))
+        mine = codes[at[0] : at[1]]
+        new = np.append(True, mine[1:] != mine[:-1])
+        twice = np.append(~new[1:], False)[new]
+        out[pair] = twice[:SKETCH].mean()
+    return out

@@ -1,0 +1,145 @@
+"""Sketches of documents in files, chunk by chunk, so that work that was killed continues at the first missing chunk.
+
+A chunk is three `.npy` files and a JSON file that is written last; it has the same documents and bytes however often the work was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tauon.artifacts import atomic_write
+from tauon.data.dedup.minhash import Sketches
+from tauon.data.progress import report
+from tauon.errors import DataError
+
+__all__ = ["SketchFiles"]
+
+ROWS, HASHES, CHARS = 1 << 16, 1 << 24, 1 << 19
+"""Documents and hashes of a chunk, characters of a batch."""
+
+
+class SketchFiles:
+    """Complete chunks of a folder, open for reading."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: list[int] = []
+        while (facts := _complete(folder, len(self.rows))) is not None:
+            self.rows.append(facts)
+        self.edges = np.cumsum([0, *self.rows])
+        self.offsets = [_load(folder, "counts", i) for i in range(len(self.rows))]
+        self.offsets = [np.concatenate([[0], np.cumsum(c, dtype=np.int64)]) for c in self.offsets]
+
+    def __len__(self) -> int:
+        return int(self.edges[-1])
+
+    @staticmethod
+    def write(folder: Path, texts: Iterable[str], sketch: Callable[[Sequence[str]], Sketches]) -> None:
+        """Sketch all texts into chunks, except those of complete chunks."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        done: list[int] = []
+        while (facts := _complete(folder, len(done))) is not None:
+            done.append(facts)
+        skip = sum(done)
+        ended = (folder / _END).is_file()
+        if ended:
+            return
+        batch: list[str] = []
+        made: list[Sketches] = []
+        chunk, chars, rows, hashes, number = len(done), 0, 0, 0, 0
+
+        def flush() -> None:
+            nonlocal chars, rows, hashes
+            if batch:
+                made.append(sketch(batch))
+                rows += len(batch)
+                hashes += len(made[-1].hashes)
+                batch.clear()
+                chars = 0
+
+        for number, text in enumerate(texts, 1):
+            if number <= skip:
+                continue
+            batch.append(text)
+            chars += len(text)
+            if chars >= CHARS or rows + len(batch) >= ROWS:
+                flush()
+                if rows >= ROWS or hashes >= HASHES:
+                    _save(folder, chunk, made)
+                    chunk, rows, hashes, made = chunk + 1, 0, 0, []
+                report("look for duplicates", number)
+        if number < skip:
+            raise DataError(f"{folder}: {number:,} documents now, {skip:,} before: the source changed. Delete the folder, and run again")
+        flush()
+        if made:
+            _save(folder, chunk, made)
+        atomic_write(folder / _END, str(number).encode())
+
+    def keys(self, band: int) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+        """Yield (number of the first document, keys of the band) of each chunk."""
+        for i, start in enumerate(self.edges[:-1].tolist()):
+            yield start, np.asarray(_load(self.folder, "keys", i)[band])
+
+    @property
+    def bands(self) -> int:
+        """Number of keys per document."""
+        return int(_load(self.folder, "keys", 0).shape[0]) if self.rows else 0
+
+    def gather(self, documents: NDArray[np.int64]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Return (hashes of each of the documents in a row, number of hashes of each)."""
+        chunks = np.searchsorted(self.edges, documents, side="right") - 1
+        counts = np.empty(len(documents), np.int64)
+        starts = np.empty(len(documents), np.int64)
+        for c in np.unique(chunks).tolist():
+            mine = chunks == c
+            local = documents[mine] - self.edges[c]
+            starts[mine], counts[mine] = self.offsets[c][local], self.offsets[c][local + 1] - self.offsets[c][local]
+        total = int(counts.sum())
+        out = np.empty(total, np.uint32)
+        places = np.cumsum(counts) - counts
+        for c in np.unique(chunks).tolist():
+            mine = np.flatnonzero(chunks == c)
+            n = counts[mine]
+            within = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
+            out[np.repeat(places[mine], n) + within] = _load(self.folder, "hashes", c)[np.repeat(starts[mine], n) + within]
+        return out, counts
+
+
+_END = "complete"
+_NAMES = ("keys", "counts", "hashes")
+
+
+def _load(folder: Path, name: str, chunk: int) -> NDArray[Any]:
+    return np.asarray(np.load(folder / f"{name}-{chunk:05d}.npy", mmap_mode="r", allow_pickle=False))
+
+
+def _save(folder: Path, chunk: int, made: Sequence[Sketches]) -> None:
+    arrays = {
+        "keys": np.concatenate([m.keys for m in made], axis=1), "counts": np.concatenate([m.counts for m in made]).astype(np.uint32),
+        "hashes": np.concatenate([m.hashes for m in made]),
+    }  # fmt: skip
+    sizes = {}
+    for name, array in arrays.items():
+        path = folder / f"{name}-{chunk:05d}.npy"
+        np.save(path, array, allow_pickle=False)
+        sizes[name] = path.stat().st_size
+    atomic_write(folder / f"chunk-{chunk:05d}.json", json.dumps({"rows": len(arrays["counts"]), "bytes": sizes}).encode())
+
+
+def _complete(folder: Path, chunk: int) -> int | None:
+    """Return the documents of a chunk; None if it is not complete."""
+    path = folder / f"chunk-{chunk:05d}.json"
+    if not path.is_file():
+        return None
+    facts = json.loads(path.read_bytes())
+    for name in _NAMES:
+        file = folder / f"{name}-{chunk:05d}.npy"
+        if not file.is_file() or file.stat().st_size != facts["bytes"][name]:
+            return None
+    return int(facts["rows"])
