@@ -6,15 +6,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tauon.config import dump, register
 from tauon.data.cache import cache_root, obtain
+from tauon.data.clean.run import fingerprint_of
 from tauon.data.config import DataConfig
 from tauon.data.files import canonical, read_bytes, sha256_file, write_plain_json
 from tauon.data.kinds.base import DataKind, Request
+from tauon.data.kinds.cleaning import clean_documents, rejected_facts
 from tauon.data.own_tokenizer import SEQ_LEN_DEFAULT
 from tauon.data.progress import report
 from tauon.data.read_keys import count_as_read, reads
@@ -40,6 +43,7 @@ class TokensKind(DataKind[Any]):
 
     input_kind, output_kind, words = "tokens", "text", "text"
     reads = ("tokenizer", "seq_len", "mask_documents", "overlap")
+    cleans, records = ("text",), "documents"
 
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
@@ -71,6 +75,7 @@ class TokensKind(DataKind[Any]):
             "kind": "tokens", "sources": made["sources"], "split": made["split"], "tokenizer": made["tokenizer"],
             "seq_len": {"value": seq_len, "why": why}, "mask_documents": several, "overlap": overlap,
             "parts": {p: d.facts for p, d in parts.items()}, "content": made_of, "cache": {"folder": str(folder), "reused": reused},
+            **rejected_facts(made, folder / "rejected"),
         }  # fmt: skip
         preprocess = {"kind": "tokens", "tokenizer": tokenizer.to_json(), "seq_len": seq_len}
         decides = [made_of, made["tokenizer"]["sha256"], seq_len, several, overlap, seed]
@@ -82,12 +87,12 @@ class TokensKind(DataKind[Any]):
 
 def _content(request: Request) -> dict[str, Any]:
     """What the tokens in the cache depend on."""
-    asked = request.config.tokenizer
+    asked, cleaning = request.config.tokenizer, request.cleaning("text")
     return {
         "version": _VERSION, "sources": {p: s.fingerprint() for p, s in request.sources.items()}, "split": dump(request.config.split),
         "tokenizer": {k: v for k, v in dump(asked).items() if k not in ("path", "eos")},
         "tokenizer_files": [sha256_file(path) for path, _ in asked.files()],
-    }  # fmt: skip
+    } | ({"clean": fingerprint_of(cleaning, request.config.clean_held_out)} if cleaning else {})  # fmt: skip
 
 
 def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
@@ -103,7 +108,8 @@ def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
 
 def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
     """Three passes over the text, a document in memory at a time: measure and split, train the tokenizer, write tokens."""
-    config, sources = request.config, request.sources
+    config = request.config
+    sources, cleaning_facts = clean_documents(request, folder)
     held = {digest for p, s in sources.items() if p != "train" for digest in (t.digest for t in _measure(s, p))}
     stats = _measure(sources["train"], "train")
     kept = [t.digest not in held for t in stats]  # a copy of a held-out document must not be trained on
@@ -135,13 +141,14 @@ def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
     tokenizer.save(folder / "tokenizer.json")
     unknown = _write(folder, documents(), tokenizer, content, total=len(left))
     facts = {
-        "version": _VERSION, "content": content, "sources": {p: s.describe() for p, s in sources.items()}, "split": split_facts,
+        "version": _VERSION, "content": content, "sources": {p: s.describe() for p, s in request.sources.items()}, "split": split_facts,
         "tokenizer": {
             "kind": config.tokenizer.kind_, "vocab": tokenizer.vocab_size, "bos": tokenizer.bos,
             "sha256": tokenizer.sha256, "unknown": unknown,
         },
-        "read": reads(config),
+        "read": reads(config), **cleaning_facts,
     }  # fmt: skip
+    shutil.rmtree(folder / "cleaned", ignore_errors=True)
     write_plain_json(folder / _DONE, facts)
 
 
