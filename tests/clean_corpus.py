@@ -6,6 +6,10 @@ import gzip
 import os
 import random
 from pathlib import Path
+from typing import Any
+
+from tauon.config import parse
+from tauon.data import DataConfig, TokenDataset
 
 WORDS = [
     "the",
@@ -94,3 +98,13 @@ def faulty(draw: random.Random) -> str:
             ]
         )  # fmt: skip
     return text
+
+
+def config(**values: Any) -> DataConfig:
+    return parse(DataConfig, values)
+
+
+def decoded(data: Any) -> list[str]:
+    """The documents of a data set of tokens."""
+    assert isinstance(data, TokenDataset)
+    return [data.tokenizer.decode(d) for d in data.shards.documents()]

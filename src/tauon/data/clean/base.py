@@ -108,7 +108,7 @@ class RowVerdicts:
     notes: list[str] = field(default_factory=list)
     """What was found and left as it is, to show to the user."""
 
-    def reject(self, rows: NDArray[np.bool_] | Sequence[int], rule: str, reasons: Mapping[int, str] | str) -> None:
+    def reject(self, rows: NDArray[Any] | Sequence[int], rule: str, reasons: Mapping[int, str] | str) -> None:
         """Reject rows (a mask, or numbers) that no rule has rejected before."""
         numbers = np.flatnonzero(rows) if isinstance(rows, np.ndarray) and rows.dtype == bool else np.asarray(rows, np.int64)
         for row in numbers.tolist():

@@ -12,7 +12,11 @@ __all__ = ["StandardConfig"]
 
 _DEFAULTS = {
     "text": ("repair", "gopher-repetition", "gopher-quality", {"kind": "c4", "terminal_punctuation": False}, "fineweb-quality"),
-    "labelled-text": ("repair", "length"),
+    "labelled-text": ("repair", "length", "duplicates"),
+    "table": ("duplicates", "outliers"),
+    "images": ("blank", "duplicates"),
+    "signals": ("silent", "clipped", "duplicates"),
+    "series": ("stuck",),
 }
 """Text: FineWeb's rules in FineWeb's order (arXiv:2406.17557). They are made for English prose of the web."""
 
@@ -20,7 +24,8 @@ _DEFAULTS = {
 @register("default")
 class StandardConfig(DefaultConfig):
     """The default filters of the kind of data. Text: repair, gopher-repetition, gopher-quality, c4 without its rule on the ends of lines,
-    fineweb-quality. Others may stand before and behind it.
+    fineweb-quality; texts with labels: repair, length, duplicates; tables: duplicates, outliers (reported); images: blank, duplicates;
+    recordings: silent, clipped, duplicates; series: stuck (reported). Others may stand before and behind it.
     """
 
     cleans = tuple(_DEFAULTS)

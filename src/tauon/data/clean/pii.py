@@ -19,7 +19,7 @@ from tauon.data.clean.base import Rejected, TextFilter
 
 __all__ = ["PiiConfig"]
 
-Kind = Literal["key", "email", "iban", "card", "id", "phone", "ip"]
+Kind = Literal["key", "email", "iban", "card", "phone", "id", "ip"]
 Span = tuple[int, int]
 
 _EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+%-]{0,63}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![\w@])")
@@ -27,7 +27,7 @@ _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])")
 _CARD = re.compile(r"(?<![\w.-])[2-6]\d{3}(?:[ -]?\d){8,15}(?![\w-]|\.\d)")
 _IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}(?!\w)")
-_NUMBER = re.compile(r"(?<![\w.])[A-Z0-9](?:[ ./-]?[A-Z0-9]){7,20}(?!\w)", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![\w+./-])[A-Z0-9]+(?:[./-][A-Z0-9]+)*(?!\w)")
 _KEYS = re.compile(
     r"""-----BEGIN\ [A-Z ]*PRIVATE\ KEY-----.*?(?:-----END\ [A-Z ]*PRIVATE\ KEY-----|\Z)
     |\b(?:AKIA|ASIA)[0-9A-Z]{16}\b                                       # Amazon
@@ -48,7 +48,7 @@ _KEYS = re.compile(
 class PiiConfig(TextFilter):
     """Mask personal data and keys, or reject texts that have them. An address becomes `<EMAIL>`, a card number `<CARD>`."""
 
-    find: tuple[Kind, ...] = ("key", "email", "iban", "card", "id", "phone", "ip")
+    find: tuple[Kind, ...] = ("key", "email", "iban", "card", "phone", "id", "ip")
     """What is looked for, in this order: what one has found is not looked at by the next."""
     action: Literal["mask", "drop"] = "mask"
     """mask: replace what was found by its kind; drop: reject the text."""
@@ -100,7 +100,7 @@ class PiiConfig(TextFilter):
             yield from _checked(_CARD, text, lambda found: len(found) if _is_card(found) else 0)
         elif kind == "id":
             validators = [v for name in self.ids if (v := _validator(name)) is not None]
-            yield from _checked(_NUMBER, text, lambda found: _id_length(found, validators))
+            yield from _ids(text, validators)
         elif kind == "phone":
             yield from self._phones(text)
         else:
@@ -141,7 +141,7 @@ def _is_card(found: str) -> bool:
     from stdnum import luhn
 
     digits = re.sub(r"\D", "", found)
-    return 13 <= len(digits) <= 19 and len(set(digits)) > 2 and bool(luhn.is_valid(digits)) and _issuer(digits)
+    return 13 <= len(digits) <= 19 and len(set(digits)) > 1 and bool(luhn.is_valid(digits)) and _issuer(digits)
 
 
 def _issuer(digits: str) -> bool:
@@ -165,15 +165,25 @@ def _iban_length(found: str) -> int:
     return next((end for end in (len(found), *reversed(ends)) if end >= 15 and iban.is_valid(found[:end])), 0)
 
 
-def _id_length(found: str, validators: list[Any]) -> int:
-    """Return the characters of the longest beginning that is a national number."""
-    if sum(map(str.isdigit, found)) < 6:
-        return 0
-    ends = [m.start() for m in re.finditer(r"[ ]", found)]
-    for end in (len(found), *reversed(ends)):
-        if end >= 8 and any(_is_id(found[:end], validator) for validator in validators):
-            return end
-    return 0
+def _ids(text: str, validators: list[Any]) -> Iterator[Span]:
+    """Yield the national numbers: one to five pieces of digits and capitals, one blank between them, the longest first."""
+    pieces = [match.span() for match in _NUMBER.finditer(text)]
+    done = 0
+    for first, (start, _) in enumerate(pieces):
+        if start < done:
+            continue
+        last = first
+        while last + 1 < len(pieces) and last - first < 4 and pieces[last + 1][0] == pieces[last][1] + 1 and text[pieces[last][1]] == " ":
+            last += 1
+        for end in (pieces[at][1] for at in range(last, first - 1, -1)):
+            number = text[start:end]
+            if end - start <= _LONGEST and sum(map(str.isdigit, number)) >= 6 and any(_is_id(number, v) for v in validators):
+                yield start, end
+                done = end
+                break
+
+
+_LONGEST = 26
 
 
 def _is_id(number: str, validator: Any) -> bool:
