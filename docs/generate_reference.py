@@ -39,6 +39,7 @@ FAMILIES = (
     "source",
     "tokenizer",
     "augment",
+    "clean",
     "tracker",
     "compression",
     "strategy",

@@ -13,6 +13,7 @@ from tauon.data.chat_encoder import Encoder as ChatEncoder
 from tauon.data.chat_encoder import PromptEncoder, chat_prompt, template_for
 from tauon.data.chat_export import jinja_of
 from tauon.data.chat_template import ChatConfig, RoleConfig
+from tauon.data.clean import FilterConfig, Rejected, RowFilter, RowVerdicts, TextFilter, cleaning_function
 from tauon.data.columns import ColumnsConfig, Encoder
 from tauon.data.config import DataConfig
 from tauon.data.documents import DocumentDataset
@@ -75,6 +76,7 @@ __all__ = [
     "DocumentDataset",
     "Draws",
     "Encoder",
+    "FilterConfig",
     "Fitted",
     "FromModelConfig",
     "HalfConfig",
@@ -94,9 +96,12 @@ __all__ = [
     "Progress",
     "PromptEncoder",
     "RandAugmentConfig",
+    "Rejected",
     "Replay",
     "Request",
     "RoleConfig",
+    "RowFilter",
+    "RowVerdicts",
     "Rows",
     "ScatteringConfig",
     "Series",
@@ -113,6 +118,7 @@ __all__ = [
     "TableLook",
     "TargetScale",
     "TextAugmentConfig",
+    "TextFilter",
     "TokenDataset",
     "Tokenizer",
     "TokenizerConfig",
@@ -121,6 +127,7 @@ __all__ = [
     "bar",
     "chat_prompt",
     "class_weights",
+    "cleaning_function",
     "data_kinds",
     "example_at",
     "features_of",

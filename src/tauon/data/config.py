@@ -6,15 +6,16 @@ which settings cannot work with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, field_validator
 
 from tauon.config import Config, Count, Fraction
 from tauon.data.augment import AugmentConfig
 from tauon.data.bounds import wrong_bounds
 from tauon.data.chat_template import ChatConfig
+from tauon.data.clean import FilterConfig
 from tauon.data.columns import ColumnsConfig
 from tauon.data.dedup.config import DecontaminateConfig, DedupConfig
 from tauon.data.image_features import ScatteringConfig
@@ -70,6 +71,31 @@ class RepeatKeys(Config):
     """Text only: leave out documents that repeat an earlier one of the training source. Default: duplicates stay."""
     decontaminate: DecontaminateConfig = DecontaminateConfig()
     """Look for held-out data in the training part. Default: text is left out, other data is reported."""
+
+
+class CleanKeys(Config):
+    """Which records are repaired, masked or left out before the split."""
+
+    clean: tuple[FilterConfig, ...] = ()
+    """Cleaning filters, in turn: `default`, or a list of them, [{kind: repair}, {kind: gopher-quality, min_words: 20}]. Records that one of
+    them rejects are left out, counted, and listed with the reason in `rejected/`. Default: none."""
+    clean_limit: Fraction = Field(default=0.5, ge=0, le=1)
+    """Largest share of the training source that cleaning may reject; more is an error that names the reasons."""
+    clean_held_out: Literal["count", "apply"] = "count"
+    """Sources of their own in `validation` and `test`. count: say what cleaning would do, and change nothing; apply: clean them, too. A part that
+    is split from the training source is clean in any case."""
+
+    @field_validator("clean", mode="before")
+    @classmethod
+    def _one_filter(cls, value: Any) -> Any:
+        """Take `default`, or one filter, as a list of one."""
+        return (value,) if isinstance(value, (str, Mapping)) else value
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        for key in ("clean_limit", "clean_held_out"):
+            if not self.raw_value("clean") and self.raw_value(key) != type(self).model_fields[key].default:
+                yield key, "has no effect without data.clean; set clean: default, or remove it"
 
 
 class TextKeys(Config):
@@ -154,7 +180,9 @@ class KindKeys(Config):
     """Conversations and preferences only: how roles are written."""
 
 
-class DataConfig(KindKeys, ClassKeys, FeatureKeys, TextKeys, RepeatKeys, SourceKeys):  # pydantic lists the keys of the last base first
+class DataConfig(
+    KindKeys, ClassKeys, FeatureKeys, TextKeys, RepeatKeys, CleanKeys, SourceKeys
+):  # pydantic lists the keys of the last base first
     """Data and how it becomes examples: text for language models, arrays for classification and regression, series for forecasting,
     texts with labels, recordings, conversations, preferences.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from tauon.artifacts import atomic_write, write_json
@@ -19,12 +20,24 @@ def prepare_stage(ctx: Context) -> dict[str, Any]:
     splits = ctx.splits
     if ctx.world.leads:
         write_json(ctx.run.folder / "data.json", splits.facts)
+        _copy_rejected(splits.facts.get("rejected"), ctx.run.folder)
         report_facts(splits.facts, ctx.on_event)
         sheet = picture_sheet(splits.train, ctx.recipe.seed)
         if sheet is not None:
             atomic_write(ctx.run.folder / "examples.png", sheet)
     ctx.run.update_manifest(data={"fingerprint": splits.fingerprint} | ({"files": files.to_json()} if files is not None else {}))
     return {"data": ctx.prepared}
+
+
+def _copy_rejected(source: str | None, run: Path) -> None:
+    """Copy the records that cleaning has rejected, with the reasons, into the run's folder `rejected`, one file for each source."""
+    names = {path.name for path in Path(source).glob("*.jsonl")} if source is not None else set()
+    for old in (run / "rejected").glob("*.jsonl"):
+        if old.name not in names:
+            old.unlink()
+    for name in sorted(names):
+        (run / "rejected").mkdir(exist_ok=True)
+        atomic_write(run / "rejected" / name, (Path(str(source)) / name).read_bytes())
 
 
 def report_facts(facts: Mapping[str, Any], on_event: Callable[..., None], most: int = 10) -> None:

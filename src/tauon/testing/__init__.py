@@ -1,5 +1,5 @@
 """Public test helpers, so that third parties can check their own parts: contract suites for models, optimizers, sources, kinds of
-data, tasks, attribution methods, compression steps and federated strategies; running several processes; data
+data, cleaning filters, tasks, attribution methods, compression steps and federated strategies; running several processes; data
 with planted faults.
 """
 
@@ -8,6 +8,7 @@ from tauon.testing.compressors import check_compressor
 from tauon.testing.contracts import check_model, check_optimizer, check_source, tiny_batch
 from tauon.testing.data_kinds import DataExample, check_data_kind
 from tauon.testing.explainers import check_explainer, explainer_cases
+from tauon.testing.filters import check_filter
 from tauon.testing.jobs import tiny_job
 from tauon.testing.planted import Planted, plant_images, plant_table, plant_texts, topic_texts, write_images
 from tauon.testing.processes import ProcessFailure, run_processes
@@ -22,6 +23,7 @@ __all__ = [
     "check_compressor",
     "check_data_kind",
     "check_explainer",
+    "check_filter",
     "check_model",
     "check_optimizer",
     "check_source",

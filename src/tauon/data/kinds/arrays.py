@@ -43,6 +43,7 @@ class ArraysKind(DataKind[Arrays]):
 
     input_kind, output_kind, words = "arrays", "arrays", "features and targets"
     reads = (*FEATURE_KEYS, "scattering", "decontaminate")
+    cleans, records = ("images", "table"), "examples"
 
     @classmethod
     def takes(cls, source: SourceConfig) -> bool:

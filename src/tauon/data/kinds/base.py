@@ -8,7 +8,7 @@ checks are inherited.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -16,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.config import Pluggable
+from tauon.data.clean.base import FilterConfig, expanded
+from tauon.data.clean.rows import clean_sources, kind_of
+from tauon.data.clean.run import fingerprint_of
 from tauon.data.config import DataConfig
 from tauon.data.dedup.examples import Compared, repeats
 from tauon.data.files import canonical
@@ -23,7 +26,7 @@ from tauon.data.sources.base import SourceConfig
 from tauon.data.split import PARTS, Part, split_rows
 from tauon.data.splits import DataSplits
 from tauon.data.tokenizer import Tokenizer
-from tauon.errors import DataError
+from tauon.errors import DataError, Problem, RecipeError
 from tauon.types import Dataset
 
 __all__ = ["ChosenRows", "DataKind", "Fitted", "Parts", "Request", "own_data"]
@@ -51,6 +54,13 @@ class Request:
     def to_split(self) -> list[Part]:
         """Held-out parts that are taken from the training source."""
         return [part for part in PARTS if part not in self.sources]
+
+    def cleaning(self, kind: str) -> tuple[FilterConfig, ...]:
+        """Return the filters of `data.clean`, `default` replaced by those for a kind of data. `RecipeError`: one is for other data."""
+        wrong = [(place, one) for place, one in enumerate(self.config.clean) if kind not in one.cleans]
+        if wrong:
+            raise RecipeError([Problem(f"data.clean.{place}", unfit(one, (kind,))) for place, one in wrong])
+        return expanded(self.config.clean, kind)
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,9 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
     reads: ClassVar[tuple[str, ...]] = ()
     """Keys of the `data` section that only some kinds read, including this one. Each must be able to change the examples."""
 
+    cleans: ClassVar[tuple[str, ...]] = ()
+    """What `data.clean` takes its data for (`FilterConfig.cleans`); none: it cannot be cleaned."""
+
     @classmethod
     def takes(cls, source: SourceConfig) -> bool:
         """Return whether this is the kind for that source, if several have the same `input_kind`. Must not open a file."""
@@ -108,13 +121,15 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
     def prepare(self, request: Request) -> DataSplits:
         """Read, split, fit, record. A kind that does not keep its data in memory overrides this instead of the single steps."""
         whole = {part: self.read(source, part, request) for part, source in request.sources.items()}
+        whole, cleaning, cleaned_by = self.clean(whole, request)
         parts, split_facts = self.split(whole, request)
         parts, repeated, decides = self.decontaminate(parts, request)
         fitted = self.fit(parts, request)
         facts = self.facts(fitted, split_facts, request)
+        facts |= cleaning | ({"notes": [*cleaning["notes"], *facts.get("notes", [])]} if cleaning else {})
         for name, found in repeated.items():
             facts[name] = [*facts.get(name, []), *found] if isinstance(found, list) else facts.get(name, {}) | found
-        fingerprint = hashlib.sha256(canonical([fitted.content, *fitted.decides, *decides]).encode()).hexdigest()
+        fingerprint = hashlib.sha256(canonical([fitted.content, *fitted.decides, *cleaned_by, *decides]).encode()).hexdigest()
         datasets, per_example = fitted.datasets, request.sources["train"].per_example()
         for part, dataset in datasets.items():
             groups = self.groups(parts[part].data)
@@ -129,6 +144,28 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
     def read(self, source: SourceConfig, part: Part, request: Request) -> T:
         """Return all data of the source of a part, with `source.limit` applied. `DataError` names the file and place of data that is unusable."""
         raise NotImplementedError(f"{type(self).__name__} implements neither `read` nor `prepare`")
+
+    def clean(self, whole: Mapping[Part, T], request: Request) -> tuple[dict[Part, T], dict[str, Any], list[Any]]:
+        """Return (the data of each source without what `data.clean` rejects, facts, what decides the result); nothing without `data.clean`."""
+        config = request.config
+        if not self.cleans or not config.clean:
+            return dict(whole), {}, []
+        tables = {part: self.examples(data) for part, data in whole.items()}
+        filters = request.cleaning(kind_of(tables["train"]))
+        cleaned, facts = clean_sources(tables, filters, limit=config.clean_limit, held_out=config.clean_held_out, what=self.records)
+        instead = {part: self.with_examples(whole[part], cleaned[part]) for part in whole}
+        return instead, facts, [fingerprint_of(filters, config.clean_held_out)]
+
+    records: ClassVar[str] = "examples"
+    """Name of its examples in messages on cleaning."""
+
+    def examples(self, data: T) -> Any:
+        """Return the `Table`, `Arrays`, `LabelledTexts`, `Signals` or `Series` to clean."""
+        return data
+
+    def with_examples(self, data: T, examples: Any) -> T:
+        """Return the data with other examples: those that cleaning has left."""
+        return examples  # type: ignore[no-any-return]
 
     def split(self, whole: Mapping[Part, T], request: Request) -> tuple[Parts[T], dict[str, Any]]:
         """Return (every part, facts). Rows of the training source are split in proportion to `strata`; sources of their own are used whole."""
@@ -210,6 +247,11 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
         }  # fmt: skip
         more = dict(fitted.facts)
         return common | {"split": split_facts | more.pop("split", {})} | more
+
+
+def unfit(one: FilterConfig, kinds: Sequence[str]) -> str:
+    """Return the message for a filter that is for none of these kinds of data."""
+    return f"{one.kind_} cleans {' or '.join(one.cleans)}, but the data are {' or '.join(kinds)}; remove it"
 
 
 def own_data(parts: Parts[T], request: Request) -> dict[Part, T]:

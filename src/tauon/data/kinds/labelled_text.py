@@ -41,6 +41,7 @@ class LabelledTextKind(DataKind[LabelledTexts]):
 
     input_kind, output_kind, words = "labelled-text", "labelled-text", "texts with labels"
     reads = ("tokenizer", "seq_len", "augment", "decontaminate")
+    cleans, records = ("labelled-text",), "texts"
 
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:

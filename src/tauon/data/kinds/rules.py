@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from tauon.config import registered
 from tauon.data.config import DataConfig
-from tauon.data.kinds.base import DataKind
+from tauon.data.kinds.base import DataKind, unfit
 from tauon.data.sources.base import SourceConfig
 from tauon.errors import Problem, RecipeError
 
@@ -52,6 +52,13 @@ def problems_for(config: DataConfig, input_kind: str) -> Iterator[tuple[str, str
             readers and key not in mine and config.raw_value(key) != info.get_default(call_default_factory=True)
         ):  # a full recipe sets every key
             yield key, f"is only for {' and '.join(readers)}, but the task needs {kind.title or kind.input_kind}; remove it"
+    if config.raw_value("clean") and not kind.cleans:
+        able = dict.fromkeys(k.output_kind for k in every if k.cleans)
+        yield "clean", f"is only for {', '.join(able)}, but the task needs {kind.title or kind.input_kind}; remove it"
+    elif source.output_kind() == kind.output_kind:
+        for place, one in enumerate(config.raw_value("clean")):
+            if not set(one.cleans).intersection(kind.cleans):
+                yield f"clean.{place}", unfit(one, kind.cleans)
     yield from kind.problems(config)
 
 

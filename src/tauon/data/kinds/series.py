@@ -42,6 +42,7 @@ class SeriesKind(DataKind[Series]):
 
     input_kind, output_kind, words = "series", "series", "a time series"
     reads = ("normalize", "augment", "window")
+    cleans, records = ("series",), "time steps"
 
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:

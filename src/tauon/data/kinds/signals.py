@@ -38,6 +38,7 @@ class SignalsKind(DataKind[Signals]):
 
     input_kind, output_kind, words = "signals", "signals", "recordings"
     reads = ("augment", "signal")
+    cleans, records = ("signals",), "recordings"
 
     def read(self, source: SourceConfig, part: Part, request: Request) -> Signals:
         report(f"read {part}", 0)

@@ -76,6 +76,7 @@ class TablesKind(DataKind[_Read]):
 
     input_kind, output_kind, words = "arrays", "arrays", "features and targets"
     reads = (*FEATURE_KEYS, "table")
+    cleans, records = ("table",), "rows"
 
     @classmethod
     def takes(cls, source: SourceConfig) -> bool:
@@ -101,6 +102,12 @@ class TablesKind(DataKind[_Read]):
             columns = {k: v[:n] for k, v in table.columns.items()}
             table = replace(table, columns=columns, targets=table.targets[:n], places=table.places[:n], labels=table.labels[:n])
         return _Read(table)
+
+    def examples(self, data: _Read) -> Table:
+        return data.table
+
+    def with_examples(self, data: _Read, examples: Table) -> _Read:
+        return replace(data, table=examples)
 
     def strata(self, data: _Read) -> NDArray[Any]:
         return data.table.targets

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,12 @@ import numpy as np
 
 from tauon.config import dump, register
 from tauon.data.cache import cache_root, obtain
+from tauon.data.clean.run import fingerprint_of
 from tauon.data.config import DataConfig
 from tauon.data.dedup.removal import decontaminate, duplicates_in, removal_settings
 from tauon.data.files import canonical, read_bytes, sha256_file, write_plain_json
 from tauon.data.kinds.base import DataKind, Request
+from tauon.data.kinds.cleaning import clean_documents, rejected_facts
 from tauon.data.own_tokenizer import SEQ_LEN_DEFAULT
 from tauon.data.progress import report
 from tauon.data.read_keys import count_as_read, reads
@@ -47,6 +50,7 @@ class TokensKind(DataKind[Any]):
 
     input_kind, output_kind, words = "tokens", "text", "text"
     reads = ("tokenizer", "seq_len", "mask_documents", "overlap", "dedup", "decontaminate")
+    cleans, records = ("text",), "documents"
 
     @classmethod
     def problems(cls, config: DataConfig) -> Iterator[tuple[str, str]]:
@@ -81,9 +85,11 @@ class TokensKind(DataKind[Any]):
             "kind": "tokens", "sources": {p: s.describe() for p, s in request.sources.items()}, "split": made["split"], "tokenizer": made["tokenizer"],
             "seq_len": {"value": seq_len, "why": why}, "mask_documents": several, "overlap": overlap,
             "parts": {p: d.facts for p, d in parts.items()}, "content": made_of, "cache": {"folder": str(folder), "reused": reused},
-        } | mixed | made["rejected"]  # fmt: skip
+        } | mixed | made["unreadable"] | rejected_facts(made, folder / "rejected")  # fmt: skip
         preprocess = {"kind": "tokens", "tokenizer": tokenizer.to_json(), "seq_len": seq_len}
-        facts |= {name: made[name] for name in ("dedup", "decontamination", "left_out", "warnings") if name in made}
+        facts |= {name: made[name] for name in ("dedup", "decontamination", "warnings") if name in made}
+        left_out = {p: [*facts.get("left_out", {}).get(p, []), *made.get("left_out", {}).get(p, [])] for p in parts}
+        facts |= {"left_out": left_out} if any(left_out.values()) else {}
         decides = [
             made_of,
             made["tokenizer"]["sha256"],
@@ -119,12 +125,12 @@ def _mix(source: MixtureConfig, train: TokenDataset, seed: int) -> dict[str, Any
 
 def _content(request: Request) -> dict[str, Any]:
     """What the tokens in the cache depend on."""
-    asked = request.config.tokenizer
+    asked, cleaning = request.config.tokenizer, request.cleaning("text")
     return {
         "version": _VERSION, "sources": {p: s.fingerprint() for p, s in request.sources.items()}, "split": dump(request.config.split),
         "tokenizer": {k: v for k, v in dump(asked).items() if k not in ("path", "eos")},
         "tokenizer_files": [sha256_file(path) for path, _ in asked.files()],
-    }  # fmt: skip
+    } | ({"clean": fingerprint_of(cleaning, request.config.clean_held_out)} if cleaning else {})  # fmt: skip
 
 
 def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
@@ -140,8 +146,9 @@ def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
 
 def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
     """Three passes over the text, a document in memory at a time: measure and split, train the tokenizer, write tokens."""
-    config, sources = request.config, request.sources
-    with collecting(folder / "rejected.jsonl") as rejects:
+    config = request.config
+    with collecting(folder / "rejected" / "unreadable.jsonl") as rejects:
+        sources, cleaning_facts = clean_documents(request, folder)
         held = {digest for p, s in sources.items() if p != "train" for digest in _measure(s, p, rejects).digests()}
         stats = _measure(sources["train"], "train", rejects)
     repeated, removal_facts = duplicates_in(config, sources["train"], folder)
@@ -180,13 +187,15 @@ def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
     tokenizer.save(folder / "tokenizer.json")
     unknown = _write(folder, chosen(), tokenizer, _provenance(request, content), total=len(left))
     facts = {
-        "version": _VERSION, "content": content, "split": split_facts, "rejected": rejects.facts(),
+        "version": _VERSION, "content": content, "split": split_facts, "unreadable": rejects.facts(),
         "tokenizer": {
             "kind": config.tokenizer.kind_, "vocab": tokenizer.vocab_size, "bos": tokenizer.bos,
             "sha256": tokenizer.sha256, "unknown": unknown,
         },
-        "read": reads(config), "removed": [hashlib.sha256(canonical(removed).encode()).hexdigest()] if any(removed) else [], **removal_facts,
+        "read": reads(config), "removed": [hashlib.sha256(canonical(removed).encode()).hexdigest()] if any(removed) else [],
+        **removal_facts, **cleaning_facts,
     }  # fmt: skip
+    shutil.rmtree(folder / "cleaned", ignore_errors=True)
     write_plain_json(folder / _DONE, facts)
 
 

@@ -31,6 +31,7 @@ class Rejects:
     def add(self, error: DataError, reason: str) -> None:
         """Record one rejected record. The message of `error` names file and record."""
         if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self.counts.setdefault(self.part, Counter())[reason] += 1
         self._first.setdefault(self.part, str(error))
@@ -50,7 +51,7 @@ class Rejects:
             ]
             for part, c in self.counts.items()
         }
-        return {"rejected": {part: dict(c) for part, c in self.counts.items()}, "left_out": lines}
+        return {"unreadable": {part: dict(c) for part, c in self.counts.items()}, "left_out": lines}
 
     def close(self) -> None:
         """Complete the file."""
