@@ -1,4 +1,4 @@
-"""A mixture of sources of text: how much of each is in the training, how often at most, and how that changes as training goes on.
+"""A mixture of sources of text: how much of each is in the training, how often at most, and how that changes during training.
 
 Reads nothing itself: each source reads its own files. The order that follows from the numbers here is in `data/mixture_order.py`.
 """
