@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import struct
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,10 +110,39 @@ def _text_folder(tmp: Path) -> dict[str, Any]:
     return {"path": str(tmp)}
 
 
+def _webdataset(tmp: Path) -> dict[str, Any]:
+    with tarfile.open(tmp / "t.tar", "w") as tar:
+        for i in range(12):
+            data = f"document {i} ".encode() * 40
+            member = tarfile.TarInfo(f"{i:03d}.txt")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return {"path": str(tmp / "t.tar")}
+
+
+def _hf_disk(tmp: Path) -> dict[str, Any]:
+    import pyarrow as pa
+
+    table = pa.table({"text": [f"document {i} " * 40 for i in range(12)]})
+    with pa.OSFile(str(tmp / "data.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    (tmp / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    return {"path": str(tmp)}
+
+
+def _mixture(tmp: Path) -> dict[str, Any]:
+    for name in ("one", "two"):
+        (tmp / name).mkdir()
+        for i in range(12):
+            (tmp / name / f"{i}.txt").write_text(f"document {name} {i} " * 40)
+    sources = [{"source": {"kind": "text", "path": str(tmp / n)}, "name": n, "weight": w} for n, w in (("one", 1), ("two", 2))]
+    return {"sources": sources}
+
+
 EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "text": _text, "jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "idx": _idx, "npz": _npz, "public": _public, "sklearn": _sklearn,
     "python-stdlib": lambda tmp: {"limit": 40}, "series": _series, "folder": _folder,
-    "wav": _wav, "chat": _chat, "pairs": _pairs, "text-folder": _text_folder,
+    "wav": _wav, "chat": _chat, "pairs": _pairs, "text-folder": _text_folder, "webdataset": _webdataset, "hf-disk": _hf_disk, "mixture": _mixture,
 }  # fmt: skip
 
 

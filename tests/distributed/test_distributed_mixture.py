@@ -84,6 +84,10 @@ def test_one_rank_then_two_with_workers_then_one_with_two_workers(folder: Path) 
     last = [load_checkpoint(folder / n / "checkpoints" / f"step-{STEPS:06d}").tensors("model") for n in ("whole", "parts")]
     assert max((last[0][k] - last[1][k]).abs().max().item() for k in last[0]) < 1e-5
     check_traced_steps(folder)
+    derived = {d["path"]: d["value"] for d in json.loads((folder / "parts" / "derived.json").read_text())}
+    windows = {s["name"]: s["windows"] for s in json.loads((folder / "parts" / "data.json").read_text())["mixture"]["sources"]}
+    drawn = {"a": 36 + 27, "b": 12 + 27, "c": 24 + 18}  # 9 steps of 8 rows at 3 : 1 : 2, 9 at 3 : 3 : 2
+    assert derived["data.source"] == ", ".join(f"{n} {drawn[n] / windows[n]:.2f}" for n in "abc")
 
 
 def check_traced_steps(folder: Path) -> None:

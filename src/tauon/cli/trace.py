@@ -18,7 +18,7 @@ Examples:
   tauon trace runs/quickstart --token 1000                 source, file and line of this token of the training part
   tauon trace runs/quickstart --token 1000 --part validation
   tauon trace runs/quickstart --text "def main("           where this text stands in the training part
-  tauon trace runs/quickstart --step 0 --row 3             the documents of one row of one batch
+  tauon trace runs/quickstart --step 0 --row 1             the documents of one row of one batch
 
 \b
 Tokens are counted from 0 over the part's whole stream, the BOS before each document included. Nothing but the run's data.json and

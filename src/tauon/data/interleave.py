@@ -3,7 +3,7 @@ give or take less than one.
 
 Sample j of source i (j = 1, 2, ...) may not come before n p_i > j - 1 and must have come when n p_i = j. The earliest deadline goes first;
 that such a sequence exists for any proportions is shown by Tijdeman (1980, "The chairman assignment problem", Discrete Mathematics 32).
-The sequence repeats after the common denominator of the proportions, so any position is found at once in a small table. Knows no data.
+The sequence repeats after the common denominator of the proportions, so any position is found at once in a small table. Independent of data.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def interleave(weights: Sequence[float]) -> Interleaving:
     """Return the sequence for these weights.
 
     >>> interleave([2, 1, 1]).source.tolist()
-    [0, 1, 2, 0]
+    [0, 1, 0, 2]
     """
     counts = whole_numbers(weights)
     period = sum(counts)

@@ -91,6 +91,11 @@ class Loader:
         if isinstance(order, MixtureOrder):
             self._mixture = order.bound(self.first, steps)
 
+    def passes(self, steps: int) -> list[float]:
+        """Return how many times the first `steps` steps go through each source of a mixture; [] if there is none."""
+        order = self._mixture
+        return [] if order is None else (order.drawn(self.first(steps)) / np.array(order.windows)).tolist()
+
     def examples_at(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (epoch, example) of this rank's rows of step `step` (from 0), ceil(B / world) int64 each; the last may be repeated."""
         return self._at(step, np.minimum(self.rows(step), self.size(step) - 1))

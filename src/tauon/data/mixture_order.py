@@ -92,7 +92,7 @@ class MixtureOrder:
                 self.total, self._all = start, drawn
                 break
             usable = [w if n != 0 else 0.0 for w, n in zip(weights, left, strict=True)]
-            if not any(usable):  # what the weights ask for is used up: the others go on, by size
+            if not any(usable):  # what the weights ask for is used up: the others continue, by size
                 usable = [float(n) if m != 0 else 0.0 for n, m in zip(self.windows, left, strict=True)]
             sequence = interleave(usable)
             self.phases.append(Phase(start, sequence, drawn))

@@ -153,9 +153,9 @@ def split_text(stats: Sequence[TextStat], config: SplitConfig, wanted: Sequence[
         if by == "auto":
             by = "document" if distinct >= _MANY else "position"
             why = f"{distinct} distinct documents" + ("" if distinct >= _MANY else f", fewer than {_MANY}")
-        said.append({"by": by, "why": why})
+        said.append({"source": source, "by": by, "why": why})
         (_by_document if by == "document" else _by_position)(pieces, mine, groups, edges)
-    facts = said[0] | {"seed": config.seed, "shares": [[p, round(b - a, 6)] for p, a, b in edges]}
+    facts = {"by": said[0]["by"], "why": said[0]["why"], "seed": config.seed, "shares": [[p, round(b - a, 6)] for p, a, b in edges]}
     if len(said) > 1:
         facts["by_source"] = said
     sizes = pieces.sizes()

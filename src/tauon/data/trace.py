@@ -107,8 +107,13 @@ class Trail:
             part, position, token, decode([token]), str(facts.get("name", origin.source)), origin.record, origin.name, origin.offset + before,
             document, decode(shards.read(max(begin + 1, position - _AROUND), max(begin + 1, position))),
             decode(shards.read(position + 1, min(end, position + 1 + _AROUND))), facts.get("licence"), facts.get("origin"),
-            str(self.facts["split"].get("by", "")), {k: self.facts[k] for k in ("clean", "dedup", "rejected") if k in self.facts},
+            self._split_of(origin.source), {k: self.facts[k] for k in ("clean", "dedup", "rejected") if k in self.facts},
         )  # fmt: skip
+
+    def _split_of(self, source: int) -> str:
+        split = self.facts["split"]
+        by = next((s for s in split.get("by_source", []) if s["source"] == source), split)
+        return str(by.get("by", ""))
 
     def find(self, text: str, part: str = "train", most: int = 10) -> list[Found]:
         """Return the places at which a text stands in a part, at most `most` of them, each by its first token."""

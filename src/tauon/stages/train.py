@@ -108,6 +108,10 @@ def resolve_settings(ctx: Context, recorded: dict[str, Any] | None) -> Training:
         measure=partial(seconds_a_step, config, loader, mesh, recipe.parallel), work=work,
     )  # fmt: skip
     loader.set_total(plan.steps)
+    if passes := loader.passes(plan.steps):
+        names = [source["name"] for source in ctx.splits.facts["mixture"]["sources"]]
+        told = ", ".join(f"{name} {n:.2f}" for name, n in zip(names, passes, strict=True))
+        plan.derived.append(Derived("data.source", told, "epochs of each source in all steps"))
     plan.derived.insert(1, layout)
     early = early_steps(recipe.train.keep_early, plan.steps, loader.count / ctx.train.batch)
     if early:

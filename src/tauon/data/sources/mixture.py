@@ -1,11 +1,12 @@
-"""A mixture of sources of text: how much of each is in the training, how often at most, and how that changes as training goes on.
+"""A mixture of sources of text: how much of each is in the training, how often at most, and how that changes during training.
 
 Reads nothing itself: each source reads its own files. The order that follows from the numbers here is in `data/mixture_order.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic import Field, PositiveFloat
 from tauon.config import Config, Count, Fraction, register
 from tauon.data.files import canonical, sha256_bytes
 from tauon.data.mixture_order import Change, MixtureOrder
-from tauon.data.sources.base import Document, SourceConfig
+from tauon.data.sources.base import Document, SourceConfig, limited
 
 __all__ = ["CurriculumConfig", "MixtureConfig", "MixtureSourceConfig"]
 
@@ -101,8 +102,10 @@ class MixtureConfig(SourceConfig):
     def members(self) -> list[SourceConfig]:
         return [m.source for m in self.sources]
 
-    def documents(self) -> Iterable[Document]:
-        return (d for member in self.members() for d in member.documents())
+    def documents(self) -> Iterator[Document]:
+        for number, (name, member) in enumerate(zip(self.names(), self.members(), strict=True)):
+            for document in limited(member.documents(), member.limit):
+                yield replace(document, name=f"{name}/{document.name}", source=number)
 
     def files(self) -> list[tuple[Path, str]]:
         return [(path, f"{name}/{file}") for name, m in zip(self.names(), self.members(), strict=True) for path, file in m.files()]

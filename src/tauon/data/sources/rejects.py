@@ -1,4 +1,4 @@
-"""Records that a source cannot read and was told to skip (`on_error: skip`): counted by reason, and written down one per line.
+"""Records that a source cannot read and skips (`on_error: skip`): counted by reason, and written down one per line.
 
 A source has no state; it calls `reject`, and whoever prepares the data listens with `collecting`. Outside of such a block nothing is
 recorded: the later passes over a source meet the same records again.
