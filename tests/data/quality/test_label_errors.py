@@ -66,7 +66,7 @@ def test_flipped_digits_are_found() -> None:
     noisy, wrong = planted(digits.target)
     pictures = digits.images[:, None] * 15.0
     recall, precision = scores(find_label_errors(noisy, out_of_fold(pictures, noisy)).examples, wrong)
-    assert recall > 0.9 and precision > 0.8
+    assert recall > 0.8 and precision > 0.85
 
 
 def test_flipped_texts_are_found() -> None:

@@ -108,7 +108,8 @@ def _kept_in_every_class(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     wrong_kinds = np.maximum(np.count_nonzero(counts, axis=0) - 1.0, 1.0)
     left = np.maximum(counts - (diagonal - counts.diagonal()) / wrong_kinds, 0)
     np.fill_diagonal(left, diagonal)
-    return left.astype(np.int64)
+    whole: NDArray[np.int64] = left.astype(np.int64)
+    return whole
 
 
 def _rounded(counts: NDArray[np.float64]) -> NDArray[np.int64]:

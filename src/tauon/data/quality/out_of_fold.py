@@ -1,11 +1,11 @@
-"""Class probabilities of each example from a cheap model that was fitted on other examples: logistic regression on numbers, on the principal components
-of images, or on TF-IDF of words. Needs `pip install 'tauon[sklearn]'`. Not a model to serve: a second opinion on labels.
+"""Class probabilities of each example from a cheap model that was fitted on other examples: logistic regression on numbers or on TF-IDF of words, the
+nearest neighbours by principal components of images. Needs `pip install 'tauon[sklearn]'`. Not a model to serve: a second opinion on labels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from tauon.errors import DataError, MissingExtra
 
 __all__ = ["out_of_fold"]
 
-_COMPONENTS, _WORDS = 64, 20_000
+_COMPONENTS, _NEIGHBOURS, _WORDS = 64, 15, 20_000
 
 
 def out_of_fold(
@@ -48,7 +48,7 @@ def out_of_fold(
     out = np.zeros((len(labels), int(labels.max()) + 1))
     texts = not isinstance(examples, np.ndarray)
     rows: Any = np.array(examples, object) if texts else np.asarray(examples).reshape(len(examples), -1)
-    model = _model(texts, wide=not texts and rows.shape[1] > _COMPONENTS)
+    model = _model("texts" if texts else "images" if examples.ndim == 4 else "numbers", 0 if texts else min(rows.shape))  # type: ignore[union-attr]
     for number in range(int(fold.max()) + 1):
         train, held = fold != number, fold == number
         unseen = np.setdiff1d(labels[held], labels[train])
@@ -73,16 +73,20 @@ def _folds(labels: NDArray[np.int64], folds: int, seed: int, groups: NDArray[np.
     return found
 
 
-def _model(texts: bool, wide: bool) -> Any:
+def _model(kind: Literal["texts", "images", "numbers"], smaller: int) -> Any:
+    """Return an unfitted model. `smaller`: the smaller of examples and features, which bounds the number of components."""
     from sklearn.decomposition import PCA
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    last = LogisticRegression(C=10.0 if texts else 0.1 if wide else 1.0, max_iter=1000)
-    if texts:
-        return make_pipeline(TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=_WORDS), last)
-    steps = [SimpleImputer(), StandardScaler()]
-    return make_pipeline(*steps, *([PCA(_COMPONENTS, random_state=0), StandardScaler()] if wide else []), last)
+    if kind == "texts":
+        words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), max_features=_WORDS)
+        return make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000))
+    if kind == "images":
+        components = PCA(min(_COMPONENTS, smaller // 2), random_state=0)
+        return make_pipeline(components, KNeighborsClassifier(_NEIGHBOURS, weights="distance"))
+    return make_pipeline(SimpleImputer(), StandardScaler(), LogisticRegression(max_iter=1000))
