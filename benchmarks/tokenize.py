@@ -71,7 +71,9 @@ def compare(name: str, tokenizer: Tokenizer, texts: list[str], rounds: int) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="1 MB, one round")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", default="", help="those whose name has this: wikitext, code, GPT-2")
+    args = parser.parse_args()
+    quick = args.quick
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     os.environ["RAYON_NUM_THREADS"] = str(THREADS)
     rows = []
@@ -80,9 +82,10 @@ def main() -> None:
     for kind in kinds:
         texts = documents(kind)
         texts = texts[: max(1, len(texts) // 12)] if quick else texts
-        made = parse(TokenizerConfig, {"kind": "bpe", "vocab": 16384}).build(lambda t=texts: iter(t[::8]))  # type: ignore[misc]
-        rows.append(compare(f"{kind}, 16,384 tokens", made, texts, 1 if quick else 3))
-        if data:
+        if args.only in f"{kind}, 16,384 tokens":
+            made = parse(TokenizerConfig, {"kind": "bpe", "vocab": 16384}).build(lambda t=texts: iter(t[::8]))  # type: ignore[misc]
+            rows.append(compare(f"{kind}, 16,384 tokens", made, texts, 1 if quick else 3))
+        if data and args.only in f"{kind}, GPT-2":
             gpt2 = parse(TokenizerConfig, {"kind": "file", "path": str(Path(data) / "tokenizers" / "gpt2")}).build(lambda: iter(()))
             rows.append(compare(f"{kind}, GPT-2", gpt2, texts, 1 if quick else 3))
     worst = min(rows, key=lambda r: float(r["ratio"]))

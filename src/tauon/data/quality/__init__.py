@@ -7,6 +7,8 @@ from tauon.data.quality.config import QualityConfig
 from tauon.data.quality.drift import PartDrift
 from tauon.data.quality.equal import EqualRecords
 from tauon.data.quality.examine import Quality, examine, quality_checks
+from tauon.data.quality.label_errors import LabelErrors, find_label_errors
+from tauon.data.quality.out_of_fold import out_of_fold
 from tauon.data.quality.view import view_of
 
 __all__ = [
@@ -19,10 +21,13 @@ __all__ = [
     "Example",
     "Finding",
     "PartDrift",
+    "LabelErrors",
     "Quality",
     "QualityCheck",
     "QualityConfig",
     "examine",
+    "find_label_errors",
+    "out_of_fold",
     "quality_checks",
     "view_of",
 ]
