@@ -76,14 +76,14 @@ def test_repetition_of_long_phrases_in_any_order_of_the_rules() -> None:
     for n in range(5, 11):
         peer = GopherRepetitionFilter(**off, top_n_grams=(), dup_n_grams=((n, 0.05),))
         mine = GopherRepetitionConfig(
-            lines=None, paragraphs=None, line_characters=None, paragraph_characters=None, top_ngrams=(), repeated_ngrams=((n, 0.05),)
+            lines=None, paragraphs=None, line_characters=None, paragraph_characters=None, top_ngrams={}, repeated_ngrams={n: 0.05}
         )
         for text in filter(None, some):
             assert isinstance(mine.apply(text), Rejected) == (peer.filter(Document(text=text, id="0")) is not True)
     for n in range(1, 8):
         peer = GopherRepetitionFilter(**off, top_n_grams=((n, 0.04),), dup_n_grams=())
         mine = GopherRepetitionConfig(
-            lines=None, paragraphs=None, line_characters=None, paragraph_characters=None, top_ngrams=((n, 0.04),), repeated_ngrams=()
+            lines=None, paragraphs=None, line_characters=None, paragraph_characters=None, top_ngrams={n: 0.04}, repeated_ngrams={}
         )
         for text in filter(None, some):
             assert isinstance(mine.apply(text), Rejected) == (peer.filter(Document(text=text, id="0")) is not True)
