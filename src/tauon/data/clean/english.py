@@ -119,6 +119,8 @@ class English:
         """Four sums in one number, and above them whether the words of the piece can depend on the pieces beside it."""
         cut = self._cut(piece, self._special)
         words = self._replaced(cut)
+        if len(piece) <= _LONG:
+            self._words[piece] = words  # asked for next, as a rule
         return _packed(words, self._signs) | ((words != cut) << 4 * _FIELD)
 
     def _cut(self, piece: str, special: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
