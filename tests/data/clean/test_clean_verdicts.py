@@ -72,7 +72,7 @@ def test_repetition_of_long_phrases_in_any_order_of_the_rules() -> None:
     from datatrove.pipeline.filters import GopherRepetitionFilter
 
     off: Any = {"dup_line_frac": None, "dup_para_frac": None, "dup_line_char_frac": None, "dup_para_char_frac": None}
-    some = texts()[65:165]
+    some = texts()[65:110]
     for n in range(5, 11):
         peer = GopherRepetitionFilter(**off, top_n_grams=(), dup_n_grams=((n, 0.05),))
         mine = GopherRepetitionConfig(
