@@ -15,7 +15,7 @@ from tauon.config import Config, Count, Fraction
 from tauon.data.augment import AugmentConfig
 from tauon.data.bounds import wrong_bounds
 from tauon.data.chat_template import ChatConfig
-from tauon.data.clean import FilterConfig
+from tauon.data.clean.base import FilterConfig
 from tauon.data.columns import ColumnsConfig
 from tauon.data.dedup.config import DecontaminateConfig, DedupConfig
 from tauon.data.image_features import ScatteringConfig

@@ -33,3 +33,18 @@ def one_example_can_be_clipped(recipe: Any) -> Iterator[tuple[str, str]]:
     yield from refuse_combinations(data, task, recipe.raw_value("optim"), recipe.raw_value("parallel"))
     if privacy.raw_value("statistics") is not None:
         yield from refuse_statistics(data, task.input_kind)
+
+
+@recipe_rule
+def cleaning_looks_at_one_example(recipe: Any) -> Iterator[tuple[str, str]]:
+    """Cleaning filters that decide about one example by others: one person's data would reach another's."""
+    privacy, data = recipe.raw_value("privacy"), recipe.raw_value("data")
+    if privacy is None or not privacy.promises:
+        return
+    for place, one in enumerate(data.raw_value("clean")):
+        if one.looks_at_others:
+            yield (
+                f"data.clean.{place}",
+                f"{one.kind_} decides about an example by other examples, which the privacy guarantee does not cover. Remove it, or clean the "
+                "data once, before they are named as the data set that is protected",
+            )

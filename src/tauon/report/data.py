@@ -26,7 +26,7 @@ def data(records: Records) -> Section | None:
     if not facts:
         return Section("data", "Data", missing("No data facts: data.json is missing."))
     html = _pictures(records) + "".join(f"<p>{escape(s, 900)}</p>" for s in sentences(facts))
-    html += _notices(facts) + _parts(facts) + _features(facts.get("features"))
+    html += _notices(facts) + _cleaning(facts.get("clean")) + _parts(facts) + _features(facts.get("features"))
     whole = facts_table(facts, "Data facts")
     return Section("data", "Data", html + f"<details><summary>Everything that was recorded about the data</summary>{whole}</details>")
 
@@ -97,6 +97,19 @@ def _changes(facts: Mapping[str, Any]) -> Iterator[str]:
 def _notices(facts: Mapping[str, Any]) -> str:
     items = [str(x) for key in ("warnings", "notes") for x in _list(facts.get(key)) if isinstance(x, str)]
     return '<ul class="plain note">' + "".join(f"<li>{escape(x, 600)}</li>" for x in items[:20]) + "</ul>" if items else ""
+
+
+def _cleaning(clean: Any) -> str:
+    """Return a table of what each cleaning filter did, by source; why, by rule."""
+    rows = []
+    for part, source in _maps(clean).items():
+        for one in _list(source.get("filters")):
+            if isinstance(one, Mapping):
+                rules = [f"{label(str(k))} {count(n)}" for k, v in list(_mapping(one.get("rules")).items())[:6] if (n := number(v))]
+                line = [escape(part, 60), escape(one.get("filter"), 60), *(_shown(one.get(key)) for key in ("seen", "changed", "rejected"))]
+                rows.append([*line, escape(", ".join(rules), 400)])
+    head = [("Source", ""), ("Filter", ""), ("seen", "num"), ("changed", "num"), ("rejected", "num"), ("why", "")]
+    return "<h3>Cleaning</h3>" + table(head, rows, "Cleaning filters") if rows else ""
 
 
 def _parts(facts: Mapping[str, Any]) -> str:

@@ -20,7 +20,8 @@ def prepare_stage(ctx: Context) -> dict[str, Any]:
     splits = ctx.splits
     if ctx.world.leads:
         write_json(ctx.run.folder / "data.json", splits.facts)
-        _copy_rejected(splits.facts.get("rejected"), ctx.run.folder)
+        if ctx.recipe.privacy is None:  # they hold raw records, which a private run's folder must not
+            _copy_rejected(splits.facts.get("rejected"), ctx.run.folder)
         report_facts(splits.facts, ctx.on_event)
         sheet = picture_sheet(splits.train, ctx.recipe.seed)
         if sheet is not None:

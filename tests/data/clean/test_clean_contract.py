@@ -151,12 +151,12 @@ def test_a_filter_of_a_package_works_in_a_recipe(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(FilterConfig, "_members", dict(FilterConfig._members))
 
-    @register("no-shouting")
+    @register("test-no-shouting")
     class NoShoutingConfig(TextFilter):
         """Reject texts in capitals."""
 
         def apply(self, text: str) -> str | Rejected:
             return Rejected("shouting", "100% capitals, more than 50%") if text.isupper() else text
 
-    made = parse(DataConfig, {"source": {"kind": "text", "path": "x"}, "clean": "no-shouting"})
+    made = parse(DataConfig, {"source": {"kind": "text", "path": "x"}, "clean": "test-no-shouting"})
     assert made.clean == (NoShoutingConfig(),)

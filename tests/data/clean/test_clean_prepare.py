@@ -109,6 +109,15 @@ def test_changed_texts_are_what_is_trained_on(tmp_path: Path) -> None:
     assert splits.facts["clean"]["train"]["changed"] == 20
 
 
+def test_what_must_not_be_read_is_not_listed(tmp_path: Path) -> None:
+    pytest.importorskip("phonenumbers")
+    path = corpus(tmp_path / "c.jsonl", 20, 0)
+    with path.open("a") as file:
+        file.write(json.dumps({"text": "Write to jane@doe.org. " * 9}) + "\n")
+    (listed,) = rejected(prepared(text_section(path, {"kind": "pii", "action": "drop"})))
+    assert listed["reason"] == "has personal data or keys: 9 email" and "text" not in listed
+
+
 def test_too_much_is_an_error_that_names_the_reasons(tmp_path: Path) -> None:
     path = corpus(tmp_path / "c.jsonl", 10, 20)
     with pytest.raises(

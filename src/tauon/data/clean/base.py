@@ -62,6 +62,10 @@ class FilterConfig(Registered, family="clean"):
     cleans: ClassVar[tuple[str, ...]] = ()
     """The kinds of data that it cleans: text, labelled-text, table, images, signals, series."""
 
+    looks_at_others: ClassVar[bool] = False
+    """Whether it decides about a record by other records. Private training refuses such filters."""
+    hides_text: ClassVar[bool] = False
+    """Whether the beginning of a text that it rejects stays out of `rejected/`, because it must not be read."""
     libraries: ClassVar[dict[str, str]] = {}
     """Optional libraries that it needs: module -> name of the package. They are in `tauon[clean]`."""
 

@@ -29,6 +29,7 @@ class StandardConfig(DefaultConfig):
     """
 
     cleans = tuple(_DEFAULTS)
+    looks_at_others: ClassVar[bool] = True
     libraries: ClassVar[dict[str, str]] = {"ftfy": "ftfy"}
 
     def filters(self, kind: str) -> Iterator[FilterConfig]:

@@ -25,6 +25,7 @@ __all__ = ["DuplicatesConfig", "NearDuplicatesConfig", "difference_hashes"]
 class DuplicatesConfig(RowFilter):
     """Reject examples whose features and target are those of an example before. The same features with another target are reported."""
 
+    looks_at_others: ClassVar[bool] = True
     cleans: ClassVar[tuple[str, ...]] = ("labelled-text", "table", "images", "signals")
 
     def apply(self, data: Any) -> RowVerdicts:
@@ -52,6 +53,7 @@ class NearDuplicatesConfig(RowFilter):
 
     distance: int = Field(default=2, ge=0, le=16)
     """Largest number of different bits, of 64."""
+    looks_at_others: ClassVar[bool] = True
     cleans: ClassVar[tuple[str, ...]] = ("images",)
 
     def apply(self, data: Arrays) -> RowVerdicts:

@@ -25,6 +25,8 @@ _LONG = 64
 """A suffix is looked for in this many last characters: none is longer, a run of points excepted."""
 _LIMIT = 20_000
 """A piece longer than this many characters is one word: rules with look-behind would take seconds."""
+_UNIT, _DIGIT = 12, re.compile("[0-9]")
+"""Characters of the longest unit, and more."""
 _FIELD = 40
 _MASK = (1 << _FIELD) - 1
 _PLAIN = re.compile(r"([A-Za-z]*[a-z])([,.;:!?])\Z")
@@ -119,6 +121,8 @@ class English:
         """Four sums in one number, and above them whether the words of the piece can depend on the pieces beside it."""
         cut = self._cut(piece, self._special)
         words = self._replaced(cut)
+        if len(piece) <= _LONG:
+            self._words[piece] = words  # asked for next, as a rule
         return _packed(words, self._signs) | ((words != cut) << 4 * _FIELD)
 
     def _cut(self, piece: str, special: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -135,8 +139,7 @@ class English:
         size = -1
         while inside and len(inside) != size and inside not in special:
             size = len(inside)
-            found = self._prefix.search(inside)
-            head = found.end() if found else 0
+            head = self._prefix_length(inside)
             if head and inside[head:] in special:
                 before.append(inside[:head])
                 inside = inside[head:]
@@ -158,7 +161,7 @@ class English:
             return ()
         if inside in special:
             return special[inside]
-        if (inside.isascii() and inside.isalnum()) or self._address.match(inside):
+        if (inside.isascii() and inside.isalnum()) or ("." in inside and self._address.match(inside)):
             return (inside,)
         words: list[str] = []
         start = 0
@@ -173,9 +176,18 @@ class English:
             words.append(inside[start:])
         return words
 
+    def _prefix_length(self, text: str) -> int:
+        if "a" <= text[0] <= "z" or "0" <= text[0] <= "9" or ("A" <= text[0] <= "Z" and "$" not in text[1:3]):
+            return 0  # no prefix begins so, but for US$, C$ and A$
+        found = self._prefix.search(text)
+        return found.end() if found else 0
+
     def _suffix_length(self, text: str) -> int:
-        if not text or (text.isascii() and text.isalpha()):
+        last = text[-1:]
+        if not text or "0" <= last <= "9":
             return 0
+        if ("a" <= last <= "z" or "A" <= last <= "Z") and text[-2:-1] not in ("'", "’") and not _DIGIT.search(text[-_UNIT:]):
+            return 0  # no suffix ends so, but for 's and units behind a digit
         end = text[-_LONG:]
         if len(end) < len(text) and not end.strip("."):
             end = text

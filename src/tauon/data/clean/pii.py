@@ -59,6 +59,7 @@ class PiiConfig(TextFilter):
     matches one in eleven numbers of its length."""
     public_only: bool = True
     """IP addresses: leave private ones (192.168.0.1) and those reserved for examples."""
+    hides_text: ClassVar[bool] = True
     libraries: ClassVar[dict[str, str]] = {"phonenumbers": "phonenumbers", "stdnum": "python-stdnum"}
 
     def problems(self) -> Iterator[tuple[str, str]]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import itemgetter, sub
+
+from pydantic import Field
 
 from tauon.config import Fraction, register
 from tauon.data.clean.base import Rejected, Text, TextFilter
@@ -33,10 +35,16 @@ class GopherRepetitionConfig(TextFilter):
     """Largest share of the characters in lines that occurred before."""
     paragraph_characters: Fraction | None = 0.2
     """Largest share of the characters in paragraphs that occurred before."""
-    top_ngrams: tuple[tuple[int, Fraction], ...] = ((2, 0.2), (3, 0.18), (4, 0.16))
-    """(n, largest share of the characters in the most frequent n-gram of words)."""
-    repeated_ngrams: tuple[tuple[int, Fraction], ...] = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
-    """(n, largest share of the characters in n-grams of words that occurred before)."""
+    top_ngrams: dict[int, Fraction] = Field(default={2: 0.2, 3: 0.18, 4: 0.16})
+    """For n words: largest share of the characters in the most frequent sequence of n."""
+    repeated_ngrams: dict[int, Fraction] = Field(default={5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.1})
+    """For n words: largest share of the characters in sequences of n that occurred before."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        for name in ("top_ngrams", "repeated_ngrams"):
+            if any(n < 1 for n in self.raw_value(name)):
+                yield name, f"has {min(self.raw_value(name))} words, expected 1 or more"
 
     def apply(self, text: str) -> str | Rejected:
         if not text:
@@ -62,7 +70,7 @@ class GopherRepetitionConfig(TextFilter):
         if not words:
             return None
         bounds = _Bounds(words)
-        for n, share in self.top_ngrams:
+        for n, share in self.top_ngrams.items():
             if len(words) < n or bounds.of(n) / len(text) <= share:
                 continue
             ngram, number = max(Counter(zip(*(words[k:] for k in range(n)), strict=False)).items(), key=itemgetter(1))
@@ -76,7 +84,7 @@ class GopherRepetitionConfig(TextFilter):
         words = text.words
         joined, starts = "".join(words), list(accumulate(map(len, words), initial=0))
         places: Sequence[int] = range(len(words))
-        for n, share in sorted(self.repeated_ngrams):
+        for n, share in sorted(self.repeated_ngrams.items()):
             places = _places(joined, starts, places, n)
             if not places:
                 return None

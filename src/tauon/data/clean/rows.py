@@ -98,7 +98,7 @@ def _clean(data: Any, filters: Sequence[FilterConfig], applied: bool) -> tuple[A
         counts.changed += verdicts.changed
         touched.update(numbers[rows].tolist())
         cleaning.notes += verdicts.notes
-        texts = [*excerpts(data.texts)] if isinstance(data, LabelledTexts) and verdicts.rejected else []
+        texts = [*excerpts(data.texts)] if isinstance(data, LabelledTexts) and verdicts.rejected and not one.hides_text else []
         for row, why in sorted(verdicts.rejected.items()):
             counts.reject(why)
             number = int(numbers[row])

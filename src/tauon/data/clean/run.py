@@ -125,7 +125,7 @@ class RejectedFile:
     def add(self, record: str, by: FilterConfig, rejected: Rejected, text: str = "") -> None:
         """Write a record down: where it is from, which filter rejected it and why, and how its text begins."""
         line = {"part": self._part, "record": record, "filter": by.kind_, "rule": rejected.rule, "reason": rejected.reason}
-        beginning = {"text": str(text[:_EXCERPT])} if text else {}
+        beginning = {"text": str(text[:_EXCERPT])} if text and not by.hides_text else {}
         self._file.write(json.dumps(line | beginning, ensure_ascii=True) + "\n")
 
     def close(self) -> None:

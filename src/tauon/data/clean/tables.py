@@ -142,6 +142,7 @@ class OutliersConfig(RowFilter):
     """Greatest distance."""
     action: Literal["report", "drop"] = "report"
     """report: say how many there are; drop: reject the rows."""
+    looks_at_others: ClassVar[bool] = True
     cleans: ClassVar[tuple[str, ...]] = ("table",)
 
     def apply(self, data: Table | Arrays) -> RowVerdicts:
