@@ -7,6 +7,7 @@ import gzip
 import importlib
 import itertools
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,14 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
         write_wav(folder / "wav" / f"{name}.wav", tone(300, 0.02, 8000), 8000)
     (folder / "g.json").write_text(json.dumps([{"instruction": f"Say {i}.", "input": "", "output": f"{i}"} for i in range(12)]))
     (folder / "h.jsonl").write_text("\n".join(json.dumps({"prompt": f"{i}?", "chosen": f"{i}!", "rejected": "no"}) for i in range(12)))
+    with tarfile.open(folder / "t.tar", "w") as tar:
+        for i in range(6):
+            tar.add(folder / "texts" / "ab"[i % 2] / f"{i}.txt", f"{i}.txt")
+    table = pa.table({"text": [f"document {i}" for i in range(6)]})
+    (folder / "arrow").mkdir()
+    with pa.OSFile(str(folder / "arrow" / "data.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    (folder / "arrow" / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
     np.savez(folder / "e.npz", x=images.astype(np.float32), y=labels.astype(np.int64))
     return {
         "text": [{"path": str(folder / "a.txt")}],
@@ -219,6 +228,16 @@ def sources(folder: Path) -> dict[str, list[dict[str, Any]]]:
         "series": [{"path": str(folder / "f.csv")}, {"path": str(folder / "f.csv"), "targets": ["b"], "inputs": ["a"]}],
         "python-stdlib": [{"limit": 3}],
         "text-folder": [{"path": str(folder / "texts")}],
+        "webdataset": [{"path": str(folder / "t.tar")}],
+        "hf-disk": [{"path": str(folder / "arrow")}],
+        "mixture": [
+            {
+                "sources": [
+                    {"source": {"kind": "text", "path": str(folder / "a.txt")}},
+                    {"source": {"kind": "jsonl", "path": str(folder / "b.jsonl"), "text": "text"}},
+                ]
+            }
+        ],
     }
 
 

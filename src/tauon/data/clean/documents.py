@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from tauon.data.clean.base import FilterConfig, Rejected
 from tauon.data.clean.run import Cleaning, RejectedFile, TextCleaner, refuse_too_few
 from tauon.data.progress import report
-from tauon.data.sources.base import Document, SourceConfig, numbered
+from tauon.data.sources.base import Document, SourceConfig
+from tauon.data.sources.numbered import numbered
 from tauon.data.split import Part
 
 __all__ = ["CleanedDocuments", "cleaned"]

@@ -18,7 +18,8 @@ from tauon.data.dedup.contamination import COMMON, Contaminated, HeldOut
 from tauon.data.dedup.find import find_duplicates
 from tauon.data.files import canonical, sha256_file
 from tauon.data.progress import report
-from tauon.data.sources.base import Document, SourceConfig, numbered
+from tauon.data.sources.base import Document, SourceConfig
+from tauon.data.sources.numbered import numbered
 from tauon.data.split import Part
 from tauon.errors import DataError
 

@@ -26,8 +26,9 @@ from tauon.data.own_tokenizer import SEQ_LEN_DEFAULT
 from tauon.data.progress import report
 from tauon.data.read_keys import count_as_read, reads
 from tauon.data.shards import Shards, ShardWriter
-from tauon.data.sources.base import Document, SourceConfig, numbered
+from tauon.data.sources.base import Document, SourceConfig
 from tauon.data.sources.mixture import MixtureConfig
+from tauon.data.sources.numbered import numbered
 from tauon.data.sources.rejects import Rejects, collecting
 from tauon.data.split import PARTS, Part, SplitConfig
 from tauon.data.split_text import TextStat, TextStats, split_text

@@ -21,7 +21,8 @@ from tauon.data.kinds.rules import kind_for
 from tauon.data.kinds.tables import TablesKind
 from tauon.data.preparation import sources_of
 from tauon.data.quality.base import DataView
-from tauon.data.sources.base import Arrays, Document, LabelledTexts, Series, Signals, SourceConfig, numbered
+from tauon.data.sources.base import Arrays, Document, LabelledTexts, Series, Signals, SourceConfig
+from tauon.data.sources.numbered import numbered
 from tauon.data.spelling import nfc
 from tauon.data.split import Part
 from tauon.data.split_text import TextStat, TextStats, split_text

@@ -8,7 +8,7 @@ tokenising, normalising and caching are done elsewhere.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -386,20 +386,3 @@ def class_targets(values: NDArray[Any], where: str, names: tuple[str, ...] = ())
         return values.astype(np.int64), names
     distinct, index = np.unique(values, return_inverse=True)
     return index.astype(np.int64).reshape(-1), tuple(str(v) for v in distinct.tolist())
-
-
-def limited(documents: Iterable[Document], limit: int | None) -> Iterator[Document]:
-    """Yield the first `limit` documents."""
-    for i, document in enumerate(documents):
-        if limit is not None and i >= limit:
-            return
-        yield document
-
-
-def numbered(source: SourceConfig) -> Iterator[Document]:
-    """Yield the documents of a source, each with the number of its source (of a mixture) and of its record there; every limit is applied."""
-    for number, member in enumerate(source.members()):
-        for record, document in enumerate(limited(member.documents(), member.limit)):
-            if number or document.record < 0:
-                document = replace(document, source=number, record=document.record if document.record >= 0 else record)
-            yield document

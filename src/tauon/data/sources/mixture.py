@@ -15,7 +15,8 @@ from pydantic import Field, PositiveFloat
 from tauon.config import Config, Count, Fraction, register
 from tauon.data.files import canonical, sha256_bytes
 from tauon.data.mixture_order import Change, MixtureOrder
-from tauon.data.sources.base import Document, SourceConfig, limited
+from tauon.data.sources.base import Document, SourceConfig
+from tauon.data.sources.numbered import limited
 
 __all__ = ["CurriculumConfig", "MixtureConfig", "MixtureSourceConfig"]
 

@@ -1,0 +1,27 @@
+"""The documents of a source with its limit, and their numbers: of their source in a mixture, and of their record there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from tauon.data.sources.base import Document, SourceConfig
+
+__all__ = ["limited", "numbered"]
+
+
+def limited(documents: Iterable[Document], limit: int | None) -> Iterator[Document]:
+    """Yield the first `limit` documents."""
+    for i, document in enumerate(documents):
+        if limit is not None and i >= limit:
+            return
+        yield document
+
+
+def numbered(source: SourceConfig) -> Iterator[Document]:
+    """Yield the documents of a source, each with the number of its source (of a mixture) and of its record there; every limit is applied."""
+    for number, member in enumerate(source.members()):
+        for record, document in enumerate(limited(member.documents(), member.limit)):
+            if number or document.record < 0:
+                document = replace(document, source=number, record=document.record if document.record >= 0 else record)
+            yield document
