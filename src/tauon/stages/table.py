@@ -72,7 +72,7 @@ BUILT_IN = (
     ),
     Stage(
         "quality", "tauon.stages.quality:quality_stage", "Look at the data before training: leaks, copies, label errors, outliers, drift.",
-        config="tauon.data.quality.config:QualityConfig", reads=("data", "quality"), inputs=("prepare",), writes=("quality.json",), collective=True,
+        config="tauon.data.quality.config:QualityConfig", reads=("quality",), inputs=("prepare",), writes=("quality.json",), collective=True,
         report="tauon.report.quality:quality",
     ),
     Stage(
