@@ -75,6 +75,8 @@ def plain(command: str) -> str:
         "DATA": "patients.csv",
         "SOURCE": "patients.csv",
     }
+    if command.startswith("tauon quality"):  # runs/mine is private here, and its records are not shown
+        command = command.replace("runs/mine", "runs/quickstart").replace("KEY=VALUE", "checks=[drift]")
     for word, what in meant.items():
         command = re.sub(rf"\b{word}\b", what, command)
     run = (
