@@ -253,3 +253,17 @@ def test_a_port_that_is_taken_is_named(keys: Path, monkeypatch: pytest.MonkeyPat
         address = f"127.0.0.1:{coordinator.port}"
         with pytest.raises(LaunchError, match=f"cannot listen on {address}"), serve(address, folder=keys, roster=keys / "roster"):
             pass
+
+
+def test_a_site_with_the_final_weights_does_not_wait_for_a_coordinator_that_is_gone(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tauon.federated.flower import site as module
+
+    monkeypatch.setattr(module, "LAST_PATIENCE", 0.5)
+    with serve("127.0.0.1:0", folder=keys, roster=keys / "roster") as coordinator:
+        site = SiteThread(keys, coordinator.port, "a", Adder(1.0))
+        assert coordinator.wait_for(1, timeout=120) == ["a"]
+        coordinator.ask({"a": message(kind="final")}, timeout=120)
+        monkeypatch.setattr(coordinator, "end", lambda: None)  # it dies without saying goodbye
+    site.thread.join(120)
+    assert not site.thread.is_alive() and site.error is None
+    assert any("The final weights have come" in note for note in site.notes)

@@ -22,7 +22,8 @@ __all__ = ["Coordinator", "serve"]
 
 WATCH_EVERY = 12 * 3600.0
 """Seconds between two looks at the certificate's end."""
-END_TIMEOUT = 10.0
+END_TIMEOUT = 30.0
+"""Seconds in which the sites learn that the federation is done; it takes no longer than the slowest site that answers."""
 log = logging.getLogger(__name__)
 
 
@@ -80,9 +81,17 @@ class Coordinator:
         return joined
 
     def end(self) -> None:
-        """Ask the sites that are connected to end: the federation is done. A site that is away starts again and waits for the next one."""
-        nonce = secrets.token_hex(16)
-        self.ask({name: Message(END, nonce=nonce) for name in self.sites()}, timeout=END_TIMEOUT)
+        """Ask the sites that took part to end: the federation is done. A site that stays away does not learn it; it waits for the next one, or, if it
+        has the final weights, ends by itself.
+        """
+        waiting, give_up = {*self.transport.traffic(), *self.sites()}, time.monotonic() + END_TIMEOUT
+        while waiting and time.monotonic() < give_up:
+            there, nonce = waiting & {*self.sites()}, secrets.token_hex(16)
+            answers = self.ask({name: Message(END, nonce=nonce) for name in there}, timeout=min(10.0, give_up - time.monotonic()))
+            waiting -= {name for name, answer in answers.items() if isinstance(answer, Message)}
+            if waiting:
+                self.link.arrived.wait(0.5)
+                self.link.arrived.clear()
 
     def _refresh(self) -> None:
         self.link.check()

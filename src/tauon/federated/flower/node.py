@@ -7,6 +7,7 @@ everything is imported again) for each message. Only the site opens connections;
 from __future__ import annotations
 
 import email.utils
+import math
 import secrets
 import ssl
 import threading
@@ -22,7 +23,7 @@ from tauon.federated.flower.engine import load_flower
 from tauon.federated.flower.gate import INSTANCE_HEADER, SEEN_HEADER, SEQUENCE_HEADER
 from tauon.federated.flower.keys import CertificateError, check_certificate, load_site_key
 
-__all__ = ["Connection", "Refused"]
+__all__ = ["Connection", "Refused", "Unreachable"]
 
 T = TypeVar("T")
 HEARTBEAT_INTERVAL = 10.0
@@ -44,6 +45,10 @@ class Refused(LaunchError):
 
 class _Rejected(Refused):
     """A status from 400 to 499 for one call: what it was about is gone."""
+
+
+class Unreachable(LaunchError):
+    """The coordinator could not be reached for as long as the connection was to wait (`Connection.patience`)."""
 
 
 class _Lost(Exception):
@@ -111,6 +116,8 @@ class Connection:
         context.load_verify_locations(authority)
         self.client = FleetHttpClient(f"https://{address}", interceptors=[self.signature], verify=context, timeout=SILENCE)
         self.node: Any = None
+        self.patience = math.inf
+        """Seconds without the coordinator after which the connection is given up (`Unreachable`)."""
         self._ended = threading.Event()
         self._beats = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -209,7 +216,7 @@ class Connection:
         """Repeat a call while the coordinator cannot be reached, with growing pauses; say so once."""
         import httpx
 
-        pause, silent = FIRST_PAUSE, False
+        pause, silent, begun = FIRST_PAUSE, False, time.monotonic()
         while True:
             try:
                 result = call()
@@ -223,6 +230,8 @@ class Connection:
                 if silent:
                     self.note(f"connected to the coordinator at {self.address} again")
                 return result
+            if time.monotonic() - begun > self.patience:
+                raise Unreachable(f"The coordinator at {self.address} could not be reached for {self.patience:g} s ({reason}).")
             if not silent:
                 silent = True
                 self.note(f"the coordinator at {self.address} cannot be reached ({reason}); trying again until it can")

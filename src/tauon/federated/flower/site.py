@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+import math
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any, cast
 from tauon import __version__
 from tauon.errors import Interrupted, LaunchError, TauonError
 from tauon.federated.flower.engine import load_flower
-from tauon.federated.flower.node import Connection, Refused
+from tauon.federated.flower.node import Connection, Refused, Unreachable
 from tauon.federated.flower.transport import CONNECT, CONNECTED, END, ENDED
 from tauon.federated.flower.wire import read_bytes, write_error, write_message
 from tauon.federated.messages import Message, MessageError, Site
@@ -26,6 +27,8 @@ __all__ = ["Answerer", "greeting", "join", "load_site", "site_app"]
 
 MOST_REMEMBERED = 10_000
 """Messages whose digest is kept, so that a repeated one is refused."""
+LAST_PATIENCE = 60.0
+"""Seconds for which a site that has the final weights waits for a coordinator that cannot be reached."""
 log = logging.getLogger(__name__)
 
 
@@ -46,6 +49,8 @@ class Answerer:
     def __init__(self, site: Site, recipe: str = "", *, note: Callable[[str], None] | None = None) -> None:
         self.site, self.recipe, self.note = site, recipe, note or log.info
         self.ended = False
+        self.has_final_weights = False
+        """Whether the weights that training ended with have come: then only the end of the federation is missing."""
         self.refusal = ""
         self._seen: OrderedDict[bytes, None] = OrderedDict()
 
@@ -78,7 +83,9 @@ class Answerer:
         if message.kind == END:
             self.ended = True
             return message.answer(ENDED)
-        return self.site.answer(message)
+        answer = self.site.answer(message)
+        self.has_final_weights = message.kind == "final"
+        return answer
 
     def _join(self, message: Message) -> Message:
         mine = {"version": __version__, "flower": load_flower(), "recipe": self.recipe}
@@ -105,6 +112,7 @@ def join(
     clock: Callable[[], float] = time.time,
 ) -> None:
     """Take part in a federation until its coordinator ends it; wait for the coordinator, and join again, whenever it cannot be reached.
+    Once the final weights have come it waits 60 s, no longer: the coordinator has ended.
 
     The site lives in this process and answers in this thread; a second thread says every 4 s that it is alive. Connections are opened by the
     site only, to `address`.
@@ -131,11 +139,15 @@ def join(
             connection.join()
             note(f"joined the coordinator at {address}")
             while not answerer.ended:
+                connection.patience = LAST_PATIENCE if answerer.has_final_weights else math.inf
                 message = connection.receive()
                 if message is not None:
                     connection.reply(answerer(message))
                 if answerer.refusal:
                     raise Refused(f"This site does not take part: {answerer.refusal}")
+        except Unreachable as err:
+            note(f"{err} The final weights have come, so the federation is over for this site.")
+            return
         except KeyboardInterrupt:
             raise Interrupted("The site left the federation. Run the same command again to take part again.") from None
     note("the coordinator has ended the federation")
