@@ -89,7 +89,7 @@ def test_ray_writes_the_bytes_of_one_process(corpus: Path, tmp_path: Path) -> No
     if importlib.util.find_spec("ray") is None or importlib.util.find_spec("pandas") is None:
         pytest.skip("ray or pandas not installed: pip install 'tauon[ray]'")
     prepared(section(corpus), tmp_path / "one")
-    with start(section(corpus, on="ray", processes=2), tmp_path / "ray") as process:  # Ray leaves files open, which are warnings here
+    with start(section(corpus, cluster="ray", processes=2), tmp_path / "ray") as process:  # Ray leaves files open, which are warnings here
         process.communicate(timeout=240)
     assert process.returncode == 0
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "ray")
@@ -208,8 +208,8 @@ def test_cleaning_functions_of_a_program_are_called_in_its_own_process(
 
 
 def test_where_data_is_prepared_is_checked(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="on: is 'moon'; use local, ray, or the address"):
-        parse(DataConfig, section(corpus, on="moon"))
+    with pytest.raises(RecipeError, match="cluster: is 'moon'; use ray, or the address"):
+        parse(DataConfig, section(corpus, cluster="moon"))
     table = tmp_path / "t.csv"
     table.write_text("a,y\n" + "".join(f"{i},{i % 2}\n" for i in range(30)))
     config = parse(DataConfig, {"source": {"kind": "csv", "path": str(table), "label": "y"}, "processes": 2})

@@ -119,15 +119,15 @@ class ScaleKeys(Config):
     processes: Literal["auto"] | Count | None = Field(default=None, ge=1, le=4096)
     """Text only: processes that clean and tokenise it. The bytes do not depend on it. auto: one for each core that may be used. Default: this process
     alone; on Ray, one for each of its cores."""
-    on: str = "local"
-    """Text only: where these processes are. local: this machine; ray: the Ray cluster that the environment variable RAY_ADDRESS names, else a Ray on this
-    machine; HOST:PORT or ray://HOST:PORT: that cluster (needs `pip install 'tauon[ray]'`)."""
+    cluster: str | None = None
+    """Text only: the Ray cluster that has these processes (needs `pip install 'tauon[ray]'`): HOST:PORT or ray://HOST:PORT, or `ray`: the one that the
+    environment variable RAY_ADDRESS names, else a Ray on this machine. Default: this machine, without Ray."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from super().problems()
-        on = self.raw_value("on")
-        if on not in ("local", "ray") and not re.fullmatch(r"(ray://)?[^/\s]+:\d{1,5}", on):
-            yield "on", f"is {on!r}; use local, ray, or the address of a Ray cluster: HOST:PORT or ray://HOST:PORT"
+        cluster = self.raw_value("cluster")
+        if cluster not in (None, "ray") and not re.fullmatch(r"(ray://)?[^/\s]+:\d{1,5}", cluster):
+            yield "cluster", f"is {cluster!r}; use ray, or the address of a Ray cluster: HOST:PORT or ray://HOST:PORT"
 
 
 class FeatureKeys(Config):

@@ -54,7 +54,7 @@ class TokensKind(DataKind[Any]):
     """Windows of running text."""
 
     input_kind, output_kind, words = "tokens", "text", "text"
-    reads = ("tokenizer", "seq_len", "mask_documents", "overlap", "dedup", "decontaminate", "processes", "on")
+    reads = ("tokenizer", "seq_len", "mask_documents", "overlap", "dedup", "decontaminate", "processes", "cluster")
     cleans, records = ("text",), "documents"
 
     @classmethod
@@ -162,12 +162,12 @@ def _build_by_blocks(folder: Path, final: Path, request: Request, content: dict[
 
 
 def _workers(config: DataConfig) -> contextlib.AbstractContextManager[Workers]:
-    """Return where blocks are worked on, by `data.processes` and `data.on`."""
-    asked, on = config.processes, config.on
+    """Return where blocks are worked on, by `data.processes` and `data.cluster`."""
+    asked, cluster = config.processes, config.cluster
     count = None if asked == "auto" else asked
-    if on == "local":
+    if cluster is None:
         return local_workers(1 if asked is None else count)
-    return ray_workers(count, os.environ.get("RAY_ADDRESS") if on == "ray" else on)
+    return ray_workers(count, os.environ.get("RAY_ADDRESS") if cluster == "ray" else cluster)
 
 
 def _build(folder: Path, request: Request, content: dict[str, Any], blocks: Blocks) -> None:
