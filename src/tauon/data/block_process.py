@@ -64,9 +64,8 @@ def main() -> None:
     source: BinaryIO = sys.stdin.buffer
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a filter of a user prints must not come between the results
-    first = receive(source)
-    if first is None:
-        return
-    work = pickle.loads(first)  # noqa: S301 - from the process that started this one
-    while (documents := receive(source)) is not None:
-        send(results, pickle.dumps(work_on(work, pickle.loads(documents))))  # noqa: S301
+    work: Any = None
+    while (message := receive(source)) is not None:
+        given, documents = pickle.loads(message)  # noqa: S301 - from the process that started this one
+        work = given or work
+        send(results, pickle.dumps(work_on(work, documents)))

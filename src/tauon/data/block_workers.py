@@ -37,10 +37,14 @@ class BlockWork(Protocol):
     def __call__(self, documents: list[Document]) -> bytes: ...
 
 
-class Worker(Protocol):
-    """One process or actor."""
+Packed = tuple[tuple[str, ...], bytes]
+"""Modules to import, and the pickled work."""
 
-    def __call__(self, documents: list[Document]) -> bytes: ...
+
+class Worker(Protocol):
+    """One process or actor. Takes one block at a time, of any work."""
+
+    def __call__(self, work: Packed, documents: list[Document]) -> bytes: ...
 
     def close(self) -> None: ...
 
@@ -49,13 +53,16 @@ Submit = Callable[[list[Document], bool], "Future[bytes]"]
 
 
 class Workers:
-    """A number of workers, each started when it is first needed."""
+    """A number of workers, each started when it is first needed, and kept for later works."""
 
-    def __init__(self, count: int, make: Callable[[BlockWork], Worker] | None) -> None:
+    def __init__(self, count: int, make: Callable[[], Worker] | None) -> None:
         """`make` starts a worker; None: everything is done in this process."""
         self.count, self._make = count, make
         self.ahead = 0 if make is None else count + 2
         """Blocks that may wait for their turn."""
+        self._lock, self._closed = threading.Lock(), False
+        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
+        self._all: list[Worker] = []
 
     @contextlib.contextmanager
     def start(self, work: BlockWork) -> Iterator[Submit]:
@@ -63,38 +70,33 @@ class Workers:
         if self._make is None or "__main__" in work.modules:
             yield lambda documents, _alone: _here(work, documents)
             return
-        started = _Started(functools.partial(self._make, work))
+        given = (work.modules, pickle.dumps(work))
         pool = ThreadPoolExecutor(self.count, "blocks")
         try:
-            yield lambda documents, alone: _here(work, documents) if alone else pool.submit(started, documents)
-        finally:
+            yield lambda documents, alone: _here(work, documents) if alone else pool.submit(self._work_on, given, documents)
+        except BaseException:  # an error, or Ctrl-C: blocks that are being worked on end now
             pool.shutdown(wait=False, cancel_futures=True)
-            started.close()
-            pool.shutdown(wait=True)
+            self.close()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
-
-class _Started:
-    """The workers of one work; each thread of the pool takes an idle one, or starts one."""
-
-    def __init__(self, make: Callable[[], Worker]) -> None:
-        self._make, self._lock, self._closed = make, threading.Lock(), False
-        self._idle: queue.SimpleQueue[Worker] = queue.SimpleQueue()
-        self._all: list[Worker] = []
-
-    def __call__(self, documents: list[Document]) -> bytes:
+    def _work_on(self, work: Packed, documents: list[Document]) -> bytes:
         try:
             worker = self._idle.get_nowait()
         except queue.Empty:
+            assert self._make is not None
             worker = self._make()
             with self._lock:
                 self._all.append(worker)
                 if self._closed:
                     worker.close()
-        made = worker(documents)
+        made = worker(work, documents)
         self._idle.put(worker)
         return made
 
     def close(self) -> None:
+        """End the workers."""
         with self._lock:
             self._closed = True
             for worker in self._all:
@@ -111,7 +113,8 @@ def _here(work: BlockWork, documents: list[Document]) -> Future[bytes]:
 def local_workers(processes: int | None) -> Iterator[Workers]:
     """Context with processes of this machine. 1: no process but this one; None: as many as it may use cores."""
     count = processes or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    yield Workers(count, None if count == 1 else _Process)
+    with contextlib.closing(Workers(count, None if count == 1 else _Process)) as workers:
+        yield workers
 
 
 _MAIN = "from tauon.data.block_process import main; main()"
@@ -120,21 +123,19 @@ _MAIN = "from tauon.data.block_process import main; main()"
 class _Process:
     """A process of this machine, which works on one block at a time. It ends when this process does, whatever ends it."""
 
-    def __init__(self, work: BlockWork) -> None:
+    def __init__(self) -> None:
         environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
         self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", "-c", _MAIN], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
-        self._work: bytes | None = pickle.dumps((work.modules, pickle.dumps(work)))
+        self._work: Packed | None = None
 
-    def __call__(self, documents: list[Document]) -> bytes:
+    def __call__(self, work: Packed, documents: list[Document]) -> bytes:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            if self._work is not None:
-                send(self._process.stdin, self._work)
-                self._work = None
-            send(self._process.stdin, pickle.dumps(documents))
+            send(self._process.stdin, pickle.dumps((None if self._work is work else work, documents)))
+            self._work = work
             reply = receive(self._process.stdout)
         except (BrokenPipeError, ValueError):
             reply = None
@@ -178,19 +179,24 @@ def ray_workers(processes: int | None, address: str | None) -> Iterator[Workers]
             raise LaunchError(
                 f"{processes} processes do not fit into this Ray cluster, which has {cores} cores. Set data.processes to {max(cores, 1)} or less"
             )
-        yield Workers(processes or cores, functools.partial(_Actor, ray))
+        with contextlib.closing(Workers(processes or cores, functools.partial(_Actor, ray))) as workers:
+            yield workers
 
 
 class _Actor:
     """A Ray actor. If its machine is lost, Ray starts it elsewhere and repeats the block: the result is the same."""
 
-    def __init__(self, ray: Any, work: BlockWork) -> None:
-        self._ray, self._work = ray, ray.put((work.modules, pickle.dumps(work)))
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._work: Packed | None = None
+        self._stored: Any = None
         self._actor = ray.remote(num_cpus=1, max_restarts=3, max_task_retries=3)(_BlockActor).remote(versions())
 
-    def __call__(self, documents: list[Document]) -> bytes:
+    def __call__(self, work: Packed, documents: list[Document]) -> bytes:
+        if self._work is not work:
+            self._work, self._stored = work, self._ray.put(work)
         try:
-            reply = self._ray.get(self._actor.work_on.remote(self._work, documents))
+            reply = self._ray.get(self._actor.work_on.remote(self._stored, documents))
         except self._ray.exceptions.RayError as err:
             last = str(err).strip().splitlines()[-1]
             raise LaunchError(f"Ray could not prepare a block of data: {last}. The same command continues") from err
@@ -205,7 +211,7 @@ class _BlockActor:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._wanted = wanted
 
-    def work_on(self, work: tuple[tuple[str, ...], bytes], documents: list[Document]) -> tuple[bool, Any]:
+    def work_on(self, work: Packed, documents: list[Document]) -> tuple[bool, Any]:
         differ = {name: (mine, self._wanted[name]) for name, mine in versions().items() if mine != self._wanted[name]}
         if differ:
             name, (theirs, ours) = next(iter(differ.items()))
