@@ -6,6 +6,7 @@ which settings cannot work with it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -112,6 +113,23 @@ class TextKeys(Config):
     0.5 measures each token with at least half a window before it."""
 
 
+class ScaleKeys(Config):
+    """Where data is prepared."""
+
+    processes: Literal["auto"] | Count | None = Field(default=None, ge=1, le=4096)
+    """Text only: processes that clean and tokenise it. The bytes do not depend on it. auto: one for each core that may be used. Default: this process
+    alone; on Ray, one for each of its cores."""
+    cluster: str | None = None
+    """Text only: the Ray cluster that has these processes (needs `pip install 'tauon[ray]'`): HOST:PORT or ray://HOST:PORT, or `ray`: the one that the
+    environment variable RAY_ADDRESS names, else a Ray on this machine. Default: this machine, without Ray."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from super().problems()
+        cluster = self.raw_value("cluster")
+        if cluster not in (None, "ray") and not re.fullmatch(r"(ray://)?[^/\s]+:\d{1,5}", cluster):
+            yield "cluster", f"is {cluster!r}; use ray, or the address of a Ray cluster: HOST:PORT or ray://HOST:PORT"
+
+
 class FeatureKeys(Config):
     """How numbers are scaled and changed."""
 
@@ -181,7 +199,7 @@ class KindKeys(Config):
 
 
 class DataConfig(
-    KindKeys, ClassKeys, FeatureKeys, TextKeys, RepeatKeys, CleanKeys, SourceKeys
+    KindKeys, ClassKeys, FeatureKeys, ScaleKeys, TextKeys, RepeatKeys, CleanKeys, SourceKeys
 ):  # pydantic lists the keys of the last base first
     """Data and how it becomes examples: text for language models, arrays for classification and regression, series for forecasting,
     texts with labels, recordings, conversations, preferences.

@@ -98,7 +98,8 @@ class WordCache:
         ]
         flat = [piece for mine in cut for piece in mine]
         plain = [piece for piece in flat if piece.isascii()]
-        ids = iter(self._fast.encode_ordinary_batch(plain, num_threads=os.cpu_count() or 1))
+        threads = 1 if os.environ.get("TOKENIZERS_PARALLELISM") == "false" else os.cpu_count() or 1
+        ids = iter(self._fast.encode_ordinary_batch(plain, num_threads=threads))
         others = iter(bulk([piece for piece in flat if not piece.isascii()]))
         return [
             np.concatenate(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tauon.data import ColumnLook, TableLook
+from tauon.data.id_names import OF_IDS, PEOPLE, THINGS, words_of
 from tauon.data.sources.index_column import is_nameless
 from tauon.errors import DataError
 from tauon.starter.draft import FEWEST_GROUPS, Asked
@@ -23,17 +23,6 @@ _COUNTS = frozenset([
     "count", "counts", "number", "num", "n", "visits", "claims", "children", "accidents", "events", "calls",
     "orders", "admissions", "trips", "sales", "goals", "crimes", "rentals",
 ])  # fmt: skip
-_PEOPLE = frozenset([
-    "patient", "subject", "participant", "person", "user", "customer", "client", "member", "speaker", "author",
-    "writer", "reviewer", "household", "family", "student", "pupil", "player", "donor", "employee", "respondent",
-    "child", "mother", "animal", "mouse", "rat", "dog", "cow", "worker", "driver", "borrower", "applicant",
-    "account", "session",
-])  # fmt: skip
-_THINGS = frozenset([
-    "device", "sensor", "machine", "unit", "engine", "track", "store", "shop", "product", "item", "site", "station",
-    "school", "hospital", "clinic", "case", "batch", "plant", "well",
-])  # fmt: skip
-_OF_IDS = frozenset(["id", "no", "nr", "number", "num", "code", "key", "name", "uid", "uuid", "hash", "index", "the"])
 _CODES = frozenset([
     "zip", "zipcode", "postcode", "postal", "plz", "cap", "cep", "pincode", "areacode", "phone", "telephone",
 ])  # fmt: skip
@@ -64,11 +53,6 @@ class Roles:
     categorical: list[tuple[ColumnLook, str]] = field(default_factory=list)
     """Columns of numbers that are read as categories, with the reason."""
     remarks: list[str] = field(default_factory=list)
-
-
-def words_of(name: str) -> list[str]:
-    """Return the words of a column name: patientId and patient_id are patient, id."""
-    return [w.lower() for w in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
 
 
 def choose_label(place: Path, look: TableLook, asked: Asked, *, needed: bool = True) -> ColumnLook | None:
@@ -108,10 +92,10 @@ def group_column(look: TableLook, label: ColumnLook | None) -> tuple[ColumnLook 
         if any(" " in v.strip() for v in c.examples):  # words, not identifiers
             continue
         words, joined = {*words_of(c.name)}, c.name.lower()
-        named = words <= _PEOPLE | _THINGS | _OF_IDS and bool(words)
-        person = (named and bool(_PEOPLE & words)) or joined in ("pid", "uid", "sid")
-        person = person or (joined.endswith("id") and joined[:-2].rstrip("_- ") in _PEOPLE)
-        thing = named and bool(_THINGS & words)
+        named = words <= PEOPLE | THINGS | OF_IDS and bool(words)
+        person = (named and bool(PEOPLE & words)) or joined in ("pid", "uid", "sid")
+        person = person or (joined.endswith("id") and joined[:-2].rstrip("_- ") in PEOPLE)
+        thing = named and bool(THINGS & words)
         ids = bool(words & {"id", "uuid", "guid"}) and words_of(c.name)[-1] in ("id", "uuid", "guid")
         named_id = (person or ids or (thing and c.kind == "number" and c.distinct > 2)) and (c.kind != "number" or c.whole)
         coded = bool(c.codes) and c.distinct >= 20 and c.distinct < 0.7 * look.rows
@@ -133,7 +117,7 @@ def group_column(look: TableLook, label: ColumnLook | None) -> tuple[ColumnLook 
 
 def is_person(column: ColumnLook) -> bool:
     words = {*words_of(column.name)}
-    return bool(words & _PEOPLE) or not words & _THINGS
+    return bool(words & PEOPLE) or not words & THINGS
 
 
 def time_column(look: TableLook, label: ColumnLook | None) -> ColumnLook | None:

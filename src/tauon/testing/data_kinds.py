@@ -57,7 +57,7 @@ def check_data_kind(kind: Kind, *examples: DataExample) -> None:
     reads, and with nothing else; keys of other kinds are refused.
     """
     shown = {key for example in examples for key in example.changes}
-    unsaid, unread = set(kind.reads) - shown - _FILES, shown - set(kind.reads)
+    unsaid, unread = set(kind.reads) - shown - _FILES - {*_WHERE}, shown - set(kind.reads)
     assert not unsaid, f"{kind.kind_} says that it reads {sorted(unsaid)}: give an example whose `changes` name another value of each"
     assert not unread, f"{kind.kind_} does not say that it reads {sorted(unread)}: add them to its `reads`"
     for example in examples:
@@ -203,7 +203,7 @@ def _check_fingerprint(kind: Kind, config: DataConfig, example: DataExample, fin
         changed = value if isinstance(value, Mapping) and key in value else {key: value}  # a key that needs another one beside it
         made = _prepare(kind, _config(example, **changed), example)
         assert made.fingerprint != fingerprint, f"the kind says that it reads {key}, which does not change the fingerprint"
-    for key, value in {"workers": 2, "cache": None}.items():
+    for key, value in {"workers": 2, "cache": None, **({"processes": 2} if "processes" in kind.reads else {})}.items():
         assert _prepare(kind, _config(example, **{key: value}), example).fingerprint == fingerprint, f"{key} changes the fingerprint"
     other = _prepare(kind, _config(example, source=example.other), example)
     assert other.fingerprint != fingerprint, "other content has the same fingerprint"
@@ -222,6 +222,8 @@ def _check_shadow_split(kind: Kind, example: DataExample, splits: DataSplits) ->
     assert halves[0].fingerprint != halves[1].fingerprint, "both halves have one fingerprint"
 
 
+_WHERE: dict[str, dict[str, Any]] = {"processes": {"processes": 2}, "cluster": {"cluster": "ray"}}
+"""Keys that say where the work is done, and change no example."""
 _OTHERS: dict[str, dict[str, Any]] = {
     "tokenizer": {"tokenizer": "chars"}, "seq_len": {"seq_len": 8}, "mask_documents": {"mask_documents": False}, "overlap": {"overlap": 0.25},
     "normalize": {"normalize": "standard"}, "bounds": {"bounds": {"*": [0, 1]}, "normalize": "bounds"},
@@ -229,7 +231,7 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "mix": {"mix": {"mixup": 0.2}}, "sampling": {"sampling": "balanced"}, "class_weights": {"class_weights": "balanced"},
     "label_order": {"label_order": ["a", "b"]}, "table": {"table": {"categories": "onehot"}}, "window": {"window": {"context": 5}},
     "signal": {"signal": {"seconds": 1}}, "spec": {"spec": "spec.json"}, "chat": {"chat": {"empty_answers": "drop"}},
-    "dedup": {"dedup": {}}, "decontaminate": {"decontaminate": {"action": "drop"}},
+    **_WHERE, "dedup": {"dedup": {}}, "decontaminate": {"decontaminate": {"action": "drop"}},
 }  # fmt: skip
 """Non-default values of each key that only some kinds read."""
 _FILES = {"spec"}

@@ -82,6 +82,10 @@ class FilterConfig(Registered, family="clean"):
         """Return everything besides settings and the versions of `libraries` that decides the result: the hash of a file. JSON values only."""
         return []
 
+    def module(self) -> str:
+        """Return the module that another process must import to do the same."""
+        return type(self).__module__
+
     def fingerprint(self) -> list[Any]:
         """Return everything that decides the result: data cleaned with an equal fingerprint is equal. JSON values only."""
         return [dump(self), {package: version(package) for package in self.libraries.values()}, self.depends_on()]

@@ -1,16 +1,19 @@
-"""Cleaning of documents, one in memory at a time: what is kept is written to a file of the folder that is being built, and read from there
-as often as it is needed. Cleaning is done once, however often the text is passed over.
+"""Cleaning of documents, block by block: what is kept is in the files of the blocks, and read from there as often as it is needed. Cleaning is done
+once, however often the text is passed over.
 """
 
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tauon.data.blocks import Blocks, packed, unpacked
 from tauon.data.clean.base import FilterConfig, Rejected
-from tauon.data.clean.run import Cleaning, RejectedFile, TextCleaner, refuse_too_few
+from tauon.data.clean.run import Cleaning, FilterCounts, RejectedFile, TextCleaner, fingerprint_of, refuse_too_few, rejected_line
+from tauon.data.files import canonical
 from tauon.data.progress import report
 from tauon.data.sources.base import Document, SourceConfig
 from tauon.data.sources.numbered import numbered
@@ -20,32 +23,73 @@ __all__ = ["CleanedDocuments", "cleaned"]
 
 _HEAD = struct.Struct("<QQqqq")
 """Bytes of name and text; source, record and offset of the document."""
+_CHARS = 1 << 19
+"""Characters of a block."""
 
 
 class CleanedDocuments(SourceConfig):
     """A source of documents that were cleaned before: not for recipes."""
 
     path: str
-    """The file that `cleaned` has written."""
+    """The files of blocks that `cleaned` has written, up to the number of the block."""
+    blocks: int
+    """How many there are."""
     kind_: ClassVar[str] = "cleaned"
 
     def documents(self) -> Iterator[Document]:
-        with open(self.path, "rb") as file:
-            while head := file.read(_HEAD.size):
-                *sizes, source, record, offset = _HEAD.unpack(head)
-                name, text = (file.read(n).decode("utf-8", "surrogatepass") for n in sizes)
-                yield Document(text, name, record, source, offset)
+        for number in range(self.blocks):
+            yield from _documents(unpacked(Blocks.read(Path(self.path), number))[1])
+
+
+def _documents(body: memoryview) -> Iterator[Document]:
+    at = 0
+    while at < len(body):
+        *sizes, source, record, offset = _HEAD.unpack_from(body, at)
+        at += _HEAD.size
+        ends = (at + sizes[0], at + sum(sizes))
+        name, text = str(body[at : ends[0]], "utf-8", "surrogatepass"), str(body[ends[0] : ends[1]], "utf-8", "surrogatepass")
+        at = ends[1]
+        yield Document(text, name, record, source, offset)
+
+
+class _CleanWork:
+    """Clean a block: the kept documents, counts, and what is written down of the others."""
+
+    def __init__(self, filters: Sequence[FilterConfig], applied: bool) -> None:
+        self.filters, self.applied = tuple(filters), applied
+        self.key = canonical(["clean", fingerprint_of(filters, "apply" if applied else "count")])
+        self.modules = tuple(dict.fromkeys(one.module() for one in filters))
+
+    def __call__(self, documents: list[Document]) -> bytes:
+        cleaner = TextCleaner(self.filters, self.applied)
+        kept: list[bytes] = []
+        rejected: list[dict[str, Any]] = []
+        for document in documents:
+            found = cleaner(document.text)
+            if isinstance(found, Rejected):
+                assert cleaner.by is not None
+                rejected.append(rejected_line(document.name, cleaner.by, found, document.text))
+            elif self.applied:
+                name, text = document.name.encode("utf-8", "surrogatepass"), found.encode("utf-8", "surrogatepass")
+                kept += _HEAD.pack(len(name), len(text), document.source, document.record, document.offset), name, text
+        counts = cleaner.cleaning
+        facts = {
+            "records": counts.records, "changed": counts.changed, "rejected": rejected,
+            "filters": [[one.seen, one.changed, one.rejected, one.rules] for one in counts.counts],
+        }  # fmt: skip
+        return packed(facts, b"".join(kept))
 
 
 def cleaned(
-    sources: Mapping[Part, SourceConfig], filters: Sequence[FilterConfig], folder: Path, *, limit: float, held_out: str
+    sources: Mapping[Part, SourceConfig], filters: Sequence[FilterConfig], folder: Path, blocks: Blocks, *, limit: float, held_out: str
 ) -> tuple[dict[Part, SourceConfig], dict[str, Any]]:
-    """Clean the documents of each source. Writes `folder/rejected`, for keeps, and `folder/cleaned`, which may be removed when all is read.
+    """Clean the documents of each source. Writes `folder/rejected`, for keeps, and files of `blocks`, which may be removed when all is read.
 
     Args:
         sources: the source of each part; `limit` of a source counts documents before cleaning.
         filters: text filters, in order. None of them: the sources are returned as they are.
         folder: an existing folder.
+        blocks: where blocks are worked on, and their results kept.
         limit: largest share of the training documents that may be rejected.
         held_out: "apply", or "count": validation and test sources of their own are left as they are.
 
@@ -58,38 +102,37 @@ def cleaned(
     if not filters:
         return dict(sources), {}
     instead, made = dict(sources), dict[Part, Cleaning]()
-    (folder / "cleaned").mkdir()
     for part, source in sources.items():
         applied = part == "train" or held_out == "apply"
-        path = folder / "cleaned" / f"{part}.bin"
-        cleaner = TextCleaner(filters, applied)
-        example = _clean(source, cleaner, path, RejectedFile(folder / "rejected", part), part)
-        made[part] = cleaner.cleaning
-        refuse_too_few(cleaner.cleaning, limit, part, "documents", example)
+        counted, number, example = _clean(source, _CleanWork(filters, applied), blocks, RejectedFile(folder / "rejected", part), part)
+        made[part] = counted
+        refuse_too_few(counted, limit, part, "documents", example)
         if applied:
-            instead[part] = CleanedDocuments(path=str(path))
+            instead[part] = CleanedDocuments(path=str(blocks.folder / f"clean-{part}"), blocks=number)
     return instead, {
         "clean": {part: one.to_json() for part, one in made.items()},
         "notes": [one.line(p, "documents") for p, one in made.items()],
     }
 
 
-def _clean(source: SourceConfig, cleaner: TextCleaner, path: Path, rejects: RejectedFile, part: Part) -> str:
-    """Write the documents that are kept; return one that is not, with its reason, in words."""
-    example = ""
+def _clean(source: SourceConfig, work: _CleanWork, blocks: Blocks, rejects: RejectedFile, part: Part) -> tuple[Cleaning, int, str]:
+    """Return (counts, number of blocks, one document that is not kept with its reason, in words)."""
+    TextCleaner(work.filters)  # counts their settings as used, which another process cannot
+    total = Cleaning([FilterCounts(one.kind_) for one in work.filters], work.applied)
+    number, example = 0, ""
     try:
-        with open(path, "wb") as file:
-            for number, document in enumerate(numbered(source), 1):
-                found = cleaner(document.text)
-                if isinstance(found, Rejected):
-                    assert cleaner.by is not None
-                    rejects.add(document.name, cleaner.by, found, document.text)
-                    example = example or f"{document.name}: {found.reason}"
-                else:
-                    name, text = document.name.encode("utf-8", "surrogatepass"), found.encode("utf-8", "surrogatepass")
-                    file.write(_HEAD.pack(len(name), len(text), document.source, document.record, document.offset) + name + text)
-                if number % 100 == 0:
-                    report(f"clean {part}", number)
+        for _, made in blocks.run(f"clean-{part}", numbered(source), work, _CHARS):
+            number += 1
+            facts = unpacked(made)[0]
+            counts = [
+                FilterCounts(one.kind_, seen, changed, rejected, Counter(rules))
+                for one, (seen, changed, rejected, rules) in zip(work.filters, facts["filters"], strict=True)
+            ]
+            total.add(Cleaning(counts, work.applied, facts["records"], len(facts["rejected"]), facts["changed"]))
+            rejects.add(facts["rejected"])
+            for first in facts["rejected"][:1]:
+                example = example or f"{first['record']}: {first['reason']}"
+            report(f"clean {part}", total.records)
     finally:
         rejects.close()
-    return example
+    return total, number, example

@@ -66,6 +66,9 @@ class FunctionConfig(TextFilter):
             code = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', function)}"
         return [hashlib.sha256(code.encode()).hexdigest()]
 
+    def module(self) -> str:
+        return str(getattr(_FUNCTIONS[self.name], "__module__", "__main__"))
+
     def apply(self, text: str) -> str | Rejected:
         found = _FUNCTIONS[self.name](text)
         if isinstance(found, (str, Rejected)):

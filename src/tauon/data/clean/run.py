@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,11 @@ class FilterCounts:
         self.rejected += 1
         self.rules[rejected.rule] += 1
 
+    def add(self, other: FilterCounts) -> None:
+        """Add the counts of other records."""
+        self.seen, self.changed, self.rejected = self.seen + other.seen, self.changed + other.changed, self.rejected + other.rejected
+        self.rules.update(other.rules)
+
     def to_json(self) -> dict[str, Any]:
         rules = dict(sorted(self.rules.items(), key=lambda item: (-item[1], item[0])))
         return {"filter": self.kind, "seen": self.seen, "changed": self.changed, "rejected": self.rejected, "rules": rules}
@@ -58,6 +63,16 @@ class Cleaning:
     changed: int = 0
     """Records that at least one filter changed, and none rejected."""
     notes: list[str] = field(default_factory=list)
+
+    def add(self, other: Cleaning) -> None:
+        """Add the counts of other records, by the same filters."""
+        self.records, self.rejected, self.changed = (
+            self.records + other.records,
+            self.rejected + other.rejected,
+            self.changed + other.changed,
+        )
+        for mine, more in zip(self.counts, other.counts, strict=True):
+            mine.add(more)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -122,14 +137,19 @@ class RejectedFile:
         self._file = open(folder / f"{part}.jsonl", "w", encoding="utf-8")  # noqa: SIM115
         self._part = part
 
-    def add(self, record: str, by: FilterConfig, rejected: Rejected, text: str = "") -> None:
-        """Write a record down: where it is from, which filter rejected it and why, and how its text begins."""
-        line = {"part": self._part, "record": record, "filter": by.kind_, "rule": rejected.rule, "reason": rejected.reason}
-        beginning = {"text": str(text[:_EXCERPT])} if text and not by.hides_text else {}
-        self._file.write(json.dumps(line | beginning, ensure_ascii=True) + "\n")
+    def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Write down what `rejected_line` says of records."""
+        for line in lines:
+            self._file.write(json.dumps({"part": self._part, **line}, ensure_ascii=True) + "\n")
 
     def close(self) -> None:
         self._file.close()
+
+
+def rejected_line(record: str, by: FilterConfig, rejected: Rejected, text: str = "") -> dict[str, Any]:
+    """Return what is written down of a record: where it is from, which filter rejected it and why, and how its text begins."""
+    line = {"record": record, "filter": by.kind_, "rule": rejected.rule, "reason": rejected.reason}
+    return line | ({"text": str(text[:_EXCERPT])} if text and not by.hides_text else {})
 
 
 def fingerprint_of(filters: Sequence[FilterConfig], held_out: str) -> list[Any]:

@@ -22,6 +22,7 @@ from tauon.data.choice import choice_facts, training_options
 from tauon.data.columns import Encoder, take
 from tauon.data.config import DataConfig
 from tauon.data.dates import moments
+from tauon.data.dependent_rows import refuse_dependent_rows
 from tauon.data.facts import content_of, feature_facts, notices
 from tauon.data.files import canonical
 from tauon.data.kinds.base import ChosenRows, DataKind, Fitted, Parts, Request, changed, own_data
@@ -120,7 +121,7 @@ class TablesKind(DataKind[_Read]):
 
     def split(self, whole: Mapping[Part, _Read], request: Request) -> tuple[Parts[_Read], dict[str, Any]]:
         """Encode the labels over all sources together, then split the rows."""
-        read = _decided({part: r.table for part, r in whole.items()}, request.config)
+        read = _decided({part: r.table for part, r in whole.items()}, request)
         main = read["train"].table
         parts, facts = super().split(read, request)
         mine = {part: rows.index for part, rows in parts.items() if rows.data is read["train"]}
@@ -166,13 +167,14 @@ class TablesKind(DataKind[_Read]):
         return Fitted({**datasets}, content, decides, preprocess, facts)
 
 
-def _decided(tables: dict[Part, Table], config: DataConfig) -> dict[Part, _Read]:
+def _decided(tables: dict[Part, Table], request: Request) -> dict[Part, _Read]:
     """Return the tables with their labels read, and the number columns of the training table."""
     tables, facts, notes, warnings = _same_targets(tables)
-    groups, tables = _grouped(tables, None if config.table.group is None else nfc(config.table.group))
-    time_N, tables = _timed(tables, config)
+    groups, tables = _grouped(tables, None if request.config.table.group is None else nfc(request.config.table.group))
+    time_N, tables = _timed(tables, request.config)
     numbers = read_numbers(tables["train"], _places(tables["train"], np.arange(len(tables["train"]))))
-    tables["train"] = reorder_classes(numbers.table, config.label_order)
+    tables["train"] = reorder_classes(numbers.table, request.config.label_order)
+    warnings += refuse_dependent_rows(numbers.table, request.config, request.to_split)
     notes += [note for table in tables.values() for note in table.notes]
     shown = (*notes, *numbers.notes), (*warnings, *numbers.warnings)
     return {

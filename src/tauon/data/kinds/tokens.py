@@ -4,8 +4,10 @@ fingerprint of all inputs, and found there the next time. The whole text is neve
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from tauon.config import dump, register
-from tauon.data.cache import cache_root, obtain
+from tauon.data.block_workers import Workers, local_workers, ray_workers
+from tauon.data.blocks import Blocks
+from tauon.data.cache import cache_root, make_folder, obtain
 from tauon.data.clean.run import fingerprint_of
 from tauon.data.config import DataConfig
 from tauon.data.dedup.removal import decontaminate, duplicates_in, removal_settings
@@ -25,7 +29,7 @@ from tauon.data.kinds.cleaning import clean_documents, rejected_facts
 from tauon.data.own_tokenizer import SEQ_LEN_DEFAULT
 from tauon.data.progress import report
 from tauon.data.read_keys import count_as_read, reads
-from tauon.data.shards import Shards, ShardWriter
+from tauon.data.shards import Shards
 from tauon.data.sources.base import Document, SourceConfig
 from tauon.data.sources.mixture import MixtureConfig
 from tauon.data.sources.numbered import numbered
@@ -33,7 +37,8 @@ from tauon.data.sources.rejects import Rejects, collecting
 from tauon.data.split import PARTS, Part, SplitConfig
 from tauon.data.split_text import TextStat, TextStats, split_text
 from tauon.data.splits import DataSplits
-from tauon.data.text_files import count_words, refuse_surrogates
+from tauon.data.text_files import refuse_surrogates
+from tauon.data.token_blocks import write_tokens
 from tauon.data.tokenizer import Tokenizer
 from tauon.data.tokens import TokenDataset
 from tauon.errors import ChecksumError, DataError
@@ -50,7 +55,7 @@ class TokensKind(DataKind[Any]):
     """Windows of running text."""
 
     input_kind, output_kind, words = "tokens", "text", "text"
-    reads = ("tokenizer", "seq_len", "mask_documents", "overlap", "dedup", "decontaminate")
+    reads = ("tokenizer", "seq_len", "mask_documents", "overlap", "dedup", "decontaminate", "processes", "cluster")
     cleans, records = ("text",), "documents"
 
     @classmethod
@@ -68,7 +73,7 @@ class TokensKind(DataKind[Any]):
             canonical([_CACHED, made_of, config.tokenizer.names(), removal_settings(config), *beside]).encode()
         ).hexdigest()
         folder = cache_root() / "tokens" / names[:32]
-        reused = obtain(folder, _DONE, lambda temporary: _build(temporary, request, content))
+        reused = obtain(folder, _DONE, lambda temporary: _build_by_blocks(temporary, folder, request, content))
         made = _read(folder / _DONE)
         count_as_read(config, made["read"])
         tokenizer = _tokenizer(folder, made["tokenizer"]["sha256"])
@@ -145,11 +150,32 @@ def _tokenizer(folder: Path, sha256: str) -> Tokenizer:
     return tokenizer
 
 
-def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
-    """Three passes over the text, a document in memory at a time: measure and split, train the tokenizer, write tokens."""
+def _build_by_blocks(folder: Path, final: Path, request: Request, content: dict[str, Any]) -> None:
+    """Build with finished blocks kept beside the result, so that the same command after a kill continues from them."""
+    kept = make_folder(final.with_name(f".{final.name}.blocks"))
+    try:
+        with _workers(request.config) as workers:
+            _build(folder, request, content, Blocks(kept, workers))
+    except (DataError, OSError):  # the data, a setting or the disk must change first
+        shutil.rmtree(kept, ignore_errors=True)
+        raise
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+def _workers(config: DataConfig) -> contextlib.AbstractContextManager[Workers]:
+    """Return where blocks are worked on, by `data.processes` and `data.cluster`."""
+    asked, cluster = config.processes, config.cluster
+    count = None if asked == "auto" else asked
+    if cluster is None:
+        return local_workers(1 if asked is None else count)
+    return ray_workers(count, os.environ.get("RAY_ADDRESS") if cluster == "ray" else cluster)
+
+
+def _build(folder: Path, request: Request, content: dict[str, Any], blocks: Blocks) -> None:
+    """Three passes over the text, a block in memory at a time: measure and split, train the tokenizer, write tokens."""
     config = request.config
     with collecting(folder / "rejected" / "unreadable.jsonl") as rejects:
-        sources, cleaning_facts = clean_documents(request, folder)
+        sources, cleaning_facts = clean_documents(request, folder, blocks)
         held = {digest for p, s in sources.items() if p != "train" for digest in _measure(s, p, rejects).digests()}
         stats = _measure(sources["train"], "train", rejects)
     repeated, removal_facts = duplicates_in(config, sources["train"], folder)
@@ -186,7 +212,7 @@ def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
     report("tokenizer", 0)
     tokenizer = config.tokenizer.build(lambda: (d.text for p, d in chosen() if p == "train"))
     tokenizer.save(folder / "tokenizer.json")
-    unknown = _write(folder, chosen(), tokenizer, _provenance(request, content), total=len(left))
+    unknown = write_tokens(folder, chosen(), tokenizer, _provenance(request, content), blocks, total=len(left))
     facts = {
         "version": _VERSION, "content": content, "split": split_facts, "unreadable": rejects.facts(),
         "tokenizer": {
@@ -196,7 +222,6 @@ def _build(folder: Path, request: Request, content: dict[str, Any]) -> None:
         "read": reads(config), "removed": [hashlib.sha256(canonical(removed).encode()).hexdigest()] if any(removed) else [],
         **removal_facts, **cleaning_facts,
     }  # fmt: skip
-    shutil.rmtree(folder / "cleaned", ignore_errors=True)
     write_plain_json(folder / _DONE, facts)
 
 
@@ -227,47 +252,6 @@ def _measure(source: SourceConfig, part: Part, rejects: Rejects) -> TextStats:
             + (f". Rejected, for example: {why}" if why else "")
         )
     return stats
-
-
-_GROUP_CHARS = 1 << 22
-
-
-def _write(
-    folder: Path, documents: Iterator[tuple[Part, Document]], tokenizer: Tokenizer, provenance: dict[Part, dict[str, Any]], total: int
-) -> dict[str, int]:
-    """Encode in batches (uses all cores, bounds memory) and write each part's shards. Counts unknown tokens by part."""
-    writers: dict[Part, ShardWriter] = {}
-    unknown_id = getattr(tokenizer, "unknown", None)
-    unknown: dict[str, int] = {}
-    group: list[tuple[Part, Document]] = []
-
-    def flush() -> None:
-        for (part, document), ids in zip(group, tokenizer.encode_many([d.text for _, d in group]), strict=True):
-            if part not in writers:
-                writers[part] = ShardWriter(folder / part, vocab=tokenizer.vocab_size, bos=tokenizer.bos)
-            text = document.text
-            n_bytes = len(text) if text.isascii() else len(text.encode())
-            writers[part].add(
-                document.name, ids, n_bytes=n_bytes, n_words=count_words(text), n_lines=text.count("\n"), source=document.source,
-                record=document.record, offset=document.offset,
-            )  # fmt: skip
-            if unknown_id is not None:
-                unknown[part] = unknown.get(part, 0) + int((ids == unknown_id).sum())
-        group.clear()
-
-    size = 0
-    for done, item in enumerate(documents, 1):
-        group.append(item)
-        size += len(item[1].text)
-        if size >= _GROUP_CHARS:
-            flush()
-            size = 0
-            report("tokenise", done, max(total, done))
-    flush()
-    for part, writer in writers.items():
-        writer.finish(tokenizer_sha256=tokenizer.sha256, **provenance[part])
-        Shards(folder / part).verify()  # the written files are read back once; later only sizes are checked
-    return unknown
 
 
 def _read(path: Path) -> Any:
