@@ -87,10 +87,10 @@ def _place(path: Path, number: int) -> Path:
     return path.with_name(f"{path.name}-{number:07d}.block")
 
 
-def packed(facts: Mapping[str, Any], body: bytes = b"") -> bytes:
+def packed(facts: Mapping[str, Any], *body: bytes | memoryview) -> bytes:
     """Return facts (JSON values) and bytes as one result."""
     head = json.dumps(facts, ensure_ascii=True).encode()
-    return _LENGTH.pack(len(head)) + head + body
+    return b"".join([_LENGTH.pack(len(head)), head, *body])
 
 
 def unpacked(made: bytes) -> tuple[dict[str, Any], memoryview]:

@@ -31,8 +31,8 @@ class SplitConfig(Config):
     """Share for test."""
     by: Literal["auto", "document", "position", "row"] = "auto"
     """document: whole documents; position: the last share of the text (train, then validation, then test, as nanoGPT does);
-    row: rows of a table, each class in proportion, whatever they have in common. auto: row for arrays (refused for rows of people with ids
-    that repeat), document if there are ten or more, else position."""
+    row: rows of a table, each class in proportion, whatever they have in common. auto: row for arrays, but not for a table in which ids of people
+    repeat (an error says what to set); document if there are ten or more, else position."""
     folds: int | None = None
     """Cut everything into this many folds: one is the test part, the rest are for training."""
     fold: int | None = Field(default=None, ge=0)

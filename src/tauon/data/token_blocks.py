@@ -45,9 +45,10 @@ class _TokenWork:
             text = document.text
             n_bytes = len(text) if text.isascii() else len(text.encode())
             row[:] = len(ids), n_bytes, count_words(text), text.count("\n"), 0 if unknown is None else (ids == unknown).sum()
-        flat = np.concatenate(encoded)
-        kind = np.uint16 if not len(flat) or int(flat.max()) < 1 << 16 else np.uint32
-        return packed({"documents": len(documents), "dtype": np.dtype(kind).name}, counts.tobytes() + flat.astype(kind).tobytes())
+        kind = np.uint16 if all(not len(ids) or int(ids.max()) < 1 << 16 for ids in encoded) else np.uint32
+        flat = np.concatenate(encoded, dtype=kind, casting="same_kind")
+        del encoded  # of one document of 100 MB, 100 MB
+        return packed({"documents": len(documents), "dtype": np.dtype(kind).name}, counts.data, flat.data)
 
 
 def write_tokens(
