@@ -5,11 +5,13 @@ as often as it is needed. Cleaning is done once, however often the text is passe
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tauon.data.clean.base import FilterConfig, Rejected
+from tauon.data.clean.changes import write_changes
 from tauon.data.clean.run import Cleaning, RejectedFile, TextCleaner, refuse_too_few
 from tauon.data.progress import report
 from tauon.data.sources.base import Document, SourceConfig, numbered
@@ -26,7 +28,12 @@ class CleanedDocuments(SourceConfig):
 
     path: str
     """The file that `cleaned` has written."""
+    sources: tuple[str, ...] = ()
+    """Names of the sources of the documents."""
     kind_: ClassVar[str] = "cleaned"
+
+    def member_names(self) -> list[str]:
+        return list(self.sources)
 
     def documents(self) -> Iterator[Document]:
         with open(self.path, "rb") as file:
@@ -39,7 +46,8 @@ class CleanedDocuments(SourceConfig):
 def cleaned(
     sources: Mapping[Part, SourceConfig], filters: Sequence[FilterConfig], folder: Path, *, limit: float, held_out: str
 ) -> tuple[dict[Part, SourceConfig], dict[str, Any]]:
-    """Clean the documents of each source. Writes `folder/rejected`, for keeps, and `folder/cleaned`, which may be removed when all is read.
+    """Clean the documents of each source. Writes `folder/rejected` and `folder/changes`, for keeps, and `folder/cleaned`, which may be removed
+    when all is read.
 
     Args:
         sources: the source of each part; `limit` of a source counts documents before cleaning.
@@ -62,30 +70,34 @@ def cleaned(
         applied = part == "train" or held_out == "apply"
         path = folder / "cleaned" / f"{part}.bin"
         cleaner = TextCleaner(filters, applied)
-        example = _clean(source, cleaner, path, RejectedFile(folder / "rejected", part), part)
+        changes = array("q")
+        example = _clean(source, cleaner, path, RejectedFile(folder / "rejected", part), part, changes)
         made[part] = cleaner.cleaning
         refuse_too_few(cleaner.cleaning, limit, part, "documents", example)
         if applied:
-            instead[part] = CleanedDocuments(path=str(path))
+            instead[part] = CleanedDocuments(path=str(path), sources=tuple(source.member_names()))
+            write_changes(folder, part, changes)
     return instead, {
         "clean": {part: one.to_json() for part, one in made.items()},
         "notes": [one.line(p, "documents") for p, one in made.items()],
     }
 
 
-def _clean(source: SourceConfig, cleaner: TextCleaner, path: Path, rejects: RejectedFile, part: Part) -> str:
-    """Write the documents that are kept; return one that is not, with its reason, in words."""
-    example = ""
+def _clean(source: SourceConfig, cleaner: TextCleaner, path: Path, rejects: RejectedFile, part: Part, changes: array[int]) -> str:
+    """Write the documents that are kept; return one that is not, with its reason, in words. `changes`: what was changed is added."""
+    example, names = "", source.member_names()
     try:
         with open(path, "wb") as file:
             for number, document in enumerate(numbered(source), 1):
                 found = cleaner(document.text)
                 if isinstance(found, Rejected):
                     assert cleaner.by is not None
-                    rejects.add(document.name, cleaner.by, found, document.text)
+                    rejects.add(names[document.source], document.name, cleaner.by, found, document.text)
                     example = example or f"{document.name}: {found.reason}"
                 else:
                     name, text = document.name.encode("utf-8", "surrogatepass"), found.encode("utf-8", "surrogatepass")
+                    for by in cleaner.changed_by:
+                        changes.extend((document.source, document.record, document.offset, by))
                     file.write(_HEAD.pack(len(name), len(text), document.source, document.record, document.offset) + name + text)
                 if number % 100 == 0:
                     report(f"clean {part}", number)

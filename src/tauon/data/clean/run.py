@@ -8,21 +8,19 @@ otherwise.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tauon.data.clean.base import FilterConfig, Rejected, Text, TextFilter
 from tauon.data.files import canonical, write_plain_json
+from tauon.data.rejected import rejected_line, rejected_row
 from tauon.errors import DataError
 
-__all__ = ["Cleaning", "FilterCounts", "RejectedFile", "TextCleaner", "fingerprint_of", "refuse_too_few"]
+__all__ = ["Cleaning", "FilterCounts", "RejectedFile", "TextCleaner", "fingerprint_of", "refuse_too_few", "rejection"]
 
-_EXCERPT = 300
-"""Characters of a rejected text that are written down."""
 _VERSION = 1
 
 
@@ -91,13 +89,15 @@ class TextCleaner:
         self.cleaning = Cleaning([FilterCounts(one.kind_) for one in filters], applied)
         self.by: FilterConfig | None = None
         """The filter that rejected the last text."""
+        self.changed_by: list[int] = []
+        """Numbers of the filters that changed the last text."""
 
     def __call__(self, text: str) -> str | Rejected:
         """Return the cleaned text, or why it is left out."""
         cleaning, view = self.cleaning, Text(text)
         cleaning.records += 1
-        self.by, before = None, view
-        for one, counts in zip(self._filters, cleaning.counts, strict=True):
+        self.by, self.changed_by = None, []
+        for number, (one, counts) in enumerate(zip(self._filters, cleaning.counts, strict=True)):
             counts.seen += 1
             found = one.apply(view)
             if isinstance(found, Rejected):
@@ -107,8 +107,9 @@ class TextCleaner:
                 return found
             if found is not view and found != view:
                 counts.changed += 1
+                self.changed_by.append(number)
                 view = found if isinstance(found, Text) else Text(found)
-        if view is before:
+        if not self.changed_by:
             return text
         cleaning.changed += 1
         return str(view)
@@ -122,14 +123,18 @@ class RejectedFile:
         self._file = open(folder / f"{part}.jsonl", "w", encoding="utf-8")  # noqa: SIM115
         self._part = part
 
-    def add(self, record: str, by: FilterConfig, rejected: Rejected, text: str = "") -> None:
+    def add(self, source: str, record: str, by: FilterConfig, rejected: Rejected, text: str = "") -> None:
         """Write a record down: where it is from, which filter rejected it and why, and how its text begins."""
-        line = {"part": self._part, "record": record, "filter": by.kind_, "rule": rejected.rule, "reason": rejected.reason}
-        beginning = {"text": str(text[:_EXCERPT])} if text and not by.hides_text else {}
-        self._file.write(json.dumps(line | beginning, ensure_ascii=True) + "\n")
+        self._file.write(rejected_line(rejection(self._part, source, record, by, rejected, text)))
 
     def close(self) -> None:
         self._file.close()
+
+
+def rejection(part: str, source: str, record: str, by: FilterConfig, why: Rejected, text: str = "") -> dict[str, Any]:
+    """Return the line of `rejected/` for a record that a filter has rejected, without its text if the filter hides it."""
+    shown = "" if by.hides_text else text
+    return rejected_row(part, source=source, record=record, step=by.kind_, rule=why.rule, reason=why.reason, text=shown)
 
 
 def fingerprint_of(filters: Sequence[FilterConfig], held_out: str) -> list[Any]:
@@ -168,14 +173,9 @@ def store_rejected(root: Path, lines: Sequence[tuple[str, list[dict[str, Any]]]]
 
     def build(temporary: Path) -> None:
         for part, records in lines:
-            body = "".join(json.dumps({"part": part} | record, ensure_ascii=True) + "\n" for record in records)
+            body = "".join(map(rejected_line, records))
             (temporary / f"{part}.jsonl").write_text(body, encoding="utf-8")
         write_plain_json(temporary / "done.json", {"records": sum(len(records) for _, records in lines)})
 
     obtain(folder, "done.json", build)
     return folder
-
-
-def excerpts(texts: Sequence[str]) -> Iterator[str]:
-    """Yield how texts begin."""
-    return (text[:_EXCERPT] for text in texts)
