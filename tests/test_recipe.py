@@ -186,6 +186,16 @@ def test_the_schema_is_valid_and_accepts_what_ships() -> None:
         validator.validate(read_yaml(path.read_text()))
 
 
+@pytest.mark.parametrize(
+    ("clean", "valid"), [("default", True), (["default"], True), ({"kind": "length", "min": 3}, True), ("defualt", False), ([3], False)]
+)
+def test_the_schema_takes_one_filter_in_place_of_a_list(clean: Any, valid: bool) -> None:
+    jsonschema: Any = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    values = read_yaml(shipped_recipes()["quickstart"].read_text())
+    values["data"]["clean"] = clean
+    assert jsonschema.Draft202012Validator(recipe_schema()).is_valid(values) is valid
+
+
 def test_the_schema_knows_every_field_of_the_tree() -> None:
     schema = recipe_schema()
     assert set(schema["properties"]) == set(Recipe.model_fields)

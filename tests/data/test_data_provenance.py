@@ -172,3 +172,56 @@ def test_licence_and_origin_are_recorded_and_change_no_fingerprint(tmp_path: Pat
     assert plain.fingerprint == stated.fingerprint and stated.facts["cache"]["reused"]
     assert (stated.facts["sources"]["train"]["licence"], stated.facts["sources"]["train"]["origin"]) == ("MIT", "https://example.org")
     assert "licence" not in plain.facts["sources"]["train"]
+
+
+def cleaned_run(tmp_path: Path, **more: Any) -> tuple[Trail, list[str]]:
+    """A run whose cleaning masks every third record, rejects one, and whose deduplication leaves out another."""
+    pytest.importorskip("phonenumbers")
+    texts = [t.replace("\n", " ") + (f" write to a{i}@b.com now" if i % 3 == 0 else " and no more") for i, t in enumerate(records(24))]
+    texts = [f"{t} {' '.join(random.Random(i).choices(WORDS[:4], k=30))}" for i, t in enumerate(texts)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in [*texts, "too short é", texts[5]]))
+    clean = [{"kind": "length", "min": 30}, {"kind": "pii", "find": ["email"]}]
+    source = {"kind": "jsonl", "path": str(tmp_path / "a.jsonl")}
+    values = {"source": source, "clean": clean, "dedup": {}, "tokenizer": "bytes", "seq_len": 8} | more
+    return traced(tmp_path / "run", **values), texts
+
+
+def test_the_verdicts_of_each_filter_on_a_record(tmp_path: Path) -> None:
+    trail, _ = cleaned_run(tmp_path)
+    for part in ("train", "validation"):
+        shards = trail.shards(part)
+        for start in shards.starts[: len(shards.starts)].tolist():
+            found = trail.token(start, part, shards=shards)
+            changed = "changed by pii" if found.record % 3 == 0 else "unchanged"
+            assert found.verdicts["clean"] == f"kept by length, pii; {changed}", found.record
+            assert found.verdicts["dedup"] == "kept: no earlier record that was kept is alike at 80%"
+            assert ("decontaminate" in found.verdicts) == (part == "train")
+
+
+def test_a_held_out_set_of_its_own_is_not_said_to_be_cleaned(tmp_path: Path) -> None:
+    (tmp_path / "v.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in records(5, seed=9)))
+    trail, _ = cleaned_run(tmp_path, validation={"kind": "jsonl", "path": str(tmp_path / "v.jsonl")})
+    assert trail.token(0, "validation").verdicts == {"clean": "as it was read: a held-out set of its own is not cleaned"}
+
+
+def test_a_rejected_text_is_found_with_its_reason(tmp_path: Path) -> None:
+    trail, texts = cleaned_run(tmp_path)
+    (short,) = trail.rejected("too  short")
+    assert list(short) == ["part", "source", "record", "step", "rule", "reason", "text"]
+    assert (short["step"], short["reason"], short["text"]) == ("length", "11 characters, fewer than 30", "too short é")
+    (twice,) = trail.rejected(texts[5])  # longer than what is written down
+    assert (twice["step"], twice["rule"], twice["source"]) == ("dedup", "near", "jsonl") and twice["of"].endswith("line 6")
+    assert not trail.rejected("river stone nowhere") and not trail.rejected("too short", "validation") and not trail.rejected(" ")
+
+
+def test_trace_says_why_a_text_is_not_there(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from tauon.cli.trace import trace_command
+
+    cleaned_run(tmp_path)
+    said = CliRunner().invoke(trace_command, [str(tmp_path / "run"), "--text", "too short"])
+    assert said.exit_code == 0 and said.output.startswith("not in the train part\n\nrejected, not in the train part:\n  source   jsonl\n")
+    assert "  reason   11 characters, fewer than 30\n" in said.output
+    listed = CliRunner().invoke(trace_command, [str(tmp_path / "run"), "--text", "too short", "--json"])
+    assert json.loads(listed.output)["rejected"]["rule"] == "too_short"

@@ -69,12 +69,15 @@ def test_a_bad_record_is_named_or_skipped_and_counted(tmp_path: Path, case: str)
         made(tmp_path, kind)
     splits = made(tmp_path, kind, on_error="skip")
     assert sorted(decoded(splits.train) + decoded(splits.validation)) == sorted(GOOD)
-    assert splits.facts["rejected"] == {"train": counts}
+    assert splits.facts["unreadable"] == {"train": counts}
     assert f"{sum(counts.values())} records rejected" in splits.facts["left_out"]["train"][0]
-    listed = [json.loads(line) for line in (Path(splits.facts["cache"]["folder"]) / "rejected.jsonl").read_text().splitlines()]
+    listed = [
+        json.loads(line) for line in (Path(splits.facts["cache"]["folder"]) / "rejected" / "unreadable.jsonl").read_text().splitlines()
+    ]
     assert len(listed) == sum(counts.values())
-    assert listed[0]["part"] == "train" and f"a.{kind}" in listed[0]["message"]
-    assert made(tmp_path, kind, on_error="skip").facts["rejected"] == splits.facts["rejected"]  # also when it is found again
+    assert list(listed[0]) == ["part", "step", "rule", "reason"] and listed[0]["rule"] in counts
+    assert (listed[0]["part"], listed[0]["step"]) == ("train", "read") and f"a.{kind}" in listed[0]["reason"]
+    assert made(tmp_path, kind, on_error="skip").facts["unreadable"] == splits.facts["unreadable"]  # also when it is found again
 
 
 def test_a_truncated_archive_keeps_what_came_before(tmp_path: Path) -> None:
@@ -87,7 +90,7 @@ def test_a_truncated_archive_keeps_what_came_before(tmp_path: Path) -> None:
     splits = made(tmp_path, "jsonl", on_error="skip")
     kept = decoded(splits.train) + decoded(splits.validation)
     assert 30 < len(kept) < 60 and set(kept) < set(texts)
-    assert splits.facts["rejected"] == {"train": {"the rest of the file": 1}}
+    assert splits.facts["unreadable"] == {"train": {"the rest of the file": 1}}
 
 
 def test_nulls_in_parquet_and_unreadable_text_files(tmp_path: Path) -> None:
@@ -105,7 +108,7 @@ def test_nulls_in_parquet_and_unreadable_text_files(tmp_path: Path) -> None:
         prepare(config(source=source, tokenizer="bytes", seq_len=16), seed=0, input_kind="tokens")
     splits = prepare(config(source=source | {"on_error": "skip"}, tokenizer="bytes", seq_len=16), seed=0, input_kind="tokens")
     assert sorted(decoded(splits.train) + decoded(splits.validation)) == sorted(GOOD)
-    assert splits.facts["rejected"] == {"train": {"file": 1}}
+    assert splits.facts["unreadable"] == {"train": {"file": 1}}
 
 
 def test_if_every_record_is_rejected_the_first_is_shown(tmp_path: Path) -> None:

@@ -214,3 +214,16 @@ def test_a_base_that_was_trained_anew_is_noticed(tauon: Tauon, tmp_path: Path) -
     assert ended.code == 5 and "runs/base changed since this run began" in ended.err
     shutil.rmtree("runs/base")
     assert tauon("run", tuned).out.count("done before") == 4
+
+
+def test_a_list_of_words_for_cleaning_belongs_to_the_data(tmp_path: Path) -> None:
+    from tauon.config import parse
+    from tauon.data import DataConfig
+    from tauon.data.stamp import DataStamp
+
+    listed = tmp_path / "bad.txt"
+    listed.write_text("swindle\n")
+    config = parse(DataConfig, {"source": "python-stdlib", "clean": [{"kind": "words", "path": str(listed)}]})
+    before = DataStamp.of(config)
+    listed.write_text("swindle\nfraud\n")
+    assert DataStamp.of(config).content != before.content

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,12 +17,12 @@ EPILOG = """\b
 Examples:
   tauon trace runs/quickstart --token 1000                 source, file and line of this token of the training part
   tauon trace runs/quickstart --token 1000 --part validation
-  tauon trace runs/quickstart --text "def main("           where this text stands in the training part
+  tauon trace runs/quickstart --text "def main("           where this text stands in the training part, or why it was rejected
   tauon trace runs/quickstart --step 0 --row 1             the documents of one row of one batch
 
 \b
 Tokens are counted from 0 over the part's whole stream, the BOS before each document included. Nothing but the run's data.json and
-the prepared data in the cache is read.
+the prepared data in the cache is read. Of a rejected record only the first 300 characters are known, and none where a filter hides them (pii).
 """
 
 
@@ -47,11 +47,12 @@ def trace_command(
         raise click.UsageError("--step is a training step; remove --part")
     from tauon.data.trace import Trail
 
-    trail = Trail(run)
+    trail, left_out = Trail(run), list[dict[str, Any]]()
     if token is not None:
         places = [trail.token(token, part)]
     elif text is not None:
         places = trail.find(text, part, most)
+        left_out = trail.rejected(text, part, most)
     else:
         from tauon.stages.trace_step import places_of_step
 
@@ -60,11 +61,32 @@ def trace_command(
     if as_json:
         for place in places:
             click.echo(json.dumps(place.to_json()))
+        for line in left_out:
+            click.echo(json.dumps({"rejected": line}))
         return
     if not places:
         click.echo(f"not in the {part} part")
     for i, place in enumerate(places):
         click.echo(("" if i == 0 else "\n") + _described(place))
+    for line in left_out:
+        click.echo("\n" + _rejected(line))
+
+
+_SHORT = {"decontaminate": "held out"}
+
+
+def _rejected(row: dict[str, Any]) -> str:
+    names = (
+        ("source", "source"),
+        ("record", "record"),
+        ("step", "step"),
+        ("rule", "rule"),
+        ("reason", "reason"),
+        ("of", "repeats"),
+        ("text", "text"),
+    )
+    lines = [f"  {shown:<8} {row[key]}".replace("\n", "\\n") for key, shown in names if row.get(key)]
+    return "\n".join([f"rejected, not in the {row['part']} part:", *lines])
 
 
 def _described(found: Found) -> str:
@@ -78,5 +100,5 @@ def _described(found: Found) -> str:
     ]  # fmt: skip
     lines += [f"  origin   {found.origin}"] if found.origin else []
     lines += [f"  split    by {found.split}"] if found.split else []
-    lines += [f"  {name:<8} {json.dumps(facts)}" for name, facts in found.verdicts.items()]
+    lines += [f"  {_SHORT.get(name, name):<8} {verdict}" for name, verdict in found.verdicts.items()]
     return "\n".join([*lines, f"  text     {found.before}[{found.text}]{found.after}".replace("\n", "\\n")])

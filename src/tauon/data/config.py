@@ -74,10 +74,16 @@ class RepeatKeys(Config):
     """Look for held-out data in the training part. Default: text is left out, other data is reported."""
 
 
+def _or_one(schema: dict[str, Any]) -> None:
+    """JSON Schema of a list that may be written as one item."""
+    listed = {key: schema.pop(key) for key in ("type", "items")}
+    schema["anyOf"] = [listed, listed["items"]]
+
+
 class CleanKeys(Config):
     """Which records are repaired, masked or left out before the split."""
 
-    clean: tuple[FilterConfig, ...] = ()
+    clean: tuple[FilterConfig, ...] = Field(default=(), json_schema_extra=_or_one)
     """Cleaning filters, in turn: `default`, or a list of them, [{kind: repair}, {kind: gopher-quality, min_words: 20}]. Records that one of
     them rejects are left out, counted, and listed with the reason in `rejected/`. Default: none."""
     clean_limit: Fraction = Field(default=0.5, ge=0, le=1)

@@ -58,12 +58,14 @@ class DataStamp:
 
 
 def _files(config: DataConfig) -> Iterator[Path]:
-    """Return every file that the section's sources and tokenizer read."""
+    """Return every file that the section's sources, cleaning filters and tokenizer read."""
     sources = (config.raw_value("source"), config.raw_value("validation"), config.raw_value("test"))
     for source in sources if config.raw_value("rows") else ():
         if source is not None:
             yield from source.reads()
     yield from evaluation_files(config.raw_value("decontaminate"))
+    for one in config.raw_value("clean"):
+        yield from one.files()
     if config.raw_value("spec") is not None:
         yield Path(config.raw_value("spec"))
     try:

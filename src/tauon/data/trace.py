@@ -7,7 +7,7 @@ it was tokenised: after cleaning, if the recipe cleans.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tauon.data.clean.changes import changed_by
 from tauon.data.files import read_bytes
+from tauon.data.rejected import rejected_with
 from tauon.data.shards import Shards
 from tauon.data.split import PARTS
 from tauon.data.tokenizer import Tokenizer
@@ -57,8 +59,8 @@ class Found:
     origin: str | None = None
     split: str = ""
     """Why the document is in this part."""
-    verdicts: dict[str, Any] = field(default_factory=dict)
-    """What the recipe's cleaning filters and deduplication did to the data: the record passed all of them."""
+    verdicts: dict[str, str] = field(default_factory=dict)
+    """What each step that may leave records out said of this one, by its name in the recipe: clean, dedup, decontaminate."""
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -107,13 +109,37 @@ class Trail:
             part, position, token, decode([token]), str(facts.get("name", origin.source)), origin.record, origin.name, origin.offset + before,
             document, decode(shards.read(max(begin + 1, position - _AROUND), max(begin + 1, position))),
             decode(shards.read(position + 1, min(end, position + 1 + _AROUND))), facts.get("licence"), facts.get("origin"),
-            self._split_of(origin.source), {k: self.facts[k] for k in ("clean", "dedup", "rejected") if k in self.facts},
+            self._split_of(origin.source), self._verdicts(part, origin.source, origin.record, origin.name),
         )  # fmt: skip
 
     def _split_of(self, source: int) -> str:
         split = self.facts["split"]
         by = next((s for s in split.get("by_source", []) if s["source"] == source), split)
         return str(by.get("by", ""))
+
+    def _verdicts(self, part: str, source: int, record: int, name: str) -> dict[str, str]:
+        """Return what each step that may leave a record out said of one that is in the data."""
+        own = part in (self.facts.get("split", {}).get("own_parts") or ())
+        said: dict[str, str] = {}
+        cleaning = self.facts.get("clean", {}).get(part if own else "train")
+        if cleaning is not None and not cleaning["applied"]:
+            said["clean"] = "as it was read: a held-out set of its own is not cleaned"
+        elif cleaning is not None:
+            filters = [one["filter"] for one in cleaning["filters"]]
+            by = [filters[i] for i in changed_by(self.folder, part if own else "train", source, record)]
+            said["clean"] = f"kept by {', '.join(filters)}; " + (f"changed by {', '.join(by)}" if by else "unchanged")
+        if "dedup" in self.facts and not own:
+            settings = self.facts["dedup"]["settings"]
+            like = f"alike at {settings['threshold']:.0%}" if settings["kind"] == "near" else "equal"
+            said["dedup"] = f"kept: no earlier record that was kept is {like}"
+        looked = self.facts.get("decontamination")
+        if looked is not None and part == "train":
+            said["decontaminate"] = _contamination(looked, name)
+        return said
+
+    def rejected(self, text: str, part: str = "train", most: int = 10) -> list[dict[str, Any]]:
+        """Return the records of a part's source that were left out and whose recorded beginning has a text, as lines of `rejected/*.jsonl`."""
+        return rejected_with(text, self.folder / "rejected", part, most)
 
     def find(self, text: str, part: str = "train", most: int = 10) -> list[Found]:
         """Return the places at which a text stands in a part, at most `most` of them, each by its first token."""
@@ -172,6 +198,18 @@ class Trail:
                         break
                     yield begin + a + inside
                     place = joined.find(text, place + 1)
+
+
+def _contamination(looked: Mapping[str, Any], name: str) -> str:
+    if looked["action"] == "drop" or not looked["found"]:
+        return "kept: does not repeat held-out text"
+    reason = next((one["reason"] for one in looked.get("examples", []) if one["record"] == name), None)
+    if reason is not None:
+        return f"kept, reported: {reason}"
+    listed = len(looked.get("examples", []))
+    if listed == looked["found"]:
+        return "kept: does not repeat held-out text"
+    return f"kept: not known; {looked['found']:,} records repeat held-out text, of which {listed} are listed in data.json"
 
 
 def _characters(text: str) -> int:

@@ -17,6 +17,7 @@ from tauon.config import write_yaml
 from tauon.explain.config import CardConfig
 from tauon.report import Records
 from tauon.report.headline import active_seconds
+from tauon.report.origins import Dropped, Origin, dropped, is_private, origins, size_of
 from tauon.report.records import number
 from tauon.report.text import clock, count, figure, human_bytes, label, spread
 
@@ -111,30 +112,33 @@ def _purpose(records: Records, card: CardConfig) -> str:
 
 def _data(records: Records) -> str:
     parts = records.data.get("parts") or {}
-    source = records.data.get("sources") or {}
-    rows = [f"- {name}: {_size(facts)}" for name, facts in parts.items() if isinstance(facts, dict)]
-    where = [f"- source of {name}: {_described(described)}" for name, described in source.items()]
+    private = is_private(records)
+    where = [f"- source of {one.part}: {_described(one)}" for one in origins(records)]
+    rows = [f"- {name}: {_size(facts, private)}" for name, facts in parts.items() if isinstance(facts, dict)]
+    left = [f"- left out of {one.part} by {one.step}: {_plain(label(one.rule))}" + _times(one) for one in dropped(records)[:_MOST]]
     print_ = str((records.manifest.get("data") or {}).get("fingerprint") or "")
-    lines = [*where, *rows, *([f"- fingerprint of the prepared data: `{print_[:16]}`"] if print_ else [])]
+    lines = [*where, *rows, *left, *([f"- fingerprint of the prepared data: `{print_[:16]}`"] if print_ and not private else [])]
     return "## Data\n\n" + ("\n".join(lines) if lines else "No record of the data.")
 
 
-def _described(source: Any) -> str:
-    if not isinstance(source, dict):
-        return str(source)
-    name = source.get("name") or source.get("path") or source.get("kind") or "?"
-    digest = f", sha256 `{str(source['sha256'])[:16]}`" if source.get("sha256") else ""
-    return f"{name}" + (f", licence {source['licence']}" if source.get("licence") else "") + digest
+def _described(one: Origin) -> str:
+    digest = f", sha256 `{one.files[0][1][:16]}`" if len(one.files) == 1 and one.files[0][1] else ""
+    origin = f", from {_plain(one.origin)}" if one.origin else ""
+    return f"{_plain(one.name)}, {f'licence {_plain(one.licence)}' if one.licence else 'licence not stated'}{origin}{digest}"
 
 
-def _size(facts: Mapping[str, Any]) -> str:
-    for unit in ("rows", "texts", "recordings", "windows", "tokens", "documents"):
-        n = number(facts.get(unit))
-        if n is not None:
-            classes = facts.get("classes")
-            shares = "; ".join(f"{k} {count(number(v) or 0)}" for k, v in list(classes.items())[:10]) if isinstance(classes, dict) else ""
-            return f"{count(n)} {unit}" + (f" ({shares})" if shares else "")
-    return "recorded in data.json"
+def _times(one: Dropped) -> str:
+    return "" if one.count is None else f", {count(one.count)} records"
+
+
+def _size(facts: Mapping[str, Any], private: bool) -> str:
+    size = size_of(facts)
+    if size is None:
+        return "recorded in data.json"
+    classes = facts.get("classes")
+    listed = list(classes.items())[:10] if isinstance(classes, dict) and not private else []
+    shares = "; ".join(f"{_plain(k)} {count(number(v) or 0)}" for k, v in listed)
+    return f"{count(size[0])} {size[1]}" + (f" ({shares})" if shares else "")
 
 
 def _figures(records: Records) -> str:

@@ -1,7 +1,10 @@
-"""The prepare stage: reads, cleans and splits raw files into shards or arrays, and writes `data.json` for the report."""
+"""The prepare stage: reads, cleans and splits raw files into shards or arrays, and writes `data.json` for the report and
+`croissant.json`, the data card.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,8 @@ from typing import Any
 from tauon.artifacts import atomic_write, write_json
 from tauon.data import DataStamp, picture_sheet
 from tauon.errors import DataError
+from tauon.report import Records
+from tauon.report.croissant import CARD, HASHED, data_card
 from tauon.stages.context import Context
 
 __all__ = ["prepare_stage"]
@@ -27,7 +32,18 @@ def prepare_stage(ctx: Context) -> dict[str, Any]:
         if sheet is not None:
             atomic_write(ctx.run.folder / "examples.png", sheet)
     ctx.run.update_manifest(data={"fingerprint": splits.fingerprint} | ({"files": files.to_json()} if files is not None else {}))
+    if ctx.world.leads:
+        _write_card(ctx.run.folder)
     return {"data": ctx.prepared}
+
+
+def _write_card(folder: Path) -> None:
+    """Write the data card, unless many files would have to be hashed for it; then one of other data is removed."""
+    card = data_card(Records.read(folder), HASHED)
+    if card is None:
+        (folder / CARD).unlink(missing_ok=True)
+    else:
+        atomic_write(folder / CARD, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
 
 
 def _copy_rejected(source: str | None, run: Path) -> None:

@@ -73,7 +73,7 @@ def test_documents_are_rejected_before_the_split_and_listed_with_the_reason(tmp_
     assert by["gopher-repetition"]["seen"] == 36, "a filter sees what those before it have left"
     listed = rejected(splits)
     assert len(listed) == 8 == sum(one["rejected"] for one in facts["filters"])
-    short = next(one for one in listed if one["filter"] == "length")
+    short = next(one for one in listed if one["step"] == "length")
     assert short["record"].startswith("c.jsonl") or "c.jsonl" in short["record"]
     assert (short["rule"], short["text"][:9], short["part"]) == ("too_short", "too short", "train")
     assert short["reason"] == "11 characters, fewer than 20"
@@ -178,7 +178,7 @@ def test_texts_with_labels_lose_rows_of_all_fields(tmp_path: Path) -> None:
     splits = prepared(section, "labelled-text")
     assert len(splits.train) + len(splits.validation) == 40
     listed = rejected(splits)
-    assert [(one["filter"], one["rule"]) for one in listed] == [("length", "too_short"), ("duplicates", "duplicate")]
+    assert [(one["step"], one["rule"]) for one in listed] == [("length", "too_short"), ("duplicates", "duplicate")]
     assert listed[0]["text"] == "x" and "l.jsonl" in listed[0]["record"] and listed[1]["reason"] == "equal to example 3"
     with pytest.raises(DataError, match="cleaning rejects all 20 examples of class 'b'"):
         kept = [row for row in rows[:40] if row["label"] == "a"] + [{**row, "text": "no"} for row in rows[:40] if row["label"] == "b"]

@@ -150,7 +150,7 @@ def test_images_and_recordings_in_a_preparation(tmp_path: Path, monkeypatch: pyt
     facts = splits.facts["clean"]["train"]
     assert [(one["filter"], one["rejected"]) for one in facts["filters"]] == [("blank", 2), ("duplicates", 1)]
     listed = (Path(splits.facts["rejected"]) / "train.jsonl").read_text()
-    assert listed.startswith('{"part": "train", "record": "row 10", "filter": "blank"')
+    assert listed.startswith('{"part": "train", "source": "npz", "record": "row 10", "step": "blank"')
     again = prepare(config(source={"kind": "npz", "path": str(tmp_path / "a.npz")}, clean="default"), seed=0, input_kind="arrays")
     assert again.fingerprint == splits.fingerprint and again.facts["rejected"] == splits.facts["rejected"]
     with pytest.raises(RecipeError, match=r"data.clean.0: range cleans table, but the data are images"):

@@ -32,7 +32,7 @@ def test_what_was_rejected_is_said_in_every_place(tmp_path: Path) -> None:
     run = tauon.run(path, root=tmp_path / "runs", on_event=lambda kind, **f: said.append(f["message"]) if kind == "note" else None)
     assert "cleaning (train): 3 of 33 documents rejected (length 2, gopher-quality 1), 0 changed" in said
     listed = [json.loads(line) for line in (run.folder / "rejected" / "train.jsonl").read_text().splitlines()]
-    assert [(one["filter"], one["rule"], one["text"][:3]) for one in listed] == [
+    assert [(one["step"], one["rule"], one["text"][:3]) for one in listed] == [
         ("length", "too_short", "no"), ("gopher-quality", "too_few_words", "xxx"), ("length", "too_short", "the"),
     ]  # fmt: skip
     facts = json.loads((run.folder / "data.json").read_text())

@@ -123,8 +123,9 @@ def test_training_documents_that_repeat_a_held_out_source_are_left_out(tmp_path:
     facts = splits.facts["decontamination"]
     assert (facts["action"], facts["found"], facts["held_out_texts"]) == ("drop", 2, 12)
     rows = rejected(splits, "decontaminate")
-    assert [list(r)[:6] for r in rows] == [["source", "record", "step", "reason", "of", "text"]] * 2
-    assert rows[1]["contains"] == 1.0 and rows[1]["of"].startswith("validation: ") and rows[1]["text"] == train[41][:200]
+    assert [list(r) for r in rows] == [["part", "source", "record", "step", "rule", "reason", "of", "text", "share", "contains"]] * 2
+    assert (rows[0]["source"], rows[0]["step"], rows[0]["rule"]) == ("jsonl", "decontaminate", "held_out")
+    assert rows[1]["contains"] == 1.0 and rows[1]["of"].startswith("validation: ") and rows[1]["text"] == train[41][:300]
     assert splits.facts["split"]["left_out_as_held_out"] == 1
     assert "decontaminate.jsonl" in splits.facts["left_out"]["train"][0]
 
@@ -206,7 +207,7 @@ def test_duplicates_are_left_out_before_the_split_and_listed(tmp_path: Path) -> 
     facts = splits.facts["dedup"]
     assert (facts["documents"], facts["removed"], facts["cluster_sizes"]) == (38, 8, {"2": 8})
     rows = rejected(splits, "dedup")
-    assert [r["text"] for r in rows] == [t[:200] for t in near] and all(0.8 <= r["similarity"] < 1 for r in rows)
+    assert [r["text"] for r in rows] == [t[:300] for t in near] and all(0.8 <= r["similarity"] < 1 for r in rows)
     assert rows[0]["of"].endswith(":1") or rows[0]["of"] != rows[0]["record"]
     assert prepared(**section, dedup={"kind": "exact"}).facts["dedup"]["removed"] == 0
     assert prepared(**section, dedup={}).fingerprint == splits.fingerprint != prepared(**section).fingerprint

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -77,6 +78,10 @@ class FilterConfig(Registered, family="clean"):
     def missing(self) -> list[str]:
         """Return the packages that it needs and that are not installed."""
         return [package for module, package in self.libraries.items() if find_spec(module) is None]
+
+    def files(self) -> list[Path]:
+        """Return the files that it reads: a run notices when one of them has changed."""
+        return []
 
     def depends_on(self) -> list[Any]:
         """Return everything besides settings and the versions of `libraries` that decides the result: the hash of a file. JSON values only."""

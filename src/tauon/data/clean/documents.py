@@ -5,6 +5,7 @@ once, however often the text is passed over.
 from __future__ import annotations
 
 import struct
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, ClassVar
 
 from tauon.data.blocks import Blocks, packed, unpacked
 from tauon.data.clean.base import FilterConfig, Rejected
-from tauon.data.clean.run import Cleaning, FilterCounts, RejectedFile, TextCleaner, fingerprint_of, refuse_too_few, rejected_line
+from tauon.data.clean.changes import write_changes
+from tauon.data.clean.run import Cleaning, FilterCounts, RejectedFile, TextCleaner, fingerprint_of, refuse_too_few, rejection
 from tauon.data.files import canonical
 from tauon.data.progress import report
 from tauon.data.sources.base import Document, SourceConfig
@@ -34,7 +36,12 @@ class CleanedDocuments(SourceConfig):
     """The files of blocks that `cleaned` has written, up to the number of the block."""
     blocks: int
     """How many there are."""
+    sources: tuple[str, ...] = ()
+    """Names of the sources of the documents."""
     kind_: ClassVar[str] = "cleaned"
+
+    def member_names(self) -> list[str]:
+        return list(self.sources)
 
     def documents(self) -> Iterator[Document]:
         for number in range(self.blocks):
@@ -55,26 +62,29 @@ def _documents(body: memoryview) -> Iterator[Document]:
 class _CleanWork:
     """Clean a block: the kept documents, counts, and what is written down of the others."""
 
-    def __init__(self, filters: Sequence[FilterConfig], applied: bool) -> None:
-        self.filters, self.applied = tuple(filters), applied
-        self.key = canonical(["clean", fingerprint_of(filters, "apply" if applied else "count")])
+    def __init__(self, filters: Sequence[FilterConfig], applied: bool, part: Part, names: Sequence[str]) -> None:
+        self.filters, self.applied, self.part, self.names = tuple(filters), applied, part, tuple(names)
+        self.key = canonical(["clean", fingerprint_of(filters, "apply" if applied else "count"), part, self.names])
         self.modules = tuple(dict.fromkeys(one.module() for one in filters))
 
     def __call__(self, documents: list[Document]) -> bytes:
         cleaner = TextCleaner(self.filters, self.applied)
         kept: list[bytes] = []
         rejected: list[dict[str, Any]] = []
+        changes: list[int] = []
         for document in documents:
             found = cleaner(document.text)
             if isinstance(found, Rejected):
                 assert cleaner.by is not None
-                rejected.append(rejected_line(document.name, cleaner.by, found, document.text))
+                rejected.append(rejection(self.part, self.names[document.source], document.name, cleaner.by, found, document.text))
             elif self.applied:
+                for by in cleaner.changed_by:
+                    changes += document.source, document.record, document.offset, by
                 name, text = document.name.encode("utf-8", "surrogatepass"), found.encode("utf-8", "surrogatepass")
                 kept += _HEAD.pack(len(name), len(text), document.source, document.record, document.offset), name, text
         counts = cleaner.cleaning
         facts = {
-            "records": counts.records, "changed": counts.changed, "rejected": rejected,
+            "records": counts.records, "changed": counts.changed, "rejected": rejected, "changes": changes,
             "filters": [[one.seen, one.changed, one.rejected, one.rules] for one in counts.counts],
         }  # fmt: skip
         return packed(facts, b"".join(kept))
@@ -83,7 +93,8 @@ class _CleanWork:
 def cleaned(
     sources: Mapping[Part, SourceConfig], filters: Sequence[FilterConfig], folder: Path, blocks: Blocks, *, limit: float, held_out: str
 ) -> tuple[dict[Part, SourceConfig], dict[str, Any]]:
-    """Clean the documents of each source. Writes `folder/rejected`, for keeps, and files of `blocks`, which may be removed when all is read.
+    """Clean the documents of each source. Writes `folder/rejected` and `folder/changes`, for keeps, and files of `blocks`, which may be removed
+    when all is read.
 
     Args:
         sources: the source of each part; `limit` of a source counts documents before cleaning.
@@ -104,24 +115,27 @@ def cleaned(
     instead, made = dict(sources), dict[Part, Cleaning]()
     for part, source in sources.items():
         applied = part == "train" or held_out == "apply"
-        counted, number, example = _clean(source, _CleanWork(filters, applied), blocks, RejectedFile(folder / "rejected", part), part)
+        work = _CleanWork(filters, applied, part, source.member_names())
+        changes = array("q")
+        counted, number, example = _clean(source, work, blocks, RejectedFile(folder / "rejected", part), changes)
         made[part] = counted
         refuse_too_few(counted, limit, part, "documents", example)
         if applied:
-            instead[part] = CleanedDocuments(path=str(blocks.folder / f"clean-{part}"), blocks=number)
+            instead[part] = CleanedDocuments(path=str(blocks.folder / f"clean-{part}"), blocks=number, sources=tuple(work.names))
+            write_changes(folder, part, changes)
     return instead, {
         "clean": {part: one.to_json() for part, one in made.items()},
         "notes": [one.line(p, "documents") for p, one in made.items()],
     }
 
 
-def _clean(source: SourceConfig, work: _CleanWork, blocks: Blocks, rejects: RejectedFile, part: Part) -> tuple[Cleaning, int, str]:
-    """Return (counts, number of blocks, one document that is not kept with its reason, in words)."""
+def _clean(source: SourceConfig, work: _CleanWork, blocks: Blocks, rejects: RejectedFile, changes: array[int]) -> tuple[Cleaning, int, str]:
+    """Return (counts, number of blocks, one document that is not kept with its reason, in words). `changes`: what was changed is added."""
     TextCleaner(work.filters)  # counts their settings as used, which another process cannot
     total = Cleaning([FilterCounts(one.kind_) for one in work.filters], work.applied)
     number, example = 0, ""
     try:
-        for _, made in blocks.run(f"clean-{part}", numbered(source), work, _CHARS):
+        for _, made in blocks.run(f"clean-{work.part}", numbered(source), work, _CHARS):
             number += 1
             facts = unpacked(made)[0]
             counts = [
@@ -130,9 +144,10 @@ def _clean(source: SourceConfig, work: _CleanWork, blocks: Blocks, rejects: Reje
             ]
             total.add(Cleaning(counts, work.applied, facts["records"], len(facts["rejected"]), facts["changed"]))
             rejects.add(facts["rejected"])
+            changes.extend(facts["changes"])
             for first in facts["rejected"][:1]:
                 example = example or f"{first['record']}: {first['reason']}"
-            report(f"clean {part}", total.records)
+            report(f"clean {work.part}", total.records)
     finally:
         rejects.close()
     return total, number, example

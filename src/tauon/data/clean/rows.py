@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tauon.data.cache import cache_root, obtain
 from tauon.data.clean.base import FilterConfig, Rejected, RowFilter, RowVerdicts, Text, TextFilter
-from tauon.data.clean.run import Cleaning, FilterCounts, count_as_read, excerpts, refuse_too_few, store_rejected
+from tauon.data.clean.run import Cleaning, FilterCounts, count_as_read, refuse_too_few, rejection, store_rejected
 from tauon.data.progress import report
 from tauon.data.sources.base import Arrays, LabelledTexts, Series, Signals, Table
 from tauon.data.split import Part
@@ -52,7 +52,13 @@ def take_rows(data: Any, rows: NDArray[np.int64]) -> Any:
 
 
 def clean_sources(
-    whole: Mapping[Part, Any], filters: Sequence[FilterConfig], *, limit: float, held_out: str, what: str
+    whole: Mapping[Part, Any],
+    filters: Sequence[FilterConfig],
+    *,
+    limit: float,
+    held_out: str,
+    what: str,
+    names: Mapping[Part, str] | None = None,
 ) -> tuple[dict[Part, Any], dict[str, Any]]:
     """Clean the data of each source; return (the data to use instead, facts for the report).
 
@@ -62,6 +68,7 @@ def clean_sources(
         limit: largest share of the training examples that may be rejected.
         held_out: "apply", or "count": validation and test sources of their own are left as they are.
         what: name of the examples, for messages.
+        names: name of each source, for the list of what was rejected.
 
     Raises:
         DataError: more is rejected than `limit`, or all examples of a class.
@@ -72,7 +79,7 @@ def clean_sources(
     for part, data in whole.items():
         report(f"clean {part}", 0)
         applied = part == "train" or held_out == "apply"
-        cleaned, made[part], rejected = _clean(data, filters, applied)
+        cleaned, made[part], rejected = _clean(data, filters, applied, part, (names or {}).get(part, ""))
         example = f"{rejected[0]['record']}: {rejected[0]['reason']}" if rejected else ""
         refuse_too_few(made[part], limit, part, what, example)
         if applied:
@@ -85,7 +92,7 @@ def clean_sources(
     return instead, facts | {"notes": notes} | ({"rejected": str(folder)} if folder is not None else {})
 
 
-def _clean(data: Any, filters: Sequence[FilterConfig], applied: bool) -> tuple[Any, Cleaning, list[Record]]:
+def _clean(data: Any, filters: Sequence[FilterConfig], applied: bool, part: str, source: str) -> tuple[Any, Cleaning, list[Record]]:
     count_as_read(filters)
     cleaning = Cleaning([FilterCounts(one.kind_) for one in filters], applied, records=len(data))
     numbers, touched, rejected = np.arange(len(data)), set[int](), list[Record]()
@@ -98,12 +105,10 @@ def _clean(data: Any, filters: Sequence[FilterConfig], applied: bool) -> tuple[A
         counts.changed += verdicts.changed
         touched.update(numbers[rows].tolist())
         cleaning.notes += verdicts.notes
-        texts = [*excerpts(data.texts)] if isinstance(data, LabelledTexts) and verdicts.rejected and not one.hides_text else []
+        texts = data.texts if isinstance(data, LabelledTexts) else None
         for row, why in sorted(verdicts.rejected.items()):
             counts.reject(why)
-            number = int(numbers[row])
-            record = {"record": names[number], "filter": one.kind_, "rule": why.rule, "reason": why.reason}
-            rejected.append(record | ({"text": str(texts[row])} if texts else {}))
+            rejected.append(rejection(part, source, names[int(numbers[row])], one, why, "" if texts is None else texts[row]))
         data = data if verdicts.data is None else verdicts.data
         if verdicts.rejected:
             kept = np.setdiff1d(np.arange(len(data)), np.fromiter(verdicts.rejected, np.int64))

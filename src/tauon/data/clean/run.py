@@ -8,21 +8,19 @@ otherwise.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tauon.data.clean.base import FilterConfig, Rejected, Text, TextFilter
 from tauon.data.files import canonical, write_plain_json
+from tauon.data.rejected import rejected_line, rejected_row
 from tauon.errors import DataError
 
-__all__ = ["Cleaning", "FilterCounts", "RejectedFile", "TextCleaner", "fingerprint_of", "refuse_too_few"]
+__all__ = ["Cleaning", "FilterCounts", "RejectedFile", "TextCleaner", "fingerprint_of", "refuse_too_few", "rejection"]
 
-_EXCERPT = 300
-"""Characters of a rejected text that are written down."""
 _VERSION = 1
 
 
@@ -106,13 +104,15 @@ class TextCleaner:
         self.cleaning = Cleaning([FilterCounts(one.kind_) for one in filters], applied)
         self.by: FilterConfig | None = None
         """The filter that rejected the last text."""
+        self.changed_by: list[int] = []
+        """Numbers of the filters that changed the last text."""
 
     def __call__(self, text: str) -> str | Rejected:
         """Return the cleaned text, or why it is left out."""
         cleaning, view = self.cleaning, Text(text)
         cleaning.records += 1
-        self.by, before = None, view
-        for one, counts in zip(self._filters, cleaning.counts, strict=True):
+        self.by, self.changed_by = None, []
+        for number, (one, counts) in enumerate(zip(self._filters, cleaning.counts, strict=True)):
             counts.seen += 1
             found = one.apply(view)
             if isinstance(found, Rejected):
@@ -122,8 +122,9 @@ class TextCleaner:
                 return found
             if found is not view and found != view:
                 counts.changed += 1
+                self.changed_by.append(number)
                 view = found if isinstance(found, Text) else Text(found)
-        if view is before:
+        if not self.changed_by:
             return text
         cleaning.changed += 1
         return str(view)
@@ -137,19 +138,21 @@ class RejectedFile:
         self._file = open(folder / f"{part}.jsonl", "w", encoding="utf-8")  # noqa: SIM115
         self._part = part
 
-    def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Write down what `rejected_line` says of records."""
-        for line in lines:
-            self._file.write(json.dumps({"part": self._part, **line}, ensure_ascii=True) + "\n")
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Write down what `rejection` says of records."""
+        for row in rows:
+            self._file.write(rejected_line(row))
 
     def close(self) -> None:
         self._file.close()
 
 
-def rejected_line(record: str, by: FilterConfig, rejected: Rejected, text: str = "") -> dict[str, Any]:
-    """Return what is written down of a record: where it is from, which filter rejected it and why, and how its text begins."""
-    line = {"record": record, "filter": by.kind_, "rule": rejected.rule, "reason": rejected.reason}
-    return line | ({"text": str(text[:_EXCERPT])} if text and not by.hides_text else {})
+def rejection(part: str, source: str, record: str, by: FilterConfig, why: Rejected, text: str = "") -> dict[str, Any]:
+    """Return the line of `rejected/` for a record that a filter has rejected: where it is from, which filter and why, and how its text begins, unless
+    the filter hides it.
+    """
+    shown = "" if by.hides_text else text
+    return rejected_row(part, source=source, record=record, step=by.kind_, rule=why.rule, reason=why.reason, text=shown)
 
 
 def fingerprint_of(filters: Sequence[FilterConfig], held_out: str) -> list[Any]:
@@ -188,14 +191,9 @@ def store_rejected(root: Path, lines: Sequence[tuple[str, list[dict[str, Any]]]]
 
     def build(temporary: Path) -> None:
         for part, records in lines:
-            body = "".join(json.dumps({"part": part} | record, ensure_ascii=True) + "\n" for record in records)
+            body = "".join(map(rejected_line, records))
             (temporary / f"{part}.jsonl").write_text(body, encoding="utf-8")
         write_plain_json(temporary / "done.json", {"records": sum(len(records) for _, records in lines)})
 
     obtain(folder, "done.json", build)
     return folder
-
-
-def excerpts(texts: Sequence[str]) -> Iterator[str]:
-    """Yield how texts begin."""
-    return (text[:_EXCERPT] for text in texts)

@@ -178,8 +178,12 @@ class WordsConfig(TextFilter):
         if not self.raw_value("words") and self.raw_value("path") is None:
             yield "words", "is empty, and no path is given; set words: [...] or path: file with one word on each line"
 
+    def files(self) -> list[Path]:
+        path = self.raw_value("path")
+        return [] if path is None else [Path(path).expanduser()]
+
     def depends_on(self) -> list[Any]:
-        return [sha256_file(Path(self.path).expanduser())] if self.path is not None else []
+        return [sha256_file(path) for path in self.files()]
 
     def apply(self, text: str) -> str | Rejected:
         found = _word_pattern(self.words, self.path, self.within_words).findall(text.lower())

@@ -16,7 +16,7 @@ from tauon.data.dedup.minhash import SKETCH
 from tauon.data.dedup.sketch_files import SketchFiles
 from tauon.data.progress import report
 
-__all__ = ["clusters", "jaccard"]
+__all__ = ["Remembered", "clusters", "jaccard"]
 
 _NEIGHBOURS = 8
 """How far apart two documents of one bucket may be (in order of their numbers) to be compared; each is compared with the first, too."""
@@ -108,6 +108,39 @@ class _Unlike:
         """Remember pairs."""
         if len(self.codes) < _REMEMBERED and self.documents < 2**31:
             self.codes = np.union1d(self.codes, a * self.documents + b)
+
+
+class Remembered:
+    """A similarity whose values from a threshold on are kept: those of the pairs that connect a cluster are asked for again at the end. Only saves
+    time: what it forgets is computed again, to the same value.
+    """
+
+    def __init__(self, similarity: Similarity, threshold: float) -> None:
+        self._similarity, self._threshold = similarity, threshold
+        self._codes, self._values = [np.empty(0, np.int64)], [np.empty(0)]
+        self._size = 0
+
+    def __call__(self, files: SketchFiles, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Compare pairs, and keep what is alike."""
+        found = self._similarity(files, a, b)
+        alike = np.flatnonzero(found >= self._threshold)
+        if self._size < _REMEMBERED and len(files) < 2**31:
+            self._codes.append(a[alike] * len(files) + b[alike])
+            self._values.append(found[alike])
+            self._size += len(alike)
+        return found
+
+    def again(self, files: SketchFiles, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the similarity of each pair, earlier document first; those that were compared before are looked up."""
+        codes, values = np.concatenate(self._codes), np.concatenate(self._values)
+        order = np.argsort(codes, kind="stable")
+        codes, values = np.append(codes[order], -1), np.append(values[order], 0.0)
+        wanted = a * len(files) + b
+        at = np.searchsorted(codes[:-1], wanted)
+        new = np.flatnonzero(codes[at] != wanted)
+        out: NDArray[np.float64] = values[at]
+        out[new] = self._similarity(files, a[new], b[new])
+        return out
 
 
 def _join(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tauon.artifacts import atomic_write
-from tauon.data.dedup.clusters import clusters, jaccard
+from tauon.data.dedup.clusters import Remembered, clusters, jaccard
 from tauon.data.dedup.config import DedupConfig
 from tauon.data.dedup.minhash import Sketches, choose_bands, sketches
 from tauon.data.dedup.sketch_files import SketchFiles
@@ -76,12 +76,12 @@ def find_duplicates(texts: Callable[[], Iterable[str]], config: DedupConfig, fol
 
     SketchFiles.write(state, texts(), near if config.kind == "near" else _exact)
     files = SketchFiles(state)
-    similarity = jaccard if config.kind == "near" else _equal
     threshold = config.threshold if config.kind == "near" else 1.0
+    similarity = Remembered(jaccard if config.kind == "near" else _equal, threshold)
     first = clusters(files, state, threshold, similarity, config.memory)
     removed = np.flatnonzero(first != np.arange(len(first)))
     of = first[removed]
-    found = Duplicates(len(first), removed, of, similarity(files, of, removed))
+    found = Duplicates(len(first), removed, of, similarity.again(files, of, removed))
     for name, array in (("removed", found.removed), ("of", found.of), ("similarity", found.similarity)):
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
     atomic_write(folder / _RESULT, json.dumps({"documents": found.documents, "removed": len(removed)}).encode())

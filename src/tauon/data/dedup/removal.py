@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tauon.data.dedup.contamination import COMMON, Contaminated, HeldOut
 from tauon.data.dedup.find import find_duplicates
 from tauon.data.files import canonical, sha256_file
 from tauon.data.progress import report
+from tauon.data.rejected import rejected_line, rejected_row
 from tauon.data.sources.base import Document, SourceConfig
 from tauon.data.sources.numbered import numbered
 from tauon.data.split import Part
@@ -25,7 +25,7 @@ from tauon.errors import DataError
 
 __all__ = ["decontaminate", "duplicates_in", "removal_settings"]
 
-_SHOWN, _TEXT = 10, 200
+_SHOWN = 10
 Pieces = Callable[[], Iterator[tuple[Part, Document]]]
 
 
@@ -63,7 +63,8 @@ def duplicates_in(config: DataConfig, source: SourceConfig, folder: Path) -> tup
             if number in removed:
                 of, similarity = removed[number]
                 chars += len(document.text)
-                row = _row(source, document, "dedup", f"{config.dedup.kind} duplicate, similarity {similarity:.3f}", names[of])
+                reason = f"{config.dedup.kind} duplicate, similarity {similarity:.3f}"
+                row = _row(source, document, "dedup", config.dedup.kind, reason, names[of])
                 write(row | {"similarity": round(similarity, 6)})
                 if len(rows) < _SHOWN:
                     rows.append({k: row[k] for k in ("record", "of", "reason")})
@@ -156,7 +157,7 @@ def _listed(
             if number in found:
                 c = found[number]
                 reason = f"{c.share:.0%} of its word sequences are held out; it has {c.contains:.0%} of those of {names[c.of]}"
-                row = _row(source, document, "decontaminate", reason, names[c.of])
+                row = _row(source, document, "decontaminate", "held_out", reason, names[c.of])
                 write(row | {"share": round(c.share, 6), "contains": round(c.contains, 6)})
                 if len(rows) < _SHOWN:
                     rows.append({k: row[k] for k in ("record", "of", "reason")})
@@ -175,12 +176,13 @@ class _rejected:
             return lambda row: None
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._file = file = self._path.open("w", encoding="utf-8")
-        return lambda row: print(json.dumps(row, ensure_ascii=False, sort_keys=False), file=file)
+        return lambda row: print(rejected_line(dict(row)), end="", file=file)
 
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
             self._file.close()
 
 
-def _row(source: SourceConfig, document: Document, step: str, reason: str, of: str) -> dict[str, Any]:
-    return {"source": source.kind_, "record": document.name, "step": step, "reason": reason, "of": of, "text": document.text[:_TEXT]}
+def _row(source: SourceConfig, document: Document, step: str, rule: str, reason: str, of: str) -> dict[str, Any]:
+    name = source.member_names()[document.source]
+    return rejected_row("train", source=name, record=document.name, step=step, rule=rule, reason=reason, of=of, text=document.text)

@@ -29,6 +29,7 @@ class SketchFiles:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._mapped: dict[int, NDArray[np.uint32]] = {}
         self.rows: list[int] = []
         while (facts := _complete(folder, len(self.rows))) is not None:
             self.rows.append(facts)
@@ -94,21 +95,21 @@ class SketchFiles:
     def gather(self, documents: NDArray[np.int64]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Return (hashes of each of the documents in a row, number of hashes of each)."""
         chunks = np.searchsorted(self.edges, documents, side="right") - 1
-        counts = np.empty(len(documents), np.int64)
-        starts = np.empty(len(documents), np.int64)
+        starts, ends = np.empty(len(documents), np.int64), np.empty(len(documents), np.int64)
         for c in np.unique(chunks).tolist():
             mine = chunks == c
             local = documents[mine] - self.edges[c]
-            starts[mine], counts[mine] = self.offsets[c][local], self.offsets[c][local + 1] - self.offsets[c][local]
-        total = int(counts.sum())
-        out = np.empty(total, np.uint32)
-        places = np.cumsum(counts) - counts
-        for c in np.unique(chunks).tolist():
-            mine = np.flatnonzero(chunks == c)
-            n = counts[mine]
-            within = np.arange(int(n.sum())) - np.repeat(np.cumsum(n) - n, n)
-            out[np.repeat(places[mine], n) + within] = _load(self.folder, "hashes", c)[np.repeat(starts[mine], n) + within]
-        return out, counts
+            starts[mine], ends[mine] = self.offsets[c][local], self.offsets[c][local + 1]
+        wanted = zip(chunks.tolist(), starts.tolist(), ends.tolist(), strict=True)
+        found = [self._hashes(c)[start:end] for c, start, end in wanted]
+        return np.concatenate(found) if found else np.empty(0, np.uint32), ends - starts
+
+    def _hashes(self, chunk: int) -> NDArray[np.uint32]:
+        """Return the hashes of a chunk, mapped into memory when it is first asked for."""
+        found = self._mapped.get(chunk)
+        if found is None:
+            found = self._mapped[chunk] = _load(self.folder, "hashes", chunk)
+        return found
 
 
 _END = "complete"

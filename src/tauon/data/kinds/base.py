@@ -152,7 +152,10 @@ class DataKind(Pluggable, Generic[T], family="data_kind"):
             return dict(whole), {}, []
         tables = {part: self.examples(data) for part, data in whole.items()}
         filters = request.cleaning(kind_of(tables["train"]))
-        cleaned, facts = clean_sources(tables, filters, limit=config.clean_limit, held_out=config.clean_held_out, what=self.records)
+        names = {part: source.kind_ for part, source in request.sources.items()}
+        cleaned, facts = clean_sources(
+            tables, filters, limit=config.clean_limit, held_out=config.clean_held_out, what=self.records, names=names
+        )
         instead = {part: self.with_examples(whole[part], cleaned[part]) for part in whole}
         return instead, facts, [fingerprint_of(filters, config.clean_held_out)]
 

@@ -46,7 +46,9 @@ from tauon.errors import ChecksumError, DataError
 __all__ = ["TokensKind"]
 
 _VERSION = 1  # version of the files written below: part of the fingerprint
-_CACHED = 3  # version of tokens in the cache: raised if tokenizers are trained differently, or the shards have another format
+_CACHED = (
+    4  # version of tokens in the cache: raised if tokenizers are trained differently, or the files beside the tokens have another form
+)
 _DONE = "preparation.json"
 
 
@@ -114,7 +116,7 @@ class TokensKind(DataKind[Any]):
 
 def _mix(source: MixtureConfig, train: TokenDataset, seed: int) -> dict[str, Any]:
     """Give the training part the order of a mixture; return the facts about it."""
-    names = source.names()
+    names = source.member_names()
     missing = [name for k, name in enumerate(names) if k not in train.sources]
     if missing:
         raise DataError(f"source {missing[0]!r} of the mixture has no training text. Lower data.split, or remove the source")
@@ -230,8 +232,7 @@ def _provenance(request: Request, content: dict[str, Any]) -> dict[Part, dict[st
     found: dict[Part, dict[str, Any]] = {}
     for part in PARTS:
         source = request.sources.get(part, request.sources["train"])
-        names = source.names() if isinstance(source, MixtureConfig) else [source.kind_]
-        listed = [{"name": name} | member.describe() for name, member in zip(names, source.members(), strict=True)]
+        listed = [{"name": name} | member.describe() for name, member in zip(source.member_names(), source.members(), strict=True)]
         found[part] = {"sources": listed, "content": content, "part": part}
     return found
 

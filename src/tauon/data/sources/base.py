@@ -273,6 +273,10 @@ class SourceConfig(Registered, family="source"):
         """Return the sources that this one consists of: itself, or those of a mixture."""
         return [self]
 
+    def member_names(self) -> list[str]:
+        """Return the name of each of `members`."""
+        return [self.kind_]
+
     def documents(self) -> Iterable[Document]:
         """Yield each document, in an order that never changes. May be called more than once."""
         raise DataError(f"source {self.kind_!r} has no text, it provides {self.output_kind()}")

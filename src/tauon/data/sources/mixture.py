@@ -65,7 +65,7 @@ class MixtureConfig(SourceConfig):
     curriculum: tuple[CurriculumConfig, ...] = ()
     """Weights that change during training, in order."""
 
-    def names(self) -> list[str]:
+    def member_names(self) -> list[str]:
         """Return the name of each source."""
         return _named([m.name for m in self.sources], self.members())
 
@@ -104,15 +104,15 @@ class MixtureConfig(SourceConfig):
         return [m.source for m in self.sources]
 
     def documents(self) -> Iterator[Document]:
-        for number, (name, member) in enumerate(zip(self.names(), self.members(), strict=True)):
+        for number, (name, member) in enumerate(zip(self.member_names(), self.members(), strict=True)):
             for document in limited(member.documents(), member.limit):
                 yield replace(document, name=f"{name}/{document.name}", source=number)
 
     def files(self) -> list[tuple[Path, str]]:
-        return [(path, f"{name}/{file}") for name, m in zip(self.names(), self.members(), strict=True) for path, file in m.files()]
+        return [(path, f"{name}/{file}") for name, m in zip(self.member_names(), self.members(), strict=True) for path, file in m.files()]
 
     def describe(self) -> dict[str, Any]:
-        described = [{"name": n} | m.describe() for n, m in zip(self.names(), self.members(), strict=True)]
+        described = [{"name": n} | m.describe() for n, m in zip(self.member_names(), self.members(), strict=True)]
         return {"kind": self.kind_} | self.provenance() | {"sources": described}
 
     def fingerprint(self) -> str:
@@ -121,7 +121,7 @@ class MixtureConfig(SourceConfig):
 
     def order(self, windows: list[int], seed: int) -> MixtureOrder:
         """Return the order of training windows. `windows`: number of windows of each source."""
-        T, names = self.temperature, self.names()
+        T, names = self.temperature, self.member_names()
         asked = {n: float(w if m.weight is None else m.weight) for n, m, w in zip(names, self.sources, windows, strict=True)}
         changes, epochs = [], [m.epochs for m in self.sources]
         now = dict(asked)

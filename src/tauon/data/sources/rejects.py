@@ -7,13 +7,13 @@ recorded: the later passes over a source meet the same records again.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TextIO
 
+from tauon.data.rejected import rejected_line, rejected_row
 from tauon.errors import DataError
 
 __all__ = ["Rejects", "collecting", "reject"]
@@ -35,7 +35,7 @@ class Rejects:
             self._file = open(self.path, "w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self.counts.setdefault(self.part, Counter())[reason] += 1
         self._first.setdefault(self.part, str(error))
-        self._file.write(json.dumps({"part": self.part, "reason": reason, "message": str(error)}) + "\n")
+        self._file.write(rejected_line(rejected_row(self.part, step="read", rule=reason, reason=str(error))))
 
     def first(self, part: str) -> str:
         """Return the message of the first record of a part that was rejected; "" if none was."""
