@@ -61,6 +61,13 @@ class DataView:
     left_out: tuple[str, ...] = ()
     """Files and columns that could not be read, with the reason."""
     seed: int = 0
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` returns, which is asked once and remembered by name: what several checks need."""
+        if name not in self.memo:
+            self.memo[name] = make()
+        return self.memo[name]
 
     def __len__(self) -> int:
         return len(self.part_N)

@@ -23,7 +23,7 @@ class EqualRecords(QualityCheck):
     title = "Equal records"
 
     def find(self, view: DataView) -> Iterator[Finding]:
-        groups = groups_of_equal(view)
+        groups = view.once("equal", lambda: groups_of_equal(view))
         leaks, repeats, contrary = [], [], []
         for group in groups:
             train = [i for i in group if view.part_N[i] == "train"]

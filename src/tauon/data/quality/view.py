@@ -68,8 +68,13 @@ def view_of(config: DataConfig, *, input_kind: str, seed: int = 0) -> DataView:
 
 
 def _lenient(source: SourceConfig) -> SourceConfig:
-    """Return the source, which leaves damaged files out instead of ending with the first."""
-    return source.model_copy(update={"on_corrupt": "skip"}) if "on_corrupt" in type(source).model_fields else source
+    """Return the source, which leaves damaged files out, and fills gaps of a series, instead of ending with the first."""
+    fields, changes = type(source).model_fields, {}
+    if "on_corrupt" in fields:
+        changes["on_corrupt"] = "skip"
+    if getattr(source, "fill", None) == "refuse":
+        changes["fill"] = "forward"
+    return source.model_copy(update=changes) if changes else source
 
 
 def _joined(parts: Parts[Any]) -> tuple[NDArray[Any], list[tuple[Any, int]]]:
@@ -174,8 +179,9 @@ def _series(parts: Parts[Series], seed: int) -> DataView:
     values = np.concatenate([rows.data.values[rows.index] for rows in parts.values()])
     moments = np.concatenate([rows.data.times[rows.index] for rows in parts.values()])
     columns = {name: values[:, j] for j, name in enumerate(main.names)}
+    gaps = (f"{main.filled:,} missing steps and values, filled with the value before each",) if main.filled else ()
     return DataView(
-        "series", part_N, lambda row: str(moments[row]), columns=columns, moments=moments, left_out=(*main.left_out, *main.notes), seed=seed
+        "series", part_N, lambda row: str(moments[row]), columns=columns, moments=moments, left_out=(*main.left_out, *gaps, *main.notes), seed=seed
     )
 
 
